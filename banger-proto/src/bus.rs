@@ -1,0 +1,1 @@
+//! What `banger-system` and its clients say to each other on D-Bus.

@@ -1,0 +1,10 @@
+//! The contracts between the parts of banger. This crate does no I/O.
+//!
+//! - [`bus`]: what `banger-system` and its clients say to each other on D-Bus.
+//! - [`guest`]: what the host and the agent inside a guest say to each other.
+//! - [`size`]: the one parser and printer of sizes.
+
+#[cfg(feature = "bus")]
+pub mod bus;
+pub mod guest;
+pub mod size;
