@@ -1,1 +1,0 @@
-//! What `banger-system` and its clients say to each other on D-Bus.

@@ -1,0 +1,66 @@
+//! Names on the bus and in polkit.
+
+/// The well-known name of the service.
+pub const SERVICE: &str = "dev.banger.Manager1";
+/// The manager, which is also the ObjectManager of the tree.
+pub const MANAGER_PATH: &str = "/dev/banger/Manager1";
+/// Parent of all machine objects; the last element is the id.
+pub const VM_PARENT: &str = "/dev/banger/Manager1/vm";
+/// Parent of all image objects; the last element is the id.
+pub const IMAGE_PARENT: &str = "/dev/banger/Manager1/image";
+/// Parent of all kernel objects; the last element is the id.
+pub const KERNEL_PARENT: &str = "/dev/banger/Manager1/kernel";
+/// Parent of all job objects; the last element is the id.
+pub const JOB_PARENT: &str = "/dev/banger/Manager1/job";
+
+/// The interface of the manager.
+pub const MANAGER_INTERFACE: &str = "dev.banger.Manager1";
+/// The interface of a machine.
+pub const VM_INTERFACE: &str = "dev.banger.Manager1.VM";
+/// The interface of an image.
+pub const IMAGE_INTERFACE: &str = "dev.banger.Manager1.Image";
+/// The interface of a kernel.
+pub const KERNEL_INTERFACE: &str = "dev.banger.Manager1.Kernel";
+/// The interface of a job.
+pub const JOB_INTERFACE: &str = "dev.banger.Manager1.Job";
+/// Every interface of our own.
+pub const INTERFACES: [&str; 5] =
+    [MANAGER_INTERFACE, VM_INTERFACE, IMAGE_INTERFACE, KERNEL_INTERFACE, JOB_INTERFACE];
+
+/// The polkit actions, by what they allow.
+pub mod action {
+    /// Create and start machines of one's own.
+    pub const VM_RUN: &str = "dev.banger.vm.run";
+    /// See machines of other users.
+    pub const VM_VIEW_OTHERS: &str = "dev.banger.vm.view-others";
+    /// Stop, change or delete machines of other users.
+    pub const VM_MANAGE_OTHERS: &str = "dev.banger.vm.manage-others";
+    /// Open consoles, logs and command channels of machines of other users.
+    pub const VM_ACCESS_OTHERS: &str = "dev.banger.vm.access-others";
+    /// Make ports of a machine reachable from other machines.
+    pub const VM_PUBLISH: &str = "dev.banger.vm.publish";
+    /// Exceed the limits of the configuration.
+    pub const VM_EXCEED_LIMITS: &str = "dev.banger.vm.exceed-limits";
+    /// Download images and kernels.
+    pub const IMAGE_PULL: &str = "dev.banger.image.pull";
+    /// Import local images and kernels.
+    pub const IMAGE_IMPORT: &str = "dev.banger.image.import";
+    /// Share, change or delete images and kernels for all users.
+    pub const IMAGE_MANAGE_SHARED: &str = "dev.banger.image.manage-shared";
+    /// Configure the service.
+    pub const DAEMON_CONFIGURE: &str = "dev.banger.daemon.configure";
+
+    /// Every action that the policy file declares.
+    pub const ALL: [&str; 10] = [
+        VM_RUN,
+        VM_VIEW_OTHERS,
+        VM_MANAGE_OTHERS,
+        VM_ACCESS_OTHERS,
+        VM_PUBLISH,
+        VM_EXCEED_LIMITS,
+        IMAGE_PULL,
+        IMAGE_IMPORT,
+        IMAGE_MANAGE_SHARED,
+        DAEMON_CONFIGURE,
+    ];
+}

@@ -1,0 +1,103 @@
+//! Keys of the `a{sv}` options, and the values that are words.
+//!
+//! Keys are kebab-case. The service refuses an unknown key with `InvalidOption`; keys that begin with
+//! `x-` are ignored.
+
+/// Keys of `CreateVM`.
+pub mod create {
+    /// `s`: reference of the image; the default image when absent.
+    pub const IMAGE: &str = "image";
+    /// `s`: reference of the kernel; the image's own, else the default kernel, when absent.
+    pub const KERNEL: &str = "kernel";
+    /// `u`: number of virtual processors.
+    pub const VCPUS: &str = "vcpus";
+    /// `t`: memory in bytes.
+    pub const MEMORY: &str = "memory";
+    /// `t`: size of the work disk in bytes.
+    pub const DISK_SIZE: &str = "disk-size";
+    /// `s`: host name in the guest; the machine's name when absent.
+    pub const HOSTNAME: &str = "hostname";
+    /// `b`: whether to start it at once; true when absent.
+    pub const START: &str = "start";
+    /// `s`: what the job waits for, `running` or `agent`; `agent` when absent.
+    pub const WAIT_FOR: &str = "wait-for";
+    /// `t`: how long the job waits for the guest, in microseconds.
+    pub const READY_TIMEOUT: &str = "ready-timeout-usec";
+    /// `s`: see [`super::lifetime`]; `persistent` when absent.
+    pub const LIFETIME: &str = "lifetime";
+    /// `a{ss}`: labels.
+    pub const LABELS: &str = "labels";
+    /// `s`: what the agent hands over to: `auto`, `agent`, or an absolute path in the image.
+    pub const INIT: &str = "init";
+}
+
+/// Keys of `Start`, `Restart`.
+pub mod start {
+    pub use super::create::{READY_TIMEOUT, WAIT_FOR};
+}
+
+/// Keys of `Stop` and `Restart`.
+pub mod stop {
+    /// `t`: how long the guest may take to shut down before it is killed, in microseconds.
+    pub const TIMEOUT: &str = "timeout-usec";
+    /// `b`: kill at once.
+    pub const FORCE: &str = "force";
+}
+
+/// Keys of `Delete`.
+pub mod delete {
+    /// `b`: stop the machine first when it runs.
+    pub const FORCE: &str = "force";
+}
+
+/// Keys of the filters of the list methods.
+pub mod filter {
+    /// `b`: objects of every user, not only the caller's own.
+    pub const ALL: &str = "all";
+}
+
+/// Keys of `ImportImage` and `ImportKernel`.
+pub mod import {
+    /// `b`: make it visible to every user.
+    pub const SHARED: &str = "shared";
+    /// `s`: (image) reference of the kernel that its machines boot.
+    pub const KERNEL_REF: &str = "kernel-ref";
+    /// `b`: replace an object of this name.
+    pub const FORCE: &str = "force";
+
+    /// File of `ImportImage`: a raw ext4 filesystem.
+    pub const FILE_ROOTFS: &str = "rootfs";
+    /// File of `ImportKernel`: the distribution's `vmlinuz`, or an ELF `vmlinux`.
+    pub const FILE_KERNEL: &str = "kernel";
+    /// File of `ImportKernel`: a tar of the modules directory (`/lib/modules/RELEASE`).
+    pub const FILE_MODULES: &str = "modules";
+}
+
+/// Keys of `OpenLog`.
+pub mod log {
+    /// `b`: go on with what comes.
+    pub const FOLLOW: &str = "follow";
+    /// `u`: begin with the last so many lines.
+    pub const TAIL: &str = "tail";
+
+    /// The log of the serial console.
+    pub const CONSOLE: &str = "console";
+    /// What the machine monitor itself says.
+    pub const VMM: &str = "vmm";
+}
+
+/// Keys of `Subscribe`.
+pub mod subscribe {
+    /// `b`: signals of every user's objects.
+    pub const ALL_OWNERS: &str = "all-owners";
+}
+
+/// Values of `lifetime`.
+pub mod lifetime {
+    /// Stays until it is deleted.
+    pub const PERSISTENT: &str = "persistent";
+    /// Is deleted once it stops.
+    pub const UNTIL_STOPPED: &str = "until-stopped";
+    /// Is stopped and deleted when the caller's bus connection goes away.
+    pub const CALLER: &str = "caller";
+}

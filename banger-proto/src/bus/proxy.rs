@@ -1,0 +1,187 @@
+//! Client proxies. Methods that may need authentication are called without the interactive flag; a
+//! client that has an agent calls them again with `zbus::Proxy::call_with_flags`.
+
+use std::collections::HashMap;
+
+use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, proxy};
+
+use super::record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow};
+
+/// Options of a call.
+pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
+/// Facts in a reply.
+pub type Facts = HashMap<String, OwnedVariant>;
+
+/// The manager.
+#[proxy(
+    interface = "dev.banger.Manager1",
+    default_service = "dev.banger.Manager1",
+    default_path = "/dev/banger/Manager1"
+)]
+pub trait Manager {
+    /// Makes a machine. Returns it and the job that goes on with it.
+    #[zbus(name = "CreateVM")]
+    fn create_vm(&self, name: &str, options: Options<'_>)
+    -> zbus::Result<(OwnedObjectPath, OwnedObjectPath)>;
+    /// The machine with this id, id prefix (6 digits or more), name, or `user/name`.
+    #[zbus(name = "GetVM")]
+    fn get_vm(&self, reference: &str) -> zbus::Result<OwnedObjectPath>;
+    /// The caller's machines.
+    #[zbus(name = "ListVMs")]
+    fn list_vms(&self, filter: Options<'_>) -> zbus::Result<Vec<VmRow>>;
+    /// Makes an image of the given files. Returns the job, whose data names the `image`.
+    fn import_image(
+        &self,
+        name: &str,
+        files: HashMap<&str, zbus::Fd<'_>>,
+        options: Options<'_>,
+    ) -> zbus::Result<OwnedObjectPath>;
+    /// The image with this reference.
+    fn get_image(&self, reference: &str) -> zbus::Result<OwnedObjectPath>;
+    /// The caller's and the shared images.
+    fn list_images(&self, filter: Options<'_>) -> zbus::Result<Vec<ImageRow>>;
+    /// Makes a kernel of the given files. Returns the job, whose data names the `kernel`.
+    fn import_kernel(
+        &self,
+        name: &str,
+        files: HashMap<&str, zbus::Fd<'_>>,
+        options: Options<'_>,
+    ) -> zbus::Result<OwnedObjectPath>;
+    /// The kernel with this reference.
+    fn get_kernel(&self, reference: &str) -> zbus::Result<OwnedObjectPath>;
+    /// The caller's and the shared kernels.
+    fn list_kernels(&self, filter: Options<'_>) -> zbus::Result<Vec<KernelRow>>;
+    /// The job with this id.
+    fn get_job(&self, id: &str) -> zbus::Result<OwnedObjectPath>;
+    /// The caller's jobs.
+    fn list_jobs(&self, filter: Options<'_>) -> zbus::Result<Vec<JobRow>>;
+    /// Asks for the signals of the caller's objects.
+    fn subscribe(&self, options: Options<'_>) -> zbus::Result<()>;
+    /// Ends what `Subscribe` began.
+    fn unsubscribe(&self) -> zbus::Result<()>;
+    /// For each polkit action `yes`, `auth` or `no`.
+    fn get_permissions(&self) -> zbus::Result<HashMap<String, String>>;
+    /// The limits that hold for the caller.
+    fn get_limits(&self) -> zbus::Result<Facts>;
+    /// Looks at the host with the checks that the service itself uses.
+    fn diagnose(&self, options: Options<'_>) -> zbus::Result<Vec<CheckRow>>;
+
+    /// A machine of the caller has come.
+    #[zbus(signal, name = "VMNew")]
+    fn vm_new(&self, id: &str, vm: zbus::ObjectPath<'_>) -> zbus::Result<()>;
+    /// A machine of the caller has gone.
+    #[zbus(signal, name = "VMRemoved")]
+    fn vm_removed(&self, id: &str, vm: zbus::ObjectPath<'_>) -> zbus::Result<()>;
+
+    /// The version of the service.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> zbus::Result<String>;
+    /// Grows by one with each addition to the interfaces.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn api_level(&self) -> zbus::Result<u32>;
+    /// What this service can do on this host.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn features(&self) -> zbus::Result<Vec<String>>;
+    /// The image of a machine for which none is named.
+    #[zbus(property)]
+    fn default_image(&self) -> zbus::Result<String>;
+    /// The kernel of an image for which none is named.
+    #[zbus(property)]
+    fn default_kernel(&self) -> zbus::Result<String>;
+}
+
+/// A machine.
+#[proxy(interface = "dev.banger.Manager1.VM", default_service = "dev.banger.Manager1")]
+pub trait Vm {
+    /// Boots it.
+    fn start(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Shuts it down.
+    fn stop(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Shuts it down and boots it.
+    fn restart(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Sends a signal to the machine monitor.
+    fn kill(&self, signal: i32) -> zbus::Result<()>;
+    /// Removes it with its disks.
+    fn delete(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Gives it another name.
+    fn rename(&self, name: &str) -> zbus::Result<()>;
+    /// See [`super::option::lifetime`].
+    fn set_lifetime(&self, lifetime: &str) -> zbus::Result<()>;
+    /// A stream to the guest agent, with the greeting done: it waits for one request.
+    fn open_agent(&self, options: Options<'_>) -> zbus::Result<OwnedFd>;
+    /// A pipe from which a log can be read.
+    fn open_log(&self, log: &str, options: Options<'_>) -> zbus::Result<OwnedFd>;
+
+    /// The state of the machine has changed.
+    #[zbus(signal, name = "StateChanged")]
+    fn state_transition(&self, old_state: &str, new_state: &str, reason: &str) -> zbus::Result<()>;
+
+    /// 32 lower-case hexadecimal digits.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> zbus::Result<String>;
+    /// Unique per owner.
+    #[zbus(property)]
+    fn name(&self) -> zbus::Result<String>;
+    /// The owner.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn owner_uid(&self) -> zbus::Result<u32>;
+    /// A word of the lifecycle.
+    #[zbus(property)]
+    fn state(&self) -> zbus::Result<String>;
+    /// Whether the guest agent answers.
+    #[zbus(property)]
+    fn ready(&self) -> zbus::Result<bool>;
+    /// Why it is in this state.
+    #[zbus(property)]
+    fn state_reason(&self) -> zbus::Result<String>;
+}
+
+/// An image.
+#[proxy(interface = "dev.banger.Manager1.Image", default_service = "dev.banger.Manager1")]
+pub trait Image {
+    /// Removes it.
+    fn delete(&self, options: Options<'_>) -> zbus::Result<()>;
+}
+
+/// A kernel.
+#[proxy(interface = "dev.banger.Manager1.Kernel", default_service = "dev.banger.Manager1")]
+pub trait Kernel {
+    /// Removes it.
+    fn delete(&self, options: Options<'_>) -> zbus::Result<()>;
+}
+
+/// A job.
+#[proxy(interface = "dev.banger.Manager1.Job", default_service = "dev.banger.Manager1")]
+pub trait Job {
+    /// Asks it to end and to undo what it did.
+    fn cancel(&self) -> zbus::Result<()>;
+    /// Waits until it has ended, or so many microseconds; 0 waits without end. A job that goes on has
+    /// an empty result.
+    fn wait(&self, timeout_usec: u64) -> zbus::Result<(String, String, String, Facts)>;
+
+    /// A stage has begun.
+    #[zbus(signal, name = "Stage")]
+    fn stage_begun(&self, stage: &str, index: u32, count: u32, message: &str) -> zbus::Result<()>;
+    /// The job has ended.
+    #[zbus(signal)]
+    fn completed(
+        &self,
+        result: &str,
+        error_name: &str,
+        error_message: &str,
+        data: HashMap<String, OwnedVariant>,
+    ) -> zbus::Result<()>;
+
+    /// What it is about.
+    #[zbus(property)]
+    fn objects(&self) -> zbus::Result<Vec<OwnedObjectPath>>;
+    /// `queued`, `running`, `done`, `failed` or `canceled`.
+    #[zbus(property)]
+    fn state(&self) -> zbus::Result<String>;
+    /// The stage that is under way.
+    #[zbus(property, name = "Stage")]
+    fn current_stage(&self) -> zbus::Result<String>;
+    /// 0 to 1, or -1 where it is unknown.
+    #[zbus(property)]
+    fn progress(&self) -> zbus::Result<f64>;
+}

@@ -1,0 +1,87 @@
+//! The rows of the list methods, in the order of their D-Bus structures.
+
+use serde::{Deserialize, Serialize};
+use zbus::{OwnedObjectPath, Type};
+
+/// A row of `ListVMs`, `(ssusso)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct VmRow {
+    /// 32 lower-case hexadecimal digits.
+    pub id: String,
+    /// Unique per owner.
+    pub name: String,
+    /// The owner.
+    pub owner_uid: u32,
+    /// A word of the lifecycle.
+    pub state: String,
+    /// The guest's address; empty while it has none.
+    pub address: String,
+    /// The object.
+    pub path: OwnedObjectPath,
+}
+
+/// A row of `ListImages`, `(sssutbo)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct ImageRow {
+    /// 32 lower-case hexadecimal digits.
+    pub id: String,
+    /// Unique per owner.
+    pub name: String,
+    /// Where it came from.
+    pub source: String,
+    /// The owner.
+    pub owner_uid: u32,
+    /// Size of the filesystem in bytes.
+    pub virtual_size: u64,
+    /// Whether every user sees it.
+    pub shared: bool,
+    /// The object.
+    pub path: OwnedObjectPath,
+}
+
+/// A row of `ListKernels`, `(ssutbo)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct KernelRow {
+    /// 32 lower-case hexadecimal digits.
+    pub id: String,
+    /// Unique per owner.
+    pub name: String,
+    /// The owner.
+    pub owner_uid: u32,
+    /// Bytes on disk.
+    pub size: u64,
+    /// Whether every user sees it.
+    pub shared: bool,
+    /// The object.
+    pub path: OwnedObjectPath,
+}
+
+/// A row of `ListJobs`, `(ssusdo)`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Type)]
+pub struct JobRow {
+    /// 32 lower-case hexadecimal digits.
+    pub id: String,
+    /// What it does, such as `vm-create`.
+    pub kind: String,
+    /// The owner.
+    pub owner_uid: u32,
+    /// `queued`, `running`, `done`, `failed` or `canceled`.
+    pub state: String,
+    /// 0 to 1, or -1 where it is unknown.
+    pub progress: f64,
+    /// The object.
+    pub path: OwnedObjectPath,
+}
+
+/// A check of `Diagnose`, `(ssss)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct CheckRow {
+    /// What was looked at.
+    pub check: String,
+    /// `pass`, `warn` or `fail`.
+    pub status: String,
+    /// What was found.
+    pub message: String,
+    /// What to do about it; empty when there is nothing to do.
+    pub hint: String,
+}
