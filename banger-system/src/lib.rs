@@ -1,1 +1,8 @@
-//! The root service.
+//! The root service of banger: it owns the machines, images and kernels of every user, and serves
+//! `dev.banger.Manager1` on the system bus.
+//!
+//! Layers, from the inside: [`domain`] decides, [`ports`] say what is needed of a host, the engine
+//! orchestrates, adapters act, the bus edge authorises and translates.
+
+pub mod domain;
+pub mod ports;

@@ -1,0 +1,72 @@
+//! Images and kernels: what is known of each.
+
+use banger_proto::size::Bytes;
+
+use super::{
+    id::{ImageId, KernelId, Timestamp, Uid},
+    name::Name,
+};
+
+/// An image: a root file system that machines clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its id.
+    pub id: ImageId,
+    /// Unique per owner.
+    pub name: Name,
+    /// Who made it.
+    pub owner: Uid,
+    /// Whether every user sees it.
+    pub shared: bool,
+    /// Where it came from, in words for people.
+    pub source: String,
+    /// The kernel that its machines boot; none means the default kernel.
+    pub kernel: Option<KernelId>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What its file is.
+    pub facts: ImageFacts,
+}
+
+/// What was found out about an image's file while it was copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// `sha256:` and 64 hexadecimal digits, of the whole file.
+    pub digest: String,
+    /// Size of the file system.
+    pub virtual_size: Bytes,
+    /// Bytes that the file takes.
+    pub disk_usage: Bytes,
+}
+
+/// A kernel with the modules that a guest needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its id.
+    pub id: KernelId,
+    /// Unique per owner.
+    pub name: Name,
+    /// Who made it.
+    pub owner: Uid,
+    /// Whether every user sees it.
+    pub shared: bool,
+    /// Where it came from, in words for people.
+    pub source: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What its files are.
+    pub facts: KernelFacts,
+}
+
+/// What was found out about a kernel while it was imported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelFacts {
+    /// `sha256:` and 64 hexadecimal digits, of the ELF file.
+    pub digest: String,
+    /// What `uname -r` prints in the guest.
+    pub release: String,
+    /// Number of modules in the initramfs.
+    pub modules: u32,
+    /// Bytes that its files take.
+    pub size: Bytes,
+}

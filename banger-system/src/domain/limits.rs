@@ -1,0 +1,153 @@
+//! What one user may have, and the bounds of a machine.
+
+use banger_proto::size::Bytes;
+
+/// The smallest memory with which a distribution's kernel and init come up.
+const MIN_MEMORY: Bytes = Bytes::mib(128);
+/// The smallest work disk: room for the file system's own structures and a little more.
+const MIN_DISK: Bytes = Bytes::mib(64);
+/// The largest ext4 that our writer makes (16 TiB with 4 KiB blocks and 32-bit block numbers).
+const MAX_DISK: Bytes = Bytes::gib(16 << 10);
+
+/// What one user may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Machines that exist.
+    pub vms: u32,
+    /// Machines that are up.
+    pub running: u32,
+    /// Virtual processors of one machine.
+    pub vcpus: u32,
+    /// Memory of all machines that are up.
+    pub memory: Bytes,
+    /// Work disks of all machines.
+    pub disk: Bytes,
+    /// Images, and kernels, of one user.
+    pub images: u32,
+}
+
+/// Something is more than is allowed, or less than is possible.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Exceeded {
+    /// No machine can be like this.
+    #[error("{what} must be between {min} and {max}, not {asked}")]
+    Impossible {
+        /// What was asked for.
+        what: &'static str,
+        /// The value.
+        asked: String,
+        /// The smallest.
+        min: String,
+        /// The largest.
+        max: String,
+    },
+    /// The user's share is used up.
+    #[error("you may have {limit} {what}, and this would make it {would_be}")]
+    Quota {
+        /// What was asked for.
+        what: &'static str,
+        /// The limit.
+        limit: String,
+        /// With what was asked.
+        would_be: String,
+    },
+}
+
+/// What a user has at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Machines that exist.
+    pub vms: u32,
+    /// Machines that are up.
+    pub running: u32,
+    /// Memory of the machines that are up.
+    pub memory: Bytes,
+    /// Work disks of all machines.
+    pub disk: Bytes,
+}
+
+impl Limits {
+    /// The limits of a host with so many processors and so much memory.
+    pub fn of_host(cpus: u32, memory: Bytes) -> Self {
+        Self {
+            vms: 64,
+            running: 16,
+            vcpus: cpus.max(1) * 2,
+            memory: Bytes(memory.0 / 2).max(Bytes::gib(1)),
+            disk: Bytes::gib(200),
+            images: 64,
+        }
+    }
+
+    /// Whether a machine can have these sizes at all.
+    pub fn check_sizes(&self, vcpus: u32, memory: Bytes, disk: Bytes) -> Result<(), Exceeded> {
+        within("the number of virtual processors", vcpus, 1, self.vcpus)?;
+        within("memory", memory, MIN_MEMORY, self.memory)?;
+        within("the size of the work disk", disk, MIN_DISK, MAX_DISK.min(self.disk))
+    }
+
+    /// Whether a user with this usage may have one more machine with such a disk.
+    pub fn check_create(&self, usage: Usage, disk: Bytes) -> Result<(), Exceeded> {
+        quota("machines", usage.vms + 1, self.vms)?;
+        quota("of work disks", Bytes(usage.disk.0.saturating_add(disk.0)), self.disk)
+    }
+
+    /// Whether a user with this usage may have one more machine up.
+    pub fn check_start(&self, usage: Usage, memory: Bytes) -> Result<(), Exceeded> {
+        quota("machines running", usage.running + 1, self.running)?;
+        quota("of memory in running machines", Bytes(usage.memory.0.saturating_add(memory.0)), self.memory)
+    }
+}
+
+fn within<T: Ord + ToString>(what: &'static str, asked: T, min: T, max: T) -> Result<(), Exceeded> {
+    if asked >= min && asked <= max {
+        return Ok(());
+    }
+    Err(Exceeded::Impossible { what, asked: asked.to_string(), min: min.to_string(), max: max.to_string() })
+}
+
+fn quota<T: Ord + ToString>(what: &'static str, would_be: T, limit: T) -> Result<(), Exceeded> {
+    if would_be <= limit {
+        return Ok(());
+    }
+    Err(Exceeded::Quota { what, limit: limit.to_string(), would_be: would_be.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits::of_host(4, Bytes::gib(16))
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused_with_the_bounds() {
+        let limits = limits();
+        let check = |vcpus, memory, disk, ok| {
+            assert_eq!(limits.check_sizes(vcpus, memory, disk).is_ok(), ok, "{vcpus} {memory} {disk}");
+        };
+        check(1, Bytes::mib(128), Bytes::mib(64), true);
+        check(8, Bytes::gib(8), Bytes::gib(200), true);
+        check(0, Bytes::gib(1), Bytes::gib(8), false);
+        check(9, Bytes::gib(1), Bytes::gib(8), false);
+        check(1, Bytes::mib(127), Bytes::gib(8), false);
+        check(1, Bytes::gib(10 << 10), Bytes::gib(8), false);
+        check(1, Bytes::gib(1), Bytes(0), false);
+        check(1, Bytes::gib(1), Bytes(u64::MAX), false);
+        let message = limits.check_sizes(0, Bytes::gib(1), Bytes::gib(8)).map_err(|e| e.to_string());
+        assert_eq!(message, Err("the number of virtual processors must be between 1 and 8, not 0".into()));
+    }
+
+    #[test]
+    fn the_share_of_a_user_is_counted() {
+        let limits = limits();
+        let full = Usage { vms: 64, running: 16, memory: Bytes::gib(8), disk: Bytes::gib(200) };
+        assert!(limits.check_create(full, Bytes::gib(1)).is_err());
+        assert!(limits.check_start(full, Bytes::gib(1)).is_err());
+        let some = Usage { vms: 1, running: 1, memory: Bytes::gib(1), disk: Bytes::gib(8) };
+        assert_eq!(limits.check_create(some, Bytes::gib(8)), Ok(()));
+        assert_eq!(limits.check_start(some, Bytes::gib(7)), Ok(()));
+        assert!(limits.check_start(some, Bytes::gib(7 << 30)).is_err());
+    }
+}

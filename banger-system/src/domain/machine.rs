@@ -1,0 +1,48 @@
+//! A machine as a monitor is told of it: what the engine decides, and no monitor's own words.
+
+use std::path::PathBuf;
+
+use banger_proto::size::Bytes;
+
+use super::id::{Uid, VmId};
+
+/// Everything that a monitor needs to boot a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The machine.
+    pub vm: VmId,
+    /// Its owner, for the slice and the limits of the unit.
+    pub owner: Uid,
+    /// Its name, for the description of the unit.
+    pub name: String,
+    /// Virtual processors, 1 or more.
+    pub vcpus: u32,
+    /// Memory of the guest.
+    pub memory: Bytes,
+    /// The ELF kernel.
+    pub kernel: PathBuf,
+    /// Archives of the initramfs that exist as files, in their order.
+    pub initramfs: Vec<PathBuf>,
+    /// The guest's configuration, the last archive of the initramfs. Secret: it holds the agent's token.
+    pub guest_archive: Vec<u8>,
+    /// Disks in the order in which the guest counts them, `/dev/vda` first.
+    pub drives: Vec<Drive>,
+}
+
+/// A disk of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drive {
+    /// A raw file, or a block device.
+    pub path: PathBuf,
+    /// Whether the guest may write.
+    pub access: Access,
+}
+
+/// What a guest may do with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read only.
+    ReadOnly,
+    /// Read and write.
+    ReadWrite,
+}

@@ -1,0 +1,11 @@
+//! Pure values and decisions. No async, no files, no clock, no bus: what can be decided before the host
+//! is touched is decided here.
+
+pub mod id;
+pub mod image;
+pub mod lifecycle;
+pub mod limits;
+pub mod machine;
+pub mod name;
+pub mod resource;
+pub mod vm;

@@ -1,0 +1,191 @@
+//! What a machine has on the host, as data. Every name is a function of the machine's id, so that each
+//! thing can be found again from the kernel, from systemd and from the file system alone.
+
+use std::path::{Path, PathBuf};
+
+use super::id::{Uid, VmId};
+
+/// A thing on the host that belongs to one machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// The directory of its disks and logs.
+    Directory,
+    /// Its private clone of the image.
+    SystemDisk,
+    /// Its work disk.
+    WorkDisk,
+    /// The directory of its sockets.
+    Sockets,
+    /// The unit, or process, of its monitor.
+    Unit,
+}
+
+/// How long a resource lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// From creation to deletion.
+    Machine,
+    /// From start to stop.
+    Boot,
+}
+
+impl Resource {
+    /// Every resource, in the order in which they are made.
+    pub const ALL: [Resource; 5] =
+        [Resource::Directory, Resource::SystemDisk, Resource::WorkDisk, Resource::Sockets, Resource::Unit];
+
+    /// How long it lives.
+    pub const fn span(self) -> Span {
+        match self {
+            Resource::Directory | Resource::SystemDisk | Resource::WorkDisk => Span::Machine,
+            Resource::Sockets | Resource::Unit => Span::Boot,
+        }
+    }
+
+    /// The word in the ledger.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Resource::Directory => "directory",
+            Resource::SystemDisk => "system-disk",
+            Resource::WorkDisk => "work-disk",
+            Resource::Sockets => "sockets",
+            Resource::Unit => "unit",
+        }
+    }
+
+    /// The resource that [`Resource::as_str`] calls so.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|resource| resource.as_str() == word)
+    }
+}
+
+/// The systemd unit of a machine.
+pub fn unit_name(vm: VmId) -> String {
+    format!("banger-vm-{vm}.service")
+}
+
+/// The machine whose unit this is.
+pub fn vm_of_unit(unit: &str) -> Option<VmId> {
+    unit.strip_prefix("banger-vm-")?.strip_suffix(".service")?.parse().ok()
+}
+
+/// The slice of all units of one owner, a child of `banger.slice`.
+pub fn slice_name(owner: Uid) -> String {
+    format!("banger-u{owner}.slice")
+}
+
+/// The user that systemd makes for a machine's unit, within the 31 characters of a user name.
+pub fn dynamic_user(vm: VmId) -> String {
+    let id = vm.to_string();
+    format!("bgr-{}", &id[..20])
+}
+
+/// Where the service keeps its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// What must survive: `/var/lib/banger`.
+    pub state: PathBuf,
+    /// What lives while machines run: `/run/banger`.
+    pub runtime: PathBuf,
+    /// Our programs: `/usr/libexec/banger`.
+    pub libexec: PathBuf,
+}
+
+impl Places {
+    /// The database.
+    pub fn database(&self) -> PathBuf {
+        self.state.join("db/banger.sqlite")
+    }
+
+    /// The directory of a machine's disks and logs.
+    pub fn vm_dir(&self, vm: VmId) -> PathBuf {
+        self.vms().join(vm.to_string())
+    }
+
+    /// The parent of [`Places::vm_dir`].
+    pub fn vms(&self) -> PathBuf {
+        self.state.join("vms")
+    }
+
+    /// A machine's private clone of its image.
+    pub fn system_disk(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("system.ext4")
+    }
+
+    /// A machine's work disk.
+    pub fn work_disk(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("work.ext4")
+    }
+
+    /// The ring file of the serial console.
+    pub fn console_log(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("console.ring")
+    }
+
+    /// What the monitor says, a ring file too.
+    pub fn vmm_log(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("vmm.ring")
+    }
+
+    /// The directory of a machine's sockets.
+    pub fn socket_dir(&self, vm: VmId) -> PathBuf {
+        self.sockets().join(vm.to_string())
+    }
+
+    /// The parent of [`Places::socket_dir`].
+    pub fn sockets(&self) -> PathBuf {
+        self.runtime.join("vm")
+    }
+
+    /// The directory of images.
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
+    /// The directory of kernels.
+    pub fn kernels(&self) -> PathBuf {
+        self.state.join("kernels")
+    }
+
+    /// One of our programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.libexec.join(Path::new(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_name_leads_back_to_the_machine() {
+        let vm = VmId::from_bits(77);
+        assert_eq!(vm_of_unit(&unit_name(vm)), Some(vm));
+        assert_eq!(vm_of_unit("banger-vm-x.service"), None);
+        assert_eq!(vm_of_unit("ssh.service"), None);
+    }
+
+    #[test]
+    fn a_dynamic_user_is_a_valid_user_name() {
+        let user = dynamic_user(VmId::from_bits(u128::MAX));
+        assert!(user.len() <= 31, "{user}");
+    }
+
+    #[test]
+    fn socket_paths_fit_into_a_socket_address() {
+        let places = Places {
+            state: "/var/lib/banger".into(),
+            runtime: "/run/banger".into(),
+            libexec: "/usr/libexec/banger".into(),
+        };
+        let longest = places.socket_dir(VmId::from_bits(u128::MAX)).join("agent-23.sock");
+        assert!(longest.as_os_str().len() < 108, "{longest:?}");
+    }
+
+    #[test]
+    fn resources_read_back() {
+        for resource in Resource::ALL {
+            assert_eq!(Resource::parse(resource.as_str()), Some(resource));
+        }
+    }
+}

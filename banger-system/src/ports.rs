@@ -1,0 +1,354 @@
+//! What the engine needs of a host, as traits. `host` implements them on Linux, `sim` in memory.
+//!
+//! Whatever makes something says so in its documentation, and each has a counterpart that removes it, for
+//! which a thing that is gone already is success.
+
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use banger_proto::size::Bytes;
+
+use crate::domain::{
+    id::{ImageId, KernelId, Uid, VmId},
+    image::{Image, ImageFacts, Kernel, KernelFacts},
+    machine::{Drive, Machine},
+    resource::Resource,
+    vm::{Token, Vm},
+};
+
+/// Why a port could not do what it was asked, grouped by what the caller can do next.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host lacks a program, a device or a feature.
+    #[error("{message}")]
+    HostNotReady {
+        /// What is missing, and what to do about it.
+        message: String,
+    },
+    /// The file system is full.
+    #[error("no space is left for {what}")]
+    NoSpace {
+        /// What was being written.
+        what: String,
+    },
+    /// The content of a file is not what it has to be.
+    #[error("{message}")]
+    Unsupported {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A file descriptor is of the wrong kind, mode or size.
+    #[error("{message}")]
+    BadFile {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The monitor did not start, or ended at once.
+    #[error("{message}")]
+    Vmm {
+        /// What it said.
+        message: String,
+    },
+    /// The guest's agent cannot be reached, or speaks nonsense.
+    #[error("{message}")]
+    Agent {
+        /// What went wrong.
+        message: String,
+    },
+    /// All streams to the guest's agent are in use.
+    #[error("all {limit} streams to the guest are in use")]
+    NoFreeStream {
+        /// How many there are.
+        limit: u32,
+    },
+    /// It took too long.
+    #[error("{what} took longer than {} s", .after.as_secs())]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        after: Duration,
+    },
+    /// The operating system refused.
+    #[error("cannot {doing}")]
+    Os {
+        /// What was being done, and to what.
+        doing: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something that should not be.
+    #[error("cannot {doing}")]
+    Other {
+        /// What was being done, and to what.
+        doing: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl Error {
+    /// The error of a system call that was made for `doing`; a full file system gets its own kind.
+    pub fn os(doing: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+        let (doing, source) = (doing.into(), source.into());
+        match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { what: doing }
+            }
+            _ => Self::Os { doing, source },
+        }
+    }
+
+    /// The error of a library that was called for `doing`.
+    pub fn other(
+        doing: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Other { doing: doing.into(), source: source.into() }
+    }
+}
+
+/// The result of a port.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The disks of machines.
+#[async_trait]
+pub trait Disks: Send + Sync {
+    /// Makes the directory of a machine's disks and logs.
+    async fn create_directory(&self, vm: VmId) -> Result<()>;
+    /// Makes the private clone of an image. The image's file is not changed, then or later.
+    async fn clone_image(&self, vm: VmId, image: ImageId) -> Result<()>;
+    /// Makes an empty ext4 file system of this size.
+    async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
+    /// The drives of a machine, the system disk first.
+    fn drives(&self, vm: VmId) -> Vec<Drive>;
+    /// Removes the directory with all that is in it.
+    async fn remove_directory(&self, vm: VmId) -> Result<()>;
+    /// The machines that have a directory.
+    async fn found(&self) -> Result<Vec<VmId>>;
+}
+
+/// The files of images.
+#[async_trait]
+pub trait ImageFiles: Send + Sync {
+    /// Copies a raw ext4 file system from a user's file. What is left of a failed import is removed.
+    async fn import(&self, image: ImageId, rootfs: OwnedFd) -> Result<ImageFacts>;
+    /// Removes an image's files.
+    async fn remove(&self, image: ImageId) -> Result<()>;
+    /// The images that have files.
+    async fn found(&self) -> Result<Vec<ImageId>>;
+}
+
+/// The files of kernels.
+#[async_trait]
+pub trait KernelFiles: Send + Sync {
+    /// Extracts the kernel from a user's file, picks the modules that a guest needs from a tar of the
+    /// modules directory, and writes both. What is left of a failed import is removed.
+    async fn import(
+        &self,
+        kernel: KernelId,
+        vmlinuz: OwnedFd,
+        modules: Option<OwnedFd>,
+    ) -> Result<KernelFacts>;
+    /// Where the ELF kernel and the archives of the initramfs stand: the kernel's modules, then the agent.
+    async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles>;
+    /// Removes a kernel's files.
+    async fn remove(&self, kernel: KernelId) -> Result<()>;
+    /// The kernels that have files.
+    async fn found(&self) -> Result<Vec<KernelId>>;
+}
+
+/// What a machine boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFiles {
+    /// The ELF kernel.
+    pub kernel: std::path::PathBuf,
+    /// The archives of the initramfs, in their order, but for the guest's configuration.
+    pub initramfs: Vec<std::path::PathBuf>,
+}
+
+/// A machine monitor: how a machine is put into its words, and how its channels are reached.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// Its name, such as `qemu`.
+    fn name(&self) -> &'static str;
+    /// Makes the sockets of a machine, opens its files, and says what is to be started with them.
+    async fn prepare(&self, machine: &Machine) -> Result<Launch>;
+    /// A connection to the guest's agent on which nothing has been said. The control channel is the
+    /// service's own; a stream is any other one that is free.
+    async fn connect(&self, vm: VmId, channel: Channel) -> Result<tokio::net::UnixStream>;
+    /// Removes the sockets of a machine.
+    async fn remove_sockets(&self, vm: VmId) -> Result<()>;
+    /// The machines that have sockets.
+    async fn found(&self) -> Result<Vec<VmId>>;
+}
+
+/// Which connection to the agent is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// The one that the service keeps for itself.
+    Control,
+    /// One for a client.
+    Stream,
+}
+
+/// A process to be started: the result of [`Vmm::prepare`].
+#[derive(Debug)]
+pub struct Launch {
+    /// The machine.
+    pub vm: VmId,
+    /// Its owner.
+    pub owner: Uid,
+    /// One line for people.
+    pub description: String,
+    /// Absolute path and arguments. `{fd:NAME}` in an argument stands for the number that the file NAME
+    /// has in the process.
+    pub argv: Vec<String>,
+    /// Files that the process gets, by name.
+    pub files: Vec<(String, OwnedFd)>,
+    /// The ring file of the serial console, which the process writes to its standard output.
+    pub console: OwnedFd,
+    /// The ring file of what the process writes to its standard error.
+    pub log: OwnedFd,
+    /// The most memory that the process may use.
+    pub memory_max: Bytes,
+    /// Processors that the process may use, in hundredths.
+    pub cpu_percent: u32,
+    /// Devices that it may open, such as `/dev/kvm`.
+    pub devices: Vec<std::path::PathBuf>,
+}
+
+/// Starts monitors so that they live on when the service does not, and tells how they end.
+#[async_trait]
+pub trait Supervisor: Send + Sync {
+    /// Starts a process. When this returns, it runs.
+    async fn start(&self, launch: Launch) -> Result<Started>;
+    /// Sends a signal to a machine's process.
+    async fn kill(&self, vm: VmId, signal: i32) -> Result<()>;
+    /// Ends a machine's process at once, and waits until nothing of it is left.
+    async fn remove(&self, vm: VmId) -> Result<()>;
+    /// Waits until a machine's process has ended, however long, and tells how. Works for a process that an
+    /// earlier run of the service started.
+    async fn ended(&self, vm: VmId) -> Result<Ended>;
+    /// The machines that have a process.
+    async fn found(&self) -> Result<Vec<VmId>>;
+}
+
+/// A process that was started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// The name of its unit; empty where there is no systemd.
+    pub unit: String,
+    /// Its process id.
+    pub pid: u32,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// With status 0.
+    Clean,
+    /// With another status, or by a signal: in words such as `exited:1` or `killed:9`.
+    Failed(String),
+    /// It is not there, and nobody knows how it ended.
+    Unknown,
+}
+
+/// The agent in a guest.
+#[async_trait]
+pub trait GuestLink: Send + Sync {
+    /// Waits until the agent answers, at most so long.
+    async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts>;
+    /// Asks the agent to write everything to the disks and to power off. Returns once it says that all
+    /// data written before is on the disks.
+    async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
+    /// A stream on which the greeting is done and a request is awaited.
+    async fn open(&self, vm: VmId, token: &Token) -> Result<OwnedFd>;
+}
+
+/// What the agent tells of its guest. Nothing of it is to be trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestFacts {
+    /// The kernel's boot id.
+    pub boot_id: String,
+}
+
+/// What is kept over restarts.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Every machine.
+    async fn vms(&self) -> Result<Vec<Vm>>;
+    /// Writes a machine, new or changed.
+    async fn put_vm(&self, vm: &Vm) -> Result<()>;
+    /// Forgets a machine and its ledger.
+    async fn delete_vm(&self, vm: VmId) -> Result<()>;
+    /// Every image.
+    async fn images(&self) -> Result<Vec<Image>>;
+    /// Writes an image, new or changed.
+    async fn put_image(&self, image: &Image) -> Result<()>;
+    /// Forgets an image.
+    async fn delete_image(&self, image: ImageId) -> Result<()>;
+    /// Every kernel.
+    async fn kernels(&self) -> Result<Vec<Kernel>>;
+    /// Writes a kernel, new or changed.
+    async fn put_kernel(&self, kernel: &Kernel) -> Result<()>;
+    /// Forgets a kernel.
+    async fn delete_kernel(&self, kernel: KernelId) -> Result<()>;
+    /// Writes into the ledger that a machine is about to have this. Only the lease calls it.
+    async fn record(&self, vm: VmId, resource: Resource) -> Result<()>;
+    /// Strikes from the ledger what a machine has no longer. Only the lease calls it.
+    async fn strike(&self, vm: VmId, resource: Resource) -> Result<()>;
+    /// The ledger: all that may exist, of every machine.
+    async fn ledger(&self) -> Result<Vec<(VmId, Resource)>>;
+}
+
+/// Decides who may do what beyond their own.
+#[async_trait]
+pub trait Authority: Send + Sync {
+    /// Whether the connection may do the action. Any doubt is a no.
+    async fn check(&self, question: Question) -> Verdict;
+}
+
+/// A question to the authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The unique name of the connection that asks.
+    pub connection: String,
+    /// The polkit action.
+    pub action: &'static str,
+    /// What the dialog shows; validated text only.
+    pub details: Vec<(&'static str, String)>,
+    /// Whether the user may be asked to authenticate.
+    pub interaction: Interaction,
+}
+
+/// Whether the user may be asked to authenticate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interaction {
+    /// The caller allows it.
+    Allowed,
+    /// The caller does not.
+    Forbidden,
+}
+
+/// An answer of the authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Yes.
+    Yes,
+    /// After authentication, which the caller did not allow.
+    NeedsInteraction,
+    /// No: one sentence of why.
+    No(String),
+}
+
+/// The time.
+pub trait Clock: Send + Sync {
+    /// Now.
+    fn now(&self) -> SystemTime;
+}
