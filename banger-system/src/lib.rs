@@ -5,4 +5,5 @@
 //! orchestrates, adapters act, the bus edge authorises and translates.
 
 pub mod domain;
+pub mod engine;
 pub mod ports;

@@ -278,6 +278,39 @@ pub struct GuestFacts {
     pub boot_id: String,
 }
 
+/// The logs of machines.
+#[async_trait]
+pub trait Logs: Send + Sync {
+    /// The reading end of a pipe into which the log is copied. A machine that never ran has an empty log.
+    async fn open(&self, vm: VmId, log: Log, reading: Reading) -> Result<OwnedFd>;
+}
+
+/// Which log of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    /// The serial console.
+    Console,
+    /// What the monitor itself says.
+    Vmm,
+}
+
+/// Which part of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reading {
+    /// Begin with the last so many lines; all that is kept when absent.
+    pub tail: Option<u32>,
+    /// Go on with what comes, until the reader goes away.
+    pub follow: bool,
+}
+
+/// The accounts of the host.
+pub trait Users: Send + Sync {
+    /// The user with this login name, or with this number.
+    fn uid_of(&self, login: &str) -> Option<Uid>;
+    /// The login name of a user; the number where there is none.
+    fn name_of(&self, uid: Uid) -> String;
+}
+
 /// What is kept over restarts.
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -299,7 +332,8 @@ pub trait Store: Send + Sync {
     async fn put_kernel(&self, kernel: &Kernel) -> Result<()>;
     /// Forgets a kernel.
     async fn delete_kernel(&self, kernel: KernelId) -> Result<()>;
-    /// Writes into the ledger that a machine is about to have this. Only the lease calls it.
+    /// Writes into the ledger that a machine is about to have this, before [`Store::put_vm`] has ever seen
+    /// the machine perhaps. Only the lease calls it.
     async fn record(&self, vm: VmId, resource: Resource) -> Result<()>;
     /// Strikes from the ledger what a machine has no longer. Only the lease calls it.
     async fn strike(&self, vm: VmId, resource: Resource) -> Result<()>;

@@ -8,12 +8,8 @@ use super::id::{Uid, VmId};
 /// A thing on the host that belongs to one machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
-    /// The directory of its disks and logs.
-    Directory,
-    /// Its private clone of the image.
-    SystemDisk,
-    /// Its work disk.
-    WorkDisk,
+    /// The directory with its disks and logs.
+    Disks,
     /// The directory of its sockets.
     Sockets,
     /// The unit, or process, of its monitor.
@@ -31,13 +27,12 @@ pub enum Span {
 
 impl Resource {
     /// Every resource, in the order in which they are made.
-    pub const ALL: [Resource; 5] =
-        [Resource::Directory, Resource::SystemDisk, Resource::WorkDisk, Resource::Sockets, Resource::Unit];
+    pub const ALL: [Resource; 3] = [Resource::Disks, Resource::Sockets, Resource::Unit];
 
     /// How long it lives.
     pub const fn span(self) -> Span {
         match self {
-            Resource::Directory | Resource::SystemDisk | Resource::WorkDisk => Span::Machine,
+            Resource::Disks => Span::Machine,
             Resource::Sockets | Resource::Unit => Span::Boot,
         }
     }
@@ -45,9 +40,7 @@ impl Resource {
     /// The word in the ledger.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Resource::Directory => "directory",
-            Resource::SystemDisk => "system-disk",
-            Resource::WorkDisk => "work-disk",
+            Resource::Disks => "disks",
             Resource::Sockets => "sockets",
             Resource::Unit => "unit",
         }

@@ -1,0 +1,124 @@
+//! What can go wrong in the engine, grouped by what the caller can do next.
+
+use crate::{
+    domain::{lifecycle::Refused, limits::Exceeded, name},
+    ports,
+};
+
+/// A kind of object that has a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A machine.
+    Vm,
+    /// An image.
+    Image,
+    /// A kernel.
+    Kernel,
+    /// A job.
+    Job,
+}
+
+impl Kind {
+    fn noun(self) -> &'static str {
+        match self {
+            Kind::Vm => "sandbox",
+            Kind::Image => "image",
+            Kind::Kernel => "kernel",
+            Kind::Job => "job",
+        }
+    }
+}
+
+/// An error of the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing that the caller may know of has this reference.
+    #[error("there is no {} {reference}", .kind.noun())]
+    NoSuch {
+        /// What was looked for.
+        kind: Kind,
+        /// How the caller called it.
+        reference: String,
+    },
+    /// The reference fits several objects.
+    #[error("{reference} fits more than one {}", .kind.noun())]
+    Ambiguous {
+        /// What was looked for.
+        kind: Kind,
+        /// How the caller called it.
+        reference: String,
+    },
+    /// The caller has an object of this name.
+    #[error("you already have a {} {name}", .kind.noun())]
+    NameTaken {
+        /// What it is.
+        kind: Kind,
+        /// The name.
+        name: String,
+    },
+    /// The text is no name or reference.
+    #[error(transparent)]
+    Name(#[from] name::Error),
+    /// An option has an impossible value.
+    #[error("{why}")]
+    InvalidOption {
+        /// Why.
+        why: String,
+    },
+    /// A size is impossible, or the caller's share is used up.
+    #[error(transparent)]
+    Limit(#[from] Exceeded),
+    /// The machine's state does not allow it.
+    #[error(transparent)]
+    State(#[from] Refused),
+    /// The machine must be up for this.
+    #[error("{name} is not running")]
+    NotRunning {
+        /// The machine's name.
+        name: String,
+    },
+    /// The object is needed by others.
+    #[error("the {} {name} is used by {users}", .kind.noun())]
+    InUse {
+        /// What it is.
+        kind: Kind,
+        /// Its name.
+        name: String,
+        /// Who uses it.
+        users: String,
+    },
+    /// The guest did not become ready in time; it is still up.
+    #[error("the guest of {name} did not become ready within {seconds} s; it is still up")]
+    GuestTimeout {
+        /// The machine's name.
+        name: String,
+        /// How long it was given.
+        seconds: u64,
+    },
+    /// The monitor ended before the guest was ready.
+    #[error("the guest of {name} ended before it was ready ({how})")]
+    EndedEarly {
+        /// The machine's name.
+        name: String,
+        /// How it ended.
+        how: String,
+    },
+    /// The job was canceled.
+    #[error("the operation was canceled")]
+    Canceled,
+    /// The job has ended, or is past the point of no return.
+    #[error("the operation can no longer be canceled")]
+    NotCancelable,
+    /// The object went away while the request was under way.
+    #[error("{name} was deleted meanwhile")]
+    Vanished {
+        /// Its name.
+        name: String,
+    },
+    /// The host could not do it.
+    #[error(transparent)]
+    Port(#[from] ports::Error),
+}
+
+/// The result of the engine.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

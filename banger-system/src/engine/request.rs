@@ -1,0 +1,108 @@
+//! What can be asked of the engine: owned, immutable and already parsed.
+
+use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
+
+use banger_proto::size::Bytes;
+
+use crate::domain::{
+    id::Uid,
+    name::{Name, Reference},
+    vm::{Init, Lifetime},
+};
+
+/// Makes a machine. What is absent has the default of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateVm {
+    /// The owner.
+    pub owner: Uid,
+    /// Its name; a generated one when absent.
+    pub name: Option<Name>,
+    /// The image.
+    pub image: Option<Reference>,
+    /// The kernel; the image's own, else the default kernel, when absent.
+    pub kernel: Option<Reference>,
+    /// Virtual processors.
+    pub vcpus: Option<u32>,
+    /// Memory.
+    pub memory: Option<Bytes>,
+    /// Size of the work disk.
+    pub disk_size: Option<Bytes>,
+    /// Host name in the guest; the machine's name when absent.
+    pub hostname: Option<Name>,
+    /// What the agent hands over to.
+    pub init: Init,
+    /// How long it is to be kept.
+    pub lifetime: Lifetime,
+    /// Words of the user's own.
+    pub labels: BTreeMap<String, String>,
+    /// Whether and how it is started at once.
+    pub start: Option<Start>,
+}
+
+/// Boots a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Start {
+    /// What the job waits for.
+    pub wait_for: WaitFor,
+    /// How long the guest may take to become ready; the default of the configuration when absent.
+    pub ready_timeout: Option<Duration>,
+}
+
+/// What a start waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WaitFor {
+    /// The monitor's process.
+    Running,
+    /// The guest's agent.
+    #[default]
+    Agent,
+}
+
+/// Shuts a machine down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stop {
+    /// How long the guest may take; the default of the configuration when absent.
+    pub timeout: Option<Duration>,
+    /// Whether the guest is asked at all.
+    pub manner: Manner,
+}
+
+/// How a machine is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Manner {
+    /// The guest writes its data and powers off; it is killed when that takes too long.
+    #[default]
+    Clean,
+    /// The monitor is killed at once.
+    Forced,
+}
+
+/// Makes an image of a user's file.
+#[derive(Debug)]
+pub struct ImportImage {
+    /// The owner.
+    pub owner: Uid,
+    /// Its name.
+    pub name: Name,
+    /// Whether every user sees it.
+    pub shared: bool,
+    /// The kernel that its machines boot.
+    pub kernel: Option<Reference>,
+    /// The raw ext4 file system.
+    pub rootfs: OwnedFd,
+}
+
+/// Makes a kernel of a user's files.
+#[derive(Debug)]
+pub struct ImportKernel {
+    /// The owner.
+    pub owner: Uid,
+    /// Its name.
+    pub name: Name,
+    /// Whether every user sees it.
+    pub shared: bool,
+    /// The distribution's `vmlinuz`, or an ELF `vmlinux`.
+    pub vmlinuz: OwnedFd,
+    /// A tar of the modules directory.
+    pub modules: Option<OwnedFd>,
+}

@@ -1,0 +1,149 @@
+//! What the engine publishes: immutable snapshots, and events when one replaces another. Reading a
+//! snapshot never asks the host.
+
+use std::sync::Arc;
+
+use super::error::Error;
+use crate::domain::{
+    id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
+    image::{Image, Kernel},
+    vm::Vm,
+};
+
+/// A machine as it was last published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmView {
+    /// What is kept of it.
+    pub vm: Vm,
+    /// The name of its image.
+    pub image_name: String,
+    /// The name of its kernel.
+    pub kernel_name: String,
+    /// The unit of its monitor; empty while it is down.
+    pub unit: String,
+    /// The process id of its monitor; 0 while it is down or unknown.
+    pub pid: u32,
+}
+
+/// An image as it was last published.
+pub type ImageView = Image;
+/// A kernel as it was last published.
+pub type KernelView = Kernel;
+
+/// A job as it was last published.
+#[derive(Debug, Clone)]
+pub struct JobView {
+    /// Its id.
+    pub id: JobId,
+    /// What it does.
+    pub kind: JobKind,
+    /// Who asked for it.
+    pub owner: Uid,
+    /// What it is about.
+    pub objects: Vec<Object>,
+    /// The stage that is under way.
+    pub stage: &'static str,
+    /// Its number, from 1; 0 before the first.
+    pub stage_index: u32,
+    /// How many there are.
+    pub stage_count: u32,
+    /// One line for people.
+    pub message: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// How it ended; nothing while it goes on.
+    pub outcome: Option<Outcome>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// As it should.
+    Done,
+    /// It failed, and what it made is undone.
+    Failed(Arc<Error>),
+    /// It was canceled, and what it made is undone.
+    Canceled,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobKind {
+    /// Makes a machine, and starts it unless told otherwise.
+    VmCreate,
+    /// Boots a machine.
+    VmStart,
+    /// Shuts a machine down.
+    VmStop,
+    /// Shuts a machine down and boots it.
+    VmRestart,
+    /// Removes a machine.
+    VmDelete,
+    /// Makes an image of a file.
+    ImageImport,
+    /// Makes a kernel of files.
+    KernelImport,
+}
+
+impl JobKind {
+    /// The word on the bus.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            JobKind::VmCreate => "vm-create",
+            JobKind::VmStart => "vm-start",
+            JobKind::VmStop => "vm-stop",
+            JobKind::VmRestart => "vm-restart",
+            JobKind::VmDelete => "vm-delete",
+            JobKind::ImageImport => "image-import",
+            JobKind::KernelImport => "kernel-import",
+        }
+    }
+}
+
+/// An object that a job is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Object {
+    /// A machine.
+    Vm(VmId),
+    /// An image.
+    Image(ImageId),
+    /// A kernel.
+    Kernel(KernelId),
+}
+
+/// Something was published.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A machine has come.
+    VmAdded(Arc<VmView>),
+    /// A machine has changed.
+    VmChanged {
+        /// As it was.
+        old: Arc<VmView>,
+        /// As it is.
+        new: Arc<VmView>,
+    },
+    /// A machine has gone.
+    VmRemoved(Arc<VmView>),
+    /// An image has come.
+    ImageAdded(Arc<ImageView>),
+    /// An image has gone.
+    ImageRemoved(Arc<ImageView>),
+    /// A kernel has come.
+    KernelAdded(Arc<KernelView>),
+    /// A kernel has gone.
+    KernelRemoved(Arc<KernelView>),
+    /// A job has begun.
+    JobAdded(Arc<JobView>),
+    /// A job has changed; it has ended when it has an outcome.
+    JobChanged {
+        /// As it was.
+        old: Arc<JobView>,
+        /// As it is.
+        new: Arc<JobView>,
+    },
+    /// A job was forgotten.
+    JobRemoved(Arc<JobView>),
+}
