@@ -5,6 +5,7 @@
 
 use std::{
     os::fd::OwnedFd,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -113,8 +114,49 @@ impl Error {
     }
 }
 
+/// Something that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it is.
+    pub status: Status,
+    /// What was found.
+    pub message: String,
+    /// What to do about it; empty when there is nothing to do.
+    pub hint: String,
+}
+
+/// How something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// As it should be.
+    Pass,
+    /// It will do.
+    Warn,
+    /// Machines will not work.
+    Fail,
+}
+
 /// The result of a port.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The host, as the engine knows it.
+#[derive(Clone)]
+#[allow(missing_docs, reason = "each is named after its trait")]
+pub struct Ports {
+    pub authority: Arc<dyn Authority>,
+    pub clock: Arc<dyn Clock>,
+    pub disks: Arc<dyn Disks>,
+    pub guest: Arc<dyn GuestLink>,
+    pub image_files: Arc<dyn ImageFiles>,
+    pub kernel_files: Arc<dyn KernelFiles>,
+    pub logs: Arc<dyn Logs>,
+    pub store: Arc<dyn Store>,
+    pub supervisor: Arc<dyn Supervisor>,
+    pub users: Arc<dyn Users>,
+    pub vmm: Arc<dyn Vmm>,
+}
 
 /// The disks of machines.
 #[async_trait]
@@ -184,6 +226,8 @@ pub trait Vmm: Send + Sync {
     async fn connect(&self, vm: VmId, channel: Channel) -> Result<tokio::net::UnixStream>;
     /// Removes the sockets of a machine.
     async fn remove_sockets(&self, vm: VmId) -> Result<()>;
+    /// What it needs of the host, and whether that is there.
+    async fn checks(&self) -> Vec<Check>;
     /// The machines that have sockets.
     async fn found(&self) -> Result<Vec<VmId>>;
 }
@@ -236,7 +280,7 @@ pub trait Supervisor: Send + Sync {
     /// earlier run of the service started.
     async fn ended(&self, vm: VmId) -> Result<Ended>;
     /// The machines that have a process.
-    async fn found(&self) -> Result<Vec<VmId>>;
+    async fn found(&self) -> Result<Vec<(VmId, Started)>>;
 }
 
 /// A process that was started.

@@ -99,6 +99,11 @@ impl Limits {
     }
 }
 
+/// Whether a user may have so many of something.
+pub fn check_count(what: &'static str, would_be: usize, limit: u32) -> Result<(), Exceeded> {
+    quota(what, would_be, limit as usize)
+}
+
 fn within<T: Ord + ToString>(what: &'static str, asked: T, min: T, max: T) -> Result<(), Exceeded> {
     if asked >= min && asked <= max {
         return Ok(());

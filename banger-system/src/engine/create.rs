@@ -1,0 +1,102 @@
+//! Making a machine: everything that can be checked is checked before anything is made.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{
+    Engine,
+    error::{Error, Kind, Result},
+    machine::{INBOX, Task},
+    now,
+    request::CreateVm,
+    view::VmView,
+};
+use crate::domain::{
+    id::{JobId, Timestamp, VmId},
+    lifecycle::{Reason, State},
+    name::{Name, Reference},
+    vm::{Token, Vm, VmSpec},
+};
+
+/// How many generated names are tried.
+const NAME_TRIES: u64 = 20;
+
+impl Engine {
+    /// Makes a machine of a request. Returns it at once, with the job that goes on with it.
+    pub async fn create_vm(&self, request: CreateVm) -> Result<(VmId, JobId)> {
+        let settings = &self.shared.settings;
+        let owner = request.owner;
+        let image = match &request.image {
+            Some(reference) => self.find_image(owner, reference)?,
+            None => self.find_image(owner, &Reference::Name(settings.default_image.clone()))?,
+        };
+        let kernel = match (&request.kernel, image.kernel) {
+            (Some(reference), _) => self.find_kernel(owner, reference)?,
+            (None, Some(id)) => self
+                .kernel(id)
+                .ok_or_else(|| Error::NoSuch { kind: Kind::Kernel, reference: id.to_string() })?,
+            (None, None) => self.find_kernel(owner, &Reference::Name(settings.default_kernel.clone()))?,
+        };
+        let vcpus = request.vcpus.unwrap_or(settings.vcpus);
+        let memory = request.memory.unwrap_or(settings.memory);
+        let disk_size = request.disk_size.unwrap_or(settings.disk_size);
+        settings.limits.check_sizes(vcpus, memory, disk_size)?;
+
+        let id = VmId::random();
+        let names = candidates(request.name);
+        let first = names.first().cloned().ok_or(Error::Canceled)?;
+        let hostname = request.hostname;
+        let vm = Vm {
+            id,
+            name: first.clone(),
+            owner,
+            spec: VmSpec {
+                vcpus,
+                memory,
+                disk_size,
+                hostname: hostname.clone().unwrap_or(first),
+                init: request.init,
+                labels: request.labels,
+            },
+            image: image.id,
+            kernel: kernel.id,
+            state: State::Created,
+            reason: Reason::None,
+            lifetime: request.lifetime,
+            token: Token::random(),
+            created_at: now(&*self.shared.ports.clock),
+            started_at: Timestamp::default(),
+            ready_at: Timestamp::default(),
+            boot_id: String::new(),
+        };
+        let view = VmView {
+            vm,
+            image_name: image.name.to_string(),
+            kernel_name: kernel.name.to_string(),
+            unit: String::new(),
+            pid: 0,
+        };
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let view = self.shared.registry.admit(view, names, sender, &settings.limits)?;
+        let mut vm = view.vm.clone();
+        if hostname.is_none() {
+            vm.spec.hostname = vm.name.clone();
+        }
+        let job = Task::create(Arc::clone(&self.shared), vm, inbox, request.start);
+        Ok((id, job))
+    }
+}
+
+/// The names that will do: the one that was asked for, else some generated ones.
+fn candidates(name: Option<Name>) -> Vec<Name> {
+    match name {
+        Some(name) => vec![name],
+        None => (0..NAME_TRIES)
+            .map(|try_| {
+                let bits = uuid::Uuid::new_v4().as_u64_pair().0;
+                if try_ < NAME_TRIES / 2 { Name::generated(bits) } else { Name::generated_numbered(bits) }
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,47 @@
+//! What `doctor` shows: the same facts that decide whether a machine can be made and started.
+
+use super::Engine;
+use crate::{
+    domain::{id::Uid, name::Reference},
+    ports::{Check, Status},
+};
+
+impl Engine {
+    /// Looks at the host for this user, and changes nothing.
+    pub async fn diagnose(&self, caller: Uid) -> Vec<Check> {
+        let mut checks = self.shared.ports.vmm.checks().await;
+        let settings = self.settings();
+        let image = self.find_image(caller, &Reference::Name(settings.default_image.clone()));
+        checks.push(match image {
+            Ok(image) => {
+                pass("default image", format!("{} is there ({})", image.name, image.facts.virtual_size))
+            }
+            Err(_) => Check {
+                name: "default image",
+                status: Status::Warn,
+                message: format!("{} is not there", settings.default_image),
+                hint: format!("banger image register --name {} --rootfs FILE", settings.default_image),
+            },
+        });
+        let kernel = self.find_kernel(caller, &Reference::Name(settings.default_kernel.clone()));
+        checks.push(match kernel {
+            Ok(kernel) => {
+                pass("default kernel", format!("{} is there ({})", kernel.name, kernel.facts.release))
+            }
+            Err(_) => Check {
+                name: "default kernel",
+                status: Status::Warn,
+                message: format!("{} is not there", settings.default_kernel),
+                hint: format!(
+                    "banger kernel import --name {} --vmlinuz FILE --modules DIRECTORY",
+                    settings.default_kernel
+                ),
+            },
+        });
+        checks
+    }
+}
+
+fn pass(name: &'static str, message: String) -> Check {
+    Check { name, status: Status::Pass, message, hint: String::new() }
+}

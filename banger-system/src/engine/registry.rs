@@ -1,0 +1,372 @@
+//! What exists, as it was last published. Each machine's view is written by its own task only; what has
+//! to be decided over all machines of a user (names, shares) is decided here, under one short lock.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    error::{Error, Kind, Result},
+    machine::Command,
+    view::{Event, ImageView, KernelView, VmView},
+};
+use crate::domain::{
+    id::{ImageId, KernelId, Uid, VmId},
+    limits::{Limits, Usage},
+    name::{Name, Reference},
+};
+use crate::ports::Users;
+use banger_proto::size::Bytes;
+
+pub(super) struct Registry {
+    state: Mutex<State>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+#[derive(Default)]
+struct State {
+    vms: HashMap<VmId, Entry>,
+    images: HashMap<ImageId, Arc<ImageView>>,
+    kernels: HashMap<KernelId, Arc<KernelView>>,
+    /// Names of images and kernels that are being imported.
+    reserved: HashSet<(bool, Uid, Name)>,
+}
+
+struct Entry {
+    view: Arc<VmView>,
+    inbox: mpsc::Sender<Command>,
+}
+
+impl State {
+    fn usage(&self, owner: Uid) -> Usage {
+        let mut usage = Usage::default();
+        for Entry { view, .. } in self.vms.values().filter(|entry| entry.view.vm.owner == owner) {
+            usage.vms += 1;
+            usage.disk = Bytes(usage.disk.0.saturating_add(view.vm.spec.disk_size.0));
+            if view.vm.state.is_up() {
+                usage.running += 1;
+                usage.memory = Bytes(usage.memory.0.saturating_add(view.vm.spec.memory.0));
+            }
+        }
+        usage
+    }
+
+    fn vm_name_taken(&self, owner: Uid, name: &Name) -> bool {
+        self.vms.values().any(|entry| entry.view.vm.owner == owner && entry.view.vm.name == *name)
+    }
+}
+
+impl Registry {
+    pub(super) fn new(events: mpsc::UnboundedSender<Event>) -> Self {
+        Self { state: Mutex::default(), events }
+    }
+
+    pub(super) fn vms(&self) -> Vec<Arc<VmView>> {
+        self.lock().vms.values().map(|entry| Arc::clone(&entry.view)).collect()
+    }
+
+    pub(super) fn vm(&self, id: VmId) -> Option<Arc<VmView>> {
+        self.lock().vms.get(&id).map(|entry| Arc::clone(&entry.view))
+    }
+
+    /// Where commands to a machine go.
+    pub(super) fn inbox(&self, id: VmId) -> Result<mpsc::Sender<Command>> {
+        let state = self.lock();
+        let entry = state.vms.get(&id);
+        entry.map(|entry| entry.inbox.clone()).ok_or_else(|| no_such(Kind::Vm, &id.to_string()))
+    }
+
+    pub(super) fn usage(&self, owner: Uid) -> Usage {
+        self.lock().usage(owner)
+    }
+
+    /// Adds a new machine, if its name is free and its owner's share allows it. `name` gives the names
+    /// that will do, the best first.
+    pub(super) fn admit(
+        &self,
+        mut view: VmView,
+        names: impl IntoIterator<Item = Name>,
+        inbox: mpsc::Sender<Command>,
+        limits: &Limits,
+    ) -> Result<Arc<VmView>> {
+        let mut state = self.lock();
+        limits.check_create(state.usage(view.vm.owner), view.vm.spec.disk_size)?;
+        let mut taken = None;
+        let free = names.into_iter().find(|name| {
+            let is_taken = state.vm_name_taken(view.vm.owner, name);
+            if is_taken {
+                taken = Some(name.clone());
+            }
+            !is_taken
+        });
+        let Some(name) = free else {
+            let name = taken.map(|name| name.to_string()).unwrap_or_default();
+            return Err(Error::NameTaken { kind: Kind::Vm, name });
+        };
+        view.vm.name = name;
+        let view = Arc::new(view);
+        state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
+        self.send(Event::VmAdded(Arc::clone(&view)));
+        Ok(view)
+    }
+
+    /// Adds a machine that was there before the service started.
+    pub(super) fn adopt(&self, view: VmView, inbox: mpsc::Sender<Command>) {
+        let view = Arc::new(view);
+        self.lock().vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
+        self.send(Event::VmAdded(view));
+    }
+
+    /// Publishes a machine. Called by its own task only.
+    pub(super) fn publish(&self, view: VmView) {
+        self.replace(&mut self.lock(), view);
+    }
+
+    /// Publishes a machine that is going up, if its owner's share allows it.
+    pub(super) fn publish_start(&self, view: VmView, limits: &Limits) -> Result<()> {
+        let mut state = self.lock();
+        limits.check_start(state.usage(view.vm.owner), view.vm.spec.memory)?;
+        self.replace(&mut state, view);
+        Ok(())
+    }
+
+    /// Publishes a machine under a new name, if it is free.
+    pub(super) fn publish_rename(&self, view: VmView) -> Result<()> {
+        let mut state = self.lock();
+        if state.vm_name_taken(view.vm.owner, &view.vm.name) {
+            return Err(Error::NameTaken { kind: Kind::Vm, name: view.vm.name.to_string() });
+        }
+        self.replace(&mut state, view);
+        Ok(())
+    }
+
+    fn replace(&self, state: &mut State, view: VmView) {
+        let Some(entry) = state.vms.get_mut(&view.vm.id) else { return };
+        if *entry.view == view {
+            return;
+        }
+        let new = Arc::new(view);
+        let old = std::mem::replace(&mut entry.view, Arc::clone(&new));
+        self.send(Event::VmChanged { old, new });
+    }
+
+    pub(super) fn remove_vm(&self, id: VmId) {
+        if let Some(entry) = self.lock().vms.remove(&id) {
+            self.send(Event::VmRemoved(entry.view));
+        }
+    }
+
+    /// The machine with this reference: an id of anybody's, a name of the caller's own.
+    pub(super) fn find_vm(
+        &self,
+        caller: Uid,
+        reference: &Reference,
+        users: &dyn Users,
+    ) -> Result<Arc<VmView>> {
+        let views = self.vms();
+        let keys = views.iter().map(|view| Key {
+            object: view,
+            id: view.vm.id.to_string(),
+            owner: view.vm.owner,
+            name: &view.vm.name,
+            shared: false,
+        });
+        find(Kind::Vm, caller, reference, users, keys).cloned()
+    }
+
+    pub(super) fn images(&self) -> Vec<Arc<ImageView>> {
+        self.lock().images.values().cloned().collect()
+    }
+
+    pub(super) fn image(&self, id: ImageId) -> Option<Arc<ImageView>> {
+        self.lock().images.get(&id).cloned()
+    }
+
+    pub(super) fn find_image(
+        &self,
+        caller: Uid,
+        reference: &Reference,
+        users: &dyn Users,
+    ) -> Result<Arc<ImageView>> {
+        let images = self.images();
+        let keys = images.iter().map(|image| Key {
+            object: image,
+            id: image.id.to_string(),
+            owner: image.owner,
+            name: &image.name,
+            shared: image.shared,
+        });
+        find(Kind::Image, caller, reference, users, keys).cloned()
+    }
+
+    pub(super) fn kernels(&self) -> Vec<Arc<KernelView>> {
+        self.lock().kernels.values().cloned().collect()
+    }
+
+    pub(super) fn kernel(&self, id: KernelId) -> Option<Arc<KernelView>> {
+        self.lock().kernels.get(&id).cloned()
+    }
+
+    pub(super) fn find_kernel(
+        &self,
+        caller: Uid,
+        reference: &Reference,
+        users: &dyn Users,
+    ) -> Result<Arc<KernelView>> {
+        let kernels = self.kernels();
+        let keys = kernels.iter().map(|kernel| Key {
+            object: kernel,
+            id: kernel.id.to_string(),
+            owner: kernel.owner,
+            name: &kernel.name,
+            shared: kernel.shared,
+        });
+        find(Kind::Kernel, caller, reference, users, keys).cloned()
+    }
+
+    /// Keeps the name of an image or kernel that is being imported.
+    pub(super) fn reserve(&self, kind: Kind, owner: Uid, name: &Name, limit: u32) -> Result<()> {
+        let mut state = self.lock();
+        let is_image = kind == Kind::Image;
+        let (taken, count) = if is_image {
+            let own = || state.images.values().filter(|image| image.owner == owner);
+            (own().any(|image| image.name == *name), own().count())
+        } else {
+            let own = || state.kernels.values().filter(|kernel| kernel.owner == owner);
+            (own().any(|kernel| kernel.name == *name), own().count())
+        };
+        let key = (is_image, owner, name.clone());
+        if taken || state.reserved.contains(&key) {
+            return Err(Error::NameTaken { kind, name: name.to_string() });
+        }
+        let pending =
+            state.reserved.iter().filter(|(image, uid, _)| *image == is_image && *uid == owner).count();
+        crate::domain::limits::check_count(kind_plural(kind), count + pending + 1, limit)?;
+        state.reserved.insert(key);
+        Ok(())
+    }
+
+    /// Gives a reserved name free.
+    pub(super) fn unreserve(&self, kind: Kind, owner: Uid, name: &Name) {
+        self.lock().reserved.remove(&(kind == Kind::Image, owner, name.clone()));
+    }
+
+    pub(super) fn add_image(&self, image: ImageView) {
+        let image = Arc::new(image);
+        self.lock().images.insert(image.id, Arc::clone(&image));
+        self.send(Event::ImageAdded(image));
+    }
+
+    /// Takes an image out, if no machine uses it.
+    pub(super) fn take_image(&self, id: ImageId) -> Result<Arc<ImageView>> {
+        let mut state = self.lock();
+        let image = state.images.get(&id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
+        let users: Vec<String> = state
+            .vms
+            .values()
+            .filter(|entry| entry.view.vm.image == id)
+            .map(|entry| entry.view.vm.name.to_string())
+            .collect();
+        refuse_while_used(Kind::Image, &image.name, users)?;
+        let image = state.images.remove(&id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
+        self.send(Event::ImageRemoved(Arc::clone(&image)));
+        Ok(image)
+    }
+
+    pub(super) fn add_kernel(&self, kernel: KernelView) {
+        let kernel = Arc::new(kernel);
+        self.lock().kernels.insert(kernel.id, Arc::clone(&kernel));
+        self.send(Event::KernelAdded(kernel));
+    }
+
+    /// Takes a kernel out, if no machine and no image uses it.
+    pub(super) fn take_kernel(&self, id: KernelId) -> Result<Arc<KernelView>> {
+        let mut state = self.lock();
+        let kernel = state.kernels.get(&id).ok_or_else(|| no_such(Kind::Kernel, &id.to_string()))?;
+        let machines = state.vms.values().filter(|entry| entry.view.vm.kernel == id);
+        let images = state.images.values().filter(|image| image.kernel == Some(id));
+        let users = machines
+            .map(|entry| entry.view.vm.name.to_string())
+            .chain(images.map(|image| image.name.to_string()))
+            .collect();
+        refuse_while_used(Kind::Kernel, &kernel.name, users)?;
+        let kernel = state.kernels.remove(&id).ok_or_else(|| no_such(Kind::Kernel, &id.to_string()))?;
+        self.send(Event::KernelRemoved(Arc::clone(&kernel)));
+        Ok(kernel)
+    }
+
+    /// Nobody listens any more once the service ends; then nobody misses the event either.
+    fn send(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn kind_plural(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Vm => "machines",
+        Kind::Image => "images",
+        Kind::Kernel => "kernels",
+        Kind::Job => "jobs",
+    }
+}
+
+fn refuse_while_used(kind: Kind, name: &Name, mut users: Vec<String>) -> Result<()> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    users.sort();
+    Err(Error::InUse { kind, name: name.to_string(), users: users.join(", ") })
+}
+
+pub(super) fn no_such(kind: Kind, reference: &str) -> Error {
+    Error::NoSuch { kind, reference: reference.to_owned() }
+}
+
+/// What a reference is compared with.
+struct Key<'a, T> {
+    object: &'a T,
+    id: String,
+    owner: Uid,
+    name: &'a Name,
+    shared: bool,
+}
+
+/// An id of any object that the caller may see or ask to see; a name of the caller's own, else of a shared
+/// object; `user/name` of that user.
+fn find<'a, T>(
+    kind: Kind,
+    caller: Uid,
+    reference: &Reference,
+    users: &dyn Users,
+    keys: impl Iterator<Item = Key<'a, T>>,
+) -> Result<&'a T> {
+    let text = || match reference {
+        Reference::IdPrefix(prefix) => prefix.clone(),
+        Reference::Name(name) => name.to_string(),
+        Reference::Owned { user, name } => format!("{user}/{name}"),
+    };
+    let fitting: Vec<Key<'a, T>> = match reference {
+        Reference::IdPrefix(prefix) => keys.filter(|key| key.id.starts_with(prefix.as_str())).collect(),
+        Reference::Owned { user, name } => {
+            let owner = users.uid_of(user).ok_or_else(|| no_such(kind, &text()))?;
+            keys.filter(|key| key.owner == owner && key.name == name).collect()
+        }
+        Reference::Name(name) => {
+            keys.filter(|key| key.name == name && (key.owner == caller || key.shared)).collect()
+        }
+    };
+    let own = fitting.iter().filter(|key| key.owner == caller).count();
+    let mut best = fitting.into_iter().filter(|key| own == 0 || key.owner == caller);
+    match (best.next(), best.next()) {
+        (Some(key), None) => Ok(key.object),
+        (Some(_), Some(_)) => Err(Error::Ambiguous { kind, reference: text() }),
+        (None, _) => Err(no_such(kind, &text())),
+    }
+}

@@ -1,0 +1,141 @@
+//! Monitors and guests in memory: a guest answers at once unless it was made deaf, and powers off when it
+//! is asked to.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use async_trait::async_trait;
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::{net::UnixStream, sync::watch};
+
+use super::Sim;
+use crate::{
+    domain::{id::VmId, machine::Machine, resource, vm::Token},
+    ports::{
+        Channel, Check, Ended, Error, GuestFacts, GuestLink, Launch, Log, Logs, Reading, Result, Started,
+        Status, Supervisor, Vmm,
+    },
+};
+
+/// A process id that no process has: the largest possible one is lower.
+const NO_PID: u32 = 1 << 23;
+
+#[async_trait]
+impl Vmm for Sim {
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+
+    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
+        self.step("make sockets")?.sockets.insert(machine.vm);
+        let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
+        Ok(Launch {
+            vm: machine.vm,
+            owner: machine.owner,
+            description: machine.name.clone(),
+            argv: vec!["/bin/true".to_owned()],
+            files: Vec::new(),
+            console: null().map_err(|error| Error::os("open /dev/null", error))?,
+            log: null().map_err(|error| Error::os("open /dev/null", error))?,
+            memory_max: machine.memory,
+            cpu_percent: machine.vcpus * 100,
+            devices: Vec::new(),
+        })
+    }
+
+    async fn connect(&self, _vm: VmId, _channel: Channel) -> Result<UnixStream> {
+        Err(Error::Agent { message: "guests in memory have no agent".to_owned() })
+    }
+
+    async fn remove_sockets(&self, vm: VmId) -> Result<()> {
+        self.lock().sockets.remove(&vm);
+        Ok(())
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        vec![Check {
+            name: "machine monitor",
+            status: Status::Warn,
+            message: "machines exist in memory only".to_owned(),
+            hint: "start banger-system without --sim".to_owned(),
+        }]
+    }
+
+    async fn found(&self) -> Result<Vec<VmId>> {
+        Ok(self.lock().sockets.iter().copied().collect())
+    }
+}
+
+#[async_trait]
+impl Supervisor for Sim {
+    async fn start(&self, launch: Launch) -> Result<Started> {
+        let mut state = self.step("start a process")?;
+        state.processes.insert(launch.vm, watch::channel(None).0);
+        state.boots += 1;
+        Ok(started(launch.vm))
+    }
+
+    async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
+        self.end_process(vm, Ended::Failed(format!("killed:{signal}")));
+        Ok(())
+    }
+
+    async fn remove(&self, vm: VmId) -> Result<()> {
+        self.end_process(vm, Ended::Failed("killed:9".to_owned()));
+        self.lock().processes.remove(&vm);
+        Ok(())
+    }
+
+    async fn ended(&self, vm: VmId) -> Result<Ended> {
+        let Some(mut end) = self.lock().processes.get(&vm).map(watch::Sender::subscribe) else {
+            return Ok(Ended::Unknown);
+        };
+        let ended = end.wait_for(Option::is_some).await.map(|ended| ended.clone());
+        Ok(ended.ok().flatten().unwrap_or(Ended::Unknown))
+    }
+
+    async fn found(&self) -> Result<Vec<(VmId, Started)>> {
+        let state = self.lock();
+        let alive = state.processes.iter().filter(|(_, end)| end.borrow().is_none());
+        Ok(alive.map(|(vm, _)| (*vm, started(*vm))).collect())
+    }
+}
+
+fn started(vm: VmId) -> Started {
+    Started { unit: resource::unit_name(vm), pid: NO_PID }
+}
+
+#[async_trait]
+impl GuestLink for Sim {
+    async fn wait_ready(&self, _vm: VmId, _token: &Token, timeout: Duration) -> Result<GuestFacts> {
+        let (deaf, boots) = {
+            let state = self.lock();
+            (state.deaf_guests, state.boots)
+        };
+        if deaf {
+            tokio::time::sleep(timeout).await;
+            return Err(Error::Timeout { what: "waiting for the guest".to_owned(), after: timeout });
+        }
+        Ok(GuestFacts { boot_id: format!("00000000-0000-4000-8000-{boots:012}") })
+    }
+
+    async fn shutdown(&self, vm: VmId, _token: &Token, timeout: Duration) -> Result<()> {
+        if self.lock().deaf_guests {
+            tokio::time::sleep(timeout).await;
+            return Err(Error::Timeout { what: "asking the guest to power off".to_owned(), after: timeout });
+        }
+        self.end_process(vm, Ended::Clean);
+        Ok(())
+    }
+
+    async fn open(&self, _vm: VmId, _token: &Token) -> Result<OwnedFd> {
+        Err(Error::Agent { message: "guests in memory have no agent".to_owned() })
+    }
+}
+
+#[async_trait]
+impl Logs for Sim {
+    async fn open(&self, _vm: VmId, _log: Log, _reading: Reading) -> Result<OwnedFd> {
+        let (read, _) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::os("make a pipe", error))?;
+        Ok(read)
+    }
+}

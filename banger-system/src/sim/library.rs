@@ -1,0 +1,105 @@
+//! Files in memory: disks, images and kernels are only remembered.
+
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+use banger_proto::size::Bytes;
+
+use super::Sim;
+use crate::{
+    domain::{
+        id::{ImageId, KernelId, VmId},
+        image::{ImageFacts, KernelFacts},
+        machine::{Access, Drive},
+    },
+    ports::{BootFiles, Disks, Error, ImageFiles, KernelFiles, Result},
+};
+
+/// What stands for the digest of a file that was never read.
+const NO_DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+#[async_trait]
+impl Disks for Sim {
+    async fn create_directory(&self, vm: VmId) -> Result<()> {
+        self.step("make a directory")?.disks.insert(vm);
+        Ok(())
+    }
+
+    async fn clone_image(&self, _vm: VmId, image: ImageId) -> Result<()> {
+        match self.step("clone an image")?.image_files.contains(&image) {
+            true => Ok(()),
+            false => Err(Error::HostNotReady { message: "the image has no file".to_owned() }),
+        }
+    }
+
+    async fn create_work_disk(&self, _vm: VmId, _size: Bytes) -> Result<()> {
+        self.step("make a work disk").map(drop)
+    }
+
+    fn drives(&self, vm: VmId) -> Vec<Drive> {
+        ["system", "work"]
+            .map(|disk| Drive { path: format!("/sim/{vm}/{disk}").into(), access: Access::ReadWrite })
+            .to_vec()
+    }
+
+    async fn remove_directory(&self, vm: VmId) -> Result<()> {
+        self.lock().disks.remove(&vm);
+        Ok(())
+    }
+
+    async fn found(&self) -> Result<Vec<VmId>> {
+        Ok(self.lock().disks.iter().copied().collect())
+    }
+}
+
+#[async_trait]
+impl ImageFiles for Sim {
+    async fn import(&self, image: ImageId, _rootfs: OwnedFd) -> Result<ImageFacts> {
+        self.step("import an image")?.image_files.insert(image);
+        Ok(ImageFacts {
+            digest: NO_DIGEST.to_owned(),
+            virtual_size: Bytes::gib(8),
+            disk_usage: Bytes::mib(400),
+        })
+    }
+
+    async fn remove(&self, image: ImageId) -> Result<()> {
+        self.lock().image_files.remove(&image);
+        Ok(())
+    }
+
+    async fn found(&self) -> Result<Vec<ImageId>> {
+        Ok(self.lock().image_files.iter().copied().collect())
+    }
+}
+
+#[async_trait]
+impl KernelFiles for Sim {
+    async fn import(
+        &self,
+        kernel: KernelId,
+        _vmlinuz: OwnedFd,
+        _modules: Option<OwnedFd>,
+    ) -> Result<KernelFacts> {
+        self.step("import a kernel")?.kernel_files.insert(kernel);
+        Ok(KernelFacts {
+            digest: NO_DIGEST.to_owned(),
+            release: "6.1.0-sim".to_owned(),
+            modules: 12,
+            size: Bytes::mib(40),
+        })
+    }
+
+    async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles> {
+        Ok(BootFiles { kernel: format!("/sim/{kernel}/vmlinux").into(), initramfs: Vec::new() })
+    }
+
+    async fn remove(&self, kernel: KernelId) -> Result<()> {
+        self.lock().kernel_files.remove(&kernel);
+        Ok(())
+    }
+
+    async fn found(&self) -> Result<Vec<KernelId>> {
+        Ok(self.lock().kernel_files.iter().copied().collect())
+    }
+}

@@ -1,0 +1,135 @@
+//! A host in memory: the same ports, no privilege, no side effect. It serves `banger-system --sim` and the
+//! tests of the engine: it lists what is alive, and fails at the step that it is told to.
+
+mod guests;
+mod library;
+mod people;
+mod store;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    domain::{
+        id::{ImageId, KernelId, VmId},
+        image::{Image, Kernel},
+        resource::Resource,
+        vm::Vm,
+    },
+    ports::{self, Ended, Ports, Verdict},
+};
+
+/// A host in memory. Clones are the same host.
+#[derive(Clone, Default)]
+pub struct Sim {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Steps that had an effect, or were to have one.
+    steps: usize,
+    fail_at: Option<usize>,
+    deaf_guests: bool,
+    disks: BTreeSet<VmId>,
+    sockets: BTreeSet<VmId>,
+    processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
+    image_files: BTreeSet<ImageId>,
+    kernel_files: BTreeSet<KernelId>,
+    vms: BTreeMap<VmId, Vm>,
+    images: BTreeMap<ImageId, Image>,
+    kernels: BTreeMap<KernelId, Kernel>,
+    ledger: BTreeSet<(VmId, Resource)>,
+    verdict: Option<Verdict>,
+    boots: u64,
+}
+
+impl Sim {
+    /// An empty host on which everything works.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The host as the engine knows it.
+    pub fn ports(&self) -> Ports {
+        let sim = Arc::new(self.clone());
+        Ports {
+            authority: sim.clone(),
+            clock: sim.clone(),
+            disks: sim.clone(),
+            guest: sim.clone(),
+            image_files: sim.clone(),
+            kernel_files: sim.clone(),
+            logs: sim.clone(),
+            store: sim.clone(),
+            supervisor: sim.clone(),
+            users: sim.clone(),
+            vmm: sim,
+        }
+    }
+
+    /// From now on the `n`-th step with an effect fails, counted from 0; nothing fails with `None`.
+    pub fn fail_at(&self, n: Option<usize>) {
+        let mut state = self.lock();
+        state.steps = 0;
+        state.fail_at = n;
+    }
+
+    /// How many steps there were since [`Sim::fail_at`].
+    pub fn steps(&self) -> usize {
+        self.lock().steps
+    }
+
+    /// Guests that start from now on do not answer, or do.
+    pub fn deafen_guests(&self, deaf: bool) {
+        self.lock().deaf_guests = deaf;
+    }
+
+    /// What the authority answers from now on; yes when it was never told.
+    pub fn decide(&self, verdict: Verdict) {
+        self.lock().verdict = Some(verdict);
+    }
+
+    /// A guest powers itself off, or its monitor dies.
+    pub fn end_process(&self, vm: VmId, ended: Ended) {
+        if let Some(process) = self.lock().processes.get(&vm) {
+            process.send_replace(Some(ended));
+        }
+    }
+
+    /// Everything on this host that belongs to machines: in a word each, sorted.
+    pub fn alive(&self) -> Vec<String> {
+        let state = self.lock();
+        let disks = state.disks.iter().map(|vm| format!("disks {vm}"));
+        let sockets = state.sockets.iter().map(|vm| format!("sockets {vm}"));
+        let processes = state
+            .processes
+            .iter()
+            .filter(|(_, end)| end.borrow().is_none())
+            .map(|(vm, _)| format!("process {vm}"));
+        let ledger = state.ledger.iter().map(|(vm, resource)| format!("ledger {} {vm}", resource.as_str()));
+        let rows = state.vms.keys().map(|vm| format!("row {vm}"));
+        let mut all: Vec<String> = disks.chain(sockets).chain(processes).chain(ledger).chain(rows).collect();
+        all.sort();
+        all
+    }
+
+    /// A step with an effect. Called before the effect: a step that fails had none.
+    fn step(&self, doing: &str) -> ports::Result<MutexGuard<'_, State>> {
+        let mut state = self.lock();
+        let n = state.steps;
+        state.steps += 1;
+        if state.fail_at == Some(n) {
+            return Err(ports::Error::HostNotReady { message: format!("told to fail: {doing}") });
+        }
+        Ok(state)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,35 @@
+//! The authority, the accounts and the time.
+
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+
+use super::Sim;
+use crate::{
+    domain::id::Uid,
+    ports::{Authority, Clock, Question, Users, Verdict},
+};
+
+#[async_trait]
+impl Authority for Sim {
+    async fn check(&self, _question: Question) -> Verdict {
+        self.lock().verdict.clone().unwrap_or(Verdict::Yes)
+    }
+}
+
+impl Users for Sim {
+    /// Numbers, and `userN` for the user N.
+    fn uid_of(&self, login: &str) -> Option<Uid> {
+        login.strip_prefix("user").unwrap_or(login).parse().ok().map(Uid)
+    }
+
+    fn name_of(&self, uid: Uid) -> String {
+        format!("user{uid}")
+    }
+}
+
+impl Clock for Sim {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}

@@ -1,0 +1,73 @@
+//! Storage in memory. It outlives an engine, so that a test can crash one and begin another.
+
+use async_trait::async_trait;
+
+use super::Sim;
+use crate::{
+    domain::{
+        id::{ImageId, KernelId, VmId},
+        image::{Image, Kernel},
+        resource::Resource,
+        vm::Vm,
+    },
+    ports::{Result, Store},
+};
+
+#[async_trait]
+impl Store for Sim {
+    async fn vms(&self) -> Result<Vec<Vm>> {
+        Ok(self.lock().vms.values().cloned().collect())
+    }
+
+    async fn put_vm(&self, vm: &Vm) -> Result<()> {
+        self.step("store a machine")?.vms.insert(vm.id, vm.clone());
+        Ok(())
+    }
+
+    async fn delete_vm(&self, vm: VmId) -> Result<()> {
+        self.lock().vms.remove(&vm);
+        Ok(())
+    }
+
+    async fn images(&self) -> Result<Vec<Image>> {
+        Ok(self.lock().images.values().cloned().collect())
+    }
+
+    async fn put_image(&self, image: &Image) -> Result<()> {
+        self.step("store an image")?.images.insert(image.id, image.clone());
+        Ok(())
+    }
+
+    async fn delete_image(&self, image: ImageId) -> Result<()> {
+        self.lock().images.remove(&image);
+        Ok(())
+    }
+
+    async fn kernels(&self) -> Result<Vec<Kernel>> {
+        Ok(self.lock().kernels.values().cloned().collect())
+    }
+
+    async fn put_kernel(&self, kernel: &Kernel) -> Result<()> {
+        self.step("store a kernel")?.kernels.insert(kernel.id, kernel.clone());
+        Ok(())
+    }
+
+    async fn delete_kernel(&self, kernel: KernelId) -> Result<()> {
+        self.lock().kernels.remove(&kernel);
+        Ok(())
+    }
+
+    async fn record(&self, vm: VmId, resource: Resource) -> Result<()> {
+        self.step("write the ledger")?.ledger.insert((vm, resource));
+        Ok(())
+    }
+
+    async fn strike(&self, vm: VmId, resource: Resource) -> Result<()> {
+        self.lock().ledger.remove(&(vm, resource));
+        Ok(())
+    }
+
+    async fn ledger(&self) -> Result<Vec<(VmId, Resource)>> {
+        Ok(self.lock().ledger.iter().copied().collect())
+    }
+}
