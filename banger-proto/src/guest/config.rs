@@ -1,0 +1,70 @@
+//! What the agent is told at boot, as `/banger/guest.json` of the initramfs.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the configuration stands in the initramfs.
+pub const PATH: &str = "/banger/guest.json";
+/// Where the list of modules stands in the initramfs: an absolute path a line, in the order of loading.
+pub const MODULES_PATH: &str = "/banger/modules";
+
+/// The configuration of one boot.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct GuestConfig {
+    /// What a host must show to be served: 32 hexadecimal digits.
+    pub token: String,
+    /// The host name.
+    pub hostname: String,
+    /// The root file system, an ext4.
+    pub root_device: String,
+    /// The work disk.
+    pub work_disk: Option<WorkDisk>,
+    /// What runs as the first process once the disks are mounted.
+    pub init: Init,
+    /// The time, in microseconds since the Unix epoch, for a guest without a clock.
+    pub unix_usec: u64,
+    /// Files that are written into the root file system, after the disks are mounted.
+    #[serde(default)]
+    pub files: Vec<GuestFile>,
+}
+
+/// A disk that the agent fills at the first boot with what the image has at its mount point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct WorkDisk {
+    /// The device, an ext4.
+    pub device: String,
+    /// Where it is mounted, an absolute path.
+    pub mount_point: String,
+}
+
+/// What runs as the first process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Init {
+    /// The image's init where it has one, else the agent.
+    Auto,
+    /// The agent.
+    Agent,
+    /// This program of the image.
+    Path(String),
+}
+
+/// A file to be written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct GuestFile {
+    /// An absolute path.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Its content.
+    pub content: String,
+}
+
+/// The token is never printed.
+impl std::fmt::Debug for GuestConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestConfig").field("hostname", &self.hostname).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,257 @@
+//! Frames: a length (4 bytes, big endian, of the payload alone), a type (1 byte), the payload.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::message::{Exit, Failure, GuestInfo, Request, Started, WindowSize};
+
+/// The longest payload of a frame that carries raw bytes.
+pub const MAX_DATA: usize = 64 << 10;
+/// The longest payload of a frame that carries a message: a long command line with its environment.
+pub const MAX_MESSAGE: usize = 256 << 10;
+const HEADER: usize = 5;
+
+/// A frame.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frame {
+    /// Host: what is wanted.
+    Request(Request),
+    /// Host: bytes for the command, or of an archive.
+    Input(Vec<u8>),
+    /// Host: no more of them.
+    InputEnd,
+    /// Host: the terminal has another size.
+    Resize(WindowSize),
+    /// Host: a signal for the command's process group.
+    Signal(u8),
+    /// Agent: the command runs.
+    Started(Started),
+    /// Agent: bytes of the command's standard output, or of an archive.
+    Output(Vec<u8>),
+    /// Agent: bytes of the command's standard error.
+    ErrorOutput(Vec<u8>),
+    /// Agent: so many more bytes of input may be sent.
+    Window(u32),
+    /// Agent: the command has ended, and all that it wrote was sent.
+    Exit(Exit),
+    /// Agent: the answer to `Info`.
+    Info(GuestInfo),
+    /// Agent: it is done.
+    Done,
+    /// Agent: it cannot be done.
+    Failed(Failure),
+}
+
+/// What came is no frame.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No frame has this type.
+    #[error("a frame has the unknown type {0:#04x}")]
+    UnknownType(u8),
+    /// A frame is longer than its type allows.
+    #[error("a frame of type {kind:#04x} has {length} bytes")]
+    TooLong {
+        /// Its type.
+        kind: u8,
+        /// Its length.
+        length: usize,
+    },
+    /// The payload is not of the form of its type.
+    #[error("a frame of type {kind:#04x} cannot be read")]
+    Malformed {
+        /// Its type.
+        kind: u8,
+    },
+}
+
+mod kind {
+    pub const REQUEST: u8 = 0x01;
+    pub const INPUT: u8 = 0x02;
+    pub const INPUT_END: u8 = 0x03;
+    pub const RESIZE: u8 = 0x04;
+    pub const SIGNAL: u8 = 0x05;
+    pub const STARTED: u8 = 0x81;
+    pub const OUTPUT: u8 = 0x82;
+    pub const ERROR_OUTPUT: u8 = 0x83;
+    pub const WINDOW: u8 = 0x84;
+    pub const EXIT: u8 = 0x85;
+    pub const INFO: u8 = 0x86;
+    pub const DONE: u8 = 0x87;
+    pub const FAILED: u8 = 0x88;
+}
+
+impl Frame {
+    /// The bytes to send. Data that is longer than [`MAX_DATA`] must be cut by the sender.
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, payload) = match self {
+            Frame::Request(request) => (kind::REQUEST, json(request)),
+            Frame::Input(bytes) => (kind::INPUT, bytes.clone()),
+            Frame::InputEnd => (kind::INPUT_END, Vec::new()),
+            Frame::Resize(size) => (kind::RESIZE, json(size)),
+            Frame::Signal(signal) => (kind::SIGNAL, vec![*signal]),
+            Frame::Started(started) => (kind::STARTED, json(started)),
+            Frame::Output(bytes) => (kind::OUTPUT, bytes.clone()),
+            Frame::ErrorOutput(bytes) => (kind::ERROR_OUTPUT, bytes.clone()),
+            Frame::Window(credit) => (kind::WINDOW, credit.to_be_bytes().to_vec()),
+            Frame::Exit(exit) => (kind::EXIT, json(exit)),
+            Frame::Info(info) => (kind::INFO, json(info)),
+            Frame::Done => (kind::DONE, Vec::new()),
+            Frame::Failed(failure) => (kind::FAILED, json(failure)),
+        };
+        let mut bytes = Vec::with_capacity(HEADER + payload.len());
+        bytes.extend((payload.len() as u32).to_be_bytes());
+        bytes.push(kind);
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn decode(kind: u8, payload: &[u8]) -> Result<Self, Error> {
+        let malformed = || Error::Malformed { kind };
+        let empty = |frame: Frame| if payload.is_empty() { Ok(frame) } else { Err(malformed()) };
+        fn read<T: DeserializeOwned>(kind: u8, payload: &[u8]) -> Result<T, Error> {
+            serde_json::from_slice(payload).map_err(|_| Error::Malformed { kind })
+        }
+        match kind {
+            kind::REQUEST => read(kind, payload).map(Frame::Request),
+            kind::INPUT => Ok(Frame::Input(payload.to_vec())),
+            kind::INPUT_END => empty(Frame::InputEnd),
+            kind::RESIZE => read(kind, payload).map(Frame::Resize),
+            kind::SIGNAL => match payload {
+                [signal] => Ok(Frame::Signal(*signal)),
+                _ => Err(malformed()),
+            },
+            kind::STARTED => read(kind, payload).map(Frame::Started),
+            kind::OUTPUT => Ok(Frame::Output(payload.to_vec())),
+            kind::ERROR_OUTPUT => Ok(Frame::ErrorOutput(payload.to_vec())),
+            kind::WINDOW => {
+                let bytes = payload.try_into().map_err(|_| malformed())?;
+                Ok(Frame::Window(u32::from_be_bytes(bytes)))
+            }
+            kind::EXIT => read(kind, payload).map(Frame::Exit),
+            kind::INFO => read(kind, payload).map(Frame::Info),
+            kind::DONE => empty(Frame::Done),
+            kind::FAILED => read(kind, payload).map(Frame::Failed),
+            unknown => Err(Error::UnknownType(unknown)),
+        }
+    }
+}
+
+/// Our messages are structures of strings and numbers: they always have a JSON form.
+fn json(message: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(message).unwrap_or_default()
+}
+
+/// The longest payload of a type; `None` for a type that no frame has.
+fn longest(kind: u8) -> Option<usize> {
+    match kind {
+        kind::INPUT | kind::OUTPUT | kind::ERROR_OUTPUT => Some(MAX_DATA),
+        kind::REQUEST | kind::STARTED | kind::EXIT | kind::INFO | kind::FAILED | kind::RESIZE => {
+            Some(MAX_MESSAGE)
+        }
+        kind::SIGNAL => Some(1),
+        kind::WINDOW => Some(4),
+        kind::INPUT_END | kind::DONE => Some(0),
+        _ => None,
+    }
+}
+
+/// Makes frames of bytes as they come. It holds no more than one frame's worth beyond what it was given.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+}
+
+impl Decoder {
+    /// A decoder that begins with what came behind a greeting.
+    pub fn new(rest: Vec<u8>) -> Self {
+        Self { buffer: rest }
+    }
+
+    /// Takes bytes that have come.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next frame; `None` until more bytes have come. After an error the stream is of no use.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, Error> {
+        let Some((header, rest)) = self.buffer.split_first_chunk::<HEADER>() else { return Ok(None) };
+        let [a, b, c, d, kind] = *header;
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        match longest(kind) {
+            None => return Err(Error::UnknownType(kind)),
+            Some(longest) if length > longest => return Err(Error::TooLong { kind, length }),
+            Some(_) => {}
+        }
+        let Some(payload) = rest.get(..length) else { return Ok(None) };
+        let frame = Frame::decode(kind, payload)?;
+        self.buffer.drain(..HEADER + length);
+        Ok(Some(frame))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::guest::message::{Exec, FailureKind, Terminal};
+
+    fn all() -> Vec<Frame> {
+        let exec = Exec {
+            argv: vec!["sh".into(), "-c".into(), "exit 42".into()],
+            env: vec![("A".into(), "b c".into())],
+            cwd: Some("/tmp".into()),
+            user: Some("root".into()),
+            terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
+            detach: false,
+        };
+        vec![
+            Frame::Request(Request::Exec(exec)),
+            Frame::Request(Request::Shutdown),
+            Frame::Input(vec![0, 1, 2]),
+            Frame::Input(vec![0; MAX_DATA]),
+            Frame::InputEnd,
+            Frame::Resize(WindowSize { rows: 1, columns: 2 }),
+            Frame::Signal(15),
+            Frame::Started(Started { pid: 12 }),
+            Frame::Output(b"out".to_vec()),
+            Frame::ErrorOutput(Vec::new()),
+            Frame::Window(1 << 20),
+            Frame::Exit(Exit::Code(42)),
+            Frame::Exit(Exit::Signal(9)),
+            Frame::Done,
+            Frame::Failed(Failure { kind: FailureKind::NotFound, message: "no such program".into() }),
+        ]
+    }
+
+    #[test]
+    fn frames_read_back_from_any_pieces() {
+        let bytes: Vec<u8> = all().iter().flat_map(Frame::encode).collect();
+        for piece in [1, 7, 4096, bytes.len()] {
+            let (mut decoder, mut read) = (Decoder::default(), Vec::new());
+            for bytes in bytes.chunks(piece) {
+                decoder.push(bytes);
+                while let Some(frame) = decoder.next_frame().unwrap() {
+                    read.push(frame);
+                }
+            }
+            assert_eq!(read, all(), "in pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn a_length_is_checked_before_the_payload_has_come() {
+        let mut decoder = Decoder::new(vec![0xff, 0xff, 0xff, 0xff, kind::OUTPUT]);
+        assert!(matches!(decoder.next_frame(), Err(Error::TooLong { .. })));
+        let mut decoder = Decoder::new(vec![0, 0, 0, 0, 0x77]);
+        assert!(matches!(decoder.next_frame(), Err(Error::UnknownType(0x77))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_frames_or_an_error(bytes: Vec<u8>) {
+            let mut decoder = Decoder::new(bytes);
+            while let Ok(Some(_)) = decoder.next_frame() {}
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The greeting. Both halves have a fixed length and begin with a magic number, so that a side can skip
+//! what is left of an earlier conversation: a serial channel has no boundaries between them.
+//!
+//! Host: magic (8 bytes), version (2, big endian), nonce (16), token (32 hexadecimal digits).
+//! Agent: magic (8), version (2), the same nonce (16), verdict (1).
+
+use super::VERSION;
+
+const HOST_MAGIC: [u8; 8] = *b"\x00bangerH";
+const AGENT_MAGIC: [u8; 8] = *b"\x00bangerA";
+const NONCE: usize = 16;
+const TOKEN: usize = 32;
+
+/// The length of the host's half.
+pub const HOST_LENGTH: usize = 8 + 2 + NONCE + TOKEN;
+/// The length of the agent's half.
+pub const AGENT_LENGTH: usize = 8 + 2 + NONCE + 1;
+
+/// How many bytes of an earlier conversation are skipped at most.
+pub const MAX_STALE: usize = 4 << 20;
+
+/// The host's half.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HostHello {
+    /// The version that the host speaks.
+    pub version: u16,
+    /// Chosen anew for each greeting.
+    pub nonce: [u8; NONCE],
+    /// The secret of this boot.
+    pub token: [u8; TOKEN],
+}
+
+/// What the agent thinks of the host's half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A request is awaited.
+    Welcome,
+    /// The token is of another boot, or a guess.
+    WrongToken,
+    /// The agent does not speak this version.
+    WrongVersion,
+}
+
+/// Why a greeting failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Too much came that is no greeting.
+    #[error("the guest's agent sends something that is no greeting")]
+    Garbage,
+    /// The agent refused the token.
+    #[error("the guest's agent does not know our token")]
+    WrongToken,
+    /// The agent refused the version.
+    #[error("the guest's agent does not speak version {VERSION} of the protocol")]
+    WrongVersion,
+}
+
+impl HostHello {
+    /// The greeting with this token. `None` unless the token is 32 bytes long.
+    pub fn new(nonce: [u8; NONCE], token: &str) -> Option<Self> {
+        Some(Self { version: VERSION, nonce, token: token.as_bytes().try_into().ok()? })
+    }
+
+    /// The bytes to send.
+    pub fn encode(&self) -> [u8; HOST_LENGTH] {
+        let mut bytes = [0; HOST_LENGTH];
+        bytes[..8].copy_from_slice(&HOST_MAGIC);
+        bytes[8..10].copy_from_slice(&self.version.to_be_bytes());
+        bytes[10..26].copy_from_slice(&self.nonce);
+        bytes[26..].copy_from_slice(&self.token);
+        bytes
+    }
+
+    /// Takes a greeting out of what has come, with all that stood before it. `None` while there is none.
+    pub fn take(buffer: &mut Vec<u8>) -> Option<Self> {
+        let rest = take(buffer, &HOST_MAGIC, HOST_LENGTH)?;
+        let mut hello = Self { version: be16(&rest[8..10]), nonce: [0; NONCE], token: [0; TOKEN] };
+        hello.nonce.copy_from_slice(&rest[10..26]);
+        hello.token.copy_from_slice(&rest[26..HOST_LENGTH]);
+        Some(hello)
+    }
+
+    /// The agent's answer. The comparison takes the same time for every token of 32 bytes.
+    pub fn judge(&self, token: &str) -> Verdict {
+        if self.version != VERSION {
+            return Verdict::WrongVersion;
+        }
+        let token = token.as_bytes();
+        let difference = self.token.iter().zip(token).fold(0, |sum, (a, b)| sum | (a ^ b));
+        if token.len() == TOKEN && difference == 0 { Verdict::Welcome } else { Verdict::WrongToken }
+    }
+}
+
+/// The bytes of the agent's half.
+pub fn answer(hello: &HostHello, verdict: Verdict) -> [u8; AGENT_LENGTH] {
+    let mut bytes = [0; AGENT_LENGTH];
+    bytes[..8].copy_from_slice(&AGENT_MAGIC);
+    bytes[8..10].copy_from_slice(&VERSION.to_be_bytes());
+    bytes[10..26].copy_from_slice(&hello.nonce);
+    bytes[26] = match verdict {
+        Verdict::Welcome => 0,
+        Verdict::WrongToken => 1,
+        Verdict::WrongVersion => 2,
+    };
+    bytes
+}
+
+/// Looks for the answer to this greeting in what has come, and takes it out with all that stood before.
+/// `Ok(false)` while there is none; answers to other greetings are skipped.
+pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<bool, Error> {
+    while let Some(answer) = take(buffer, &AGENT_MAGIC, AGENT_LENGTH) {
+        if answer[10..26] != hello.nonce {
+            continue;
+        }
+        return match answer[26] {
+            0 => Ok(true),
+            1 => Err(Error::WrongToken),
+            2 => Err(Error::WrongVersion),
+            _ => Err(Error::Garbage),
+        };
+    }
+    Ok(false)
+}
+
+/// Takes `length` bytes that begin with `magic`. What stands before them is dropped, and so is what cannot
+/// be the beginning of a magic number.
+fn take(buffer: &mut Vec<u8>, magic: &[u8; 8], length: usize) -> Option<Vec<u8>> {
+    let start = buffer.windows(magic.len()).position(|window| window == magic);
+    match start {
+        Some(start) => {
+            buffer.drain(..start);
+        }
+        None => {
+            let keep = buffer.len().min(magic.len() - 1);
+            buffer.drain(..buffer.len() - keep);
+        }
+    }
+    if start.is_none() || buffer.len() < length {
+        return None;
+    }
+    Some(buffer.drain(..length).collect())
+}
+
+fn be16(bytes: &[u8]) -> u16 {
+    u16::from_be_bytes([bytes[0], bytes[1]])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    fn hello() -> HostHello {
+        HostHello::new([7; NONCE], SECRET).unwrap()
+    }
+
+    #[test]
+    fn the_right_token_is_welcome_and_no_other() {
+        assert_eq!(hello().judge(SECRET), Verdict::Welcome);
+        assert_eq!(hello().judge("0123456789abcdef0123456789abcdee"), Verdict::WrongToken);
+        assert_eq!(hello().judge(""), Verdict::WrongToken);
+        assert_eq!(HostHello { version: 99, ..hello() }.judge(SECRET), Verdict::WrongVersion);
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_greeting_is_skipped() {
+        let earlier = HostHello::new([1; NONCE], SECRET).unwrap();
+        let mut buffer = answer(&earlier, Verdict::Welcome).to_vec();
+        buffer.extend(answer(&hello(), Verdict::WrongToken));
+        assert_eq!(take_answer(&mut buffer, &hello()), Err(Error::WrongToken));
+        assert!(buffer.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_greeting_is_found_behind_anything_and_in_any_pieces(
+            stale: Vec<u8>,
+            piece in 1usize..90,
+            rest: Vec<u8>,
+        ) {
+            prop_assume!(!stale.windows(8).any(|w| w == HOST_MAGIC || w == AGENT_MAGIC));
+            let mut sent = stale;
+            sent.extend(hello().encode());
+            sent.extend(&rest);
+            let (mut buffer, mut found) = (Vec::new(), None);
+            for bytes in sent.chunks(piece) {
+                buffer.extend(bytes);
+                if found.is_none() {
+                    found = HostHello::take(&mut buffer);
+                }
+            }
+            prop_assert!(found.is_some_and(|found| found == hello()));
+            prop_assert_eq!(buffer, rest);
+        }
+    }
+}

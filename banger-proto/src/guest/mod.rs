@@ -1,0 +1,27 @@
+//! The guest protocol: what the host and the agent inside a guest say to each other.
+//!
+//! A stream begins with a greeting of fixed length ([`hello`]) in which the host shows a token that only
+//! it and this boot's agent know. Then the host sends one [`Request`] and the two exchange [`Frame`]s until
+//! the request is served. A stream serves one request.
+//!
+//! Neither side trusts the other: every length is bounded before anything is allocated for it.
+
+pub mod config;
+pub mod frame;
+pub mod hello;
+pub mod message;
+
+pub use config::GuestConfig;
+pub use frame::{Decoder, Frame};
+pub use message::{Exec, Failure, FailureKind, GuestInfo, Request, Terminal};
+
+/// The version of this protocol. Agent and service are of one package, and yet a guest that was started
+/// before an upgrade has the agent of then: a version is served as long as guests of it may be up.
+pub const VERSION: u16 = 1;
+
+/// The prefix of the names of the agent's channels, which end in a number from 0.
+pub const CHANNEL_PREFIX: &str = "dev.banger.";
+
+/// Standard input that the host may send before the agent has said that it was read. Within it the agent
+/// buffers, so that a signal never stands behind input that the command does not read.
+pub const STDIN_WINDOW: u32 = 256 << 10;
