@@ -1,2 +1,44 @@
-//! Under construction.
-fn main() {}
+//! The program inside a banger guest.
+//!
+//! The kernel starts it as the first process of the initramfs ([`boot`]): it loads modules, mounts the
+//! disks, applies the configuration, and hands over to the image's init. A second process of it
+//! ([`channels`]) stays behind and serves the guest protocol, from before the image's init has begun until
+//! the machine is off.
+
+mod account;
+mod apply;
+mod archive;
+mod boot;
+mod channels;
+mod conversation;
+mod disks;
+mod exec;
+mod handover;
+mod log;
+mod modules;
+mod port;
+mod power;
+mod spawn;
+
+use std::process::ExitCode;
+
+/// The argument of the second process.
+const SERVE: &str = "serve";
+
+fn main() -> ExitCode {
+    let serve = std::env::args().nth(1).is_some_and(|argument| argument == SERVE);
+    if serve {
+        return match channels::serve() {
+            Ok(never) => match never {},
+            Err(error) => {
+                log::error(&format!("cannot serve: {error}"));
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if std::process::id() != 1 {
+        eprintln!("banger-agent is the init of a banger guest; there is nothing for it to do here.");
+        return ExitCode::from(2);
+    }
+    boot::run()
+}

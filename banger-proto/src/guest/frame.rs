@@ -166,6 +166,11 @@ impl Decoder {
         Self { buffer: rest }
     }
 
+    /// What has come and was not made a frame of.
+    pub fn into_rest(self) -> Vec<u8> {
+        self.buffer
+    }
+
     /// Takes bytes that have come.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);

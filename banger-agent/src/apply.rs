@@ -1,0 +1,92 @@
+//! Writing the configuration's files into the root file system. The image may be hostile: its links must
+//! not lead anywhere outside of it, and what stands where a file is to be is replaced, never followed.
+
+use std::{fs::File, io, io::Write, os::fd::OwnedFd, path::Path};
+
+use banger_proto::guest::config::GuestFile;
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+
+use crate::log;
+
+/// Writes every file; returns what went wrong.
+pub fn files(root: &str, files: &[GuestFile]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for file in files {
+        if let Err(error) = write(root, file) {
+            let problem = format!("cannot write {}: {error}", file.path);
+            log::error(&problem);
+            problems.push(problem);
+        }
+    }
+    problems
+}
+
+fn write(root: &str, file: &GuestFile) -> io::Result<()> {
+    let path = Path::new(file.path.trim_start_matches('/'));
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let directory = open_directory(root, parent)?;
+    match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let created = rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o600))?;
+    let mut created = File::from(created);
+    created.write_all(file.content.as_bytes())?;
+    // Not by the mode of creation: the umask would take bits away.
+    Ok(rustix::fs::fchmod(&created, Mode::from_raw_mode(file.mode & 0o7777))?)
+}
+
+/// Opens a directory below the root, and makes what is missing of the way there.
+fn open_directory(root: &str, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty())?;
+    let open = |path: &Path| {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+    };
+    let mut way = Path::new("").to_path_buf();
+    for component in path.components() {
+        let parent = open(&way)?;
+        match rustix::fs::mkdirat(&parent, component.as_os_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        way.push(component);
+    }
+    Ok(open(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_link_in_the_image_does_not_lead_out_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        fs::create_dir_all(root.join("etc")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("hosts"), "theirs").unwrap();
+        std::os::unix::fs::symlink("../../outside/hosts", root.join("etc/hosts")).unwrap();
+        std::os::unix::fs::symlink(&outside, root.join("escape")).unwrap();
+
+        let file = |path: &str| GuestFile { path: path.into(), mode: 0o644, content: "ours".into() };
+        let root_text = root.to_str().unwrap();
+        write(root_text, &file("/etc/hosts")).unwrap();
+        // The absolute link is resolved inside the root, where there is nothing: an error, and no escape.
+        assert!(write(root_text, &file("/escape/hosts")).is_err());
+        write(root_text, &file("/etc/new/deep/file")).unwrap();
+
+        assert_eq!(fs::read_to_string(outside.join("hosts")).unwrap(), "theirs");
+        assert_eq!(fs::read_to_string(root.join("etc/hosts")).unwrap(), "ours");
+        let metadata = fs::symlink_metadata(root.join("etc/hosts")).unwrap();
+        assert!(metadata.is_file());
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o644);
+        assert_eq!(fs::read_to_string(root.join("etc/new/deep/file")).unwrap(), "ours");
+    }
+}

@@ -1,0 +1,113 @@
+//! The way up, as the first process. What goes wrong on it is remembered for whoever asks; only without a
+//! root file system is there nothing to go on with.
+
+use std::{
+    fs, io,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use banger_proto::guest::config::{self, GuestConfig};
+use rustix::{
+    mount::{MountFlags, mount},
+    time::{ClockId, Timespec, clock_settime},
+};
+
+use crate::{apply, disks, handover, log, modules};
+
+/// Where the root file system is mounted until the root is switched.
+pub const NEW_ROOT: &str = "/newroot";
+
+/// Brings the guest up. Never returns when all goes well.
+pub fn run() -> ExitCode {
+    let mut problems = Vec::new();
+    for (kind, target, flags) in [
+        ("devtmpfs", "/dev", MountFlags::NOSUID),
+        ("proc", "/proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC),
+        ("sysfs", "/sys", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC),
+        ("tmpfs", "/run", MountFlags::NOSUID | MountFlags::NODEV),
+    ] {
+        note(&mut problems, mount_fresh(kind, target, flags), || format!("cannot mount {target}"));
+    }
+    problems.extend(modules::load());
+
+    let config = match read_config() {
+        Ok(config) => config,
+        Err(error) => {
+            log::error(&format!("cannot read the configuration: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    note(&mut problems, set_clock(config.unix_usec), || "cannot set the clock".to_owned());
+    note(&mut problems, mount_devpts(), || "cannot mount /dev/pts".to_owned());
+    let hostname = rustix::system::sethostname(config.hostname.as_bytes());
+    note(&mut problems, hostname.map_err(io::Error::from), || "cannot set the host name".to_owned());
+
+    match disks::mount_root(&config.root_device, NEW_ROOT) {
+        Ok(()) => {
+            if let Some(work) = &config.work_disk {
+                let mounted = disks::mount_work(work, NEW_ROOT);
+                note(&mut problems, mounted, || {
+                    format!("cannot mount the work disk at {}", work.mount_point)
+                });
+            }
+            problems.extend(apply::files(NEW_ROOT, &config.files));
+        }
+        Err(error) => {
+            problems.push(format!("cannot mount the root file system: {error}"));
+            log::error(&problems[problems.len() - 1]);
+        }
+    }
+    let Err(error) = handover::run(config, problems);
+    log::error(&format!("cannot hand over: {error}"));
+    ExitCode::FAILURE
+}
+
+fn note(problems: &mut Vec<String>, result: io::Result<()>, what: impl FnOnce() -> String) {
+    if let Err(error) = result {
+        let problem = format!("{}: {error}", what());
+        log::error(&problem);
+        problems.push(problem);
+    }
+}
+
+fn mount_fresh(kind: &str, target: &str, flags: MountFlags) -> io::Result<()> {
+    fs::create_dir_all(target)?;
+    match mount(kind, target, kind, flags, None::<&std::ffi::CStr>) {
+        // The kernel mounts devtmpfs itself when it is configured so.
+        Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The guest's init mounts it again and finds it there.
+fn mount_devpts() -> io::Result<()> {
+    fs::create_dir_all("/dev/pts")?;
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    match mount("devpts", "/dev/pts", "devpts", flags, Some(c"mode=620,gid=5,ptmxmode=666")) {
+        Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read_config() -> io::Result<GuestConfig> {
+    let bytes = fs::read(Path::new(config::PATH))?;
+    serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Sets the clock forward. A clock that is ahead of the host's word is the host's own, seen a moment later.
+fn set_clock(unix_usec: u64) -> io::Result<()> {
+    let wanted = UNIX_EPOCH + Duration::from_micros(unix_usec);
+    if SystemTime::now() >= wanted {
+        return Ok(());
+    }
+    set_time(unix_usec)
+}
+
+/// Sets the clock to so many microseconds since the epoch.
+pub fn set_time(unix_usec: u64) -> io::Result<()> {
+    let seconds = i64::try_from(unix_usec / 1_000_000).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let time = Timespec { tv_sec: seconds, tv_nsec: ((unix_usec % 1_000_000) * 1000) as _ };
+    Ok(clock_settime(ClockId::Realtime, time)?)
+}

@@ -1,0 +1,156 @@
+//! The serving process: it watches the channels and holds a conversation on each that the host opens.
+
+use std::{
+    convert::Infallible,
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use banger_proto::guest::CHANNEL_PREFIX;
+use rustix::{
+    event::{
+        PollFd, PollFlags, Timespec,
+        epoll::{self, CreateFlags, EventData, EventFlags},
+        poll,
+    },
+    fs::{Mode, OFlags},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    conversation::{self, Guest},
+    log,
+    port::Port,
+};
+
+/// Where the kernel lists its virtio ports.
+const PORTS: &str = "/sys/class/virtio-ports";
+/// How long the ports may take to appear after their module was loaded.
+const APPEAR_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks for them.
+const APPEAR_POLL: Duration = Duration::from_millis(2);
+/// A host that opened a channel is seen by the event of the kernel. Should one be lost, this is how long it
+/// takes to be seen all the same.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// The stack of a conversation: it keeps its buffers on the heap.
+const STACK: usize = 256 << 10;
+
+/// What the first process tells the serving one.
+#[derive(Serialize, Deserialize)]
+pub struct Inheritance {
+    pub token: String,
+    pub problems: Vec<String>,
+    pub init: InitKind,
+}
+
+/// Who the first process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InitKind {
+    /// The image's init.
+    Image,
+    /// The agent.
+    Agent,
+}
+
+/// Serves until the machine is off.
+pub fn serve() -> io::Result<Infallible> {
+    let inheritance: Inheritance = serde_json::from_reader(io::stdin().lock())?;
+    let guest =
+        Arc::new(Guest { token: inheritance.token, problems: inheritance.problems, init: inheritance.init });
+    let ports = wait_for_ports()?;
+    log::info(&format!("serving on {} channels", ports.len()));
+    for path in ports {
+        let guest = Arc::clone(&guest);
+        thread::Builder::new().stack_size(STACK).spawn(move || watch(&path, &guest))?;
+    }
+    loop {
+        thread::park();
+    }
+}
+
+fn wait_for_ports() -> io::Result<Vec<PathBuf>> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let ports = find_ports(Path::new(PORTS))?;
+        if !ports.is_empty() {
+            return Ok(ports);
+        }
+        if waited > APPEAR_TIMEOUT {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the machine has no channel for the agent"));
+        }
+        thread::sleep(APPEAR_POLL);
+        waited += APPEAR_POLL;
+    }
+}
+
+/// The devices of the ports that are ours. Their number is that of the machine monitor, which makes them
+/// all before the guest runs, so that the first look that sees one sees them all but for a moment.
+fn find_ports(list: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(list) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut ports = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        if name.trim_end().starts_with(CHANNEL_PREFIX) {
+            ports.push(Path::new("/dev").join(entry.file_name()));
+        }
+    }
+    Ok(ports)
+}
+
+fn watch(path: &Path, guest: &Guest) {
+    let Err(error) = converse(path, guest);
+    log::error(&format!("{}: {error}", path.display()));
+}
+
+/// Holds one conversation after the other on a channel.
+fn converse(path: &Path, guest: &Guest) -> io::Result<Infallible> {
+    let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    let doorbell = Doorbell::of(&fd)?;
+    let mut port = Port::new(fd);
+    loop {
+        doorbell.wait(&port)?;
+        if let Err(error) = conversation::hold(&mut port, guest) {
+            // The host is at fault, or gone in the middle of a frame: the next greeting begins anew.
+            log::info(&format!("a conversation ended early: {error}"));
+        }
+    }
+}
+
+/// Tells when the host has opened a channel. While it has not, a plain poll would return at once and say
+/// that it hung up; edges are reported only when that changes.
+struct Doorbell {
+    epoll: OwnedFd,
+}
+
+impl Doorbell {
+    fn of(fd: &OwnedFd) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::HUP | EventFlags::ET;
+        epoll::add(&epoll, fd, EventData::new_u64(0), flags)?;
+        Ok(Self { epoll })
+    }
+
+    fn wait(&self, port: &Port) -> io::Result<()> {
+        loop {
+            let mut fds = [PollFd::new(port, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+            let state = fds[0].revents();
+            if state.contains(PollFlags::IN) || !state.contains(PollFlags::HUP) {
+                return Ok(());
+            }
+            let mut events = Vec::with_capacity(1);
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&LOOK_AGAIN)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

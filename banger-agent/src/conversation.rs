@@ -1,0 +1,323 @@
+//! One conversation: a greeting, a request, its answer.
+
+use std::{fs, io};
+
+use banger_proto::guest::{Failure, FailureKind, Frame, GuestInfo, Request};
+
+use crate::{
+    archive, boot,
+    channels::InitKind,
+    exec,
+    port::{Greeting, Port},
+    power,
+};
+
+/// What a conversation has to know.
+pub struct Guest {
+    pub token: String,
+    /// What went wrong on the way up.
+    pub problems: Vec<String>,
+    pub init: InitKind,
+}
+
+/// Holds a conversation; returns when it is over or the host has hung up.
+pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
+    if port.greet(&guest.token)? == Greeting::HungUp {
+        return Ok(());
+    }
+    let request = match port.wait_frame()? {
+        None => return Ok(()),
+        Some(Frame::Request(request)) => request,
+        Some(_) => return refuse(port, FailureKind::BadRequest, "a request was expected"),
+    };
+    match request {
+        Request::Exec(command) => exec::run(port, command),
+        Request::Info => port.send(&Frame::Info(info(guest))).map(drop),
+        Request::SetTime { unix_usec } => match boot::set_time(unix_usec) {
+            Ok(()) => port.send(&Frame::Done).map(drop),
+            Err(error) => refuse(port, kind_of(&error), &format!("cannot set the clock: {error}")),
+        },
+        Request::PutTar { directory } => archive::put(port, &directory),
+        Request::GetTar { path } => archive::get(port, &path),
+        Request::Shutdown => {
+            rustix::fs::sync();
+            // The host waits for no more than this; whether it hears it changes nothing.
+            let _ = port.send(&Frame::Done);
+            power::off(guest.init)
+        }
+    }
+}
+
+/// Says that a request failed.
+pub fn refuse(port: &mut Port, kind: FailureKind, message: &str) -> io::Result<()> {
+    port.send(&Frame::Failed(Failure { kind, message: message.to_owned() })).map(drop)
+}
+
+/// The kind of failure that an error of the system is.
+pub fn kind_of(error: &io::Error) -> FailureKind {
+    match error.kind() {
+        io::ErrorKind::NotFound => FailureKind::NotFound,
+        io::ErrorKind::PermissionDenied => FailureKind::NotPermitted,
+        io::ErrorKind::InvalidInput => FailureKind::BadRequest,
+        _ => FailureKind::Other,
+    }
+}
+
+fn info(guest: &Guest) -> GuestInfo {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    GuestInfo {
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        kernel_release: read("/proc/sys/kernel/osrelease"),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        problems: guest.problems.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+        thread::{self, JoinHandle},
+        time::Duration,
+    };
+
+    use banger_proto::guest::{
+        Decoder, Exec, Terminal,
+        frame::MAX_DATA,
+        hello::{self, HostHello},
+        message::{Exit, WindowSize},
+    };
+
+    use super::*;
+
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// The host's end of a channel to an agent that runs in a thread.
+    struct Host {
+        stream: UnixStream,
+        decoder: Decoder,
+        agent: Option<JoinHandle<()>>,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let (stream, theirs) = UnixStream::pair().unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let agent = thread::spawn(move || {
+                let guest = Guest { token: TOKEN.into(), problems: Vec::new(), init: InitKind::Agent };
+                let mut port = Port::new(theirs.into());
+                // As on a channel: one conversation after the other, until the host is gone.
+                for _ in 0..4 {
+                    let _ = hold(&mut port, &guest);
+                }
+            });
+            Self { stream, decoder: Decoder::default(), agent: Some(agent) }
+        }
+
+        fn greet(&mut self, token: &str) -> Result<bool, hello::Error> {
+            let hello = HostHello::new([3; 16], token).unwrap();
+            self.stream.write_all(&hello.encode()).unwrap();
+            let mut answer = vec![0; hello::AGENT_LENGTH];
+            self.stream.read_exact(&mut answer).unwrap();
+            hello::take_answer(&mut answer, &hello)
+        }
+
+        fn ask(request: Request) -> Self {
+            let mut host = Self::new();
+            assert_eq!(host.greet(TOKEN), Ok(true));
+            host.send(&Frame::Request(request));
+            host
+        }
+
+        fn exec(argv: &[&str]) -> Self {
+            Self::ask(Request::Exec(command(argv)))
+        }
+
+        fn send(&mut self, frame: &Frame) {
+            self.stream.write_all(&frame.encode()).unwrap();
+        }
+
+        fn next(&mut self) -> Frame {
+            loop {
+                if let Some(frame) = self.decoder.next_frame().unwrap() {
+                    return frame;
+                }
+                let mut bytes = [0; 4096];
+                let count = self.stream.read(&mut bytes).unwrap();
+                assert_ne!(count, 0, "the agent hung up");
+                self.decoder.push(&bytes[..count]);
+            }
+        }
+
+        /// Everything until the end: output, errors, and the frame that ended it.
+        fn collect(&mut self) -> (String, String, Frame) {
+            let (mut output, mut errors) = (Vec::new(), Vec::new());
+            loop {
+                match self.next() {
+                    Frame::Output(bytes) => output.extend(bytes),
+                    Frame::ErrorOutput(bytes) => errors.extend(bytes),
+                    Frame::Started(_) | Frame::Window(_) => {}
+                    end => {
+                        let text = |bytes| String::from_utf8(bytes).unwrap();
+                        return (text(output), text(errors), end);
+                    }
+                }
+            }
+        }
+    }
+
+    impl Drop for Host {
+        fn drop(&mut self) {
+            self.stream.shutdown(std::net::Shutdown::Both).unwrap();
+            self.agent.take().unwrap().join().unwrap();
+        }
+    }
+
+    fn command(argv: &[&str]) -> Exec {
+        Exec { argv: argv.iter().map(|&word| word.to_owned()).collect(), ..Exec::default() }
+    }
+
+    fn check(script: &str, output: &str, errors: &str, exit: Exit) {
+        let ended = Host::exec(&["sh", "-c", script]).collect();
+        assert_eq!(ended, (output.into(), errors.into(), Frame::Exit(exit)), "{script}");
+    }
+
+    #[test]
+    fn output_errors_and_status_arrive_as_they_are() {
+        check("exit 42", "", "", Exit::Code(42));
+        check("echo out; echo err >&2; exit 1", "out\n", "err\n", Exit::Code(1));
+        check("kill -9 $$", "", "", Exit::Signal(9));
+        check("printf %s \"$HOME $USER\"", "/root root", "", Exit::Code(0));
+    }
+
+    #[test]
+    fn input_reaches_the_command_and_ends() {
+        let mut host = Host::exec(&["cat"]);
+        host.send(&Frame::Input(b"hello".to_vec()));
+        host.send(&Frame::InputEnd);
+        assert_eq!(host.collect(), ("hello".into(), String::new(), Frame::Exit(Exit::Code(0))));
+    }
+
+    #[test]
+    fn much_output_to_a_slow_host_is_complete() {
+        let mut host = Host::exec(&["sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x"]);
+        let (output, _, end) = host.collect();
+        assert_eq!((output.len(), end), (3_000_000, Frame::Exit(Exit::Code(0))));
+    }
+
+    #[test]
+    fn a_signal_passes_input_that_nobody_reads() {
+        let mut host =
+            Host::exec(&["sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done"]);
+        assert!(matches!(host.next(), Frame::Started(_)));
+        assert_eq!(host.next(), Frame::Output(b"ready\n".to_vec()));
+        for _ in 0..STDIN_FRAMES {
+            host.send(&Frame::Input(vec![0; MAX_DATA]));
+        }
+        host.send(&Frame::Signal(15));
+        assert_eq!(host.collect().2, Frame::Exit(Exit::Code(7)));
+    }
+
+    /// As many as the window allows.
+    const STDIN_FRAMES: usize = banger_proto::guest::STDIN_WINDOW as usize / MAX_DATA;
+
+    #[test]
+    fn a_program_a_user_and_a_directory_that_are_not_there_are_told_apart() {
+        let failure = |exec: Exec| match Host::ask(Request::Exec(exec)).collect().2 {
+            Frame::Failed(failure) => (failure.kind, failure.message),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(failure(command(&["/nonexistent"])).0, FailureKind::NotFound);
+        assert_eq!(failure(command(&["/etc/passwd"])).0, FailureKind::NotPermitted);
+        let (kind, message) = failure(Exec { user: Some("nobody-here".into()), ..command(&["true"]) });
+        assert_eq!((kind, message.as_str()), (FailureKind::BadRequest, "there is no user nobody-here"));
+        let (kind, message) = failure(Exec { cwd: Some("/nowhere".into()), ..command(&["true"]) });
+        assert_eq!(kind, FailureKind::BadRequest);
+        assert!(message.contains("/nowhere"), "{message}");
+    }
+
+    #[test]
+    fn a_terminal_has_a_size_that_changes() {
+        let size = WindowSize { rows: 11, columns: 22 };
+        let terminal = Some(Terminal { term: "dumb".into(), size });
+        let script = "stty size; trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.02; done";
+        let mut host = Host::ask(Request::Exec(Exec { terminal, ..command(&["sh", "-c", script]) }));
+        let mut seen = String::new();
+        while !seen.contains("ready") {
+            if let Frame::Output(bytes) = host.next() {
+                seen.push_str(&String::from_utf8(bytes).unwrap());
+            }
+        }
+        assert!(seen.starts_with("11 22"), "{seen}");
+        host.send(&Frame::Resize(WindowSize { rows: 33, columns: 44 }));
+        let (output, _, end) = host.collect();
+        assert!(output.contains("33 44"), "{output}");
+        assert_eq!(end, Frame::Exit(Exit::Code(0)));
+    }
+
+    #[test]
+    fn a_session_whose_host_is_gone_is_ended() {
+        let mut host = Host::exec(&["sh", "-c", "echo $$; sleep 1000"]);
+        assert!(matches!(host.next(), Frame::Started(_)));
+        let Frame::Output(pid) = host.next() else { panic!("no process id") };
+        let pid = String::from_utf8(pid).unwrap();
+        drop(host); // Waits for the agent's thread, and so for the end of the session.
+        assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists());
+    }
+
+    #[test]
+    fn a_background_process_does_not_hold_up_the_exit() {
+        check("sleep 1000 & echo $! > /dev/null; echo done", "done\n", "", Exit::Code(0));
+    }
+
+    #[test]
+    fn a_wrong_token_is_refused_and_the_right_one_heard_after_it() {
+        let mut host = Host::new();
+        assert_eq!(host.greet("ffffffffffffffffffffffffffffffff"), Err(hello::Error::WrongToken));
+        assert_eq!(host.greet(TOKEN), Ok(true));
+        host.send(&Frame::Request(Request::Info));
+        assert!(matches!(host.next(), Frame::Info(info) if !info.boot_id.is_empty()));
+    }
+
+    #[test]
+    fn a_conversation_that_was_cut_off_does_not_spoil_the_next() {
+        let mut host = Host::new();
+        assert_eq!(host.greet(TOKEN), Ok(true));
+        host.stream.write_all(b"\xff\xff\xff\xff garbage").unwrap();
+        assert_eq!(host.greet(TOKEN), Ok(true));
+        host.send(&Frame::Request(Request::Info));
+        assert!(matches!(host.next(), Frame::Info(_)));
+    }
+
+    #[test]
+    fn files_go_in_and_come_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o640);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        archive.append_data(&mut header, "sub/file", &b"hello"[..]).unwrap();
+        let directory = dir.path().join("in").to_str().unwrap().to_owned();
+
+        let mut host = Host::ask(Request::PutTar { directory: directory.clone() });
+        host.send(&Frame::Input(archive.into_inner().unwrap()));
+        host.send(&Frame::InputEnd);
+        assert_eq!(host.collect().2, Frame::Done);
+        assert_eq!(fs::read_to_string(format!("{directory}/sub/file")).unwrap(), "hello");
+
+        let mut host = Host::ask(Request::GetTar { path: format!("{directory}/sub") });
+        let (bytes, _, end) = host.collect();
+        assert_eq!(end, Frame::Done);
+        let mut archive = tar::Archive::new(bytes.as_bytes());
+        let names: Vec<_> =
+            archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
+        assert!(names.iter().any(|name| name.ends_with("sub/file")), "{names:?}");
+    }
+}

@@ -1,0 +1,173 @@
+//! The disks: the root file system, and the work disk that is filled at the first boot.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use banger_proto::guest::config::WorkDisk;
+use rustix::{
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags},
+    mount::{MountFlags, mount, mount_move},
+};
+
+/// How long the kernel may take to find a disk.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two looks: devices come in the order of modules, most of them before the first look.
+const DEVICE_POLL: Duration = Duration::from_millis(5);
+/// Where the work disk is mounted until it is filled.
+const STAGING: &str = "/work";
+/// Set on the root of a work disk once it is filled.
+const SEEDED: &str = "trusted.banger.seeded";
+/// What every ext4 has of its own.
+const LOST_FOUND: &str = "lost+found";
+
+/// Mounts the root file system.
+pub fn mount_root(device: &str, target: &str) -> io::Result<()> {
+    wait_for(device)?;
+    fs::create_dir_all(target)?;
+    Ok(mount(device, target, "ext4", MountFlags::empty(), None::<&std::ffi::CStr>)?)
+}
+
+/// Mounts the work disk below the new root, filled with what the image has there.
+pub fn mount_work(work: &WorkDisk, new_root: &str) -> io::Result<()> {
+    wait_for(&work.device)?;
+    fs::create_dir_all(STAGING)?;
+    mount(work.device.as_str(), STAGING, "ext4", MountFlags::NODEV, None::<&std::ffi::CStr>)?;
+    let root = rustix::fs::open(new_root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let inside = work.mount_point.trim_start_matches('/');
+    // The image's own links must not lead out of the image.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let target = rustix::fs::openat2(&root, inside, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    let target = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&target));
+    seed(Path::new(&target), Path::new(STAGING))?;
+    Ok(mount_move(STAGING, target.as_str())?)
+}
+
+fn wait_for(device: &str) -> io::Result<()> {
+    let deadline = Instant::now() + DEVICE_TIMEOUT;
+    loop {
+        match fs::metadata(device) {
+            Ok(found) if found.file_type().is_block_device() => return Ok(()),
+            _ if Instant::now() >= deadline => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{device} does not appear")));
+            }
+            _ => thread::sleep(DEVICE_POLL),
+        }
+    }
+}
+
+/// Fills the work disk, once. The mark is set last, behind a sync: a boot that is cut off begins anew.
+fn seed(image: &Path, work: &Path) -> io::Result<()> {
+    let mut mark = [0u8; 1];
+    if rustix::fs::getxattr(work, SEEDED, &mut mark[..]).is_ok() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(work)? {
+        let entry = entry?;
+        if entry.file_name() == LOST_FOUND {
+            continue;
+        }
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    copy_children(image, work)?;
+    copy_attributes(image, work)?;
+    rustix::fs::sync();
+    Ok(rustix::fs::setxattr(work, SEEDED, b"1", XattrFlags::empty())?)
+}
+
+/// Copies what is in a directory. Hard links within it become files of their own.
+fn copy_children(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_name() == LOST_FOUND {
+            continue;
+        }
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            fs::create_dir(&target)?;
+            copy_children(&source, &target)?;
+        } else if kind.is_symlink() {
+            symlink(fs::read_link(&source)?, &target)?;
+        } else if kind.is_file() {
+            fs::copy(&source, &target)?;
+        } else if kind.is_fifo() {
+            rustix::fs::mknodat(CWD, &target, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        } else {
+            // Sockets and devices in a home directory mean nothing in another file system.
+            continue;
+        }
+        copy_attributes(&source, &target)?;
+    }
+    Ok(())
+}
+
+/// Owner, mode, extended attributes and times; the times last, since the others change them.
+fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(from)?;
+    let is_link = metadata.file_type().is_symlink();
+    lchown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+    if !is_link {
+        fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+        copy_xattrs(from, to)?;
+    }
+    let time = |seconds, nanoseconds: i64| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ };
+    let times = Timestamps {
+        last_access: time(metadata.atime(), metadata.atime_nsec()),
+        last_modification: time(metadata.mtime(), metadata.mtime_nsec()),
+    };
+    Ok(rustix::fs::utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+fn copy_xattrs(from: &Path, to: &Path) -> io::Result<()> {
+    // The kernel's own bound for the list of names, and for a value (limits.h: XATTR_LIST_MAX, XATTR_SIZE_MAX).
+    let mut names = vec![0u8; 64 << 10];
+    let length = match rustix::fs::listxattr(from, &mut names[..]) {
+        Ok(length) => length,
+        Err(rustix::io::Errno::NOTSUP) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0u8; 64 << 10];
+        let length = rustix::fs::getxattr(from, name, &mut value[..])?;
+        rustix::fs::setxattr(to, name, &value[..length], XattrFlags::empty())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_copy_keeps_content_links_modes_and_times() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir_all(from.join("sub/deep")).unwrap();
+        fs::create_dir(&to).unwrap();
+        fs::write(from.join("sub/file"), "content").unwrap();
+        fs::set_permissions(from.join("sub/file"), fs::Permissions::from_mode(0o751)).unwrap();
+        symlink("../elsewhere", from.join("link")).unwrap();
+        fs::create_dir(from.join(LOST_FOUND)).unwrap();
+        let old = std::time::UNIX_EPOCH + Duration::new(1_000_000, 5);
+        fs::File::open(from.join("sub/file")).unwrap().set_modified(old).unwrap();
+
+        copy_children(&from, &to).unwrap();
+
+        assert_eq!(fs::read_to_string(to.join("sub/file")).unwrap(), "content");
+        let metadata = fs::metadata(to.join("sub/file")).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o7777, 0o751);
+        assert_eq!(metadata.modified().unwrap(), old);
+        assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("../elsewhere"));
+        assert!(to.join("sub/deep").is_dir());
+        assert!(!to.join(LOST_FOUND).exists());
+    }
+}

@@ -1,0 +1,115 @@
+//! From the initramfs to the image: the root is switched, the serving process is started, and the first
+//! process becomes the image's init, or stays to reap.
+
+use std::{
+    convert::Infallible,
+    fs, io,
+    io::{Seek, Write},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use banger_proto::guest::config::{GuestConfig, Init};
+use rustix::{
+    fs::{MemfdFlags, Mode, OFlags, ResolveFlags},
+    mount::mount_move,
+    process::{WaitOptions, chdir, chroot, waitpid},
+};
+
+use crate::{
+    SERVE,
+    boot::NEW_ROOT,
+    channels::{Inheritance, InitKind},
+    log,
+};
+
+/// Where an image may have its init, the most particular first.
+const INITS: [&str; 5] =
+    ["/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd", "/etc/init", "/bin/init"];
+/// The name under which the serving process is known: systemd spares processes whose name begins so when it
+/// kills everything before power-off (systemd.io, "Root storage daemons").
+const SERVER_NAME: &str = "@banger-agent";
+
+/// Hands over. Returns only when that is impossible.
+pub fn run(config: GuestConfig, problems: Vec<String>) -> io::Result<Infallible> {
+    let has_root = fs::read_dir(NEW_ROOT).is_ok_and(|mut entries| entries.next().is_some());
+    if has_root {
+        switch_root()?;
+    }
+    let init = if has_root { choose(&config.init) } else { None };
+    let kind = if init.is_some() { InitKind::Image } else { InitKind::Agent };
+    start_server(Inheritance { token: config.token, problems, init: kind })?;
+    match init {
+        Some(init) => {
+            log::info(&format!("handing over to {init}"));
+            let error = Command::new(&init).arg0(&init).env_clear().exec();
+            log::error(&format!("cannot run {init}: {error}"));
+            reap()
+        }
+        None => reap(),
+    }
+}
+
+/// Makes the image's file system the root, with what is mounted already, and frees the initramfs.
+fn switch_root() -> io::Result<()> {
+    for inner in ["dev", "proc", "sys", "run"] {
+        let target = format!("{NEW_ROOT}/{inner}");
+        fs::create_dir_all(&target)?;
+        mount_move(format!("/{inner}"), target)?;
+    }
+    for garbage in ["/lib", "/banger"] {
+        // Memory only: what cannot be freed is no reason to stop.
+        let _ = fs::remove_dir_all(garbage);
+    }
+    chdir(NEW_ROOT)?;
+    mount_move(".", "/")?;
+    chroot(".")?;
+    Ok(chdir("/")?)
+}
+
+fn choose(init: &Init) -> Option<String> {
+    match init {
+        Init::Agent => None,
+        Init::Path(path) => Some(path.clone()),
+        Init::Auto => INITS.into_iter().find(|path| is_program(path)).map(str::to_owned),
+    }
+}
+
+/// Whether this is a program, links followed inside the root.
+fn is_program(path: &str) -> bool {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::empty());
+    let Ok(file) = opened else { return false };
+    rustix::fs::fstat(&file).is_ok_and(|stat| {
+        let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
+        is_file && stat.st_mode & 0o111 != 0
+    })
+}
+
+/// Starts the serving process. What it has to know stands in a file without a name, its standard input.
+fn start_server(inheritance: Inheritance) -> io::Result<()> {
+    let mut file = fs::File::from(rustix::fs::memfd_create("banger-agent", MemfdFlags::CLOEXEC)?);
+    serde_json::to_writer(&mut file, &inheritance)?;
+    file.flush()?;
+    file.rewind()?;
+    // The program is in the initramfs, which no path leads to any more.
+    Command::new(Path::new("/proc/self/exe"))
+        .arg0(SERVER_NAME)
+        .arg(SERVE)
+        .env_clear()
+        .stdin(Stdio::from(file))
+        .spawn()
+        .map(drop)
+}
+
+/// The whole of a first process's duty: children that nobody waits for are waited for.
+fn reap() -> io::Result<Infallible> {
+    loop {
+        match waitpid(None, WaitOptions::empty()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            // No child is left: the serving process is gone, and with it all that this machine is for.
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

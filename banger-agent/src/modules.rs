@@ -1,0 +1,37 @@
+//! Loading the modules that the host picked, in its order.
+
+use std::{
+    fs::{self, File},
+    io,
+};
+
+use banger_proto::guest::config::MODULES_PATH;
+
+use crate::log;
+
+/// Loads every module of the list. A module that cannot be loaded is a problem and no reason to stop: the
+/// next one may not need it.
+pub fn load() -> Vec<String> {
+    let list = match fs::read_to_string(MODULES_PATH) {
+        Ok(list) => list,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => return vec![format!("cannot read the list of modules: {error}")],
+    };
+    let mut problems = Vec::new();
+    for path in list.lines().filter(|line| !line.is_empty()) {
+        if let Err(error) = load_one(path) {
+            let problem = format!("cannot load {path}: {error}");
+            log::error(&problem);
+            problems.push(problem);
+        }
+    }
+    problems
+}
+
+fn load_one(path: &str) -> io::Result<()> {
+    let file = File::open(path)?;
+    match rustix::system::finit_module(&file, c"", 0) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,184 @@
+//! One channel to the host: frames in and out of a descriptor that is a virtio port in a guest and a
+//! socket in tests. Never blocks but in a poll that also sees the host hang up.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use banger_proto::guest::{
+    Decoder, Frame,
+    frame::MAX_DATA,
+    hello::{self, HostHello, MAX_STALE, Verdict},
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
+
+/// A channel. The descriptor must be non-blocking.
+pub struct Port {
+    fd: OwnedFd,
+    decoder: Decoder,
+    outgoing: Vec<u8>,
+}
+
+/// What a look at the channel brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// Something has come.
+    Bytes,
+    /// Nothing has come.
+    Nothing,
+    /// The host has hung up.
+    HungUp,
+}
+
+/// How a greeting went.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Greeting {
+    /// A request may come.
+    Done,
+    /// The host has hung up.
+    HungUp,
+}
+
+impl Port {
+    pub fn new(fd: OwnedFd) -> Self {
+        Self { fd, decoder: Decoder::default(), outgoing: Vec::new() }
+    }
+
+    /// Waits for a greeting and answers it. A wrong one is answered too, and the next is awaited.
+    pub fn greet(&mut self, token: &str) -> io::Result<Greeting> {
+        let mut buffer = std::mem::take(&mut self.decoder).into_rest();
+        self.outgoing.clear();
+        let mut skipped = 0;
+        loop {
+            if let Some(hello) = HostHello::take(&mut buffer) {
+                let verdict = hello.judge(token);
+                self.outgoing.extend(hello::answer(&hello, verdict));
+                if !self.flush_all()? {
+                    return Ok(Greeting::HungUp);
+                }
+                if verdict == Verdict::Welcome {
+                    self.decoder = Decoder::new(buffer);
+                    return Ok(Greeting::Done);
+                }
+                continue;
+            }
+            match self.read(&mut buffer)? {
+                Received::Bytes => {
+                    skipped += MAX_DATA;
+                    if skipped > MAX_STALE {
+                        return Err(io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            "too much that is no greeting",
+                        ));
+                    }
+                }
+                Received::HungUp => return Ok(Greeting::HungUp),
+                Received::Nothing => drop(self.wait(PollFlags::IN)?),
+            }
+        }
+    }
+
+    /// Looks what has come.
+    pub fn receive(&mut self) -> io::Result<Received> {
+        let mut bytes = Vec::new();
+        let received = self.read(&mut bytes)?;
+        self.decoder.push(&bytes);
+        Ok(received)
+    }
+
+    /// The next frame that has come.
+    pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
+        self.decoder.next_frame().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    /// Waits for the next frame; `None` when the host has hung up.
+    pub fn wait_frame(&mut self) -> io::Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.next_frame()? {
+                return Ok(Some(frame));
+            }
+            match self.receive()? {
+                Received::Bytes => {}
+                Received::HungUp => return Ok(None),
+                Received::Nothing => drop(self.wait(PollFlags::IN)?),
+            }
+        }
+    }
+
+    /// Adds a frame to what is to be sent.
+    pub fn queue(&mut self, frame: &Frame) {
+        self.outgoing.extend(frame.encode());
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn queued(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Sends what can be sent now. `false` when the host has hung up.
+    pub fn flush(&mut self) -> io::Result<bool> {
+        while !self.outgoing.is_empty() {
+            match rustix::io::write(&self.fd, &self.outgoing) {
+                Ok(written) => drop(self.outgoing.drain(..written)),
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET | Errno::NODEV | Errno::IO) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sends a frame, however long it takes. `false` when the host has hung up.
+    pub fn send(&mut self, frame: &Frame) -> io::Result<bool> {
+        self.queue(frame);
+        self.flush_all()
+    }
+
+    fn flush_all(&mut self) -> io::Result<bool> {
+        loop {
+            if !self.flush()? {
+                return Ok(false);
+            }
+            if self.outgoing.is_empty() {
+                return Ok(true);
+            }
+            if self.wait(PollFlags::OUT)?.intersects(PollFlags::HUP | PollFlags::ERR) {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn read(&self, into: &mut Vec<u8>) -> io::Result<Received> {
+        let mut bytes = [0; 16 << 10];
+        match rustix::io::read(&self.fd, &mut bytes) {
+            // A virtio port reads so too while the host is not there.
+            Ok(0) => Ok(Received::HungUp),
+            Ok(count) => {
+                into.extend_from_slice(&bytes[..count]);
+                Ok(Received::Bytes)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(Received::Nothing),
+            Err(Errno::PIPE | Errno::CONNRESET | Errno::NODEV) => Ok(Received::HungUp),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn wait(&self, what: PollFlags) -> io::Result<PollFlags> {
+        let mut fds = [PollFd::new(&self.fd, what)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => Ok(fds[0].revents()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Port {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -1,0 +1,166 @@
+//! Starting a command as a user, in a session of its own, with a terminal or with pipes.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use banger_proto::guest::{Exec, Terminal, message::WindowSize};
+use rustix::{
+    fs::{Mode, OFlags},
+    pipe::{PipeFlags, pipe_with},
+    pty::OpenptFlags,
+    termios::{Winsize, tcsetwinsize},
+};
+
+use crate::account::Account;
+
+/// The search path of a login on Debian, with the directories of a system administrator.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A command that runs.
+pub struct Running {
+    pub child: Child,
+    /// Where its input goes.
+    pub input: Option<OwnedFd>,
+    /// Where its output comes from.
+    pub output: Option<OwnedFd>,
+    /// Where its errors come from; a terminal has them in its output.
+    pub errors: Option<OwnedFd>,
+    /// The terminal's side of ours.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// Starts the command. `NotFound` is of the program; a directory or user that is not there says so.
+pub fn spawn(exec: &Exec) -> io::Result<Running> {
+    let user = exec.user.as_deref().unwrap_or("root");
+    let account = Account::find(user)?
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("there is no user {user}")))?;
+    let mut command = command_of(exec, &account);
+    command.current_dir(directory_of(exec, &account)?);
+    command.uid(account.uid).gid(account.gid);
+    let (groups, has_terminal) = (groups_of(&account), exec.terminal.is_some());
+    let prepare = move || {
+        rustix::process::setsid()?;
+        if has_terminal {
+            // SAFETY: descriptor 0 is open in the child: it was set to the terminal before this runs.
+            #[expect(unsafe_code, reason = "the child's standard input has no owner in this process")]
+            let input = unsafe { BorrowedFd::borrow_raw(0) };
+            rustix::process::ioctl_tiocsctty(input)?;
+        }
+        rustix::thread::set_thread_groups(&groups)?;
+        Ok(())
+    };
+    // SAFETY: the closure only makes system calls; it neither allocates nor takes a lock.
+    #[expect(unsafe_code, reason = "a session and its terminal can only be set up between fork and exec")]
+    unsafe {
+        command.pre_exec(prepare);
+    }
+    match (&exec.terminal, exec.detach) {
+        (Some(terminal), false) => with_terminal(command, terminal),
+        (None, false) => with_pipes(command),
+        (_, true) => {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let child = command.spawn()?;
+            Ok(Running { child, input: None, output: None, errors: None, terminal: None })
+        }
+    }
+}
+
+/// Sets the size of a terminal.
+pub fn resize(terminal: &OwnedFd, size: WindowSize) -> io::Result<()> {
+    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(tcsetwinsize(terminal, size)?)
+}
+
+fn command_of(exec: &Exec, account: &Account) -> Command {
+    let mut command = match exec.argv.split_first() {
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            command
+        }
+        None => {
+            let name = Path::new(&account.shell).file_name().unwrap_or_default().to_string_lossy();
+            let mut command = Command::new(&account.shell);
+            // A shell whose name begins so is a login shell.
+            command.arg0(format!("-{name}"));
+            command
+        }
+    };
+    command.env_clear();
+    command.envs([
+        ("HOME", account.home.as_str()),
+        ("USER", &account.name),
+        ("LOGNAME", &account.name),
+        ("SHELL", &account.shell),
+        ("PATH", PATH),
+    ]);
+    if let Some(terminal) = &exec.terminal {
+        command.env("TERM", &terminal.term);
+    }
+    command.envs(exec.env.iter().map(|(key, value)| (key, value)));
+    command
+}
+
+/// Where the command runs: what was asked for must be there, a home may be missing.
+fn directory_of(exec: &Exec, account: &Account) -> io::Result<String> {
+    match &exec.cwd {
+        Some(cwd) if Path::new(cwd).is_dir() => Ok(cwd.clone()),
+        Some(cwd) => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("there is no directory {cwd} in the guest"),
+        )),
+        None if Path::new(&account.home).is_dir() => Ok(account.home.clone()),
+        None => Ok("/".to_owned()),
+    }
+}
+
+fn groups_of(account: &Account) -> Vec<rustix::fs::Gid> {
+    let mut groups = account.groups.clone();
+    groups.push(account.gid);
+    groups.into_iter().map(rustix::fs::Gid::from_raw).collect()
+}
+
+fn with_pipes(mut command: Command) -> io::Result<Running> {
+    let (input_read, input) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (output, output_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (errors, errors_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    for ours in [&input, &output, &errors] {
+        set_nonblocking(ours.as_fd())?;
+    }
+    let child = command
+        .stdin(Stdio::from(input_read))
+        .stdout(Stdio::from(output_write))
+        .stderr(Stdio::from(errors_write))
+        .spawn()?;
+    Ok(Running { child, input: Some(input), output: Some(output), errors: Some(errors), terminal: None })
+}
+
+fn with_terminal(mut command: Command, terminal: &Terminal) -> io::Result<Running> {
+    let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    rustix::pty::grantpt(&master)?;
+    rustix::pty::unlockpt(&master)?;
+    let name = rustix::pty::ptsname(&master, Vec::new())?;
+    let slave =
+        File::from(rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?);
+    resize(&master, terminal.size)?;
+    let child = command
+        .stdin(Stdio::from(slave.try_clone()?))
+        .stdout(Stdio::from(slave.try_clone()?))
+        .stderr(Stdio::from(slave))
+        .spawn()?;
+    set_nonblocking(master.as_fd())?;
+    let (input, output) = (master.try_clone()?, master.try_clone()?);
+    Ok(Running { child, input: Some(input), output: Some(output), errors: None, terminal: Some(master) })
+}
+
+fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | OFlags::NONBLOCK)?)
+}
