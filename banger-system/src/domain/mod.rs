@@ -3,6 +3,7 @@
 
 pub mod id;
 pub mod image;
+pub mod kernel;
 pub mod lifecycle;
 pub mod limits;
 pub mod machine;
