@@ -339,7 +339,8 @@ impl Task {
                 self.unit = started.unit;
                 self.pid = started.pid;
                 self.happen(Event::Launched);
-                self.save().await?;
+                // The row says `starting` if this fails, and a restart of the service makes the same of it.
+                self.log_failed_save().await;
                 self.watch_end();
                 self.watch_guest(start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout));
                 job.stage("boot", "waiting for the guest");
@@ -349,7 +350,7 @@ impl Task {
                 self.lease.release(Span::Boot).await;
                 self.happen(Event::LaunchFailed);
                 self.vm.reason = Reason::StartFailed(one_line(&error));
-                self.save().await?;
+                self.log_failed_save().await;
                 Err(error)
             }
         }

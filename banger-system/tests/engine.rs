@@ -1,0 +1,413 @@
+//! The engine on a host in memory: everything works, everything fails at every step, and the service may
+//! go away between any two steps. Whatever happens, nothing stays that the ledger does not know.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::{collections::BTreeMap, fs::File, time::Duration};
+
+use banger_proto::size::Bytes;
+use banger_system::{
+    domain::{
+        id::{JobId, Uid, VmId},
+        lifecycle::{Reason, State},
+        limits::Limits,
+        vm::{Init, Lifetime},
+    },
+    engine::{
+        Engine, Settings,
+        error::Error,
+        request::{CreateVm, ImportImage, ImportKernel, Manner, Start, Stop},
+        view::{Event, Outcome},
+    },
+    ports::Ended,
+    sim::Sim,
+};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+const ALICE: Uid = Uid(1000);
+const BOB: Uid = Uid(1001);
+/// No test waits longer for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct House {
+    sim: Sim,
+    engine: Engine,
+    events: UnboundedReceiver<Event>,
+}
+
+impl House {
+    /// A host with an image and a kernel that everybody sees.
+    async fn new() -> Self {
+        let house = Self::on(Sim::new());
+        let null = || File::open("/dev/null").unwrap().into();
+        let kernel = ImportKernel {
+            owner: Uid::ROOT,
+            name: "debian".parse().unwrap(),
+            shared: true,
+            vmlinuz: null(),
+            modules: None,
+        };
+        house.done(house.engine.import_kernel(kernel).unwrap()).await;
+        let image = ImportImage {
+            owner: Uid::ROOT,
+            name: "debian-bookworm".parse().unwrap(),
+            shared: true,
+            kernel: None,
+            rootfs: null(),
+        };
+        house.done(house.engine.import_image(image).unwrap()).await;
+        house
+    }
+
+    /// An engine that knows nothing yet, on a host that may have things.
+    fn on(sim: Sim) -> Self {
+        let settings = Settings {
+            default_image: "debian-bookworm".parse().unwrap(),
+            default_kernel: "debian".parse().unwrap(),
+            vcpus: 2,
+            memory: Bytes::gib(1),
+            disk_size: Bytes::gib(8),
+            ready_timeout: Duration::from_millis(300),
+            stop_timeout: Duration::from_millis(300),
+            limits: Limits::of_host(4, Bytes::gib(32)),
+        };
+        let (engine, events) = Engine::new(sim.ports(), settings);
+        Self { sim, engine, events }
+    }
+
+    /// Another run of the service on the same host. The first one is not asked to stop, as in a crash: its
+    /// tasks end with the runtime, so the caller makes sure that they are idle.
+    async fn restarted(self) -> Self {
+        let next = Self::on(self.sim.clone());
+        next.engine.recover().await.unwrap();
+        next
+    }
+
+    async fn outcome(&self, job: JobId) -> Outcome {
+        let view = tokio::time::timeout(PATIENCE, self.engine.wait_job(job, None)).await.unwrap().unwrap();
+        view.outcome.clone().unwrap()
+    }
+
+    async fn done(&self, job: JobId) {
+        let outcome = self.outcome(job).await;
+        assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
+    }
+
+    async fn failed(&self, job: JobId) -> String {
+        match self.outcome(job).await {
+            Outcome::Failed(error) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn running(&self) -> VmId {
+        let (vm, job) = self.engine.create_vm(request()).await.unwrap();
+        self.done(job).await;
+        vm
+    }
+
+    fn state(&self, vm: VmId) -> State {
+        self.engine.vm(vm).unwrap().vm.state
+    }
+
+    /// Waits until a machine is as it should be.
+    async fn until(&mut self, vm: VmId, wanted: impl Fn(Option<State>) -> bool) {
+        let wait = async {
+            while !wanted(self.engine.vm(vm).map(|view| view.vm.state)) {
+                self.events.recv().await.expect("the engine lives");
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap();
+    }
+}
+
+fn request() -> CreateVm {
+    CreateVm {
+        owner: ALICE,
+        name: None,
+        image: None,
+        kernel: None,
+        vcpus: None,
+        memory: None,
+        disk_size: None,
+        hostname: None,
+        init: Init::Auto,
+        lifetime: Lifetime::Persistent,
+        labels: BTreeMap::new(),
+        start: Some(Start::default()),
+    }
+}
+
+#[tokio::test]
+async fn a_machine_is_made_runs_stops_starts_again_and_goes() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    let view = house.engine.vm(vm).unwrap();
+    assert_eq!((view.vm.state, view.vm.is_ready()), (State::Running, true));
+    assert_eq!(view.image_name, "debian-bookworm");
+    let first_boot = view.vm.boot_id.clone();
+
+    house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+    assert_eq!(house.state(vm), State::Stopped);
+    assert!(
+        !house.sim.alive().iter().any(|thing| thing.starts_with("process") || thing.starts_with("sockets"))
+    );
+
+    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert_ne!(house.engine.vm(vm).unwrap().vm.boot_id, first_boot);
+
+    let refused = house.engine.delete_vm(vm, Manner::Clean).await.unwrap_err();
+    assert_eq!(refused.to_string(), "a machine that is running cannot be deleted");
+    house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
+    assert!(house.engine.vm(vm).is_none());
+    assert_eq!(house.sim.alive(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn repeated_requests_change_nothing() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    for _ in 0..2 {
+        house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+    }
+    assert_eq!(house.state(vm), State::Stopped);
+}
+
+#[tokio::test]
+async fn a_creation_that_fails_at_any_step_leaves_nothing() {
+    let house = House::new().await;
+    house.sim.fail_at(None);
+    let vm = house.running().await;
+    let steps = house.sim.steps();
+    house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
+    assert!(steps > 6, "only {steps} steps were seen");
+
+    let mut failures = 0;
+    for step in 0..steps {
+        house.sim.fail_at(Some(step));
+        let (vm, job) = house.engine.create_vm(request()).await.unwrap();
+        let outcome = house.outcome(job).await;
+        house.sim.fail_at(None);
+        match outcome {
+            Outcome::Failed(_) => {
+                failures += 1;
+                assert!(house.engine.vm(vm).is_none(), "step {step} left a machine");
+            }
+            // Only its row could not be written once it ran: it stays, and is removed like any other.
+            Outcome::Done => house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await,
+            Outcome::Canceled => panic!("nobody canceled"),
+        }
+        assert_eq!(house.sim.alive(), Vec::<String>::new(), "step {step}");
+    }
+    assert!(failures > 5, "only {failures} of {steps} steps could fail");
+}
+
+#[tokio::test]
+async fn a_start_that_fails_at_any_step_leaves_only_the_disks() {
+    let house = House::new().await;
+    let (vm, job) = house.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();
+    house.done(job).await;
+    let at_rest = house.sim.alive();
+    for step in 0..6 {
+        house.sim.fail_at(Some(step));
+        let outcome = house.outcome(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+        house.sim.fail_at(None);
+        if matches!(outcome, Outcome::Done) {
+            house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+            continue;
+        }
+        assert!(!house.state(vm).is_up(), "step {step}");
+        assert_eq!(house.sim.alive(), at_rest, "step {step}");
+    }
+}
+
+#[tokio::test]
+async fn a_restart_of_the_service_takes_over_what_runs_and_removes_what_belongs_to_nothing() {
+    let house = House::new().await;
+    let (up, down) = (house.running().await, house.running().await);
+    house.done(house.engine.stop_vm(down, Stop::default()).await.unwrap()).await;
+    let before = house.sim.alive();
+
+    let mut house = house.restarted().await;
+    let is_up = |state| state == Some(State::Running);
+    house.until(up, is_up).await;
+    assert_eq!(house.state(down), State::Stopped);
+    assert_eq!(house.sim.alive(), before);
+
+    // A machine of which only the host knows: its row was lost.
+    use banger_system::ports::Store;
+    house.sim.delete_vm(up).await.unwrap();
+    let house = house.restarted().await;
+    assert!(house.engine.vm(up).is_none());
+    assert!(
+        !house.sim.alive().iter().any(|thing| thing.contains(&up.to_string())),
+        "{:?}",
+        house.sim.alive()
+    );
+}
+
+#[tokio::test]
+async fn a_machine_that_ended_while_the_service_was_away_is_found_stopped() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    use banger_system::ports::Supervisor;
+    // The first engine hears of it too; what counts is what the next one makes of the row.
+    let row = house.engine.vm(vm).unwrap().vm.clone();
+    let sim = house.sim.clone();
+    drop(house);
+    sim.remove(vm).await.unwrap();
+    use banger_system::ports::Store;
+    sim.put_vm(&row).await.unwrap();
+
+    let mut house = House::on(sim);
+    house.engine.recover().await.unwrap();
+    house.until(vm, |state| state == Some(State::Stopped)).await;
+    assert_eq!(house.engine.vm(vm).unwrap().vm.reason, Reason::Lost);
+    assert!(!house.sim.alive().iter().any(|thing| thing.starts_with("sockets")));
+}
+
+#[tokio::test]
+async fn a_guest_that_never_answers_stays_up_and_is_kept() {
+    let mut house = House::new().await;
+    house.sim.deafen_guests(true);
+    let lifetime = Lifetime::Caller { connection: ":1.7".into(), bus: "bus".into() };
+    let (vm, job) = house.engine.create_vm(CreateVm { lifetime, ..request() }).await.unwrap();
+    let message = house.failed(job).await;
+    assert!(message.contains("did not become ready"), "{message}");
+    assert_eq!(house.state(vm), State::Running);
+    house.engine.caller_vanished(":1.7").await;
+    house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+    house.until(vm, |state| state == Some(State::Stopped)).await;
+}
+
+#[tokio::test]
+async fn a_machine_bound_to_a_caller_goes_with_it() {
+    let mut house = House::new().await;
+    let lifetime = Lifetime::Caller { connection: ":1.7".into(), bus: "bus".into() };
+    let (vm, job) = house.engine.create_vm(CreateVm { lifetime, ..request() }).await.unwrap();
+    house.done(job).await;
+    house.engine.caller_vanished(":1.8").await;
+    assert_eq!(house.state(vm), State::Running);
+    house.engine.caller_vanished(":1.7").await;
+    house.until(vm, |state| state.is_none()).await;
+    assert_eq!(house.sim.alive(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_monitor_that_dies_or_a_guest_that_powers_off_is_noticed() {
+    let mut house = House::new().await;
+    let (died, off) = (house.running().await, house.running().await);
+    house.sim.end_process(died, Ended::Failed("killed:9".into()));
+    house.until(died, |state| state == Some(State::Failed)).await;
+    assert_eq!(house.engine.vm(died).unwrap().vm.reason, Reason::VmmExit("killed:9".into()));
+    house.sim.end_process(off, Ended::Clean);
+    house.until(off, |state| state == Some(State::Stopped)).await;
+    assert_eq!(house.engine.vm(off).unwrap().vm.reason, Reason::GuestShutdown);
+}
+
+#[tokio::test]
+async fn a_kill_leaves_the_machine_stopped_and_not_failed() {
+    let mut house = House::new().await;
+    let vm = house.running().await;
+    house.engine.kill_vm(vm, 9).await.unwrap();
+    house.until(vm, |state| state == Some(State::Stopped)).await;
+    let error = house.engine.kill_vm(vm, 9).await.unwrap_err();
+    assert!(matches!(error, Error::NotRunning { .. }));
+}
+
+#[tokio::test]
+async fn a_restart_is_a_new_boot() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    let boot = house.engine.vm(vm).unwrap().vm.boot_id.clone();
+    house.done(house.engine.restart_vm(vm, Stop::default(), Start::default()).await.unwrap()).await;
+    let view = house.engine.vm(vm).unwrap();
+    assert_eq!(view.vm.state, State::Running);
+    assert_ne!(view.vm.boot_id, boot);
+}
+
+#[tokio::test]
+async fn a_canceled_creation_leaves_nothing() {
+    let mut house = House::new().await;
+    house.sim.deafen_guests(true);
+    let (vm, job) = house.engine.create_vm(request()).await.unwrap();
+    house.until(vm, |state| state == Some(State::Running)).await;
+    house.engine.cancel_job(job).unwrap();
+    assert!(matches!(house.outcome(job).await, Outcome::Canceled));
+    house.until(vm, |state| state.is_none()).await;
+    assert_eq!(house.sim.alive(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn impossible_requests_change_nothing() {
+    let house = House::new().await;
+    let refused = async |change: fn(&mut CreateVm)| {
+        let mut request = request();
+        change(&mut request);
+        house.engine.create_vm(request).await.unwrap_err().to_string()
+    };
+    assert!(refused(|r| r.vcpus = Some(0)).await.contains("between 1 and 8, not 0"));
+    assert!(refused(|r| r.memory = Some(Bytes::gib(10 << 10))).await.starts_with("memory must be between"));
+    assert_eq!(refused(|r| r.image = Some("nope".parse().unwrap())).await, "there is no image nope");
+    assert_eq!(house.sim.alive(), Vec::<String>::new());
+    assert!(house.engine.vms().is_empty());
+}
+
+#[tokio::test]
+async fn names_belong_to_their_owner() {
+    let house = House::new().await;
+    let named = |owner| CreateVm { owner, name: Some("box".parse().unwrap()), start: None, ..request() };
+    let (hers, job) = house.engine.create_vm(named(ALICE)).await.unwrap();
+    house.done(job).await;
+    assert_eq!(
+        house.engine.create_vm(named(ALICE)).await.unwrap_err().to_string(),
+        "you already have a sandbox box"
+    );
+    let (his, _) = house.engine.create_vm(named(BOB)).await.unwrap();
+    let find =
+        |caller, text: &str| house.engine.find_vm(caller, &text.parse().unwrap()).map(|v| v.vm.id).ok();
+    assert_eq!(find(ALICE, "box"), Some(hers));
+    assert_eq!(find(BOB, "box"), Some(his));
+    assert_eq!(find(BOB, "user1000/box"), Some(hers));
+    assert_eq!(find(Uid(7), "box"), None);
+    assert_eq!(find(BOB, &hers.to_string()[..8]), Some(hers));
+}
+
+#[tokio::test]
+async fn images_and_kernels_that_are_used_are_not_deleted() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    let view = house.engine.vm(vm).unwrap();
+    let (image, kernel) = (view.vm.image, view.vm.kernel);
+    let error = house.engine.delete_image(image).await.unwrap_err();
+    assert_eq!(error.to_string(), format!("the image debian-bookworm is used by {}", view.vm.name));
+    assert!(house.engine.delete_kernel(kernel).await.is_err());
+    house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
+    house.engine.delete_image(image).await.unwrap();
+    house.engine.delete_kernel(kernel).await.unwrap();
+}
+
+#[tokio::test]
+async fn many_requests_to_one_machine_at_once_end_in_a_state_of_the_table() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    let mut asked = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let engine = house.engine.clone();
+        asked.spawn(async move {
+            let job = match n % 4 {
+                0 => engine.start_vm(vm, Start::default()).await,
+                1 => engine.stop_vm(vm, Stop::default()).await,
+                2 => engine.restart_vm(vm, Stop::default(), Start::default()).await,
+                _ => engine.stop_vm(vm, Stop { manner: Manner::Forced, ..Stop::default() }).await,
+            };
+            // Refused, or ended in whatever way: but it ends.
+            if let Ok(job) = job {
+                engine.wait_job(job, None).await.unwrap();
+            }
+        });
+    }
+    tokio::time::timeout(PATIENCE, asked.join_all()).await.unwrap();
+    house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
+    assert_eq!(house.sim.alive(), Vec::<String>::new());
+}
