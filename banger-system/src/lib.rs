@@ -6,5 +6,6 @@
 
 pub mod domain;
 pub mod engine;
+pub mod host;
 pub mod ports;
 pub mod sim;

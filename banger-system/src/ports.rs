@@ -30,10 +30,10 @@ pub enum Error {
         message: String,
     },
     /// The file system is full.
-    #[error("no space is left for {what}")]
+    #[error("cannot {doing}: no space is left")]
     NoSpace {
-        /// What was being written.
-        what: String,
+        /// What was being done, and to what.
+        doing: String,
     },
     /// The content of a file is not what it has to be.
     #[error("{message}")]
@@ -98,9 +98,7 @@ impl Error {
     pub fn os(doing: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         let (doing, source) = (doing.into(), source.into());
         match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Self::NoSpace { what: doing }
-            }
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::NoSpace { doing },
             _ => Self::Os { doing, source },
         }
     }
@@ -362,7 +360,7 @@ pub trait Store: Send + Sync {
     async fn vms(&self) -> Result<Vec<Vm>>;
     /// Writes a machine, new or changed.
     async fn put_vm(&self, vm: &Vm) -> Result<()>;
-    /// Forgets a machine and its ledger.
+    /// Forgets a machine. What it could not be rid of stays in the ledger.
     async fn delete_vm(&self, vm: VmId) -> Result<()>;
     /// Every image.
     async fn images(&self) -> Result<Vec<Image>>;

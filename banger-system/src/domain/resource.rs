@@ -3,7 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::id::{Uid, VmId};
+use super::id::{ImageId, KernelId, Uid, VmId};
+
+/// The file in an image's directory.
+pub const IMAGE_FILE: &str = "rootfs.ext4";
+/// The ELF file in a kernel's directory.
+pub const KERNEL_FILE: &str = "vmlinux";
+/// The archive of modules in a kernel's directory.
+pub const MODULES_FILE: &str = "modules.cpio";
 
 /// A thing on the host that belongs to one machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -135,9 +142,29 @@ impl Places {
         self.state.join("images")
     }
 
+    /// The root file system of an image.
+    pub fn image(&self, image: ImageId) -> PathBuf {
+        self.images().join(image.to_string()).join(IMAGE_FILE)
+    }
+
     /// The directory of kernels.
     pub fn kernels(&self) -> PathBuf {
         self.state.join("kernels")
+    }
+
+    /// A kernel as ELF.
+    pub fn kernel(&self, kernel: KernelId) -> PathBuf {
+        self.kernels().join(kernel.to_string()).join(KERNEL_FILE)
+    }
+
+    /// The archive of a kernel's modules.
+    pub fn kernel_modules(&self, kernel: KernelId) -> PathBuf {
+        self.kernels().join(kernel.to_string()).join(MODULES_FILE)
+    }
+
+    /// The archive of the agent, the same for every machine.
+    pub fn agent_archive(&self) -> PathBuf {
+        self.state.join("agent.cpio")
     }
 
     /// One of our programs.

@@ -1,0 +1,40 @@
+//! Empty ext4 file systems, written without a program, a mount or privileges.
+
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+use banger_proto::size::Bytes;
+use mkext4::{FsBuilder, Options, RegionSink};
+
+/// The label of work disks.
+const LABEL: &str = "banger-work";
+/// 2026-01-01: when every work disk was made, as far as its own times say. So two of one size differ by
+/// their UUID alone, and no time of a host gets into a guest.
+const EPOCH: i64 = 1_767_225_600;
+/// The writer's block, of which a size is a multiple.
+const BLOCK: u64 = 4096;
+
+/// Makes the empty file `to` an empty ext4 file system of this size, rounded up to whole blocks.
+pub(super) fn write_empty(to: &File, size: Bytes, uuid: [u8; 16]) -> Result<(), mkext4::Error> {
+    let too_large = || mkext4::Error::Invalid(format!("{size} is too large"));
+    let size = size.0.checked_next_multiple_of(BLOCK).ok_or_else(too_large)?;
+    let mut options = Options::new(size, uuid, EPOCH);
+    options.label = Some(LABEL.to_owned());
+    // Reserved blocks are the superuser's, and in a guest that is who uses the disk.
+    options.reserved_percent = 0;
+    to.set_len(size)?;
+    FsBuilder::new(options)?.seal()?.writer(Holes(to))?.finish()?;
+    Ok(())
+}
+
+/// A new file, which has its zeros already.
+struct Holes<'a>(&'a File);
+
+impl RegionSink for Holes<'_> {
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn zeros(&mut self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+}

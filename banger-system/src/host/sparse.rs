@@ -1,0 +1,188 @@
+//! Copies of sparse files: by sharing blocks where the file system can, else of the data alone.
+
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+
+use rustix::{
+    fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek},
+    io::Errno,
+};
+
+/// How much is read at once where the kernel does not copy by itself.
+pub(super) const CHUNK: usize = 1 << 20;
+/// What is left out when it holds nothing but zeros: the block of the usual file systems.
+const BLOCK: usize = 4096;
+
+/// How a copy was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Method {
+    /// It shares its blocks with the original until one of the two is written to.
+    Shared,
+    /// It has blocks of its own.
+    Copied,
+}
+
+/// Makes the empty file `to` a copy of `from`, as sparse as that.
+pub(super) fn copy(from: &File, to: &File) -> io::Result<Method> {
+    if share(from, to)? {
+        return Ok(Method::Shared);
+    }
+    let len = from.metadata()?.len();
+    to.set_len(len)?;
+    let mut at = 0;
+    while let Some(data) = next_data(from, at, len)? {
+        copy_range(from, to, data.clone())?;
+        at = data.end;
+    }
+    Ok(Method::Copied)
+}
+
+/// Makes the empty file `to` share the blocks of `from`. False where the file systems cannot.
+pub(super) fn share(from: &File, to: &File) -> io::Result<bool> {
+    match ioctl_ficlone(to, from) {
+        Ok(()) => Ok(true),
+        Err(full @ (Errno::NOSPC | Errno::DQUOT)) => Err(full.into()),
+        // EOPNOTSUPP, EXDEV and EINVAL are the usual ways to say so, and there are others (fuse, nfs, seals).
+        Err(_) => Ok(false),
+    }
+}
+
+/// The next stretch at or after `at` that may hold data, of a file of `len` bytes.
+pub(super) fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<Range<u64>>> {
+    if at >= len {
+        return Ok(None);
+    }
+    let start = match seek(file, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        // A file system that cannot tell.
+        Err(Errno::INVAL) => at,
+        Err(error) => return Err(error.into()),
+    };
+    if start >= len {
+        return Ok(None);
+    }
+    let end = match seek(file, SeekFrom::Hole(start)) {
+        Ok(end) => end.min(len),
+        Err(Errno::INVAL | Errno::NXIO) => len,
+        Err(error) => return Err(error.into()),
+    };
+    // Somebody may change the file meanwhile, and a stretch of nothing would never end.
+    Ok(Some(start..if end > start { end } else { len }))
+}
+
+/// A stretch in pieces of at most [`CHUNK`]: where each begins, and its length.
+pub(super) fn chunks(range: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
+    let end = range.end;
+    range.step_by(CHUNK).map(move |at| (at, CHUNK.min(usize::try_from(end - at).unwrap_or(CHUNK))))
+}
+
+/// Writes `data` at `at`, but for the blocks that are all zeros, which a new file has by itself.
+pub(super) fn write_sparse(to: &File, data: &[u8], at: u64) -> io::Result<()> {
+    const ZEROS: [u8; BLOCK] = [0; BLOCK];
+    let mut written = 0;
+    for (index, block) in data.chunks(BLOCK).enumerate() {
+        if *block == ZEROS[..block.len()] {
+            let start = index * BLOCK;
+            to.write_all_at(&data[written..start], at + written as u64)?;
+            written = start + block.len();
+        }
+    }
+    to.write_all_at(&data[written..], at + written as u64)
+}
+
+fn copy_range(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+    let (mut read, mut written) = (range.start, range.start);
+    while read < range.end {
+        let left = usize::try_from(range.end - read).unwrap_or(usize::MAX);
+        match copy_file_range(from, Some(&mut read), to, Some(&mut written), left) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            // Between file systems, or on one that cannot.
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                return copy_through_memory(from, to, read..range.end);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_through_memory(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    for (at, length) in chunks(range) {
+        from.read_exact_at(&mut buffer[..length], at)?;
+        write_sparse(to, &buffer[..length], at)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// 64 MiB with data at both ends and in the middle, and a length that is no multiple of anything.
+    fn original(file: &File) -> u64 {
+        let len = (64 << 20) + 123;
+        file.set_len(len).unwrap();
+        for at in [0, (32 << 20) + 7, len - 5] {
+            file.write_all_at(b"data!", at).unwrap();
+        }
+        len
+    }
+
+    fn content(file: &File) -> Vec<u8> {
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_copy_has_the_same_content_and_the_same_holes() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let len = original(&from);
+        copy(&from, &to).unwrap();
+        assert!(content(&from) == content(&to));
+        assert_eq!(to.metadata().unwrap().len(), len);
+        assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20, "the copy is not sparse");
+    }
+
+    #[test]
+    fn a_copy_from_another_file_system_goes_through_memory() {
+        let from = File::from(rustix::fs::memfd_create("from", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        let to = tempfile::tempfile().unwrap();
+        original(&from);
+        assert_eq!(copy(&from, &to).unwrap(), Method::Copied);
+        assert!(content(&from) == content(&to));
+        assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20, "the copy is not sparse");
+    }
+
+    #[test]
+    fn an_empty_file_and_a_file_of_one_hole_are_copied() {
+        for len in [0, 1, 1 << 30] {
+            let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+            from.set_len(len).unwrap();
+            copy(&from, &to).unwrap();
+            assert_eq!(to.metadata().unwrap().len(), len);
+            assert_eq!(to.metadata().unwrap().blocks(), 0);
+        }
+    }
+
+    #[test]
+    fn zeros_are_left_out_wherever_they_stand() {
+        let data: Vec<u8> =
+            [1, 0, 0, 1, 0, 1, 1, 0].iter().flat_map(|byte| [*byte; BLOCK]).chain([0, 1]).collect();
+        let file = tempfile::tempfile().unwrap();
+        write_sparse(&file, &data, 0).unwrap();
+        assert!(content(&file) == data);
+        let mut written = Vec::new();
+        let mut at = 0;
+        while let Some(range) = next_data(&file, at, data.len() as u64).unwrap() {
+            at = range.end;
+            written.push(range.start / BLOCK as u64..range.end.div_ceil(BLOCK as u64));
+        }
+        assert_eq!(written, [0..1, 3..4, 5..7, 8..9]);
+    }
+}

@@ -1,0 +1,259 @@
+//! What is kept over restarts, in SQLite.
+//!
+//! Every call is one transaction, and what it wrote is on the disk when it returns.
+
+mod open;
+mod row;
+
+use async_trait::async_trait;
+use sqlx::SqlitePool;
+
+pub use self::open::Error as OpenError;
+use self::row::{ImageRow, KernelRow, LedgerRow, TooLarge, VmRow};
+use crate::{
+    domain::{
+        id::{ImageId, KernelId, VmId},
+        image::{Image, Kernel},
+        resource::{Places, Resource},
+        vm::{Lifetime, Vm},
+    },
+    ports::{Error, Result, Store},
+};
+
+// Result codes of SQLite, https://www.sqlite.org/rescode.html
+const SQLITE_CORRUPT: i32 = 11;
+const SQLITE_FULL: i32 = 13;
+const SQLITE_NOTADB: i32 = 26;
+
+/// The database of the service.
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    pool: SqlitePool,
+}
+
+impl SqliteStore {
+    /// Opens the database, made when this is the first start.
+    pub async fn open(places: &Places) -> Result<Self, OpenError> {
+        Ok(Self { pool: open::open(places).await? })
+    }
+
+    /// Ends the connection and folds the log into the database.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn vms(&self) -> Result<Vec<Vm>> {
+        let rows = sqlx::query_as!(
+            VmRow,
+            "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
+                    reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id
+             FROM vms"
+        );
+        decode(rows.fetch_all(&self.pool).await)
+    }
+
+    async fn put_vm(&self, vm: &Vm) -> Result<()> {
+        let (connection, bus) = match &vm.lifetime {
+            Lifetime::Caller { connection, bus } => (Some(connection), Some(bus)),
+            Lifetime::Persistent | Lifetime::UntilStopped => (None, None),
+        };
+        let labels = serde_json::to_string(&vm.spec.labels).map_err(|e| Error::other(WRITE, e))?;
+        let (id, name, owner, vcpus) = (vm.id.to_string(), vm.name.as_str(), vm.owner.0, vm.spec.vcpus);
+        let (memory, disk_size) = (integer(vm.spec.memory.0)?, integer(vm.spec.disk_size.0)?);
+        let (hostname, init) = (vm.spec.hostname.as_str(), vm.spec.init.to_string());
+        let (image, kernel) = (vm.image.to_string(), vm.kernel.to_string());
+        let (state, reason, lifetime) = (vm.state.as_str(), vm.reason.to_string(), vm.lifetime.as_str());
+        let (token, boot_id) = (vm.token.as_str(), &vm.boot_id);
+        let created_at = integer(vm.created_at.0)?;
+        let started_at = integer(vm.started_at.0)?;
+        let ready_at = integer(vm.ready_at.0)?;
+        sqlx::query!(
+            "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
+                              state, reason, lifetime, connection, bus, token, created_at, started_at,
+                              ready_at, boot_id)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT (id) DO UPDATE SET
+                 name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
+                 memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
+                 init = excluded.init, labels = excluded.labels, image = excluded.image,
+                 kernel = excluded.kernel, state = excluded.state, reason = excluded.reason,
+                 lifetime = excluded.lifetime, connection = excluded.connection, bus = excluded.bus,
+                 token = excluded.token, created_at = excluded.created_at,
+                 started_at = excluded.started_at, ready_at = excluded.ready_at,
+                 boot_id = excluded.boot_id",
+            id,
+            name,
+            owner,
+            vcpus,
+            memory,
+            disk_size,
+            hostname,
+            init,
+            labels,
+            image,
+            kernel,
+            state,
+            reason,
+            lifetime,
+            connection,
+            bus,
+            token,
+            created_at,
+            started_at,
+            ready_at,
+            boot_id,
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(unwritten)
+        .map(drop)
+    }
+
+    async fn delete_vm(&self, vm: VmId) -> Result<()> {
+        let id = vm.to_string();
+        let delete = sqlx::query!("DELETE FROM vms WHERE id = ?", id);
+        delete.execute(&self.pool).await.map_err(unwritten).map(drop)
+    }
+
+    async fn images(&self) -> Result<Vec<Image>> {
+        let rows = sqlx::query_as!(
+            ImageRow,
+            "SELECT id, name, owner, shared, source, kernel, created_at, digest, virtual_size, disk_usage
+             FROM images"
+        );
+        decode(rows.fetch_all(&self.pool).await)
+    }
+
+    async fn put_image(&self, image: &Image) -> Result<()> {
+        let (id, name, owner) = (image.id.to_string(), image.name.as_str(), image.owner.0);
+        let kernel = image.kernel.map(|kernel| kernel.to_string());
+        let created_at = integer(image.created_at.0)?;
+        let virtual_size = integer(image.facts.virtual_size.0)?;
+        let disk_usage = integer(image.facts.disk_usage.0)?;
+        sqlx::query!(
+            "INSERT INTO images (id, name, owner, shared, source, kernel, created_at, digest, virtual_size,
+                                 disk_usage)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT (id) DO UPDATE SET
+                 name = excluded.name, owner = excluded.owner, shared = excluded.shared,
+                 source = excluded.source, kernel = excluded.kernel, created_at = excluded.created_at,
+                 digest = excluded.digest, virtual_size = excluded.virtual_size,
+                 disk_usage = excluded.disk_usage",
+            id,
+            name,
+            owner,
+            image.shared,
+            image.source,
+            kernel,
+            created_at,
+            image.facts.digest,
+            virtual_size,
+            disk_usage,
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(unwritten)
+        .map(drop)
+    }
+
+    async fn delete_image(&self, image: ImageId) -> Result<()> {
+        let id = image.to_string();
+        let delete = sqlx::query!("DELETE FROM images WHERE id = ?", id);
+        delete.execute(&self.pool).await.map_err(unwritten).map(drop)
+    }
+
+    async fn kernels(&self) -> Result<Vec<Kernel>> {
+        let rows = sqlx::query_as!(
+            KernelRow,
+            "SELECT id, name, owner, shared, source, created_at, digest, release, modules, size FROM kernels"
+        );
+        decode(rows.fetch_all(&self.pool).await)
+    }
+
+    async fn put_kernel(&self, kernel: &Kernel) -> Result<()> {
+        let (id, name, owner) = (kernel.id.to_string(), kernel.name.as_str(), kernel.owner.0);
+        let (created_at, size) = (integer(kernel.created_at.0)?, integer(kernel.facts.size.0)?);
+        sqlx::query!(
+            "INSERT INTO kernels (id, name, owner, shared, source, created_at, digest, release, modules, size)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT (id) DO UPDATE SET
+                 name = excluded.name, owner = excluded.owner, shared = excluded.shared,
+                 source = excluded.source, created_at = excluded.created_at, digest = excluded.digest,
+                 release = excluded.release, modules = excluded.modules, size = excluded.size",
+            id,
+            name,
+            owner,
+            kernel.shared,
+            kernel.source,
+            created_at,
+            kernel.facts.digest,
+            kernel.facts.release,
+            kernel.facts.modules,
+            size,
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(unwritten)
+        .map(drop)
+    }
+
+    async fn delete_kernel(&self, kernel: KernelId) -> Result<()> {
+        let id = kernel.to_string();
+        let delete = sqlx::query!("DELETE FROM kernels WHERE id = ?", id);
+        delete.execute(&self.pool).await.map_err(unwritten).map(drop)
+    }
+
+    async fn record(&self, vm: VmId, resource: Resource) -> Result<()> {
+        let (vm, resource) = (vm.to_string(), resource.as_str());
+        let insert = sqlx::query!(
+            "INSERT INTO ledger (vm, resource) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            vm,
+            resource
+        );
+        insert.execute(&self.pool).await.map_err(unwritten).map(drop)
+    }
+
+    async fn strike(&self, vm: VmId, resource: Resource) -> Result<()> {
+        let (vm, resource) = (vm.to_string(), resource.as_str());
+        let delete = sqlx::query!("DELETE FROM ledger WHERE vm = ? AND resource = ?", vm, resource);
+        delete.execute(&self.pool).await.map_err(unwritten).map(drop)
+    }
+
+    async fn ledger(&self) -> Result<Vec<(VmId, Resource)>> {
+        let rows = sqlx::query_as!(LedgerRow, "SELECT vm, resource FROM ledger");
+        decode(rows.fetch_all(&self.pool).await)
+    }
+}
+
+const READ: &str = "read the database";
+const WRITE: &str = "write to the database";
+
+/// What the rows mean. One that cannot be read fails them all: to go on without a machine would be to take
+/// its disks for nobody's.
+fn decode<Row, T>(rows: Result<Vec<Row>, sqlx::Error>) -> Result<Vec<T>>
+where
+    T: TryFrom<Row, Error = row::Unreadable>,
+{
+    let rows = rows.map_err(|source| Error::other(READ, source))?;
+    rows.into_iter().map(T::try_from).collect::<Result<_, _>>().map_err(|source| Error::other(READ, source))
+}
+
+fn integer(number: u64) -> Result<i64> {
+    number.try_into().map_err(|_| Error::other(WRITE, TooLarge(number)))
+}
+
+fn unwritten(source: sqlx::Error) -> Error {
+    match primary_code(&source) {
+        Some(SQLITE_FULL) => Error::NoSpace { doing: WRITE.to_owned() },
+        _ => Error::other(WRITE, source),
+    }
+}
+
+/// The kind of an error without its particulars, which stand in the upper bits.
+fn primary_code(error: &sqlx::Error) -> Option<i32> {
+    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(code & 0xff)
+}

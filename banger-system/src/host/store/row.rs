@@ -1,0 +1,198 @@
+//! Rows of the tables, and what they mean.
+
+use std::str::FromStr;
+
+use banger_proto::{bus::option::lifetime, size::Bytes};
+
+use crate::domain::{
+    id::{Timestamp, Uid, VmId},
+    image::{Image, ImageFacts, Kernel, KernelFacts},
+    lifecycle::{Reason, State},
+    resource::Resource,
+    vm::{Init, Lifetime, Token, Vm, VmSpec},
+};
+
+/// A row holds what we never wrote.
+#[derive(Debug, thiserror::Error)]
+#[error("the {column} of {id} in the database is not readable")]
+pub(super) struct Unreadable {
+    id: String,
+    column: &'static str,
+}
+
+/// A row of `vms`.
+pub(super) struct VmRow {
+    pub id: String,
+    pub name: String,
+    pub owner: i64,
+    pub vcpus: i64,
+    pub memory: i64,
+    pub disk_size: i64,
+    pub hostname: String,
+    pub init: String,
+    pub labels: String,
+    pub image: String,
+    pub kernel: String,
+    pub state: String,
+    pub reason: String,
+    pub lifetime: String,
+    pub connection: Option<String>,
+    pub bus: Option<String>,
+    pub token: String,
+    pub created_at: i64,
+    pub started_at: i64,
+    pub ready_at: i64,
+    pub boot_id: String,
+}
+
+impl TryFrom<VmRow> for Vm {
+    type Error = Unreadable;
+
+    fn try_from(row: VmRow) -> Result<Self, Unreadable> {
+        let read = Reader { id: &row.id };
+        Ok(Vm {
+            id: read.text("id", &row.id)?,
+            name: read.text("name", &row.name)?,
+            owner: Uid(read.number("owner", row.owner)?),
+            spec: VmSpec {
+                vcpus: read.number("vcpus", row.vcpus)?,
+                memory: Bytes(read.number("memory", row.memory)?),
+                disk_size: Bytes(read.number("disk_size", row.disk_size)?),
+                hostname: read.text("hostname", &row.hostname)?,
+                init: read.known("init", Init::parse(&row.init))?,
+                labels: read.known("labels", serde_json::from_str(&row.labels).ok())?,
+            },
+            image: read.text("image", &row.image)?,
+            kernel: read.text("kernel", &row.kernel)?,
+            state: read.known("state", State::parse(&row.state))?,
+            reason: Reason::parse(&row.reason),
+            lifetime: read.known(
+                "lifetime",
+                match (row.lifetime.as_str(), row.connection, row.bus) {
+                    (lifetime::PERSISTENT, None, None) => Some(Lifetime::Persistent),
+                    (lifetime::UNTIL_STOPPED, None, None) => Some(Lifetime::UntilStopped),
+                    (lifetime::CALLER, Some(connection), Some(bus)) => {
+                        Some(Lifetime::Caller { connection, bus })
+                    }
+                    _ => None,
+                },
+            )?,
+            token: Token::from_text(row.token),
+            created_at: Timestamp(read.number("created_at", row.created_at)?),
+            started_at: Timestamp(read.number("started_at", row.started_at)?),
+            ready_at: Timestamp(read.number("ready_at", row.ready_at)?),
+            boot_id: row.boot_id,
+        })
+    }
+}
+
+/// A row of `images`.
+pub(super) struct ImageRow {
+    pub id: String,
+    pub name: String,
+    pub owner: i64,
+    pub shared: i64,
+    pub source: String,
+    pub kernel: Option<String>,
+    pub created_at: i64,
+    pub digest: String,
+    pub virtual_size: i64,
+    pub disk_usage: i64,
+}
+
+impl TryFrom<ImageRow> for Image {
+    type Error = Unreadable;
+
+    fn try_from(row: ImageRow) -> Result<Self, Unreadable> {
+        let read = Reader { id: &row.id };
+        Ok(Image {
+            id: read.text("id", &row.id)?,
+            name: read.text("name", &row.name)?,
+            owner: Uid(read.number("owner", row.owner)?),
+            shared: row.shared != 0,
+            source: row.source,
+            kernel: row.kernel.as_deref().map(|kernel| read.text("kernel", kernel)).transpose()?,
+            created_at: Timestamp(read.number("created_at", row.created_at)?),
+            facts: ImageFacts {
+                digest: row.digest,
+                virtual_size: Bytes(read.number("virtual_size", row.virtual_size)?),
+                disk_usage: Bytes(read.number("disk_usage", row.disk_usage)?),
+            },
+        })
+    }
+}
+
+/// A row of `kernels`.
+pub(super) struct KernelRow {
+    pub id: String,
+    pub name: String,
+    pub owner: i64,
+    pub shared: i64,
+    pub source: String,
+    pub created_at: i64,
+    pub digest: String,
+    pub release: String,
+    pub modules: i64,
+    pub size: i64,
+}
+
+impl TryFrom<KernelRow> for Kernel {
+    type Error = Unreadable;
+
+    fn try_from(row: KernelRow) -> Result<Self, Unreadable> {
+        let read = Reader { id: &row.id };
+        Ok(Kernel {
+            id: read.text("id", &row.id)?,
+            name: read.text("name", &row.name)?,
+            owner: Uid(read.number("owner", row.owner)?),
+            shared: row.shared != 0,
+            source: row.source,
+            created_at: Timestamp(read.number("created_at", row.created_at)?),
+            facts: KernelFacts {
+                digest: row.digest,
+                release: row.release,
+                modules: read.number("modules", row.modules)?,
+                size: Bytes(read.number("size", row.size)?),
+            },
+        })
+    }
+}
+
+/// A row of `ledger`.
+pub(super) struct LedgerRow {
+    pub vm: String,
+    pub resource: String,
+}
+
+impl TryFrom<LedgerRow> for (VmId, Resource) {
+    type Error = Unreadable;
+
+    fn try_from(row: LedgerRow) -> Result<Self, Unreadable> {
+        let read = Reader { id: &row.vm };
+        Ok((read.text("vm", &row.vm)?, read.known("resource", Resource::parse(&row.resource))?))
+    }
+}
+
+/// Reads the columns of the row with this id.
+struct Reader<'a> {
+    id: &'a str,
+}
+
+impl Reader<'_> {
+    fn text<T: FromStr>(&self, column: &'static str, text: &str) -> Result<T, Unreadable> {
+        self.known(column, text.parse().ok())
+    }
+
+    fn number<T: TryFrom<i64>>(&self, column: &'static str, number: i64) -> Result<T, Unreadable> {
+        self.known(column, number.try_into().ok())
+    }
+
+    fn known<T>(&self, column: &'static str, value: Option<T>) -> Result<T, Unreadable> {
+        value.ok_or_else(|| Unreadable { id: self.id.to_owned(), column })
+    }
+}
+
+/// A number beyond what SQLite keeps, which is 63 bits.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} does not fit into the database")]
+pub(super) struct TooLarge(pub u64);
