@@ -6,8 +6,8 @@ use banger_proto::size::Bytes;
 const MIN_MEMORY: Bytes = Bytes::mib(128);
 /// The smallest work disk: room for the file system's own structures and a little more.
 const MIN_DISK: Bytes = Bytes::mib(64);
-/// The largest ext4 that our writer makes (16 TiB with 4 KiB blocks and 32-bit block numbers).
-const MAX_DISK: Bytes = Bytes::gib(16 << 10);
+/// The largest ext4 that our writer makes (below 16 TiB: 4 KiB blocks and 32-bit block numbers).
+const MAX_DISK: Bytes = Bytes::gib((16 << 10) - 1);
 
 /// What one user may have.
 #[derive(Debug, Clone, PartialEq, Eq)]

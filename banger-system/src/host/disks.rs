@@ -71,6 +71,9 @@ impl Disks for FileDisks {
                 let doing = || format!("make a file system in {}", disk.display());
                 ext4_writer::write_empty(file, size, uuid).map_err(|error| match error {
                     mkext4::Error::Io(source) => Error::os(doing(), source),
+                    mkext4::Error::Invalid(_) | mkext4::Error::Unsupported(_) => Error::Unsupported {
+                        message: format!("a work disk of {size} cannot be made: {error}"),
+                    },
                     other => Error::other(doing(), other),
                 })
             })

@@ -21,8 +21,9 @@ pub(super) fn write_empty(to: &File, size: Bytes, uuid: [u8; 16]) -> Result<(), 
     options.label = Some(LABEL.to_owned());
     // Reserved blocks are the superuser's, and in a guest that is who uses the disk.
     options.reserved_percent = 0;
+    let layout = FsBuilder::new(options)?.seal()?;
     to.set_len(size)?;
-    FsBuilder::new(options)?.seal()?.writer(Holes(to))?.finish()?;
+    layout.writer(Holes(to))?.finish()?;
     Ok(())
 }
 
@@ -36,5 +37,26 @@ impl RegionSink for Holes<'_> {
 
     fn zeros(&mut self, _offset: u64, _len: u64) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn two_file_systems_of_one_size_differ_by_their_uuid_alone() {
+        let made = |uuid| {
+            let mut file = tempfile::tempfile().unwrap();
+            write_empty(&file, Bytes::mib(64), [uuid; 16]).unwrap();
+            let mut content = Vec::new();
+            file.read_to_end(&mut content).unwrap();
+            content
+        };
+        assert!(made(1) == made(1));
+        assert!(made(1) != made(2));
     }
 }

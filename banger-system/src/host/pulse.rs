@@ -86,18 +86,21 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(20);
+    const SHORT: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
     async fn work_that_beats_may_take_longer_than_the_patience() {
+        // Long enough that a busy machine lets the thread beat meanwhile.
+        let patience = Duration::from_secs(1);
         let started = Instant::now();
         let work = move |pulse: &Pulse| {
-            while started.elapsed() < PATIENCE * 5 {
+            while started.elapsed() < patience * 2 {
                 pulse.beat().map_err(|e| Error::os("go on", e))?;
             }
             Ok(7)
         };
-        assert_eq!(watch("count", PATIENCE, work).await.unwrap(), 7);
+        assert_eq!(watch("count", patience, work).await.unwrap(), 7);
     }
 
     #[tokio::test]
@@ -109,7 +112,7 @@ mod tests {
             tell.send(pulse.beat().is_err()).unwrap();
             Ok(())
         };
-        assert!(matches!(watch("wait", PATIENCE, work).await, Err(Error::Timeout { .. })));
+        assert!(matches!(watch("wait", SHORT, work).await, Err(Error::Timeout { .. })));
         go_on.send(()).unwrap();
         assert!(told.recv().unwrap());
     }
@@ -122,14 +125,14 @@ mod tests {
             tell.send(()).unwrap();
             Ok(())
         };
-        let watched = tokio::time::timeout(PATIENCE, watch("wait", Duration::from_secs(60), work)).await;
+        let watched = tokio::time::timeout(SHORT, watch("wait", LONG, work)).await;
         assert!(watched.is_err());
         told.recv().unwrap();
     }
 
     #[tokio::test]
     async fn work_that_panics_is_an_error() {
-        let watched = watch("panic", PATIENCE, |_| -> Result<()> { panic!("on purpose") });
+        let watched = watch("panic", LONG, |_| -> Result<()> { panic!("on purpose") });
         assert!(matches!(watched.await, Err(Error::Other { .. })));
     }
 }

@@ -127,8 +127,9 @@ fn prepare(places: &Places, path: &Path) -> Result<Found, Error> {
         let path = path.to_owned();
         move |source| Error::Os { doing, path, source }
     };
+    let restrict = || fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(os("restrict", path));
     if fs::metadata(path).is_ok_and(|file| file.len() > 0) {
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(os("restrict", path))?;
+        restrict()?;
         return Ok(Found::Database);
     }
     for directory in [places.vms(), places.images(), places.kernels()] {
@@ -143,6 +144,7 @@ fn prepare(places: &Places, path: &Path) -> Result<Found, Error> {
     // An empty file is what a crash before the first commit leaves.
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     file.map_err(os("make", path))?;
+    restrict()?;
     Ok(Found::Nothing)
 }
 

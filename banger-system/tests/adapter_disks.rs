@@ -1,0 +1,281 @@
+//! The disks of machines on real file systems; `e2fsck` judges what is written.
+
+#![allow(clippy::unwrap_used)]
+
+mod scratch;
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    path::Path,
+    process::Command,
+};
+
+use banger_proto::size::Bytes;
+use banger_system::{
+    domain::{
+        id::{ImageId, VmId},
+        machine::Access,
+    },
+    host::disks::FileDisks,
+    ports::{Disks, Error},
+};
+use scratch::{Scratch, has_program, is_root, mode, names, require};
+
+const VM: VmId = VmId::from_bits(1);
+const IMAGE: ImageId = ImageId::from_bits(2);
+
+/// An image of 1 GiB with a little data at its beginning, in its middle and at its end.
+fn put_image(scratch: &Scratch) -> File {
+    let path = scratch.places.image(IMAGE);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let file = File::create(&path).unwrap();
+    file.set_len(1 << 30).unwrap();
+    for at in [0, 512 << 20, (1 << 30) - 4096] {
+        file.write_all_at(&[0xa5; 4096], at).unwrap();
+    }
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o400)).unwrap();
+    File::open(&path).unwrap()
+}
+
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+fn read_at<const N: usize>(file: &File, at: u64) -> [u8; N] {
+    let mut bytes = [0; N];
+    file.read_exact_at(&mut bytes, at).unwrap();
+    bytes
+}
+
+fn e2fsck_is_content(path: &Path) {
+    let run = Command::new("e2fsck").args(["-f", "-n"]).arg(path).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+}
+
+#[tokio::test]
+async fn a_clone_has_the_content_of_the_image_and_leaves_it_alone() {
+    let scratch = Scratch::new();
+    let image = put_image(&scratch);
+    let before = image.metadata().unwrap();
+    let disks = FileDisks::new(scratch.places.clone());
+    disks.create_directory(VM).await.unwrap();
+    disks.clone_image(VM, IMAGE).await.unwrap();
+
+    let disk = scratch.places.system_disk(VM);
+    assert_eq!(names(&scratch.places.vm_dir(VM)), ["system.ext4"]);
+    assert_eq!((mode(&scratch.places.vm_dir(VM)), mode(&disk)), (0o700, 0o600));
+    assert_eq!(fs::metadata(&disk).unwrap().len(), 1 << 30);
+    assert!(allocated(&disk) < 1 << 20, "{} bytes are allocated", allocated(&disk));
+    let clone = File::options().read(true).write(true).open(&disk).unwrap();
+    for at in [0, 512 << 20, (1 << 30) - 4096] {
+        assert_eq!(read_at(&clone, at), [0xa5; 4096], "at {at}");
+    }
+
+    clone.write_all_at(b"the guest writes", 0).unwrap();
+    assert_eq!(read_at(&image, 0), [0xa5; 4096]);
+    let after = image.metadata().unwrap();
+    assert_eq!((after.mtime_nsec(), after.mode()), (before.mtime_nsec(), before.mode()));
+}
+
+#[tokio::test]
+async fn a_disk_that_is_there_is_kept() {
+    let scratch = Scratch::new();
+    put_image(&scratch);
+    let disks = FileDisks::new(scratch.places.clone());
+    let make = async || {
+        disks.create_directory(VM).await.unwrap();
+        disks.clone_image(VM, IMAGE).await.unwrap();
+        disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
+    };
+    make().await;
+    for drive in disks.drives(VM) {
+        File::options().write(true).open(&drive.path).unwrap().write_all_at(b"work of a user", 0).unwrap();
+    }
+    make().await;
+    for drive in disks.drives(VM) {
+        assert_eq!(&read_at::<14>(&File::open(&drive.path).unwrap(), 0), b"work of a user");
+    }
+}
+
+#[tokio::test]
+async fn what_a_crash_left_half_done_is_done_anew() {
+    let scratch = Scratch::new();
+    put_image(&scratch);
+    let disks = FileDisks::new(scratch.places.clone());
+    disks.create_directory(VM).await.unwrap();
+    for half in ["system.partial", "work.partial"] {
+        fs::write(scratch.places.vm_dir(VM).join(half), vec![7; 1 << 20]).unwrap();
+    }
+    disks.clone_image(VM, IMAGE).await.unwrap();
+    disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
+    assert_eq!(names(&scratch.places.vm_dir(VM)), ["system.ext4", "work.ext4"]);
+    e2fsck_is_content(&scratch.places.work_disk(VM));
+    assert_eq!(fs::metadata(scratch.places.system_disk(VM)).unwrap().len(), 1 << 30);
+}
+
+#[tokio::test]
+async fn a_clone_that_fails_leaves_nothing() {
+    let scratch = Scratch::new();
+    let disks = FileDisks::new(scratch.places.clone());
+    disks.create_directory(VM).await.unwrap();
+    match disks.clone_image(VM, IMAGE).await {
+        Err(Error::HostNotReady { message }) => assert!(message.contains("gone"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(names(&scratch.places.vm_dir(VM)).is_empty());
+
+    put_image(&scratch);
+    disks.remove_directory(VM).await.unwrap();
+    assert!(matches!(disks.clone_image(VM, IMAGE).await, Err(Error::Os { .. })));
+    assert!(matches!(disks.create_work_disk(VM, Bytes::mib(64)).await, Err(Error::Os { .. })));
+    assert!(!scratch.places.vm_dir(VM).exists());
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_leaves_nothing() {
+    require!(is_root(), "root, to mount a small file system");
+    let scratch = Scratch::on_small_file_system(8 << 20);
+    put_image(&scratch).sync_all().unwrap();
+    scratch.fill_up(0);
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let disks = FileDisks::new(scratch.places.clone());
+        disks.create_directory(VM).await.unwrap();
+        assert!(matches!(disks.clone_image(VM, IMAGE).await, Err(Error::NoSpace { .. })));
+        assert!(matches!(disks.create_work_disk(VM, Bytes::mib(64)).await, Err(Error::NoSpace { .. })));
+        assert!(names(&scratch.places.vm_dir(VM)).is_empty());
+        fs::remove_file(scratch.places.state.join("filler")).unwrap();
+        disks.clone_image(VM, IMAGE).await.unwrap();
+        disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
+    });
+}
+
+#[tokio::test]
+async fn work_disks_of_every_size_are_clean_and_sparse() {
+    let scratch = Scratch::new();
+    let disks = FileDisks::new(scratch.places.clone());
+    let sizes = [
+        Bytes::mib(64),
+        Bytes::mib(128),
+        // One block, and one less than a group, beyond a whole number of block groups.
+        Bytes(Bytes::mib(256).0 + 4096),
+        Bytes(Bytes::mib(256).0 - 4096),
+        // No whole number of blocks.
+        Bytes(100_000_001),
+        Bytes::gib(8),
+        Bytes::gib(200),
+        Bytes::gib(1 << 10),
+    ];
+    for (number, size) in (0..).zip(sizes) {
+        let vm = VmId::from_bits(number);
+        disks.create_directory(vm).await.unwrap();
+        disks.create_work_disk(vm, size).await.unwrap();
+        let disk = scratch.places.work_disk(vm);
+        assert_eq!(mode(&disk), 0o600);
+        let length = fs::metadata(&disk).unwrap().len();
+        assert!(length >= size.0 && length < size.0 + 4096, "{size} became {length} bytes");
+        // Two bitmaps in each block group, and copies of the table of groups.
+        let most = (1 << 20) + size.0 / 8192;
+        assert!(allocated(&disk) < most, "{size}: {} bytes are allocated", allocated(&disk));
+        e2fsck_is_content(&disk);
+        disks.remove_directory(vm).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_work_disk_is_empty_and_says_what_it_is() {
+    let scratch = Scratch::new();
+    let disks = FileDisks::new(scratch.places.clone());
+    disks.create_directory(VM).await.unwrap();
+    disks.create_work_disk(VM, Bytes::gib(8)).await.unwrap();
+    let ask = |program: &str, arguments: &[&str]| {
+        let run = Command::new(program).args(arguments).arg(scratch.places.work_disk(VM)).output().unwrap();
+        assert!(run.status.success());
+        String::from_utf8(run.stdout).unwrap()
+    };
+    let listing = ask("debugfs", &["-R", "ls -p /"]);
+    let entries: Vec<_> = listing.lines().filter_map(|line| line.split('/').nth(5)).collect();
+    assert_eq!(entries, [".", "..", "lost+found"]);
+    let superblock = ask("dumpe2fs", &["-h"]);
+    for line in [
+        "Filesystem volume name:   banger-work",
+        "Reserved block count:     0",
+        "Block size:               4096",
+    ] {
+        assert!(superblock.contains(line), "{superblock}");
+    }
+    assert!(superblock.contains("has_journal"), "{superblock}");
+}
+
+#[tokio::test]
+async fn an_impossible_work_disk_leaves_nothing() {
+    let scratch = Scratch::new();
+    let disks = FileDisks::new(scratch.places.clone());
+    disks.create_directory(VM).await.unwrap();
+    for size in [Bytes(0), Bytes::mib(1), Bytes::gib(16 << 10), Bytes(u64::MAX)] {
+        let refused = disks.create_work_disk(VM, size).await;
+        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{size}: {refused:?}");
+        assert!(names(&scratch.places.vm_dir(VM)).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_is_removed_is_gone_and_may_be_removed_again() {
+    let scratch = Scratch::new();
+    put_image(&scratch);
+    let disks = FileDisks::new(scratch.places.clone());
+    assert_eq!(disks.found().await.unwrap(), []);
+    let other = VmId::from_bits(9);
+    for vm in [VM, other] {
+        disks.create_directory(vm).await.unwrap();
+    }
+    disks.clone_image(VM, IMAGE).await.unwrap();
+    fs::write(scratch.places.console_log(VM), "log").unwrap();
+    assert_eq!(disks.found().await.unwrap(), [VM, other]);
+    for _ in 0..2 {
+        disks.remove_directory(VM).await.unwrap();
+        assert_eq!(disks.found().await.unwrap(), [other]);
+    }
+    assert!(scratch.places.image(IMAGE).exists());
+}
+
+#[test]
+fn the_system_disk_comes_first_and_both_are_writable() {
+    let scratch = Scratch::new();
+    let drives = FileDisks::new(scratch.places.clone()).drives(VM);
+    let paths: Vec<_> = drives.iter().map(|drive| drive.path.clone()).collect();
+    assert_eq!(paths, [scratch.places.system_disk(VM), scratch.places.work_disk(VM)]);
+    assert!(drives.iter().all(|drive| drive.access == Access::ReadWrite));
+}
+
+#[test]
+fn a_clone_shares_blocks_where_the_file_system_can() {
+    require!(is_root(), "root, to mount a file system");
+    require!(has_program("mkfs.xfs"), "mkfs.xfs");
+    require!(Path::new("/dev/loop-control").exists(), "loop devices");
+    let scratch = Scratch::on_xfs();
+    let image = put_image(&scratch);
+    let data = vec![1; 64 << 20];
+    File::options()
+        .write(true)
+        .open(scratch.places.image(IMAGE))
+        .unwrap()
+        .write_all_at(&data, 1 << 20)
+        .unwrap();
+    image.sync_all().unwrap();
+    let free = || {
+        rustix::fs::sync();
+        let stat = rustix::fs::statvfs(&scratch.places.state).unwrap();
+        stat.f_bfree * stat.f_frsize
+    };
+    let before = free();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let disks = FileDisks::new(scratch.places.clone());
+        disks.create_directory(VM).await.unwrap();
+        disks.clone_image(VM, IMAGE).await.unwrap();
+    });
+    let taken = before.saturating_sub(free());
+    assert!(taken < 1 << 20, "the clone of 64 MiB took {taken} bytes");
+    let clone = File::open(scratch.places.system_disk(VM)).unwrap();
+    assert_eq!(read_at(&clone, 32 << 20), [1; 4096]);
+}

@@ -1,0 +1,243 @@
+//! The import of images: what `mkfs.ext4` and our own writer make is taken, everything else is not.
+
+#![allow(clippy::unwrap_used)]
+
+mod scratch;
+
+use std::{
+    fs::{self, File},
+    os::{fd::OwnedFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use banger_proto::size::Bytes;
+use banger_system::{
+    domain::id::{ImageId, VmId},
+    host::{disks::FileDisks, image_files::LocalImages},
+    ports::{Disks, Error, ImageFiles, Result},
+};
+use rustix::fs::{Mode, OFlags};
+use scratch::{Scratch, is_root, mode, names, require, run};
+
+const IMAGE: ImageId = ImageId::from_bits(0xabc);
+
+fn mkfs(scratch: &Scratch, size: Bytes, options: &[&str]) -> PathBuf {
+    let path = scratch.home.path().join("rootfs");
+    let _ = fs::remove_file(&path);
+    File::create(&path).unwrap().set_len(size.0).unwrap();
+    run(Command::new("mkfs.ext4").arg("-q").args(options).arg(&path));
+    path
+}
+
+fn open(path: &Path) -> OwnedFd {
+    File::open(path).unwrap().into()
+}
+
+/// The error of a refused import, after which nothing is left.
+async fn refused(scratch: &Scratch, file: OwnedFd) -> Error {
+    let images = LocalImages::new(scratch.places.clone());
+    let error = images.import(IMAGE, file).await.unwrap_err();
+    assert_eq!(names(&scratch.places.images()), [] as [&str; 0]);
+    assert_eq!(images.found().await.unwrap(), []);
+    error
+}
+
+fn message(error: Error, expect: &str) {
+    let message = error.to_string();
+    assert!(message.contains(expect), "{message}");
+}
+
+#[tokio::test]
+async fn an_image_is_copied_digested_and_never_written_to_again() {
+    let scratch = Scratch::new();
+    let rootfs = mkfs(&scratch, Bytes::mib(256), &[]);
+    // Zeros that take space, in the middle of nothing.
+    File::options().write(true).open(&rootfs).unwrap().write_all_at(&[0; 8 << 20], 128 << 20).unwrap();
+    let images = LocalImages::new(scratch.places.clone());
+    let facts = images.import(IMAGE, open(&rootfs)).await.unwrap();
+
+    let sum = Command::new("sha256sum").arg(&rootfs).output().unwrap();
+    let sum = String::from_utf8(sum.stdout).unwrap();
+    assert_eq!(facts.digest, format!("sha256:{}", &sum[..64]));
+    assert_eq!(facts.virtual_size, Bytes::mib(256));
+    assert!(facts.disk_usage > Bytes(0) && facts.disk_usage < Bytes::mib(8), "{}", facts.disk_usage);
+    let copy = scratch.places.image(IMAGE);
+    assert_eq!((mode(&copy), mode(copy.parent().unwrap())), (0o400, 0o700));
+    run(Command::new("cmp").arg(&rootfs).arg(&copy));
+    assert_eq!(images.found().await.unwrap(), [IMAGE]);
+    for _ in 0..2 {
+        images.remove(IMAGE).await.unwrap();
+        assert_eq!(names(&scratch.places.images()), [] as [&str; 0]);
+    }
+}
+
+#[tokio::test]
+async fn the_usual_kinds_of_ext4_are_taken() {
+    let kinds: [&[&str]; 9] = [
+        &["-b", "1024"],
+        &["-b", "2048"],
+        &["-b", "4096"],
+        &["-O", "^metadata_csum"],
+        &["-O", "64bit,metadata_csum,metadata_csum_seed"],
+        &["-O", "bigalloc"],
+        &["-O", "inline_data,large_dir,ea_inode"],
+        &["-O", "encrypt,verity,quota,project"],
+        &["-O", "^has_journal"],
+    ];
+    for options in kinds {
+        let scratch = Scratch::new();
+        let rootfs = mkfs(&scratch, Bytes::mib(64), options);
+        let images = LocalImages::new(scratch.places.clone());
+        let facts = images.import(IMAGE, open(&rootfs)).await;
+        assert_eq!(facts.map(|facts| facts.virtual_size).unwrap(), Bytes::mib(64), "{options:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_our_own_writer_makes_is_taken() {
+    let scratch = Scratch::new();
+    let (vm, disks) = (VmId::from_bits(1), FileDisks::new(scratch.places.clone()));
+    disks.create_directory(vm).await.unwrap();
+    disks.create_work_disk(vm, Bytes::gib(1)).await.unwrap();
+    let images = LocalImages::new(scratch.places.clone());
+    let facts = images.import(IMAGE, open(&scratch.places.work_disk(vm))).await.unwrap();
+    assert_eq!(facts.virtual_size, Bytes::gib(1));
+}
+
+#[tokio::test]
+async fn a_file_system_may_be_smaller_than_its_file() {
+    let scratch = Scratch::new();
+    let rootfs = mkfs(&scratch, Bytes::mib(64), &[]);
+    File::options().write(true).open(&rootfs).unwrap().set_len(100_000_001).unwrap();
+    let images = LocalImages::new(scratch.places.clone());
+    let facts = images.import(IMAGE, open(&rootfs)).await.unwrap();
+    assert_eq!(facts.virtual_size, Bytes::mib(64));
+    assert_eq!(fs::metadata(scratch.places.image(IMAGE)).unwrap().len(), 100_000_001);
+}
+
+#[tokio::test]
+async fn what_a_guest_could_not_mount_is_refused_and_leaves_nothing() {
+    let scratch = Scratch::new();
+    let rootfs = mkfs(&scratch, Bytes::mib(64), &[]);
+    File::options().write(true).open(&rootfs).unwrap().set_len((64 << 20) - 1).unwrap();
+    message(refused(&scratch, open(&rootfs)).await, "cut short");
+
+    let rootfs = mkfs(&scratch, Bytes::mib(64), &["-b", "65536", "-F"]);
+    message(refused(&scratch, open(&rootfs)).await, "blocks of more than 4 KiB");
+
+    for (request, expect) in [
+        ("feature needs_recovery", "unmounted cleanly"),
+        ("set_super_value state 0", "unmounted cleanly"),
+        ("set_super_value state 3", "having errors"),
+        ("feature read-only", "read-only"),
+        ("set_super_value feature_incompat 0x100000", "features"),
+    ] {
+        let rootfs = mkfs(&scratch, Bytes::mib(64), &[]);
+        run(Command::new("debugfs").args(["-w", "-R", request]).arg(&rootfs));
+        let error = refused(&scratch, open(&rootfs)).await;
+        assert!(matches!(error, Error::Unsupported { .. }), "{request}: {error}");
+        message(error, expect);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_ext4_is_refused_by_name_and_leaves_nothing() {
+    let scratch = Scratch::new();
+    let check = async |content: &[u8], expect| {
+        let path = scratch.home.path().join("file");
+        fs::write(&path, content).unwrap();
+        let error = refused(&scratch, open(&path)).await;
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        message(error, expect);
+    };
+    check(b"root:x:0:0", "the file is no ext4 file system").await;
+    check(&[0; 1 << 20], "the file is no ext4 file system").await;
+    check(b"\x1f\x8b\x08", "compressed by gzip").await;
+    check(&fs::read("/proc/self/exe").unwrap(), "an ELF file").await;
+}
+
+#[tokio::test]
+async fn a_descriptor_that_its_user_could_not_read_is_refused_and_leaves_nothing() {
+    let scratch = Scratch::new();
+    let rootfs = mkfs(&scratch, Bytes::mib(64), &[]);
+    let with = |path: &Path, flags| rustix::fs::open(path, flags, Mode::empty()).unwrap();
+    for (descriptor, expect) in [
+        (with(&rootfs, OFlags::PATH), "O_PATH"),
+        (with(&rootfs, OFlags::WRONLY), "writing only"),
+        (with(scratch.home.path(), OFlags::RDONLY), "regular file"),
+        (with(Path::new("/dev/zero"), OFlags::RDONLY), "regular file"),
+    ] {
+        let error = refused(&scratch, descriptor).await;
+        assert!(matches!(error, Error::BadFile { .. }), "{error}");
+        message(error, expect);
+    }
+    File::create(&rootfs).unwrap();
+    message(refused(&scratch, open(&rootfs)).await, "empty");
+    File::create(&rootfs).unwrap().set_len(Bytes::gib(257).0).unwrap();
+    message(refused(&scratch, open(&rootfs)).await, "256 GiB");
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_leaves_nothing() {
+    require!(is_root(), "root, to mount a small file system");
+    let scratch = Scratch::on_small_file_system(1 << 20);
+    let rootfs = mkfs(&scratch, Bytes::mib(256), &[]);
+    File::options().write(true).open(&rootfs).unwrap().write_all_at(&[1; 8 << 20], 128 << 20).unwrap();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let error = refused(&scratch, open(&rootfs)).await;
+        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    });
+}
+
+#[tokio::test]
+async fn an_image_that_is_there_is_kept() {
+    let scratch = Scratch::new();
+    let images = LocalImages::new(scratch.places.clone());
+    let first = images.import(IMAGE, open(&mkfs(&scratch, Bytes::mib(64), &[]))).await.unwrap();
+    let again = images.import(IMAGE, open(&mkfs(&scratch, Bytes::mib(128), &[]))).await;
+    assert!(matches!(again, Err(Error::Os { .. })));
+    assert_eq!(names(&scratch.places.images()), [IMAGE.to_string()]);
+    let length = fs::metadata(scratch.places.image(IMAGE)).unwrap().len();
+    assert_eq!(Bytes(length), first.virtual_size);
+}
+
+#[tokio::test]
+async fn what_a_crash_left_is_found_and_can_be_removed() {
+    let scratch = Scratch::new();
+    let images = LocalImages::new(scratch.places.clone());
+    let staged = scratch.places.images().join(format!(".staging-{IMAGE}"));
+    fs::create_dir_all(&staged).unwrap();
+    fs::write(staged.join("rootfs.ext4"), "half").unwrap();
+    assert_eq!(images.found().await.unwrap(), [IMAGE]);
+    images.remove(IMAGE).await.unwrap();
+    assert_eq!(names(&scratch.places.images()), [] as [&str; 0]);
+}
+
+#[test]
+fn an_import_shares_blocks_where_the_file_system_can() {
+    require!(is_root(), "root, to mount a file system");
+    require!(scratch::has_program("mkfs.xfs"), "mkfs.xfs");
+    require!(Path::new("/dev/loop-control").exists(), "loop devices");
+    let scratch = Scratch::on_xfs();
+    let made = mkfs(&scratch, Bytes::mib(128), &[]);
+    let rootfs = scratch.places.state.join("rootfs");
+    fs::copy(made, &rootfs).unwrap();
+    let file = File::options().write(true).open(&rootfs).unwrap();
+    file.write_all_at(&[1; 32 << 20], 64 << 20).unwrap();
+    let free = || {
+        rustix::fs::sync();
+        let stat = rustix::fs::statvfs(&scratch.places.state).unwrap();
+        stat.f_bfree * stat.f_frsize
+    };
+    let before = free();
+    let facts: Result<_> = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(LocalImages::new(scratch.places.clone()).import(IMAGE, open(&rootfs)));
+    let taken = before.saturating_sub(free());
+    assert!(taken < 1 << 20, "the copy took {taken} bytes");
+    let sum = Command::new("sha256sum").arg(&rootfs).output().unwrap();
+    assert_eq!(facts.unwrap().digest[7..], String::from_utf8(sum.stdout).unwrap()[..64]);
+}

@@ -1,0 +1,348 @@
+//! The store on real files.
+
+#![allow(clippy::unwrap_used)]
+
+mod scratch;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use banger_proto::size::Bytes;
+use banger_system::{
+    domain::{
+        id::{ImageId, KernelId, Timestamp, Uid, VmId},
+        image::{Image, ImageFacts, Kernel, KernelFacts},
+        lifecycle::{Reason, State},
+        resource::Resource,
+        vm::{Init, Lifetime, Token, Vm, VmSpec},
+    },
+    host::store::{OpenError, SqliteStore},
+    ports::{Error, Store},
+};
+use scratch::{Scratch, is_root, mode, names, require};
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+
+fn kernel() -> Kernel {
+    Kernel {
+        id: KernelId::from_bits(1),
+        name: "debian".parse().unwrap(),
+        owner: Uid::ROOT,
+        shared: true,
+        source: "file".into(),
+        created_at: Timestamp(1),
+        facts: KernelFacts {
+            digest: "sha256:00".into(),
+            release: "6.1.0-cloud".into(),
+            modules: 7,
+            size: Bytes::mib(9),
+        },
+    }
+}
+
+fn image() -> Image {
+    Image {
+        id: ImageId::from_bits(2),
+        name: "bookworm".parse().unwrap(),
+        owner: Uid(u32::MAX),
+        shared: false,
+        source: "file".into(),
+        kernel: Some(kernel().id),
+        created_at: Timestamp(1_795_000_000_000_000),
+        facts: ImageFacts {
+            digest: "sha256:ff".into(),
+            virtual_size: Bytes::gib(16 << 10),
+            disk_usage: Bytes(0),
+        },
+    }
+}
+
+fn vm() -> Vm {
+    Vm {
+        id: VmId::from_bits(u128::MAX),
+        name: "calm-otter".parse().unwrap(),
+        owner: Uid(1000),
+        spec: VmSpec {
+            vcpus: 2,
+            memory: Bytes::gib(2),
+            disk_size: Bytes::gib(8),
+            hostname: "calm-otter".parse().unwrap(),
+            init: Init::Path("/sbin/init".into()),
+            labels: BTreeMap::from([("a \"quote\"".into(), "ünïcode\n".into()), ("".into(), "".into())]),
+        },
+        image: image().id,
+        kernel: kernel().id,
+        state: State::Running,
+        reason: Reason::StartFailed("it: did not".into()),
+        lifetime: Lifetime::Caller { connection: ":1.7".into(), bus: "abc".into() },
+        token: Token::from_text("0123456789abcdef0123456789abcdef".into()),
+        created_at: Timestamp(1),
+        started_at: Timestamp(2),
+        ready_at: Timestamp(3),
+        boot_id: "boot".into(),
+    }
+}
+
+/// A store that knows the kernel, the image and the machine.
+async fn filled(scratch: &Scratch) -> SqliteStore {
+    let store = SqliteStore::open(&scratch.places).await.unwrap();
+    store.put_kernel(&kernel()).await.unwrap();
+    store.put_image(&image()).await.unwrap();
+    store.put_vm(&vm()).await.unwrap();
+    store
+}
+
+/// Does what no version of ours does.
+async fn tamper(path: &Path, sql: &str) {
+    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+/// Opening is refused, the message says what `expect` says, and the file stays as it is.
+async fn refused(scratch: &Scratch, expect: &str) -> OpenError {
+    let path = scratch.places.database();
+    let before = fs::read(&path).ok();
+    let error = SqliteStore::open(&scratch.places).await.unwrap_err();
+    assert!(error.to_string().contains(expect), "{error}");
+    assert_eq!(fs::read(&path).ok(), before, "the database was changed");
+    error
+}
+
+#[tokio::test]
+async fn what_is_put_is_there_after_a_restart() {
+    let scratch = Scratch::new();
+    let store = filled(&scratch).await;
+    store.record(vm().id, Resource::Disks).await.unwrap();
+    let persistent = Vm { id: VmId::from_bits(3), lifetime: Lifetime::Persistent, ..vm() };
+    let until_stopped = Vm { id: VmId::from_bits(4), lifetime: Lifetime::UntilStopped, ..vm() };
+    let plain = Image { id: ImageId::from_bits(5), kernel: None, shared: true, ..image() };
+    store.put_vm(&persistent).await.unwrap();
+    store.put_vm(&until_stopped).await.unwrap();
+    store.put_image(&plain).await.unwrap();
+    store.close().await;
+
+    let store = SqliteStore::open(&scratch.places).await.unwrap();
+    let mut vms = store.vms().await.unwrap();
+    vms.sort_by_key(|vm| vm.id);
+    assert_eq!(vms, [persistent, until_stopped, vm()]);
+    let mut images = store.images().await.unwrap();
+    images.sort_by_key(|image| image.id);
+    assert_eq!(images, [image(), plain]);
+    assert_eq!(store.kernels().await.unwrap(), [kernel()]);
+    assert_eq!(store.ledger().await.unwrap(), [(vm().id, Resource::Disks)]);
+}
+
+#[tokio::test]
+async fn what_is_put_is_there_after_a_kill() {
+    let scratch = Scratch::new();
+    let store = filled(&scratch).await;
+    // What a killed process leaves is what is in its files while it runs.
+    let copy = Scratch::new();
+    let (from, to) = (scratch.places.state.join("db"), copy.places.state.join("db"));
+    fs::create_dir_all(&to).unwrap();
+    for name in names(&from) {
+        fs::copy(from.join(&name), to.join(&name)).unwrap();
+    }
+    assert_eq!(SqliteStore::open(&copy.places).await.unwrap().vms().await.unwrap(), [vm()]);
+    drop(store);
+}
+
+#[tokio::test]
+async fn putting_again_changes_the_row() {
+    let scratch = Scratch::new();
+    let store = filled(&scratch).await;
+    let stopped = Vm {
+        name: "brave-heron".parse().unwrap(),
+        state: State::Stopped,
+        reason: Reason::UserRequest,
+        lifetime: Lifetime::Persistent,
+        ready_at: Timestamp::default(),
+        boot_id: String::new(),
+        ..vm()
+    };
+    let renamed_image = Image { name: "trixie".parse().unwrap(), ..image() };
+    let renamed_kernel = Kernel { name: "newer".parse().unwrap(), ..kernel() };
+    for _ in 0..2 {
+        store.put_vm(&stopped).await.unwrap();
+        store.put_image(&renamed_image).await.unwrap();
+        store.put_kernel(&renamed_kernel).await.unwrap();
+    }
+    assert_eq!(store.vms().await.unwrap(), [stopped]);
+    assert_eq!(store.images().await.unwrap(), [renamed_image]);
+    assert_eq!(store.kernels().await.unwrap(), [renamed_kernel]);
+}
+
+#[tokio::test]
+async fn deleting_works_twice_and_takes_nothing_else_along() {
+    let scratch = Scratch::new();
+    let store = filled(&scratch).await;
+    for _ in 0..2 {
+        store.delete_vm(vm().id).await.unwrap();
+        assert_eq!(store.vms().await.unwrap(), []);
+    }
+    assert_eq!(store.images().await.unwrap(), [image()]);
+    for _ in 0..2 {
+        store.delete_image(image().id).await.unwrap();
+        assert_eq!(store.images().await.unwrap(), []);
+    }
+    assert_eq!(store.kernels().await.unwrap(), [kernel()]);
+    for _ in 0..2 {
+        store.delete_kernel(kernel().id).await.unwrap();
+        assert_eq!(store.kernels().await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
+async fn what_is_in_use_cannot_be_deleted() {
+    let scratch = Scratch::new();
+    let store = filled(&scratch).await;
+    assert!(store.delete_image(image().id).await.is_err());
+    assert!(store.delete_kernel(kernel().id).await.is_err());
+    let homeless = Vm { id: VmId::from_bits(9), image: ImageId::from_bits(9), ..vm() };
+    assert!(store.put_vm(&homeless).await.is_err());
+    assert_eq!(store.vms().await.unwrap(), [vm()]);
+    assert_eq!(store.images().await.unwrap(), [image()]);
+    assert_eq!(store.kernels().await.unwrap(), [kernel()]);
+}
+
+#[tokio::test]
+async fn the_ledger_knows_what_the_machines_table_does_not() {
+    let scratch = Scratch::new();
+    let store = SqliteStore::open(&scratch.places).await.unwrap();
+    for _ in 0..2 {
+        for resource in Resource::ALL {
+            store.record(vm().id, resource).await.unwrap();
+        }
+    }
+    let mut ledger = store.ledger().await.unwrap();
+    ledger.sort();
+    assert_eq!(ledger, Resource::ALL.map(|resource| (vm().id, resource)));
+    store.delete_vm(vm().id).await.unwrap();
+    assert_eq!(store.ledger().await.unwrap().len(), Resource::ALL.len());
+    for _ in 0..2 {
+        for resource in Resource::ALL {
+            store.strike(vm().id, resource).await.unwrap();
+        }
+    }
+    assert_eq!(store.ledger().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn the_files_are_their_owners_alone() {
+    let scratch = Scratch::new();
+    let _store = filled(&scratch).await;
+    let directory = scratch.places.state.join("db");
+    assert_eq!(mode(&directory), 0o700);
+    let files = names(&directory);
+    assert_eq!(files, ["banger.sqlite", "banger.sqlite-shm", "banger.sqlite-wal"]);
+    for file in files {
+        assert_eq!(mode(&directory.join(&file)), 0o600, "{file}");
+    }
+}
+
+#[tokio::test]
+async fn a_number_beyond_63_bits_is_refused() {
+    let scratch = Scratch::new();
+    let store = filled(&scratch).await;
+    let forever = Vm { created_at: Timestamp(u64::MAX), ..vm() };
+    assert!(matches!(store.put_vm(&forever).await, Err(Error::Other { .. })));
+    assert_eq!(store.vms().await.unwrap(), [vm()]);
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_is_named_without_its_content() {
+    let scratch = Scratch::new();
+    filled(&scratch).await.close().await;
+    tamper(&scratch.places.database(), "UPDATE vms SET state = 'secret'").await;
+    let store = SqliteStore::open(&scratch.places).await.unwrap();
+    let error = store.vms().await.unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("state") && cause.contains(&vm().id.to_string()), "{cause}");
+    assert!(!cause.contains("secret"), "{cause}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused() {
+    let scratch = Scratch::new();
+    filled(&scratch).await.close().await;
+    fs::write(scratch.places.database(), "not a database at all, however long it may be ".repeat(100))
+        .unwrap();
+    assert!(matches!(refused(&scratch, "damaged").await, OpenError::Damaged { .. }));
+}
+
+#[tokio::test]
+async fn a_damaged_database_is_refused_wherever_the_damage_is() {
+    for page in [1, 2, 5] {
+        let scratch = Scratch::new();
+        filled(&scratch).await.close().await;
+        let path = scratch.places.database();
+        let mut bytes = fs::read(&path).unwrap();
+        let start = page * 4096;
+        assert!(bytes.len() > start + 4096, "page {page} of {} bytes", bytes.len());
+        bytes[start..start + 4096].fill(0xa5);
+        fs::write(&path, bytes).unwrap();
+        assert!(matches!(refused(&scratch, "damaged").await, OpenError::Damaged { .. }), "page {page}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_cut_short_is_refused() {
+    let scratch = Scratch::new();
+    filled(&scratch).await.close().await;
+    let file = fs::File::options().write(true).open(scratch.places.database()).unwrap();
+    file.set_len(3 * 4096).unwrap();
+    assert!(matches!(refused(&scratch, "damaged").await, OpenError::Damaged { .. }));
+}
+
+#[tokio::test]
+async fn the_database_of_another_program_is_refused() {
+    let scratch = Scratch::new();
+    fs::create_dir_all(scratch.places.database().parent().unwrap()).unwrap();
+    fs::write(scratch.places.database(), "").unwrap();
+    tamper(&scratch.places.database(), "CREATE TABLE bookmarks (url TEXT)").await;
+    assert!(matches!(refused(&scratch, "not a database of banger").await, OpenError::Foreign { .. }));
+}
+
+#[tokio::test]
+async fn a_database_of_a_newer_version_is_refused() {
+    let scratch = Scratch::new();
+    filled(&scratch).await.close().await;
+    let future = "INSERT INTO _sqlx_migrations VALUES (9999, 'future', '2030-01-01', 1, x'00', 1)";
+    tamper(&scratch.places.database(), future).await;
+    assert!(matches!(refused(&scratch, "newer banger").await, OpenError::Newer { version: 9999, .. }));
+}
+
+#[tokio::test]
+async fn a_missing_database_is_not_replaced_while_there_are_disks() {
+    let scratch = Scratch::new();
+    let disks = scratch.places.vm_dir(vm().id);
+    fs::create_dir_all(&disks).unwrap();
+    assert!(matches!(refused(&scratch, "missing").await, OpenError::Missing { .. }));
+    assert!(!scratch.places.database().exists());
+    fs::remove_dir(&disks).unwrap();
+    SqliteStore::open(&scratch.places).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_empty_file_is_a_first_start_that_was_cut_short() {
+    let scratch = Scratch::new();
+    fs::create_dir_all(scratch.places.database().parent().unwrap()).unwrap();
+    fs::write(scratch.places.database(), "").unwrap();
+    assert_eq!(filled(&scratch).await.vms().await.unwrap(), [vm()]);
+    assert_eq!(mode(&scratch.places.database()), 0o600);
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_what_was_there_stays() {
+    require!(is_root(), "root, to mount a small file system");
+    let scratch = Scratch::on_small_file_system(2 << 20);
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let store = filled(&scratch).await;
+        scratch.fill_up(64 << 10);
+        let large = Image { id: ImageId::from_bits(7), source: "x".repeat(1 << 20), ..image() };
+        assert!(matches!(store.put_image(&large).await, Err(Error::NoSpace { .. })));
+        assert_eq!(store.images().await.unwrap(), [image()]);
+        fs::remove_file(scratch.places.state.join("filler")).unwrap();
+        store.put_image(&Image { source: "shorter".into(), ..large }).await.unwrap();
+        assert_eq!(store.images().await.unwrap().len(), 2);
+    });
+}

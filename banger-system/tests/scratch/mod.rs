@@ -1,0 +1,100 @@
+//! Places of a service in a directory of a test's own.
+
+#![allow(clippy::unwrap_used, dead_code, reason = "each test binary uses a part of this")]
+
+use std::{fs, path::Path, process::Command};
+
+use banger_system::domain::resource::Places;
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    thread::{UnshareFlags, unshare_unsafe},
+};
+use tempfile::TempDir;
+
+/// Ends the test, not silently, where the machine lacks something.
+macro_rules! require {
+    ($condition:expr, $what:literal) => {
+        if !$condition {
+            eprintln!("SKIPPED: this test needs {}", $what);
+            return;
+        }
+    };
+}
+pub(crate) use require;
+
+pub struct Scratch {
+    pub home: TempDir,
+    pub places: Places,
+}
+
+impl Scratch {
+    pub fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let at = |name| home.path().join(name);
+        let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
+        Self { home, places }
+    }
+
+    /// Places on a file system of this size in bytes, which this thread and those that it starts see, and
+    /// which goes away with them.
+    pub fn on_small_file_system(size: u64) -> Self {
+        let scratch = Self::in_own_mounts();
+        let options = std::ffi::CString::new(format!("size={size}")).unwrap();
+        mount("tmpfs", &scratch.places.state, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+        scratch
+    }
+
+    /// Places on a file system that can share blocks between files, seen by the same threads.
+    pub fn on_xfs() -> Self {
+        let scratch = Self::in_own_mounts();
+        let disk = scratch.home.path().join("xfs");
+        fs::File::create(&disk).unwrap().set_len(512 << 20).unwrap();
+        run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&disk));
+        // The loop device is freed with the last mount.
+        run(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&scratch.places.state));
+        scratch
+    }
+
+    fn in_own_mounts() -> Self {
+        let scratch = Self::new();
+        // SAFETY: a mount namespace of this thread's own changes nothing about its memory or descriptors.
+        #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        fs::create_dir(&scratch.places.state).unwrap();
+        scratch
+    }
+
+    /// Takes what is left of the file system but for `spare` bytes.
+    pub fn fill_up(&self, spare: u64) {
+        let stat = rustix::fs::statvfs(&self.places.state).unwrap();
+        let size = (stat.f_bavail * stat.f_frsize).saturating_sub(spare);
+        fs::write(self.places.state.join("filler"), vec![1; usize::try_from(size).unwrap()]).unwrap();
+    }
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The names in a directory; none when it is missing.
+pub fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+pub fn mode(path: &Path) -> u32 {
+    std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions()) & 0o7777
+}
+
+pub fn has_program(name: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(name).exists()))
+}
+
+pub fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
