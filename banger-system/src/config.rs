@@ -1,0 +1,201 @@
+//! The configuration file, and what holds where it is silent: defaults that fit the host.
+
+use std::{io, path::Path, time::Duration};
+
+use banger_proto::size::Bytes;
+use serde::Deserialize;
+
+use crate::{
+    domain::{limits::Limits, name::Name},
+    engine::Settings,
+};
+
+/// Where the configuration is looked for.
+pub const PATH: &str = "/etc/banger/config.toml";
+
+const DEFAULT_IMAGE: &str = "debian-bookworm";
+const DEFAULT_KERNEL: &str = "debian";
+/// A guest under emulation, on a host that is busy with others, takes this long at the worst.
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
+/// Longer than the agent lets an image's init take: the agent then ends
+/// the guest in order, which loses nothing.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The file, as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The image of a machine for which none is named.
+    pub default_image_name: Option<String>,
+    /// The kernel of an image for which none is named.
+    pub default_kernel_name: Option<String>,
+    /// Seconds that a guest may take to become ready.
+    pub ready_timeout: Option<u64>,
+    /// Seconds that a guest may take to power off.
+    pub stop_timeout: Option<u64>,
+    /// Machines for which no size is named.
+    #[serde(default)]
+    pub vm_defaults: VmDefaults,
+    /// What one user may have.
+    #[serde(default)]
+    pub limits: LimitsSection,
+}
+
+/// Machines for which no size is named.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmDefaults {
+    /// Virtual processors.
+    pub vcpu: Option<u32>,
+    /// Memory, such as `2GiB`.
+    pub memory: Option<String>,
+    /// Size of the work disk, such as `8GiB`.
+    pub disk_size: Option<String>,
+}
+
+/// What one user may have.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsSection {
+    /// Machines that exist.
+    pub vms: Option<u32>,
+    /// Machines that are up.
+    pub running: Option<u32>,
+    /// Virtual processors of one machine.
+    pub vcpus: Option<u32>,
+    /// Memory of all machines that are up.
+    pub memory: Option<String>,
+    /// Work disks of all machines.
+    pub disk: Option<String>,
+    /// Images, and kernels.
+    pub images: Option<u32>,
+}
+
+/// What the defaults follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host {
+    /// Processors.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: Bytes,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file is there and cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no configuration.
+    #[error("{path} is no valid configuration")]
+    Parse {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: toml::de::Error,
+    },
+    /// A key has an impossible value.
+    #[error("the configuration key {key} is {value:?}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl Config {
+    /// Reads the file. One that is not there is an empty one.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let name = || path.display().to_string();
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(Error::Read { path: name(), source }),
+        };
+        toml::from_str(&text).map_err(|source| Error::Parse { path: name(), source })
+    }
+
+    /// What the engine is to go by on this host.
+    pub fn settings(&self, host: Host) -> Result<Settings, Error> {
+        let mut limits = Limits::of_host(host.cpus, host.memory);
+        let section = &self.limits;
+        set(&mut limits.vms, section.vms);
+        set(&mut limits.running, section.running);
+        set(&mut limits.vcpus, section.vcpus);
+        set(&mut limits.memory, size("limits.memory", &section.memory)?);
+        set(&mut limits.disk, size("limits.disk", &section.disk)?);
+        set(&mut limits.images, section.images);
+
+        let defaults = &self.vm_defaults;
+        // A quarter of the processors and an eighth of the memory, within what suits most work.
+        let vcpus = defaults.vcpu.unwrap_or((host.cpus / 4).clamp(2, 4)).min(limits.vcpus);
+        let memory = match size("vm_defaults.memory", &defaults.memory)? {
+            Some(memory) => memory,
+            None => Bytes::mib(Bytes(host.memory.0 / 8).in_mib())
+                .clamp(Bytes::gib(2), Bytes::gib(8))
+                .min(limits.memory),
+        };
+        Ok(Settings {
+            default_image: name("default_image_name", &self.default_image_name, DEFAULT_IMAGE)?,
+            default_kernel: name("default_kernel_name", &self.default_kernel_name, DEFAULT_KERNEL)?,
+            vcpus,
+            memory,
+            disk_size: size("vm_defaults.disk_size", &defaults.disk_size)?.unwrap_or(Bytes::gib(8)),
+            ready_timeout: self.ready_timeout.map_or(READY_TIMEOUT, Duration::from_secs),
+            stop_timeout: self.stop_timeout.map_or(STOP_TIMEOUT, Duration::from_secs),
+            limits,
+        })
+    }
+}
+
+fn set<T>(value: &mut T, configured: Option<T>) {
+    if let Some(configured) = configured {
+        *value = configured;
+    }
+}
+
+fn size(key: &'static str, value: &Option<String>) -> Result<Option<Bytes>, Error> {
+    let Some(value) = value else { return Ok(None) };
+    value.parse().map(Some).map_err(|_| Error::Value { key, value: value.clone() })
+}
+
+fn name(key: &'static str, value: &Option<String>, default: &str) -> Result<Name, Error> {
+    let value = value.as_deref().unwrap_or(default);
+    value.parse().map_err(|_| Error::Value { key, value: value.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const HOST: Host = Host { cpus: 16, memory: Bytes::gib(32) };
+
+    #[test]
+    fn an_empty_configuration_fits_the_host() {
+        let settings = Config::default().settings(HOST).unwrap();
+        assert_eq!((settings.vcpus, settings.memory), (4, Bytes::gib(4)));
+        let small = Config::default().settings(Host { cpus: 1, memory: Bytes::gib(2) }).unwrap();
+        assert_eq!((small.vcpus, small.memory), (2, Bytes::gib(1)));
+        assert!(small.limits.check_sizes(small.vcpus, small.memory, small.disk_size).is_ok());
+    }
+
+    #[test]
+    fn keys_are_read_and_wrong_ones_refused() {
+        let read = |text: &str| toml::from_str::<Config>(text);
+        let config = read("default_image_name = \"mine\"\n[vm_defaults]\nmemory = \"3G\"\n").unwrap();
+        let settings = config.settings(HOST).unwrap();
+        assert_eq!((settings.default_image.as_str(), settings.memory), ("mine", Bytes::gib(3)));
+        assert!(read("no_such_key = 1").is_err());
+        let wrong = read("[vm_defaults]\nmemory = \"much\"").unwrap().settings(HOST).unwrap_err();
+        assert_eq!(wrong.to_string(), "the configuration key vm_defaults.memory is \"much\"");
+    }
+}
