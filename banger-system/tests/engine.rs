@@ -309,6 +309,8 @@ async fn a_monitor_that_dies_or_a_guest_that_powers_off_is_noticed() {
 async fn a_kill_leaves_the_machine_stopped_and_not_failed() {
     let mut house = House::new().await;
     let vm = house.running().await;
+    assert!(matches!(house.engine.kill_vm(vm, 19).await, Err(Error::InvalidOption { .. })));
+    assert_eq!(house.state(vm), State::Running);
     house.engine.kill_vm(vm, 9).await.unwrap();
     house.until(vm, |state| state == Some(State::Stopped)).await;
     let error = house.engine.kill_vm(vm, 9).await.unwrap_err();

@@ -33,6 +33,9 @@ use crate::{
 
 /// How many requests to one machine may wait.
 pub(super) const INBOX: usize = 64;
+/// HUP, INT, QUIT, ABRT, KILL and TERM. A monitor that was only stopped, or ignores the signal, would stay
+/// in a state that says that it is going.
+const ENDING_SIGNALS: [i32; 6] = [1, 2, 3, 6, 9, 15];
 /// How long to wait before the supervisor is asked again, when it could not tell how a process ended.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
@@ -505,6 +508,11 @@ impl Task {
     }
 
     async fn kill(&mut self, signal: i32) -> Result<()> {
+        if !ENDING_SIGNALS.contains(&signal) {
+            let why =
+                format!("signal {signal} does not end a machine; use HUP, INT, QUIT, ABRT, KILL or TERM");
+            return Err(Error::InvalidOption { why });
+        }
         if !self.vm.state.is_up() {
             return Err(Error::NotRunning { name: self.vm.name.to_string() });
         }
