@@ -6,17 +6,16 @@
 //! what it was made of and nothing of its user's.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, remove_file},
+    fs::{DirBuilder, File},
     io::ErrorKind,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    os::unix::fs::DirBuilderExt,
+    path::Path,
 };
 
 use async_trait::async_trait;
 use banger_proto::size::Bytes;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::{blocking::blocking, ext4_writer, sparse, staging};
+use super::{blocking::blocking, ext4_writer, partial::Partial, sparse, staging};
 use crate::{
     domain::{
         id::{ImageId, VmId},
@@ -114,33 +113,13 @@ fn open_image(path: &Path) -> Result<File> {
     })
 }
 
-/// Makes the disk at `path` by filling a file beside it. A disk that is there is kept.
+/// Makes the disk at `path`. A disk that is there is kept.
 fn create(path: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
-    let os = |doing: &str, path: &Path, source| Error::os(format!("{doing} {}", path.display()), source);
-    if path.try_exists().map_err(|source| os("look at", path, source))? {
+    let os = |doing: &str, source| Error::os(format!("{doing} {}", path.display()), source);
+    if path.try_exists().map_err(|source| os("look at", source))? {
         return Ok(());
     }
-    let partial = Partial(path.with_extension("partial"));
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(true).mode(0o600);
-    let file = options.open(&partial.0).map_err(|source| os("make", &partial.0, source))?;
-    fill(&file)?;
-    match renameat_with(CWD, &partial.0, CWD, path, RenameFlags::NOREPLACE) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(source) => Err(os("make", path, source.into())),
-    }
-}
-
-/// A file that is not a disk yet: removed unless it has got another name.
-struct Partial(PathBuf);
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        match remove_file(&self.0) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                tracing::error!(file = %self.0.display(), %error, "cannot remove an unfinished disk");
-            }
-            _ => {}
-        }
-    }
+    let disk = Partial::begin(path, 0o600).map_err(|source| os("make", source))?;
+    fill(&disk.file)?;
+    disk.add().map_err(|source| os("make", source))
 }

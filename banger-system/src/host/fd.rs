@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::FileExt,
@@ -81,7 +81,7 @@ impl UserFile {
     }
 }
 
-/// A reader of a user's file. That the file became shorter is an error, and that nobody waits for the
+/// A seekable reader of a user's file. That the file became shorter is an error, and that nobody waits for the
 /// content any more is one, too.
 #[derive(Debug)]
 pub(super) struct Stream<'a> {
@@ -92,7 +92,7 @@ pub(super) struct Stream<'a> {
 
 impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.file.size.0 - self.at;
+        let left = self.file.size.0.saturating_sub(self.at);
         let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         if want == 0 {
             return Ok(0);
@@ -104,6 +104,18 @@ impl Read for Stream<'_> {
         }
         self.at += read as u64;
         Ok(read)
+    }
+}
+
+impl Seek for Stream<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let to = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.file.size.0.checked_add_signed(by),
+        };
+        self.at = to.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
     }
 }
 
@@ -162,6 +174,19 @@ mod tests {
         let taken = UserFile::check(file.as_file().try_clone().unwrap().into(), "the file", MAX).unwrap();
         file.write_all(b" and more").unwrap();
         assert_eq!(taken.read(&Pulse::default()).unwrap(), b"content");
+        let pulse = Pulse::default();
+        let mut stream = taken.stream(&pulse);
+        for (to, rest) in
+            [(SeekFrom::Start(5), "nt"), (SeekFrom::End(-1), "t"), (SeekFrom::Current(-3), "ent")]
+        {
+            let mut read = String::new();
+            stream.seek(to).unwrap();
+            stream.read_to_string(&mut read).unwrap();
+            assert_eq!(read, rest);
+        }
+        assert!(stream.seek(SeekFrom::Current(-8)).is_err());
+        assert_eq!(stream.seek(SeekFrom::End(9)).unwrap(), 16);
+        assert_eq!(stream.read(&mut [0; 4]).unwrap(), 0);
         file.as_file().set_len(3).unwrap();
         assert!(matches!(taken.read(&Pulse::default()), Err(Error::BadFile { .. })));
     }

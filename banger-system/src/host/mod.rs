@@ -6,6 +6,8 @@ pub mod disks;
 mod ext4_writer;
 mod fd;
 pub mod image_files;
+pub mod kernel_files;
+mod partial;
 mod pulse;
 mod sparse;
 mod staging;

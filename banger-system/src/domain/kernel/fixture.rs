@@ -1,4 +1,4 @@
-//! Small kernels and modules for the tests of this directory: real formats, no code in them.
+//! Small kernels and modules for tests: real formats, no code in them.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
@@ -6,14 +6,14 @@ use std::io::{Cursor, Write};
 
 use super::{decompress::Compression, release::Release};
 
-pub(super) const RELEASE: &str = "6.1.0-41-cloud-amd64";
+pub(crate) const RELEASE: &str = "6.1.0-41-cloud-amd64";
 
-pub(super) fn release() -> Release {
+pub(crate) fn release() -> Release {
     RELEASE.parse().unwrap()
 }
 
 /// An ELF kernel with one segment that holds the banner, and a PVH note.
-pub(super) fn vmlinux() -> Vec<u8> {
+pub(crate) fn vmlinux() -> Vec<u8> {
     let banner =
         format!("Linux version %s\0Linux version {RELEASE} (builder) #1 SMP\0{}", "kernel ".repeat(400));
     let mut note = Vec::new();
@@ -42,7 +42,7 @@ pub(super) fn vmlinux() -> Vec<u8> {
 }
 
 /// A kernel module with these lines in its `.modinfo`.
-pub(super) fn module(modinfo: &[&str]) -> Vec<u8> {
+pub(crate) fn module(modinfo: &[&str]) -> Vec<u8> {
     let names = b"\0.modinfo\0.shstrtab\0";
     let modinfo = modinfo.iter().flat_map(|line| [line.as_bytes(), b"\0"].concat()).collect::<Vec<u8>>();
     let table = (64 + modinfo.len() + names.len()) as u64;
@@ -60,7 +60,7 @@ pub(super) fn module(modinfo: &[&str]) -> Vec<u8> {
 }
 
 /// A module of [`RELEASE`] that depends on these others.
-pub(super) fn module_needing(depends: &str) -> Vec<u8> {
+pub(crate) fn module_needing(depends: &str) -> Vec<u8> {
     module(&[
         "license=GPL",
         &format!("depends={depends}"),
@@ -79,7 +79,7 @@ fn elf_header(kind: u16, segments_at: u64, segments: u16, sections_at: u64, sect
 }
 
 /// A `bzImage` around this payload.
-pub(super) fn bzimage(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn bzimage(payload: &[u8]) -> Vec<u8> {
     let version = format!("{RELEASE} (builder@example.org) #1 SMP\0");
     let mut image = vec![0u8; 3 * 512];
     let mut set =
@@ -99,7 +99,7 @@ pub(super) fn bzimage(payload: &[u8]) -> Vec<u8> {
 }
 
 /// The content compressed and followed by its size, as the kernel's build does it; gzip brings its own.
-pub(super) fn payload(compression: Compression, content: &[u8]) -> Vec<u8> {
+pub(crate) fn payload(compression: Compression, content: &[u8]) -> Vec<u8> {
     let mut stream = pack(compression, content);
     if compression != Compression::Gzip {
         stream.extend(u32::try_from(content.len()).unwrap().to_le_bytes());
@@ -108,7 +108,7 @@ pub(super) fn payload(compression: Compression, content: &[u8]) -> Vec<u8> {
 }
 
 /// A stream in each format that we read.
-pub(super) fn pack(compression: Compression, content: &[u8]) -> Vec<u8> {
+pub(crate) fn pack(compression: Compression, content: &[u8]) -> Vec<u8> {
     match compression {
         Compression::Gzip => {
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -173,7 +173,7 @@ fn xz_stored(content: &[u8]) -> Vec<u8> {
 }
 
 /// A tar of these files.
-pub(super) fn tar(files: &[(&str, Vec<u8>)]) -> Cursor<Vec<u8>> {
+pub(crate) fn tar(files: &[(&str, Vec<u8>)]) -> Cursor<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, content) in files {
         let mut header = tar::Header::new_gnu();

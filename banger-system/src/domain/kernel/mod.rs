@@ -18,4 +18,4 @@ pub mod release;
 pub mod tree;
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;

@@ -1,0 +1,396 @@
+//! The files of kernels: the ELF file that a monitor boots and the archive of its modules, made once; and
+//! the archive of the agent, made when the agent is another one than before.
+
+use std::{
+    fs::File,
+    io::{ErrorKind, Read, Write},
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use banger_proto::size::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::{
+    blocking::blocking,
+    fd::UserFile,
+    partial::Partial,
+    pulse::watch,
+    staging::{self, Staging},
+};
+use crate::{
+    domain::{
+        id::KernelId,
+        image::KernelFacts,
+        kernel::{
+            extract::{self, extract},
+            initramfs::{agent_archive, modules_archive},
+            modules::{PickedModules, pick},
+        },
+        resource::{KERNEL_FILE, MODULES_FILE, Places},
+    },
+    ports::{BootFiles, Error, KernelFiles, Result},
+};
+
+/// Modules of a distribution's kernel take up to 1.5 GiB, when they are not compressed.
+const MAX_MODULES: Bytes = Bytes::gib(4);
+/// How long a read of a user's file may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Everybody may read what every distribution publishes, and nobody may write.
+const MODE: u32 = 0o444;
+/// The name of the agent among our programs.
+const AGENT: &str = "banger-agent";
+
+/// Kernels as files under [`Places::kernels`].
+#[derive(Debug, Clone)]
+pub struct LocalKernels {
+    places: Places,
+    /// The agent that this run of the service has put into the archive.
+    archived: Arc<Mutex<Option<Build>>>,
+}
+
+impl LocalKernels {
+    /// The kernels under these places.
+    pub fn new(places: Places) -> Self {
+        Self { places, archived: Arc::default() }
+    }
+}
+
+#[async_trait]
+impl KernelFiles for LocalKernels {
+    async fn import(
+        &self,
+        kernel: KernelId,
+        vmlinuz: OwnedFd,
+        modules: Option<OwnedFd>,
+    ) -> Result<KernelFacts> {
+        let image = watch("read the kernel", PATIENCE, move |pulse| {
+            UserFile::check(vmlinuz, "the kernel", extract::MAX_VMLINUX)?.read(pulse)
+        })
+        .await?;
+        let extracted =
+            blocking("extract a kernel", move || extract(image).map_err(|error| unsupported(&error))).await?;
+        let release = extracted.facts.release;
+        let picked = match modules {
+            // Everything that a guest needs may be built in.
+            None => PickedModules { release, modules: Vec::new(), absent: Vec::new() },
+            Some(modules) => {
+                watch("read the modules", PATIENCE, move |pulse| {
+                    let tar = UserFile::check(modules, "the tar archive of the modules", MAX_MODULES)?;
+                    pick(tar.stream(pulse), &release).map_err(|error| unsupported(&error))
+                })
+                .await?
+            }
+        };
+        let parent = self.places.kernels();
+        blocking("write a kernel", move || write(&parent, kernel, &extracted.vmlinux, &picked)).await
+    }
+
+    async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles> {
+        let (places, archived) = (self.places.clone(), Arc::clone(&self.archived));
+        blocking("look for the files of a kernel", move || {
+            let (elf, modules) = (places.kernel(kernel), places.kernel_modules(kernel));
+            for file in [&elf, &modules] {
+                if !file.try_exists().map_err(|source| os("look at", file, source))? {
+                    let message =
+                        format!("a file of the kernel is gone ({}); import the kernel again", file.display());
+                    return Err(Error::HostNotReady { message });
+                }
+            }
+            Ok(BootFiles { kernel: elf, initramfs: vec![modules, archive_agent(&places, &archived)?] })
+        })
+        .await
+    }
+
+    async fn remove(&self, kernel: KernelId) -> Result<()> {
+        let parent = self.places.kernels();
+        blocking("remove a kernel", move || {
+            staging::remove(&parent, &kernel.to_string())
+                .map_err(|source| Error::os(format!("remove kernel {kernel}"), source))
+        })
+        .await
+    }
+
+    async fn found(&self) -> Result<Vec<KernelId>> {
+        let parent = self.places.kernels();
+        blocking("look for kernels", move || {
+            staging::found(&parent).map_err(|source| os("read", &parent, source))
+        })
+        .await
+    }
+}
+
+fn write(parent: &Path, kernel: KernelId, vmlinux: &[u8], picked: &PickedModules) -> Result<KernelFacts> {
+    let modules = modules_archive(picked).map_err(|error| unsupported(&error))?;
+    let unwritten = |source| Error::os(format!("write kernel {kernel}"), source);
+    let staging = Staging::begin(parent, &kernel.to_string()).map_err(unwritten)?;
+    for (name, content) in [(KERNEL_FILE, vmlinux), (MODULES_FILE, &modules)] {
+        let mut file = staging.file(name, MODE).map_err(unwritten)?;
+        file.write_all(content).map_err(unwritten)?;
+    }
+    staging.finish().map_err(unwritten)?;
+    Ok(KernelFacts {
+        digest: format!("sha256:{:x}", Sha256::digest(vmlinux)),
+        release: picked.release.to_string(),
+        modules: u32::try_from(picked.modules.len()).unwrap_or(u32::MAX),
+        size: Bytes((vmlinux.len() + modules.len()) as u64),
+    })
+}
+
+/// A build of the agent, as far as its file tells: installing another one changes at least one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Build {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// The archive of the present agent. Each run of the service makes it at least once, so that nothing that
+/// an earlier run left, half written or not, is ever booted.
+fn archive_agent(places: &Places, archived: &Mutex<Option<Build>>) -> Result<PathBuf> {
+    let (program, archive) = (places.program(AGENT), places.agent_archive());
+    let mut agent = File::open(&program).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => Error::HostNotReady {
+            message: format!("the guest agent {} is missing; install banger again", program.display()),
+        },
+        _ => os("open", &program, source),
+    })?;
+    let metadata = agent.metadata().map_err(|source| os("look at", &program, source))?;
+    let build = Build {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.size(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+    };
+    let mut archived = archived.lock().unwrap_or_else(PoisonError::into_inner);
+    if *archived != Some(build) || !archive.exists() {
+        let mut content = Vec::new();
+        agent.read_to_end(&mut content).map_err(|source| os("read", &program, source))?;
+        let content = agent_archive(&content)
+            .map_err(|error| Error::other(format!("archive {}", program.display()), error))?;
+        let unwritten = |source| os("write", &archive, source);
+        let mut partial = Partial::begin(&archive, MODE).map_err(unwritten)?;
+        partial.file.write_all(&content).map_err(unwritten)?;
+        partial.replace().map_err(unwritten)?;
+        *archived = Some(build);
+    }
+    Ok(archive)
+}
+
+fn os(doing: &str, path: &Path, source: std::io::Error) -> Error {
+    Error::os(format!("{doing} {}", path.display()), source)
+}
+
+/// What a user's file lacks, with the reasons behind it.
+fn unsupported(error: &dyn std::error::Error) -> Error {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    Error::Unsupported { message }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::domain::kernel::{decompress::Compression, fixture};
+
+    const KERNEL: KernelId = KernelId::from_bits(0xdef);
+
+    struct Scratch {
+        home: TempDir,
+        places: Places,
+        kernels: LocalKernels,
+    }
+
+    impl Scratch {
+        fn new() -> Self {
+            let home = tempfile::tempdir().unwrap();
+            let at = |name| home.path().join(name);
+            let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
+            fs::create_dir(&places.libexec).unwrap();
+            fs::write(places.program(AGENT), "an agent").unwrap();
+            let kernels = LocalKernels::new(places.clone());
+            Self { home, places, kernels }
+        }
+
+        fn file(&self, content: &[u8]) -> OwnedFd {
+            let path = self.home.path().join("file");
+            let _ = fs::remove_file(&path);
+            fs::write(&path, content).unwrap();
+            File::open(&path).unwrap().into()
+        }
+
+        fn vmlinuz(&self) -> OwnedFd {
+            self.file(&fixture::bzimage(&fixture::payload(Compression::Zstd, &fixture::vmlinux())))
+        }
+
+        fn modules(&self, names: &[&str]) -> OwnedFd {
+            let directory = format!("lib/modules/{}", fixture::RELEASE);
+            let file = |name: &&str| (format!("{directory}/kernel/{name}.ko"), fixture::module_needing(""));
+            let mut files: Vec<_> = names.iter().map(file).collect();
+            files.push((format!("{directory}/modules.builtin"), b"kernel/fs/ext4/ext4.ko\n".to_vec()));
+            let files: Vec<_> =
+                files.iter().map(|(path, content)| (path.as_str(), content.clone())).collect();
+            self.file(&fixture::tar(&files).into_inner())
+        }
+
+        async fn import(&self) -> Result<KernelFacts> {
+            self.kernels.import(KERNEL, self.vmlinuz(), Some(self.modules(&NEEDED))).await
+        }
+
+        fn left(&self) -> Vec<String> {
+            let Ok(entries) = fs::read_dir(self.places.kernels()) else { return Vec::new() };
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        }
+    }
+
+    const NEEDED: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_console", "virtio_net"];
+
+    fn content_of_archive(scratch: &Scratch) -> Vec<u8> {
+        fs::read(scratch.places.agent_archive()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_kernel_becomes_an_elf_file_and_an_archive_of_its_modules() {
+        let scratch = Scratch::new();
+        let facts = scratch.import().await.unwrap();
+        let elf = fs::read(scratch.places.kernel(KERNEL)).unwrap();
+        assert_eq!(elf, fixture::vmlinux());
+        assert_eq!(facts.digest, format!("sha256:{:x}", Sha256::digest(&elf)));
+        assert_eq!(facts.release, fixture::RELEASE);
+        assert_eq!(facts.modules, 4);
+        let archive = scratch.places.kernel_modules(KERNEL);
+        assert_eq!(facts.size.0, elf.len() as u64 + fs::metadata(&archive).unwrap().len());
+        for file in [scratch.places.kernel(KERNEL), archive] {
+            assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o444);
+        }
+        assert_eq!(scratch.kernels.found().await.unwrap(), [KERNEL]);
+        for _ in 0..2 {
+            scratch.kernels.remove(KERNEL).await.unwrap();
+            assert!(scratch.left().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kernel_without_modules_has_an_archive_with_an_empty_list() {
+        let scratch = Scratch::new();
+        let facts = scratch.kernels.import(KERNEL, scratch.vmlinuz(), None).await.unwrap();
+        assert_eq!(facts.modules, 0);
+        let archive = fs::read(scratch.places.kernel_modules(KERNEL)).unwrap();
+        assert!(archive.windows(14).any(|part| part == b"banger/modules"));
+    }
+
+    #[tokio::test]
+    async fn an_import_that_fails_leaves_nothing_and_says_what_is_wrong() {
+        let scratch = Scratch::new();
+        let check = async |vmlinuz, modules, expect: &str| {
+            let error = scratch.kernels.import(KERNEL, vmlinuz, modules).await.unwrap_err();
+            assert!(error.to_string().contains(expect), "{error}");
+            assert!(scratch.left().is_empty());
+            assert_eq!(scratch.kernels.found().await.unwrap(), []);
+            error
+        };
+        let vmlinuz = || scratch.vmlinuz();
+        let kinds = [
+            check(scratch.file(b"no kernel"), None, "not a Linux kernel").await,
+            check(vmlinuz(), Some(scratch.file(&[b'x'; 2000])), "tar archive").await,
+            check(vmlinuz(), Some(scratch.modules(&NEEDED[1..])), "has no virtio_mmio").await,
+        ];
+        assert!(kinds.iter().all(|kind| matches!(kind, Error::Unsupported { .. })), "{kinds:?}");
+
+        let no_reading = fs::OpenOptions::new().write(true).open(scratch.home.path().join("file"));
+        let kinds = [
+            check(no_reading.unwrap().into(), None, "the kernel is open for writing only").await,
+            check(File::open("/dev/null").unwrap().into(), None, "the kernel is not a regular file").await,
+            check(vmlinuz(), Some(File::open("/").unwrap().into()), "modules is not a regular file").await,
+            check(vmlinuz(), Some(scratch.file(b"")), "modules is empty").await,
+        ];
+        assert!(kinds.iter().all(|kind| matches!(kind, Error::BadFile { .. })), "{kinds:?}");
+    }
+
+    #[tokio::test]
+    async fn a_kernel_that_is_there_is_kept() {
+        let scratch = Scratch::new();
+        scratch.import().await.unwrap();
+        let modules = fs::read(scratch.places.kernel_modules(KERNEL)).unwrap();
+        assert!(scratch.kernels.import(KERNEL, scratch.vmlinuz(), None).await.is_err());
+        assert_eq!(fs::read(scratch.places.kernel_modules(KERNEL)).unwrap(), modules);
+        assert_eq!(scratch.left(), [KERNEL.to_string()]);
+    }
+
+    #[tokio::test]
+    async fn a_machine_boots_the_kernel_its_modules_and_the_agent() {
+        let scratch = Scratch::new();
+        scratch.import().await.unwrap();
+        let boot = scratch.kernels.boot_files(KERNEL).await.unwrap();
+        let places = &scratch.places;
+        assert_eq!(boot.kernel, places.kernel(KERNEL));
+        assert_eq!(boot.initramfs, [places.kernel_modules(KERNEL), places.agent_archive()]);
+        assert_eq!(content_of_archive(&scratch), agent_archive(b"an agent").unwrap());
+        assert_eq!(fs::metadata(places.agent_archive()).unwrap().permissions().mode() & 0o7777, 0o444);
+        assert_eq!(scratch.kernels.found().await.unwrap(), [KERNEL]);
+    }
+
+    #[tokio::test]
+    async fn the_archive_of_the_agent_follows_the_agent_and_is_made_once_for_each() {
+        let scratch = Scratch::new();
+        scratch.import().await.unwrap();
+        let inode = async || {
+            scratch.kernels.boot_files(KERNEL).await.unwrap();
+            fs::metadata(scratch.places.agent_archive()).unwrap().ino()
+        };
+        let first = inode().await;
+        assert_eq!(inode().await, first);
+
+        // As a package does it, even when size and time stay.
+        let (program, newer) = (scratch.places.program(AGENT), scratch.places.program("newer"));
+        fs::write(&newer, "no agent").unwrap();
+        let modified = fs::metadata(&program).unwrap().modified().unwrap();
+        File::options().write(true).open(&newer).unwrap().set_modified(modified).unwrap();
+        fs::rename(&newer, &program).unwrap();
+        inode().await;
+        assert_eq!(content_of_archive(&scratch), agent_archive(b"no agent").unwrap());
+
+        fs::remove_file(scratch.places.agent_archive()).unwrap();
+        inode().await;
+        assert_eq!(content_of_archive(&scratch), agent_archive(b"no agent").unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_archive_that_an_earlier_run_left_is_not_trusted() {
+        let scratch = Scratch::new();
+        scratch.import().await.unwrap();
+        fs::write(scratch.places.agent_archive(), "torn").unwrap();
+        scratch.kernels.boot_files(KERNEL).await.unwrap();
+        assert_eq!(content_of_archive(&scratch), agent_archive(b"an agent").unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_host_without_the_agent_or_the_kernel_is_not_ready() {
+        let scratch = Scratch::new();
+        let check = async |expect: &str| match scratch.kernels.boot_files(KERNEL).await {
+            Err(Error::HostNotReady { message }) => assert!(message.contains(expect), "{message}"),
+            other => panic!("{other:?}"),
+        };
+        check("import the kernel again").await;
+        scratch.import().await.unwrap();
+        fs::remove_file(scratch.places.program(AGENT)).unwrap();
+        check("install banger again").await;
+        assert!(!scratch.places.agent_archive().exists());
+    }
+}
