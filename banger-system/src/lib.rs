@@ -9,4 +9,5 @@ pub mod domain;
 pub mod engine;
 pub mod host;
 pub mod ports;
+pub mod shim;
 pub mod sim;

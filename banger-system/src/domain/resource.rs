@@ -137,6 +137,11 @@ impl Places {
         self.runtime.join("vm")
     }
 
+    /// The empty directory that the root of every monitor is mounted in.
+    pub fn jail(&self) -> PathBuf {
+        self.runtime.join("jail")
+    }
+
     /// The directory of images.
     pub fn images(&self) -> PathBuf {
         self.state.join("images")

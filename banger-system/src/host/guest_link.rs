@@ -1,0 +1,196 @@
+//! The host's side of the guest protocol: greeting, readiness, shutdown, streams for clients. Guests are
+//! hostile: every wait has an end, and every length a bound.
+
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use banger_proto::guest::{
+    Decoder, Frame, Request,
+    hello::{self, HostHello, MAX_STALE},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::Instant,
+};
+
+use crate::{
+    domain::{id::VmId, vm::Token},
+    ports::{Channel, Error, GuestFacts, GuestLink, Result, Vmm},
+};
+
+/// How long an agent that is up may take to greet a client.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Before a channel that was closed is tried again: the machine has most likely ended.
+const RETRY: Duration = Duration::from_millis(50);
+/// The longest boot id that is believed.
+const MAX_BOOT_ID: usize = 64;
+
+/// Reaches agents through the channels of a machine monitor.
+pub struct AgentLink {
+    vmm: Arc<dyn Vmm>,
+}
+
+impl AgentLink {
+    /// Reaches agents through the channels of this monitor.
+    pub fn new(vmm: Arc<dyn Vmm>) -> Self {
+        Self { vmm }
+    }
+}
+
+#[async_trait]
+impl GuestLink for AgentLink {
+    async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts> {
+        let ready = async {
+            loop {
+                let stream = self.vmm.connect(vm, Channel::Control).await;
+                let asked = match stream {
+                    Ok(mut stream) => ask_info(&mut stream, token).await,
+                    Err(error) => Err(Failed::Closed(error)),
+                };
+                match asked {
+                    Ok(facts) => return Ok(facts),
+                    Err(Failed::Nonsense(error)) => return Err(error),
+                    // Whoever watches the machine will tell how it ended.
+                    Err(Failed::Closed(_)) => tokio::time::sleep(RETRY).await,
+                }
+            }
+        };
+        let late = || Error::Timeout { what: "waiting for the guest".to_owned(), after: timeout };
+        tokio::time::timeout(timeout, ready).await.map_err(|_| late())?
+    }
+
+    async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let asked = async {
+            let mut stream = self.vmm.connect(vm, Channel::Stream).await?;
+            let mut decoder = greet(&mut stream, token).await?;
+            send(&mut stream, &Request::Shutdown).await?;
+            match answer(&mut stream, &mut decoder).await? {
+                Frame::Done => Ok(()),
+                other => Err(unexpected(&other).into()),
+            }
+        };
+        let late = || Error::Timeout { what: "asking the guest to power off".to_owned(), after: timeout };
+        tokio::time::timeout_at(deadline, asked).await.map_err(|_| late())?
+    }
+
+    async fn open(&self, vm: VmId, token: &Token) -> Result<OwnedFd> {
+        let opened = async {
+            let mut stream = self.vmm.connect(vm, Channel::Stream).await?;
+            let decoder = greet(&mut stream, token).await?;
+            if !decoder.into_rest().is_empty() {
+                return Err(agent("the guest's agent speaks before it is asked"));
+            }
+            let os = |error| Error::os("hand over a stream to the guest", error);
+            let stream = stream.into_std().map_err(os)?;
+            stream.set_nonblocking(false).map_err(os)?;
+            Ok(OwnedFd::from(stream))
+        };
+        let late =
+            || Error::Timeout { what: "waiting for the guest's agent".to_owned(), after: GREETING_TIMEOUT };
+        tokio::time::timeout(GREETING_TIMEOUT, opened).await.map_err(|_| late())?
+    }
+}
+
+/// Why a conversation failed.
+enum Failed {
+    /// The channel was closed: the machine has ended, or is about to.
+    Closed(Error),
+    /// What came makes no sense.
+    Nonsense(Error),
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Closed(error) | Failed::Nonsense(error) => error,
+        }
+    }
+}
+
+async fn ask_info(stream: &mut UnixStream, token: &Token) -> Result<GuestFacts, Failed> {
+    let mut decoder = greet(stream, token).await?;
+    send(stream, &Request::Info).await?;
+    match answer(stream, &mut decoder).await? {
+        Frame::Info(info) => {
+            for problem in info.problems.iter().take(20) {
+                let problem: String = problem.chars().take(200).filter(|c| !c.is_control()).collect();
+                tracing::warn!(problem, "the guest's agent reports a problem");
+            }
+            let boot_id: String = info.boot_id.chars().take(MAX_BOOT_ID).collect();
+            let plain = boot_id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+            Ok(GuestFacts { boot_id: if plain { boot_id } else { String::new() } })
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Greets the agent; returns what it has said behind its answer.
+async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Decoder, Failed> {
+    let nonce = uuid::Uuid::new_v4().into_bytes();
+    let hello =
+        HostHello::new(nonce, token.as_str()).ok_or_else(|| nonsense("the token has a wrong length"))?;
+    stream.write_all(&hello.encode()).await.map_err(|error| closed(&error))?;
+    let (mut buffer, mut seen) = (Vec::new(), 0);
+    loop {
+        match hello::take_answer(&mut buffer, &hello) {
+            Ok(true) => return Ok(Decoder::new(buffer)),
+            Ok(false) if seen > MAX_STALE => return Err(nonsense(&hello::Error::Garbage.to_string())),
+            Ok(false) => seen += read(stream, &mut buffer).await?,
+            Err(error) => return Err(nonsense(&error.to_string())),
+        }
+    }
+}
+
+async fn send(stream: &mut UnixStream, request: &Request) -> Result<(), Failed> {
+    let frame = Frame::Request(request.clone());
+    stream.write_all(&frame.encode()).await.map_err(|error| closed(&error))
+}
+
+async fn answer(stream: &mut UnixStream, decoder: &mut Decoder) -> Result<Frame, Failed> {
+    loop {
+        match decoder.next_frame() {
+            Ok(Some(frame)) => return Ok(frame),
+            Ok(None) => {}
+            Err(error) => return Err(nonsense(&format!("the guest's agent sends nonsense: {error}"))),
+        }
+        let mut bytes = Vec::new();
+        read(stream, &mut bytes).await?;
+        decoder.push(&bytes);
+    }
+}
+
+async fn read(stream: &mut UnixStream, into: &mut Vec<u8>) -> Result<usize, Failed> {
+    let mut bytes = [0; 4096];
+    match stream.read(&mut bytes).await {
+        Ok(0) => Err(closed(&"it hung up")),
+        Ok(count) => {
+            into.extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+        Err(error) => Err(closed(&error)),
+    }
+}
+
+fn agent(message: &str) -> Error {
+    Error::Agent { message: message.to_owned() }
+}
+
+fn nonsense(message: &str) -> Failed {
+    Failed::Nonsense(agent(message))
+}
+
+fn closed(why: &dyn std::fmt::Display) -> Failed {
+    Failed::Closed(agent(&format!("the guest's agent is gone: {why}")))
+}
+
+fn unexpected(frame: &Frame) -> Failed {
+    match frame {
+        Frame::Failed(failure) => {
+            let message: String = failure.message.chars().take(200).filter(|c| !c.is_control()).collect();
+            nonsense(&format!("the guest's agent refuses: {message}"))
+        }
+        _ => nonsense("the guest's agent gives an answer that does not fit"),
+    }
+}

@@ -1,0 +1,90 @@
+//! Logs of machines, copied out of their ring files into a pipe that the client reads.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{blocking::blocking, ring::Reader};
+use crate::{
+    domain::{id::VmId, resource::Places},
+    ports::{Error, Log, Logs, Reading, Result},
+};
+
+/// Between two looks at a log that is followed.
+const FOLLOW_POLL: Duration = Duration::from_millis(100);
+
+/// Logs under [`Places::vm_dir`].
+pub struct RingLogs {
+    places: Places,
+}
+
+impl RingLogs {
+    /// The logs under these places.
+    pub fn new(places: Places) -> Self {
+        Self { places }
+    }
+
+    fn path(&self, vm: VmId, log: Log) -> PathBuf {
+        match log {
+            Log::Console => self.places.console_log(vm),
+            Log::Vmm => self.places.vmm_log(vm),
+        }
+    }
+}
+
+#[async_trait]
+impl Logs for RingLogs {
+    async fn open(&self, vm: VmId, log: Log, reading: Reading) -> Result<OwnedFd> {
+        let path = self.path(vm, log);
+        blocking("open a log", move || {
+            let os = |error: io::Error| Error::os(format!("open the log {}", path.display()), error);
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| os(error.into()))?;
+            let file = match File::open(&path) {
+                // A machine that never ran has said nothing.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(read),
+                other => other.map_err(os)?,
+            };
+            let mut reader = Reader::new(file).map_err(os)?;
+            if let Some(lines) = reading.tail {
+                reader.keep_last_lines(lines).map_err(os)?;
+            }
+            let copying = std::thread::Builder::new().name("log".to_owned()).stack_size(64 << 10);
+            // A thread of its own: a reader that is slow, or stands still, holds up nothing else.
+            copying.spawn(move || copy(reader, write.into(), reading.follow)).map_err(os)?;
+            Ok(read)
+        })
+        .await
+    }
+}
+
+/// Copies until the end, or, when it follows, until the client is gone.
+fn copy(mut reader: Reader, mut pipe: File, follow: bool) {
+    let mut bytes = Vec::new();
+    loop {
+        match reader.read(&mut bytes) {
+            Ok(true) => {
+                if pipe.write_all(&bytes).is_err() {
+                    return;
+                }
+                bytes.clear();
+            }
+            Ok(false) if follow && !reader_is_gone(&pipe) => std::thread::sleep(FOLLOW_POLL),
+            Ok(false) | Err(_) => return,
+        }
+    }
+}
+
+/// A pipe without a reader is in error for its writer (poll(2)).
+fn reader_is_gone(pipe: &File) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(pipe, PollFlags::empty())];
+    let looked = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    looked.is_err() || fds[0].revents().contains(PollFlags::ERR)
+}

@@ -1,0 +1,124 @@
+//! A machine in QEMU's words. Every file is named by its number in the process: the monitor opens no path
+//! of the host.
+
+use crate::domain::{
+    id::VmId,
+    machine::{Access, Machine},
+};
+
+/// Channels to the agent: the service's own, and one for each command that runs at once. A virtio-serial
+/// device has up to 31 ports, of which the first is for a console.
+pub const CHANNELS: usize = 24;
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acceleration {
+    /// The processor.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+/// The name of a drive's file.
+pub fn drive_name(index: usize) -> String {
+    format!("drive{index}")
+}
+
+/// The name of a channel's socket.
+pub fn channel_name(index: usize) -> String {
+    format!("agent{index}")
+}
+
+/// The name of the control socket.
+pub const QMP: &str = "qmp";
+
+/// The kernel prints to the serial line, and a panic ends the machine: with `-no-reboot` a reboot does too.
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t";
+
+/// The program and its arguments.
+pub fn of(program: &str, machine: &Machine, acceleration: Acceleration) -> Vec<String> {
+    let mut args = vec![program.to_owned()];
+    let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    add(&["-name", &name(machine), "-uuid", &uuid(machine.vm)]);
+    add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    add(&["-M", "microvm,isa-serial=on"]);
+    match acceleration {
+        Acceleration::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+        Acceleration::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+    }
+    add(&["-smp", &machine.vcpus.to_string(), "-m", &format!("{}M", machine.memory.in_mib())]);
+    add(&["-kernel", "/proc/self/fd/{fd:kernel}", "-initrd", "/proc/self/fd/{fd:initrd}"]);
+    add(&["-append", COMMAND_LINE]);
+
+    add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    add(&["-chardev", "socket,id=qmp,fd={fd:qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]);
+    add(&["-device", "virtio-serial-device,max_ports=31"]);
+    for index in 0..CHANNELS {
+        let file = channel_name(index);
+        add(&["-chardev", &format!("socket,id={file},fd={{fd:{file}}},server=on,wait=off")]);
+        let prefix = banger_proto::guest::CHANNEL_PREFIX;
+        add(&["-device", &format!("virtserialport,chardev={file},name={prefix}{index}")]);
+    }
+    for (index, drive) in machine.drives.iter().enumerate() {
+        let file = drive_name(index);
+        let (read_only, discard) = match drive.access {
+            Access::ReadOnly => ("on", "ignore"),
+            Access::ReadWrite => ("off", "unmap"),
+        };
+        add(&["-add-fd", &format!("fd={{fd:{file}}},set={}", index + 1)]);
+        add(&[
+            "-blockdev",
+            &format!(
+                "driver=file,node-name={file},filename=/dev/fdset/{},locking=off,read-only={read_only},\
+                 discard={discard},cache.direct=off",
+                index + 1
+            ),
+        ]);
+        add(&["-device", &format!("virtio-blk-device,drive={file}")]);
+    }
+    add(&["-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng"]);
+    args
+}
+
+/// A name holds only letters, digits and hyphens, so that it needs no escape.
+fn name(machine: &Machine) -> String {
+    format!("banger-{}", machine.name)
+}
+
+fn uuid(vm: VmId) -> String {
+    let id = vm.to_string();
+    [&id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..]].join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use banger_proto::size::Bytes;
+
+    use super::*;
+    use crate::domain::{id::Uid, machine::Drive};
+
+    #[test]
+    fn a_machine_is_put_into_these_words() {
+        let machine = Machine {
+            vm: VmId::from_bits(0xabc),
+            owner: Uid(1000),
+            name: "calm-otter".into(),
+            vcpus: 2,
+            memory: Bytes::gib(1),
+            kernel: "/k".into(),
+            initramfs: Vec::new(),
+            guest_archive: Vec::new(),
+            drives: vec![
+                Drive { path: "/a".into(), access: Access::ReadWrite },
+                Drive { path: "/b".into(), access: Access::ReadOnly },
+            ],
+        };
+        let words = of("/usr/bin/qemu", &machine, Acceleration::Tcg);
+        let golden = include_str!("args.golden");
+        let lines: Vec<&str> = words.iter().map(String::as_str).collect();
+        assert_eq!(lines.join("\n"), golden.trim_end());
+        let no_path = |word: &&String| !word.contains("/a") && !word.contains("/b") && word.as_str() != "/k";
+        assert_eq!(words.iter().filter(no_path).count(), words.len(), "a path of the host is in it");
+    }
+}

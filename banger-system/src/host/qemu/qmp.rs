@@ -1,0 +1,169 @@
+//! The control protocol of QEMU: JSON lines over a socket (docs/interop/qmp-spec.rst). The other side may
+//! have been taken over by its guest: what it sends is bounded in length and time.
+
+use std::{collections::HashSet, path::Path, time::Duration};
+
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+};
+
+use crate::ports::{Error, Result};
+
+/// How long an answer may take: the monitor answers from a loop that also serves the guest's devices.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest line: a list of all devices.
+const MAX_LINE: u64 = 256 << 10;
+/// Events that may come before an answer.
+const MAX_EVENTS: usize = 1000;
+
+pub struct Qmp {
+    reader: BufReader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "QMP")]
+    greeting: Option<serde::de::IgnoredAny>,
+    #[serde(rename = "return")]
+    returned: Option<serde_json::Value>,
+    error: Option<Failure>,
+}
+
+#[derive(Deserialize)]
+struct Failure {
+    desc: String,
+}
+
+#[derive(Deserialize)]
+struct Chardev {
+    label: String,
+    filename: String,
+}
+
+impl Qmp {
+    /// Connects and gets ready for commands.
+    pub async fn connect(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket)
+            .await
+            .map_err(|error| Error::Vmm { message: format!("cannot reach the machine monitor: {error}") })?;
+        let (reader, writer) = stream.into_split();
+        let mut qmp = Self { reader: BufReader::new(reader), writer };
+        let greeting = within(qmp.line()).await?;
+        if greeting.greeting.is_none() {
+            return Err(nonsense());
+        }
+        qmp.execute("qmp_capabilities").await?;
+        Ok(qmp)
+    }
+
+    /// The names of the character devices that somebody is connected to.
+    pub async fn connected_chardevs(&mut self) -> Result<HashSet<String>> {
+        let reply = self.execute("query-chardev").await?;
+        let devices: Vec<Chardev> = serde_json::from_value(reply).map_err(|_| nonsense())?;
+        let connected = devices.into_iter().filter(|device| !device.filename.starts_with("disconnected:"));
+        Ok(connected.map(|device| device.label).collect())
+    }
+
+    async fn execute(&mut self, command: &str) -> Result<serde_json::Value> {
+        within(async {
+            let request = format!("{{\"execute\":\"{command}\"}}\n");
+            self.writer.write_all(request.as_bytes()).await.map_err(|error| gone(&error))?;
+            for _ in 0..MAX_EVENTS {
+                let line = self.line().await?;
+                if let Some(Failure { desc }) = line.error {
+                    let desc: String = desc.chars().take(200).filter(|c| !c.is_control()).collect();
+                    return Err(Error::Vmm {
+                        message: format!("the machine monitor refused {command}: {desc}"),
+                    });
+                }
+                if let Some(value) = line.returned {
+                    return Ok(value);
+                }
+            }
+            Err(nonsense())
+        })
+        .await
+    }
+
+    async fn line(&mut self) -> Result<Line> {
+        let mut line = Vec::new();
+        let count = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut line).await;
+        match count {
+            Err(error) => Err(gone(&error)),
+            Ok(0) => Err(gone(&"it hung up")),
+            Ok(_) => serde_json::from_slice(&line).map_err(|_| nonsense()),
+        }
+    }
+}
+
+async fn within<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
+    let timeout = || Error::Timeout { what: "asking the machine monitor".to_owned(), after: TIMEOUT };
+    tokio::time::timeout(TIMEOUT, doing).await.map_err(|_| timeout())?
+}
+
+fn gone(why: &dyn std::fmt::Display) -> Error {
+    Error::Vmm { message: format!("the machine monitor does not answer: {why}") }
+}
+
+fn nonsense() -> Error {
+    Error::Vmm { message: "the machine monitor sends what is no answer".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// A monitor that sends these lines, one for the connection and one for each that it gets.
+    async fn against(lines: &'static [&'static str]) -> Result<HashSet<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let monitor = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (reader, mut writer) = stream.into_split();
+            let mut reader = BufReader::new(reader);
+            for line in lines {
+                if writer.write_all(line.as_bytes()).await.is_err() {
+                    return;
+                }
+                let _ = reader.read_line(&mut String::new()).await;
+            }
+        });
+        let result = async { Qmp::connect(&path).await?.connected_chardevs().await }.await;
+        monitor.abort();
+        result
+    }
+
+    const HELLO: &str = "{\"QMP\":{\"version\":{}}}\n";
+    const READY: &str = "{\"return\":{}}\n";
+
+    #[tokio::test]
+    async fn connected_devices_are_told_and_events_skipped() {
+        let devices = "{\"event\":\"X\",\"data\":{}}\n{\"return\":[\
+            {\"label\":\"agent0\",\"filename\":\"unix:/x,server=on\",\"frontend-open\":true},\
+            {\"label\":\"agent1\",\"filename\":\"disconnected:unix:/y,server=on\",\"frontend-open\":true}]}\n";
+        let connected = against(Box::leak(Box::new([HELLO, READY, devices]))).await.unwrap();
+        assert_eq!(connected, HashSet::from(["agent0".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn garbage_and_errors_are_errors() {
+        for lines in [
+            &["garbage\n"][..],
+            &["{\"return\":{}}\n"],
+            &[HELLO, "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\"}}\n"],
+            &[HELLO, READY, "{\"return\":7}\n"],
+        ] {
+            assert!(matches!(against(lines).await, Err(Error::Vmm { .. })), "{lines:?}");
+        }
+    }
+}

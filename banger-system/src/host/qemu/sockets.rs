@@ -1,0 +1,120 @@
+//! The sockets of machines: one for control, and one for each channel to the agent. They are made by the
+//! service and belong to root; the monitor gets them listening.
+
+use std::{
+    collections::HashMap,
+    fs::{self, DirBuilder},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::DirBuilderExt, net::UnixListener},
+    },
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::net::UnixStream;
+
+use super::{
+    args::{self, CHANNELS},
+    channel_path,
+    qmp::Qmp,
+};
+use crate::{
+    domain::{id::VmId, resource::Places},
+    ports::{Channel, Error, Result},
+};
+
+const QMP_SOCKET: &str = "qmp.sock";
+/// How long the monitor may take to take up a connection.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub struct Sockets {
+    places: Places,
+    /// Where the search for a free channel goes on: a channel that was just given back rests for a while,
+    /// so that the guest sees that its host has gone before another one comes.
+    turns: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<usize>>>>,
+}
+
+impl Sockets {
+    pub fn new(places: Places) -> Self {
+        Self { places, turns: Mutex::default() }
+    }
+
+    /// Makes the sockets of a machine, listening. What an earlier boot left is replaced.
+    pub fn bind(&self, vm: VmId) -> Result<Vec<(String, OwnedFd)>> {
+        let directory = self.places.socket_dir(vm);
+        self.remove(vm)?;
+        let os = |error| Error::os(format!("make the sockets in {}", directory.display()), error);
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(os)?;
+        let listen = |path: &Path| UnixListener::bind(path).map(OwnedFd::from).map_err(os);
+        let mut sockets = vec![(args::QMP.to_owned(), listen(&directory.join(QMP_SOCKET))?)];
+        for index in 0..CHANNELS {
+            sockets.push((args::channel_name(index), listen(&channel_path(&directory, index))?));
+        }
+        Ok(sockets)
+    }
+
+    /// A connection to the agent's channel that the monitor has taken up.
+    pub async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
+        let directory = self.places.socket_dir(vm);
+        if channel == Channel::Control {
+            return connect(&channel_path(&directory, 0)).await;
+        }
+        let turn = self.turn(vm);
+        let mut turn = turn.lock().await;
+        let mut qmp = Qmp::connect(&directory.join(QMP_SOCKET)).await?;
+        let busy = qmp.connected_chardevs().await?;
+        let streams = CHANNELS - 1;
+        let free = (0..streams)
+            .map(|step| 1 + (*turn + step) % streams)
+            .find(|index| !busy.contains(&args::channel_name(*index)));
+        let index = free.ok_or(Error::NoFreeStream { limit: streams as u32 })?;
+        *turn = index;
+        let stream = connect(&channel_path(&directory, index)).await?;
+        // The kernel takes up a connection before the monitor does, and one that the monitor will not take
+        // up too: only what the monitor says counts.
+        let taken = async {
+            while !qmp.connected_chardevs().await?.contains(&args::channel_name(index)) {
+                tokio::task::yield_now().await;
+            }
+            Ok(stream)
+        };
+        tokio::time::timeout(ACCEPT_TIMEOUT, taken).await.map_err(|_| Error::Timeout {
+            what: "opening a channel to the guest".to_owned(),
+            after: ACCEPT_TIMEOUT,
+        })?
+    }
+
+    pub fn remove(&self, vm: VmId) -> Result<()> {
+        let directory = self.places.socket_dir(vm);
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm);
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::os(format!("remove {}", directory.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn found(&self) -> Result<Vec<VmId>> {
+        let directory = self.places.sockets();
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(|error| Error::os(format!("read {}", directory.display()), error))?,
+        };
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    fn turn(&self, vm: VmId) -> Arc<tokio::sync::Mutex<usize>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(vm).or_default())
+    }
+}
+
+async fn connect(path: &Path) -> Result<UnixStream> {
+    UnixStream::connect(path)
+        .await
+        .map_err(|error| Error::Agent { message: format!("cannot reach the guest's agent: {error}") })
+}

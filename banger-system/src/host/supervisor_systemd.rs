@@ -1,0 +1,330 @@
+//! Monitors as transient services of systemd: they live on when this service does not, under a user that
+//! exists for them alone, in a file system that has programs and nothing else.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use zbus::{Connection, OwnedVariant, Variant, proxy::CacheProperties};
+use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
+
+use super::blocking::blocking;
+use crate::{
+    domain::{
+        id::VmId,
+        resource::{self, Places},
+    },
+    ports::{Ended, Error, Launch, Result, Started, Supervisor},
+    shim::message::{self, Answer, Order},
+};
+
+/// How long systemd and the shim may take until the monitor runs.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a unit may take to go after it was killed.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A change of a unit is told by a signal. Should one be lost, this is how long it takes to be seen.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+const SIGKILL: i32 = 9;
+const SHIM: &str = "banger-shim";
+
+/// The supervisor.
+pub struct SystemdSupervisor {
+    connection: Connection,
+    places: Places,
+}
+
+type Properties = Vec<(String, OwnedVariant)>;
+
+impl SystemdSupervisor {
+    /// The systemd that is reached over this bus.
+    pub async fn new(connection: Connection, places: Places) -> Result<Self> {
+        let supervisor = Self { connection, places };
+        // Without this, systemd sends no signals about units.
+        supervisor.manager().await?.subscribe().await.map_err(|error| bus("subscribe to systemd", error))?;
+        Ok(supervisor)
+    }
+
+    async fn manager(&self) -> Result<ManagerProxy<'_>> {
+        ManagerProxy::new(&self.connection).await.map_err(|error| bus("reach systemd", error))
+    }
+
+    /// The state of a unit and, when it is there, its object. `None` when systemd does not know it.
+    async fn look(&self, vm: VmId) -> Result<Option<(String, zbus::OwnedObjectPath)>> {
+        let unit = resource::unit_name(vm);
+        let path = match self.manager().await?.get_unit(unit.clone()).await {
+            Ok(path) => path,
+            Err(error) if is_no_such_unit(&error) => return Ok(None),
+            Err(error) => return Err(bus("look at a unit", error)),
+        };
+        let state = async {
+            let builder = UnitProxy::builder(&self.connection).path(path.clone());
+            builder.cache_properties(CacheProperties::No).build().await?.active_state().await
+        };
+        match state.await {
+            Ok(state) => Ok(Some((state, path))),
+            // It went between the two calls.
+            Err(zbus::Error::MethodError(..)) => Ok(None),
+            Err(error) => Err(bus("look at a unit", error)),
+        }
+    }
+
+    /// How a unit that failed did.
+    async fn how(&self, path: zbus::OwnedObjectPath) -> zbus::Result<String> {
+        let builder = ServiceProxy::builder(&self.connection).path(path);
+        let service = builder.cache_properties(CacheProperties::No).build().await?;
+        let (result, code, status) =
+            (service.result().await?, service.exec_main_code().await?, service.exec_main_status().await?);
+        // As in wait(2): 1 is CLD_EXITED, 2 and 3 are ends by a signal.
+        Ok(match (result.as_str(), code) {
+            ("oom-kill", _) => "oom-kill".to_owned(),
+            (_, 1) => format!("exited:{status}"),
+            (_, 2 | 3) => format!("killed:{status}"),
+            (other, _) => other.to_owned(),
+        })
+    }
+
+    fn properties(&self, launch: &Launch, socket: OwnedFd) -> zbus::Result<Properties> {
+        let shim = self.places.program(SHIM).display().to_string();
+        let command = vec![(shim.clone(), vec![shim], false)];
+        let mut read_only = vec!["/usr", "/lib", "/lib64", "-/etc/alternatives", "-/etc/ld.so.cache"];
+        let libexec = self.places.libexec.display().to_string();
+        if !libexec.starts_with("/usr/") {
+            read_only.push(&libexec);
+        }
+        let bind = |path: &str| {
+            let (path, ignore) = path.strip_prefix('-').map_or((path, false), |path| (path, true));
+            (path.to_owned(), path.to_owned(), ignore, 0u64)
+        };
+        let devices: Vec<String> = launch.devices.iter().map(|path| path.display().to_string()).collect();
+        let allowed: Vec<(String, String)> =
+            devices.iter().map(|path| (path.clone(), "rw".to_owned())).collect();
+
+        let mut list = Vec::new();
+        let mut set = |name: &str, value: Variant<'_>| -> zbus::Result<()> {
+            list.push((name.to_owned(), OwnedVariant::try_from(value)?));
+            Ok(())
+        };
+        set("Description", launch.description.as_str().into())?;
+        set("Type", "exec".into())?;
+        set("ExecStart", command.into())?;
+        set("StandardInputFileDescriptor", zbus::Fd::from(socket).into())?;
+        set("StandardOutput", "journal".into())?;
+        set("StandardError", "journal".into())?;
+        set("Slice", resource::slice_name(launch.owner).into())?;
+        // At the end of the host, this service goes first and powers guests off in order.
+        set("Before", vec!["banger-system.service"].into())?;
+        set("KillMode", "control-group".into())?;
+        set("TimeoutStopUSec", 10_000_000u64.into())?;
+        set("OOMPolicy", "stop".into())?;
+        set("OOMScoreAdjust", 200i32.into())?;
+
+        set("DynamicUser", true.into())?;
+        set("User", resource::dynamic_user(launch.vm).into())?;
+        set("CapabilityBoundingSet", 0u64.into())?;
+        set("AmbientCapabilities", 0u64.into())?;
+        set("NoNewPrivileges", true.into())?;
+        set("RootDirectory", self.places.jail().display().to_string().into())?;
+        set("MountAPIVFS", true.into())?;
+        set("BindReadOnlyPaths", read_only.into_iter().map(bind).collect::<Vec<_>>().into())?;
+        if devices.is_empty() {
+            set("PrivateDevices", true.into())?;
+        } else {
+            set("BindPaths", devices.iter().map(|path| bind(path)).collect::<Vec<_>>().into())?;
+            // The device belongs to this group on every distribution that has one for it.
+            set("SupplementaryGroups", vec!["kvm"].into())?;
+        }
+        set("DevicePolicy", "strict".into())?;
+        set("DeviceAllow", allowed.into())?;
+        set("PrivateNetwork", true.into())?;
+        set("PrivateIPC", true.into())?;
+        set("PrivateTmp", true.into())?;
+        set("ProtectProc", "invisible".into())?;
+        set("ProcSubset", "pid".into())?;
+        set("ProtectKernelTunables", true.into())?;
+        set("ProtectKernelModules", true.into())?;
+        set("ProtectKernelLogs", true.into())?;
+        set("ProtectControlGroups", true.into())?;
+        set("ProtectClock", true.into())?;
+        set("ProtectHostname", true.into())?;
+        set("RestrictAddressFamilies", (true, vec!["AF_UNIX"]).into())?;
+        set("RestrictNamespaces", 0u64.into())?;
+        set("RestrictRealtime", true.into())?;
+        set("RestrictSUIDSGID", true.into())?;
+        set("LockPersonality", true.into())?;
+        set("KeyringMode", "private".into())?;
+        set("SystemCallArchitectures", vec!["native"].into())?;
+        set("SystemCallFilter", (true, vec!["@system-service"]).into())?;
+        // MemoryDenyWriteExecute is not here: QEMU's translator writes the code that it runs.
+        set("MemoryMax", launch.memory_max.0.into())?;
+        set("MemorySwapMax", 0u64.into())?;
+        set("TasksMax", 128u64.into())?;
+        // In microseconds of processor time for each second.
+        set("CPUQuotaPerSecUSec", (u64::from(launch.cpu_percent.max(100)) * 10_000).into())?;
+        set("LimitCORE", 0u64.into())?;
+        set("LimitNOFILE", 1024u64.into())?;
+        set("UMask", 0o077u32.into())?;
+        Ok(list)
+    }
+}
+
+#[async_trait]
+impl Supervisor for SystemdSupervisor {
+    async fn start(&self, launch: Launch) -> Result<Started> {
+        let doing = "start a machine's unit";
+        let jail = self.places.jail();
+        std::fs::create_dir_all(&jail)
+            .map_err(|error| Error::os(format!("make {}", jail.display()), error))?;
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(|error| Error::os(doing, error))?;
+        let properties = self.properties(&launch, theirs).map_err(|error| bus(doing, error))?;
+        let unit = resource::unit_name(launch.vm);
+        let manager = self.manager().await?;
+        let started = manager.start_transient_unit(unit.clone(), "fail".to_owned(), properties, Vec::new());
+        started.await.map_err(|error| bus(doing, error))?;
+
+        let told = blocking("talk to the shim", move || tell(&ours, launch));
+        let answer = match tokio::time::timeout(START_TIMEOUT, told).await {
+            Ok(answer) => answer?,
+            Err(_) => {
+                return Err(Error::Timeout {
+                    what: "starting a machine's unit".to_owned(),
+                    after: START_TIMEOUT,
+                });
+            }
+        };
+        match answer {
+            Some(Answer::Started { .. }) => {
+                let pid = self.main_pid(&unit).await?;
+                Ok(Started { unit, pid })
+            }
+            Some(Answer::Failed { message }) => Err(Error::Vmm { message }),
+            None => Err(Error::Vmm {
+                message: format!("the unit {unit} ended before the machine ran; see journalctl -u {unit}"),
+            }),
+        }
+    }
+
+    async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
+        let killed = self.manager().await?.kill_unit(resource::unit_name(vm), "all".to_owned(), signal).await;
+        match killed {
+            Err(error) if !is_no_such_unit(&error) => Err(bus("kill a unit", error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn remove(&self, vm: VmId) -> Result<()> {
+        let gone = async {
+            if self.look(vm).await?.is_none() {
+                return Ok(());
+            }
+            self.kill(vm, SIGKILL).await?;
+            self.ended(vm).await?;
+            let reset = self.manager().await?.reset_failed_unit(resource::unit_name(vm)).await;
+            match reset {
+                Err(error) if !is_no_such_unit(&error) => Err(bus("forget a unit", error)),
+                _ => Ok(()),
+            }
+        };
+        let late = || Error::Timeout { what: "ending a machine's unit".to_owned(), after: REMOVE_TIMEOUT };
+        tokio::time::timeout(REMOVE_TIMEOUT, gone).await.map_err(|_| late())?
+    }
+
+    async fn ended(&self, vm: VmId) -> Result<Ended> {
+        // The signals are awaited before the first look, so that no change falls between the two.
+        let path = match self.look(vm).await? {
+            None => return Ok(Ended::Clean),
+            Some((_, path)) => path,
+        };
+        let doing = "watch a unit";
+        let unit = UnitProxy::builder(&self.connection).path(path);
+        let unit = unit.build().await.map_err(|error| bus(doing, error))?;
+        let mut changes = unit.receive_active_state_changed().await;
+        loop {
+            match self.look(vm).await? {
+                // A unit that ended well is forgotten by systemd at once; one that did not is kept.
+                None => return Ok(Ended::Clean),
+                Some((state, _)) if state == "inactive" => return Ok(Ended::Clean),
+                Some((state, path)) if state == "failed" => {
+                    let how = self.how(path).await.map_err(|error| bus(doing, error))?;
+                    return Ok(Ended::Failed(how));
+                }
+                Some(_) => {}
+            }
+            // Either way, the next look decides.
+            let _ = tokio::time::timeout(LOOK_AGAIN, changes.next()).await;
+        }
+    }
+
+    async fn found(&self) -> Result<Vec<(VmId, Started)>> {
+        let manager = self.manager().await?;
+        let patterns = vec!["banger-vm-*.service".to_owned()];
+        let units = manager.list_units_by_patterns(Vec::new(), patterns).await;
+        let units = units.map_err(|error| bus("list units", error))?;
+        let mut found = Vec::new();
+        for unit in units {
+            let (name, state) = (unit.0, unit.3);
+            let Some(vm) = resource::vm_of_unit(&name) else { continue };
+            if matches!(state.as_str(), "inactive" | "failed") {
+                // It ended while nobody was there to see it.
+                let _ = manager.reset_failed_unit(name).await;
+                continue;
+            }
+            let pid = self.main_pid(&name).await?;
+            found.push((vm, Started { unit: name, pid }));
+        }
+        Ok(found)
+    }
+}
+
+impl SystemdSupervisor {
+    async fn main_pid(&self, unit: &str) -> Result<u32> {
+        let pid = async {
+            let manager = ManagerProxy::new(&self.connection).await?;
+            let path = manager.get_unit(unit.to_owned()).await?;
+            let builder = ServiceProxy::builder(&self.connection).path(path);
+            builder.cache_properties(CacheProperties::No).build().await?.main_pid().await
+        };
+        match pid.await {
+            Ok(pid) => Ok(pid),
+            // It ended meanwhile, which whoever watches it will see.
+            Err(error) if is_no_such_unit(&error) => Ok(0),
+            Err(error) => Err(bus("look at a unit", error)),
+        }
+    }
+}
+
+/// Gives the shim its order, and waits for its answer; `None` when it is gone.
+fn tell(socket: &OwnedFd, launch: Launch) -> Result<Option<Answer>> {
+    let os = |error: io::Error| Error::os("talk to a machine's shim", error);
+    let (names, mut files): (Vec<String>, Vec<OwnedFd>) = launch.files.into_iter().unzip();
+    files.extend([launch.console, launch.log]);
+    let order = Order { argv: launch.argv, files: names };
+    let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    match message::send(socket, &order, &borrowed) {
+        Ok(()) => {}
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(os(error)),
+    }
+    match message::receive::<Answer>(socket) {
+        Ok(answer) => Ok(answer.map(|(answer, _)| answer)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+        Err(error) => Err(os(error)),
+    }
+}
+
+fn is_no_such_unit(error: &zbus::Error) -> bool {
+    matches!(error, zbus::Error::MethodError(name, _, _) if name.as_str() == NO_SUCH_UNIT)
+}
+
+fn bus(doing: &str, error: zbus::Error) -> Error {
+    Error::other(doing, error)
+}

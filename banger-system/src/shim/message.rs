@@ -1,0 +1,81 @@
+//! What the service sends to the shim: one packet with the arguments, and the files beside it. The shim
+//! answers with one packet.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+
+/// More than any monitor's arguments take.
+const MAX_MESSAGE: usize = 64 << 10;
+/// More files than any machine has: its sockets, disks, kernel, initramfs and logs.
+const MAX_FILES: usize = 64;
+
+/// What is to be started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The program and its arguments. `{fd:NAME}` stands for the number of the file NAME.
+    pub argv: Vec<String>,
+    /// The names of the files, in the order in which they are sent. The last two files have none: they are
+    /// the logs of standard output and standard error.
+    pub files: Vec<String>,
+}
+
+/// How it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The monitor runs.
+    Started {
+        /// Its process id, as the shim sees it.
+        pid: u32,
+    },
+    /// It does not.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
+/// Sends a message with files.
+pub fn send(socket: &impl AsFd, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > MAX_MESSAGE || files.len() > MAX_FILES {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too much for one message"));
+    }
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many files for one message"));
+    }
+    sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives a message with files, which are closed on exec. `None` when the other side has hung up.
+pub fn receive<T: for<'de> Deserialize<'de>>(socket: &impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received =
+        recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut files = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            files.extend(fds);
+        }
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message was cut off"));
+    }
+    Ok(Some((serde_json::from_slice(&bytes[..received.bytes])?, files)))
+}

@@ -1,0 +1,8 @@
+//! The first process of a machine's unit. It is given the monitor's arguments and files over a socket, its
+//! standard input; it starts the monitor with exactly these, and copies what the monitor says into logs of
+//! fixed size. It lives as long as the monitor and has no other power.
+
+pub mod message;
+mod run;
+
+pub use run::run;

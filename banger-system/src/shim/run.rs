@@ -1,0 +1,162 @@
+//! Starting the monitor and staying with it.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    process::{Child, Command, ExitCode, Stdio},
+    thread::{self, JoinHandle},
+};
+
+use rustix::{
+    io::FdFlags,
+    process::{Signal, set_parent_process_death_signal},
+};
+
+use super::message::{self, Answer, Order};
+use crate::host::ring::Writer;
+
+/// The stack of a copying thread.
+const STACK: usize = 64 << 10;
+
+/// Does the shim's work on this socket; returns the monitor's status, as a shell would.
+pub fn run(socket: OwnedFd) -> ExitCode {
+    let started = message::receive::<Order>(&socket)
+        .and_then(|order| order.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
+        .and_then(|(order, files)| Monitor::start(&order, files));
+    let mut monitor = match started {
+        Ok(monitor) => monitor,
+        Err(error) => {
+            let message = error.to_string();
+            eprintln!("banger-shim: {message}");
+            // The service may be gone; the status says it too.
+            let _ = message::send(&socket, &Answer::Failed { message }, &[]);
+            return ExitCode::FAILURE;
+        }
+    };
+    let answer = Answer::Started { pid: monitor.child.id() };
+    if let Err(error) = message::send(&socket, &answer, &[]) {
+        eprintln!("banger-shim: cannot tell that the monitor runs: {error}");
+    }
+    drop(socket);
+    monitor.stay()
+}
+
+struct Monitor {
+    child: Child,
+    copies: Vec<JoinHandle<()>>,
+}
+
+impl Monitor {
+    fn start(order: &Order, mut files: Vec<OwnedFd>) -> io::Result<Self> {
+        let invalid = |message: &str| io::Error::new(io::ErrorKind::InvalidData, message.to_owned());
+        if files.len() != order.files.len() + 2 {
+            return Err(invalid("the files do not fit the order"));
+        }
+        let logs = files.split_off(order.files.len());
+        let argv = order.argv.iter().map(|argument| with_numbers(argument, &order.files, &files));
+        let argv: Vec<String> = argv.collect::<Option<_>>().ok_or_else(|| invalid("a file is not there"))?;
+        let (program, arguments) = argv.split_first().ok_or_else(|| invalid("there is no program"))?;
+        for file in &files {
+            rustix::io::fcntl_setfd(file, FdFlags::empty())?;
+        }
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // SAFETY: the closure makes one system call; it neither allocates nor takes a lock.
+        #[expect(
+            unsafe_code,
+            reason = "the monitor must not outlive the shim, which only the child can arrange"
+        )]
+        unsafe {
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        }
+        let mut child = command
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot start {program}: {error}")))?;
+        drop(files);
+        let output = child.stdout.take().map(OwnedFd::from);
+        let errors = child.stderr.take().map(OwnedFd::from);
+        let mut copies = Vec::new();
+        for (pipe, log) in [output, errors].into_iter().flatten().zip(logs) {
+            copies.push(thread::Builder::new().stack_size(STACK).spawn(move || copy(pipe.into(), log))?);
+        }
+        Ok(Self { child, copies })
+    }
+
+    /// Waits for the monitor and for the end of what it had to say.
+    fn stay(&mut self) -> ExitCode {
+        let status = self.child.wait();
+        for copy in self.copies.drain(..) {
+            // A thread that panicked has nothing left to copy.
+            let _ = copy.join();
+        }
+        match status {
+            Ok(status) => {
+                let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+                ExitCode::from(code.unwrap_or(1) as u8)
+            }
+            Err(error) => {
+                eprintln!("banger-shim: cannot wait for the monitor: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// Puts the numbers of the files in place of their names. `None` when a file is not there.
+fn with_numbers(argument: &str, names: &[String], files: &[OwnedFd]) -> Option<String> {
+    let mut done = String::new();
+    let mut rest = argument;
+    while let Some((before, after)) = rest.split_once("{fd:") {
+        let (name, behind) = after.split_once('}')?;
+        let index = names.iter().position(|known| known == name)?;
+        done.push_str(before);
+        done.push_str(&files.get(index)?.as_raw_fd().to_string());
+        rest = behind;
+    }
+    done.push_str(rest);
+    Some(done)
+}
+
+/// Copies until the pipe is closed. When the log cannot be written, the pipe is read all the same: a guest
+/// must not stand still because a disk is full.
+fn copy(mut pipe: File, log: OwnedFd) {
+    let mut log = Writer::open(log.into());
+    let mut bytes = vec![0; 16 << 10];
+    loop {
+        match pipe.read(&mut bytes) {
+            Ok(0) => return,
+            Ok(count) => {
+                if let Ok(log) = &mut log {
+                    let _ = log.write(&bytes[..count]);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_of_files_become_numbers() {
+        let file = tempfile::tempfile().unwrap();
+        let number = file.as_raw_fd();
+        let (names, files) = (vec!["disk".to_owned()], vec![OwnedFd::from(file)]);
+        let check = |text: &str, expect: Option<String>| {
+            assert_eq!(with_numbers(text, &names, &files), expect, "{text}");
+        };
+        check("plain", Some("plain".into()));
+        check("fd={fd:disk},again=/{fd:disk}", Some(format!("fd={number},again=/{number}")));
+        check("fd={fd:other}", None);
+        check("fd={fd:disk", None);
+    }
+}
