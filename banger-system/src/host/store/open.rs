@@ -88,12 +88,7 @@ pub(super) async fn open(places: &Places) -> Result<SqlitePool, Error> {
         Found::Database => inspect(&path).await?,
         Found::Nothing => {}
     }
-    let options = options(&path)
-        .journal_mode(SqliteJournalMode::Wal)
-        // Not NORMAL, with which a power cut may take back the last commits: recovery removes the disks of
-        // a machine that has no row, so a machine that somebody was told of must have one. With the log in
-        // WAL mode this is one flush per commit, and the service makes a handful of commits per boot.
-        .synchronous(SqliteSynchronous::Full);
+    let options = options(&path).journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
     // One connection: SQLite has one writer, and with one connection there is nobody to be busy for. It is
     // never closed for being idle or old, so that a call never pays for opening it.
     let pool = SqlitePoolOptions::new()
