@@ -255,13 +255,9 @@ fn a_clone_shares_blocks_where_the_file_system_can() {
     require!(Path::new("/dev/loop-control").exists(), "loop devices");
     let scratch = Scratch::on_xfs();
     let image = put_image(&scratch);
-    let data = vec![1; 64 << 20];
-    File::options()
-        .write(true)
-        .open(scratch.places.image(IMAGE))
-        .unwrap()
-        .write_all_at(&data, 1 << 20)
-        .unwrap();
+    fs::set_permissions(scratch.places.image(IMAGE), PermissionsExt::from_mode(0o600)).unwrap();
+    let writable = File::options().write(true).open(scratch.places.image(IMAGE)).unwrap();
+    writable.write_all_at(&[1; 64 << 20], 1 << 20).unwrap();
     image.sync_all().unwrap();
     let free = || {
         rustix::fs::sync();
