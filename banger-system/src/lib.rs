@@ -4,6 +4,8 @@
 //! Layers, from the inside: [`domain`] decides, [`ports`] say what is needed of a host, the engine
 //! orchestrates, adapters act, the bus edge authorises and translates.
 
+pub mod app;
+pub mod bus;
 pub mod config;
 pub mod domain;
 pub mod engine;

@@ -1,2 +1,52 @@
-//! Under construction.
-fn main() {}
+//! The root service of banger.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use banger_system::{
+    app::{self, Mode},
+    config::{self, Config},
+};
+use clap::Parser;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// The root service of banger: machines, images and kernels over D-Bus.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Serve everything from memory, on a private bus (DBUS_SYSTEM_BUS_ADDRESS).
+    #[arg(long)]
+    sim: bool,
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = config::PATH)]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log();
+    let mode = if arguments.sim { Mode::Sim } else { Mode::Host };
+    match serve(mode, &arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(mode: Mode, arguments: &Arguments) -> anyhow::Result<()> {
+    let config = Config::read(&arguments.config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(app::run(mode, &config))
+}
+
+/// To the journal where systemd has connected us to it, else to standard error.
+fn log() {
+    let filter = EnvFilter::try_from_env("BANGER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    match journal {
+        Some(journal) => registry.with(journal.with_field_prefix(Some("BANGER".to_owned()))).init(),
+        None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init(),
+    }
+}

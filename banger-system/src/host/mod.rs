@@ -1,5 +1,6 @@
 //! The ports on Linux: the only home of system calls, of files and of other people's programs.
 
+pub mod authority;
 mod blocking;
 pub mod clock;
 pub mod disks;

@@ -106,19 +106,18 @@ mod tests {
             name: "calm-otter".into(),
             vcpus: 2,
             memory: Bytes::gib(1),
-            kernel: "/k".into(),
+            kernel: "/host/kernel".into(),
             initramfs: Vec::new(),
             guest_archive: Vec::new(),
             drives: vec![
-                Drive { path: "/a".into(), access: Access::ReadWrite },
-                Drive { path: "/b".into(), access: Access::ReadOnly },
+                Drive { path: "/host/disk/a".into(), access: Access::ReadWrite },
+                Drive { path: "/host/disk/b".into(), access: Access::ReadOnly },
             ],
         };
         let words = of("/usr/bin/qemu", &machine, Acceleration::Tcg);
         let golden = include_str!("args.golden");
         let lines: Vec<&str> = words.iter().map(String::as_str).collect();
         assert_eq!(lines.join("\n"), golden.trim_end());
-        let no_path = |word: &&String| !word.contains("/a") && !word.contains("/b") && word.as_str() != "/k";
-        assert_eq!(words.iter().filter(no_path).count(), words.len(), "a path of the host is in it");
+        assert!(!golden.contains("/host"), "a path of the host is in it");
     }
 }

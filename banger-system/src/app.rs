@@ -1,0 +1,138 @@
+//! The composition root: the one place that names concrete adapters.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Context, bail};
+use banger_proto::size::Bytes;
+use tokio::signal::unix::{SignalKind, signal};
+use zbus::Connection;
+
+use crate::{
+    bus,
+    config::{Config, Host},
+    domain::resource::Places,
+    engine::Engine,
+    host::{
+        authority::Polkit, clock::SystemClock, disks::FileDisks, guest_link::AgentLink,
+        image_files::LocalImages, kernel_files::LocalKernels, logs::RingLogs, qemu::Qemu, store::SqliteStore,
+        supervisor_systemd::SystemdSupervisor, users::Accounts,
+    },
+    ports::Ports,
+    sim::Sim,
+};
+
+/// The bus of the host. A service that only plays must not answer there.
+const SYSTEM_BUSES: [&str; 2] = ["/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket"];
+const BUS_VARIABLE: &str = "DBUS_SYSTEM_BUS_ADDRESS";
+
+/// What the machines run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// This host.
+    Host,
+    /// Memory.
+    Sim,
+}
+
+/// Serves until it is asked to end.
+pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
+    if mode == Mode::Sim {
+        require_private_bus(std::env::var(BUS_VARIABLE).ok().as_deref())?;
+    }
+    let settings = config.settings(this_host()?)?;
+    let connection = Connection::system().await.context("cannot reach the system bus")?;
+    let ports = match mode {
+        Mode::Host => host_ports(&connection).await?,
+        Mode::Sim => Sim::new().ports(),
+    };
+    let (engine, events) = Engine::new(ports, settings);
+    engine.recover().await.context("cannot take over what an earlier run left")?;
+    bus::serve(connection, engine, events).await.context("cannot serve on the bus")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?mode, "serving");
+    // Outside of systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let watchdog = tokio::spawn(feed_watchdog());
+    wait_for_end().await?;
+    watchdog.abort();
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    // Machines belong to their units, and go on.
+    tracing::info!("ending");
+    Ok(())
+}
+
+async fn host_ports(connection: &Connection) -> anyhow::Result<Ports> {
+    let places = places();
+    let vmm = Arc::new(Qemu::new(places.clone()));
+    Ok(Ports {
+        authority: Arc::new(Polkit::new(connection.clone())),
+        clock: Arc::new(SystemClock),
+        disks: Arc::new(FileDisks::new(places.clone())),
+        guest: Arc::new(AgentLink::new(vmm.clone())),
+        image_files: Arc::new(LocalImages::new(places.clone())),
+        kernel_files: Arc::new(LocalKernels::new(places.clone())),
+        logs: Arc::new(RingLogs::new(places.clone())),
+        store: Arc::new(SqliteStore::open(&places).await.context("cannot open the database")?),
+        supervisor: Arc::new(SystemdSupervisor::new(connection.clone(), places).await?),
+        users: Arc::new(Accounts),
+        vmm,
+    })
+}
+
+/// The places of the unit's directories, else those of a package.
+fn places() -> Places {
+    let directory =
+        |variable: &str, default: &str| PathBuf::from(std::env::var(variable).unwrap_or(default.to_owned()));
+    Places {
+        state: directory("STATE_DIRECTORY", "/var/lib/banger"),
+        runtime: directory("RUNTIME_DIRECTORY", "/run/banger"),
+        libexec: PathBuf::from("/usr/libexec/banger"),
+    }
+}
+
+fn this_host() -> anyhow::Result<Host> {
+    let cpus = std::thread::available_parallelism().context("cannot count the processors")?;
+    let meminfo = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let kib: u64 = kib.context("/proc/meminfo does not tell the memory")?;
+    Ok(Host { cpus: u32::try_from(cpus.get())?, memory: Bytes::kib(kib) })
+}
+
+fn require_private_bus(address: Option<&str>) -> anyhow::Result<()> {
+    match address {
+        Some(address) if !SYSTEM_BUSES.iter().any(|bus| address.contains(bus)) => Ok(()),
+        _ => bail!("--sim serves on a private bus only: set {BUS_VARIABLE} to the address of one"),
+    }
+}
+
+async fn feed_watchdog() {
+    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval(interval / 2);
+    loop {
+        ticks.tick().await;
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+async fn wait_for_end() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_plays_refuses_the_bus_of_the_host() {
+        assert!(require_private_bus(None).is_err());
+        assert!(require_private_bus(Some("unix:path=/run/dbus/system_bus_socket")).is_err());
+        assert!(require_private_bus(Some("unix:path=/tmp/mine/bus")).is_ok());
+    }
+}

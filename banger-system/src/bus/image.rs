@@ -1,0 +1,105 @@
+//! `dev.banger.Manager1.Image`: an image.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use banger_proto::bus::{ErrorName, names::IMAGE_INTERFACE};
+use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
+
+use super::{
+    border::{Border, Target},
+    error::{Error, Result},
+    export::{Exported, Kind, Property, border},
+    options::Options,
+    path,
+};
+use crate::{
+    domain::id::ImageId,
+    engine::{Engine, view::ImageView},
+};
+
+/// The kind of image objects.
+#[derive(Clone)]
+pub struct ImageKind(pub ImageId);
+
+impl Kind for ImageKind {
+    type View = ImageView;
+    type Methods = Methods;
+    const INTERFACE: &'static str = IMAGE_INTERFACE;
+    const SIGNALS: &'static str = "";
+
+    fn properties() -> &'static [Property<ImageView>] {
+        PROPERTIES
+    }
+
+    fn methods(&self, border: Weak<Border>) -> Methods {
+        Methods { border, id: self.0 }
+    }
+
+    fn view(&self, engine: &Engine) -> Option<Arc<ImageView>> {
+        engine.image(self.0)
+    }
+
+    fn target(view: &ImageView, _: &Engine) -> Option<Target> {
+        let details = vec![("image", view.name.to_string())];
+        Some(Target { owner: view.owner, is_shared: view.shared, details })
+    }
+
+    fn gone() -> Error {
+        Error::new(ErrorName::NoSuchImage, "there is no such image any more")
+    }
+}
+
+const fn property(
+    name: &'static str,
+    signature: &'static str,
+    constant: bool,
+    get: Get,
+) -> Property<ImageView> {
+    Property { name, signature, constant, get }
+}
+
+type Get = fn(&ImageView, &Engine) -> Variant<'static>;
+
+const PROPERTIES: &[Property<ImageView>] = &[
+    property("Id", "s", true, |image, _| image.id.to_string().into()),
+    property("Name", "s", false, |image, _| image.name.to_string().into()),
+    property("OwnerUid", "u", false, |image, _| image.owner.0.into()),
+    property("Shared", "b", false, |image, _| image.shared.into()),
+    property("Source", "s", false, |image, _| image.source.clone().into()),
+    property("Digest", "s", true, |image, _| image.facts.digest.clone().into()),
+    property("Architecture", "s", false, |_, _| std::env::consts::ARCH.into()),
+    property("VirtualSize", "t", false, |image, _| image.facts.virtual_size.0.into()),
+    property("DiskUsage", "t", false, |image, _| image.facts.disk_usage.0.into()),
+    property("KernelId", "s", false, |image, _| {
+        image.kernel.map(|id| id.to_string()).unwrap_or_default().into()
+    }),
+    property("CreatedAt", "t", false, |image, _| image.created_at.0.into()),
+    property("UsedBy", "ao", false, |image, engine| {
+        let users: Vec<OwnedObjectPath> = engine.image_users(image.id).into_iter().map(path::vm).collect();
+        users.into()
+    }),
+];
+
+/// The methods of an image.
+pub struct Methods {
+    border: Weak<Border>,
+    id: ImageId,
+}
+
+/// An image.
+#[interface(name = "dev.banger.Manager1.Image", introspection_docs = false)]
+impl Methods {
+    async fn delete(&self, options: HashMap<String, OwnedVariant>) -> Result<()> {
+        Options::new(options).finish()?;
+        Ok(border(&self.border)?.engine.delete_image(self.id).await?)
+    }
+}
+
+/// Makes an image's object; one that is there stays.
+pub async fn export(border: &Arc<Border>, id: ImageId) -> zbus::Result<()> {
+    let object = Exported::new(Arc::clone(border), ImageKind(id));
+    border.connection.object_server().at(path::image(id), object).await.map(drop)
+}

@@ -1,0 +1,176 @@
+//! `dev.banger.Manager1.Job`: what takes longer than a call.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use banger_proto::bus::{ErrorName, names::JOB_INTERFACE};
+use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
+
+use super::{
+    border::{Border, Target},
+    error::{Error, Result},
+    export::{Exported, Kind, Property, border},
+    path,
+};
+use crate::{
+    domain::id::JobId,
+    engine::{
+        Engine,
+        view::{JobView, Object, Outcome},
+    },
+};
+
+/// The kind of job objects.
+#[derive(Clone)]
+pub struct JobKind(pub JobId);
+
+impl Kind for JobKind {
+    type View = JobView;
+    type Methods = Methods;
+    const INTERFACE: &'static str = JOB_INTERFACE;
+    const SIGNALS: &'static str = r#"
+<signal name="Stage"><arg name="stage" type="s"/><arg name="index" type="u"/><arg name="count" type="u"/><arg name="message" type="s"/></signal>
+<signal name="Completed"><arg name="result" type="s"/><arg name="error_name" type="s"/><arg name="error_message" type="s"/><arg name="data" type="a{sv}"/></signal>"#;
+
+    fn properties() -> &'static [Property<JobView>] {
+        PROPERTIES
+    }
+
+    fn methods(&self, border: Weak<Border>) -> Methods {
+        Methods { border, id: self.0 }
+    }
+
+    fn view(&self, engine: &Engine) -> Option<Arc<JobView>> {
+        engine.job(self.0)
+    }
+
+    fn target(view: &JobView, engine: &Engine) -> Option<Target> {
+        let details = vec![("owner", engine.users().name_of(view.owner))];
+        Some(Target { owner: view.owner, is_shared: false, details })
+    }
+
+    fn gone() -> Error {
+        Error::new(ErrorName::NoSuchJob, "there is no such job any more")
+    }
+}
+
+const fn property(
+    name: &'static str,
+    signature: &'static str,
+    constant: bool,
+    get: Get,
+) -> Property<JobView> {
+    Property { name, signature, constant, get }
+}
+
+type Get = fn(&JobView, &Engine) -> Variant<'static>;
+
+const PROPERTIES: &[Property<JobView>] = &[
+    property("Id", "s", true, |job, _| job.id.to_string().into()),
+    property("Kind", "s", true, |job, _| job.kind.as_str().into()),
+    property("OwnerUid", "u", true, |job, _| job.owner.0.into()),
+    property("Objects", "ao", false, |job, _| {
+        let objects: Vec<OwnedObjectPath> = job.objects.iter().map(path::object).collect();
+        objects.into()
+    }),
+    property("State", "s", false, |job, _| state(job).into()),
+    property("Stage", "s", false, |job, _| job.stage.into()),
+    property("StageIndex", "u", false, |job, _| job.stage_index.into()),
+    property("StageCount", "u", false, |job, _| job.stage_count.into()),
+    property("Message", "s", false, |job, _| job.message.clone().into()),
+    property("Progress", "d", false, |job, _| progress(job).into()),
+    property("StartedAt", "t", true, |job, _| job.started_at.0.into()),
+    property("FinishedAt", "t", false, |job, _| job.finished_at.0.into()),
+    property("Result", "s", false, |job, _| result(job).result.into()),
+    property("ErrorName", "s", false, |job, _| result(job).error_name.into()),
+    property("ErrorMessage", "s", false, |job, _| result(job).error_message.into()),
+];
+
+/// The word for where a job is.
+pub fn state(job: &JobView) -> &'static str {
+    match &job.outcome {
+        None if job.stage_index == 0 => "queued",
+        None => "running",
+        Some(_) => result(job).result,
+    }
+}
+
+/// How far a job is, by its stages: 0 to 1, or -1 before the first.
+pub fn progress(job: &JobView) -> f64 {
+    match (&job.outcome, job.stage_index) {
+        (Some(Outcome::Done), _) => 1.0,
+        (_, 0) => -1.0,
+        (_, index) => f64::from(index - 1) / f64::from(job.stage_count.max(1)),
+    }
+}
+
+/// The result of a job, as `Wait` and `Completed` have it.
+pub struct JobResult {
+    /// `done`, `failed` or `canceled`; empty while the job goes on.
+    pub result: &'static str,
+    pub error_name: String,
+    pub error_message: String,
+}
+
+pub fn result(job: &JobView) -> JobResult {
+    let of = |result, error: Option<Error>| match error {
+        None => JobResult { result, error_name: String::new(), error_message: String::new() },
+        Some(error) => JobResult { result, error_name: error.name.to_string(), error_message: error.message },
+    };
+    match &job.outcome {
+        None => of("", None),
+        Some(Outcome::Done) => of("done", None),
+        Some(Outcome::Canceled) => {
+            of("canceled", Some(Error::new(ErrorName::Canceled, "the operation was canceled")))
+        }
+        Some(Outcome::Failed(error)) => of("failed", Some((&**error).into())),
+    }
+}
+
+/// What a job made, by kind.
+pub fn data(job: &JobView) -> HashMap<&'static str, Variant<'static>> {
+    let named = |object: &Object| match object {
+        Object::Vm(_) => "vm",
+        Object::Image(_) => "image",
+        Object::Kernel(_) => "kernel",
+    };
+    job.objects.iter().map(|object| (named(object), path::object(object).into())).collect()
+}
+
+/// The methods of a job.
+pub struct Methods {
+    border: Weak<Border>,
+    id: JobId,
+}
+
+/// A job.
+#[interface(name = "dev.banger.Manager1.Job", introspection_docs = false)]
+impl Methods {
+    async fn cancel(&self) -> Result<()> {
+        Ok(border(&self.border)?.engine.cancel_job(self.id)?)
+    }
+
+    #[zbus(out_args("result", "error_name", "error_message", "data"))]
+    async fn wait(
+        &self,
+        timeout_usec: u64,
+    ) -> Result<(String, String, String, HashMap<String, OwnedVariant>)> {
+        let timeout = (timeout_usec != 0).then(|| Duration::from_micros(timeout_usec));
+        let job = border(&self.border)?.engine.wait_job(self.id, timeout).await?;
+        let JobResult { result, error_name, error_message } = result(&job);
+        let mut made = HashMap::new();
+        for (name, value) in data(&job) {
+            made.insert(name.to_owned(), OwnedVariant::try_from(value)?);
+        }
+        Ok((result.to_owned(), error_name, error_message, made))
+    }
+}
+
+/// Makes a job's object; one that is there stays.
+pub async fn export(border: &Arc<Border>, id: JobId) -> zbus::Result<()> {
+    let object = Exported::new(Arc::clone(border), JobKind(id));
+    border.connection.object_server().at(path::job(id), object).await.map(drop)
+}

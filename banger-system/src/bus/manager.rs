@@ -1,0 +1,492 @@
+//! `dev.banger.Manager1`: the manager.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use banger_proto::{
+    bus::{
+        ErrorName,
+        names::{self, MANAGER_INTERFACE, MANAGER_PATH, action},
+        option::{create, filter, import, subscribe},
+        record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow},
+    },
+    size::Bytes,
+};
+use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
+
+use super::{
+    border::{Border, Target},
+    caller::Caller,
+    error::{Error, Result},
+    export::{Exported, Kind, Property, border},
+    job,
+    options::Options,
+    path,
+    vm::read_start,
+};
+use crate::{
+    domain::{
+        id::{JobId, Uid},
+        name::{Name, Reference},
+        vm::Init,
+    },
+    engine::{
+        Engine,
+        error::Kind as ErrorKind,
+        request::{CreateVm, ImportImage, ImportKernel},
+    },
+    ports::{Interaction, Question, Status, Verdict},
+};
+
+/// Grows by one with each addition to the interfaces.
+const API_LEVEL: u32 = 1;
+/// What a label, and all of them, may be.
+const MAX_LABELS: usize = 32;
+const MAX_LABEL: usize = 256;
+
+/// The kind of the manager.
+#[derive(Clone)]
+pub struct ManagerKind;
+
+impl Kind for ManagerKind {
+    type View = ();
+    type Methods = Methods;
+    const INTERFACE: &'static str = MANAGER_INTERFACE;
+    const SIGNALS: &'static str = r#"
+<signal name="VMNew"><arg name="id" type="s"/><arg name="vm" type="o"/></signal>
+<signal name="VMRemoved"><arg name="id" type="s"/><arg name="vm" type="o"/></signal>
+<signal name="ImageNew"><arg name="id" type="s"/><arg name="image" type="o"/></signal>
+<signal name="ImageRemoved"><arg name="id" type="s"/><arg name="image" type="o"/></signal>
+<signal name="JobNew"><arg name="id" type="s"/><arg name="job" type="o"/></signal>
+<signal name="JobRemoved"><arg name="id" type="s"/><arg name="job" type="o"/><arg name="result" type="s"/></signal>"#;
+
+    fn properties() -> &'static [Property<()>] {
+        PROPERTIES
+    }
+
+    fn methods(&self, border: Weak<Border>) -> Methods {
+        Methods { border }
+    }
+
+    fn view(&self, _: &Engine) -> Option<Arc<()>> {
+        Some(Arc::new(()))
+    }
+
+    fn target((): &(), _: &Engine) -> Option<Target> {
+        None
+    }
+
+    fn gone() -> Error {
+        Error::new(ErrorName::UnknownObject, "there is no manager")
+    }
+}
+
+const PROPERTIES: &[Property<()>] = &[
+    Property {
+        name: "Version",
+        signature: "s",
+        constant: true,
+        get: |(), _| env!("CARGO_PKG_VERSION").into(),
+    },
+    Property { name: "ApiLevel", signature: "u", constant: true, get: |(), _| API_LEVEL.into() },
+    Property {
+        name: "DefaultImage",
+        signature: "s",
+        constant: false,
+        get: |(), engine| engine.settings().default_image.to_string().into(),
+    },
+    Property {
+        name: "DefaultKernel",
+        signature: "s",
+        constant: false,
+        get: |(), engine| engine.settings().default_kernel.to_string().into(),
+    },
+];
+
+/// The methods of the manager.
+pub struct Methods {
+    border: Weak<Border>,
+}
+
+type Dict = HashMap<String, OwnedVariant>;
+
+/// The manager.
+#[interface(name = "dev.banger.Manager1", introspection_docs = false)]
+impl Methods {
+    #[zbus(name = "CreateVM", out_args("vm", "job"))]
+    async fn create_vm(
+        &self,
+        name: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
+        let (border, caller) = self.enter(&header).await?;
+        let request = read_create(&border, &caller, &name, options).await?;
+        let (vm, job) = border.engine.create_vm(request).await?;
+        super::vm::export(&border, vm).await?;
+        Ok((path::vm(vm), border.hand_over_job(&caller, job).await?))
+    }
+
+    #[zbus(name = "GetVM", out_args("vm"))]
+    async fn get_vm(&self, reference: String, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let found = border.engine.find_vm(caller.uid, &parse_reference(&reference)?)?;
+        if !border.sees(&caller, found.vm.owner, false).await {
+            // As if it were not there: whether it is, is its owner's secret.
+            return Err(crate::engine::error::Error::NoSuch { kind: ErrorKind::Vm, reference }.into());
+        }
+        super::vm::export(&border, found.vm.id).await?;
+        Ok(path::vm(found.vm.id))
+    }
+
+    #[zbus(name = "ListVMs", out_args("vms"))]
+    async fn list_vms(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<VmRow>> {
+        let (border, caller) = self.enter(&header).await?;
+        let all = border.read_filter(&caller, filter).await?;
+        let mut views = border.engine.vms();
+        views.retain(|view| all || view.vm.owner == caller.uid);
+        views.sort_by_key(|view| (view.vm.created_at, view.vm.id));
+        let row = |view: &Arc<crate::engine::view::VmView>| VmRow {
+            id: view.vm.id.to_string(),
+            name: view.vm.name.to_string(),
+            owner_uid: view.vm.owner.0,
+            state: view.vm.state.to_string(),
+            address: String::new(),
+            path: path::vm(view.vm.id),
+        };
+        Ok(views.iter().map(row).collect())
+    }
+
+    #[zbus(out_args("job"))]
+    async fn import_image(
+        &self,
+        name: String,
+        files: HashMap<String, OwnedFd>,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let name = parse_name(&name)?;
+        let mut files = Files(files);
+        let rootfs = files.required(import::FILE_ROOTFS)?;
+        files.finish()?;
+        let mut options = Options::new(options);
+        let shared = options.boolean(import::SHARED)?.unwrap_or_default();
+        let kernel = read_reference(&mut options, import::KERNEL_REF)?;
+        options.finish()?;
+        border.may_share(&caller, shared, &name).await?;
+        let request = ImportImage { owner: caller.uid, name, shared, kernel, rootfs };
+        let job = border.engine.import_image(request)?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    #[zbus(out_args("image"))]
+    async fn get_image(
+        &self,
+        reference: String,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let found = border.engine.find_image(caller.uid, &parse_reference(&reference)?)?;
+        if !border.sees(&caller, found.owner, found.shared).await {
+            return Err(crate::engine::error::Error::NoSuch { kind: ErrorKind::Image, reference }.into());
+        }
+        super::image::export(&border, found.id).await?;
+        Ok(path::image(found.id))
+    }
+
+    #[zbus(out_args("images"))]
+    async fn list_images(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<ImageRow>> {
+        let (border, caller) = self.enter(&header).await?;
+        let all = border.read_filter(&caller, filter).await?;
+        let mut images = border.engine.images();
+        images.retain(|image| all || image.shared || image.owner == caller.uid);
+        images.sort_by_key(|image| (image.created_at, image.id));
+        let row = |image: &Arc<crate::domain::image::Image>| ImageRow {
+            id: image.id.to_string(),
+            name: image.name.to_string(),
+            source: image.source.clone(),
+            owner_uid: image.owner.0,
+            virtual_size: image.facts.virtual_size.0,
+            shared: image.shared,
+            path: path::image(image.id),
+        };
+        Ok(images.iter().map(row).collect())
+    }
+
+    #[zbus(out_args("job"))]
+    async fn import_kernel(
+        &self,
+        name: String,
+        files: HashMap<String, OwnedFd>,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let name = parse_name(&name)?;
+        let mut files = Files(files);
+        let vmlinuz = files.required(import::FILE_KERNEL)?;
+        let modules = files.optional(import::FILE_MODULES);
+        files.finish()?;
+        let mut options = Options::new(options);
+        let shared = options.boolean(import::SHARED)?.unwrap_or_default();
+        options.finish()?;
+        border.may_share(&caller, shared, &name).await?;
+        let request = ImportKernel { owner: caller.uid, name, shared, vmlinuz, modules };
+        let job = border.engine.import_kernel(request)?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    #[zbus(out_args("kernel"))]
+    async fn get_kernel(
+        &self,
+        reference: String,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let found = border.engine.find_kernel(caller.uid, &parse_reference(&reference)?)?;
+        if !border.sees(&caller, found.owner, found.shared).await {
+            return Err(crate::engine::error::Error::NoSuch { kind: ErrorKind::Kernel, reference }.into());
+        }
+        super::kernel::export(&border, found.id).await?;
+        Ok(path::kernel(found.id))
+    }
+
+    #[zbus(out_args("kernels"))]
+    async fn list_kernels(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<KernelRow>> {
+        let (border, caller) = self.enter(&header).await?;
+        let all = border.read_filter(&caller, filter).await?;
+        let mut kernels = border.engine.kernels();
+        kernels.retain(|kernel| all || kernel.shared || kernel.owner == caller.uid);
+        kernels.sort_by_key(|kernel| (kernel.created_at, kernel.id));
+        let row = |kernel: &Arc<crate::domain::image::Kernel>| KernelRow {
+            id: kernel.id.to_string(),
+            name: kernel.name.to_string(),
+            owner_uid: kernel.owner.0,
+            size: kernel.facts.size.0,
+            shared: kernel.shared,
+            path: path::kernel(kernel.id),
+        };
+        Ok(kernels.iter().map(row).collect())
+    }
+
+    #[zbus(out_args("job"))]
+    async fn get_job(&self, id: String, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let none = || Error::new(ErrorName::NoSuchJob, "there is no such job");
+        let id: JobId = id.parse().map_err(|_| none())?;
+        let found = border.engine.job(id).ok_or_else(none)?;
+        if !border.sees(&caller, found.owner, false).await {
+            return Err(none());
+        }
+        Ok(path::job(id))
+    }
+
+    #[zbus(out_args("jobs"))]
+    async fn list_jobs(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<JobRow>> {
+        let (border, caller) = self.enter(&header).await?;
+        let all = border.read_filter(&caller, filter).await?;
+        let mut jobs = border.engine.jobs();
+        jobs.retain(|job| all || job.owner == caller.uid);
+        jobs.sort_by_key(|job| (job.started_at, job.id));
+        let row = |view: &Arc<crate::engine::view::JobView>| JobRow {
+            id: view.id.to_string(),
+            kind: view.kind.as_str().to_owned(),
+            owner_uid: view.owner.0,
+            state: job::state(view).to_owned(),
+            progress: job::progress(view),
+            path: path::job(view.id),
+        };
+        Ok(jobs.iter().map(row).collect())
+    }
+
+    async fn subscribe(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let all_owners = options.boolean(subscribe::ALL_OWNERS)?.unwrap_or_default();
+        options.finish()?;
+        if all_owners {
+            border.require(&caller, action::VM_VIEW_OTHERS, Vec::new()).await?;
+        }
+        border.subscribers.add(&caller.connection, caller.uid, all_owners)
+    }
+
+    async fn unsubscribe(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        let (border, caller) = self.enter(&header).await?;
+        border.subscribers.remove(&caller.connection);
+        Ok(())
+    }
+
+    #[zbus(out_args("permissions"))]
+    async fn get_permissions(&self, #[zbus(header)] header: Header<'_>) -> Result<HashMap<String, String>> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut permissions = HashMap::new();
+        for action in action::ALL {
+            let question = Question {
+                connection: caller.connection.clone(),
+                action,
+                details: Vec::new(),
+                interaction: Interaction::Forbidden,
+            };
+            let word = match border.engine.authority().check(question).await {
+                _ if caller.uid == Uid::ROOT => "yes",
+                Verdict::Yes => "yes",
+                Verdict::NeedsInteraction => "auth",
+                Verdict::No(_) => "no",
+            };
+            permissions.insert(action.to_owned(), word.to_owned());
+        }
+        Ok(permissions)
+    }
+
+    #[zbus(out_args("limits"))]
+    async fn get_limits(&self) -> Result<HashMap<String, OwnedVariant>> {
+        let border = border(&self.border)?;
+        let limits = &border.engine.settings().limits;
+        let rows: [(&str, Variant<'static>); 6] = [
+            ("vms", limits.vms.into()),
+            ("running", limits.running.into()),
+            ("vcpus", limits.vcpus.into()),
+            ("memory", limits.memory.0.into()),
+            ("disk", limits.disk.0.into()),
+            ("images", limits.images.into()),
+        ];
+        let owned =
+            |(key, value): (&str, Variant<'static>)| Ok((key.to_owned(), OwnedVariant::try_from(value)?));
+        rows.into_iter().map(owned).collect()
+    }
+
+    #[zbus(out_args("checks"))]
+    async fn diagnose(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<CheckRow>> {
+        let (border, caller) = self.enter(&header).await?;
+        Options::new(options).finish()?;
+        let row = |check: crate::ports::Check| CheckRow {
+            check: check.name.to_owned(),
+            status: match check.status {
+                Status::Pass => "pass",
+                Status::Warn => "warn",
+                Status::Fail => "fail",
+            }
+            .to_owned(),
+            message: check.message,
+            hint: check.hint,
+        };
+        Ok(border.engine.diagnose(caller.uid).await.into_iter().map(row).collect())
+    }
+}
+
+impl Methods {
+    async fn enter(&self, header: &Header<'_>) -> Result<(Arc<Border>, Caller)> {
+        let border = border(&self.border)?;
+        let caller = border.callers.of(header).await?;
+        Ok((border, caller))
+    }
+}
+
+impl Border {
+    /// Whether a list is to have everybody's objects, which the caller must be allowed to see.
+    async fn read_filter(&self, caller: &Caller, options: Dict) -> Result<bool> {
+        let mut options = Options::new(options);
+        let all = options.boolean(filter::ALL)?.unwrap_or_default();
+        options.finish()?;
+        if all {
+            self.require(caller, action::VM_VIEW_OTHERS, Vec::new()).await?;
+        }
+        Ok(all)
+    }
+
+    async fn may_share(&self, caller: &Caller, shared: bool, name: &Name) -> Result<()> {
+        match shared {
+            true => {
+                self.require(caller, action::IMAGE_MANAGE_SHARED, vec![("image", name.to_string())]).await
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+/// The files of an import.
+struct Files(HashMap<String, OwnedFd>);
+
+impl Files {
+    fn optional(&mut self, name: &str) -> Option<std::os::fd::OwnedFd> {
+        self.0.remove(name).map(std::os::fd::OwnedFd::from)
+    }
+
+    fn required(&mut self, name: &str) -> Result<std::os::fd::OwnedFd> {
+        let missing = || Error::new(ErrorName::InvalidArgs, format!("the file {name} is missing"));
+        self.optional(name).ok_or_else(missing)
+    }
+
+    fn finish(self) -> Result<()> {
+        match self.0.into_keys().min() {
+            Some(name) => {
+                let name: String = name.chars().take(60).collect();
+                Err(Error::invalid_option(format!("there is no file {name:?} in this")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict) -> Result<CreateVm> {
+    let mut options = Options::new(options);
+    let init = match options.string(create::INIT)? {
+        None => Init::default(),
+        Some(text) => Init::parse(&text)
+            .ok_or_else(|| Error::invalid_option("init must be auto, agent, or an absolute path"))?,
+    };
+    let labels = options.strings(create::LABELS)?;
+    let fits = |(key, value): (&String, &String)| key.len() + value.len() <= MAX_LABEL;
+    if labels.len() > MAX_LABELS || !labels.iter().all(fits) {
+        return Err(Error::invalid_option(format!(
+            "there may be {MAX_LABELS} labels of {MAX_LABEL} bytes each"
+        )));
+    }
+    let lifetime = options.string(create::LIFETIME)?;
+    let start = options.boolean(create::START)?.unwrap_or(true);
+    let how = read_start(&mut options)?;
+    let request = CreateVm {
+        owner: caller.uid,
+        name: if name.is_empty() { None } else { Some(parse_name(name)?) },
+        image: read_reference(&mut options, create::IMAGE)?,
+        kernel: read_reference(&mut options, create::KERNEL)?,
+        vcpus: options.small_number(create::VCPUS)?,
+        memory: options.number(create::MEMORY)?.map(Bytes),
+        disk_size: options.number(create::DISK_SIZE)?.map(Bytes),
+        hostname: match options.string(create::HOSTNAME)? {
+            Some(text) => Some(parse_name(&text)?),
+            None => None,
+        },
+        init,
+        lifetime: border.lifetime(caller, lifetime.as_deref()).await?,
+        labels,
+        start: start.then_some(how),
+    };
+    options.finish()?;
+    Ok(request)
+}
+
+fn parse_name(text: &str) -> Result<Name> {
+    text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
+}
+
+fn parse_reference(text: &str) -> Result<Reference> {
+    text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
+}
+
+fn read_reference(options: &mut Options, key: &'static str) -> Result<Option<Reference>> {
+    match options.string(key)? {
+        Some(text) => parse_reference(&text).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Makes the manager's object.
+pub async fn export(border: &Arc<Border>) -> zbus::Result<()> {
+    debug_assert_eq!(names::SERVICE, MANAGER_INTERFACE);
+    let object = Exported::new(Arc::clone(border), ManagerKind);
+    border.connection.object_server().at(MANAGER_PATH, object).await.map(drop)
+}

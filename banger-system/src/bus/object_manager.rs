@@ -1,0 +1,86 @@
+//! `org.freedesktop.DBus.ObjectManager`, for each caller the objects that it may see. Whoever asks for them
+//! hears of their changes from then on, as clients of this interface expect.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use banger_proto::bus::names::MANAGER_PATH;
+use zbus::{OwnedObjectPath, Variant, interface, message::Header};
+
+use super::{
+    border::Border,
+    error::Result,
+    export::{Kind, border, values},
+    image::ImageKind,
+    job::JobKind,
+    kernel::KernelKind,
+    path,
+    vm::VmKind,
+};
+use crate::engine::Engine;
+
+/// The interfaces of an object with their properties.
+pub type Interfaces = HashMap<&'static str, HashMap<&'static str, Variant<'static>>>;
+
+/// The interfaces of an object of this kind.
+pub fn interfaces<K: Kind>(view: &K::View, engine: &Engine) -> Interfaces {
+    HashMap::from([(K::INTERFACE, values::<K>(view, engine))])
+}
+
+struct ObjectManager {
+    border: Weak<Border>,
+}
+
+/// The objects that the caller may see.
+#[interface(name = "org.freedesktop.DBus.ObjectManager", introspection_docs = false)]
+impl ObjectManager {
+    #[zbus(out_args("objects"))]
+    async fn get_managed_objects(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<HashMap<OwnedObjectPath, Interfaces>> {
+        let border = border(&self.border)?;
+        let caller = border.callers.of(&header).await?;
+        let _permit = border.callers.permit(caller.uid)?;
+        border.subscribers.add(&caller.connection, caller.uid, false)?;
+        let engine = &border.engine;
+        let mut objects = HashMap::new();
+        for view in engine.vms().iter().filter(|view| view.vm.owner == caller.uid) {
+            objects.insert(path::vm(view.vm.id), interfaces::<VmKind>(view, engine));
+        }
+        for image in engine.images().iter().filter(|image| image.shared || image.owner == caller.uid) {
+            objects.insert(path::image(image.id), interfaces::<ImageKind>(image, engine));
+        }
+        for kernel in engine.kernels().iter().filter(|kernel| kernel.shared || kernel.owner == caller.uid) {
+            objects.insert(path::kernel(kernel.id), interfaces::<KernelKind>(kernel, engine));
+        }
+        for job in engine.jobs().iter().filter(|job| job.owner == caller.uid) {
+            objects.insert(path::job(job.id), interfaces::<JobKind>(job, engine));
+        }
+        Ok(objects)
+    }
+
+    /// Sent to those who may see the object, and to nobody else.
+    #[zbus(signal)]
+    async fn interfaces_added(
+        emitter: &zbus::object_server::SignalEmitter<'_>,
+        object_path: zbus::ObjectPath<'_>,
+        interfaces_and_properties: Interfaces,
+    ) -> zbus::Result<()>;
+
+    /// Sent to those who could see the object, and to nobody else.
+    #[zbus(signal)]
+    async fn interfaces_removed(
+        emitter: &zbus::object_server::SignalEmitter<'_>,
+        object_path: zbus::ObjectPath<'_>,
+        interfaces: Vec<&str>,
+    ) -> zbus::Result<()>;
+}
+
+/// Makes the object.
+pub async fn export(border: &Arc<Border>) -> zbus::Result<()> {
+    let object = ObjectManager { border: Arc::downgrade(border) };
+    border.connection.object_server().at(MANAGER_PATH, object).await.map(drop)
+}

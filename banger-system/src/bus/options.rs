@@ -1,0 +1,123 @@
+//! The `a{sv}` of a call, read key by key. An unknown key or a wrong type is refused: an option that does
+//! nothing would look as if it did.
+
+use std::collections::{BTreeMap, HashMap};
+
+use zbus::{OwnedVariant, Variant};
+
+use super::error::{Error, Result};
+
+/// Keys that begin so are for others, and ignored.
+const FOREIGN: &str = "x-";
+
+/// The options of a call.
+pub struct Options(HashMap<String, OwnedVariant>);
+
+impl Options {
+    pub fn new(options: HashMap<String, OwnedVariant>) -> Self {
+        Self(options)
+    }
+
+    pub fn string(&mut self, key: &'static str) -> Result<Option<String>> {
+        self.take(key, "a text", |value| match value {
+            Variant::Str(text) => Some(text.to_string()),
+            _ => None,
+        })
+    }
+
+    pub fn boolean(&mut self, key: &'static str) -> Result<Option<bool>> {
+        self.take(key, "true or false", |value| match value {
+            Variant::Bool(value) => Some(*value),
+            _ => None,
+        })
+    }
+
+    /// A number that is not negative, whichever integer type it comes in.
+    pub fn number(&mut self, key: &'static str) -> Result<Option<u64>> {
+        self.take(key, "a number that is not negative", |value| match value {
+            Variant::U8(n) => Some(u64::from(*n)),
+            Variant::U16(n) => Some(u64::from(*n)),
+            Variant::U32(n) => Some(u64::from(*n)),
+            Variant::U64(n) => Some(*n),
+            Variant::I16(n) => u64::try_from(*n).ok(),
+            Variant::I32(n) => u64::try_from(*n).ok(),
+            Variant::I64(n) => u64::try_from(*n).ok(),
+            _ => None,
+        })
+    }
+
+    pub fn small_number(&mut self, key: &'static str) -> Result<Option<u32>> {
+        let Some(number) = self.number(key)? else { return Ok(None) };
+        u32::try_from(number).map(Some).map_err(|_| Error::invalid_option(format!("{key} is too large")))
+    }
+
+    pub fn strings(&mut self, key: &'static str) -> Result<BTreeMap<String, String>> {
+        let map = self.take(key, "a dictionary of texts", |value| {
+            HashMap::<String, String>::try_from(value.try_clone().ok()?).ok()
+        })?;
+        Ok(map.unwrap_or_default().into_iter().collect())
+    }
+
+    /// Ends the reading. What was not read is unknown.
+    pub fn finish(self) -> Result<()> {
+        let unknown = self.0.into_keys().filter(|key| !key.starts_with(FOREIGN)).min();
+        match unknown {
+            Some(key) => {
+                let key: String = key.chars().take(60).collect();
+                Err(Error::invalid_option(format!("there is no option {key:?}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn take<T>(
+        &mut self,
+        key: &'static str,
+        form: &str,
+        read: impl FnOnce(&Variant<'_>) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.0.remove(key) else { return Ok(None) };
+        match read(&value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(Error::invalid_option(format!("the option {key} must be {form}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn options(pairs: &[(&str, Variant<'_>)]) -> Options {
+        let own = |value: &Variant<'_>| OwnedVariant::try_from(value.try_clone().unwrap()).unwrap();
+        Options::new(pairs.iter().map(|(key, value)| ((*key).to_owned(), own(value))).collect())
+    }
+
+    #[test]
+    fn options_are_read_by_type() {
+        let mut read =
+            options(&[("a", "text".into()), ("b", true.into()), ("c", 7u32.into()), ("d", 7i64.into())]);
+        assert_eq!(read.string("a").unwrap().as_deref(), Some("text"));
+        assert_eq!(read.boolean("b").unwrap(), Some(true));
+        assert_eq!(read.number("c").unwrap(), Some(7));
+        assert_eq!(read.small_number("d").unwrap(), Some(7));
+        assert_eq!(read.string("absent").unwrap(), None);
+        read.finish().unwrap();
+    }
+
+    #[test]
+    fn wrong_types_and_unknown_keys_are_refused() {
+        assert_eq!(
+            options(&[("a", 1u32.into())]).string("a").unwrap_err().message,
+            "the option a must be a text"
+        );
+        assert!(options(&[("a", (-1i32).into())]).number("a").is_err());
+        assert!(options(&[("a", u64::MAX.into())]).small_number("a").is_err());
+        assert_eq!(
+            options(&[("typo", 1u32.into())]).finish().unwrap_err().message,
+            "there is no option \"typo\""
+        );
+        options(&[("x-mine", 1u32.into())]).finish().unwrap();
+    }
+}

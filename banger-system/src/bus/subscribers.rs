@@ -1,0 +1,128 @@
+//! Who gets signals. On the system bus everybody can see what is sent to nobody in particular, so that
+//! every signal of ours is sent to those who asked and may know.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use banger_proto::bus::ErrorName;
+
+use super::error::{Error, Result};
+use crate::domain::id::{JobId, Uid};
+
+/// Connections of one user that may ask for signals.
+const PER_USER: usize = 32;
+
+#[derive(Default)]
+pub struct Subscribers {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    connections: HashMap<String, Subscription>,
+    /// Who began a job hears of it, without having asked.
+    jobs: HashMap<JobId, String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Subscription {
+    uid: Uid,
+    all_owners: bool,
+}
+
+impl Subscribers {
+    /// Adds a connection, or changes what it asked for.
+    pub fn add(&self, connection: &str, uid: Uid, all_owners: bool) -> Result<()> {
+        let mut state = self.lock();
+        let others = state.connections.iter().filter(|(name, s)| s.uid == uid && *name != connection).count();
+        if others >= PER_USER {
+            return Err(Error::new(
+                ErrorName::TooManyRequests,
+                format!("you have {PER_USER} connections that listen; close one"),
+            ));
+        }
+        let before = state.connections.get(connection).is_some_and(|s| s.all_owners);
+        state
+            .connections
+            .insert(connection.to_owned(), Subscription { uid, all_owners: all_owners || before });
+        Ok(())
+    }
+
+    pub fn remove(&self, connection: &str) {
+        self.lock().connections.remove(connection);
+    }
+
+    /// A connection hears of a job from now on.
+    pub fn watch_job(&self, job: JobId, connection: &str) {
+        self.lock().jobs.insert(job, connection.to_owned());
+    }
+
+    pub fn forget_job(&self, job: JobId) {
+        self.lock().jobs.remove(&job);
+    }
+
+    /// The connection is gone.
+    pub fn forget(&self, connection: &str) {
+        let mut state = self.lock();
+        state.connections.remove(connection);
+        state.jobs.retain(|_, name| name != connection);
+    }
+
+    /// Who hears of an object of this owner.
+    pub fn of(&self, owner: Uid, is_shared: bool) -> Vec<String> {
+        let state = self.lock();
+        let may = |s: &Subscription| s.uid == owner || s.all_owners || is_shared;
+        state.connections.iter().filter(|(_, s)| may(s)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Who hears of a job.
+    pub fn of_job(&self, owner: Uid, job: JobId) -> Vec<String> {
+        let mut names = self.of(owner, false);
+        if let Some(name) = self.lock().jobs.get(&job)
+            && !names.contains(name)
+        {
+            names.push(name.clone());
+        }
+        names
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn signals_go_to_the_owner_and_to_those_who_may_see_all() {
+        let subscribers = Subscribers::default();
+        subscribers.add(":1.1", Uid(1), false).unwrap();
+        subscribers.add(":1.2", Uid(2), false).unwrap();
+        subscribers.add(":1.3", Uid(0), true).unwrap();
+        let of = |owner, shared| {
+            let mut names = subscribers.of(Uid(owner), shared);
+            names.sort();
+            names
+        };
+        assert_eq!(of(1, false), [":1.1", ":1.3"]);
+        assert_eq!(of(7, true), [":1.1", ":1.2", ":1.3"]);
+        subscribers.forget(":1.1");
+        assert_eq!(of(1, false), [":1.3"]);
+    }
+
+    #[test]
+    fn one_user_cannot_have_too_many() {
+        let subscribers = Subscribers::default();
+        for n in 0..PER_USER {
+            subscribers.add(&format!(":1.{n}"), Uid(1), false).unwrap();
+        }
+        assert!(subscribers.add(":2.1", Uid(1), false).is_err());
+        subscribers.add(":1.0", Uid(1), false).unwrap();
+        subscribers.add(":2.1", Uid(2), false).unwrap();
+    }
+}

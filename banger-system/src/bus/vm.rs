@@ -1,0 +1,272 @@
+//! `dev.banger.Manager1.VM`: a machine.
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use banger_proto::bus::{
+    ErrorName,
+    names::VM_INTERFACE,
+    option::{create, delete, lifetime, log, start, stop},
+};
+use zbus::{OwnedFd as BusFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
+
+use super::{
+    border::{Border, Target},
+    caller::Caller,
+    error::{Error, Result},
+    export::{Kind, Property, border},
+    options::Options,
+    path,
+};
+use crate::{
+    domain::{
+        id::{JobId, VmId},
+        name::Name,
+        vm::Lifetime,
+    },
+    engine::{
+        Engine,
+        request::{Manner, Start, Stop, WaitFor},
+        view::VmView,
+    },
+    ports::{Log, Reading},
+};
+
+/// The longest time that a caller may let something take.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+/// The kind of machine objects.
+#[derive(Clone)]
+pub struct VmKind(pub VmId);
+
+impl Kind for VmKind {
+    type View = VmView;
+    type Methods = Methods;
+    const INTERFACE: &'static str = VM_INTERFACE;
+    const SIGNALS: &'static str = r#"<signal name="StateChanged"><arg name="old_state" type="s"/><arg name="new_state" type="s"/><arg name="reason" type="s"/></signal>"#;
+
+    fn properties() -> &'static [Property<VmView>] {
+        PROPERTIES
+    }
+
+    fn methods(&self, border: Weak<Border>) -> Methods {
+        Methods { border, id: self.0 }
+    }
+
+    fn view(&self, engine: &Engine) -> Option<Arc<VmView>> {
+        engine.vm(self.0)
+    }
+
+    fn target(view: &VmView, engine: &Engine) -> Option<Target> {
+        let details = vec![
+            ("vm", view.vm.name.to_string()),
+            ("vm_id", view.vm.id.to_string()),
+            ("owner", engine.users().name_of(view.vm.owner)),
+            ("owner_uid", view.vm.owner.to_string()),
+        ];
+        Some(Target { owner: view.vm.owner, is_shared: false, details })
+    }
+
+    fn gone() -> Error {
+        Error::new(ErrorName::NoSuchVm, "there is no such sandbox any more")
+    }
+}
+
+const fn constant(name: &'static str, signature: &'static str, get: Get) -> Property<VmView> {
+    Property { name, signature, constant: true, get }
+}
+
+const fn property(name: &'static str, signature: &'static str, get: Get) -> Property<VmView> {
+    Property { name, signature, constant: false, get }
+}
+
+type Get = fn(&VmView, &Engine) -> Variant<'static>;
+
+const PROPERTIES: &[Property<VmView>] = &[
+    constant("Id", "s", |view, _| view.vm.id.to_string().into()),
+    property("Name", "s", |view, _| view.vm.name.to_string().into()),
+    constant("OwnerUid", "u", |view, _| view.vm.owner.0.into()),
+    property("State", "s", |view, _| view.vm.state.as_str().into()),
+    property("StateReason", "s", |view, _| view.vm.reason.to_string().into()),
+    property("Ready", "b", |view, _| view.vm.is_ready().into()),
+    property("BootId", "s", |view, _| view.vm.boot_id.clone().into()),
+    property("ImageId", "s", |view, _| view.vm.image.to_string().into()),
+    property("ImageName", "s", |view, _| view.image_name.clone().into()),
+    property("KernelId", "s", |view, _| view.vm.kernel.to_string().into()),
+    property("KernelName", "s", |view, _| view.kernel_name.clone().into()),
+    property("Vcpus", "u", |view, _| view.vm.spec.vcpus.into()),
+    property("Memory", "t", |view, _| view.vm.spec.memory.0.into()),
+    property("DiskSize", "t", |view, _| view.vm.spec.disk_size.0.into()),
+    property("Address", "s", |_, _| "".into()),
+    property("Lifetime", "s", |view, _| view.vm.lifetime.as_str().into()),
+    property("Labels", "a{ss}", |view, _| {
+        let labels: HashMap<String, String> = view.vm.spec.labels.clone().into_iter().collect();
+        labels.into()
+    }),
+    constant("CreatedAt", "t", |view, _| view.vm.created_at.0.into()),
+    property("StartedAt", "t", |view, _| view.vm.started_at.0.into()),
+    property("ReadyAt", "t", |view, _| view.vm.ready_at.0.into()),
+    property("Unit", "s", |view, _| view.unit.clone().into()),
+    property("MainPid", "u", |view, _| view.pid.into()),
+];
+
+/// The methods of a machine.
+pub struct Methods {
+    border: Weak<Border>,
+    id: VmId,
+}
+
+type Dict = HashMap<String, OwnedVariant>;
+
+/// A machine.
+#[interface(name = "dev.banger.Manager1.VM", introspection_docs = false)]
+impl Methods {
+    #[zbus(out_args("job"))]
+    async fn start(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let start = read_start(&mut options)?;
+        options.finish()?;
+        let job = border.engine.start_vm(self.id, start).await?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn stop(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let stop = read_stop(&mut options)?;
+        options.finish()?;
+        let job = border.engine.stop_vm(self.id, stop).await?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn restart(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let (stop, start) = (read_stop(&mut options)?, read_start(&mut options)?);
+        options.finish()?;
+        let job = border.engine.restart_vm(self.id, stop, start).await?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    async fn kill(&self, signal: i32) -> Result<()> {
+        Ok(border(&self.border)?.engine.kill_vm(self.id, signal).await?)
+    }
+
+    #[zbus(out_args("job"))]
+    async fn delete(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let manner = manner(options.boolean(delete::FORCE)?);
+        options.finish()?;
+        let job = border.engine.delete_vm(self.id, manner).await?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    async fn rename(&self, name: String) -> Result<()> {
+        let name: Name = name.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))?;
+        Ok(border(&self.border)?.engine.rename_vm(self.id, name).await?)
+    }
+
+    async fn set_lifetime(&self, lifetime: String, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        let (border, caller) = self.enter(&header).await?;
+        let lifetime = border.lifetime(&caller, Some(&lifetime)).await?;
+        Ok(border.engine.set_lifetime(self.id, lifetime).await?)
+    }
+
+    #[zbus(out_args("stream"))]
+    async fn open_agent(&self, options: Dict) -> Result<BusFd> {
+        Options::new(options).finish()?;
+        Ok(handed(border(&self.border)?.engine.open_agent(self.id).await?))
+    }
+
+    #[zbus(out_args("pipe"))]
+    async fn open_log(&self, log: String, options: Dict) -> Result<BusFd> {
+        let log = match log.as_str() {
+            log::CONSOLE => Log::Console,
+            log::VMM => Log::Vmm,
+            _ => return Err(Error::new(ErrorName::InvalidArgs, "the log must be console or vmm")),
+        };
+        let mut options = Options::new(options);
+        let reading = Reading {
+            tail: options.small_number(log::TAIL)?,
+            follow: options.boolean(log::FOLLOW)?.unwrap_or_default(),
+        };
+        options.finish()?;
+        Ok(handed(border(&self.border)?.engine.open_log(self.id, log, reading).await?))
+    }
+}
+
+impl Methods {
+    async fn enter(&self, header: &Header<'_>) -> Result<(Arc<Border>, Caller)> {
+        let border = border(&self.border)?;
+        let caller = border.callers.of(header).await?;
+        Ok((border, caller))
+    }
+}
+
+impl Border {
+    /// Makes a job's object, lets its creator hear of it, and gives its path.
+    pub async fn hand_over_job(self: &Arc<Self>, caller: &Caller, job: JobId) -> Result<OwnedObjectPath> {
+        self.subscribers.watch_job(job, &caller.connection);
+        super::job::export(self, job).await?;
+        Ok(path::job(job))
+    }
+
+    /// A lifetime by its word, bound to the caller where it is to be.
+    pub async fn lifetime(&self, caller: &Caller, word: Option<&str>) -> Result<Lifetime> {
+        match word {
+            None | Some(lifetime::PERSISTENT) => Ok(Lifetime::Persistent),
+            Some(lifetime::UNTIL_STOPPED) => Ok(Lifetime::UntilStopped),
+            Some(lifetime::CALLER) => {
+                let bus = self.callers.bus_id().await?;
+                Ok(Lifetime::Caller { connection: caller.connection.clone(), bus })
+            }
+            Some(_) => Err(Error::invalid_option("the lifetime must be persistent, until-stopped or caller")),
+        }
+    }
+}
+
+fn handed(fd: OwnedFd) -> BusFd {
+    BusFd::from(fd)
+}
+
+/// The options of a start.
+pub fn read_start(options: &mut Options) -> Result<Start> {
+    let wait_for = match options.string(create::WAIT_FOR)?.as_deref() {
+        None | Some("agent") => WaitFor::Agent,
+        Some("running") => WaitFor::Running,
+        Some(_) => return Err(Error::invalid_option("wait-for must be running or agent")),
+    };
+    Ok(Start { wait_for, ready_timeout: read_timeout(options, start::READY_TIMEOUT)? })
+}
+
+fn read_stop(options: &mut Options) -> Result<Stop> {
+    Ok(Stop { timeout: read_timeout(options, stop::TIMEOUT)?, manner: manner(options.boolean(stop::FORCE)?) })
+}
+
+fn read_timeout(options: &mut Options, key: &'static str) -> Result<Option<Duration>> {
+    let timeout = options.number(key)?.map(Duration::from_micros);
+    match timeout {
+        Some(timeout) if timeout > MAX_TIMEOUT => {
+            Err(Error::invalid_option(format!("{key} must be at most a day")))
+        }
+        timeout => Ok(timeout),
+    }
+}
+
+fn manner(force: Option<bool>) -> Manner {
+    if force.unwrap_or_default() { Manner::Forced } else { Manner::Clean }
+}
+
+/// Makes a machine's object; one that is there stays.
+pub async fn export(border: &Arc<Border>, id: VmId) -> zbus::Result<()> {
+    let object = super::export::Exported::new(Arc::clone(border), VmKind(id));
+    border.connection.object_server().at(path::vm(id), object).await.map(drop)
+}
