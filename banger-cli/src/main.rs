@@ -1,2 +1,47 @@
-//! Under construction.
-fn main() {}
+//! The banger command: an unprivileged client of the service on the system bus, and nothing more.
+
+mod advice;
+mod age;
+mod attach;
+mod batch;
+mod bus;
+mod cli;
+mod command;
+mod error;
+mod job;
+mod object;
+mod output;
+mod plain;
+mod progress;
+mod service;
+mod signals;
+mod table;
+mod text_agent;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{cli::Cli, error::Error};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One thread: the client mostly waits, and a thread more costs more than it gives.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(source) => {
+            Error::io("start the runtime", source).print(None);
+            return ExitCode::FAILURE;
+        }
+    };
+    let status = match runtime.block_on(cli.command.run()) {
+        Ok(status) => status,
+        Err(error) => {
+            error.print(None);
+            error.status(cli.command.own_failure())
+        }
+    };
+    // A write to a terminal that is stopped must not hold up the end.
+    runtime.shutdown_background();
+    ExitCode::from(status)
+}

@@ -1,0 +1,157 @@
+//! What to do about each error.
+
+use std::fs;
+
+use banger_proto::bus::ErrorName;
+
+/// There is no system bus.
+pub const NO_BUS: &str = "`systemctl status dbus` tells whether the system bus runs.";
+/// The service is not there.
+pub const NO_SERVICE: &str = "`sudo systemctl start banger-system` starts it; \
+    `journalctl -u banger-system` tells why it does not start.";
+/// The service went away.
+pub const SERVICE_ENDED: &str = "sandboxes go on without it, and the next request starts it again: try once \
+    more; `journalctl -u banger-system` tells why it ended.";
+/// The service is older or newer than we are.
+pub const OTHER_VERSION: &str = "after an upgrade, `sudo systemctl restart banger-system` starts the new \
+    service; sandboxes go on meanwhile.";
+
+const JOIN_GROUP: &str = "join the group banger with `sudo usermod -aG banger $USER`, then log in again.";
+const NOT_YOURS: &str =
+    "it belongs to another user, or an administrator has to allow it: `sudo` asks as root.";
+
+/// Whether the caller is in the group that may use banger without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Membership {
+    /// It is.
+    Member,
+    /// It is not, or nobody knows.
+    Outside,
+}
+
+impl Membership {
+    /// Looks at the groups of this process. A group that was joined after the login does not count yet.
+    pub fn of_caller() -> Self {
+        let Some(gid) = fs::read_to_string("/etc/group").ok().as_deref().and_then(gid_of_banger) else {
+            return Self::Outside;
+        };
+        let groups = rustix::process::getgroups().unwrap_or_default();
+        if groups.iter().any(|group| group.as_raw() == gid) { Self::Member } else { Self::Outside }
+    }
+}
+
+/// The number of the group, in the form of group(5).
+fn gid_of_banger(groups: &str) -> Option<u32> {
+    let line = groups.lines().find_map(|line| line.strip_prefix("banger:"))?;
+    line.split(':').nth(1)?.parse().ok()
+}
+
+/// What to do about an error of the service; nothing where its own sentence says it all.
+pub fn hint(name: ErrorName, membership: impl FnOnce() -> Membership) -> Option<String> {
+    let hint = match name {
+        ErrorName::AccessDenied => match membership() {
+            Membership::Member => NOT_YOURS,
+            Membership::Outside => JOIN_GROUP,
+        },
+        ErrorName::InteractiveAuthorizationRequired => match membership() {
+            Membership::Member => "an administrator has to allow it: try again in a terminal.",
+            Membership::Outside => {
+                "to be asked for a password, try again in a terminal; to be never asked, join the group banger \
+                 with `sudo usermod -aG banger $USER` and log in again."
+            }
+        },
+        other => fixed(other)?,
+    };
+    Some(hint.to_owned())
+}
+
+fn fixed(name: ErrorName) -> Option<&'static str> {
+    ROWS.iter().find(|(known, _)| *known == name).map(|(_, hint)| *hint).filter(|hint| !hint.is_empty())
+}
+
+/// A row for each error; an empty text where there is nothing to add to the service's sentence.
+const ROWS: &[(ErrorName, &str)] = &[
+    (ErrorName::NoSuchVm, "`banger vm list` shows your sandboxes."),
+    (
+        ErrorName::NoSuchImage,
+        "`banger image list` shows the images; `banger image register --name NAME --rootfs FILE` adds one.",
+    ),
+    (
+        ErrorName::NoSuchKernel,
+        "`banger kernel list` shows the kernels; \
+         `banger kernel import --name NAME --vmlinuz FILE --modules DIRECTORY` adds one.",
+    ),
+    (ErrorName::NoSuchJob, "finished operations are forgotten after some minutes."),
+    (ErrorName::AmbiguousRef, "give the name, or more digits of the id."),
+    (ErrorName::NameTaken, "choose another name, or delete what has it."),
+    (
+        ErrorName::InvalidName,
+        "names have up to 63 lower-case letters, digits and hyphens, such as calm-otter.",
+    ),
+    (ErrorName::InvalidOption, ""),
+    (ErrorName::InvalidState, "`banger vm show NAME` tells the state of a sandbox."),
+    (ErrorName::BadFileDescriptor, ""),
+    (ErrorName::QuotaExceeded, "delete what you do not need, or ask an administrator for a larger share."),
+    (ErrorName::TooManyRequests, "wait until some of your requests are done."),
+    (ErrorName::ImageInUse, "delete the sandboxes that use it first."),
+    (ErrorName::KernelInUse, "delete the images and sandboxes that use it first."),
+    (ErrorName::NotReady, "wait a moment; `banger vm logs NAME` shows how far the guest has come."),
+    (
+        ErrorName::AgentUnavailable,
+        "`banger vm logs NAME` shows what the guest says; `banger vm restart NAME` boots it anew.",
+    ),
+    (ErrorName::GuestTimeout, "`banger vm logs NAME` shows what the guest says."),
+    (ErrorName::CommandTimeout, ""),
+    (ErrorName::OutputTooLarge, ""),
+    (ErrorName::Canceled, ""),
+    (ErrorName::NotCancelable, ""),
+    (ErrorName::Interrupted, "the service was restarted meanwhile: `banger vm list` shows how things stand."),
+    (ErrorName::UnsupportedImage, ""),
+    (ErrorName::DigestMismatch, ""),
+    (ErrorName::NoSpace, "`banger vm list` and `banger image list` show what could be deleted."),
+    (ErrorName::HostNotReady, "`banger doctor` tells what this host lacks."),
+    (ErrorName::VmmFailed, "`banger vm logs --vmm NAME` and `banger doctor` tell more."),
+    (ErrorName::Busy, "try again when that is done."),
+    (ErrorName::Internal, "`journalctl -u banger-system` tells more."),
+    (ErrorName::InvalidArgs, ""),
+    (ErrorName::UnknownObject, "it was deleted meanwhile: `banger vm list` shows what there is."),
+    (ErrorName::NotSupported, "`banger doctor` tells what this host can do."),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_of_the_service_was_thought_about() {
+        for name in ErrorName::ALL {
+            let here = ROWS.iter().filter(|(known, _)| known == name).count();
+            let asked = matches!(name, ErrorName::AccessDenied | ErrorName::InteractiveAuthorizationRequired);
+            assert_eq!(here, usize::from(!asked), "{name}");
+        }
+    }
+
+    #[test]
+    fn hints_are_sentences() {
+        for (name, hint) in ROWS {
+            assert!(hint.is_empty() || hint.ends_with('.'), "{name}: {hint}");
+            assert!(!hint.contains('\n') && !hint.contains("  "), "{name}: {hint}");
+        }
+    }
+
+    #[test]
+    fn only_who_is_outside_is_told_to_join_the_group() {
+        let hint = |name, membership| hint(name, || membership).unwrap_or_default();
+        for name in [ErrorName::AccessDenied, ErrorName::InteractiveAuthorizationRequired] {
+            assert!(hint(name, Membership::Outside).contains("sudo usermod -aG banger $USER"), "{name}");
+            assert!(!hint(name, Membership::Member).contains("usermod"), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_group_is_found_by_its_name() {
+        assert_eq!(gid_of_banger("root:x:0:\nbanger:x:998:alice,bob\n"), Some(998));
+        assert_eq!(gid_of_banger("bangers:x:998:\n"), None);
+        assert_eq!(gid_of_banger(""), None);
+    }
+}

@@ -1,0 +1,95 @@
+//! A command in a sandbox whose input, output, terminal and signals are ours.
+
+mod input;
+mod raw_mode;
+mod session;
+
+use std::{
+    env,
+    io::{self, IsTerminal},
+    os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
+};
+
+use banger_proto::guest::{Exec, Terminal, message::WindowSize};
+use rustix::termios::tcgetwinsize;
+use tokio::net::UnixStream;
+
+pub use input::Input;
+use raw_mode::RawMode;
+pub use session::Error;
+use session::{Ends, Session};
+
+use crate::{error::Result, signals::Listener};
+
+/// The size of a terminal that does not know its own.
+const SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
+
+/// Whether a command runs in a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TerminalUse {
+    /// When standard input and output are terminals.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl TerminalUse {
+    /// The terminal that the command gets, if any.
+    pub fn terminal(self) -> Option<Terminal> {
+        let ours = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let wanted = match self {
+            TerminalUse::Auto => ours,
+            TerminalUse::Always => true,
+            TerminalUse::Never => false,
+        };
+        wanted.then(|| {
+            let term = env::var("TERM").ok().filter(|term| !term.is_empty());
+            Terminal { term: term.unwrap_or_else(|| "xterm".to_owned()), size: window_size() }
+        })
+    }
+}
+
+/// Runs a command on a stream that waits for a request, and returns its status as a shell would give it.
+/// The terminal is as it was when this returns.
+pub async fn run(stream: OwnedFd, exec: Exec, listener: &mut Listener) -> Result<u8> {
+    let session = Session::new(connect(stream)?, &exec)?;
+    if exec.detach {
+        return session.detached().await;
+    }
+    let raw = match exec.terminal {
+        Some(_) if io::stdin().is_terminal() => Some(enter_raw_mode()?),
+        _ => None,
+    };
+    let input =
+        Input::stdin().map_err(|source| crate::error::Error::io("read the standard input", source))?;
+    let ends = Ends { input, output: tokio::io::stdout(), errors: tokio::io::stderr() };
+    let status = session.run(ends, listener, window_size).await;
+    drop(raw);
+    status
+}
+
+fn connect(stream: OwnedFd) -> Result<UnixStream> {
+    let stream = StdStream::from(stream);
+    stream
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(stream))
+        .map_err(|source| crate::error::Error::io("use the stream to the sandbox", source))
+}
+
+fn enter_raw_mode() -> Result<RawMode> {
+    RawMode::enter(io::stdin())
+        .map_err(|source| crate::error::Error::io("change the mode of the terminal", source))
+}
+
+/// The size of our terminal.
+fn window_size() -> WindowSize {
+    let size = tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin()));
+    match size {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => {
+            WindowSize { rows: size.ws_row, columns: size.ws_col }
+        }
+        _ => SIZE,
+    }
+}

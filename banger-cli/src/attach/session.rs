@@ -1,0 +1,302 @@
+//! The client's side of one request to the agent: a command.
+
+use std::{convert::Infallible, io, time::Duration};
+
+use banger_proto::guest::{
+    Decoder, Exec, Frame, Request, STDIN_WINDOW,
+    frame::{self, MAX_DATA, MAX_MESSAGE},
+    message::{Exit, WindowSize},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Semaphore, mpsc},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    error::{self, Result},
+    signals::{Event, Listener, next_event},
+};
+
+/// Frames that wait to be sent. The agent always reads, so that they do not wait long.
+const QUEUE: usize = 4;
+/// How long a command may go on whose output nobody reads.
+const PIPE_GRACE: Duration = Duration::from_secs(2);
+const SIGPIPE: u8 = 13;
+
+/// Why a stream was lost.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The other side hung up before the command had ended.
+    #[error("the sandbox has stopped, or its agent has hung up")]
+    HungUp,
+    /// It sends what is no frame.
+    #[error("the agent of the sandbox does not keep to the protocol")]
+    Frame(#[from] frame::Error),
+    /// It sends a frame that has no meaning here.
+    #[error("the agent of the sandbox sends something that has no meaning here")]
+    Unexpected,
+    /// The stream is broken.
+    #[error("the stream to the sandbox is broken")]
+    Stream(#[source] io::Error),
+}
+
+/// What a command is connected to on our side.
+#[derive(Debug)]
+pub struct Ends<I, O, E> {
+    /// Its standard input.
+    pub input: I,
+    /// Where its standard output goes.
+    pub output: O,
+    /// Where its standard error goes.
+    pub errors: E,
+}
+
+/// A stream on which a request was put.
+#[derive(Debug)]
+pub struct Session {
+    stream: UnixStream,
+    request: Vec<u8>,
+}
+
+impl Session {
+    /// A session for this command.
+    pub fn new(stream: UnixStream, exec: &Exec) -> Result<Self> {
+        let request = Frame::Request(Request::Exec(exec.clone())).encode();
+        if request.len() > MAX_MESSAGE {
+            return Err(error::Error::Usage(format!(
+                "the command line and its environment are longer than {} KiB",
+                MAX_MESSAGE >> 10
+            )));
+        }
+        Ok(Self { stream, request })
+    }
+
+    /// Starts a command that goes on without us.
+    pub async fn detached(self) -> Result<u8> {
+        let (reader, mut writer) = self.stream.into_split();
+        // When it cannot be written, there is an answer that tells why, or the end.
+        let _ = writer.write_all(&self.request).await;
+        match Frames::new(reader).next().await? {
+            Frame::Done => Ok(0),
+            Frame::Failed(failure) => Err(error::Error::Guest(failure)),
+            _ => Err(lost(Error::Unexpected)),
+        }
+    }
+
+    /// Runs a command to its end, and returns its status.
+    pub async fn run<I, O, E>(
+        self,
+        ends: Ends<I, O, E>,
+        listener: &mut Listener,
+        window_size: impl Fn() -> WindowSize,
+    ) -> Result<u8>
+    where
+        I: AsyncRead + Unpin,
+        O: AsyncWrite + Unpin,
+        E: AsyncWrite + Unpin,
+    {
+        let (reader, writer) = self.stream.into_split();
+        let (outbox, queue) = mpsc::channel(QUEUE);
+        let credit = Semaphore::new(STDIN_WINDOW as usize);
+        let output = Output { output: ends.output, errors: ends.errors, outbox: outbox.clone() };
+        tokio::select! {
+            // What has come is told before what we are told meanwhile.
+            biased;
+            ended = receive(Frames::new(reader), output, &credit) => ended.map(Exit::status),
+            signal = forward(listener, &outbox, window_size) => Err(error::Error::Interrupted { signal }),
+            never = feed(ends.input, &outbox, &credit) => match never {},
+            never = send(writer, self.request, queue) => match never {},
+        }
+    }
+}
+
+/// Frames as they come.
+struct Frames {
+    reader: OwnedReadHalf,
+    decoder: Decoder,
+    buffer: Vec<u8>,
+}
+
+impl Frames {
+    fn new(reader: OwnedReadHalf) -> Self {
+        Self { reader, decoder: Decoder::default(), buffer: vec![0; MAX_DATA] }
+    }
+
+    /// The next frame. Nothing is lost when this is dropped.
+    async fn next(&mut self) -> Result<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(error.into()))? {
+                return Ok(frame);
+            }
+            match self.reader.read(&mut self.buffer).await {
+                Ok(0) => return Err(lost(Error::HungUp)),
+                Ok(count) => self.decoder.push(&self.buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(lost(Error::HungUp));
+                }
+                Err(error) => return Err(lost(Error::Stream(error))),
+            }
+        }
+    }
+}
+
+/// Takes what the command writes, until it has ended.
+async fn receive<O, E>(mut frames: Frames, mut output: Output<O, E>, credit: &Semaphore) -> Result<Exit>
+where
+    O: AsyncWrite + Unpin,
+    E: AsyncWrite + Unpin,
+{
+    // Set once nobody reads the output any more.
+    let mut give_up = None;
+    loop {
+        let frame = tokio::select! {
+            frame = frames.next() => frame?,
+            () = until(give_up) => return Ok(Exit::Signal(SIGPIPE)),
+        };
+        let written = match frame {
+            Frame::Started(_) => Written::Taken,
+            Frame::Output(bytes) => output.write_output(&bytes).await?,
+            Frame::ErrorOutput(bytes) => output.write_errors(&bytes).await?,
+            Frame::Window(count) => {
+                // No more than the window, whatever the agent says.
+                let room = (STDIN_WINDOW as usize).saturating_sub(credit.available_permits());
+                credit.add_permits(room.min(count as usize));
+                Written::Taken
+            }
+            Frame::Exit(exit) => return Ok(exit),
+            Frame::Failed(failure) => return Err(error::Error::Guest(failure)),
+            _ => return Err(lost(Error::Unexpected)),
+        };
+        if written == Written::NobodyReads && give_up.is_none() {
+            give_up = Some(Instant::now() + PIPE_GRACE);
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where the output of a command goes.
+struct Output<O, E> {
+    output: O,
+    errors: E,
+    outbox: mpsc::Sender<Frame>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Taken,
+    NobodyReads,
+}
+
+impl<O, E> Output<O, E>
+where
+    O: AsyncWrite + Unpin,
+    E: AsyncWrite + Unpin,
+{
+    async fn write_output(&mut self, bytes: &[u8]) -> Result<Written> {
+        let written = write(&mut self.output, bytes).await;
+        self.judge(written, "output").await
+    }
+
+    async fn write_errors(&mut self, bytes: &[u8]) -> Result<Written> {
+        let written = write(&mut self.errors, bytes).await;
+        self.judge(written, "error").await
+    }
+
+    /// The command gets the signal that it would have got had it written there itself.
+    async fn judge(&self, written: io::Result<()>, what: &str) -> Result<Written> {
+        match written {
+            Ok(()) => Ok(Written::Taken),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                // When it cannot be sent, the stream is at its end, which `receive` sees.
+                let _ = self.outbox.send(Frame::Signal(SIGPIPE)).await;
+                Ok(Written::NobodyReads)
+            }
+            Err(source) => Err(error::Error::io(format!("write to the standard {what}"), source)),
+        }
+    }
+}
+
+async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
+}
+
+/// Sends on what comes from the user's side. Returns at the second signal that asks us to end.
+async fn forward(
+    listener: &mut Listener,
+    outbox: &mpsc::Sender<Frame>,
+    window_size: impl Fn() -> WindowSize,
+) -> u8 {
+    let mut asked = false;
+    loop {
+        let event = next_event(listener).await;
+        if let Some(signal) = event.ends()
+            && std::mem::replace(&mut asked, true)
+        {
+            return signal;
+        }
+        let frame = match event {
+            Event::Signal(number) => Frame::Signal(number),
+            Event::Resized => Frame::Resize(window_size()),
+        };
+        // When it cannot be sent, the stream is at its end, which `receive` sees.
+        let _ = outbox.send(frame).await;
+    }
+}
+
+/// Sends our input, as much as the agent takes.
+async fn feed(
+    mut input: impl AsyncRead + Unpin,
+    outbox: &mpsc::Sender<Frame>,
+    credit: &Semaphore,
+) -> Infallible {
+    let mut buffer = vec![0; MAX_DATA];
+    loop {
+        let Ok(first) = credit.acquire().await else { break };
+        first.forget();
+        let more = credit.available_permits().min(buffer.len() - 1);
+        let allowed = match credit.try_acquire_many(more as u32) {
+            Ok(permits) => {
+                permits.forget();
+                1 + more
+            }
+            Err(_) => 1,
+        };
+        // An input that cannot be read has ended.
+        let count = input.read(&mut buffer[..allowed]).await.unwrap_or_default();
+        credit.add_permits(allowed - count);
+        let frame = if count == 0 { Frame::InputEnd } else { Frame::Input(buffer[..count].to_vec()) };
+        if outbox.send(frame).await.is_err() || count == 0 {
+            break;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Writes the request and then what is queued. A stream that cannot be written has something to read: the
+/// agent's last words, or its end.
+async fn send(mut writer: OwnedWriteHalf, request: Vec<u8>, mut queue: mpsc::Receiver<Frame>) -> Infallible {
+    let mut writable = writer.write_all(&request).await.is_ok();
+    while let Some(frame) = queue.recv().await {
+        writable = writable && writer.write_all(&frame.encode()).await.is_ok();
+    }
+    std::future::pending().await
+}
+
+fn lost(error: Error) -> error::Error {
+    error::Error::Attach(error)
+}
+
+#[cfg(test)]
+mod tests;

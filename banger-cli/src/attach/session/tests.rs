@@ -1,0 +1,291 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use std::time::Duration;
+
+use banger_proto::guest::{Failure, FailureKind, Terminal, message::Started};
+use tokio::{
+    io::{DuplexStream, duplex, empty},
+    sync::broadcast,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const SIZE: WindowSize = WindowSize { rows: 5, columns: 7 };
+
+/// The agent's end of a stream.
+struct Agent {
+    reader: Frames,
+    writer: OwnedWriteHalf,
+}
+
+impl Agent {
+    async fn next(&mut self) -> Frame {
+        timeout(PATIENCE, self.reader.next()).await.expect("nothing came").unwrap()
+    }
+
+    async fn send(&mut self, frame: Frame) {
+        self.writer.write_all(&frame.encode()).await.unwrap();
+    }
+
+    async fn request(&mut self) -> Exec {
+        match self.next().await {
+            Frame::Request(Request::Exec(exec)) => exec,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The client must have hung up.
+    async fn hung_up(mut self) -> bool {
+        loop {
+            match timeout(PATIENCE, self.reader.next()).await.expect("the client holds on") {
+                Ok(_) => {}
+                Err(error) => return matches!(error, error::Error::Attach(Error::HungUp)),
+            }
+        }
+    }
+}
+
+/// The user's side of a session that goes on.
+struct User {
+    session: JoinHandle<Result<u8>>,
+    input: Option<DuplexStream>,
+    output: DuplexStream,
+    errors: DuplexStream,
+    events: broadcast::Sender<Event>,
+}
+
+impl User {
+    fn run(exec: Exec) -> (Self, Agent) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (reader, writer) = theirs.into_split();
+        let agent = Agent { reader: Frames::new(reader), writer };
+        let (input, their_input) = duplex(64);
+        let (output, their_output) = duplex(1 << 20);
+        let (errors, their_errors) = duplex(1 << 20);
+        let (events, mut listener) = broadcast::channel(8);
+        let session = Session::new(ours, &exec).unwrap();
+        let ends = Ends { input: their_input, output: their_output, errors: their_errors };
+        let session = tokio::spawn(async move { session.run(ends, &mut listener, || SIZE).await });
+        (Self { session, input: Some(input), output, errors, events }, agent)
+    }
+
+    async fn status(self) -> Result<u8> {
+        timeout(PATIENCE, self.session).await.expect("the session goes on").unwrap()
+    }
+
+    async fn type_in(&mut self, text: &[u8]) {
+        self.input.as_mut().unwrap().write_all(text).await.unwrap();
+    }
+}
+
+fn command(argv: &[&str]) -> Exec {
+    Exec { argv: argv.iter().map(|&word| word.to_owned()).collect(), ..Exec::default() }
+}
+
+async fn read(from: &mut DuplexStream) -> String {
+    let mut text = String::new();
+    from.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+#[tokio::test]
+async fn output_and_errors_stay_apart_and_the_status_is_exact() {
+    for (exit, expect) in
+        [(Exit::Code(0), 0), (Exit::Code(42), 42), (Exit::Code(255), 255), (Exit::Signal(9), 137)]
+    {
+        let (mut user, mut agent) = User::run(command(&["make", "test"]));
+        assert_eq!(agent.request().await.argv, ["make", "test"]);
+        agent.send(Frame::Started(Started { pid: 7 })).await;
+        agent.send(Frame::Output(b"out".to_vec())).await;
+        agent.send(Frame::ErrorOutput(b"err".to_vec())).await;
+        agent.send(Frame::Output(b"put".to_vec())).await;
+        agent.send(Frame::Exit(exit)).await;
+        let session = user.session.await.unwrap().unwrap();
+        assert_eq!(session, expect);
+        assert_eq!(read(&mut user.output).await, "output");
+        assert_eq!(read(&mut user.errors).await, "err");
+    }
+}
+
+#[tokio::test]
+async fn the_request_is_what_was_asked_for() {
+    let exec = Exec {
+        env: vec![("A".into(), "b".into())],
+        cwd: Some("/tmp".into()),
+        user: Some("dev".into()),
+        terminal: Some(Terminal { term: "vt100".into(), size: SIZE }),
+        ..command(&["sh"])
+    };
+    let (_user, mut agent) = User::run(exec.clone());
+    assert_eq!(agent.request().await, exec);
+}
+
+#[tokio::test]
+async fn input_is_sent_as_it_comes_and_its_end_is_told() {
+    let (mut user, mut agent) = User::run(command(&["cat"]));
+    agent.request().await;
+    for text in [&b"first"[..], b"second"] {
+        user.type_in(text).await;
+        assert_eq!(agent.next().await, Frame::Input(text.to_vec()));
+    }
+    user.input = None;
+    assert_eq!(agent.next().await, Frame::InputEnd);
+    agent.send(Frame::Exit(Exit::Code(0))).await;
+    assert_eq!(user.status().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn no_more_input_is_sent_than_the_agent_takes_and_a_signal_passes_it() {
+    let (mut user, mut agent) = User::run(command(&["sleep"]));
+    agent.request().await;
+    let mut input = user.input.take().unwrap();
+    let writer = tokio::spawn(async move {
+        // Ends with an error when the session does.
+        let _ = input.write_all(&vec![b'x'; 3 * STDIN_WINDOW as usize]).await;
+    });
+    let mut sent = 0;
+    while sent < STDIN_WINDOW as usize {
+        match agent.next().await {
+            Frame::Input(bytes) => sent += bytes.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(sent, STDIN_WINDOW as usize);
+    user.events.send(Event::Signal(15)).unwrap();
+    assert_eq!(agent.next().await, Frame::Signal(15));
+
+    // More than the window is not believed.
+    agent.send(Frame::Window(1000)).await;
+    agent.send(Frame::Window(u32::MAX)).await;
+    sent = 0;
+    while sent < 1000 {
+        match agent.next().await {
+            Frame::Input(bytes) => sent += bytes.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    agent.send(Frame::Exit(Exit::Signal(15))).await;
+    assert_eq!(user.status().await.unwrap(), 143);
+    writer.await.unwrap();
+}
+
+#[tokio::test]
+async fn signals_and_sizes_are_forwarded_and_a_second_interrupt_ends_us() {
+    let (user, mut agent) = User::run(command(&["sleep"]));
+    agent.request().await;
+    for (event, frame) in [
+        (Event::Resized, Frame::Resize(SIZE)),
+        (Event::Signal(10), Frame::Signal(10)),
+        (Event::Signal(10), Frame::Signal(10)),
+        (Event::Signal(2), Frame::Signal(2)),
+    ] {
+        user.events.send(event).unwrap();
+        assert_eq!(next_but_input(&mut agent).await, frame);
+    }
+    user.events.send(Event::Signal(2)).unwrap();
+    assert!(agent.hung_up().await);
+    assert_eq!(user.status().await.unwrap_err().status(125), 130);
+}
+
+async fn next_but_input(agent: &mut Agent) -> Frame {
+    loop {
+        match agent.next().await {
+            Frame::Input(_) | Frame::InputEnd => {}
+            frame => return frame,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_command_whose_output_nobody_reads_gets_the_signal_for_it() {
+    let (user, mut agent) = User::run(command(&["yes"]));
+    agent.request().await;
+    drop(user.output);
+    agent.send(Frame::Output(b"y\n".to_vec())).await;
+    assert_eq!(agent.next().await, Frame::Signal(SIGPIPE));
+    agent.send(Frame::Exit(Exit::Signal(SIGPIPE))).await;
+    assert_eq!(timeout(PATIENCE, user.session).await.unwrap().unwrap().unwrap(), 141);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_does_not_care_for_its_output_is_left_after_a_while() {
+    let (user, mut agent) = User::run(command(&["yes"]));
+    agent.request().await;
+    drop(user.output);
+    agent.send(Frame::Output(b"y\n".to_vec())).await;
+    assert_eq!(user.session.await.unwrap().unwrap(), 141);
+    assert!(agent.hung_up().await);
+}
+
+#[tokio::test]
+async fn what_the_guest_refuses_is_told_with_the_status_of_a_shell() {
+    for (kind, expect) in [(FailureKind::NotFound, 127), (FailureKind::NotPermitted, 126)] {
+        let (user, mut agent) = User::run(command(&["nope"]));
+        agent.request().await;
+        agent.send(Frame::Failed(Failure { kind, message: "cannot run nope".into() })).await;
+        let error = user.status().await.unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.status(125)), ("cannot run nope", expect));
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_up_or_talks_nonsense_is_an_error_of_ours() {
+    let check = async |bytes: &[u8], expect: &str| {
+        let (user, mut agent) = User::run(command(&["true"]));
+        agent.request().await;
+        agent.writer.write_all(bytes).await.unwrap();
+        drop(agent);
+        let error = user.status().await.unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains(expect), "{cause}");
+        assert_eq!(error.status(125), 125);
+    };
+    check(b"", "hung up").await;
+    check(b"\xff\xff\xff\xff\xff\xff", "protocol").await;
+    check(&Frame::Signal(9).encode(), "no meaning").await;
+    check(&Frame::Output(vec![1; 100]).encode()[..50], "hung up").await;
+}
+
+#[tokio::test]
+async fn a_detached_command_is_left_once_it_runs() {
+    let check = async |answer: Frame| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (reader, writer) = theirs.into_split();
+        let mut agent = Agent { reader: Frames::new(reader), writer };
+        let exec = Exec { detach: true, ..command(&["sleep", "9"]) };
+        let session = tokio::spawn(Session::new(ours, &exec).unwrap().detached());
+        assert!(agent.request().await.detach);
+        agent.send(answer).await;
+        session.await.unwrap()
+    };
+    assert_eq!(check(Frame::Done).await.unwrap(), 0);
+    let failure = Failure { kind: FailureKind::NotFound, message: "no".into() };
+    assert_eq!(check(Frame::Failed(failure)).await.unwrap_err().status(125), 127);
+    assert!(check(Frame::InputEnd).await.is_err());
+}
+
+#[tokio::test]
+async fn a_command_line_that_no_frame_can_hold_is_refused_before_anything_is_sent() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let long = "x".repeat(MAX_MESSAGE);
+    let error = Session::new(ours, &command(&["echo", &long])).unwrap_err();
+    assert!(error.to_string().contains("256 KiB"), "{error}");
+    assert_eq!(error.status(125), 2);
+}
+
+#[tokio::test]
+async fn without_input_the_end_is_told_at_once() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (reader, writer) = theirs.into_split();
+    let mut agent = Agent { reader: Frames::new(reader), writer };
+    let (_events, mut listener) = broadcast::channel(8);
+    let session = Session::new(ours, &command(&["true"])).unwrap();
+    let ends = Ends { input: empty(), output: tokio::io::sink(), errors: tokio::io::sink() };
+    let session = tokio::spawn(async move { session.run(ends, &mut listener, || SIZE).await });
+    agent.request().await;
+    assert_eq!(agent.next().await, Frame::InputEnd);
+    agent.send(Frame::Exit(Exit::Code(3))).await;
+    assert_eq!(session.await.unwrap().unwrap(), 3);
+}

@@ -1,0 +1,88 @@
+//! One verb for many objects: all at once, answers in the order of the references.
+
+use std::collections::HashSet;
+
+use futures_util::{StreamExt, stream};
+use zbus::OwnedObjectPath;
+
+use crate::{
+    bus::Bus,
+    error::{FAILURE, Result},
+    output,
+    progress::Progress,
+    service::Kind,
+};
+
+/// The service serves 32 calls of a user at once; others of the same user want some, too.
+const AT_ONCE: usize = 16;
+
+/// A reference and the object that it names, if it names one.
+pub type Found = (String, Result<OwnedObjectPath>);
+
+/// Looks up each reference. An object that several of them name is there once.
+pub async fn find(bus: &Bus, kind: Kind, references: &[String]) -> Vec<Found> {
+    let found: Vec<Found> = stream::iter(distinct(references))
+        .map(|reference| async { (reference.clone(), bus.find(kind, reference).await) })
+        .buffered(AT_ONCE)
+        .collect()
+        .await;
+    let mut seen = HashSet::new();
+    let is_new = |(_, found): &Found| match found {
+        Ok(path) => seen.insert(path.clone()),
+        Err(_) => true,
+    };
+    found.into_iter().filter(is_new).collect()
+}
+
+/// Does `act` to each object, and says `done` of each for which it worked. What fails does not keep the
+/// others from being done. Returns the status.
+pub async fn each<F>(
+    found: Vec<Found>,
+    progress: &Progress,
+    done: &str,
+    act: impl Fn(String, OwnedObjectPath) -> F,
+) -> Result<u8>
+where
+    F: Future<Output = Result<()>>,
+{
+    let several = found.len() > 1;
+    let act = &act;
+    let mut results = stream::iter(found)
+        .map(async |(reference, found)| {
+            let result = match found {
+                Ok(path) => act(reference.clone(), path).await,
+                Err(error) => Err(error),
+            };
+            (reference, result)
+        })
+        .buffered(AT_ONCE)
+        .boxed_local();
+    let mut status = 0;
+    while let Some((reference, result)) = results.next().await {
+        match result {
+            Ok(()) => progress.suspend(|| output::text(&format!("{reference}: {done}\n")))?,
+            Err(error) => {
+                status = error.status(FAILURE);
+                progress.suspend(|| error.print(several.then_some(reference.as_str())));
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// Each text once, where it stood first.
+fn distinct(references: &[String]) -> Vec<&String> {
+    let mut seen = HashSet::new();
+    references.iter().filter(|reference| seen.insert(reference.as_str())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_that_is_given_twice_counts_once() {
+        let references = ["b", "a", "b", "c", "a"].map(str::to_owned);
+        assert_eq!(distinct(&references), ["b", "a", "c"]);
+    }
+}

@@ -1,0 +1,128 @@
+//! The connection to the service, and the one place from which it is called.
+
+use std::{
+    collections::HashMap,
+    io::{self, IsTerminal},
+};
+
+use banger_proto::bus::{
+    ErrorName,
+    names::{MANAGER_PATH, SERVICE},
+};
+use serde::Serialize;
+use tokio::sync::Mutex;
+use zbus::{
+    Connection, DynamicType, MessageStream, ObjectPath, OwnedObjectPath, OwnedVariant,
+    fdo::ManagedObjects,
+    proxy::{Builder, CacheProperties, MethodFlags},
+    wire::DynamicDeserialize,
+};
+
+use crate::{
+    error::{Error, Result},
+    object::Object,
+    text_agent::TextAgent,
+};
+
+/// A connection to the system bus.
+#[derive(Debug)]
+pub struct Bus {
+    connection: Connection,
+    /// One question at a time: two prompts on one terminal help nobody.
+    asking: Mutex<()>,
+}
+
+impl Bus {
+    /// Connects. The service is not touched by this.
+    pub async fn connect() -> Result<Self> {
+        let connection = Connection::system().await.map_err(|error| Error::NoBus(Box::new(error)))?;
+        Ok(Self { connection, asking: Mutex::new(()) })
+    }
+
+    /// Every message that comes from now on. The service sends signals to those whom they concern, so
+    /// that there is no need to ask the bus for them.
+    pub fn messages(&self) -> MessageStream {
+        MessageStream::from(&self.connection)
+    }
+
+    /// Calls a method. When the service wants the user to authenticate, and there is a terminal, the user is
+    /// asked and the method called again.
+    pub async fn call<B, R>(
+        &self,
+        path: &ObjectPath<'_>,
+        interface: &str,
+        method: &str,
+        body: &B,
+    ) -> Result<R>
+    where
+        B: Serialize + DynamicType,
+        R: for<'d> DynamicDeserialize<'d>,
+    {
+        let refused = match self.call_once(path, interface, method, body, MethodFlags::empty()).await {
+            Err(error) if error.name() == Some(ErrorName::InteractiveAuthorizationRequired) => error,
+            answer => return answer,
+        };
+        if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+            return Err(refused);
+        }
+        let _one = self.asking.lock().await;
+        // Without an agent of ours there may still be one of the user's desktop.
+        let agent = TextAgent::start().await;
+        let answer = self.call_once(path, interface, method, body, MethodFlags::ALLOW_INTERACTIVE_AUTH).await;
+        if let Ok(agent) = agent {
+            agent.end().await;
+        }
+        answer
+    }
+
+    async fn call_once<B, R>(
+        &self,
+        path: &ObjectPath<'_>,
+        interface: &str,
+        method: &str,
+        body: &B,
+        flags: MethodFlags,
+    ) -> Result<R>
+    where
+        B: Serialize + DynamicType,
+        R: for<'d> DynamicDeserialize<'d>,
+    {
+        let proxy: zbus::Proxy<'_> = Builder::new(&self.connection)
+            .destination(SERVICE)
+            .path(path)
+            .interface(interface)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        match proxy.call_with_flags(method, flags, body).await? {
+            Some(answer) => Ok(answer),
+            // A reply was asked for.
+            None => Err(Error::ServiceEnded),
+        }
+    }
+
+    /// All properties of an object, in one call.
+    pub async fn properties(&self, path: &ObjectPath<'_>, interface: &str) -> Result<Object> {
+        const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+        let properties: HashMap<String, OwnedVariant> =
+            self.call(path, PROPERTIES, "GetAll", &(interface,)).await?;
+        Ok(Object::new(properties))
+    }
+
+    /// Every object of this interface that the caller may see, in one call.
+    pub async fn objects(&self, interface: &str) -> Result<Vec<Object>> {
+        const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
+        let objects: ManagedObjects =
+            self.call(&manager_path(), OBJECT_MANAGER, "GetManagedObjects", &()).await?;
+        let ours = objects.into_values().filter_map(|mut interfaces| {
+            let name = interfaces.keys().find(|name| name.as_str() == interface)?.clone();
+            interfaces.remove(&name).map(Object::new)
+        });
+        Ok(ours.collect())
+    }
+}
+
+/// The object of the manager.
+pub fn manager_path() -> OwnedObjectPath {
+    ObjectPath::from_static_str_unchecked(MANAGER_PATH).into()
+}

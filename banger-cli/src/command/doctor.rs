@@ -1,0 +1,77 @@
+//! `banger doctor`.
+
+use banger_proto::bus::record::CheckRow;
+use clap::Args;
+use serde_json::json;
+
+use crate::{
+    bus::Bus,
+    error::{FAILURE, Result},
+    output, plain,
+};
+
+/// Tell what this host lacks, if anything
+///
+/// The service looks at the host with the same checks that it uses before it starts a sandbox, and changes
+/// nothing. The exit status is 1 when a check has failed; warnings do not count.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  banger doctor
+
+Each failed check comes with what to do about it. When all pass, `banger vm run` works.")]
+pub struct Doctor {
+    /// Print an array of objects with the keys check, status, message and hint
+    #[arg(long)]
+    json: bool,
+}
+
+impl Doctor {
+    pub async fn run(&self) -> Result<u8> {
+        let checks = Bus::connect().await?.diagnose().await?;
+        if self.json {
+            output::json(&checks.iter().map(json).collect())?;
+        } else {
+            output::text(&checks.iter().map(text).collect::<String>())?;
+        }
+        Ok(if checks.iter().any(|check| check.status == "fail") { FAILURE } else { 0 })
+    }
+}
+
+fn json(check: &CheckRow) -> serde_json::Value {
+    json!({
+        "check": check.check,
+        "status": check.status,
+        "message": check.message,
+        "hint": check.hint,
+    })
+}
+
+fn text(check: &CheckRow) -> String {
+    let status = check.status.to_uppercase();
+    let mut text = plain::line(&format!("{status:<4}  {}: {}", check.check, check.message)) + "\n";
+    if !check.hint.is_empty() {
+        text.push_str(&plain::line(&format!("      hint: {}", check.hint)));
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_is_a_line_and_its_hint_another() {
+        let row = |status: &str, hint: &str| CheckRow {
+            check: "kvm".into(),
+            status: status.into(),
+            message: "/dev/kvm cannot be opened".into(),
+            hint: hint.into(),
+        };
+        assert_eq!(text(&row("pass", "")), "PASS  kvm: /dev/kvm cannot be opened\n");
+        let expect = "FAIL  kvm: /dev/kvm cannot be opened\n      hint: load the module kvm.\n";
+        assert_eq!(text(&row("fail", "load the module kvm.")), expect);
+        assert_eq!(json(&row("warn", "x"))["status"], "warn");
+    }
+}

@@ -1,0 +1,54 @@
+//! `banger image list`.
+
+use banger_proto::{bus::names::IMAGE_INTERFACE, size::Bytes};
+use clap::Args;
+
+use crate::{
+    age,
+    bus::Bus,
+    error::Result,
+    object::{self, Object},
+    output,
+    table::Table,
+};
+
+/// Show your images and those that all users share
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  banger image list
+
+Next: `banger vm run --image NAME`.")]
+pub struct List {
+    /// Print an array of objects, with the properties on the bus in snake case as keys
+    #[arg(long)]
+    json: bool,
+}
+
+impl List {
+    pub async fn run(&self) -> Result<u8> {
+        let mut images = Bus::connect().await?.objects(IMAGE_INTERFACE).await?;
+        object::sort(&mut images);
+        if self.json {
+            output::json(&images.iter().map(Object::json).collect())?;
+        } else {
+            output::text(&table(&images, age::now()))?;
+        }
+        Ok(0)
+    }
+}
+
+fn table(images: &[Object], now: u64) -> String {
+    let mut table = Table::new(["ID", "NAME", "SIZE", "ON DISK", "SHARED", "CREATED"]);
+    for image in images {
+        table.row([
+            image.short_id().to_owned(),
+            image.name().to_owned(),
+            Bytes(image.number("VirtualSize")).to_string(),
+            Bytes(image.number("DiskUsage")).to_string(),
+            if image.flag("Shared") { "yes" } else { "no" }.to_owned(),
+            age::ago(image.number("CreatedAt"), now),
+        ]);
+    }
+    table.text()
+}

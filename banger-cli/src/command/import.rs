@@ -1,0 +1,103 @@
+//! What the commands have in common that hand files to the service.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use banger_proto::bus::{option::import, proxy::Options};
+use clap::Args;
+use rustix::fs::OFlags;
+use zbus::{OwnedObjectPath, Variant};
+
+use crate::{
+    bus::Bus,
+    error::{Error, Result},
+    job::Jobs,
+    output,
+    progress::{Progress, ProgressArgs},
+    service::Kind,
+    signals::Signals,
+};
+
+/// The options of a command that imports something.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The name that it gets
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// Let every user of this host use it, which an administrator has to allow
+    #[arg(long)]
+    shared: bool,
+    /// Print it as an object instead of its name
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl ImportArgs {
+    /// As options of the call.
+    pub fn options(&self) -> Options<'static> {
+        match self.shared {
+            true => Options::from([(import::SHARED, Variant::from(true))]),
+            false => Options::new(),
+        }
+    }
+
+    /// Waits for the job that `begin` starts, and prints what came of it.
+    pub async fn run(
+        &self,
+        bus: &Bus,
+        kind: Kind,
+        begin: impl Future<Output = Result<OwnedObjectPath>>,
+    ) -> Result<u8> {
+        let progress = Progress::new(self.progress);
+        let jobs = Jobs::of(bus);
+        let job = begin.await?;
+        let mut listener = Signals::catch()?.listen();
+        jobs.finish(bus, &job, progress.track(None), &mut listener).await?;
+        let made = bus.find(kind, &self.name).await?;
+        let made = bus.properties(&made, kind.interface()).await?;
+        if self.json {
+            output::json(&made.json())?;
+        } else {
+            output::text(&format!("{}\n", made.name()))?;
+        }
+        Ok(0)
+    }
+}
+
+/// Opens a regular file for reading.
+pub fn open_file(path: &Path) -> Result<File> {
+    let failed = |source| Error::io(format!("open {}", path.display()), source);
+    // A FIFO must not hold us up.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(Error::Usage(format!("{} is not a regular file", path.display())));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        for path in [dir.path(), &fifo, Path::new("/dev/null"), Path::new("/nonexistent")] {
+            assert!(open_file(path).is_err(), "{}", path.display());
+        }
+        let file = dir.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        assert!(open_file(&file).is_ok());
+    }
+}

@@ -1,0 +1,31 @@
+//! `banger kernel`.
+
+mod import;
+mod list;
+mod modules;
+mod rm;
+mod show;
+
+use clap::Subcommand;
+
+use crate::error::Result;
+
+/// What can be done with kernels.
+#[derive(Debug, Subcommand)]
+pub enum KernelCommand {
+    Import(import::Import),
+    List(list::List),
+    Show(show::Show),
+    Rm(rm::Rm),
+}
+
+impl KernelCommand {
+    pub async fn run(&self) -> Result<u8> {
+        match self {
+            KernelCommand::Import(import) => import.run().await,
+            KernelCommand::List(list) => list.run().await,
+            KernelCommand::Show(show) => show.run().await,
+            KernelCommand::Rm(rm) => rm.run().await,
+        }
+    }
+}

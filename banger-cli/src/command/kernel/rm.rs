@@ -1,0 +1,25 @@
+//! `banger kernel rm`.
+
+use clap::Args;
+
+use crate::{command::remove, error::Result, service::Kind};
+
+/// Remove kernels that no image and no sandbox uses
+#[derive(Debug, Args)]
+#[command(
+    visible_alias = "delete",
+    after_long_help = "\
+Example:
+  banger kernel rm host"
+)]
+pub struct Rm {
+    /// Names, ids, or beginnings of ids
+    #[arg(required = true, value_name = "KERNEL")]
+    kernels: Vec<String>,
+}
+
+impl Rm {
+    pub async fn run(&self) -> Result<u8> {
+        remove::each(Kind::Kernel, &self.kernels).await
+    }
+}

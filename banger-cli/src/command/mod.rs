@@ -1,0 +1,88 @@
+//! The verbs, a file each.
+
+mod completion;
+mod doctor;
+mod image;
+mod import;
+mod kernel;
+mod remove;
+mod show;
+mod version;
+mod vm;
+
+use clap::Subcommand;
+
+use crate::error::{FAILURE, Result};
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run, list and manage sandboxes
+    ///
+    /// A sandbox is a Linux machine with a kernel of its own, a system disk that is a clone of an image, and a
+    /// work disk at /root. It belongs to the user who made it.
+    #[command(
+        subcommand,
+        after_long_help = "\
+Examples:
+  banger vm run --rm -- make test   one command in a sandbox that is gone afterwards
+  banger vm create --name web       a sandbox that stays
+  banger vm exec web                a shell in it
+  banger vm delete --force web      its end"
+    )]
+    Vm(vm::VmCommand),
+    /// Manage the images that sandboxes are cloned from
+    ///
+    /// An image is a root file system. Sandboxes never change it: each one has a clone of its own.
+    #[command(
+        subcommand,
+        after_long_help = "\
+Examples:
+  banger image register --name debian --rootfs ./debian.ext4
+  banger image list
+
+Next: `banger vm run --image debian`."
+    )]
+    Image(image::ImageCommand),
+    /// Manage the kernels that sandboxes boot
+    ///
+    /// Any distribution's kernel will do, with its modules.
+    #[command(
+        subcommand,
+        after_long_help = "\
+Examples:
+  banger kernel import --name host --vmlinuz /boot/vmlinuz-$(uname -r) \\
+      --modules /lib/modules/$(uname -r)
+  banger kernel list
+
+Next: `banger vm run --kernel host`."
+    )]
+    Kernel(kernel::KernelCommand),
+    Ps(vm::list::List),
+    Doctor(doctor::Doctor),
+    Version(version::Version),
+    Completion(completion::Completion),
+}
+
+impl Command {
+    /// Does it, and returns the exit status.
+    pub async fn run(&self) -> Result<u8> {
+        match self {
+            Command::Vm(command) => command.run().await,
+            Command::Image(command) => command.run().await,
+            Command::Kernel(command) => command.run().await,
+            Command::Ps(list) => list.run().await,
+            Command::Doctor(doctor) => doctor.run().await,
+            Command::Version(version) => version.run().await,
+            Command::Completion(completion) => completion.run(),
+        }
+    }
+
+    /// The status when banger itself fails.
+    pub fn own_failure(&self) -> u8 {
+        match self {
+            Command::Vm(command) => command.own_failure(),
+            _ => FAILURE,
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What `show` of sandboxes, images and kernels have in common.
+
+use clap::Args;
+use serde_json::Value;
+
+use crate::{bus::Bus, error::Result, output, service::Kind, table::Table};
+
+/// The options of a command that shows an object.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// A name, an id, or the beginning of an id
+    #[arg(value_name = "NAME")]
+    reference: String,
+    /// Print an object, with the properties on the bus in snake case as keys
+    #[arg(long)]
+    json: bool,
+}
+
+impl ShowArgs {
+    /// Shows all properties of the object.
+    pub async fn run(&self, kind: Kind) -> Result<u8> {
+        let bus = Bus::connect().await?;
+        let path = bus.find(kind, &self.reference).await?;
+        let object = bus.properties(&path, kind.interface()).await?.json();
+        if self.json {
+            output::json(&object)?;
+        } else {
+            output::text(&lines(&object))?;
+        }
+        Ok(0)
+    }
+}
+
+/// A line for each property: name and id first, then by name.
+fn lines(object: &Value) -> String {
+    let Value::Object(properties) = object else { return String::new() };
+    const FIRST: [&str; 2] = ["name", "id"];
+    let first = FIRST.iter().filter_map(|key| properties.get_key_value(*key));
+    let rest = properties.iter().filter(|(key, _)| !FIRST.contains(&key.as_str()));
+    let mut table = Table::pairs();
+    for (key, value) in first.chain(rest) {
+        table.row([key.clone(), text(key, value)]);
+    }
+    table.text()
+}
+
+/// A value as people read it.
+fn text(key: &str, value: &Value) -> String {
+    let size = matches!(key, "memory" | "disk_size" | "virtual_size" | "disk_usage" | "size");
+    match (value, value.as_u64()) {
+        (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
+        (_, Some(then)) if key.ends_with("_at") => crate::age::ago(then, crate::age::now()),
+        (Value::String(text), _) => text.clone(),
+        (Value::Array(items), _) => items.iter().map(|item| text("", item)).collect::<Vec<_>>().join(" "),
+        (Value::Object(entries), _) => {
+            let entry = |(key, value): (&String, &Value)| format!("{key}={}", text("", value));
+            entries.iter().map(entry).collect::<Vec<_>>().join(" ")
+        }
+        (other, _) => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn properties_are_lines_as_people_read_them() {
+        let object = json!({
+            "id": "0123",
+            "name": "calm-otter",
+            "memory": 1u64 << 30,
+            "ready": true,
+            "address": "",
+            "dns_names": ["a.vm", "b.vm"],
+            "labels": {"x": "y"},
+            "started_at": 0,
+            "vcpus": 2,
+        });
+        let expect = "\
+name        calm-otter
+id          0123
+address     -
+dns_names   a.vm b.vm
+labels      x=y
+memory      1 GiB
+ready       true
+started_at  -
+vcpus       2
+";
+        assert_eq!(lines(&object), expect);
+    }
+}

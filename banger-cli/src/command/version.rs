@@ -1,0 +1,37 @@
+//! `banger version`.
+
+use clap::Args;
+use serde_json::json;
+
+use crate::{bus::Bus, error::Result, output, plain};
+
+/// Print the versions of this command and of the service
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  banger version
+
+The service may be older after an upgrade, until it is restarted; `banger --version` does not ask it.")]
+pub struct Version {
+    /// Print an object with the keys client and service; the service is null when it does not answer
+    #[arg(long)]
+    json: bool,
+}
+
+impl Version {
+    pub async fn run(&self) -> Result<u8> {
+        let client = env!("CARGO_PKG_VERSION");
+        let service = match Bus::connect().await {
+            Ok(bus) => bus.manager().await,
+            Err(error) => Err(error),
+        };
+        let service = service.map(|manager| plain::line(manager.text("Version")));
+        if self.json {
+            output::json(&json!({ "client": client, "service": service.ok() }))?;
+        } else {
+            let service = service.unwrap_or_else(|_| "does not answer".to_owned());
+            output::text(&format!("banger         {client}\nbanger-system  {service}\n"))?;
+        }
+        Ok(0)
+    }
+}

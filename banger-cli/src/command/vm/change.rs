@@ -1,0 +1,40 @@
+//! What the verbs have in common that change many sandboxes at once.
+
+use banger_proto::bus::proxy::Options;
+use zbus::OwnedObjectPath;
+
+use crate::{
+    batch,
+    bus::Bus,
+    error::Result,
+    job::Jobs,
+    progress::{Progress, ProgressArgs},
+    service::Kind,
+    signals::{Signals, unless_ended},
+};
+
+/// Calls a method of each sandbox and waits for the jobs. Returns the status.
+pub async fn each(
+    references: &[String],
+    method: &str,
+    options: Options<'_>,
+    args: ProgressArgs,
+    done: &str,
+) -> Result<u8> {
+    let progress = Progress::new(args);
+    let bus = Bus::connect().await?;
+    let found = batch::find(&bus, Kind::Vm, references).await;
+    let signals = Signals::catch()?;
+    let jobs = Jobs::of(&bus);
+    let (bus, jobs, options) = (&bus, &jobs, &options);
+    let several = references.len() > 1;
+    let change = |reference: String, vm: OwnedObjectPath| {
+        let mut listener = signals.listen();
+        let track = progress.track(several.then_some(reference.as_str()));
+        async move {
+            let job = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await?;
+            jobs.finish(bus, &job, track, &mut listener).await.map(drop)
+        }
+    };
+    batch::each(found, &progress, done, change).await
+}

@@ -1,0 +1,55 @@
+//! `banger vm create`.
+
+use banger_proto::bus::{option::create, proxy::Options};
+use clap::Args;
+use zbus::Variant;
+
+use super::{
+    machine_args::MachineArgs,
+    run::{explain, print_created},
+};
+use crate::{
+    bus::Bus,
+    error::Result,
+    job::Jobs,
+    progress::{Progress, ProgressArgs},
+    signals::Signals,
+};
+
+/// Make a sandbox, and start it unless told otherwise
+///
+/// Returns when the guest is ready, and prints the name of the sandbox.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm create --name web --vcpu 2 --memory 2GiB
+  name=$(banger vm create --quiet)
+
+Next: `banger vm exec NAME` is a shell in it.")]
+pub struct Create {
+    /// Make it, and do not start it
+    #[arg(long)]
+    no_start: bool,
+    /// Print the sandbox as an object instead of its name
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+impl Create {
+    pub async fn run(&self) -> Result<u8> {
+        let progress = Progress::new(self.progress);
+        let bus = Bus::connect().await?;
+        let jobs = Jobs::of(&bus);
+        let start = Options::from([(create::START, Variant::from(!self.no_start))]);
+        let (vm, job) = self.machine.create(&bus, start).await?;
+        let mut listener = Signals::catch()?.listen();
+        match jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
+            Ok(_) => print_created(&bus, &vm, self.json).await,
+            Err(error) => Err(explain(&bus, &vm, error).await),
+        }
+    }
+}

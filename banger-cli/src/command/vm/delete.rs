@@ -1,0 +1,37 @@
+//! `banger vm delete`.
+
+use banger_proto::bus::{option::delete, proxy::Options};
+use clap::Args;
+use zbus::Variant;
+
+use super::change;
+use crate::{error::Result, progress::ProgressArgs};
+
+/// Remove sandboxes with their disks
+#[derive(Debug, Args)]
+#[command(
+    visible_alias = "rm",
+    after_long_help = "\
+Examples:
+  banger vm delete web db
+  banger vm delete --force web   also when it runs
+
+What was on the disks is lost; there is no way back."
+)]
+pub struct Delete {
+    /// Names, ids, or beginnings of ids
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+    /// Kill them first where they run
+    #[arg(short, long)]
+    force: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl Delete {
+    pub async fn run(&self) -> Result<u8> {
+        let options = Options::from([(delete::FORCE, Variant::from(self.force))]);
+        change::each(&self.sandboxes, "Delete", options, self.progress, "deleted").await
+    }
+}

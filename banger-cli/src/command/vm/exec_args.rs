@@ -1,0 +1,120 @@
+//! How a command runs in a sandbox.
+
+use std::env;
+
+use banger_proto::guest::Exec;
+use clap::Args;
+
+use crate::attach::TerminalUse;
+
+/// The options of a command that runs something in a sandbox.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The command")]
+pub struct ExecArgs {
+    /// Run it in a terminal [default: when standard input and output are terminals]
+    #[arg(short, long, overrides_with = "no_tty")]
+    tty: bool,
+    /// Run it without a terminal
+    #[arg(short = 'T', long, overrides_with = "tty")]
+    no_tty: bool,
+    /// Run it as this user, a name or a number [default: root]
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// Run it in this directory [default: the user's home]
+    #[arg(short, long, value_name = "DIRECTORY")]
+    workdir: Option<String>,
+    /// Set a variable of its environment; without a value, to what it is here
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
+    env: Vec<Variable>,
+}
+
+/// A variable of the environment; without a value where it is not set here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Variable {
+    name: String,
+    value: Option<String>,
+}
+
+fn variable(text: &str) -> Result<Variable, String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, env::var(text).ok()),
+    };
+    if name.is_empty() || text.contains('\0') {
+        return Err("a variable needs a name".to_owned());
+    }
+    Ok(Variable { name: name.to_owned(), value })
+}
+
+impl ExecArgs {
+    /// The request for this command; the login shell when it is empty.
+    pub fn exec(&self, command: &[String]) -> Exec {
+        let tty = match (self.tty, self.no_tty) {
+            (true, _) => TerminalUse::Always,
+            (_, true) => TerminalUse::Never,
+            _ => TerminalUse::Auto,
+        };
+        Exec { terminal: tty.terminal(), ..self.without_terminal(command) }
+    }
+
+    /// The request for this command that goes on without us.
+    pub fn detached(&self, command: &[String]) -> Exec {
+        Exec { detach: true, ..self.without_terminal(command) }
+    }
+
+    fn without_terminal(&self, command: &[String]) -> Exec {
+        let set = |variable: &Variable| Some((variable.name.clone(), variable.value.clone()?));
+        Exec {
+            argv: command.to_vec(),
+            env: self.env.iter().filter_map(set).collect(),
+            cwd: self.workdir.clone(),
+            user: self.user.clone(),
+            terminal: None,
+            detach: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Test {
+        #[command(flatten)]
+        exec: ExecArgs,
+    }
+
+    fn parse(line: &str) -> ExecArgs {
+        Test::try_parse_from(format!("test {line}").split_whitespace()).unwrap().exec
+    }
+
+    #[test]
+    fn the_request_says_how_the_command_runs() {
+        let command = ["make".to_owned(), "test".to_owned()];
+        let exec = parse("-T -u dev -w /tmp -e A=b=c -e B=").exec(&command);
+        assert_eq!(exec.argv, command);
+        assert_eq!(exec.env, [("A".into(), "b=c".into()), ("B".into(), String::new())]);
+        assert_eq!((exec.user.as_deref(), exec.cwd.as_deref()), (Some("dev"), Some("/tmp")));
+        assert_eq!((exec.terminal, exec.detach), (None, false));
+    }
+
+    #[test]
+    fn the_last_word_about_the_terminal_counts() {
+        assert!(parse("-T -t").exec(&[]).terminal.is_some());
+        assert!(parse("-t -T").exec(&[]).terminal.is_none());
+        assert!(parse("-t").detached(&[]).terminal.is_none());
+    }
+
+    #[test]
+    fn a_variable_without_a_value_is_taken_from_here() {
+        let path = env::var("PATH").unwrap();
+        let here = Variable { name: "PATH".into(), value: Some(path) };
+        assert_eq!(variable("PATH"), Ok(here));
+        assert_eq!(parse("-e BANGER_NOT_SET_HERE").exec(&[]).env, []);
+        assert!(variable("=x").is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! `banger vm list`, also `banger ps`.
+
+use banger_proto::{
+    bus::{names::VM_INTERFACE, option::filter, proxy::Options},
+    size::Bytes,
+};
+use clap::Args;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use zbus::Variant;
+
+use crate::{
+    age,
+    bus::Bus,
+    error::Result,
+    object::{self, Object},
+    output,
+    service::Kind,
+    table::Table,
+};
+
+/// The service serves 32 calls of a user at once.
+const AT_ONCE: usize = 16;
+
+/// Show your sandboxes
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm list
+  banger ps --json
+
+Next: `banger vm show NAME` tells all about one of them, `banger vm exec NAME` is a shell in it.")]
+pub struct List {
+    /// Show those of every user, which an administrator has to allow
+    #[arg(short, long)]
+    all: bool,
+    /// Print nothing but their names
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
+    /// Print an array of objects, with the properties on the bus in snake case as keys
+    #[arg(long)]
+    json: bool,
+}
+
+impl List {
+    pub async fn run(&self) -> Result<u8> {
+        let bus = Bus::connect().await?;
+        let mut sandboxes =
+            if self.all { of_everybody(&bus).await? } else { bus.objects(VM_INTERFACE).await? };
+        object::sort(&mut sandboxes);
+        if self.json {
+            output::json(&sandboxes.iter().map(Object::json).collect())?;
+        } else if self.quiet {
+            output::text(
+                &sandboxes.iter().map(|sandbox| format!("{}\n", sandbox.name())).collect::<String>(),
+            )?;
+        } else {
+            output::text(&table(&sandboxes, age::now()))?;
+        }
+        Ok(0)
+    }
+}
+
+async fn of_everybody(bus: &Bus) -> Result<Vec<Object>> {
+    let rows = bus.list_vms(&Options::from([(filter::ALL, Variant::from(true))])).await?;
+    stream::iter(rows)
+        .map(async |row| bus.properties(&row.path, Kind::Vm.interface()).await)
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+fn table(sandboxes: &[Object], now: u64) -> String {
+    let mut table = Table::new(["ID", "NAME", "STATE", "IMAGE", "ADDRESS", "VCPU", "MEM", "DISK", "CREATED"]);
+    for sandbox in sandboxes {
+        table.row([
+            sandbox.short_id().to_owned(),
+            sandbox.name().to_owned(),
+            sandbox.text("State").to_owned(),
+            sandbox.text("ImageName").to_owned(),
+            sandbox.text("Address").to_owned(),
+            sandbox.number("Vcpus").to_string(),
+            Bytes(sandbox.number("Memory")).to_string(),
+            Bytes(sandbox.number("DiskSize")).to_string(),
+            age::ago(sandbox.number("CreatedAt"), now),
+        ]);
+    }
+    table.text()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::HashMap;
+
+    use zbus::OwnedVariant;
+
+    use super::*;
+
+    #[test]
+    fn a_sandbox_is_a_row() {
+        let properties = [
+            ("Id", Variant::from("0123456789abcdef0123456789abcdef")),
+            ("Name", Variant::from("calm-otter")),
+            ("State", Variant::from("running")),
+            ("ImageName", Variant::from("debian-bookworm")),
+            ("Address", Variant::from("")),
+            ("Vcpus", Variant::from(2u32)),
+            ("Memory", Variant::from(1u64 << 30)),
+            ("DiskSize", Variant::from(8u64 << 30)),
+            ("CreatedAt", Variant::from(1_000_000u64)),
+        ];
+        let properties: HashMap<_, _> = properties
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), OwnedVariant::try_from(value).unwrap()))
+            .collect();
+        let expect = "\
+ID            NAME        STATE    IMAGE            ADDRESS  VCPU  MEM    DISK   CREATED
+0123456789ab  calm-otter  running  debian-bookworm  -        2     1 GiB  8 GiB  3 minutes ago
+";
+        assert_eq!(table(&[Object::new(properties)], 181_000_000), expect);
+    }
+}

@@ -1,0 +1,159 @@
+//! What a sandbox is to be.
+
+use std::time::Duration;
+
+use banger_proto::{
+    bus::{ErrorName, option::create, proxy::Options},
+    size::Bytes,
+};
+use clap::Args;
+use zbus::{OwnedObjectPath, Variant};
+
+use crate::{
+    bus::Bus,
+    error::{Error, Result},
+};
+
+/// The options of a command that makes a sandbox.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The sandbox")]
+pub struct MachineArgs {
+    /// Its name; one such as calm-otter is made up when it is left out
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// The image that it is cloned from [default: the service's]
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// The kernel that it boots [default: the image's, else the service's]
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<String>,
+    /// Virtual processors [default: the service's]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    vcpu: Option<u32>,
+    /// Memory, such as 512MiB or 4GiB [default: the service's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<Bytes>,
+    /// Size of the work disk at /root, such as 8GiB [default: the service's]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    disk_size: Option<Bytes>,
+    /// How long the guest may take to become ready [default: the service's]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    ready_timeout: Option<u32>,
+}
+
+/// A size that something can have.
+fn size(text: &str) -> Result<Bytes, String> {
+    match text.parse::<Bytes>() {
+        Ok(Bytes(0)) => Err("it must be more than nothing".to_owned()),
+        Ok(size) => Ok(size),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl MachineArgs {
+    /// Asks for the sandbox: its object and the job that goes on with it.
+    pub async fn create(&self, bus: &Bus, more: Options<'_>) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
+        let mut options = self.options();
+        options.extend(more);
+        let name = self.name.as_deref().unwrap_or_default();
+        bus.create_vm(name, &options).await.map_err(|error| self.advise(error))
+    }
+
+    fn options(&self) -> Options<'_> {
+        let mut options = Options::new();
+        if let Some(image) = &self.image {
+            options.insert(create::IMAGE, Variant::from(image.as_str()));
+        }
+        if let Some(kernel) = &self.kernel {
+            options.insert(create::KERNEL, Variant::from(kernel.as_str()));
+        }
+        if let Some(count) = self.vcpu {
+            options.insert(create::VCPUS, Variant::from(count));
+        }
+        if let Some(Bytes(memory)) = self.memory {
+            options.insert(create::MEMORY, Variant::from(memory));
+        }
+        if let Some(Bytes(size)) = self.disk_size {
+            options.insert(create::DISK_SIZE, Variant::from(size));
+        }
+        if let Some(seconds) = self.ready_timeout {
+            let timeout = Duration::from_secs(u64::from(seconds)).as_micros();
+            options.insert(create::READY_TIMEOUT, Variant::from(u64::try_from(timeout).unwrap_or(u64::MAX)));
+        }
+        options
+    }
+
+    /// Who named neither image nor kernel does not know that there are any.
+    fn advise(&self, error: Error) -> Error {
+        match error.name() {
+            Some(ErrorName::NoSuchImage) if self.image.is_none() => error.advise(
+                "the default image is not there yet: `banger image register --name NAME --rootfs FILE` adds an \
+                 image, and `--image NAME` chooses another one of `banger image list`.",
+            ),
+            Some(ErrorName::NoSuchKernel) if self.kernel.is_none() => error.advise(
+                "the default kernel is not there yet: `banger kernel import --name NAME --vmlinuz FILE --modules \
+                 DIRECTORY` adds a kernel, and `--kernel NAME` chooses another one of `banger kernel list`.",
+            ),
+            _ => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Test {
+        #[command(flatten)]
+        machine: MachineArgs,
+    }
+
+    fn parse(line: &str) -> Result<MachineArgs, String> {
+        let words = format!("test {line}");
+        let parsed = Test::try_parse_from(words.split_whitespace());
+        parsed.map(|test| test.machine).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_given_becomes_an_option_of_the_right_type() {
+        let machine =
+            parse("--image debian --kernel k --vcpu 2 --memory 512MiB --disk-size 8G --ready-timeout 90");
+        let machine = machine.unwrap();
+        let expect = Options::from([
+            ("image", Variant::from("debian")),
+            ("kernel", Variant::from("k")),
+            ("vcpus", Variant::from(2u32)),
+            ("memory", Variant::from(512u64 << 20)),
+            ("disk-size", Variant::from(8u64 << 30)),
+            ("ready-timeout-usec", Variant::from(90_000_000u64)),
+        ]);
+        assert_eq!(machine.options(), expect);
+        assert_eq!(parse("").unwrap().options(), Options::new());
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused_before_the_service_is_asked() {
+        for line in [
+            "--vcpu 0",
+            "--vcpu -1",
+            "--memory 0",
+            "--memory lots",
+            "--disk-size 4parsecs",
+            "--ready-timeout 0",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_default_image_that_is_missing_is_explained() {
+        let no_image = || Error::named("dev.banger.Error.NoSuchImage", "there is no image debian-bookworm");
+        let hint = |line: &str| parse(line).unwrap().advise(no_image()).hint().unwrap();
+        assert!(hint("").contains("default image"), "{}", hint(""));
+        assert!(!hint("--image x").contains("default image"));
+    }
+}

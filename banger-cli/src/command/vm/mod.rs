@@ -1,0 +1,64 @@
+//! `banger vm`.
+
+mod change;
+mod create;
+mod delete;
+mod exec;
+mod exec_args;
+mod kill;
+pub mod list;
+mod logs;
+mod machine_args;
+mod restart;
+mod run;
+mod show;
+mod start;
+mod stop;
+mod stop_args;
+
+use clap::Subcommand;
+
+use crate::error::{FAILURE, OWN_FAILURE, Result};
+
+/// What can be done with sandboxes.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    Run(run::Run),
+    Create(create::Create),
+    Start(start::Start),
+    Stop(stop::Stop),
+    Restart(restart::Restart),
+    Kill(kill::Kill),
+    Delete(delete::Delete),
+    #[command(visible_alias = "ps")]
+    List(list::List),
+    Show(show::Show),
+    Logs(logs::Logs),
+    Exec(exec::ExecCommand),
+}
+
+impl VmCommand {
+    pub async fn run(&self) -> Result<u8> {
+        match self {
+            VmCommand::Run(run) => run.run().await,
+            VmCommand::Create(create) => create.run().await,
+            VmCommand::Start(start) => start.run().await,
+            VmCommand::Stop(stop) => stop.run().await,
+            VmCommand::Restart(restart) => restart.run().await,
+            VmCommand::Kill(kill) => kill.run().await,
+            VmCommand::Delete(delete) => delete.run().await,
+            VmCommand::List(list) => list.run().await,
+            VmCommand::Show(show) => show.run().await,
+            VmCommand::Logs(logs) => logs.run().await,
+            VmCommand::Exec(exec) => exec.run().await,
+        }
+    }
+
+    /// The status when banger itself fails.
+    pub fn own_failure(&self) -> u8 {
+        match self {
+            VmCommand::Run(_) | VmCommand::Exec(_) => OWN_FAILURE,
+            _ => FAILURE,
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! `banger vm restart`.
+
+use clap::Args;
+
+use super::{change, stop_args::StopArgs};
+use crate::{error::Result, progress::ProgressArgs};
+
+/// Shut sandboxes down and boot them again
+///
+/// Returns when their guests are ready. What does not run is just started.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  banger vm restart web")]
+pub struct Restart {
+    /// Names, ids, or beginnings of ids
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+    #[command(flatten)]
+    stop: StopArgs,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl Restart {
+    pub async fn run(&self) -> Result<u8> {
+        change::each(&self.sandboxes, "Restart", self.stop.options(), self.progress, "restarted").await
+    }
+}

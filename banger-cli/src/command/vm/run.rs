@@ -1,0 +1,218 @@
+//! `banger vm run`.
+
+use std::time::Duration;
+
+use banger_proto::bus::{
+    ErrorName,
+    names::VM_INTERFACE,
+    option::{create, delete, lifetime},
+    proxy::Options,
+};
+use clap::Args;
+use zbus::{OwnedObjectPath, Variant};
+
+use super::{exec_args::ExecArgs, machine_args::MachineArgs};
+use crate::{
+    attach,
+    bus::Bus,
+    error::{Error, Result},
+    job::Jobs,
+    object::Object,
+    output,
+    progress::{Progress, ProgressArgs},
+    signals::{Listener, Signals, unless_ended},
+};
+
+/// How long a removal may take before we leave it to the service, which goes on with it.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Make a sandbox and run a shell or a command in it
+///
+/// Without a command it is a login shell. Input, output, signals and the size of the terminal are passed on,
+/// and the exit status is the command's. Afterwards the sandbox goes on, unless --rm is given.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm run --rm                  a shell in a fresh sandbox, which is gone afterwards
+  banger vm run --rm -- make test     one command
+  echo hello | banger vm run --rm -- cat
+  banger vm run -d --name web         a sandbox in the background
+  banger vm exec web -- uptime        and a command in it
+
+Exit status:
+  that of the command; 128 and the signal's number when a signal ended it
+  125  banger itself failed
+  126  the command cannot be run in the sandbox
+  127  the command is not there
+  2    banger was called the wrong way
+
+A sandbox that does not become ready stays, also with --rm, so that `banger vm logs` can tell why.")]
+pub struct Run {
+    /// The command and its arguments [default: a login shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+    /// Delete the sandbox in the end, also when this command is killed
+    #[arg(long)]
+    rm: bool,
+    /// Return once the sandbox is ready, and print its name
+    #[arg(short, long, conflicts_with_all = ["rm", "command"])]
+    detach: bool,
+    /// With --detach, print the sandbox as an object instead of its name
+    #[arg(long, requires = "detach")]
+    json: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    exec: ExecArgs,
+}
+
+impl Run {
+    pub async fn run(&self) -> Result<u8> {
+        let progress = Progress::new(self.progress);
+        let bus = Bus::connect().await?;
+        let jobs = Jobs::of(&bus);
+        let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
+        let (vm, job) =
+            self.machine.create(&bus, Options::from([(create::LIFETIME, Variant::from(lifetime))])).await?;
+        let mut listener = Signals::catch()?.listen();
+        if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
+            return Err(explain(&bus, &vm, error).await);
+        }
+        if self.detach {
+            return print_created(&bus, &vm, self.json).await;
+        }
+        let sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress };
+        let status = sandbox.attach(self, &mut listener).await;
+        sandbox.leave(self.rm, &mut listener).await;
+        status
+    }
+}
+
+/// A sandbox that is ready.
+struct Sandbox<'a> {
+    bus: &'a Bus,
+    jobs: &'a Jobs,
+    vm: OwnedObjectPath,
+    progress: Progress,
+}
+
+impl Sandbox<'_> {
+    async fn attach(&self, run: &Run, listener: &mut Listener) -> Result<u8> {
+        let stream = unless_ended(listener, self.bus.open_agent(&self.vm)).await?;
+        attach::run(stream, run.exec.exec(&run.command), listener).await
+    }
+
+    /// Whatever goes wrong here is told, and does not change the status of the command.
+    async fn leave(&self, remove: bool, listener: &mut Listener) {
+        if !remove {
+            return self.remind().await;
+        }
+        let removal = tokio::time::timeout(DELETE_TIMEOUT, self.remove(listener));
+        let error = match removal.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(_) => Error::Usage("the removal of the sandbox takes long".to_owned())
+                .advise("the service goes on with it: `banger vm list` shows how things stand."),
+        };
+        error.print(Some("--rm"));
+    }
+
+    async fn remove(&self, listener: &mut Listener) -> Result<()> {
+        let options = Options::from([(delete::FORCE, Variant::from(true))]);
+        let gone =
+            |error: &Error| matches!(error.name(), Some(ErrorName::NoSuchVm | ErrorName::UnknownObject));
+        let job = match self.bus.change_vm(&self.vm, "Delete", &options).await {
+            Err(error) if gone(&error) => return Ok(()),
+            job => job?,
+        };
+        match self.jobs.finish(self.bus, &job, self.progress.track(None), listener).await {
+            Err(error) if !gone(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn remind(&self) {
+        // When it cannot be read, there is nothing to remind of.
+        let Ok(sandbox) = self.bus.properties(&self.vm, VM_INTERFACE).await else { return };
+        if let Some(line) = reminder(&sandbox) {
+            self.progress.note(&line);
+        }
+    }
+}
+
+fn reminder(sandbox: &Object) -> Option<String> {
+    let name = sandbox.name();
+    match sandbox.text("State") {
+        "running" => Some(format!(
+            "{name} is still running: `banger vm exec {name}` goes back, `banger vm delete --force {name}` ends it."
+        )),
+        "" | "deleting" => None,
+        _ => Some(format!(
+            "{name} has stopped: `banger vm start {name}` boots it, `banger vm delete {name}` removes it."
+        )),
+    }
+}
+
+/// A sandbox whose start has failed may still be there, with its logs.
+pub(super) async fn explain(bus: &Bus, vm: &OwnedObjectPath, error: Error) -> Error {
+    let Ok(sandbox) = bus.properties(vm, VM_INTERFACE).await else { return error };
+    match (sandbox.name(), sandbox.text("State")) {
+        ("", _) | (_, "deleting") => error,
+        (name, _) => error.advise(format!(
+            "it was kept: `banger vm logs {name}` shows what its guest says, `banger vm delete --force {name}` \
+             removes it."
+        )),
+    }
+}
+
+/// Prints a sandbox that was made: its name, or all of it.
+pub(super) async fn print_created(bus: &Bus, vm: &OwnedObjectPath, json: bool) -> Result<u8> {
+    let sandbox = bus.properties(vm, VM_INTERFACE).await?;
+    if json {
+        output::json(&sandbox.json())?;
+    } else {
+        output::text(&format!("{}\n", sandbox.name()))?;
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::HashMap;
+
+    use clap::Parser;
+    use zbus::OwnedVariant;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn the_reminder_tells_the_truth() {
+        let sandbox = |state: &'static str| {
+            let text = |text| OwnedVariant::try_from(Variant::from(text)).unwrap();
+            Object::new(HashMap::from([
+                ("Name".to_owned(), text("calm-otter")),
+                ("State".to_owned(), text(state)),
+            ]))
+        };
+        assert!(reminder(&sandbox("running")).unwrap().starts_with("calm-otter is still running"));
+        assert!(reminder(&sandbox("stopped")).unwrap().starts_with("calm-otter has stopped"));
+        assert_eq!(reminder(&sandbox("deleting")), None);
+        assert_eq!(reminder(&Object::default()), None);
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        let fits = |line: &str| Cli::try_parse_from(line.split_whitespace()).is_ok();
+        assert!(fits("banger vm run"));
+        assert!(fits("banger vm run --rm -- make -j4 test"));
+        assert!(fits("banger vm run -d --json"));
+        assert!(!fits("banger vm run -d --rm"));
+        assert!(!fits("banger vm run -d -- make"));
+        assert!(!fits("banger vm run --json"));
+        assert!(!fits("banger vm run make"));
+    }
+}

@@ -1,0 +1,30 @@
+//! `banger vm start`.
+
+use banger_proto::bus::proxy::Options;
+use clap::Args;
+
+use super::change;
+use crate::{error::Result, progress::ProgressArgs};
+
+/// Boot sandboxes that are not running
+///
+/// Returns when their guests are ready. Starting what runs already changes nothing.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  banger vm start web db
+
+Next: `banger vm exec NAME` is a shell in one of them.")]
+pub struct Start {
+    /// Names, ids, or beginnings of ids
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl Start {
+    pub async fn run(&self) -> Result<u8> {
+        change::each(&self.sandboxes, "Start", Options::new(), self.progress, "started").await
+    }
+}

@@ -1,0 +1,143 @@
+//! Following a job of the service until it has ended.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use banger_proto::bus::{ErrorName, names::JOB_INTERFACE, proxy::Facts};
+use futures_util::StreamExt;
+use tokio::task::JoinHandle;
+use zbus::{MessageStream, OwnedObjectPath, message::Type};
+
+use crate::{
+    bus::Bus,
+    error::{Error, Result},
+    progress::Track,
+    signals::{Listener, next_event},
+};
+
+/// The stages of the jobs of one connection. It must be there before a job begins, or stages are missed.
+#[derive(Debug)]
+pub struct Jobs {
+    board: Arc<Mutex<HashMap<OwnedObjectPath, Follower>>>,
+    reader: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Follower {
+    /// Nobody has asked yet; the stage that was seen last.
+    Missing { stage: String, message: String },
+    /// This is shown.
+    Track(Arc<Track>),
+}
+
+impl Jobs {
+    /// Begins to listen.
+    pub fn of(bus: &Bus) -> Self {
+        let board = Arc::default();
+        let reader = tokio::spawn(read(bus.messages(), Arc::clone(&board)));
+        Self { board, reader }
+    }
+
+    /// Waits until a job has ended, and shows its stages meanwhile. The first signal cancels the job, the
+    /// second one leaves it to itself.
+    pub async fn finish(
+        &self,
+        bus: &Bus,
+        job: &OwnedObjectPath,
+        track: Track,
+        listener: &mut Listener,
+    ) -> Result<Facts> {
+        let track = Arc::new(track);
+        let before = self.lock().insert(job.clone(), Follower::Track(Arc::clone(&track)));
+        if let Some(Follower::Missing { stage, message }) = before {
+            track.stage(&stage, &message);
+        }
+        let ended = wait(bus, job, &track, listener).await;
+        self.lock().remove(job);
+        let ended = ended?;
+        match ended.result.as_str() {
+            "done" => Ok(ended.data),
+            _ => Err(Error::named(&ended.error_name, ended.error_message)),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<OwnedObjectPath, Follower>> {
+        // Nothing that is done under the lock can leave the table half-changed.
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+async fn wait(
+    bus: &Bus,
+    job: &OwnedObjectPath,
+    track: &Track,
+    listener: &mut Listener,
+) -> Result<crate::service::JobResult> {
+    let ended = bus.wait_job(job);
+    tokio::pin!(ended);
+    let mut canceled_by = None;
+    loop {
+        let event = tokio::select! {
+            ended = &mut ended => {
+                return match (ended, canceled_by) {
+                    // The user knows: they asked for it.
+                    (Ok(ended), Some(signal)) if ended.error_name == ErrorName::Canceled.as_str() => {
+                        Err(Error::Interrupted { signal })
+                    }
+                    (ended, _) => ended,
+                };
+            }
+            event = next_event(listener) => event,
+        };
+        let Some(signal) = event.ends() else { continue };
+        if canceled_by.replace(signal).is_some() {
+            return Err(Error::Interrupted { signal });
+        }
+        track.stage("cancel", "canceling; interrupt once more to leave it to itself");
+        match bus.cancel_job(job).await {
+            Err(error) if error.name() == Some(ErrorName::NotCancelable) => {
+                track.stage(
+                    "cancel",
+                    "it cannot be canceled any more; interrupt once more to leave it to itself",
+                );
+            }
+            // It has ended meanwhile, and `Wait` knows how.
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+async fn read(mut messages: MessageStream, board: Arc<Mutex<HashMap<OwnedObjectPath, Follower>>>) {
+    while let Some(message) = messages.next().await {
+        let Some((job, stage, text)) = message.ok().as_ref().and_then(stage_of) else { continue };
+        let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
+        match board.get(&job) {
+            Some(Follower::Track(track)) => track.stage(&stage, &text),
+            _ => {
+                board.insert(job, Follower::Missing { stage, message: text });
+            }
+        }
+    }
+}
+
+/// The job, stage and message of a `Stage` signal.
+fn stage_of(message: &zbus::Message) -> Option<(OwnedObjectPath, String, String)> {
+    let header = message.header();
+    let is_stage = message.message_type() == Type::Signal
+        && header.interface().is_some_and(|name| name.as_str() == JOB_INTERFACE)
+        && header.member().is_some_and(|name| name.as_str() == "Stage");
+    if !is_stage {
+        return None;
+    }
+    let job = header.path()?.to_owned().into();
+    let (stage, _, _, text): (String, u32, u32, String) = message.body().deserialize().ok()?;
+    Some((job, stage, text))
+}

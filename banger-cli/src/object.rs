@@ -1,0 +1,179 @@
+//! An object of the service: its properties as they came, read once.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+use zbus::{OwnedVariant, Variant};
+
+/// How many digits of an id people are shown.
+const SHORT_ID: usize = 12;
+
+/// The properties of an object.
+#[derive(Debug, Default)]
+pub struct Object(HashMap<String, OwnedVariant>);
+
+impl Object {
+    /// An object with these properties.
+    pub fn new(properties: HashMap<String, OwnedVariant>) -> Self {
+        Self(properties)
+    }
+
+    /// A text; empty where the object has none.
+    pub fn text(&self, property: &str) -> &str {
+        match self.0.get(property).map(|value| &**value) {
+            Some(Variant::Str(text)) => text.as_str(),
+            _ => "",
+        }
+    }
+
+    /// A number; 0 where the object has none.
+    pub fn number(&self, property: &str) -> u64 {
+        match self.0.get(property).map(|value| &**value) {
+            Some(Variant::U64(number)) => *number,
+            Some(Variant::U32(number)) => u64::from(*number),
+            Some(Variant::U16(number)) => u64::from(*number),
+            _ => 0,
+        }
+    }
+
+    /// Whether something is so.
+    pub fn flag(&self, property: &str) -> bool {
+        matches!(self.0.get(property).map(|value| &**value), Some(Variant::Bool(true)))
+    }
+
+    /// The beginning of the id, enough for people.
+    pub fn short_id(&self) -> &str {
+        let id = self.text("Id");
+        id.get(..SHORT_ID).unwrap_or(id)
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        self.text("Name")
+    }
+
+    /// All properties, with keys such as `owner_uid`.
+    pub fn json(&self) -> Value {
+        Value::Object(self.0.iter().map(|(name, value)| (snake_case(name), json(value))).collect())
+    }
+}
+
+/// Sorts objects as lists show them: the oldest first, and by name what was made at once.
+pub fn sort(objects: &mut [Object]) {
+    objects.sort_by(|a, b| {
+        let key = |object: &Object| object.number("CreatedAt");
+        key(a).cmp(&key(b)).then_with(|| a.name().cmp(b.name()))
+    });
+}
+
+/// A value of the bus in JSON: structures and arrays are arrays, dictionaries are objects.
+pub fn json(value: &Variant<'_>) -> Value {
+    match value {
+        Variant::U8(number) => Value::from(*number),
+        Variant::Bool(flag) => Value::from(*flag),
+        Variant::I16(number) => Value::from(*number),
+        Variant::U16(number) => Value::from(*number),
+        Variant::I32(number) => Value::from(*number),
+        Variant::U32(number) => Value::from(*number),
+        Variant::I64(number) => Value::from(*number),
+        Variant::U64(number) => Value::from(*number),
+        Variant::F64(number) => Value::from(*number),
+        Variant::Str(text) => Value::from(text.as_str()),
+        Variant::Signature(signature) => Value::from(signature.to_string()),
+        Variant::ObjectPath(path) => Value::from(path.as_str()),
+        Variant::Variant(inner) => json(inner),
+        Variant::Array(array) => array.iter().map(json).collect(),
+        Variant::Dict(dict) => {
+            let entries = dict.iter().map(|(key, value)| {
+                let key = match json(key) {
+                    Value::String(text) => text,
+                    other => other.to_string(),
+                };
+                (key, json(value))
+            });
+            Value::Object(entries.collect::<Map<_, _>>())
+        }
+        Variant::Structure(structure) => structure.fields().iter().map(json).collect(),
+        // No property is a file.
+        Variant::Fd(_) => Value::Null,
+    }
+}
+
+/// `OwnerUid` as `owner_uid`.
+fn snake_case(name: &str) -> String {
+    let mut snake = String::with_capacity(name.len() + 4);
+    for (index, letter) in name.char_indices() {
+        if letter.is_ascii_uppercase() && index > 0 {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    fn object<const N: usize>(properties: [(&str, Variant<'static>); N]) -> Object {
+        let properties =
+            properties.map(|(name, value)| (name.to_owned(), OwnedVariant::try_from(value).unwrap()));
+        Object::new(properties.into())
+    }
+
+    #[test]
+    fn keys_are_the_properties_in_snake_case() {
+        let names = ["Id", "OwnerUid", "StateReason", "Vcpus", "DnsNames", "PublishedPorts", "MainPid"];
+        let keys = names.map(snake_case);
+        assert_eq!(
+            keys,
+            ["id", "owner_uid", "state_reason", "vcpus", "dns_names", "published_ports", "main_pid"]
+        );
+    }
+
+    #[test]
+    fn values_keep_their_kind() {
+        let labels = HashMap::from([("a".to_owned(), "b".to_owned())]);
+        let object = object([
+            ("Id", Variant::from("0123")),
+            ("OwnerUid", Variant::from(1000u32)),
+            ("Memory", Variant::from(u64::MAX)),
+            ("Ready", Variant::from(true)),
+            ("DnsNames", Variant::from(vec!["x.vm"])),
+            ("PublishedPorts", Variant::from(vec![("tcp", 1u16, 2u16, "::")])),
+            ("Labels", Variant::from(labels)),
+            ("Progress", Variant::from(-1.0)),
+        ]);
+        let expect = json!({
+            "id": "0123",
+            "owner_uid": 1000,
+            "memory": u64::MAX,
+            "ready": true,
+            "dns_names": ["x.vm"],
+            "published_ports": [["tcp", 1, 2, "::"]],
+            "labels": {"a": "b"},
+            "progress": -1.0,
+        });
+        assert_eq!(object.json(), expect);
+    }
+
+    #[test]
+    fn what_an_object_does_not_have_is_empty() {
+        let object = object([("Id", Variant::from("0123456789abcdef"))]);
+        assert_eq!((object.name(), object.number("Memory"), object.flag("Ready")), ("", 0, false));
+        assert_eq!(object.short_id(), "0123456789ab");
+    }
+
+    #[test]
+    fn lists_are_sorted_by_age_then_name() {
+        let make = |name: &'static str, at: u64| {
+            object([("Name", Variant::from(name)), ("CreatedAt", Variant::from(at))])
+        };
+        let mut objects = [make("c", 2), make("b", 1), make("a", 2)];
+        sort(&mut objects);
+        assert_eq!(objects.each_ref().map(Object::name), ["b", "a", "c"]);
+    }
+}

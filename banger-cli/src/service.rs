@@ -1,0 +1,154 @@
+//! The methods of the service that this client calls.
+
+use std::{collections::HashMap, os::fd::OwnedFd};
+
+use banger_proto::bus::{
+    names::{IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, VM_INTERFACE},
+    proxy::{Facts, Options},
+    record::{CheckRow, VmRow},
+};
+use zbus::{Fd, ObjectPath, OwnedObjectPath};
+
+use crate::{
+    bus::{Bus, manager_path},
+    error::Result,
+    object::Object,
+};
+
+/// A kind of object that has a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A sandbox.
+    Vm,
+    /// An image.
+    Image,
+    /// A kernel.
+    Kernel,
+}
+
+impl Kind {
+    /// The interface of these objects.
+    pub const fn interface(self) -> &'static str {
+        match self {
+            Kind::Vm => VM_INTERFACE,
+            Kind::Image => IMAGE_INTERFACE,
+            Kind::Kernel => KERNEL_INTERFACE,
+        }
+    }
+}
+
+/// How a job has ended.
+#[derive(Debug)]
+pub struct JobResult {
+    /// `done`, `failed` or `canceled`.
+    pub result: String,
+    /// The name of the error, unless it is done.
+    pub error_name: String,
+    /// What the service says about it.
+    pub error_message: String,
+    /// What came of it.
+    pub data: Facts,
+}
+
+type Files<'a> = HashMap<&'a str, Fd<'a>>;
+
+impl Bus {
+    /// The object with this reference.
+    pub async fn find(&self, kind: Kind, reference: &str) -> Result<OwnedObjectPath> {
+        let method = match kind {
+            Kind::Vm => "GetVM",
+            Kind::Image => "GetImage",
+            Kind::Kernel => "GetKernel",
+        };
+        self.call(&manager_path(), MANAGER_INTERFACE, method, &(reference,)).await
+    }
+
+    /// Makes a machine: its object and the job that goes on with it.
+    pub async fn create_vm(
+        &self,
+        name: &str,
+        options: &Options<'_>,
+    ) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "CreateVM", &(name, options)).await
+    }
+
+    /// The machines of every user.
+    pub async fn list_vms(&self, filter: &Options<'_>) -> Result<Vec<VmRow>> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "ListVMs", &(filter,)).await
+    }
+
+    /// Makes an image of files: the job.
+    pub async fn import_image(
+        &self,
+        name: &str,
+        files: &Files<'_>,
+        options: &Options<'_>,
+    ) -> Result<OwnedObjectPath> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "ImportImage", &(name, files, options)).await
+    }
+
+    /// Makes a kernel of files: the job.
+    pub async fn import_kernel(
+        &self,
+        name: &str,
+        files: &Files<'_>,
+        options: &Options<'_>,
+    ) -> Result<OwnedObjectPath> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "ImportKernel", &(name, files, options)).await
+    }
+
+    /// What the service finds when it looks at the host.
+    pub async fn diagnose(&self) -> Result<Vec<CheckRow>> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "Diagnose", &(Options::new(),)).await
+    }
+
+    /// The properties of the manager.
+    pub async fn manager(&self) -> Result<Object> {
+        self.properties(&manager_path(), MANAGER_INTERFACE).await
+    }
+
+    /// Calls `Start`, `Stop`, `Restart` or `Delete` of a machine: the job.
+    pub async fn change_vm(
+        &self,
+        vm: &ObjectPath<'_>,
+        method: &str,
+        options: &Options<'_>,
+    ) -> Result<OwnedObjectPath> {
+        self.call(vm, VM_INTERFACE, method, &(options,)).await
+    }
+
+    /// Sends a signal to the monitor of a machine.
+    pub async fn kill_vm(&self, vm: &ObjectPath<'_>, signal: i32) -> Result<()> {
+        self.call(vm, VM_INTERFACE, "Kill", &(signal,)).await
+    }
+
+    /// A stream to the agent in a machine, which waits for one request.
+    pub async fn open_agent(&self, vm: &ObjectPath<'_>) -> Result<OwnedFd> {
+        let fd: zbus::OwnedFd = self.call(vm, VM_INTERFACE, "OpenAgent", &(Options::new(),)).await?;
+        Ok(fd.into())
+    }
+
+    /// A pipe with a log of a machine.
+    pub async fn open_log(&self, vm: &ObjectPath<'_>, log: &str, options: &Options<'_>) -> Result<OwnedFd> {
+        let fd: zbus::OwnedFd = self.call(vm, VM_INTERFACE, "OpenLog", &(log, options)).await?;
+        Ok(fd.into())
+    }
+
+    /// Removes an image or a kernel.
+    pub async fn delete(&self, kind: Kind, object: &ObjectPath<'_>) -> Result<()> {
+        self.call(object, kind.interface(), "Delete", &(Options::new(),)).await
+    }
+
+    /// Waits until a job has ended.
+    pub async fn wait_job(&self, job: &ObjectPath<'_>) -> Result<JobResult> {
+        const WITHOUT_END: u64 = 0;
+        let (result, error_name, error_message, data) =
+            self.call(job, JOB_INTERFACE, "Wait", &(WITHOUT_END,)).await?;
+        Ok(JobResult { result, error_name, error_message, data })
+    }
+
+    /// Asks a job to end and to undo what it did.
+    pub async fn cancel_job(&self, job: &ObjectPath<'_>) -> Result<()> {
+        self.call(job, JOB_INTERFACE, "Cancel", &()).await
+    }
+}

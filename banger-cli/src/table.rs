@@ -1,0 +1,66 @@
+//! Tables without lines, as they are good to read and to cut.
+
+use comfy_table::{Cell, Table as Comfy, presets};
+
+use crate::plain;
+
+/// A table.
+#[derive(Debug)]
+pub struct Table(Comfy);
+
+impl Table {
+    /// A table with these headings.
+    pub fn new<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Self {
+        let mut table = Comfy::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(headings.map(Cell::new));
+        Self(table)
+    }
+
+    /// A table of two columns without headings.
+    pub fn pairs() -> Self {
+        let mut table = Comfy::new();
+        table.load_style(presets::NOTHING);
+        Self(table)
+    }
+
+    /// Adds a row. What is empty is shown as a hyphen, so that the columns can be counted.
+    pub fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
+        self.0.add_row(cells.map(|text| match plain::line(&text) {
+            text if text.is_empty() => Cell::new("-"),
+            text => Cell::new(text),
+        }));
+    }
+
+    /// The lines of the table, each with its end.
+    pub fn text(mut self) -> String {
+        for column in self.0.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        let mut text: String = self.0.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        if text.trim().is_empty() {
+            text.clear();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_nothing_trails() {
+        let mut table = Table::new(["NAME", "STATE"]);
+        table.row(["calm-otter".into(), "running".into()]);
+        table.row(["x".into(), String::new()]);
+        assert_eq!(table.text(), "NAME        STATE\ncalm-otter  running\nx           -\n");
+    }
+
+    #[test]
+    fn a_cell_is_one_line_whatever_is_in_it() {
+        let mut table = Table::pairs();
+        table.row(["source".into(), "a\nb\x1b[31m".into()]);
+        assert_eq!(table.text(), "source  a b\n");
+    }
+}

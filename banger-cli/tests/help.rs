@@ -1,0 +1,71 @@
+//! Every page of help, as it stands in `tests/help/`. With `BANGER_BLESS=1` the files are written anew.
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::BTreeSet, env, fs, path::PathBuf, process::Command};
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/help")
+}
+
+fn page(verbs: &[String]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_banger"))
+        .args(verbs)
+        .arg("--help")
+        .env("COLUMNS", "100")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{verbs:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The verbs below a page, as it lists them.
+fn verbs_of(page: &str) -> Vec<String> {
+    let lines = page.lines().skip_while(|line| *line != "Commands:").skip(1);
+    lines
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|verb| *verb != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_page_of_help_is_as_it_was_read_last() {
+    let bless = env::var_os("BANGER_BLESS").is_some();
+    let mut waiting = vec![Vec::<String>::new()];
+    let (mut seen, mut wrong) = (BTreeSet::new(), Vec::new());
+    while let Some(verbs) = waiting.pop() {
+        let text = page(&verbs);
+        for verb in verbs_of(&text) {
+            waiting.push(verbs.iter().cloned().chain([verb]).collect());
+        }
+        let name =
+            format!("{}.txt", ["banger".to_owned()].into_iter().chain(verbs).collect::<Vec<_>>().join("-"));
+        let file = directory().join(&name);
+        if bless {
+            fs::write(&file, &text).unwrap();
+        } else if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
+            wrong.push(name.clone());
+        }
+        seen.insert(name);
+    }
+    assert!(seen.len() > 20, "the pages are not found any more: {seen:?}");
+    for entry in fs::read_dir(directory()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if !seen.contains(&name) {
+            wrong.push(name);
+        }
+    }
+    assert!(wrong.is_empty(), "changed, if on purpose bless with BANGER_BLESS=1: {wrong:?}");
+}
+
+#[test]
+fn every_page_has_an_example_and_fits_a_terminal() {
+    for entry in fs::read_dir(directory()).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains("Example"), "{}", path.display());
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{}", path.display());
+    }
+}
