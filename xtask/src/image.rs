@@ -1,0 +1,167 @@
+//! Images from Debian's packages: the golden image, and a small one without an init for tests.
+//!
+//! The same packages give the same bytes: every time in the file system is that of the recipe, and what is
+//! random in an ext4 comes from the recipe's digest.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    packages,
+    run::{cache, command, output, repository, run as shell, say},
+};
+
+/// Grows when the recipe changes in what its inputs do not show.
+const RECIPE: u32 = 1;
+/// Every time in an image: the first second of the release's year.
+const EPOCH: &str = "1672531200";
+/// The file system of an image: what is not used takes no room.
+const SIZE: &str = "8G";
+const SUITE: &str = "bookworm";
+
+/// What `cargo xtask image` takes.
+#[derive(Parser)]
+pub struct Arguments {
+    /// `debian-bookworm` or `minimal`
+    #[arg(default_value = "debian-bookworm")]
+    name: String,
+    /// Make it even if it is there
+    #[arg(long)]
+    rebuild: bool,
+}
+
+/// Makes the image that is asked for.
+pub fn run(arguments: &Arguments) -> Result<PathBuf> {
+    make(&arguments.name, arguments.rebuild)
+}
+
+/// The image of this name, made if it is not there.
+pub fn ensure(name: &str) -> Result<PathBuf> {
+    make(name, false)
+}
+
+fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
+    let list = repository().join("xtask/images").join(format!("{name}.packages"));
+    let text = fs::read_to_string(&list).with_context(|| format!("there is no image {name}"))?;
+    let included: Vec<&str> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+
+    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{SIZE}\n{}", included.join("\n")));
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let directory = cache().join("images");
+    let image = directory.join(format!("{name}-{}.ext4", &digest[..12]));
+    if image.exists() && !rebuild {
+        return Ok(image);
+    }
+    packages::ensure()?;
+    ensure!(rustix::process::geteuid().is_root(), "an image is made as root");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    say(&format!("making the image {name}"));
+
+    let scratch = tempfile::tempdir_in(&directory).context("cannot make a temporary directory")?;
+    let root = scratch.path().join("root");
+    bootstrap(&root, &included)?;
+    clean(&root)?;
+    let unfinished = scratch.path().join("image");
+    write_ext4(&root, &unfinished, &digest)?;
+    run_checked(&mut command("e2fsck", ["-fn"]), &unfinished)?;
+    fs::rename(&unfinished, &image).context("cannot put the image in its place")?;
+    Ok(image)
+}
+
+fn bootstrap(root: &Path, included: &[&str]) -> Result<()> {
+    let mut bootstrap = command("mmdebstrap", ["--quiet", "--variant=minbase", "--mode=root"]);
+    bootstrap.arg(format!("--include={}", included.join(",")));
+    for option in ["APT::Install-Recommends false", "Acquire::Languages none"] {
+        bootstrap.arg(format!("--aptopt={option}"));
+    }
+    for path in ["/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*"] {
+        bootstrap.arg(format!("--dpkgopt=path-exclude={path}"));
+    }
+    bootstrap.env("SOURCE_DATE_EPOCH", EPOCH).arg(SUITE).arg(root);
+    // The package sources are those of this machine, wherever it gets its packages from.
+    bootstrap.args(sources()?);
+    shell(&mut bootstrap)
+}
+
+/// The files of this machine's package sources that are Debian's own.
+fn sources() -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let list = Path::new("/etc/apt/sources.list");
+    if fs::read_to_string(list).is_ok_and(|text| text.lines().any(|line| line.starts_with("deb "))) {
+        files.push(list.to_path_buf());
+    }
+    for entry in fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten() {
+        let path = entry.path();
+        if fs::read_to_string(&path).is_ok_and(|text| text.contains("debian-archive-keyring")) {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        bail!("this machine has no package source of Debian's");
+    }
+    Ok(files)
+}
+
+/// What differs from one making to the next, or must differ from one machine to the next.
+fn clean(root: &Path) -> Result<()> {
+    let script = r#"
+        cd "$1"
+        rm -rf var/log/* var/cache/apt/* var/cache/ldconfig/* var/lib/apt/lists/* var/cache/debconf/*-old
+        rm -rf run/* tmp/* var/tmp/* etc/ssh/ssh_host_* root/.bash_history var/lib/systemd/random-seed
+        rm -f etc/resolv.conf etc/hostname var/lib/dpkg/*-old etc/*-
+        : > etc/machine-id
+        rm -f var/lib/dbus/machine-id
+        printf 'nameserver 127.0.0.53\n' > etc/resolv.conf
+        printf 'banger\n' > etc/hostname
+        mkdir -p root proc sys dev run tmp
+        chmod 1777 tmp var/tmp
+        if [ -d etc/systemd/system ]; then
+            # Nothing waits for a network that may never come, and nothing is updated behind one's back.
+            for unit in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service \
+                fstrim.timer dpkg-db-backup.timer systemd-networkd-wait-online.service getty@tty1.service; do
+                ln -sf /dev/null "etc/systemd/system/$unit"
+            done
+            # Host keys are made at the first boot of each machine.
+            if [ -e lib/systemd/system/ssh.service ]; then
+                mkdir -p etc/systemd/system/ssh.service.d
+                printf '[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n' \
+                    > etc/systemd/system/ssh.service.d/10-host-keys.conf
+            fi
+        fi
+        if [ -e bin/busybox ] && [ ! -e lib/systemd ]; then
+            for applet in $(bin/busybox --list); do
+                [ -e "bin/$applet" ] || [ -e "usr/bin/$applet" ] || ln -s busybox "bin/$applet"
+            done
+            rm -f sbin/init bin/init usr/sbin/init usr/bin/init bin/linuxrc usr/bin/linuxrc
+        fi
+        find . -xdev -newermt "@$2" -exec touch --no-dereference --date="@$2" {} +
+    "#;
+    let mut clean = command("sh", ["-euc", script, "clean"]);
+    shell(clean.arg(root).arg(EPOCH)).context("cannot clean the image")
+}
+
+fn write_ext4(root: &Path, image: &Path, digest: &str) -> Result<()> {
+    let uuid = [&digest[..8], &digest[8..12], &digest[12..16], &digest[16..20], &digest[20..32]].join("-");
+    File::create(image)?;
+    shell(command("truncate", ["-s", SIZE]).arg(image))?;
+    let mut mkfs =
+        command("mkfs.ext4", ["-q", "-F", "-L", "banger-root", "-U", &uuid, "-O", "^resize_inode"]);
+    mkfs.arg("-E")
+        .arg(format!("hash_seed={uuid},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard"));
+    mkfs.env("E2FSPROGS_FAKE_TIME", EPOCH).arg("-d").arg(root).arg(image);
+    shell(&mut mkfs)
+}
+
+fn run_checked(check: &mut Command, image: &Path) -> Result<()> {
+    let text = output(check.arg(image)).with_context(|| format!("{} is not clean", image.display()))?;
+    say(text.lines().last().unwrap_or_default());
+    Ok(())
+}

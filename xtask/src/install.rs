@@ -1,0 +1,62 @@
+//! Putting our files where a package puts them.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{build::Programs, run::repository};
+
+/// Files of the repository that are installed as they are.
+const FILES: &[(&str, &str)] = &[
+    ("dbus/dev.banger.Manager1.conf", "usr/share/dbus-1/system.d/dev.banger.Manager1.conf"),
+    ("dbus/dev.banger.Manager1.service", "usr/share/dbus-1/system-services/dev.banger.Manager1.service"),
+    ("polkit/dev.banger.Manager1.policy", "usr/share/polkit-1/actions/dev.banger.Manager1.policy"),
+    ("polkit/60-banger.rules", "usr/share/polkit-1/rules.d/60-banger.rules"),
+    ("systemd/banger-system.service", "usr/lib/systemd/system/banger-system.service"),
+    ("systemd/banger.slice", "usr/lib/systemd/system/banger.slice"),
+    ("systemd/banger.sysusers.conf", "usr/lib/sysusers.d/banger.conf"),
+    ("systemd/banger.tmpfiles.conf", "usr/lib/tmpfiles.d/banger.conf"),
+];
+
+/// What is installed, and where below the root.
+fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
+    let repository = repository();
+    let program = |name: &str| programs.directory.join(name);
+    let mut files = vec![
+        (program("banger"), "usr/bin/banger".into(), 0o755),
+        (program("banger-system"), "usr/libexec/banger-system".into(), 0o755),
+        (program("banger-shim"), "usr/libexec/banger/banger-shim".into(), 0o755),
+        (programs.agent.clone(), "usr/libexec/banger/banger-agent".into(), 0o755),
+    ];
+    files.extend(FILES.iter().map(|(from, to)| (repository.join(from), (*to).into(), 0o644)));
+    for entry in fs::read_dir(repository.join("dbus/interfaces")).context("cannot read dbus/interfaces")? {
+        let entry = entry?;
+        files.push((entry.path(), Path::new("usr/share/dbus-1/interfaces").join(entry.file_name()), 0o644));
+    }
+    Ok(files)
+}
+
+/// Installs everything below `root`. Returns whether a file was changed.
+pub fn into(root: &Path, programs: &Programs) -> Result<bool> {
+    let mut changed = false;
+    for (from, to, mode) in all(programs)? {
+        let to = root.join(to);
+        let content = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        if fs::read(&to).is_ok_and(|old| old == content) {
+            continue;
+        }
+        changed = true;
+        let parent = to.parent().context("a file has no directory")?;
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        // Beside it and then in its place: a program that runs cannot be written to.
+        let new = to.with_extension("new");
+        fs::write(&new, content).with_context(|| format!("cannot write {}", new.display()))?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
+        fs::rename(&new, &to).with_context(|| format!("cannot install {}", to.display()))?;
+    }
+    Ok(changed)
+}

@@ -1,0 +1,75 @@
+//! A distribution's kernel, from its package: what `banger kernel import` takes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    packages,
+    run::{cache, command, output, run, say},
+};
+
+/// The package that depends on the newest kernel for virtual machines.
+const META_PACKAGE: &str = "linux-image-cloud-amd64";
+
+/// A kernel as its package has it.
+#[derive(Debug, Clone)]
+pub struct DistributionKernel {
+    /// The compressed kernel.
+    pub vmlinuz: PathBuf,
+    /// The directory of its modules.
+    pub modules: PathBuf,
+}
+
+/// Fetches the kernel, unless it is there.
+pub fn ensure() -> Result<DistributionKernel> {
+    let directory = cache().join("kernel");
+    if let Some(kernel) = find(&directory) {
+        return Ok(kernel);
+    }
+    packages::ensure()?;
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let package = match newest() {
+        Ok(package) => package,
+        Err(_) => {
+            run(&mut command("apt-get", ["update", "-qq"]))?;
+            newest()?
+        }
+    };
+    say(&format!("fetching {package}"));
+    // apt drops its privileges for a download where it can, and then cannot write here.
+    let unsandboxed = "APT::Sandbox::User=root";
+    run(command("apt-get", ["download", "-qq", "-o", unsandboxed, &package]).current_dir(&directory))?;
+    for entry in fs::read_dir(&directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            let root = directory.join("root");
+            run(command("dpkg-deb", ["-x"]).arg(&path).arg(root))?;
+            fs::remove_file(path)?;
+        }
+    }
+    find(&directory).context("the package has no kernel")
+}
+
+fn newest() -> Result<String> {
+    let depends = output(&mut command("apt-cache", ["depends", META_PACKAGE]))?;
+    let package = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+    ensure!(package.is_some(), "apt knows of no kernel; run apt-get update");
+    Ok(format!("linux-image-{}", package.unwrap_or_default()))
+}
+
+fn find(directory: &Path) -> Option<DistributionKernel> {
+    let only = |directory: PathBuf, prefix: &str| {
+        let entries = fs::read_dir(directory).ok()?;
+        entries
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
+    };
+    let vmlinuz = only(directory.join("root/boot"), "vmlinuz-")?;
+    let modules = only(directory.join("root/lib/modules"), "")?;
+    Some(DistributionKernel { vmlinuz, modules })
+}

@@ -1,0 +1,133 @@
+//! `cargo xtask test`: the tests, level by level, and a line for each that says how it went.
+//!
+//! Levels 0 to 3 are the tests of the crates: pure ones, the engine on a host in memory, and adapters on the
+//! real kernel. Level 4 is the installed product in the private host.
+
+use std::{
+    fs,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::{
+    level4, packages,
+    run::{cache, command, repository, say},
+};
+
+/// What `cargo xtask test` takes.
+#[derive(Parser)]
+pub struct Arguments {
+    /// Only these levels, such as 0,1,2,3
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 2, 3, 4])]
+    levels: Vec<u8>,
+}
+
+/// How a level went.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub passed: usize,
+    pub failed: usize,
+    /// Why each that was skipped was.
+    pub skipped: Vec<String>,
+}
+
+/// The file that tests which cannot run here add their reasons to.
+const SKIPS: &str = "BANGER_TEST_SKIPS";
+
+/// The levels that cargo runs, and the tests that belong to each, in nextest's words.
+const CARGO_LEVELS: [(u8, &str, &str); 4] = [
+    (
+        0,
+        "pure",
+        "kind(lib) + kind(bin) + binary(help) + binary(architecture) + binary(kernel_of_a_distribution)",
+    ),
+    (1, "engine on a host in memory", "binary(engine)"),
+    (2, "bus", "binary(/^bus/)"),
+    (3, "adapters on the real kernel", "binary(/^adapter/)"),
+];
+
+/// Runs the tests.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    packages::ensure()?;
+    ensure_nextest()?;
+    let mut tallies = Vec::new();
+    for (level, name, filter) in CARGO_LEVELS {
+        if arguments.levels.contains(&level) {
+            tallies.push((level, name, cargo_level(level, filter)?));
+        }
+    }
+    if arguments.levels.contains(&4) {
+        tallies.push((4, "private host", level4::run()?));
+    }
+    Ok(report(&tallies))
+}
+
+fn ensure_nextest() -> Result<()> {
+    if command("cargo", ["nextest", "--version"]).output().is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    say("installing cargo-nextest");
+    crate::run::run(&mut command("cargo", ["install", "--quiet", "--locked", "cargo-nextest"]))
+}
+
+fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
+    let skips = cache().join(format!("skips-{level}"));
+    fs::create_dir_all(cache())?;
+    fs::write(&skips, "")?;
+    let mut nextest: Command =
+        command("cargo", ["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
+    nextest.args(["-E", filter]).env(SKIPS, &skips).current_dir(repository());
+    let output = nextest.output().context("cannot run cargo nextest")?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    eprint!("{text}");
+    let (passed, failed) = summary(&text).with_context(|| format!("level {level}: the tests did not run"))?;
+    let skipped: Vec<String> = fs::read_to_string(&skips)?.lines().map(str::to_owned).collect();
+    // A test that found that it cannot run here has passed for the runner, and for nobody else.
+    Ok(Tally { passed: passed.saturating_sub(skipped.len()), failed, skipped })
+}
+
+/// Passed and failed, from nextest's last line: `Summary [ 1.0s] 5 tests run: 4 passed (1 slow), 1 failed`.
+fn summary(text: &str) -> Option<(usize, usize)> {
+    let line = text.lines().rev().find(|line| line.trim_start().starts_with("Summary ["))?;
+    let count = |word: &str| {
+        let before = line.split(word).next().filter(|before| before.len() < line.len())?;
+        before.trim_end().rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    let failed = ["failed", "timed out"].iter().filter_map(|word| count(word)).sum::<usize>();
+    Some((count("passed").unwrap_or(0), failed))
+}
+
+fn report(tallies: &[(u8, &str, Tally)]) -> ExitCode {
+    println!();
+    for (level, name, tally) in tallies {
+        println!(
+            "level {level} ({name}): {} passed, {} failed, {} skipped",
+            tally.passed,
+            tally.failed,
+            tally.skipped.len()
+        );
+        for reason in &tally.skipped {
+            println!("  skipped: {reason}");
+        }
+    }
+    let sum = |of: fn(&Tally) -> usize| tallies.iter().map(|(_, _, tally)| of(tally)).sum::<usize>();
+    let (passed, failed, skipped) = (sum(|t| t.passed), sum(|t| t.failed), sum(|t| t.skipped.len()));
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runners_last_line_is_read() {
+        let check = |line: &str, expect| assert_eq!(summary(&format!("x\n     {line}\n")), expect, "{line}");
+        check("Summary [   0.9s] 51 tests run: 51 passed, 0 skipped", Some((51, 0)));
+        check("Summary [   0.9s] 12/15 tests run: 10 passed (1 slow), 2 failed, 3 skipped", Some((10, 2)));
+        check("Summary [   0.9s] 2 tests run: 1 passed, 1 timed out, 0 skipped", Some((1, 1)));
+        check("nothing", None);
+    }
+}

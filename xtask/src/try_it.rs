@@ -1,0 +1,79 @@
+//! `cargo xtask try`: the main job, for real.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+
+use crate::{
+    build,
+    host::{self, Host},
+    image, install, kernel, packages,
+    run::{command, run as shell, say},
+};
+
+/// What `cargo xtask try` takes.
+#[derive(Parser)]
+pub struct Arguments {
+    /// Install banger on this machine instead of a private host, where systemd runs it
+    #[arg(long)]
+    install: bool,
+    /// The command to run in the sandbox
+    #[arg(last = true, default_values_t = ["uname".to_owned(), "-sr".to_owned()])]
+    command: Vec<String>,
+}
+
+const KERNEL: &str = "debian";
+const IMAGE: &str = "debian-bookworm";
+
+/// Runs the command in a fresh sandbox; its exit status is the command's.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.install {
+        return install_for_real();
+    }
+    let host = host::up(&host::Up::default())?;
+    provide(&host)?;
+    let mut words: Vec<String> = ["banger", "vm", "run", "--rm", "--"].map(str::to_owned).to_vec();
+    words.extend(arguments.command.iter().cloned());
+    let status = host.session("alice", false, &words)?.status().context("cannot run banger")?;
+    Ok(host::exit_code(status))
+}
+
+/// Gives the service a kernel and an image for everybody, if it has none.
+pub fn provide(host: &Host) -> Result<()> {
+    let has = |words: &[&str]| host.enter(words).output().is_ok_and(|output| output.status.success());
+    if !has(&["banger", "kernel", "show", KERNEL]) {
+        let kernel = kernel::ensure()?;
+        let (vmlinuz, modules) = (kernel.vmlinuz.display().to_string(), kernel.modules.display().to_string());
+        let import =
+            ["banger", "kernel", "import", "--name", KERNEL, "--vmlinuz", &vmlinuz, "--modules", &modules];
+        say("importing the kernel");
+        shell(host.enter(&import).arg("--shared"))?;
+    }
+    if !has(&["banger", "image", "show", IMAGE]) {
+        let rootfs = image::ensure(IMAGE)?.display().to_string();
+        say("registering the image");
+        shell(
+            host.enter(&["banger", "image", "register", "--name", IMAGE, "--rootfs", &rootfs])
+                .arg("--shared"),
+        )?;
+    }
+    Ok(())
+}
+
+fn install_for_real() -> Result<ExitCode> {
+    ensure!(rustix::process::geteuid().is_root(), "installing needs root");
+    if !std::path::Path::new("/run/systemd/system").is_dir() {
+        bail!("systemd is not the first process of this machine; leave --install out to use a private host");
+    }
+    packages::ensure()?;
+    let programs = build::ensure()?;
+    install::into(std::path::Path::new("/"), &programs)?;
+    shell(&mut command("systemd-sysusers", ["banger.conf"]))?;
+    shell(&mut command("systemd-tmpfiles", ["--create", "banger.conf"]))?;
+    shell(&mut command("systemctl", ["daemon-reload"]))?;
+    shell(&mut command("systemctl", ["reload", "dbus.service"]))?;
+    shell(&mut command("systemctl", ["restart", "banger-system.service"]))?;
+    say("installed; add yourself to the group banger and begin with: banger doctor");
+    Ok(ExitCode::SUCCESS)
+}
