@@ -1,6 +1,7 @@
 //! The serving process: it watches the channels and holds a conversation on each that the host opens.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     fs, io,
     os::fd::OwnedFd,
@@ -29,10 +30,10 @@ use crate::{
 
 /// Where the kernel lists its virtio ports.
 const PORTS: &str = "/sys/class/virtio-ports";
-/// How long the ports may take to appear after their module was loaded.
-const APPEAR_TIMEOUT: Duration = Duration::from_secs(10);
+/// After so long without a new port, there will be no other.
+const QUIET: Duration = Duration::from_secs(20);
 /// Between two looks for them.
-const APPEAR_POLL: Duration = Duration::from_millis(2);
+const LOOK: Duration = Duration::from_millis(5);
 /// A host that opened a channel is seen by the event of the kernel. Should one be lost, this is how long it
 /// takes to be seen all the same.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -61,34 +62,33 @@ pub fn serve() -> io::Result<Infallible> {
     let inheritance: Inheritance = serde_json::from_reader(io::stdin().lock())?;
     let guest =
         Arc::new(Guest { token: inheritance.token, problems: inheritance.problems, init: inheritance.init });
-    let ports = wait_for_ports()?;
-    log::info(&format!("serving on {} channels", ports.len()));
-    for path in ports {
-        let guest = Arc::clone(&guest);
-        thread::Builder::new().stack_size(STACK).spawn(move || watch(&path, &guest))?;
+    watch_ports(&guest)
+}
+
+/// Serves every port as it appears. The kernel makes them one after the other, and names each a while after
+/// it has made it; long after the last one there is nothing left to look for.
+fn watch_ports(guest: &Arc<Guest>) -> io::Result<Infallible> {
+    let mut known = BTreeSet::new();
+    let mut quiet = Duration::ZERO;
+    while quiet < QUIET {
+        let mut has_grown = false;
+        for path in find_ports(Path::new(PORTS))? {
+            if known.insert(path.clone()) {
+                has_grown = true;
+                let guest = Arc::clone(guest);
+                thread::Builder::new().stack_size(STACK).spawn(move || watch(&path, &guest))?;
+            }
+        }
+        quiet = if has_grown { Duration::ZERO } else { quiet + LOOK };
+        thread::sleep(LOOK);
     }
+    log::info(&format!("serving on {} channels", known.len()));
     loop {
         thread::park();
     }
 }
 
-fn wait_for_ports() -> io::Result<Vec<PathBuf>> {
-    let mut waited = Duration::ZERO;
-    loop {
-        let ports = find_ports(Path::new(PORTS))?;
-        if !ports.is_empty() {
-            return Ok(ports);
-        }
-        if waited > APPEAR_TIMEOUT {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the machine has no channel for the agent"));
-        }
-        thread::sleep(APPEAR_POLL);
-        waited += APPEAR_POLL;
-    }
-}
-
-/// The devices of the ports that are ours. Their number is that of the machine monitor, which makes them
-/// all before the guest runs, so that the first look that sees one sees them all but for a moment.
+/// The devices of the ports that are ours and have their names.
 fn find_ports(list: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(list) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

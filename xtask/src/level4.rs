@@ -148,8 +148,8 @@ fn killed_service(host: &Host) -> Result<()> {
 fn nothing_left(host: &Host) -> Result<()> {
     let look = "
         systemctl list-units --all --plain --no-legend 'banger-vm-*'
-        pgrep -a qemu-system || true
-        pgrep -a banger-shim || true
+        pgrep -l qemu-system || true
+        pgrep -l banger-shim || true
         ls /var/lib/banger/vms /run/banger/vm";
     let left = text(&host.enter(&["sh", "-c", look]).output()?.stdout);
     let left: Vec<&str> = left.lines().filter(|line| !line.is_empty() && !line.ends_with(':')).collect();
