@@ -50,6 +50,9 @@ pub mod action {
     /// Configure the service.
     pub const DAEMON_CONFIGURE: &str = "dev.banger.daemon.configure";
 
+    /// What the packaged rules allow the members of the group `banger` in any session.
+    pub const OF_GROUP: [&str; 3] = [VM_RUN, IMAGE_PULL, IMAGE_IMPORT];
+
     /// Every action that the policy file declares.
     pub const ALL: [&str; 10] = [
         VM_RUN,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_proto::bus::names::action;
 use zbus::{Connection, Message};
 use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags, Subject};
 
@@ -43,15 +44,34 @@ impl Polkit {
             .map_err(|error| zbus::Error::Failure(error.to_string()))?;
         authority.check_authorization(&subject, question.action, &details, flags, cancellation).await
     }
+}
 
-    async fn cancel(&self, cancellation: &str) {
-        let canceled = async {
-            AuthorityProxy::new(&self.connection).await?.cancel_check_authorization(cancellation).await
-        };
-        if let Err(error) = canceled.await {
-            tracing::debug!(%error, "cannot cancel a question to polkit");
+/// A question that polkit works on. Who stops waiting for the answer, closes the dialog as well.
+struct Open {
+    connection: Connection,
+    cancellation: String,
+    answered: bool,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        let (connection, cancellation) = (self.connection.clone(), std::mem::take(&mut self.cancellation));
+        // Without a runtime the service is ending, and polkit sees its connection go.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = cancel(&connection, &cancellation).await {
+                    tracing::debug!(%error, "cannot cancel a question to polkit");
+                }
+            });
         }
     }
+}
+
+async fn cancel(connection: &Connection, cancellation: &str) -> zbus::Result<()> {
+    AuthorityProxy::new(connection).await?.cancel_check_authorization(cancellation).await
 }
 
 #[async_trait]
@@ -62,21 +82,28 @@ impl Authority for Polkit {
             Interaction::Allowed => PATIENCE,
             Interaction::Forbidden => TIMEOUT,
         };
-        match tokio::time::timeout(timeout, self.ask(&question, &cancellation)).await {
-            Ok(Ok(result)) => verdict(&result, question.interaction),
+        let mut open =
+            Open { connection: self.connection.clone(), cancellation: cancellation.clone(), answered: false };
+        let answer = tokio::time::timeout(timeout, self.ask(&question, &cancellation)).await;
+        open.answered = answer.is_ok();
+        match answer {
+            Ok(Ok(result)) => verdict(&result, &question),
             Ok(Err(error)) => {
                 tracing::warn!(action = question.action, %error, "polkit does not answer");
                 Verdict::No("polkit does not answer, so only root may do this".to_owned())
             }
-            Err(_) => {
-                self.cancel(&cancellation).await;
-                Verdict::No("nobody authenticated in time".to_owned())
-            }
+            Err(_) => Verdict::No(
+                match question.interaction {
+                    Interaction::Allowed => "nobody authenticated in time",
+                    Interaction::Forbidden => "polkit does not answer, so only root may do this",
+                }
+                .to_owned(),
+            ),
         }
     }
 }
 
-fn verdict(result: &AuthorizationResult, interaction: Interaction) -> Verdict {
+fn verdict(result: &AuthorizationResult, question: &Question) -> Verdict {
     let no = |why: &str| Verdict::No(why.to_owned());
     if result.is_authorized {
         return Verdict::Yes;
@@ -84,11 +111,16 @@ fn verdict(result: &AuthorizationResult, interaction: Interaction) -> Verdict {
     if result.details.contains_key("polkit.dismissed") {
         return no("the authentication was dismissed");
     }
-    match (result.is_challenge, interaction) {
-        (true, Interaction::Forbidden) => Verdict::NeedsInteraction,
-        (true, Interaction::Allowed) => no(
-            "authentication is needed and no authentication agent is there; members of the group banger need none",
+    let is_of_group = action::OF_GROUP.contains(&question.action);
+    match (result.is_challenge, question.interaction, is_of_group) {
+        (true, Interaction::Forbidden, _) => Verdict::NeedsInteraction,
+        (true, Interaction::Allowed, true) => no(
+            "an administrator has to authenticate, and there is no agent to ask one; members of the group banger need not",
         ),
-        (false, _) => no("you are not allowed to do this; members of the group banger are"),
+        (true, Interaction::Allowed, false) => {
+            no("an administrator has to authenticate, and there is no agent to ask one")
+        }
+        (false, _, true) => no("you are not allowed to do this; members of the group banger are"),
+        (false, _, false) => no("you are not allowed to do this"),
     }
 }
