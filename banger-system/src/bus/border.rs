@@ -1,12 +1,17 @@
 //! What every object of the border shares: the engine, who calls, who listens, and the one check.
 
-use banger_proto::bus::{ErrorName, names::action};
+use std::time::Duration;
+
+use banger_proto::bus::{
+    ErrorName,
+    names::{JOB_INTERFACE, action},
+};
 use tokio::sync::OwnedSemaphorePermit;
 use zbus::{Connection, message::Header};
 
 use super::{
     acl::{self, Access},
-    caller::{Caller, Callers},
+    caller::{Caller, Callers, Place},
     error::{Error, Result},
     subscribers::Subscribers,
 };
@@ -15,6 +20,10 @@ use crate::{
     engine::Engine,
     ports::{Interaction, Question, Verdict},
 };
+
+/// How long a read may wait for polkit. zbus holds its tree of objects while a property is read, and so
+/// everybody waits with it.
+const GLANCE: Duration = Duration::from_secs(1);
 
 pub struct Border {
     pub connection: Connection,
@@ -28,7 +37,15 @@ pub struct Border {
 pub struct Target {
     pub owner: Uid,
     pub is_shared: bool,
+    /// A connection that may do what the owner may.
+    pub guest: Option<String>,
     pub details: Vec<(&'static str, String)>,
+}
+
+impl Target {
+    fn belongs_to(&self, caller: &Caller) -> bool {
+        self.owner == caller.uid || self.guest.as_ref() == Some(&caller.connection)
+    }
 }
 
 impl Border {
@@ -47,9 +64,23 @@ impl Border {
         target: Option<Target>,
     ) -> Result<(Caller, OwnedSemaphorePermit)> {
         let caller = self.callers.of(header).await?;
-        let permit = self.callers.permit(caller.uid)?;
+        let place = if (interface, member) == (JOB_INTERFACE, "Wait") { Place::Wait } else { Place::Call };
+        let permit = self.callers.place(caller.uid, place)?;
         self.authorise(&caller, interface, member, target).await?;
         Ok((caller, permit))
+    }
+
+    /// The one check for a read of properties, for which nobody is asked anything. It takes no place: a
+    /// client with many objects reads them all at once, and is answered at once.
+    pub async fn admit_reader(
+        &self,
+        header: &Header<'_>,
+        interface: &str,
+        target: Option<Target>,
+    ) -> Result<()> {
+        let caller = self.callers.of(header).await?;
+        let caller = Caller { interaction: Interaction::Forbidden, ..caller };
+        self.authorise(&caller, interface, acl::PROPERTIES, target).await
     }
 
     async fn authorise(
@@ -68,23 +99,31 @@ impl Border {
             (Access::Anyone, _) => Ok(()),
             (Access::Action(action), _) => self.require(caller, action, Vec::new()).await,
             (Access::Object { .. }, None) => Err(denied()),
-            (Access::Object { own, foreign, reads }, Some(target)) => {
-                if reads && target.is_shared {
-                    return Ok(());
+            (Access::Object { reads: true, .. }, Some(target)) => {
+                match target.is_shared || target.belongs_to(caller) || self.may_view_others(caller).await {
+                    true => Ok(()),
+                    false => Err(Error::new(ErrorName::AccessDenied, "this belongs to another user")),
                 }
-                if caller.uid != target.owner || (foreign == action::IMAGE_MANAGE_SHARED && target.is_shared)
-                {
-                    return self.require(caller, foreign, target.details).await;
-                }
-                match own {
-                    Some(action) => self.require(caller, action, target.details).await,
-                    None => Ok(()),
+            }
+            (Access::Object { own, foreign, .. }, Some(target)) => {
+                let is_own = target.belongs_to(caller)
+                    && !(target.is_shared && foreign == action::IMAGE_MANAGE_SHARED);
+                match (is_own, own) {
+                    (true, None) => Ok(()),
+                    (true, Some(action)) => self.require(caller, action, target.details).await,
+                    (false, _) => {
+                        self.require(caller, foreign, target.details).await?;
+                        let (uid, owner) = (caller.uid.0, target.owner.0);
+                        tracing::info!(uid, owner, interface, member, "reaches beyond their own");
+                        Ok(())
+                    }
                 }
             }
         }
     }
 
-    /// Requires a polkit action of the caller.
+    /// Requires a polkit action of the caller. Who has to be asked for a password is asked only when polkit
+    /// says so, and only for so many calls of one user at once.
     pub async fn require(
         &self,
         caller: &Caller,
@@ -94,17 +133,26 @@ impl Border {
         if caller.uid == Uid::ROOT {
             return Ok(());
         }
-        let question = Question {
+        let mut question = Question {
             connection: caller.connection.clone(),
             action,
             details,
-            interaction: caller.interaction,
+            interaction: Interaction::Forbidden,
         };
-        match self.engine.authority().check(question).await {
+        let mut verdict = self.ask(question.clone()).await?;
+        if verdict == Verdict::NeedsInteraction && caller.interaction == Interaction::Allowed {
+            let _prompt = self.callers.place(caller.uid, Place::Prompt)?;
+            question.interaction = Interaction::Allowed;
+            verdict = self.ask(question).await?;
+        }
+        match verdict {
             Verdict::Yes => Ok(()),
             Verdict::NeedsInteraction => Err(Error::new(
                 ErrorName::InteractiveAuthorizationRequired,
-                "authentication is needed; members of the group banger need none for sandboxes of their own",
+                match action::OF_GROUP.contains(&action) {
+                    true => "an administrator has to authenticate; members of the group banger need not",
+                    false => "an administrator has to authenticate",
+                },
             )),
             Verdict::No(why) => {
                 tracing::info!(uid = caller.uid.0, action, "denied");
@@ -113,14 +161,41 @@ impl Border {
         }
     }
 
-    /// Whether the caller may see other people's objects. Nobody is asked to authenticate.
-    pub async fn may_view_others(&self, caller: &Caller) -> bool {
-        let silent = Caller { interaction: Interaction::Forbidden, ..caller.clone() };
-        self.require(&silent, action::VM_VIEW_OTHERS, Vec::new()).await.is_ok()
+    /// Asks the authority, for as long as the caller is there to hear the answer.
+    async fn ask(&self, question: Question) -> Result<Verdict> {
+        let connection = question.connection.clone();
+        tokio::select! {
+            biased;
+            () = self.callers.gone(&connection) => {
+                Err(Error::new(ErrorName::AccessDenied, "the caller has gone"))
+            }
+            verdict = self.engine.authority().check(question) => Ok(verdict),
+        }
     }
 
-    /// Whether the caller sees an object of this owner.
-    pub async fn sees(&self, caller: &Caller, owner: Uid, is_shared: bool) -> bool {
-        owner == caller.uid || is_shared || self.may_view_others(caller).await
+    /// Whether the caller may see other people's objects. Nobody is asked to authenticate, and the answer
+    /// is remembered for a moment.
+    pub async fn may_view_others(&self, caller: &Caller) -> bool {
+        if caller.uid == Uid::ROOT {
+            return true;
+        }
+        if let Some(remembered) = self.callers.sees_others(&caller.connection) {
+            return remembered;
+        }
+        let silent = Caller { interaction: Interaction::Forbidden, ..caller.clone() };
+        let answer = tokio::time::timeout(GLANCE, self.require(&silent, action::VM_VIEW_OTHERS, Vec::new()));
+        let may = matches!(answer.await, Ok(Ok(())));
+        self.callers.remember(&caller.connection, may);
+        may
+    }
+
+    /// Sends the caller the signals of what it may see, from now on and until it goes.
+    pub fn subscribe(&self, caller: &Caller, all_owners: bool) -> Result<()> {
+        self.subscribers.add(&caller.connection, caller.uid, all_owners)?;
+        // It may have gone before it was added, and then nobody else would take it out.
+        if !self.callers.is_here(&caller.connection) {
+            self.subscribers.forget(&caller.connection);
+        }
+        Ok(())
     }
 }

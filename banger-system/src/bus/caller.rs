@@ -2,12 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use banger_proto::bus::ErrorName;
 use futures_util::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use zbus::{
     Connection,
     fdo::DBusProxy,
@@ -24,8 +25,9 @@ use crate::{
     ports::Interaction,
 };
 
-/// Calls of one user that are served at once. The bus of some distributions has no bound of its own.
-const CALLS: usize = 32;
+/// How long it is remembered whether a connection may see other people's objects: a client reads many
+/// properties in a row, and polkit should be asked once.
+const REMEMBERED: Duration = Duration::from_secs(5);
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,17 +40,48 @@ pub struct Caller {
     pub interaction: Interaction,
 }
 
+/// What a user can have several of at once, within bounds. The bus of some distributions has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// A call that is being served.
+    Call,
+    /// A call that only waits for a job.
+    Wait,
+    /// A question that somebody is to answer with a password.
+    Prompt,
+}
+
+impl Place {
+    const fn bound(self) -> usize {
+        match self {
+            Place::Call => 32,
+            Place::Wait => 256,
+            Place::Prompt => 4,
+        }
+    }
+}
+
 /// The callers that are connected.
 pub struct Callers {
     bus: DBusProxy<'static>,
-    uids: Mutex<HashMap<String, Uid>>,
-    permits: Mutex<HashMap<Uid, Arc<Semaphore>>>,
+    known: Mutex<HashMap<String, Known>>,
+    places: Mutex<HashMap<(Uid, Place), Arc<Semaphore>>>,
+}
+
+/// What is known of a connection that is there. When it goes, so does this.
+#[derive(Default)]
+struct Known {
+    uid: Option<Uid>,
+    /// Whether it may see other people's objects, and when that was found out.
+    sees_others: Option<(bool, Instant)>,
+    /// Closes when the connection goes.
+    presence: watch::Sender<()>,
 }
 
 impl Callers {
     pub async fn new(connection: &Connection) -> zbus::Result<Self> {
         let bus = DBusProxy::new(connection).await?;
-        Ok(Self { bus, uids: Mutex::default(), permits: Mutex::default() })
+        Ok(Self { bus, known: Mutex::default(), places: Mutex::default() })
     }
 
     /// Who sent this message. The bus vouches for the connection and for its user.
@@ -57,27 +90,60 @@ impl Callers {
         let sender = header.sender().ok_or_else(|| denied("the call has no sender"))?;
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
         let interaction = if interactive { Interaction::Allowed } else { Interaction::Forbidden };
-        let known = self.uids.lock().unwrap_or_else(PoisonError::into_inner).get(sender.as_str()).copied();
-        let uid = match known {
-            Some(uid) => uid,
-            None => {
-                let name = BusName::Unique(sender.clone());
-                let uid = self.bus.get_connection_unix_user(name).await;
-                let uid = Uid(uid.map_err(|_| denied("the bus does not tell who you are"))?);
-                self.uids.lock().unwrap_or_else(PoisonError::into_inner).insert(sender.to_string(), uid);
-                uid
+        let connection = sender.to_string();
+        // Noted before the bus is asked: what goes after that, is seen to go.
+        let known = self.lock().entry(connection.clone()).or_default().uid;
+        if let Some(uid) = known {
+            return Ok(Caller { connection, uid, interaction });
+        }
+        let uid = self.bus.get_connection_unix_user(BusName::Unique(sender.clone())).await;
+        let mut all = self.lock();
+        match (uid, all.get_mut(&connection)) {
+            (Ok(uid), Some(known)) => {
+                known.uid = Some(Uid(uid));
+                Ok(Caller { connection, uid: Uid(uid), interaction })
             }
-        };
-        Ok(Caller { connection: sender.to_string(), uid, interaction })
+            _ => {
+                all.remove(&connection);
+                Err(denied("the bus does not tell who you are"))
+            }
+        }
     }
 
-    /// A place among the calls of a user that are served at once.
-    pub fn permit(&self, uid: Uid) -> Result<OwnedSemaphorePermit> {
-        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_user = permits.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(CALLS)));
+    /// A place among those of a user, until it is dropped.
+    pub fn place(&self, uid: Uid, place: Place) -> Result<OwnedSemaphorePermit> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = place.bound();
+        let of_user = places.entry((uid, place)).or_insert_with(|| Arc::new(Semaphore::new(bound)));
         Arc::clone(of_user).try_acquire_owned().map_err(|_| {
-            Error::new(ErrorName::TooManyRequests, format!("you have {CALLS} requests under way; try again"))
+            Error::new(ErrorName::TooManyRequests, format!("you have {bound} requests under way; try again"))
         })
+    }
+
+    /// Whether a connection that has called is still there.
+    pub fn is_here(&self, connection: &str) -> bool {
+        self.lock().contains_key(connection)
+    }
+
+    /// Resolves when the connection is gone.
+    pub async fn gone(&self, connection: &str) {
+        let presence = self.lock().get(connection).map(|known| known.presence.subscribe());
+        if let Some(mut presence) = presence {
+            while presence.changed().await.is_ok() {}
+        }
+    }
+
+    /// Whether a connection may see other people's objects, where that is remembered.
+    pub fn sees_others(&self, connection: &str) -> Option<bool> {
+        let (verdict, since) = self.lock().get(connection)?.sees_others?;
+        (since.elapsed() < REMEMBERED).then_some(verdict)
+    }
+
+    /// Remembers whether a connection may see other people's objects.
+    pub fn remember(&self, connection: &str, sees_others: bool) {
+        if let Some(known) = self.lock().get_mut(connection) {
+            known.sees_others = Some((sees_others, Instant::now()));
+        }
     }
 
     /// The id of this bus: unique names are unique on it alone.
@@ -86,7 +152,11 @@ impl Callers {
     }
 
     fn forget(&self, connection: &str) {
-        self.uids.lock().unwrap_or_else(PoisonError::into_inner).remove(connection);
+        self.lock().remove(connection);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,6 +168,7 @@ pub async fn watch_names(border: Arc<Border>) -> zbus::Result<impl Future<Output
             let Ok(change) = change.args() else { continue };
             let BusName::Unique(name) = &change.name else { continue };
             if change.new_owner.is_none() {
+                // Forgotten first: whoever binds something to it after this, finds it gone.
                 border.callers.forget(name);
                 border.subscribers.forget(name);
                 border.engine.caller_vanished(name).await;

@@ -11,14 +11,13 @@ use std::{
 
 use async_trait::async_trait;
 use zbus::{
-    BoxDBusError, Connection, ObjectServer, OwnedVariant, Variant,
+    BoxDBusError, Connection, ObjectServer, OwnedObjectPath, OwnedVariant, Variant,
     message::{Header, Message},
     names::{InterfaceName, MemberName},
     object_server::{DispatchResult, Interface, SignalEmitter},
 };
 
 use super::{
-    acl,
     border::{Border, Target},
     error::{Error, Result},
 };
@@ -29,9 +28,19 @@ use banger_proto::bus::ErrorName;
 pub struct Property<V: 'static> {
     pub name: &'static str,
     pub signature: &'static str,
-    /// Whether it never changes.
-    pub constant: bool,
+    pub change: Change,
     pub get: fn(&V, &Engine) -> Variant<'static>,
+}
+
+/// How a property changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Never.
+    Never,
+    /// With a signal.
+    Told,
+    /// In silence: it is about other objects, which have their own signals.
+    Untold,
 }
 
 /// The kind of an object: where it is, what it is called, and what is known of it.
@@ -44,12 +53,13 @@ pub trait Kind: Clone + Send + Sync + 'static {
     /// Its signals, as introspection shows them.
     const SIGNALS: &'static str;
 
+    fn path(&self) -> OwnedObjectPath;
     fn properties() -> &'static [Property<Self::View>];
     fn methods(&self, border: Weak<Border>) -> Self::Methods;
     /// What is known of it now; `None` when it is gone.
     fn view(&self, engine: &Engine) -> Option<Arc<Self::View>>;
     /// Whose it is; `None` for what is everybody's.
-    fn target(view: &Self::View, engine: &Engine) -> Option<Target>;
+    fn target(view: &Self::View, border: &Border) -> Option<Target>;
     fn gone() -> Error;
 }
 
@@ -69,10 +79,11 @@ pub fn changes<K: Kind>(
     new: &K::View,
     engine: &Engine,
 ) -> HashMap<&'static str, Variant<'static>> {
-    let values = K::properties().iter().filter(|property| !property.constant).filter_map(|property| {
-        let value = (property.get)(new, engine);
-        (value != (property.get)(old, engine)).then_some((property.name, value))
-    });
+    let values =
+        K::properties().iter().filter(|property| property.change == Change::Told).filter_map(|property| {
+            let value = (property.get)(new, engine);
+            (value != (property.get)(old, engine)).then_some((property.name, value))
+        });
     values.collect()
 }
 
@@ -89,14 +100,32 @@ impl<K: Kind> Exported<K> {
         Self { border, kind, methods }
     }
 
-    /// The view, and the check that the caller may use this member of it.
-    async fn admit(&self, header: &Header<'_>, member: &str) -> Result<(Arc<K::View>, impl Send + use<K>)> {
-        let view = self.kind.view(&self.border.engine).ok_or_else(K::gone)?;
-        let target = K::target(&view, &self.border.engine);
-        let (_, permit) = self.border.admit(header, K::INTERFACE, member, target).await?;
-        // It may have gone while somebody was asked to authenticate.
-        let view = self.kind.view(&self.border.engine).ok_or_else(K::gone)?;
-        Ok((view, permit))
+    fn view(&self) -> Result<Arc<K::View>> {
+        self.kind.view(&self.border.engine).ok_or_else(K::gone)
+    }
+
+    fn target(&self) -> Result<Option<Target>> {
+        Ok(K::target(&*self.view()?, &self.border))
+    }
+
+    /// The check that the caller may use this member.
+    async fn admit(&self, header: &Header<'_>, member: &str) -> Result<impl Send + use<K>> {
+        let before = self.target()?;
+        let whose = |target: &Option<Target>| target.as_ref().map(|target| (target.owner, target.is_shared));
+        let asked_for = whose(&before);
+        let (_, permit) = self.border.admit(header, K::INTERFACE, member, before).await?;
+        // It may have gone, or become another's, while somebody was asked to authenticate.
+        match whose(&self.target()?) == asked_for {
+            true => Ok(permit),
+            false => Err(Error::new(ErrorName::Busy, "it has changed meanwhile; try again")),
+        }
+    }
+
+    /// The view, for a caller that may read it.
+    async fn read(&self, header: Option<&Header<'_>>) -> Result<Arc<K::View>> {
+        let header = header.ok_or_else(|| Error::new(ErrorName::AccessDenied, "the call has no sender"))?;
+        self.border.admit_reader(header, K::INTERFACE, self.target()?).await?;
+        self.view()
     }
 }
 
@@ -116,9 +145,7 @@ impl<K: Kind> Interface for Exported<K> {
     ) -> Option<std::result::Result<OwnedVariant, BoxDBusError>> {
         let property = K::properties().iter().find(|property| property.name == name)?;
         let read = async {
-            let header =
-                header.ok_or_else(|| Error::new(ErrorName::AccessDenied, "the call has no sender"))?;
-            let (view, _permit) = self.admit(header, acl::PROPERTIES).await?;
+            let view = self.read(header).await?;
             Ok::<_, Error>(OwnedVariant::try_from((property.get)(&view, &self.border.engine))?)
         };
         Some(read.await.map_err(|error| Box::new(error) as BoxDBusError))
@@ -132,14 +159,31 @@ impl<K: Kind> Interface for Exported<K> {
         _: &SignalEmitter<'_>,
     ) -> zbus::fdo::Result<HashMap<String, OwnedVariant>> {
         let denied = |error: Error| zbus::fdo::Error::AccessDenied(error.message);
-        let header =
-            header.ok_or_else(|| zbus::fdo::Error::AccessDenied("the call has no sender".to_owned()))?;
-        let (view, _permit) = self.admit(header, acl::PROPERTIES).await.map_err(denied)?;
+        let view = self.read(header).await.map_err(denied)?;
         let mut all = HashMap::new();
         for (name, value) in values::<K>(&view, &self.border.engine) {
             all.insert(name.to_owned(), OwnedVariant::try_from(value)?);
         }
         Ok(all)
+    }
+
+    fn set<'call>(
+        &'call self,
+        name: &'call str,
+        _: &'call Variant<'_>,
+        _: &'call ObjectServer,
+        _: &'call Connection,
+        _: Option<&'call Header<'_>>,
+        _: &'call SignalEmitter<'_>,
+    ) -> DispatchResult<'call> {
+        // Answered here: for `set_mut` zbus would wait until every call to this object has ended, and
+        // meanwhile hold the tree of all objects.
+        match K::properties().iter().any(|property| property.name == name) {
+            true => DispatchResult::Async(Box::pin(async move {
+                Err(zbus::fdo::Error::PropertyReadOnly(format!("{name} cannot be set")).into())
+            })),
+            false => DispatchResult::NotFound,
+        }
     }
 
     async fn set_mut(
@@ -151,7 +195,6 @@ impl<K: Kind> Interface for Exported<K> {
         _: Option<&Header<'_>>,
         _: &SignalEmitter<'_>,
     ) -> Option<std::result::Result<(), BoxDBusError>> {
-        // Every property is read-only.
         None
     }
 
@@ -168,7 +211,7 @@ impl<K: Kind> Interface for Exported<K> {
             DispatchResult::Async(method) => DispatchResult::Async(Box::pin(async move {
                 let header = message.header();
                 match self.admit(&header, &member).await {
-                    Ok((_, _permit)) => method.await,
+                    Ok(_permit) => method.await,
                     Err(error) => Ok(connection.reply_dbus_error(&header, error).await?),
                 }
             })),
@@ -191,5 +234,24 @@ impl<K: Kind> Interface for Exported<K> {
         self.methods.introspect_to_writer(&mut methods, level);
         // Writing into a string does not fail, and zbus has no way to hear of it.
         let _ = writer.write_str(&super::introspect::with_properties::<K>(&methods, level));
+    }
+}
+
+/// Makes an object, if what it stands for is there; an object that is there stays.
+pub async fn export<K: Kind>(border: &Arc<Border>, kind: K) -> zbus::Result<()> {
+    let (server, path) = (border.connection.object_server(), kind.path());
+    server.at(&path, Exported::new(Arc::clone(border), kind.clone())).await?;
+    // Whoever takes it away from the engine after this finds the object, and removes it.
+    if kind.view(&border.engine).is_none() {
+        withdraw(border, &kind).await?;
+    }
+    Ok(())
+}
+
+/// Removes an object; one that is gone is removed.
+pub async fn withdraw<K: Kind>(border: &Border, kind: &K) -> zbus::Result<()> {
+    match border.connection.object_server().remove::<Exported<K>, _>(kind.path()).await {
+        Ok(_) | Err(zbus::Error::InterfaceNotFound) => Ok(()),
+        Err(error) => Err(error),
     }
 }

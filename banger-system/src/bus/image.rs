@@ -11,13 +11,19 @@ use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
 use super::{
     border::{Border, Target},
     error::{Error, Result},
-    export::{Exported, Kind, Property, border},
+    export::{
+        Change::{self, Never, Told, Untold},
+        Kind, Property, border,
+    },
     options::Options,
     path,
 };
 use crate::{
     domain::id::ImageId,
-    engine::{Engine, view::ImageView},
+    engine::{
+        Engine,
+        view::{ImageView, Object},
+    },
 };
 
 /// The kind of image objects.
@@ -29,6 +35,10 @@ impl Kind for ImageKind {
     type Methods = Methods;
     const INTERFACE: &'static str = IMAGE_INTERFACE;
     const SIGNALS: &'static str = "";
+
+    fn path(&self) -> OwnedObjectPath {
+        path::image(self.0)
+    }
 
     fn properties() -> &'static [Property<ImageView>] {
         PROPERTIES
@@ -42,9 +52,9 @@ impl Kind for ImageKind {
         engine.image(self.0)
     }
 
-    fn target(view: &ImageView, _: &Engine) -> Option<Target> {
+    fn target(view: &ImageView, _: &Border) -> Option<Target> {
         let details = vec![("image", view.name.to_string())];
-        Some(Target { owner: view.owner, is_shared: view.shared, details })
+        Some(Target { owner: view.owner, is_shared: view.shared, guest: None, details })
     }
 
     fn gone() -> Error {
@@ -55,31 +65,30 @@ impl Kind for ImageKind {
 const fn property(
     name: &'static str,
     signature: &'static str,
-    constant: bool,
+    change: Change,
     get: Get,
 ) -> Property<ImageView> {
-    Property { name, signature, constant, get }
+    Property { name, signature, change, get }
 }
 
 type Get = fn(&ImageView, &Engine) -> Variant<'static>;
 
 const PROPERTIES: &[Property<ImageView>] = &[
-    property("Id", "s", true, |image, _| image.id.to_string().into()),
-    property("Name", "s", false, |image, _| image.name.to_string().into()),
-    property("OwnerUid", "u", false, |image, _| image.owner.0.into()),
-    property("Shared", "b", false, |image, _| image.shared.into()),
-    property("Source", "s", false, |image, _| image.source.clone().into()),
-    property("Digest", "s", true, |image, _| image.facts.digest.clone().into()),
-    property("Architecture", "s", false, |_, _| std::env::consts::ARCH.into()),
-    property("VirtualSize", "t", false, |image, _| image.facts.virtual_size.0.into()),
-    property("DiskUsage", "t", false, |image, _| image.facts.disk_usage.0.into()),
-    property("KernelId", "s", false, |image, _| {
+    property("Id", "s", Never, |image, _| image.id.to_string().into()),
+    property("Name", "s", Told, |image, _| image.name.to_string().into()),
+    property("OwnerUid", "u", Told, |image, _| image.owner.0.into()),
+    property("Shared", "b", Told, |image, _| image.shared.into()),
+    property("Source", "s", Told, |image, _| image.source.clone().into()),
+    property("Digest", "s", Never, |image, _| image.facts.digest.clone().into()),
+    property("Architecture", "s", Told, |_, _| std::env::consts::ARCH.into()),
+    property("VirtualSize", "t", Told, |image, _| image.facts.virtual_size.0.into()),
+    property("DiskUsage", "t", Told, |image, _| image.facts.disk_usage.0.into()),
+    property("KernelId", "s", Told, |image, _| {
         image.kernel.map(|id| id.to_string()).unwrap_or_default().into()
     }),
-    property("CreatedAt", "t", false, |image, _| image.created_at.0.into()),
-    property("UsedBy", "ao", false, |image, engine| {
-        let users: Vec<OwnedObjectPath> = engine.image_users(image.id).into_iter().map(path::vm).collect();
-        users.into()
+    property("CreatedAt", "t", Told, |image, _| image.created_at.0.into()),
+    property("UsedBy", "ao", Untold, |image, engine| {
+        path::owned(engine.image_users(image.id).into_iter().map(Object::Vm), image.owner, engine).into()
     }),
 ];
 
@@ -96,10 +105,4 @@ impl Methods {
         Options::new(options).finish()?;
         Ok(border(&self.border)?.engine.delete_image(self.id).await?)
     }
-}
-
-/// Makes an image's object; one that is there stays.
-pub async fn export(border: &Arc<Border>, id: ImageId) -> zbus::Result<()> {
-    let object = Exported::new(Arc::clone(border), ImageKind(id));
-    border.connection.object_server().at(path::image(id), object).await.map(drop)
 }

@@ -5,11 +5,16 @@ use std::{fmt::Write, sync::Weak};
 use zbus::object_server::Interface;
 
 use super::{
-    export::Kind, image::ImageKind, job::JobKind, kernel::KernelKind, manager::ManagerKind, vm::VmKind,
+    export::{Change, Kind},
+    image::ImageKind,
+    job::JobKind,
+    kernel::KernelKind,
+    manager::ManagerKind,
+    vm::VmKind,
 };
 use crate::domain::id::{ImageId, JobId, KernelId, VmId};
 
-const CONST: &str = "<annotation name=\"org.freedesktop.DBus.Property.EmitsChangedSignal\" value=\"const\"/>";
+const EMITS_CHANGED: &str = "org.freedesktop.DBus.Property.EmitsChangedSignal";
 
 /// Puts the signals and properties of a kind before the end of its methods' XML.
 pub fn with_properties<K: Kind>(methods: &str, level: usize) -> String {
@@ -23,18 +28,19 @@ pub fn with_properties<K: Kind>(methods: &str, level: usize) -> String {
     }
     for property in K::properties() {
         let (name, signature) = (property.name, property.signature);
-        let _ = match property.constant {
-            true => writeln!(
-                text,
-                "{inner}<property name=\"{name}\" type=\"{signature}\" access=\"read\">{CONST}</property>"
-            ),
-            false => {
-                writeln!(text, "{inner}<property name=\"{name}\" type=\"{signature}\" access=\"read\"/>")
-            }
+        let open = format!("{inner}<property name=\"{name}\" type=\"{signature}\" access=\"read\"");
+        let _ = match property.change {
+            Change::Told => writeln!(text, "{open}/>"),
+            Change::Never => annotated(&mut text, &open, "const"),
+            Change::Untold => annotated(&mut text, &open, "false"),
         };
     }
     let _ = write!(text, "{}{END}{after}", " ".repeat(level));
     text
+}
+
+fn annotated(text: &mut String, open: &str, value: &str) -> std::fmt::Result {
+    writeln!(text, "{open}><annotation name=\"{EMITS_CHANGED}\" value=\"{value}\"/></property>")
 }
 
 /// Every interface of ours with its XML, as `dbus/interfaces` holds it.

@@ -12,7 +12,10 @@ use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
 use super::{
     border::{Border, Target},
     error::{Error, Result},
-    export::{Exported, Kind, Property, border},
+    export::{
+        Change::{self, Never, Told},
+        Kind, Property, border,
+    },
     path,
 };
 use crate::{
@@ -35,6 +38,10 @@ impl Kind for JobKind {
 <signal name="Stage"><arg name="stage" type="s"/><arg name="index" type="u"/><arg name="count" type="u"/><arg name="message" type="s"/></signal>
 <signal name="Completed"><arg name="result" type="s"/><arg name="error_name" type="s"/><arg name="error_message" type="s"/><arg name="data" type="a{sv}"/></signal>"#;
 
+    fn path(&self) -> OwnedObjectPath {
+        path::job(self.0)
+    }
+
     fn properties() -> &'static [Property<JobView>] {
         PROPERTIES
     }
@@ -47,9 +54,10 @@ impl Kind for JobKind {
         engine.job(self.0)
     }
 
-    fn target(view: &JobView, engine: &Engine) -> Option<Target> {
-        let details = vec![("owner", engine.users().name_of(view.owner))];
-        Some(Target { owner: view.owner, is_shared: false, details })
+    fn target(view: &JobView, border: &Border) -> Option<Target> {
+        let details = vec![("owner", border.engine.users().name_of(view.owner))];
+        let guest = border.subscribers.creator(view.id);
+        Some(Target { owner: view.owner, is_shared: false, guest, details })
     }
 
     fn gone() -> Error {
@@ -60,33 +68,35 @@ impl Kind for JobKind {
 const fn property(
     name: &'static str,
     signature: &'static str,
-    constant: bool,
+    change: Change,
     get: Get,
 ) -> Property<JobView> {
-    Property { name, signature, constant, get }
+    Property { name, signature, change, get }
 }
 
 type Get = fn(&JobView, &Engine) -> Variant<'static>;
 
 const PROPERTIES: &[Property<JobView>] = &[
-    property("Id", "s", true, |job, _| job.id.to_string().into()),
-    property("Kind", "s", true, |job, _| job.kind.as_str().into()),
-    property("OwnerUid", "u", true, |job, _| job.owner.0.into()),
-    property("Objects", "ao", false, |job, _| {
+    property("Id", "s", Never, |job, _| job.id.to_string().into()),
+    property("Kind", "s", Never, |job, _| job.kind.as_str().into()),
+    property("OwnerUid", "u", Never, |job, _| job.owner.0.into()),
+    property("Objects", "ao", Told, |job, _| {
         let objects: Vec<OwnedObjectPath> = job.objects.iter().map(path::object).collect();
         objects.into()
     }),
-    property("State", "s", false, |job, _| state(job).into()),
-    property("Stage", "s", false, |job, _| job.stage.into()),
-    property("StageIndex", "u", false, |job, _| job.stage_index.into()),
-    property("StageCount", "u", false, |job, _| job.stage_count.into()),
-    property("Message", "s", false, |job, _| job.message.clone().into()),
-    property("Progress", "d", false, |job, _| progress(job).into()),
-    property("StartedAt", "t", true, |job, _| job.started_at.0.into()),
-    property("FinishedAt", "t", false, |job, _| job.finished_at.0.into()),
-    property("Result", "s", false, |job, _| result(job).result.into()),
-    property("ErrorName", "s", false, |job, _| result(job).error_name.into()),
-    property("ErrorMessage", "s", false, |job, _| result(job).error_message.into()),
+    property("State", "s", Told, |job, _| state(job).into()),
+    property("Stage", "s", Told, |job, _| job.stage.into()),
+    property("StageIndex", "u", Told, |job, _| job.stage_index.into()),
+    property("StageCount", "u", Told, |job, _| job.stage_count.into()),
+    property("Message", "s", Told, |job, _| job.message.clone().into()),
+    property("Progress", "d", Told, |job, _| progress(job).into()),
+    property("Cancelable", "b", Told, |job, _| job.outcome.is_none().into()),
+    property("StartedAt", "t", Never, |job, _| job.started_at.0.into()),
+    property("FinishedAt", "t", Told, |job, _| job.finished_at.0.into()),
+    property("Result", "s", Told, |job, _| result(job).result.into()),
+    property("ErrorName", "s", Told, |job, _| result(job).error_name.into()),
+    property("ErrorMessage", "s", Told, |job, _| result(job).error_message.into()),
+    property("Data", "a{sv}", Told, |job, _| data(job).into()),
 ];
 
 /// The word for where a job is.
@@ -167,10 +177,4 @@ impl Methods {
         }
         Ok((result.to_owned(), error_name, error_message, made))
     }
-}
-
-/// Makes a job's object; one that is there stays.
-pub async fn export(border: &Arc<Border>, id: JobId) -> zbus::Result<()> {
-    let object = Exported::new(Arc::clone(border), JobKind(id));
-    border.connection.object_server().at(path::job(id), object).await.map(drop)
 }

@@ -11,7 +11,10 @@ use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
 use super::{
     border::{Border, Target},
     error::{Error, Result},
-    export::{Exported, Kind, Property, border},
+    export::{
+        Change::{self, Never, Told, Untold},
+        Kind, Property, border,
+    },
     options::Options,
     path,
 };
@@ -30,6 +33,10 @@ impl Kind for KernelKind {
     const INTERFACE: &'static str = KERNEL_INTERFACE;
     const SIGNALS: &'static str = "";
 
+    fn path(&self) -> OwnedObjectPath {
+        path::kernel(self.0)
+    }
+
     fn properties() -> &'static [Property<KernelView>] {
         PROPERTIES
     }
@@ -42,9 +49,9 @@ impl Kind for KernelKind {
         engine.kernel(self.0)
     }
 
-    fn target(view: &KernelView, _: &Engine) -> Option<Target> {
+    fn target(view: &KernelView, _: &Border) -> Option<Target> {
         let details = vec![("image", view.name.to_string())];
-        Some(Target { owner: view.owner, is_shared: view.shared, details })
+        Some(Target { owner: view.owner, is_shared: view.shared, guest: None, details })
     }
 
     fn gone() -> Error {
@@ -55,29 +62,28 @@ impl Kind for KernelKind {
 const fn property(
     name: &'static str,
     signature: &'static str,
-    constant: bool,
+    change: Change,
     get: Get,
 ) -> Property<KernelView> {
-    Property { name, signature, constant, get }
+    Property { name, signature, change, get }
 }
 
 type Get = fn(&KernelView, &Engine) -> Variant<'static>;
 
 const PROPERTIES: &[Property<KernelView>] = &[
-    property("Id", "s", true, |kernel, _| kernel.id.to_string().into()),
-    property("Name", "s", false, |kernel, _| kernel.name.to_string().into()),
-    property("OwnerUid", "u", false, |kernel, _| kernel.owner.0.into()),
-    property("Shared", "b", false, |kernel, _| kernel.shared.into()),
-    property("Source", "s", false, |kernel, _| kernel.source.clone().into()),
-    property("Digest", "s", false, |kernel, _| kernel.facts.digest.clone().into()),
-    property("Version", "s", false, |kernel, _| kernel.facts.release.clone().into()),
-    property("Architecture", "s", false, |_, _| std::env::consts::ARCH.into()),
-    property("Size", "t", false, |kernel, _| kernel.facts.size.0.into()),
-    property("HasModules", "b", false, |kernel, _| (kernel.facts.modules > 0).into()),
-    property("CreatedAt", "t", false, |kernel, _| kernel.created_at.0.into()),
-    property("UsedBy", "ao", false, |kernel, engine| {
-        let users: Vec<OwnedObjectPath> = engine.kernel_users(kernel.id).iter().map(path::object).collect();
-        users.into()
+    property("Id", "s", Never, |kernel, _| kernel.id.to_string().into()),
+    property("Name", "s", Told, |kernel, _| kernel.name.to_string().into()),
+    property("OwnerUid", "u", Told, |kernel, _| kernel.owner.0.into()),
+    property("Shared", "b", Told, |kernel, _| kernel.shared.into()),
+    property("Source", "s", Told, |kernel, _| kernel.source.clone().into()),
+    property("Digest", "s", Told, |kernel, _| kernel.facts.digest.clone().into()),
+    property("Version", "s", Told, |kernel, _| kernel.facts.release.clone().into()),
+    property("Architecture", "s", Told, |_, _| std::env::consts::ARCH.into()),
+    property("Size", "t", Told, |kernel, _| kernel.facts.size.0.into()),
+    property("HasModules", "b", Told, |kernel, _| (kernel.facts.modules > 0).into()),
+    property("CreatedAt", "t", Told, |kernel, _| kernel.created_at.0.into()),
+    property("UsedBy", "ao", Untold, |kernel, engine| {
+        path::owned(engine.kernel_users(kernel.id), kernel.owner, engine).into()
     }),
 ];
 
@@ -94,10 +100,4 @@ impl Methods {
         Options::new(options).finish()?;
         Ok(border(&self.border)?.engine.delete_kernel(self.id).await?)
     }
-}
-
-/// Makes a kernel's object; one that is there stays.
-pub async fn export(border: &Arc<Border>, id: KernelId) -> zbus::Result<()> {
-    let object = Exported::new(Arc::clone(border), KernelKind(id));
-    border.connection.object_server().at(path::kernel(id), object).await.map(drop)
 }

@@ -8,7 +8,7 @@ use std::{
 use banger_proto::{
     bus::{
         ErrorName,
-        names::{self, MANAGER_INTERFACE, MANAGER_PATH, action},
+        names::{MANAGER_INTERFACE, action},
         option::{create, filter, import, subscribe},
         record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow},
     },
@@ -20,21 +20,22 @@ use super::{
     border::{Border, Target},
     caller::Caller,
     error::{Error, Result},
-    export::{Exported, Kind, Property, border},
+    export::{Change, Kind, Property, border, export},
+    image::ImageKind,
     job,
+    kernel::KernelKind,
     options::Options,
     path,
-    vm::read_start,
+    vm::{VmKind, read_start},
 };
 use crate::{
     domain::{
         id::{JobId, Uid},
-        name::{Name, Reference},
+        name::Name,
         vm::Init,
     },
     engine::{
         Engine,
-        error::Kind as ErrorKind,
         request::{CreateVm, ImportImage, ImportKernel},
     },
     ports::{Interaction, Question, Status, Verdict},
@@ -42,6 +43,8 @@ use crate::{
 
 /// Grows by one with each addition to the interfaces.
 const API_LEVEL: u32 = 1;
+/// What this service can do, for clients that are newer than it.
+const FEATURES: [&str; 4] = ["agent", "image-import", "kernel-import", "log"];
 /// What a label, and all of them, may be.
 const MAX_LABELS: usize = 32;
 const MAX_LABEL: usize = 256;
@@ -62,6 +65,10 @@ impl Kind for ManagerKind {
 <signal name="JobNew"><arg name="id" type="s"/><arg name="job" type="o"/></signal>
 <signal name="JobRemoved"><arg name="id" type="s"/><arg name="job" type="o"/><arg name="result" type="s"/></signal>"#;
 
+    fn path(&self) -> OwnedObjectPath {
+        path::manager()
+    }
+
     fn properties() -> &'static [Property<()>] {
         PROPERTIES
     }
@@ -74,7 +81,7 @@ impl Kind for ManagerKind {
         Some(Arc::new(()))
     }
 
-    fn target((): &(), _: &Engine) -> Option<Target> {
+    fn target((): &(), _: &Border) -> Option<Target> {
         None
     }
 
@@ -87,20 +94,26 @@ const PROPERTIES: &[Property<()>] = &[
     Property {
         name: "Version",
         signature: "s",
-        constant: true,
+        change: Change::Never,
         get: |(), _| env!("CARGO_PKG_VERSION").into(),
     },
-    Property { name: "ApiLevel", signature: "u", constant: true, get: |(), _| API_LEVEL.into() },
+    Property { name: "ApiLevel", signature: "u", change: Change::Never, get: |(), _| API_LEVEL.into() },
+    Property {
+        name: "Features",
+        signature: "as",
+        change: Change::Never,
+        get: |(), _| FEATURES.map(str::to_owned).to_vec().into(),
+    },
     Property {
         name: "DefaultImage",
         signature: "s",
-        constant: false,
+        change: Change::Told,
         get: |(), engine| engine.settings().default_image.to_string().into(),
     },
     Property {
         name: "DefaultKernel",
         signature: "s",
-        constant: false,
+        change: Change::Told,
         get: |(), engine| engine.settings().default_kernel.to_string().into(),
     },
 ];
@@ -124,20 +137,18 @@ impl Methods {
     ) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
         let (border, caller) = self.enter(&header).await?;
         let request = read_create(&border, &caller, &name, options).await?;
+        let lifetime = request.lifetime.clone();
         let (vm, job) = border.engine.create_vm(request).await?;
-        super::vm::export(&border, vm).await?;
+        border.bind(&caller, &lifetime).await;
+        export(&border, VmKind(vm)).await?;
         Ok((path::vm(vm), border.hand_over_job(&caller, job).await?))
     }
 
     #[zbus(name = "GetVM", out_args("vm"))]
     async fn get_vm(&self, reference: String, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
         let (border, caller) = self.enter(&header).await?;
-        let found = border.engine.find_vm(caller.uid, &parse_reference(&reference)?)?;
-        if !border.sees(&caller, found.vm.owner, false).await {
-            // As if it were not there: whether it is, is its owner's secret.
-            return Err(crate::engine::error::Error::NoSuch { kind: ErrorKind::Vm, reference }.into());
-        }
-        super::vm::export(&border, found.vm.id).await?;
+        let found = border.find_vm(&caller, &reference).await?;
+        export(&border, VmKind(found.vm.id)).await?;
         Ok(path::vm(found.vm.id))
     }
 
@@ -174,8 +185,9 @@ impl Methods {
         files.finish()?;
         let mut options = Options::new(options);
         let shared = options.boolean(import::SHARED)?.unwrap_or_default();
-        let kernel = read_reference(&mut options, import::KERNEL_REF)?;
+        let kernel = options.string(import::KERNEL_REF)?;
         options.finish()?;
+        let kernel = kernel.map(|text| border.usable_kernel(&caller, &text)).transpose()?;
         border.may_share(&caller, shared, &name).await?;
         let request = ImportImage { owner: caller.uid, name, shared, kernel, rootfs };
         let job = border.engine.import_image(request)?;
@@ -189,11 +201,8 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         let (border, caller) = self.enter(&header).await?;
-        let found = border.engine.find_image(caller.uid, &parse_reference(&reference)?)?;
-        if !border.sees(&caller, found.owner, found.shared).await {
-            return Err(crate::engine::error::Error::NoSuch { kind: ErrorKind::Image, reference }.into());
-        }
-        super::image::export(&border, found.id).await?;
+        let found = border.find_image(&caller, &reference).await?;
+        export(&border, ImageKind(found.id)).await?;
         Ok(path::image(found.id))
     }
 
@@ -246,11 +255,8 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         let (border, caller) = self.enter(&header).await?;
-        let found = border.engine.find_kernel(caller.uid, &parse_reference(&reference)?)?;
-        if !border.sees(&caller, found.owner, found.shared).await {
-            return Err(crate::engine::error::Error::NoSuch { kind: ErrorKind::Kernel, reference }.into());
-        }
-        super::kernel::export(&border, found.id).await?;
+        let found = border.find_kernel(&caller, &reference).await?;
+        export(&border, KernelKind(found.id)).await?;
         Ok(path::kernel(found.id))
     }
 
@@ -278,7 +284,9 @@ impl Methods {
         let none = || Error::new(ErrorName::NoSuchJob, "there is no such job");
         let id: JobId = id.parse().map_err(|_| none())?;
         let found = border.engine.job(id).ok_or_else(none)?;
-        if !border.sees(&caller, found.owner, false).await {
+        let is_own =
+            found.owner == caller.uid || border.subscribers.creator(id) == Some(caller.connection.clone());
+        if !is_own && !border.may_view_others(&caller).await {
             return Err(none());
         }
         Ok(path::job(id))
@@ -310,7 +318,7 @@ impl Methods {
         if all_owners {
             border.require(&caller, action::VM_VIEW_OTHERS, Vec::new()).await?;
         }
-        border.subscribers.add(&caller.connection, caller.uid, all_owners)
+        border.subscribe(&caller, all_owners)
     }
 
     async fn unsubscribe(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
@@ -451,8 +459,11 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
     let request = CreateVm {
         owner: caller.uid,
         name: if name.is_empty() { None } else { Some(parse_name(name)?) },
-        image: read_reference(&mut options, create::IMAGE)?,
-        kernel: read_reference(&mut options, create::KERNEL)?,
+        image: options.string(create::IMAGE)?.map(|text| border.usable_image(caller, &text)).transpose()?,
+        kernel: options
+            .string(create::KERNEL)?
+            .map(|text| border.usable_kernel(caller, &text))
+            .transpose()?,
         vcpus: options.small_number(create::VCPUS)?,
         memory: options.number(create::MEMORY)?.map(Bytes),
         disk_size: options.number(create::DISK_SIZE)?.map(Bytes),
@@ -471,22 +482,4 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
 
 fn parse_name(text: &str) -> Result<Name> {
     text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
-}
-
-fn parse_reference(text: &str) -> Result<Reference> {
-    text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
-}
-
-fn read_reference(options: &mut Options, key: &'static str) -> Result<Option<Reference>> {
-    match options.string(key)? {
-        Some(text) => parse_reference(&text).map(Some),
-        None => Ok(None),
-    }
-}
-
-/// Makes the manager's object.
-pub async fn export(border: &Arc<Border>) -> zbus::Result<()> {
-    debug_assert_eq!(names::SERVICE, MANAGER_INTERFACE);
-    let object = Exported::new(Arc::clone(border), ManagerKind);
-    border.connection.object_server().at(MANAGER_PATH, object).await.map(drop)
 }

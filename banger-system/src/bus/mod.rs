@@ -16,6 +16,7 @@ mod object_manager;
 mod options;
 mod path;
 mod publisher;
+mod reference;
 mod subscribers;
 mod vm;
 
@@ -23,10 +24,13 @@ use std::sync::Arc;
 
 use banger_proto::bus::names;
 use tokio::sync::mpsc;
-use zbus::Connection;
+use zbus::{Connection, fdo::RequestNameFlags};
 
-use self::border::Border;
 pub use self::introspect::interfaces;
+use self::{
+    border::Border, export::export, image::ImageKind, job::JobKind, kernel::KernelKind, manager::ManagerKind,
+    vm::VmKind,
+};
 use crate::engine::{Engine, view::Event};
 
 /// Serves the engine on this connection. When this returns, the name is owned and calls are answered;
@@ -37,10 +41,25 @@ pub async fn serve(
     events: mpsc::UnboundedReceiver<Event>,
 ) -> zbus::Result<()> {
     let border = Arc::new(Border::new(connection.clone(), engine).await?);
-    manager::export(&border).await?;
+    export(&border, ManagerKind).await?;
     object_manager::export(&border).await?;
+    // What was there before is on the bus before anybody can call. What comes is the publisher's.
+    for view in border.engine.kernels() {
+        export(&border, KernelKind(view.id)).await?;
+    }
+    for view in border.engine.images() {
+        export(&border, ImageKind(view.id)).await?;
+    }
+    for view in border.engine.vms() {
+        export(&border, VmKind(view.vm.id)).await?;
+    }
+    for view in border.engine.jobs() {
+        export(&border, JobKind(view.id)).await?;
+    }
     tokio::spawn(publisher::run(Arc::clone(&border), events));
     tokio::spawn(caller::watch_names(Arc::clone(&border)).await?);
     caller::end_orphans(&border).await?;
-    connection.request_name(names::SERVICE).await
+    // Nobody else may take the name from us, nor we from another that serves.
+    let flags = RequestNameFlags::DO_NOT_QUEUE;
+    connection.request_name_with_flags(names::SERVICE, flags).await.map(drop)
 }

@@ -11,6 +11,7 @@ use zbus::{OwnedObjectPath, Variant, interface, message::Header};
 
 use super::{
     border::Border,
+    caller::Place,
     error::Result,
     export::{Kind, border, values},
     image::ImageKind,
@@ -43,8 +44,8 @@ impl ObjectManager {
     ) -> Result<HashMap<OwnedObjectPath, Interfaces>> {
         let border = border(&self.border)?;
         let caller = border.callers.of(&header).await?;
-        let _permit = border.callers.permit(caller.uid)?;
-        border.subscribers.add(&caller.connection, caller.uid, false)?;
+        let _permit = border.callers.place(caller.uid, Place::Call)?;
+        border.subscribe(&caller, false)?;
         let engine = &border.engine;
         let mut objects = HashMap::new();
         for view in engine.vms().iter().filter(|view| view.vm.owner == caller.uid) {

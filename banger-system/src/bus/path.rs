@@ -6,13 +6,17 @@ use banger_proto::bus::names;
 use zbus::OwnedObjectPath;
 
 use crate::{
-    domain::id::{ImageId, JobId, KernelId, VmId},
-    engine::view::Object,
+    domain::id::{ImageId, JobId, KernelId, Uid, VmId},
+    engine::{Engine, view::Object},
 };
 
 /// Ids are hexadecimal, and so every path is valid.
 fn path(parent: &str, id: impl Display) -> OwnedObjectPath {
     OwnedObjectPath::try_from(format!("{parent}/{id}")).unwrap_or_default()
+}
+
+pub fn manager() -> OwnedObjectPath {
+    zbus::ObjectPath::from_static_str_unchecked(names::MANAGER_PATH).into()
 }
 
 pub fn vm(id: VmId) -> OwnedObjectPath {
@@ -37,4 +41,15 @@ pub fn object(object: &Object) -> OwnedObjectPath {
         Object::Image(id) => image(*id),
         Object::Kernel(id) => kernel(*id),
     }
+}
+
+/// The paths of those that belong to this owner: who else uses a shared object is not everybody's to know.
+pub fn owned(objects: impl IntoIterator<Item = Object>, owner: Uid, engine: &Engine) -> Vec<OwnedObjectPath> {
+    let owner_of = |object: &Object| match object {
+        Object::Vm(id) => engine.vm(*id).map(|view| view.vm.owner),
+        Object::Image(id) => engine.image(*id).map(|image| image.owner),
+        Object::Kernel(id) => engine.kernel(*id).map(|kernel| kernel.owner),
+    };
+    let owned = objects.into_iter().filter(|object| owner_of(object) == Some(owner));
+    owned.map(|found| object(&found)).collect()
 }

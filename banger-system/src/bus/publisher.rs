@@ -9,14 +9,17 @@ use zbus::{DynamicType, OwnedObjectPath, names::BusName};
 
 use super::{
     border::Border,
-    export::{Exported, Kind, changes},
+    export::{Kind, changes, export, withdraw},
     image::ImageKind,
     job::{self, JobKind},
     kernel::KernelKind,
     object_manager, path,
     vm::VmKind,
 };
-use crate::engine::view::{Event, JobView, VmView};
+use crate::{
+    domain::id::JobId,
+    engine::view::{Event, JobView, VmView},
+};
 
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
@@ -34,7 +37,7 @@ async fn publish(border: &Arc<Border>, event: Event) -> zbus::Result<()> {
     match event {
         Event::VmAdded(view) => {
             let to = border.subscribers.of(view.vm.owner, false);
-            super::vm::export(border, view.vm.id).await?;
+            export(border, VmKind(view.vm.id)).await?;
             added::<VmKind>(border, &to, path::vm(view.vm.id), &view).await?;
             let body = (view.vm.id.to_string(), path::vm(view.vm.id));
             send(border, &to, MANAGER_PATH, MANAGER_INTERFACE, "VMNew", &body).await
@@ -42,35 +45,35 @@ async fn publish(border: &Arc<Border>, event: Event) -> zbus::Result<()> {
         Event::VmChanged { old, new } => vm_changed(border, &old, &new).await,
         Event::VmRemoved(view) => {
             let to = border.subscribers.of(view.vm.owner, false);
-            removed::<VmKind>(border, &to, path::vm(view.vm.id)).await?;
+            removed(border, &to, VmKind(view.vm.id)).await?;
             let body = (view.vm.id.to_string(), path::vm(view.vm.id));
             send(border, &to, MANAGER_PATH, MANAGER_INTERFACE, "VMRemoved", &body).await
         }
         Event::ImageAdded(image) => {
             let to = border.subscribers.of(image.owner, image.shared);
-            super::image::export(border, image.id).await?;
+            export(border, ImageKind(image.id)).await?;
             added::<ImageKind>(border, &to, path::image(image.id), &image).await?;
             let body = (image.id.to_string(), path::image(image.id));
             send(border, &to, MANAGER_PATH, MANAGER_INTERFACE, "ImageNew", &body).await
         }
         Event::ImageRemoved(image) => {
             let to = border.subscribers.of(image.owner, image.shared);
-            removed::<ImageKind>(border, &to, path::image(image.id)).await?;
+            removed(border, &to, ImageKind(image.id)).await?;
             let body = (image.id.to_string(), path::image(image.id));
             send(border, &to, MANAGER_PATH, MANAGER_INTERFACE, "ImageRemoved", &body).await
         }
         Event::KernelAdded(kernel) => {
             let to = border.subscribers.of(kernel.owner, kernel.shared);
-            super::kernel::export(border, kernel.id).await?;
+            export(border, KernelKind(kernel.id)).await?;
             added::<KernelKind>(border, &to, path::kernel(kernel.id), &kernel).await
         }
         Event::KernelRemoved(kernel) => {
             let to = border.subscribers.of(kernel.owner, kernel.shared);
-            removed::<KernelKind>(border, &to, path::kernel(kernel.id)).await
+            removed(border, &to, KernelKind(kernel.id)).await
         }
         Event::JobAdded(view) => {
             let to = border.subscribers.of_job(view.owner, view.id);
-            job::export(border, view.id).await?;
+            export(border, JobKind(view.id)).await?;
             added::<JobKind>(border, &to, path::job(view.id), &view).await?;
             let body = (view.id.to_string(), path::job(view.id));
             send(border, &to, MANAGER_PATH, MANAGER_INTERFACE, "JobNew", &body).await
@@ -79,7 +82,7 @@ async fn publish(border: &Arc<Border>, event: Event) -> zbus::Result<()> {
         Event::JobRemoved(view) => {
             let to = border.subscribers.of_job(view.owner, view.id);
             border.subscribers.forget_job(view.id);
-            removed::<JobKind>(border, &to, path::job(view.id)).await?;
+            removed(border, &to, JobKind(view.id)).await?;
             let body = (view.id.to_string(), path::job(view.id), job::result(&view).result);
             send(border, &to, MANAGER_PATH, MANAGER_INTERFACE, "JobRemoved", &body).await
         }
@@ -97,18 +100,35 @@ async fn vm_changed(border: &Arc<Border>, old: &VmView, new: &VmView) -> zbus::R
 }
 
 async fn job_changed(border: &Arc<Border>, old: &JobView, new: &JobView) -> zbus::Result<()> {
-    let (to, path) = (border.subscribers.of_job(new.owner, new.id), path::job(new.id));
+    let path = path::job(new.id);
+    let has_ended = new.outcome.is_some() && old.outcome.is_none();
+    let to = match has_ended {
+        true => border.subscribers.of_job_end(new.owner, new.id),
+        false => border.subscribers.of_job(new.owner, new.id),
+    };
     changed::<JobKind>(border, &to, &path, old, new).await?;
     if new.stage_index != old.stage_index {
         let body = (new.stage, new.stage_index, new.stage_count, new.message.as_str());
         send(border, &to, path.as_str(), JOB_INTERFACE, "Stage", &body).await?;
     }
-    if new.outcome.is_some() && old.outcome.is_none() {
-        let result = job::result(new);
-        let body = (result.result, result.error_name, result.error_message, job::data(new));
-        send(border, &to, path.as_str(), JOB_INTERFACE, "Completed", &body).await?;
+    match has_ended {
+        true => completed(border, &to, new).await,
+        false => Ok(()),
     }
-    Ok(())
+}
+
+/// Tells one connection of the end of a job that has ended.
+pub async fn tell_end(border: &Border, job: JobId, connection: &str) -> zbus::Result<()> {
+    match border.engine.job(job) {
+        Some(view) => completed(border, &[connection.to_owned()], &view).await,
+        None => Ok(()),
+    }
+}
+
+async fn completed(border: &Border, to: &[String], job: &JobView) -> zbus::Result<()> {
+    let (path, result) = (path::job(job.id), job::result(job));
+    let body = (result.result, result.error_name, result.error_message, job::data(job));
+    send(border, to, path.as_str(), JOB_INTERFACE, "Completed", &body).await
 }
 
 async fn added<K: Kind>(
@@ -121,9 +141,9 @@ async fn added<K: Kind>(
     send(border, to, MANAGER_PATH, OBJECT_MANAGER, "InterfacesAdded", &body).await
 }
 
-async fn removed<K: Kind>(border: &Border, to: &[String], path: OwnedObjectPath) -> zbus::Result<()> {
-    border.connection.object_server().remove::<Exported<K>, _>(&path).await?;
-    let body = (path, vec![K::INTERFACE]);
+async fn removed<K: Kind>(border: &Border, to: &[String], kind: K) -> zbus::Result<()> {
+    withdraw(border, &kind).await?;
+    let body = (kind.path(), vec![K::INTERFACE]);
     send(border, to, MANAGER_PATH, OBJECT_MANAGER, "InterfacesRemoved", &body).await
 }
 

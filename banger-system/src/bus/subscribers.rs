@@ -2,7 +2,7 @@
 //! every signal of ours is sent to those who asked and may know.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -24,6 +24,17 @@ struct State {
     connections: HashMap<String, Subscription>,
     /// Who began a job hears of it, without having asked.
     jobs: HashMap<JobId, String>,
+    /// Jobs of whose end all were told who are to be told.
+    ended: HashSet<JobId>,
+}
+
+/// Whether a connection hears of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watching {
+    /// It does.
+    FromNow,
+    /// The job's end was told before, and not to this connection.
+    TooLate,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -54,13 +65,25 @@ impl Subscribers {
         self.lock().connections.remove(connection);
     }
 
-    /// A connection hears of a job from now on.
-    pub fn watch_job(&self, job: JobId, connection: &str) {
-        self.lock().jobs.insert(job, connection.to_owned());
+    /// The connection that began a job hears of it from now on.
+    pub fn watch_job(&self, job: JobId, connection: &str) -> Watching {
+        let mut state = self.lock();
+        state.jobs.insert(job, connection.to_owned());
+        match state.ended.contains(&job) && !state.connections.contains_key(connection) {
+            true => Watching::TooLate,
+            false => Watching::FromNow,
+        }
+    }
+
+    /// The connection that began a job.
+    pub fn creator(&self, job: JobId) -> Option<String> {
+        self.lock().jobs.get(&job).cloned()
     }
 
     pub fn forget_job(&self, job: JobId) {
-        self.lock().jobs.remove(&job);
+        let mut state = self.lock();
+        state.jobs.remove(&job);
+        state.ended.remove(&job);
     }
 
     /// The connection is gone.
@@ -72,24 +95,40 @@ impl Subscribers {
 
     /// Who hears of an object of this owner.
     pub fn of(&self, owner: Uid, is_shared: bool) -> Vec<String> {
-        let state = self.lock();
-        let may = |s: &Subscription| s.uid == owner || s.all_owners || is_shared;
-        state.connections.iter().filter(|(_, s)| may(s)).map(|(name, _)| name.clone()).collect()
+        self.lock().of(owner, is_shared)
     }
 
     /// Who hears of a job.
     pub fn of_job(&self, owner: Uid, job: JobId) -> Vec<String> {
+        self.lock().of_job(owner, job)
+    }
+
+    /// Who is told of the end of a job.
+    pub fn of_job_end(&self, owner: Uid, job: JobId) -> Vec<String> {
+        let mut state = self.lock();
+        state.ended.insert(job);
+        state.of_job(owner, job)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn of(&self, owner: Uid, is_shared: bool) -> Vec<String> {
+        let may = |s: &Subscription| s.uid == owner || s.all_owners || is_shared;
+        self.connections.iter().filter(|(_, s)| may(s)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn of_job(&self, owner: Uid, job: JobId) -> Vec<String> {
         let mut names = self.of(owner, false);
-        if let Some(name) = self.lock().jobs.get(&job)
+        if let Some(name) = self.jobs.get(&job)
             && !names.contains(name)
         {
             names.push(name.clone());
         }
         names
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,6 +152,19 @@ mod tests {
         assert_eq!(of(7, true), [":1.1", ":1.2", ":1.3"]);
         subscribers.forget(":1.1");
         assert_eq!(of(1, false), [":1.3"]);
+    }
+
+    #[test]
+    fn who_begins_a_job_is_told_of_its_end_once() {
+        let subscribers = Subscribers::default();
+        let (early, late) = (JobId::from_bits(1), JobId::from_bits(2));
+        assert_eq!(subscribers.watch_job(early, ":1.1"), Watching::FromNow);
+        assert_eq!(subscribers.of_job_end(Uid(1), early), [":1.1"]);
+        assert_eq!(subscribers.of_job_end(Uid(1), late), Vec::<String>::new());
+        assert_eq!(subscribers.watch_job(late, ":1.1"), Watching::TooLate);
+        assert_eq!(subscribers.creator(late).as_deref(), Some(":1.1"));
+        subscribers.add(":1.2", Uid(1), false).unwrap();
+        assert_eq!(subscribers.watch_job(late, ":1.2"), Watching::FromNow);
     }
 
     #[test]

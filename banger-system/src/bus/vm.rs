@@ -18,9 +18,11 @@ use super::{
     border::{Border, Target},
     caller::Caller,
     error::{Error, Result},
-    export::{Kind, Property, border},
+    export::{Change, Kind, Property, border, export},
+    job::JobKind,
     options::Options,
-    path,
+    path, publisher,
+    subscribers::Watching,
 };
 use crate::{
     domain::{
@@ -49,6 +51,10 @@ impl Kind for VmKind {
     const INTERFACE: &'static str = VM_INTERFACE;
     const SIGNALS: &'static str = r#"<signal name="StateChanged"><arg name="old_state" type="s"/><arg name="new_state" type="s"/><arg name="reason" type="s"/></signal>"#;
 
+    fn path(&self) -> OwnedObjectPath {
+        path::vm(self.0)
+    }
+
     fn properties() -> &'static [Property<VmView>] {
         PROPERTIES
     }
@@ -61,14 +67,14 @@ impl Kind for VmKind {
         engine.vm(self.0)
     }
 
-    fn target(view: &VmView, engine: &Engine) -> Option<Target> {
+    fn target(view: &VmView, border: &Border) -> Option<Target> {
         let details = vec![
             ("vm", view.vm.name.to_string()),
             ("vm_id", view.vm.id.to_string()),
-            ("owner", engine.users().name_of(view.vm.owner)),
+            ("owner", border.engine.users().name_of(view.vm.owner)),
             ("owner_uid", view.vm.owner.to_string()),
         ];
-        Some(Target { owner: view.vm.owner, is_shared: false, details })
+        Some(Target { owner: view.vm.owner, is_shared: false, guest: None, details })
     }
 
     fn gone() -> Error {
@@ -77,11 +83,11 @@ impl Kind for VmKind {
 }
 
 const fn constant(name: &'static str, signature: &'static str, get: Get) -> Property<VmView> {
-    Property { name, signature, constant: true, get }
+    Property { name, signature, change: Change::Never, get }
 }
 
 const fn property(name: &'static str, signature: &'static str, get: Get) -> Property<VmView> {
-    Property { name, signature, constant: false, get }
+    Property { name, signature, change: Change::Told, get }
 }
 
 type Get = fn(&VmView, &Engine) -> Variant<'static>;
@@ -112,6 +118,15 @@ const PROPERTIES: &[Property<VmView>] = &[
     property("ReadyAt", "t", |view, _| view.vm.ready_at.0.into()),
     property("Unit", "s", |view, _| view.unit.clone().into()),
     property("MainPid", "u", |view, _| view.pid.into()),
+    Property {
+        name: "Jobs",
+        signature: "ao",
+        change: Change::Untold,
+        get: |view, engine| {
+            let jobs: Vec<OwnedObjectPath> = engine.vm_jobs(view.vm.id).into_iter().map(path::job).collect();
+            jobs.into()
+        },
+    },
 ];
 
 /// The methods of a machine.
@@ -177,7 +192,9 @@ impl Methods {
     async fn set_lifetime(&self, lifetime: String, #[zbus(header)] header: Header<'_>) -> Result<()> {
         let (border, caller) = self.enter(&header).await?;
         let lifetime = border.lifetime(&caller, Some(&lifetime)).await?;
-        Ok(border.engine.set_lifetime(self.id, lifetime).await?)
+        border.engine.set_lifetime(self.id, lifetime.clone()).await?;
+        border.bind(&caller, &lifetime).await;
+        Ok(())
     }
 
     #[zbus(out_args("stream"))]
@@ -214,9 +231,19 @@ impl Methods {
 impl Border {
     /// Makes a job's object, lets its creator hear of it, and gives its path.
     pub async fn hand_over_job(self: &Arc<Self>, caller: &Caller, job: JobId) -> Result<OwnedObjectPath> {
-        self.subscribers.watch_job(job, &caller.connection);
-        super::job::export(self, job).await?;
+        export(self, JobKind(job)).await?;
+        if self.subscribers.watch_job(job, &caller.connection) == Watching::TooLate {
+            // It has ended already, and the others were told.
+            publisher::tell_end(self, job, &caller.connection).await?;
+        }
         Ok(path::job(job))
+    }
+
+    /// What is bound to a caller that went while it was being bound, goes too.
+    pub async fn bind(&self, caller: &Caller, lifetime: &Lifetime) {
+        if matches!(lifetime, Lifetime::Caller { .. }) && !self.callers.is_here(&caller.connection) {
+            self.engine.caller_vanished(&caller.connection).await;
+        }
     }
 
     /// A lifetime by its word, bound to the caller where it is to be.
@@ -263,10 +290,4 @@ fn read_timeout(options: &mut Options, key: &'static str) -> Result<Option<Durat
 
 fn manner(force: Option<bool>) -> Manner {
     if force.unwrap_or_default() { Manner::Forced } else { Manner::Clean }
-}
-
-/// Makes a machine's object; one that is there stays.
-pub async fn export(border: &Arc<Border>, id: VmId) -> zbus::Result<()> {
-    let object = super::export::Exported::new(Arc::clone(border), VmKind(id));
-    border.connection.object_server().at(path::vm(id), object).await.map(drop)
 }

@@ -1,0 +1,109 @@
+//! What a caller means by a reference. An object that it may not see is as if it were not there: the answer
+//! tells nothing of what other people have.
+
+use std::sync::Arc;
+
+use banger_proto::bus::{ErrorName, names::action};
+
+use super::{
+    border::Border,
+    caller::Caller,
+    error::{Error, Result},
+};
+use crate::{
+    domain::{id::Uid, name::Reference},
+    engine::{
+        error::{self, Kind},
+        view::{ImageView, KernelView, VmView},
+    },
+};
+
+/// A text that is a reference.
+pub fn parse(text: &str) -> Result<Reference> {
+    text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
+}
+
+impl Border {
+    /// The machine that the caller means.
+    pub async fn find_vm(&self, caller: &Caller, text: &str) -> Result<Arc<VmView>> {
+        let reference = parse(text)?;
+        let found = self.engine.find_vm(caller.uid, &reference);
+        let owner = |view: &VmView| (view.vm.owner, false);
+        self.reveal(caller, Kind::Vm, text, &reference, found, owner).await
+    }
+
+    /// The image that the caller means.
+    pub async fn find_image(&self, caller: &Caller, text: &str) -> Result<Arc<ImageView>> {
+        let reference = parse(text)?;
+        let found = self.engine.find_image(caller.uid, &reference);
+        let owner = |image: &ImageView| (image.owner, image.shared);
+        self.reveal(caller, Kind::Image, text, &reference, found, owner).await
+    }
+
+    /// The kernel that the caller means.
+    pub async fn find_kernel(&self, caller: &Caller, text: &str) -> Result<Arc<KernelView>> {
+        let reference = parse(text)?;
+        let found = self.engine.find_kernel(caller.uid, &reference);
+        let owner = |kernel: &KernelView| (kernel.owner, kernel.shared);
+        self.reveal(caller, Kind::Kernel, text, &reference, found, owner).await
+    }
+
+    /// The image that a machine of the caller is to be cloned from. A clone can be read, so that it must be
+    /// the caller's own, or shared: to see that there is one is not enough.
+    pub fn usable_image(&self, caller: &Caller, text: &str) -> Result<Reference> {
+        let found = self.engine.find_image(caller.uid, &parse(text)?)?;
+        usable(caller, Kind::Image, text, found.owner, found.shared)?;
+        Ok(Reference::IdPrefix(found.id.to_string()))
+    }
+
+    /// The kernel that a machine of the caller is to boot: its own, or shared.
+    pub fn usable_kernel(&self, caller: &Caller, text: &str) -> Result<Reference> {
+        let found = self.engine.find_kernel(caller.uid, &parse(text)?)?;
+        usable(caller, Kind::Kernel, text, found.owner, found.shared)?;
+        Ok(Reference::IdPrefix(found.id.to_string()))
+    }
+
+    async fn reveal<T>(
+        &self,
+        caller: &Caller,
+        kind: Kind,
+        text: &str,
+        reference: &Reference,
+        found: error::Result<Arc<T>>,
+        owner: impl Fn(&T) -> (Uid, bool),
+    ) -> Result<Arc<T>> {
+        if let Ok(view) = &found {
+            let (owner, is_shared) = owner(view);
+            if owner == caller.uid || is_shared {
+                return Ok(found?);
+            }
+        }
+        match reference {
+            // Names are looked up among what the caller may see.
+            Reference::Name(_) => Ok(found?),
+            // Who names another user means another user's, and may be asked to authenticate: whether it is
+            // there or not, or the question would give it away.
+            Reference::Owned { user, .. } => {
+                if self.engine.users().uid_of(user) != Some(caller.uid) {
+                    self.require(caller, action::VM_VIEW_OTHERS, Vec::new()).await?;
+                }
+                Ok(found?)
+            }
+            Reference::IdPrefix(_) => match self.may_view_others(caller).await {
+                true => Ok(found?),
+                false => Err(no_such(kind, text)),
+            },
+        }
+    }
+}
+
+fn usable(caller: &Caller, kind: Kind, text: &str, owner: Uid, is_shared: bool) -> Result<()> {
+    match owner == caller.uid || is_shared || caller.uid == Uid::ROOT {
+        true => Ok(()),
+        false => Err(no_such(kind, text)),
+    }
+}
+
+fn no_such(kind: Kind, text: &str) -> Error {
+    error::Error::NoSuch { kind, reference: text.to_owned() }.into()
+}
