@@ -47,12 +47,16 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     };
     let (engine, events) = Engine::new(ports, settings);
     engine.recover().await.context("cannot take over what an earlier run left")?;
-    bus::serve(connection, engine, events).await.context("cannot serve on the bus")?;
+    bus::serve(connection.clone(), engine, events).await.context("cannot serve on the bus")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?mode, "serving");
     // Outside of systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(feed_watchdog());
-    wait_for_end().await?;
+    tokio::select! {
+        ended = wait_for_end() => ended?,
+        // Nobody can reach us any more; the next run connects to the next bus.
+        () = connection.closed() => bail!("the bus has gone"),
+    }
     watchdog.abort();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Machines belong to their units, and go on.

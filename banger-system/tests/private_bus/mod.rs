@@ -5,10 +5,12 @@
     clippy::unwrap_used,
     clippy::expect_used,
     dead_code,
+    unused_imports,
     reason = "each test binary uses a part of this"
 )]
 
 mod client;
+mod ear;
 mod polkit;
 mod service;
 
@@ -30,6 +32,7 @@ use zbus::{Connection, connection::Builder};
 
 pub use self::{
     client::{Client, Failure, Options, null, options},
+    ear::{Ear, Heard},
     polkit::{Answer, Polkit},
     service::Service,
 };

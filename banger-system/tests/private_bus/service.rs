@@ -38,13 +38,14 @@ impl Service {
         service
     }
 
-    /// Another run of the service on the same host and the same bus, after a crash of the first.
-    pub async fn restarted(self) -> Self {
-        let Self { sim, polkit, bus, connection, engine } = self;
-        connection.clone().graceful_shutdown().await;
-        drop((connection, engine));
-        let (connection, engine) = serve(&bus, &sim).await;
-        Self { sim, engine, polkit, connection, bus }
+    /// Takes the service from its bus, as a crash does: nothing is told to it, and its machines go on.
+    pub async fn crash(&self) {
+        self.connection.clone().close().await.unwrap();
+    }
+
+    /// Another run of the service on the same host and the same bus.
+    pub async fn restart(&mut self) {
+        (self.connection, self.engine) = serve(&self.bus, &self.sim).await;
     }
 
     pub async fn client(&self, uid: u32) -> Client {

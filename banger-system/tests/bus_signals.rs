@@ -1,0 +1,271 @@
+//! Signals on a real bus: who may know of something hears of it, and nobody else does.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod private_bus;
+
+use std::{
+    collections::HashMap,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use banger_proto::bus::names::{MANAGER_PATH, VM_INTERFACE, action};
+use private_bus::{
+    ALICE, Answer, BOB, CAROL, Client, Ear, Heard, Service, is_possible, options, require, soon, until,
+};
+use zbus::{OwnedObjectPath, OwnedVariant};
+
+const GET_MANAGED_OBJECTS: &str = "org.freedesktop.DBus.ObjectManager.GetManagedObjects";
+const GET_ALL: &str = "org.freedesktop.DBus.Properties.GetAll";
+/// The Python that has Debian's python3-gi.
+const PYTHON: &str = "/usr/bin/python3";
+
+type Objects = HashMap<OwnedObjectPath, HashMap<String, HashMap<String, OwnedVariant>>>;
+
+fn names(heard: &[Heard], object: &str) -> Vec<String> {
+    heard.iter().filter(|signal| signal.object == object).map(|signal| signal.signal.clone()).collect()
+}
+
+async fn finish(client: &Client, path: &str, member: &str) -> String {
+    let job: OwnedObjectPath = client.call(path, member, &(options([]),)).await.unwrap();
+    client.done(&job).await;
+    job.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_hears_of_everything_and_others_of_nothing() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let admin = service.client(CAROL).await;
+    let (mut hers, mut his, mut all) = (Ear::of(&alice).await, Ear::of(&bob).await, Ear::of(&admin).await);
+    for client in [&alice, &bob] {
+        client.call::<()>(MANAGER_PATH, "Subscribe", &(options([]),)).await.unwrap();
+    }
+    let everything = || options([("all-owners", true.into())]);
+    assert!(admin.call::<()>(MANAGER_PATH, "Subscribe", &(everything(),)).await.is_err());
+    service.polkit.answer(CAROL, action::VM_VIEW_OTHERS, Answer::Yes);
+    admin.call::<()>(MANAGER_PATH, "Subscribe", &(everything(),)).await.unwrap();
+
+    let (vm, made) = alice.begin_create("box", options([])).await.unwrap();
+    alice.done(&made).await;
+    alice.call::<()>(&vm, "Rename", &("crate",)).await.unwrap();
+    let stopped = finish(&alice, &vm, "Stop").await;
+    let image = alice.import_image("secret", options([])).await;
+    finish(&alice, &vm, "Delete").await;
+    let heard = hers.until(&vm, "VMRemoved").await;
+    let of_vm = names(&heard, &vm);
+    assert_eq!(of_vm[..2], ["InterfacesAdded", "VMNew"]);
+    assert_eq!(of_vm[of_vm.len() - 2..], ["InterfacesRemoved", "VMRemoved"]);
+    let states: Vec<(String, String, String)> = heard
+        .iter()
+        .filter(|signal| signal.signal == "StateChanged")
+        .map(|signal| signal.message.body().deserialize().unwrap())
+        .collect();
+    let steps: Vec<String> = states.iter().map(|(old, new, _)| format!("{old} {new}")).collect();
+    assert_eq!(
+        steps,
+        ["created starting", "starting running", "running stopping", "stopping stopped", "stopped deleting"]
+    );
+    let changed = |property: &str| {
+        heard.iter().filter(|signal| signal.object == vm && signal.signal == "PropertiesChanged").any(
+            |signal| {
+                let (interface, values, gone): (String, HashMap<String, OwnedVariant>, Vec<String>) =
+                    signal.message.body().deserialize().unwrap();
+                interface == VM_INTERFACE && gone.is_empty() && values.contains_key(property)
+            },
+        )
+    };
+    for property in ["State", "Ready", "Name", "BootId", "Unit"] {
+        assert!(changed(property), "{property}");
+    }
+    assert!(!changed("Id") && !changed("OwnerUid"));
+    for job in [&made, &stopped] {
+        let of_job = names(&heard, job);
+        assert!(of_job.contains(&"JobNew".to_owned()) && of_job.contains(&"Stage".to_owned()), "{of_job:?}");
+        assert_eq!(of_job.iter().filter(|signal| *signal == "Completed").count(), 1);
+    }
+    assert_eq!(names(&heard, &image), ["InterfacesAdded", "ImageNew"]);
+    assert!(names(&all.until(&vm, "VMRemoved").await, &vm).len() == of_vm.len());
+
+    // The bus keeps the order of what one sender sends: what Bob was to hear of Alice came before this.
+    let (vm, made) = bob.begin_create("box", options([])).await.unwrap();
+    bob.done(&made).await;
+    let heard = his.until(&made, "Completed").await;
+    let others: Vec<&Heard> =
+        heard.iter().filter(|signal| signal.object != vm && signal.object != made).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_begins_a_job_hears_of_its_end_once_without_having_asked() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let alice = service.client(ALICE).await;
+    let mut ear = Ear::of(&alice).await;
+    let vm = alice.create("box", options([("wait-for", "running".into())])).await;
+    // Such a start has ended before the call is answered: nothing is to be done.
+    for _ in 0..30 {
+        let job: OwnedObjectPath =
+            alice.call(&vm, "Start", &(options([("wait-for", "running".into())]),)).await.unwrap();
+        let heard = ear.until(&job, "Completed").await;
+        assert_eq!(names(&heard, &job).iter().filter(|signal| *signal == "Completed").count(), 1);
+    }
+    service.sim.fail_at(Some(0));
+    let (_, job) = alice.begin_create("broken", options([])).await.unwrap();
+    let heard = ear.until(&job, "Completed").await;
+    let (result, error, message, _): (String, String, String, HashMap<String, OwnedVariant>) =
+        heard.last().unwrap().message.body().deserialize().unwrap();
+    assert_eq!((result.as_str(), error.as_str()), ("failed", "dev.banger.Error.HostNotReady"));
+    assert!(message.contains("told to fail"), "{message}");
+    // The same is read from the object, after the machine is gone.
+    assert_eq!(alice.text(&job, "ErrorName").await, error);
+    assert_eq!(alice.wait(&job).await.2, message);
+    // It asked for nothing else.
+    assert!(heard.iter().all(|signal| signal.object.contains("/job/")), "{heard:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_managed_objects_are_the_callers_own_and_the_shared_ones() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let vm = alice.create("box", options([])).await;
+    let image = alice.import_image("secret", options([])).await;
+    let hers: Objects = alice.call(MANAGER_PATH, GET_MANAGED_OBJECTS, &()).await.unwrap();
+    let his: Objects = bob.call(MANAGER_PATH, GET_MANAGED_OBJECTS, &()).await.unwrap();
+    let has = |objects: &Objects, path: &str| objects.keys().any(|object| object.as_str() == path);
+    assert!(has(&hers, &vm) && has(&hers, &image));
+    assert!(!has(&his, &vm) && !has(&his, &image));
+    // What everybody sees: one image and one kernel. Of the jobs that made them, nobody but root knows.
+    let kinds = |objects: &Objects| {
+        let mut kinds: Vec<String> =
+            objects.keys().map(|path| path.split('/').nth(4).unwrap().to_owned()).collect();
+        kinds.sort();
+        kinds
+    };
+    assert_eq!(kinds(&his), ["image", "kernel"]);
+    // What it tells of an object is what the object tells of itself.
+    let all: HashMap<String, OwnedVariant> = alice.call(&vm, GET_ALL, &(VM_INTERFACE,)).await.unwrap();
+    let managed = hers.iter().find(|(path, _)| path.as_str() == vm).unwrap().1;
+    assert_eq!(managed[VM_INTERFACE], all);
+    // Whoever asked for the objects hears of their changes.
+    let mut ear = Ear::of(&bob).await;
+    let mine = bob.create("box", options([])).await;
+    assert_eq!(names(&ear.until(&mine, "VMNew").await, &mine), ["InterfacesAdded", "VMNew"]);
+}
+
+/// GLib's client of ObjectManager, in a process of a user's own.
+struct Watcher {
+    process: Child,
+    lines: tokio::sync::mpsc::UnboundedReceiver<String>,
+}
+
+impl Watcher {
+    async fn start(service: &Service, uid: u32) -> Self {
+        let mut process = Command::new("/usr/bin/setpriv")
+            .args([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".to_owned()])
+            .args([PYTHON, "-c", include_str!("private_bus/watch_objects.py")])
+            .env("DBUS_SYSTEM_BUS_ADDRESS", service.bus.address())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        let (sender, lines) = tokio::sync::mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let mut watcher = Self { process, lines };
+        watcher.until(|line| line == "ready").await;
+        watcher
+    }
+
+    async fn until(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut all = Vec::new();
+        soon(async {
+            loop {
+                let line = self.lines.recv().await.expect("the watcher lives");
+                all.push(line.clone());
+                if wanted(&line) {
+                    return;
+                }
+            }
+        })
+        .await;
+        all
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+fn has_glib() -> bool {
+    let import = ["-c", "import gi; from gi.repository import Gio"];
+    Path::new(PYTHON).exists()
+        && Command::new(PYTHON).args(import).status().is_ok_and(|status| status.success())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unmodified_client_of_glib_follows_its_users_machines_and_no_others() {
+    require!(is_possible() && has_glib(), "root, dbus-daemon and python3-gi");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let (mut hers, mut his) = (Watcher::start(&service, ALICE).await, Watcher::start(&service, BOB).await);
+    let vm = alice.create("box", options([])).await;
+    hers.until(|line| line == format!("added {vm} box")).await;
+    hers.until(|line| line == format!("changed {vm} State running")).await;
+    alice.call::<()>(&vm, "Rename", &("crate",)).await.unwrap();
+    hers.until(|line| line == format!("changed {vm} Name crate")).await;
+    finish(&alice, &vm, "Stop").await;
+    finish(&alice, &vm, "Delete").await;
+    hers.until(|line| line == format!("removed {vm}")).await;
+    let mine = bob.create("mine", options([])).await;
+    let heard = his.until(|line| line == format!("added {mine} mine")).await;
+    assert!(heard.iter().all(|line| line.contains(&mine) || line.contains("/job/")), "{heard:?}");
+    assert!(heard.iter().all(|line| !line.contains(&vm)), "{heard:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_are_counted_per_user_and_forgotten_when_they_go() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    // Those that go without waiting for the answer count as little as those that wait.
+    for _ in 0..40 {
+        let hasty = service.client(ALICE).await;
+        hasty.send(MANAGER_PATH, GET_MANAGED_OBJECTS, &()).await;
+    }
+    let mut listeners = Vec::new();
+    for _ in 0..32 {
+        let client = service.client(ALICE).await;
+        until(|| async { client.call::<()>(MANAGER_PATH, "Subscribe", &(options([]),)).await.is_ok() }).await;
+        listeners.push(client);
+    }
+    let late = service.client(ALICE).await;
+    let failure = late.call::<()>(MANAGER_PATH, "Subscribe", &(options([]),)).await.unwrap_err();
+    assert_eq!(failure.name, "TooManyRequests");
+    service.client(BOB).await.call::<()>(MANAGER_PATH, "Subscribe", &(options([]),)).await.unwrap();
+    listeners[0].call::<()>(MANAGER_PATH, "Unsubscribe", &()).await.unwrap();
+    late.call::<()>(MANAGER_PATH, "Subscribe", &(options([]),)).await.unwrap();
+    drop(listeners);
+    let again = service.client(ALICE).await;
+    until(|| async { again.call::<()>(MANAGER_PATH, "Subscribe", &(options([]),)).await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_may_read_many_objects_at_once() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let alice = service.client(ALICE).await;
+    let vm = alice.create("box", options([])).await;
+    let mut reads = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let (alice, vm) = (alice.clone(), vm.clone());
+        reads.spawn(async move { alice.text(&vm, "Name").await });
+    }
+    assert_eq!(reads.join_all().await, vec!["box"; 100]);
+}
