@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod scratch;
+mod skip;
 
 use std::{collections::BTreeMap, fs, path::Path};
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
+mod skip;
 
 use std::process::{Child, Command, ExitStatus, Stdio};
 

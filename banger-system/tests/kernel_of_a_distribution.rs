@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+mod skip;
+
 use std::{fs, fs::File, io::Seek, path::Path};
 
 use banger_system::domain::kernel::{extract::extract, initramfs::modules_archive, modules::pick};
@@ -12,7 +14,7 @@ use banger_system::domain::kernel::{extract::extract, initramfs::modules_archive
 #[test]
 fn a_distributions_kernel_and_its_modules_become_bootable() {
     let Some(packages) = std::env::var_os("BANGER_TEST_KERNELS") else {
-        println!("skipped: BANGER_TEST_KERNELS names no kernel package");
+        skip::skipped("BANGER_TEST_KERNELS names no kernel package");
         return;
     };
     for package in std::env::split_paths(&packages) {

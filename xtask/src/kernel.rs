@@ -18,6 +18,8 @@ const META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// A kernel as its package has it.
 #[derive(Debug, Clone)]
 pub struct DistributionKernel {
+    /// The directory that the package was unpacked in.
+    pub root: PathBuf,
     /// The compressed kernel.
     pub vmlinuz: PathBuf,
     /// The directory of its modules.
@@ -71,5 +73,5 @@ fn find(directory: &Path) -> Option<DistributionKernel> {
     };
     let vmlinuz = only(directory.join("root/boot"), "vmlinuz-")?;
     let modules = only(directory.join("root/lib/modules"), "")?;
-    Some(DistributionKernel { vmlinuz, modules })
+    Some(DistributionKernel { root: directory.join("root"), vmlinuz, modules })
 }

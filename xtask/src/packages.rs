@@ -29,6 +29,7 @@ const PACKAGES: &[&str] = &[
     "libc6-dev",
     "sqlite3",
     "cpio",
+    "xfsprogs",
 ];
 
 /// Installs what is missing.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::{
-    level4, packages,
+    kernel, level4, packages,
     run::{cache, command, repository, say},
 };
 
@@ -35,6 +35,9 @@ pub struct Tally {
 
 /// The file that tests which cannot run here add their reasons to.
 const SKIPS: &str = "BANGER_TEST_SKIPS";
+
+/// Names the unpacked kernel packages that tests may read.
+const KERNELS: &str = "BANGER_TEST_KERNELS";
 
 /// The levels that cargo runs, and the tests that belong to each, in nextest's words.
 const CARGO_LEVELS: [(u8, &str, &str); 4] = [
@@ -78,7 +81,8 @@ fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     fs::write(&skips, "")?;
     let mut nextest: Command =
         command("cargo", ["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
-    nextest.args(["-E", filter]).env(SKIPS, &skips).current_dir(repository());
+    nextest.args(["-E", filter]).env(SKIPS, &skips).env(KERNELS, kernel::ensure()?.root);
+    nextest.current_dir(repository());
     let output = nextest.output().context("cannot run cargo nextest")?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     eprint!("{text}");

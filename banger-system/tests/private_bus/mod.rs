@@ -46,16 +46,7 @@ pub const CAROL: u32 = 3;
 /// No test waits longer for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Ends the test, not silently, where the machine lacks something.
-macro_rules! require {
-    ($condition:expr, $what:literal) => {
-        if !$condition {
-            eprintln!("SKIPPED: this test needs {}", $what);
-            return;
-        }
-    };
-}
-pub(crate) use require;
+pub(crate) use crate::skip::require;
 
 /// Whether this machine can do these tests: a bus daemon, and the right to connect as several users.
 pub fn is_possible() -> bool {

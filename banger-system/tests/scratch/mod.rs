@@ -6,21 +6,12 @@ use std::{fs, path::Path, process::Command};
 
 use banger_system::domain::resource::Places;
 use rustix::{
-    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount},
     thread::{UnshareFlags, unshare_unsafe},
 };
 use tempfile::TempDir;
 
-/// Ends the test, not silently, where the machine lacks something.
-macro_rules! require {
-    ($condition:expr, $what:literal) => {
-        if !$condition {
-            eprintln!("SKIPPED: this test needs {}", $what);
-            return;
-        }
-    };
-}
-pub(crate) use require;
+pub(crate) use crate::skip::require;
 
 pub struct Scratch {
     pub home: TempDir,
@@ -70,6 +61,13 @@ impl Scratch {
         let stat = rustix::fs::statvfs(&self.places.state).unwrap();
         let size = (stat.f_bavail * stat.f_frsize).saturating_sub(spare);
         fs::write(self.places.state.join("filler"), vec![1; usize::try_from(size).unwrap()]).unwrap();
+    }
+}
+
+/// A file system that was mounted for a test goes before the directory that it is mounted on.
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = unmount(&self.places.state, UnmountFlags::DETACH);
     }
 }
 
