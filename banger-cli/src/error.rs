@@ -175,9 +175,15 @@ impl Error {
         let about = about.map(|about| format!("{about}: ")).unwrap_or_default();
         let mut text = format!("error: {about}{}\n", sentence(&self.to_string()));
         let mut cause = self.source();
+        let mut told = self.to_string();
         while let Some(error) = cause {
-            text.push_str(&format!("  because: {}\n", sentence(&error.to_string())));
             cause = error.source();
+            // Some libraries tell the cause in their own sentence already.
+            if told.contains(&error.to_string()) {
+                continue;
+            }
+            told = error.to_string();
+            text.push_str(&format!("  because: {}\n", sentence(&told)));
         }
         if let Some(hint) = self.hint() {
             text.push_str(&format!("hint: {hint}\n"));

@@ -17,6 +17,9 @@ use crate::{
     signals::{Listener, next_event},
 };
 
+/// More stages than any job goes through before we hear of it.
+const EARLY_STAGES: usize = 16;
+
 /// The stages of the jobs of one connection. It must be there before a job begins, or stages are missed.
 #[derive(Debug)]
 pub struct Jobs {
@@ -26,8 +29,8 @@ pub struct Jobs {
 
 #[derive(Debug)]
 enum Follower {
-    /// Nobody has asked yet; the stage that was seen last.
-    Missing { stage: String, message: String },
+    /// Nobody has asked yet; the stages that were seen, with their messages.
+    Missing(Vec<(String, String)>),
     /// This is shown.
     Track(Arc<Track>),
 }
@@ -51,8 +54,10 @@ impl Jobs {
     ) -> Result<Facts> {
         let track = Arc::new(track);
         let before = self.lock().insert(job.clone(), Follower::Track(Arc::clone(&track)));
-        if let Some(Follower::Missing { stage, message }) = before {
-            track.stage(&stage, &message);
+        if let Some(Follower::Missing(stages)) = before {
+            for (stage, message) in stages {
+                track.stage(&stage, &message);
+            }
         }
         let ended = wait(bus, job, &track, listener).await;
         self.lock().remove(job);
@@ -119,11 +124,10 @@ async fn read(mut messages: MessageStream, board: Arc<Mutex<HashMap<OwnedObjectP
     while let Some(message) = messages.next().await {
         let Some((job, stage, text)) = message.ok().as_ref().and_then(stage_of) else { continue };
         let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
-        match board.get(&job) {
-            Some(Follower::Track(track)) => track.stage(&stage, &text),
-            _ => {
-                board.insert(job, Follower::Missing { stage, message: text });
-            }
+        match board.entry(job).or_insert_with(|| Follower::Missing(Vec::new())) {
+            Follower::Track(track) => track.stage(&stage, &text),
+            Follower::Missing(stages) if stages.len() < EARLY_STAGES => stages.push((stage, text)),
+            Follower::Missing(_) => {}
         }
     }
 }

@@ -1,0 +1,165 @@
+//! An agent that runs commands on this host, and shows what it is told about a terminal.
+
+use std::process::Stdio;
+
+use banger_proto::guest::{
+    Decoder, Exec, Failure, FailureKind, Frame, Request,
+    message::{Exit, Started, WindowSize},
+};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    process::{Child, ChildStdin, Command},
+    sync::mpsc,
+};
+
+/// Serves one request.
+pub async fn serve(stream: UnixStream) {
+    let (reader, writer) = stream.into_split();
+    let mut agent = Agent { reader, writer, decoder: Decoder::default() };
+    let Some(Frame::Request(Request::Exec(exec))) = agent.next().await else { return };
+    if exec.argv.first().is_some_and(|program| program == "hang-up") {
+        return;
+    }
+    if let Some(terminal) = &exec.terminal {
+        agent.send(Frame::Output(format!("{} ", terminal.term).into_bytes())).await;
+        return agent.show_terminal(terminal.size).await;
+    }
+    agent.run(exec).await;
+}
+
+struct Agent {
+    reader: OwnedReadHalf,
+    writer: OwnedWriteHalf,
+    decoder: Decoder,
+}
+
+impl Agent {
+    async fn next(&mut self) -> Option<Frame> {
+        let mut bytes = vec![0; 4096];
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(frame);
+            }
+            match self.reader.read(&mut bytes).await {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.decoder.push(&bytes[..count]),
+            }
+        }
+    }
+
+    async fn send(&mut self, frame: Frame) {
+        // The client may have left.
+        let _ = self.writer.write_all(&frame.encode()).await;
+    }
+
+    /// Each size is a line, input comes back in brackets, and Ctrl-D ends it with status 7.
+    async fn show_terminal(&mut self, size: WindowSize) {
+        let line = |size: WindowSize| Frame::Output(format!("{}x{}\r\n", size.rows, size.columns).into());
+        self.send(line(size)).await;
+        while let Some(frame) = self.next().await {
+            match frame {
+                Frame::Resize(size) => self.send(line(size)).await,
+                Frame::Input(bytes) if bytes == [4] => return self.send(Frame::Exit(Exit::Code(7))).await,
+                Frame::Input(bytes) => {
+                    let text = format!("[{}]\r\n", bytes.escape_ascii());
+                    self.send(Frame::Output(text.into_bytes())).await;
+                }
+                // A shell that does not care.
+                Frame::Signal(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn run(&mut self, exec: Exec) {
+        let mut words = exec.argv.iter();
+        let mut command = Command::new(words.next().map_or("sh", String::as_str));
+        command.args(words).envs(exec.env).process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                let message = format!("cannot run {}: {error}", exec.argv[0]);
+                return self.send(Frame::Failed(Failure { kind: FailureKind::NotFound, message })).await;
+            }
+        };
+        if exec.detach {
+            self.send(Frame::Done).await;
+            child.wait().await.unwrap();
+            return;
+        }
+        let pid = child.id().unwrap();
+        self.send(Frame::Started(Started { pid })).await;
+        let status = self.exchange(&mut child).await;
+        // Nobody is left of a session whose client has gone.
+        let _ = kill_process_group(Pid::from_raw(pid as i32).unwrap(), Signal::KILL);
+        if let Some(status) = status {
+            use std::os::unix::process::ExitStatusExt;
+            let exit = match status.code() {
+                Some(code) => Exit::Code(code as u8),
+                None => Exit::Signal(status.signal().unwrap() as u8),
+            };
+            self.send(Frame::Exit(exit)).await;
+        }
+    }
+
+    /// `None` when the client has hung up.
+    async fn exchange(&mut self, child: &mut Child) -> Option<std::process::ExitStatus> {
+        let group = Pid::from_raw(child.id().unwrap() as i32).unwrap();
+        let stdin = child.stdin.take().unwrap();
+        // The command may write before it reads on: its input must not hold up its output.
+        let (input, pending) = mpsc::unbounded_channel();
+        let mut input = Some(input);
+        let (taken, mut credit) = mpsc::unbounded_channel();
+        let feeder = tokio::spawn(feed(stdin, pending, taken));
+        let (mut output, mut errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (mut more_output, mut more_errors) = (true, true);
+        while more_output || more_errors {
+            tokio::select! {
+                bytes = read(&mut output), if more_output => match bytes {
+                    Some(bytes) => self.send(Frame::Output(bytes)).await,
+                    None => more_output = false,
+                },
+                bytes = read(&mut errors), if more_errors => match bytes {
+                    Some(bytes) => self.send(Frame::ErrorOutput(bytes)).await,
+                    None => more_errors = false,
+                },
+                Some(count) = credit.recv() => self.send(Frame::Window(count)).await,
+                frame = self.next() => match frame? {
+                    Frame::Input(bytes) => drop(input.as_ref().unwrap().send(bytes)),
+                    Frame::InputEnd => input = None,
+                    Frame::Signal(number) => {
+                        let _ = kill_process_group(group, Signal::from_named_raw(number.into()).unwrap());
+                    }
+                    other => panic!("{other:?}"),
+                },
+            }
+        }
+        feeder.abort();
+        child.wait().await.ok()
+    }
+}
+
+async fn feed(
+    mut stdin: ChildStdin,
+    mut pending: mpsc::UnboundedReceiver<Vec<u8>>,
+    taken: mpsc::UnboundedSender<u32>,
+) {
+    while let Some(bytes) = pending.recv().await {
+        // A command that does not read its input drops it.
+        let _ = stdin.write_all(&bytes).await;
+        let _ = taken.send(bytes.len() as u32);
+    }
+}
+
+async fn read(from: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; 4096];
+    let count = from.read(&mut bytes).await.ok()?;
+    bytes.truncate(count);
+    (count > 0).then_some(bytes)
+}

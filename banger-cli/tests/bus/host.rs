@@ -1,0 +1,270 @@
+//! A private system bus with a service on it, and the command as a user calls it.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::{
+    fs::{Mode, OFlags, open},
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize},
+};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::service::{Call, Service};
+
+const CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=@DIR@/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+  </policy>
+</busconfig>
+"#;
+
+/// A host on which banger is installed.
+pub struct Host {
+    dir: TempDir,
+    bus: Child,
+    /// Keeps the service going.
+    _runtime: Runtime,
+    service: Option<Arc<Service>>,
+}
+
+impl Host {
+    /// A host whose service runs.
+    pub fn new() -> Self {
+        let mut host = Self::without_service();
+        let address = host.address();
+        host.service = Some(host._runtime.block_on(Service::start(&address)));
+        host
+    }
+
+    /// A host with a bus and nothing on it.
+    pub fn without_service() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("bus.conf");
+        std::fs::write(&config, CONFIG.replace("@DIR@", dir.path().to_str().unwrap())).unwrap();
+        let mut bus = Command::new("dbus-daemon")
+            .arg(format!("--config-file={}", config.display()))
+            .args(["--nofork", "--print-address"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("dbus-daemon must be installed for these tests");
+        let mut line = String::new();
+        // It prints its address when it listens.
+        BufReader::new(bus.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("unix:"), "{line}");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        Self { dir, bus, _runtime: runtime.unwrap(), service: None }
+    }
+
+    fn address(&self) -> String {
+        format!("unix:path={}/bus", self.dir.path().display())
+    }
+
+    /// A place for files.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The methods that were called so far and are of this name.
+    pub fn calls(&self, member: &str) -> Vec<Call> {
+        self.service.as_ref().unwrap().calls().into_iter().filter(|call| call.member == member).collect()
+    }
+
+    /// All methods of our interfaces that were called so far.
+    pub fn all_calls(&self) -> Vec<String> {
+        self.service.as_ref().unwrap().calls().into_iter().map(|call| call.member).collect()
+    }
+
+    /// The command with these arguments.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
+        command.args(args).env("DBUS_SYSTEM_BUS_ADDRESS", self.address()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the command to its end.
+    pub fn banger(&self, args: &[&str]) -> Ended {
+        self.banger_with(args, Stdio::null())
+    }
+
+    /// Runs the command to its end with this input.
+    pub fn banger_with(&self, args: &[&str], input: impl Into<Stdio>) -> Ended {
+        let output = self.command(args).stdin(input).output().unwrap();
+        Ended {
+            status: output.status.code().unwrap_or(-1),
+            output: String::from_utf8(output.stdout).unwrap(),
+            errors: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Starts the command, whose output can be read as it comes.
+    pub fn start(&self, args: &[&str]) -> Running {
+        let mut command = self.command(args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let errors = BufReader::new(child.stderr.take().unwrap());
+        Running { child, output, errors }
+    }
+
+    /// Starts the command in a terminal.
+    pub fn start_in_terminal(&self, args: &[&str]) -> Terminal {
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&controller).unwrap();
+        unlockpt(&controller).unwrap();
+        let name = ptsname(&controller, Vec::new()).unwrap();
+        let user = open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let [input, output, errors] = [(); 3].map(|()| Stdio::from(user.try_clone().unwrap()));
+        let terminal =
+            Terminal { controller: File::from(controller), user, child: None, seen: String::new() };
+        terminal.resize(24, 80);
+        // A terminal of its own, as after a login.
+        let child = Command::new("setsid")
+            .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_banger")])
+            .args(args)
+            .env("DBUS_SYSTEM_BUS_ADDRESS", self.address())
+            .env("TERM", "vt100")
+            .stdin(input)
+            .stdout(output)
+            .stderr(errors)
+            .spawn();
+        Terminal { child: Some(child.unwrap()), ..terminal }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.bus.kill().unwrap();
+        self.bus.wait().unwrap();
+    }
+}
+
+/// A command that has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub status: i32,
+    pub output: String,
+    pub errors: String,
+}
+
+/// A command that goes on.
+pub struct Running {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+    errors: BufReader<std::process::ChildStderr>,
+}
+
+impl Running {
+    pub fn next_output(&mut self) -> String {
+        next_line(&mut self.output)
+    }
+
+    pub fn next_error(&mut self) -> String {
+        next_line(&mut self.errors)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Stops reading the output.
+    pub fn close_output(self) -> (Child, BufReader<std::process::ChildStderr>) {
+        (self.child, self.errors)
+    }
+
+    pub fn end(mut self) -> Ended {
+        let (mut output, mut errors) = (String::new(), String::new());
+        self.output.read_to_string(&mut output).unwrap();
+        self.errors.read_to_string(&mut errors).unwrap();
+        Ended { status: self.child.wait().unwrap().code().unwrap_or(-1), output, errors }
+    }
+}
+
+fn next_line(from: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    from.read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+/// A terminal in which the command runs.
+pub struct Terminal {
+    controller: File,
+    user: OwnedFd,
+    child: Option<Child>,
+    seen: String,
+}
+
+impl Terminal {
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.controller, size).unwrap();
+    }
+
+    pub fn type_in(&mut self, text: &str) {
+        std::io::Write::write_all(&mut self.controller, text.as_bytes()).unwrap();
+    }
+
+    /// Reads until this text was seen; returns all that was seen so far.
+    pub fn wait_for(&mut self, text: &str) -> &str {
+        let mut bytes = [0; 1024];
+        while !self.seen.contains(text) {
+            let count = self.controller.read(&mut bytes).unwrap();
+            self.seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+        &self.seen
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
+    }
+
+    pub fn is_raw(&self) -> bool {
+        !tcgetattr(&self.user).unwrap().local_modes.intersects(LocalModes::ECHO | LocalModes::ICANON)
+    }
+
+    /// The status and all that was seen.
+    pub fn end(mut self) -> (ExitStatus, String) {
+        let status = self.child.take().unwrap().wait().unwrap();
+        // What is left is there already.
+        let flags = rustix::fs::fcntl_getfl(&self.controller).unwrap();
+        rustix::fs::fcntl_setfl(&self.controller, flags | OFlags::NONBLOCK).unwrap();
+        let mut bytes = [0; 4096];
+        while let Ok(count) = self.controller.read(&mut bytes) {
+            self.seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+        (status, self.seen)
+    }
+}
+
+/// Waits until something is so, and fails when it does not become so.
+pub fn until(what: &str, mut so: impl FnMut() -> bool) {
+    for _ in 0..2_000 {
+        if so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("waited in vain until {what}");
+}
