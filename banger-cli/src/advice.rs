@@ -84,10 +84,7 @@ const ROWS: &[(ErrorName, &str)] = &[
     (ErrorName::NoSuchJob, "finished operations are forgotten after some minutes."),
     (ErrorName::AmbiguousRef, "give the name, or more digits of the id."),
     (ErrorName::NameTaken, "choose another name, or delete what has it."),
-    (
-        ErrorName::InvalidName,
-        "names have up to 63 lower-case letters, digits and hyphens, such as calm-otter.",
-    ),
+    (ErrorName::InvalidName, ""),
     (ErrorName::InvalidOption, ""),
     (ErrorName::InvalidState, "`banger vm show NAME` tells the state of a sandbox."),
     (ErrorName::BadFileDescriptor, ""),

@@ -53,6 +53,7 @@ where
                 Ok(path) => act(reference.clone(), path).await,
                 Err(error) => Err(error),
             };
+            let result = result.map_err(|error| error.about(&reference));
             (reference, result)
         })
         .buffered(AT_ONCE)

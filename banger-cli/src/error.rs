@@ -14,6 +14,9 @@ pub const FAILURE: u8 = 1;
 /// The status when it was called the wrong way, which is also that of the argument parser.
 const USAGE: u8 = 2;
 
+/// What stands for the name of an object in a hint.
+const PLACE: &str = "NAME";
+
 /// An error of the client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -119,6 +122,14 @@ impl Error {
     /// This error with better advice.
     pub fn advise(self, hint: impl Into<String>) -> Self {
         Self::Advised { error: Box::new(self), hint: hint.into() }
+    }
+
+    /// This error with the advice that names the object which it is about.
+    pub fn about(self, reference: &str) -> Self {
+        match self.hint() {
+            Some(hint) if hint.contains(PLACE) => self.advise(hint.replace(PLACE, reference)),
+            _ => self,
+        }
     }
 
     /// The name that the service gave to the error, if it did.
@@ -259,6 +270,13 @@ mod tests {
             assert!(error.hint().unwrap().contains("systemctl start banger-system"), "{name}");
         }
         assert!(matches!(Error::named("org.freedesktop.DBus.Error.NoReply", ""), Error::ServiceEnded));
+    }
+
+    #[test]
+    fn a_hint_names_what_the_error_is_about() {
+        let error = Error::named("dev.banger.Error.NotReady", "it boots").about("web");
+        assert!(error.hint().unwrap().contains("`banger vm logs web`"), "{error:?}");
+        assert_eq!(error.name(), Some(ErrorName::NotReady));
     }
 
     #[test]

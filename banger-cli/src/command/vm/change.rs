@@ -1,12 +1,12 @@
 //! What the verbs have in common that change many sandboxes at once.
 
-use banger_proto::bus::proxy::Options;
+use banger_proto::bus::{ErrorName, proxy::Options};
 use zbus::OwnedObjectPath;
 
 use crate::{
     batch,
     bus::Bus,
-    error::Result,
+    error::{Error, Result},
     job::Jobs,
     progress::{Progress, ProgressArgs},
     service::Kind,
@@ -32,9 +32,20 @@ pub async fn each(
         let mut listener = signals.listen();
         let track = progress.track(several.then_some(reference.as_str()));
         async move {
-            let job = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await?;
+            let asked = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await;
+            let job = asked.map_err(|error| advise(error, method))?;
             jobs.finish(bus, &job, track, &mut listener).await.map(drop)
         }
     };
     batch::each(found, &progress, done, change).await
+}
+
+/// Who deletes what runs is told how to do it all the same.
+fn advise(error: Error, method: &str) -> Error {
+    match (error.name(), method) {
+        (Some(ErrorName::InvalidState), "Delete") => {
+            error.advise("stop it first, or kill and delete it at once with `banger vm delete --force NAME`.")
+        }
+        _ => error,
+    }
 }

@@ -1,9 +1,18 @@
 //! `banger vm exec`.
 
+use std::os::fd::OwnedFd;
+
+use banger_proto::bus::ErrorName;
 use clap::Args;
 
 use super::exec_args::ExecArgs;
-use crate::{attach, bus::Bus, error::Result, service::Kind, signals::Signals};
+use crate::{
+    attach,
+    bus::Bus,
+    error::{Error, Result},
+    service::Kind,
+    signals::Signals,
+};
 
 /// Run a command or a shell in a sandbox that is running
 ///
@@ -39,13 +48,25 @@ pub struct ExecCommand {
 
 impl ExecCommand {
     pub async fn run(&self) -> Result<u8> {
-        let bus = Bus::connect().await?;
-        let vm = bus.find(Kind::Vm, &self.sandbox).await?;
-        let stream = bus.open_agent(&vm).await?;
+        let stream = self.open().await.map_err(|error| advise(error).about(&self.sandbox))?;
         let exec =
             if self.detach { self.exec.detached(&self.command) } else { self.exec.exec(&self.command) };
         // Until here a signal ends us as it ends any program.
         attach::run(stream, exec, &mut Signals::catch()?.listen()).await
+    }
+
+    async fn open(&self) -> Result<OwnedFd> {
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await?;
+        bus.open_agent(&vm).await
+    }
+}
+
+/// Who wants to go into what is down has to boot it.
+fn advise(error: Error) -> Error {
+    match error.name() {
+        Some(ErrorName::InvalidState) => error.advise("`banger vm start NAME` boots it."),
+        _ => error,
     }
 }
 

@@ -1,9 +1,13 @@
 //! `banger vm logs`.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    os::fd::OwnedFd,
+};
 
 use banger_proto::bus::{option::log, proxy::Options};
 use clap::Args;
+use tokio::io::AsyncReadExt;
 use zbus::Variant;
 
 use crate::{
@@ -44,6 +48,22 @@ pub struct Logs {
 
 impl Logs {
     pub async fn run(&self) -> Result<u8> {
+        let pipe = self.open().await.map_err(|error| error.about(&self.sandbox))?;
+        let failed = |source| Error::io("read the log", source);
+        let mut pipe = Input::new(pipe).map_err(failed)?;
+        let mut filter = (io::stdout().is_terminal() && !self.raw).then(Filter::default);
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let count = pipe.read(&mut buffer).await.map_err(failed)?;
+            match (&mut filter, count) {
+                (_, 0) => return Ok(0),
+                (Some(filter), count) => output::bytes(&filter.pass(&buffer[..count]))?,
+                (None, count) => output::bytes(&buffer[..count])?,
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<OwnedFd> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await?;
         let mut options = Options::from([(log::FOLLOW, Variant::from(self.follow))]);
@@ -51,18 +71,6 @@ impl Logs {
             options.insert(log::TAIL, Variant::from(lines));
         }
         let which = if self.vmm { log::VMM } else { log::CONSOLE };
-        let pipe = bus.open_log(&vm, which, &options).await?;
-        let failed = |source| Error::io("read the log", source);
-        let mut pipe = Input::new(pipe).map_err(failed)?;
-        let mut filter = (io::stdout().is_terminal() && !self.raw).then(Filter::default);
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let count = tokio::io::AsyncReadExt::read(&mut pipe, &mut buffer).await.map_err(failed)?;
-            match (&mut filter, count) {
-                (_, 0) => return Ok(0),
-                (Some(filter), count) => output::bytes(&filter.pass(&buffer[..count]))?,
-                (None, count) => output::bytes(&buffer[..count])?,
-            }
-        }
+        bus.open_log(&vm, which, &options).await
     }
 }
