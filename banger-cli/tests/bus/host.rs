@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, Read},
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
@@ -49,9 +49,29 @@ pub struct Host {
     /// Keeps the service going.
     _runtime: Runtime,
     service: Option<Arc<Service>>,
+    /// The real service, where it is that.
+    real: Option<Child>,
 }
 
 impl Host {
+    /// A host on which the real service keeps everything in memory. `None` where it was not built.
+    pub fn real() -> Option<Self> {
+        let program = Path::new(env!("CARGO_BIN_EXE_banger")).with_file_name("banger-system");
+        if !program.exists() {
+            skip("the real service: build the whole workspace first");
+            return None;
+        }
+        let mut host = Self::without_service();
+        let service = Command::new(program)
+            .arg("--sim")
+            .env("DBUS_SYSTEM_BUS_ADDRESS", host.address())
+            .stderr(File::create(host.path("service.log")).unwrap())
+            .spawn();
+        host.real = Some(service.unwrap());
+        until("the service answers", || host.banger(&["ps"]).status == 0);
+        Some(host)
+    }
+
     /// A host whose service runs.
     pub fn new() -> Self {
         let mut host = Self::without_service();
@@ -76,7 +96,7 @@ impl Host {
         BufReader::new(bus.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("unix:"), "{line}");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        Self { dir, bus, _runtime: runtime.unwrap(), service: None }
+        Self { dir, bus, _runtime: runtime.unwrap(), service: None, real: None }
     }
 
     fn address(&self) -> String {
@@ -156,8 +176,19 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.bus.kill().unwrap();
-        self.bus.wait().unwrap();
+        for child in self.real.iter_mut().chain([&mut self.bus]) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// Says why a test did not run: to who reads its output, and to the file that counts such reasons.
+fn skip(reason: &str) {
+    eprintln!("SKIPPED: this test needs {reason}");
+    if let Some(file) = std::env::var_os("BANGER_TEST_SKIPS") {
+        let mut file = File::options().append(true).open(file).unwrap();
+        std::io::Write::write_all(&mut file, format!("{reason}\n").as_bytes()).unwrap();
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod agent;
 mod host;
+mod real;
 mod service;
 
 use std::{fs, io::Write};

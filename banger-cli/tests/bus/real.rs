@@ -1,0 +1,129 @@
+//! The command against the real service, whose machines are in memory and have no agent.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::host::{Ended, Host, until};
+
+/// A host with an image and a kernel of the default names.
+fn furnished() -> Option<Host> {
+    let host = Host::real()?;
+    for (name, content) in [("rootfs", ext4()), ("vmlinux", b"\x7fELF".to_vec())] {
+        fs::write(host.path(name), content).unwrap();
+    }
+    let file = |name: &str| host.path(name).to_str().unwrap().to_owned();
+    let image = host.banger(&["image", "register", "--name", "debian-bookworm", "--rootfs", &file("rootfs")]);
+    assert_eq!((image.status, image.output.as_str()), (0, "debian-bookworm\n"), "{image:?}");
+    let kernel = host.banger(&["kernel", "import", "--name", "debian", "--vmlinuz", &file("vmlinux")]);
+    assert_eq!((kernel.status, kernel.output.as_str()), (0, "debian\n"), "{kernel:?}");
+    Some(host)
+}
+
+/// As much of a file system as the service in memory looks at.
+fn ext4() -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 20];
+    bytes[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+    bytes
+}
+
+fn json(ended: &Ended) -> Value {
+    serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
+
+#[test]
+fn a_sandbox_lives_and_ends() {
+    let Some(host) = furnished() else { return };
+    let created = host.banger(&["vm", "create", "--json", "--name", "web", "--memory", "512MiB"]);
+    let web = json(&created);
+    assert_eq!(
+        (&web["name"], &web["state"], &web["ready"]),
+        (&"web".into(), &"running".into(), &true.into())
+    );
+    assert_eq!((&web["image_name"], &web["memory"]), (&"debian-bookworm".into(), &(512u64 << 20).into()));
+    let stages: Vec<_> = created.errors.lines().filter_map(|line| line.split(':').next()).collect();
+    assert_eq!(stages, ["disk", "start", "boot"], "{created:?}");
+
+    assert_eq!(host.banger(&["vm", "stop", "web"]).output, "web: stopped\n");
+    assert_eq!(json(&host.banger(&["vm", "show", "--json", "web"]))["state"], "stopped");
+    let exec = host.banger(&["vm", "exec", "web", "--", "true"]);
+    assert_eq!(exec.status, 125);
+    assert!(exec.errors.contains("hint: `banger vm start web` boots it."), "{exec:?}");
+    assert_eq!(host.banger(&["vm", "start", "web"]).output, "web: started\n");
+
+    let refused = host.banger(&["vm", "delete", "web"]);
+    assert_eq!(refused.status, 1);
+    assert!(refused.errors.contains("`banger vm delete --force web`"), "{refused:?}");
+    assert_eq!(host.banger(&["vm", "delete", "--force", "web"]).output, "web: deleted\n");
+    assert_eq!(json(&host.banger(&["vm", "list", "--json"])), Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_run_leaves_nothing_though_its_guest_has_no_agent() {
+    let Some(host) = furnished() else { return };
+    let ended = host.banger(&["vm", "run", "-q", "--rm", "--", "true"]);
+    assert_eq!(ended.status, 125);
+    assert!(ended.errors.starts_with("error: guests in memory have no agent."), "{ended:?}");
+    assert_eq!(host.banger(&["vm", "list", "-q"]).output, "");
+}
+
+#[test]
+fn a_detached_run_stays_and_has_a_made_up_name() {
+    let Some(host) = furnished() else { return };
+    let run = host.banger(&["vm", "run", "-q", "-d"]);
+    assert_eq!((run.status, run.errors.as_str()), (0, ""), "{run:?}");
+    assert_eq!(host.banger(&["vm", "list", "-q"]).output, run.output);
+    let name = run.output.trim_end();
+    assert!(name.contains('-'), "{name}");
+    let found = host.banger(&["vm", "show", "--json", name]);
+    let id = json(&found)["id"].as_str().unwrap()[..8].to_owned();
+    let killed = host.banger(&["vm", "kill", &id]);
+    assert_eq!(killed.output, format!("{id}: killed\n"), "{killed:?}");
+    until("the sandbox has ended", || {
+        json(&host.banger(&["vm", "show", "--json", name]))["state"] != "stopping"
+    });
+}
+
+#[test]
+fn what_is_refused_is_a_sentence_with_advice() {
+    let Some(host) = furnished() else { return };
+    assert_eq!(host.banger(&["vm", "create", "-q", "--name", "web"]).status, 0);
+    for (args, expect) in [
+        (&["vm", "show", "nope"][..], "error: there is no sandbox nope."),
+        (&["vm", "create", "--name", "web"], "error: you already have a sandbox web."),
+        (&["vm", "create", "--name", "Bad Name"], "error: Bad Name is not a valid name"),
+        (&["vm", "create", "--memory", "10TiB"], "error: memory must be between"),
+        (&["vm", "create", "--image", "nope"], "error: there is no image nope."),
+        (&["vm", "create", "--kernel", "nope"], "error: there is no kernel nope."),
+        (&["image", "delete", "debian-bookworm"], "error: the image debian-bookworm is used by web."),
+        (&["image", "show", "nope"], "error: there is no image nope."),
+        (&["kernel", "show", "nope"], "error: there is no kernel nope."),
+    ] {
+        let ended = host.banger(args);
+        assert_eq!(ended.status, 1, "{args:?}: {ended:?}");
+        assert!(ended.errors.starts_with(expect), "{args:?}: {ended:?}");
+    }
+    assert_eq!(host.banger(&["vm", "list", "-q"]).output, "web\n");
+}
+
+#[test]
+fn what_is_kept_is_listed_and_shown() {
+    let Some(host) = furnished() else { return };
+    let images = json(&host.banger(&["image", "list", "--json"]));
+    assert_eq!(images[0], json(&host.banger(&["image", "show", "--json", "debian-bookworm"])));
+    assert_eq!((&images[0]["name"], &images[0]["shared"]), (&"debian-bookworm".into(), &false.into()));
+    let kernels = json(&host.banger(&["kernel", "list", "--json"]));
+    assert_eq!(kernels[0], json(&host.banger(&["kernel", "show", "--json", "debian"])));
+    assert_eq!(host.banger(&["kernel", "rm", "debian"]).output, "debian: deleted\n");
+    assert_eq!(host.banger(&["image", "rm", "debian-bookworm"]).output, "debian-bookworm: deleted\n");
+    assert_eq!(host.banger(&["image", "list", "--json"]).output, "[]\n");
+}
+
+#[test]
+fn the_doctor_and_the_versions_are_the_services() {
+    let Some(host) = Host::real() else { return };
+    let checks = json(&host.banger(&["doctor", "--json"]));
+    assert!(checks.as_array().is_some_and(|checks| !checks.is_empty()), "{checks}");
+    let version = json(&host.banger(&["version", "--json"]));
+    assert_eq!(version["service"], env!("CARGO_PKG_VERSION"));
+}
