@@ -1,6 +1,6 @@
 //! Signals that reach the client, for whoever wants to forward or to obey them.
 
-use std::{future::poll_fn, io, task::Poll};
+use std::{fs, future::poll_fn, io, task::Poll};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -46,12 +46,15 @@ pub struct Signals(broadcast::Sender<Event>);
 pub type Listener = broadcast::Receiver<Event>;
 
 impl Signals {
-    /// Begins to catch them.
+    /// Begins to catch them. What is ignored stays so: whoever started us with `nohup` means it.
     pub fn catch() -> Result<Self> {
+        let ignored = ignored_signals(&fs::read_to_string("/proc/self/status").unwrap_or_default());
         let mut caught = Vec::new();
         for kind in ENDING.iter().chain(&OTHERS) {
             let number = u8::try_from(kind().as_raw_value()).unwrap_or_default();
-            caught.push((Event::Signal(number), install(kind())?));
+            if ignored & (1 << (number - 1)) == 0 {
+                caught.push((Event::Signal(number), install(kind())?));
+            }
         }
         caught.push((Event::Resized, install(SignalKind::window_change())?));
         let (sender, _) = broadcast::channel(QUEUE);
@@ -69,6 +72,12 @@ impl Signals {
     pub fn listen(&self) -> Listener {
         self.0.subscribe()
     }
+}
+
+/// The signals that this process ignores, a bit for each (proc_pid_status(5)).
+fn ignored_signals(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
 /// The next event; waits for ever when there can be none.
@@ -112,4 +121,27 @@ async fn next(caught: &mut [(Event, Signal)]) -> Event {
         Poll::Pending
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status() {
+        assert_eq!(ignored_signals("Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\tff\n"), 1 | (1 << 12));
+        assert_eq!(ignored_signals(""), 0);
+    }
+
+    #[test]
+    fn only_signals_that_end_programs_ask_us_to_end() {
+        for (event, expect) in [
+            (Event::Signal(2), Some(2)),
+            (Event::Signal(1), Some(1)),
+            (Event::Signal(10), None),
+            (Event::Resized, None),
+        ] {
+            assert_eq!(event.ends(), expect, "{event:?}");
+        }
+    }
 }

@@ -26,6 +26,7 @@ use crate::{
 const QUEUE: usize = 4;
 /// How long a command may go on whose output nobody reads.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
+const SIGHUP: u8 = 1;
 const SIGPIPE: u8 = 13;
 
 /// Why a stream was lost.
@@ -61,6 +62,16 @@ pub struct Ends<I, O, E> {
 pub struct Session {
     stream: UnixStream,
     request: Vec<u8>,
+    place: Place,
+}
+
+/// Where a command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In a terminal that shows what ours does.
+    Terminal,
+    /// Behind pipes.
+    Pipes,
 }
 
 impl Session {
@@ -73,7 +84,8 @@ impl Session {
                 MAX_MESSAGE >> 10
             )));
         }
-        Ok(Self { stream, request })
+        let place = if exec.terminal.is_some() { Place::Terminal } else { Place::Pipes };
+        Ok(Self { stream, request, place })
     }
 
     /// Starts a command that goes on without us.
@@ -108,7 +120,7 @@ impl Session {
             // What has come is told before what we are told meanwhile.
             biased;
             ended = receive(Frames::new(reader), output, &credit) => ended.map(Exit::status),
-            signal = forward(listener, &outbox, window_size) => Err(error::Error::Interrupted { signal }),
+            signal = forward(self.place, listener, &outbox, window_size) => Err(error::Error::Interrupted { signal }),
             never = feed(ends.input, &outbox, &credit) => match never {},
             never = send(writer, self.request, queue) => match never {},
         }
@@ -232,8 +244,10 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<(
     to.flush().await
 }
 
-/// Sends on what comes from the user's side. Returns at the second signal that asks us to end.
+/// Sends on what comes from the user's side. Returns at the second signal that asks us to end, or when our
+/// terminal is gone and the command's has to go with it.
 async fn forward(
+    place: Place,
     listener: &mut Listener,
     outbox: &mpsc::Sender<Frame>,
     window_size: impl Fn() -> WindowSize,
@@ -241,10 +255,12 @@ async fn forward(
     let mut asked = false;
     loop {
         let event = next_event(listener).await;
-        if let Some(signal) = event.ends()
-            && std::mem::replace(&mut asked, true)
-        {
-            return signal;
+        if let Some(signal) = event.ends() {
+            // The agent hangs the command's terminal up when we leave.
+            let gone = signal == SIGHUP && place == Place::Terminal;
+            if gone || std::mem::replace(&mut asked, true) {
+                return signal;
+            }
         }
         let frame = match event {
             Event::Signal(number) => Frame::Signal(number),

@@ -142,20 +142,24 @@ impl Host {
 
     /// Starts the command, whose output can be read as it comes.
     pub fn start(&self, args: &[&str]) -> Running {
-        let mut command = self.command(args);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let errors = BufReader::new(child.stderr.take().unwrap());
-        Running { child, output, errors }
+        start(self.command(args))
+    }
+
+    /// Starts a command behind a program that becomes it.
+    pub fn start_with(&self, program: &str, command: &Command) -> Running {
+        let mut behind = Command::new(program);
+        behind.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+        behind.env("DBUS_SYSTEM_BUS_ADDRESS", self.address());
+        start(behind)
     }
 
     /// Starts the command in a terminal.
     pub fn start_in_terminal(&self, args: &[&str]) -> Terminal {
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&controller).unwrap();
         unlockpt(&controller).unwrap();
         let name = ptsname(&controller, Vec::new()).unwrap();
-        let user = open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let user = open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let [input, output, errors] = [(); 3].map(|()| Stdio::from(user.try_clone().unwrap()));
         let terminal =
             Terminal { controller: File::from(controller), user, child: None, seen: String::new() };
@@ -233,6 +237,13 @@ impl Running {
     }
 }
 
+fn start(mut command: Command) -> Running {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    let errors = BufReader::new(child.stderr.take().unwrap());
+    Running { child, output, errors }
+}
+
 fn next_line(from: &mut impl BufRead) -> String {
     let mut line = String::new();
     from.read_line(&mut line).unwrap();
@@ -273,6 +284,13 @@ impl Terminal {
 
     pub fn is_raw(&self) -> bool {
         !tcgetattr(&self.user).unwrap().local_modes.intersects(LocalModes::ECHO | LocalModes::ICANON)
+    }
+
+    /// Closes the window. The status.
+    pub fn close(mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        drop(self);
+        child.wait().unwrap()
     }
 
     /// The status and all that was seen.

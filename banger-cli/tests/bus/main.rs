@@ -200,6 +200,28 @@ fn a_terminal_is_as_it_was_after_an_error_and_after_signals() {
 }
 
 #[test]
+fn a_window_that_is_closed_ends_the_command_and_the_sandbox() {
+    let host = Host::new();
+    let mut terminal = host.start_in_terminal(&["vm", "run", "--rm", "--image", "debian"]);
+    terminal.wait_for("vt100 24x80\r\n");
+    assert_eq!(terminal.close().code(), Some(129));
+    assert_eq!(host.calls("Delete").len(), 1);
+}
+
+#[test]
+fn a_command_behind_nohup_survives_the_hangup() {
+    let host = Host::new();
+    let script = "trap 'echo bad' HUP; trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done";
+    let command = host.command(&["vm", "exec", "web", "--", "sh", "-c", script]);
+    let mut running = host.start_with("nohup", &command);
+    assert_eq!(running.next_output(), "ready");
+    running.signal(Signal::HUP);
+    running.signal(Signal::TERM);
+    let ended = running.end();
+    assert_eq!((ended.status, ended.output.as_str()), (7, ""), "{ended:?}");
+}
+
+#[test]
 fn lists_need_one_call() {
     let host = Host::new();
     let ended = host.banger(&["ps"]);
