@@ -259,7 +259,7 @@ mod tests {
         }
     }
 
-    const NEEDED: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_console", "virtio_net"];
+    const NEEDED: [&str; 5] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_console", "virtio_net"];
 
     fn content_of_archive(scratch: &Scratch) -> Vec<u8> {
         fs::read(scratch.places.agent_archive()).unwrap()
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(elf, fixture::vmlinux());
         assert_eq!(facts.digest, format!("sha256:{:x}", Sha256::digest(&elf)));
         assert_eq!(facts.release, fixture::RELEASE);
-        assert_eq!(facts.modules, 4);
+        assert_eq!(facts.modules, 5);
         let archive = scratch.places.kernel_modules(KERNEL);
         assert_eq!(facts.size.0, elf.len() as u64 + fs::metadata(&archive).unwrap().len());
         for file in [scratch.places.kernel(KERNEL), archive] {

@@ -39,9 +39,9 @@ const WANTED: [(&str, Need); 13] = [
     // ext4 and jbd2 ask the crypto API for crc32c by name, which no `depends` line tells. Recent kernels
     // have it in their library instead.
     ("crc32c_generic", Need::Optional),
-    // The two transports of virtio devices: Firecracker and QEMU's microvm have the first, q35 the second.
+    // The two transports of virtio devices: Firecracker has the first, QEMU's q35 the second.
     ("virtio_mmio", Need::Required),
-    ("virtio_pci", Need::Optional),
+    ("virtio_pci", Need::Required),
     ("virtio_blk", Need::Required),
     ("ext4", Need::Required),
     ("virtio_console", Need::Required),
@@ -289,6 +289,7 @@ mod tests {
             file("kernel/drivers/net/virtio_net.ko", module_needing("virtio,virtio_ring,net_failover")),
             file("kernel/drivers/virtio/virtio.ko", module_needing("")),
             file("kernel/drivers/virtio/virtio_mmio.ko", module_needing("virtio,virtio_ring")),
+            file("kernel/drivers/virtio/virtio_pci.ko", module_needing("virtio,virtio_ring")),
             file("kernel/drivers/virtio/virtio_ring.ko", module_needing("virtio")),
             file("kernel/net/core/failover.ko", module_needing("")),
             file("modules.builtin", BUILTIN.into()),
@@ -325,6 +326,7 @@ mod tests {
                 "virtio",
                 "virtio_ring",
                 "virtio_mmio",
+                "virtio_pci",
                 "virtio_blk",
                 "virtio_console",
                 "virtio_rng",
@@ -333,18 +335,11 @@ mod tests {
                 "virtio_net"
             ]
         );
-        assert_eq!(picked.modules[5].path, "kernel/drivers/char/hw_random/virtio-rng.ko");
+        assert_eq!(picked.modules[6].path, "kernel/drivers/char/hw_random/virtio-rng.ko");
         assert_eq!(picked.release, release());
         assert_eq!(
             picked.absent,
-            [
-                "crc32c_generic",
-                "virtio_pci",
-                "vmw_vsock_virtio_transport",
-                "virtio_balloon",
-                "overlay",
-                "autofs4"
-            ]
+            ["crc32c_generic", "vmw_vsock_virtio_transport", "virtio_balloon", "overlay", "autofs4"]
         );
     }
 
