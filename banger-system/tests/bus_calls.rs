@@ -1,4 +1,4 @@
-//! Calls over a real bus: what works, what is refused and by which name, and who is asked for what.
+//! Calls over a real bus: what works, and what is refused and by which name.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
@@ -8,41 +8,15 @@ use std::collections::HashMap;
 
 use banger_proto::bus::{
     ErrorName,
-    names::{JOB_PARENT, MANAGER_PATH, VM_PARENT, action},
+    names::{MANAGER_PATH, VM_PARENT, action},
     record::{CheckRow, ImageRow, VmRow},
 };
 use private_bus::{
-    ALICE, Answer, BOB, CAROL, Client, Failure, Options, Service, is_possible, null, options, require, until,
+    ALICE, GET_ALL, Options, SET, Service, is_possible, null, options, refused, require, until,
 };
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
-const GET_ALL: &str = "org.freedesktop.DBus.Properties.GetAll";
-const GET: &str = "org.freedesktop.DBus.Properties.Get";
-const SET: &str = "org.freedesktop.DBus.Properties.Set";
 const NOBODY: &str = "/dev/banger/Manager1/vm/00000000000000000000000000000000";
-
-/// The last part of an error's name.
-fn short(name: ErrorName) -> &'static str {
-    name.as_str().rsplit('.').next().unwrap()
-}
-
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T, Failure>, name: ErrorName) -> String {
-    let failure = result.unwrap_err();
-    assert_eq!(failure.name, short(name), "{}", failure.message);
-    assert!(!failure.message.is_empty() && failure.message.len() <= 512, "{:?}", failure.message);
-    assert!(!failure.message.contains(char::is_control), "{:?}", failure.message);
-    failure.message
-}
-
-async fn create(
-    client: &Client,
-    name: &str,
-    key: &'static str,
-    value: impl Into<Variant<'static>>,
-) -> Result<(String, String), Failure> {
-    client.begin_create(name, options([(key, value.into())])).await
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_is_made_used_and_removed_by_its_owner() {
@@ -127,24 +101,24 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() {
     refused(alice.call::<OwnedObjectPath>(MANAGER_PATH, "GetJob", &("nope",)).await, E::NoSuchJob);
     refused(alice.call::<()>(&NOBODY.replace("/vm/", "/x/"), "Frob", &()).await, E::UnknownObject);
 
-    refused(create(&alice, "Bad_Name", "start", false).await, E::InvalidName);
-    refused(create(&alice, &"x".repeat(100_000), "start", false).await, E::InvalidName);
-    refused(create(&alice, "a", "nat-typo", true).await, E::InvalidOption);
-    refused(create(&alice, "a", "vcpus", "two").await, E::InvalidOption);
-    refused(create(&alice, "a", "vcpus", 0u32).await, E::InvalidOption);
-    refused(create(&alice, "a", "vcpus", -1i32).await, E::InvalidOption);
-    refused(create(&alice, "a", "memory", 10u64 << 40).await, E::InvalidOption);
-    refused(create(&alice, "a", "disk-size", u64::MAX).await, E::InvalidOption);
-    refused(create(&alice, "a", "start", "yes").await, E::InvalidOption);
-    refused(create(&alice, "a", "lifetime", "eternal").await, E::InvalidOption);
-    refused(create(&alice, "a", "wait-for", "godot").await, E::InvalidOption);
-    refused(create(&alice, "a", "ready-timeout-usec", u64::MAX).await, E::InvalidOption);
-    refused(create(&alice, "a", "init", "relative/path").await, E::InvalidOption);
-    refused(create(&alice, "a", "hostname", "no host name").await, E::InvalidName);
-    refused(create(&alice, "a", "image", "nope").await, E::NoSuchImage);
-    refused(create(&alice, "a", "kernel", "nope").await, E::NoSuchKernel);
+    refused(alice.create_with("Bad_Name", "start", false).await, E::InvalidName);
+    refused(alice.create_with(&"x".repeat(100_000), "start", false).await, E::InvalidName);
+    refused(alice.create_with("a", "nat-typo", true).await, E::InvalidOption);
+    refused(alice.create_with("a", "vcpus", "two").await, E::InvalidOption);
+    refused(alice.create_with("a", "vcpus", 0u32).await, E::InvalidOption);
+    refused(alice.create_with("a", "vcpus", -1i32).await, E::InvalidOption);
+    refused(alice.create_with("a", "memory", 10u64 << 40).await, E::InvalidOption);
+    refused(alice.create_with("a", "disk-size", u64::MAX).await, E::InvalidOption);
+    refused(alice.create_with("a", "start", "yes").await, E::InvalidOption);
+    refused(alice.create_with("a", "lifetime", "eternal").await, E::InvalidOption);
+    refused(alice.create_with("a", "wait-for", "godot").await, E::InvalidOption);
+    refused(alice.create_with("a", "ready-timeout-usec", u64::MAX).await, E::InvalidOption);
+    refused(alice.create_with("a", "init", "relative/path").await, E::InvalidOption);
+    refused(alice.create_with("a", "hostname", "no host name").await, E::InvalidName);
+    refused(alice.create_with("a", "image", "nope").await, E::NoSuchImage);
+    refused(alice.create_with("a", "kernel", "nope").await, E::NoSuchKernel);
     let many: HashMap<String, String> = (0..33).map(|n| (n.to_string(), String::new())).collect();
-    refused(create(&alice, "a", "labels", many).await, E::InvalidOption);
+    refused(alice.create_with("a", "labels", many).await, E::InvalidOption);
 
     let files = |names: &[&'static str]| -> HashMap<&'static str, zbus::Fd<'static>> {
         names.iter().map(|name| (*name, zbus::Fd::from(null()))).collect()
@@ -178,7 +152,7 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() {
     assert_eq!(rows, []);
 
     let vm = alice.create("box", options([("start", false.into()), ("x-note", "ignored".into())])).await;
-    refused(create(&alice, "box", "start", false).await, E::NameTaken);
+    refused(alice.create_with("box", "start", false).await, E::NameTaken);
     for member in ["Start", "Stop", "Restart", "Delete"] {
         refused(
             alice.call::<OwnedObjectPath>(&vm, member, &(options([("typo", 1u32.into())]),)).await,
@@ -232,335 +206,4 @@ async fn every_property_that_a_proxy_reads_is_there() {
     assert_eq!((vm.name().await.unwrap().as_str(), vm.owner_uid().await.unwrap()), ("box", ALICE));
     assert_eq!((vm.state().await.unwrap().as_str(), vm.ready().await.unwrap()), ("running", true));
     vm.state_reason().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn own_machines_need_polkit_only_to_be_made_and_to_run() {
-    require!(is_possible(), "root and dbus-daemon");
-    let service = Service::start().await;
-    let alice = service.client(ALICE).await;
-    let vm = alice.create("box", options([])).await;
-    let asked = service.polkit.asked();
-    assert_eq!(
-        asked.iter().map(|q| (q.uid, q.action.as_str(), q.interactive)).collect::<Vec<_>>(),
-        [(ALICE, action::VM_RUN, false)]
-    );
-
-    // Out of the group: what exists can still be looked at, stopped and deleted.
-    service.polkit.answer(ALICE, action::VM_RUN, Answer::NoAgent);
-    refused(
-        alice.call::<OwnedObjectPath>(&vm, "Restart", &(options([]),)).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    let question = service.polkit.asked().remove(0);
-    assert_eq!(question.details["vm"], "box");
-    assert_eq!(question.details["owner_uid"], ALICE.to_string());
-    let job: OwnedObjectPath = alice.call(&vm, "Stop", &(options([]),)).await.unwrap();
-    alice.done(&job).await;
-    refused(
-        alice.call::<OwnedObjectPath>(&vm, "Start", &(options([]),)).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    service.polkit.asked();
-    alice.call::<()>(&vm, "Rename", &("crate",)).await.unwrap();
-    let job: OwnedObjectPath = alice.call(&vm, "Delete", &(options([]),)).await.unwrap();
-    alice.done(&job).await;
-    assert_eq!(service.polkit.asked(), []);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_answer_of_polkit_has_its_error_and_no_effect() {
-    require!(is_possible(), "root and dbus-daemon");
-    let service = Service::start().await;
-    let carol = service.client(CAROL).await;
-    let body = ("box", options([]));
-
-    let message = refused(
-        carol.call::<(OwnedObjectPath, OwnedObjectPath)>(MANAGER_PATH, "CreateVM", &body).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    assert!(message.contains("group banger"), "{message}");
-    for (answer, part) in
-        [(Answer::NoAgent, "group banger"), (Answer::Dismissed, "dismissed"), (Answer::No, "not allowed")]
-    {
-        service.polkit.answer(CAROL, action::VM_RUN, answer);
-        let result = carol
-            .call_interactively::<(OwnedObjectPath, OwnedObjectPath)>(MANAGER_PATH, "CreateVM", &body)
-            .await;
-        let message = refused(result, ErrorName::AccessDenied);
-        assert!(message.contains(part), "{answer:?}: {message}");
-    }
-    // Nobody is bothered before polkit has said that somebody must be.
-    let asked: Vec<bool> = service.polkit.asked().iter().map(|question| question.interactive).collect();
-    assert_eq!(asked, [false, false, true, false, true, false]);
-    assert_eq!(service.sim.alive(), Vec::<String>::new());
-
-    service.polkit.answer(CAROL, action::VM_RUN, Answer::Password);
-    refused(
-        carol.call::<(OwnedObjectPath, OwnedObjectPath)>(MANAGER_PATH, "CreateVM", &body).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    let (_, job) = carol
-        .call_interactively::<(OwnedObjectPath, OwnedObjectPath)>(MANAGER_PATH, "CreateVM", &body)
-        .await
-        .unwrap();
-    carol.done(&job).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_polkit_only_root_may() {
-    require!(is_possible(), "root and dbus-daemon");
-    let service = Service::start().await;
-    let (alice, root) = (service.client(ALICE).await, service.client(0).await);
-    service.polkit.clone().stop().await;
-    refused(create(&alice, "box", "start", false).await, ErrorName::AccessDenied);
-    root.create("box", options([])).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_peoples_objects_do_not_exist_for_whom_may_not_see_them() {
-    require!(is_possible(), "root and dbus-daemon");
-    let service = Service::start().await;
-    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
-    let vm = alice.create("hers", options([])).await;
-    let image = alice.import_image("secret", options([])).await;
-    let id = |path: &str| path.rsplit('/').next().unwrap().to_owned();
-    let before = service.sim.alive();
-
-    // By name or by id, there and not there: the same answer.
-    for (there, not_there) in
-        [(id(&vm)[..8].to_owned(), "00000000".to_owned()), ("hers".into(), "hurs".into())]
-    {
-        let of = async |reference: &str| {
-            let answer = bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &(reference,)).await;
-            refused(answer, ErrorName::NoSuchVm).replace(reference, "…")
-        };
-        assert_eq!(of(&there).await, of(&not_there).await);
-    }
-    let of = async |reference: &str| {
-        bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &(reference,)).await.unwrap_err()
-    };
-    let (there, not_there) = (of("user1/hers").await, of("user1/hurs").await);
-    assert_eq!((&there.name, &there.message), (&not_there.name, &not_there.message.replace("hurs", "hers")));
-    for reference in [id(&image)[..8].to_owned(), "user1/secret".into(), "secret".into()] {
-        let answer = bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetImage", &(reference.as_str(),)).await;
-        assert!(answer.is_err(), "{reference}: {answer:?}");
-        // Nor can it be cloned: that would be reading it.
-        let made = create(&bob, "mine", "image", reference.clone()).await;
-        assert!(made.is_err(), "{reference}: {made:?}");
-    }
-    let rows: Vec<VmRow> = bob.call(MANAGER_PATH, "ListVMs", &(options([]),)).await.unwrap();
-    assert_eq!(rows, []);
-    refused(
-        bob.call::<Vec<VmRow>>(MANAGER_PATH, "ListVMs", &(options([("all", true.into())]),)).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-
-    // With the path in hand.
-    for name in ["Name", "State", "OwnerUid"] {
-        refused(bob.property(&vm, name).await, ErrorName::AccessDenied);
-    }
-    let all = bob.call::<HashMap<String, OwnedVariant>>(&vm, GET_ALL, &("dev.banger.Manager1.VM",)).await;
-    assert!(all.as_ref().map_or(true, HashMap::is_empty), "{all:?}");
-    refused(bob.property(&image, "Name").await, ErrorName::AccessDenied);
-    let force = || options([("force", true.into())]);
-    for member in ["Start", "Stop", "Restart", "Delete"] {
-        let given = if member == "Start" { options([]) } else { force() };
-        refused(
-            bob.call::<OwnedObjectPath>(&vm, member, &(given,)).await,
-            ErrorName::InteractiveAuthorizationRequired,
-        );
-    }
-    refused(bob.call::<()>(&vm, "Kill", &(9i32,)).await, ErrorName::InteractiveAuthorizationRequired);
-    refused(bob.call::<()>(&vm, "Rename", &("mine",)).await, ErrorName::InteractiveAuthorizationRequired);
-    refused(
-        bob.call::<()>(&vm, "SetLifetime", &("caller",)).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    refused(
-        bob.call::<zbus::OwnedFd>(&vm, "OpenAgent", &(options([]),)).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    refused(
-        bob.call::<zbus::OwnedFd>(&vm, "OpenLog", &("console", options([]))).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    refused(
-        bob.call::<()>(&image, "Delete", &(options([]),)).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-
-    assert_eq!(alice.text(&vm, "State").await, "running");
-    assert_eq!(alice.text(&vm, "Name").await, "hers");
-    assert_eq!(service.sim.alive(), before);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_administrator_who_authenticates_manages_other_peoples_machines() {
-    require!(is_possible(), "root and dbus-daemon");
-    let service = Service::start().await;
-    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
-    let vm = alice.create("box", options([])).await;
-    for action in [action::VM_VIEW_OTHERS, action::VM_MANAGE_OTHERS] {
-        service.polkit.answer(BOB, action, Answer::Password);
-    }
-    service.polkit.asked();
-
-    // As the command does: first without asking, then again with the right to ask.
-    refused(
-        bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &("user1/box",)).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    let found: OwnedObjectPath =
-        bob.call_interactively(MANAGER_PATH, "GetVM", &("user1/box",)).await.unwrap();
-    assert_eq!(found.as_str(), vm);
-    refused(
-        bob.call::<OwnedObjectPath>(&vm, "Stop", &(options([]),)).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    service.polkit.asked();
-    let job: OwnedObjectPath = bob.call_interactively(&vm, "Stop", &(options([]),)).await.unwrap();
-    let asked = service.polkit.asked();
-    assert_eq!(
-        asked.iter().map(|q| (q.uid, q.action.as_str(), q.interactive)).collect::<Vec<_>>(),
-        [false, true].map(|interactive| (BOB, action::VM_MANAGE_OTHERS, interactive))
-    );
-    assert_eq!((asked[0].details["vm"].as_str(), asked[0].details["owner"].as_str()), ("box", "user1"));
-    // Who was allowed to begin it may see how it ends, without a word of polkit.
-    bob.done(&job).await;
-    assert_eq!(bob.text(&job, "State").await, "done");
-    assert_eq!(service.polkit.asked(), []);
-    assert_eq!(alice.text(&vm, "State").await, "stopped");
-
-    // To see is not to enter, and not to manage.
-    service.polkit.answer(CAROL, action::VM_VIEW_OTHERS, Answer::Yes);
-    let carol = service.client(CAROL).await;
-    assert_eq!(carol.text(&vm, "Name").await, "box");
-    refused(carol.call::<()>(&vm, "Rename", &("mine",)).await, ErrorName::InteractiveAuthorizationRequired);
-    refused(
-        carol.call::<zbus::OwnedFd>(&vm, "OpenLog", &("console", options([]))).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    // A verdict holds for the reads that follow at once.
-    service.polkit.asked();
-    for _ in 0..20 {
-        carol.text(&vm, "State").await;
-    }
-    assert!(service.polkit.asked().len() <= 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn shared_images_are_everybodys_to_use_and_an_administrators_to_change() {
-    require!(is_possible(), "root and dbus-daemon");
-    let service = Service::start().await;
-    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
-    let shared: OwnedObjectPath = alice.call(MANAGER_PATH, "GetImage", &("debian-bookworm",)).await.unwrap();
-    assert_eq!(alice.text(&shared, "Name").await, "debian-bookworm");
-    refused(
-        alice.call::<()>(&shared, "Delete", &(options([]),)).await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    let files = || HashMap::from([("rootfs", zbus::Fd::from(null()))]);
-    refused(
-        alice
-            .call::<OwnedObjectPath>(
-                MANAGER_PATH,
-                "ImportImage",
-                &("ours", files(), options([("shared", true.into())])),
-            )
-            .await,
-        ErrorName::InteractiveAuthorizationRequired,
-    );
-    assert_eq!(service.engine.images().len(), 1);
-    service.polkit.answer(ALICE, action::IMAGE_MANAGE_SHARED, Answer::Yes);
-    let ours = alice.import_image("ours", options([("shared", true.into())])).await;
-    assert_eq!(bob.text(&ours, "Name").await, "ours");
-    bob.create("box", options([("image", "ours".into())])).await;
-    refused(alice.call::<()>(&ours, "Delete", &(options([]),)).await, ErrorName::ImageInUse);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_user_cannot_take_the_service_from_the_others() {
-    require!(is_possible(), "root and dbus-daemon");
-    let service = Service::start().await;
-    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
-    let vm = alice.create("box", options([])).await;
-    service.polkit.asked();
-
-    // Questions that wait for an administrator: a few of one user, however many calls.
-    service.polkit.answer(BOB, action::VM_MANAGE_OTHERS, Answer::OpenDialog);
-    let mut calls = tokio::task::JoinSet::new();
-    for _ in 0..40 {
-        let (bob, vm) = (bob.clone(), vm.clone());
-        calls.spawn(async move { bob.call_interactively::<()>(&vm, "Rename", &("mine",)).await });
-    }
-    service.polkit.until_waiting(4).await;
-    for _ in 0..36 {
-        refused(calls.join_next().await.unwrap().unwrap(), ErrorName::TooManyRequests);
-    }
-    assert_eq!(service.polkit.waiting(), 4);
-    // A read, of whatever object, waits for nobody.
-    service.polkit.answer(BOB, action::VM_VIEW_OTHERS, Answer::Silence);
-    let reader = {
-        let (bob, vm) = (bob.clone(), vm.clone());
-        tokio::spawn(async move {
-            bob.call_interactively::<OwnedVariant>(&vm, GET, &("dev.banger.Manager1.VM", "Name")).await
-        })
-    };
-    let writer = {
-        let (bob, vm) = (bob.clone(), vm.clone());
-        tokio::spawn(async move {
-            bob.call::<()>(&vm, SET, &("dev.banger.Manager1.VM", "Name", Variant::from("x"))).await
-        })
-    };
-    assert_eq!(writer.await.unwrap().unwrap_err().name, "PropertyReadOnly");
-    assert_eq!(alice.text(&vm, "Name").await, "box");
-    alice.create("second", options([])).await;
-    refused(reader.await.unwrap(), ErrorName::AccessDenied);
-
-    // Gone is gone: nobody is left to be asked for.
-    service.polkit.answer(BOB, action::VM_VIEW_OTHERS, Answer::NoAgent);
-    let name = bob.name();
-    drop(bob);
-    calls.shutdown().await;
-    service.polkit.until_waiting(0).await;
-    assert!(service.engine.vms().iter().all(|view| view.vm.name.as_str() != "mine"), "{name}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_many_calls_at_once_are_turned_away_and_waiting_for_jobs_is_no_such_call() {
-    require!(is_possible(), "root and dbus-daemon");
-    let service = Service::start().await;
-    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
-    service.sim.deafen_guests(true);
-    let (vm, job) = alice.begin_create("box", options([])).await.unwrap();
-    service.polkit.answer(ALICE, action::VM_RUN, Answer::Silence);
-
-    let mut calls = tokio::task::JoinSet::new();
-    for n in 0..50 {
-        let alice = alice.clone();
-        calls.spawn(async move { create(&alice, &format!("n{n}"), "start", false).await });
-    }
-    // Only what is beyond the limit is answered.
-    for _ in 0..18 {
-        refused(calls.join_next().await.unwrap().unwrap(), ErrorName::TooManyRequests);
-    }
-    service.polkit.until_waiting(32).await;
-    bob.create("box", options([("wait-for", "running".into())])).await;
-    service.polkit.release();
-    // What waited is served; the share of a user is another matter.
-    while let Some(made) = calls.join_next().await {
-        assert!(made.unwrap().map_or_else(|failure| failure.name == "QuotaExceeded", |_| true));
-    }
-
-    let mut waits = tokio::task::JoinSet::new();
-    for _ in 0..60 {
-        let (alice, job) = (alice.clone(), job.clone());
-        waits.spawn(async move { alice.wait(&job).await.0 });
-    }
-    alice.call::<()>(&job, "Cancel", &()).await.unwrap();
-    for result in waits.join_all().await {
-        assert_eq!(result, "canceled");
-    }
-    assert!(vm.starts_with(VM_PARENT) && job.starts_with(JOB_PARENT));
 }

@@ -13,12 +13,12 @@ use std::{
 
 use banger_proto::bus::names::{MANAGER_PATH, VM_INTERFACE, action};
 use private_bus::{
-    ALICE, Answer, BOB, CAROL, Client, Ear, Heard, Service, is_possible, options, require, soon, until,
+    ALICE, Answer, BOB, CAROL, Client, Ear, GET_ALL, Heard, Service, is_possible, options, require, soon,
+    until,
 };
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 const GET_MANAGED_OBJECTS: &str = "org.freedesktop.DBus.ObjectManager.GetManagedObjects";
-const GET_ALL: &str = "org.freedesktop.DBus.Properties.GetAll";
 /// The Python that has Debian's python3-gi.
 const PYTHON: &str = "/usr/bin/python3";
 

@@ -146,7 +146,13 @@ impl Border {
             verdict = self.ask(question).await?;
         }
         match verdict {
-            Verdict::Yes => Ok(()),
+            Verdict::Yes => {
+                // An administrator who has authenticated for one call goes on to read what it is about.
+                if [action::VM_VIEW_OTHERS, action::VM_MANAGE_OTHERS].contains(&action) {
+                    self.callers.remember(&caller.connection, true);
+                }
+                Ok(())
+            }
             Verdict::NeedsInteraction => Err(Error::new(
                 ErrorName::InteractiveAuthorizationRequired,
                 match action::OF_GROUP.contains(&action) {

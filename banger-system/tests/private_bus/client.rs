@@ -2,8 +2,12 @@
 
 use std::{collections::HashMap, os::fd::OwnedFd};
 
-use banger_proto::bus::names::{
-    IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, MANAGER_PATH, SERVICE, VM_INTERFACE,
+use banger_proto::bus::{
+    ErrorName,
+    names::{
+        IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, MANAGER_PATH, SERVICE,
+        VM_INTERFACE,
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use zbus::{
@@ -24,6 +28,10 @@ pub struct Failure {
     pub name: String,
     pub message: String,
 }
+
+pub const GET: &str = "org.freedesktop.DBus.Properties.Get";
+pub const GET_ALL: &str = "org.freedesktop.DBus.Properties.GetAll";
+pub const SET: &str = "org.freedesktop.DBus.Properties.Set";
 
 pub type Result<T> = std::result::Result<T, Failure>;
 pub type Options = HashMap<&'static str, Variant<'static>>;
@@ -90,7 +98,7 @@ impl Client {
 
     /// A property of one of our objects.
     pub async fn property(&self, path: &str, name: &str) -> Result<OwnedVariant> {
-        self.call(path, "org.freedesktop.DBus.Properties.Get", &(interface_of(path), name)).await
+        self.call(path, GET, &(interface_of(path), name)).await
     }
 
     /// A property that is a text.
@@ -103,6 +111,16 @@ impl Client {
         let (vm, job) = self.begin_create(name, options).await.unwrap();
         self.done(&job).await;
         vm
+    }
+
+    /// Asks for a machine with one option.
+    pub async fn create_with(
+        &self,
+        name: &str,
+        key: &'static str,
+        value: impl Into<Variant<'static>>,
+    ) -> Result<(String, String)> {
+        self.begin_create(name, options([(key, value.into())])).await
     }
 
     pub async fn begin_create(&self, name: &str, options: Options) -> Result<(String, String)> {
@@ -139,8 +157,7 @@ pub fn null() -> OwnedFd {
 }
 
 fn failure(name: &str, message: Option<&str>) -> Failure {
-    let name = name.rsplit('.').next().unwrap().to_owned();
-    Failure { name, message: message.unwrap_or_default().to_owned() }
+    Failure { name: last_part(name).to_owned(), message: message.unwrap_or_default().to_owned() }
 }
 
 /// The interface that an object of ours has.
@@ -156,4 +173,18 @@ fn interface_of(path: &str) -> &'static str {
 
 fn interface_and_member<'m>(path: &str, member: &'m str) -> (&'m str, &'m str) {
     member.rsplit_once('.').unwrap_or((interface_of(path), member))
+}
+
+/// The message of a call that must have failed by this name. Every message is one short line.
+#[track_caller]
+pub fn refused<T: std::fmt::Debug>(result: Result<T>, name: ErrorName) -> String {
+    let failure = result.unwrap_err();
+    assert_eq!(failure.name, last_part(name.as_str()), "{}", failure.message);
+    assert!(!failure.message.is_empty() && failure.message.len() <= 512, "{:?}", failure.message);
+    assert!(!failure.message.contains(char::is_control), "{:?}", failure.message);
+    failure.message
+}
+
+fn last_part(name: &str) -> &str {
+    name.rsplit('.').next().unwrap()
 }

@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use zbus::{Connection, connection::Builder};
 
 pub use self::{
-    client::{Client, Failure, Options, null, options},
+    client::{Client, Failure, GET, GET_ALL, Options, SET, null, options, refused},
     ear::{Ear, Heard},
     polkit::{Answer, Polkit},
     service::Service,

@@ -1,6 +1,10 @@
 //! The service on a host in memory, on a bus of the test's own.
 
-use std::{fs::File, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, SystemTime},
+};
 
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -11,15 +15,16 @@ use banger_system::{
         request::{ImportImage, ImportKernel},
     },
     host,
-    ports::Ports,
+    ports::{Clock, Ports},
     sim::Sim,
 };
 use zbus::Connection;
 
-use super::{Bus, Client, Polkit};
+use super::{Bus, Client, PATIENCE, Polkit, until};
 
 pub struct Service {
     pub sim: Sim,
+    pub clock: Hourglass,
     pub engine: Engine,
     pub polkit: Polkit,
     pub connection: Connection,
@@ -31,9 +36,9 @@ impl Service {
     pub async fn start() -> Self {
         let bus = Bus::start();
         let polkit = Polkit::start(&bus).await;
-        let sim = Sim::new();
-        let (connection, engine) = serve(&bus, &sim).await;
-        let service = Self { sim, engine, polkit, connection, bus };
+        let (sim, clock) = (Sim::new(), Hourglass::default());
+        let (connection, engine) = serve(&bus, &sim, &clock).await;
+        let service = Self { sim, clock, engine, polkit, connection, bus };
         service.furnish().await;
         service
     }
@@ -45,7 +50,7 @@ impl Service {
 
     /// Another run of the service on the same host and the same bus.
     pub async fn restart(&mut self) {
-        (self.connection, self.engine) = serve(&self.bus, &self.sim).await;
+        (self.connection, self.engine) = serve(&self.bus, &self.sim, &self.clock).await;
     }
 
     pub async fn client(&self, uid: u32) -> Client {
@@ -64,10 +69,57 @@ impl Service {
     }
 }
 
-async fn serve(bus: &Bus, sim: &Sim) -> (Connection, Engine) {
+/// A clock that can be made to stop time for the next who looks at it, in the middle of what they do.
+#[derive(Clone, Default)]
+pub struct Hourglass {
+    stopped: Arc<(Mutex<Time>, Condvar)>,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum Time {
+    #[default]
+    Runs,
+    /// It stops when somebody looks.
+    Armed,
+    Stands,
+}
+
+impl Hourglass {
+    /// Time stops for the next who looks.
+    pub fn stop(&self) {
+        *self.stopped.0.lock().unwrap() = Time::Armed;
+    }
+
+    /// Waits until somebody has looked.
+    pub async fn until_stopped(&self) {
+        until(|| async { *self.stopped.0.lock().unwrap() == Time::Stands }).await;
+    }
+
+    /// Time runs again.
+    pub fn run(&self) {
+        *self.stopped.0.lock().unwrap() = Time::Runs;
+        self.stopped.1.notify_all();
+    }
+}
+
+impl Clock for Hourglass {
+    fn now(&self) -> SystemTime {
+        let mut time = self.stopped.0.lock().unwrap();
+        if *time == Time::Armed {
+            *time = Time::Stands;
+            // The other tasks of this thread go on elsewhere.
+            tokio::task::block_in_place(|| {
+                drop(self.stopped.1.wait_timeout_while(time, PATIENCE, |time| *time == Time::Stands));
+            });
+        }
+        SystemTime::now()
+    }
+}
+
+async fn serve(bus: &Bus, sim: &Sim, clock: &Hourglass) -> (Connection, Engine) {
     let connection = bus.connect(0).await;
     let authority = Arc::new(host::authority::Polkit::new(connection.clone()));
-    let ports = Ports { authority, ..sim.ports() };
+    let ports = Ports { authority, clock: Arc::new(clock.clone()), ..sim.ports() };
     let settings = Settings {
         default_image: "debian-bookworm".parse().unwrap(),
         default_kernel: "debian".parse().unwrap(),

@@ -1,0 +1,264 @@
+//! Who may do what on a real bus, what polkit is asked for, and what becomes of its answer.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod private_bus;
+
+use std::collections::HashMap;
+
+use banger_proto::bus::{
+    ErrorName,
+    names::{MANAGER_PATH, action},
+    record::VmRow,
+};
+use private_bus::{
+    ALICE, Answer, BOB, CAROL, GET_ALL, Service, is_possible, null, options, refused, require,
+};
+use zbus::{OwnedObjectPath, OwnedVariant};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn own_machines_need_polkit_only_to_be_made_and_to_run() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let alice = service.client(ALICE).await;
+    let vm = alice.create("box", options([])).await;
+    let asked = service.polkit.asked();
+    assert_eq!(
+        asked.iter().map(|q| (q.uid, q.action.as_str(), q.interactive)).collect::<Vec<_>>(),
+        [(ALICE, action::VM_RUN, false)]
+    );
+
+    // Out of the group: what exists can still be looked at, stopped and deleted.
+    service.polkit.answer(ALICE, action::VM_RUN, Answer::NoAgent);
+    refused(
+        alice.call::<OwnedObjectPath>(&vm, "Restart", &(options([]),)).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    let question = service.polkit.asked().remove(0);
+    assert_eq!(question.details["vm"], "box");
+    assert_eq!(question.details["owner_uid"], ALICE.to_string());
+    let job: OwnedObjectPath = alice.call(&vm, "Stop", &(options([]),)).await.unwrap();
+    alice.done(&job).await;
+    refused(
+        alice.call::<OwnedObjectPath>(&vm, "Start", &(options([]),)).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    service.polkit.asked();
+    alice.call::<()>(&vm, "Rename", &("crate",)).await.unwrap();
+    let job: OwnedObjectPath = alice.call(&vm, "Delete", &(options([]),)).await.unwrap();
+    alice.done(&job).await;
+    assert_eq!(service.polkit.asked(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_answer_of_polkit_has_its_error_and_no_effect() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let carol = service.client(CAROL).await;
+    let body = ("box", options([]));
+
+    let message = refused(
+        carol.call::<(OwnedObjectPath, OwnedObjectPath)>(MANAGER_PATH, "CreateVM", &body).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    assert!(message.contains("group banger"), "{message}");
+    for (answer, part) in
+        [(Answer::NoAgent, "group banger"), (Answer::Dismissed, "dismissed"), (Answer::No, "not allowed")]
+    {
+        service.polkit.answer(CAROL, action::VM_RUN, answer);
+        let result = carol
+            .call_interactively::<(OwnedObjectPath, OwnedObjectPath)>(MANAGER_PATH, "CreateVM", &body)
+            .await;
+        let message = refused(result, ErrorName::AccessDenied);
+        assert!(message.contains(part), "{answer:?}: {message}");
+    }
+    // Nobody is bothered before polkit has said that somebody must be.
+    let asked: Vec<bool> = service.polkit.asked().iter().map(|question| question.interactive).collect();
+    assert_eq!(asked, [false, false, true, false, true, false]);
+    assert_eq!(service.sim.alive(), Vec::<String>::new());
+
+    service.polkit.answer(CAROL, action::VM_RUN, Answer::Password);
+    refused(
+        carol.call::<(OwnedObjectPath, OwnedObjectPath)>(MANAGER_PATH, "CreateVM", &body).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    let (_, job) = carol
+        .call_interactively::<(OwnedObjectPath, OwnedObjectPath)>(MANAGER_PATH, "CreateVM", &body)
+        .await
+        .unwrap();
+    carol.done(&job).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_polkit_only_root_may() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, root) = (service.client(ALICE).await, service.client(0).await);
+    service.polkit.clone().stop().await;
+    refused(alice.create_with("box", "start", false).await, ErrorName::AccessDenied);
+    root.create("box", options([])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_peoples_objects_do_not_exist_for_whom_may_not_see_them() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let vm = alice.create("hers", options([])).await;
+    let image = alice.import_image("secret", options([])).await;
+    let id = |path: &str| path.rsplit('/').next().unwrap().to_owned();
+    let before = service.sim.alive();
+
+    // By name or by id, there and not there: the same answer.
+    for (there, not_there) in
+        [(id(&vm)[..8].to_owned(), "00000000".to_owned()), ("hers".into(), "hurs".into())]
+    {
+        let of = async |reference: &str| {
+            let answer = bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &(reference,)).await;
+            refused(answer, ErrorName::NoSuchVm).replace(reference, "…")
+        };
+        assert_eq!(of(&there).await, of(&not_there).await);
+    }
+    let of = async |reference: &str| {
+        bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &(reference,)).await.unwrap_err()
+    };
+    let (there, not_there) = (of("user1/hers").await, of("user1/hurs").await);
+    assert_eq!((&there.name, &there.message), (&not_there.name, &not_there.message.replace("hurs", "hers")));
+    for reference in [id(&image)[..8].to_owned(), "user1/secret".into(), "secret".into()] {
+        let answer = bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetImage", &(reference.as_str(),)).await;
+        assert!(answer.is_err(), "{reference}: {answer:?}");
+        // Nor can it be cloned: that would be reading it.
+        let made = bob.create_with("mine", "image", reference.clone()).await;
+        assert!(made.is_err(), "{reference}: {made:?}");
+    }
+    let rows: Vec<VmRow> = bob.call(MANAGER_PATH, "ListVMs", &(options([]),)).await.unwrap();
+    assert_eq!(rows, []);
+    refused(
+        bob.call::<Vec<VmRow>>(MANAGER_PATH, "ListVMs", &(options([("all", true.into())]),)).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+
+    // With the path in hand.
+    for name in ["Name", "State", "OwnerUid"] {
+        refused(bob.property(&vm, name).await, ErrorName::AccessDenied);
+    }
+    let all = bob.call::<HashMap<String, OwnedVariant>>(&vm, GET_ALL, &("dev.banger.Manager1.VM",)).await;
+    assert!(all.as_ref().map_or(true, HashMap::is_empty), "{all:?}");
+    refused(bob.property(&image, "Name").await, ErrorName::AccessDenied);
+    let force = || options([("force", true.into())]);
+    for member in ["Start", "Stop", "Restart", "Delete"] {
+        let given = if member == "Start" { options([]) } else { force() };
+        refused(
+            bob.call::<OwnedObjectPath>(&vm, member, &(given,)).await,
+            ErrorName::InteractiveAuthorizationRequired,
+        );
+    }
+    refused(bob.call::<()>(&vm, "Kill", &(9i32,)).await, ErrorName::InteractiveAuthorizationRequired);
+    refused(bob.call::<()>(&vm, "Rename", &("mine",)).await, ErrorName::InteractiveAuthorizationRequired);
+    refused(
+        bob.call::<()>(&vm, "SetLifetime", &("caller",)).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    refused(
+        bob.call::<zbus::OwnedFd>(&vm, "OpenAgent", &(options([]),)).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    refused(
+        bob.call::<zbus::OwnedFd>(&vm, "OpenLog", &("console", options([]))).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    refused(
+        bob.call::<()>(&image, "Delete", &(options([]),)).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+
+    assert_eq!(alice.text(&vm, "State").await, "running");
+    assert_eq!(alice.text(&vm, "Name").await, "hers");
+    assert_eq!(service.sim.alive(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_administrator_who_authenticates_manages_other_peoples_machines() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let vm = alice.create("box", options([])).await;
+    for action in [action::VM_VIEW_OTHERS, action::VM_MANAGE_OTHERS] {
+        service.polkit.answer(BOB, action, Answer::Password);
+    }
+    service.polkit.asked();
+
+    // As the command does: first without asking, then again with the right to ask.
+    refused(
+        bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &("user1/box",)).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    let found: OwnedObjectPath =
+        bob.call_interactively(MANAGER_PATH, "GetVM", &("user1/box",)).await.unwrap();
+    assert_eq!(found.as_str(), vm);
+    service.polkit.asked();
+    assert_eq!(bob.text(&vm, "State").await, "running");
+    assert_eq!(service.polkit.asked(), []);
+    refused(
+        bob.call::<OwnedObjectPath>(&vm, "Stop", &(options([]),)).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    service.polkit.asked();
+    let job: OwnedObjectPath = bob.call_interactively(&vm, "Stop", &(options([]),)).await.unwrap();
+    let asked = service.polkit.asked();
+    assert_eq!(
+        asked.iter().map(|q| (q.uid, q.action.as_str(), q.interactive)).collect::<Vec<_>>(),
+        [false, true].map(|interactive| (BOB, action::VM_MANAGE_OTHERS, interactive))
+    );
+    assert_eq!((asked[0].details["vm"].as_str(), asked[0].details["owner"].as_str()), ("box", "user1"));
+    // Who was allowed to begin it may see how it ends, without a word of polkit.
+    bob.done(&job).await;
+    assert_eq!(bob.text(&job, "State").await, "done");
+    assert_eq!(service.polkit.asked(), []);
+    assert_eq!(alice.text(&vm, "State").await, "stopped");
+
+    // To see is not to enter, and not to manage.
+    service.polkit.answer(CAROL, action::VM_VIEW_OTHERS, Answer::Yes);
+    let carol = service.client(CAROL).await;
+    assert_eq!(carol.text(&vm, "Name").await, "box");
+    refused(carol.call::<()>(&vm, "Rename", &("mine",)).await, ErrorName::InteractiveAuthorizationRequired);
+    refused(
+        carol.call::<zbus::OwnedFd>(&vm, "OpenLog", &("console", options([]))).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    // A verdict holds for the reads that follow at once.
+    service.polkit.asked();
+    for _ in 0..20 {
+        carol.text(&vm, "State").await;
+    }
+    assert!(service.polkit.asked().len() <= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_images_are_everybodys_to_use_and_an_administrators_to_change() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let shared: OwnedObjectPath = alice.call(MANAGER_PATH, "GetImage", &("debian-bookworm",)).await.unwrap();
+    assert_eq!(alice.text(&shared, "Name").await, "debian-bookworm");
+    refused(
+        alice.call::<()>(&shared, "Delete", &(options([]),)).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    let files = || HashMap::from([("rootfs", zbus::Fd::from(null()))]);
+    refused(
+        alice
+            .call::<OwnedObjectPath>(
+                MANAGER_PATH,
+                "ImportImage",
+                &("ours", files(), options([("shared", true.into())])),
+            )
+            .await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    assert_eq!(service.engine.images().len(), 1);
+    service.polkit.answer(ALICE, action::IMAGE_MANAGE_SHARED, Answer::Yes);
+    let ours = alice.import_image("ours", options([("shared", true.into())])).await;
+    assert_eq!(bob.text(&ours, "Name").await, "ours");
+    bob.create("box", options([("image", "ours".into())])).await;
+    refused(alice.call::<()>(&ours, "Delete", &(options([]),)).await, ErrorName::ImageInUse);
+}

@@ -1,0 +1,97 @@
+//! Many calls at once, and calls that take long: whoever makes them holds up nobody else.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod private_bus;
+
+use banger_proto::bus::{
+    ErrorName,
+    names::{JOB_PARENT, VM_PARENT, action},
+};
+use private_bus::{ALICE, Answer, BOB, GET, SET, Service, is_possible, options, refused, require};
+use zbus::{OwnedVariant, Variant};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_user_cannot_take_the_service_from_the_others() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let vm = alice.create("box", options([])).await;
+    service.polkit.asked();
+
+    // Questions that wait for an administrator: a few of one user, however many calls.
+    service.polkit.answer(BOB, action::VM_MANAGE_OTHERS, Answer::OpenDialog);
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let (bob, vm) = (bob.clone(), vm.clone());
+        calls.spawn(async move { bob.call_interactively::<()>(&vm, "Rename", &("mine",)).await });
+    }
+    service.polkit.until_waiting(4).await;
+    for _ in 0..36 {
+        refused(calls.join_next().await.unwrap().unwrap(), ErrorName::TooManyRequests);
+    }
+    assert_eq!(service.polkit.waiting(), 4);
+    // A read, of whatever object, waits for nobody.
+    service.polkit.answer(BOB, action::VM_VIEW_OTHERS, Answer::Silence);
+    let reader = {
+        let (bob, vm) = (bob.clone(), vm.clone());
+        tokio::spawn(async move {
+            bob.call_interactively::<OwnedVariant>(&vm, GET, &("dev.banger.Manager1.VM", "Name")).await
+        })
+    };
+    let writer = {
+        let (bob, vm) = (bob.clone(), vm.clone());
+        tokio::spawn(async move {
+            bob.call::<()>(&vm, SET, &("dev.banger.Manager1.VM", "Name", Variant::from("x"))).await
+        })
+    };
+    assert_eq!(writer.await.unwrap().unwrap_err().name, "PropertyReadOnly");
+    assert_eq!(alice.text(&vm, "Name").await, "box");
+    alice.create("second", options([])).await;
+    refused(reader.await.unwrap(), ErrorName::AccessDenied);
+
+    // Gone is gone: nobody is left to be asked for.
+    service.polkit.answer(BOB, action::VM_VIEW_OTHERS, Answer::NoAgent);
+    let name = bob.name();
+    drop(bob);
+    calls.shutdown().await;
+    service.polkit.until_waiting(0).await;
+    assert!(service.engine.vms().iter().all(|view| view.vm.name.as_str() != "mine"), "{name}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_calls_at_once_are_turned_away_and_waiting_for_jobs_is_no_such_call() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    service.sim.deafen_guests(true);
+    let (vm, job) = alice.begin_create("box", options([])).await.unwrap();
+    service.polkit.answer(ALICE, action::VM_RUN, Answer::Silence);
+
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..50 {
+        let alice = alice.clone();
+        calls.spawn(async move { alice.create_with(&format!("n{n}"), "start", false).await });
+    }
+    // Only what is beyond the limit is answered.
+    for _ in 0..18 {
+        refused(calls.join_next().await.unwrap().unwrap(), ErrorName::TooManyRequests);
+    }
+    service.polkit.until_waiting(32).await;
+    bob.create("box", options([("wait-for", "running".into())])).await;
+    service.polkit.release();
+    // What waited is served; the share of a user is another matter.
+    while let Some(made) = calls.join_next().await {
+        assert!(made.unwrap().map_or_else(|failure| failure.name == "QuotaExceeded", |_| true));
+    }
+
+    let mut waits = tokio::task::JoinSet::new();
+    for _ in 0..60 {
+        let (alice, job) = (alice.clone(), job.clone());
+        waits.spawn(async move { alice.wait(&job).await.0 });
+    }
+    alice.call::<()>(&job, "Cancel", &()).await.unwrap();
+    for result in waits.join_all().await {
+        assert_eq!(result, "canceled");
+    }
+    assert!(vm.starts_with(VM_PARENT) && job.starts_with(JOB_PARENT));
+}
