@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
+mod skip;
 
 use banger_proto::bus::{
     ErrorName,
