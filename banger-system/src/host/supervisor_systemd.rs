@@ -1,30 +1,25 @@
 //! Monitors as transient services of systemd: they live on when this service does not, under a user that
 //! exists for them alone, in a file system that has programs and nothing else.
 
-use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
-    time::Duration,
-};
+use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use zbus::{Connection, OwnedVariant, Variant, proxy::CacheProperties};
 use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
 
-use super::blocking::blocking;
+use super::{
+    blocking::blocking,
+    shim::{self, Told},
+};
 use crate::{
     domain::{
         id::VmId,
         resource::{self, Places},
     },
     ports::{Ended, Error, Launch, Result, Started, Supervisor},
-    shim::message::{self, Answer, Order},
 };
 
-/// How long systemd and the shim may take until the monitor runs.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a unit may take to go after it was killed.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A change of a unit is told by a signal. Should one be lost, this is how long it takes to be seen.
@@ -32,7 +27,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const SIGKILL: i32 = 9;
 const EPERM: i32 = 1;
-const SHIM: &str = "banger-shim";
 
 /// The supervisor.
 pub struct SystemdSupervisor {
@@ -91,18 +85,13 @@ impl SystemdSupervisor {
     }
 
     fn properties(&self, launch: &Launch, socket: OwnedFd) -> zbus::Result<Properties> {
-        let shim = self.places.program(SHIM).display().to_string();
+        let text = |path: &Path| path.display().to_string();
+        let shim = text(&shim::program(&self.places));
         let command = vec![(shim.clone(), vec![shim], false)];
-        let mut read_only = vec!["/usr", "/lib", "/lib64", "-/etc/alternatives", "-/etc/ld.so.cache"];
-        let libexec = self.places.libexec.display().to_string();
-        if !libexec.starts_with("/usr/") {
-            read_only.push(&libexec);
-        }
-        let bind = |path: &str| {
-            let (path, ignore) = path.strip_prefix('-').map_or((path, false), |path| (path, true));
-            (path.to_owned(), path.to_owned(), ignore, 0u64)
-        };
-        let devices: Vec<String> = launch.devices.iter().map(|path| path.display().to_string()).collect();
+        // What is not there is left out.
+        let bind = |path: String| (path.clone(), path, true, 0u64);
+        let visible: Vec<_> = shim::visible(&self.places).iter().map(|path| bind(text(path))).collect();
+        let devices: Vec<String> = launch.devices.iter().map(|path| text(path)).collect();
         let allowed: Vec<(String, String)> =
             devices.iter().map(|path| (path.clone(), "rw".to_owned())).collect();
 
@@ -132,11 +121,11 @@ impl SystemdSupervisor {
         set("NoNewPrivileges", true.into())?;
         set("RootDirectory", self.places.jail().display().to_string().into())?;
         set("MountAPIVFS", true.into())?;
-        set("BindReadOnlyPaths", read_only.into_iter().map(bind).collect::<Vec<_>>().into())?;
+        set("BindReadOnlyPaths", visible.into())?;
         if devices.is_empty() {
             set("PrivateDevices", true.into())?;
         } else {
-            set("BindPaths", devices.iter().map(|path| bind(path)).collect::<Vec<_>>().into())?;
+            set("BindPaths", devices.iter().cloned().map(bind).collect::<Vec<_>>().into())?;
             // The device belongs to this group on every distribution that has one for it.
             set("SupplementaryGroups", vec!["kvm"].into())?;
         }
@@ -186,39 +175,28 @@ impl Supervisor for SystemdSupervisor {
         let jail = self.places.jail();
         std::fs::create_dir_all(&jail)
             .map_err(|error| Error::os(format!("make {}", jail.display()), error))?;
-        let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-            .map_err(|error| Error::os(doing, error))?;
+        let (ours, theirs) = shim::socket_pair()?;
         let properties = self.properties(&launch, theirs).map_err(|error| bus(doing, error))?;
         let unit = resource::unit_name(launch.vm);
         let manager = self.manager().await?;
         let started = manager.start_transient_unit(unit.clone(), "fail".to_owned(), properties, Vec::new());
         started.await.map_err(|error| bus(doing, error))?;
 
-        let told = blocking("talk to the shim", move || tell(&ours, launch));
-        let answer = match tokio::time::timeout(START_TIMEOUT, told).await {
-            Ok(answer) => answer?,
-            Err(_) => {
-                return Err(Error::Timeout {
-                    what: "starting a machine's unit".to_owned(),
-                    after: START_TIMEOUT,
-                });
-            }
-        };
-        match answer {
-            Some(Answer::Started { .. }) => {
+        match blocking("talk to the shim", move || shim::order(&ours, launch, None)).await? {
+            Told::Runs => {
                 let pid = self.main_pid(&unit).await?;
                 Ok(Started { unit, pid })
             }
-            Some(Answer::Failed { message }) => Err(Error::Vmm { message }),
-            None => Err(Error::Vmm {
+            Told::Ended => Err(Error::Vmm {
                 message: format!("the unit {unit} ended before the machine ran; see journalctl -u {unit}"),
             }),
         }
     }
 
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
-        let killed = self.manager().await?.kill_unit(resource::unit_name(vm), "all".to_owned(), signal).await;
+        // The shim passes on every signal but the one that nobody can hear.
+        let whom = if signal == SIGKILL { "all" } else { "main" };
+        let killed = self.manager().await?.kill_unit(resource::unit_name(vm), whom.to_owned(), signal).await;
         match killed {
             Err(error) if !is_no_such_unit(&error) => Err(bus("kill a unit", error)),
             _ => Ok(()),
@@ -303,27 +281,6 @@ impl SystemdSupervisor {
             Err(error) if is_no_such_unit(&error) => Ok(0),
             Err(error) => Err(bus("look at a unit", error)),
         }
-    }
-}
-
-/// Gives the shim its order, and waits for its answer; `None` when it is gone.
-fn tell(socket: &OwnedFd, launch: Launch) -> Result<Option<Answer>> {
-    let os = |error: io::Error| Error::os("talk to a machine's shim", error);
-    let (names, mut files): (Vec<String>, Vec<OwnedFd>) = launch.files.into_iter().unzip();
-    files.extend([launch.console, launch.log]);
-    let order = Order { argv: launch.argv, files: names };
-    let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-    match message::send(socket, &order, &borrowed) {
-        Ok(()) => {}
-        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(os(error)),
-    }
-    match message::receive::<Answer>(socket) {
-        Ok(answer) => Ok(answer.map(|(answer, _)| answer)),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
-        Err(error) => Err(os(error)),
     }
 }
 

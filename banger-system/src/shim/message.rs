@@ -13,6 +13,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::walls::Walls;
+
 /// More than any monitor's arguments take.
 const MAX_MESSAGE: usize = 64 << 10;
 /// More files than any machine has: its sockets, disks, kernel, initramfs and logs.
@@ -23,9 +25,19 @@ const MAX_FILES: usize = 64;
 pub struct Order {
     /// The program and its arguments. `{fd:NAME}` stands for the number of the file NAME.
     pub argv: Vec<String>,
-    /// The names of the files, in the order in which they are sent. The last two files have none: they are
-    /// the logs of standard output and standard error.
+    /// The names of the files, in the order in which they are sent. More files without names follow: the
+    /// logs of standard output and standard error and, where there are walls to build, the file that how
+    /// the monitor ended is written to.
     pub files: Vec<String>,
+    /// Set where no systemd has put walls around the shim and will tell how it ended.
+    pub walls: Option<Walls>,
+}
+
+impl Order {
+    /// How many files without names follow those that have one.
+    pub fn unnamed(&self) -> usize {
+        if self.walls.is_some() { 3 } else { 2 }
+    }
 }
 
 /// How it went.

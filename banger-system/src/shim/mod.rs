@@ -4,5 +4,6 @@
 
 pub mod message;
 mod run;
+pub mod walls;
 
 pub use run::run;

@@ -2,27 +2,39 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, ExitStatus, Stdio},
     thread::{self, JoinHandle},
 };
 
 use rustix::{
     io::FdFlags,
-    process::{Signal, set_parent_process_death_signal},
+    process::{
+        Pid, PidfdFlags, Signal, getpid, getppid, kill_process, pidfd_open, pidfd_send_signal,
+        set_parent_process_death_signal,
+    },
+};
+use signal_hook::{
+    consts::{SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    iterator::Signals,
 };
 
-use super::message::{self, Answer, Order};
+use super::{
+    message::{self, Answer, Order},
+    walls,
+};
 use crate::host::ring::Writer;
 
-/// The stack of a copying thread.
+/// The stack of a thread that copies, or passes signals on.
 const STACK: usize = 64 << 10;
+/// What ends a monitor in order goes to the monitor: the shim stays to hear its last words.
+const PASSED_ON: [i32; 5] = [SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
-/// Does the shim's work on this socket; returns the monitor's status, as a shell would.
+/// Does the shim's work on this socket, and ends as the monitor does: with its status, or by its signal.
 pub fn run(socket: OwnedFd) -> ExitCode {
     let started = message::receive::<Order>(&socket)
         .and_then(|order| order.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
@@ -48,43 +60,56 @@ pub fn run(socket: OwnedFd) -> ExitCode {
 struct Monitor {
     child: Child,
     copies: Vec<JoinHandle<()>>,
+    /// Where its end is to be written, for those who cannot wait for it.
+    end: Option<File>,
 }
 
 impl Monitor {
     fn start(order: &Order, mut files: Vec<OwnedFd>) -> io::Result<Self> {
         let invalid = |message: &str| io::Error::new(io::ErrorKind::InvalidData, message.to_owned());
-        if files.len() != order.files.len() + 2 {
+        if files.len() != order.files.len() + order.unnamed() {
             return Err(invalid("the files do not fit the order"));
         }
-        let logs = files.split_off(order.files.len());
+        let mut logs = files.split_off(order.files.len());
+        let end = order.walls.is_some().then(|| logs.pop()).flatten().map(File::from);
         let argv = order.argv.iter().map(|argument| with_numbers(argument, &order.files, &files));
         let argv: Vec<String> = argv.collect::<Option<_>>().ok_or_else(|| invalid("a file is not there"))?;
         let (program, arguments) = argv.split_first().ok_or_else(|| invalid("there is no program"))?;
         for file in &files {
             rustix::io::fcntl_setfd(file, FdFlags::empty())?;
         }
+        if let Some(walls) = &order.walls {
+            walls::enter(walls)?;
+        }
+        let signals = Signals::new(PASSED_ON)?;
         let mut command = Command::new(program);
         command.args(arguments).env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // SAFETY: the closure makes one system call; it neither allocates nor takes a lock.
+        let shim = getpid();
+        // SAFETY: the closure makes two system calls; it neither allocates nor takes a lock.
         #[expect(
             unsafe_code,
             reason = "the monitor must not outlive the shim, which only the child can arrange"
         )]
         unsafe {
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+            command.pre_exec(move || {
+                set_parent_process_death_signal(Some(Signal::KILL))?;
+                // The shim may have died before that.
+                if getppid() == Some(shim) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+            });
         }
         let mut child = command
             .spawn()
             .map_err(|error| io::Error::new(error.kind(), format!("cannot start {program}: {error}")))?;
         drop(files);
+        pass_on(signals, &child)?;
         let output = child.stdout.take().map(OwnedFd::from);
         let errors = child.stderr.take().map(OwnedFd::from);
         let mut copies = Vec::new();
         for (pipe, log) in [output, errors].into_iter().flatten().zip(logs) {
             copies.push(thread::Builder::new().stack_size(STACK).spawn(move || copy(pipe.into(), log))?);
         }
-        Ok(Self { child, copies })
+        Ok(Self { child, copies, end })
     }
 
     /// Waits for the monitor and for the end of what it had to say.
@@ -94,17 +119,59 @@ impl Monitor {
             // A thread that panicked has nothing left to copy.
             let _ = copy.join();
         }
-        match status {
-            Ok(status) => {
-                let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-                ExitCode::from(code.unwrap_or(1) as u8)
-            }
+        let status = match status {
+            Ok(status) => status,
             Err(error) => {
                 eprintln!("banger-shim: cannot wait for the monitor: {error}");
-                ExitCode::FAILURE
+                return ExitCode::FAILURE;
+            }
+        };
+        if let Some(file) = &mut self.end
+            && let Err(error) = file.write_all(in_words(status).as_bytes())
+        {
+            eprintln!("banger-shim: cannot write how the monitor ended: {error}");
+        }
+        end_like(status)
+    }
+}
+
+/// How a monitor ended, in the words of [`Ended`](crate::ports::Ended).
+fn in_words(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("killed:{signal}"),
+        None => format!("exited:{}", status.code().unwrap_or(1)),
+    }
+}
+
+/// Ends this process as another one did, so that whoever waits for it sees the same.
+fn end_like(status: ExitStatus) -> ExitCode {
+    match status.signal() {
+        Some(9) => {
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+        Some(signal) => {
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+        None => {}
+    }
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+/// Sends the monitor every signal that comes from now on.
+fn pass_on(mut signals: Signals, child: &Child) -> io::Result<()> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+    // Nobody has waited for the child yet: the number is its own.
+    let monitor = pidfd_open(pid, PidfdFlags::empty())?;
+    thread::Builder::new().stack_size(STACK).spawn(move || {
+        for signal in signals.forever() {
+            if let Some(signal) = Signal::from_named_raw(signal) {
+                // It may have ended, which is what the signal is for.
+                let _ = pidfd_send_signal(&monitor, signal);
             }
         }
-    }
+    })?;
+    Ok(())
 }
 
 /// Puts the numbers of the files in place of their names. `None` when a file is not there.

@@ -1,0 +1,404 @@
+//! Monitors as plain processes, for hosts without systemd: each below a shim that outlives this service and
+//! builds the walls that systemd would.
+//!
+//! A record of the shim stands beside the machine's sockets. It is written before the shim gets its order,
+//! and a shim that loses the service without an order ends: what runs always has a record. The shim writes
+//! how the monitor ended into a second file, since whoever did not start a process cannot ask the kernel.
+//! Limits of memory and processor time are not enforced here: they need a control group.
+
+use std::{
+    collections::HashSet,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
+};
+use serde::{Deserialize, Serialize};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{
+    blocking::blocking,
+    shim::{self, Told},
+};
+use crate::{
+    domain::{id::VmId, resource::Places},
+    ports::{Ended, Error, Launch, Result, Started, Supervisor},
+    shim::walls::Walls,
+};
+
+/// Users of machines. systemd keeps these numbers for users that exist for one unit (its
+/// docs/UIDS-GIDS.md), and nothing else hands them out where there is no systemd.
+const USERS: std::ops::RangeInclusive<u32> = 61_184..=65_519;
+/// How long a shim may take to write what its monitor said last, once that is killed.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long the kernel may take to be done with a killed process.
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
+const RECORD: &str = "process.json";
+const END: &str = "ended";
+/// Longer than any end in words.
+const MAX_END: u64 = 32;
+const SIGKILL: i32 = 9;
+
+/// The supervisor.
+#[derive(Clone)]
+pub struct ProcessSupervisor {
+    places: Places,
+    /// Held from the choice of a user until the record says that it is taken.
+    users: Arc<Mutex<()>>,
+}
+
+/// Which process a machine's shim is. The kernel uses numbers of processes again; a number, the time at
+/// which the process began and the boot that the time counts from are only once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    boot: String,
+    pid: i32,
+    began: u64,
+    user: u32,
+}
+
+impl ProcessSupervisor {
+    /// A supervisor that keeps its records in these places.
+    pub fn new(places: Places) -> Self {
+        Self { places, users: Arc::default() }
+    }
+
+    fn start_now(&self, launch: Launch) -> Result<Started> {
+        let directory = self.places.socket_dir(launch.vm);
+        let os = |error| Error::os(format!("make the record of a process in {}", directory.display()), error);
+        if self.shim(launch.vm)?.is_some_and(|shim| shim.lives()) {
+            return Err(Error::Vmm { message: format!("the machine {} has a process already", launch.vm) });
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(os)?;
+        let jail = self.places.jail();
+        DirBuilder::new().recursive(true).mode(0o700).create(&jail).map_err(os)?;
+        let end = new_file(&directory.join(END)).map_err(os)?;
+
+        let (ours, theirs) = shim::socket_pair()?;
+        let (mut child, user) = {
+            let _choosing = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+            let user = self.free_user(launch.vm)?;
+            let program = shim::program(&self.places);
+            let mut command = Command::new(&program);
+            command.env_clear().stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+            let child = command.spawn();
+            let mut child =
+                child.map_err(|error| Error::os(format!("start {}", program.display()), error))?;
+            if let Err(error) = Record::of(&child, user).and_then(|record| record.write(&directory)) {
+                end_child(&mut child);
+                return Err(os(error));
+            }
+            (child, user)
+        };
+        // The command held the shim's end of the socket.
+        let walls = Walls {
+            root: jail,
+            visible: shim::visible(&self.places),
+            groups: launch
+                .devices
+                .iter()
+                .filter_map(|device| fs::metadata(device).ok())
+                .map(|m| m.gid())
+                .collect(),
+            devices: launch.devices.clone(),
+            user,
+        };
+        let told = match shim::order(&ours, launch, Some((walls, end.into()))) {
+            Ok(Told::Runs) => return Ok(Started { unit: String::new(), pid: child.id() }),
+            Ok(Told::Ended) => Error::Vmm { message: "the shim ended before the machine ran".to_owned() },
+            Err(error) => error,
+        };
+        end_child(&mut child);
+        forget(&directory)?;
+        Err(told)
+    }
+
+    /// A user that no other machine and no account has.
+    fn free_user(&self, vm: VmId) -> Result<u32> {
+        let taken: HashSet<u32> = self.records()?.into_iter().map(|(_, record)| record.user).collect();
+        let count = USERS.end() - USERS.start() + 1;
+        // Begin somewhere else for each machine, so that a user that was just given up is not taken up.
+        let first =
+            vm.to_string().bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let mut users = (0..count).map(|step| USERS.start() + (first % count + step) % count);
+        let free = users.find(|user| !taken.contains(user) && uzers::get_user_by_uid(*user).is_none());
+        free.ok_or_else(|| Error::HostNotReady { message: "all users for machines are taken".to_owned() })
+    }
+
+    /// The machines that have a record, whether or not their processes are there.
+    fn records(&self) -> Result<Vec<(VmId, Record)>> {
+        let directory = self.places.sockets();
+        let os = |error| Error::os(format!("read {}", directory.display()), error);
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(os)?,
+        };
+        let mut records = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(os)?.file_name();
+            let Some(vm) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            records.extend(self.record(vm)?.map(|record| (vm, record)));
+        }
+        Ok(records)
+    }
+
+    fn record(&self, vm: VmId) -> Result<Option<Record>> {
+        let path = self.places.socket_dir(vm).join(RECORD);
+        let doing = || format!("read {}", path.display());
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::os(doing(), error)),
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::other(doing(), error))
+            }
+        }
+    }
+
+    /// A machine's shim. It may have ended, if nobody has waited for it yet.
+    fn shim(&self, vm: VmId) -> Result<Option<Process>> {
+        let Some(record) = self.record(vm)? else { return Ok(None) };
+        let os = |error| Error::os("look at a machine's process", error);
+        if record.boot != boot_id().map_err(os)? {
+            return Ok(None);
+        }
+        let process = Process::open(record.pid).map_err(os)?;
+        Ok(process.filter(|process| Stat::read(process.pid).is_some_and(|stat| stat.began == record.began)))
+    }
+}
+
+#[async_trait]
+impl Supervisor for ProcessSupervisor {
+    async fn start(&self, launch: Launch) -> Result<Started> {
+        let supervisor = self.clone();
+        blocking("start a machine's process", move || supervisor.start_now(launch)).await
+    }
+
+    async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
+        let Some(shim) = self.shim(vm)? else { return Ok(()) };
+        let monitor = if signal == SIGKILL { shim.child()? } else { None };
+        // The shim passes on every signal but the one that nobody can hear.
+        monitor.unwrap_or(shim).send(signal)
+    }
+
+    async fn remove(&self, vm: VmId) -> Result<()> {
+        if let Some(shim) = self.shim(vm)? {
+            let monitor = shim.child()?;
+            if let Some(monitor) = &monitor {
+                monitor.send(SIGKILL)?;
+            }
+            if monitor.is_none() || tokio::time::timeout(LAST_WORDS, shim.ended()).await.is_err() {
+                shim.send(SIGKILL)?;
+            }
+            let late =
+                |_| Error::Timeout { what: "ending a machine's process".to_owned(), after: KILL_TIMEOUT };
+            for process in [Some(shim), monitor].into_iter().flatten() {
+                tokio::time::timeout(KILL_TIMEOUT, process.ended()).await.map_err(late)??;
+            }
+        }
+        forget(&self.places.socket_dir(vm))
+    }
+
+    async fn ended(&self, vm: VmId) -> Result<Ended> {
+        if let Some(shim) = self.shim(vm)? {
+            shim.ended().await?;
+        }
+        let path = self.places.socket_dir(vm).join(END);
+        let mut words = String::new();
+        match File::open(&path).and_then(|file| file.take(MAX_END).read_to_string(&mut words)) {
+            Ok(_) => Ok(end_of(&words)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ended::Unknown),
+            Err(error) => Err(Error::os(format!("read {}", path.display()), error)),
+        }
+    }
+
+    async fn found(&self) -> Result<Vec<(VmId, Started)>> {
+        let mut found = Vec::new();
+        for (vm, record) in self.records()? {
+            if self.shim(vm)?.is_some_and(|shim| shim.lives()) {
+                found.push((vm, Started { unit: String::new(), pid: record.pid.unsigned_abs() }));
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Record {
+    fn of(child: &Child, user: u32) -> io::Result<Self> {
+        let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
+        let stat = Stat::read(pid).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { boot: boot_id()?, pid, began: stat.began, user })
+    }
+
+    fn write(&self, directory: &Path) -> io::Result<()> {
+        let partial = directory.join(format!("{RECORD}.new"));
+        new_file(&partial)?.write_all(&serde_json::to_vec(self)?)?;
+        fs::rename(partial, directory.join(RECORD))
+    }
+}
+
+/// A process that keeps its number as long as this exists.
+struct Process {
+    pid: i32,
+    fd: OwnedFd,
+}
+
+impl Process {
+    /// `None` when there is no such process.
+    fn open(pid: i32) -> io::Result<Option<Self>> {
+        let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
+        match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Ok(fd) => Ok(Some(Self { pid: pid.as_raw_nonzero().get(), fd })),
+            Err(Errno::SRCH) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn lives(&self) -> bool {
+        Stat::read(self.pid).is_some_and(|stat| stat.lives)
+    }
+
+    /// The monitor of a shim, its only child.
+    fn child(&self) -> Result<Option<Self>> {
+        let os = |error| Error::os("look for a machine's monitor", error);
+        for entry in fs::read_dir("/proc").map_err(os)? {
+            let name = entry.map_err(os)?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            let is_child = || Stat::read(pid).is_some_and(|stat| stat.lives && stat.parent == self.pid);
+            if is_child()
+                && let Some(process) = Self::open(pid).map_err(os)?
+                // The number may have gone to another one before it was opened.
+                && is_child()
+            {
+                return Ok(Some(process));
+            }
+        }
+        Ok(None)
+    }
+
+    fn send(&self, signal: i32) -> Result<()> {
+        let doing = || format!("send signal {signal} to a machine's process");
+        let signal = Signal::from_named_raw(signal)
+            .ok_or_else(|| Error::os(doing(), io::Error::from(io::ErrorKind::InvalidInput)))?;
+        match pidfd_send_signal(&self.fd, signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(Error::os(doing(), error)),
+        }
+    }
+
+    /// Waits until it has ended. One that this service started is let go of by the kernel then.
+    async fn ended(&self) -> Result<()> {
+        let os = |error: io::Error| Error::os("wait for a machine's process", error);
+        // SAFETY: the descriptor is borrowed from `self`, which keeps it open for longer than this lives.
+        #[expect(unsafe_code, reason = "tokio cannot see that a descriptor stays open")]
+        let fd = unsafe { AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE) };
+        let fd = fd.map_err(|error| os(error.into()))?;
+        fd.readable().await.map_err(os)?.retain_ready();
+        match waitid(WaitId::PidFd(self.fd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(_) | Err(Errno::CHILD) => Ok(()),
+            Err(error) => Err(os(error.into())),
+        }
+    }
+}
+
+/// What `/proc/PID/stat` tells (proc(5)).
+struct Stat {
+    lives: bool,
+    parent: i32,
+    began: u64,
+}
+
+impl Stat {
+    /// `None` when there is no such process.
+    fn read(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The second field is the program's name in parentheses, and may hold anything.
+        let (_, rest) = text.rsplit_once(") ")?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        Some(Self {
+            lives: !matches!(*fields.first()?, "Z" | "X"),
+            parent: fields.get(1)?.parse().ok()?,
+            began: fields.get(19)?.parse().ok()?,
+        })
+    }
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+fn new_file(path: &PathBuf) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// How a monitor ended, from what its shim wrote. A shim that was killed wrote nothing.
+fn end_of(words: &str) -> Ended {
+    let number = |prefix| words.strip_prefix(prefix).and_then(|number: &str| number.parse::<u8>().ok());
+    match (number("exited:"), number("killed:")) {
+        (Some(0), _) => Ended::Clean,
+        (Some(status), _) => Ended::Failed(format!("exited:{status}")),
+        (_, Some(signal)) => Ended::Failed(format!("killed:{signal}")),
+        (None, None) => Ended::Unknown,
+    }
+}
+
+fn end_child(child: &mut Child) {
+    // It may have ended by itself.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Removes the files of a process that is gone.
+fn forget(directory: &Path) -> Result<()> {
+    for name in [RECORD, END] {
+        let path = directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::os(format!("remove {}", path.display()), error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_when_it_began() {
+        let own = Stat::read(std::process::id().cast_signed()).unwrap();
+        assert!(own.lives && own.began > 0);
+        let hostile = "7 (a) R 1 (b) Z) S 3 7 7 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 12345 1 1";
+        let stat = Stat::parse(hostile).unwrap();
+        assert_eq!((stat.lives, stat.parent, stat.began), (true, 3, 12345));
+        assert!(Stat::parse("7 (a) R 1").is_none());
+    }
+
+    #[test]
+    fn only_what_a_shim_writes_is_an_end() {
+        let check = |words: &str, expect| assert_eq!(end_of(words), expect, "{words:?}");
+        check("exited:0", Ended::Clean);
+        check("exited:1", Ended::Failed("exited:1".into()));
+        check("killed:9", Ended::Failed("killed:9".into()));
+        for wrong in ["", "exited:", "exited:-1", "exited:0\n", "killed:9x", "exited:4096"] {
+            check(wrong, Ended::Unknown);
+        }
+    }
+}
