@@ -63,7 +63,11 @@ impl GuestLink for AgentLink {
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         let asked = async {
-            let mut stream = self.vmm.connect(vm, Channel::Stream).await?;
+            let mut stream = match self.vmm.connect(vm, Channel::Stream).await {
+                // Commands may hold every stream, and must not keep a guest from being stopped in order.
+                Err(Error::NoFreeStream { .. }) => self.vmm.connect(vm, Channel::Control).await?,
+                stream => stream?,
+            };
             let mut decoder = greet(&mut stream, token).await?;
             send(&mut stream, &Request::Shutdown).await?;
             match answer(&mut stream, &mut decoder).await? {

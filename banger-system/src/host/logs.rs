@@ -55,20 +55,22 @@ impl Logs for RingLogs {
             if let Some(lines) = reading.tail {
                 reader.keep_last_lines(lines).map_err(os)?;
             }
+            // A guest may write faster than this is read, and a reader that does not follow is to come to an end.
+            let end = if reading.follow { u64::MAX } else { reader.written().map_err(os)? };
             let copying = std::thread::Builder::new().name("log".to_owned()).stack_size(64 << 10);
             // A thread of its own: a reader that is slow, or stands still, holds up nothing else.
-            copying.spawn(move || copy(reader, write.into(), reading.follow)).map_err(os)?;
+            copying.spawn(move || copy(reader, write.into(), end)).map_err(os)?;
             Ok(read)
         })
         .await
     }
 }
 
-/// Copies until the end, or, when it follows, until the client is gone.
-fn copy(mut reader: Reader, mut pipe: File, follow: bool) {
-    let mut bytes = Vec::new();
+/// Copies what stands before the end, or, when that never comes, until the client is gone.
+fn copy(mut reader: Reader, mut pipe: File, end: u64) {
+    let (mut bytes, follow) = (Vec::new(), end == u64::MAX);
     loop {
-        match reader.read(&mut bytes) {
+        match reader.read_until(end, &mut bytes) {
             Ok(true) => {
                 if pipe.write_all(&bytes).is_err() {
                     return;

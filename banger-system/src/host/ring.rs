@@ -1,8 +1,10 @@
 //! A log of fixed size: a file that holds the last so many bytes of what was written to it.
 //!
-//! The file begins with a header: magic (8 bytes), capacity (8, little endian), and how many bytes were ever
-//! written (8). Byte `n` of the log stands at `n` modulo the capacity behind the header. There is one
-//! writer; readers look at the count before and after, and drop what was overwritten in between.
+//! The file begins with a header: magic (8 bytes), capacity (8, little endian), how many bytes were ever
+//! written (8), and how many will have been when the write that is under way is done (8). Byte `n` of the log
+//! stands at `n` modulo the capacity behind the header. There is one writer, which raises the last number
+//! before it writes and the other one after; readers look at both, and drop what was overwritten meanwhile.
+//! The file is filled by a process that a guest may have taken over: readers believe none of its numbers.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -10,6 +12,11 @@ const MAGIC: [u8; 8] = *b"bgrring1";
 const HEADER: u64 = 64;
 const CAPACITY_AT: u64 = 8;
 const WRITTEN_AT: u64 = 16;
+const CLAIMED_AT: u64 = 24;
+/// What is written, and claimed, at once.
+const PIECE: u64 = 64 << 10;
+/// Larger than any log that the service makes.
+const MAX_CAPACITY: u64 = 1 << 30;
 
 /// The writing end.
 #[derive(Debug)]
@@ -26,6 +33,7 @@ impl Writer {
         file.write_all_at(&MAGIC, 0)?;
         file.write_all_at(&capacity.to_le_bytes(), CAPACITY_AT)?;
         file.write_all_at(&0u64.to_le_bytes(), WRITTEN_AT)?;
+        file.write_all_at(&0u64.to_le_bytes(), CLAIMED_AT)?;
         Ok(Self { file, capacity, written: 0 })
     }
 
@@ -38,13 +46,15 @@ impl Writer {
 
     /// Adds bytes; the oldest give way.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        for chunk in bytes.chunks(self.capacity as usize) {
+        for chunk in bytes.chunks(self.capacity.min(PIECE) as usize) {
+            let written = self.written + chunk.len() as u64;
+            self.file.write_all_at(&written.to_le_bytes(), CLAIMED_AT)?;
             let at = self.written % self.capacity;
             let (first, second) = chunk.split_at(chunk.len().min((self.capacity - at) as usize));
             self.file.write_all_at(first, HEADER + at)?;
             self.file.write_all_at(second, HEADER)?;
-            self.written += chunk.len() as u64;
-            self.file.write_all_at(&self.written.to_le_bytes(), WRITTEN_AT)?;
+            self.file.write_all_at(&written.to_le_bytes(), WRITTEN_AT)?;
+            self.written = written;
         }
         Ok(())
     }
@@ -61,50 +71,62 @@ pub struct Reader {
 impl Reader {
     /// Reads from the oldest byte that is kept.
     pub fn new(file: File) -> io::Result<Self> {
-        let mut header = [0; 24];
+        let mut header = [0; 16];
         file.read_exact_at(&mut header, 0)?;
-        let number = |at: usize| header[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        let capacity = number(CAPACITY_AT as usize);
-        if header[..8] != MAGIC || capacity == 0 {
+        let mut reader = Self { file, capacity: 0, position: 0 };
+        reader.capacity = reader.number(CAPACITY_AT)?;
+        if header[..8] != MAGIC || !(1..=MAX_CAPACITY).contains(&reader.capacity) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no log of ours"));
         }
-        let position = number(WRITTEN_AT as usize).saturating_sub(capacity);
-        Ok(Self { file, capacity, position })
+        reader.position = reader.oldest()?;
+        Ok(reader)
+    }
+
+    /// How many bytes were ever written: where a reader that does not follow is to end.
+    pub fn written(&self) -> io::Result<u64> {
+        self.number(WRITTEN_AT)
     }
 
     /// Skips all but the last so many lines.
     pub fn keep_last_lines(&mut self, lines: u32) -> io::Result<()> {
         let (mut kept, mut begins) = (Vec::new(), Vec::new());
-        let start = self.position;
-        while self.read(&mut kept)? {}
+        // The writer may be faster than this reader: what comes from now on counts as of the last line.
+        let end = self.written()?;
+        while self.read_until(end, &mut kept)? {}
         if !kept.is_empty() {
             begins.push(0);
         }
         let ends = kept.iter().enumerate().filter(|(at, byte)| **byte == b'\n' && at + 1 < kept.len());
         begins.extend(ends.map(|(at, _)| at + 1));
         let skipped = begins.len().checked_sub(lines as usize).map_or(Some(0), |n| begins.get(n).copied());
-        self.position = start + skipped.unwrap_or(kept.len()) as u64;
+        let left = kept.len() - skipped.unwrap_or(kept.len());
+        self.position -= (left as u64).min(self.position);
         Ok(())
     }
 
     /// Adds what has come since to the buffer, at most 64 KiB of it. `false` when nothing has.
     pub fn read(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
-        const CHUNK: u64 = 64 << 10;
+        self.read_until(u64::MAX, into)
+    }
+
+    /// The same for bytes that stand before this one.
+    pub fn read_until(&mut self, end: u64, into: &mut Vec<u8>) -> io::Result<bool> {
         loop {
             let written = self.written()?;
             if written < self.position {
                 // The machine was started anew, and its log begins anew with it.
                 self.position = 0;
             }
-            self.position = self.position.max(written.saturating_sub(self.capacity));
+            self.position = self.position.max(self.oldest()?);
             let at = self.position % self.capacity;
-            let count = (written - self.position).min(CHUNK).min(self.capacity - at);
+            let ready = written.min(end).saturating_sub(self.position);
+            let count = ready.min(PIECE).min(self.capacity - at);
             if count == 0 {
                 return Ok(false);
             }
             let mut bytes = vec![0; count as usize];
             self.file.read_exact_at(&mut bytes, HEADER + at)?;
-            if self.written()?.saturating_sub(self.capacity) > self.position {
+            if self.oldest()? > self.position {
                 continue;
             }
             self.position += count;
@@ -113,9 +135,14 @@ impl Reader {
         }
     }
 
-    fn written(&self) -> io::Result<u64> {
+    /// The oldest byte that is not overwritten, nor about to be.
+    fn oldest(&self) -> io::Result<u64> {
+        Ok(self.number(CLAIMED_AT)?.saturating_sub(self.capacity))
+    }
+
+    fn number(&self, at: u64) -> io::Result<u64> {
         let mut bytes = [0; 8];
-        self.file.read_exact_at(&mut bytes, WRITTEN_AT)?;
+        self.file.read_exact_at(&mut bytes, at)?;
         Ok(u64::from_le_bytes(bytes))
     }
 }
@@ -166,6 +193,70 @@ mod tests {
         Writer::create(file, 100).unwrap().write(b"3").unwrap();
         assert!(reader.read(&mut bytes).unwrap());
         assert_eq!(bytes, b"onetwo3");
+    }
+
+    #[test]
+    fn a_reader_beside_a_fast_writer_sees_nothing_that_is_torn() {
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::create(file.try_clone().unwrap(), 4096).unwrap();
+        let words = |from: u64| (from..from + 128).flat_map(u64::to_le_bytes).collect::<Vec<u8>>();
+        writer.write(&words(1)).unwrap();
+        let mut reader = Reader::new(file).unwrap();
+        std::thread::scope(|threads| {
+            let writing = threads.spawn(move || {
+                for round in 1..20_000 {
+                    writer.write(&words(1 + round * 128)).unwrap();
+                }
+            });
+            let (mut last, mut bytes) = (0, Vec::new());
+            while !writing.is_finished() {
+                bytes.clear();
+                reader.read(&mut bytes).unwrap();
+                for word in bytes.as_chunks().0 {
+                    let word = u64::from_le_bytes(*word);
+                    assert!(word > last, "{word} behind {last}");
+                    last = word;
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn lines_of_a_log_that_never_stands_still_are_found() {
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::create(file.try_clone().unwrap(), 1 << 20).unwrap();
+        writer.write(&b"line\n".repeat(300_000)).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    writer.write(&b"line\n".repeat(10_000)).unwrap();
+                }
+            });
+            let mut reader = Reader::new(file).unwrap();
+            let result = reader.keep_last_lines(3);
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            result.unwrap();
+        });
+    }
+
+    #[test]
+    fn numbers_that_no_writer_of_ours_writes_are_no_log() {
+        for capacity in [0, u64::MAX, MAX_CAPACITY + 1] {
+            let file = tempfile::tempfile().unwrap();
+            Writer::create(file.try_clone().unwrap(), 100).unwrap();
+            file.write_all_at(&capacity.to_le_bytes(), CAPACITY_AT).unwrap();
+            assert!(Reader::new(file).is_err(), "{capacity}");
+        }
+        for at in [WRITTEN_AT, CLAIMED_AT] {
+            let file = tempfile::tempfile().unwrap();
+            Writer::create(file.try_clone().unwrap(), 100).unwrap().write(b"some").unwrap();
+            file.write_all_at(&u64::MAX.to_le_bytes(), at).unwrap();
+            let mut bytes = Vec::new();
+            // An error or too little, but an end.
+            let _ = Reader::new(file).map(|mut reader| reader.read(&mut bytes));
+            assert!(bytes.len() <= 100, "{at}");
+        }
     }
 
     proptest! {
