@@ -222,22 +222,17 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_a_log_that_never_stands_still_are_found() {
+    fn what_comes_behind_the_end_of_a_reader_is_not_its_own() {
         let file = tempfile::tempfile().unwrap();
-        let mut writer = Writer::create(file.try_clone().unwrap(), 1 << 20).unwrap();
-        writer.write(&b"line\n".repeat(300_000)).unwrap();
-        let done = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|threads| {
-            threads.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    writer.write(&b"line\n".repeat(10_000)).unwrap();
-                }
-            });
-            let mut reader = Reader::new(file).unwrap();
-            let result = reader.keep_last_lines(3);
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-            result.unwrap();
-        });
+        let mut writer = Writer::create(file.try_clone().unwrap(), 100).unwrap();
+        writer.write(b"before").unwrap();
+        let mut reader = Reader::new(file).unwrap();
+        let (end, mut bytes) = (reader.written().unwrap(), Vec::new());
+        writer.write(b"behind").unwrap();
+        while reader.read_until(end, &mut bytes).unwrap() {}
+        assert_eq!(bytes, b"before");
+        writer.write(&[b'x'; 200]).unwrap();
+        assert!(!reader.read_until(end, &mut bytes).unwrap());
     }
 
     #[test]
