@@ -143,14 +143,16 @@ fn a_log_that_cannot_be_written_does_not_hold_the_monitor_up() {
 fn the_monitor_gets_its_files_by_name_and_no_others() {
     let mut data = tempfile::tempfile().unwrap();
     data.write_all(b"content").unwrap();
-    let script =
-        "cat /proc/self/fd/{fd:data}; echo; for fd in /proc/$$/fd/*; do echo ${fd##*/}; done; echo {fd:data}";
+    // A file that the service forgot to close when it started the shim.
+    let forgotten = File::open("/dev/null").unwrap();
+    rustix::io::fcntl_setfd(&forgotten, rustix::io::FdFlags::empty()).unwrap();
+    let script = "cat /proc/self/fd/{fd:data}; echo; ls -1 /proc/$$/fd; echo {fd:data}";
     let (mut shim, _) = Shim::ordered(&["/bin/sh", "-c", script], &[("data", &data)]);
     assert!(shim.end().success());
     let said = contents(&shim.console);
     let mut lines: Vec<&str> = said.lines().collect();
     let number = lines.pop().unwrap();
-    assert_eq!(lines, ["content", "0", "1", "2", number]);
+    assert_eq!(lines, ["content", "0", "1", "2", number], "with {forgotten:?}");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Starting the monitor and staying with it.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Write},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
     process::{Child, Command, ExitCode, ExitStatus, Stdio},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    io::FdFlags,
+    io::{Errno, FdFlags},
     process::{
         Pid, PidfdFlags, Signal, getpid, getppid, kill_process, pidfd_open, pidfd_send_signal,
         set_parent_process_death_signal,
@@ -36,7 +36,8 @@ const PASSED_ON: [i32; 5] = [SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
 /// Does the shim's work on this socket, and ends as the monitor does: with its status, or by its signal.
 pub fn run(socket: OwnedFd) -> ExitCode {
-    let started = message::receive::<Order>(&socket)
+    let started = keep_what_was_inherited()
+        .and_then(|()| message::receive::<Order>(&socket))
         .and_then(|order| order.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
         .and_then(|(order, files)| Monitor::start(&order, files));
     let mut monitor = match started {
@@ -55,6 +56,23 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     }
     drop(socket);
     monitor.stay()
+}
+
+/// Whatever file whoever started the shim has forgotten to close is none for the monitor.
+fn keep_what_was_inherited() -> io::Result<()> {
+    let numbers = fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name()));
+    for number in numbers.collect::<io::Result<Vec<_>>>()? {
+        let Some(number) = number.to_str().and_then(|number| number.parse().ok()) else { continue };
+        // SAFETY: the process has one thread yet, and closes nothing here but the directory that was read,
+        // whose number is then unused: to that the call says so, and changes nothing.
+        #[expect(unsafe_code, reason = "nobody owns what was inherited")]
+        let file = unsafe { BorrowedFd::borrow_raw(number) };
+        match rustix::io::fcntl_setfd(file, FdFlags::CLOEXEC) {
+            Ok(()) | Err(Errno::BADF) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 struct Monitor {
