@@ -214,7 +214,10 @@ async fn an_administrator_who_authenticates_manages_other_peoples_machines() {
     // Who was allowed to begin it may see how it ends, without a word of polkit.
     bob.done(&job).await;
     assert_eq!(bob.text(&job, "State").await, "done");
+    refused(bob.call::<()>(&job, "Cancel", &()).await, ErrorName::NotCancelable);
     assert_eq!(service.polkit.asked(), []);
+    let another = service.client(BOB).await;
+    refused(another.call::<()>(&job, "Cancel", &()).await, ErrorName::InteractiveAuthorizationRequired);
     assert_eq!(alice.text(&vm, "State").await, "stopped");
 
     // To see is not to enter, and not to manage.

@@ -16,6 +16,7 @@ use private_bus::{
 };
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
+const INTROSPECT: &str = "org.freedesktop.DBus.Introspectable.Introspect";
 const NOBODY: &str = "/dev/banger/Manager1/vm/00000000000000000000000000000000";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,13 +71,16 @@ async fn a_machine_is_made_used_and_removed_by_its_owner() {
         alice.call(&vm, "Delete", &(options([("force", true.into())]),)).await.unwrap();
     alice.done(&job).await;
     refused(alice.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &("crate",)).await, ErrorName::NoSuchVm);
+    // Its object goes as well: nothing answers at its path, and introspection does not show it.
+    let id = vm.rsplit('/').next().unwrap();
     until(|| async {
-        alice
-            .property(&vm, "State")
-            .await
-            .is_err_and(|e| e.name == "UnknownObject" || e.name == "NoSuchVM" || e.name == "UnknownInterface")
+        !alice.call::<String>(VM_PARENT, INTROSPECT, &()).await.is_ok_and(|xml| xml.contains(id))
     })
     .await;
+    assert!(
+        ["UnknownObject", "UnknownInterface"]
+            .contains(&&*alice.property(&vm, "State").await.unwrap_err().name)
+    );
     assert_eq!(service.sim.alive(), Vec::<String>::new());
 }
 
