@@ -1,5 +1,7 @@
 //! `cargo xtask`: building, testing and trying banger.
 
+mod bench;
+mod bench_boot;
 mod build;
 mod host;
 mod image;
@@ -32,6 +34,8 @@ enum Task {
     Kernel,
     /// Make an image from a distribution's packages and print where it is
     Image(image::Arguments),
+    /// Measure banger beside a peer
+    Bench(bench::Arguments),
     /// Record what the database says of each query
     Sqlx(sqlx::Args),
 }
@@ -65,6 +69,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
     match task {
         Task::Try(arguments) => return try_it::run(&arguments),
         Task::Test(arguments) => return test::run(&arguments),
+        Task::Bench(arguments) => return bench::run(&arguments),
         Task::Host(HostTask::Exec(exec)) => return host::exec(&exec),
         Task::Host(HostTask::Shell) => return host::shell(),
         Task::Host(HostTask::Up(up)) => {

@@ -24,7 +24,8 @@ pub struct Arguments {
 }
 
 const KERNEL: &str = "debian";
-const IMAGE: &str = "debian-bookworm";
+/// The image that sandboxes get.
+pub const IMAGE: &str = "debian-bookworm";
 
 /// Runs the command in a fresh sandbox; its exit status is the command's.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {

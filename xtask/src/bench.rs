@@ -1,0 +1,147 @@
+//! `cargo xtask bench`: figures of banger beside those of a peer, taken in turns in one run.
+//!
+//! Machines are noisy, so what counts is the ratio of the medians, and never a time alone.
+
+use std::{fs, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::bench_boot;
+
+/// What `cargo xtask bench` takes.
+#[derive(Parser)]
+pub struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+    /// How often each side runs
+    #[arg(long, default_value_t = 5, global = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Print one JSON object instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// From the request to the first byte of a command's output in a fresh sandbox
+    Boot,
+}
+
+/// The figures of a benchmark whose sides are both measured in milliseconds.
+#[derive(Serialize)]
+pub struct Report {
+    /// The name of the benchmark.
+    pub name: &'static str,
+    /// How often each side ran.
+    pub runs: u32,
+    /// Where.
+    pub machine: Machine,
+    /// What banger took.
+    pub ours: Side,
+    /// What the peer took.
+    pub peers: Side,
+    /// The median of ours.
+    pub median_ms: f64,
+    /// The median of the peer's.
+    pub peer_median_ms: f64,
+    /// Ours by the peer's.
+    pub ratio: f64,
+}
+
+/// One side of a comparison.
+#[derive(Serialize)]
+pub struct Side {
+    /// What was run.
+    pub what: &'static str,
+    /// Each measurement.
+    pub samples_ms: Vec<f64>,
+}
+
+/// The machine, as far as it explains the figures.
+#[derive(Serialize)]
+pub struct Machine {
+    kernel: String,
+    cpu: String,
+    cores: usize,
+    memory_mib: u64,
+}
+
+/// Runs a benchmark and prints its figures.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let report = match arguments.bench {
+        Bench::Boot => bench_boot::run(arguments.runs)?,
+    };
+    if arguments.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        report.print();
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Report {
+    /// The report of these two sides.
+    pub fn new(name: &'static str, runs: u32, ours: Side, peers: Side) -> Result<Self> {
+        let (median_ms, peer_median_ms) = (median(&ours.samples_ms), median(&peers.samples_ms));
+        let ratio = median_ms / peer_median_ms;
+        Ok(Self { name, runs, machine: Machine::this()?, ours, peers, median_ms, peer_median_ms, ratio })
+    }
+
+    fn print(&self) {
+        let Machine { kernel, cpu, cores, memory_mib } = &self.machine;
+        println!("{}: {} runs on {cores} × {cpu}, {memory_mib} MiB, Linux {kernel}", self.name, self.runs);
+        println!("{:>10} {:>10} {:>10}", "median", "best", "worst");
+        for side in [&self.ours, &self.peers] {
+            let best = side.samples_ms.iter().copied().fold(f64::INFINITY, f64::min);
+            let worst = side.samples_ms.iter().copied().fold(0.0, f64::max);
+            let median = median(&side.samples_ms);
+            println!("{median:>7.0} ms {best:>7.0} ms {worst:>7.0} ms  {}", side.what);
+        }
+        println!("ratio of the medians: {:.2}", self.ratio);
+    }
+}
+
+impl Machine {
+    fn this() -> Result<Self> {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+        let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the release")?;
+        let value_of = |text: &str, key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+            Some(line.trim_start_matches([' ', '\t', ':']).trim().to_owned())
+        };
+        let memory_kib = value_of(&meminfo, "MemTotal").and_then(|text| text.split(' ').next()?.parse().ok());
+        Ok(Self {
+            kernel: kernel.trim().to_owned(),
+            cpu: value_of(&cpuinfo, "model name").unwrap_or_default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_mib: memory_kib.unwrap_or(0u64) / 1024,
+        })
+    }
+}
+
+/// The middle of the samples, or between the two in the middle. There is always one.
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.get(..=middle) {
+        Some([.., low, high]) if sorted.len().is_multiple_of(2) => (low + high) / 2.0,
+        Some([.., high]) => *high,
+        _ => f64::NAN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(&[7.0]), 7.0);
+    }
+}

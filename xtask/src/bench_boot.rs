@@ -1,0 +1,287 @@
+//! `cargo xtask bench boot`: `banger vm run --rm -- echo` beside the same QEMU started by hand.
+//!
+//! The peer is taken from a sandbox that banger started: the command line of its QEMU, its kernel and its
+//! initramfs, with the disks as they were before the first boot. Both sides are timed from the start of
+//! their program until the first byte of the command's output, which comes through the same agent.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use banger_proto::guest::{
+    Decoder, Exec, Frame, Request,
+    hello::{HostHello, take_answer},
+};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::{
+    bench::{Report, Side},
+    host::{self, Host},
+    image,
+    run::{cache, command, output, run as shell, say},
+    try_it,
+};
+
+/// An emulated guest on a busy machine takes half a minute.
+const TIMEOUT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(1);
+/// The sandbox whose QEMU is the example for the peer.
+const EXAMPLE: &str = "bench-example";
+/// A channel to the agent that the service does not keep for itself.
+const CHANNEL: &str = "agent1";
+
+/// Measures both sides in turns.
+pub fn run(runs: u32) -> Result<Report> {
+    let host = host::up(&host::Up::default())?;
+    try_it::provide(&host)?;
+    say("starting an example");
+    let peer = Peer::like_example(&host)?;
+    let (mut ours, mut peers) = (Vec::new(), Vec::new());
+    for round in 1..=runs {
+        say(&format!("run {round} of {runs}"));
+        ours.push(ours_once(&host)?.as_secs_f64() * 1000.0);
+        peers.push(peer.once()?.as_secs_f64() * 1000.0);
+    }
+    let ours = Side { what: "banger vm run --rm -- echo", samples_ms: ours };
+    let peers = Side { what: "the same QEMU, kernel, initramfs and disks by hand", samples_ms: peers };
+    Report::new("boot", runs, ours, peers)
+}
+
+/// From the start of the client to the first byte of the command's output.
+fn ours_once(host: &Host) -> Result<Duration> {
+    // The session is not banger's: the time begins when it is there.
+    let script = "echo begin; exec banger vm run --rm --quiet -- echo first";
+    let words = ["sh", "-c", script].map(str::to_owned);
+    let mut session = host.session("alice", false, &words)?;
+    let mut child = session.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run")?;
+    let mut said = BufReader::new(child.stdout.take().context("the session has no output")?);
+    let (mut begin, mut first) = (String::new(), String::new());
+    said.read_line(&mut begin)?;
+    let start = Instant::now();
+    said.read_line(&mut first)?;
+    let time = start.elapsed();
+    let status = child.wait()?;
+    ensure!(status.success() && first.trim() == "first", "banger ended with {status} and said {first:?}");
+    Ok(time)
+}
+
+/// QEMU with everything that it needs, ready to be started again and again.
+struct Peer {
+    directory: TempDir,
+    arguments: Vec<String>,
+    disks: Vec<Disk>,
+    token: String,
+}
+
+/// A disk before the first boot, and the copy that a guest writes to.
+struct Disk {
+    pristine: PathBuf,
+    used: PathBuf,
+}
+
+impl Peer {
+    /// The peer with the words and files of a sandbox that is started for this, and deleted.
+    fn like_example(host: &Host) -> Result<Self> {
+        let banger = |words: &[&str]| {
+            let words: Vec<String> = ["banger", "vm"].iter().chain(words).map(|&w| w.to_owned()).collect();
+            shell(host.session("alice", false, &words)?.stdin(Stdio::null()))
+        };
+        // One that an interrupted run has left.
+        let left = ["banger", "vm", "delete", "--force", EXAMPLE].map(str::to_owned);
+        host.session("alice", false, &left)?.stdin(Stdio::null()).output().context("cannot run")?;
+        banger(&["create", "--quiet", "--name", EXAMPLE])?;
+        let show = ["banger", "vm", "show", "--json", EXAMPLE].map(str::to_owned);
+        let shown = output(host.session("alice", false, &show)?.stdin(Stdio::null()))?;
+        let Shown { disk_size } = serde_json::from_str(&shown).context("cannot read what banger shows")?;
+        let peer = Self::like(&process_of_example()?, disk_size);
+        banger(&["delete", "--force", "--quiet", EXAMPLE])?;
+        peer
+    }
+
+    fn like(process: &Path, work_disk: u64) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("bench-").tempdir_in(cache())?;
+        let words = words_of(process)?;
+        let mut peer = Self { directory, arguments: Vec::new(), disks: Vec::new(), token: String::new() };
+        let mut words = words.into_iter();
+        while let Some(word) = words.next() {
+            let adapted = match word.as_str() {
+                "-kernel" | "-initrd" => {
+                    let file = words.next().context("an option of QEMU has no value")?;
+                    let number = file.strip_prefix("/proc/self/fd/").context("QEMU's file is no number")?;
+                    let copy = peer.directory.path().join(&word[1..]);
+                    fs::copy(process.join("fd").join(number), &copy).context("cannot copy a file of QEMU")?;
+                    if word == "-initrd" {
+                        peer.token = token_in(&fs::read(&copy)?).context("the initramfs has no token")?;
+                    }
+                    vec![word, copy.display().to_string()]
+                }
+                "-add-fd" => {
+                    words.next().context("an option of QEMU has no value")?;
+                    peer.add_disk(work_disk)?;
+                    Vec::new()
+                }
+                _ => vec![peer.adapt(&word)],
+            };
+            peer.arguments.extend(adapted);
+        }
+        ensure!(!peer.token.is_empty() && peer.disks.len() == 2, "QEMU was started in an unknown way");
+        Ok(peer)
+    }
+
+    /// The first disk is the image's; the second one is the work disk, which is empty.
+    fn add_disk(&mut self, work_disk: u64) -> Result<()> {
+        let used = self.directory.path().join(format!("disk{}", self.disks.len() + 1));
+        let pristine = if self.disks.is_empty() {
+            image::ensure(try_it::IMAGE)?
+        } else {
+            let empty = used.with_extension("pristine");
+            fs::File::create(&empty)?.set_len(work_disk)?;
+            let initialised = "lazy_itable_init=0,lazy_journal_init=0";
+            shell(command("mkfs.ext4", ["-q", "-F", "-E", initialised]).arg(&empty))?;
+            empty
+        };
+        self.disks.push(Disk { pristine, used });
+        Ok(())
+    }
+
+    /// A word of the command line with paths where the service gives numbers.
+    fn adapt(&self, word: &str) -> String {
+        let fields = word.split(',').map(|field| match field.split_once('=') {
+            Some(("fd", _)) => {
+                let id = word.split(',').find_map(|field| field.strip_prefix("id=")).unwrap_or("unnamed");
+                format!("path={}", self.directory.path().join(id).display())
+            }
+            Some(("filename", set)) if set.starts_with("/dev/fdset/") => {
+                let disk = set.rsplit('/').next().unwrap_or_default();
+                format!("filename={}", self.directory.path().join(format!("disk{disk}")).display())
+            }
+            _ => field.to_owned(),
+        });
+        fields.collect::<Vec<_>>().join(",")
+    }
+
+    /// From the start of QEMU to the first byte of the command's output.
+    fn once(&self) -> Result<Duration> {
+        for disk in &self.disks {
+            let copy = ["--sparse=always", "--reflink=auto"];
+            shell(command("cp", copy).arg(&disk.pristine).arg(&disk.used))?;
+        }
+        let (program, arguments) = self.arguments.split_first().context("QEMU has no command line")?;
+        let start = Instant::now();
+        let qemu = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("cannot start QEMU")?;
+        let mut qemu = Ending(qemu);
+        let mut channel = self.connect(&mut qemu.0, start)?;
+        channel.set_read_timeout(Some(TIMEOUT))?;
+        self.greet(&mut channel)?;
+        let exec = Exec { argv: vec!["echo".to_owned(), "first".to_owned()], ..Exec::default() };
+        channel.write_all(&Frame::Request(Request::Exec(exec)).encode())?;
+        channel.write_all(&Frame::InputEnd.encode())?;
+        let mut decoder = Decoder::default();
+        let mut buffer = [0; 4096];
+        loop {
+            while let Some(frame) = decoder.next_frame()? {
+                match frame {
+                    Frame::Output(_) => return Ok(start.elapsed()),
+                    Frame::Failed(failure) => bail!("the agent says: {}", failure.message),
+                    _ => {}
+                }
+            }
+            let count = channel.read(&mut buffer).context("the agent does not answer")?;
+            ensure!(count > 0, "QEMU has hung up");
+            decoder.push(buffer.get(..count).unwrap_or_default());
+        }
+    }
+
+    fn connect(&self, qemu: &mut Child, start: Instant) -> Result<UnixStream> {
+        loop {
+            match UnixStream::connect(self.directory.path().join(CHANNEL)) {
+                Ok(channel) => return Ok(channel),
+                Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                    return Err(error).context("cannot connect to the agent");
+                }
+                Err(_) => {}
+            }
+            if let Some(status) = qemu.try_wait()? {
+                bail!("QEMU ended with {status}");
+            }
+            ensure!(start.elapsed() < TIMEOUT, "QEMU does not offer a channel to the agent");
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Returns when the agent is up.
+    fn greet(&self, channel: &mut UnixStream) -> Result<()> {
+        let hello = HostHello::new(*b"bench-boot-nonce", &self.token).context("the token is no token")?;
+        channel.write_all(&hello.encode())?;
+        let (mut came, mut buffer) = (Vec::new(), [0; 256]);
+        while !take_answer(&mut came, &hello)? {
+            let count = channel.read(&mut buffer).context("the agent does not come up")?;
+            ensure!(count > 0, "QEMU has hung up");
+            came.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        }
+        Ok(())
+    }
+}
+
+/// What `banger vm show --json` says that matters here.
+#[derive(Deserialize)]
+struct Shown {
+    /// Bytes of the work disk.
+    disk_size: u64,
+}
+
+/// A program that ends with its owner.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The directory in `/proc` of the example's QEMU.
+fn process_of_example() -> Result<PathBuf> {
+    let name = format!("banger-{EXAMPLE}");
+    for entry in fs::read_dir("/proc")? {
+        let process = entry?.path();
+        // Processes come and go; what has none is no QEMU either.
+        let Ok(words) = words_of(&process) else { continue };
+        if words
+            .windows(2)
+            .any(|pair| pair.first().is_some_and(|w| w == "-name") && pair.last() == Some(&name))
+        {
+            return Ok(process);
+        }
+    }
+    bail!("the example has no QEMU");
+}
+
+/// The command line of a process.
+fn words_of(process: &Path) -> Result<Vec<String>> {
+    let line = fs::read(process.join("cmdline"))?;
+    let words = line.strip_suffix(b"\0").unwrap_or(&line).split(|&byte| byte == 0);
+    Ok(words.map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+}
+
+/// The agent's token in the configuration that ends the initramfs.
+fn token_in(initramfs: &[u8]) -> Option<String> {
+    let key = b"\"token\":\"";
+    let start = initramfs.windows(key.len()).rposition(|window| window == key)? + key.len();
+    let token = initramfs.get(start..)?.split(|&byte| byte == b'"').next()?;
+    String::from_utf8(token.to_vec()).ok()
+}
