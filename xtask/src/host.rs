@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use sha2::{Digest, Sha256};
 
 use crate::{
     build, install, packages,
@@ -24,6 +25,8 @@ use crate::{
 /// How long systemd may take to come up.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
+/// Where the host sees what xtask has made, read-only and for root alone.
+const CACHE: &str = "/srv/xtask/cache";
 /// Sets the host up inside its namespaces and becomes its systemd.
 const SETUP: &str = include_str!("host.sh");
 
@@ -83,7 +86,7 @@ pub fn up(arguments: &Up) -> Result<Host> {
     let log = fs::File::create(directory.join("log"))?;
     let mut namespaces = command("setsid", ["unshare", "--fork", "--kill-child"]);
     namespaces.args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--propagation", "private"]);
-    namespaces.args(["sh", "-eu", "-c", SETUP, "host"]).arg(&directory);
+    namespaces.args(["sh", "-eu", "-c", SETUP, "host"]).arg(&directory).arg(cache()).arg(CACHE);
     let mut launcher = command("sh", ["-c", "echo $$ > \"$0/launcher\"; exec \"$@\""]);
     launcher.arg(&directory).arg(enter_cgroup()?).arg(namespaces.get_program()).args(namespaces.get_args());
     launcher.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("cannot start")?;
@@ -122,7 +125,10 @@ fn enter_cgroup() -> Result<PathBuf> {
 fn cgroup() -> PathBuf {
     let hybrid = Path::new("/sys/fs/cgroup/unified");
     let base = if hybrid.is_dir() { hybrid } else { Path::new("/sys/fs/cgroup") };
-    base.join("banger-private-host")
+    // Each clone of the repository has a private host of its own.
+    let directory = Sha256::digest(directory().as_os_str().as_encoded_bytes());
+    let digits: String = directory.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    base.join(format!("banger-private-host-{digits}"))
 }
 
 /// Ends the host with everything in it.
@@ -213,6 +219,12 @@ impl Host {
         words.extend(arguments.iter().map(String::as_str));
         Ok(self.enter(&words))
     }
+}
+
+/// The path in the host of a file that xtask has made.
+pub fn inside(file: &Path) -> Result<PathBuf> {
+    let below = file.strip_prefix(cache()).context("the private host sees nothing else of this machine")?;
+    Ok(Path::new(CACHE).join(below))
 }
 
 fn directory() -> PathBuf {

@@ -1,4 +1,5 @@
-# Makes the file system of the private host and becomes its systemd. Runs in its namespaces; $1 is its directory.
+# Makes the file system of the private host and becomes its systemd. Runs in its namespaces; $1 is its directory,
+# $2 what it is to see of this machine beside the file system, and $3 where.
 directory=$1
 memory=$directory/memory
 root=$memory/root
@@ -59,6 +60,11 @@ mkdir -p "$root/var/lib/banger"
 rm -rf "$root/var/log/journal"
 mount --bind "$directory/state" "$root/var/lib/banger"
 chmod 711 "$root/var/lib/banger"
+
+mkdir -m 700 -p "$root/$(dirname "$3")"
+mkdir -p "$root/$3"
+mount --bind "$2" "$root/$3"
+mount -o remount,bind,ro "$root/$3"
 
 # alice and bob may use sandboxes, carol may not, dave may do everything after authentication.
 chroot "$root" groupadd --force --system banger

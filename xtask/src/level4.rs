@@ -26,10 +26,16 @@ const CHECKS: &[(&str, Check)] = &[
 /// Runs the checks, one after the other, in one private host that begins with nothing.
 pub fn run() -> Result<Tally> {
     let host = host::up(&host::Up { fresh: true })?;
-    try_it::provide(&host)?;
+    let tally = check_all(&host);
+    host::down()?;
+    tally
+}
+
+fn check_all(host: &Host) -> Result<Tally> {
+    try_it::provide(host)?;
     let mut tally = Tally::default();
     for (name, check) in CHECKS {
-        match check(&host) {
+        match check(host) {
             Ok(()) => {
                 say(&format!("PASS {name}"));
                 tally.passed += 1;
@@ -40,7 +46,6 @@ pub fn run() -> Result<Tally> {
             }
         }
     }
-    host::down()?;
     Ok(tally)
 }
 

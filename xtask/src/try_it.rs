@@ -45,19 +45,17 @@ pub fn provide(host: &Host) -> Result<()> {
     let has = |words: &[&str]| host.enter(words).output().is_ok_and(|output| output.status.success());
     if !has(&["banger", "kernel", "show", KERNEL]) {
         let kernel = kernel::ensure()?;
-        let (vmlinuz, modules) = (kernel.vmlinuz.display().to_string(), kernel.modules.display().to_string());
-        let import =
-            ["banger", "kernel", "import", "--name", KERNEL, "--vmlinuz", &vmlinuz, "--modules", &modules];
+        let mut import = host.enter(&["banger", "kernel", "import", "--shared", "--name", KERNEL]);
+        import.arg("--vmlinuz").arg(host::inside(&kernel.vmlinuz)?);
+        import.arg("--modules").arg(host::inside(&kernel.modules)?);
         say("importing the kernel");
-        shell(host.enter(&import).arg("--shared"))?;
+        shell(&mut import)?;
     }
     if !has(&["banger", "image", "show", IMAGE]) {
-        let rootfs = image::ensure(IMAGE)?.display().to_string();
+        let rootfs = host::inside(&image::ensure(IMAGE)?)?;
         say("registering the image");
-        shell(
-            host.enter(&["banger", "image", "register", "--name", IMAGE, "--rootfs", &rootfs])
-                .arg("--shared"),
-        )?;
+        let mut register = host.enter(&["banger", "image", "register", "--shared", "--name", IMAGE]);
+        shell(register.arg("--rootfs").arg(rootfs))?;
     }
     Ok(())
 }
