@@ -14,10 +14,11 @@ use crate::{
     engine::Engine,
     host::{
         authority::Polkit, clock::SystemClock, disks::FileDisks, guest_link::AgentLink,
-        image_files::LocalImages, kernel_files::LocalKernels, logs::RingLogs, qemu::Qemu, store::SqliteStore,
-        supervisor_systemd::SystemdSupervisor, users::Accounts,
+        image_files::LocalImages, kernel_files::LocalKernels, lock::Lock, logs::RingLogs, qemu::Qemu,
+        store::SqliteStore, supervisor_process::ProcessSupervisor, supervisor_systemd::SystemdSupervisor,
+        users::Accounts,
     },
-    ports::Ports,
+    ports::{Ports, Supervisor},
     sim::Sim,
 };
 
@@ -41,6 +42,8 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     }
     let settings = config.settings(this_host()?)?;
     let connection = Connection::system().await.context("cannot reach the system bus")?;
+    // Before anything is looked at: two services would take each other's machines for leftovers.
+    let _lock = (mode == Mode::Host).then(|| Lock::take(&places())).transpose()?;
     let ports = match mode {
         Mode::Host => host_ports(&connection).await?,
         Mode::Sim => Sim::new().ports(),
@@ -67,6 +70,12 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
 async fn host_ports(connection: &Connection) -> anyhow::Result<Ports> {
     let places = places();
     let vmm = Arc::new(Qemu::new(places.clone()));
+    let supervisor: Arc<dyn Supervisor> = if sd_notify::booted().context("cannot look for systemd")? {
+        Arc::new(SystemdSupervisor::new(connection.clone(), places.clone()).await?)
+    } else {
+        tracing::info!("there is no systemd: machines are processes of their own");
+        Arc::new(ProcessSupervisor::new(places.clone()))
+    };
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
         clock: Arc::new(SystemClock),
@@ -76,7 +85,7 @@ async fn host_ports(connection: &Connection) -> anyhow::Result<Ports> {
         kernel_files: Arc::new(LocalKernels::new(places.clone())),
         logs: Arc::new(RingLogs::new(places.clone())),
         store: Arc::new(SqliteStore::open(&places).await.context("cannot open the database")?),
-        supervisor: Arc::new(SystemdSupervisor::new(connection.clone(), places).await?),
+        supervisor,
         users: Arc::new(Accounts),
         vmm,
     })

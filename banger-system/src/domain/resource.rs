@@ -97,6 +97,11 @@ impl Places {
         self.state.join("db/banger.sqlite")
     }
 
+    /// What the service that runs has locked.
+    pub fn lock(&self) -> PathBuf {
+        self.state.join("lock")
+    }
+
     /// The directory of a machine's disks and logs.
     pub fn vm_dir(&self, vm: VmId) -> PathBuf {
         self.vms().join(vm.to_string())

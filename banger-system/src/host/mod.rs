@@ -9,6 +9,7 @@ mod fd;
 pub mod guest_link;
 pub mod image_files;
 pub mod kernel_files;
+pub mod lock;
 pub mod logs;
 mod partial;
 mod pulse;
