@@ -275,7 +275,7 @@ async fn a_guest_that_never_answers_stays_up_and_is_kept() {
     let message = house.failed(job).await;
     assert!(message.contains("did not become ready"), "{message}");
     assert_eq!(house.state(vm), State::Running);
-    house.engine.caller_vanished(":1.7").await;
+    house.engine.caller_vanished(":1.7", "bus").await;
     house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
     house.until(vm, |state| state == Some(State::Stopped)).await;
 }
@@ -286,9 +286,11 @@ async fn a_machine_bound_to_a_caller_goes_with_it() {
     let lifetime = Lifetime::Caller { connection: ":1.7".into(), bus: "bus".into() };
     let (vm, job) = house.engine.create_vm(CreateVm { lifetime, ..request() }).await.unwrap();
     house.done(job).await;
-    house.engine.caller_vanished(":1.8").await;
+    // Another connection of this bus, and one of the same name on another.
+    house.engine.caller_vanished(":1.8", "bus").await;
+    house.engine.caller_vanished(":1.7", "another bus").await;
     assert_eq!(house.state(vm), State::Running);
-    house.engine.caller_vanished(":1.7").await;
+    house.engine.caller_vanished(":1.7", "bus").await;
     house.until(vm, |state| state.is_none()).await;
     assert_eq!(house.sim.alive(), Vec::<String>::new());
 }

@@ -64,6 +64,7 @@ impl Place {
 /// The callers that are connected.
 pub struct Callers {
     bus: DBusProxy<'static>,
+    bus_id: String,
     known: Mutex<HashMap<String, Known>>,
     places: Mutex<HashMap<(Uid, Place), Arc<Semaphore>>>,
 }
@@ -81,7 +82,8 @@ struct Known {
 impl Callers {
     pub async fn new(connection: &Connection) -> zbus::Result<Self> {
         let bus = DBusProxy::new(connection).await?;
-        Ok(Self { bus, known: Mutex::default(), places: Mutex::default() })
+        let bus_id = bus.get_id().await?.to_string();
+        Ok(Self { bus, bus_id, known: Mutex::default(), places: Mutex::default() })
     }
 
     /// Who sent this message. The bus vouches for the connection and for its user.
@@ -147,8 +149,8 @@ impl Callers {
     }
 
     /// The id of this bus: unique names are unique on it alone.
-    pub async fn bus_id(&self) -> zbus::Result<String> {
-        Ok(self.bus.get_id().await?.to_string())
+    pub fn bus_id(&self) -> &str {
+        &self.bus_id
     }
 
     fn forget(&self, connection: &str) {
@@ -171,7 +173,7 @@ pub async fn watch_names(border: Arc<Border>) -> zbus::Result<impl Future<Output
                 // Forgotten first: whoever binds something to it after this, finds it gone.
                 border.callers.forget(name);
                 border.subscribers.forget(name);
-                border.engine.caller_vanished(name).await;
+                border.engine.caller_vanished(name, border.callers.bus_id()).await;
             }
         }
     })
@@ -179,16 +181,15 @@ pub async fn watch_names(border: Arc<Border>) -> zbus::Result<impl Future<Output
 
 /// Ends the machines whose callers went while the service was away.
 pub async fn end_orphans(border: &Border) -> zbus::Result<()> {
-    let this_bus = border.callers.bus_id().await?;
     for view in border.engine.vms() {
         let Lifetime::Caller { connection, bus } = &view.vm.lifetime else { continue };
-        let is_here = *bus == this_bus
+        let is_here = bus == border.callers.bus_id()
             && match UniqueName::try_from(connection.as_str()) {
                 Ok(name) => border.callers.bus.name_has_owner(BusName::Unique(name)).await?,
                 Err(_) => false,
             };
         if !is_here {
-            border.engine.caller_vanished(connection).await;
+            border.engine.caller_vanished(connection, bus).await;
         }
     }
     Ok(())

@@ -242,7 +242,7 @@ impl Border {
     /// What is bound to a caller that went while it was being bound, goes too.
     pub async fn bind(&self, caller: &Caller, lifetime: &Lifetime) {
         if matches!(lifetime, Lifetime::Caller { .. }) && !self.callers.is_here(&caller.connection) {
-            self.engine.caller_vanished(&caller.connection).await;
+            self.engine.caller_vanished(&caller.connection, self.callers.bus_id()).await;
         }
     }
 
@@ -252,7 +252,7 @@ impl Border {
             None | Some(lifetime::PERSISTENT) => Ok(Lifetime::Persistent),
             Some(lifetime::UNTIL_STOPPED) => Ok(Lifetime::UntilStopped),
             Some(lifetime::CALLER) => {
-                let bus = self.callers.bus_id().await?;
+                let bus = self.callers.bus_id().to_owned();
                 Ok(Lifetime::Caller { connection: caller.connection.clone(), bus })
             }
             Some(_) => Err(Error::invalid_option("the lifetime must be persistent, until-stopped or caller")),

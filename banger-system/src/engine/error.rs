@@ -122,3 +122,15 @@ pub enum Error {
 
 /// The result of the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The error with its causes, on one line.
+pub(super) fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text.replace('\n', " ")
+}

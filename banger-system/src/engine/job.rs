@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    error::{Error, Kind, Result},
+    error::{Error, Kind, Result, one_line},
     now,
     view::{Event, JobKind, JobView, Object, Outcome},
 };
@@ -67,7 +67,10 @@ impl Board {
         jobs.insert(id, Entry { view: watch::channel(Arc::clone(&view)).0, cancel });
         self.send(Event::JobAdded(view));
         drop(jobs);
-        JobHandle { board: self.clone(), id, stages, canceled, finished: false }
+        // The journal's entries of one operation share its id, which is the last element of the job's path.
+        let span = tracing::info_span!("job", operation = %id, kind = kind.as_str(), %owner);
+        span.in_scope(|| tracing::info!("a job begins"));
+        JobHandle { board: self.clone(), id, stages, canceled, span, finished: false }
     }
 
     pub(super) fn all(&self) -> Vec<Arc<JobView>> {
@@ -142,6 +145,7 @@ pub(super) struct JobHandle {
     id: JobId,
     stages: Stages,
     canceled: watch::Receiver<bool>,
+    span: tracing::Span,
     finished: bool,
 }
 
@@ -150,10 +154,16 @@ impl JobHandle {
         self.id
     }
 
+    /// What the journal is to know of everything that is done for the job.
+    pub(super) fn span(&self) -> tracing::Span {
+        self.span.clone()
+    }
+
     /// A stage begins.
     pub(super) fn stage(&self, stage: &'static str, message: impl Into<String>) {
         let index = self.stages.iter().position(|known| *known == stage).map_or(0, |i| i as u32 + 1);
         let message = message.into();
+        self.span.in_scope(|| tracing::debug!(stage, "{message}"));
         self.board.update(self.id, |view| {
             view.stage = stage;
             view.stage_index = index;
@@ -196,6 +206,11 @@ impl JobHandle {
 
     fn end(&mut self, outcome: Outcome) {
         self.finished = true;
+        self.span.in_scope(|| match &outcome {
+            Outcome::Done => tracing::info!("a job is done"),
+            Outcome::Canceled => tracing::info!("a job was given up"),
+            Outcome::Failed(error) => tracing::warn!(error = %one_line(&**error), "a job failed"),
+        });
         let finished_at = now(&*self.board.inner.clock);
         self.board.update(self.id, |view| {
             view.outcome = Some(outcome);

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tracing::Instrument;
+
 use super::{
     Engine, Shared,
     error::{Error, Kind, Result},
@@ -30,7 +32,7 @@ impl Engine {
         let id = job.id();
         tokio::spawn(async move {
             let (owner, name) = (request.owner, request.name.clone());
-            let result = make_image(&shared, &job, request, kernel).await;
+            let result = make_image(&shared, &job, request, kernel).instrument(job.span()).await;
             shared.registry.unreserve(Kind::Image, owner, &name);
             job.finish(result);
         });
@@ -52,7 +54,7 @@ impl Engine {
         let id = job.id();
         tokio::spawn(async move {
             let (owner, name) = (request.owner, request.name.clone());
-            let result = make_kernel(&shared, &job, request).await;
+            let result = make_kernel(&shared, &job, request).instrument(job.span()).await;
             shared.registry.unreserve(Kind::Kernel, owner, &name);
             job.finish(result);
         });

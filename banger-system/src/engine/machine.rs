@@ -8,10 +8,11 @@ use tokio::{
     task::JoinSet,
     time::Instant,
 };
+use tracing::Instrument;
 
 use super::{
     Shared,
-    error::{Error, Result},
+    error::{Error, Result, one_line},
     guest_archive,
     job::{JobHandle, Stages},
     lease::Lease,
@@ -191,7 +192,7 @@ impl Task {
 
     async fn provision(&mut self, job: JobHandle, start: Option<Start>) -> Next {
         job.stage("disk", format!("cloning {}", self.view().image_name));
-        if let Err(error) = self.make_disks(&job).await {
+        if let Err(error) = self.make_disks(&job).instrument(job.span()).await {
             return self.abandon(job, error).await;
         }
         match start {
@@ -200,7 +201,7 @@ impl Task {
                 job.finish(Ok(()));
                 Next::Continue
             }
-            Some(start) => match self.begin_start(&job, start).await {
+            Some(start) => match self.begin_start(&job, start).instrument(job.span()).await {
                 Err(error) => self.abandon(job, error).await,
                 Ok(()) => {
                     self.await_start(job, start);
@@ -316,7 +317,7 @@ impl Task {
             self.await_start(job, start);
             return Ok(id);
         }
-        match self.begin_start(&job, start).await {
+        match self.begin_start(&job, start).instrument(job.span()).await {
             Ok(()) => self.await_start(job, start),
             Err(error) => job.finish(Err(error)),
         }
@@ -690,7 +691,7 @@ impl Task {
                 self.waiters.push(Waiter { job, goal });
                 continue;
             };
-            match self.begin_start(&job, start).await {
+            match self.begin_start(&job, start).instrument(job.span()).await {
                 Ok(()) => self.await_start(job, start),
                 Err(error) => job.finish(Err(error)),
             }
@@ -803,16 +804,4 @@ const FORCED: Stop = Stop { timeout: None, manner: Manner::Forced };
 /// The caller may have gone; then nobody waits for the answer.
 fn answer<T>(reply: Reply<T>, result: Result<T>) {
     let _ = reply.send(result);
-}
-
-/// The error with its causes, on one line.
-fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text.replace('\n', " ")
 }

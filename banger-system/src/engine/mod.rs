@@ -239,9 +239,12 @@ impl Engine {
         Ok(self.shared.ports.logs.open(id, log, reading).await?)
     }
 
-    /// A client's connection has left the bus: its machines go too.
-    pub async fn caller_vanished(&self, connection: &str) {
-        let bound = |view: &VmView| matches!(&view.vm.lifetime, Lifetime::Caller { connection: c, .. } if c == connection);
+    /// A client's connection has left this bus: its machines go too.
+    pub async fn caller_vanished(&self, connection: &str, bus: &str) {
+        let bound = |view: &VmView| match &view.vm.lifetime {
+            Lifetime::Caller { connection: c, bus: b } => c == connection && b == bus,
+            Lifetime::Persistent | Lifetime::UntilStopped => false,
+        };
         for view in self.vms().iter().filter(|view| bound(view)) {
             if let Ok(inbox) = self.shared.registry.inbox(view.vm.id) {
                 // A task that is gone has nothing left to remove.
