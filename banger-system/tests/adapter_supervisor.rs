@@ -1,0 +1,221 @@
+//! Machines as plain processes, with real programs in the monitor's place.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{fs, fs::File, os::fd::OwnedFd, os::unix::fs::MetadataExt, path::Path, time::Duration};
+
+use banger_proto::size::Bytes;
+use banger_system::{
+    domain::id::{Uid, VmId},
+    host::{
+        ring::{Reader, Writer},
+        supervisor_process::ProcessSupervisor,
+    },
+    ports::{Ended, Launch, Supervisor},
+};
+use rustix::fs::MemfdFlags;
+
+use crate::scratch::{Scratch, is_root, names, require};
+
+mod scratch;
+mod skip;
+
+const VM: VmId = VmId::from_bits(0xbeef);
+/// Longer than anything here takes, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A host with our shim and no systemd.
+struct Host {
+    scratch: Scratch,
+    console: File,
+}
+
+impl Host {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let shim = scratch.places.program("banger-shim");
+        fs::create_dir_all(shim.parent().unwrap()).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_banger-shim"), shim).unwrap();
+        // What a monitor may see, it has to be able to reach as a user of its own.
+        for directory in [scratch.home.path(), scratch.places.libexec.as_path()] {
+            fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        Self { scratch, console: ring() }
+    }
+
+    /// The supervisor, as a run of the service has it.
+    fn supervisor(&self) -> ProcessSupervisor {
+        ProcessSupervisor::new(self.scratch.places.clone())
+    }
+
+    fn launch(&self, script: &str) -> Launch {
+        Launch {
+            vm: VM,
+            owner: Uid(1000),
+            description: "a test".into(),
+            argv: ["/usr/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            files: Vec::new(),
+            console: self.console.try_clone().unwrap().into(),
+            log: ring().into(),
+            memory_max: Bytes::mib(64),
+            cpu_percent: 100,
+            devices: Vec::new(),
+        }
+    }
+
+    fn said(&self) -> String {
+        let mut bytes = Vec::new();
+        let mut reader = Reader::new(self.console.try_clone().unwrap()).unwrap();
+        while reader.read(&mut bytes).unwrap() {}
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// Runs a script to its end; what it printed.
+    async fn run(&self, script: &str) -> String {
+        let supervisor = self.supervisor();
+        supervisor.start(self.launch(script)).await.unwrap();
+        assert_eq!(end(&supervisor).await, Ended::Clean, "{}", self.said());
+        supervisor.remove(VM).await.unwrap();
+        self.said()
+    }
+
+    async fn until_said(&self, word: &str) {
+        let said = async {
+            while !self.said().contains(word) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, said).await.unwrap();
+    }
+}
+
+fn ring() -> File {
+    let memory: OwnedFd = rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC).unwrap();
+    let file = File::from(memory);
+    Writer::create(file.try_clone().unwrap(), 64 << 10).unwrap();
+    file
+}
+
+async fn end(supervisor: &ProcessSupervisor) -> Ended {
+    tokio::time::timeout(PATIENCE, supervisor.ended(VM)).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_monitor_is_nobody_and_sees_nothing() {
+    require!(is_root(), "root");
+    let host = Host::new();
+    fs::write(host.scratch.home.path().join("secret"), "secret").unwrap();
+    let script = "export PATH=/usr/bin; id -u; ls /; grep -e CapEff -e NoNewPrivs /proc/self/status; ls -d /proc/[0-9]* | wc -l; \
+                  ls /sys/class/net 2>&1; touch /x 2>&1; touch /usr/x 2>&1; head -c 1 /dev/zero | wc -c; \
+                  cat /proc/net/dev 2>&1 | wc -l; ls /root /home /etc/shadow /run 2>&1; true";
+    let said = host.run(script).await;
+    let user: u32 = said.lines().next().unwrap().parse().unwrap();
+    assert!((61_184..=65_519).contains(&user), "{said}");
+    assert!(said.contains("CapEff:\t0000000000000000") && said.contains("NoNewPrivs:\t1"), "{said}");
+    assert!(said.contains("'/x': Read-only") && said.contains("'/usr/x': Read-only"), "{said}");
+    for unseen in ["/root", "/home", "/etc/shadow", "/run", "/sys/class/net"] {
+        assert!(said.contains(&format!("'{unseen}': No such file")), "{unseen}: {said}");
+    }
+    assert!(!said.contains("secret"), "{said}");
+}
+
+#[tokio::test]
+async fn two_machines_have_different_users() {
+    require!(is_root(), "root");
+    let host = Host::new();
+    let supervisor = host.supervisor();
+    let other = VmId::from_bits(7);
+    let started = supervisor.start(host.launch("/usr/bin/id -u; exec /usr/bin/sleep 1000")).await.unwrap();
+    let second = supervisor
+        .start(Launch { vm: other, ..host.launch("/usr/bin/id -u; exec /usr/bin/sleep 1000") })
+        .await
+        .unwrap();
+    host.until_said("\n6").await;
+    let said = host.said();
+    let users: Vec<&str> = said.lines().collect();
+    assert_ne!(users[0], users[1]);
+    let mut found: Vec<u32> = supervisor.found().await.unwrap().iter().map(|(_, s)| s.pid).collect();
+    found.sort_unstable();
+    let mut pids = [started.pid, second.pid];
+    pids.sort_unstable();
+    assert_eq!(found, pids);
+    for vm in [VM, other] {
+        supervisor.remove(vm).await.unwrap();
+    }
+    assert!(supervisor.found().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn another_run_of_the_service_finds_ends_and_removes_it() {
+    require!(is_root(), "root");
+    let host = Host::new();
+    let started = host.supervisor().start(host.launch("echo up; exec /usr/bin/sleep 1000")).await.unwrap();
+    host.until_said("up").await;
+    let later = host.supervisor();
+    assert_eq!(later.found().await.unwrap(), [(VM, started.clone())]);
+    later.kill(VM, 9).await.unwrap();
+    assert_eq!(end(&later).await, Ended::Failed("killed:9".into()));
+    assert!(later.found().await.unwrap().is_empty());
+    later.remove(VM).await.unwrap();
+    later.remove(VM).await.unwrap();
+    assert!(names(&host.scratch.places.socket_dir(VM)).is_empty());
+    assert_eq!(end(&later).await, Ended::Unknown);
+}
+
+#[tokio::test]
+async fn how_a_monitor_ended_is_told_afterwards_too() {
+    require!(is_root(), "root");
+    for (script, expect) in [
+        ("exit 0", Ended::Clean),
+        ("exit 3", Ended::Failed("exited:3".into())),
+        ("kill -TERM $$", Ended::Failed("killed:15".into())),
+    ] {
+        let host = Host::new();
+        let supervisor = host.supervisor();
+        supervisor.start(host.launch(script)).await.unwrap();
+        assert_eq!(end(&supervisor).await, expect, "{script}");
+        assert_eq!(end(&host.supervisor()).await, expect, "{script}, by another run");
+        supervisor.remove(VM).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_runs_is_not_started_again() {
+    require!(is_root(), "root");
+    let host = Host::new();
+    let supervisor = host.supervisor();
+    let started = supervisor.start(host.launch("exec /usr/bin/sleep 1000")).await.unwrap();
+    assert!(supervisor.start(host.launch("exec /usr/bin/sleep 1000")).await.is_err());
+    assert_eq!(supervisor.found().await.unwrap(), [(VM, started)]);
+    supervisor.remove(VM).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_leaves_nothing() {
+    require!(is_root(), "root");
+    let host = Host::new();
+    let supervisor = host.supervisor();
+    let launch = Launch { argv: vec!["/no/such/monitor".into()], ..host.launch("") };
+    let error = supervisor.start(launch).await.unwrap_err();
+    assert!(error.to_string().contains("/no/such/monitor"), "{error}");
+    assert!(supervisor.found().await.unwrap().is_empty());
+    assert!(names(&host.scratch.places.socket_dir(VM)).is_empty());
+}
+
+#[tokio::test]
+async fn a_record_from_another_boot_or_of_another_process_is_no_machine() {
+    require!(is_root(), "root");
+    let host = Host::new();
+    let supervisor = host.supervisor();
+    let directory = host.scratch.places.socket_dir(VM);
+    fs::create_dir_all(&directory).unwrap();
+    let own = std::process::id();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    for boot in [boot.trim(), "another"] {
+        let record = format!(r#"{{"boot":"{boot}","pid":{own},"began":1,"user":61184}}"#);
+        fs::write(directory.join("process.json"), record).unwrap();
+        assert!(supervisor.found().await.unwrap().is_empty());
+        // This process would not live to tell.
+        supervisor.remove(VM).await.unwrap();
+    }
+    assert!(Path::new(&format!("/proc/{own}")).metadata().unwrap().uid() == 0);
+}
