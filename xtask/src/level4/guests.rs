@@ -1,0 +1,145 @@
+//! What a guest does: commands, terminals, data, and the death of those who watch it.
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Check, as_user, expect, script, text};
+use crate::host::Host;
+
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("a command runs in a fresh sandbox and its status comes back", command_status),
+    ("input, output and errors are separate and exact", streams),
+    ("a shell has a terminal of the right size", terminal),
+    ("a stop loses nothing that was written", stop_keeps_data),
+    ("a killed service finds its sandboxes again and streams go on", killed_service),
+    ("without systemd a sandbox is a process and outlives the service", no_systemd),
+    ("a killed client takes its throw-away sandbox along", killed_client),
+];
+
+fn command_status(host: &Host) -> Result<()> {
+    let script = "uname -s; id -un; exit 42";
+    let output = as_user(host, "alice", &["banger", "vm", "run", "--rm", "--", "sh", "-c", script])?;
+    let out = expect(&output, 42)?;
+    ensure!(out == "Linux\nroot", "{out:?}");
+    Ok(())
+}
+
+fn streams(host: &Host) -> Result<()> {
+    let script = "echo hello | banger vm run --rm -- sh -c 'cat; echo error >&2'";
+    let output = as_user(host, "alice", &["sh", "-c", script])?;
+    let out = expect(&output, 0)?;
+    ensure!(out == "hello", "{out:?}");
+    ensure!(text(&output.stderr).lines().any(|line| line == "error"), "{:?}", text(&output.stderr));
+    Ok(())
+}
+
+fn terminal(host: &Host) -> Result<()> {
+    let typed = "
+        rm -f keys screen; mkfifo keys
+        script -qefc 'stty rows 33 cols 101; banger vm run --rm --quiet' screen < keys > screen.copy &
+        exec 3> keys
+        for n in $(seq 600); do grep -q '# ' screen && break; sleep 0.1; done
+        echo 'stty size; tty; exit 7' >&3
+        status=0; wait $! || status=$?
+        cat screen
+        echo status $status";
+    let out = script(host, "alice", typed)?;
+    for expected in ["33 101", "/dev/pts/", "status 7"] {
+        ensure!(out.contains(expected), "no {expected:?} in {out:?}");
+    }
+    Ok(())
+}
+
+fn stop_keeps_data(host: &Host) -> Result<()> {
+    let session = "
+        banger vm create --name keep
+        banger vm exec keep -- sh -c 'mkdir many; for n in $(seq 1000); do echo $n > many/$n; done'
+        banger vm stop keep
+        banger vm start keep
+        banger vm exec keep -- sh -c 'cat many/* | sort -n | md5sum'
+        seq 1000 | md5sum
+        banger vm delete --force keep";
+    let out = script(host, "alice", session)?;
+    let mut sums = out.lines().filter(|line| line.ends_with('-'));
+    let (kept, written) = (sums.next().context("there is no sum")?, sums.next());
+    ensure!(Some(kept) == written, "the files are not as they were: {out:?}");
+    Ok(())
+}
+
+fn killed_service(host: &Host) -> Result<()> {
+    let session = "
+        banger vm create --name steady
+        before=$(banger vm show steady --json | grep boot_id)
+        banger vm exec steady -- sh -c 'sleep 8; echo done' > streamed &
+        exec=$!
+        sleep 2
+        touch /tmp/kill-now
+        while [ -e /tmp/kill-now ]; do sleep 0.1; done
+        wait $exec
+        cat streamed
+        after=$(banger vm show steady --json | grep boot_id)
+        [ \"$before\" = \"$after\" ] && echo same
+        banger vm delete --force steady";
+    // The service is killed from outside of the session, as soon as that asks for it.
+    let killer = "
+        for n in $(seq 1200); do [ -e /tmp/kill-now ] && break; sleep 0.1; done
+        systemctl kill --signal=KILL --kill-whom=main banger-system.service
+        rm -f /tmp/kill-now";
+    let mut killer = host.enter(&["sh", "-c", killer]).spawn().context("cannot start the killer")?;
+    let session = script(host, "alice", session);
+    killer.wait()?;
+    let out = session?;
+    ensure!(out.contains("done") && out.contains("same"), "{out:?}");
+    Ok(())
+}
+
+fn killed_client(host: &Host) -> Result<()> {
+    let session = "
+        banger vm run --rm --name doomed -- sh -c 'echo up; sleep 1000' > said &
+        for n in $(seq 600); do grep -q up said && break; sleep 0.1; done
+        banger vm show doomed --json | grep -q '\"ready\": *true'
+        kill -KILL $!
+        for n in $(seq 300); do banger vm show doomed 2> /dev/null > /dev/null || exit 0; sleep 0.1; done
+        echo 'it is still there' >&2
+        exit 1";
+    script(host, "alice", session).map(drop)
+}
+
+fn no_systemd(host: &Host) -> Result<()> {
+    // The service in a place where nothing shows that systemd is there.
+    let serve = "
+        systemctl stop banger-system.service
+        serve() {
+            unshare --mount sh -ec 'mount -t tmpfs none /run/systemd; exec /usr/libexec/banger-system' 2> /tmp/plain.log &
+            for n in $(seq 300); do busctl status dev.banger.Manager1 > /dev/null 2>&1 && return; sleep 0.1; done
+        }
+        serve
+        first=$!
+        for n in $(seq 1200); do [ -e /tmp/plain-kill ] && break; sleep 0.1; done
+        kill -KILL $first
+        wait $first || true
+        serve
+        rm -f /tmp/plain-kill
+        for n in $(seq 1200); do [ -e /tmp/plain-done ] && break; sleep 0.1; done
+        kill $!
+        wait $! || true
+        rm -f /tmp/plain-done
+        systemctl start banger-system.service";
+    let session = "
+        for n in $(seq 300); do busctl status dev.banger.Manager1 > /dev/null 2>&1 && break; sleep 0.1; done
+        trap 'touch /tmp/plain-kill /tmp/plain-done' EXIT
+        banger vm create --name plain
+        before=$(banger vm exec plain -- cat /proc/sys/kernel/random/boot_id)
+        touch /tmp/plain-kill
+        while [ -e /tmp/plain-kill ]; do sleep 0.1; done
+        after=$(banger vm exec plain -- cat /proc/sys/kernel/random/boot_id)
+        [ \"$before\" = \"$after\" ] && echo same
+        banger vm show plain --json
+        banger vm delete --force plain";
+    host.enter(&["systemctl", "stop", "banger-system.service"]).status()?;
+    let mut serving = host.enter(&["sh", "-euc", serve]).spawn().context("cannot start the service")?;
+    let session = script(host, "alice", session);
+    serving.wait()?;
+    let out = session?;
+    ensure!(out.contains("same") && out.contains("\"unit\": \"\""), "{out:?}");
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! Level 4: the installed product in the private host, with guests that boot. After each check the host must
+//! hold nothing that belongs to no machine.
+
+mod guests;
+mod people;
+mod refusals;
+
+use std::process::Output;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    host::{self, Host},
+    run::say,
+    test::Tally,
+    try_it,
+};
+
+type Check = fn(&Host) -> Result<()>;
+
+/// Runs the checks, one after the other, in one private host that begins with nothing.
+pub fn run() -> Result<Tally> {
+    let host = host::up(&host::Up { fresh: true })?;
+    let tally = check_all(&host);
+    host::down()?;
+    tally
+}
+
+fn check_all(host: &Host) -> Result<Tally> {
+    try_it::provide(host)?;
+    let mut tally = Tally::default();
+    for (name, check) in [guests::CHECKS, people::CHECKS, refusals::CHECKS].concat() {
+        match check(host).and_then(|()| nothing_left(host)) {
+            Ok(()) => {
+                say(&format!("PASS {name}"));
+                tally.passed += 1;
+            }
+            Err(error) => {
+                say(&format!("FAIL {name}: {error:#}"));
+                tally.failed += 1;
+                // The next one is to be judged by itself.
+                clear(host)?;
+            }
+        }
+    }
+    Ok(tally)
+}
+
+/// What the host has that belongs to no machine, once every machine is deleted.
+fn nothing_left(host: &Host) -> Result<()> {
+    let look = "
+        banger vm list --all --json
+        systemctl list-units --all --plain --no-legend 'banger-vm-*'
+        pgrep -l qemu-system || true
+        pgrep -l banger-shim || true
+        ls /var/lib/banger/vms /run/banger/vm";
+    let left = text(&host.enter(&["sh", "-c", look]).output()?.stdout);
+    let is_something = |line: &&str| !line.is_empty() && !line.ends_with(':') && *line != "[]";
+    let left: Vec<&str> = left.lines().filter(is_something).collect();
+    ensure!(left.is_empty(), "it left {left:?}");
+    Ok(())
+}
+
+/// Deletes what a check that failed has left.
+fn clear(host: &Host) -> Result<()> {
+    let delete = "
+        for name in $(banger vm list --all --json | grep -o '\"id\": *\"[^\"]*' | cut -d '\"' -f 4); do
+            banger vm delete --force $name
+        done";
+    host.enter(&["sh", "-c", delete]).output().context("cannot clear the private host")?;
+    Ok(())
+}
+
+/// Runs a command of a user without input; the checks look at everything that comes of it.
+fn as_user(host: &Host, user: &str, words: &[&str]) -> Result<Output> {
+    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+    let mut session = host.session(user, false, &words)?;
+    session.stdin(std::process::Stdio::null()).output().context("cannot run in the private host")
+}
+
+/// Runs a shell script of a user, which ends at the first command that fails; what it printed.
+fn script(host: &Host, user: &str, script: &str) -> Result<String> {
+    expect(&as_user(host, user, &["sh", "-euc", script])?, 0)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+/// The output of a command that must have ended with this status.
+fn expect(output: &Output, status: i32) -> Result<String> {
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    ensure!(
+        output.status.code() == Some(status),
+        "{} instead of {status}; it said {out:?} and {err:?}",
+        output.status
+    );
+    Ok(out)
+}

@@ -1,0 +1,127 @@
+//! Who may do what: members of the group, others, administrators, and the programs of a desktop.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Check, as_user, expect, script, text};
+use crate::host::Host;
+
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("members of the group need no prompt and others are told what to do", polkit),
+    ("an administrator is asked for a password and then served", password),
+    ("other users neither see nor stop a sandbox", privacy),
+    ("two users work at once", at_once),
+    ("busctl makes and shows a sandbox", busctl),
+    ("a desktop's client sees its user's sandboxes and no others", desktop),
+];
+
+fn polkit(host: &Host) -> Result<()> {
+    let refused = as_user(host, "carol", &["banger", "vm", "run", "--rm", "--", "true"])?;
+    let message = text(&refused.stderr);
+    ensure!(!refused.status.success(), "carol may run sandboxes");
+    ensure!(message.contains("group banger"), "carol is not told what to do: {message:?}");
+    expect(&as_user(host, "bob", &["banger", "vm", "run", "--rm", "--", "true"])?, 0)?;
+    Ok(())
+}
+
+fn password(host: &Host) -> Result<()> {
+    let typed = "
+        rm -f keys screen; mkfifo keys
+        script -qefc 'banger vm run --rm --quiet -- id -un' screen < keys > screen.copy &
+        exec 3> keys
+        for n in $(seq 300); do grep -q Password screen && break; sleep 0.1; done
+        echo dave >&3
+        wait $!
+        cat screen";
+    let out = script(host, "dave", typed)?;
+    ensure!(out.contains("Password") && out.contains("root"), "{out:?}");
+    let quiet = as_user(host, "dave", &["banger", "vm", "run", "--rm", "--", "true"])?;
+    ensure!(!quiet.status.success(), "dave needs no password");
+    Ok(())
+}
+
+fn privacy(host: &Host) -> Result<()> {
+    script(host, "alice", "banger vm create --name secret --no-start")?;
+    let seen = script(host, "bob", "banger vm list --json")?;
+    let others = ["stop", "delete", "start", "exec", "logs"].map(|verb| {
+        let status = as_user(host, "bob", &["banger", "vm", verb, "alice/secret", "--", "true"]);
+        status.map(|output| (verb, output.status.success()))
+    });
+    script(host, "alice", "banger vm delete secret")?;
+    ensure!(seen == "[]", "bob sees {seen}");
+    for other in others {
+        let (verb, may) = other?;
+        ensure!(!may, "bob may {verb} it");
+    }
+    Ok(())
+}
+
+fn at_once(host: &Host) -> Result<()> {
+    let run = |user: &str| {
+        let command = ["banger", "vm", "run", "--rm", "--name", "same", "--", "echo", user];
+        let mut session = host.session(user, false, &command.map(str::to_owned))?;
+        session.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        session.spawn().context("cannot run in the private host")
+    };
+    let users = ["alice", "bob"];
+    let both = users.map(run);
+    for (user, child) in users.into_iter().zip(both) {
+        let out = expect(&child?.wait_with_output()?, 0)?;
+        ensure!(out == user, "{user} got {out:?}");
+    }
+    Ok(())
+}
+
+fn busctl(host: &Host) -> Result<()> {
+    let session = "
+        service=dev.banger.Manager1 manager=/dev/banger/Manager1
+        busctl call $service $manager $service CreateVM 'sa{sv}' by-hand 2 start b false vcpus u 1
+        vm=$(busctl tree --list $service | grep /vm/)
+        busctl introspect $service $vm $service.VM | grep -q StateChanged
+        busctl get-property $service $vm $service.VM Name
+        banger vm delete by-hand";
+    let out = script(host, "alice", session)?;
+    ensure!(out.contains("oo \"/dev/banger/Manager1/vm/"), "{out:?}");
+    ensure!(out.contains("s \"by-hand\""), "{out:?}");
+    Ok(())
+}
+
+fn desktop(host: &Host) -> Result<()> {
+    // GLib's own client, as a desktop's program would use it.
+    let client = include_str!("../../../banger-system/tests/private_bus/watch_objects.py");
+    let watch = "
+        /usr/bin/python3 -c \"$0\" > seen &
+        while [ ! -e /tmp/seen-enough ]; do sleep 0.1; done
+        kill $!
+        cat seen";
+    let watcher = |user: &str| {
+        let words = ["sh", "-euc", watch, client].map(str::to_owned);
+        let mut session = host.session(user, false, &words)?;
+        session.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        session.spawn().context("cannot run in the private host")
+    };
+    let root = |script: &str| expect(&host.enter(&["sh", "-euc", script]).output()?, 0);
+    let until = |user: &str, word: &str| {
+        let look = format!(
+            "for n in $(seq 300); do grep -q {word} /home/{user}/seen && exit; sleep 0.1; done; exit 1"
+        );
+        root(&look).with_context(|| format!("{user} does not see {word}"))
+    };
+    root("rm -f /tmp/seen-enough /home/*/seen")?;
+    let (alice, bob) = (watcher("alice")?, watcher("bob")?);
+    let seen = until("alice", "ready")
+        .and_then(|_| until("bob", "ready"))
+        .and_then(|_| {
+            script(host, "alice", "banger vm create --no-start --name seen-vm; banger vm delete seen-vm")
+        })
+        .and_then(|_| until("alice", "removed"));
+    root("touch /tmp/seen-enough")?;
+    let (alice, bob) = (alice.wait_with_output()?, bob.wait_with_output()?);
+    seen?;
+    let (alice, bob) = (expect(&alice, 0)?, expect(&bob, 0)?);
+    let saw = |what: &str| alice.lines().any(|line| line.starts_with(what) && line.contains("/vm/"));
+    ensure!(saw("added") && alice.contains("seen-vm") && saw("removed"), "alice saw {alice:?}");
+    ensure!(bob == "ready", "bob saw {bob:?}");
+    Ok(())
+}

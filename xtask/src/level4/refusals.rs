@@ -1,0 +1,88 @@
+//! What cannot be done: said in a sentence, with nothing left of the attempt.
+
+use anyhow::{Result, ensure};
+
+use super::{Check, as_user, script, text};
+use crate::host::Host;
+
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("impossible wishes are refused in words", impossible),
+    ("files that are no image and no kernel are refused", wrong_files),
+    ("a guest that is not ready in time stays for its logs", not_ready),
+    ("without QEMU a start fails and leaves nothing", no_qemu),
+    ("on a full disk a creation fails and leaves nothing", no_space),
+];
+
+/// Runs a command of alice's that must fail, and say each of these.
+fn refused(host: &Host, command: &str, said: &[&str]) -> Result<()> {
+    let output = as_user(host, "alice", &["sh", "-c", command])?;
+    let message = text(&output.stderr);
+    ensure!(!output.status.success(), "{command:?} succeeds");
+    for word in said {
+        ensure!(message.contains(word), "{command:?} does not say {word:?}: {message:?}");
+    }
+    Ok(())
+}
+
+fn impossible(host: &Host) -> Result<()> {
+    let run = |options: &str, said: &[&str]| refused(host, &format!("banger vm run {options} -- true"), said);
+    run("--vcpu 0", &["error:", "1"])?;
+    run("--memory 10TiB", &["error:", "10 TiB"])?;
+    run("--disk-size 1KiB", &["error:"])?;
+    run("--image missing", &["error:", "missing", "hint:"])?;
+    run("--kernel missing", &["error:", "missing", "hint:"])?;
+    run("--name 'Not A Name'", &["error:"])?;
+    refused(host, "banger vm start nobody", &["error:", "nobody"])?;
+    refused(host, "banger vm strat nobody", &["error:", "start"])
+}
+
+fn wrong_files(host: &Host) -> Result<()> {
+    let session = "head -c 4M /dev/urandom > noise && ";
+    let register = format!("{session} banger image register --name noise --rootfs noise");
+    refused(host, &register, &["error:", "ext4"])?;
+    let import = format!("{session} banger kernel import --name noise --vmlinuz noise");
+    refused(host, &import, &["error:", "kernel"])?;
+    let lists = script(host, "alice", "banger image list --json; banger kernel list --json")?;
+    ensure!(!lists.contains("noise"), "{lists}");
+    Ok(())
+}
+
+fn not_ready(host: &Host) -> Result<()> {
+    refused(
+        host,
+        "banger vm run --rm --name late --ready-timeout 1 -- true",
+        &["error:", "banger vm logs late"],
+    )?;
+    let session =
+        "banger vm show late --json; banger vm logs late > /dev/null; banger vm delete --force late";
+    let shown = script(host, "alice", session)?;
+    ensure!(shown.contains("running"), "it does not run: {shown}");
+    Ok(())
+}
+
+fn no_qemu(host: &Host) -> Result<()> {
+    let move_it = |from: &str, to: &str| host.enter(&["mv", from, to]).status();
+    let (qemu, hidden) = ("/usr/bin/qemu-system-x86_64", "/usr/bin/hidden-qemu");
+    move_it(qemu, hidden)?;
+    let told = refused(host, "banger vm run --rm -- true", &["error:", "qemu"]);
+    let doctor = script(host, "alice", "banger doctor || true");
+    move_it(hidden, qemu)?;
+    told?;
+    let doctor = doctor?;
+    ensure!(doctor.contains("qemu-system-x86"), "doctor does not say what to install: {doctor}");
+    Ok(())
+}
+
+fn no_space(host: &Host) -> Result<()> {
+    let vms = "/var/lib/banger/vms";
+    // The service sees mounts that were there when it began.
+    let root = |script: &str| host.enter(&["sh", "-euc", script]).output();
+    root(&format!("mount -t tmpfs -o size=16m small {vms}; systemctl restart banger-system.service"))?;
+    let told = refused(host, "banger vm run --rm -- true", &["error:", "no space"]);
+    let left = root(&format!("ls {vms}"));
+    root(&format!("systemctl stop banger-system.service; umount {vms}"))?;
+    told?;
+    let left = text(&left?.stdout);
+    ensure!(left.is_empty(), "it left {left:?}");
+    Ok(())
+}
