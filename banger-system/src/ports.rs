@@ -161,8 +161,9 @@ pub struct Ports {
 pub trait Disks: Send + Sync {
     /// Makes the directory of a machine's disks and logs.
     async fn create_directory(&self, vm: VmId) -> Result<()>;
-    /// Makes the private clone of an image. The image's file is not changed, then or later.
-    async fn clone_image(&self, vm: VmId, image: ImageId) -> Result<()>;
+    /// Makes the private clone of an image, in a form that the machine's monitor can read. The image's file
+    /// is not changed, then or later.
+    async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers) -> Result<()>;
     /// Makes an empty ext4 file system of this size.
     async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
     /// The drives of a machine, the system disk first.
@@ -171,6 +172,15 @@ pub trait Disks: Send + Sync {
     async fn remove_directory(&self, vm: VmId) -> Result<()>;
     /// The machines that have a directory.
     async fn found(&self) -> Result<Vec<VmId>>;
+}
+
+/// Who can put what a guest writes over what its image holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layers {
+    /// The monitor, of a file in QEMU's format.
+    Monitor,
+    /// The host alone: the monitor wants one raw file or device.
+    Host,
 }
 
 /// The files of images.
@@ -217,6 +227,8 @@ pub struct BootFiles {
 pub trait Vmm: Send + Sync {
     /// Its name, such as `qemu`.
     fn name(&self) -> &'static str;
+    /// Whether it can lay a file over another.
+    fn layers(&self) -> Layers;
     /// Makes the sockets of a machine, opens its files, and says what is to be started with them.
     async fn prepare(&self, machine: &Machine) -> Result<Launch>;
     /// A connection to the guest's agent on which nothing has been said. The control channel is the

@@ -19,7 +19,7 @@ use banger_system::{
         machine::Access,
     },
     host::disks::FileDisks,
-    ports::{Disks, Error},
+    ports::{Disks, Error, Layers},
 };
 use scratch::{Scratch, has_program, is_root, mode, names, require};
 
@@ -61,7 +61,7 @@ async fn a_clone_has_the_content_of_the_image_and_leaves_it_alone() {
     let before = image.metadata().unwrap();
     let disks = FileDisks::new(scratch.places.clone());
     disks.create_directory(VM).await.unwrap();
-    disks.clone_image(VM, IMAGE).await.unwrap();
+    disks.clone_image(VM, IMAGE, Layers::Host).await.unwrap();
 
     let disk = scratch.places.system_disk(VM);
     assert_eq!(names(&scratch.places.vm_dir(VM)), ["system.ext4"]);
@@ -86,7 +86,7 @@ async fn a_disk_that_is_there_is_kept() {
     let disks = FileDisks::new(scratch.places.clone());
     let make = async || {
         disks.create_directory(VM).await.unwrap();
-        disks.clone_image(VM, IMAGE).await.unwrap();
+        disks.clone_image(VM, IMAGE, Layers::Host).await.unwrap();
         disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
     };
     make().await;
@@ -100,6 +100,66 @@ async fn a_disk_that_is_there_is_kept() {
 }
 
 #[tokio::test]
+async fn where_blocks_cannot_be_shared_a_monitor_gets_an_empty_layer_over_the_image() {
+    let scratch = Scratch::new();
+    let image = put_image(&scratch);
+    let disks = FileDisks::new(scratch.places.clone());
+    let make = async || {
+        disks.create_directory(VM).await.unwrap();
+        disks.clone_image(VM, IMAGE, Layers::Monitor).await.unwrap();
+    };
+    make().await;
+    let (layer, base) = (scratch.places.system_layer(VM), scratch.places.system_base(VM));
+    if scratch.places.system_disk(VM).exists() {
+        return skip::skipped("this test needs a file system that cannot share blocks");
+    }
+    assert_eq!(names(&scratch.places.vm_dir(VM)), ["base.ext4", "system.qcow2"]);
+    assert_eq!(mode(&layer), 0o600);
+    assert_eq!(fs::metadata(&base).unwrap().ino(), image.metadata().unwrap().ino());
+    let system = disks.drives(VM).remove(0);
+    assert_eq!((system.path, system.base), (layer.clone(), Some(base.clone())));
+
+    // QEMU's own tool finds nothing wrong with it, and reads the image through it.
+    require!(has_program("qemu-img"), "qemu-img");
+    scratch::run(Command::new("qemu-img").args(["check", "-q", "-f", "qcow2"]).arg(&layer));
+    let below = format!(
+        "driver=qcow2,file.filename={},backing.driver=raw,backing.file.filename={}",
+        layer.display(),
+        base.display()
+    );
+    scratch::run(
+        Command::new("qemu-img")
+            .args(["compare", "-q", "--image-opts", &below])
+            .arg(format!("driver=raw,file.filename={}", scratch.places.image(IMAGE).display())),
+    );
+
+    // A layer that is written to is kept, and the image below it survives its own deletion.
+    File::options().write(true).open(&layer).unwrap().write_all_at(b"work", 1 << 20).unwrap();
+    fs::remove_file(scratch.places.image(IMAGE)).unwrap();
+    assert_eq!(read_at(&File::open(&base).unwrap(), 0), [0xa5; 4096]);
+    put_image(&scratch);
+    make().await;
+    assert_eq!(&read_at::<4>(&File::open(&layer).unwrap(), 1 << 20), b"work");
+    disks.remove_directory(VM).await.unwrap();
+    assert_eq!(read_at(&image, 0), [0xa5; 4096]);
+}
+
+#[tokio::test]
+async fn an_image_on_another_file_system_is_copied() {
+    require!(is_root(), "root, to mount a file system");
+    let scratch = Scratch::on_small_file_system(64 << 20);
+    put_image(&scratch);
+    let disks = FileDisks::new(scratch.places.clone());
+    disks.create_directory(VM).await.unwrap();
+    let vms = std::ffi::CString::new("size=16m").unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", scratch.places.vm_dir(VM), "tmpfs", flags, vms.as_c_str()).unwrap();
+    disks.clone_image(VM, IMAGE, Layers::Monitor).await.unwrap();
+    assert_eq!(names(&scratch.places.vm_dir(VM)), ["system.ext4"]);
+    rustix::mount::unmount(scratch.places.vm_dir(VM), rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+#[tokio::test]
 async fn what_a_crash_left_half_done_is_done_anew() {
     let scratch = Scratch::new();
     put_image(&scratch);
@@ -108,7 +168,7 @@ async fn what_a_crash_left_half_done_is_done_anew() {
     for half in ["system.partial", "work.partial"] {
         fs::write(scratch.places.vm_dir(VM).join(half), vec![7; 1 << 20]).unwrap();
     }
-    disks.clone_image(VM, IMAGE).await.unwrap();
+    disks.clone_image(VM, IMAGE, Layers::Host).await.unwrap();
     disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
     assert_eq!(names(&scratch.places.vm_dir(VM)), ["system.ext4", "work.ext4"]);
     e2fsck_is_content(&scratch.places.work_disk(VM));
@@ -120,7 +180,7 @@ async fn a_clone_that_fails_leaves_nothing() {
     let scratch = Scratch::new();
     let disks = FileDisks::new(scratch.places.clone());
     disks.create_directory(VM).await.unwrap();
-    match disks.clone_image(VM, IMAGE).await {
+    match disks.clone_image(VM, IMAGE, Layers::Host).await {
         Err(Error::HostNotReady { message }) => assert!(message.contains("gone"), "{message}"),
         other => panic!("{other:?}"),
     }
@@ -128,7 +188,7 @@ async fn a_clone_that_fails_leaves_nothing() {
 
     put_image(&scratch);
     disks.remove_directory(VM).await.unwrap();
-    assert!(matches!(disks.clone_image(VM, IMAGE).await, Err(Error::Os { .. })));
+    assert!(matches!(disks.clone_image(VM, IMAGE, Layers::Host).await, Err(Error::Os { .. })));
     assert!(matches!(disks.create_work_disk(VM, Bytes::mib(64)).await, Err(Error::Os { .. })));
     assert!(!scratch.places.vm_dir(VM).exists());
 }
@@ -142,11 +202,11 @@ fn a_full_disk_is_told_as_such_and_leaves_nothing() {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
         let disks = FileDisks::new(scratch.places.clone());
         disks.create_directory(VM).await.unwrap();
-        assert!(matches!(disks.clone_image(VM, IMAGE).await, Err(Error::NoSpace { .. })));
+        assert!(matches!(disks.clone_image(VM, IMAGE, Layers::Host).await, Err(Error::NoSpace { .. })));
         assert!(matches!(disks.create_work_disk(VM, Bytes::mib(64)).await, Err(Error::NoSpace { .. })));
         assert!(names(&scratch.places.vm_dir(VM)).is_empty());
         fs::remove_file(scratch.places.state.join("filler")).unwrap();
-        disks.clone_image(VM, IMAGE).await.unwrap();
+        disks.clone_image(VM, IMAGE, Layers::Host).await.unwrap();
         disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
     });
 }
@@ -230,7 +290,7 @@ async fn what_is_removed_is_gone_and_may_be_removed_again() {
     for vm in [VM, other] {
         disks.create_directory(vm).await.unwrap();
     }
-    disks.clone_image(VM, IMAGE).await.unwrap();
+    disks.clone_image(VM, IMAGE, Layers::Host).await.unwrap();
     fs::write(scratch.places.console_log(VM), "log").unwrap();
     assert_eq!(disks.found().await.unwrap(), [VM, other]);
     for _ in 0..2 {
@@ -269,7 +329,7 @@ fn a_clone_shares_blocks_where_the_file_system_can() {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
         let disks = FileDisks::new(scratch.places.clone());
         disks.create_directory(VM).await.unwrap();
-        disks.clone_image(VM, IMAGE).await.unwrap();
+        disks.clone_image(VM, IMAGE, Layers::Host).await.unwrap();
     });
     let taken = before.saturating_sub(free());
     assert!(taken < 1 << 20, "the clone of 64 MiB took {taken} bytes");

@@ -125,8 +125,11 @@ impl Peer {
                 }
                 "-add-fd" => {
                     words.next().context("an option of QEMU has no value")?;
-                    peer.add_disk(work_disk)?;
                     Vec::new()
+                }
+                "-blockdev" => {
+                    let node = words.next().context("an option of QEMU has no value")?;
+                    peer.disk_of(&node, work_disk)?.map_or_else(Vec::new, |disk| vec![word, disk])
                 }
                 _ => vec![peer.adapt(&word)],
             };
@@ -136,10 +139,16 @@ impl Peer {
         Ok(peer)
     }
 
-    /// The first disk is the image's; the second one is the work disk, which is empty.
-    fn add_disk(&mut self, work_disk: u64) -> Result<()> {
-        let used = self.directory.path().join(format!("disk{}", self.disks.len() + 1));
-        let pristine = if self.disks.is_empty() {
+    /// A disk in the place of a file of the sandbox. By hand it is one file each: the first the image's, the
+    /// second the work disk, which is empty. `None` for what a sandbox has beside these.
+    fn disk_of(&mut self, node: &str, work_disk: u64) -> Result<Option<String>> {
+        let disk = match node.split(',').find_map(|field| field.strip_prefix("node-name=")) {
+            Some("drive0" | "layer0") if node.starts_with("driver=file,") => "drive0",
+            Some("drive1") => "drive1",
+            _ => return Ok(None),
+        };
+        let used = self.directory.path().join(disk);
+        let pristine = if disk == "drive0" {
             image::ensure(try_it::IMAGE)?
         } else {
             let empty = used.with_extension("pristine");
@@ -148,8 +157,12 @@ impl Peer {
             shell(command("mkfs.ext4", ["-q", "-F", "-E", initialised]).arg(&empty))?;
             empty
         };
+        let node = format!(
+            "driver=file,node-name={disk},filename={},locking=off,discard=unmap,cache.direct=off",
+            used.display()
+        );
         self.disks.push(Disk { pristine, used });
-        Ok(())
+        Ok(Some(node))
     }
 
     /// A word of the command line with paths where the service gives numbers.
@@ -158,10 +171,6 @@ impl Peer {
             Some(("fd", _)) => {
                 let id = word.split(',').find_map(|field| field.strip_prefix("id=")).unwrap_or("unnamed");
                 format!("path={}", self.directory.path().join(id).display())
-            }
-            Some(("filename", set)) if set.starts_with("/dev/fdset/") => {
-                let disk = set.rsplit('/').next().unwrap_or_default();
-                format!("filename={}", self.directory.path().join(format!("disk{disk}")).display())
             }
             _ => field.to_owned(),
         });
@@ -173,6 +182,8 @@ impl Peer {
         for disk in &self.disks {
             let copy = ["--sparse=always", "--reflink=auto"];
             shell(command("cp", copy).arg(&disk.pristine).arg(&disk.used))?;
+            // The peer is not to pay for the copy, nor later for writing it out.
+            shell(&mut command("sync", [&disk.used]))?;
         }
         let (program, arguments) = self.arguments.split_first().context("QEMU has no command line")?;
         let start = Instant::now();

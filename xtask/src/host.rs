@@ -87,7 +87,12 @@ pub fn up(arguments: &Up) -> Result<Host> {
     let mut namespaces = command("setsid", ["unshare", "--fork", "--kill-child"]);
     namespaces.args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--propagation", "private"]);
     namespaces.args(["sh", "-eu", "-c", SETUP, "host"]).arg(&directory).arg(cache()).arg(CACHE);
-    let mut launcher = command("sh", ["-c", "echo $$ > \"$0/launcher\"; exec \"$@\""]);
+    // The host goes on after us, and must not hold open what we were started with.
+    let launch = "
+        for fd in $(ls /proc/self/fd); do if [ \"$fd\" -gt 2 ]; then eval \"exec $fd>&-\"; fi; done
+        echo $$ > \"$0/launcher\"
+        exec \"$@\"";
+    let mut launcher = command("bash", ["-c", launch]);
     launcher.arg(&directory).arg(enter_cgroup()?).arg(namespaces.get_program()).args(namespaces.get_args());
     launcher.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("cannot start")?;
 

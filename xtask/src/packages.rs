@@ -10,6 +10,7 @@ use crate::run::{command, run, say};
 /// tests ask.
 const PACKAGES: &[&str] = &[
     "qemu-system-x86",
+    "qemu-utils",
     "systemd",
     "libpam-systemd",
     "dbus",

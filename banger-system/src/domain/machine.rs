@@ -32,8 +32,10 @@ pub struct Machine {
 /// A disk of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drive {
-    /// A raw file, or a block device.
+    /// A raw file, a block device, or a layer over one.
     pub path: PathBuf,
+    /// What the layer lies on, a raw file that is only read; the path is a [`qcow2`](super::qcow2) file then.
+    pub base: Option<PathBuf>,
     /// Whether the guest may write.
     pub access: Access,
 }

@@ -117,6 +117,16 @@ impl Places {
         self.vm_dir(vm).join("system.ext4")
     }
 
+    /// A machine's layer over its image, where it has no clone.
+    pub fn system_layer(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("system.qcow2")
+    }
+
+    /// The image below the layer: another name of the image's own file.
+    pub fn system_base(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("base.ext4")
+    }
+
     /// A machine's work disk.
     pub fn work_disk(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("work.ext4")

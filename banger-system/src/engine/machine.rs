@@ -216,7 +216,7 @@ impl Task {
         let ports = self.shared.ports.clone();
         let make = async {
             ports.disks.create_directory(id).await?;
-            ports.disks.clone_image(id, image).await?;
+            ports.disks.clone_image(id, image, ports.vmm.layers()).await?;
             ports.disks.create_work_disk(id, size).await
         };
         self.lease.hold(Resource::Disks, make).await?;

@@ -1,13 +1,16 @@
 //! The disks of machines: files in a directory of each machine's own.
 //!
+//! A clone shares its blocks with the image where the file system can. Where it cannot, a monitor that can
+//! lay one file over another gets an empty layer and the image; for any other the image is copied.
+//!
 //! A disk appears whole or not at all, under its name, and is never replaced: what is there may hold
 //! somebody's work. It is not flushed when it is made: a flush would take longer than all the rest, and the
 //! first one of the guest writes the whole file out. After a power cut before that, the machine has lost
 //! what it was made of and nothing of its user's.
 
 use std::{
-    fs::{DirBuilder, File},
-    io::ErrorKind,
+    fs::{self, DirBuilder, File},
+    io::{self, ErrorKind, Write},
     os::unix::fs::DirBuilderExt,
     path::Path,
 };
@@ -20,9 +23,10 @@ use crate::{
     domain::{
         id::{ImageId, VmId},
         machine::{Access, Drive},
+        qcow2,
         resource::Places,
     },
-    ports::{Disks, Error, Result},
+    ports::{Disks, Error, Layers, Result},
 };
 
 /// Disks as files under [`Places::vms`].
@@ -49,15 +53,26 @@ impl Disks for FileDisks {
         .await
     }
 
-    async fn clone_image(&self, vm: VmId, image: ImageId) -> Result<()> {
-        let (original, disk) = (self.places.image(image), self.places.system_disk(vm));
+    async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers) -> Result<()> {
+        let (places, image) = (self.places.clone(), self.places.image(image));
         blocking("clone an image", move || {
-            let original = open_image(&original)?;
-            create(&disk, |file| {
-                sparse::copy(&original, file)
-                    .map(drop)
-                    .map_err(|source| Error::os(format!("clone the image to {}", disk.display()), source))
-            })
+            let original = open_image(&image)?;
+            let (disk, layer) = (places.system_disk(vm), places.system_layer(vm));
+            let os = |source| Error::os(format!("clone the image to {}", disk.display()), source);
+            if disk.try_exists().map_err(os)? || layer.try_exists().map_err(os)? {
+                return Ok(());
+            }
+            let clone = Partial::begin(&disk, 0o600).map_err(os)?;
+            if sparse::share(&original, &clone.file).map_err(os)? {
+                return clone.add().map_err(os);
+            }
+            // The layer comes last: where it is, what it lies on is too.
+            if layers == Layers::Monitor && link(&image, &places.system_base(vm)).map_err(os)? {
+                let size = Bytes(original.metadata().map_err(os)?.len());
+                return create(&layer, |mut file| file.write_all(&qcow2::empty(size)).map_err(os));
+            }
+            sparse::copy(&original, &clone.file).map_err(os)?;
+            clone.add().map_err(os)
         })
         .await
     }
@@ -81,9 +96,13 @@ impl Disks for FileDisks {
     }
 
     fn drives(&self, vm: VmId) -> Vec<Drive> {
-        [self.places.system_disk(vm), self.places.work_disk(vm)]
-            .map(|path| Drive { path, access: Access::ReadWrite })
-            .to_vec()
+        let drive = |path, base| Drive { path, base, access: Access::ReadWrite };
+        let layer = self.places.system_layer(vm);
+        let system = match layer.exists() {
+            true => drive(layer, Some(self.places.system_base(vm))),
+            false => drive(self.places.system_disk(vm), None),
+        };
+        vec![system, drive(self.places.work_disk(vm), None)]
     }
 
     async fn remove_directory(&self, vm: VmId) -> Result<()> {
@@ -111,6 +130,18 @@ fn open_image(path: &Path) -> Result<File> {
         },
         _ => Error::os(format!("open {}", path.display()), source),
     })
+}
+
+/// Gives the image's file another name, which keeps it even when the image is deleted. False where the
+/// machine is on another file system than its image.
+fn link(image: &Path, name: &Path) -> io::Result<bool> {
+    match fs::hard_link(image, name) {
+        Ok(()) => Ok(true),
+        // A crash has left it.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(true),
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes the disk at `path`. A disk that is there is kept.

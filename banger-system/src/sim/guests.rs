@@ -11,8 +11,8 @@ use super::Sim;
 use crate::{
     domain::{id::VmId, machine::Machine, resource, vm::Token},
     ports::{
-        Channel, Check, Ended, Error, GuestFacts, GuestLink, Launch, Log, Logs, Reading, Result, Started,
-        Status, Supervisor, Vmm,
+        Channel, Check, Ended, Error, GuestFacts, GuestLink, Launch, Layers, Log, Logs, Reading, Result,
+        Started, Status, Supervisor, Vmm,
     },
 };
 
@@ -23,6 +23,10 @@ const NO_PID: u32 = 1 << 23;
 impl Vmm for Sim {
     fn name(&self) -> &'static str {
         "sim"
+    }
+
+    fn layers(&self) -> Layers {
+        Layers::Monitor
     }
 
     async fn prepare(&self, machine: &Machine) -> Result<Launch> {

@@ -12,7 +12,7 @@ use crate::{
         image::{ImageFacts, KernelFacts},
         machine::{Access, Drive},
     },
-    ports::{BootFiles, Disks, Error, ImageFiles, KernelFiles, Result},
+    ports::{BootFiles, Disks, Error, ImageFiles, KernelFiles, Layers, Result},
 };
 
 /// What stands for the digest of a file that was never read.
@@ -25,7 +25,7 @@ impl Disks for Sim {
         Ok(())
     }
 
-    async fn clone_image(&self, _vm: VmId, image: ImageId) -> Result<()> {
+    async fn clone_image(&self, _vm: VmId, image: ImageId, _layers: Layers) -> Result<()> {
         match self.step("clone an image")?.image_files.contains(&image) {
             true => Ok(()),
             false => Err(Error::HostNotReady { message: "the image has no file".to_owned() }),
@@ -38,7 +38,11 @@ impl Disks for Sim {
 
     fn drives(&self, vm: VmId) -> Vec<Drive> {
         ["system", "work"]
-            .map(|disk| Drive { path: format!("/sim/{vm}/{disk}").into(), access: Access::ReadWrite })
+            .map(|disk| Drive {
+                path: format!("/sim/{vm}/{disk}").into(),
+                base: None,
+                access: Access::ReadWrite,
+            })
             .to_vec()
     }
 

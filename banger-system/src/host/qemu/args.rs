@@ -24,6 +24,11 @@ pub fn drive_name(index: usize) -> String {
     format!("drive{index}")
 }
 
+/// The name of the file that a drive's layer lies on.
+pub fn base_name(index: usize) -> String {
+    format!("base{index}")
+}
+
 /// The name of a channel's socket.
 pub fn channel_name(index: usize) -> String {
     format!("agent{index}")
@@ -69,25 +74,42 @@ pub fn of(program: &str, machine: &Machine, acceleration: Acceleration) -> Vec<S
         let prefix = banger_proto::guest::CHANNEL_PREFIX;
         add(&["-device", &format!("virtserialport,chardev={file},name={prefix}{index}")]);
     }
-    for (index, drive) in machine.drives.iter().enumerate() {
-        let file = drive_name(index);
-        let (read_only, discard) = match drive.access {
+    let drives = drives(machine);
+    add(&drives.iter().map(String::as_str).collect::<Vec<_>>());
+    add(&["-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"]);
+    args
+}
+
+/// The disks: each file has a number of its own in QEMU's table.
+fn drives(machine: &Machine) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut sets = 1..;
+    let mut file = |words: &mut Vec<String>, name: &str, node: &str, access: Access| {
+        let set = sets.next().unwrap_or_default();
+        let (read_only, discard) = match access {
             Access::ReadOnly => ("on", "ignore"),
             Access::ReadWrite => ("off", "unmap"),
         };
-        add(&["-add-fd", &format!("fd={{fd:{file}}},set={}", index + 1)]);
-        add(&[
-            "-blockdev",
-            &format!(
-                "driver=file,node-name={file},filename=/dev/fdset/{},locking=off,read-only={read_only},\
-                 discard={discard},cache.direct=off",
-                index + 1
-            ),
-        ]);
-        add(&["-device", &format!("virtio-blk-pci,drive={file}")]);
+        words.extend(["-add-fd".to_owned(), format!("fd={{fd:{name}}},set={set}"), "-blockdev".to_owned()]);
+        words.push(format!(
+            "driver=file,node-name={node},filename=/dev/fdset/{set},locking=off,read-only={read_only},\
+             discard={discard},cache.direct=off"
+        ));
+    };
+    for (index, drive) in machine.drives.iter().enumerate() {
+        let name = drive_name(index);
+        if drive.base.is_some() {
+            let (base, layer) = (base_name(index), format!("layer{index}"));
+            file(&mut words, &base, &base, Access::ReadOnly);
+            file(&mut words, &name, &layer, drive.access);
+            let over = format!("driver=qcow2,node-name={name},file={layer},backing={base},discard=unmap");
+            words.extend(["-blockdev".to_owned(), over]);
+        } else {
+            file(&mut words, &name, &name, drive.access);
+        }
+        words.extend(["-device".to_owned(), format!("virtio-blk-pci,drive={name}")]);
     }
-    add(&["-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"]);
-    args
+    words
 }
 
 /// A name holds only letters, digits and hyphens, so that it needs no escape.
@@ -119,8 +141,12 @@ mod tests {
             initramfs: Vec::new(),
             guest_archive: Vec::new(),
             drives: vec![
-                Drive { path: "/host/disk/a".into(), access: Access::ReadWrite },
-                Drive { path: "/host/disk/b".into(), access: Access::ReadOnly },
+                Drive {
+                    path: "/host/layer".into(),
+                    base: Some("/host/image".into()),
+                    access: Access::ReadWrite,
+                },
+                Drive { path: "/host/disk".into(), base: None, access: Access::ReadOnly },
             ],
         };
         let words = of("/usr/bin/qemu", &machine, Acceleration::Tcg);

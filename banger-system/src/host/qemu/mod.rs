@@ -31,7 +31,7 @@ use crate::{
         machine::{Access, Machine},
         resource::Places,
     },
-    ports::{Channel, Check, Error, Launch, Result, Status, Vmm},
+    ports::{Channel, Check, Error, Launch, Layers, Result, Status, Vmm},
 };
 
 /// Where distributions put it.
@@ -74,6 +74,10 @@ fn has_virtualisation(cpuinfo: &str) -> bool {
 
 #[async_trait]
 impl Vmm for Qemu {
+    fn layers(&self) -> Layers {
+        Layers::Monitor
+    }
+
     fn name(&self) -> &'static str {
         "qemu"
     }
@@ -138,6 +142,9 @@ fn prepare(
     files.push(("initrd".to_owned(), initrd(machine)?));
     for (index, drive) in machine.drives.iter().enumerate() {
         files.push((args::drive_name(index), open(&drive.path, drive.access)?));
+        if let Some(base) = &drive.base {
+            files.push((args::base_name(index), open(base, Access::ReadOnly)?));
+        }
     }
     for (name, listener) in sockets.bind(machine.vm)? {
         files.push((name, listener));
