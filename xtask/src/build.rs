@@ -18,18 +18,33 @@ pub struct Programs {
     pub agent: PathBuf,
 }
 
-/// Builds everything.
+/// Builds everything for tests.
 pub fn ensure() -> Result<Programs> {
+    build(Profile { name: "dev", directory: "debug" })
+}
+
+/// Builds everything as it is shipped.
+pub fn release() -> Result<Programs> {
+    build(Profile { name: "release", directory: "release" })
+}
+
+/// A profile in Cargo.toml, and the directory that cargo gives it.
+struct Profile {
+    name: &'static str,
+    directory: &'static str,
+}
+
+fn build(profile: Profile) -> Result<Programs> {
     say("building");
     let mut host =
         command("cargo", ["build", "--quiet", "--package", "banger-cli", "--package", "banger-system"]);
-    run(host.current_dir(repository()))?;
+    run(host.args(["--profile", profile.name]).current_dir(repository()))?;
     let agent =
         ["build", "--quiet", "--package", "banger-agent", "--profile", "agent", "--target", AGENT_TARGET];
     let mut agent = command("cargo", agent);
     run(agent.current_dir(repository()).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     Ok(Programs {
-        directory: target().join("debug"),
+        directory: target().join(profile.directory),
         agent: target().join(AGENT_TARGET).join("agent/banger-agent"),
     })
 }

@@ -49,9 +49,7 @@ pub fn ensure(name: &str) -> Result<PathBuf> {
 
 fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
     let list = repository().join("xtask/images").join(format!("{name}.packages"));
-    let text = fs::read_to_string(&list).with_context(|| format!("there is no image {name}"))?;
-    let included: Vec<&str> =
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let included = packages_in(&list).with_context(|| format!("there is no image {name}"))?;
 
     let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{SIZE}\n{}", included.join("\n")));
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -76,7 +74,15 @@ fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
     Ok(image)
 }
 
-fn bootstrap(root: &Path, included: &[&str]) -> Result<()> {
+/// The packages that a list names: one in a line, but for comments.
+pub fn packages_in(list: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.map(str::to_owned).collect())
+}
+
+/// Unpacks and configures Debian's packages below `root`.
+pub fn bootstrap(root: &Path, included: &[String]) -> Result<()> {
     let mut bootstrap = command("mmdebstrap", ["--quiet", "--variant=minbase", "--mode=root"]);
     bootstrap.arg(format!("--include={}", included.join(",")));
     for option in ["APT::Install-Recommends false", "Acquire::Languages none"] {
@@ -148,7 +154,9 @@ fn clean(root: &Path) -> Result<()> {
     shell(clean.arg(root).arg(EPOCH)).context("cannot clean the image")
 }
 
-fn write_ext4(root: &Path, image: &Path, digest: &str) -> Result<()> {
+/// Writes what is below `root` as a sparse file system, whose random parts come from a digest of 32 digits or
+/// more.
+pub fn write_ext4(root: &Path, image: &Path, digest: &str) -> Result<()> {
     let uuid = [&digest[..8], &digest[8..12], &digest[12..16], &digest[16..20], &digest[20..32]].join("-");
     File::create(image)?;
     shell(command("truncate", ["-s", SIZE]).arg(image))?;

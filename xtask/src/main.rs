@@ -3,6 +3,7 @@
 mod bench;
 mod bench_boot;
 mod build;
+mod deb;
 mod host;
 mod image;
 mod install;
@@ -12,6 +13,7 @@ mod packages;
 mod run;
 mod sqlx;
 mod test;
+mod testhost;
 mod try_it;
 
 use std::process::ExitCode;
@@ -30,10 +32,16 @@ enum Task {
     /// A private host: systemd, D-Bus, polkit and banger in namespaces of this machine
     #[command(subcommand)]
     Host(HostTask),
+    /// A test host: a Debian machine under QEMU with device-mapper and virtualisation, and banger's package
+    #[command(subcommand)]
+    Testhost(testhost::Task),
     /// Fetch a distribution's kernel and print where it is
     Kernel,
     /// Make an image from a distribution's packages and print where it is
     Image(image::Arguments),
+    /// Make what is shipped and print where it is
+    #[command(subcommand)]
+    Dist(DistTask),
     /// Measure banger beside a peer
     Bench(bench::Arguments),
     /// Record what the database says of each query
@@ -54,6 +62,12 @@ enum HostTask {
     Status,
 }
 
+#[derive(Subcommand)]
+enum DistTask {
+    /// A Debian package
+    Deb,
+}
+
 fn main() -> ExitCode {
     match dispatch(Task::parse()) {
         Ok(code) => code,
@@ -70,6 +84,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Try(arguments) => return try_it::run(&arguments),
         Task::Test(arguments) => return test::run(&arguments),
         Task::Bench(arguments) => return bench::run(&arguments),
+        Task::Testhost(task) => return testhost::dispatch(task),
         Task::Host(HostTask::Exec(exec)) => return host::exec(&exec),
         Task::Host(HostTask::Shell) => return host::shell(),
         Task::Host(HostTask::Up(up)) => {
@@ -82,6 +97,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
             println!("{}\n{}", kernel.vmlinuz.display(), kernel.modules.display());
         }
         Task::Image(arguments) => println!("{}", image::run(&arguments)?.display()),
+        Task::Dist(DistTask::Deb) => println!("{}", deb::dist()?.display()),
         Task::Sqlx(arguments) => sqlx::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -31,6 +31,11 @@ const PACKAGES: &[&str] = &[
     "sqlite3",
     "cpio",
     "xfsprogs",
+    // Of the crates that speak to device-mapper.
+    "libdevmapper-dev",
+    "libclang-dev",
+    "pkg-config",
+    "openssh-client",
 ];
 
 /// Installs what is missing.

@@ -1,0 +1,274 @@
+//! The test host: a machine of its own with a whole Debian system, under QEMU, for what the kernel of this
+//! machine lacks: device-mapper, virtualisation and the rest of what a user's machine has.
+//!
+//! Each start begins from the same saved moment after the boot. Banger gets into it as its package does on
+//! a user's machine.
+
+mod machine;
+mod root;
+
+use std::{
+    fs,
+    io::IsTerminal,
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+use self::{
+    machine::{Begin, Machine},
+    root::Root,
+};
+use crate::{
+    build, deb,
+    host::exit_code,
+    run::{cache, run, say},
+};
+
+/// How long the first boot may take, of which there is one for each change of the packages.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a restored host may take to answer.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(100);
+/// Where the host sees what is put into [`TestHost::share`].
+const SHARE: &str = "/host";
+
+/// `cargo xtask testhost`.
+#[derive(Subcommand)]
+pub enum Task {
+    /// Start it, or bring it up to date with what was built
+    Up(Up),
+    /// End it; what was written in it is forgotten
+    Down,
+    /// Run a command in it; its output and exit status are the command's
+    Exec(Exec),
+    /// A root shell in it
+    Shell,
+    /// Whether it is up
+    Status,
+}
+
+/// What `cargo xtask testhost up` takes.
+#[derive(Parser, Default)]
+pub struct Up {
+    /// Begin with nothing: no machines, no images, no kernels
+    #[arg(long)]
+    pub fresh: bool,
+    /// Without banger
+    #[arg(long)]
+    pub bare: bool,
+}
+
+/// What `cargo xtask testhost exec` takes.
+#[derive(Parser)]
+pub struct Exec {
+    /// The user: alice and bob are in the group banger, carol is in none, dave may use sudo
+    #[arg(long, default_value = "root")]
+    pub user: String,
+    /// The command
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// A test host that is up.
+pub struct TestHost {
+    root: Root,
+    machine: Machine,
+}
+
+/// Does what was asked for.
+pub fn dispatch(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Up(arguments) => drop(up(&arguments)?),
+        Task::Down => down()?,
+        Task::Exec(arguments) => return exec(&arguments),
+        Task::Shell => return shell(),
+        Task::Status => match Machine::find(&directory()) {
+            Some(machine) => println!("up, QEMU is process {}", machine.pid()?),
+            None => println!("down"),
+        },
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the host, or brings the one that is up to date.
+pub fn up(arguments: &Up) -> Result<TestHost> {
+    let root = root::ensure(&directory())?;
+    if arguments.fresh {
+        down()?;
+    }
+    let host = match Machine::find(&directory()) {
+        Some(machine) => TestHost { root, machine },
+        None => {
+            if !root.memory().exists() {
+                boot_and_save(&root)?;
+            }
+            say("starting the test host");
+            let machine = Machine::start(&root, &directory(), Begin::Restore)?;
+            let host = TestHost { root, machine };
+            host.wait_until_it_answers(RESTORE_TIMEOUT)?;
+            host.prepare()?;
+            host
+        }
+    };
+    if !arguments.bare {
+        host.install()?;
+    }
+    Ok(host)
+}
+
+/// Ends the host.
+pub fn down() -> Result<()> {
+    if let Some(machine) = Machine::find(&directory()) {
+        say("ending the test host");
+        machine.end()?;
+    }
+    Ok(())
+}
+
+/// Runs a command as a user, in a session of that user.
+fn exec(arguments: &Exec) -> Result<ExitCode> {
+    let host = up(&Up::default())?;
+    let mut command = match arguments.user.as_str() {
+        "root" => host.enter(&arguments.command),
+        user => host.session(user, &arguments.command),
+    };
+    Ok(exit_code(command.status().context("cannot run ssh")?))
+}
+
+/// A shell.
+fn shell() -> Result<ExitCode> {
+    let host = up(&Up::default())?;
+    Ok(exit_code(host.enter(&["bash", "-l"]).status().context("cannot run ssh")?))
+}
+
+/// The first boot, which is kept.
+fn boot_and_save(root: &Root) -> Result<()> {
+    say("booting the test host for the first time");
+    let machine = Machine::start(root, &directory(), Begin::Boot)?;
+    let host = TestHost { root: Root { directory: root.directory.clone() }, machine };
+    host.wait_until_it_answers(BOOT_TIMEOUT)?;
+    // A unit that failed is no reason to wait, and not ours to judge. What everybody uses is started once.
+    let settle = "systemctl is-system-running --wait || systemctl --failed --no-legend
+        systemctl start polkit.service systemd-logind.service && sync";
+    run(&mut host.enter(&["sh", "-c", settle]))?;
+    host.close_connection();
+    say("saving it");
+    host.machine.save(root)
+}
+
+impl TestHost {
+    /// A command in the host as its root, outside of any session.
+    pub fn enter<S: AsRef<str>>(&self, arguments: &[S]) -> Command {
+        let mut ssh = self.ssh();
+        if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+            ssh.arg("-t");
+        }
+        // The other side gives one line to a shell.
+        let line: Vec<String> = arguments.iter().map(|argument| quoted(argument.as_ref())).collect();
+        ssh.args(["root@test-host", "--"]).arg(line.join(" "));
+        ssh
+    }
+
+    /// A command in a session of a user, as logind sees it.
+    pub fn session<S: AsRef<str>>(&self, user: &str, arguments: &[S]) -> Command {
+        let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let user = format!("User={user}");
+        let mut words = vec!["systemd-run", "--quiet", "--collect", "--wait"];
+        words.push(if terminal { "--pty" } else { "--pipe" });
+        words.extend(["-p", &user, "-p", "PAMName=login", "-p", "WorkingDirectory=~", "--"]);
+        words.extend(arguments.iter().map(AsRef::as_ref));
+        self.enter(&words)
+    }
+
+    /// One connection carries all commands: a new one takes a second of an emulated processor.
+    fn ssh(&self) -> Command {
+        let mut ssh = Command::new("ssh");
+        // The address of a socket is short, and a clone of the repository may be deep.
+        ssh.current_dir(directory()).args(["-F", "none", "-S", "ssh"]);
+        for option in ["BatchMode=yes", "LogLevel=ERROR", "HostKeyAlias=test-host", "HostName=127.0.0.1"] {
+            ssh.args(["-o", option]);
+        }
+        ssh.arg("-o").arg(format!("UserKnownHostsFile={}", self.root.known_hosts().display()));
+        ssh.arg("-i").arg(self.root.key());
+        ssh.arg("-p").arg(self.machine.port().unwrap_or_default().to_string());
+        ssh
+    }
+
+    fn wait_until_it_answers(&self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let _ = fs::remove_file(directory().join("ssh"));
+        loop {
+            // The connection stays in the background, without any of our files.
+            let mut ssh = self.ssh();
+            ssh.args(["-M", "-N", "-f", "-o", "ConnectTimeout=5", "root@test-host"]);
+            ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            if ssh.status().context("cannot run ssh")?.success() {
+                return Ok(());
+            }
+            if Instant::now() > deadline || Machine::find(&directory()).is_none() {
+                let log = fs::read_to_string(directory().join("log")).unwrap_or_default();
+                bail!("the test host does not answer; see {}/console\n{log}", directory().display());
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn close_connection(&self) {
+        let mut ssh = self.ssh();
+        ssh.args(["-O", "exit", "root@test-host"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let _ = ssh.status();
+    }
+
+    /// What differs from one start to the next: the time, and the files that are shared.
+    fn prepare(&self) -> Result<()> {
+        let _ = fs::remove_file(directory().join("installed"));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let set = format!("date --set=@{:.3} > /dev/null && systemctl start host.mount", now.as_secs_f64());
+        run(&mut self.enter(&["sh", "-c", &set]))
+    }
+
+    /// Installs what was built as a package, unless it is what is installed.
+    fn install(&self) -> Result<()> {
+        let programs = build::ensure()?;
+        let package = deb::make(&programs, &directory().join("share"), deb::Compression::None)?;
+        let installed = directory().join("installed");
+        if fs::read_to_string(&installed).is_ok_and(|digest| digest == package.digest) {
+            return Ok(());
+        }
+        say("installing banger in the test host");
+        let file = format!("{SHARE}/{}", deb::FILE);
+        let install = ["apt-get", "install", "-qq", "--yes", "--no-download", "--reinstall", &file];
+        run(&mut self.enter(&install))?;
+        Ok(fs::write(installed, package.digest)?)
+    }
+}
+
+fn directory() -> PathBuf {
+    cache().join("testhost")
+}
+
+/// A word that a shell takes as it is.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::run::command;
+
+    #[test]
+    fn words_come_through_a_shell_as_they_are() {
+        for word in ["", "plain", "two words", "it's", "$HOME `id` \\", "line\nbreak", "'"] {
+            let script = format!("printf %s {}", quoted(word));
+            let output = command("sh", ["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), word);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The file system of the test host, made of Debian's packages without mounting anything.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+
+use super::machine;
+use crate::{
+    image, packages,
+    run::{command, output, repository, run, say},
+};
+
+/// Grows when the recipe changes in what its inputs do not show.
+const RECIPE: u32 = 1;
+const SETUP: &str = include_str!("root.sh");
+const PACKAGES: &str = "xtask/images/testhost.packages";
+
+/// A host that has never been booted, or the same after its first boot.
+pub struct Root {
+    /// The directory of all its files, named after what it was made of.
+    pub directory: PathBuf,
+}
+
+impl Root {
+    /// The root file system.
+    pub fn disk(&self) -> PathBuf {
+        self.directory.join("disk.ext4")
+    }
+
+    /// The kernel of its packages.
+    pub fn kernel(&self) -> PathBuf {
+        self.directory.join("vmlinuz")
+    }
+
+    /// The initramfs of its packages.
+    pub fn initramfs(&self) -> PathBuf {
+        self.directory.join("initrd.img")
+    }
+
+    /// The private key that root of the host lets in.
+    pub fn key(&self) -> PathBuf {
+        self.directory.join("key")
+    }
+
+    /// The host's own public key, in the form of `known_hosts`.
+    pub fn known_hosts(&self) -> PathBuf {
+        self.directory.join("known_hosts")
+    }
+
+    /// The memory of the host when it had booted; missing before.
+    pub fn memory(&self) -> PathBuf {
+        self.directory.join("memory")
+    }
+}
+
+/// The file system, made below `parent` if it is not there. It needs no boot yet to be there.
+pub fn ensure(parent: &Path) -> Result<Root> {
+    let list = repository().join(PACKAGES);
+    let included = image::packages_in(&list)?;
+    // The small image is in it, so that machines can be made of something.
+    let minimal = image::ensure("minimal")?;
+    let minimal_name = minimal.file_name().context("the image has no name")?.to_string_lossy().into_owned();
+    let inputs = format!(
+        "{RECIPE}\n{}\n{SETUP}\n{minimal_name}\n{}\n{}",
+        included.join("\n"),
+        machine::recipe(),
+        qemu_version()?
+    );
+    let digest: String = Sha256::digest(inputs).iter().map(|byte| format!("{byte:02x}")).collect();
+    let root = Root { directory: parent.join(format!("root-{}", &digest[..12])) };
+    if root.directory.is_dir() {
+        return Ok(root);
+    }
+    packages::ensure()?;
+    ensure!(rustix::process::geteuid().is_root(), "the test host's file system is made as root");
+    say("making the file system of the test host");
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let scratch = tempfile::tempdir_in(parent).context("cannot make a temporary directory")?;
+    let unfinished = Root { directory: scratch.path().join("new") };
+    fs::create_dir(&unfinished.directory)?;
+    make(&unfinished, &scratch.path().join("root"), &included, &minimal, &digest)?;
+    remove_others(parent)?;
+    fs::rename(&unfinished.directory, &root.directory).context("cannot put the file system in its place")?;
+    Ok(root)
+}
+
+fn make(root: &Root, tree: &Path, included: &[String], minimal: &Path, digest: &str) -> Result<()> {
+    image::bootstrap(tree, included)?;
+    let key = root.key();
+    run(command("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-C", "xtask", "-f"]).arg(&key))?;
+    run(command("sh", ["-euc", SETUP, "setup"]).arg(tree).arg(key.with_extension("pub")))?;
+    let host_key = fs::read_to_string(tree.join("etc/ssh/ssh_host_ed25519_key.pub"))?;
+    fs::write(root.known_hosts(), format!("test-host {host_key}"))?;
+    fs::create_dir_all(tree.join("srv"))?;
+    run(command("cp", ["--sparse=always", "--reflink=auto"])
+        .arg(minimal)
+        .arg(tree.join("srv/minimal.ext4")))?;
+    // The links of the root directory name the newest kernel.
+    fs::copy(tree.join("vmlinuz"), root.kernel()).context("the host has no kernel")?;
+    fs::copy(tree.join("initrd.img"), root.initramfs()).context("the host has no initramfs")?;
+    image::write_ext4(tree, &root.disk(), digest)
+}
+
+/// Removes the hosts that were made of other inputs; each takes more than a gigabyte.
+fn remove_others(parent: &Path) -> Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("root-") {
+            fs::remove_dir_all(entry.path()).context("cannot remove an older test host")?;
+        }
+    }
+    Ok(())
+}
+
+/// A saved memory is only for the QEMU that saved it.
+fn qemu_version() -> Result<String> {
+    packages::ensure()?;
+    output(&mut command(machine::QEMU, ["--version"]))
+}
