@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::bench_boot;
+use crate::{bench_boot, bench_size};
 
 /// What `cargo xtask bench` takes.
 #[derive(Parser)]
@@ -27,6 +27,8 @@ pub struct Arguments {
 enum Bench {
     /// From the request to the first byte of a command's output in a fresh sandbox
     Boot,
+    /// Memory of the service, size of the agent, start of the client
+    Size,
 }
 
 /// The figures of a benchmark whose sides are both measured in milliseconds.
@@ -70,13 +72,17 @@ pub struct Machine {
 
 /// Runs a benchmark and prints its figures.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let report = match arguments.bench {
-        Bench::Boot => bench_boot::run(arguments.runs)?,
-    };
+    match arguments.bench {
+        Bench::Boot => show(arguments, &bench_boot::run(arguments.runs)?, Report::print),
+        Bench::Size => show(arguments, &bench_size::run(arguments.runs)?, bench_size::Report::print),
+    }
+}
+
+fn show<R: Serialize>(arguments: &Arguments, report: &R, print: fn(&R)) -> Result<ExitCode> {
     if arguments.json {
-        println!("{}", serde_json::to_string(&report)?);
+        println!("{}", serde_json::to_string(report)?);
     } else {
-        report.print();
+        print(report);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -104,7 +110,8 @@ impl Report {
 }
 
 impl Machine {
-    fn this() -> Result<Self> {
+    /// This one.
+    pub fn this() -> Result<Self> {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
         let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the release")?;
@@ -123,7 +130,7 @@ impl Machine {
 }
 
 /// The middle of the samples, or between the two in the middle. There is always one.
-fn median(samples: &[f64]) -> f64 {
+pub fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

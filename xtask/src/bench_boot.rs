@@ -40,7 +40,7 @@ const CHANNEL: &str = "agent1";
 
 /// Measures both sides in turns.
 pub fn run(runs: u32) -> Result<Report> {
-    let host = host::up(&host::Up::default())?;
+    let host = host::up(&host::Up { release: true, ..host::Up::default() })?;
     try_it::provide(&host)?;
     say("starting an example");
     let peer = Peer::like_example(&host)?;

@@ -36,6 +36,9 @@ pub struct Up {
     /// Begin with nothing: no machines, no images, no kernels
     #[arg(long)]
     pub fresh: bool,
+    /// With the programs as they are shipped, which take longer to build
+    #[arg(long)]
+    pub release: bool,
 }
 
 /// What `cargo xtask host exec` takes.
@@ -62,7 +65,7 @@ pub struct Host {
 pub fn up(arguments: &Up) -> Result<Host> {
     ensure!(rustix::process::geteuid().is_root(), "the private host needs root: its namespaces do");
     packages::ensure()?;
-    let programs = build::ensure()?;
+    let programs = if arguments.release { build::release()? } else { build::ensure()? };
     if arguments.fresh {
         down()?;
         remove(&directory().join("state"))?;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_boot;
+mod bench_size;
 mod build;
 mod deb;
 mod host;

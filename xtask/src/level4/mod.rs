@@ -20,7 +20,7 @@ type Check = fn(&Host) -> Result<()>;
 
 /// Runs the checks, one after the other, in one private host that begins with nothing.
 pub fn run() -> Result<Tally> {
-    let host = host::up(&host::Up { fresh: true })?;
+    let host = host::up(&host::Up { fresh: true, ..host::Up::default() })?;
     let tally = check_all(&host);
     host::down()?;
     tally
