@@ -5,6 +5,7 @@ mod bench_boot;
 mod bench_size;
 mod build;
 mod deb;
+mod ext4;
 mod host;
 mod image;
 mod install;
