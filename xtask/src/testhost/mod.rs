@@ -242,7 +242,17 @@ impl TestHost {
         }
         say("installing banger in the test host");
         let file = format!("{SHARE}/{}", deb::FILE);
-        let install = ["apt-get", "install", "-qq", "--yes", "--no-download", "--reinstall", &file];
+        let install = [
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "-qq",
+            "-o=Dpkg::Use-Pty=0",
+            "--yes",
+            "--reinstall",
+            "install",
+            &file,
+        ];
         run(&mut self.enter(&install))?;
         Ok(fs::write(installed, package.digest)?)
     }
