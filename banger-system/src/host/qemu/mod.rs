@@ -36,6 +36,8 @@ use crate::{
 
 /// Where distributions put it.
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
+/// What QEMU begins with; distributions put it beside its other firmware.
+const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
 const KVM: &str = "/dev/kvm";
 /// What a monitor needs beside the guest's memory: its own code, translated code, device buffers.
 const OVERHEAD: Bytes = Bytes::mib(512);
@@ -102,14 +104,13 @@ impl Vmm for Qemu {
     }
 
     async fn checks(&self) -> Vec<Check> {
-        let program = match Path::new(PROGRAM).exists() {
-            true => check("qemu", Status::Pass, format!("{PROGRAM} is there"), ""),
-            false => check(
-                "qemu",
-                Status::Fail,
-                format!("{PROGRAM} is missing"),
-                "install the package qemu-system-x86",
-            ),
+        let missing = [PROGRAM, FIRMWARE].into_iter().find(|file| !Path::new(file).exists());
+        let program = match missing {
+            None => check("qemu", Status::Pass, format!("{PROGRAM} is there"), ""),
+            Some(file) => {
+                let hint = "install QEMU for this processor (Debian: qemu-system-x86)";
+                check("qemu", Status::Fail, format!("{file} is missing"), hint)
+            }
         };
         let kvm = match self.acceleration {
             Acceleration::Kvm => check("kvm", Status::Pass, "machines run under KVM".to_owned(), ""),
