@@ -14,8 +14,8 @@ use crate::{
     engine::Engine,
     host::{
         authority::Polkit, clock::SystemClock, disks::FileDisks, guest_link::AgentLink,
-        image_files::LocalImages, kernel_files::LocalKernels, logs::RingLogs, qemu::Qemu, store::SqliteStore,
-        supervisor_systemd::SystemdSupervisor, users::Accounts,
+        image_files::LocalImages, kernel_files::LocalKernels, kvm::Kvm, logs::RingLogs, monitors::Monitors,
+        store::SqliteStore, supervisor_systemd::SystemdSupervisor, users::Accounts,
     },
     ports::Ports,
     sim::Sim,
@@ -42,7 +42,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     let settings = config.settings(this_host()?)?;
     let connection = Connection::system().await.context("cannot reach the system bus")?;
     let ports = match mode {
-        Mode::Host => host_ports(&connection).await?,
+        Mode::Host => host_ports(&connection, config).await?,
         Mode::Sim => Sim::new().ports(),
     };
     let (engine, events) = Engine::new(ports, settings);
@@ -64,9 +64,10 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn host_ports(connection: &Connection) -> anyhow::Result<Ports> {
+async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<Ports> {
     let places = places();
-    let vmm = Arc::new(Qemu::new(places.clone()));
+    let vmm = Monitors::new(places.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
+    let vmm = Arc::new(vmm);
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
         clock: Arc::new(SystemClock),

@@ -336,7 +336,7 @@ impl Task {
             self.vm = before;
             return Err(error);
         }
-        job.stage("start", format!("starting {}", self.shared.ports.vmm.name()));
+        job.stage("start", "starting the machine monitor");
         match self.launch().await {
             Ok(started) => {
                 self.unit = started.unit;
@@ -368,15 +368,19 @@ impl Task {
             vm: self.vm.id,
             owner: self.vm.owner,
             name: self.vm.name.to_string(),
+            vmm: self.vm.spec.vmm,
             vcpus: self.vm.spec.vcpus,
             memory: self.vm.spec.memory,
             kernel: boot.kernel,
             initramfs: boot.initramfs,
             guest_archive: guest_archive::of(&self.vm, now(&*ports.clock))?,
             drives: ports.disks.drives(self.vm.id),
+            nics: Vec::new(),
         };
         let launch = self.lease.hold(Resource::Sockets, ports.vmm.prepare(&machine)).await?;
-        Ok(self.lease.hold(Resource::Unit, ports.supervisor.start(launch)).await?)
+        let started = self.lease.hold(Resource::Unit, ports.supervisor.start(launch)).await?;
+        ports.vmm.configure(&machine, &started).await?;
+        Ok(started)
     }
 
     /// Lets a job wait for a start that is under way, or finishes it when there is nothing to wait for.

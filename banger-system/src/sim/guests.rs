@@ -11,8 +11,8 @@ use super::Sim;
 use crate::{
     domain::{id::VmId, machine::Machine, resource, vm::Token},
     ports::{
-        Channel, Check, Ended, Error, GuestFacts, GuestLink, Launch, Log, Logs, Reading, Result, Started,
-        Status, Supervisor, Vmm,
+        Channel, Check, Ended, Error, GuestFacts, GuestLink, Launch, Log, Logs, NetworkOf, Reading, Result,
+        Started, Status, Supervisor, Vmm,
     },
 };
 
@@ -21,10 +21,6 @@ const NO_PID: u32 = 1 << 23;
 
 #[async_trait]
 impl Vmm for Sim {
-    fn name(&self) -> &'static str {
-        "sim"
-    }
-
     async fn prepare(&self, machine: &Machine) -> Result<Launch> {
         self.step("make sockets")?.sockets.insert(machine.vm);
         let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
@@ -39,7 +35,13 @@ impl Vmm for Sim {
             memory_max: machine.memory,
             cpu_percent: machine.vcpus * 100,
             devices: Vec::new(),
+            directory: None,
+            network: NetworkOf::Nobody,
         })
+    }
+
+    async fn configure(&self, _machine: &Machine, _started: &Started) -> Result<()> {
+        self.step("configure a monitor").map(drop)
     }
 
     async fn connect(&self, _vm: VmId, _channel: Channel) -> Result<UnixStream> {
@@ -101,7 +103,7 @@ impl Supervisor for Sim {
 }
 
 fn started(vm: VmId) -> Started {
-    Started { unit: resource::unit_name(vm), pid: NO_PID }
+    Started { unit: resource::unit_name(vm), pid: NO_PID, user: 0 }
 }
 
 #[async_trait]
