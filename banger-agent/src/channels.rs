@@ -1,4 +1,5 @@
 //! The serving process: it watches the channels and holds a conversation on each that the host opens.
+//! Which channels there are depends on the monitor: ports of virtio consoles, or connections of a vsock.
 
 use std::{
     collections::BTreeSet,
@@ -26,6 +27,7 @@ use crate::{
     conversation::{self, Guest},
     log,
     port::Port,
+    vsock,
 };
 
 /// Where the kernel lists its virtio ports.
@@ -38,7 +40,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// takes to be seen all the same.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// The stack of a conversation: it keeps its buffers on the heap.
-const STACK: usize = 256 << 10;
+pub const STACK: usize = 256 << 10;
 
 /// What the first process tells the serving one.
 #[derive(Serialize, Deserialize)]
@@ -62,6 +64,12 @@ pub fn serve() -> io::Result<Infallible> {
     let inheritance: Inheritance = serde_json::from_reader(io::stdin().lock())?;
     let guest =
         Arc::new(Guest { token: inheritance.token, problems: inheritance.problems, init: inheritance.init });
+    let vsock = Arc::clone(&guest);
+    thread::Builder::new().stack_size(STACK).spawn(move || {
+        if let Err(error) = vsock::serve(&vsock) {
+            log::error(&format!("cannot serve on the vsock: {error}"));
+        }
+    })?;
     watch_ports(&guest)
 }
 

@@ -21,7 +21,7 @@ use crate::{
     SERVE,
     boot::NEW_ROOT,
     channels::{Inheritance, InitKind},
-    log,
+    log, power,
 };
 
 /// Where an image may have its init, the most particular first.
@@ -32,13 +32,16 @@ const INITS: [&str; 5] =
 const SERVER_NAME: &str = "@banger-agent";
 
 /// Hands over. Returns only when that is impossible.
-pub fn run(config: GuestConfig, problems: Vec<String>) -> io::Result<Infallible> {
+pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infallible> {
     let has_root = fs::read_dir(NEW_ROOT).is_ok_and(|mut entries| entries.next().is_some());
     if has_root {
         switch_root()?;
     }
     let init = if has_root { choose(&config.init) } else { None };
     let kind = if init.is_some() { InitKind::Image } else { InitKind::Agent };
+    if let Err(error) = power::prepare() {
+        problems.push(format!("cannot see to powering off: {error}"));
+    }
     start_server(Inheritance { token: config.token, problems, init: kind })?;
     match init {
         Some(init) => {

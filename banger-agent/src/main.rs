@@ -19,6 +19,7 @@ mod modules;
 mod port;
 mod power;
 mod spawn;
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,9 @@ use std::process::ExitCode;
 const SERVE: &str = "serve";
 
 fn main() -> ExitCode {
+    if std::process::id() == 1 && power::is_shutdown_program() {
+        return power::finish();
+    }
     let serve = std::env::args().nth(1).is_some_and(|argument| argument == SERVE);
     if serve {
         return match channels::serve() {

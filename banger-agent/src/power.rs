@@ -1,8 +1,12 @@
 //! Powering off. The data is on the disks before this begins; what remains is to end the guest's programs
 //! in order, and to leave the file systems clean.
 
-use std::{fs, io, path::Path, thread, time::Duration};
+use std::{
+    convert::Infallible, fs, io, os::unix::fs::PermissionsExt, path::Path, process::ExitCode, thread,
+    time::Duration,
+};
 
+use banger_proto::guest::OFF_BY_RESET;
 use rustix::{
     mount::{MountFlags, mount_remount},
     process::{Pid, Signal, kill_process, test_kill_process},
@@ -17,28 +21,96 @@ const INIT_TIMEOUT: Duration = Duration::from_secs(20);
 const PROGRAMS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two looks at what is still there.
 const POLL: Duration = Duration::from_millis(20);
-/// What systemd takes for a request to power off (systemd(1): SIGRTMIN+4).
+/// What systemd takes for a request to power off, and to reboot (systemd(1): SIGRTMIN+4 and +5).
 const SYSTEMD_POWER_OFF: i32 = 34 + 4;
+const SYSTEMD_REBOOT: i32 = 34 + 5;
+/// What systemd hands over to at the very end, in a directory that becomes the root (systemd.io, "The initrd
+/// interface").
+const SHUTDOWN_ROOT: &str = "/run/initramfs";
+const SHUTDOWN_PROGRAM: &str = "shutdown";
+
+/// How a machine goes off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    PowerOff,
+    /// The monitor has no power switch, and ends by a reset.
+    Reset,
+}
+
+impl Manner {
+    /// What this machine's monitor wants; its host says so on the kernel's command line.
+    fn find() -> Self {
+        Self::of(&fs::read_to_string("/proc/cmdline").unwrap_or_default())
+    }
+
+    fn of(command_line: &str) -> Self {
+        let resets = command_line.split_ascii_whitespace().any(|word| word == OFF_BY_RESET);
+        if resets { Manner::Reset } else { Manner::PowerOff }
+    }
+
+    /// What systemd is asked by.
+    fn signal(self) -> i32 {
+        match self {
+            Manner::PowerOff => SYSTEMD_POWER_OFF,
+            Manner::Reset => SYSTEMD_REBOOT,
+        }
+    }
+
+    /// Ends the machine, now.
+    fn go(self) -> io::Result<Infallible> {
+        reboot(match self {
+            Manner::PowerOff => RebootCommand::PowerOff,
+            Manner::Reset => RebootCommand::Restart,
+        })?;
+        Err(io::Error::other("the machine goes on"))
+    }
+}
+
+/// Where a machine can only be reset, sees to it that it ends when its user powers it off from within: systemd
+/// hands over to this program then. Other inits halt, and the machine has to be stopped from outside.
+pub fn prepare() -> io::Result<()> {
+    if Manner::find() == Manner::PowerOff {
+        return Ok(());
+    }
+    fs::create_dir_all(SHUTDOWN_ROOT)?;
+    let program = Path::new(SHUTDOWN_ROOT).join(SHUTDOWN_PROGRAM);
+    fs::copy("/proc/self/exe", &program)?;
+    fs::set_permissions(program, fs::Permissions::from_mode(0o700))
+}
+
+/// Whether this is what [`prepare`] left behind.
+pub fn is_shutdown_program() -> bool {
+    std::env::args().next().is_some_and(|name| Path::new(&name).ends_with(SHUTDOWN_PROGRAM))
+}
+
+/// Ends the machine as [`prepare`] promised: file systems are unmounted or read-only by now.
+pub fn finish() -> ExitCode {
+    rustix::fs::sync();
+    let Err(error) = Manner::find().go();
+    log::error(&format!("cannot end the machine: {error}"));
+    ExitCode::FAILURE
+}
 
 /// Powers the machine off. Returns only when that fails.
 pub fn off(init: InitKind) -> io::Result<()> {
-    if init == InitKind::Image && ask_init() {
+    let manner = Manner::find();
+    if init == InitKind::Image && ask_init(manner) {
         thread::sleep(INIT_TIMEOUT);
         log::error("the image's init does not power off");
     }
     end_programs();
     leave_disks_clean();
-    Ok(reboot(RebootCommand::PowerOff)?)
+    manner.go().map(|never| match never {})
 }
 
 /// Asks the image's init, where it is one that can be asked. The machine is off before the wait is over.
-fn ask_init() -> bool {
+fn ask_init(manner: Manner) -> bool {
     if !Path::new("/run/systemd/system").is_dir() {
         return false;
     }
     // SAFETY: the number is that of a real-time signal, which the C library does not use for itself.
     #[expect(unsafe_code, reason = "real-time signals have no names")]
-    let signal = unsafe { Signal::from_raw_unchecked(SYSTEMD_POWER_OFF) };
+    let signal = unsafe { Signal::from_raw_unchecked(manner.signal()) };
     kill_process(Pid::INIT, signal).is_ok()
 }
 
@@ -83,4 +155,16 @@ fn leave_disks_clean() {
         }
     }
     rustix::fs::sync();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_says_how_a_machine_goes_off() {
+        assert_eq!(Manner::of("console=ttyS0 quiet\n"), Manner::PowerOff);
+        assert_eq!(Manner::of(&format!("quiet {OFF_BY_RESET}\n")), Manner::Reset);
+        assert_eq!(Manner::of(&format!("x{OFF_BY_RESET} {OFF_BY_RESET}ly")), Manner::PowerOff);
+    }
 }

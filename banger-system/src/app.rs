@@ -14,9 +14,9 @@ use crate::{
     engine::Engine,
     host::{
         authority::Polkit, clock::SystemClock, disks::FileDisks, guest_link::AgentLink,
-        image_files::LocalImages, kernel_files::LocalKernels, lock::Lock, logs::RingLogs, qemu::Qemu,
-        store::SqliteStore, supervisor_process::ProcessSupervisor, supervisor_systemd::SystemdSupervisor,
-        users::Accounts,
+        image_files::LocalImages, kernel_files::LocalKernels, kvm::Kvm, lock::Lock, logs::RingLogs,
+        monitors::Monitors, store::SqliteStore, supervisor_process::ProcessSupervisor,
+        supervisor_systemd::SystemdSupervisor, users::Accounts,
     },
     ports::{Ports, Supervisor},
     sim::Sim,
@@ -45,7 +45,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     // Before anything is looked at: two services would take each other's machines for leftovers.
     let _lock = (mode == Mode::Host).then(|| Lock::take(&places())).transpose()?;
     let ports = match mode {
-        Mode::Host => host_ports(&connection).await?,
+        Mode::Host => host_ports(&connection, config).await?,
         Mode::Sim => Sim::new().ports(),
     };
     let (engine, events) = Engine::new(ports, settings);
@@ -67,15 +67,16 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn host_ports(connection: &Connection) -> anyhow::Result<Ports> {
+async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<Ports> {
     let places = places();
-    let vmm = Arc::new(Qemu::new(places.clone()));
     let supervisor: Arc<dyn Supervisor> = if sd_notify::booted().context("cannot look for systemd")? {
         Arc::new(SystemdSupervisor::new(connection.clone(), places.clone()).await?)
     } else {
         tracing::info!("there is no systemd: machines are processes of their own");
         Arc::new(ProcessSupervisor::new(places.clone()))
     };
+    let vmm = Monitors::new(places.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
+    let vmm = Arc::new(vmm);
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
         clock: Arc::new(SystemClock),

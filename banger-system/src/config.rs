@@ -1,12 +1,16 @@
 //! The configuration file, and what holds where it is silent: defaults that fit the host.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use banger_proto::size::Bytes;
 use serde::Deserialize;
 
 use crate::{
-    domain::{limits::Limits, name::Name},
+    domain::{limits::Limits, monitor::Wish, name::Name},
     engine::Settings,
 };
 
@@ -33,6 +37,10 @@ pub struct Config {
     pub ready_timeout: Option<u64>,
     /// Seconds that a guest may take to power off.
     pub stop_timeout: Option<u64>,
+    /// The machine monitor of a machine for which none is named: `auto`, `firecracker` or `qemu`.
+    pub vmm: Option<String>,
+    /// Where Firecracker is; where packages put it when absent.
+    pub firecracker: Option<PathBuf>,
     /// Machines for which no size is named.
     #[serde(default)]
     pub vm_defaults: VmDefaults,
@@ -121,6 +129,12 @@ impl Config {
             Err(source) => return Err(Error::Read { path: name(), source }),
         };
         toml::from_str(&text).map_err(|source| Error::Parse { path: name(), source })
+    }
+
+    /// What is wished of the choice of a machine monitor.
+    pub fn vmm(&self) -> Result<Wish, Error> {
+        let Some(word) = &self.vmm else { return Ok(Wish::Auto) };
+        Wish::parse(word).ok_or_else(|| Error::Value { key: "vmm", value: word.clone() })
     }
 
     /// What the engine is to go by on this host.

@@ -16,6 +16,7 @@ use crate::domain::{
     id::{ImageId, KernelId, Uid, VmId},
     image::{Image, ImageFacts, Kernel, KernelFacts},
     machine::{Drive, Machine},
+    monitor::Wish,
     resource::Resource,
     vm::{Token, Vm},
 };
@@ -225,12 +226,16 @@ pub struct BootFiles {
 /// A machine monitor: how a machine is put into its words, and how its channels are reached.
 #[async_trait]
 pub trait Vmm: Send + Sync {
-    /// Its name, such as `qemu`.
-    fn name(&self) -> &'static str;
-    /// Whether it can lay a file over another.
-    fn layers(&self) -> Layers;
+    /// Who is to put what a guest writes over its image, for a machine with this wish and so many processors.
+    fn layers(&self, wish: Wish, vcpus: u32) -> Layers;
     /// Makes the sockets of a machine, opens its files, and says what is to be started with them.
     async fn prepare(&self, machine: &Machine) -> Result<Launch>;
+    /// Tells the process what is not said by its arguments, and lets the guest boot. To be called once, when
+    /// the supervisor has started what [`Vmm::prepare`] returned. It makes nothing that does not go with the
+    /// process.
+    async fn configure(&self, _machine: &Machine, _started: &Started) -> Result<()> {
+        Ok(())
+    }
     /// A connection to the guest's agent on which nothing has been said. The control channel is the
     /// service's own; a stream is any other one that is free.
     async fn connect(&self, vm: VmId, channel: Channel) -> Result<tokio::net::UnixStream>;
@@ -263,7 +268,7 @@ pub struct Launch {
     /// Absolute path and arguments. `{fd:NAME}` in an argument stands for the number that the file NAME
     /// has in the process.
     pub argv: Vec<String>,
-    /// Files that the process gets, by name.
+    /// Files that the process gets, by name. They have the numbers from `shim::message::FIRST_FILE` on.
     pub files: Vec<(String, OwnedFd)>,
     /// The ring file of the serial console, which the process writes to its standard output.
     pub console: OwnedFd,
@@ -275,6 +280,20 @@ pub struct Launch {
     pub cpu_percent: u32,
     /// Devices that it may open, such as `/dev/kvm`.
     pub devices: Vec<std::path::PathBuf>,
+    /// A directory that it sees as `/machine` ([`MACHINE_DIRECTORY`](crate::domain::resource::MACHINE_DIRECTORY))
+    /// and may write to. What it makes there is open to whoever passes the directory's parent.
+    pub directory: Option<std::path::PathBuf>,
+    /// Whose network it is in.
+    pub network: NetworkOf,
+}
+
+/// Whose network a process is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkOf {
+    /// One of its own, with nothing in it.
+    Nobody,
+    /// The host's, where it may attach to a TAP that its user owns.
+    Host,
 }
 
 /// Starts monitors so that they live on when the service does not, and tells how they end.
@@ -300,6 +319,8 @@ pub struct Started {
     pub unit: String,
     /// Its process id.
     pub pid: u32,
+    /// The user that it runs as.
+    pub user: u32,
 }
 
 /// How a process ended.

@@ -13,6 +13,7 @@ use banger_system::{
         id::{ImageId, KernelId, Timestamp, Uid, VmId},
         image::{Image, ImageFacts, Kernel, KernelFacts},
         lifecycle::{Reason, State},
+        monitor::{Monitor, Wish},
         resource::Resource,
         vm::{Init, Lifetime, Token, Vm, VmSpec},
     },
@@ -62,6 +63,7 @@ fn vm() -> Vm {
         name: "calm-otter".parse().unwrap(),
         owner: Uid(1000),
         spec: VmSpec {
+            vmm: Wish::Only(Monitor::Qemu),
             vcpus: 2,
             memory: Bytes::gib(2),
             disk_size: Bytes::gib(8),

@@ -10,7 +10,7 @@ use banger_system::{
         ring::{Reader, Writer},
         supervisor_process::ProcessSupervisor,
     },
-    ports::{Ended, Launch, Supervisor},
+    ports::{Ended, Launch, NetworkOf, Supervisor},
 };
 use rustix::fs::MemfdFlags;
 
@@ -59,6 +59,8 @@ impl Host {
             memory_max: Bytes::mib(64),
             cpu_percent: 100,
             devices: Vec::new(),
+            directory: None,
+            network: NetworkOf::Nobody,
         }
     }
 

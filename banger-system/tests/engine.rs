@@ -10,6 +10,7 @@ use banger_system::{
         id::{JobId, Uid, VmId},
         lifecycle::{Reason, State},
         limits::Limits,
+        monitor::Wish,
         vm::{Init, Lifetime},
     },
     engine::{
@@ -122,6 +123,7 @@ impl House {
 
 fn request() -> CreateVm {
     CreateVm {
+        vmm: Wish::Auto,
         owner: ALICE,
         name: None,
         image: None,

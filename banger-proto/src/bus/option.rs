@@ -29,6 +29,8 @@ pub mod create {
     pub const LABELS: &str = "labels";
     /// `s`: what the agent hands over to: `auto`, `agent`, or an absolute path in the image.
     pub const INIT: &str = "init";
+    /// `s`: see [`super::vmm`]; `auto` when absent.
+    pub const VMM: &str = "vmm";
 }
 
 /// Keys of `Start`, `Restart`.
@@ -90,6 +92,16 @@ pub mod log {
 pub mod subscribe {
     /// `b`: signals of every user's objects.
     pub const ALL_OWNERS: &str = "all-owners";
+}
+
+/// Values of `vmm`.
+pub mod vmm {
+    /// The best machine monitor that works on the host.
+    pub const AUTO: &str = "auto";
+    /// Firecracker and no other.
+    pub const FIRECRACKER: &str = "firecracker";
+    /// QEMU and no other.
+    pub const QEMU: &str = "qemu";
 }
 
 /// Values of `lifetime`.

@@ -22,6 +22,12 @@ pub const VERSION: u16 = 1;
 /// The prefix of the names of the agent's channels, which end in a number from 0.
 pub const CHANNEL_PREFIX: &str = "dev.banger.";
 
+/// The vsock port on which the agent listens, for the host alone. A connection is a stream.
+pub const VSOCK_PORT: u32 = 1024;
+
+/// A word of the kernel's command line: the monitor ends when the machine is reset, and has no power switch.
+pub const OFF_BY_RESET: &str = "banger.off=reset";
+
 /// Standard input that the host may send before the agent has said that it was read. Within it the agent
 /// buffers, so that a signal never stands behind input that the command does not read.
 pub const STDIN_WINDOW: u32 = 256 << 10;

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     domain::{
         id::{JobId, Uid},
+        monitor::Wish,
         name::Name,
         vm::Init,
     },
@@ -446,6 +447,11 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
         Some(text) => Init::parse(&text)
             .ok_or_else(|| Error::invalid_option("init must be auto, agent, or an absolute path"))?,
     };
+    let vmm = match options.string(create::VMM)? {
+        None => Wish::default(),
+        Some(word) => Wish::parse(&word)
+            .ok_or_else(|| Error::invalid_option("vmm must be auto, firecracker, or qemu"))?,
+    };
     let labels = options.strings(create::LABELS)?;
     let fits = |(key, value): (&String, &String)| key.len() + value.len() <= MAX_LABEL;
     if labels.len() > MAX_LABELS || !labels.iter().all(fits) {
@@ -472,6 +478,7 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
             None => None,
         },
         init,
+        vmm,
         lifetime: border.lifetime(caller, lifetime.as_deref()).await?,
         labels,
         start: start.then_some(how),

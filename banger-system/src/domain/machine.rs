@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use banger_proto::size::Bytes;
 
-use super::id::{Uid, VmId};
+use super::{
+    id::{Uid, VmId},
+    monitor::Wish,
+};
 
 /// Everything that a monitor needs to boot a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,8 @@ pub struct Machine {
     pub owner: Uid,
     /// Its name, for the description of the unit.
     pub name: String,
+    /// The monitor that it is to run under.
+    pub vmm: Wish,
     /// Virtual processors, 1 or more.
     pub vcpus: u32,
     /// Memory of the guest.
@@ -27,6 +32,17 @@ pub struct Machine {
     pub guest_archive: Vec<u8>,
     /// Disks in the order in which the guest counts them, `/dev/vda` first.
     pub drives: Vec<Drive>,
+    /// Network interfaces in the order in which the guest counts them.
+    pub nics: Vec<Nic>,
+}
+
+/// A network interface of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// The name of the TAP on the host.
+    pub tap: String,
+    /// The hardware address in the guest, such as `02:00:00:00:00:01`.
+    pub mac: String,
 }
 
 /// A disk of a machine.

@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod lifecycle;
 pub mod limits;
 pub mod machine;
+pub mod monitor;
 pub mod name;
 pub mod qcow2;
 pub mod resource;

@@ -12,6 +12,9 @@ pub const KERNEL_FILE: &str = "vmlinux";
 /// The archive of modules in a kernel's directory.
 pub const MODULES_FILE: &str = "modules.cpio";
 
+/// Where a monitor sees the directory of its machine, [`Places::machine_dir`].
+pub const MACHINE_DIRECTORY: &str = "/machine";
+
 /// A thing on the host that belongs to one machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
@@ -145,6 +148,12 @@ impl Places {
     /// The directory of a machine's sockets.
     pub fn socket_dir(&self, vm: VmId) -> PathBuf {
         self.sockets().join(vm.to_string())
+    }
+
+    /// The part of [`Places::socket_dir`] that a monitor sees and may write to, when it makes its sockets
+    /// itself.
+    pub fn machine_dir(&self, vm: VmId) -> PathBuf {
+        self.socket_dir(vm).join("machine")
     }
 
     /// The parent of [`Places::socket_dir`].

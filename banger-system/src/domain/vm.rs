@@ -7,6 +7,7 @@ use banger_proto::size::Bytes;
 use super::{
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
     lifecycle::{Reason, State},
+    monitor::Wish,
     name::Name,
 };
 
@@ -56,6 +57,8 @@ pub struct VmSpec {
     pub hostname: Name,
     /// What the agent hands over to.
     pub init: Init,
+    /// The monitor that it is to run under.
+    pub vmm: Wish,
     /// Words of the user's own.
     pub labels: BTreeMap<String, String>,
 }

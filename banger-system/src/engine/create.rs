@@ -57,6 +57,7 @@ impl Engine {
                 disk_size,
                 hostname: hostname.clone().unwrap_or(first),
                 init: request.init,
+                vmm: request.vmm,
                 labels: request.labels,
             },
             image: image.id,

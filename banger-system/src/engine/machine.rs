@@ -213,10 +213,11 @@ impl Task {
 
     async fn make_disks(&mut self, job: &JobHandle) -> Result<()> {
         let (id, image, size) = (self.vm.id, self.vm.image, self.vm.spec.disk_size);
+        let (wish, vcpus) = (self.vm.spec.vmm, self.vm.spec.vcpus);
         let ports = self.shared.ports.clone();
         let make = async {
             ports.disks.create_directory(id).await?;
-            ports.disks.clone_image(id, image, ports.vmm.layers()).await?;
+            ports.disks.clone_image(id, image, ports.vmm.layers(wish, vcpus)).await?;
             ports.disks.create_work_disk(id, size).await
         };
         self.lease.hold(Resource::Disks, make).await?;
@@ -337,7 +338,7 @@ impl Task {
             self.vm = before;
             return Err(error);
         }
-        job.stage("start", format!("starting {}", self.shared.ports.vmm.name()));
+        job.stage("start", "starting the machine monitor");
         match self.launch().await {
             Ok(started) => {
                 self.unit = started.unit;
@@ -369,15 +370,19 @@ impl Task {
             vm: self.vm.id,
             owner: self.vm.owner,
             name: self.vm.name.to_string(),
+            vmm: self.vm.spec.vmm,
             vcpus: self.vm.spec.vcpus,
             memory: self.vm.spec.memory,
             kernel: boot.kernel,
             initramfs: boot.initramfs,
             guest_archive: guest_archive::of(&self.vm, now(&*ports.clock))?,
             drives: ports.disks.drives(self.vm.id),
+            nics: Vec::new(),
         };
         let launch = self.lease.hold(Resource::Sockets, ports.vmm.prepare(&machine)).await?;
-        Ok(self.lease.hold(Resource::Unit, ports.supervisor.start(launch)).await?)
+        let started = self.lease.hold(Resource::Unit, ports.supervisor.start(launch)).await?;
+        ports.vmm.configure(&machine, &started).await?;
+        Ok(started)
     }
 
     /// Lets a job wait for a start that is under way, or finishes it when there is nothing to wait for.

@@ -6,6 +6,7 @@ use banger_proto::size::Bytes;
 
 use crate::domain::{
     id::Uid,
+    monitor::Wish,
     name::{Name, Reference},
     vm::{Init, Lifetime},
 };
@@ -31,6 +32,8 @@ pub struct CreateVm {
     pub hostname: Option<Name>,
     /// What the agent hands over to.
     pub init: Init,
+    /// The monitor that it is to run under.
+    pub vmm: Wish,
     /// How long it is to be kept.
     pub lifetime: Lifetime,
     /// Words of the user's own.

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     domain::{id::VmId, resource::Places},
-    ports::{Ended, Error, Launch, Result, Started, Supervisor},
+    ports::{Ended, Error, Launch, NetworkOf, Result, Started, Supervisor},
     shim::walls::Walls,
 };
 
@@ -113,10 +113,12 @@ impl ProcessSupervisor {
                 .map(|m| m.gid())
                 .collect(),
             devices: launch.devices.clone(),
+            directory: launch.directory.clone(),
+            keeps_network: launch.network == NetworkOf::Host,
             user,
         };
         let told = match shim::order(&ours, launch, Some((walls, end.into()))) {
-            Ok(Told::Runs) => return Ok(Started { unit: String::new(), pid: child.id() }),
+            Ok(Told::Runs) => return Ok(Started { unit: String::new(), pid: child.id(), user }),
             Ok(Told::Ended) => Error::Vmm { message: "the shim ended before the machine ran".to_owned() },
             Err(error) => error,
         };
@@ -227,7 +229,8 @@ impl Supervisor for ProcessSupervisor {
         let mut found = Vec::new();
         for (vm, record) in self.records()? {
             if self.shim(vm)?.is_some_and(|shim| shim.lives()) {
-                found.push((vm, Started { unit: String::new(), pid: record.pid.unsigned_abs() }));
+                let (pid, user) = (record.pid.unsigned_abs(), record.user);
+                found.push((vm, Started { unit: String::new(), pid, user }));
             }
         }
         Ok(found)

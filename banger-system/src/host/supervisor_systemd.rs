@@ -15,9 +15,9 @@ use super::{
 use crate::{
     domain::{
         id::VmId,
-        resource::{self, Places},
+        resource::{self, MACHINE_DIRECTORY, Places},
     },
-    ports::{Ended, Error, Launch, Result, Started, Supervisor},
+    ports::{Ended, Error, Launch, NetworkOf, Result, Started, Supervisor},
 };
 
 /// How long a unit may take to go after it was killed.
@@ -27,6 +27,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const SIGKILL: i32 = 9;
 const EPERM: i32 = 1;
+/// The user of a process that is gone; the kernel gives this number to nobody.
+const NOBODY: u32 = u32::MAX;
 
 /// The supervisor.
 pub struct SystemdSupervisor {
@@ -90,6 +92,8 @@ impl SystemdSupervisor {
         let command = vec![(shim.clone(), vec![shim], false)];
         // What is not there is left out.
         let bind = |path: String| (path.clone(), path, true, 0u64);
+        let directory =
+            launch.directory.as_deref().map(|path| (text(path), MACHINE_DIRECTORY.to_owned(), false, 0));
         let visible: Vec<_> = shim::visible(&self.places).iter().map(|path| bind(text(path))).collect();
         let devices: Vec<String> = launch.devices.iter().map(|path| text(path)).collect();
         let allowed: Vec<(String, String)> =
@@ -122,17 +126,19 @@ impl SystemdSupervisor {
         set("RootDirectory", self.places.jail().display().to_string().into())?;
         set("MountAPIVFS", true.into())?;
         set("BindReadOnlyPaths", visible.into())?;
+        set("BindPaths", devices.iter().cloned().map(bind).chain(directory).collect::<Vec<_>>().into())?;
         if devices.is_empty() {
             set("PrivateDevices", true.into())?;
         } else {
-            set("BindPaths", devices.iter().cloned().map(bind).collect::<Vec<_>>().into())?;
             // The device belongs to this group on every distribution that has one for it.
             set("SupplementaryGroups", vec!["kvm"].into())?;
         }
         // Not strict: that would take /dev/null away, which the monitor's standard input is.
         set("DevicePolicy", "closed".into())?;
         set("DeviceAllow", allowed.into())?;
-        set("PrivateNetwork", true.into())?;
+        // In the host's network it has no more than the TAPs that its user owns: it makes no sockets but
+        // those of files.
+        set("PrivateNetwork", (launch.network == NetworkOf::Nobody).into())?;
         set("PrivateIPC", true.into())?;
         set("PrivateTmp", true.into())?;
         set("ProtectProc", "invisible".into())?;
@@ -163,7 +169,8 @@ impl SystemdSupervisor {
         set("CPUQuotaPerSecUSec", (u64::from(launch.cpu_percent.max(100)) * 10_000).into())?;
         set("LimitCORE", 0u64.into())?;
         set("LimitNOFILE", 1024u64.into())?;
-        set("UMask", 0o077u32.into())?;
+        // Its sockets are for the service, which is another user and has no right over others' files.
+        set("UMask", (if launch.directory.is_some() { 0u32 } else { 0o077 }).into())?;
         Ok(list)
     }
 }
@@ -184,8 +191,8 @@ impl Supervisor for SystemdSupervisor {
 
         match blocking("talk to the shim", move || shim::order(&ours, launch, None)).await? {
             Told::Runs => {
-                let pid = self.main_pid(&unit).await?;
-                Ok(Started { unit, pid })
+                let (pid, user) = self.process(&unit).await?;
+                Ok(Started { unit, pid, user })
             }
             Told::Ended => Err(Error::Vmm {
                 message: format!("the unit {unit} ended before the machine ran; see journalctl -u {unit}"),
@@ -260,25 +267,27 @@ impl Supervisor for SystemdSupervisor {
                 let _ = manager.reset_failed_unit(name).await;
                 continue;
             }
-            let pid = self.main_pid(&name).await?;
-            found.push((vm, Started { unit: name, pid }));
+            let (pid, user) = self.process(&name).await?;
+            found.push((vm, Started { unit: name, pid, user }));
         }
         Ok(found)
     }
 }
 
 impl SystemdSupervisor {
-    async fn main_pid(&self, unit: &str) -> Result<u32> {
-        let pid = async {
+    /// The process id and the user of a unit's main process.
+    async fn process(&self, unit: &str) -> Result<(u32, u32)> {
+        let process = async {
             let manager = ManagerProxy::new(&self.connection).await?;
             let path = manager.get_unit(unit.to_owned()).await?;
             let builder = ServiceProxy::builder(&self.connection).path(path);
-            builder.cache_properties(CacheProperties::No).build().await?.main_pid().await
+            let service = builder.cache_properties(CacheProperties::No).build().await?;
+            Ok((service.main_pid().await?, service.uid().await?))
         };
-        match pid.await {
-            Ok(pid) => Ok(pid),
+        match process.await {
+            Ok(process) => Ok(process),
             // It ended meanwhile, which whoever watches it will see.
-            Err(error) if is_no_such_unit(&error) => Ok(0),
+            Err(error) if is_no_such_unit(&error) => Ok((0, NOBODY)),
             Err(error) => Err(bus("look at a unit", error)),
         }
     }

@@ -20,6 +20,10 @@ const MAX_MESSAGE: usize = 64 << 10;
 /// More files than any machine has: its sockets, disks, kernel, initramfs and logs.
 const MAX_FILES: usize = 64;
 
+/// The number that the first of the files has in the monitor; the others follow it in their order. Higher
+/// than any number that the shim itself has come to when it gets them.
+pub const FIRST_FILE: i32 = 256;
+
 /// What is to be started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    io::{Errno, FdFlags},
+    io::{Errno, FdFlags, fcntl_dupfd_cloexec},
     process::{
         Pid, PidfdFlags, Signal, getpid, getppid, kill_process, pidfd_open, pidfd_send_signal,
         set_parent_process_death_signal,
@@ -24,7 +24,7 @@ use signal_hook::{
 };
 
 use super::{
-    message::{self, Answer, Order},
+    message::{self, Answer, FIRST_FILE, Order},
     walls,
 };
 use crate::host::ring::Writer;
@@ -90,6 +90,8 @@ impl Monitor {
         }
         let mut logs = files.split_off(order.files.len());
         let end = order.walls.is_some().then(|| logs.pop()).flatten().map(File::from);
+        let files = (FIRST_FILE..).zip(files).map(|(number, file)| at_number(file, number));
+        let files: Vec<OwnedFd> = files.collect::<io::Result<_>>()?;
         let argv = order.argv.iter().map(|argument| with_numbers(argument, &order.files, &files));
         let argv: Vec<String> = argv.collect::<Option<_>>().ok_or_else(|| invalid("a file is not there"))?;
         let (program, arguments) = argv.split_first().ok_or_else(|| invalid("there is no program"))?;
@@ -190,6 +192,16 @@ fn pass_on(mut signals: Signals, child: &Child) -> io::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Moves a file to a number that is free.
+fn at_number(file: OwnedFd, number: i32) -> io::Result<OwnedFd> {
+    let moved = fcntl_dupfd_cloexec(&file, number)?;
+    if moved.as_raw_fd() == number {
+        Ok(moved)
+    } else {
+        Err(io::Error::other("the number of a file is taken"))
+    }
 }
 
 /// Puts the numbers of the files in place of their names. `None` when a file is not there.

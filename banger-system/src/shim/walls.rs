@@ -22,6 +22,8 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::domain::resource::MACHINE_DIRECTORY;
+
 /// Devices that any program may open.
 const DEVICES: [&str; 4] = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"];
 /// When memory runs out, a machine goes before the service does.
@@ -43,6 +45,10 @@ pub struct Walls {
     pub user: u32,
     /// Further groups, those of the devices.
     pub groups: Vec<u32>,
+    /// A directory that it sees as [`MACHINE_DIRECTORY`] and may write to, open to everyone who gets there.
+    pub directory: Option<PathBuf>,
+    /// Whether it stays in the host's network.
+    pub keeps_network: bool,
 }
 
 /// Puts this process behind the walls, for good. To be called while it has one thread.
@@ -54,7 +60,10 @@ pub fn enter(walls: &Walls) -> io::Result<()> {
     did("limit core files", setrlimit(Resource::Core, limit(0)))?;
     did("limit open files", setrlimit(Resource::Nofile, limit(MAX_FILES)))?;
 
-    let namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWNET | UnshareFlags::NEWUTS;
+    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    if !walls.keeps_network {
+        namespaces |= UnshareFlags::NEWNET;
+    }
     // SAFETY: the flags separate namespaces; memory and descriptors stay as they are.
     #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
     let unshared = unsafe { unshare_unsafe(namespaces) };
@@ -62,7 +71,7 @@ pub fn enter(walls: &Walls) -> io::Result<()> {
     // The new root belongs to the superuser, and the monitor has to pass through it.
     umask(Mode::WGRP | Mode::WOTH);
     change_root(walls)?;
-    umask(Mode::RWXG | Mode::RWXO);
+    umask(if walls.directory.is_some() { Mode::empty() } else { Mode::RWXG | Mode::RWXO });
 
     for number in 0..CAPABILITIES {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
@@ -106,6 +115,13 @@ fn change_root(walls: &Walls) -> io::Result<()> {
     for device in DEVICES.iter().map(Path::new).chain(walls.devices.iter().map(PathBuf::as_path)) {
         show(root, device)?;
     }
+    if let Some(directory) = &walls.directory {
+        let target = inside(root, Path::new(MACHINE_DIRECTORY))?;
+        did("make the machine's directory", fs::create_dir(&target))?;
+        did("show the machine's directory", mount_bind(directory, &target))?;
+        let flags = MountFlags::BIND | MountFlags::NOEXEC | closed;
+        did("close the machine's directory", mount_remount(&target, flags, c""))?;
+    }
     let proc = root.join("proc");
     did("make /proc", fs::create_dir(&proc))?;
     let options = c"hidepid=invisible,subset=pid";
@@ -119,6 +135,11 @@ fn change_root(walls: &Walls) -> io::Result<()> {
     did("close the root", mount_remount("/", read_only | MountFlags::NOEXEC, c""))
 }
 
+/// The path below a root.
+fn inside(root: &Path, path: &Path) -> io::Result<PathBuf> {
+    Ok(root.join(path.strip_prefix("/").map_err(|_| io::ErrorKind::InvalidInput)?))
+}
+
 /// Mounts what stands at a path of the host at the same path below a root. `None` when nothing stands there.
 fn show(root: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
     let doing = format!("show {}", path.display());
@@ -126,8 +147,7 @@ fn show(root: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => did(&doing, found)?,
     };
-    let inside = path.strip_prefix("/").map_err(|_| io::ErrorKind::InvalidInput);
-    let target = root.join(did(&doing, inside)?);
+    let target = did(&doing, inside(root, path))?;
     let directory = if metadata.is_dir() { Some(target.as_path()) } else { target.parent() };
     did(&doing, fs::create_dir_all(directory.unwrap_or(root)))?;
     if !metadata.is_dir() {

@@ -9,10 +9,10 @@ use tokio::{net::UnixStream, sync::watch};
 
 use super::Sim;
 use crate::{
-    domain::{id::VmId, machine::Machine, resource, vm::Token},
+    domain::{id::VmId, machine::Machine, monitor::Wish, resource, vm::Token},
     ports::{
-        Channel, Check, Ended, Error, GuestFacts, GuestLink, Launch, Layers, Log, Logs, Reading, Result,
-        Started, Status, Supervisor, Vmm,
+        Channel, Check, Ended, Error, GuestFacts, GuestLink, Launch, Layers, Log, Logs, NetworkOf, Reading,
+        Result, Started, Status, Supervisor, Vmm,
     },
 };
 
@@ -21,11 +21,7 @@ const NO_PID: u32 = 1 << 23;
 
 #[async_trait]
 impl Vmm for Sim {
-    fn name(&self) -> &'static str {
-        "sim"
-    }
-
-    fn layers(&self) -> Layers {
+    fn layers(&self, _wish: Wish, _vcpus: u32) -> Layers {
         Layers::Monitor
     }
 
@@ -43,7 +39,13 @@ impl Vmm for Sim {
             memory_max: machine.memory,
             cpu_percent: machine.vcpus * 100,
             devices: Vec::new(),
+            directory: None,
+            network: NetworkOf::Nobody,
         })
+    }
+
+    async fn configure(&self, _machine: &Machine, _started: &Started) -> Result<()> {
+        self.step("configure a monitor").map(drop)
     }
 
     async fn connect(&self, _vm: VmId, _channel: Channel) -> Result<UnixStream> {
@@ -105,7 +107,7 @@ impl Supervisor for Sim {
 }
 
 fn started(vm: VmId) -> Started {
-    Started { unit: resource::unit_name(vm), pid: NO_PID }
+    Started { unit: resource::unit_name(vm), pid: NO_PID, user: 0 }
 }
 
 #[async_trait]

@@ -135,6 +135,7 @@ mod tests {
             vm: VmId::from_bits(0xabc),
             owner: Uid(1000),
             name: "calm-otter".into(),
+            vmm: crate::domain::monitor::Wish::Auto,
             vcpus: 2,
             memory: Bytes::gib(1),
             kernel: "/host/kernel".into(),
@@ -148,6 +149,7 @@ mod tests {
                 },
                 Drive { path: "/host/disk".into(), base: None, access: Access::ReadOnly },
             ],
+            nics: Vec::new(),
         };
         let words = of("/usr/bin/qemu", &machine, Acceleration::Tcg);
         let golden = include_str!("args.golden");

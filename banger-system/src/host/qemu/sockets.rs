@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     domain::{id::VmId, resource::Places},
+    host::monitor_files,
     ports::{Channel, Error, Result},
 };
 
@@ -99,12 +100,7 @@ impl Sockets {
     }
 
     pub fn found(&self) -> Result<Vec<VmId>> {
-        let directory = self.places.sockets();
-        let entries = match fs::read_dir(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(|error| Error::os(format!("read {}", directory.display()), error))?,
-        };
-        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+        monitor_files::socket_dirs(&self.places)
     }
 
     fn turn(&self, vm: VmId) -> Arc<tokio::sync::Mutex<usize>> {

@@ -74,7 +74,7 @@ impl Store for SqliteStore {
         let rows = sqlx::query_as!(
             VmRow,
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
-                    reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id
+                    reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id, vmm
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -91,15 +91,15 @@ impl Store for SqliteStore {
         let (hostname, init) = (vm.spec.hostname.as_str(), vm.spec.init.to_string());
         let (image, kernel) = (vm.image.to_string(), vm.kernel.to_string());
         let (state, reason, lifetime) = (vm.state.as_str(), vm.reason.to_string(), vm.lifetime.as_str());
-        let (token, boot_id) = (vm.token.as_str(), &vm.boot_id);
+        let (token, boot_id, vmm) = (vm.token.as_str(), &vm.boot_id, vm.spec.vmm.as_str());
         let created_at = integer(vm.created_at.0)?;
         let started_at = integer(vm.started_at.0)?;
         let ready_at = integer(vm.ready_at.0)?;
         sqlx::query!(
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
-                              ready_at, boot_id)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              ready_at, boot_id, vmm)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -108,7 +108,7 @@ impl Store for SqliteStore {
                  lifetime = excluded.lifetime, connection = excluded.connection, bus = excluded.bus,
                  token = excluded.token, created_at = excluded.created_at,
                  started_at = excluded.started_at, ready_at = excluded.ready_at,
-                 boot_id = excluded.boot_id",
+                 boot_id = excluded.boot_id, vmm = excluded.vmm",
             id,
             name,
             owner,
@@ -130,6 +130,7 @@ impl Store for SqliteStore {
             started_at,
             ready_at,
             boot_id,
+            vmm,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)
         .await

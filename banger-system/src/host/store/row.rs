@@ -8,6 +8,7 @@ use crate::domain::{
     id::{Timestamp, Uid, VmId},
     image::{Image, ImageFacts, Kernel, KernelFacts},
     lifecycle::{Reason, State},
+    monitor::Wish,
     resource::Resource,
     vm::{Init, Lifetime, Token, Vm, VmSpec},
 };
@@ -30,6 +31,7 @@ pub(super) struct VmRow {
     pub disk_size: i64,
     pub hostname: String,
     pub init: String,
+    pub vmm: String,
     pub labels: String,
     pub image: String,
     pub kernel: String,
@@ -60,6 +62,7 @@ impl TryFrom<VmRow> for Vm {
                 disk_size: Bytes(read.number("disk_size", row.disk_size)?),
                 hostname: read.text("hostname", &row.hostname)?,
                 init: read.known("init", Init::parse(&row.init))?,
+                vmm: read.known("vmm", Wish::parse(&row.vmm))?,
                 labels: read.known("labels", serde_json::from_str(&row.labels).ok())?,
             },
             image: read.text("image", &row.image)?,

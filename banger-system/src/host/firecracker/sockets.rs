@@ -1,0 +1,119 @@
+//! The directory that a monitor makes its sockets in, and how to reach them there.
+//!
+//! The directory is the monitor's to write, and the monitor may have been taken over by its guest: what
+//! stands at the name of a socket may be anything, such as a link to a socket of somebody else, to whom this
+//! service must not speak as root. So a name is looked at without following it, and only a socket is
+//! connected to, by the descriptor that was looked at.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{DirBuilderExt, PermissionsExt},
+    },
+    path::Path,
+    time::Duration,
+};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+use super::words::VSOCK_SOCKET;
+use crate::{
+    domain::{id::VmId, resource::Places},
+    ports::{Error, Result},
+};
+
+/// How long the monitor may take to ask the guest. It gives up after 2 s by itself.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// `OK `, a number of 32 bits, and a newline.
+const MAX_ANSWER: usize = 14;
+
+/// Makes the directory of a machine's sockets anew, with the one in it that the monitor sees and writes to.
+/// No other user passes the outer one, so the inner one may be open to all: the monitor's user is not known
+/// before it runs.
+pub fn make(places: &Places, vm: VmId) -> Result<()> {
+    let (outer, inner) = (places.socket_dir(vm), places.machine_dir(vm));
+    remove(places, vm)?;
+    let os = |error| Error::os(format!("make {}", inner.display()), error);
+    DirBuilder::new().recursive(true).mode(0o700).create(&outer).map_err(os)?;
+    DirBuilder::new().mode(0o700).create(&inner).map_err(os)?;
+    fs::set_permissions(&inner, Permissions::from_mode(0o777)).map_err(os)
+}
+
+/// Removes the directory of a machine's sockets.
+pub fn remove(places: &Places, vm: VmId) -> Result<()> {
+    let directory = places.socket_dir(vm);
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::os(format!("remove {}", directory.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Connects to a socket in a directory that a monitor writes to.
+pub async fn connect(path: &Path) -> io::Result<UnixStream> {
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::Socket {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "what stands there is no socket"));
+    }
+    UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
+}
+
+/// A connection to the agent's port in the guest (Firecracker's `docs/vsock.md`, host-initiated
+/// connections).
+pub async fn connect_to_guest(directory: &Path) -> Result<UnixStream> {
+    let agent = |what: &str| Error::Agent { message: format!("cannot reach the guest's agent: {what}") };
+    let asked = async {
+        let mut stream =
+            connect(&directory.join(VSOCK_SOCKET)).await.map_err(|error| agent(&error.to_string()))?;
+        let order = format!("CONNECT {}\n", banger_proto::guest::VSOCK_PORT);
+        stream.write_all(order.as_bytes()).await.map_err(|error| agent(&error.to_string()))?;
+        let mut answer = Vec::new();
+        // Byte by byte: what follows the line is the guest's, and not ours to read here.
+        while answer.last() != Some(&b'\n') {
+            match stream.read_u8().await {
+                Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),
+                Ok(_) => return Err(agent("the machine monitor answers nonsense")),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(agent("the guest does not listen"));
+                }
+                Err(error) => return Err(agent(&error.to_string())),
+            }
+        }
+        if answer.starts_with(b"OK ") {
+            Ok(stream)
+        } else {
+            Err(agent("the machine monitor answers nonsense"))
+        }
+    };
+    let late =
+        |_| Error::Timeout { what: "connecting to the guest's agent".to_owned(), after: CONNECT_TIMEOUT };
+    tokio::time::timeout(CONNECT_TIMEOUT, asked).await.map_err(late)?
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_socket_that_stands_there_itself_is_spoken_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let _listening = UnixListener::bind(at("real")).unwrap();
+        symlink(at("real"), at("link")).unwrap();
+        fs::write(at("file"), "").unwrap();
+        connect(&at("real")).await.unwrap();
+        assert!(connect(&at("link")).await.is_err());
+        assert!(connect(&at("file")).await.is_err());
+        assert_eq!(connect(&at("none")).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

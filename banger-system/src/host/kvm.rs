@@ -1,0 +1,58 @@
+//! Whether guests run under KVM here.
+
+use std::fs::OpenOptions;
+
+use crate::ports::{Check, Status};
+
+/// The device.
+pub const DEVICE: &str = "/dev/kvm";
+
+/// Whether guests of any kernel run under KVM here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kvm {
+    /// They do.
+    Works,
+    /// They do not.
+    Unusable,
+}
+
+impl Kvm {
+    /// Looks: the device can be opened, and the processor has virtualisation of its own. Some hosts offer the
+    /// device without it, for guests that are made for them.
+    pub fn find() -> Self {
+        let opens = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
+        let cpu = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| has_virtualisation(&text));
+        if opens && cpu() { Kvm::Works } else { Kvm::Unusable }
+    }
+
+    /// What `doctor` says of it.
+    pub fn check(self) -> Check {
+        let (status, message, hint) = match self {
+            Kvm::Works => (Status::Pass, "machines run under KVM", ""),
+            Kvm::Unusable => (
+                Status::Warn,
+                "there is no usable KVM: machines are emulated, and slow",
+                "turn on virtualisation in the firmware, or nested virtualisation on the outer host",
+            ),
+        };
+        Check { name: "kvm", status, message: message.to_owned(), hint: hint.to_owned() }
+    }
+}
+
+fn has_virtualisation(cpuinfo: &str) -> bool {
+    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"));
+    flags.unwrap_or_default().split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtualisation_is_a_flag_of_the_processor() {
+        assert!(has_virtualisation("processor\t: 0\nflags\t\t: fpu vmx sse\n"));
+        assert!(has_virtualisation("flags\t\t: svm\n"));
+        assert!(!has_virtualisation("flags\t\t: fpu svm_lock\nbugs : vmx\n"));
+        assert!(!has_virtualisation(""));
+    }
+}
