@@ -9,5 +9,6 @@ pub mod lifecycle;
 pub mod limits;
 pub mod machine;
 pub mod name;
+pub mod net;
 pub mod resource;
 pub mod vm;
