@@ -3,6 +3,8 @@
 //! Whatever makes something says so in its documentation, and each has a counterpart that removes it, for
 //! which a thing that is gone already is success.
 
+pub mod network;
+
 use std::{
     os::fd::OwnedFd,
     sync::Arc,
@@ -28,6 +30,12 @@ pub enum Error {
     #[error("{message}")]
     HostNotReady {
         /// What is missing, and what to do about it.
+        message: String,
+    },
+    /// Somebody else has what is needed: a name on the host, or a port.
+    #[error("{message}")]
+    Taken {
+        /// What it is, who has it, and what to do about it.
         message: String,
     },
     /// The file system is full.

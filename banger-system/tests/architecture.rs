@@ -24,7 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "crate::bus",
         ],
     ),
-    ("ports.rs", &["zbus::", "sqlx::", "crate::engine", "crate::host", "crate::sim", "crate::bus"]),
+    ("ports", &["zbus::", "sqlx::", "crate::engine", "crate::host", "crate::sim", "crate::bus"]),
     ("engine/", &["zbus::", "sqlx::", "crate::host", "crate::sim", "crate::bus"]),
     ("host/", &["crate::engine", "crate::bus", "crate::sim"]),
     ("sim/", &["crate::engine", "crate::bus", "crate::host"]),

@@ -82,6 +82,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::NotCancelable => ErrorName::NotCancelable,
         EngineError::Port(error) => match error {
             ports::Error::HostNotReady { .. } => ErrorName::HostNotReady,
+            ports::Error::Taken { .. } => ErrorName::Busy,
             ports::Error::NoSpace { .. } => ErrorName::NoSpace,
             ports::Error::Unsupported { .. } => ErrorName::UnsupportedImage,
             ports::Error::BadFile { .. } => ErrorName::BadFileDescriptor,

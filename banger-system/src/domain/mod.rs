@@ -10,6 +10,7 @@ pub mod limits;
 pub mod machine;
 pub mod monitor;
 pub mod name;
+pub mod net;
 pub mod qcow2;
 pub mod resource;
 pub mod vm;

@@ -15,6 +15,7 @@ pub mod lock;
 pub mod logs;
 mod monitor_files;
 pub mod monitors;
+pub mod network;
 mod partial;
 mod pulse;
 pub mod qemu;

@@ -1,0 +1,115 @@
+//! What the network needs of the host, as `banger doctor` tells it.
+
+use std::path::Path;
+
+use super::{
+    filter::{Filter, ForeignDrop, PROGRAM},
+    forwarding, tap,
+};
+use crate::{
+    domain::net::{element::Ipv6, nic::TAP_PREFIX},
+    ports::{Check, Status},
+};
+
+/// Every check. Blocks.
+pub(super) fn all(filter: &Filter) -> Vec<Check> {
+    let mut checks = vec![tun(), nft(), ipv6()];
+    match filter.foreign_drops() {
+        Ok(drops) => checks.extend(firewall(&drops)),
+        Err(error) => checks.push(check(
+            "packet filter",
+            Status::Fail,
+            format!("the kernel's packet filter does not answer: {error}"),
+            "use a kernel with nf_tables, and load the module nf_tables",
+        )),
+    }
+    checks
+}
+
+fn tun() -> Check {
+    match Path::new(tap::DEVICE).exists() {
+        true => check("tap", Status::Pass, format!("{} is there", tap::DEVICE), ""),
+        false => check("tap", Status::Fail, format!("{} is missing", tap::DEVICE), "run `modprobe tun`"),
+    }
+}
+
+fn nft() -> Check {
+    match Path::new(PROGRAM).exists() {
+        true => check("nft", Status::Pass, format!("{PROGRAM} is there"), ""),
+        false => check("nft", Status::Fail, format!("{PROGRAM} is missing"), "install the package nftables"),
+    }
+}
+
+fn ipv6() -> Check {
+    let (message, hint) = match forwarding::ipv6() {
+        Ipv6::Forwarded => return check("ipv6", Status::Pass, "guests have IPv6".to_owned(), ""),
+        Ipv6::Local => (
+            "guests have IPv6 with this host only: it does not forward it, and this kernel has no switch for \
+             single links",
+            "to give guests IPv6, set net.ipv6.conf.all.forwarding=1, and accept_ra=2 on the link to your router",
+        ),
+        Ipv6::Absent => ("guests have no IPv6, because this host has none", ""),
+    };
+    check("ipv6", Status::Pass, message.to_owned(), hint)
+}
+
+/// A verdict of ours to accept is not the last one: a chain of somebody else may still drop the packet.
+fn firewall(drops: &[ForeignDrop]) -> Vec<Check> {
+    let mut checks: Vec<Check> = drops
+        .iter()
+        .map(|ForeignDrop { chain, hook }| {
+            let (what, hint) = match (*hook, chain.as_str()) {
+                ("input", _) => (
+                    "guests may not reach DNS on this host",
+                    format!("let UDP and TCP port 53 in from the links {TAP_PREFIX}*"),
+                ),
+                (_, chain) if chain.contains("firewalld") => (
+                    "guests may not reach beyond this host",
+                    format!("run `firewall-cmd --permanent --zone=trusted --add-interface={TAP_PREFIX}+` and reload"),
+                ),
+                // Docker sets the policy of this chain, and leaves DOCKER-USER to others.
+                (_, "ip filter FORWARD" | "ip6 filter FORWARD") => (
+                    "guests may not reach beyond this host",
+                    format!(
+                        "where Docker did it, run `iptables -I DOCKER-USER -i {TAP_PREFIX}+ -j ACCEPT` and \
+                         `iptables -I DOCKER-USER -o {TAP_PREFIX}+ -j ACCEPT`; else accept them in FORWARD"
+                    ),
+                ),
+                _ => (
+                    "guests may not reach beyond this host",
+                    format!("accept what comes from and goes to the links {TAP_PREFIX}* in that chain"),
+                ),
+            };
+            let message = format!("the chain `{chain}` drops what it does not know: {what}");
+            Check { name: "firewall", status: Status::Warn, message, hint }
+        })
+        .collect();
+    if checks.is_empty() {
+        let message = "no other firewall drops what guests send".to_owned();
+        checks.push(check("firewall", Status::Pass, message, ""));
+    }
+    checks
+}
+
+fn check(name: &'static str, status: Status, message: String, hint: &str) -> Check {
+    Check { name, status, message, hint: hint.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hint(chain: &str, hook: &'static str) -> String {
+        let drops = [ForeignDrop { chain: chain.to_owned(), hook }];
+        firewall(&drops).remove(0).hint
+    }
+
+    #[test]
+    fn a_firewall_that_drops_is_told_with_what_to_do() {
+        assert!(hint("ip filter FORWARD", "forward").contains("DOCKER-USER"));
+        assert!(hint("inet firewalld filter_FORWARD", "forward").contains("firewall-cmd"));
+        assert!(hint("inet filter forward", "forward").contains("in that chain"));
+        assert!(hint("inet filter input", "input").contains("53"));
+        assert_eq!(firewall(&[]).first().map(|check| check.status), Some(Status::Pass));
+    }
+}

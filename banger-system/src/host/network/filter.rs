@@ -1,0 +1,319 @@
+//! The kernel's packet filter. The rules are applied by `nft`, once; guests come and go as elements of
+//! sets, by netlink, which takes microseconds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crabtables::{Batch, ChainHook, Family, Hook, Policy, SetElem, SetElemList, Socket};
+use rustix::io::Errno;
+
+use crate::{
+    domain::{
+        id::VmId,
+        net::{
+            TABLE,
+            element::{Element, Ipv6, Set, elements, in_the_way, take_belonging},
+            nic::{Nic, Port, TapName},
+            ruleset::{begin_anew, ruleset},
+            subnet::Subnet,
+        },
+    },
+    ports::{Error, Result},
+};
+
+/// Where distributions put it.
+pub(super) const PROGRAM: &str = "/usr/sbin/nft";
+
+/// The packet filter. Every method blocks. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Filter(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    socket: Option<Socket>,
+    /// What the rules were made for, once they were made.
+    prepared: Option<(Subnet, Ipv6)>,
+    /// What this run of the service put in.
+    known: BTreeMap<VmId, Nic>,
+    /// What earlier runs left, less what this run took over; absent until it is needed.
+    left: Option<Vec<Element>>,
+}
+
+/// A chain of somebody else that drops what it does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ForeignDrop {
+    /// Family and name of its table, and its name.
+    pub(super) chain: String,
+    /// What passes through it.
+    pub(super) hook: &'static str,
+}
+
+impl Filter {
+    /// Applies the rules, and puts in again what this run had put in.
+    pub(super) fn prepare(&self, subnet: Subnet, ipv6: Ipv6) -> Result<()> {
+        let mut state = self.lock();
+        state.prepared = Some((subnet, ipv6));
+        state.repair()
+    }
+
+    /// Removes the table with all that is in it.
+    pub(super) fn withdraw(&self) -> Result<()> {
+        let mut state = self.lock();
+        state.prepared = None;
+        let mut batch = Batch::new();
+        batch.add_table(&crabtables::Table::new(Family::Inet, TABLE));
+        batch.delete_table(Family::Inet, TABLE);
+        state.commit(&batch).map_err(|error| failed("remove the table of the packet filter", error))
+    }
+
+    /// Puts a guest in, as a whole or not at all. What it had before and has no longer goes.
+    pub(super) fn put(&self, nic: &Nic) -> Result<()> {
+        let mut state = self.lock();
+        let ipv6 = state.ipv6();
+        let before = match state.known.get(&nic.vm) {
+            Some(known) => elements(known, ipv6),
+            None => state.take_left(&nic.tap())?,
+        };
+        state.swap(nic, before)?;
+        state.known.insert(nic.vm, nic.clone());
+        Ok(())
+    }
+
+    /// Makes what was put in as `old` into `new`, at once.
+    pub(super) fn change(&self, old: &Nic, new: &Nic) -> Result<()> {
+        let mut state = self.lock();
+        let ipv6 = state.ipv6();
+        state.swap(new, elements(old, ipv6))?;
+        state.known.insert(new.vm, new.clone());
+        Ok(())
+    }
+
+    /// Takes a guest out, whichever run put it in.
+    pub(super) fn remove(&self, vm: VmId) -> Result<()> {
+        let mut state = self.lock();
+        let ipv6 = state.ipv6();
+        let gone = match state.known.get(&vm) {
+            Some(nic) => elements(nic, ipv6),
+            None => state.take_left(&TapName::of(vm))?,
+        };
+        let mut batch = Batch::new();
+        remove_from(&mut batch, &gone);
+        match state.commit(&batch) {
+            // The table is gone, and with it the elements.
+            Err(error) if error.is_not_found() => {}
+            result => result.map_err(|error| failed("take a guest out of the packet filter", error))?,
+        }
+        state.known.remove(&vm);
+        Ok(())
+    }
+
+    /// The guests that are in, of this run or of an earlier one.
+    pub(super) fn found(&self) -> Result<Vec<VmId>> {
+        let elements = self.lock().list(Set::Source4)?;
+        let vms = elements.iter().filter_map(|element| element.comment()?.parse().ok());
+        Ok(vms.collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    /// Marks the links on which forwarding is on for the sake of guests alone; only these.
+    pub(super) fn mark_opened(&self, links: &[String]) -> Result<()> {
+        let mut list = SetElemList::new(Family::Inet, TABLE, OPENED);
+        list.elems.extend(links.iter().map(|link| {
+            let mut name = link.as_bytes().to_vec();
+            name.resize(16, 0);
+            SetElem::new(name)
+        }));
+        let mut batch = Batch::new();
+        batch.flush_set(Family::Inet, TABLE, OPENED);
+        batch.add_elems(&list);
+        let committed = self.lock().commit(&batch);
+        committed.map_err(|error| failed("mark the links that lead outside", error))
+    }
+
+    /// The chains of others that drop what goes to guests or comes from them, whatever our rules say.
+    pub(super) fn foreign_drops(&self) -> Result<Vec<ForeignDrop>> {
+        let chains = self.lock().with(|socket| socket.list_chains(Family::Unspec, None));
+        let chains = chains.map_err(|error| failed("list the chains of the packet filter", error))?;
+        let hooks = [(Hook::FORWARD, "forward"), (Hook::INPUT, "input")];
+        let drops =
+            chains.into_iter().filter(|chain| chain.policy == Some(Policy::Drop)).filter_map(|chain| {
+                let ChainHook { hook, .. } = chain.hook.as_ref()?;
+                let (_, name) = hooks.iter().find(|(known, _)| known == hook)?;
+                let family = chain.family.name();
+                Some(ForeignDrop { chain: format!("{family} {} {}", chain.table, chain.name), hook: name })
+            });
+        Ok(drops.collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The set of links on which forwarding is on for the sake of guests alone.
+const OPENED: &str = "opened";
+
+impl State {
+    fn ipv6(&self) -> Ipv6 {
+        self.prepared.map_or(Ipv6::Absent, |(_, ipv6)| ipv6)
+    }
+
+    /// Makes the table what it is to be, whatever became of it.
+    fn repair(&mut self) -> Result<()> {
+        let Some((subnet, ipv6)) = self.prepared else {
+            return Err(Error::HostNotReady {
+                message: "the network of guests was never prepared".to_owned(),
+            });
+        };
+        let rules = ruleset(subnet);
+        if let Err(error) = apply(&rules) {
+            // Sets and chains cannot be changed into others, and this table may be of another version.
+            tracing::warn!(%error, "beginning the table of the packet filter anew");
+            apply(&format!("{}{rules}", begin_anew()))?;
+        }
+        let mut batch = Batch::new();
+        for nic in self.known.values() {
+            add_to(&mut batch, nic.vm, &elements(nic, ipv6));
+        }
+        self.commit(&batch).map_err(|error| failed("put the guests into the packet filter again", error))
+    }
+
+    /// Replaces these elements by those of the guest, in one step.
+    fn swap(&mut self, nic: &Nic, mut before: Vec<Element>) -> Result<()> {
+        let after = elements(nic, self.ipv6());
+        before.retain(|element| !after.contains(element));
+        let mut batch = Batch::new();
+        remove_from(&mut batch, &before);
+        add_to(&mut batch, nic.vm, &after);
+        let result = match self.commit(&batch) {
+            // Somebody flushed the packet filter.
+            Err(error) if error.is_not_found() => {
+                self.repair()?;
+                self.commit(&batch)
+            }
+            result => result,
+        };
+        result.map_err(|error| match error.errno().map(Errno::from_raw_os_error) {
+            // An entry of a map that leads elsewhere.
+            Some(Errno::BUSY | Errno::EXIST) => Error::Taken { message: self.taken(nic) },
+            _ => failed(format!("put {} into the packet filter", nic.tap()), error),
+        })
+    }
+
+    /// Which port of this guest leads to another one, in words.
+    fn taken(&mut self, nic: &Nic) -> String {
+        let there = self.all().unwrap_or_default();
+        match nic.ports.iter().find(|port| in_the_way(&there, nic, **port)) {
+            Some(Port { host, protocol, .. }) => {
+                format!("port {host}/{protocol} of the host leads to another machine; publish another one")
+            }
+            None => "a port of the host leads to another machine; publish another one".to_owned(),
+        }
+    }
+
+    /// What earlier runs left of this guest. The kernel is asked once: from then on all that changes is
+    /// known.
+    fn take_left(&mut self, tap: &TapName) -> Result<Vec<Element>> {
+        let mut left = match self.left.take() {
+            Some(left) => left,
+            None => self.all()?,
+        };
+        let taken = take_belonging(&mut left, tap);
+        self.left = Some(left);
+        Ok(taken)
+    }
+
+    fn all(&mut self) -> Result<Vec<Element>> {
+        let mut all = Vec::new();
+        for set in Set::ALL {
+            all.extend(self.list(set)?.into_iter().filter_map(|element| {
+                let value = element.data.as_ref().and_then(|data| data.as_value()).map(<[u8]>::to_vec);
+                Some(Element { set, key: element.key?, value })
+            }));
+        }
+        Ok(all)
+    }
+
+    /// The elements of a set; none where there is no such set.
+    fn list(&mut self, set: Set) -> Result<Vec<SetElem>> {
+        match self.with(|socket| socket.list_elems(Family::Inet, TABLE, set.name())) {
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            result => result.map_err(|error| failed(format!("list the set {}", set.name()), error)),
+        }
+    }
+
+    fn commit(&mut self, batch: &Batch) -> crabtables::Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.with(|socket| socket.commit(batch).map(drop))
+    }
+
+    fn with<T>(&mut self, talk: impl FnOnce(&mut Socket) -> crabtables::Result<T>) -> crabtables::Result<T> {
+        if self.socket.is_none() {
+            self.socket = Some(Socket::new()?);
+        }
+        let result = self
+            .socket
+            .as_mut()
+            .map(talk)
+            .unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::NotConnected).into()));
+        // Answers that were lost or cut must not be taken for those to the next request.
+        if matches!(result, Err(crabtables::Error::Io(_) | crabtables::Error::Malformed(_))) {
+            self.socket = None;
+        }
+        result
+    }
+}
+
+fn add_to(batch: &mut Batch, vm: VmId, elements: &[Element]) {
+    for element in elements {
+        let mut added = encoded(element);
+        if element.set == Set::Source4 {
+            added = added.with_comment(&vm.to_string());
+        }
+        batch.add_elems(&list_of(element.set, added));
+    }
+}
+
+/// An element is added before it is deleted: deleting one that is not there would fail, and the whole
+/// batch with it. Kernels from 6.3 on have a message for this; not every distribution has such a kernel.
+fn remove_from(batch: &mut Batch, elements: &[Element]) {
+    for element in elements {
+        batch.add_elems(&list_of(element.set, encoded(element)));
+        batch.delete_elems(&list_of(element.set, SetElem::new(element.key.clone())));
+    }
+}
+
+fn encoded(element: &Element) -> SetElem {
+    let added = SetElem::new(element.key.clone());
+    match &element.value {
+        Some(value) => added.with_data(value.clone()),
+        None => added,
+    }
+}
+
+fn list_of(set: Set, element: SetElem) -> SetElemList {
+    SetElemList::new(Family::Inet, TABLE, set.name()).with(element)
+}
+
+/// Has `nft` apply a ruleset, whole or not at all. It reads JSON or its own language; the crate was made
+/// for JSON, in which a ruleset of ours cannot be read, and its types lack those of some of our sets.
+fn apply(rules: &str) -> Result<()> {
+    match nftables::helper::apply_ruleset_raw(rules, Some(PROGRAM), [""; 0]) {
+        Ok(_) => Ok(()),
+        Err(nftables::helper::NftablesError::NftExecution { inner, .. })
+            if inner.kind() == io::ErrorKind::NotFound =>
+        {
+            let message = format!("{PROGRAM} is missing; install the package nftables");
+            Err(Error::HostNotReady { message })
+        }
+        Err(error) => Err(Error::other("apply the rules of the packet filter", error)),
+    }
+}
+
+fn failed(doing: impl Into<String>, error: crabtables::Error) -> Error {
+    Error::other(doing, error)
+}

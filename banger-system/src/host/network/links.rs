@@ -1,0 +1,257 @@
+//! Links, addresses, routes and neighbours, by netlink.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use futures_util::TryStreamExt;
+use rtnetlink::{
+    Handle, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        address::AddressHeaderFlags,
+        link::{
+            AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, LinkAttribute, LinkMessage,
+        },
+        route::{RouteProtocol, RouteType},
+    },
+};
+use rustix::io::Errno;
+
+use crate::{
+    domain::net::{
+        LINK, LINK_ALIAS, LINK_PEER, ROUTE_PROTOCOL,
+        element::Ipv6,
+        nic::{Mac, Nic, tap_alias},
+        subnet::Subnet,
+    },
+    ports::{Error, Result},
+};
+
+/// The host's address on every TAP, to which guests send IPv6 packets. IPv4 needs none: the host answers
+/// for the address of [`LINK`] on every link.
+const GATEWAY_ON_LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// What the kernel says to a request that changes something.
+type Answer = Result<(), rtnetlink::Error>;
+
+/// The host's links.
+pub(super) struct Links {
+    pub(super) handle: Handle,
+}
+
+/// A link that was found.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    /// The kernel's number for it.
+    pub(super) index: u32,
+    /// Its name.
+    pub(super) name: String,
+    /// What somebody wrote on it; empty when nobody did.
+    pub(super) alias: String,
+}
+
+impl Links {
+    /// The links of this network namespace. A task of the current runtime carries the messages.
+    pub(super) fn new() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The link of this name.
+    pub(super) async fn find(&self, name: &str) -> Result<Option<Link>> {
+        let mut links = Box::pin(self.handle.link().get().match_name(name).execute());
+        match links.try_next().await {
+            Ok(link) => Ok(link.map(Link::from)),
+            Err(error) if is(&error, Errno::NODEV) => Ok(None),
+            Err(error) => Err(failed(format!("look for the link {name}"), error)),
+        }
+    }
+
+    /// Every link.
+    pub(super) async fn all(&self) -> Result<Vec<Link>> {
+        let links = self.handle.link().get().execute().map_ok(Link::from).try_collect();
+        links.await.map_err(|error| failed("list the links", error))
+    }
+
+    /// Removes a link, with its addresses and routes.
+    pub(super) async fn remove(&self, link: &Link) -> Result<()> {
+        match self.handle.link().del(link.index).execute().await {
+            Ok(()) => Ok(()),
+            Err(error) if is(&error, Errno::NODEV) => Ok(()),
+            Err(error) => Err(failed(format!("remove the link {}", link.name), error)),
+        }
+    }
+
+    /// Makes the link that holds the host's addresses among the guests, and nothing but them.
+    pub(super) async fn make_shared(&self, subnet: Subnet, ipv6: Ipv6) -> Result<()> {
+        let index = match self.find(LINK).await? {
+            Some(link) if link.alias == LINK_ALIAS => link.index,
+            Some(_) => {
+                let message = format!("there is a link {LINK} that is not ours; rename it or remove it");
+                return Err(Error::Taken { message });
+            }
+            None => self.add_shared().await?,
+        };
+        let (v4, v6) = subnet.gateway();
+        let result = async {
+            self.set(LinkUnspec::new_with_index(index).alias(LINK_ALIAS).up()).await?;
+            self.add_address(index, v4.into(), 32).await?;
+            // What goes to an address that no guest has is refused at once, and does not leave the host.
+            self.add_route(
+                v4_route(subnet.v4().network(), subnet.v4().length()).kind(RouteType::Unreachable),
+            )
+            .await?;
+            if ipv6 != Ipv6::Absent {
+                self.add_address(index, v6.into(), 128).await?;
+                self.add_route(v6_route(subnet.v6(), 64).kind(RouteType::Unreachable)).await?;
+            }
+            Ok(())
+        };
+        result.await.map_err(|error| failed(format!("set up the link {LINK}"), error))
+    }
+
+    /// Removes what [`Links::make_shared`] made.
+    pub(super) async fn remove_shared(&self, subnet: Subnet) -> Result<()> {
+        if let Some(link) = self.find(LINK).await?.filter(|link| link.alias == LINK_ALIAS) {
+            self.remove(&link).await?;
+        }
+        let routes = [
+            v4_route(subnet.v4().network(), subnet.v4().length()).build(),
+            v6_route(subnet.v6(), 64).build(),
+        ];
+        for mut route in routes {
+            route.header.kind = RouteType::Unreachable;
+            match self.handle.route().del(route).execute().await {
+                Ok(()) => {}
+                Err(error) if is(&error, Errno::SRCH) || is(&error, Errno::AFNOSUPPORT) => {}
+                Err(error) => return Err(failed("remove the route to all guests", error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A dummy link; where the kernel has none, one end of a pair of virtual Ethernet links, with the
+    /// other end up too, for it has carrier only then.
+    async fn add_shared(&self) -> Result<u32> {
+        let pair = async {
+            self.handle.link().add(LinkVeth::new(LINK, LINK_PEER).build()).execute().await?;
+            let peer = LinkUnspec::new_with_name(LINK_PEER).alias(LINK_ALIAS).up();
+            self.set(peer).await
+        };
+        let made = match self.handle.link().add(LinkDummy::new(LINK).build()).execute().await {
+            Err(error) if is(&error, Errno::OPNOTSUPP) => pair.await,
+            made => made,
+        };
+        made.map_err(|error| failed(format!("make the link {LINK}"), error))?;
+        // Marked at once: a link without our mark is not ours.
+        let mark = LinkUnspec::new_with_name(LINK).alias(LINK_ALIAS);
+        self.set(mark).await.map_err(|error| failed(format!("mark the link {LINK}"), error))?;
+        let gone = || Error::Taken { message: format!("the link {LINK} was removed while it was made") };
+        Ok(self.find(LINK).await?.ok_or_else(gone)?.index)
+    }
+
+    /// Makes a TAP what it is to be for this guest. May be done again while a monitor uses the TAP.
+    ///
+    /// The messages are sent together; the kernel takes them in their order.
+    pub(super) async fn set_up_tap(&self, index: u32, nic: &Nic, ipv6: Ipv6) -> Answer {
+        let v4 = async {
+            tokio::try_join!(
+                biased;
+                self.set(identity(index, nic, ipv6)),
+                self.set(LinkUnspec::new_with_index(index).up()),
+                self.add_route(v4_route(nic.v4, 32).output_interface(index)),
+                self.add_neighbour(index, nic.v4.into(), nic.mac()),
+            )
+        };
+        let v6 = async {
+            if ipv6 == Ipv6::Absent {
+                return Ok(());
+            }
+            tokio::try_join!(
+                biased;
+                self.add_address(index, GATEWAY_ON_LINK.into(), 64),
+                self.add_route(v6_route(nic.v6, 128).output_interface(index)),
+                self.add_neighbour(index, nic.v6.into(), nic.mac()),
+            )?;
+            Ok(())
+        };
+        tokio::try_join!(biased; v4, v6)?;
+        Ok(())
+    }
+
+    async fn set(&self, link: LinkMessageBuilder<LinkUnspec>) -> Answer {
+        self.handle.link().set(link.build()).execute().await
+    }
+
+    async fn add_address(&self, index: u32, address: IpAddr, length: u8) -> Answer {
+        let mut add = self.handle.address().add(index, address, length).replace();
+        // Nobody else can have it, so there is nothing to wait for.
+        add.message_mut().header.flags = AddressHeaderFlags::Nodad | AddressHeaderFlags::Permanent;
+        add.execute().await
+    }
+
+    async fn add_route<A>(&self, route: RouteMessageBuilder<A>) -> Answer {
+        self.handle.route().add(route.build()).replace().execute().await
+    }
+
+    /// Nobody has to ask for the guest's hardware address, and nobody else can answer.
+    async fn add_neighbour(&self, index: u32, guest: IpAddr, mac: Mac) -> Answer {
+        self.handle.neighbours().add(index, guest).link_layer_address(&mac.0).replace().execute().await
+    }
+}
+
+/// What a TAP is beside being up: ours, of this owner, and a link that packets are forwarded from. Packets
+/// with an address of the loopback link may leave on it, for ports that are published there; the rules of
+/// the packet filter see to it that none comes in.
+fn identity(index: u32, nic: &Nic, ipv6: Ipv6) -> LinkMessageBuilder<LinkUnspec> {
+    let mut inet = InetDevConf::default();
+    (inet.forwarding, inet.route_localnet) = (1, 1);
+    let mut families = vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(inet)])];
+    if ipv6 != Ipv6::Absent {
+        families.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]));
+    }
+    LinkUnspec::new_with_index(index)
+        .alias(tap_alias(nic.vm))
+        .address(Mac::HOST.0.to_vec())
+        .link_group(nic.owner.0)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(families))
+}
+
+fn v4_route(to: Ipv4Addr, length: u8) -> RouteMessageBuilder<Ipv4Addr> {
+    let protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, length).protocol(protocol)
+}
+
+fn v6_route(to: Ipv6Addr, length: u8) -> RouteMessageBuilder<Ipv6Addr> {
+    let protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, length).protocol(protocol)
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let mut link = Self { index: message.header.index, name: String::new(), alias: String::new() };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// Whether the kernel refused for this reason.
+pub(super) fn is(error: &rtnetlink::Error, reason: Errno) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -reason.raw_os_error())
+}
+
+/// The error of a request that was made for `doing`.
+pub(super) fn failed(doing: impl Into<String>, error: rtnetlink::Error) -> Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => Error::os(doing, message.to_io()),
+        other => Error::other(doing, other),
+    }
+}

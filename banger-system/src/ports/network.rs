@@ -1,0 +1,40 @@
+//! The network of guests on a host.
+
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+
+use super::{Check, Result};
+use crate::domain::{
+    id::{Uid, VmId},
+    net::{nic::Nic, prefix::Prefix4, subnet::Subnet},
+};
+
+/// The network of guests: what they all share, and the interface of each.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// The networks that the host has routes to, but for our own: where guests must not be.
+    async fn occupied(&self) -> Result<Vec<Prefix4>>;
+    /// Makes what all guests share: the link with the host's address among them, the rules of the packet
+    /// filter, forwarding. What is there already is left as it is, and what somebody removed is made
+    /// again, the guests' own part of it too.
+    async fn prepare(&self, subnet: Subnet) -> Result<()>;
+    /// Removes what all guests share.
+    async fn withdraw(&self) -> Result<()>;
+    /// Makes a guest's interface with all that belongs to it. What is there already, in use even, becomes
+    /// what it is to be: so a service that has just started takes over the guests that run.
+    async fn plug(&self, nic: &Nic) -> Result<()>;
+    /// The TAP of a machine, opened for a monitor: whole packets with a virtio header.
+    async fn open_tap(&self, vm: VmId) -> Result<OwnedFd>;
+    /// Lets a user's process open the TAP of a machine by its name.
+    async fn give_tap(&self, vm: VmId, user: Uid) -> Result<()>;
+    /// Makes an interface that was plugged as `old` into `new`, at once and as a whole. Connections that
+    /// `new` does not allow end with their next packet. Only NAT and ports may differ.
+    async fn change(&self, old: &Nic, new: &Nic) -> Result<()>;
+    /// Removes a guest's interface with all that belongs to it.
+    async fn unplug(&self, vm: VmId) -> Result<()>;
+    /// The machines that have anything of an interface.
+    async fn found(&self) -> Result<Vec<VmId>>;
+    /// What the network needs of the host, and whether that is there.
+    async fn checks(&self) -> Vec<Check>;
+}
