@@ -14,7 +14,7 @@ use rustix::{
     time::{ClockId, Timespec, clock_settime},
 };
 
-use crate::{apply, disks, handover, log, modules};
+use crate::{apply, disks, handover, log, modules, network};
 
 /// Where the root file system is mounted until the root is switched.
 pub const NEW_ROOT: &str = "/newroot";
@@ -43,6 +43,10 @@ pub fn run() -> ExitCode {
     note(&mut problems, mount_devpts(), || "cannot mount /dev/pts".to_owned());
     let hostname = rustix::system::sethostname(config.hostname.as_bytes());
     note(&mut problems, hostname.map_err(io::Error::from), || "cannot set the host name".to_owned());
+
+    if let Some(interface) = &config.network {
+        note(&mut problems, network::set_up(interface), || "cannot set up the network".to_owned());
+    }
 
     match disks::mount_root(&config.root_device, NEW_ROOT) {
         Ok(()) => {

@@ -16,6 +16,7 @@ mod exec;
 mod handover;
 mod log;
 mod modules;
+mod network;
 mod port;
 mod power;
 mod spawn;

@@ -15,7 +15,7 @@ use crate::{
     host::{
         authority::Polkit, clock::SystemClock, disks::FileDisks, guest_link::AgentLink,
         image_files::LocalImages, kernel_files::LocalKernels, kvm::Kvm, lock::Lock, logs::RingLogs,
-        monitors::Monitors, store::SqliteStore, supervisor_process::ProcessSupervisor,
+        monitors::Monitors, network::LinuxNetwork, store::SqliteStore, supervisor_process::ProcessSupervisor,
         supervisor_systemd::SystemdSupervisor, users::Accounts,
     },
     ports::{Ports, Supervisor},
@@ -85,6 +85,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         image_files: Arc::new(LocalImages::new(places.clone())),
         kernel_files: Arc::new(LocalKernels::new(places.clone())),
         logs: Arc::new(RingLogs::new(places.clone())),
+        network: Arc::new(LinuxNetwork::new()?),
         store: Arc::new(SqliteStore::open(&places).await.context("cannot open the database")?),
         supervisor,
         users: Arc::new(Accounts),

@@ -19,6 +19,7 @@ use crate::domain::{
     image::{Image, ImageFacts, Kernel, KernelFacts},
     machine::{Drive, Machine},
     monitor::Wish,
+    net::subnet::Subnet,
     resource::Resource,
     vm::{Token, Vm},
 };
@@ -159,6 +160,7 @@ pub struct Ports {
     pub image_files: Arc<dyn ImageFiles>,
     pub kernel_files: Arc<dyn KernelFiles>,
     pub logs: Arc<dyn Logs>,
+    pub network: Arc<dyn network::Network>,
     pub store: Arc<dyn Store>,
     pub supervisor: Arc<dyn Supervisor>,
     pub users: Arc<dyn Users>,
@@ -415,6 +417,10 @@ pub trait Store: Send + Sync {
     async fn put_kernel(&self, kernel: &Kernel) -> Result<()>;
     /// Forgets a kernel.
     async fn delete_kernel(&self, kernel: KernelId) -> Result<()>;
+    /// Where the guests of this host are, once that was chosen.
+    async fn subnet(&self) -> Result<Option<Subnet>>;
+    /// Keeps where the guests are.
+    async fn put_subnet(&self, subnet: Subnet) -> Result<()>;
     /// Writes into the ledger that a machine is about to have this, before [`Store::put_vm`] has ever seen
     /// the machine perhaps. Only the lease calls it.
     async fn record(&self, vm: VmId, resource: Resource) -> Result<()>;

@@ -31,6 +31,8 @@ pub mod create {
     pub const INIT: &str = "init";
     /// `s`: see [`super::vmm`]; `auto` when absent.
     pub const VMM: &str = "vmm";
+    /// `b`: whether the guest reaches what lies beyond the host; it does not when absent.
+    pub const NAT: &str = "nat";
 }
 
 /// Keys of `Start`, `Restart`.

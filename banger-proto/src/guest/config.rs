@@ -1,5 +1,7 @@
 //! What the agent is told at boot, as `/banger/guest.json` of the initramfs.
 
+use core::net::{Ipv4Addr, Ipv6Addr};
+
 use serde::{Deserialize, Serialize};
 
 /// Where the configuration stands in the initramfs.
@@ -23,6 +25,8 @@ pub struct GuestConfig {
     pub init: Init,
     /// The time, in microseconds since the Unix epoch, for a guest without a clock.
     pub unix_usec: u64,
+    /// The network interface.
+    pub network: Option<GuestNetwork>,
     /// Files that are written into the root file system, after the disks are mounted.
     #[serde(default)]
     pub files: Vec<GuestFile>,
@@ -48,6 +52,22 @@ pub enum Init {
     Agent,
     /// This program of the image.
     Path(String),
+}
+
+/// The interface of a guest, which is routed: nothing but the gateways is on its link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct GuestNetwork {
+    /// The hardware address, by which the interface is found.
+    pub mac: [u8; 6],
+    /// The address.
+    pub ipv4: Ipv4Addr,
+    /// Where everything goes.
+    pub gateway4: Ipv4Addr,
+    /// The address.
+    pub ipv6: Ipv6Addr,
+    /// Where everything goes: an address of the link.
+    pub gateway6: Ipv6Addr,
 }
 
 /// A file to be written.

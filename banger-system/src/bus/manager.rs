@@ -28,6 +28,7 @@ use super::{
     path,
     vm::{VmKind, read_start},
 };
+use crate::domain::net::nic::Nat;
 use crate::{
     domain::{
         id::{JobId, Uid},
@@ -452,6 +453,7 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
         Some(word) => Wish::parse(&word)
             .ok_or_else(|| Error::invalid_option("vmm must be auto, firecracker, or qemu"))?,
     };
+    let nat = if options.boolean(create::NAT)?.unwrap_or(false) { Nat::On } else { Nat::Off };
     let labels = options.strings(create::LABELS)?;
     let fits = |(key, value): (&String, &String)| key.len() + value.len() <= MAX_LABEL;
     if labels.len() > MAX_LABELS || !labels.iter().all(fits) {
@@ -479,6 +481,7 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
         },
         init,
         vmm,
+        nat,
         lifetime: border.lifetime(caller, lifetime.as_deref()).await?,
         labels,
         start: start.then_some(how),

@@ -24,6 +24,7 @@ use super::{
     path, publisher,
     subscribers::Watching,
 };
+use crate::domain::net::nic::Nat;
 use crate::{
     domain::{
         id::{JobId, VmId},
@@ -107,7 +108,11 @@ const PROPERTIES: &[Property<VmView>] = &[
     property("Vcpus", "u", |view, _| view.vm.spec.vcpus.into()),
     property("Memory", "t", |view, _| view.vm.spec.memory.0.into()),
     property("DiskSize", "t", |view, _| view.vm.spec.disk_size.0.into()),
-    property("Address", "s", |_, _| "".into()),
+    property("Address", "s", |view, _| {
+        view.address.map_or_else(String::new, |address| address.to_string()).into()
+    }),
+    constant("MacAddress", "s", |view, _| view.mac.to_string().into()),
+    property("Nat", "b", |view, _| (view.vm.spec.nat == Nat::On).into()),
     property("Lifetime", "s", |view, _| view.vm.lifetime.as_str().into()),
     property("Labels", "a{ss}", |view, _| {
         let labels: HashMap<String, String> = view.vm.spec.labels.clone().into_iter().collect();

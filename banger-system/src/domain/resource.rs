@@ -20,6 +20,8 @@ pub const MACHINE_DIRECTORY: &str = "/machine";
 pub enum Resource {
     /// The directory with its disks and logs.
     Disks,
+    /// Its network interface: a TAP with its routes, and its elements in the packet filter.
+    Nic,
     /// The directory of its sockets.
     Sockets,
     /// The unit, or process, of its monitor.
@@ -37,13 +39,13 @@ pub enum Span {
 
 impl Resource {
     /// Every resource, in the order in which they are made.
-    pub const ALL: [Resource; 3] = [Resource::Disks, Resource::Sockets, Resource::Unit];
+    pub const ALL: [Resource; 4] = [Resource::Disks, Resource::Nic, Resource::Sockets, Resource::Unit];
 
     /// How long it lives.
     pub const fn span(self) -> Span {
         match self {
             Resource::Disks => Span::Machine,
-            Resource::Sockets | Resource::Unit => Span::Boot,
+            Resource::Nic | Resource::Sockets | Resource::Unit => Span::Boot,
         }
     }
 
@@ -51,6 +53,7 @@ impl Resource {
     pub const fn as_str(self) -> &'static str {
         match self {
             Resource::Disks => "disks",
+            Resource::Nic => "nic",
             Resource::Sockets => "sockets",
             Resource::Unit => "unit",
         }

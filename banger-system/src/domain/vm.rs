@@ -9,6 +9,7 @@ use super::{
     lifecycle::{Reason, State},
     monitor::Wish,
     name::Name,
+    net::{nic::Nat, subnet::Slot},
 };
 
 /// A machine.
@@ -26,6 +27,8 @@ pub struct Vm {
     pub image: ImageId,
     /// What it boots.
     pub kernel: KernelId,
+    /// Its place among the addresses of guests.
+    pub slot: Slot,
     /// Where it is in its life.
     pub state: State,
     /// Why.
@@ -59,6 +62,8 @@ pub struct VmSpec {
     pub init: Init,
     /// The monitor that it is to run under.
     pub vmm: Wish,
+    /// Whether the guest reaches what lies beyond the host.
+    pub nat: Nat,
     /// Words of the user's own.
     pub labels: BTreeMap<String, String>,
 }

@@ -10,12 +10,12 @@ use super::{
     machine::{INBOX, Task},
     now,
     request::CreateVm,
-    view::VmView,
 };
 use crate::domain::{
     id::{JobId, Timestamp, VmId},
     lifecycle::{Reason, State},
     name::{Name, Reference},
+    net::subnet::Slot,
     vm::{Token, Vm, VmSpec},
 };
 
@@ -58,10 +58,13 @@ impl Engine {
                 hostname: hostname.clone().unwrap_or(first),
                 init: request.init,
                 vmm: request.vmm,
+                nat: request.nat,
                 labels: request.labels,
             },
             image: image.id,
             kernel: kernel.id,
+            // The registry gives it one that is free.
+            slot: Slot(0),
             state: State::Created,
             reason: Reason::None,
             lifetime: request.lifetime,
@@ -71,15 +74,9 @@ impl Engine {
             ready_at: Timestamp::default(),
             boot_id: String::new(),
         };
-        let view = VmView {
-            vm,
-            image_name: image.name.to_string(),
-            kernel_name: kernel.name.to_string(),
-            unit: String::new(),
-            pid: 0,
-        };
         let (sender, inbox) = mpsc::channel(INBOX);
-        let view = self.shared.registry.admit(view, names, sender, &settings.limits)?;
+        let view = |vm| self.shared.view(vm, String::new(), 0);
+        let view = self.shared.registry.admit(vm, view, names, sender, &settings.limits)?;
         let mut vm = view.vm.clone();
         if hostname.is_none() {
             vm.spec.hostname = vm.name.clone();

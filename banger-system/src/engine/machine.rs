@@ -24,7 +24,7 @@ use crate::{
     domain::{
         id::{JobId, Timestamp},
         lifecycle::{Event, Reason, Refused, State, Transition, step},
-        machine::Machine,
+        machine::{self, Machine},
         name::Name,
         resource::{Resource, Span},
         vm::{Lifetime, Token, Vm},
@@ -255,6 +255,7 @@ impl Task {
                     self.vm.state = State::Running;
                 }
                 self.publish();
+                self.plug_again().await;
                 self.watch_end();
                 if state == State::Stopping {
                     self.ask_to_shut_down(self.shared.settings.stop_timeout);
@@ -272,6 +273,17 @@ impl Task {
                 Next::Continue
             }
             _ => Next::Continue,
+        }
+    }
+
+    /// Takes over the interface of a machine that runs. Without it the machine runs on.
+    async fn plug_again(&self) {
+        let plugged = match self.shared.nic(&self.vm).await {
+            Ok(nic) => self.shared.ports.network.plug(&nic).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = plugged {
+            tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot take over an interface");
         }
     }
 
@@ -366,6 +378,8 @@ impl Task {
         self.shared.ports.store.put_vm(&self.vm).await?;
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
+        let nic = self.shared.nic(&self.vm).await?;
+        let subnet = self.shared.subnet().await?;
         let machine = Machine {
             vm: self.vm.id,
             owner: self.vm.owner,
@@ -375,10 +389,11 @@ impl Task {
             memory: self.vm.spec.memory,
             kernel: boot.kernel,
             initramfs: boot.initramfs,
-            guest_archive: guest_archive::of(&self.vm, now(&*ports.clock))?,
+            guest_archive: guest_archive::of(&self.vm, &nic, subnet, now(&*ports.clock))?,
             drives: ports.disks.drives(self.vm.id),
-            nics: Vec::new(),
+            nics: vec![machine::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
         };
+        self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
         let launch = self.lease.hold(Resource::Sockets, ports.vmm.prepare(&machine)).await?;
         let started = self.lease.hold(Resource::Unit, ports.supervisor.start(launch)).await?;
         ports.vmm.configure(&machine, &started).await?;

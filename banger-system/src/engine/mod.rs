@@ -9,6 +9,7 @@ mod job;
 mod lease;
 mod library;
 mod machine;
+mod network;
 mod recover;
 mod registry;
 pub mod request;
@@ -21,7 +22,7 @@ use std::{
 };
 
 use banger_proto::size::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use self::{
     error::{Error, Result},
@@ -36,6 +37,7 @@ use crate::{
         id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
         limits::{Limits, Usage},
         name::{Name, Reference},
+        net::{nic::Mac, subnet::Subnet},
         vm::{Lifetime, Vm},
     },
     ports::{Authority, Clock, Log, Ports, Reading, Users},
@@ -73,6 +75,8 @@ struct Shared {
     settings: Settings,
     registry: Registry,
     jobs: Board,
+    /// Where the guests are, once that is set up.
+    subnet: OnceCell<Subnet>,
 }
 
 impl Engine {
@@ -81,7 +85,10 @@ impl Engine {
         let (events, receiver) = mpsc::unbounded_channel();
         let registry = Registry::new(events.clone());
         let jobs = Board::new(events, Arc::clone(&ports.clock));
-        (Self { shared: Arc::new(Shared { ports, settings, registry, jobs }) }, receiver)
+        (
+            Self { shared: Arc::new(Shared { ports, settings, registry, jobs, subnet: OnceCell::new() }) },
+            receiver,
+        )
     }
 
     /// What the configuration decides.
@@ -271,7 +278,8 @@ impl Shared {
             self.registry.image(vm.image).map_or_else(String::new, |image| image.name.to_string());
         let kernel_name =
             self.registry.kernel(vm.kernel).map_or_else(String::new, |kernel| kernel.name.to_string());
-        VmView { vm, image_name, kernel_name, unit, pid }
+        let address = self.subnet.get().and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
+        VmView { address, mac: Mac::of_guest(vm.id), vm, image_name, kernel_name, unit, pid }
     }
 }
 

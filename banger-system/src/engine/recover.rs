@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Engine,
-    error::Result,
+    error::{Result, one_line},
     lease::Lease,
     machine::{INBOX, Task},
 };
@@ -33,6 +33,20 @@ impl Engine {
         }
         for vm in ports.vmm.found().await? {
             held.entry(vm).or_default().insert(Resource::Sockets);
+        }
+        // Without a network the service goes on: a start says what is wrong, and `doctor` does too.
+        match ports.network.found().await {
+            Ok(found) => {
+                for vm in found {
+                    held.entry(vm).or_default().insert(Resource::Nic);
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = %one_line(&error), "cannot look for interfaces of machines")
+            }
+        }
+        if let Err(error) = self.shared.subnet().await {
+            tracing::error!(error = %one_line(&error), "cannot set up the network of guests");
         }
         for vm in ports.disks.found().await? {
             held.entry(vm).or_default().insert(Resource::Disks);

@@ -8,11 +8,13 @@ use std::{
 
 use tokio::sync::mpsc;
 
+use super::network::free_slot;
 use super::{
     error::{Error, Kind, Result},
     machine::Command,
     view::{Event, ImageView, KernelView, VmView},
 };
+use crate::domain::vm::Vm;
 use crate::domain::{
     id::{ImageId, KernelId, Uid, VmId},
     limits::{Limits, Usage},
@@ -87,16 +89,17 @@ impl Registry {
     /// that will do, the best first.
     pub(super) fn admit(
         &self,
-        mut view: VmView,
+        mut vm: Vm,
+        view: impl FnOnce(Vm) -> VmView,
         names: impl IntoIterator<Item = Name>,
         inbox: mpsc::Sender<Command>,
         limits: &Limits,
     ) -> Result<Arc<VmView>> {
         let mut state = self.lock();
-        limits.check_create(state.usage(view.vm.owner), view.vm.spec.disk_size)?;
+        limits.check_create(state.usage(vm.owner), vm.spec.disk_size)?;
         let mut taken = None;
         let free = names.into_iter().find(|name| {
-            let is_taken = state.vm_name_taken(view.vm.owner, name);
+            let is_taken = state.vm_name_taken(vm.owner, name);
             if is_taken {
                 taken = Some(name.clone());
             }
@@ -106,8 +109,9 @@ impl Registry {
             let name = taken.map(|name| name.to_string()).unwrap_or_default();
             return Err(Error::NameTaken { kind: Kind::Vm, name });
         };
-        view.vm.name = name;
-        let view = Arc::new(view);
+        vm.name = name;
+        vm.slot = free_slot(state.vms.values().map(|entry| entry.view.vm.slot));
+        let view = Arc::new(view(vm));
         state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
         self.send(Event::VmAdded(Arc::clone(&view)));
         Ok(view)

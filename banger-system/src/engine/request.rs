@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 
 use banger_proto::size::Bytes;
 
+use crate::domain::net::nic::Nat;
 use crate::domain::{
     id::Uid,
     monitor::Wish,
@@ -34,6 +35,8 @@ pub struct CreateVm {
     pub init: Init,
     /// The monitor that it is to run under.
     pub vmm: Wish,
+    /// Whether the guest reaches what lies beyond the host.
+    pub nat: Nat,
     /// How long it is to be kept.
     pub lifetime: Lifetime,
     /// Words of the user's own.

@@ -1,12 +1,14 @@
 //! What the engine publishes: immutable snapshots, and events when one replaces another. Reading a
 //! snapshot never asks the host.
 
+use core::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::error::Error;
 use crate::domain::{
     id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
     image::{Image, Kernel},
+    net::nic::Mac,
     vm::Vm,
 };
 
@@ -19,6 +21,10 @@ pub struct VmView {
     pub image_name: String,
     /// The name of its kernel.
     pub kernel_name: String,
+    /// Its address among the guests; none while the network is not set up.
+    pub address: Option<Ipv4Addr>,
+    /// The hardware address of the guest's interface.
+    pub mac: Mac,
     /// The unit of its monitor; empty while it is down.
     pub unit: String,
     /// The process id of its monitor; 0 while it is down or unknown.

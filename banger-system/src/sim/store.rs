@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use super::Sim;
+use crate::domain::net::subnet::Subnet;
 use crate::{
     domain::{
         id::{ImageId, KernelId, VmId},
@@ -54,6 +55,15 @@ impl Store for Sim {
 
     async fn delete_kernel(&self, kernel: KernelId) -> Result<()> {
         self.lock().kernels.remove(&kernel);
+        Ok(())
+    }
+
+    async fn subnet(&self) -> Result<Option<Subnet>> {
+        Ok(self.lock().kept_subnet)
+    }
+
+    async fn put_subnet(&self, subnet: Subnet) -> Result<()> {
+        self.step("keep the subnet")?.kept_subnet = Some(subnet);
         Ok(())
     }
 

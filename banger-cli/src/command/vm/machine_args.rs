@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use banger_proto::{
-    bus::{ErrorName, option::create, proxy::Options},
+    bus::{
+        ErrorName,
+        option::{create, vmm},
+        proxy::Options,
+    },
     size::Bytes,
 };
 use clap::Args;
@@ -36,6 +40,12 @@ pub struct MachineArgs {
     /// Size of the work disk at /root, such as 8GiB [default: the service's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
+    /// Let it reach what lies beyond this host, in the name of the host
+    #[arg(long)]
+    nat: bool,
+    /// Run it under this machine monitor: auto, firecracker, or qemu [default: the service's]
+    #[arg(long, value_name = "MONITOR", value_parser = [vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])]
+    vmm: Option<String>,
     /// How long the guest may take to become ready [default: the service's]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     ready_timeout: Option<u32>,
@@ -75,6 +85,12 @@ impl MachineArgs {
         }
         if let Some(Bytes(size)) = self.disk_size {
             options.insert(create::DISK_SIZE, Variant::from(size));
+        }
+        if self.nat {
+            options.insert(create::NAT, Variant::from(true));
+        }
+        if let Some(vmm) = &self.vmm {
+            options.insert(create::VMM, Variant::from(vmm.as_str()));
         }
         if let Some(seconds) = self.ready_timeout {
             let timeout = Duration::from_secs(u64::from(seconds)).as_micros();

@@ -29,7 +29,7 @@ const GUEST_CID: u32 = 3;
 /// which a panic ends it too. That controller has neither mouse nor multiplexer to look for, and there is one
 /// serial line. Devices are found by ACPI. Firecracker adds `pci=off` of its own.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k cryptomgr.notests 8250.nr_uarts=1 i8042.noaux \
-                            i8042.nomux i8042.dumbkbd banger.off=reset";
+                            i8042.nomux i8042.dumbkbd banger.off=reset net.ifnames=0";
 
 /// A request to the API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -207,3 +207,9 @@ fn cannot(what: &str, tap: &TapName, source: io::Error) -> Error {
         _ => Error::os(format!("{what} the TAP {tap}"), source),
     }
 }
+
+/// The TAP of a machine, opened for its monitor.
+pub fn tap_of(vm: VmId) -> Result<OwnedFd> {
+    let name = TapName::of(vm);
+    tap::open(&name).map_err(|source| cannot("open", &name, source))
+}

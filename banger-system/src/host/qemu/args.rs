@@ -29,6 +29,11 @@ pub fn base_name(index: usize) -> String {
     format!("base{index}")
 }
 
+/// The name of an interface's TAP.
+pub fn nic_name(index: usize) -> String {
+    format!("net{index}")
+}
+
 /// The name of a channel's socket.
 pub fn channel_name(index: usize) -> String {
     format!("agent{index}")
@@ -47,7 +52,8 @@ const FIRMWARE: &str = "qboot.rom";
 /// On a busy host the kernel's test of the timer takes a late tick for a broken timer, and the kernel hangs;
 /// under KVM it leaves that test out by itself. Its tests of ciphers are an eighth of an emulated boot.
 /// `docs/decisions/0002-qemu-machine.md` has the measurements.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check cryptomgr.notests";
+const COMMAND_LINE: &str =
+    "console=ttyS0 quiet panic=-1 reboot=t no_timer_check cryptomgr.notests net.ifnames=0";
 
 /// The program and its arguments.
 pub fn of(program: &str, machine: &Machine, acceleration: Acceleration) -> Vec<String> {
@@ -73,6 +79,12 @@ pub fn of(program: &str, machine: &Machine, acceleration: Acceleration) -> Vec<S
         add(&["-chardev", &format!("socket,id={file},fd={{fd:{file}}},server=on,wait=off")]);
         let prefix = banger_proto::guest::CHANNEL_PREFIX;
         add(&["-device", &format!("virtserialport,chardev={file},name={prefix}{index}")]);
+    }
+    for (index, nic) in machine.nics.iter().enumerate() {
+        let file = nic_name(index);
+        add(&["-netdev", &format!("tap,id={file},fd={{fd:{file}}}")]);
+        // Nothing boots from it, and its ROM would be another file to find.
+        add(&["-device", &format!("virtio-net-pci,netdev={file},mac={},romfile=", nic.mac)]);
     }
     let drives = drives(machine);
     add(&drives.iter().map(String::as_str).collect::<Vec<_>>());
@@ -127,7 +139,10 @@ mod tests {
     use banger_proto::size::Bytes;
 
     use super::*;
-    use crate::domain::{id::Uid, machine::Drive};
+    use crate::domain::{
+        id::Uid,
+        machine::{Drive, Nic},
+    };
 
     #[test]
     fn a_machine_is_put_into_these_words() {
@@ -149,7 +164,7 @@ mod tests {
                 },
                 Drive { path: "/host/disk".into(), base: None, access: Access::ReadOnly },
             ],
-            nics: Vec::new(),
+            nics: vec![Nic { tap: "bgr-0".into(), mac: "02:67:00:00:00:01".into() }],
         };
         let words = of("/usr/bin/qemu", &machine, Acceleration::Tcg);
         let golden = include_str!("args.golden");

@@ -21,6 +21,7 @@ use super::{
     blocking::blocking,
     kvm::{self, Kvm},
     monitor_files::{self, CONSOLE_LOG, MONITOR_LOG},
+    network,
 };
 use crate::{
     domain::{
@@ -116,6 +117,9 @@ fn prepare(
         if let Some(base) = &drive.base {
             files.push((args::base_name(index), monitor_files::open(base, Access::ReadOnly)?));
         }
+    }
+    for index in 0..machine.nics.len() {
+        files.push((args::nic_name(index), network::tap_of(machine.vm)?));
     }
     for (name, listener) in sockets.bind(machine.vm)? {
         files.push((name, listener));

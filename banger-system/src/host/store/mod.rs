@@ -11,6 +11,10 @@ use sqlx::{Sqlite, SqlitePool, pool::PoolConnection};
 
 pub use self::open::Error as OpenError;
 use self::row::{ImageRow, KernelRow, LedgerRow, TooLarge, VmRow};
+use crate::domain::net::{
+    nic::Nat,
+    subnet::{NotASubnet, Subnet},
+};
 use crate::{
     domain::{
         id::{ImageId, KernelId, VmId},
@@ -74,7 +78,7 @@ impl Store for SqliteStore {
         let rows = sqlx::query_as!(
             VmRow,
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
-                    reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id, vmm
+                    reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id, vmm, slot, nat
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -92,14 +96,15 @@ impl Store for SqliteStore {
         let (image, kernel) = (vm.image.to_string(), vm.kernel.to_string());
         let (state, reason, lifetime) = (vm.state.as_str(), vm.reason.to_string(), vm.lifetime.as_str());
         let (token, boot_id, vmm) = (vm.token.as_str(), &vm.boot_id, vm.spec.vmm.as_str());
+        let nat = vm.spec.nat == Nat::On;
         let created_at = integer(vm.created_at.0)?;
         let started_at = integer(vm.started_at.0)?;
         let ready_at = integer(vm.ready_at.0)?;
         sqlx::query!(
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
-                              ready_at, boot_id, vmm)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              ready_at, boot_id, vmm, slot, nat)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -108,7 +113,8 @@ impl Store for SqliteStore {
                  lifetime = excluded.lifetime, connection = excluded.connection, bus = excluded.bus,
                  token = excluded.token, created_at = excluded.created_at,
                  started_at = excluded.started_at, ready_at = excluded.ready_at,
-                 boot_id = excluded.boot_id, vmm = excluded.vmm",
+                 boot_id = excluded.boot_id, vmm = excluded.vmm, slot = excluded.slot,
+                 nat = excluded.nat",
             id,
             name,
             owner,
@@ -131,6 +137,8 @@ impl Store for SqliteStore {
             ready_at,
             boot_id,
             vmm,
+            vm.slot.0,
+            nat,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)
         .await
@@ -230,6 +238,18 @@ impl Store for SqliteStore {
         let id = kernel.to_string();
         let delete = sqlx::query!("DELETE FROM kernels WHERE id = ?", id);
         delete.execute(&mut *self.writer(Survives::PowerCut).await?).await.map_err(unwritten).map(drop)
+    }
+
+    async fn subnet(&self) -> Result<Option<Subnet>> {
+        let kept = sqlx::query_scalar!("SELECT subnet FROM network").fetch_optional(&self.pool).await;
+        let kept = kept.map_err(|source| Error::other(READ, source))?;
+        kept.map(|text| text.parse()).transpose().map_err(|wrong: NotASubnet| Error::other(READ, wrong))
+    }
+
+    async fn put_subnet(&self, subnet: Subnet) -> Result<()> {
+        let subnet = subnet.to_string();
+        let insert = sqlx::query!("INSERT INTO network (id, subnet) VALUES (1, ?)", subnet);
+        insert.execute(&mut *self.writer(Survives::PowerCut).await?).await.map_err(unwritten).map(drop)
     }
 
     async fn record(&self, vm: VmId, resource: Resource) -> Result<()> {

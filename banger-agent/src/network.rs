@@ -1,0 +1,147 @@
+//! The network interface, set up before the image's init begins: images without any network tool have one,
+//! and the tools of the others find it up and leave it alone.
+//!
+//! rtnetlink(7), by hand: three kinds of messages are not worth a library in a program of this size.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    thread,
+    time::{Duration, Instant},
+};
+
+use banger_proto::guest::config::GuestNetwork;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+
+/// How long the driver may take to find the interface.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(2);
+
+// include/uapi/linux/rtnetlink.h, if_addr.h, netlink.h and if.h
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
+const NLMSG_ERROR: u16 = 2;
+/// A request that is answered, and makes what is not there.
+const FLAGS: u16 = 0x1 | 0x4 | 0x400;
+const REPLACE: u16 = 0x100;
+const IFF_UP: u32 = 1;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+/// Nobody else can have the address: it need not be looked for.
+const IFA_F_NODAD: u8 = 2;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const TABLE_MAIN: u8 = 254;
+const PROTOCOL_BOOT: u8 = 3;
+const UNICAST: u8 = 1;
+/// The gateway is on the link, whatever the prefixes say.
+const ONLINK: u32 = 4;
+const LOOPBACK: u32 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// Sets the interface up; returns what went wrong.
+pub fn set_up(network: &GuestNetwork) -> io::Result<()> {
+    let netlink = Netlink::open()?;
+    netlink.up(LOOPBACK)?;
+    let index = find(network.mac)?;
+    netlink.up(index)?;
+    netlink.address(index, network.ipv4.into())?;
+    netlink.default_route(index, network.gateway4.into())?;
+    netlink.address(index, network.ipv6.into())?;
+    netlink.default_route(index, network.gateway6.into())
+}
+
+/// The number of the interface with this hardware address.
+fn find(mac: [u8; 6]) -> io::Result<u32> {
+    let wanted = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        for entry in fs::read_dir("/sys/class/net")? {
+            let path = entry?.path();
+            let read = |name: &str| fs::read_to_string(path.join(name));
+            if read("address").is_ok_and(|address| address.trim() == wanted) {
+                return read("ifindex")?.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into());
+            }
+        }
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+struct Netlink(OwnedFd);
+
+impl Netlink {
+    /// Protocol 0, which is also what stands for none, is NETLINK_ROUTE.
+    fn open() -> io::Result<Self> {
+        let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+        Ok(Self(socket_with(family, kind, SocketFlags::CLOEXEC, None)?))
+    }
+
+    fn up(&self, index: u32) -> io::Result<()> {
+        let mut message = vec![0; 4];
+        message.extend(index.to_ne_bytes());
+        message.extend(IFF_UP.to_ne_bytes());
+        message.extend(IFF_UP.to_ne_bytes());
+        self.ask(RTM_NEWLINK, FLAGS, &message)
+    }
+
+    fn address(&self, index: u32, address: IpAddr) -> io::Result<()> {
+        let (family, bytes) = family_and_bytes(address);
+        // All of the address is the guest's: nobody else is on the link.
+        let length = (bytes.len() * 8) as u8;
+        let mut message = vec![family, length, IFA_F_NODAD, 0];
+        message.extend(index.to_ne_bytes());
+        attribute(&mut message, IFA_LOCAL, &bytes);
+        attribute(&mut message, IFA_ADDRESS, &bytes);
+        self.ask(RTM_NEWADDR, FLAGS | REPLACE, &message)
+    }
+
+    fn default_route(&self, index: u32, gateway: IpAddr) -> io::Result<()> {
+        let (family, bytes) = family_and_bytes(gateway);
+        let mut message = vec![family, 0, 0, 0, TABLE_MAIN, PROTOCOL_BOOT, 0, UNICAST];
+        message.extend(ONLINK.to_ne_bytes());
+        attribute(&mut message, RTA_GATEWAY, &bytes);
+        attribute(&mut message, RTA_OIF, &index.to_ne_bytes());
+        self.ask(RTM_NEWROUTE, FLAGS | REPLACE, &message)
+    }
+
+    /// Sends a request and reads how it ended.
+    fn ask(&self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(16 + payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut message = length.to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend(payload);
+        send(&self.0, &message, SendFlags::empty())?;
+        let mut answer = [0; 4096];
+        let (count, _) = recv(&self.0, &mut answer, RecvFlags::empty())?;
+        let answer = answer.get(..count).unwrap_or_default();
+        let kind = answer.get(4..).and_then(|bytes| bytes.first_chunk()).map(|b| u16::from_ne_bytes(*b));
+        let error = answer.get(16..).and_then(|bytes| bytes.first_chunk()).map(|b| i32::from_ne_bytes(*b));
+        match (kind, error) {
+            (Some(NLMSG_ERROR), Some(0)) => Ok(()),
+            (Some(NLMSG_ERROR), Some(error)) => Err(io::Error::from_raw_os_error(-error)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn family_and_bytes(address: IpAddr) -> (u8, Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => (AF_INET, address.octets().to_vec()),
+        IpAddr::V6(address) => (AF_INET6, address.octets().to_vec()),
+    }
+}
+
+/// Adds an attribute. All of ours are multiples of 4 bytes, so none needs padding.
+fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    message.extend(((4 + value.len()) as u16).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+}
