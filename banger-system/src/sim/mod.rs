@@ -3,6 +3,7 @@
 
 mod guests;
 mod library;
+mod network;
 mod people;
 mod store;
 
@@ -17,6 +18,7 @@ use crate::{
     domain::{
         id::{ImageId, KernelId, VmId},
         image::{Image, Kernel},
+        net::{nic::Nic, subnet::Subnet},
         resource::Resource,
         vm::Vm,
     },
@@ -38,6 +40,8 @@ struct State {
     disks: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
+    subnet: Option<Subnet>,
+    nics: BTreeMap<VmId, Nic>,
     image_files: BTreeSet<ImageId>,
     kernel_files: BTreeSet<KernelId>,
     vms: BTreeMap<VmId, Vm>,
@@ -111,9 +115,11 @@ impl Sim {
             .iter()
             .filter(|(_, end)| end.borrow().is_none())
             .map(|(vm, _)| format!("process {vm}"));
+        let nics = state.nics.keys().map(|vm| format!("nic {vm}"));
         let ledger = state.ledger.iter().map(|(vm, resource)| format!("ledger {} {vm}", resource.as_str()));
         let rows = state.vms.keys().map(|vm| format!("row {vm}"));
-        let mut all: Vec<String> = disks.chain(sockets).chain(processes).chain(ledger).chain(rows).collect();
+        let mut all: Vec<String> =
+            disks.chain(sockets).chain(processes).chain(nics).chain(ledger).chain(rows).collect();
         all.sort();
         all
     }

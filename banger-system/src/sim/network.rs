@@ -1,0 +1,109 @@
+//! A network in memory: who is plugged in, with what, and which ports are taken.
+
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+
+use super::{Sim, State};
+use crate::{
+    domain::{
+        id::{Uid, VmId},
+        net::{nic::Nic, prefix::Prefix4, subnet::Subnet},
+    },
+    ports::{Check, Error, Result, Status, network::Network},
+};
+
+impl Sim {
+    /// What a machine is plugged in with.
+    pub fn nic(&self, vm: VmId) -> Option<Nic> {
+        self.lock().nics.get(&vm).cloned()
+    }
+}
+
+#[async_trait]
+impl Network for Sim {
+    async fn occupied(&self) -> Result<Vec<Prefix4>> {
+        Ok(Vec::new())
+    }
+
+    async fn prepare(&self, subnet: Subnet) -> Result<()> {
+        self.step("prepare the network")?.subnet = Some(subnet);
+        Ok(())
+    }
+
+    async fn withdraw(&self) -> Result<()> {
+        self.lock().subnet = None;
+        Ok(())
+    }
+
+    async fn plug(&self, nic: &Nic) -> Result<()> {
+        let mut state = self.step("plug a guest in")?;
+        if state.subnet.is_none() {
+            return Err(Error::HostNotReady {
+                message: "the network of guests was never prepared".to_owned(),
+            });
+        }
+        put(&mut state, nic)
+    }
+
+    async fn open_tap(&self, vm: VmId) -> Result<OwnedFd> {
+        let state = self.step("open a TAP")?;
+        require_plugged(&state, vm)?;
+        let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
+        null.map_err(|error| Error::os("open /dev/null", error))
+    }
+
+    async fn give_tap(&self, vm: VmId, _user: Uid) -> Result<()> {
+        require_plugged(&*self.step("give a TAP to a user")?, vm)
+    }
+
+    async fn change(&self, _old: &Nic, new: &Nic) -> Result<()> {
+        put(&mut *self.step("change what a guest may do")?, new)
+    }
+
+    async fn unplug(&self, vm: VmId) -> Result<()> {
+        self.lock().nics.remove(&vm);
+        Ok(())
+    }
+
+    async fn found(&self) -> Result<Vec<VmId>> {
+        Ok(self.lock().nics.keys().copied().collect())
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        vec![Check {
+            name: "network",
+            status: Status::Warn,
+            message: "the network exists in memory only".to_owned(),
+            hint: "start banger-system without --sim".to_owned(),
+        }]
+    }
+}
+
+fn put(state: &mut State, nic: &Nic) -> Result<()> {
+    let others = || state.nics.values().filter(|other| other.vm != nic.vm);
+    let taken = nic.ports.iter().find(|port| {
+        let same = |other: &&crate::domain::net::nic::Port| {
+            (other.scope, other.protocol, other.host) == (port.scope, port.protocol, port.host)
+        };
+        others().any(|other| other.ports.iter().any(|other| same(&other)))
+    });
+    if let Some(port) = taken {
+        let message = format!(
+            "port {}/{} of the host leads to another machine; publish another one",
+            port.host, port.protocol
+        );
+        return Err(Error::Taken { message });
+    }
+    state.nics.insert(nic.vm, nic.clone());
+    Ok(())
+}
+
+fn require_plugged(state: &State, vm: VmId) -> Result<()> {
+    match state.nics.contains_key(&vm) {
+        true => Ok(()),
+        false => {
+            Err(Error::os("open the TAP of a machine", std::io::Error::from(std::io::ErrorKind::NotFound)))
+        }
+    }
+}
