@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::bench_boot;
+use crate::{bench_boot, bench_net};
 
 /// What `cargo xtask bench` takes.
 #[derive(Parser)]
@@ -18,7 +18,7 @@ pub struct Arguments {
     /// How often each side runs
     #[arg(long, default_value_t = 5, global = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Print one JSON object instead of a table
+    /// Print one JSON object for each table
     #[arg(long, global = true)]
     json: bool,
 }
@@ -27,13 +27,15 @@ pub struct Arguments {
 enum Bench {
     /// From the request to the first byte of a command's output in a fresh sandbox
     Boot,
+    /// The network interface of a guest, made and removed
+    Net,
 }
 
 /// The figures of a benchmark whose sides are both measured in milliseconds.
 #[derive(Serialize)]
 pub struct Report {
     /// The name of the benchmark.
-    pub name: &'static str,
+    pub name: String,
     /// How often each side ran.
     pub runs: u32,
     /// Where.
@@ -70,20 +72,23 @@ pub struct Machine {
 
 /// Runs a benchmark and prints its figures.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let report = match arguments.bench {
-        Bench::Boot => bench_boot::run(arguments.runs)?,
+    let reports = match arguments.bench {
+        Bench::Boot => vec![bench_boot::run(arguments.runs)?],
+        Bench::Net => bench_net::run(arguments.runs)?,
     };
-    if arguments.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        report.print();
+    for report in reports {
+        match arguments.json {
+            true => println!("{}", serde_json::to_string(&report)?),
+            false => report.print(),
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 impl Report {
     /// The report of these two sides.
-    pub fn new(name: &'static str, runs: u32, ours: Side, peers: Side) -> Result<Self> {
+    pub fn new(name: impl Into<String>, runs: u32, ours: Side, peers: Side) -> Result<Self> {
+        let name = name.into();
         let (median_ms, peer_median_ms) = (median(&ours.samples_ms), median(&peers.samples_ms));
         let ratio = median_ms / peer_median_ms;
         Ok(Self { name, runs, machine: Machine::this()?, ours, peers, median_ms, peer_median_ms, ratio })
@@ -97,9 +102,11 @@ impl Report {
             let best = side.samples_ms.iter().copied().fold(f64::INFINITY, f64::min);
             let worst = side.samples_ms.iter().copied().fold(0.0, f64::max);
             let median = median(&side.samples_ms);
-            println!("{median:>7.0} ms {best:>7.0} ms {worst:>7.0} ms  {}", side.what);
+            // Short times need the digits that would only be noise of long ones.
+            let digits = if median < 100.0 { 2 } else { 0 };
+            println!("{median:>7.digits$} ms {best:>7.digits$} ms {worst:>7.digits$} ms  {}", side.what);
         }
-        println!("ratio of the medians: {:.2}", self.ratio);
+        println!("ratio of the medians: {:.3}", self.ratio);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_boot;
+mod bench_net;
 mod build;
 mod host;
 mod image;
