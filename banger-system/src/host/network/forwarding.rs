@@ -4,7 +4,12 @@
 //! links. It is turned on for TAPs, and for the links that lead outside, from which packets then go to
 //! guests alone: the rules drop the others.
 
-use std::{collections::BTreeSet, fs, io, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::PathBuf,
+};
 
 use futures_util::TryStreamExt;
 use rtnetlink::{
@@ -32,7 +37,10 @@ fn is_on(family: &str, link: &str, name: &str) -> bool {
 
 fn switch(family: &str, link: &str, name: &str, value: &str) -> Result<()> {
     let path = setting(family, link, name);
-    match fs::write(&path, value) {
+    // Never made: asked to, procfs gives another error than that there is no such switch.
+    let written =
+        OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(value.as_bytes()));
+    match written {
         // The link is gone, or has no IPv6, or the kernel has no such switch.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         written => written.map_err(|source| Error::os(format!("write {}", path.display()), source)),
