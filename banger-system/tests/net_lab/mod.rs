@@ -36,7 +36,9 @@ use rustix::{
 /// Where the internet begins, and what is there.
 pub const UPLINK: &str = "203.0.113.1";
 pub const INTERNET: &str = "203.0.113.2";
-const LONG: Duration = Duration::from_secs(5);
+/// Long enough for a connection to be answered although the kernel sends few errors in a second: the first
+/// packet is sent again after one second and after three.
+const PATIENT: Duration = Duration::from_secs(5);
 /// Long enough for an answer within one machine, and short enough to wait for one that does not come.
 pub const SHORT: Duration = Duration::from_millis(400);
 
@@ -129,7 +131,7 @@ impl Space {
 
     pub fn dial_as(&self, user: Uid, to: (impl ToString, u16)) -> io::Result<Talk> {
         let (to, port) = (to.0.to_string(), to.1);
-        self.run_as(user, || Talk::to(&to, port, SHORT))
+        self.run_as(user, || Talk::to(&to, port, PATIENT))
     }
 
     /// A UDP socket that is bound.
