@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{bench_boot, bench_size};
+use crate::{bench_boot, bench_net, bench_size};
 
 /// What `cargo xtask bench` takes.
 #[derive(Parser)]
@@ -18,7 +18,7 @@ pub struct Arguments {
     /// How often each side runs
     #[arg(long, default_value_t = 5, global = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Print one JSON object instead of a table
+    /// Print one JSON object for each table
     #[arg(long, global = true)]
     json: bool,
 }
@@ -29,13 +29,15 @@ enum Bench {
     Boot,
     /// Memory of the service, size of the agent, start of the client
     Size,
+    /// The network interface of a guest, made and removed
+    Net,
 }
 
 /// The figures of a benchmark whose sides are both measured in milliseconds.
 #[derive(Serialize)]
 pub struct Report {
     /// The name of the benchmark.
-    pub name: &'static str,
+    pub name: String,
     /// How often each side ran.
     pub runs: u32,
     /// Where.
@@ -73,23 +75,26 @@ pub struct Machine {
 /// Runs a benchmark and prints its figures.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match arguments.bench {
-        Bench::Boot => show(arguments, &bench_boot::run(arguments.runs)?, Report::print),
-        Bench::Size => show(arguments, &bench_size::run(arguments.runs)?, bench_size::Report::print),
+        Bench::Boot => show(arguments, &[bench_boot::run(arguments.runs)?], Report::print),
+        Bench::Net => show(arguments, &bench_net::run(arguments.runs)?, Report::print),
+        Bench::Size => show(arguments, &[bench_size::run(arguments.runs)?], bench_size::Report::print),
     }
 }
 
-fn show<R: Serialize>(arguments: &Arguments, report: &R, print: fn(&R)) -> Result<ExitCode> {
-    if arguments.json {
-        println!("{}", serde_json::to_string(report)?);
-    } else {
-        print(report);
+fn show<R: Serialize>(arguments: &Arguments, reports: &[R], print: fn(&R)) -> Result<ExitCode> {
+    for report in reports {
+        match arguments.json {
+            true => println!("{}", serde_json::to_string(report)?),
+            false => print(report),
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 impl Report {
     /// The report of these two sides.
-    pub fn new(name: &'static str, runs: u32, ours: Side, peers: Side) -> Result<Self> {
+    pub fn new(name: impl Into<String>, runs: u32, ours: Side, peers: Side) -> Result<Self> {
+        let name = name.into();
         let (median_ms, peer_median_ms) = (median(&ours.samples_ms), median(&peers.samples_ms));
         let ratio = median_ms / peer_median_ms;
         Ok(Self { name, runs, machine: Machine::this()?, ours, peers, median_ms, peer_median_ms, ratio })
@@ -103,9 +108,11 @@ impl Report {
             let best = side.samples_ms.iter().copied().fold(f64::INFINITY, f64::min);
             let worst = side.samples_ms.iter().copied().fold(0.0, f64::max);
             let median = median(&side.samples_ms);
-            println!("{median:>7.0} ms {best:>7.0} ms {worst:>7.0} ms  {}", side.what);
+            // Short times need the digits that would only be noise of long ones.
+            let digits = if median < 100.0 { 2 } else { 0 };
+            println!("{median:>7.digits$} ms {best:>7.digits$} ms {worst:>7.digits$} ms  {}", side.what);
         }
-        println!("ratio of the medians: {:.2}", self.ratio);
+        println!("ratio of the medians: {:.3}", self.ratio);
     }
 }
 

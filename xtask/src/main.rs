@@ -3,6 +3,7 @@
 mod bench;
 mod bench_boot;
 mod bench_size;
+mod bench_net;
 mod build;
 mod deb;
 mod ext4;

@@ -101,6 +101,11 @@ impl Nic {
         Some(Self { vm, owner, v4, v6, nat: Nat::Off, ports: BTreeSet::new() })
     }
 
+    /// Whether packets go between the guest and what lies beyond the host.
+    pub fn leads_outside(&self) -> bool {
+        self.nat == Nat::On || self.ports.iter().any(|port| port.scope == Scope::All)
+    }
+
     /// The name of the TAP.
     pub fn tap(&self) -> TapName {
         TapName::of(self.vm)

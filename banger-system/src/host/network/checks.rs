@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use super::{
-    filter::{Filter, ForeignDrop, PROGRAM},
-    forwarding, tap,
+    filter::{Filter, ForeignDrop},
+    forwarding,
+    nft::PROGRAM,
+    tap,
 };
 use crate::{
     domain::net::{element::Ipv6, nic::TAP_PREFIX},

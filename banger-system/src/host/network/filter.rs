@@ -10,6 +10,7 @@ use std::{
 use crabtables::{Batch, ChainHook, Family, Hook, Policy, SetElem, SetElemList, Socket};
 use rustix::io::Errno;
 
+use super::nft::{add_to, apply, failed, remove_from};
 use crate::{
     domain::{
         id::VmId,
@@ -23,9 +24,6 @@ use crate::{
     },
     ports::{Error, Result},
 };
-
-/// Where distributions put it.
-pub(super) const PROGRAM: &str = "/usr/sbin/nft";
 
 /// The packet filter. Every method blocks. Clones are the same.
 #[derive(Clone, Default)]
@@ -112,13 +110,13 @@ impl Filter {
 
     /// The guests that are in, of this run or of an earlier one.
     pub(super) fn found(&self) -> Result<Vec<VmId>> {
-        let elements = self.lock().list(Set::Source4)?;
+        let elements = self.lock().list(Set::Source4.name())?;
         let vms = elements.iter().filter_map(|element| element.comment()?.parse().ok());
         Ok(vms.collect::<BTreeSet<_>>().into_iter().collect())
     }
 
     /// Marks the links on which forwarding is on for the sake of guests alone; only these.
-    pub(super) fn mark_opened(&self, links: &[String]) -> Result<()> {
+    pub(super) fn mark_opened(&self, links: &BTreeSet<String>) -> Result<()> {
         let mut list = SetElemList::new(Family::Inet, TABLE, OPENED);
         list.elems.extend(links.iter().map(|link| {
             let mut name = link.as_bytes().to_vec();
@@ -130,6 +128,31 @@ impl Filter {
         batch.add_elems(&list);
         let committed = self.lock().commit(&batch);
         committed.map_err(|error| failed("mark the links that lead outside", error))
+    }
+
+    /// The links that are marked, by this run or by an earlier one.
+    pub(super) fn opened(&self) -> Result<BTreeSet<String>> {
+        let elements = self.lock().list(OPENED)?;
+        let name = |element: SetElem| {
+            let key = element.key?;
+            let end = key.iter().position(|byte| *byte == 0).unwrap_or(key.len());
+            String::from_utf8(key[..end].to_vec()).ok()
+        };
+        Ok(elements.into_iter().filter_map(name).collect())
+    }
+
+    /// Whether there is a guest of this run that needs the way out of the host.
+    pub(super) fn leads_outside(&self) -> bool {
+        self.lock().known.values().any(Nic::leads_outside)
+    }
+
+    /// Whether the table is there.
+    pub(super) fn is_there(&self) -> Result<bool> {
+        match self.lock().with(|socket| socket.get_table(Family::Inet, TABLE)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(failed("look for the table of the packet filter", error)),
+        }
     }
 
     /// The chains of others that drop what goes to guests or comes from them, whatever our rules say.
@@ -228,7 +251,7 @@ impl State {
     fn all(&mut self) -> Result<Vec<Element>> {
         let mut all = Vec::new();
         for set in Set::ALL {
-            all.extend(self.list(set)?.into_iter().filter_map(|element| {
+            all.extend(self.list(set.name())?.into_iter().filter_map(|element| {
                 let value = element.data.as_ref().and_then(|data| data.as_value()).map(<[u8]>::to_vec);
                 Some(Element { set, key: element.key?, value })
             }));
@@ -237,10 +260,10 @@ impl State {
     }
 
     /// The elements of a set; none where there is no such set.
-    fn list(&mut self, set: Set) -> Result<Vec<SetElem>> {
-        match self.with(|socket| socket.list_elems(Family::Inet, TABLE, set.name())) {
+    fn list(&mut self, set: &str) -> Result<Vec<SetElem>> {
+        match self.with(|socket| socket.list_elems(Family::Inet, TABLE, set)) {
             Err(error) if error.is_not_found() => Ok(Vec::new()),
-            result => result.map_err(|error| failed(format!("list the set {}", set.name()), error)),
+            result => result.map_err(|error| failed(format!("list the set {set}"), error)),
         }
     }
 
@@ -266,54 +289,4 @@ impl State {
         }
         result
     }
-}
-
-fn add_to(batch: &mut Batch, vm: VmId, elements: &[Element]) {
-    for element in elements {
-        let mut added = encoded(element);
-        if element.set == Set::Source4 {
-            added = added.with_comment(&vm.to_string());
-        }
-        batch.add_elems(&list_of(element.set, added));
-    }
-}
-
-/// An element is added before it is deleted: deleting one that is not there would fail, and the whole
-/// batch with it. Kernels from 6.3 on have a message for this; not every distribution has such a kernel.
-fn remove_from(batch: &mut Batch, elements: &[Element]) {
-    for element in elements {
-        batch.add_elems(&list_of(element.set, encoded(element)));
-        batch.delete_elems(&list_of(element.set, SetElem::new(element.key.clone())));
-    }
-}
-
-fn encoded(element: &Element) -> SetElem {
-    let added = SetElem::new(element.key.clone());
-    match &element.value {
-        Some(value) => added.with_data(value.clone()),
-        None => added,
-    }
-}
-
-fn list_of(set: Set, element: SetElem) -> SetElemList {
-    SetElemList::new(Family::Inet, TABLE, set.name()).with(element)
-}
-
-/// Has `nft` apply a ruleset, whole or not at all. It reads JSON or its own language; the crate was made
-/// for JSON, in which a ruleset of ours cannot be read, and its types lack those of some of our sets.
-fn apply(rules: &str) -> Result<()> {
-    match nftables::helper::apply_ruleset_raw(rules, Some(PROGRAM), [""; 0]) {
-        Ok(_) => Ok(()),
-        Err(nftables::helper::NftablesError::NftExecution { inner, .. })
-            if inner.kind() == io::ErrorKind::NotFound =>
-        {
-            let message = format!("{PROGRAM} is missing; install the package nftables");
-            Err(Error::HostNotReady { message })
-        }
-        Err(error) => Err(Error::other("apply the rules of the packet filter", error)),
-    }
-}
-
-fn failed(doing: impl Into<String>, error: crabtables::Error) -> Error {
-    Error::other(doing, error)
 }

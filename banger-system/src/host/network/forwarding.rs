@@ -4,7 +4,12 @@
 //! links. It is turned on for TAPs, and for the links that lead outside, from which packets then go to
 //! guests alone: the rules drop the others.
 
-use std::{collections::BTreeSet, fs, io, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::PathBuf,
+};
 
 use futures_util::TryStreamExt;
 use rtnetlink::{
@@ -14,7 +19,7 @@ use rtnetlink::{
 
 use super::links::{Links, failed};
 use crate::{
-    domain::net::{ROUTE_PROTOCOL, element::Ipv6, prefix::Prefix4},
+    domain::net::{LINK, ROUTE_PROTOCOL, element::Ipv6, prefix::Prefix4},
     ports::{Error, Result},
 };
 
@@ -32,7 +37,10 @@ fn is_on(family: &str, link: &str, name: &str) -> bool {
 
 fn switch(family: &str, link: &str, name: &str, value: &str) -> Result<()> {
     let path = setting(family, link, name);
-    match fs::write(&path, value) {
+    // Never made: asked to, procfs gives another error than that there is no such switch.
+    let written =
+        OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(value.as_bytes()));
+    match written {
         // The link is gone, or has no IPv6, or the kernel has no such switch.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         written => written.map_err(|source| Error::os(format!("write {}", path.display()), source)),
@@ -73,7 +81,7 @@ pub(super) fn close(link: &str) -> Result<()> {
 
 impl Links {
     /// The names of the links that default routes lead to.
-    pub(super) async fn outside(&self) -> Result<Vec<String>> {
+    pub(super) async fn outside(&self) -> Result<BTreeSet<String>> {
         let mut routes = self.routes4().await?;
         routes.extend(self.routes6().await?);
         let indices: BTreeSet<u32> = routes
@@ -81,13 +89,20 @@ impl Links {
             .filter(|route| route.header.destination_prefix_length == 0)
             .flat_map(|route| route.attributes.iter().flat_map(links_of))
             .collect();
-        let links = self.all().await?.into_iter().filter(|link| indices.contains(&link.index));
-        Ok(links.map(|link| link.name).collect())
+        let mut links = BTreeSet::new();
+        for index in indices {
+            links.extend(self.name_of(index).await?);
+        }
+        Ok(links)
     }
 
     /// The IPv4 networks that routes of others lead to.
     pub(super) async fn occupied(&self) -> Result<Vec<Prefix4>> {
-        let ours = |route: &RouteMessage| u8::from(route.header.protocol) == ROUTE_PROTOCOL;
+        let shared = self.find(LINK).await?.map(|link| link.index);
+        let ours = |route: &RouteMessage| {
+            let on_shared = |attribute| links_of(attribute).into_iter().any(|link| Some(link) == shared);
+            u8::from(route.header.protocol) == ROUTE_PROTOCOL || route.attributes.iter().any(on_shared)
+        };
         let destination = |route: &RouteMessage| {
             route.attributes.iter().find_map(|attribute| match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(to)) => {

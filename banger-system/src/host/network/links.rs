@@ -69,6 +69,16 @@ impl Links {
         }
     }
 
+    /// The name of the link with this number; none when it is gone.
+    pub(super) async fn name_of(&self, index: u32) -> Result<Option<String>> {
+        let mut links = Box::pin(self.handle.link().get().match_index(index).execute());
+        match links.try_next().await {
+            Ok(link) => Ok(link.map(|link| Link::from(link).name)),
+            Err(error) if is(&error, Errno::NODEV) => Ok(None),
+            Err(error) => Err(failed("look for a link", error)),
+        }
+    }
+
     /// Every link.
     pub(super) async fn all(&self) -> Result<Vec<Link>> {
         let links = self.handle.link().get().execute().map_ok(Link::from).try_collect();

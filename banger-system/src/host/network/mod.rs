@@ -4,29 +4,38 @@ mod checks;
 mod filter;
 mod forwarding;
 mod links;
+mod nft;
 mod tap;
+mod watch;
 
 use std::{
     collections::BTreeSet,
+    convert::Infallible,
     io,
     os::fd::OwnedFd,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
+use crabtables::{AsyncMonitor, Object, monitor::Event};
 
 use self::{
     filter::Filter,
     links::{Link, Links},
     tap::NewTap,
+    watch::Watch,
 };
 use super::blocking::blocking;
 use crate::{
     domain::{
         id::{Uid, VmId},
         net::{
+            TABLE,
             element::Ipv6,
-            nic::{Nat, Nic, Scope, TapName, tap_alias, vm_of_alias},
+            nic::{Nic, TapName, tap_alias, vm_of_alias},
             prefix::Prefix4,
             subnet::Subnet,
         },
@@ -39,15 +48,20 @@ pub struct LinuxNetwork {
     links: Links,
     filter: Filter,
     prepared: Mutex<Option<Subnet>>,
-    /// The links that lead outside on which we turned forwarding on.
-    opened: Mutex<BTreeSet<String>>,
+    /// Whether the way out of the host was opened once; from then on [`LinuxNetwork::keep`] sees to it.
+    outside_is_open: AtomicBool,
 }
 
 impl LinuxNetwork {
     /// The network; nothing is made yet. To be called in a runtime.
     pub fn new() -> Result<Self> {
         let links = Links::new().map_err(|source| Error::os("talk to the kernel about links", source))?;
-        Ok(Self { links, filter: Filter::default(), prepared: Mutex::default(), opened: Mutex::default() })
+        Ok(Self {
+            links,
+            filter: Filter::default(),
+            prepared: Mutex::default(),
+            outside_is_open: AtomicBool::default(),
+        })
     }
 
     /// The TAP of a machine, if it has one. A link of that name that is not the machine's is an error.
@@ -64,31 +78,83 @@ impl LinuxNetwork {
         }
     }
 
-    /// Lets guests reach outside, on a host that forwards nothing else.
-    async fn open_outside(&self) -> Result<()> {
-        let outside = match forwarding::forwards_everything() {
-            true => Vec::new(),
-            false => self.links.outside().await?,
-        };
-        {
-            let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-            if outside.iter().all(|link| opened.contains(link)) && opened.len() == outside.len() {
-                return Ok(());
+    /// Sees to it that what all guests share stays as it is to be, whatever others do to the host: makes
+    /// the rules again when somebody flushes the packet filter, and follows the way out of the host when
+    /// it changes. Ends only with an error; to be run as a task.
+    pub async fn keep(&self) -> Result<Infallible> {
+        let watch = Watch::new().map_err(|source| Error::os("watch the routes of the host", source))?;
+        let mut rules = AsyncMonitor::new().map_err(|error| Error::other(WATCH_RULES, error))?;
+        loop {
+            tokio::select! {
+                changed = watch.way_out_changed() => {
+                    changed.map_err(|source| Error::os("watch the routes of the host", source))?;
+                    let filter = self.filter.clone();
+                    if blocking("look for guests", move || Ok(filter.leads_outside())).await? {
+                        self.open_outside().await?;
+                    }
+                }
+                events = rules.recv() => {
+                    let events = events.map_err(|error| Error::other(WATCH_RULES, error))?;
+                    if events.iter().any(is_about_a_lost_table) {
+                        self.mend().await?;
+                    }
+                }
             }
-            *opened = outside.iter().cloned().collect();
         }
+    }
+
+    /// Makes the rules again if they are gone.
+    async fn mend(&self) -> Result<()> {
+        let prepared = *self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let filter = self.filter.clone();
+        let there = blocking("look for the rules of the packet filter", move || filter.is_there()).await?;
+        match prepared {
+            Some(subnet) if !there => {
+                tracing::warn!("somebody removed the rules of the packet filter; making them again");
+                self.prepare(subnet).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets packets for guests in from outside, on a host that forwards nothing else. The links that led
+    /// outside before are closed.
+    async fn open_outside(&self) -> Result<()> {
+        // A host that is a router by its owner's choice needs nothing, and must not be hindered.
+        let router = forwarding::forwards_everything();
+        let outside = if router { BTreeSet::new() } else { self.links.outside().await? };
         let filter = self.filter.clone();
         blocking("turn forwarding on", move || {
-            // First what keeps strangers out, then what lets anybody in.
-            filter.mark_opened(&outside)?;
-            outside.iter().try_for_each(|link| forwarding::open(link))
+            let before = filter.opened()?;
+            if !router {
+                // First what keeps strangers out, then what lets anybody in.
+                filter.mark_opened(&before.union(&outside).cloned().collect())?;
+                outside.iter().try_for_each(|link| forwarding::open(link))?;
+                before.difference(&outside).try_for_each(|link| forwarding::close(link))?;
+            }
+            filter.mark_opened(&outside)
         })
-        .await
+        .await?;
+        self.outside_is_open.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn open_outside_for(&self, nic: &Nic) -> Result<()> {
-        let public = nic.ports.iter().any(|port| port.scope == Scope::All);
-        if nic.nat == Nat::On || public { self.open_outside().await } else { Ok(()) }
+        match nic.leads_outside() && !self.outside_is_open.load(Ordering::Relaxed) {
+            true => self.open_outside().await,
+            false => Ok(()),
+        }
+    }
+}
+
+/// What is being done while it fails.
+const WATCH_RULES: &str = "watch the rules of the packet filter";
+
+/// Whether our table may be gone: it was deleted, or so much happened that messages were lost.
+fn is_about_a_lost_table(event: &Event) -> bool {
+    match event {
+        Event::Del(Object::Table(table)) => table.name == TABLE,
+        event => matches!(event, Event::Overrun),
     }
 }
 
@@ -104,19 +170,23 @@ impl Network for LinuxNetwork {
         let filter = self.filter.clone();
         blocking("make the rules of the packet filter", move || filter.prepare(subnet, ipv6)).await?;
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(subnet);
-        Ok(())
+        let guests = self.filter.clone();
+        match blocking("look for guests", move || Ok(guests.leads_outside())).await? {
+            true => self.open_outside().await,
+            false => Ok(()),
+        }
     }
 
     async fn withdraw(&self) -> Result<()> {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.outside_is_open.store(false, Ordering::Relaxed);
         let filter = self.filter.clone();
-        let opened = std::mem::take(&mut *self.opened.lock().unwrap_or_else(PoisonError::into_inner));
         blocking("remove the rules of the packet filter", move || {
             // First what lets anybody in, then what keeps strangers out.
-            opened.iter().try_for_each(|link| forwarding::close(link))?;
+            filter.opened()?.iter().try_for_each(|link| forwarding::close(link))?;
             filter.withdraw()
         })
         .await?;
-        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
         match prepared {
             Some(subnet) => self.links.remove_shared(subnet).await,
             None => Ok(()),

@@ -1,0 +1,104 @@
+//! The two ways to speak to the packet filter: a ruleset by the program `nft`, elements by netlink.
+
+use std::{
+    io::{self, Read, Write},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crabtables::{Batch, Family, SetElem, SetElemList};
+
+use crate::{
+    domain::{
+        id::VmId,
+        net::{
+            TABLE,
+            element::{Element, Set},
+        },
+    },
+    ports::{Error, Result},
+};
+
+/// Where distributions put it.
+pub(super) const PROGRAM: &str = "/usr/sbin/nft";
+/// It takes some milliseconds; it waits while others change the packet filter.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Adds elements of a guest; those that are there are kept.
+pub(super) fn add_to(batch: &mut Batch, vm: VmId, elements: &[Element]) {
+    for element in elements {
+        let mut added = encoded(element);
+        if element.set == Set::Source4 {
+            added = added.with_comment(&vm.to_string());
+        }
+        batch.add_elems(&list_of(element.set, added));
+    }
+}
+
+/// Removes elements, whether they are there or not.
+///
+/// An element is added before it is deleted: deleting one that is not there would fail, and the whole
+/// batch with it. Kernels from 6.3 on have a message for this; not every distribution has such a kernel.
+pub(super) fn remove_from(batch: &mut Batch, elements: &[Element]) {
+    for element in elements {
+        batch.add_elems(&list_of(element.set, encoded(element)));
+        batch.delete_elems(&list_of(element.set, SetElem::new(element.key.clone())));
+    }
+}
+
+fn encoded(element: &Element) -> SetElem {
+    let added = SetElem::new(element.key.clone());
+    match &element.value {
+        Some(value) => added.with_data(value.clone()),
+        None => added,
+    }
+}
+
+fn list_of(set: Set, element: SetElem) -> SetElemList {
+    SetElemList::new(Family::Inet, TABLE, set.name()).with(element)
+}
+
+/// Has `nft` apply a ruleset, whole or not at all.
+pub(super) fn apply(rules: &str) -> Result<()> {
+    const DOING: &str = "apply the rules of the packet filter";
+    let started = Command::new(PROGRAM)
+        .args(["-f", "-"])
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut nft = started.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => {
+            Error::HostNotReady { message: format!("{PROGRAM} is missing; install the package nftables") }
+        }
+        _ => Error::os(format!("start {PROGRAM}"), source),
+    })?;
+    // What it does not read, it tells about when it ends.
+    let _ = nft.stdin.take().map(|mut stdin| stdin.write_all(rules.as_bytes()));
+    let began = Instant::now();
+    loop {
+        match nft.try_wait().map_err(|source| Error::os(DOING, source))? {
+            Some(status) if status.success() => return Ok(()),
+            Some(_) => {
+                let mut said = String::new();
+                let _ = nft.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
+                let first = said.lines().next().unwrap_or("nft said nothing").to_owned();
+                return Err(Error::other(DOING, first));
+            }
+            None if began.elapsed() > PATIENCE => {
+                // It may end just now.
+                let _ = nft.kill();
+                let _ = nft.wait();
+                return Err(Error::Timeout { what: format!("to {DOING}"), after: PATIENCE });
+            }
+            None => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// The error of a request that was made for `doing`.
+pub(super) fn failed(doing: impl Into<String>, error: crabtables::Error) -> Error {
+    Error::other(doing, error)
+}

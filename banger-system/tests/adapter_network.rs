@@ -1,0 +1,453 @@
+//! The network of guests on the real kernel, with packets that go through it.
+
+#![allow(clippy::unwrap_used)]
+
+mod net_lab;
+mod scratch;
+mod skip;
+
+use std::{collections::BTreeSet, future::Future, io::ErrorKind};
+
+use banger_system::{
+    domain::{
+        id::Uid,
+        net::nic::{Nat, Nic, Port, Protocol, Scope, TapName},
+    },
+    host::network::LinuxNetwork,
+    ports::{Error, Status, network::Network},
+};
+use net_lab::{INTERNET, Space, UPLINK, World, attach, nic, open_tun, subnet, vm};
+use scratch::{has_program, is_root, require};
+
+const ALICE: u32 = 5001;
+const BOB: u32 = 5002;
+
+/// Runs a test on a host of its own.
+macro_rules! on_a_host {
+    ($test:expr) => {
+        require!(is_root(), "root, for network namespaces");
+        require!(has_program("nft") && has_program("ip"), "nft and ip");
+        require!(std::path::Path::new("/dev/net/tun").exists(), "TUN");
+        let world = World::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let network = LinuxNetwork::new().unwrap();
+            network.prepare(subnet()).await.unwrap();
+            run($test, &world, &network).await;
+        });
+    };
+}
+
+async fn run<'a, F: Future<Output = ()>>(
+    test: impl FnOnce(&'a World, &'a LinuxNetwork) -> F,
+    world: &'a World,
+    network: &'a LinuxNetwork,
+) {
+    test(world, network).await;
+}
+
+fn with_nat(nic: Nic) -> Nic {
+    Nic { nat: Nat::On, ..nic }
+}
+
+fn publishing(nic: &Nic, scope: Scope, host: u16, guest: u16) -> Nic {
+    let ports = BTreeSet::from([Port { scope, protocol: Protocol::Tcp, host, guest }]);
+    Nic { ports, ..nic.clone() }
+}
+
+fn refused<T>(result: std::io::Result<T>) -> bool {
+    // An answer, and not the silence in which a program would wait.
+    result.is_err_and(|error| !matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock))
+}
+
+#[test]
+fn nat_leads_a_guest_outside_and_is_cut_at_once() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let web = world.internet.serve("0.0.0.0:0");
+        let guest = world.guest(network, nic(0, ALICE)).await;
+        assert!(refused(guest.space.dial((INTERNET, web))), "there is no NAT yet");
+
+        let open = with_nat(guest.nic.clone());
+        network.change(&guest.nic, &open).await.unwrap();
+        let mut talk = guest.space.dial((INTERNET, web)).unwrap();
+        assert_eq!(talk.seen, UPLINK, "the guest goes in the name of the host");
+        assert!(talk.lives());
+
+        network.change(&open, &guest.nic).await.unwrap();
+        assert!(!talk.lives(), "a connection outlived the NAT");
+        assert!(refused(guest.space.dial((INTERNET, web))));
+    });
+}
+
+#[test]
+fn a_guest_may_send_only_from_its_own_address() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let guest = world.guest(network, nic(0, ALICE)).await;
+        let gateway = subnet().gateway();
+        for (own, wrong, at) in [
+            (guest.nic.v4.to_string(), "172.30.0.99/32", gateway.0.to_string()),
+            (guest.nic.v6.to_string(), "fd12:3456:789a::99/128 nodad", gateway.1.to_string()),
+        ] {
+            guest.space.ip(&format!("address add {wrong} dev eth0"));
+            let wrong = wrong.split('/').next().unwrap();
+            let dns = world.host.udp((&at, 53));
+            let says = |from: &str| {
+                guest.space.udp((from, 0)).send_to(from.as_bytes(), (at.as_str(), 53)).unwrap();
+                let mut packet = [0; 64];
+                dns.recv(&mut packet).map(|length| packet[..length].to_vec())
+            };
+            assert_eq!(says(&own).unwrap(), own.as_bytes());
+            assert!(says(wrong).is_err(), "a packet from {wrong} came through");
+        }
+    });
+}
+
+#[test]
+fn a_guest_reaches_dns_on_the_host_and_no_other_port() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let (gateway4, gateway6) = subnet().gateway();
+        let guest = world.guest(network, with_nat(nic(0, ALICE))).await;
+        world.host.serve(&format!("{gateway4}:53"));
+        world.host.serve(&format!("[{gateway6}]:53"));
+        let other = world.host.serve("[::]:0");
+        assert_eq!(guest.space.dial((gateway4, 53)).unwrap().seen, guest.nic.v4.to_string());
+        assert_eq!(guest.space.dial((gateway6, 53)).unwrap().seen, guest.nic.v6.to_string());
+        for address in [gateway4.to_string(), gateway6.to_string(), UPLINK.to_owned()] {
+            assert!(refused(guest.space.dial((&address, other))), "{address}");
+        }
+    });
+}
+
+#[test]
+fn only_guests_of_one_owner_reach_each_other() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let alices = world.guest(network, nic(0, ALICE)).await;
+        let sister = world.guest(network, nic(1, ALICE)).await;
+        let bobs = world.guest(network, with_nat(nic(2, BOB))).await;
+        let port = alices.space.serve("[::]:0");
+        assert!(sister.space.dial((alices.nic.v4, port)).is_ok());
+        assert!(refused(bobs.space.dial((alices.nic.v4, port))));
+        assert!(refused(bobs.space.dial((alices.nic.v6, port))));
+        assert!(refused(bobs.space.dial(("172.30.7.7", port))), "an address that nobody has");
+        if std::path::Path::new("/proc/sys/net/ipv6/conf/default/force_forwarding").exists() {
+            assert!(sister.space.dial((alices.nic.v6, port)).is_ok());
+        }
+    });
+}
+
+#[test]
+fn on_the_host_only_root_and_the_owner_reach_a_guest() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let guest = world.guest(network, nic(0, ALICE)).await;
+        let port = guest.space.serve("[::]:0");
+        for address in [guest.nic.v4.to_string(), guest.nic.v6.to_string()] {
+            let mut talk = world.host.dial_as(Uid(ALICE), (&address, port)).unwrap();
+            assert!(talk.lives());
+            assert!(world.host.dial((&address, port)).is_ok(), "root");
+            let foreign = world.host.dial_as(Uid(BOB), (&address, port));
+            assert_eq!(
+                foreign.err().map(|error| error.kind()),
+                Some(ErrorKind::ConnectionRefused),
+                "{address}"
+            );
+        }
+        let nobody = world.host.dial_as(Uid(ALICE), ("172.30.7.7", port));
+        assert!(refused(nobody), "an address that no guest has");
+    });
+}
+
+#[test]
+fn a_port_is_published_where_it_was_asked_for_and_cut_at_once() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let guest = world.guest(network, nic(0, ALICE)).await;
+        let (api, web) = (guest.space.serve("0.0.0.0:0"), guest.space.serve("0.0.0.0:0"));
+        let here = publishing(&guest.nic, Scope::Loopback, 8080, api);
+        network.change(&guest.nic, &here).await.unwrap();
+        let mut talk = world.host.dial_as(Uid(BOB), ("127.0.0.1", 8080)).unwrap();
+        assert_eq!(talk.seen, subnet().gateway().0.to_string());
+        assert!(talk.lives());
+        assert!(world.internet.dial((UPLINK, 8080)).is_err());
+
+        let everywhere = publishing(&guest.nic, Scope::All, 8081, web);
+        network.change(&here, &everywhere).await.unwrap();
+        assert!(!talk.lives(), "a connection outlived its port");
+        assert!(world.host.dial_as(Uid(BOB), ("127.0.0.1", 8080)).is_err());
+        let mut talk = world.internet.dial((UPLINK, 8081)).unwrap();
+        assert_eq!(talk.seen, INTERNET, "the guest sees who comes");
+        assert!(world.host.dial((UPLINK, 8081)).unwrap().lives());
+        assert!(world.host.dial(("127.0.0.1", 8081)).unwrap().lives());
+
+        let other = publishing(&nic(1, BOB), Scope::All, 8081, 80);
+        let taken = network.plug(&other).await.unwrap_err();
+        assert!(matches!(taken, Error::Taken { .. }) && taken.to_string().contains("8081/tcp"), "{taken}");
+        network.unplug(other.vm).await.unwrap();
+        assert!(talk.lives(), "the second one took the port away");
+
+        network.change(&everywhere, &guest.nic).await.unwrap();
+        assert!(!talk.lives());
+        assert!(world.internet.dial((UPLINK, 8081)).is_err());
+    });
+}
+
+#[test]
+fn the_host_does_not_become_a_router_for_others() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let neighbour = Space::new();
+        world.host.ip(&format!("link add lan0 type veth peer name lan1 netns {}", neighbour.path()));
+        world.host.ip("link set lan0 up");
+        world.host.ip("address add 192.168.9.1/24 dev lan0");
+        neighbour.ip("link set lan1 up");
+        neighbour.ip("address add 192.168.9.2/24 dev lan1");
+        neighbour.ip("route add default via 192.168.9.1");
+        world.internet.ip(&format!("route add 192.168.9.0/24 via {UPLINK}"));
+        let (lan, web) = (neighbour.serve("0.0.0.0:0"), world.internet.serve("0.0.0.0:0"));
+
+        let guest = world.guest(network, with_nat(nic(0, ALICE))).await;
+        assert!(guest.space.dial((INTERNET, web)).is_ok());
+        assert_eq!(world.host.command("cat /proc/sys/net/ipv4/ip_forward").unwrap().trim(), "0");
+        assert!(world.internet.dial(("192.168.9.2", lan)).is_err());
+        assert!(neighbour.dial((INTERNET, web)).is_err());
+        let unasked = world.internet.clone();
+        unasked.ip(&format!("route add 172.30.0.0/16 via {UPLINK}"));
+        let port = guest.space.serve("0.0.0.0:0");
+        assert!(unasked.dial((guest.nic.v4, port)).is_err(), "a guest with NAT can be reached from outside");
+    });
+}
+
+#[test]
+fn each_step_may_be_done_twice_and_nothing_is_left() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let before = (world.host.ruleset(), world.host.ip("-d link"), world.host.ip("route show table all"));
+        let open = publishing(&with_nat(nic(0, ALICE)), Scope::All, 80, 80);
+        for _ in 0..2 {
+            network.plug(&open).await.unwrap();
+            assert_eq!(network.found().await.unwrap(), [open.vm]);
+        }
+        let ruleset = world.host.ruleset();
+        for part in [
+            r#"{"concat": ["bgr-00000001000", "172.30.0.2"]}"#,
+            r#"{"concat": ["bgr-00000001000", "fd12:3456:789a::2"]}"#,
+            r#"{"concat": ["bgr-00000001000", "tcp", 80]}"#,
+            r#"[{"concat": ["tcp", 80]}, {"concat": ["172.30.0.2", 80]}]"#,
+            r#"{"concat": [5001, "bgr-00000001000"]}"#,
+        ] {
+            assert!(ruleset.contains(part), "{part} is not in {ruleset}");
+        }
+        for _ in 0..2 {
+            network.unplug(open.vm).await.unwrap();
+            assert_eq!(network.found().await.unwrap(), []);
+        }
+        // NAT let the uplink forward, which stays so.
+        let ruleset = world.host.ruleset().replace(r#", "elem": ["up0"]"#, "");
+        assert_eq!(ruleset, before.0);
+        assert_eq!(world.host.ip("-d link"), before.1);
+        assert_eq!(world.host.ip("route show table all"), before.2);
+
+        for _ in 0..2 {
+            network.withdraw().await.unwrap();
+        }
+        assert!(!world.host.ruleset().contains("banger"));
+        assert!(!world.host.ip("route show table all").contains("172.30"));
+        assert!(!world.host.ip("link").contains("banger"));
+        assert_eq!(world.host.command("cat /proc/sys/net/ipv4/conf/up0/forwarding").unwrap().trim(), "0");
+    });
+}
+
+#[test]
+fn the_next_run_of_the_service_takes_over_what_it_finds() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let web = world.internet.serve("0.0.0.0:0");
+        let guest = world.guest(network, with_nat(nic(0, ALICE))).await;
+        let lost = publishing(&with_nat(nic(1, BOB)), Scope::Loopback, 80, 80);
+        network.plug(&lost).await.unwrap();
+        let mut talk = guest.space.dial((INTERNET, web)).unwrap();
+
+        let next = LinuxNetwork::new().unwrap();
+        next.prepare(subnet()).await.unwrap();
+        assert_eq!(next.found().await.unwrap(), [vm(0), vm(1)]);
+        assert!(talk.lives(), "a guest noticed");
+        // It was to lose its NAT when the service ended.
+        next.plug(&nic(0, ALICE)).await.unwrap();
+        assert!(!talk.lives());
+        next.unplug(lost.vm).await.unwrap();
+        assert_eq!(next.found().await.unwrap(), [vm(0)]);
+        next.unplug(vm(0)).await.unwrap();
+        assert!(!world.host.ruleset().contains("bgr-0000"), "{}", world.host.ruleset());
+    });
+}
+
+#[test]
+fn elements_without_a_tap_and_a_tap_without_elements_are_found_and_removed() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let (one, other) = (nic(0, ALICE), nic(1, ALICE));
+        network.plug(&one).await.unwrap();
+        network.plug(&other).await.unwrap();
+        world.host.ip(&format!("link del {}", one.tap()));
+        world
+            .host
+            .command(&format!("nft delete element inet banger source4 {{ {} . {} }}", other.tap(), other.v4))
+            .unwrap();
+        let next = LinuxNetwork::new().unwrap();
+        assert_eq!(next.found().await.unwrap(), [one.vm, other.vm]);
+        for vm in [one.vm, other.vm] {
+            next.unplug(vm).await.unwrap();
+        }
+        assert_eq!(next.found().await.unwrap(), []);
+        assert!(!world.host.ruleset().contains("bgr-0000"), "{}", world.host.ruleset());
+    });
+}
+
+#[test]
+fn a_flushed_packet_filter_is_made_again() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let web = world.internet.serve("0.0.0.0:0");
+        let guest = world.guest(network, with_nat(nic(0, ALICE))).await;
+        world.host.command("nft flush ruleset").unwrap();
+        network.prepare(subnet()).await.unwrap();
+        assert!(guest.space.dial((INTERNET, web)).unwrap().lives());
+        // Nobody noticed yet when the next machine comes.
+        world.host.command("nft flush ruleset").unwrap();
+        network.plug(&nic(1, BOB)).await.unwrap();
+        assert!(guest.space.dial((INTERNET, web)).unwrap().lives());
+        // An administrator, or another version, put a table of the same name there.
+        world.host.command("nft delete table inet banger").unwrap();
+        world.host.command("nft add table inet banger").unwrap();
+        world.host.command("nft add set inet banger nat4 { type ipv4_addr; }").unwrap();
+        network.prepare(subnet()).await.unwrap();
+        assert!(guest.space.dial((INTERNET, web)).unwrap().lives());
+    });
+}
+
+#[test]
+fn whoever_keeps_the_network_notices_what_others_do_to_the_host() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let web = world.internet.serve("0.0.0.0:0");
+        let guest = world.guest(network, with_nat(nic(0, ALICE))).await;
+        let forwards = |link: &str| {
+            let setting = format!("cat /proc/sys/net/ipv4/conf/{link}/forwarding");
+            world.host.command(&setting).unwrap().trim() == "1"
+        };
+        let until = async |condition: &dyn Fn() -> bool| {
+            for _ in 0..200 {
+                if condition() {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            panic!("it was not noticed");
+        };
+        let story = async {
+            // The first turn of the runtime is the watcher's.
+            tokio::task::yield_now().await;
+            world.host.command("nft flush ruleset").unwrap();
+            until(&|| guest.space.dial((INTERNET, web)).is_ok()).await;
+
+            // The way out is another one now.
+            world.host.ip(&format!("link add up1 type veth peer name inet1 netns {}", world.internet.path()));
+            world.internet.ip("address add 198.51.100.2/24 dev inet1");
+            world.internet.ip("link set inet1 up");
+            world.host.ip("address add 198.51.100.1/24 dev up1");
+            world.host.ip("link set up1 up");
+            world.host.ip("route replace default via 198.51.100.2");
+            world.host.ip("-6 route del default");
+            until(&|| forwards("up1") && !forwards("up0")).await;
+            let seen = guest.space.dial(("198.51.100.2", web)).unwrap().seen;
+            assert_eq!(seen, "198.51.100.1", "the new way out has another address");
+
+            // Docker turns the host into a router: what it forwards is none of our business.
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            until(&|| !world.host.command("nft list set inet banger opened").unwrap().contains("up1")).await;
+        };
+        tokio::select! {
+            biased;
+            ended = network.keep() => panic!("{ended:?}"),
+            () = story => {}
+        }
+    });
+}
+
+#[test]
+fn a_tap_is_for_root_until_it_is_given_to_a_user() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let nic = nic(0, ALICE);
+        let missing = network.open_tap(nic.vm).await.unwrap_err();
+        assert!(missing.to_string().contains("bgr-00000001000"), "{missing}");
+        assert!(!world.host.ip("link").contains("bgr-"), "looking for a TAP made one");
+        network.plug(&nic).await.unwrap();
+        let open_as = |user| {
+            let tun = open_tun();
+            world.host.run_as(Uid(user), || attach(tun, nic.tap().as_str()))
+        };
+        assert_eq!(open_as(4242).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        network.give_tap(nic.vm, Uid(4242)).await.unwrap();
+        assert_eq!(open_as(4243).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        let held = open_as(4242).unwrap();
+        assert!(network.open_tap(nic.vm).await.is_err(), "a TAP has one reader");
+        drop(held);
+        network.open_tap(nic.vm).await.unwrap();
+    });
+}
+
+#[test]
+fn what_belongs_to_somebody_else_is_left_alone() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let nic = nic(0, ALICE);
+        world.host.ip(&format!("tuntap add {} mode tap", nic.tap()));
+        let taken = network.plug(&nic).await.unwrap_err();
+        assert!(matches!(taken, Error::Taken { .. }), "{taken}");
+        assert!(matches!(network.open_tap(nic.vm).await, Err(Error::Taken { .. })));
+        network.unplug(nic.vm).await.unwrap();
+        assert!(world.host.ip("link").contains(nic.tap().as_str()));
+        assert_eq!(network.found().await.unwrap(), []);
+
+        let elsewhere = Space::new();
+        elsewhere.ip("link add banger0 type veth peer name other");
+        let refused = elsewhere.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { LinuxNetwork::new().unwrap().prepare(subnet()).await })
+        });
+        assert!(matches!(refused, Err(Error::Taken { .. })));
+    });
+}
+
+#[test]
+fn the_routes_of_the_host_are_known_and_ours_are_not_among_them() {
+    on_a_host!(async |_world: &World, network: &LinuxNetwork| {
+        network.plug(&nic(0, ALICE)).await.unwrap();
+        let occupied = network.occupied().await.unwrap();
+        assert!(occupied.iter().any(|prefix| prefix.contains(UPLINK.parse().unwrap())), "{occupied:?}");
+        assert!(!occupied.iter().any(|prefix| prefix.overlaps(subnet().v4())), "{occupied:?}");
+    });
+}
+
+#[test]
+fn doctor_tells_of_a_firewall_that_drops_what_guests_send() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let firewall = |checks: Vec<banger_system::ports::Check>| {
+            checks.into_iter().filter(|check| check.name == "firewall").collect::<Vec<_>>()
+        };
+        assert_eq!(firewall(network.checks().await)[0].status, Status::Pass);
+        world.host.command("nft add table ip filter").unwrap();
+        world
+            .host
+            .command("nft add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
+            .unwrap();
+        let found = firewall(network.checks().await);
+        assert_eq!(found[0].status, Status::Warn);
+        assert!(found[0].message.contains("ip filter FORWARD") && found[0].hint.contains("DOCKER-USER"));
+    });
+}
+
+#[test]
+fn many_guests_come_and_go_at_once() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let nics: Vec<Nic> = (0..20).map(|n| with_nat(nic(n, 5000 + n % 3))).collect();
+        let plugged = futures_util::future::join_all(nics.iter().map(|nic| network.plug(nic))).await;
+        plugged.into_iter().for_each(|result| result.unwrap());
+        assert_eq!(network.found().await.unwrap().len(), 20);
+        assert!(world.host.ip("link").contains(TapName::of(vm(19)).as_str()));
+        let gone = futures_util::future::join_all(nics.iter().map(|nic| network.unplug(nic.vm))).await;
+        gone.into_iter().for_each(|result| result.unwrap());
+        assert_eq!(network.found().await.unwrap(), []);
+    });
+}
