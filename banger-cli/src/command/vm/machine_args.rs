@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use banger_proto::{
-    bus::{ErrorName, option::create, proxy::Options},
+    bus::{
+        ErrorName,
+        option::{create, vmm},
+        proxy::Options,
+    },
     size::Bytes,
 };
 use clap::Args;
@@ -36,6 +40,9 @@ pub struct MachineArgs {
     /// Size of the work disk at /root, such as 8GiB [default: the service's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
+    /// The machine monitor that it runs under [default: the best one that works]
+    #[arg(long, value_name = "MONITOR", value_parser = [vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])]
+    vmm: Option<String>,
     /// How long the guest may take to become ready [default: the service's]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     ready_timeout: Option<u32>,
@@ -75,6 +82,9 @@ impl MachineArgs {
         }
         if let Some(Bytes(size)) = self.disk_size {
             options.insert(create::DISK_SIZE, Variant::from(size));
+        }
+        if let Some(vmm) = &self.vmm {
+            options.insert(create::VMM, Variant::from(vmm.as_str()));
         }
         if let Some(seconds) = self.ready_timeout {
             let timeout = Duration::from_secs(u64::from(seconds)).as_micros();
@@ -120,8 +130,9 @@ mod tests {
 
     #[test]
     fn what_is_given_becomes_an_option_of_the_right_type() {
-        let machine =
-            parse("--image debian --kernel k --vcpu 2 --memory 512MiB --disk-size 8G --ready-timeout 90");
+        let machine = parse(
+            "--image debian --kernel k --vcpu 2 --memory 512MiB --disk-size 8G --vmm qemu --ready-timeout 90",
+        );
         let machine = machine.unwrap();
         let expect = Options::from([
             ("image", Variant::from("debian")),
@@ -129,6 +140,7 @@ mod tests {
             ("vcpus", Variant::from(2u32)),
             ("memory", Variant::from(512u64 << 20)),
             ("disk-size", Variant::from(8u64 << 30)),
+            ("vmm", Variant::from("qemu")),
             ("ready-timeout-usec", Variant::from(90_000_000u64)),
         ]);
         assert_eq!(machine.options(), expect);
@@ -144,6 +156,7 @@ mod tests {
             "--memory lots",
             "--disk-size 4parsecs",
             "--ready-timeout 0",
+            "--vmm bochs",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
