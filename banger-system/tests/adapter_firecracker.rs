@@ -117,12 +117,9 @@ impl Host {
     }
 
     /// Answers on the socket of the API as this function does, and configures a machine against it.
-    async fn against<F: Future<Output = ()> + Send>(
-        &self,
-        serve: impl FnOnce(UnixStream) -> F + Send + 'static,
-    ) -> Error
+    async fn against<F>(&self, serve: impl FnOnce(UnixStream) -> F + Send + 'static) -> Error
     where
-        F: 'static,
+        F: Future<Output = ()> + Send + 'static,
     {
         let directory = self.scratch.places.machine_dir(self.machine.vm);
         fs::create_dir_all(&directory).unwrap();
