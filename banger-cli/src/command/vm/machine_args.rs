@@ -43,7 +43,7 @@ pub struct MachineArgs {
     /// Let it reach what lies beyond this host, in the name of the host
     #[arg(long)]
     nat: bool,
-    /// Run it under this machine monitor: auto, firecracker, or qemu [default: the service's]
+    /// The machine monitor that it runs under [default: the best one that works]
     #[arg(long, value_name = "MONITOR", value_parser = [vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])]
     vmm: Option<String>,
     /// How long the guest may take to become ready [default: the service's]
@@ -136,8 +136,9 @@ mod tests {
 
     #[test]
     fn what_is_given_becomes_an_option_of_the_right_type() {
-        let machine =
-            parse("--image debian --kernel k --vcpu 2 --memory 512MiB --disk-size 8G --ready-timeout 90");
+        let machine = parse(
+            "--image debian --kernel k --vcpu 2 --memory 512MiB --disk-size 8G --vmm qemu --ready-timeout 90",
+        );
         let machine = machine.unwrap();
         let expect = Options::from([
             ("image", Variant::from("debian")),
@@ -145,6 +146,7 @@ mod tests {
             ("vcpus", Variant::from(2u32)),
             ("memory", Variant::from(512u64 << 20)),
             ("disk-size", Variant::from(8u64 << 30)),
+            ("vmm", Variant::from("qemu")),
             ("ready-timeout-usec", Variant::from(90_000_000u64)),
         ]);
         assert_eq!(machine.options(), expect);
@@ -160,6 +162,7 @@ mod tests {
             "--memory lots",
             "--disk-size 4parsecs",
             "--ready-timeout 0",
+            "--vmm bochs",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

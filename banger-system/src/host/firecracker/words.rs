@@ -92,11 +92,11 @@ impl Put {
 }
 
 /// The program and its arguments. What it says of itself goes to standard error; standard output is the
-/// guest's.
+/// guest's. It would warn of each port that a kernel looks for a device at.
 pub fn argv(program: &str, machine: &Machine) -> Vec<String> {
     let api = format!("{MACHINE_DIRECTORY}/{API_SOCKET}");
     let id = machine.vm.to_string();
-    [program, "--id", &id, "--api-sock", &api, "--log-path", "/proc/self/fd/2", "--level", "Warning"]
+    [program, "--id", &id, "--api-sock", &api, "--log-path", "/proc/self/fd/2", "--level", "Error"]
         .map(str::to_owned)
         .into()
 }
