@@ -42,8 +42,9 @@ fn a_sandbox_lives_and_ends() {
     );
     assert_eq!((&web["image_name"], &web["memory"]), (&"debian-bookworm".into(), &(512u64 << 20).into()));
     let stages: Vec<_> = created.errors.lines().filter_map(|line| line.split(':').next()).collect();
-    // The job may end before the signals of its last stages are there, which then matter to nobody.
-    assert!(!stages.is_empty() && ["disk", "start", "boot"].starts_with(&stages), "{created:?}");
+    // A stage that is over before its signal is read is not told; those that are come in order.
+    let mut expected = ["disk", "start", "boot"].into_iter();
+    assert!(stages.iter().all(|stage| expected.any(|next| next == *stage)), "{created:?}");
 
     assert_eq!(host.banger(&["vm", "stop", "web"]).output, "web: stopped\n");
     assert_eq!(json(&host.banger(&["vm", "show", "--json", "web"]))["state"], "stopped");
