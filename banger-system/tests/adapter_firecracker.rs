@@ -71,8 +71,8 @@ impl Host {
             initramfs: Vec::new(),
             guest_archive: b"070701".to_vec(),
             drives: vec![
-                Drive { path: file("system", 0o600), access: Access::ReadWrite },
-                Drive { path: file("work", 0o600), access: Access::ReadOnly },
+                Drive { path: file("system", 0o600), base: None, access: Access::ReadWrite },
+                Drive { path: file("work", 0o600), base: None, access: Access::ReadOnly },
             ],
             nics: Vec::new(),
         };

@@ -14,6 +14,10 @@ use banger_system::{
         image::{Image, ImageFacts, Kernel, KernelFacts},
         lifecycle::{Reason, State},
         monitor::{Monitor, Wish},
+        net::{
+            nic::Nat,
+            subnet::{Slot, Subnet},
+        },
         resource::Resource,
         vm::{Init, Lifetime, Token, Vm, VmSpec},
     },
@@ -64,6 +68,7 @@ fn vm() -> Vm {
         owner: Uid(1000),
         spec: VmSpec {
             vmm: Wish::Only(Monitor::Qemu),
+            nat: Nat::On,
             vcpus: 2,
             memory: Bytes::gib(2),
             disk_size: Bytes::gib(8),
@@ -73,6 +78,7 @@ fn vm() -> Vm {
         },
         image: image().id,
         kernel: kernel().id,
+        slot: Slot(65_000),
         state: State::Running,
         reason: Reason::StartFailed("it: did not".into()),
         lifetime: Lifetime::Caller { connection: ":1.7".into(), bus: "abc".into() },
@@ -82,6 +88,18 @@ fn vm() -> Vm {
         ready_at: Timestamp(3),
         boot_id: "boot".into(),
     }
+}
+
+#[tokio::test]
+async fn the_subnet_is_kept_and_no_two_machines_share_a_place_in_it() {
+    let scratch = Scratch::new();
+    let store = filled(&scratch).await;
+    assert_eq!(store.subnet().await.unwrap(), None);
+    let subnet = Subnet::choose(&[], [1, 2, 3, 4, 5]).unwrap();
+    store.put_subnet(subnet).await.unwrap();
+    assert_eq!(store.subnet().await.unwrap(), Some(subnet));
+    let second = Vm { id: VmId::from_bits(3), ..vm() };
+    assert!(store.put_vm(&second).await.is_err());
 }
 
 /// A store that knows the kernel, the image and the machine.
@@ -115,8 +133,9 @@ async fn what_is_put_is_there_after_a_restart() {
     let scratch = Scratch::new();
     let store = filled(&scratch).await;
     store.record(vm().id, Resource::Disks).await.unwrap();
-    let persistent = Vm { id: VmId::from_bits(3), lifetime: Lifetime::Persistent, ..vm() };
-    let until_stopped = Vm { id: VmId::from_bits(4), lifetime: Lifetime::UntilStopped, ..vm() };
+    let persistent = Vm { id: VmId::from_bits(3), slot: Slot(3), lifetime: Lifetime::Persistent, ..vm() };
+    let until_stopped =
+        Vm { id: VmId::from_bits(4), slot: Slot(4), lifetime: Lifetime::UntilStopped, ..vm() };
     let plain = Image { id: ImageId::from_bits(5), kernel: None, shared: true, ..image() };
     store.put_vm(&persistent).await.unwrap();
     store.put_vm(&until_stopped).await.unwrap();

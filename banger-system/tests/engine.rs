@@ -11,6 +11,7 @@ use banger_system::{
         lifecycle::{Reason, State},
         limits::Limits,
         monitor::Wish,
+        net::nic::Nat,
         vm::{Init, Lifetime},
     },
     engine::{
@@ -124,6 +125,7 @@ impl House {
 fn request() -> CreateVm {
     CreateVm {
         vmm: Wish::Auto,
+        nat: Nat::Off,
         owner: ALICE,
         name: None,
         image: None,

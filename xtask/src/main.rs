@@ -2,8 +2,8 @@
 
 mod bench;
 mod bench_boot;
-mod bench_size;
 mod bench_net;
+mod bench_size;
 mod build;
 mod deb;
 mod ext4;
