@@ -75,8 +75,9 @@ impl Engine {
             boot_id: String::new(),
         };
         let (sender, inbox) = mpsc::channel(INBOX);
-        let view = |vm| self.shared.view(vm, String::new(), 0);
-        let view = self.shared.registry.admit(vm, view, names, sender, &settings.limits)?;
+        let view = self.shared.view(vm, String::new(), 0);
+        let subnet = self.shared.subnet.get();
+        let view = self.shared.registry.admit(view, names, subnet, sender, &settings.limits)?;
         let mut vm = view.vm.clone();
         if hostname.is_none() {
             vm.spec.hostname = vm.name.clone();

@@ -6,22 +6,24 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use banger_proto::size::Bytes;
 use tokio::sync::mpsc;
 
-use super::network::free_slot;
 use super::{
     error::{Error, Kind, Result},
     machine::Command,
+    network::free_slot,
     view::{Event, ImageView, KernelView, VmView},
 };
-use crate::domain::vm::Vm;
-use crate::domain::{
-    id::{ImageId, KernelId, Uid, VmId},
-    limits::{Limits, Usage},
-    name::{Name, Reference},
+use crate::{
+    domain::{
+        id::{ImageId, KernelId, Uid, VmId},
+        limits::{Limits, Usage},
+        name::{Name, Reference},
+        net::subnet::Subnet,
+    },
+    ports::Users,
 };
-use crate::ports::Users;
-use banger_proto::size::Bytes;
 
 pub(super) struct Registry {
     state: Mutex<State>,
@@ -85,16 +87,17 @@ impl Registry {
         self.lock().usage(owner)
     }
 
-    /// Adds a new machine, if its name is free and its owner's share allows it. `name` gives the names
-    /// that will do, the best first.
+    /// Adds a new machine, if its owner's share allows it, and gives it a free name and a free place in the
+    /// subnet. `names` are those that will do, the best first.
     pub(super) fn admit(
         &self,
-        mut vm: Vm,
-        view: impl FnOnce(Vm) -> VmView,
+        mut view: VmView,
         names: impl IntoIterator<Item = Name>,
+        subnet: Option<&Subnet>,
         inbox: mpsc::Sender<Command>,
         limits: &Limits,
     ) -> Result<Arc<VmView>> {
+        let vm = &mut view.vm;
         let mut state = self.lock();
         limits.check_create(state.usage(vm.owner), vm.spec.disk_size)?;
         let mut taken = None;
@@ -111,7 +114,8 @@ impl Registry {
         };
         vm.name = name;
         vm.slot = free_slot(state.vms.values().map(|entry| entry.view.vm.slot));
-        let view = Arc::new(view(vm));
+        view.address = subnet.and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
+        let view = Arc::new(view);
         state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
         self.send(Event::VmAdded(Arc::clone(&view)));
         Ok(view)
