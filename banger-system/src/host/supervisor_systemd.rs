@@ -126,7 +126,11 @@ impl SystemdSupervisor {
         set("RootDirectory", self.places.jail().display().to_string().into())?;
         set("MountAPIVFS", true.into())?;
         set("BindReadOnlyPaths", visible.into())?;
-        set("BindPaths", devices.iter().cloned().map(bind).chain(directory).collect::<Vec<_>>().into())?;
+        let writable: Vec<_> = devices.iter().cloned().map(bind).chain(directory).collect();
+        // An empty list would take those back that are read only.
+        if !writable.is_empty() {
+            set("BindPaths", writable.into())?;
+        }
         if devices.is_empty() {
             set("PrivateDevices", true.into())?;
         } else {
