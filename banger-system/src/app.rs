@@ -14,10 +14,10 @@ use crate::{
     engine::Engine,
     host::{
         authority::Polkit, clock::SystemClock, disks::FileDisks, guest_link::AgentLink,
-        image_files::LocalImages, kernel_files::LocalKernels, logs::RingLogs, qemu::Qemu, store::SqliteStore,
-        supervisor_systemd::SystemdSupervisor, users::Accounts,
+        image_files::LocalImages, kernel_files::LocalKernels, logs::RingLogs, mapper::MapperDisks,
+        qemu::Qemu, store::SqliteStore, supervisor_systemd::SystemdSupervisor, users::Accounts,
     },
-    ports::Ports,
+    ports::{Disks, Ports},
     sim::Sim,
 };
 
@@ -70,7 +70,7 @@ async fn host_ports(connection: &Connection) -> anyhow::Result<Ports> {
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
         clock: Arc::new(SystemClock),
-        disks: Arc::new(FileDisks::new(places.clone())),
+        disks: disks(&places),
         guest: Arc::new(AgentLink::new(vmm.clone())),
         image_files: Arc::new(LocalImages::new(places.clone())),
         kernel_files: Arc::new(LocalKernels::new(places.clone())),
@@ -80,6 +80,17 @@ async fn host_ports(connection: &Connection) -> anyhow::Result<Ports> {
         users: Arc::new(Accounts),
         vmm,
     })
+}
+
+/// Snapshots where the kernel makes them, else files.
+fn disks(places: &Places) -> Arc<dyn Disks> {
+    match MapperDisks::new(places.clone()) {
+        Ok(disks) => Arc::new(disks),
+        Err(error) => {
+            tracing::warn!(%error, "system disks are files");
+            Arc::new(FileDisks::new(places.clone()).because(&error))
+        }
+    }
 }
 
 /// The places of the unit's directories, else those of a package.

@@ -22,8 +22,9 @@ use crate::{
 const RECIPE: u32 = 1;
 /// Every time in an image: the first second of the release's year.
 const EPOCH: &str = "1672531200";
-/// The file system of an image: what is not used takes no room.
+/// The file systems: what is not used takes no room, but an import reads all of it.
 const SIZE: &str = "8G";
+const SIZE_OF_MINIMAL: &str = "512M";
 const SUITE: &str = "bookworm";
 
 /// What `cargo xtask image` takes.
@@ -51,7 +52,8 @@ fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
     let list = repository().join("xtask/images").join(format!("{name}.packages"));
     let included = packages_in(&list).with_context(|| format!("there is no image {name}"))?;
 
-    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{SIZE}\n{}", included.join("\n")));
+    let size = if name == "minimal" { SIZE_OF_MINIMAL } else { SIZE };
+    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{size}\n{}", included.join("\n")));
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let directory = cache().join("images");
     let image = directory.join(format!("{name}-{}.ext4", &digest[..12]));
@@ -68,7 +70,7 @@ fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
     bootstrap(&root, &included)?;
     clean(&root)?;
     let unfinished = scratch.path().join("image");
-    write_ext4(&root, &unfinished, &digest)?;
+    write_ext4(&root, &unfinished, size, &digest)?;
     run_checked(&mut command("e2fsck", ["-fn"]), &unfinished)?;
     fs::rename(&unfinished, &image).context("cannot put the image in its place")?;
     Ok(image)
@@ -156,10 +158,10 @@ fn clean(root: &Path) -> Result<()> {
 
 /// Writes what is below `root` as a sparse file system, whose random parts come from a digest of 32 digits or
 /// more.
-pub fn write_ext4(root: &Path, image: &Path, digest: &str) -> Result<()> {
+pub fn write_ext4(root: &Path, image: &Path, size: &str, digest: &str) -> Result<()> {
     let uuid = [&digest[..8], &digest[8..12], &digest[12..16], &digest[16..20], &digest[20..32]].join("-");
     File::create(image)?;
-    shell(command("truncate", ["-s", SIZE]).arg(image))?;
+    shell(command("truncate", ["-s", size]).arg(image))?;
     let mut mkfs =
         command("mkfs.ext4", ["-q", "-F", "-L", "banger-root", "-U", &uuid, "-O", "^resize_inode"]);
     mkfs.arg("-E")

@@ -36,6 +36,17 @@ pub struct Drive {
     pub path: PathBuf,
     /// Whether the guest may write.
     pub access: Access,
+    /// Which of the two.
+    pub medium: Medium,
+}
+
+/// What a disk is on the host. Monitors treat the two differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// A raw file.
+    File,
+    /// A block device.
+    BlockDevice,
 }
 
 /// What a guest may do with a disk.

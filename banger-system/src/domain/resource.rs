@@ -17,6 +17,8 @@ pub const MODULES_FILE: &str = "modules.cpio";
 pub enum Resource {
     /// The directory with its disks and logs.
     Disks,
+    /// What makes block devices of its disks: mapper node and loop devices, where it has them.
+    Mapper,
     /// The directory of its sockets.
     Sockets,
     /// The unit, or process, of its monitor.
@@ -34,13 +36,13 @@ pub enum Span {
 
 impl Resource {
     /// Every resource, in the order in which they are made.
-    pub const ALL: [Resource; 3] = [Resource::Disks, Resource::Sockets, Resource::Unit];
+    pub const ALL: [Resource; 4] = [Resource::Disks, Resource::Mapper, Resource::Sockets, Resource::Unit];
 
     /// How long it lives.
     pub const fn span(self) -> Span {
         match self {
             Resource::Disks => Span::Machine,
-            Resource::Sockets | Resource::Unit => Span::Boot,
+            Resource::Mapper | Resource::Sockets | Resource::Unit => Span::Boot,
         }
     }
 
@@ -48,6 +50,7 @@ impl Resource {
     pub const fn as_str(self) -> &'static str {
         match self {
             Resource::Disks => "disks",
+            Resource::Mapper => "mapper",
             Resource::Sockets => "sockets",
             Resource::Unit => "unit",
         }
@@ -67,6 +70,16 @@ pub fn unit_name(vm: VmId) -> String {
 /// The machine whose unit this is.
 pub fn vm_of_unit(unit: &str) -> Option<VmId> {
     unit.strip_prefix("banger-vm-")?.strip_suffix(".service")?.parse().ok()
+}
+
+/// The name and the UUID of a machine's mapper node.
+pub fn mapper_name(vm: VmId) -> String {
+    format!("banger-{vm}")
+}
+
+/// The machine whose mapper node this is.
+pub fn vm_of_mapper(name: &str) -> Option<VmId> {
+    name.strip_prefix("banger-")?.parse().ok()
 }
 
 /// The slice of all units of one owner, a child of `banger.slice`.
@@ -110,6 +123,11 @@ impl Places {
     /// A machine's private clone of its image.
     pub fn system_disk(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("system.ext4")
+    }
+
+    /// What a machine has changed of its image, where the kernel puts the two together.
+    pub fn overlay(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("system.cow")
     }
 
     /// A machine's work disk.
@@ -188,6 +206,14 @@ mod tests {
         assert_eq!(vm_of_unit(&unit_name(vm)), Some(vm));
         assert_eq!(vm_of_unit("banger-vm-x.service"), None);
         assert_eq!(vm_of_unit("ssh.service"), None);
+    }
+
+    #[test]
+    fn a_mapper_name_leads_back_to_the_machine() {
+        let vm = VmId::from_bits(77);
+        assert_eq!(vm_of_mapper(&mapper_name(vm)), Some(vm));
+        assert_eq!(vm_of_mapper("banger-x"), None);
+        assert_eq!(vm_of_mapper("vg-root"), None);
     }
 
     #[test]

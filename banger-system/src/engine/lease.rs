@@ -75,6 +75,7 @@ async fn undo(ports: &Ports, vm: VmId, resource: Resource) -> ports::Result<()> 
     match resource {
         Resource::Unit => ports.supervisor.remove(vm).await,
         Resource::Sockets => ports.vmm.remove_sockets(vm).await,
+        Resource::Mapper => ports.disks.detach(vm).await,
         Resource::Disks => ports.disks.remove_directory(vm).await,
     }
 }

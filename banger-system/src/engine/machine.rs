@@ -364,6 +364,8 @@ impl Task {
         self.shared.ports.store.put_vm(&self.vm).await?;
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
+        let attach = ports.disks.attach(self.vm.id, self.vm.image);
+        let drives = self.lease.hold(Resource::Mapper, attach).await?;
         let machine = Machine {
             vm: self.vm.id,
             owner: self.vm.owner,
@@ -373,7 +375,7 @@ impl Task {
             kernel: boot.kernel,
             initramfs: boot.initramfs,
             guest_archive: guest_archive::of(&self.vm, now(&*ports.clock))?,
-            drives: ports.disks.drives(self.vm.id),
+            drives,
         };
         let launch = self.lease.hold(Resource::Sockets, ports.vmm.prepare(&machine)).await?;
         Ok(self.lease.hold(Resource::Unit, ports.supervisor.start(launch)).await?)

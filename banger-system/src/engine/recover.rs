@@ -34,6 +34,9 @@ impl Engine {
         for vm in ports.vmm.found().await? {
             held.entry(vm).or_default().insert(Resource::Sockets);
         }
+        for vm in ports.disks.attached().await? {
+            held.entry(vm).or_default().insert(Resource::Mapper);
+        }
         for vm in ports.disks.found().await? {
             held.entry(vm).or_default().insert(Resource::Disks);
         }

@@ -10,6 +10,7 @@ pub mod guest_link;
 pub mod image_files;
 pub mod kernel_files;
 pub mod logs;
+pub mod mapper;
 mod partial;
 mod pulse;
 pub mod qemu;

@@ -36,6 +36,7 @@ struct State {
     fail_at: Option<usize>,
     deaf_guests: bool,
     disks: BTreeSet<VmId>,
+    mappers: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
     image_files: BTreeSet<ImageId>,
@@ -105,6 +106,7 @@ impl Sim {
     pub fn alive(&self) -> Vec<String> {
         let state = self.lock();
         let disks = state.disks.iter().map(|vm| format!("disks {vm}"));
+        let mappers = state.mappers.iter().map(|vm| format!("mapper {vm}"));
         let sockets = state.sockets.iter().map(|vm| format!("sockets {vm}"));
         let processes = state
             .processes
@@ -113,7 +115,8 @@ impl Sim {
             .map(|(vm, _)| format!("process {vm}"));
         let ledger = state.ledger.iter().map(|(vm, resource)| format!("ledger {} {vm}", resource.as_str()));
         let rows = state.vms.keys().map(|vm| format!("row {vm}"));
-        let mut all: Vec<String> = disks.chain(sockets).chain(processes).chain(ledger).chain(rows).collect();
+        let mut all: Vec<String> =
+            disks.chain(mappers).chain(sockets).chain(processes).chain(ledger).chain(rows).collect();
         all.sort();
         all
     }

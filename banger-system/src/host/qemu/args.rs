@@ -3,7 +3,7 @@
 
 use crate::domain::{
     id::VmId,
-    machine::{Access, Machine},
+    machine::{Access, Machine, Medium},
 };
 
 /// Channels to the agent: the service's own, and one for each command that runs at once. A virtio-serial
@@ -75,11 +75,15 @@ pub fn of(program: &str, machine: &Machine, acceleration: Acceleration) -> Vec<S
             Access::ReadOnly => ("on", "ignore"),
             Access::ReadWrite => ("off", "unmap"),
         };
+        let driver = match drive.medium {
+            Medium::File => "file",
+            Medium::BlockDevice => "host_device",
+        };
         add(&["-add-fd", &format!("fd={{fd:{file}}},set={}", index + 1)]);
         add(&[
             "-blockdev",
             &format!(
-                "driver=file,node-name={file},filename=/dev/fdset/{},locking=off,read-only={read_only},\
+                "driver={driver},node-name={file},filename=/dev/fdset/{},locking=off,read-only={read_only},\
                  discard={discard},cache.direct=off",
                 index + 1
             ),
@@ -119,8 +123,8 @@ mod tests {
             initramfs: Vec::new(),
             guest_archive: Vec::new(),
             drives: vec![
-                Drive { path: "/host/disk/a".into(), access: Access::ReadWrite },
-                Drive { path: "/host/disk/b".into(), access: Access::ReadOnly },
+                Drive { path: "/host/disk/a".into(), access: Access::ReadWrite, medium: Medium::BlockDevice },
+                Drive { path: "/host/disk/b".into(), access: Access::ReadOnly, medium: Medium::File },
             ],
         };
         let words = of("/usr/bin/qemu", &machine, Acceleration::Tcg);
