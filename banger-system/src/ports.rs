@@ -166,8 +166,9 @@ pub trait Disks: Send + Sync {
     async fn clone_image(&self, vm: VmId, image: ImageId) -> Result<()>;
     /// Makes an empty ext4 file system of this size.
     async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
-    /// Makes a machine's work disk larger while it is stopped. The guest grows the file system at its next
-    /// boot. A disk that has the size already is left alone, and none becomes smaller.
+    /// Makes a machine's work disk larger while it is stopped. The file system in it is the guest's to grow:
+    /// no kernel but the guest's reads it. A disk that has the size already is left alone, and none becomes
+    /// smaller.
     async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
     /// Makes ready what a monitor opens, and returns the drives, the system disk first. What is left of an
     /// earlier time is made anew.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::bench_boot;
+use crate::{bench_boot, bench_disk};
 
 /// What `cargo xtask bench` takes.
 #[derive(Parser)]
@@ -27,6 +27,8 @@ pub struct Arguments {
 enum Bench {
     /// From the request to the first byte of a command's output in a fresh sandbox
     Boot,
+    /// A system disk of a 4 GiB image, beside one `dmsetup create`, in the test host
+    Disk,
 }
 
 /// The figures of a benchmark whose sides are both measured in milliseconds.
@@ -72,6 +74,7 @@ pub struct Machine {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let report = match arguments.bench {
         Bench::Boot => bench_boot::run(arguments.runs)?,
+        Bench::Disk => bench_disk::run(arguments.runs)?,
     };
     if arguments.json {
         println!("{}", serde_json::to_string(&report)?);

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_boot;
+mod bench_disk;
 mod build;
 mod deb;
 mod host;
@@ -9,6 +10,7 @@ mod image;
 mod install;
 mod kernel;
 mod level4;
+mod level5;
 mod packages;
 mod run;
 mod sqlx;
