@@ -15,10 +15,10 @@ use crate::{
     host::{
         authority::Polkit, clock::SystemClock, disks::FileDisks, guest_link::AgentLink,
         image_files::LocalImages, kernel_files::LocalKernels, kvm::Kvm, lock::Lock, logs::RingLogs,
-        monitors::Monitors, network::LinuxNetwork, store::SqliteStore, supervisor_process::ProcessSupervisor,
-        supervisor_systemd::SystemdSupervisor, users::Accounts,
+        mapper::MapperDisks, monitors::Monitors, network::LinuxNetwork, store::SqliteStore,
+        supervisor_process::ProcessSupervisor, supervisor_systemd::SystemdSupervisor, users::Accounts,
     },
-    ports::{Ports, Supervisor},
+    ports::{Disks, Ports, Supervisor},
     sim::Sim,
 };
 
@@ -80,7 +80,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
         clock: Arc::new(SystemClock),
-        disks: Arc::new(FileDisks::new(places.clone())),
+        disks: disks(&places),
         guest: Arc::new(AgentLink::new(vmm.clone())),
         image_files: Arc::new(LocalImages::new(places.clone())),
         kernel_files: Arc::new(LocalKernels::new(places.clone())),
@@ -91,6 +91,17 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         users: Arc::new(Accounts),
         vmm,
     })
+}
+
+/// Snapshots where the kernel makes them, else files.
+fn disks(places: &Places) -> Arc<dyn Disks> {
+    match MapperDisks::new(places.clone()) {
+        Ok(disks) => Arc::new(disks),
+        Err(error) => {
+            tracing::warn!(%error, "system disks are files");
+            Arc::new(FileDisks::new(places.clone()).because(&error))
+        }
+    }
 }
 
 /// The places of the unit's directories, else those of a package.

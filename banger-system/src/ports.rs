@@ -172,17 +172,28 @@ pub struct Ports {
 pub trait Disks: Send + Sync {
     /// Makes the directory of a machine's disks and logs.
     async fn create_directory(&self, vm: VmId) -> Result<()>;
-    /// Makes the private clone of an image, in a form that the machine's monitor can read. The image's file
-    /// is not changed, then or later.
+    /// Makes the private clone of an image, or what becomes one when the disks are attached, in a form that the
+    /// machine's monitor can read. The image's file is not changed, then or later.
     async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers) -> Result<()>;
     /// Makes an empty ext4 file system of this size.
     async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
-    /// The drives of a machine, the system disk first.
-    fn drives(&self, vm: VmId) -> Vec<Drive>;
+    /// Makes a machine's work disk larger while it is stopped. The file system in it is the guest's to grow:
+    /// no kernel but the guest's reads it. A disk that has the size already is left alone, and none becomes
+    /// smaller.
+    async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
+    /// Makes ready what a monitor opens, and returns the drives, the system disk first. What is left of an
+    /// earlier time is made anew.
+    async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>>;
+    /// Undoes [`Disks::attach`]. No monitor may have the drives open any more.
+    async fn detach(&self, vm: VmId) -> Result<()>;
+    /// The machines for which there is something to detach.
+    async fn attached(&self) -> Result<Vec<VmId>>;
     /// Removes the directory with all that is in it.
     async fn remove_directory(&self, vm: VmId) -> Result<()>;
     /// The machines that have a directory.
     async fn found(&self) -> Result<Vec<VmId>>;
+    /// What it needs of the host, and whether that is there.
+    async fn checks(&self) -> Vec<Check>;
 }
 
 /// Who can put what a guest writes over what its image holds.

@@ -16,7 +16,7 @@ use banger_proto::size::Bytes;
 use banger_system::{
     domain::{
         id::{ImageId, VmId},
-        machine::Access,
+        machine::{Access, Medium},
     },
     host::disks::FileDisks,
     ports::{Disks, Error, Layers},
@@ -90,11 +90,11 @@ async fn a_disk_that_is_there_is_kept() {
         disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
     };
     make().await;
-    for drive in disks.drives(VM) {
+    for drive in disks.attach(VM, IMAGE).await.unwrap() {
         File::options().write(true).open(&drive.path).unwrap().write_all_at(b"work of a user", 0).unwrap();
     }
     make().await;
-    for drive in disks.drives(VM) {
+    for drive in disks.attach(VM, IMAGE).await.unwrap() {
         assert_eq!(&read_at::<14>(&File::open(&drive.path).unwrap(), 0), b"work of a user");
     }
 }
@@ -116,8 +116,8 @@ async fn where_blocks_cannot_be_shared_a_monitor_gets_an_empty_layer_over_the_im
     assert_eq!(names(&scratch.places.vm_dir(VM)), ["base.ext4", "system.qcow2"]);
     assert_eq!(mode(&layer), 0o600);
     assert_eq!(fs::metadata(&base).unwrap().ino(), image.metadata().unwrap().ino());
-    let system = disks.drives(VM).remove(0);
-    assert_eq!((system.path, system.base), (layer.clone(), Some(base.clone())));
+    let system = disks.attach(VM, IMAGE).await.unwrap().remove(0);
+    assert_eq!((system.path, system.medium), (layer.clone(), Medium::Layer { base: base.clone() }));
 
     // QEMU's own tool finds nothing wrong with it, and reads the image through it.
     require!(has_program("qemu-img"), "qemu-img");
@@ -300,13 +300,48 @@ async fn what_is_removed_is_gone_and_may_be_removed_again() {
     assert!(scratch.places.image(IMAGE).exists());
 }
 
-#[test]
-fn the_system_disk_comes_first_and_both_are_writable() {
+#[tokio::test]
+async fn the_system_disk_comes_first_and_both_are_writable() {
     let scratch = Scratch::new();
-    let drives = FileDisks::new(scratch.places.clone()).drives(VM);
+    let disks = FileDisks::new(scratch.places.clone());
+    let drives = disks.attach(VM, IMAGE).await.unwrap();
     let paths: Vec<_> = drives.iter().map(|drive| drive.path.clone()).collect();
     assert_eq!(paths, [scratch.places.system_disk(VM), scratch.places.work_disk(VM)]);
     assert!(drives.iter().all(|drive| drive.access == Access::ReadWrite));
+    assert!(disks.attached().await.unwrap().is_empty());
+    for _ in 0..2 {
+        disks.detach(VM).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_machine_whose_disk_is_a_snapshot_is_told_what_the_kernel_lacks() {
+    let scratch = Scratch::new();
+    let disks = FileDisks::new(scratch.places.clone());
+    disks.create_directory(VM).await.unwrap();
+    fs::write(scratch.places.overlay(VM), "").unwrap();
+    match disks.attach(VM, IMAGE).await {
+        Err(Error::HostNotReady { message }) => assert!(message.contains("modprobe"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_work_disk_grows_and_never_shrinks() {
+    let scratch = Scratch::new();
+    let disks = FileDisks::new(scratch.places.clone());
+    disks.create_directory(VM).await.unwrap();
+    assert!(matches!(disks.grow_work_disk(VM, Bytes::mib(64)).await, Err(Error::Os { .. })));
+    disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
+    let disk = scratch.places.work_disk(VM);
+    for _ in 0..2 {
+        disks.grow_work_disk(VM, Bytes(Bytes::mib(100).0 + 1)).await.unwrap();
+        assert_eq!(fs::metadata(&disk).unwrap().len(), (100 << 20) + 4096);
+    }
+    let smaller = disks.grow_work_disk(VM, Bytes::mib(64)).await;
+    assert!(matches!(smaller, Err(Error::Unsupported { .. })), "{smaller:?}");
+    assert_eq!(fs::metadata(&disk).unwrap().len(), (100 << 20) + 4096);
+    e2fsck_is_content(&disk);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use banger_proto::size::Bytes;
 use banger_system::{
     domain::{
         id::{Uid, VmId},
-        machine::{Access, Drive, Machine},
+        machine::{Access, Drive, Machine, Medium},
         monitor::Wish,
     },
     host::{firecracker::Firecracker, supervisor_process::ProcessSupervisor},
@@ -71,8 +71,8 @@ impl Host {
             initramfs: Vec::new(),
             guest_archive: b"070701".to_vec(),
             drives: vec![
-                Drive { path: file("system", 0o600), base: None, access: Access::ReadWrite },
-                Drive { path: file("work", 0o600), base: None, access: Access::ReadOnly },
+                Drive { path: file("system", 0o600), access: Access::ReadWrite, medium: Medium::File },
+                Drive { path: file("work", 0o600), access: Access::ReadOnly, medium: Medium::File },
             ],
             nics: Vec::new(),
         };

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{bench_boot, bench_net, bench_size};
+use crate::{bench_boot, bench_disk, bench_net, bench_size};
 
 /// What `cargo xtask bench` takes.
 #[derive(Parser)]
@@ -31,6 +31,8 @@ enum Bench {
     Size,
     /// The network interface of a guest, made and removed
     Net,
+    /// A system disk of a 4 GiB image, beside one `dmsetup create`, in the test host
+    Disk,
 }
 
 /// The figures of a benchmark whose sides are both measured in milliseconds.
@@ -76,6 +78,7 @@ pub struct Machine {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match arguments.bench {
         Bench::Boot => show(arguments, &[bench_boot::run(arguments.runs)?], Report::print),
+        Bench::Disk => show(arguments, &[bench_disk::run(arguments.runs)?], Report::print),
         Bench::Net => show(arguments, &bench_net::run(arguments.runs)?, Report::print),
         Bench::Size => show(arguments, &[bench_size::run(arguments.runs)?], bench_size::Report::print),
     }

@@ -23,8 +23,9 @@ use crate::{
 const RECIPE: u32 = 2;
 /// Every time in an image: the first second of the release's year.
 const EPOCH: &str = "1672531200";
-/// The file system of an image: what is not used takes no room.
+/// The file systems: what is not used takes no room, but an import reads all of it.
 const SIZE: u64 = 8 << 30;
+const SIZE_OF_MINIMAL: u64 = 512 << 20;
 const SUITE: &str = "bookworm";
 
 /// What `cargo xtask image` takes.
@@ -52,7 +53,8 @@ fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
     let list = repository().join("xtask/images").join(format!("{name}.packages"));
     let included = packages_in(&list).with_context(|| format!("there is no image {name}"))?;
 
-    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{SIZE}\n{}", included.join("\n")));
+    let size = if name == "minimal" { SIZE_OF_MINIMAL } else { SIZE };
+    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{size}\n{}", included.join("\n")));
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let directory = cache().join("images");
     let image = directory.join(format!("{name}-{}.ext4", &digest[..12]));
@@ -69,7 +71,7 @@ fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
     bootstrap(&root, &included)?;
     clean(&root)?;
     let unfinished = scratch.path().join("image");
-    write_ext4(&root, &unfinished, &digest)?;
+    write_ext4(&root, &unfinished, size, &digest)?;
     run_checked(&mut command("e2fsck", ["-fn"]), &unfinished)?;
     fs::rename(&unfinished, &image).context("cannot put the image in its place")?;
     Ok(image)
@@ -157,9 +159,9 @@ fn clean(root: &Path) -> Result<()> {
 
 /// Writes what is below `root` as a sparse file system, whose random parts come from a digest of 32 digits or
 /// more.
-pub fn write_ext4(root: &Path, image: &Path, digest: &str) -> Result<()> {
+pub fn write_ext4(root: &Path, image: &Path, size: u64, digest: &str) -> Result<()> {
     let digits = digest.get(..32).context("the digest is too short")?;
-    let mut options = Options::new(SIZE, u128::from_str_radix(digits, 16)?.to_be_bytes(), EPOCH.parse()?);
+    let mut options = Options::new(size, u128::from_str_radix(digits, 16)?.to_be_bytes(), EPOCH.parse()?);
     options.label = Some("banger-root".to_owned());
     ext4::write(root, image, options).with_context(|| format!("cannot write {}", image.display()))
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_boot;
+mod bench_disk;
 mod bench_net;
 mod bench_size;
 mod build;
@@ -12,6 +13,7 @@ mod image;
 mod install;
 mod kernel;
 mod level4;
+mod level5;
 mod packages;
 mod run;
 mod sqlx;

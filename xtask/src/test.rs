@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the tests, level by level, and a line for each that says how it went.
 //!
 //! Levels 0 to 3 are the tests of the crates: pure ones, the engine on a host in memory, and adapters on the
-//! real kernel. Level 4 is the installed product in the private host.
+//! real kernel. Level 4 is the installed product in the private host, level 5 the package in the test host.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::{
-    kernel, level4, packages,
+    kernel, level4, level5, packages,
     run::{cache, command, repository, say},
 };
 
@@ -22,6 +22,9 @@ pub struct Arguments {
     /// Only these levels, such as 0,1,2,3
     #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 2, 3, 4])]
     levels: Vec<u8>,
+    /// Level 5 as well, in the test host
+    #[arg(long)]
+    all: bool,
 }
 
 /// How a level went.
@@ -63,6 +66,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if arguments.levels.contains(&4) {
         tallies.push((4, "private host", level4::run()?));
+    }
+    if arguments.all || arguments.levels.contains(&5) {
+        tallies.push((5, "test host", level5::run()?));
     }
     Ok(report(&tallies))
 }

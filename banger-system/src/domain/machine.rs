@@ -48,12 +48,26 @@ pub struct Nic {
 /// A disk of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drive {
-    /// A raw file, a block device, or a layer over one.
+    /// Where it is on the host.
     pub path: PathBuf,
-    /// What the layer lies on, a raw file that is only read; the path is a [`qcow2`](super::qcow2) file then.
-    pub base: Option<PathBuf>,
     /// Whether the guest may write.
     pub access: Access,
+    /// What is there.
+    pub medium: Medium,
+}
+
+/// What a disk is on the host. Monitors treat each in its own way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Medium {
+    /// A raw file.
+    File,
+    /// A block device.
+    BlockDevice,
+    /// A [`qcow2`](super::qcow2) file with what was changed of another disk.
+    Layer {
+        /// That disk: a raw file, which is only read.
+        base: PathBuf,
+    },
 }
 
 /// What a guest may do with a disk.

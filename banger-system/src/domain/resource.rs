@@ -20,6 +20,8 @@ pub const MACHINE_DIRECTORY: &str = "/machine";
 pub enum Resource {
     /// The directory with its disks and logs.
     Disks,
+    /// What makes block devices of its disks: mapper node and loop devices, where it has them.
+    Mapper,
     /// Its network interface: a TAP with its routes, and its elements in the packet filter.
     Nic,
     /// The directory of its sockets.
@@ -39,13 +41,14 @@ pub enum Span {
 
 impl Resource {
     /// Every resource, in the order in which they are made.
-    pub const ALL: [Resource; 4] = [Resource::Disks, Resource::Nic, Resource::Sockets, Resource::Unit];
+    pub const ALL: [Resource; 5] =
+        [Resource::Disks, Resource::Mapper, Resource::Nic, Resource::Sockets, Resource::Unit];
 
     /// How long it lives.
     pub const fn span(self) -> Span {
         match self {
             Resource::Disks => Span::Machine,
-            Resource::Nic | Resource::Sockets | Resource::Unit => Span::Boot,
+            Resource::Mapper | Resource::Nic | Resource::Sockets | Resource::Unit => Span::Boot,
         }
     }
 
@@ -54,6 +57,7 @@ impl Resource {
         match self {
             Resource::Disks => "disks",
             Resource::Nic => "nic",
+            Resource::Mapper => "mapper",
             Resource::Sockets => "sockets",
             Resource::Unit => "unit",
         }
@@ -73,6 +77,16 @@ pub fn unit_name(vm: VmId) -> String {
 /// The machine whose unit this is.
 pub fn vm_of_unit(unit: &str) -> Option<VmId> {
     unit.strip_prefix("banger-vm-")?.strip_suffix(".service")?.parse().ok()
+}
+
+/// The name and the UUID of a machine's mapper node.
+pub fn mapper_name(vm: VmId) -> String {
+    format!("banger-{vm}")
+}
+
+/// The machine whose mapper node this is.
+pub fn vm_of_mapper(name: &str) -> Option<VmId> {
+    name.strip_prefix("banger-")?.parse().ok()
 }
 
 /// The slice of all units of one owner, a child of `banger.slice`.
@@ -131,6 +145,11 @@ impl Places {
     /// The image below the layer: another name of the image's own file.
     pub fn system_base(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("base.ext4")
+    }
+
+    /// What a machine has changed of its image, where the kernel puts the two together.
+    pub fn overlay(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("system.cow")
     }
 
     /// A machine's work disk.
@@ -215,6 +234,14 @@ mod tests {
         assert_eq!(vm_of_unit(&unit_name(vm)), Some(vm));
         assert_eq!(vm_of_unit("banger-vm-x.service"), None);
         assert_eq!(vm_of_unit("ssh.service"), None);
+    }
+
+    #[test]
+    fn a_mapper_name_leads_back_to_the_machine() {
+        let vm = VmId::from_bits(77);
+        assert_eq!(vm_of_mapper(&mapper_name(vm)), Some(vm));
+        assert_eq!(vm_of_mapper("banger-x"), None);
+        assert_eq!(vm_of_mapper("vg-root"), None);
     }
 
     #[test]

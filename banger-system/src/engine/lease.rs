@@ -76,6 +76,7 @@ async fn undo(ports: &Ports, vm: VmId, resource: Resource) -> ports::Result<()> 
         Resource::Unit => ports.supervisor.remove(vm).await,
         Resource::Sockets => ports.vmm.remove_sockets(vm).await,
         Resource::Nic => ports.network.unplug(vm).await,
+        Resource::Mapper => ports.disks.detach(vm).await,
         Resource::Disks => ports.disks.remove_directory(vm).await,
     }
 }

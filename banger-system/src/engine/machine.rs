@@ -380,6 +380,8 @@ impl Task {
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
         let nic = self.shared.nic(&self.vm).await?;
         let subnet = self.shared.subnet().await?;
+        let attach = ports.disks.attach(self.vm.id, self.vm.image);
+        let drives = self.lease.hold(Resource::Mapper, attach).await?;
         let machine = Machine {
             vm: self.vm.id,
             owner: self.vm.owner,
@@ -390,7 +392,7 @@ impl Task {
             kernel: boot.kernel,
             initramfs: boot.initramfs,
             guest_archive: guest_archive::of(&self.vm, &nic, subnet, now(&*ports.clock))?,
-            drives: ports.disks.drives(self.vm.id),
+            drives,
             nics: vec![machine::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
         };
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;

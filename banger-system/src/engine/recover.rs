@@ -48,6 +48,9 @@ impl Engine {
         if let Err(error) = self.shared.subnet().await {
             tracing::error!(error = %one_line(&error), "cannot set up the network of guests");
         }
+        for vm in ports.disks.attached().await? {
+            held.entry(vm).or_default().insert(Resource::Mapper);
+        }
         for vm in ports.disks.found().await? {
             held.entry(vm).or_default().insert(Resource::Disks);
         }

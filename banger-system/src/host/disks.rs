@@ -9,10 +9,12 @@
 //! what it was made of and nothing of its user's.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    cmp::Ordering,
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Write},
     os::unix::fs::DirBuilderExt,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
@@ -22,23 +24,33 @@ use super::{blocking::blocking, ext4_writer, partial::Partial, sparse, staging};
 use crate::{
     domain::{
         id::{ImageId, VmId},
-        machine::{Access, Drive},
+        machine::{Access, Drive, Medium},
         qcow2,
         resource::Places,
     },
-    ports::{Disks, Error, Layers, Result},
+    ports::{Check, Disks, Error, Layers, Result, Status},
 };
+
+/// The block of our file systems: a disk has a whole number of them.
+const BLOCK: u64 = 4096;
 
 /// Disks as files under [`Places::vms`].
 #[derive(Debug, Clone)]
 pub struct FileDisks {
     places: Places,
+    /// Why system disks are files.
+    reason: Arc<str>,
 }
 
 impl FileDisks {
     /// The disks under these places.
     pub fn new(places: Places) -> Self {
-        Self { places }
+        Self { places, reason: "system disks are files".into() }
+    }
+
+    /// The same, on a host on which system disks could be something better, for `doctor` to tell.
+    pub fn because(self, reason: &Error) -> Self {
+        Self { reason: reason.to_string().into(), ..self }
     }
 }
 
@@ -95,14 +107,35 @@ impl Disks for FileDisks {
         .await
     }
 
-    fn drives(&self, vm: VmId) -> Vec<Drive> {
-        let drive = |path, base| Drive { path, base, access: Access::ReadWrite };
+    async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
+        let disk = self.places.work_disk(vm);
+        blocking("grow a work disk", move || grow(&disk, size)).await
+    }
+
+    async fn attach(&self, vm: VmId, _image: ImageId) -> Result<Vec<Drive>> {
         let layer = self.places.system_layer(vm);
-        let system = match layer.exists() {
-            true => drive(layer, Some(self.places.system_base(vm))),
-            false => drive(self.places.system_disk(vm), None),
-        };
-        vec![system, drive(self.places.work_disk(vm), None)]
+        if layer.exists() {
+            let medium = Medium::Layer { base: self.places.system_base(vm) };
+            let system = Drive { path: layer, access: Access::ReadWrite, medium };
+            return Ok(vec![system, work_drive(&self.places, vm)]);
+        }
+        let system = self.places.system_disk(vm);
+        if !system.exists() && self.places.overlay(vm).exists() {
+            return Err(Error::HostNotReady {
+                message: "the system disk is a snapshot, which this kernel cannot make; \
+                          modprobe dm_snapshot, then systemctl restart banger-system"
+                    .to_owned(),
+            });
+        }
+        Ok(vec![file_drive(system), work_drive(&self.places, vm)])
+    }
+
+    async fn detach(&self, _vm: VmId) -> Result<()> {
+        Ok(())
+    }
+
+    async fn attached(&self) -> Result<Vec<VmId>> {
+        Ok(Vec::new())
     }
 
     async fn remove_directory(&self, vm: VmId) -> Result<()> {
@@ -121,9 +154,43 @@ impl Disks for FileDisks {
         })
         .await
     }
+
+    async fn checks(&self) -> Vec<Check> {
+        let message = format!("system disks are copies of their images: {}", self.reason);
+        vec![check(Status::Warn, &message, "modprobe dm_snapshot, then systemctl restart banger-system")]
+    }
 }
 
-fn open_image(path: &Path) -> Result<File> {
+/// What `doctor` shows of disks.
+pub(super) fn check(status: Status, message: &str, hint: &str) -> Check {
+    Check { name: "disks", status, message: message.to_owned(), hint: hint.to_owned() }
+}
+
+/// The work disk, which is a file on every host.
+pub(super) fn work_drive(places: &Places, vm: VmId) -> Drive {
+    file_drive(places.work_disk(vm))
+}
+
+fn file_drive(path: PathBuf) -> Drive {
+    Drive { path, access: Access::ReadWrite, medium: Medium::File }
+}
+
+/// Only the file: what is in it was written by a guest, and only a guest's kernel reads it.
+fn grow(disk: &Path, size: Bytes) -> Result<()> {
+    let os = |doing: &str, source| Error::os(format!("{doing} {}", disk.display()), source);
+    let file = OpenOptions::new().write(true).open(disk).map_err(|source| os("open", source))?;
+    let is = file.metadata().map_err(|source| os("look at", source))?.len();
+    let wanted = size.0.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
+    match wanted.cmp(&is) {
+        Ordering::Equal => Ok(()),
+        Ordering::Less => Err(Error::Unsupported {
+            message: format!("the work disk has {} already, and a disk never becomes smaller", Bytes(is)),
+        }),
+        Ordering::Greater => file.set_len(wanted).map_err(|source| os("grow", source)),
+    }
+}
+
+pub(super) fn open_image(path: &Path) -> Result<File> {
     File::open(path).map_err(|source| match source.kind() {
         ErrorKind::NotFound => Error::HostNotReady {
             message: format!("the file of the image is gone ({}); register the image again", path.display()),
@@ -145,7 +212,7 @@ fn link(image: &Path, name: &Path) -> io::Result<bool> {
 }
 
 /// Makes the disk at `path`. A disk that is there is kept.
-fn create(path: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+pub(super) fn create(path: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let os = |doing: &str, source| Error::os(format!("{doing} {}", path.display()), source);
     if path.try_exists().map_err(|source| os("look at", source))? {
         return Ok(());

@@ -13,6 +13,7 @@ pub mod kernel_files;
 pub mod kvm;
 pub mod lock;
 pub mod logs;
+pub mod mapper;
 mod monitor_files;
 pub mod monitors;
 pub mod network;

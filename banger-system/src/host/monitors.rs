@@ -10,7 +10,7 @@ use super::{firecracker::Firecracker, kvm::Kvm, monitor_files, qemu::Qemu};
 use crate::{
     domain::{
         id::VmId,
-        machine::Machine,
+        machine::{Machine, Medium},
         monitor::{Facts, Monitor, Wish, choose, explain},
         resource::Places,
     },
@@ -71,7 +71,7 @@ impl Vmm for Monitors {
     }
 
     async fn prepare(&self, machine: &Machine) -> Result<Launch> {
-        let is_layered = machine.drives.iter().any(|drive| drive.base.is_some());
+        let is_layered = machine.drives.iter().any(|drive| matches!(drive.medium, Medium::Layer { .. }));
         let wish = match machine.vmm {
             Wish::Only(Monitor::Firecracker) if is_layered => {
                 let message =

@@ -10,9 +10,9 @@ use crate::{
     domain::{
         id::{ImageId, KernelId, VmId},
         image::{ImageFacts, KernelFacts},
-        machine::{Access, Drive},
+        machine::{Access, Drive, Medium},
     },
-    ports::{BootFiles, Disks, Error, ImageFiles, KernelFiles, Layers, Result},
+    ports::{BootFiles, Check, Disks, Error, ImageFiles, KernelFiles, Layers, Result},
 };
 
 /// What stands for the digest of a file that was never read.
@@ -36,14 +36,27 @@ impl Disks for Sim {
         self.step("make a work disk").map(drop)
     }
 
-    fn drives(&self, vm: VmId) -> Vec<Drive> {
-        ["system", "work"]
-            .map(|disk| Drive {
-                path: format!("/sim/{vm}/{disk}").into(),
-                base: None,
-                access: Access::ReadWrite,
-            })
-            .to_vec()
+    async fn grow_work_disk(&self, _vm: VmId, _size: Bytes) -> Result<()> {
+        self.step("grow a work disk").map(drop)
+    }
+
+    async fn attach(&self, vm: VmId, _image: ImageId) -> Result<Vec<Drive>> {
+        self.step("attach disks")?.mappers.insert(vm);
+        let drive = |disk| Drive {
+            path: format!("/sim/{vm}/{disk}").into(),
+            access: Access::ReadWrite,
+            medium: Medium::File,
+        };
+        Ok(["system", "work"].map(drive).to_vec())
+    }
+
+    async fn detach(&self, vm: VmId) -> Result<()> {
+        self.lock().mappers.remove(&vm);
+        Ok(())
+    }
+
+    async fn attached(&self) -> Result<Vec<VmId>> {
+        Ok(self.lock().mappers.iter().copied().collect())
     }
 
     async fn remove_directory(&self, vm: VmId) -> Result<()> {
@@ -53,6 +66,10 @@ impl Disks for Sim {
 
     async fn found(&self) -> Result<Vec<VmId>> {
         Ok(self.lock().disks.iter().copied().collect())
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        Vec::new()
     }
 }
 

@@ -38,6 +38,7 @@ struct State {
     fail_at: Option<usize>,
     deaf_guests: bool,
     disks: BTreeSet<VmId>,
+    mappers: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
     subnet: Option<Subnet>,
@@ -111,6 +112,7 @@ impl Sim {
     pub fn alive(&self) -> Vec<String> {
         let state = self.lock();
         let disks = state.disks.iter().map(|vm| format!("disks {vm}"));
+        let mappers = state.mappers.iter().map(|vm| format!("mapper {vm}"));
         let sockets = state.sockets.iter().map(|vm| format!("sockets {vm}"));
         let processes = state
             .processes
@@ -120,8 +122,14 @@ impl Sim {
         let nics = state.nics.keys().map(|vm| format!("nic {vm}"));
         let ledger = state.ledger.iter().map(|(vm, resource)| format!("ledger {} {vm}", resource.as_str()));
         let rows = state.vms.keys().map(|vm| format!("row {vm}"));
-        let mut all: Vec<String> =
-            disks.chain(sockets).chain(processes).chain(nics).chain(ledger).chain(rows).collect();
+        let mut all: Vec<String> = disks
+            .chain(mappers)
+            .chain(sockets)
+            .chain(processes)
+            .chain(nics)
+            .chain(ledger)
+            .chain(rows)
+            .collect();
         all.sort();
         all
     }

@@ -10,7 +10,7 @@ mod root;
 use std::{
     fs,
     io::IsTerminal,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -183,6 +183,24 @@ impl TestHost {
         words.extend(["-p", &user, "-p", "PAMName=login", "-p", "WorkingDirectory=~", "--"]);
         words.extend(arguments.iter().map(AsRef::as_ref));
         self.enter(&words)
+    }
+
+    /// Makes a file of this machine one of the host under this name, and returns its path there.
+    pub fn share(&self, file: &Path, name: &str) -> Result<String> {
+        let shared = directory().join("share").join(name);
+        fs::copy(file, &shared).with_context(|| format!("cannot copy {}", file.display()))?;
+        Ok(format!("{SHARE}/{name}"))
+    }
+
+    /// Gives the service a kernel and an image for everybody, under the names that it looks for.
+    pub fn provide(&self) -> Result<()> {
+        say("importing a kernel and an image in the test host");
+        let import = "
+            banger kernel show debian > /dev/null 2>&1 ||
+                banger kernel import --name debian --vmlinuz /srv/vmlinuz --modules /srv/modules/* --shared
+            banger image show debian-bookworm > /dev/null 2>&1 ||
+                banger image register --name debian-bookworm --rootfs /srv/minimal.ext4 --shared";
+        run(&mut self.enter(&["sh", "-ec", import]))
     }
 
     /// One connection carries all commands: a new one takes a second of an emulated processor.

@@ -10,13 +10,17 @@ use sha2::{Digest, Sha256};
 
 use super::machine;
 use crate::{
-    image, packages,
+    image,
+    kernel::{self, DistributionKernel},
+    packages,
     run::{command, output, repository, run, say},
 };
 
 /// Grows when the recipe changes in what its inputs do not show.
 const RECIPE: u32 = 1;
 const SETUP: &str = include_str!("root.sh");
+/// The root disk: what is not used takes no room.
+const SIZE: u64 = 16 << 30;
 const PACKAGES: &str = "xtask/images/testhost.packages";
 
 /// A host that has never been booted, or the same after its first boot.
@@ -61,12 +65,13 @@ impl Root {
 pub fn ensure(parent: &Path) -> Result<Root> {
     let list = repository().join(PACKAGES);
     let included = image::packages_in(&list)?;
-    // The small image is in it, so that machines can be made of something.
-    let minimal = image::ensure("minimal")?;
-    let minimal_name = minimal.file_name().context("the image has no name")?.to_string_lossy().into_owned();
+    // What machines can be made of: a small image, and the kernel with the fewest modules.
+    let provisions = Provisions { image: image::ensure("minimal")?, kernel: kernel::ensure()? };
     let inputs = format!(
-        "{RECIPE}\n{}\n{SETUP}\n{minimal_name}\n{}\n{}",
+        "{RECIPE}\n{SIZE}\n{}\n{SETUP}\n{:?}\n{:?}\n{}\n{}",
         included.join("\n"),
+        provisions.image.file_name(),
+        provisions.kernel.vmlinuz.file_name(),
         machine::recipe(),
         qemu_version()?
     );
@@ -82,27 +87,42 @@ pub fn ensure(parent: &Path) -> Result<Root> {
     let scratch = tempfile::tempdir_in(parent).context("cannot make a temporary directory")?;
     let unfinished = Root { directory: scratch.path().join("new") };
     fs::create_dir(&unfinished.directory)?;
-    make(&unfinished, &scratch.path().join("root"), &included, &minimal, &digest)?;
+    make(&unfinished, &scratch.path().join("root"), &included, &provisions, &digest)?;
     remove_others(parent)?;
     fs::rename(&unfinished.directory, &root.directory).context("cannot put the file system in its place")?;
     Ok(root)
 }
 
-fn make(root: &Root, tree: &Path, included: &[String], minimal: &Path, digest: &str) -> Result<()> {
+fn make(root: &Root, tree: &Path, included: &[String], provisions: &Provisions, digest: &str) -> Result<()> {
     image::bootstrap(tree, included)?;
     let key = root.key();
     run(command("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-C", "xtask", "-f"]).arg(&key))?;
     run(command("sh", ["-euc", SETUP, "setup"]).arg(tree).arg(key.with_extension("pub")))?;
     let host_key = fs::read_to_string(tree.join("etc/ssh/ssh_host_ed25519_key.pub"))?;
     fs::write(root.known_hosts(), format!("test-host {host_key}"))?;
-    fs::create_dir_all(tree.join("srv"))?;
-    run(command("cp", ["--sparse=always", "--reflink=auto"])
-        .arg(minimal)
-        .arg(tree.join("srv/minimal.ext4")))?;
+    provisions.copy(&tree.join("srv"))?;
     // The links of the root directory name the newest kernel.
     fs::copy(tree.join("vmlinuz"), root.kernel()).context("the host has no kernel")?;
     fs::copy(tree.join("initrd.img"), root.initramfs()).context("the host has no initramfs")?;
-    image::write_ext4(tree, &root.disk(), digest)
+    image::write_ext4(tree, &root.disk(), SIZE, digest)
+}
+
+/// What stands below `/srv` of the host.
+struct Provisions {
+    image: PathBuf,
+    kernel: DistributionKernel,
+}
+
+impl Provisions {
+    fn copy(&self, directory: &Path) -> Result<()> {
+        let sparse = ["--archive", "--sparse=always", "--reflink=auto"];
+        run(command("cp", sparse).arg(&self.image).arg(directory.join("minimal.ext4")))?;
+        run(command("cp", sparse).arg(&self.kernel.vmlinuz).arg(directory.join("vmlinuz")))?;
+        let modules = directory.join("modules");
+        fs::create_dir(&modules)?;
+        // The release is part of the path.
+        run(command("cp", sparse).arg(&self.kernel.modules).arg(modules))
+    }
 }
 
 /// Removes the hosts that were made of other inputs; each takes more than a gigabyte.

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         id::{Uid, VmId},
-        machine::{Drive, Nic},
+        machine::{Drive, Medium, Nic},
         monitor::Wish,
     };
 
@@ -167,8 +167,8 @@ mod tests {
             initramfs: Vec::new(),
             guest_archive: Vec::new(),
             drives: vec![
-                Drive { path: "/host/disk/a".into(), base: None, access: Access::ReadWrite },
-                Drive { path: "/host/disk/b".into(), base: None, access: Access::ReadOnly },
+                Drive { path: "/host/disk/a".into(), access: Access::ReadWrite, medium: Medium::File },
+                Drive { path: "/host/disk/b".into(), access: Access::ReadOnly, medium: Medium::File },
             ],
             nics: vec![Nic { tap: "bgr-0000abc".into(), mac: "02:00:00:00:0a:bc".into() }],
         };

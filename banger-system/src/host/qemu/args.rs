@@ -3,7 +3,7 @@
 
 use crate::domain::{
     id::VmId,
-    machine::{Access, Machine},
+    machine::{Access, Machine, Medium},
 };
 
 /// Channels to the agent: the service's own, and one for each command that runs at once. A virtio-serial
@@ -96,7 +96,7 @@ pub fn of(program: &str, machine: &Machine, acceleration: Acceleration) -> Vec<S
 fn drives(machine: &Machine) -> Vec<String> {
     let mut words = Vec::new();
     let mut sets = 1..;
-    let mut file = |words: &mut Vec<String>, name: &str, node: &str, access: Access| {
+    let mut open = |words: &mut Vec<String>, driver: &str, name: &str, node: &str, access: Access| {
         let set = sets.next().unwrap_or_default();
         let (read_only, discard) = match access {
             Access::ReadOnly => ("on", "ignore"),
@@ -104,20 +104,22 @@ fn drives(machine: &Machine) -> Vec<String> {
         };
         words.extend(["-add-fd".to_owned(), format!("fd={{fd:{name}}},set={set}"), "-blockdev".to_owned()]);
         words.push(format!(
-            "driver=file,node-name={node},filename=/dev/fdset/{set},locking=off,read-only={read_only},\
+            "driver={driver},node-name={node},filename=/dev/fdset/{set},locking=off,read-only={read_only},\
              discard={discard},cache.direct=off"
         ));
     };
     for (index, drive) in machine.drives.iter().enumerate() {
         let name = drive_name(index);
-        if drive.base.is_some() {
-            let (base, layer) = (base_name(index), format!("layer{index}"));
-            file(&mut words, &base, &base, Access::ReadOnly);
-            file(&mut words, &name, &layer, drive.access);
-            let over = format!("driver=qcow2,node-name={name},file={layer},backing={base},discard=unmap");
-            words.extend(["-blockdev".to_owned(), over]);
-        } else {
-            file(&mut words, &name, &name, drive.access);
+        match &drive.medium {
+            Medium::File => open(&mut words, "file", &name, &name, drive.access),
+            Medium::BlockDevice => open(&mut words, "host_device", &name, &name, drive.access),
+            Medium::Layer { .. } => {
+                let (base, layer) = (base_name(index), format!("layer{index}"));
+                open(&mut words, "file", &base, &base, Access::ReadOnly);
+                open(&mut words, "file", &name, &layer, drive.access);
+                let over = format!("driver=qcow2,node-name={name},file={layer},backing={base},discard=unmap");
+                words.extend(["-blockdev".to_owned(), over]);
+            }
         }
         words.extend(["-device".to_owned(), format!("virtio-blk-pci,drive={name}")]);
     }
@@ -159,10 +161,11 @@ mod tests {
             drives: vec![
                 Drive {
                     path: "/host/layer".into(),
-                    base: Some("/host/image".into()),
                     access: Access::ReadWrite,
+                    medium: Medium::Layer { base: "/host/image".into() },
                 },
-                Drive { path: "/host/disk".into(), base: None, access: Access::ReadOnly },
+                Drive { path: "/host/device".into(), access: Access::ReadWrite, medium: Medium::BlockDevice },
+                Drive { path: "/host/disk".into(), access: Access::ReadOnly, medium: Medium::File },
             ],
             nics: vec![Nic { tap: "bgr-0".into(), mac: "02:67:00:00:00:01".into() }],
         };

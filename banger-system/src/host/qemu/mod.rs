@@ -26,7 +26,7 @@ use super::{
 use crate::{
     domain::{
         id::VmId,
-        machine::{Access, Machine},
+        machine::{Access, Machine, Medium},
         monitor::Wish,
         resource::Places,
     },
@@ -114,7 +114,7 @@ fn prepare(
     files.push(("initrd".to_owned(), monitor_files::initrd(machine)?));
     for (index, drive) in machine.drives.iter().enumerate() {
         files.push((args::drive_name(index), monitor_files::open(&drive.path, drive.access)?));
-        if let Some(base) = &drive.base {
+        if let Medium::Layer { base } = &drive.medium {
             files.push((args::base_name(index), monitor_files::open(base, Access::ReadOnly)?));
         }
     }

@@ -1,0 +1,174 @@
+//! The disks of machines on a kernel with device-mapper: a system disk is a snapshot of its image, which all
+//! machines of the image share, and a sparse file takes what the machine writes.
+//!
+//! While a machine runs there are two loop devices and one mapper node:
+//!
+//! ```text
+//! images/ID/rootfs.ext4 ── /dev/loopA (read-only, one for all) ─┐
+//!                                                               ├─ /dev/dm-N, named banger-VM
+//! vms/VM/system.cow ────── /dev/loopB ──────────────────────────┘
+//! ```
+//!
+//! The loop devices belong to the node alone: the kernel frees each with its last user. So removing the
+//! node by its name is all that there is to undo, also after a crash at any point.
+
+mod loops;
+mod snapshot;
+
+use std::{
+    fs::{File, OpenOptions},
+    io::ErrorKind,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use banger_proto::size::Bytes;
+
+use self::loops::Loop;
+use super::{
+    blocking::blocking,
+    disks::{self, FileDisks},
+};
+use crate::{
+    domain::{
+        id::{ImageId, VmId},
+        machine::{Access, Drive, Medium},
+        resource::Places,
+    },
+    ports::{Check, Disks, Error, Layers, Result, Status},
+};
+
+/// What device-mapper counts in, whatever the device.
+const SECTOR: u64 = 512;
+/// A snapshot whose overlay cannot be written is lost as a whole. With less than this left in the host's file
+/// system, no machine is started.
+const RESERVE: Bytes = Bytes::mib(64);
+/// The kernel answers at once, and udev in milliseconds; a udev that hangs is not waited for.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// System disks as snapshots; all else as files.
+#[derive(Debug, Clone)]
+pub struct MapperDisks {
+    places: Places,
+    files: FileDisks,
+    /// Held while a shared device is looked for and made: two at once would make two.
+    origins: Arc<Mutex<()>>,
+}
+
+impl MapperDisks {
+    /// The disks under these places, if the kernel has what they need; else why it has not.
+    pub fn new(places: Places) -> Result<Self> {
+        loops::check()?;
+        snapshot::check()?;
+        let files = FileDisks::new(places.clone());
+        Ok(Self { places, files, origins: Arc::default() })
+    }
+
+    fn make_snapshot(&self, vm: VmId, image: ImageId) -> Result<Drive> {
+        let (image_path, overlay_path) = (self.places.image(image), self.places.overlay(vm));
+        let image = disks::open_image(&image_path)?;
+        let overlay = open_overlay(&overlay_path)?;
+        require_room(&overlay, &overlay_path)?;
+        let origin = {
+            let _alone = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+            Loop::shared(&image, &image_path)?
+        };
+        // An earlier node of this machine would have the overlay open twice.
+        snapshot::remove(vm)?;
+        let overlay = Loop::attach(&overlay, &overlay_path, Access::ReadWrite)?;
+        let path = snapshot::create(vm, &origin, &overlay)?;
+        Ok(Drive { path, access: Access::ReadWrite, medium: Medium::BlockDevice })
+    }
+}
+
+#[async_trait]
+impl Disks for MapperDisks {
+    async fn create_directory(&self, vm: VmId) -> Result<()> {
+        self.files.create_directory(vm).await
+    }
+
+    async fn clone_image(&self, vm: VmId, image: ImageId, _layers: Layers) -> Result<()> {
+        let (image, overlay) = (self.places.image(image), self.places.overlay(vm));
+        blocking("make an overlay", move || {
+            let length = disks::open_image(&image)?
+                .metadata()
+                .map_err(|source| Error::os(format!("look at {}", image.display()), source))?
+                .len();
+            disks::create(&overlay, |file| {
+                let doing = || format!("make the overlay {}", overlay.display());
+                file.set_len(snapshot::overlay_size(length)).map_err(|source| Error::os(doing(), source))
+            })
+        })
+        .await
+    }
+
+    async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
+        self.files.create_work_disk(vm, size).await
+    }
+
+    async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
+        self.files.grow_work_disk(vm, size).await
+    }
+
+    async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>> {
+        // It was made when the kernel had no device-mapper, and goes on as it is.
+        if !self.places.overlay(vm).exists() {
+            return self.files.attach(vm, image).await;
+        }
+        let this = self.clone();
+        let make = blocking("make a snapshot", move || this.make_snapshot(vm, image));
+        let system = in_time("making a snapshot", make).await?;
+        Ok(vec![system, disks::work_drive(&self.places, vm)])
+    }
+
+    async fn detach(&self, vm: VmId) -> Result<()> {
+        let remove = blocking("remove a snapshot", move || snapshot::remove(vm));
+        in_time("removing a snapshot", remove).await
+    }
+
+    async fn attached(&self) -> Result<Vec<VmId>> {
+        blocking("look for snapshots", snapshot::found).await
+    }
+
+    async fn remove_directory(&self, vm: VmId) -> Result<()> {
+        self.files.remove_directory(vm).await
+    }
+
+    async fn found(&self) -> Result<Vec<VmId>> {
+        self.files.found().await
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        vec![match loops::check().and_then(|()| snapshot::check()) {
+            Ok(()) => disks::check(Status::Pass, "system disks are snapshots of their images", ""),
+            Err(error) => disks::check(Status::Fail, &error.to_string(), "systemctl restart banger-system"),
+        }]
+    }
+}
+
+async fn in_time<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(TIMEOUT, work).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::Timeout { what: format!("{what} (see dmsetup udevcookies)"), after: TIMEOUT }),
+    }
+}
+
+fn open_overlay(path: &Path) -> Result<File> {
+    OpenOptions::new().read(true).write(true).open(path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => Error::HostNotReady {
+            message: format!("the system disk is gone ({}); delete the machine", path.display()),
+        },
+        _ => Error::os(format!("open {}", path.display()), source),
+    })
+}
+
+fn require_room(file: &File, path: &Path) -> Result<()> {
+    let doing = || format!("use {} with less than {RESERVE} left in its file system", path.display());
+    let stat = rustix::fs::fstatvfs(file).map_err(|error| Error::os(doing(), error))?;
+    match stat.f_bavail.saturating_mul(stat.f_frsize) < RESERVE.0 {
+        true => Err(Error::NoSpace { doing: doing() }),
+        false => Ok(()),
+    }
+}

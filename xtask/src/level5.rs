@@ -1,0 +1,149 @@
+//! Level 5: the package on a Debian system of its own, with device-mapper and virtualisation.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    run::{repository, say},
+    test::Tally,
+    testhost::{self, TestHost},
+};
+
+type Check = fn(&TestHost) -> Result<()>;
+
+const CHECKS: &[(&str, Check)] = &[
+    ("the snapshots of machines are right on a kernel that makes them", adapter),
+    ("doctor finds snapshots and virtualisation", doctor),
+    ("a command runs in a sandbox under KVM", command_under_kvm),
+    ("two sandboxes share their image, and nothing looks into it", shared_image),
+    ("nothing is left behind", nothing_left),
+];
+/// The tests of an adapter that this machine's kernel may not have.
+pub const ADAPTER: &str = "adapter_mapper";
+
+/// Runs the checks, one after the other, in one test host that begins with nothing.
+pub fn run() -> Result<Tally> {
+    let host = testhost::up(&testhost::Up { fresh: true, bare: false })?;
+    let tally = check_all(&host);
+    testhost::down()?;
+    tally
+}
+
+fn check_all(host: &TestHost) -> Result<Tally> {
+    host.provide()?;
+    let mut tally = Tally::default();
+    for (name, check) in CHECKS {
+        match check(host) {
+            Ok(()) => {
+                say(&format!("PASS {name}"));
+                tally.passed += 1;
+            }
+            Err(error) => {
+                say(&format!("FAIL {name}: {error:#}"));
+                tally.failed += 1;
+            }
+        }
+    }
+    Ok(tally)
+}
+
+fn adapter(host: &TestHost) -> Result<()> {
+    let program = host.share(&test_program(ADAPTER)?, ADAPTER)?;
+    let skips = "/tmp/skips";
+    let script = format!("BANGER_TEST_SKIPS={skips} {program} --test-threads=1 2>&1 && ! test -s {skips}");
+    expect(host.enter(&["sh", "-c", &script])).map(drop)
+}
+
+/// Builds the tests in this file and returns the program.
+pub fn test_program(name: &str) -> Result<PathBuf> {
+    let mut build = Command::new("cargo");
+    build.args(["test", "--quiet", "--no-run", "--message-format=json", "--package", "banger-system"]);
+    let built = build.args(["--test", name]).current_dir(repository()).stderr(Stdio::inherit()).output()?;
+    ensure!(built.status.success(), "the tests {name} cannot be built");
+    let text = String::from_utf8_lossy(&built.stdout);
+    let programs = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let program = programs
+        .filter(|message| message["target"]["name"] == name)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    program.with_context(|| format!("cargo does not say where {name} is"))
+}
+
+fn doctor(host: &TestHost) -> Result<()> {
+    let said = expect(host.session("alice", &["banger", "doctor"]))?;
+    for line in ["PASS  kvm", "PASS  disks"] {
+        ensure!(said.contains(line), "{said}");
+    }
+    Ok(())
+}
+
+fn command_under_kvm(host: &TestHost) -> Result<()> {
+    let script = "cat /proc/cmdline; cat /sys/devices/virtual/dmi/id/sys_vendor; exit 42";
+    let output =
+        run_quietly(host.session("alice", &["banger", "vm", "run", "--rm", "--", "sh", "-c", script]))?;
+    ensure!(output.status.code() == Some(42), "{}: {}", output.status, text(&output.stderr));
+    let said = text(&output.stdout);
+    ensure!(said.contains("console=ttyS0"), "{said:?}");
+    Ok(())
+}
+
+fn shared_image(host: &TestHost) -> Result<()> {
+    for name in ["one", "two"] {
+        // Two of the usual size are more than a user may have on this host.
+        expect(host.session("alice", &["banger", "vm", "create", "--name", name, "--memory", "512M"]))?;
+    }
+    let table = expect(host.enter(&["dmsetup", "table", "--target", "snapshot"]))?;
+    let origins: Vec<&str> = table.lines().filter_map(|line| line.split_whitespace().nth(4)).collect();
+    ensure!(origins.len() == 2 && origins[0] == origins[1], "{table}");
+    let label = expect(host.enter(&["sh", "-c", "ls /dev/disk/by-label /dev/mapper 2>/dev/null"]))?;
+    ensure!(!label.contains("banger"), "{label}");
+    // What is written in one is there after a restart, and not in the other.
+    let sh = |name: &str, script: &str| {
+        expect(host.session("alice", &["banger", "vm", "exec", name, "--", "sh", "-c", script]))
+    };
+    sh("one", "echo kept > /mark && sync")?;
+    expect(host.session("alice", &["banger", "vm", "stop", "one"]))?;
+    let table = expect(host.enter(&["dmsetup", "table", "--target", "snapshot"]))?;
+    ensure!(table.lines().count() == 1, "{table}");
+    expect(host.session("alice", &["banger", "vm", "start", "one"]))?;
+    ensure!(sh("one", "cat /mark")? == "kept", "the system disk lost what was written");
+    ensure!(sh("two", "ls /mark 2>&1 || true")?.contains("No such file"), "two sandboxes share a disk");
+    for name in ["one", "two"] {
+        expect(host.session("alice", &["banger", "vm", "delete", "--force", name]))?;
+    }
+    Ok(())
+}
+
+/// What the host has that belongs to no machine.
+fn nothing_left(host: &TestHost) -> Result<()> {
+    let look = "
+        udevadm settle
+        dmsetup ls | grep banger- || true
+        losetup --list --noheadings
+        systemctl list-units --all --plain --no-legend 'banger-vm-*'
+        pgrep -l qemu-system || true
+        ls /var/lib/banger/vms /run/banger/vm | grep -v ':$' || true";
+    let left = expect(host.enter(&["sh", "-c", look]))?;
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+fn run_quietly(mut command: Command) -> Result<Output> {
+    command.stdin(Stdio::null()).output().context("cannot run ssh")
+}
+
+/// What the command prints; it must succeed.
+fn expect(command: Command) -> Result<String> {
+    let output = run_quietly(command)?;
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    ensure!(output.status.success(), "{}; it said {out:?} and {err:?}", output.status);
+    Ok(out)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
