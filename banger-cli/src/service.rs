@@ -122,6 +122,28 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Kill", &(signal,)).await
     }
 
+    /// Changes what a sandbox is.
+    pub async fn configure_vm(&self, vm: &ObjectPath<'_>, options: &Options<'_>) -> Result<()> {
+        self.call(vm, VM_INTERFACE, "Configure", &(options,)).await
+    }
+
+    /// Lets a port of the host lead to a sandbox; 0 lets the service choose one. Returns its number.
+    pub async fn publish_port(
+        &self,
+        vm: &ObjectPath<'_>,
+        protocol: &str,
+        guest: u16,
+        host: u16,
+        options: &Options<'_>,
+    ) -> Result<u16> {
+        self.call(vm, VM_INTERFACE, "PublishPort", &(protocol, guest, host, options)).await
+    }
+
+    /// Takes back what [`Bus::publish_port`] did.
+    pub async fn unpublish_port(&self, vm: &ObjectPath<'_>, protocol: &str, host: u16) -> Result<()> {
+        self.call(vm, VM_INTERFACE, "UnpublishPort", &(protocol, host)).await
+    }
+
     /// A stream to the agent in a machine, which waits for one request.
     pub async fn open_agent(&self, vm: &ObjectPath<'_>) -> Result<OwnedFd> {
         let fd: zbus::OwnedFd = self.call(vm, VM_INTERFACE, "OpenAgent", &(Options::new(),)).await?;

@@ -1,6 +1,6 @@
 //! The composition root: the one place that names concrete adapters.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use banger_proto::size::Bytes;
@@ -21,6 +21,9 @@ use crate::{
     ports::{Disks, Ports, Supervisor},
     sim::Sim,
 };
+
+/// How long to wait after a failure to follow the network.
+const KEEP_AGAIN: Duration = Duration::from_secs(5);
 
 /// The bus of the host. A service that only plays must not answer there.
 const SYSTEM_BUSES: [&str; 2] = ["/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket"];
@@ -77,6 +80,8 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     };
     let vmm = Monitors::new(places.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
     let vmm = Arc::new(vmm);
+    let network = Arc::new(LinuxNetwork::new()?);
+    tokio::spawn(keep_network(Arc::clone(&network)));
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
         clock: Arc::new(SystemClock),
@@ -85,12 +90,21 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         image_files: Arc::new(LocalImages::new(places.clone())),
         kernel_files: Arc::new(LocalKernels::new(places.clone())),
         logs: Arc::new(RingLogs::new(places.clone())),
-        network: Arc::new(LinuxNetwork::new()?),
+        network,
         store: Arc::new(SqliteStore::open(&places).await.context("cannot open the database")?),
         supervisor,
         users: Arc::new(Accounts),
         vmm,
     })
+}
+
+/// Follows what others do to the host's network, for as long as the service runs.
+async fn keep_network(network: Arc<LinuxNetwork>) {
+    loop {
+        let Err(error) = network.keep().await;
+        tracing::error!(%error, "cannot follow the network of the host");
+        tokio::time::sleep(KEEP_AGAIN).await;
+    }
 }
 
 /// Snapshots where the kernel makes them, else files.

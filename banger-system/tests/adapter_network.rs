@@ -11,7 +11,10 @@ use std::{collections::BTreeSet, future::Future, io::ErrorKind};
 use banger_system::{
     domain::{
         id::Uid,
-        net::nic::{Nat, Nic, Port, Protocol, Scope, TapName},
+        net::{
+            nic::{Nat, Nic, TapName},
+            port::{Port, Protocol, Scope},
+        },
     },
     host::network::LinuxNetwork,
     ports::{Error, Status, network::Network},

@@ -69,6 +69,7 @@ fn vm() -> Vm {
         spec: VmSpec {
             vmm: Wish::Only(Monitor::Qemu),
             nat: Nat::On,
+            ports: ["all/udp/5353/53", "loopback/tcp/8080/80"].map(|port| port.parse().unwrap()).into(),
             vcpus: 2,
             memory: Bytes::gib(2),
             disk_size: Bytes::gib(8),

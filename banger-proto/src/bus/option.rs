@@ -54,6 +54,25 @@ pub mod delete {
     pub const FORCE: &str = "force";
 }
 
+/// Keys of `Configure`.
+pub mod configure {
+    pub use super::create::{DISK_SIZE, MEMORY, NAT, VCPUS};
+}
+
+/// Keys of `PublishPort`.
+pub mod publish {
+    /// `s`: on which addresses of the host; `loopback` when absent.
+    pub const SCOPE: &str = "scope";
+
+    /// Values of [`SCOPE`].
+    pub mod scope {
+        /// 127.0.0.1 and its like.
+        pub const LOOPBACK: &str = "loopback";
+        /// Every address; asks for the action `dev.banger.vm.publish`.
+        pub const ALL: &str = "all";
+    }
+}
+
 /// Keys of the filters of the list methods.
 pub mod filter {
     /// `b`: objects of every user, not only the caller's own.

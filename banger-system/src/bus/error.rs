@@ -72,7 +72,9 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::InvalidOption { .. } => ErrorName::InvalidOption,
         EngineError::Limit(Exceeded::Impossible { .. }) => ErrorName::InvalidOption,
         EngineError::Limit(Exceeded::Quota { .. }) => ErrorName::QuotaExceeded,
-        EngineError::State(_) | EngineError::NotRunning { .. } => ErrorName::InvalidState,
+        EngineError::State(_) | EngineError::NotRunning { .. } | EngineError::NotStopped { .. } => {
+            ErrorName::InvalidState
+        }
         EngineError::InUse { kind: Kind::Image, .. } => ErrorName::ImageInUse,
         EngineError::InUse { kind: Kind::Kernel, .. } => ErrorName::KernelInUse,
         EngineError::InUse { kind: Kind::Vm | Kind::Job, .. } => ErrorName::Busy,

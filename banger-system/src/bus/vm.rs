@@ -7,10 +7,13 @@ use std::{
     time::Duration,
 };
 
-use banger_proto::bus::{
-    ErrorName,
-    names::VM_INTERFACE,
-    option::{create, delete, lifetime, log, start, stop},
+use banger_proto::{
+    bus::{
+        ErrorName,
+        names::{VM_INTERFACE, action},
+        option::{configure, create, delete, lifetime, log, publish, start, stop},
+    },
+    size::Bytes,
 };
 use zbus::{OwnedFd as BusFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
 
@@ -24,16 +27,19 @@ use super::{
     path, publisher,
     subscribers::Watching,
 };
-use crate::domain::net::nic::Nat;
 use crate::{
     domain::{
         id::{JobId, VmId},
         name::Name,
+        net::{
+            nic::Nat,
+            port::{FIRST_UNPRIVILEGED, Port, Protocol, Scope},
+        },
         vm::Lifetime,
     },
     engine::{
         Engine,
-        request::{Manner, Start, Stop, WaitFor},
+        request::{Configure, Manner, Start, Stop, WaitFor},
         view::VmView,
     },
     ports::{Log, Reading},
@@ -113,6 +119,14 @@ const PROPERTIES: &[Property<VmView>] = &[
     }),
     constant("MacAddress", "s", |view, _| view.mac.to_string().into()),
     property("Nat", "b", |view, _| (view.vm.spec.nat == Nat::On).into()),
+    property("Ports", "a(ssqq)", |view, _| {
+        let row = |port: &Port| {
+            let words = (port.scope.as_str().to_owned(), port.protocol.as_str().to_owned());
+            (words.0, words.1, port.host, port.guest)
+        };
+        let ports: Vec<(String, String, u16, u16)> = view.vm.spec.ports.iter().map(row).collect();
+        ports.into()
+    }),
     property("Lifetime", "s", |view, _| view.vm.lifetime.as_str().into()),
     property("Labels", "a{ss}", |view, _| {
         let labels: HashMap<String, String> = view.vm.spec.labels.clone().into_iter().collect();
@@ -202,6 +216,62 @@ impl Methods {
         Ok(())
     }
 
+    async fn configure(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<()> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let nat = options.boolean(configure::NAT)?;
+        let change = Configure {
+            vcpus: options.small_number(configure::VCPUS)?,
+            memory: options.number(configure::MEMORY)?.map(Bytes),
+            disk_size: options.number(configure::DISK_SIZE)?.map(Bytes),
+            nat: nat.map(|on| if on { Nat::On } else { Nat::Off }),
+        };
+        options.finish()?;
+        // To get more is to run: whoever was taken out of the group keeps what there is.
+        if change != Configure::default()
+            && change != (Configure { nat: Some(Nat::Off), ..Configure::default() })
+        {
+            border.require(&caller, action::VM_RUN, Vec::new()).await?;
+        }
+        Ok(border.engine.configure_vm(self.id, change).await?)
+    }
+
+    #[zbus(out_args("actual_port"))]
+    async fn publish_port(
+        &self,
+        protocol: String,
+        guest_port: u16,
+        host_port: u16,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<u16> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let scope = match options.string(publish::SCOPE)? {
+            None => Scope::default(),
+            Some(word) => Scope::parse(&word)
+                .ok_or_else(|| Error::invalid_option("the scope must be loopback or all"))?,
+        };
+        options.finish()?;
+        if guest_port == 0 {
+            return Err(Error::invalid_option("the guest's port must be 1 to 65535"));
+        }
+        let port = Port { scope, protocol: read_protocol(&protocol)?, host: host_port, guest: guest_port };
+        // What others on the network can reach, and what a system's own services use, is not every user's.
+        if scope == Scope::All || (1..FIRST_UNPRIVILEGED).contains(&host_port) {
+            let name = border.engine.vm(self.id).map(|view| view.vm.name.to_string());
+            let details = vec![("port", host_port.to_string()), ("vm", name.unwrap_or_default())];
+            border.require(&caller, action::VM_PUBLISH, details).await?;
+        }
+        Ok(border.engine.publish_port(self.id, port).await?.host)
+    }
+
+    async fn unpublish_port(&self, protocol: String, host_port: u16) -> Result<()> {
+        let protocol = read_protocol(&protocol)?;
+        let port = Port { scope: Scope::Loopback, protocol, host: host_port, guest: 0 };
+        Ok(border(&self.border)?.engine.unpublish_port(self.id, port).await?)
+    }
+
     #[zbus(out_args("stream"))]
     async fn open_agent(&self, options: Dict) -> Result<BusFd> {
         Options::new(options).finish()?;
@@ -277,6 +347,10 @@ pub fn read_start(options: &mut Options) -> Result<Start> {
         Some(_) => return Err(Error::invalid_option("wait-for must be running or agent")),
     };
     Ok(Start { wait_for, ready_timeout: read_timeout(options, start::READY_TIMEOUT)? })
+}
+
+fn read_protocol(word: &str) -> Result<Protocol> {
+    Protocol::parse(word).ok_or_else(|| Error::invalid_option("the protocol must be tcp or udp"))
 }
 
 fn read_stop(options: &mut Options) -> Result<Stop> {

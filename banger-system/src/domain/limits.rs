@@ -89,7 +89,12 @@ impl Limits {
     /// Whether a user with this usage may have one more machine with such a disk.
     pub fn check_create(&self, usage: Usage, disk: Bytes) -> Result<(), Exceeded> {
         quota("machines", usage.vms + 1, self.vms)?;
-        quota("of work disks", Bytes(usage.disk.0.saturating_add(disk.0)), self.disk)
+        self.check_disk(usage, disk)
+    }
+
+    /// Whether a user with this usage may have so much more on work disks.
+    pub fn check_disk(&self, usage: Usage, more: Bytes) -> Result<(), Exceeded> {
+        quota("of work disks", Bytes(usage.disk.0.saturating_add(more.0)), self.disk)
     }
 
     /// Whether a user with this usage may have one more machine up.

@@ -1,6 +1,9 @@
 //! A machine as it is kept.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use banger_proto::size::Bytes;
 
@@ -9,7 +12,7 @@ use super::{
     lifecycle::{Reason, State},
     monitor::Wish,
     name::Name,
-    net::{nic::Nat, subnet::Slot},
+    net::{nic::Nat, port::Port, subnet::Slot},
 };
 
 /// A machine.
@@ -64,6 +67,8 @@ pub struct VmSpec {
     pub vmm: Wish,
     /// Whether the guest reaches what lies beyond the host.
     pub nat: Nat,
+    /// The ports of the host that lead to the guest.
+    pub ports: BTreeSet<Port>,
     /// Words of the user's own.
     pub labels: BTreeMap<String, String>,
 }

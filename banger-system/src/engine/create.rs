@@ -1,6 +1,6 @@
 //! Making a machine: everything that can be checked is checked before anything is made.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::mpsc;
 
@@ -59,6 +59,7 @@ impl Engine {
                 init: request.init,
                 vmm: request.vmm,
                 nat: request.nat,
+                ports: BTreeSet::new(),
                 labels: request.labels,
             },
             image: image.id,

@@ -77,6 +77,12 @@ pub enum Error {
         /// The machine's name.
         name: String,
     },
+    /// The machine must be down for this.
+    #[error("{name} is running: stop it first; its processors, memory and disk are changed while it is down")]
+    NotStopped {
+        /// The machine's name.
+        name: String,
+    },
     /// The object is needed by others.
     #[error("the {} {name} is used by {users}", .kind.noun())]
     InUse {

@@ -17,7 +17,7 @@ use super::{
     job::{JobHandle, Stages},
     lease::Lease,
     now,
-    request::{Manner, Start, Stop, WaitFor},
+    request::{Configure, Manner, Start, Stop, WaitFor},
     view::{JobKind, Object, VmView},
 };
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
         lifecycle::{Event, Reason, Refused, State, Transition, step},
         machine::{self, Machine},
         name::Name,
+        net::port::Port,
         resource::{Resource, Span},
         vm::{Lifetime, Token, Vm},
     },
@@ -51,6 +52,9 @@ pub(super) enum Command {
     Kill { signal: i32, reply: Reply<()> },
     Rename { name: Name, reply: Reply<()> },
     SetLifetime { lifetime: Lifetime, reply: Reply<()> },
+    Configure { change: Configure, reply: Reply<()> },
+    Publish { port: Port, reply: Reply<Port> },
+    Unpublish { port: Port, reply: Reply<()> },
     CallerVanished,
 }
 
@@ -98,8 +102,8 @@ enum Next {
 }
 
 pub(super) struct Task {
-    shared: Arc<Shared>,
-    vm: Vm,
+    pub(super) shared: Arc<Shared>,
+    pub(super) vm: Vm,
     unit: String,
     pid: u32,
     lease: Lease,
@@ -316,6 +320,18 @@ impl Task {
                 self.vm.lifetime = lifetime;
                 let saved = self.save().await;
                 answer(reply, saved);
+            }
+            Command::Configure { change, reply } => {
+                let result = self.configure(change).await;
+                answer(reply, result);
+            }
+            Command::Publish { port, reply } => {
+                let result = self.publish_port(port).await;
+                answer(reply, result);
+            }
+            Command::Unpublish { port, reply } => {
+                let result = self.unpublish_port(port).await;
+                answer(reply, result);
             }
             Command::CallerVanished => return self.caller_vanished().await,
         }
@@ -801,7 +817,7 @@ impl Task {
         self.vm.boot_id.clear();
     }
 
-    async fn save(&mut self) -> Result<()> {
+    pub(super) async fn save(&mut self) -> Result<()> {
         self.publish();
         Ok(self.shared.ports.store.put_vm(&self.vm).await?)
     }

@@ -40,7 +40,7 @@ impl Shared {
     pub(super) async fn nic(&self, vm: &Vm) -> Result<Nic> {
         let full = || Error::HostNotReady { message: "all addresses for guests are taken".to_owned() };
         let nic = Nic::new(vm.id, vm.owner, self.subnet().await?, vm.slot).ok_or_else(full)?;
-        Ok(Nic { nat: vm.spec.nat, ..nic })
+        Ok(Nic { nat: vm.spec.nat, ports: vm.spec.ports.clone(), ..nic })
     }
 }
 

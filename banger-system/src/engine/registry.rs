@@ -121,6 +121,11 @@ impl Registry {
         Ok(view)
     }
 
+    /// Whether the owner's share has room for so much more on work disks.
+    pub(super) fn check_disk(&self, owner: Uid, more: Bytes, limits: &Limits) -> Result<()> {
+        Ok(limits.check_disk(self.usage(owner), more)?)
+    }
+
     /// Adds a machine that was there before the service started.
     pub(super) fn adopt(&self, view: VmView, inbox: mpsc::Sender<Command>) {
         let view = Arc::new(view);

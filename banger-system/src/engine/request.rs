@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 
 use banger_proto::size::Bytes;
 
-use crate::domain::net::nic::Nat;
 use crate::domain::{
     id::Uid,
     monitor::Wish,
     name::{Name, Reference},
+    net::nic::Nat,
     vm::{Init, Lifetime},
 };
 
@@ -111,4 +111,17 @@ pub struct ImportKernel {
     pub vmlinuz: OwnedFd,
     /// A tar of the modules directory.
     pub modules: Option<OwnedFd>,
+}
+
+/// What is to be changed of a machine; what is absent stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Configure {
+    /// Virtual processors, from the next start on.
+    pub vcpus: Option<u32>,
+    /// Memory, from the next start on.
+    pub memory: Option<Bytes>,
+    /// Size of the work disk, which only grows.
+    pub disk_size: Option<Bytes>,
+    /// Whether the guest reaches what lies beyond the host, at once.
+    pub nat: Option<Nat>,
 }

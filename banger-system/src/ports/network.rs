@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::{Check, Result};
 use crate::domain::{
     id::{Uid, VmId},
-    net::{nic::Nic, prefix::Prefix4, subnet::Subnet},
+    net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
 };
 
 /// The network of guests: what they all share, and the interface of each.
@@ -31,6 +31,8 @@ pub trait Network: Send + Sync {
     /// Makes an interface that was plugged as `old` into `new`, at once and as a whole. Connections that
     /// `new` does not allow end with their next packet. Only NAT and ports may differ.
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()>;
+    /// The port of the host with a number that is free, when it has none yet.
+    async fn numbered(&self, port: Port) -> Result<Port>;
     /// Removes a guest's interface with all that belongs to it.
     async fn unplug(&self, vm: VmId) -> Result<()>;
     /// The machines that have anything of an interface.

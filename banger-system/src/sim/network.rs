@@ -8,10 +8,13 @@ use super::{Sim, State};
 use crate::{
     domain::{
         id::{Uid, VmId},
-        net::{nic::Nic, prefix::Prefix4, subnet::Subnet},
+        net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
     },
     ports::{Check, Error, Result, Status, network::Network},
 };
+
+/// Where Linux begins when it chooses a port.
+const FIRST_EPHEMERAL: u16 = 32768;
 
 impl Sim {
     /// What a machine is plugged in with.
@@ -61,6 +64,12 @@ impl Network for Sim {
         put(&mut *self.step("change what a guest may do")?, new)
     }
 
+    async fn numbered(&self, port: Port) -> Result<Port> {
+        let taken = |host| self.lock().nics.values().any(|nic| nic.ports.iter().any(|p| p.host == host));
+        let free = (FIRST_EPHEMERAL..=u16::MAX).find(|host| !taken(*host)).unwrap_or(FIRST_EPHEMERAL);
+        Ok(if port.host == 0 { Port { host: free, ..port } } else { port })
+    }
+
     async fn unplug(&self, vm: VmId) -> Result<()> {
         self.lock().nics.remove(&vm);
         Ok(())
@@ -82,12 +91,10 @@ impl Network for Sim {
 
 fn put(state: &mut State, nic: &Nic) -> Result<()> {
     let others = || state.nics.values().filter(|other| other.vm != nic.vm);
-    let taken = nic.ports.iter().find(|port| {
-        let same = |other: &&crate::domain::net::nic::Port| {
-            (other.scope, other.protocol, other.host) == (port.scope, port.protocol, port.host)
-        };
-        others().any(|other| other.ports.iter().any(|other| same(&other)))
-    });
+    let taken = nic
+        .ports
+        .iter()
+        .find(|port| others().any(|other| other.ports.iter().any(|other| other.clashes_with(**port))));
     if let Some(port) = taken {
         let message = format!(
             "port {}/{} of the host leads to another machine; publish another one",

@@ -52,7 +52,7 @@ pub struct MachineArgs {
 }
 
 /// A size that something can have.
-fn size(text: &str) -> Result<Bytes, String> {
+pub(super) fn size(text: &str) -> Result<Bytes, String> {
     match text.parse::<Bytes>() {
         Ok(Bytes(0)) => Err("it must be more than nothing".to_owned()),
         Ok(size) => Ok(size),

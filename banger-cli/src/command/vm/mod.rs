@@ -9,8 +9,10 @@ mod kill;
 pub mod list;
 mod logs;
 mod machine_args;
+mod publish;
 mod restart;
 mod run;
+mod set;
 mod show;
 mod start;
 mod stop;
@@ -33,6 +35,9 @@ pub enum VmCommand {
     #[command(visible_alias = "ps")]
     List(list::List),
     Show(show::Show),
+    Set(set::Set),
+    Publish(publish::Publish),
+    Unpublish(publish::Unpublish),
     Logs(logs::Logs),
     Exec(exec::ExecCommand),
 }
@@ -49,6 +54,9 @@ impl VmCommand {
             VmCommand::Delete(delete) => delete.run().await,
             VmCommand::List(list) => list.run().await,
             VmCommand::Show(show) => show.run().await,
+            VmCommand::Set(set) => set.run().await,
+            VmCommand::Publish(publish) => publish.run().await,
+            VmCommand::Unpublish(unpublish) => unpublish.run().await,
             VmCommand::Logs(logs) => logs.run().await,
             VmCommand::Exec(exec) => exec.run().await,
         }

@@ -7,7 +7,10 @@ use core::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use super::nic::{Nat, Nic, Port, Scope, TapName};
+use super::{
+    nic::{Nat, Nic, TapName},
+    port::{Port, Scope},
+};
 use crate::domain::id::Uid;
 
 /// The length of a link's name in a key: `IFNAMSIZ`.
@@ -224,7 +227,7 @@ mod tests {
     use crate::domain::{
         id::VmId,
         net::{
-            nic::Protocol,
+            port::Protocol,
             subnet::{Slot, Subnet},
         },
     };

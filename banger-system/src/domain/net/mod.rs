@@ -6,6 +6,7 @@
 
 pub mod element;
 pub mod nic;
+pub mod port;
 pub mod prefix;
 pub mod ruleset;
 pub mod subnet;

@@ -6,7 +6,10 @@ use core::{
 };
 use std::collections::BTreeSet;
 
-use super::subnet::{Slot, Subnet};
+use super::{
+    port::{Port, Scope},
+    subnet::{Slot, Subnet},
+};
 use crate::domain::id::{Uid, VmId};
 
 /// How the names of all TAPs begin; the rules of the packet filter know guests by it.
@@ -41,57 +44,6 @@ pub enum Nat {
     Off,
     /// It does.
     On,
-}
-
-/// A port of the host that leads to a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Port {
-    /// On which of the host's addresses.
-    pub scope: Scope,
-    /// The protocol.
-    pub protocol: Protocol,
-    /// The port on the host.
-    pub host: u16,
-    /// The port in the guest.
-    pub guest: u16,
-}
-
-/// On which addresses of the host a port is published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub enum Scope {
-    /// On 127.0.0.1 and its like: for every process of the host.
-    #[default]
-    Loopback,
-    /// On every address: for whoever reaches the host.
-    All,
-}
-
-/// A protocol that has ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl Protocol {
-    /// Its number in the header of a packet.
-    pub const fn number(self) -> u8 {
-        match self {
-            Protocol::Tcp => 6,
-            Protocol::Udp => 17,
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        })
-    }
 }
 
 impl Nic {

@@ -17,7 +17,8 @@ use crate::{
         net::{
             TABLE,
             element::{Element, Ipv6, Set, elements, in_the_way, take_belonging},
-            nic::{Nic, Port, TapName},
+            nic::{Nic, TapName},
+            port::Port,
             ruleset::{begin_anew, ruleset},
             subnet::Subnet,
         },

@@ -5,6 +5,7 @@ mod filter;
 mod forwarding;
 mod links;
 mod nft;
+mod ports;
 mod tap;
 mod watch;
 
@@ -25,6 +26,7 @@ use crabtables::{AsyncMonitor, Object, monitor::Event};
 use self::{
     filter::Filter,
     links::{Link, Links},
+    ports::HeldPorts,
     tap::NewTap,
     watch::Watch,
 };
@@ -36,6 +38,7 @@ use crate::{
             TABLE,
             element::Ipv6,
             nic::{Nic, TapName, tap_alias, vm_of_alias},
+            port::Port,
             prefix::Prefix4,
             subnet::Subnet,
         },
@@ -47,6 +50,7 @@ use crate::{
 pub struct LinuxNetwork {
     links: Links,
     filter: Filter,
+    ports: HeldPorts,
     prepared: Mutex<Option<Subnet>>,
     /// Whether the way out of the host was opened once; from then on [`LinuxNetwork::keep`] sees to it.
     outside_is_open: AtomicBool,
@@ -59,6 +63,7 @@ impl LinuxNetwork {
         Ok(Self {
             links,
             filter: Filter::default(),
+            ports: HeldPorts::default(),
             prepared: Mutex::default(),
             outside_is_open: AtomicBool::default(),
         })
@@ -195,6 +200,7 @@ impl Network for LinuxNetwork {
 
     async fn plug(&self, nic: &Nic) -> Result<()> {
         let (name, ipv6) = (nic.tap(), forwarding::ipv6());
+        self.ports.hold(nic.vm, &nic.ports)?;
         let (new, link) = match self.tap(nic.vm).await? {
             Some(link) => (None, link),
             None => {
@@ -238,14 +244,23 @@ impl Network for LinuxNetwork {
     }
 
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()> {
-        let (filter, old, changed) = (self.filter.clone(), old.clone(), new.clone());
-        blocking("change what a guest may do", move || filter.change(&old, &changed)).await?;
+        // Held before anything leads there, and until nothing does.
+        self.ports.hold(new.vm, &old.ports.union(&new.ports).copied().collect())?;
+        let (filter, before, after) = (self.filter.clone(), old.clone(), new.clone());
+        let changed = blocking("change what a guest may do", move || filter.change(&before, &after)).await;
+        self.ports.hold(new.vm, if changed.is_ok() { &new.ports } else { &old.ports })?;
+        changed?;
         self.open_outside_for(new).await
+    }
+
+    async fn numbered(&self, port: Port) -> Result<Port> {
+        ports::numbered(port)
     }
 
     async fn unplug(&self, vm: VmId) -> Result<()> {
         let filter = self.filter.clone();
         blocking("take a guest out of the packet filter", move || filter.remove(vm)).await?;
+        self.ports.release(vm);
         match self.links.find(TapName::of(vm).as_str()).await? {
             Some(link) if link.alias == tap_alias(vm) => self.links.remove(&link).await,
             // Somebody else's, or none.

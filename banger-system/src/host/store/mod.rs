@@ -78,7 +78,8 @@ impl Store for SqliteStore {
         let rows = sqlx::query_as!(
             VmRow,
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
-                    reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id, vmm, slot, nat
+                    reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id,
+                    vmm, slot, nat, ports
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -97,14 +98,15 @@ impl Store for SqliteStore {
         let (state, reason, lifetime) = (vm.state.as_str(), vm.reason.to_string(), vm.lifetime.as_str());
         let (token, boot_id, vmm) = (vm.token.as_str(), &vm.boot_id, vm.spec.vmm.as_str());
         let nat = vm.spec.nat == Nat::On;
+        let ports = vm.spec.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let created_at = integer(vm.created_at.0)?;
         let started_at = integer(vm.started_at.0)?;
         let ready_at = integer(vm.ready_at.0)?;
         sqlx::query!(
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
-                              ready_at, boot_id, vmm, slot, nat)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              ready_at, boot_id, vmm, slot, nat, ports)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -114,7 +116,7 @@ impl Store for SqliteStore {
                  token = excluded.token, created_at = excluded.created_at,
                  started_at = excluded.started_at, ready_at = excluded.ready_at,
                  boot_id = excluded.boot_id, vmm = excluded.vmm, slot = excluded.slot,
-                 nat = excluded.nat",
+                 nat = excluded.nat, ports = excluded.ports",
             id,
             name,
             owner,
@@ -139,6 +141,7 @@ impl Store for SqliteStore {
             vmm,
             vm.slot.0,
             nat,
+            ports,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)
         .await

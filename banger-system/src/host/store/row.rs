@@ -35,6 +35,7 @@ pub(super) struct VmRow {
     pub vmm: String,
     pub slot: i64,
     pub nat: i64,
+    pub ports: String,
     pub labels: String,
     pub image: String,
     pub kernel: String,
@@ -67,6 +68,8 @@ impl TryFrom<VmRow> for Vm {
                 init: read.known("init", Init::parse(&row.init))?,
                 vmm: read.known("vmm", Wish::parse(&row.vmm))?,
                 nat: if row.nat != 0 { Nat::On } else { Nat::Off },
+                ports: read
+                    .known("ports", row.ports.split_whitespace().map(|port| port.parse().ok()).collect())?,
                 labels: read.known("labels", serde_json::from_str(&row.labels).ok())?,
             },
             image: read.text("image", &row.image)?,

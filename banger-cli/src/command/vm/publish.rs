@@ -1,0 +1,139 @@
+//! `banger vm publish` and `banger vm unpublish`.
+
+use banger_proto::bus::{
+    option::publish::{SCOPE, scope},
+    proxy::Options,
+};
+use clap::Args;
+use zbus::Variant;
+
+use crate::{bus::Bus, error::Result, output, service::Kind};
+
+/// Let ports of this host lead to a sandbox
+///
+/// Without --public only programs of this host get there, at 127.0.0.1. Each port stays while the sandbox exists,
+/// and leads there while it runs.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm publish web 80            prints a free port of this host that was chosen
+  banger vm publish web 8080:80
+  banger vm publish web 5353:53/udp
+  banger vm publish --public web 8080:80")]
+pub struct Publish {
+    /// Name, id, or beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    sandbox: String,
+    /// [HOST:]GUEST[/PROTOCOL]: a port of this host, one in the sandbox, and tcp or udp
+    #[arg(required = true, value_name = "PORT", value_parser = Wish::parse)]
+    ports: Vec<Wish>,
+    /// On every address of this host, for whoever reaches it; asks for an administrator's word
+    #[arg(long)]
+    public: bool,
+}
+
+/// Take published ports back
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm unpublish web 8080
+  banger vm unpublish web 5353/udp")]
+pub struct Unpublish {
+    /// Name, id, or beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    sandbox: String,
+    /// HOST[/PROTOCOL]: a port of this host, and tcp or udp
+    #[arg(required = true, value_name = "PORT", value_parser = HostPort::parse)]
+    ports: Vec<HostPort>,
+}
+
+/// A port that is to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wish {
+    /// 0 when the service is to choose.
+    host: u16,
+    guest: u16,
+    protocol: &'static str,
+}
+
+/// A port of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct HostPort {
+    host: u16,
+    protocol: &'static str,
+}
+
+impl Wish {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (ports, protocol) = protocol(text)?;
+        let (host, guest) = match ports.split_once(':') {
+            Some((host, guest)) => (port(host)?, port(guest)?),
+            None => (0, port(ports)?),
+        };
+        Ok(Self { host, guest, protocol })
+    }
+}
+
+impl HostPort {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (host, protocol) = protocol(text)?;
+        Ok(Self { host: port(host)?, protocol })
+    }
+}
+
+fn protocol(text: &str) -> Result<(&str, &'static str), String> {
+    match text.split_once('/') {
+        None => Ok((text, "tcp")),
+        Some((ports, "tcp")) => Ok((ports, "tcp")),
+        Some((ports, "udp")) => Ok((ports, "udp")),
+        Some(_) => Err("the protocol must be tcp or udp".to_owned()),
+    }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| "a port is a number from 1 to 65535".to_owned())
+}
+
+impl Publish {
+    pub async fn run(&self) -> Result<u8> {
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await?;
+        let (scope, address) =
+            if self.public { (scope::ALL, "0.0.0.0") } else { (scope::LOOPBACK, "127.0.0.1") };
+        let options = Options::from([(SCOPE, Variant::from(scope))]);
+        for Wish { host, guest, protocol } in &self.ports {
+            let host = bus.publish_port(&vm, protocol, *guest, *host, &options).await?;
+            output::text(&format!("{address}:{host}\n"))?;
+        }
+        Ok(0)
+    }
+}
+
+impl Unpublish {
+    pub async fn run(&self) -> Result<u8> {
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await?;
+        for HostPort { host, protocol } in &self.ports {
+            bus.unpublish_port(&vm, protocol, *host).await?;
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_read_as_people_write_them() {
+        let wish = |host, guest, protocol| Ok(Wish { host, guest, protocol });
+        assert_eq!(Wish::parse("80"), wish(0, 80, "tcp"));
+        assert_eq!(Wish::parse("8080:80"), wish(8080, 80, "tcp"));
+        assert_eq!(Wish::parse("5353:53/udp"), wish(5353, 53, "udp"));
+        for wrong in ["", ":", "80:", ":80", "0", "80:0", "65536", "80/sctp", "1:2:3", "-1"] {
+            assert!(Wish::parse(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(HostPort::parse("53/udp"), Ok(HostPort { host: 53, protocol: "udp" }));
+        assert!(HostPort::parse("80:80").is_err());
+    }
+}

@@ -1,0 +1,114 @@
+//! `banger vm set`.
+
+use banger_proto::{
+    bus::{option::configure, proxy::Options},
+    size::Bytes,
+};
+use clap::Args;
+use zbus::{OwnedObjectPath, Variant};
+
+use super::machine_args::size;
+use crate::{
+    batch,
+    bus::Bus,
+    error::Result,
+    progress::{Progress, ProgressArgs},
+    service::Kind,
+};
+
+/// Change what sandboxes are
+///
+/// NAT changes at once, also in a sandbox that runs. Processors, memory and the work disk are changed while it
+/// is stopped, and a disk only grows.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm set --nat web
+  banger vm set --no-nat web
+  banger vm stop web && banger vm set --memory 8GiB --disk-size 40GiB web")]
+#[group(id = "changes", multiple = true)]
+pub struct Set {
+    /// Names, ids, or beginnings of ids
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+    /// Let it reach what lies beyond this host, in the name of the host
+    #[arg(long, overrides_with = "no_nat", required_unless_present_any = CHANGES)]
+    nat: bool,
+    /// Let it reach this host's guests of the same owner only
+    #[arg(long)]
+    no_nat: bool,
+    /// Virtual processors
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    vcpu: Option<u32>,
+    /// Memory, such as 512MiB or 4GiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<Bytes>,
+    /// Size of the work disk at /root, such as 8GiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    disk_size: Option<Bytes>,
+}
+
+/// One of these, or `--nat`, must be there.
+const CHANGES: [&str; 4] = ["no_nat", "vcpu", "memory", "disk_size"];
+
+impl Set {
+    pub async fn run(&self) -> Result<u8> {
+        let bus = &Bus::connect().await?;
+        let progress = Progress::new(ProgressArgs { quiet: true });
+        let options = &self.options();
+        let set = async |_, vm: OwnedObjectPath| bus.configure_vm(&vm, options).await;
+        batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", set).await
+    }
+
+    fn options(&self) -> Options<'_> {
+        let mut options = Options::new();
+        if self.nat || self.no_nat {
+            options.insert(configure::NAT, Variant::from(self.nat));
+        }
+        if let Some(count) = self.vcpu {
+            options.insert(configure::VCPUS, Variant::from(count));
+        }
+        if let Some(Bytes(memory)) = self.memory {
+            options.insert(configure::MEMORY, Variant::from(memory));
+        }
+        if let Some(Bytes(size)) = self.disk_size {
+            options.insert(configure::DISK_SIZE, Variant::from(size));
+        }
+        options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        set: Set,
+    }
+
+    fn keys(line: &str) -> Option<Vec<(String, String)>> {
+        let line = Line::try_parse_from(line.split_whitespace()).ok()?;
+        let mut keys: Vec<_> = line
+            .set
+            .options()
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), format!("{value:?}")))
+            .collect();
+        keys.sort();
+        Some(keys)
+    }
+
+    #[test]
+    fn something_must_be_changed_and_the_last_word_on_nat_holds() {
+        assert_eq!(keys("set web"), None);
+        assert_eq!(keys("set --nat"), None);
+        assert_eq!(keys("set --nat web"), keys("set --no-nat --nat web"));
+        assert_ne!(keys("set --nat web"), keys("set --no-nat web"));
+        assert_eq!(keys("set --vcpu 2 --memory 1GiB web").unwrap().len(), 2);
+    }
+}
