@@ -2,144 +2,24 @@
 //! go away between any two steps. Whatever happens, nothing stays that the ledger does not know.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::{collections::BTreeMap, fs::File, time::Duration};
+mod house;
 
 use banger_proto::size::Bytes;
 use banger_system::{
     domain::{
-        id::{JobId, Uid, VmId},
+        id::Uid,
         lifecycle::{Reason, State},
-        limits::Limits,
-        monitor::Wish,
-        net::nic::Nat,
-        vm::{Init, Lifetime},
+        vm::Lifetime,
     },
     engine::{
-        Engine, Settings,
         error::Error,
-        request::{CreateVm, ImportImage, ImportKernel, Manner, Start, Stop},
-        view::{Event, Outcome},
+        request::{CreateVm, Manner, Start, Stop},
+        view::Outcome,
     },
     ports::Ended,
-    sim::Sim,
 };
-use tokio::sync::mpsc::UnboundedReceiver;
 
-const ALICE: Uid = Uid(1000);
-const BOB: Uid = Uid(1001);
-/// No test waits longer for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct House {
-    sim: Sim,
-    engine: Engine,
-    events: UnboundedReceiver<Event>,
-}
-
-impl House {
-    /// A host with an image and a kernel that everybody sees.
-    async fn new() -> Self {
-        let house = Self::on(Sim::new());
-        let null = || File::open("/dev/null").unwrap().into();
-        let kernel = ImportKernel {
-            owner: Uid::ROOT,
-            name: "debian".parse().unwrap(),
-            shared: true,
-            vmlinuz: null(),
-            modules: None,
-        };
-        house.done(house.engine.import_kernel(kernel).unwrap()).await;
-        let image = ImportImage {
-            owner: Uid::ROOT,
-            name: "debian-bookworm".parse().unwrap(),
-            shared: true,
-            kernel: None,
-            rootfs: null(),
-        };
-        house.done(house.engine.import_image(image).unwrap()).await;
-        house
-    }
-
-    /// An engine that knows nothing yet, on a host that may have things.
-    fn on(sim: Sim) -> Self {
-        let settings = Settings {
-            default_image: "debian-bookworm".parse().unwrap(),
-            default_kernel: "debian".parse().unwrap(),
-            vcpus: 2,
-            memory: Bytes::gib(1),
-            disk_size: Bytes::gib(8),
-            ready_timeout: Duration::from_millis(300),
-            stop_timeout: Duration::from_millis(300),
-            limits: Limits::of_host(4, Bytes::gib(32)),
-        };
-        let (engine, events) = Engine::new(sim.ports(), settings);
-        Self { sim, engine, events }
-    }
-
-    /// Another run of the service on the same host. The first one is not asked to stop, as in a crash: its
-    /// tasks end with the runtime, so the caller makes sure that they are idle.
-    async fn restarted(self) -> Self {
-        let next = Self::on(self.sim.clone());
-        next.engine.recover().await.unwrap();
-        next
-    }
-
-    async fn outcome(&self, job: JobId) -> Outcome {
-        let view = tokio::time::timeout(PATIENCE, self.engine.wait_job(job, None)).await.unwrap().unwrap();
-        view.outcome.clone().unwrap()
-    }
-
-    async fn done(&self, job: JobId) {
-        let outcome = self.outcome(job).await;
-        assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
-    }
-
-    async fn failed(&self, job: JobId) -> String {
-        match self.outcome(job).await {
-            Outcome::Failed(error) => error.to_string(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn running(&self) -> VmId {
-        let (vm, job) = self.engine.create_vm(request()).await.unwrap();
-        self.done(job).await;
-        vm
-    }
-
-    fn state(&self, vm: VmId) -> State {
-        self.engine.vm(vm).unwrap().vm.state
-    }
-
-    /// Waits until a machine is as it should be.
-    async fn until(&mut self, vm: VmId, wanted: impl Fn(Option<State>) -> bool) {
-        let wait = async {
-            while !wanted(self.engine.vm(vm).map(|view| view.vm.state)) {
-                self.events.recv().await.expect("the engine lives");
-            }
-        };
-        tokio::time::timeout(PATIENCE, wait).await.unwrap();
-    }
-}
-
-fn request() -> CreateVm {
-    CreateVm {
-        vmm: Wish::Auto,
-        nat: Nat::Off,
-        owner: ALICE,
-        name: None,
-        image: None,
-        kernel: None,
-        vcpus: None,
-        memory: None,
-        disk_size: None,
-        hostname: None,
-        init: Init::Auto,
-        lifetime: Lifetime::Persistent,
-        labels: BTreeMap::new(),
-        start: Some(Start::default()),
-    }
-}
+use crate::house::{ALICE, BOB, House, PATIENCE, request};
 
 #[tokio::test]
 async fn a_machine_is_made_runs_stops_starts_again_and_goes() {

@@ -49,7 +49,7 @@ const CARGO_LEVELS: [(u8, &str, &str); 4] = [
         "pure",
         "kind(lib) + kind(bin) + binary(help) + binary(architecture) + binary(kernel_of_a_distribution)",
     ),
-    (1, "engine on a host in memory", "binary(engine)"),
+    (1, "engine on a host in memory", "binary(/^engine/)"),
     (2, "bus", "binary(/^bus/)"),
     (3, "adapters on the real kernel", "binary(/^adapter/)"),
 ];

@@ -1,0 +1,139 @@
+//! An engine on a host in memory.
+#![allow(dead_code)]
+
+use std::{collections::BTreeMap, fs::File, time::Duration};
+
+use banger_proto::size::Bytes;
+use banger_system::{
+    domain::{
+        id::{JobId, Uid, VmId},
+        lifecycle::State,
+        limits::Limits,
+        monitor::Wish,
+        net::nic::Nat,
+        vm::{Init, Lifetime},
+    },
+    engine::{
+        Engine, Settings,
+        request::{CreateVm, ImportImage, ImportKernel, Start},
+        view::{Event, Outcome},
+    },
+    sim::Sim,
+};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+pub const ALICE: Uid = Uid(1000);
+pub const BOB: Uid = Uid(1001);
+/// No test waits longer for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct House {
+    pub sim: Sim,
+    pub engine: Engine,
+    pub events: UnboundedReceiver<Event>,
+}
+
+impl House {
+    /// A host with an image and a kernel that everybody sees.
+    pub async fn new() -> Self {
+        let house = Self::on(Sim::new());
+        let null = || File::open("/dev/null").unwrap().into();
+        let kernel = ImportKernel {
+            owner: Uid::ROOT,
+            name: "debian".parse().unwrap(),
+            shared: true,
+            vmlinuz: null(),
+            modules: None,
+        };
+        house.done(house.engine.import_kernel(kernel).unwrap()).await;
+        let image = ImportImage {
+            owner: Uid::ROOT,
+            name: "debian-bookworm".parse().unwrap(),
+            shared: true,
+            kernel: None,
+            rootfs: null(),
+        };
+        house.done(house.engine.import_image(image).unwrap()).await;
+        house
+    }
+
+    /// An engine that knows nothing yet, on a host that may have things.
+    pub fn on(sim: Sim) -> Self {
+        let settings = Settings {
+            default_image: "debian-bookworm".parse().unwrap(),
+            default_kernel: "debian".parse().unwrap(),
+            vcpus: 2,
+            memory: Bytes::gib(1),
+            disk_size: Bytes::gib(8),
+            ready_timeout: Duration::from_millis(300),
+            stop_timeout: Duration::from_millis(300),
+            limits: Limits::of_host(4, Bytes::gib(32)),
+        };
+        let (engine, events) = Engine::new(sim.ports(), settings);
+        Self { sim, engine, events }
+    }
+
+    /// Another run of the service on the same host. The first one is not asked to stop, as in a crash: its
+    /// tasks end with the runtime, so the caller makes sure that they are idle.
+    pub async fn restarted(self) -> Self {
+        let next = Self::on(self.sim.clone());
+        next.engine.recover().await.unwrap();
+        next
+    }
+
+    pub async fn outcome(&self, job: JobId) -> Outcome {
+        let view = tokio::time::timeout(PATIENCE, self.engine.wait_job(job, None)).await.unwrap().unwrap();
+        view.outcome.clone().unwrap()
+    }
+
+    pub async fn done(&self, job: JobId) {
+        let outcome = self.outcome(job).await;
+        assert!(matches!(outcome, Outcome::Done), "{outcome:?}");
+    }
+
+    pub async fn failed(&self, job: JobId) -> String {
+        match self.outcome(job).await {
+            Outcome::Failed(error) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn running(&self) -> VmId {
+        let (vm, job) = self.engine.create_vm(request()).await.unwrap();
+        self.done(job).await;
+        vm
+    }
+
+    pub fn state(&self, vm: VmId) -> State {
+        self.engine.vm(vm).unwrap().vm.state
+    }
+
+    /// Waits until a machine is as it should be.
+    pub async fn until(&mut self, vm: VmId, wanted: impl Fn(Option<State>) -> bool) {
+        let wait = async {
+            while !wanted(self.engine.vm(vm).map(|view| view.vm.state)) {
+                self.events.recv().await.expect("the engine lives");
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap();
+    }
+}
+
+pub fn request() -> CreateVm {
+    CreateVm {
+        vmm: Wish::Auto,
+        nat: Nat::Off,
+        owner: ALICE,
+        name: None,
+        image: None,
+        kernel: None,
+        vcpus: None,
+        memory: None,
+        disk_size: None,
+        hostname: None,
+        init: Init::Auto,
+        lifetime: Lifetime::Persistent,
+        labels: BTreeMap::new(),
+        start: Some(Start::default()),
+    }
+}
