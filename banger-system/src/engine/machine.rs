@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     domain::{
-        id::{JobId, Timestamp},
+        id::{JobId, Timestamp, Uid},
         lifecycle::{Event, Reason, Refused, State, Transition, step},
         machine::{self, Machine},
         name::Name,
@@ -30,7 +30,7 @@ use crate::{
         resource::{Resource, Span},
         vm::{Lifetime, Token, Vm},
     },
-    ports::{self, Ended, GuestFacts, Started},
+    ports::{self, Ended, GuestFacts, NetworkOf, Started},
 };
 
 /// How many requests to one machine may wait.
@@ -413,7 +413,11 @@ impl Task {
         };
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
         let launch = self.lease.hold(Resource::Sockets, ports.vmm.prepare(&machine)).await?;
+        let opens_tap = launch.network == NetworkOf::Host;
         let started = self.lease.hold(Resource::Unit, ports.supervisor.start(launch)).await?;
+        if opens_tap {
+            ports.network.give_tap(self.vm.id, Uid(started.user)).await?;
+        }
         ports.vmm.configure(&machine, &started).await?;
         Ok(started)
     }

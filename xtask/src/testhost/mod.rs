@@ -192,6 +192,25 @@ impl TestHost {
         Ok(format!("{SHARE}/{name}"))
     }
 
+    /// Lets the host boot anew, and waits until it answers.
+    pub fn reboot(&self) -> Result<()> {
+        let boot = || crate::run::output(&mut self.enter(&["cat", "/proc/sys/kernel/random/boot_id"]));
+        let before = boot()?;
+        // The connection ends while the command runs.
+        let _ = self.enter(&["systemctl", "reboot"]).status();
+        self.close_connection();
+        let deadline = Instant::now() + BOOT_TIMEOUT;
+        loop {
+            self.wait_until_it_answers(BOOT_TIMEOUT)?;
+            match boot() {
+                Ok(now) if now != before => return self.prepare(),
+                // It is still going down.
+                _ if Instant::now() < deadline => thread::sleep(POLL),
+                _ => bail!("the test host does not boot again"),
+            }
+        }
+    }
+
     /// Gives the service a kernel and an image for everybody, under the names that it looks for.
     pub fn provide(&self) -> Result<()> {
         say("importing a kernel and an image in the test host");

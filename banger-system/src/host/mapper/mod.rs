@@ -114,7 +114,7 @@ impl Disks for MapperDisks {
 
     async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>> {
         // It was made when the kernel had no device-mapper, and goes on as it is.
-        if !self.places.overlay(vm).exists() {
+        if self.places.system_disk(vm).exists() || self.places.system_layer(vm).exists() {
             return self.files.attach(vm, image).await;
         }
         let this = self.clone();
