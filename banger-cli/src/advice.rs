@@ -83,6 +83,7 @@ const ROWS: &[(ErrorName, &str)] = &[
     ),
     (ErrorName::NoSuchJob, "finished operations are forgotten after some minutes."),
     (ErrorName::AmbiguousRef, "give the name, or more digits of the id."),
+    (ErrorName::NoAddress, "`banger vm list` shows your sandboxes, and `banger vm delete NAME` removes one."),
     (ErrorName::NameTaken, "choose another name, or delete what has it."),
     (ErrorName::InvalidName, ""),
     (ErrorName::InvalidOption, ""),

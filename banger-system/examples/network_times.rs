@@ -5,7 +5,7 @@
 
 use std::{
     io::{BufRead, Write},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -21,13 +21,17 @@ use banger_system::{
     ports::network::Network,
 };
 
+/// The default of the configuration.
+const WARM_TAPS: usize = 4;
+/// Between two starts of somebody's machines there is more time than this.
+const REST: Duration = Duration::from_millis(50);
 /// The machine that comes and goes.
 const GUEST: u32 = 60_000;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let subnet = Subnet::choose(&[], [1, 2, 3, 4, 5])?;
-    let network = LinuxNetwork::new()?;
+    let network = LinuxNetwork::new(WARM_TAPS)?;
     network.prepare(subnet).await?;
     let mut there = 0;
     for line in std::io::stdin().lock().lines() {
@@ -40,6 +44,7 @@ async fn main() -> anyhow::Result<()> {
         }
         there = wanted;
         let guest = nic(subnet, GUEST)?;
+        tokio::time::sleep(REST).await;
         let began = Instant::now();
         network.plug(&guest).await?;
         let plugged = began.elapsed();

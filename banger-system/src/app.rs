@@ -80,7 +80,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     };
     let vmm = Monitors::new(places.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
     let vmm = Arc::new(vmm);
-    let network = Arc::new(LinuxNetwork::new()?);
+    let network = Arc::new(LinuxNetwork::new(config.warm_taps())?);
     tokio::spawn(keep_network(Arc::clone(&network)));
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),

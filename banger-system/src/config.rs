@@ -10,7 +10,12 @@ use banger_proto::size::Bytes;
 use serde::Deserialize;
 
 use crate::{
-    domain::{limits::Limits, monitor::Wish, name::Name},
+    domain::{
+        limits::Limits,
+        monitor::Wish,
+        name::Name,
+        net::{nic::Siblings, prefix::Prefix4, subnet::Subnet},
+    },
     engine::Settings,
 };
 
@@ -24,6 +29,10 @@ const READY_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longer than the agent lets an image's init take: the agent then ends
 /// the guest in order, which loses nothing.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Enough for somebody who starts machines by hand; each costs the kernel some 10 KiB.
+const WARM_TAPS: usize = 4;
+const MAX_WARM_TAPS: usize = 64;
 
 /// The file, as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -44,9 +53,24 @@ pub struct Config {
     /// Machines for which no size is named.
     #[serde(default)]
     pub vm_defaults: VmDefaults,
+    /// The network of guests.
+    #[serde(default)]
+    pub network: NetworkSection,
     /// What one user may have.
     #[serde(default)]
     pub limits: LimitsSection,
+}
+
+/// The network of guests.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSection {
+    /// Where guests are to be, such as `172.30.0.0/16`. Only the first start asks.
+    pub subnet: Option<String>,
+    /// Whether guests of one owner reach each other; they do when absent.
+    pub siblings: Option<bool>,
+    /// How many interfaces are kept ready for the next machines; 0 for none.
+    pub warm_taps: Option<usize>,
 }
 
 /// Machines for which no size is named.
@@ -137,6 +161,18 @@ impl Config {
         Wish::parse(word).ok_or_else(|| Error::Value { key: "vmm", value: word.clone() })
     }
 
+    /// How many interfaces are kept ready.
+    pub fn warm_taps(&self) -> usize {
+        self.network.warm_taps.unwrap_or(WARM_TAPS).min(MAX_WARM_TAPS)
+    }
+
+    fn subnet(&self) -> Result<Option<Prefix4>, Error> {
+        let Some(text) = &self.network.subnet else { return Ok(None) };
+        let wrong = || Error::Value { key: "network.subnet", value: text.clone() };
+        let prefix: Prefix4 = text.parse().map_err(|_| wrong())?;
+        Subnet::at(prefix, [0; 5]).map(|_| Some(prefix)).ok_or_else(wrong)
+    }
+
     /// What the engine is to go by on this host.
     pub fn settings(&self, host: Host) -> Result<Settings, Error> {
         let mut limits = Limits::of_host(host.cpus, host.memory);
@@ -165,6 +201,11 @@ impl Config {
             disk_size: size("vm_defaults.disk_size", &defaults.disk_size)?.unwrap_or(Bytes::gib(8)),
             ready_timeout: self.ready_timeout.map_or(READY_TIMEOUT, Duration::from_secs),
             stop_timeout: self.stop_timeout.map_or(STOP_TIMEOUT, Duration::from_secs),
+            subnet: self.subnet()?,
+            siblings: match self.network.siblings {
+                Some(false) => Siblings::Apart,
+                None | Some(true) => Siblings::Connected,
+            },
             limits,
         })
     }
@@ -209,6 +250,11 @@ mod tests {
         let settings = config.settings(HOST).unwrap();
         assert_eq!((settings.default_image.as_str(), settings.memory), ("mine", Bytes::gib(3)));
         assert!(read("no_such_key = 1").is_err());
+        let network = read("[network]\nsubnet = \"10.9.0.0/16\"\nsiblings = false\nwarm_taps = 0").unwrap();
+        let settings = network.settings(HOST).unwrap();
+        assert_eq!((settings.siblings, network.warm_taps()), (Siblings::Apart, 0));
+        assert_eq!(settings.subnet.unwrap().to_string(), "10.9.0.0/16");
+        assert!(read("[network]\nsubnet = \"10.9.0.0/24\"").unwrap().settings(HOST).is_err());
         let wrong = read("[vm_defaults]\nmemory = \"much\"").unwrap().settings(HOST).unwrap_err();
         assert_eq!(wrong.to_string(), "the configuration key vm_defaults.memory is \"much\"");
     }

@@ -6,7 +6,7 @@ mod net_lab;
 mod scratch;
 mod skip;
 
-use std::{collections::BTreeSet, future::Future, io::ErrorKind};
+use std::{collections::BTreeSet, future::Future, io::ErrorKind, time::Duration};
 
 use banger_system::{
     domain::{
@@ -34,7 +34,7 @@ macro_rules! on_a_host {
         let world = World::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let network = LinuxNetwork::new().unwrap();
+            let network = LinuxNetwork::new(0).unwrap();
             network.prepare(subnet()).await.unwrap();
             run($test, &world, &network).await;
         });
@@ -257,6 +257,32 @@ fn each_step_may_be_done_twice_and_nothing_is_left() {
 }
 
 #[test]
+fn interfaces_that_are_kept_ready_become_guests_and_go_with_the_service() {
+    on_a_host!(async |world: &World, _: &LinuxNetwork| {
+        let warm = || world.host.ip("-o link").lines().filter(|line| line.contains("bgw")).count();
+        let network = LinuxNetwork::new(2).unwrap();
+        network.prepare(subnet()).await.unwrap();
+        let web = world.internet.serve("0.0.0.0:0");
+        for n in 0..3 {
+            let guest = world.guest(&network, with_nat(nic(n, ALICE))).await;
+            guest.space.dial((INTERNET, web)).unwrap();
+            // The pool is filled beside.
+            for _ in 0..100 {
+                if warm() == 2 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(warm(), 2);
+        }
+        assert_eq!(network.found().await.unwrap().len(), 3);
+        drop(network);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(warm(), 0);
+    });
+}
+
+#[test]
 fn the_next_run_of_the_service_takes_over_what_it_finds() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let web = world.internet.serve("0.0.0.0:0");
@@ -265,7 +291,7 @@ fn the_next_run_of_the_service_takes_over_what_it_finds() {
         network.plug(&lost).await.unwrap();
         let mut talk = guest.space.dial((INTERNET, web)).unwrap();
 
-        let next = LinuxNetwork::new().unwrap();
+        let next = LinuxNetwork::new(0).unwrap();
         next.prepare(subnet()).await.unwrap();
         assert_eq!(next.found().await.unwrap(), [vm(0), vm(1)]);
         assert!(talk.lives(), "a guest noticed");
@@ -290,7 +316,7 @@ fn elements_without_a_tap_and_a_tap_without_elements_are_found_and_removed() {
             .host
             .command(&format!("nft delete element inet banger source4 {{ {} . {} }}", other.tap(), other.v4))
             .unwrap();
-        let next = LinuxNetwork::new().unwrap();
+        let next = LinuxNetwork::new(0).unwrap();
         assert_eq!(next.found().await.unwrap(), [one.vm, other.vm]);
         for vm in [one.vm, other.vm] {
             next.unplug(vm).await.unwrap();
@@ -335,7 +361,7 @@ fn whoever_keeps_the_network_notices_what_others_do_to_the_host() {
                 if condition() {
                     return;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             panic!("it was not noticed");
         };
@@ -407,7 +433,7 @@ fn what_belongs_to_somebody_else_is_left_alone() {
         elsewhere.ip("link add banger0 type veth peer name other");
         let refused = elsewhere.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { LinuxNetwork::new().unwrap().prepare(subnet()).await })
+            runtime.block_on(async { LinuxNetwork::new(0).unwrap().prepare(subnet()).await })
         });
         assert!(matches!(refused, Err(Error::Taken { .. })));
     });

@@ -85,6 +85,8 @@ error_names! {
     VmmFailed = "dev.banger.Error.VmmFailed",
     /// Another operation on the same object is under way.
     Busy = "dev.banger.Error.Busy",
+    /// Every address that a guest can have is taken.
+    NoAddress = "dev.banger.Error.NoAddress",
     /// Something went wrong that the caller cannot mend.
     Internal = "dev.banger.Error.Internal",
     /// The caller may not do this.

@@ -71,6 +71,9 @@ pub enum Error {
     /// The machine's state does not allow it.
     #[error(transparent)]
     State(#[from] Refused),
+    /// Every address that a guest can have is taken.
+    #[error("all addresses for guests are taken; delete sandboxes that nobody needs")]
+    NoAddress,
     /// The machine must be up for this.
     #[error("{name} is not running")]
     NotRunning {

@@ -38,7 +38,11 @@ use crate::{
         id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
         limits::{Limits, Usage},
         name::{Name, Reference},
-        net::{nic::Mac, subnet::Subnet},
+        net::{
+            nic::{Mac, Siblings},
+            prefix::Prefix4,
+            subnet::Subnet,
+        },
         vm::{Lifetime, Vm},
     },
     ports::{Authority, Clock, Log, Ports, Reading, Users},
@@ -61,6 +65,10 @@ pub struct Settings {
     pub ready_timeout: Duration,
     /// How long a guest may take to power off.
     pub stop_timeout: Duration,
+    /// Where guests are to be; chosen where the host has nothing, when absent. Only the first start asks.
+    pub subnet: Option<Prefix4>,
+    /// Whether guests of one owner reach each other.
+    pub siblings: Siblings,
     /// What one user may have.
     pub limits: Limits,
 }

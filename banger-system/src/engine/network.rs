@@ -4,10 +4,7 @@
 use super::Shared;
 use crate::{
     domain::{
-        net::{
-            nic::Nic,
-            subnet::{Slot, Subnet},
-        },
+        net::{nic::Nic, prefix::Prefix4, subnet::Subnet},
         vm::Vm,
     },
     ports::{Error, Result},
@@ -24,9 +21,7 @@ impl Shared {
         let subnet = match store.subnet().await? {
             Some(subnet) => subnet,
             None => {
-                let [a, b, c, d, e, ..] = *uuid::Uuid::new_v4().as_bytes();
-                let subnet = Subnet::choose(&network.occupied().await?, [a, b, c, d, e]);
-                let subnet = subnet.map_err(|none| Error::HostNotReady { message: none.to_string() })?;
+                let subnet = self.choose_subnet(&network.occupied().await?)?;
                 store.put_subnet(subnet).await?;
                 subnet
             }
@@ -36,37 +31,28 @@ impl Shared {
         Ok(subnet)
     }
 
+    fn choose_subnet(&self, occupied: &[Prefix4]) -> Result<Subnet> {
+        let [a, b, c, d, e, ..] = *uuid::Uuid::new_v4().as_bytes();
+        let random = [a, b, c, d, e];
+        let not_ready = |message: String| Error::HostNotReady { message };
+        let Some(wish) = self.settings.subnet else {
+            return Subnet::choose(occupied, random).map_err(|none| not_ready(none.to_string()));
+        };
+        match occupied.iter().find(|taken| taken.length() > 0 && taken.overlaps(wish)) {
+            Some(taken) => Err(not_ready(format!(
+                "the host has a route to {taken}, within which guests are to be ({wish}); change network.subnet \
+                 in the configuration"
+            ))),
+            None => Subnet::at(wish, random)
+                .ok_or_else(|| not_ready(format!("network.subnet must be a /16, and is {wish}"))),
+        }
+    }
+
     /// The interface that a machine is to have.
     pub(super) async fn nic(&self, vm: &Vm) -> Result<Nic> {
         let full = || Error::HostNotReady { message: "all addresses for guests are taken".to_owned() };
         let nic = Nic::new(vm.id, vm.owner, self.subnet().await?, vm.slot).ok_or_else(full)?;
-        Ok(Nic { nat: vm.spec.nat, ports: vm.spec.ports.clone(), ..nic })
-    }
-}
-
-/// A place among the addresses that no machine has: the one after the highest, so that one that was just
-/// given back does not lead to another guest at once.
-pub(super) fn free_slot(taken: impl Iterator<Item = Slot> + Clone) -> Slot {
-    let next = taken.clone().max().map_or(0, |Slot(slot)| slot + 1);
-    if next < LAST_RESORT {
-        return Slot(next);
-    }
-    let taken: std::collections::BTreeSet<Slot> = taken.collect();
-    (0..).map(Slot).find(|slot| !taken.contains(slot)).unwrap_or(Slot(next))
-}
-
-/// From here on, places that were given back are given again: a subnet ends at 65533.
-const LAST_RESORT: u32 = 60_000;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_is_given_again_only_when_the_others_are_used_up() {
-        let free = |taken: &[u32]| free_slot(taken.iter().copied().map(Slot)).0;
-        assert_eq!(free(&[]), 0);
-        assert_eq!(free(&[0, 1, 5]), 6);
-        assert_eq!(free(&[0, 1, LAST_RESORT]), 2);
+        let (nat, ports) = (vm.spec.nat, vm.spec.ports.clone());
+        Ok(Nic { nat, ports, siblings: self.settings.siblings, ..nic })
     }
 }

@@ -12,7 +12,6 @@ use tokio::sync::mpsc;
 use super::{
     error::{Error, Kind, Result},
     machine::Command,
-    network::free_slot,
     view::{Event, ImageView, KernelView, VmView},
 };
 use crate::{
@@ -20,7 +19,7 @@ use crate::{
         id::{ImageId, KernelId, Uid, VmId},
         limits::{Limits, Usage},
         name::{Name, Reference},
-        net::subnet::Subnet,
+        net::subnet::{Slot, Subnet},
     },
     ports::Users,
 };
@@ -33,6 +32,8 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct State {
     vms: HashMap<VmId, Entry>,
+    /// The place among the addresses that was given last.
+    last_slot: Option<Slot>,
     images: HashMap<ImageId, Arc<ImageView>>,
     kernels: HashMap<KernelId, Arc<KernelView>>,
     /// Names of images and kernels that are being imported.
@@ -113,7 +114,9 @@ impl Registry {
             return Err(Error::NameTaken { kind: Kind::Vm, name });
         };
         vm.name = name;
-        vm.slot = free_slot(state.vms.values().map(|entry| entry.view.vm.slot));
+        let taken: HashSet<Slot> = state.vms.values().map(|entry| entry.view.vm.slot).collect();
+        vm.slot = Slot::free(|slot| taken.contains(&slot), state.last_slot).ok_or(Error::NoAddress)?;
+        state.last_slot = Some(vm.slot);
         view.address = subnet.and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
         let view = Arc::new(view);
         state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
@@ -129,7 +132,10 @@ impl Registry {
     /// Adds a machine that was there before the service started.
     pub(super) fn adopt(&self, view: VmView, inbox: mpsc::Sender<Command>) {
         let view = Arc::new(view);
-        self.lock().vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
+        let mut state = self.lock();
+        state.last_slot = state.last_slot.max(Some(view.vm.slot));
+        state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
+        drop(state);
         self.send(Event::VmAdded(view));
     }
 

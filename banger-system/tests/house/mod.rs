@@ -10,7 +10,7 @@ use banger_system::{
         lifecycle::State,
         limits::Limits,
         monitor::Wish,
-        net::nic::Nat,
+        net::nic::{Nat, Siblings},
         vm::{Init, Lifetime},
     },
     engine::{
@@ -67,6 +67,8 @@ impl House {
             disk_size: Bytes::gib(8),
             ready_timeout: Duration::from_millis(300),
             stop_timeout: Duration::from_millis(300),
+            subnet: None,
+            siblings: Siblings::Connected,
             limits: Limits::of_host(4, Bytes::gib(32)),
         };
         let (engine, events) = Engine::new(sim.ports(), settings);

@@ -9,7 +9,7 @@ use std::{
 use banger_proto::size::Bytes;
 use banger_system::{
     bus,
-    domain::{id::Uid, limits::Limits},
+    domain::{id::Uid, limits::Limits, net::nic::Siblings},
     engine::{
         Engine, Settings,
         request::{ImportImage, ImportKernel},
@@ -128,6 +128,8 @@ async fn serve(bus: &Bus, sim: &Sim, clock: &Hourglass) -> (Connection, Engine) 
         disk_size: Bytes::gib(8),
         ready_timeout: Duration::from_secs(60),
         stop_timeout: Duration::from_secs(1),
+        subnet: None,
+        siblings: Siblings::Connected,
         limits: Limits::of_host(4, Bytes::gib(32)),
     };
     let (engine, events) = Engine::new(ports, settings);

@@ -8,7 +8,7 @@ use core::{
 };
 
 use super::{
-    nic::{Nat, Nic, TapName},
+    nic::{Nat, Nic, Siblings, TapName},
     port::{Port, Scope},
 };
 use crate::domain::id::Uid;
@@ -100,7 +100,9 @@ pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
     let (tap, owner) = (nic.tap(), nic.owner);
     let mut all = vec![element(Set::Source4, Key::new().tap(&tap).v4(nic.v4))];
     all.push(element(Set::Source6, Key::new().tap(&tap).v6(nic.v6)));
-    all.push(element(Set::Peers, Key::new().number(owner).tap(&tap)));
+    if nic.siblings == Siblings::Connected {
+        all.push(element(Set::Peers, Key::new().number(owner).tap(&tap)));
+    }
     all.push(element(Set::Reach, Key::new().number(owner).tap(&tap)));
     if nic.nat == Nat::On {
         all.push(element(Set::Nat4, Key::new().tap(&tap)));

@@ -14,6 +14,8 @@ use crate::domain::id::{Uid, VmId};
 
 /// How the names of all TAPs begin; the rules of the packet filter know guests by it.
 pub const TAP_PREFIX: &str = "bgr-";
+/// How the names of TAPs begin that no machine has yet: not as those of guests.
+pub const WARM_PREFIX: &str = "bgw";
 /// How many digits of the machine's id follow: as many as fit into the 15 characters of a link's name.
 const TAP_DIGITS: usize = 15 - TAP_PREFIX.len();
 /// The alias of a TAP is this and the machine's id.
@@ -34,6 +36,18 @@ pub struct Nic {
     pub nat: Nat,
     /// The ports of the host that lead to the guest.
     pub ports: BTreeSet<Port>,
+    /// Whether other guests of its owner reach it.
+    pub siblings: Siblings,
+}
+
+/// Whether guests of one owner reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Siblings {
+    /// They do.
+    #[default]
+    Connected,
+    /// They do not, as if each had another owner.
+    Apart,
 }
 
 /// Whether a guest reaches what lies beyond the host, in the name of the host.
@@ -50,7 +64,7 @@ impl Nic {
     /// The interface of a machine at this place, with neither NAT nor ports; none beyond the last place.
     pub fn new(vm: VmId, owner: Uid, subnet: Subnet, slot: Slot) -> Option<Self> {
         let (v4, v6) = subnet.guest(slot)?;
-        Some(Self { vm, owner, v4, v6, nat: Nat::Off, ports: BTreeSet::new() })
+        Some(Self { vm, owner, v4, v6, nat: Nat::Off, ports: BTreeSet::new(), siblings: Siblings::Connected })
     }
 
     /// Whether packets go between the guest and what lies beyond the host.
@@ -79,6 +93,11 @@ impl TapName {
     pub fn of(vm: VmId) -> Self {
         let id = vm.to_string();
         Self(format!("{TAP_PREFIX}{}", &id[..TAP_DIGITS]))
+    }
+
+    /// The name of a TAP that no machine has yet.
+    pub fn warm(n: u32) -> Self {
+        Self(format!("{WARM_PREFIX}{n}"))
     }
 
     /// The name.

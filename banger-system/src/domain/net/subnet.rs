@@ -35,7 +35,7 @@ const CANDIDATES: [(u8, u8); 12] = [
 /// The host uses every network that we know to try.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "every network that guests could have is in use on this host, from {} to {}; set `subnet` in the \
+    "every network that guests could have is in use on this host, from {} to {}; set `network.subnet` in the \
      configuration to a free /{LENGTH}",
     candidate(CANDIDATES[0]),
     candidate(CANDIDATES[CANDIDATES.len() - 1])
@@ -50,6 +50,18 @@ pub struct NotASubnet;
 /// A guest's place among the addresses, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
+
+/// How many guests have room.
+const ROOM: u32 = (1 << (32 - LENGTH)) - FIRST_GUEST - 1;
+
+impl Slot {
+    /// A place that is not taken: the one after the last one given, so that an address that was just given
+    /// back does not lead to another guest at once. None when all are taken.
+    pub fn free(taken: impl Fn(Slot) -> bool, last: Option<Slot>) -> Option<Slot> {
+        let first = last.map_or(0, |slot| slot.0.wrapping_add(1));
+        (0..ROOM).map(|step| Slot((first % ROOM + step) % ROOM)).find(|slot| !taken(*slot))
+    }
+}
 
 /// The addresses of guests, of both families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +79,15 @@ impl Subnet {
         let occupied = || occupied.iter().filter(|prefix| prefix.length() > 0);
         let mut candidates = CANDIDATES.into_iter().map(candidate);
         let v4 = candidates.find(|free| !occupied().any(|taken| taken.overlaps(*free)));
+        v4.and_then(|v4| Self::at(v4, random)).ok_or(NoFreeSubnet)
+    }
+
+    /// These IPv4 addresses, which somebody has chosen, and an IPv6 prefix of these random bits (RFC 4193). None
+    /// where the prefix has another length than all subnets.
+    pub fn at(v4: Prefix4, random: [u8; 5]) -> Option<Self> {
         let [a, b, c, d, e] = random.map(u16::from);
         let v6 = Ipv6Addr::new(0xfd00 | a, b << 8 | c, d << 8 | e, 0, 0, 0, 0, 0);
-        Ok(Self { v4: v4.ok_or(NoFreeSubnet)?, v6 })
+        (v4.length() == LENGTH).then_some(Self { v4, v6 })
     }
 
     /// The IPv4 addresses.
@@ -100,14 +118,6 @@ impl Subnet {
         let place = v4.to_bits().checked_sub(self.v4.network().to_bits())?;
         let slot = Slot(place.checked_sub(FIRST_GUEST)?);
         self.guest(slot).map(|_| slot)
-    }
-
-    /// A place that none of these has: the one after the last one given, so that an address that was just
-    /// given back does not lead to another guest at once. None when all are taken.
-    pub fn free(self, taken: impl Fn(Slot) -> bool, last: Option<Slot>) -> Option<Slot> {
-        let room = self.v4.broadcast().to_bits() - self.v4.network().to_bits() - FIRST_GUEST;
-        let first = last.map_or(0, |slot| slot.0.wrapping_add(1));
-        (0..room).map(|step| Slot((first % room + step) % room)).find(|slot| !taken(*slot))
     }
 
     fn nth_v6(self, place: u32) -> Ipv6Addr {
@@ -203,7 +213,7 @@ mod tests {
         fn a_free_place_is_never_taken(taken: BTreeSet<u8>, last: Option<u32>) {
             let subnet: Subnet = "172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap();
             let taken: BTreeSet<Slot> = taken.into_iter().map(|n| Slot(n.into())).collect();
-            let free = subnet.free(|slot| taken.contains(&slot), last.map(Slot)).unwrap();
+            let free = Slot::free(|slot| taken.contains(&slot), last.map(Slot)).unwrap();
             prop_assert!(!taken.contains(&free));
             prop_assert!(subnet.guest(free).is_some());
         }
@@ -211,10 +221,9 @@ mod tests {
 
     #[test]
     fn places_are_given_in_turn_and_run_out() {
-        let subnet: Subnet = "172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap();
-        assert_eq!(subnet.free(|_| false, None), Some(Slot(0)));
-        assert_eq!(subnet.free(|_| false, Some(Slot(7))), Some(Slot(8)));
-        assert_eq!(subnet.free(|_| false, Some(Slot(65532))), Some(Slot(0)));
-        assert_eq!(subnet.free(|_| true, None), None);
+        assert_eq!(Slot::free(|_| false, None), Some(Slot(0)));
+        assert_eq!(Slot::free(|_| false, Some(Slot(7))), Some(Slot(8)));
+        assert_eq!(Slot::free(|_| false, Some(Slot(65532))), Some(Slot(0)));
+        assert_eq!(Slot::free(|_| true, None), None);
     }
 }

@@ -36,6 +36,7 @@ const GATEWAY_ON_LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 type Answer = Result<(), rtnetlink::Error>;
 
 /// The host's links.
+#[derive(Clone)]
 pub(super) struct Links {
     pub(super) handle: Handle,
 }
@@ -223,6 +224,7 @@ fn identity(index: u32, nic: &Nic, ipv6: Ipv6) -> LinkMessageBuilder<LinkUnspec>
         families.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]));
     }
     LinkUnspec::new_with_index(index)
+        .name(nic.tap().to_string())
         .alias(tap_alias(nic.vm))
         .address(Mac::HOST.0.to_vec())
         .link_group(nic.owner.0)

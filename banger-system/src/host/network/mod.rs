@@ -5,6 +5,7 @@ mod filter;
 mod forwarding;
 mod links;
 mod nft;
+mod pool;
 mod ports;
 mod tap;
 mod watch;
@@ -26,6 +27,7 @@ use crabtables::{AsyncMonitor, Object, monitor::Event};
 use self::{
     filter::Filter,
     links::{Link, Links},
+    pool::{TapPool, WarmTap},
     ports::HeldPorts,
     tap::NewTap,
     watch::Watch,
@@ -51,16 +53,19 @@ pub struct LinuxNetwork {
     links: Links,
     filter: Filter,
     ports: HeldPorts,
+    pool: TapPool,
     prepared: Mutex<Option<Subnet>>,
     /// Whether the way out of the host was opened once; from then on [`LinuxNetwork::keep`] sees to it.
     outside_is_open: AtomicBool,
 }
 
 impl LinuxNetwork {
-    /// The network; nothing is made yet. To be called in a runtime.
-    pub fn new() -> Result<Self> {
+    /// The network; nothing is made yet. `warm_taps` interfaces are kept ready from the first start on. To be
+    /// called in a runtime.
+    pub fn new(warm_taps: usize) -> Result<Self> {
         let links = Links::new().map_err(|source| Error::os("talk to the kernel about links", source))?;
         Ok(Self {
+            pool: TapPool::new(warm_taps, links.clone()),
             links,
             filter: Filter::default(),
             ports: HeldPorts::default(),
@@ -185,6 +190,7 @@ impl Network for LinuxNetwork {
     async fn withdraw(&self) -> Result<()> {
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.outside_is_open.store(false, Ordering::Relaxed);
+        while self.pool.take().is_some() {}
         let filter = self.filter.clone();
         blocking("remove the rules of the packet filter", move || {
             // First what lets anybody in, then what keeps strangers out.
@@ -202,18 +208,16 @@ impl Network for LinuxNetwork {
         let (name, ipv6) = (nic.tap(), forwarding::ipv6());
         self.ports.hold(nic.vm, &nic.ports)?;
         let (new, link) = match self.tap(nic.vm).await? {
-            Some(link) => (None, link),
+            Some(link) => (None, link.index),
             None => {
-                let tap = name.clone();
-                let new = blocking("make a TAP", move || {
-                    NewTap::make(&tap).map_err(|source| cannot("make", &tap, source))
-                })
-                .await?;
-                let gone = || cannot("find", &name, io::ErrorKind::NotFound.into());
-                (Some(new), self.links.find(name.as_str()).await?.ok_or_else(gone)?)
+                let WarmTap { tap, index } = match self.pool.take() {
+                    Some(warm) => warm,
+                    None => self.pool.make().await?,
+                };
+                (Some(tap), index)
             }
         };
-        let set_up = self.links.set_up_tap(link.index, nic, ipv6).await;
+        let set_up = self.links.set_up_tap(link, nic, ipv6).await;
         set_up.map_err(|error| links::failed(format!("set up the TAP {name}"), error))?;
         let (filter, nic_of_filter) = (self.filter.clone(), nic.clone());
         blocking("plug a guest in", move || {
@@ -225,6 +229,7 @@ impl Network for LinuxNetwork {
             new.map_or(Ok(()), NewTap::keep).map_err(|source| cannot("keep", &name, source))
         })
         .await?;
+        self.pool.fill();
         self.open_outside_for(nic).await
     }
 
