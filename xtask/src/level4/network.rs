@@ -49,7 +49,7 @@ const TOOLS: &str = "
         case $status in 0) echo open;; 124) echo silent;; *) echo refused;; esac
     }'
     eval \"$knock\"
-    await_ssh() { for n in $(seq 100); do [ $(knocks $1 22) = open ] && return; sleep 0.2; done; return 1; }";
+    await_ssh() { for n in $(seq 600); do [ $(knocks $1 22) = open ] && return; sleep 0.2; done; return 1; }";
 
 fn with_internet(host: &Host, check: impl FnOnce() -> Result<()>) -> Result<()> {
     root(host, INTERNET)?;
