@@ -54,7 +54,25 @@ impl Object {
 
     /// All properties, with keys such as `owner_uid`.
     pub fn json(&self) -> Value {
-        Value::Object(self.0.iter().map(|(name, value)| (snake_case(name), json(value))).collect())
+        let entry = |(name, value): (&String, &OwnedVariant)| (snake_case(name), named(name, json(value)));
+        Value::Object(self.0.iter().map(entry).collect())
+    }
+}
+
+/// What the members of structures are called: on the bus they have places only.
+const MEMBERS: [(&str, &[&str]); 1] =
+    [("PublishedPorts", &["protocol", "guest_port", "host_port", "host_address"])];
+
+/// An array of structures, as objects where their members have names.
+fn named(property: &str, value: Value) -> Value {
+    let Some((_, members)) = MEMBERS.iter().find(|(name, _)| *name == property) else { return value };
+    let object = |row: Value| match row {
+        Value::Array(row) => members.iter().map(|member| (*member).to_owned()).zip(row).collect(),
+        other => other,
+    };
+    match value {
+        Value::Array(rows) => rows.into_iter().map(object).collect(),
+        other => other,
     }
 }
 
@@ -143,7 +161,7 @@ mod tests {
             ("Memory", Variant::from(u64::MAX)),
             ("Ready", Variant::from(true)),
             ("DnsNames", Variant::from(vec!["x.vm"])),
-            ("PublishedPorts", Variant::from(vec![("tcp", 1u16, 2u16, "::")])),
+            ("PublishedPorts", Variant::from(vec![("tcp", 80u16, 8080u16, "127.0.0.1")])),
             ("Labels", Variant::from(labels)),
             ("Progress", Variant::from(-1.0)),
         ]);
@@ -153,7 +171,9 @@ mod tests {
             "memory": u64::MAX,
             "ready": true,
             "dns_names": ["x.vm"],
-            "published_ports": [["tcp", 1, 2, "::"]],
+            "published_ports": [
+                {"protocol": "tcp", "guest_port": 80, "host_port": 8080, "host_address": "127.0.0.1"},
+            ],
             "labels": {"a": "b"},
             "progress": -1.0,
         });

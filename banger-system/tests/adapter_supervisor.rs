@@ -123,18 +123,16 @@ async fn a_monitor_is_nobody_and_sees_nothing() {
 #[tokio::test]
 async fn two_machines_have_different_users() {
     require!(is_root(), "root");
-    let host = Host::new();
+    // Each has a log of its own, which has one writer.
+    let (host, other_host) = (Host::new(), Host::new());
     let supervisor = host.supervisor();
     let other = VmId::from_bits(7);
-    let started = supervisor.start(host.launch("/usr/bin/id -u; exec /usr/bin/sleep 1000")).await.unwrap();
-    let second = supervisor
-        .start(Launch { vm: other, ..host.launch("/usr/bin/id -u; exec /usr/bin/sleep 1000") })
-        .await
-        .unwrap();
-    host.until_said("\n6").await;
-    let said = host.said();
-    let users: Vec<&str> = said.lines().collect();
-    assert_ne!(users[0], users[1]);
+    let script = "/usr/bin/id -u; exec /usr/bin/sleep 1000";
+    let started = supervisor.start(host.launch(script)).await.unwrap();
+    let second = supervisor.start(Launch { vm: other, ..other_host.launch(script) }).await.unwrap();
+    host.until_said("\n").await;
+    other_host.until_said("\n").await;
+    assert_ne!(host.said(), other_host.said());
     let mut found: Vec<u32> = supervisor.found().await.unwrap().iter().map(|(_, s)| s.pid).collect();
     found.sort_unstable();
     let mut pids = [started.pid, second.pid];

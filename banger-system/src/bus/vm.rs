@@ -119,12 +119,15 @@ const PROPERTIES: &[Property<VmView>] = &[
     }),
     constant("MacAddress", "s", |view, _| view.mac.to_string().into()),
     property("Nat", "b", |view, _| (view.vm.spec.nat == Nat::On).into()),
-    property("Ports", "a(ssqq)", |view, _| {
+    property("PublishedPorts", "a(sqqs)", |view, _| {
         let row = |port: &Port| {
-            let words = (port.scope.as_str().to_owned(), port.protocol.as_str().to_owned());
-            (words.0, words.1, port.host, port.guest)
+            let address = match port.scope {
+                Scope::Loopback => "127.0.0.1",
+                Scope::All => "0.0.0.0",
+            };
+            (port.protocol.as_str().to_owned(), port.guest, port.host, address.to_owned())
         };
-        let ports: Vec<(String, String, u16, u16)> = view.vm.spec.ports.iter().map(row).collect();
+        let ports: Vec<(String, u16, u16, String)> = view.vm.spec.ports.iter().map(row).collect();
         ports.into()
     }),
     property("Lifetime", "s", |view, _| view.vm.lifetime.as_str().into()),

@@ -163,6 +163,12 @@ impl Links {
         Ok(self.find(LINK).await?.ok_or_else(gone)?.index)
     }
 
+    /// Gives a TAP that is down the name that it has as this guest's. Linux before 6.2 renames no link that is
+    /// up, not even to the name that it has.
+    pub(super) async fn name_tap(&self, index: u32, nic: &Nic) -> Answer {
+        self.set(LinkUnspec::new_with_index(index).name(nic.tap().to_string())).await
+    }
+
     /// Makes a TAP what it is to be for this guest. May be done again while a monitor uses the TAP.
     ///
     /// The messages are sent together; the kernel takes them in their order.
@@ -224,7 +230,6 @@ fn identity(index: u32, nic: &Nic, ipv6: Ipv6) -> LinkMessageBuilder<LinkUnspec>
         families.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]));
     }
     LinkUnspec::new_with_index(index)
-        .name(nic.tap().to_string())
         .alias(tap_alias(nic.vm))
         .address(Mac::HOST.0.to_vec())
         .link_group(nic.owner.0)

@@ -217,8 +217,13 @@ impl Network for LinuxNetwork {
                 (Some(tap), index)
             }
         };
-        let set_up = self.links.set_up_tap(link, nic, ipv6).await;
-        set_up.map_err(|error| links::failed(format!("set up the TAP {name}"), error))?;
+        let set_up = async {
+            if new.is_some() {
+                self.links.name_tap(link, nic).await?;
+            }
+            self.links.set_up_tap(link, nic, ipv6).await
+        };
+        set_up.await.map_err(|error| links::failed(format!("set up the TAP {name}"), error))?;
         let (filter, nic_of_filter) = (self.filter.clone(), nic.clone());
         blocking("plug a guest in", move || {
             if ipv6 == Ipv6::Forwarded {
