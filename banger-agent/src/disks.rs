@@ -1,7 +1,8 @@
 //! The disks: the root file system, and the work disk that is filled at the first boot.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Seek, SeekFrom},
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink},
     path::Path,
     thread,
@@ -11,6 +12,7 @@ use std::{
 use banger_proto::guest::config::WorkDisk;
 use rustix::{
     fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags},
+    ioctl::{Opcode, Setter, ioctl, opcode},
     mount::{MountFlags, mount, mount_move},
 };
 
@@ -43,6 +45,10 @@ pub fn mount_work(work: &WorkDisk, new_root: &str) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let target = rustix::fs::openat2(&root, inside, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
     let target = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&target));
+    if let Err(error) = fill_device(&work.device) {
+        // It is as usable as it was.
+        eprintln!("banger-agent: {} keeps its size: {error}", work.device);
+    }
     seed(Path::new(&target), Path::new(STAGING))?;
     Ok(mount_move(STAGING, target.as_str())?)
 }
@@ -58,6 +64,19 @@ fn wait_for(device: &str) -> io::Result<()> {
             _ => thread::sleep(DEVICE_POLL),
         }
     }
+}
+
+/// `EXT4_IOC_RESIZE_FS` of Linux, fs/ext4/ext4.h: makes a mounted file system as large as so many blocks.
+const RESIZE: Opcode = opcode::write::<u64>(b'f', 16);
+
+/// Makes the work disk's file system as large as its device, which may have grown.
+fn fill_device(device: &str) -> io::Result<()> {
+    let room = fs::File::open(device)?.seek(SeekFrom::End(0))?;
+    let staging = fs::File::open(STAGING)?;
+    let block = rustix::fs::fstatvfs(&staging)?.f_bsize;
+    // SAFETY: RESIZE reads a number of blocks; the file system has that size already, or grows.
+    #[expect(unsafe_code, reason = "the meaning of an ioctl is nowhere declared")]
+    Ok(unsafe { ioctl(&staging, Setter::<RESIZE, u64>::new(room / block.max(1))) }?)
 }
 
 /// Fills the work disk, once. The mark is set last, behind a sync: a boot that is cut off begins anew.
