@@ -68,7 +68,7 @@ fn place6(subnet: Subnet, labels: &[&[u8]]) -> Option<Place> {
 }
 
 /// The labels before the zone, and those of the zone.
-fn split<'a, 'b>(labels: &'b [&'a [u8]], zone: usize) -> Option<(&'b [&'a [u8]], &'b [&'a [u8]])> {
+fn split<L>(labels: &[L], zone: usize) -> Option<(&[L], &[L])> {
     labels.len().checked_sub(zone).map(|own| labels.split_at(own))
 }
 

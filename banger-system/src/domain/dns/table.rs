@@ -89,6 +89,11 @@ impl Table {
         self.holders.is_empty()
     }
 
+    /// Whether a guest that runs has this place.
+    pub fn has_guest_at(&self, slot: Slot) -> bool {
+        self.by_slot.contains_key(&slot)
+    }
+
     /// Whether a name of `before` is no longer here, or leads elsewhere.
     pub fn has_lost_names_of(&self, before: &Table) -> bool {
         before.subnet != self.subnet
