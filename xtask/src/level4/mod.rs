@@ -2,6 +2,7 @@
 //! hold nothing that belongs to no machine.
 
 mod guests;
+mod names;
 mod people;
 mod refusals;
 
@@ -29,7 +30,7 @@ pub fn run() -> Result<Tally> {
 fn check_all(host: &Host) -> Result<Tally> {
     try_it::provide(host)?;
     let mut tally = Tally::default();
-    for (name, check) in [guests::CHECKS, people::CHECKS, refusals::CHECKS].concat() {
+    for (name, check) in [guests::CHECKS, names::CHECKS, people::CHECKS, refusals::CHECKS].concat() {
         match check(host).and_then(|()| nothing_left(host)) {
             Ok(()) => {
                 say(&format!("PASS {name}"));
