@@ -68,9 +68,17 @@ fn churn(host: &Host) -> Result<()> {
     script(host, "alice", "banger vm create --name brief; banger vm create --name steady")?;
     root("until_known steady.vm; systemctl restart systemd-resolved.service; until_known steady.vm")?;
     root(
-        "systemctl kill --signal=KILL --kill-whom=main banger-system.service; sleep 1; until_known steady.vm",
+        "before=$(systemctl show -P MainPID banger-system.service)
+        systemctl kill --signal=KILL --kill-whom=main banger-system.service
+        for n in $(seq 100); do
+            if [ $(systemctl show -P MainPID banger-system.service) != $before ] &&
+                systemctl is-active --quiet banger-system.service; then break; fi
+            sleep 0.1
+        done
+        resolvectl flush-caches
+        until_known steady.vm
+        systemctl stop banger-system.service",
     )?;
-    root("ip link show banger0 > /dev/null; systemctl stop banger-system.service")?;
     let told = root("resolvectl domain banger0")?;
     ensure!(!told.contains("vm"), "resolved asks a service that has ended: {told:?}");
     root("systemctl start banger-system.service; until_known steady.vm; until_known brief.vm")?;

@@ -113,17 +113,29 @@ impl Resolved {
         }
     }
 
-    /// Lets it ask whom it asked before. Success when it is gone, or the link is.
+    /// Lets it ask whom it asked before, whatever an earlier run of the service has told it. Success when it is
+    /// gone, or the link is.
     pub(super) async fn withdraw(&self) {
-        if let Standing::Told { link } = self.standing()
-            && let Ok(link) = i32::try_from(link)
-        {
-            let revert = async { ResolveProxy::new(&self.bus).await?.revert_link(link).await };
-            if let Ok(Err(error)) = timeout(PATIENCE, revert).await {
-                tracing::debug!(%error, "systemd-resolved does not take it back");
+        self.stand(Standing::Unknown);
+        let Some(link) = link_index(LINK).ok().flatten().and_then(|link| i32::try_from(link).ok()) else {
+            return;
+        };
+        let revert = async {
+            match self.is_there().await? {
+                true => ResolveProxy::new(&self.bus).await?.revert_link(link).await,
+                false => Ok(()),
             }
-            self.stand(Standing::Unknown);
+        };
+        match timeout(PATIENCE, revert).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "systemd-resolved goes on asking for names of guests"),
+            Err(late) => tracing::warn!(%late, "systemd-resolved goes on asking for names of guests"),
         }
+    }
+
+    /// Whether it runs. A call would start it on a host whose administrator does not want it.
+    async fn is_there(&self) -> zbus::Result<bool> {
+        Ok(DBusProxy::new(&self.bus).await?.name_has_owner(NAME.try_into()?).await?)
     }
 
     /// A stream of it coming and going.
@@ -163,8 +175,7 @@ impl Resolved {
     }
 
     async fn tell(&self, subnet: Subnet, link: u32) -> zbus::Result<Standing> {
-        // A call would start it on a host whose administrator does not want it.
-        if !DBusProxy::new(&self.bus).await?.name_has_owner(NAME.try_into()?).await? {
+        if !self.is_there().await? {
             return Ok(Standing::Absent);
         }
         let number = i32::try_from(link).map_err(|error| zbus::Error::Failure(error.to_string()))?;
