@@ -13,7 +13,7 @@ use crate::{
     domain::resource::Places,
     engine::Engine,
     host::{
-        authority::Polkit, clock::SystemClock, disks::FileDisks, guest_link::AgentLink,
+        authority::Polkit, clock::SystemClock, disks::FileDisks, dns::NameServer, guest_link::AgentLink,
         image_files::LocalImages, kernel_files::LocalKernels, kvm::Kvm, lock::Lock, logs::RingLogs,
         mapper::MapperDisks, monitors::Monitors, network::LinuxNetwork, store::SqliteStore,
         supervisor_process::ProcessSupervisor, supervisor_systemd::SystemdSupervisor, users::Accounts,
@@ -51,6 +51,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
         Mode::Host => host_ports(&connection, config).await?,
         Mode::Sim => Sim::new().ports(),
     };
+    let names = Arc::clone(&ports.names);
     let (engine, events) = Engine::new(ports, settings);
     engine.recover().await.context("cannot take over what an earlier run left")?;
     bus::serve(connection.clone(), engine, events).await.context("cannot serve on the bus")?;
@@ -65,6 +66,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     }
     watchdog.abort();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    names.withdraw().await;
     // Machines belong to their units, and go on.
     tracing::info!("ending");
     Ok(())
@@ -90,6 +92,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         image_files: Arc::new(LocalImages::new(places.clone())),
         kernel_files: Arc::new(LocalKernels::new(places.clone())),
         logs: Arc::new(RingLogs::new(places.clone())),
+        names: Arc::new(NameServer::new(connection.clone())),
         network,
         store: Arc::new(SqliteStore::open(&places).await.context("cannot open the database")?),
         supervisor,

@@ -42,7 +42,9 @@ fn serve(mode: Mode, arguments: &Arguments) -> anyhow::Result<()> {
 
 /// To the journal where systemd has connected us to it, else to standard error.
 fn log() {
-    let filter = EnvFilter::try_from_env("BANGER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // What guests send is not for the journal: they could fill it.
+    let filter = EnvFilter::try_from_env("BANGER_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,hickory_proto=off,hickory_server=off"));
     let registry = tracing_subscriber::registry().with(filter);
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     match journal {

@@ -3,6 +3,7 @@
 //! Whatever makes something says so in its documentation, and each has a counterpart that removes it, for
 //! which a thing that is gone already is success.
 
+pub mod names;
 pub mod network;
 
 use std::{
@@ -160,6 +161,7 @@ pub struct Ports {
     pub image_files: Arc<dyn ImageFiles>,
     pub kernel_files: Arc<dyn KernelFiles>,
     pub logs: Arc<dyn Logs>,
+    pub names: Arc<dyn names::Names>,
     pub network: Arc<dyn network::Network>,
     pub store: Arc<dyn Store>,
     pub supervisor: Arc<dyn Supervisor>,

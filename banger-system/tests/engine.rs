@@ -4,9 +4,15 @@
 
 mod house;
 
+use std::time::Duration;
+
 use banger_proto::size::Bytes;
 use banger_system::{
     domain::{
+        dns::{
+            question::{Answer, Data, Kind},
+            table::Asker,
+        },
         id::Uid,
         lifecycle::{Reason, State},
         vm::Lifetime,
@@ -298,4 +304,59 @@ async fn many_requests_to_one_machine_at_once_end_in_a_state_of_the_table() {
     tokio::time::timeout(PATIENCE, asked.join_all()).await.unwrap();
     house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
     assert_eq!(house.sim.alive(), Vec::<String>::new());
+}
+
+/// What the host hears when it asks for the addresses of a name.
+fn resolve(house: &House, name: &str) -> Option<Vec<Data>> {
+    let names = house.sim.names()?;
+    let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
+    match names.answer(Asker::Host, &labels, Kind::A) {
+        Answer::Records(records) => Some(records),
+        _ => None,
+    }
+}
+
+/// Waits until a name is there, or is gone.
+async fn until_resolved(house: &House, name: &str, there: bool) {
+    let wait = async {
+        while resolve(house, name).is_some() != there {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{name} is not {there}");
+}
+
+#[tokio::test]
+async fn a_machine_has_its_names_exactly_while_it_runs() {
+    let mut house = House::new().await;
+    let named = |name: &str, owner| CreateVm { name: name.parse().ok(), owner, ..request() };
+    let (vm, job) = house.engine.create_vm(named("web", ALICE)).await.unwrap();
+    house.done(job).await;
+    until_resolved(&house, "web.user1000.vm", true).await;
+    let first = resolve(&house, "web.vm");
+    assert_eq!(first, resolve(&house, "web.user1000.vm"));
+
+    // The name is taken by the first, and free for the second when that goes.
+    let (bobs, job) = house.engine.create_vm(named("web", BOB)).await.unwrap();
+    house.done(job).await;
+    until_resolved(&house, "web.user1001.vm", true).await;
+    assert_eq!(resolve(&house, "web.vm"), first);
+    house.sim.end_process(vm, Ended::Failed("killed:9".to_owned()));
+    house.until(vm, |state| state == Some(State::Failed)).await;
+    until_resolved(&house, "web.user1000.vm", false).await;
+    assert_eq!(resolve(&house, "web.vm"), resolve(&house, "web.user1001.vm"));
+
+    house.engine.rename_vm(bobs, "shop".parse().unwrap()).await.unwrap();
+    until_resolved(&house, "shop.vm", true).await;
+    assert_eq!(resolve(&house, "web.vm"), None);
+
+    let house = house.restarted().await;
+    until_resolved(&house, "shop.user1001.vm", true).await;
+    house.done(house.engine.stop_vm(bobs, Stop::default()).await.unwrap()).await;
+    until_resolved(&house, "shop.vm", false).await;
+    house.done(house.engine.start_vm(bobs, Start::default()).await.unwrap()).await;
+    until_resolved(&house, "shop.vm", true).await;
+    house.done(house.engine.delete_vm(bobs, Manner::Forced).await.unwrap()).await;
+    until_resolved(&house, "shop.vm", false).await;
+    assert!(house.sim.names().unwrap().is_empty());
 }

@@ -90,6 +90,7 @@ pub fn up(arguments: &Up) -> Result<Host> {
     let mut namespaces = command("setsid", ["unshare", "--fork", "--kill-child"]);
     namespaces.args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--propagation", "private"]);
     namespaces.args(["sh", "-eu", "-c", SETUP, "host"]).arg(&directory).arg(cache()).arg(CACHE);
+    namespaces.arg(packages::resolved()?);
     // The host goes on after us, and must not hold open what we were started with.
     let launch = "
         for fd in $(ls /proc/self/fd); do if [ \"$fd\" -gt 2 ]; then eval \"exec $fd>&-\"; fi; done

@@ -1,5 +1,5 @@
 # Makes the file system of the private host and becomes its systemd. Runs in its namespaces; $1 is its directory,
-# $2 what it is to see of this machine beside the file system, and $3 where.
+# $2 what it is to see of this machine beside the file system, and $3 where; $4 has the files of systemd-resolved.
 directory=$1
 memory=$directory/memory
 root=$memory/root
@@ -54,6 +54,12 @@ for unit in systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-cont
     e2scrub_all.timer dpkg-db-backup.timer; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
+
+# systemd-resolved, as on a desktop. The link that is /etc/resolv.conf then comes from its tmpfiles.d.
+cp -a "$4/." "$root/"
+chroot "$root" systemd-sysusers systemd-resolve.conf
+systemctl --quiet --root="$root" enable systemd-resolved.service
+rm -f "$root/etc/resolv.conf"
 
 cp -a "$directory/install/." "$root/"
 mkdir -p "$root/var/lib/banger"

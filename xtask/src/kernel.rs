@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     packages,
-    run::{cache, command, output, run, say},
+    run::{cache, command, output, run},
 };
 
 /// The package that depends on the newest kernel for virtual machines.
@@ -41,18 +41,7 @@ pub fn ensure() -> Result<DistributionKernel> {
             newest()?
         }
     };
-    say(&format!("fetching {package}"));
-    // apt drops its privileges for a download where it can, and then cannot write here.
-    let unsandboxed = "APT::Sandbox::User=root";
-    run(command("apt-get", ["download", "-qq", "-o", unsandboxed, &package]).current_dir(&directory))?;
-    for entry in fs::read_dir(&directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            let root = directory.join("root");
-            run(command("dpkg-deb", ["-x"]).arg(&path).arg(root))?;
-            fs::remove_file(path)?;
-        }
-    }
+    packages::unpack(&package, &directory, &directory.join("root"))?;
     find(&directory).context("the package has no kernel")
 }
 

@@ -1,10 +1,14 @@
 //! What banger and its tests need of a Debian machine: one list, and one place that installs it.
 
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::run::{command, run, say};
+use crate::run::{cache, command, output, run, say};
 
 /// Of Debian's packages: what runs machines, what a host of banger has, what makes images, and what the
 /// tests ask.
@@ -54,6 +58,49 @@ pub fn ensure() -> Result<()> {
     let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
     install.extend(missing);
     run(&mut apt(&install))
+}
+
+/// The tree of systemd-resolved, which only the private host is to have: installed on this machine, its package
+/// would take over how names are resolved here.
+pub fn resolved() -> Result<PathBuf> {
+    // It is of one piece with systemd.
+    let version = output(&mut command("dpkg-query", ["-W", "-f", "${Version}", "systemd"]))?;
+    let directory = cache().join(format!("systemd-resolved-{version}"));
+    let root = directory.join("root");
+    if root.is_dir() {
+        return Ok(root);
+    }
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let unfinished = directory.join("unfinished");
+    let package = format!("systemd-resolved={version}");
+    if unpack(&package, &directory, &unfinished).is_err() {
+        run(&mut apt(&["update", "-qq"]))?;
+        unpack(&package, &directory, &unfinished)?;
+    }
+    // The package is older than the merger of /lib and /sbin with /usr.
+    for merged in ["lib", "sbin"] {
+        let tree = unfinished.join(merged);
+        run(command("cp", ["-a"]).arg(tree.join(".")).arg(unfinished.join("usr").join(merged)))?;
+        fs::remove_dir_all(tree)?;
+    }
+    fs::rename(&unfinished, &root).context("cannot put systemd-resolved in its place")?;
+    Ok(root)
+}
+
+/// Fetches a package into `directory` and unpacks it there, as `root`. Nothing is installed.
+pub fn unpack(package: &str, directory: &Path, root: &Path) -> Result<()> {
+    say(&format!("fetching {package}"));
+    // apt drops its privileges for a download where it can, and then cannot write here.
+    let unsandboxed = "APT::Sandbox::User=root";
+    run(command("apt-get", ["download", "-qq", "-o", unsandboxed, package]).current_dir(directory))?;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            run(command("dpkg-deb", ["-x"]).arg(&path).arg(root))?;
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_installed(package: &str) -> bool {

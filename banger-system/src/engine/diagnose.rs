@@ -11,6 +11,7 @@ impl Engine {
     pub async fn diagnose(&self, caller: Uid) -> Vec<Check> {
         let mut checks = self.shared.ports.vmm.checks().await;
         checks.extend(self.shared.ports.disks.checks().await);
+        checks.extend(self.shared.ports.names.checks().await);
         checks.extend(self.shared.ports.network.checks().await);
         let settings = self.settings();
         let image = self.find_image(caller, &Reference::Name(settings.default_image.clone()));

@@ -10,6 +10,7 @@ mod job;
 mod lease;
 mod library;
 mod machine;
+mod names;
 mod network;
 mod recover;
 mod registry;
@@ -89,15 +90,15 @@ struct Shared {
 }
 
 impl Engine {
-    /// An engine on this host. Everything that it publishes comes out of the receiver, in order.
+    /// An engine on this host. Everything that it publishes comes out of the receiver, in order. To be called in a
+    /// runtime.
     pub fn new(ports: Ports, settings: Settings) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let registry = Registry::new(events.clone());
         let jobs = Board::new(events, Arc::clone(&ports.clock));
-        (
-            Self { shared: Arc::new(Shared { ports, settings, registry, jobs, subnet: OnceCell::new() }) },
-            receiver,
-        )
+        let shared = Arc::new(Shared { ports, settings, registry, jobs, subnet: OnceCell::new() });
+        tokio::spawn(names::keep(Arc::downgrade(&shared), shared.registry.changes()));
+        (Self { shared }, receiver)
     }
 
     /// What the configuration decides.

@@ -13,7 +13,12 @@ use crate::{
 impl Shared {
     /// Makes what all guests share, once; a start that comes later tries again what has failed.
     pub(super) async fn subnet(&self) -> Result<Subnet> {
-        self.subnet.get_or_try_init(|| self.set_up_network()).await.copied()
+        if let Some(subnet) = self.subnet.get() {
+            return Ok(*subnet);
+        }
+        let subnet = self.subnet.get_or_try_init(|| self.set_up_network()).await.copied()?;
+        self.registry.touch();
+        Ok(subnet)
     }
 
     async fn set_up_network(&self) -> Result<Subnet> {

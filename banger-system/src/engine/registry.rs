@@ -7,7 +7,7 @@ use std::{
 };
 
 use banger_proto::size::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{
     error::{Error, Kind, Result},
@@ -27,6 +27,7 @@ use crate::{
 pub(super) struct Registry {
     state: Mutex<State>,
     events: mpsc::UnboundedSender<Event>,
+    changes: watch::Sender<()>,
 }
 
 #[derive(Default)]
@@ -66,7 +67,17 @@ impl State {
 
 impl Registry {
     pub(super) fn new(events: mpsc::UnboundedSender<Event>) -> Self {
-        Self { state: Mutex::default(), events }
+        Self { state: Mutex::default(), events, changes: watch::Sender::default() }
+    }
+
+    /// Tells that something was published, however much it was.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// Tells that something changed that is no object.
+    pub(super) fn touch(&self) {
+        self.changes.send_replace(());
     }
 
     pub(super) fn vms(&self) -> Vec<Arc<VmView>> {
@@ -320,6 +331,7 @@ impl Registry {
     /// Nobody listens any more once the service ends; then nobody misses the event either.
     fn send(&self, event: Event) {
         let _ = self.events.send(event);
+        self.touch();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

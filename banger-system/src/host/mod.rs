@@ -4,6 +4,7 @@ pub mod authority;
 mod blocking;
 pub mod clock;
 pub mod disks;
+pub mod dns;
 mod ext4_writer;
 mod fd;
 pub mod firecracker;

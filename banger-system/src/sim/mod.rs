@@ -3,6 +3,7 @@
 
 mod guests;
 mod library;
+mod names;
 mod network;
 mod people;
 mod store;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::{
     domain::{
+        dns::table::Table,
         id::{ImageId, KernelId, VmId},
         image::{Image, Kernel},
         net::{nic::Nic, subnet::Subnet},
@@ -44,6 +46,7 @@ struct State {
     subnet: Option<Subnet>,
     kept_subnet: Option<Subnet>,
     nics: BTreeMap<VmId, Nic>,
+    names: Option<Arc<Table>>,
     image_files: BTreeSet<ImageId>,
     kernel_files: BTreeSet<KernelId>,
     vms: BTreeMap<VmId, Vm>,
@@ -70,6 +73,7 @@ impl Sim {
             guest: sim.clone(),
             image_files: sim.clone(),
             kernel_files: sim.clone(),
+            names: sim.clone(),
             network: sim.clone(),
             logs: sim.clone(),
             store: sim.clone(),

@@ -120,6 +120,13 @@ impl Subnet {
         self.guest(slot).map(|_| slot)
     }
 
+    /// The place of the guest with this address.
+    pub fn slot_of_v6(self, v6: Ipv6Addr) -> Option<Slot> {
+        let place = u32::try_from(v6.to_bits().checked_sub(self.v6.to_bits())?).ok()?;
+        let slot = Slot(place.checked_sub(FIRST_GUEST)?);
+        self.guest(slot).map(|_| slot)
+    }
+
     fn nth_v6(self, place: u32) -> Ipv6Addr {
         Ipv6Addr::from_bits(self.v6.to_bits() | u128::from(place))
     }
@@ -201,8 +208,9 @@ mod tests {
             assert!(!v4.contains(&special), "{special}");
         }
         assert!(!v6.contains(&subnet.gateway().1) && !v6.contains(&subnet.v6()));
-        for (n, (address, _)) in guests.iter().enumerate() {
-            assert_eq!(subnet.slot_of(*address), Some(Slot(u32::try_from(n).unwrap())));
+        for (n, (v4, v6)) in guests.iter().enumerate() {
+            let slot = Some(Slot(u32::try_from(n).unwrap()));
+            assert_eq!((subnet.slot_of(*v4), subnet.slot_of_v6(*v6)), (slot, slot));
         }
         assert_eq!(subnet.guest(Slot(u32::MAX)), None);
         assert_eq!(subnet.slot_of(subnet.gateway().0), None);

@@ -1,0 +1,87 @@
+//! What names need of the host, as `banger doctor` tells it.
+
+use std::net::SocketAddr;
+
+use super::resolved::Standing;
+use crate::{
+    domain::dns::table::Table,
+    ports::{Check, Status},
+};
+
+/// Every check.
+pub(super) fn all(
+    names: Option<&Table>,
+    failures: &[(SocketAddr, String)],
+    resolved: &Standing,
+) -> Vec<Check> {
+    let Some(names) = names else {
+        let message = "names of machines are not served before the network of guests is set up".to_owned();
+        return vec![check("names", Status::Warn, message, "see journalctl -u banger-system")];
+    };
+    vec![server(names, failures), resolver(names, resolved)]
+}
+
+fn server(names: &Table, failures: &[(SocketAddr, String)]) -> Check {
+    let (gateway, _) = names.subnet().gateway();
+    // Where a host has no IPv6, that address is not there; the other one is on every host.
+    match failures.iter().find(|(at, _)| at.is_ipv4()) {
+        Some((at, why)) => check(
+            "names",
+            Status::Fail,
+            format!("names of machines cannot be served at {at}: {why}"),
+            "if another DNS server has port 53 on all addresses, bind it to those that it is to serve \
+             (dnsmasq: bind-interfaces, unbound: interface:, named: listen-on)",
+        ),
+        None => check(
+            "names",
+            Status::Pass,
+            format!("names of {} machines are served at {gateway}", names.len()),
+            "",
+        ),
+    }
+}
+
+fn resolver(names: &Table, resolved: &Standing) -> Check {
+    let (gateway, _) = names.subnet().gateway();
+    let recipe = format!(
+        "let the host's resolver ask {gateway} for names under vm: dnsmasq with `server=/vm/{gateway}`, unbound \
+         with a stub-zone, or see Names in docs/network.md; machines know each other without it"
+    );
+    let message = match resolved {
+        Standing::Told { .. } => {
+            let message = "systemd-resolved asks us for names under vm".to_owned();
+            return check("resolver", Status::Pass, message, "");
+        }
+        Standing::Absent => "systemd-resolved does not run, so this host does not know NAME.vm".to_owned(),
+        Standing::Unknown => "systemd-resolved was not told of names under vm yet".to_owned(),
+        Standing::Failed(why) => format!("systemd-resolved cannot be told of names under vm: {why}"),
+    };
+    check("resolver", Status::Warn, message, &recipe)
+}
+
+fn check(name: &'static str, status: Status, message: String, hint: &str) -> Check {
+    Check { name, status, message, hint: hint.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn found(failures: &[(&str, &str)], resolved: &Standing) -> Vec<(&'static str, Status)> {
+        let names = Table::of("172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap(), Vec::new());
+        let failures: Vec<_> =
+            failures.iter().map(|(at, why)| (at.parse().unwrap(), (*why).to_owned())).collect();
+        all(Some(&names), &failures, resolved).into_iter().map(|check| (check.name, check.status)).collect()
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_what_to_do() {
+        let told = Standing::Told { link: 3 };
+        assert_eq!(found(&[], &told), [("names", Status::Pass), ("resolver", Status::Pass)]);
+        assert_eq!(found(&[("[fd12:3456:789a::1]:53", "no")], &told)[0].1, Status::Pass);
+        assert_eq!(found(&[("172.30.0.1:53", "in use")], &told)[0].1, Status::Fail);
+        assert_eq!(found(&[], &Standing::Absent)[1].1, Status::Warn);
+        assert_eq!(all(None, &[], &Standing::Unknown)[0].status, Status::Warn);
+    }
+}

@@ -1,0 +1,101 @@
+//! Questions about the world, passed on to the resolvers of the host.
+//!
+//! Every question goes out from a socket of its own, so from a port that nobody can guess, and only what comes
+//! from the server that was asked, with the same number and question, is an answer (RFC 5452).
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use hickory_server::proto::op::ResponseCode;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
+
+use super::{
+    message::{self, Question},
+    share::Permit,
+};
+
+/// How long one server may take. Stubs ask again after five seconds, so two servers have their turn.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A datagram of more is none that we asked for.
+const MAX_DATAGRAM: usize = 4096;
+
+/// A question that is to be passed on.
+pub(super) struct Forward {
+    pub(super) question: Box<Question>,
+    pub(super) servers: Vec<SocketAddr>,
+    /// What the guest uses of what all share, until it is answered.
+    pub(super) permit: Permit,
+}
+
+impl Forward {
+    /// Asks one server after the other. What comes is for the guest.
+    pub(super) async fn run(self) -> Option<Vec<u8>> {
+        let Self { question, servers, permit: _held } = self;
+        let asked = question.retold()?;
+        for server in servers {
+            let reply = match question.is_datagram() {
+                true => timeout(PATIENCE, ask_by_datagram(server, &asked)).await,
+                false => timeout(PATIENCE, ask_by_connection(server, &asked)).await,
+            };
+            match reply {
+                Ok(Ok(reply)) => return hand_back(&question, reply),
+                Ok(Err(error)) => tracing::debug!(%server, %error, "a resolver of the host fails"),
+                Err(_) => tracing::debug!(%server, "a resolver of the host is silent"),
+            }
+        }
+        question.bare(ResponseCode::ServFail)
+    }
+}
+
+/// The answer as the guest is to have it.
+fn hand_back(question: &Question, mut reply: Vec<u8>) -> Option<Vec<u8>> {
+    if reply.len() > usize::from(question.room()) {
+        return question.truncated();
+    }
+    reply[..2].copy_from_slice(&question.id().to_be_bytes());
+    Some(reply)
+}
+
+async fn ask_by_datagram(server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u8>> {
+    let any: SocketAddr = match server {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(server).await?;
+    socket.send(asked).await?;
+    let mut buffer = vec![0; MAX_DATAGRAM];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        if message::answers(&buffer[..length], asked) {
+            buffer.truncate(length);
+            return Ok(buffer);
+        }
+    }
+}
+
+async fn ask_by_connection(server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    stream.write_all(&framed(asked)).await?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).await?;
+    let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut reply).await?;
+    match message::answers(&reply, asked) {
+        true => Ok(reply),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "that is no answer")),
+    }
+}
+
+/// A message as it goes over a connection: its length first. One of more than 65535 bytes cannot be made here.
+pub(super) fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(message.len()).unwrap_or_default();
+    [&length.to_be_bytes(), message].concat()
+}

@@ -1,0 +1,197 @@
+//! Names of guests on Linux: a DNS server on the host's addresses among the guests, of which systemd-resolved
+//! is told.
+//!
+//! It begins when the first names are published, which is once the link that has the addresses is there, and
+//! is kept up from then on: a socket that fails is made again.
+
+mod checks;
+mod forward;
+mod message;
+mod resolved;
+mod server;
+mod share;
+mod upstream;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with},
+};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+use zbus::Connection;
+
+use self::{
+    resolved::Resolved,
+    server::{Server, serve_connections, serve_datagrams},
+    share::Shares,
+    upstream::{RESOLV_CONF, Upstreams},
+};
+use crate::{
+    domain::dns::{PORT, table::Table},
+    ports::{Check, names::Names},
+};
+
+/// How long to wait before a socket is made again: at first, and at last.
+const AGAIN_AT_FIRST: Duration = Duration::from_millis(250);
+const AGAIN_AT_LAST: Duration = Duration::from_secs(15);
+
+/// The names that are served now; none before the network was set up.
+type Published = watch::Receiver<Option<Arc<Table>>>;
+
+/// The name server.
+pub struct NameServer {
+    names: watch::Sender<Option<Arc<Table>>>,
+    sockets: Sockets,
+    resolved: Arc<Resolved>,
+    task: JoinHandle<()>,
+}
+
+impl NameServer {
+    /// A server that begins with the first names, and tells the systemd-resolved on this bus. To be called in
+    /// a runtime.
+    pub fn new(bus: Connection) -> Self {
+        Self::with_resolvers(bus, RESOLV_CONF.into())
+    }
+
+    /// A server that knows the host's resolvers from this file.
+    pub fn with_resolvers(bus: Connection, resolv_conf: PathBuf) -> Self {
+        let (names, published) = watch::channel(None);
+        let sockets = Sockets::default();
+        let resolved = Arc::new(Resolved::new(bus));
+        let task = tokio::spawn(run(published, resolv_conf, sockets.clone(), Arc::clone(&resolved)));
+        Self { names, sockets, resolved, task }
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[async_trait]
+impl Names for NameServer {
+    fn publish(&self, names: Arc<Table>) {
+        self.names.send_replace(Some(names));
+    }
+
+    async fn withdraw(&self) {
+        self.task.abort();
+        self.resolved.withdraw().await;
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        let names = self.names.borrow().clone();
+        checks::all(names.as_deref(), &self.sockets.failures(), &self.resolved.standing())
+    }
+}
+
+/// How each of the sockets is: why it does not serve, unless it does.
+#[derive(Clone, Default)]
+struct Sockets(Arc<Mutex<Failures>>);
+
+type Failures = BTreeMap<(SocketAddr, Kind), Option<String>>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Datagrams,
+    Connections,
+}
+
+impl Sockets {
+    /// Notes how a socket is; whether that is news.
+    fn note(&self, at: SocketAddr, kind: Kind, failure: Option<String>) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert((at, kind), failure.clone()) != Some(failure)
+    }
+
+    fn failures(&self) -> Vec<(SocketAddr, String)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(|((at, _), failure)| Some((*at, failure.clone()?))).collect()
+    }
+}
+
+/// Everything that goes on, until it is aborted.
+async fn run(mut names: Published, resolv_conf: PathBuf, sockets: Sockets, resolved: Arc<Resolved>) {
+    let Ok(first) = names.wait_for(Option::is_some).await.map(|names| names.clone()) else { return };
+    let Some(subnet) = first.map(|names| names.subnet()) else { return };
+    let (gateway4, gateway6) = subnet.gateway();
+    let server = Arc::new(Server {
+        names: names.clone(),
+        shares: Shares::default(),
+        upstreams: Upstreams::new(resolv_conf),
+    });
+    let mut tasks = JoinSet::new();
+    for address in [IpAddr::from(gateway4), IpAddr::from(gateway6)] {
+        for kind in [Kind::Datagrams, Kind::Connections] {
+            let at = SocketAddr::new(address, PORT);
+            tasks.spawn(keep_socket(Arc::clone(&server), at, kind, sockets.clone()));
+        }
+    }
+    let told = names.clone();
+    tasks.spawn(async move { resolved.keep(subnet, told).await });
+    while names.changed().await.is_ok() {
+        let current = names.borrow_and_update().clone();
+        if let Some(current) = current {
+            server.shares.retain(&current);
+        }
+    }
+}
+
+/// Serves at an address for ever. Where the host has no IPv6, that address never comes.
+async fn keep_socket(server: Arc<Server>, at: SocketAddr, kind: Kind, sockets: Sockets) {
+    let mut wait = AGAIN_AT_FIRST;
+    loop {
+        let served = async {
+            match kind {
+                Kind::Datagrams => {
+                    let socket = UdpSocket::bind(at).await?;
+                    sockets.note(at, kind, None);
+                    serve_datagrams(&server, socket).await
+                }
+                Kind::Connections => {
+                    let listener = TcpListener::bind(at).await?;
+                    sockets.note(at, kind, None);
+                    serve_connections(&server, listener).await
+                }
+            }
+        };
+        if let Err(error) = served.await
+            && sockets.note(at, kind, Some(error.to_string()))
+        {
+            let missing = error.raw_os_error() == Some(Errno::ADDRNOTAVAIL.raw_os_error());
+            if at.is_ipv6() && missing {
+                tracing::debug!(%at, %error, "cannot serve names there");
+            } else {
+                tracing::error!(%at, ?kind, %error, "cannot serve names there");
+            }
+            // It may have served for long.
+            wait = AGAIN_AT_FIRST;
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(AGAIN_AT_LAST);
+    }
+}
+
+/// The number of a link; none when there is no such link.
+fn link_index(name: &str) -> io::Result<Option<u32>> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    match name_to_index(&socket, name) {
+        Ok(index) => Ok(Some(index)),
+        Err(Errno::NODEV) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

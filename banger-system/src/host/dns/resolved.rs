@@ -1,0 +1,245 @@
+//! systemd-resolved, told to ask us for names of guests and for nothing else.
+//!
+//! org.freedesktop.resolve1(5). What is said to it is about one link and lasts until the link goes or resolved
+//! ends, so it is said again when either has come anew.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use rustix::net::AddressFamily as Family;
+use tokio::time::timeout;
+use zbus::{Connection, fdo::DBusProxy, proxy};
+
+use super::{Published, link_index};
+use crate::domain::{
+    dns::{DOMAIN, reverse, table::Table},
+    net::{LINK, subnet::Subnet},
+};
+
+const NAME: &str = "org.freedesktop.resolve1";
+/// How long it may take to answer. It does so in milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The link may have been made anew, or something went wrong: how often that is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// Lost names are forgotten at once, but no more often than this.
+const FLUSH_PAUSE: Duration = Duration::from_millis(200);
+const OFF: &str = "no";
+
+#[proxy(
+    interface = "org.freedesktop.resolve1.Manager",
+    default_service = "org.freedesktop.resolve1",
+    default_path = "/org/freedesktop/resolve1"
+)]
+trait Resolve {
+    #[zbus(name = "SetLinkDNS")]
+    fn set_link_dns(&self, link: i32, servers: &[(i32, Vec<u8>)]) -> zbus::Result<()>;
+    fn set_link_domains(&self, link: i32, domains: &[(String, bool)]) -> zbus::Result<()>;
+    fn set_link_default_route(&self, link: i32, default: bool) -> zbus::Result<()>;
+    #[zbus(name = "SetLinkLLMNR")]
+    fn set_link_llmnr(&self, link: i32, mode: &str) -> zbus::Result<()>;
+    #[zbus(name = "SetLinkMulticastDNS")]
+    fn set_link_multicast_dns(&self, link: i32, mode: &str) -> zbus::Result<()>;
+    #[zbus(name = "SetLinkDNSSEC")]
+    fn set_link_dnssec(&self, link: i32, mode: &str) -> zbus::Result<()>;
+    #[zbus(name = "SetLinkDNSOverTLS")]
+    fn set_link_dns_over_tls(&self, link: i32, mode: &str) -> zbus::Result<()>;
+    fn revert_link(&self, link: i32) -> zbus::Result<()>;
+    fn flush_caches(&self) -> zbus::Result<()>;
+}
+
+/// Where we stand with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing was said yet.
+    Unknown,
+    /// It asks us.
+    Told {
+        /// The number of the link.
+        link: u32,
+    },
+    /// It does not run.
+    Absent,
+    /// It did not do as it was told.
+    Failed(String),
+}
+
+/// systemd-resolved.
+pub(super) struct Resolved {
+    bus: Connection,
+    standing: Mutex<Standing>,
+}
+
+impl Resolved {
+    pub(super) fn new(bus: Connection) -> Self {
+        Self { bus, standing: Mutex::new(Standing::Unknown) }
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells it, tells it again when that is needed, and lets it forget what is gone. Never ends.
+    pub(super) async fn keep(&self, subnet: Subnet, mut names: Published) {
+        let Some(mut owners) = self.watch_owner().await else { return };
+        let mut known: Option<Arc<Table>> = names.borrow_and_update().clone();
+        self.tell_if_needed(subnet).await;
+        loop {
+            tokio::select! {
+                change = owners.next() => {
+                    if change.is_none() {
+                        return;
+                    }
+                    // Another one knows nothing, whatever the last one was told.
+                    self.stand(Standing::Unknown);
+                    self.tell_if_needed(subnet).await;
+                }
+                changed = names.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let current = names.borrow_and_update().clone();
+                    let lost = current.as_ref().zip(known.as_ref()).is_some_and(|(new, old)| new.has_lost_names_of(old));
+                    known = current;
+                    if lost {
+                        self.forget_names().await;
+                    }
+                }
+                () = tokio::time::sleep(LOOK_AGAIN) => self.tell_if_needed(subnet).await,
+            }
+        }
+    }
+
+    /// Lets it ask whom it asked before, whatever an earlier run of the service has told it. Success when it is
+    /// gone, or the link is.
+    pub(super) async fn withdraw(&self) {
+        self.stand(Standing::Unknown);
+        let Some(link) = link_index(LINK).ok().flatten().and_then(|link| i32::try_from(link).ok()) else {
+            return;
+        };
+        let revert = async {
+            match self.is_there().await? {
+                true => ResolveProxy::new(&self.bus).await?.revert_link(link).await,
+                false => Ok(()),
+            }
+        };
+        match timeout(PATIENCE, revert).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "systemd-resolved goes on asking for names of guests"),
+            Err(late) => tracing::warn!(%late, "systemd-resolved goes on asking for names of guests"),
+        }
+    }
+
+    /// Whether it runs. A call would start it on a host whose administrator does not want it.
+    async fn is_there(&self) -> zbus::Result<bool> {
+        Ok(DBusProxy::new(&self.bus).await?.name_has_owner(NAME.try_into()?).await?)
+    }
+
+    /// A stream of it coming and going.
+    async fn watch_owner(&self) -> Option<zbus::fdo::NameOwnerChangedStream> {
+        let watch = async {
+            DBusProxy::new(&self.bus).await?.receive_name_owner_changed_with_args(&[(0, NAME)]).await
+        };
+        match watch.await {
+            Ok(owners) => Some(owners),
+            Err(error) => {
+                self.fail(&error);
+                None
+            }
+        }
+    }
+
+    async fn tell_if_needed(&self, subnet: Subnet) {
+        let link = match link_index(LINK) {
+            Ok(Some(link)) => link,
+            // It is being made.
+            Ok(None) => return self.stand(Standing::Unknown),
+            Err(error) => return self.fail(&error),
+        };
+        if self.standing() == (Standing::Told { link }) {
+            return;
+        }
+        match timeout(PATIENCE, self.tell(subnet, link)).await {
+            Ok(Ok(standing)) => {
+                if self.standing() != standing {
+                    tracing::info!(?standing, "systemd-resolved and names of guests");
+                }
+                self.stand(standing);
+            }
+            Ok(Err(error)) => self.fail(&error),
+            Err(late) => self.fail(&late),
+        }
+    }
+
+    async fn tell(&self, subnet: Subnet, link: u32) -> zbus::Result<Standing> {
+        if !self.is_there().await? {
+            return Ok(Standing::Absent);
+        }
+        let number = i32::try_from(link).map_err(|error| zbus::Error::Failure(error.to_string()))?;
+        let resolve = ResolveProxy::new(&self.bus).await?;
+        resolve.set_link_default_route(number, false).await?;
+        resolve.set_link_llmnr(number, OFF).await?;
+        resolve.set_link_multicast_dns(number, OFF).await?;
+        resolve.set_link_dnssec(number, OFF).await?;
+        resolve.set_link_dns_over_tls(number, OFF).await?;
+        resolve.set_link_domains(number, &domains(subnet)).await?;
+        resolve.set_link_dns(number, &servers(subnet)).await?;
+        Ok(Standing::Told { link })
+    }
+
+    async fn forget_names(&self) {
+        if !matches!(self.standing(), Standing::Told { .. }) {
+            return;
+        }
+        let flush = async { ResolveProxy::new(&self.bus).await?.flush_caches().await };
+        match timeout(PATIENCE, flush).await {
+            Ok(Ok(())) => {}
+            // They are forgotten after five seconds anyway.
+            Ok(Err(error)) => tracing::debug!(%error, "systemd-resolved keeps names that are gone"),
+            Err(late) => tracing::debug!(%late, "systemd-resolved keeps names that are gone"),
+        }
+        tokio::time::sleep(FLUSH_PAUSE).await;
+    }
+
+    fn fail(&self, error: &(dyn std::error::Error + Sync)) {
+        let failed = Standing::Failed(error.to_string());
+        if self.standing() != failed {
+            tracing::warn!(%error, "systemd-resolved does not ask for names of guests");
+        }
+        self.stand(failed);
+    }
+
+    fn stand(&self, standing: Standing) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+}
+
+/// What it is to ask us about. Each is a route and none is searched: `web` alone is not asked for.
+fn domains(subnet: Subnet) -> Vec<(String, bool)> {
+    [DOMAIN.to_owned(), reverse::zone4(subnet), reverse::zone6(subnet)].map(|domain| (domain, true)).into()
+}
+
+/// Our address. One is enough, and every host has this family.
+fn servers(subnet: Subnet) -> Vec<(i32, Vec<u8>)> {
+    let (gateway, _): (Ipv4Addr, Ipv6Addr) = subnet.gateway();
+    vec![(i32::from(Family::INET.as_raw()), gateway.octets().to_vec())]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn it_asks_us_about_guests_and_nothing_else() {
+        let subnet = "172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap();
+        let domains = domains(subnet);
+        assert!(domains.iter().all(|(_, route_only)| *route_only));
+        assert_eq!(domains[0].0, "vm");
+        assert_eq!(domains[1].0, "30.172.in-addr.arpa");
+        assert_eq!(servers(subnet), [(2, vec![172, 30, 0, 1])]);
+    }
+}

@@ -1,0 +1,176 @@
+//! The server: sockets on the host's addresses among the guests, and what is said on them.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use hickory_server::{net::xfer::Protocol, proto::op::ResponseCode};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::watch,
+    time::timeout,
+};
+
+use super::{
+    forward::{Forward, framed},
+    message::{self, Heard, MAX_QUESTION},
+    share::{Permit, Shares, User},
+    upstream::Upstreams,
+};
+use crate::domain::{
+    dns::{
+        question::Answer,
+        table::{Asker, Table},
+    },
+    net::nic::Nat,
+};
+
+/// How long a connection may be silent, and how long a client may take to read an answer.
+const IDLE: Duration = Duration::from_secs(10);
+/// How many questions one connection may bring.
+const MAX_QUESTIONS: usize = 100;
+/// How long to wait when the process has no descriptor for a connection.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// What all sockets share.
+pub(super) struct Server {
+    pub(super) names: watch::Receiver<Option<Arc<Table>>>,
+    pub(super) shares: Shares,
+    pub(super) upstreams: Upstreams,
+}
+
+/// What is to be done about a message.
+enum Reaction {
+    Nothing,
+    Answer(Vec<u8>),
+    Forward(Forward),
+}
+
+impl Server {
+    /// What is to be done about a message from this address. Takes microseconds, and never waits.
+    fn react(&self, bytes: &[u8], from: SocketAddr, protocol: Protocol) -> Reaction {
+        let Some(names) = self.names.borrow().clone() else { return Reaction::Nothing };
+        let Some(asker) = names.asker(from.ip()) else { return Reaction::Nothing };
+        // Before anything is read of it.
+        if bytes.len() > MAX_QUESTION || !self.shares.may_ask(User::of(asker)) {
+            return Reaction::Nothing;
+        }
+        let question = match message::read(bytes, from, protocol) {
+            Heard::Question(question) => question,
+            Heard::Wrong(answer) => return Reaction::Answer(answer),
+            Heard::Noise => return Reaction::Nothing,
+        };
+        let answer = match question.kind() {
+            _ if question.is_from_the_future() => question.bare(ResponseCode::BADVERS),
+            None => question.bare(ResponseCode::Refused),
+            Some(kind) => match (names.answer(asker, &question.labels(), kind), asker) {
+                (Answer::NotOurs, Asker::Guest(guest)) if guest.nat == Nat::On => {
+                    let (gateway4, gateway6) = names.subnet().gateway();
+                    let own = [IpAddr::from(gateway4), IpAddr::from(gateway6)];
+                    match self.shares.forward(User::of(asker)) {
+                        Some(permit) => {
+                            let servers = self.upstreams.servers(&own);
+                            return Reaction::Forward(Forward { question, servers, permit });
+                        }
+                        None => question.bare(ResponseCode::ServFail),
+                    }
+                }
+                (answer, _) => question.own(names.subnet(), &answer),
+            },
+        };
+        answer.map_or(Reaction::Nothing, Reaction::Answer)
+    }
+
+    /// Who connects from this address, and the right to do so.
+    fn admit(&self, from: IpAddr) -> Option<Permit> {
+        let names = self.names.borrow().clone()?;
+        self.shares.connect(User::of(names.asker(from)?))
+    }
+}
+
+/// Answers datagrams until the socket fails.
+pub(super) async fn serve_datagrams(server: &Arc<Server>, socket: UdpSocket) -> io::Result<()> {
+    let socket = Arc::new(socket);
+    // One byte more than is looked at: what fills it is too long.
+    let mut buffer = [0; MAX_QUESTION + 1];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).await?;
+        match server.react(&buffer[..length], from, Protocol::Udp) {
+            Reaction::Nothing => {}
+            // Who does not take its answers loses them; the others do not wait for it.
+            Reaction::Answer(answer) => drop(socket.try_send_to(&answer, from)),
+            Reaction::Forward(forward) => {
+                let socket = Arc::clone(&socket);
+                // There are as many of these as there are permits.
+                tokio::spawn(async move {
+                    if let Some(answer) = forward.run().await {
+                        let _ = socket.send_to(&answer, from).await;
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Answers connections until the socket fails.
+pub(super) async fn serve_connections(server: &Arc<Server>, listener: TcpListener) -> io::Result<()> {
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            // The client is gone already, or there is no descriptor left for it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) if is_exhausted(&error) => {
+                tokio::time::sleep(EXHAUSTED).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(permit) = server.admit(from.ip()) {
+            let server = Arc::clone(server);
+            tokio::spawn(async move {
+                // What ends a connection is between the client and itself.
+                let _ = converse(&server, stream, from).await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| exhausted.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+async fn converse(server: &Server, mut stream: TcpStream, from: SocketAddr) -> io::Result<()> {
+    for _ in 0..MAX_QUESTIONS {
+        // The question has to come whole in that time: a byte now and then keeps nothing open.
+        let bytes = timeout(IDLE, receive(&mut stream)).await??;
+        let answer = match server.react(&bytes, from, Protocol::Tcp) {
+            Reaction::Nothing => return Ok(()),
+            Reaction::Answer(answer) => answer,
+            Reaction::Forward(forward) => match forward.run().await {
+                Some(answer) => answer,
+                None => return Ok(()),
+            },
+        };
+        timeout(IDLE, stream.write_all(&framed(&answer))).await??;
+    }
+    Ok(())
+}
+
+async fn receive(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).await?;
+    let length = usize::from(u16::from_be_bytes(length));
+    if length > MAX_QUESTION {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}

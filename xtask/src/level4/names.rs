@@ -1,0 +1,88 @@
+//! Names of machines, as guests, users and systemd-resolved see them.
+
+use anyhow::{Result, ensure};
+
+use super::{Check, expect, script};
+use crate::host::Host;
+
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("guests of one user and the host know sandboxes by name, and nobody else does", names),
+    ("a sandbox that dies loses its name, and resolved learns everything again when it restarts", churn),
+];
+
+/// Ends with success once a name is there, or is not.
+const UNTIL: &str = "
+    known() { resolvectl query --legend=no \"$1\" > /dev/null 2>&1; }
+    until_known() { for n in $(seq 100); do known \"$1\" && return; sleep 0.1; done; echo \"$1 is unknown\" >&2; exit 1; }
+    until_gone() { for n in $(seq 100); do known \"$1\" || return 0; sleep 0.1; done; echo \"$1 is known\" >&2; exit 1; }";
+
+fn names(host: &Host) -> Result<()> {
+    let bobs = "banger vm create --name theirs";
+    let alices = format!(
+        "{UNTIL}
+        banger vm create --name one
+        banger vm create --name other
+        address=$(banger vm show other --json | grep -o '\"address\": *\"[^\"]*' | cut -d '\"' -f 4)
+        banger vm exec other -- python3 -m http.server 4000 > served 2>&1 &
+        server=$!
+        for name in other other.vm other.alice.vm; do
+            banger vm exec one -- getent ahostsv4 $name | grep -q \"^$address \" || {{ echo \"$name is unknown\" >&2; exit 1; }}
+        done
+        banger vm exec one -- getent hosts $address | grep -q 'other.alice.vm$'
+        banger vm exec one -- curl -s -o /dev/null --retry 20 --retry-delay 1 --retry-connrefused http://other:4000
+        kill $server
+        resolvectl query --legend=no other.vm | grep -q \"$address\"
+        resolvectl query --legend=no $address | grep -q other.alice.vm
+        getent hosts other.alice.vm > /dev/null
+        resolvectl status banger0 | grep -q -- -DefaultRoute
+        echo $address"
+    );
+    script(host, "bob", bobs)?;
+    let address = script(host, "alice", &alices)?;
+    let address = address.lines().last().unwrap_or_default();
+    let spy = format!(
+        "banger vm exec theirs -- getent hosts theirs.vm > /dev/null
+        for name in other other.vm other.alice.vm one {address}; do
+            ! banger vm exec theirs -- getent hosts $name || exit 1
+        done
+        banger vm delete --force theirs"
+    );
+    script(host, "bob", &spy)?;
+    script(
+        host,
+        "alice",
+        "banger vm delete --force other
+        ! resolvectl query other.vm > /dev/null 2>&1
+        ! banger vm exec one -- getent hosts other
+        banger vm exec one -- getent hosts one.vm
+        banger vm delete --force one
+        ! resolvectl query one.vm > /dev/null 2>&1",
+    )?;
+    let doctor = script(host, "alice", "banger doctor")?;
+    ensure!(doctor.contains("systemd-resolved asks us"), "{doctor:?}");
+    Ok(())
+}
+
+fn churn(host: &Host) -> Result<()> {
+    let root = |text: &str| expect(&host.enter(&["sh", "-euc", &format!("{UNTIL}\n{text}")]).output()?, 0);
+    script(host, "alice", "banger vm create --name brief; banger vm create --name steady")?;
+    root("until_known steady.vm; systemctl restart systemd-resolved.service; until_known steady.vm")?;
+    root(
+        "before=$(systemctl show -P MainPID banger-system.service)
+        systemctl kill --signal=KILL --kill-whom=main banger-system.service
+        for n in $(seq 100); do
+            if [ $(systemctl show -P MainPID banger-system.service) != $before ] &&
+                systemctl is-active --quiet banger-system.service; then break; fi
+            sleep 0.1
+        done
+        resolvectl flush-caches
+        until_known steady.vm
+        systemctl stop banger-system.service",
+    )?;
+    let told = root("resolvectl domain banger0")?;
+    ensure!(!told.contains("vm"), "resolved asks a service that has ended: {told:?}");
+    root("systemctl start banger-system.service; until_known steady.vm; until_known brief.vm")?;
+    script(host, "alice", "banger vm kill brief --signal KILL")?;
+    root("until_gone brief.vm; until_known steady.vm")?;
+    script(host, "alice", "banger vm delete brief; banger vm delete --force steady").map(drop)
+}
