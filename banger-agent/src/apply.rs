@@ -1,12 +1,25 @@
 //! Writing the configuration's files into the root file system. The image may be hostile: its links must
 //! not lead anywhere outside of it, and what stands where a file is to be is replaced, never followed.
 
-use std::{fs::File, io, io::Write, os::fd::OwnedFd, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::OwnedFd,
+    path::Path,
+};
 
 use banger_proto::guest::config::GuestFile;
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, ResolveFlags},
+    path::Arg,
+};
 
 use crate::log;
+
+/// Of directories that are made on the way to a file.
+const DIRECTORY_MODE: u32 = 0o755;
+/// The most bytes of a file of the image that is read.
+const MAX_TEXT: u64 = 1 << 20;
 
 /// Writes every file; returns what went wrong.
 pub fn files(root: &str, files: &[GuestFile]) -> Vec<String> {
@@ -21,27 +34,71 @@ pub fn files(root: &str, files: &[GuestFile]) -> Vec<String> {
     problems
 }
 
-fn write(root: &str, file: &GuestFile) -> io::Result<()> {
+/// Writes one file, whose directory is made where it is missing. A crash leaves the old file or the new one.
+pub fn write(root: &str, file: &GuestFile) -> io::Result<()> {
     let path = Path::new(file.path.trim_start_matches('/'));
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let directory = open_directory(root, parent)?;
-    match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
-    }
+    let directory = open_directory(root, parent, DIRECTORY_MODE)?;
+    let mut unfinished = name.to_owned();
+    unfinished.push(".banger-new");
+    unlink(&directory, &unfinished)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let created = rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o600))?;
+    let created = rustix::fs::openat(&directory, &unfinished, flags, Mode::from_raw_mode(0o600))?;
     let mut created = File::from(created);
     created.write_all(file.content.as_bytes())?;
     // Not by the mode of creation: the umask would take bits away.
-    Ok(rustix::fs::fchmod(&created, Mode::from_raw_mode(file.mode & 0o7777))?)
+    rustix::fs::fchmod(&created, Mode::from_raw_mode(file.mode & 0o7777))?;
+    Ok(rustix::fs::renameat(&directory, &unfinished, &directory, name)?)
 }
 
-/// Opens a directory below the root, and makes what is missing of the way there.
-fn open_directory(root: &str, path: &Path) -> io::Result<OwnedFd> {
+/// What is in a file; nothing when there is none, and an error when it is larger than any that we read.
+pub fn read(root: &str, path: &str) -> io::Result<Option<Vec<u8>>> {
+    let root = open_root(root)?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let path = path.trim_start_matches('/');
+    let opened = rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+    let file = match opened {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut bytes = Vec::new();
+    if file.take(MAX_TEXT + 1).read_to_end(&mut bytes)? as u64 > MAX_TEXT {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(Some(bytes))
+}
+
+/// Whether there is a file or a link at this path.
+pub fn exists(root: &str, path: &str) -> bool {
+    let Ok(root) = open_root(root) else { return false };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let path = path.trim_start_matches('/');
+    rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).is_ok()
+}
+
+/// Makes a directory with this mode, where it is missing.
+pub fn directory(root: &str, path: &str, mode: u32) -> io::Result<()> {
+    open_directory(root, Path::new(path.trim_start_matches('/')), mode).map(drop)
+}
+
+fn unlink(directory: &OwnedFd, name: impl Arg) -> io::Result<()> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open_root(root: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(root, flags, Mode::empty())?;
+    Ok(rustix::fs::open(root, flags, Mode::empty())?)
+}
+
+/// Opens a directory below the root, and makes what is missing of the way there, with this mode.
+fn open_directory(root: &str, path: &Path, mode: u32) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open_root(root)?;
     let open = |path: &Path| {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
@@ -49,7 +106,7 @@ fn open_directory(root: &str, path: &Path) -> io::Result<OwnedFd> {
     let mut way = Path::new("").to_path_buf();
     for component in path.components() {
         let parent = open(&way)?;
-        match rustix::fs::mkdirat(&parent, component.as_os_str(), Mode::from_raw_mode(0o755)) {
+        match rustix::fs::mkdirat(&parent, component.as_os_str(), Mode::from_raw_mode(mode)) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }

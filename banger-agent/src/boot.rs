@@ -2,6 +2,7 @@
 //! root file system is there nothing to go on with.
 
 use std::{
+    ffi::CStr,
     fs, io,
     path::Path,
     process::ExitCode,
@@ -14,7 +15,7 @@ use rustix::{
     time::{ClockId, Timespec, clock_settime},
 };
 
-use crate::{apply, disks, handover, log, modules, network};
+use crate::{apply, disks, handover, identity, keep_out, log, modules, network, ssh};
 
 /// Where the root file system is mounted until the root is switched.
 pub const NEW_ROOT: &str = "/newroot";
@@ -22,13 +23,14 @@ pub const NEW_ROOT: &str = "/newroot";
 /// Brings the guest up. Never returns when all goes well.
 pub fn run() -> ExitCode {
     let mut problems = Vec::new();
-    for (kind, target, flags) in [
-        ("devtmpfs", "/dev", MountFlags::NOSUID),
-        ("proc", "/proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC),
-        ("sysfs", "/sys", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC),
-        ("tmpfs", "/run", MountFlags::NOSUID | MountFlags::NODEV),
+    for (kind, target, flags, data) in [
+        ("devtmpfs", "/dev", MountFlags::NOSUID, None),
+        ("proc", "/proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None),
+        ("sysfs", "/sys", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None),
+        // The image's init keeps it as it is: everybody could write there if nothing was said.
+        ("tmpfs", "/run", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=755")),
     ] {
-        note(&mut problems, mount_fresh(kind, target, flags), || format!("cannot mount {target}"));
+        note(&mut problems, mount_fresh(kind, target, flags, data), || format!("cannot mount {target}"));
     }
     problems.extend(modules::load());
 
@@ -44,9 +46,14 @@ pub fn run() -> ExitCode {
     let hostname = rustix::system::sethostname(config.hostname.as_bytes());
     note(&mut problems, hostname.map_err(io::Error::from), || "cannot set the host name".to_owned());
 
-    if let Some(interface) = &config.network {
-        note(&mut problems, network::set_up(interface), || "cannot set up the network".to_owned());
-    }
+    let interface = match config.network.as_ref().map(|network| (network, network::set_up(network))) {
+        Some((network, Ok(name))) => Some((name, network.mac)),
+        Some((_, Err(error))) => {
+            note(&mut problems, Err(error), || "cannot set up the network".to_owned());
+            None
+        }
+        None => None,
+    };
 
     match disks::mount_root(&config.root_device, NEW_ROOT) {
         Ok(()) => {
@@ -56,7 +63,14 @@ pub fn run() -> ExitCode {
                     format!("cannot mount the work disk at {}", work.mount_point)
                 });
             }
+            problems.extend(apply::files(NEW_ROOT, &identity::files(&config)));
             problems.extend(apply::files(NEW_ROOT, &config.files));
+            if let Some((name, mac)) = &interface {
+                problems.extend(keep_out::apply(NEW_ROOT, "/", &keep_out::Interface { name, mac: *mac }));
+            }
+            if let Some(settings) = &config.ssh {
+                problems.extend(ssh::apply(NEW_ROOT, "/", settings));
+            }
         }
         Err(error) => {
             problems.push(format!("cannot mount the root file system: {error}"));
@@ -76,9 +90,9 @@ fn note(problems: &mut Vec<String>, result: io::Result<()>, what: impl FnOnce() 
     }
 }
 
-fn mount_fresh(kind: &str, target: &str, flags: MountFlags) -> io::Result<()> {
+fn mount_fresh(kind: &str, target: &str, flags: MountFlags, data: Option<&CStr>) -> io::Result<()> {
     fs::create_dir_all(target)?;
-    match mount(kind, target, kind, flags, None::<&std::ffi::CStr>) {
+    match mount(kind, target, kind, flags, data) {
         // The kernel mounts devtmpfs itself when it is configured so.
         Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
         Err(error) => Err(error.into()),

@@ -14,12 +14,16 @@ mod conversation;
 mod disks;
 mod exec;
 mod handover;
+mod identity;
+mod keep_out;
 mod log;
 mod modules;
 mod network;
+mod part;
 mod port;
 mod power;
 mod spawn;
+mod ssh;
 mod vsock;
 
 use std::process::ExitCode;

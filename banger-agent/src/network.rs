@@ -42,28 +42,31 @@ const LOOPBACK: u32 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Sets the interface up; returns what went wrong.
-pub fn set_up(network: &GuestNetwork) -> io::Result<()> {
+/// Sets the interface up; returns its name.
+pub fn set_up(network: &GuestNetwork) -> io::Result<String> {
     let netlink = Netlink::open()?;
     netlink.up(LOOPBACK)?;
-    let index = find(network.mac)?;
+    let (name, index) = find(network.mac)?;
     netlink.up(index)?;
     netlink.address(index, network.ipv4.into())?;
     netlink.default_route(index, network.gateway4.into())?;
     netlink.address(index, network.ipv6.into())?;
-    netlink.default_route(index, network.gateway6.into())
+    netlink.default_route(index, network.gateway6.into())?;
+    Ok(name)
 }
 
-/// The number of the interface with this hardware address.
-fn find(mac: [u8; 6]) -> io::Result<u32> {
+/// The name and the number of the interface with this hardware address.
+fn find(mac: [u8; 6]) -> io::Result<(String, u32)> {
     let wanted = mac.map(|byte| format!("{byte:02x}")).join(":");
     let deadline = Instant::now() + PATIENCE;
     loop {
         for entry in fs::read_dir("/sys/class/net")? {
-            let path = entry?.path();
+            let entry = entry?;
+            let path = entry.path();
             let read = |name: &str| fs::read_to_string(path.join(name));
             if read("address").is_ok_and(|address| address.trim() == wanted) {
-                return read("ifindex")?.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into());
+                let index = read("ifindex")?.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
+                return Ok((entry.file_name().to_string_lossy().into_owned(), index));
             }
         }
         if Instant::now() > deadline {

@@ -15,6 +15,7 @@ mod plain;
 mod progress;
 mod service;
 mod signals;
+mod ssh;
 mod table;
 mod text_agent;
 

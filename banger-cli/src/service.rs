@@ -4,6 +4,7 @@ use std::{collections::HashMap, os::fd::OwnedFd};
 
 use banger_proto::bus::{
     names::{IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, VM_INTERFACE},
+    option::stream,
     proxy::{Facts, Options},
     record::{CheckRow, VmRow},
 };
@@ -147,6 +148,13 @@ impl Bus {
     /// A stream to the agent in a machine, which waits for one request.
     pub async fn open_agent(&self, vm: &ObjectPath<'_>) -> Result<OwnedFd> {
         let fd: zbus::OwnedFd = self.call(vm, VM_INTERFACE, "OpenAgent", &(Options::new(),)).await?;
+        Ok(fd.into())
+    }
+
+    /// A connection to the ssh server in a machine.
+    pub async fn open_ssh(&self, vm: &ObjectPath<'_>) -> Result<OwnedFd> {
+        let fd: zbus::OwnedFd =
+            self.call(vm, VM_INTERFACE, "OpenStream", &(stream::SSH, Options::new())).await?;
         Ok(fd.into())
     }
 

@@ -5,7 +5,7 @@
 mod scratch;
 mod skip;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock};
 
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -19,6 +19,7 @@ use banger_system::{
             subnet::{Slot, Subnet},
         },
         resource::Resource,
+        ssh::HostKey,
         vm::{Init, Lifetime, Token, Vm, VmSpec},
     },
     host::store::{OpenError, SqliteStore},
@@ -61,6 +62,9 @@ fn image() -> Image {
     }
 }
 
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+static HOST_KEY: OnceLock<HostKey> = OnceLock::new();
+
 fn vm() -> Vm {
     Vm {
         id: VmId::from_bits(u128::MAX),
@@ -69,6 +73,7 @@ fn vm() -> Vm {
         spec: VmSpec {
             vmm: Wish::Only(Monitor::Qemu),
             nat: Nat::On,
+            authorized_keys: vec![KEY.parse().unwrap(), format!("{KEY} alice at home").parse().unwrap()],
             ports: ["all/udp/5353/53", "loopback/tcp/8080/80"].map(|port| port.parse().unwrap()).into(),
             vcpus: 2,
             memory: Bytes::gib(2),
@@ -88,6 +93,7 @@ fn vm() -> Vm {
         started_at: Timestamp(2),
         ready_at: Timestamp(3),
         boot_id: "boot".into(),
+        host_key: HOST_KEY.get_or_init(|| HostKey::random().unwrap()).clone(),
     }
 }
 

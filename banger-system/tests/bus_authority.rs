@@ -164,6 +164,10 @@ async fn other_peoples_objects_do_not_exist_for_whom_may_not_see_them() {
         ErrorName::InteractiveAuthorizationRequired,
     );
     refused(
+        bob.call::<zbus::OwnedFd>(&vm, "OpenStream", &("ssh", options([]))).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
+    refused(
         bob.call::<zbus::OwnedFd>(&vm, "OpenLog", &("console", options([]))).await,
         ErrorName::InteractiveAuthorizationRequired,
     );

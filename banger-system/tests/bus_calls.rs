@@ -4,19 +4,21 @@
 mod private_bus;
 mod skip;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, io::Read};
 
 use banger_proto::bus::{
     ErrorName,
     names::{MANAGER_PATH, VM_PARENT, action},
     record::{CheckRow, ImageRow, VmRow},
 };
+use banger_system::sim::network::GREETING;
 use private_bus::{
     ALICE, GET_ALL, Options, SET, Service, is_possible, null, options, refused, require, until,
 };
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
 const INTROSPECT: &str = "org.freedesktop.DBus.Introspectable.Introspect";
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
 const NOBODY: &str = "/dev/banger/Manager1/vm/00000000000000000000000000000000";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,6 +66,11 @@ async fn a_machine_is_made_used_and_removed_by_its_owner() {
         assert_eq!(alice.text(&vm, "State").await, state, "after {member}");
     }
     assert_ne!(alice.text(&vm, "BootId").await, boot);
+    assert!(alice.text(&vm, "SshHostKey").await.starts_with("ssh-ed25519 AAAA"));
+    let stream: zbus::OwnedFd = alice.call(&vm, "OpenStream", &("ssh", options([]))).await.unwrap();
+    let mut said = Vec::new();
+    std::fs::File::from(std::os::fd::OwnedFd::from(stream)).read_to_end(&mut said).unwrap();
+    assert_eq!(said, GREETING);
     let _: zbus::OwnedFd =
         alice.call(&vm, "OpenLog", &("console", options([("tail", 5u32.into())]))).await.unwrap();
     refused(alice.call::<OwnedObjectPath>(&vm, "Delete", &(options([]),)).await, ErrorName::InvalidState);
@@ -118,6 +125,9 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() {
     refused(alice.create_with("a", "wait-for", "godot").await, E::InvalidOption);
     refused(alice.create_with("a", "ready-timeout-usec", u64::MAX).await, E::InvalidOption);
     refused(alice.create_with("a", "init", "relative/path").await, E::InvalidOption);
+    for keys in [vec![""], vec!["command=\"sh\" ssh-ed25519 AAAA"], vec![KEY; 17], vec![KEY, "a\nb"]] {
+        refused(alice.create_with("a", "ssh-authorized-keys", keys).await, E::InvalidOption);
+    }
     refused(alice.create_with("a", "hostname", "no host name").await, E::InvalidName);
     refused(alice.create_with("a", "image", "nope").await, E::NoSuchImage);
     refused(alice.create_with("a", "kernel", "nope").await, E::NoSuchKernel);
@@ -168,6 +178,8 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() {
     refused(alice.call::<()>(&vm, "Kill", &(9i32,)).await, E::InvalidState);
     refused(alice.call::<zbus::OwnedFd>(&vm, "OpenLog", &("shadow", options([]))).await, E::InvalidArgs);
     refused(alice.call::<zbus::OwnedFd>(&vm, "OpenAgent", &(options([]),)).await, E::InvalidState);
+    refused(alice.call::<zbus::OwnedFd>(&vm, "OpenStream", &("ssh", options([]))).await, E::InvalidState);
+    refused(alice.call::<zbus::OwnedFd>(&vm, "OpenStream", &("telnet", options([]))).await, E::InvalidArgs);
     let set = ("dev.banger.Manager1.VM", "Name", Variant::from("x"));
     let failure = alice.call::<()>(&vm, SET, &set).await.unwrap_err();
     assert_eq!(failure.name, "PropertyReadOnly");

@@ -20,6 +20,7 @@ use banger_system::{
     engine::{
         error::Error,
         request::{CreateVm, Manner, Start, Stop},
+        stream::Service,
         view::Outcome,
     },
     ports::Ended,
@@ -359,4 +360,40 @@ async fn a_machine_has_its_names_exactly_while_it_runs() {
     house.done(house.engine.delete_vm(bobs, Manner::Forced).await.unwrap()).await;
     until_resolved(&house, "shop.vm", false).await;
     assert!(house.sim.names().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_waits_for_a_guest_that_has_just_booted() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    house.sim.refuse_connections(3);
+    house.engine.open_stream(vm, Service::Ssh).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_ends_with_its_machine() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    house.sim.refuse_connections(u32::MAX);
+    let waiting = house.engine.open_stream(vm, Service::Ssh);
+    let stop = async {
+        let job = house.engine.stop_vm(vm, Stop::default()).await.unwrap();
+        house.done(job).await;
+    };
+    let (stream, ()) = tokio::join!(waiting, stop);
+    assert_eq!(
+        stream.unwrap_err().to_string().split(' ').skip(1).collect::<Vec<_>>(),
+        ["is", "not", "running"]
+    );
+}
+
+#[tokio::test]
+async fn a_machine_has_a_host_key_of_its_own_and_keeps_it() {
+    let house = House::new().await;
+    let (one, other) = (house.running().await, house.running().await);
+    let key = |house: &House, vm| house.engine.vm(vm).unwrap().vm.host_key.clone();
+    let before = key(&house, one);
+    assert_ne!(before, key(&house, other));
+    let house = house.restarted().await;
+    assert_eq!(key(&house, one), before);
 }

@@ -20,6 +20,9 @@ pub const FILE: &str = "banger.deb";
 /// What its programs need at run time. dmsetup has the rules by which udev leaves our disks alone.
 const DEPENDS: &str = "dbus, polkitd, systemd (>= 252), qemu-system-x86, nftables, dmsetup";
 
+/// What `banger vm ssh` runs, and nothing else needs.
+const RECOMMENDS: &str = "openssh-client (>= 1:8.5)";
+
 /// How the package's content is packed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -54,6 +57,7 @@ pub fn make(programs: &Programs, directory: &Path, compression: Compression) -> 
         format!(
             "Package: banger\nVersion: {version}\nArchitecture: amd64\nMaintainer: the banger maintainers\n\
              Section: admin\nPriority: optional\nDepends: {DEPENDS}\n\
+             Recommends: {RECOMMENDS}\n\
              Description: one-command development sandboxes on microVMs\n \
              A service that owns virtual machines, and a command for its users.\n"
         ),

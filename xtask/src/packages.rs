@@ -40,6 +40,8 @@ const PACKAGES: &[&str] = &[
     "libclang-dev",
     "pkg-config",
     "openssh-client",
+    "rsync",
+    "curl",
 ];
 
 /// Installs what is missing.

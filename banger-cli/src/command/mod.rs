@@ -7,6 +7,8 @@ mod import;
 mod kernel;
 mod remove;
 mod show;
+mod ssh_config;
+mod ssh_proxy;
 mod version;
 mod vm;
 
@@ -59,6 +61,11 @@ Next: `banger vm run --kernel host`."
     )]
     Kernel(kernel::KernelCommand),
     Ps(vm::list::List),
+    SshConfig(ssh_config::SshConfig),
+    #[command(hide = true)]
+    SshProxy(ssh_proxy::SshProxy),
+    #[command(hide = true)]
+    SshKnownHosts(ssh_proxy::SshKnownHosts),
     Doctor(doctor::Doctor),
     Version(version::Version),
     Completion(completion::Completion),
@@ -72,6 +79,9 @@ impl Command {
             Command::Image(command) => command.run().await,
             Command::Kernel(command) => command.run().await,
             Command::Ps(list) => list.run().await,
+            Command::SshConfig(config) => config.run(),
+            Command::SshProxy(proxy) => proxy.run().await,
+            Command::SshKnownHosts(hosts) => hosts.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Version(version) => version.run().await,
             Command::Completion(completion) => completion.run(),

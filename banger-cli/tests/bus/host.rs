@@ -118,10 +118,17 @@ impl Host {
         self.service.as_ref().unwrap().calls().into_iter().map(|call| call.member).collect()
     }
 
+    /// The home of the user.
+    pub fn home(&self) -> PathBuf {
+        self.path("home")
+    }
+
     /// The command with these arguments.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
         command.args(args).env("DBUS_SYSTEM_BUS_ADDRESS", self.address()).stdin(Stdio::null());
+        // The home of whoever runs the tests is none of their business.
+        command.env("HOME", self.home()).env_remove("XDG_DATA_HOME").env_remove("XDG_CONFIG_HOME");
         command
     }
 

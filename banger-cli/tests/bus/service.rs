@@ -340,6 +340,7 @@ fn options_of(message: &Message) -> BTreeMap<String, String> {
         Variant::Bool(flag) => flag.to_string(),
         Variant::U32(number) => number.to_string(),
         Variant::U64(number) => number.to_string(),
+        Variant::Array(list) => list.iter().map(|item| item.to_string()).collect::<Vec<_>>().join(","),
         other => panic!("{other:?}"),
     };
     options.iter().map(|(key, value)| (key.clone(), text(value))).collect()

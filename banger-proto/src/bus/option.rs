@@ -33,6 +33,8 @@ pub mod create {
     pub const VMM: &str = "vmm";
     /// `b`: whether the guest reaches what lies beyond the host; it does not when absent.
     pub const NAT: &str = "nat";
+    /// `as`: public keys that its ssh server lets in as root, at most 16 of 8 KiB, without options.
+    pub const SSH_AUTHORIZED_KEYS: &str = "ssh-authorized-keys";
 }
 
 /// Keys of `Start`, `Restart`.
@@ -107,6 +109,12 @@ pub mod log {
     pub const CONSOLE: &str = "console";
     /// What the machine monitor itself says.
     pub const VMM: &str = "vmm";
+}
+
+/// Names of what `OpenStream` leads to.
+pub mod stream {
+    /// The ssh server.
+    pub const SSH: &str = "ssh";
 }
 
 /// Keys of `Subscribe`.

@@ -109,6 +109,8 @@ pub trait Vm {
     fn set_lifetime(&self, lifetime: &str) -> zbus::Result<()>;
     /// A stream to the guest agent, with the greeting done: it waits for one request.
     fn open_agent(&self, options: Options<'_>) -> zbus::Result<OwnedFd>;
+    /// A connection to what listens in the guest; see [`super::option::stream`].
+    fn open_stream(&self, service: &str, options: Options<'_>) -> zbus::Result<OwnedFd>;
     /// A pipe from which a log can be read.
     fn open_log(&self, log: &str, options: Options<'_>) -> zbus::Result<OwnedFd>;
 
@@ -131,6 +133,9 @@ pub trait Vm {
     /// Whether the guest agent answers.
     #[zbus(property)]
     fn ready(&self) -> zbus::Result<bool>;
+    /// The public half of the key by which its ssh server shows who it is: `ssh-ed25519 AAAA…`.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn ssh_host_key(&self) -> zbus::Result<String>;
     /// Why it is in this state.
     #[zbus(property)]
     fn state_reason(&self) -> zbus::Result<String>;

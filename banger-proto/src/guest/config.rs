@@ -17,6 +17,8 @@ pub struct GuestConfig {
     pub token: String,
     /// The host name.
     pub hostname: String,
+    /// The names under which the machine knows itself, the full one first.
+    pub names: Vec<String>,
     /// The root file system, an ext4.
     pub root_device: String,
     /// The work disk.
@@ -27,6 +29,8 @@ pub struct GuestConfig {
     pub unix_usec: u64,
     /// The network interface.
     pub network: Option<GuestNetwork>,
+    /// What an ssh server of the image is to present, and whom it is to let in.
+    pub ssh: Option<GuestSsh>,
     /// Files that are written into the root file system, after the disks are mounted.
     #[serde(default)]
     pub files: Vec<GuestFile>,
@@ -68,6 +72,29 @@ pub struct GuestNetwork {
     pub ipv6: Ipv6Addr,
     /// Where everything goes: an address of the link.
     pub gateway6: Ipv6Addr,
+    /// Who is asked for names.
+    pub name_server: Ipv4Addr,
+    /// The domain in which short names are looked for.
+    pub search: String,
+}
+
+/// What concerns ssh.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct GuestSsh {
+    /// The key pair of the server, in the format of OpenSSH.
+    pub host_key: String,
+    /// Its public half, on one line.
+    pub host_key_public: String,
+    /// The public keys that are let in, a line each.
+    pub authorized_keys: Vec<String>,
+}
+
+/// The secret half of the host key is never printed.
+impl std::fmt::Debug for GuestSsh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestSsh").field("host_key", &self.host_key_public).finish_non_exhaustive()
+    }
 }
 
 /// A file to be written.

@@ -72,6 +72,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     (VM, "PublishPort", MANAGE),
     (VM, "UnpublishPort", MANAGE),
     (VM, "OpenAgent", ENTER),
+    (VM, "OpenStream", ENTER),
     (VM, "OpenLog", ENTER),
     (VM, PROPERTIES, VIEW),
     (IMAGE, "Delete", SHARED),

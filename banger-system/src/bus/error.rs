@@ -79,6 +79,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::InUse { kind: Kind::Image, .. } => ErrorName::ImageInUse,
         EngineError::InUse { kind: Kind::Kernel, .. } => ErrorName::KernelInUse,
         EngineError::InUse { kind: Kind::Vm | Kind::Job, .. } => ErrorName::Busy,
+        EngineError::NoAnswer { .. } => ErrorName::NotReady,
         EngineError::GuestTimeout { .. } => ErrorName::GuestTimeout,
         EngineError::EndedEarly { .. } => ErrorName::VmmFailed,
         EngineError::Canceled => ErrorName::Canceled,

@@ -34,6 +34,7 @@ use crate::{
         id::{JobId, Uid},
         monitor::Wish,
         name::Name,
+        ssh::AuthorizedKey,
         vm::Init,
     },
     engine::{
@@ -44,9 +45,9 @@ use crate::{
 };
 
 /// Grows by one with each addition to the interfaces.
-const API_LEVEL: u32 = 1;
+const API_LEVEL: u32 = 2;
 /// What this service can do, for clients that are newer than it.
-const FEATURES: [&str; 4] = ["agent", "image-import", "kernel-import", "log"];
+const FEATURES: [&str; 5] = ["agent", "image-import", "kernel-import", "log", "ssh"];
 /// What a label, and all of them, may be.
 const MAX_LABELS: usize = 32;
 const MAX_LABEL: usize = 256;
@@ -454,6 +455,9 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
             .ok_or_else(|| Error::invalid_option("vmm must be auto, firecracker, or qemu"))?,
     };
     let nat = if options.boolean(create::NAT)?.unwrap_or(false) { Nat::On } else { Nat::Off };
+    let authorized_keys = options.list(create::SSH_AUTHORIZED_KEYS)?;
+    let authorized_keys = AuthorizedKey::parse_all(&authorized_keys)
+        .map_err(|error| Error::invalid_option(format!("{}: {error}", create::SSH_AUTHORIZED_KEYS)))?;
     let labels = options.strings(create::LABELS)?;
     let fits = |(key, value): (&String, &String)| key.len() + value.len() <= MAX_LABEL;
     if labels.len() > MAX_LABELS || !labels.iter().all(fits) {
@@ -482,6 +486,7 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
         init,
         vmm,
         nat,
+        authorized_keys,
         lifetime: border.lifetime(caller, lifetime.as_deref()).await?,
         labels,
         start: start.then_some(how),

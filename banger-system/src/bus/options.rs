@@ -58,6 +58,12 @@ impl Options {
         Ok(map.unwrap_or_default().into_iter().collect())
     }
 
+    pub fn list(&mut self, key: &'static str) -> Result<Vec<String>> {
+        let list =
+            self.take(key, "a list of texts", |value| Vec::<String>::try_from(value.try_clone().ok()?).ok())?;
+        Ok(list.unwrap_or_default())
+    }
+
     /// Ends the reading. What was not read is unknown.
     pub fn finish(self) -> Result<()> {
         let unknown = self.0.into_keys().filter(|key| !key.starts_with(FOREIGN)).min();

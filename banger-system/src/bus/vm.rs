@@ -40,6 +40,7 @@ use crate::{
     engine::{
         Engine,
         request::{Configure, Manner, Start, Stop, WaitFor},
+        stream::Service,
         view::VmView,
     },
     ports::{Log, Reading},
@@ -119,6 +120,7 @@ const PROPERTIES: &[Property<VmView>] = &[
     }),
     constant("MacAddress", "s", |view, _| view.mac.to_string().into()),
     property("Nat", "b", |view, _| (view.vm.spec.nat == Nat::On).into()),
+    constant("SshHostKey", "s", |view, _| view.vm.host_key.public().to_owned().into()),
     property("PublishedPorts", "a(sqqs)", |view, _| {
         let row = |port: &Port| {
             let address = match port.scope {
@@ -279,6 +281,14 @@ impl Methods {
     async fn open_agent(&self, options: Dict) -> Result<BusFd> {
         Options::new(options).finish()?;
         Ok(handed(border(&self.border)?.engine.open_agent(self.id).await?))
+    }
+
+    #[zbus(out_args("stream"))]
+    async fn open_stream(&self, service: String, options: Dict) -> Result<BusFd> {
+        let service = Service::parse(&service)
+            .ok_or_else(|| Error::new(ErrorName::InvalidArgs, "the service must be ssh"))?;
+        Options::new(options).finish()?;
+        Ok(handed(border(&self.border)?.engine.open_stream(self.id, service).await?))
     }
 
     #[zbus(out_args("pipe"))]

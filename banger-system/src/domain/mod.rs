@@ -14,4 +14,5 @@ pub mod name;
 pub mod net;
 pub mod qcow2;
 pub mod resource;
+pub mod ssh;
 pub mod vm;

@@ -13,6 +13,7 @@ use super::{
     monitor::Wish,
     name::Name,
     net::{nic::Nat, port::Port, subnet::Slot},
+    ssh::{AuthorizedKey, HostKey},
 };
 
 /// A machine.
@@ -40,6 +41,8 @@ pub struct Vm {
     pub lifetime: Lifetime,
     /// What the agent of the present boot wants to hear.
     pub token: Token,
+    /// By which its ssh server shows who it is, for ever.
+    pub host_key: HostKey,
     /// When it was made.
     pub created_at: Timestamp,
     /// When its monitor last started.
@@ -67,6 +70,8 @@ pub struct VmSpec {
     pub vmm: Wish,
     /// Whether the guest reaches what lies beyond the host.
     pub nat: Nat,
+    /// Whom its ssh server lets in.
+    pub authorized_keys: Vec<AuthorizedKey>,
     /// The ports of the host that lead to the guest.
     pub ports: BTreeSet<Port>,
     /// Words of the user's own.

@@ -16,8 +16,10 @@ use crate::domain::{
     lifecycle::{Reason, State},
     name::{Name, Reference},
     net::subnet::Slot,
+    ssh::HostKey,
     vm::{Token, Vm, VmSpec},
 };
+use crate::ports;
 
 /// How many generated names are tried.
 const NAME_TRIES: u64 = 20;
@@ -44,6 +46,7 @@ impl Engine {
         settings.limits.check_sizes(vcpus, memory, disk_size)?;
 
         let id = VmId::random();
+        let host_key = HostKey::random().map_err(|error| ports::Error::other("make a host key", error))?;
         let names = candidates(request.name);
         let first = names.first().cloned().ok_or(Error::Canceled)?;
         let hostname = request.hostname;
@@ -59,6 +62,7 @@ impl Engine {
                 init: request.init,
                 vmm: request.vmm,
                 nat: request.nat,
+                authorized_keys: request.authorized_keys,
                 ports: BTreeSet::new(),
                 labels: request.labels,
             },
@@ -70,6 +74,7 @@ impl Engine {
             reason: Reason::None,
             lifetime: request.lifetime,
             token: Token::random(),
+            host_key,
             created_at: now(&*self.shared.ports.clock),
             started_at: Timestamp::default(),
             ready_at: Timestamp::default(),

@@ -80,6 +80,14 @@ pub enum Error {
         /// The machine's name.
         name: String,
     },
+    /// Nothing listens in the guest, or not yet.
+    #[error("{program} does not answer in {name}")]
+    NoAnswer {
+        /// What was to answer.
+        program: &'static str,
+        /// The machine's name.
+        name: String,
+    },
     /// The machine must be down for this.
     #[error("{name} is running: stop it first; its processors, memory and disk are changed while it is down")]
     NotStopped {

@@ -2,7 +2,7 @@
 
 use core::net::Ipv6Addr;
 
-use banger_proto::guest::config::{GuestConfig, GuestFile, GuestNetwork, Init as GuestInit, WorkDisk};
+use banger_proto::guest::config::{GuestConfig, GuestNetwork, GuestSsh, Init as GuestInit, WorkDisk};
 
 use super::error::Result;
 use crate::{
@@ -15,6 +15,8 @@ use crate::{
     ports,
 };
 
+/// The domain of guests.
+const DOMAIN: &str = "vm";
 /// Where the work disk is mounted.
 const WORK_MOUNT: &str = "/root";
 /// The host, as it is called on every TAP.
@@ -30,10 +32,10 @@ pub(super) fn of(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> Result<V
 
 fn config(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> GuestConfig {
     let hostname = vm.spec.hostname.as_str();
-    let file = |path: &str, content: String| GuestFile { path: path.to_owned(), mode: 0o644, content };
     GuestConfig {
         token: vm.token.as_str().to_owned(),
         hostname: hostname.to_owned(),
+        names: vec![format!("{}.{DOMAIN}", vm.name), hostname.to_owned()],
         root_device: "/dev/vda".to_owned(),
         work_disk: Some(WorkDisk { device: "/dev/vdb".to_owned(), mount_point: WORK_MOUNT.to_owned() }),
         init: match &vm.spec.init {
@@ -48,23 +50,15 @@ fn config(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> GuestConfig {
             gateway4: subnet.gateway().0,
             ipv6: nic.v6,
             gateway6: LINK_GATEWAY6,
+            // The host answers for the names of guests, and asks others for those with NAT.
+            name_server: subnet.gateway().0,
+            search: DOMAIN.to_owned(),
         }),
-        files: vec![
-            file("/etc/hostname", format!("{hostname}\n")),
-            file("/etc/hosts", hosts(hostname)),
-            file("/etc/resolv.conf", resolv_conf(subnet)),
-        ],
+        ssh: Some(GuestSsh {
+            host_key: vm.host_key.secret().to_owned(),
+            host_key_public: vm.host_key.public().to_owned(),
+            authorized_keys: vm.spec.authorized_keys.iter().map(|key| key.as_str().to_owned()).collect(),
+        }),
+        files: Vec::new(),
     }
-}
-
-/// The host answers for the names of guests, and asks others for those with NAT.
-fn resolv_conf(subnet: Subnet) -> String {
-    format!("nameserver {}\nsearch vm\n", subnet.gateway().0)
-}
-
-fn hosts(hostname: &str) -> String {
-    format!(
-        "127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n\
-         ::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-    )
 }

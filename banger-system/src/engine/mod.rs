@@ -15,6 +15,7 @@ mod network;
 mod recover;
 mod registry;
 pub mod request;
+pub mod stream;
 pub mod view;
 
 use std::{

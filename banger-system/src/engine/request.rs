@@ -9,6 +9,7 @@ use crate::domain::{
     monitor::Wish,
     name::{Name, Reference},
     net::nic::Nat,
+    ssh::AuthorizedKey,
     vm::{Init, Lifetime},
 };
 
@@ -37,6 +38,8 @@ pub struct CreateVm {
     pub vmm: Wish,
     /// Whether the guest reaches what lies beyond the host.
     pub nat: Nat,
+    /// Whom its ssh server lets in.
+    pub authorized_keys: Vec<AuthorizedKey>,
     /// How long it is to be kept.
     pub lifetime: Lifetime,
     /// Words of the user's own.

@@ -1,6 +1,7 @@
 //! The network of guests on a host.
 
-use std::os::fd::OwnedFd;
+use core::net::SocketAddr;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use async_trait::async_trait;
 
@@ -28,6 +29,9 @@ pub trait Network: Send + Sync {
     async fn open_tap(&self, vm: VmId) -> Result<OwnedFd>;
     /// Lets a user's process open the TAP of a machine by its name.
     async fn give_tap(&self, vm: VmId, user: Uid) -> Result<()>;
+    /// A stream to what listens in a guest at this address, open to reading and writing without end; none
+    /// when nothing listens there or nobody answers in time.
+    async fn connect(&self, to: SocketAddr, timeout: Duration) -> Result<Option<OwnedFd>>;
     /// Makes an interface that was plugged as `old` into `new`, at once and as a whole. Connections that
     /// `new` does not allow end with their next packet. Only NAT and ports may differ.
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()>;

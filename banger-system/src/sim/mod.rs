@@ -4,7 +4,7 @@
 mod guests;
 mod library;
 mod names;
-mod network;
+pub mod network;
 mod people;
 mod store;
 
@@ -39,6 +39,8 @@ struct State {
     steps: usize,
     fail_at: Option<usize>,
     deaf_guests: bool,
+    /// How many connections to guests will find nobody who listens.
+    no_listeners: u32,
     disks: BTreeSet<VmId>,
     mappers: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,

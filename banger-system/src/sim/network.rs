@@ -1,6 +1,11 @@
 //! A network in memory: who is plugged in, with what, and which ports are taken.
 
-use std::os::fd::OwnedFd;
+use core::net::SocketAddr;
+use std::{
+    io::Write,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
@@ -13,10 +18,17 @@ use crate::{
     ports::{Check, Error, Result, Status, network::Network},
 };
 
+/// What every guest in memory says to whoever connects, before it hangs up.
+pub const GREETING: &[u8] = b"SSH-2.0-memory\r\n";
 /// Where Linux begins when it chooses a port.
 const FIRST_EPHEMERAL: u16 = 32768;
 
 impl Sim {
+    /// The next so many connections find nobody who listens.
+    pub fn refuse_connections(&self, count: u32) {
+        self.lock().no_listeners = count;
+    }
+
     /// What a machine is plugged in with.
     pub fn nic(&self, vm: VmId) -> Option<Nic> {
         self.lock().nics.get(&vm).cloned()
@@ -58,6 +70,18 @@ impl Network for Sim {
 
     async fn give_tap(&self, vm: VmId, _user: Uid) -> Result<()> {
         require_plugged(&*self.step("give a TAP to a user")?, vm)
+    }
+
+    async fn connect(&self, _to: SocketAddr, _timeout: Duration) -> Result<Option<OwnedFd>> {
+        let mut state = self.step("connect to a guest")?;
+        if state.no_listeners > 0 {
+            state.no_listeners -= 1;
+            return Ok(None);
+        }
+        let os = |error| Error::os("make a socket", error);
+        let (theirs, mut ours) = UnixStream::pair().map_err(os)?;
+        ours.write_all(GREETING).map_err(os)?;
+        Ok(Some(theirs.into()))
     }
 
     async fn change(&self, _old: &Nic, new: &Nic) -> Result<()> {

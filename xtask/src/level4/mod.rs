@@ -6,6 +6,7 @@ mod names;
 mod network;
 mod people;
 mod refusals;
+mod ssh;
 
 use std::process::Output;
 
@@ -32,7 +33,9 @@ pub fn run(only: &str) -> Result<Tally> {
 fn check_all(host: &Host, only: &str) -> Result<Tally> {
     try_it::provide(host)?;
     let mut tally = Tally::default();
-    let checks = [guests::CHECKS, names::CHECKS, network::CHECKS, people::CHECKS, refusals::CHECKS].concat();
+    let checks =
+        [guests::CHECKS, names::CHECKS, network::CHECKS, ssh::CHECKS, people::CHECKS, refusals::CHECKS]
+            .concat();
     for (name, check) in checks.into_iter().filter(|(name, _)| name.contains(only)) {
         match check(host).and_then(|()| nothing_left(host)) {
             Ok(()) => {

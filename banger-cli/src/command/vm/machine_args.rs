@@ -16,6 +16,7 @@ use zbus::{OwnedObjectPath, Variant};
 use crate::{
     bus::Bus,
     error::{Error, Result},
+    ssh::{keys, places::Places},
 };
 
 /// The options of a command that makes a sandbox.
@@ -51,6 +52,12 @@ pub struct MachineArgs {
     ready_timeout: Option<u32>,
 }
 
+/// The public keys of the user. A sandbox without any is as good for all but ssh.
+fn authorized_keys() -> Option<Vec<String>> {
+    let keys = Places::of_caller().and_then(|places| keys::public(&places));
+    keys.map_err(|error| error.print(Some("this sandbox will let nobody in by ssh"))).ok()
+}
+
 /// A size that something can have.
 pub(super) fn size(text: &str) -> Result<Bytes, String> {
     match text.parse::<Bytes>() {
@@ -65,6 +72,9 @@ impl MachineArgs {
     pub async fn create(&self, bus: &Bus, more: Options<'_>) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
         let mut options = self.options();
         options.extend(more);
+        if let Some(keys) = authorized_keys() {
+            options.insert(create::SSH_AUTHORIZED_KEYS, Variant::from(keys));
+        }
         let name = self.name.as_deref().unwrap_or_default();
         bus.create_vm(name, &options).await.map_err(|error| self.advise(error))
     }

@@ -14,6 +14,7 @@ mod restart;
 mod run;
 mod set;
 mod show;
+mod ssh;
 mod start;
 mod stop;
 mod stop_args;
@@ -21,6 +22,9 @@ mod stop_args;
 use clap::Subcommand;
 
 use crate::error::{FAILURE, OWN_FAILURE, Result};
+
+/// The status of ssh when it has failed itself.
+const SSH_FAILURE: u8 = 255;
 
 /// What can be done with sandboxes.
 #[derive(Debug, Subcommand)]
@@ -40,6 +44,7 @@ pub enum VmCommand {
     Unpublish(publish::Unpublish),
     Logs(logs::Logs),
     Exec(exec::ExecCommand),
+    Ssh(ssh::Ssh),
 }
 
 impl VmCommand {
@@ -59,6 +64,7 @@ impl VmCommand {
             VmCommand::Unpublish(unpublish) => unpublish.run().await,
             VmCommand::Logs(logs) => logs.run().await,
             VmCommand::Exec(exec) => exec.run().await,
+            VmCommand::Ssh(ssh) => ssh.run().await,
         }
     }
 
@@ -66,6 +72,7 @@ impl VmCommand {
     pub fn own_failure(&self) -> u8 {
         match self {
             VmCommand::Run(_) | VmCommand::Exec(_) => OWN_FAILURE,
+            VmCommand::Ssh(_) => SSH_FAILURE,
             _ => FAILURE,
         }
     }

@@ -7,9 +7,11 @@ mod links;
 mod nft;
 mod pool;
 mod ports;
+mod stream;
 mod tap;
 mod watch;
 
+use core::net::SocketAddr;
 use std::{
     collections::BTreeSet,
     convert::Infallible,
@@ -19,6 +21,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -251,6 +254,10 @@ impl Network for LinuxNetwork {
             tap::give(&name, user).map_err(|source| cannot("give away", &name, source))
         })
         .await
+    }
+
+    async fn connect(&self, to: SocketAddr, timeout: Duration) -> Result<Option<OwnedFd>> {
+        stream::connect(to, timeout).await
     }
 
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()> {

@@ -20,6 +20,7 @@ use crate::{
         id::{ImageId, KernelId, VmId},
         image::{Image, Kernel},
         resource::{Places, Resource},
+        ssh::AuthorizedKey,
         vm::{Lifetime, Vm},
     },
     ports::{Error, Result, Store},
@@ -79,7 +80,7 @@ impl Store for SqliteStore {
             VmRow,
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
                     reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id,
-                    vmm, slot, nat, ports
+                    vmm, slot, nat, ports, host_key, authorized_keys
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -99,14 +100,18 @@ impl Store for SqliteStore {
         let (token, boot_id, vmm) = (vm.token.as_str(), &vm.boot_id, vm.spec.vmm.as_str());
         let nat = vm.spec.nat == Nat::On;
         let ports = vm.spec.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let host_key = vm.host_key.secret();
+        let authorized_keys: Vec<&str> = vm.spec.authorized_keys.iter().map(AuthorizedKey::as_str).collect();
+        let authorized_keys = authorized_keys.join("\n");
         let created_at = integer(vm.created_at.0)?;
         let started_at = integer(vm.started_at.0)?;
         let ready_at = integer(vm.ready_at.0)?;
         sqlx::query!(
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
-                              ready_at, boot_id, vmm, slot, nat, ports)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              ready_at, boot_id, vmm, slot, nat, ports, host_key,
+                              authorized_keys)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -116,7 +121,8 @@ impl Store for SqliteStore {
                  token = excluded.token, created_at = excluded.created_at,
                  started_at = excluded.started_at, ready_at = excluded.ready_at,
                  boot_id = excluded.boot_id, vmm = excluded.vmm, slot = excluded.slot,
-                 nat = excluded.nat, ports = excluded.ports",
+                 nat = excluded.nat, ports = excluded.ports, host_key = excluded.host_key,
+                 authorized_keys = excluded.authorized_keys",
             id,
             name,
             owner,
@@ -142,6 +148,8 @@ impl Store for SqliteStore {
             vm.slot.0,
             nat,
             ports,
+            host_key,
+            authorized_keys,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)
         .await

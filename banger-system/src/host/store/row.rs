@@ -11,6 +11,7 @@ use crate::domain::{
     monitor::Wish,
     net::{nic::Nat, subnet::Slot},
     resource::Resource,
+    ssh::{AuthorizedKey, HostKey},
     vm::{Init, Lifetime, Token, Vm, VmSpec},
 };
 
@@ -36,6 +37,8 @@ pub(super) struct VmRow {
     pub slot: i64,
     pub nat: i64,
     pub ports: String,
+    pub host_key: String,
+    pub authorized_keys: String,
     pub labels: String,
     pub image: String,
     pub kernel: String,
@@ -70,6 +73,10 @@ impl TryFrom<VmRow> for Vm {
                 nat: if row.nat != 0 { Nat::On } else { Nat::Off },
                 ports: read
                     .known("ports", row.ports.split_whitespace().map(|port| port.parse().ok()).collect())?,
+                authorized_keys: {
+                    let lines: Vec<&str> = row.authorized_keys.lines().collect();
+                    read.known("authorized_keys", AuthorizedKey::parse_all(&lines).ok())?
+                },
                 labels: read.known("labels", serde_json::from_str(&row.labels).ok())?,
             },
             image: read.text("image", &row.image)?,
@@ -89,6 +96,12 @@ impl TryFrom<VmRow> for Vm {
                 },
             )?,
             token: Token::from_text(row.token),
+            host_key: match row.host_key.as_str() {
+                // Older than its key. It is stored before the machine boots the next time, and not needed
+                // sooner.
+                "" => read.known("host_key", HostKey::random().ok())?,
+                text => read.text("host_key", text)?,
+            },
             created_at: Timestamp(read.number("created_at", row.created_at)?),
             started_at: Timestamp(read.number("started_at", row.started_at)?),
             ready_at: Timestamp(read.number("ready_at", row.ready_at)?),

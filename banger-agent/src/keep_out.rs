@@ -1,0 +1,131 @@
+//! What keeps programs of the image from configuring the interface anew: it has its addresses and routes
+//! before any of them begins, and there is nobody on its link who would give it others.
+//!
+//! Each gets its word only where it is installed, and below `/run` where it looks there, so that nothing
+//! stays in the image.
+
+use std::io;
+
+use banger_proto::guest::config::GuestFile;
+
+use crate::{
+    apply,
+    part::{Marks, Place},
+};
+
+const NETWORKD: &[&str] = &["/usr/lib/systemd/systemd-networkd", "/lib/systemd/systemd-networkd"];
+const NETWORK_MANAGER: &[&str] = &["/usr/sbin/NetworkManager", "/usr/bin/NetworkManager"];
+/// The configuration that ifupdown, ifupdown-ng and the one of busybox share.
+const IFUPDOWN: &[&str] = &["/etc/network/interfaces"];
+const DHCPCD: &[&str] = &["/usr/sbin/dhcpcd", "/usr/bin/dhcpcd", "/sbin/dhcpcd"];
+/// It reads nothing below `/run`.
+const DHCPCD_CONFIG: &str = "/etc/dhcpcd.conf";
+const MARKS: Marks = Marks {
+    begin: "# What stands between these lines is written by banger at each boot.",
+    end: "# The end of what banger has written.",
+};
+
+/// The interface, as these programs call it.
+#[derive(Debug, Clone)]
+pub struct Interface<'a> {
+    /// Its name, such as `eth0`.
+    pub name: &'a str,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+}
+
+/// Tells every program that is installed below `root`; `run` is where `/run` is until the root is switched.
+/// Returns what went wrong.
+pub fn apply(root: &str, run: &str, interface: &Interface<'_>) -> Vec<String> {
+    let mut problems = apply::files(run, &files(interface, |path| apply::exists(root, path)));
+    if DHCPCD.iter().any(|path| apply::exists(root, path))
+        && let Err(error) = keep_dhcpcd_out(root, interface)
+    {
+        problems.push(format!("cannot write {DHCPCD_CONFIG}: {error}"));
+    }
+    problems
+}
+
+/// The files below `/run` for the programs that are there.
+fn files(interface: &Interface<'_>, is_there: impl Fn(&str) -> bool) -> Vec<GuestFile> {
+    let name = interface.name;
+    let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let rows = [
+        (
+            NETWORKD,
+            "/run/systemd/network/00-banger.network",
+            format!("[Match]\nMACAddress={mac}\n\n[Link]\nUnmanaged=yes\n"),
+        ),
+        (
+            NETWORK_MANAGER,
+            "/run/NetworkManager/conf.d/00-banger.conf",
+            format!(
+                "[keyfile]\nunmanaged-devices+=mac:{mac}\n\n[device-banger]\nmatch-device=mac:{mac}\nmanaged=0\n"
+            ),
+        ),
+        // An interface that stands here is up, and brought up no more.
+        (IFUPDOWN, "/run/network/ifstate", format!("{name}={name}\n")),
+        (IFUPDOWN, "/run/ifstate", format!("{name}={name}\n")),
+    ];
+    let wanted = rows.into_iter().filter(|(programs, ..)| programs.iter().any(|program| is_there(program)));
+    wanted.map(|(_, path, content)| GuestFile { path: path.to_owned(), mode: 0o644, content }).collect()
+}
+
+/// At the top, for what stands behind an `interface` line is about that one only.
+fn keep_dhcpcd_out(root: &str, interface: &Interface<'_>) -> io::Result<()> {
+    let old = apply::read(root, DHCPCD_CONFIG)?.unwrap_or_default();
+    let old = String::from_utf8(old).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let new = MARKS.put(&old, Place::Top, &format!("denyinterfaces {}\n", interface.name));
+    if new == old {
+        return Ok(());
+    }
+    apply::write(root, &GuestFile { path: DHCPCD_CONFIG.to_owned(), mode: 0o644, content: new })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use super::*;
+
+    const INTERFACE: Interface<'_> = Interface { name: "eth0", mac: [0x02, 0x67, 0, 0, 0, 0x0a] };
+
+    fn paths(there: &[&str]) -> Vec<String> {
+        files(&INTERFACE, |path| there.contains(&path)).into_iter().map(|file| file.path).collect()
+    }
+
+    #[test]
+    fn only_what_is_installed_is_told() {
+        assert_eq!(paths(&[]), Vec::<String>::new());
+        assert_eq!(paths(&["/lib/systemd/systemd-networkd"]), ["/run/systemd/network/00-banger.network"]);
+        assert_eq!(paths(&["/usr/sbin/NetworkManager"]), ["/run/NetworkManager/conf.d/00-banger.conf"]);
+        assert_eq!(paths(&["/etc/network/interfaces"]), ["/run/network/ifstate", "/run/ifstate"]);
+    }
+
+    #[test]
+    fn the_interface_is_named_by_its_address_or_its_name() {
+        let all = files(&INTERFACE, |_| true);
+        assert!(all[0].content.contains("MACAddress=02:67:00:00:00:0a\n"), "{}", all[0].content);
+        assert!(all[1].content.contains("match-device=mac:02:67:00:00:00:0a\n"), "{}", all[1].content);
+        assert_eq!(all[2].content, "eth0=eth0\n");
+    }
+
+    #[test]
+    fn dhcpcd_is_told_in_its_own_file_once() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("usr/sbin")).unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        fs::write(root.path().join("usr/sbin/dhcpcd"), "").unwrap();
+        fs::write(root.path().join("etc/dhcpcd.conf"), "interface x\nstatic y\n").unwrap();
+        let text = root.path().to_str().unwrap();
+        for _ in 0..2 {
+            assert_eq!(apply(text, text, &INTERFACE), Vec::<String>::new());
+            let config = fs::read_to_string(root.path().join("etc/dhcpcd.conf")).unwrap();
+            let expect =
+                format!("{}\ndenyinterfaces eth0\n{}\ninterface x\nstatic y\n", MARKS.begin, MARKS.end);
+            assert_eq!(config, expect);
+        }
+        assert!(!root.path().join("run").exists());
+    }
+}

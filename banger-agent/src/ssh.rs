@@ -1,0 +1,203 @@
+//! What an ssh server of the image presents, and whom it lets in.
+//!
+//! The server shows the key that the host made for this machine and no other: what an image holds is known to
+//! everybody who has the image. So every file in which a server looks for a host key gets ours, whatever kind
+//! its name promises; and an image that makes those that are missing has nothing to do, which would take a
+//! guest a second or, where it is emulated, a minute. Most distributions' servers read `sshd_config.d`, where
+//! a file of ours says it all and nothing of the user's is touched. For the others, the user's
+//! `authorized_keys` gets a part that is ours. An image without a server is made ready for one that is
+//! installed later.
+
+use std::io;
+
+use banger_proto::guest::config::{GuestFile, GuestSsh};
+
+use crate::{
+    apply,
+    part::{Marks, Place},
+};
+
+const CONFIG: &str = "/etc/ssh/sshd_config";
+/// The files in which servers look for keys by themselves, and which ssh-keygen makes where they are missing:
+/// the one of our key's own kind first.
+const HOST_KEYS: [&str; 3] =
+    ["/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key"];
+/// The first word about something counts, so ours is to be read first.
+const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-banger.conf";
+/// For every user of the guest. It is made anew at each boot.
+const AUTHORIZED_KEYS: &str = "/run/banger/authorized_keys";
+const AUTHORIZED_KEYS_OF_ROOT: &str = "/root/.ssh/authorized_keys";
+const MARKS: Marks = Marks {
+    begin: "# The keys between these lines are those of the host, written by banger at each boot.",
+    end: "# The end of the host's keys.",
+};
+
+/// Writes it all below `root`, and what lasts for this boot only below `run`, where `/run` is until the root
+/// is switched; returns what went wrong.
+pub fn apply(root: &str, run: &str, ssh: &GuestSsh) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut note = |result: io::Result<()>, what: &str| {
+        if let Err(error) = result {
+            problems.push(format!("cannot set up ssh: {what}: {error}"));
+        }
+    };
+    let config = apply::read(root, CONFIG);
+    let server =
+        Server::of(config.as_ref().ok().and_then(Option::as_deref).map(String::from_utf8_lossy).as_deref());
+    note(config.map(drop), CONFIG);
+    for path in HOST_KEYS {
+        note(apply::write(root, &file(path, 0o600, ssh.host_key.clone())), path);
+        let public = format!("{path}.pub");
+        note(apply::write(root, &file(&public, 0o644, format!("{}\n", ssh.host_key_public))), &public);
+    }
+    let keys: String = ssh.authorized_keys.iter().map(|key| format!("{key}\n")).collect();
+    if server.reads_drop_ins {
+        note(apply::write(root, &file(DROP_IN, 0o644, server.drop_in())), DROP_IN);
+        note(apply::write(run, &file(AUTHORIZED_KEYS, 0o644, keys)), AUTHORIZED_KEYS);
+    } else {
+        note(authorize_for_root(root, &keys), AUTHORIZED_KEYS_OF_ROOT);
+    }
+    problems
+}
+
+fn file(path: &str, mode: u32, content: String) -> GuestFile {
+    GuestFile { path: path.to_owned(), mode, content }
+}
+
+/// What the configuration of the image's server says.
+#[derive(Debug, PartialEq, Eq)]
+struct Server {
+    /// Whether it reads `sshd_config.d`.
+    reads_drop_ins: bool,
+    /// Where it looks for the keys that are let in.
+    authorized_keys: String,
+}
+
+impl Server {
+    /// Of the text of its configuration; a server that is not there yet will read the directory.
+    fn of(config: Option<&str>) -> Self {
+        let mut server = Self {
+            reads_drop_ins: config.is_none(),
+            authorized_keys: ".ssh/authorized_keys .ssh/authorized_keys2".to_owned(),
+        };
+        // The last of several lines would count here and the first one for sshd; images have one at most.
+        for line in config.unwrap_or_default().lines() {
+            let (word, rest) = line.trim().split_once([' ', '\t', '=']).unwrap_or_default();
+            match word.to_ascii_lowercase().as_str() {
+                // What stands behind a `Match` is for some connections only.
+                "match" => break,
+                "include" => server.reads_drop_ins |= rest.contains("sshd_config.d/*.conf"),
+                "authorizedkeysfile" => rest.trim().clone_into(&mut server.authorized_keys),
+                _ => {}
+            }
+        }
+        server
+    }
+
+    fn drop_in(&self) -> String {
+        format!(
+            "# Written by banger at each boot.\n\
+             HostKey {}\n\
+             PermitRootLogin prohibit-password\n\
+             AuthorizedKeysFile {} {AUTHORIZED_KEYS}\n",
+            HOST_KEYS[0], self.authorized_keys
+        )
+    }
+}
+
+/// Puts the keys into the file of the user, whose own part stays as it is.
+fn authorize_for_root(root: &str, keys: &str) -> io::Result<()> {
+    let old = apply::read(root, AUTHORIZED_KEYS_OF_ROOT)?.unwrap_or_default();
+    let old = String::from_utf8(old).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let new = MARKS.put(&old, Place::Bottom, keys);
+    if new == old {
+        return Ok(());
+    }
+    apply::directory(root, "/root/.ssh", 0o700)?;
+    apply::write(root, &file(AUTHORIZED_KEYS_OF_ROOT, 0o600, new))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+    use super::*;
+
+    const DEBIAN: &str =
+        "# a comment\n\nInclude /etc/ssh/sshd_config.d/*.conf\n#HostKey /etc/ssh/x\nUsePAM yes\n";
+    const OLD: &str = "HostKey /etc/ssh/ssh_host_rsa_key\nhostkey=/etc/ssh/ssh_host_ed25519_key\n";
+
+    fn ssh() -> GuestSsh {
+        GuestSsh {
+            host_key: "secret\n".into(),
+            host_key_public: "public".into(),
+            authorized_keys: vec!["key one".into(), "key two".into()],
+        }
+    }
+
+    /// A root with this configuration and keys of the image, after the keys were set up twice.
+    fn applied(config: Option<&str>) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc/ssh");
+        fs::create_dir_all(&etc).unwrap();
+        for name in ["ssh_host_rsa_key", "ssh_host_rsa_key.pub", "ssh_host_ed25519_key"] {
+            fs::write(etc.join(name), "of the image").unwrap();
+        }
+        if let Some(config) = config {
+            fs::write(etc.join("sshd_config"), config).unwrap();
+        }
+        let text = root.path().to_str().unwrap();
+        assert_eq!(apply(text, text, &ssh()), Vec::<String>::new());
+        assert_eq!(apply(text, text, &ssh()), Vec::<String>::new());
+        root
+    }
+
+    fn read(root: &tempfile::TempDir, path: &str) -> String {
+        fs::read_to_string(root.path().join(path.trim_start_matches('/'))).unwrap()
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn no_key_of_the_image_is_left() {
+        for config in [Some(DEBIAN), Some(OLD), None] {
+            let root = applied(config);
+            for path in HOST_KEYS {
+                assert_eq!(read(&root, path), "secret\n");
+                assert_eq!(mode(&root.path().join(path.trim_start_matches('/'))), 0o600);
+                assert_eq!(read(&root, &format!("{path}.pub")), "public\n");
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_that_reads_drop_ins_is_told_by_one() {
+        for config in [Some(DEBIAN), None] {
+            let root = applied(config);
+            assert_eq!(read(&root, AUTHORIZED_KEYS), "key one\nkey two\n");
+            let drop_in = read(&root, DROP_IN);
+            assert!(drop_in.contains("\nHostKey /etc/ssh/ssh_host_ed25519_key\n"), "{drop_in}");
+            assert!(drop_in.contains(".ssh/authorized_keys2 /run/banger/authorized_keys\n"), "{drop_in}");
+            assert!(!root.path().join("root").exists());
+        }
+    }
+
+    #[test]
+    fn another_server_finds_our_keys_beside_the_users() {
+        let root = applied(Some(OLD));
+        assert_eq!(read(&root, AUTHORIZED_KEYS_OF_ROOT), MARKS.put("", Place::Bottom, "key one\nkey two\n"));
+        assert_eq!(mode(&root.path().join("root/.ssh")), 0o700);
+        assert!(!root.path().join(DROP_IN.trim_start_matches('/')).exists());
+    }
+
+    #[test]
+    fn the_configuration_is_read_as_its_server_does() {
+        let server = Server::of(Some("AuthorizedKeysFile /etc/keys/%u\nMatch User x\nHostKey y\n"));
+        assert!(!server.reads_drop_ins);
+        assert!(server.drop_in().contains("\nAuthorizedKeysFile /etc/keys/%u /run/banger/authorized_keys\n"));
+        assert!(Server::of(Some("\tINCLUDE\t/etc/ssh/sshd_config.d/*.conf")).reads_drop_ins);
+    }
+}

@@ -1,0 +1,132 @@
+//! `banger ssh-proxy` and `banger ssh-known-hosts`: what ssh calls for the host of a sandbox.
+
+use std::{
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use banger_proto::bus::{ErrorName, names::VM_INTERFACE};
+use clap::Args;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use crate::{
+    bus::Bus,
+    error::{Error, Result},
+    output,
+    service::Kind,
+    ssh::reference,
+};
+
+/// The one port that leads anywhere.
+const SSH_PORT: u16 = 22;
+
+/// Connect ssh to a sandbox, as its ProxyCommand with ProxyUseFdpass
+#[derive(Debug, Args)]
+pub struct SshProxy {
+    /// NAME.vm or NAME.USER.vm
+    #[arg(value_name = "HOST")]
+    host: String,
+    /// 22
+    #[arg(value_name = "PORT")]
+    port: u16,
+}
+
+impl SshProxy {
+    pub async fn run(&self) -> Result<u8> {
+        let reference = reference(&self.host)?;
+        if self.port != SSH_PORT {
+            let error = Error::Usage(format!("only port {SSH_PORT} of {} is reached by ssh", self.host));
+            return Err(
+                error.advise(format!("`ssh -L {0}:localhost:{0} {1}` reaches it.", self.port, self.host))
+            );
+        }
+        let stream = open(&reference).await.map_err(|error| advise(error).about(&reference))?;
+        pass(rustix::stdio::stdout(), stream).map_err(|error| {
+            let error = Error::io("hand the connection to ssh", error);
+            error.advise("this is for ssh alone: `banger ssh-config` shows how it is called.")
+        })?;
+        Ok(0)
+    }
+}
+
+async fn open(reference: &str) -> Result<OwnedFd> {
+    let bus = Bus::connect().await?;
+    let vm = bus.find(Kind::Vm, reference).await?;
+    bus.open_ssh(&vm).await
+}
+
+fn advise(error: Error) -> Error {
+    match error.name() {
+        Some(ErrorName::InvalidState) => error.advise("`banger vm start NAME` boots it."),
+        Some(ErrorName::NotReady) => error.advise(
+            "the image may have no ssh server, or it has not started: `banger vm exec NAME` needs none, and \
+             `banger vm logs NAME` shows what the guest says.",
+        ),
+        _ => error,
+    }
+}
+
+/// Sends a descriptor with one byte, as `mm_receive_fd` of OpenSSH expects it.
+fn pass(socket: BorrowedFd<'_>, stream: OwnedFd) -> io::Result<()> {
+    let streams = [stream.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    // There is room for one.
+    ancillary.push(SendAncillaryMessage::ScmRights(&streams));
+    sendmsg(socket, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::empty())?;
+    Ok(())
+}
+
+/// Print the key by which a sandbox is known, as ssh's KnownHostsCommand
+#[derive(Debug, Args)]
+pub struct SshKnownHosts {
+    /// NAME.vm or NAME.USER.vm
+    #[arg(value_name = "HOST")]
+    host: String,
+}
+
+impl SshKnownHosts {
+    pub async fn run(&self) -> Result<u8> {
+        let reference = reference(&self.host)?;
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, &reference).await?;
+        let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
+        output::text(&format!("{} {}\n", self.host, sandbox.text("SshHostKey")))?;
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+    };
+
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_arrives_with_one_byte() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut near, far) = UnixStream::pair().unwrap();
+        pass(ours.as_fd(), far.into()).unwrap();
+
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0; 2];
+        let mut buffers = [io::IoSliceMut::new(&mut byte)];
+        let message = recvmsg(&theirs, &mut buffers, &mut ancillary, RecvFlags::empty()).unwrap();
+        assert_eq!(message.bytes, 1);
+        let Some(RecvAncillaryMessage::ScmRights(mut passed)) = ancillary.drain().next() else { panic!() };
+        let mut far = UnixStream::from(passed.next().unwrap());
+        near.write_all(b"hello").unwrap();
+        drop(near);
+        let mut heard = String::new();
+        far.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "hello");
+    }
+}

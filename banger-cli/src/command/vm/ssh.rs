@@ -1,0 +1,78 @@
+//! `banger vm ssh`.
+
+use std::{os::unix::process::CommandExt, process::Command};
+
+use banger_proto::bus::{ErrorName, names::VM_INTERFACE};
+use clap::Args;
+
+use crate::{
+    bus::Bus,
+    error::{Error, Result},
+    object::Object,
+    service::Kind,
+    ssh::{config, host_of, keys, places::Places},
+};
+
+/// Go into a sandbox with ssh
+///
+/// This is the system's ssh, told how the sandbox is reached and by which key it is known, so it asks
+/// nothing. The image needs an ssh server; `banger vm exec` does without one. What stands behind -- goes to
+/// ssh.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm ssh web                           a shell
+  banger vm ssh web -- uname -a               a command, whose exit status is ours
+  banger vm ssh web -- -N -L 8080:localhost:80
+
+Exit status:
+  that of ssh, which is 255 when it failed itself
+  255  banger itself failed
+
+For scp, rsync and editors: `banger ssh-config --install` makes web.vm a host that ssh knows.")]
+pub struct Ssh {
+    /// A name, an id, or the beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    sandbox: String,
+    /// Options of ssh, then a command and its arguments [default: a login shell]
+    #[arg(last = true, value_name = "ARGUMENT")]
+    arguments: Vec<String>,
+}
+
+impl Ssh {
+    pub async fn run(&self) -> Result<u8> {
+        let places = Places::of_caller()?;
+        let host = self.host().await.map_err(|error| error.about(&self.sandbox))?;
+        keys::ensure(&places)?;
+        let mut ssh = Command::new("ssh");
+        for (keyword, value) in config::settings(&places)? {
+            ssh.arg("-o").arg(format!("{keyword}={value}"));
+        }
+        // An option may also stand behind the host.
+        let error = ssh.arg(host).args(&self.arguments).exec();
+        let failed = Error::io("run ssh", error);
+        Err(failed.advise("install the ssh client: the package openssh-client or openssh-clients."))
+    }
+
+    /// The host by which ssh-proxy finds the sandbox again.
+    async fn host(&self) -> Result<String> {
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await?;
+        let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
+        must_be_up(&sandbox)?;
+        let is_own = sandbox.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw());
+        Ok(host_of(if is_own { sandbox.name() } else { sandbox.text("Id") }))
+    }
+}
+
+/// Told here, since ssh adds a line to what its proxy says that helps nobody.
+fn must_be_up(sandbox: &Object) -> Result<()> {
+    match sandbox.text("State") {
+        "running" | "starting" => Ok(()),
+        _ => {
+            let message = format!("{} is not running", sandbox.name());
+            let error = Error::Service { name: ErrorName::InvalidState, message };
+            Err(error.advise("`banger vm start NAME` boots it."))
+        }
+    }
+}

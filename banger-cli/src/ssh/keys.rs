@@ -1,0 +1,152 @@
+//! The keys that sandboxes let in: the user's own, and one that is for sandboxes alone, so that there always
+//! is one, and none with a passphrase is in the way.
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey, rand_core::OsRng};
+
+use super::places::Places;
+use crate::error::{Error, Result};
+
+/// The most keys that a sandbox lets in, and the most bytes of one.
+const MAX_KEYS: usize = 16;
+const MAX_KEY: u64 = 8 << 10;
+const COMMENT: &str = "banger";
+
+/// The public keys that a new sandbox is to let in, a line each: the one for sandboxes first.
+pub fn public(places: &Places) -> Result<Vec<String>> {
+    let mut keys = vec![line(ensure(places)?.public_key())?];
+    for path in public_files(&places.ssh()) {
+        let Some(key) = read_public(&path) else { continue };
+        if keys.len() < MAX_KEYS && !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    Ok(keys)
+}
+
+/// The key for sandboxes, made when there is none.
+pub fn ensure(places: &Places) -> Result<PrivateKey> {
+    let path = places.identity();
+    let failed = |doing: &str, source| Error::io(format!("{doing} {}", path.display()), source);
+    match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make(&path).map_err(|error| failed("make the key", error))?;
+        }
+        Err(error) => return Err(failed("read the key", error)),
+        Ok(_) => {}
+    }
+    // Whoever else made it at the same time has made the one that counts.
+    let text = fs::read(&path).map_err(|error| failed("read the key", error))?;
+    let key = PrivateKey::from_openssh(text).map_err(|error| {
+        failed("read the key", io::Error::other(error))
+            .advise("when you need it no longer, remove that file: the next sandbox gets a new key.")
+    })?;
+    let public = path.with_added_extension("pub");
+    if !public.exists() {
+        // For people and programs; we do without it.
+        let _ = fs::write(public, format!("{}\n", line(key.public_key())?));
+    }
+    Ok(key)
+}
+
+/// Writes a new key, whole or not at all, unless somebody else was first.
+fn make(path: &Path) -> io::Result<()> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(io::Error::other)?;
+    key.set_comment(COMMENT);
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.as_file().set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(key.to_openssh(LineEnding::LF).map_err(io::Error::other)?.as_bytes())?;
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(path) {
+        Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(error.error),
+        _ => Ok(()),
+    }
+}
+
+/// The files that ssh-keygen makes, in the order of their names.
+fn public_files(directory: &Path) -> Vec<PathBuf> {
+    let is_public = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("id_") && name.ends_with(".pub") && path.is_file()
+    };
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_public).collect();
+    files.sort();
+    files
+}
+
+/// A key that a server can let in. What is none, such as a certificate, is of no use here and no error.
+fn read_public(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(MAX_KEY).read_to_string(&mut text).ok()?;
+    let key = PublicKey::from_openssh(text.trim()).ok()?;
+    match key.algorithm() {
+        Algorithm::Other(_) | Algorithm::Dsa => None,
+        _ if key.comment().contains(char::is_control) => None,
+        _ => line(&key).ok(),
+    }
+}
+
+fn line(key: &PublicKey) -> Result<String> {
+    key.to_openssh().map_err(|error| Error::io("write a public key", io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const KEY: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti alice at home";
+
+    #[test]
+    fn the_key_for_sandboxes_is_made_once_and_is_the_users_alone() {
+        let home = tempfile::tempdir().unwrap();
+        let places = Places::below(home.path());
+        let first = public(&places).unwrap();
+        assert_eq!(first.len(), 1);
+        assert!(first[0].ends_with(" banger"), "{first:?}");
+        assert_eq!(public(&places).unwrap(), first);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let identity = places.identity();
+        assert_eq!((mode(&identity), mode(identity.parent().unwrap())), (0o600, 0o700));
+        let public = fs::read_to_string(identity.with_added_extension("pub")).unwrap();
+        assert_eq!(public.trim_end(), first[0]);
+    }
+
+    #[test]
+    fn the_users_keys_are_let_in_and_what_is_none_is_left_out() {
+        let home = tempfile::tempdir().unwrap();
+        let places = Places::below(home.path());
+        fs::create_dir(places.ssh()).unwrap();
+        let write = |name: &str, text: &str| fs::write(places.ssh().join(name), text).unwrap();
+        write("id_ed25519.pub", &format!("{KEY}\n"));
+        write("id_same.pub", KEY);
+        write("id_rsa", KEY);
+        write("other.pub", KEY);
+        write("id_nonsense.pub", "nonsense");
+        write("id_options.pub", &format!("command=\"x\" {KEY}"));
+        write("id_two.pub", &format!("{KEY}\n{KEY}\n"));
+        write("id_binary.pub", "ssh-ed25519 \u{1}");
+        fs::create_dir(places.ssh().join("id_directory.pub")).unwrap();
+        assert_eq!(public(&places).unwrap()[1..], [KEY]);
+    }
+
+    #[test]
+    fn a_damaged_key_is_told_and_left_as_it_is() {
+        let home = tempfile::tempdir().unwrap();
+        let places = Places::below(home.path());
+        fs::create_dir_all(places.identity().parent().unwrap()).unwrap();
+        fs::write(places.identity(), "nonsense").unwrap();
+        assert!(public(&places).unwrap_err().hint().unwrap().contains("remove that file"));
+        assert_eq!(fs::read_to_string(places.identity()).unwrap(), "nonsense");
+    }
+}

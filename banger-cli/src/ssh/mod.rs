@@ -1,0 +1,48 @@
+//! Sandboxes as hosts of ssh: their names, what ssh is told of them, and the keys of their owner.
+
+pub mod config;
+pub mod keys;
+pub mod places;
+
+use crate::error::{Error, Result};
+
+/// The end of the names of sandboxes.
+const DOMAIN: &str = ".vm";
+
+/// The reference of the sandbox that ssh knows as `NAME.vm` or `NAME.USER.vm`.
+pub fn reference(host: &str) -> Result<String> {
+    let unknown = || {
+        let error = Error::Usage(format!("{host} is not the name of a sandbox"));
+        error.advise("the host of a sandbox is NAME.vm, or NAME.USER.vm when it is USER's.")
+    };
+    let lower = host.to_ascii_lowercase();
+    let name = lower.strip_suffix(DOMAIN).ok_or_else(unknown)?;
+    match name.split_once('.') {
+        None if !name.is_empty() => Ok(name.to_owned()),
+        Some((name, user)) if !name.is_empty() && !user.is_empty() => Ok(format!("{user}/{name}")),
+        _ => Err(unknown()),
+    }
+}
+
+/// The host under which ssh knows a sandbox of the caller's own, or any one by its id.
+pub fn host_of(name_or_id: &str) -> String {
+    format!("{name_or_id}{DOMAIN}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn hosts_are_names_with_or_without_their_owner() {
+        assert_eq!(reference("web.vm").unwrap(), "web");
+        assert_eq!(reference("Web.VM").unwrap(), "web");
+        assert_eq!(reference("web.alice.vm").unwrap(), "alice/web");
+        assert_eq!(reference("web.alice.smith.vm").unwrap(), "alice.smith/web");
+        assert_eq!(reference(&host_of("web")).unwrap(), "web");
+        for host in ["web", "vm", ".vm", "..vm", "web..vm", ".alice.vm", "web.vm.example.org", ""] {
+            assert!(reference(host).is_err(), "{host}");
+        }
+    }
+}
