@@ -357,7 +357,7 @@ fn whoever_keeps_the_network_notices_what_others_do_to_the_host() {
             world.host.command(&setting).unwrap().trim() == "1"
         };
         let until = async |condition: &dyn Fn() -> bool| {
-            for _ in 0..200 {
+            for _ in 0..1500 {
                 if condition() {
                     return;
                 }
@@ -455,13 +455,13 @@ fn doctor_tells_of_a_firewall_that_drops_what_guests_send() {
         let firewall = |checks: Vec<banger_system::ports::Check>| {
             checks.into_iter().filter(|check| check.name == "firewall").collect::<Vec<_>>()
         };
-        assert_eq!(firewall(network.checks().await)[0].status, Status::Pass);
+        assert_eq!(firewall(network.checks_of_nat().await)[0].status, Status::Pass);
         world.host.command("nft add table ip filter").unwrap();
         world
             .host
             .command("nft add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
             .unwrap();
-        let found = firewall(network.checks().await);
+        let found = firewall(network.checks_of_nat().await);
         assert_eq!(found[0].status, Status::Warn);
         assert!(found[0].message.contains("ip filter FORWARD") && found[0].hint.contains("DOCKER-USER"));
     });

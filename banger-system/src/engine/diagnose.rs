@@ -1,6 +1,6 @@
 //! What `doctor` shows: the same facts that decide whether a machine can be made and started.
 
-use super::Engine;
+use super::{Engine, capability};
 use crate::{
     domain::{id::Uid, name::Reference},
     ports::{Check, Status},
@@ -9,10 +9,12 @@ use crate::{
 impl Engine {
     /// Looks at the host for this user, and changes nothing.
     pub async fn diagnose(&self, caller: Uid) -> Vec<Check> {
-        let mut checks = self.shared.ports.vmm.checks().await;
-        checks.extend(self.shared.ports.disks.checks().await);
-        checks.extend(self.shared.ports.names.checks().await);
-        checks.extend(self.shared.ports.network.checks().await);
+        let ports = &self.shared.ports;
+        let mut checks = ports.vmm.checks().await;
+        checks.extend(ports.network.checks().await);
+        for capability in capability::ALL {
+            checks.extend(capability.checks(ports).await);
+        }
         let settings = self.settings();
         let image = self.find_image(caller, &Reference::Name(settings.default_image.clone()));
         checks.push(match image {

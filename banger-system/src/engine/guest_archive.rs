@@ -2,7 +2,7 @@
 
 use core::net::Ipv6Addr;
 
-use banger_proto::guest::config::{GuestConfig, GuestNetwork, GuestSsh, Init as GuestInit, WorkDisk};
+use banger_proto::guest::config::{GuestConfig, GuestNetwork, GuestSsh, Init as GuestInit};
 
 use super::error::Result;
 use crate::{
@@ -15,29 +15,25 @@ use crate::{
     ports,
 };
 
-/// The domain of guests.
-const DOMAIN: &str = "vm";
-/// Where the work disk is mounted.
-const WORK_MOUNT: &str = "/root";
 /// The host, as it is called on every TAP.
 const LINK_GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// The archive for this boot of a machine.
-pub(super) fn of(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> Result<Vec<u8>> {
-    let config = config(vm, nic, subnet, now);
+/// The archive with what the agent is told at this boot.
+pub(super) fn of(config: &GuestConfig) -> Result<Vec<u8>> {
     let doing = "write the guest's configuration";
-    let json = serde_json::to_vec(&config).map_err(|error| ports::Error::other(doing, error))?;
+    let json = serde_json::to_vec(config).map_err(|error| ports::Error::other(doing, error))?;
     Ok(initramfs::config_archive(&json).map_err(|error| ports::Error::other(doing, error))?)
 }
 
-fn config(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> GuestConfig {
+/// What every guest is told, before its capabilities add to it.
+pub(super) fn config(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> GuestConfig {
     let hostname = vm.spec.hostname.as_str();
     GuestConfig {
         token: vm.token.as_str().to_owned(),
         hostname: hostname.to_owned(),
-        names: vec![format!("{}.{DOMAIN}", vm.name), hostname.to_owned()],
+        names: vec![hostname.to_owned()],
         root_device: "/dev/vda".to_owned(),
-        work_disk: Some(WorkDisk { device: "/dev/vdb".to_owned(), mount_point: WORK_MOUNT.to_owned() }),
+        work_disk: None,
         init: match &vm.spec.init {
             Init::Auto => GuestInit::Auto,
             Init::Agent => GuestInit::Agent,
@@ -50,9 +46,8 @@ fn config(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> GuestConfig {
             gateway4: subnet.gateway().0,
             ipv6: nic.v6,
             gateway6: LINK_GATEWAY6,
-            // The host answers for the names of guests, and asks others for those with NAT.
             name_server: subnet.gateway().0,
-            search: DOMAIN.to_owned(),
+            search: String::new(),
         }),
         ssh: Some(GuestSsh {
             host_key: vm.host_key.secret().to_owned(),

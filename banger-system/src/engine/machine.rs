@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::{
     Shared,
+    capability::Plan,
     error::{Error, Result, one_line},
     guest_archive,
     job::{JobHandle, Stages},
@@ -394,8 +395,7 @@ impl Task {
         self.shared.ports.store.put_vm(&self.vm).await?;
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
-        let nic = self.shared.nic(&self.vm).await?;
-        let subnet = self.shared.subnet().await?;
+        let Plan { nic, guest } = self.shared.plan(&self.vm).await?;
         let attach = ports.disks.attach(self.vm.id, self.vm.image);
         let drives = self.lease.hold(Resource::Mapper, attach).await?;
         let machine = Machine {
@@ -407,7 +407,7 @@ impl Task {
             memory: self.vm.spec.memory,
             kernel: boot.kernel,
             initramfs: boot.initramfs,
-            guest_archive: guest_archive::of(&self.vm, &nic, subnet, now(&*ports.clock))?,
+            guest_archive: guest_archive::of(&guest)?,
             drives,
             nics: vec![machine::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
         };

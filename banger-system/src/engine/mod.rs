@@ -1,6 +1,7 @@
 //! The engine: one task per machine, provisioning under a lease, jobs, recovery. It knows the host only
 //! through the ports.
 
+mod capability;
 mod configure;
 mod create;
 mod diagnose;

@@ -1,7 +1,11 @@
 //! The network as the engine sees it: the addresses of this host's guests, chosen once and kept, and the
 //! interface of each machine.
 
-use super::Shared;
+use super::{
+    Shared,
+    capability::{self, Plan},
+    guest_archive, now,
+};
 use crate::{
     domain::{
         net::{nic::Nic, prefix::Prefix4, subnet::Subnet},
@@ -53,11 +57,22 @@ impl Shared {
         }
     }
 
+    /// What a machine is to start with.
+    pub(super) async fn plan(&self, vm: &Vm) -> Result<Plan> {
+        let subnet = self.subnet().await?;
+        let full = || Error::HostNotReady { message: "all addresses for guests are taken".to_owned() };
+        let nic = Nic::new(vm.id, vm.owner, subnet, vm.slot).ok_or_else(full)?;
+        let nic = Nic { siblings: self.settings.siblings, ..nic };
+        let guest = guest_archive::config(vm, &nic, subnet, now(&*self.ports.clock));
+        let mut plan = Plan { nic, guest };
+        for capability in capability::ALL {
+            capability.add_to(&mut plan, vm, subnet);
+        }
+        Ok(plan)
+    }
+
     /// The interface that a machine is to have.
     pub(super) async fn nic(&self, vm: &Vm) -> Result<Nic> {
-        let full = || Error::HostNotReady { message: "all addresses for guests are taken".to_owned() };
-        let nic = Nic::new(vm.id, vm.owner, self.subnet().await?, vm.slot).ok_or_else(full)?;
-        let (nat, ports) = (vm.spec.nat, vm.spec.ports.clone());
-        Ok(Nic { nat, ports, siblings: self.settings.siblings, ..nic })
+        Ok(self.plan(vm).await?.nic)
     }
 }

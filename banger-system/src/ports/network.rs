@@ -41,6 +41,10 @@ pub trait Network: Send + Sync {
     async fn unplug(&self, vm: VmId) -> Result<()>;
     /// The machines that have anything of an interface.
     async fn found(&self) -> Result<Vec<VmId>>;
-    /// What the network needs of the host, and whether that is there.
+    /// What every guest's interface needs of the host, and whether that is there.
     async fn checks(&self) -> Vec<Check>;
+    /// What a guest needs of the host to reach what lies beyond it, and whether that is there.
+    async fn checks_of_nat(&self) -> Vec<Check>;
+    /// What published ports need of the host, and whether that is there.
+    async fn checks_of_ports(&self) -> Vec<Check>;
 }

@@ -111,6 +111,14 @@ impl Network for Sim {
             hint: "start banger-system without --sim".to_owned(),
         }]
     }
+
+    async fn checks_of_nat(&self) -> Vec<Check> {
+        Vec::new()
+    }
+
+    async fn checks_of_ports(&self) -> Vec<Check> {
+        Vec::new()
+    }
 }
 
 fn put(state: &mut State, nic: &Nic) -> Result<()> {

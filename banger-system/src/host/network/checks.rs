@@ -13,9 +13,19 @@ use crate::{
     ports::{Check, Status},
 };
 
-/// Every check. Blocks.
-pub(super) fn all(filter: &Filter) -> Vec<Check> {
-    let mut checks = vec![tun(), nft(), ipv6()];
+/// What every interface needs.
+pub(super) fn of_interfaces() -> Vec<Check> {
+    vec![tun(), nft()]
+}
+
+/// What published ports need, beside what interfaces do: nothing, so it tells how many there are.
+pub(super) fn of_ports(count: usize) -> Check {
+    check("ports", Status::Pass, format!("{count} ports of this host lead to guests"), "")
+}
+
+/// What the way beyond the host needs. Blocks.
+pub(super) fn of_nat(filter: &Filter) -> Vec<Check> {
+    let mut checks = vec![ipv6()];
     match filter.foreign_drops() {
         Ok(drops) => checks.extend(firewall(&drops)),
         Err(error) => checks.push(check(

@@ -294,9 +294,16 @@ impl Network for LinuxNetwork {
     }
 
     async fn checks(&self) -> Vec<Check> {
+        blocking("look at the network", move || Ok(checks::of_interfaces())).await.unwrap_or_default()
+    }
+
+    async fn checks_of_nat(&self) -> Vec<Check> {
         let filter = self.filter.clone();
-        let checks = blocking("look at the network", move || Ok(checks::all(&filter))).await;
-        checks.unwrap_or_default()
+        blocking("look at the network", move || Ok(checks::of_nat(&filter))).await.unwrap_or_default()
+    }
+
+    async fn checks_of_ports(&self) -> Vec<Check> {
+        vec![checks::of_ports(self.ports.count())]
     }
 }
 

@@ -48,6 +48,11 @@ impl HeldPorts {
         self.lock().remove(&vm);
     }
 
+    /// How many ports lead to guests.
+    pub(super) fn count(&self) -> usize {
+        self.lock().values().map(BTreeMap::len).sum()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<VmId, BTreeMap<Port, OwnedFd>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
