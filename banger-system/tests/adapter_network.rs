@@ -396,6 +396,41 @@ fn whoever_keeps_the_network_notices_what_others_do_to_the_host() {
 }
 
 #[test]
+fn a_way_out_that_came_while_nobody_needed_one_is_found() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let web = world.internet.serve("0.0.0.0:0");
+        let guest = world.guest(network, with_nat(nic(0, ALICE))).await;
+        guest.space.dial((INTERNET, web)).unwrap();
+        let without = nic(0, ALICE);
+        network.change(&guest.nic, &without).await.unwrap();
+        let story = async {
+            tokio::task::yield_now().await;
+            world.host.ip(&format!("link add up1 type veth peer name inet1 netns {}", world.internet.path()));
+            world.internet.ip("address add 198.51.100.2/24 dev inet1");
+            world.internet.ip("link set inet1 up");
+            world.host.ip("address add 198.51.100.1/24 dev up1");
+            world.host.ip("link set up1 up");
+            world.host.ip("route replace default via 198.51.100.2");
+            for _ in 0..100 {
+                // The change is noticed beside.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                network.change(&without, &guest.nic).await.unwrap();
+                if guest.space.dial(("198.51.100.2", web)).is_ok() {
+                    return;
+                }
+                network.change(&guest.nic, &without).await.unwrap();
+            }
+            panic!("the new way out was not found");
+        };
+        tokio::select! {
+            biased;
+            ended = network.keep() => panic!("{ended:?}"),
+            () = story => {}
+        }
+    });
+}
+
+#[test]
 fn a_tap_is_for_root_until_it_is_given_to_a_user() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let nic = nic(0, ALICE);

@@ -102,8 +102,10 @@ impl LinuxNetwork {
                 changed = watch.way_out_changed() => {
                     changed.map_err(|source| Error::os("watch the routes of the host", source))?;
                     let filter = self.filter.clone();
-                    if blocking("look for guests", move || Ok(filter.leads_outside())).await? {
-                        self.open_outside().await?;
+                    match blocking("look for guests", move || Ok(filter.leads_outside())).await? {
+                        true => self.open_outside().await?,
+                        // The next guest that needs the way out finds it as it is then.
+                        false => self.outside_is_open.store(false, Ordering::Relaxed),
                     }
                 }
                 events = rules.recv() => {
