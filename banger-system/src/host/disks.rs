@@ -156,7 +156,7 @@ impl Disks for FileDisks {
     }
 
     async fn checks(&self) -> Vec<Check> {
-        let message = format!("system disks are copies of their images: {}", self.reason);
+        let message = format!("system disks are files: {}", self.reason);
         vec![check(Status::Warn, &message, "modprobe dm_snapshot, then systemctl restart banger-system")]
     }
 }

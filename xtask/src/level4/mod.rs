@@ -37,7 +37,16 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         [guests::CHECKS, names::CHECKS, network::CHECKS, ssh::CHECKS, people::CHECKS, refusals::CHECKS]
             .concat();
     for (name, check) in checks.into_iter().filter(|(name, _)| name.contains(only)) {
-        match check(host).and_then(|()| nothing_left(host)) {
+        let attempt = || check(host).and_then(|()| nothing_left(host));
+        let outcome = attempt().or_else(|error| match stands_still(host)? {
+            true => {
+                say(&format!("AGAIN {name}: the kernel of an emulated guest stood still ({error:#})"));
+                clear(host)?;
+                attempt()
+            }
+            false => Err(error),
+        });
+        match outcome {
             Ok(()) => {
                 say(&format!("PASS {name}"));
                 tally.passed += 1;
@@ -69,6 +78,19 @@ fn nothing_left(host: &Host) -> Result<()> {
     let left: Vec<&str> = left.lines().filter(is_something).collect();
     ensure!(left.is_empty(), "it left {left:?}");
     Ok(())
+}
+
+/// Whether a guest's kernel says that its processors do not get on. QEMU's translator does that to guests with
+/// several processors at times; a check that meets it has seen nothing of banger.
+fn stands_still(host: &Host) -> Result<bool> {
+    let look = "
+        banger doctor | grep -q '^PASS *kvm' && exit 1
+        for name in $(banger vm list --all --json | grep -o '\"id\": *\"[^\"]*' | cut -d '\"' -f 4); do
+            banger vm logs $name | grep -q -e 'soft lockup' -e 'rcu_preempt detected stalls' && exit 0
+        done
+        exit 1";
+    let looked = host.enter(&["sh", "-c", look]).output().context("cannot look at the guests")?;
+    Ok(looked.status.success())
 }
 
 /// Deletes what a check that failed has left.

@@ -17,11 +17,11 @@ const UNTIL: &str = "
     until_gone() { for n in $(seq 100); do known \"$1\" || return 0; sleep 0.1; done; echo \"$1 is known\" >&2; exit 1; }";
 
 fn names(host: &Host) -> Result<()> {
-    let bobs = "banger vm create --name theirs";
+    let bobs = "banger vm create --vcpu 1 --name theirs";
     let alices = format!(
         "{UNTIL}
-        banger vm create --name one
-        banger vm create --name other
+        banger vm create --vcpu 1 --name one
+        banger vm create --vcpu 1 --name other
         address=$(banger vm show other --json | grep -o '\"address\": *\"[^\"]*' | cut -d '\"' -f 4)
         banger vm exec other -- python3 -m http.server 4000 > served 2>&1 &
         server=$!
@@ -65,7 +65,7 @@ fn names(host: &Host) -> Result<()> {
 
 fn churn(host: &Host) -> Result<()> {
     let root = |text: &str| expect(&host.enter(&["sh", "-euc", &format!("{UNTIL}\n{text}")]).output()?, 0);
-    script(host, "alice", "banger vm create --name brief; banger vm create --name steady")?;
+    script(host, "alice", "banger vm create --vcpu 1 --name brief; banger vm create --vcpu 1 --name steady")?;
     root("until_known steady.vm; systemctl restart systemd-resolved.service; until_known steady.vm")?;
     root(
         "before=$(systemctl show -P MainPID banger-system.service)

@@ -40,7 +40,7 @@ const NO_INTERNET: &str = "
 
 /// What the scripts of users have in common. `knocks` says `open`, `refused` or `silent`.
 const TOOLS: &str = "
-    create() { banger vm create --quiet --memory 512MiB --name $*; }
+    create() { banger vm create --quiet --vcpu 1 --memory 512MiB --name $*; }
     address() { banger vm show --json $1 | sed -n 's/.*\"address\": *\"\\([^\"]*\\)\".*/\\1/p'; }
     in_guest() { guest=$1; shift; banger vm exec $guest -- bash -c \"$*\"; }
     knock='knocks() {
@@ -49,7 +49,12 @@ const TOOLS: &str = "
         case $status in 0) echo open;; 124) echo silent;; *) echo refused;; esac
     }'
     eval \"$knock\"
-    await_ssh() { for n in $(seq 600); do [ $(knocks $1 22) = open ] && return; sleep 0.2; done; return 1; }";
+    await_ssh() {
+        end=$((SECONDS + 120))
+        while [ $SECONDS -lt $end ]; do [ $(knocks $1 22) = open ] && return; sleep 0.2; done
+        echo sshd does not answer >&2
+        return 1
+    }";
 
 fn with_internet(host: &Host, check: impl FnOnce() -> Result<()>) -> Result<()> {
     root(host, INTERNET)?;

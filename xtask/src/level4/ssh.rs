@@ -17,7 +17,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
 fn session(host: &Host) -> Result<()> {
     let session = "
         banger ssh-config --install
-        banger vm create --name web
+        banger vm create --vcpu 1 --name web
         ssh web.vm hostname
         [ \"$(ssh web.alice.vm id -un)\" = root ]
         status=0; ssh web.vm 'exit 42' || status=$?
@@ -53,7 +53,7 @@ fn session(host: &Host) -> Result<()> {
 
 fn without_configuration(host: &Host) -> Result<()> {
     let session = "
-        banger vm create --quiet --name bare
+        banger vm create --quiet --vcpu 1 --name bare
         echo hello | banger vm ssh bare -- cat
         status=0; banger vm ssh bare -- exit 7 || status=$?
         echo status $status
@@ -71,7 +71,7 @@ fn without_configuration(host: &Host) -> Result<()> {
 
 fn wrong_key(host: &Host) -> Result<()> {
     let session = "
-        banger vm create --quiet --name liar
+        banger vm create --quiet --vcpu 1 --name liar
         banger vm ssh liar -- true
         banger vm exec liar -- sh -ec '
             cd /etc/ssh
@@ -94,7 +94,7 @@ fn wrong_key(host: &Host) -> Result<()> {
 
 fn keys_of_the_guest(host: &Host) -> Result<()> {
     let session = "
-        banger vm create --quiet --name keys
+        banger vm create --quiet --vcpu 1 --name keys
         banger vm ssh keys -- true
         banger vm exec keys -- sh -c 'ssh-keyscan 127.0.0.1 2> /dev/null' > scanned
         cut -d ' ' -f 2 scanned | sort | tr '\\n' ' '
@@ -117,7 +117,7 @@ fn keys_of_the_guest(host: &Host) -> Result<()> {
 
 fn keep_out(host: &Host) -> Result<()> {
     let session = "
-        banger vm create --quiet --name wired
+        banger vm create --quiet --vcpu 1 --name wired
         banger vm exec wired -- sh -ec '
             printf \"[Match]\\nName=*\\n[Network]\\nDHCP=yes\\n\" > /etc/systemd/network/10-all.network
             ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
@@ -135,7 +135,7 @@ fn keep_out(host: &Host) -> Result<()> {
 }
 
 fn others(host: &Host) -> Result<()> {
-    script(host, "alice", "banger vm create --quiet --name secret")?;
+    script(host, "alice", "banger vm create --quiet --vcpu 1 --name secret")?;
     let addresses = script(
         host,
         "alice",
