@@ -14,8 +14,10 @@ use super::{
     error::{Error, Result},
     export::{
         Change::{self, Never, Told},
-        Kind, Property, border,
+        Kind, Property, border, export,
     },
+    image::ImageKind,
+    kernel::KernelKind,
     path,
 };
 use crate::{
@@ -169,7 +171,20 @@ impl Methods {
         timeout_usec: u64,
     ) -> Result<(String, String, String, HashMap<String, OwnedVariant>)> {
         let timeout = (timeout_usec != 0).then(|| Duration::from_micros(timeout_usec));
-        let job = border(&self.border)?.engine.wait_job(self.id, timeout).await?;
+        let border = border(&self.border)?;
+        let job = border.engine.wait_job(self.id, timeout).await?;
+        // Who hears of the end may ask for what was made at once, before the publisher has come to it.
+        for object in &job.objects {
+            match *object {
+                Object::Image(id) if border.engine.image(id).is_some() => {
+                    export(&border, ImageKind(id)).await?
+                }
+                Object::Kernel(id) if border.engine.kernel(id).is_some() => {
+                    export(&border, KernelKind(id)).await?;
+                }
+                Object::Vm(_) | Object::Image(_) | Object::Kernel(_) => {}
+            }
+        }
         let JobResult { result, error_name, error_message } = result(&job);
         let mut made = HashMap::new();
         for (name, value) in data(&job) {
