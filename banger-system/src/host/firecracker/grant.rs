@@ -1,6 +1,6 @@
 //! Giving the monitor's own user what it opens itself.
 //!
-//! Firecracker opens a disk by path and attaches to a TAP by name, and the kernel asks whether its user may.
+//! Firecracker opens a disk by path, and the kernel asks whether its user may.
 //! That user is known only once the unit runs. A disk gets an entry in its access control list, so that its
 //! owner and its mode stay as they are; the list is replaced as a whole, so what an earlier boot's user had
 //! goes. It needs no undo of its own: the file stands in a directory that no user passes, and a disk that is
@@ -23,13 +23,10 @@ const READ: u16 = 4;
 const READ_AND_WRITE: u16 = 6;
 const NOTHING: u16 = 0;
 
-/// Gives a user what a machine has.
+/// Gives a user the disks of a machine.
 pub fn to(user: u32, machine: &Machine) -> Result<()> {
     for drive in &machine.drives {
         disk(&drive.path, drive.access, user)?;
-    }
-    for nic in &machine.nics {
-        super::tap::give(&nic.tap, user)?;
     }
     Ok(())
 }

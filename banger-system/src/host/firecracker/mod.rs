@@ -6,7 +6,6 @@
 mod api;
 mod grant;
 mod sockets;
-mod tap;
 mod words;
 
 use std::{

@@ -27,18 +27,13 @@ impl HeldPorts {
     /// Holds these ports for a guest, and no others. When one of them is taken nothing changes.
     pub(super) fn hold(&self, vm: VmId, ports: &BTreeSet<Port>) -> Result<()> {
         let mut all = self.lock();
-        let held = all.entry(vm).or_default();
-        // Another scope of the same port: the old socket would be in the way of the new one.
-        let has = |port: &Port| held.keys().any(|old| old == port);
-        let missing: Vec<Port> = ports.iter().filter(|port| !has(port)).copied().collect();
-        let mut new = BTreeMap::new();
-        for port in missing {
-            new.insert(port, take(port)?.0);
+        let mut held = BTreeMap::new();
+        for port in ports.iter().filter(|port| !all.get(&vm).is_some_and(|held| held.contains_key(port))) {
+            held.insert(*port, take(*port)?.0);
         }
-        held.extend(new);
-        held.retain(|port, _| ports.contains(port));
-        if held.is_empty() {
-            all.remove(&vm);
+        held.extend(all.remove(&vm).unwrap_or_default().into_iter().filter(|(port, _)| ports.contains(port)));
+        if !held.is_empty() {
+            all.insert(vm, held);
         }
         Ok(())
     }
