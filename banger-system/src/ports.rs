@@ -3,6 +3,7 @@
 //! Whatever makes something says so in its documentation, and each has a counterpart that removes it, for
 //! which a thing that is gone already is success.
 
+pub mod images;
 pub mod names;
 pub mod network;
 
@@ -14,6 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 use banger_proto::size::Bytes;
+use images::{Content, Progress};
 
 use crate::domain::{
     id::{ImageId, KernelId, Uid, VmId},
@@ -210,8 +212,14 @@ pub enum Layers {
 /// The files of images.
 #[async_trait]
 pub trait ImageFiles: Send + Sync {
-    /// Copies a raw ext4 file system from a user's file. What is left of a failed import is removed.
-    async fn import(&self, image: ImageId, rootfs: OwnedFd) -> Result<ImageFacts>;
+    /// Makes an image's file of what it consists of. What is left of a failed import is removed. The progress
+    /// counts the bytes of the content that were read.
+    async fn import(
+        &self,
+        image: ImageId,
+        content: Content,
+        progress: Arc<dyn Progress>,
+    ) -> Result<ImageFacts>;
     /// Removes an image's files.
     async fn remove(&self, image: ImageId) -> Result<()>;
     /// The images that have files.

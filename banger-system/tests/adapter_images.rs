@@ -10,13 +10,20 @@ use std::{
     os::{fd::OwnedFd, unix::fs::FileExt},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::id::{ImageId, VmId},
+    domain::{
+        id::{ImageId, VmId},
+        image::ImageFacts,
+    },
     host::{disks::FileDisks, image_files::LocalImages},
-    ports::{Disks, Error, ImageFiles, Result},
+    ports::{
+        Disks, Error, ImageFiles, Result,
+        images::{Content, Unwatched},
+    },
 };
 use rustix::fs::{Mode, OFlags};
 use scratch::{Scratch, is_root, mode, names, require, run};
@@ -35,10 +42,14 @@ fn open(path: &Path) -> OwnedFd {
     File::open(path).unwrap().into()
 }
 
+async fn import(images: &LocalImages, file: OwnedFd) -> Result<ImageFacts> {
+    images.import(IMAGE, Content::File(file), Arc::new(Unwatched)).await
+}
+
 /// The error of a refused import, after which nothing is left.
 async fn refused(scratch: &Scratch, file: OwnedFd) -> Error {
     let images = LocalImages::new(scratch.places.clone());
-    let error = images.import(IMAGE, file).await.unwrap_err();
+    let error = import(&images, file).await.unwrap_err();
     assert_eq!(names(&scratch.places.images()), [] as [&str; 0]);
     assert_eq!(images.found().await.unwrap(), []);
     error
@@ -56,7 +67,7 @@ async fn an_image_is_copied_digested_and_never_written_to_again() {
     // Zeros that take space, in the middle of nothing.
     File::options().write(true).open(&rootfs).unwrap().write_all_at(&[0; 8 << 20], 128 << 20).unwrap();
     let images = LocalImages::new(scratch.places.clone());
-    let facts = images.import(IMAGE, open(&rootfs)).await.unwrap();
+    let facts = import(&images, open(&rootfs)).await.unwrap();
 
     let sum = Command::new("sha256sum").arg(&rootfs).output().unwrap();
     let sum = String::from_utf8(sum.stdout).unwrap();
@@ -90,7 +101,7 @@ async fn the_usual_kinds_of_ext4_are_taken() {
         let scratch = Scratch::new();
         let rootfs = mkfs(&scratch, Bytes::mib(64), options);
         let images = LocalImages::new(scratch.places.clone());
-        let facts = images.import(IMAGE, open(&rootfs)).await;
+        let facts = import(&images, open(&rootfs)).await;
         assert_eq!(facts.map(|facts| facts.virtual_size).unwrap(), Bytes::mib(64), "{options:?}");
     }
 }
@@ -102,7 +113,7 @@ async fn what_our_own_writer_makes_is_taken() {
     disks.create_directory(vm).await.unwrap();
     disks.create_work_disk(vm, Bytes::gib(1)).await.unwrap();
     let images = LocalImages::new(scratch.places.clone());
-    let facts = images.import(IMAGE, open(&scratch.places.work_disk(vm))).await.unwrap();
+    let facts = import(&images, open(&scratch.places.work_disk(vm))).await.unwrap();
     assert_eq!(facts.virtual_size, Bytes::gib(1));
 }
 
@@ -112,7 +123,7 @@ async fn a_file_system_may_be_smaller_than_its_file() {
     let rootfs = mkfs(&scratch, Bytes::mib(64), &[]);
     File::options().write(true).open(&rootfs).unwrap().set_len(100_000_001).unwrap();
     let images = LocalImages::new(scratch.places.clone());
-    let facts = images.import(IMAGE, open(&rootfs)).await.unwrap();
+    let facts = import(&images, open(&rootfs)).await.unwrap();
     assert_eq!(facts.virtual_size, Bytes::mib(64));
     assert_eq!(fs::metadata(scratch.places.image(IMAGE)).unwrap().len(), 100_000_001);
 }
@@ -195,8 +206,8 @@ fn a_full_disk_is_told_as_such_and_leaves_nothing() {
 async fn an_image_that_is_there_is_kept() {
     let scratch = Scratch::new();
     let images = LocalImages::new(scratch.places.clone());
-    let first = images.import(IMAGE, open(&mkfs(&scratch, Bytes::mib(64), &[]))).await.unwrap();
-    let again = images.import(IMAGE, open(&mkfs(&scratch, Bytes::mib(128), &[]))).await;
+    let first = import(&images, open(&mkfs(&scratch, Bytes::mib(64), &[]))).await.unwrap();
+    let again = import(&images, open(&mkfs(&scratch, Bytes::mib(128), &[]))).await;
     assert!(matches!(again, Err(Error::Os { .. })));
     assert_eq!(names(&scratch.places.images()), [IMAGE.to_string()]);
     let length = fs::metadata(scratch.places.image(IMAGE)).unwrap().len();
@@ -236,7 +247,7 @@ fn an_import_shares_blocks_where_the_file_system_can() {
         .enable_all()
         .build()
         .unwrap()
-        .block_on(LocalImages::new(scratch.places.clone()).import(IMAGE, open(&rootfs)));
+        .block_on(import(&LocalImages::new(scratch.places.clone()), open(&rootfs)));
     let taken = before.saturating_sub(free());
     assert!(taken < 1 << 20, "the copy took {taken} bytes");
     let sum = Command::new("sha256sum").arg(&rootfs).output().unwrap();

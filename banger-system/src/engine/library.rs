@@ -12,9 +12,12 @@ use super::{
     request::{ImportImage, ImportKernel},
     view::{JobKind, Object},
 };
-use crate::domain::{
-    id::{ImageId, JobId, KernelId},
-    image::{Image, Kernel},
+use crate::{
+    domain::{
+        id::{ImageId, JobId, KernelId},
+        image::{Image, Kernel},
+    },
+    ports::images::{Content, Unwatched},
 };
 
 const IMPORT: Stages = &["import"];
@@ -77,7 +80,8 @@ async fn make_image(
 ) -> Result<()> {
     let id = ImageId::random();
     job.stage("import", format!("copying {}", request.name));
-    let facts = shared.ports.image_files.import(id, request.rootfs).await?;
+    let facts =
+        shared.ports.image_files.import(id, Content::File(request.rootfs), Arc::new(Unwatched)).await?;
     let image = Image {
         id,
         name: request.name,

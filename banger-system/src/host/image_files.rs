@@ -3,10 +3,8 @@
 use std::{
     fs::File,
     io::{self, ErrorKind},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileExt, MetadataExt},
-    },
+    os::unix::fs::{FileExt, MetadataExt},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +26,10 @@ use crate::{
         image::ImageFacts,
         resource::{IMAGE_FILE, Places},
     },
-    ports::{Error, ImageFiles, Result},
+    ports::{
+        Error, ImageFiles, Result,
+        images::{Content, Progress},
+    },
 };
 
 /// The largest file that is taken. Holes are not copied but are part of the digest, at about one GiB per
@@ -54,7 +55,15 @@ impl LocalImages {
 
 #[async_trait]
 impl ImageFiles for LocalImages {
-    async fn import(&self, image: ImageId, rootfs: OwnedFd) -> Result<ImageFacts> {
+    async fn import(
+        &self,
+        image: ImageId,
+        content: Content,
+        _progress: Arc<dyn Progress>,
+    ) -> Result<ImageFacts> {
+        let Content::File(rootfs) = content else {
+            return Err(Error::Unsupported { message: "layers cannot be imported yet".to_owned() });
+        };
         let parent = self.places.images();
         let doing = move || format!("write image {image}");
         let (staging, file) = blocking("begin an image", move || {

@@ -1,6 +1,6 @@
 //! Files in memory: disks, images and kernels are only remembered.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use async_trait::async_trait;
 use banger_proto::size::Bytes;
@@ -12,7 +12,10 @@ use crate::{
         image::{ImageFacts, KernelFacts},
         machine::{Access, Drive, Medium},
     },
-    ports::{BootFiles, Check, Disks, Error, ImageFiles, KernelFiles, Layers, Result},
+    ports::{
+        BootFiles, Check, Disks, Error, ImageFiles, KernelFiles, Layers, Result,
+        images::{Content, Progress},
+    },
 };
 
 /// What stands for the digest of a file that was never read.
@@ -75,7 +78,12 @@ impl Disks for Sim {
 
 #[async_trait]
 impl ImageFiles for Sim {
-    async fn import(&self, image: ImageId, _rootfs: OwnedFd) -> Result<ImageFacts> {
+    async fn import(
+        &self,
+        image: ImageId,
+        _content: Content,
+        _progress: Arc<dyn Progress>,
+    ) -> Result<ImageFacts> {
         self.step("import an image")?.image_files.insert(image);
         Ok(ImageFacts {
             digest: NO_DIGEST.to_owned(),
