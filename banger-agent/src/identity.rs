@@ -64,7 +64,8 @@ mod tests {
             ipv4: "172.30.0.2".parse().unwrap(),
             gateway4: "172.30.0.1".parse().unwrap(),
             ipv6: "fd00::2".parse().unwrap(),
-            gateway6: "fe80::1".parse().unwrap(),
+            gateway6: "fd00::1".parse().unwrap(),
+            gateway_mac: [2, 0, 0, 0, 0, 2],
             name_server: "172.30.0.1".parse().unwrap(),
             search: "vm".into(),
         };

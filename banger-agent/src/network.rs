@@ -1,7 +1,7 @@
 //! The network interface, set up before the image's init begins: images without any network tool have one,
 //! and the tools of the others find it up and leave it alone.
 //!
-//! rtnetlink(7), by hand: three kinds of messages are not worth a library in a program of this size.
+//! rtnetlink(7), by hand: four kinds of messages are not worth a library in a program of this size.
 
 use std::{
     fs, io,
@@ -18,10 +18,11 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(2);
 
-// include/uapi/linux/rtnetlink.h, if_addr.h, netlink.h and if.h
+// include/uapi/linux/rtnetlink.h, if_addr.h, neighbour.h, netlink.h and if.h
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWNEIGH: u16 = 28;
 const NLMSG_ERROR: u16 = 2;
 /// A request that is answered, and makes what is not there.
 const FLAGS: u16 = 0x1 | 0x4 | 0x400;
@@ -31,6 +32,9 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 /// Nobody else can have the address: it need not be looked for.
 const IFA_F_NODAD: u8 = 2;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const TABLE_MAIN: u8 = 254;
@@ -48,10 +52,13 @@ pub fn set_up(network: &GuestNetwork) -> io::Result<String> {
     netlink.up(LOOPBACK)?;
     let (name, index) = find(network.mac)?;
     netlink.up(index)?;
-    netlink.address(index, network.ipv4.into())?;
-    netlink.default_route(index, network.gateway4.into())?;
-    netlink.address(index, network.ipv6.into())?;
-    netlink.default_route(index, network.gateway6.into())?;
+    let families: [(IpAddr, IpAddr); 2] =
+        [(network.ipv4.into(), network.gateway4.into()), (network.ipv6.into(), network.gateway6.into())];
+    for (address, gateway) in families {
+        netlink.address(index, address)?;
+        netlink.neighbour(index, gateway, network.gateway_mac)?;
+        netlink.default_route(index, gateway)?;
+    }
     Ok(name)
 }
 
@@ -104,6 +111,18 @@ impl Netlink {
         self.ask(RTM_NEWADDR, FLAGS | REPLACE, &message)
     }
 
+    /// The gateway's hardware address is known for good.
+    fn neighbour(&self, index: u32, gateway: IpAddr, mac: [u8; 6]) -> io::Result<()> {
+        let (family, bytes) = family_and_bytes(gateway);
+        let mut message = vec![family, 0, 0, 0];
+        message.extend(index.to_ne_bytes());
+        message.extend(NUD_PERMANENT.to_ne_bytes());
+        message.extend([0; 2]);
+        attribute(&mut message, NDA_DST, &bytes);
+        attribute(&mut message, NDA_LLADDR, &mac);
+        self.ask(RTM_NEWNEIGH, FLAGS | REPLACE, &message)
+    }
+
     fn default_route(&self, index: u32, gateway: IpAddr) -> io::Result<()> {
         let (family, bytes) = family_and_bytes(gateway);
         let mut message = vec![family, 0, 0, 0, TABLE_MAIN, PROTOCOL_BOOT, 0, UNICAST];
@@ -142,9 +161,10 @@ fn family_and_bytes(address: IpAddr) -> (u8, Vec<u8>) {
     }
 }
 
-/// Adds an attribute. All of ours are multiples of 4 bytes, so none needs padding.
+/// Adds an attribute, padded to a multiple of 4 bytes.
 fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     message.extend(((4 + value.len()) as u16).to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
 }

@@ -70,8 +70,10 @@ pub struct GuestNetwork {
     pub gateway4: Ipv4Addr,
     /// The address.
     pub ipv6: Ipv6Addr,
-    /// Where everything goes: an address of the link.
+    /// Where everything goes.
     pub gateway6: Ipv6Addr,
+    /// The hardware address of both gateways, so that nobody has to ask for it.
+    pub gateway_mac: [u8; 6],
     /// Who is asked for names.
     pub name_server: Ipv4Addr,
     /// The domain in which short names are looked for.

@@ -1,7 +1,5 @@
 //! The part of the initramfs that is one boot's own: what the agent is told.
 
-use core::net::Ipv6Addr;
-
 use banger_proto::guest::config::{GuestConfig, GuestNetwork, GuestSsh, Init as GuestInit};
 
 use super::error::Result;
@@ -9,14 +7,14 @@ use crate::{
     domain::{
         id::Timestamp,
         kernel::initramfs,
-        net::{nic::Nic, subnet::Subnet},
+        net::{
+            nic::{Mac, Nic},
+            subnet::Subnet,
+        },
         vm::{Init, Vm},
     },
     ports,
 };
-
-/// The host, as it is called on every TAP.
-const LINK_GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The archive with what the agent is told at this boot.
 pub(super) fn of(config: &GuestConfig) -> Result<Vec<u8>> {
@@ -28,6 +26,7 @@ pub(super) fn of(config: &GuestConfig) -> Result<Vec<u8>> {
 /// What every guest is told, before its capabilities add to it.
 pub(super) fn config(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> GuestConfig {
     let hostname = vm.spec.hostname.as_str();
+    let (gateway4, gateway6) = subnet.gateway();
     GuestConfig {
         token: vm.token.as_str().to_owned(),
         hostname: hostname.to_owned(),
@@ -43,10 +42,11 @@ pub(super) fn config(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> Gues
         network: Some(GuestNetwork {
             mac: nic.mac().0,
             ipv4: nic.v4,
-            gateway4: subnet.gateway().0,
+            gateway4,
             ipv6: nic.v6,
-            gateway6: LINK_GATEWAY6,
-            name_server: subnet.gateway().0,
+            gateway6,
+            gateway_mac: Mac::HOST.0,
+            name_server: gateway4,
             search: String::new(),
         }),
         ssh: Some(GuestSsh {

@@ -207,14 +207,15 @@ impl World {
                 }
             });
         }
-        let gateway = subnet().gateway().0;
+        let (gateway4, gateway6) = subnet().gateway();
         for line in [
             format!("link set eth0 address {} up", Mac::of_guest(nic.vm)),
             format!("address add {}/32 dev eth0", nic.v4),
-            format!("route add {gateway} dev eth0"),
-            format!("route add default via {gateway}"),
+            format!("neighbour add {gateway4} lladdr {} dev eth0 nud permanent", Mac::HOST),
+            format!("route add default via {gateway4} dev eth0 onlink"),
             format!("address add {}/128 dev eth0 nodad", nic.v6),
-            "route add default via fe80::1 dev eth0".to_owned(),
+            format!("neighbour add {gateway6} lladdr {} dev eth0 nud permanent", Mac::HOST),
+            format!("route add default via {gateway6} dev eth0 onlink"),
         ] {
             space.ip(&line);
         }

@@ -9,10 +9,12 @@ use futures_util::TryStreamExt;
 use rtnetlink::{
     Handle, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        AddressFamily, RouteNetlinkMessage,
         address::AddressHeaderFlags,
         link::{
             AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, LinkAttribute, LinkMessage,
         },
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteProtocol, RouteType},
     },
 };
@@ -27,10 +29,6 @@ use crate::{
     },
     ports::{Error, Result},
 };
-
-/// The host's address on every TAP, to which guests send IPv6 packets. IPv4 needs none: the host answers
-/// for the address of [`LINK`] on every link.
-const GATEWAY_ON_LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// What the kernel says to a request that changes something.
 type Answer = Result<(), rtnetlink::Error>;
@@ -163,41 +161,6 @@ impl Links {
         Ok(self.find(LINK).await?.ok_or_else(gone)?.index)
     }
 
-    /// Gives a TAP that is down the name that it has as this guest's. Linux before 6.2 renames no link that is
-    /// up, not even to the name that it has.
-    pub(super) async fn name_tap(&self, index: u32, nic: &Nic) -> Answer {
-        self.set(LinkUnspec::new_with_index(index).name(nic.tap().to_string())).await
-    }
-
-    /// Makes a TAP what it is to be for this guest. May be done again while a monitor uses the TAP.
-    ///
-    /// The messages are sent together; the kernel takes them in their order.
-    pub(super) async fn set_up_tap(&self, index: u32, nic: &Nic, ipv6: Ipv6) -> Answer {
-        let v4 = async {
-            tokio::try_join!(
-                biased;
-                self.set(identity(index, nic, ipv6)),
-                self.set(LinkUnspec::new_with_index(index).up()),
-                self.add_route(v4_route(nic.v4, 32).output_interface(index)),
-                self.add_neighbour(index, nic.v4.into(), nic.mac()),
-            )
-        };
-        let v6 = async {
-            if ipv6 == Ipv6::Absent {
-                return Ok(());
-            }
-            tokio::try_join!(
-                biased;
-                self.add_address(index, GATEWAY_ON_LINK.into(), 64),
-                self.add_route(v6_route(nic.v6, 128).output_interface(index)),
-                self.add_neighbour(index, nic.v6.into(), nic.mac()),
-            )?;
-            Ok(())
-        };
-        tokio::try_join!(biased; v4, v6)?;
-        Ok(())
-    }
-
     async fn set(&self, link: LinkMessageBuilder<LinkUnspec>) -> Answer {
         self.handle.link().set(link.build()).execute().await
     }
@@ -212,11 +175,50 @@ impl Links {
     async fn add_route<A>(&self, route: RouteMessageBuilder<A>) -> Answer {
         self.handle.route().add(route.build()).replace().execute().await
     }
+}
 
-    /// Nobody has to ask for the guest's hardware address, and nobody else can answer.
-    async fn add_neighbour(&self, index: u32, guest: IpAddr, mac: Mac) -> Answer {
-        self.handle.neighbours().add(index, guest).link_layer_address(&mac.0).replace().execute().await
+/// Gives a TAP that is down the name that it has as this guest's. Linux before 6.2 renames no link that is up,
+/// not even to the name that it has.
+pub(super) fn name_tap(index: u32, nic: &Nic) -> RouteNetlinkMessage {
+    let name = LinkUnspec::new_with_index(index).name(nic.tap().to_string());
+    RouteNetlinkMessage::SetLink(name.build())
+}
+
+/// Makes a TAP what it is to be for this guest. May be done again while a monitor uses the TAP.
+///
+/// The TAP has no address. The guest sends to those of [`LINK`], and knows the TAP's hardware address
+/// beforehand; an address would add routes to each TAP that stand in one row with those of all others, through
+/// which the kernel walks for each new one.
+pub(super) fn set_up_tap(index: u32, nic: &Nic, ipv6: Ipv6) -> Vec<RouteNetlinkMessage> {
+    let mut requests = vec![
+        RouteNetlinkMessage::SetLink(identity(index, nic, ipv6).build()),
+        RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).up().build()),
+        RouteNetlinkMessage::NewRoute(v4_route(nic.v4, 32).output_interface(index).build()),
+        neighbour(index, nic.v4.into(), nic.mac()),
+    ];
+    if ipv6 != Ipv6::Absent {
+        requests.extend([
+            RouteNetlinkMessage::NewRoute(v6_route(nic.v6, 128).output_interface(index).build()),
+            neighbour(index, nic.v6.into(), nic.mac()),
+        ]);
     }
+    requests
+}
+
+/// Nobody has to ask for the guest's hardware address, and nobody else can answer.
+fn neighbour(index: u32, guest: IpAddr, mac: Mac) -> RouteNetlinkMessage {
+    let (family, destination) = match guest {
+        IpAddr::V4(guest) => (AddressFamily::Inet, NeighbourAddress::Inet(guest)),
+        IpAddr::V6(guest) => (AddressFamily::Inet6, NeighbourAddress::Inet6(guest)),
+    };
+    let mut message = NeighbourMessage::default();
+    (message.header.family, message.header.ifindex) = (family, index);
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(destination),
+        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+    ];
+    RouteNetlinkMessage::NewNeighbour(message)
 }
 
 /// What a TAP is beside being up: ours, of this owner, and a link that packets are forwarded from. Packets

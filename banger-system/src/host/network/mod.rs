@@ -1,5 +1,6 @@
 //! The network of guests on Linux: a routed TAP for each, and a table of the kernel's packet filter.
 
+mod batch;
 mod checks;
 mod filter;
 mod forwarding;
@@ -222,19 +223,16 @@ impl Network for LinuxNetwork {
                 (Some(tap), index)
             }
         };
-        let set_up = async {
-            if new.is_some() {
-                self.links.name_tap(link, nic).await?;
-            }
-            self.links.set_up_tap(link, nic, ipv6).await
-        };
-        set_up.await.map_err(|error| links::failed(format!("set up the TAP {name}"), error))?;
         let (filter, nic_of_filter) = (self.filter.clone(), nic.clone());
         blocking("plug a guest in", move || {
+            let nic = &nic_of_filter;
+            let mut requests: Vec<_> = new.iter().map(|_| links::name_tap(link, nic)).collect();
+            requests.extend(links::set_up_tap(link, nic, ipv6));
+            batch::commit(requests).map_err(|source| cannot("set up", &name, source))?;
             if ipv6 == Ipv6::Forwarded {
                 forwarding::open_tap(name.as_str())?;
             }
-            filter.put(&nic_of_filter)?;
+            filter.put(nic)?;
             // Until here the TAP goes away by itself when something fails.
             new.map_or(Ok(()), NewTap::keep).map_err(|source| cannot("keep", &name, source))
         })

@@ -19,6 +19,7 @@ pub(super) const DEVICE: &str = "/dev/net/tun";
 const TUNSETIFF: u32 = opcode::write::<c_int>(b'T', 202);
 const TUNSETPERSIST: u32 = opcode::write::<c_int>(b'T', 203);
 const TUNSETOWNER: u32 = opcode::write::<c_int>(b'T', 204);
+const TUNSETCARRIER: u32 = opcode::write::<c_int>(b'T', 226);
 const TUNGETIFF: u32 = opcode::read::<c_int>(b'T', 210);
 
 const IFF_TAP: u16 = 0x0002;
@@ -47,10 +48,14 @@ pub(super) struct NewTap(File);
 impl NewTap {
     /// Makes a TAP. A link of this name that is there already is an error: `EBUSY`.
     ///
-    /// Only root may open it: one without an owner could be opened by everybody.
+    /// Only root may open it: one without an owner could be opened by everybody. It has no carrier until
+    /// somebody does: what the kernel does for a link that has one, it then does beside whatever goes on here.
     pub(super) fn make(name: &TapName) -> io::Result<Self> {
         let file = attach(name, FLAGS | IFF_TUN_EXCL)?;
         set_owner(&file, Uid::ROOT)?;
+        // SAFETY: TUNSETCARRIER reads an int.
+        #[expect(unsafe_code, reason = "the meaning of an ioctl is nowhere declared")]
+        unsafe { ioctl(&file, Setter::<{ TUNSETCARRIER as _ }, c_int>::new(0)) }?;
         Ok(Self(file))
     }
 
