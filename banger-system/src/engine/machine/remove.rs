@@ -1,0 +1,111 @@
+//! How a machine is removed, by request or because its lifetime says so.
+
+use std::sync::Arc;
+
+use super::{FORCED, Goal, Next, Reply, Task, answer};
+use crate::{
+    domain::{
+        id::JobId,
+        lifecycle::{Event, Reason, Refused, Transition, step},
+        vm::Lifetime,
+    },
+    engine::{
+        error::Error,
+        job::{JobHandle, Stages},
+        request::Manner,
+        view::JobKind,
+    },
+};
+
+const DELETE: Stages = &["power-off", "remove"];
+
+impl Task {
+    pub(super) async fn delete(&mut self, manner: Manner, reply: Reply<JobId>) -> Next {
+        if self.vm.state.is_up() {
+            if manner == Manner::Clean {
+                answer(reply, Err(Refused { state: self.vm.state, event: Event::Delete }.into()));
+                return Next::Continue;
+            }
+            let job = self.begin_job(JobKind::VmDelete, DELETE);
+            let id = job.id();
+            let stopped = match step(self.vm.state, Event::Stop) {
+                Ok(transition) => self.begin_stop(transition, FORCED, Reason::UserRequest).await,
+                Err(refused) => Err(refused.into()),
+            };
+            match stopped {
+                Ok(()) => {
+                    job.stage("power-off", "ending the machine");
+                    self.wait_for(job, Goal::Gone);
+                }
+                Err(error) => job.finish(Err(error)),
+            }
+            answer(reply, Ok(id));
+            return Next::Continue;
+        }
+        let job = self.begin_job(JobKind::VmDelete, DELETE);
+        answer(reply, Ok(job.id()));
+        job.stage("remove", "removing the disks");
+        let (error, next) = self.remove().await;
+        job.finish(error.map_or(Ok(()), Err));
+        next
+    }
+
+    /// Removes the machine. What cannot be removed stays in the ledger, and the machine stays `deleting`,
+    /// so that the removal can be asked for again.
+    pub(super) async fn remove(&mut self) -> (Option<Error>, Next) {
+        if let Ok(Transition::To(state)) = step(self.vm.state, Event::Delete) {
+            self.vm.state = state;
+            if let Err(error) = self.save().await {
+                return (Some(error), Next::Continue);
+            }
+        }
+        if let Some(error) = self.lease.release_all().await.into_iter().next() {
+            return (Some(error.into()), Next::Continue);
+        }
+        if let Err(error) = self.shared.ports.store.delete_vm(self.vm.id).await {
+            return (Some(error.into()), Next::Continue);
+        }
+        self.shared.registry.remove_vm(self.vm.id);
+        (None, Next::Leave)
+    }
+
+    pub(super) async fn caller_vanished(&mut self) -> Next {
+        if !matches!(self.vm.lifetime, Lifetime::Caller { .. }) {
+            return Next::Continue;
+        }
+        tracing::info!(vm = %self.vm.id, "the client that this machine was bound to is gone");
+        self.delete_unasked(Reason::CallerVanished).await
+    }
+
+    /// Removes the machine because its lifetime says so.
+    pub(super) async fn delete_unasked(&mut self, reason: Reason) -> Next {
+        let job = self.begin_job(JobKind::VmDelete, DELETE);
+        if self.vm.state.is_up() {
+            let stopped = match step(self.vm.state, Event::Stop) {
+                Ok(transition) => self.begin_stop(transition, FORCED, reason).await,
+                Err(refused) => Err(refused.into()),
+            };
+            match stopped {
+                Ok(()) => self.wait_for(job, Goal::Gone),
+                Err(error) => job.finish(Err(error)),
+            }
+            return Next::Continue;
+        }
+        let (error, next) = self.remove().await;
+        job.finish(error.map_or(Ok(()), Err));
+        next
+    }
+
+    pub(super) async fn remove_for_waiters(&mut self) -> Next {
+        let (error, next) = self.remove().await;
+        let gone: Vec<JobHandle> = std::mem::take(&mut self.waiters).into_iter().map(|w| w.job).collect();
+        match error {
+            None => gone.into_iter().for_each(|job| job.finish(Ok(()))),
+            Some(error) => {
+                let error = Arc::new(error);
+                gone.into_iter().for_each(|job| job.fail_shared(&error));
+            }
+        }
+        next
+    }
+}

@@ -1,0 +1,62 @@
+//! How the task of a machine goes on after a restart of the service.
+
+use super::{Next, Task};
+use crate::{
+    domain::{
+        lifecycle::{Reason, State},
+        resource::Span,
+    },
+    engine::error::one_line,
+    ports::Started,
+};
+
+impl Task {
+    pub(super) async fn take_over(&mut self, process: Option<Started>) -> Next {
+        match (self.vm.state, process) {
+            (State::Deleting, _) => {
+                let (error, next) = self.remove().await;
+                if let Some(error) = error {
+                    tracing::error!(vm = %self.vm.id, %error, "cannot finish a removal");
+                }
+                next
+            }
+            (state, Some(process)) if state.is_up() => {
+                tracing::info!(vm = %self.vm.id, pid = process.pid, "found a running machine");
+                self.unit = process.unit;
+                self.pid = process.pid;
+                if state == State::Starting {
+                    self.vm.state = State::Running;
+                }
+                self.publish();
+                self.plug_again().await;
+                self.watch_end();
+                if state == State::Stopping {
+                    self.ask_to_shut_down(self.shared.settings.stop_timeout);
+                } else {
+                    self.watch_guest(self.shared.settings.ready_timeout);
+                }
+                Next::Continue
+            }
+            (state, process) if state.is_up() || process.is_some() => {
+                self.lease.release(Span::Boot).await;
+                self.vm.state = if state.is_up() { State::Stopped } else { state };
+                self.vm.reason = Reason::Lost;
+                self.forget_boot();
+                self.log_failed_save().await;
+                Next::Continue
+            }
+            _ => Next::Continue,
+        }
+    }
+
+    /// Takes over the interface of a machine that runs. Without it the machine runs on.
+    pub(super) async fn plug_again(&self) {
+        let plugged = match self.shared.nic(&self.vm).await {
+            Ok(nic) => self.shared.ports.network.plug(&nic).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = plugged {
+            tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot take over an interface");
+        }
+    }
+}
