@@ -28,12 +28,13 @@ use super::{
     path,
     vm::{VmKind, read_start},
 };
-use crate::domain::net::nic::Nat;
 use crate::{
     domain::{
+        dns::DOMAIN,
         id::{JobId, Uid},
         monitor::Wish,
         name::Name,
+        net::nic::Nat,
         ssh::AuthorizedKey,
         vm::Init,
     },
@@ -119,6 +120,7 @@ const PROPERTIES: &[Property<()>] = &[
         change: Change::Told,
         get: |(), engine| engine.settings().default_kernel.to_string().into(),
     },
+    Property { name: "DnsDomain", signature: "s", change: Change::Never, get: |(), _| DOMAIN.into() },
 ];
 
 /// The methods of the manager.
@@ -167,7 +169,7 @@ impl Methods {
             name: view.vm.name.to_string(),
             owner_uid: view.vm.owner.0,
             state: view.vm.state.to_string(),
-            address: String::new(),
+            address: view.address_text(),
             path: path::vm(view.vm.id),
         };
         Ok(views.iter().map(row).collect())

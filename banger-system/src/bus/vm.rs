@@ -115,10 +115,14 @@ const PROPERTIES: &[Property<VmView>] = &[
     property("Vcpus", "u", |view, _| view.vm.spec.vcpus.into()),
     property("Memory", "t", |view, _| view.vm.spec.memory.0.into()),
     property("DiskSize", "t", |view, _| view.vm.spec.disk_size.0.into()),
-    property("Address", "s", |view, _| {
-        view.address.map_or_else(String::new, |address| address.to_string()).into()
-    }),
+    property("Address", "s", |view, _| view.address_text().into()),
     constant("MacAddress", "s", |view, _| view.mac.to_string().into()),
+    Property {
+        name: "DnsNames",
+        signature: "as",
+        change: Change::Untold,
+        get: |view, engine| engine.dns_names(view.vm.id).into(),
+    },
     property("Nat", "b", |view, _| (view.vm.spec.nat == Nat::On).into()),
     constant("SshHostKey", "s", |view, _| view.vm.host_key.public().to_owned().into()),
     property("PublishedPorts", "a(sqqs)", |view, _| {

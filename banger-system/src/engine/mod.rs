@@ -21,7 +21,7 @@ pub mod view;
 
 use std::{
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -38,6 +38,7 @@ use self::{
 };
 use crate::{
     domain::{
+        dns::table::Table,
         id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
         limits::{Limits, Usage},
         name::{Name, Reference},
@@ -89,6 +90,8 @@ struct Shared {
     jobs: Board,
     /// Where the guests are, once that is set up.
     subnet: OnceCell<Subnet>,
+    /// The names of machines as they were last published.
+    names: RwLock<Option<Arc<Table>>>,
 }
 
 impl Engine {
@@ -98,7 +101,14 @@ impl Engine {
         let (events, receiver) = mpsc::unbounded_channel();
         let registry = Registry::new(events.clone());
         let jobs = Board::new(events, Arc::clone(&ports.clock));
-        let shared = Arc::new(Shared { ports, settings, registry, jobs, subnet: OnceCell::new() });
+        let shared = Arc::new(Shared {
+            ports,
+            settings,
+            registry,
+            jobs,
+            subnet: OnceCell::new(),
+            names: RwLock::default(),
+        });
         tokio::spawn(names::keep(Arc::downgrade(&shared), shared.registry.changes()));
         (Self { shared }, receiver)
     }
@@ -106,6 +116,12 @@ impl Engine {
     /// What the configuration decides.
     pub fn settings(&self) -> &Settings {
         &self.shared.settings
+    }
+
+    /// The names that lead to a machine; none while it is down.
+    pub fn dns_names(&self, vm: VmId) -> Vec<String> {
+        let names = self.shared.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.as_ref().map(|names| names.names_of(vm)).unwrap_or_default()
     }
 
     /// The accounts of the host.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{Arc, PoisonError, Weak},
 };
 
 use tokio::sync::watch;
@@ -24,16 +24,17 @@ type Labels = HashMap<Uid, UserLabel>;
 
 /// Publishes the names for as long as there is an engine.
 pub(super) async fn keep(shared: Weak<Shared>, mut changes: watch::Receiver<()>) {
-    let (mut labels, mut published) = (Labels::new(), None);
+    let mut labels = Labels::new();
     while changes.changed().await.is_ok() {
         let Some(shared) = shared.upgrade() else { return };
         let Some(&subnet) = shared.subnet.get() else { continue };
         let views = shared.registry.vms();
         learn(&shared, &views, &mut labels).await;
         let names = Arc::new(table(subnet, &views, &labels));
+        let mut published = shared.names.write().unwrap_or_else(PoisonError::into_inner);
         if published.as_ref() != Some(&names) {
             shared.ports.names.publish(Arc::clone(&names));
-            published = Some(names);
+            *published = Some(names);
         }
     }
 }

@@ -31,6 +31,13 @@ pub struct VmView {
     pub pid: u32,
 }
 
+impl VmView {
+    /// The address in words; empty while there is none.
+    pub fn address_text(&self) -> String {
+        self.address.map_or_else(String::new, |address| address.to_string())
+    }
+}
+
 /// An image as it was last published.
 pub type ImageView = Image;
 /// A kernel as it was last published.

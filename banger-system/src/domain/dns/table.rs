@@ -94,6 +94,17 @@ impl Table {
         self.by_slot.contains_key(&slot)
     }
 
+    /// The names that lead to a machine on the host, the one that it always has first; none while it is down.
+    pub fn names_of(&self, vm: VmId) -> Vec<String> {
+        let Some(index) = self.holders.iter().position(|holder| holder.vm == vm) else { return Vec::new() };
+        let holder = &self.holders[index];
+        let mut names = vec![full_name(holder)];
+        if self.first.get(holder.name.as_str()) == Some(&index) {
+            names.push(format!("{}.{DOMAIN}", holder.name));
+        }
+        names
+    }
+
     /// Whether a name of `before` is no longer here, or leads elsewhere.
     pub fn has_lost_names_of(&self, before: &Table) -> bool {
         before.subnet != self.subnet
@@ -212,7 +223,7 @@ impl Table {
             return Some(DOMAIN.to_owned());
         }
         let holder = self.holder_at(address).filter(|holder| knows_of(asker, holder))?;
-        Some(format!("{}.{}.{DOMAIN}", holder.name, holder.user))
+        Some(full_name(holder))
     }
 
     fn holder_at(&self, address: IpAddr) -> Option<&Holder> {
@@ -222,6 +233,10 @@ impl Table {
         };
         self.holders.get(*self.by_slot.get(&slot?)?)
     }
+}
+
+fn full_name(holder: &Holder) -> String {
+    format!("{}.{}.{DOMAIN}", holder.name, holder.user)
 }
 
 fn knows_of(asker: Asker<'_>, holder: &Holder) -> bool {
@@ -265,6 +280,14 @@ mod tests {
     const HOST: &str = "172.30.0.1";
     const NO_NAME: Answer = Answer::NoName(Zone::Names);
     const NO_DATA: Answer = Answer::NoData(Zone::Names);
+
+    #[test]
+    fn a_machine_has_a_name_of_its_own_and_the_short_one_when_it_was_first() {
+        let names = table(&[holder(1, "web", "alice", 20), holder(2, "web", "bob", 10)]);
+        assert_eq!(names.names_of(VmId::from_bits(1)), ["web.alice.vm"]);
+        assert_eq!(names.names_of(VmId::from_bits(2)), ["web.bob.vm", "web.vm"]);
+        assert_eq!(names.names_of(VmId::from_bits(3)), [""; 0]);
+    }
 
     #[test]
     fn the_one_that_had_a_name_first_keeps_it() {
