@@ -102,3 +102,26 @@ async fn no_machine_has_more_ports_than_it_may() {
     assert!(matches!(one_more, Err(Error::InvalidOption { .. })), "{one_more:?}");
     assert_eq!(house.sim.nic(vm).unwrap().ports.len(), MAX_PORTS);
 }
+
+#[tokio::test]
+async fn a_change_that_fails_at_any_step_leaves_all_as_it_was() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    let (view, nic) = (house.engine.vm(vm).unwrap(), house.sim.nic(vm).unwrap());
+    let change = || Configure { nat: Some(Nat::On), ..Configure::default() };
+    let mut failed = 0;
+    loop {
+        house.sim.fail_at(Some(failed));
+        let changed = house.engine.configure_vm(vm, change()).await;
+        house.sim.fail_at(None);
+        if changed.is_ok() {
+            break;
+        }
+        assert_eq!(house.sim.nic(vm).unwrap(), nic, "step {failed}");
+        assert_eq!(house.engine.vm(vm).unwrap().vm, view.vm, "step {failed}");
+        failed += 1;
+    }
+    // The interface, and the row.
+    assert_eq!(failed, 2);
+    assert_eq!(house.sim.nic(vm).unwrap().nat, Nat::On);
+}

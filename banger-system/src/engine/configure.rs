@@ -103,7 +103,16 @@ impl Task {
             self.vm.spec = old.spec;
             return Err(error);
         }
-        self.save().await
+        if let Err(error) = self.save().await {
+            // What is not kept must not be there either: the next start would make something else of it.
+            let kept = std::mem::replace(&mut self.vm, old);
+            if let Err(error) = self.follow_network(&kept).await {
+                tracing::error!(vm = %self.vm.id, %error, "cannot undo a change of the network");
+            }
+            self.publish();
+            return Err(error);
+        }
+        Ok(())
     }
 
     async fn follow_network(&self, old: &Vm) -> Result<()> {

@@ -25,8 +25,6 @@ pub trait Network: Send + Sync {
     /// Makes a guest's interface with all that belongs to it. What is there already, in use even, becomes
     /// what it is to be: so a service that has just started takes over the guests that run.
     async fn plug(&self, nic: &Nic) -> Result<()>;
-    /// The TAP of a machine, opened for a monitor: whole packets with a virtio header.
-    async fn open_tap(&self, vm: VmId) -> Result<OwnedFd>;
     /// Lets a user's process open the TAP of a machine by its name.
     async fn give_tap(&self, vm: VmId, user: Uid) -> Result<()>;
     /// A stream to what listens in a guest at this address, open to reading and writing without end; none

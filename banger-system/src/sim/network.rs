@@ -61,13 +61,6 @@ impl Network for Sim {
         put(&mut state, nic)
     }
 
-    async fn open_tap(&self, vm: VmId) -> Result<OwnedFd> {
-        let state = self.step("open a TAP")?;
-        require_plugged(&state, vm)?;
-        let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
-        null.map_err(|error| Error::os("open /dev/null", error))
-    }
-
     async fn give_tap(&self, vm: VmId, _user: Uid) -> Result<()> {
         require_plugged(&*self.step("give a TAP to a user")?, vm)
     }

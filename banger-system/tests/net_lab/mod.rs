@@ -23,7 +23,7 @@ use banger_system::{
             subnet::{Slot, Subnet},
         },
     },
-    host::network::LinuxNetwork,
+    host::network::{LinuxNetwork, tap_of},
     ports::network::Network,
 };
 use rustix::{
@@ -194,7 +194,7 @@ impl World {
     /// Plugs a machine in and lets a network stack of its own answer on its TAP.
     pub async fn guest(&self, network: &LinuxNetwork, nic: Nic) -> Guest {
         network.plug(&nic).await.unwrap();
-        let tap = File::from(network.open_tap(nic.vm).await.unwrap());
+        let tap = File::from(tap_of(nic.vm).unwrap());
         let space = Space::new();
         let link = File::from(space.run(|| make_tap("eth0")));
         for (mut from, mut to) in [(tap.try_clone().unwrap(), link.try_clone().unwrap()), (link, tap)] {

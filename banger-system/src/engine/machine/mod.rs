@@ -242,7 +242,7 @@ impl Task {
         }
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         self.shared.registry.publish(self.view());
     }
 

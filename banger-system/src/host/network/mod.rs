@@ -241,12 +241,6 @@ impl Network for LinuxNetwork {
         self.open_outside_for(nic).await
     }
 
-    async fn open_tap(&self, vm: VmId) -> Result<OwnedFd> {
-        self.tap(vm).await?;
-        let name = TapName::of(vm);
-        blocking("open a TAP", move || tap::open(&name).map_err(|source| cannot("open", &name, source))).await
-    }
-
     async fn give_tap(&self, vm: VmId, user: Uid) -> Result<()> {
         self.tap(vm).await?;
         let name = TapName::of(vm);
@@ -317,7 +311,8 @@ fn cannot(what: &str, tap: &TapName, source: io::Error) -> Error {
     }
 }
 
-/// The TAP of a machine, opened for its monitor.
+/// The TAP of a machine that is plugged in, opened for its monitor: whole packets with a virtio header. There is
+/// one reader at a time.
 pub fn tap_of(vm: VmId) -> Result<OwnedFd> {
     let name = TapName::of(vm);
     tap::open(&name).map_err(|source| cannot("open", &name, source))
