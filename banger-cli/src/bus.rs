@@ -39,6 +39,16 @@ impl Bus {
         Ok(Self { connection, asking: Mutex::new(()) })
     }
 
+    /// Whether the service runs already. It is not started by the question.
+    pub async fn service_runs(&self) -> bool {
+        let bus = zbus::fdo::DBusProxy::new(&self.connection).await;
+        let name = zbus::names::BusName::from_static_str(SERVICE);
+        match (bus, name) {
+            (Ok(bus), Ok(name)) => bus.name_has_owner(name).await.unwrap_or_default(),
+            _ => false,
+        }
+    }
+
     /// Every message that comes from now on. The service sends signals to those whom they concern, so
     /// that there is no need to ask the bus for them.
     pub fn messages(&self) -> MessageStream {

@@ -7,6 +7,7 @@ mod batch;
 mod bus;
 mod cli;
 mod command;
+mod complete;
 mod error;
 mod job;
 mod object;
@@ -26,6 +27,7 @@ use clap::Parser;
 use crate::{cli::Cli, error::Error};
 
 fn main() -> ExitCode {
+    complete::answer_shell();
     let cli = Cli::parse();
     // One thread: the client mostly waits, and a thread more costs more than it gives.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{build::Programs, run::repository};
+use crate::{
+    build::Programs,
+    run::{cache, command, output, repository, run},
+};
 
 /// Files of the repository that are installed as they are.
 const FILES: &[(&str, &str)] = &[
@@ -21,6 +24,13 @@ const FILES: &[(&str, &str)] = &[
     ("systemd/60-banger.rules", "usr/lib/udev/rules.d/60-banger.rules"),
     ("systemd/banger.sysusers.conf", "usr/lib/sysusers.d/banger.conf"),
     ("systemd/banger.tmpfiles.conf", "usr/lib/tmpfiles.d/banger.conf"),
+];
+
+/// Where each shell looks for the completions of programs.
+const COMPLETIONS: &[(&str, &str)] = &[
+    ("bash", "usr/share/bash-completion/completions/banger"),
+    ("fish", "usr/share/fish/vendor_completions.d/banger.fish"),
+    ("zsh", "usr/share/zsh/vendor-completions/_banger"),
 ];
 
 /// What is installed, and where below the root.
@@ -37,6 +47,33 @@ fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
     for entry in fs::read_dir(repository.join("dbus/interfaces")).context("cannot read dbus/interfaces")? {
         let entry = entry?;
         files.push((entry.path(), Path::new("usr/share/dbus-1/interfaces").join(entry.file_name()), 0o644));
+    }
+    files.extend(generated(&program("banger"))?);
+    Ok(files)
+}
+
+/// What the command makes itself: its manual and its completions.
+fn generated(banger: &Path) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
+    let mut files = Vec::new();
+    let directory = cache().join("generated");
+    let manual = directory.join("manual");
+    if manual.exists() {
+        fs::remove_dir_all(&manual).with_context(|| format!("cannot remove {}", manual.display()))?;
+    }
+    let banger = banger.display().to_string();
+    let date = output(&mut command("git", ["log", "-1", "--format=%cs"]))?;
+    run(command(&banger, ["manual", "--date", date.trim()]).arg(&manual))?;
+    for page in fs::read_dir(&manual).context("cannot read the manual")? {
+        let page = page?;
+        run(command("gzip", ["-9n"]).arg(page.path()))?;
+        let mut name = page.file_name();
+        name.push(".gz");
+        files.push((manual.join(&name), Path::new("usr/share/man/man1").join(&name), 0o644));
+    }
+    for (shell, to) in COMPLETIONS {
+        let script = directory.join(shell);
+        fs::write(&script, output(&mut command(&banger, ["completion", shell]))?)?;
+        files.push((script, (*to).into(), 0o644));
     }
     Ok(files)
 }

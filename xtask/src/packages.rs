@@ -42,6 +42,10 @@ const PACKAGES: &[&str] = &[
     "openssh-client",
     "rsync",
     "curl",
+    // For completions and manual pages.
+    "fish",
+    "mandoc",
+    "zsh",
 ];
 
 /// Installs what is missing.

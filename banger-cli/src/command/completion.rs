@@ -1,25 +1,57 @@
 //! `banger completion`.
 
-use clap::{Args, CommandFactory};
-use clap_complete::Shell;
+use clap::Args;
+use clap_complete::env::Shells;
 
-use crate::{cli::Cli, error::Result, output};
+use crate::{
+    complete::VARIABLE,
+    error::{Error, Result},
+    output,
+};
+
+/// The name of this program, wherever it stands.
+const PROGRAM: &str = "banger";
+/// The shells that there are scripts for.
+const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
 /// Print the completion script of a shell
+///
+/// The script asks this command for completions, so that it completes the names of your sandboxes, images and
+/// kernels. A package of your distribution has it in place already.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Example:
-  banger completion bash > ~/.local/share/bash-completion/completions/banger")]
+Examples:
+  source <(banger completion bash)           # in ~/.bashrc
+  source <(banger completion zsh)            # in ~/.zshrc, after compinit
+  banger completion fish | source            # in ~/.config/fish/config.fish")]
 pub struct Completion {
     /// The shell
-    shell: Shell,
+    #[arg(value_parser = SHELLS)]
+    shell: String,
 }
 
 impl Completion {
     pub fn run(&self) -> Result<u8> {
+        let shells = Shells::builtins();
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "banger", &mut script);
+        if let Some(shell) = shells.completer(&self.shell) {
+            let written = shell.write_registration(VARIABLE, PROGRAM, PROGRAM, PROGRAM, &mut script);
+            written.map_err(|source| Error::io("write the script", source))?;
+        }
         output::bytes(&script)?;
         Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_script_for_every_shell_that_is_offered() {
+        let shells = Shells::builtins();
+        let mut known: Vec<&str> = shells.names().collect();
+        known.sort_unstable();
+        assert_eq!(known, SHELLS);
     }
 }

@@ -5,6 +5,7 @@ mod doctor;
 mod image;
 mod import;
 mod kernel;
+mod manual;
 mod remove;
 mod show;
 mod ssh_config;
@@ -69,6 +70,8 @@ Next: `banger vm run --kernel host`."
     Doctor(doctor::Doctor),
     Version(version::Version),
     Completion(completion::Completion),
+    #[command(hide = true)]
+    Manual(manual::Manual),
 }
 
 impl Command {
@@ -85,6 +88,7 @@ impl Command {
             Command::Doctor(doctor) => doctor.run().await,
             Command::Version(version) => version.run().await,
             Command::Completion(completion) => completion.run(),
+            Command::Manual(manual) => manual.run(),
         }
     }
 

@@ -195,7 +195,7 @@ impl Drop for Host {
 }
 
 /// Says why a test did not run: to who reads its output, and to the file that counts such reasons.
-fn skip(reason: &str) {
+pub fn skip(reason: &str) {
     eprintln!("SKIPPED: this test needs {reason}");
     if let Some(file) = std::env::var_os("BANGER_TEST_SKIPS") {
         let mut file = File::options().append(true).open(file).unwrap();

@@ -5,6 +5,7 @@ mod agent;
 mod host;
 mod real;
 mod service;
+mod shells;
 mod ssh;
 
 use std::{fs, io::Write};

@@ -1,0 +1,50 @@
+//! `banger manual`: the pages of the manual, for whoever makes a package.
+
+use std::{fs, io, path::PathBuf};
+
+use clap::{Args, Command, CommandFactory};
+use clap_mangen::Man;
+
+use crate::{
+    cli::Cli,
+    error::{Error, Result},
+};
+
+/// Write the pages of the manual, one for each verb, into a directory
+#[derive(Debug, Args)]
+pub struct Manual {
+    /// Made where it is missing
+    #[arg(value_name = "DIRECTORY")]
+    directory: PathBuf,
+    /// The date on the pages, such as 2026-11-21
+    #[arg(long)]
+    date: String,
+}
+
+impl Manual {
+    pub fn run(&self) -> Result<u8> {
+        let written = fs::create_dir_all(&self.directory).and_then(|()| {
+            let mut cli = Cli::command().disable_help_subcommand(true);
+            cli.build();
+            self.write(&cli)
+        });
+        written.map_err(|source| Error::io(format!("write to {}", self.directory.display()), source))?;
+        Ok(0)
+    }
+
+    /// Writes the page of a verb and those of the verbs below it.
+    fn write(&self, command: &Command) -> io::Result<()> {
+        let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
+        let page = Man::new(command.clone()).title(name.to_uppercase()).date(&self.date);
+        let mut text = Vec::new();
+        page.render(&mut text)?;
+        fs::write(self.directory.join(format!("{name}.1")), tidy(&String::from_utf8_lossy(&text)))?;
+        command.get_subcommands().filter(|verb| !verb.is_hide_set()).try_for_each(|verb| self.write(verb))
+    }
+}
+
+/// The page without what mandoc(1) warns of: line breaks beside an empty line, and blanks at the ends of lines.
+fn tidy(page: &str) -> String {
+    let lines: String = page.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
+    lines.replace(".br\n\n.br\n", ".sp\n")
+}

@@ -1,0 +1,100 @@
+//! Completions, in the shells themselves, with the names that the real service knows.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use crate::{
+    host::{Host, skip},
+    real::furnished,
+};
+
+/// What a shell prints that runs this script, with `banger` on its path.
+fn run(host: &Host, shell: &str, options: &[&str], script: &str) -> Option<String> {
+    if Command::new(shell).arg("--version").stdout(Stdio::null()).status().is_err() {
+        skip(shell);
+        return None;
+    }
+    let banger = host.command(&[]);
+    let directory = Path::new(banger.get_program()).parent().unwrap().display().to_string();
+    let mut command = Command::new(shell);
+    for (name, value) in banger.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.env("PATH", format!("{directory}:/usr/bin:/bin")).env("TERM", "dumb").stdin(Stdio::null());
+    let output = command.args(options).args(["-c", script]).output().unwrap();
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The service with two sandboxes whose names begin alike, and one whose name does not.
+fn with_sandboxes() -> Option<Host> {
+    let host = furnished()?;
+    for name in ["web", "worker", "store"] {
+        assert_eq!(host.banger(&["vm", "create", "-q", "--no-start", "--name", name]).status, 0);
+    }
+    Some(host)
+}
+
+/// What bash does when the key is pressed behind these words.
+fn in_bash(words: &str) -> String {
+    let (count, last) = (words.split(' ').count(), words.rsplit(' ').next().unwrap());
+    format!(
+        "source <(banger completion bash); COMP_WORDS=(banger {words}); COMP_CWORD={count}; COMP_TYPE=9; \
+         _clap_complete_banger banger {last}; echo \"${{COMPREPLY[@]}}\""
+    )
+}
+
+#[test]
+fn bash_completes_verbs_options_and_names() {
+    let Some(host) = with_sandboxes() else { return };
+    for (words, expect) in [
+        ("vm sto", "stop"),
+        ("vm stop w", "web worker"),
+        ("vm stop store w", "web worker"),
+        ("vm exec sto", "store"),
+        ("vm show we", "web"),
+        ("vm create --image deb", "debian-bookworm"),
+        ("vm create --ker", "--kernel"),
+        ("kernel show d", "debian"),
+    ] {
+        let script = in_bash(words);
+        let Some(output) = run(&host, "bash", &["--norc"], &script) else { return };
+        assert_eq!(output.split_whitespace().collect::<Vec<_>>().join(" "), expect, "{words}");
+    }
+}
+
+#[test]
+fn fish_completes_names_and_says_what_they_are() {
+    let Some(host) = with_sandboxes() else { return };
+    let script = "banger completion fish | source; complete -C 'banger vm stop w'";
+    let Some(output) = run(&host, "fish", &["--no-config"], script) else { return };
+    assert_eq!(output, "web\tcreated, debian-bookworm\nworker\tcreated, debian-bookworm\n");
+}
+
+#[test]
+fn zsh_completes_names() {
+    let Some(host) = with_sandboxes() else { return };
+    // A key is pressed in a shell with a terminal; the word that it leads to is there when the shell runs it.
+    let script = r#"
+        zmodload zsh/zpty
+        zpty shell zsh -f -i
+        zpty -w shell "PS1=; autoload -Uz compinit; compinit -u -D; source <(banger completion zsh)"
+        zpty -w shell 'shout() { print -r -- "@${(U)3}@" }; compdef _clap_dynamic_completer_banger shout'
+        zpty -w -n shell $'shout vm stop sto\t\n'
+        zpty -r -m shell output '*@STO*@*'
+        print -r -- $output
+    "#;
+    let Some(output) = run(&host, "zsh", &["-f"], script) else { return };
+    assert!(output.contains("@STORE@"), "{output:?}");
+}
+
+#[test]
+fn nothing_is_completed_where_the_service_does_not_run() {
+    let host = Host::without_service();
+    let Some(output) = run(&host, "bash", &["--norc"], &in_bash("vm stop w")) else { return };
+    assert_eq!(output, "\n");
+}
