@@ -17,6 +17,7 @@ use crate::{
         image_files::LocalImages, kernel_files::LocalKernels, kvm::Kvm, lock::Lock, logs::RingLogs,
         mapper::MapperDisks, monitors::Monitors, network::LinuxNetwork, store::SqliteStore,
         supervisor_process::ProcessSupervisor, supervisor_systemd::SystemdSupervisor, users::Accounts,
+        worker::Workers, worker_process::ProcessWorkers, worker_systemd::SystemdWorkers,
     },
     ports::{Disks, Ports, Supervisor},
     sim::Sim,
@@ -74,11 +75,13 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
 
 async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<Ports> {
     let places = places();
-    let supervisor: Arc<dyn Supervisor> = if sd_notify::booted().context("cannot look for systemd")? {
-        Arc::new(SystemdSupervisor::new(connection.clone(), places.clone()).await?)
+    let booted = sd_notify::booted().context("cannot look for systemd")?;
+    let (supervisor, workers): (Arc<dyn Supervisor>, Arc<dyn Workers>) = if booted {
+        let workers = SystemdWorkers::new(connection.clone(), places.clone()).await?;
+        (Arc::new(SystemdSupervisor::new(connection.clone(), places.clone()).await?), Arc::new(workers))
     } else {
-        tracing::info!("there is no systemd: machines are processes of their own");
-        Arc::new(ProcessSupervisor::new(places.clone()))
+        tracing::info!("there is no systemd: machines and imports are processes of their own");
+        (Arc::new(ProcessSupervisor::new(places.clone())), Arc::new(ProcessWorkers::new(places.clone())))
     };
     let vmm = Monitors::new(places.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
     let vmm = Arc::new(vmm);
@@ -89,7 +92,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         clock: Arc::new(SystemClock),
         disks: disks(&places),
         guest: Arc::new(AgentLink::new(vmm.clone())),
-        image_files: Arc::new(LocalImages::new(places.clone())),
+        image_files: Arc::new(LocalImages::new(places.clone(), workers, config.image_size()?)),
         kernel_files: Arc::new(LocalKernels::new(places.clone())),
         logs: Arc::new(RingLogs::new(places.clone())),
         names: Arc::new(NameServer::new(connection.clone())),

@@ -34,6 +34,11 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 const WARM_TAPS: usize = 4;
 const MAX_WARM_TAPS: usize = 64;
 
+/// The file systems that are made of layers and archives. What is not used takes no room, and what a guest writes
+/// takes it in the guest's own files: this only bounds how much that can be.
+const IMAGE_SIZE: Bytes = Bytes::gib(16);
+const IMAGE_SIZES: std::ops::RangeInclusive<Bytes> = Bytes::mib(64)..=Bytes::gib(256);
+
 /// The file, as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +47,8 @@ pub struct Config {
     pub default_image_name: Option<String>,
     /// The kernel of an image for which none is named.
     pub default_kernel_name: Option<String>,
+    /// Size of the file system that is made of an image's layers or of an archive, such as `16GiB`.
+    pub image_size: Option<String>,
     /// Seconds that a guest may take to become ready.
     pub ready_timeout: Option<u64>,
     /// Seconds that a guest may take to power off.
@@ -166,6 +173,15 @@ impl Config {
         self.network.warm_taps.unwrap_or(WARM_TAPS).min(MAX_WARM_TAPS)
     }
 
+    /// Size of the file systems that are made of layers and archives, in whole MiB.
+    pub fn image_size(&self) -> Result<Bytes, Error> {
+        let size = size("image_size", &self.image_size)?.unwrap_or(IMAGE_SIZE);
+        if !IMAGE_SIZES.contains(&size) {
+            return Err(Error::Value { key: "image_size", value: size.to_string() });
+        }
+        Ok(Bytes::mib(size.in_mib()))
+    }
+
     fn subnet(&self) -> Result<Option<Prefix4>, Error> {
         let Some(text) = &self.network.subnet else { return Ok(None) };
         let wrong = || Error::Value { key: "network.subnet", value: text.clone() };
@@ -255,6 +271,10 @@ mod tests {
         assert_eq!((settings.siblings, network.warm_taps()), (Siblings::Apart, 0));
         assert_eq!(settings.subnet.unwrap().to_string(), "10.9.0.0/16");
         assert!(read("[network]\nsubnet = \"10.9.0.0/24\"").unwrap().settings(HOST).is_err());
+        let image_size = |text| read(text).unwrap().image_size();
+        assert_eq!(image_size("").unwrap(), Bytes::gib(16));
+        assert_eq!(image_size("image_size = \"20GiB\"").unwrap(), Bytes::gib(20));
+        assert!(image_size("image_size = \"1MiB\"").is_err() && image_size("image_size = \"1TiB\"").is_err());
         let wrong = read("[vm_defaults]\nmemory = \"much\"").unwrap().settings(HOST).unwrap_err();
         assert_eq!(wrong.to_string(), "the configuration key vm_defaults.memory is \"much\"");
     }

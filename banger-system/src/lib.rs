@@ -10,6 +10,7 @@ pub mod config;
 pub mod domain;
 pub mod engine;
 pub mod host;
+pub mod importer;
 pub mod ports;
 pub mod shim;
 pub mod sim;

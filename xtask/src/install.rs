@@ -41,6 +41,7 @@ fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
         (program("banger"), "usr/bin/banger".into(), 0o755),
         (program("banger-system"), "usr/libexec/banger-system".into(), 0o755),
         (program("banger-shim"), "usr/libexec/banger/banger-shim".into(), 0o755),
+        (program("banger-import"), "usr/libexec/banger/banger-import".into(), 0o755),
         (programs.agent.clone(), "usr/libexec/banger/banger-agent".into(), 0o755),
     ];
     files.extend(FILES.iter().map(|(from, to)| (repository.join(from), (*to).into(), 0o644)));

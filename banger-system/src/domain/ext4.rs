@@ -33,18 +33,16 @@ const RO_COMPAT_READONLY: u32 = 0x1000;
 const RO_COMPAT_KNOWN: u32 =
     0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x8000 | 0x1_0000;
 
-/// Beginnings of files that people take for a root file system: offset, bytes, and what it is.
-const OTHER_FORMATS: [(usize, &[u8], &str); 13] = [
+/// Beginnings of files that people take for a root file system: offset, bytes, and what it is. Archives are not
+/// here: those can be one.
+const OTHER_FORMATS: [(usize, &[u8], &str); 10] = [
     (0, b"QFI\xfb", "a QCOW2 disk, which `qemu-img convert -O raw` turns into a raw one"),
     (0, b"KDMV", "a VMDK disk, which `qemu-img convert -O raw` turns into a raw one"),
-    (0, b"\x1f\x8b", "compressed by gzip; decompress it first"),
-    (0, b"\x28\xb5\x2f\xfd", "compressed by zstd; decompress it first"),
     (0, b"\xfd7zXZ\0", "compressed by xz; decompress it first"),
     (0, b"BZh", "compressed by bzip2; decompress it first"),
     (0, b"hsqs", "a squashfs file system"),
     (0, b"XFSB", "an XFS file system"),
     (1024, b"\xe2\xe1\xf5\xe0", "an EROFS file system"),
-    (257, b"ustar", "a tar archive"),
     (0, b"\x7fELF", "an ELF file"),
     (512, b"EFI PART", "a whole disk with partitions; extract the one with the root file system"),
     (510, b"\x55\xaa", "a whole disk with partitions; extract the one with the root file system"),

@@ -28,10 +28,12 @@ pub struct Image {
     pub facts: ImageFacts,
 }
 
-/// What was found out about an image's file while it was copied.
+/// What was found out about an image's file while it was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageFacts {
-    /// `sha256:` and 64 hexadecimal digits, of the whole file.
+    /// `sha256:` and 64 hexadecimal digits. Of an image that came as an ext4 file system, of the whole file: what
+    /// `sha256sum` prints. Of one that was made of layers or of an archive, of all that its bytes follow from:
+    /// the digests of their tars, the size, and the version of what wrote it (`importer::build`).
     pub digest: String,
     /// Size of the file system.
     pub virtual_size: Bytes,

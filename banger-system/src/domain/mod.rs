@@ -15,5 +15,6 @@ pub mod name;
 pub mod net;
 pub mod qcow2;
 pub mod resource;
+pub mod rootfs;
 pub mod ssh;
 pub mod vm;

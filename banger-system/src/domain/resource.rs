@@ -89,6 +89,23 @@ pub fn vm_of_mapper(name: &str) -> Option<VmId> {
     name.strip_prefix("banger-")?.parse().ok()
 }
 
+/// The slice of all units.
+pub const SLICE: &str = "banger.slice";
+
+/// All units of imports.
+pub const IMPORT_UNITS: &str = "banger-import-*.service";
+
+/// The systemd unit of an image's import.
+pub fn import_unit_name(image: ImageId) -> String {
+    format!("banger-import-{image}.service")
+}
+
+/// The user that systemd makes for an image's import.
+pub fn import_user(image: ImageId) -> String {
+    let id = image.to_string();
+    format!("bgi-{}", &id[..20])
+}
+
 /// The slice of all units of one owner, a child of `banger.slice`.
 pub fn slice_name(owner: Uid) -> String {
     format!("banger-u{owner}.slice")

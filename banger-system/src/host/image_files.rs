@@ -1,11 +1,15 @@
-//! The files of images: each a raw ext4 file system that is never written to again.
+//! The files of images: each a raw ext4 file system that is never written to again. One that comes as an ext4 is
+//! copied; of everything else, a worker makes one.
 
 use std::{
     fs::File,
     io::{self, ErrorKind},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -18,6 +22,7 @@ use super::{
     pulse::{Pulse, watch},
     sparse, staging,
     staging::Staging,
+    worker::{self, Workers},
 };
 use crate::{
     domain::{
@@ -25,10 +30,12 @@ use crate::{
         id::ImageId,
         image::ImageFacts,
         resource::{IMAGE_FILE, Places},
+        rootfs::tar,
     },
+    importer::message::{Archive, Claim, Import},
     ports::{
         Error, ImageFiles, Result,
-        images::{Content, Progress},
+        images::{Content, Layer, Packing, Progress},
     },
 };
 
@@ -37,20 +44,82 @@ use crate::{
 const MAX_SIZE: Bytes = Bytes::gib(256);
 /// How long a read of a user's file may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often somebody is told how far a copy is.
+const TELL: Duration = Duration::from_millis(100);
 /// The image's owner may read it, and nobody may write.
 const MODE: u32 = 0o400;
+/// How many layers an image may have: as many as the programs that make images allow.
+const MAX_LAYERS: usize = 127;
+/// What a user's file is called in messages.
+const ROOTFS: &str = "the root file system";
 
 /// Images as files under [`Places::images`].
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LocalImages {
     places: Places,
+    workers: Arc<dyn Workers>,
+    /// The size of the file systems that workers make.
+    size: Bytes,
 }
 
 impl LocalImages {
-    /// The images under these places.
-    pub fn new(places: Places) -> Self {
-        Self { places }
+    /// The images under these places. What is no file system yet becomes one of this size.
+    pub fn new(places: Places, workers: Arc<dyn Workers>, size: Bytes) -> Self {
+        Self { places, workers, size }
     }
+
+    /// Has a worker make the image of archives.
+    async fn build(
+        &self,
+        image: ImageId,
+        staged: Staged,
+        archives: Vec<(Archive, OwnedFd)>,
+        progress: Arc<dyn Progress>,
+    ) -> Result<ImageFacts> {
+        let doing = move |error| Error::os(format!("write image {image}"), error);
+        let Staged { staging, file } = staged;
+        let (spool, file, written) = blocking("begin an image", move || {
+            let spool = staging.nameless().map_err(doing)?;
+            let written = file.try_clone().map_err(doing)?;
+            Ok(((staging, spool), file, written))
+        })
+        .await?;
+        let (staging, spool) = spool;
+        let (archives, fds) = archives.into_iter().unzip();
+        let order = Import { archives, size: self.size };
+        let files = worker::Files { image: file, spool, archives: fds };
+        let made = worker::import(&*self.workers, image, order, files, progress).await?;
+        let size = self.size;
+        blocking("finish an image", move || {
+            // What wrote it had to do with bytes that nobody vouches for.
+            let metadata = written.metadata().map_err(doing)?;
+            let mut head = [0; ext4::HEAD];
+            written.read_exact_at(&mut head, 0).map_err(doing)?;
+            let unusable = |error| Error::other("check what an import worker made", error);
+            let found = FileSystem::read(&head, Bytes(metadata.len())).map_err(unusable)?;
+            if metadata.len() != size.0 || found.size != size {
+                return Err(unusable(ext4::Unusable::Short { expected: size, found: found.size }));
+            }
+            staging.finish().map_err(doing)?;
+            let disk_usage = Bytes(metadata.blocks() * 512);
+            Ok(ImageFacts { digest: made.digest, virtual_size: size, disk_usage })
+        })
+        .await
+    }
+}
+
+/// The directory of an image that is being made. Dropping it removes it, whichever way that ends.
+struct Staged {
+    staging: Staging,
+    file: File,
+}
+
+/// What a user's file turned out to be.
+enum Found {
+    /// A file system, which was copied.
+    Copied(Staged, ImageFacts),
+    /// An archive.
+    Archive(Staged, OwnedFd, Packing),
 }
 
 #[async_trait]
@@ -59,29 +128,46 @@ impl ImageFiles for LocalImages {
         &self,
         image: ImageId,
         content: Content,
-        _progress: Arc<dyn Progress>,
+        progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts> {
-        let Content::File(rootfs) = content else {
-            return Err(Error::Unsupported { message: "layers cannot be imported yet".to_owned() });
-        };
         let parent = self.places.images();
         let doing = move || format!("write image {image}");
-        let (staging, file) = blocking("begin an image", move || {
+        let staged = blocking("begin an image", move || {
             let staging =
                 Staging::begin(&parent, &image.to_string()).map_err(|source| Error::os(doing(), source))?;
             let file = staging.file(IMAGE_FILE, MODE).map_err(|source| Error::os(doing(), source))?;
-            Ok((staging, file))
+            Ok(Staged { staging, file })
         })
         .await?;
-        // Dropping `staging` removes it, whichever way this ends.
-        let facts = watch("read the root file system", PATIENCE, move |pulse| {
-            let original = UserFile::check(rootfs, "the root file system", MAX_SIZE)?;
-            copy_checked(&original, &file, pulse)
+        let fd = match content {
+            Content::Layers(layers) => {
+                return self.build(image, staged, claims(layers)?, progress).await;
+            }
+            Content::File(fd) => fd,
+        };
+        let watched = Arc::clone(&progress);
+        let found = watch("read the root file system", PATIENCE, move |pulse| {
+            let original = UserFile::check(fd, ROOTFS, MAX_SIZE)?;
+            if let Some(packing) = packing(&head(&original.file, &original)?) {
+                return Ok(Found::Archive(staged, original.file.into(), packing));
+            }
+            let facts = copy_checked(&original, &staged.file, pulse, &*watched)?;
+            Ok(Found::Copied(staged, facts))
         })
         .await?;
-        blocking("finish an image", move || staging.finish().map_err(|source| Error::os(doing(), source)))
-            .await?;
-        Ok(facts)
+        match found {
+            Found::Archive(staged, fd, packing) => {
+                let archive = Archive { packing, claim: None };
+                self.build(image, staged, vec![(archive, fd)], progress).await
+            }
+            Found::Copied(Staged { staging, .. }, facts) => {
+                blocking("finish an image", move || {
+                    staging.finish().map_err(|source| Error::os(doing(), source))
+                })
+                .await?;
+                Ok(facts)
+            }
+        }
     }
 
     async fn remove(&self, image: ImageId) -> Result<()> {
@@ -102,9 +188,44 @@ impl ImageFiles for LocalImages {
     }
 }
 
+/// What is said of layers, and their files.
+fn claims(layers: Vec<Layer>) -> Result<Vec<(Archive, OwnedFd)>> {
+    match layers.len() {
+        0 => return Err(Error::Unsupported { message: "the image has no layers".to_owned() }),
+        1..=MAX_LAYERS => {}
+        count => {
+            let message = format!("the image has {count} layers, and at most {MAX_LAYERS} are taken");
+            return Err(Error::Unsupported { message });
+        }
+    }
+    let claim = |layer: &Layer| Claim {
+        size: layer.size,
+        digest: layer.digest.to_string(),
+        diff_id: layer.diff_id.to_string(),
+    };
+    let archive = |layer: Layer| (Archive { packing: layer.packing, claim: Some(claim(&layer)) }, layer.blob);
+    Ok(layers.into_iter().map(archive).collect())
+}
+
+/// How the archive that begins with these bytes is packed. `None` when it is no archive.
+fn packing(head: &[u8]) -> Option<Packing> {
+    const GZIP: &[u8] = b"\x1f\x8b";
+    const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
+    match head {
+        _ if head.starts_with(GZIP) => Some(Packing::Gzip),
+        _ if head.starts_with(ZSTD) => Some(Packing::Zstd),
+        _ => tar::is_beginning(head).then_some(Packing::Plain),
+    }
+}
+
 /// Copies a file that holds an ext4 file system. What counts is what the copy holds: its user may write to
 /// the original all the while.
-fn copy_checked(original: &UserFile, copy: &File, pulse: &Pulse) -> Result<ImageFacts> {
+fn copy_checked(
+    original: &UserFile,
+    copy: &File,
+    pulse: &Pulse,
+    progress: &dyn Progress,
+) -> Result<ImageFacts> {
     // A first look, so that a file of another kind is not copied in vain.
     look(&original.file, original)?;
     let shared = sparse::share(&original.file, copy).map_err(unwritten)?;
@@ -112,10 +233,11 @@ fn copy_checked(original: &UserFile, copy: &File, pulse: &Pulse) -> Result<Image
         if copy.metadata().map_err(unwritten)?.len() != original.size.0 {
             return Err(original.unread(ErrorKind::UnexpectedEof.into()));
         }
-        read_through(copy, original, pulse, |_, _| Ok(()))?
+        read_through(copy, original, pulse, progress, |_, _| Ok(()))?
     } else {
         copy.set_len(original.size.0).map_err(unwritten)?;
-        read_through(&original.file, original, pulse, |data, at| sparse::write_sparse(copy, data, at))?
+        let write = |data: &[u8], at| sparse::write_sparse(copy, data, at);
+        read_through(&original.file, original, pulse, progress, write)?
     };
     let file_system = look(copy, original)?;
     let disk_usage = Bytes(copy.metadata().map_err(unwritten)?.blocks() * 512);
@@ -124,11 +246,15 @@ fn copy_checked(original: &UserFile, copy: &File, pulse: &Pulse) -> Result<Image
 
 /// The file system in `file`, which is the original or a copy of it.
 fn look(file: &File, original: &UserFile) -> Result<FileSystem> {
-    let length = ext4::HEAD.min(usize::try_from(original.size.0).unwrap_or(ext4::HEAD));
-    let mut head = [0; ext4::HEAD];
-    file.read_exact_at(&mut head[..length], 0).map_err(|source| original.unread(source))?;
-    FileSystem::read(&head[..length], original.size)
+    FileSystem::read(&head(file, original)?, original.size)
         .map_err(|unusable| Error::Unsupported { message: unusable.to_string() })
+}
+
+/// The beginning of `file`, which is the original or a copy of it.
+fn head(file: &File, original: &UserFile) -> Result<Vec<u8>> {
+    let mut head = vec![0; ext4::HEAD.min(usize::try_from(original.size.0).unwrap_or(ext4::HEAD))];
+    file.read_exact_at(&mut head, 0).map_err(|source| original.unread(source))?;
+    Ok(head)
 }
 
 /// Reads `file`, which is the original or a copy of it, hands its data on, and returns the digest of all of
@@ -137,23 +263,34 @@ fn read_through(
     file: &File,
     original: &UserFile,
     pulse: &Pulse,
+    progress: &dyn Progress,
     write: impl Fn(&[u8], u64) -> io::Result<()>,
 ) -> Result<String> {
     let unread = |source| original.unread(source);
     let size = original.size.0;
     let mut sha256 = Sha256::new();
     let (zeros, mut buffer) = (vec![0; sparse::CHUNK], vec![0; sparse::CHUNK]);
-    let mut at = 0;
+    let (mut at, mut told) = (0, Instant::now());
+    let mut beat = |done: u64| {
+        if told.elapsed() >= TELL {
+            told = Instant::now();
+            progress.advanced(Bytes(done), Some(original.size));
+            if progress.is_canceled() {
+                return Err(io::Error::other("nobody wants it any more"));
+            }
+        }
+        pulse.beat()
+    };
     while at < size {
         let data = sparse::next_data(file, at, size).map_err(unread)?.unwrap_or(size..size);
-        for (_, length) in sparse::chunks(at..data.start) {
+        for (at, length) in sparse::chunks(at..data.start) {
             sha256.update(&zeros[..length]);
-            pulse.beat().map_err(unread)?;
+            beat(at + length as u64).map_err(unread)?;
         }
         for (at, length) in sparse::chunks(data.clone()) {
             let bytes = &mut buffer[..length];
             file.read_exact_at(bytes, at).map_err(unread)?;
-            pulse.beat().map_err(unread)?;
+            beat(at + length as u64).map_err(unread)?;
             sha256.update(&*bytes);
             write(bytes, at).map_err(unwritten)?;
         }

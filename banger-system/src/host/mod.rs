@@ -28,4 +28,8 @@ mod staging;
 pub mod store;
 pub mod supervisor_process;
 pub mod supervisor_systemd;
+mod units;
 pub mod users;
+pub mod worker;
+pub mod worker_process;
+pub mod worker_systemd;

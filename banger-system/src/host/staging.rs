@@ -43,6 +43,14 @@ impl Staging {
         Ok(file)
     }
 
+    /// A new file on the same file system that has no name, and goes when it is closed.
+    pub(super) fn nameless(&self) -> io::Result<File> {
+        let path = self.staged.join("nameless");
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        fs::remove_file(path)?;
+        Ok(file)
+    }
+
     /// Gives the directory its name. An import is shared by machines for months and was named by its
     /// digest, so it is on the disk before anybody is told of it.
     pub(super) fn finish(self) -> io::Result<()> {

@@ -39,8 +39,9 @@ use crate::{
 };
 
 /// Users of machines. systemd keeps these numbers for users that exist for one unit (its
-/// docs/UIDS-GIDS.md), and nothing else hands them out where there is no systemd.
-const USERS: std::ops::RangeInclusive<u32> = 61_184..=65_519;
+/// docs/UIDS-GIDS.md), and nothing else hands them out where there is no systemd. The last of them are those of
+/// import workers ([`super::worker_process`]).
+const USERS: std::ops::RangeInclusive<u32> = 61_184..=65_263;
 /// How long a shim may take to write what its monitor said last, once that is killed.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the kernel may take to be done with a killed process.

@@ -17,8 +17,8 @@ use super::walls::Walls;
 
 /// More than any monitor's arguments take.
 const MAX_MESSAGE: usize = 64 << 10;
-/// More files than any machine has: its sockets, disks, kernel, initramfs and logs.
-const MAX_FILES: usize = 64;
+/// More files than any machine has (its sockets, disks, kernel, initramfs and logs) or any image (its layers).
+const MAX_FILES: usize = 160;
 
 /// The number that the first of the files has in the monitor; the others follow it in their order. Higher
 /// than any number that the shim itself has come to when it gets them.

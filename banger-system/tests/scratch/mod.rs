@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, dead_code, reason = "each test binary uses a part of this")]
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, sync::Arc};
 
-use banger_system::domain::resource::Places;
+use banger_proto::size::Bytes;
+use banger_system::{
+    domain::resource::Places,
+    host::{image_files::LocalImages, worker_process::ProcessWorkers},
+};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount},
     thread::{UnshareFlags, unshare_unsafe},
@@ -12,6 +16,9 @@ use rustix::{
 use tempfile::TempDir;
 
 pub(crate) use crate::skip::require;
+
+/// The file systems of [`Scratch::images`].
+pub const IMAGE_SIZE: Bytes = Bytes::mib(128);
 
 pub struct Scratch {
     pub home: TempDir,
@@ -24,6 +31,21 @@ impl Scratch {
         let at = |name| home.path().join(name);
         let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
         Self { home, places }
+    }
+
+    /// Images in these places, made by workers that are processes.
+    pub fn images(&self) -> LocalImages {
+        LocalImages::new(self.places.clone(), Arc::new(self.workers()), IMAGE_SIZE)
+    }
+
+    /// Workers of these places.
+    pub fn workers(&self) -> ProcessWorkers {
+        let program = self.places.program("banger-import");
+        if !program.exists() {
+            fs::create_dir_all(&self.places.libexec).unwrap();
+            fs::copy(env!("CARGO_BIN_EXE_banger-import"), program).unwrap();
+        }
+        ProcessWorkers::new(self.places.clone())
     }
 
     /// Places on a file system of this size in bytes, which this thread and those that it starts see, and

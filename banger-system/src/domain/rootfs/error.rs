@@ -1,0 +1,78 @@
+//! Why an archive is not taken.
+
+use std::{fmt, io};
+
+/// Why an archive is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What it is read from failed.
+    #[error("cannot read the archive")]
+    Read(#[source] io::Error),
+    /// It begins like no tar archive.
+    #[error("it holds no tar archive")]
+    NotTar,
+    /// It ends in the middle of an entry.
+    #[error("the archive is cut short")]
+    Truncated,
+    /// A header that contradicts itself.
+    #[error("the archive is damaged: {0}")]
+    Damaged(&'static str),
+    /// An entry that cannot be kept.
+    #[error("the entry {name} {why}")]
+    Entry {
+        /// Its name, fit to be shown.
+        name: Shown,
+        /// What is wrong with it, as the rest of the sentence.
+        why: String,
+    },
+    /// More of something than is taken.
+    #[error("the image has more than {most} {what}")]
+    TooMany {
+        /// How much is taken.
+        most: u64,
+        /// Of what.
+        what: &'static str,
+    },
+}
+
+impl Error {
+    /// What is wrong with an entry, as the rest of the sentence.
+    pub fn entry(name: &[u8], why: impl Into<String>) -> Self {
+        Self::Entry { name: Shown::of(name), why: why.into() }
+    }
+}
+
+/// The name of an entry as a person may see it: whatever bytes it has, it is short and has no control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown(String);
+
+impl Shown {
+    /// The longest part of a name that is shown, in bytes.
+    const MOST: usize = 120;
+
+    /// A name, or its beginning.
+    pub fn of(name: &[u8]) -> Self {
+        let (beginning, rest) = name.split_at(name.len().min(Self::MOST));
+        let text = String::from_utf8_lossy(beginning).escape_debug().to_string();
+        Self(if rest.is_empty() { text } else { text + "…" })
+    }
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_shown_without_harm() {
+        let shown = |name: &[u8]| Shown::of(name).to_string();
+        assert_eq!(shown(b"usr/bin/env"), "usr/bin/env");
+        assert_eq!(shown(b"a\n\x1b[31m\xff"), "a\\n\\u{1b}[31m\u{fffd}");
+        assert!(shown(&[b'x'; 4096]).len() < 200);
+    }
+}

@@ -1,0 +1,331 @@
+//! Reading a tar archive: POSIX `ustar` and `pax`, and what GNU tar writes.
+
+use std::io::{self, BufRead};
+
+use super::{
+    Error,
+    entry::{Entry, Meta, Shape, Special, What},
+    header::{BLOCK, Header},
+    limits,
+    pax::Records,
+    sparse::{self, Segment},
+};
+
+/// Longer than `limits::PATH`, so that a name that is too long is called by that name.
+const MAX_NAME: u64 = 2 * limits::PATH as u64;
+/// The digits of the largest number of 64 bits, and the end of the line.
+const MAX_LINE: usize = 21;
+
+/// Whether a tar archive can begin with these bytes.
+pub fn is_beginning(bytes: &[u8]) -> bool {
+    let block = bytes.first_chunk::<BLOCK>().map(|block| Header(*block));
+    block.is_some_and(|header| !header.is_zero() && header.is_whole())
+}
+
+/// An archive that is read from its beginning to its end.
+#[derive(Debug)]
+pub struct Tar<R> {
+    input: R,
+    /// Bytes that are left of the content of the entry.
+    left: u64,
+    /// Bytes that follow it, up to a whole block.
+    padding: u64,
+    /// What all entries have that do not say otherwise.
+    globals: Records,
+    begun: bool,
+    ended: bool,
+}
+
+impl<R: BufRead> Tar<R> {
+    /// The archive that begins where the input stands.
+    pub fn new(input: R) -> Self {
+        Self { input, left: 0, padding: 0, globals: Records::default(), begun: false, ended: false }
+    }
+
+    /// The input, which stands behind the last block that was read.
+    pub fn into_input(self) -> R {
+        self.input
+    }
+
+    /// The next entry, or `None` at the end. What is left of the content of the last one is skipped.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, Error> {
+        let mut records = None;
+        let (mut long_path, mut long_link) = (None, None);
+        let mut extended = 0;
+        loop {
+            self.skip()?;
+            let Some(header) = self.header()? else {
+                let dangling = records.is_some() || long_path.is_some() || long_link.is_some();
+                return if dangling { Err(Error::Truncated) } else { Ok(None) };
+            };
+            let size = header.size()?;
+            let kind = header.kind();
+            if matches!(kind, b'x' | b'X' | b'g' | b'L' | b'K') {
+                extended += size;
+                if extended > limits::EXTENDED {
+                    return Err(Error::entry(&header.path(), "has headers that are too large"));
+                }
+            }
+            match kind {
+                b'x' | b'X' => {
+                    let text = self.whole(size, limits::EXTENDED)?;
+                    records.get_or_insert_with(|| self.globals.clone()).read(&text)?;
+                }
+                b'g' => {
+                    let text = self.whole(size, limits::EXTENDED)?;
+                    self.globals.read(&text)?;
+                }
+                b'L' => long_path = Some(self.long_name(size)?),
+                b'K' => long_link = Some(self.long_name(size)?),
+                // The label of a volume is no file.
+                b'V' => self.begin_data(size),
+                _ => {
+                    let mut records = records.unwrap_or_else(|| self.globals.clone());
+                    records.path = records.path.or(long_path);
+                    records.link = records.link.or(long_link);
+                    return self.entry(&header, records).map(Some);
+                }
+            }
+        }
+    }
+
+    /// The next bytes of the entry's content, none at its end. To be followed by [`Tar::consume`].
+    pub fn data(&mut self) -> Result<&[u8], Error> {
+        if self.left == 0 {
+            return Ok(&[]);
+        }
+        let bytes = self.input.fill_buf().map_err(Error::Read)?;
+        if bytes.is_empty() {
+            return Err(Error::Truncated);
+        }
+        let most = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        Ok(&bytes[..most])
+    }
+
+    /// Says that so many of the bytes of [`Tar::data`] were taken.
+    pub fn consume(&mut self, count: usize) {
+        self.input.consume(count);
+        self.left = self.left.saturating_sub(count as u64);
+    }
+
+    fn entry(&mut self, header: &Header, records: Records) -> Result<Entry, Error> {
+        let path = records.sparse.name.clone().or(records.path).unwrap_or_else(|| header.path());
+        let link = records.link.unwrap_or_else(|| header.link().to_vec());
+        let size = records.size.map_or_else(|| header.size(), Ok)?;
+        let id = |number: i64| {
+            u32::try_from(number).map_err(|_| Error::entry(&path, "has an owner that is no user of Linux"))
+        };
+        let meta = Meta {
+            mode: header.mode()?,
+            user: id(records.user.map_or_else(|| header.user(), Ok)?)?,
+            group: id(records.group.map_or_else(|| header.group(), Ok)?)?,
+            modified: records.modified.map_or_else(|| header.modified().map(|time| (time, 0)), Ok)?,
+        };
+        let what = match header.kind() {
+            // Before there were directories, a file whose name ended so was one.
+            b'0' | b'7' | 0 if path.ends_with(b"/") => What::Directory,
+            b'0' | b'7' | 0 => {
+                self.begin_data(size);
+                What::File(self.shape(&path, size, records.sparse)?)
+            }
+            b'S' if header.is_gnu() => {
+                let real_size = header.gnu_real_size()?;
+                let map = self.old_map(header)?;
+                self.begin_data(size);
+                let segments = Some(sparse::check(&path, map, real_size, size)?);
+                What::File(Shape { size: real_size, segments })
+            }
+            b'1' => What::Link(link),
+            b'2' => What::Symlink(link),
+            b'3' | b'4' => {
+                let (major, minor) = header.device()?;
+                if major > limits::MAJOR || minor > limits::MINOR {
+                    return Err(Error::entry(&path, "is a device of a number that Linux has not"));
+                }
+                let (major, minor) = (major as u32, minor as u32);
+                What::Special(match header.kind() {
+                    b'3' => Special::Character { major, minor },
+                    _ => Special::Block { major, minor },
+                })
+            }
+            b'5' => What::Directory,
+            b'6' => What::Special(Special::Fifo),
+            // A directory with a list of what was in it.
+            b'D' => {
+                self.begin_data(size);
+                What::Directory
+            }
+            kind => {
+                let kind = kind.escape_ascii();
+                return Err(Error::entry(&path, format!("is of the unknown type `{kind}`")));
+            }
+        };
+        Ok(Entry { path, what, meta, attributes: records.attributes })
+    }
+
+    /// How long a file is and what of it follows, when so many bytes do. A map that stands before the data is
+    /// read.
+    fn shape(&mut self, path: &[u8], size: u64, sparse: super::pax::Sparse) -> Result<Shape, Error> {
+        let map = if sparse.map_is_data { Some(self.new_map()?) } else { sparse.map };
+        let Some(map) = map else {
+            if size > limits::FILE {
+                return Err(Error::entry(path, "is larger than a file can be"));
+            }
+            return Ok(Shape { size, segments: None });
+        };
+        let real_size = sparse.real_size.ok_or(Error::Damaged("a sparse file has no size"))?;
+        Ok(Shape { size: real_size, segments: Some(sparse::check(path, map, real_size, self.left)?) })
+    }
+
+    /// The map in a header of GNU tar's own and the blocks that follow it.
+    fn old_map(&mut self, header: &Header) -> Result<Vec<Segment>, Error> {
+        let (mut map, mut more) = header.gnu_map()?;
+        while more {
+            let (next, another) = Header(self.block()?.ok_or(Error::Truncated)?).next_map()?;
+            map.extend(next);
+            more = another;
+            if map.len() > limits::SEGMENTS {
+                return Err(Error::entry(&header.path(), "has more stretches of data than are taken"));
+            }
+        }
+        Ok(map)
+    }
+
+    /// The map before the data of a file: lines of decimal numbers, filled up to a whole block. The first says
+    /// how many stretches there are.
+    fn new_map(&mut self) -> Result<Vec<Segment>, Error> {
+        const NO_MAP: Error = Error::Damaged("the map of a sparse file is none");
+        let whole = self.left;
+        let count = self.line()?.ok_or(NO_MAP)?;
+        if count > limits::SEGMENTS as u64 {
+            return Err(Error::Damaged("a sparse file has more stretches of data than are taken"));
+        }
+        let mut numbers = Vec::new();
+        for _ in 0..2 * count {
+            numbers.push(self.line()?);
+        }
+        let map = sparse::pairs(numbers.into_iter()).ok_or(NO_MAP)?;
+        let filler = (whole - self.left).next_multiple_of(BLOCK as u64) - (whole - self.left);
+        self.discard(filler.min(self.left))?;
+        Ok(map)
+    }
+
+    /// A number that stands in a line of its own in the content of the entry.
+    fn line(&mut self) -> Result<Option<u64>, Error> {
+        let mut digits = Vec::new();
+        loop {
+            let Some(&byte) = self.data()?.first() else { return Ok(None) };
+            self.consume(1);
+            if byte == b'\n' {
+                return Ok(sparse::decimal(&digits));
+            }
+            digits.push(byte);
+            if digits.len() > MAX_LINE {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn long_name(&mut self, size: u64) -> Result<Vec<u8>, Error> {
+        let mut name = self.whole(size, MAX_NAME)?;
+        let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+        name.truncate(end);
+        Ok(name)
+    }
+
+    /// All of a content, which has at most so many bytes.
+    fn whole(&mut self, size: u64, most: u64) -> Result<Vec<u8>, Error> {
+        if size > most {
+            return Err(Error::Damaged("an extended header is too large"));
+        }
+        self.begin_data(size);
+        let mut content = Vec::new();
+        loop {
+            let bytes = self.data()?;
+            let count = bytes.len();
+            if count == 0 {
+                return Ok(content);
+            }
+            content.extend_from_slice(bytes);
+            self.consume(count);
+        }
+    }
+
+    fn begin_data(&mut self, size: u64) {
+        self.left = size;
+        self.padding = size.wrapping_neg() % BLOCK as u64;
+    }
+
+    /// Goes to the next header.
+    fn skip(&mut self) -> Result<(), Error> {
+        self.discard(self.left)?;
+        // GNU tar writes whole blocks, and so do all others.
+        self.left = std::mem::take(&mut self.padding);
+        self.discard(self.left)
+    }
+
+    fn discard(&mut self, mut count: u64) -> Result<(), Error> {
+        while count > 0 {
+            let most = self.data()?.len().min(usize::try_from(count).unwrap_or(usize::MAX));
+            if most == 0 {
+                return Err(Error::Truncated);
+            }
+            self.consume(most);
+            count -= most as u64;
+        }
+        Ok(())
+    }
+
+    /// The next header that is one. `None` at the end of the archive, which has two blocks of zeros, or forgets
+    /// them.
+    fn header(&mut self) -> Result<Option<Header>, Error> {
+        if self.ended {
+            return Ok(None);
+        }
+        let first = !std::mem::replace(&mut self.begun, true);
+        let Some(block) = self.block().map_err(|error| match error {
+            Error::Truncated if first => Error::NotTar,
+            other => other,
+        })?
+        else {
+            self.ended = true;
+            return if first { Err(Error::NotTar) } else { Ok(None) };
+        };
+        let header = Header(block);
+        if header.is_zero() {
+            self.ended = true;
+            return match self.block()? {
+                Some(next) if !Header(next).is_zero() => {
+                    Err(Error::Damaged("there is something behind its end"))
+                }
+                _ => Ok(None),
+            };
+        }
+        match header.is_whole() {
+            true => Ok(Some(header)),
+            false if first => Err(Error::NotTar),
+            false => Err(Error::Damaged("the checksum of a header is wrong")),
+        }
+    }
+
+    /// The next block. `None` when the input has ended.
+    fn block(&mut self) -> Result<Option<[u8; BLOCK]>, Error> {
+        let mut block = [0; BLOCK];
+        let mut filled = 0;
+        while filled < BLOCK {
+            let bytes = match self.input.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                bytes => bytes.map_err(Error::Read)?,
+            };
+            let count = bytes.len().min(BLOCK - filled);
+            match (count, filled) {
+                (0, 0) => return Ok(None),
+                (0, _) => return Err(Error::Truncated),
+                _ => block[filled..filled + count].copy_from_slice(&bytes[..count]),
+            }
+            self.input.consume(count);
+            filled += count;
+        }
+        Ok(Some(block))
+    }
+}

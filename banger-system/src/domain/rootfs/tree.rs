@@ -1,0 +1,481 @@
+//! What the layers of an image come to when they are laid over each other (OCI image specification, "Image Layer
+//! Filesystem Changeset"). Names are resolved below the root of the image alone, symbolic links included; nothing
+//! of a host is looked at.
+
+use std::collections::{BTreeMap, btree_map};
+
+use super::{
+    Error,
+    attribute::{self, Attributes},
+    entry::{Entry, Meta, Special, What},
+    limits, path,
+    sparse::Segment,
+};
+
+/// What the name of an entry begins with that hides another one of the layers below.
+const WHITEOUT: &[u8] = b".wh.";
+/// What hides everything that the layers below have in its directory.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Notes of a file system that some layers were made with.
+const NOTES: &[u8] = b".wh..wh.";
+
+/// A node of a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(u32);
+
+/// The root of every tree.
+pub const ROOT: Id = Id(0);
+
+/// What has one name, or several.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// What it is.
+    pub kind: Kind,
+    /// Who may do what with it.
+    pub meta: Meta,
+    /// Its extended attributes, access control lists as ext4 keeps them.
+    pub attributes: Option<Attributes>,
+    /// How many names it has.
+    pub links: u32,
+}
+
+/// What a node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory: what is in it, by name.
+    Directory(BTreeMap<Box<[u8]>, Child>),
+    /// A regular file.
+    File(Content),
+    /// A symbolic link to this.
+    Symlink(Box<[u8]>),
+    /// A device or a pipe.
+    Special(Special),
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Child {
+    /// What it names.
+    pub id: Id,
+    /// The layer that named it last.
+    layer: u32,
+}
+
+/// Where the data of a file was put aside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Content {
+    /// Where it begins.
+    pub at: u64,
+    /// The length of the file.
+    pub size: u64,
+    /// Of a file with holes, what has data: whole blocks, which follow each other.
+    pub segments: Option<Box<[Segment]>>,
+}
+
+/// The kind of archive that is laid over a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Archive {
+    /// A layer of an image: it can hide what is below it.
+    Layer,
+    /// A whole file system, in which every name is what it is.
+    Whole,
+}
+
+/// A tree.
+#[derive(Debug)]
+pub struct Tree {
+    nodes: Vec<Node>,
+    free: Vec<Id>,
+    archive: Archive,
+    layer: u32,
+    records: u64,
+    names: usize,
+    directories: usize,
+    attributes: usize,
+    segments: usize,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        let root =
+            Node { kind: Kind::Directory(BTreeMap::new()), meta: Meta::IMPLIED, attributes: None, links: 1 };
+        Self {
+            nodes: vec![root],
+            free: Vec::new(),
+            archive: Archive::Whole,
+            layer: 0,
+            records: 0,
+            names: 0,
+            directories: 1,
+            attributes: 0,
+            segments: 0,
+        }
+    }
+}
+
+impl Tree {
+    /// A node.
+    pub fn node(&self, id: Id) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+
+    /// How many nodes there are or were.
+    pub fn capacity(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// How many nodes there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len() - self.free.len()
+    }
+
+    /// Whether nothing has been put into it.
+    pub fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// The entries that follow are those of another archive, over all that there is.
+    pub fn begin(&mut self, archive: Archive) {
+        self.layer += 1;
+        self.archive = archive;
+    }
+
+    /// Puts an entry into the tree. That of a file has a content.
+    pub fn put(&mut self, entry: Entry, content: Content) -> Result<(), Error> {
+        self.records += 1;
+        if self.records > limits::RECORDS {
+            return Err(Error::TooMany { most: limits::RECORDS, what: "entries in its archives" });
+        }
+        let shown = entry.path;
+        let components = path::components(&shown)?;
+        let Some((name, parents)) = components.split_last() else {
+            return match entry.what {
+                What::Directory => self.change(ROOT, &shown, entry.meta, entry.attributes),
+                _ => Err(Error::entry(&shown, "is the root and no directory")),
+            };
+        };
+        if self.archive == Archive::Layer && name.starts_with(WHITEOUT) {
+            return self.hide(parents, name, &shown);
+        }
+        let Some(parent) = self.directory(parents, &shown, Missing::Made)? else {
+            return Err(Error::entry(&shown, "has no place"));
+        };
+        let existing = self.child(parent, name);
+        let has_user_attributes = matches!(entry.what, What::Directory | What::File(_));
+        let kind = match entry.what {
+            What::Directory => match existing {
+                Some(id) if self.children(id).is_some() => {
+                    self.name(parent, name, id);
+                    return self.change(id, &shown, entry.meta, entry.attributes);
+                }
+                _ => Kind::Directory(BTreeMap::new()),
+            },
+            What::Link(target) => return self.link(parent, name, &target, &shown),
+            What::File(_) => Kind::File(content),
+            What::Symlink(target) => match target.len() {
+                1..=limits::TARGET if !target.contains(&0) => Kind::Symlink(target.into()),
+                _ => {
+                    return Err(Error::entry(&shown, "is a symbolic link to nothing, or to a too long name"));
+                }
+            },
+            What::Special(special) => Kind::Special(special),
+        };
+        let attributes = attribute::kept(&shown, has_user_attributes, entry.attributes)?;
+        self.remove(parent, name);
+        let id = self.make(Node { kind, meta: entry.meta, attributes, links: 0 }, &shown)?;
+        self.add(parent, name, id)
+    }
+
+    /// Gives a node another name.
+    fn link(&mut self, parent: Id, name: &[u8], target: &[u8], shown: &[u8]) -> Result<(), Error> {
+        let components = path::components(target)
+            .map_err(|error| Error::entry(shown, format!("is a link to what cannot be: {error}")))?;
+        let nowhere = || Error::entry(shown, "is a link to what is not there");
+        let (last, parents) = components.split_last().ok_or_else(nowhere)?;
+        let place = self.directory(parents, shown, Missing::Refused)?.ok_or_else(nowhere)?;
+        if (place, *last) == (parent, name) {
+            return Err(Error::entry(shown, "is a link to itself"));
+        }
+        let id = self.child(place, last).ok_or_else(nowhere)?;
+        if self.children(id).is_some() {
+            return Err(Error::entry(shown, "is a link to a directory"));
+        }
+        if self.node(id).links >= limits::LINKS {
+            return Err(Error::entry(shown, format!("is the name after {} others", limits::LINKS)));
+        }
+        // What has the name yet may be the last that holds the target.
+        self.node_mut(id).links += 1;
+        self.remove(parent, name);
+        self.node_mut(id).links -= 1;
+        self.add(parent, name, id)
+    }
+
+    /// Hides what the layers below have, but not what this one has.
+    fn hide(&mut self, parents: &[&[u8]], name: &[u8], shown: &[u8]) -> Result<(), Error> {
+        let Some(parent) = self.directory(parents, shown, Missing::Refused)? else {
+            return Ok(());
+        };
+        if name == OPAQUE {
+            self.remove_older(parent);
+            return Ok(());
+        }
+        if name.starts_with(NOTES) {
+            return Ok(());
+        }
+        let hidden = &name[WHITEOUT.len()..];
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(Error::entry(shown, "hides nothing that can be"));
+        }
+        match self.children(parent).and_then(|children| children.get(hidden)).copied() {
+            Some(child) if child.layer != self.layer => self.remove(parent, hidden),
+            Some(child) if self.children(child.id).is_some() => self.remove_older(child.id),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Goes from the root to a directory, and follows symbolic links as a program does for which the image is all
+    /// there is. `None` when there is none and it is not to be made.
+    fn directory(&mut self, names: &[&[u8]], shown: &[u8], missing: Missing) -> Result<Option<Id>, Error> {
+        let (mut way, mut links) = (vec![ROOT], 0);
+        let mut ahead: Vec<Box<[u8]>> = names.iter().rev().map(|&name| name.into()).collect();
+        while let Some(name) = ahead.pop() {
+            let here = way.last().copied().unwrap_or(ROOT);
+            match &*name {
+                b"" | b"." => continue,
+                b".." => {
+                    // The directory above the root is the root.
+                    if way.len() > 1 {
+                        way.pop();
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            let Some(id) = self.child(here, &name) else {
+                if missing == Missing::Refused {
+                    return Ok(None);
+                }
+                if name.len() > limits::NAME {
+                    return Err(Error::entry(shown, "lies behind a symbolic link to a too long name"));
+                }
+                let kind = Kind::Directory(BTreeMap::new());
+                let node = Node { kind, meta: Meta::IMPLIED, attributes: None, links: 0 };
+                let id = self.make(node, shown)?;
+                self.add(here, &name, id)?;
+                way.push(id);
+                continue;
+            };
+            match &self.node(id).kind {
+                Kind::Directory(_) => {
+                    if missing == Missing::Made {
+                        self.name(here, &name, id);
+                    }
+                    way.push(id);
+                }
+                Kind::Symlink(target) => {
+                    links += 1;
+                    if links > limits::SYMLINKS {
+                        return Err(Error::entry(shown, "lies behind too many symbolic links"));
+                    }
+                    if target.starts_with(b"/") {
+                        way.truncate(1);
+                    }
+                    ahead.extend(target.split(|&byte| byte == b'/').rev().map(Box::from));
+                }
+                _ => {
+                    let name = super::error::Shown::of(&name);
+                    return Err(Error::entry(shown, format!("lies below {name}, which is no directory")));
+                }
+            }
+        }
+        Ok(way.last().copied())
+    }
+
+    /// Changes what an entry for a directory that is there changes.
+    fn change(
+        &mut self,
+        id: Id,
+        shown: &[u8],
+        meta: Meta,
+        attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), Error> {
+        let attributes = attribute::kept(shown, true, attributes)?;
+        self.attributes -= size_of_attributes(self.node(id));
+        let node = self.node_mut(id);
+        node.meta = meta;
+        node.attributes = attributes;
+        self.count_attributes(id)
+    }
+
+    fn make(&mut self, node: Node, shown: &[u8]) -> Result<Id, Error> {
+        let id = match self.free.pop() {
+            Some(id) => id,
+            None => {
+                let id = u32::try_from(self.nodes.len());
+                let id = Id(id.map_err(|_| Error::entry(shown, "is one too many"))?);
+                self.nodes.push(node.clone());
+                id
+            }
+        };
+        match &node.kind {
+            Kind::Directory(_) => self.directories += 1,
+            Kind::File(Content { segments: Some(segments), .. }) => self.segments += segments.len(),
+            _ => {}
+        }
+        *self.node_mut(id) = node;
+        if self.directories > limits::DIRECTORIES {
+            return Err(Error::TooMany { most: limits::DIRECTORIES as u64, what: "directories" });
+        }
+        if self.segments > limits::ALL_SEGMENTS {
+            return Err(Error::TooMany {
+                most: limits::ALL_SEGMENTS as u64,
+                what: "stretches of data in sparse files",
+            });
+        }
+        self.count_attributes(id)?;
+        Ok(id)
+    }
+
+    fn count_attributes(&mut self, id: Id) -> Result<(), Error> {
+        self.attributes += size_of_attributes(self.node(id));
+        if self.attributes > limits::ALL_ATTRIBUTES {
+            return Err(Error::TooMany {
+                most: limits::ALL_ATTRIBUTES as u64,
+                what: "bytes of extended attributes",
+            });
+        }
+        Ok(())
+    }
+
+    /// Gives a node a name that is free.
+    fn add(&mut self, parent: Id, name: &[u8], id: Id) -> Result<(), Error> {
+        self.names += 1;
+        self.node_mut(id).links += 1;
+        self.name(parent, name, id);
+        if self.names > limits::ENTRIES {
+            return Err(Error::TooMany { most: limits::ENTRIES as u64, what: "names" });
+        }
+        Ok(())
+    }
+
+    /// Says that this layer has the name.
+    fn name(&mut self, parent: Id, name: &[u8], id: Id) {
+        let layer = self.layer;
+        if let Kind::Directory(children) = &mut self.node_mut(parent).kind {
+            match children.get_mut(name) {
+                Some(child) => *child = Child { id, layer },
+                None => drop(children.insert(name.into(), Child { id, layer })),
+            }
+        }
+    }
+
+    /// Takes a name away, if there is one, and whatever has no name without it.
+    fn remove(&mut self, parent: Id, name: &[u8]) {
+        let Kind::Directory(children) = &mut self.node_mut(parent).kind else { return };
+        let Some(child) = children.remove(name) else { return };
+        let mut nameless = vec![child.id];
+        while let Some(id) = nameless.pop() {
+            self.names -= 1;
+            let node = self.node_mut(id);
+            node.links -= 1;
+            if node.links > 0 {
+                continue;
+            }
+            let (kind, attributes) =
+                (std::mem::replace(&mut node.kind, Kind::Symlink(Box::default())), size_of_attributes(node));
+            node.attributes = None;
+            self.attributes -= attributes;
+            match kind {
+                Kind::Directory(children) => {
+                    self.directories -= 1;
+                    nameless.extend(children.values().map(|child| child.id));
+                }
+                Kind::File(Content { segments: Some(segments), .. }) => self.segments -= segments.len(),
+                _ => {}
+            }
+            self.free.push(id);
+        }
+    }
+
+    /// Takes away what is below a directory and was not named by this layer.
+    fn remove_older(&mut self, directory: Id) {
+        let mut directories = vec![directory];
+        while let Some(directory) = directories.pop() {
+            let Some(children) = self.children(directory) else { continue };
+            let (own, older): (Vec<_>, Vec<_>) =
+                children.iter().partition(|(_, child)| child.layer == self.layer);
+            directories.extend(own.into_iter().map(|(_, child)| child.id));
+            let older: Vec<Box<[u8]>> = older.into_iter().map(|(name, _)| name.clone()).collect();
+            for name in older {
+                self.remove(directory, &name);
+            }
+        }
+    }
+
+    fn child(&self, parent: Id, name: &[u8]) -> Option<Id> {
+        Some(self.children(parent)?.get(name)?.id)
+    }
+
+    fn children(&self, id: Id) -> Option<&BTreeMap<Box<[u8]>, Child>> {
+        match &self.node(id).kind {
+            Kind::Directory(children) => Some(children),
+            _ => None,
+        }
+    }
+
+    fn node_mut(&mut self, id: Id) -> &mut Node {
+        &mut self.nodes[id.0 as usize]
+    }
+}
+
+/// What is done about directories on the way that are not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Made,
+    Refused,
+}
+
+fn size_of_attributes(node: &Node) -> usize {
+    node.attributes.iter().flatten().map(|(name, value)| name.len() + value.len()).sum()
+}
+
+/// What is left of the names of a directory.
+type Names<'a> = btree_map::Iter<'a, Box<[u8]>, Child>;
+
+/// Every name of a tree, the names of a directory in order and after the directory's own.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    tree: &'a Tree,
+    directories: Vec<(Id, Names<'a>)>,
+}
+
+impl Tree {
+    /// Every name but that of the root: the directory that it is in, the name, and what it names.
+    pub fn walk(&self) -> Walk<'_> {
+        let directories = self.children(ROOT).map(|children| (ROOT, children.iter())).into_iter().collect();
+        Walk { tree: self, directories }
+    }
+}
+
+impl<'a> Iterator for Walk<'a> {
+    type Item = (Id, &'a [u8], Id);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (parent, children) = self.directories.last_mut()?;
+            let parent = *parent;
+            let Some((name, child)) = children.next() else {
+                self.directories.pop();
+                continue;
+            };
+            if let Some(children) = self.tree.children(child.id) {
+                self.directories.push((child.id, children.iter()));
+            }
+            return Some((parent, name, child.id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

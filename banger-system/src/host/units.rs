@@ -1,0 +1,287 @@
+//! Transient services of systemd: what is common to all that this service starts. Each has a user that exists for
+//! it alone, no capabilities, and a file system that has programs and nothing else.
+
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use zbus::{Connection, OwnedVariant, Variant, proxy::CacheProperties};
+use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
+
+use super::shim;
+use crate::{
+    domain::resource::Places,
+    ports::{Ended, Error, Result},
+};
+
+/// How long a unit may take to go after it was killed.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A change of a unit is told by a signal. Should one be lost, this is how long it takes to be seen.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+const SIGKILL: i32 = 9;
+const EPERM: i32 = 1;
+/// The user of a process that is gone; the kernel gives this number to nobody.
+const NOBODY: u32 = u32::MAX;
+
+/// The units of systemd.
+#[derive(Clone)]
+pub(super) struct Units {
+    connection: Connection,
+}
+
+impl Units {
+    /// Those of the systemd that is reached over this bus.
+    pub(super) async fn new(connection: Connection) -> Result<Self> {
+        let units = Self { connection };
+        // Without this, systemd sends no signals about units.
+        units.manager().await?.subscribe().await.map_err(|error| bus("subscribe to systemd", error))?;
+        Ok(units)
+    }
+
+    async fn manager(&self) -> Result<ManagerProxy<'_>> {
+        ManagerProxy::new(&self.connection).await.map_err(|error| bus("reach systemd", error))
+    }
+
+    /// Starts a unit that has these properties.
+    pub(super) async fn start(&self, unit: &str, properties: Properties) -> Result<()> {
+        let manager = self.manager().await?;
+        let started =
+            manager.start_transient_unit(unit.to_owned(), "fail".to_owned(), properties.0, Vec::new());
+        started.await.map_err(|error| bus("start a unit", error))?;
+        Ok(())
+    }
+
+    /// Sends a signal to the main process of a unit, or to all of them if it is one that nobody can hear.
+    pub(super) async fn kill(&self, unit: &str, signal: i32) -> Result<()> {
+        let whom = if signal == SIGKILL { "all" } else { "main" };
+        match self.manager().await?.kill_unit(unit.to_owned(), whom.to_owned(), signal).await {
+            Err(error) if !is_no_such_unit(&error) => Err(bus("kill a unit", error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends a unit at once, waits until nothing of it is left, and tells how it ended.
+    pub(super) async fn remove(&self, unit: &str) -> Result<Ended> {
+        let gone = async {
+            if self.look(unit).await?.is_none() {
+                return Ok(Ended::Unknown);
+            }
+            self.kill(unit, SIGKILL).await?;
+            let ended = self.ended(unit).await?;
+            match self.manager().await?.reset_failed_unit(unit.to_owned()).await {
+                Err(error) if !is_no_such_unit(&error) => Err(bus("forget a unit", error)),
+                _ => Ok(ended),
+            }
+        };
+        let late = || Error::Timeout { what: format!("ending the unit {unit}"), after: REMOVE_TIMEOUT };
+        tokio::time::timeout(REMOVE_TIMEOUT, gone).await.map_err(|_| late())?
+    }
+
+    /// Waits until a unit has ended, however long, and tells how.
+    pub(super) async fn ended(&self, unit: &str) -> Result<Ended> {
+        // The signals are awaited before the first look, so that no change falls between the two.
+        let path = match self.look(unit).await? {
+            None => return Ok(Ended::Clean),
+            Some((_, path)) => path,
+        };
+        let doing = "watch a unit";
+        let proxy = UnitProxy::builder(&self.connection).path(path);
+        let proxy = proxy.build().await.map_err(|error| bus(doing, error))?;
+        let mut changes = proxy.receive_active_state_changed().await;
+        loop {
+            match self.look(unit).await? {
+                // A unit that ended well is forgotten by systemd at once; one that did not is kept.
+                None => return Ok(Ended::Clean),
+                Some((state, _)) if state == "inactive" => return Ok(Ended::Clean),
+                Some((state, path)) if state == "failed" => {
+                    let how = self.how(path).await.map_err(|error| bus(doing, error))?;
+                    return Ok(Ended::Failed(how));
+                }
+                Some(_) => {}
+            }
+            // Either way, the next look decides.
+            let _ = tokio::time::timeout(LOOK_AGAIN, changes.next()).await;
+        }
+    }
+
+    /// The names of the units that fit a pattern and run. Those that ended while nobody was there to see it are
+    /// forgotten.
+    pub(super) async fn running(&self, pattern: &str) -> Result<Vec<String>> {
+        let manager = self.manager().await?;
+        let units = manager.list_units_by_patterns(Vec::new(), vec![pattern.to_owned()]).await;
+        let units = units.map_err(|error| bus("list units", error))?;
+        let mut running = Vec::new();
+        for unit in units {
+            let (name, state) = (unit.0, unit.3);
+            if matches!(state.as_str(), "inactive" | "failed") {
+                let _ = manager.reset_failed_unit(name).await;
+                continue;
+            }
+            running.push(name);
+        }
+        Ok(running)
+    }
+
+    /// The process id and the user of a unit's main process.
+    pub(super) async fn process(&self, unit: &str) -> Result<(u32, u32)> {
+        let process = async {
+            let manager = ManagerProxy::new(&self.connection).await?;
+            let path = manager.get_unit(unit.to_owned()).await?;
+            let builder = ServiceProxy::builder(&self.connection).path(path);
+            let service = builder.cache_properties(CacheProperties::No).build().await?;
+            Ok((service.main_pid().await?, service.uid().await?))
+        };
+        match process.await {
+            Ok(process) => Ok(process),
+            // It ended meanwhile, which whoever watches it will see.
+            Err(error) if is_no_such_unit(&error) => Ok((0, NOBODY)),
+            Err(error) => Err(bus("look at a unit", error)),
+        }
+    }
+
+    /// The state of a unit and, when it is there, its object. `None` when systemd does not know it.
+    async fn look(&self, unit: &str) -> Result<Option<(String, zbus::OwnedObjectPath)>> {
+        let path = match self.manager().await?.get_unit(unit.to_owned()).await {
+            Ok(path) => path,
+            Err(error) if is_no_such_unit(&error) => return Ok(None),
+            Err(error) => return Err(bus("look at a unit", error)),
+        };
+        let state = async {
+            let builder = UnitProxy::builder(&self.connection).path(path.clone());
+            builder.cache_properties(CacheProperties::No).build().await?.active_state().await
+        };
+        match state.await {
+            Ok(state) => Ok(Some((state, path))),
+            // It went between the two calls.
+            Err(zbus::Error::MethodError(..)) => Ok(None),
+            Err(error) => Err(bus("look at a unit", error)),
+        }
+    }
+
+    /// How a unit that failed did.
+    async fn how(&self, path: zbus::OwnedObjectPath) -> zbus::Result<String> {
+        let builder = ServiceProxy::builder(&self.connection).path(path);
+        let service = builder.cache_properties(CacheProperties::No).build().await?;
+        let (result, code, status) =
+            (service.result().await?, service.exec_main_code().await?, service.exec_main_status().await?);
+        // As in wait(2): 1 is CLD_EXITED, 2 and 3 are ends by a signal.
+        Ok(match (result.as_str(), code) {
+            ("oom-kill", _) => "oom-kill".to_owned(),
+            (_, 1) => format!("exited:{status}"),
+            (_, 2 | 3) => format!("killed:{status}"),
+            (other, _) => other.to_owned(),
+        })
+    }
+}
+
+/// The properties of a unit.
+pub(super) struct Properties(Vec<(String, OwnedVariant)>);
+
+/// What differs from one kind of unit to the other.
+pub(super) struct Kind<'a> {
+    /// One line for people.
+    pub(super) description: &'a str,
+    /// One of our programs, which gets the socket as its standard input.
+    pub(super) program: PathBuf,
+    /// The user that is made for it.
+    pub(super) user: String,
+    /// What its limits are part of.
+    pub(super) slice: String,
+    /// What of the system's calls it may use, in the words of systemd.
+    pub(super) calls: Vec<&'static str>,
+    /// Which sockets it may make.
+    pub(super) sockets: Vec<&'static str>,
+}
+
+impl Properties {
+    /// Those of a unit that has nothing of the host but programs and libraries.
+    pub(super) fn confined(places: &Places, kind: Kind<'_>, socket: OwnedFd) -> Result<Self> {
+        Self::build(places, kind, socket).map_err(|error| bus("describe a unit", error))
+    }
+
+    fn build(places: &Places, kind: Kind<'_>, socket: OwnedFd) -> zbus::Result<Self> {
+        let program = text(&kind.program);
+        let command = vec![(program.clone(), vec![program], false)];
+        let visible: Vec<_> = shim::visible(places).iter().map(|path| bind(text(path))).collect();
+
+        let mut list = Self(Vec::new());
+        let mut set = |name: &str, value: Variant<'_>| list.put(name, value);
+        set("Description", kind.description.into())?;
+        set("Type", "exec".into())?;
+        set("ExecStart", command.into())?;
+        set("StandardInputFileDescriptor", zbus::Fd::from(socket).into())?;
+        set("StandardOutput", "journal".into())?;
+        set("StandardError", "journal".into())?;
+        set("Slice", kind.slice.into())?;
+        set("KillMode", "control-group".into())?;
+        set("TimeoutStopUSec", 10_000_000u64.into())?;
+        set("OOMPolicy", "stop".into())?;
+        set("OOMScoreAdjust", 200i32.into())?;
+
+        set("DynamicUser", true.into())?;
+        set("User", kind.user.into())?;
+        set("CapabilityBoundingSet", 0u64.into())?;
+        set("AmbientCapabilities", 0u64.into())?;
+        set("NoNewPrivileges", true.into())?;
+        set("RootDirectory", text(&places.jail()).into())?;
+        set("MountAPIVFS", true.into())?;
+        set("BindReadOnlyPaths", visible.into())?;
+        // Not strict: that would take /dev/null away, which a monitor's standard input is.
+        set("DevicePolicy", "closed".into())?;
+        set("PrivateIPC", true.into())?;
+        set("PrivateTmp", true.into())?;
+        set("ProtectProc", "invisible".into())?;
+        set("ProcSubset", "pid".into())?;
+        set("ProtectKernelTunables", true.into())?;
+        set("ProtectKernelModules", true.into())?;
+        set("ProtectKernelLogs", true.into())?;
+        set("ProtectControlGroups", true.into())?;
+        set("ProtectClock", true.into())?;
+        set("ProtectHostname", true.into())?;
+        set("RestrictAddressFamilies", (true, kind.sockets).into())?;
+        set("RestrictNamespaces", 0u64.into())?;
+        set("RestrictRealtime", true.into())?;
+        set("RestrictSUIDSGID", true.into())?;
+        set("LockPersonality", true.into())?;
+        set("KeyringMode", "private".into())?;
+        set("SystemCallArchitectures", vec!["native"].into())?;
+        set("SystemCallFilter", (true, kind.calls).into())?;
+        // A call that is not allowed fails instead of killing: QEMU asks for io_uring and memory policies,
+        // and does without.
+        set("SystemCallErrorNumber", EPERM.into())?;
+        set("MemorySwapMax", 0u64.into())?;
+        set("LimitCORE", 0u64.into())?;
+        Ok(list)
+    }
+
+    /// Sets a further one.
+    pub(super) fn set(&mut self, name: &str, value: Variant<'_>) -> Result<()> {
+        self.put(name, value).map_err(|error| bus("describe a unit", error))
+    }
+
+    fn put(&mut self, name: &str, value: Variant<'_>) -> zbus::Result<()> {
+        self.0.push((name.to_owned(), OwnedVariant::try_from(value)?));
+        Ok(())
+    }
+}
+
+/// What is not there is left out.
+pub(super) fn bind(path: String) -> (String, String, bool, u64) {
+    (path.clone(), path, true, 0)
+}
+
+pub(super) fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn is_no_such_unit(error: &zbus::Error) -> bool {
+    matches!(error, zbus::Error::MethodError(name, _, _) if name.as_str() == NO_SUCH_UNIT)
+}
+
+fn bus(doing: &str, error: zbus::Error) -> Error {
+    Error::other(doing, error)
+}

@@ -1,0 +1,183 @@
+//! Import workers: how one is started, told what to do, listened to, and ended.
+
+use std::{
+    fs::{DirBuilder, File},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use banger_proto::size::Bytes;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+use super::{blocking::blocking, shim};
+use crate::{
+    domain::{id::ImageId, resource::Places},
+    importer::message::{Answer, Attempt, Failure, Import, Made, Order, Task},
+    ports::{Ended, Error, Result, images::Progress},
+    shim::{message, walls::Walls},
+};
+
+/// How long to listen before looking whether anybody still wants the image.
+const LISTEN: Duration = Duration::from_millis(100);
+/// How long a worker may neither read nor write a byte: longer than a registry or a disk stands still before
+/// those who watch them give up.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Starts workers, so that each is behind walls or is told to build them.
+#[async_trait]
+pub trait Workers: Send + Sync {
+    /// Starts one for an image, with this socket as its standard input. Returns the walls that it has to build
+    /// itself.
+    async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>>;
+    /// Ends the worker of an image at once, waits until nothing of it is left, and tells how it ended. One that
+    /// is not there is fine.
+    async fn end(&self, image: ImageId) -> Result<Ended>;
+}
+
+/// Where the worker is.
+pub(super) fn program(places: &Places) -> PathBuf {
+    places.program("banger-import")
+}
+
+/// The empty directory that a worker's root is mounted in.
+pub(super) fn make_jail(places: &Places) -> Result<PathBuf> {
+    let jail = places.jail();
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&jail);
+    made.map_err(|error| Error::os(format!("make {}", jail.display()), error))?;
+    Ok(jail)
+}
+
+/// The files that a worker gets for an import.
+#[derive(Debug)]
+pub struct Files {
+    /// A new file for the image.
+    pub image: File,
+    /// A new file that has no name any more.
+    pub spool: File,
+    /// The archives.
+    pub archives: Vec<OwnedFd>,
+}
+
+/// Has a worker make an image.
+pub async fn import(
+    workers: &dyn Workers,
+    image: ImageId,
+    order: Import,
+    files: Files,
+    progress: Arc<dyn Progress>,
+) -> Result<Made> {
+    let total =
+        order.archives.iter().map(|archive| Some(archive.claim.as_ref()?.size.0)).sum::<Option<u64>>();
+    let mut fds: Vec<OwnedFd> = vec![files.image.into(), files.spool.into()];
+    fds.extend(files.archives);
+    let patience = PATIENCE;
+    let talk = move |socket: OwnedFd, walls| {
+        say(&socket, &Order { walls, task: Task::Import(order) }, &fds)?;
+        // From here on the worker's are the only ones: a pipe ends when it does.
+        drop(fds);
+        listen(&socket, &*progress, total.map(Bytes), patience)
+    };
+    match talk_to(workers, image, talk).await? {
+        Answer::Made(made) => Ok(made),
+        Answer::Failed(failure) => Err(failure.into()),
+        Answer::Works { .. } | Answer::Probed(_) => Err(nonsense()),
+    }
+}
+
+/// Has a worker try what it must not be able to do.
+pub async fn probe(workers: &dyn Workers, image: ImageId) -> Result<Vec<Attempt>> {
+    let talk = |socket: OwnedFd, walls| {
+        say(&socket, &Order { walls, task: Task::Probe }, &[])?;
+        listen(&socket, &crate::ports::images::Unwatched, None, PATIENCE)
+    };
+    match talk_to(workers, image, talk).await? {
+        Answer::Probed(attempts) => Ok(attempts),
+        Answer::Failed(failure) => Err(failure.into()),
+        Answer::Works { .. } | Answer::Made(_) => Err(nonsense()),
+    }
+}
+
+/// Starts a worker, talks to it, and ends it, whatever came of the talk.
+async fn talk_to(
+    workers: &dyn Workers,
+    image: ImageId,
+    talk: impl FnOnce(OwnedFd, Option<Walls>) -> Result<Option<Answer>> + Send + 'static,
+) -> Result<Answer> {
+    let (ours, theirs) = shim::socket_pair()?;
+    let walls = workers.start(image, theirs).await?;
+    let talked = blocking("talk to an import worker", move || talk(ours, walls)).await;
+    let ended = workers.end(image).await?;
+    let how = match ended {
+        Ended::Failed(how) => format!(" ({how})"),
+        Ended::Clean | Ended::Unknown => String::new(),
+    };
+    talked?
+        .ok_or_else(|| Error::other("import an image", format!("the worker ended before it was done{how}")))
+}
+
+fn say(socket: &OwnedFd, order: &Order, files: &[OwnedFd]) -> Result<()> {
+    let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+    match message::send(socket, order, &files) {
+        // What the worker did not live to hear, it does not answer.
+        Err(error) if is_hung_up(&error) => Ok(()),
+        said => said.map_err(|error| Error::os("tell an import worker what to do", error)),
+    }
+}
+
+/// Waits for the last answer of a worker. `None` when it ended without one.
+fn listen(
+    socket: &OwnedFd,
+    progress: &dyn Progress,
+    total: Option<Bytes>,
+    patience: Duration,
+) -> Result<Option<Answer>> {
+    let os = |error: io::Error| Error::os("listen to an import worker", error);
+    set_socket_timeout(socket, Timeout::Recv, Some(LISTEN)).map_err(|error| os(error.into()))?;
+    let (mut last, mut moved) = ((0, 0), Instant::now());
+    loop {
+        if progress.is_canceled() {
+            return Err(Error::other("import an image", "nobody wants it any more"));
+        }
+        match message::receive::<Answer>(socket) {
+            Ok(Some((Answer::Works { read, written }, _))) => {
+                if (read, written) != last {
+                    (last, moved) = ((read, written), Instant::now());
+                    progress.advanced(Bytes(read), total);
+                }
+            }
+            Ok(answer) => return Ok(answer.map(|(answer, _)| answer)),
+            Err(error) if is_hung_up(&error) => return Ok(None),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(os(error)),
+        }
+        if moved.elapsed() > patience {
+            let what = "the next step of an import".to_owned();
+            return Err(Error::Timeout { what, after: patience });
+        }
+    }
+}
+
+fn is_hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+fn nonsense() -> Error {
+    Error::other("import an image", "the worker answered what it was not asked")
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused { message } => Self::Unsupported { message },
+            Failure::NoSpace { doing } => Self::NoSpace { doing },
+            Failure::Broken { doing, why } => Self::other(doing, why),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Import workers as plain processes, which build the walls that systemd would.
+
+use std::{
+    collections::HashMap,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+
+use super::{
+    blocking::blocking,
+    worker::{self, Workers},
+};
+use crate::{
+    domain::{id::ImageId, resource::Places},
+    ports::{Ended, Error, Result},
+    shim::walls::Walls,
+};
+
+/// Users of workers: the end of the range from which [`super::supervisor_process`] takes those of machines. A
+/// worker does not outlive the service, so that one that is free here is free.
+const USERS: std::ops::RangeInclusive<u32> = 65_264..=65_519;
+
+/// Workers of this service.
+pub struct ProcessWorkers {
+    places: Places,
+    running: Mutex<HashMap<ImageId, (Child, u32)>>,
+}
+
+impl ProcessWorkers {
+    /// Those of our programs in these places.
+    pub fn new(places: Places) -> Self {
+        Self { places, running: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Workers for ProcessWorkers {
+    async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>> {
+        let root = worker::make_jail(&self.places)?;
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_free = |user: &u32| {
+            !running.values().any(|(_, taken)| taken == user) && uzers::get_user_by_uid(*user).is_none()
+        };
+        let user = USERS.clone().find(is_free);
+        let user = user
+            .ok_or_else(|| Error::HostNotReady { message: "all users for imports are taken".to_owned() })?;
+        let program = worker::program(&self.places);
+        let mut command = Command::new(&program);
+        command.env_clear().stdin(socket).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn();
+        let child = child.map_err(|error| Error::os(format!("start {}", program.display()), error))?;
+        running.insert(image, (child, user));
+        Ok(Some(Walls {
+            root,
+            // Its program and libraries were loaded before.
+            visible: Vec::new(),
+            devices: Vec::new(),
+            user,
+            groups: Vec::new(),
+            directory: None,
+            keeps_network: false,
+        }))
+    }
+
+    async fn end(&self, image: ImageId) -> Result<Ended> {
+        let ended = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&image);
+        let Some((mut child, _)) = ended else { return Ok(Ended::Unknown) };
+        blocking("end an import worker", move || {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let status = child.wait().map_err(|error| Error::os("wait for an import worker", error))?;
+            Ok(match (status.code(), status.signal()) {
+                (Some(0), _) => Ended::Clean,
+                (Some(status), _) => Ended::Failed(format!("exited:{status}")),
+                (_, Some(signal)) => Ended::Failed(format!("killed:{signal}")),
+                (None, None) => Ended::Unknown,
+            })
+        })
+        .await
+    }
+}

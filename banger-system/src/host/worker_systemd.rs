@@ -1,0 +1,73 @@
+//! Import workers as transient services of systemd.
+
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+use zbus::Connection;
+
+use super::{
+    units::{Kind, Properties, Units},
+    worker::{self, Workers},
+};
+use crate::{
+    domain::{
+        id::ImageId,
+        resource::{self, Places},
+    },
+    ports::{Ended, Result},
+    shim::walls::Walls,
+};
+
+/// What its memory and the pages of the files that it writes may take. Its memory has a limit of its own; where
+/// the pages reach this one, it waits for the disk.
+const MEMORY: u64 = 4 << 30;
+/// Its threads.
+const TASKS: u64 = 32;
+
+/// Workers of the systemd that is reached over this bus.
+pub struct SystemdWorkers {
+    units: Units,
+    places: Places,
+}
+
+impl SystemdWorkers {
+    /// Those of our programs in these places. Workers of an earlier service, whose images nobody waits for, are
+    /// ended.
+    pub async fn new(connection: Connection, places: Places) -> Result<Self> {
+        let units = Units::new(connection).await?;
+        for unit in units.running(resource::IMPORT_UNITS).await? {
+            units.remove(&unit).await?;
+        }
+        Ok(Self { units, places })
+    }
+}
+
+#[async_trait]
+impl Workers for SystemdWorkers {
+    async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>> {
+        worker::make_jail(&self.places)?;
+        let kind = Kind {
+            description: "Import of an image for banger",
+            program: worker::program(&self.places),
+            user: resource::import_user(image),
+            slice: resource::SLICE.to_owned(),
+            // It narrows both further.
+            calls: vec!["@system-service", "@sandbox"],
+            sockets: Vec::new(),
+        };
+        let mut list = Properties::confined(&self.places, kind, socket)?;
+        list.set("PrivateDevices", true.into())?;
+        list.set("PrivateNetwork", true.into())?;
+        list.set("MemoryDenyWriteExecute", true.into())?;
+        list.set("MemoryMax", MEMORY.into())?;
+        list.set("TasksMax", TASKS.into())?;
+        list.set("LimitNOFILE", 1024u64.into())?;
+        list.set("UMask", 0o077u32.into())?;
+        self.units.start(&resource::import_unit_name(image), list).await?;
+        Ok(None)
+    }
+
+    async fn end(&self, image: ImageId) -> Result<Ended> {
+        self.units.remove(&resource::import_unit_name(image)).await
+    }
+}

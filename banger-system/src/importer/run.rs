@@ -1,0 +1,90 @@
+//! The worker's conversation with the service.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    process::ExitCode,
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    Files, Meter,
+    message::{Answer, Failure, Import, Made, Order, Task},
+    wall,
+};
+use crate::shim::{message, walls};
+
+/// How often the worker says how far it is.
+const PULSE: Duration = Duration::from_millis(100);
+
+/// Does what the service orders on this socket. Whatever comes of it was said there.
+pub fn run(socket: OwnedFd) -> ExitCode {
+    let answer = match message::receive::<Order>(&socket) {
+        // The service has changed its mind.
+        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Some((order, files))) => obey(order, files, &socket),
+        Err(error) => Answer::Failed(Failure::os("receive an order", error)),
+    };
+    match message::send(&socket, &answer, &[]) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("banger-import: cannot tell what came of it: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn obey(order: Order, files: Vec<OwnedFd>, socket: &OwnedFd) -> Answer {
+    let walled = match &order.walls {
+        Some(walls) => walls::enter(walls).map_err(|error| Failure::os("build the walls", error)),
+        None => Ok(()),
+    };
+    if let Err(failure) = walled.and_then(|()| wall::close()) {
+        return Answer::Failed(failure);
+    }
+    match order.task {
+        Task::Probe => Answer::Probed(wall::probe()),
+        Task::Import(order) => match sort(&order, files).and_then(|files| work(&order, files, socket)) {
+            Ok(made) => Answer::Made(made),
+            Err(failure) => Answer::Failed(failure),
+        },
+    }
+}
+
+fn sort(order: &Import, files: Vec<OwnedFd>) -> Result<Files, Failure> {
+    let mut files = files.into_iter().map(File::from);
+    let (image, spool) = (files.next(), files.next());
+    let archives: Vec<File> = files.collect();
+    match (image, spool) {
+        (Some(image), Some(spool)) if archives.len() == order.archives.len() => {
+            Ok(Files { image, spool, archives })
+        }
+        _ => Err(Failure::os("obey", io::Error::from(io::ErrorKind::InvalidData))),
+    }
+}
+
+/// Imports, and says meanwhile how far that is.
+fn work(order: &Import, files: Files, socket: &OwnedFd) -> Result<Made, Failure> {
+    let meter = Meter::default();
+    thread::scope(|scope| {
+        let (done, ends) = channel::<()>();
+        let meter = &meter;
+        let pulse = move || {
+            while ends.recv_timeout(PULSE) == Err(RecvTimeoutError::Timeout) {
+                let (read, written) = meter.read_and_written();
+                if message::send(socket, &Answer::Works { read, written }, &[]).is_err() {
+                    // Nobody waits for the image any more.
+                    std::process::exit(1);
+                }
+            }
+        };
+        let pulse = thread::Builder::new().name("pulse".to_owned()).spawn_scoped(scope, pulse);
+        pulse.map_err(|error| Failure::os("start a thread", error))?;
+        let made = super::import(order, files, meter);
+        drop(done);
+        made
+    })
+}
