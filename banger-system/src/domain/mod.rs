@@ -13,6 +13,7 @@ pub mod machine;
 pub mod monitor;
 pub mod name;
 pub mod net;
+pub mod oci;
 pub mod qcow2;
 pub mod resource;
 pub mod rootfs;

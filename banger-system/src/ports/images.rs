@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use banger_proto::size::Bytes;
 
 use crate::domain::digest::Digest;
+pub use crate::domain::oci::Packing;
 
 /// What an image is made of.
 #[derive(Debug)]
@@ -30,18 +31,6 @@ pub struct Layer {
     pub digest: Digest,
     /// The digest of the tar in them. Another tar is refused.
     pub diff_id: Digest,
-}
-
-/// How a tar is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Packing {
-    /// Not at all.
-    Plain,
-    /// RFC 1952, of one member or more.
-    Gzip,
-    /// RFC 8878, of one frame or more.
-    Zstd,
 }
 
 /// Who is told how far a long step is, and knows whether anybody still wants it.
