@@ -105,7 +105,20 @@ const ROWS: &[(ErrorName, &str)] = &[
     (ErrorName::NotCancelable, ""),
     (ErrorName::Interrupted, "the service was restarted meanwhile: `banger vm list` shows how things stand."),
     (ErrorName::UnsupportedImage, ""),
-    (ErrorName::DigestMismatch, ""),
+    (
+        ErrorName::DigestMismatch,
+        "try again: what came was thrown away; if it happens again, tell who runs the registry.",
+    ),
+    (
+        ErrorName::RegistryUnreachable,
+        "try again: what was fetched is kept; `journalctl -u banger-system` tells what the host saw.",
+    ),
+    (
+        ErrorName::RegistryAuthRequired,
+        "log in with `docker login REGISTRY` or `podman login REGISTRY`, and check the spelling of the image: \
+         registries say the same of what does not exist.",
+    ),
+    (ErrorName::RegistryError, ""),
     (ErrorName::NoSpace, "`banger vm list` and `banger image list` show what could be deleted."),
     (ErrorName::HostNotReady, "`banger doctor` tells what this host lacks."),
     (ErrorName::VmmFailed, "`banger vm logs --vmm NAME` and `banger doctor` tell more."),

@@ -1,6 +1,10 @@
 //! The composition root: the one place that names concrete adapters.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use banger_proto::size::Bytes;
@@ -13,11 +17,27 @@ use crate::{
     domain::resource::Places,
     engine::Engine,
     host::{
-        authority::Polkit, clock::SystemClock, disks::FileDisks, dns::NameServer, guest_link::AgentLink,
-        image_files::LocalImages, kernel_files::LocalKernels, kvm::Kvm, lock::Lock, logs::RingLogs,
-        mapper::MapperDisks, monitors::Monitors, network::LinuxNetwork, store::SqliteStore,
-        supervisor_process::ProcessSupervisor, supervisor_systemd::SystemdSupervisor, users::Accounts,
-        worker::Workers, worker_process::ProcessWorkers, worker_systemd::SystemdWorkers,
+        authority::Polkit,
+        clock::SystemClock,
+        disks::FileDisks,
+        dns::NameServer,
+        guest_link::AgentLink,
+        image_files::LocalImages,
+        kernel_files::LocalKernels,
+        kvm::Kvm,
+        lock::Lock,
+        logs::RingLogs,
+        mapper::MapperDisks,
+        monitors::Monitors,
+        network::LinuxNetwork,
+        registry::{Patience, Registries},
+        store::SqliteStore,
+        supervisor_process::ProcessSupervisor,
+        supervisor_systemd::SystemdSupervisor,
+        users::Accounts,
+        worker::Workers,
+        worker_process::ProcessWorkers,
+        worker_systemd::SystemdWorkers,
     },
     ports::{Disks, Ports, Supervisor},
     sim::Sim,
@@ -97,6 +117,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         logs: Arc::new(RingLogs::new(places.clone())),
         names: Arc::new(NameServer::new(connection.clone())),
         network,
+        registry: Arc::new(Registries::new(&cache_directory(), config.cache_size()?, Patience::default())?),
         store: Arc::new(SqliteStore::open(&places).await.context("cannot open the database")?),
         supervisor,
         users: Arc::new(Accounts),
@@ -133,6 +154,12 @@ fn places() -> Places {
         runtime: directory("RUNTIME_DIRECTORY", "/run/banger"),
         libexec: PathBuf::from("/usr/libexec/banger"),
     }
+}
+
+/// The unit's cache directory, else that of a package.
+fn cache_directory() -> PathBuf {
+    let directory = std::env::var("CACHE_DIRECTORY").unwrap_or("/var/cache/banger".to_owned());
+    Path::new(&directory).join("blobs")
 }
 
 fn this_host() -> anyhow::Result<Host> {

@@ -39,6 +39,9 @@ const MAX_WARM_TAPS: usize = 64;
 const IMAGE_SIZE: Bytes = Bytes::gib(16);
 const IMAGE_SIZES: std::ops::RangeInclusive<Bytes> = Bytes::mib(64)..=Bytes::gib(256);
 
+/// A dozen of images for development, packed.
+const CACHE_SIZE: Bytes = Bytes::gib(10);
+
 /// The file, as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,9 +66,20 @@ pub struct Config {
     /// The network of guests.
     #[serde(default)]
     pub network: NetworkSection,
+    /// The cache of what registries sent.
+    #[serde(default)]
+    pub cache: CacheSection,
     /// What one user may have.
     #[serde(default)]
     pub limits: LimitsSection,
+}
+
+/// The cache of what registries sent.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheSection {
+    /// What it may hold, such as `20GiB`; what was not used for the longest time goes first.
+    pub size: Option<String>,
 }
 
 /// The network of guests.
@@ -108,6 +122,8 @@ pub struct LimitsSection {
     pub disk: Option<String>,
     /// Images, and kernels.
     pub images: Option<u32>,
+    /// What all images that are not shared take.
+    pub image_disk: Option<String>,
 }
 
 /// What the defaults follow.
@@ -182,6 +198,11 @@ impl Config {
         Ok(Bytes::mib(size.in_mib()))
     }
 
+    /// What the cache of registries may hold.
+    pub fn cache_size(&self) -> Result<Bytes, Error> {
+        Ok(size("cache.size", &self.cache.size)?.unwrap_or(CACHE_SIZE))
+    }
+
     fn subnet(&self) -> Result<Option<Prefix4>, Error> {
         let Some(text) = &self.network.subnet else { return Ok(None) };
         let wrong = || Error::Value { key: "network.subnet", value: text.clone() };
@@ -199,6 +220,7 @@ impl Config {
         set(&mut limits.memory, size("limits.memory", &section.memory)?);
         set(&mut limits.disk, size("limits.disk", &section.disk)?);
         set(&mut limits.images, section.images);
+        set(&mut limits.image_disk, size("limits.image_disk", &section.image_disk)?);
 
         let defaults = &self.vm_defaults;
         // A quarter of the processors and an eighth of the memory, within what suits most work.

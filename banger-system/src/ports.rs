@@ -6,6 +6,7 @@
 pub mod images;
 pub mod names;
 pub mod network;
+pub mod registry;
 
 use std::{
     os::fd::OwnedFd,
@@ -52,6 +53,30 @@ pub enum Error {
     #[error("{message}")]
     Unsupported {
         /// What is wrong with it.
+        message: String,
+    },
+    /// Content does not have the digest or the size by which it was asked for.
+    #[error("{message}")]
+    Mismatch {
+        /// What was compared.
+        message: String,
+    },
+    /// A server of somebody else's cannot be reached, or does not answer in time.
+    #[error("{message}")]
+    Unreachable {
+        /// Which one, and why.
+        message: String,
+    },
+    /// A registry wants to know who asks, or does not let them.
+    #[error("{message}")]
+    AuthRequired {
+        /// Which one, for what.
+        message: String,
+    },
+    /// A registry refuses, or says what it must not say.
+    #[error("{message}")]
+    Registry {
+        /// Which one, and what it said.
         message: String,
     },
     /// A file descriptor is of the wrong kind, mode or size.
@@ -165,6 +190,7 @@ pub struct Ports {
     pub logs: Arc<dyn Logs>,
     pub names: Arc<dyn names::Names>,
     pub network: Arc<dyn network::Network>,
+    pub registry: Arc<dyn registry::Registry>,
     pub store: Arc<dyn Store>,
     pub supervisor: Arc<dyn Supervisor>,
     pub users: Arc<dyn Users>,
@@ -220,6 +246,8 @@ pub trait ImageFiles: Send + Sync {
         content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts>;
+    /// Gives an image the files of another one, which takes no room: both have them until both are removed.
+    async fn share(&self, image: ImageId, of: ImageId) -> Result<()>;
     /// Removes an image's files.
     async fn remove(&self, image: ImageId) -> Result<()>;
     /// The images that have files.
@@ -430,6 +458,8 @@ pub trait Store: Send + Sync {
     async fn images(&self) -> Result<Vec<Image>>;
     /// Writes an image, new or changed.
     async fn put_image(&self, image: &Image) -> Result<()>;
+    /// Writes a new image and forgets the one whose place it takes, both or neither.
+    async fn replace_image(&self, image: &Image, old: ImageId) -> Result<()>;
     /// Forgets an image.
     async fn delete_image(&self, image: ImageId) -> Result<()>;
     /// Every kernel.

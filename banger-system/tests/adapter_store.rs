@@ -10,14 +10,16 @@ use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock};
 use banger_proto::size::Bytes;
 use banger_system::{
     domain::{
+        digest::Digest,
         id::{ImageId, KernelId, Timestamp, Uid, VmId},
-        image::{Image, ImageFacts, Kernel, KernelFacts},
+        image::{Image, ImageFacts, Kernel, KernelFacts, Origin},
         lifecycle::{Reason, State},
         monitor::{Monitor, Wish},
         net::{
             nic::Nat,
             subnet::{Slot, Subnet},
         },
+        oci::config::ImageConfig,
         resource::Resource,
         ssh::HostKey,
         vm::{Init, Lifetime, Token, Vm, VmSpec},
@@ -59,7 +61,22 @@ fn image() -> Image {
             virtual_size: Bytes::gib(16 << 10),
             disk_usage: Bytes(0),
         },
+        origin: None,
+        config: ImageConfig::default(),
     }
+}
+
+fn pulled_image() -> Image {
+    let origin =
+        Origin { reference: "localhost:5000/a/b:1".parse().unwrap(), manifest: Digest::from_bytes([7; 32]) };
+    let config = ImageConfig {
+        env: vec!["A=b".into()],
+        labels: BTreeMap::from([("k".into(), "v".into())]),
+        ..ImageConfig::default()
+    };
+    let name = "b-1".parse().unwrap();
+    let source = origin.reference.to_string();
+    Image { id: ImageId::from_bits(9), name, source, origin: Some(origin), config, ..image() }
 }
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
@@ -147,6 +164,12 @@ async fn what_is_put_is_there_after_a_restart() {
     store.put_vm(&persistent).await.unwrap();
     store.put_vm(&until_stopped).await.unwrap();
     store.put_image(&plain).await.unwrap();
+    let older = Image { id: ImageId::from_bits(8), ..pulled_image() };
+    store.put_image(&older).await.unwrap();
+    store.replace_image(&pulled_image(), older.id).await.unwrap();
+    // An image that a machine has is not replaced, and the new one is not there either.
+    let newer = Image { id: ImageId::from_bits(10), ..image() };
+    assert!(store.replace_image(&newer, image().id).await.is_err());
     store.close().await;
 
     let store = SqliteStore::open(&scratch.places).await.unwrap();
@@ -155,7 +178,7 @@ async fn what_is_put_is_there_after_a_restart() {
     assert_eq!(vms, [persistent, until_stopped, vm()]);
     let mut images = store.images().await.unwrap();
     images.sort_by_key(|image| image.id);
-    assert_eq!(images, [image(), plain]);
+    assert_eq!(images, [image(), plain, pulled_image()]);
     assert_eq!(store.kernels().await.unwrap(), [kernel()]);
     assert_eq!(store.ledger().await.unwrap(), [(vm().id, Resource::Disks)]);
 }

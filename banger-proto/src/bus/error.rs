@@ -77,6 +77,12 @@ error_names! {
     UnsupportedImage = "dev.banger.Error.UnsupportedImage",
     /// The content does not have the expected digest.
     DigestMismatch = "dev.banger.Error.DigestMismatch",
+    /// The registry cannot be reached, or does not answer in time.
+    RegistryUnreachable = "dev.banger.Error.RegistryUnreachable",
+    /// The registry wants to know who asks, or does not let them have it.
+    RegistryAuthRequired = "dev.banger.Error.RegistryAuthRequired",
+    /// The registry refuses, or says what a registry must not say.
+    RegistryError = "dev.banger.Error.RegistryError",
     /// The storage of the service is full.
     NoSpace = "dev.banger.Error.NoSpace",
     /// The host lacks something that a machine needs.

@@ -98,6 +98,48 @@ pub mod import {
     pub const FILE_MODULES: &str = "modules";
 }
 
+/// Keys of `PullImage`.
+pub mod pull {
+    pub use super::import::{FORCE, SHARED};
+    /// `s`: the name that the image gets; one after the reference when absent.
+    pub const NAME: &str = "name";
+    /// `s`: reference of the kernel that its machines boot.
+    pub const KERNEL: &str = "kernel";
+    /// `s`: the platform, such as `linux/amd64`; the host's when absent.
+    pub const PLATFORM: &str = "platform";
+    /// `h`: a sealed memory file (memfd_create(2)) with a JSON object: `username` and `password`, or
+    /// `identity-token`. Nobody is told who asks when absent.
+    pub const CREDENTIALS: &str = "credentials";
+}
+
+/// Keys of `PruneCache`.
+pub mod prune {
+    /// `b`: only say what would be removed.
+    pub const DRY_RUN: &str = "dry-run";
+    /// `t`: only what nobody has used for so many microseconds.
+    pub const OLDER_THAN: &str = "older-than-usec";
+}
+
+/// Keys of `Image.Config`.
+pub mod image_config {
+    /// `as`: `NAME=VALUE` each.
+    pub const ENV: &str = "env";
+    /// `s`: `user`, `uid`, `user:group` or `uid:gid`; absent where it is root.
+    pub const USER: &str = "user";
+    /// `s`: the working directory.
+    pub const WORKING_DIR: &str = "working-dir";
+    /// `as`: the program that is run, with its first arguments.
+    pub const ENTRYPOINT: &str = "entrypoint";
+    /// `as`: its arguments, or the program itself where there is no entry point.
+    pub const CMD: &str = "cmd";
+    /// `s`: the signal that asks the program to end.
+    pub const STOP_SIGNAL: &str = "stop-signal";
+    /// `as`: ports that it listens on, such as `80/tcp`.
+    pub const EXPOSED_PORTS: &str = "exposed-ports";
+    /// `a{ss}`: words of its maker.
+    pub const LABELS: &str = "labels";
+}
+
 /// Keys of `OpenLog`.
 pub mod log {
     /// `b`: go on with what comes.

@@ -36,7 +36,13 @@ pub trait Manager {
         files: HashMap<&str, zbus::Fd<'_>>,
         options: Options<'_>,
     ) -> zbus::Result<OwnedObjectPath>;
-    /// The image with this reference.
+    /// Makes an image of a registry's. Returns the job, whose data names the `image`, its `digest` and the `bytes`
+    /// that it takes.
+    fn pull_image(&self, reference: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Removes from the cache what registries sent. Returns the job, whose data tells the `blobs` and their
+    /// `bytes`.
+    fn prune_cache(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// The image with this reference: an id, an id prefix, a name, `user/name`, or what it was pulled as.
     fn get_image(&self, reference: &str) -> zbus::Result<OwnedObjectPath>;
     /// The caller's and the shared images.
     fn list_images(&self, filter: Options<'_>) -> zbus::Result<Vec<ImageRow>>;
@@ -146,6 +152,16 @@ pub trait Vm {
 pub trait Image {
     /// Removes it.
     fn delete(&self, options: Options<'_>) -> zbus::Result<()>;
+
+    /// Where it came from: what it was pulled as, or words for people.
+    #[zbus(property)]
+    fn source(&self) -> zbus::Result<String>;
+    /// The digest of the manifest that it was pulled as; empty where it was made of files.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn manifest_digest(&self) -> zbus::Result<String>;
+    /// How its programs want to be run; see [`super::option::image_config`].
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn config(&self) -> zbus::Result<Facts>;
 }
 
 /// A kernel.
@@ -189,4 +205,10 @@ pub trait Job {
     /// 0 to 1, or -1 where it is unknown.
     #[zbus(property)]
     fn progress(&self) -> zbus::Result<f64>;
+    /// Bytes that the stage has done.
+    #[zbus(property)]
+    fn bytes_done(&self) -> zbus::Result<u64>;
+    /// Bytes that the stage is to do; 0 where nobody counts or knows.
+    #[zbus(property)]
+    fn bytes_total(&self) -> zbus::Result<u64>;
 }

@@ -48,6 +48,8 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     (MANAGER, "GetVM", Access::Anyone),
     (MANAGER, "ListVMs", Access::Anyone),
     (MANAGER, "ImportImage", Access::Action(action::IMAGE_IMPORT)),
+    (MANAGER, "PullImage", Access::Action(action::IMAGE_PULL)),
+    (MANAGER, "PruneCache", Access::Action(action::IMAGE_PULL)),
     (MANAGER, "GetImage", Access::Anyone),
     (MANAGER, "ListImages", Access::Anyone),
     (MANAGER, "ImportKernel", Access::Action(action::IMAGE_IMPORT)),

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use banger_proto::bus::{ErrorName, names::IMAGE_INTERFACE};
+use banger_proto::bus::{ErrorName, names::IMAGE_INTERFACE, option::image_config};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
     path,
 };
 use crate::{
-    domain::id::ImageId,
+    domain::{id::ImageId, oci::config::ImageConfig},
     engine::{
         Engine,
         view::{ImageView, Object},
@@ -81,6 +81,10 @@ const PROPERTIES: &[Property<ImageView>] = &[
     property("Source", "s", Told, |image, _| image.source.clone().into()),
     property("Digest", "s", Never, |image, _| image.facts.digest.clone().into()),
     property("Architecture", "s", Told, |_, _| std::env::consts::ARCH.into()),
+    property("ManifestDigest", "s", Never, |image, _| {
+        image.origin.as_ref().map(|origin| origin.manifest.to_string()).unwrap_or_default().into()
+    }),
+    property("Config", "a{sv}", Never, |image, _| config(&image.config).into()),
     property("VirtualSize", "t", Told, |image, _| image.facts.virtual_size.0.into()),
     property("DiskUsage", "t", Told, |image, _| image.facts.disk_usage.0.into()),
     property("KernelId", "s", Told, |image, _| {
@@ -91,6 +95,32 @@ const PROPERTIES: &[Property<ImageView>] = &[
         path::owned(engine.image_users(image.id).into_iter().map(Object::Vm), image.owner, engine).into()
     }),
 ];
+
+/// How the programs of an image want to be run, without what it leaves to others.
+fn config(config: &ImageConfig) -> HashMap<&'static str, Variant<'static>> {
+    let mut map: HashMap<&'static str, Variant<'static>> = HashMap::new();
+    let lists = [
+        (image_config::ENV, &config.env),
+        (image_config::ENTRYPOINT, &config.entrypoint),
+        (image_config::CMD, &config.cmd),
+        (image_config::EXPOSED_PORTS, &config.exposed_ports),
+    ];
+    for (key, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+        map.insert(key, list.clone().into());
+    }
+    let texts = [
+        (image_config::USER, &config.user),
+        (image_config::WORKING_DIR, &config.working_dir),
+        (image_config::STOP_SIGNAL, &config.stop_signal),
+    ];
+    for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+        map.insert(key, text.clone().into());
+    }
+    if !config.labels.is_empty() {
+        map.insert(image_config::LABELS, config.labels.clone().into_iter().collect::<HashMap<_, _>>().into());
+    }
+    map
+}
 
 /// The methods of an image.
 pub struct Methods {

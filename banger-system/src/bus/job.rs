@@ -24,7 +24,7 @@ use crate::{
     domain::id::JobId,
     engine::{
         Engine,
-        view::{JobView, Object, Outcome},
+        view::{Fact, JobView, Object, Outcome},
     },
 };
 
@@ -92,6 +92,8 @@ const PROPERTIES: &[Property<JobView>] = &[
     property("StageCount", "u", Told, |job, _| job.stage_count.into()),
     property("Message", "s", Told, |job, _| job.message.clone().into()),
     property("Progress", "d", Told, |job, _| progress(job).into()),
+    property("BytesDone", "t", Told, |job, _| job.bytes_done.0.into()),
+    property("BytesTotal", "t", Told, |job, _| job.bytes_total.0.into()),
     property("Cancelable", "b", Told, |job, _| job.outcome.is_none().into()),
     property("StartedAt", "t", Never, |job, _| job.started_at.0.into()),
     property("FinishedAt", "t", Told, |job, _| job.finished_at.0.into()),
@@ -110,12 +112,18 @@ pub fn state(job: &JobView) -> &'static str {
     }
 }
 
-/// How far a job is, by its stages: 0 to 1, or -1 before the first.
+/// How far a job is, by its stages and by the bytes of the one that is under way: 0 to 1, or -1 before the first.
 pub fn progress(job: &JobView) -> f64 {
     match (&job.outcome, job.stage_index) {
         (Some(Outcome::Done), _) => 1.0,
         (_, 0) => -1.0,
-        (_, index) => f64::from(index - 1) / f64::from(job.stage_count.max(1)),
+        (_, index) => {
+            let part = match job.bytes_total.0 {
+                0 => 0.0,
+                total => (job.bytes_done.0 as f64 / total as f64).min(1.0),
+            };
+            (f64::from(index - 1) + part) / f64::from(job.stage_count.max(1))
+        }
     }
 }
 
@@ -149,7 +157,11 @@ pub fn data(job: &JobView) -> HashMap<&'static str, Variant<'static>> {
         Object::Image(_) => "image",
         Object::Kernel(_) => "kernel",
     };
-    job.objects.iter().map(|object| (named(object), path::object(object).into())).collect()
+    let facts = job.facts.iter().map(|(key, fact)| match fact {
+        Fact::Number(number) => (*key, (*number).into()),
+        Fact::Text(text) => (*key, text.clone().into()),
+    });
+    job.objects.iter().map(|object| (named(object), path::object(object).into())).chain(facts).collect()
 }
 
 /// The methods of a job.

@@ -3,13 +3,14 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use banger_proto::{
     bus::{
         ErrorName,
         names::{MANAGER_INTERFACE, action},
-        option::{create, filter, import, subscribe},
+        option::{create, filter, import, prune, pull, subscribe},
         record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow},
     },
     size::Bytes,
@@ -35,20 +36,24 @@ use crate::{
         monitor::Wish,
         name::Name,
         net::nic::Nat,
+        oci::{credentials::Credentials, platform::Platform, reference::ImageRef},
         ssh::AuthorizedKey,
         vm::Init,
     },
     engine::{
         Engine,
-        request::{CreateVm, ImportImage, ImportKernel},
+        request::{CreateVm, ImportImage, ImportKernel, Other, PullImage},
     },
-    ports::{Interaction, Question, Status, Verdict},
+    ports::{
+        Interaction, Question, Status, Verdict,
+        registry::{Prune, Source},
+    },
 };
 
 /// Grows by one with each addition to the interfaces.
-const API_LEVEL: u32 = 2;
+const API_LEVEL: u32 = 3;
 /// What this service can do, for clients that are newer than it.
-const FEATURES: [&str; 5] = ["agent", "image-import", "kernel-import", "log", "ssh"];
+const FEATURES: [&str; 6] = ["agent", "image-import", "image-pull", "kernel-import", "log", "ssh"];
 /// What a label, and all of them, may be.
 const MAX_LABELS: usize = 32;
 const MAX_LABEL: usize = 256;
@@ -196,6 +201,55 @@ impl Methods {
         border.may_share(&caller, shared, &name).await?;
         let request = ImportImage { owner: caller.uid, name, shared, kernel, rootfs };
         let job = border.engine.import_image(request)?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn pull_image(
+        &self,
+        reference: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let reference: ImageRef =
+            reference.parse().map_err(|error| Error::of(ErrorName::InvalidArgs, &error))?;
+        let mut options = Options::new(options);
+        let name = options.string(pull::NAME)?.map(|name| parse_name(&name)).transpose()?;
+        let kernel = options.string(pull::KERNEL)?;
+        let platform = read_platform(options.string(pull::PLATFORM)?)?;
+        let credentials = options.file(pull::CREDENTIALS)?;
+        let shared = options.boolean(pull::SHARED)?.unwrap_or_default();
+        let force = options.boolean(pull::FORCE)?.unwrap_or_default();
+        options.finish()?;
+        let kernel = kernel.map(|text| border.usable_kernel(&caller, &text)).transpose()?;
+        let credentials = match credentials {
+            Some(file) => border.engine.read_credentials(file)?,
+            None => Credentials::Anonymous,
+        };
+        if shared {
+            let details = vec![("image", reference.to_string())];
+            border.require(&caller, action::IMAGE_MANAGE_SHARED, details).await?;
+        }
+        let source = Source { reference, platform, credentials };
+        let other = if force { Other::Goes } else { Other::Stays };
+        let request = PullImage { owner: caller.uid, source, name, shared, kernel, other };
+        let job = border.engine.pull_image(request)?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn prune_cache(
+        &self,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let dry_run = options.boolean(prune::DRY_RUN)?.unwrap_or_default();
+        let older_than = options.number(prune::OLDER_THAN)?.map(Duration::from_micros);
+        options.finish()?;
+        let job = border.engine.prune_cache(caller.uid, Prune { older_than, dry_run });
         border.hand_over_job(&caller, job).await
     }
 
@@ -358,13 +412,14 @@ impl Methods {
     async fn get_limits(&self) -> Result<HashMap<String, OwnedVariant>> {
         let border = border(&self.border)?;
         let limits = &border.engine.settings().limits;
-        let rows: [(&str, Variant<'static>); 6] = [
+        let rows: [(&str, Variant<'static>); 7] = [
             ("vms", limits.vms.into()),
             ("running", limits.running.into()),
             ("vcpus", limits.vcpus.into()),
             ("memory", limits.memory.0.into()),
             ("disk", limits.disk.0.into()),
             ("images", limits.images.into()),
+            ("image-disk", limits.image_disk.0.into()),
         ];
         let owned =
             |(key, value): (&str, Variant<'static>)| Ok((key.to_owned(), OwnedVariant::try_from(value)?));
@@ -495,6 +550,17 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
     };
     options.finish()?;
     Ok(request)
+}
+
+/// The platform of an image. Machines run programs for the host's processors and no others.
+fn read_platform(text: Option<String>) -> Result<Platform> {
+    let host = Platform::of_host(std::env::consts::ARCH);
+    let Some(text) = text else { return Ok(host) };
+    let platform: Platform = text.parse().map_err(|error| Error::of(ErrorName::InvalidOption, &error))?;
+    match platform.runs_with(&host) {
+        true => Ok(platform),
+        false => Err(Error::invalid_option(format!("sandboxes of this host run {host} and not {platform}"))),
+    }
 }
 
 fn parse_name(text: &str) -> Result<Name> {

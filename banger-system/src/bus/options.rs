@@ -1,7 +1,10 @@
 //! The `a{sv}` of a call, read key by key. An unknown key or a wrong type is refused: an option that does
 //! nothing would look as if it did.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    os::fd::{AsFd, OwnedFd},
+};
 
 use zbus::{OwnedVariant, Variant};
 
@@ -49,6 +52,14 @@ impl Options {
     pub fn small_number(&mut self, key: &'static str) -> Result<Option<u32>> {
         let Some(number) = self.number(key)? else { return Ok(None) };
         u32::try_from(number).map(Some).map_err(|_| Error::invalid_option(format!("{key} is too large")))
+    }
+
+    /// A file descriptor, which is ours from now on.
+    pub fn file(&mut self, key: &'static str) -> Result<Option<OwnedFd>> {
+        self.take(key, "a file descriptor", |value| match value {
+            Variant::Fd(fd) => fd.as_fd().try_clone_to_owned().ok(),
+            _ => None,
+        })
     }
 
     pub fn strings(&mut self, key: &'static str) -> Result<BTreeMap<String, String>> {

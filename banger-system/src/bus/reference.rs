@@ -11,7 +11,7 @@ use super::{
     error::{Error, Result},
 };
 use crate::{
-    domain::{id::Uid, name::Reference},
+    domain::{id::Uid, name::Reference, oci::reference::ImageRef},
     engine::{
         error::{self, Kind},
         view::{ImageView, KernelView, VmView},
@@ -21,6 +21,21 @@ use crate::{
 /// A text that is a reference.
 pub fn parse(text: &str) -> Result<Reference> {
     text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
+}
+
+/// What an image is called by.
+enum ImageName {
+    Local(Reference),
+    /// What it was pulled as, in a form that no name has.
+    Remote(ImageRef),
+}
+
+fn parse_image(text: &str) -> Result<ImageName> {
+    match (parse(text), text.parse()) {
+        (Ok(local), _) => Ok(ImageName::Local(local)),
+        (Err(_), Ok(remote)) => Ok(ImageName::Remote(remote)),
+        (Err(error), Err(_)) => Err(error),
+    }
 }
 
 impl Border {
@@ -34,8 +49,17 @@ impl Border {
 
     /// The image that the caller means.
     pub async fn find_image(&self, caller: &Caller, text: &str) -> Result<Arc<ImageView>> {
-        let reference = parse(text)?;
+        let reference = match parse_image(text)? {
+            ImageName::Local(reference) => reference,
+            ImageName::Remote(reference) => return self.pulled(caller, text, &reference),
+        };
         let found = self.engine.find_image(caller.uid, &reference);
+        if found.is_err()
+            && let Ok(reference) = text.parse()
+            && let Ok(pulled) = self.pulled(caller, text, &reference)
+        {
+            return Ok(pulled);
+        }
         let owner = |image: &ImageView| (image.owner, image.shared);
         self.reveal(caller, Kind::Image, text, &reference, found, owner).await
     }
@@ -51,7 +75,17 @@ impl Border {
     /// The image that a machine of the caller is to be cloned from. A clone can be read, so that it must be
     /// the caller's own, or shared: to see that there is one is not enough.
     pub fn usable_image(&self, caller: &Caller, text: &str) -> Result<Reference> {
-        let found = self.engine.find_image(caller.uid, &parse(text)?)?;
+        let reference = match parse_image(text)? {
+            ImageName::Local(reference) => reference,
+            ImageName::Remote(reference) => {
+                return Ok(Reference::IdPrefix(self.pulled(caller, text, &reference)?.id.to_string()));
+            }
+        };
+        let found = match (self.engine.find_image(caller.uid, &reference), text.parse()) {
+            (Ok(found), _) => found,
+            (Err(error), Ok(remote)) => self.pulled(caller, text, &remote).map_err(|_| Error::from(error))?,
+            (Err(error), Err(_)) => return Err(error.into()),
+        };
         usable(caller, Kind::Image, text, found.owner, found.shared)?;
         Ok(Reference::IdPrefix(found.id.to_string()))
     }
@@ -61,6 +95,11 @@ impl Border {
         let found = self.engine.find_kernel(caller.uid, &parse(text)?)?;
         usable(caller, Kind::Kernel, text, found.owner, found.shared)?;
         Ok(Reference::IdPrefix(found.id.to_string()))
+    }
+
+    /// The image that a reference of a registry was pulled as.
+    fn pulled(&self, caller: &Caller, text: &str, reference: &ImageRef) -> Result<Arc<ImageView>> {
+        self.engine.find_pulled(caller.uid, reference).ok_or_else(|| no_such(Kind::Image, text))
     }
 
     async fn reveal<T>(

@@ -3,8 +3,10 @@
 use banger_proto::size::Bytes;
 
 use super::{
+    digest::Digest,
     id::{ImageId, KernelId, Timestamp, Uid},
     name::Name,
+    oci::{config::ImageConfig, reference::ImageRef},
 };
 
 /// An image: a root file system that machines clone.
@@ -26,6 +28,26 @@ pub struct Image {
     pub created_at: Timestamp,
     /// What its file is.
     pub facts: ImageFacts,
+    /// The image of a registry that it is; none for one that was made of files.
+    pub origin: Option<Origin>,
+    /// How its programs want to be run.
+    pub config: ImageConfig,
+}
+
+/// The image of a registry that an image was made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// What was asked for.
+    pub reference: ImageRef,
+    /// The digest of the manifest that it stood for at the time.
+    pub manifest: Digest,
+}
+
+impl Origin {
+    /// Whether both are the same image of the same registry.
+    pub fn is_same(&self, other: &Origin) -> bool {
+        self.manifest == other.manifest && self.reference.registry() == other.reference.registry()
+    }
 }
 
 /// What was found out about an image's file while it was made.

@@ -24,6 +24,8 @@ pub struct Limits {
     pub disk: Bytes,
     /// Images, and kernels, of one user.
     pub images: u32,
+    /// What all images of one user take that are not shared.
+    pub image_disk: Bytes,
 }
 
 /// Something is more than is allowed, or less than is possible.
@@ -76,6 +78,7 @@ impl Limits {
             memory: Bytes(memory.0 / 2).max(Bytes::gib(1)),
             disk: Bytes::gib(200),
             images: 64,
+            image_disk: Bytes::gib(100),
         }
     }
 
@@ -102,6 +105,11 @@ impl Limits {
         quota("machines running", usage.running + 1, self.running)?;
         quota("of memory in running machines", Bytes(usage.memory.0.saturating_add(memory.0)), self.memory)
     }
+}
+
+/// Whether a user may have images of so many bytes.
+pub fn check_image_disk(would_be: Bytes, limit: Bytes) -> Result<(), Exceeded> {
+    quota("of images", would_be, limit)
 }
 
 /// Whether a user may have so many of something.

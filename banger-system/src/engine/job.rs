@@ -3,23 +3,26 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use banger_proto::size::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use super::{
     error::{Error, Kind, Result, one_line},
     now,
-    view::{Event, JobKind, JobView, Object, Outcome},
+    view::{Event, Fact, JobKind, JobView, Object, Outcome},
 };
 use crate::{
     domain::id::{JobId, Timestamp, Uid},
-    ports::Clock,
+    ports::{Clock, images::Progress},
 };
 
 /// How long the result of a job that has ended can be read.
 const KEEP_FINISHED: Duration = Duration::from_secs(300);
+/// How often progress in bytes is told at most.
+const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// All jobs that are under way or have ended lately.
 #[derive(Clone)]
@@ -57,6 +60,9 @@ impl Board {
             stage_index: 0,
             stage_count: stages.len() as u32,
             message: String::new(),
+            bytes_done: Bytes(0),
+            bytes_total: Bytes(0),
+            facts: Vec::new(),
             started_at: now(&*self.inner.clock),
             finished_at: Timestamp::default(),
             outcome: None,
@@ -168,7 +174,19 @@ impl JobHandle {
             view.stage = stage;
             view.stage_index = index;
             view.message = message;
+            (view.bytes_done, view.bytes_total) = (Bytes(0), Bytes(0));
         });
+    }
+
+    /// Who is told how far a stage is. What comes while the job is at another stage is not heard.
+    pub(super) fn progress(&self, stage: &'static str) -> Arc<dyn Progress> {
+        let (board, canceled) = (self.board.clone(), self.canceled.clone());
+        Arc::new(Meter { board, id: self.id, stage, canceled, told: Mutex::default() })
+    }
+
+    /// There is something else to tell of the result.
+    pub(super) fn tell(&self, key: &'static str, fact: Fact) {
+        self.board.update(self.id, |view| view.facts.push((key, fact)));
     }
 
     /// The job is about one more thing.
@@ -224,6 +242,35 @@ impl JobHandle {
                 board.forget(id);
             });
         }
+    }
+}
+
+/// Tells how far a stage is, and not too often: each time costs a signal to every subscriber.
+struct Meter {
+    board: Board,
+    id: JobId,
+    stage: &'static str,
+    canceled: watch::Receiver<bool>,
+    told: Mutex<Option<Instant>>,
+}
+
+impl Progress for Meter {
+    fn advanced(&self, done: Bytes, total: Option<Bytes>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            return;
+        }
+        *told = Some(Instant::now());
+        let total = total.unwrap_or_default();
+        let changes =
+            |view: &JobView| view.stage == self.stage && (view.bytes_done, view.bytes_total) != (done, total);
+        if self.board.get(self.id).is_some_and(|view| changes(&view)) {
+            self.board.update(self.id, |view| (view.bytes_done, view.bytes_total) = (done, total));
+        }
+    }
+
+    fn is_canceled(&self) -> bool {
+        *self.canceled.borrow()
     }
 }
 

@@ -16,8 +16,9 @@ use crate::{
     domain::{
         id::{ImageId, JobId, KernelId},
         image::{Image, Kernel},
+        oci::config::ImageConfig,
     },
-    ports::images::{Content, Unwatched},
+    ports::images::Content,
 };
 
 const IMPORT: Stages = &["import"];
@@ -30,7 +31,13 @@ impl Engine {
             Some(reference) => Some(self.find_kernel(request.owner, reference)?.id),
             None => None,
         };
-        shared.registry.reserve(Kind::Image, request.owner, &request.name, shared.settings.limits.images)?;
+        shared.registry.reserve(
+            Kind::Image,
+            request.owner,
+            &request.name,
+            shared.settings.limits.images,
+            None,
+        )?;
         let job = shared.jobs.begin(JobKind::ImageImport, request.owner, Vec::new(), IMPORT);
         let id = job.id();
         tokio::spawn(async move {
@@ -52,7 +59,13 @@ impl Engine {
     /// Begins to make a kernel of a user's files.
     pub fn import_kernel(&self, request: ImportKernel) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
-        shared.registry.reserve(Kind::Kernel, request.owner, &request.name, shared.settings.limits.images)?;
+        shared.registry.reserve(
+            Kind::Kernel,
+            request.owner,
+            &request.name,
+            shared.settings.limits.images,
+            None,
+        )?;
         let job = shared.jobs.begin(JobKind::KernelImport, request.owner, Vec::new(), IMPORT);
         let id = job.id();
         tokio::spawn(async move {
@@ -80,8 +93,8 @@ async fn make_image(
 ) -> Result<()> {
     let id = ImageId::random();
     job.stage("import", format!("copying {}", request.name));
-    let facts =
-        shared.ports.image_files.import(id, Content::File(request.rootfs), Arc::new(Unwatched)).await?;
+    let progress = job.progress("import");
+    let facts = shared.ports.image_files.import(id, Content::File(request.rootfs), progress).await?;
     let image = Image {
         id,
         name: request.name,
@@ -91,6 +104,8 @@ async fn make_image(
         kernel,
         created_at: now(&*shared.ports.clock),
         facts,
+        origin: None,
+        config: ImageConfig::default(),
     };
     let kept = if job.is_canceled() {
         Err(Error::Canceled)

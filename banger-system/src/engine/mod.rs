@@ -13,6 +13,7 @@ mod library;
 mod machine;
 mod names;
 mod network;
+mod pull;
 mod recover;
 mod registry;
 pub mod request;
@@ -32,6 +33,7 @@ use self::{
     error::{Error, Result},
     job::Board,
     machine::{Command, Reply},
+    pull::Pulls,
     registry::Registry,
     request::{Manner, Start, Stop},
     view::{Event, ImageView, JobView, KernelView, Object, VmView},
@@ -88,6 +90,7 @@ struct Shared {
     settings: Settings,
     registry: Registry,
     jobs: Board,
+    pulls: Pulls,
     /// Where the guests are, once that is set up.
     subnet: OnceCell<Subnet>,
     /// The names of machines as they were last published.
@@ -106,6 +109,7 @@ impl Engine {
             settings,
             registry,
             jobs,
+            pulls: Pulls::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
         });

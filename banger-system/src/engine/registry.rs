@@ -38,7 +38,7 @@ struct State {
     images: HashMap<ImageId, Arc<ImageView>>,
     kernels: HashMap<KernelId, Arc<KernelView>>,
     /// Names of images and kernels that are being imported.
-    reserved: HashSet<(bool, Uid, Name)>,
+    reserved: HashMap<(bool, Uid, Name), Bytes>,
 }
 
 struct Entry {
@@ -58,6 +58,12 @@ impl State {
             }
         }
         usage
+    }
+
+    /// The names of the machines that use an image.
+    fn image_users(&self, id: ImageId) -> Vec<String> {
+        let users = self.vms.values().filter(|entry| entry.view.vm.image == id);
+        users.map(|entry| entry.view.vm.name.to_string()).collect()
     }
 
     fn vm_name_taken(&self, owner: Uid, name: &Name) -> bool {
@@ -257,25 +263,48 @@ impl Registry {
         find(Kind::Kernel, caller, reference, users, keys).cloned()
     }
 
-    /// Keeps the name of an image or kernel that is being imported.
-    pub(super) fn reserve(&self, kind: Kind, owner: Uid, name: &Name, limit: u32) -> Result<()> {
+    /// Keeps the name of an image or kernel that is being imported. It may be that of an image whose place
+    /// it takes.
+    pub(super) fn reserve(
+        &self,
+        kind: Kind,
+        owner: Uid,
+        name: &Name,
+        limit: u32,
+        instead_of: Option<ImageId>,
+    ) -> Result<()> {
         let mut state = self.lock();
         let is_image = kind == Kind::Image;
         let (taken, count) = if is_image {
-            let own = || state.images.values().filter(|image| image.owner == owner);
+            let stays = |image: &&Arc<ImageView>| image.owner == owner && Some(image.id) != instead_of;
+            let own = || state.images.values().filter(stays);
             (own().any(|image| image.name == *name), own().count())
         } else {
             let own = || state.kernels.values().filter(|kernel| kernel.owner == owner);
             (own().any(|kernel| kernel.name == *name), own().count())
         };
         let key = (is_image, owner, name.clone());
-        if taken || state.reserved.contains(&key) {
+        if taken || state.reserved.contains_key(&key) {
             return Err(Error::NameTaken { kind, name: name.to_string() });
         }
         let pending =
-            state.reserved.iter().filter(|(image, uid, _)| *image == is_image && *uid == owner).count();
+            state.reserved.keys().filter(|(image, uid, _)| *image == is_image && *uid == owner).count();
         crate::domain::limits::check_count(kind_plural(kind), count + pending + 1, limit)?;
-        state.reserved.insert(key);
+        state.reserved.insert(key, Bytes(0));
+        Ok(())
+    }
+
+    /// Counts what an image takes, or will take at least, that is being made under a reserved name.
+    pub(super) fn claim(&self, owner: Uid, name: &Name, bytes: Bytes, limit: Bytes) -> Result<()> {
+        let mut state = self.lock();
+        let private = state.images.values().filter(|image| image.owner == owner && !image.shared);
+        let kept: u64 = private.map(|image| image.facts.disk_usage.0).sum();
+        let key = (true, owner, name.clone());
+        let others = state.reserved.iter().filter(|(other, _)| other.1 == owner && **other != key);
+        let pending: u64 = others.map(|(_, bytes)| bytes.0).sum();
+        let would_be = Bytes(kept.saturating_add(pending).saturating_add(bytes.0));
+        crate::domain::limits::check_image_disk(would_be, limit)?;
+        state.reserved.insert(key, bytes);
         Ok(())
     }
 
@@ -290,17 +319,16 @@ impl Registry {
         self.send(Event::ImageAdded(image));
     }
 
+    /// Whether an image could be taken out at the moment.
+    pub(super) fn check_unused(&self, image: &ImageView) -> Result<()> {
+        refuse_while_used(Kind::Image, &image.name, self.lock().image_users(image.id))
+    }
+
     /// Takes an image out, if no machine uses it.
     pub(super) fn take_image(&self, id: ImageId) -> Result<Arc<ImageView>> {
         let mut state = self.lock();
         let image = state.images.get(&id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
-        let users: Vec<String> = state
-            .vms
-            .values()
-            .filter(|entry| entry.view.vm.image == id)
-            .map(|entry| entry.view.vm.name.to_string())
-            .collect();
-        refuse_while_used(Kind::Image, &image.name, users)?;
+        refuse_while_used(Kind::Image, &image.name, state.image_users(id))?;
         let image = state.images.remove(&id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
         self.send(Event::ImageRemoved(Arc::clone(&image)));
         Ok(image)

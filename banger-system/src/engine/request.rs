@@ -12,6 +12,7 @@ use crate::domain::{
     ssh::AuthorizedKey,
     vm::{Init, Lifetime},
 };
+use crate::ports::registry::Source;
 
 /// Makes a machine. What is absent has the default of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +100,33 @@ pub struct ImportImage {
     pub kernel: Option<Reference>,
     /// The raw ext4 file system.
     pub rootfs: OwnedFd,
+}
+
+/// Makes an image of a registry's.
+#[derive(Debug)]
+pub struct PullImage {
+    /// The owner.
+    pub owner: Uid,
+    /// Where it is, and who asks for it.
+    pub source: Source,
+    /// Its name; one after the reference when absent.
+    pub name: Option<Name>,
+    /// Whether every user sees it.
+    pub shared: bool,
+    /// The kernel that its machines boot.
+    pub kernel: Option<Reference>,
+    /// What becomes of an image of the same name that is not of the same reference.
+    pub other: Other,
+}
+
+/// What becomes of something else that has the name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Other {
+    /// It stays, and the request is refused.
+    #[default]
+    Stays,
+    /// It goes, unless it is used.
+    Goes,
 }
 
 /// Makes a kernel of a user's files.

@@ -4,6 +4,8 @@
 use core::net::Ipv4Addr;
 use std::sync::Arc;
 
+use banger_proto::size::Bytes;
+
 use super::error::Error;
 use crate::domain::{
     id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
@@ -62,12 +64,27 @@ pub struct JobView {
     pub stage_count: u32,
     /// One line for people.
     pub message: String,
+    /// Bytes that the stage has done.
+    pub bytes_done: Bytes,
+    /// Bytes that the stage is to do; 0 where nobody counts or knows.
+    pub bytes_total: Bytes,
+    /// What else there is to tell of the result.
+    pub facts: Vec<(&'static str, Fact)>,
     /// When it began.
     pub started_at: Timestamp,
     /// When it ended.
     pub finished_at: Timestamp,
     /// How it ended; nothing while it goes on.
     pub outcome: Option<Outcome>,
+}
+
+/// Something about the result of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact {
+    /// A number.
+    Number(u64),
+    /// A text.
+    Text(String),
 }
 
 /// How a job ended.
@@ -96,8 +113,12 @@ pub enum JobKind {
     VmDelete,
     /// Makes an image of a file.
     ImageImport,
+    /// Makes an image of a registry's.
+    ImagePull,
     /// Makes a kernel of files.
     KernelImport,
+    /// Removes what is in the cache.
+    CachePrune,
 }
 
 impl JobKind {
@@ -110,6 +131,8 @@ impl JobKind {
             JobKind::VmRestart => "vm-restart",
             JobKind::VmDelete => "vm-delete",
             JobKind::ImageImport => "image-import",
+            JobKind::ImagePull => "image-pull",
+            JobKind::CachePrune => "cache-prune",
             JobKind::KernelImport => "kernel-import",
         }
     }

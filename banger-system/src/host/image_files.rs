@@ -170,6 +170,18 @@ impl ImageFiles for LocalImages {
         }
     }
 
+    async fn share(&self, image: ImageId, of: ImageId) -> Result<()> {
+        let (parent, file) = (self.places.images(), self.places.image(of));
+        let doing = move || format!("share the file of image {of} with {image}");
+        blocking("share an image", move || {
+            let failed = |source| Error::os(doing(), source);
+            let staging = Staging::begin(&parent, &image.to_string()).map_err(failed)?;
+            staging.link(&file, IMAGE_FILE).map_err(failed)?;
+            staging.finish().map_err(failed)
+        })
+        .await
+    }
+
     async fn remove(&self, image: ImageId) -> Result<()> {
         let parent = self.places.images();
         blocking("remove an image", move || {

@@ -21,6 +21,7 @@ pub mod network;
 mod partial;
 mod pulse;
 pub mod qemu;
+pub mod registry;
 pub mod ring;
 mod shim;
 mod sparse;

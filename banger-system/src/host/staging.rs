@@ -51,6 +51,11 @@ impl Staging {
         Ok(file)
     }
 
+    /// Another name, in the directory, of a file that is never written to.
+    pub(super) fn link(&self, file: &Path, name: &str) -> io::Result<()> {
+        fs::hard_link(file, self.staged.join(name))
+    }
+
     /// Gives the directory its name. An import is shared by machines for months and was named by its
     /// digest, so it is on the disk before anybody is told of it.
     pub(super) fn finish(self) -> io::Result<()> {

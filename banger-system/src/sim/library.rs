@@ -92,6 +92,15 @@ impl ImageFiles for Sim {
         })
     }
 
+    async fn share(&self, image: ImageId, of: ImageId) -> Result<()> {
+        let mut state = self.step("share the file of an image")?;
+        if !state.image_files.contains(&of) {
+            return Err(Error::HostNotReady { message: "the image has no file".to_owned() });
+        }
+        state.image_files.insert(image);
+        Ok(())
+    }
+
     async fn remove(&self, image: ImageId) -> Result<()> {
         self.lock().image_files.remove(&image);
         Ok(())

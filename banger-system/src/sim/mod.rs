@@ -6,6 +6,7 @@ mod library;
 mod names;
 pub mod network;
 mod people;
+mod registry;
 mod store;
 
 use std::{
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::{
     domain::{
+        digest::Digest,
         dns::table::Table,
         id::{ImageId, KernelId, VmId},
         image::{Image, Kernel},
@@ -57,6 +59,14 @@ struct State {
     ledger: BTreeSet<(VmId, Resource)>,
     verdict: Option<Verdict>,
     boots: u64,
+    /// How often each reference came to mean something else.
+    editions: BTreeMap<String, u32>,
+    /// Layers stay on their way for so long.
+    registry_held: bool,
+    /// Layers that were fetched.
+    cached: BTreeSet<Digest>,
+    /// How many layers were asked of registries.
+    fetched: u64,
 }
 
 impl Sim {
@@ -77,6 +87,7 @@ impl Sim {
             kernel_files: sim.clone(),
             names: sim.clone(),
             network: sim.clone(),
+            registry: sim.clone(),
             logs: sim.clone(),
             store: sim.clone(),
             supervisor: sim.clone(),
@@ -100,6 +111,26 @@ impl Sim {
     /// Guests that start from now on do not answer, or do.
     pub fn deafen_guests(&self, deaf: bool) {
         self.lock().deaf_guests = deaf;
+    }
+
+    /// From now on a reference stands for another image.
+    pub fn move_tag(&self, reference: &str) {
+        *self.lock().editions.entry(reference.to_owned()).or_default() += 1;
+    }
+
+    /// From now on layers stay on their way, or come.
+    pub fn hold_registry(&self, held: bool) {
+        self.lock().registry_held = held;
+    }
+
+    /// How many layers registries were asked for.
+    pub fn fetched(&self) -> u64 {
+        self.lock().fetched
+    }
+
+    /// The images that have files.
+    pub fn image_files(&self) -> Vec<ImageId> {
+        self.lock().image_files.iter().copied().collect()
     }
 
     /// What the authority answers from now on; yes when it was never told.

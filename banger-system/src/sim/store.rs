@@ -39,6 +39,13 @@ impl Store for Sim {
         Ok(())
     }
 
+    async fn replace_image(&self, image: &Image, old: ImageId) -> Result<()> {
+        let mut state = self.step("store an image in the place of another")?;
+        state.images.remove(&old);
+        state.images.insert(image.id, image.clone());
+        Ok(())
+    }
+
     async fn delete_image(&self, image: ImageId) -> Result<()> {
         self.lock().images.remove(&image);
         Ok(())

@@ -7,7 +7,7 @@ mod open;
 mod row;
 
 use async_trait::async_trait;
-use sqlx::{Sqlite, SqlitePool, pool::PoolConnection};
+use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
 
 pub use self::open::Error as OpenError;
 use self::row::{ImageRow, KernelRow, LedgerRow, TooLarge, VmRow};
@@ -166,42 +166,24 @@ impl Store for SqliteStore {
     async fn images(&self) -> Result<Vec<Image>> {
         let rows = sqlx::query_as!(
             ImageRow,
-            "SELECT id, name, owner, shared, source, kernel, created_at, digest, virtual_size, disk_usage
+            "SELECT id, name, owner, shared, source, kernel, created_at, digest, virtual_size, disk_usage,
+                    manifest, config
              FROM images"
         );
         decode(rows.fetch_all(&self.pool).await)
     }
 
     async fn put_image(&self, image: &Image) -> Result<()> {
-        let (id, name, owner) = (image.id.to_string(), image.name.as_str(), image.owner.0);
-        let kernel = image.kernel.map(|kernel| kernel.to_string());
-        let created_at = integer(image.created_at.0)?;
-        let virtual_size = integer(image.facts.virtual_size.0)?;
-        let disk_usage = integer(image.facts.disk_usage.0)?;
-        sqlx::query!(
-            "INSERT INTO images (id, name, owner, shared, source, kernel, created_at, digest, virtual_size,
-                                 disk_usage)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-             ON CONFLICT (id) DO UPDATE SET
-                 name = excluded.name, owner = excluded.owner, shared = excluded.shared,
-                 source = excluded.source, kernel = excluded.kernel, created_at = excluded.created_at,
-                 digest = excluded.digest, virtual_size = excluded.virtual_size,
-                 disk_usage = excluded.disk_usage",
-            id,
-            name,
-            owner,
-            image.shared,
-            image.source,
-            kernel,
-            created_at,
-            image.facts.digest,
-            virtual_size,
-            disk_usage,
-        )
-        .execute(&mut *self.writer(Survives::PowerCut).await?)
-        .await
-        .map_err(unwritten)
-        .map(drop)
+        write_image(&mut *self.writer(Survives::PowerCut).await?, image).await
+    }
+
+    async fn replace_image(&self, image: &Image, old: ImageId) -> Result<()> {
+        let mut connection = self.writer(Survives::PowerCut).await?;
+        let mut both = connection.begin().await.map_err(unwritten)?;
+        let old = old.to_string();
+        sqlx::query!("DELETE FROM images WHERE id = ?", old).execute(&mut *both).await.map_err(unwritten)?;
+        write_image(&mut both, image).await?;
+        both.commit().await.map_err(unwritten)
     }
 
     async fn delete_image(&self, image: ImageId) -> Result<()> {
@@ -283,6 +265,43 @@ impl Store for SqliteStore {
         let rows = sqlx::query_as!(LedgerRow, "SELECT vm, resource FROM ledger");
         decode(rows.fetch_all(&self.pool).await)
     }
+}
+
+/// Writes an image, new or changed.
+async fn write_image(connection: &mut SqliteConnection, image: &Image) -> Result<()> {
+    let (id, name, owner) = (image.id.to_string(), image.name.as_str(), image.owner.0);
+    let kernel = image.kernel.map(|kernel| kernel.to_string());
+    let created_at = integer(image.created_at.0)?;
+    let virtual_size = integer(image.facts.virtual_size.0)?;
+    let disk_usage = integer(image.facts.disk_usage.0)?;
+    let manifest = image.origin.as_ref().map(|origin| origin.manifest.to_string());
+    let config = serde_json::to_string(&image.config).map_err(|e| Error::other(WRITE, e))?;
+    sqlx::query!(
+        "INSERT INTO images (id, name, owner, shared, source, kernel, created_at, digest, virtual_size,
+                             disk_usage, manifest, config)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (id) DO UPDATE SET
+             name = excluded.name, owner = excluded.owner, shared = excluded.shared,
+             source = excluded.source, kernel = excluded.kernel, created_at = excluded.created_at,
+             digest = excluded.digest, virtual_size = excluded.virtual_size,
+             disk_usage = excluded.disk_usage, manifest = excluded.manifest, config = excluded.config",
+        id,
+        name,
+        owner,
+        image.shared,
+        image.source,
+        kernel,
+        created_at,
+        image.facts.digest,
+        virtual_size,
+        disk_usage,
+        manifest,
+        config,
+    )
+    .execute(connection)
+    .await
+    .map_err(unwritten)
+    .map(drop)
 }
 
 const READ: &str = "read the database";

@@ -6,7 +6,7 @@ use banger_proto::{bus::option::lifetime, size::Bytes};
 
 use crate::domain::{
     id::{Timestamp, Uid, VmId},
-    image::{Image, ImageFacts, Kernel, KernelFacts},
+    image::{Image, ImageFacts, Kernel, KernelFacts, Origin},
     lifecycle::{Reason, State},
     monitor::Wish,
     net::{nic::Nat, subnet::Slot},
@@ -122,6 +122,8 @@ pub(super) struct ImageRow {
     pub digest: String,
     pub virtual_size: i64,
     pub disk_usage: i64,
+    pub manifest: Option<String>,
+    pub config: String,
 }
 
 impl TryFrom<ImageRow> for Image {
@@ -129,7 +131,13 @@ impl TryFrom<ImageRow> for Image {
 
     fn try_from(row: ImageRow) -> Result<Self, Unreadable> {
         let read = Reader { id: &row.id };
+        let origin = |manifest: &String| {
+            let manifest = read.text("manifest", manifest)?;
+            Ok(Origin { reference: read.text("source", &row.source)?, manifest })
+        };
         Ok(Image {
+            origin: row.manifest.as_ref().map(origin).transpose()?,
+            config: read.known("config", serde_json::from_str(&row.config).ok())?,
             id: read.text("id", &row.id)?,
             name: read.text("name", &row.name)?,
             owner: Uid(read.number("owner", row.owner)?),

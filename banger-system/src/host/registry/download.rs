@@ -1,0 +1,195 @@
+//! Getting blobs into the cache, and out of it while they come.
+
+use std::{io, os::unix::fs::FileExt, sync::Arc};
+
+use bytes::Bytes as Chunk;
+use reqwest::{Response, StatusCode, header::CONTENT_RANGE};
+use tokio::{
+    io::AsyncWriteExt,
+    net::unix::pipe,
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+
+use super::{
+    cache::{Blob, Level, Verdict, Writing},
+    patience::{Failure, Tries},
+    session::{Session, broken},
+};
+use crate::ports::{Error, Result};
+
+/// Pieces that have come and are not written yet.
+const PENDING: usize = 64;
+/// What is moved from the cache into a pipe at once.
+const CHUNK: usize = 256 << 10;
+/// So many bytes count as progress, after which a registry may fail as often as before.
+const STEP: u64 = 1 << 20;
+
+/// Brings a blob into the cache, unless it is there or somebody else brings it.
+pub(super) async fn ensure(session: &Session, blob: &Arc<Blob>) -> Result<()> {
+    let Some(pen) = blob.pen().await else { return Ok(()) };
+    let failed = |error| unwritten(blob, error);
+    let mut writing = blocking(move || pen.resume()).await?.map_err(failed)?;
+    let (size, mut tries) = (blob.descriptor.size.0, Tries::new(session.patience));
+    while writing.at < size {
+        let before = writing.at;
+        let (back, end) = go_on(session, writing).await?;
+        writing = back;
+        if writing.at - before >= STEP {
+            tries.forget();
+        }
+        match end {
+            Ok(()) => {}
+            Err(failure) => tries.again(failure).await?,
+        }
+    }
+    match blocking(move || writing.finish()).await?.map_err(failed)? {
+        Verdict::Whole => Ok(()),
+        Verdict::Wrong(digest) => Err(Error::Mismatch {
+            message: format!(
+                "{} sent what comes to {digest} when it was asked for {}",
+                session.host(),
+                blob.descriptor.digest
+            ),
+        }),
+    }
+}
+
+/// One connection: as much as comes by it.
+async fn go_on(session: &Session, mut writing: Writing) -> Result<(Writing, Result<(), Failure>)> {
+    let (from, descriptor) = (writing.at, writing.blob().descriptor);
+    let response = match session.blob(descriptor, from).await {
+        Ok(response) => response,
+        Err(failure) => return Ok((writing, Err(failure))),
+    };
+    let skip = match begin(session, &response, from) {
+        Ok(skip) => skip,
+        Err(failure) => return Ok((writing, Err(failure))),
+    };
+    let (chunks, mut pending) = mpsc::channel::<Chunk>(PENDING);
+    // The thread has the right to write for as long as it writes, also when nobody waits for it any more.
+    let writer = tokio::task::spawn_blocking(move || {
+        while let Some(chunk) = pending.blocking_recv() {
+            if let Err(error) = writing.write(&chunk) {
+                return (writing, Err(error));
+            }
+        }
+        (writing, Ok(()))
+    });
+    let end = receive(session, response, skip, descriptor.size.0 - from, chunks).await;
+    let (writing, written) = writer.await.map_err(|error| Error::other("write a blob", error))?;
+    if let Err(error) = written {
+        return Err(unwritten(writing.blob(), error));
+    }
+    Ok((writing, end))
+}
+
+/// How much of what comes is there already.
+fn begin(session: &Session, response: &Response, from: u64) -> Result<u64, Failure> {
+    if response.status() != StatusCode::PARTIAL_CONTENT {
+        return Ok(from);
+    }
+    let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+    let first = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
+    match first {
+        Some(first) if first <= from => Ok(from - first),
+        _ => Err(session.refused("it sends another part of a layer than it was asked for").into()),
+    }
+}
+
+/// Hands on what comes, but for the first `skip` bytes, and no more than `room`.
+async fn receive(
+    session: &Session,
+    mut response: Response,
+    mut skip: u64,
+    mut room: u64,
+    chunks: mpsc::Sender<Chunk>,
+) -> Result<(), Failure> {
+    let (host, patience) = (session.host(), session.patience);
+    let (mut window, mut in_window) = (Instant::now(), 0);
+    loop {
+        let chunk = match timeout(patience.silence, response.chunk()).await {
+            Ok(Ok(chunk)) => chunk,
+            Ok(Err(error)) => return Err(broken(&host, &error)),
+            Err(_) => {
+                let seconds = patience.silence.as_secs();
+                return Err(Failure::passing(format!(
+                    "{host} was silent for {seconds} s in the middle of a layer"
+                )));
+            }
+        };
+        let Some(mut chunk) = chunk else {
+            return match room {
+                0 => Ok(()),
+                _ => Err(Failure::passing(format!("{host} ended in the middle of a layer"))),
+            };
+        };
+        in_window += chunk.len() as u64;
+        if window.elapsed() >= patience.window {
+            if in_window < patience.slowest {
+                return Err(Failure::passing(format!("{host} sends a layer too slowly")));
+            }
+            (window, in_window) = (Instant::now(), 0);
+        }
+        let known = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+        skip -= known as u64;
+        let chunk = chunk.split_off(known);
+        let new = chunk.len() as u64;
+        if new > room {
+            let message = format!("{host} sends more of a layer than its manifest says");
+            return Err(Error::Mismatch { message }.into());
+        }
+        room -= new;
+        // A writer that is gone tells why itself.
+        if !chunk.is_empty() && chunks.send(chunk).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Copies a blob into a pipe while it comes. Who does not want to read it any more is left alone.
+pub(super) async fn feed(blob: Arc<Blob>, mut pipe: pipe::Sender) -> Result<()> {
+    let mut level = blob.level();
+    let failed = |error| unwritten(&blob, error);
+    let first = *level.wait_for(|level| level.bytes > 0).await.map_err(|_| gone())?;
+    let file = Arc::new(blob.open().map_err(failed)?);
+    let (mut at, mut buffer) = (0, vec![0; CHUNK]);
+    loop {
+        let Level { bytes, whole, edition } = *level.borrow_and_update();
+        if edition != first.edition {
+            let message = format!("what came of {} turned out to be wrong", blob.descriptor.digest);
+            return Err(Error::Mismatch { message });
+        }
+        if at == bytes {
+            if whole {
+                return Ok(());
+            }
+            level.changed().await.map_err(|_| gone())?;
+            continue;
+        }
+        let length = usize::try_from(bytes - at).unwrap_or(CHUNK).min(CHUNK);
+        let source = Arc::clone(&file);
+        buffer = blocking(move || {
+            source.read_exact_at(&mut buffer[..length], at)?;
+            io::Result::Ok(buffer)
+        })
+        .await?
+        .map_err(failed)?;
+        if pipe.write_all(&buffer[..length]).await.is_err() {
+            return Ok(());
+        }
+        at += length as u64;
+    }
+}
+
+fn gone() -> Error {
+    Error::HostNotReady { message: "a layer is fetched no longer".to_owned() }
+}
+
+fn unwritten(blob: &Blob, error: io::Error) -> Error {
+    Error::os(format!("keep the layer {}", blob.descriptor.digest), error)
+}
+
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(act).await.map_err(|error| Error::other("use the cache", error))
+}

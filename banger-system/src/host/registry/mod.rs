@@ -1,0 +1,257 @@
+//! Registries of images, and the cache of what was fetched from them.
+//!
+//! Every answer of a registry is hostile until it has its digest. Documents are small and read whole; layers go
+//! into the cache, and from there to whoever imports them, while they come.
+
+mod cache;
+mod download;
+mod patience;
+mod place;
+mod session;
+mod token;
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use banger_proto::size::Bytes;
+use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
+use rustix::{
+    fs::{SealFlags, fcntl_get_seals},
+    pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::net::unix::pipe;
+
+use self::{
+    cache::{Blob, Cache},
+    download::{ensure, feed},
+    session::{Clients, Session},
+};
+use super::blocking::blocking;
+pub use patience::Patience;
+
+use crate::{
+    domain::{
+        digest::Digest,
+        oci::{
+            Descriptor, LayerFacts, RemoteImage, Unusable, config,
+            credentials::{Credentials, MAX_CREDENTIALS},
+            manifest::{self, Document, MAX_DOCUMENT},
+        },
+    },
+    ports::{
+        Error, Result,
+        images::Progress,
+        registry::{Fetch, Prune, Pruned, Registry, Source},
+    },
+};
+
+/// An index may name another one, and that is all.
+const MAX_NESTING: usize = 3;
+/// Layers of one image that are fetched at once. More are no faster, and registries count connections.
+const PARALLEL: usize = 4;
+/// What an importer has to read before we write on: the most that a pipe has without privilege.
+const PIPE: usize = 1 << 20;
+/// What a fetch leaves free on the file system of the cache.
+const SPARE: u64 = 64 << 20;
+/// How often progress is told.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Registries, with a cache in a directory.
+#[derive(Debug, Clone)]
+pub struct Registries {
+    clients: Clients,
+    cache: Cache,
+    patience: Patience,
+}
+
+impl Registries {
+    /// Registries whose blobs are kept in this directory, up to so many bytes.
+    pub fn new(cache: &Path, limit: Bytes, patience: Patience) -> Result<Self> {
+        Ok(Self { clients: Clients::new(patience)?, cache: Cache::new(cache, limit), patience })
+    }
+
+    fn session(&self, source: &Source) -> Result<Session> {
+        let (clients, credentials) = (self.clients.clone(), source.credentials.clone());
+        Session::new(clients, self.patience, source.reference.clone(), credentials)
+    }
+
+    async fn blob(&self, source: &Source, descriptor: Descriptor) -> Result<Arc<Blob>> {
+        let (cache, registry) = (self.cache.clone(), source.reference.registry().clone());
+        blocking("look into the cache", move || cache.blob(&registry, descriptor).map_err(unkept)).await
+    }
+
+    async fn trim(&self) {
+        let cache = self.cache.clone();
+        let trimmed = blocking("trim the cache", move || cache.trim().map_err(unkept)).await;
+        match trimmed {
+            Ok(Pruned { blobs: 0, .. }) => {}
+            Ok(Pruned { blobs, bytes }) => tracing::info!(blobs, %bytes, "the cache had become too large"),
+            Err(error) => tracing::warn!(%error, "cannot trim the cache"),
+        }
+    }
+
+    async fn check_room(&self, missing: u64) -> Result<()> {
+        let cache = self.cache.clone();
+        blocking("look into the cache", move || {
+            let stat = rustix::fs::statvfs(cache.root()).map_err(|error| unkept(error.into()))?;
+            match stat.f_bavail.saturating_mul(stat.f_frsize) < missing.saturating_add(SPARE) {
+                true => Err(Error::NoSpace { doing: format!("fetch {}", Bytes(missing)) }),
+                false => Ok(()),
+            }
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Registry for Registries {
+    fn credentials(&self, file: OwnedFd) -> Result<Credentials> {
+        read_sealed(file)
+    }
+
+    async fn resolve(&self, source: &Source) -> Result<RemoteImage> {
+        let session = self.session(source)?;
+        let unusable = |Unusable(why)| Error::Unsupported { message: format!("{}: {why}", source.reference) };
+        let (mut wanted, mut expect) = (source.reference.wanted(), source.reference.digest());
+        let mut size = None;
+        for _ in 0..MAX_NESTING {
+            let (bytes, kind) = session.manifest(&wanted, &manifest::accepted(), MAX_DOCUMENT.0).await?;
+            let digest = Digest::from_bytes(Sha256::digest(&bytes).into());
+            let is_other = expect.is_some_and(|expect| expect != digest);
+            if is_other || size.is_some_and(|Bytes(size)| size != bytes.len() as u64) {
+                let message = format!("{} sent another manifest than it was asked for", session.host());
+                return Err(Error::Mismatch { message });
+            }
+            match Document::parse(&bytes, kind.as_deref()).map_err(unusable)? {
+                Document::Index(index) => {
+                    let chosen = index.choose(&source.platform).map_err(unusable)?;
+                    (wanted, expect) = (chosen.digest.to_string(), Some(chosen.digest));
+                    size = Some(chosen.size);
+                }
+                Document::Manifest(manifest) => {
+                    let blob = self.blob(source, manifest.config).await?;
+                    ensure(&session, &blob).await?;
+                    let bytes = blocking("read a configuration", move || {
+                        let mut bytes = Vec::new();
+                        io::Read::read_to_end(&mut blob.open().map_err(unkept)?, &mut bytes)
+                            .map_err(unkept)?;
+                        Ok(bytes)
+                    })
+                    .await?;
+                    let (layers, config) =
+                        config::parse(&bytes, &manifest, &source.platform).map_err(unusable)?;
+                    return Ok(RemoteImage { manifest: digest, layers, config });
+                }
+            }
+        }
+        Err(unusable(Unusable("its indexes lead to further ones without end".to_owned())))
+    }
+
+    async fn fetch(
+        &self,
+        source: &Source,
+        layers: &[LayerFacts],
+        progress: Arc<dyn Progress>,
+    ) -> Result<Fetch> {
+        let session = self.session(source)?;
+        let (mut found, mut blobs, mut feeds) = (Vec::new(), Vec::new(), Vec::new());
+        for layer in layers {
+            found.push(self.blob(source, layer.blob).await?);
+        }
+        let missing = found.iter().filter(|blob| !blob.is_whole());
+        self.check_room(missing.map(|blob| blob.descriptor.size.0 - blob.level().borrow().bytes).sum())
+            .await?;
+        for blob in &found {
+            if blob.is_whole() {
+                blobs.push(OwnedFd::from(blob.open().map_err(unkept)?));
+            } else {
+                let (reader, writer) = follower()?;
+                blobs.push(reader);
+                feeds.push(feed(Arc::clone(blob), writer));
+            }
+        }
+        let this = self.clone();
+        let work = async move {
+            let download = async {
+                let each: Vec<_> = found.iter().map(|blob| ensure(&session, blob)).collect();
+                stream::iter(each).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await
+            };
+            let fetched = async { tokio::try_join!(download, try_join_all(feeds)) };
+            tokio::select! {
+                fetched = fetched => { fetched?; }
+                never = tell(&found, &*progress) => match never {},
+            }
+            tell_once(&found, &*progress);
+            // What is in use is never removed.
+            drop(found);
+            this.trim().await;
+            Ok(())
+        };
+        Ok(Fetch { blobs, work: Box::pin(work) })
+    }
+
+    async fn forget(&self, source: &Source, layers: &[LayerFacts]) -> Result<()> {
+        for layer in layers {
+            let blob = self.blob(source, layer.blob).await?;
+            blocking("forget a layer", move || blob.discard().map_err(unkept)).await?;
+        }
+        Ok(())
+    }
+
+    async fn prune(&self, prune: Prune) -> Result<Pruned> {
+        let cache = self.cache.clone();
+        blocking("prune the cache", move || cache.prune(prune).map_err(unkept)).await
+    }
+}
+
+/// The credentials in a memory file that is sealed: it cannot be changed or cut off any more, and to read it
+/// never waits.
+fn read_sealed(file: OwnedFd) -> Result<Credentials> {
+    let bad = |why: &str| Error::BadFile { message: format!("the credentials {why}") };
+    let seals = fcntl_get_seals(&file).map_err(|_| bad("are not in a memory file"))?;
+    if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW) {
+        return Err(bad("are in a memory file that is not sealed"));
+    }
+    let file = File::from(file);
+    let length = file.metadata().map_err(|_| bad("cannot be read"))?.len();
+    let length = usize::try_from(length).ok().filter(|length| *length <= MAX_CREDENTIALS);
+    let mut bytes = vec![0; length.ok_or_else(|| bad("are too long"))?];
+    file.read_exact_at(&mut bytes, 0).map_err(|_| bad("cannot be read"))?;
+    Credentials::parse(&bytes).map_err(|error| Error::BadFile { message: error.to_string() })
+}
+
+/// A pipe whose one end blocks, for a process, and whose other end does not, for us.
+fn follower() -> Result<(OwnedFd, pipe::Sender)> {
+    let failed = |error: io::Error| Error::os("make a pipe for a layer", error);
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
+    // A smaller one is slower and no more.
+    let _ = fcntl_setpipe_size(&writer, PIPE);
+    rustix::io::ioctl_fionbio(&writer, true).map_err(|error| failed(error.into()))?;
+    Ok((reader, pipe::Sender::from_owned_fd(writer).map_err(failed)?))
+}
+
+async fn tell(blobs: &[Arc<Blob>], progress: &dyn Progress) -> std::convert::Infallible {
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        ticks.tick().await;
+        tell_once(blobs, progress);
+    }
+}
+
+fn tell_once(blobs: &[Arc<Blob>], progress: &dyn Progress) {
+    let done = blobs.iter().map(|blob| blob.level().borrow().bytes).sum();
+    let total = blobs.iter().map(|blob| blob.descriptor.size.0).sum();
+    progress.advanced(Bytes(done), Some(Bytes(total)));
+}
+
+fn unkept(error: io::Error) -> Error {
+    Error::os("use the cache of layers", error)
+}

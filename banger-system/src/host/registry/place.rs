@@ -1,0 +1,196 @@
+//! Where a registry may send us. The service is root and inside of the host: a registry that redirects it to a
+//! service of the host, or to the one that tells a cloud machine its secrets, would borrow that.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use reqwest::{
+    Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+};
+
+use crate::domain::oci::reference::RegistryHost;
+
+/// By which client an address is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// It is where the user pointed to.
+    Own,
+    /// Somebody else named it: it may lead away from the host alone.
+    Away,
+}
+
+/// The server of a registry: plain http on the host itself, else https.
+pub(super) fn base(registry: &RegistryHost) -> Option<Url> {
+    let https_port = registry.port() == Some(443);
+    let scheme = if registry.is_loopback() && !https_port { "http" } else { "https" };
+    Url::parse(&format!("{scheme}://{}/v2/", registry.api())).ok()
+}
+
+/// Whether an address that a registry names may be asked, and how.
+pub(super) fn route(url: &Url, registry: &RegistryHost) -> Result<Route, &'static str> {
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("an address with a password in it");
+    }
+    let host = url.host().ok_or("an address without a host")?;
+    let literal = match host {
+        url::Host::Domain(name) => {
+            let name = name.trim_end_matches('.');
+            let local =
+                name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost");
+            local.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST))
+        }
+        url::Host::Ipv4(address) => Some(IpAddr::V4(address)),
+        url::Host::Ipv6(address) => Some(IpAddr::V6(address)),
+    };
+    let is_own = base(registry).is_some_and(|base| base.origin() == url.origin());
+    let on_host = literal.is_some_and(|address| to_v4(address).is_loopback());
+    match url.scheme() {
+        "https" | "http" if is_own => Ok(Route::Own),
+        "https" | "http" if on_host && registry.is_loopback() => Ok(Route::Own),
+        "http" => Err("an address without encryption"),
+        "https" if literal.is_some_and(is_near) => Err("an address of the host itself or of its link"),
+        "https" => Ok(Route::Away),
+        _ => Err("an address that is not of the web"),
+    }
+}
+
+/// Addresses that are the host itself, or that only it and its link know.
+fn is_near(address: IpAddr) -> bool {
+    match to_v4(address) {
+        IpAddr::V4(v4) => {
+            let this_network = v4.octets()[0] == 0;
+            this_network || v4.is_loopback() || v4.is_link_local() || v4.is_broadcast() || v4.is_multicast()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_unicast_link_local()
+                || v6.is_multicast()
+                || v4_inside(v6)
+        }
+    }
+}
+
+/// An IPv4 address that is written as an IPv6 one.
+fn to_v4(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, IpAddr::V4),
+        IpAddr::V4(_) => address,
+    }
+}
+
+/// The deprecated form `::a.b.c.d` (RFC 4291, section 2.5.5.1), and that of NAT64 (RFC 6052), of such an address.
+fn v4_inside(address: Ipv6Addr) -> bool {
+    let segments = address.segments();
+    let embeds = segments[..6] == [0; 6] || segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
+    let [.., a, b, c, d] = address.octets();
+    embeds && is_near(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+}
+
+/// Resolves names, and hides what is near.
+pub(super) struct AwayFromHost;
+
+impl Resolve for AwayFromHost {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let away: Vec<_> = found.filter(|address| !is_near(address.ip())).collect();
+            if away.is_empty() {
+                return Err("it leads to the host itself or to its link".into());
+            }
+            Ok(Box::new(away.into_iter()) as Addrs)
+        })
+    }
+}
+
+impl AwayFromHost {
+    pub(super) fn shared() -> Arc<Self> {
+        Arc::new(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::domain::oci::reference::ImageRef;
+
+    fn check(registry: &str, url: &str, expect: Option<Route>) {
+        let reference: ImageRef = format!("{registry}/x").parse().unwrap();
+        let route = route(&Url::parse(url).unwrap(), reference.registry());
+        assert_eq!(route.ok(), expect, "{registry} sends to {url}");
+    }
+
+    #[test]
+    fn a_registry_elsewhere_never_leads_to_the_host() {
+        for url in [
+            "https://127.0.0.1/",
+            "https://127.8.9.1:5000/",
+            "https://localhost/",
+            "https://LOCALHOST./",
+            "https://a.localhost/",
+            "https://[::1]/",
+            "https://[::ffff:127.0.0.1]/",
+            "https://[::127.0.0.1]/",
+            "https://[64:ff9b::7f00:1]/",
+            "https://0.0.0.0/",
+            "https://0.1.2.3/",
+            "https://169.254.169.254/latest",
+            "https://[fe80::1]/",
+            "https://[ff02::1]/",
+            "https://[::]/",
+            "https://224.0.0.1/",
+            "https://2130706433/",
+            "https://0x7f.1/",
+            "http://example.org/",
+            "http://127.0.0.1/",
+            "ftp://example.org/",
+            "file:///etc/shadow",
+            "https://user@example.org/",
+            "https://user:secret@example.org/",
+            "data:text/plain,x",
+        ] {
+            check("ghcr.io", url, None);
+        }
+        check("ghcr.io", "https://ghcr.io/v2/", Some(Route::Own));
+        check("ghcr.io", "https://ghcr.io:444/", Some(Route::Away));
+        check("ghcr.io", "http://ghcr.io/", None);
+        check("ghcr.io", "https://cdn.example.org/x?sig=1", Some(Route::Away));
+        check("ghcr.io", "https://10.0.0.7/", Some(Route::Away));
+        check("docker.io", "https://registry-1.docker.io/v2/", Some(Route::Own));
+    }
+
+    #[test]
+    fn a_registry_on_the_host_may_lead_to_the_host_and_to_nobody_without_encryption() {
+        for url in
+            ["http://localhost:5000/v2/", "http://localhost:6000/", "http://127.0.0.1:7/", "https://[::1]/"]
+        {
+            check("localhost:5000", url, Some(Route::Own));
+        }
+        check("localhost:5000", "https://cdn.example.org/", Some(Route::Away));
+        check("localhost:5000", "http://cdn.example.org/", None);
+        check("localhost:5000", "https://169.254.169.254/", None);
+        check("localhost:5000", "http://169.254.169.254/", None);
+    }
+
+    #[test]
+    fn plain_http_is_for_the_host_itself() {
+        let scheme = |registry: &str| {
+            let reference: ImageRef = format!("{registry}/x").parse().unwrap();
+            base(reference.registry()).unwrap().to_string()
+        };
+        assert_eq!(scheme("localhost:5000"), "http://localhost:5000/v2/");
+        assert_eq!(scheme("[::1]:5000"), "http://[::1]:5000/v2/");
+        assert_eq!(scheme("localhost:443"), "https://localhost/v2/");
+        assert_eq!(scheme("10.0.0.1:5000"), "https://10.0.0.1:5000/v2/");
+        assert_eq!(scheme("docker.io"), "https://registry-1.docker.io/v2/");
+    }
+
+    #[tokio::test]
+    async fn names_that_lead_to_the_host_do_not_resolve() {
+        let name: Name = "localhost".parse().unwrap();
+        let error = AwayFromHost.resolve(name).await.err().unwrap();
+        assert!(error.to_string().contains("leads to the host"), "{error}");
+    }
+}

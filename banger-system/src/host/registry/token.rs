@@ -1,0 +1,148 @@
+//! How a registry gets to know who asks: a password, or a token that another server gives for it
+//! (<https://distribution.github.io/distribution/spec/auth/token/>).
+
+use reqwest::{
+    StatusCode, Url,
+    header::{GetAll, HeaderValue},
+};
+use serde::Deserialize;
+
+use super::{patience::Failure, session::Session};
+use crate::{domain::oci::credentials::Credentials, ports::Error};
+
+/// Tokens are some kilobytes at most.
+const MAX_ANSWER: u64 = 64 << 10;
+/// As what we ask for a token.
+const CLIENT: &str = "banger";
+
+/// A way in that a registry offers.
+enum Offer {
+    Password,
+    Token { realm: Url, service: Option<String> },
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// What lets us in, by what the registry says that it wants; nothing when we have nothing that it wants.
+pub(super) async fn obtain(
+    session: &Session,
+    challenges: GetAll<'_, HeaderValue>,
+) -> Result<Option<HeaderValue>, Failure> {
+    let offers: Vec<Offer> =
+        challenges.iter().filter_map(|text| text.to_str().ok()).flat_map(offers).collect();
+    let token = offers.iter().find_map(|offer| match offer {
+        Offer::Token { realm, service } => Some((realm, service)),
+        Offer::Password => None,
+    });
+    if let Some((realm, service)) = token {
+        return ask(session, realm, service.as_deref()).await.map(Some);
+    }
+    match session.credentials() {
+        Credentials::Password { user, secret } if !offers.is_empty() => {
+            Ok(Some(session.password_header(user, secret)?))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn offers(text: &str) -> Vec<Offer> {
+    let challenges = http_auth::parse_challenges(text).unwrap_or_default();
+    let offer = |challenge: http_auth::ChallengeRef<'_>| {
+        let value = |name: &str| {
+            let param = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            param.map(|(_, value)| value.to_unescaped())
+        };
+        match challenge.scheme.to_ascii_lowercase().as_str() {
+            "basic" => Some(Offer::Password),
+            "bearer" => {
+                Some(Offer::Token { realm: Url::parse(&value("realm")?).ok()?, service: value("service") })
+            }
+            _ => None,
+        }
+    };
+    challenges.into_iter().filter_map(offer).collect()
+}
+
+async fn ask(session: &Session, realm: &Url, service: Option<&str>) -> Result<HeaderValue, Failure> {
+    // What we want is known to us: the scope that the registry names is not asked for.
+    let scope = format!("repository:{}:pull", session.reference.repository());
+    let (form, password) = match session.credentials() {
+        Credentials::RefreshToken(token) => {
+            let form = encode(&[
+                ("grant_type", "refresh_token"),
+                ("client_id", CLIENT),
+                ("service", service.unwrap_or_default()),
+                ("scope", &scope),
+                ("refresh_token", token),
+            ]);
+            (Some(form), None)
+        }
+        Credentials::Password { user, secret } => (None, Some((user.as_str(), secret.as_str()))),
+        Credentials::Anonymous => (None, None),
+    };
+    let mut url = realm.clone();
+    url.set_fragment(None);
+    if form.is_none() {
+        let mut query = url.query_pairs_mut();
+        query.append_pair("scope", &scope);
+        if let Some(service) = service {
+            query.append_pair("service", service);
+        }
+    }
+    let (status, body) = session.ask_for_token(url, form, password, MAX_ANSWER).await?;
+    if status != StatusCode::OK {
+        let message = match session.credentials() {
+            Credentials::Anonymous => {
+                format!("{} wants to know who asks for {}", session.host(), session.reference)
+            }
+            _ => format!("{} does not know this user or password", session.host()),
+        };
+        return Err(Error::AuthRequired { message }.into());
+    }
+    let unusable = || session.refused("it gives no token that can be used");
+    let answer: Answer = serde_json::from_slice(&body).map_err(|_| unusable())?;
+    let token =
+        answer.token.or(answer.access_token).filter(|token| !token.is_empty()).ok_or_else(unusable)?;
+    secret_header(&format!("Bearer {token}"))
+}
+
+fn secret_header(text: &str) -> Result<HeaderValue, Failure> {
+    // The error of the library says nothing of the text.
+    let mut value = HeaderValue::from_str(text).map_err(|error| Error::other("show who asks", error))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn encode(pairs: &[(&str, &str)]) -> String {
+    url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_registry_wants_is_read() {
+        let read = |text: &str| {
+            let name = |offer: &Offer| match offer {
+                Offer::Password => "password".to_owned(),
+                Offer::Token { realm, service } => format!("{realm} {}", service.as_deref().unwrap_or("-")),
+            };
+            offers(text).iter().map(name).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(read(r#"Basic realm="x""#), "password");
+        assert_eq!(
+            read(r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="a:b:c""#),
+            "https://auth.docker.io/token registry.docker.io"
+        );
+        assert_eq!(read(r#"bearer Realm="https://a/t""#), "https://a/t -");
+        assert_eq!(read(r#"Negotiate, Basic realm="x""#), "password");
+        for nothing in ["", "Bearer", r#"Bearer realm="no address""#, "\u{1}", r#"Bearer service="x""#] {
+            assert_eq!(read(nothing), "", "{nothing:?}");
+        }
+    }
+}

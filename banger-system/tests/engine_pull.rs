@@ -1,0 +1,285 @@
+//! Pulling images on a host in memory: they are fetched once and shared, replaced when they are newer, refused
+//! when that is too much, and nothing stays of a pull that fails or is given up.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod house;
+
+use std::{sync::Arc, time::Duration};
+
+use banger_proto::size::Bytes;
+use banger_system::{
+    domain::{
+        id::{ImageId, JobId, Uid},
+        limits::Limits,
+        oci::{credentials::Credentials, platform::Platform},
+    },
+    engine::{
+        Engine, Settings,
+        error::{Error, Kind},
+        request::{CreateVm, Other, PullImage},
+        view::{Event, Fact, ImageView, Object, Outcome},
+    },
+    ports::registry::{Prune, Source},
+    sim::Sim,
+};
+
+use crate::house::{ALICE, BOB, House, request};
+
+const ALPINE: &str = "registry.test/library/alpine:3";
+
+fn pull(owner: Uid, reference: &str) -> PullImage {
+    let source = Source {
+        reference: reference.parse().unwrap(),
+        platform: Platform::of_host("x86_64"),
+        credentials: Credentials::Anonymous,
+    };
+    PullImage { owner, source, name: None, shared: false, kernel: None, other: Other::Stays }
+}
+
+impl House {
+    async fn pulled(&self, request: PullImage) -> Arc<ImageView> {
+        let job = self.engine.pull_image(request).unwrap();
+        self.done(job).await;
+        self.image_of(job)
+    }
+
+    fn image_of(&self, job: JobId) -> Arc<ImageView> {
+        match self.engine.job(job).unwrap().objects.as_slice() {
+            [Object::Image(id)] => self.engine.image(*id).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn files(&self) -> Vec<ImageId> {
+        let mut known: Vec<ImageId> = self.engine.images().iter().map(|image| image.id).collect();
+        known.sort();
+        assert_eq!(self.sim.image_files(), known, "files that belong to no image, or images without");
+        known
+    }
+
+    async fn wait_for(&mut self, job: JobId, wanted: impl Fn(&banger_system::engine::view::JobView) -> bool) {
+        while !self.engine.job(job).is_some_and(|view| wanted(&view)) {
+            tokio::time::timeout(house::PATIENCE, self.events.recv()).await.unwrap().unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_image_is_pulled_and_keeps_what_it_is() {
+    let house = House::new().await;
+    let image = house.pulled(pull(ALICE, ALPINE)).await;
+    assert_eq!((image.name.as_str(), image.source.as_str(), image.owner), ("alpine-3", ALPINE, ALICE));
+    assert_eq!(image.origin.as_ref().unwrap().reference.to_string(), ALPINE);
+    assert_eq!(
+        (image.config.working_dir.as_str(), image.config.cmd.as_slice()),
+        ("/srv", &["/bin/sh".to_owned()][..])
+    );
+    let found = |owner| house.engine.find_pulled(owner, &ALPINE.parse().unwrap()).map(|image| image.id);
+    assert_eq!((found(ALICE), found(BOB)), (Some(image.id), None));
+    // What is kept survives the service.
+    let house = house.restarted().await;
+    assert_eq!(*house.engine.image(image.id).unwrap(), *image);
+    house.files();
+}
+
+#[tokio::test]
+async fn the_same_image_is_fetched_once_and_belongs_to_each_alone() {
+    let house = House::new().await;
+    let first = house.pulled(pull(ALICE, ALPINE)).await;
+    let fetched = house.sim.fetched();
+    let again = house.pulled(pull(ALICE, ALPINE)).await;
+    assert_eq!(again.id, first.id);
+    let other = house.pulled(pull(BOB, ALPINE)).await;
+    let named = house.pulled(PullImage { name: Some("mine".parse().unwrap()), ..pull(ALICE, ALPINE) }).await;
+    assert_eq!(house.sim.fetched(), fetched);
+    assert_eq!(other.facts, first.facts);
+    assert_eq!(house.files().len(), 4);
+    // What one of them deletes stays for the others.
+    house.engine.delete_image(first.id).await.unwrap();
+    let create = CreateVm { image: Some("mine".parse().unwrap()), ..request() };
+    let (_, job) = house.engine.create_vm(create).await.unwrap();
+    house.done(job).await;
+    assert_eq!(house.engine.image(named.id).unwrap().facts, first.facts);
+    house.files();
+}
+
+#[tokio::test]
+async fn the_same_image_of_another_registry_is_another_image() {
+    let house = House::new().await;
+    house.pulled(pull(ALICE, ALPINE)).await;
+    let fetched = house.sim.fetched();
+    house.pulled(pull(BOB, "evil.test/library/alpine:3")).await;
+    assert!(house.sim.fetched() > fetched);
+}
+
+#[tokio::test]
+async fn requests_for_one_image_at_once_are_one_job_or_share_one_import() {
+    let mut house = House::new().await;
+    house.sim.hold_registry(true);
+    let first = house.engine.pull_image(pull(ALICE, ALPINE)).unwrap();
+    assert_eq!(house.engine.pull_image(pull(ALICE, ALPINE)).unwrap(), first);
+    let other = PullImage { name: Some("other".parse().unwrap()), ..pull(ALICE, ALPINE) };
+    let others =
+        [house.engine.pull_image(other).unwrap(), house.engine.pull_image(pull(BOB, ALPINE)).unwrap()];
+    house.wait_for(first, |job| job.bytes_total.0 > 0).await;
+    let view = house.engine.job(first).unwrap();
+    assert_eq!((view.stage, view.bytes_done, view.bytes_total), ("pull", Bytes::mib(3), Bytes::mib(6)));
+    house.sim.hold_registry(false);
+    for job in others.into_iter().chain([first]) {
+        house.done(job).await;
+    }
+    assert_eq!(house.sim.fetched(), 2);
+    assert_eq!(house.files().len(), 4);
+}
+
+#[tokio::test]
+async fn a_newer_image_takes_the_place_of_the_older_one_unless_that_is_used() {
+    let house = House::new().await;
+    let old = house.pulled(pull(ALICE, ALPINE)).await;
+    house.sim.move_tag(ALPINE);
+    let new = house.pulled(pull(ALICE, ALPINE)).await;
+    assert_ne!(new.origin, old.origin);
+    assert!(house.engine.image(old.id).is_none());
+    house.files();
+
+    let create = CreateVm { image: Some("alpine-3".parse().unwrap()), ..request() };
+    let (vm, job) = house.engine.create_vm(create).await.unwrap();
+    house.done(job).await;
+    house.sim.move_tag(ALPINE);
+    let fetched = house.sim.fetched();
+    let refused = house.engine.pull_image(pull(ALICE, ALPINE)).unwrap();
+    let name = &house.engine.vm(vm).unwrap().vm.name;
+    assert_eq!(house.failed(refused).await, format!("the image alpine-3 is used by {name}"));
+    assert_eq!(house.sim.fetched(), fetched, "nothing is fetched in vain");
+    house.files();
+}
+
+#[tokio::test]
+async fn a_name_that_something_else_has_is_taken_by_force_alone() {
+    let house = House::new().await;
+    let old = house.pulled(pull(ALICE, ALPINE)).await;
+    let other = |other| {
+        let name = Some("alpine-3".parse().unwrap());
+        PullImage { name, other, ..pull(ALICE, "registry.test/x/tool") }
+    };
+    let refused = house.engine.pull_image(other(Other::Stays)).unwrap_err();
+    assert!(matches!(refused, Error::NameTaken { kind: Kind::Image, .. }), "{refused}");
+    let new = house.pulled(other(Other::Goes)).await;
+    assert!(house.engine.image(old.id).is_none());
+    assert_eq!(new.source, "registry.test/x/tool:latest");
+    house.files();
+}
+
+#[tokio::test]
+async fn what_is_no_image_for_this_user_says_why() {
+    let house = House::new().await;
+    for (reference, why) in [
+        ("unreachable.test/x", "cannot be reached"),
+        ("registry.test/missing", "manifest unknown"),
+        ("registry.test/private", "wants to know who asks"),
+        ("registry.test/broken", "another digest"),
+    ] {
+        let job = house.engine.pull_image(pull(ALICE, reference)).unwrap();
+        let message = house.failed(job).await;
+        assert!(message.contains(why), "{message}");
+    }
+    let mut known = pull(ALICE, "registry.test/private");
+    known.source.credentials = Credentials::RefreshToken("t".to_owned());
+    house.pulled(known).await;
+    house.files();
+}
+
+#[tokio::test]
+async fn a_pull_that_fails_at_any_step_leaves_what_was_there() {
+    let house = House::new().await;
+    let old = house.pulled(pull(ALICE, ALPINE)).await;
+    house.sim.move_tag(ALPINE);
+    let (mut failures, mut step) = (0, 0);
+    loop {
+        house.sim.fail_at(Some(step));
+        let job = house.engine.pull_image(pull(ALICE, ALPINE)).unwrap();
+        let outcome = house.outcome(job).await;
+        house.sim.fail_at(None);
+        house.files();
+        match outcome {
+            Outcome::Done => break,
+            Outcome::Failed(_) => failures += 1,
+            Outcome::Canceled => panic!("nobody canceled it"),
+        }
+        step += 1;
+    }
+    assert!(failures >= 5, "only {failures} steps could fail");
+    assert!(house.engine.image(old.id).is_none());
+    assert_eq!(house.engine.images().iter().filter(|image| image.owner == ALICE).count(), 1);
+}
+
+#[tokio::test]
+async fn a_pull_that_is_given_up_leaves_nothing_and_can_be_asked_for_again() {
+    let mut house = House::new().await;
+    house.sim.hold_registry(true);
+    let job = house.engine.pull_image(pull(ALICE, ALPINE)).unwrap();
+    house.wait_for(job, |job| job.stage == "pull").await;
+    house.engine.cancel_job(job).unwrap();
+    let outcome = house.outcome(job).await;
+    assert!(matches!(outcome, Outcome::Canceled), "{outcome:?}");
+    assert_eq!(house.files().len(), 1);
+    house.sim.hold_registry(false);
+    house.pulled(pull(ALICE, ALPINE)).await;
+}
+
+#[tokio::test]
+async fn a_share_is_counted_before_anything_is_fetched() {
+    let full = House::with_limits(|limits| limits.image_disk = Bytes::mib(5)).await;
+    let job = full.engine.pull_image(pull(ALICE, ALPINE)).unwrap();
+    assert!(full.failed(job).await.contains("of images"));
+    assert_eq!(full.sim.fetched(), 0);
+    // Each import of this host takes 400 MiB.
+    let one = House::with_limits(|limits| limits.image_disk = Bytes::mib(500)).await;
+    one.pulled(pull(ALICE, ALPINE)).await;
+    let job = one.engine.pull_image(pull(ALICE, "registry.test/second")).unwrap();
+    assert!(one.failed(job).await.contains("of images"));
+    one.pulled(PullImage { shared: true, ..pull(ALICE, "registry.test/third") }).await;
+    one.files();
+    let few = House::with_limits(|limits| limits.images = 1).await;
+    few.pulled(pull(ALICE, ALPINE)).await;
+    assert!(few.engine.pull_image(pull(ALICE, "registry.test/second")).is_err());
+}
+
+impl House {
+    async fn with_limits(change: impl Fn(&mut Limits)) -> Self {
+        let house = Self::on(Sim::new());
+        let mut settings: Settings = house.engine.settings().clone();
+        change(&mut settings.limits);
+        let (engine, events) = Engine::new(house.sim.ports(), settings);
+        Self { engine, events, ..house }
+    }
+}
+
+#[tokio::test]
+async fn progress_is_told_at_most_four_times_a_second() {
+    let mut house = House::new().await;
+    house.sim.hold_registry(true);
+    let job = house.engine.pull_image(pull(ALICE, ALPINE)).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    house.sim.hold_registry(false);
+    house.done(job).await;
+    let mut told = 0;
+    while let Ok(event) = house.events.try_recv() {
+        if let Event::JobChanged { old, new } = event {
+            told += u32::from(old.bytes_done != new.bytes_done && new.bytes_done.0 > 0);
+        }
+    }
+    assert!((1..=2).contains(&told), "{told}");
+}
+
+#[tokio::test]
+async fn the_cache_is_pruned_and_says_of_how_much() {
+    let house = House::new().await;
+    house.pulled(pull(ALICE, ALPINE)).await;
+    for (dry_run, blobs) in [(true, 2), (false, 2), (false, 0)] {
+        let job = house.engine.prune_cache(ALICE, Prune { dry_run, older_than: None });
+        house.done(job).await;
+        let facts = &house.engine.job(job).unwrap().facts;
+        assert_eq!(facts[0], ("blobs", Fact::Number(blobs)));
+    }
+}
