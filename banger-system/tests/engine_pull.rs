@@ -1,6 +1,6 @@
 //! Pulling images on a host in memory: they are fetched once and shared, replaced when they are newer, refused
 //! when that is too much, and nothing stays of a pull that fails or is given up.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod house;
 
