@@ -122,7 +122,16 @@ async fn wait(
 
 async fn read(mut messages: MessageStream, board: Arc<Mutex<HashMap<OwnedObjectPath, Follower>>>) {
     while let Some(message) = messages.next().await {
-        let Some((job, stage, text)) = message.ok().as_ref().and_then(stage_of) else { continue };
+        let Ok(message) = message else { continue };
+        if let Some((job, done, total)) = bytes_of(&message) {
+            if let Some(Follower::Track(track)) =
+                board.lock().unwrap_or_else(PoisonError::into_inner).get(&job)
+            {
+                track.bytes(done, total);
+            }
+            continue;
+        }
+        let Some((job, stage, text)) = stage_of(&message) else { continue };
         let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
         match board.entry(job).or_insert_with(|| Follower::Missing(Vec::new())) {
             Follower::Track(track) => track.stage(&stage, &text),
@@ -130,6 +139,24 @@ async fn read(mut messages: MessageStream, board: Arc<Mutex<HashMap<OwnedObjectP
             Follower::Missing(_) => {}
         }
     }
+}
+
+/// The job of a signal that tells of its bytes, with how many are done and how many there are to do, as far as
+/// that has changed.
+fn bytes_of(message: &zbus::Message) -> Option<(OwnedObjectPath, Option<u64>, Option<u64>)> {
+    let header = message.header();
+    let is_change = message.message_type() == Type::Signal
+        && header.interface().is_some_and(|name| name.as_str() == "org.freedesktop.DBus.Properties")
+        && header.member().is_some_and(|name| name.as_str() == "PropertiesChanged");
+    if !is_change {
+        return None;
+    }
+    let body = message.body();
+    let (interface, changed, _): (String, Facts, Vec<String>) = body.deserialize().ok()?;
+    let number = |name: &str| changed.get(name).and_then(|value| u64::try_from(value.clone()).ok());
+    let (done, total) = (number("BytesDone"), number("BytesTotal"));
+    let job = header.path()?.to_owned().into();
+    (interface == JOB_INTERFACE && (done.is_some() || total.is_some())).then_some((job, done, total))
 }
 
 /// The job, stage and message of a `Stage` signal.

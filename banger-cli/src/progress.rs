@@ -2,9 +2,11 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    time::Duration,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
+use banger_proto::size::Bytes;
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -12,6 +14,8 @@ use crate::plain;
 
 /// How often the spinner moves.
 const TICK: Duration = Duration::from_millis(100);
+/// Where there is no terminal, a line for each of so many parts of a stage.
+const PARTS: u64 = 10;
 
 /// The options of a command that shows progress.
 #[derive(Debug, Clone, Copy, Args)]
@@ -51,7 +55,7 @@ impl Progress {
             Self::Lines | Self::Quiet => None,
         };
         let label = label.map(|label| format!("{label}: ")).unwrap_or_default();
-        Track { label, bar, lines: matches!(self, Self::Lines) }
+        Track { label, bar, lines: matches!(self, Self::Lines), stage: Mutex::default() }
     }
 
     /// Does something while no spinner is on the screen.
@@ -76,12 +80,52 @@ pub struct Track {
     label: String,
     bar: Option<ProgressBar>,
     lines: bool,
+    stage: Mutex<Stage>,
+}
+
+/// The stage that is under way.
+#[derive(Debug, Default)]
+struct Stage {
+    name: String,
+    message: String,
+    done: u64,
+    total: u64,
+    /// When bytes were first told of, and how many were done then.
+    begun: Option<(Instant, u64)>,
+    /// How many of the [`PARTS`] were told.
+    told: u64,
+}
+
+impl Stage {
+    /// How far it is: `3 MiB of 60 MiB, 1.5 MiB/s, 38 s left`. Nothing where nobody counts.
+    fn amount(&self, now: Instant) -> Option<String> {
+        if self.total == 0 {
+            return None;
+        }
+        let mut text = format!("{} of {}", rough(self.done), rough(self.total));
+        let (begun, first) = self.begun?;
+        let (seconds, new) = (now.duration_since(begun).as_secs_f64(), self.done.saturating_sub(first));
+        // A rate of the first moment says nothing.
+        if seconds >= 0.5 && new > 0 {
+            let rate = new as f64 / seconds;
+            let left = (self.total.saturating_sub(self.done) as f64 / rate).ceil();
+            text.push_str(&format!(", {}/s, {left} s left", rough(rate as u64)));
+        }
+        Some(text)
+    }
+}
+
+/// A size without more digits than anybody reads while it changes.
+fn rough(bytes: u64) -> String {
+    let digits = 64 - bytes.leading_zeros();
+    Bytes(bytes >> digits.saturating_sub(10) << digits.saturating_sub(10)).to_string()
 }
 
 impl Track {
     /// A stage has begun.
     pub fn stage(&self, stage: &str, message: &str) {
         let (label, message) = (&self.label, plain::line(message));
+        *self.lock() = Stage { name: stage.to_owned(), message: message.clone(), ..Stage::default() };
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{label}{message}"));
             bar.enable_steady_tick(TICK);
@@ -89,6 +133,29 @@ impl Track {
         if self.lines {
             say(&format!("{label}{stage}: {message}"));
         }
+    }
+
+    /// So many bytes are done of the stage, of so many.
+    pub fn bytes(&self, done: Option<u64>, total: Option<u64>) {
+        let mut stage = self.lock();
+        stage.done = done.unwrap_or(stage.done);
+        stage.total = total.unwrap_or(stage.total);
+        let (now, first) = (Instant::now(), stage.done);
+        stage.begun.get_or_insert((now, first));
+        let Some(amount) = stage.amount(now) else { return };
+        let (label, message) = (&self.label, &stage.message);
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{label}{message}: {amount}"));
+        }
+        let part = stage.done.saturating_mul(PARTS) / stage.total;
+        if self.lines && part > stage.told {
+            say(&format!("{label}{}: {amount}", stage.name));
+            stage.told = part;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,4 +175,22 @@ fn spinner() -> ProgressBar {
 /// Nothing is lost when nobody reads this.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_amount_has_a_rate_once_there_is_one() {
+        let begun = Instant::now();
+        let stage = |done| Stage { done, total: 60 << 20, begun: Some((begun, 0)), ..Stage::default() };
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        assert_eq!(stage(3 << 20).amount(begun).unwrap(), "3 MiB of 60 MiB");
+        assert_eq!(stage(3 << 20).amount(after(2)).unwrap(), "3 MiB of 60 MiB, 1.5 MiB/s, 38 s left");
+        assert_eq!(stage(0).amount(after(2)).unwrap(), "0 B of 60 MiB");
+        assert_eq!(Stage::default().amount(begun), None);
+        assert_eq!(rough(u64::MAX).len(), "16352 PiB".len() + 3);
+    }
 }

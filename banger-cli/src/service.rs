@@ -78,6 +78,16 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "ListVMs", &(filter,)).await
     }
 
+    /// Makes an image of a registry's: the job.
+    pub async fn pull_image(&self, reference: &str, options: &Options<'_>) -> Result<OwnedObjectPath> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "PullImage", &(reference, options)).await
+    }
+
+    /// Removes what registries sent: the job.
+    pub async fn prune_cache(&self, options: &Options<'_>) -> Result<OwnedObjectPath> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "PruneCache", &(options,)).await
+    }
+
     /// Makes an image of files: the job.
     pub async fn import_image(
         &self,

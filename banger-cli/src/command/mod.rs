@@ -41,10 +41,11 @@ Examples:
         subcommand,
         after_long_help = "\
 Examples:
+  banger image pull alpine
   banger image register --name debian --rootfs ./debian.ext4
   banger image list
 
-Next: `banger vm run --image debian`."
+Next: `banger vm run --image alpine`."
     )]
     Image(image::ImageCommand),
     /// Manage the kernels that sandboxes boot

@@ -1,7 +1,9 @@
 //! `banger image`.
 
+mod cache;
 mod delete;
 mod list;
+mod pull;
 mod register;
 mod show;
 
@@ -12,19 +14,25 @@ use crate::error::Result;
 /// What can be done with images.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
+    Pull(pull::Pull),
     Register(register::Register),
     List(list::List),
     Show(show::Show),
     Delete(delete::Delete),
+    /// Manage what is kept of what registries sent
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
 }
 
 impl ImageCommand {
     pub async fn run(&self) -> Result<u8> {
         match self {
+            ImageCommand::Pull(pull) => pull.run().await,
             ImageCommand::Register(register) => register.run().await,
             ImageCommand::List(list) => list.run().await,
             ImageCommand::Show(show) => show.run().await,
             ImageCommand::Delete(delete) => delete.run().await,
+            ImageCommand::Cache(cache) => cache.run().await,
         }
     }
 }

@@ -45,8 +45,8 @@ impl Create {
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
         let start = Options::from([(create::START, Variant::from(!self.no_start))]);
-        let (vm, job) = self.machine.create(&bus, start).await?;
         let mut listener = Signals::catch()?.listen();
+        let (vm, job) = self.machine.create(&bus, &jobs, &progress, &mut listener, start).await?;
         match jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             Ok(_) => print_created(&bus, &vm, self.json).await,
             Err(error) => Err(explain(&bus, &vm, error).await),

@@ -16,6 +16,10 @@ use zbus::{OwnedObjectPath, Variant};
 use crate::{
     bus::Bus,
     error::{Error, Result},
+    job::Jobs,
+    progress::Progress,
+    pull::{self, When},
+    signals::Listener,
     ssh::{keys, places::Places},
 };
 
@@ -26,9 +30,13 @@ pub struct MachineArgs {
     /// Its name; one such as calm-otter is made up when it is left out
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The image that it is cloned from [default: the service's]
+    /// The image that it is cloned from: one of `banger image list`, or one of a registry, such as alpine:3.20
+    /// [default: the service's]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
+    /// Whether an image is fetched from its registry
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pull: When,
     /// The kernel that it boots [default: the image's, else the service's]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
@@ -58,6 +66,20 @@ fn authorized_keys() -> Option<Vec<String>> {
     keys.map_err(|error| error.print(Some("this sandbox will let nobody in by ssh"))).ok()
 }
 
+/// Whether an image is not there, or was called as only a registry's can be.
+fn is_missing(error: &Error) -> bool {
+    error.name() == Some(ErrorName::NoSuchImage)
+}
+
+/// Who wrote a name may not have meant a registry's.
+fn explain(image: &str, error: Error) -> Error {
+    if image.contains(['/', ':']) {
+        return error;
+    }
+    let hint = error.hint().map(|hint| format!(" {hint}")).unwrap_or_default();
+    error.advise(format!("no image here is called {image}: `banger image list` shows those that are.{hint}"))
+}
+
 /// A size that something can have.
 pub(super) fn size(text: &str) -> Result<Bytes, String> {
     match text.parse::<Bytes>() {
@@ -68,14 +90,34 @@ pub(super) fn size(text: &str) -> Result<Bytes, String> {
 }
 
 impl MachineArgs {
-    /// Asks for the sandbox: its object and the job that goes on with it.
-    pub async fn create(&self, bus: &Bus, more: Options<'_>) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
+    /// Asks for the sandbox, when its image is there: its object and the job that goes on with it.
+    pub async fn create(
+        &self,
+        bus: &Bus,
+        jobs: &Jobs,
+        progress: &Progress,
+        listener: &mut Listener,
+        more: Options<'_>,
+    ) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
         let mut options = self.options();
         options.extend(more);
         if let Some(keys) = authorized_keys() {
             options.insert(create::SSH_AUTHORIZED_KEYS, Variant::from(keys));
         }
         let name = self.name.as_deref().unwrap_or_default();
+        let Some(image) = &self.image else {
+            return bus.create_vm(name, &options).await.map_err(|error| self.advise(error));
+        };
+        if self.pull != When::Always {
+            match bus.create_vm(name, &options).await {
+                Err(error) if self.pull == When::Missing && is_missing(&error) => {}
+                created => return created.map_err(|error| self.advise(error)),
+            }
+        }
+        let pulled = pull::pull(bus, jobs, progress, listener, image, Options::new()).await;
+        let (pulled, _) = pulled.map_err(|error| explain(image, error))?;
+        let id = pulled.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+        options.insert(create::IMAGE, Variant::from(id));
         bus.create_vm(name, &options).await.map_err(|error| self.advise(error))
     }
 

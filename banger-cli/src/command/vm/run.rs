@@ -74,9 +74,9 @@ impl Run {
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
         let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
-        let (vm, job) =
-            self.machine.create(&bus, Options::from([(create::LIFETIME, Variant::from(lifetime))])).await?;
         let mut listener = Signals::catch()?.listen();
+        let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
+        let (vm, job) = self.machine.create(&bus, &jobs, &progress, &mut listener, lifetime).await?;
         if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             return Err(explain(&bus, &vm, error).await);
         }

@@ -29,6 +29,9 @@ pub(super) fn base(registry: &RegistryHost) -> Option<Url> {
 
 /// Whether an address that a registry names may be asked, and how.
 pub(super) fn route(url: &Url, registry: &RegistryHost) -> Result<Route, &'static str> {
+    if !matches!(url.scheme(), "https" | "http") {
+        return Err("an address that is not of the web");
+    }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("an address with a password in it");
     }
@@ -45,14 +48,16 @@ pub(super) fn route(url: &Url, registry: &RegistryHost) -> Result<Route, &'stati
     };
     let is_own = base(registry).is_some_and(|base| base.origin() == url.origin());
     let on_host = literal.is_some_and(|address| to_v4(address).is_loopback());
-    match url.scheme() {
-        "https" | "http" if is_own => Ok(Route::Own),
-        "https" | "http" if on_host && registry.is_loopback() => Ok(Route::Own),
-        "http" => Err("an address without encryption"),
-        "https" if literal.is_some_and(is_near) => Err("an address of the host itself or of its link"),
-        "https" => Ok(Route::Away),
-        _ => Err("an address that is not of the web"),
+    if is_own || (on_host && registry.is_loopback()) {
+        return Ok(Route::Own);
     }
+    if url.scheme() == "http" {
+        return Err("an address without encryption");
+    }
+    if literal.is_some_and(is_near) {
+        return Err("an address of the host itself or of its link");
+    }
+    Ok(Route::Away)
 }
 
 /// Addresses that are the host itself, or that only it and its link know.

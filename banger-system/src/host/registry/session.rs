@@ -32,6 +32,8 @@ use crate::{
 
 /// How often one request is sent on.
 const MAX_REDIRECTS: usize = 5;
+/// How often one request shows who asks: a token may end while others use it too.
+const INTRODUCTIONS: usize = 3;
 /// What is read of an error.
 const MAX_ERROR_BODY: usize = 16 << 10;
 /// What is shown of an error.
@@ -149,24 +151,27 @@ impl Session {
     /// Asks, and shows who asks when the registry wants to know.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<Response, Failure> {
         let url = self.base.join(path).map_err(|_| self.refused("it cannot be asked for this"))?;
-        let shown = self.known();
-        let response = self.follow(url.clone(), &headers, shown.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
-            return self.judge(response).await;
-        }
-        // Somebody else of this session may have got a newer token meanwhile.
-        let authorization = match self.known() {
-            newer if newer != shown && newer.is_some() => newer,
-            _ => {
-                let asked = token::obtain(self, response.headers().get_all(WWW_AUTHENTICATE)).await?;
-                self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&asked);
-                asked
+        let mut shown = self.known();
+        let mut response = self.follow(url.clone(), &headers, shown.as_ref()).await?;
+        for _ in 0..INTRODUCTIONS {
+            if response.status() != StatusCode::UNAUTHORIZED {
+                break;
             }
-        };
-        let response = match authorization {
-            Some(authorization) => self.follow(url, &headers, Some(&authorization)).await?,
-            None => response,
-        };
+            // Another request of this session may have got a newer token meanwhile.
+            let newer = match self.known() {
+                newer if newer != shown && newer.is_some() => newer,
+                _ => {
+                    let asked = token::obtain(self, response.headers().get_all(WWW_AUTHENTICATE)).await?;
+                    self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&asked);
+                    asked
+                }
+            };
+            if newer.is_none() || newer == shown {
+                break;
+            }
+            response = self.follow(url.clone(), &headers, newer.as_ref()).await?;
+            shown = newer;
+        }
         self.judge(response).await
     }
 

@@ -1,0 +1,115 @@
+//! `banger image cache`.
+
+use std::time::Duration;
+
+use banger_proto::{bus::option::prune, bus::proxy::Options, size::Bytes};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use zbus::{OwnedVariant, Variant};
+
+use crate::{
+    bus::Bus,
+    error::Result,
+    job::Jobs,
+    output,
+    progress::{Progress, ProgressArgs},
+    signals::Signals,
+};
+
+/// What can be done with what registries sent.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    Prune(Prune),
+}
+
+impl CacheCommand {
+    pub async fn run(&self) -> Result<u8> {
+        match self {
+            CacheCommand::Prune(prune) => prune.run().await,
+        }
+    }
+}
+
+/// Remove what registries sent and no pull needs at the moment
+///
+/// Images stay as they are: only a pull of the same layers would have to fetch them again.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger image cache prune --dry-run
+  banger image cache prune --older-than 7d")]
+pub struct Prune {
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// Only what nobody has used for so long, such as 12h or 7d
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    older_than: Option<Duration>,
+    /// Print it as an object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl Prune {
+    async fn run(&self) -> Result<u8> {
+        let mut options = Options::new();
+        if self.dry_run {
+            options.insert(prune::DRY_RUN, Variant::from(true));
+        }
+        if let Some(time) = self.older_than {
+            let usec = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            options.insert(prune::OLDER_THAN, Variant::from(usec));
+        }
+        let bus = Bus::connect().await?;
+        let jobs = Jobs::of(&bus);
+        let mut listener = Signals::catch()?.listen();
+        let job = bus.prune_cache(&options).await?;
+        let track = Progress::new(self.progress).track(None);
+        let facts = jobs.finish(&bus, &job, track, &mut listener).await?;
+        let number = |key: &str| facts.get(key).and_then(as_number).unwrap_or_default();
+        let (blobs, bytes) = (number("blobs"), number("bytes"));
+        if self.json {
+            output::json(&json!({ "blobs": blobs, "bytes": bytes, "dry_run": self.dry_run }))?;
+        } else {
+            let done = if self.dry_run { "would be removed" } else { "removed" };
+            output::text(&format!("{} in {blobs} files {done}\n", Bytes(bytes)))?;
+        }
+        Ok(0)
+    }
+}
+
+fn as_number(value: &OwnedVariant) -> Option<u64> {
+    u64::try_from(value.clone()).ok()
+}
+
+/// A time such as `90s`, `30m`, `12h` or `7d`.
+fn time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time; write a number and s, m, h or d");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(time("90s").unwrap(), Duration::from_secs(90));
+        assert_eq!(time("7d").unwrap(), Duration::from_secs(7 * 86400));
+        for text in ["", "7", "d", "-1d", "1w", "1.5h", "99999999999999999999d", "1é"] {
+            assert!(time(text).is_err(), "{text}");
+        }
+    }
+}

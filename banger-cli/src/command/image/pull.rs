@@ -1,0 +1,89 @@
+//! `banger image pull`.
+
+use banger_proto::bus::{names::IMAGE_INTERFACE, option::pull as option, proxy::Options};
+use clap::Args;
+use zbus::Variant;
+
+use crate::{
+    bus::Bus,
+    error::Result,
+    job::Jobs,
+    output,
+    progress::{Progress, ProgressArgs},
+    pull,
+    signals::Signals,
+};
+
+/// Fetch an image from a registry
+///
+/// References are those of Docker and podman: `alpine` is `docker.io/library/alpine:latest`. What `docker login`
+/// and `podman login` know is used. What was fetched once is kept, for all users, until it was not used for a
+/// long time; the same image again is there at once.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger image pull alpine
+  banger image pull ghcr.io/org/tool:1.2 --name tool
+  banger image pull localhost:5000/team/base@sha256:…
+
+Next: `banger vm run --image alpine`.")]
+pub struct Pull {
+    /// The image
+    #[arg(value_name = "REFERENCE")]
+    reference: String,
+    /// The name that it gets [default: one after the reference]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// The kernel that sandboxes of this image boot [default: the service's]
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<String>,
+    /// The platform, such as linux/amd64 [default: the host's]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
+    /// Let every user of this host use it, which an administrator has to allow
+    #[arg(long)]
+    shared: bool,
+    /// Take the place of another image that has the name
+    #[arg(long)]
+    force: bool,
+    /// Print it as an object instead of its name
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl Pull {
+    pub async fn run(&self) -> Result<u8> {
+        let progress = Progress::new(self.progress);
+        let bus = Bus::connect().await?;
+        let jobs = Jobs::of(&bus);
+        let mut listener = Signals::catch()?.listen();
+        let (image, _) =
+            pull::pull(&bus, &jobs, &progress, &mut listener, &self.reference, self.options()).await?;
+        let image = bus.properties(&image, IMAGE_INTERFACE).await?;
+        if self.json {
+            output::json(&image.json())?;
+        } else {
+            output::text(&format!("{}\n", image.name()))?;
+        }
+        Ok(0)
+    }
+
+    fn options(&self) -> Options<'_> {
+        let mut options = Options::new();
+        let texts =
+            [(option::NAME, &self.name), (option::KERNEL, &self.kernel), (option::PLATFORM, &self.platform)];
+        for (key, text) in texts {
+            if let Some(text) = text {
+                options.insert(key, Variant::from(text.as_str()));
+            }
+        }
+        for (key, flag) in [(option::SHARED, self.shared), (option::FORCE, self.force)] {
+            if flag {
+                options.insert(key, Variant::from(true));
+            }
+        }
+        options
+    }
+}

@@ -1,0 +1,52 @@
+//! Pulling an image, for the commands that want one.
+
+use std::os::fd::AsFd;
+
+use banger_proto::bus::{
+    option::pull,
+    proxy::{Facts, Options},
+};
+use clap::ValueEnum;
+use zbus::{Fd, OwnedObjectPath, Variant};
+
+use crate::{
+    bus::Bus,
+    credentials,
+    error::{Error, Result},
+    job::Jobs,
+    progress::Progress,
+    signals::Listener,
+};
+
+/// Whether an image is fetched that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum When {
+    /// When it is not there
+    #[default]
+    Missing,
+    /// Never
+    Never,
+    /// In any case, so that it is the newest one
+    Always,
+}
+
+/// Pulls an image and returns it, with what the service tells of the pull.
+pub async fn pull(
+    bus: &Bus,
+    jobs: &Jobs,
+    progress: &Progress,
+    listener: &mut Listener,
+    reference: &str,
+    mut options: Options<'_>,
+) -> Result<(OwnedObjectPath, Facts)> {
+    let credentials = credentials::of_reference(reference).await?;
+    if let Some(file) = &credentials {
+        options.insert(pull::CREDENTIALS, Variant::from(Fd::from(file.as_fd())));
+    }
+    let job = bus.pull_image(reference, &options).await?;
+    let facts = jobs.finish(bus, &job, progress.track(None), listener).await?;
+    let image = facts.get("image").and_then(|image| OwnedObjectPath::try_from(image.clone()).ok());
+    let image =
+        image.ok_or_else(|| Error::Usage("the service does not tell which image it made".to_owned()))?;
+    Ok((image, facts))
+}

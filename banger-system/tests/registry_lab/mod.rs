@@ -1,0 +1,386 @@
+//! A registry on loopback that behaves as badly as it is told to, and writes down what it was asked.
+#![allow(clippy::unwrap_used, dead_code, reason = "each test binary uses a part of this")]
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+};
+
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// What goes wrong with a request.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// This status, with these headers.
+    Status(u16, Vec<(&'static str, String)>),
+    /// The connection breaks after so many bytes of the body.
+    Cut(usize),
+    /// One byte at a time, so far apart.
+    Drip(Duration),
+    /// Nothing comes.
+    Hang,
+    /// Nothing more comes after so many bytes of the body.
+    HangAfter(usize),
+    /// A wish for a part is not heard.
+    Whole,
+    /// Another part than was asked for.
+    OtherPart,
+    /// The same number of other bytes.
+    Flipped,
+    /// More bytes than there are.
+    Longer,
+    /// The length is announced to be this one, and zeros are sent without end.
+    Endless(Option<u64>),
+}
+
+/// Who is let in.
+#[derive(Clone, Debug, Default)]
+pub enum Gate {
+    #[default]
+    Open,
+    /// `alice` with `secret`.
+    Basic,
+    /// Who has a token: `alice` with `secret`, or the refresh token `refresh`. Tokens are good for so many
+    /// requests.
+    Token(u32),
+}
+
+/// Something that was asked.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub path: String,
+    pub range: Option<String>,
+    pub authorization: Option<String>,
+}
+
+#[derive(Default)]
+struct State {
+    blobs: HashMap<String, Vec<u8>>,
+    manifests: HashMap<String, (String, Vec<u8>)>,
+    faults: Vec<(&'static str, u32, Fault)>,
+    gate: Gate,
+    /// How often each token was used.
+    tokens: Vec<u32>,
+    asked: Vec<Asked>,
+    pace: Option<(usize, Duration)>,
+}
+
+pub struct Lab {
+    pub port: u16,
+    state: Arc<Mutex<State>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+pub fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{:x}", Sha256::digest(bytes))
+}
+
+/// Bytes that look random and are the same each time.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        bytes.extend_from_slice(&x.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+pub fn descriptor(kind: &str, bytes: &[u8]) -> Value {
+    json!({ "mediaType": kind, "digest": digest(bytes), "size": bytes.len() })
+}
+
+impl Lab {
+    pub async fn new() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state: Arc<Mutex<State>> = Arc::default();
+        let shared = Arc::clone(&state);
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(serve(stream, port, Arc::clone(&shared)));
+            }
+        });
+        Self { port, state, task }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// A reference to an image here.
+    pub fn reference(&self, name: &str) -> String {
+        format!("localhost:{}/{name}", self.port)
+    }
+
+    pub fn blob(&self, bytes: Vec<u8>) -> String {
+        let digest = digest(&bytes);
+        self.lock().blobs.insert(digest.clone(), bytes);
+        digest
+    }
+
+    /// A document that `wanted` leads to, as does its digest.
+    pub fn document(&self, repository: &str, wanted: &str, kind: &str, value: &Value) -> String {
+        let bytes = serde_json::to_vec(value).unwrap();
+        let digest = digest(&bytes);
+        for wanted in [wanted, &digest] {
+            let entry = (kind.to_owned(), bytes.clone());
+            self.lock().manifests.insert(format!("{repository}/{wanted}"), entry);
+        }
+        digest
+    }
+
+    /// The manifest of an image of these layers, which are tars to nobody but their media type.
+    pub fn manifest(&self, layers: &[Vec<u8>]) -> Value {
+        let ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": ids },
+            "config": { "Env": ["PATH=/bin"], "Cmd": ["sh"] },
+        });
+        let config = serde_json::to_vec(&config).unwrap();
+        let described: Vec<Value> = layers.iter().map(|layer| descriptor(LAYER, layer)).collect();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(CONFIG, &config), "layers": described,
+        });
+        for blob in layers.iter().chain([&config]) {
+            self.blob(blob.clone());
+        }
+        manifest
+    }
+
+    /// An image of these layers.
+    pub fn image(&self, repository: &str, tag: &str, layers: &[Vec<u8>]) -> String {
+        let manifest = self.manifest(layers);
+        self.document(repository, tag, MANIFEST, &manifest)
+    }
+
+    /// So many requests whose path has this in it go wrong so.
+    pub fn fault(&self, part: &'static str, times: u32, fault: Fault) {
+        self.lock().faults.push((part, times, fault));
+    }
+
+    pub fn no_faults(&self) {
+        self.lock().faults.clear();
+    }
+
+    pub fn gate(&self, gate: Gate) {
+        self.lock().gate = gate;
+    }
+
+    /// From now on bodies come in pieces of so many bytes, so far apart.
+    pub fn pace(&self, piece: usize, pause: Duration) {
+        self.lock().pace = Some((piece, pause));
+    }
+
+    pub fn asked(&self, part: &str) -> Vec<Asked> {
+        self.lock().asked.iter().filter(|asked| asked.path.contains(part)).cloned().collect()
+    }
+
+    pub fn forget(&self) {
+        self.lock().asked.clear();
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Answer {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+async fn serve(stream: TcpStream, port: u16, state: Arc<Mutex<State>>) {
+    let mut stream = BufReader::new(stream);
+    let Some((path, headers, body)) = request(&mut stream).await else { return };
+    let get = |name: &str| headers.get(name).cloned();
+    let range = get("range");
+    let authorization = get("authorization");
+    let (fault, pace) = {
+        let mut state = state.lock().unwrap();
+        state.asked.push(Asked {
+            path: path.clone(),
+            range: range.clone(),
+            authorization: authorization.clone(),
+        });
+        let fault = state.faults.iter_mut().find(|(part, times, _)| *times > 0 && path.contains(part));
+        let fault = fault.map(|(_, times, fault)| {
+            *times -= 1;
+            fault.clone()
+        });
+        (fault, state.pace)
+    };
+    if matches!(fault, Some(Fault::Hang)) {
+        return std::future::pending().await;
+    }
+    let mut answer = match &fault {
+        Some(Fault::Status(status, headers)) => {
+            let headers =
+                headers.iter().map(|(name, value)| (*name, value.replace("PORT", &port.to_string())));
+            Answer { status: *status, headers: headers.collect(), body: b"{\"errors\":[]}".to_vec() }
+        }
+        _ => answer(&path, authorization.as_deref(), &body, port, &mut state.lock().unwrap()),
+    };
+    let length = answer.body.len();
+    if let (200, Some(range)) = (answer.status, range)
+        && !matches!(fault, Some(Fault::Whole))
+    {
+        let from: usize = range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap().parse().unwrap();
+        let from = if matches!(fault, Some(Fault::OtherPart)) { from + 1 } else { from };
+        answer.body.drain(..from);
+        answer.status = 206;
+        answer.headers.push(("Content-Range", format!("bytes {from}-{}/{length}", length - 1)));
+    }
+    let mut announced = Some(answer.body.len() as u64);
+    match fault {
+        Some(Fault::Flipped) => answer.body[length / 2] ^= 1,
+        Some(Fault::Longer) => {
+            answer.body.push(0);
+            announced = None;
+        }
+        Some(Fault::Endless(length)) => announced = length,
+        _ => {}
+    }
+    let mut head = format!("HTTP/1.1 {} Whatever\r\nConnection: close\r\n", answer.status);
+    for (name, value) in &answer.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if let Some(announced) = announced {
+        head.push_str(&format!("Content-Length: {announced}\r\n"));
+    }
+    head.push_str("\r\n");
+    // Who hangs up does not want to hear more.
+    let _ = speak(stream.into_inner(), &head, &answer.body, fault, pace).await;
+}
+
+async fn speak(
+    mut stream: TcpStream,
+    head: &str,
+    body: &[u8],
+    fault: Option<Fault>,
+    pace: Option<(usize, Duration)>,
+) -> std::io::Result<()> {
+    stream.write_all(head.as_bytes()).await?;
+    match (fault, pace) {
+        (Some(Fault::Cut(n)), _) => stream.write_all(&body[..n.min(body.len())]).await,
+        (Some(Fault::HangAfter(n)), _) => {
+            stream.write_all(&body[..n.min(body.len())]).await?;
+            std::future::pending().await
+        }
+        (Some(Fault::Drip(pause)), _) => {
+            for byte in body {
+                stream.write_all(&[*byte]).await?;
+                tokio::time::sleep(pause).await;
+            }
+            Ok(())
+        }
+        (Some(Fault::Endless(_)), _) => loop {
+            stream.write_all(&[b' '; 65536]).await?;
+        },
+        (_, Some((piece, pause))) => {
+            for piece in body.chunks(piece) {
+                stream.write_all(piece).await?;
+                tokio::time::sleep(pause).await;
+            }
+            Ok(())
+        }
+        _ => stream.write_all(body).await,
+    }
+}
+
+async fn request(stream: &mut BufReader<TcpStream>) -> Option<(String, HashMap<String, String>, Vec<u8>)> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let mut lines = head.lines();
+    let path = lines.next()?.split(' ').nth(1)?.to_owned();
+    let header =
+        |line: &str| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers: HashMap<String, String> = lines.filter_map(header).collect();
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    Some((path, headers, body))
+}
+
+fn answer(path: &str, authorization: Option<&str>, body: &[u8], port: u16, state: &mut State) -> Answer {
+    // `alice:secret`.
+    const ALICE: &str = "Basic YWxpY2U6c2VjcmV0";
+    let json = |status, value: Value| Answer {
+        status,
+        headers: Vec::new(),
+        body: serde_json::to_vec(&value).unwrap(),
+    };
+    let error = |status, code: &str, message: &str| {
+        json(status, json!({ "errors": [{ "code": code, "message": message, "detail": {} }] }))
+    };
+    let challenge = |how: String| Answer {
+        headers: vec![("WWW-Authenticate", how)],
+        ..error(401, "UNAUTHORIZED", "authentication required")
+    };
+    if let Some(query) = path.strip_prefix("/token") {
+        let body = String::from_utf8_lossy(body);
+        let is_alice = authorization == Some(ALICE) || body.contains("refresh_token=refresh");
+        let is_right = query.contains("scope=repository%3A") || body.contains("scope=repository%3A");
+        return match is_alice && is_right {
+            true => {
+                state.tokens.push(0);
+                json(200, json!({ "token": format!("token-{}", state.tokens.len() - 1), "expires_in": 60 }))
+            }
+            false => error(401, "UNAUTHORIZED", "who are you"),
+        };
+    }
+    match state.gate {
+        Gate::Open => {}
+        Gate::Basic if authorization == Some(ALICE) => {}
+        Gate::Basic => return challenge("Basic realm=\"lab\"".to_owned()),
+        Gate::Token(uses) => {
+            let number =
+                authorization.and_then(|text| text.strip_prefix("Bearer token-")?.parse::<usize>().ok());
+            let used = number.and_then(|number| state.tokens.get_mut(number));
+            let is_good = used.is_some_and(|used| {
+                *used += 1;
+                *used <= uses
+            });
+            if !is_good {
+                return challenge(format!(
+                    "Bearer realm=\"http://localhost:{port}/token\",service=\"lab\",scope=\"ignored\""
+                ));
+            }
+        }
+    }
+    let path = path.strip_prefix("/v2/").unwrap_or_default();
+    if let Some((repository, wanted)) = path.split_once("/manifests/") {
+        return match state.manifests.get(&format!("{repository}/{wanted}")) {
+            Some((kind, bytes)) => {
+                Answer { status: 200, headers: vec![("Content-Type", kind.clone())], body: bytes.clone() }
+            }
+            None => error(404, "MANIFEST_UNKNOWN", "manifest unknown"),
+        };
+    }
+    let blob = path.rsplit("/blobs/").next().unwrap_or_default();
+    match state.blobs.get(blob.split('?').next().unwrap()) {
+        Some(bytes) => Answer { status: 200, headers: Vec::new(), body: bytes.clone() },
+        None => error(404, "BLOB_UNKNOWN", "blob unknown"),
+    }
+}
