@@ -74,7 +74,7 @@ const ROWS: &[(ErrorName, &str)] = &[
     (ErrorName::NoSuchVm, "`banger vm list` shows your sandboxes."),
     (
         ErrorName::NoSuchImage,
-        "`banger image list` shows the images; `banger image register --name NAME --rootfs FILE` adds one.",
+        "`banger image list` shows the images; `banger image pull REFERENCE` fetches one from a registry.",
     ),
     (
         ErrorName::NoSuchKernel,

@@ -129,6 +129,9 @@ impl Host {
         command.args(args).env("DBUS_SYSTEM_BUS_ADDRESS", self.address()).stdin(Stdio::null());
         // The home of whoever runs the tests is none of their business.
         command.env("HOME", self.home()).env_remove("XDG_DATA_HOME").env_remove("XDG_CONFIG_HOME");
+        for variable in ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"] {
+            command.env_remove(variable);
+        }
         command
     }
 

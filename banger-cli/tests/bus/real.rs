@@ -95,7 +95,7 @@ fn what_is_refused_is_a_sentence_with_advice() {
         (&["vm", "create", "--name", "web"], "error: you already have a sandbox web."),
         (&["vm", "create", "--name", "Bad Name"], "error: Bad Name is not a valid name"),
         (&["vm", "create", "--memory", "10TiB"], "error: memory must be between"),
-        (&["vm", "create", "--image", "nope"], "error: there is no image nope."),
+        (&["vm", "create", "--pull", "never", "--image", "nope"], "error: there is no image nope."),
         (&["vm", "create", "--kernel", "nope"], "error: there is no kernel nope."),
         (&["image", "delete", "debian-bookworm"], "error: the image debian-bookworm is used by web."),
         (&["image", "show", "nope"], "error: there is no image nope."),
@@ -128,4 +128,69 @@ fn the_doctor_and_the_versions_are_the_services() {
     assert!(checks.as_array().is_some_and(|checks| !checks.is_empty()), "{checks}");
     let version = json(&host.banger(&["version", "--json"]));
     assert_eq!(version["service"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn an_image_of_a_registry_is_pulled_when_it_is_missing() {
+    let Some(host) = furnished() else { return };
+    let pulled = host.banger(&["image", "pull", "registry.test/library/alpine:3"]);
+    assert_eq!((pulled.status, pulled.output.as_str()), (0, "alpine-3\n"), "{pulled:?}");
+    assert!(
+        pulled.errors.contains("resolve: asking registry.test for registry.test/library/alpine:3"),
+        "{pulled:?}"
+    );
+    let again = host.banger(&["image", "pull", "-q", "--json", "registry.test/library/alpine:3"]);
+    assert_eq!(json(&again)["source"], "registry.test/library/alpine:3");
+    assert_eq!(json(&again)["config"]["env"][0], "PATH=/usr/bin:/bin");
+
+    let create = |args: &[&str]| {
+        let mut all = vec!["vm", "create", "--no-start", "-q", "--json", "--image"];
+        all.extend(args);
+        host.banger(&all)
+    };
+    assert_eq!(
+        json(&create(&["registry.test/library/alpine:3", "--pull", "never"]))["image_name"],
+        "alpine-3"
+    );
+    assert_eq!(json(&create(&["registry.test/org/tool"]))["image_name"], "tool");
+    assert_eq!(json(&create(&["registry.test/org/tool", "--pull", "always"]))["image_name"], "tool");
+    let never = create(&["registry.test/org/other", "--pull", "never"]);
+    assert_eq!(never.status, 1);
+    assert!(never.errors.starts_with("error: there is no image registry.test/org/other."), "{never:?}");
+    let misspelt = create(&["missing"]);
+    assert!(misspelt.errors.contains("hint: no image here is called missing"), "{misspelt:?}");
+}
+
+#[test]
+fn what_docker_login_wrote_down_goes_to_the_service() {
+    let Some(host) = furnished() else { return };
+    let private = ["image", "pull", "-q", "registry.test/private"];
+    let refused = host.banger(&private);
+    assert_eq!(refused.status, 1);
+    assert!(refused.errors.contains("hint: log in with `docker login REGISTRY`"), "{refused:?}");
+    // alice:secret
+    let config = r#"{"auths":{"registry.test":{"auth":"YWxpY2U6c2VjcmV0"}}}"#;
+    for (directory, file) in [(".docker", "config.json"), (".config/containers", "auth.json")] {
+        let directory = host.home().join(directory);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(file), config).unwrap();
+        let pulled = host.banger(&private);
+        assert_eq!((pulled.status, pulled.output.as_str()), (0, "private\n"), "{pulled:?}");
+        assert_eq!(host.banger(&["image", "delete", "private"]).status, 0);
+        fs::remove_file(directory.join(file)).unwrap();
+    }
+    let helper = r#"{"credHelpers":{"registry.test":"no-such-helper"}}"#;
+    fs::write(host.home().join(".docker/config.json"), helper).unwrap();
+    let failed = host.banger(&private);
+    assert!(failed.errors.starts_with("error: your registry credentials cannot be read"), "{failed:?}");
+}
+
+#[test]
+fn the_cache_of_registries_is_pruned() {
+    let Some(host) = furnished() else { return };
+    host.banger(&["image", "pull", "-q", "registry.test/org/tool"]);
+    let prune = |more: &[&str]| host.banger(&[&["image", "cache", "prune", "-q"], more].concat()).output;
+    assert_eq!(prune(&["--dry-run"]), "6 MiB in 2 files would be removed\n");
+    assert_eq!(prune(&["--older-than", "0s"]), "6 MiB in 2 files removed\n");
+    assert_eq!(prune(&["--json"]), "{\n  \"blobs\": 0,\n  \"bytes\": 0,\n  \"dry_run\": false\n}\n");
 }

@@ -1,7 +1,13 @@
 //! Registries in memory. Each reference stands for an image; `unreachable.test` does not answer, a repository
 //! `private` wants to know who asks, `missing` is not there, and `broken` sends something else.
 
-use std::{fs::File, io::Read, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{Read, Seek},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use banger_proto::size::Bytes;
@@ -34,7 +40,8 @@ impl Registry for Sim {
     fn credentials(&self, file: OwnedFd) -> Result<Credentials> {
         let mut bytes = Vec::new();
         let unread = |_| Error::BadFile { message: "the credentials cannot be read".to_owned() };
-        File::from(file).read_to_end(&mut bytes).map_err(unread)?;
+        let mut file = File::from(file);
+        file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(unread)?;
         Credentials::parse(&bytes).map_err(|error| Error::BadFile { message: error.to_string() })
     }
 

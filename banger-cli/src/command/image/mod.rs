@@ -20,7 +20,12 @@ pub enum ImageCommand {
     Show(show::Show),
     Delete(delete::Delete),
     /// Manage what is kept of what registries sent
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_long_help = "\
+Example:
+  banger image cache prune --older-than 7d"
+    )]
     Cache(cache::CacheCommand),
 }
 

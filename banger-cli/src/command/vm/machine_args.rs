@@ -156,7 +156,8 @@ impl MachineArgs {
         match error.name() {
             Some(ErrorName::NoSuchImage) if self.image.is_none() => error.advise(
                 "the default image is not there yet: `banger image register --name NAME --rootfs FILE` adds an \
-                 image, and `--image NAME` chooses another one of `banger image list`.",
+                 image, `--image alpine` fetches one from a registry, and `banger image list` shows those that \
+                 are here.",
             ),
             Some(ErrorName::NoSuchKernel) if self.kernel.is_none() => error.advise(
                 "the default kernel is not there yet: `banger kernel import --name NAME --vmlinuz FILE --modules \

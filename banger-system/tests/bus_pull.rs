@@ -1,0 +1,113 @@
+//! Pulls over a real bus: what works, what is refused and by which name, and who gets to know.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod private_bus;
+mod skip;
+
+use std::{collections::HashMap, fs::File, io::Write, os::fd::OwnedFd};
+
+use banger_proto::bus::{ErrorName as E, names::MANAGER_PATH};
+use private_bus::{ALICE, BOB, Options, Service, is_possible, options, refused, require};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use zbus::{OwnedObjectPath, OwnedVariant, Variant};
+
+const TOOL: &str = "registry.test/org/tool:1";
+
+fn credentials(text: &str) -> Variant<'static> {
+    let mut file = File::from(memfd_create("credentials", MemfdFlags::ALLOW_SEALING).unwrap());
+    file.write_all(text.as_bytes()).unwrap();
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW).unwrap();
+    std::io::Seek::rewind(&mut file).unwrap();
+    Variant::from(zbus::Fd::from(OwnedFd::from(file)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_pulled_by_its_user_and_known_by_its_reference() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let job: OwnedObjectPath = alice.call(MANAGER_PATH, "PullImage", &(TOOL, options([]))).await.unwrap();
+    let data = alice.done(&job).await;
+    let image = OwnedObjectPath::try_from(data["image"].clone()).unwrap();
+    let digest = alice.text(&image, "ManifestDigest").await;
+    assert_eq!(String::try_from(data["digest"].clone()).unwrap(), digest);
+    assert!(digest.starts_with("sha256:") && digest.len() == 71, "{digest}");
+    assert_eq!(
+        (alice.text(&image, "Name").await, alice.text(&image, "Source").await),
+        ("tool-1".into(), TOOL.into())
+    );
+    let config = alice.property(&image, "Config").await.unwrap();
+    let config = HashMap::<String, OwnedVariant>::try_from(config).unwrap();
+    let env = Vec::<String>::try_from(config["env"].clone()).unwrap();
+    assert_eq!((env[1].as_str(), config.contains_key("user")), ("LANG=C.UTF-8", false));
+    let progress = f64::try_from(alice.property(&job, "Progress").await.unwrap()).unwrap();
+    assert!((progress - 1.0).abs() < f64::EPSILON);
+
+    // Its reference is as good as its name, to its user alone.
+    for name in [TOOL, "tool-1"] {
+        let found: OwnedObjectPath = alice.call(MANAGER_PATH, "GetImage", &(name,)).await.unwrap();
+        assert_eq!(found, image);
+        refused(bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetImage", &(name,)).await, E::NoSuchImage);
+        refused(bob.create_with("", "image", name).await, E::NoSuchImage);
+    }
+    let vm = alice.create("", options([("image", TOOL.into())])).await;
+    assert_eq!(alice.text(&vm, "ImageName").await, "tool-1");
+    // To ask for it again is to have it.
+    let again: OwnedObjectPath = alice.call(MANAGER_PATH, "PullImage", &(TOOL, options([]))).await.unwrap();
+    let again = OwnedObjectPath::try_from(alice.done(&again).await["image"].clone()).unwrap();
+    assert_eq!(again, image);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_pulled_is_refused_by_its_name() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let alice = service.client(ALICE).await;
+    let pull = async |reference: &str, options: Options| {
+        alice.call::<OwnedObjectPath>(MANAGER_PATH, "PullImage", &(reference, options)).await
+    };
+    for reference in ["", "A", "../etc", "registry.test/x\u{1b}", "http://registry.test/x"] {
+        refused(pull(reference, options([])).await, E::InvalidArgs);
+    }
+    refused(pull(TOOL, options([("plattform", "x".into())])).await, E::InvalidOption);
+    refused(pull(TOOL, options([("platform", "linux/mips".into())])).await, E::InvalidOption);
+    refused(pull(TOOL, options([("platform", "amd64".into())])).await, E::InvalidOption);
+    refused(pull(TOOL, options([("name", "No".into())])).await, E::InvalidName);
+    refused(pull(TOOL, options([("kernel", "none".into())])).await, E::NoSuchKernel);
+    refused(pull(TOOL, options([("credentials", "secret".into())])).await, E::InvalidOption);
+    refused(pull(TOOL, options([("credentials", credentials("secret"))])).await, E::BadFileDescriptor);
+
+    let private = "registry.test/private";
+    for (reference, name) in [
+        ("unreachable.test/x", "dev.banger.Error.RegistryUnreachable"),
+        ("registry.test/missing", "dev.banger.Error.RegistryError"),
+        (private, "dev.banger.Error.RegistryAuthRequired"),
+        ("registry.test/broken", "dev.banger.Error.DigestMismatch"),
+    ] {
+        let job = pull(reference, options([])).await.unwrap();
+        let (result, error, message, _) = alice.wait(&job).await;
+        assert_eq!((result.as_str(), error.as_str()), ("failed", name), "{message}");
+    }
+    let known = credentials(r#"{"username":"alice","password":"secret"}"#);
+    let job = pull(private, options([("credentials", known)])).await.unwrap();
+    alice.done(&job).await;
+    // The name is that of another image now.
+    let other = options([("name", "private".into())]);
+    refused(pull(TOOL, other).await, E::NameTaken);
+    let forced = options([("name", "private".into()), ("force", true.into())]);
+    alice.done(&pull(TOOL, forced).await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cache_is_pruned_by_those_who_may_pull() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let alice = service.client(ALICE).await;
+    let job: OwnedObjectPath = alice.call(MANAGER_PATH, "PullImage", &(TOOL, options([]))).await.unwrap();
+    alice.done(&job).await;
+    for (dry_run, expect) in [(true, 2), (false, 2), (false, 0)] {
+        let options = options([("dry-run", dry_run.into()), ("older-than-usec", 0u64.into())]);
+        let job: OwnedObjectPath = alice.call(MANAGER_PATH, "PruneCache", &(options,)).await.unwrap();
+        assert_eq!(u64::try_from(alice.done(&job).await["blobs"].clone()).unwrap(), expect);
+    }
+}
