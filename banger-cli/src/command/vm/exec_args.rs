@@ -71,6 +71,7 @@ impl ExecArgs {
             user: self.user.clone(),
             terminal: None,
             detach: false,
+            log: None,
         }
     }
 }
