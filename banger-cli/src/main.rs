@@ -9,6 +9,7 @@ mod cli;
 mod command;
 mod complete;
 mod error;
+mod guest;
 mod job;
 mod object;
 mod output;
@@ -19,6 +20,7 @@ mod signals;
 mod ssh;
 mod table;
 mod text_agent;
+mod workspace;
 
 use std::process::ExitCode;
 

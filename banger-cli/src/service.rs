@@ -38,6 +38,11 @@ impl Kind {
     }
 }
 
+/// The id of an object, by which it is called on the bus.
+pub fn id_of(object: &ObjectPath<'_>) -> String {
+    object.as_str().rsplit('/').next().unwrap_or_default().to_owned()
+}
+
 /// How a job has ended.
 #[derive(Debug)]
 pub struct JobResult {

@@ -7,6 +7,7 @@ mod real;
 mod service;
 mod shells;
 mod ssh;
+mod workspace;
 
 use std::{fs, io::Write};
 

@@ -1,6 +1,6 @@
 //! A service that answers as ours does, as far as a client can tell. Names decide what happens:
 //! `slow` never becomes ready, `broken` does not start, `hanging` waits until it is canceled; and whoever
-//! touches `locked` has to authenticate.
+//! touches `locked` has to authenticate. Behind `box` is the agent of guests, on this host.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -204,8 +204,16 @@ impl Service {
             "Kill" => self.reply(message, &()).await,
             "OpenAgent" => {
                 let (ours, theirs) = StdStream::pair().unwrap();
-                ours.set_nonblocking(true).unwrap();
-                tokio::spawn(agent::serve(UnixStream::from_std(ours).unwrap()));
+                if name.starts_with("box") {
+                    agent::serve_with_the_real_one(ours, &theirs).map_err(|error| {
+                        let text =
+                            format!("the agent is to be built with the whole workspace first: {error}");
+                        ("dev.banger.Error.Internal", text)
+                    })?;
+                } else {
+                    ours.set_nonblocking(true).unwrap();
+                    tokio::spawn(agent::serve(UnixStream::from_std(ours).unwrap()));
+                }
                 self.reply(message, &zbus::Fd::from(std::os::fd::OwnedFd::from(theirs))).await
             }
             "OpenLog" => {

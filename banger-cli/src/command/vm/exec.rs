@@ -1,23 +1,29 @@
 //! `banger vm exec`.
 
-use std::os::fd::OwnedFd;
-
 use banger_proto::bus::ErrorName;
 use clap::Args;
+use zbus::OwnedObjectPath;
 
 use super::exec_args::ExecArgs;
 use crate::{
     attach,
     bus::Bus,
     error::{Error, Result},
-    service::Kind,
+    guest::Guest,
+    service::{Kind, id_of},
     signals::Signals,
+    workspace::{
+        record::{Kept, Records},
+        sync::{self, Changes},
+    },
 };
 
 /// Run a command or a shell in a sandbox that is running
 ///
 /// Without a command it is a login shell. Input, output, signals and the size of the terminal are passed on,
 /// and the exit status is the command's. A second interrupt leaves the command, which is then ended.
+///
+/// Where a repository was sent from here, the command runs in it, and you are told when it has moved on here.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -42,23 +48,59 @@ pub struct ExecCommand {
     /// Return once the command runs; it has no input, and its output is lost
     #[arg(short, long, conflicts_with = "tty", requires = "command")]
     detach: bool,
+    /// Run it in the workspace at this path [default: the one that was sent last]
+    #[arg(long, value_name = "PATH", conflicts_with = "workdir")]
+    guest_path: Option<String>,
+    /// Send what has changed in the repository here before
+    #[arg(long)]
+    auto_prepare: bool,
     #[command(flatten)]
     exec: ExecArgs,
 }
 
 impl ExecCommand {
     pub async fn run(&self) -> Result<u8> {
-        let stream = self.open().await.map_err(|error| advise(error).about(&self.sandbox))?;
-        let exec =
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
+        let kept = Records::of(&id_of(&vm))?.find(self.guest_path.as_deref());
+        if kept.is_none() && (self.auto_prepare || self.guest_path.is_some()) {
+            return Err(Error::Refused(format!("no repository was sent to {} from here", self.sandbox))
+                .advise(format!("`banger vm workspace prepare {} PATH` sends one.", self.sandbox)));
+        }
+        let mut exec =
             if self.detach { self.exec.detached(&self.command) } else { self.exec.exec(&self.command) };
+        if let Some(kept) = kept {
+            let place = Some(kept.record.guest_path.clone()).filter(|_| self.exec.is_roots());
+            exec.cwd = exec.cwd.or(place);
+            self.settle(&bus, &vm, kept).await?;
+        }
+        let stream = bus.open_agent(&vm).await.map_err(|error| advise(error).about(&self.sandbox))?;
         // Until here a signal ends us as it ends any program.
-        attach::run(stream, exec, &mut Signals::catch()?.listen()).await
+        attach::run(stream, exec, &mut Signals::catch()?.listen()).await.map_err(advise_elsewhere)
     }
 
-    async fn open(&self) -> Result<OwnedFd> {
-        let bus = Bus::connect().await?;
-        let vm = bus.find(Kind::Vm, &self.sandbox).await?;
-        bus.open_agent(&vm).await
+    /// Sends what has changed here, or says that something has.
+    async fn settle(&self, bus: &Bus, vm: &OwnedObjectPath, kept: Kept) -> Result<()> {
+        if self.auto_prepare {
+            let changes = Changes::find(&kept)?;
+            let listener = Signals::catch()?.listen();
+            let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
+            return sync::send(&mut guest, kept, changes).await.map_err(|error| error.about(&self.sandbox));
+        }
+        if let Some(drift) = sync::drift(&kept, &self.sandbox) {
+            eprintln!("warning: {drift}");
+        }
+        Ok(())
+    }
+}
+
+/// The workspace may have been removed there.
+fn advise_elsewhere(error: Error) -> Error {
+    match &error {
+        Error::Guest(failure) if failure.message.contains("there is no directory") => {
+            error.advise("`--workdir /` runs it elsewhere.")
+        }
+        _ => error,
     }
 }
 

@@ -18,6 +18,8 @@ mod ssh;
 mod start;
 mod stop;
 mod stop_args;
+mod workspace;
+pub(super) mod workspace_args;
 
 use clap::Subcommand;
 
@@ -45,6 +47,16 @@ pub enum VmCommand {
     Logs(logs::Logs),
     Exec(exec::ExecCommand),
     Ssh(ssh::Ssh),
+    /// Send a repository into a sandbox, and bring the work back
+    #[command(
+        subcommand,
+        after_long_help = "\
+Examples:
+  banger vm workspace prepare web                the repository of this directory, into the sandbox web
+  banger vm exec web -- make test
+  banger vm workspace export web --apply         what has changed there, back into this directory"
+    )]
+    Workspace(workspace::WorkspaceCommand),
 }
 
 impl VmCommand {
@@ -65,6 +77,7 @@ impl VmCommand {
             VmCommand::Logs(logs) => logs.run().await,
             VmCommand::Exec(exec) => exec.run().await,
             VmCommand::Ssh(ssh) => ssh.run().await,
+            VmCommand::Workspace(workspace) => workspace.run().await,
         }
     }
 
