@@ -15,6 +15,7 @@ mod object;
 mod output;
 mod plain;
 mod progress;
+mod relay;
 mod service;
 mod signals;
 mod ssh;

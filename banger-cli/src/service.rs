@@ -128,6 +128,11 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Kill", &(signal,)).await
     }
 
+    /// Gives a sandbox another name.
+    pub async fn rename_vm(&self, vm: &ObjectPath<'_>, name: &str) -> Result<()> {
+        self.call(vm, VM_INTERFACE, "Rename", &(name,)).await
+    }
+
     /// Changes what a sandbox is.
     pub async fn configure_vm(&self, vm: &ObjectPath<'_>, options: &Options<'_>) -> Result<()> {
         self.call(vm, VM_INTERFACE, "Configure", &(options,)).await

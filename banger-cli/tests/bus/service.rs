@@ -127,7 +127,8 @@ impl Service {
                     ));
                 }
                 let name = if name.is_empty() { "calm-otter".to_owned() } else { name };
-                let vm = self.add_vm(&name, "running");
+                let at_rest = call.options.get("start").is_some_and(|start| start == "false");
+                let vm = self.add_vm(&name, if at_rest { "created" } else { "running" });
                 let job = self.add_job();
                 self.stage(message, &job, "disk", "cloning debian").await;
                 self.reply(message, &(&vm, &job)).await?;
@@ -202,6 +203,12 @@ impl Service {
                 Ok(())
             }
             "Kill" => self.reply(message, &()).await,
+            "Rename" => {
+                let (name,): (String,) = message.body().deserialize().unwrap();
+                let name = Variant::from(name);
+                self.state.lock().unwrap().objects.get_mut(path).unwrap().1.insert("Name", name);
+                self.reply(message, &()).await
+            }
             "OpenAgent" => {
                 let (ours, theirs) = StdStream::pair().unwrap();
                 if name.starts_with("box") {
@@ -348,6 +355,7 @@ fn options_of(message: &Message) -> BTreeMap<String, String> {
         Variant::Bool(flag) => flag.to_string(),
         Variant::U32(number) => number.to_string(),
         Variant::U64(number) => number.to_string(),
+        Variant::Dict(entries) => entries.to_string(),
         Variant::Array(list) => list.iter().map(|item| item.to_string()).collect::<Vec<_>>().join(","),
         other => panic!("{other:?}"),
     };

@@ -565,3 +565,23 @@ fn commands_run_in_the_workspace_and_only_what_has_changed_is_sent() {
     );
     assert_eq!(fs::read_to_string(bench.guest.join("lines")).unwrap(), "there\n");
 }
+
+#[test]
+fn tools_are_asked_for_before_there_is_a_sandbox() {
+    let bench = Bench::new();
+    fs::write(bench.repo.join(".tool-versions"), "node 22\n").unwrap();
+    bench.git(&["add", "-A"]);
+    bench.git(&["commit", "-qm", "tools"]);
+    let (repo, guest) = (bench.repo.to_str().unwrap(), bench.guest.to_str().unwrap());
+    let made = bench.host.calls("CreateVM").len();
+    let run = ["vm", "run", "-d", "--name", "box-2", "--image", "debian", "--guest-path", guest, repo];
+    let ended = bench.banger(&run);
+    assert_eq!(ended.status, 125);
+    assert!(
+        ended.errors.starts_with("error: the repository asks for tools in .tool-versions, and "),
+        "{ended:?}"
+    );
+    assert!(ended.errors.contains("hint: `--nat` lets it; `--no-bootstrap` does without"), "{ended:?}");
+    assert_eq!(bench.host.calls("CreateVM").len(), made);
+    assert_eq!(bench.banger(&[&run[..], &["-q", "--no-bootstrap"]].concat()).output, "box-2\n");
+}

@@ -106,7 +106,7 @@ fn without_git(host: &Host) -> Result<()> {
 fn much_data(host: &Host) -> Result<()> {
     // A gibibyte takes minutes under a translator; the protocol has seen all of its states after these.
     let session = "
-        head -c 64M /dev/urandom > much
+        head -c 32M /dev/urandom > much
         banger vm create --quiet --vcpu 1 --name pipe
         banger vm exec pipe -- cat < much | cmp - much && echo piped
         banger vm cp much pipe:/root/
@@ -120,9 +120,18 @@ fn much_data(host: &Host) -> Result<()> {
         for n in $(seq 300); do curl -sf http://127.0.0.1:18080/much -o fetched && break; sleep 0.2; done
         cmp much fetched && echo forwarded
         kill $forward; wait $forward || true
+        python3 -m http.server --bind 127.0.0.1 19000 > /dev/null 2>&1 &
+        server=$!
+        banger vm forward -q -R 9000:19000 -R /run/back.sock:19000 pipe &
+        forward=$!
+        for n in $(seq 300); do
+            banger vm exec pipe -- curl -sf http://127.0.0.1:9000/much | cmp - much && break; sleep 0.2
+        done
+        banger vm exec pipe -- curl -sf --unix-socket /run/back.sock http://x/much | cmp - much && echo led out
+        kill $forward $server; wait || true
         banger vm delete --force pipe";
     let out = script(host, "alice", session)?;
-    for line in ["piped", "copied", "listed", "forwarded"] {
+    for line in ["piped", "copied", "listed", "forwarded", "led out"] {
         ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
     }
     Ok(())

@@ -30,7 +30,10 @@ use crate::{
     progress::{Progress, ProgressArgs},
     service::id_of,
     signals::{Listener, Signals, unless_ended},
-    workspace::prepare::{self, Plan, Target},
+    workspace::{
+        prepare::{self, Plan, Target},
+        tooling,
+    },
 };
 
 /// How long a removal may take before we leave it to the service, which goes on with it.
@@ -77,6 +80,9 @@ pub struct Run {
     /// With --detach or --dry-run, print an object instead of names
     #[arg(long)]
     json: bool,
+    /// Do not install the tools that the repository asks for by a file of mise or asdf
+    #[arg(long)]
+    no_bootstrap: bool,
     #[command(flatten)]
     progress: ProgressArgs,
     #[command(flatten)]
@@ -88,6 +94,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// Whether the tools that a repository asks for are installed.
+    fn installs_tools(&self) -> bool {
+        !self.no_bootstrap && self.command.is_empty()
+    }
+
     /// What is about a repository makes no sense without one.
     fn refuse_without_path(&self) -> Result<()> {
         match self.workspace.is_asked_for() {
@@ -112,6 +123,10 @@ impl Run {
                 print_plan(plan, self.workspace.guest_path(), self.json)?;
                 note_left(plan, &progress);
                 return Ok(0);
+            }
+            // A command needs none of the tools, or has to say so itself.
+            if self.installs_tools() {
+                tooling::check(plan, self.machine.nat())?;
             }
             note_left(plan, &progress);
         }
@@ -156,8 +171,33 @@ impl Sandbox<'_> {
         track.stage("copy", &prepare::told(plan.files.len(), plan.bytes(), &path));
         let target = Target { vm_id: id_of(&self.vm), path: path.clone(), placement: Placement::New };
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
-        prepare::send(&mut guest, plan, target).await?;
+        let tools = tooling::wanted(&plan).filter(|_| run.installs_tools());
+        let mut kept = prepare::send(&mut guest, plan, target).await?;
+        if let Some(file) = tools {
+            track.stage("tools", &format!("mise install, as {file} asks for"));
+            kept.record.mise = self.install_tools(&path, listener).await?;
+            kept.save()?;
+        }
         Ok(place)
+    }
+
+    /// Installs the tools; whether there are any then. That it fails is told, and is no reason not to go on.
+    async fn install_tools(&self, path: &str, listener: &mut Listener) -> Result<bool> {
+        let stream = unless_ended(listener, self.bus.open_agent(&self.vm)).await?;
+        let status = attach::run(stream, tooling::install(path), listener).await?;
+        match status {
+            0 => {}
+            tooling::NO_MISE => {
+                self.progress.note(
+                    "note: the image has no mise: the tools that the repository asks for are not there.",
+                );
+            }
+            _ => self.progress.note(&format!(
+                "warning: not all tools could be installed: {} in the sandbox tells why.",
+                tooling::LOG
+            )),
+        }
+        Ok(status == 0)
     }
 
     async fn attach(&self, run: &Run, place: Option<String>, listener: &mut Listener) -> Result<u8> {
@@ -205,7 +245,8 @@ impl Sandbox<'_> {
     }
 }
 
-fn reminder(sandbox: &Object) -> Option<String> {
+/// Whether a sandbox goes on, and what to do about it.
+pub(super) fn reminder(sandbox: &Object) -> Option<String> {
     let name = sandbox.name();
     match sandbox.text("State") {
         "running" => Some(format!(
