@@ -4,9 +4,10 @@ use std::{
     fs,
     io::{self, Read, Write},
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use banger_proto::guest::{Frame, STDIN_WINDOW, frame::MAX_DATA};
+use banger_proto::guest::{Frame, STDIN_WINDOW, frame::MAX_DATA, message::Placement};
 
 use crate::{
     conversation::{kind_of, refuse},
@@ -14,12 +15,62 @@ use crate::{
 };
 
 /// Unpacks the archive that follows. What would land outside of the directory is refused by the unpacker.
-pub fn put(port: &mut Port, directory: &str) -> io::Result<()> {
-    let unpacked = unpack(port, directory);
+pub fn put(port: &mut Port, directory: &str, placement: Placement) -> io::Result<()> {
+    let unpacked = match placement {
+        Placement::Merge => unpack(port, directory),
+        Placement::New | Placement::Replace => unpack_whole(port, directory, placement),
+    };
     match unpacked {
         Ok(()) => port.send(&Frame::Done).map(drop),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => refuse(port, kind_of(&error), &format!("cannot unpack into {directory}: {error}")),
+    }
+}
+
+/// Unpacks beside the directory, which is there only when all of it is.
+fn unpack_whole(port: &mut Port, directory: &str, placement: Placement) -> io::Result<()> {
+    let path = Path::new(directory);
+    let (Some(parent), Some(name), true) = (path.parent(), path.file_name(), path.is_absolute()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    if placement == Placement::New && !is_free(path)? {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something already"));
+    }
+    fs::create_dir_all(parent)?;
+    let beside = |suffix: &str| {
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{suffix}-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        parent.join(hidden)
+    };
+    let (unfinished, old) = (beside("coming"), beside("going"));
+    let unpacked = unpack(port, &unfinished.to_string_lossy()).and_then(|()| {
+        match fs::rename(path, &old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::rename(&unfinished, path)
+    });
+    for leftover in [&unfinished, &old] {
+        match fs::remove_dir_all(leftover) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                crate::log::error(&format!("{} stays: {error}", leftover.display()));
+            }
+            _ => {}
+        }
+    }
+    unpacked
+}
+
+/// Tells names apart that are made at one time.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// Whether nothing is there, or an empty directory.
+fn is_free(path: &Path) -> io::Result<bool> {
+    match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        entries => Ok(entries?.next().is_none()),
     }
 }
 
@@ -28,7 +79,7 @@ fn unpack(port: &mut Port, directory: &str) -> io::Result<()> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     fs::create_dir_all(directory)?;
-    let mut input = Input { port, rest: Vec::new(), taken: 0, ended: false };
+    let mut input = Input::new(port);
     let mut archive = tar::Archive::new(&mut input);
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(true);
@@ -59,11 +110,18 @@ fn pack(port: &mut Port, path: &Path) -> io::Result<()> {
 }
 
 /// Reads the bytes of input frames.
-struct Input<'a> {
+pub struct Input<'a> {
     port: &'a mut Port,
     rest: Vec<u8>,
     taken: u32,
     ended: bool,
+}
+
+impl<'a> Input<'a> {
+    /// The input of this conversation.
+    pub fn new(port: &'a mut Port) -> Self {
+        Self { port, rest: Vec::new(), taken: 0, ended: false }
+    }
 }
 
 impl Read for Input<'_> {
@@ -92,8 +150,8 @@ impl Read for Input<'_> {
 }
 
 /// Writes output frames.
-struct Output<'a> {
-    port: &'a mut Port,
+pub struct Output<'a> {
+    pub port: &'a mut Port,
 }
 
 impl Write for Output<'_> {

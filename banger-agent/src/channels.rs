@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     convert::Infallible,
     fs, io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -71,6 +71,14 @@ pub fn serve() -> io::Result<Infallible> {
         }
     })?;
     watch_ports(&guest)
+}
+
+/// Holds one conversation on the standard input, which is a socket.
+pub fn converse_on_input(token: &str) -> io::Result<()> {
+    let fd = io::stdin().as_fd().try_clone_to_owned()?;
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    let guest = Guest { token: token.to_owned(), problems: Vec::new(), init: InitKind::Agent };
+    conversation::hold(&mut Port::new(fd), &guest)
 }
 
 /// Serves every port as it appears. The kernel makes them one after the other, and names each a while after

@@ -2,14 +2,15 @@
 
 use std::{fs, io};
 
-use banger_proto::guest::{Failure, FailureKind, Frame, GuestInfo, Request};
+use banger_proto::guest::{Failure, FailureKind, Frame, GuestInfo, Request, frame::MAX_DATA};
+use serde::Serialize;
 
 use crate::{
     archive, boot,
     channels::InitKind,
-    exec,
+    exec, files, forward,
     port::{Greeting, Port},
-    power,
+    ports, power, stats,
 };
 
 /// What a conversation has to know.
@@ -37,8 +38,17 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
             Ok(()) => port.send(&Frame::Done).map(drop),
             Err(error) => refuse(port, kind_of(&error), &format!("cannot set the clock: {error}")),
         },
-        Request::PutTar { directory } => archive::put(port, &directory),
+        Request::PutTar { directory, placement } => archive::put(port, &directory, placement),
         Request::GetTar { path } => archive::get(port, &path),
+        Request::List { directory } => files::list(port, &directory),
+        Request::Digest { directory, algorithm } => files::digest(port, &directory, algorithm),
+        Request::GetFiles { directory } => files::get(port, &directory),
+        Request::Remove { directory } => files::remove(port, &directory),
+        Request::Connect(endpoint) => forward::connect(port, &endpoint),
+        Request::Listen(endpoint) => forward::listen(port, &endpoint),
+        Request::Accept(number) => forward::accept(port, number),
+        Request::Ports => tell(port, &ports::listening()),
+        Request::Stats => tell(port, &stats::now()),
         Request::Shutdown => {
             rustix::fs::sync();
             // The host waits for no more than this; whether it hears it changes nothing.
@@ -46,6 +56,16 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
             power::off(guest.init)
         }
     }
+}
+
+/// Answers in JSON.
+fn tell(port: &mut Port, answer: &impl Serialize) -> io::Result<()> {
+    for piece in serde_json::to_vec(answer)?.chunks(MAX_DATA) {
+        if !port.send(&Frame::Output(piece.to_vec()))? {
+            return Ok(());
+        }
+    }
+    port.send(&Frame::Done).map(drop)
 }
 
 /// Says that a request failed.
@@ -76,110 +96,15 @@ fn info(guest: &Guest) -> GuestInfo {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::{
-        io::{Read, Write},
-        os::unix::net::UnixStream,
-        thread::{self, JoinHandle},
-        time::Duration,
-    };
+    use std::io::Write;
 
     use banger_proto::guest::{
-        Decoder, Exec, Terminal,
-        frame::MAX_DATA,
-        hello::{self, HostHello},
-        message::{Exit, WindowSize},
+        Exec, Terminal, hello,
+        message::{Exit, Placement, WindowSize},
     };
 
     use super::*;
-
-    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    /// The host's end of a channel to an agent that runs in a thread.
-    struct Host {
-        stream: UnixStream,
-        decoder: Decoder,
-        agent: Option<JoinHandle<()>>,
-    }
-
-    impl Host {
-        fn new() -> Self {
-            let (stream, theirs) = UnixStream::pair().unwrap();
-            theirs.set_nonblocking(true).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let agent = thread::spawn(move || {
-                let guest = Guest { token: TOKEN.into(), problems: Vec::new(), init: InitKind::Agent };
-                let mut port = Port::new(theirs.into());
-                // As on a channel: one conversation after the other, until the host is gone.
-                for _ in 0..4 {
-                    let _ = hold(&mut port, &guest);
-                }
-            });
-            Self { stream, decoder: Decoder::default(), agent: Some(agent) }
-        }
-
-        fn greet(&mut self, token: &str) -> Result<bool, hello::Error> {
-            let hello = HostHello::new([3; 16], token).unwrap();
-            self.stream.write_all(&hello.encode()).unwrap();
-            let mut answer = vec![0; hello::AGENT_LENGTH];
-            self.stream.read_exact(&mut answer).unwrap();
-            hello::take_answer(&mut answer, &hello)
-        }
-
-        fn ask(request: Request) -> Self {
-            let mut host = Self::new();
-            assert_eq!(host.greet(TOKEN), Ok(true));
-            host.send(&Frame::Request(request));
-            host
-        }
-
-        fn exec(argv: &[&str]) -> Self {
-            Self::ask(Request::Exec(command(argv)))
-        }
-
-        fn send(&mut self, frame: &Frame) {
-            self.stream.write_all(&frame.encode()).unwrap();
-        }
-
-        fn next(&mut self) -> Frame {
-            loop {
-                if let Some(frame) = self.decoder.next_frame().unwrap() {
-                    return frame;
-                }
-                let mut bytes = [0; 4096];
-                let count = self.stream.read(&mut bytes).unwrap();
-                assert_ne!(count, 0, "the agent hung up");
-                self.decoder.push(&bytes[..count]);
-            }
-        }
-
-        /// Everything until the end: output, errors, and the frame that ended it.
-        fn collect(&mut self) -> (String, String, Frame) {
-            let (mut output, mut errors) = (Vec::new(), Vec::new());
-            loop {
-                match self.next() {
-                    Frame::Output(bytes) => output.extend(bytes),
-                    Frame::ErrorOutput(bytes) => errors.extend(bytes),
-                    Frame::Started(_) | Frame::Window(_) => {}
-                    end => {
-                        let text = |bytes| String::from_utf8(bytes).unwrap();
-                        return (text(output), text(errors), end);
-                    }
-                }
-            }
-        }
-    }
-
-    impl Drop for Host {
-        fn drop(&mut self) {
-            self.stream.shutdown(std::net::Shutdown::Both).unwrap();
-            self.agent.take().unwrap().join().unwrap();
-        }
-    }
-
-    fn command(argv: &[&str]) -> Exec {
-        Exec { argv: argv.iter().map(|&word| word.to_owned()).collect(), ..Exec::default() }
-    }
+    use crate::test_host::{Host, TOKEN, command};
 
     fn check(script: &str, output: &str, errors: &str, exit: Exit) {
         let ended = Host::exec(&["sh", "-c", script]).collect();
@@ -306,7 +231,8 @@ mod tests {
         archive.append_data(&mut header, "sub/file", &b"hello"[..]).unwrap();
         let directory = dir.path().join("in").to_str().unwrap().to_owned();
 
-        let mut host = Host::ask(Request::PutTar { directory: directory.clone() });
+        let mut host =
+            Host::ask(Request::PutTar { directory: directory.clone(), placement: Placement::Merge });
         host.send(&Frame::Input(archive.into_inner().unwrap()));
         host.send(&Frame::InputEnd);
         assert_eq!(host.collect().2, Frame::Done);
@@ -319,5 +245,38 @@ mod tests {
         let names: Vec<_> =
             archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
         assert!(names.iter().any(|name| name.ends_with("sub/file")), "{names:?}");
+    }
+
+    #[test]
+    fn a_whole_directory_is_there_when_all_of_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("place");
+        let put = |name: &str, placement, cut: usize| {
+            let mut archive = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(2000);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            archive.append_data(&mut header, name, &[b'x'; 2000][..]).unwrap();
+            let bytes = archive.into_inner().unwrap();
+            let directory = place.to_str().unwrap().to_owned();
+            let mut host = Host::ask(Request::PutTar { directory, placement });
+            host.feed(&bytes[..bytes.len() - cut]);
+            host.bytes().1
+        };
+        let names = |path: &std::path::Path| {
+            let names =
+                fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<Vec<_>>()
+        };
+        assert!(matches!(put("cut", Placement::New, 3000), Frame::Failed(_)));
+        assert!(names(dir.path()).is_empty(), "something is left of what did not come whole");
+        assert_eq!(put("first", Placement::New, 0), Frame::Done);
+        assert!(matches!(put("second", Placement::New, 0), Frame::Failed(_)));
+        assert!(matches!(put("cut", Placement::Replace, 3000), Frame::Failed(_)));
+        assert_eq!(names(&place), ["first"]);
+        assert_eq!(put("second", Placement::Replace, 0), Frame::Done);
+        assert_eq!((names(&place), names(dir.path())), (vec!["second".into()], vec!["place".into()]));
     }
 }

@@ -13,6 +13,8 @@ mod channels;
 mod conversation;
 mod disks;
 mod exec;
+mod files;
+mod forward;
 mod handover;
 mod identity;
 mod keep_out;
@@ -21,15 +23,22 @@ mod modules;
 mod network;
 mod part;
 mod port;
+mod ports;
 mod power;
 mod spawn;
 mod ssh;
+mod stats;
+#[cfg(test)]
+mod test_host;
 mod vsock;
 
 use std::process::ExitCode;
 
 /// The argument of the second process.
 const SERVE: &str = "serve";
+/// The argument with which the program serves its standard input, a socket, behind the token that follows.
+/// Tests of the host's side speak with it so.
+const CONVERSE: &str = "converse";
 
 fn main() -> ExitCode {
     if std::process::id() == 1 && power::is_shutdown_program() {
@@ -39,6 +48,17 @@ fn main() -> ExitCode {
     if serve {
         return match channels::serve() {
             Ok(never) => match never {},
+            Err(error) => {
+                log::error(&format!("cannot serve: {error}"));
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if let [_, word, token] = std::env::args().collect::<Vec<_>>().as_slice()
+        && word == CONVERSE
+    {
+        return match channels::converse_on_input(token) {
+            Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 log::error(&format!("cannot serve: {error}"));
                 ExitCode::FAILURE

@@ -66,11 +66,22 @@ pub fn spawn(exec: &Exec) -> io::Result<Running> {
         (Some(terminal), false) => with_terminal(command, terminal),
         (None, false) => with_pipes(command),
         (_, true) => {
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let [output, errors] = outputs(exec.log.as_deref())?;
+            command.stdin(Stdio::null()).stdout(output).stderr(errors);
             let child = command.spawn()?;
             Ok(Running { child, input: None, output: None, errors: None, terminal: None })
         }
     }
+}
+
+/// Where what a detached command writes goes.
+fn outputs(log: Option<&str>) -> io::Result<[Stdio; 2]> {
+    let Some(path) = log.map(Path::new) else { return Ok([Stdio::null(), Stdio::null()]) };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let file = File::options().create(true).append(true).open(path)?;
+    Ok([file.try_clone()?.into(), file.into()])
 }
 
 /// Sets the size of a terminal.

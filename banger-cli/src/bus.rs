@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, IsTerminal},
+    sync::Arc,
 };
 
 use banger_proto::bus::{
@@ -25,18 +26,18 @@ use crate::{
 };
 
 /// A connection to the system bus.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Bus {
     connection: Connection,
     /// One question at a time: two prompts on one terminal help nobody.
-    asking: Mutex<()>,
+    asking: Arc<Mutex<()>>,
 }
 
 impl Bus {
     /// Connects. The service is not touched by this.
     pub async fn connect() -> Result<Self> {
         let connection = Connection::system().await.map_err(|error| Error::NoBus(Box::new(error)))?;
-        Ok(Self { connection, asking: Mutex::new(()) })
+        Ok(Self { connection, asking: Arc::default() })
     }
 
     /// Whether the service runs already. It is not started by the question.

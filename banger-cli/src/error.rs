@@ -61,7 +61,7 @@ pub enum Error {
     #[error("{}", .0.message)]
     Guest(Failure),
     /// A stream to the guest failed.
-    #[error("lost the connection to the command in the sandbox")]
+    #[error("lost the connection to the sandbox")]
     Attach(#[source] attach::Error),
     /// The operating system refused.
     #[error("cannot {doing}")]
@@ -72,6 +72,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// It cannot be done as things are.
+    #[error("{0}")]
+    Refused(String),
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),

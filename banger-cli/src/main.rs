@@ -10,17 +10,20 @@ mod command;
 mod complete;
 mod credentials;
 mod error;
+mod guest;
 mod job;
 mod object;
 mod output;
 mod plain;
 mod progress;
 mod pull;
+mod relay;
 mod service;
 mod signals;
 mod ssh;
 mod table;
 mod text_agent;
+mod workspace;
 
 use std::process::ExitCode;
 

@@ -159,6 +159,38 @@ impl Track {
     }
 }
 
+impl Track {
+    /// Counts bytes on their way; a total of 0 is not known.
+    pub fn meter(&self, message: &str, total: u64) -> Meter {
+        if let Some(bar) = &self.bar {
+            let template = match total {
+                0 => "{spinner} {msg}: {bytes} ({bytes_per_sec})",
+                _ => "{spinner} {msg}: {bytes} of {total_bytes} ({bytes_per_sec}, {eta} to go)",
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.set_length(total);
+            bar.set_message(plain::line(message));
+            bar.enable_steady_tick(TICK);
+        }
+        Meter(self.bar.clone())
+    }
+}
+
+/// Counts bytes on their way.
+#[derive(Debug, Clone)]
+pub struct Meter(Option<ProgressBar>);
+
+impl Meter {
+    /// So many more.
+    pub fn add(&self, bytes: u64) {
+        if let Some(bar) = &self.0 {
+            bar.inc(bytes);
+        }
+    }
+}
+
 impl Drop for Track {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {

@@ -38,6 +38,11 @@ impl Kind {
     }
 }
 
+/// The id of an object, by which it is called on the bus.
+pub fn id_of(object: &ObjectPath<'_>) -> String {
+    object.as_str().rsplit('/').next().unwrap_or_default().to_owned()
+}
+
 /// How a job has ended.
 #[derive(Debug)]
 pub struct JobResult {
@@ -131,6 +136,11 @@ impl Bus {
     /// Sends a signal to the monitor of a machine.
     pub async fn kill_vm(&self, vm: &ObjectPath<'_>, signal: i32) -> Result<()> {
         self.call(vm, VM_INTERFACE, "Kill", &(signal,)).await
+    }
+
+    /// Gives a sandbox another name.
+    pub async fn rename_vm(&self, vm: &ObjectPath<'_>, name: &str) -> Result<()> {
+        self.call(vm, VM_INTERFACE, "Rename", &(name,)).await
     }
 
     /// Changes what a sandbox is.

@@ -16,6 +16,8 @@ pub struct Places {
     data: PathBuf,
     /// For configuration of programs.
     config: PathBuf,
+    /// For what programs remember.
+    state: PathBuf,
 }
 
 impl Places {
@@ -29,6 +31,7 @@ impl Places {
         Ok(Self {
             data: named("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")),
             config: named("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")),
+            state: named("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state")),
             home,
         })
     }
@@ -36,7 +39,17 @@ impl Places {
     /// Those below a home where nothing else is said.
     #[cfg(test)]
     pub fn below(home: &Path) -> Self {
-        Self { home: home.to_owned(), data: home.join(".local/share"), config: home.join(".config") }
+        Self {
+            home: home.to_owned(),
+            data: home.join(".local/share"),
+            config: home.join(".config"),
+            state: home.join(".local/state"),
+        }
+    }
+
+    /// Where we remember what was sent into sandboxes.
+    pub fn workspaces(&self) -> PathBuf {
+        self.state.join("banger/workspaces")
     }
 
     /// The directory of ssh.

@@ -1,9 +1,15 @@
 //! An agent that runs commands on this host, and shows what it is told about a terminal.
 
-use std::process::Stdio;
+use std::{
+    io::{Read, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
+    path::Path,
+    process::Stdio,
+};
 
 use banger_proto::guest::{
     Decoder, Exec, Failure, FailureKind, Frame, Request,
+    hello::{self, HostHello},
     message::{Exit, Started, WindowSize},
 };
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -16,6 +22,21 @@ use tokio::{
     process::{Child, ChildStdin, Command},
     sync::mpsc,
 };
+
+/// Lets the agent of guests serve one request, on this host. The client gets `theirs` behind the greeting.
+pub fn serve_with_the_real_one(ours: StdStream, mut theirs: &StdStream) -> std::io::Result<()> {
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+    let program = Path::new(env!("CARGO_BIN_EXE_banger")).with_file_name("banger-agent");
+    let mut agent =
+        std::process::Command::new(program).args(["converse", TOKEN]).stdin(OwnedFd::from(ours)).spawn()?;
+    std::thread::spawn(move || agent.wait());
+    let hello = HostHello::new([7; 16], TOKEN).unwrap();
+    theirs.write_all(&hello.encode())?;
+    let mut answer = vec![0; hello::AGENT_LENGTH];
+    theirs.read_exact(&mut answer)?;
+    assert_eq!(hello::take_answer(&mut answer, &hello), Ok(true));
+    Ok(())
+}
 
 /// Serves one request.
 pub async fn serve(stream: UnixStream) {

@@ -3,10 +3,12 @@
 
 mod agent;
 mod host;
+mod look;
 mod real;
 mod service;
 mod shells;
 mod ssh;
+mod workspace;
 
 use std::{fs, io::Write};
 
@@ -163,7 +165,8 @@ fn a_command_that_is_left_to_itself_goes_on() {
     let file = host.path("mark");
     let script = format!("echo done > {}", file.display());
     let ended = host.banger(&["vm", "exec", "-d", "web", "--", "sh", "-c", &script]);
-    assert_eq!(ended, Ended { status: 0, output: String::new(), errors: String::new() });
+    assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
+    assert!(ended.output.starts_with("/run/banger/exec/"), "{ended:?}");
     until("the command has run", || fs::read_to_string(&file).is_ok_and(|mark| mark == "done\n"));
 }
 

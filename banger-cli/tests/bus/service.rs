@@ -1,6 +1,6 @@
 //! A service that answers as ours does, as far as a client can tell. Names decide what happens:
 //! `slow` never becomes ready, `broken` does not start, `hanging` waits until it is canceled; and whoever
-//! touches `locked` has to authenticate.
+//! touches `locked` has to authenticate. Behind `box` is the agent of guests, on this host.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -127,7 +127,8 @@ impl Service {
                     ));
                 }
                 let name = if name.is_empty() { "calm-otter".to_owned() } else { name };
-                let vm = self.add_vm(&name, "running");
+                let at_rest = call.options.get("start").is_some_and(|start| start == "false");
+                let vm = self.add_vm(&name, if at_rest { "created" } else { "running" });
                 let job = self.add_job();
                 self.stage(message, &job, "disk", "cloning debian").await;
                 self.reply(message, &(&vm, &job)).await?;
@@ -202,10 +203,24 @@ impl Service {
                 Ok(())
             }
             "Kill" => self.reply(message, &()).await,
+            "Rename" => {
+                let (name,): (String,) = message.body().deserialize().unwrap();
+                let name = Variant::from(name);
+                self.state.lock().unwrap().objects.get_mut(path).unwrap().1.insert("Name", name);
+                self.reply(message, &()).await
+            }
             "OpenAgent" => {
                 let (ours, theirs) = StdStream::pair().unwrap();
-                ours.set_nonblocking(true).unwrap();
-                tokio::spawn(agent::serve(UnixStream::from_std(ours).unwrap()));
+                if name.starts_with("box") {
+                    agent::serve_with_the_real_one(ours, &theirs).map_err(|error| {
+                        let text =
+                            format!("the agent is to be built with the whole workspace first: {error}");
+                        ("dev.banger.Error.Internal", text)
+                    })?;
+                } else {
+                    ours.set_nonblocking(true).unwrap();
+                    tokio::spawn(agent::serve(UnixStream::from_std(ours).unwrap()));
+                }
                 self.reply(message, &zbus::Fd::from(std::os::fd::OwnedFd::from(theirs))).await
             }
             "OpenLog" => {
@@ -340,6 +355,7 @@ fn options_of(message: &Message) -> BTreeMap<String, String> {
         Variant::Bool(flag) => flag.to_string(),
         Variant::U32(number) => number.to_string(),
         Variant::U64(number) => number.to_string(),
+        Variant::Dict(entries) => entries.to_string(),
         Variant::Array(list) => list.iter().map(|item| item.to_string()).collect::<Vec<_>>().join(","),
         other => panic!("{other:?}"),
     };

@@ -25,7 +25,7 @@ pub enum Frame {
     Signal(u8),
     /// Agent: the command runs.
     Started(Started),
-    /// Agent: bytes of the command's standard output, or of an archive.
+    /// Agent: bytes of the command's standard output, or of an archive. Of a connection, none are its end.
     Output(Vec<u8>),
     /// Agent: bytes of the command's standard error.
     ErrorOutput(Vec<u8>),
@@ -209,6 +209,7 @@ mod tests {
             user: Some("root".into()),
             terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
             detach: false,
+            log: None,
         };
         vec![
             Frame::Request(Request::Exec(exec)),

@@ -16,17 +16,97 @@ pub enum Request {
     PutTar {
         /// An absolute path; it is made where it is missing.
         directory: String,
+        /// What becomes of what is there.
+        #[serde(default, skip_serializing_if = "Placement::is_default")]
+        placement: Placement,
     },
     /// Send this file or directory as a tar archive. Answered by output and `Done`.
     GetTar {
         /// An absolute path.
         path: String,
     },
+    /// Tell what is below this directory, but for what is called `.git`. Answered by output, an
+    /// [`super::listing::Entry`] after the other, and `Done`.
+    List {
+        /// An absolute path.
+        directory: String,
+    },
+    /// Tell the digests of the files whose names follow as input, each with a zero byte behind it. Answered by
+    /// output, a line of `DIGEST` or `-` for each name in its order, and `Done`.
+    Digest {
+        /// An absolute path; the names are relative to it.
+        directory: String,
+        /// The hash.
+        algorithm: Algorithm,
+    },
+    /// Send the files whose names follow as input, as a tar archive. Those that are not there are left out.
+    /// Answered by output and `Done`.
+    GetFiles {
+        /// An absolute path; the names are relative to it.
+        directory: String,
+    },
+    /// Remove the files whose names follow as input, and directories that are empty then. Answered by `Done`.
+    Remove {
+        /// An absolute path; the names are relative to it.
+        directory: String,
+    },
+    /// Connect to this. Answered by `Started` with the process id 0, then bytes both ways until both sides have
+    /// ended, and `Done`; or by `Failed`.
+    Connect(Endpoint),
+    /// Listen on this. Answered by `Started`, and by a line of output with a number for each connection that
+    /// comes, which waits for an `Accept`. Ends with the stream.
+    Listen(Endpoint),
+    /// Take the connection of this number. Answered as `Connect` is.
+    Accept(u64),
+    /// Tell what listens. Answered by output, an array of [`super::facts::ListeningPort`] in JSON, and `Done`.
+    Ports,
+    /// Tell how the guest is. Answered by output, a [`super::facts::Stats`] in JSON, and `Done`.
+    Stats,
     /// Set the clock. Answered by `Done`.
     SetTime {
         /// Microseconds since the Unix epoch.
         unix_usec: u64,
     },
+}
+
+/// What becomes of what is in a directory when an archive is unpacked there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// It stays, but for files of the same names.
+    #[default]
+    Merge,
+    /// There must be nothing. The directory is there when all of the archive is.
+    New,
+    /// It is gone when all of the archive is there, and stays as it was until then.
+    Replace,
+}
+
+impl Placement {
+    /// Whether an agent that knows of no placement does the same.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A hash, as git names blobs with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// SHA-1, of most repositories.
+    Sha1,
+    /// SHA-256.
+    Sha256,
+}
+
+/// Where a stream begins or ends in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Endpoint {
+    /// A host, a name or an address, and a port.
+    Tcp(String, u16),
+    /// A socket file, an absolute path.
+    Unix(String),
 }
 
 /// A command.
@@ -50,6 +130,9 @@ pub struct Exec {
     /// Whether it goes on without us: no input, no output, `Done` once it runs.
     #[serde(default)]
     pub detach: bool,
+    /// Where what a detached command writes goes, an absolute path; nowhere when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
 }
 
 /// A terminal.

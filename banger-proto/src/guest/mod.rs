@@ -7,8 +7,10 @@
 //! Neither side trusts the other: every length is bounded before anything is allocated for it.
 
 pub mod config;
+pub mod facts;
 pub mod frame;
 pub mod hello;
+pub mod listing;
 pub mod message;
 
 pub use config::GuestConfig;

@@ -7,6 +7,7 @@ mod network;
 mod people;
 mod refusals;
 mod ssh;
+mod workspace;
 
 use std::process::Output;
 
@@ -33,9 +34,16 @@ pub fn run(only: &str) -> Result<Tally> {
 fn check_all(host: &Host, only: &str) -> Result<Tally> {
     try_it::provide(host)?;
     let mut tally = Tally::default();
-    let checks =
-        [guests::CHECKS, names::CHECKS, network::CHECKS, ssh::CHECKS, people::CHECKS, refusals::CHECKS]
-            .concat();
+    let checks = [
+        guests::CHECKS,
+        names::CHECKS,
+        network::CHECKS,
+        ssh::CHECKS,
+        people::CHECKS,
+        refusals::CHECKS,
+        workspace::CHECKS,
+    ]
+    .concat();
     for (name, check) in checks.into_iter().filter(|(name, _)| name.contains(only)) {
         let attempt = || check(host).and_then(|()| nothing_left(host));
         let outcome = attempt().or_else(|error| match stands_still(host)? {

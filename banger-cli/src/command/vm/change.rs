@@ -24,10 +24,32 @@ pub async fn each(
     let progress = Progress::new(args);
     let bus = Bus::connect().await?;
     let found = batch::find(&bus, Kind::Vm, references).await;
+    all(bus, found, method, options, progress, done).await
+}
+
+/// Deletes the sandboxes of these ids, which are told by their names.
+pub async fn delete(ids: &[String], names: &[String], args: ProgressArgs) -> Result<u8> {
+    let progress = Progress::new(args);
+    let bus = Bus::connect().await?;
+    let mut found = batch::find(&bus, Kind::Vm, ids).await;
+    for ((reference, _), name) in found.iter_mut().zip(names) {
+        name.clone_into(reference);
+    }
+    all(bus, found, "Delete", Options::new(), progress, "deleted").await
+}
+
+async fn all(
+    bus: Bus,
+    found: Vec<batch::Found>,
+    method: &str,
+    options: Options<'_>,
+    progress: Progress,
+    done: &str,
+) -> Result<u8> {
+    let several = found.len() > 1;
     let signals = Signals::catch()?;
     let jobs = Jobs::of(&bus);
     let (bus, jobs, options) = (&bus, &jobs, &options);
-    let several = references.len() > 1;
     let change = |reference: String, vm: OwnedObjectPath| {
         let mut listener = signals.listen();
         let track = progress.track(several.then_some(reference.as_str()));

@@ -1,30 +1,47 @@
 //! `banger vm exec`.
 
-use std::os::fd::OwnedFd;
+use std::io::{self, IsTerminal};
 
-use banger_proto::bus::ErrorName;
+use banger_proto::{
+    bus::{ErrorName, names::VM_INTERFACE},
+    guest::Exec,
+};
 use clap::Args;
+use zbus::OwnedObjectPath;
 
-use super::exec_args::ExecArgs;
+use super::{exec_args::ExecArgs, run::reminder};
 use crate::{
     attach,
     bus::Bus,
     error::{Error, Result},
-    service::Kind,
+    guest::Guest,
+    output,
+    service::{Kind, id_of},
     signals::Signals,
+    workspace::{
+        record::{Kept, Records},
+        sync::{self, Changes},
+        tooling,
+    },
 };
+
+/// Where in a sandbox what detached commands write goes, until its next boot.
+const LOGS: &str = "/run/banger/exec";
 
 /// Run a command or a shell in a sandbox that is running
 ///
 /// Without a command it is a login shell. Input, output, signals and the size of the terminal are passed on,
 /// and the exit status is the command's. A second interrupt leaves the command, which is then ended.
+///
+/// Where a repository was sent from here, the command runs in it, and you are told when it has moved on here.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm exec web                        a shell
   banger vm exec web -- uname -a
   banger vm exec -w /srv -e PORT=80 web -- ./serve
-  banger vm exec -d web -- sleep 1000       goes on without this command
+  banger vm exec -d web -- ./serve          goes on without this command
+  banger vm exec web -- tail -f FILE        and what it writes, into the file that was printed
 
 Exit status:
   that of the command; 128 and the signal's number when a signal ended it
@@ -33,32 +50,105 @@ Exit status:
   127  the command is not there
   2    banger was called the wrong way")]
 pub struct ExecCommand {
-    /// A name, an id, or the beginning of an id
-    #[arg(value_name = "SANDBOX")]
-    sandbox: String,
+    #[command(flatten)]
+    target: Target,
     /// The command and its arguments [default: a login shell]
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Return once the command runs; it has no input, and its output is lost
+    /// Return once the command runs; it has no input, and its output goes into a file there whose name is printed
     #[arg(short, long, conflicts_with = "tty", requires = "command")]
     detach: bool,
+}
+
+/// Where a command runs.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// A name, an id, or the beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    sandbox: String,
+    /// Run it in the workspace at this path [default: the one that was sent last]
+    #[arg(long, value_name = "PATH", conflicts_with = "workdir")]
+    guest_path: Option<String>,
+    /// Send what has changed in the repository here before
+    #[arg(long)]
+    auto_prepare: bool,
     #[command(flatten)]
     exec: ExecArgs,
 }
 
 impl ExecCommand {
     pub async fn run(&self) -> Result<u8> {
-        let stream = self.open().await.map_err(|error| advise(error).about(&self.sandbox))?;
-        let exec =
-            if self.detach { self.exec.detached(&self.command) } else { self.exec.exec(&self.command) };
+        let exec = &self.target.exec;
+        if self.detach {
+            let log = format!("{LOGS}/{}.log", crate::age::now());
+            let request = Exec { log: Some(log.clone()), ..exec.detached(&self.command) };
+            let status = self.target.run(request).await?;
+            output::text(&format!("{log}\n"))?;
+            return Ok(status);
+        }
+        self.target.run(exec.exec(&self.command)).await
+    }
+}
+
+impl Target {
+    /// Runs a command there.
+    pub async fn run(&self, mut exec: Exec) -> Result<u8> {
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
+        let kept = Records::of(&id_of(&vm))?.find(self.guest_path.as_deref());
+        if kept.is_none() && (self.auto_prepare || self.guest_path.is_some()) {
+            return Err(Error::Refused(format!("no repository was sent to {} from here", self.sandbox))
+                .advise(format!("`banger vm workspace prepare {} PATH` sends one.", self.sandbox)));
+        }
+        if let Some(kept) = kept {
+            let place = Some(kept.record.guest_path.clone()).filter(|_| self.exec.is_roots());
+            exec.cwd = exec.cwd.or(place);
+            if kept.record.mise && !exec.argv.is_empty() && self.exec.is_roots() {
+                exec.argv = tooling::wrapped(&exec.argv);
+            }
+            self.settle(&bus, &vm, kept).await?;
+        }
+        let stream = bus.open_agent(&vm).await.map_err(|error| advise(error).about(&self.sandbox))?;
         // Until here a signal ends us as it ends any program.
-        attach::run(stream, exec, &mut Signals::catch()?.listen()).await
+        attach::run(stream, exec, &mut Signals::catch()?.listen()).await.map_err(advise_elsewhere)
     }
 
-    async fn open(&self) -> Result<OwnedFd> {
+    /// A login shell, and then a word on whether the sandbox goes on.
+    pub async fn shell(&self) -> Result<u8> {
+        let status = self.run(self.exec.exec(&[])).await;
         let bus = Bus::connect().await?;
-        let vm = bus.find(Kind::Vm, &self.sandbox).await?;
-        bus.open_agent(&vm).await
+        if let Ok(vm) = bus.find(Kind::Vm, &self.sandbox).await
+            && let Ok(sandbox) = bus.properties(&vm, VM_INTERFACE).await
+            && let Some(line) = reminder(&sandbox)
+            && io::stderr().is_terminal()
+        {
+            eprintln!("{line}");
+        }
+        status
+    }
+
+    /// Sends what has changed here, or says that something has.
+    async fn settle(&self, bus: &Bus, vm: &OwnedObjectPath, kept: Kept) -> Result<()> {
+        if self.auto_prepare {
+            let changes = Changes::find(&kept)?;
+            let listener = Signals::catch()?.listen();
+            let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
+            return sync::send(&mut guest, kept, changes).await.map_err(|error| error.about(&self.sandbox));
+        }
+        if let Some(drift) = sync::drift(&kept, &self.sandbox) {
+            eprintln!("warning: {drift}");
+        }
+        Ok(())
+    }
+}
+
+/// The workspace may have been removed there.
+fn advise_elsewhere(error: Error) -> Error {
+    match &error {
+        Error::Guest(failure) if failure.message.contains("there is no directory") => {
+            error.advise("`--workdir /` runs it elsewhere.")
+        }
+        _ => error,
     }
 }
 
@@ -86,7 +176,7 @@ mod tests {
     fn check(line: &str, sandbox: &str, command: &[&str]) {
         let parsed = Test::try_parse_from(format!("exec {line}").split_whitespace()).unwrap().exec;
         assert_eq!(
-            (parsed.sandbox.as_str(), parsed.command),
+            (parsed.target.sandbox.as_str(), parsed.command),
             (sandbox, command.iter().map(|w| w.to_string()).collect())
         );
     }

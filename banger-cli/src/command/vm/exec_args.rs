@@ -20,8 +20,8 @@ pub struct ExecArgs {
     /// Run it as this user, a name or a number [default: root]
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// Run it in this directory [default: the user's home]
-    #[arg(short, long, value_name = "DIRECTORY")]
+    /// Run it in this directory [default: the repository that was sent, else the user's home]
+    #[arg(short, long, visible_alias = "cwd", value_name = "DIRECTORY")]
     workdir: Option<String>,
     /// Set a variable of its environment; without a value, to what it is here
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
@@ -62,6 +62,11 @@ impl ExecArgs {
         Exec { detach: true, ..self.without_terminal(command) }
     }
 
+    /// Whether it runs as root, whose the workspaces are.
+    pub fn is_roots(&self) -> bool {
+        self.user.as_deref().is_none_or(|user| matches!(user, "root" | "0"))
+    }
+
     fn without_terminal(&self, command: &[String]) -> Exec {
         let set = |variable: &Variable| Some((variable.name.clone(), variable.value.clone()?));
         Exec {
@@ -71,6 +76,7 @@ impl ExecArgs {
             user: self.user.clone(),
             terminal: None,
             detach: false,
+            log: None,
         }
     }
 }

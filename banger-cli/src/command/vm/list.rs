@@ -27,12 +27,16 @@ const AT_ONCE: usize = 16;
 Examples:
   banger vm list
   banger ps --json
+  banger vm list --filter state=running --filter label=team=web
 
 Next: `banger vm show NAME` tells all about one of them, `banger vm exec NAME` is a shell in it.")]
 pub struct List {
     /// Show those of every user, which an administrator has to allow
     #[arg(short, long)]
     all: bool,
+    /// Show those only that fit all of these: `state=`, `name=`, `image=`, `kernel=`, or `label=KEY[=VALUE]`
+    #[arg(long, value_name = "WHAT=VALUE", value_parser = Filter::parse)]
+    filter: Vec<Filter>,
     /// Print nothing but their names
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
@@ -41,11 +45,56 @@ pub struct List {
     json: bool,
 }
 
+/// What a sandbox has to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Filter {
+    /// This property has this value.
+    Property(&'static str, String),
+    /// It has this label, with this value where one is said.
+    Label(String, Option<String>),
+}
+
+impl Filter {
+    const PROPERTIES: [(&'static str, &'static str); 4] =
+        [("state", "State"), ("name", "Name"), ("image", "ImageName"), ("kernel", "KernelName")];
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let (what, value) = text.split_once('=').unwrap_or((text, ""));
+        if what == "label" && !value.is_empty() {
+            return Ok(match value.split_once('=') {
+                Some((key, value)) => Self::Label(key.to_owned(), Some(value.to_owned())),
+                None => Self::Label(value.to_owned(), None),
+            });
+        }
+        let property = Self::PROPERTIES.iter().find(|(name, _)| *name == what && !value.is_empty());
+        match property {
+            Some((_, property)) => Ok(Self::Property(property, value.to_owned())),
+            None => {
+                Err("it must be state=…, name=…, image=…, kernel=… or label=KEY or label=KEY=VALUE"
+                    .to_owned())
+            }
+        }
+    }
+
+    fn fits(&self, sandbox: &Object) -> bool {
+        match self {
+            Self::Property(property, value) => sandbox.text(property) == value,
+            Self::Label(key, wanted) => {
+                let labels = sandbox.json();
+                let value =
+                    labels.get("labels").and_then(|labels| labels.get(key)).and_then(|value| value.as_str());
+                value.is_some_and(|value| wanted.as_deref().is_none_or(|wanted| wanted == value))
+            }
+        }
+    }
+}
+
 impl List {
     pub async fn run(&self) -> Result<u8> {
         let bus = Bus::connect().await?;
         let mut sandboxes =
             if self.all { of_everybody(&bus).await? } else { bus.objects(VM_INTERFACE).await? };
+        sandboxes.retain(|sandbox| self.filter.iter().all(|filter| filter.fits(sandbox)));
         object::sort(&mut sandboxes);
         if self.json {
             output::json(&sandboxes.iter().map(Object::json).collect())?;
@@ -95,6 +144,21 @@ mod tests {
     use zbus::OwnedVariant;
 
     use super::*;
+
+    #[test]
+    fn filters_look_at_properties_and_labels() {
+        let labels = HashMap::from([("team".to_owned(), "web".to_owned())]);
+        let properties = [("State", Variant::from("running")), ("Labels", Variant::from(labels))];
+        let sandbox = Object::new(
+            properties.map(|(name, value)| (name.to_owned(), OwnedVariant::try_from(value).unwrap())).into(),
+        );
+        let fits = |text: &str| Filter::parse(text).unwrap().fits(&sandbox);
+        assert!(fits("state=running") && fits("label=team") && fits("label=team=web"));
+        assert!(!fits("state=stopped") && !fits("label=other") && !fits("label=team=db") && !fits("name=x"));
+        for text in ["running", "state=", "label=", "colour=red"] {
+            assert!(Filter::parse(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_sandbox_is_a_row() {

@@ -1,6 +1,6 @@
 //! What a sandbox is to be.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use banger_proto::{
     bus::{
@@ -52,6 +52,9 @@ pub struct MachineArgs {
     /// Let it reach what lies beyond this host, in the name of the host
     #[arg(long)]
     nat: bool,
+    /// Give it a label, by which `banger vm list --filter` finds it
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
     /// The machine monitor that it runs under [default: the best one that works]
     #[arg(long, value_name = "MONITOR", value_parser = [vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])]
     vmm: Option<String>,
@@ -78,6 +81,15 @@ fn explain(image: &str, error: Error) -> Error {
     }
     let hint = error.hint().map(|hint| format!(" {hint}")).unwrap_or_default();
     error.advise(format!("no image here is called {image}: `banger image list` shows those that are.{hint}"))
+}
+
+/// A key and a value, which may be empty.
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    match key.is_empty() {
+        true => Err("a label needs a key".to_owned()),
+        false => Ok((key.to_owned(), value.to_owned())),
+    }
 }
 
 /// A size that something can have.
@@ -121,6 +133,11 @@ impl MachineArgs {
         bus.create_vm(name, &options).await.map_err(|error| self.advise(error))
     }
 
+    /// Whether it reaches what lies beyond this host.
+    pub fn nat(&self) -> bool {
+        self.nat
+    }
+
     fn options(&self) -> Options<'_> {
         let mut options = Options::new();
         if let Some(image) = &self.image {
@@ -140,6 +157,11 @@ impl MachineArgs {
         }
         if self.nat {
             options.insert(create::NAT, Variant::from(true));
+        }
+        if !self.label.is_empty() {
+            let labels: HashMap<&str, &str> =
+                self.label.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            options.insert(create::LABELS, Variant::from(labels));
         }
         if let Some(vmm) = &self.vmm {
             options.insert(create::VMM, Variant::from(vmm.as_str()));

@@ -1,23 +1,33 @@
 //! `banger vm`.
 
 mod change;
+mod cp;
 mod create;
 mod delete;
 mod exec;
 mod exec_args;
+mod forward;
+mod health;
 mod kill;
 pub mod list;
 mod logs;
 mod machine_args;
+mod ports;
+mod prune;
 mod publish;
+mod rename;
 mod restart;
 mod run;
 mod set;
+mod shell;
 mod show;
 mod ssh;
 mod start;
+mod stats;
 mod stop;
 mod stop_args;
+mod workspace;
+pub(super) mod workspace_args;
 
 use clap::Subcommand;
 
@@ -43,8 +53,28 @@ pub enum VmCommand {
     Publish(publish::Publish),
     Unpublish(publish::Unpublish),
     Logs(logs::Logs),
+    Rename(rename::Rename),
+    Prune(prune::Prune),
+    Ports(ports::Ports),
+    Forward(forward::Forward),
+    Stats(stats::Stats),
+    Top(stats::Top),
+    Health(health::Health),
+    Ping(health::Ping),
+    Cp(cp::Cp),
+    Shell(shell::Shell),
     Exec(exec::ExecCommand),
     Ssh(ssh::Ssh),
+    /// Send a repository into a sandbox, and bring the work back
+    #[command(
+        subcommand,
+        after_long_help = "\
+Examples:
+  banger vm workspace prepare web                the repository of this directory, into the sandbox web
+  banger vm exec web -- make test
+  banger vm workspace export web --apply         what has changed there, back into this directory"
+    )]
+    Workspace(workspace::WorkspaceCommand),
 }
 
 impl VmCommand {
@@ -63,15 +93,26 @@ impl VmCommand {
             VmCommand::Publish(publish) => publish.run().await,
             VmCommand::Unpublish(unpublish) => unpublish.run().await,
             VmCommand::Logs(logs) => logs.run().await,
+            VmCommand::Rename(rename) => rename.run().await,
+            VmCommand::Prune(prune) => prune.run().await,
+            VmCommand::Ports(ports) => ports.run().await,
+            VmCommand::Forward(forward) => forward.run().await,
+            VmCommand::Stats(stats) => stats.run().await,
+            VmCommand::Top(top) => top.run().await,
+            VmCommand::Health(health) => health.run().await,
+            VmCommand::Ping(ping) => ping.run().await,
+            VmCommand::Cp(cp) => cp.run().await,
+            VmCommand::Shell(shell) => shell.run().await,
             VmCommand::Exec(exec) => exec.run().await,
             VmCommand::Ssh(ssh) => ssh.run().await,
+            VmCommand::Workspace(workspace) => workspace.run().await,
         }
     }
 
     /// The status when banger itself fails.
     pub fn own_failure(&self) -> u8 {
         match self {
-            VmCommand::Run(_) | VmCommand::Exec(_) => OWN_FAILURE,
+            VmCommand::Run(_) | VmCommand::Exec(_) | VmCommand::Shell(_) => OWN_FAILURE,
             VmCommand::Ssh(_) => SSH_FAILURE,
             _ => FAILURE,
         }

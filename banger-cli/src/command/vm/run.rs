@@ -1,26 +1,39 @@
 //! `banger vm run`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use banger_proto::bus::{
-    ErrorName,
-    names::VM_INTERFACE,
-    option::{create, delete, lifetime},
-    proxy::Options,
+use banger_proto::{
+    bus::{
+        ErrorName,
+        names::VM_INTERFACE,
+        option::{create, delete, lifetime},
+        proxy::Options,
+    },
+    guest::message::Placement,
 };
 use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
-use super::{exec_args::ExecArgs, machine_args::MachineArgs};
+use super::{
+    exec_args::ExecArgs,
+    machine_args::MachineArgs,
+    workspace_args::{WorkspaceArgs, note_left, print_plan},
+};
 use crate::{
     attach,
     bus::Bus,
     error::{Error, Result},
+    guest::Guest,
     job::Jobs,
     object::Object,
     output,
     progress::{Progress, ProgressArgs},
+    service::id_of,
     signals::{Listener, Signals, unless_ended},
+    workspace::{
+        prepare::{self, Plan, Target},
+        tooling,
+    },
 };
 
 /// How long a removal may take before we leave it to the service, which goes on with it.
@@ -30,14 +43,18 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// Without a command it is a login shell. Input, output, signals and the size of the terminal are passed on,
 /// and the exit status is the command's. Afterwards the sandbox goes on, unless --rm is given.
+///
+/// With PATH, the repository there goes along: the files that git tracks, with the changes that they have. The
+/// shell or the command begins in it.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm run --rm                  a shell in a fresh sandbox, which is gone afterwards
-  banger vm run --rm -- make test     one command
+  banger vm run --rm . -- make test   one command in the repository of this directory
+  banger vm run --name web ~/src/web  a shell in a repository, in a sandbox that stays
+  banger vm workspace export web      what has changed there, as a patch
   echo hello | banger vm run --rm -- cat
-  banger vm run -d --name web         a sandbox in the background
-  banger vm exec web -- uptime        and a command in it
+  banger vm run -d --name db          a sandbox in the background
 
 Exit status:
   that of the command; 128 and the signal's number when a signal ended it
@@ -48,6 +65,9 @@ Exit status:
 
 A sandbox that does not become ready stays, also with --rm, so that `banger vm logs` can tell why.")]
 pub struct Run {
+    /// A directory of a repository, which goes into the sandbox
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
     /// The command and its arguments [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -57,20 +77,59 @@ pub struct Run {
     /// Return once the sandbox is ready, and print its name
     #[arg(short, long, conflicts_with_all = ["rm", "command"])]
     detach: bool,
-    /// With --detach, print the sandbox as an object instead of its name
-    #[arg(long, requires = "detach")]
+    /// With --detach or --dry-run, print an object instead of names
+    #[arg(long)]
     json: bool,
+    /// Do not install the tools that the repository asks for by a file of mise or asdf
+    #[arg(long)]
+    no_bootstrap: bool,
     #[command(flatten)]
     progress: ProgressArgs,
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
+    workspace: WorkspaceArgs,
+    #[command(flatten)]
     exec: ExecArgs,
 }
 
 impl Run {
+    /// Whether the tools that a repository asks for are installed.
+    fn installs_tools(&self) -> bool {
+        !self.no_bootstrap && self.command.is_empty()
+    }
+
+    /// What is about a repository makes no sense without one.
+    fn refuse_without_path(&self) -> Result<()> {
+        match self.workspace.is_asked_for() {
+            false => Ok(()),
+            true => Err(Error::Usage("this is about a repository, and none is named".to_owned())
+                .advise("`banger vm run . …` takes that of this directory along.")),
+        }
+    }
+
     pub async fn run(&self) -> Result<u8> {
+        if self.json && !self.detach && !self.workspace.dry_run {
+            return Err(Error::Usage("--json goes with --detach or with --dry-run".to_owned()));
+        }
         let progress = Progress::new(self.progress);
+        // All that can be wrong with the repository is known before there is a sandbox.
+        let mut plan = match &self.path {
+            Some(path) => Some(self.workspace.plan(path)?),
+            None => self.refuse_without_path().map(|()| None)?,
+        };
+        if let Some(plan) = &plan {
+            if self.workspace.dry_run {
+                print_plan(plan, self.workspace.guest_path(), self.json)?;
+                note_left(plan, &progress);
+                return Ok(0);
+            }
+            // A command needs none of the tools, or has to say so itself.
+            if self.installs_tools() {
+                tooling::check(plan, self.machine.nat())?;
+            }
+            note_left(plan, &progress);
+        }
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
         let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
@@ -80,11 +139,16 @@ impl Run {
         if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             return Err(explain(&bus, &vm, error).await);
         }
-        if self.detach {
-            return print_created(&bus, &vm, self.json).await;
-        }
         let sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress };
-        let status = sandbox.attach(self, &mut listener).await;
+        let prepared = match plan.take() {
+            Some(plan) => sandbox.prepare(self, plan, &mut listener).await.map(Some),
+            None => Ok(None),
+        };
+        let status = match prepared {
+            Err(error) => Err(error),
+            Ok(_) if self.detach => return print_created(&bus, &sandbox.vm, self.json).await,
+            Ok(place) => sandbox.attach(self, place, &mut listener).await,
+        };
         sandbox.leave(self.rm, &mut listener).await;
         status
     }
@@ -99,9 +163,48 @@ struct Sandbox<'a> {
 }
 
 impl Sandbox<'_> {
-    async fn attach(&self, run: &Run, listener: &mut Listener) -> Result<u8> {
+    /// Sends the repository. Returns where a command in it begins.
+    async fn prepare(&self, run: &Run, plan: Plan, listener: &mut Listener) -> Result<String> {
+        let path = run.workspace.guest_path().to_owned();
+        let place = plan.place(&path);
+        let track = self.progress.track(None);
+        track.stage("copy", &prepare::told(plan.files.len(), plan.bytes(), &path));
+        let target = Target { vm_id: id_of(&self.vm), path: path.clone(), placement: Placement::New };
+        let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
+        let tools = tooling::wanted(&plan).filter(|_| run.installs_tools());
+        let mut kept = prepare::send(&mut guest, plan, target).await?;
+        if let Some(file) = tools {
+            track.stage("tools", &format!("mise install, as {file} asks for"));
+            kept.record.mise = self.install_tools(&path, listener).await?;
+            kept.save()?;
+        }
+        Ok(place)
+    }
+
+    /// Installs the tools; whether there are any then. That it fails is told, and is no reason not to go on.
+    async fn install_tools(&self, path: &str, listener: &mut Listener) -> Result<bool> {
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm)).await?;
-        attach::run(stream, run.exec.exec(&run.command), listener).await
+        let status = attach::run(stream, tooling::install(path), listener).await?;
+        match status {
+            0 => {}
+            tooling::NO_MISE => {
+                self.progress.note(
+                    "note: the image has no mise: the tools that the repository asks for are not there.",
+                );
+            }
+            _ => self.progress.note(&format!(
+                "warning: not all tools could be installed: {} in the sandbox tells why.",
+                tooling::LOG
+            )),
+        }
+        Ok(status == 0)
+    }
+
+    async fn attach(&self, run: &Run, place: Option<String>, listener: &mut Listener) -> Result<u8> {
+        let stream = unless_ended(listener, self.bus.open_agent(&self.vm)).await?;
+        let mut exec = run.exec.exec(&run.command);
+        exec.cwd = exec.cwd.or(place);
+        attach::run(stream, exec, listener).await
     }
 
     /// Whatever goes wrong here is told, and does not change the status of the command.
@@ -142,7 +245,8 @@ impl Sandbox<'_> {
     }
 }
 
-fn reminder(sandbox: &Object) -> Option<String> {
+/// Whether a sandbox goes on, and what to do about it.
+pub(super) fn reminder(sandbox: &Object) -> Option<String> {
     let name = sandbox.name();
     match sandbox.text("State") {
         "running" => Some(format!(
@@ -210,9 +314,12 @@ mod tests {
         assert!(fits("banger vm run"));
         assert!(fits("banger vm run --rm -- make -j4 test"));
         assert!(fits("banger vm run -d --json"));
+        assert!(fits("banger vm run . --dry-run --json"));
         assert!(!fits("banger vm run -d --rm"));
         assert!(!fits("banger vm run -d -- make"));
-        assert!(!fits("banger vm run --json"));
-        assert!(!fits("banger vm run make"));
+        assert!(fits("banger vm run . -- make"));
+        assert!(fits("banger vm run . --branch x --from HEAD~2"));
+        assert!(!fits("banger vm run . --from HEAD~2"));
+        assert!(!fits("banger vm run . make"));
     }
 }

@@ -1,0 +1,369 @@
+//! Connections between the host and what listens in the guest, and the other way round.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            fs::FileTypeExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use banger_proto::guest::{
+    FailureKind, Frame, STDIN_WINDOW,
+    frame::MAX_DATA,
+    message::{Endpoint, Started},
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    net::{Shutdown, shutdown},
+};
+
+use crate::{
+    conversation::{kind_of, refuse},
+    port::{Port, Received},
+};
+
+/// How long something in the guest may take to let us in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Output that waits for the host before no more is read from the connection.
+const MAX_QUEUED: usize = 4 * MAX_DATA;
+/// Connections that came and that the host has not taken.
+const MAX_WAITING: usize = 64;
+
+/// Connections that came, by their numbers.
+static WAITING: Mutex<BTreeMap<u64, OwnedFd>> = Mutex::new(BTreeMap::new());
+static NUMBER: AtomicU64 = AtomicU64::new(1);
+
+/// Connects to something in the guest.
+pub fn connect(port: &mut Port, endpoint: &Endpoint) -> io::Result<()> {
+    match dial(endpoint) {
+        Ok(connection) => relay(port, connection),
+        Err(error) => {
+            let message = format!("cannot connect to {} in the guest: {error}", name(endpoint));
+            refuse(port, kind_of(&error), &message)
+        }
+    }
+}
+
+/// Takes a connection that came.
+pub fn accept(port: &mut Port, number: u64) -> io::Result<()> {
+    let connection = WAITING.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    match connection {
+        Some(connection) => relay(port, connection),
+        None => refuse(port, FailureKind::NotFound, "the connection is gone"),
+    }
+}
+
+/// Listens until the host hangs up.
+pub fn listen(port: &mut Port, endpoint: &Endpoint) -> io::Result<()> {
+    let listener = match Listener::new(endpoint) {
+        Ok(listener) => listener,
+        Err(error) => {
+            let message = format!("cannot listen on {} in the guest: {error}", name(endpoint));
+            return refuse(port, kind_of(&error), &message);
+        }
+    };
+    let mut mine = Vec::new();
+    let served = serve(port, &listener, &mut mine);
+    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    mine.iter().for_each(|number| drop(waiting.remove(number)));
+    served
+}
+
+fn serve(port: &mut Port, listener: &Listener, mine: &mut Vec<u64>) -> io::Result<()> {
+    port.queue(&Frame::Started(Started { pid: 0 }));
+    loop {
+        if !port.flush()? {
+            return Ok(());
+        }
+        let mut fds = [PollFd::new(&*port, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let [ours, comes] = [fds[0].revents(), fds[1].revents()];
+        if !ours.is_empty() && port.receive()? == Received::HungUp || ours.contains(PollFlags::ERR) {
+            return Ok(());
+        }
+        if port.next_frame()?.is_some() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "nothing was expected"));
+        }
+        if comes.is_empty() {
+            continue;
+        }
+        let connection = listener.accept()?;
+        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+        // A host that does not take them up is told of no more.
+        if waiting.len() < MAX_WAITING {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            waiting.insert(number, connection);
+            mine.push(number);
+            port.queue(&Frame::Output(format!("{number}\n").into_bytes()));
+        }
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, String),
+}
+
+impl Listener {
+    fn new(endpoint: &Endpoint) -> io::Result<Self> {
+        match endpoint {
+            Endpoint::Tcp(host, port) => {
+                Ok(Self::Tcp(TcpListener::bind(addresses(host, *port)?.as_slice())?))
+            }
+            Endpoint::Unix(path) => {
+                // A socket that nobody listens on is a leftover.
+                let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+                if is_socket && UnixStream::connect(path).is_err() {
+                    fs::remove_file(path)?;
+                }
+                Ok(Self::Unix(UnixListener::bind(path)?, path.clone()))
+            }
+        }
+    }
+
+    fn accept(&self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Tcp(listener) => listener.accept()?.0.into(),
+            Self::Unix(listener, _) => listener.accept()?.0.into(),
+        })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            // Whoever has removed it already has done the same.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn name(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Tcp(host, port) => format!("{host}:{port}"),
+        Endpoint::Unix(path) => path.clone(),
+    }
+}
+
+/// A static program cannot ask the guest's name services: only addresses, and this machine.
+fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let addresses = match host {
+        "localhost" => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        other => vec![other.parse::<IpAddr>().map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{other} is neither an address nor localhost"),
+            )
+        })?],
+    };
+    Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+}
+
+fn dial(endpoint: &Endpoint) -> io::Result<OwnedFd> {
+    match endpoint {
+        Endpoint::Tcp(host, port) => {
+            let mut refused = io::Error::from(io::ErrorKind::NotFound);
+            for address in addresses(host, *port)? {
+                match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+                    Ok(stream) => {
+                        stream.set_nodelay(true)?;
+                        return Ok(stream.into());
+                    }
+                    Err(error) => refused = error,
+                }
+            }
+            Err(refused)
+        }
+        Endpoint::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+    }
+}
+
+/// Carries bytes both ways until both sides have ended, or one of them is gone.
+fn relay(port: &mut Port, connection: OwnedFd) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(&connection, true)?;
+    port.queue(&Frame::Started(Started { pid: 0 }));
+    let mut pending: VecDeque<u8> = VecDeque::new();
+    let (mut input_ended, mut told_peer, mut output_ended) = (false, false, false);
+    loop {
+        // What came together with the request will not ring again.
+        if port.receive()? == Received::HungUp {
+            return Ok(());
+        }
+        while let Some(frame) = port.next_frame()? {
+            match frame {
+                Frame::Input(bytes) => pending.extend(bytes),
+                Frame::InputEnd => input_ended = true,
+                _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes were expected")),
+            }
+            if pending.len() > STDIN_WINDOW as usize + MAX_DATA {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "more input than there may be"));
+            }
+        }
+        let mut given = 0;
+        while !pending.is_empty() {
+            match rustix::io::write(&connection, pending.as_slices().0) {
+                Ok(count) => {
+                    pending.drain(..count);
+                    given += count as u32;
+                }
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                // Nobody reads it: it is taken and dropped, for the other direction may go on.
+                Err(_) => {
+                    given += pending.len() as u32;
+                    pending.clear();
+                }
+            }
+        }
+        if given > 0 {
+            port.queue(&Frame::Window(given));
+        }
+        if input_ended && pending.is_empty() && !told_peer {
+            told_peer = true;
+            let _ = shutdown(&connection, Shutdown::Write);
+        }
+        while !output_ended && port.queued() < MAX_QUEUED {
+            let mut bytes = vec![0; MAX_DATA];
+            match rustix::io::read(&connection, &mut bytes[..]) {
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Ok(0) | Err(_) => {
+                    output_ended = true;
+                    port.queue(&Frame::Output(Vec::new()));
+                }
+                Ok(count) => {
+                    bytes.truncate(count);
+                    port.queue(&Frame::Output(bytes));
+                }
+            }
+        }
+        if output_ended && told_peer {
+            return port.send(&Frame::Done).map(drop);
+        }
+        if !port.flush()? {
+            return Ok(());
+        }
+        wait(port, &connection, !pending.is_empty(), !output_ended)?;
+    }
+}
+
+fn wait(port: &Port, connection: &OwnedFd, has_input: bool, wants_output: bool) -> io::Result<()> {
+    let sends = if port.queued() == 0 { PollFlags::empty() } else { PollFlags::OUT };
+    let mut wanted = PollFlags::empty();
+    wanted.set(PollFlags::OUT, has_input);
+    wanted.set(PollFlags::IN, wants_output && port.queued() < MAX_QUEUED);
+    let mut fds = vec![PollFd::new(port, PollFlags::IN | sends)];
+    // A connection of which nothing is wanted would still say that it has hung up, again and again.
+    if !wanted.is_empty() {
+        fds.push(PollFd::new(connection, wanted));
+    }
+    match poll(&mut fds, None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        io::{Read, Write},
+        thread,
+    };
+
+    use banger_proto::guest::Request;
+
+    use super::*;
+    use crate::test_host::Host;
+
+    #[test]
+    fn a_connection_carries_both_ways_until_both_have_ended() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(&[7; 1_000_000]).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut heard = Vec::new();
+            stream.read_to_end(&mut heard).unwrap();
+            heard
+        });
+        let mut host = Host::ask(Request::Connect(Endpoint::Tcp("localhost".into(), port)));
+        let mut came = 0;
+        loop {
+            match host.next() {
+                Frame::Output(bytes) if bytes.is_empty() => break,
+                Frame::Output(bytes) => came += bytes.len(),
+                _ => {}
+            }
+        }
+        assert_eq!(came, 1_000_000);
+        // Its end was told, and ours has still something to say.
+        host.feed(b"late");
+        assert_eq!(host.bytes().1, Frame::Done);
+        assert_eq!(server.join().unwrap(), b"late");
+    }
+
+    #[test]
+    fn what_does_not_listen_is_said() {
+        for (endpoint, expect) in [
+            (Endpoint::Unix("/nowhere/s".into()), "cannot connect to /nowhere/s in the guest: "),
+            (Endpoint::Tcp("127.0.0.1".into(), 1), "cannot connect to 127.0.0.1:1 in the guest: "),
+            (
+                Endpoint::Tcp("example.org".into(), 1),
+                "cannot connect to example.org:1 in the guest: example.org is neither",
+            ),
+        ] {
+            let end = Host::ask(Request::Connect(endpoint)).bytes().1;
+            let Frame::Failed(failure) = end else { panic!("{end:?}") };
+            assert!(failure.message.starts_with(expect), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_listener_hands_on_what_comes_and_goes_with_its_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let endpoint = Endpoint::Unix(path.to_str().unwrap().to_owned());
+        let mut listening = Host::ask(Request::Listen(endpoint));
+        assert!(matches!(listening.next(), Frame::Started(_)));
+        let mut caller = UnixStream::connect(&path).unwrap();
+        caller.write_all(b"hello").unwrap();
+        caller.shutdown(std::net::Shutdown::Write).unwrap();
+        let Frame::Output(number) = listening.next() else { panic!("no number") };
+        let number: u64 = String::from_utf8(number).unwrap().trim().parse().unwrap();
+        let mut accepted = Host::ask(Request::Accept(number));
+        accepted.feed(b"answer");
+        assert_eq!(accepted.bytes(), (b"hello".to_vec(), Frame::Done));
+        let mut answer = String::new();
+        caller.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "answer");
+        assert!(matches!(Host::ask(Request::Accept(number)).bytes().1, Frame::Failed(_)));
+        drop(listening);
+        assert!(!path.exists());
+    }
+}

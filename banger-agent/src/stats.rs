@@ -1,0 +1,128 @@
+//! How the guest is: what proc(5) tells.
+
+use std::fs;
+
+use banger_proto::guest::facts::{Disk, Process, Stats};
+
+/// The file systems that banger made.
+const MOUNT_POINTS: [&str; 2] = ["/", "/root"];
+/// Ticks in a second, in which the kernel gives times to programs on every machine that we run on (time(7)).
+const USEC_PER_TICK: u64 = 1_000_000 / 100;
+const PAGE: u64 = 4096;
+
+/// How things are now. What cannot be read is 0.
+pub fn now() -> Stats {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let (memory, cpu, network) = (read("/proc/meminfo"), read("/proc/stat"), read("/proc/net/dev"));
+    let kib = |name: &str| field(&memory, name) * 1024;
+    let (received, sent) = traffic(&network);
+    Stats {
+        uptime_msec: decimal(&read("/proc/uptime"), 1000),
+        processors: cpu.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count()
+            as u32,
+        cpu_usec: busy(&cpu) * USEC_PER_TICK,
+        load_hundredths: decimal(&read("/proc/loadavg"), 100),
+        memory_total: kib("MemTotal:"),
+        memory_available: kib("MemAvailable:"),
+        received,
+        sent,
+        disks: MOUNT_POINTS.iter().filter_map(|point| disk(point)).collect(),
+        processes: processes().into_iter().filter_map(process).collect(),
+    }
+}
+
+/// The ids of all processes.
+pub fn processes() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The number behind a name.
+fn field(text: &str, name: &str) -> u64 {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name));
+    rest.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+}
+
+/// The first number, which has two decimals, in parts of `scale` (100 or more).
+fn decimal(text: &str, scale: u64) -> u64 {
+    let word = text.split_whitespace().next().unwrap_or_default();
+    let (whole, hundredths) = word.split_once('.').unwrap_or((word, "0"));
+    let number = |text: &str| text.parse::<u64>().unwrap_or_default();
+    number(whole) * scale + number(hundredths) * (scale / 100)
+}
+
+/// Ticks in which the processors did something: all but idle and iowait, and guest time only once.
+fn busy(text: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
+    let fields: Vec<u64> = line.split_whitespace().map(|word| word.parse().unwrap_or_default()).collect();
+    fields
+        .iter()
+        .take(8)
+        .enumerate()
+        .filter(|(index, _)| !matches!(index, 3 | 4))
+        .map(|(_, ticks)| ticks)
+        .sum()
+}
+
+/// What came and went on all interfaces but the loopback.
+fn traffic(text: &str) -> (u64, u64) {
+    let rows = text.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.trim() != "lo");
+    rows.fold((0, 0), |(received, sent), (_, fields)| {
+        let fields: Vec<u64> =
+            fields.split_whitespace().map(|word| word.parse().unwrap_or_default()).collect();
+        let at = |index: usize| fields.get(index).copied().unwrap_or_default();
+        (received + at(0), sent + at(8))
+    })
+}
+
+fn disk(mount_point: &str) -> Option<Disk> {
+    let stat = rustix::fs::statvfs(mount_point).ok()?;
+    let mount_point = mount_point.to_owned();
+    Some(Disk { mount_point, size: stat.f_blocks * stat.f_frsize, free: stat.f_bavail * stat.f_frsize })
+}
+
+/// A process with a program; those of the kernel have none.
+fn process(pid: u32) -> Option<Process> {
+    let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).ok();
+    let arguments = read("cmdline").filter(|bytes| !bytes.is_empty())?;
+    let command = String::from_utf8_lossy(&arguments).trim_end_matches('\0').replace('\0', " ");
+    let (stat, status) = (read("stat")?, read("status")?);
+    let (stat, status) = (String::from_utf8_lossy(&stat), String::from_utf8_lossy(&status));
+    // The second field is the name in parentheses, which may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let number =
+        |index: usize| fields.get(index).and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
+    Some(Process {
+        pid,
+        uid: u32::try_from(field(&status, "Uid:")).ok()?,
+        state: fields.first()?.chars().next()?,
+        cpu_usec: (number(11) + number(12)) * USEC_PER_TICK,
+        memory: number(21) * PAGE,
+        command,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_the_kernel_are_read() {
+        assert_eq!(decimal("123.45 6.7\n", 1000), 123_450);
+        assert_eq!(decimal("0.07 0.01", 100), 7);
+        assert_eq!(decimal("", 100), 0);
+        assert_eq!(field("MemTotal:  2048 kB\nMemFree: 1 kB\n", "MemTotal:"), 2048);
+        assert_eq!(busy("cpu  1 2 4 800 1600 8 16 32 64 128\ncpu0 1 2\n"), 63);
+        let text = "Inter-| x\n face |bytes\n  lo: 9 0 0 0 0 0 0 0 9 0\neth0: 5 0 0 0 0 0 0 0 7 0\n";
+        assert_eq!(traffic(text), (5, 7));
+    }
+
+    #[test]
+    fn this_machine_is_told() {
+        let stats = now();
+        assert!(stats.uptime_msec > 0 && stats.processors > 0 && stats.memory_total > stats.memory_available);
+        assert_eq!(stats.disks.first().map(|disk| disk.mount_point.as_str()), Some("/"));
+        let me = stats.processes.iter().find(|process| process.pid == std::process::id());
+        assert!(me.is_some_and(|me| me.memory > 0 && !me.command.is_empty()), "{me:?}");
+    }
+}

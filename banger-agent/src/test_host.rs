@@ -1,0 +1,129 @@
+//! The host's side of a conversation, for tests.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use banger_proto::guest::{
+    Decoder, Exec, Frame, Request,
+    hello::{self, HostHello},
+};
+
+use crate::{
+    channels::InitKind,
+    conversation::{Guest, hold},
+    port::Port,
+};
+
+pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The host's end of a channel to an agent that runs in a thread.
+pub struct Host {
+    pub stream: UnixStream,
+    decoder: Decoder,
+    agent: Option<JoinHandle<()>>,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let (stream, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let agent = thread::spawn(move || {
+            let guest = Guest { token: TOKEN.into(), problems: Vec::new(), init: InitKind::Agent };
+            let mut port = Port::new(theirs.into());
+            // As on a channel: one conversation after the other, until the host is gone.
+            for _ in 0..4 {
+                let _ = hold(&mut port, &guest);
+            }
+        });
+        Self { stream, decoder: Decoder::default(), agent: Some(agent) }
+    }
+
+    pub fn greet(&mut self, token: &str) -> Result<bool, hello::Error> {
+        let hello = HostHello::new([3; 16], token).unwrap();
+        self.stream.write_all(&hello.encode()).unwrap();
+        let mut answer = vec![0; hello::AGENT_LENGTH];
+        self.stream.read_exact(&mut answer).unwrap();
+        hello::take_answer(&mut answer, &hello)
+    }
+
+    pub fn ask(request: Request) -> Self {
+        let mut host = Self::new();
+        assert_eq!(host.greet(TOKEN), Ok(true));
+        host.send(&Frame::Request(request));
+        host
+    }
+
+    pub fn exec(argv: &[&str]) -> Self {
+        Self::ask(Request::Exec(command(argv)))
+    }
+
+    pub fn send(&mut self, frame: &Frame) {
+        self.stream.write_all(&frame.encode()).unwrap();
+    }
+
+    pub fn next(&mut self) -> Frame {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return frame;
+            }
+            let mut bytes = [0; 4096];
+            let count = self.stream.read(&mut bytes).unwrap();
+            assert_ne!(count, 0, "the agent hung up");
+            self.decoder.push(&bytes[..count]);
+        }
+    }
+
+    /// All output as bytes, and the frame that ended it.
+    pub fn bytes(&mut self) -> (Vec<u8>, Frame) {
+        let mut output = Vec::new();
+        loop {
+            match self.next() {
+                Frame::Output(bytes) => output.extend(bytes),
+                Frame::Started(_) | Frame::Window(_) => {}
+                end => return (output, end),
+            }
+        }
+    }
+
+    /// Sends input and its end.
+    pub fn feed(&mut self, input: &[u8]) {
+        for piece in input.chunks(banger_proto::guest::frame::MAX_DATA) {
+            self.send(&Frame::Input(piece.to_vec()));
+        }
+        self.send(&Frame::InputEnd);
+    }
+
+    /// Everything until the end: output, errors, and the frame that ended it.
+    pub fn collect(&mut self) -> (String, String, Frame) {
+        let (mut output, mut errors) = (Vec::new(), Vec::new());
+        loop {
+            match self.next() {
+                Frame::Output(bytes) => output.extend(bytes),
+                Frame::ErrorOutput(bytes) => errors.extend(bytes),
+                Frame::Started(_) | Frame::Window(_) => {}
+                end => {
+                    let text = |bytes| String::from_utf8(bytes).unwrap();
+                    return (text(output), text(errors), end);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        self.agent.take().unwrap().join().unwrap();
+    }
+}
+
+pub fn command(argv: &[&str]) -> Exec {
+    Exec { argv: argv.iter().map(|&word| word.to_owned()).collect(), ..Exec::default() }
+}

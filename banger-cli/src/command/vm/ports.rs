@@ -1,0 +1,100 @@
+//! `banger vm ports`.
+
+use banger_proto::{
+    bus::names::VM_INTERFACE,
+    guest::{Request, facts::ListeningPort},
+};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::{
+    bus::Bus,
+    error::{FAILURE, Result},
+    guest::Guest,
+    output,
+    service::Kind,
+    signals::Signals,
+    table::Table,
+};
+
+/// Show what listens in sandboxes
+///
+/// The agent in the sandbox looks at the kernel's own tables; the image needs no program for it. What listens on
+/// an address of the sandbox is reached at its name from here; what listens on its loopback only is reached with
+/// `banger vm forward`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm ports web
+  banger vm ports --json web db | jq '.[].port'
+
+Next: `banger vm forward -L 8080:80 web` leads a port of this host there.")]
+pub struct Ports {
+    /// Names, ids, or beginnings of ids
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+    /// Print an array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ports {
+    pub async fn run(&self) -> Result<u8> {
+        let bus = Bus::connect().await?;
+        let signals = Signals::catch()?;
+        let mut table = Table::new(["SANDBOX", "PORT", "ADDRESS", "REACHED AT", "PID", "PROGRAM"]);
+        let (mut rows, mut status) = (Vec::new(), 0);
+        for reference in &self.sandboxes {
+            match listening(&bus, &signals, reference).await {
+                Ok((name, ports)) => {
+                    for port in ports {
+                        rows.push(object(&name, &port));
+                        table.row([
+                            name.clone(),
+                            format!("{}/{}", port.port, port.protocol),
+                            port.address.clone(),
+                            endpoint(&name, &port).unwrap_or_default(),
+                            if port.pid == 0 { String::new() } else { port.pid.to_string() },
+                            port.program.clone(),
+                        ]);
+                    }
+                }
+                Err(error) => {
+                    status = error.status(FAILURE);
+                    error.about(reference).print((self.sandboxes.len() > 1).then_some(reference));
+                }
+            }
+        }
+        if self.json {
+            output::json(&Value::Array(rows))?;
+        } else {
+            output::text(&table.text())?;
+        }
+        Ok(status)
+    }
+}
+
+async fn listening(bus: &Bus, signals: &Signals, reference: &str) -> Result<(String, Vec<ListeningPort>)> {
+    let vm = bus.find(Kind::Vm, reference).await?;
+    let name = bus.properties(&vm, VM_INTERFACE).await?.name().to_owned();
+    let mut guest = Guest::new(bus.clone(), vm, signals.listen());
+    Ok((name, guest.ask(Request::Ports).await?))
+}
+
+/// How it is reached from here; not at all when it listens on the loopback.
+fn endpoint(name: &str, port: &ListeningPort) -> Option<String> {
+    let loopback = port.address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    (!loopback).then(|| format!("{name}.vm:{}", port.port))
+}
+
+fn object(name: &str, port: &ListeningPort) -> Value {
+    json!({
+        "sandbox": name,
+        "protocol": port.protocol,
+        "port": port.port,
+        "address": port.address,
+        "endpoint": endpoint(name, port),
+        "pid": port.pid,
+        "program": port.program,
+    })
+}

@@ -1,0 +1,76 @@
+//! `banger vm prune`.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use banger_proto::bus::names::VM_INTERFACE;
+use clap::Args;
+
+use super::change;
+use crate::{
+    bus::Bus,
+    error::{Error, Result},
+    object::{self, Object},
+    output,
+    progress::ProgressArgs,
+};
+
+/// The states in which nothing of a sandbox runs or is about to.
+const AT_REST: [&str; 3] = ["created", "stopped", "failed"];
+
+/// Remove all sandboxes of yours that do not run
+///
+/// Asks before, unless told otherwise. What runs is never removed.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm prune
+  banger vm prune --force      without a question
+  banger vm prune --dry-run    what would be removed
+
+What was on their disks is lost; there is no way back.")]
+pub struct Prune {
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+    /// Print the names of what would be removed, and do nothing
+    #[arg(long, conflicts_with = "force")]
+    dry_run: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl Prune {
+    pub async fn run(&self) -> Result<u8> {
+        let mut sandboxes = Bus::connect().await?.objects(VM_INTERFACE).await?;
+        sandboxes.retain(|sandbox| AT_REST.contains(&sandbox.text("State")));
+        object::sort(&mut sandboxes);
+        let names: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.name().to_owned()).collect();
+        if self.dry_run {
+            output::text(&names.iter().map(|name| format!("{name}\n")).collect::<String>())?;
+            return Ok(0);
+        }
+        if names.is_empty() {
+            return Ok(0);
+        }
+        if !self.force && !ask(&sandboxes)? {
+            return Err(Error::Refused("nothing was removed".to_owned()));
+        }
+        // By id: a name may have been given to another one meanwhile. What was started meanwhile is refused.
+        let ids: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.text("Id").to_owned()).collect();
+        change::delete(&ids, &names, self.progress).await
+    }
+}
+
+fn ask(sandboxes: &[Object]) -> Result<bool> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(Error::Refused("there is no terminal to ask on".to_owned())
+            .advise("`--force` removes them without a question; `--dry-run` shows them."));
+    }
+    let names: Vec<&str> = sandboxes.iter().map(Object::name).collect();
+    let failed = |source| Error::io("ask on the terminal", source);
+    write!(io::stderr(), "Remove {} with all that is on their disks? [y/N] ", names.join(", "))
+        .map_err(failed)?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).map_err(failed)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

@@ -1,0 +1,31 @@
+//! `banger vm rename`.
+
+use clap::Args;
+
+use crate::{bus::Bus, error::Result, output, service::Kind};
+
+/// Give a sandbox another name
+///
+/// Here it is known by that name at once. The host name in the sandbox follows at its next boot.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  banger vm rename calm-otter web")]
+pub struct Rename {
+    /// A name, an id, or the beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    sandbox: String,
+    /// The new name
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+impl Rename {
+    pub async fn run(&self) -> Result<u8> {
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
+        bus.rename_vm(&vm, &self.name).await.map_err(|error| error.about(&self.sandbox))?;
+        output::text(&format!("{}: is {} now\n", self.sandbox, self.name))?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,282 @@
+//! `banger vm stats` and `banger vm top`.
+
+use std::time::Duration;
+
+use banger_proto::{
+    bus::names::VM_INTERFACE,
+    guest::{
+        Request,
+        facts::{Process, Stats as Facts},
+    },
+    size::Bytes,
+};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::{
+    bus::Bus,
+    error::{FAILURE, Result},
+    guest::Guest,
+    output,
+    service::Kind,
+    signals::{Signals, unless_ended},
+    table::Table,
+};
+
+/// Between two looks, of which the work of processors is the difference.
+const LOOK: Duration = Duration::from_millis(500);
+/// Between two tables of `--watch`.
+const WATCH: Duration = Duration::from_secs(2);
+/// Moves to the top of a terminal and clears what is below (ECMA-48).
+const HOME: &str = "\x1b[H\x1b[J";
+
+/// Show what sandboxes use
+///
+/// Processors are those of the sandbox: with two of them there are 200 %.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm stats                every sandbox of yours that runs
+  banger vm stats --watch web
+  banger vm stats --json web | jq '.[0].memory_available'")]
+pub struct Stats {
+    /// Names, ids, or beginnings of ids [default: all of yours that run]
+    #[arg(value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+    /// Go on until you interrupt
+    #[arg(short, long)]
+    watch: bool,
+    /// Print an array of objects; with --watch, one on each line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Show what runs in a sandbox
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm top web
+  banger vm top -n 5 --watch web")]
+pub struct Top {
+    /// A name, an id, or the beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    sandbox: String,
+    /// Show so many processes at most
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20)]
+    count: usize,
+    /// Go on until you interrupt
+    #[arg(short, long)]
+    watch: bool,
+    /// Print an array of objects; with --watch, one on each line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Two looks at a sandbox.
+struct Sample {
+    name: String,
+    before: Facts,
+    now: Facts,
+}
+
+impl Sample {
+    async fn take(bus: &Bus, signals: &Signals, reference: &str) -> Result<Self> {
+        let vm = bus.find(Kind::Vm, reference).await?;
+        let name = bus.properties(&vm, VM_INTERFACE).await?.name().to_owned();
+        let mut guest = Guest::new(bus.clone(), vm, signals.listen());
+        let before = guest.ask(Request::Stats).await?;
+        tokio::time::sleep(LOOK).await;
+        Ok(Self { name, before, now: guest.ask(Request::Stats).await? })
+    }
+
+    /// The share of one processor, in hundredths.
+    fn share(&self, before: u64, now: u64) -> f64 {
+        let wall = self.now.uptime_msec.saturating_sub(self.before.uptime_msec).max(1) as f64 * 1000.0;
+        100.0 * now.saturating_sub(before) as f64 / wall
+    }
+
+    fn cpu(&self) -> f64 {
+        self.share(self.before.cpu_usec, self.now.cpu_usec)
+    }
+
+    fn disk(&self, mount_point: &str) -> String {
+        let disk = self.now.disks.iter().find(|disk| disk.mount_point == mount_point);
+        let used = |disk: &banger_proto::guest::facts::Disk| {
+            format!("{} / {}", Bytes(disk.size.saturating_sub(disk.free)), Bytes(disk.size))
+        };
+        disk.map(used).unwrap_or_default()
+    }
+
+    fn row(&self) -> [String; 8] {
+        let used = self.now.memory_total.saturating_sub(self.now.memory_available);
+        [
+            self.name.clone(),
+            format!("{:.1} %", self.cpu()),
+            format!("{} / {}", Bytes(used), Bytes(self.now.memory_total)),
+            self.disk("/"),
+            self.disk("/root"),
+            format!("{} / {}", Bytes(self.now.received), Bytes(self.now.sent)),
+            self.now.processes.len().to_string(),
+            format!("{}.{:02}", self.now.load_hundredths / 100, self.now.load_hundredths % 100),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        let mut object = serde_json::to_value(&self.now).unwrap_or_default();
+        if let Value::Object(fields) = &mut object {
+            fields.insert("sandbox".to_owned(), self.name.clone().into());
+            fields.insert("cpu_percent".to_owned(), json!((self.cpu() * 10.0).round() / 10.0));
+            fields.insert("processes".to_owned(), self.now.processes.len().into());
+        }
+        object
+    }
+
+    /// The processes, the busiest first.
+    fn processes(&self) -> Vec<(f64, &Process)> {
+        let before = |pid| self.before.processes.iter().find(|process| process.pid == pid);
+        let share = |process: &Process| match before(process.pid) {
+            Some(old) => self.share(old.cpu_usec, process.cpu_usec),
+            None => self.share(0, process.cpu_usec),
+        };
+        let mut processes: Vec<_> =
+            self.now.processes.iter().map(|process| (share(process), process)).collect();
+        processes.sort_by(|a, b| {
+            b.0.total_cmp(&a.0).then_with(|| b.1.memory.cmp(&a.1.memory)).then_with(|| a.1.pid.cmp(&b.1.pid))
+        });
+        processes
+    }
+}
+
+impl Stats {
+    pub async fn run(&self) -> Result<u8> {
+        let bus = Bus::connect().await?;
+        let signals = Signals::catch()?;
+        let mut listener = signals.listen();
+        loop {
+            let status = unless_ended(&mut listener, self.show(&bus, &signals)).await?;
+            if !self.watch {
+                return Ok(status);
+            }
+            unless_ended(&mut listener, async {
+                tokio::time::sleep(WATCH).await;
+                Ok(())
+            })
+            .await?;
+        }
+    }
+
+    async fn show(&self, bus: &Bus, signals: &Signals) -> Result<u8> {
+        let all = match self.sandboxes.is_empty() {
+            false => self.sandboxes.clone(),
+            true => {
+                let mut running = bus.objects(VM_INTERFACE).await?;
+                running.retain(|sandbox| sandbox.text("State") == "running" && sandbox.flag("Ready"));
+                crate::object::sort(&mut running);
+                running.iter().map(|sandbox| sandbox.text("Id").to_owned()).collect()
+            }
+        };
+        let samples =
+            futures_util::future::join_all(all.iter().map(|one| Sample::take(bus, signals, one))).await;
+        let mut table = Table::new([
+            "NAME",
+            "CPU",
+            "MEMORY",
+            "SYSTEM DISK",
+            "WORK DISK",
+            "NET IN / OUT",
+            "PROCESSES",
+            "LOAD",
+        ]);
+        let (mut rows, mut status) = (Vec::new(), 0);
+        for (reference, sample) in all.iter().zip(samples) {
+            match sample {
+                Ok(sample) => {
+                    table.row(sample.row());
+                    rows.push(sample.json());
+                }
+                Err(error) => {
+                    status = error.status(FAILURE);
+                    error.about(reference).print((all.len() > 1).then_some(reference));
+                }
+            }
+        }
+        print(self.json, self.watch, Value::Array(rows), &table.text())?;
+        Ok(status)
+    }
+}
+
+impl Top {
+    pub async fn run(&self) -> Result<u8> {
+        let bus = Bus::connect().await?;
+        let signals = Signals::catch()?;
+        let mut listener = signals.listen();
+        loop {
+            unless_ended(&mut listener, self.show(&bus, &signals))
+                .await
+                .map_err(|error| error.about(&self.sandbox))?;
+            if !self.watch {
+                return Ok(0);
+            }
+            unless_ended(&mut listener, async {
+                tokio::time::sleep(WATCH).await;
+                Ok(())
+            })
+            .await?;
+        }
+    }
+
+    async fn show(&self, bus: &Bus, signals: &Signals) -> Result<()> {
+        let sample = Sample::take(bus, signals, &self.sandbox).await?;
+        let mut table = Table::new(["PID", "USER", "STATE", "CPU", "MEMORY", "TIME", "COMMAND"]);
+        let mut rows = Vec::new();
+        for (share, process) in sample.processes().into_iter().take(self.count) {
+            let seconds = process.cpu_usec / 1_000_000;
+            table.row([
+                process.pid.to_string(),
+                process.uid.to_string(),
+                process.state.to_string(),
+                format!("{share:.1} %"),
+                Bytes(process.memory).to_string(),
+                format!("{}:{:02}", seconds / 60, seconds % 60),
+                process.command.clone(),
+            ]);
+            let mut object = serde_json::to_value(process).unwrap_or_default();
+            if let Value::Object(fields) = &mut object {
+                fields.insert("cpu_percent".to_owned(), json!((share * 10.0).round() / 10.0));
+            }
+            rows.push(object);
+        }
+        print(self.json, self.watch, Value::Array(rows), &table.text())
+    }
+}
+
+fn print(json: bool, watch: bool, rows: Value, table: &str) -> Result<()> {
+    use std::io::IsTerminal;
+    match (json, watch) {
+        (true, true) => output::text(&format!("{rows}\n")),
+        (true, false) => output::json(&rows),
+        (false, true) if std::io::stdout().is_terminal() => output::text(&format!("{HOME}{table}")),
+        (false, _) => output::text(table),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_of_the_time_between_two_looks() {
+        let process =
+            |pid, cpu_usec| Process { pid, uid: 0, state: 'S', cpu_usec, memory: 0, command: String::new() };
+        let facts =
+            |uptime_msec, cpu_usec, processes| Facts { uptime_msec, cpu_usec, processes, ..Facts::default() };
+        let sample = Sample {
+            name: "web".into(),
+            before: facts(1000, 0, vec![process(1, 100), process(2, 0)]),
+            now: facts(1500, 750_000, vec![process(1, 100), process(2, 250_000)]),
+        };
+        assert_eq!(sample.cpu(), 150.0);
+        let told: Vec<_> = sample.processes().iter().map(|(share, process)| (process.pid, *share)).collect();
+        assert_eq!(told, [(2, 50.0), (1, 0.0)]);
+    }
+}

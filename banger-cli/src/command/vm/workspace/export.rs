@@ -1,0 +1,157 @@
+//! `banger vm workspace export`.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::{
+    error::{Error, Result},
+    guest::Guest,
+    output,
+    progress::{Progress, ProgressArgs},
+    service::id_of,
+    workspace::{
+        apply::{self, Dirty},
+        export::{self, Difference, Range},
+        record::{Kept, Records},
+    },
+};
+
+/// Bring back what has changed in the workspace of a sandbox
+///
+/// What has changed since the workspace was sent, commits that were made there included, is printed as a patch
+/// for `git apply`, or put into the work tree that it came from. In the sandbox nothing changes: neither its
+/// files, nor its index, nor its branches.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm workspace export web | git apply
+  banger vm workspace export web -o work.patch
+  banger vm workspace export web --stat          what has changed, and nothing else
+  banger vm workspace export web --apply         into the work tree that it came from
+  banger vm workspace export web --branch work   as a commit on a new branch
+
+Ignored files stay in the sandbox. With --apply, what was changed on both sides is merged; where that does not
+go, nothing is touched.")]
+pub struct Export {
+    /// A name, an id, or the beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    sandbox: String,
+    /// The workspace at this path in the sandbox [default: the one that was sent last]
+    #[arg(long, value_name = "PATH")]
+    guest_path: Option<String>,
+    /// Tell the difference to this revision of the repository instead of to what was sent
+    #[arg(long, value_name = "REVISION", conflicts_with_all = ["apply", "branch"])]
+    base_commit: Option<String>,
+    /// Write the patch into this file
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["apply", "branch", "stat"])]
+    output: Option<PathBuf>,
+    /// Put the work into the work tree that the repository was sent from
+    #[arg(long, conflicts_with = "branch")]
+    apply: bool,
+    /// Merge into files with changes that are not committed, too
+    #[arg(short, long, requires = "apply")]
+    force: bool,
+    /// Put the work on a new branch of the repository, as one commit
+    #[arg(long, value_name = "BRANCH")]
+    branch: Option<String>,
+    /// The message of that commit
+    #[arg(short, long, value_name = "TEXT", requires = "branch")]
+    message: Option<String>,
+    /// Print how much has changed in each file instead of the patch
+    #[arg(long)]
+    stat: bool,
+    /// Print an object with the names of the files instead of the patch
+    #[arg(long, conflicts_with = "stat")]
+    json: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+impl Export {
+    pub async fn run(&self) -> Result<u8> {
+        let progress = Progress::new(self.progress);
+        let mut guest = Guest::of(&self.sandbox).await?;
+        let kept = self.kept(&id_of(guest.vm()))?;
+        let track = progress.track(None);
+        track.stage("fetch", &format!("what has changed in {}", kept.record.guest_path));
+        export::fetch(&mut guest, &kept).await.map_err(|error| error.about(&self.sandbox))?;
+        drop(track);
+        let differences = self.put(&kept)?;
+        match (self.json, differences) {
+            (true, Some(differences)) => output::json(&self.told(&kept, &differences))?,
+            (false, Some(differences)) if !self.stat => {
+                let count = differences.len();
+                let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
+                let place = match &self.branch {
+                    Some(branch) => format!("on the branch {branch} of {}", kept.record.source.display()),
+                    None => format!("in {}", kept.record.source.display()),
+                };
+                progress.note(&format!("{files} changed {place}."));
+            }
+            _ => {}
+        }
+        Ok(0)
+    }
+
+    fn kept(&self, id: &str) -> Result<Kept> {
+        Records::of(id)?.find(self.guest_path.as_deref()).ok_or_else(|| {
+            let place = self.guest_path.as_deref().map(|path| format!(" at {path}")).unwrap_or_default();
+            Error::Refused(format!("no repository was sent to {}{place} from here", self.sandbox)).advise(
+                format!(
+                    "`banger vm workspace prepare {} PATH` sends one; `banger vm cp` fetches any file.",
+                    self.sandbox
+                ),
+            )
+        })
+    }
+
+    /// Puts the work where it is wanted; what has changed where that is to be told.
+    fn put(&self, kept: &Kept) -> Result<Option<Vec<Difference>>> {
+        let range = Range::new(kept, self.base_commit.as_deref())?;
+        if self.stat {
+            output::bytes(&range.stat()?)?;
+        }
+        if self.apply {
+            let dirty = if self.force { Dirty::Merge } else { Dirty::Refuse };
+            return apply::to_work_tree(kept, dirty).map(Some);
+        }
+        if let Some(branch) = &self.branch {
+            let message =
+                self.message.clone().unwrap_or_else(|| format!("Work from the sandbox {}", self.sandbox));
+            return apply::to_branch(kept, branch, &message).map(Some);
+        }
+        if let Some(path) = &self.output {
+            write_whole(path, &range.patch()?)?;
+        } else if !self.stat && !self.json {
+            output::bytes(&range.patch()?)?;
+        }
+        if self.json { range.differences().map(Some) } else { Ok(None) }
+    }
+
+    fn told(&self, kept: &Kept, differences: &[Difference]) -> Value {
+        json!({
+            "guest_path": kept.record.guest_path,
+            "source": kept.record.source,
+            "base_commit": self.base_commit.clone().or_else(|| kept.record.commit.clone()),
+            "files": differences.iter().map(Difference::json).collect::<Value>(),
+        })
+    }
+}
+
+/// Writes a file that is there as a whole or not at all.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |source| Error::io(format!("write {}", path.display()), source);
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .tempfile_in(directory)
+        .map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! `banger vm workspace prepare`.
+
+use std::path::PathBuf;
+
+use banger_proto::guest::message::Placement;
+use clap::Args;
+use serde_json::json;
+
+use crate::{
+    command::vm::workspace_args::{WorkspaceArgs, note_left, print_plan},
+    error::Result,
+    guest::Guest,
+    output,
+    progress::{Progress, ProgressArgs},
+    service::id_of,
+    workspace::prepare::{self, Target},
+};
+
+/// Send a repository into a sandbox that is running
+///
+/// The files that git tracks go with the changes that they have, and with as much of git's metadata as it takes
+/// to work and to commit there. Files that git does not track stay here unless you ask for them, ignored ones in
+/// any case.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger vm workspace prepare web
+  banger vm workspace prepare web ~/src/project --guest-path /srv/project
+  banger vm workspace prepare web --branch attempt --from v1.2
+  banger vm workspace prepare web --dry-run      what would be sent
+
+Next: `banger vm exec web` is a shell in it, `banger vm workspace export web` brings the work back.")]
+pub struct Prepare {
+    /// A name, an id, or the beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    sandbox: String,
+    /// A directory of the repository
+    #[arg(value_name = "PATH", default_value = ".")]
+    path: PathBuf,
+    /// Replace what is there, with all that was done in it
+    #[arg(short, long)]
+    force: bool,
+    /// Print an object about what was sent
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    progress: ProgressArgs,
+    #[command(flatten)]
+    workspace: WorkspaceArgs,
+}
+
+impl Prepare {
+    pub async fn run(&self) -> Result<u8> {
+        let plan = self.workspace.plan(&self.path)?;
+        let path = self.workspace.guest_path();
+        let progress = Progress::new(self.progress);
+        if self.workspace.dry_run {
+            print_plan(&plan, path, self.json)?;
+            note_left(&plan, &progress);
+            return Ok(0);
+        }
+        note_left(&plan, &progress);
+        let mut guest = Guest::of(&self.sandbox).await?;
+        let (count, bytes) = (plan.files.len(), plan.bytes());
+        let target = Target {
+            vm_id: id_of(guest.vm()),
+            path: path.to_owned(),
+            placement: if self.force { Placement::Replace } else { Placement::New },
+        };
+        let track = progress.track(None);
+        track.stage("copy", &prepare::told(count, bytes, path));
+        let kept = prepare::send(&mut guest, plan, target).await;
+        drop(track);
+        let record = kept.map_err(|error| error.about(&self.sandbox))?.record;
+        if self.json {
+            output::json(&json!({
+                "source": record.source,
+                "guest_path": record.guest_path,
+                "branch": record.branch,
+                "commit": record.commit,
+                "files": count,
+                "bytes": bytes,
+            }))?;
+        } else {
+            output::text(&format!("{}: {} is at {path}\n", self.sandbox, record.source.display()))?;
+        }
+        Ok(0)
+    }
+}

@@ -1,0 +1,128 @@
+//! What of a repository goes into a sandbox, and what is said about it.
+
+use std::path::Path;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::{
+    error::Result,
+    output,
+    progress::Progress,
+    workspace::{
+        prepare::{Plan, Wanted},
+        source::{Mode, Repository, Shown},
+    },
+};
+
+/// The options of a command that sends a repository.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "The repository")]
+pub struct WorkspaceArgs {
+    /// Check out a new branch, in the sandbox only
+    #[arg(long, value_name = "BRANCH")]
+    branch: Option<String>,
+    /// Begin the branch at this revision, and send its files instead of those of the work tree
+    #[arg(long, value_name = "REVISION", requires = "branch")]
+    from: Option<String>,
+    /// Send files that git does not track, too; ignored ones stay here in any case
+    #[arg(long, conflicts_with = "from")]
+    include_untracked: bool,
+    /// How much of the repository is sent
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::Shallow)]
+    mode: Mode,
+    /// Where it goes in the sandbox
+    #[arg(long, value_name = "PATH", default_value = "/root/repo", value_parser = guest_path)]
+    guest_path: String,
+    /// Show what would be sent, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// An absolute path in a sandbox, without steps up.
+pub fn guest_path(text: &str) -> Result<String, String> {
+    let path = Path::new(text);
+    let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    match path.is_absolute() && plain && path.file_name().is_some() && !text.contains('\0') {
+        true => Ok(text.trim_end_matches('/').to_owned()),
+        false => Err("it must be an absolute path in the sandbox, such as /root/repo".to_owned()),
+    }
+}
+
+impl WorkspaceArgs {
+    /// Looks at the repository that has this path.
+    pub fn plan(&self, path: &Path) -> Result<Plan> {
+        let wanted = Wanted {
+            mode: self.mode,
+            include_untracked: self.include_untracked,
+            branch: self.branch.clone(),
+            from: self.from.clone(),
+        };
+        Plan::make(Repository::open(path)?, wanted)
+    }
+
+    /// Whether anything is said about a repository.
+    pub fn is_asked_for(&self) -> bool {
+        self.branch.is_some() || self.include_untracked || self.dry_run || self.mode != Mode::default()
+    }
+
+    /// Where it goes in the sandbox.
+    pub fn guest_path(&self) -> &str {
+        &self.guest_path
+    }
+}
+
+/// Says what stays here, where that may surprise.
+pub fn note_left(plan: &Plan, progress: &Progress) {
+    let files = |count: usize| if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
+    if plan.left > 0 {
+        let verb = if plan.left == 1 { "stays" } else { "stay" };
+        progress.note(&format!(
+            "note: {} that git does not track {verb} here; `--include-untracked` sends them.",
+            files(plan.left)
+        ));
+    }
+    for nested in &plan.nested {
+        progress.note(&format!("note: {} is a repository of its own, and stays here.", Shown(nested)));
+    }
+}
+
+/// Prints what would be sent.
+pub fn print_plan(plan: &Plan, guest_path: &str, json: bool) -> Result<()> {
+    if json {
+        let files: Vec<_> = plan
+            .files
+            .iter()
+            .map(|file| {
+                let mode = format!("{:06o}", file.mode);
+                json!({"path": String::from_utf8_lossy(&file.path), "mode": mode, "size": file.size})
+            })
+            .collect();
+        return output::json(&json!({
+            "source": plan.repository.root,
+            "guest_path": guest_path,
+            "branch": plan.head.branch,
+            "commit": plan.head.commit,
+            "files": files,
+            "bytes": plan.bytes(),
+            "untracked_left": plan.left,
+        }));
+    }
+    let list: String = plan.files.iter().map(|file| format!("{}\n", Shown(&file.path))).collect();
+    output::text(&list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_in_a_sandbox_is_absolute_and_plain() {
+        for good in ["/root/repo", "/x", "/root/repo/"] {
+            assert_eq!(guest_path(good).as_deref(), Ok(good.trim_end_matches('/')));
+        }
+        for bad in ["", "/", "repo", "/root/../etc", "/.."] {
+            assert!(guest_path(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! Requests to the agent in a sandbox that are no commands: files in and out, and what it tells.
+//!
+//! A request is served by a thread of ours, because archives are read and written by blocking code. A signal
+//! breaks it off, and the thread then clears away what it has begun.
+
+use std::{
+    io::{self, Read, Write},
+    net::Shutdown,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    time::Duration,
+};
+
+use banger_proto::guest::{
+    Decoder, Failure, Frame, GuestInfo, Request, STDIN_WINDOW,
+    frame::{MAX_DATA, MAX_MESSAGE},
+    listing::{Entry, Reader},
+    message::Algorithm,
+};
+use serde::de::DeserializeOwned;
+use zbus::OwnedObjectPath;
+
+use crate::{
+    attach,
+    bus::Bus,
+    error::{Error, Result},
+    service::Kind,
+    signals::{Listener, Signals, next_event, unless_ended},
+};
+
+/// How long the thread may take to clear away after a signal.
+const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
+/// An answer that is kept in memory.
+const MAX_ANSWER: u64 = 64 << 20;
+/// Entries of a listing. A guest that has more is not listed.
+const MAX_ENTRIES: usize = 4_000_000;
+
+/// The agent of a sandbox.
+pub struct Guest {
+    bus: Bus,
+    vm: OwnedObjectPath,
+    listener: Listener,
+}
+
+impl Guest {
+    /// The agent of the sandbox with this reference. From here on signals break requests off.
+    pub async fn of(reference: &str) -> Result<Self> {
+        let bus = Bus::connect().await?;
+        let vm = bus.find(Kind::Vm, reference).await.map_err(|error| error.about(reference))?;
+        Ok(Self { bus, vm, listener: Signals::catch()?.listen() })
+    }
+
+    /// The agent of a sandbox that is known.
+    pub fn new(bus: Bus, vm: OwnedObjectPath, listener: Listener) -> Self {
+        Self { bus, vm, listener }
+    }
+
+    /// The connection to the service.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// The object of the sandbox.
+    pub fn vm(&self) -> &OwnedObjectPath {
+        &self.vm
+    }
+
+    /// Puts a request and serves it.
+    pub async fn call<T: Send + 'static>(
+        &mut self,
+        request: Request,
+        serve: impl FnOnce(&mut Call) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm)).await?;
+        let stream = UnixStream::from(stream);
+        let breaker =
+            stream.try_clone().map_err(|source| Error::io("use the stream to the sandbox", source))?;
+        self.work(
+            move || serve(&mut Call::begin(stream, &request)?),
+            move || {
+                // A stream that is broken already needs no more.
+                let _ = breaker.shutdown(Shutdown::Both);
+            },
+        )
+        .await
+    }
+
+    /// Does blocking work, which `break_off` ends early.
+    pub async fn work<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+        break_off: impl FnOnce(),
+    ) -> Result<T> {
+        let mut task = tokio::task::spawn_blocking(work);
+        let broken = |error: tokio::task::JoinError| Error::io("work in a thread", io::Error::other(error));
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut task => return done.map_err(broken)?,
+                event = next_event(&mut self.listener) => if let Some(signal) = event.ends() {
+                    break_off();
+                    let _ = tokio::time::timeout(CLEAR_TIMEOUT, task).await;
+                    return Err(Error::Interrupted { signal });
+                },
+            }
+        }
+    }
+
+    /// What is below a directory.
+    pub async fn list(&mut self, directory: &str) -> Result<Vec<Entry>> {
+        let request = Request::List { directory: directory.to_owned() };
+        self.call(request, |call| {
+            let (mut reader, mut entries) = (Reader::default(), Vec::new());
+            while let Some(bytes) = call.output()? {
+                entries.extend(reader.push(&bytes).map_err(|_| garbage())?);
+                if entries.len() > MAX_ENTRIES {
+                    return Err(Error::Refused(format!(
+                        "there are more than {MAX_ENTRIES} files in the sandbox"
+                    )));
+                }
+            }
+            reader.end().map_err(|_| garbage())?;
+            Ok(entries)
+        })
+        .await
+    }
+
+    /// The names that git gives to the contents of files; `None` for what is not there.
+    pub async fn digests(
+        &mut self,
+        directory: &str,
+        algorithm: Algorithm,
+        names: Vec<Vec<u8>>,
+    ) -> Result<Vec<Option<String>>> {
+        let request = Request::Digest { directory: directory.to_owned(), algorithm };
+        self.call(request, move |call| {
+            call.send_names(&names)?;
+            let text = String::from_utf8(call.answer()?).map_err(|_| garbage())?;
+            let told: Vec<_> = text.lines().map(|line| (line != "-").then(|| line.to_owned())).collect();
+            if told.len() == names.len() { Ok(told) } else { Err(garbage()) }
+        })
+        .await
+    }
+
+    /// An answer in JSON.
+    pub async fn ask<T: DeserializeOwned + Send + 'static>(&mut self, request: Request) -> Result<T> {
+        self.call(request, |call| serde_json::from_slice(&call.answer()?).map_err(|_| garbage())).await
+    }
+
+    /// The facts of the guest.
+    pub async fn info(&mut self) -> Result<GuestInfo> {
+        self.call(Request::Info, |call| match call.frame()? {
+            Frame::Info(info) => Ok(info),
+            Frame::Failed(failure) => Err(Error::Guest(failure)),
+            _ => Err(garbage()),
+        })
+        .await
+    }
+}
+
+/// The agent does not keep to the protocol.
+pub fn garbage() -> Error {
+    Error::Attach(attach::Error::Unexpected)
+}
+
+/// One request on a stream of its own.
+pub struct Call {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// Input that may be sent before the agent has said that more was read.
+    credit: usize,
+    /// What came as output while something else was waited for.
+    come: Vec<u8>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Done,
+}
+
+impl Call {
+    /// Puts the request.
+    pub fn begin(stream: impl Into<OwnedFd>, request: &Request) -> Result<Self> {
+        let stream = UnixStream::from(stream.into());
+        let mut call = Self {
+            stream,
+            decoder: Decoder::default(),
+            credit: STDIN_WINDOW as usize,
+            come: Vec::new(),
+            state: State::Open,
+        };
+        let bytes = Frame::Request(request.clone()).encode();
+        if bytes.len() > MAX_MESSAGE {
+            return Err(Error::Refused(format!("a request is longer than {} KiB", MAX_MESSAGE >> 10)));
+        }
+        call.stream.set_nonblocking(false).map_err(|source| lost(attach::Error::Stream(source)))?;
+        call.write_frame(&bytes)?;
+        Ok(call)
+    }
+
+    /// The next frame.
+    pub fn frame(&mut self) -> Result<Frame> {
+        let mut bytes = [0; 16 << 10];
+        loop {
+            if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(error.into()))? {
+                return Ok(frame);
+            }
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Err(lost(attach::Error::HungUp)),
+                Ok(count) => self.decoder.push(&bytes[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(lost(attach::Error::HungUp));
+                }
+                Err(error) => return Err(lost(attach::Error::Stream(error))),
+            }
+        }
+    }
+
+    /// The next bytes of output; `None` at its end.
+    pub fn output(&mut self) -> Result<Option<Vec<u8>>> {
+        if !self.come.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.come)));
+        }
+        while self.state == State::Open {
+            match self.take()? {
+                Some(bytes) if !bytes.is_empty() => return Ok(Some(bytes)),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// All of the output.
+    pub fn answer(&mut self) -> Result<Vec<u8>> {
+        let mut answer = Vec::new();
+        while let Some(bytes) = self.output()? {
+            answer.extend(bytes);
+            if answer.len() as u64 > MAX_ANSWER {
+                return Err(garbage());
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Takes one frame; its bytes where it is output.
+    fn take(&mut self) -> Result<Option<Vec<u8>>> {
+        match self.frame()? {
+            Frame::Output(bytes) => return Ok(Some(bytes)),
+            // No more than the window, whatever the agent says.
+            Frame::Window(count) => {
+                self.credit = (self.credit + count as usize).min(STDIN_WINDOW as usize);
+            }
+            Frame::Done => self.state = State::Done,
+            Frame::Failed(failure) => return Err(explain(failure)),
+            _ => return Err(garbage()),
+        }
+        Ok(None)
+    }
+
+    /// Sends input.
+    pub fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            while self.credit == 0 {
+                if let Some(come) = self.take()? {
+                    self.come.extend(come);
+                }
+                if self.state == State::Done || self.come.len() as u64 > MAX_ANSWER {
+                    return Err(garbage());
+                }
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(self.credit).min(MAX_DATA));
+            self.write_frame(&Frame::Input(now.to_vec()).encode())?;
+            self.credit -= now.len();
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    /// Sends names of files, and that there are no more.
+    pub fn send_names<N: AsRef<[u8]>>(&mut self, names: &[N]) -> Result<()> {
+        let mut writer = io::BufWriter::with_capacity(MAX_DATA, &mut *self);
+        for name in names {
+            writer.write_all(name.as_ref()).and_then(|()| writer.write_all(&[0])).map_err(from_io)?;
+        }
+        writer.flush().map_err(from_io)?;
+        drop(writer);
+        self.end_input()
+    }
+
+    /// There is no more input.
+    pub fn end_input(&mut self) -> Result<()> {
+        self.write_frame(&Frame::InputEnd.encode())
+    }
+
+    /// Waits until the request is served.
+    pub fn finish(&mut self) -> Result<()> {
+        while self.output()?.is_some() {}
+        Ok(())
+    }
+
+    /// A stream that cannot be written has something to read: why, or its end.
+    fn write_frame(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.stream.write_all(bytes).is_ok() {
+            return Ok(());
+        }
+        loop {
+            match self.frame()? {
+                Frame::Failed(failure) => return Err(explain(failure)),
+                Frame::Window(_) | Frame::Output(_) => {}
+                _ => return Err(garbage()),
+            }
+        }
+    }
+}
+
+/// An agent of an earlier version hangs up at what it does not know; what it does know it refuses in words.
+fn explain(failure: Failure) -> Error {
+    let full = failure.message.contains("os error 28");
+    let error = Error::Guest(failure);
+    if full {
+        return error.advise(
+            "the disk of the sandbox is full: remove something in it, or `banger vm stop` it and give it more with \
+             `banger vm set --disk-size`.",
+        );
+    }
+    error
+}
+
+impl Write for Call {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(bytes).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Call {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() {
+            return Ok(0);
+        }
+        let Some(mut bytes) = self.output().map_err(io::Error::other)? else { return Ok(0) };
+        let count = bytes.len().min(into.len());
+        into[..count].copy_from_slice(&bytes[..count]);
+        self.come = bytes.split_off(count);
+        Ok(count)
+    }
+}
+
+/// The error of ours that an error of reading or writing carries, or what is said of any other.
+pub fn from_io(error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => error,
+        Err(error) => Error::io("carry files to or from the sandbox", error),
+    }
+}
+
+fn lost(error: attach::Error) -> Error {
+    Error::Attach(error)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::thread;
+
+    use banger_proto::guest::FailureKind;
+
+    use super::*;
+
+    /// An agent that does as told, once it has the request.
+    fn agent(act: impl FnOnce(&mut Call) + Send + 'static) -> Call {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || {
+            let mut end = Call {
+                stream: theirs,
+                decoder: Decoder::default(),
+                credit: usize::MAX,
+                come: Vec::new(),
+                state: State::Open,
+            };
+            assert!(matches!(end.frame(), Ok(Frame::Request(_))));
+            act(&mut end);
+        });
+        Call::begin(ours, &Request::Info).unwrap()
+    }
+
+    #[test]
+    fn much_input_waits_for_its_window() {
+        let mut call = agent(|end| {
+            let mut taken = 0;
+            loop {
+                match end.frame().unwrap() {
+                    Frame::Input(bytes) => {
+                        taken += bytes.len();
+                        end.write_frame(&Frame::Window(bytes.len() as u32).encode()).unwrap();
+                    }
+                    _ => break,
+                }
+            }
+            end.write_frame(&Frame::Output(taken.to_string().into_bytes()).encode()).unwrap();
+            end.write_frame(&Frame::Done.encode()).unwrap();
+        });
+        call.send(&vec![1; 3_000_000]).unwrap();
+        call.end_input().unwrap();
+        assert_eq!(call.answer().unwrap(), b"3000000");
+    }
+
+    #[test]
+    fn a_refusal_in_the_middle_is_what_is_told() {
+        let mut call = agent(|end| {
+            assert!(matches!(end.frame(), Ok(Frame::Input(_))));
+            let message = "cannot unpack into /x: No space left on device (os error 28)".to_owned();
+            let failure = Failure { kind: FailureKind::Other, message };
+            end.write_frame(&Frame::Failed(failure).encode()).unwrap();
+        });
+        let error = call.send(&vec![1; 3_000_000]).unwrap_err();
+        assert!(error.hint().unwrap().contains("--disk-size"), "{error}");
+    }
+
+    #[test]
+    fn a_guest_that_is_gone_is_told_so() {
+        let mut call = agent(|_| {});
+        let error = call.send(&vec![1; 3_000_000]).unwrap_err();
+        assert!(
+            matches!(error, Error::Attach(attach::Error::HungUp | attach::Error::Stream(_))),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn an_agent_that_gives_more_credit_than_there_is_gets_no_more_than_the_window() {
+        let mut call = agent(|end| {
+            end.write_frame(&Frame::Window(u32::MAX).encode()).unwrap();
+            end.write_frame(&Frame::Done.encode()).unwrap();
+        });
+        call.finish().unwrap();
+        assert_eq!(call.credit, STDIN_WINDOW as usize);
+    }
+}

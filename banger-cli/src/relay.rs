@@ -1,0 +1,134 @@
+//! A connection that the agent holds in a sandbox, carried to one on this side.
+
+use std::{os::fd::OwnedFd, os::unix::net::UnixStream as StdStream};
+
+use banger_proto::guest::{Decoder, Frame, Request, STDIN_WINDOW, frame::MAX_DATA};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::Semaphore,
+};
+
+use crate::{
+    attach,
+    error::{Error, Result},
+};
+
+/// The agent does not keep to the protocol.
+pub fn garbage() -> Error {
+    Error::Attach(attach::Error::Unexpected)
+}
+
+/// A stream on which a request was put, and granted.
+pub struct Relay {
+    frames: Frames,
+    writer: OwnedWriteHalf,
+}
+
+struct Frames {
+    reader: OwnedReadHalf,
+    decoder: Decoder,
+}
+
+impl Frames {
+    async fn next(&mut self) -> Result<Frame> {
+        let mut bytes = vec![0; MAX_DATA];
+        loop {
+            let frame = self.decoder.next_frame().map_err(|error| Error::Attach(error.into()))?;
+            if let Some(frame) = frame {
+                return Ok(frame);
+            }
+            match self.reader.read(&mut bytes).await {
+                Ok(0) => return Err(Error::Attach(attach::Error::HungUp)),
+                Ok(count) => self.decoder.push(&bytes[..count]),
+                Err(error) => return Err(Error::Attach(attach::Error::Stream(error))),
+            }
+        }
+    }
+}
+
+impl Relay {
+    /// Puts the request, and waits until it is granted.
+    pub async fn begin(stream: OwnedFd, request: &Request) -> Result<Self> {
+        let stream = StdStream::from(stream);
+        let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+        let stream = stream.map_err(|source| Error::io("use the stream to the sandbox", source))?;
+        let (reader, mut writer) = stream.into_split();
+        // When it cannot be written, there is an answer that tells why, or the end.
+        let _ = writer.write_all(&Frame::Request(request.clone()).encode()).await;
+        let mut frames = Frames { reader, decoder: Decoder::default() };
+        match frames.next().await? {
+            Frame::Started(_) => Ok(Self { frames, writer }),
+            Frame::Failed(failure) => Err(Error::Guest(failure)),
+            _ => Err(garbage()),
+        }
+    }
+
+    /// The next bytes; `None` at their end.
+    pub async fn output(&mut self) -> Result<Option<Vec<u8>>> {
+        match self.frames.next().await? {
+            Frame::Output(bytes) => Ok(Some(bytes).filter(|bytes| !bytes.is_empty())),
+            Frame::Failed(failure) => Err(Error::Guest(failure)),
+            _ => Err(garbage()),
+        }
+    }
+
+    /// Carries bytes both ways until both sides have ended. Returns early when one of them is gone.
+    pub async fn carry(self, local: impl AsyncRead + AsyncWrite) -> Result<()> {
+        let Self { mut frames, mut writer } = self;
+        let (mut from, mut to) = tokio::io::split(local);
+        let credit = Semaphore::new(STDIN_WINDOW as usize);
+        let into_sandbox = async {
+            let mut buffer = vec![0; MAX_DATA];
+            loop {
+                let Ok(first) = credit.acquire().await else { break };
+                first.forget();
+                let allowed = 1 + credit.available_permits().min(buffer.len() - 1);
+                // A connection that cannot be read has ended.
+                let count = from.read(&mut buffer[..allowed]).await.unwrap_or_default();
+                // One was taken before; this side alone takes, so that the others are still there.
+                if count == 0 {
+                    credit.add_permits(1);
+                } else {
+                    credit.forget_permits(count - 1);
+                }
+                let frame = if count == 0 { Frame::InputEnd } else { Frame::Input(buffer[..count].to_vec()) };
+                if writer.write_all(&frame.encode()).await.is_err() || count == 0 {
+                    break;
+                }
+            }
+            // The agent tells when all is over.
+            std::future::pending::<()>().await;
+        };
+        let out_of_sandbox = async {
+            loop {
+                match frames.next().await? {
+                    Frame::Output(bytes) if bytes.is_empty() => {
+                        // Whoever has gone already has ended, too.
+                        let _ = to.shutdown().await;
+                    }
+                    Frame::Output(bytes) => {
+                        if to.write_all(&bytes).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    Frame::Window(count) => {
+                        // No more than the window, whatever the agent says.
+                        let room = (STDIN_WINDOW as usize).saturating_sub(credit.available_permits());
+                        credit.add_permits(room.min(count as usize));
+                    }
+                    Frame::Done => return Ok(()),
+                    Frame::Failed(failure) => return Err(Error::Guest(failure)),
+                    _ => return Err(garbage()),
+                }
+            }
+        };
+        tokio::select! {
+            ended = out_of_sandbox => ended,
+            () = into_sandbox => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Files below a directory of the user's, by names that never lead through a symbolic link.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use banger_proto::guest::message::Algorithm;
+use rustix::{
+    fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2, readlinkat},
+    io::Errno,
+};
+
+use super::source::{FILE, PROGRAM, SYMLINK, Stat, os};
+
+/// What is read in one piece.
+const PIECE: usize = 64 << 10;
+
+/// A directory, held open.
+#[derive(Debug)]
+pub struct Root {
+    fd: OwnedFd,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// What a name stands for.
+#[derive(Debug)]
+pub enum Found {
+    /// A regular file: open, with what was known of it then.
+    File(File, Facts),
+    /// A symbolic link and where it leads.
+    Symlink(Vec<u8>, Facts),
+    /// A directory, or something that git has no mode for.
+    Other(FileType),
+}
+
+/// What is known of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Its mode in a tree of git.
+    pub mode: u32,
+    /// Its permission bits.
+    pub permissions: u32,
+    /// Its length.
+    pub size: u64,
+    /// When it was changed, as the index has it.
+    pub stat: Stat,
+}
+
+impl Root {
+    /// Opens a directory.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { fd: rustix::fs::open(path, flags, Mode::empty())?, path: path.to_owned() })
+    }
+
+    /// What has this name; `None` where there is nothing, or something stands in the way.
+    pub fn look(&self, name: &[u8]) -> io::Result<Option<Found>> {
+        let Some(found) = self.open_below(os(name), OFlags::PATH | OFlags::NOFOLLOW)? else {
+            return Ok(None);
+        };
+        let stat = fstat(&found)?;
+        let facts = |mode, size| Facts {
+            mode,
+            permissions: stat.st_mode & 0o7777,
+            size,
+            stat: Stat { mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as i64), size: size as u32 },
+        };
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Symlink => {
+                let target = readlinkat(&found, "", Vec::new())?.into_bytes();
+                let size = target.len() as u64;
+                Some(Found::Symlink(target, facts(SYMLINK, size)))
+            }
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+                let Some(file) = self.open_below(os(name), flags)? else { return Ok(None) };
+                let file = File::from(file);
+                let size = file.metadata()?.size();
+                let mode = if stat.st_mode & 0o100 == 0 { FILE } else { PROGRAM };
+                Some(Found::File(file, facts(mode, size)))
+            }
+            other => Some(Found::Other(other)),
+        })
+    }
+
+    /// Opens below the directory. `None` where there is nothing, or a link or a file stands in the way.
+    pub fn open_below(&self, name: &Path, flags: OFlags) -> io::Result<Option<OwnedFd>> {
+        let name = if name.as_os_str().is_empty() { Path::new(".") } else { name };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match openat2(&self.fd, name, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The mode and the digest of what has this name, as a tree of git would have them.
+    pub fn digest(&self, name: &[u8], algorithm: Algorithm) -> io::Result<Option<(u32, String)>> {
+        Ok(match self.look(name)? {
+            Some(Found::File(file, facts)) => {
+                let mut hasher = Hasher::new(algorithm, facts.size);
+                let mut file = Exactly::new(file, facts.size);
+                let mut buffer = vec![0; PIECE];
+                while let count @ 1.. = file.read(&mut buffer)? {
+                    hasher.update(&buffer[..count]);
+                }
+                Some((facts.mode, hasher.finish()))
+            }
+            Some(Found::Symlink(target, _)) => Some((SYMLINK, blob_id(algorithm, &target))),
+            Some(Found::Other(_)) | None => None,
+        })
+    }
+}
+
+/// As many bytes of a file as it had when it was opened; an error when it has fewer by now.
+#[derive(Debug)]
+pub struct Exactly {
+    file: File,
+    left: u64,
+}
+
+impl Exactly {
+    /// This many bytes.
+    pub fn new(file: File, size: u64) -> Self {
+        Self { file, left: size }
+    }
+}
+
+impl Read for Exactly {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let wanted = into.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let count = self.file.read(&mut into[..wanted])?;
+        if count == 0 && wanted > 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was read"));
+        }
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+/// Makes the name that git gives to a content.
+#[derive(Debug)]
+pub enum Hasher {
+    /// SHA-1.
+    Sha1(sha1::Sha1),
+    /// SHA-256.
+    Sha256(sha2::Sha256),
+}
+
+impl Hasher {
+    /// Of a content of this length.
+    pub fn new(algorithm: Algorithm, size: u64) -> Self {
+        let head = format!("blob {size}\0");
+        match algorithm {
+            Algorithm::Sha1 => Self::Sha1(sha1::Digest::new_with_prefix(head)),
+            Algorithm::Sha256 => Self::Sha256(sha2::Digest::new_with_prefix(head)),
+        }
+    }
+
+    /// More of it.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha1(hasher) => sha1::Digest::update(hasher, bytes),
+            Self::Sha256(hasher) => sha2::Digest::update(hasher, bytes),
+        }
+    }
+
+    /// The name.
+    pub fn finish(self) -> String {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        match self {
+            Self::Sha1(hasher) => hex(&sha1::Digest::finalize(hasher)),
+            Self::Sha256(hasher) => hex(&sha2::Digest::finalize(hasher)),
+        }
+    }
+}
+
+/// The name that git gives to these bytes.
+pub fn blob_id(algorithm: Algorithm, bytes: &[u8]) -> String {
+    let mut hasher = Hasher::new(algorithm, bytes.len() as u64);
+    hasher.update(bytes);
+    hasher.finish()
+}
+
+/// Whether a name that came from a guest can be one of a tree: relative, without steps up, and nothing that is
+/// git's own on any file system.
+pub fn is_proper(name: &[u8]) -> bool {
+    let path = os(name);
+    let plain = path.components().all(|part| match part {
+        Component::Normal(part) => !part.as_bytes().eq_ignore_ascii_case(b".git"),
+        _ => false,
+    });
+    // Components pass over what git would not: doubled slashes, dots, a slash at the end.
+    plain
+        && !name.is_empty()
+        && path.components().as_path().as_os_str().as_bytes() == name
+        && !name.windows(2).any(|pair| pair == b"//")
+        && !name.windows(3).any(|part| part == b"/./")
+        && !name.ends_with(b"/")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use super::*;
+
+    #[test]
+    fn names_do_not_lead_through_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("sub")).unwrap();
+        fs::write(path("sub/run"), "hello").unwrap();
+        fs::set_permissions(path("sub/run"), fs::Permissions::from_mode(0o700)).unwrap();
+        symlink("sub", path("way")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let digest = |name: &str| root.digest(name.as_bytes(), Algorithm::Sha1).unwrap();
+        assert_eq!(digest("sub/run"), Some((PROGRAM, "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0".into())));
+        assert_eq!(digest("way").map(|found| found.0), Some(SYMLINK));
+        for name in ["way/run", "nowhere", "sub", "../etc/passwd", "sub/run/x"] {
+            assert_eq!(digest(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_of_a_guest_stay_inside() {
+        for good in [&b"a"[..], b"a/b", b"\xff\n", b".gitignore", b"a/.github/x", b"..."] {
+            assert!(is_proper(good), "{}", good.escape_ascii());
+        }
+        let bad =
+            ["", "/a", "../a", "a/../b", ".", "a/.", "a//b", "a/", "./a", ".git", ".git/x", "a/.GIT/hooks/x"];
+        for bad in bad {
+            assert!(!is_proper(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What was sent, as a commit in a small repository of ours, and what came back, as another.
+//!
+//! Contents are those of the files, byte for byte: no filter and no conversion of line ends is applied, and no
+//! program that a repository names is run. The repository holds all that it needs, so that nothing of it is
+//! lost when the user's own is tidied up.
+
+use std::{
+    collections::HashSet,
+    fs,
+    io::{self, BufRead, BufReader, BufWriter, Read, Write},
+    path::{Path, PathBuf},
+    process::{ChildStdin, ChildStdout},
+};
+
+use banger_proto::guest::message::Algorithm;
+
+use super::git::{Git, Running};
+use crate::error::{Error, Result};
+
+/// The commit of what was sent.
+pub const SENT: &str = "refs/banger/sent";
+
+/// A repository of ours.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The hash that names its objects.
+    pub algorithm: Algorithm,
+}
+
+/// A change of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It has this mode and content.
+    Put {
+        /// The mode in a tree.
+        mode: u32,
+        /// The content.
+        content: Content,
+        /// Its name.
+        path: Vec<u8>,
+    },
+    /// It is gone.
+    Remove {
+        /// Its name.
+        path: Vec<u8>,
+    },
+}
+
+/// A content of which the repository knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// By its name.
+    Id(String),
+    /// By the mark under which it was imported.
+    Mark(u64),
+}
+
+impl Snapshot {
+    /// Makes an empty one.
+    pub fn create(path: &Path, algorithm: Algorithm) -> Result<Self> {
+        fs::create_dir_all(path).map_err(|source| Error::io(format!("make {}", path.display()), source))?;
+        let format = match algorithm {
+            Algorithm::Sha1 => "--object-format=sha1",
+            Algorithm::Sha256 => "--object-format=sha256",
+        };
+        Git::within(path).run(&["init", "-q", "--bare", "--template=", format, "."], b"")?;
+        Ok(Self { path: path.to_owned(), algorithm })
+    }
+
+    /// One that is there.
+    pub fn open(path: &Path, algorithm: Algorithm) -> Self {
+        Self { path: path.to_owned(), algorithm }
+    }
+
+    /// Git in it.
+    pub fn git(&self) -> Git {
+        Git::bare(&self.path)
+    }
+
+    /// Takes these objects over from a repository; the files of the pack, one beginning for both.
+    pub fn take(&self, from: &Git, ids: &HashSet<String>) -> Result<Option<PathBuf>> {
+        if ids.is_empty() {
+            return Ok(None);
+        }
+        let base = self.path.join("objects/pack/pack");
+        fs::create_dir_all(self.path.join("objects/pack"))
+            .map_err(|source| Error::io(format!("make {}", base.display()), source))?;
+        let list: String = ids.iter().map(|id| format!("{id}\n")).collect();
+        let mut arguments: Vec<std::ffi::OsString> =
+            ["pack-objects", "-q", "--window=0", "--delta-base-offset"].map(Into::into).into();
+        arguments.push(base.clone().into());
+        let name = from.run(&arguments, list.as_bytes()).map_err(|error| {
+            error.advise(
+                "a repository that was cloned in part has to fetch the rest first: `git fetch --refetch --no-filter`.",
+            )
+        })?;
+        let mut pack = base.into_os_string();
+        pack.push("-");
+        pack.push(String::from_utf8_lossy(&name).trim());
+        Ok(Some(pack.into()))
+    }
+
+    /// Begins to take in contents.
+    pub fn import(&self) -> Result<Importer> {
+        Importer::of(&self.git(), &["--force"])
+    }
+
+    /// The commit that a name of ours stands for.
+    pub fn commit(&self, name: &str) -> Result<String> {
+        let line = self.git().line(&["rev-parse", "-q", "--verify", name])?;
+        line.and_then(|line| String::from_utf8(line).ok()).ok_or_else(|| {
+            Error::Refused("what banger kept of the workspace is damaged".to_owned()).advise(
+                "`banger vm workspace prepare --force` begins anew; fetch what you need with `banger vm cp`.",
+            )
+        })
+    }
+
+    /// Reads contents by their names.
+    pub fn contents(&self) -> Result<Contents> {
+        Contents::of(&self.git())
+    }
+}
+
+/// Takes in contents, and makes a commit of them.
+#[derive(Debug)]
+pub struct Importer {
+    running: Running,
+    input: BufWriter<ChildStdin>,
+    marks: u64,
+}
+
+impl Importer {
+    /// Takes contents into this repository. A branch that is there only grows, unless an option says otherwise.
+    pub fn of(git: &Git, options: &[&str]) -> Result<Self> {
+        let words = ["fast-import", "--quiet", "--done", "--date-format=raw"];
+        let mut running = git.start(&[&words[..], options].concat())?;
+        let input =
+            running.child()?.stdin.take().ok_or_else(|| Error::io("run git", io::ErrorKind::Other.into()))?;
+        Ok(Self { running, input: BufWriter::with_capacity(64 << 10, input), marks: 0 })
+    }
+
+    /// Takes in a content of this length.
+    pub fn blob(&mut self, size: u64, content: &mut impl Read) -> Result<Content> {
+        self.marks += 1;
+        let mark = self.marks;
+        self.write(format!("blob\nmark :{mark}\ndata {size}\n").as_bytes())?;
+        let copied = io::copy(&mut content.take(size), &mut self.input).map_err(crate::guest::from_io)?;
+        if copied != size {
+            return Err(
+                Error::Refused("a file became shorter while it was read".to_owned()).advise("try again.")
+            );
+        }
+        self.write(b"\n")?;
+        Ok(Content::Mark(mark))
+    }
+
+    /// Ends with a commit under this name, which changes what `parent` has, or nothing at all.
+    pub fn commit(mut self, name: &str, parent: Option<&str>, changes: &[Change]) -> Result<()> {
+        // What an earlier time has left under this name is no parent.
+        if parent.is_none_or(|parent| parent.strip_suffix("^0") != Some(name)) {
+            self.write(format!("reset {name}\n\n").as_bytes())?;
+        }
+        let head = format!("commit {name}\ncommitter banger <banger> 0 +0000\ndata 0\n");
+        self.write(head.as_bytes())?;
+        if let Some(parent) = parent {
+            self.write(format!("from {parent}\n").as_bytes())?;
+        }
+        self.apply(changes)?;
+        self.end()
+    }
+
+    /// What is gone comes first: a directory may stand where a file was.
+    pub fn apply(&mut self, changes: &[Change]) -> Result<()> {
+        for change in changes {
+            if let Change::Remove { path } = change {
+                self.write(&[b"D ", quote(path).as_slice(), b"\n"].concat())?;
+            }
+        }
+        for change in changes {
+            if let Change::Put { mode, content, path } = change {
+                let content = match content {
+                    Content::Id(id) => id.clone(),
+                    Content::Mark(mark) => format!(":{mark}"),
+                };
+                let line = format!("M {mode:o} {content} ");
+                self.write(&[line.as_bytes(), quote(path).as_slice(), b"\n"].concat())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says something else to it.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.input.write_all(bytes).map_err(|source| Error::io("keep what is sent", source))
+    }
+
+    /// Ends.
+    pub fn end(mut self) -> Result<()> {
+        let said = self
+            .write(b"done\n")
+            .and_then(|()| self.input.flush().map_err(|source| Error::io("keep what is sent", source)));
+        drop(self.input);
+        // Git tells better than a broken pipe why it has ended.
+        self.running.finish().and(said)
+    }
+}
+
+/// A path in the words of fast-import: everything may stand between quotes.
+fn quote(path: &[u8]) -> Vec<u8> {
+    let mut quoted = vec![b'"'];
+    for byte in path {
+        match byte {
+            b'"' | b'\\' => quoted.extend([b'\\', *byte]),
+            b'\n' => quoted.extend(b"\\n"),
+            byte => quoted.push(*byte),
+        }
+    }
+    quoted.push(b'"');
+    quoted
+}
+
+/// Contents by their names, one after the other (git-cat-file(1), `--batch`).
+#[derive(Debug)]
+pub struct Contents {
+    running: Running,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Contents {
+    /// Those of a repository.
+    pub fn of(git: &Git) -> Result<Self> {
+        let mut running = git.start(&["cat-file", "--batch"])?;
+        let child = running.child()?;
+        match (child.stdin.take(), child.stdout.take()) {
+            (Some(input), Some(output)) => Ok(Self { running, input, output: BufReader::new(output) }),
+            _ => Err(Error::io("run git", io::ErrorKind::Other.into())),
+        }
+    }
+
+    /// Gives a content of this name to `take`, with its length.
+    pub fn read<T>(&mut self, id: &str, take: impl FnOnce(u64, &mut dyn Read) -> Result<T>) -> Result<T> {
+        let failed = |source| Error::io(format!("read {id} in the repository"), source);
+        self.input.write_all(format!("{id}\n").as_bytes()).map_err(failed)?;
+        let mut line = String::new();
+        self.output.read_line(&mut line).map_err(failed)?;
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "blob", size] = fields[..] else { return Err(failed(io::ErrorKind::NotFound.into())) };
+        let size: u64 = size.parse().map_err(|_| failed(io::ErrorKind::InvalidData.into()))?;
+        let mut content = (&mut self.output).take(size);
+        let taken = take(size, &mut content)?;
+        // What was not taken is passed over, and the line feed behind it.
+        io::copy(&mut content, &mut io::sink()).map_err(failed)?;
+        self.output.read_exact(&mut [0]).map_err(failed)?;
+        Ok(taken)
+    }
+
+    /// All of a content.
+    pub fn bytes(&mut self, id: &str) -> Result<Vec<u8>> {
+        self.read(id, |_, content| {
+            let mut bytes = Vec::new();
+            content.read_to_end(&mut bytes).map_err(|source| Error::io(format!("read {id}"), source))?;
+            Ok(bytes)
+        })
+    }
+
+    /// Ends.
+    pub fn end(self) -> Result<()> {
+        drop((self.input, self.output));
+        self.running.finish()
+    }
+}

@@ -1,0 +1,299 @@
+//! A repository as git tells of it: where it is, what HEAD is, what is tracked.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+};
+
+use banger_proto::guest::message::Algorithm;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::git::Git;
+use crate::error::{Error, Result};
+
+/// How much of a repository goes into a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// The files, and of the history the commit that is checked out
+    #[default]
+    Shallow,
+    /// The files, those of submodules too, and all of `.git`
+    #[value(alias = "full_copy")]
+    FullCopy,
+}
+
+/// A repository with a work tree.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    /// The top of the work tree.
+    pub root: PathBuf,
+    /// Where in the work tree the path was that it was found by, empty or with a slash behind it.
+    pub prefix: OsString,
+    /// What belongs to this work tree: `.git`, or a directory of the main work tree's.
+    pub git_dir: PathBuf,
+    /// Where the objects are.
+    pub objects: PathBuf,
+    /// The hash that names its objects.
+    pub algorithm: Algorithm,
+    /// What is checked out.
+    pub head: Head,
+}
+
+/// What is checked out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The branch, such as `refs/heads/main`; none when a commit is checked out as such.
+    pub branch: Option<String>,
+    /// The commit; none before the first.
+    pub commit: Option<String>,
+}
+
+/// An entry of the index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracked {
+    /// `100644`, `100755`, `120000`, or `160000` for a submodule.
+    pub mode: u32,
+    /// The name of its content as git keeps it.
+    pub id: String,
+    /// 0, or 1 to 3 while a merge waits for the user.
+    pub stage: u8,
+    /// Whether it is left out of a sparse checkout.
+    pub skipped: bool,
+    /// What git knew of the file when it last agreed with the index.
+    pub stat: Stat,
+    /// Its name.
+    pub path: Vec<u8>,
+}
+
+/// When a file was changed, in seconds and nanoseconds, and how long it was (its lower 32 bits).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stat {
+    /// The time.
+    pub mtime: (i64, i64),
+    /// The length.
+    pub size: u32,
+}
+
+/// The mode of a submodule in a tree.
+pub const SUBMODULE: u32 = 0o160000;
+/// The mode of a symbolic link in a tree.
+pub const SYMLINK: u32 = 0o120000;
+/// The mode of a file that can be run.
+pub const PROGRAM: u32 = 0o100755;
+/// The mode of any other file.
+pub const FILE: u32 = 0o100644;
+
+impl Repository {
+    /// The repository that has this path.
+    pub fn open(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let path = path.canonicalize().map_err(|source| Error::io(format!("read {shown}"), source))?;
+        if !path.is_dir() {
+            return Err(Error::Refused(format!("{shown} is not a directory"))
+                .advise("give the directory of a repository; a single file goes in with `banger vm cp`."));
+        }
+        let git = Git::within(&path);
+        let kind = git.output(&["rev-parse", "--is-bare-repository", "--is-inside-work-tree"], b"")?;
+        match (kind.status.success(), kind.stdout.as_slice()) {
+            (true, b"false\ntrue\n") => {}
+            (true, b"true\nfalse\n") => {
+                return Err(Error::Refused(format!("{shown} is a bare repository: it has no files"))
+                    .advise("clone it, and give the clone."));
+            }
+            (true, _) => {
+                return Err(Error::Refused(format!("{shown} is inside of the metadata of a repository"))
+                    .advise("give the directory above `.git`."));
+            }
+            (false, _) => return Err(refused(&path, &String::from_utf8_lossy(&kind.stderr))),
+        }
+        let place = |what: &[&str]| {
+            let line = git.line(what)?.ok_or_else(|| refused(&path, "it cannot be read"))?;
+            Ok::<_, Error>(OsString::from_vec(line))
+        };
+        let text = |line: Option<Vec<u8>>| line.and_then(|line| String::from_utf8(line).ok());
+        let objects = PathBuf::from(place(&["rev-parse", "--git-path", "objects"])?);
+        Ok(Self {
+            root: place(&["rev-parse", "--show-toplevel"])?.into(),
+            prefix: place(&["rev-parse", "--show-prefix"])?,
+            git_dir: place(&["rev-parse", "--absolute-git-dir"])?.into(),
+            objects: if objects.is_absolute() { objects } else { path.join(objects) },
+            algorithm: match place(&["rev-parse", "--show-object-format"])?.as_bytes() {
+                b"sha256" => Algorithm::Sha256,
+                _ => Algorithm::Sha1,
+            },
+            head: Head {
+                branch: text(git.line(&["symbolic-ref", "-q", "HEAD"])?),
+                commit: text(git.line(&["rev-parse", "-q", "--verify", "HEAD^{commit}"])?),
+            },
+        })
+    }
+
+    /// Git in this repository.
+    pub fn git(&self) -> Git {
+        Git::within(&self.root)
+    }
+
+    /// The commit that a revision names.
+    pub fn commit(&self, revision: &str) -> Result<String> {
+        let wanted = format!("{revision}^{{commit}}");
+        let found = self.git().line(&["rev-parse", "-q", "--verify", "--end-of-options", &wanted])?;
+        found.and_then(|line| String::from_utf8(line).ok()).ok_or_else(|| {
+            Error::Refused(format!("there is no commit {revision} in {}", self.root.display()))
+                .advise("`git log` and `git branch --all` show what there is.")
+        })
+    }
+
+    /// What HEAD is now, asked anew.
+    pub fn head_now(root: &Path) -> Result<Option<String>> {
+        let line = Git::within(root).line(&["rev-parse", "-q", "--verify", "HEAD^{commit}"])?;
+        Ok(line.and_then(|line| String::from_utf8(line).ok()))
+    }
+
+    /// The entries of the index.
+    pub fn tracked(&self) -> Result<Vec<Tracked>> {
+        parse_index(&self.git().run(&["ls-files", "-z", "-s", "-t", "--debug"], b"")?)
+            .ok_or_else(|| Error::Refused("the index of git reads otherwise than expected".to_owned()))
+    }
+
+    /// The entries of the index and of those of the submodules, without what git knows of the files.
+    pub fn tracked_with_submodules(&self) -> Result<Vec<Tracked>> {
+        let list = self.git().run(&["ls-files", "-z", "-s", "-t", "--recurse-submodules", "--debug"], b"")?;
+        parse_index(&list)
+            .ok_or_else(|| Error::Refused("the index of git reads otherwise than expected".to_owned()))
+    }
+
+    /// Files that are neither tracked nor ignored. Repositories within this one are named with a slash behind.
+    pub fn untracked(&self) -> Result<Vec<Vec<u8>>> {
+        let list = self.git().run(&["ls-files", "-z", "-o", "--exclude-standard"], b"")?;
+        Ok(list.split(|byte| *byte == 0).filter(|path| !path.is_empty()).map(<[u8]>::to_vec).collect())
+    }
+
+    /// The files of a commit.
+    pub fn files_of(&self, commit: &str) -> Result<Vec<Tracked>> {
+        parse_tree(&self.git().run(&["ls-tree", "-r", "-z", "--full-tree", commit], b"")?)
+            .ok_or_else(|| Error::Refused("a tree of git reads otherwise than expected".to_owned()))
+    }
+}
+
+/// Why git does not take a directory for a repository.
+fn refused(path: &Path, said: &str) -> Error {
+    let shown = path.display();
+    if said.contains("dubious ownership") {
+        return Error::Refused(format!("{shown} belongs to another user, and git does not read it for you"))
+            .advise(format!("if you trust it: `git config --global --add safe.directory {shown}`."));
+    }
+    if said.contains("not a git repository") {
+        return Error::Refused(format!("{shown} is not in a git repository"))
+            .advise("`git init` makes it one; `banger vm cp` takes any directory into a sandbox.");
+    }
+    Error::Refused(format!("{shown} cannot be read by git: {}", said.trim().trim_start_matches("fatal: ")))
+}
+
+/// What `ls-files -z -s -t --debug` prints: for each entry a letter, mode, name, stage, a tab, the path and a
+/// zero byte, then five lines of what git knows.
+fn parse_index(mut list: &[u8]) -> Option<Vec<Tracked>> {
+    const DEBUG_LINES: usize = 5;
+    let mut entries = Vec::new();
+    while !list.is_empty() {
+        let end = list.iter().position(|byte| *byte == 0)?;
+        let (entry, rest) = (&list[..end], &list[end + 1..]);
+        let length = rest.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(DEBUG_LINES - 1)?.0 + 1;
+        let (debug, rest) = rest.split_at(length);
+        list = rest;
+        let (letter, entry) = (*entry.first()?, entry.get(2..)?);
+        let stat = parse_stat(std::str::from_utf8(debug).ok()?)?;
+        entries.push(Tracked { skipped: letter == b'S', stat, ..parse_entry(entry)? });
+    }
+    Some(entries)
+}
+
+/// `MODE ID STAGE\tPATH`
+fn parse_entry(entry: &[u8]) -> Option<Tracked> {
+    let tab = entry.iter().position(|byte| *byte == b'\t')?;
+    let mut fields = std::str::from_utf8(&entry[..tab]).ok()?.split(' ');
+    let mode = u32::from_str_radix(fields.next()?, 8).ok()?;
+    let (id, stage) = (fields.next()?.to_owned(), fields.next()?.parse().ok()?);
+    Some(Tracked { mode, id, stage, skipped: false, stat: Stat::default(), path: entry[tab + 1..].to_vec() })
+}
+
+fn parse_stat(debug: &str) -> Option<Stat> {
+    let value = |name: &str| {
+        debug
+            .lines()
+            .find_map(|line| line.trim_start().strip_prefix(name))
+            .and_then(|rest| rest.split(['\t', ' ']).next().map(str::to_owned))
+    };
+    let mtime = value("mtime: ")?;
+    let (seconds, nanoseconds) = mtime.split_once(':')?;
+    // The index has 32 bits for each.
+    let mtime = (i64::from(seconds.parse::<u32>().ok()?), nanoseconds.parse().ok()?);
+    Some(Stat { mtime, size: value("size: ")?.parse().ok()? })
+}
+
+/// What `ls-tree -r -z` prints: `MODE TYPE ID\tPATH` and a zero byte.
+fn parse_tree(list: &[u8]) -> Option<Vec<Tracked>> {
+    let entries = list.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
+    entries
+        .map(|entry| {
+            let tab = entry.iter().position(|byte| *byte == b'\t')?;
+            let mut fields = std::str::from_utf8(&entry[..tab]).ok()?.split(' ');
+            let (mode, _, id) = (fields.next()?, fields.next()?, fields.next()?.to_owned());
+            let mode = u32::from_str_radix(mode, 8).ok()?;
+            let path = entry[tab + 1..].to_vec();
+            Some(Tracked { mode, id, stage: 0, skipped: false, stat: Stat::default(), path })
+        })
+        .collect()
+}
+
+/// A path of a repository as people read it.
+pub struct Shown<'a>(pub &'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match std::str::from_utf8(self.0) {
+            Ok(text) if !text.contains(char::is_control) => f.write_str(text),
+            _ => write!(f, "\"{}\"", self.0.escape_ascii()),
+        }
+    }
+}
+
+/// A path of a repository as the system takes it.
+pub fn os(path: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(path))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_index_is_read_whatever_the_names_are() {
+        let debug = "  ctime: 1:2\n  mtime: 1795266148:504\n  dev: 1\tino: 2\n  uid: 0\tgid: 0\n  size: 4123\tflags: 0\n";
+        let id = "7593b35f84be40eca0c54497ffa0ab7dddbcf557";
+        let mut list = format!("H 100644 {id} 0\ta b\n\tc\0{debug}S 120000 {id} 0\t").into_bytes();
+        list.extend(b"\xff\0");
+        list.extend(debug.bytes());
+        list.extend(format!("M 100755 {id} 2\tx\0{debug}").bytes());
+        let entries = parse_index(&list).unwrap();
+        let seen: Vec<_> = entries.iter().map(|e| (e.path.as_slice(), e.mode, e.stage, e.skipped)).collect();
+        assert_eq!(
+            seen,
+            [(&b"a b\n\tc"[..], FILE, 0, false), (b"\xff", SYMLINK, 0, true), (b"x", PROGRAM, 2, false)]
+        );
+        assert_eq!(entries[0].stat, Stat { mtime: (1_795_266_148, 504), size: 4123 });
+        assert_eq!(entries[0].id, id);
+        assert_eq!(parse_index(b"H 100644 x 0\ta\0 no debug"), None);
+    }
+
+    #[test]
+    fn names_are_shown_on_one_line() {
+        assert_eq!(Shown("grün b".as_bytes()).to_string(), "grün b");
+        assert_eq!(Shown(b"a\nb").to_string(), r#""a\nb""#);
+        assert_eq!(Shown(b"\xff\x1b").to_string(), r#""\xff\x1b""#);
+    }
+}

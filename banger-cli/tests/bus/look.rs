@@ -1,0 +1,294 @@
+//! Copies, connections and looks into a sandbox, whose agent is the real one, on this host.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::{
+        fs::{PermissionsExt, symlink},
+        net::{UnixListener, UnixStream},
+    },
+    path::PathBuf,
+    process::Stdio,
+    thread,
+};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::host::{Host, until};
+
+fn host() -> Host {
+    let host = Host::new();
+    let created = host.banger(&["vm", "create", "-q", "--name", "box", "--image", "debian"]);
+    assert_eq!(created.status, 0, "{created:?}");
+    host
+}
+
+/// A directory as the sandbox calls it, and as we do.
+fn place(host: &Host, name: &str) -> (String, PathBuf) {
+    let path = host.path(name);
+    (format!("box:{}", path.display()), path)
+}
+
+#[test]
+fn files_and_directories_are_copied_both_ways() {
+    let host = host();
+    let source = host.path("source");
+    fs::create_dir_all(source.join("deep/er")).unwrap();
+    fs::write(source.join("deep/er/odd\nname"), "x").unwrap();
+    fs::write(source.join("run"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(source.join("run"), fs::Permissions::from_mode(0o755)).unwrap();
+    symlink("/nowhere", source.join("link")).unwrap();
+    let source = source.to_str().unwrap();
+
+    let copy = |words: &[&str]| {
+        let ended = host.banger(&[&["vm", "cp", "-q"], words].concat());
+        assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{words:?}: {ended:?}");
+    };
+    let (there, inside) = place(&host, "there");
+    copy(&[source, &there]);
+    assert_eq!(fs::read(inside.join("deep/er/odd\nname")).unwrap(), b"x");
+    assert_eq!(fs::read_link(inside.join("link")).unwrap().to_str(), Some("/nowhere"));
+    // It is there by now, and so the next one goes below it.
+    copy(&[source, &there]);
+    assert!(inside.join("source/run").exists());
+    copy(&[&format!("{source}/run"), &format!("{there}/renamed")]);
+    assert_eq!(fs::metadata(inside.join("renamed")).unwrap().permissions().mode() & 0o777, 0o755);
+
+    let back = host.path("back");
+    copy(&[&format!("{there}/source"), back.to_str().unwrap()]);
+    assert_eq!(fs::read(back.join("deep/er/odd\nname")).unwrap(), b"x");
+    copy(&[&format!("{there}/renamed"), back.to_str().unwrap()]);
+    assert_eq!(fs::read(back.join("renamed")).unwrap(), b"#!/bin/sh\n");
+    let left: Vec<_> =
+        fs::read_dir(host.path(".")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".banger-")), "{left:?}");
+}
+
+#[test]
+fn a_hyphen_is_an_archive() {
+    let host = host();
+    let (there, inside) = place(&host, "there");
+    let archive = |name: &str, content: &[u8]| {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o600);
+        header.set_uid(0);
+        header.set_gid(0);
+        builder.append_data(&mut header, name, content).unwrap();
+        builder.into_inner().unwrap()
+    };
+    let file = host.path("in.tar");
+    fs::write(&file, archive("a/b", b"hello")).unwrap();
+    let ended = host.banger_with(&["vm", "cp", "-", &there], fs::File::open(&file).unwrap());
+    assert_eq!(ended.status, 0, "{ended:?}");
+    assert_eq!(fs::read(inside.join("a/b")).unwrap(), b"hello");
+    let output = host.command(&["vm", "cp", &format!("{there}/a"), "-"]).output().unwrap();
+    let mut archive = tar::Archive::new(output.stdout.as_slice());
+    let names: Vec<_> =
+        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
+    assert!(names.contains(&PathBuf::from("a/b")), "{names:?}");
+}
+
+#[test]
+fn a_copy_that_makes_no_sense_is_refused() {
+    let host = host();
+    for (from, to, expect) in [
+        ("a", "b", "error: neither of them is in a sandbox.\nhint: "),
+        ("box:/a", "box:/b", "error: both are in a sandbox.\nhint: "),
+        ("box:a", "b", "error: \"a\" is no absolute path in a sandbox.\nhint: "),
+        ("/nowhere", "box:/tmp/", "error: cannot read /nowhere.\n"),
+        ("box:/nowhere/x", "/tmp/", "error: cannot read /nowhere/x: "),
+        ("nope:/a", "/tmp/", "error: there is no sandbox nope.\nhint: "),
+    ] {
+        let ended = host.banger(&["vm", "cp", from, to]);
+        assert_ne!(ended.status, 0, "{from} {to}");
+        assert!(ended.errors.starts_with(expect), "{from} {to}: {ended:?}");
+    }
+}
+
+#[test]
+fn what_listens_is_listed() {
+    let host = host();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let rows: Value = serde_json::from_str(&host.banger(&["vm", "ports", "--json", "box"]).output).unwrap();
+    let row = rows.as_array().unwrap().iter().find(|row| row["port"] == port).expect("it is not listed");
+    assert_eq!(
+        (&row["sandbox"], &row["protocol"], &row["endpoint"]),
+        (&"box".into(), &"tcp".into(), &Value::Null)
+    );
+    let table = host.banger(&["vm", "ports", "box"]).output;
+    assert!(table.lines().any(|line| line.contains(&format!("{port}/tcp"))), "{table}");
+}
+
+fn port_of(said: &str) -> u16 {
+    said.split(' ').next().unwrap().rsplit(':').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn connections_are_led_into_a_sandbox_and_out_of_it() {
+    let host = host();
+    // An echo that ends when its caller has ended.
+    let echo = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = echo.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in echo.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let mut reader = stream.try_clone().unwrap();
+                std::io::copy(&mut reader, &mut stream).unwrap();
+                stream.shutdown(std::net::Shutdown::Write)
+            });
+        }
+    });
+    let check = |mut stream: TcpStream| {
+        let much: Vec<u8> = (0..2_000_000u32).flat_map(|n| n.to_le_bytes()).collect();
+        let (mut writer, expect) = (stream.try_clone().unwrap(), much.clone());
+        let sender = thread::spawn(move || {
+            writer.write_all(&much).unwrap();
+            writer.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).unwrap();
+        sender.join().unwrap();
+        assert!(back == expect, "{} bytes of {}", back.len(), expect.len());
+    };
+
+    let mut running = host.start(&["vm", "forward", "-L", &format!("0:{port}"), "box"]);
+    let here = port_of(&running.next_error());
+    check(TcpStream::connect(("127.0.0.1", here)).unwrap());
+    check(TcpStream::connect(("127.0.0.1", here)).unwrap());
+    running.signal(Signal::INT);
+    assert_eq!(running.end().status, 0);
+
+    // To a socket, from a socket.
+    let (there, local) = (host.path("there.sock"), host.path("here.sock"));
+    let listener = UnixListener::bind(&there).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).unwrap();
+        stream.write_all(heard.to_uppercase().as_bytes()).unwrap();
+    });
+    let spec = format!("{}:{}", local.display(), there.display());
+    let mut running = host.start(&["vm", "forward", "-L", &spec, "box"]);
+    assert!(running.next_error().contains(" leads to "));
+    let mut caller = UnixStream::connect(&local).unwrap();
+    caller.write_all(b"hello").unwrap();
+    caller.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    caller.read_to_string(&mut answer).unwrap();
+    server.join().unwrap();
+    assert_eq!(answer, "HELLO");
+    running.signal(Signal::TERM);
+    assert_eq!(running.end().status, 0);
+    assert!(!local.exists());
+}
+
+#[test]
+fn a_connection_that_is_refused_does_not_end_the_others() {
+    let host = host();
+    let mut running = host.start(&["vm", "forward", "-L", "0:1", "box"]);
+    let here = port_of(&running.next_error());
+    let mut stream = TcpStream::connect(("127.0.0.1", here)).unwrap();
+    let mut nothing = Vec::new();
+    let _ = stream.read_to_end(&mut nothing);
+    assert!(nothing.is_empty());
+    assert!(
+        running.next_error().starts_with("error: a connection: cannot connect to 127.0.0.1:1 in the guest: ")
+    );
+    TcpStream::connect(("127.0.0.1", here)).unwrap();
+    running.signal(Signal::INT);
+    assert_eq!(running.end().status, 0);
+    let ended = host.banger(&["vm", "forward", "-L", "x", "box"]);
+    assert_eq!(ended.status, 2, "{ended:?}");
+    assert_eq!(host.banger(&["vm", "forward", "box"]).status, 2);
+}
+
+#[test]
+fn a_sandbox_is_looked_into() {
+    let host = host();
+    let json = |words: &[&str]| -> Value {
+        let ended = host.banger(words);
+        serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+    };
+    let stats = json(&["vm", "stats", "--json", "box"]);
+    assert_eq!(stats[0]["sandbox"], "box");
+    assert!(stats[0]["memory_total"].as_u64() > Some(0) && stats[0]["cpu_percent"].is_number());
+    let top = json(&["vm", "top", "--json", "-n", "3", "box"]);
+    assert!((1..=3).contains(&top.as_array().unwrap().len()));
+    let health = json(&["vm", "health", "--json", "box"]);
+    assert_eq!((&health[0]["healthy"], &health[0]["problems"]), (&true.into(), &Value::Array(Vec::new())));
+    let ping = host.banger(&["vm", "ping", "box"]);
+    assert!(ping.output.starts_with("box: answered in "), "{ping:?}");
+    let ended = host.banger(&["vm", "health", "nope"]);
+    assert_eq!(ended.status, 1);
+    assert!(ended.errors.starts_with("error: there is no sandbox nope."), "{ended:?}");
+}
+
+#[test]
+fn a_detached_command_leaves_what_it_wrote() {
+    let host = host();
+    let ended = host.banger(&["vm", "exec", "-d", "box", "--", "sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
+    let log = ended.output.trim().to_owned();
+    until("it has written", || host.banger(&["vm", "exec", "box", "--", "cat", &log]).output == "out\nerr\n");
+    fs::remove_file(log).unwrap();
+}
+
+#[test]
+fn what_rests_is_pruned_and_what_runs_is_not() {
+    let host = host();
+    for name in ["resting", "idle"] {
+        host.banger(&["vm", "create", "-q", "--no-start", "--name", name, "--image", "debian"]);
+    }
+    assert_eq!(host.banger(&["vm", "prune", "--dry-run"]).output, "resting\nidle\n");
+    let ended = host.banger(&["vm", "prune"]);
+    assert_eq!(ended.status, 1);
+    assert!(ended.errors.starts_with("error: there is no terminal to ask on.\nhint: `--force`"), "{ended:?}");
+    let mut terminal = host.start_in_terminal(&["vm", "prune"]);
+    terminal.wait_for("Remove resting, idle with all that is on their disks? [y/N] ");
+    terminal.type_in("n\n");
+    terminal.wait_for("nothing was removed");
+    assert_eq!(terminal.end().0.code(), Some(1));
+    assert_eq!(host.banger(&["vm", "prune", "-q", "--force"]).output, "resting: deleted\nidle: deleted\n");
+    assert_eq!(host.banger(&["vm", "prune", "--dry-run"]).output, "");
+    assert!(host.banger(&["vm", "list", "-q"]).output.contains("box"));
+}
+
+#[test]
+fn sandboxes_are_found_by_what_they_are_and_renamed() {
+    let host = host();
+    let create =
+        ["vm", "create", "-q", "--name", "red", "--image", "debian", "--label", "team=web", "--label", "x"];
+    assert_eq!(host.banger(&create).status, 0);
+    let labels = host.calls("CreateVM").last().unwrap().options["labels"].clone();
+    assert!(labels.contains("team") && labels.contains("web"), "{labels}");
+    assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "name=red"]).output, "red\n");
+    assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "state=stopped"]).output, "");
+    assert_eq!(host.banger(&["vm", "list", "--filter", "colour=red"]).status, 2);
+    assert_eq!(host.banger(&["vm", "rename", "red", "blue"]).output, "red: is blue now\n");
+    assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "name=blue"]).output, "blue\n");
+}
+
+#[test]
+fn a_shell_has_a_terminal_and_reminds_of_what_goes_on() {
+    let host = Host::new();
+    let mut terminal = host.start_in_terminal(&["vm", "shell", "web"]);
+    terminal.wait_for("vt100 24x80\r\n");
+    terminal.type_in("\x04");
+    terminal.wait_for("web is still running: `banger vm exec web`");
+    assert_eq!(terminal.end().0.code(), Some(7));
+    assert_eq!(
+        host.command(&["vm", "shell", "nope"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+            .code(),
+        Some(125)
+    );
+}

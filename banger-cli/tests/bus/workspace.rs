@@ -1,0 +1,587 @@
+//! Repositories into a sandbox and back: the real agent, which writes on this host instead of in a guest.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+use crate::host::{Ended, Host};
+
+/// A host with a sandbox, a repository, and a place in the sandbox for it.
+struct Bench {
+    host: Host,
+    repo: PathBuf,
+    guest: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self::empty();
+        let path = |name: &str| bench.repo.join(name);
+        fs::create_dir(path("src")).unwrap();
+        fs::write(path("src/main.rs"), "fn main() {}\n").unwrap();
+        fs::write(path("run.sh"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(path("run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+        symlink("src/main.rs", path("link")).unwrap();
+        symlink("/etc/passwd", path("out")).unwrap();
+        fs::write(path("odd\nname \"x\""), "odd").unwrap();
+        fs::write(path("lines"), (1..=40).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
+        fs::write(bench.repo.join(OsStr::from_bytes(b"\xff\xfe")), [0, 159, 146, 150]).unwrap();
+        fs::write(path(".gitignore"), "target/\n*.log\n").unwrap();
+        bench.git(&["add", "-A"]);
+        bench.git(&["commit", "-qm", "first"]);
+        fs::write(path("lines"), (1..=41).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
+        bench.git(&["commit", "-qam", "second"]);
+        bench
+    }
+
+    fn empty() -> Self {
+        let host = Host::new();
+        let created = host.banger(&["vm", "create", "-q", "--name", "box", "--image", "debian"]);
+        assert_eq!(created.status, 0, "{created:?}");
+        let repo = host.path("repo");
+        fs::create_dir(&repo).unwrap();
+        let guest = host.path("guest").join("repo");
+        let bench = Self { host, repo, guest };
+        bench.git(&["init", "-q", "-b", "main"]);
+        bench
+    }
+
+    fn git_in(&self, directory: &Path, words: &[&str]) -> String {
+        let output = Command::new("git")
+            .arg("-C")
+            .arg(directory)
+            .args([
+                "-c",
+                "user.name=Ann",
+                "-c",
+                "user.email=ann@example.org",
+                "-c",
+                "protocol.file.allow=always",
+            ])
+            .args(words)
+            .env("HOME", self.host.home())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "git {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn git(&self, words: &[&str]) -> String {
+        self.git_in(&self.repo, words)
+    }
+
+    fn guest_git(&self, words: &[&str]) -> String {
+        self.git_in(&self.guest, words)
+    }
+
+    fn banger(&self, words: &[&str]) -> Ended {
+        self.host.banger(words)
+    }
+
+    fn prepare(&self, more: &[&str]) -> Ended {
+        let words = ["vm", "workspace", "prepare", "-q", "box", self.repo.to_str().unwrap(), "--guest-path"];
+        self.banger(&[&words[..], &[self.guest.to_str().unwrap()], more].concat())
+    }
+
+    fn prepared(&self, more: &[&str]) {
+        let ended = self.prepare(more);
+        assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
+    }
+
+    fn export(&self, more: &[&str]) -> Ended {
+        self.banger(&[&["vm", "workspace", "export", "-q", "box"][..], more].concat())
+    }
+
+    fn exported(&self, more: &[&str]) -> String {
+        let ended = self.export(more);
+        assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
+        ended.output
+    }
+
+    fn assert_same(&self) {
+        assert_eq!(tree(&self.repo), tree(&self.guest));
+    }
+}
+
+/// Everything below a directory but for what is git's: names, kinds, whether files can be run, contents.
+fn tree(directory: &Path) -> Vec<(PathBuf, String, Vec<u8>)> {
+    let mut tree = Vec::new();
+    let mut waiting = vec![directory.to_owned()];
+    while let Some(place) = waiting.pop() {
+        for entry in fs::read_dir(&place).unwrap().map(Result::unwrap) {
+            let (path, metadata) = (entry.path(), entry.metadata().unwrap());
+            let name = path.strip_prefix(directory).unwrap().to_owned();
+            if entry.file_name() == ".git" {
+                continue;
+            } else if metadata.is_dir() {
+                waiting.push(path);
+            } else if metadata.is_symlink() {
+                let target = fs::read_link(path).unwrap().into_os_string().as_bytes().to_vec();
+                tree.push((name, "link".into(), target));
+            } else {
+                let kind = if metadata.permissions().mode() & 0o100 == 0 { "file" } else { "program" };
+                tree.push((name, kind.into(), fs::read(path).unwrap()));
+            }
+        }
+    }
+    tree.sort();
+    tree
+}
+
+#[test]
+fn a_repository_arrives_as_it_is_and_git_there_finds_nothing_changed() {
+    let bench = Bench::new();
+    bench.prepared(&[]);
+    bench.assert_same();
+    assert_eq!(bench.guest_git(&["status", "--short"]), "");
+    assert_eq!(bench.guest_git(&["rev-parse", "HEAD"]), bench.git(&["rev-parse", "HEAD"]));
+    assert_eq!(bench.guest_git(&["branch", "--show-current"]), "main\n");
+    assert_eq!(bench.guest_git(&["log", "--oneline"]).lines().count(), 1);
+    bench.guest_git(&["fsck", "--strict"]);
+    fs::write(bench.guest.join("new"), "x").unwrap();
+    bench.guest_git(&["add", "new"]);
+    bench.guest_git(&["commit", "-qm", "in the sandbox"]);
+}
+
+#[test]
+fn local_changes_go_along_and_untracked_and_ignored_files_do_not() {
+    let bench = Bench::new();
+    let path = |name: &str| bench.repo.join(name);
+    fs::write(path("lines"), "changed\n").unwrap();
+    fs::write(path("staged"), "staged\n").unwrap();
+    bench.git(&["add", "staged"]);
+    fs::remove_file(path("run.sh")).unwrap();
+    fs::write(path("secret"), "untracked").unwrap();
+    fs::create_dir(path("target")).unwrap();
+    fs::write(path("target/x"), "ignored").unwrap();
+    let words = ["vm", "workspace", "prepare", "box", bench.repo.to_str().unwrap(), "--guest-path"];
+    let ended = bench.banger(&[&words[..], &[bench.guest.to_str().unwrap()]].concat());
+    assert_eq!(ended.status, 0, "{ended:?}");
+    assert!(ended.errors.contains("note: 1 file that git does not track stays here"), "{ended:?}");
+    assert_eq!(bench.guest_git(&["status", "--short"]), " M lines\n D run.sh\nA  staged\n");
+    assert!(!bench.guest.join("secret").exists() && !bench.guest.join("target").exists());
+    bench.prepared(&["--force", "--include-untracked"]);
+    assert!(bench.guest.join("secret").exists() && !bench.guest.join("target").exists());
+}
+
+#[test]
+fn a_dry_run_lists_what_would_be_sent_and_touches_nothing() {
+    let bench = Bench::new();
+    let ended = bench.prepare(&["--dry-run"]);
+    let lines: Vec<_> = ended.output.lines().collect();
+    assert!(lines.contains(&"src/main.rs") && lines.contains(&r#""odd\nname \"x\"""#), "{ended:?}");
+    assert_eq!(lines.len(), 8);
+    assert!(!bench.guest.exists());
+    let json: Value = serde_json::from_str(&bench.prepare(&["--dry-run", "--json"]).output).unwrap();
+    assert_eq!((json["files"].as_array().unwrap().len(), &json["branch"]), (8, &"refs/heads/main".into()));
+    let calls = bench.host.all_calls();
+    assert!(!calls.contains(&"OpenAgent".to_owned()), "{calls:?}");
+    let repo = bench.repo.to_str().unwrap();
+    assert_eq!(bench.banger(&["vm", "run", "--dry-run", repo]).output, ended.output);
+}
+
+#[test]
+fn a_command_runs_in_the_directory_that_was_named() {
+    let bench = Bench::new();
+    let (src, guest) = (bench.repo.join("src"), bench.guest.to_str().unwrap());
+    let run = ["vm", "run", "-q", "--rm", "--name", "box-2", "--image", "debian", "--guest-path", guest];
+    let ended =
+        bench.banger(&[&run[..], &[src.to_str().unwrap(), "--", "sh", "-c", "pwd; exit 42"]].concat());
+    assert_eq!((ended.status, ended.output), (42, format!("{guest}/src\n")));
+}
+
+#[test]
+fn every_shape_of_head_and_of_a_work_tree_is_taken() {
+    // Before the first commit.
+    let bench = Bench::empty();
+    fs::write(bench.repo.join("a"), "a").unwrap();
+    bench.git(&["add", "a"]);
+    bench.prepared(&[]);
+    assert_eq!(bench.guest_git(&["status", "--short"]), "A  a\n");
+    assert_eq!(bench.exported(&[]), "");
+
+    // A commit as such.
+    let bench = Bench::new();
+    bench.git(&["checkout", "-q", "--detach", "HEAD~1"]);
+    bench.prepared(&[]);
+    assert_eq!(bench.guest_git(&["status", "--short"]), "");
+    assert_eq!(bench.guest_git(&["branch", "--show-current"]), "");
+
+    // A work tree of another repository.
+    let bench = Bench::new();
+    let linked = bench.host.path("linked");
+    bench.git(&["worktree", "add", "-q", "-b", "side", linked.to_str().unwrap()]);
+    let words = ["vm", "workspace", "prepare", "-q", "box", linked.to_str().unwrap(), "--guest-path"];
+    let ended = bench.banger(&[&words[..], &[bench.guest.to_str().unwrap()]].concat());
+    assert_eq!(ended.status, 0, "{ended:?}");
+    assert_eq!(bench.guest_git(&["status", "--short", "--branch"]), "## side\n");
+    fs::write(bench.guest.join("lines"), "work\n").unwrap();
+    bench.exported(&["--apply"]);
+    assert_eq!(fs::read_to_string(linked.join("lines")).unwrap(), "work\n");
+
+    // A part of the files only.
+    let bench = Bench::new();
+    bench.git(&["sparse-checkout", "set", "--no-cone", "/lines"]);
+    bench.prepared(&[]);
+    assert_eq!(bench.guest_git(&["status", "--short"]), "");
+    assert!(!bench.guest.join("src").exists());
+    assert_eq!(bench.exported(&[]), "");
+}
+
+#[test]
+fn a_branch_of_its_own_begins_at_a_revision_with_its_files() {
+    let bench = Bench::new();
+    fs::write(bench.repo.join("lines"), "local\n").unwrap();
+    bench.prepared(&["--branch", "attempt", "--from", "HEAD~1"]);
+    assert_eq!(bench.guest_git(&["status", "--short", "--branch"]), "## attempt\n");
+    assert!(fs::read_to_string(bench.guest.join("lines")).unwrap().ends_with("line 40\n"));
+    assert_eq!(bench.git(&["branch"]), "* main\n");
+    let ended = bench.prepare(&["--force", "--branch", "a..b"]);
+    assert!(ended.errors.starts_with("error: a..b cannot be the name of a branch."), "{ended:?}");
+    let ended = bench.prepare(&["--force", "--branch", "x", "--from", "nowhere"]);
+    assert!(ended.errors.starts_with("error: there is no commit nowhere in "), "{ended:?}");
+}
+
+#[test]
+fn contents_that_go_through_a_filter_arrive_as_they_are_here() {
+    let bench = Bench::new();
+    bench.git(&["config", "filter.swap.clean", "tr a-z A-Z"]);
+    bench.git(&["config", "filter.swap.smudge", "tr A-Z a-z"]);
+    fs::write(bench.repo.join(".gitattributes"), "*.big filter=swap\n").unwrap();
+    fs::write(bench.repo.join("x.big"), "content").unwrap();
+    bench.git(&["add", "-A"]);
+    bench.git(&["commit", "-qm", "filtered"]);
+    // As git leaves it once it has looked.
+    bench.git(&["status", "--short"]);
+    bench.prepared(&[]);
+    assert_eq!(fs::read_to_string(bench.guest.join("x.big")).unwrap(), "content");
+    assert_eq!(bench.guest_git(&["status", "--short"]), "");
+    assert_eq!(bench.exported(&[]), "");
+}
+
+#[test]
+fn submodules_need_a_full_copy() {
+    let bench = Bench::new();
+    let other = bench.host.path("other");
+    fs::create_dir(&other).unwrap();
+    bench.git_in(&other, &["init", "-q", "-b", "main"]);
+    fs::write(other.join("inner"), "inner").unwrap();
+    bench.git_in(&other, &["add", "-A"]);
+    bench.git_in(&other, &["commit", "-qm", "inner"]);
+    bench.git(&["submodule", "--quiet", "add", other.to_str().unwrap(), "sub"]);
+    bench.git(&["commit", "-qm", "with a submodule"]);
+    let ended = bench.prepare(&[]);
+    assert_eq!(ended.status, 1);
+    assert!(
+        ended.errors.starts_with("error: the repository has the submodule sub.\nhint: `--mode full-copy`")
+    );
+    bench.prepared(&["--mode", "full_copy"]);
+    bench.assert_same();
+    assert_eq!(bench.guest_git(&["status", "--short"]), "");
+    assert_eq!(bench.guest_git(&["log", "--oneline"]).lines().count(), 3);
+    fs::write(bench.guest.join("sub/inner"), "changed").unwrap();
+    assert!(bench.exported(&[]).contains("b/sub/inner"));
+}
+
+#[test]
+fn what_is_no_repository_is_refused_with_advice_before_there_is_a_sandbox() {
+    let bench = Bench::new();
+    let place = |name: &str| bench.host.path(name).to_str().unwrap().to_owned();
+    fs::create_dir(bench.host.path("plain")).unwrap();
+    bench.git(&["clone", "-q", "--bare", ".", &place("bare.git")]);
+    fs::write(bench.host.path("file"), "").unwrap();
+    let made = bench.host.calls("CreateVM").len();
+    for (path, expect) in [
+        ("plain", "is not in a git repository.\nhint: `git init`"),
+        ("bare.git", "is a bare repository: it has no files.\nhint: clone it"),
+        ("file", "is not a directory.\nhint: "),
+        ("nowhere", "error: cannot read "),
+        ("repo/.git", "is inside of the metadata of a repository.\nhint: "),
+    ] {
+        let ended = bench.banger(&["vm", "run", "--rm", &place(path), "--", "true"]);
+        assert_ne!(ended.status, 0);
+        assert!(ended.errors.contains(expect), "{path}: {ended:?}");
+    }
+    assert_eq!(bench.host.calls("CreateVM").len(), made);
+    let ended = bench.banger(&["vm", "run", "--rm", "--include-untracked", "--", "true"]);
+    assert!(ended.status == 2 && ended.errors.contains("`banger vm run . …`"), "{ended:?}");
+}
+
+#[test]
+fn nothing_that_a_repository_configures_is_run() {
+    let bench = Bench::new();
+    let trap = bench.host.path("trap");
+    fs::write(&trap, format!("#!/bin/sh\ntouch {}\nexit 1\n", bench.host.path("sprung").display())).unwrap();
+    fs::set_permissions(&trap, fs::Permissions::from_mode(0o755)).unwrap();
+    let trap = trap.to_str().unwrap();
+    fs::write(bench.repo.join(".gitattributes"), "* filter=evil diff=evil merge=evil\n").unwrap();
+    bench.git(&["add", "-A"]);
+    bench.git(&["commit", "-qm", "attributes"]);
+    for key in [
+        "core.fsmonitor",
+        "core.sshCommand",
+        "core.pager",
+        "core.editor",
+        "diff.external",
+        "diff.evil.command",
+        "diff.evil.textconv",
+        "filter.evil.clean",
+        "filter.evil.smudge",
+        "filter.evil.process",
+        "merge.evil.driver",
+        "core.alternateRefsCommand",
+        "uploadpack.packObjectsHook",
+        "credential.helper",
+        "core.gitProxy",
+    ] {
+        bench.git(&["config", key, trap]);
+    }
+    for hook in
+        ["post-index-change", "reference-transaction", "pre-auto-gc", "post-checkout", "fsmonitor-watchman"]
+    {
+        fs::copy(trap, bench.repo.join(".git/hooks").join(hook)).unwrap();
+    }
+    fs::write(bench.repo.join("lines"), "changed\n").unwrap();
+    bench.prepared(&["--include-untracked"]);
+    fs::write(bench.guest.join("run.sh"), "changed\n").unwrap();
+    bench.exported(&["--stat"]);
+    bench.exported(&["--apply", "--force"]);
+    bench.git(&["config", "user.name", "Ann"]);
+    bench.git(&["config", "user.email", "ann@example.org"]);
+    bench.exported(&["--branch", "work"]);
+    assert!(!bench.host.path("sprung").exists());
+}
+
+#[test]
+fn work_in_the_sandbox_comes_back_and_nothing_changes_there() {
+    let bench = Bench::new();
+    bench.prepared(&[]);
+    let path = |name: &str| bench.guest.join(name);
+    // Committed there, and not.
+    fs::write(path("committed"), "in a commit\n").unwrap();
+    bench.guest_git(&["add", "committed"]);
+    bench.guest_git(&["commit", "-qm", "work"]);
+    fs::write(path("staged"), [0u8, 1, 2, 255]).unwrap();
+    bench.guest_git(&["add", "staged"]);
+    fs::write(path("src/main.rs"), "fn main() { work() }\n").unwrap();
+    fs::remove_file(path("run.sh")).unwrap();
+    fs::remove_file(path("link")).unwrap();
+    fs::create_dir(path("link")).unwrap();
+    fs::write(path("link/is a directory"), "x").unwrap();
+    fs::set_permissions(path("lines"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(path("new \"odd\"\n"), "odd").unwrap();
+    fs::create_dir(path("target")).unwrap();
+    fs::write(path("target/debug"), "ignored").unwrap();
+    fs::write(path("build.log"), "ignored").unwrap();
+    let before = (
+        fs::read(path(".git/index")).unwrap(),
+        bench.guest_git(&["for-each-ref"]),
+        bench.guest_git(&["status", "--porcelain"]),
+        tree(&bench.guest),
+    );
+    let patch = bench.exported(&[]);
+    assert!(patch.contains("GIT binary patch") && !patch.contains("build.log"), "{patch}");
+    let file = bench.host.path("work.patch");
+    bench.exported(&["-o", file.to_str().unwrap()]);
+    bench.git(&["apply", "--check", file.to_str().unwrap()]);
+    assert!(bench.exported(&["--stat"]).contains("8 files changed"), "{}", bench.exported(&["--stat"]));
+    bench.exported(&["--apply"]);
+    assert_eq!(
+        before,
+        (
+            fs::read(path(".git/index")).unwrap(),
+            bench.guest_git(&["for-each-ref"]),
+            bench.guest_git(&["status", "--porcelain"]),
+            tree(&bench.guest),
+        )
+    );
+    fs::remove_dir_all(path("target")).unwrap();
+    fs::remove_file(path("build.log")).unwrap();
+    bench.assert_same();
+    // Both sides are the same now.
+    assert_eq!(bench.exported(&[]), "");
+    // And yet all of it is told against the commit.
+    assert!(bench.exported(&["--base-commit", "HEAD"]).contains("in a commit"));
+}
+
+#[test]
+fn a_patch_puts_a_clone_where_the_sandbox_is() {
+    let bench = Bench::new();
+    bench.prepared(&[]);
+    fs::write(bench.guest.join("lines"), "one\n").unwrap();
+    fs::write(bench.guest.join("bin"), [0u8; 100]).unwrap();
+    let clone = bench.host.path("clone");
+    bench.git(&["clone", "-q", ".", clone.to_str().unwrap()]);
+    let file = bench.host.path("work.patch");
+    bench.exported(&["-o", file.to_str().unwrap()]);
+    bench.git_in(&clone, &["apply", file.to_str().unwrap()]);
+    assert_eq!(tree(&clone), tree(&bench.guest));
+    let json: Value = serde_json::from_str(&bench.exported(&["--json"])).unwrap();
+    assert_eq!(json["files"][0]["path"], "bin");
+    assert_eq!(json["files"][0]["status"], "added");
+    assert_eq!(json["files"][1]["status"], "modified");
+}
+
+#[test]
+fn a_work_tree_with_changes_is_left_alone_unless_told_and_then_merged() {
+    let bench = Bench::new();
+    bench.prepared(&[]);
+    let edit = |place: &Path, from: &str, to: &str| {
+        let text = fs::read_to_string(place.join("lines")).unwrap();
+        fs::write(place.join("lines"), text.replace(from, to)).unwrap();
+    };
+    edit(&bench.guest, "line 2\n", "line two\n");
+    edit(&bench.repo, "line 30\n", "line thirty\n");
+    let ended = bench.export(&["--apply"]);
+    assert_eq!(ended.status, 1);
+    assert!(ended.errors.contains("has changes that are not committed, as in lines.\nhint: "), "{ended:?}");
+    bench.exported(&["--apply", "--force"]);
+    let merged = fs::read_to_string(bench.repo.join("lines")).unwrap();
+    assert!(merged.contains("line two\n") && merged.contains("line thirty\n"), "{merged}");
+
+    // What does not go together leaves all as it is, other files too.
+    edit(&bench.guest, "line 10\n", "line ten\n");
+    fs::write(bench.guest.join("another"), "x").unwrap();
+    edit(&bench.repo, "line 10\n", "line TEN\n");
+    let before = tree(&bench.repo);
+    let ended = bench.export(&["--apply", "--force"]);
+    assert_eq!(ended.status, 1);
+    assert!(
+        ended.errors.contains("the same was changed in different ways: lines.\nhint: nothing was touched"),
+        "{ended:?}"
+    );
+    assert_eq!(before, tree(&bench.repo));
+}
+
+#[test]
+fn work_goes_on_a_branch_of_its_own_and_the_work_tree_stays() {
+    let bench = Bench::new();
+    bench.prepared(&[]);
+    fs::write(bench.guest.join("lines"), "work\n").unwrap();
+    fs::write(bench.guest.join("new"), "new\n").unwrap();
+    bench.git(&["config", "user.name", "Ann"]);
+    bench.git(&["config", "user.email", "ann@example.org"]);
+    let before = tree(&bench.repo);
+    bench.exported(&["--branch", "work", "-m", "from a sandbox"]);
+    assert_eq!(before, tree(&bench.repo));
+    assert_eq!(bench.git(&["log", "-1", "--format=%an %s", "work"]), "Ann from a sandbox\n");
+    assert_eq!(bench.git(&["diff", "--name-status", "main", "work"]), "M\tlines\nA\tnew\n");
+    assert_eq!(bench.git(&["status", "--short"]), "");
+    let ended = bench.export(&["--branch", "work"]);
+    assert!(ended.errors.starts_with("error: there is a branch work already."), "{ended:?}");
+}
+
+#[test]
+fn links_of_a_sandbox_lead_nowhere_when_its_work_is_applied() {
+    let bench = Bench::new();
+    fs::create_dir(bench.repo.join("dir")).unwrap();
+    fs::write(bench.repo.join("dir/x"), "x").unwrap();
+    bench.git(&["add", "-A"]);
+    bench.git(&["commit", "-qm", "dir"]);
+    bench.prepared(&[]);
+    let outside = bench.host.path("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("x"), "mine").unwrap();
+    // Here the directory has become a link to somewhere else; there the file behind it has changed.
+    fs::remove_dir_all(bench.repo.join("dir")).unwrap();
+    symlink(&outside, bench.repo.join("dir")).unwrap();
+    fs::write(bench.guest.join("dir/x"), "from the sandbox").unwrap();
+    fs::write(bench.guest.join("dir/y"), "from the sandbox").unwrap();
+    let ended = bench.export(&["--apply", "--force"]);
+    assert_eq!(ended.status, 1, "{ended:?}");
+    assert_eq!(fs::read_to_string(outside.join("x")).unwrap(), "mine");
+    assert!(!outside.join("y").exists());
+}
+
+#[test]
+fn what_is_there_already_is_not_replaced_unasked() {
+    let bench = Bench::new();
+    bench.prepared(&[]);
+    fs::write(bench.guest.join("work"), "x").unwrap();
+    let ended = bench.prepare(&[]);
+    assert_eq!(ended.status, 126);
+    assert!(ended.errors.contains("there is something already.\nhint: `--force`"), "{ended:?}");
+    assert!(bench.guest.join("work").exists());
+    bench.prepared(&["--force"]);
+    assert!(!bench.guest.join("work").exists());
+}
+
+#[test]
+fn a_sandbox_without_a_workspace_says_so() {
+    let bench = Bench::new();
+    let ended = bench.export(&[]);
+    assert_eq!(ended.status, 1);
+    assert!(ended.errors.starts_with(
+        "error: no repository was sent to box from here.\nhint: `banger vm workspace prepare box PATH`"
+    ));
+    bench.prepared(&[]);
+    fs::remove_dir_all(&bench.guest).unwrap();
+    let ended = bench.export(&[]);
+    assert!(ended.errors.contains("there is no workspace at "), "{ended:?}");
+}
+
+#[test]
+fn commands_run_in_the_workspace_and_only_what_has_changed_is_sent() {
+    let bench = Bench::new();
+    bench.prepared(&[]);
+    let exec = |words: &[&str]| bench.banger(&[&["vm", "exec"], words].concat());
+    assert_eq!(exec(&["box", "--", "pwd"]).output, format!("{}\n", bench.guest.display()));
+    assert_eq!(exec(&["-w", "/", "box", "--", "pwd"]).output, "/\n");
+    let stamp = |name: &str| fs::metadata(bench.guest.join(name)).unwrap().modified().unwrap();
+    let before = stamp("src/main.rs");
+
+    fs::write(bench.repo.join("lines"), "later\n").unwrap();
+    fs::remove_file(bench.repo.join("run.sh")).unwrap();
+    bench.git(&["commit", "-qam", "third"]);
+    let ended = exec(&["box", "--", "true"]);
+    assert!(ended.errors.starts_with("warning: ") && ended.errors.contains("has moved from"), "{ended:?}");
+    assert!(ended.errors.contains("`--auto-prepare`"), "{ended:?}");
+    fs::write(bench.guest.join("kept"), "work in the sandbox").unwrap();
+    let ended = exec(&["--auto-prepare", "box", "--", "cat", "lines"]);
+    assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("later\n", ""), "{ended:?}");
+    assert!(!bench.guest.join("run.sh").exists() && bench.guest.join("kept").exists());
+    assert_eq!(stamp("src/main.rs"), before);
+    assert_eq!(exec(&["box", "--", "true"]).errors, "");
+    let patch = bench.exported(&[]);
+    assert!(patch.contains("b/kept") && !patch.contains("lines"), "{patch}");
+
+    // What has changed on both sides is not overwritten.
+    fs::write(bench.repo.join("lines"), "here\n").unwrap();
+    fs::write(bench.guest.join("lines"), "there\n").unwrap();
+    let ended = exec(&["--auto-prepare", "box", "--", "true"]);
+    assert_eq!(ended.status, 125);
+    assert!(
+        ended.errors.starts_with("error: here and in the sandbox the same files have changed: lines.\n"),
+        "{ended:?}"
+    );
+    assert_eq!(fs::read_to_string(bench.guest.join("lines")).unwrap(), "there\n");
+}
+
+#[test]
+fn tools_are_asked_for_before_there_is_a_sandbox() {
+    let bench = Bench::new();
+    fs::write(bench.repo.join(".tool-versions"), "node 22\n").unwrap();
+    bench.git(&["add", "-A"]);
+    bench.git(&["commit", "-qm", "tools"]);
+    let (repo, guest) = (bench.repo.to_str().unwrap(), bench.guest.to_str().unwrap());
+    let made = bench.host.calls("CreateVM").len();
+    let run = ["vm", "run", "-d", "--name", "box-2", "--image", "debian", "--guest-path", guest, repo];
+    let ended = bench.banger(&run);
+    assert_eq!(ended.status, 125);
+    assert!(
+        ended.errors.starts_with("error: the repository asks for tools in .tool-versions, and "),
+        "{ended:?}"
+    );
+    assert!(ended.errors.contains("hint: `--nat` lets it; `--no-bootstrap` does without"), "{ended:?}");
+    assert_eq!(bench.host.calls("CreateVM").len(), made);
+    assert_eq!(bench.banger(&[&run[..], &["-q", "--no-bootstrap"]].concat()).output, "box-2\n");
+}

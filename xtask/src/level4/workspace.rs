@@ -1,0 +1,138 @@
+//! A repository in a sandbox: in, worked on, and out again; and much data through commands, files and ports.
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Check, as_user, expect, script};
+use crate::{host::Host, run::repository};
+
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("a repository goes into a sandbox, is worked on, and comes back byte for byte", there_and_back),
+    ("a repository needs no git in the image", without_git),
+    ("data through commands, copies and forwarded ports is unchanged", much_data),
+];
+
+/// A clone of this project below the home of alice.
+fn clone(host: &Host) -> Result<()> {
+    let clone = "
+        rm -rf /home/alice/project
+        if [ -e \"$0/.git\" ]; then
+            git -c safe.directory='*' clone -q --no-local --depth 1 \"file://$0\" /home/alice/project
+        else
+            mkdir /home/alice/project
+            (cd \"$0\" && tar -c --exclude=./target .) | tar -x -C /home/alice/project
+            cd /home/alice/project && git init -q && git add -A
+            git -c user.name=x -c user.email=x@example.org commit -q -m all
+        fi
+        chown -R alice: /home/alice/project";
+    let path = repository();
+    let path = path.to_str().context("the repository has a strange path")?;
+    let cloned = host.enter(&["sh", "-euc", clone, path]).output().context("cannot clone")?;
+    expect(&cloned, 0).map(drop)
+}
+
+/// What a directory holds, as a digest: names, contents, links and what can be run.
+const DIGEST: &str = "
+    (find . -name .git -prune -o -type f -exec sha256sum {} +
+     find . -name .git -prune -o -type l -printf '%p -> %l\\n'
+     find . -name .git -prune -o -type f -perm -100 -print) | LC_ALL=C sort | sha256sum";
+
+fn there_and_back(host: &Host) -> Result<()> {
+    clone(host)?;
+    let session = "
+        cd project
+        banger vm run --quiet --vcpu 1 --name work . -- git status --short > ../status
+        [ ! -s ../status ] && echo clean
+        banger vm exec work -- sh -ec '
+            pwd
+            git config user.name Ann; git config user.email ann@example.org
+            printf \"\\000\\001binary\\377\" > \"a b.bin\"; git add .; git commit -qm binary
+            sed -i \"s/^# banger/# changed/\" README.md
+            git rm -q deny.toml; git commit -qm removed
+            mkdir -p deep/er; echo new > \"$(printf \"deep/er/odd\\nname\")\"
+            ln -s ../README.md deep/link; chmod +x Cargo.toml
+            mkdir -p target; echo no > target/ignored
+            git add deep/link'
+        state='sha256sum .git/index; git for-each-ref; git status --porcelain'
+        banger vm exec work -- sh -c \"$state\" > ../before
+        banger vm workspace export work -o ../work.patch
+        git apply --check ../work.patch && echo patch applies
+        banger vm workspace export work --apply
+        banger vm exec work -- sh -c \"$state\" > ../after
+        cmp ../before ../after && echo untouched
+        banger vm exec work -- rm -r target
+        banger vm exec work -- sh -c \"$DIGEST\" > ../there
+        sh -c \"$DIGEST\" > ../here
+        cmp ../here ../there && echo same
+        git add -A; git -c user.name=Ann -c user.email=a@example.org commit -qm applied
+        echo more >> README.md
+        banger vm exec work -- true 2> ../warned
+        grep -q 'has moved from' ../warned && echo drift
+        banger vm exec --auto-prepare work -- tail -n 1 README.md
+        banger vm exec work -- true 2> ../warned
+        [ ! -s ../warned ] && echo settled
+        status=0; banger vm exec work -- sh -c 'exit 42' || status=$?
+        echo status $status
+        banger vm delete --force work";
+    let session = format!("DIGEST={}\n{session}", quoted(DIGEST));
+    let out = script(host, "alice", &session)?;
+    for line in
+        ["clean", "/root/repo", "patch applies", "untouched", "same", "drift", "more", "settled", "status 42"]
+    {
+        ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
+    }
+    Ok(())
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+fn without_git(host: &Host) -> Result<()> {
+    clone(host)?;
+    let session = "
+        cd project
+        banger vm run --quiet --vcpu 1 --name bare . -- sh -ec '
+            mv /usr/bin/git /usr/bin/not-git
+            echo work > README.md; rm deny.toml'
+        banger vm workspace export bare --apply
+        git status --short
+        banger vm delete --force bare";
+    let output = as_user(host, "alice", &["sh", "-euc", session])?;
+    let out = expect(&output, 0)?;
+    ensure!(out.contains("M README.md") && out.contains("D deny.toml"), "{out:?}");
+    Ok(())
+}
+
+fn much_data(host: &Host) -> Result<()> {
+    // A gibibyte takes minutes under a translator; the protocol has seen all of its states after these.
+    let session = "
+        head -c 32M /dev/urandom > much
+        banger vm create --quiet --vcpu 1 --name pipe
+        banger vm exec pipe -- cat < much | cmp - much && echo piped
+        banger vm cp much pipe:/root/
+        banger vm cp pipe:/root/much back
+        cmp much back && echo copied
+        banger vm exec -d pipe -- python3 -m http.server --bind 127.0.0.1 8080
+        for n in $(seq 300); do banger vm ports pipe | grep -q 8080 && break; sleep 0.2; done
+        banger vm ports --json pipe | grep -q '\"port\": 8080' && echo listed
+        banger vm forward -q -L 18080:8080 pipe &
+        forward=$!
+        for n in $(seq 300); do curl -sf http://127.0.0.1:18080/much -o fetched && break; sleep 0.2; done
+        cmp much fetched && echo forwarded
+        kill $forward; wait $forward || true
+        python3 -m http.server --bind 127.0.0.1 19000 > /dev/null 2>&1 &
+        server=$!
+        banger vm forward -q -R 9000:19000 -R /run/back.sock:19000 pipe &
+        forward=$!
+        for n in $(seq 300); do
+            banger vm exec pipe -- curl -sf http://127.0.0.1:9000/much | cmp - much && break; sleep 0.2
+        done
+        banger vm exec pipe -- curl -sf --unix-socket /run/back.sock http://x/much | cmp - much && echo led out
+        kill $forward $server; wait || true
+        banger vm delete --force pipe";
+    let out = script(host, "alice", session)?;
+    for line in ["piped", "copied", "listed", "forwarded", "led out"] {
+        ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
+    }
+    Ok(())
+}
