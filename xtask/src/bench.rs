@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{bench_boot, bench_disk, bench_net, bench_size};
+use crate::{bench_boot, bench_disk, bench_import, bench_net, bench_size};
 
 /// What `cargo xtask bench` takes.
 #[derive(Parser)]
@@ -29,6 +29,12 @@ enum Bench {
     Boot,
     /// Memory of the service, size of the agent, start of the client
     Size,
+    /// An image's layer made a file system, beside umoci and mkfs.ext4
+    Import {
+        /// Of a small image, to see whether it works
+        #[arg(long)]
+        small: bool,
+    },
     /// The network interface of a guest, made and removed
     Net,
     /// A system disk of a 4 GiB image, beside one `dmsetup create`, in the test host
@@ -79,6 +85,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match arguments.bench {
         Bench::Boot => show(arguments, &[bench_boot::run(arguments.runs)?], Report::print),
         Bench::Disk => show(arguments, &[bench_disk::run(arguments.runs)?], Report::print),
+        Bench::Import { small } => {
+            show(arguments, &bench_import::run(arguments.runs, small)?, bench_import::Report::print)
+        }
         Bench::Net => show(arguments, &bench_net::run(arguments.runs)?, Report::print),
         Bench::Size => show(arguments, &[bench_size::run(arguments.runs)?], bench_size::Report::print),
     }

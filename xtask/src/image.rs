@@ -49,6 +49,30 @@ pub fn ensure(name: &str) -> Result<PathBuf> {
     make(name, false)
 }
 
+/// The root file system of these packages as a tar archive, made if it is not there.
+pub fn archive(name: &str) -> Result<PathBuf> {
+    let included = packages_in(&repository().join("xtask/images").join(format!("{name}.packages")))?;
+    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{}", included.join("\n")));
+    let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let directory = cache().join("images");
+    let archive = directory.join(format!("{name}-{digest}.tar"));
+    if archive.exists() {
+        return Ok(archive);
+    }
+    packages::ensure()?;
+    ensure!(rustix::process::geteuid().is_root(), "an image is made as root");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    say(&format!("making an archive of {name}"));
+    let scratch = tempfile::tempdir_in(&directory).context("cannot make a temporary directory")?;
+    let (root, unfinished) = (scratch.path().join("root"), scratch.path().join("archive"));
+    bootstrap(&root, &included)?;
+    clean(&root)?;
+    let words = ["--create", "--numeric-owner", "--sort=name", "--xattrs", "--xattrs-include=*", "--file"];
+    shell(command("tar", words).arg(&unfinished).arg("--directory").arg(&root).arg("."))?;
+    fs::rename(&unfinished, &archive).context("cannot put the archive in its place")?;
+    Ok(archive)
+}
+
 fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
     let list = repository().join("xtask/images").join(format!("{name}.packages"));
     let included = packages_in(&list).with_context(|| format!("there is no image {name}"))?;

@@ -3,6 +3,7 @@
 mod bench;
 mod bench_boot;
 mod bench_disk;
+mod bench_import;
 mod bench_net;
 mod bench_size;
 mod build;

@@ -22,6 +22,7 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A change of a unit is told by a signal. Should one be lost, this is how long it takes to be seen.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+const ALREADY_SUBSCRIBED: &str = "org.freedesktop.systemd1.AlreadySubscribed";
 const SIGKILL: i32 = 9;
 const EPERM: i32 = 1;
 /// The user of a process that is gone; the kernel gives this number to nobody.
@@ -38,8 +39,10 @@ impl Units {
     pub(super) async fn new(connection: Connection) -> Result<Self> {
         let units = Self { connection };
         // Without this, systemd sends no signals about units.
-        units.manager().await?.subscribe().await.map_err(|error| bus("subscribe to systemd", error))?;
-        Ok(units)
+        match units.manager().await?.subscribe().await {
+            Err(error) if !is_called(&error, ALREADY_SUBSCRIBED) => Err(bus("subscribe to systemd", error)),
+            _ => Ok(units),
+        }
     }
 
     async fn manager(&self) -> Result<ManagerProxy<'_>> {
@@ -279,7 +282,11 @@ pub(super) fn text(path: &Path) -> String {
 }
 
 fn is_no_such_unit(error: &zbus::Error) -> bool {
-    matches!(error, zbus::Error::MethodError(name, _, _) if name.as_str() == NO_SUCH_UNIT)
+    is_called(error, NO_SUCH_UNIT)
+}
+
+fn is_called(error: &zbus::Error, expected: &str) -> bool {
+    matches!(error, zbus::Error::MethodError(name, _, _) if name.as_str() == expected)
 }
 
 fn bus(doing: &str, error: zbus::Error) -> Error {

@@ -36,10 +36,22 @@ pub trait Workers: Send + Sync {
     /// Starts one for an image, with this socket as its standard input. Returns the walls that it has to build
     /// itself.
     async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>>;
-    /// Ends the worker of an image at once, waits until nothing of it is left, and tells how it ended. One that
-    /// is not there is fine.
-    async fn end(&self, image: ImageId) -> Result<Ended>;
+    /// Waits until nothing is left of the worker of an image, and tells how it ended. It is killed when that is
+    /// wished, or when it does not end by itself. One that is not there is fine.
+    async fn end(&self, image: ImageId, end: End) -> Result<Ended>;
 }
+
+/// How a worker is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// At once.
+    Killed,
+    /// By itself, which it was about to do.
+    ByItself,
+}
+
+/// How long a worker may take that is about to end.
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// Where the worker is.
 pub(super) fn program(places: &Places) -> PathBuf {
@@ -113,7 +125,9 @@ async fn talk_to(
     let (ours, theirs) = shim::socket_pair()?;
     let walls = workers.start(image, theirs).await?;
     let talked = blocking("talk to an import worker", move || talk(ours, walls)).await;
-    let ended = workers.end(image).await?;
+    // After its last word, and when it has hung up, there is nothing left for it to do.
+    let end = if talked.is_ok() { End::ByItself } else { End::Killed };
+    let ended = workers.end(image, end).await?;
     let how = match ended {
         Ended::Failed(how) => format!(" ({how})"),
         Ended::Clean | Ended::Unknown => String::new(),

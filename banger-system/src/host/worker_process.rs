@@ -5,13 +5,14 @@ use std::{
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 
 use super::{
     blocking::blocking,
-    worker::{self, Workers},
+    worker::{self, End, Workers},
 };
 use crate::{
     domain::{id::ImageId, resource::Places},
@@ -22,6 +23,9 @@ use crate::{
 /// Users of workers: the end of the range from which [`super::supervisor_process`] takes those of machines. A
 /// worker does not outlive the service, so that one that is free here is free.
 const USERS: std::ops::RangeInclusive<u32> = 65_264..=65_519;
+
+/// How often to look whether a worker has ended that is about to.
+const POLL: Duration = Duration::from_millis(5);
 
 /// Workers of this service.
 pub struct ProcessWorkers {
@@ -65,13 +69,19 @@ impl Workers for ProcessWorkers {
         }))
     }
 
-    async fn end(&self, image: ImageId) -> Result<Ended> {
+    async fn end(&self, image: ImageId, end: End) -> Result<Ended> {
         let ended = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&image);
         let Some((mut child, _)) = ended else { return Ok(Ended::Unknown) };
         blocking("end an import worker", move || {
+            let os = |error| Error::os("wait for an import worker", error);
+            let deadline = Instant::now() + worker::GRACE;
+            while end == End::ByItself && child.try_wait().map_err(os)?.is_none() && Instant::now() < deadline
+            {
+                std::thread::sleep(POLL);
+            }
             // It may have ended by itself.
             let _ = child.kill();
-            let status = child.wait().map_err(|error| Error::os("wait for an import worker", error))?;
+            let status = child.wait().map_err(os)?;
             Ok(match (status.code(), status.signal()) {
                 (Some(0), _) => Ended::Clean,
                 (Some(status), _) => Ended::Failed(format!("exited:{status}")),

@@ -7,7 +7,7 @@ use zbus::Connection;
 
 use super::{
     units::{Kind, Properties, Units},
-    worker::{self, Workers},
+    worker::{self, End, Workers},
 };
 use crate::{
     domain::{
@@ -23,6 +23,9 @@ use crate::{
 const MEMORY: u64 = 4 << 30;
 /// Its threads.
 const TASKS: u64 = 32;
+
+/// Older versions of systemd have no name for all of them.
+const LANDLOCK: [&str; 3] = ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"];
 
 /// Workers of the systemd that is reached over this bus.
 pub struct SystemdWorkers {
@@ -51,8 +54,8 @@ impl Workers for SystemdWorkers {
             program: worker::program(&self.places),
             user: resource::import_user(image),
             slice: resource::SLICE.to_owned(),
-            // It narrows both further.
-            calls: vec!["@system-service", "@sandbox"],
+            // It narrows both further, by these.
+            calls: [&["@system-service", "seccomp"], LANDLOCK.as_slice()].concat(),
             sockets: Vec::new(),
         };
         let mut list = Properties::confined(&self.places, kind, socket)?;
@@ -67,7 +70,12 @@ impl Workers for SystemdWorkers {
         Ok(None)
     }
 
-    async fn end(&self, image: ImageId) -> Result<Ended> {
-        self.units.remove(&resource::import_unit_name(image)).await
+    async fn end(&self, image: ImageId, end: End) -> Result<Ended> {
+        let unit = resource::import_unit_name(image);
+        if end == End::ByItself {
+            // What it comes to is seen below.
+            let _ = tokio::time::timeout(worker::GRACE, self.units.ended(&unit)).await;
+        }
+        self.units.remove(&unit).await
     }
 }

@@ -2,6 +2,7 @@
 //! hold nothing that belongs to no machine.
 
 mod guests;
+mod images;
 mod names;
 mod network;
 mod people;
@@ -36,6 +37,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
     let mut tally = Tally::default();
     let checks = [
         guests::CHECKS,
+        images::CHECKS,
         names::CHECKS,
         network::CHECKS,
         ssh::CHECKS,
@@ -74,9 +76,10 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
 fn nothing_left(host: &Host) -> Result<()> {
     let look = "
         banger vm list --all --json
-        systemctl list-units --all --plain --no-legend 'banger-vm-*'
+        systemctl list-units --all --plain --no-legend 'banger-vm-*' 'banger-import-*'
         pgrep -l qemu-system || true
         pgrep -l banger-shim || true
+        pgrep -l banger-import || true
         ip -o link | grep -o 'bgr-[0-9a-f]*' || true
         ip route show proto 98 | grep -v '^unreachable' || true
         nft list table inet banger 2> /dev/null | grep -o 'bgr-[0-9a-f][0-9a-f]*' || true

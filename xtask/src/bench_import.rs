@@ -1,0 +1,283 @@
+//! `cargo xtask bench import`: an image for development as a layer of an OCI layout, packed by gzip and by zstd,
+//! made a file system by the import worker; the same by `umoci unpack` and `mkfs.ext4 -d`; and the floor, which
+//! is to unpack the layer and to digest it before and after.
+//!
+//! None of the three waits for the disk at the end. A cold run reads a layer that is not in memory.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use rustix::fs::{Advice, fadvise};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    bench::{Machine, median},
+    image,
+    run::{cache, command, output, run as shell, say},
+};
+
+const FULL: &str = "development";
+const SMALL: &str = "minimal";
+/// The file system, as the service makes it.
+const SIZE: &str = "16G";
+
+/// The figures of one packing.
+#[derive(Serialize)]
+pub struct Report {
+    name: String,
+    runs: u32,
+    machine: Machine,
+    /// The layer, unpacked and packed.
+    tar_mib: u64,
+    blob_mib: u64,
+    entries: usize,
+    ours: Side,
+    ours_cold: Side,
+    peers: Option<Side>,
+    floor: Side,
+    ours_s: f64,
+    ours_cold_s: f64,
+    /// Absent where the peer is missing or cannot unpack this.
+    peer_s: Option<f64>,
+    floor_s: f64,
+    /// The peer's by ours.
+    times_faster: Option<f64>,
+    /// Ours by the floor.
+    of_floor: f64,
+    /// The most that the worker had in memory.
+    rss_mib: f64,
+}
+
+/// One side of the comparison.
+#[derive(Serialize)]
+struct Side {
+    what: &'static str,
+    samples_s: Vec<f64>,
+}
+
+impl Side {
+    fn new(what: &'static str) -> Self {
+        Self { what, samples_s: Vec::new() }
+    }
+}
+
+/// Measures all sides in turns.
+pub fn run(runs: u32, small: bool) -> Result<Vec<Report>> {
+    shell(&mut command(
+        "cargo",
+        [
+            "build",
+            "-q",
+            "--release",
+            "-p",
+            "banger-system",
+            "--bin",
+            "banger-import",
+            "--example",
+            "import_times",
+        ],
+    ))?;
+    let name = if small { SMALL } else { FULL };
+    let tar = image::archive(name)?;
+    ["gzip", "zstd"].into_iter().map(|packing| measure(runs, name, &tar, packing)).collect()
+}
+
+fn measure(runs: u32, name: &str, tar: &Path, packing: &'static str) -> Result<Report> {
+    let layout = Layout::make(name, tar, packing)?;
+    let scratch = tempfile::tempdir_in(cache()).context("cannot make a temporary directory")?;
+    let home = scratch.path();
+    let mut ours = Side::new("the import worker");
+    let mut cold = Side::new("the import worker, the layer not in memory");
+    let mut peers = Side::new("umoci unpack, mkfs.ext4 -d");
+    let mut floor = Side::new("read, digest, unpack and digest on one thread");
+    let has_peer = packing == "gzip" && ["umoci", "mkfs.ext4"].into_iter().all(is_there);
+    if !has_peer {
+        say(&format!("umoci is missing, or knows no {packing}: there is no peer"));
+    }
+    let (mut memory, mut entries) = (0f64, 0);
+    // The first turn warms up, and is not counted.
+    for turn in 0..=runs {
+        say(&format!("{packing}, turn {turn} of {runs}"));
+        let (warm, kib) = layout.import(home)?;
+        memory = memory.max(kib / 1024.0);
+        if turn == 0 {
+            let image = home.join("image");
+            shell(command("e2fsck", ["-fn"]).arg(&image)).context("the image is not clean")?;
+            entries = count(tar)?;
+        }
+        let measured_floor = layout.floor()?;
+        let peer = if has_peer { Some(layout.peer(home)?) } else { None };
+        layout.forget()?;
+        let (from_disk, _) = layout.import(home)?;
+        if turn > 0 {
+            ours.samples_s.push(warm);
+            cold.samples_s.push(from_disk);
+            floor.samples_s.push(measured_floor);
+            peers.samples_s.extend(peer);
+        }
+    }
+    let (ours_s, floor_s) = (median(&ours.samples_s), median(&floor.samples_s));
+    let peer_s = has_peer.then(|| median(&peers.samples_s));
+    Ok(Report {
+        name: format!("import of {name}, {packing}"),
+        runs,
+        machine: Machine::this()?,
+        tar_mib: fs::metadata(tar)?.len() >> 20,
+        blob_mib: fs::metadata(&layout.blob)?.len() >> 20,
+        entries,
+        ours_s,
+        ours_cold_s: median(&cold.samples_s),
+        peer_s,
+        floor_s,
+        times_faster: peer_s.map(|peer| peer / ours_s),
+        of_floor: ours_s / floor_s,
+        rss_mib: memory,
+        ours,
+        ours_cold: cold,
+        peers: has_peer.then_some(peers),
+        floor,
+    })
+}
+
+impl Report {
+    /// Prints a table.
+    pub fn print(&self) {
+        println!(
+            "{}: {} MiB in {} MiB, {} entries, {} runs",
+            self.name, self.tar_mib, self.blob_mib, self.entries, self.runs
+        );
+        println!("{:>10} {:>10} {:>10}", "median", "best", "worst");
+        for side in [Some(&self.ours), Some(&self.ours_cold), self.peers.as_ref(), Some(&self.floor)]
+            .into_iter()
+            .flatten()
+        {
+            let best = side.samples_s.iter().copied().fold(f64::INFINITY, f64::min);
+            let worst = side.samples_s.iter().copied().fold(0.0, f64::max);
+            println!("{:>8.2} s {best:>8.2} s {worst:>8.2} s  {}", median(&side.samples_s), side.what);
+        }
+        match self.times_faster {
+            Some(times) => println!("times faster than the peer: {times:.1}"),
+            None => println!("times faster than the peer: not measured, since there is none"),
+        }
+        println!("of the floor: {:.2}; memory of the worker: {:.1} MiB", self.of_floor, self.rss_mib);
+    }
+}
+
+/// An OCI layout with one layer.
+struct Layout {
+    directory: PathBuf,
+    blob: PathBuf,
+    packing: &'static str,
+    digest: String,
+    diff_id: String,
+}
+
+impl Layout {
+    /// That of an archive, made if it is not there.
+    fn make(name: &str, tar: &Path, packing: &'static str) -> Result<Self> {
+        let directory = cache().join("layouts").join(format!("{name}-{packing}"));
+        let blobs = directory.join("blobs/sha256");
+        fs::create_dir_all(&blobs).with_context(|| format!("cannot make {}", blobs.display()))?;
+        let packed = directory.join("packed");
+        say(&format!("packing {name} by {packing}"));
+        let pack = match packing {
+            "gzip" => "gzip -n -6 < \"$1\" > \"$2\"",
+            _ => "zstd -q -3 < \"$1\" > \"$2\"",
+        };
+        shell(command("sh", ["-euc", pack, "pack"]).arg(tar).arg(&packed))?;
+        let (digest, diff_id) = (digest_of(&packed)?, digest_of(tar)?);
+        let size = fs::metadata(&packed)?.len();
+        let blob = blobs.join(&digest);
+        fs::rename(&packed, &blob)?;
+        let put = |content: String| -> Result<(String, usize)> {
+            let digest = hex(&Sha256::digest(&content));
+            fs::write(blobs.join(&digest), &content)?;
+            Ok((digest, content.len()))
+        };
+        let (config, config_size) = put(format!(
+            r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":["sha256:{diff_id}"]}}}}"#
+        ))?;
+        let media = "application/vnd.oci.image";
+        let (manifest, manifest_size) = put(format!(
+            r#"{{"schemaVersion":2,"mediaType":"{media}.manifest.v1+json","config":{{"mediaType":"{media}.config.v1+json","digest":"sha256:{config}","size":{config_size}}},"layers":[{{"mediaType":"{media}.layer.v1.tar+{packing}","digest":"sha256:{digest}","size":{size}}}]}}"#
+        ))?;
+        fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        fs::write(
+            directory.join("index.json"),
+            format!(
+                r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{media}.manifest.v1+json","digest":"sha256:{manifest}","size":{manifest_size},"annotations":{{"org.opencontainers.image.ref.name":"latest"}}}}]}}"#
+            ),
+        )?;
+        Ok(Self { directory, blob, packing, digest, diff_id })
+    }
+
+    /// How long the worker takes, and its memory in KiB.
+    fn import(&self, home: &Path) -> Result<(f64, f64)> {
+        let mut import = program("examples/import_times");
+        import.arg("import").arg(target().join("banger-import")).arg(home).arg(self.packing).arg(&self.blob);
+        import.arg(format!("sha256:{}", self.digest)).arg(format!("sha256:{}", self.diff_id));
+        let said = output(&mut import)?;
+        let (seconds, kib) = said.trim().split_once(' ').context("the import printed no figures")?;
+        Ok((seconds.parse()?, kib.parse()?))
+    }
+
+    fn floor(&self) -> Result<f64> {
+        let said = output(program("examples/import_times").arg("floor").arg(self.packing).arg(&self.blob))?;
+        said.trim().parse().context("the floor printed no figure")
+    }
+
+    fn peer(&self, home: &Path) -> Result<f64> {
+        let (bundle, image) = (home.join("bundle"), home.join("peer.ext4"));
+        let began = Instant::now();
+        let layout = format!("{}:latest", self.directory.display());
+        shell(command("umoci", ["unpack", "--image", &layout]).arg(&bundle))?;
+        File::create(&image)?;
+        let mut mkfs = command("mkfs.ext4", ["-q", "-F", "-d"]);
+        shell(mkfs.arg(bundle.join("rootfs")).arg(&image).arg(SIZE))?;
+        let took = began.elapsed().as_secs_f64();
+        fs::remove_dir_all(&bundle)?;
+        fs::remove_file(&image)?;
+        Ok(took)
+    }
+
+    /// Has the kernel drop what it has of the layer.
+    fn forget(&self) -> Result<()> {
+        let file = File::open(&self.blob)?;
+        file.sync_all()?;
+        fadvise(&file, 0, None, Advice::DontNeed).context("cannot have the layer forgotten")
+    }
+}
+
+fn count(tar: &Path) -> Result<usize> {
+    Ok(output(command("tar", ["--list", "--file"]).arg(tar))?.lines().count())
+}
+
+fn target() -> PathBuf {
+    crate::run::target().join("release")
+}
+
+fn program(name: &str) -> Command {
+    Command::new(target().join(name))
+}
+
+fn is_there(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|at| at.join(program).is_file()))
+}
+
+fn digest_of(file: &Path) -> Result<String> {
+    let mut digest = Sha256::new();
+    io::copy(&mut File::open(file)?, &mut digest)?;
+    Ok(hex(&digest.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,118 @@
+//! Images that are made of archives: by a worker that has nothing of the host, into file systems that boot.
+
+use anyhow::{Result, ensure};
+
+use super::{Check, script};
+use crate::{
+    host::{self, Host},
+    image,
+};
+
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("the tar of a root file system becomes an image that boots", tar_boots),
+    ("an import runs as nobody else, with nothing of the host", import_is_confined),
+    ("an import whose worker is killed fails and leaves nothing", killed_worker),
+];
+
+/// The smallest image has no init: the agent stays the first process.
+fn tar_boots(host: &Host) -> Result<()> {
+    let tar = host::inside(&image::archive("minimal")?)?;
+    let tar = tar.display();
+    let session = format!(
+        "
+        banger image register --shared --name tar --rootfs {tar}
+        gzip -1 < {tar} > /tmp/rootfs.tar.gz
+        banger image register --shared --name gzip --rootfs /tmp/rootfs.tar.gz
+        rm /tmp/rootfs.tar.gz"
+    );
+    super::expect(&host.enter(&["sh", "-euc", &session]).output()?, 0)?;
+    let out = script(
+        host,
+        "alice",
+        "banger vm run --rm --image tar -- sh -c 'ls -l /bin/busybox; stat -f -c %T / || df -T /'",
+    )?;
+    ensure!(out.contains("busybox"), "{out:?}");
+    // The same tar, packed or not, is the same image.
+    let digests = script(
+        host,
+        "alice",
+        "for name in tar gzip; do banger image show $name --json | grep -o 'sha256:[0-9a-f]*'; done",
+    )?;
+    let mut digests = digests.lines();
+    ensure!(digests.next() == digests.next(), "two imports of one tar differ");
+    super::expect(
+        &host.enter(&["sh", "-euc", "for name in tar gzip; do banger image delete $name; done"]).output()?,
+        0,
+    )?;
+    Ok(())
+}
+
+/// Begins an import that takes a while, of a file of 4 GiB, and waits for its unit.
+const LONG: &str = "
+    cd /tmp
+    truncate -s 4G zeros
+    tar -c zeros | zstd -q -1 > long.tar.zst
+    rm zeros
+    banger image register --name long --rootfs long.tar.zst > said 2>&1 &
+    register=$!
+    rm long.tar.zst || true
+    for n in $(seq 200); do
+        unit=$(systemctl list-units --plain --no-legend 'banger-import-*' | cut -d ' ' -f 1)
+        [ -n \"$unit\" ] && [ \"$(systemctl show -p MainPID --value $unit)\" != 0 ] && break
+        sleep 0.05
+    done
+    [ -n \"$unit\" ]
+    pid=$(systemctl show -p MainPID --value $unit)
+    # It has closed its own walls when it reads.
+    for n in $(seq 200); do [ $(grep -c 'Seccomp_filters:.*[2-9]' /proc/$pid/status) = 1 ] && break; sleep 0.05; done
+";
+
+fn import_is_confined(host: &Host) -> Result<()> {
+    let look = format!(
+        "{LONG}
+        systemctl show -p DynamicUser -p PrivateNetwork -p CapabilityBoundingSet -p NoNewPrivileges $unit
+        grep -e Uid: -e CapEff: -e CapBnd: -e NoNewPrivs: -e Seccomp: -e Groups: /proc/$pid/status
+        [ $(readlink /proc/$pid/ns/net) != $(readlink /proc/1/ns/net) ] && echo own network
+        echo sees $(ls /proc/$pid/root)
+        readlink /proc/$pid/fd/* | sort -u
+        systemctl kill -s KILL $unit
+        wait $register || true"
+    );
+    let out = super::expect(&host.enter(&["sh", "-euc", &look]).output()?, 0)?;
+    let line = |key: &str| out.lines().find(|line| line.starts_with(key)).unwrap_or_default().to_owned();
+    for expected in [
+        "DynamicUser=yes",
+        "PrivateNetwork=yes",
+        "CapabilityBoundingSet=",
+        "NoNewPrivileges=yes",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "own network",
+    ] {
+        ensure!(out.lines().any(|found| found == expected), "no {expected:?} in {out}");
+    }
+    let user = line("Uid:").split_whitespace().nth(1).and_then(|user| user.parse::<u32>().ok());
+    ensure!(user.is_some_and(|user| (61_184..=65_519).contains(&user)), "it runs as {user:?}");
+    ensure!(!line("sees").contains("home") && !line("sees").contains("root"), "it {}", line("sees"));
+    Ok(())
+}
+
+fn killed_worker(host: &Host) -> Result<()> {
+    let kill = format!(
+        "{LONG}
+        systemctl kill -s KILL $unit
+        status=0; wait $register || status=$?
+        cat said
+        echo status $status
+        systemctl is-active banger-system
+        ls -A /var/lib/banger/images | grep staging || echo nothing staged"
+    );
+    let out = super::expect(&host.enter(&["sh", "-euc", &kill]).output()?, 0)?;
+    for expected in ["error:", "killed:9", "active", "nothing staged"] {
+        ensure!(out.contains(expected), "no {expected:?} in {out}");
+    }
+    ensure!(!out.contains("status 0"), "{out}");
+    Ok(())
+}
