@@ -138,7 +138,13 @@ async fn the_bytes_of_a_format_do_not_change() {
     require!(is_root(), "root, for the walls of a worker");
     let scratch = Scratch::new();
     let (facts, image) = image(&scratch, vec![layer(&small(), PLAIN)]).await;
-    assert_eq!((facts.digest.as_str(), sha256(&image).as_str()), ("sha256:TODO", "TODO"));
+    assert_eq!(
+        (facts.digest.as_str(), sha256(&image).as_str()),
+        (
+            "sha256:2fe47c119f378ab0b3024916365dca6ab10fe9fc38f4580af5790bb82b8b35df",
+            "5d6dc3e17bdec7f987856c7014756dc606e730a3aad4be195e9117ad52581746"
+        )
+    );
 }
 
 #[tokio::test]
