@@ -70,20 +70,9 @@ impl Side {
 
 /// Measures all sides in turns.
 pub fn run(runs: u32, small: bool) -> Result<Vec<Report>> {
-    shell(&mut command(
-        "cargo",
-        [
-            "build",
-            "-q",
-            "--release",
-            "-p",
-            "banger-system",
-            "--bin",
-            "banger-import",
-            "--example",
-            "import_times",
-        ],
-    ))?;
+    let mut build = command("cargo", ["build", "-q", "--release"]);
+    build.args(["--package", "banger-cli", "--package", "banger-system"]);
+    shell(build.args(["--bin", "banger-import", "--example", "import_times"]))?;
     let name = if small { SMALL } else { FULL };
     let tar = image::archive(name)?;
     ["gzip", "zstd"].into_iter().map(|packing| measure(runs, name, &tar, packing)).collect()

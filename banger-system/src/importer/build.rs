@@ -56,6 +56,15 @@ pub(super) fn build(
     diff_ids: &[(Archive, Digest)],
     meter: &Meter,
 ) -> Result<Made, Failure> {
+    let lost_and_found = tree.walk().find(|(parent, name, _)| (*parent, *name) == (ROOT, LOST_AND_FOUND));
+    match lost_and_found.map(|(_, _, id)| &tree.node(id).kind) {
+        None => {}
+        Some(Kind::Directory(children)) if children.is_empty() => {}
+        Some(_) => {
+            let message = "the image cannot be taken: lost+found in its root is no empty directory";
+            return Err(Failure::refused(message));
+        }
+    }
     let digest = digest(size, diff_ids);
     let (layout, files) = declare(tree, size, &digest).map_err(|error| failure(error, size))?;
     image.set_len(layout.image_len()).map_err(|error| Failure::os("make an image", error))?;
@@ -108,13 +117,7 @@ fn declare(
     for (parent, name, id) in tree.walk() {
         let node = tree.node(id);
         if parent == ROOT && name == LOST_AND_FOUND {
-            match &node.kind {
-                Kind::Directory(children) if children.is_empty() => continue,
-                _ => {
-                    let message = "the name lost+found in the root belongs to the file system".to_owned();
-                    return Err(mkext4::Error::Unsupported(message));
-                }
-            }
+            continue;
         }
         // A directory is seen before what is in it.
         let parent = handles[&parent];

@@ -55,7 +55,6 @@ const LONG: &str = "
     rm zeros
     banger image register --name long --rootfs long.tar.zst > said 2>&1 &
     register=$!
-    rm long.tar.zst || true
     for n in $(seq 200); do
         unit=$(systemctl list-units --plain --no-legend 'banger-import-*' | cut -d ' ' -f 1)
         [ -n \"$unit\" ] && [ \"$(systemctl show -p MainPID --value $unit)\" != 0 ] && break
@@ -73,10 +72,12 @@ fn import_is_confined(host: &Host) -> Result<()> {
         systemctl show -p DynamicUser -p PrivateNetwork -p CapabilityBoundingSet -p NoNewPrivileges $unit
         grep -e Uid: -e CapEff: -e CapBnd: -e NoNewPrivs: -e Seccomp: -e Groups: /proc/$pid/status
         [ $(readlink /proc/$pid/ns/net) != $(readlink /proc/1/ns/net) ] && echo own network
-        echo sees $(ls /proc/$pid/root)
+        echo etc: $(ls -A /proc/$pid/root/etc)
+        for name in root tmp var home srv; do ls -A /proc/$pid/root/$name 2> /dev/null || true; done | sed 's/^/has /'
         readlink /proc/$pid/fd/* | sort -u
         systemctl kill -s KILL $unit
-        wait $register || true"
+        wait $register || true
+        rm long.tar.zst"
     );
     let out = super::expect(&host.enter(&["sh", "-euc", &look]).output()?, 0)?;
     let line = |key: &str| out.lines().find(|line| line.starts_with(key)).unwrap_or_default().to_owned();
@@ -95,7 +96,10 @@ fn import_is_confined(host: &Host) -> Result<()> {
     }
     let user = line("Uid:").split_whitespace().nth(1).and_then(|user| user.parse::<u32>().ok());
     ensure!(user.is_some_and(|user| (61_184..=65_519).contains(&user)), "it runs as {user:?}");
-    ensure!(!line("sees").contains("home") && !line("sees").contains("root"), "it {}", line("sees"));
+    let programs_only = ["", "alternatives", "ld.so.cache"];
+    let etc = line("etc:").split_off(4);
+    ensure!(etc.split(' ').all(|name| programs_only.contains(&name)), "it sees {etc} of /etc");
+    ensure!(["", "has tmp"].contains(&line("has").as_str()), "it {}", line("has"));
     Ok(())
 }
 
@@ -106,6 +110,7 @@ fn killed_worker(host: &Host) -> Result<()> {
         status=0; wait $register || status=$?
         cat said
         echo status $status
+        rm long.tar.zst
         systemctl is-active banger-system
         ls -A /var/lib/banger/images | grep staging || echo nothing staged"
     );

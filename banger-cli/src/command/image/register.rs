@@ -15,12 +15,15 @@ use crate::{
 
 /// Make an image of a file with a root file system
 ///
-/// The file is a raw ext4 file system without partitions. The service copies it, at once where the file system
-/// of the host can; the file itself is not needed any more afterwards.
+/// The file is a tar archive of the root file system, plain or packed by gzip or zstd, or a raw ext4 file system
+/// without partitions. Of an archive, the service makes a file system; an ext4 it copies, at once where the file
+/// system of the host can. The file itself is not needed any more afterwards.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Example:
+Examples:
   banger image register --name debian --rootfs ./debian.ext4
+  docker export CONTAINER | zstd > mine.tar.zst
+  banger image register --name mine --rootfs ./mine.tar.zst
 
 Next: `banger vm run --image debian`.")]
 pub struct Register {
