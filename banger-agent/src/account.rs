@@ -19,7 +19,8 @@ const GROUP: &str = "/etc/group";
 const DEFAULT_SHELL: &str = "/bin/sh";
 
 impl Account {
-    /// The user with this login name or number. Root is there even in an image without users.
+    /// The user with this login name or number, and perhaps with a group of its own behind a colon. Root is there
+    /// even in an image without users, and so is every number: as in containers, it needs no entry.
     pub fn find(user: &str) -> io::Result<Option<Self>> {
         let read = |path: &str| match fs::read_to_string(Path::new(path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -29,6 +30,7 @@ impl Account {
     }
 
     fn parse(user: &str, passwd: &str, group: &str) -> Option<Self> {
+        let (user, own_group) = user.split_once(':').map_or((user, None), |(user, own)| (user, Some(own)));
         let number: Option<u32> = user.parse().ok();
         let found = passwd.lines().find_map(|line| {
             let fields: Vec<&str> = line.split(':').collect();
@@ -51,8 +53,23 @@ impl Account {
                 home: "/root".to_owned(),
                 shell: DEFAULT_SHELL.to_owned(),
             },
-            None => return None,
+            None => Self {
+                name: user.to_owned(),
+                uid: number?,
+                gid: 0,
+                groups: Vec::new(),
+                home: "/".to_owned(),
+                shell: DEFAULT_SHELL.to_owned(),
+            },
         };
+        if let Some(own) = own_group {
+            let named = group.lines().find_map(|line| {
+                let fields: Vec<&str> = line.split(':').collect();
+                let [name, _, gid, _] = fields[..] else { return None };
+                (name == own).then(|| gid.parse().ok())?
+            });
+            account.gid = named.or_else(|| own.parse().ok())?;
+        }
         account.groups = group
             .lines()
             .filter_map(|line| {
@@ -81,6 +98,12 @@ mod tests {
         assert_eq!(Account::parse("1000", USERS, GROUPS), Some(ann));
         assert_eq!(Account::parse("root", USERS, GROUPS).unwrap().shell, "/bin/bash");
         assert_eq!(Account::parse("eve", USERS, GROUPS), None);
+        let gid = |user: &str| Account::parse(user, USERS, GROUPS).map(|account| (account.uid, account.gid));
+        assert_eq!(gid("ann:video"), Some((1000, 44)));
+        assert_eq!(gid("1000:7"), Some((1000, 7)));
+        assert_eq!(gid("4242"), Some((4242, 0)));
+        assert_eq!(gid("4242:4243"), Some((4242, 4243)));
+        assert_eq!(gid("ann:no-such-group"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use banger_proto::guest::CHANNEL_PREFIX;
+use banger_proto::guest::{CHANNEL_PREFIX, config::Programs};
 use rustix::{
     event::{
         PollFd, PollFlags, Timespec,
@@ -48,6 +48,7 @@ pub struct Inheritance {
     pub token: String,
     pub problems: Vec<String>,
     pub init: InitKind,
+    pub programs: Programs,
 }
 
 /// Who the first process is.
@@ -61,9 +62,8 @@ pub enum InitKind {
 
 /// Serves until the machine is off.
 pub fn serve() -> io::Result<Infallible> {
-    let inheritance: Inheritance = serde_json::from_reader(io::stdin().lock())?;
-    let guest =
-        Arc::new(Guest { token: inheritance.token, problems: inheritance.problems, init: inheritance.init });
+    let Inheritance { token, problems, init, programs } = serde_json::from_reader(io::stdin().lock())?;
+    let guest = Arc::new(Guest { token, problems, init, programs });
     let vsock = Arc::clone(&guest);
     thread::Builder::new().stack_size(STACK).spawn(move || {
         if let Err(error) = vsock::serve(&vsock) {
@@ -77,7 +77,8 @@ pub fn serve() -> io::Result<Infallible> {
 pub fn converse_on_input(token: &str) -> io::Result<()> {
     let fd = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::io::ioctl_fionbio(&fd, true)?;
-    let guest = Guest { token: token.to_owned(), problems: Vec::new(), init: InitKind::Agent };
+    let (problems, programs) = (Vec::new(), Programs::default());
+    let guest = Guest { token: token.to_owned(), problems, init: InitKind::Agent, programs };
     conversation::hold(&mut Port::new(fd), &guest)
 }
 

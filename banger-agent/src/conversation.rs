@@ -2,7 +2,9 @@
 
 use std::{fs, io};
 
-use banger_proto::guest::{Failure, FailureKind, Frame, GuestInfo, Request, frame::MAX_DATA};
+use banger_proto::guest::{
+    Failure, FailureKind, Frame, GuestInfo, Request, config::Programs, frame::MAX_DATA,
+};
 use serde::Serialize;
 
 use crate::{
@@ -10,7 +12,7 @@ use crate::{
     channels::InitKind,
     exec, files, forward,
     port::{Greeting, Port},
-    ports, power, stats,
+    ports, power, programs, stats,
 };
 
 /// What a conversation has to know.
@@ -19,6 +21,8 @@ pub struct Guest {
     /// What went wrong on the way up.
     pub problems: Vec<String>,
     pub init: InitKind,
+    /// How the image wants its programs to be run.
+    pub programs: Programs,
 }
 
 /// Holds a conversation; returns when it is over or the host has hung up.
@@ -32,7 +36,10 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Some(_) => return refuse(port, FailureKind::BadRequest, "a request was expected"),
     };
     match request {
-        Request::Exec(command) => exec::run(port, command),
+        Request::Exec(command) => match programs::complete(&guest.programs, command) {
+            Some(command) => exec::run(port, command),
+            None => refuse(port, FailureKind::BadRequest, "the image names no program of its own"),
+        },
         Request::Info => port.send(&Frame::Info(info(guest))).map(drop),
         Request::SetTime { unix_usec } => match boot::set_time(unix_usec) {
             Ok(()) => port.send(&Frame::Done).map(drop),

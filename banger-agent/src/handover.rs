@@ -42,7 +42,7 @@ pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infalli
     if let Err(error) = power::prepare() {
         problems.push(format!("cannot see to powering off: {error}"));
     }
-    start_server(Inheritance { token: config.token, problems, init: kind })?;
+    start_server(Inheritance { token: config.token, problems, init: kind, programs: config.programs })?;
     match init {
         Some(init) => {
             log::info(&format!("handing over to {init}"));

@@ -34,7 +34,7 @@ fn hosts(config: &GuestConfig) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use banger_proto::guest::config::{GuestNetwork, Init};
+    use banger_proto::guest::config::{GuestNetwork, Init, Programs};
 
     use super::*;
 
@@ -49,6 +49,7 @@ mod tests {
             unix_usec: 0,
             network,
             ssh: None,
+            programs: Programs::default(),
             files: Vec::new(),
         }
     }

@@ -25,6 +25,7 @@ mod part;
 mod port;
 mod ports;
 mod power;
+mod programs;
 mod spawn;
 mod ssh;
 mod stats;

@@ -10,6 +10,7 @@ use std::{
 
 use banger_proto::guest::{
     Decoder, Exec, Frame, Request,
+    config::Programs,
     hello::{self, HostHello},
 };
 
@@ -35,7 +36,8 @@ impl Host {
         theirs.set_nonblocking(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let agent = thread::spawn(move || {
-            let guest = Guest { token: TOKEN.into(), problems: Vec::new(), init: InitKind::Agent };
+            let (problems, programs) = (Vec::new(), Programs::default());
+            let guest = Guest { token: TOKEN.into(), problems, init: InitKind::Agent, programs };
             let mut port = Port::new(theirs.into());
             // As on a channel: one conversation after the other, until the host is gone.
             for _ in 0..4 {

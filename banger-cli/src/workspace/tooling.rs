@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 const FILES: [&str; 4] = ["mise.toml", ".mise.toml", ".config/mise.toml", ".tool-versions"];
 /// What is said in the sandbox when mise has not come with the image.
 pub const NO_MISE: u8 = 127;
+/// Whose the workspaces are, whatever user the image has for its own programs.
+pub const OWNER: &str = "root";
 /// Where what mise says is kept in the sandbox.
 pub const LOG: &str = "/root/.cache/banger/mise-install.log";
 
@@ -41,6 +43,7 @@ pub fn install(guest_path: &str) -> Exec {
     Exec {
         argv: vec!["sh".to_owned(), "-c".to_owned(), script],
         cwd: Some(guest_path.to_owned()),
+        user: Some(OWNER.to_owned()),
         ..Exec::default()
     }
 }

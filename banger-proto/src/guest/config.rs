@@ -31,9 +31,28 @@ pub struct GuestConfig {
     pub network: Option<GuestNetwork>,
     /// What an ssh server of the image is to present, and whom it is to let in.
     pub ssh: Option<GuestSsh>,
+    /// How the image wants its programs to be run.
+    #[serde(default)]
+    pub programs: Programs,
     /// Files that are written into the root file system, after the disks are mounted.
     #[serde(default)]
     pub files: Vec<GuestFile>,
+}
+
+/// How an image wants its programs to be run, where nobody says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Programs {
+    /// Variables of the environment.
+    pub env: Vec<(String, String)>,
+    /// `user`, `uid`, `user:group` or `uid:gid`; root when absent.
+    pub user: Option<String>,
+    /// Where they run, if it is there; the user's home when absent.
+    pub working_dir: Option<String>,
+    /// The image's own program with its first arguments.
+    pub entrypoint: Vec<String>,
+    /// The arguments that it gets when nobody gives it any.
+    pub cmd: Vec<String>,
 }
 
 /// A disk that the agent fills at the first boot with what the image has at its mount point.

@@ -203,6 +203,7 @@ mod tests {
 
     fn all() -> Vec<Frame> {
         let exec = Exec {
+            of_image: true,
             argv: vec!["sh".into(), "-c".into(), "exit 42".into()],
             env: vec![("A".into(), "b c".into())],
             cwd: Some("/tmp".into()),

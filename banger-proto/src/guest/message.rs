@@ -115,13 +115,16 @@ pub enum Endpoint {
 pub struct Exec {
     /// The program and its arguments; the user's login shell when empty.
     pub argv: Vec<String>,
+    /// Whether `argv` are arguments of the image's own program, in the place of those that the image has for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_image: bool,
     /// Variables beyond those of a login.
     #[serde(default)]
     pub env: Vec<(String, String)>,
-    /// Where it runs; the user's home when absent.
+    /// Where it runs; the image's directory, else the user's home, when absent.
     #[serde(default)]
     pub cwd: Option<String>,
-    /// A login name or number; root when absent.
+    /// A login name or number; the image's user, else root, when absent.
     #[serde(default)]
     pub user: Option<String>,
     /// The terminal that it runs in; pipes when absent.

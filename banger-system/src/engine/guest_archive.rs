@@ -1,6 +1,6 @@
 //! The part of the initramfs that is one boot's own: what the agent is told.
 
-use banger_proto::guest::config::{GuestConfig, GuestNetwork, GuestSsh, Init as GuestInit};
+use banger_proto::guest::config::{GuestConfig, GuestNetwork, GuestSsh, Init as GuestInit, Programs};
 
 use super::error::Result;
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
             nic::{Mac, Nic},
             subnet::Subnet,
         },
+        oci::config::ImageConfig,
         vm::{Init, Vm},
     },
     ports,
@@ -24,7 +25,7 @@ pub(super) fn of(config: &GuestConfig) -> Result<Vec<u8>> {
 }
 
 /// What every guest is told, before its capabilities add to it.
-pub(super) fn config(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> GuestConfig {
+pub(super) fn config(vm: &Vm, image: &ImageConfig, nic: &Nic, subnet: Subnet, now: Timestamp) -> GuestConfig {
     let hostname = vm.spec.hostname.as_str();
     let (gateway4, gateway6) = subnet.gateway();
     GuestConfig {
@@ -54,6 +55,21 @@ pub(super) fn config(vm: &Vm, nic: &Nic, subnet: Subnet, now: Timestamp) -> Gues
             host_key_public: vm.host_key.public().to_owned(),
             authorized_keys: vm.spec.authorized_keys.iter().map(|key| key.as_str().to_owned()).collect(),
         }),
+        programs: programs(image),
         files: Vec::new(),
+    }
+}
+
+/// How an image wants its programs to be run.
+fn programs(image: &ImageConfig) -> Programs {
+    let variable =
+        |pair: &String| pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    Programs {
+        env: image.env.iter().filter_map(variable).collect(),
+        user: some(&image.user),
+        working_dir: some(&image.working_dir),
+        entrypoint: image.entrypoint.clone(),
+        cmd: image.cmd.clone(),
     }
 }

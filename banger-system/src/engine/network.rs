@@ -63,7 +63,9 @@ impl Shared {
         let full = || Error::HostNotReady { message: "all addresses for guests are taken".to_owned() };
         let nic = Nic::new(vm.id, vm.owner, subnet, vm.slot).ok_or_else(full)?;
         let nic = Nic { siblings: self.settings.siblings, ..nic };
-        let guest = guest_archive::config(vm, &nic, subnet, now(&*self.ports.clock));
+        // Without its image a machine does not start; what its programs would be like does not matter then.
+        let image = self.registry.image(vm.image).map(|image| image.config.clone()).unwrap_or_default();
+        let guest = guest_archive::config(vm, &image, &nic, subnet, now(&*self.ports.clock));
         let mut plan = Plan { nic, guest };
         for capability in capability::ALL {
             capability.add_to(&mut plan, vm, subnet);

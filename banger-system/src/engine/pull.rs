@@ -304,9 +304,10 @@ async fn import(
     }
 }
 
-/// What was in the cache and is not what it should be must not be there the next time.
+/// What was in the cache and is not what it should be must not be there the next time. An importer finds that
+/// out, whichever way it says so.
 async fn distrust(shared: &Shared, source: &Source, remote: &RemoteImage, error: ports::Error) -> Error {
-    if matches!(error, ports::Error::Mismatch { .. })
+    if matches!(error, ports::Error::Mismatch { .. } | ports::Error::Unsupported { .. })
         && let Err(error) = shared.ports.registry.forget(source, &remote.layers).await
     {
         tracing::error!(%error, "cannot forget layers that are wrong");

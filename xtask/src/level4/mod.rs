@@ -7,6 +7,7 @@ mod names;
 mod network;
 mod people;
 mod refusals;
+mod registry;
 mod ssh;
 mod workspace;
 
@@ -35,7 +36,7 @@ pub fn run(only: &str) -> Result<Tally> {
 fn check_all(host: &Host, only: &str) -> Result<Tally> {
     try_it::provide(host)?;
     let mut tally = Tally::default();
-    let checks = [
+    let mut checks = [
         guests::CHECKS,
         images::CHECKS,
         names::CHECKS,
@@ -46,6 +47,13 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         workspace::CHECKS,
     ]
     .concat();
+    match registry::missing() {
+        None => checks.extend(registry::CHECKS),
+        Some(why) => {
+            let skipped = registry::CHECKS.iter().filter(|(name, _)| name.contains(only));
+            tally.skipped.extend(skipped.map(|(name, _)| format!("{name}: {why}")));
+        }
+    }
     for (name, check) in checks.into_iter().filter(|(name, _)| name.contains(only)) {
         let attempt = || check(host).and_then(|()| nothing_left(host));
         let outcome = attempt().or_else(|error| match stands_still(host)? {

@@ -102,6 +102,7 @@ impl Target {
         }
         if let Some(kept) = kept {
             let place = Some(kept.record.guest_path.clone()).filter(|_| self.exec.is_roots());
+            exec.user.get_or_insert_with(|| tooling::OWNER.to_owned());
             exec.cwd = exec.cwd.or(place);
             if kept.record.mise && !exec.argv.is_empty() && self.exec.is_roots() {
                 exec.argv = tooling::wrapped(&exec.argv);

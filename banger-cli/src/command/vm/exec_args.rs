@@ -17,15 +17,18 @@ pub struct ExecArgs {
     /// Run it without a terminal
     #[arg(short = 'T', long, overrides_with = "tty")]
     no_tty: bool,
-    /// Run it as this user, a name or a number [default: root]
+    /// Run it as this user, a name or a number [default: the image's user, else root]
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// Run it in this directory [default: the repository that was sent, else the user's home]
+    /// Run it in this directory [default: the repository that was sent, else the image's, else the user's home]
     #[arg(short, long, visible_alias = "cwd", value_name = "DIRECTORY")]
     workdir: Option<String>,
     /// Set a variable of its environment; without a value, to what it is here
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     env: Vec<Variable>,
+    /// Run the image's own program, with the command as its arguments instead of those that the image has for it
+    #[arg(long)]
+    entrypoint: bool,
 }
 
 /// A variable of the environment; without a value where it is not set here.
@@ -71,6 +74,7 @@ impl ExecArgs {
         let set = |variable: &Variable| Some((variable.name.clone(), variable.value.clone()?));
         Exec {
             argv: command.to_vec(),
+            of_image: self.entrypoint,
             env: self.env.iter().filter_map(set).collect(),
             cwd: self.workdir.clone(),
             user: self.user.clone(),

@@ -203,6 +203,9 @@ impl Sandbox<'_> {
     async fn attach(&self, run: &Run, place: Option<String>, listener: &mut Listener) -> Result<u8> {
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm)).await?;
         let mut exec = run.exec.exec(&run.command);
+        if place.is_some() {
+            exec.user.get_or_insert_with(|| tooling::OWNER.to_owned());
+        }
         exec.cwd = exec.cwd.or(place);
         attach::run(stream, exec, listener).await
     }

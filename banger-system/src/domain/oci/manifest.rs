@@ -10,8 +10,8 @@ use banger_proto::size::Bytes;
 pub const MAX_DOCUMENT: Bytes = Bytes::mib(4);
 /// The largest configuration of an image.
 pub const MAX_CONFIG: Bytes = Bytes::mib(4);
-/// How many layers an image may have. Docker stops at 127.
-pub const MAX_LAYERS: usize = 256;
+/// How many layers an image may have: as many as the programs that make images allow.
+pub const MAX_LAYERS: usize = 127;
 /// How many manifests an index may name.
 const MAX_ENTRIES: usize = 1024;
 /// The largest layer, packed.
@@ -307,7 +307,7 @@ mod tests {
         check(with(image(), "config", json!(null)), "no configuration");
         check(with(image(), "config", blob("application/vnd.cncf.helm.config.v1+json", 1)), "helm");
         check(with(image(), "layers", json!([])), "no layers");
-        check(with(image(), "layers", json!(vec![blob(LAYERS[0].0, 1); 257])), "more than 256 layers");
+        check(with(image(), "layers", json!(vec![blob(LAYERS[0].0, 1); 128])), "more than 127 layers");
         check(with(image(), "layers", json!([blob("text/plain\u{1b}[31m", 1)])), "text/plain\\u{1b}[31m");
         for foreign in [
             "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",

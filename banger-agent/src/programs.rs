@@ -1,0 +1,83 @@
+//! How the image wants its programs to be run, where the request does not say.
+
+use std::path::Path;
+
+use banger_proto::guest::{Exec, config::Programs};
+
+/// The request with what the image says of all that it leaves open. Nothing where it asks for the image's own
+/// program and there is none.
+pub fn complete(programs: &Programs, mut exec: Exec) -> Option<Exec> {
+    if exec.of_image {
+        let arguments = if exec.argv.is_empty() { &programs.cmd } else { &exec.argv };
+        exec.argv = programs.entrypoint.iter().chain(arguments).cloned().collect();
+        if exec.argv.is_empty() {
+            return None;
+        }
+    }
+    // What comes later counts.
+    exec.env = programs.env.iter().cloned().chain(exec.env).collect();
+    let is_the_images = exec.user.is_none();
+    exec.user = exec.user.or_else(|| programs.user.clone());
+    // Another user may not be let into the directory that the image has for its own.
+    if exec.cwd.is_none() && is_the_images {
+        exec.cwd = programs.working_dir.clone().filter(|directory| Path::new(directory).is_dir());
+    }
+    Some(exec)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn programs() -> Programs {
+        Programs {
+            env: vec![("PATH".into(), "/opt/bin".into()), ("A".into(), "image".into())],
+            user: Some("www".into()),
+            working_dir: Some("/proc".into()),
+            entrypoint: words("/init --fast"),
+            cmd: words("serve all"),
+        }
+    }
+
+    #[test]
+    fn what_the_request_leaves_open_is_as_the_image_says() {
+        let exec = complete(&programs(), Exec { argv: words("env"), ..Exec::default() }).unwrap();
+        assert_eq!((exec.user.as_deref(), exec.cwd.as_deref()), (Some("www"), Some("/proc")));
+        assert_eq!((exec.argv, exec.env), (words("env"), programs().env));
+    }
+
+    #[test]
+    fn the_request_counts_where_it_says_anything() {
+        let request = Exec {
+            argv: words("env"),
+            env: vec![("A".into(), "request".into())],
+            user: Some("root".into()),
+            ..Exec::default()
+        };
+        let exec = complete(&programs(), request).unwrap();
+        assert_eq!((exec.user.as_deref(), exec.cwd), (Some("root"), None));
+        assert_eq!(exec.env.last().unwrap().1, "request");
+        let elsewhere = Exec { cwd: Some("/tmp".into()), ..Exec::default() };
+        assert_eq!(complete(&programs(), elsewhere).unwrap().cwd.as_deref(), Some("/tmp"));
+        let gone = Programs { working_dir: Some("/no/such".into()), ..programs() };
+        assert_eq!(complete(&gone, Exec::default()).unwrap().cwd, None);
+    }
+
+    #[test]
+    fn the_program_of_the_image_runs_when_it_is_asked_for() {
+        let argv = |programs: &Programs, argv: &str| {
+            complete(programs, Exec { argv: words(argv), of_image: true, ..Exec::default() })
+                .map(|exec| exec.argv)
+        };
+        assert_eq!(argv(&programs(), ""), Some(words("/init --fast serve all")));
+        assert_eq!(argv(&programs(), "one"), Some(words("/init --fast one")));
+        let without = Programs { entrypoint: Vec::new(), ..programs() };
+        assert_eq!(argv(&without, ""), Some(words("serve all")));
+        assert_eq!(argv(&Programs::default(), ""), None);
+    }
+}
