@@ -1,7 +1,7 @@
 //! `banger vm`.
 
 mod change;
-mod cp;
+pub mod cp;
 mod create;
 mod delete;
 mod exec;
