@@ -265,7 +265,6 @@ fn receive(call: &mut Call, name: &OsStr, place: &Path, meter: &Meter) -> Result
             entry.unpack_in(staging.path()).map_err(from_io)?;
         }
     }
-    drop(archive);
     call.finish()?;
     let come = staging.path().join(name);
     match (come.is_dir() && !come.is_symlink(), place.is_dir() && !place.is_symlink()) {

@@ -39,7 +39,7 @@ const SSH_FAILURE: u8 = 255;
 /// What can be done with sandboxes.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
-    Run(run::Run),
+    Run(Box<run::Run>),
     Create(create::Create),
     Start(start::Start),
     Stop(stop::Stop),
