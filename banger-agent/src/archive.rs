@@ -8,6 +8,10 @@ use std::{
 };
 
 use banger_proto::guest::{Frame, STDIN_WINDOW, frame::MAX_DATA, message::Placement};
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 
 use crate::{
     conversation::{kind_of, refuse},
@@ -37,29 +41,37 @@ fn unpack_whole(port: &mut Port, directory: &str, placement: Placement) -> io::R
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something already"));
     }
     fs::create_dir_all(parent)?;
-    let beside = |suffix: &str| {
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{suffix}-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
-        parent.join(hidden)
-    };
-    let (unfinished, old) = (beside("coming"), beside("going"));
-    let unpacked = unpack(port, &unfinished.to_string_lossy()).and_then(|()| {
-        match fs::rename(path, &old) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        fs::rename(&unfinished, path)
-    });
-    for leftover in [&unfinished, &old] {
-        match fs::remove_dir_all(leftover) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                crate::log::error(&format!("{} stays: {error}", leftover.display()));
-            }
-            _ => {}
-        }
-    }
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".coming-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+    let unfinished = parent.join(hidden);
+    // What an earlier boot was cut off from is no part of this.
+    remove(&unfinished)?;
+    let unpacked = unpack(port, &unfinished.to_string_lossy()).and_then(|()| put_in_place(&unfinished, path));
+    // That is what was there before, or what did not come whole.
+    remove(&unfinished)?;
     unpacked
+}
+
+/// What is at the place and what is to be there change places in one step.
+fn put_in_place(unfinished: &Path, place: &Path) -> io::Result<()> {
+    match renameat_with(CWD, unfinished, CWD, place, RenameFlags::EXCHANGE) {
+        Err(Errno::NOENT) => fs::rename(unfinished, place),
+        changed => Ok(changed?),
+    }
+}
+
+/// Removes whatever is there.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Tells names apart that are made at one time.

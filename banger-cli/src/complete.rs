@@ -34,7 +34,7 @@ fn completing(cli: Command) -> Command {
             Some(kind) => arg.add(ArgValueCompleter::new(move |typed: &OsStr| candidates(kind, typed))),
             None => arg,
         };
-        group.mut_subcommands(|verb| verb.mut_args(named))
+        group.mut_subcommands(|verb| verb.mut_args(named).mut_subcommands(|part| part.mut_args(named)))
     })
 }
 
@@ -104,6 +104,8 @@ mod tests {
             ("vm stop", &["sandboxes"]),
             ("vm exec", &["sandbox"]),
             ("vm show", &["reference"]),
+            ("vm rename", &["sandbox"]),
+            ("vm workspace export", &["sandbox"]),
             ("image delete", &["images"]),
             ("image register", &["kernel"]),
             ("kernel show", &["reference"]),

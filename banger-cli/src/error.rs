@@ -188,7 +188,12 @@ impl Error {
     fn text(&self, about: Option<&str>) -> String {
         let about = about.map(|about| format!("{about}: ")).unwrap_or_default();
         let mut text = format!("error: {about}{}\n", sentence(&self.to_string()));
-        let mut cause = self.source();
+        // Advice changes nothing about why it happened.
+        let mut bare = self;
+        while let Self::Advised { error, .. } = bare {
+            bare = error;
+        }
+        let mut cause = bare.source();
         let mut told = self.to_string();
         while let Some(error) = cause {
             cause = error.source();
@@ -290,7 +295,9 @@ mod tests {
     #[test]
     fn causes_follow_the_sentence() {
         let error = Error::io("open /nowhere", io::Error::other("no such file"));
-        assert_eq!(error.text(Some("a")), "error: a: cannot open /nowhere.\n  because: no such file.\n");
+        let told = "error: a: cannot open /nowhere.\n  because: no such file.\n";
+        assert_eq!(error.text(Some("a")), told);
+        assert_eq!(error.advise("look again.").text(Some("a")), format!("{told}hint: look again.\n"));
     }
 
     #[test]

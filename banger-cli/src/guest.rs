@@ -394,14 +394,9 @@ mod tests {
     fn much_input_waits_for_its_window() {
         let mut call = agent(|end| {
             let mut taken = 0;
-            loop {
-                match end.frame().unwrap() {
-                    Frame::Input(bytes) => {
-                        taken += bytes.len();
-                        end.write_frame(&Frame::Window(bytes.len() as u32).encode()).unwrap();
-                    }
-                    _ => break,
-                }
+            while let Frame::Input(bytes) = end.frame().unwrap() {
+                taken += bytes.len();
+                end.write_frame(&Frame::Window(bytes.len() as u32).encode()).unwrap();
             }
             end.write_frame(&Frame::Output(taken.to_string().into_bytes()).encode()).unwrap();
             end.write_frame(&Frame::Done.encode()).unwrap();

@@ -183,6 +183,11 @@ impl Track {
 pub struct Meter(Option<ProgressBar>);
 
 impl Meter {
+    /// One that shows nothing.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
     /// So many more.
     pub fn add(&self, bytes: u64) {
         if let Some(bar) = &self.0 {

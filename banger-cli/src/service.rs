@@ -118,6 +118,11 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "Diagnose", &(Options::new(),)).await
     }
 
+    /// Asks for the signals of the service.
+    pub async fn subscribe(&self, options: &Options<'_>) -> Result<()> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "Subscribe", &(options,)).await
+    }
+
     /// The properties of the manager.
     pub async fn manager(&self) -> Result<Object> {
         self.properties(&manager_path(), MANAGER_INTERFACE).await

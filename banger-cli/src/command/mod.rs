@@ -1,7 +1,9 @@
 //! The verbs, a file each.
 
 mod completion;
+mod config;
 mod doctor;
+mod events;
 mod image;
 mod import;
 mod kernel;
@@ -11,7 +13,7 @@ mod show;
 mod ssh_config;
 mod ssh_proxy;
 mod version;
-mod vm;
+pub mod vm;
 
 use clap::Subcommand;
 
@@ -68,6 +70,15 @@ Next: `banger vm run --kernel host`."
     SshProxy(ssh_proxy::SshProxy),
     #[command(hide = true)]
     SshKnownHosts(ssh_proxy::SshKnownHosts),
+    Events(events::Events),
+    /// Show what is set for this command
+    #[command(
+        subcommand,
+        after_long_help = "\
+Example:
+  banger config show --origin"
+    )]
+    Config(config::ConfigCommand),
     Doctor(doctor::Doctor),
     Version(version::Version),
     Completion(completion::Completion),
@@ -86,6 +97,8 @@ impl Command {
             Command::SshConfig(config) => config.run(),
             Command::SshProxy(proxy) => proxy.run().await,
             Command::SshKnownHosts(hosts) => hosts.run().await,
+            Command::Events(events) => events.run().await,
+            Command::Config(config) => config.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Version(version) => version.run().await,
             Command::Completion(completion) => completion.run(),

@@ -52,6 +52,11 @@ impl Places {
         self.state.join("banger/workspaces")
     }
 
+    /// The user's settings of this command.
+    pub fn settings(&self) -> PathBuf {
+        self.config.join("banger/config.toml")
+    }
+
     /// The directory of ssh.
     pub fn ssh(&self) -> PathBuf {
         self.home.join(".ssh")

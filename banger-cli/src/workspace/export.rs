@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    io::Read,
+    io::{Read, Take},
 };
 
 use banger_proto::guest::{
@@ -30,6 +30,8 @@ use crate::{
 pub const CAME: &str = "refs/banger/came";
 /// What is fetched at most: a guest can offer more than a disk holds.
 const MAX_FETCHED: u64 = 8 << 30;
+/// What an archive has for a file beside its content: heads, and names of the longest kind.
+const HEADERS: u64 = 16 << 10;
 
 /// A file that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +122,7 @@ pub async fn fetch(guest: &mut Guest, kept: &Kept) -> Result<()> {
         return Err(too_much());
     }
     let request = Request::GetFiles { directory: place };
-    guest.call(request, move |call| take(call, &snapshot, wanted, &known, changes)).await
+    guest.call(request, move |call| take(call, &snapshot, wanted, bytes, &known, changes)).await
 }
 
 fn too_much() -> Error {
@@ -168,9 +170,10 @@ async fn unignored(
     guest
         .call(request, move |call| {
             call.send_names(&lists)?;
+            let limit = lists.len() as u64 * (ignored::MAX_SIZE + HEADERS) + HEADERS;
             let asked: HashSet<_> = lists.into_iter().collect();
             let mut files = Vec::new();
-            each(call, |name, entry| {
+            each(call, limit, |name, entry| {
                 let mut content = Vec::new();
                 entry.take(ignored::MAX_SIZE).read_to_end(&mut content).map_err(from_io)?;
                 if asked.contains(name) {
@@ -185,12 +188,14 @@ async fn unignored(
         .await
 }
 
-/// Gives each entry of the archive that comes to `take`, and waits for the end of the request.
+/// Gives each entry of the archive that comes to `take`, and waits for the end of the request. Of more than
+/// `limit` bytes the rest is not read.
 fn each(
     call: &mut Call,
-    mut take: impl FnMut(&[u8], &mut tar::Entry<'_, &mut Call>) -> Result<()>,
+    limit: u64,
+    mut take: impl FnMut(&[u8], &mut tar::Entry<'_, Take<&mut Call>>) -> Result<()>,
 ) -> Result<()> {
-    let mut archive = Archive::new(&mut *call);
+    let mut archive = Archive::new(Read::take(&mut *call, limit));
     for entry in archive.entries().map_err(from_io)? {
         let mut entry = entry.map_err(from_io)?;
         let name = entry.path_bytes().into_owned();
@@ -204,14 +209,17 @@ fn take(
     call: &mut Call,
     snapshot: &Snapshot,
     wanted: Vec<Vec<u8>>,
+    bytes: u64,
     known: &Tree,
     mut changes: Vec<Change>,
 ) -> Result<()> {
     call.send_names(&wanted)?;
+    // Files may have grown since they were listed.
+    let limit = 2 * bytes + wanted.len() as u64 * HEADERS + (64 << 20);
     let mut missing: HashSet<Vec<u8>> = wanted.into_iter().collect();
     let mut importer = snapshot.import()?;
     let mut left = MAX_FETCHED;
-    each(call, |name, entry| {
+    each(call, limit, |name, entry| {
         // What was not asked for, or comes twice, is nothing that an agent of ours sends.
         if !missing.remove(name) {
             return Err(garbage());

@@ -263,7 +263,7 @@ pub fn append_full_copy(
             let kind = entry.file_type().map_err(failed)?;
             if kind.is_dir() {
                 waiting.push(name);
-            } else if !name.extension().is_some_and(|extension| extension == "lock") {
+            } else if name.extension().is_none_or(|extension| extension != "lock") {
                 append(archive, &root, &name)?;
             }
         }

@@ -82,6 +82,12 @@ pub struct Planned {
 impl Plan {
     /// Looks at the repository. Nothing is changed anywhere.
     pub fn make(repository: Repository, wanted: Wanted) -> Result<Self> {
+        if wanted.mode == Mode::FullCopy && wanted.branch.is_some() {
+            return Err(Error::Refused(
+                "a full copy has the branches of the repository, and no other".to_owned(),
+            )
+            .advise("leave `--branch` or `--mode full-copy` out."));
+        }
         let head = head_in_guest(&repository, &wanted)?;
         let mut index = match (&wanted.from, &head.commit, wanted.mode) {
             (Some(_), Some(commit), _) => repository.files_of(commit)?,

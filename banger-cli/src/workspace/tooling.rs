@@ -1,9 +1,12 @@
 //! The tools that a repository asks for, which mise installs in the sandbox (https://mise.jdx.dev).
 
-use banger_proto::guest::Exec;
+use banger_proto::guest::{Exec, Frame, Request};
 
 use super::prepare::Plan;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    guest::Guest,
+};
 
 /// The files by which mise knows what a repository wants, at its top.
 const FILES: [&str; 4] = ["mise.toml", ".mise.toml", ".config/mise.toml", ".tool-versions"];
@@ -11,6 +14,9 @@ const FILES: [&str; 4] = ["mise.toml", ".mise.toml", ".config/mise.toml", ".tool
 pub const NO_MISE: u8 = 127;
 /// Whose the workspaces are, whatever user the image has for its own programs.
 pub const OWNER: &str = "root";
+/// As much of what it says as is shown, in lines and in bytes.
+const LINES: u32 = 20;
+const MOST: usize = 64 << 10;
 /// Where what mise says is kept in the sandbox.
 pub const LOG: &str = "/root/.cache/banger/mise-install.log";
 
@@ -30,22 +36,36 @@ pub fn check(plan: &Plan, nat: bool) -> Result<()> {
     }
 }
 
-/// The command that installs the tools of a workspace: what it says is kept, and its end is told at its end.
-pub fn install(guest_path: &str) -> Exec {
+/// Installs the tools of a workspace. Returns the status, and the last of what mise said where that is not 0.
+pub async fn install(guest: &mut Guest, guest_path: &str) -> Result<(u8, Vec<u8>)> {
     let script = format!(
         "command -v mise > /dev/null || exit {NO_MISE}\n\
          mkdir -p \"$(dirname {LOG})\"\n\
          mise trust --quiet --all . > {LOG} 2>&1\n\
          mise install --yes >> {LOG} 2>&1 && exit 0\n\
-         tail -n 20 {LOG} >&2\n\
+         tail -n {LINES} {LOG} >&2\n\
          exit 1"
     );
-    Exec {
+    let exec = Exec {
         argv: vec!["sh".to_owned(), "-c".to_owned(), script],
         cwd: Some(guest_path.to_owned()),
         user: Some(OWNER.to_owned()),
         ..Exec::default()
-    }
+    };
+    guest
+        .call(Request::Exec(exec), |call| {
+            call.end_input()?;
+            let mut said = Vec::new();
+            loop {
+                match call.frame()? {
+                    Frame::ErrorOutput(bytes) if said.len() < MOST => said.extend(bytes),
+                    Frame::Exit(exit) => return Ok((exit.status(), said)),
+                    Frame::Failed(failure) => return Err(Error::Guest(failure)),
+                    _ => {}
+                }
+            }
+        })
+        .await
 }
 
 /// A command that finds the tools of the workspace that it runs in.

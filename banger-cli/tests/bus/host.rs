@@ -179,6 +179,7 @@ impl Host {
             .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_banger")])
             .args(args)
             .env("DBUS_SYSTEM_BUS_ADDRESS", self.address())
+            .env("HOME", self.home())
             .env("TERM", "vt100")
             .stdin(input)
             .stdout(output)

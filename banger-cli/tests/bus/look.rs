@@ -292,3 +292,67 @@ fn a_shell_has_a_terminal_and_reminds_of_what_goes_on() {
         Some(125)
     );
 }
+
+#[test]
+fn every_sandbox_gets_the_users_files() {
+    let host = Host::new();
+    let settings = host.home().join(".config/banger");
+    fs::create_dir_all(&settings).unwrap();
+    fs::write(host.home().join("token"), "secret").unwrap();
+    let there = host.path("there");
+    let text = format!(
+        "git_identity = false\n[[file_sync]]\nhost = '~/token'\nguest = '{0}/token'\nmode = '0600'\n\
+         [[file_sync]]\nhost = '~/missing'\nguest = '{0}/missing'\n",
+        there.display()
+    );
+    fs::write(settings.join("config.toml"), &text).unwrap();
+    let ended = host.banger(&["vm", "create", "--name", "box", "--image", "debian"]);
+    assert_eq!(ended.status, 0, "{ended:?}");
+    assert!(ended.errors.contains("/missing is not there, and so not in the sandbox."), "{ended:?}");
+    assert_eq!(fs::read_to_string(there.join("token")).unwrap(), "secret");
+    assert_eq!(fs::metadata(there.join("token")).unwrap().permissions().mode() & 0o777, 0o600);
+    let shown = host.banger(&["config", "show", "--origin", "--json"]);
+    let shown: Value = serde_json::from_str(&shown.output).unwrap();
+    assert_eq!(shown["git_identity"]["value"], false);
+    assert!(shown["file_sync"]["origin"].as_str().unwrap().ends_with(".config/banger/config.toml"));
+
+    fs::write(settings.join("config.toml"), "file_snyc = []\n").unwrap();
+    let made = host.calls("CreateVM").len();
+    let ended = host.banger(&["vm", "create", "--name", "box-2", "--image", "debian"]);
+    assert_eq!(ended.status, 1);
+    assert!(
+        ended.errors.contains("because: there is no key file_snyc; did you mean file_sync."),
+        "{ended:?}"
+    );
+    assert_eq!(host.calls("CreateVM").len(), made);
+}
+
+#[test]
+fn events_are_told_as_they_come() {
+    let Some(host) = crate::real::furnished() else { return };
+    let mut events = host.start(&["events", "--json"]);
+    let created = thread::scope(|scope| {
+        let next = scope.spawn(|| {
+            let mut seen = Vec::new();
+            while !seen.contains(&"StateChanged running".to_owned()) {
+                let event: Value = serde_json::from_str(&events.next_output()).unwrap();
+                let state = event["arguments"][1].as_str().unwrap_or_default();
+                seen.push(match event["event"].as_str().unwrap() {
+                    "StateChanged" => format!("StateChanged {state}"),
+                    other => other.to_owned(),
+                });
+            }
+            seen
+        });
+        // It may be heard only by those who were there before.
+        until("somebody listens", || {
+            host.banger(&["vm", "create", "-q"]);
+            next.is_finished()
+        });
+        next.join().unwrap()
+    });
+    assert!(created.contains(&"VMNew".to_owned()), "{created:?}");
+    events.signal(Signal::INT);
+    let ended = events.end();
+    assert_eq!(ended.status, 0, "{ended:?}");
+}

@@ -109,7 +109,7 @@ impl Cp {
         guest
             .call(put(&directory), move |call| {
                 let mut archive = Builder::new(BufWriter::with_capacity(MAX_DATA, &mut *call));
-                append(&mut archive, &from, &name, &meter)?;
+                append(&mut archive, &from, &name, None, &meter)?;
                 archive.into_inner().and_then(|mut writer| writer.flush()).map_err(from_io)?;
                 call.end_input()?;
                 call.finish()
@@ -196,7 +196,15 @@ fn measure(path: &Path, metadata: &fs::Metadata) -> u64 {
     entries.filter_map(|entry| Some(measure(&entry.path(), &entry.metadata().ok()?))).sum()
 }
 
-fn append(archive: &mut Builder<impl Write>, path: &Path, name: &Path, meter: &Meter) -> Result<()> {
+/// Adds a file, or a directory with all below it, to an archive under this name. Permissions that are given are
+/// those of every file in it.
+pub fn append(
+    archive: &mut Builder<impl Write>,
+    path: &Path,
+    name: &Path,
+    permissions: Option<u32>,
+    meter: &Meter,
+) -> Result<()> {
     let mut waiting = vec![(path.to_owned(), name.to_owned())];
     while let Some((path, name)) = waiting.pop() {
         let failed = |source| Error::io(format!("read {}", path.display()), source);
@@ -217,6 +225,7 @@ fn append(archive: &mut Builder<impl Write>, path: &Path, name: &Path, meter: &M
             let file = File::open(&path).map_err(failed)?;
             let size = file.metadata().map_err(failed)?.len();
             head.set_size(size);
+            head.set_mode(permissions.unwrap_or(metadata.mode() & 0o777));
             let content = Metered { from: Exactly::new(file, size), meter };
             archive.append_data(&mut head, os(bytes), content).map_err(from_io)?;
         }
@@ -256,7 +265,6 @@ fn receive(call: &mut Call, name: &OsStr, place: &Path, meter: &Meter) -> Result
             entry.unpack_in(staging.path()).map_err(from_io)?;
         }
     }
-    drop(archive);
     call.finish()?;
     let come = staging.path().join(name);
     match (come.is_dir() && !come.is_symlink(), place.is_dir() && !place.is_symlink()) {

@@ -11,8 +11,11 @@ use super::{
 use crate::{
     bus::Bus,
     error::Result,
+    furnish::furnish,
+    guest::Guest,
     job::Jobs,
     progress::{Progress, ProgressArgs},
+    settings::Settings,
     signals::Signals,
 };
 
@@ -42,13 +45,23 @@ pub struct Create {
 impl Create {
     pub async fn run(&self) -> Result<u8> {
         let progress = Progress::new(self.progress);
+        // So that a mistake in them is known before there is a sandbox.
+        let settings = Settings::of_caller()?;
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
         let start = Options::from([(create::START, Variant::from(!self.no_start))]);
         let mut listener = Signals::catch()?.listen();
         let (vm, job) = self.machine.create(&bus, &jobs, &progress, &mut listener, start).await?;
         match jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
-            Ok(_) => print_created(&bus, &vm, self.json).await,
+            Ok(_) => {
+                if !self.no_start {
+                    let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
+                    for problem in furnish(&mut guest, &settings).await? {
+                        progress.note(&format!("warning: {problem}"));
+                    }
+                }
+                print_created(&bus, &vm, self.json).await
+            }
             Err(error) => Err(explain(&bus, &vm, error).await),
         }
     }

@@ -1,7 +1,7 @@
 //! `banger vm`.
 
 mod change;
-mod cp;
+pub mod cp;
 mod create;
 mod delete;
 mod exec;
@@ -39,7 +39,7 @@ const SSH_FAILURE: u8 = 255;
 /// What can be done with sandboxes.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
-    Run(run::Run),
+    Run(Box<run::Run>),
     Create(create::Create),
     Start(start::Start),
     Stop(stop::Stop),

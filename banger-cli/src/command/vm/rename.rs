@@ -16,7 +16,7 @@ pub struct Rename {
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// The new name
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NEW-NAME")]
     name: String,
 }
 

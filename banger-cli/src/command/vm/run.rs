@@ -23,12 +23,15 @@ use crate::{
     attach,
     bus::Bus,
     error::{Error, Result},
+    furnish::furnish,
     guest::Guest,
     job::Jobs,
     object::Object,
     output,
+    plain::Filter,
     progress::{Progress, ProgressArgs},
     service::id_of,
+    settings::Settings,
     signals::{Listener, Signals, unless_ended},
     workspace::{
         prepare::{self, Plan, Target},
@@ -130,6 +133,8 @@ impl Run {
             }
             note_left(plan, &progress);
         }
+        // So that a mistake in them is known before there is a sandbox.
+        let settings = Settings::of_caller()?;
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
         let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
@@ -140,6 +145,10 @@ impl Run {
             return Err(explain(&bus, &vm, error).await);
         }
         let sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress };
+        if let Err(error) = sandbox.furnish(&settings, &mut listener).await {
+            sandbox.leave(self.rm, &mut listener).await;
+            return Err(error);
+        }
         let prepared = match plan.take() {
             Some(plan) => sandbox.prepare(self, plan, &mut listener).await.map(Some),
             None => Ok(None),
@@ -163,6 +172,15 @@ struct Sandbox<'a> {
 }
 
 impl Sandbox<'_> {
+    /// Gives it what every sandbox of the user's gets.
+    async fn furnish(&self, settings: &Settings, listener: &mut Listener) -> Result<()> {
+        let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
+        for problem in furnish(&mut guest, settings).await? {
+            self.progress.note(&format!("warning: {problem}"));
+        }
+        Ok(())
+    }
+
     /// Sends the repository. Returns where a command in it begins.
     async fn prepare(&self, run: &Run, plan: Plan, listener: &mut Listener) -> Result<String> {
         let path = run.workspace.guest_path().to_owned();
@@ -175,25 +193,25 @@ impl Sandbox<'_> {
         let mut kept = prepare::send(&mut guest, plan, target).await?;
         if let Some(file) = tools {
             track.stage("tools", &format!("mise install, as {file} asks for"));
-            kept.record.mise = self.install_tools(&path, listener).await?;
+            kept.record.mise = self.install_tools(&mut guest, &path).await?;
             kept.save()?;
         }
         Ok(place)
     }
 
     /// Installs the tools; whether there are any then. That it fails is told, and is no reason not to go on.
-    async fn install_tools(&self, path: &str, listener: &mut Listener) -> Result<bool> {
-        let stream = unless_ended(listener, self.bus.open_agent(&self.vm)).await?;
-        let status = attach::run(stream, tooling::install(path), listener).await?;
+    async fn install_tools(&self, guest: &mut Guest, path: &str) -> Result<bool> {
+        let (status, said) = tooling::install(guest, path).await?;
         match status {
             0 => {}
             tooling::NO_MISE => {
                 self.progress.note(
-                    "note: the image has no mise: the tools that the repository asks for are not there.",
+                    "note: the image has no mise, so that the tools that the repository asks for are not there.",
                 );
             }
             _ => self.progress.note(&format!(
-                "warning: not all tools could be installed: {} in the sandbox tells why.",
+                "{}warning: not all tools could be installed; {} in the sandbox has all that mise said.",
+                String::from_utf8_lossy(&Filter::default().pass(&said)),
                 tooling::LOG
             )),
         }

@@ -1,0 +1,101 @@
+//! What every sandbox of the user's gets once it is up for the first time: who they are to git, and the files of
+//! their settings. Read here by the user's own process, and put in place by the agent.
+
+use std::{
+    io::{BufWriter, Write},
+    path::Path,
+};
+
+use banger_proto::guest::{
+    Request,
+    frame::MAX_DATA,
+    message::{Algorithm, Placement},
+};
+use tar::Builder;
+
+use crate::{
+    command::vm::cp::append,
+    error::{Error, Result},
+    guest::{Guest, from_io},
+    progress::Meter,
+    settings::{FileSync, Settings},
+    ssh::places::Places,
+    workspace::{git::Git, prepare::header},
+};
+
+/// Where git in a sandbox looks for who the user is.
+const GIT_CONFIG: &str = ".gitconfig";
+const HOME: &str = "/root";
+
+/// Furnishes a sandbox. Returns what could not be done, a sentence each: no reason not to use it.
+pub async fn furnish(guest: &mut Guest, settings: &Settings) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    match put(guest, settings, &mut problems).await {
+        Err(error @ Error::Interrupted { .. }) => return Err(error),
+        Err(error) => problems.push(format!("not all of your files are in the sandbox: {error}.")),
+        Ok(()) => {}
+    }
+    Ok(problems)
+}
+
+async fn put(guest: &mut Guest, settings: &Settings, problems: &mut Vec<String>) -> Result<()> {
+    let places = Places::of_caller()?;
+    let mut files = Vec::new();
+    for file in settings.file_sync.iter().cloned() {
+        match file.here(&places.home) {
+            here if here.exists() => files.push((here, file)),
+            here => problems.push(format!("{} is not there, and so not in the sandbox.", here.display())),
+        }
+    }
+    let identity = if settings.git_identity { identity(&places.home) } else { None };
+    let identity = match identity {
+        Some(text) if !knows_identity(guest).await? => Some(text),
+        _ => None,
+    };
+    if files.is_empty() && identity.is_none() {
+        return Ok(());
+    }
+    let request = Request::PutTar { directory: "/".to_owned(), placement: Placement::Merge };
+    guest
+        .call(request, move |call| {
+            let mut archive = Builder::new(BufWriter::with_capacity(MAX_DATA, &mut *call));
+            if let Some(text) = &identity {
+                let path = Path::new(HOME).join(GIT_CONFIG);
+                let path = path.strip_prefix("/").unwrap_or(&path);
+                let mut head = header(0o644, text.len() as u64, 0);
+                archive.append_data(&mut head, path, text.as_bytes()).map_err(from_io)?;
+            }
+            files.iter().try_for_each(|(here, file)| send(&mut archive, here, file))?;
+            archive.into_inner().and_then(|mut writer| writer.flush()).map_err(from_io)?;
+            call.end_input()?;
+            call.finish()
+        })
+        .await
+}
+
+fn send(archive: &mut Builder<impl Write>, here: &Path, file: &FileSync) -> Result<()> {
+    let here = here.canonicalize().map_err(|source| Error::io(format!("read {}", here.display()), source))?;
+    let permissions = file.permissions().map_err(Error::Usage)?;
+    append(archive, &here, &file.there(), permissions, &Meter::none())
+}
+
+/// Who the user is to git, as the text of a configuration; nothing where git is not there or does not know.
+fn identity(home: &Path) -> Option<String> {
+    let git = Git::within(home);
+    let value = |key: &str| {
+        let line = git.line(&["config", "--global", "--get", key]).ok()??;
+        let text = String::from_utf8(line).ok()?;
+        Some(text.replace('\\', "\\\\").replace('"', "\\\""))
+    };
+    let (name, email) = (value("user.name")?, value("user.email")?);
+    Some(format!("[user]\n\tname = \"{name}\"\n\temail = \"{email}\"\n"))
+}
+
+async fn knows_identity(guest: &mut Guest) -> Result<bool> {
+    match guest.digests(HOME, Algorithm::Sha1, vec![GIT_CONFIG.as_bytes().to_vec()]).await {
+        Ok(told) => Ok(told.iter().any(Option::is_some)),
+        // Without a home there is nothing to put there.
+        Err(Error::Guest(_)) => Ok(true),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,167 @@
+//! What the user has set for this command, in a file of their own.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::{
+    error::{Error, Result},
+    ssh::places::Places,
+};
+
+/// The keys of the file.
+const KEYS: [&str; 2] = ["git_identity", "file_sync"];
+
+/// The settings.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Whether git in a sandbox knows who the user is, where it does not know already.
+    #[serde(default = "yes")]
+    pub git_identity: bool,
+    /// Files that every sandbox gets.
+    #[serde(default)]
+    pub file_sync: Vec<FileSync>,
+}
+
+/// A file or a directory that every sandbox gets.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSync {
+    /// Here: absolute, or `~/…`.
+    pub host: String,
+    /// In the sandbox: absolute, or `~/…` for what is below `/root`.
+    pub guest: String,
+    /// Its permissions there, in octal; those that it has here when absent.
+    pub mode: Option<String>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { git_identity: true, file_sync: Vec::new() }
+    }
+}
+
+impl Settings {
+    /// Those of the caller.
+    pub fn of_caller() -> Result<Self> {
+        let path = Places::of_caller()?.settings();
+        match fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text).map_err(|source| {
+                let error = Error::io(format!("read {}", path.display()), io::Error::other(source));
+                error.advise("`banger config show` tells the keys; docs/configuration.md what they mean.")
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(Error::io(format!("read {}", path.display()), source)),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(toml::Value::Table(table)) = text.parse::<toml::Table>().map(toml::Value::Table)
+            && let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str()))
+        {
+            let alike = KEYS
+                .iter()
+                .min_by_key(|key| distance(key, unknown))
+                .filter(|key| distance(key, unknown) <= 4);
+            let suggestion = alike.map(|key| format!("; did you mean {key}")).unwrap_or_default();
+            return Err(format!("there is no key {unknown}{suggestion}"));
+        }
+        let settings: Self = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        settings.file_sync.iter().try_for_each(FileSync::check)?;
+        Ok(settings)
+    }
+}
+
+impl FileSync {
+    fn check(&self) -> Result<(), String> {
+        for (side, path) in [("host", &self.host), ("guest", &self.guest)] {
+            if !(path.starts_with('/') || path.starts_with("~/"))
+                || path.contains("/../")
+                || path.ends_with('/')
+            {
+                return Err(format!("{side} = {path:?} is neither an absolute path nor below ~/"));
+            }
+        }
+        self.permissions().map(drop)
+    }
+
+    /// The permissions that were set.
+    pub fn permissions(&self) -> Result<Option<u32>, String> {
+        let Some(mode) = &self.mode else { return Ok(None) };
+        match u32::from_str_radix(mode, 8) {
+            Ok(bits) if bits <= 0o777 => Ok(Some(bits)),
+            _ => Err(format!("mode = {mode:?} is no number such as \"0600\"")),
+        }
+    }
+
+    /// Where it is here.
+    pub fn here(&self, home: &Path) -> PathBuf {
+        match self.host.strip_prefix("~/") {
+            Some(below) => home.join(below),
+            None => PathBuf::from(&self.host),
+        }
+    }
+
+    /// Where it goes, relative to the root of the sandbox.
+    pub fn there(&self) -> PathBuf {
+        match self.guest.strip_prefix("~/") {
+            Some(below) => Path::new("root").join(below),
+            None => PathBuf::from(self.guest.trim_start_matches('/')),
+        }
+    }
+}
+
+/// How many letters have to be changed to make one word of the other.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.bytes().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.bytes().enumerate() {
+            let change = corner + usize::from(a != b);
+            corner = row[j + 1];
+            row[j + 1] = change.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn files_are_named_from_both_homes() {
+        let settings = Settings::parse(
+            "git_identity = false\n[[file_sync]]\nhost = '~/.netrc'\nguest = '~/.netrc'\nmode = '0600'\n\
+             [[file_sync]]\nhost = '/etc/hosts'\nguest = '/etc/hosts.mine'\n",
+        );
+        let settings = settings.unwrap();
+        assert!(!settings.git_identity);
+        let home = Path::new("/home/ann");
+        let [first, second] = settings.file_sync.as_slice() else { panic!("{settings:?}") };
+        assert_eq!((first.here(home), first.there()), ("/home/ann/.netrc".into(), "root/.netrc".into()));
+        assert_eq!((second.here(home), second.there()), ("/etc/hosts".into(), "etc/hosts.mine".into()));
+        assert_eq!((first.permissions(), second.permissions()), (Ok(Some(0o600)), Ok(None)));
+        assert_eq!(Settings::parse("").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let refused = |text: &str| Settings::parse(text).unwrap_err();
+        assert_eq!(refused("git_identiti = true"), "there is no key git_identiti; did you mean git_identity");
+        assert_eq!(refused("colour = true"), "there is no key colour");
+        assert!(refused("[[file_sync]]\nhost = 'x'\nguest = '/x'").starts_with("host = \"x\" is neither"));
+        assert!(refused("[[file_sync]]\nhost = '/x'\nguest = '/a/../b'").starts_with("guest = "));
+        assert!(refused("[[file_sync]]\nhost = '/x'\nguest = '/x'\nmode = 'rw'").starts_with("mode = "));
+        assert!(refused("[[file_sync]]\nhost = '/x'\n").contains("guest"));
+    }
+}
