@@ -1,30 +1,21 @@
 //! Writing the file system that a tree comes to.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    thread,
-};
+use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt};
 
 use banger_proto::size::Bytes;
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Options, RegionSink, SparseSeg, SpecialKind};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Meter,
+    Files, Meter,
     message::{Failure, Made},
+    moves::Moves,
+    room::Room,
 };
 use crate::domain::{
     digest::Digest,
     rootfs::{
         entry::{Meta, Special},
-        sparse::BLOCK,
         tree::{Archive, Content, Id, Kind, Node, ROOT, Tree},
     },
 };
@@ -37,21 +28,20 @@ const LABEL: &str = "banger-root";
 const EPOCH: i64 = 1_767_225_600;
 /// The directory that every ext4 has, for what its check finds. It is made with the file system.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
-/// Bytes for each inode, as `mke2fs` has it, and how many more there are than an image needs.
+/// Bytes for each inode, as `mke2fs` has it, and how many there are even in a small file system.
 const BYTES_PER_INODE: u64 = 16 << 10;
-const SPARE_INODES: u64 = 2;
-/// How much is copied at once, and by how many threads at most: beyond that, memory is the limit.
-const PIECE: u64 = 1 << 20;
-const MAX_THREADS: usize = 4;
+const MIN_INODES: u64 = 8192;
 /// What Linux keeps of a time in an ext4: 34 bits from 1901 on.
 const TIMES: std::ops::RangeInclusive<i64> = -(1 << 31)..=(1 << 34) - (1 << 31) - 1;
 
-/// Writes the file system of this size that the tree comes to. What is random in others comes from what it is
-/// made of, so that the same archives give the same bytes.
+/// Writes the file system of this size that the tree comes to, around the content of its files, which is in the
+/// image already and ends at the place `end`. What is random in others comes from what it is made of, so that the
+/// same archives give the same bytes.
 pub(super) fn build(
     tree: Tree,
-    spool: &File,
-    image: &File,
+    files: &Files,
+    room: &Room,
+    end: u64,
     size: Bytes,
     diff_ids: &[(Archive, Digest)],
     meter: &Meter,
@@ -66,14 +56,33 @@ pub(super) fn build(
         }
     }
     let digest = digest(size, diff_ids);
-    let (layout, files) = declare(tree, size, &digest).map_err(|error| failure(error, size))?;
-    image.set_len(layout.image_len()).map_err(|error| Failure::os("make an image", error))?;
+    let image = &files.image;
+    image.set_len(size.0).map_err(|error| Failure::os("make an image", error))?;
+    let laid_out = |journal| lay_out(&tree, size, &digest, journal).map_err(|error| failure(error, size));
+    // How much comes before the content is known when it is laid out; how much is to come before it, too.
+    let journal = {
+        let (layout, contents) = laid_out(room.journal())?;
+        first_place(&layout, &contents, room)
+            .map_or(room.journal(), |(found, wanted)| room.journal_for(found, wanted))
+    };
+    let (layout, contents) = laid_out(journal)?;
+    drop(tree);
+    let mut moves = Moves::new(&layout, &contents, room);
+    drop(contents);
+    let doing = |error| Failure::os("write an image", error);
+    moves.close_up(files, meter).map_err(doing)?;
+    moves.clear(image, room, end).map_err(doing)?;
     layout.writer(Holes { image, meter }).map_err(|error| failure(error, size))?;
-    let copies = copies(&layout, files);
-    // It is large, and done with.
-    drop(layout);
-    copy(&copies, spool, image, meter).map_err(|error| Failure::os("write an image", error))?;
+    moves.put_back(files, meter).map_err(doing)?;
     Ok(Made { digest: digest.to_string() })
+}
+
+/// The place where the first content is laid out, and where it is.
+fn first_place(layout: &Layout, contents: &[(InodeHandle, Content)], room: &Room) -> Option<(u64, u64)> {
+    contents.iter().find_map(|(handle, content)| {
+        let (offset, _) = *layout.extents(*handle).first()?;
+        Some((room.place(offset)?, content.at))
+    })
 }
 
 /// The digest of all that an image's bytes follow from.
@@ -90,24 +99,32 @@ fn digest(size: Bytes, diff_ids: &[(Archive, Digest)]) -> Digest {
     Digest::from_bytes(sha256.finalize().into())
 }
 
+/// What is the same for all file systems of a size.
+pub(super) fn options(size: Bytes, uuid: [u8; 16]) -> Options {
+    let mut options = Options::new(size.0, uuid, EPOCH);
+    options.label = Some(LABEL.to_owned());
+    // In a guest the superuser is who uses the disk.
+    options.reserved_percent = 0;
+    let inodes = (size.0 / BYTES_PER_INODE).max(MIN_INODES);
+    options.inodes = InodeCount::Exact(u32::try_from(inodes).unwrap_or(u32::MAX));
+    options
+}
+
 /// Tells the writer what there is to be, and lets it decide where. Files are told in the order in which they were
-/// put aside, so that what follows each other there does so in the image.
-fn declare(
-    tree: Tree,
+/// read, which is that of their content in the image.
+fn lay_out(
+    tree: &Tree,
     size: Bytes,
     digest: &Digest,
+    journal: u64,
 ) -> Result<(Layout, Vec<(InodeHandle, Content)>), mkext4::Error> {
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&digest.as_bytes()[..16]);
     // RFC 9562, version 8: the rest is the maker's to choose.
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;
-    let mut options = Options::new(size.0, uuid, EPOCH);
-    options.label = Some(LABEL.to_owned());
-    // In a guest the superuser is who uses the disk.
-    options.reserved_percent = 0;
-    let inodes = (size.0 / BYTES_PER_INODE).max(tree.len() as u64 * SPARE_INODES);
-    options.inodes = InodeCount::Exact(u32::try_from(inodes).unwrap_or(u32::MAX));
+    let mut options = options(size, uuid);
+    options.journal_blocks = u32::try_from(journal).ok();
     let mut builder = FsBuilder::new(options)?;
 
     let mut handles: HashMap<Id, InodeHandle> = HashMap::from([(ROOT, mkext4::ROOT)]);
@@ -168,7 +185,7 @@ fn declare(
         attributes(&mut builder, handle, node)?;
         contents.push((handle, content.clone()));
     }
-    drop((tree, handles));
+    drop(handles);
     Ok((builder.seal()?, contents))
 }
 
@@ -202,72 +219,6 @@ fn stretches(content: &Content) -> Vec<SparseSeg> {
     stretches
 }
 
-/// Bytes to be copied, whole blocks all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Copy {
-    from: u64,
-    to: u64,
-    length: u64,
-}
-
-/// What is to be copied from the spool to the image.
-fn copies(layout: &Layout, files: Vec<(InodeHandle, Content)>) -> Vec<Copy> {
-    let mut copies: Vec<Copy> = Vec::new();
-    for (handle, content) in files {
-        let mut from = content.at;
-        for (to, length) in layout.extents(handle) {
-            // What is behind the end of the file is zeros on both sides.
-            let length = length.next_multiple_of(BLOCK);
-            match copies.last_mut() {
-                Some(last) if last.from + last.length == from && last.to + last.length == to => {
-                    last.length += length;
-                }
-                _ => copies.push(Copy { from, to, length }),
-            }
-            from += length;
-        }
-    }
-    copies
-}
-
-/// Copies on several threads.
-fn copy(copies: &[Copy], spool: &File, image: &File, meter: &Meter) -> io::Result<()> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-    let pieces: Vec<Copy> = copies
-        .iter()
-        .flat_map(|copy| {
-            (0..copy.length).step_by(PIECE as usize).map(|at| Copy {
-                from: copy.from + at,
-                to: copy.to + at,
-                length: PIECE.min(copy.length - at),
-            })
-        })
-        .collect();
-    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
-    let work = || {
-        let mut buffer = vec![0; PIECE as usize];
-        while let Some(piece) = pieces.get(next.fetch_add(1, Relaxed)) {
-            let bytes = &mut buffer[..piece.length as usize];
-            let copied =
-                spool.read_exact_at(bytes, piece.from).and_then(|()| image.write_all_at(bytes, piece.to));
-            if let Err(error) = copied {
-                next.store(pieces.len(), Relaxed);
-                failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
-                return;
-            }
-            meter.add_written(bytes.len());
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..threads {
-            // One thread fewer is only slower.
-            let _ = thread::Builder::new().spawn_scoped(scope, work);
-        }
-        work();
-    });
-    failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
-}
-
 /// A new file, which has its zeros already.
 struct Holes<'a> {
     image: &'a File,
@@ -285,7 +236,7 @@ impl RegionSink for Holes<'_> {
     }
 }
 
-fn failure(error: mkext4::Error, size: Bytes) -> Failure {
+pub(super) fn failure(error: mkext4::Error, size: Bytes) -> Failure {
     match error {
         mkext4::Error::Io(error) => Failure::os("write an image", error),
         // Names, links and attributes were looked at before: what is left is that there is no room.

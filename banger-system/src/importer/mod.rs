@@ -3,12 +3,15 @@
 //! tells it what to do over a socket, its standard input.
 //!
 //! Each archive is read once, from its beginning to its end. One thread unpacks it; another one checks it, notes
-//! down what is in it ([`crate::domain::rootfs`]), and puts the content of its files aside. When all are read, it
-//! is known what the file system consists of, and the content that still counts is copied to its place.
+//! down what is in it ([`crate::domain::rootfs`]), and writes the content of its files to where it will be if all
+//! of them count. When all are read, it is known what the file system consists of; what a hidden file has left
+//! is closed up, and everything but the content is written.
 
 mod build;
 mod feed;
 pub mod message;
+mod moves;
+mod room;
 mod run;
 mod spool;
 mod wall;
@@ -29,6 +32,7 @@ use crate::{
     importer::{
         feed::Feed,
         message::{Failure, Import, Made},
+        room::Room,
         spool::Spool,
     },
 };
@@ -60,18 +64,20 @@ impl Meter {
 pub struct Files {
     /// A new file, which the file system is written to.
     pub image: File,
-    /// A new file for what is put aside.
+    /// A new file for what has to be put aside.
     pub spool: File,
     /// The archives, the lowest first.
     pub archives: Vec<File>,
 }
 
 /// Makes a file system of archives.
-pub fn import(order: &Import, files: Files, meter: &Meter) -> Result<Made, Failure> {
+pub fn import(order: &Import, mut files: Files, meter: &Meter) -> Result<Made, Failure> {
     let mut tree = Tree::default();
-    let mut spool = Spool::new(&files.spool, order.size, meter);
+    let room = Room::new(order.size, || build::options(order.size, [0; 16]))
+        .map_err(|error| build::failure(error, order.size))?;
+    let mut spool = Spool::new(&files.image, &room, order.size, meter);
     let mut diff_ids = Vec::new();
-    for (archive, file) in order.archives.iter().zip(files.archives) {
+    for (archive, file) in order.archives.iter().zip(files.archives.drain(..)) {
         let layer = if archive.claim.is_some() { Archive::Layer } else { Archive::Whole };
         let diff_id = feed::with(file, archive, order.size, meter, |feed| {
             tree.begin(layer);
@@ -82,11 +88,11 @@ pub fn import(order: &Import, files: Files, meter: &Meter) -> Result<Made, Failu
     if tree.is_empty() {
         return Err(Failure::refused("the image cannot be taken: there is nothing in it"));
     }
-    spool.finish()?;
-    build::build(tree, &files.spool, &files.image, order.size, &diff_ids, meter)
+    let end = spool.finish()?;
+    build::build(tree, &files, &room, end, order.size, &diff_ids, meter)
 }
 
-/// Puts the entries of an archive into the tree, and the content of its files aside.
+/// Puts the entries of an archive into the tree, and the content of its files to its place.
 fn take(feed: &mut Feed, tree: &mut Tree, spool: &mut Spool<'_>) -> Result<(), Failure> {
     let mut tar = Tar::new(feed);
     while let Some(entry) = tar.next_entry()? {

@@ -1,11 +1,11 @@
-//! The content of files, put aside until it is known which of them count. Each begins at a block and is filled up
-//! with zeros to the next one, as it will be in the file system.
+//! The content of files, written to where it will be in the file system if all of them count: each begins at a
+//! block and is filled up with zeros to the next one.
 
 use std::{fs::File, io::BufRead, os::unix::fs::FileExt};
 
 use banger_proto::size::Bytes;
 
-use super::{Meter, message::Failure};
+use super::{Meter, message::Failure, room::Room};
 use crate::domain::rootfs::{
     self,
     entry::Shape,
@@ -23,9 +23,10 @@ const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 /// A file in which contents follow each other.
 pub(super) struct Spool<'a> {
     file: &'a File,
+    room: &'a Room,
     /// What comes next and is not written yet.
     buffer: Vec<u8>,
-    /// Where that belongs.
+    /// The place where that belongs.
     at: u64,
     /// The size of the file system, into which everything has to fit.
     size: Bytes,
@@ -33,8 +34,8 @@ pub(super) struct Spool<'a> {
 }
 
 impl<'a> Spool<'a> {
-    pub(super) fn new(file: &'a File, size: Bytes, meter: &'a Meter) -> Self {
-        Self { file, buffer: Vec::with_capacity(BUFFER + LARGE), at: 0, size, meter }
+    pub(super) fn new(file: &'a File, room: &'a Room, size: Bytes, meter: &'a Meter) -> Self {
+        Self { file, room, buffer: Vec::with_capacity(BUFFER + LARGE), at: 0, size, meter }
     }
 
     /// Puts aside what an archive has of a file of this shape.
@@ -46,7 +47,7 @@ impl<'a> Spool<'a> {
             Some(segments) => sparse::blocks(segments, size),
         };
         let room: u64 = blocks.iter().map(|block| block.length.next_multiple_of(BLOCK)).sum();
-        if at.saturating_add(room) > self.size.0 {
+        if at.saturating_add(room) > self.room.size() {
             let message = format!("the image cannot be taken: its files do not fit into {}", self.size);
             return Err(Failure::refused(message));
         }
@@ -66,13 +67,21 @@ impl<'a> Spool<'a> {
             }
         }
         self.zeros(self.place().next_multiple_of(BLOCK) - self.place())?;
+        let mut next = at;
+        let stretches = blocks.iter().map(|block| {
+            let length = block.length.next_multiple_of(BLOCK);
+            next += length;
+            (next - length, length)
+        });
+        self.zeros(self.room.map_of(stretches))?;
         let segments = shape.segments.is_some().then(|| blocks.into_boxed_slice());
         Ok(Content { at, size, segments })
     }
 
-    /// Writes what was gathered.
-    pub(super) fn finish(mut self) -> Result<(), Failure> {
-        self.flush()
+    /// Writes what was gathered, and tells where the last of it ends.
+    pub(super) fn finish(mut self) -> Result<u64, Failure> {
+        self.flush()?;
+        Ok(self.at)
     }
 
     /// Where the next byte belongs.
@@ -88,7 +97,7 @@ impl<'a> Spool<'a> {
             }
             let taken = bytes.len().min(usize::try_from(count).unwrap_or(usize::MAX));
             if taken >= LARGE && self.buffer.is_empty() {
-                write(self.file, &bytes[..taken], self.at)?;
+                write(self.file, self.room, &bytes[..taken], self.at)?;
                 self.at += taken as u64;
                 self.meter.add_written(taken);
             } else {
@@ -116,7 +125,7 @@ impl<'a> Spool<'a> {
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        write(self.file, &self.buffer, self.at)?;
+        write(self.file, self.room, &self.buffer, self.at)?;
         self.at += self.buffer.len() as u64;
         self.meter.add_written(self.buffer.len());
         self.buffer.clear();
@@ -124,6 +133,11 @@ impl<'a> Spool<'a> {
     }
 }
 
-fn write(file: &File, bytes: &[u8], at: u64) -> Result<(), Failure> {
-    file.write_all_at(bytes, at).map_err(|error| Failure::os("put the files of an image aside", error))
+fn write(file: &File, room: &Room, mut bytes: &[u8], at: u64) -> Result<(), Failure> {
+    for (offset, length) in room.offsets(at, bytes.len() as u64) {
+        let (some, rest) = bytes.split_at(usize::try_from(length).unwrap_or(bytes.len()));
+        file.write_all_at(some, offset).map_err(|error| Failure::os("write an image", error))?;
+        bytes = rest;
+    }
+    Ok(())
 }

@@ -33,6 +33,7 @@ const CALLS: &[i64] = &[
     libc::SYS_pwrite64,
     libc::SYS_writev,
     libc::SYS_ftruncate,
+    libc::SYS_fallocate,
     libc::SYS_fstat,
     libc::SYS_lseek,
     libc::SYS_close,
