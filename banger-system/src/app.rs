@@ -117,7 +117,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         logs: Arc::new(RingLogs::new(places.clone())),
         names: Arc::new(NameServer::new(connection.clone())),
         network,
-        registry: Arc::new(Registries::new(&cache_directory(), config.cache_size()?, Patience::default())?),
+        registry: Arc::new(Registries::new(&cache_directory(), config.cache_size()?, Patience::default())),
         store: Arc::new(SqliteStore::open(&places).await.context("cannot open the database")?),
         supervisor,
         users: Arc::new(Accounts),

@@ -252,3 +252,23 @@ fn an_import_shares_blocks_where_the_file_system_can() {
     let sum = Command::new("sha256sum").arg(&rootfs).output().unwrap();
     assert_eq!(facts.unwrap().digest[7..], String::from_utf8(sum.stdout).unwrap()[..64]);
 }
+
+#[tokio::test]
+async fn a_shared_file_is_there_once_and_for_as_long_as_somebody_has_it() {
+    use std::os::unix::fs::MetadataExt;
+    let scratch = Scratch::new();
+    let images = scratch.images();
+    let rootfs = mkfs(&scratch, Bytes::mib(64), &[]);
+    import(&images, open(&rootfs)).await.unwrap();
+    let twin = ImageId::from_bits(0xdef);
+    images.share(twin, IMAGE).await.unwrap();
+    let inode = |image| fs::metadata(scratch.places.image(image)).unwrap().ino();
+    assert_eq!(inode(IMAGE), inode(twin));
+    let content = fs::read(scratch.places.image(IMAGE)).unwrap();
+    images.remove(IMAGE).await.unwrap();
+    assert_eq!(fs::read(scratch.places.image(twin)).unwrap(), content);
+    assert_eq!(images.found().await.unwrap(), [twin]);
+    // What is gone cannot be shared, and nothing is left of the try.
+    assert!(images.share(ImageId::from_bits(7), IMAGE).await.is_err());
+    assert_eq!(images.found().await.unwrap(), [twin]);
+}

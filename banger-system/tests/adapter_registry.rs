@@ -50,7 +50,7 @@ struct Bench {
 impl Bench {
     async fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
-        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK).unwrap();
+        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK);
         Self { lab: Lab::new().await, home, registries }
     }
 
@@ -224,7 +224,7 @@ async fn a_registry_gets_to_know_who_asks_when_it_wants_to() {
         bench.lab.gate(gate.clone());
         bench.lab.forget();
         let home = tempfile::tempdir().unwrap();
-        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK).unwrap();
+        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK);
         assert_eq!(pull(&registries, &who).await.unwrap(), layers(), "{gate:?}");
         // Nobody is told before they ask.
         assert_eq!(bench.lab.asked("/manifests/")[0].authorization, None);
@@ -458,7 +458,7 @@ async fn pruning_breaks_no_pull_and_takes_the_oldest_first() {
     // What was used lately stays.
     let hour = Prune { older_than: Some(Duration::from_secs(3600)), ..Prune::default() };
     assert_eq!(bench.registries.prune(hour).await.unwrap(), Pruned::default());
-    let small = Registries::new(bench.home.path(), Bytes::mib(1), QUICK).unwrap();
+    let small = Registries::new(bench.home.path(), Bytes::mib(1), QUICK);
     let directory = fs::read_dir(bench.home.path()).unwrap().next().unwrap().unwrap().path();
     for entry in fs::read_dir(directory).unwrap() {
         let long_ago = SystemTime::now() - Duration::from_secs(7200);
@@ -482,7 +482,7 @@ async fn a_full_disk_is_told_before_anything_is_fetched() {
     let scratch = Scratch::on_small_file_system(66 << 20);
     let lab = Lab::new().await;
     lab.image("a", "1", &[noise(13, 4_000_000)]);
-    let registries = Registries::new(&scratch.places.state.join("cache"), Bytes::gib(1), QUICK).unwrap();
+    let registries = Registries::new(&scratch.places.state.join("cache"), Bytes::gib(1), QUICK);
     let error = pull(&registries, &source(&lab.reference("a:1"))).await.unwrap_err();
     assert!(matches!(error, Error::NoSpace { .. }), "{error}");
     assert_eq!(lab.asked(&digest(&noise(13, 4_000_000))).len(), 0);
@@ -514,7 +514,7 @@ async fn credentials_are_read_of_a_sealed_memory_file_alone() {
 async fn a_pull_in_a_process_of_its_own() {
     let Ok(words) = std::env::var("BANGER_TEST_PULL") else { return };
     let (cache, reference) = words.split_once(' ').unwrap();
-    let registries = Registries::new(Path::new(cache), Bytes::gib(1), Patience::default()).unwrap();
+    let registries = Registries::new(Path::new(cache), Bytes::gib(1), Patience::default());
     pull(&registries, &source(reference)).await.unwrap();
 }
 
@@ -634,13 +634,15 @@ async fn what_oci_client_pushes_to_dockers_registry_is_pulled() {
     require!(Path::new(DockerRegistry::PROGRAM).exists(), "the package docker-registry");
     let server = DockerRegistry::start().await;
     let home = tempfile::tempdir().unwrap();
-    let registries = Registries::new(home.path(), Bytes::gib(1), QUICK).unwrap();
+    let registries = Registries::new(home.path(), Bytes::gib(1), QUICK);
     let name = format!("localhost:{}/a/b:1", server.port);
     let layers = layers();
     let ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
     let config = json!({
         "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": ids }, "config": {},
     });
+    // Other tests of ours leave that to the service.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::new(ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() });
     let pushed: Vec<ImageLayer> =
         layers.iter().map(|layer| ImageLayer::oci_v1(layer.clone(), None)).collect();

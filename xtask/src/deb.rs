@@ -21,7 +21,7 @@ pub const FILE: &str = "banger.deb";
 const DEPENDS: &str = "dbus, polkitd, systemd (>= 252), qemu-system-x86, nftables, dmsetup";
 
 /// What `banger vm ssh` runs, and nothing else needs.
-const RECOMMENDS: &str = "openssh-client (>= 1:8.5)";
+const RECOMMENDS: &str = "ca-certificates, openssh-client (>= 1:8.5)";
 
 /// How the package's content is packed.
 #[derive(Clone, Copy, PartialEq, Eq)]

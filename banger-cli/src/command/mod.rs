@@ -57,8 +57,7 @@ Next: `banger vm run --image alpine`."
         subcommand,
         after_long_help = "\
 Examples:
-  banger kernel import --name host --vmlinuz /boot/vmlinuz-$(uname -r) \\
-      --modules /lib/modules/$(uname -r)
+  banger kernel import --name host --host
   banger kernel list
 
 Next: `banger vm run --kernel host`."

@@ -135,10 +135,6 @@ fn an_image_of_a_registry_is_pulled_when_it_is_missing() {
     let Some(host) = furnished() else { return };
     let pulled = host.banger(&["image", "pull", "registry.test/library/alpine:3"]);
     assert_eq!((pulled.status, pulled.output.as_str()), (0, "alpine-3\n"), "{pulled:?}");
-    assert!(
-        pulled.errors.contains("resolve: asking registry.test for registry.test/library/alpine:3"),
-        "{pulled:?}"
-    );
     let again = host.banger(&["image", "pull", "-q", "--json", "registry.test/library/alpine:3"]);
     assert_eq!(json(&again)["source"], "registry.test/library/alpine:3");
     assert_eq!(json(&again)["config"]["env"][0], "PATH=/usr/bin:/bin");

@@ -29,10 +29,11 @@ pub(super) fn missing() -> Option<String> {
 const PUSH: &str = r#"
     rm -rf /tmp/oci; mkdir -p /tmp/oci/root /tmp/oci/storage; cd /tmp/oci
     mount -o loop,ro,noload "$1" root
+    tar --xattrs --xattrs-include='*' -C root -cf layer.tar .
+    umount root
     umoci init --layout layout
     umoci new --image layout:1
-    umoci insert --image layout:1 root /
-    umount root
+    umoci raw add-layer --image layout:1 layer.tar
     umoci config --image layout:1 --architecture amd64 --os linux --config.workingdir /srv --config.env GREETING=hello
     # alice:secret
     echo 'alice:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a' > users

@@ -198,10 +198,16 @@ impl Blob {
 
     /// The bytes that are there, from the first one on; more of them come into the same file.
     pub(super) fn open(&self) -> io::Result<File> {
-        match File::open(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => File::open(self.partial()),
-            opened => opened,
+        // It may get its name between the first two looks.
+        let partial = self.partial();
+        let mut opened = Err(ErrorKind::NotFound.into());
+        for path in [&self.path, &partial, &self.path] {
+            opened = File::open(path);
+            if !opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                break;
+            }
         }
+        opened
     }
 
     /// Waits until nobody else writes, for as long as it takes. Nothing is returned when the blob is whole then.

@@ -15,7 +15,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::fs::FileExt},
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -67,20 +67,28 @@ const TICK: Duration = Duration::from_millis(100);
 /// Registries, with a cache in a directory.
 #[derive(Debug, Clone)]
 pub struct Registries {
-    clients: Clients,
+    /// Made when they are first needed: the certificates of the host are read for them.
+    clients: Arc<OnceLock<Clients>>,
     cache: Cache,
     patience: Patience,
 }
 
 impl Registries {
     /// Registries whose blobs are kept in this directory, up to so many bytes.
-    pub fn new(cache: &Path, limit: Bytes, patience: Patience) -> Result<Self> {
-        Ok(Self { clients: Clients::new(patience)?, cache: Cache::new(cache, limit), patience })
+    pub fn new(cache: &Path, limit: Bytes, patience: Patience) -> Self {
+        Self { clients: Arc::default(), cache: Cache::new(cache, limit), patience }
     }
 
-    fn session(&self, source: &Source) -> Result<Session> {
-        let (clients, credentials) = (self.clients.clone(), source.credentials.clone());
-        Session::new(clients, self.patience, source.reference.clone(), credentials)
+    async fn session(&self, source: &Source) -> Result<Session> {
+        let clients = match self.clients.get() {
+            Some(clients) => clients.clone(),
+            None => {
+                let patience = self.patience;
+                let made = blocking("read certificates", move || Clients::new(patience)).await?;
+                self.clients.get_or_init(|| made).clone()
+            }
+        };
+        Session::new(clients, self.patience, source.reference.clone(), source.credentials.clone())
     }
 
     async fn blob(&self, source: &Source, descriptor: Descriptor) -> Result<Arc<Blob>> {
@@ -118,7 +126,7 @@ impl Registry for Registries {
     }
 
     async fn resolve(&self, source: &Source) -> Result<RemoteImage> {
-        let session = self.session(source)?;
+        let session = self.session(source).await?;
         let unusable = |Unusable(why)| Error::Unsupported { message: format!("{}: {why}", source.reference) };
         let (mut wanted, mut expect) = (source.reference.wanted(), source.reference.digest());
         let mut size = None;
@@ -161,7 +169,7 @@ impl Registry for Registries {
         layers: &[LayerFacts],
         progress: Arc<dyn Progress>,
     ) -> Result<Fetch> {
-        let session = self.session(source)?;
+        let session = self.session(source).await?;
         let (mut found, mut blobs, mut feeds) = (Vec::new(), Vec::new(), Vec::new());
         for layer in layers {
             found.push(self.blob(source, layer.blob).await?);

@@ -60,7 +60,13 @@ impl Clients {
                 .retry(reqwest::retry::never())
                 .no_proxy()
         };
-        let failed = |error| Error::other("set up a client for registries", error);
+        let failed = |error: reqwest::Error| Error::HostNotReady {
+            message: format!(
+                "no registry can be asked ({}); the certificates that the host trusts come with its package \
+                 ca-certificates",
+                reason(&error)
+            ),
+        };
         Ok(Self {
             own: builder().build().map_err(failed)?,
             away: builder().dns_resolver(AwayFromHost::shared()).build().map_err(failed)?,
