@@ -20,7 +20,7 @@ use crate::{
     progress::Meter,
     settings::{FileSync, Settings},
     ssh::places::Places,
-    workspace::{git::Git, prepare::header},
+    workspace::{git::Git, sender::header},
 };
 
 /// Where git in a sandbox looks for who the user is.

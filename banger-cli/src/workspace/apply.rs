@@ -61,8 +61,7 @@ pub fn to_work_tree(kept: &Kept, dirty: Dirty) -> Result<Vec<Difference>> {
              and `-o FILE` writes a patch.",
         ));
     }
-    let root = Root::open(&repository.root)
-        .map_err(|source| Error::io(format!("read {}", repository.root.display()), source))?;
+    let root = Root::open(&repository.root)?;
     let beside = place_beside(&repository);
     let staging = tempfile::Builder::new()
         .prefix(".banger-")
@@ -159,8 +158,7 @@ fn first_change(repository: &Repository) -> Result<Option<Vec<u8>>> {
     if let Some(path) = staged.split(|byte| *byte == 0).find(|path| !path.is_empty()) {
         return Ok(Some(path.to_vec()));
     }
-    let root = Root::open(&repository.root)
-        .map_err(|source| Error::io(format!("read {}", repository.root.display()), source))?;
+    let root = Root::open(&repository.root)?;
     for entry in repository.tracked()?.into_iter().filter(|entry| entry.mode != super::source::SUBMODULE) {
         let found = root
             .digest(&entry.path, repository.algorithm)

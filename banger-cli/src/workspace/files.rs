@@ -17,6 +17,7 @@ use rustix::{
 };
 
 use super::source::{FILE, PROGRAM, SYMLINK, Stat, os};
+use crate::error::{Error, Result};
 
 /// What is read in one piece.
 const PIECE: usize = 64 << 10;
@@ -55,9 +56,11 @@ pub struct Facts {
 
 impl Root {
     /// Opens a directory.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { fd: rustix::fs::open(path, flags, Mode::empty())?, path: path.to_owned() })
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|errno| Error::io(format!("read {}", path.display()), errno.into()))?;
+        Ok(Self { fd, path: path.to_owned() })
     }
 
     /// What has this name; `None` where there is nothing, or something stands in the way.

@@ -14,7 +14,8 @@ use tar::{Builder, EntryType};
 
 use super::{
     files::{Exactly, Found, Root},
-    prepare::{Planned, Sent, append_link, cannot_read, header},
+    prepare::Planned,
+    sender::{Sent, append_link, cannot_read, header},
     snapshot::Snapshot,
     source::{Head, Repository, SUBMODULE, Shown, Tracked, os},
 };
@@ -174,7 +175,7 @@ impl Metadata {
             }
         };
         mark("--skip-worktree", &|entry| entry.skipped && !sent.contains_key(&entry.path))?;
-        let root = Root::open(&repository.root).map_err(failed)?;
+        let root = Root::open(&repository.root)?;
         mark("--assume-unchanged", &|entry| {
             sent.get(&entry.path).is_some_and(|(_, id)| *id != entry.id) && is_filtered(&root, entry)
         })?;
@@ -239,8 +240,7 @@ pub fn append_full_copy(
     repository: &Repository,
     files: &[Planned],
 ) -> Result<()> {
-    let root = Root::open(&repository.root)
-        .map_err(|source| Error::io(format!("read {}", repository.root.display()), source))?;
+    let root = Root::open(&repository.root)?;
     let mut places = HashSet::new();
     for file in files {
         places.extend(os(&file.path).ancestors().skip(1).filter(|place| !place.as_os_str().is_empty()));

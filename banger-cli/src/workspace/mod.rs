@@ -13,6 +13,7 @@ mod ignored;
 mod metadata;
 pub mod prepare;
 pub mod record;
+pub mod sender;
 pub mod snapshot;
 pub mod source;
 pub mod sync;

@@ -1,38 +1,31 @@
 //! Sending a repository into a sandbox.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     fs,
-    io::{self, BufWriter, Read, Write},
+    io::{self, BufWriter, Write},
     os::unix::ffi::OsStrExt,
 };
 
 use banger_proto::{
     bus::names::VM_INTERFACE,
-    guest::{
-        Request,
-        frame::MAX_DATA,
-        message::{Algorithm, Placement},
-    },
+    guest::{Request, frame::MAX_DATA, message::Placement},
     size::Bytes,
 };
-use tar::{Builder, EntryType, Header};
+use tar::Builder;
 
 use super::{
-    files::{Exactly, Found, Hasher, Root, blob_id},
+    files::{Found, Root},
     metadata::{self, Metadata},
     record::{Draft, EXCLUDE, Kept, Record, Records, forget_all_but},
-    snapshot::{Change, Content, Contents, Importer, SENT, Snapshot},
-    source::{Head, Mode, Repository, SUBMODULE, SYMLINK, Shown, Tracked, os},
+    sender::{Sender, cannot_read},
+    source::{Head, Mode, Repository, SUBMODULE, Shown, Tracked, os},
 };
 use crate::{
     age,
     error::{Error, Result},
     guest::{Call, Guest, from_io},
 };
-
-/// A file of this length is read once and kept until it is sent; a longer one is read twice.
-const KEPT_IN_MEMORY: u64 = 8 << 20;
 
 /// What is to be sent.
 #[derive(Debug, Clone, Default)]
@@ -76,7 +69,7 @@ pub struct Planned {
     /// How long it is now.
     pub size: u64,
     /// The content in the repository that is sent instead of a file.
-    id: Option<String>,
+    pub id: Option<String>,
 }
 
 impl Plan {
@@ -147,7 +140,7 @@ impl Plan {
     }
 
     fn files_of_work_tree(&mut self) -> Result<()> {
-        let root = open(&self.repository)?;
+        let root = Root::open(&self.repository.root)?;
         let mut seen = HashSet::new();
         let tracked: Vec<_> = self
             .index
@@ -280,189 +273,6 @@ fn keep_exclude(plan: &Plan, draft: &Draft) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(Error::io(format!("read {}", list.display()), source)),
     }
-}
-
-/// The names of the contents that were sent, by path.
-pub type Sent = HashMap<Vec<u8>, (u32, String)>;
-
-/// Sends files and keeps their contents.
-pub struct Sender<'a> {
-    root: Root,
-    algorithm: Algorithm,
-    importer: Importer,
-    contents: Option<Contents>,
-    /// Contents that the snapshot has already.
-    known: HashSet<String>,
-    changes: Vec<Change>,
-    sent: Sent,
-    repository: &'a Repository,
-    parent: Option<&'static str>,
-}
-
-impl<'a> Sender<'a> {
-    /// Sends files of this repository. The commit of what was sent begins with nothing.
-    pub fn new(repository: &'a Repository, snapshot: &Snapshot, known: HashSet<String>) -> Result<Self> {
-        Ok(Self {
-            root: open(repository)?,
-            algorithm: repository.algorithm,
-            importer: snapshot.import()?,
-            contents: None,
-            known,
-            changes: Vec::new(),
-            sent: Sent::new(),
-            repository,
-            parent: None,
-        })
-    }
-
-    /// The commit of what was sent changes the one that there is.
-    pub fn amending(mut self) -> Self {
-        self.parent = Some("refs/banger/sent^0");
-        self
-    }
-
-    /// Something is no longer there.
-    pub fn forget(&mut self, path: Vec<u8>) {
-        self.changes.push(Change::Remove { path });
-    }
-
-    /// Adds a file to the archive.
-    pub fn send(&mut self, archive: &mut Builder<impl Write>, file: &Planned) -> Result<()> {
-        if let Some(id) = &file.id {
-            return self.send_content(archive, file, id);
-        }
-        let path = &file.path;
-        let look = || self.root.look(path).map_err(|source| cannot_read(path, source));
-        match look()? {
-            Some(Found::Symlink(target, facts)) => {
-                append_link(archive, path, &target, facts.stat.mtime.0)?;
-                self.keep(path, SYMLINK, blob_id(self.algorithm, &target), &target)
-            }
-            Some(Found::File(file, facts)) => {
-                let mut header = header(facts.permissions & 0o777, facts.size, facts.stat.mtime.0);
-                let mut content = Exactly::new(file, facts.size);
-                if facts.size <= KEPT_IN_MEMORY {
-                    let mut bytes = Vec::with_capacity(facts.size as usize);
-                    content.read_to_end(&mut bytes).map_err(|source| cannot_read(path, source))?;
-                    archive.append_data(&mut header, os(path), bytes.as_slice()).map_err(from_io)?;
-                    return self.keep(path, facts.mode, blob_id(self.algorithm, &bytes), &bytes);
-                }
-                let changed = || {
-                    Error::Refused(format!("{} changed while it was read", Shown(path))).advise("try again.")
-                };
-                let mut content = Hashing { hasher: Hasher::new(self.algorithm, facts.size), from: content };
-                archive.append_data(&mut header, os(path), &mut content).map_err(|_| changed())?;
-                let id = content.hasher.finish();
-                if !self.known.contains(&id) {
-                    let Some(Found::File(file, again)) =
-                        self.root.look(path).map_err(|source| cannot_read(path, source))?
-                    else {
-                        return Err(changed());
-                    };
-                    if again != facts {
-                        return Err(changed());
-                    }
-                    let mut content = Hashing {
-                        hasher: Hasher::new(self.algorithm, facts.size),
-                        from: Exactly::new(file, facts.size),
-                    };
-                    let mark = self.importer.blob(facts.size, &mut content)?;
-                    if content.hasher.finish() != id {
-                        return Err(changed());
-                    }
-                    return self.put(path, facts.mode, id, mark);
-                }
-                self.put(path, facts.mode, id.clone(), Content::Id(id))
-            }
-            Some(Found::Other(_)) | None => Ok(()),
-        }
-    }
-
-    /// A content of the repository goes instead of a file.
-    fn send_content(&mut self, archive: &mut Builder<impl Write>, file: &Planned, id: &str) -> Result<()> {
-        let (path, mode) = (&file.path, file.mode);
-        if self.contents.is_none() {
-            self.contents = Some(Contents::of(&self.repository.git())?);
-        }
-        let Some(contents) = &mut self.contents else { return Ok(()) };
-        contents.read(id, |size, content| match mode {
-            SYMLINK => {
-                let mut target = Vec::new();
-                content.read_to_end(&mut target).map_err(|source| cannot_read(path, source))?;
-                append_link(archive, path, &target, 0)
-            }
-            mode => {
-                let mut header = header(mode & 0o777, size, (age::now() / 1_000_000) as i64);
-                archive.append_data(&mut header, os(path), content).map_err(from_io)
-            }
-        })?;
-        self.put(path, mode, id.to_owned(), Content::Id(id.to_owned()))
-    }
-
-    fn keep(&mut self, path: &[u8], mode: u32, id: String, bytes: &[u8]) -> Result<()> {
-        let content = match self.known.contains(&id) {
-            true => Content::Id(id.clone()),
-            false => self.importer.blob(bytes.len() as u64, &mut &*bytes)?,
-        };
-        self.put(path, mode, id, content)
-    }
-
-    fn put(&mut self, path: &[u8], mode: u32, id: String, content: Content) -> Result<()> {
-        self.changes.push(Change::Put { mode, content, path: path.to_vec() });
-        self.sent.insert(path.to_vec(), (mode, id));
-        Ok(())
-    }
-
-    /// Commits what was sent.
-    pub fn finish(self) -> Result<Sent> {
-        if let Some(contents) = self.contents {
-            contents.end()?;
-        }
-        self.importer.commit(SENT, self.parent, &self.changes)?;
-        Ok(self.sent)
-    }
-}
-
-struct Hashing {
-    hasher: Hasher,
-    from: Exactly,
-}
-
-impl Read for Hashing {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let count = self.from.read(into)?;
-        self.hasher.update(&into[..count]);
-        Ok(count)
-    }
-}
-
-/// The head of a file that is root's in the sandbox.
-pub fn header(permissions: u32, size: u64, mtime: i64) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(EntryType::Regular);
-    header.set_mode(permissions);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_size(size);
-    header.set_mtime(u64::try_from(mtime).unwrap_or_default());
-    header
-}
-
-/// Adds a symbolic link to an archive.
-pub fn append_link(archive: &mut Builder<impl Write>, path: &[u8], target: &[u8], mtime: i64) -> Result<()> {
-    let mut header = header(0o777, 0, mtime);
-    header.set_entry_type(EntryType::Symlink);
-    archive.append_link(&mut header, os(path), os(target)).map_err(from_io)
-}
-
-fn open(repository: &Repository) -> Result<Root> {
-    Root::open(&repository.root)
-        .map_err(|source| Error::io(format!("read {}", repository.root.display()), source))
-}
-
-/// A file of the user's that cannot be read.
-pub fn cannot_read(path: &[u8], source: io::Error) -> Error {
-    Error::io(format!("read {}", Shown(path)), source)
 }
 
 fn missing(path: &[u8]) -> Error {

@@ -9,8 +9,9 @@ use tar::Builder;
 use super::{
     export::{Tree, some_of, tree},
     files::Root,
-    prepare::{Plan, Planned, Sender, Wanted},
+    prepare::{Plan, Planned, Wanted},
     record::Kept,
+    sender::Sender,
     snapshot::SENT,
     source::{Repository, Shown},
 };
@@ -39,8 +40,7 @@ impl Changes {
         let plan = Plan::make(repository, wanted)?;
         let snapshot = kept.snapshot();
         let sent = tree(&snapshot, &snapshot.commit(SENT)?)?;
-        let root = Root::open(&plan.repository.root)
-            .map_err(|source| Error::io(format!("read {}", plan.repository.root.display()), source))?;
+        let root = Root::open(&plan.repository.root)?;
         let mut files = Vec::new();
         for file in &plan.files {
             let now = root
@@ -106,8 +106,7 @@ async fn check_guest(guest: &mut Guest, kept: &Kept, changes: &Changes) -> Resul
         changes.files.iter().map(|file| file.path.clone()).chain(changes.gone.iter().cloned()).collect();
     let algorithm = kept.record.algorithm;
     let there = guest.digests(&kept.record.guest_path, algorithm, names.clone()).await?;
-    let root = Root::open(&changes.plan.repository.root)
-        .map_err(|source| Error::io(format!("read {}", changes.plan.repository.root.display()), source))?;
+    let root = Root::open(&changes.plan.repository.root)?;
     let mut both = Vec::new();
     for (name, there) in names.into_iter().zip(there) {
         let sent = changes.sent.get(&name).map(|(_, id)| id);

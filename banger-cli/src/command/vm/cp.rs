@@ -18,7 +18,7 @@ use crate::{
     progress::{Meter, Progress, ProgressArgs},
     workspace::{
         files::Exactly,
-        prepare::{append_link, header},
+        sender::{append_link, header},
         source::os,
     },
 };
