@@ -134,6 +134,12 @@ async fn the_managed_objects_are_the_callers_own_and_the_shared_ones() {
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
     let vm = alice.create("box", options([])).await;
     let image = alice.import_image("secret", options([])).await;
+    // Its names are published beside its start.
+    until(|| async {
+        let all: HashMap<String, OwnedVariant> = alice.call(&vm, GET_ALL, &(VM_INTERFACE,)).await.unwrap();
+        !Vec::<String>::try_from(all["DnsNames"].clone()).unwrap().is_empty()
+    })
+    .await;
     let hers: Objects = alice.call(MANAGER_PATH, GET_MANAGED_OBJECTS, &()).await.unwrap();
     let his: Objects = bob.call(MANAGER_PATH, GET_MANAGED_OBJECTS, &()).await.unwrap();
     let has = |objects: &Objects, path: &str| objects.keys().any(|object| object.as_str() == path);

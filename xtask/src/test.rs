@@ -50,17 +50,20 @@ const CARGO_LEVELS: [(u8, &str, &str); 4] = [
     (
         0,
         "pure",
-        "kind(lib) + kind(bin) + binary(help) + binary(architecture) + binary(kernel_of_a_distribution)",
+        "kind(lib) + kind(bin) + binary(help) + binary(manual) + binary(architecture) + binary(installed_files) \
+         + binary(kernel_of_a_distribution)",
     ),
     (1, "engine on a host in memory", "binary(/^engine/)"),
     (2, "bus", "binary(/^bus/)"),
-    (3, "adapters on the real kernel", "binary(/^adapter/)"),
+    (3, "adapters on the real kernel", "binary(/^adapter/) + binary(import_as_tar)"),
 ];
 
 /// Runs the tests.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     packages::ensure()?;
     ensure_nextest()?;
+    // Tests of one crate run the programs of another.
+    crate::run::run(command("cargo", ["build", "--workspace", "--quiet"]).current_dir(repository()))?;
     let mut tallies = Vec::new();
     for (level, name, filter) in CARGO_LEVELS {
         if arguments.levels.contains(&level) {
