@@ -287,11 +287,14 @@ pub struct BootFiles {
 pub trait Vmm: Send + Sync {
     /// Who is to put what a guest writes over its image, for a machine with this wish and so many processors.
     fn layers(&self, wish: Wish, vcpus: u32) -> Layers;
-    /// Makes the sockets of a machine, opens its files, and says what is to be started with them.
+    /// Decides on the monitor of a machine, makes the directory of its sockets anew, and says what the process
+    /// needs of the host.
+    async fn confine(&self, machine: &Machine) -> Result<Confinement>;
+    /// Makes the sockets of a machine, opens its files, and says what is to run with them. To be called once,
+    /// after [`Vmm::confine`].
     async fn prepare(&self, machine: &Machine) -> Result<Launch>;
     /// Tells the process what is not said by its arguments, and lets the guest boot. To be called once, when
-    /// the supervisor has started what [`Vmm::prepare`] returned. It makes nothing that does not go with the
-    /// process.
+    /// what [`Vmm::prepare`] returned runs. It makes nothing that does not go with the process.
     async fn configure(&self, _machine: &Machine, _started: &Started) -> Result<()> {
         Ok(())
     }
@@ -315,24 +318,16 @@ pub enum Channel {
     Stream,
 }
 
-/// A process to be started: the result of [`Vmm::prepare`].
+/// What a machine's process may have of the host: the result of [`Vmm::confine`]. To build its walls takes time
+/// in which the rest of the machine is made.
 #[derive(Debug)]
-pub struct Launch {
+pub struct Confinement {
     /// The machine.
     pub vm: VmId,
     /// Its owner.
     pub owner: Uid,
     /// One line for people.
     pub description: String,
-    /// Absolute path and arguments. `{fd:NAME}` in an argument stands for the number that the file NAME
-    /// has in the process.
-    pub argv: Vec<String>,
-    /// Files that the process gets, by name. They have the numbers from `shim::message::FIRST_FILE` on.
-    pub files: Vec<(String, OwnedFd)>,
-    /// The ring file of the serial console, which the process writes to its standard output.
-    pub console: OwnedFd,
-    /// The ring file of what the process writes to its standard error.
-    pub log: OwnedFd,
     /// The most memory that the process may use.
     pub memory_max: Bytes,
     /// Processors that the process may use, in hundredths.
@@ -344,6 +339,20 @@ pub struct Launch {
     pub directory: Option<std::path::PathBuf>,
     /// Whose network it is in.
     pub network: NetworkOf,
+}
+
+/// What is to run within the walls: the result of [`Vmm::prepare`].
+#[derive(Debug)]
+pub struct Launch {
+    /// Absolute path and arguments. `{fd:NAME}` in an argument stands for the number that the file NAME
+    /// has in the process.
+    pub argv: Vec<String>,
+    /// Files that the process gets, by name. They have the numbers from `shim::message::FIRST_FILE` on.
+    pub files: Vec<(String, OwnedFd)>,
+    /// The ring file of the serial console, which the process writes to its standard output.
+    pub console: OwnedFd,
+    /// The ring file of what the process writes to its standard error.
+    pub log: OwnedFd,
 }
 
 /// Whose network a process is in.
@@ -358,8 +367,9 @@ pub enum NetworkOf {
 /// Starts monitors so that they live on when the service does not, and tells how they end.
 #[async_trait]
 pub trait Supervisor: Send + Sync {
-    /// Starts a process. When this returns, it runs.
-    async fn start(&self, launch: Launch) -> Result<Started>;
+    /// Begins to build walls, and does not wait until they stand. What was begun is there until
+    /// [`Supervisor::remove`], whatever comes of it.
+    async fn confine(&self, confinement: Confinement) -> Result<Box<dyn Confined>>;
     /// Sends a signal to a machine's process.
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()>;
     /// Ends a machine's process at once, and waits until nothing of it is left.
@@ -369,6 +379,13 @@ pub trait Supervisor: Send + Sync {
     async fn ended(&self, vm: VmId) -> Result<Ended>;
     /// The machines that have a process.
     async fn found(&self) -> Result<Vec<(VmId, Started)>>;
+}
+
+/// Walls that stand or are being built, with nothing in them yet. Nothing will be once this is dropped.
+#[async_trait]
+pub trait Confined: Send {
+    /// Starts a process within the walls. When this returns, it runs.
+    async fn run(self: Box<Self>, launch: Launch) -> Result<Started>;
 }
 
 /// A process that was started.

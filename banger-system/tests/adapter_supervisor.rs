@@ -10,7 +10,7 @@ use banger_system::{
         ring::{Reader, Writer},
         supervisor_process::ProcessSupervisor,
     },
-    ports::{Ended, Launch, NetworkOf, Supervisor},
+    ports::{Confinement, Ended, Launch, NetworkOf, Result, Started, Supervisor},
 };
 use rustix::fs::MemfdFlags;
 
@@ -49,18 +49,10 @@ impl Host {
 
     fn launch(&self, script: &str) -> Launch {
         Launch {
-            vm: VM,
-            owner: Uid(1000),
-            description: "a test".into(),
             argv: ["/usr/bin/sh", "-c", script].map(str::to_owned).to_vec(),
             files: Vec::new(),
             console: self.console.try_clone().unwrap().into(),
             log: ring().into(),
-            memory_max: Bytes::mib(64),
-            cpu_percent: 100,
-            devices: Vec::new(),
-            directory: None,
-            network: NetworkOf::Nobody,
         }
     }
 
@@ -74,7 +66,7 @@ impl Host {
     /// Runs a script to its end; what it printed.
     async fn run(&self, script: &str) -> String {
         let supervisor = self.supervisor();
-        supervisor.start(self.launch(script)).await.unwrap();
+        start(&supervisor, VM, self.launch(script)).await.unwrap();
         assert_eq!(end(&supervisor).await, Ended::Clean, "{}", self.said());
         supervisor.remove(VM).await.unwrap();
         self.said()
@@ -88,6 +80,20 @@ impl Host {
         };
         tokio::time::timeout(PATIENCE, said).await.unwrap();
     }
+}
+
+async fn start(supervisor: &ProcessSupervisor, vm: VmId, launch: Launch) -> Result<Started> {
+    let confinement = Confinement {
+        vm,
+        owner: Uid(1000),
+        description: "a test".into(),
+        memory_max: Bytes::mib(64),
+        cpu_percent: 100,
+        devices: Vec::new(),
+        directory: None,
+        network: NetworkOf::Nobody,
+    };
+    supervisor.confine(confinement).await?.run(launch).await
 }
 
 fn ring() -> File {
@@ -128,8 +134,8 @@ async fn two_machines_have_different_users() {
     let supervisor = host.supervisor();
     let other = VmId::from_bits(7);
     let script = "/usr/bin/id -u; exec /usr/bin/sleep 1000";
-    let started = supervisor.start(host.launch(script)).await.unwrap();
-    let second = supervisor.start(Launch { vm: other, ..other_host.launch(script) }).await.unwrap();
+    let started = start(&supervisor, VM, host.launch(script)).await.unwrap();
+    let second = start(&supervisor, other, other_host.launch(script)).await.unwrap();
     host.until_said("\n").await;
     other_host.until_said("\n").await;
     assert_ne!(host.said(), other_host.said());
@@ -148,7 +154,7 @@ async fn two_machines_have_different_users() {
 async fn another_run_of_the_service_finds_ends_and_removes_it() {
     require!(is_root(), "root");
     let host = Host::new();
-    let started = host.supervisor().start(host.launch("echo up; exec /usr/bin/sleep 1000")).await.unwrap();
+    let started = start(&host.supervisor(), VM, host.launch("echo up; exec /usr/bin/sleep 1000")).await.unwrap();
     host.until_said("up").await;
     let later = host.supervisor();
     assert_eq!(later.found().await.unwrap(), [(VM, started.clone())]);
@@ -171,7 +177,7 @@ async fn how_a_monitor_ended_is_told_afterwards_too() {
     ] {
         let host = Host::new();
         let supervisor = host.supervisor();
-        supervisor.start(host.launch(script)).await.unwrap();
+        start(&supervisor, VM, host.launch(script)).await.unwrap();
         assert_eq!(end(&supervisor).await, expect, "{script}");
         assert_eq!(end(&host.supervisor()).await, expect, "{script}, by another run");
         supervisor.remove(VM).await.unwrap();
@@ -183,8 +189,8 @@ async fn a_machine_that_runs_is_not_started_again() {
     require!(is_root(), "root");
     let host = Host::new();
     let supervisor = host.supervisor();
-    let started = supervisor.start(host.launch("exec /usr/bin/sleep 1000")).await.unwrap();
-    assert!(supervisor.start(host.launch("exec /usr/bin/sleep 1000")).await.is_err());
+    let started = start(&supervisor, VM, host.launch("exec /usr/bin/sleep 1000")).await.unwrap();
+    assert!(start(&supervisor, VM, host.launch("exec /usr/bin/sleep 1000")).await.is_err());
     assert_eq!(supervisor.found().await.unwrap(), [(VM, started)]);
     supervisor.remove(VM).await.unwrap();
 }
@@ -195,7 +201,7 @@ async fn a_program_that_is_not_there_leaves_nothing() {
     let host = Host::new();
     let supervisor = host.supervisor();
     let launch = Launch { argv: vec!["/no/such/monitor".into()], ..host.launch("") };
-    let error = supervisor.start(launch).await.unwrap_err();
+    let error = start(&supervisor, VM, launch).await.unwrap_err();
     assert!(error.to_string().contains("/no/such/monitor"), "{error}");
     assert!(supervisor.found().await.unwrap().is_empty());
     assert!(names(&host.scratch.places.socket_dir(VM)).is_empty());

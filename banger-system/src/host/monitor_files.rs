@@ -1,4 +1,4 @@
-//! What every monitor is given: files, opened here, and the logs that its words go into.
+//! What every monitor is given: its part of the host, files, opened here, and the logs that its words go into.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -7,9 +7,10 @@ use std::{
         fd::OwnedFd,
         unix::fs::{OpenOptionsExt, PermissionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
+use banger_proto::size::Bytes;
 use rustix::fs::{FileType, MemfdFlags, SealFlags};
 
 use super::ring;
@@ -19,13 +20,28 @@ use crate::{
         machine::{Access, Machine},
         resource::Places,
     },
-    ports::{Error, Result},
+    ports::{Confinement, Error, NetworkOf, Result},
 };
 
 /// The console of a guest: some thousand lines of a boot, and then the last of what it prints.
 pub const CONSOLE_LOG: u64 = 16 << 20;
 /// The monitor itself says little.
 pub const MONITOR_LOG: u64 = 1 << 20;
+
+/// What the process of a machine may have of the host: memory beside that of its guest, and devices, but neither
+/// a directory nor a network.
+pub fn confinement(machine: &Machine, overhead: Bytes, devices: Vec<PathBuf>) -> Confinement {
+    Confinement {
+        vm: machine.vm,
+        owner: machine.owner,
+        description: format!("banger machine {} of user {}", machine.name, machine.owner),
+        memory_max: Bytes(machine.memory.0.saturating_add(overhead.0)),
+        cpu_percent: machine.vcpus * 100,
+        devices,
+        directory: None,
+        network: NetworkOf::Nobody,
+    }
+}
 
 /// Opens a file as a guest may use it.
 pub fn open(path: &Path, access: Access) -> Result<OwnedFd> {
@@ -34,9 +50,10 @@ pub fn open(path: &Path, access: Access) -> Result<OwnedFd> {
     opened.map(OwnedFd::from).map_err(|error| Error::os(format!("open {}", path.display()), error))
 }
 
-/// Whether a file is a block device.
-pub fn is_device(file: &OwnedFd) -> Result<bool> {
-    let stat = rustix::fs::fstat(file).map_err(|error| Error::os("look at a disk", error))?;
+/// Whether this is a block device.
+pub fn is_device(path: &Path) -> Result<bool> {
+    let stat = rustix::fs::stat(path);
+    let stat = stat.map_err(|error| Error::os(format!("look at {}", path.display()), error))?;
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
 }
 

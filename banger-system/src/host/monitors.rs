@@ -14,7 +14,7 @@ use crate::{
         monitor::{Facts, Monitor, Wish, choose, explain},
         resource::Places,
     },
-    ports::{Channel, Check, Error, Launch, Layers, Result, Started, Status, Vmm},
+    ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Started, Status, Vmm},
 };
 
 /// Firecracker and QEMU.
@@ -70,7 +70,7 @@ impl Vmm for Monitors {
         }
     }
 
-    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
+    async fn confine(&self, machine: &Machine) -> Result<Confinement> {
         let is_layered = machine.drives.iter().any(|drive| matches!(drive.medium, Medium::Layer { .. }));
         let wish = match machine.vmm {
             Wish::Only(Monitor::Firecracker) if is_layered => {
@@ -86,7 +86,11 @@ impl Vmm for Monitors {
         let chosen = choose(wish, self.configured, self.facts(), machine.vcpus);
         let chosen = chosen.map_err(|refused| Error::HostNotReady { message: refused.to_string() })?;
         tracing::info!(vm = %machine.vm, monitor = %chosen, "preparing a machine");
-        self.get(chosen).prepare(machine).await
+        self.get(chosen).confine(machine).await
+    }
+
+    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
+        self.of(machine.vm).prepare(machine).await
     }
 
     async fn configure(&self, machine: &Machine, started: &Started) -> Result<()> {

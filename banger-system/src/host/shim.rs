@@ -10,14 +10,14 @@ use std::{
 
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, socketpair,
-    sockopt::{Timeout, set_socket_timeout},
+    sockopt::{Timeout, set_socket_passcred, set_socket_timeout},
 };
 
 use crate::{
     domain::resource::Places,
     ports::{Error, Launch, Result},
     shim::{
-        message::{self, Answer, Order},
+        message::{self, Answer, Order, Signed},
         walls::Walls,
     },
 };
@@ -29,7 +29,12 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
     /// The monitor runs.
-    Runs,
+    Runs {
+        /// The process id of the shim.
+        pid: u32,
+        /// The shim's user.
+        user: u32,
+    },
     /// It ended without a word.
     Ended,
 }
@@ -55,6 +60,8 @@ pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(os)?;
     set_socket_timeout(&ours, Timeout::Recv, Some(START_TIMEOUT)).map_err(os)?;
+    // Who the shim is, the kernel tells sooner than whoever started it.
+    set_socket_passcred(&ours, true).map_err(os)?;
     Ok((ours, theirs))
 }
 
@@ -68,10 +75,13 @@ pub fn order(socket: &OwnedFd, launch: Launch, walls: Option<(Walls, OwnedFd)>) 
     files.extend(end);
     let order = Order { argv: launch.argv, files: names, walls };
     let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-    let answer = message::send(socket, &order, &borrowed).and_then(|()| message::receive::<Answer>(socket));
+    let answer = message::send(socket, &order, &borrowed).and_then(|()| message::receive_signed(socket));
     match answer {
-        Ok(Some((Answer::Started { .. }, _))) => Ok(Told::Runs),
-        Ok(Some((Answer::Failed { message }, _))) => Err(Error::Vmm { message }),
+        Ok(Some(Signed { message: Answer::Started { .. }, sender, .. })) => {
+            let sender = sender.ok_or_else(|| os(io::ErrorKind::InvalidData.into()))?;
+            Ok(Told::Runs { pid: sender.pid.as_raw_nonzero().get().unsigned_abs(), user: sender.uid.as_raw() })
+        }
+        Ok(Some(Signed { message: Answer::Failed { message }, .. })) => Err(Error::Vmm { message }),
         Ok(None) => Ok(Told::Ended),
         Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
             Ok(Told::Ended)

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     domain::{id::VmId, resource::Places},
-    ports::{Ended, Error, Launch, NetworkOf, Result, Started, Supervisor},
+    ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor},
     shim::walls::Walls,
 };
 
@@ -76,11 +76,11 @@ impl ProcessSupervisor {
         Self { places, users: Arc::default() }
     }
 
-    fn start_now(&self, launch: Launch) -> Result<Started> {
-        let directory = self.places.socket_dir(launch.vm);
+    fn confine_now(&self, wanted: Confinement) -> Result<Shim> {
+        let directory = self.places.socket_dir(wanted.vm);
         let os = |error| Error::os(format!("make the record of a process in {}", directory.display()), error);
-        if self.shim(launch.vm)?.is_some_and(|shim| shim.lives()) {
-            return Err(Error::Vmm { message: format!("the machine {} has a process already", launch.vm) });
+        if self.shim(wanted.vm)?.is_some_and(|shim| shim.lives()) {
+            return Err(Error::Vmm { message: format!("the machine {} has a process already", wanted.vm) });
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(os)?;
         let jail = self.places.jail();
@@ -88,9 +88,9 @@ impl ProcessSupervisor {
         let end = new_file(&directory.join(END)).map_err(os)?;
 
         let (ours, theirs) = shim::socket_pair()?;
-        let (mut child, user) = {
+        let (child, user) = {
             let _choosing = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-            let user = self.free_user(launch.vm)?;
+            let user = self.free_user(wanted.vm)?;
             let program = shim::program(&self.places);
             let mut command = Command::new(&program);
             command.env_clear().stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
@@ -107,25 +107,18 @@ impl ProcessSupervisor {
         let walls = Walls {
             root: jail,
             visible: shim::visible(&self.places),
-            groups: launch
+            groups: wanted
                 .devices
                 .iter()
                 .filter_map(|device| fs::metadata(device).ok())
                 .map(|m| m.gid())
                 .collect(),
-            devices: launch.devices.clone(),
-            directory: launch.directory.clone(),
-            keeps_network: launch.network == NetworkOf::Host,
+            devices: wanted.devices,
+            directory: wanted.directory,
+            keeps_network: wanted.network == NetworkOf::Host,
             user,
         };
-        let told = match shim::order(&ours, launch, Some((walls, end.into()))) {
-            Ok(Told::Runs) => return Ok(Started { unit: String::new(), pid: child.id(), user }),
-            Ok(Told::Ended) => Error::Vmm { message: "the shim ended before the machine ran".to_owned() },
-            Err(error) => error,
-        };
-        end_child(&mut child);
-        forget(&directory)?;
-        Err(told)
+        Ok(Shim { child, socket: ours, walls, end, directory })
     }
 
     /// A user that no other machine and no account has.
@@ -181,11 +174,43 @@ impl ProcessSupervisor {
     }
 }
 
+/// A shim that waits for its order, with which it gets the walls to build.
+struct Shim {
+    child: Child,
+    socket: OwnedFd,
+    walls: Walls,
+    end: File,
+    directory: PathBuf,
+}
+
+impl Shim {
+    fn run_now(mut self, launch: Launch) -> Result<Started> {
+        let (pid, user) = (self.child.id(), self.walls.user);
+        let told = match shim::order(&self.socket, launch, Some((self.walls, self.end.into()))) {
+            // It is in a namespace of its own by then, and tells of itself as it is seen there.
+            Ok(Told::Runs { .. }) => return Ok(Started { unit: String::new(), pid, user }),
+            Ok(Told::Ended) => Error::Vmm { message: "the shim ended before the machine ran".to_owned() },
+            Err(error) => error,
+        };
+        end_child(&mut self.child);
+        forget(&self.directory)?;
+        Err(told)
+    }
+}
+
+#[async_trait]
+impl Confined for Shim {
+    async fn run(self: Box<Self>, launch: Launch) -> Result<Started> {
+        blocking("start a machine's process", move || self.run_now(launch)).await
+    }
+}
+
 #[async_trait]
 impl Supervisor for ProcessSupervisor {
-    async fn start(&self, launch: Launch) -> Result<Started> {
+    async fn confine(&self, wanted: Confinement) -> Result<Box<dyn Confined>> {
         let supervisor = self.clone();
-        blocking("start a machine's process", move || supervisor.start_now(launch)).await
+        let shim = blocking("start a machine's process", move || supervisor.confine_now(wanted)).await?;
+        Ok(Box::new(shim))
     }
 
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {

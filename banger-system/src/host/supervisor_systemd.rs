@@ -16,7 +16,7 @@ use crate::{
         id::VmId,
         resource::{self, MACHINE_DIRECTORY, Places},
     },
-    ports::{Ended, Error, Launch, NetworkOf, Result, Started, Supervisor},
+    ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor},
 };
 
 /// The supervisor.
@@ -31,17 +31,17 @@ impl SystemdSupervisor {
         Ok(Self { units: Units::new(connection).await?, places })
     }
 
-    fn properties(&self, launch: &Launch, socket: OwnedFd) -> Result<Properties> {
+    fn properties(&self, wanted: &Confinement, socket: OwnedFd) -> Result<Properties> {
         let directory =
-            launch.directory.as_deref().map(|path| (text(path), MACHINE_DIRECTORY.to_owned(), false, 0));
-        let devices: Vec<String> = launch.devices.iter().map(|path| text(path)).collect();
+            wanted.directory.as_deref().map(|path| (text(path), MACHINE_DIRECTORY.to_owned(), false, 0));
+        let devices: Vec<String> = wanted.devices.iter().map(|path| text(path)).collect();
         let allowed: Vec<(String, String)> =
             devices.iter().map(|path| (path.clone(), "rw".to_owned())).collect();
         let kind = Kind {
-            description: &launch.description,
+            description: &wanted.description,
             program: shim::program(&self.places),
-            user: resource::dynamic_user(launch.vm),
-            slice: resource::slice_name(launch.owner),
+            user: resource::dynamic_user(wanted.vm),
+            slice: resource::slice_name(wanted.owner),
             // The monitor narrows its own filter further.
             calls: vec!["@system-service", "seccomp"],
             sockets: vec!["AF_UNIX"],
@@ -63,39 +63,49 @@ impl SystemdSupervisor {
         list.set("DeviceAllow", allowed.into())?;
         // In the host's network it has no more than the TAPs that its user owns: it makes no sockets but
         // those of files.
-        list.set("PrivateNetwork", (launch.network == NetworkOf::Nobody).into())?;
+        list.set("PrivateNetwork", (wanted.network == NetworkOf::Nobody).into())?;
         // MemoryDenyWriteExecute is not here: QEMU's translator writes the code that it runs.
-        list.set("MemoryMax", launch.memory_max.0.into())?;
+        list.set("MemoryMax", wanted.memory_max.0.into())?;
         list.set("TasksMax", 128u64.into())?;
         // In microseconds of processor time for each second.
-        list.set("CPUQuotaPerSecUSec", (u64::from(launch.cpu_percent.max(100)) * 10_000).into())?;
+        list.set("CPUQuotaPerSecUSec", (u64::from(wanted.cpu_percent.max(100)) * 10_000).into())?;
         list.set("LimitNOFILE", 1024u64.into())?;
         // Its sockets are for the service, which is another user and has no right over others' files.
-        list.set("UMask", (if launch.directory.is_some() { 0u32 } else { 0o077 }).into())?;
+        list.set("UMask", (if wanted.directory.is_some() { 0u32 } else { 0o077 }).into())?;
         Ok(list)
+    }
+}
+
+/// A unit that systemd starts, whose shim waits for its order.
+struct Unit {
+    unit: String,
+    shim: OwnedFd,
+}
+
+#[async_trait]
+impl Confined for Unit {
+    async fn run(self: Box<Self>, launch: Launch) -> Result<Started> {
+        let Self { unit, shim } = *self;
+        match blocking("talk to the shim", move || shim::order(&shim, launch, None)).await? {
+            Told::Runs { pid, user } => Ok(Started { unit, pid, user }),
+            Told::Ended => Err(Error::Vmm {
+                message: format!("the unit {unit} ended before the machine ran; see journalctl -u {unit}"),
+            }),
+        }
     }
 }
 
 #[async_trait]
 impl Supervisor for SystemdSupervisor {
-    async fn start(&self, launch: Launch) -> Result<Started> {
+    async fn confine(&self, wanted: Confinement) -> Result<Box<dyn Confined>> {
         let jail = self.places.jail();
         std::fs::create_dir_all(&jail)
             .map_err(|error| Error::os(format!("make {}", jail.display()), error))?;
-        let (ours, theirs) = shim::socket_pair()?;
-        let properties = self.properties(&launch, theirs)?;
-        let unit = resource::unit_name(launch.vm);
+        let (shim, theirs) = shim::socket_pair()?;
+        let properties = self.properties(&wanted, theirs)?;
+        let unit = resource::unit_name(wanted.vm);
         self.units.start(&unit, properties).await?;
-
-        match blocking("talk to the shim", move || shim::order(&ours, launch, None)).await? {
-            Told::Runs => {
-                let (pid, user) = self.units.process(&unit).await?;
-                Ok(Started { unit, pid, user })
-            }
-            Told::Ended => Err(Error::Vmm {
-                message: format!("the unit {unit} ended before the machine ran; see journalctl -u {unit}"),
-            }),
-        }
+        Ok(Box::new(Unit { unit, shim }))
     }
 
     /// The shim passes on every signal but the one that nobody can hear.

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, UCred, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
 
@@ -76,15 +76,35 @@ pub fn send(socket: &impl AsFd, message: &impl Serialize, files: &[BorrowedFd<'_
 
 /// Receives a message with files, which are closed on exec. `None` when the other side has hung up.
 pub fn receive<T: for<'de> Deserialize<'de>>(socket: &impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    Ok(receive_signed(socket)?.map(|Signed { message, files, .. }| (message, files)))
+}
+
+/// A message, and who sent it.
+#[derive(Debug)]
+pub struct Signed<T> {
+    /// What was sent.
+    pub message: T,
+    /// The files beside it, which are closed on exec.
+    pub files: Vec<OwnedFd>,
+    /// The process and the user that sent it, as the kernel says. There only when the socket was told to ask
+    /// for it (`SO_PASSCRED` of unix(7)).
+    pub sender: Option<UCred>,
+}
+
+/// Receives a message with files, and with its sender. `None` when the other side has hung up.
+pub fn receive_signed<T: for<'de> Deserialize<'de>>(socket: &impl AsFd) -> io::Result<Option<Signed<T>>> {
     let mut bytes = vec![0; MAX_MESSAGE];
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+    let mut space =
+        vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES), ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received =
         recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let mut files = Vec::new();
+    let (mut files, mut sender) = (Vec::new(), None);
     for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            files.extend(fds);
+        match message {
+            RecvAncillaryMessage::ScmRights(fds) => files.extend(fds),
+            RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials),
+            _ => {}
         }
     }
     if received.bytes == 0 {
@@ -93,5 +113,5 @@ pub fn receive<T: for<'de> Deserialize<'de>>(socket: &impl AsFd) -> io::Result<O
     if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the message was cut off"));
     }
-    Ok(Some((serde_json::from_slice(&bytes[..received.bytes])?, files)))
+    Ok(Some(Signed { message: serde_json::from_slice(&bytes[..received.bytes])?, files, sender }))
 }

@@ -11,7 +11,7 @@ use super::Sim;
 use crate::{
     domain::{id::VmId, machine::Machine, monitor::Wish, resource, vm::Token},
     ports::{
-        Channel, Check, Ended, Error, GuestFacts, GuestLink, Launch, Layers, Log, Logs, NetworkOf, Reading,
+        Channel, Check, Confined, Confinement, Ended, Error, GuestFacts, GuestLink, Launch, Layers, Log, Logs, NetworkOf, Reading,
         Result, Started, Status, Supervisor, Vmm,
     },
 };
@@ -25,22 +25,27 @@ impl Vmm for Sim {
         Layers::Monitor
     }
 
-    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
+    async fn confine(&self, machine: &Machine) -> Result<Confinement> {
         self.step("make sockets")?.sockets.insert(machine.vm);
-        let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
-        Ok(Launch {
+        Ok(Confinement {
             vm: machine.vm,
             owner: machine.owner,
             description: machine.name.clone(),
-            argv: vec!["/bin/true".to_owned()],
-            files: Vec::new(),
-            console: null().map_err(|error| Error::os("open /dev/null", error))?,
-            log: null().map_err(|error| Error::os("open /dev/null", error))?,
             memory_max: machine.memory,
             cpu_percent: machine.vcpus * 100,
             devices: Vec::new(),
             directory: None,
             network: NetworkOf::Nobody,
+        })
+    }
+
+    async fn prepare(&self, _machine: &Machine) -> Result<Launch> {
+        let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
+        Ok(Launch {
+            argv: vec!["/bin/true".to_owned()],
+            files: Vec::new(),
+            console: null().map_err(|error| Error::os("open /dev/null", error))?,
+            log: null().map_err(|error| Error::os("open /dev/null", error))?,
         })
     }
 
@@ -73,11 +78,10 @@ impl Vmm for Sim {
 
 #[async_trait]
 impl Supervisor for Sim {
-    async fn start(&self, launch: Launch) -> Result<Started> {
-        let mut state = self.step("start a process")?;
-        state.processes.insert(launch.vm, watch::channel(None).0);
-        state.boots += 1;
-        Ok(started(launch.vm))
+    async fn confine(&self, confinement: Confinement) -> Result<Box<dyn Confined>> {
+        let mut state = self.step("confine a process")?;
+        state.processes.insert(confinement.vm, watch::channel(None).0);
+        Ok(Box::new(Walls { sim: self.clone(), vm: confinement.vm }))
     }
 
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
@@ -103,6 +107,20 @@ impl Supervisor for Sim {
         let state = self.lock();
         let alive = state.processes.iter().filter(|(_, end)| end.borrow().is_none());
         Ok(alive.map(|(vm, _)| (*vm, started(*vm))).collect())
+    }
+}
+
+/// Walls of nothing.
+struct Walls {
+    sim: Sim,
+    vm: VmId,
+}
+
+#[async_trait]
+impl Confined for Walls {
+    async fn run(self: Box<Self>, _launch: Launch) -> Result<Started> {
+        self.sim.step("start a process")?.boots += 1;
+        Ok(started(self.vm))
     }
 }
 

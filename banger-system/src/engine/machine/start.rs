@@ -131,8 +131,6 @@ impl Task {
     }
 
     pub(super) async fn launch(&mut self) -> Result<Started> {
-        // The token must be known before the guest is: a restart of the service in between finds it.
-        self.shared.ports.store.put_vm(&self.vm).await?;
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
         let Plan { nic, guest } = self.shared.plan(&self.vm).await?;
@@ -151,10 +149,15 @@ impl Task {
             drives,
             nics: vec![machine::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
         };
+        let confinement = self.lease.hold(Resource::Sockets, ports.vmm.confine(&machine)).await?;
+        let opens_tap = confinement.network == NetworkOf::Host;
+        let confined = self.lease.hold(Resource::Unit, ports.supervisor.confine(confinement)).await?;
+        // All this is done while the walls are built, which takes longer.
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
-        let launch = self.lease.hold(Resource::Sockets, ports.vmm.prepare(&machine)).await?;
-        let opens_tap = launch.network == NetworkOf::Host;
-        let started = self.lease.hold(Resource::Unit, ports.supervisor.start(launch)).await?;
+        let launch = ports.vmm.prepare(&machine).await?;
+        // The token must be known before the guest is: a restart of the service in between finds it.
+        ports.store.put_vm(&self.vm).await?;
+        let started = confined.run(launch).await?;
         if opens_tap {
             ports.network.give_tap(self.vm.id, Uid(started.user)).await?;
         }

@@ -38,7 +38,7 @@ use crate::{
         monitor::{FIRECRACKER_VCPUS, Wish},
         resource::Places,
     },
-    ports::{Channel, Check, Error, Launch, Layers, NetworkOf, Result, Started, Status, Vmm},
+    ports::{Channel, Check, Confinement, Error, Launch, Layers, NetworkOf, Result, Started, Status, Vmm},
 };
 
 /// Where packages and people put it.
@@ -76,6 +76,13 @@ impl Firecracker {
             None => PROGRAMS.map(PathBuf::from).into(),
         };
         candidates.into_iter().find(|path| path.is_file())
+    }
+
+    fn require(&self) -> Result<PathBuf> {
+        self.program().ok_or_else(|| Error::HostNotReady {
+            message: "Firecracker is not installed; install it as /usr/bin/firecracker, or use --vmm qemu"
+                .to_owned(),
+        })
     }
 
     /// Whether a machine has this monitor's sockets.
@@ -116,15 +123,29 @@ impl Vmm for Firecracker {
         Layers::Host
     }
 
-    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
-        let program = self.program().ok_or_else(|| Error::HostNotReady {
-            message: "Firecracker is not installed; install it as /usr/bin/firecracker, or use --vmm qemu"
-                .to_owned(),
-        })?;
+    async fn confine(&self, machine: &Machine) -> Result<Confinement> {
+        self.require()?;
         if machine.vcpus > FIRECRACKER_VCPUS {
             let refused = crate::domain::monitor::Refused::TooManyVcpus;
             return Err(Error::HostNotReady { message: refused.to_string() });
         }
+        sockets::make(&self.places, machine.vm)?;
+        let mut devices = vec![PathBuf::from(kvm::DEVICE)];
+        for drive in &machine.drives {
+            if monitor_files::is_device(&drive.path)? {
+                devices.push(drive.path.clone());
+            }
+        }
+        let network = if machine.nics.is_empty() { NetworkOf::Nobody } else { NetworkOf::Host };
+        if network == NetworkOf::Host {
+            devices.push(TUN.into());
+        }
+        let directory = Some(self.places.machine_dir(machine.vm));
+        Ok(Confinement { directory, network, ..monitor_files::confinement(machine, OVERHEAD, devices) })
+    }
+
+    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
+        let program = self.require()?;
         let (machine, places) = (machine.clone(), self.places.clone());
         blocking("prepare a machine", move || prepare(&machine, &places, &program)).await
     }
@@ -178,32 +199,14 @@ fn prepare(machine: &Machine, places: &Places, program: &Path) -> Result<Launch>
         (words::KERNEL.to_owned(), monitor_files::open(&machine.kernel, Access::ReadOnly)?),
         (words::INITRD.to_owned(), monitor_files::initrd(machine)?),
     ];
-    let mut devices = vec![PathBuf::from(kvm::DEVICE)];
     for (index, drive) in machine.drives.iter().enumerate() {
-        let file = monitor_files::open(&drive.path, drive.access)?;
-        if monitor_files::is_device(&file)? {
-            devices.push(drive.path.clone());
-        }
-        files.push((words::drive_name(index), file));
+        files.push((words::drive_name(index), monitor_files::open(&drive.path, drive.access)?));
     }
-    let network = if machine.nics.is_empty() { NetworkOf::Nobody } else { NetworkOf::Host };
-    if network == NetworkOf::Host {
-        devices.push(TUN.into());
-    }
-    sockets::make(places, machine.vm)?;
     Ok(Launch {
-        vm: machine.vm,
-        owner: machine.owner,
-        description: format!("banger machine {} of user {}", machine.name, machine.owner),
         argv: words::argv(&program.display().to_string(), machine),
         files,
         console: monitor_files::log(&places.console_log(machine.vm), CONSOLE_LOG)?,
         log: monitor_files::log(&places.vmm_log(machine.vm), MONITOR_LOG)?,
-        memory_max: Bytes(machine.memory.0.saturating_add(OVERHEAD.0)),
-        cpu_percent: machine.vcpus * 100,
-        devices,
-        directory: Some(places.machine_dir(machine.vm)),
-        network,
     })
 }
 

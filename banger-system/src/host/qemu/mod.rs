@@ -30,7 +30,7 @@ use crate::{
         monitor::Wish,
         resource::Places,
     },
-    ports::{Channel, Check, Error, Launch, Layers, NetworkOf, Result, Status, Vmm},
+    ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Status, Vmm},
 };
 
 /// Where distributions put it.
@@ -70,12 +70,21 @@ impl Vmm for Qemu {
         Layers::Monitor
     }
 
-    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
+    async fn confine(&self, machine: &Machine) -> Result<Confinement> {
         if !Self::is_installed() {
             return Err(Error::HostNotReady {
                 message: format!("{PROGRAM} is missing; install the package qemu-system-x86"),
             });
         }
+        self.sockets.make_directory(machine.vm)?;
+        let devices = match self.acceleration {
+            Acceleration::Kvm => vec![PathBuf::from(kvm::DEVICE)],
+            Acceleration::Tcg => Vec::new(),
+        };
+        Ok(monitor_files::confinement(machine, OVERHEAD, devices))
+    }
+
+    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
         let (machine, places) = (machine.clone(), self.places.clone());
         let (acceleration, sockets) = (self.acceleration, Arc::clone(&self.sockets));
         blocking("prepare a machine", move || prepare(&machine, &places, acceleration, &sockets)).await
@@ -124,23 +133,11 @@ fn prepare(
     for (name, listener) in sockets.bind(machine.vm)? {
         files.push((name, listener));
     }
-    let devices = match acceleration {
-        Acceleration::Kvm => vec![PathBuf::from(kvm::DEVICE)],
-        Acceleration::Tcg => Vec::new(),
-    };
     Ok(Launch {
-        vm: machine.vm,
-        owner: machine.owner,
-        description: format!("banger machine {} of user {}", machine.name, machine.owner),
         argv: args::of(PROGRAM, machine, acceleration),
         files,
         console: monitor_files::log(&places.console_log(machine.vm), CONSOLE_LOG)?,
         log: monitor_files::log(&places.vmm_log(machine.vm), MONITOR_LOG)?,
-        memory_max: Bytes(machine.memory.0.saturating_add(OVERHEAD.0)),
-        cpu_percent: machine.vcpus * 100,
-        devices,
-        directory: None,
-        network: NetworkOf::Nobody,
     })
 }
 

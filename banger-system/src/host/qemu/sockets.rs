@@ -43,12 +43,18 @@ impl Sockets {
         Self { places, turns: Mutex::default() }
     }
 
-    /// Makes the sockets of a machine, listening. What an earlier boot left is replaced.
-    pub fn bind(&self, vm: VmId) -> Result<Vec<(String, OwnedFd)>> {
+    /// Makes the directory of a machine's sockets. What an earlier boot left in it is removed.
+    pub fn make_directory(&self, vm: VmId) -> Result<()> {
         let directory = self.places.socket_dir(vm);
         self.remove(vm)?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        made.map_err(|error| Error::os(format!("make {}", directory.display()), error))
+    }
+
+    /// Makes the sockets of a machine in its directory, listening.
+    pub fn bind(&self, vm: VmId) -> Result<Vec<(String, OwnedFd)>> {
+        let directory = self.places.socket_dir(vm);
         let os = |error| Error::os(format!("make the sockets in {}", directory.display()), error);
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(os)?;
         let listen = |path: &Path| UnixListener::bind(path).map(OwnedFd::from).map_err(os);
         let mut sockets = vec![(args::QMP.to_owned(), listen(&directory.join(QMP_SOCKET))?)];
         for index in 0..CHANNELS {
