@@ -109,7 +109,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     tokio::spawn(keep_network(Arc::clone(&network)));
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
-        clock: Arc::new(SystemClock),
+        clock: Arc::new(SystemClock::new()?),
         disks: disks(&places),
         guest: Arc::new(AgentLink::new(vmm.clone())),
         image_files: Arc::new(LocalImages::new(places.clone(), workers, config.image_size()?)),

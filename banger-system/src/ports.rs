@@ -418,6 +418,8 @@ pub trait GuestLink: Send + Sync {
     /// Asks the agent to write everything to the disks and to power off. Returns once it says that all
     /// data written before is on the disks.
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
+    /// Sets the clock of the guest.
+    async fn set_time(&self, vm: VmId, token: &Token, now: SystemTime) -> Result<()>;
     /// A stream on which the greeting is done and a request is awaited.
     async fn open(&self, vm: VmId, token: &Token) -> Result<OwnedFd>;
 }
@@ -539,7 +541,11 @@ pub enum Verdict {
 }
 
 /// The time.
+#[async_trait]
 pub trait Clock: Send + Sync {
     /// Now.
     fn now(&self) -> SystemTime;
+    /// Waits until the time has changed otherwise than by passing: the clock was set, or the host slept. A change
+    /// since the last call counts.
+    async fn changed(&self) -> Result<()>;
 }

@@ -154,7 +154,8 @@ async fn two_machines_have_different_users() {
 async fn another_run_of_the_service_finds_ends_and_removes_it() {
     require!(is_root(), "root");
     let host = Host::new();
-    let started = start(&host.supervisor(), VM, host.launch("echo up; exec /usr/bin/sleep 1000")).await.unwrap();
+    let started =
+        start(&host.supervisor(), VM, host.launch("echo up; exec /usr/bin/sleep 1000")).await.unwrap();
     host.until_said("up").await;
     let later = host.supervisor();
     assert_eq!(later.found().await.unwrap(), [(VM, started.clone())]);

@@ -54,6 +54,22 @@ async fn a_machine_is_made_runs_stops_starts_again_and_goes() {
 }
 
 #[tokio::test]
+async fn guests_that_answer_are_told_the_time_when_the_clock_is_set() {
+    let house = House::new().await;
+    let up = house.running().await;
+    let (down, job) = house.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();
+    house.done(job).await;
+    house.sim.set_clock();
+    let told = async {
+        while house.sim.clocks_set().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    assert_eq!((house.sim.clocks_set(), house.state(down)), (vec![up], State::Stopped));
+}
+
+#[tokio::test]
 async fn repeated_requests_change_nothing() {
     let house = House::new().await;
     let vm = house.running().await;

@@ -18,6 +18,7 @@ mod recover;
 mod registry;
 pub mod request;
 pub mod stream;
+mod time;
 pub mod view;
 
 use std::{
@@ -114,6 +115,7 @@ impl Engine {
             names: RwLock::default(),
         });
         tokio::spawn(names::keep(Arc::downgrade(&shared), shared.registry.changes()));
+        tokio::spawn(time::keep(Arc::downgrade(&shared)));
         (Self { shared }, receiver)
     }
 

@@ -1,15 +1,67 @@
 //! The time of the host.
 
-use std::time::SystemTime;
+use std::{io, os::fd::OwnedFd, time::SystemTime};
 
-use crate::ports::Clock;
+use async_trait::async_trait;
+use rustix::{
+    io::Errno,
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    },
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::ports::{Clock, Error, Result};
 
 /// The clock of the host.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemClock;
+#[derive(Debug)]
+pub struct SystemClock {
+    /// A timer that never runs out, and that the kernel cancels when the clock jumps (`TFD_TIMER_CANCEL_ON_SET` of
+    /// timerfd_create(2)), which it does after a suspend, too.
+    timer: AsyncFd<OwnedFd>,
+}
 
+impl SystemClock {
+    /// The clock, whose jumps are noticed from now on. To be called in a runtime.
+    pub fn new() -> Result<Self> {
+        let timer = || -> rustix::io::Result<OwnedFd> {
+            let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+            let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
+            let never = Timespec { tv_sec: i64::MAX, tv_nsec: 0 };
+            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: never };
+            timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &once)?;
+            Ok(timer)
+        };
+        let timer = timer().map_err(failed)?;
+        // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives.
+        #[expect(unsafe_code, reason = "tokio cannot see that a descriptor stays open")]
+        let timer = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) };
+        Ok(Self { timer: timer.map_err(|error| failed(error.into_parts().1))? })
+    }
+}
+
+#[async_trait]
 impl Clock for SystemClock {
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }
+
+    async fn changed(&self) -> Result<()> {
+        loop {
+            let mut ready = self.timer.readable().await.map_err(failed)?;
+            match rustix::io::read(self.timer.get_ref(), &mut [0; 8]) {
+                Err(Errno::CANCELED) => return Ok(()),
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(failed(error)),
+                // It has run out: time has come to an end.
+                Ok(_) => std::future::pending::<()>().await,
+            }
+        }
+    }
+}
+
+fn failed(error: impl Into<io::Error>) -> Error {
+    Error::os("watch the clock", error)
 }

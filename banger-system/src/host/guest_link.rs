@@ -1,7 +1,11 @@
 //! The host's side of the guest protocol: greeting, readiness, shutdown, streams for clients. Guests are
 //! hostile: every wait has an end, and every length a bound.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use async_trait::async_trait;
 use banger_proto::guest::{
@@ -11,7 +15,6 @@ use banger_proto::guest::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
-    time::Instant,
 };
 
 use crate::{
@@ -35,6 +38,21 @@ impl AgentLink {
     /// Reaches agents through the channels of this monitor.
     pub fn new(vmm: Arc<dyn Vmm>) -> Self {
         Self { vmm }
+    }
+
+    /// Asks for something that is answered by its being done.
+    async fn ask(&self, vm: VmId, token: &Token, request: Request) -> Result<()> {
+        let mut stream = match self.vmm.connect(vm, Channel::Stream).await {
+            // Commands may hold every stream, and must not keep the service from its guest.
+            Err(Error::NoFreeStream { .. }) => self.vmm.connect(vm, Channel::Control).await?,
+            stream => stream?,
+        };
+        let mut decoder = greet(&mut stream, token).await?;
+        send(&mut stream, &request).await?;
+        match answer(&mut stream, &mut decoder).await? {
+            Frame::Done => Ok(()),
+            other => Err(unexpected(&other).into()),
+        }
     }
 }
 
@@ -61,22 +79,18 @@ impl GuestLink for AgentLink {
     }
 
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
-        let asked = async {
-            let mut stream = match self.vmm.connect(vm, Channel::Stream).await {
-                // Commands may hold every stream, and must not keep a guest from being stopped in order.
-                Err(Error::NoFreeStream { .. }) => self.vmm.connect(vm, Channel::Control).await?,
-                stream => stream?,
-            };
-            let mut decoder = greet(&mut stream, token).await?;
-            send(&mut stream, &Request::Shutdown).await?;
-            match answer(&mut stream, &mut decoder).await? {
-                Frame::Done => Ok(()),
-                other => Err(unexpected(&other).into()),
-            }
-        };
         let late = || Error::Timeout { what: "asking the guest to power off".to_owned(), after: timeout };
-        tokio::time::timeout_at(deadline, asked).await.map_err(|_| late())?
+        let asked = self.ask(vm, token, Request::Shutdown);
+        tokio::time::timeout(timeout, asked).await.map_err(|_| late())?
+    }
+
+    async fn set_time(&self, vm: VmId, token: &Token, now: SystemTime) -> Result<()> {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix_usec = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+        let late =
+            || Error::Timeout { what: "setting the guest's clock".to_owned(), after: GREETING_TIMEOUT };
+        let asked = self.ask(vm, token, Request::SetTime { unix_usec });
+        tokio::time::timeout(GREETING_TIMEOUT, asked).await.map_err(|_| late())?
     }
 
     async fn open(&self, vm: VmId, token: &Token) -> Result<OwnedFd> {

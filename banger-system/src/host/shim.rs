@@ -79,7 +79,10 @@ pub fn order(socket: &OwnedFd, launch: Launch, walls: Option<(Walls, OwnedFd)>) 
     match answer {
         Ok(Some(Signed { message: Answer::Started { .. }, sender, .. })) => {
             let sender = sender.ok_or_else(|| os(io::ErrorKind::InvalidData.into()))?;
-            Ok(Told::Runs { pid: sender.pid.as_raw_nonzero().get().unsigned_abs(), user: sender.uid.as_raw() })
+            Ok(Told::Runs {
+                pid: sender.pid.as_raw_nonzero().get().unsigned_abs(),
+                user: sender.uid.as_raw(),
+            })
         }
         Ok(Some(Signed { message: Answer::Failed { message }, .. })) => Err(Error::Vmm { message }),
         Ok(None) => Ok(Told::Ended),

@@ -94,8 +94,7 @@ pub struct Signed<T> {
 /// Receives a message with files, and with its sender. `None` when the other side has hung up.
 pub fn receive_signed<T: for<'de> Deserialize<'de>>(socket: &impl AsFd) -> io::Result<Option<Signed<T>>> {
     let mut bytes = vec![0; MAX_MESSAGE];
-    let mut space =
-        vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES), ScmCredentials(1))];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES), ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received =
         recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;

@@ -1,7 +1,10 @@
 //! Monitors and guests in memory: a guest answers at once unless it was made deaf, and powers off when it
 //! is asked to.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -11,8 +14,8 @@ use super::Sim;
 use crate::{
     domain::{id::VmId, machine::Machine, monitor::Wish, resource, vm::Token},
     ports::{
-        Channel, Check, Confined, Confinement, Ended, Error, GuestFacts, GuestLink, Launch, Layers, Log, Logs, NetworkOf, Reading,
-        Result, Started, Status, Supervisor, Vmm,
+        Channel, Check, Confined, Confinement, Ended, Error, GuestFacts, GuestLink, Launch, Layers, Log,
+        Logs, NetworkOf, Reading, Result, Started, Status, Supervisor, Vmm,
     },
 };
 
@@ -148,6 +151,11 @@ impl GuestLink for Sim {
             return Err(Error::Timeout { what: "asking the guest to power off".to_owned(), after: timeout });
         }
         self.end_process(vm, Ended::Clean);
+        Ok(())
+    }
+
+    async fn set_time(&self, vm: VmId, _token: &Token, _now: SystemTime) -> Result<()> {
+        self.lock().clocks_set.insert(vm);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     domain::{
@@ -59,6 +59,10 @@ struct State {
     ledger: BTreeSet<(VmId, Resource)>,
     verdict: Option<Verdict>,
     boots: u64,
+    /// Told when the clock is set.
+    clock_changed: Arc<Notify>,
+    /// The guests whose clocks were set.
+    clocks_set: BTreeSet<VmId>,
     /// How often each reference came to mean something else.
     editions: BTreeMap<String, u32>,
     /// Layers stay on their way for so long.
@@ -111,6 +115,16 @@ impl Sim {
     /// Guests that start from now on do not answer, or do.
     pub fn deafen_guests(&self, deaf: bool) {
         self.lock().deaf_guests = deaf;
+    }
+
+    /// The clock of the host is set.
+    pub fn set_clock(&self) {
+        self.lock().clock_changed.notify_one();
+    }
+
+    /// The guests whose clocks were set.
+    pub fn clocks_set(&self) -> Vec<VmId> {
+        self.lock().clocks_set.iter().copied().collect()
     }
 
     /// From now on a reference stands for another image.

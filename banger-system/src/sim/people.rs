@@ -1,13 +1,13 @@
 //! The authority, the accounts and the time.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 
 use super::Sim;
 use crate::{
     domain::id::Uid,
-    ports::{Authority, Clock, Question, Users, Verdict},
+    ports::{Authority, Clock, Question, Result, Users, Verdict},
 };
 
 #[async_trait]
@@ -28,8 +28,15 @@ impl Users for Sim {
     }
 }
 
+#[async_trait]
 impl Clock for Sim {
     fn now(&self) -> SystemTime {
         SystemTime::now()
+    }
+
+    async fn changed(&self) -> Result<()> {
+        let changed = Arc::clone(&self.lock().clock_changed);
+        changed.notified().await;
+        Ok(())
     }
 }

@@ -102,7 +102,13 @@ impl Hourglass {
     }
 }
 
+#[async_trait::async_trait]
 impl Clock for Hourglass {
+    /// Nobody sets it.
+    async fn changed(&self) -> banger_system::ports::Result<()> {
+        std::future::pending().await
+    }
+
     fn now(&self) -> SystemTime {
         let mut time = self.stopped.0.lock().unwrap();
         if *time == Time::Armed {

@@ -10,6 +10,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("input, output and errors are separate and exact", streams),
     ("a shell has a terminal of the right size", terminal),
     ("a stop loses nothing that was written", stop_keeps_data),
+    ("a guest is told the time when the clock of the host is set", clock),
     ("a killed service finds its sandboxes again and streams go on", killed_service),
     ("without systemd a sandbox is a process and outlives the service", no_systemd),
     ("a killed client takes its throw-away sandbox along", killed_client),
@@ -63,6 +64,24 @@ fn stop_keeps_data(host: &Host) -> Result<()> {
     let (kept, written) = (sums.next().context("there is no sum")?, sums.next());
     ensure!(Some(kept) == written, "the files are not as they were: {out:?}");
     Ok(())
+}
+
+fn clock(host: &Host) -> Result<()> {
+    let session = "
+        banger vm create --name late
+        banger vm exec late -- date --set @0
+        touch /tmp/set-now
+        banger vm exec late -- sh -c 'for n in $(seq 300); do [ $(date +%s) -gt 1000000000 ] && exit; sleep 0.1; done; exit 1'
+        banger vm delete --force late";
+    // To what it shows: that is a change for the kernel, and none for anybody else.
+    let setter = "
+        for n in $(seq 1200); do [ -e /tmp/set-now ] && break; sleep 0.1; done
+        rm -f /tmp/set-now
+        date --set @$(date +%s.%N)";
+    let mut setter = host.enter(&["sh", "-c", setter]).spawn().context("cannot start the setter")?;
+    let session = script(host, "alice", session);
+    ensure!(setter.wait()?.success(), "the clock of the host cannot be set");
+    session.map(drop)
 }
 
 fn killed_service(host: &Host) -> Result<()> {

@@ -1,0 +1,27 @@
+//! The clock of the host, which is set to what it shows.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::time::Duration;
+
+use banger_system::{host::clock::SystemClock, ports::Clock};
+use rustix::time::{ClockId, clock_gettime, clock_settime};
+
+use crate::scratch::{is_root, require};
+
+mod scratch;
+mod skip;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const A_WHILE: Duration = Duration::from_millis(50);
+
+#[tokio::test]
+async fn a_clock_that_is_set_is_noticed_each_time() {
+    require!(is_root(), "root");
+    let clock = SystemClock::new().unwrap();
+    assert!(tokio::time::timeout(A_WHILE, clock.changed()).await.is_err(), "time only passes");
+    for _ in 0..2 {
+        clock_settime(ClockId::Realtime, clock_gettime(ClockId::Realtime)).unwrap();
+        tokio::time::timeout(PATIENCE, clock.changed()).await.unwrap().unwrap();
+    }
+    assert!(tokio::time::timeout(A_WHILE, clock.changed()).await.is_err(), "a change is told once");
+}
