@@ -164,11 +164,16 @@ fn firecracker(host: &TestHost) -> Result<()> {
         banger vm create --name fire --memory 512M
         banger vm exec fire -- cat /proc/cmdline
         banger vm exec fire -- cat /proc/net/fib_trie
+        banger vm exec fire -- sh -c 'cat /sys/class/misc/hw_random/rng_current; ls /sys/bus/virtio/drivers/virtio_balloon'
         banger vm stop fire && banger vm start fire
         banger vm exec fire -- true && echo again";
     let said = expect(host.session("alice", &["sh", "-euc", script]))?;
     // Firecracker's own addition to the command line.
     ensure!(said.contains("pci=off") && said.contains("172.") && said.contains("again"), "{said:?}");
+    ensure!(
+        said.contains("virtio_rng") && said.contains("\nvirtio"),
+        "the guest has not all its devices: {said:?}"
+    );
     let table = expect(host.enter(&["dmsetup", "table", "--target", "snapshot"]))?;
     ensure!(table.lines().filter(|line| line.starts_with("banger-")).count() == 1, "{table}");
     let monitors = expect(host.enter(&["pgrep", "-c", "firecracker"]))?;
