@@ -66,7 +66,7 @@ async fn guests_that_answer_are_told_the_time_when_the_clock_is_set() {
         }
     };
     tokio::time::timeout(PATIENCE, told).await.unwrap();
-    assert_eq!((house.sim.clocks_set(), house.state(down)), (vec![up], State::Stopped));
+    assert_eq!((house.sim.clocks_set(), house.state(down)), (vec![up], State::Created));
 }
 
 #[tokio::test]

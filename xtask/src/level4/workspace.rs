@@ -1,9 +1,14 @@
 //! A repository in a sandbox: in, worked on, and out again; and much data through commands, files and ports.
 
+use std::process::Stdio;
+
 use anyhow::{Context, Result, ensure};
 
 use super::{Check, as_user, expect, script};
-use crate::{host::Host, run::repository};
+use crate::{
+    host::Host,
+    run::{command, repository},
+};
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a repository goes into a sandbox, is worked on, and comes back byte for byte", there_and_back),
@@ -11,23 +16,35 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("data through commands, copies and forwarded ports is unchanged", much_data),
 ];
 
-/// A clone of this project below the home of alice.
+/// A clone of this project below the home of alice. It goes in as an archive: the host has a `/tmp` of its own, and
+/// may not see where the project is.
 fn clone(host: &Host) -> Result<()> {
-    let clone = "
-        rm -rf /home/alice/project
-        if [ -e \"$0/.git\" ]; then
-            git -c safe.directory='*' clone -q --no-local --depth 1 \"file://$0\" /home/alice/project
+    let pack = "
+        if [ -e .git ]; then
+            clone=$(mktemp -d)
+            trap 'rm -rf \"$clone\"' EXIT
+            git -c safe.directory='*' clone -q --no-local --depth 1 \"file://$PWD\" \"$clone\"
+            tar -c -C \"$clone\" .
         else
-            mkdir /home/alice/project
-            (cd \"$0\" && tar -c --exclude=./target .) | tar -x -C /home/alice/project
-            cd /home/alice/project && git init -q && git add -A
+            tar -c --exclude=./target .
+        fi";
+    let unpack = "
+        rm -rf /home/alice/project; mkdir /home/alice/project; cd /home/alice/project
+        tar -x --no-same-owner
+        if [ ! -e .git ]; then
+            git init -q && git add -A
             git -c user.name=x -c user.email=x@example.org commit -q -m all
         fi
-        chown -R alice: /home/alice/project";
-    let path = repository();
-    let path = path.to_str().context("the repository has a strange path")?;
-    let cloned = host.enter(&["sh", "-euc", clone, path]).output().context("cannot clone")?;
-    expect(&cloned, 0).map(drop)
+        chown -R alice: .";
+    let mut packing = command("sh", ["-euc", pack])
+        .current_dir(repository())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot pack the project")?;
+    let archive = packing.stdout.take().context("there is no archive")?;
+    let unpacked = host.enter(&["sh", "-euc", unpack]).stdin(archive).output().context("cannot unpack")?;
+    ensure!(packing.wait()?.success(), "the project cannot be packed");
+    expect(&unpacked, 0).map(drop)
 }
 
 /// What a directory holds, as a digest: names, contents, links and what can be run.
