@@ -170,6 +170,21 @@ async fn a_tar_of_a_root_file_system_is_told_by_its_first_bytes() {
 }
 
 #[tokio::test]
+async fn an_import_of_a_file_tells_of_its_bytes() {
+    require!(is_root(), "root, for the walls of a worker");
+    for packing in [Packing::Plain, Packing::Gzip, Packing::Zstd] {
+        let (scratch, watcher) = (Scratch::new(), Arc::new(Watcher::default()));
+        let packed = pack(&Tar::default().file("x", &vec![1; 20 << 20]).end(), packing);
+        let progress = Arc::clone(&watcher);
+        scratch.images().import(IMAGE, Content::File(file(&packed)), progress).await.unwrap();
+        let told = watcher.told.lock().unwrap();
+        let size = packed.len() as u64;
+        assert!(told.iter().all(|(done, total, _)| *done <= size && *total == Some(size)), "{told:?}");
+        assert_eq!(told.last().map(|told| told.0), Some(size), "{packing:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_layer_that_is_not_what_it_says_is_refused() {
     require!(is_root(), "root, for the walls of a worker");
     let tar = small();
@@ -263,6 +278,21 @@ async fn bombs_are_refused_before_they_go_off() {
     write_zeros(&mut bomb, 7 << 30);
     let bomb = bomb.finish().unwrap();
     refused(vec![packed(&bomb, Packing::Zstd, digest(b""))], "unpacks to more than 512 MiB").await;
+}
+
+#[tokio::test]
+async fn a_window_larger_than_the_worker_may_have_is_refused() {
+    require!(is_root(), "root, for the walls of a worker");
+    for (log, is_taken) in [(27, true), (28, false)] {
+        let mut wide = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        wide.window_log(log).unwrap();
+        wide.write_all(&small()).unwrap();
+        let layer = packed(&wide.finish().unwrap(), Packing::Zstd, digest(&small()));
+        match is_taken {
+            true => drop(image(&Scratch::new(), vec![layer]).await),
+            false => refused(vec![layer], "not packed by zstd").await,
+        }
+    }
 }
 
 fn write_zeros(to: &mut impl Write, count: usize) {

@@ -4,7 +4,7 @@
 
 mod house;
 
-use std::{sync::Arc, time::Duration};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -16,7 +16,7 @@ use banger_system::{
     engine::{
         Engine, Settings,
         error::{Error, Kind},
-        request::{CreateVm, Other, PullImage},
+        request::{CreateVm, ImportImage, Other, PullImage},
         view::{Event, Fact, ImageView, Object, Outcome},
     },
     ports::registry::{Prune, Source},
@@ -190,6 +190,18 @@ async fn what_is_no_image_for_this_user_says_why() {
 }
 
 #[tokio::test]
+async fn a_guest_is_no_registry() {
+    let house = House::new().await.restarted().await;
+    for guest in ["172.30.0.2:5000", "172.30.0.1"] {
+        let job = house.engine.pull_image(pull(ALICE, &format!("{guest}/x"))).unwrap();
+        let message = house.failed(job).await;
+        assert!(message.contains("the address of a guest"), "{message}");
+    }
+    house.pulled(pull(ALICE, "172.29.0.2:5000/x")).await;
+    house.files();
+}
+
+#[tokio::test]
 async fn a_pull_that_fails_at_any_step_leaves_what_was_there() {
     let house = House::new().await;
     let old = house.pulled(pull(ALICE, ALPINE)).await;
@@ -270,6 +282,22 @@ async fn progress_is_told_at_most_four_times_a_second() {
         }
     }
     assert!((1..=2).contains(&told), "{told}");
+}
+
+#[tokio::test]
+async fn an_import_of_a_file_tells_its_bytes() {
+    let house = House::new().await;
+    let request = ImportImage {
+        owner: ALICE,
+        name: "mine".parse().unwrap(),
+        shared: false,
+        kernel: None,
+        rootfs: File::open("/dev/null").unwrap().into(),
+    };
+    let job = house.engine.import_image(request).unwrap();
+    house.done(job).await;
+    let view = house.engine.job(job).unwrap();
+    assert_eq!((view.stage, view.bytes_done, view.bytes_total), ("import", Bytes::mib(300), Bytes::mib(400)));
 }
 
 #[tokio::test]

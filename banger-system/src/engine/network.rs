@@ -26,7 +26,7 @@ impl Shared {
     }
 
     async fn set_up_network(&self) -> Result<Subnet> {
-        let (store, network) = (&self.ports.store, &self.ports.network);
+        let (store, network, registry) = (&self.ports.store, &self.ports.network, &self.ports.registry);
         let subnet = match store.subnet().await? {
             Some(subnet) => subnet,
             None => {
@@ -35,6 +35,8 @@ impl Shared {
                 subnet
             }
         };
+        // Guests of an earlier run may be there whether or not the rest of this works.
+        registry.keep_away_from(subnet);
         network.prepare(subnet).await?;
         tracing::info!(%subnet, "the network of guests is up");
         Ok(subnet)

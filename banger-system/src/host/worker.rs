@@ -14,7 +14,10 @@ use std::{
 
 use async_trait::async_trait;
 use banger_proto::size::Bytes;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::{
+    fs::{FileType, fstat},
+    net::sockopt::{Timeout, set_socket_timeout},
+};
 
 use super::{blocking::blocking, shim};
 use crate::{
@@ -85,8 +88,11 @@ pub async fn import(
     files: Files,
     progress: Arc<dyn Progress>,
 ) -> Result<Made> {
-    let total =
-        order.archives.iter().map(|archive| Some(archive.claim.as_ref()?.size.0)).sum::<Option<u64>>();
+    let sizes = order.archives.iter().zip(&files.archives).map(|(archive, file)| match &archive.claim {
+        Some(claim) => Some(claim.size.0),
+        None => size_of(file),
+    });
+    let total = sizes.sum::<Option<u64>>();
     let mut fds: Vec<OwnedFd> = vec![files.image.into(), files.spool.into()];
     fds.extend(files.archives);
     let patience = PATIENCE;
@@ -101,6 +107,12 @@ pub async fn import(
         Answer::Failed(failure) => Err(failure.into()),
         Answer::Works { .. } | Answer::Probed(_) => Err(nonsense()),
     }
+}
+
+/// How many bytes are in a file. Of a pipe, nobody knows.
+fn size_of(file: &OwnedFd) -> Option<u64> {
+    let stat = fstat(file).ok()?;
+    FileType::from_raw_mode(stat.st_mode).is_file().then(|| u64::try_from(stat.st_size).ok())?
 }
 
 /// Has a worker try what it must not be able to do.

@@ -1,9 +1,9 @@
 //! Writing the file system that a tree comes to.
 
-use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 use banger_proto::size::Bytes;
-use mkext4::{FsBuilder, InodeCount, InodeHandle, Layout, Options, RegionSink, SparseSeg, SpecialKind};
+use mkext4::{FsBuilder, InodeCount, InodeHandle, Options, RegionSink, SparseSeg, SpecialKind};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -16,6 +16,7 @@ use crate::domain::{
     digest::Digest,
     rootfs::{
         entry::{Meta, Special},
+        limits,
         tree::{Archive, Content, Id, Kind, Node, ROOT, Tree},
     },
 };
@@ -58,31 +59,22 @@ pub(super) fn build(
     let digest = digest(size, diff_ids);
     let image = &files.image;
     image.set_len(size.0).map_err(|error| Failure::os("make an image", error))?;
-    let laid_out = |journal| lay_out(&tree, size, &digest, journal).map_err(|error| failure(error, size));
+    let unwritten = |error| failure(error, size);
     // How much comes before the content is known when it is laid out; how much is to come before it, too.
-    let journal = {
-        let (layout, contents) = laid_out(room.journal())?;
-        first_place(&layout, &contents, room)
-            .map_or(room.journal(), |(found, wanted)| room.journal_for(found, wanted))
-    };
-    let (layout, contents) = laid_out(journal)?;
-    drop(tree);
+    let journal = first_place(&tree, room, options_of(&digest, size, room.journal()))
+        .map_err(unwritten)?
+        .map_or(room.journal(), |(found, wanted)| room.journal_for(found, wanted));
+    // Of tree, declarations and layout, two at most are in memory at once.
+    let (builder, contents) = declare(tree, options_of(&digest, size, journal)).map_err(unwritten)?;
+    let layout = builder.seal().map_err(unwritten)?;
     let mut moves = Moves::new(&layout, &contents, room);
     drop(contents);
     let doing = |error| Failure::os("write an image", error);
     moves.close_up(files, meter).map_err(doing)?;
     moves.clear(image, room, end).map_err(doing)?;
-    layout.writer(Holes { image, meter }).map_err(|error| failure(error, size))?;
+    layout.writer(Holes { image, meter }).map_err(unwritten)?;
     moves.put_back(files, meter).map_err(doing)?;
     Ok(Made { digest: digest.to_string() })
-}
-
-/// The place where the first content is laid out, and where it is.
-fn first_place(layout: &Layout, contents: &[(InodeHandle, Content)], room: &Room) -> Option<(u64, u64)> {
-    contents.iter().find_map(|(handle, content)| {
-        let (offset, _) = *layout.extents(*handle).first()?;
-        Some((room.place(offset)?, content.at))
-    })
 }
 
 /// The digest of all that an image's bytes follow from.
@@ -110,14 +102,8 @@ pub(super) fn options(size: Bytes, uuid: [u8; 16]) -> Options {
     options
 }
 
-/// Tells the writer what there is to be, and lets it decide where. Files are told in the order in which they were
-/// read, which is that of their content in the image.
-fn lay_out(
-    tree: &Tree,
-    size: Bytes,
-    digest: &Digest,
-    journal: u64,
-) -> Result<(Layout, Vec<(InodeHandle, Content)>), mkext4::Error> {
+/// Those of the file system with this digest, which has a journal of so many blocks.
+fn options_of(digest: &Digest, size: Bytes, journal: u64) -> Options {
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&digest.as_bytes()[..16]);
     // RFC 9562, version 8: the rest is the maker's to choose.
@@ -125,9 +111,56 @@ fn lay_out(
     uuid[8] = uuid[8] & 0x3f | 0x80;
     let mut options = options(size, uuid);
     options.journal_blocks = u32::try_from(journal).ok();
-    let mut builder = FsBuilder::new(options)?;
+    options
+}
 
-    let mut handles: HashMap<Id, InodeHandle> = HashMap::from([(ROOT, mkext4::ROOT)]);
+/// The place where the first content comes to be with these options, and where it is.
+///
+/// What comes before it are blocks of directories, attributes and symbolic links, all of them. A file counts by its
+/// name alone, so all files are names of one file here, which takes a fraction of the memory that they do.
+fn first_place(tree: &Tree, room: &Room, options: Options) -> Result<Option<(u64, u64)>, mkext4::Error> {
+    let mut builder = FsBuilder::new(options)?;
+    let mut handles = Handles::of(tree);
+    let first = tree
+        .walk()
+        .filter_map(|(_, _, id)| match &tree.node(id).kind {
+            Kind::File(content) if content.has_data() => Some((content.at, id)),
+            _ => None,
+        })
+        .min();
+    let mut any_file: Option<(InodeHandle, u32)> = None;
+    attributes(&mut builder, mkext4::ROOT, tree.node(ROOT))?;
+    for (parent, name, id) in tree.walk() {
+        let node = tree.node(id);
+        if parent == ROOT && name == LOST_AND_FOUND {
+            continue;
+        }
+        let parent = handles.of_directory(parent);
+        let is_first = first.is_some_and(|(_, first)| first == id);
+        let is_a_name = matches!(node.kind, Kind::File(_)) && !is_first && node.attributes.is_none();
+        match any_file.as_mut().filter(|_| is_a_name) {
+            Some((file, names)) if *names < limits::LINKS => {
+                builder.hardlink(parent, name, *file)?;
+                *names += 1;
+            }
+            _ if is_a_name => any_file = Some((builder.file(parent, name, meta(&node.meta), 0)?, 1)),
+            _ => {
+                add(&mut builder, &mut handles, (parent, name, id), node)?;
+            }
+        }
+    }
+    let Some((wanted, first)) = first else { return Ok(None) };
+    let Some(handle) = handles.get(first) else { return Ok(None) };
+    let layout = builder.seal()?;
+    let found = layout.extents(handle).first().and_then(|(offset, _)| room.place(*offset));
+    Ok(found.map(|found| (found, wanted)))
+}
+
+/// Tells the writer what there is to be. Files are told in the order in which they were read, which is that of
+/// their content in the image.
+fn declare(tree: Tree, options: Options) -> Result<(FsBuilder, Vec<(InodeHandle, Content)>), mkext4::Error> {
+    let mut builder = FsBuilder::new(options)?;
+    let mut handles = Handles::of(&tree);
     let mut files: Vec<(Id, InodeHandle, &[u8])> = Vec::new();
     builder.set_meta(mkext4::ROOT, meta(&tree.node(ROOT).meta))?;
     attributes(&mut builder, mkext4::ROOT, tree.node(ROOT))?;
@@ -136,57 +169,87 @@ fn lay_out(
         if parent == ROOT && name == LOST_AND_FOUND {
             continue;
         }
-        // A directory is seen before what is in it.
-        let parent = handles[&parent];
-        if let Some(known) = handles.get(&id) {
-            builder.hardlink(parent, name, *known)?;
-            continue;
-        }
-        let meta = meta(&node.meta);
-        let handle = match &node.kind {
-            Kind::File(_) => {
-                files.push((id, parent, name));
-                continue;
+        let parent = handles.of_directory(parent);
+        match node.kind {
+            Kind::File(_) => files.push((id, parent, name)),
+            _ => {
+                add(&mut builder, &mut handles, (parent, name, id), node)?;
             }
-            Kind::Directory(_) => builder.mkdir(parent, name, meta)?,
-            Kind::Symlink(target) => builder.symlink(parent, name, target, meta)?,
-            Kind::Special(special) => builder.mknod(
-                parent,
-                name,
-                meta,
-                match *special {
-                    Special::Character { major, minor } => SpecialKind::Char { major, minor },
-                    Special::Block { major, minor } => SpecialKind::Block { major, minor },
-                    Special::Fifo => SpecialKind::Fifo,
-                },
-            )?,
-        };
-        handles.insert(id, handle);
-        attributes(&mut builder, handle, node)?;
+        }
     }
     // The sort is stable: the names of a file keep their order.
     files.sort_by_key(|(id, _, _)| match &tree.node(*id).kind {
         Kind::File(content) => (content.at, *id),
         _ => (0, *id),
     });
-    let mut contents = Vec::new();
+    let mut contents = Vec::with_capacity(files.len());
     for (id, parent, name) in files {
         let node = tree.node(id);
         let Kind::File(content) = &node.kind else { continue };
-        if let Some(known) = handles.get(&id) {
-            builder.hardlink(parent, name, *known)?;
-            continue;
+        if let Some(handle) = add(&mut builder, &mut handles, (parent, name, id), node)? {
+            contents.push((handle, content.clone()));
         }
-        let handle = match &content.segments {
-            None => builder.file(parent, name, meta(&node.meta), content.size)?,
-            Some(_) => builder.file_sparse(parent, name, meta(&node.meta), &stretches(content))?,
-        };
-        handles.insert(id, handle);
-        attributes(&mut builder, handle, node)?;
-        contents.push((handle, content.clone()));
     }
-    drop(handles);
-    Ok((builder.seal()?, contents))
+    Ok((builder, contents))
+}
+
+/// Tells the writer of a name. Returns what it names, where that is new.
+fn add(
+    builder: &mut FsBuilder,
+    handles: &mut Handles,
+    (parent, name, id): (InodeHandle, &[u8], Id),
+    node: &Node,
+) -> Result<Option<InodeHandle>, mkext4::Error> {
+    if let Some(known) = handles.get(id) {
+        builder.hardlink(parent, name, known)?;
+        return Ok(None);
+    }
+    let meta = meta(&node.meta);
+    let handle = match &node.kind {
+        Kind::Directory(_) => builder.mkdir(parent, name, meta)?,
+        Kind::File(content) => match &content.segments {
+            None => builder.file(parent, name, meta, content.size)?,
+            Some(_) => builder.file_sparse(parent, name, meta, &stretches(content))?,
+        },
+        Kind::Symlink(target) => builder.symlink(parent, name, target, meta)?,
+        Kind::Special(special) => builder.mknod(
+            parent,
+            name,
+            meta,
+            match *special {
+                Special::Character { major, minor } => SpecialKind::Char { major, minor },
+                Special::Block { major, minor } => SpecialKind::Block { major, minor },
+                Special::Fifo => SpecialKind::Fifo,
+            },
+        )?,
+    };
+    handles.put(id, handle);
+    attributes(builder, handle, node)?;
+    Ok(Some(handle))
+}
+
+/// What the writer calls the nodes of a tree that it was told of.
+struct Handles(Vec<Option<InodeHandle>>);
+
+impl Handles {
+    fn of(tree: &Tree) -> Self {
+        let mut handles = Self(vec![None; tree.capacity()]);
+        handles.put(ROOT, mkext4::ROOT);
+        handles
+    }
+
+    fn get(&self, id: Id) -> Option<InodeHandle> {
+        self.0[id.index()]
+    }
+
+    /// A directory is seen before what is in it.
+    fn of_directory(&self, id: Id) -> InodeHandle {
+        self.get(id).unwrap_or(mkext4::ROOT)
+    }
+
+    fn put(&mut self, id: Id, handle: InodeHandle) {
+        self.0[id.index()] = Some(handle);
+    }
 }
 
 fn meta(meta: &Meta) -> mkext4::Meta {

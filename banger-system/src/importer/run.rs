@@ -73,7 +73,10 @@ fn work(order: &Import, files: Files, socket: &OwnedFd) -> Result<Made, Failure>
         let (done, ends) = channel::<()>();
         let meter = &meter;
         let pulse = move || {
-            while ends.recv_timeout(PULSE) == Err(RecvTimeoutError::Timeout) {
+            let mut ended = false;
+            // The last one counts everything.
+            while !ended {
+                ended = ends.recv_timeout(PULSE) != Err(RecvTimeoutError::Timeout);
                 let (read, written) = meter.read_and_written();
                 if message::send(socket, &Answer::Works { read, written }, &[]).is_err() {
                     // Nobody waits for the image any more.

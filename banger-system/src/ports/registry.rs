@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use banger_proto::size::Bytes;
 
 use super::{Result, images::Progress};
-use crate::domain::oci::{
-    LayerFacts, RemoteImage, credentials::Credentials, platform::Platform, reference::ImageRef,
+use crate::domain::{
+    net::subnet::Subnet,
+    oci::{LayerFacts, RemoteImage, credentials::Credentials, platform::Platform, reference::ImageRef},
 };
 
 /// Where an image is asked for, and by whom.
@@ -58,6 +59,9 @@ pub struct Pruned {
 /// Registries, and the cache that all users share.
 #[async_trait]
 pub trait Registry: Send + Sync {
+    /// Says where the guests are. Nobody is asked there from then on, whoever names the place: who asks is the
+    /// host's superuser, whom a guest's own rules let in.
+    fn keep_away_from(&self, guests: Subnet);
     /// The credentials in a file that a client handed over. It must be one that nobody can change any more, nor
     /// make a read of it wait.
     fn credentials(&self, file: OwnedFd) -> Result<Credentials>;

@@ -82,9 +82,10 @@ impl ImageFiles for Sim {
         &self,
         image: ImageId,
         _content: Content,
-        _progress: Arc<dyn Progress>,
+        progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts> {
         self.step("import an image")?.image_files.insert(image);
+        progress.advanced(Bytes::mib(300), Some(Bytes::mib(400)));
         Ok(ImageFacts {
             digest: NO_DIGEST.to_owned(),
             virtual_size: Bytes::gib(8),

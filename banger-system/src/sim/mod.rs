@@ -49,6 +49,8 @@ struct State {
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
     subnet: Option<Subnet>,
     kept_subnet: Option<Subnet>,
+    /// Where no registry may be.
+    forbidden: Option<Subnet>,
     nics: BTreeMap<VmId, Nic>,
     names: Option<Arc<Table>>,
     image_files: BTreeSet<ImageId>,

@@ -17,6 +17,7 @@ use super::Sim;
 use crate::{
     domain::{
         digest::Digest,
+        net::subnet::Subnet,
         oci::{Descriptor, LayerFacts, Packing, RemoteImage, config::ImageConfig, credentials::Credentials},
     },
     ports::{
@@ -37,6 +38,10 @@ fn digest(text: &str) -> Digest {
 
 #[async_trait]
 impl Registry for Sim {
+    fn keep_away_from(&self, guests: Subnet) {
+        self.lock().forbidden = Some(guests);
+    }
+
     fn credentials(&self, file: OwnedFd) -> Result<Credentials> {
         let mut bytes = Vec::new();
         let unread = |_| Error::BadFile { message: "the credentials cannot be read".to_owned() };
@@ -47,7 +52,13 @@ impl Registry for Sim {
 
     async fn resolve(&self, source: &Source) -> Result<RemoteImage> {
         let name = source.reference.to_string();
-        let edition = self.step("ask a registry")?.editions.get(&name).copied().unwrap_or_default();
+        let state = self.step("ask a registry")?;
+        let edition = state.editions.get(&name).copied().unwrap_or_default();
+        let address = source.reference.registry().host().parse();
+        if address.is_ok_and(|address| state.forbidden.is_some_and(|guests| guests.contains(address))) {
+            return Err(Error::Registry { message: format!("{name}: it is the address of a guest") });
+        }
+        drop(state);
         let repository = source.reference.repository();
         if source.reference.registry().as_str() == "unreachable.test" {
             return Err(Error::Unreachable { message: "unreachable.test cannot be reached".to_owned() });

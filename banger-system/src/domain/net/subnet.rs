@@ -3,7 +3,7 @@
 
 use core::{
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
@@ -98,6 +98,14 @@ impl Subnet {
     /// The first of the IPv6 addresses, which share their first 64 bits.
     pub fn v6(self) -> Ipv6Addr {
         self.v6
+    }
+
+    /// Whether the address is one of these: that of a guest, that may become one's, or the host's own among them.
+    pub fn contains(self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.v4.contains(v4),
+            IpAddr::V6(v6) => v6.segments()[..4] == self.v6.segments()[..4],
+        }
     }
 
     /// The host: where guests send what is for elsewhere, and where it serves DNS.
@@ -214,6 +222,17 @@ mod tests {
         }
         assert_eq!(subnet.guest(Slot(u32::MAX)), None);
         assert_eq!(subnet.slot_of(subnet.gateway().0), None);
+    }
+
+    #[test]
+    fn a_subnet_has_all_addresses_between_its_ends_and_no_others() {
+        let subnet: Subnet = "172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap();
+        for inside in ["172.30.0.0", "172.30.255.255", "fd12:3456:789a::", "fd12:3456:789a:0:ffff::1"] {
+            assert!(subnet.contains(inside.parse().unwrap()), "{inside}");
+        }
+        for outside in ["172.29.255.255", "172.31.0.0", "fd12:3456:789a:1::", "fd12:3456:789b::1", "::1"] {
+            assert!(!subnet.contains(outside.parse().unwrap()), "{outside}");
+        }
     }
 
     proptest! {

@@ -23,6 +23,13 @@ const NOTES: &[u8] = b".wh..wh.";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(u32);
 
+impl Id {
+    /// Its number, below [`Tree::capacity`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// The root of every tree.
 pub const ROOT: Id = Id(0);
 
@@ -70,6 +77,13 @@ pub struct Content {
     pub size: u64,
     /// Of a file with holes, what has data: whole blocks, which follow each other.
     pub segments: Option<Box<[Segment]>>,
+}
+
+impl Content {
+    /// Whether anything of it is kept: a file can be empty, or one hole.
+    pub fn has_data(&self) -> bool {
+        self.segments.as_ref().map_or(self.size > 0, |segments| !segments.is_empty())
+    }
 }
 
 /// The kind of archive that is laid over a tree.

@@ -32,6 +32,7 @@ use tokio::net::unix::pipe;
 use self::{
     cache::{Blob, Cache},
     download::{ensure, feed},
+    place::Guests,
     session::{Clients, Session},
 };
 use super::blocking::blocking;
@@ -40,6 +41,7 @@ pub use patience::Patience;
 use crate::{
     domain::{
         digest::Digest,
+        net::subnet::Subnet,
         oci::{
             Descriptor, LayerFacts, RemoteImage, Unusable, config,
             credentials::{Credentials, MAX_CREDENTIALS},
@@ -69,6 +71,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct Registries {
     /// Made when they are first needed: the certificates of the host are read for them.
     clients: Arc<OnceLock<Clients>>,
+    guests: Guests,
     cache: Cache,
     patience: Patience,
 }
@@ -76,15 +79,15 @@ pub struct Registries {
 impl Registries {
     /// Registries whose blobs are kept in this directory, up to so many bytes.
     pub fn new(cache: &Path, limit: Bytes, patience: Patience) -> Self {
-        Self { clients: Arc::default(), cache: Cache::new(cache, limit), patience }
+        Self { clients: Arc::default(), guests: Guests::default(), cache: Cache::new(cache, limit), patience }
     }
 
     async fn session(&self, source: &Source) -> Result<Session> {
         let clients = match self.clients.get() {
             Some(clients) => clients.clone(),
             None => {
-                let patience = self.patience;
-                let made = blocking("read certificates", move || Clients::new(patience)).await?;
+                let (patience, guests) = (self.patience, self.guests.clone());
+                let made = blocking("read certificates", move || Clients::new(patience, guests)).await?;
                 self.clients.get_or_init(|| made).clone()
             }
         };
@@ -121,6 +124,10 @@ impl Registries {
 
 #[async_trait]
 impl Registry for Registries {
+    fn keep_away_from(&self, guests: Subnet) {
+        self.guests.are_in(guests);
+    }
+
     fn credentials(&self, file: OwnedFd) -> Result<Credentials> {
         read_sealed(file)
     }

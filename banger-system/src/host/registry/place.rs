@@ -1,15 +1,16 @@
 //! Where a registry may send us. The service is root and inside of the host: a registry that redirects it to a
-//! service of the host, or to the one that tells a cloud machine its secrets, would borrow that.
+//! service of the host, or to the one that tells a cloud machine its secrets, would borrow that. Guests are asked
+//! by nobody: their rules let the host's superuser in.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use core::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, OnceLock};
 
 use reqwest::{
     Url,
     dns::{Addrs, Name, Resolve, Resolving},
 };
 
-use crate::domain::oci::reference::RegistryHost;
+use crate::domain::{net::subnet::Subnet, oci::reference::RegistryHost};
 
 /// By which client an address is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +28,25 @@ pub(super) fn base(registry: &RegistryHost) -> Option<Url> {
     Url::parse(&format!("{scheme}://{}/v2/", registry.api())).ok()
 }
 
-/// Whether an address that a registry names may be asked, and how.
-pub(super) fn route(url: &Url, registry: &RegistryHost) -> Result<Route, &'static str> {
+/// Where the guests are, once that is known. Clones know the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Guests(Arc<OnceLock<Subnet>>);
+
+impl Guests {
+    /// A host has one subnet for as long as the service runs.
+    pub(super) fn are_in(&self, subnet: Subnet) {
+        let _ = self.0.set(subnet);
+    }
+
+    fn have(&self, address: IpAddr) -> bool {
+        self.0.get().is_some_and(|subnet| {
+            subnet.contains(to_v4(address)) || inner_v4(address).is_some_and(|v4| subnet.contains(v4.into()))
+        })
+    }
+}
+
+/// Whether an address that the user or a registry names may be asked, and how.
+pub(super) fn route(url: &Url, registry: &RegistryHost, guests: &Guests) -> Result<Route, &'static str> {
     if !matches!(url.scheme(), "https" | "http") {
         return Err("an address that is not of the web");
     }
@@ -46,6 +64,9 @@ pub(super) fn route(url: &Url, registry: &RegistryHost) -> Result<Route, &'stati
         url::Host::Ipv4(address) => Some(IpAddr::V4(address)),
         url::Host::Ipv6(address) => Some(IpAddr::V6(address)),
     };
+    if literal.is_some_and(|address| guests.have(address)) {
+        return Err("a guest of this host");
+    }
     let is_own = base(registry).is_some_and(|base| base.origin() == url.origin());
     let on_host = literal.is_some_and(|address| to_v4(address).is_loopback());
     if is_own || (on_host && registry.is_loopback()) {
@@ -72,7 +93,7 @@ fn is_near(address: IpAddr) -> bool {
                 || v6.is_unspecified()
                 || v6.is_unicast_link_local()
                 || v6.is_multicast()
-                || v4_inside(v6)
+                || inner_v4(address).is_some_and(|v4| is_near(v4.into()))
         }
     }
 }
@@ -85,33 +106,36 @@ fn to_v4(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The deprecated form `::a.b.c.d` (RFC 4291, section 2.5.5.1), and that of NAT64 (RFC 6052), of such an address.
-fn v4_inside(address: Ipv6Addr) -> bool {
+/// The IPv4 address in the deprecated form `::a.b.c.d` (RFC 4291, section 2.5.5.1) and in that of NAT64 (RFC 6052).
+fn inner_v4(address: IpAddr) -> Option<Ipv4Addr> {
+    let IpAddr::V6(address) = address else { return None };
     let segments = address.segments();
     let embeds = segments[..6] == [0; 6] || segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
     let [.., a, b, c, d] = address.octets();
-    embeds && is_near(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+    embeds.then(|| Ipv4Addr::new(a, b, c, d))
 }
 
-/// Resolves names, and hides what is near.
-pub(super) struct AwayFromHost;
+/// Resolves names, and hides the addresses that are not asked by a route.
+pub(super) struct Resolver {
+    pub(super) route: Route,
+    pub(super) guests: Guests,
+}
 
-impl Resolve for AwayFromHost {
+impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
+        let (route, guests) = (self.route, self.guests.clone());
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let away: Vec<_> = found.filter(|address| !is_near(address.ip())).collect();
-            if away.is_empty() {
-                return Err("it leads to the host itself or to its link".into());
+            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let (of_guests, found): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|address| guests.have(address.ip()));
+            let asked: Vec<_> =
+                found.into_iter().filter(|address| route == Route::Own || !is_near(address.ip())).collect();
+            match asked.is_empty() {
+                false => Ok(Box::new(asked.into_iter()) as Addrs),
+                true if of_guests.is_empty() => Err("it leads to the host itself or to its link".into()),
+                true => Err("it leads to a guest of this host".into()),
             }
-            Ok(Box::new(away.into_iter()) as Addrs)
         })
-    }
-}
-
-impl AwayFromHost {
-    pub(super) fn shared() -> Arc<Self> {
-        Arc::new(Self)
     }
 }
 
@@ -123,7 +147,9 @@ mod tests {
 
     fn check(registry: &str, url: &str, expect: Option<Route>) {
         let reference: ImageRef = format!("{registry}/x").parse().unwrap();
-        let route = route(&Url::parse(url).unwrap(), reference.registry());
+        let guests = Guests::default();
+        guests.are_in("172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap());
+        let route = route(&Url::parse(url).unwrap(), reference.registry(), &guests);
         assert_eq!(route.ok(), expect, "{registry} sends to {url}");
     }
 
@@ -180,6 +206,29 @@ mod tests {
     }
 
     #[test]
+    fn guests_are_asked_by_nobody_whoever_names_them() {
+        for guest in [
+            "172.30.0.2",
+            "172.30.0.1:5000",
+            "2887647234",
+            "[fd12:3456:789a::2]:5000",
+            "[::ffff:172.30.0.2]",
+            "[::172.30.0.2]",
+            "[64:ff9b::ac1e:2]",
+        ] {
+            for registry in ["ghcr.io", "localhost:5000"] {
+                check(registry, &format!("https://{guest}/"), None);
+                check(registry, &format!("http://{guest}/"), None);
+            }
+        }
+        for registry in ["172.30.0.2:5000", "172.30.0.1:443", "[fd12:3456:789a::2]:5000", "[::ffff:ac1e:2]:5"]
+        {
+            check(registry, &format!("https://{registry}/v2/"), None);
+        }
+        check("172.29.0.2:5000", "https://172.29.0.2:5000/v2/", Some(Route::Own));
+    }
+
+    #[test]
     fn plain_http_is_for_the_host_itself() {
         let scheme = |registry: &str| {
             let reference: ImageRef = format!("{registry}/x").parse().unwrap();
@@ -193,9 +242,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_that_lead_to_the_host_do_not_resolve() {
-        let name: Name = "localhost".parse().unwrap();
-        let error = AwayFromHost.resolve(name).await.err().unwrap();
-        assert!(error.to_string().contains("leads to the host"), "{error}");
+    async fn names_that_lead_to_the_host_or_to_a_guest_do_not_resolve() {
+        let resolve = async |route, guests: &Guests| {
+            let name: Name = "127.0.0.1".parse().unwrap();
+            let resolver = Resolver { route, guests: guests.clone() };
+            resolver.resolve(name).await.map(|found| found.count()).map_err(|error| error.to_string())
+        };
+        let guests = Guests::default();
+        assert_eq!(resolve(Route::Own, &guests).await, Ok(1));
+        assert!(resolve(Route::Away, &guests).await.unwrap_err().contains("leads to the host"));
+        guests.are_in("127.0.0.0/16 fd12:3456:789a::/64".parse().unwrap());
+        for route in [Route::Own, Route::Away] {
+            assert!(resolve(route, &guests).await.unwrap_err().contains("leads to a guest"));
+        }
     }
 }

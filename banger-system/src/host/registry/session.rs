@@ -6,7 +6,7 @@
 
 use std::{
     error::Error as StdError,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use reqwest::{
 
 use super::{
     patience::{Failure, Patience, Tries},
-    place::{self, AwayFromHost, Route},
+    place::{self, Guests, Resolver, Route},
     token,
 };
 use crate::{
@@ -45,14 +45,16 @@ const USER_AGENT: &str = concat!("banger/", env!("CARGO_PKG_VERSION"));
 pub(super) struct Clients {
     own: Client,
     away: Client,
+    guests: Guests,
 }
 
 impl Clients {
-    pub(super) fn new(patience: Patience) -> Result<Self> {
+    pub(super) fn new(patience: Patience, guests: Guests) -> Result<Self> {
         // A second call finds the first one's choice, which is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = || {
+        let builder = |route| {
             Client::builder()
+                .dns_resolver(Arc::new(Resolver { route, guests: guests.clone() }))
                 .user_agent(USER_AGENT)
                 .connect_timeout(patience.connect)
                 .redirect(Policy::none())
@@ -68,8 +70,9 @@ impl Clients {
             ),
         };
         Ok(Self {
-            own: builder().build().map_err(failed)?,
-            away: builder().dns_resolver(AwayFromHost::shared()).build().map_err(failed)?,
+            own: builder(Route::Own).build().map_err(failed)?,
+            away: builder(Route::Away).build().map_err(failed)?,
+            guests,
         })
     }
 
@@ -215,7 +218,7 @@ impl Session {
 
     /// Whether and how an address that the registry named may be asked.
     fn route(&self, url: &Url) -> Result<Route> {
-        place::route(url, self.reference.registry())
+        place::route(url, self.reference.registry(), &self.clients.guests)
             .map_err(|why| self.refused(&format!("it leads to {why}, where nobody follows it")))
     }
 
