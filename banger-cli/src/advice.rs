@@ -16,6 +16,14 @@ pub const SERVICE_ENDED: &str = "sandboxes go on without it, and the next reques
 pub const OTHER_VERSION: &str = "after an upgrade, `sudo systemctl restart banger-system` starts the new \
     service; sandboxes go on meanwhile.";
 
+/// A stream to a guest broke.
+pub const LOST: &str =
+    "`banger vm list` shows whether the sandbox still runs, and `banger vm logs` what its guest says.";
+
+/// The user did not want to wait for what the service is at.
+pub const LEFT: &str = "the service goes on with it: `banger vm list` shows how things stand, `banger events` what \
+    happens.";
+
 const JOIN_GROUP: &str = "join the group banger with `sudo usermod -aG banger $USER`, then log in again.";
 const NOT_YOURS: &str =
     "it belongs to another user, or an administrator has to allow it: `sudo` asks as root.";

@@ -2,15 +2,17 @@
 
 use std::collections::HashSet;
 
+use clap::Args;
 use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
 use zbus::OwnedObjectPath;
 
 use crate::{
     bus::Bus,
-    error::{FAILURE, Result},
+    error::{Error, FAILURE, Result},
     output,
     progress::Progress,
-    service::Kind,
+    service::{Kind, id_of},
 };
 
 /// The service serves 32 calls of a user at once; others of the same user want some, too.
@@ -18,6 +20,19 @@ const AT_ONCE: usize = 16;
 
 /// A reference and the object that it names, if it names one.
 pub type Found = (String, Result<OwnedObjectPath>);
+
+/// The option of a command that does something to many objects.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct ToldArgs {
+    /// Print an array of objects about what was done
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What became of an object, or of a reference that names none.
+pub fn outcome(reference: &str, id: Option<&str>, done: Option<&str>, error: Option<&Error>) -> Value {
+    json!({"reference": reference, "id": id, "done": done, "error": error.map(Error::to_string)})
+}
 
 /// Looks up each reference. An object that several of them name is there once.
 pub async fn find(bus: &Bus, kind: Kind, references: &[String]) -> Vec<Found> {
@@ -40,6 +55,7 @@ pub async fn each<F>(
     found: Vec<Found>,
     progress: &Progress,
     done: &str,
+    told: ToldArgs,
     act: impl Fn(String, OwnedObjectPath) -> F,
 ) -> Result<u8>
 where
@@ -49,24 +65,31 @@ where
     let act = &act;
     let mut results = stream::iter(found)
         .map(async |(reference, found)| {
+            let id = found.as_ref().ok().map(|path| id_of(path));
             let result = match found {
                 Ok(path) => act(reference.clone(), path).await,
                 Err(error) => Err(error),
             };
             let result = result.map_err(|error| error.about(&reference));
-            (reference, result)
+            (reference, id, result)
         })
         .buffered(AT_ONCE)
         .boxed_local();
-    let mut status = 0;
-    while let Some((reference, result)) = results.next().await {
+    let (mut status, mut rows) = (0, Vec::new());
+    while let Some((reference, id, result)) = results.next().await {
+        let what = result.is_ok().then_some(done);
+        rows.push(outcome(&reference, id.as_deref(), what, result.as_ref().err()));
         match result {
+            Ok(()) if told.json => {}
             Ok(()) => progress.suspend(|| output::text(&format!("{reference}: {done}\n")))?,
             Err(error) => {
                 status = error.status(FAILURE);
                 progress.suspend(|| error.print(several.then_some(reference.as_str())));
             }
         }
+    }
+    if told.json {
+        progress.suspend(|| output::json(&Value::Array(rows)))?;
     }
     Ok(status)
 }

@@ -84,6 +84,12 @@ pub enum Error {
         /// The signal.
         signal: u8,
     },
+    /// A second signal made us leave what goes on without us.
+    #[error("interrupted twice, and left to itself")]
+    Left {
+        /// The signal.
+        signal: u8,
+    },
     /// Another error, about which more is known here than where it happened.
     #[error("{error}")]
     Advised {
@@ -153,6 +159,8 @@ impl Error {
             Self::NoService { .. } => Some(advice::NO_SERVICE.to_owned()),
             Self::ServiceEnded => Some(advice::SERVICE_ENDED.to_owned()),
             Self::OtherVersion { .. } => Some(advice::OTHER_VERSION.to_owned()),
+            Self::Attach(_) => Some(advice::LOST.to_owned()),
+            Self::Left { .. } => Some(advice::LEFT.to_owned()),
             _ => None,
         }
     }
@@ -160,13 +168,32 @@ impl Error {
     /// The exit status; `own` where the error does not say.
     pub fn status(&self, own: u8) -> u8 {
         match self {
-            Self::Guest(failure) => failure.kind.status(),
+            // Only those that run commands tell of them by their statuses.
+            Self::Guest(failure) if own == OWN_FAILURE => failure.kind.status(),
             Self::Usage(_) => USAGE,
-            Self::Interrupted { signal } => 128u8.saturating_add(*signal),
+            Self::Interrupted { signal } | Self::Left { signal } => 128u8.saturating_add(*signal),
             // As a program that does not catch SIGPIPE would end.
             _ if self.is_broken_pipe() => 128 + 13,
             Self::Advised { error, .. } => error.status(own),
             _ => own,
+        }
+    }
+
+    /// Whether a second signal made us leave.
+    pub fn is_left(&self) -> bool {
+        match self {
+            Self::Left { .. } => true,
+            Self::Advised { error, .. } => error.is_left(),
+            _ => false,
+        }
+    }
+
+    /// Whether a signal ended us.
+    pub fn is_interrupted(&self) -> bool {
+        match self {
+            Self::Interrupted { .. } => true,
+            Self::Advised { error, .. } => error.is_interrupted(),
+            _ => false,
         }
     }
 

@@ -31,7 +31,7 @@ const HOME: &str = "/root";
 pub async fn furnish(guest: &mut Guest, settings: &Settings) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     match put(guest, settings, &mut problems).await {
-        Err(error @ Error::Interrupted { .. }) => return Err(error),
+        Err(error) if error.is_interrupted() => return Err(error),
         Err(error) => problems.push(format!("not all of your files are in the sandbox: {error}.")),
         Ok(()) => {}
     }

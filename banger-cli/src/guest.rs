@@ -98,10 +98,21 @@ impl Guest {
                 done = &mut task => return done.map_err(broken)?,
                 event = next_event(&mut self.listener) => if let Some(signal) = event.ends() {
                     break_off();
-                    let _ = tokio::time::timeout(CLEAR_TIMEOUT, task).await;
-                    return Err(Error::Interrupted { signal });
+                    return Err(self.clear(task, signal).await);
                 },
             }
+        }
+    }
+
+    /// Waits for a thread that was told to end, until a second signal.
+    async fn clear<T>(&mut self, task: tokio::task::JoinHandle<T>, signal: u8) -> Error {
+        let cleared = tokio::time::timeout(CLEAR_TIMEOUT, task);
+        match unless_ended(&mut self.listener, async { Ok(cleared.await.is_ok()) }).await {
+            Ok(true) => Error::Interrupted { signal },
+            _ => Error::Interrupted { signal }.advise(
+                "not all could be cleared away: files whose names begin with `.banger-` may be left beside what was \
+                 to be written.",
+            ),
         }
     }
 

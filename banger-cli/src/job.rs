@@ -104,7 +104,7 @@ async fn wait(
         };
         let Some(signal) = event.ends() else { continue };
         if canceled_by.replace(signal).is_some() {
-            return Err(Error::Interrupted { signal });
+            return Err(Error::Left { signal });
         }
         track.stage("cancel", "canceling; interrupt once more to leave it to itself");
         match bus.cancel_job(job).await {

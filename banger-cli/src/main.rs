@@ -2,6 +2,7 @@
 
 mod advice;
 mod age;
+mod alike;
 mod attach;
 mod batch;
 mod bus;
@@ -19,6 +20,7 @@ mod plain;
 mod progress;
 mod pull;
 mod relay;
+mod schema;
 mod service;
 mod settings;
 mod signals;

@@ -1,8 +1,8 @@
 //! How far things have come, on standard error: a spinner on a terminal, plain lines anywhere else.
 
 use std::{
-    io::{self, IsTerminal, Write},
-    sync::{Mutex, MutexGuard, PoisonError},
+    io::{self, IsTerminal, Read, Write},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,8 +14,11 @@ use crate::plain;
 
 /// How often the spinner moves.
 const TICK: Duration = Duration::from_millis(100);
-/// Where there is no terminal, a line for each of so many parts of a stage.
+/// Where there is no terminal, a line for each of so many parts of a stage, and no more often than this.
 const PARTS: u64 = 10;
+const LINES: Duration = Duration::from_secs(1);
+/// The same where nobody knows how much there is.
+const LINES_OF_UNKNOWN: Duration = Duration::from_secs(10);
 
 /// The options of a command that shows progress.
 #[derive(Debug, Clone, Copy, Args)]
@@ -55,7 +58,8 @@ impl Progress {
             Self::Lines | Self::Quiet => None,
         };
         let label = label.map(|label| format!("{label}: ")).unwrap_or_default();
-        Track { label, bar, lines: matches!(self, Self::Lines), stage: Mutex::default() }
+        let lines = matches!(self, Self::Lines);
+        Track(Arc::new(Shown { label, bar, lines, stage: Mutex::default() }))
     }
 
     /// Does something while no spinner is on the screen.
@@ -76,7 +80,11 @@ impl Progress {
 
 /// The progress of one operation; it disappears from a terminal when it is dropped.
 #[derive(Debug)]
-pub struct Track {
+pub struct Track(Arc<Shown>);
+
+/// What is shown of an operation.
+#[derive(Debug)]
+struct Shown {
     label: String,
     bar: Option<ProgressBar>,
     lines: bool,
@@ -89,29 +97,51 @@ struct Stage {
     name: String,
     message: String,
     done: u64,
+    /// 0 where it is not known.
     total: u64,
     /// When bytes were first told of, and how many were done then.
     begun: Option<(Instant, u64)>,
     /// How many of the [`PARTS`] were told.
     told: u64,
+    /// When a line was last written.
+    told_at: Option<Instant>,
 }
 
 impl Stage {
     /// How far it is: `3 MiB of 60 MiB, 1.5 MiB/s, 38 s left`. Nothing where nobody counts.
     fn amount(&self, now: Instant) -> Option<String> {
-        if self.total == 0 {
-            return None;
-        }
-        let mut text = format!("{} of {}", rough(self.done), rough(self.total));
         let (begun, first) = self.begun?;
+        let mut text = match (self.done, self.total) {
+            (0, 0) => return None,
+            (done, 0) => rough(done),
+            (done, total) => format!("{} of {}", rough(done), rough(total)),
+        };
         let (seconds, new) = (now.duration_since(begun).as_secs_f64(), self.done.saturating_sub(first));
         // A rate of the first moment says nothing.
         if seconds >= 0.5 && new > 0 {
             let rate = new as f64 / seconds;
-            let left = (self.total.saturating_sub(self.done) as f64 / rate).ceil();
-            text.push_str(&format!(", {}/s, {left} s left", rough(rate as u64)));
+            text.push_str(&format!(", {}/s", rough(rate as u64)));
+            if self.total > 0 {
+                let left = (self.total.saturating_sub(self.done) as f64 / rate).ceil();
+                text.push_str(&format!(", {left} s left"));
+            }
         }
         Some(text)
+    }
+
+    /// Whether a line is to be written now: for each part of what is known, and at times of what is not.
+    fn is_line_due(&mut self, now: Instant) -> bool {
+        let since = now.duration_since(*self.told_at.get_or_insert(now));
+        let part = self.done.saturating_mul(PARTS).checked_div(self.total);
+        let due = match part {
+            Some(part) => since >= LINES && part > self.told,
+            None => since >= LINES_OF_UNKNOWN,
+        };
+        if due {
+            self.told = part.unwrap_or_default();
+            self.told_at = Some(now);
+        }
+        due
     }
 }
 
@@ -124,33 +154,49 @@ fn rough(bytes: u64) -> String {
 impl Track {
     /// A stage has begun.
     pub fn stage(&self, stage: &str, message: &str) {
-        let (label, message) = (&self.label, plain::line(message));
-        *self.lock() = Stage { name: stage.to_owned(), message: message.clone(), ..Stage::default() };
-        if let Some(bar) = &self.bar {
+        let Shown { label, bar, lines, .. } = &*self.0;
+        let message = plain::line(message);
+        *self.0.lock() = Stage { name: stage.to_owned(), message: message.clone(), ..Stage::default() };
+        if let Some(bar) = bar {
             bar.set_message(format!("{label}{message}"));
             bar.enable_steady_tick(TICK);
         }
-        if self.lines {
+        if *lines {
             say(&format!("{label}{stage}: {message}"));
         }
     }
 
     /// So many bytes are done of the stage, of so many.
     pub fn bytes(&self, done: Option<u64>, total: Option<u64>) {
-        let mut stage = self.lock();
+        let mut stage = self.0.lock();
         stage.done = done.unwrap_or(stage.done);
         stage.total = total.unwrap_or(stage.total);
-        let (now, first) = (Instant::now(), stage.done);
+        self.0.tell(&mut stage);
+    }
+
+    /// Counts the bytes of the stage on their way; a total of 0 is not known.
+    pub fn meter(&self, total: u64) -> Meter {
+        self.bytes(Some(0), Some(total));
+        Meter(Some(Arc::clone(&self.0)))
+    }
+}
+
+impl Shown {
+    fn tell(&self, stage: &mut Stage) {
+        let now = Instant::now();
+        let first = stage.done;
         stage.begun.get_or_insert((now, first));
-        let Some(amount) = stage.amount(now) else { return };
         let (label, message) = (&self.label, &stage.message);
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.bar
+            && let Some(amount) = stage.amount(now)
+        {
             bar.set_message(format!("{label}{message}: {amount}"));
         }
-        let part = stage.done.saturating_mul(PARTS) / stage.total;
-        if self.lines && part > stage.told {
+        if self.lines
+            && stage.is_line_due(now)
+            && let Some(amount) = stage.amount(now)
+        {
             say(&format!("{label}{}: {amount}", stage.name));
-            stage.told = part;
         }
     }
 
@@ -159,28 +205,17 @@ impl Track {
     }
 }
 
-impl Track {
-    /// Counts bytes on their way; a total of 0 is not known.
-    pub fn meter(&self, message: &str, total: u64) -> Meter {
-        if let Some(bar) = &self.bar {
-            let template = match total {
-                0 => "{spinner} {msg}: {bytes} ({bytes_per_sec})",
-                _ => "{spinner} {msg}: {bytes} of {total_bytes} ({bytes_per_sec}, {eta} to go)",
-            };
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style);
-            }
-            bar.set_length(total);
-            bar.set_message(plain::line(message));
-            bar.enable_steady_tick(TICK);
+impl Drop for Track {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0.bar {
+            bar.finish_and_clear();
         }
-        Meter(self.bar.clone())
     }
 }
 
 /// Counts bytes on their way.
 #[derive(Debug, Clone)]
-pub struct Meter(Option<ProgressBar>);
+pub struct Meter(Option<Arc<Shown>>);
 
 impl Meter {
     /// One that shows nothing.
@@ -190,17 +225,28 @@ impl Meter {
 
     /// So many more.
     pub fn add(&self, bytes: u64) {
-        if let Some(bar) = &self.0 {
-            bar.inc(bytes);
+        if let Some(shown) = &self.0 {
+            let mut stage = shown.lock();
+            stage.done += bytes;
+            shown.tell(&mut stage);
         }
     }
 }
 
-impl Drop for Track {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+/// A source whose bytes are counted as they are read.
+#[derive(Debug)]
+pub struct Metered<'a, R> {
+    /// The source.
+    pub from: R,
+    /// Who counts.
+    pub meter: &'a Meter,
+}
+
+impl<R: Read> Read for Metered<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(into)?;
+        self.meter.add(count as u64);
+        Ok(count)
     }
 }
 
@@ -228,6 +274,26 @@ mod tests {
         assert_eq!(stage(3 << 20).amount(after(2)).unwrap(), "3 MiB of 60 MiB, 1.5 MiB/s, 38 s left");
         assert_eq!(stage(0).amount(after(2)).unwrap(), "0 B of 60 MiB");
         assert_eq!(Stage::default().amount(begun), None);
+        let unknown = Stage { total: 0, ..stage(3 << 20) };
+        assert_eq!(unknown.amount(after(2)).unwrap(), "3 MiB, 1.5 MiB/s");
+        assert_eq!(Stage { done: 0, ..unknown }.amount(after(2)), None);
         assert_eq!(rough(u64::MAX).len(), "16352 PiB".len() + 3);
+    }
+
+    #[test]
+    fn lines_are_few() {
+        let begun = Instant::now();
+        let mut stage = Stage { total: 100, ..Stage::default() };
+        let mut lines = |done, msec| {
+            stage.done = done;
+            stage.is_line_due(begun + Duration::from_millis(msec))
+        };
+        assert!(!lines(0, 0) && !lines(50, 500));
+        assert!(
+            lines(50, 1000) && !lines(51, 3000) && lines(60, 3000) && !lines(90, 3500) && lines(90, 4000)
+        );
+        let mut unknown = Stage { done: 1 << 30, ..Stage::default() };
+        let mut lines = |sec| unknown.is_line_due(begun + Duration::from_secs(sec));
+        assert!(!lines(0) && !lines(9) && lines(10) && !lines(11) && lines(20));
     }
 }

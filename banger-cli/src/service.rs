@@ -3,6 +3,7 @@
 use std::{collections::HashMap, os::fd::OwnedFd};
 
 use banger_proto::bus::{
+    ErrorName,
     names::{IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, VM_INTERFACE},
     option::stream,
     proxy::{Facts, Options},
@@ -11,8 +12,9 @@ use banger_proto::bus::{
 use zbus::{Fd, ObjectPath, OwnedObjectPath};
 
 use crate::{
+    alike::alike,
     bus::{Bus, manager_path},
-    error::Result,
+    error::{Error, Result},
     object::Object,
 };
 
@@ -66,7 +68,28 @@ impl Bus {
             Kind::Image => "GetImage",
             Kind::Kernel => "GetKernel",
         };
-        self.call(&manager_path(), MANAGER_INTERFACE, method, &(reference,)).await
+        match self.call(&manager_path(), MANAGER_INTERFACE, method, &(reference,)).await {
+            Err(error) => Err(self.suggest(kind, reference, error).await),
+            found => found,
+        }
+    }
+
+    /// The error with the name that may have been meant, where there is nothing of the name that was said.
+    async fn suggest(&self, kind: Kind, reference: &str, error: Error) -> Error {
+        const MISSING: [ErrorName; 3] =
+            [ErrorName::NoSuchVm, ErrorName::NoSuchImage, ErrorName::NoSuchKernel];
+        if !error.name().is_some_and(|name| MISSING.contains(&name)) {
+            return error;
+        }
+        // That nothing can be suggested is no error of its own.
+        let objects = self.objects(kind.interface()).await.unwrap_or_default();
+        match alike(reference, objects.iter().map(Object::name)) {
+            Some(name) => {
+                let hint = error.hint().unwrap_or_default();
+                error.advise(format!("did you mean {name}? {hint}"))
+            }
+            None => error,
+        }
     }
 
     /// Makes a machine: its object and the job that goes on with it.

@@ -8,6 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
+    alike::alike,
     error::{Error, Result},
     ssh::places::Places,
 };
@@ -67,10 +68,7 @@ impl Settings {
         if let Ok(toml::Value::Table(table)) = text.parse::<toml::Table>().map(toml::Value::Table)
             && let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str()))
         {
-            let alike = KEYS
-                .iter()
-                .min_by_key(|key| distance(key, unknown))
-                .filter(|key| distance(key, unknown) <= 4);
+            let alike = alike(unknown, KEYS);
             let suggestion = alike.map(|key| format!("; did you mean {key}")).unwrap_or_default();
             return Err(format!("there is no key {unknown}{suggestion}"));
         }
@@ -117,20 +115,6 @@ impl FileSync {
             None => PathBuf::from(self.guest.trim_start_matches('/')),
         }
     }
-}
-
-/// How many letters have to be changed to make one word of the other.
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.bytes().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.bytes().enumerate() {
-            let change = corner + usize::from(a != b);
-            corner = row[j + 1];
-            row[j + 1] = change.min(corner + 1).min(row[j] + 1);
-        }
-    }
-    row[other.len()]
 }
 
 #[cfg(test)]

@@ -58,6 +58,14 @@ mod tests {
     }
 
     #[test]
+    fn wide_letters_take_two_columns_and_combining_ones_none() {
+        let mut table = Table::new(["NAME", "STATE"]);
+        table.row(["日本".into(), "running".into()]);
+        table.row(["e\u{301}te\u{301}".into(), "x".into()]);
+        assert_eq!(table.text(), "NAME  STATE\n日本  running\ne\u{301}te\u{301}   x\n");
+    }
+
+    #[test]
     fn a_cell_is_one_line_whatever_is_in_it() {
         let mut table = Table::pairs();
         table.row(["source".into(), "a\nb\x1b[31m".into()]);

@@ -209,6 +209,20 @@ async fn a_program_that_is_not_there_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_record_that_is_garbage_hinders_nothing() {
+    require!(is_root(), "root");
+    let host = Host::new();
+    let supervisor = host.supervisor();
+    let directory = host.scratch.places.socket_dir(VM);
+    for garbage in [&b""[..], b"{", b"{\"boot\":1}", b"\xff\0", &[b'['; 100_000]] {
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("process.json"), garbage).unwrap();
+        assert!(supervisor.found().await.unwrap().is_empty());
+        supervisor.remove(VM).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_record_from_another_boot_or_of_another_process_is_no_machine() {
     require!(is_root(), "root");
     let host = Host::new();

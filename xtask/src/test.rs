@@ -136,7 +136,50 @@ fn report(tallies: &[(u8, &str, Tally)]) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// Every source of ours as one text.
+    fn sources() -> String {
+        let (mut waiting, mut text) = (vec![repository()], String::new());
+        while let Some(place) = waiting.pop() {
+            for entry in fs::read_dir(place).unwrap().map(Result::unwrap) {
+                let (path, name) = (entry.path(), entry.file_name());
+                if path.is_dir() && name != "target" && name != ".git" {
+                    waiting.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "rs") {
+                    text.push_str(&fs::read_to_string(path).unwrap());
+                }
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn the_table_of_facts_names_tests_that_there_are() {
+        let document = fs::read_to_string(repository().join("docs/testing.md")).unwrap();
+        let rows: Vec<&str> = document
+            .lines()
+            .filter_map(|line| line.strip_prefix("| "))
+            .filter(|row| row.starts_with(char::is_numeric))
+            .collect();
+        let facts: Vec<&str> = rows.into_iter().filter(|row| row.split(". ").count() > 1).collect();
+        let sources = sources();
+        for (number, row) in (1..).zip(&facts) {
+            assert!(row.starts_with(&format!("{number}. ")), "{row}");
+            let (_, named) = row.split_once(" | ").unwrap();
+            let names: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+            assert!(!names.is_empty(), "{row}");
+            for name in names {
+                let is_check = name.contains(' ') && sources.contains(&format!("(\"{name}\", "));
+                assert!(
+                    is_check || sources.contains(&format!("fn {name}()")),
+                    "{number}: there is no test {name}"
+                );
+            }
+        }
+        assert_eq!(facts.len(), 22);
+    }
 
     #[test]
     fn the_runners_last_line_is_read() {

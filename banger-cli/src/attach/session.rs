@@ -120,7 +120,7 @@ impl Session {
             // What has come is told before what we are told meanwhile.
             biased;
             ended = receive(Frames::new(reader), output, &credit) => ended.map(Exit::status),
-            signal = forward(self.place, listener, &outbox, window_size) => Err(error::Error::Interrupted { signal }),
+            signal = forward(self.place, listener, &outbox, window_size) => Err(left(self.place, signal)),
             never = feed(ends.input, &outbox, &credit) => match never {},
             never = send(writer, self.request, queue) => match never {},
         }
@@ -268,6 +268,17 @@ async fn forward(
         };
         // When it cannot be sent, the stream is at its end, which `receive` sees.
         let _ = outbox.send(frame).await;
+    }
+}
+
+/// Why a command was left.
+fn left(place: Place, signal: u8) -> error::Error {
+    let error = error::Error::Interrupted { signal };
+    match place {
+        Place::Terminal => error,
+        Place::Pipes => error.advise(
+            "the command was ended with this; one that is to go on without you is run with `banger vm exec --detach`.",
+        ),
     }
 }
 

@@ -9,6 +9,7 @@ mod import;
 mod kernel;
 mod manual;
 mod remove;
+mod schema;
 mod show;
 mod ssh_config;
 mod ssh_proxy;
@@ -80,6 +81,7 @@ Example:
     Config(config::ConfigCommand),
     Doctor(doctor::Doctor),
     Version(version::Version),
+    Schema(schema::Schema),
     Completion(completion::Completion),
     #[command(hide = true)]
     Manual(manual::Manual),
@@ -100,6 +102,7 @@ impl Command {
             Command::Config(config) => config.run().await,
             Command::Doctor(doctor) => doctor.run().await,
             Command::Version(version) => version.run().await,
+            Command::Schema(schema) => schema.run(),
             Command::Completion(completion) => completion.run(),
             Command::Manual(manual) => manual.run(),
         }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tar::{Archive, EntryType};
 
 use super::{
+    bounded::Bounded,
     files::is_proper,
     ignored,
     record::{EXCLUDE, Kept},
@@ -24,6 +25,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     guest::{Call, Guest, from_io, garbage},
+    progress::{Meter, Metered, Track},
 };
 
 /// The commit of what came.
@@ -85,8 +87,9 @@ pub fn tree(snapshot: &Snapshot, commit: &str) -> Result<Tree> {
 }
 
 /// Fetches what has changed, and leaves it as the commit [`CAME`].
-pub async fn fetch(guest: &mut Guest, kept: &Kept) -> Result<()> {
+pub async fn fetch(guest: &mut Guest, kept: &Kept, track: &Track) -> Result<()> {
     let place = kept.record.guest_path.clone();
+    track.stage("look", &format!("what has changed in {place}"));
     let entries = guest.list(&place).await.map_err(|error| match &error {
         Error::Guest(failure) if failure.kind == FailureKind::NotFound => {
             Error::Refused(format!("there is no workspace at {place} in the sandbox any more"))
@@ -121,8 +124,14 @@ pub async fn fetch(guest: &mut Guest, kept: &Kept) -> Result<()> {
     if bytes > MAX_FETCHED {
         return Err(too_much());
     }
+    track.stage("fetch", &format!("{} of {place}", count(wanted.len())));
+    let meter = track.meter(bytes);
     let request = Request::GetFiles { directory: place };
-    guest.call(request, move |call| take(call, &snapshot, wanted, bytes, &known, changes)).await
+    guest.call(request, move |call| take(call, &snapshot, wanted, (bytes, meter), &known, changes)).await
+}
+
+fn count(files: usize) -> String {
+    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
 }
 
 fn too_much() -> Error {
@@ -193,9 +202,9 @@ async fn unignored(
 fn each(
     call: &mut Call,
     limit: u64,
-    mut take: impl FnMut(&[u8], &mut tar::Entry<'_, Take<&mut Call>>) -> Result<()>,
+    mut take: impl FnMut(&[u8], &mut tar::Entry<'_, Bounded<Take<&mut Call>>>) -> Result<()>,
 ) -> Result<()> {
-    let mut archive = Archive::new(Read::take(&mut *call, limit));
+    let mut archive = Archive::new(Bounded::new(Read::take(&mut *call, limit)));
     for entry in archive.entries().map_err(from_io)? {
         let mut entry = entry.map_err(from_io)?;
         let name = entry.path_bytes().into_owned();
@@ -209,7 +218,7 @@ fn take(
     call: &mut Call,
     snapshot: &Snapshot,
     wanted: Vec<Vec<u8>>,
-    bytes: u64,
+    (bytes, meter): (u64, Meter),
     known: &Tree,
     mut changes: Vec<Change>,
 ) -> Result<()> {
@@ -234,7 +243,10 @@ fn take(
                 let size = entry.size();
                 left = left.checked_sub(size).ok_or_else(too_much)?;
                 let program = entry.header().mode().map_err(from_io)? & 0o100 != 0;
-                (if program { PROGRAM } else { FILE }, importer.blob(size, entry)?)
+                (
+                    if program { PROGRAM } else { FILE },
+                    importer.blob(size, &mut Metered { from: entry, meter: &meter })?,
+                )
             }
             _ => return Err(garbage()),
         };

@@ -6,10 +6,13 @@
 //! and what is in the sandbox is only ever read.
 
 pub mod apply;
+pub mod bounded;
+pub mod devcontainer;
 pub mod export;
 pub mod files;
 pub mod git;
 mod ignored;
+mod jsonc;
 mod metadata;
 pub mod prepare;
 pub mod record;

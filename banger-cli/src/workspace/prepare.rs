@@ -1,7 +1,7 @@
 //! Sending a repository into a sandbox.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs,
     io::{self, BufWriter, Write},
     os::unix::ffi::OsStrExt,
@@ -25,6 +25,7 @@ use crate::{
     age,
     error::{Error, Result},
     guest::{Call, Guest, from_io},
+    progress::Meter,
 };
 
 /// What is to be sent.
@@ -199,12 +200,12 @@ pub struct Target {
 }
 
 /// Sends a repository, and remembers what was sent.
-pub async fn send(guest: &mut Guest, plan: Plan, target: Target) -> Result<Kept> {
+pub async fn send(guest: &mut Guest, plan: Plan, target: Target, meter: Meter) -> Result<Kept> {
     forget_old(guest).await;
     let draft = Records::of(&target.vm_id)?.begin(&target.path)?;
     let request = Request::PutTar { directory: target.path.clone(), placement: target.placement };
     let sent = guest.call(request, move |call| {
-        stream(call, &plan, &draft)?;
+        stream(call, &plan, &draft, meter)?;
         draft.commit(record_of(&plan, &target))
     });
     sent.await.map_err(|error| match &error {
@@ -235,11 +236,13 @@ fn record_of(plan: &Plan, target: &Target) -> Record {
         untracked: plan.wanted.include_untracked,
         from_commit: plan.wanted.from.is_some(),
         mise: false,
+        user: None,
+        env: BTreeMap::new(),
         sent_at: age::now(),
     }
 }
 
-fn stream(call: &mut Call, plan: &Plan, draft: &Draft) -> Result<()> {
+fn stream(call: &mut Call, plan: &Plan, draft: &Draft, meter: Meter) -> Result<()> {
     let snapshot = draft.snapshot(plan.repository.algorithm)?;
     keep_exclude(plan, draft)?;
     let metadata = match plan.wanted.mode {
@@ -248,7 +251,7 @@ fn stream(call: &mut Call, plan: &Plan, draft: &Draft) -> Result<()> {
     };
     let known = metadata.as_ref().map(|metadata| metadata.ids.clone()).unwrap_or_default();
     let mut archive = Builder::new(BufWriter::with_capacity(MAX_DATA, &mut *call));
-    let mut sender = Sender::new(&plan.repository, &snapshot, known)?;
+    let mut sender = Sender::new(&plan.repository, &snapshot, known)?.counting(meter);
     for file in &plan.files {
         sender.send(&mut archive, file)?;
     }

@@ -2,6 +2,7 @@
 //! below the user's home, because what a guest says of it cannot be believed.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -9,7 +10,7 @@ use std::{
 use banger_proto::guest::message::Algorithm;
 use serde::{Deserialize, Serialize};
 
-use super::{snapshot::Snapshot, source::Mode};
+use super::{snapshot::Snapshot, source::Mode, tooling::OWNER};
 use crate::{
     error::{Error, Result},
     ssh::places::Places,
@@ -42,8 +43,21 @@ pub struct Record {
     /// Whether commands are run with the tools that mise has installed.
     #[serde(default)]
     pub mise: bool,
+    /// Who works there, where that is not root.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Variables of the environment of whatever runs there.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
     /// When it was sent last, in microseconds since the Unix epoch.
     pub sent_at: u64,
+}
+
+impl Record {
+    /// Whose it is in the sandbox.
+    pub fn owner(&self) -> &str {
+        self.user.as_deref().unwrap_or(OWNER)
+    }
 }
 
 /// The workspaces of one sandbox.
@@ -184,6 +198,8 @@ mod tests {
             untracked: false,
             from_commit: false,
             mise: false,
+            user: None,
+            env: BTreeMap::new(),
             sent_at,
         }
     }

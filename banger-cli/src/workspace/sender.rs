@@ -19,6 +19,7 @@ use crate::{
     age,
     error::{Error, Result},
     guest::from_io,
+    progress::{Meter, Metered},
 };
 
 /// A file of this length is read once and kept until it is sent; a longer one is read twice.
@@ -39,6 +40,7 @@ pub struct Sender<'a> {
     sent: Sent,
     repository: &'a Repository,
     parent: Option<&'static str>,
+    meter: Meter,
 }
 
 impl<'a> Sender<'a> {
@@ -54,7 +56,14 @@ impl<'a> Sender<'a> {
             sent: Sent::new(),
             repository,
             parent: None,
+            meter: Meter::none(),
         })
+    }
+
+    /// Counts the bytes that go.
+    pub fn counting(mut self, meter: Meter) -> Self {
+        self.meter = meter;
+        self
     }
 
     /// The commit of what was sent changes the one that there is.
@@ -87,13 +96,15 @@ impl<'a> Sender<'a> {
                     let mut bytes = Vec::with_capacity(facts.size as usize);
                     content.read_to_end(&mut bytes).map_err(|source| cannot_read(path, source))?;
                     archive.append_data(&mut header, os(path), bytes.as_slice()).map_err(from_io)?;
+                    self.meter.add(facts.size);
                     return self.keep(path, facts.mode, blob_id(self.algorithm, &bytes), &bytes);
                 }
                 let changed = || {
                     Error::Refused(format!("{} changed while it was read", Shown(path))).advise("try again.")
                 };
                 let mut content = Hashing { hasher: Hasher::new(self.algorithm, facts.size), from: content };
-                archive.append_data(&mut header, os(path), &mut content).map_err(|_| changed())?;
+                let counted = Metered { from: &mut content, meter: &self.meter };
+                archive.append_data(&mut header, os(path), counted).map_err(|_| changed())?;
                 let id = content.hasher.finish();
                 if !self.known.contains(&id) {
                     let Some(Found::File(file, again)) =
@@ -127,6 +138,7 @@ impl<'a> Sender<'a> {
             self.contents = Some(Contents::of(&self.repository.git())?);
         }
         let Some(contents) = &mut self.contents else { return Ok(()) };
+        let meter = &self.meter;
         contents.read(id, |size, content| match mode {
             SYMLINK => {
                 let mut target = Vec::new();
@@ -135,7 +147,7 @@ impl<'a> Sender<'a> {
             }
             mode => {
                 let mut header = header(mode & 0o777, size, (age::now() / 1_000_000) as i64);
-                archive.append_data(&mut header, os(path), content).map_err(from_io)
+                archive.append_data(&mut header, os(path), Metered { from: content, meter }).map_err(from_io)
             }
         })?;
         self.put(path, mode, id.to_owned(), Content::Id(id.to_owned()))

@@ -14,6 +14,7 @@ use super::{
     sender::Sender,
     snapshot::SENT,
     source::{Repository, Shown},
+    tooling,
 };
 use crate::{
     age,
@@ -94,6 +95,9 @@ pub async fn send(guest: &mut Guest, mut kept: Kept, changes: Changes) -> Result
                 })
                 .await?;
         }
+    }
+    if let Some(user) = kept.record.user.clone() {
+        tooling::give(guest, &kept.record.guest_path, &user).await?;
     }
     kept.record.commit = head;
     kept.record.sent_at = age::now();

@@ -165,6 +165,11 @@ impl Host {
 
     /// Starts the command in a terminal.
     pub fn start_in_terminal(&self, args: &[&str]) -> Terminal {
+        self.start_in_terminal_with(args, &[])
+    }
+
+    /// Starts the command in a terminal, with more variables.
+    pub fn start_in_terminal_with(&self, args: &[&str], env: &[(&str, &str)]) -> Terminal {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&controller).unwrap();
         unlockpt(&controller).unwrap();
@@ -181,6 +186,7 @@ impl Host {
             .env("DBUS_SYSTEM_BUS_ADDRESS", self.address())
             .env("HOME", self.home())
             .env("TERM", "vt100")
+            .envs(env.iter().copied())
             .stdin(input)
             .stdout(output)
             .stderr(errors)

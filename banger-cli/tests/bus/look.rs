@@ -103,7 +103,7 @@ fn a_copy_that_makes_no_sense_is_refused() {
         ("box:/nowhere/x", "/tmp/", "error: cannot read /nowhere/x: "),
         ("nope:/a", "/tmp/", "error: there is no sandbox nope.\nhint: "),
     ] {
-        let ended = host.banger(&["vm", "cp", from, to]);
+        let ended = host.banger(&["vm", "cp", "-q", from, to]);
         assert_ne!(ended.status, 0, "{from} {to}");
         assert!(ended.errors.starts_with(expect), "{from} {to}: {ended:?}");
     }
@@ -236,7 +236,74 @@ fn a_detached_command_leaves_what_it_wrote() {
     assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
     let log = ended.output.trim().to_owned();
     until("it has written", || host.banger(&["vm", "exec", "box", "--", "cat", &log]).output == "out\nerr\n");
+    let logs = |more: &[&str]| host.banger(&[&["vm", "logs"], more, &["box"]].concat());
+    assert_eq!(logs(&[&format!("--exec={log}")]).output, "out\nerr\n");
+    assert_eq!(logs(&[&format!("--exec={log}"), "-n", "1"]).output, "err\n");
+    // The sandbox of this test is this host, where other tests detach commands, too.
+    assert_eq!(logs(&["--exec"]).status, 0);
+    let ended = logs(&["--exec=/run/banger/exec/none"]);
+    assert_eq!(ended.status, 1);
+    assert!(ended.errors.starts_with("error: tail: cannot open '/run/banger/exec/none'"), "{ended:?}");
+    fs::write(&log, "\x1b[31mred\n").unwrap();
+    let mut terminal = host.start_in_terminal(&["vm", "logs", "-f", &format!("--exec={log}"), "box"]);
+    assert!(!terminal.wait_for("red").contains("[31m"));
+    terminal.type_in("\x03");
+    assert_eq!(terminal.end().0.code(), Some(0));
     fs::remove_file(log).unwrap();
+}
+
+#[test]
+fn every_port_that_listens_is_led_to_when_that_is_wanted() {
+    let host = host();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || listener.accept().unwrap().0.write_all(b"hello"));
+    let mut running = host.start(&["vm", "forward", "--auto", "box"]);
+    let said = loop {
+        let line = running.next_error();
+        if line.contains(&format!(" leads to {port} (")) {
+            break line;
+        }
+    };
+    // Its own number is taken: the sandbox of this test is this host.
+    assert_ne!(port_of(&said), port);
+    let mut heard = String::new();
+    TcpStream::connect(("127.0.0.1", port_of(&said))).unwrap().read_to_string(&mut heard).unwrap();
+    assert_eq!(heard, "hello");
+    running.signal(Signal::INT);
+    assert_eq!(running.end().status, 0);
+}
+
+#[test]
+fn what_may_have_been_meant_is_suggested() {
+    let host = host();
+    let ended = host.banger(&["vm", "show", "bxo"]);
+    assert_eq!(
+        ended.errors,
+        "error: there is no sandbox bxo.\nhint: did you mean box? `banger vm list` shows your sandboxes.\n"
+    );
+    let ended = host.banger(&["vm", "lits"]);
+    assert!(ended.status == 2 && ended.errors.contains("'list'"), "{ended:?}");
+}
+
+#[test]
+fn colours_are_left_out_where_nobody_wants_them() {
+    let host = Host::new();
+    let seen = |more: &[(&str, &str)]| {
+        let mut terminal =
+            host.start_in_terminal_with(&["vm", "create", "--name", "hanging", "--image", "debian"], more);
+        terminal.wait_for("waiting for the guest");
+        terminal.type_in("\x03");
+        let help = host.start_in_terminal_with(&["vm", "--help"], more);
+        terminal.end().1 + &help.end().1
+    };
+    let is_coloured = |text: &str| {
+        text.split("\x1b[")
+            .skip(1)
+            .any(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m'))
+    };
+    assert!(is_coloured(&seen(&[])));
+    assert!(!is_coloured(&seen(&[("NO_COLOR", "1")])));
 }
 
 #[test]

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod agent;
+mod devcontainer;
 mod host;
+mod interrupts;
 mod look;
 mod real;
+mod schemas;
 mod service;
 mod shells;
 mod ssh;
@@ -113,6 +116,15 @@ fn statuses_of_commands_are_exact() {
     assert!(ended.errors.contains("because: the sandbox has stopped"), "{ended:?}");
     assert_eq!(host.banger(&["vm", "exec", "nope", "--", "true"]).status, 125);
     assert_eq!(host.banger(&["vm", "exec"]).status, 2);
+}
+
+#[test]
+fn words_of_a_command_are_not_split_again() {
+    let host = Host::new();
+    let words = ["a b", "", "c'd", "\"", "$HOME", "*", "x;y", "new\nline", "-n", "--"];
+    let command = [&["vm", "exec", "web", "--", "printf", "[%s]"][..], &words].concat();
+    let expect: String = words.iter().map(|word| format!("[{word}]")).collect();
+    assert_eq!(host.banger(&command).output, expect);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A service that answers as ours does, as far as a client can tell. Names decide what happens:
-//! `slow` never becomes ready, `broken` does not start, `hanging` waits until it is canceled; and whoever
-//! touches `locked` has to authenticate. Behind `box` is the agent of guests, on this host.
+//! `slow` never becomes ready, `broken` does not start, `hanging` waits until it is canceled,
+//! `stubborn` does not let itself be canceled; and whoever touches `locked` has to authenticate. Behind `box` is the
+//! agent of guests, on this host.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -142,7 +143,7 @@ impl Service {
                         self.state.lock().unwrap().objects.remove(vm.as_str());
                         self.end_job(&job, ("dev.banger.Error.VmmFailed", "qemu did not start".to_owned()));
                     }
-                    "hanging" => {}
+                    "hanging" | "stubborn" => {}
                     _ => self.end_job(&job, ("", String::new())),
                 }
                 Ok(())
@@ -235,6 +236,10 @@ impl Service {
     async fn job(&self, message: &Message, path: &str, member: &str) -> Answer {
         let job = self.state.lock().unwrap().jobs.get(path).map(watch::Sender::subscribe);
         let mut job = job.ok_or_else(unknown)?;
+        let stubborn = self.find(VM_INTERFACE, "stubborn").is_some();
+        if member == "Cancel" && stubborn {
+            return Err(("dev.banger.Error.NotCancelable", "it is too late for that".to_owned()));
+        }
         if member == "Cancel" {
             self.state.lock().unwrap().objects.retain(|_, (_, vm)| vm["Name"] != Variant::from("hanging"));
             let canceled = ("dev.banger.Error.Canceled", "the operation was canceled".to_owned());

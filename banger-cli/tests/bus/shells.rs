@@ -93,6 +93,19 @@ fn zsh_completes_names() {
 }
 
 #[test]
+fn the_scripts_of_shells_that_are_not_here_call_the_command_back() {
+    let host = Host::without_service();
+    for shell in ["powershell", "elvish"] {
+        let ended = host.banger(&["completion", shell]);
+        assert_eq!(ended.status, 0);
+        assert!(
+            ended.output.contains("BANGER_COMPLETE") && ended.output.contains(shell),
+            "{shell}: {ended:?}"
+        );
+    }
+}
+
+#[test]
 fn nothing_is_completed_where_the_service_does_not_run() {
     let host = Host::without_service();
     let Some(output) = run(&host, "bash", &["--norc"], &in_bash("vm stop w")) else { return };

@@ -16,14 +16,14 @@ use serde_json::Value;
 use crate::host::{Ended, Host};
 
 /// A host with a sandbox, a repository, and a place in the sandbox for it.
-struct Bench {
-    host: Host,
-    repo: PathBuf,
-    guest: PathBuf,
+pub struct Bench {
+    pub host: Host,
+    pub repo: PathBuf,
+    pub guest: PathBuf,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let bench = Self::empty();
         let path = |name: &str| bench.repo.join(name);
         fs::create_dir(path("src")).unwrap();
@@ -75,7 +75,7 @@ impl Bench {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn git(&self, words: &[&str]) -> String {
+    pub fn git(&self, words: &[&str]) -> String {
         self.git_in(&self.repo, words)
     }
 
@@ -83,7 +83,7 @@ impl Bench {
         self.git_in(&self.guest, words)
     }
 
-    fn banger(&self, words: &[&str]) -> Ended {
+    pub fn banger(&self, words: &[&str]) -> Ended {
         self.host.banger(words)
     }
 
@@ -508,7 +508,7 @@ fn what_is_there_already_is_not_replaced_unasked() {
     bench.prepared(&[]);
     fs::write(bench.guest.join("work"), "x").unwrap();
     let ended = bench.prepare(&[]);
-    assert_eq!(ended.status, 126);
+    assert_eq!(ended.status, 1);
     assert!(ended.errors.contains("there is something already.\nhint: `--force`"), "{ended:?}");
     assert!(bench.guest.join("work").exists());
     bench.prepared(&["--force"]);

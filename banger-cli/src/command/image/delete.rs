@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::{command::remove, error::Result, service::Kind};
+use crate::{batch::ToldArgs, command::remove, error::Result, service::Kind};
 
 /// Remove images that no sandbox uses
 #[derive(Debug, Args)]
@@ -16,10 +16,12 @@ pub struct Delete {
     /// Names, ids, or beginnings of ids
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
+    #[command(flatten)]
+    told: ToldArgs,
 }
 
 impl Delete {
     pub async fn run(&self) -> Result<u8> {
-        remove::each(Kind::Image, &self.images).await
+        remove::each(Kind::Image, &self.images, self.told).await
     }
 }

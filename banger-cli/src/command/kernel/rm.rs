@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::{command::remove, error::Result, service::Kind};
+use crate::{batch::ToldArgs, command::remove, error::Result, service::Kind};
 
 /// Remove kernels that no image and no sandbox uses
 #[derive(Debug, Args)]
@@ -16,10 +16,12 @@ pub struct Rm {
     /// Names, ids, or beginnings of ids
     #[arg(required = true, value_name = "KERNEL")]
     kernels: Vec<String>,
+    #[command(flatten)]
+    told: ToldArgs,
 }
 
 impl Rm {
     pub async fn run(&self) -> Result<u8> {
-        remove::each(Kind::Kernel, &self.kernels).await
+        remove::each(Kind::Kernel, &self.kernels, self.told).await
     }
 }

@@ -1,10 +1,11 @@
 //! What the verbs have in common that change many sandboxes at once.
 
 use banger_proto::bus::{ErrorName, proxy::Options};
+use clap::Args;
 use zbus::OwnedObjectPath;
 
 use crate::{
-    batch,
+    batch::{self, ToldArgs},
     bus::Bus,
     error::{Error, Result},
     job::Jobs,
@@ -13,29 +14,38 @@ use crate::{
     signals::{Signals, unless_ended},
 };
 
+/// The options of a command that changes many sandboxes.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ChangeArgs {
+    #[command(flatten)]
+    pub told: ToldArgs,
+    #[command(flatten)]
+    pub progress: ProgressArgs,
+}
+
 /// Calls a method of each sandbox and waits for the jobs. Returns the status.
 pub async fn each(
     references: &[String],
     method: &str,
     options: Options<'_>,
-    args: ProgressArgs,
+    args: ChangeArgs,
     done: &str,
 ) -> Result<u8> {
-    let progress = Progress::new(args);
+    let progress = Progress::new(args.progress);
     let bus = Bus::connect().await?;
     let found = batch::find(&bus, Kind::Vm, references).await;
-    all(bus, found, method, options, progress, done).await
+    all(bus, found, method, options, (progress, args.told), done).await
 }
 
 /// Deletes the sandboxes of these ids, which are told by their names.
-pub async fn delete(ids: &[String], names: &[String], args: ProgressArgs) -> Result<u8> {
-    let progress = Progress::new(args);
+pub async fn delete(ids: &[String], names: &[String], args: ChangeArgs) -> Result<u8> {
+    let progress = Progress::new(args.progress);
     let bus = Bus::connect().await?;
     let mut found = batch::find(&bus, Kind::Vm, ids).await;
     for ((reference, _), name) in found.iter_mut().zip(names) {
         name.clone_into(reference);
     }
-    all(bus, found, "Delete", Options::new(), progress, "deleted").await
+    all(bus, found, "Delete", Options::new(), (progress, args.told), "deleted").await
 }
 
 async fn all(
@@ -43,7 +53,7 @@ async fn all(
     found: Vec<batch::Found>,
     method: &str,
     options: Options<'_>,
-    progress: Progress,
+    (progress, told): (Progress, ToldArgs),
     done: &str,
 ) -> Result<u8> {
     let several = found.len() > 1;
@@ -59,7 +69,7 @@ async fn all(
             jobs.finish(bus, &job, track, &mut listener).await.map(drop)
         }
     };
-    batch::each(found, &progress, done, change).await
+    batch::each(found, &progress, done, told, change).await
 }
 
 /// Who deletes what runs is told how to do it all the same.

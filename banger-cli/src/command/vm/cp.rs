@@ -15,8 +15,9 @@ use tar::{Archive, Builder, EntryType};
 use crate::{
     error::{Error, Result},
     guest::{Call, Guest, from_io},
-    progress::{Meter, Progress, ProgressArgs},
+    progress::{Meter, Metered, Progress, ProgressArgs},
     workspace::{
+        bounded::Bounded,
         files::Exactly,
         sender::{append_link, header},
         source::os,
@@ -94,7 +95,10 @@ impl Cp {
         if from == Place::Stream {
             let mut guest = Guest::of(sandbox).await?;
             let request = put(path);
-            return guest.call(request, |call| send_stream(call, &mut io::stdin().lock())).await;
+            let track = progress.track(None);
+            track.stage("copy", &format!("an archive to {sandbox}:{path}"));
+            let meter = track.meter(0);
+            return guest.call(request, move |call| send_stream(call, &mut io::stdin().lock(), &meter)).await;
         }
         let Place::Here(from) = from else { return Ok(()) };
         let failed = |source| Error::io(format!("read {}", from.display()), source);
@@ -104,8 +108,8 @@ impl Cp {
         let (directory, name) =
             target(&mut guest, path, from.file_name().unwrap_or(OsStr::new("files"))).await?;
         let track = progress.track(None);
-        let meter =
-            track.meter(&format!("{} to {sandbox}:{path}", from.display()), measure(&from, &metadata));
+        track.stage("copy", &format!("{} to {sandbox}:{path}", from.display()));
+        let meter = track.meter(measure(&from, &metadata));
         guest
             .call(put(&directory), move |call| {
                 let mut archive = Builder::new(BufWriter::with_capacity(MAX_DATA, &mut *call));
@@ -125,10 +129,14 @@ impl Cp {
                 return Err(Error::Usage("an archive on a terminal helps nobody".to_owned())
                     .advise("pipe it into `tar -t` or into a file."));
             }
+            let track = progress.track(None);
+            track.stage("copy", &format!("{sandbox}:{path} as an archive"));
+            let meter = track.meter(0);
             return guest
-                .call(request, |call| {
+                .call(request, move |call| {
                     let mut output = io::stdout().lock();
                     while let Some(bytes) = call.output()? {
+                        meter.add(bytes.len() as u64);
                         output
                             .write_all(&bytes)
                             .map_err(|source| Error::io("write to the standard output", source))?;
@@ -144,7 +152,8 @@ impl Cp {
         let place = if to.is_dir() { to.join(name) } else { to.to_owned() };
         let name = name.to_owned();
         let track = progress.track(None);
-        let meter = track.meter(&format!("{sandbox}:{path} to {}", place.display()), 0);
+        track.stage("copy", &format!("{sandbox}:{path} to {}", place.display()));
+        let meter = track.meter(0);
         guest.call(request, move |call| receive(call, &name, &place, &meter)).await
     }
 }
@@ -161,8 +170,8 @@ fn put(directory: &str) -> Request {
     Request::PutTar { directory: directory.to_owned(), placement: Placement::Merge }
 }
 
-fn send_stream(call: &mut Call, from: &mut impl Read) -> Result<()> {
-    io::copy(from, call).map_err(from_io)?;
+fn send_stream(call: &mut Call, from: &mut impl Read, meter: &Meter) -> Result<()> {
+    io::copy(&mut Metered { from, meter }, call).map_err(from_io)?;
     call.end_input()?;
     call.finish()
 }
@@ -233,26 +242,13 @@ pub fn append(
     Ok(())
 }
 
-struct Metered<'a, R> {
-    from: R,
-    meter: &'a Meter,
-}
-
-impl<R: Read> Read for Metered<'_, R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let count = self.from.read(into)?;
-        self.meter.add(count as u64);
-        Ok(count)
-    }
-}
-
 /// Unpacks what comes beside the place where it is to be, and puts it there as a whole. An archive of a guest may
 /// hold anything: only files, directories and links below its one top are taken.
 fn receive(call: &mut Call, name: &OsStr, place: &Path, meter: &Meter) -> Result<()> {
     let failed = |source| Error::io(format!("write {}", place.display()), source);
     let parent = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let staging = tempfile::Builder::new().prefix(".banger-").tempdir_in(parent).map_err(failed)?;
-    let mut archive = Archive::new(Metered { from: &mut *call, meter });
+    let mut archive = Archive::new(Bounded::new(Metered { from: &mut *call, meter }));
     for entry in archive.entries().map_err(from_io)? {
         let mut entry = entry.map_err(from_io)?;
         let path = entry.path().map_err(from_io)?.into_owned();

@@ -4,8 +4,8 @@ use banger_proto::bus::{option::delete, proxy::Options};
 use clap::Args;
 use zbus::Variant;
 
-use super::change;
-use crate::{error::Result, progress::ProgressArgs};
+use super::change::{self, ChangeArgs};
+use crate::error::Result;
 
 /// Remove sandboxes with their disks
 #[derive(Debug, Args)]
@@ -26,12 +26,12 @@ pub struct Delete {
     #[arg(short, long)]
     force: bool,
     #[command(flatten)]
-    progress: ProgressArgs,
+    change: ChangeArgs,
 }
 
 impl Delete {
     pub async fn run(&self) -> Result<u8> {
         let options = Options::from([(delete::FORCE, Variant::from(self.force))]);
-        change::each(&self.sandboxes, "Delete", options, self.progress, "deleted").await
+        change::each(&self.sandboxes, "Delete", options, self.change, "deleted").await
     }
 }

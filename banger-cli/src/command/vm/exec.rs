@@ -7,6 +7,7 @@ use banger_proto::{
     guest::Exec,
 };
 use clap::Args;
+use serde_json::json;
 use zbus::OwnedObjectPath;
 
 use super::{exec_args::ExecArgs, run::reminder};
@@ -26,7 +27,7 @@ use crate::{
 };
 
 /// Where in a sandbox what detached commands write goes, until its next boot.
-const LOGS: &str = "/run/banger/exec";
+pub const LOGS: &str = "/run/banger/exec";
 
 /// Run a command or a shell in a sandbox that is running
 ///
@@ -41,7 +42,7 @@ Examples:
   banger vm exec web -- uname -a
   banger vm exec -w /srv -e PORT=80 web -- ./serve
   banger vm exec -d web -- ./serve          goes on without this command
-  banger vm exec web -- tail -f FILE        and what it writes, into the file that was printed
+  banger vm logs --exec web                 and what it has written
 
 Exit status:
   that of the command; 128 and the signal's number when a signal ended it
@@ -58,6 +59,9 @@ pub struct ExecCommand {
     /// Return once the command runs; it has no input, and its output goes into a file there whose name is printed
     #[arg(short, long, conflicts_with = "tty", requires = "command")]
     detach: bool,
+    /// With --detach, print an object with the name of that file
+    #[arg(long, requires = "detach")]
+    json: bool,
 }
 
 /// Where a command runs.
@@ -83,7 +87,10 @@ impl ExecCommand {
             let log = format!("{LOGS}/{}.log", crate::age::now());
             let request = Exec { log: Some(log.clone()), ..exec.detached(&self.command) };
             let status = self.target.run(request).await?;
-            output::text(&format!("{log}\n"))?;
+            match self.json {
+                true => output::json(&json!({ "log": log }))?,
+                false => output::text(&format!("{log}\n"))?,
+            }
             return Ok(status);
         }
         self.target.run(exec.exec(&self.command)).await
@@ -101,10 +108,13 @@ impl Target {
                 .advise(format!("`banger vm workspace prepare {} PATH` sends one.", self.sandbox)));
         }
         if let Some(kept) = kept {
-            let place = Some(kept.record.guest_path.clone()).filter(|_| self.exec.is_roots());
-            exec.user.get_or_insert_with(|| tooling::OWNER.to_owned());
+            let owner = kept.record.owner().to_owned();
+            let is_owners = self.exec.is_of(&owner);
+            let place = Some(kept.record.guest_path.clone()).filter(|_| is_owners);
+            exec.user.get_or_insert(owner);
             exec.cwd = exec.cwd.or(place);
-            if kept.record.mise && !exec.argv.is_empty() && self.exec.is_roots() {
+            tooling::put_env(&mut exec, &kept.record.env);
+            if kept.record.mise && !exec.argv.is_empty() && is_owners {
                 exec.argv = tooling::wrapped(&exec.argv);
             }
             self.settle(&bus, &vm, kept).await?;

@@ -65,9 +65,10 @@ impl ExecArgs {
         Exec { detach: true, ..self.without_terminal(command) }
     }
 
-    /// Whether it runs as root, whose the workspaces are.
-    pub fn is_roots(&self) -> bool {
-        self.user.as_deref().is_none_or(|user| matches!(user, "root" | "0"))
+    /// Whether it runs as the user whose a workspace is.
+    pub fn is_of(&self, owner: &str) -> bool {
+        let is_owner = |user: &str| user == owner || (owner == "root" && user == "0");
+        self.user.as_deref().is_none_or(is_owner)
     }
 
     fn without_terminal(&self, command: &[String]) -> Exec {

@@ -115,6 +115,35 @@ struct Way {
     bus: Bus,
     vm: OwnedObjectPath,
     progress: Progress,
+    failures: Failures,
+}
+
+/// What becomes of a connection that cannot be led on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Failures {
+    /// It is told why.
+    Told,
+    /// Somebody else has the terminal.
+    Untold,
+}
+
+/// Leads ports of this host's loopback to the same ones of a sandbox, as long as what is returned is kept. A port
+/// that is taken here gets another number.
+pub async fn lead(
+    bus: &Bus,
+    vm: &OwnedObjectPath,
+    progress: &Progress,
+    ports: &[u16],
+) -> Result<JoinSet<Result<()>>> {
+    let (bus, vm, progress) = (bus.clone(), vm.clone(), progress.clone());
+    let way = Way { bus, vm, progress, failures: Failures::Untold };
+    let mut tasks = JoinSet::new();
+    for &port in ports {
+        let listener = Listener::like(port).await?;
+        way.progress.note(&format!("{} leads to {port} in the sandbox.", listener.place()));
+        tasks.spawn(serve(way.clone(), listener, Endpoint::Tcp(LOOPBACK.to_owned(), port)));
+    }
+    Ok(tasks)
 }
 
 impl Forward {
@@ -123,7 +152,7 @@ impl Forward {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         let signals = Signals::catch()?;
-        let way = Way { bus, vm, progress };
+        let way = Way { bus, vm, progress, failures: Failures::Told };
         let mut tasks = JoinSet::new();
         // All that is to listen does before anything is said.
         let mut said = Vec::new();
@@ -181,7 +210,9 @@ impl Way {
                 Local::Unix(stream) => relay.carry(stream).await,
             }
         };
-        if let Err(error) = carried.await {
+        if let Err(error) = carried.await
+            && self.failures == Failures::Told
+        {
             self.progress.suspend(|| error.print(Some("a connection")));
         }
     }
@@ -232,6 +263,15 @@ impl Listener {
                 }
                 Ok(Self::Unix(UnixListener::bind(path).map_err(failed)?, path.to_owned()))
             }
+        }
+    }
+
+    /// A port of the loopback with this number, or another one where that is taken here, or only for root.
+    async fn like(port: u16) -> Result<Self> {
+        let place = |port| Endpoint::Tcp(LOOPBACK.to_owned(), port);
+        match Self::bind(&place(port)).await {
+            Ok(listener) => Ok(listener),
+            Err(_) => Self::bind(&place(0)).await,
         }
     }
 
@@ -298,11 +338,7 @@ async fn serve_all(way: Way, mut guest: Guest, sandbox: String) -> Result<()> {
     loop {
         let ports: Vec<banger_proto::guest::facts::ListeningPort> = guest.ask(Request::Ports).await?;
         for port in ports.into_iter().filter(|port| port.protocol == "tcp" && seen.insert(port.port)) {
-            let listener = match Listener::bind(&Endpoint::Tcp(LOOPBACK.to_owned(), port.port)).await {
-                Ok(listener) => listener,
-                // It is taken here, or only for root.
-                Err(_) => Listener::bind(&Endpoint::Tcp(LOOPBACK.to_owned(), 0)).await?,
-            };
+            let listener = Listener::like(port.port).await?;
             let host = if port.address.contains(':') { "::1" } else { LOOPBACK };
             let any = port
                 .address

@@ -2,16 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use banger_proto::bus::names::VM_INTERFACE;
+use banger_proto::guest::GuestInfo;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::asked::Asked;
 use crate::{
-    bus::Bus,
-    error::{FAILURE, Result},
+    error::Result,
     guest::Guest,
     output,
-    service::Kind,
     signals::{Signals, unless_ended},
     table::Table,
 };
@@ -38,46 +37,34 @@ pub struct Health {
 
 impl Health {
     pub async fn run(&self) -> Result<u8> {
-        let bus = Bus::connect().await?;
-        let signals = Signals::catch()?;
+        let mut asked = Asked::new(&self.sandboxes).await?;
         let mut table = Table::new(["SANDBOX", "HEALTH", "AGENT", "KERNEL", "PROBLEMS"]);
-        let (mut rows, mut status) = (Vec::new(), 0);
+        let mut rows = Vec::new();
         for reference in &self.sandboxes {
-            let asked = async {
-                let vm = bus.find(Kind::Vm, reference).await?;
-                let name = bus.properties(&vm, VM_INTERFACE).await?.name().to_owned();
-                let mut guest = Guest::new(bus.clone(), vm, signals.listen());
+            let answer = async {
+                let (name, mut guest) = asked.open(reference).await?;
                 Ok((name, guest.info().await?))
             };
-            match asked.await {
+            let answer: Result<_> = answer.await;
+            rows.push(object(reference, &answer));
+            match answer {
                 Ok((name, info)) => {
                     let healthy = info.problems.is_empty();
                     if !healthy {
-                        status = FAILURE;
+                        asked.poor();
                     }
                     table.row([
-                        name.clone(),
+                        name,
                         if healthy { "good" } else { "poor" }.to_owned(),
-                        info.agent_version.clone(),
-                        info.kernel_release.clone(),
+                        info.agent_version,
+                        info.kernel_release,
                         info.problems.join("; "),
                     ]);
-                    rows.push(json!({
-                        "sandbox": name,
-                        "healthy": healthy,
-                        "agent_version": info.agent_version,
-                        "kernel_release": info.kernel_release,
-                        "boot_id": info.boot_id,
-                        "problems": info.problems,
-                    }));
                 }
                 Err(error) => {
-                    status = FAILURE;
-                    let error: crate::error::Error = error;
-                    rows.push(
-                        json!({"sandbox": reference, "healthy": false, "problems": [error.to_string()]}),
-                    );
-                    error.about(reference).print((self.sandboxes.len() > 1).then_some(reference));
+                    asked.failed(reference, error);
+                    // Whoever asks for health wants to know of illness, and not of what kind the error was.
+                    asked.poor();
                 }
             }
         }
@@ -86,8 +73,24 @@ impl Health {
         } else {
             output::text(&table.text())?;
         }
-        Ok(status)
+        Ok(asked.status())
     }
+}
+
+fn object(reference: &str, answer: &Result<(String, GuestInfo)>) -> Value {
+    let info = answer.as_ref().ok().map(|(_, info)| info);
+    let problems = match answer {
+        Ok((_, info)) => info.problems.clone(),
+        Err(error) => vec![error.to_string()],
+    };
+    json!({
+        "sandbox": answer.as_ref().map_or(reference, |(name, _)| name),
+        "healthy": problems.is_empty(),
+        "agent_version": info.map(|info| &info.agent_version),
+        "kernel_release": info.map(|info| &info.kernel_release),
+        "boot_id": info.map(|info| &info.boot_id),
+        "problems": problems,
+    })
 }
 
 /// Measure how long the agent in a sandbox takes to answer

@@ -4,7 +4,7 @@ use clap::Args;
 use zbus::OwnedObjectPath;
 
 use crate::{
-    batch,
+    batch::{self, ToldArgs},
     bus::Bus,
     error::Result,
     progress::{Progress, ProgressArgs},
@@ -27,6 +27,8 @@ pub struct Kill {
     /// The signal, a name or a number
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = signal)]
     signal: i32,
+    #[command(flatten)]
+    told: ToldArgs,
 }
 
 /// The signals that end a program, by the numbers that they have on every architecture we run on (signal(7)).
@@ -48,7 +50,8 @@ impl Kill {
         let bus = &Bus::connect().await?;
         let progress = Progress::new(ProgressArgs { quiet: true });
         let kill = async |_, vm: OwnedObjectPath| bus.kill_vm(&vm, self.signal).await;
-        batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "killed", kill).await
+        batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "killed", self.told, kill)
+            .await
     }
 }
 

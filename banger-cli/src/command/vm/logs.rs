@@ -5,18 +5,24 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use banger_proto::bus::{option::log, proxy::Options};
+use banger_proto::{
+    bus::{option::log, proxy::Options},
+    guest::{Exec, FailureKind, Frame, Request},
+};
 use clap::Args;
 use tokio::io::AsyncReadExt;
 use zbus::Variant;
 
+use super::exec::LOGS;
 use crate::{
     attach::Input,
     bus::Bus,
     error::{Error, Result},
+    guest::Guest,
     output,
     plain::Filter,
     service::Kind,
+    workspace::tooling::OWNER,
 };
 
 /// Show what the guest of a sandbox has written to its console
@@ -27,7 +33,8 @@ use crate::{
 Examples:
   banger vm logs web
   banger vm logs -f --tail 20 web
-  banger vm logs --vmm web         what the machine monitor itself says")]
+  banger vm logs --vmm web         what the machine monitor itself says
+  banger vm logs --exec -f web     what the last detached command writes")]
 pub struct Logs {
     /// A name, an id, or the beginning of an id
     #[arg(value_name = "SANDBOX")]
@@ -41,6 +48,16 @@ pub struct Logs {
     /// Show what the machine monitor says, not the guest
     #[arg(long)]
     vmm: bool,
+    /// Show what a detached command writes, into the file that `banger vm exec -d` printed [default: the last one's]
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        conflicts_with = "vmm"
+    )]
+    exec: Option<String>,
     /// Leave everything as it is, also on a terminal
     #[arg(long)]
     raw: bool,
@@ -48,19 +65,62 @@ pub struct Logs {
 
 impl Logs {
     pub async fn run(&self) -> Result<u8> {
+        if let Some(file) = &self.exec {
+            let shown = self.show_command(file).await.map_err(|error| error.about(&self.sandbox));
+            return match shown {
+                // That is how it is meant to end.
+                Err(error) if self.follow && error.is_interrupted() => Ok(0),
+                shown => shown.map(|()| 0),
+            };
+        }
         let pipe = self.open().await.map_err(|error| error.about(&self.sandbox))?;
         let failed = |source| Error::io("read the log", source);
         let mut pipe = Input::new(pipe).map_err(failed)?;
-        let mut filter = (io::stdout().is_terminal() && !self.raw).then(Filter::default);
+        let mut filter = self.filter();
         let mut buffer = vec![0; 64 << 10];
         loop {
             let count = pipe.read(&mut buffer).await.map_err(failed)?;
-            match (&mut filter, count) {
-                (_, 0) => return Ok(0),
-                (Some(filter), count) => output::bytes(&filter.pass(&buffer[..count]))?,
-                (None, count) => output::bytes(&buffer[..count])?,
+            if count == 0 {
+                return Ok(0);
             }
+            show(&mut filter, &buffer[..count])?;
         }
+    }
+
+    /// What takes out of the text what steers a terminal, where it goes to one.
+    fn filter(&self) -> Option<Filter> {
+        (io::stdout().is_terminal() && !self.raw).then(Filter::default)
+    }
+
+    /// Shows what a detached command has written, which the sandbox keeps.
+    async fn show_command(&self, file: &str) -> Result<()> {
+        let mut guest = Guest::of(&self.sandbox).await?;
+        let file = match file {
+            "" => last_log(&mut guest, &self.sandbox).await?,
+            file => file.to_owned(),
+        };
+        let lines = self.tail.map_or("+1".to_owned(), |lines| lines.to_string());
+        let mut argv = ["tail", "-n", &lines].map(str::to_owned).to_vec();
+        argv.extend(self.follow.then(|| "-f".to_owned()));
+        argv.extend(["--".to_owned(), file]);
+        let exec = Exec { argv, cwd: Some("/".to_owned()), user: Some(OWNER.to_owned()), ..Exec::default() };
+        let mut filter = self.filter();
+        guest
+            .call(Request::Exec(exec), move |call| {
+                call.end_input()?;
+                loop {
+                    match call.frame()? {
+                        Frame::Output(bytes) => show(&mut filter, &bytes)?,
+                        Frame::ErrorOutput(bytes) => {
+                            return Err(Error::Refused(String::from_utf8_lossy(&bytes).into_owned()));
+                        }
+                        Frame::Exit(_) => return Ok(()),
+                        Frame::Failed(failure) => return Err(Error::Guest(failure)),
+                        _ => {}
+                    }
+                }
+            })
+            .await
     }
 
     async fn open(&self) -> Result<OwnedFd> {
@@ -73,4 +133,25 @@ impl Logs {
         let which = if self.vmm { log::VMM } else { log::CONSOLE };
         bus.open_log(&vm, which, &options).await
     }
+}
+
+fn show(filter: &mut Option<Filter>, bytes: &[u8]) -> Result<()> {
+    match filter {
+        Some(filter) => output::bytes(&filter.pass(bytes)),
+        None => output::bytes(bytes),
+    }
+}
+
+/// The file of the command that was detached last: they are called by the time.
+async fn last_log(guest: &mut Guest, sandbox: &str) -> Result<String> {
+    let none = || {
+        Error::Refused(format!("no command was detached in {sandbox} since its boot"))
+            .advise("`banger vm exec -d NAME -- COMMAND` runs one that goes on.")
+    };
+    let entries = match guest.list(LOGS).await {
+        Err(Error::Guest(failure)) if failure.kind == FailureKind::NotFound => return Err(none()),
+        entries => entries?,
+    };
+    let names = entries.into_iter().filter_map(|entry| String::from_utf8(entry.name).ok());
+    names.filter(|name| name.ends_with(".log")).max().map(|name| format!("{LOGS}/{name}")).ok_or_else(none)
 }

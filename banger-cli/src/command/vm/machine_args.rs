@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The options of a command that makes a sandbox.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The sandbox")]
 pub struct MachineArgs {
     /// Its name; one such as calm-otter is made up when it is left out
@@ -131,6 +131,17 @@ impl MachineArgs {
         let id = pulled.as_str().rsplit('/').next().unwrap_or_default().to_owned();
         options.insert(create::IMAGE, Variant::from(id));
         bus.create_vm(name, &options).await.map_err(|error| self.advise(error))
+    }
+
+    /// The same with this image, where none was named.
+    pub fn or_image(&self, image: Option<&str>) -> Self {
+        let image = self.image.clone().or_else(|| image.map(str::to_owned));
+        Self { image, ..self.clone() }
+    }
+
+    /// The image that was named.
+    pub fn image(&self) -> Option<&str> {
+        self.image.as_deref()
     }
 
     /// Whether it reaches what lies beyond this host.

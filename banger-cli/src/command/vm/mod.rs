@@ -1,5 +1,6 @@
 //! `banger vm`.
 
+mod asked;
 mod change;
 pub mod cp;
 mod create;
@@ -27,7 +28,7 @@ mod stats;
 mod stop;
 mod stop_args;
 mod workspace;
-pub(super) mod workspace_args;
+pub mod workspace_args;
 
 use clap::Subcommand;
 

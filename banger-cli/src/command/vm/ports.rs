@@ -1,21 +1,11 @@
 //! `banger vm ports`.
 
-use banger_proto::{
-    bus::names::VM_INTERFACE,
-    guest::{Request, facts::ListeningPort},
-};
+use banger_proto::guest::{Request, facts::ListeningPort};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::{
-    bus::Bus,
-    error::{FAILURE, Result},
-    guest::Guest,
-    output,
-    service::Kind,
-    signals::Signals,
-    table::Table,
-};
+use super::asked::Asked;
+use crate::{error::Result, output, table::Table};
 
 /// Show what listens in sandboxes
 ///
@@ -40,12 +30,11 @@ pub struct Ports {
 
 impl Ports {
     pub async fn run(&self) -> Result<u8> {
-        let bus = Bus::connect().await?;
-        let signals = Signals::catch()?;
+        let mut asked = Asked::new(&self.sandboxes).await?;
         let mut table = Table::new(["SANDBOX", "PORT", "ADDRESS", "REACHED AT", "PID", "PROGRAM"]);
-        let (mut rows, mut status) = (Vec::new(), 0);
+        let mut rows = Vec::new();
         for reference in &self.sandboxes {
-            match listening(&bus, &signals, reference).await {
+            match listening(&asked, reference).await {
                 Ok((name, ports)) => {
                     for port in ports {
                         rows.push(object(&name, &port));
@@ -59,10 +48,7 @@ impl Ports {
                         ]);
                     }
                 }
-                Err(error) => {
-                    status = error.status(FAILURE);
-                    error.about(reference).print((self.sandboxes.len() > 1).then_some(reference));
-                }
+                Err(error) => asked.failed(reference, error),
             }
         }
         if self.json {
@@ -70,14 +56,12 @@ impl Ports {
         } else {
             output::text(&table.text())?;
         }
-        Ok(status)
+        Ok(asked.status())
     }
 }
 
-async fn listening(bus: &Bus, signals: &Signals, reference: &str) -> Result<(String, Vec<ListeningPort>)> {
-    let vm = bus.find(Kind::Vm, reference).await?;
-    let name = bus.properties(&vm, VM_INTERFACE).await?.name().to_owned();
-    let mut guest = Guest::new(bus.clone(), vm, signals.listen());
+async fn listening(asked: &Asked<'_>, reference: &str) -> Result<(String, Vec<ListeningPort>)> {
+    let (name, mut guest) = asked.open(reference).await?;
     Ok((name, guest.ask(Request::Ports).await?))
 }
 

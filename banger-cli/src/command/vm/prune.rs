@@ -5,13 +5,13 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use banger_proto::bus::names::VM_INTERFACE;
 use clap::Args;
 
-use super::change;
+use super::change::{self, ChangeArgs};
 use crate::{
+    batch,
     bus::Bus,
     error::{Error, Result},
     object::{self, Object},
     output,
-    progress::ProgressArgs,
 };
 
 /// The states in which nothing of a sandbox runs or is about to.
@@ -36,7 +36,7 @@ pub struct Prune {
     #[arg(long, conflicts_with = "force")]
     dry_run: bool,
     #[command(flatten)]
-    progress: ProgressArgs,
+    change: ChangeArgs,
 }
 
 impl Prune {
@@ -45,6 +45,11 @@ impl Prune {
         sandboxes.retain(|sandbox| AT_REST.contains(&sandbox.text("State")));
         object::sort(&mut sandboxes);
         let names: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.name().to_owned()).collect();
+        if self.change.told.json && (self.dry_run || names.is_empty()) {
+            let row = |sandbox: &Object| batch::outcome(sandbox.name(), Some(sandbox.text("Id")), None, None);
+            output::json(&sandboxes.iter().map(row).collect())?;
+            return Ok(0);
+        }
         if self.dry_run {
             output::text(&names.iter().map(|name| format!("{name}\n")).collect::<String>())?;
             return Ok(0);
@@ -57,7 +62,7 @@ impl Prune {
         }
         // By id: a name may have been given to another one meanwhile. What was started meanwhile is refused.
         let ids: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.text("Id").to_owned()).collect();
-        change::delete(&ids, &names, self.progress).await
+        change::delete(&ids, &names, self.change).await
     }
 }
 

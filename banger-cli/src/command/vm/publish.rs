@@ -5,6 +5,7 @@ use banger_proto::bus::{
     proxy::Options,
 };
 use clap::Args;
+use serde_json::{Value, json};
 use zbus::Variant;
 
 use crate::{bus::Bus, error::Result, output, service::Kind};
@@ -30,6 +31,9 @@ pub struct Publish {
     /// On every address of this host, for whoever reaches it; asks for an administrator's word
     #[arg(long)]
     public: bool,
+    /// Print an array of objects
+    #[arg(long)]
+    json: bool,
 }
 
 /// Take published ports back
@@ -101,11 +105,29 @@ impl Publish {
         let (scope, address) =
             if self.public { (scope::ALL, "0.0.0.0") } else { (scope::LOOPBACK, "127.0.0.1") };
         let options = Options::from([(SCOPE, Variant::from(scope))]);
+        let (mut rows, mut failed) = (Vec::new(), None);
         for Wish { host, guest, protocol } in &self.ports {
-            let host = bus.publish_port(&vm, protocol, *guest, *host, &options).await?;
-            output::text(&format!("{address}:{host}\n"))?;
+            let host = match bus.publish_port(&vm, protocol, *guest, *host, &options).await {
+                Ok(host) => host,
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            };
+            rows.push(json!({
+                "protocol": protocol,
+                "guest_port": guest,
+                "host_port": host,
+                "host_address": address,
+            }));
+            if !self.json {
+                output::text(&format!("{address}:{host}\n"))?;
+            }
         }
-        Ok(0)
+        if self.json {
+            output::json(&Value::Array(rows))?;
+        }
+        failed.map_or(Ok(0), Err)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::run::print_created;
 use crate::{bus::Bus, error::Result, output, service::Kind};
 
 /// Give a sandbox another name
@@ -18,6 +19,9 @@ pub struct Rename {
     /// The new name
     #[arg(value_name = "NEW-NAME")]
     name: String,
+    /// Print the sandbox as an object
+    #[arg(long)]
+    json: bool,
 }
 
 impl Rename {
@@ -25,6 +29,9 @@ impl Rename {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         bus.rename_vm(&vm, &self.name).await.map_err(|error| error.about(&self.sandbox))?;
+        if self.json {
+            return print_created(&bus, &vm, true).await;
+        }
         output::text(&format!("{}: is {} now\n", self.sandbox, self.name))?;
         Ok(0)
     }

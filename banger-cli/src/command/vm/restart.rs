@@ -2,8 +2,11 @@
 
 use clap::Args;
 
-use super::{change, stop_args::StopArgs};
-use crate::{error::Result, progress::ProgressArgs};
+use super::{
+    change::{self, ChangeArgs},
+    stop_args::StopArgs,
+};
+use crate::error::Result;
 
 /// Shut sandboxes down and boot them again
 ///
@@ -19,11 +22,11 @@ pub struct Restart {
     #[command(flatten)]
     stop: StopArgs,
     #[command(flatten)]
-    progress: ProgressArgs,
+    change: ChangeArgs,
 }
 
 impl Restart {
     pub async fn run(&self) -> Result<u8> {
-        change::each(&self.sandboxes, "Restart", self.stop.options(), self.progress, "restarted").await
+        change::each(&self.sandboxes, "Restart", self.stop.options(), self.change, "restarted").await
     }
 }

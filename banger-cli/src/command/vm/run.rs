@@ -16,6 +16,7 @@ use zbus::{OwnedObjectPath, Variant};
 
 use super::{
     exec_args::ExecArgs,
+    forward,
     machine_args::MachineArgs,
     workspace_args::{WorkspaceArgs, note_left, print_plan},
 };
@@ -27,14 +28,15 @@ use crate::{
     guest::Guest,
     job::Jobs,
     object::Object,
-    output,
-    plain::Filter,
+    output, plain,
     progress::{Progress, ProgressArgs},
     service::id_of,
     settings::Settings,
     signals::{Listener, Signals, unless_ended},
     workspace::{
+        devcontainer::Devcontainer,
         prepare::{self, Plan, Target},
+        record::Record,
         tooling,
     },
 };
@@ -48,7 +50,8 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 /// and the exit status is the command's. Afterwards the sandbox goes on, unless --rm is given.
 ///
 /// With PATH, the repository there goes along: the files that git tracks, with the changes that they have. The
-/// shell or the command begins in it.
+/// shell or the command begins in it. What its devcontainer.json asks for is had where a sandbox has the like of
+/// it, and told where not.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -83,9 +86,13 @@ pub struct Run {
     /// With --detach or --dry-run, print an object instead of names
     #[arg(long)]
     json: bool,
-    /// Do not install the tools that the repository asks for by a file of mise or asdf
+    /// Neither install the tools that the repository asks for by a file of mise or asdf, nor run the
+    /// postCreateCommand of its devcontainer.json
     #[arg(long)]
     no_bootstrap: bool,
+    /// Take nothing of the repository's devcontainer.json
+    #[arg(long)]
+    no_devcontainer: bool,
     #[command(flatten)]
     progress: ProgressArgs,
     #[command(flatten)]
@@ -111,6 +118,19 @@ impl Run {
         }
     }
 
+    /// Says what a repository asks for by its devcontainer.json and does not get.
+    fn note_not_taken(&self, container: &Devcontainer, progress: &Progress) {
+        let mut left = container.left.clone();
+        if container.image.is_some() && self.machine.image().is_some() {
+            left.push("image".to_owned());
+        }
+        match (left.is_empty(), container.file.as_str()) {
+            (true, _) => {}
+            (false, "") => progress.note(&format!("note: nothing is taken of {}.", left.join(", "))),
+            (false, file) => progress.note(&format!("note: not taken of {file}: {}.", left.join(", "))),
+        }
+    }
+
     pub async fn run(&self) -> Result<u8> {
         if self.json && !self.detach && !self.workspace.dry_run {
             return Err(Error::Usage("--json goes with --detach or with --dry-run".to_owned()));
@@ -121,9 +141,14 @@ impl Run {
             Some(path) => Some(self.workspace.plan(path)?),
             None => self.refuse_without_path().map(|()| None)?,
         };
+        let container = match &plan {
+            Some(plan) if !self.no_devcontainer => Devcontainer::of(plan)?,
+            _ => Devcontainer::default(),
+        };
+        self.note_not_taken(&container, &progress);
         if let Some(plan) = &plan {
             if self.workspace.dry_run {
-                print_plan(plan, self.workspace.guest_path(), self.json)?;
+                print_plan(plan, self.workspace.guest_path(container.folder.as_deref()), self.json)?;
                 note_left(plan, &progress);
                 return Ok(0);
             }
@@ -140,7 +165,8 @@ impl Run {
         let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
         let mut listener = Signals::catch()?.listen();
         let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
-        let (vm, job) = self.machine.create(&bus, &jobs, &progress, &mut listener, lifetime).await?;
+        let machine = self.machine.or_image(container.image.as_deref());
+        let (vm, job) = machine.create(&bus, &jobs, &progress, &mut listener, lifetime).await?;
         if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             return Err(explain(&bus, &vm, error).await);
         }
@@ -150,17 +176,27 @@ impl Run {
             return Err(error);
         }
         let prepared = match plan.take() {
-            Some(plan) => sandbox.prepare(self, plan, &mut listener).await.map(Some),
+            Some(plan) => sandbox.prepare(self, plan, &container, &mut listener).await.map(Some),
             None => Ok(None),
         };
         let status = match prepared {
             Err(error) => Err(error),
-            Ok(_) if self.detach => return print_created(&bus, &sandbox.vm, self.json).await,
-            Ok(place) => sandbox.attach(self, place, &mut listener).await,
+            Ok(_) if self.detach => {
+                sandbox.note_ports(&container.ports).await;
+                return print_created(&bus, &sandbox.vm, self.json).await;
+            }
+            Ok(workspace) => sandbox.attach(self, workspace, &container.ports, &mut listener).await,
         };
         sandbox.leave(self.rm, &mut listener).await;
         status
     }
+}
+
+/// A workspace in a sandbox.
+struct Workspace {
+    /// Where a command begins.
+    place: String,
+    record: Record,
 }
 
 /// A sandbox that is ready.
@@ -181,27 +217,73 @@ impl Sandbox<'_> {
         Ok(())
     }
 
-    /// Sends the repository. Returns where a command in it begins.
-    async fn prepare(&self, run: &Run, plan: Plan, listener: &mut Listener) -> Result<String> {
-        let path = run.workspace.guest_path().to_owned();
+    /// Sends the repository, and does there what it asks for.
+    async fn prepare(
+        &self,
+        run: &Run,
+        plan: Plan,
+        container: &Devcontainer,
+        listener: &mut Listener,
+    ) -> Result<Workspace> {
+        let path = run.workspace.guest_path(container.folder.as_deref()).to_owned();
         let place = plan.place(&path);
         let track = self.progress.track(None);
         track.stage("copy", &prepare::told(plan.files.len(), plan.bytes(), &path));
+        let meter = track.meter(plan.bytes());
         let target = Target { vm_id: id_of(&self.vm), path: path.clone(), placement: Placement::New };
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
         let tools = tooling::wanted(&plan).filter(|_| run.installs_tools());
-        let mut kept = prepare::send(&mut guest, plan, target).await?;
+        let mut kept = prepare::send(&mut guest, plan, target, meter).await?;
+        kept.record.env.clone_from(&container.env);
+        if let Some(user) = &container.user {
+            match tooling::give(&mut guest, &path, user).await? {
+                true => kept.record.user = Some(user.clone()),
+                false => {
+                    self.progress.note(&format!("note: the image has no user {user}; root works there."))
+                }
+            }
+        }
         if let Some(file) = tools {
             track.stage("tools", &format!("mise install, as {file} asks for"));
-            kept.record.mise = self.install_tools(&mut guest, &path).await?;
-            kept.save()?;
+            kept.record.mise = self.install_tools(&mut guest, &kept.record).await?;
         }
-        Ok(place)
+        kept.save()?;
+        if !run.no_bootstrap {
+            for command in &container.commands {
+                track.stage("setup", &shown(command));
+                self.set_up(&mut guest, &kept.record, command, run.machine.nat()).await?;
+            }
+        }
+        Ok(Workspace { place, record: kept.record })
+    }
+
+    /// Runs a command that the repository wants to be run once. That it fails is told, and is no reason not to go
+    /// on: what is wrong is best looked at in the sandbox.
+    async fn set_up(&self, guest: &mut Guest, record: &Record, command: &[String], nat: bool) -> Result<()> {
+        let said = match tooling::run(guest, record, command).await {
+            Ok((0, _)) => return Ok(()),
+            Ok((status, said)) => format!("{}warning: it ended with {status}", tooling::last_lines(&said)),
+            Err(Error::Guest(failure)) => format!("warning: {}", failure.message),
+            Err(error) => return Err(error),
+        };
+        let hint = if nat { "" } else { " Without `--nat` it reaches nothing beyond this host." };
+        self.progress.note(&format!("{said}: the postCreateCommand `{}`.{hint}", shown(command)));
+        Ok(())
+    }
+
+    /// Nobody stays here to lead ports of this host to the sandbox.
+    async fn note_ports(&self, ports: &[u16]) {
+        let Ok(sandbox) = self.bus.properties(&self.vm, VM_INTERFACE).await else { return };
+        if !ports.is_empty() {
+            let options: String = ports.iter().map(|port| format!("-L {port} ")).collect();
+            let name = sandbox.name();
+            self.progress.note(&format!("note: `banger vm forward {options}{name}` leads to its ports."));
+        }
     }
 
     /// Installs the tools; whether there are any then. That it fails is told, and is no reason not to go on.
-    async fn install_tools(&self, guest: &mut Guest, path: &str) -> Result<bool> {
-        let (status, said) = tooling::install(guest, path).await?;
+    async fn install_tools(&self, guest: &mut Guest, record: &Record) -> Result<bool> {
+        let (status, said) = tooling::install(guest, record).await?;
         match status {
             0 => {}
             tooling::NO_MISE => {
@@ -210,21 +292,30 @@ impl Sandbox<'_> {
                 );
             }
             _ => self.progress.note(&format!(
-                "{}warning: not all tools could be installed; {} in the sandbox has all that mise said.",
-                String::from_utf8_lossy(&Filter::default().pass(&said)),
+                "{}warning: not all tools could be installed; ~/{} in the sandbox has all that mise said.",
+                tooling::last_lines(&said),
                 tooling::LOG
             )),
         }
         Ok(status == 0)
     }
 
-    async fn attach(&self, run: &Run, place: Option<String>, listener: &mut Listener) -> Result<u8> {
+    async fn attach(
+        &self,
+        run: &Run,
+        workspace: Option<Workspace>,
+        ports: &[u16],
+        listener: &mut Listener,
+    ) -> Result<u8> {
+        // They lead there until this returns.
+        let _ports = forward::lead(self.bus, &self.vm, &self.progress, ports).await?;
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm)).await?;
         let mut exec = run.exec.exec(&run.command);
-        if place.is_some() {
-            exec.user.get_or_insert_with(|| tooling::OWNER.to_owned());
+        if let Some(Workspace { place, record }) = workspace {
+            exec.user.get_or_insert_with(|| record.owner().to_owned());
+            exec.cwd.get_or_insert(place);
+            tooling::put_env(&mut exec, &record.env);
         }
-        exec.cwd = exec.cwd.or(place);
         attach::run(stream, exec, listener).await
     }
 
@@ -266,6 +357,20 @@ impl Sandbox<'_> {
     }
 }
 
+/// A command as people write it, in one line that is not too long.
+fn shown(command: &[String]) -> String {
+    const MOST: usize = 60;
+    let words = match command {
+        [shell, option, script] if shell == "sh" && option == "-c" => script.clone(),
+        words => words.join(" "),
+    };
+    let line = plain::line(&words);
+    match line.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
 /// Whether a sandbox goes on, and what to do about it.
 pub(super) fn reminder(sandbox: &Object) -> Option<String> {
     let name = sandbox.name();
@@ -285,6 +390,10 @@ pub(super) async fn explain(bus: &Bus, vm: &OwnedObjectPath, error: Error) -> Er
     let Ok(sandbox) = bus.properties(vm, VM_INTERFACE).await else { return error };
     match (sandbox.name(), sandbox.text("State")) {
         ("", _) | (_, "deleting") => error,
+        (name, _) if error.is_left() => error.advise(format!(
+            "the service goes on with {name}: `banger vm exec {name}` goes there once it is ready, `banger vm delete \
+             --force {name}` ends it."
+        )),
         (name, _) => error.advise(format!(
             "it was kept: `banger vm logs {name}` shows what its guest says, `banger vm delete --force {name}` \
              removes it."

@@ -9,7 +9,7 @@ use zbus::{OwnedObjectPath, Variant};
 
 use super::machine_args::size;
 use crate::{
-    batch,
+    batch::{self, ToldArgs},
     bus::Bus,
     error::Result,
     progress::{Progress, ProgressArgs},
@@ -46,6 +46,8 @@ pub struct Set {
     /// Size of the work disk at /root, such as 8GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
+    #[command(flatten)]
+    told: ToldArgs,
 }
 
 /// One of these, or `--nat`, must be there.
@@ -57,7 +59,8 @@ impl Set {
         let progress = Progress::new(ProgressArgs { quiet: true });
         let options = &self.options();
         let set = async |_, vm: OwnedObjectPath| bus.configure_vm(&vm, options).await;
-        batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", set).await
+        batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", self.told, set)
+            .await
     }
 
     fn options(&self) -> Options<'_> {

@@ -3,8 +3,8 @@
 use banger_proto::bus::proxy::Options;
 use clap::Args;
 
-use super::change;
-use crate::{error::Result, progress::ProgressArgs};
+use super::change::{self, ChangeArgs};
+use crate::error::Result;
 
 /// Boot sandboxes that are not running
 ///
@@ -20,11 +20,11 @@ pub struct Start {
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
     #[command(flatten)]
-    progress: ProgressArgs,
+    change: ChangeArgs,
 }
 
 impl Start {
     pub async fn run(&self) -> Result<u8> {
-        change::each(&self.sandboxes, "Start", Options::new(), self.progress, "started").await
+        change::each(&self.sandboxes, "Start", Options::new(), self.change, "started").await
     }
 }

@@ -13,12 +13,11 @@ use banger_proto::{
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::asked;
 use crate::{
     bus::Bus,
     error::{FAILURE, Result},
-    guest::Guest,
     output,
-    service::Kind,
     signals::{Signals, unless_ended},
     table::Table,
 };
@@ -81,9 +80,7 @@ struct Sample {
 
 impl Sample {
     async fn take(bus: &Bus, signals: &Signals, reference: &str) -> Result<Self> {
-        let vm = bus.find(Kind::Vm, reference).await?;
-        let name = bus.properties(&vm, VM_INTERFACE).await?.name().to_owned();
-        let mut guest = Guest::new(bus.clone(), vm, signals.listen());
+        let (name, mut guest) = asked::open(bus, signals, reference).await?;
         let before = guest.ask(Request::Stats).await?;
         tokio::time::sleep(LOOK).await;
         Ok(Self { name, before, now: guest.ask(Request::Stats).await? })

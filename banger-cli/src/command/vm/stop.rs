@@ -2,8 +2,11 @@
 
 use clap::Args;
 
-use super::{change, stop_args::StopArgs};
-use crate::{error::Result, progress::ProgressArgs};
+use super::{
+    change::{self, ChangeArgs},
+    stop_args::StopArgs,
+};
+use crate::error::Result;
 
 /// Shut sandboxes down; their disks stay
 ///
@@ -21,11 +24,11 @@ pub struct Stop {
     #[command(flatten)]
     stop: StopArgs,
     #[command(flatten)]
-    progress: ProgressArgs,
+    change: ChangeArgs,
 }
 
 impl Stop {
     pub async fn run(&self) -> Result<u8> {
-        change::each(&self.sandboxes, "Stop", self.stop.options(), self.progress, "stopped").await
+        change::each(&self.sandboxes, "Stop", self.stop.options(), self.change, "stopped").await
     }
 }

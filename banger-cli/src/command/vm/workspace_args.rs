@@ -15,6 +15,9 @@ use crate::{
     },
 };
 
+/// Where a repository goes in a sandbox unless somebody says otherwise.
+pub const DEFAULT: &str = "/root/repo";
+
 /// The options of a command that sends a repository.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The repository")]
@@ -31,9 +34,9 @@ pub struct WorkspaceArgs {
     /// How much of the repository is sent
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::Shallow)]
     mode: Mode,
-    /// Where it goes in the sandbox
-    #[arg(long, value_name = "PATH", default_value = "/root/repo", value_parser = guest_path)]
-    guest_path: String,
+    /// Where it goes in the sandbox [default: /root/repo, or as its devcontainer.json says]
+    #[arg(long, value_name = "PATH", value_parser = guest_path)]
+    guest_path: Option<String>,
     /// Show what would be sent, and do nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -66,9 +69,9 @@ impl WorkspaceArgs {
         self.branch.is_some() || self.include_untracked || self.dry_run || self.mode != Mode::default()
     }
 
-    /// Where it goes in the sandbox.
-    pub fn guest_path(&self) -> &str {
-        &self.guest_path
+    /// Where it goes in the sandbox; `wanted` where nobody said.
+    pub fn guest_path<'a>(&'a self, wanted: Option<&'a str>) -> &'a str {
+        self.guest_path.as_deref().or(wanted).unwrap_or(DEFAULT)
     }
 }
 

@@ -78,8 +78,7 @@ impl Export {
         let mut guest = Guest::of(&self.sandbox).await?;
         let kept = self.kept(&id_of(guest.vm()))?;
         let track = progress.track(None);
-        track.stage("fetch", &format!("what has changed in {}", kept.record.guest_path));
-        export::fetch(&mut guest, &kept).await.map_err(|error| error.about(&self.sandbox))?;
+        export::fetch(&mut guest, &kept, &track).await.map_err(|error| error.about(&self.sandbox))?;
         drop(track);
         let differences = self.put(&kept)?;
         match (self.json, differences) {

@@ -52,7 +52,7 @@ pub struct Prepare {
 impl Prepare {
     pub async fn run(&self) -> Result<u8> {
         let plan = self.workspace.plan(&self.path)?;
-        let path = self.workspace.guest_path();
+        let path = self.workspace.guest_path(None);
         let progress = Progress::new(self.progress);
         if self.workspace.dry_run {
             print_plan(&plan, path, self.json)?;
@@ -69,7 +69,7 @@ impl Prepare {
         };
         let track = progress.track(None);
         track.stage("copy", &prepare::told(count, bytes, path));
-        let kept = prepare::send(&mut guest, plan, target).await;
+        let kept = prepare::send(&mut guest, plan, target, track.meter(bytes)).await;
         drop(track);
         let record = kept.map_err(|error| error.about(&self.sandbox))?.record;
         if self.json {

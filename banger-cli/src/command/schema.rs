@@ -1,0 +1,40 @@
+//! `banger schema`.
+
+use clap::Args;
+
+use crate::{
+    error::{Error, Result},
+    output, schema,
+};
+
+/// Print the schema of what a verb prints with --json
+///
+/// It is a JSON Schema (draft 2020-12). Without a verb, the verbs that have one are listed. Later versions may add
+/// keys to objects, and remove none.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  banger schema
+  banger schema vm list
+  banger schema vm show | jq '.properties.state.enum'")]
+pub struct Schema {
+    /// The words of the verb, such as vm list
+    #[arg(value_name = "VERB")]
+    verb: Vec<String>,
+}
+
+impl Schema {
+    pub fn run(&self) -> Result<u8> {
+        if self.verb.is_empty() {
+            output::text(&schema::verbs().map(|verb| format!("{verb}\n")).collect::<String>())?;
+            return Ok(0);
+        }
+        let verb = self.verb.join(" ");
+        let schema = schema::of_verb(&verb).ok_or_else(|| {
+            Error::Usage(format!("{verb} has no schema"))
+                .advise("`banger schema` lists the verbs that have one.")
+        })?;
+        output::json(&schema)?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,126 @@
+//! Repositories with a `devcontainer.json`, in a sandbox whose agent is the real one, on this host.
+
+use std::{fs, net::TcpListener};
+
+use crate::{host::Ended, workspace::Bench};
+
+/// A repository that has this file.
+fn with(text: &str) -> Bench {
+    let bench = Bench::new();
+    fs::create_dir(bench.repo.join(".devcontainer")).unwrap();
+    fs::write(bench.repo.join(".devcontainer/devcontainer.json"), text).unwrap();
+    bench.git(&["add", "-A"]);
+    bench.git(&["commit", "-qm", "a place to work"]);
+    bench
+}
+
+fn run(bench: &Bench, name: &str, more: &[&str]) -> Ended {
+    let guest = bench.guest.with_file_name(name);
+    let (repo, guest) = (bench.repo.to_str().unwrap(), guest.to_str().unwrap());
+    bench.banger(&[&["vm", "run", "--name", name, "--guest-path", guest, repo][..], more].concat())
+}
+
+#[test]
+fn what_a_devcontainer_asks_for_is_had_where_a_sandbox_has_the_like() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let bench = with(&format!(
+        r#"{{
+            // The image of this test's service.
+            "image": "debian",
+            "postCreateCommand": {{ "a": "echo $A > made", "b": ["touch", "made too"] }},
+            "containerEnv": {{ "A": "1", "SECRET": "${{localEnv:HOME}}" }},
+            "forwardPorts": [{port}],
+            "features": {{ "x": {{}} }},
+            "initializeCommand": "touch /tmp/must-not-be-there",
+        }}"#
+    ));
+    let script = ["--", "sh", "-c", "echo $A; cat made; ls \"made too\"; echo ${SECRET-nothing}; pwd"];
+    let ended = run(&bench, "box-1", &script);
+    assert_eq!(ended.status, 0, "{ended:?}");
+    let place = bench.guest.with_file_name("box-1");
+    assert_eq!(ended.output, format!("1\n1\nmade too\nnothing\n{}\n", place.display()));
+    let not_taken = "note: not taken of .devcontainer/devcontainer.json: containerEnv.SECRET, features, \
+                     initializeCommand.";
+    assert!(ended.errors.lines().any(|line| line == not_taken), "{ended:?}");
+    assert!(ended.errors.contains(&format!(" leads to {port} in the sandbox.")), "{ended:?}");
+    assert!(ended.errors.contains("setup: echo $A > made"), "{ended:?}");
+    assert!(!fs::exists("/tmp/must-not-be-there").unwrap());
+    assert_eq!(bench.host.calls("CreateVM").last().unwrap().options["image"], "\"debian\"");
+
+    // Later commands run in the same place.
+    let exec = |more: &[&str]| {
+        bench.banger(&[&["vm", "exec"], more, &["box-1", "--", "sh", "-c", "echo $A"]].concat())
+    };
+    assert_eq!(exec(&[]).output, "1\n");
+    assert_eq!(exec(&["-e", "A=2"]).output, "2\n");
+
+    let ended = run(&bench, "box-2", &["-d", "--no-bootstrap", "--image", "debian"]);
+    assert_eq!(ended.output, "box-2\n");
+    assert!(!bench.guest.with_file_name("box-2").join("made").exists());
+    assert!(ended.errors.contains("initializeCommand, image.\n"), "{ended:?}");
+    assert!(ended.errors.contains(&format!("note: `banger vm forward -L {port} box-2` leads")), "{ended:?}");
+
+    let ended = run(&bench, "box-3", &["-d", "-q", "--no-devcontainer", "--image", "debian"]);
+    assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("box-3\n", ""));
+    assert!(!bench.guest.with_file_name("box-3").join("made").exists());
+}
+
+#[test]
+fn a_command_that_fails_is_told_and_the_sandbox_stays() {
+    let bench = with(r#"{"image": "debian", "postCreateCommand": "echo why; exit 3"}"#);
+    let ended = run(&bench, "box-1", &["--", "echo", "here"]);
+    assert_eq!((ended.status, ended.output.as_str()), (0, "here\n"), "{ended:?}");
+    let told =
+        "why\nwarning: it ended with 3: the postCreateCommand `echo why; exit 3`. Without `--nat` it reaches";
+    assert!(ended.errors.contains(told), "{ended:?}");
+}
+
+#[test]
+fn a_file_that_makes_no_sense_is_refused_before_there_is_a_sandbox() {
+    let bench = with("{\n  \"image\": 5,\n}");
+    let made = bench.host.calls("CreateVM").len();
+    let ended = run(&bench, "box-1", &["--", "true"]);
+    assert_eq!(ended.status, 125);
+    let told = "error: .devcontainer/devcontainer.json is not to be understood: image is no text.\nhint: ";
+    assert!(ended.errors.starts_with(told), "{ended:?}");
+    assert_eq!(bench.host.calls("CreateVM").len(), made);
+    assert_eq!(run(&bench, "box-1", &["--no-devcontainer", "--image", "debian", "--", "true"]).status, 0);
+}
+
+#[test]
+fn one_of_several_is_not_taken_unasked() {
+    let bench = Bench::new();
+    fs::create_dir_all(bench.repo.join(".devcontainer/big")).unwrap();
+    fs::write(bench.repo.join(".devcontainer/big/devcontainer.json"), "{}").unwrap();
+    bench.git(&["add", "-A"]);
+    let ended = run(&bench, "box-1", &["--image", "debian", "--", "true"]);
+    assert!(
+        ended.errors.contains("note: nothing is taken of .devcontainer/big/devcontainer.json.\n"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn another_user_gets_the_repository_where_the_image_has_them() {
+    let bench = with(r#"{"image": "debian", "remoteUser": "nobody"}"#);
+    // That they work in it is seen in a guest: the agent of this test may not become somebody else.
+    let owner = ["-u", "root", "--", "stat", "-c", "%U", ".git/index", "link", "lines"];
+    let ended = run(
+        &bench,
+        "box-1",
+        &[&["-q", "-w", bench.guest.with_file_name("box-1").to_str().unwrap()][..], &owner].concat(),
+    );
+    assert_eq!(ended.output, "nobody\nnobody\nnobody\n", "{ended:?}");
+    fs::write(bench.repo.join("lines"), "later\n").unwrap();
+    let place = bench.guest.with_file_name("box-1");
+    let exec = ["vm", "exec", "--auto-prepare", "-u", "root", "-w", place.to_str().unwrap(), "box-1", "--"];
+    let ended = bench.banger(&[&exec[..], &["sh", "-c", "cat lines; stat -c %U lines"]].concat());
+    assert_eq!(ended.output, "later\nnobody\n", "{ended:?}");
+
+    let text = r#"{"image": "debian", "remoteUser": "no-one"}"#;
+    fs::write(bench.repo.join(".devcontainer/devcontainer.json"), text).unwrap();
+    let ended = run(&bench, "box-2", &["--", "id", "-un"]);
+    assert_eq!(ended.output, "root\n");
+    assert!(ended.errors.contains("note: the image has no user no-one; root works there.\n"), "{ended:?}");
+}

@@ -1,0 +1,72 @@
+//! Long work on a terminal: what is shown of it, and how it is left.
+
+use std::fs;
+
+use crate::host::Host;
+
+/// What Ctrl-C types.
+const CTRL_C: &str = "\x03";
+
+#[test]
+fn a_first_interrupt_cancels_and_nothing_is_left() {
+    let host = Host::new();
+    let mut terminal = host.start_in_terminal(&["vm", "create", "--name", "hanging", "--image", "debian"]);
+    terminal.wait_for("waiting for the guest");
+    terminal.type_in(CTRL_C);
+    terminal.wait_for("error: interrupted.");
+    let (status, seen) = terminal.end();
+    assert_eq!(status.code(), Some(130), "{seen}");
+    assert_eq!(host.calls("Cancel").len(), 1);
+    assert!(!host.banger(&["vm", "list", "-q"]).output.contains("hanging"));
+}
+
+#[test]
+fn a_second_interrupt_leaves_and_says_how_to_get_back() {
+    let host = Host::new();
+    let mut terminal = host.start_in_terminal(&["vm", "create", "--name", "stubborn", "--image", "debian"]);
+    terminal.wait_for("waiting for the guest");
+    terminal.type_in(CTRL_C);
+    terminal.wait_for("it cannot be canceled any more");
+    terminal.type_in(CTRL_C);
+    terminal.wait_for("`banger vm exec stubborn` goes there once it is ready");
+    let (status, seen) = terminal.end();
+    assert_eq!(status.code(), Some(130), "{seen}");
+    assert!(seen.contains("error: interrupted twice, and left to itself."), "{seen}");
+    assert_eq!(host.calls("Cancel").len(), 1);
+    assert!(host.banger(&["vm", "list", "-q"]).output.contains("stubborn"));
+}
+
+#[test]
+fn a_copy_that_is_interrupted_leaves_nothing_here() {
+    let host = Host::new();
+    let place = host.path("place");
+    fs::create_dir(&place).unwrap();
+    let to = place.join("file");
+    let mut terminal = host.start_in_terminal(&["vm", "cp", "web:/srv/file", to.to_str().unwrap()]);
+    terminal.wait_for("web:/srv/file to ");
+    crate::host::until("the copy has begun", || fs::read_dir(&place).unwrap().count() == 1);
+    terminal.type_in(CTRL_C);
+    terminal.wait_for("error: interrupted.");
+    assert_eq!(terminal.end().0.code(), Some(130));
+    assert_eq!(fs::read_dir(&place).unwrap().count(), 0);
+}
+
+#[test]
+fn copies_show_their_bytes_on_a_terminal_and_a_line_in_a_pipe() {
+    let host = Host::new();
+    assert_eq!(host.banger(&["vm", "create", "-q", "--name", "box", "--image", "debian"]).status, 0);
+    let file = host.path("file");
+    fs::File::create(&file).unwrap().set_len(48 << 20).unwrap();
+    let (file, there) = (file.to_str().unwrap(), format!("box:{}", host.path("there").display()));
+    let mut terminal = host.start_in_terminal(&["vm", "cp", file, &there]);
+    terminal.wait_for("of 48 MiB");
+    assert!(terminal.end().0.success());
+    let said = format!("copy: {file} to {there}\n");
+    assert!(host.banger(&["vm", "cp", file, &there]).errors.starts_with(&said));
+    assert_eq!(host.banger(&["vm", "cp", "-q", file, &there]).errors, "");
+    let back = host.path("back");
+    let mut terminal = host.start_in_terminal(&["vm", "cp", &there, back.to_str().unwrap()]);
+    terminal.wait_for(" MiB");
+    assert!(terminal.end().0.success());
+    assert_eq!(fs::metadata(back).unwrap().len(), 48 << 20);
+}

@@ -1,0 +1,199 @@
+//! What every verb prints with `--json`, held against the schema that the command itself tells.
+
+use std::{collections::BTreeSet, fs};
+
+use jsonschema::Validator;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::{
+    host::{Ended, Host},
+    real::furnished,
+    workspace::Bench,
+};
+
+/// The verbs that were held against their schemas.
+#[derive(Default)]
+struct Checked(BTreeSet<String>);
+
+impl Checked {
+    /// Runs a verb, which must print what its schema says.
+    fn check(&mut self, host: &Host, verb: &str, more: &[&str]) -> Ended {
+        let words: Vec<&str> = verb.split(' ').chain(["--json"]).chain(more.iter().copied()).collect();
+        let ended = host.banger(&words);
+        let schema = schema(host, verb);
+        match schema["title"].as_str().unwrap().starts_with("A line of ") {
+            true => ended.output.lines().for_each(|line| self.hold(verb, &schema, line, &ended)),
+            false => self.hold(verb, &schema, &ended.output, &ended),
+        }
+        ended
+    }
+
+    /// What was printed must be as the schema says, and have nothing that it does not know.
+    fn hold(&mut self, verb: &str, schema: &Value, printed: &str, ended: &Ended) {
+        let value: Value =
+            serde_json::from_str(printed).unwrap_or_else(|error| panic!("{verb}: {error}: {ended:?}"));
+        let validator = jsonschema::validator_for(&strict(schema.clone())).unwrap();
+        let wrong: Vec<String> = errors(&validator, &value);
+        assert!(wrong.is_empty(), "{verb}: {wrong:?} in {value:#}");
+        self.0.insert(verb.to_owned());
+    }
+}
+
+fn errors(validator: &Validator, value: &Value) -> Vec<String> {
+    validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect()
+}
+
+fn schema(host: &Host, verb: &str) -> Value {
+    let words: Vec<&str> = ["schema"].into_iter().chain(verb.split(' ')).collect();
+    let ended = host.banger(&words);
+    serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{verb}: {error}: {ended:?}"))
+}
+
+/// Later versions may print keys that a schema does not know. This one may not.
+fn strict(schema: Value) -> Value {
+    match schema {
+        Value::Object(fields) => {
+            let mut fields: serde_json::Map<_, _> =
+                fields.into_iter().map(|(key, value)| (key, strict(value))).collect();
+            // A property may be called so, too; its schema is an object.
+            if fields.get("properties").is_some_and(Value::is_object)
+                && fields.get("type").is_some_and(Value::is_string)
+            {
+                fields.entry("additionalProperties").or_insert(false.into());
+            }
+            Value::Object(fields)
+        }
+        Value::Array(items) => items.into_iter().map(strict).collect(),
+        other => other,
+    }
+}
+
+/// Verbs whose answer is the service's alone.
+fn of_the_service(checked: &mut Checked, host: &Host) {
+    let rootfs = host.path("rootfs").to_str().unwrap().to_owned();
+    let kernel = host.path("vmlinux").to_str().unwrap().to_owned();
+    let settings = host.home().join(".config/banger");
+    fs::create_dir_all(&settings).unwrap();
+    fs::write(settings.join("config.toml"), "[[file_sync]]\nhost = '/none'\nguest = '/none'\n").unwrap();
+    for (verb, more) in [
+        ("doctor", &[][..]),
+        ("version", &[]),
+        ("config show", &[]),
+        ("config show", &["--origin"]),
+        ("image register", &["--name", "mine", "--rootfs", &rootfs]),
+        ("image pull", &["registry.test/library/alpine:3"]),
+        ("image list", &[]),
+        ("image show", &["alpine-3"]),
+        ("image cache prune", &["--dry-run"]),
+        ("kernel import", &["--name", "other", "--vmlinuz", &kernel]),
+        ("kernel list", &[]),
+        ("kernel show", &["other"]),
+        ("vm create", &["--name", "web", "--label", "team=x"]),
+        ("vm run", &["-d", "--name", "db"]),
+        ("vm publish", &["web", "8080:80", "5353:53/udp"]),
+        ("vm set", &["--nat", "web", "nope"]),
+        ("vm list", &[]),
+        ("ps", &[]),
+        ("vm show", &["web"]),
+        ("vm rename", &["web", "site"]),
+        ("vm stop", &["site"]),
+        ("vm start", &["site"]),
+        ("vm restart", &["site"]),
+        ("vm kill", &["site", "nope"]),
+        ("vm stop", &["db"]),
+        ("vm prune", &["--dry-run"]),
+        ("vm prune", &["--force"]),
+        ("vm delete", &["--force", "site", "nope"]),
+        ("image delete", &["mine", "nope"]),
+        ("kernel rm", &["other", "nope"]),
+    ] {
+        checked.check(host, verb, more);
+    }
+}
+
+fn events(checked: &mut Checked, host: &Host) {
+    let mut events = host.start(&["events", "--json"]);
+    // The first word of the service may be missed while we are not heard yet.
+    let line = std::thread::scope(|scope| {
+        let line = scope.spawn(|| events.next_output());
+        while !line.is_finished() {
+            host.banger(&["vm", "create", "-q", "--no-start", "--name", "seen"]);
+            host.banger(&["vm", "delete", "-q", "seen"]);
+        }
+        line.join().unwrap()
+    });
+    events.signal(Signal::INT);
+    let ended = events.end();
+    checked.hold("events", &schema(host, "events"), &line, &ended);
+}
+
+/// Verbs that the agent answers, or that read a repository.
+fn of_the_sandbox(checked: &mut Checked) {
+    let bench = Bench::new();
+    let (host, repo, guest) = (&bench.host, bench.repo.to_str().unwrap(), bench.guest.to_str().unwrap());
+    let place = ["--guest-path", guest];
+    checked.check(host, "vm run", &["--dry-run", repo]);
+    checked.check(host, "vm workspace prepare", &["--dry-run", "box", repo]);
+    checked.check(host, "vm workspace prepare", &[&["-q", "box", repo][..], &place].concat());
+    fs::write(bench.guest.join("lines"), "else\n").unwrap();
+    fs::remove_file(bench.guest.join("run.sh")).unwrap();
+    let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let detached = checked.check(host, "vm exec", &["-d", "box", "--", "true"]);
+    // The sandbox of this test is this host.
+    let detached: Value = serde_json::from_str(&detached.output).unwrap();
+    fs::remove_file(detached["log"].as_str().unwrap()).unwrap();
+    for (verb, more) in [
+        ("vm workspace export", &["-q", "box"][..]),
+        ("vm ports", &["box", "nope"]),
+        ("vm health", &["box", "nope"]),
+        ("vm ping", &["-c", "2", "box"]),
+        ("vm stats", &["box"]),
+        ("vm top", &["box"]),
+    ] {
+        checked.check(host, verb, more);
+    }
+}
+
+#[test]
+fn what_every_verb_prints_is_as_its_schema_says() {
+    let Some(host) = furnished() else { return };
+    let mut checked = Checked::default();
+    of_the_service(&mut checked, &host);
+    events(&mut checked, &host);
+    of_the_sandbox(&mut checked);
+    let all: BTreeSet<String> = host.banger(&["schema"]).output.lines().map(str::to_owned).collect();
+    assert!(all.len() > 30);
+    assert_eq!(all, checked.0);
+}
+
+#[test]
+fn a_schema_refuses_what_is_not_so() {
+    let host = Host::without_service();
+    let validator = jsonschema::validator_for(&strict(schema(&host, "version"))).unwrap();
+    for wrong in ["{}", r#"{"client": 1, "service": null}"#, r#"{"client": "1", "service": "1", "more": 1}"#]
+    {
+        assert!(!errors(&validator, &serde_json::from_str(wrong).unwrap()).is_empty(), "{wrong}");
+    }
+    assert_eq!(
+        errors(&validator, &serde_json::from_str(r#"{"client": "1", "service": null}"#).unwrap()),
+        [""; 0]
+    );
+    let ended = host.banger(&["schema", "vm", "lsit"]);
+    assert_eq!(ended.status, 2);
+    assert!(
+        ended.errors.starts_with("error: vm lsit has no schema.\nhint: `banger schema` lists"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn what_many_became_is_one_array() {
+    let host = Host::new();
+    let ended = host.banger(&["vm", "stop", "-q", "--json", "web", "nope"]);
+    assert_eq!(ended.status, 1);
+    let rows: Value = serde_json::from_str(&ended.output).unwrap();
+    assert_eq!((&rows[0]["reference"], &rows[0]["done"]), (&"web".into(), &"stopped".into()));
+    assert_eq!(rows[1]["error"], "there is no sandbox nope");
+    assert!(ended.errors.starts_with("error: nope: there is no sandbox nope."), "{ended:?}");
+}
