@@ -86,7 +86,7 @@ const ROWS: &[(ErrorName, &str)] = &[
     ),
     (
         ErrorName::NoSuchKernel,
-        "`banger kernel list` shows the kernels; \
+        "`banger kernel list` shows the kernels, `banger kernel list --available` those of the catalogs; \
          `banger kernel import --name NAME --vmlinuz FILE --modules DIRECTORY` adds one.",
     ),
     (ErrorName::NoSuchJob, "finished operations are forgotten after some minutes."),
@@ -127,6 +127,12 @@ const ROWS: &[(ErrorName, &str)] = &[
          registries say the same of what does not exist.",
     ),
     (ErrorName::RegistryError, ""),
+    (
+        ErrorName::CatalogRefused,
+        "`banger image list --available --refresh` tries again; an administrator finds the catalogs and their keys \
+         in /etc/banger.",
+    ),
+    (ErrorName::NotPublished, "`banger image list --available` shows what is published."),
     (ErrorName::NoSpace, "`banger vm list` and `banger image list` show what could be deleted."),
     (ErrorName::HostNotReady, "`banger doctor` tells what this host lacks."),
     (ErrorName::VmmFailed, "`banger vm logs --vmm NAME` and `banger doctor` tell more."),

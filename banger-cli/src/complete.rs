@@ -1,5 +1,5 @@
 //! Completions for shells. The shell asks this program for each of them, so that the names of sandboxes, images
-//! and kernels are those that there are.
+//! and kernels are those that there are, here and in the catalogs.
 
 use std::{ffi::OsStr, time::Duration};
 
@@ -9,7 +9,10 @@ use clap_complete::{
     engine::{ArgValueCompleter, CompletionCandidate},
 };
 
-use crate::{bus::Bus, cli::Cli, error::Result, object::Object, service::Kind};
+use banger_proto::bus::{option::catalog, proxy::Options};
+use zbus::Variant;
+
+use crate::{bus::Bus, cli::Cli, error::Result, object::Object, plain, service::Kind};
 
 /// The variable of the environment by which a shell's script asks for completions.
 pub const VARIABLE: &str = "BANGER_COMPLETE";
@@ -26,13 +29,24 @@ pub fn answer_shell() {
     CompleteEnv::with_factory(|| completing(Cli::command())).var(VARIABLE).complete();
 }
 
+/// How the help calls an argument that is a name in a catalog, and what it is there.
+const ENTRIES: [(&str, &str); 2] = [("REFERENCE", catalog::IMAGE), ("ENTRY", catalog::KERNEL_KIND)];
+
 /// The command line with what completes the names in it.
 fn completing(cli: Command) -> Command {
     cli.mut_subcommands(|group| {
         let of_group = KINDS.iter().find(|(_, name, _)| *name == group.get_name()).map(|(.., kind)| *kind);
-        let named = move |arg: Arg| match kind_of(&arg).or(of_group.filter(|_| is_bare_name(&arg))) {
-            Some(kind) => arg.add(ArgValueCompleter::new(move |typed: &OsStr| candidates(kind, typed))),
-            None => arg,
+        let named = move |arg: Arg| {
+            let entry = ENTRIES.iter().find(|(word, _)| is_called(&arg, word));
+            match (kind_of(&arg).or(of_group.filter(|_| is_bare_name(&arg))), entry) {
+                (Some(kind), _) => {
+                    arg.add(ArgValueCompleter::new(move |typed: &OsStr| candidates(kind, typed)))
+                }
+                (None, Some((_, kind))) => {
+                    arg.add(ArgValueCompleter::new(move |typed: &OsStr| entries(kind, typed)))
+                }
+                (None, None) => arg,
+            }
         };
         group.mut_subcommands(|verb| verb.mut_args(named).mut_subcommands(|part| part.mut_args(named)))
     })
@@ -53,7 +67,7 @@ fn is_called(arg: &Arg, word: &str) -> bool {
 /// The names that begin as typed; none when the service does not run: it is not started for this.
 fn candidates(kind: Kind, typed: &OsStr) -> Vec<CompletionCandidate> {
     let Some(typed) = typed.to_str() else { return Vec::new() };
-    let mut objects = ask(kind).unwrap_or_default();
+    let mut objects = ask(objects(kind)).unwrap_or_default();
     objects.retain(|object| object.name().starts_with(typed));
     objects.sort_by(|one, other| one.name().cmp(other.name()));
     let candidate =
@@ -61,9 +75,30 @@ fn candidates(kind: Kind, typed: &OsStr) -> Vec<CompletionCandidate> {
     objects.iter().map(candidate).collect()
 }
 
-fn ask(kind: Kind) -> Option<Vec<Object>> {
+/// What catalogs have that begins as typed.
+fn entries(kind: &'static str, typed: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(typed) = typed.to_str() else { return Vec::new() };
+    let mut entries = ask(available(kind)).unwrap_or_default();
+    entries.retain(|entry| entry.text(catalog::NAME).starts_with(typed));
+    let candidate = |entry: &Object| {
+        let about = plain::line(entry.text(catalog::DESCRIPTION));
+        CompletionCandidate::new(entry.text(catalog::NAME)).help(Some(about.into()))
+    };
+    entries.iter().map(candidate).collect()
+}
+
+fn ask(question: impl Future<Output = Result<Vec<Object>>>) -> Option<Vec<Object>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    runtime.block_on(async { tokio::time::timeout(PATIENCE, objects(kind)).await }).ok()?.ok()
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, question).await }).ok()?.ok()
+}
+
+async fn available(kind: &str) -> Result<Vec<Object>> {
+    let bus = Bus::connect().await?;
+    if !bus.service_runs().await {
+        return Ok(Vec::new());
+    }
+    let options = Options::from([(catalog::KIND, Variant::from(kind))]);
+    Ok(bus.list_catalog(&options).await?.into_iter().map(Object::new).collect())
 }
 
 async fn objects(kind: Kind) -> Result<Vec<Object>> {
@@ -109,6 +144,8 @@ mod tests {
             ("image delete", &["images"]),
             ("image register", &["kernel"]),
             ("kernel show", &["reference"]),
+            ("kernel pull", &["entry"]),
+            ("image pull", &["reference", "kernel"]),
             ("ssh-config", &[]),
         ] {
             assert_eq!(completed(verb), expect, "{verb}");

@@ -1,4 +1,4 @@
-//! Pulling an image, for the commands that want one.
+//! Pulling images and kernels, for the commands that want one.
 
 use std::os::fd::AsFd;
 
@@ -49,4 +49,19 @@ pub async fn pull(
     let image =
         image.ok_or_else(|| Error::Usage("the service does not tell which image it made".to_owned()))?;
     Ok((image, facts))
+}
+
+/// Pulls a kernel of a catalog and returns it.
+pub async fn kernel(
+    bus: &Bus,
+    jobs: &Jobs,
+    progress: &Progress,
+    listener: &mut Listener,
+    entry: &str,
+    options: Options<'_>,
+) -> Result<OwnedObjectPath> {
+    let job = bus.pull_kernel(entry, &options).await?;
+    let facts = jobs.finish(bus, &job, progress.track(None), listener).await?;
+    let kernel = facts.get("kernel").and_then(|kernel| OwnedObjectPath::try_from(kernel.clone()).ok());
+    kernel.ok_or_else(|| Error::Usage("the service does not tell which kernel it made".to_owned()))
 }

@@ -111,6 +111,21 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "PullImage", &(reference, options)).await
     }
 
+    /// Makes a kernel of a catalog's: the job.
+    pub async fn pull_kernel(&self, entry: &str, options: &Options<'_>) -> Result<OwnedObjectPath> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "PullKernel", &(entry, options)).await
+    }
+
+    /// What the catalogs have, as they were last fetched.
+    pub async fn list_catalog(&self, options: &Options<'_>) -> Result<Vec<Facts>> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "ListCatalog", &(options,)).await
+    }
+
+    /// Fetches the catalogs: the job.
+    pub async fn refresh_catalog(&self, options: &Options<'_>) -> Result<OwnedObjectPath> {
+        self.call(&manager_path(), MANAGER_INTERFACE, "RefreshCatalog", &(options,)).await
+    }
+
     /// Removes what registries sent: the job.
     pub async fn prune_cache(&self, options: &Options<'_>) -> Result<OwnedObjectPath> {
         self.call(&manager_path(), MANAGER_INTERFACE, "PruneCache", &(options,)).await

@@ -13,11 +13,12 @@ use zbus::Connection;
 
 use crate::{
     bus,
-    config::{Config, Host},
+    config::{CATALOG_KEYS, Config, Host},
     domain::resource::Places,
     engine::Engine,
     host::{
         authority::Polkit,
+        catalogs::SignedCatalogs,
         clock::SystemClock,
         disks::FileDisks,
         dns::NameServer,
@@ -107,8 +108,12 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     let vmm = Arc::new(vmm);
     let network = Arc::new(LinuxNetwork::new(config.warm_taps())?);
     tokio::spawn(keep_network(Arc::clone(&network)));
+    let registries = Registries::new(&cache_directory(), config.cache_size()?, Patience::default());
+    let keys = CATALOG_KEYS.map(PathBuf::from).to_vec();
+    let catalogs = SignedCatalogs::new(config.catalogs()?, places.catalogs(), keys, registries.clone());
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
+        catalogs: Arc::new(catalogs),
         clock: Arc::new(SystemClock::new()?),
         disks: disks(&places),
         guest: Arc::new(AgentLink::new(vmm.clone())),
@@ -117,7 +122,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         logs: Arc::new(RingLogs::new(places.clone())),
         names: Arc::new(NameServer::new(connection.clone())),
         network,
-        registry: Arc::new(Registries::new(&cache_directory(), config.cache_size()?, Patience::default())),
+        registry: Arc::new(registries),
         store: Arc::new(SqliteStore::open(&places).await.context("cannot open the database")?),
         supervisor,
         users: Arc::new(Accounts),

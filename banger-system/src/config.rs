@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     domain::{
+        catalog::{self, signature::Keys},
         limits::Limits,
         monitor::Wish,
         name::Name,
@@ -39,6 +40,13 @@ const MAX_WARM_TAPS: usize = 64;
 const IMAGE_SIZE: Bytes = Bytes::gib(16);
 const IMAGE_SIZES: std::ops::RangeInclusive<Bytes> = Bytes::mib(64)..=Bytes::gib(256);
 
+/// The catalog that comes with the package.
+const CATALOG: &str = "banger";
+const CATALOG_INDEX: &str = "/usr/share/banger/catalog/index.json";
+/// Where `NAME.pub` has keys of the catalog NAME: what the package trusts, and what an administrator trusts.
+pub const CATALOG_KEYS: [&str; 2] = ["/usr/share/banger/keys", "/etc/banger/keys"];
+const MAX_CATALOGS: usize = 16;
+
 /// A dozen of images for development, packed.
 const CACHE_SIZE: Bytes = Bytes::gib(10);
 
@@ -66,12 +74,27 @@ pub struct Config {
     /// The network of guests.
     #[serde(default)]
     pub network: NetworkSection,
+    /// Catalogs, in the order in which something is looked up in them; that of the package when absent.
+    pub catalog: Option<Vec<CatalogSection>>,
     /// The cache of what registries sent.
     #[serde(default)]
     pub cache: CacheSection,
     /// What one user may have.
     #[serde(default)]
     pub limits: LimitsSection,
+}
+
+/// A catalog.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogSection {
+    /// What it is called here.
+    pub name: String,
+    /// Where its index is: an absolute path, or an address of the web.
+    pub location: String,
+    /// Public keys of minisign, each of which may sign it, beside those in `/etc/banger/keys/NAME.pub`.
+    #[serde(default)]
+    pub keys: Vec<String>,
 }
 
 /// The cache of what registries sent.
@@ -203,6 +226,33 @@ impl Config {
         Ok(size("cache.size", &self.cache.size)?.unwrap_or(CACHE_SIZE))
     }
 
+    /// The catalogs.
+    pub fn catalogs(&self) -> Result<Vec<catalog::Source>, Error> {
+        let wrong = |key, value: &str| Error::Value { key, value: value.to_owned() };
+        let Some(sections) = &self.catalog else {
+            let name = name("catalog.name", &None, CATALOG)?;
+            let location = CATALOG_INDEX.parse().map_err(|_| wrong("catalog.location", CATALOG_INDEX))?;
+            return Ok(vec![catalog::Source { name, location, keys: Keys::default() }]);
+        };
+        let mut sources: Vec<catalog::Source> = Vec::new();
+        for section in sections {
+            let source = catalog::Source {
+                name: section.name.parse().map_err(|_| wrong("catalog.name", &section.name))?,
+                location: section
+                    .location
+                    .parse()
+                    .map_err(|_| wrong("catalog.location", &section.location))?,
+                keys: Keys::parse(&section.keys.join("\n"))
+                    .map_err(|_| wrong("catalog.keys", &section.keys.join(" ")))?,
+            };
+            if sources.iter().any(|other| other.name == source.name) || sources.len() == MAX_CATALOGS {
+                return Err(wrong("catalog.name", &section.name));
+            }
+            sources.push(source);
+        }
+        Ok(sources)
+    }
+
     fn subnet(&self) -> Result<Option<Prefix4>, Error> {
         let Some(text) = &self.network.subnet else { return Ok(None) };
         let wrong = || Error::Value { key: "network.subnet", value: text.clone() };
@@ -232,7 +282,11 @@ impl Config {
                 .min(limits.memory),
         };
         Ok(Settings {
-            default_image: name("default_image_name", &self.default_image_name, DEFAULT_IMAGE)?,
+            default_image: {
+                let text = self.default_image_name.as_deref().unwrap_or(DEFAULT_IMAGE);
+                let wrong = |_| Error::Value { key: "default_image_name", value: text.to_owned() };
+                text.parse().map_err(wrong)?
+            },
             default_kernel: name("default_kernel_name", &self.default_kernel_name, DEFAULT_KERNEL)?,
             vcpus,
             memory,
@@ -286,7 +340,7 @@ mod tests {
         let read = |text: &str| toml::from_str::<Config>(text);
         let config = read("default_image_name = \"mine\"\n[vm_defaults]\nmemory = \"3G\"\n").unwrap();
         let settings = config.settings(HOST).unwrap();
-        assert_eq!((settings.default_image.as_str(), settings.memory), ("mine", Bytes::gib(3)));
+        assert_eq!((settings.default_image.to_string(), settings.memory), ("mine".to_owned(), Bytes::gib(3)));
         assert!(read("no_such_key = 1").is_err());
         let network = read("[network]\nsubnet = \"10.9.0.0/16\"\nsiblings = false\nwarm_taps = 0").unwrap();
         let settings = network.settings(HOST).unwrap();
@@ -297,7 +351,29 @@ mod tests {
         assert_eq!(image_size("").unwrap(), Bytes::gib(16));
         assert_eq!(image_size("image_size = \"20GiB\"").unwrap(), Bytes::gib(20));
         assert!(image_size("image_size = \"1MiB\"").is_err() && image_size("image_size = \"1TiB\"").is_err());
+        assert_eq!(config.catalogs().unwrap()[0].location.to_string(), CATALOG_INDEX);
+        assert!(read("catalog = []").unwrap().catalogs().unwrap().is_empty());
         let wrong = read("[vm_defaults]\nmemory = \"much\"").unwrap().settings(HOST).unwrap_err();
         assert_eq!(wrong.to_string(), "the configuration key vm_defaults.memory is \"much\"");
+    }
+
+    #[test]
+    fn catalogs_are_read_in_their_order_and_each_has_its_name() {
+        let read = |text: &str| toml::from_str::<Config>(text).unwrap().catalogs();
+        let mine = "[[catalog]]\nname = \"mine\"\nlocation = \"/srv/index.json\"\n";
+        let other = "[[catalog]]\nname = \"other\"\nlocation = \"https://example.org/index.json\"\n";
+        let sources = read(&format!("{other}{mine}")).unwrap();
+        let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+        assert_eq!(names, ["other", "mine"]);
+        assert!(sources[0].keys.is_empty());
+        for text in [
+            format!("{mine}{mine}"),
+            mine.replace("mine", "../mine"),
+            mine.replace("/srv", "srv"),
+            mine.replace("/srv", "http://example.org"),
+            format!("{mine}keys = [\"nonsense\"]"),
+        ] {
+            assert!(read(&text).is_err(), "{text}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Whatever makes something says so in its documentation, and each has a counterpart that removes it, for
 //! which a thing that is gone already is success.
 
+pub mod catalogs;
 pub mod images;
 pub mod names;
 pub mod network;
@@ -77,6 +78,12 @@ pub enum Error {
     #[error("{message}")]
     Registry {
         /// Which one, and what it said.
+        message: String,
+    },
+    /// A catalog is not what its keys vouch for, too old, or not understood.
+    #[error("{message}")]
+    Catalog {
+        /// Which one, and why.
         message: String,
     },
     /// A file descriptor is of the wrong kind, mode or size.
@@ -182,6 +189,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[allow(missing_docs, reason = "each is named after its trait")]
 pub struct Ports {
     pub authority: Arc<dyn Authority>,
+    pub catalogs: Arc<dyn catalogs::Catalogs>,
     pub clock: Arc<dyn Clock>,
     pub disks: Arc<dyn Disks>,
     pub guest: Arc<dyn GuestLink>,
@@ -485,6 +493,8 @@ pub trait Store: Send + Sync {
     async fn kernels(&self) -> Result<Vec<Kernel>>;
     /// Writes a kernel, new or changed.
     async fn put_kernel(&self, kernel: &Kernel) -> Result<()>;
+    /// Writes a new kernel and forgets the one whose place it takes, both or neither.
+    async fn replace_kernel(&self, kernel: &Kernel, old: KernelId) -> Result<()>;
     /// Forgets a kernel.
     async fn delete_kernel(&self, kernel: KernelId) -> Result<()>;
     /// Where the guests of this host are, once that was chosen.

@@ -170,6 +170,13 @@ async fn what_is_put_is_there_after_a_restart() {
     // An image that a machine has is not replaced, and the new one is not there either.
     let newer = Image { id: ImageId::from_bits(10), ..image() };
     assert!(store.replace_image(&newer, image().id).await.is_err());
+    let other = Kernel { id: KernelId::from_bits(20), ..kernel() };
+    store.put_kernel(&other).await.unwrap();
+    let newest = Kernel { id: KernelId::from_bits(21), ..kernel() };
+    store.replace_kernel(&newest, other.id).await.unwrap();
+    // So is a kernel.
+    let newer = Kernel { id: KernelId::from_bits(22), ..kernel() };
+    assert!(store.replace_kernel(&newer, kernel().id).await.is_err());
     store.close().await;
 
     let store = SqliteStore::open(&scratch.places).await.unwrap();
@@ -179,7 +186,9 @@ async fn what_is_put_is_there_after_a_restart() {
     let mut images = store.images().await.unwrap();
     images.sort_by_key(|image| image.id);
     assert_eq!(images, [image(), plain, pulled_image()]);
-    assert_eq!(store.kernels().await.unwrap(), [kernel()]);
+    let mut kernels = store.kernels().await.unwrap();
+    kernels.sort_by_key(|kernel| kernel.id);
+    assert_eq!(kernels.iter().map(|kernel| kernel.id).collect::<Vec<_>>(), [kernel().id, newest.id]);
     assert_eq!(store.ledger().await.unwrap(), [(vm().id, Resource::Disks)]);
 }
 

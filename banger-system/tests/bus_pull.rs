@@ -111,3 +111,46 @@ async fn the_cache_is_pruned_by_those_who_may_pull() {
         assert_eq!(u64::try_from(alice.done(&job).await["blobs"].clone()).unwrap(), expect);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn catalogs_are_listed_for_everybody_and_fetched_for_those_who_may_pull() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    type Entries = Vec<HashMap<String, OwnedVariant>>;
+    let entries: Entries = alice.call(MANAGER_PATH, "ListCatalog", &(options([]),)).await.unwrap();
+    assert!(entries.is_empty(), "nothing was fetched yet");
+    let refresh = options([("older-than-usec", 1u64.into())]);
+    let job: OwnedObjectPath = alice.call(MANAGER_PATH, "RefreshCatalog", &(refresh,)).await.unwrap();
+    let data = alice.done(&job).await;
+    assert_eq!(u64::try_from(data["catalogs"].clone()).unwrap(), 1);
+    let of_kind = async |kind: &'static str| {
+        bob.call::<Entries>(MANAGER_PATH, "ListCatalog", &(options([("kind", kind.into())]),)).await
+    };
+    assert_eq!((of_kind("image").await.unwrap().len(), of_kind("kernel").await.unwrap().len()), (3, 1));
+    refused(of_kind("vm").await, E::InvalidOption);
+
+    let pull = async |member: &str, name: &str, options: Options| {
+        alice.call::<OwnedObjectPath>(MANAGER_PATH, member, &(name, options)).await
+    };
+    refused(pull("PullKernel", "a/b", options([])).await, E::InvalidName);
+    refused(pull("PullKernel", "debian", options([("kernel", "x".into())])).await, E::InvalidOption);
+    refused(pull("PullImage", TOOL, options([("from", "catalog".into())])).await, E::InvalidOption);
+    refused(pull("PullImage", "tool", options([("from", "heaven".into())])).await, E::InvalidOption);
+    for (member, name, expect) in [
+        ("PullKernel", "nope", "dev.banger.Error.NoSuchKernel"),
+        ("PullImage", "nope", "dev.banger.Error.NoSuchImage"),
+        ("PullImage", "later", "dev.banger.Error.NotPublished"),
+    ] {
+        let from = match member {
+            "PullImage" => options([("from", "catalog".into())]),
+            _ => options([]),
+        };
+        let job = pull(member, name, from).await.unwrap();
+        let (result, error, message, _) = alice.wait(&job).await;
+        assert_eq!((result.as_str(), error.as_str()), ("failed", expect), "{message}");
+    }
+    let data = alice.done(&pull("PullKernel", "debian", options([])).await.unwrap()).await;
+    let kernel = OwnedObjectPath::try_from(data["kernel"].clone()).unwrap();
+    assert!(alice.text(&kernel, "Source").await.starts_with("catalog:sim/debian@sha256:"));
+}

@@ -16,7 +16,7 @@ use banger_system::{
     engine::{
         Engine, Settings,
         error::{Error, Kind},
-        request::{CreateVm, ImportImage, Other, PullImage},
+        request::{CreateVm, ImportImage, Other, PullImage, Whence},
         view::{Event, Fact, ImageView, Object, Outcome},
     },
     ports::registry::{Prune, Source},
@@ -33,7 +33,15 @@ fn pull(owner: Uid, reference: &str) -> PullImage {
         platform: Platform::of_host("x86_64"),
         credentials: Credentials::Anonymous,
     };
-    PullImage { owner, source, name: None, shared: false, kernel: None, other: Other::Stays }
+    PullImage {
+        owner,
+        source,
+        whence: Whence::Registry,
+        name: None,
+        shared: false,
+        kernel: None,
+        other: Other::Stays,
+    }
 }
 
 impl House {

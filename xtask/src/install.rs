@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     build::Programs,
+    catalog,
     run::{cache, command, output, repository, run},
 };
 
@@ -49,6 +50,7 @@ fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
         let entry = entry?;
         files.push((entry.path(), Path::new("usr/share/dbus-1/interfaces").join(entry.file_name()), 0o644));
     }
+    files.extend(catalog::files()?);
     files.extend(generated(&program("banger"))?);
     Ok(files)
 }

@@ -7,6 +7,7 @@ mod bench_import;
 mod bench_net;
 mod bench_size;
 mod build;
+mod catalog;
 mod deb;
 mod ext4;
 mod host;

@@ -1,5 +1,6 @@
 //! The verbs, a file each.
 
+mod catalog;
 mod completion;
 mod config;
 mod doctor;

@@ -190,3 +190,58 @@ fn the_cache_of_registries_is_pruned() {
     assert_eq!(prune(&["--older-than", "0s"]), "6 MiB in 2 files removed\n");
     assert_eq!(prune(&["--json"]), "{\n  \"blobs\": 0,\n  \"bytes\": 0,\n  \"dry_run\": false\n}\n");
 }
+
+#[test]
+fn what_catalogs_have_is_listed_and_pulled() {
+    let Some(host) = Host::real() else { return };
+    let entries = json(&host.banger(&["image", "list", "--available", "--json"]));
+    let names: Vec<_> =
+        entries.as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["debian-bookworm", "tool", "later"]);
+    assert_eq!((&entries[0]["here"], &entries[0]["size"]), (&false.into(), &(8 << 20).into()));
+    let pulled = host.banger(&["kernel", "pull", "debian", "--name", "mine"]);
+    assert_eq!((pulled.status, pulled.output.as_str()), (0, "mine\n"), "{pulled:?}");
+    assert_eq!(host.banger(&["image", "pull", "-q", "tool"]).output, "tool\n");
+    let table = host.banger(&["image", "list", "--available", "--refresh"]);
+    let line = |name: &str| {
+        let line = table.output.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>()
+    };
+    assert_eq!(line("tool"), ["tool", "1", "-", "yes", "sim", "A tool of a registry"], "{table:?}");
+    assert_eq!(line("later")[3], "not published", "{table:?}");
+    let kernels = json(&host.banger(&["kernel", "list", "--available", "--json"]));
+    assert_eq!((&kernels[0]["name"], &kernels[0]["here"]), (&"debian".into(), &true.into()));
+
+    let later = host.banger(&["image", "pull", "later"]);
+    assert_eq!(later.status, 1);
+    assert!(
+        later.errors.contains("error: later is in the catalog sim and is not published for this host yet")
+    );
+    assert!(later.errors.contains("`cargo xtask image later` makes it"), "{later:?}");
+    let nowhere = host.banger(&["kernel", "pull", "nope"]);
+    assert!(nowhere.errors.starts_with("error: nope is in no catalog."), "{nowhere:?}");
+    assert_eq!(host.banger(&["image", "list", "--refresh"]).status, 2);
+}
+
+#[test]
+fn the_default_image_and_kernel_are_fetched_by_themselves() {
+    let Some(host) = Host::real() else { return };
+    let never = host.banger(&["vm", "create", "--no-start", "--pull", "never"]);
+    assert_eq!(never.status, 1);
+    assert!(never.errors.starts_with("error: there is no image debian-bookworm."), "{never:?}");
+    assert!(
+        never.errors.contains("hint: the default image is not there, and `--pull never` keeps"),
+        "{never:?}"
+    );
+    let made = host.banger(&["vm", "create", "--no-start", "--json"]);
+    assert_eq!(made.status, 0, "{made:?}");
+    let vm = json(&made);
+    assert_eq!((&vm["image_name"], &vm["kernel_name"]), (&"debian-bookworm".into(), &"debian".into()));
+    // Which is told while it goes on.
+    assert!(made.errors.contains("fetching 8 MiB of debian-bookworm"), "{made:?}");
+    let image = json(&host.banger(&["image", "show", "--json", "debian-bookworm"]));
+    assert!(image["source"].as_str().unwrap().starts_with("catalog:sim/debian-bookworm@sha256:"), "{image}");
+    // And once: the next one has them.
+    let again = host.banger(&["vm", "create", "--no-start", "--pull", "never"]);
+    assert_eq!(again.status, 0, "{again:?}");
+}

@@ -83,6 +83,10 @@ error_names! {
     RegistryAuthRequired = "dev.banger.Error.RegistryAuthRequired",
     /// The registry refuses, or says what a registry must not say.
     RegistryError = "dev.banger.Error.RegistryError",
+    /// No catalog can be used, or what is in it cannot: it is not signed by who may, too old, or not understood.
+    CatalogRefused = "dev.banger.Error.CatalogRefused",
+    /// A catalog has it, and it was not published for this host yet.
+    NotPublished = "dev.banger.Error.NotPublished",
     /// The storage of the service is full.
     NoSpace = "dev.banger.Error.NoSpace",
     /// The host lacks something that a machine needs.

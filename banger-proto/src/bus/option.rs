@@ -110,6 +110,61 @@ pub mod pull {
     /// `h`: a sealed memory file (memfd_create(2)) with a JSON object: `username` and `password`, or
     /// `identity-token`. Nobody is told who asks when absent.
     pub const CREDENTIALS: &str = "credentials";
+    /// `s`: see [`from`]; catalogs and then the registry when absent.
+    pub const FROM: &str = "from";
+
+    /// Values of [`FROM`].
+    pub mod from {
+        /// What catalogs have, and nothing else.
+        pub const CATALOG: &str = "catalog";
+        /// The registry alone.
+        pub const REGISTRY: &str = "registry";
+    }
+}
+
+/// Keys of `PullKernel`.
+pub mod pull_kernel {
+    pub use super::import::{FORCE, SHARED};
+    /// `s`: the name that the kernel gets; that of the entry when absent.
+    pub const NAME: &str = "name";
+}
+
+/// Keys of `RefreshCatalog`.
+pub mod refresh {
+    pub use super::prune::OLDER_THAN;
+}
+
+/// Keys of `ListCatalog`, and of the entries that it answers with.
+pub mod catalog {
+    /// `s`: `image` or `kernel`. As an option: only these.
+    pub const KIND: &str = "kind";
+    /// `s`: the name, by which it is pulled.
+    pub const NAME: &str = "name";
+    /// `s`: the catalog.
+    pub const CATALOG: &str = "catalog";
+    /// `s`: one line for people.
+    pub const DESCRIPTION: &str = "description";
+    /// `s`: its edition; of a kernel, what `uname -r` prints.
+    pub const VERSION: &str = "version";
+    /// `s`: what to do where it is not published.
+    pub const NOTE: &str = "note";
+    /// `s`: (image) the kernel that it wants.
+    pub const KERNEL: &str = "kernel";
+    /// `s`: where it comes from, as `Source` of what is made of it.
+    pub const SOURCE: &str = "source";
+    /// `s`: the digest of what it is made of.
+    pub const DIGEST: &str = "digest";
+    /// `t`: how many bytes are fetched, where that is known.
+    pub const SIZE: &str = "size";
+    /// `b`: whether it was published for the processors of this host.
+    pub const PUBLISHED: &str = "published";
+    /// `b`: whether this edition of it is here, and the caller may use it.
+    pub const HERE: &str = "here";
+
+    /// A kind of entry.
+    pub const IMAGE: &str = "image";
+    /// A kind of entry.
+    pub const KERNEL_KIND: &str = "kernel";
 }
 
 /// Keys of `PruneCache`.

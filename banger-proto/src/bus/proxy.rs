@@ -36,7 +36,7 @@ pub trait Manager {
         files: HashMap<&str, zbus::Fd<'_>>,
         options: Options<'_>,
     ) -> zbus::Result<OwnedObjectPath>;
-    /// Makes an image of a registry's. Returns the job, whose data names the `image`, its `digest` and the `bytes`
+    /// Makes an image of a catalog's, by its name there, or of a registry's. Returns the job, whose data names the `image`, its `digest` and the `bytes`
     /// that it takes.
     fn pull_image(&self, reference: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
     /// Removes from the cache what registries sent. Returns the job, whose data tells the `blobs` and their
@@ -57,6 +57,14 @@ pub trait Manager {
     fn get_kernel(&self, reference: &str) -> zbus::Result<OwnedObjectPath>;
     /// The caller's and the shared kernels.
     fn list_kernels(&self, filter: Options<'_>) -> zbus::Result<Vec<KernelRow>>;
+    /// Makes a kernel of a catalog's. Returns the job, whose data names the `kernel`, its `digest` and the `bytes`
+    /// that it takes.
+    fn pull_kernel(&self, entry: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// What the catalogs have, as they were last fetched; see [`super::option::catalog`].
+    fn list_catalog(&self, options: Options<'_>) -> zbus::Result<Vec<Facts>>;
+    /// Fetches the catalogs. Returns the job, whose data tells how many `catalogs` there are, and the `problems`
+    /// with some of them, a line for each.
+    fn refresh_catalog(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
     /// The job with this id.
     fn get_job(&self, id: &str) -> zbus::Result<OwnedObjectPath>;
     /// The caller's jobs.

@@ -10,7 +10,7 @@ use banger_proto::{
     bus::{
         ErrorName,
         names::{MANAGER_INTERFACE, action},
-        option::{create, filter, import, prune, pull, subscribe},
+        option::{catalog, create, filter, import, prune, pull, pull_kernel, refresh, subscribe},
         record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow},
     },
     size::Bytes,
@@ -41,8 +41,8 @@ use crate::{
         vm::Init,
     },
     engine::{
-        Engine,
-        request::{CreateVm, ImportImage, ImportKernel, Other, PullImage},
+        Engine, Offer, error,
+        request::{CreateVm, ImportImage, ImportKernel, Other, PullImage, PullKernel, Whence},
     },
     ports::{
         Interaction, Question, Status, Verdict,
@@ -51,9 +51,9 @@ use crate::{
 };
 
 /// Grows by one with each addition to the interfaces.
-const API_LEVEL: u32 = 3;
+const API_LEVEL: u32 = 4;
 /// What this service can do, for clients that are newer than it.
-const FEATURES: [&str; 6] = ["agent", "image-import", "image-pull", "kernel-import", "log", "ssh"];
+const FEATURES: [&str; 7] = ["agent", "catalog", "image-import", "image-pull", "kernel-import", "log", "ssh"];
 /// What a label, and all of them, may be.
 const MAX_LABELS: usize = 32;
 const MAX_LABEL: usize = 256;
@@ -212,6 +212,7 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         let (border, caller) = self.enter(&header).await?;
+        let called: Option<Name> = reference.parse().ok();
         let reference: ImageRef =
             reference.parse().map_err(|error| Error::of(ErrorName::InvalidArgs, &error))?;
         let mut options = Options::new(options);
@@ -221,7 +222,9 @@ impl Methods {
         let credentials = options.file(pull::CREDENTIALS)?;
         let shared = options.boolean(pull::SHARED)?.unwrap_or_default();
         let force = options.boolean(pull::FORCE)?.unwrap_or_default();
+        let from = options.string(pull::FROM)?;
         options.finish()?;
+        let whence = read_whence(called, from.as_deref())?;
         let kernel = kernel.map(|text| border.usable_kernel(&caller, &text)).transpose()?;
         let credentials = match credentials {
             Some(file) => border.engine.read_credentials(file)?,
@@ -233,7 +236,7 @@ impl Methods {
         }
         let source = Source { reference, platform, credentials };
         let other = if force { Other::Goes } else { Other::Stays };
-        let request = PullImage { owner: caller.uid, source, name, shared, kernel, other };
+        let request = PullImage { owner: caller.uid, source, whence, name, shared, kernel, other };
         let job = border.engine.pull_image(request)?;
         border.hand_over_job(&caller, job).await
     }
@@ -304,6 +307,59 @@ impl Methods {
         border.may_share(&caller, shared, &name).await?;
         let request = ImportKernel { owner: caller.uid, name, shared, vmlinuz, modules };
         let job = border.engine.import_kernel(request)?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn pull_kernel(
+        &self,
+        entry: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let entry = parse_name(&entry)?;
+        let mut options = Options::new(options);
+        let name = options.string(pull_kernel::NAME)?.map(|name| parse_name(&name)).transpose()?;
+        let shared = options.boolean(pull_kernel::SHARED)?.unwrap_or_default();
+        let force = options.boolean(pull_kernel::FORCE)?.unwrap_or_default();
+        options.finish()?;
+        border.may_share(&caller, shared, &entry).await?;
+        let other = if force { Other::Goes } else { Other::Stays };
+        let request = PullKernel { owner: caller.uid, entry, name, shared, other };
+        let job = border.engine.pull_kernel(request)?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    #[zbus(out_args("entries"))]
+    async fn list_catalog(
+        &self,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<Vec<HashMap<String, OwnedVariant>>> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let kind = options.string(catalog::KIND)?;
+        options.finish()?;
+        if !matches!(kind.as_deref(), None | Some(catalog::IMAGE | catalog::KERNEL_KIND)) {
+            return Err(Error::invalid_option("kind must be image or kernel"));
+        }
+        let offers = border.engine.offers(caller.uid).offers;
+        let wanted = offers.iter().filter(|offer| kind.as_deref().is_none_or(|kind| kind == kind_of(offer)));
+        wanted.map(facts).collect()
+    }
+
+    #[zbus(out_args("job"))]
+    async fn refresh_catalog(
+        &self,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let older_than = options.number(refresh::OLDER_THAN)?.map(Duration::from_micros);
+        options.finish()?;
+        let job = border.engine.refresh_catalogs(caller.uid, older_than.unwrap_or_default());
         border.hand_over_job(&caller, job).await
     }
 
@@ -550,6 +606,45 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
     };
     options.finish()?;
     Ok(request)
+}
+
+/// Where an image is looked for. What is called as nothing in a catalog can be is in a registry.
+fn read_whence(called: Option<Name>, from: Option<&str>) -> Result<Whence> {
+    match (called, from) {
+        (Some(name), None) => Ok(Whence::CatalogElseRegistry(name)),
+        (Some(name), Some(pull::from::CATALOG)) => Ok(Whence::Catalog(name)),
+        (None, Some(pull::from::CATALOG)) => Err(Error::invalid_option("this is no name that a catalog has")),
+        (None, None) | (_, Some(pull::from::REGISTRY)) => Ok(Whence::Registry),
+        (_, Some(_)) => Err(Error::invalid_option("from must be catalog or registry")),
+    }
+}
+
+fn kind_of(offer: &Offer) -> &'static str {
+    match offer.kind {
+        error::Kind::Kernel => catalog::KERNEL_KIND,
+        _ => catalog::IMAGE,
+    }
+}
+
+/// An entry of a catalog, without what it leaves open.
+fn facts(offer: &Offer) -> Result<HashMap<String, OwnedVariant>> {
+    let text = |key, text: &str| (key, Variant::from(text.to_owned()));
+    let mut rows = vec![
+        text(catalog::KIND, kind_of(offer)),
+        text(catalog::NAME, offer.name.as_str()),
+        text(catalog::CATALOG, offer.catalog.as_str()),
+        text(catalog::DESCRIPTION, &offer.description),
+        text(catalog::VERSION, &offer.version),
+        text(catalog::NOTE, &offer.note),
+        text(catalog::SOURCE, &offer.source),
+        (catalog::PUBLISHED, (!offer.source.is_empty()).into()),
+        (catalog::HERE, offer.is_here.into()),
+    ];
+    rows.extend(offer.kernel.as_ref().map(|kernel| text(catalog::KERNEL, kernel.as_str())));
+    rows.extend(offer.digest.map(|digest| text(catalog::DIGEST, &digest.to_string())));
+    rows.extend(offer.size.map(|size| (catalog::SIZE, size.0.into())));
+    let owned = |(key, value): (&str, Variant<'static>)| Ok((key.to_owned(), OwnedVariant::try_from(value)?));
+    rows.into_iter().map(owned).collect()
 }
 
 /// The platform of an image. Machines run programs for the host's processors and no others.

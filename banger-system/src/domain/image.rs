@@ -1,12 +1,17 @@
 //! Images and kernels: what is known of each.
 
+use std::{fmt, str::FromStr};
+
 use banger_proto::size::Bytes;
 
 use super::{
     digest::Digest,
     id::{ImageId, KernelId, Timestamp, Uid},
     name::Name,
-    oci::{config::ImageConfig, reference::ImageRef},
+    oci::{
+        config::ImageConfig,
+        reference::{ImageRef, NotAReference},
+    },
 };
 
 /// An image: a root file system that machines clone.
@@ -32,6 +37,36 @@ pub struct Image {
     pub origin: Option<Origin>,
     /// How its programs want to be run.
     pub config: ImageConfig,
+}
+
+/// The image of machines for which none is named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DefaultImage {
+    /// By its name here, or in a catalog.
+    Named(Name),
+    /// By what it is pulled as.
+    Pulled(ImageRef),
+}
+
+impl fmt::Display for DefaultImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => name.fmt(f),
+            Self::Pulled(reference) => reference.fmt(f),
+        }
+    }
+}
+
+impl FromStr for DefaultImage {
+    type Err = NotAReference;
+
+    /// A text that is both is a name.
+    fn from_str(text: &str) -> Result<Self, NotAReference> {
+        match text.parse() {
+            Ok(name) => Ok(Self::Named(name)),
+            Err(_) => text.parse().map(Self::Pulled),
+        }
+    }
 }
 
 /// The image of a registry that an image was made of.

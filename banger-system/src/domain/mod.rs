@@ -1,6 +1,7 @@
 //! Pure values and decisions. No async, no files, no clock, no bus: what can be decided before the host
 //! is touched is decided here.
 
+pub mod catalog;
 pub mod digest;
 pub mod dns;
 pub mod ext4;

@@ -230,6 +230,11 @@ impl Places {
         self.kernels().join(kernel.to_string()).join(MODULES_FILE)
     }
 
+    /// What is kept of catalogs.
+    pub fn catalogs(&self) -> PathBuf {
+        self.state.join("catalogs")
+    }
+
     /// The archive of the agent, the same for every machine.
     pub fn agent_archive(&self) -> PathBuf {
         self.state.join("agent.cpio")

@@ -31,7 +31,7 @@ impl Engine {
         let owner = request.owner;
         let image = match &request.image {
             Some(reference) => self.find_image(owner, reference)?,
-            None => self.find_image(owner, &Reference::Name(settings.default_image.clone()))?,
+            None => self.default_image(owner)?,
         };
         let kernel = match (&request.kernel, image.kernel) {
             (Some(reference), _) => self.find_kernel(owner, reference)?,

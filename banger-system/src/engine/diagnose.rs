@@ -16,7 +16,7 @@ impl Engine {
             checks.extend(capability.checks(ports).await);
         }
         let settings = self.settings();
-        let image = self.find_image(caller, &Reference::Name(settings.default_image.clone()));
+        let image = self.default_image(caller);
         checks.push(match image {
             Ok(image) => {
                 pass("default image", format!("{} is there ({})", image.name, image.facts.virtual_size))
@@ -25,7 +25,10 @@ impl Engine {
                 name: "default image",
                 status: Status::Warn,
                 message: format!("{} is not there", settings.default_image),
-                hint: format!("banger image register --name {} --rootfs FILE", settings.default_image),
+                hint: format!(
+                    "banger image pull {0}, or else banger image register --name {0} --rootfs FILE",
+                    settings.default_image
+                ),
             },
         });
         let kernel = self.find_kernel(caller, &Reference::Name(settings.default_kernel.clone()));

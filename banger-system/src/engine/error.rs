@@ -27,6 +27,10 @@ impl Kind {
             Kind::Job => "job",
         }
     }
+
+    fn article(self) -> &'static str {
+        if self == Kind::Image { "an" } else { "a" }
+    }
 }
 
 /// An error of the engine.
@@ -40,6 +44,24 @@ pub enum Error {
         /// How the caller called it.
         reference: String,
     },
+    /// No catalog has it.
+    #[error("{name} is in no catalog")]
+    NotInCatalogs {
+        /// What was looked for.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// A catalog has it, and nothing was published for the processors of this host.
+    #[error("{name} is in the catalog {catalog} and is not published for this host yet{}", and(.note))]
+    NotPublished {
+        /// Its name.
+        name: String,
+        /// The catalog.
+        catalog: String,
+        /// What to do instead.
+        note: String,
+    },
     /// The reference fits several objects.
     #[error("{reference} fits more than one {}", .kind.noun())]
     Ambiguous {
@@ -49,7 +71,7 @@ pub enum Error {
         reference: String,
     },
     /// The caller has an object of this name.
-    #[error("you already have a {} {name}", .kind.noun())]
+    #[error("you already have {} {} {name}", .kind.article(), .kind.noun())]
     NameTaken {
         /// What it is.
         kind: Kind,
@@ -132,9 +154,23 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// What it needs first has failed.
+    #[error("{why}")]
+    Because {
+        /// Why.
+        why: std::sync::Arc<Error>,
+    },
     /// The host could not do it.
     #[error(transparent)]
     Port(#[from] ports::Error),
+}
+
+/// A sentence more, if there is one.
+fn and(note: &str) -> String {
+    match note.trim_end_matches('.') {
+        "" => String::new(),
+        note => format!(": {note}"),
+    }
 }
 
 /// The result of the engine.

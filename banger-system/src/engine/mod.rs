@@ -2,6 +2,7 @@
 //! through the ports.
 
 mod capability;
+mod catalog;
 mod configure;
 mod create;
 mod diagnose;
@@ -14,6 +15,8 @@ mod machine;
 mod names;
 mod network;
 mod pull;
+mod pull_file;
+mod pull_kernel;
 mod recover;
 mod registry;
 pub mod request;
@@ -30,7 +33,9 @@ use std::{
 use banger_proto::size::Bytes;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
+pub use self::catalog::{Offer, Offers};
 use self::{
+    catalog::Shelf,
     error::{Error, Result},
     job::Board,
     machine::{Command, Reply},
@@ -43,6 +48,7 @@ use crate::{
     domain::{
         dns::table::Table,
         id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
+        image::DefaultImage,
         limits::{Limits, Usage},
         name::{Name, Reference},
         net::{
@@ -59,7 +65,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The image of a machine for which none is named.
-    pub default_image: Name,
+    pub default_image: DefaultImage,
     /// The kernel of an image for which none is named.
     pub default_kernel: Name,
     /// Virtual processors of a machine for which no number is named.
@@ -92,6 +98,7 @@ struct Shared {
     registry: Registry,
     jobs: Board,
     pulls: Pulls,
+    shelf: Shelf,
     /// Where the guests are, once that is set up.
     subnet: OnceCell<Subnet>,
     /// The names of machines as they were last published.
@@ -111,6 +118,7 @@ impl Engine {
             registry,
             jobs,
             pulls: Pulls::default(),
+            shelf: Shelf::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
         });
@@ -169,6 +177,16 @@ impl Engine {
     /// The image with this reference.
     pub fn find_image(&self, caller: Uid, reference: &Reference) -> Result<Arc<ImageView>> {
         self.shared.registry.find_image(caller, reference, self.users())
+    }
+
+    /// The image of a machine for which none is named.
+    pub fn default_image(&self, owner: Uid) -> Result<Arc<ImageView>> {
+        match &self.shared.settings.default_image {
+            DefaultImage::Named(name) => self.find_image(owner, &Reference::Name(name.clone())),
+            DefaultImage::Pulled(reference) => self
+                .find_pulled(owner, reference)
+                .ok_or_else(|| registry::no_such(error::Kind::Image, &reference.to_string())),
+        }
     }
 
     /// Every kernel.

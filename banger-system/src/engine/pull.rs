@@ -13,19 +13,20 @@ use futures_util::FutureExt;
 use tracing::Instrument;
 
 use super::{
-    Engine, Shared,
+    Engine, Shared, catalog,
     error::{Error, Kind, Result},
     job::{JobHandle, Stages},
-    now,
-    request::{Other, PullImage},
-    view::{Fact, ImageView, JobKind, Object},
+    now, pull_file,
+    request::{Other, PullImage, PullKernel, Whence},
+    view::{Fact, ImageView, JobKind, Object, Outcome},
 };
 use crate::{
     domain::{
+        catalog::{Provenance, index::ImageTarget},
         digest::Digest,
         id::{ImageId, JobId, KernelId, Uid},
         image::{Image, ImageFacts, Origin},
-        name::Name,
+        name::{Name, Reference},
         oci::{RemoteImage, credentials::Credentials, platform::Platform, reference::ImageRef},
     },
     ports::{
@@ -42,6 +43,7 @@ const PRUNE: Stages = &["prune"];
 #[derive(Default)]
 pub(super) struct Pulls {
     jobs: Mutex<HashMap<(Uid, Name), UnderWay>>,
+    pub(super) kernels: Mutex<HashMap<(Uid, Name), (PullKernel, JobId)>>,
     turns: Mutex<HashMap<(String, Digest), Weak<Turn>>>,
 }
 
@@ -49,17 +51,19 @@ pub(super) struct Pulls {
 struct UnderWay {
     reference: ImageRef,
     platform: Platform,
+    whence: Whence,
     job: JobId,
 }
 
 /// Who holds it makes the one image of a manifest; who comes next shares it.
-type Turn = tokio::sync::Mutex<()>;
+pub(super) type Turn = tokio::sync::Mutex<()>;
 
 impl Pulls {
-    fn turn(&self, origin: &Origin) -> Arc<Turn> {
+    /// The turn to make what has this digest, of what a registry or a catalog has.
+    pub(super) fn turn(&self, keeper: String, digest: Digest) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.retain(|_, turn| turn.strong_count() > 0);
-        let key = (origin.reference.registry().to_string(), origin.manifest);
+        let key = (keeper, digest);
         if let Some(turn) = turns.get(&key).and_then(Weak::upgrade) {
             return turn;
         }
@@ -70,14 +74,17 @@ impl Pulls {
 }
 
 /// What a pull makes.
-struct Pull {
-    owner: Uid,
-    name: Name,
+#[derive(Clone)]
+pub(super) struct Pull {
+    pub(super) owner: Uid,
+    pub(super) name: Name,
     source: Source,
-    shared: bool,
-    kernel: Option<KernelId>,
+    whence: Whence,
+    pub(super) shared: bool,
+    pub(super) kernel: Option<KernelId>,
     /// Whose place it takes.
-    old: Option<ImageId>,
+    pub(super) old: Option<ImageId>,
+    other: Other,
 }
 
 impl Engine {
@@ -85,7 +92,11 @@ impl Engine {
     /// same job.
     pub fn pull_image(&self, request: PullImage) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
-        let PullImage { owner, source, name, shared: is_shared, kernel, other } = request;
+        let PullImage { owner, source, whence, name, shared: is_shared, kernel, other } = request;
+        let whence = match whence {
+            Whence::CatalogElseRegistry(_) if shared.ports.catalogs.names().is_empty() => Whence::Registry,
+            whence => whence,
+        };
         let no_name = || Error::InvalidOption { why: format!("{} needs a name here", source.reference) };
         let name = name.or_else(|| source.reference.local_name()).ok_or_else(no_name)?;
         let kernel = kernel.map(|reference| self.find_kernel(owner, &reference)).transpose()?.map(|k| k.id);
@@ -93,7 +104,8 @@ impl Engine {
         let key = (owner, name.clone());
         let mut jobs = shared.pulls.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(same) = jobs.get(&key)
-            && (&same.reference, &same.platform) == (&source.reference, &source.platform)
+            && (&same.reference, &same.platform, &same.whence)
+                == (&source.reference, &source.platform, &whence)
         {
             return Ok(same.job);
         }
@@ -101,17 +113,24 @@ impl Engine {
         let old = self.images().into_iter().find(|image| is_own(image));
         let gives_way = |image: &ImageView| {
             let is_newer = image.origin.as_ref().is_some_and(|origin| origin.reference == source.reference);
-            is_newer || other == Other::Goes
+            // What it is in a catalog will be known later.
+            is_newer || other == Other::Goes || whence != Whence::Registry
         };
         let old = old.filter(|image| gives_way(image)).map(|image| image.id);
-        shared.registry.reserve(Kind::Image, owner, &name, shared.settings.limits.images, old)?;
+        shared.registry.reserve(
+            Kind::Image,
+            owner,
+            &name,
+            shared.settings.limits.images,
+            old.map(Object::Image),
+        )?;
         let job = shared.jobs.begin(JobKind::ImagePull, owner, Vec::new(), PULL);
         let id = job.id();
         let (reference, platform) = (source.reference.clone(), source.platform.clone());
-        jobs.insert(key.clone(), UnderWay { reference, platform, job: id });
+        jobs.insert(key.clone(), UnderWay { reference, platform, whence: whence.clone(), job: id });
         drop(jobs);
 
-        let pull = Pull { owner, name, source, shared: is_shared, kernel, old };
+        let pull = Pull { owner, name, source, whence, shared: is_shared, kernel, old, other };
         tokio::spawn(async move {
             let span = job.span();
             let result = run(&shared, &job, &pull).instrument(span).await;
@@ -157,12 +176,84 @@ impl Engine {
     }
 }
 
-async fn run(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()> {
+async fn run(shared: &Arc<Shared>, job: &JobHandle, pull: &Pull) -> Result<()> {
+    let (name, is_only) = match &pull.whence {
+        Whence::Registry => return run_remote(shared, job, pull).await,
+        Whence::CatalogElseRegistry(name) => (name, false),
+        Whence::Catalog(name) => (name, true),
+    };
+    job.stage("resolve", format!("looking for {name} in the catalogs"));
+    let found = match unless_canceled(job, catalog::find_image(shared, name)).await?? {
+        Some(found) => found,
+        None if is_only => return Err(catalog::nowhere(shared, Kind::Image, name)),
+        None => {
+            check_gives_way(shared, pull, |old| is_of_repository(old, &pull.source.reference))?;
+            return run_remote(shared, job, pull).await;
+        }
+    };
+    let target = found.entry.target.clone().ok_or_else(|| found.unpublished())?;
+    let mut pull = pull.clone();
+    if let (None, Some(kernel)) = (pull.kernel, &found.entry.kernel) {
+        pull.kernel = Some(kernel_of(shared, job, pull.owner, kernel).await?);
+    }
+    match target {
+        ImageTarget::Reference(reference) => {
+            check_gives_way(shared, &pull, |old| is_of_repository(old, &reference))?;
+            pull.source = Source { reference, ..pull.source };
+            run_remote(shared, job, &pull).await
+        }
+        ImageTarget::Archive(file) => {
+            let entry = found.entry.name.clone();
+            let provenance = Provenance { catalog: found.catalog, entry, digest: file.digest() };
+            let is_of_entry = |old: &ImageView| {
+                let old = old.source.parse::<Provenance>().ok();
+                old.is_some_and(|old| (&old.catalog, &old.entry) == (&provenance.catalog, &provenance.entry))
+            };
+            check_gives_way(shared, &pull, is_of_entry)?;
+            pull_file::run(shared, job, &pull, &provenance, &file).await
+        }
+    }
+}
+
+/// Whether an image was pulled from the repository of a reference.
+fn is_of_repository(old: &ImageView, reference: &ImageRef) -> bool {
+    let place = |reference: &ImageRef| (reference.registry().clone(), reference.repository().to_owned());
+    old.origin.as_ref().is_some_and(|origin| place(&origin.reference) == place(reference))
+}
+
+/// What has the name gives way to a newer edition of itself, and to something else when that is wished.
+fn check_gives_way(shared: &Shared, pull: &Pull, is_older: impl Fn(&ImageView) -> bool) -> Result<()> {
+    match pull.old.and_then(|id| shared.registry.image(id)) {
+        Some(old) if pull.other == Other::Stays && !is_older(&old) => {
+            Err(Error::NameTaken { kind: Kind::Image, name: pull.name.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The kernel that a catalog's image wants: the user's own of this name or a shared one, else that of a catalog.
+async fn kernel_of(shared: &Arc<Shared>, job: &JobHandle, owner: Uid, name: &Name) -> Result<KernelId> {
+    let engine = Engine { shared: Arc::clone(shared) };
+    let find = || engine.find_kernel(owner, &Reference::Name(name.clone())).map(|kernel| kernel.id);
+    if let Ok(kernel) = find() {
+        return Ok(kernel);
+    }
+    job.stage("resolve", format!("fetching the kernel {name}, which it wants"));
+    let request = PullKernel { owner, entry: name.clone(), name: None, shared: false, other: Other::Stays };
+    let pulling = engine.pull_kernel(request)?;
+    match unless_canceled(job, engine.wait_job(pulling, None)).await??.outcome.clone() {
+        Some(Outcome::Failed(why)) => Err(Error::Because { why }),
+        Some(Outcome::Done) => find(),
+        _ => Err(Error::Canceled),
+    }
+}
+
+async fn run_remote(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()> {
     let reference = &pull.source.reference;
     job.stage("resolve", format!("asking {} for {reference}", reference.registry()));
     let remote = unless_canceled(job, shared.ports.registry.resolve(&pull.source)).await??;
     let origin = Origin { reference: reference.clone(), manifest: remote.manifest };
-    let turn = shared.pulls.turn(&origin);
+    let turn = shared.pulls.turn(reference.registry().to_string(), origin.manifest);
     let _turn = unless_canceled(job, turn.lock()).await?;
 
     let old = pull.old.and_then(|id| shared.registry.image(id));
@@ -316,7 +407,7 @@ async fn distrust(shared: &Shared, source: &Source, remote: &RemoteImage, error:
 }
 
 /// Publishes an image, in the place of another one perhaps.
-async fn keep(shared: &Shared, image: &Image, old: Option<&ImageView>) -> Result<()> {
+pub(super) async fn keep(shared: &Shared, image: &Image, old: Option<&ImageView>) -> Result<()> {
     let ports = &shared.ports;
     let Some(old) = old else {
         ports.store.put_image(image).await?;
@@ -336,7 +427,7 @@ async fn keep(shared: &Shared, image: &Image, old: Option<&ImageView>) -> Result
     Ok(())
 }
 
-fn tell(job: &JobHandle, image: &ImageView) -> Result<()> {
+pub(super) fn tell(job: &JobHandle, image: &ImageView) -> Result<()> {
     job.concerns(Object::Image(image.id));
     if let Some(origin) = &image.origin {
         job.tell("digest", Fact::Text(origin.manifest.to_string()));
@@ -346,7 +437,7 @@ fn tell(job: &JobHandle, image: &ImageView) -> Result<()> {
 }
 
 /// What may be dropped at any time, for as long as nobody gives the job up.
-async fn unless_canceled<T>(job: &JobHandle, work: impl Future<Output = T>) -> Result<T> {
+pub(super) async fn unless_canceled<T>(job: &JobHandle, work: impl Future<Output = T>) -> Result<T> {
     tokio::select! {
         biased;
         _ = job.canceled() => Err(Error::Canceled),

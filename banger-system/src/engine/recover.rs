@@ -20,6 +20,7 @@ impl Engine {
     /// Takes over what an earlier run of the service left. To be called once, before anything is asked.
     pub async fn recover(&self) -> Result<()> {
         self.recover_library().await?;
+        self.recover_catalogs().await;
         let ports = &self.shared.ports;
         let mut processes: BTreeMap<VmId, Started> = ports.supervisor.found().await?.into_iter().collect();
 

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     error::{Error, Kind, Result},
     machine::Command,
-    view::{Event, ImageView, KernelView, VmView},
+    view::{Event, ImageView, KernelView, Object, VmView},
 };
 use crate::{
     domain::{
@@ -64,6 +64,14 @@ impl State {
     fn image_users(&self, id: ImageId) -> Vec<String> {
         let users = self.vms.values().filter(|entry| entry.view.vm.image == id);
         users.map(|entry| entry.view.vm.name.to_string()).collect()
+    }
+
+    /// The names of the machines and images that use a kernel.
+    fn kernel_users(&self, id: KernelId) -> Vec<String> {
+        let machines = self.vms.values().filter(|entry| entry.view.vm.kernel == id);
+        let images = self.images.values().filter(|image| image.kernel == Some(id));
+        let names = images.map(|image| image.name.to_string());
+        machines.map(|entry| entry.view.vm.name.to_string()).chain(names).collect()
     }
 
     fn vm_name_taken(&self, owner: Uid, name: &Name) -> bool {
@@ -263,24 +271,27 @@ impl Registry {
         find(Kind::Kernel, caller, reference, users, keys).cloned()
     }
 
-    /// Keeps the name of an image or kernel that is being imported. It may be that of an image whose place
-    /// it takes.
+    /// Keeps the name of an image or kernel that is being imported. It may be that of one whose place it takes.
     pub(super) fn reserve(
         &self,
         kind: Kind,
         owner: Uid,
         name: &Name,
         limit: u32,
-        instead_of: Option<ImageId>,
+        instead_of: Option<Object>,
     ) -> Result<()> {
         let mut state = self.lock();
         let is_image = kind == Kind::Image;
         let (taken, count) = if is_image {
-            let stays = |image: &&Arc<ImageView>| image.owner == owner && Some(image.id) != instead_of;
+            let stays =
+                |image: &&Arc<ImageView>| image.owner == owner && Some(Object::Image(image.id)) != instead_of;
             let own = || state.images.values().filter(stays);
             (own().any(|image| image.name == *name), own().count())
         } else {
-            let own = || state.kernels.values().filter(|kernel| kernel.owner == owner);
+            let stays = |kernel: &&Arc<KernelView>| {
+                kernel.owner == owner && Some(Object::Kernel(kernel.id)) != instead_of
+            };
+            let own = || state.kernels.values().filter(stays);
             (own().any(|kernel| kernel.name == *name), own().count())
         };
         let key = (is_image, owner, name.clone());
@@ -340,17 +351,16 @@ impl Registry {
         self.send(Event::KernelAdded(kernel));
     }
 
+    /// Whether a kernel could be taken out at the moment.
+    pub(super) fn check_kernel_unused(&self, kernel: &KernelView) -> Result<()> {
+        refuse_while_used(Kind::Kernel, &kernel.name, self.lock().kernel_users(kernel.id))
+    }
+
     /// Takes a kernel out, if no machine and no image uses it.
     pub(super) fn take_kernel(&self, id: KernelId) -> Result<Arc<KernelView>> {
         let mut state = self.lock();
         let kernel = state.kernels.get(&id).ok_or_else(|| no_such(Kind::Kernel, &id.to_string()))?;
-        let machines = state.vms.values().filter(|entry| entry.view.vm.kernel == id);
-        let images = state.images.values().filter(|image| image.kernel == Some(id));
-        let users = machines
-            .map(|entry| entry.view.vm.name.to_string())
-            .chain(images.map(|image| image.name.to_string()))
-            .collect();
-        refuse_while_used(Kind::Kernel, &kernel.name, users)?;
+        refuse_while_used(Kind::Kernel, &kernel.name, state.kernel_users(id))?;
         let kernel = state.kernels.remove(&id).ok_or_else(|| no_such(Kind::Kernel, &id.to_string()))?;
         self.send(Event::KernelRemoved(Arc::clone(&kernel)));
         Ok(kernel)

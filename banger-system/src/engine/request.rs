@@ -109,6 +109,8 @@ pub struct PullImage {
     pub owner: Uid,
     /// Where it is, and who asks for it.
     pub source: Source,
+    /// Whether it is looked for in catalogs.
+    pub whence: Whence,
     /// Its name; one after the reference when absent.
     pub name: Option<Name>,
     /// Whether every user sees it.
@@ -116,6 +118,33 @@ pub struct PullImage {
     /// The kernel that its machines boot.
     pub kernel: Option<Reference>,
     /// What becomes of an image of the same name that is not of the same reference.
+    pub other: Other,
+}
+
+/// Where an image is looked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Whence {
+    /// In its registry.
+    #[default]
+    Registry,
+    /// By this name in catalogs, and in its registry when no catalog has it.
+    CatalogElseRegistry(Name),
+    /// By this name in catalogs alone.
+    Catalog(Name),
+}
+
+/// Makes a kernel of a catalog's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullKernel {
+    /// The owner.
+    pub owner: Uid,
+    /// What catalogs call it.
+    pub entry: Name,
+    /// Its name; that of the entry when absent.
+    pub name: Option<Name>,
+    /// Whether every user sees it.
+    pub shared: bool,
+    /// What becomes of another kernel of the same name.
     pub other: Other,
 }
 

@@ -117,6 +117,10 @@ pub enum JobKind {
     ImagePull,
     /// Makes a kernel of files.
     KernelImport,
+    /// Makes a kernel of a catalog's.
+    KernelPull,
+    /// Fetches catalogs.
+    CatalogRefresh,
     /// Removes what is in the cache.
     CachePrune,
 }
@@ -134,6 +138,8 @@ impl JobKind {
             JobKind::ImagePull => "image-pull",
             JobKind::CachePrune => "cache-prune",
             JobKind::KernelImport => "kernel-import",
+            JobKind::KernelPull => "kernel-pull",
+            JobKind::CatalogRefresh => "catalog-refresh",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod authority;
 mod blocking;
+pub mod catalogs;
 pub mod clock;
 pub mod disks;
 pub mod dns;

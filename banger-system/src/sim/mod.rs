@@ -1,6 +1,7 @@
 //! A host in memory: the same ports, no privilege, no side effect. It serves `banger-system --sim` and the
 //! tests of the engine: it lists what is alive, and fails at the step that it is told to.
 
+mod catalogs;
 mod guests;
 mod library;
 mod names;
@@ -18,6 +19,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     domain::{
+        catalog::index::Index,
         digest::Digest,
         dns::table::Table,
         id::{ImageId, KernelId, VmId},
@@ -26,7 +28,7 @@ use crate::{
         resource::Resource,
         vm::Vm,
     },
-    ports::{self, Ended, Ports, Verdict},
+    ports::{self, Ended, Ports, Verdict, catalogs::Edition},
 };
 
 /// A host in memory. Clones are the same host.
@@ -73,6 +75,11 @@ struct State {
     cached: BTreeSet<Digest>,
     /// How many layers were asked of registries.
     fetched: u64,
+    /// What a catalog has that is not the usual one.
+    catalog: Option<Arc<Index>>,
+    kept_catalog: Option<Edition>,
+    /// Whether the catalog's server answers.
+    catalog_lost: bool,
 }
 
 impl Sim {
@@ -86,6 +93,7 @@ impl Sim {
         let sim = Arc::new(self.clone());
         Ports {
             authority: sim.clone(),
+            catalogs: sim.clone(),
             clock: sim.clone(),
             disks: sim.clone(),
             guest: sim.clone(),
@@ -142,6 +150,26 @@ impl Sim {
     /// How many layers registries were asked for.
     pub fn fetched(&self) -> u64 {
         self.lock().fetched
+    }
+
+    /// From now on this is what the catalog has.
+    pub fn publish(&self, index: Index) {
+        self.lock().catalog = Some(Arc::new(index));
+    }
+
+    /// What was fetched of the catalog last.
+    pub fn kept_catalog(&self) -> Option<Edition> {
+        self.lock().kept_catalog.clone()
+    }
+
+    /// The kernels that have files.
+    pub fn kernel_files(&self) -> Vec<KernelId> {
+        self.lock().kernel_files.iter().copied().collect()
+    }
+
+    /// From now on the catalog cannot be fetched, or can.
+    pub fn lose_catalog(&self, lost: bool) {
+        self.lock().catalog_lost = lost;
     }
 
     /// The images that have files.

@@ -60,6 +60,13 @@ impl Store for Sim {
         Ok(())
     }
 
+    async fn replace_kernel(&self, kernel: &Kernel, old: KernelId) -> Result<()> {
+        let mut state = self.step("store a kernel in the place of another")?;
+        state.kernels.remove(&old);
+        state.kernels.insert(kernel.id, kernel.clone());
+        Ok(())
+    }
+
     async fn delete_kernel(&self, kernel: KernelId) -> Result<()> {
         self.lock().kernels.remove(&kernel);
         Ok(())

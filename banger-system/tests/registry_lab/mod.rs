@@ -68,6 +68,7 @@ pub struct Asked {
 struct State {
     blobs: HashMap<String, Vec<u8>>,
     manifests: HashMap<String, (String, Vec<u8>)>,
+    files: HashMap<String, Vec<u8>>,
     faults: Vec<(&'static str, u32, Fault)>,
     gate: Gate,
     /// How often each token was used.
@@ -132,6 +133,12 @@ impl Lab {
         let digest = digest(&bytes);
         self.lock().blobs.insert(digest.clone(), bytes);
         digest
+    }
+
+    /// A file of no registry, with its address.
+    pub fn file(&self, path: &str, bytes: &[u8]) -> String {
+        self.lock().files.insert(path.to_owned(), bytes.to_vec());
+        format!("http://127.0.0.1:{}{path}", self.port)
     }
 
     /// A document that `wanted` leads to, as does its digest.
@@ -338,6 +345,9 @@ fn answer(path: &str, authorization: Option<&str>, body: &[u8], port: u16, state
         headers: vec![("WWW-Authenticate", how)],
         ..error(401, "UNAUTHORIZED", "authentication required")
     };
+    if let Some(bytes) = state.files.get(path) {
+        return Answer { status: 200, headers: Vec::new(), body: bytes.clone() };
+    }
     if let Some(query) = path.strip_prefix("/token") {
         let body = String::from_utf8_lossy(body);
         let is_alice = authorization == Some(ALICE) || body.contains("refresh_token=refresh");

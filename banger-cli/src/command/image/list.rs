@@ -6,27 +6,35 @@ use clap::Args;
 use crate::{
     age,
     bus::Bus,
+    command::catalog::AvailableArgs,
     error::Result,
     object::{self, Object},
     output,
+    service::Kind,
     table::Table,
 };
 
 /// Show your images and those that all users share
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Example:
+Examples:
   banger image list
+  banger image list --available   what the catalogs have
 
 Next: `banger vm run --image NAME`.")]
 pub struct List {
     /// Print an array of objects, with the properties on the bus in snake case as keys
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    available: AvailableArgs,
 }
 
 impl List {
     pub async fn run(&self) -> Result<u8> {
+        if self.available.is_asked_for() {
+            return self.available.run(Kind::Image, self.json).await;
+        }
         let mut images = Bus::connect().await?.objects(IMAGE_INTERFACE).await?;
         object::sort(&mut images);
         if self.json {

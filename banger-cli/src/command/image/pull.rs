@@ -14,21 +14,23 @@ use crate::{
     signals::Signals,
 };
 
-/// Fetch an image from a registry
+/// Fetch an image from a catalog or from a registry
 ///
-/// References are those of Docker and podman: `alpine` is `docker.io/library/alpine:latest`. What `docker login`
-/// and `podman login` know is used. What was fetched once is kept, for all users, until it was not used for a
+/// A name such as `debian-bookworm` is looked for in the catalogs first (`banger image list --available`). All else
+/// is a reference as Docker and podman have them: `alpine` is `docker.io/library/alpine:latest`, and written like
+/// this it never means a catalog's. What `docker login` and `podman login` know is used. What was fetched once is kept, for all users, until it was not used for a
 /// long time; the same image again is there at once.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
+  banger image pull debian-bookworm
   banger image pull alpine
   banger image pull ghcr.io/org/tool:1.2 --name tool
   banger image pull localhost:5000/team/base@sha256:…
 
 Next: `banger vm run --image alpine`.")]
 pub struct Pull {
-    /// The image
+    /// The image: a name in a catalog, or a reference
     #[arg(value_name = "REFERENCE")]
     reference: String,
     /// The name that it gets [default: one after the reference]

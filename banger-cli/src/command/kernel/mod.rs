@@ -3,6 +3,7 @@
 mod import;
 mod list;
 mod modules;
+mod pull;
 mod rm;
 mod show;
 
@@ -13,6 +14,7 @@ use crate::error::Result;
 /// What can be done with kernels.
 #[derive(Debug, Subcommand)]
 pub enum KernelCommand {
+    Pull(pull::Pull),
     Import(import::Import),
     List(list::List),
     Show(show::Show),
@@ -22,6 +24,7 @@ pub enum KernelCommand {
 impl KernelCommand {
     pub async fn run(&self) -> Result<u8> {
         match self {
+            KernelCommand::Pull(pull) => pull.run().await,
             KernelCommand::Import(import) => import.run().await,
             KernelCommand::List(list) => list.run().await,
             KernelCommand::Show(show) => show.run().await,

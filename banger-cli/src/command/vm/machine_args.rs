@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use banger_proto::{
     bus::{
         ErrorName,
-        option::{create, vmm},
+        option::{create, pull as option, vmm},
         proxy::Options,
     },
     size::Bytes,
@@ -19,6 +19,7 @@ use crate::{
     job::Jobs,
     progress::Progress,
     pull::{self, When},
+    service::id_of,
     signals::Listener,
     ssh::{keys, places::Places},
 };
@@ -30,11 +31,11 @@ pub struct MachineArgs {
     /// Its name; one such as calm-otter is made up when it is left out
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The image that it is cloned from: one of `banger image list`, or one of a registry, such as alpine:3.20
-    /// [default: the service's]
+    /// The image that it is cloned from: one of `banger image list`, or one of a catalog or of a registry, such as
+    /// alpine:3.20 [default: the service's]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Whether an image is fetched from its registry
+    /// Whether an image is fetched from its catalog or registry, and so is a default kernel that is missing
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pull: When,
     /// The kernel that it boots [default: the image's, else the service's]
@@ -69,9 +70,55 @@ fn authorized_keys() -> Option<Vec<String>> {
     keys.map_err(|error| error.print(Some("this sandbox will let nobody in by ssh"))).ok()
 }
 
-/// Whether an image is not there, or was called as only a registry's can be.
-fn is_missing(error: &Error) -> bool {
-    error.name() == Some(ErrorName::NoSuchImage)
+/// Fetching what a sandbox needs and what is not there.
+struct Pulls<'a> {
+    bus: &'a Bus,
+    jobs: &'a Jobs,
+    progress: &'a Progress,
+    listener: &'a mut Listener,
+}
+
+impl Pulls<'_> {
+    /// Fetches an image, or the default image. Returns its id.
+    async fn image(&mut self, image: Option<&str>) -> Result<String> {
+        let default;
+        let (reference, options) = match image {
+            Some(image) => (image, Options::new()),
+            None => {
+                default = self.bus.manager().await?.text("DefaultImage").to_owned();
+                (default.as_str(), of_catalog(&default))
+            }
+        };
+        let Self { bus, jobs, progress, listener } = self;
+        let pulled = pull::pull(bus, jobs, progress, listener, reference, options).await;
+        let (pulled, _) = pulled.map_err(|error| match image {
+            Some(image) => explain(image, error),
+            None => error,
+        })?;
+        Ok(id_of(&pulled))
+    }
+
+    /// Fetches the default kernel. Returns its id.
+    async fn default_kernel(&mut self) -> Result<String> {
+        let default = self.bus.manager().await?.text("DefaultKernel").to_owned();
+        let kernel =
+            pull::kernel(self.bus, self.jobs, self.progress, self.listener, &default, Options::new()).await?;
+        Ok(id_of(&kernel))
+    }
+}
+
+/// A name that an administrator has configured means no image of a stranger's that happens to be called so.
+fn of_catalog(image: &str) -> Options<'static> {
+    match image.contains(['/', ':', '@']) {
+        true => Options::new(),
+        false => Options::from([(option::FROM, Variant::from(option::from::CATALOG))]),
+    }
+}
+
+/// Whether an image is named by its id.
+fn is_id(image: Option<&Variant<'_>>) -> bool {
+    let is_id = |text: &str| text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    matches!(image, Some(Variant::Str(text)) if is_id(text))
 }
 
 /// Who wrote a name may not have meant a registry's.
@@ -117,20 +164,37 @@ impl MachineArgs {
             options.insert(create::SSH_AUTHORIZED_KEYS, Variant::from(keys));
         }
         let name = self.name.as_deref().unwrap_or_default();
-        let Some(image) = &self.image else {
-            return bus.create_vm(name, &options).await.map_err(|error| self.advise(error));
-        };
-        if self.pull != When::Always {
-            match bus.create_vm(name, &options).await {
-                Err(error) if self.pull == When::Missing && is_missing(&error) => {}
+        let mut pulls = Pulls { bus, jobs, progress, listener };
+        if self.pull == When::Always && self.image.is_some() {
+            options.insert(create::IMAGE, Variant::from(pulls.image(self.image.as_deref()).await?));
+        }
+        loop {
+            let refused = match bus.create_vm(name, &options).await {
+                Err(error) if self.pull != When::Never => error,
                 created => return created.map_err(|error| self.advise(error)),
+            };
+            // What was fetched is named from now on, so that nothing is fetched twice.
+            match refused.name() {
+                Some(ErrorName::NoSuchImage) if !is_id(options.get(create::IMAGE)) => {
+                    let image = pulls.image(self.image.as_deref()).await;
+                    let image = image.map_err(|error| self.not_pulled(refused, error))?;
+                    options.insert(create::IMAGE, Variant::from(image));
+                }
+                Some(ErrorName::NoSuchKernel) if !options.contains_key(create::KERNEL) => {
+                    let kernel = pulls.default_kernel().await;
+                    let kernel = kernel.map_err(|error| self.not_pulled(refused, error))?;
+                    options.insert(create::KERNEL, Variant::from(kernel));
+                }
+                _ => return Err(self.advise(refused)),
             }
         }
-        let pulled = pull::pull(bus, jobs, progress, listener, image, Options::new()).await;
-        let (pulled, _) = pulled.map_err(|error| explain(image, error))?;
-        let id = pulled.as_str().rsplit('/').next().unwrap_or_default().to_owned();
-        options.insert(create::IMAGE, Variant::from(id));
-        bus.create_vm(name, &options).await.map_err(|error| self.advise(error))
+    }
+
+    /// What there is to say when something that is missing could not be fetched either.
+    fn not_pulled(&self, missing: Error, error: Error) -> Error {
+        let is_nowhere = matches!(error.name(), Some(ErrorName::NoSuchImage | ErrorName::NoSuchKernel));
+        // That no catalog has it is no news to who named nothing.
+        if is_nowhere { self.advise(missing) } else { error }
     }
 
     /// The same with this image, where none was named.
@@ -187,14 +251,19 @@ impl MachineArgs {
     /// Who named neither image nor kernel does not know that there are any.
     fn advise(&self, error: Error) -> Error {
         match error.name() {
+            Some(ErrorName::NoSuchImage) if self.image.is_none() && self.pull == When::Never => error.advise(
+                "the default image is not there, and `--pull never` keeps it from being fetched: leave that out, or \
+                 choose one of `banger image list` by `--image NAME`.",
+            ),
             Some(ErrorName::NoSuchImage) if self.image.is_none() => error.advise(
-                "the default image is not there yet: `banger image register --name NAME --rootfs FILE` adds an \
-                 image, `--image alpine` fetches one from a registry, and `banger image list` shows those that \
-                 are here.",
+                "the default image is not there yet, and no catalog has it: `banger image register --name NAME \
+                 --rootfs FILE` adds an image, `--image alpine` fetches one from a registry, and `banger image \
+                 list` shows those that are here.",
             ),
             Some(ErrorName::NoSuchKernel) if self.kernel.is_none() => error.advise(
-                "the default kernel is not there yet: `banger kernel import --name NAME --vmlinuz FILE --modules \
-                 DIRECTORY` adds a kernel, and `--kernel NAME` chooses another one of `banger kernel list`.",
+                "the default kernel is not there yet, and no catalog has it: `banger kernel import --name NAME \
+                 --vmlinuz FILE --modules DIRECTORY` adds a kernel, and `--kernel NAME` chooses another one of \
+                 `banger kernel list`.",
             ),
             _ => error,
         }

@@ -1,5 +1,5 @@
 //! The cache of blobs, shared by all users: `REGISTRY/DIGITS` each, and `REGISTRY/DIGITS.partial` for what has come
-//! of one so far.
+//! of one so far. What came from a catalog stands below `@CATALOG`, which no registry is called.
 //!
 //! Blobs of one registry are for those alone whom that registry lets have a manifest with them: a user with a
 //! registry of their own could make a manifest that names anything, and it would be theirs if it were not kept
@@ -21,10 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::{
-    domain::{
-        digest::Digest,
-        oci::{Descriptor, reference::RegistryHost},
-    },
+    domain::{digest::Digest, oci::Descriptor},
     ports::registry::{Prune, Pruned},
 };
 
@@ -70,9 +67,9 @@ impl Cache {
         &self.root
     }
 
-    /// A blob of a registry. It stays for as long as somebody has it.
-    pub(super) fn blob(&self, registry: &RegistryHost, descriptor: Descriptor) -> io::Result<Arc<Blob>> {
-        let directory = self.root.join(registry.as_str());
+    /// A blob of a registry or of a catalog. It stays for as long as somebody has it.
+    pub(super) fn blob(&self, keeper: &str, descriptor: Descriptor) -> io::Result<Arc<Blob>> {
+        let directory = self.root.join(keeper);
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         let path = directory.join(descriptor.digest.hex());
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,9 +12,9 @@ use tokio::{
 };
 
 use super::{
+    ask::{Sender, broken},
     cache::{Blob, Level, Verdict, Writing},
     patience::{Failure, Tries},
-    session::{Session, broken},
 };
 use crate::ports::{Error, Result};
 
@@ -26,14 +26,14 @@ const CHUNK: usize = 256 << 10;
 const STEP: u64 = 1 << 20;
 
 /// Brings a blob into the cache, unless it is there or somebody else brings it.
-pub(super) async fn ensure(session: &Session, blob: &Arc<Blob>) -> Result<()> {
+pub(super) async fn ensure(sender: &dyn Sender, blob: &Arc<Blob>) -> Result<()> {
     let Some(pen) = blob.pen().await else { return Ok(()) };
     let failed = |error| unwritten(blob, error);
     let mut writing = blocking(move || pen.resume()).await?.map_err(failed)?;
-    let (size, mut tries) = (blob.descriptor.size.0, Tries::new(session.patience));
+    let (size, mut tries) = (blob.descriptor.size.0, Tries::new(sender.asker().patience));
     while writing.at < size {
         let before = writing.at;
-        let (back, end) = go_on(session, writing).await?;
+        let (back, end) = go_on(sender, writing).await?;
         writing = back;
         if writing.at - before >= STEP {
             tries.forget();
@@ -48,7 +48,7 @@ pub(super) async fn ensure(session: &Session, blob: &Arc<Blob>) -> Result<()> {
         Verdict::Wrong(digest) => Err(Error::Mismatch {
             message: format!(
                 "{} sent what comes to {digest} when it was asked for {}",
-                session.host(),
+                sender.asker().host,
                 blob.descriptor.digest
             ),
         }),
@@ -56,13 +56,13 @@ pub(super) async fn ensure(session: &Session, blob: &Arc<Blob>) -> Result<()> {
 }
 
 /// One connection: as much as comes by it.
-async fn go_on(session: &Session, mut writing: Writing) -> Result<(Writing, Result<(), Failure>)> {
+async fn go_on(sender: &dyn Sender, mut writing: Writing) -> Result<(Writing, Result<(), Failure>)> {
     let (from, descriptor) = (writing.at, writing.blob().descriptor);
-    let response = match session.blob(descriptor, from).await {
+    let response = match sender.blob(descriptor, from).await {
         Ok(response) => response,
         Err(failure) => return Ok((writing, Err(failure))),
     };
-    let skip = match begin(session, &response, from) {
+    let skip = match begin(sender, &response, from) {
         Ok(skip) => skip,
         Err(failure) => return Ok((writing, Err(failure))),
     };
@@ -76,7 +76,7 @@ async fn go_on(session: &Session, mut writing: Writing) -> Result<(Writing, Resu
         }
         (writing, Ok(()))
     });
-    let end = receive(session, response, skip, descriptor.size.0 - from, chunks).await;
+    let end = receive(sender, response, skip, descriptor.size.0 - from, chunks).await;
     let (writing, written) = writer.await.map_err(|error| Error::other("write a blob", error))?;
     if let Err(error) = written {
         return Err(unwritten(writing.blob(), error));
@@ -85,7 +85,7 @@ async fn go_on(session: &Session, mut writing: Writing) -> Result<(Writing, Resu
 }
 
 /// How much of what comes is there already.
-fn begin(session: &Session, response: &Response, from: u64) -> Result<u64, Failure> {
+fn begin(sender: &dyn Sender, response: &Response, from: u64) -> Result<u64, Failure> {
     if response.status() != StatusCode::PARTIAL_CONTENT {
         return Ok(from);
     }
@@ -93,24 +93,24 @@ fn begin(session: &Session, response: &Response, from: u64) -> Result<u64, Failu
     let first = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
     match first {
         Some(first) if first <= from => Ok(from - first),
-        _ => Err(session.refused("it sends another part of a layer than it was asked for").into()),
+        _ => Err(sender.asker().refused("it sends another part of a layer than it was asked for").into()),
     }
 }
 
 /// Hands on what comes, but for the first `skip` bytes, and no more than `room`.
 async fn receive(
-    session: &Session,
+    sender: &dyn Sender,
     mut response: Response,
     mut skip: u64,
     mut room: u64,
     chunks: mpsc::Sender<Chunk>,
 ) -> Result<(), Failure> {
-    let (host, patience) = (session.host(), session.patience);
+    let (host, patience) = (&sender.asker().host, sender.asker().patience);
     let (mut window, mut in_window) = (Instant::now(), 0);
     loop {
         let chunk = match timeout(patience.silence, response.chunk()).await {
             Ok(Ok(chunk)) => chunk,
-            Ok(Err(error)) => return Err(broken(&host, &error)),
+            Ok(Err(error)) => return Err(broken(host, &error)),
             Err(_) => {
                 let seconds = patience.silence.as_secs();
                 return Err(Failure::passing(format!(

@@ -3,12 +3,14 @@
 //! Every answer of a registry is hostile until it has its digest. Documents are small and read whole; layers go
 //! into the cache, and from there to whoever imports them, while they come.
 
+mod ask;
 mod cache;
 mod download;
 mod patience;
 mod place;
 mod session;
 mod token;
+mod web;
 
 use std::{
     fs::File,
@@ -30,10 +32,11 @@ use sha2::{Digest as _, Sha256};
 use tokio::net::unix::pipe;
 
 use self::{
+    ask::Clients,
     cache::{Blob, Cache},
     download::{ensure, feed},
     place::Guests,
-    session::{Clients, Session},
+    session::Session,
 };
 use super::blocking::blocking;
 pub use patience::Patience;
@@ -82,21 +85,27 @@ impl Registries {
         Self { clients: Arc::default(), guests: Guests::default(), cache: Cache::new(cache, limit), patience }
     }
 
+    async fn clients(&self) -> Result<Clients> {
+        if let Some(clients) = self.clients.get() {
+            return Ok(clients.clone());
+        }
+        let (patience, guests) = (self.patience, self.guests.clone());
+        let made = blocking("read certificates", move || Clients::new(patience, guests)).await?;
+        Ok(self.clients.get_or_init(|| made).clone())
+    }
+
     async fn session(&self, source: &Source) -> Result<Session> {
-        let clients = match self.clients.get() {
-            Some(clients) => clients.clone(),
-            None => {
-                let (patience, guests) = (self.patience, self.guests.clone());
-                let made = blocking("read certificates", move || Clients::new(patience, guests)).await?;
-                self.clients.get_or_init(|| made).clone()
-            }
-        };
+        let clients = self.clients().await?;
         Session::new(clients, self.patience, source.reference.clone(), source.credentials.clone())
     }
 
     async fn blob(&self, source: &Source, descriptor: Descriptor) -> Result<Arc<Blob>> {
-        let (cache, registry) = (self.cache.clone(), source.reference.registry().clone());
-        blocking("look into the cache", move || cache.blob(&registry, descriptor).map_err(unkept)).await
+        self.blob_of(source.reference.registry().as_str(), descriptor).await
+    }
+
+    async fn blob_of(&self, keeper: &str, descriptor: Descriptor) -> Result<Arc<Blob>> {
+        let (cache, keeper) = (self.cache.clone(), keeper.to_owned());
+        blocking("look into the cache", move || cache.blob(&keeper, descriptor).map_err(unkept)).await
     }
 
     async fn trim(&self) {

@@ -21,11 +21,13 @@ pub(super) enum Route {
     Away,
 }
 
-/// The server of a registry: plain http on the host itself, else https.
-pub(super) fn base(registry: &RegistryHost) -> Option<Url> {
-    let https_port = registry.port() == Some(443);
-    let scheme = if registry.is_loopback() && !https_port { "http" } else { "https" };
-    Url::parse(&format!("{scheme}://{}/v2/", registry.api())).ok()
+/// A server that a user or an administrator pointed to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Base {
+    /// Below which everything of it is.
+    pub(super) url: Url,
+    /// Whether it is the host itself, by its name.
+    pub(super) is_loopback: bool,
 }
 
 /// Where the guests are, once that is known. Clones know the same.
@@ -45,8 +47,16 @@ impl Guests {
     }
 }
 
-/// Whether an address that the user or a registry names may be asked, and how.
-pub(super) fn route(url: &Url, registry: &RegistryHost, guests: &Guests) -> Result<Route, &'static str> {
+/// The server of a registry: plain http on the host itself, else https.
+pub(super) fn base(registry: &RegistryHost) -> Option<Base> {
+    let (is_loopback, https_port) = (registry.is_loopback(), registry.port() == Some(443));
+    let scheme = if is_loopback && !https_port { "http" } else { "https" };
+    let url = Url::parse(&format!("{scheme}://{}/v2/", registry.api())).ok()?;
+    Some(Base { url, is_loopback })
+}
+
+/// Whether an address that a user or a server names may be asked, and how.
+pub(super) fn route(url: &Url, from: &Base, guests: &Guests) -> Result<Route, &'static str> {
     if !matches!(url.scheme(), "https" | "http") {
         return Err("an address that is not of the web");
     }
@@ -67,9 +77,9 @@ pub(super) fn route(url: &Url, registry: &RegistryHost, guests: &Guests) -> Resu
     if literal.is_some_and(|address| guests.have(address)) {
         return Err("a guest of this host");
     }
-    let is_own = base(registry).is_some_and(|base| base.origin() == url.origin());
+    let is_own = from.url.origin() == url.origin();
     let on_host = literal.is_some_and(|address| to_v4(address).is_loopback());
-    if is_own || (on_host && registry.is_loopback()) {
+    if is_own || (on_host && from.is_loopback) {
         return Ok(Route::Own);
     }
     if url.scheme() == "http" {
@@ -149,7 +159,8 @@ mod tests {
         let reference: ImageRef = format!("{registry}/x").parse().unwrap();
         let guests = Guests::default();
         guests.are_in("172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap());
-        let route = route(&Url::parse(url).unwrap(), reference.registry(), &guests);
+        let base = base(reference.registry()).unwrap();
+        let route = route(&Url::parse(url).unwrap(), &base, &guests);
         assert_eq!(route.ok(), expect, "{registry} sends to {url}");
     }
 
@@ -232,7 +243,7 @@ mod tests {
     fn plain_http_is_for_the_host_itself() {
         let scheme = |registry: &str| {
             let reference: ImageRef = format!("{registry}/x").parse().unwrap();
-            base(reference.registry()).unwrap().to_string()
+            base(reference.registry()).unwrap().url.to_string()
         };
         assert_eq!(scheme("localhost:5000"), "http://localhost:5000/v2/");
         assert_eq!(scheme("[::1]:5000"), "http://[::1]:5000/v2/");

@@ -1,96 +1,35 @@
 //! Asking a registry on behalf of one user, by the OCI distribution specification 1.1
 //! (<https://github.com/opencontainers/distribution-spec>).
-//!
-//! Nothing that a registry says leads anywhere without [`place::route`]'s word, and nothing of it is read without
-//! a limit of size and time.
 
-use std::{
-    error::Error as StdError,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Mutex, PoisonError};
 
+use async_trait::async_trait;
 use oci_client::errors::OciEnvelope;
 use reqwest::{
-    Client, Response, StatusCode, Url,
-    header::{
-        ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
-        WWW_AUTHENTICATE,
-    },
-    redirect::Policy,
+    Response, StatusCode, Url,
+    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE},
 };
 
 use super::{
+    ask::{Asker, Clients, Sender, plain},
     patience::{Failure, Patience, Tries},
-    place::{self, Guests, Resolver, Route},
-    token,
+    place, token,
 };
 use crate::{
     domain::oci::{Descriptor, credentials::Credentials, reference::ImageRef},
     ports::{Error, Result},
 };
 
-/// How often one request is sent on.
-const MAX_REDIRECTS: usize = 5;
 /// How often one request shows who asks: a token may end while others use it too.
 const INTRODUCTIONS: usize = 3;
 /// What is read of an error.
-const MAX_ERROR_BODY: usize = 16 << 10;
-/// What is shown of an error.
-const MAX_ERROR_TEXT: usize = 200;
-const USER_AGENT: &str = concat!("banger/", env!("CARGO_PKG_VERSION"));
-
-/// The clients of the service. Clones share their connections.
-#[derive(Debug, Clone)]
-pub(super) struct Clients {
-    own: Client,
-    away: Client,
-    guests: Guests,
-}
-
-impl Clients {
-    pub(super) fn new(patience: Patience, guests: Guests) -> Result<Self> {
-        // A second call finds the first one's choice, which is the same.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = |route| {
-            Client::builder()
-                .dns_resolver(Arc::new(Resolver { route, guests: guests.clone() }))
-                .user_agent(USER_AGENT)
-                .connect_timeout(patience.connect)
-                .redirect(Policy::none())
-                .referer(false)
-                .retry(reqwest::retry::never())
-                .no_proxy()
-        };
-        let failed = |error: reqwest::Error| Error::HostNotReady {
-            message: format!(
-                "no registry can be asked ({}); the certificates that the host trusts come with its package \
-                 ca-certificates",
-                reason(&error)
-            ),
-        };
-        Ok(Self {
-            own: builder(Route::Own).build().map_err(failed)?,
-            away: builder(Route::Away).build().map_err(failed)?,
-            guests,
-        })
-    }
-
-    fn by(&self, route: Route) -> &Client {
-        match route {
-            Route::Own => &self.own,
-            Route::Away => &self.away,
-        }
-    }
-}
+const MAX_ERROR_BODY: u64 = 16 << 10;
 
 /// One user's conversation with one repository.
 pub(super) struct Session {
-    clients: Clients,
-    pub(super) patience: Patience,
+    asker: Asker,
     pub(super) reference: ImageRef,
     credentials: Credentials,
-    base: Url,
     /// What lets us in, once that is known.
     authorization: Mutex<Option<HeaderValue>>,
 }
@@ -105,7 +44,9 @@ impl Session {
         let base = place::base(reference.registry()).ok_or_else(|| Error::Registry {
             message: format!("{} is no address of a registry", reference.registry()),
         })?;
-        Ok(Self { clients, patience, reference, credentials, base, authorization: Mutex::default() })
+        let host = reference.registry().to_string();
+        let asker = Asker { clients, patience, base, host };
+        Ok(Self { asker, reference, credentials, authorization: Mutex::default() })
     }
 
     /// A document of at most so many bytes, with the media type that the registry gives it.
@@ -116,7 +57,7 @@ impl Session {
         limit: u64,
     ) -> Result<(Vec<u8>, Option<String>)> {
         let path = format!("{}/manifests/{wanted}", self.reference.repository());
-        let mut tries = Tries::new(self.patience);
+        let mut tries = Tries::new(self.asker.patience);
         loop {
             match self.document(&path, accept, limit).await {
                 Ok(found) => return Ok(found),
@@ -138,30 +79,20 @@ impl Session {
         // Behind a semicolon stands a character set.
         let kind =
             kind.and_then(|kind| kind.to_str().ok()?.split(';').next()).map(|kind| kind.trim().to_owned());
-        let body = read(response, limit, self.patience, &self.host()).await?;
+        let body = self.asker.read(response, limit).await?;
         Ok((body, kind))
     }
 
-    /// A blob from this byte on, or all of it: the status tells.
-    pub(super) async fn blob(&self, blob: Descriptor, from: u64) -> Result<Response, Failure> {
-        let path = format!("{}/blobs/{}", self.reference.repository(), blob.digest);
-        let mut headers = HeaderMap::new();
-        if from > 0 {
-            headers.insert(RANGE, header(&format!("bytes={from}-"))?);
-        }
-        self.get(&path, headers).await
-    }
-
     /// The registry, as messages call it.
-    pub(super) fn host(&self) -> String {
-        self.reference.registry().to_string()
+    pub(super) fn host(&self) -> &str {
+        &self.asker.host
     }
 
     /// Asks, and shows who asks when the registry wants to know.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<Response, Failure> {
-        let url = self.base.join(path).map_err(|_| self.refused("it cannot be asked for this"))?;
+        let url = self.asker.base.url.join(path).map_err(|_| self.refused("it cannot be asked for this"))?;
         let mut shown = self.known();
-        let mut response = self.follow(url.clone(), &headers, shown.as_ref()).await?;
+        let mut response = self.asker.follow(url.clone(), &headers, shown.as_ref()).await?;
         for _ in 0..INTRODUCTIONS {
             if response.status() != StatusCode::UNAUTHORIZED {
                 break;
@@ -178,7 +109,7 @@ impl Session {
             if newer.is_none() || newer == shown {
                 break;
             }
-            response = self.follow(url.clone(), &headers, newer.as_ref()).await?;
+            response = self.asker.follow(url.clone(), &headers, newer.as_ref()).await?;
             shown = newer;
         }
         self.judge(response).await
@@ -186,40 +117,6 @@ impl Session {
 
     fn known(&self) -> Option<HeaderValue> {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Asks one address after the other, for as long as each may be asked. Only the registry's own gets to know
-    /// who asks.
-    async fn follow(
-        &self,
-        mut url: Url,
-        headers: &HeaderMap,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<Response, Failure> {
-        for _ in 0..=MAX_REDIRECTS {
-            let route = self.route(&url)?;
-            let mut request = self.clients.by(route).get(url.clone()).headers(headers.clone());
-            if let Some(authorization) = authorization
-                && url.origin() == self.base.origin()
-            {
-                request = request.header(AUTHORIZATION, authorization.clone());
-            }
-            let response = self.send(request).await?;
-            if !response.status().is_redirection() {
-                return Ok(response);
-            }
-            let target = response.headers().get(LOCATION).and_then(|target| target.to_str().ok());
-            url = target
-                .and_then(|target| url.join(target).ok())
-                .ok_or_else(|| self.refused("it redirects to no address"))?;
-        }
-        Err(self.refused(&format!("it redirects more than {MAX_REDIRECTS} times")).into())
-    }
-
-    /// Whether and how an address that the registry named may be asked.
-    fn route(&self, url: &Url) -> Result<Route> {
-        place::route(url, self.reference.registry(), &self.clients.guests)
-            .map_err(|why| self.refused(&format!("it leads to {why}, where nobody follows it")))
     }
 
     /// Asks for a token at an address that the registry named.
@@ -230,7 +127,7 @@ impl Session {
         password: Option<(&str, &str)>,
         limit: u64,
     ) -> Result<(StatusCode, Vec<u8>), Failure> {
-        let client = self.clients.by(self.route(&url)?);
+        let client = self.asker.clients.by(self.asker.route(&url)?);
         let mut request = match form {
             None => client.get(url),
             Some(form) => client
@@ -241,17 +138,18 @@ impl Session {
         if let Some((user, secret)) = password {
             request = request.basic_auth(user, Some(secret));
         }
-        let response = self.send(request).await?;
+        let response = self.asker.send(request).await?;
         let status = response.status();
         if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            return Err(self.passing(&response));
+            return Err(self.asker.passing(&response));
         }
-        Ok((status, read(response, limit, self.patience, &self.host()).await?))
+        Ok((status, self.asker.read(response, limit).await?))
     }
 
     /// What shows a password (RFC 7617).
     pub(super) fn password_header(&self, user: &str, secret: &str) -> Result<HeaderValue> {
-        let request = self.clients.own.get(self.base.clone()).basic_auth(user, Some(secret)).build();
+        let request =
+            self.asker.clients.own.get(self.asker.base.url.clone()).basic_auth(user, Some(secret)).build();
         // The error of the library says nothing of the text.
         let request = request.map_err(|error| Error::other("show who asks", error))?;
         request
@@ -261,20 +159,12 @@ impl Session {
             .ok_or_else(|| self.refused("it cannot be shown who asks"))
     }
 
-    pub(super) fn credentials(&self) -> &Credentials {
-        &self.credentials
+    pub(super) fn refused(&self, why: &str) -> Error {
+        self.asker.refused(why)
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
-        let host = self.host();
-        match tokio::time::timeout(self.patience.answer, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Failure::passing(format!("{host} cannot be reached: {}", reason(&error)))),
-            Err(_) => {
-                let seconds = self.patience.answer.as_secs();
-                Err(Failure::passing(format!("{host} does not answer within {seconds} s")))
-            }
-        }
+    pub(super) fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     /// What an answer means that is none to a question for a token.
@@ -289,12 +179,10 @@ impl Session {
                 };
                 Err(Error::AuthRequired { message }.into())
             }
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(self.passing(&response)),
-            _ if status.is_server_error() => Err(self.passing(&response)),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(self.asker.passing(&response)),
+            _ if status.is_server_error() => Err(self.asker.passing(&response)),
             _ => {
-                let body = read(response, MAX_ERROR_BODY as u64, self.patience, &self.host())
-                    .await
-                    .unwrap_or_default();
+                let body = self.asker.read(response, MAX_ERROR_BODY).await.unwrap_or_default();
                 let why = match said(&body) {
                     Some(said) => format!("{}, {said}", status.as_u16()),
                     None => status.to_string(),
@@ -303,69 +191,31 @@ impl Session {
             }
         }
     }
+}
 
-    fn passing(&self, response: &Response) -> Failure {
-        let after =
-            response.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.trim().parse().ok());
-        Failure::Passing {
-            message: format!("{} answers {}", self.host(), response.status()),
-            after: after.map(Duration::from_secs),
-        }
+#[async_trait]
+impl Sender for Session {
+    async fn blob(&self, blob: Descriptor, from: u64) -> Result<Response, Failure> {
+        let path = format!("{}/blobs/{}", self.reference.repository(), blob.digest);
+        self.get(&path, from_byte(from)?).await
     }
 
-    pub(super) fn refused(&self, why: &str) -> Error {
-        Error::Registry { message: format!("{}: {why}", self.host()) }
+    fn asker(&self) -> &Asker {
+        &self.asker
     }
+}
+
+/// The wish for what comes from a byte on.
+pub(super) fn from_byte(from: u64) -> Result<HeaderMap, Failure> {
+    let mut headers = HeaderMap::new();
+    if from > 0 {
+        headers.insert(RANGE, header(&format!("bytes={from}-"))?);
+    }
+    Ok(headers)
 }
 
 fn header(text: &str) -> Result<HeaderValue, Failure> {
     HeaderValue::from_str(text).map_err(|error| Error::other("write a header", error).into())
-}
-
-/// The body of an answer that is small.
-async fn read(
-    mut response: Response,
-    limit: u64,
-    patience: Patience,
-    host: &str,
-) -> Result<Vec<u8>, Failure> {
-    let too_large =
-        || Error::Registry { message: format!("{host}: an answer of more than {limit} bytes is not taken") };
-    let announced = response.headers().get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|announced| announced > limit) {
-        return Err(too_large().into());
-    }
-    let whole = async {
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| broken(host, &error))? {
-            if (body.len() + chunk.len()) as u64 > limit {
-                return Err(too_large().into());
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    };
-    match tokio::time::timeout(patience.document, whole).await {
-        Ok(body) => body,
-        Err(_) => {
-            let seconds = patience.document.as_secs();
-            Err(Failure::passing(format!("{host} takes more than {seconds} s for a small answer")))
-        }
-    }
-}
-
-/// A connection that ended too early.
-pub(super) fn broken(host: &str, error: &reqwest::Error) -> Failure {
-    Failure::passing(format!("the connection to {host} broke: {}", reason(error)))
-}
-
-/// The innermost cause, which alone tells something; the address stands in the outermost one, and may be signed.
-fn reason(error: &reqwest::Error) -> String {
-    let mut cause: &dyn StdError = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    plain(&cause.to_string())
 }
 
 /// What a registry says of an error.
@@ -374,8 +224,4 @@ fn said(body: &[u8]) -> Option<String> {
     let first = envelope.errors.into_iter().next()?;
     let text = if first.message.is_empty() { format!("{:?}", first.code) } else { first.message };
     Some(plain(&text))
-}
-
-fn plain(text: &str) -> String {
-    text.chars().take(MAX_ERROR_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -201,30 +201,16 @@ impl Store for SqliteStore {
     }
 
     async fn put_kernel(&self, kernel: &Kernel) -> Result<()> {
-        let (id, name, owner) = (kernel.id.to_string(), kernel.name.as_str(), kernel.owner.0);
-        let (created_at, size) = (integer(kernel.created_at.0)?, integer(kernel.facts.size.0)?);
-        sqlx::query!(
-            "INSERT INTO kernels (id, name, owner, shared, source, created_at, digest, release, modules, size)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-             ON CONFLICT (id) DO UPDATE SET
-                 name = excluded.name, owner = excluded.owner, shared = excluded.shared,
-                 source = excluded.source, created_at = excluded.created_at, digest = excluded.digest,
-                 release = excluded.release, modules = excluded.modules, size = excluded.size",
-            id,
-            name,
-            owner,
-            kernel.shared,
-            kernel.source,
-            created_at,
-            kernel.facts.digest,
-            kernel.facts.release,
-            kernel.facts.modules,
-            size,
-        )
-        .execute(&mut *self.writer(Survives::PowerCut).await?)
-        .await
-        .map_err(unwritten)
-        .map(drop)
+        write_kernel(&mut *self.writer(Survives::PowerCut).await?, kernel).await
+    }
+
+    async fn replace_kernel(&self, kernel: &Kernel, old: KernelId) -> Result<()> {
+        let mut connection = self.writer(Survives::PowerCut).await?;
+        let mut both = connection.begin().await.map_err(unwritten)?;
+        let old = old.to_string();
+        sqlx::query!("DELETE FROM kernels WHERE id = ?", old).execute(&mut *both).await.map_err(unwritten)?;
+        write_kernel(&mut both, kernel).await?;
+        both.commit().await.map_err(unwritten)
     }
 
     async fn delete_kernel(&self, kernel: KernelId) -> Result<()> {
@@ -297,6 +283,34 @@ async fn write_image(connection: &mut SqliteConnection, image: &Image) -> Result
         disk_usage,
         manifest,
         config,
+    )
+    .execute(connection)
+    .await
+    .map_err(unwritten)
+    .map(drop)
+}
+
+/// Writes a kernel, new or changed.
+async fn write_kernel(connection: &mut SqliteConnection, kernel: &Kernel) -> Result<()> {
+    let (id, name, owner) = (kernel.id.to_string(), kernel.name.as_str(), kernel.owner.0);
+    let (created_at, size) = (integer(kernel.created_at.0)?, integer(kernel.facts.size.0)?);
+    sqlx::query!(
+        "INSERT INTO kernels (id, name, owner, shared, source, created_at, digest, release, modules, size)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT (id) DO UPDATE SET
+                 name = excluded.name, owner = excluded.owner, shared = excluded.shared,
+                 source = excluded.source, created_at = excluded.created_at, digest = excluded.digest,
+                 release = excluded.release, modules = excluded.modules, size = excluded.size",
+        id,
+        name,
+        owner,
+        kernel.shared,
+        kernel.source,
+        created_at,
+        kernel.facts.digest,
+        kernel.facts.release,
+        kernel.facts.modules,
+        size,
     )
     .execute(connection)
     .await

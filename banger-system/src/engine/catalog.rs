@@ -1,0 +1,338 @@
+//! Catalogs: what is kept of each, whether that is still to be believed, and what it offers.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use banger_proto::size::Bytes;
+use tracing::Instrument;
+
+use super::{
+    Engine, Shared,
+    error::{Error, Kind, Result, one_line},
+    job::Stages,
+    now,
+    pull::unless_canceled,
+    view::{Fact, JobKind},
+};
+use crate::{
+    domain::{
+        catalog::{
+            Provenance,
+            index::{Entry, ImageTarget, Index, KernelTarget},
+        },
+        digest::Digest,
+        id::{JobId, Timestamp, Uid},
+        name::Name,
+    },
+    ports::{self, catalogs::Edition},
+};
+
+/// What is older is fetched anew before something is looked up in it.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+/// After a failure that much time passes before somebody who did not ask for it waits for another try.
+const AGAIN: Duration = Duration::from_secs(300);
+
+const REFRESH: Stages = &["fetch"];
+
+/// The catalogs as they are known at the moment.
+#[derive(Default)]
+pub(super) struct Shelf {
+    catalogs: RwLock<Vec<Catalog>>,
+    /// Who holds it fetches.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// A catalog.
+#[derive(Clone)]
+struct Catalog {
+    name: Name,
+    edition: Option<Edition>,
+    /// Why the last try to fetch or to read it failed.
+    problem: Option<String>,
+    tried_at: Timestamp,
+}
+
+impl Catalog {
+    fn is_due(&self, older_than: Duration, now: Timestamp) -> bool {
+        let since = |then: Timestamp| Duration::from_micros(now.0.saturating_sub(then.0));
+        let is_old = self.edition.as_ref().is_none_or(|edition| since(edition.fetched_at) >= older_than);
+        let is_refused = self.problem.is_some() && !older_than.is_zero() && since(self.tried_at) < AGAIN;
+        is_old && !is_refused
+    }
+
+    /// The index, if it can be believed.
+    fn index(&self, now: Timestamp) -> Result<Option<&Arc<Index>>, String> {
+        match &self.edition {
+            None => Ok(None),
+            Some(Edition { index, .. }) => match index.check_age(now) {
+                Ok(()) => Ok(Some(index)),
+                Err(why) => Err(format!("the catalog {} cannot be used: {why}", self.name)),
+            },
+        }
+    }
+}
+
+impl Shelf {
+    fn all(&self) -> Vec<Catalog> {
+        self.catalogs.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, name: &Name, change: impl FnOnce(&mut Catalog)) {
+        let mut catalogs = self.catalogs.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(catalog) = catalogs.iter_mut().find(|catalog| catalog.name == *name) {
+            change(catalog);
+        }
+    }
+}
+
+/// An entry with the catalog that has it.
+pub(super) struct Found<T> {
+    pub(super) catalog: Name,
+    pub(super) entry: Entry<T>,
+}
+
+impl<T> Found<T> {
+    /// The entry is there, and nothing was published for these processors.
+    pub(super) fn unpublished(&self) -> Error {
+        Error::NotPublished {
+            name: self.entry.name.to_string(),
+            catalog: self.catalog.to_string(),
+            note: self.entry.note.clone(),
+        }
+    }
+}
+
+/// Something that a catalog offers, as one user sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// An image or a kernel.
+    pub kind: Kind,
+    /// The catalog.
+    pub catalog: Name,
+    /// Its name there.
+    pub name: Name,
+    /// One line for people.
+    pub description: String,
+    /// The edition of it.
+    pub version: String,
+    /// What to do where it is not published.
+    pub note: String,
+    /// The kernel that an image wants.
+    pub kernel: Option<Name>,
+    /// Where it comes from; empty where it is not published.
+    pub source: String,
+    /// What it consists of, as far as that is one thing.
+    pub digest: Option<Digest>,
+    /// How many bytes are to be fetched; unknown of an image of a registry.
+    pub size: Option<Bytes>,
+    /// Whether this very edition is here, and the user may use it.
+    pub is_here: bool,
+}
+
+/// What all catalogs offer, and what is wrong with some.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Offers {
+    /// The offers, in the order of the catalogs and of their entries.
+    pub offers: Vec<Offer>,
+    /// A sentence for each catalog that cannot be used, or not be fetched.
+    pub problems: Vec<String>,
+}
+
+impl Engine {
+    /// Reads what is kept of catalogs. One that cannot be read is a problem of its own.
+    pub(super) async fn recover_catalogs(&self) {
+        let (ports, mut all) = (&self.shared.ports, Vec::new());
+        for name in ports.catalogs.names() {
+            let (edition, problem) = match ports.catalogs.kept(&name).await {
+                Ok(edition) => (edition, None),
+                Err(error) => {
+                    let problem = one_line(&error);
+                    tracing::error!(catalog = %name, error = %problem, "cannot use what is kept of a catalog");
+                    (None, Some(problem))
+                }
+            };
+            all.push(Catalog { name, edition, problem, tried_at: Timestamp::default() });
+        }
+        *self.shared.shelf.catalogs.write().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    /// Begins to fetch the catalogs of which nothing younger is kept.
+    pub fn refresh_catalogs(&self, owner: Uid, older_than: Duration) -> JobId {
+        let shared = Arc::clone(&self.shared);
+        let job = shared.jobs.begin(JobKind::CatalogRefresh, owner, Vec::new(), REFRESH);
+        let id = job.id();
+        tokio::spawn(async move {
+            job.stage("fetch", "fetching catalogs".to_owned());
+            let span = job.span();
+            let work = unless_canceled(&job, refresh(&shared, older_than)).instrument(span).await;
+            let problems = problems(&shared);
+            job.tell("catalogs", Fact::Number(shared.shelf.all().len() as u64));
+            job.tell("problems", Fact::Text(problems.join("\n")));
+            job.finish(work);
+        });
+        id
+    }
+
+    /// What the catalogs offer at the moment, without asking anybody.
+    pub fn offers(&self, caller: Uid) -> Offers {
+        let shared = &self.shared;
+        let now = now(&*shared.ports.clock);
+        let (images, kernels) = (self.images(), self.kernels());
+        let mut offers = Vec::new();
+        for catalog in shared.shelf.all() {
+            let Ok(Some(index)) = catalog.index(now) else { continue };
+            for entry in &index.images {
+                let provenance = provenance_of_image(&catalog.name, entry);
+                let is_here = |source: &str| {
+                    images
+                        .iter()
+                        .any(|image| (image.owner == caller || image.shared) && image.source == source)
+                };
+                let (source, digest, size) = match &entry.target {
+                    None => (String::new(), None, None),
+                    Some(ImageTarget::Reference(reference)) => {
+                        (reference.to_string(), reference.digest(), None)
+                    }
+                    Some(ImageTarget::Archive(file)) => (
+                        provenance.map(|provenance| provenance.to_string()).unwrap_or_default(),
+                        Some(file.digest()),
+                        Some(file.size()),
+                    ),
+                };
+                offers.push(offer(Kind::Image, &catalog.name, entry, is_here(&source), source, digest, size));
+            }
+            for entry in &index.kernels {
+                let size = |target: &KernelTarget| {
+                    let modules = target.modules.as_ref().map_or(0, |modules| modules.size().0);
+                    Bytes(target.kernel.size().0 + modules)
+                };
+                let source = entry.target.as_ref().map(|target| Provenance {
+                    catalog: catalog.name.clone(),
+                    entry: entry.name.clone(),
+                    digest: target.kernel.digest(),
+                });
+                let source = source.map(|source| source.to_string()).unwrap_or_default();
+                let mut of_caller = kernels.iter().filter(|kernel| kernel.owner == caller || kernel.shared);
+                let is_here = of_caller.any(|kernel| kernel.source == source);
+                let digest = entry.target.as_ref().map(|target| target.kernel.digest());
+                let size = entry.target.as_ref().map(size);
+                offers.push(offer(Kind::Kernel, &catalog.name, entry, is_here, source, digest, size));
+            }
+        }
+        Offers { offers, problems: problems(shared) }
+    }
+}
+
+fn offer<T>(
+    kind: Kind,
+    catalog: &Name,
+    entry: &Entry<T>,
+    is_here: bool,
+    source: String,
+    digest: Option<Digest>,
+    size: Option<Bytes>,
+) -> Offer {
+    Offer {
+        kind,
+        catalog: catalog.clone(),
+        name: entry.name.clone(),
+        description: entry.description.clone(),
+        version: entry.version.clone(),
+        note: entry.note.clone(),
+        kernel: entry.kernel.clone(),
+        is_here: is_here && entry.target.is_some(),
+        source,
+        digest,
+        size,
+    }
+}
+
+/// What an image that comes of a file of a catalog is said to come from.
+fn provenance_of_image(catalog: &Name, entry: &Entry<ImageTarget>) -> Option<Provenance> {
+    match &entry.target {
+        Some(ImageTarget::Archive(file)) => {
+            Some(Provenance { catalog: catalog.clone(), entry: entry.name.clone(), digest: file.digest() })
+        }
+        _ => None,
+    }
+}
+
+/// The image of this name in the first catalog that has it.
+pub(super) async fn find_image(shared: &Shared, name: &Name) -> Result<Option<Found<ImageTarget>>> {
+    find(shared, |index| index.image(name)).await
+}
+
+/// The kernel of this name in the first catalog that has it.
+pub(super) async fn find_kernel(shared: &Shared, name: &Name) -> Result<Option<Found<KernelTarget>>> {
+    find(shared, |index| index.kernel(name)).await
+}
+
+/// What there is to say when no catalog has something: that one of them cannot be used, if that is so.
+pub(super) fn nowhere(shared: &Shared, kind: Kind, name: &Name) -> Error {
+    match problems(shared).into_iter().next() {
+        Some(message) => ports::Error::Catalog { message }.into(),
+        None => Error::NotInCatalogs { kind, name: name.to_string() },
+    }
+}
+
+async fn find<T: Clone>(
+    shared: &Shared,
+    look: impl Fn(&Index) -> Option<&Entry<T>>,
+) -> Result<Option<Found<T>>> {
+    refresh(shared, STALE).await;
+    let now = now(&*shared.ports.clock);
+    for catalog in shared.shelf.all() {
+        let Some(edition) = &catalog.edition else { continue };
+        let Some(entry) = look(&edition.index) else { continue };
+        // Another catalog may have something else of this name: who wants the first one's must not get that.
+        catalog.index(now).map_err(|message| ports::Error::Catalog { message })?;
+        return Ok(Some(Found { catalog: catalog.name, entry: entry.clone() }));
+    }
+    Ok(None)
+}
+
+/// Fetches the catalogs of which nothing younger is kept. That one cannot be fetched is noted down; what is kept of
+/// it stays.
+async fn refresh(shared: &Shared, older_than: Duration) {
+    let is_due = |shared: &Shared| {
+        let now = now(&*shared.ports.clock);
+        shared.shelf.all().into_iter().filter(move |catalog| catalog.is_due(older_than, now))
+    };
+    if is_due(shared).next().is_none() {
+        return;
+    }
+    let _turn = shared.shelf.turn.lock().await;
+    for Catalog { name, .. } in is_due(shared) {
+        let at = now(&*shared.ports.clock);
+        let fetched = shared.ports.catalogs.refresh(&name, at).await;
+        shared.shelf.change(&name, |catalog| {
+            catalog.tried_at = at;
+            match fetched {
+                Ok(edition) => {
+                    tracing::info!(catalog = %name, serial = edition.index.serial, "a catalog was fetched");
+                    (catalog.edition, catalog.problem) = (Some(edition), None);
+                }
+                Err(error) => {
+                    let problem = one_line(&error);
+                    tracing::warn!(catalog = %name, error = %problem, "a catalog cannot be fetched");
+                    catalog.problem = Some(problem);
+                }
+            }
+        });
+    }
+}
+
+/// A sentence for each catalog with which something is wrong.
+fn problems(shared: &Shared) -> Vec<String> {
+    let now = now(&*shared.ports.clock);
+    let problem = |catalog: &Catalog| match (&catalog.problem, catalog.index(now)) {
+        (_, Err(expired)) => Some(expired),
+        (Some(problem), Ok(Some(_))) => {
+            Some(format!("what is kept of the catalog {} is used: {problem}", catalog.name))
+        }
+        (problem, Ok(_)) => problem.clone(),
+    };
+    shared.shelf.all().iter().filter_map(problem).collect()
+}

@@ -1,0 +1,100 @@
+//! Images of catalogs that are files: fetched by way of the cache, and imported as if a user had handed them over.
+
+use std::sync::Arc;
+
+use banger_proto::size::Bytes;
+
+use super::{
+    Shared,
+    error::{Error, Result},
+    job::JobHandle,
+    now,
+    pull::{Pull, keep, tell, unless_canceled},
+};
+use crate::{
+    domain::{
+        catalog::{Provenance, RemoteFile},
+        id::ImageId,
+        image::{Image, ImageFacts},
+        oci::config::ImageConfig,
+    },
+    ports::images::Content,
+};
+
+/// Makes the image of a file, or shares what somebody has of the same one.
+pub(super) async fn run(
+    shared: &Arc<Shared>,
+    job: &JobHandle,
+    pull: &Pull,
+    from: &Provenance,
+    file: &RemoteFile,
+) -> Result<()> {
+    let source = from.to_string();
+    let turn = shared.pulls.turn(format!("@{}", from.catalog), from.digest);
+    let _turn = unless_canceled(job, turn.lock()).await?;
+    let old = pull.old.and_then(|id| shared.registry.image(id));
+    if let Some(old) = &old {
+        let has_kernel = pull.kernel.is_none() || old.kernel == pull.kernel;
+        if old.source == source && old.shared == pull.shared && has_kernel {
+            return tell(job, old);
+        }
+        shared.registry.check_unused(old)?;
+    }
+    let id = ImageId::random();
+    let (facts, config) = make(shared, job, pull, from, file, id).await?;
+    let image = Image {
+        id,
+        name: pull.name.clone(),
+        owner: pull.owner,
+        shared: pull.shared,
+        source,
+        kernel: pull.kernel,
+        created_at: now(&*shared.ports.clock),
+        facts,
+        origin: None,
+        config,
+    };
+    let kept =
+        if job.is_canceled() { Err(Error::Canceled) } else { keep(shared, &image, old.as_deref()).await };
+    if let Err(error) = kept {
+        shared.ports.image_files.remove(id).await?;
+        return Err(error);
+    }
+    tell(job, &image)
+}
+
+async fn make(
+    shared: &Shared,
+    job: &JobHandle,
+    pull: &Pull,
+    from: &Provenance,
+    file: &RemoteFile,
+    id: ImageId,
+) -> Result<(ImageFacts, ImageConfig)> {
+    // What every user sees counts for nobody.
+    let claim = |bytes: Bytes| match pull.shared {
+        true => Ok(()),
+        false => shared.registry.claim(pull.owner, &pull.name, bytes, shared.settings.limits.image_disk),
+    };
+    let (ports, source) = (&shared.ports, from.to_string());
+    if let Some(twin) = shared.registry.images().into_iter().find(|image| image.source == source) {
+        claim(twin.facts.disk_usage)?;
+        match ports.image_files.share(id, twin.id).await {
+            Ok(()) => return Ok((twin.facts.clone(), twin.config.clone())),
+            // It may have been deleted meanwhile, and then there is nothing to share.
+            Err(_) if shared.registry.image(twin.id).is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    claim(file.size())?;
+    job.stage("pull", format!("fetching {} of {}", file.size(), from.entry));
+    let fetch = ports.catalogs.fetch(&from.catalog, file, job.progress("pull"));
+    let content = unless_canceled(job, fetch).await??;
+    job.stage("import", format!("unpacking {}", from.entry));
+    let facts = ports.image_files.import(id, Content::File(content), job.progress("import")).await?;
+    if let Err(error) = claim(facts.disk_usage) {
+        ports.image_files.remove(id).await?;
+        return Err(error);
+    }
+    Ok((facts, ImageConfig::default()))
+}

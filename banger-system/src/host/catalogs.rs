@@ -1,0 +1,234 @@
+//! Catalogs: their indexes are fetched, compared with their signatures, and kept in one file each, so that index
+//! and signature are always of one edition. What is kept bears its serial number outside of the signed part: that
+//! an edition is older than the last one is told even when the keys have changed since.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, ErrorKind, Read, Write},
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+
+use super::{blocking::blocking, partial::Partial, registry::Registries};
+use crate::{
+    domain::{
+        catalog::{
+            RemoteFile, Source, Unusable,
+            index::{Index, MAX_INDEX},
+            signature::{Keys, MAX_SIGNATURE, Signed},
+        },
+        id::Timestamp,
+        name::Name,
+    },
+    ports::{
+        Error, Result,
+        catalogs::{Catalogs, Edition},
+        images::Progress,
+    },
+};
+
+/// What a file of ours begins with.
+const MAGIC: &str = "banger catalog 1";
+const MODE: u32 = 0o600;
+/// A file of keys has some lines.
+const MAX_KEY_FILE: u64 = 16 << 10;
+
+/// The catalogs of the configuration.
+#[derive(Debug, Clone)]
+pub struct SignedCatalogs {
+    sources: Arc<[Source]>,
+    /// Where editions are kept.
+    kept: PathBuf,
+    /// Directories in which `NAME.pub` has keys of the catalog NAME.
+    keys: Vec<PathBuf>,
+    registries: Registries,
+}
+
+impl SignedCatalogs {
+    /// Catalogs whose editions are kept in a directory, and whose files go through the cache of registries.
+    pub fn new(sources: Vec<Source>, kept: PathBuf, keys: Vec<PathBuf>, registries: Registries) -> Self {
+        Self { sources: sources.into(), kept, keys, registries }
+    }
+
+    fn source(&self, catalog: &Name) -> Result<&Source> {
+        let none = || Error::Catalog { message: format!("there is no catalog {catalog}") };
+        self.sources.iter().find(|source| source.name == *catalog).ok_or_else(none)
+    }
+
+    fn place(&self, catalog: &Name) -> PathBuf {
+        self.kept.join(catalog.as_str())
+    }
+
+    /// The keys that may sign a catalog at the moment.
+    fn keys_of(&self, source: &Source) -> Result<Keys> {
+        self.keys.iter().try_fold(source.keys.clone(), |keys, directory| {
+            let path = directory.join(format!("{}.pub", source.name));
+            let mut text = String::new();
+            match File::open(&path).and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text)) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(keys),
+                Err(error) => return Err(Error::os(format!("read {}", path.display()), error)),
+                Ok(_) => {}
+            }
+            let more = Keys::parse(&text)
+                .map_err(|Unusable(why)| Error::Catalog { message: format!("{}: {why}", path.display()) })?;
+            Ok(keys.and(&more))
+        })
+    }
+
+    /// The index in bytes that one of the keys has signed.
+    fn open(&self, source: &Source, bytes: Vec<u8>, signature: &[u8]) -> Result<(Signed, Index)> {
+        let unusable = |error: Unusable| refused(source, &error);
+        let signed = Signed::verify(bytes, signature, &self.keys_of(source)?).map_err(unusable)?;
+        let index = Index::parse(&signed, std::env::consts::ARCH).map_err(unusable)?;
+        Ok((signed, index))
+    }
+
+    /// Keeps a new edition, unless what is kept is newer.
+    fn keep(&self, source: &Source, fetched: Fetched, now: Timestamp) -> Result<Edition> {
+        let (signed, index) = self.open(source, fetched.index, &fetched.signature)?;
+        index.check_age(now).map_err(|error| refused(source, &error))?;
+        let place = self.place(&source.name);
+        let doing = || format!("keep the catalog {}", source.name);
+        if let Some(last) = Kept::read(&place).map_err(|error| Error::os(doing(), error))? {
+            last.check_follows(&index, &signed).map_err(|Unusable(why)| {
+                let message = format!(
+                    "the catalog {} is refused: {why}; to begin with it anew, remove {}",
+                    source.name,
+                    place.display()
+                );
+                Error::Catalog { message }
+            })?;
+        }
+        let kept = Kept {
+            serial: index.serial,
+            fetched_at: now,
+            signature: fetched.signature,
+            index: signed.bytes().to_vec(),
+        };
+        kept.write(&place).map_err(|error| Error::os(doing(), error))?;
+        Ok(Edition { index: Arc::new(index), fetched_at: now })
+    }
+}
+
+/// What came from where a catalog is.
+struct Fetched {
+    index: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+#[async_trait]
+impl Catalogs for SignedCatalogs {
+    fn names(&self) -> Vec<Name> {
+        self.sources.iter().map(|source| source.name.clone()).collect()
+    }
+
+    async fn kept(&self, catalog: &Name) -> Result<Option<Edition>> {
+        let (this, source) = (self.clone(), self.source(catalog)?.clone());
+        blocking("read a catalog", move || {
+            let place = this.place(&source.name);
+            let kept = Kept::read(&place)
+                .map_err(|error| Error::os(format!("read the catalog {}", source.name), error))?;
+            let Some(kept) = kept else { return Ok(None) };
+            let (_, index) = this.open(&source, kept.index, &kept.signature)?;
+            Ok(Some(Edition { index: Arc::new(index), fetched_at: kept.fetched_at }))
+        })
+        .await
+    }
+
+    async fn refresh(&self, catalog: &Name, now: Timestamp) -> Result<Edition> {
+        let (this, source) = (self.clone(), self.source(catalog)?.clone());
+        let at = &source.location;
+        let fetched = Fetched {
+            signature: self.registries.document(at, &at.signature(), MAX_SIGNATURE).await?,
+            index: self.registries.document(at, at, MAX_INDEX.0).await?,
+        };
+        blocking("keep a catalog", move || this.keep(&source, fetched, now)).await
+    }
+
+    async fn fetch(&self, catalog: &Name, file: &RemoteFile, progress: Arc<dyn Progress>) -> Result<OwnedFd> {
+        let from = &self.source(catalog)?.location;
+        let at = from.join(&file.location);
+        self.registries.file(&format!("@{catalog}"), from, &at, file.content, progress).await
+    }
+}
+
+fn refused(source: &Source, why: &Unusable) -> Error {
+    Error::Catalog { message: format!("the catalog {} ({}) is refused: {why}", source.name, source.location) }
+}
+
+/// An edition as it is kept.
+struct Kept {
+    serial: u64,
+    fetched_at: Timestamp,
+    signature: Vec<u8>,
+    index: Vec<u8>,
+}
+
+impl Kept {
+    /// What is kept in this place. A file that is none of ours is an error.
+    fn read(place: &Path) -> io::Result<Option<Self>> {
+        let bytes = match fs::read(place) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            bytes => bytes?,
+        };
+        let damaged = || io::Error::new(ErrorKind::InvalidData, format!("{} is damaged", place.display()));
+        Self::parse(&bytes).ok_or_else(damaged).map(Some)
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut rest = bytes;
+        let mut line = || {
+            let end = rest.iter().position(|byte| *byte == b'\n')?;
+            let line = str::from_utf8(&rest[..end]).ok()?;
+            rest = &rest[end + 1..];
+            Some(line)
+        };
+        if line()? != MAGIC {
+            return None;
+        }
+        let (serial, fetched_at) = (line()?.parse().ok()?, line()?.parse().ok()?);
+        let length: usize = line()?.parse().ok()?;
+        let (signature, index) = rest.split_at_checked(length)?;
+        Some(Self {
+            serial,
+            fetched_at: Timestamp(fetched_at),
+            signature: signature.to_vec(),
+            index: index.to_vec(),
+        })
+    }
+
+    fn write(&self, place: &Path) -> io::Result<()> {
+        if let Some(parent) = place.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        let mut partial = Partial::begin(place, MODE)?;
+        let head = format!("{MAGIC}\n{}\n{}\n{}\n", self.serial, self.fetched_at.0, self.signature.len());
+        for part in [head.as_bytes(), &self.signature, &self.index] {
+            partial.file.write_all(part)?;
+        }
+        // What is to keep an older edition out must be there after a power cut.
+        partial.file.sync_all()?;
+        partial.replace()?;
+        match place.parent() {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether an index may take the place of this one: it is newer, or the same.
+    fn check_follows(&self, index: &Index, signed: &Signed) -> Result<(), Unusable> {
+        let (new, last) = (index.serial, self.serial);
+        if new < last {
+            return Err(Unusable(format!("its edition {new} is older than {last}, which is here")));
+        }
+        match new == last && signed.bytes() != self.index {
+            true => Err(Unusable(format!(
+                "it differs from the edition {last} which is here and has the same number"
+            ))),
+            false => Ok(()),
+        }
+    }
+}
