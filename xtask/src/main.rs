@@ -9,6 +9,7 @@ mod bench_size;
 mod build;
 mod deb;
 mod ext4;
+mod fuzz;
 mod host;
 mod image;
 mod install;
@@ -50,6 +51,8 @@ enum Task {
     Dist(DistTask),
     /// Measure banger beside a peer
     Bench(bench::Arguments),
+    /// Try hostile bytes on what reads them
+    Fuzz(fuzz::Arguments),
     /// Record what the database says of each query
     Sqlx(sqlx::Args),
 }
@@ -104,6 +107,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         }
         Task::Image(arguments) => println!("{}", image::run(&arguments)?.display()),
         Task::Dist(DistTask::Deb) => println!("{}", deb::dist()?.display()),
+        Task::Fuzz(arguments) => fuzz::run(&arguments)?,
         Task::Sqlx(arguments) => sqlx::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)
