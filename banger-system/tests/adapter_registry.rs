@@ -1,6 +1,7 @@
 //! Registries on loopback: what they send comes whole or not at all, once, and from nowhere else.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod net_lab;
 mod registry_lab;
 mod scratch;
 mod skip;
@@ -25,7 +26,8 @@ use banger_system::{
         registry::{Prune, Pruned, Registry, Source},
     },
 };
-use registry_lab::{Fault, Gate, INDEX, Lab, descriptor, digest, noise};
+use net_lab::Space;
+use registry_lab::{Authority, Fault, Gate, INDEX, Lab, descriptor, digest, noise};
 use scratch::{Scratch, is_root, require};
 use serde_json::json;
 
@@ -407,6 +409,31 @@ async fn redirects_are_bounded_and_lead_nowhere_near() {
 }
 
 #[tokio::test]
+async fn a_guest_is_never_asked_whoever_names_it() {
+    let bench = Bench::new().await;
+    bench.lab.image("a", "1", &layers());
+    let elsewhere = Lab::at("127.1.0.1", None).await;
+    elsewhere.image("a", "1", &layers());
+    // This host stands for a guest, but for one of its addresses.
+    bench.registries.keep_away_from("127.0.0.0/16 fd12:3456:789a::/64".parse().unwrap());
+    for guest in ["127.0.0.1", "127.0.255.254", "[::ffff:127.0.0.1]", "[fd12:3456:789a::2]"] {
+        let reference = format!("{guest}:{}/a:1", bench.lab.port);
+        let error = pull(&bench.registries, &source(&reference)).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Registry { message } if message.contains("a guest of this host")),
+            "{guest}: {error}"
+        );
+    }
+    let to = format!("https://127.0.0.1:{}/v2/a/manifests/1", bench.lab.port);
+    elsewhere.fault("/manifests/", 1, Fault::Status(307, vec![("Location", to)]));
+    let reference = format!("127.1.0.1:{}/a:1", elsewhere.port);
+    let error = pull(&bench.registries, &source(&reference)).await.unwrap_err();
+    assert!(error.to_string().contains("a guest of this host"), "{error}");
+    assert_eq!(elsewhere.asked("").len(), 1);
+    assert_eq!(bench.lab.asked("").len(), 0);
+}
+
+#[tokio::test]
 async fn a_registry_that_is_not_there_cannot_be_reached() {
     let bench = Bench::new().await;
     let port = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port() };
@@ -489,6 +516,58 @@ async fn a_full_disk_is_told_before_anything_is_fetched() {
 }
 
 #[tokio::test]
+async fn a_disk_that_fills_up_ends_a_pull_that_goes_on_when_there_is_room() {
+    require!(is_root(), "root");
+    let scratch = Scratch::on_small_file_system(80 << 20);
+    let (lab, cache) = (Lab::new().await, scratch.places.state.join("cache"));
+    let layers = [noise(14, 8_000_000)];
+    lab.image("a", "1", &layers);
+    lab.pace(100_000, Duration::from_millis(5));
+    let registries = Registries::new(&cache, Bytes::gib(1), QUICK);
+    let asked = source(&lab.reference("a:1"));
+    let running = tokio::spawn({
+        let (registries, asked) = (registries.clone(), asked.clone());
+        async move { pull(&registries, &asked).await }
+    });
+    let partial =
+        cache.join(asked.reference.registry().as_str()).join(format!("{}.partial", &digest(&layers[0])[7..]));
+    while fs::metadata(&partial).map_or(0, |partial| partial.len()) < 500_000 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    scratch.fill_up(0);
+    let error = running.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    fs::remove_file(scratch.places.state.join("filler")).unwrap();
+    assert_eq!(pull(&registries, &asked).await.unwrap(), layers);
+    assert!(lab.asked(&digest(&layers[0])).last().unwrap().range.is_some(), "it began anew");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_that_fails_or_hangs_is_nothing_to_others() {
+    let bench = Bench::new().await;
+    let (good, flipped, hanging) = (noise(31, 2_000_000), noise(32, 500_000), noise(33, 500_000));
+    bench.lab.pace(50_000, Duration::from_millis(5));
+    let fault = |layer: &[u8], fault| {
+        let part: &'static str = Box::leak(digest(layer).into_boxed_str());
+        bench.lab.fault(part, 1000, fault);
+    };
+    fault(&flipped, Fault::Flipped);
+    fault(&hanging, Fault::HangAfter(100_000));
+    // A layer that is shared, and one of its own.
+    let shared = noise(34, 700_000);
+    let pulls = [("good", &good), ("flipped", &flipped), ("hanging", &hanging)].map(|(name, layer)| {
+        bench.lab.image(name, "1", &[shared.clone(), layer.clone()]);
+        let (registries, source) = (bench.registries.clone(), bench.source(&format!("{name}:1")));
+        tokio::spawn(async move { pull(&registries, &source).await })
+    });
+    let [pulled, wrong, silent] = pulls;
+    assert_eq!(pulled.await.unwrap().unwrap(), [shared, good]);
+    let (wrong, silent) = (wrong.await.unwrap().unwrap_err(), silent.await.unwrap().unwrap_err());
+    assert!(matches!(wrong, Error::Mismatch { .. }), "{wrong}");
+    assert!(matches!(silent, Error::Unreachable { .. }), "{silent}");
+}
+
+#[tokio::test]
 async fn credentials_are_read_of_a_sealed_memory_file_alone() {
     use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
     let bench = Bench::new().await;
@@ -513,9 +592,20 @@ async fn credentials_are_read_of_a_sealed_memory_file_alone() {
 #[ignore = "another test runs it in a process of its own"]
 async fn a_pull_in_a_process_of_its_own() {
     let Ok(words) = std::env::var("BANGER_TEST_PULL") else { return };
-    let (cache, reference) = words.split_once(' ').unwrap();
-    let registries = Registries::new(Path::new(cache), Bytes::gib(1), Patience::default());
-    pull(&registries, &source(reference)).await.unwrap();
+    let [attempts, cache, reference] = words.split(' ').collect::<Vec<_>>()[..] else { panic!("{words}") };
+    let patience = Patience { attempts: attempts.parse().unwrap(), ..Patience::default() };
+    let registries = Registries::new(Path::new(cache), Bytes::gib(1), patience);
+    if let Err(error) = pull(&registries, &source(reference)).await {
+        panic!("{error}");
+    }
+}
+
+/// A command that pulls in a process of its own.
+fn puller(cache: &Path, reference: &str, attempts: u32) -> Command {
+    let mut pull = Command::new(std::env::current_exe().unwrap());
+    pull.args(["--ignored", "--exact", "a_pull_in_a_process_of_its_own"]);
+    pull.env("BANGER_TEST_PULL", format!("{attempts} {} {reference}", cache.display()));
+    pull
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -524,15 +614,8 @@ async fn a_pull_that_is_killed_twenty_times_comes_to_the_same_digest() {
     let layers = [noise(21, 6_000_000), noise(22, 3_000_000)];
     bench.lab.image("a", "1", &layers);
     bench.lab.pace(64 << 10, Duration::from_millis(8));
-    let words = format!("{} {}", bench.home.path().display(), bench.lab.reference("a:1"));
-    let child = || -> Child {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "a_pull_in_a_process_of_its_own"])
-            .env("BANGER_TEST_PULL", &words)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap()
-    };
+    let mut puller = puller(bench.home.path(), &bench.lab.reference("a:1"), 5);
+    let mut child = || -> Child { puller.stdout(std::process::Stdio::null()).spawn().unwrap() };
     let size = |path: &Path| -> u64 {
         let registries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
         let files = registries.flat_map(|path| fs::read_dir(path).unwrap());
@@ -560,6 +643,44 @@ async fn a_pull_that_is_killed_twenty_times_comes_to_the_same_digest() {
     assert!(fetched >= 20, "{fetched}");
     // Each time went on where the one before ended.
     assert!(bench.lab.asked("/blobs/").iter().filter(|asked| asked.range.is_some()).count() >= 19);
+}
+
+#[test]
+fn a_registry_elsewhere_must_be_one_that_the_host_believes() {
+    const HERE: &str = "192.0.2.1";
+    require!(is_root(), "root, for a network of its own");
+    Space::enter_new().ip(&format!("address add {HERE}/32 dev lo"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let (known, stranger) = (Authority::new(), Authority::new());
+    let believed = home.path().join("authorities.pem");
+    fs::write(&believed, known.certificate()).unwrap();
+    let pull = |lab: &Lab| {
+        let cache = tempfile::tempdir_in(home.path()).unwrap();
+        let mut pull = puller(cache.path(), &format!("{HERE}:{}/a:1", lab.port), 1);
+        let output = pull.env("SSL_CERT_FILE", &believed).env_remove("SSL_CERT_DIR").output().unwrap();
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let long_ago =
+        |params: &mut rcgen::CertificateParams| params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    for (identity, is_believed) in [
+        (Some(known.identity(HERE, |_| ())), true),
+        (Some(stranger.identity(HERE, |_| ())), false),
+        (Some(known.identity("192.0.2.2", |_| ())), false),
+        (Some(known.identity(HERE, long_ago)), false),
+        // Without encryption.
+        (None, false),
+    ] {
+        let is_encrypted = identity.is_some();
+        let lab = runtime.block_on(Lab::at(HERE, identity));
+        lab.image("a", "1", &layers());
+        let (is_pulled, said) = pull(&lab);
+        assert_eq!(is_pulled, is_believed, "{said}");
+        assert_eq!(lab.asked("/v2/").is_empty(), !is_believed);
+        if is_encrypted && !is_believed {
+            assert!(said.contains("certificate"), "{said}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod build;
 mod catalog;
 mod deb;
 mod ext4;
+mod fuzz;
 mod host;
 mod image;
 mod install;
@@ -51,6 +52,8 @@ enum Task {
     Dist(DistTask),
     /// Measure banger beside a peer
     Bench(bench::Arguments),
+    /// Try hostile bytes on what reads them
+    Fuzz(fuzz::Arguments),
     /// Record what the database says of each query
     Sqlx(sqlx::Args),
 }
@@ -105,6 +108,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         }
         Task::Image(arguments) => println!("{}", image::run(&arguments)?.display()),
         Task::Dist(DistTask::Deb) => println!("{}", deb::dist()?.display()),
+        Task::Fuzz(arguments) => fuzz::run(&arguments)?,
         Task::Sqlx(arguments) => sqlx::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)

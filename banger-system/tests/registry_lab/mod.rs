@@ -7,12 +7,15 @@ use std::{
     time::Duration,
 };
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::TcpListener,
 };
+use tokio_rustls::TlsAcceptor;
 
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -83,6 +86,42 @@ pub struct Lab {
     task: tokio::task::JoinHandle<()>,
 }
 
+/// Who vouches for servers.
+pub struct Authority {
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Self { certificate, issuer: Issuer::new(params, key) }
+    }
+
+    /// What those have who believe it, as PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// What a server of this name shows, changed like this before it is signed.
+    pub fn identity(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> TlsAcceptor {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key);
+        TlsAcceptor::from(Arc::new(config.unwrap()))
+    }
+}
+
 pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{:x}", Sha256::digest(bytes))
 }
@@ -107,14 +146,29 @@ pub fn descriptor(kind: &str, bytes: &[u8]) -> Value {
 
 impl Lab {
     pub async fn new() -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        Self::at("127.0.0.1", None).await
+    }
+
+    /// One at an address of this host, which shows who it is if it has something to show.
+    pub async fn at(address: &str, identity: Option<TlsAcceptor>) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let state: Arc<Mutex<State>> = Arc::default();
         let shared = Arc::clone(&state);
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve(stream, port, Arc::clone(&shared)));
+                let (identity, shared) = (identity.clone(), Arc::clone(&shared));
+                tokio::spawn(async move {
+                    match identity {
+                        None => serve(stream, port, shared).await,
+                        Some(identity) => {
+                            // Who does not believe us hangs up.
+                            let Ok(stream) = identity.accept(stream).await else { return };
+                            serve(stream, port, shared).await;
+                        }
+                    }
+                });
             }
         });
         Self { port, state, task }
@@ -215,7 +269,7 @@ struct Answer {
     body: Vec<u8>,
 }
 
-async fn serve(stream: TcpStream, port: u16, state: Arc<Mutex<State>>) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, port: u16, state: Arc<Mutex<State>>) {
     let mut stream = BufReader::new(stream);
     let Some((path, headers, body)) = request(&mut stream).await else { return };
     let get = |name: &str| headers.get(name).cloned();
@@ -279,13 +333,23 @@ async fn serve(stream: TcpStream, port: u16, state: Arc<Mutex<State>>) {
 }
 
 async fn speak(
-    mut stream: TcpStream,
+    mut stream: impl AsyncWrite + Unpin,
     head: &str,
     body: &[u8],
     fault: Option<Fault>,
     pace: Option<(usize, Duration)>,
 ) -> std::io::Result<()> {
     stream.write_all(head.as_bytes()).await?;
+    say(&mut stream, body, fault, pace).await?;
+    stream.shutdown().await
+}
+
+async fn say(
+    stream: &mut (impl AsyncWrite + Unpin),
+    body: &[u8],
+    fault: Option<Fault>,
+    pace: Option<(usize, Duration)>,
+) -> std::io::Result<()> {
     match (fault, pace) {
         (Some(Fault::Cut(n)), _) => stream.write_all(&body[..n.min(body.len())]).await,
         (Some(Fault::HangAfter(n)), _) => {
@@ -313,7 +377,9 @@ async fn speak(
     }
 }
 
-async fn request(stream: &mut BufReader<TcpStream>) -> Option<(String, HashMap<String, String>, Vec<u8>)> {
+async fn request(
+    stream: &mut BufReader<impl AsyncRead + Unpin>,
+) -> Option<(String, HashMap<String, String>, Vec<u8>)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);

@@ -177,6 +177,12 @@ impl FromStr for ImageRef {
         };
         check_host(registry).map_err(wrong)?;
         let registry = registry.to_ascii_lowercase();
+        // In small letters it would name somebody else's repository in Docker's registry.
+        if !is_host(&registry) {
+            return Err(wrong(
+                "a registry is `localhost`, or has a dot or a port, and all else has small letters",
+            ));
+        }
         let registry = if registry == OLD_DEFAULT_REGISTRY { DEFAULT_REGISTRY.to_owned() } else { registry };
         check_path(path).map_err(wrong)?;
         let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
@@ -304,6 +310,7 @@ mod tests {
         check("host:5000/a", "host:5000/a:latest");
         check("[::1]:5000/a", "[::1]:5000/a:latest");
         check("GHCR.io/a/b", "ghcr.io/a/b:latest");
+        check("LocalHost/a", "localhost/a:latest");
         check("a__b/c-d.e---f", "docker.io/a__b/c-d.e---f:latest");
         check(&format!("host:5000/a/b@{DIGEST}"), &format!("host:5000/a/b@{DIGEST}"));
         check(&format!("alpine:3@{DIGEST}"), &format!("docker.io/library/alpine:3@{DIGEST}"));
@@ -354,6 +361,7 @@ mod tests {
             "a#b",
             "a%2e",
             "a:1:2",
+            "Host/a",
             &long,
             &digits,
         ] {

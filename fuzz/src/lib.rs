@@ -1,0 +1,98 @@
+//! What the fuzz targets share: seeds, archives whose checksums are right whatever else is wrong with them, and the
+//! parts of banger-system that read what is hostile. These are compiled here, by themselves: what stands around them
+//! (a bus, a database, a client of registries) takes a quarter of an hour to build with what libFuzzer needs.
+
+// Files that are compiled into this crate know theirs by that name.
+extern crate self as banger_system;
+
+#[path = "../../banger-system/src/domain/mod.rs"]
+#[allow(dead_code)]
+pub mod domain;
+#[path = "../../banger-system/src/importer/mod.rs"]
+#[allow(dead_code)]
+pub mod importer;
+pub mod kernel;
+pub mod ports;
+mod seeds;
+mod shim;
+#[path = "../../banger-system/tests/tars/mod.rs"]
+pub mod tars;
+
+use std::{fs, path::Path};
+
+use crate::ports::images::Packing;
+
+/// The release of the kernel whose modules seeds have.
+pub const RELEASE: &str = kernel::fixture::RELEASE;
+
+/// Puts the seeds of a target to where libFuzzer is about to look for them.
+pub fn sow(target: &str) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&directory).unwrap();
+    for (number, seed) in seeds::of(target).into_iter().enumerate() {
+        fs::write(directory.join(format!("seed-{number}")), seed).unwrap();
+    }
+}
+
+const BLOCK: usize = 512;
+
+/// The archives of an image, as a target's input tells them: a byte of flags, two of lengths in blocks, and all
+/// the archives.
+pub struct Archives {
+    /// Layers, or else whole file systems.
+    pub are_layers: bool,
+    /// How they are packed.
+    pub packing: Packing,
+    /// What is said of them is not true.
+    pub lie: bool,
+    /// The lowest first.
+    pub tars: Vec<Vec<u8>>,
+}
+
+impl Archives {
+    /// Reads them from an input, and makes the checksums of their headers right.
+    pub fn of(input: &[u8]) -> Option<Self> {
+        let ([flags, first, second], mut rest) = input.split_first_chunk()?;
+        let mut tars = Vec::new();
+        for length in [*first, *second].iter().take(usize::from(flags & 3).min(2)) {
+            let (tar, others) = rest.split_at(rest.len().min(usize::from(*length) * BLOCK));
+            tars.push(tar.to_vec());
+            rest = others;
+        }
+        tars.push(rest.to_vec());
+        tars.iter_mut().for_each(|tar| right_sums(tar));
+        let packing = match flags >> 2 & 3 {
+            0 | 1 => Packing::Plain,
+            2 => Packing::Gzip,
+            _ => Packing::Zstd,
+        };
+        Some(Self { are_layers: flags & 16 == 0, packing, lie: flags & 32 != 0, tars })
+    }
+
+    /// The input that tells of these layers.
+    fn input(packing: u8, tars: &[Vec<u8>]) -> Vec<u8> {
+        let blocks = |tar: &Vec<u8>| u8::try_from(tar.len() / BLOCK).unwrap();
+        let mut input = vec![(tars.len() as u8 - 1) | packing << 2, 0, 0];
+        for (length, tar) in input[1..].iter_mut().zip(&tars[..tars.len() - 1]) {
+            *length = blocks(tar);
+        }
+        input.extend(tars.concat());
+        input
+    }
+}
+
+/// Goes from header to header as a reader does.
+fn right_sums(tar: &mut [u8]) {
+    let mut at = 0;
+    while let Some(block) = tar.get_mut(at..at + BLOCK) {
+        let header: &mut [u8; BLOCK] = block.try_into().unwrap();
+        if header == &[0; BLOCK] {
+            return;
+        }
+        tars::sum(header);
+        let digits = header[124..136].iter().take_while(|byte| (b'0'..=b'7').contains(byte));
+        let size = digits.fold(0usize, |size, byte| size << 3 | usize::from(byte - b'0'));
+        let has_data = !matches!(header[156], b'1'..=b'6');
+        at += BLOCK + if has_data { size.min(tar.len()).next_multiple_of(BLOCK) } else { 0 };
+    }
+}

@@ -1,0 +1,207 @@
+//! Small inputs of every kind, from which libFuzzer makes others.
+
+use banger_proto::guest::{
+    Exec, Frame,
+    hello::{HostHello, Verdict, answer},
+    listing::{Entry, Kind},
+    message::{Exit, Failure, FailureKind, Request, Started, Terminal, WindowSize},
+};
+use serde_json::json;
+
+use crate::{
+    Archives,
+    domain::kernel::decompress::Compression,
+    kernel::fixture::{self, RELEASE},
+    tars::Tar,
+};
+
+pub fn of(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "frames" => frames(),
+        "import" | "rootfs" => archives(),
+        "kernel" => kernels(),
+        "modules" => modules(),
+        "oci" => documents(),
+        other => panic!("there are no seeds for {other}"),
+    }
+}
+
+fn archives() -> Vec<Vec<u8>> {
+    let lower = Tar::default()
+        .dir("./")
+        .dir("d/")
+        .file("d/old", b"old")
+        .file("d/kept", &[7; 5000])
+        .link(b'2', "s", "d")
+        .link(b'1', "s/twin", "d/kept")
+        .entry("fifo", b'6', b"")
+        .entry("null", b'3', b"")
+        .end();
+    let upper =
+        Tar::default().file("d/.wh.old", b"").file("d/.wh..wh..opq", b"").file("s/new", &[1; 9000]).end();
+    let pax = Tar::default()
+        .pax(&[
+            ("path", "ž".as_bytes()),
+            ("mtime", b"-1.999999999"),
+            ("uid", b"70000"),
+            ("SCHILY.xattr.user.a", b"value"),
+            ("SCHILY.xattr.security.capability", &[1, 0, 0, 2, 0, 32, 0, 0]),
+        ])
+        .file("x", b"content")
+        .pax(&[("linkpath", "t".repeat(100).as_bytes())])
+        .link(b'2', "long", "")
+        .end();
+    let sparse = Tar::default()
+        .pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"100000")])
+        .file("s", &[b"2\n0\n3\n90000\n4\n".as_slice(), &[0; 498], b"abcdefg"].concat())
+        .pax(&[("GNU.sparse.map", b"0,4,8192,2"), ("GNU.sparse.size", b"9000")])
+        .file("t", b"123456")
+        .end();
+    let gnu = Tar::default()
+        .entry("././@LongLink", b'L', "n".repeat(200).as_bytes())
+        .file("n", b"1")
+        .entry("././@LongLink", b'K', "l".repeat(200).as_bytes())
+        .link(b'2', "m", "l")
+        .end();
+    let many = (0..40).fold(Tar::default(), |tar, n| tar.file(&format!("d{}/f{n}", n % 3), b"")).end();
+    vec![
+        Archives::input(0, &[lower.clone()]),
+        Archives::input(2, &[lower.clone(), upper.clone()]),
+        Archives::input(3, &[lower, pax.clone(), upper]),
+        Archives::input(0, &[pax]),
+        Archives::input(0, &[sparse]),
+        Archives::input(0, &[gnu]),
+        Archives::input(0, &[many]),
+    ]
+}
+
+fn kernels() -> Vec<Vec<u8>> {
+    let vmlinux = fixture::vmlinux();
+    let packed = [Compression::Gzip, Compression::Xz, Compression::Zstd, Compression::Lz4]
+        .map(|compression| fixture::bzimage(&fixture::payload(compression, &vmlinux)));
+    packed.into_iter().chain([fixture::bzimage(&vmlinux), vmlinux.clone()]).collect()
+}
+
+/// The names of all modules that a guest wants are those of `modules.builtin` but for a few.
+fn modules() -> Vec<Vec<u8>> {
+    let place = |path: &str| format!("lib/modules/{RELEASE}/{path}");
+    let builtin = [
+        "virtio",
+        "virtio_ring",
+        "virtio_mmio",
+        "virtio_pci",
+        "virtio_blk",
+        "virtio_net",
+        "ext4",
+        "jbd2",
+        "mbcache",
+        "crc16",
+        "crc32c_generic",
+        "libcrc32c",
+        "overlay",
+        "vsock",
+        "af_packet",
+        "unix",
+    ];
+    let builtin: String = builtin.iter().map(|name| format!("kernel/x/{name}.ko\n")).collect();
+    let packed = |compression, needs| fixture::pack(compression, &fixture::module_needing(needs));
+    let tree = |modules: Vec<(String, Vec<u8>)>| {
+        let mut files = vec![(place("modules.builtin"), builtin.clone().into_bytes())];
+        files.extend(modules);
+        let files: Vec<(&str, Vec<u8>)> =
+            files.iter().map(|(path, content)| (path.as_str(), content.clone())).collect();
+        fixture::tar(&files).into_inner()
+    };
+    vec![
+        tree(vec![(place("kernel/virtio_console.ko"), fixture::module_needing("virtio"))]),
+        tree(vec![
+            (place("kernel/virtio_console.ko.xz"), packed(Compression::Xz, "virtio,other")),
+            (place("kernel/other.ko.zst"), packed(Compression::Zstd, "")),
+            (place("kernel/vmw_vsock_virtio_transport.ko.gz"), packed(Compression::Gzip, "vsock")),
+        ]),
+    ]
+}
+
+fn documents() -> Vec<Vec<u8>> {
+    let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
+    let layer = |digit| json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(digit), "size": 7 });
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [digest("1"), digest("2")] },
+        "config": {
+            "Env": ["PATH=/bin", "A="], "User": "1000:1000", "WorkingDir": "/srv", "Entrypoint": ["/init"],
+            "Cmd": ["sh"], "StopSignal": "SIGTERM", "ExposedPorts": { "80/tcp": {} }, "Labels": { "a": "b" },
+        },
+    });
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest("0"),
+            "size": config.to_string().len(),
+        },
+        "layers": [layer("a"), layer("b")],
+    });
+    let index = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest("c"), "size": 500,
+            "platform": { "architecture": "amd64", "os": "linux", "variant": "v2" },
+        }],
+    });
+    let (manifest, config) = (manifest.to_string(), config.to_string());
+    let length = u16::try_from(manifest.len()).unwrap().to_be_bytes();
+    let mut seeds = vec![
+        [b"m".as_slice(), index.to_string().as_bytes()].concat(),
+        [b"m".as_slice(), manifest.as_bytes()].concat(),
+        [b"c".as_slice(), &length, manifest.as_bytes(), config.as_bytes()].concat(),
+        br#"p{"username":"alice","password":"secret"}"#.to_vec(),
+        br#"p{"identity-token":"token"}"#.to_vec(),
+    ];
+    for reference in ["alpine", "ghcr.io/org/tool:1.2", "localhost:5000/a/b@", "[::1]:5000/x:y@"] {
+        let digest = if reference.ends_with('@') { digest("0") } else { String::new() };
+        seeds.push(format!("r{reference}{digest}").into_bytes());
+    }
+    seeds
+}
+
+fn frames() -> Vec<Vec<u8>> {
+    let all = [
+        Frame::Request(Request::Shutdown),
+        Frame::Input(vec![0, 1, 2]),
+        Frame::InputEnd,
+        Frame::Resize(WindowSize { rows: 1, columns: 2 }),
+        Frame::Signal(15),
+        Frame::Started(Started { pid: 12 }),
+        Frame::Output(b"out".to_vec()),
+        Frame::ErrorOutput(Vec::new()),
+        Frame::Window(1 << 20),
+        Frame::Exit(Exit::Code(42)),
+        Frame::Exit(Exit::Signal(9)),
+        Frame::Done,
+        Frame::Failed(Failure { kind: FailureKind::NotFound, message: "no such program".into() }),
+    ];
+    let token = "0123456789abcdef0123456789abcdef";
+    let hello = HostHello::new([7; 16], token).unwrap();
+    let mut listing = Vec::new();
+    for (kind, name) in
+        [(Kind::File, "a b"), (Kind::Directory, "d"), (Kind::Symlink, "d/s"), (Kind::Other, "x")]
+    {
+        Entry { kind, mode: 0o4755, size: 5 << 30, name: name.into() }.write(&mut listing);
+    }
+    let exec = Exec {
+        of_image: true,
+        argv: vec!["sh".into(), "-c".into(), "true".into()],
+        env: vec![("A".into(), "b".into())],
+        cwd: Some("/tmp".into()),
+        user: Some("root".into()),
+        terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
+        detach: false,
+        log: None,
+    };
+    vec![
+        [b"f\x03".to_vec(), all.iter().flat_map(Frame::encode).collect()].concat(),
+        [b"f\x07".to_vec(), Frame::Request(Request::Exec(exec)).encode()].concat(),
+        [b"h\x05".as_slice(), &hello.encode()].concat(),
+        [b"h\x05".as_slice(), &answer(&hello, Verdict::Welcome)].concat(),
+        [b"l\x05".to_vec(), listing].concat(),
+    ]
+}

@@ -1,0 +1,64 @@
+//! Archives become a file system in which `e2fsck` finds nothing wrong, the same one each time, or are refused.
+#![no_main]
+
+use std::{fs::File, io::Read, os::fd::AsRawFd, process::Command};
+
+use banger_fuzz::importer::{
+    Files, Meter, import,
+    message::{Archive, Claim, Failure, Import},
+};
+use banger_fuzz::{Archives, tars};
+use banger_proto::size::Bytes;
+use libfuzzer_sys::fuzz_target;
+use rustix::fs::{MemfdFlags, memfd_create};
+
+const SIZE: Bytes = Bytes::mib(64);
+
+fuzz_target!(
+    init: { banger_fuzz::sow("import") },
+    |input: &[u8]| {
+        let Some(archives) = Archives::of(input) else { return };
+        let Ok(image) = made(&archives) else { return };
+        assert!(!archives.lie || !archives.are_layers, "what is said of a layer was not looked at");
+        let path = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
+        let checked = Command::new("/usr/sbin/e2fsck").args(["-fn", &path]).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+        if input[0] & 64 != 0 {
+            assert!(same(&image, &made(&archives).unwrap()), "twice is not the same");
+        }
+    }
+);
+
+fn made(archives: &Archives) -> Result<File, ()> {
+    let order = archives.tars.iter().map(|tar| {
+        let packed = tars::pack(tar, archives.packing);
+        let claim = archives.are_layers.then(|| Claim {
+            size: Bytes(packed.len() as u64),
+            digest: tars::digest(&packed).to_string(),
+            diff_id: tars::digest(if archives.lie { b"something else" } else { tar }).to_string(),
+        });
+        (Archive { packing: archives.packing, claim }, File::from(tars::file(&packed)))
+    });
+    let (archives, files) = order.unzip();
+    let image = memory();
+    let files = Files { image: image.try_clone().unwrap(), spool: memory(), archives: files };
+    match import(&Import { archives, size: SIZE }, files, &Meter::default()) {
+        Ok(_) => Ok(image),
+        Err(Failure::Refused { .. }) => Err(()),
+        Err(broken) => panic!("{broken}"),
+    }
+}
+
+fn memory() -> File {
+    memfd_create("fuzz", MemfdFlags::CLOEXEC).unwrap().into()
+}
+
+fn same(one: &File, other: &File) -> bool {
+    let read = |mut file: &File| {
+        let mut bytes = Vec::new();
+        std::io::Seek::rewind(&mut file).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    read(one) == read(other)
+}

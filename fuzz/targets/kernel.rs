@@ -1,0 +1,15 @@
+//! Kernel images of any kind become an ELF file with a release that can be a name, or are refused.
+#![no_main]
+
+use banger_fuzz::domain::kernel::extract::extract;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(
+    init: { banger_fuzz::sow("kernel") },
+    |input: &[u8]| {
+        let Ok(kernel) = extract(input.to_vec()) else { return };
+        assert!(kernel.vmlinux.starts_with(b"\x7fELF"));
+        let release = kernel.facts.release.as_str();
+        assert!(!release.is_empty() && !release.contains(['/', '\0', '\n']) && release != "..");
+    }
+);

@@ -1,0 +1,46 @@
+//! What registries and users say of images: references, manifests and indexes, configurations, credentials.
+#![no_main]
+
+use banger_fuzz::domain::oci::{
+    config,
+    credentials::Credentials,
+    manifest::{Document, MAX_LAYERS},
+    platform::Platform,
+    reference::ImageRef,
+};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(
+    init: { banger_fuzz::sow("oci") },
+    |input: &[u8]| {
+        let Some((kind, rest)) = input.split_first() else { return };
+        let platform = Platform::of_host("x86_64");
+        match kind {
+            b'r' => {
+                let Ok(text) = std::str::from_utf8(rest) else { return };
+                let Ok(reference) = text.parse::<ImageRef>() else { return };
+                assert_eq!(reference.to_string().parse(), Ok(reference.clone()));
+                let host = reference.registry();
+                assert!(!host.host().is_empty() && !reference.wanted().is_empty());
+                // It is the name of a directory of the cache.
+                assert!(!host.as_str().contains('/') && !matches!(host.as_str(), "." | ".."));
+                let _ = reference.local_name();
+            }
+            b'm' => match Document::parse(rest, None) {
+                Ok(Document::Index(index)) => drop(index.choose(&platform)),
+                Ok(Document::Manifest(manifest)) => assert!((1..=MAX_LAYERS).contains(&manifest.layers.len())),
+                Err(_) => {}
+            },
+            b'c' => {
+                let Some((length, rest)) = rest.split_first_chunk::<2>() else { return };
+                let (document, config) = rest.split_at(rest.len().min(u16::from_be_bytes(*length).into()));
+                let Ok(Document::Manifest(manifest)) = Document::parse(document, None) else { return };
+                let Ok((layers, config)) = config::parse(config, &manifest, &platform) else { return };
+                assert_eq!(layers.len(), manifest.layers.len());
+                assert!(config.env.iter().all(|pair| pair.contains('=') && !pair.contains('\0')));
+            }
+            b'p' => drop(Credentials::parse(rest)),
+            _ => {}
+        }
+    }
+);
