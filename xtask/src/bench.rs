@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{bench_boot, bench_disk, bench_import, bench_net, bench_size};
+use crate::{bench_boot, bench_disk, bench_exec, bench_import, bench_net, bench_size, bench_workspace};
 
 /// What `cargo xtask bench` takes.
 #[derive(Parser)]
@@ -39,6 +39,10 @@ enum Bench {
     Net,
     /// A system disk of a 4 GiB image, beside one `dmsetup create`, in the test host
     Disk,
+    /// A command in a guest, beside ssh; and the completion of a name
+    Exec,
+    /// A repository of 5,000 files into a guest and back, beside git and scp by hand
+    Workspace,
 }
 
 /// The figures of a benchmark whose sides are both measured in milliseconds.
@@ -85,10 +89,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match arguments.bench {
         Bench::Boot => show(arguments, &[bench_boot::run(arguments.runs)?], Report::print),
         Bench::Disk => show(arguments, &[bench_disk::run(arguments.runs)?], Report::print),
+        Bench::Exec => show(arguments, &bench_exec::run(arguments.runs)?, Report::print),
         Bench::Import { small } => {
             show(arguments, &bench_import::run(arguments.runs, small)?, bench_import::Report::print)
         }
         Bench::Net => show(arguments, &bench_net::run(arguments.runs)?, Report::print),
+        Bench::Workspace => show(arguments, &bench_workspace::run(arguments.runs)?, Report::print),
         Bench::Size => show(arguments, &[bench_size::run(arguments.runs)?], bench_size::Report::print),
     }
 }

@@ -73,6 +73,12 @@ fn generated(banger: &Path) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
         name.push(".gz");
         files.push((manual.join(&name), Path::new("usr/share/man/man1").join(&name), 0o644));
     }
+    for verb in output(&mut command(&banger, ["schema"]))?.lines() {
+        let name = format!("{}.json", verb.replace(' ', "-"));
+        let schema = directory.join(&name);
+        fs::write(&schema, output(command(&banger, ["schema"]).args(verb.split(' ')))?)?;
+        files.push((schema, Path::new("usr/share/doc/banger/schemas").join(name), 0o644));
+    }
     for (shell, to) in COMPLETIONS {
         let script = directory.join(shell);
         fs::write(&script, output(&mut command(&banger, ["completion", shell]))?)?;

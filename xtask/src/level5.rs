@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     run::{repository, say},
-    test::Tally,
+    test::{Tally, is_wanted},
     testhost::{self, TestHost},
 };
 
@@ -49,7 +49,7 @@ fn check_all(host: &TestHost, only: &str) -> Result<Tally> {
         Some(_) => checks.insert(checks.len() - 1, UNDER_FIRECRACKER),
         None => tally.skipped.push(format!("{}: {FIRECRACKER} names no binary", UNDER_FIRECRACKER.0)),
     }
-    for (name, check) in checks.into_iter().filter(|(name, _)| name.contains(only)) {
+    for (name, check) in checks.into_iter().filter(|(name, _)| is_wanted(name, only)) {
         match check(host) {
             Ok(()) => {
                 say(&format!("PASS {name}"));

@@ -3,9 +3,12 @@
 mod bench;
 mod bench_boot;
 mod bench_disk;
+mod bench_exec;
+mod bench_guest;
 mod bench_import;
 mod bench_net;
 mod bench_size;
+mod bench_workspace;
 mod build;
 mod catalog;
 mod deb;

@@ -42,6 +42,8 @@ const PACKAGES: &[&str] = &[
     "openssh-client",
     "rsync",
     "curl",
+    // A terminal that tests type into.
+    "tmux",
     // For completions and manual pages.
     "fish",
     "mandoc",

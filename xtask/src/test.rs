@@ -25,9 +25,14 @@ pub struct Arguments {
     /// Level 5 as well, in the test host
     #[arg(long)]
     all: bool,
-    /// Of levels 4 and 5, only the checks whose names have this in them
+    /// Of levels 4 and 5, only the checks whose names have this in them, or one of several that stand between bars
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+}
+
+/// Whether a check of this name is one of those that were asked for.
+pub fn is_wanted(name: &str, only: &str) -> bool {
+    only.split('|').any(|text| name.contains(text))
 }
 
 /// How a level went.

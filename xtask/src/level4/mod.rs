@@ -9,6 +9,7 @@ mod people;
 mod refusals;
 mod registry;
 mod ssh;
+mod terminal;
 mod workspace;
 
 use std::process::Output;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     host::{self, Host},
     run::say,
-    test::Tally,
+    test::{Tally, is_wanted},
     try_it,
 };
 
@@ -52,17 +53,18 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         ssh::CHECKS,
         people::CHECKS,
         refusals::CHECKS,
+        terminal::CHECKS,
         workspace::CHECKS,
     ]
     .concat();
     match registry::missing() {
         None => checks.extend(registry::CHECKS),
         Some(why) => {
-            let skipped = registry::CHECKS.iter().filter(|(name, _)| name.contains(only));
+            let skipped = registry::CHECKS.iter().filter(|(name, _)| is_wanted(name, only));
             tally.skipped.extend(skipped.map(|(name, _)| format!("{name}: {why}")));
         }
     }
-    for (name, check) in checks.into_iter().filter(|(name, _)| name.contains(only)) {
+    for (name, check) in checks.into_iter().filter(|(name, _)| is_wanted(name, only)) {
         let attempt = || check(host).and_then(|()| nothing_left(host));
         let outcome = attempt().or_else(|error| match stands_still(host)? {
             true => {

@@ -12,6 +12,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("an administrator is asked for a password and then served", password),
     ("other users neither see nor stop a sandbox", privacy),
     ("two users work at once", at_once),
+    ("doctor changes nothing of what is kept", doctor),
     ("busctl makes and shows a sandbox", busctl),
     ("a desktop's client sees its user's sandboxes and no others", desktop),
 ];
@@ -70,6 +71,22 @@ fn at_once(host: &Host) -> Result<()> {
         let out = expect(&child?.wait_with_output()?, 0)?;
         ensure!(out == user, "{user} got {out:?}");
     }
+    Ok(())
+}
+
+fn doctor(host: &Host) -> Result<()> {
+    let state = "
+        cd /var/lib/banger
+        find . -printf '%p %y %m %U %s %T@\\n' | LC_ALL=C sort
+        find . -type f -size -1M -exec sha256sum {} + | LC_ALL=C sort";
+    let look = || expect(&host.enter(&["sh", "-euc", state]).output()?, 0);
+    script(host, "alice", "banger vm create --no-start --name still")?;
+    let before = look()?;
+    let said = script(host, "alice", "banger doctor --json || true")?;
+    let after = look()?;
+    script(host, "alice", "banger vm delete still")?;
+    ensure!(said.contains("\"status\""), "{said:?}");
+    ensure!(before == after && before.lines().count() > 5, "doctor changed something:\n{before}\n{after}");
     Ok(())
 }
 

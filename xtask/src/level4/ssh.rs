@@ -61,9 +61,12 @@ fn without_configuration(host: &Host) -> Result<()> {
         banger vm stop bare
         status=0; banger vm ssh bare || status=$?
         echo status $status
-        banger vm delete bare";
+        banger vm delete bare
+        banger vm create --quiet --vcpu 1 --name bare
+        banger vm ssh bare -- echo known again
+        banger vm delete --force bare";
     let out = script(host, "alice", session)?;
-    for line in ["hello", "status 7", "untouched", "status 255"] {
+    for line in ["hello", "status 7", "untouched", "status 255", "known again"] {
         ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
     }
     Ok(())

@@ -10,10 +10,36 @@ use crate::{
     run::{command, repository},
 };
 
+/// Names how many MiB flow; a gibibyte was seen by hand, and takes minutes under a translator.
+const FLOOD: &str = "BANGER_TEST_FLOOD_MIB";
+const FLOOD_MIB: u32 = 256;
+/// Sends back what it gets, on a port and on a socket.
+const ECHO: &str = "
+import socketserver, threading
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while data := self.request.recv(1 << 20): self.request.sendall(data)
+port = socketserver.ThreadingTCPServer(('127.0.0.1', 8080), Echo)
+socket = socketserver.ThreadingUnixStreamServer('/run/echo.sock', Echo)
+threading.Thread(target=port.serve_forever).start()
+socket.serve_forever()";
+/// Sends standard input to a port of the loopback, and prints what comes back.
+const SEND: &str = "
+import shutil, socket, sys, threading
+to = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+def send():
+    to.sendfile(sys.stdin.buffer)
+    to.shutdown(socket.SHUT_WR)
+threading.Thread(target=send).start()
+shutil.copyfileobj(to.makefile('rb'), sys.stdout.buffer, 1 << 20)";
+
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a repository goes into a sandbox, is worked on, and comes back byte for byte", there_and_back),
     ("a repository needs no git in the image", without_git),
     ("data through commands, copies and forwarded ports is unchanged", much_data),
+    ("a flood through a command, a forwarded port and a socket keeps its digest", flood),
+    ("a devcontainer's image, user, folder, variables, ports and command are had", devcontainer),
+    ("a full disk and an end in the middle are told, and leave nothing here", broken_copies),
 ];
 
 /// A clone of this project below the home of alice. It goes in as an archive: the host has a `/tmp` of its own, and
@@ -149,6 +175,114 @@ fn much_data(host: &Host) -> Result<()> {
         banger vm delete --force pipe";
     let out = script(host, "alice", session)?;
     for line in ["piped", "copied", "listed", "forwarded", "led out"] {
+        ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
+    }
+    Ok(())
+}
+
+fn flood(host: &Host) -> Result<()> {
+    let mib = match std::env::var(FLOOD) {
+        Ok(text) => text.parse().with_context(|| format!("{FLOOD} is no number"))?,
+        Err(_) => FLOOD_MIB,
+    };
+    let session = format!(
+        "
+        head -c {mib}M /dev/urandom > much
+        sum() {{ sha256sum | cut -d ' ' -f 1; }}
+        want=$(sum < much)
+        banger vm create --quiet --vcpu 1 --name flood
+        [ \"$(banger vm exec flood -- cat < much | sum)\" = $want ] && echo through a command
+        banger vm exec -d flood -- python3 -c \"$ECHO\"
+        banger vm forward -q -L 18080:8080 -L 18081:/run/echo.sock flood &
+        forward=$!
+        for n in $(seq 300); do banger vm exec flood -- test -S /run/echo.sock && break; sleep 0.2; done
+        banger vm ports --json flood | grep -q '\"port\": 8080' && echo listed
+        for port in 18080 18081; do
+            [ \"$(python3 -c \"$SEND\" $port < much | sum)\" = $want ] && echo through $port
+        done
+        kill $forward; wait $forward || true
+        banger vm delete --force flood
+        rm much"
+    );
+    let session = format!("ECHO={}\nSEND={}\n{session}", quoted(ECHO), quoted(SEND));
+    let out = script(host, "alice", &session)?;
+    for line in ["through a command", "listed", "through 18080", "through 18081"] {
+        ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
+    }
+    Ok(())
+}
+
+fn devcontainer(host: &Host) -> Result<()> {
+    let session = "
+        rm -rf shop; mkdir -p shop/.devcontainer; cd shop
+        cat > .devcontainer/devcontainer.json <<'END'
+{
+    // Of somebody who works with containers.
+    \"image\": \"debian-bookworm\",
+    \"remoteUser\": \"daemon\",
+    \"containerEnv\": { \"STAGE\": \"${localWorkspaceFolderBasename}\" },
+    \"postCreateCommand\": \"id -un > who && echo $STAGE > stage\",
+    \"forwardPorts\": [8123],
+    \"features\": {},
+}
+END
+        git init -q -b main; git add -A
+        git -c user.name=Ann -c user.email=a@example.org commit -qm all
+        serve='import http.server as h; h.ThreadingHTTPServer((\"127.0.0.1\", 8123), h.SimpleHTTPRequestHandler).serve_forever()'
+        banger vm run --vcpu 1 --name place . -- sh -c \"id -un; pwd; cat who stage; git status --short; python3 -c '$serve' 2> /dev/null\" \
+            > ../said 2> ../told &
+        run=$!
+        for n in $(seq 600); do curl -sf http://127.0.0.1:8123/stage > ../fetched && break; sleep 0.2; done
+        sed 's/^/fetched /' ../fetched
+        banger vm exec place -- sh -c 'echo later $STAGE; id -un; echo more > mine'
+        banger vm workspace export place --json | grep -o '\"path\": \"[a-z]*\"'
+        kill $run; wait $run || true
+        cat ../said; grep '^note: ' ../told
+        banger vm delete --force place";
+    let out = script(host, "alice", session)?;
+    for line in [
+        "daemon",
+        "/workspaces/shop",
+        "shop",
+        "?? stage",
+        "?? who",
+        "fetched shop",
+        "later shop",
+        "\"path\": \"mine\"",
+        "note: not taken of .devcontainer/devcontainer.json: features.",
+    ] {
+        ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
+    }
+    Ok(())
+}
+
+fn broken_copies(host: &Host) -> Result<()> {
+    clone(host)?;
+    let session = "
+        rm -rf here; mkdir here; cd here
+        head -c 64M /dev/urandom > big
+        banger vm create --quiet --vcpu 1 --name frail
+        banger vm exec frail -- sh -ec '
+            free=$(df --output=avail -k /root | tail -n 1)
+            fallocate -l $((free - 2048))K /root/ballast'
+        status=0; banger vm cp -q big frail:/root/ 2> said || status=$?
+        grep -q 'the disk of the sandbox is full' said && echo full $status
+        status=0; banger vm workspace prepare -q frail ../project 2> said || status=$?
+        grep -q 'the disk of the sandbox is full' said && echo full too $status
+        banger vm exec frail -- sh -ec 'test ! -e /root/repo; rm -f /root/ballast /root/big; echo usable'
+        banger vm exec frail -- sh -c 'df --output=used -k /root | tail -n 1' | awk '$1 < 16384 { print \"cleared\" }'
+        banger vm cp -q big frail:/root/big
+        banger vm cp -q frail:/root/big came 2> said &
+        copy=$!
+        for n in $(seq 300); do ls -d .banger-* > /dev/null 2>&1 && break; sleep 0.05; done
+        banger vm kill frail
+        status=0; wait $copy || status=$?
+        cat said >&2
+        grep -q 'error: lost the connection to the sandbox' said && grep -q '^hint: ' said && echo lost $status
+        [ ! -e came ] && ! ls -d .banger-* 2> /dev/null && echo nothing here
+        banger vm delete --force frail";
+    let out = script(host, "alice", session)?;
+    for line in ["full 1", "full too 1", "usable", "cleared", "lost 1", "nothing here"] {
         ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
     }
     Ok(())

@@ -1,0 +1,48 @@
+//! `cargo xtask bench exec`: a command in a guest beside ssh to the same guest, and the completion of a name beside
+//! the one call of the bus that it needs.
+
+use anyhow::Result;
+
+use crate::{
+    bench::Report,
+    bench_guest::{self, Comparison},
+};
+
+const SCRIPT: &str = r#"
+service = "dev.banger.Manager1"
+call = ["busctl", "--system", "call", service, "/dev/banger/Manager1", "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"]
+words = ["banger", "--", "banger", "vm", "exec", "be"]
+os.environ.update({"_CLAP_IFS": "\n", "_CLAP_COMPLETE_INDEX": "3", "_CLAP_COMPLETE_COMP_TYPE": "9", "_CLAP_COMPLETE_SPACE": "false"})
+complete = {**os.environ, "BANGER_COMPLETE": "bash"}
+told = subprocess.run(words, env=complete, capture_output=True, text=True).stdout
+assert told.strip() == "bench", told
+def complete_once():
+    begin = time.perf_counter()
+    run(*words, env=complete)
+    seen.setdefault("complete", []).append((time.perf_counter() - begin) * 1000)
+for turn in range(runs):
+    timed("exec", ["banger", "vm", "exec", "bench", "--", "true"])
+    timed("ssh", [*ssh, "true"])
+    complete_once()
+    timed("busctl", call)
+"#;
+
+/// Measures both.
+pub fn run(runs: u32) -> Result<Vec<Report>> {
+    bench_guest::run(
+        runs,
+        SCRIPT,
+        &[
+            Comparison {
+                name: "exec",
+                ours: ("exec", "banger vm exec bench -- true"),
+                peers: ("ssh", "ssh bench.vm true, by a connection that is open already"),
+            },
+            Comparison {
+                name: "complete (20 ms at most)",
+                ours: ("complete", "the completion of a sandbox's name"),
+                peers: ("busctl", "busctl, with the one call that it takes"),
+            },
+        ],
+    )
+}

@@ -1,0 +1,60 @@
+//! A person at a terminal: what they type, how large it is, and what they stop and take up again.
+
+use anyhow::{Result, ensure};
+
+use super::{Check, script};
+use crate::host::Host;
+
+pub(super) const CHECKS: &[(&str, Check)] =
+    &[("a terminal has its size, interrupts, job control and an editor", person)];
+
+/// tmux is the terminal, and looks at what stands on it.
+fn person(host: &Host) -> Result<()> {
+    let session = "
+        echo 'set -g status off' > tmux.conf
+        t() { tmux -u -L banger \"$@\"; }
+        see() {
+            for n in $(seq 900); do t capture-pane -p | grep -q -x -e \"$1\" && return; sleep 0.1; done
+            echo \"no $1 on the screen:\" >&2; t capture-pane -p >&2
+            t kill-server; banger vm delete --force keys >&2
+            exit 1
+        }
+        type() { t send-keys \"$1\" Enter; }
+        run='banger vm run --quiet --vcpu 1 --name keys; echo ended $? > ended'
+        t -f tmux.conf new-session -d -x 100 -y 30 \"$run\"
+        see '.*# '
+        type 'stty size'
+        see '30 100'
+        t resize-window -x 120 -y 40
+        for n in $(seq 50); do type 'clear; stty size'; t capture-pane -p | grep -q -x '40 120' && break; sleep 0.2; done
+        see '40 120' && echo resized
+        type 'clear; sleep 1000'
+        sleep 1
+        t send-keys C-c
+        type 'echo interrupted $?'
+        see 'interrupted 130' && echo interrupted
+        type 'clear; sleep 2000'
+        sleep 1
+        t send-keys C-z
+        see '.*Stopped.*sleep 2000' && echo stopped
+        type 'clear; fg'
+        see 'sleep 2000'
+        t send-keys C-c
+        type 'echo continued $?'
+        see 'continued 130' && echo continued
+        type 'vi note'
+        see '~'
+        t send-keys i 'from the editor' Escape ':wq' Enter
+        type 'clear; cat note'
+        see 'from the editor' && echo edited
+        type 'exit 42'
+        for n in $(seq 300); do [ -s ended ] && break; sleep 0.1; done
+        cat ended
+        t kill-server 2> /dev/null || true
+        banger vm delete --force keys";
+    let out = script(host, "alice", session)?;
+    for line in ["resized", "interrupted", "stopped", "continued", "edited", "ended 42"] {
+        ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
+    }
+    Ok(())
+}
