@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{bench_boot, bench_disk, bench_exec, bench_import, bench_net, bench_size, bench_workspace};
+use crate::{
+    bench_boot, bench_disk, bench_exec, bench_import, bench_net, bench_size, bench_start, bench_workspace,
+};
 
 /// What `cargo xtask bench` takes.
 #[derive(Parser)]
@@ -39,6 +41,8 @@ enum Bench {
     Net,
     /// A system disk of a 4 GiB image, beside one `dmsetup create`, in the test host
     Disk,
+    /// The host's part of a start, beside a unit of the same walls
+    Start,
     /// A command in a guest, beside ssh; and the completion of a name
     Exec,
     /// A repository of 5,000 files into a guest and back, beside git and scp by hand
@@ -94,6 +98,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             show(arguments, &bench_import::run(arguments.runs, small)?, bench_import::Report::print)
         }
         Bench::Net => show(arguments, &bench_net::run(arguments.runs)?, Report::print),
+        Bench::Start => show(arguments, &[bench_start::run(arguments.runs)?], Report::print),
         Bench::Workspace => show(arguments, &bench_workspace::run(arguments.runs)?, Report::print),
         Bench::Size => show(arguments, &[bench_size::run(arguments.runs)?], bench_size::Report::print),
     }

@@ -8,6 +8,7 @@ mod bench_guest;
 mod bench_import;
 mod bench_net;
 mod bench_size;
+mod bench_start;
 mod bench_workspace;
 mod build;
 mod catalog;

@@ -1,6 +1,9 @@
 //! How a machine is made and comes up.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tracing::Instrument;
 
@@ -108,8 +111,11 @@ impl Task {
             return Err(error);
         }
         job.stage("start", "starting the machine monitor");
+        let begun = Instant::now();
         match self.launch().await {
             Ok(started) => {
+                let host_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                tracing::info!(vm = %self.vm.id, host_us, "a machine runs");
                 self.unit = started.unit;
                 self.pid = started.pid;
                 self.happen(Event::Launched);

@@ -1,0 +1,83 @@
+//! `cargo xtask bench start`: the host's part of a start, from the request until the machine monitor runs, beside
+//! systemd-run with a unit that has the same walls and nothing else.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+
+use crate::{
+    bench::{Report, Side},
+    host::{self, Host},
+    run::{output, run as shell, say},
+    try_it,
+};
+
+/// The host's part is to take so long at most, in milliseconds.
+const MOST: f64 = 30.0;
+const NAME: &str = "bench-start";
+
+/// What the service says of a start is in its journal, so that no client's time is in it.
+const SCRIPT: &str = r#"
+import json, os, subprocess, sys, time
+runs, name = int(sys.argv[1]), sys.argv[2]
+seen = {"ours": [], "peers": []}
+def run(*words):
+    return subprocess.run(words, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
+def machine():
+    return json.loads(run("banger", "vm", "show", "--json", name))
+def journal():
+    lines = run("journalctl", "-u", "banger-system", "-o", "json", "--output-fields=F_HOST_US,F_VM", "-n", "200").splitlines()
+    return [int(line["F_HOST_US"]) / 1000 for line in map(json.loads, lines) if "F_HOST_US" in line and line["F_VM"] == vm]
+vm = machine()["id"]
+walls = ["DynamicUser=yes", "CapabilityBoundingSet=", "NoNewPrivileges=yes", "RootDirectory=/run/banger/empty", "MountAPIVFS=yes",
+    "DevicePolicy=closed", "PrivateDevices=yes", "PrivateNetwork=yes", "PrivateIPC=yes", "PrivateTmp=yes", "ProtectProc=invisible",
+    "ProcSubset=pid", "ProtectKernelTunables=yes", "ProtectKernelModules=yes", "ProtectKernelLogs=yes", "ProtectControlGroups=yes",
+    "ProtectClock=yes", "ProtectHostname=yes", "RestrictAddressFamilies=AF_UNIX", "RestrictNamespaces=yes", "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes", "LockPersonality=yes", "SystemCallArchitectures=native", "SystemCallFilter=@system-service seccomp",
+    "SystemCallErrorNumber=EPERM", "MemoryMax=1G", "TasksMax=128"]
+walls += [f"BindReadOnlyPaths={path}" for path in ("/usr", "/lib", "/lib64") if os.path.exists(path)]
+os.makedirs("/run/banger/empty", exist_ok=True)
+for turn in range(runs):
+    before = len(journal())
+    # Without a wait for the guest, which is no part of this.
+    start = subprocess.Popen(["banger", "vm", "start", name], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(journal()) == before: time.sleep(0.05)
+    start.terminate(); start.wait()
+    run("banger", "vm", "kill", name)
+    while machine()["state"] != "stopped": time.sleep(0.05)
+    seen["ours"].append(journal()[-1])
+    begin = time.perf_counter()
+    run("systemd-run", "--quiet", "--property=Type=exec", *[f"--property={one}" for one in walls], "/usr/bin/true")
+    seen["peers"].append((time.perf_counter() - begin) * 1000)
+print(json.dumps(seen))
+"#;
+
+/// Measures both.
+pub fn run(runs: u32) -> Result<Report> {
+    let host = host::up(&host::Up { release: true, ..host::Up::default() })?;
+    try_it::provide(&host)?;
+    // One that an interrupted run has left.
+    root(&host, &["banger", "vm", "delete", "--force", NAME]).output().context("cannot run")?;
+    shell(&mut root(
+        &host,
+        &["banger", "vm", "create", "--no-start", "--quiet", "--vcpu", "1", "--name", NAME],
+    ))?;
+    say("measuring");
+    let said = output(&mut root(&host, &["python3", "-c", SCRIPT, &runs.to_string(), NAME]));
+    shell(&mut root(&host, &["banger", "vm", "delete", "--force", "--quiet", NAME]))?;
+    let mut seen: HashMap<String, Vec<f64>> =
+        serde_json::from_str(said?.lines().last().unwrap_or_default()).context("cannot read the times")?;
+    let mut side = |key: &str, what| {
+        let samples_ms = seen.remove(key).with_context(|| format!("there are no times of {key}"))?;
+        Ok::<_, anyhow::Error>(Side { what, samples_ms })
+    };
+    let ours = side("ours", "banger vm start, until the machine monitor runs")?;
+    let peers = side("peers", "systemd-run, a unit of the same walls")?;
+    Report::new(format!("start ({MOST} ms at most)"), runs, ours, peers)
+}
+
+fn root(host: &Host, words: &[&str]) -> std::process::Command {
+    let mut command = host.enter(words);
+    command.stdin(std::process::Stdio::null());
+    command
+}
