@@ -59,9 +59,9 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// A tree of many files and of everything odd.
-fn grow(root: &Path) {
-    for number in 0..FILES {
+/// A tree of so many files and of everything odd.
+fn grow(root: &Path, files: usize) {
+    for number in 0..files {
         let directory = root.join(format!("many/{}/{}", number % 50, number % 7));
         fs::create_dir_all(&directory).unwrap();
         let path = directory.join(format!("file-{number}"));
@@ -294,7 +294,7 @@ fn an_image_has_what_gnu_tar_extracts() {
     let home = tempfile::tempdir().unwrap();
     let (root, upper) = (home.path().join("root"), home.path().join("upper"));
     fs::create_dir(&root).unwrap();
-    grow(&root);
+    grow(&root, FILES);
     change(&upper);
     let import = |layers: Vec<Layer>| {
         let scratch = Scratch::new();
@@ -401,7 +401,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     let home = tempfile::tempdir().unwrap();
     let root = home.path().join("root");
     fs::create_dir(&root).unwrap();
-    grow(&root);
+    grow(&root, 500);
     let archive = tar(&root, &["--format=pax", "--sparse", "--xattrs", "--xattrs-include=*"]);
     let expected = extracted(&archive, &home.path().join("original"));
 
