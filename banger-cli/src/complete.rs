@@ -142,6 +142,8 @@ mod tests {
             ("vm rename", &["sandbox"]),
             ("vm workspace export", &["sandbox"]),
             ("image delete", &["images"]),
+            ("image export", &["image"]),
+            ("image promote", &["images"]),
             ("image register", &["kernel"]),
             ("kernel show", &["reference"]),
             ("kernel pull", &["entry"]),

@@ -15,6 +15,7 @@ mod furnish;
 mod guest;
 mod job;
 mod object;
+mod oci_layout;
 mod output;
 mod plain;
 mod progress;

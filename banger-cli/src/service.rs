@@ -232,6 +232,16 @@ impl Bus {
         self.call(object, kind.interface(), "Delete", &(Options::new(),)).await
     }
 
+    /// Writes an image into an empty file: the job.
+    pub async fn export_image(&self, image: &ObjectPath<'_>, file: Fd<'_>) -> Result<OwnedObjectPath> {
+        self.call(image, IMAGE_INTERFACE, "Export", &(file, Options::new())).await
+    }
+
+    /// Lets every user see an image, or its owner alone.
+    pub async fn share_image(&self, image: &ObjectPath<'_>, shared: bool) -> Result<()> {
+        self.call(image, IMAGE_INTERFACE, "SetShared", &(shared,)).await
+    }
+
     /// Waits until a job has ended.
     pub async fn wait_job(&self, job: &ObjectPath<'_>) -> Result<JobResult> {
         const WITHOUT_END: u64 = 0;

@@ -73,7 +73,7 @@ fn import(
     fs::remove_file(spool_path)?;
     let size = Bytes(fs::metadata(blob)?.len());
     let claim = Some(Claim { size, digest: digest.to_owned(), diff_id: diff_id.to_owned() });
-    let order = Import { archives: vec![Archive { packing, claim }], size: SIZE };
+    let order = Import { archives: vec![Archive { packing, claim, offset: None }], size: SIZE };
     let files = Files { image, spool, archives: vec![File::open(blob)?.into()] };
     let (done, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let watcher = {

@@ -17,7 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 use banger_proto::size::Bytes;
-use images::{Content, Progress};
+use images::{Content, Exported, Layout, Part, Progress};
 
 use crate::domain::{
     id::{ImageId, KernelId, Uid, VmId},
@@ -25,6 +25,7 @@ use crate::domain::{
     machine::{Drive, Machine},
     monitor::Wish,
     net::subnet::Subnet,
+    oci::config::ImageConfig,
     resource::Resource,
     vm::{Token, Vm},
 };
@@ -254,6 +255,18 @@ pub trait ImageFiles: Send + Sync {
         content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts>;
+    /// What an OCI image consists of whose parts are in a file of a user's: the manifest, the configuration, and
+    /// each layer. Of the layers nothing is read yet.
+    async fn layout(&self, file: OwnedFd, parts: &[Part]) -> Result<Layout>;
+    /// Writes an image into an empty file of a user's, as a tar archive of an OCI image layout. The same image gives
+    /// the same bytes. What an export that failed has written stays in the file.
+    async fn export(
+        &self,
+        image: ImageId,
+        config: ImageConfig,
+        archive: OwnedFd,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Exported>;
     /// Gives an image the files of another one, which takes no room: both have them until both are removed.
     async fn share(&self, image: ImageId, of: ImageId) -> Result<()>;
     /// Removes an image's files.

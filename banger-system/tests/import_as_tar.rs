@@ -22,11 +22,11 @@ use std::{
 
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::id::ImageId,
+    domain::{id::ImageId, oci::config::ImageConfig},
     host::image_files::LocalImages,
     ports::{
         ImageFiles,
-        images::{Content, Layer, Packing, Unwatched},
+        images::{Content, Layer, Packing, Part, Unwatched},
     },
 };
 use rustix::{
@@ -59,9 +59,9 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// A tree of many files and of everything odd.
-fn grow(root: &Path) {
-    for number in 0..FILES {
+/// A tree of so many files and of everything odd.
+fn grow(root: &Path, files: usize) {
+    for number in 0..files {
         let directory = root.join(format!("many/{}/{}", number % 50, number % 7));
         fs::create_dir_all(&directory).unwrap();
         let path = directory.join(format!("file-{number}"));
@@ -294,7 +294,7 @@ fn an_image_has_what_gnu_tar_extracts() {
     let home = tempfile::tempdir().unwrap();
     let (root, upper) = (home.path().join("root"), home.path().join("upper"));
     fs::create_dir(&root).unwrap();
-    grow(&root);
+    grow(&root, FILES);
     change(&upper);
     let import = |layers: Vec<Layer>| {
         let scratch = Scratch::new();
@@ -356,4 +356,99 @@ fn an_image_has_what_gnu_tar_extracts() {
         }
         fs::remove_dir_all(&extracted).unwrap();
     }
+}
+
+/// Extracts an archive as root, and looks at it.
+fn extracted(archive: &[u8], at: &Path) -> BTreeMap<PathBuf, Seen> {
+    fs::create_dir(at).unwrap();
+    let mut extract = Command::new("tar");
+    extract.args(["--extract", "--numeric-owner", "--same-permissions", "--xattrs", "--xattrs-include=*"]);
+    extract.args(["--file=-", "--directory"]).arg(at).stdin(std::process::Stdio::piped());
+    let mut extract = extract.spawn().unwrap();
+    extract.stdin.take().unwrap().write_all(archive).unwrap();
+    assert!(extract.wait().unwrap().success());
+    let seen = look(at);
+    fs::remove_dir_all(at).unwrap();
+    seen
+}
+
+/// The parts of an exported image in its archive, and its layer.
+fn parts(archive: &File) -> (Vec<Part>, Vec<u8>) {
+    let mut files = BTreeMap::new();
+    for entry in tar::Archive::new(archive).entries_with_seek().unwrap() {
+        let entry = entry.unwrap();
+        let part = Part { offset: entry.raw_file_position(), length: Bytes(entry.size()) };
+        files.insert(entry.path().unwrap().to_str().unwrap().to_owned(), part);
+    }
+    let read = |part: &Part| {
+        let mut bytes = vec![0; usize::try_from(part.length.0).unwrap()];
+        archive.read_exact_at(&mut bytes, part.offset).unwrap();
+        bytes
+    };
+    let document = |name: &str| serde_json::from_slice::<serde_json::Value>(&read(&files[name])).unwrap();
+    let place =
+        |value: &serde_json::Value| format!("blobs/{}", value["digest"].as_str().unwrap().replace(':', "/"));
+    let manifest = place(&document("index.json")["manifests"][0]);
+    let (config, layer) = (place(&document(&manifest)["config"]), place(&document(&manifest)["layers"][0]));
+    assert_eq!(files.len(), 5);
+    let layer_bytes = read(&files[&layer]);
+    (vec![files[&manifest], files[&config], files[&layer]], layer_bytes)
+}
+
+#[test]
+fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
+    require!(is_root(), "root, for owners and devices");
+    let home = tempfile::tempdir().unwrap();
+    let root = home.path().join("root");
+    fs::create_dir(&root).unwrap();
+    grow(&root, 500);
+    let archive = tar(&root, &["--format=pax", "--sparse", "--xattrs", "--xattrs-include=*"]);
+    let expected = extracted(&archive, &home.path().join("original"));
+
+    let scratch = Scratch::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let images = LocalImages::new(scratch.places.clone(), Arc::new(scratch.workers()), Bytes::gib(2));
+    let config =
+        ImageConfig { env: vec!["A=b".to_owned()], cmd: vec!["run".to_owned()], ..ImageConfig::default() };
+    let export = |image| {
+        let file = tempfile::tempfile().unwrap();
+        let fd = file.try_clone().unwrap().into();
+        let exported =
+            runtime.block_on(images.export(image, config.clone(), fd, Arc::new(Unwatched))).unwrap();
+        assert_eq!(exported.bytes.0, file.metadata().unwrap().len());
+        (exported.manifest, file)
+    };
+    let content = Content::Layers(vec![layer(&archive, Packing::Zstd)]);
+    runtime.block_on(images.import(IMAGE, content, Arc::new(Unwatched))).unwrap();
+    let (manifest, first) = export(IMAGE);
+    assert_eq!(export(IMAGE).0, manifest, "two exports of one image differ");
+    let (found, exported) = parts(&first);
+    assert_same(&extracted(&exported, &home.path().join("exported")), &expected, "exported");
+
+    let again = ImageId::from_bits(0xdef);
+    let fd = || first.try_clone().unwrap().into();
+    let layout = runtime.block_on(images.layout(fd(), &found)).unwrap();
+    assert_eq!((layout.image.manifest, &layout.image.config), (manifest, &config));
+    let content = Content::Layers(layout.layers);
+    runtime.block_on(images.import(again, content, Arc::new(Unwatched))).unwrap();
+    assert_eq!(export(again).0, manifest, "an image that went out and came back is another one");
+
+    // Who says that a part is elsewhere is told so.
+    let mut lies = found.clone();
+    lies[2].offset += 512;
+    let layout = runtime.block_on(images.layout(fd(), &lies)).unwrap();
+    let content = Content::Layers(layout.layers);
+    let other = ImageId::from_bits(0xbad);
+    let error = runtime.block_on(images.import(other, content, Arc::new(Unwatched))).unwrap_err();
+    assert!(error.to_string().contains("a layer has the digest"), "{error}");
+    for (part, length, why) in
+        [(0, 1 << 40, "beyond its end"), (1, 3, "not the one of the manifest"), (2, 5, "not those of")]
+    {
+        let mut lies = found.clone();
+        lies[part].length = Bytes(length);
+        let error = runtime.block_on(images.layout(fd(), &lies)).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let unwritable = File::open("/dev/null").unwrap().into();
+    assert!(runtime.block_on(images.export(IMAGE, config.clone(), unwritable, Arc::new(Unwatched))).is_err());
 }

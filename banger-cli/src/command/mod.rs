@@ -6,7 +6,7 @@ mod config;
 mod doctor;
 mod events;
 mod image;
-mod import;
+pub mod import;
 mod kernel;
 mod manual;
 mod remove;

@@ -13,7 +13,7 @@ use std::{
 
 use banger_proto::bus::names::{
     IMAGE_INTERFACE, IMAGE_PARENT, JOB_INTERFACE, JOB_PARENT, KERNEL_INTERFACE, KERNEL_PARENT,
-    MANAGER_INTERFACE, SERVICE, VM_INTERFACE, VM_PARENT,
+    MANAGER_INTERFACE, MANAGER_PATH, SERVICE, VM_INTERFACE, VM_PARENT,
 };
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -148,6 +148,9 @@ impl Service {
                 }
                 Ok(())
             }
+            "PullImage" => {
+                Err(("dev.banger.Error.NoSuchImage", "debian-bookworm is in no catalog".to_owned()))
+            }
             "GetVM" | "GetImage" | "GetKernel" => {
                 let reference: String = body.deserialize().unwrap();
                 let interface = match member {
@@ -252,6 +255,11 @@ impl Service {
     }
 
     async fn properties(&self, message: &Message, path: &str) -> Answer {
+        if path == MANAGER_PATH {
+            let defaults = [("DefaultImage", "debian-bookworm"), ("DefaultKernel", "debian")];
+            let defaults: HashMap<_, _> = defaults.map(|(key, name)| (key, Variant::from(name))).into();
+            return self.reply(message, &defaults).await;
+        }
         let object = self.state.lock().unwrap().objects.get(path).map(|(_, properties)| properties.clone());
         self.reply(message, &object.ok_or_else(unknown)?).await
     }

@@ -90,8 +90,15 @@ pub mod import {
     /// `b`: replace an object of this name.
     pub const FORCE: &str = "force";
 
-    /// File of `ImportImage`: a raw ext4 filesystem.
+    /// `a(tt)`: (image) where its parts are in the file `layout`, as offset and length: the manifest, the
+    /// configuration, and the layers in the order of the manifest (OCI image specification).
+    pub const PARTS: &str = "parts";
+
+    /// File of `ImportImage`: a raw ext4 filesystem, or an archive.
     pub const FILE_ROOTFS: &str = "rootfs";
+    /// File of `ImportImage`, instead of `rootfs`: one that has all parts of an OCI image, such as a tar of an image
+    /// layout.
+    pub const FILE_LAYOUT: &str = "layout";
     /// File of `ImportKernel`: the distribution's `vmlinuz`, or an ELF `vmlinux`.
     pub const FILE_KERNEL: &str = "kernel";
     /// File of `ImportKernel`: a tar of the modules directory (`/lib/modules/RELEASE`).

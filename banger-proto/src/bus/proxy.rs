@@ -160,6 +160,11 @@ pub trait Vm {
 pub trait Image {
     /// Removes it.
     fn delete(&self, options: Options<'_>) -> zbus::Result<()>;
+    /// Writes it into an empty file, as a tar archive of an OCI image layout. Returns the job, whose data tells the
+    /// `digest` of the manifest, and the `bytes` of the archive.
+    fn export(&self, file: zbus::Fd<'_>, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Lets every user see it, or its owner alone.
+    fn set_shared(&self, shared: bool) -> zbus::Result<()>;
 
     /// Where it came from: what it was pulled as, or words for people.
     #[zbus(property)]

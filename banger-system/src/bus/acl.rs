@@ -22,6 +22,8 @@ pub enum Access {
         /// Whether this only reads.
         reads: bool,
     },
+    /// To read all that is in an object: one's own, or a shared one; of others, by a polkit action.
+    Content(&'static str),
 }
 
 const fn view(foreign: &'static str) -> Access {
@@ -38,6 +40,12 @@ const ENTER: Access = change(action::VM_ACCESS_OTHERS);
 const RUN: Access =
     Access::Object { own: Some(action::VM_RUN), foreign: action::VM_MANAGE_OTHERS, reads: false };
 const SHARED: Access = change(action::IMAGE_MANAGE_SHARED);
+/// What everybody sees is an administrator's to decide, of one's own too.
+const SHARE: Access = Access::Object {
+    own: Some(action::IMAGE_MANAGE_SHARED),
+    foreign: action::IMAGE_MANAGE_SHARED,
+    reads: false,
+};
 
 /// A property of any name of this interface.
 pub const PROPERTIES: &str = "*";
@@ -81,6 +89,8 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     (VM, "OpenLog", ENTER),
     (VM, PROPERTIES, VIEW),
     (IMAGE, "Delete", SHARED),
+    (IMAGE, "SetShared", SHARE),
+    (IMAGE, "Export", Access::Content(action::VM_ACCESS_OTHERS)),
     (IMAGE, PROPERTIES, view(action::IMAGE_MANAGE_SHARED)),
     (KERNEL, "Delete", SHARED),
     (KERNEL, PROPERTIES, view(action::IMAGE_MANAGE_SHARED)),

@@ -98,7 +98,11 @@ impl Border {
         match (access, target) {
             (Access::Anyone, _) => Ok(()),
             (Access::Action(action), _) => self.require(caller, action, Vec::new()).await,
-            (Access::Object { .. }, None) => Err(denied()),
+            (Access::Object { .. } | Access::Content(_), None) => Err(denied()),
+            (Access::Content(foreign), Some(target)) => match target.is_shared || target.belongs_to(caller) {
+                true => Ok(()),
+                false => self.require(caller, foreign, target.details).await,
+            },
             (Access::Object { reads: true, .. }, Some(target)) => {
                 match target.is_shared || target.belongs_to(caller) || self.may_view_others(caller).await {
                     true => Ok(()),

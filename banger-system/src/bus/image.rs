@@ -6,7 +6,7 @@ use std::{
 };
 
 use banger_proto::bus::{ErrorName, names::IMAGE_INTERFACE, option::image_config};
-use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
+use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
 
 use super::{
     border::{Border, Target},
@@ -134,5 +134,23 @@ impl Methods {
     async fn delete(&self, options: HashMap<String, OwnedVariant>) -> Result<()> {
         Options::new(options).finish()?;
         Ok(border(&self.border)?.engine.delete_image(self.id).await?)
+    }
+
+    #[zbus(out_args("job"))]
+    async fn export(
+        &self,
+        file: OwnedFd,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        Options::new(options).finish()?;
+        let border = border(&self.border)?;
+        let caller = border.callers.of(&header).await?;
+        let job = border.engine.export_image(caller.uid, self.id, file.into())?;
+        border.hand_over_job(&caller, job).await
+    }
+
+    async fn set_shared(&self, shared: bool) -> Result<()> {
+        Ok(border(&self.border)?.engine.share_image(self.id, shared).await?)
     }
 }

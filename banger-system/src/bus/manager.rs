@@ -36,16 +36,17 @@ use crate::{
         monitor::Wish,
         name::Name,
         net::nic::Nat,
-        oci::{credentials::Credentials, platform::Platform, reference::ImageRef},
+        oci::{credentials::Credentials, manifest::MAX_LAYERS, platform::Platform, reference::ImageRef},
         ssh::AuthorizedKey,
         vm::Init,
     },
     engine::{
         Engine, Offer, error,
-        request::{CreateVm, ImportImage, ImportKernel, Other, PullImage, PullKernel, Whence},
+        request::{CreateVm, ImportImage, ImportKernel, Original, Other, PullImage, PullKernel, Whence},
     },
     ports::{
         Interaction, Question, Status, Verdict,
+        images::Part,
         registry::{Prune, Source},
     },
 };
@@ -191,15 +192,24 @@ impl Methods {
         let (border, caller) = self.enter(&header).await?;
         let name = parse_name(&name)?;
         let mut files = Files(files);
-        let rootfs = files.required(import::FILE_ROOTFS)?;
+        let layout = files.optional(import::FILE_LAYOUT);
+        let rootfs = match layout {
+            Some(_) => None,
+            None => Some(files.required(import::FILE_ROOTFS)?),
+        };
         files.finish()?;
         let mut options = Options::new(options);
+        let content = match (rootfs, layout) {
+            (Some(rootfs), _) => Original::Rootfs(rootfs),
+            (None, Some(layout)) => Original::Layout(layout, read_parts(&options.ranges(import::PARTS)?)?),
+            (None, None) => return Err(Error::new(ErrorName::InvalidArgs, "there is no file")),
+        };
         let shared = options.boolean(import::SHARED)?.unwrap_or_default();
         let kernel = options.string(import::KERNEL_REF)?;
         options.finish()?;
         let kernel = kernel.map(|text| border.usable_kernel(&caller, &text)).transpose()?;
         border.may_share(&caller, shared, &name).await?;
-        let request = ImportImage { owner: caller.uid, name, shared, kernel, rootfs };
+        let request = ImportImage { owner: caller.uid, name, shared, kernel, content };
         let job = border.engine.import_image(request)?;
         border.hand_over_job(&caller, job).await
     }
@@ -606,6 +616,14 @@ async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict
     };
     options.finish()?;
     Ok(request)
+}
+
+/// Where the parts of an image are; no image has more of them than the most layers, and two documents.
+fn read_parts(ranges: &[(u64, u64)]) -> Result<Vec<Part>> {
+    if ranges.len() > MAX_LAYERS + 2 {
+        return Err(Error::invalid_option(format!("an image has at most {MAX_LAYERS} layers")));
+    }
+    Ok(ranges.iter().map(|(offset, length)| Part { offset: *offset, length: Bytes(*length) }).collect())
 }
 
 /// Where an image is looked for. What is called as nothing in a catalog can be is in a registry.

@@ -75,6 +75,14 @@ impl Options {
         Ok(list.unwrap_or_default())
     }
 
+    /// Pairs of numbers.
+    pub fn ranges(&mut self, key: &'static str) -> Result<Vec<(u64, u64)>> {
+        let ranges = self.take(key, "a list of pairs of numbers", |value| {
+            Vec::<(u64, u64)>::try_from(value.try_clone().ok()?).ok()
+        })?;
+        Ok(ranges.unwrap_or_default())
+    }
+
     /// Ends the reading. What was not read is unknown.
     pub fn finish(self) -> Result<()> {
         let unknown = self.0.into_keys().filter(|key| !key.starts_with(FOREIGN)).min();

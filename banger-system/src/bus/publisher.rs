@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     domain::id::JobId,
-    engine::view::{Event, JobView, VmView},
+    engine::view::{Event, ImageView, JobView, VmView},
 };
 
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
@@ -56,6 +56,7 @@ async fn publish(border: &Arc<Border>, event: Event) -> zbus::Result<()> {
             let body = (image.id.to_string(), path::image(image.id));
             send(border, &to, MANAGER_PATH, MANAGER_INTERFACE, "ImageNew", &body).await
         }
+        Event::ImageChanged { old, new } => image_changed(border, &old, &new).await,
         Event::ImageRemoved(image) => {
             let to = border.subscribers.of(image.owner, image.shared);
             removed(border, &to, ImageKind(image.id)).await?;
@@ -97,6 +98,28 @@ async fn vm_changed(border: &Arc<Border>, old: &VmView, new: &VmView) -> zbus::R
     }
     let body = (old.vm.state.as_str(), new.vm.state.as_str(), new.vm.reason.to_string());
     send(border, &to, path.as_str(), VM_INTERFACE, "StateChanged", &body).await
+}
+
+/// Who begins to see an image hears of it as of a new one, and who does so no longer as of one that has gone.
+async fn image_changed(border: &Arc<Border>, old: &ImageView, new: &ImageView) -> zbus::Result<()> {
+    let path = path::image(new.id);
+    let see_both = border.subscribers.of(new.owner, old.shared && new.shared);
+    changed::<ImageKind>(border, &see_both, &path, old, new).await?;
+    let mut others = border.subscribers.of(new.owner, true);
+    others.retain(|connection| !see_both.contains(connection));
+    let id = new.id.to_string();
+    match (old.shared, new.shared) {
+        (false, true) => {
+            added::<ImageKind>(border, &others, path.clone(), new).await?;
+            send(border, &others, MANAGER_PATH, MANAGER_INTERFACE, "ImageNew", &(id, path)).await
+        }
+        (true, false) => {
+            let body = (path.clone(), vec![ImageKind::INTERFACE]);
+            send(border, &others, MANAGER_PATH, OBJECT_MANAGER, "InterfacesRemoved", &body).await?;
+            send(border, &others, MANAGER_PATH, MANAGER_INTERFACE, "ImageRemoved", &(id, path)).await
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn job_changed(border: &Arc<Border>, old: &JobView, new: &JobView) -> zbus::Result<()> {

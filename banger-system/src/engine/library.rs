@@ -1,6 +1,6 @@
 //! Images and kernels: importing them and removing them.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use tracing::Instrument;
 
@@ -9,19 +9,20 @@ use super::{
     error::{Error, Kind, Result},
     job::{JobHandle, Stages},
     now,
-    request::{ImportImage, ImportKernel},
-    view::{JobKind, Object},
+    request::{ImportImage, ImportKernel, Original},
+    view::{Fact, ImageView, JobKind, Object},
 };
 use crate::{
     domain::{
-        id::{ImageId, JobId, KernelId},
-        image::{Image, Kernel},
+        id::{ImageId, JobId, KernelId, Uid},
+        image::{Image, ImageFacts, Kernel},
         oci::config::ImageConfig,
     },
-    ports::images::Content,
+    ports::images::{Content, Layout},
 };
 
 const IMPORT: Stages = &["import"];
+const EXPORT: Stages = &["export"];
 
 impl Engine {
     /// Begins to make an image of a user's file.
@@ -49,8 +50,46 @@ impl Engine {
         Ok(id)
     }
 
+    /// Lets every user see an image, or its owner alone.
+    pub async fn share_image(&self, id: ImageId, shared: bool) -> Result<()> {
+        let _turn = self.shared.library.lock().await;
+        let registry = &self.shared.registry;
+        let limit = self.shared.settings.limits.image_disk;
+        let image = registry.share_image(id, shared, limit)?;
+        if let Err(error) = self.shared.ports.store.put_image(&image).await {
+            // Who has begun to use it meanwhile keeps it shared, until the service starts the next time.
+            if let Err(error) = registry.share_image(id, !shared, limit) {
+                tracing::error!(image = %id, %error, "an image is not as it is kept");
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Begins to write an image into an empty file of a user's, in the form of an OCI image in files.
+    pub fn export_image(&self, caller: Uid, id: ImageId, archive: OwnedFd) -> Result<JobId> {
+        let shared = Arc::clone(&self.shared);
+        let none = || Error::NoSuch { kind: Kind::Image, reference: id.to_string() };
+        let image = self.image(id).ok_or_else(none)?;
+        let job = shared.jobs.begin(JobKind::ImageExport, caller, vec![Object::Image(id)], EXPORT);
+        let job_id = job.id();
+        tokio::spawn(async move {
+            job.stage("export", format!("writing {}", image.name));
+            let files = &shared.ports.image_files;
+            let work = files.export(id, image.config.clone(), archive, job.progress("export"));
+            let result = work.instrument(job.span()).await.map(|exported| {
+                job.tell("digest", Fact::Text(exported.manifest.to_string()));
+                job.tell("bytes", Fact::Number(exported.bytes.0));
+            });
+            let result = if job.is_canceled() { Err(Error::Canceled) } else { result.map_err(Error::from) };
+            job.finish(result);
+        });
+        Ok(job_id)
+    }
+
     /// Removes an image that no machine uses.
     pub async fn delete_image(&self, id: ImageId) -> Result<()> {
+        let _turn = self.shared.library.lock().await;
         self.shared.registry.take_image(id)?;
         self.shared.ports.store.delete_image(id).await?;
         Ok(self.shared.ports.image_files.remove(id).await?)
@@ -94,7 +133,24 @@ async fn make_image(
     let id = ImageId::random();
     job.stage("import", format!("copying {}", request.name));
     let progress = job.progress("import");
-    let facts = shared.ports.image_files.import(id, Content::File(request.rootfs), progress).await?;
+    let ports = &shared.ports;
+    let (content, config) = match request.content {
+        Original::Rootfs(file) => (Content::File(file), ImageConfig::default()),
+        Original::Layout(file, parts) => {
+            let Layout { image, layers } = ports.image_files.layout(file, &parts).await?;
+            (Content::Layers(layers), image.config)
+        }
+    };
+    let facts = ports.image_files.import(id, content, progress).await?;
+    // What every user sees counts for nobody.
+    let limit = shared.settings.limits.image_disk;
+    if !request.shared
+        && let Err(error) = shared.registry.claim(request.owner, &request.name, facts.disk_usage, limit)
+    {
+        ports.image_files.remove(id).await?;
+        return Err(error);
+    }
+    store_once(shared, id, request.owner, &facts).await?;
     let image = Image {
         id,
         name: request.name,
@@ -105,7 +161,7 @@ async fn make_image(
         created_at: now(&*shared.ports.clock),
         facts,
         origin: None,
-        config: ImageConfig::default(),
+        config,
     };
     let kept = if job.is_canceled() {
         Err(Error::Canceled)
@@ -119,6 +175,20 @@ async fn make_image(
     shared.registry.add_image(image);
     job.concerns(Object::Image(id));
     Ok(())
+}
+
+/// Lets an image that was just made have the file of one with the same digest, if its owner may read that anyway: a
+/// digest is what an importer says, and its word must not open what another user has.
+async fn store_once(shared: &Shared, id: ImageId, owner: Uid, facts: &ImageFacts) -> Result<()> {
+    let is_same = |image: &ImageView| {
+        (image.owner == owner || image.shared)
+            && (&image.facts.digest, image.facts.virtual_size) == (&facts.digest, facts.virtual_size)
+    };
+    // Until it is done, nobody removes the other one.
+    let _turn = shared.library.lock().await;
+    let Some(twin) = shared.registry.images().into_iter().find(|image| is_same(image)) else { return Ok(()) };
+    shared.ports.image_files.remove(id).await?;
+    Ok(shared.ports.image_files.share(id, twin.id).await?)
 }
 
 async fn make_kernel(shared: &Shared, job: &JobHandle, request: ImportKernel) -> Result<()> {

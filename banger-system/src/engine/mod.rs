@@ -99,6 +99,8 @@ struct Shared {
     jobs: Board,
     pulls: Pulls,
     shelf: Shelf,
+    /// Who holds it changes or removes an image, in what is published and in what is kept.
+    library: tokio::sync::Mutex<()>,
     /// Where the guests are, once that is set up.
     subnet: OnceCell<Subnet>,
     /// The names of machines as they were last published.
@@ -119,6 +121,7 @@ impl Engine {
             jobs,
             pulls: Pulls::default(),
             shelf: Shelf::default(),
+            library: tokio::sync::Mutex::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
         });

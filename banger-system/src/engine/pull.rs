@@ -338,6 +338,7 @@ async fn import(
     let Fetch { blobs, work } = unless_canceled(job, fetch).await??;
     let layers = blobs.into_iter().zip(&remote.layers).map(|(blob, layer)| Layer {
         blob,
+        offset: None,
         packing: layer.packing,
         size: layer.blob.size,
         digest: layer.blob.digest,
@@ -414,6 +415,7 @@ pub(super) async fn keep(shared: &Shared, image: &Image, old: Option<&ImageView>
         shared.registry.add_image(image.clone());
         return Ok(());
     };
+    let _turn = shared.library.lock().await;
     let taken = shared.registry.take_image(old.id)?;
     if let Err(error) = ports.store.replace_image(image, old.id).await {
         shared.registry.add_image(ImageView::clone(&taken));

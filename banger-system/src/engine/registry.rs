@@ -66,6 +66,14 @@ impl State {
         users.map(|entry| entry.view.vm.name.to_string()).collect()
     }
 
+    /// What the images of a user take that nobody else sees, and what those will that are being made, but for one.
+    fn private_bytes(&self, owner: Uid, but: Option<&(bool, Uid, Name)>) -> u64 {
+        let private = self.images.values().filter(|image| image.owner == owner && !image.shared);
+        let kept: u64 = private.map(|image| image.facts.disk_usage.0).sum();
+        let pending = self.reserved.iter().filter(|(key, _)| key.1 == owner && Some(*key) != but);
+        kept.saturating_add(pending.map(|(_, bytes)| bytes.0).sum())
+    }
+
     /// The names of the machines and images that use a kernel.
     fn kernel_users(&self, id: KernelId) -> Vec<String> {
         let machines = self.vms.values().filter(|entry| entry.view.vm.kernel == id);
@@ -308,12 +316,8 @@ impl Registry {
     /// Counts what an image takes, or will take at least, that is being made under a reserved name.
     pub(super) fn claim(&self, owner: Uid, name: &Name, bytes: Bytes, limit: Bytes) -> Result<()> {
         let mut state = self.lock();
-        let private = state.images.values().filter(|image| image.owner == owner && !image.shared);
-        let kept: u64 = private.map(|image| image.facts.disk_usage.0).sum();
         let key = (true, owner, name.clone());
-        let others = state.reserved.iter().filter(|(other, _)| other.1 == owner && **other != key);
-        let pending: u64 = others.map(|(_, bytes)| bytes.0).sum();
-        let would_be = Bytes(kept.saturating_add(pending).saturating_add(bytes.0));
+        let would_be = Bytes(state.private_bytes(owner, Some(&key)).saturating_add(bytes.0));
         crate::domain::limits::check_image_disk(would_be, limit)?;
         state.reserved.insert(key, bytes);
         Ok(())
@@ -328,6 +332,27 @@ impl Registry {
         let image = Arc::new(image);
         self.lock().images.insert(image.id, Arc::clone(&image));
         self.send(Event::ImageAdded(image));
+    }
+
+    /// Publishes whether every user sees an image. One that others use stays theirs to see, and one that becomes
+    /// private has to fit into its owner's share.
+    pub(super) fn share_image(&self, id: ImageId, shared: bool, limit: Bytes) -> Result<Arc<ImageView>> {
+        let mut state = self.lock();
+        let old = state.images.get(&id).cloned().ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
+        if old.shared == shared {
+            return Ok(old);
+        }
+        if !shared {
+            let others = state.vms.values().map(|entry| &entry.view.vm);
+            let others = others.filter(|vm| vm.image == id && vm.owner != old.owner);
+            refuse_while_used(Kind::Image, &old.name, others.map(|vm| vm.name.to_string()).collect())?;
+            let bytes = state.private_bytes(old.owner, None).saturating_add(old.facts.disk_usage.0);
+            crate::domain::limits::check_image_disk(Bytes(bytes), limit)?;
+        }
+        let new = Arc::new(ImageView { shared, ..ImageView::clone(&old) });
+        state.images.insert(id, Arc::clone(&new));
+        self.send(Event::ImageChanged { old, new: Arc::clone(&new) });
+        Ok(new)
     }
 
     /// Whether an image could be taken out at the moment.

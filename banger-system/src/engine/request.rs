@@ -12,7 +12,7 @@ use crate::domain::{
     ssh::AuthorizedKey,
     vm::{Init, Lifetime},
 };
-use crate::ports::registry::Source;
+use crate::ports::{images::Part, registry::Source};
 
 /// Makes a machine. What is absent has the default of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,8 +98,17 @@ pub struct ImportImage {
     pub shared: bool,
     /// The kernel that its machines boot.
     pub kernel: Option<Reference>,
-    /// The raw ext4 file system.
-    pub rootfs: OwnedFd,
+    /// What it is made of.
+    pub content: Original,
+}
+
+/// A file of a user's with an image.
+#[derive(Debug)]
+pub enum Original {
+    /// A raw ext4 file system, or an archive of a root file system.
+    Rootfs(OwnedFd),
+    /// An OCI image, and where its parts are: the manifest, the configuration, and each layer.
+    Layout(OwnedFd, Vec<Part>),
 }
 
 /// Makes an image of a registry's.

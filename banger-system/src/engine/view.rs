@@ -115,6 +115,8 @@ pub enum JobKind {
     ImageImport,
     /// Makes an image of a registry's.
     ImagePull,
+    /// Writes an image into a file.
+    ImageExport,
     /// Makes a kernel of files.
     KernelImport,
     /// Makes a kernel of a catalog's.
@@ -137,6 +139,7 @@ impl JobKind {
             JobKind::ImageImport => "image-import",
             JobKind::ImagePull => "image-pull",
             JobKind::CachePrune => "cache-prune",
+            JobKind::ImageExport => "image-export",
             JobKind::KernelImport => "kernel-import",
             JobKind::KernelPull => "kernel-pull",
             JobKind::CatalogRefresh => "catalog-refresh",
@@ -171,6 +174,13 @@ pub enum Event {
     VmRemoved(Arc<VmView>),
     /// An image has come.
     ImageAdded(Arc<ImageView>),
+    /// An image has changed.
+    ImageChanged {
+        /// As it was.
+        old: Arc<ImageView>,
+        /// As it is.
+        new: Arc<ImageView>,
+    },
     /// An image has gone.
     ImageRemoved(Arc<ImageView>),
     /// A kernel has come.

@@ -81,6 +81,24 @@ impl UserFile {
     }
 }
 
+/// Takes the descriptor if it is of a regular file, open for writing at any place.
+pub(super) fn writable(fd: OwnedFd, what: &str) -> Result<File> {
+    let refuse = |why: &str| Err(Error::BadFile { message: format!("{what} {why}") });
+    let look = |source| Error::os(format!("look at {what}"), source);
+    let flags = fcntl_getfl(fd.as_fd()).map_err(look)?;
+    let mode = flags & OFlags::RWMODE;
+    if flags.contains(OFlags::PATH) || !matches!(mode, OFlags::WRONLY | OFlags::RDWR) {
+        return refuse("is not open for writing");
+    }
+    if flags.intersects(OFlags::APPEND | OFlags::DIRECT) {
+        return refuse("was opened with O_APPEND or O_DIRECT; open it without");
+    }
+    if FileType::from_raw_mode(fstat(&fd).map_err(look)?.st_mode) != FileType::RegularFile {
+        return refuse("is not a regular file");
+    }
+    Ok(File::from(fd))
+}
+
 /// A seekable reader of a user's file. That the file became shorter is an error, and that nobody waits for the
 /// content any more is one, too.
 #[derive(Debug)]

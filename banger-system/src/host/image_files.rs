@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read, Seek, SeekFrom},
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt, MetadataExt},
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     blocking::blocking,
-    fd::UserFile,
+    fd::{self, UserFile},
     pulse::{Pulse, watch},
     sparse, staging,
     staging::Staging,
@@ -26,16 +26,23 @@ use super::{
 };
 use crate::{
     domain::{
+        digest::Digest as OciDigest,
         ext4::{self, FileSystem},
         id::ImageId,
         image::ImageFacts,
+        oci::{
+            LayerFacts, RemoteImage, Unusable,
+            config::{self, ImageConfig},
+            manifest::{Document, MAX_DOCUMENT},
+            platform::Platform,
+        },
         resource::{IMAGE_FILE, Places},
         rootfs::tar,
     },
-    importer::message::{Archive, Claim, Import},
+    importer::message::{Archive, Claim, Export, Import},
     ports::{
         Error, ImageFiles, Result,
-        images::{Content, Layer, Packing, Progress},
+        images::{Content, Exported, Layer, Layout, Packing, Part, Progress},
     },
 };
 
@@ -157,7 +164,7 @@ impl ImageFiles for LocalImages {
         .await?;
         match found {
             Found::Archive(staged, fd, packing) => {
-                let archive = Archive { packing, claim: None };
+                let archive = Archive { packing, claim: None, offset: None };
                 self.build(image, staged, vec![(archive, fd)], progress).await
             }
             Found::Copied(Staged { staging, .. }, facts) => {
@@ -168,6 +175,37 @@ impl ImageFiles for LocalImages {
                 Ok(facts)
             }
         }
+    }
+
+    async fn layout(&self, file: OwnedFd, parts: &[Part]) -> Result<Layout> {
+        let parts = parts.to_vec();
+        watch("read the image", PATIENCE, move |pulse| {
+            read_layout(&UserFile::check(file, "the image", MAX_SIZE)?, &parts, pulse)
+        })
+        .await
+    }
+
+    async fn export(
+        &self,
+        image: ImageId,
+        config: ImageConfig,
+        archive: OwnedFd,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Exported> {
+        let path = self.places.image(image);
+        let files = blocking("begin an export", move || {
+            let archive = fd::writable(archive, "the file for the archive")?;
+            let image = File::open(&path).map_err(|error| Error::os(format!("open image {image}"), error))?;
+            Ok((image, archive))
+        })
+        .await?;
+        let order = Export { config, architecture: std::env::consts::ARCH.to_owned() };
+        // Several may export one image at once.
+        let id = ImageId::random();
+        let exported = worker::export(&*self.workers, id, order, files, progress).await?;
+        let manifest = exported.manifest.parse();
+        let manifest = manifest.map_err(|error| Error::other("understand an export", error))?;
+        Ok(Exported { manifest, bytes: exported.bytes })
     }
 
     async fn share(&self, image: ImageId, of: ImageId) -> Result<()> {
@@ -200,6 +238,61 @@ impl ImageFiles for LocalImages {
     }
 }
 
+/// Reads the manifest and the configuration, and compares with them where the layers are said to be.
+fn read_layout(file: &UserFile, parts: &[Part], pulse: &Pulse) -> Result<Layout> {
+    let unusable = |Unusable(message)| Error::Unsupported { message };
+    let misses = |why: &str| Error::BadFile { message: format!("the image {why}") };
+    let is_inside =
+        |part: &Part| part.offset.checked_add(part.length.0).is_some_and(|end| end <= file.size.0);
+    if !parts.iter().all(is_inside) {
+        return Err(misses("has a part beyond its end"));
+    }
+    let [manifest, config, layers @ ..] = parts else {
+        return Err(misses("has no manifest or no configuration"));
+    };
+    let read = |part: &Part| {
+        if part.length > MAX_DOCUMENT {
+            return Err(misses(&format!("has a document of more than {MAX_DOCUMENT}")));
+        }
+        let mut bytes = Vec::new();
+        let mut stream = file.stream(pulse);
+        let whole = stream.seek(SeekFrom::Start(part.offset));
+        let whole = whole.and_then(|_| stream.take(part.length.0).read_to_end(&mut bytes));
+        whole.map(|_| bytes).map_err(|error| file.unread(error))
+    };
+    let manifest_bytes = read(manifest)?;
+    let Document::Manifest(manifest) = Document::parse(&manifest_bytes, None).map_err(unusable)? else {
+        return Err(Error::Unsupported { message: "the manifest is an index of others".to_owned() });
+    };
+    let config = read(config)?;
+    if OciDigest::from_bytes(Sha256::digest(&config).into()) != manifest.config.digest {
+        return Err(Error::Mismatch {
+            message: "the configuration is not the one of the manifest".to_owned(),
+        });
+    }
+    let platform = Platform::of_host(std::env::consts::ARCH);
+    let (facts, config) = config::parse(&config, &manifest, &platform).map_err(unusable)?;
+    if facts.len() != layers.len()
+        || facts.iter().zip(layers).any(|(layer, part)| layer.blob.size != part.length)
+    {
+        return Err(Error::Mismatch { message: "the layers are not those of the manifest".to_owned() });
+    }
+    let layer = |(facts, part): (&LayerFacts, &Part)| {
+        let blob = file.file.try_clone().map_err(|error| file.unread(error))?;
+        Ok(Layer {
+            blob: blob.into(),
+            offset: Some(part.offset),
+            packing: facts.packing,
+            size: facts.blob.size,
+            digest: facts.blob.digest,
+            diff_id: facts.diff_id,
+        })
+    };
+    let parts = facts.iter().zip(layers).map(layer).collect::<Result<_>>()?;
+    let manifest = OciDigest::from_bytes(Sha256::digest(&manifest_bytes).into());
+    Ok(Layout { image: RemoteImage { manifest, layers: facts, config }, layers: parts })
+}
+
 /// What is said of layers, and their files.
 fn claims(layers: Vec<Layer>) -> Result<Vec<(Archive, OwnedFd)>> {
     match layers.len() {
@@ -215,7 +308,10 @@ fn claims(layers: Vec<Layer>) -> Result<Vec<(Archive, OwnedFd)>> {
         digest: layer.digest.to_string(),
         diff_id: layer.diff_id.to_string(),
     };
-    let archive = |layer: Layer| (Archive { packing: layer.packing, claim: Some(claim(&layer)) }, layer.blob);
+    let archive = |layer: Layer| {
+        let archive = Archive { packing: layer.packing, claim: Some(claim(&layer)), offset: layer.offset };
+        (archive, layer.blob)
+    };
     Ok(layers.into_iter().map(archive).collect())
 }
 

@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::DirBuilderExt,
+        unix::fs::{DirBuilderExt, MetadataExt},
     },
     path::PathBuf,
     sync::Arc,
@@ -22,7 +22,7 @@ use rustix::{
 use super::{blocking::blocking, shim};
 use crate::{
     domain::{id::ImageId, resource::Places},
-    importer::message::{Answer, Attempt, Failure, Import, Made, Order, Task},
+    importer::message::{Answer, Attempt, Export, Exported, Failure, Import, Made, Order, Task},
     ports::{Ended, Error, Result, images::Progress},
     shim::{message, walls::Walls},
 };
@@ -105,7 +105,29 @@ pub async fn import(
     match talk_to(workers, image, talk).await? {
         Answer::Made(made) => Ok(made),
         Answer::Failed(failure) => Err(failure.into()),
-        Answer::Works { .. } | Answer::Probed(_) => Err(nonsense()),
+        Answer::Works { .. } | Answer::Probed(_) | Answer::Exported(_) => Err(nonsense()),
+    }
+}
+
+/// Has a worker write an image into an archive. `id` is that of the work.
+pub async fn export(
+    workers: &dyn Workers,
+    id: ImageId,
+    order: Export,
+    (image, archive): (File, File),
+    progress: Arc<dyn Progress>,
+) -> Result<Exported> {
+    let total = image.metadata().map_err(|error| Error::os("look at an image", error))?.blocks() * 512;
+    let fds: Vec<OwnedFd> = vec![image.into(), archive.into()];
+    let talk = move |socket: OwnedFd, walls| {
+        say(&socket, &Order { walls, task: Task::Export(order) }, &fds)?;
+        drop(fds);
+        listen(&socket, &*progress, Some(Bytes(total)), PATIENCE)
+    };
+    match talk_to(workers, id, talk).await? {
+        Answer::Exported(exported) => Ok(exported),
+        Answer::Failed(failure) => Err(failure.into()),
+        Answer::Works { .. } | Answer::Probed(_) | Answer::Made(_) => Err(nonsense()),
     }
 }
 
@@ -124,7 +146,7 @@ pub async fn probe(workers: &dyn Workers, image: ImageId) -> Result<Vec<Attempt>
     match talk_to(workers, image, talk).await? {
         Answer::Probed(attempts) => Ok(attempts),
         Answer::Failed(failure) => Err(failure.into()),
-        Answer::Works { .. } | Answer::Made(_) => Err(nonsense()),
+        Answer::Works { .. } | Answer::Made(_) | Answer::Exported(_) => Err(nonsense()),
     }
 }
 

@@ -139,7 +139,7 @@ impl<'a> Blob<'a> {
     fn open(file: File, archive: &'a Archive, meter: &'a Meter) -> Result<Self, Failure> {
         let looked = file.metadata().map_err(|error| Failure::os("look at an archive", error))?;
         // Whoever else has the file may have left it standing anywhere.
-        let at = looked.is_file().then_some(0);
+        let at = looked.is_file().then_some(archive.offset.unwrap_or_default());
         Ok(Self { file, at, count: 0, digest: Sha256::new(), archive, meter })
     }
 
@@ -201,6 +201,13 @@ impl Read for Blob<'_> {
         if self.count > most {
             return Err(ErrorKind::FileTooLarge.into());
         }
+        let left = match self.archive.offset {
+            // What follows is something else.
+            Some(_) => usize::try_from(most - self.count).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        };
+        let length = buffer.len().min(left);
+        let buffer = &mut buffer[..length];
         let count = match self.at {
             Some(at) => self.file.read_at(buffer, at)?,
             None => self.file.read(buffer)?,

@@ -6,7 +6,11 @@ use std::io;
 use banger_proto::size::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{domain::rootfs, ports::images::Packing, shim::walls::Walls};
+use crate::{
+    domain::{oci::config::ImageConfig, rootfs},
+    ports::images::Packing,
+    shim::walls::Walls,
+};
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +26,8 @@ pub struct Order {
 pub enum Task {
     /// Make an image. The files are that of the image, one to put things aside, and the archives.
     Import(Import),
+    /// Write an image into an archive. The files are the image's, and a new one for the archive.
+    Export(Export),
     /// Try what it must not be able to do.
     Probe,
 }
@@ -35,6 +41,15 @@ pub struct Import {
     pub size: Bytes,
 }
 
+/// An image to be written into an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// How its programs want to be run.
+    pub config: ImageConfig,
+    /// The processor that they are for.
+    pub architecture: String,
+}
+
 /// An archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Archive {
@@ -42,6 +57,8 @@ pub struct Archive {
     pub packing: Packing,
     /// What is said of it, if it is a layer; a whole root file system otherwise.
     pub claim: Option<Claim>,
+    /// Where a layer begins in a file that has other things as well; it is the whole file or pipe when absent.
+    pub offset: Option<u64>,
 }
 
 /// What is said of a layer. What turns out otherwise is refused.
@@ -67,6 +84,8 @@ pub enum Answer {
     },
     /// The image is there. Nothing follows.
     Made(Made),
+    /// The archive is there. Nothing follows.
+    Exported(Exported),
     /// It is not. Nothing follows.
     Failed(Failure),
     /// What it tried, and whether it could. Nothing follows.
@@ -78,6 +97,15 @@ pub enum Answer {
 pub struct Made {
     /// The digest of all that its bytes follow from: the archives, the size, and how they are laid out.
     pub digest: String,
+}
+
+/// An archive of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    /// The digest of the manifest in it.
+    pub manifest: String,
+    /// Its size.
+    pub bytes: Bytes,
 }
 
 /// Something that the worker tried.

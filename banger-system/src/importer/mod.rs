@@ -8,6 +8,7 @@
 //! is closed up, and everything but the content is written.
 
 mod build;
+mod export;
 mod feed;
 pub mod message;
 mod moves;

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Files, Meter,
-    message::{Answer, Failure, Import, Made, Order, Task},
+    message::{Answer, Failure, Import, Order, Task},
     wall,
 };
 use crate::shim::{message, walls};
@@ -47,10 +47,25 @@ fn obey(order: Order, files: Vec<OwnedFd>, socket: &OwnedFd) -> Answer {
     }
     match order.task {
         Task::Probe => Answer::Probed(wall::probe()),
-        Task::Import(order) => match sort(&order, files).and_then(|files| work(&order, files, socket)) {
-            Ok(made) => Answer::Made(made),
-            Err(failure) => Answer::Failed(failure),
-        },
+        Task::Import(order) => {
+            let made = sort(&order, files)
+                .and_then(|files| watched(socket, |meter| super::import(&order, files, meter)));
+            made.map_or_else(Answer::Failed, Answer::Made)
+        }
+        Task::Export(order) => {
+            let exported = pair(files).and_then(|(image, archive)| {
+                watched(socket, |meter| super::export::export(&order, image, &archive, meter))
+            });
+            exported.map_or_else(Answer::Failed, Answer::Exported)
+        }
+    }
+}
+
+/// The files of an export.
+fn pair(files: Vec<OwnedFd>) -> Result<(File, File), Failure> {
+    match <[OwnedFd; 2]>::try_from(files) {
+        Ok([image, archive]) => Ok((image.into(), archive.into())),
+        Err(_) => Err(Failure::os("obey", io::Error::from(io::ErrorKind::InvalidData))),
     }
 }
 
@@ -66,8 +81,8 @@ fn sort(order: &Import, files: Vec<OwnedFd>) -> Result<Files, Failure> {
     }
 }
 
-/// Imports, and says meanwhile how far that is.
-fn work(order: &Import, files: Files, socket: &OwnedFd) -> Result<Made, Failure> {
+/// Works, and says meanwhile how far that is.
+fn watched<T>(socket: &OwnedFd, work: impl FnOnce(&Meter) -> Result<T, Failure>) -> Result<T, Failure> {
     let meter = Meter::default();
     thread::scope(|scope| {
         let (done, ends) = channel::<()>();
@@ -79,14 +94,14 @@ fn work(order: &Import, files: Files, socket: &OwnedFd) -> Result<Made, Failure>
                 ended = ends.recv_timeout(PULSE) != Err(RecvTimeoutError::Timeout);
                 let (read, written) = meter.read_and_written();
                 if message::send(socket, &Answer::Works { read, written }, &[]).is_err() {
-                    // Nobody waits for the image any more.
+                    // Nobody waits for it any more.
                     std::process::exit(1);
                 }
             }
         };
         let pulse = thread::Builder::new().name("pulse".to_owned()).spawn_scoped(scope, pulse);
         pulse.map_err(|error| Failure::os("start a thread", error))?;
-        let made = super::import(order, files, meter);
+        let made = work(meter);
         drop(done);
         made
     })

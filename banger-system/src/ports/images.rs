@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 
 use banger_proto::size::Bytes;
 
-use crate::domain::digest::Digest;
 pub use crate::domain::oci::Packing;
+use crate::domain::{digest::Digest, oci::RemoteImage};
 
 /// What an image is made of.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Layer {
     /// Its bytes as the registry has them: a regular file, or the reading end of a pipe into which they are
     /// still being written.
     pub blob: OwnedFd,
+    /// Where they begin in a file that has other things as well; the whole file or pipe when absent.
+    pub offset: Option<u64>,
     /// How they are packed.
     pub packing: Packing,
     /// How many there are. More or fewer are refused.
@@ -31,6 +33,33 @@ pub struct Layer {
     pub digest: Digest,
     /// The digest of the tar in them. Another tar is refused.
     pub diff_id: Digest,
+}
+
+/// An OCI image in a file of a user's.
+#[derive(Debug)]
+pub struct Layout {
+    /// What its manifest and its configuration say.
+    pub image: RemoteImage,
+    /// Its layers in the file.
+    pub layers: Vec<Layer>,
+}
+
+/// An image that was written into an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exported {
+    /// The digest of its manifest there.
+    pub manifest: Digest,
+    /// The size of the archive.
+    pub bytes: Bytes,
+}
+
+/// Where something is in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is.
+    pub length: Bytes,
 }
 
 /// Who is told how far a long step is, and knows whether anybody still wants it.

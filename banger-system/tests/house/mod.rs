@@ -15,7 +15,7 @@ use banger_system::{
     },
     engine::{
         Engine, Settings,
-        request::{CreateVm, ImportImage, ImportKernel, Start},
+        request::{CreateVm, ImportImage, ImportKernel, Original, Start},
         view::{Event, Outcome},
     },
     sim::Sim,
@@ -51,7 +51,7 @@ impl House {
             name: "debian-bookworm".parse().unwrap(),
             shared: true,
             kernel: None,
-            rootfs: null(),
+            content: Original::Rootfs(null()),
         };
         house.done(house.engine.import_image(image).unwrap()).await;
         house

@@ -12,7 +12,7 @@ use banger_system::{
     domain::{id::Uid, limits::Limits, net::nic::Siblings},
     engine::{
         Engine, Settings,
-        request::{ImportImage, ImportKernel},
+        request::{ImportImage, ImportKernel, Original},
     },
     host,
     ports::{Clock, Ports},
@@ -64,7 +64,7 @@ impl Service {
         let kernel = ImportKernel { owner, name, shared, vmlinuz: null(), modules: None };
         self.engine.wait_job(self.engine.import_kernel(kernel).unwrap(), None).await.unwrap();
         let name = "debian-bookworm".parse().unwrap();
-        let image = ImportImage { owner, name, shared, kernel: None, rootfs: null() };
+        let image = ImportImage { owner, name, shared, kernel: None, content: Original::Rootfs(null()) };
         self.engine.wait_job(self.engine.import_image(image).unwrap(), None).await.unwrap();
     }
 }

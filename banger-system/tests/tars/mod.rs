@@ -118,6 +118,7 @@ pub fn layer(tar: &[u8], packing: Packing) -> Layer {
     let packed = pack(tar, packing);
     Layer {
         blob: file(&packed),
+        offset: None,
         packing,
         size: Bytes(packed.len() as u64),
         digest: digest(&packed),
@@ -128,7 +129,7 @@ pub fn layer(tar: &[u8], packing: Packing) -> Layer {
 /// A layer that is packed like this and whose packed bytes are these.
 pub fn packed(packed: &[u8], packing: Packing, diff_id: Digest) -> Layer {
     let size = Bytes(packed.len() as u64);
-    Layer { blob: file(packed), packing, size, digest: digest(packed), diff_id }
+    Layer { blob: file(packed), offset: None, packing, size, digest: digest(packed), diff_id }
 }
 
 /// A copy of the layer in a pipe, as fast as it is read.

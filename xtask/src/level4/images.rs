@@ -12,6 +12,8 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("the tar of a root file system becomes an image that boots", tar_boots),
     ("an import runs as nobody else, with nothing of the host", import_is_confined),
     ("an import whose worker is killed fails and leaves nothing", killed_worker),
+    ("the catalog of the package is listed, and says what is not published", packaged_catalog),
+    ("an image that is exported and taken back is the same", exported),
 ];
 
 /// The smallest image has no init: the agent stays the first process.
@@ -44,6 +46,39 @@ fn tar_boots(host: &Host) -> Result<()> {
         &host.enter(&["sh", "-euc", "for name in tar gzip; do banger image delete $name; done"]).output()?,
         0,
     )?;
+    Ok(())
+}
+
+fn packaged_catalog(host: &Host) -> Result<()> {
+    let listed = script(host, "alice", "banger image list --available --refresh --json")?;
+    let compact = listed.replace([' ', '\n'], "");
+    let parts = ["\"name\":\"debian-bookworm\"", "\"catalog\":\"banger\"", "\"published\":false"];
+    ensure!(parts.iter().all(|part| compact.contains(part)), "{listed}");
+    let said = script(host, "alice", "banger image pull debian-bookworm 2>&1 || true")?;
+    ensure!(said.contains("not published for this host yet") && said.contains("cargo xtask image"), "{said}");
+    // What was kept is read again by the next run of the service.
+    let again = "systemctl restart banger-system && banger kernel list --available --json";
+    let kept = super::expect(&host.enter(&["sh", "-euc", again]).output()?, 0)?;
+    ensure!(kept.replace(' ', "").contains("\"name\":\"debian\""), "{kept}");
+    Ok(())
+}
+
+fn exported(host: &Host) -> Result<()> {
+    let tar = host::inside(&image::archive("minimal")?)?;
+    let register = format!("banger image register --shared --name out --rootfs {}", tar.display());
+    super::expect(&host.enter(&["sh", "-euc", &register]).output()?, 0)?;
+    let session = "
+        set -e; cd; rm -rf exported; mkdir exported; cd exported
+        banger image export out --oci out.tar
+        banger image export out --oci layout
+        banger image register --name back --oci layout
+        banger image export back --oci back.tar
+        cmp out.tar back.tar && echo same
+        banger image delete back
+        cd; rm -rf exported";
+    let said = script(host, "alice", session)?;
+    ensure!(said.lines().any(|line| line == "same"), "{said}");
+    super::expect(&host.enter(&["banger", "image", "delete", "out"]).output()?, 0)?;
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 
 mod cache;
 mod delete;
+mod export;
 mod list;
+mod promote;
 mod pull;
 mod register;
 mod show;
@@ -18,6 +20,8 @@ pub enum ImageCommand {
     Register(register::Register),
     List(list::List),
     Show(show::Show),
+    Export(export::Export),
+    Promote(promote::Promote),
     Delete(delete::Delete),
     /// Manage what is kept of what registries sent
     #[command(
@@ -36,6 +40,8 @@ impl ImageCommand {
             ImageCommand::Register(register) => register.run().await,
             ImageCommand::List(list) => list.run().await,
             ImageCommand::Show(show) => show.run().await,
+            ImageCommand::Export(export) => export.run().await,
+            ImageCommand::Promote(promote) => promote.run().await,
             ImageCommand::Delete(delete) => delete.run().await,
             ImageCommand::Cache(cache) => cache.run().await,
         }

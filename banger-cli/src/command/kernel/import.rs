@@ -27,11 +27,12 @@ use crate::{
 Examples:
   banger kernel import --name host --host
   banger kernel import --name next --vmlinuz ./vmlinuz-6.12 --modules ./lib/modules/6.12
+  dpkg -x linux-image-*.deb unpacked && banger kernel import --name cloud --from unpacked
 
 Next: `banger vm run --kernel host`.")]
 pub struct Import {
     /// The kernel, a vmlinuz or an ELF vmlinux
-    #[arg(long, value_name = "FILE", required_unless_present = "host")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["host", "from"])]
     vmlinuz: Option<PathBuf>,
     /// The directory of its modules, as in /lib/modules
     #[arg(long, value_name = "DIRECTORY")]
@@ -39,15 +40,23 @@ pub struct Import {
     /// The kernel that this host runs, with its modules
     #[arg(long, conflicts_with_all = ["vmlinuz", "modules"])]
     host: bool,
+    /// The kernel and its modules in a directory that is laid out as the root of Debian, Ubuntu, Fedora or Arch, such
+    /// as an unpacked package
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["vmlinuz", "modules", "host"])]
+    from: Option<PathBuf>,
+    /// Which one of several kernels there, such as 6.12.1-1-amd64
+    #[arg(long, value_name = "RELEASE", requires = "from")]
+    release: Option<String>,
     #[command(flatten)]
     import: ImportArgs,
 }
 
 impl Import {
     pub async fn run(&self) -> Result<u8> {
-        let (vmlinuz, modules) = match &self.vmlinuz {
-            Some(vmlinuz) => (vmlinuz.clone(), self.modules.clone()),
-            None => of_host(Path::new("/"), &release())?,
+        let (vmlinuz, modules) = match (&self.vmlinuz, &self.from) {
+            (Some(vmlinuz), _) => (vmlinuz.clone(), self.modules.clone()),
+            (None, Some(root)) => of_root(root, self.release.as_deref())?,
+            (None, None) => of_host(Path::new("/"), &release())?,
         };
         let kernel = open_file(&vmlinuz)?;
         let modules = modules.as_deref().map(modules::archive).transpose()?;
@@ -67,18 +76,57 @@ fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
+/// Where a directory of modules is: since distributions have one `/usr`, their packages name it by either path.
+const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
+
 /// The kernel of this release and its modules, where distributions have them: Debian and its kin below `/boot`,
 /// Fedora there and with the modules, Arch with the modules alone.
+fn find(root: &Path, release: &str) -> Option<(PathBuf, Option<PathBuf>)> {
+    let modules = MODULES.map(|place| root.join(place).join(release));
+    let modules = modules.iter().find(|place| place.is_dir());
+    let with_modules = modules.map(|modules| modules.join("vmlinuz"));
+    let places = [Some(root.join(format!("boot/vmlinuz-{release}"))), with_modules];
+    let vmlinuz = places.into_iter().flatten().find(|place| place.is_file())?;
+    Some((vmlinuz, modules.cloned()))
+}
+
 fn of_host(root: &Path, release: &str) -> Result<(PathBuf, Option<PathBuf>)> {
-    let modules = root.join("lib/modules").join(release);
-    let places = [root.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")];
-    let vmlinuz = places.iter().find(|place| place.is_file()).cloned();
     let missing = || {
-        let [boot, _] = &places;
+        let boot = root.join(format!("boot/vmlinuz-{release}"));
         Error::Usage(format!("this host runs the kernel {release}, and {} is not there", boot.display()))
             .advise("`--vmlinuz FILE --modules DIRECTORY` names another kernel.")
     };
-    Ok((vmlinuz.ok_or_else(missing)?, Some(modules).filter(|modules| modules.is_dir())))
+    find(root, release).ok_or_else(missing)
+}
+
+/// The kernel below a directory: the one of this release, or the only one.
+fn of_root(root: &Path, release: Option<&str>) -> Result<(PathBuf, Option<PathBuf>)> {
+    let there = releases(root);
+    let refuse = |why: String| Error::Usage(format!("{} {why}", root.display()));
+    match (release, there.as_slice()) {
+        (Some(release), _) if there.iter().any(|there| there == release) => find(root, release),
+        (Some(release), _) => return Err(refuse(format!("has no kernel {release}"))),
+        (None, [only]) => find(root, only),
+        (None, []) => return Err(refuse("has no kernel in boot, lib/modules or usr/lib/modules".to_owned())),
+        (None, several) => {
+            let several = refuse(format!("has the kernels {}", several.join(", ")));
+            return Err(several.advise("`--release RELEASE` chooses one of them."));
+        }
+    }
+    .ok_or_else(|| refuse("has no kernel any more".to_owned()))
+}
+
+/// The releases of which there is a kernel below a directory.
+fn releases(root: &Path) -> Vec<String> {
+    let names = |directory: PathBuf| {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok())
+    };
+    let of_boot = names(root.join("boot"));
+    let of_boot = of_boot.filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned));
+    let of_modules = MODULES.into_iter().flat_map(|place| names(root.join(place)));
+    let all: std::collections::BTreeSet<String> = of_boot.chain(of_modules).collect();
+    all.into_iter().filter(|release| find(root, release).is_some()).collect()
 }
 
 #[cfg(test)]
@@ -102,5 +150,69 @@ mod tests {
         assert_eq!(of_host(root.path(), "6.1").unwrap(), (at("boot/vmlinuz-6.1"), modules));
         fs::write(at("boot/vmlinuz-6.2"), "without modules").unwrap();
         assert_eq!(of_host(root.path(), "6.2").unwrap(), (at("boot/vmlinuz-6.2"), None));
+    }
+
+    /// Files of a distribution's package, and where its kernel and modules are then.
+    fn check(files: &[&str], release: Option<&str>, expect: Result<(&str, &str), &str>) {
+        let root = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = root.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        match (of_root(root.path(), release), expect) {
+            (Ok((vmlinuz, modules)), Ok(expect)) => {
+                let below =
+                    |path: &Path| path.strip_prefix(root.path()).unwrap().to_str().unwrap().to_owned();
+                assert_eq!((below(&vmlinuz).as_str(), below(&modules.unwrap()).as_str()), expect);
+            }
+            (Err(error), Err(expect)) => assert!(error.to_string().contains(expect), "{error}"),
+            (found, expect) => panic!("{found:?} instead of {expect:?}"),
+        }
+    }
+
+    #[test]
+    fn the_kernels_of_distributions_are_found_where_their_packages_put_them() {
+        // Debian 12, of which the modules are not packed.
+        let debian = [
+            "boot/vmlinuz-6.1.0-41-cloud-amd64",
+            "boot/System.map-6.1.0-41-cloud-amd64",
+            "boot/config-6.1.0-41-cloud-amd64",
+            "lib/modules/6.1.0-41-cloud-amd64/kernel/drivers/block/virtio_blk.ko",
+            "lib/modules/6.1.0-41-cloud-amd64/modules.builtin",
+        ];
+        check(&debian, None, Ok((debian[0], "lib/modules/6.1.0-41-cloud-amd64")));
+        // Ubuntu 24.04, whose packages of kernel and modules are two.
+        let ubuntu = [
+            "boot/vmlinuz-6.8.0-60-generic",
+            "lib/modules/6.8.0-60-generic/kernel/drivers/block/virtio_blk.ko.zst",
+            "usr/share/doc/linux-image-6.8.0-60-generic/copyright",
+        ];
+        check(&ubuntu, None, Ok((ubuntu[0], "lib/modules/6.8.0-60-generic")));
+        // Fedora 41: the kernel stands with its modules, and is copied to /boot by a script.
+        let fedora = [
+            "lib/modules/6.13.5-200.fc41.x86_64/vmlinuz",
+            "lib/modules/6.13.5-200.fc41.x86_64/.vmlinuz.hmac",
+            "lib/modules/6.13.5-200.fc41.x86_64/kernel/drivers/block/virtio_blk.ko.xz",
+        ];
+        check(&fedora, None, Ok((fedora[0], "lib/modules/6.13.5-200.fc41.x86_64")));
+        // Arch.
+        let arch = [
+            "usr/lib/modules/6.13.6-arch1-1/vmlinuz",
+            "usr/lib/modules/6.13.6-arch1-1/pkgbase",
+            "usr/lib/modules/6.13.6-arch1-1/kernel/drivers/block/virtio_blk.ko.zst",
+        ];
+        check(&arch, None, Ok((arch[0], "usr/lib/modules/6.13.6-arch1-1")));
+    }
+
+    #[test]
+    fn of_several_kernels_one_is_chosen() {
+        let two = ["boot/vmlinuz-6.1", "boot/vmlinuz-6.2", "lib/modules/6.1/x.ko", "lib/modules/6.2/x.ko"];
+        check(&two, None, Err("has the kernels 6.1, 6.2"));
+        check(&two, Some("6.2"), Ok(("boot/vmlinuz-6.2", "lib/modules/6.2")));
+        check(&two, Some("6.3"), Err("has no kernel 6.3"));
+        check(&two, Some("../../etc"), Err("has no kernel ../../etc"));
+        // Headers, and modules whose kernel has gone.
+        check(&["lib/modules/6.1/x.ko", "usr/src/linux/Makefile"], None, Err("has no kernel in boot"));
     }
 }

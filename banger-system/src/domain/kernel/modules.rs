@@ -387,6 +387,18 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_with_everything_built_in_needs_no_modules() {
+        // As kernels for virtual machines have it, and with the dashes that some paths have.
+        let builtin: String = WANTED
+            .iter()
+            .map(|(name, _)| format!("kernel/drivers/{}.ko\n", name.replace('_', "-")))
+            .collect();
+        let files = [("modules.builtin".to_owned(), builtin.into_bytes())];
+        let picked = pick(packed(&format!("usr/lib/modules/{RELEASE}/"), &files), &release()).unwrap();
+        assert_eq!((picked.modules.len(), picked.absent.len()), (0, 0));
+    }
+
+    #[test]
     fn a_module_in_updates_wins() {
         let mut files = tree();
         files.push(("updates/dkms/virtio_blk.ko".into(), module_needing("virtio")));

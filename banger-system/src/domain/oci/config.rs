@@ -68,6 +68,39 @@ struct RawConfig {
     labels: Option<BTreeMap<String, String>>,
 }
 
+/// The configuration of an image of this one layer, as an image has it in files. The same image gives the same
+/// bytes: it is not said when or by whom it was made.
+pub fn write(config: &ImageConfig, architecture: &str, layer: Digest) -> Vec<u8> {
+    let text = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let list = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
+    let mut fields = serde_json::Map::new();
+    let mut set = |key: &str, value: Option<serde_json::Value>| {
+        if let Some(value) = value {
+            fields.insert(key.to_owned(), value);
+        }
+    };
+    set("Env", list(&config.env).map(Into::into));
+    set("User", text(&config.user).map(Into::into));
+    set("WorkingDir", text(&config.working_dir).map(Into::into));
+    set("Entrypoint", list(&config.entrypoint).map(Into::into));
+    set("Cmd", list(&config.cmd).map(Into::into));
+    set("StopSignal", text(&config.stop_signal).map(Into::into));
+    let ports = config.exposed_ports.iter().map(|port| (port.clone(), serde_json::json!({})));
+    set(
+        "ExposedPorts",
+        (!config.exposed_ports.is_empty()).then(|| ports.collect::<serde_json::Map<_, _>>().into()),
+    );
+    let labels = config.labels.iter().map(|(key, value)| (key.clone(), value.clone().into()));
+    set("Labels", (!config.labels.is_empty()).then(|| labels.collect::<serde_json::Map<_, _>>().into()));
+    let image = serde_json::json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": fields,
+        "rootfs": { "type": "layers", "diff_ids": [layer.to_string()] },
+    });
+    image.to_string().into_bytes()
+}
+
 /// Reads the configuration of an image, and puts its layers together with those of the manifest.
 pub fn parse(
     bytes: &[u8],

@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod credentials;
+pub mod layout;
 pub mod manifest;
 pub mod platform;
 pub mod reference;

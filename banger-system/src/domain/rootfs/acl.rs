@@ -27,6 +27,33 @@ pub fn kept(seen: &[u8]) -> Option<Vec<u8>> {
     Some(kept)
 }
 
+/// The list as programs see it, of what ext4 keeps. `None` when it is no list.
+pub fn seen(kept: &[u8]) -> Option<Vec<u8>> {
+    const NOBODY: [u8; 4] = [0xff; 4];
+    let (version, mut entries) = kept.split_first_chunk::<4>()?;
+    if u32::from_le_bytes(*version) != KEPT_VERSION {
+        return None;
+    }
+    let mut seen = SEEN_VERSION.to_le_bytes().to_vec();
+    while let Some((head, rest)) = entries.split_first_chunk::<4>() {
+        seen.extend(head);
+        let tag = u16::from_le_bytes([head[0], head[1]]);
+        entries = match tag {
+            USER | GROUP => {
+                let (name, rest) = rest.split_first_chunk::<4>()?;
+                seen.extend(name);
+                rest
+            }
+            _ if NAMELESS.contains(&tag) => {
+                seen.extend(NOBODY);
+                rest
+            }
+            _ => return None,
+        };
+    }
+    entries.is_empty().then_some(seen)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +65,10 @@ mod tests {
             255, 255,
         ];
         assert_eq!(kept(&seen), Some(vec![1, 0, 0, 0, 1, 0, 7, 0, 2, 0, 5, 0, 0xe8, 3, 0, 0, 0x20, 0, 0, 0]));
+        assert_eq!(super::seen(&kept(&seen).unwrap_or_default()), Some(seen.to_vec()));
+        for wrong in [&[1, 0, 0, 0, 2, 0, 0, 0][..], &[1, 0, 0, 0, 9, 0, 0, 0], &[2, 0, 0, 0], &[]] {
+            assert_eq!(super::seen(wrong), None);
+        }
         for wrong in [&seen[..27], &seen[..3], &[1, 0, 0, 0], &[2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0], &[]] {
             assert_eq!(kept(wrong), None);
         }

@@ -2,9 +2,9 @@
 //! over each other. The archives are hostile; nothing here reads more than it has room for, and whatever
 //! cannot be kept exactly is refused with the name of the entry.
 //!
-//! [`tar`] reads an archive, [`tree`] merges the entries of several.
+//! [`tar`] reads an archive, [`tree`] merges the entries of several, [`write`] writes one.
 
-mod acl;
+pub mod acl;
 mod attribute;
 pub mod entry;
 pub mod error;
@@ -15,5 +15,6 @@ mod pax;
 pub mod sparse;
 pub mod tar;
 pub mod tree;
+pub mod write;
 
 pub use error::Error;
