@@ -1,6 +1,7 @@
 //! Starting a command as a user, in a session of its own, with a terminal or with pipes.
 
 use std::{
+    ffi::CString,
     fs::File,
     io,
     os::{
@@ -13,7 +14,7 @@ use std::{
 
 use banger_proto::guest::{Exec, Terminal, message::WindowSize};
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{Gid, Mode, OFlags, Uid},
     pipe::{PipeFlags, pipe_with},
     pty::OpenptFlags,
     termios::{Winsize, tcsetwinsize},
@@ -43,8 +44,8 @@ pub fn spawn(exec: &Exec) -> io::Result<Running> {
     let account = Account::find(user)?
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("there is no user {user}")))?;
     let mut command = command_of(exec, &account);
-    command.current_dir(directory_of(exec, &account)?);
-    command.uid(account.uid).gid(account.gid);
+    let directory = CString::new(directory_of(exec, &account)?)?;
+    let (user, group) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     let (groups, has_terminal) = (groups_of(&account), exec.terminal.is_some());
     let prepare = move || {
         rustix::process::setsid()?;
@@ -54,7 +55,12 @@ pub fn spawn(exec: &Exec) -> io::Result<Running> {
             let input = unsafe { BorrowedFd::borrow_raw(0) };
             rustix::process::ioctl_tiocsctty(input)?;
         }
+        // Groups first, which only root may set. The library would become the user before all of this.
         rustix::thread::set_thread_groups(&groups)?;
+        rustix::thread::set_thread_gid(group)?;
+        rustix::thread::set_thread_uid(user)?;
+        // As the user, who may not get there.
+        rustix::process::chdir(&directory)?;
         Ok(())
     };
     // SAFETY: the closure only makes system calls; it neither allocates nor takes a lock.
@@ -133,10 +139,10 @@ fn directory_of(exec: &Exec, account: &Account) -> io::Result<String> {
     }
 }
 
-fn groups_of(account: &Account) -> Vec<rustix::fs::Gid> {
+fn groups_of(account: &Account) -> Vec<Gid> {
     let mut groups = account.groups.clone();
     groups.push(account.gid);
-    groups.into_iter().map(rustix::fs::Gid::from_raw).collect()
+    groups.into_iter().map(Gid::from_raw).collect()
 }
 
 fn with_pipes(mut command: Command) -> io::Result<Running> {

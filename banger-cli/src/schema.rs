@@ -28,12 +28,15 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("events", Form::Lines, of!("event")),
     ("image cache prune", Form::One, of!("pruned")),
     ("image delete", Form::Array, of!("outcome")),
-    ("image list", Form::Array, of!("image")),
+    ("image export", Form::One, of!("exported")),
+    ("image list", Form::Array, of!("listed_image")),
+    ("image promote", Form::Array, of!("outcome")),
     ("image pull", Form::One, of!("image")),
     ("image register", Form::One, of!("image")),
     ("image show", Form::One, of!("image")),
     ("kernel import", Form::One, of!("kernel")),
-    ("kernel list", Form::Array, of!("kernel")),
+    ("kernel list", Form::Array, of!("listed_kernel")),
+    ("kernel pull", Form::One, of!("kernel")),
     ("kernel rm", Form::Array, of!("outcome")),
     ("kernel show", Form::One, of!("kernel")),
     ("ps", Form::Array, of!("sandbox")),
@@ -62,7 +65,12 @@ const VERBS: &[(&str, Form, &str)] = &[
 ];
 
 /// Files that others refer to.
-const SHARED: &[(&str, &str)] = &[("sandbox.json", of!("sandbox"))];
+const SHARED: &[(&str, &str)] = &[
+    ("available.json", of!("available")),
+    ("image.json", of!("image")),
+    ("kernel.json", of!("kernel")),
+    ("sandbox.json", of!("sandbox")),
+];
 
 /// The verbs that have a schema.
 pub fn verbs() -> impl Iterator<Item = &'static str> {
@@ -175,7 +183,8 @@ mod tests {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             let text = fs::read_to_string(&path).unwrap();
-            assert!(VERBS.iter().any(|(.., used)| *used == text), "{} is of no use", path.display());
+            let mut used = VERBS.iter().map(|(.., used)| *used).chain(SHARED.iter().map(|(_, used)| *used));
+            assert!(used.any(|used| used == text), "{} is of no use", path.display());
         }
     }
 }

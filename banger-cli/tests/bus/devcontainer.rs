@@ -1,6 +1,6 @@
 //! Repositories with a `devcontainer.json`, in a sandbox whose agent is the real one, on this host.
 
-use std::{fs, net::TcpListener};
+use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
 
 use crate::{host::Ended, workspace::Bench};
 
@@ -102,25 +102,44 @@ fn one_of_several_is_not_taken_unasked() {
 }
 
 #[test]
-fn another_user_gets_the_repository_where_the_image_has_them() {
+fn another_user_works_in_the_repository_where_the_image_has_them() {
     let bench = with(r#"{"image": "debian", "remoteUser": "nobody"}"#);
-    // That they work in it is seen in a guest: the agent of this test may not become somebody else.
-    let owner = ["-u", "root", "--", "stat", "-c", "%U", ".git/index", "link", "lines"];
-    let ended = run(
-        &bench,
-        "box-1",
-        &[&["-q", "-w", bench.guest.with_file_name("box-1").to_str().unwrap()][..], &owner].concat(),
-    );
-    assert_eq!(ended.output, "nobody\nnobody\nnobody\n", "{ended:?}");
-    fs::write(bench.repo.join("lines"), "later\n").unwrap();
+    // The home of the test is root's alone; a sandbox has /workspaces for this.
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(bench.host.path("."), open.clone()).unwrap();
+    fs::create_dir(bench.guest.parent().unwrap()).unwrap();
+    fs::set_permissions(bench.guest.parent().unwrap(), open).unwrap();
+    let script = "id -un; id -G; touch mine; git status --short; pwd";
+    let ended = run(&bench, "box-1", &["-q", "--", "sh", "-c", script]);
     let place = bench.guest.with_file_name("box-1");
-    let exec = ["vm", "exec", "--auto-prepare", "-u", "root", "-w", place.to_str().unwrap(), "box-1", "--"];
-    let ended = bench.banger(&[&exec[..], &["sh", "-c", "cat lines; stat -c %U lines"]].concat());
-    assert_eq!(ended.output, "later\nnobody\n", "{ended:?}");
+    let mut lines = ended.output.lines();
+    assert_eq!(lines.next(), Some("nobody"), "{ended:?}");
+    // None of root's groups.
+    assert!(lines.next().is_some_and(|groups| groups.split(' ').all(|group| group != "0")), "{ended:?}");
+    assert_eq!(lines.collect::<Vec<_>>(), ["?? mine", place.to_str().unwrap()], "{ended:?}");
+    let exec =
+        |more: &[&str]| bench.banger(&[&["vm", "exec"], more, &["box-1", "--", "id", "-un"]].concat()).output;
+    assert_eq!((exec(&[]).as_str(), exec(&["-u", "root"]).as_str()), ("nobody\n", "root\n"));
+
+    fs::write(bench.repo.join("lines"), "later\n").unwrap();
+    let later = ["vm", "exec", "--auto-prepare", "box-1", "--", "sh", "-c", "cat lines; stat -c %U lines"];
+    assert_eq!(bench.banger(&later).output, "later\nnobody\n");
 
     let text = r#"{"image": "debian", "remoteUser": "no-one"}"#;
     fs::write(bench.repo.join(".devcontainer/devcontainer.json"), text).unwrap();
     let ended = run(&bench, "box-2", &["--", "id", "-un"]);
     assert_eq!(ended.output, "root\n");
     assert!(ended.errors.contains("note: the image has no user no-one; root works there.\n"), "{ended:?}");
+}
+
+#[test]
+fn a_command_of_another_user_does_not_begin_where_they_may_not_be() {
+    let bench = with("{}");
+    let secret = bench.host.path("secret");
+    fs::create_dir(&secret).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
+    let ended =
+        bench.banger(&["vm", "exec", "-u", "nobody", "-w", secret.to_str().unwrap(), "box", "--", "pwd"]);
+    assert_eq!(ended.status, 126);
+    assert!(ended.errors.contains("Permission denied"), "{ended:?}");
 }

@@ -22,7 +22,7 @@ fn person(host: &Host) -> Result<()> {
         type() { t send-keys \"$1\" Enter; }
         run='banger vm run --quiet --vcpu 1 --name keys; echo ended $? > ended'
         t -f tmux.conf new-session -d -x 100 -y 30 \"$run\"
-        see '.*# '
+        see '.*#'
         type 'stty size'
         see '30 100'
         t resize-window -x 120 -y 40

@@ -25,6 +25,9 @@ use crate::{
     workspace::tooling::OWNER,
 };
 
+/// As much of what goes wrong in the sandbox as is told, in bytes.
+const MOST: usize = 4096;
+
 /// Show what the guest of a sandbox has written to its console
 ///
 /// What steers a terminal is left out when the output goes to one.
@@ -108,13 +111,15 @@ impl Logs {
         guest
             .call(Request::Exec(exec), move |call| {
                 call.end_input()?;
+                let mut errors = Vec::new();
                 loop {
                     match call.frame()? {
                         Frame::Output(bytes) => show(&mut filter, &bytes)?,
-                        Frame::ErrorOutput(bytes) => {
-                            return Err(Error::Refused(String::from_utf8_lossy(&bytes).into_owned()));
+                        Frame::ErrorOutput(bytes) if errors.len() < MOST => errors.extend(bytes),
+                        Frame::Exit(exit) if exit.status() == 0 => return Ok(()),
+                        Frame::Exit(_) => {
+                            return Err(Error::Refused(String::from_utf8_lossy(&errors).into_owned()));
                         }
-                        Frame::Exit(_) => return Ok(()),
                         Frame::Failed(failure) => return Err(Error::Guest(failure)),
                         _ => {}
                     }
