@@ -16,7 +16,7 @@ use banger_system::{
     engine::{
         Engine, Settings,
         error::{Error, Kind},
-        request::{CreateVm, ImportImage, Other, PullImage, Whence},
+        request::{CreateVm, ImportImage, Original, Other, PullImage, Whence},
         view::{Event, Fact, ImageView, Object, Outcome},
     },
     ports::registry::{Prune, Source},
@@ -300,7 +300,7 @@ async fn an_import_of_a_file_tells_its_bytes() {
         name: "mine".parse().unwrap(),
         shared: false,
         kernel: None,
-        rootfs: File::open("/dev/null").unwrap().into(),
+        content: Original::Rootfs(File::open("/dev/null").unwrap().into()),
     };
     let job = house.engine.import_image(request).unwrap();
     house.done(job).await;

@@ -402,7 +402,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     let root = home.path().join("root");
     fs::create_dir(&root).unwrap();
     grow(&root, 500);
-    let archive = tar(&root, &["--format=pax", "--sparse", "--xattrs", "--xattrs-include=*"]);
+    let archive = tar(&root, &["--format=pax", "--sparse", "--xattrs", "--xattrs-include=*"], "nothing");
     let expected = extracted(&archive, &home.path().join("original"));
 
     let scratch = Scratch::new();
