@@ -11,8 +11,10 @@ use crate::{
     run::run as shell,
 };
 
-pub(super) const CHECKS: &[(&str, Check)] =
-    &[("an image of a registry that asks for a password is pulled, run and shared", pulled)];
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("an image of a registry that asks for a password is pulled, run and shared", pulled),
+    ("Debian of a registry runs, with systemd and without an init", debian),
+];
 
 /// What the checks need beside what banger does. Debian's registry listens to everybody once its package is
 /// installed, so that nobody installs it but who wants to.
@@ -25,17 +27,9 @@ pub(super) fn missing() -> Option<String> {
     (!missing.is_empty()).then(|| format!("these packages are missing: {}", missing.join(", ")))
 }
 
-/// The image without an init of xtask, as an image of a registry.
-const PUSH: &str = r#"
+/// A registry that knows alice, whose password is `secret`.
+const START: &str = r#"
     rm -rf /tmp/oci; mkdir -p /tmp/oci/root /tmp/oci/storage; cd /tmp/oci
-    mount -o loop,ro,noload "$1" root
-    tar --xattrs --xattrs-include='*' -C root -cf layer.tar .
-    umount root
-    umoci init --layout layout
-    umoci new --image layout:1
-    umoci raw add-layer --image layout:1 layer.tar
-    umoci config --image layout:1 --architecture amd64 --os linux --config.workingdir /srv --config.env GREETING=hello
-    # alice:secret
     echo 'alice:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a' > users
     cat > registry.yml <<END
 version: 0.1
@@ -45,25 +39,87 @@ http: {addr: "127.0.0.1:5000"}
 END
     systemd-run --quiet --unit=registry /usr/bin/docker-registry serve /tmp/oci/registry.yml
     for n in $(seq 100); do curl -s -o /dev/null http://localhost:5000/v2/ && break; sleep 0.1; done
-    skopeo copy --quiet --dest-tls-verify=false --dest-creds alice:secret \
-        oci:layout:1 docker://localhost:5000/team/alpine-like:1
+    umoci init --layout layout
+    take() {
+        mount -o loop,ro,noload "$1" root
+        tar --xattrs --xattrs-include='*' -C root -cf "$2" .
+        umount root
+    }
+    image() {
+        name=$1; shift
+        umoci new --image layout:$name
+        for layer; do umoci raw add-layer --image layout:$name $layer; rm $layer; done
+        umoci config --image layout:$name --architecture amd64 --os linux
+    }
+    push() {
+        skopeo copy --quiet --dest-tls-verify=false --dest-creds alice:secret oci:layout:$1 docker://localhost:5000/team/$1:1
+    }
 "#;
 
+/// The image without an init of xtask, as an image of a registry.
+const PUSH: &str = r#"
+    take "$1" layer.tar
+    image alpine-like layer.tar
+    umoci config --image layout:alpine-like --config.workingdir /srv --config.env GREETING=hello
+    push alpine-like
+"#;
+
+/// The golden image, and what is left of the one without an init when a second layer takes its busybox away, which
+/// is what Debian calls minbase.
+const PUSH_DEBIAN: &str = r#"
+    take "$1" layer.tar
+    image debian layer.tar
+    push debian
+    take "$2" layer.tar
+    mkdir -p without/usr/bin; : > without/usr/bin/.wh.busybox
+    tar -C without -cf without.tar usr/bin/.wh.busybox
+    image minbase layer.tar without.tar
+    push minbase
+"#;
+
+/// What the checks leave: nothing.
+const END: &str = r#"
+    systemctl stop registry.service || true
+    umount /tmp/oci/root 2> /dev/null || true
+    rm -rf /tmp/oci ~alice/.docker
+    banger image cache prune --quiet
+    for name in $(banger image list --json | grep -o '"name": *"[^"]*' | cut -d '"' -f 4); do
+        case $name in alpine-like*|debian-1|minbase-1) banger image delete $name ;; esac
+    done"#;
+
 fn pulled(host: &Host) -> Result<()> {
-    let minimal = host::inside(&image::ensure("minimal")?)?;
-    let mut push = host.enter(&["sh", "-euc", PUSH, "push"]);
-    shell(push.arg(minimal)).context("cannot fill the registry")?;
-    let checked = pull_and_run(host);
-    let end = "
-        systemctl stop registry.service || true
-        umount /tmp/oci/root 2> /dev/null || true
-        rm -rf /tmp/oci
-        banger image cache prune --quiet
-        for name in $(banger image list --json | grep -o '\"name\": *\"alpine-like[^\"]*' | cut -d '\"' -f 4); do
-            banger image delete $name
-        done";
-    shell(&mut host.enter(&["sh", "-uc", end]))?;
+    with_registry(host, PUSH, &["minimal"], pull_and_run)
+}
+
+fn debian(host: &Host) -> Result<()> {
+    with_registry(host, PUSH_DEBIAN, &["debian-bookworm", "minimal"], pull_and_run_debian)
+}
+
+/// Checks something of a registry that a script has filled, which is given these images.
+fn with_registry(host: &Host, push: &str, images: &[&str], check: Check) -> Result<()> {
+    let mut fill = host.enter(&["sh", "-euc", &format!("{START}{push}"), "push"]);
+    for name in images {
+        fill.arg(host::inside(&image::ensure(name)?)?);
+    }
+    let checked = shell(&mut fill).context("cannot fill the registry").and_then(|()| check(host));
+    shell(&mut host.enter(&["sh", "-uc", END]))?;
     checked
+}
+
+fn pull_and_run_debian(host: &Host) -> Result<()> {
+    let session = r#"
+        mkdir -p ~/.docker
+        echo '{"auths":{"localhost:5000":{"auth":"YWxpY2U6c2VjcmV0"}}}' > ~/.docker/config.json
+        for name in minbase debian; do banger image pull --quiet localhost:5000/team/$name:1; done
+        banger vm run --rm --quiet --image localhost:5000/team/minbase:1 -- cat /etc/os-release /proc/1/comm
+        # The agent answers before systemd has come so far as to have its name.
+        named='for n in $(seq 300); do grep systemd /proc/1/comm && exit; sleep 0.2; done'
+        banger vm run --rm --quiet --image localhost:5000/team/debian:1 -- sh -c "cat /etc/os-release; $named"
+        "#;
+    let out = expect(&as_user(host, "alice", &["sh", "-euc", session])?, 0)?;
+    let told: Vec<&str> = out.lines().filter(|line| !line.contains('=') || *line == "ID=debian").collect();
+    ensure!(told == ["minbase-1", "debian-1", "ID=debian", "init", "ID=debian", "systemd"], "{told:?}");
+    Ok(())
 }
 
 fn pull_and_run(host: &Host) -> Result<()> {
