@@ -1,8 +1,10 @@
 //! `cargo xtask bench import`: an image for development as a layer of an OCI layout, packed by gzip and by zstd,
 //! made a file system by the import worker; the same by `umoci unpack` and `mkfs.ext4 -d`; and the floor, which
-//! is to unpack the layer and to digest it before and after.
+//! is to unpack the layer and to digest it before and after. Then the image is pulled from a registry on loopback,
+//! which is compared with fetching and importing it.
 //!
-//! None of the three waits for the disk at the end. A cold run reads a layer that is not in memory.
+//! None of these waits for the disk at the end, but for a layer that is fetched. A cold run reads a layer that is not
+//! in memory.
 
 use std::{
     fs::{self, File},
@@ -42,6 +44,10 @@ pub struct Report {
     ours_cold: Side,
     peers: Option<Side>,
     floor: Side,
+    /// The image fetched from a registry and thrown away; pulled; and pulled a second time.
+    download: Side,
+    pull: Side,
+    again: Side,
     ours_s: f64,
     ours_cold_s: f64,
     /// Absent where the peer is missing or cannot unpack this.
@@ -51,6 +57,11 @@ pub struct Report {
     times_faster: Option<f64>,
     /// Ours by the floor.
     of_floor: f64,
+    download_s: f64,
+    pull_s: f64,
+    /// The pull by the slower one of fetching and importing.
+    pull_of_slower: f64,
+    again_ms: f64,
     /// The most that the worker had in memory.
     rss_mib: f64,
 }
@@ -72,7 +83,9 @@ impl Side {
 pub fn run(runs: u32, small: bool) -> Result<Vec<Report>> {
     let mut build = command("cargo", ["build", "-q", "--release"]);
     build.args(["--package", "banger-cli", "--package", "banger-system"]);
-    shell(build.args(["--bin", "banger-import", "--example", "import_times"]))?;
+    shell(
+        build.args(["--bin", "banger-import", "--example", "import_times"]).args(["--example", "pull_times"]),
+    )?;
     let name = if small { SMALL } else { FULL };
     let tar = image::archive(name)?;
     ["gzip", "zstd"].into_iter().map(|packing| measure(runs, name, &tar, packing)).collect()
@@ -86,6 +99,9 @@ fn measure(runs: u32, name: &str, tar: &Path, packing: &'static str) -> Result<R
     let mut cold = Side::new("the import worker, the layer not in memory");
     let mut peers = Side::new("umoci unpack, mkfs.ext4 -d");
     let mut floor = Side::new("read, digest, unpack and digest on one thread");
+    let mut download = Side::new("the layer fetched from a registry on loopback, and no more");
+    let mut pull = Side::new("the image pulled from there");
+    let mut again = Side::new("the same image pulled once more");
     let has_peer = packing == "gzip" && ["umoci", "mkfs.ext4"].into_iter().all(is_there);
     if !has_peer {
         say(&format!("umoci is missing, or knows no {packing}: there is no peer"));
@@ -105,7 +121,12 @@ fn measure(runs: u32, name: &str, tar: &Path, packing: &'static str) -> Result<R
         let peer = if has_peer { Some(layout.peer(home)?) } else { None };
         layout.forget()?;
         let (from_disk, _) = layout.import(home)?;
+        let fetched = layout.download(home)?;
+        let (pulled, pulled_again) = layout.pull(home)?;
         if turn > 0 {
+            download.samples_s.push(fetched);
+            pull.samples_s.push(pulled);
+            again.samples_s.push(pulled_again);
             ours.samples_s.push(warm);
             cold.samples_s.push(from_disk);
             floor.samples_s.push(measured_floor);
@@ -113,6 +134,7 @@ fn measure(runs: u32, name: &str, tar: &Path, packing: &'static str) -> Result<R
         }
     }
     let (ours_s, floor_s) = (median(&ours.samples_s), median(&floor.samples_s));
+    let (download_s, pull_s) = (median(&download.samples_s), median(&pull.samples_s));
     let peer_s = has_peer.then(|| median(&peers.samples_s));
     Ok(Report {
         name: format!("import of {name}, {packing}"),
@@ -127,7 +149,14 @@ fn measure(runs: u32, name: &str, tar: &Path, packing: &'static str) -> Result<R
         floor_s,
         times_faster: peer_s.map(|peer| peer / ours_s),
         of_floor: ours_s / floor_s,
+        download_s,
+        pull_s,
+        pull_of_slower: pull_s / download_s.max(ours_s),
+        again_ms: median(&again.samples_s) * 1000.0,
         rss_mib: memory,
+        download,
+        pull,
+        again,
         ours,
         ours_cold: cold,
         peers: has_peer.then_some(peers),
@@ -143,10 +172,9 @@ impl Report {
             self.name, self.tar_mib, self.blob_mib, self.entries, self.runs
         );
         println!("{:>10} {:>10} {:>10}", "median", "best", "worst");
-        for side in [Some(&self.ours), Some(&self.ours_cold), self.peers.as_ref(), Some(&self.floor)]
-            .into_iter()
-            .flatten()
-        {
+        let sides = [Some(&self.ours), Some(&self.ours_cold), self.peers.as_ref(), Some(&self.floor)];
+        let of_registry = [&self.download, &self.pull, &self.again].map(Some);
+        for side in sides.into_iter().chain(of_registry).flatten() {
             let best = side.samples_s.iter().copied().fold(f64::INFINITY, f64::min);
             let worst = side.samples_s.iter().copied().fold(0.0, f64::max);
             println!("{:>8.2} s {best:>8.2} s {worst:>8.2} s  {}", median(&side.samples_s), side.what);
@@ -156,6 +184,10 @@ impl Report {
             None => println!("times faster than the peer: not measured, since there is none"),
         }
         println!("of the floor: {:.2}; memory of the worker: {:.1} MiB", self.of_floor, self.rss_mib);
+        println!(
+            "of the slower one of fetching and importing: {:.2}; once more: {:.1} ms",
+            self.pull_of_slower, self.again_ms
+        );
     }
 }
 
@@ -166,6 +198,7 @@ struct Layout {
     packing: &'static str,
     digest: String,
     diff_id: String,
+    manifest: String,
 }
 
 impl Layout {
@@ -204,7 +237,7 @@ impl Layout {
                 r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{media}.manifest.v1+json","digest":"sha256:{manifest}","size":{manifest_size},"annotations":{{"org.opencontainers.image.ref.name":"latest"}}}}]}}"#
             ),
         )?;
-        Ok(Self { directory, blob, packing, digest, diff_id })
+        Ok(Self { directory, blob, packing, digest, diff_id, manifest })
     }
 
     /// How long the worker takes, and its memory in KiB.
@@ -215,6 +248,21 @@ impl Layout {
         let said = output(&mut import)?;
         let (seconds, kib) = said.trim().split_once(' ').context("the import printed no figures")?;
         Ok((seconds.parse()?, kib.parse()?))
+    }
+
+    fn download(&self, home: &Path) -> Result<f64> {
+        let mut download = program("examples/pull_times");
+        let said = output(download.arg("download").arg(home).arg(&self.directory).arg(&self.manifest))?;
+        said.trim().parse().context("the download printed no figure")
+    }
+
+    /// How long the image takes, the first and the second time.
+    fn pull(&self, home: &Path) -> Result<(f64, f64)> {
+        let mut pull = program("examples/pull_times");
+        pull.arg("pull").arg(target().join("banger-import")).arg(home).arg(&self.directory);
+        let said = output(pull.arg(&self.manifest))?;
+        let (first, second) = said.trim().split_once(' ').context("the pull printed no figures")?;
+        Ok((first.parse()?, second.parse()?))
     }
 
     fn floor(&self) -> Result<f64> {
