@@ -73,6 +73,7 @@ fn strict(schema: Value) -> Value {
 fn of_the_service(checked: &mut Checked, host: &Host) {
     let rootfs = host.path("rootfs").to_str().unwrap().to_owned();
     let kernel = host.path("vmlinux").to_str().unwrap().to_owned();
+    let exported = host.path("exported.tar").to_str().unwrap().to_owned();
     let settings = host.home().join(".config/banger");
     fs::create_dir_all(&settings).unwrap();
     fs::write(settings.join("config.toml"), "[[file_sync]]\nhost = '/none'\nguest = '/none'\n").unwrap();
@@ -86,6 +87,8 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("image list", &[]),
         ("image list", &["--available"]),
         ("image show", &["alpine-3"]),
+        ("image promote", &["alpine-3", "nope"]),
+        ("image export", &["alpine-3", "--oci", &exported]),
         ("image cache prune", &["--dry-run"]),
         ("kernel import", &["--name", "other", "--vmlinuz", &kernel]),
         ("kernel list", &[]),

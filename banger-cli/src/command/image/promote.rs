@@ -4,7 +4,7 @@ use clap::Args;
 use zbus::OwnedObjectPath;
 
 use crate::{
-    batch,
+    batch::{self, ToldArgs},
     bus::Bus,
     error::Result,
     progress::{Progress, ProgressArgs},
@@ -27,6 +27,8 @@ pub struct Promote {
     /// Take it back, unless others have sandboxes of it
     #[arg(long)]
     private: bool,
+    #[command(flatten)]
+    told: ToldArgs,
 }
 
 impl Promote {
@@ -35,7 +37,7 @@ impl Promote {
         let progress = Progress::new(ProgressArgs { quiet: true });
         let found = batch::find(bus, Kind::Image, &self.images).await;
         let done = if self.private { "private" } else { "shared" };
-        batch::each(found, &progress, done, async |_, image: OwnedObjectPath| {
+        batch::each(found, &progress, done, self.told, async |_, image: OwnedObjectPath| {
             bus.share_image(&image, !self.private).await
         })
         .await
