@@ -264,7 +264,10 @@ impl Call {
                 self.credit = (self.credit + count as usize).min(STDIN_WINDOW as usize);
             }
             Frame::Done => self.state = State::Done,
-            Frame::Failed(failure) => return Err(explain(failure)),
+            Frame::Failed(failure) => {
+                self.state = State::Done;
+                return Err(explain(failure));
+            }
             _ => return Err(garbage()),
         }
         Ok(None)
@@ -273,6 +276,10 @@ impl Call {
     /// Sends input.
     pub fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
+            // Nothing comes any more, no credit either. Whoever writes an archive ends it also when it is given up.
+            if self.state == State::Done {
+                return Err(garbage());
+            }
             while self.credit == 0 {
                 if let Some(come) = self.take()? {
                     self.come.extend(come);
@@ -318,7 +325,10 @@ impl Call {
         }
         loop {
             match self.frame()? {
-                Frame::Failed(failure) => return Err(explain(failure)),
+                Frame::Failed(failure) => {
+                    self.state = State::Done;
+                    return Err(explain(failure));
+                }
                 Frame::Window(_) | Frame::Output(_) => {}
                 _ => return Err(garbage()),
             }
@@ -447,5 +457,26 @@ mod tests {
         });
         call.finish().unwrap();
         assert_eq!(call.credit, STDIN_WINDOW as usize);
+    }
+
+    #[test]
+    fn an_archive_that_is_given_up_ends_at_once() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let request = Request::PutTar {
+            directory: "/".to_owned(),
+            placement: banger_proto::guest::message::Placement::Merge,
+        };
+        let mut call = Call::begin(ours, &request).unwrap();
+        let failure = Failure { kind: FailureKind::Other, message: "full".to_owned() };
+        theirs.write_all(&Frame::Failed(failure).encode()).unwrap();
+        // Takes what is sent, and says nothing more.
+        let sink = theirs.try_clone().unwrap();
+        let taking = thread::spawn(move || io::copy(&mut &sink, &mut io::sink()));
+        let more = vec![0; STDIN_WINDOW as usize + 1];
+        assert!(matches!(call.send(&more), Err(Error::Guest(_))));
+        // As an archive does when it is dropped.
+        assert!(call.send(b"end").is_err());
+        drop(call);
+        taking.join().unwrap().unwrap();
     }
 }
