@@ -24,7 +24,7 @@ use banger_system::{
     },
     engine::{
         Engine,
-        request::{Other, PullImage},
+        request::{Other, PullImage, Whence},
         view::Outcome,
     },
     host::{
@@ -99,6 +99,7 @@ async fn pull(program: &Path, home: &Path, source: Source) -> Result<()> {
         let request = PullImage {
             owner: Uid(1000),
             source: source.clone(),
+            whence: Whence::Registry,
             name: Some(name.parse()?),
             shared: false,
             kernel: None,
