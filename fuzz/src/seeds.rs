@@ -17,6 +17,7 @@ use crate::{
 
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
+        "catalog" => catalogs(),
         "frames" => frames(),
         "import" | "rootfs" => archives(),
         "kernel" => kernels(),
@@ -159,6 +160,29 @@ fn documents() -> Vec<Vec<u8>> {
     for reference in ["alpine", "ghcr.io/org/tool:1.2", "localhost:5000/a/b@", "[::1]:5000/x:y@"] {
         let digest = if reference.ends_with('@') { digest("0") } else { String::new() };
         seeds.push(format!("r{reference}{digest}").into_bytes());
+    }
+    seeds
+}
+
+fn catalogs() -> Vec<Vec<u8>> {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let file = |name| json!({ "location": name, "digest": digest, "size": 5 });
+    let index = json!({
+        "schema": 1, "serial": 7, "expires": "2027-01-31",
+        "images": [
+            { "name": "debian", "description": "Debian", "version": "12", "kernel": "generic", "note": "",
+              "targets": { "x86_64": { "archive": file("files/a.tar.zst") } } },
+            { "name": "tool", "targets": { "x86_64": { "reference": format!("example.org/a/tool:1@{digest}") } } },
+        ],
+        "kernels": [
+            { "name": "generic", "version": "6.12.1",
+              "targets": { "x86_64": { "kernel": file("https://example.org/k"), "modules": file("m.tar") } } },
+        ],
+    });
+    let mut seeds = vec![format!("i{index}").into_bytes()];
+    for location in ["https://example.org/catalog/index.json", "/usr/share/banger/index.json", "file:///a/b"]
+    {
+        seeds.push(format!("l{location}\nfiles/a.tar.zst").into_bytes());
     }
     seeds
 }
