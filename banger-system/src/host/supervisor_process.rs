@@ -156,9 +156,10 @@ impl ProcessSupervisor {
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::os(doing(), error)),
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::other(doing(), error))
-            }
+            // It is put in its place whole: what cannot be read is not ours, and no reason to keep the rest.
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes)
+                .inspect_err(|error| tracing::warn!(%vm, %error, "the record of a process is damaged"))
+                .ok()),
         }
     }
 
