@@ -225,7 +225,9 @@ impl Host {
             words.extend(["-p", "Environment=XDG_SEAT=seat0 XDG_VTNR=1"]);
         }
         words.push("--");
-        words.extend(arguments.iter().map(String::as_str));
+        // What systemd would take for a variable of its own.
+        let literal: Vec<String> = arguments.iter().map(|word| word.replace('$', "$$")).collect();
+        words.extend(literal.iter().map(String::as_str));
         Ok(self.enter(&words))
     }
 }

@@ -69,7 +69,7 @@ fn stop_keeps_data(host: &Host) -> Result<()> {
 fn clock(host: &Host) -> Result<()> {
     let session = "
         banger vm create --name late
-        banger vm exec late -- date --set @0
+        banger vm exec late -- date --set @100000000
         touch /tmp/set-now
         banger vm exec late -- sh -c 'for n in $(seq 300); do [ $(date +%s) -gt 1000000000 ] && exit; sleep 0.1; done; exit 1'
         banger vm delete --force late";
