@@ -26,16 +26,16 @@ fn person(host: &Host) -> Result<()> {
         type 'stty size'
         see '30 100'
         t resize-window -x 120 -y 40
-        for n in $(seq 50); do type 'clear; stty size'; t capture-pane -p | grep -q -x '40 120' && break; sleep 0.2; done
+        type 'until stty size | grep -x \"40 120\"; do sleep 0.2; done'
         see '40 120' && echo resized
-        type 'clear; sleep 1000'
-        sleep 1
+        type 'clear; echo begun; sleep 1000'
+        see 'begun'
         t send-keys C-c
         type 'echo interrupted $?'
         see 'interrupted 130' && echo interrupted
         type 'clear; sleep 2000'
-        sleep 1
-        t send-keys C-z
+        # Before the program has begun, the shell takes the key for none of its own.
+        for n in $(seq 90); do t send-keys C-z; sleep 1; t capture-pane -p | grep -q Stopped && break; done
         see '.*Stopped.*sleep 2000' && echo stopped
         type 'clear; fg'
         see 'sleep 2000'
