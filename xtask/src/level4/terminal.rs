@@ -45,6 +45,8 @@ fn person(host: &Host) -> Result<()> {
         type 'vi note'
         see '~'
         t send-keys i 'from the editor' Escape ':wq' Enter
+        # What is typed while the editor ends, it throws away.
+        see '.*#'
         type 'clear; cat note'
         see 'from the editor' && echo edited
         type 'exit 42'
