@@ -281,13 +281,22 @@ async fn run_remote(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()>
         },
         Err(error) => return Err(error),
     };
-    let kept =
-        if job.is_canceled() { Err(Error::Canceled) } else { keep(shared, &image, old.as_deref()).await };
+    settle(shared, job, &image, old.as_deref()).await
+}
+
+/// Keeps an image whose files are there, and says which it is. What is not kept leaves no files.
+pub(super) async fn settle(
+    shared: &Shared,
+    job: &JobHandle,
+    image: &Image,
+    old: Option<&Image>,
+) -> Result<()> {
+    let kept = if job.is_canceled() { Err(Error::Canceled) } else { keep(shared, image, old).await };
     if let Err(error) = kept {
-        shared.ports.image_files.remove(id).await?;
+        shared.ports.image_files.remove(image.id).await?;
         return Err(error);
     }
-    tell(job, &image)
+    tell(job, image)
 }
 
 /// Makes the files of an image: of the same image when somebody has it, else of its layers.
@@ -299,20 +308,13 @@ async fn make(
     origin: &Origin,
     id: ImageId,
 ) -> Result<ImageFacts> {
-    // What every user sees counts for nobody.
-    let claim = |bytes: Bytes| match pull.shared {
-        true => Ok(()),
-        false => shared.registry.claim(pull.owner, &pull.name, bytes, shared.settings.limits.image_disk),
-    };
+    let claim = |bytes| claim(shared, pull, bytes);
     let images = shared.registry.images();
     let twin = images.iter().find(|image| image.origin.as_ref().is_some_and(|of| of.is_same(origin)));
     if let Some(twin) = twin {
         claim(twin.facts.disk_usage)?;
-        match shared.ports.image_files.share(id, twin.id).await {
-            Ok(()) => return Ok(twin.facts.clone()),
-            // It may have been deleted meanwhile, and then there is nothing to share.
-            Err(_) if shared.registry.image(twin.id).is_none() => {}
-            Err(error) => return Err(error.into()),
+        if share(shared, id, twin.id).await? {
+            return Ok(twin.facts.clone());
         }
     }
     claim(remote.size())?;
@@ -322,6 +324,23 @@ async fn make(
         return Err(error);
     }
     Ok(facts)
+}
+
+/// Takes the room of an image off what its owner may have. What every user sees counts for nobody.
+pub(super) fn claim(shared: &Shared, pull: &Pull, bytes: Bytes) -> Result<()> {
+    match pull.shared {
+        true => Ok(()),
+        false => shared.registry.claim(pull.owner, &pull.name, bytes, shared.settings.limits.image_disk),
+    }
+}
+
+/// Gives an image the files of its twin, unless that was deleted meanwhile.
+pub(super) async fn share(shared: &Shared, id: ImageId, twin: ImageId) -> Result<bool> {
+    match shared.ports.image_files.share(id, twin).await {
+        Ok(()) => Ok(true),
+        Err(_) if shared.registry.image(twin).is_none() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Fetches the layers, and imports them while they come.
@@ -408,7 +427,7 @@ async fn distrust(shared: &Shared, source: &Source, remote: &RemoteImage, error:
 }
 
 /// Publishes an image, in the place of another one perhaps.
-pub(super) async fn keep(shared: &Shared, image: &Image, old: Option<&ImageView>) -> Result<()> {
+async fn keep(shared: &Shared, image: &Image, old: Option<&ImageView>) -> Result<()> {
     let ports = &shared.ports;
     let Some(old) = old else {
         ports.store.put_image(image).await?;

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use banger_proto::size::Bytes;
-
 use super::{
     Shared,
-    error::{Error, Result},
+    error::Result,
     job::JobHandle,
     now,
-    pull::{Pull, keep, tell, unless_canceled},
+    pull::{Pull, claim, settle, share, tell, unless_canceled},
 };
 use crate::{
     domain::{
@@ -54,13 +52,7 @@ pub(super) async fn run(
         origin: None,
         config,
     };
-    let kept =
-        if job.is_canceled() { Err(Error::Canceled) } else { keep(shared, &image, old.as_deref()).await };
-    if let Err(error) = kept {
-        shared.ports.image_files.remove(id).await?;
-        return Err(error);
-    }
-    tell(job, &image)
+    settle(shared, job, &image, old.as_deref()).await
 }
 
 async fn make(
@@ -71,19 +63,12 @@ async fn make(
     file: &RemoteFile,
     id: ImageId,
 ) -> Result<(ImageFacts, ImageConfig)> {
-    // What every user sees counts for nobody.
-    let claim = |bytes: Bytes| match pull.shared {
-        true => Ok(()),
-        false => shared.registry.claim(pull.owner, &pull.name, bytes, shared.settings.limits.image_disk),
-    };
+    let claim = |bytes| claim(shared, pull, bytes);
     let (ports, source) = (&shared.ports, from.to_string());
     if let Some(twin) = shared.registry.images().into_iter().find(|image| image.source == source) {
         claim(twin.facts.disk_usage)?;
-        match ports.image_files.share(id, twin.id).await {
-            Ok(()) => return Ok((twin.facts.clone(), twin.config.clone())),
-            // It may have been deleted meanwhile, and then there is nothing to share.
-            Err(_) if shared.registry.image(twin.id).is_none() => {}
-            Err(error) => return Err(error.into()),
+        if share(shared, id, twin.id).await? {
+            return Ok((twin.facts.clone(), twin.config.clone()));
         }
     }
     claim(file.size())?;
