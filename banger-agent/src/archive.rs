@@ -27,8 +27,22 @@ pub fn put(port: &mut Port, directory: &str, placement: Placement) -> io::Result
     match unpacked {
         Ok(()) => port.send(&Frame::Done).map(drop),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => refuse(port, kind_of(&error), &format!("cannot unpack into {directory}: {error}")),
+        Err(error) => {
+            refuse(port, kind_of(&error), &format!("cannot unpack into {directory}: {}", in_full(&error)))
+        }
     }
+}
+
+/// An error with its causes: of the unpacker's own words the last are those of the system.
+fn in_full(error: &io::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 /// Unpacks beside the directory, which is there only when all of it is.

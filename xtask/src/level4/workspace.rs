@@ -266,7 +266,7 @@ fn broken_copies(host: &Host) -> Result<()> {
             free=$(df --output=avail -k /root | tail -n 1)
             fallocate -l $((free - 2048))K /root/ballast'
         status=0; banger vm cp -q big frail:/root/ 2> said || status=$?
-        grep -q '^error: ' said && echo full $status
+        grep -q 'the disk of the sandbox is full' said && echo full $status
         status=0; banger vm workspace prepare -q frail ../project 2> said || status=$?
         grep -q 'the disk of the sandbox is full' said && echo full too $status
         banger vm exec frail -- sh -ec 'test ! -e /root/repo; rm -f /root/ballast /root/big; echo usable'
