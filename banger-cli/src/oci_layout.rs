@@ -1,15 +1,18 @@
 //! OCI images in files: an image layout (OCI image specification, "Image Layout"), as a directory or as a tar archive
-//! of one. It is read as the user; what goes to the service is one open file, and where in it the parts of one image
-//! are. The service compares all digests itself.
+//! of one, plain or packed. It is read as the user; what goes to the service is one open file, and where in it the parts
+//! of one image are. The service compares all digests itself.
 
 use std::{
     collections::BTreeMap,
+    env,
     fs::File,
-    io::Read,
+    io::{self, Read, Seek},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
+use banger_proto::bundle;
+use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 
 use crate::{
@@ -26,6 +29,11 @@ const INDEXES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
 /// What the archive of a layout has beside an image, as some programs write it.
 const INDEX: &str = "index.json";
+/// How a packed file begins: RFC 1952, section 2.3.1, and RFC 8878, section 3.1.1.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Where large files that nobody needs for long go; `/tmp` is memory on many hosts.
+const TEMPORARY: &str = "/var/tmp";
 
 /// An image in a file: its manifest, its configuration, and its layers, as offset and length each.
 #[derive(Debug)]
@@ -34,6 +42,10 @@ pub struct Image {
     pub file: File,
     /// Where they are.
     pub parts: Vec<(u64, u64)>,
+    /// The name that it wants.
+    pub name: Option<String>,
+    /// The kernel that it wants.
+    pub kernel: Option<String>,
 }
 
 /// Finds the image for the host's processors in a layout.
@@ -47,7 +59,7 @@ pub fn read(path: &Path) -> Result<Image> {
         let chosen = choose(index, path)?;
         let place = chosen.place()?;
         if !INDEXES.contains(&chosen.media_type.as_str()) {
-            let manifest: Manifest = layout.document(&place)?;
+            let mut manifest: Manifest = layout.document(&place)?;
             if manifest.layers.len() > MAX_LAYERS {
                 return Err(unusable(path, &format!("its image has more than {MAX_LAYERS} layers")));
             }
@@ -55,7 +67,9 @@ pub fn read(path: &Path) -> Result<Image> {
             for layer in &manifest.layers {
                 places.push(layer.place()?);
             }
-            return layout.gather(&places);
+            let (file, parts) = layout.gather(&places)?;
+            let mut said = |annotation| manifest.annotations.remove(annotation);
+            return Ok(Image { file, parts, name: said(bundle::NAME), kernel: said(bundle::KERNEL) });
         }
         index = layout.document(&place)?;
     }
@@ -71,6 +85,8 @@ struct Index {
 struct Manifest {
     config: Descriptor,
     layers: Vec<Descriptor>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -101,7 +117,7 @@ impl Descriptor {
 
 /// The one image that this host can run. What is said to be of no platform may be for this one.
 fn choose(index: Index, path: &Path) -> Result<Descriptor> {
-    let architecture = match std::env::consts::ARCH {
+    let architecture = match env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
@@ -140,8 +156,8 @@ enum Layout {
 
 impl Layout {
     fn of_archive(path: &Path) -> Result<Self> {
-        let file = open_file(path)?;
         let failed = |source| Error::io(format!("read the archive {}", path.display()), source);
+        let file = unpacked(open_file(path)?).map_err(failed)?;
         let mut files = BTreeMap::new();
         let mut archive = tar::Archive::new(&file);
         for entry in archive.entries_with_seek().map_err(failed)? {
@@ -193,26 +209,46 @@ impl Layout {
     }
 
     /// One file with all of these. Of a directory it is a copy without a name.
-    fn gather(self, names: &[String]) -> Result<Image> {
+    fn gather(self, names: &[String]) -> Result<(File, Vec<(u64, u64)>)> {
         let directory = match self {
             Self::Directory(directory) => directory,
             Self::Archive { path, file, files } => {
                 let missing = |name: &String| unusable(&path, &format!("{name} is missing"));
                 let part = |name: &String| files.get(name).copied().ok_or_else(|| missing(name));
                 let parts = names.iter().map(part).collect::<Result<_>>()?;
-                return Ok(Image { file, parts });
+                return Ok((file, parts));
             }
         };
         let failed = |source| Error::io("copy the image into a temporary file", source);
-        let mut whole = tempfile::tempfile().map_err(failed)?;
+        let mut whole = temporary().map_err(failed)?;
         let (mut parts, mut at) = (Vec::new(), 0);
         for name in names {
-            let length = std::io::copy(&mut open_file(&directory.join(name))?, &mut whole).map_err(failed)?;
+            let length = io::copy(&mut open_file(&directory.join(name))?, &mut whole).map_err(failed)?;
             parts.push((at, length));
             at += length;
         }
-        Ok(Image { file: whole, parts })
+        Ok((whole, parts))
     }
+}
+
+/// The file itself, or what it unpacks to.
+fn unpacked(file: File) -> io::Result<File> {
+    let mut magic = [0; 4];
+    let length = file.read_at(&mut magic, 0)?;
+    let mut reader: Box<dyn Read> = match &magic[..length] {
+        start if start.starts_with(&GZIP) => Box::new(MultiGzDecoder::new(file)),
+        start if start.starts_with(&ZSTD) => Box::new(zstd::Decoder::new(file)?),
+        _ => return Ok(file),
+    };
+    let mut unpacked = temporary()?;
+    io::copy(&mut reader, &mut unpacked)?;
+    unpacked.rewind()?;
+    Ok(unpacked)
+}
+
+/// A file without a name that may become large.
+fn temporary() -> io::Result<File> {
+    tempfile::tempfile_in(env::var_os("TMPDIR").map_or(TEMPORARY.into(), PathBuf::from))
 }
 
 #[cfg(test)]
@@ -250,6 +286,7 @@ mod tests {
         let manifest = json!({
             "config": { "mediaType": "c", "digest": digest(3), "size": 6 },
             "layers": [{ "mediaType": "l", "digest": digest(4), "size": 5 }, { "digest": digest(5), "size": 6 }],
+            "annotations": { bundle::NAME: "tool", bundle::KERNEL: "cloud" },
         });
         put(
             INDEX,
@@ -261,6 +298,19 @@ mod tests {
             put(&blob(n), content.as_bytes());
         }
         home
+    }
+
+    fn packed(tar: &Path, ending: &str, pack: impl Fn(&[u8]) -> Vec<u8>) -> PathBuf {
+        let path = tar.with_extension(ending);
+        fs::write(&path, pack(&fs::read(tar).unwrap())).unwrap();
+        path
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut read = flate2::read::GzEncoder::new(bytes, flate2::Compression::fast());
+        let mut packed = Vec::new();
+        read.read_to_end(&mut packed).unwrap();
+        packed
     }
 
     fn archive(layout: &Path) -> PathBuf {
@@ -284,12 +334,22 @@ mod tests {
     fn the_parts_of_the_image_for_this_host_are_found_in_directories_and_archives() {
         let home = layout();
         let tar = archive(home.path());
-        for path in [home.path(), &tar] {
-            let found = contents(&read(path).unwrap());
+        let gzip = packed(&tar, "tar.gz", gzip);
+        let zstd = packed(&tar, "tar.zst", |bytes| zstd::encode_all(bytes, 1).unwrap());
+        for path in [home.path(), &tar, &gzip, &zstd] {
+            let image = read(path).unwrap();
+            let found = contents(&image);
             assert!(found[0].contains("layers"), "{found:?}");
             assert_eq!(found[1..], ["config", "lower", "higher"], "{}", path.display());
+            assert_eq!((image.name.as_deref(), image.kernel.as_deref()), (Some("tool"), Some("cloud")));
         }
-        fs::remove_file(tar).unwrap();
+        let half = fs::read(&zstd).unwrap();
+        fs::write(&zstd, &half[..half.len() / 2]).unwrap();
+        let error = read(&zstd).unwrap_err().to_string();
+        assert!(error.contains("cannot read the archive"), "{error}");
+        for path in [tar, gzip, zstd] {
+            fs::remove_file(path).unwrap();
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use mkext4::Options;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    ext4, packages,
+    bundle, ext4, packages,
     run::{cache, command, output, repository, run as shell, say},
 };
 
@@ -27,6 +27,15 @@ const EPOCH: &str = "1672531200";
 const SIZE: u64 = 8 << 30;
 const SIZE_OF_MINIMAL: u64 = 512 << 20;
 const SUITE: &str = "bookworm";
+/// What GNU tar is told, so that the same files give the same archive.
+const TAR: [&str; 6] = [
+    "--create",
+    "--numeric-owner",
+    "--sort=name",
+    "--xattrs",
+    "--xattrs-include=*",
+    "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
+];
 
 /// What `cargo xtask image` takes.
 #[derive(Parser)]
@@ -37,11 +46,18 @@ pub struct Arguments {
     /// Make it even if it is there
     #[arg(long)]
     rebuild: bool,
+    /// Make a bundle, one file that `banger image register --oci` takes
+    #[arg(long, conflicts_with = "rebuild")]
+    bundle: bool,
 }
 
-/// Makes the image that is asked for.
-pub fn run(arguments: &Arguments) -> Result<PathBuf> {
-    make(&arguments.name, arguments.rebuild)
+/// Makes the image that is asked for, and tells where it is; of a bundle also its digest and its length in bytes.
+pub fn run(arguments: &Arguments) -> Result<String> {
+    if arguments.bundle {
+        let (file, digest, length) = bundle::make(&arguments.name)?;
+        return Ok(format!("{}\n{digest}\n{length}", file.display()));
+    }
+    Ok(make(&arguments.name, arguments.rebuild)?.display().to_string())
 }
 
 /// The image of this name, made if it is not there.
@@ -52,7 +68,7 @@ pub fn ensure(name: &str) -> Result<PathBuf> {
 /// The root file system of these packages as a tar archive, made if it is not there.
 pub fn archive(name: &str) -> Result<PathBuf> {
     let included = packages_in(&repository().join("xtask/images").join(format!("{name}.packages")))?;
-    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{}", included.join("\n")));
+    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{}\n{}", TAR.join(" "), included.join("\n")));
     let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let directory = cache().join("images");
     let archive = directory.join(format!("{name}-{digest}.tar"));
@@ -67,8 +83,7 @@ pub fn archive(name: &str) -> Result<PathBuf> {
     let (root, unfinished) = (scratch.path().join("root"), scratch.path().join("archive"));
     bootstrap(&root, &included)?;
     clean(&root)?;
-    let words = ["--create", "--numeric-owner", "--sort=name", "--xattrs", "--xattrs-include=*", "--file"];
-    shell(command("tar", words).arg(&unfinished).arg("--directory").arg(&root).arg("."))?;
+    shell(command("tar", TAR).arg("--file").arg(&unfinished).arg("--directory").arg(&root).arg("."))?;
     fs::rename(&unfinished, &archive).context("cannot put the archive in its place")?;
     Ok(archive)
 }

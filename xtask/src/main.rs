@@ -11,6 +11,7 @@ mod bench_size;
 mod bench_start;
 mod bench_workspace;
 mod build;
+mod bundle;
 mod catalog;
 mod deb;
 mod ext4;
@@ -110,7 +111,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
             let kernel = kernel::ensure()?;
             println!("{}\n{}", kernel.vmlinuz.display(), kernel.modules.display());
         }
-        Task::Image(arguments) => println!("{}", image::run(&arguments)?.display()),
+        Task::Image(arguments) => println!("{}", image::run(&arguments)?),
         Task::Dist(DistTask::Deb) => println!("{}", deb::dist()?.display()),
         Task::Fuzz(arguments) => fuzz::run(&arguments)?,
         Task::Sqlx(arguments) => sqlx::run(&arguments)?,

@@ -71,7 +71,8 @@ impl Events {
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         let arguments: Vec<String> =
             event["arguments"].as_array().map(|all| all.iter().map(plain).collect()).unwrap_or_default();
-        let line = format!("{} {} {}", text("event"), text("object"), arguments.join(" "));
+        let at = age::stamp(event["time_usec"].as_u64().unwrap_or_default());
+        let line = format!("{at} {} {} {}", text("event"), text("object"), arguments.join(" "));
         output::text(&format!("{}\n", crate::plain::line(line.trim_end())))
     }
 }

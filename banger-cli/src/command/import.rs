@@ -24,9 +24,6 @@ use crate::{
 /// The options of a command that imports something.
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// The name that it gets
-    #[arg(long, value_name = "NAME")]
-    pub name: String,
     /// Let every user of this host use it, which an administrator has to allow
     #[arg(long)]
     shared: bool,
@@ -46,19 +43,25 @@ impl ImportArgs {
         }
     }
 
-    /// Waits for the job that `begin` starts, and prints what came of it.
+    /// What happens goes here.
+    pub fn progress(&self) -> Progress {
+        Progress::new(self.progress)
+    }
+
+    /// Waits for the job that `begin` starts to make something of this name, and prints what came of it.
     pub async fn run(
         &self,
         bus: &Bus,
         kind: Kind,
+        name: &str,
         begin: impl Future<Output = Result<OwnedObjectPath>>,
     ) -> Result<u8> {
-        let progress = Progress::new(self.progress);
+        let progress = self.progress();
         let jobs = Jobs::of(bus);
         let job = begin.await?;
         let mut listener = Signals::catch()?.listen();
         jobs.finish(bus, &job, progress.track(None), &mut listener).await?;
-        let made = bus.find(kind, &self.name).await?;
+        let made = bus.find(kind, name).await?;
         let made = bus.properties(&made, kind.interface()).await?;
         if self.json {
             output::json(&made.json())?;

@@ -49,7 +49,7 @@ fn text(key: &str, value: &Value) -> String {
     let size = matches!(key, "memory" | "disk_size" | "virtual_size" | "disk_usage" | "size");
     match (value, value.as_u64()) {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
-        (_, Some(then)) if key.ends_with("_at") => crate::age::ago(then, crate::age::now()),
+        (_, Some(then)) if key.ends_with("_at") => crate::age::date(then, crate::age::now()),
         (Value::String(text), _) => text.clone(),
         (Value::Array(items), _) => items.iter().map(|item| text("", item)).collect::<Vec<_>>().join(" "),
         (Value::Object(entries), _) => {

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::{Check, script};
 use crate::{
+    bundle,
     host::{self, Host},
     image,
 };
@@ -14,6 +15,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("an import whose worker is killed fails and leaves nothing", killed_worker),
     ("the catalog of the package is listed, and says what is not published", packaged_catalog),
     ("an image that is exported and taken back is the same", exported),
+    ("a bundle is taken with the name and the kernel that it says, and boots", bundled),
 ];
 
 /// The smallest image has no init: the agent stays the first process.
@@ -79,6 +81,21 @@ fn exported(host: &Host) -> Result<()> {
     let said = script(host, "alice", session)?;
     ensure!(said.lines().any(|line| line == "same"), "{said}");
     super::expect(&host.enter(&["banger", "image", "delete", "out"]).output()?, 0)?;
+    Ok(())
+}
+
+fn bundled(host: &Host) -> Result<()> {
+    let (bundle, ..) = bundle::make("minimal")?;
+    let place = format!("cp {} /tmp/bundle.tar.zst", host::inside(&bundle)?.display());
+    super::expect(&host.enter(&["sh", "-euc", &place]).output()?, 0)?;
+    let session = "
+        banger image register --quiet --oci /tmp/bundle.tar.zst
+        banger image show --json minimal | grep -q $(banger kernel show debian | sed -n 's,^id  *,,p') && echo its kernel
+        banger vm run --quiet --rm --image minimal -- ls /bin/busybox
+        banger image delete minimal";
+    let said = script(host, "alice", session)?;
+    super::expect(&host.enter(&["rm", "/tmp/bundle.tar.zst"]).output()?, 0)?;
+    ensure!(said.lines().eq(["minimal", "its kernel", "/bin/busybox", "minimal: deleted"]), "{said:?}");
     Ok(())
 }
 

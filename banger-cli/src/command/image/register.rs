@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, os::fd::AsFd, path::PathBuf};
 
-use banger_proto::bus::{option::import, proxy::Options};
+use banger_proto::bus::{ErrorName, option::import};
 use clap::Args;
 use zbus::{Fd, Variant};
 
@@ -19,24 +19,29 @@ use crate::{
 /// The file is a tar archive of the root file system, plain or packed by gzip or zstd, or a raw ext4 file system
 /// without partitions. Of an archive, the service makes a file system; an ext4 it copies, at once where the file
 /// system of the host can. An OCI image is an image layout, as `skopeo copy`, `buildah push` or `docker save` write it:
-/// a directory, or a tar archive of one that is not packed. The files are not needed any more afterwards.
+/// a directory, or a tar archive of one, plain or packed by gzip or zstd. A bundle is such an archive that says its
+/// name, and the kernel that it wants. The files are not needed any more afterwards.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger image register --name debian --rootfs ./debian.ext4
   docker export CONTAINER | zstd > mine.tar.zst
   banger image register --name mine --rootfs ./mine.tar.zst
-  docker save mine -o mine.tar && banger image register --name mine --oci ./mine.tar
+  docker save mine | gzip > mine.tar.gz && banger image register --name mine --oci ./mine.tar.gz
+  banger image register --oci ./debian-bookworm-x86_64-0123456789ab.tar.zst
 
 Next: `banger vm run --image debian`.")]
 pub struct Register {
+    /// The name that it gets; a bundle has one of its own
+    #[arg(long, value_name = "NAME", required_unless_present = "oci")]
+    name: Option<String>,
     /// The file with the root file system
     #[arg(long, value_name = "FILE", required_unless_present = "oci")]
     rootfs: Option<PathBuf>,
     /// The image layout, a directory or a tar archive
     #[arg(long, value_name = "PATH", conflicts_with = "rootfs")]
     oci: Option<PathBuf>,
-    /// The kernel that sandboxes of this image boot [default: the service's]
+    /// The kernel that sandboxes of this image boot [default: the one that a bundle names, else the service's]
     #[arg(long, visible_alias = "kernel-ref", value_name = "KERNEL")]
     kernel: Option<String>,
     #[command(flatten)]
@@ -45,24 +50,43 @@ pub struct Register {
 
 impl Register {
     pub async fn run(&self) -> Result<u8> {
+        let bus = Bus::connect().await?;
         let mut options = self.import.options();
-        let (name, file) = match (&self.oci, &self.rootfs) {
+        let (file_key, file, name, kernel) = match (&self.oci, &self.rootfs) {
             (Some(layout), _) => {
-                let Image { file, parts } = oci_layout::read(layout)?;
+                let Image { file, parts, name, kernel } = oci_layout::read(layout)?;
                 options.insert(import::PARTS, Variant::from(parts));
-                (import::FILE_LAYOUT, file)
+                let kernel = match (&self.kernel, kernel) {
+                    (None, Some(wanted)) => self.known(&bus, wanted).await?,
+                    _ => None,
+                };
+                (import::FILE_LAYOUT, file, name, kernel)
             }
-            (None, Some(rootfs)) => (import::FILE_ROOTFS, importing::open_file(rootfs)?),
+            (None, Some(rootfs)) => (import::FILE_ROOTFS, importing::open_file(rootfs)?, None, None),
             (None, None) => return Err(Error::Usage("--rootfs or --oci names what to take".to_owned())),
         };
-        let files = HashMap::from([(name, Fd::from(file.as_fd()))]);
-        if let Some(kernel) = &self.kernel {
-            options.insert(import::KERNEL_REF, Variant::from(kernel.as_str()));
+        let name = self.name.clone().or(name).ok_or_else(|| {
+            Error::Usage("this image does not say how it is called".to_owned())
+                .advise("`--name NAME` gives it a name.")
+        })?;
+        if let Some(kernel) = self.kernel.clone().or(kernel) {
+            options.insert(import::KERNEL_REF, Variant::from(kernel));
         }
-        let bus = Bus::connect().await?;
-        let begin = async |bus: &Bus, options: &Options<'_>| {
-            bus.import_image(&self.import.name, &files, options).await
-        };
-        self.import.run(&bus, Kind::Image, begin(&bus, &options)).await
+        let files = HashMap::from([(file_key, Fd::from(file.as_fd()))]);
+        self.import.run(&bus, Kind::Image, &name, bus.import_image(&name, &files, &options)).await
+    }
+
+    /// The kernel that a bundle wants, if there is one of that name.
+    async fn known(&self, bus: &Bus, wanted: String) -> Result<Option<String>> {
+        match bus.find(Kind::Kernel, &wanted).await {
+            Ok(_) => Ok(Some(wanted)),
+            Err(error) if error.name() == Some(ErrorName::NoSuchKernel) => {
+                self.import.progress().note(&format!(
+                    "the image wants the kernel {wanted:?}, which is not here; its sandboxes boot the default kernel"
+                ));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }

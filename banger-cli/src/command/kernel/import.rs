@@ -31,6 +31,9 @@ Examples:
 
 Next: `banger vm run --kernel host`.")]
 pub struct Import {
+    /// The name that it gets
+    #[arg(long, value_name = "NAME")]
+    name: String,
     /// The kernel, a vmlinuz or an ELF vmlinux
     #[arg(long, value_name = "FILE", required_unless_present_any = ["host", "from"])]
     vmlinuz: Option<PathBuf>,
@@ -66,8 +69,8 @@ impl Import {
         }
         let bus = Bus::connect().await?;
         let options = self.import.options();
-        let begin = bus.import_kernel(&self.import.name, &files, &options);
-        self.import.run(&bus, Kind::Kernel, begin).await
+        let begin = bus.import_kernel(&self.name, &files, &options);
+        self.import.run(&bus, Kind::Kernel, &self.name, begin).await
     }
 }
 

@@ -1,0 +1,142 @@
+//! Bundles: an image as one packed archive of an OCI image layout, which `banger image register --oci` takes, as does
+//! every program that knows such layouts.
+//!
+//! The same packages give the same bytes, with the same version of the compressor.
+
+use std::{
+    fs::{File, Permissions},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use banger_proto::bundle::{KERNEL, NAME};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    image,
+    run::{cache, say},
+};
+
+/// The kernel that the images of this repository are made for, as the catalog of the package calls it.
+const KERNEL_OF_IMAGES: &str = "debian";
+/// Of the compressor: what takes longer saves little.
+const LEVEL: i32 = 9;
+/// The media types of the OCI image specification.
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// The bundle of this image, made anew: where it is, its digest, and its length in bytes.
+pub fn make(name: &str) -> Result<(PathBuf, String, u64)> {
+    let archive = image::archive(name)?;
+    let directory = cache().join("images");
+    say(&format!("making a bundle of {name}"));
+    let everyones = Permissions::from_mode(0o644);
+    let unfinished = tempfile::Builder::new().permissions(everyones).tempfile_in(&directory);
+    let unfinished = unfinished.context("cannot make a temporary file")?;
+    let doing = || format!("cannot write a bundle of {}", archive.display());
+    let mut packed = Hashing::of(unfinished.as_file());
+    write(name, &archive, &mut packed).with_context(doing)?;
+    let (digest, length) = packed.finish();
+    let file = directory.join(format!(
+        "{name}-{}-{}.tar.zst",
+        std::env::consts::ARCH,
+        digest.get(..12).unwrap_or_default()
+    ));
+    unfinished.persist(&file).context("cannot put the bundle in its place")?;
+    Ok((file, format!("sha256:{digest}"), length))
+}
+
+fn write(name: &str, archive: &Path, packed: impl Write) -> Result<()> {
+    let mut layer = Hashing::of(io::sink());
+    io::copy(&mut File::open(archive)?, &mut layer)?;
+    let (layer, length) = layer.finish();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": {},
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer}")] },
+    });
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": descriptor(CONFIG, &digest_of(&config), config.to_string().len() as u64),
+        "layers": [descriptor(LAYER, &layer, length)],
+        "annotations": { NAME: name, KERNEL: KERNEL_OF_IMAGES },
+    });
+    let mut of_image = descriptor(MANIFEST, &digest_of(&manifest), manifest.to_string().len() as u64);
+    of_image["platform"] = json!({ "architecture": architecture, "os": "linux" });
+    let index = json!({ "schemaVersion": 2, "manifests": [of_image] });
+
+    let mut tar = tar::Builder::new(zstd::Encoder::new(packed, LEVEL)?);
+    for (path, document) in [
+        ("oci-layout".to_owned(), &json!({ "imageLayoutVersion": "1.0.0" })),
+        ("index.json".to_owned(), &index),
+        (blob(&digest_of(&manifest)), &manifest),
+        (blob(&digest_of(&config)), &config),
+    ] {
+        let text = document.to_string();
+        tar.append_data(&mut header(text.len() as u64), path, text.as_bytes())?;
+    }
+    tar.append_data(&mut header(length), blob(&layer), File::open(archive)?)?;
+    tar.into_inner()?.finish()?.flush()?;
+    Ok(())
+}
+
+fn header(size: u64) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(size);
+    header.set_mode(0o644);
+    header
+}
+
+fn descriptor(kind: &str, digest: &str, size: u64) -> Value {
+    json!({ "mediaType": kind, "digest": format!("sha256:{digest}"), "size": size })
+}
+
+fn blob(digest: &str) -> String {
+    format!("blobs/sha256/{digest}")
+}
+
+fn digest_of(document: &Value) -> String {
+    hexadecimal(&Sha256::digest(document.to_string()))
+}
+
+fn hexadecimal(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Digests and counts what is written.
+struct Hashing<W> {
+    inner: W,
+    digest: Sha256,
+    length: u64,
+}
+
+impl<W: Write> Hashing<W> {
+    fn of(inner: W) -> Self {
+        Self { inner, digest: Sha256::new(), length: 0 }
+    }
+
+    /// The digest in hexadecimal digits, and the number of bytes.
+    fn finish(self) -> (String, u64) {
+        (hexadecimal(&self.digest.finalize()), self.length)
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.digest.update(bytes.get(..written).unwrap_or_default());
+        self.length += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
