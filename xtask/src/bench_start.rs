@@ -1,5 +1,5 @@
 //! `cargo xtask bench start`: the host's part of a start, from the request until the machine monitor runs, beside
-//! systemd-run with a unit that has the same walls and nothing else.
+//! systemd-run with a unit that is shut in by systemd alone and does nothing.
 
 use std::collections::HashMap;
 
@@ -39,13 +39,17 @@ walls += [f"BindReadOnlyPaths={path}" for path in ("/usr", "/lib", "/lib64") if 
 os.makedirs("/run/banger/empty", exist_ok=True)
 for turn in range(runs):
     before = len(journal())
+    # What is measured has the host for itself: what came before has ended, and nobody looks until it is over.
+    time.sleep(0.5)
     # Without a wait for the guest, which is no part of this.
     start = subprocess.Popen(["banger", "vm", "start", name], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(journal()) == before: time.sleep(0.05)
+    time.sleep(0.5)
+    while len(journal()) == before: time.sleep(0.2)
     start.terminate(); start.wait()
     run("banger", "vm", "kill", name)
     while machine()["state"] != "stopped": time.sleep(0.05)
     seen["ours"].append(journal()[-1])
+    time.sleep(0.5)
     begin = time.perf_counter()
     run("systemd-run", "--quiet", "--property=Type=exec", *[f"--property={one}" for one in walls], "/usr/bin/true")
     seen["peers"].append((time.perf_counter() - begin) * 1000)
@@ -72,7 +76,7 @@ pub fn run(runs: u32) -> Result<Report> {
         Ok::<_, anyhow::Error>(Side { what, samples_ms })
     };
     let ours = side("ours", "banger vm start, until the machine monitor runs")?;
-    let peers = side("peers", "systemd-run, a unit of the same walls")?;
+    let peers = side("peers", "systemd-run, a unit behind walls of systemd's")?;
     Report::new(format!("start ({MOST} ms at most)"), runs, ours, peers)
 }
 

@@ -42,8 +42,6 @@ impl SystemdSupervisor {
             program: shim::program(&self.places),
             user: resource::dynamic_user(wanted.vm),
             slice: resource::slice_name(wanted.owner),
-            // The monitor narrows its own filter further.
-            calls: vec!["@system-service", "seccomp"],
             sockets: vec!["AF_UNIX"],
         };
         let mut list = Properties::confined(&self.places, kind, socket)?;

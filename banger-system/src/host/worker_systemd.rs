@@ -24,9 +24,6 @@ const MEMORY: u64 = 4 << 30;
 /// Its threads.
 const TASKS: u64 = 32;
 
-/// Older versions of systemd have no name for all of them.
-const LANDLOCK: [&str; 3] = ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"];
-
 /// Workers of the systemd that is reached over this bus.
 pub struct SystemdWorkers {
     units: Units,
@@ -54,8 +51,6 @@ impl Workers for SystemdWorkers {
             program: worker::program(&self.places),
             user: resource::import_user(image),
             slice: resource::SLICE.to_owned(),
-            // It narrows both further, by these.
-            calls: [&["@system-service", "seccomp"], LANDLOCK.as_slice()].concat(),
             sockets: Vec::new(),
         };
         let mut list = Properties::confined(&self.places, kind, socket)?;

@@ -2,6 +2,7 @@
 //! standard input; it starts the monitor with exactly these, and copies what the monitor says into logs of
 //! fixed size. It lives as long as the monitor and has no other power.
 
+pub mod filter;
 pub mod message;
 mod run;
 pub mod walls;

@@ -24,6 +24,7 @@ use signal_hook::{
 };
 
 use super::{
+    filter,
     message::{self, Answer, FIRST_FILE, Order},
     walls,
 };
@@ -101,6 +102,7 @@ impl Monitor {
         if let Some(walls) = &order.walls {
             walls::enter(walls)?;
         }
+        filter::close()?;
         let signals = Signals::new(PASSED_ON)?;
         let mut command = Command::new(program);
         command.args(arguments).env_clear();
