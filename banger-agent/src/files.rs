@@ -84,8 +84,9 @@ pub fn digest(port: &mut Port, directory: &str, algorithm: Algorithm) -> io::Res
     let told = (|| {
         let (root, names) = (open_root(directory)?, names(port)?);
         let mut output = io::BufWriter::with_capacity(MAX_DATA, Output { port });
+        let mut buffer = vec![0; MAX_DATA];
         for name in names {
-            match blob_id(&root, &name, algorithm)? {
+            match blob_id(&root, &name, algorithm, &mut buffer)? {
                 Some(id) => writeln!(output, "{id}")?,
                 None => writeln!(output, "-")?,
             }
@@ -193,35 +194,41 @@ fn open_below(root: &OwnedFd, name: &Path, flags: OFlags) -> io::Result<Option<O
 }
 
 /// The name that git gives to the content of a file (gitformat: the hash of `blob`, the size, a zero byte and
-/// the content).
-fn blob_id(root: &OwnedFd, name: &Path, algorithm: Algorithm) -> io::Result<Option<String>> {
+/// the content). It is read into this buffer.
+fn blob_id(
+    root: &OwnedFd,
+    name: &Path,
+    algorithm: Algorithm,
+    buffer: &mut [u8],
+) -> io::Result<Option<String>> {
     Ok(match look(root, name)? {
         Some(Found::File(mut file)) => {
             let left = file.metadata()?.len();
-            let id = hash(algorithm, left, &mut Exactly { file: &mut file, left });
+            let id = hash(algorithm, left, &mut Exactly { file: &mut file, left }, buffer);
             // A file that changes while it is read has no digest yet, and so differs from every other.
             id.ok()
         }
-        Some(Found::Symlink(target)) => Some(hash(algorithm, target.len() as u64, &mut target.as_slice())?),
+        Some(Found::Symlink(target)) => {
+            Some(hash(algorithm, target.len() as u64, &mut target.as_slice(), buffer)?)
+        }
         None => None,
     })
 }
 
-fn hash(algorithm: Algorithm, size: u64, from: &mut impl Read) -> io::Result<String> {
+fn hash(algorithm: Algorithm, size: u64, from: &mut impl Read, buffer: &mut [u8]) -> io::Result<String> {
     let head = format!("blob {size}\0");
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut buffer = vec![0; MAX_DATA];
     Ok(match algorithm {
         Algorithm::Sha1 => {
             let mut hasher = sha1::Sha1::new_with_prefix(head);
-            while let count @ 1.. = from.read(&mut buffer)? {
+            while let count @ 1.. = from.read(buffer)? {
                 hasher.update(&buffer[..count]);
             }
             hex(&hasher.finalize())
         }
         Algorithm::Sha256 => {
             let mut hasher = <sha2::Sha256 as sha2::Digest>::new_with_prefix(head);
-            while let count @ 1.. = from.read(&mut buffer)? {
+            while let count @ 1.. = from.read(buffer)? {
                 sha2::Digest::update(&mut hasher, &buffer[..count]);
             }
             hex(&sha2::Digest::finalize(hasher))
@@ -238,8 +245,11 @@ struct Exactly<'a> {
 impl Read for Exactly<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let wanted = into.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if wanted == 0 {
+            return Ok(0);
+        }
         let count = self.file.read(&mut into[..wanted])?;
-        if count == 0 && wanted > 0 {
+        if count == 0 {
             return Err(io::Error::other("a file became shorter while it was read"));
         }
         self.left -= count as u64;
