@@ -48,6 +48,22 @@ impl ImportArgs {
         Progress::new(self.progress)
     }
 
+    /// Waits for the job that `begin` starts to make something of this name.
+    pub async fn make(
+        &self,
+        bus: &Bus,
+        kind: Kind,
+        name: &str,
+        begin: impl Future<Output = Result<OwnedObjectPath>>,
+    ) -> Result<OwnedObjectPath> {
+        let progress = self.progress();
+        let jobs = Jobs::of(bus);
+        let job = begin.await?;
+        let mut listener = Signals::catch()?.listen();
+        jobs.finish(bus, &job, progress.track(None), &mut listener).await?;
+        bus.find(kind, name).await
+    }
+
     /// Waits for the job that `begin` starts to make something of this name, and prints what came of it.
     pub async fn run(
         &self,
@@ -56,12 +72,7 @@ impl ImportArgs {
         name: &str,
         begin: impl Future<Output = Result<OwnedObjectPath>>,
     ) -> Result<u8> {
-        let progress = self.progress();
-        let jobs = Jobs::of(bus);
-        let job = begin.await?;
-        let mut listener = Signals::catch()?.listen();
-        jobs.finish(bus, &job, progress.track(None), &mut listener).await?;
-        let made = bus.find(kind, name).await?;
+        let made = self.make(bus, kind, name, begin).await?;
         let made = bus.properties(&made, kind.interface()).await?;
         if self.json {
             output::json(&made.json())?;

@@ -291,6 +291,39 @@ fn an_oci_image_in_files_is_registered_and_keeps_its_configuration() {
 }
 
 #[test]
+fn an_image_comes_with_a_kernel_of_its_own() {
+    let Some(host) = furnished() else { return };
+    let file = |name: &str| host.path(name).to_str().unwrap().to_owned();
+    let (rootfs, vmlinux) = (file("rootfs"), file("vmlinux"));
+    let register = |name: &str| {
+        host.banger(&["image", "register", "--name", name, "--rootfs", &rootfs, "--vmlinuz", &vmlinux])
+    };
+    let made = register("whole");
+    assert_eq!((made.status, made.output.as_str()), (0, "whole\n"), "{made:?}");
+    let shown = |kind| json(&host.banger(&[kind, "show", "--json", "whole"]));
+    assert_eq!(shown("image")["kernel_id"], shown("kernel")["id"]);
+    // The kernel of an image that cannot be made goes with it.
+    let taken = register("debian-bookworm");
+    assert_eq!(taken.status, 1, "{taken:?}");
+    let kernels = json(&host.banger(&["kernel", "list", "--json"]));
+    let names: Vec<_> = kernels.as_array().unwrap().iter().map(|kernel| &kernel["name"]).collect();
+    assert_eq!(names, ["debian", "whole"]);
+    let two = [
+        "image",
+        "register",
+        "--name",
+        "x",
+        "--rootfs",
+        &rootfs,
+        "--kernel",
+        "debian",
+        "--vmlinuz",
+        &vmlinux,
+    ];
+    assert_eq!(host.banger(&two).status, 2);
+}
+
+#[test]
 fn an_image_is_shared_and_taken_back() {
     let Some(host) = furnished() else { return };
     let shared = || json(&host.banger(&["image", "show", "--json", "debian-bookworm"]))["shared"].clone();

@@ -8,7 +8,10 @@ use zbus::{Fd, Variant};
 
 use crate::{
     bus::Bus,
-    command::import::{self as importing, ImportArgs},
+    command::{
+        import::{self as importing, ImportArgs},
+        kernel,
+    },
     error::{Error, Result},
     oci_layout::{self, Image},
     service::Kind,
@@ -28,6 +31,7 @@ Examples:
   docker export CONTAINER | zstd > mine.tar.zst
   banger image register --name mine --rootfs ./mine.tar.zst
   docker save mine | gzip > mine.tar.gz && banger image register --name mine --oci ./mine.tar.gz
+  banger image register --name next --rootfs ./next.tar --vmlinuz ./vmlinuz-6.12 --modules ./lib/modules/6.12
   banger image register --oci ./debian-bookworm-x86_64-0123456789ab.tar.zst
 
 Next: `banger vm run --image debian`.")]
@@ -44,6 +48,12 @@ pub struct Register {
     /// The kernel that sandboxes of this image boot [default: the one that a bundle names, else the service's]
     #[arg(long, visible_alias = "kernel-ref", value_name = "KERNEL")]
     kernel: Option<String>,
+    /// A kernel of its own for it, a vmlinuz or an ELF vmlinux, which gets the image's name
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    vmlinuz: Option<PathBuf>,
+    /// The directory of that kernel's modules, as in /lib/modules
+    #[arg(long, value_name = "DIRECTORY", requires = "vmlinuz")]
+    modules: Option<PathBuf>,
     #[command(flatten)]
     import: ImportArgs,
 }
@@ -56,8 +66,8 @@ impl Register {
             (Some(layout), _) => {
                 let Image { file, parts, name, kernel } = oci_layout::read(layout)?;
                 options.insert(import::PARTS, Variant::from(parts));
-                let kernel = match (&self.kernel, kernel) {
-                    (None, Some(wanted)) => self.known(&bus, wanted).await?,
+                let kernel = match (&self.kernel, &self.vmlinuz, kernel) {
+                    (None, None, Some(wanted)) => self.known(&bus, wanted).await?,
                     _ => None,
                 };
                 (import::FILE_LAYOUT, file, name, kernel)
@@ -73,7 +83,23 @@ impl Register {
             options.insert(import::KERNEL_REF, Variant::from(kernel));
         }
         let files = HashMap::from([(file_key, Fd::from(file.as_fd()))]);
-        self.import.run(&bus, Kind::Image, &name, bus.import_image(&name, &files, &options)).await
+        let Some(vmlinuz) = &self.vmlinuz else {
+            return self
+                .import
+                .run(&bus, Kind::Image, &name, bus.import_image(&name, &files, &options))
+                .await;
+        };
+        let of_kernel = kernel::Files::open(vmlinuz, self.modules.as_deref())?;
+        let (of_kernel, shared) = (of_kernel.borrowed(), self.import.options());
+        let begin = bus.import_kernel(&name, &of_kernel, &shared);
+        let kernel = self.import.make(&bus, Kind::Kernel, &name, begin).await?;
+        options.insert(import::KERNEL_REF, Variant::from(name.clone()));
+        let made = self.import.run(&bus, Kind::Image, &name, bus.import_image(&name, &files, &options)).await;
+        if made.is_err() {
+            // It came for an image that is not there. That it stays would be the smaller error of the two.
+            let _ = bus.delete(Kind::Kernel, &kernel).await;
+        }
+        made
     }
 
     /// The kernel that a bundle wants, if there is one of that name.

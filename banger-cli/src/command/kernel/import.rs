@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
@@ -61,16 +62,32 @@ impl Import {
             (None, Some(root)) => of_root(root, self.release.as_deref())?,
             (None, None) => of_host(Path::new("/"), &release())?,
         };
-        let kernel = open_file(&vmlinuz)?;
-        let modules = modules.as_deref().map(modules::archive).transpose()?;
-        let mut files = HashMap::from([(import::FILE_KERNEL, Fd::from(kernel.as_fd()))]);
-        if let Some(modules) = &modules {
-            files.insert(import::FILE_MODULES, Fd::from(modules.as_fd()));
-        }
+        let files = Files::open(&vmlinuz, modules.as_deref())?;
         let bus = Bus::connect().await?;
-        let options = self.import.options();
+        let (files, options) = (files.borrowed(), self.import.options());
         let begin = bus.import_kernel(&self.name, &files, &options);
         self.import.run(&bus, Kind::Kernel, &self.name, begin).await
+    }
+}
+
+/// What a kernel is made of, as the service gets it.
+#[derive(Debug)]
+pub struct Files {
+    kernel: File,
+    modules: Option<File>,
+}
+
+impl Files {
+    /// A kernel, and the directory of its modules.
+    pub fn open(vmlinuz: &Path, modules: Option<&Path>) -> Result<Self> {
+        Ok(Self { kernel: open_file(vmlinuz)?, modules: modules.map(modules::archive).transpose()? })
+    }
+
+    /// The files under the names of the call.
+    pub fn borrowed(&self) -> HashMap<&'static str, Fd<'_>> {
+        let kernel = (import::FILE_KERNEL, Fd::from(self.kernel.as_fd()));
+        let modules = self.modules.iter().map(|modules| (import::FILE_MODULES, Fd::from(modules.as_fd())));
+        modules.chain([kernel]).collect()
     }
 }
 

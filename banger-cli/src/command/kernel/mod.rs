@@ -7,6 +7,8 @@ mod pull;
 mod rm;
 mod show;
 
+pub use import::Files;
+
 use clap::Subcommand;
 
 use crate::error::Result;
