@@ -8,7 +8,6 @@
 
 use std::{
     fs::{self, File},
-    io,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -22,7 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     bench::{Machine, median},
     image,
-    run::{cache, command, output, run as shell, say},
+    run::{cache, command, digest_of, hex, output, run as shell, say},
 };
 
 const FULL: &str = "development";
@@ -323,14 +322,4 @@ fn program(name: &str) -> Command {
 fn is_there(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|at| at.join(program).is_file()))
-}
-
-fn digest_of(file: &Path) -> Result<String> {
-    let mut digest = Sha256::new();
-    io::copy(&mut File::open(file)?, &mut digest)?;
-    Ok(hex(&digest.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

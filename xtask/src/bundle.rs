@@ -5,7 +5,7 @@
 
 use std::{
     fs::{File, Permissions},
-    io::{self, Write},
+    io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     image,
-    run::{cache, say},
+    run::{cache, digest_of, hex, say},
 };
 
 /// The kernel that the images of this repository are made for, as the catalog of the package calls it.
@@ -38,9 +38,9 @@ pub fn make(name: &str) -> Result<(PathBuf, String, u64)> {
     let unfinished = tempfile::Builder::new().permissions(everyones).tempfile_in(&directory);
     let unfinished = unfinished.context("cannot make a temporary file")?;
     let doing = || format!("cannot write a bundle of {}", archive.display());
-    let mut packed = Hashing::of(unfinished.as_file());
-    write(name, &archive, &mut packed).with_context(doing)?;
-    let (digest, length) = packed.finish();
+    write(name, &archive, unfinished.as_file()).with_context(doing)?;
+    let digest = digest_of(unfinished.path())?;
+    let length = unfinished.as_file().metadata().with_context(doing)?.len();
     let file = directory.join(format!(
         "{name}-{}-{}.tar.zst",
         std::env::consts::ARCH,
@@ -51,9 +51,7 @@ pub fn make(name: &str) -> Result<(PathBuf, String, u64)> {
 }
 
 fn write(name: &str, archive: &Path, packed: impl Write) -> Result<()> {
-    let mut layer = Hashing::of(io::sink());
-    io::copy(&mut File::open(archive)?, &mut layer)?;
-    let (layer, length) = layer.finish();
+    let (layer, length) = (digest_of(archive)?, archive.metadata()?.len());
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = json!({
         "architecture": architecture,
@@ -64,11 +62,11 @@ fn write(name: &str, archive: &Path, packed: impl Write) -> Result<()> {
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": descriptor(CONFIG, &digest_of(&config), config.to_string().len() as u64),
+        "config": descriptor(CONFIG, &digest_of_text(&config), config.to_string().len() as u64),
         "layers": [descriptor(LAYER, &layer, length)],
         "annotations": { NAME: name, KERNEL: KERNEL_OF_IMAGES },
     });
-    let mut of_image = descriptor(MANIFEST, &digest_of(&manifest), manifest.to_string().len() as u64);
+    let mut of_image = descriptor(MANIFEST, &digest_of_text(&manifest), manifest.to_string().len() as u64);
     of_image["platform"] = json!({ "architecture": architecture, "os": "linux" });
     let index = json!({ "schemaVersion": 2, "manifests": [of_image] });
 
@@ -76,8 +74,8 @@ fn write(name: &str, archive: &Path, packed: impl Write) -> Result<()> {
     for (path, document) in [
         ("oci-layout".to_owned(), &json!({ "imageLayoutVersion": "1.0.0" })),
         ("index.json".to_owned(), &index),
-        (blob(&digest_of(&manifest)), &manifest),
-        (blob(&digest_of(&config)), &config),
+        (blob(&digest_of_text(&manifest)), &manifest),
+        (blob(&digest_of_text(&config)), &config),
     ] {
         let text = document.to_string();
         tar.append_data(&mut header(text.len() as u64), path, text.as_bytes())?;
@@ -102,41 +100,6 @@ fn blob(digest: &str) -> String {
     format!("blobs/sha256/{digest}")
 }
 
-fn digest_of(document: &Value) -> String {
-    hexadecimal(&Sha256::digest(document.to_string()))
-}
-
-fn hexadecimal(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Digests and counts what is written.
-struct Hashing<W> {
-    inner: W,
-    digest: Sha256,
-    length: u64,
-}
-
-impl<W: Write> Hashing<W> {
-    fn of(inner: W) -> Self {
-        Self { inner, digest: Sha256::new(), length: 0 }
-    }
-
-    /// The digest in hexadecimal digits, and the number of bytes.
-    fn finish(self) -> (String, u64) {
-        (hexadecimal(&self.digest.finalize()), self.length)
-    }
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.digest.update(bytes.get(..written).unwrap_or_default());
-        self.length += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
+fn digest_of_text(document: &Value) -> String {
+    hex(&Sha256::digest(document.to_string()))
 }

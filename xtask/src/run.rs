@@ -2,17 +2,20 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
+    io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 
 /// Runs a program to its end; it must succeed.
 pub fn run(command: &mut Command) -> Result<()> {
     let what = command.get_program().to_string_lossy().into_owned();
     // Its standard output is our standard error.
-    let status = command.stdout(std::io::stderr()).status().with_context(|| format!("cannot run {what}"))?;
+    let status = command.stdout(io::stderr()).status().with_context(|| format!("cannot run {what}"))?;
     if !status.success() {
         bail!("{what} failed: {status}");
     }
@@ -34,6 +37,19 @@ pub fn command<I: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item
     let mut command = Command::new(program);
     command.args(arguments);
     command
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The SHA-256 of a file, as hexadecimal digits.
+pub fn digest_of(file: &Path) -> Result<String> {
+    let reading = || format!("cannot read {}", file.display());
+    let mut digest = Sha256::new();
+    io::copy(&mut File::open(file).with_context(reading)?, &mut digest).with_context(reading)?;
+    Ok(hex(&digest.finalize()))
 }
 
 /// Says what is being done.

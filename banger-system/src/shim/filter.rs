@@ -1,7 +1,7 @@
 //! The system calls that are left to a shim and to the monitor that it starts. The monitor narrows this further.
 //!
-//! systemd could set a filter too (`SystemCallFilter=@system-service`), and takes longer for it than for all its other
-//! walls; and where there is no systemd, there is nobody else who does it.
+//! systemd could set a filter too (`SystemCallFilter=@system-service`), and takes longer for it than for any other of
+//! its walls; and where there is no systemd, there is nobody else who does it.
 
 use std::io;
 

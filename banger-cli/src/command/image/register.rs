@@ -60,16 +60,11 @@ pub struct Register {
 
 impl Register {
     pub async fn run(&self) -> Result<u8> {
-        let bus = Bus::connect().await?;
         let mut options = self.import.options();
-        let (file_key, file, name, kernel) = match (&self.oci, &self.rootfs) {
+        let (file_key, file, name, wanted) = match (&self.oci, &self.rootfs) {
             (Some(layout), _) => {
                 let Image { file, parts, name, kernel } = oci_layout::read(layout)?;
                 options.insert(import::PARTS, Variant::from(parts));
-                let kernel = match (&self.kernel, &self.vmlinuz, kernel) {
-                    (None, None, Some(wanted)) => self.known(&bus, wanted).await?,
-                    _ => None,
-                };
                 (import::FILE_LAYOUT, file, name, kernel)
             }
             (None, Some(rootfs)) => (import::FILE_ROOTFS, importing::open_file(rootfs)?, None, None),
@@ -79,24 +74,30 @@ impl Register {
             Error::Usage("this image does not say how it is called".to_owned())
                 .advise("`--name NAME` gives it a name.")
         })?;
-        if let Some(kernel) = self.kernel.clone().or(kernel) {
+        let modules = self.modules.as_deref();
+        let own = self.vmlinuz.as_deref().map(|vmlinuz| kernel::Files::open(vmlinuz, modules)).transpose()?;
+        let bus = Bus::connect().await?;
+        let kernel = match (&self.kernel, &own, wanted) {
+            (Some(kernel), _, _) => Some(kernel.clone()),
+            (None, Some(_), _) => Some(name.clone()),
+            (None, None, Some(wanted)) => self.known(&bus, wanted).await?,
+            (None, None, None) => None,
+        };
+        if let Some(kernel) = kernel {
             options.insert(import::KERNEL_REF, Variant::from(kernel));
         }
         let files = HashMap::from([(file_key, Fd::from(file.as_fd()))]);
-        let Some(vmlinuz) = &self.vmlinuz else {
-            return self
-                .import
-                .run(&bus, Kind::Image, &name, bus.import_image(&name, &files, &options))
-                .await;
+        let begin_image = bus.import_image(&name, &files, &options);
+        let Some(own) = own else {
+            return self.import.run(&bus, Kind::Image, &name, begin_image).await;
         };
-        let of_kernel = kernel::Files::open(vmlinuz, self.modules.as_deref())?;
-        let (of_kernel, shared) = (of_kernel.borrowed(), self.import.options());
+        let (of_kernel, shared) = (own.borrowed(), self.import.options());
         let begin = bus.import_kernel(&name, &of_kernel, &shared);
         let kernel = self.import.make(&bus, Kind::Kernel, &name, begin).await?;
-        options.insert(import::KERNEL_REF, Variant::from(name.clone()));
-        let made = self.import.run(&bus, Kind::Image, &name, bus.import_image(&name, &files, &options)).await;
-        if made.is_err() {
-            // It came for an image that is not there. That it stays would be the smaller error of the two.
+        let made = self.import.run(&bus, Kind::Image, &name, begin_image).await;
+        if made.as_ref().is_err_and(|error| !error.is_left()) {
+            // It came for an image that is not there; one that was left to itself still wants it. That it stays would be
+            // the smaller error of the two.
             let _ = bus.delete(Kind::Kernel, &kernel).await;
         }
         made
