@@ -4,7 +4,8 @@
 //! which is compared with fetching and importing it.
 //!
 //! What is compared with the peer and the floor does not wait for the disk at the end. What is compared with a pull
-//! does, as the pull itself. A cold run reads a layer that is not in memory.
+//! does, as the pull itself. A cold run reads a layer that is not in memory. Each side begins without what another one
+//! wrote, which would take memory from it.
 
 use std::{
     fs::{self, File},
@@ -98,7 +99,7 @@ fn measure(runs: u32, name: &str, tar: &Path, packing: &'static str) -> Result<R
     let home = scratch.path();
     let mut ours = Side::new("the import worker");
     let mut cold = Side::new("the import worker, the layer not in memory");
-    let mut kept = Side::new("the import worker, until the image is on the disk");
+    let mut kept = Side::new("the image of the layer, until it is on the disk");
     let mut peers = Side::new("umoci unpack, mkfs.ext4 -d");
     let mut floor = Side::new("read, digest, unpack and digest on one thread");
     let mut download = Side::new("the layer fetched from a registry on loopback, and no more");
@@ -112,18 +113,21 @@ fn measure(runs: u32, name: &str, tar: &Path, packing: &'static str) -> Result<R
     // The first turn warms up, and is not counted.
     for turn in 0..=runs {
         say(&format!("{packing}, turn {turn} of {runs}"));
-        let Import { seconds: warm, until_kept, kib } = layout.import(home)?;
+        let Import { seconds: warm, kib } = layout.import(home)?;
         memory = memory.max(kib / 1024.0);
+        let image = home.join("image");
         if turn == 0 {
-            let image = home.join("image");
             shell(command("e2fsck", ["-fn"]).arg(&image)).context("the image is not clean")?;
             entries = count(tar)?;
         }
+        fs::remove_file(&image)?;
         let measured_floor = layout.floor()?;
         let peer = if has_peer { Some(layout.peer(home)?) } else { None };
         layout.forget()?;
         let from_disk = layout.import(home)?.seconds;
+        fs::remove_file(&image)?;
         let fetched = layout.download(home)?;
+        let until_kept = layout.keep(home)?;
         let (pulled, pulled_again) = layout.pull(home)?;
         if turn > 0 {
             download.samples_s.push(fetched);
@@ -200,8 +204,6 @@ impl Report {
 /// What one import took.
 struct Import {
     seconds: f64,
-    /// Until the image was on the disk.
-    until_kept: f64,
     /// Memory of the worker.
     kib: f64,
 }
@@ -261,23 +263,33 @@ impl Layout {
         import.arg(format!("sha256:{}", self.digest)).arg(format!("sha256:{}", self.diff_id));
         let figures: Vec<f64> =
             output(&mut import)?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-        let [seconds, until_kept, kib] = figures[..] else { bail!("the import printed no three figures") };
-        Ok(Import { seconds, until_kept, kib })
+        let [seconds, kib] = figures[..] else { bail!("the import printed no two figures") };
+        Ok(Import { seconds, kib })
     }
 
+    /// How long it takes to fetch the layer.
     fn download(&self, home: &Path) -> Result<f64> {
-        let mut download = program("examples/pull_times");
-        let said = output(download.arg("download").arg(home).arg(&self.directory).arg(&self.manifest))?;
-        said.trim().parse().context("the download printed no figure")
+        let said = self.pull_times(&["download".as_ref(), home])?;
+        said.parse().context("the download printed no figure")
+    }
+
+    /// How long it takes to make the image, until it is on the disk.
+    fn keep(&self, home: &Path) -> Result<f64> {
+        let said = self.pull_times(&["import".as_ref(), &target().join("banger-import"), home])?;
+        said.parse().context("the import printed no figure")
     }
 
     /// How long the image takes, the first and the second time.
     fn pull(&self, home: &Path) -> Result<(f64, f64)> {
-        let mut pull = program("examples/pull_times");
-        pull.arg("pull").arg(target().join("banger-import")).arg(home).arg(&self.directory);
-        let said = output(pull.arg(&self.manifest))?;
-        let (first, second) = said.trim().split_once(' ').context("the pull printed no figures")?;
+        let said = self.pull_times(&["pull".as_ref(), &target().join("banger-import"), home])?;
+        let (first, second) = said.split_once(' ').context("the pull printed no figures")?;
         Ok((first.parse()?, second.parse()?))
+    }
+
+    fn pull_times(&self, words: &[&Path]) -> Result<String> {
+        let mut program = program("examples/pull_times");
+        let said = output(program.args(words).arg(&self.directory).arg(&self.manifest))?;
+        Ok(said.trim().to_owned())
     }
 
     fn floor(&self) -> Result<f64> {

@@ -23,6 +23,7 @@ use super::{
     sparse, staging,
     staging::Staging,
     worker::{self, Workers},
+    write_behind::write_behind,
 };
 use crate::{
     domain::{
@@ -95,7 +96,9 @@ impl LocalImages {
         let (archives, fds) = archives.into_iter().unzip();
         let order = Import { archives, size: self.size };
         let files = worker::Files { image: file, spool, archives: fds };
-        let made = worker::import(&*self.workers, image, order, files, progress).await?;
+        let behind = written.try_clone().map_err(doing)?;
+        let import = worker::import(&*self.workers, image, order, files, progress);
+        let made = write_behind(behind, import).await?;
         let size = self.size;
         blocking("finish an image", move || {
             // What wrote it had to do with bytes that nobody vouches for.

@@ -35,3 +35,4 @@ pub mod users;
 pub mod worker;
 pub mod worker_process;
 pub mod worker_systemd;
+mod write_behind;

@@ -1,0 +1,89 @@
+//! A large file that somebody else writes, brought to the disk meanwhile. Little is left to wait for at the end, and
+//! what other programs have in memory stays there: what is on the disk leaves it.
+
+use std::{
+    fs::File,
+    io,
+    sync::mpsc::{RecvTimeoutError, channel},
+    time::Duration,
+};
+
+use rustix::fs::{Advice, fadvise};
+
+use crate::ports::{Error, Result};
+
+/// How long data gather before they go to the disk.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Awaits `work`, which writes to `file`. The kernel tells an error of the disk once to all that have the file open, and
+/// it may tell it here: so it is returned, as that of a last `fsync` would be.
+pub(super) async fn write_behind<T>(file: File, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let (done, ends) = channel::<()>();
+    let behind = tokio::task::spawn_blocking(move || -> io::Result<()> {
+        while ends.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout) {
+            file.sync_data()?;
+            fadvise(&file, 0, None, Advice::DontNeed)?;
+        }
+        Ok(())
+    });
+    let worked = work.await;
+    drop(done);
+    let on_disk = behind.await.unwrap_or_else(|ended| Err(io::Error::other(ended)));
+    let worked = worked?;
+    on_disk.map_err(|error| Error::os("bring a file to the disk", error))?;
+    Ok(worked)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{fs, io::Write};
+
+    use rustix::pipe::pipe;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_meanwhile_and_what_came_of_it_are_there() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut writer = file.reopen().unwrap();
+        let work = async move {
+            for part in [b"one", b"two"] {
+                writer.write_all(part).unwrap();
+                sleep(PAUSE * 2).await;
+            }
+            Ok(7)
+        };
+        assert_eq!(write_behind(file.reopen().unwrap(), work).await.unwrap(), 7);
+        assert_eq!(fs::read_to_string(file.path()).unwrap(), "onetwo");
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_disk_is_not_lost() {
+        // Nothing brings a pipe to a disk. On a busy machine it may take longer to be tried.
+        for tries in 1..100 {
+            let (_reader, writer) = pipe().unwrap();
+            let work = async {
+                sleep(PAUSE * 2 * tries).await;
+                Ok(())
+            };
+            match write_behind(File::from(writer), work).await {
+                Ok(()) => {}
+                Err(Error::Os { .. }) => return,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        panic!("no error was told");
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_work_counts_more() {
+        let (_reader, writer) = pipe().unwrap();
+        let work = async {
+            sleep(PAUSE * 4).await;
+            Err::<(), _>(Error::HostNotReady { message: "on purpose".to_owned() })
+        };
+        assert!(matches!(write_behind(File::from(writer), work).await, Err(Error::HostNotReady { .. })));
+    }
+}
