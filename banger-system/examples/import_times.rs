@@ -1,10 +1,11 @@
-//! The times of one import, for `cargo xtask bench import`: that of a worker with its walls, from the order to the
-//! image, and that of what no import can do without. Prints them in seconds, and what the bench wants to know.
+//! The times of one import, for `cargo xtask bench import`: that of a layer which a worker behind its walls makes an
+//! image, until the image is on the disk, and that of what no import can do without. Prints them in seconds, and what
+//! the bench wants to know.
 
 use std::{
     fs::{self, File},
     io::{self, BufReader, Read},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -17,12 +18,11 @@ use anyhow::{Context, Result, bail, ensure};
 use banger_proto::size::Bytes;
 use banger_system::{
     domain::{id::ImageId, resource::Places},
-    host::{
-        worker::{self, Files},
-        worker_process::ProcessWorkers,
+    host::{image_files::LocalImages, worker_process::ProcessWorkers},
+    ports::{
+        ImageFiles,
+        images::{Content, Layer, Packing, Unwatched},
     },
-    importer::message::{Archive, Claim, Import},
-    ports::images::{Packing, Unwatched},
 };
 use sha2::{Digest, Sha256};
 
@@ -52,7 +52,7 @@ fn parse(packing: &str) -> Result<Packing> {
     })
 }
 
-/// Prints how long it took, and the memory of the worker in KiB.
+/// Prints how long it took, the memory of the worker in KiB, and where the image is.
 fn import(
     program: &Path,
     home: &Path,
@@ -63,18 +63,15 @@ fn import(
 ) -> Result<()> {
     let libexec = program.parent().context("the worker has no directory")?.to_owned();
     let places = Places { state: home.join("state"), runtime: home.join("run"), libexec };
-    let workers = ProcessWorkers::new(places);
-    let new = |name: &str| -> io::Result<(PathBuf, File)> {
-        let path = home.join(name);
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
-        Ok((path, file))
+    let images = LocalImages::new(places.clone(), Arc::new(ProcessWorkers::new(places.clone())), SIZE);
+    let layer = Layer {
+        blob: File::open(blob)?.into(),
+        offset: None,
+        packing,
+        size: Bytes(fs::metadata(blob)?.len()),
+        digest: digest.parse()?,
+        diff_id: diff_id.parse()?,
     };
-    let ((_, image), (spool_path, spool)) = (new("image")?, new("spool")?);
-    fs::remove_file(spool_path)?;
-    let size = Bytes(fs::metadata(blob)?.len());
-    let claim = Some(Claim { size, digest: digest.to_owned(), diff_id: diff_id.to_owned() });
-    let order = Import { archives: vec![Archive { packing, claim, offset: None }], size: SIZE };
-    let files = Files { image, spool, archives: vec![File::open(blob)?.into()] };
     let (done, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let watcher = {
         let (done, most) = (Arc::clone(&done), Arc::clone(&most));
@@ -87,12 +84,12 @@ fn import(
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let began = Instant::now();
-    let made = runtime.block_on(worker::import(&workers, IMAGE, order, files, Arc::new(Unwatched)));
+    let made = runtime.block_on(images.import(IMAGE, Content::Layers(vec![layer]), Arc::new(Unwatched)));
     let took = began.elapsed();
     done.store(true, Relaxed);
     let _ = watcher.join();
     made?;
-    println!("{} {}", took.as_secs_f64(), most.load(Relaxed));
+    println!("{} {} {}", took.as_secs_f64(), most.load(Relaxed), places.image(IMAGE).display());
     Ok(())
 }
 

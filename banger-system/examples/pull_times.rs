@@ -1,7 +1,6 @@
 //! The times of one pull, for `cargo xtask bench import`: that of the engine, with the worker and its walls, of an
 //! image of a registry on this host of which nothing is here yet, and of the same image a second time; or that of
-//! fetching it alone, or of making the image of its layers alone. Prints them in seconds. Each begins with nothing of
-//! the others on the disk or in memory.
+//! fetching it alone. Prints them in seconds.
 
 use std::{
     fs::{self, File},
@@ -19,8 +18,8 @@ use banger_proto::size::Bytes;
 use banger_system::{
     config::{Config, Host},
     domain::{
-        id::{ImageId, Uid},
-        oci::{Descriptor, LayerFacts, credentials::Credentials, platform::Platform},
+        id::Uid,
+        oci::{credentials::Credentials, platform::Platform},
         resource::Places,
     },
     engine::{
@@ -34,8 +33,8 @@ use banger_system::{
         worker_process::ProcessWorkers,
     },
     ports::{
-        ImageFiles, Ports,
-        images::{Content, Layer, Unwatched},
+        Ports,
+        images::Unwatched,
         registry::{Registry, Source},
     },
     sim::Sim,
@@ -55,15 +54,11 @@ fn main() -> Result<()> {
             let source = source(Path::new(layout), manifest)?;
             runtime.block_on(download(Path::new(home), &source))
         }
-        ["import", program, home, layout, manifest] => {
-            let source = source(Path::new(layout), manifest)?;
-            runtime.block_on(import(Path::new(program), Path::new(home), Path::new(layout), &source))
-        }
         ["pull", program, home, layout, manifest] => {
             let source = source(Path::new(layout), manifest)?;
             runtime.block_on(pull(Path::new(program), Path::new(home), source))
         }
-        _ => bail!("pull_times download HOME LAYOUT MANIFEST | import|pull WORKER HOME LAYOUT MANIFEST"),
+        _ => bail!("pull_times download HOME LAYOUT MANIFEST | pull WORKER HOME LAYOUT MANIFEST"),
     }
 }
 
@@ -87,36 +82,13 @@ fn drain(blob: OwnedFd) -> io::Result<u64> {
     io::copy(&mut File::from(blob), &mut io::sink())
 }
 
-/// The image of layers that are files already, until it is on the disk.
-async fn import(program: &Path, home: &Path, layout: &Path, source: &Source) -> Result<()> {
-    let places = places(program, home)?;
-    let found = Registries::new(&home.join("cache"), CACHE, Patience::default()).resolve(source).await?;
-    let layer = |facts: &LayerFacts| -> Result<Layer> {
-        let blob = File::open(layout.join("blobs/sha256").join(facts.blob.digest.hex()))?.into();
-        let LayerFacts { blob: Descriptor { size, digest }, packing, diff_id } = *facts;
-        Ok(Layer { blob, offset: None, packing, size, digest, diff_id })
-    };
-    let layers = found.layers.iter().map(layer).collect::<Result<_>>()?;
-    let began = Instant::now();
-    images(&places).import(ImageId::random(), Content::Layers(layers), Arc::new(Unwatched)).await?;
-    println!("{}", began.elapsed().as_secs_f64());
-    Ok(fs::remove_dir_all(&places.state)?)
-}
-
-fn places(program: &Path, home: &Path) -> Result<Places> {
-    let libexec = program.parent().context("the worker has no directory")?.to_owned();
-    Ok(Places { state: home.join("state"), runtime: home.join("run"), libexec })
-}
-
-fn images(places: &Places) -> LocalImages {
-    LocalImages::new(places.clone(), Arc::new(ProcessWorkers::new(places.clone())), SIZE)
-}
-
 async fn pull(program: &Path, home: &Path, source: Source) -> Result<()> {
-    let places = places(program, home)?;
+    let libexec = program.parent().context("the worker has no directory")?.to_owned();
+    let places = Places { state: home.join("state"), runtime: home.join("run"), libexec };
     let cache = home.join("cache");
+    let workers = Arc::new(ProcessWorkers::new(places.clone()));
     let ports = Ports {
-        image_files: Arc::new(images(&places)),
+        image_files: Arc::new(LocalImages::new(places.clone(), workers, SIZE)),
         registry: Arc::new(Registries::new(&cache, CACHE, Patience::default())),
         ..Sim::new().ports()
     };
