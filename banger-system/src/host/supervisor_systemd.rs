@@ -42,7 +42,6 @@ impl SystemdSupervisor {
             program: shim::program(&self.places),
             user: resource::dynamic_user(wanted.vm),
             slice: resource::slice_name(wanted.owner),
-            sockets: vec!["AF_UNIX"],
         };
         let mut list = Properties::confined(&self.places, kind, socket)?;
         // At the end of the host, this service goes first and powers guests off in order.

@@ -195,8 +195,6 @@ pub(super) struct Kind<'a> {
     pub(super) user: String,
     /// What its limits are part of.
     pub(super) slice: String,
-    /// Which sockets it may make.
-    pub(super) sockets: Vec<&'static str>,
 }
 
 impl Properties {
@@ -239,16 +237,13 @@ impl Properties {
         set("ProtectProc", "invisible".into())?;
         set("ProcSubset", "pid".into())?;
         // Our programs filter their system calls themselves. So, without /sys, and without what of /proc is no process,
-        // systemd's protections of modules, clocks, the log and the host's name would close closed doors, and cost as
-        // much as all others together (docs/decisions/0017-walls-of-a-unit.md).
+        // systemd's protections of modules, clocks, the log and the host's name, and its limits of sockets, namespaces
+        // and personalities, would close closed doors, and cost as much as all others together
+        // (docs/decisions/0017-walls-of-a-unit.md).
         set("InaccessiblePaths", vec![SYS].into())?;
-        set("RestrictAddressFamilies", (true, kind.sockets).into())?;
-        set("RestrictNamespaces", 0u64.into())?;
-        set("RestrictRealtime", true.into())?;
+        // With a user of its own it is so in any case.
         set("RestrictSUIDSGID", true.into())?;
-        set("LockPersonality", true.into())?;
         set("KeyringMode", "private".into())?;
-        set("SystemCallArchitectures", vec!["native"].into())?;
         set("MemorySwapMax", 0u64.into())?;
         set("LimitCORE", 0u64.into())?;
         Ok(list)

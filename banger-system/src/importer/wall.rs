@@ -3,7 +3,6 @@
 //! this; each would do alone.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io,
     net::TcpListener,
@@ -13,11 +12,10 @@ use std::{
 
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
+use seccompiler::{BackendError, BpfProgram, SeccompCmpOp};
 
 use super::message::{Attempt, Failure};
+use crate::shim::filter::{allow, when};
 
 /// Memory that it may map: what the largest image takes that is not refused, and the largest window of zstd.
 const MAX_MEMORY: u64 = 3 << 30;
@@ -102,30 +100,15 @@ pub(super) fn close() -> Result<(), Failure> {
     Ok(())
 }
 
-/// The filters, each of which has to let a call pass.
-fn filters() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
-    let architecture = std::env::consts::ARCH.try_into()?;
-    let refuse = SeccompAction::Errno(libc::EPERM as u32);
-    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
-    let when = |argument, operator, value| {
-        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
-        Ok::<_, seccompiler::BackendError>(vec![SeccompRule::new(vec![condition])?])
-    };
+fn filters() -> Result<[BpfProgram; 2], BackendError> {
     // Threads, but no processes.
     let thread = libc::CLONE_THREAD as u64;
-    allowed.insert(libc::SYS_clone, when(0, SeccompCmpOp::MaskedEq(thread), thread)?);
-    allowed.insert(libc::SYS_statx, when(2, SeccompCmpOp::MaskedEq(AT_EMPTY_PATH), AT_EMPTY_PATH)?);
-    allowed.insert(libc::SYS_prctl, when(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?);
-    // The filter below has the last word on it.
-    allowed.insert(libc::SYS_clone3, Vec::new());
-    let main = SeccompFilter::new(allowed, refuse, SeccompAction::Allow, architecture)?;
-    // What it asks for stands in memory, where no filter sees it. The C library takes the older call when this
-    // one is not there.
-    let newer = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
-    let newer = SeccompFilter::new(newer, SeccompAction::Allow, absent, architecture)?;
-    // The first one set is asked last, and forbids what sets the second.
-    Ok([newer.try_into()?, main.try_into()?])
+    let conditional = [
+        (libc::SYS_clone, when(0, SeccompCmpOp::MaskedEq(thread), thread)?),
+        (libc::SYS_statx, when(2, SeccompCmpOp::MaskedEq(AT_EMPTY_PATH), AT_EMPTY_PATH)?),
+        (libc::SYS_prctl, when(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?),
+    ];
+    allow(CALLS.iter(), conditional)
 }
 
 /// Tries what must not be possible behind the walls.

@@ -1,11 +1,14 @@
 //! The system calls that are left to a shim and to the monitor that it starts. The monitor narrows this further.
 //!
-//! systemd could set a filter too (`SystemCallFilter=@system-service`), and takes longer for it than for any other of
-//! its walls; and where there is no systemd, there is nobody else who does it.
+//! systemd could set filters too (`SystemCallFilter=@system-service`, `RestrictAddressFamilies=` and others like it), and
+//! takes longer for them than for all of its other walls; and where there is no systemd, there is nobody else who does it.
 
-use std::io;
+use std::{collections::BTreeMap, io};
 
-use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 
 /// What a program needs that computes, that reads and writes files, sockets and devices, and that has threads. What
 /// makes namespaces, mounts, keys, modules, clocks or programs of the kernel is missing, as are io_uring and whatever
@@ -69,7 +72,7 @@ const CALLS: &[i64] = &[
     libc::SYS_vmsplice,
     libc::SYS_write,
     libc::SYS_writev,
-    // Sockets, whose families are limited elsewhere.
+    // Sockets, once they are there.
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_bind,
@@ -86,8 +89,6 @@ const CALLS: &[i64] = &[
     libc::SYS_sendto,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
-    libc::SYS_socket,
-    libc::SYS_socketpair,
     // Waiting.
     libc::SYS_clock_getres,
     libc::SYS_clock_gettime,
@@ -137,8 +138,6 @@ const CALLS: &[i64] = &[
     // Itself, its threads and its child.
     libc::SYS_capget,
     libc::SYS_capset,
-    libc::SYS_clone,
-    libc::SYS_clone3,
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_exit,
@@ -183,7 +182,6 @@ const CALLS: &[i64] = &[
     libc::SYS_sched_getscheduler,
     libc::SYS_sched_rr_get_interval,
     libc::SYS_sched_setaffinity,
-    libc::SYS_sched_setattr,
     libc::SYS_sched_yield,
     // A monitor closes walls of its own.
     libc::SYS_seccomp,
@@ -234,20 +232,69 @@ const OLDER: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[i64] = &[];
 
+/// What of `clone`'s flags makes a namespace. That of time cannot be asked for by it.
+const NAMESPACES: i32 = libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWUTS;
+
 /// Leaves this process, and all that it starts, these calls only. Others fail instead of killing: QEMU asks for
 /// io_uring and for memory policies, and does without. To be called while the process has one thread, and has given up
 /// further privileges.
 pub fn close() -> io::Result<()> {
-    let filter =
-        make().map_err(|error| io::Error::other(format!("cannot make the filter of calls: {error}")))?;
-    seccompiler::apply_filter(&filter)
-        .map_err(|error| io::Error::other(format!("cannot set the filter of calls: {error}")))
+    let filters =
+        filters().map_err(|error| io::Error::other(format!("cannot make the filter of calls: {error}")))?;
+    for filter in filters {
+        seccompiler::apply_filter(&filter)
+            .map_err(|error| io::Error::other(format!("cannot set the filter of calls: {error}")))?;
+    }
+    Ok(())
 }
 
-fn make() -> Result<BpfProgram, BackendError> {
-    let allowed = CALLS.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
+fn filters() -> Result<[BpfProgram; 2], BackendError> {
+    let unix = || when(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
+    let in_the_same_namespaces = when(0, SeccompCmpOp::MaskedEq(NAMESPACES as u64), 0)?;
+    let conditional = [
+        (libc::SYS_socket, unix()?),
+        (libc::SYS_socketpair, unix()?),
+        (libc::SYS_clone, in_the_same_namespaces),
+    ];
+    allow(CALLS.iter().chain(OLDER), conditional)
+}
+
+/// The condition that an argument of a call, of which the lower 32 bits count, fits.
+pub(crate) fn when(
+    argument: u8,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<Vec<SeccompRule>, BackendError> {
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
+    Ok(vec![SeccompRule::new(vec![condition])?])
+}
+
+/// The filters that let calls pass, some only on a condition; each of the filters has to let a call pass. They are to be
+/// set in their order.
+pub(crate) fn allow<'a>(
+    calls: impl Iterator<Item = &'a i64>,
+    conditional: impl IntoIterator<Item = (i64, Vec<SeccompRule>)>,
+) -> Result<[BpfProgram; 2], BackendError> {
+    let architecture = std::env::consts::ARCH.try_into()?;
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
-    SeccompFilter::new(allowed, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?.try_into()
+    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|call| (*call, Vec::new())).collect();
+    allowed.extend(conditional);
+    // The filter below has the last word on it.
+    allowed.insert(libc::SYS_clone3, Vec::new());
+    let main = SeccompFilter::new(allowed, refuse, SeccompAction::Allow, architecture)?;
+    // What it asks for stands in memory, where no filter sees it. The C library takes the older call when this one is
+    // not there.
+    let newer = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
+    let newer = SeccompFilter::new(newer, SeccompAction::Allow, absent, architecture)?;
+    // The first one set is asked last, and forbids what sets the second.
+    Ok([newer.try_into()?, main.try_into()?])
 }
 
 #[cfg(test)]
@@ -257,10 +304,15 @@ mod tests {
 
     use rustix::{
         io::Errno,
+        net::{AddressFamily, SocketType, socket},
         thread::{UnshareFlags, set_no_new_privs, unshare_unsafe},
     };
 
     use super::*;
+
+    fn make_socket(family: AddressFamily) -> Result<(), Errno> {
+        socket(family, SocketType::STREAM, None).map(drop)
+    }
 
     #[test]
     fn what_is_not_left_fails_and_the_rest_goes_on() {
@@ -273,6 +325,15 @@ mod tests {
             let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWUTS) };
             assert_eq!(unshared.unwrap_err(), Errno::PERM);
             assert_eq!(rustix::system::sethostname(b"x").unwrap_err(), Errno::PERM);
+            assert_eq!(make_socket(AddressFamily::INET).unwrap_err(), Errno::PERM);
+            assert_eq!(make_socket(AddressFamily::VSOCK).unwrap_err(), Errno::PERM);
+            assert!(make_socket(AddressFamily::UNIX).is_ok());
+            // What the C library and the kernel make of flags is not asked.
+            // SAFETY: the child, should there be one, ends at once.
+            #[expect(unsafe_code, reason = "no library calls clone with flags of one's own")]
+            let cloned =
+                unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0) };
+            assert_eq!((cloned, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
             assert!(std::fs::read("/proc/self/status").is_ok());
             let status = std::process::Command::new("true").status().unwrap();
             assert!(status.success());
