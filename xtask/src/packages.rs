@@ -42,6 +42,8 @@ const PACKAGES: &[&str] = &[
     "openssh-client",
     "rsync",
     "curl",
+    // A resolver that tests put in the place of the host's.
+    "dnsmasq-base",
     // A terminal that tests type into.
     "tmux",
     // For completions and manual pages.

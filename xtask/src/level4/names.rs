@@ -8,6 +8,7 @@ use crate::host::Host;
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("guests of one user and the host know sandboxes by name, and nobody else does", names),
     ("a sandbox that dies loses its name, and resolved learns everything again when it restarts", churn),
+    ("without resolved, dnsmasq or a line of resolv.conf lets the host know sandboxes by name", recipes),
 ];
 
 /// Ends with success once a name is there, or is not.
@@ -85,4 +86,51 @@ fn churn(host: &Host) -> Result<()> {
     script(host, "alice", "banger vm kill brief --signal KILL")?;
     root("until_gone brief.vm; until_known steady.vm")?;
     script(host, "alice", "banger vm delete brief; banger vm delete --force steady").map(drop)
+}
+
+/// What docs/network.md tells those who have no systemd-resolved.
+fn recipes(host: &Host) -> Result<()> {
+    script(host, "alice", "banger vm create --quiet --vcpu 1 --name asked")?;
+    let told = script(
+        host,
+        "alice",
+        "banger vm show asked --json | grep -o '\"address\": *\"[^\"]*' | cut -d '\"' -f 4",
+    )?;
+    let session = r#"
+        address=$1
+        cd "$(mktemp -d)"
+        gateway=$(ip -4 -oneline address show dev banger0 | sed 's,.*inet \([0-9.]*\).*,\1,')
+        subnet=${gateway%.*.*}.0.0/16
+        # The library of C asks the servers of resolv.conf, and nobody else.
+        echo 'hosts: dns' > nsswitch.conf
+        ask() {
+            unshare --mount sh -euc '
+                mount --bind resolv.conf /etc/resolv.conf; mount --bind nsswitch.conf /etc/nsswitch.conf; getent "$@"' ask "$@"
+        }
+        echo "server=/vm/$gateway
+        rev-server=$subnet,$gateway
+        bind-dynamic
+        listen-address=127.0.0.9
+        no-resolv
+        user=nobody" > dnsmasq.conf
+        dnsmasq --keep-in-foreground --conf-file=dnsmasq.conf &
+        dnsmasq=$!
+        echo 'nameserver 127.0.0.9' > resolv.conf
+        for n in $(seq 50); do ask ahostsv4 asked.vm > seen && break; sleep 0.1; done
+        grep -q "^$address " seen && echo dnsmasq knows the name
+        ask hosts "$address" | grep -q 'asked.alice.vm$' && echo dnsmasq knows the address
+        ! ask ahostsv4 nobody.vm && echo dnsmasq knows no other
+        kill $dnsmasq
+        printf 'nameserver %s\nnameserver 127.0.0.53\n' $gateway > resolv.conf
+        ask ahostsv4 asked.vm | grep -q "^$address " && echo resolv.conf knows the name
+        # The second server knows it, and is asked since the first one refuses.
+        echo '192.0.2.7 elsewhere.test' >> /etc/hosts
+        ask ahostsv4 elsewhere.test | grep -q '^192.0.2.7 ' && echo resolv.conf goes on
+        sed -i '/elsewhere.test/d' /etc/hosts"#;
+    let out = expect(&host.enter(&["sh", "-euc", session, "recipes", told.trim()]).output()?, 0)?;
+    for line in ["knows the name", "knows the address", "knows no other"] {
+        ensure!(out.contains(&format!("dnsmasq {line}")), "{out:?}");
+    }
+    ensure!(out.contains("resolv.conf knows the name") && out.contains("resolv.conf goes on"), "{out:?}");
+    script(host, "alice", "banger vm delete --force --quiet asked").map(drop)
 }

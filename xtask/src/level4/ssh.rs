@@ -3,14 +3,18 @@
 use anyhow::{Result, ensure};
 
 use super::{Check, as_user, expect, script, text};
-use crate::host::Host;
+use crate::{
+    host::{self, Host},
+    image,
+};
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("ssh, scp, rsync and forwarded ports work without a prompt", session),
     ("vm ssh needs no configuration and its status is the command's", without_configuration),
     ("a guest that shows another key is refused", wrong_key),
     ("a guest shows no key of its image and lets in what its user adds", keys_of_the_guest),
-    ("a network service of the image leaves the interface alone", keep_out),
+    ("systemd-networkd leaves the interface of a guest alone", keep_networkd_out),
+    ("NetworkManager, ifupdown and dhcpcd leave the interface of a guest alone", keep_others_out),
     ("others reach a guest neither by ssh nor by its proxy", others),
 ];
 
@@ -118,7 +122,7 @@ fn keys_of_the_guest(host: &Host) -> Result<()> {
     Ok(())
 }
 
-fn keep_out(host: &Host) -> Result<()> {
+fn keep_networkd_out(host: &Host) -> Result<()> {
     let session = "
         banger vm create --quiet --vcpu 1 --name wired
         banger vm exec wired -- sh -ec '
@@ -134,6 +138,39 @@ fn keep_out(host: &Host) -> Result<()> {
     ensure!(has(&["eth0", "unmanaged"]), "networkd takes the interface: {out:?}");
     ensure!(has(&["nameserver", "172."]), "there is no name server: {out:?}");
     ensure!(has(&["wired.vm", "wired"]) && has(&["active"]), "{out:?}");
+    Ok(())
+}
+
+/// Each of them would find no answer on the link, and take the address away or give the interface another.
+fn keep_others_out(host: &Host) -> Result<()> {
+    let tar = host::inside(&image::archive("network-programs")?)?;
+    let register = format!("banger image register --shared --name programs --rootfs {}", tar.display());
+    expect(&host.enter(&["sh", "-euc", &register]).output()?, 0)?;
+    let session = r#"
+        banger vm create --quiet --vcpu 1 --image programs --name wired
+        banger vm exec wired -- sh -ec '
+            printf "auto eth0\niface eth0 inet dhcp\n" >> /etc/network/interfaces'
+        banger vm restart --quiet wired
+        address=$(banger vm show wired --json | grep -o '"address": *"[^"]*' | cut -d '"' -f 4)
+        banger vm exec wired -- sh -ec '
+            until [ -S /run/systemd/private ]; do sleep 0.2; done
+            systemctl is-system-running --wait || true
+            systemctl is-active NetworkManager.service networking.service dhcpcd.service
+            nmcli --terse --fields DEVICE,STATE device
+            ifquery --state
+            journalctl --boot --output=cat --unit=dhcpcd.service
+            ip -4 -oneline address show dev eth0; ps -e -o args=' > seen
+        cat seen
+        grep -q "inet $address/" seen && echo the same address
+        banger vm delete --force --quiet wired"#;
+    let out = script(host, "alice", session)?;
+    expect(&host.enter(&["banger", "image", "delete", "programs"]).output()?, 0)?;
+    let count = |line: &str| out.lines().filter(|seen| seen.contains(line)).count();
+    for line in ["eth0:unmanaged", "eth0=eth0", "no valid interfaces found", "the same address"] {
+        ensure!(count(line) > 0, "no {line:?} in {out:?}");
+    }
+    let programs = out.lines().filter(|line| *line == "active").count();
+    ensure!(programs == 3 && count("inet ") == 1 && count("dhclient") == 0, "{out:?}");
     Ok(())
 }
 
