@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     build::{self, Programs},
     install,
-    run::{cache, command, repository, run},
+    run::{cache, command, hex, repository, run},
 };
 
 /// The name of the package's file.
@@ -89,7 +89,7 @@ fn digest(tree: &Path) -> Result<String> {
         hasher.update(file.strip_prefix(tree)?.as_os_str().as_encoded_bytes());
         io::copy(&mut File::open(&file)?, &mut hasher)?;
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }
 
 fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     build, install, packages,
-    run::{cache, command, run, say},
+    run::{cache, command, hex, run, say},
 };
 
 /// How long systemd may take to come up.
@@ -136,7 +136,7 @@ fn cgroup() -> PathBuf {
     let base = if hybrid.is_dir() { hybrid } else { Path::new("/sys/fs/cgroup") };
     // Each clone of the repository has a private host of its own.
     let directory = Sha256::digest(directory().as_os_str().as_encoded_bytes());
-    let digits: String = directory.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let digits = hex(&directory[..4]);
     base.join(format!("banger-private-host-{digits}"))
 }
 

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     bundle, ext4, packages,
-    run::{cache, command, output, repository, run as shell, say},
+    run::{cache, command, hex, output, repository, run as shell, say},
 };
 
 /// Grows when the recipe changes in what its inputs do not show.
@@ -69,7 +69,7 @@ pub fn ensure(name: &str) -> Result<PathBuf> {
 pub fn archive(name: &str) -> Result<PathBuf> {
     let included = packages_in(&repository().join("xtask/images").join(format!("{name}.packages")))?;
     let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{}\n{}", TAR.join(" "), included.join("\n")));
-    let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&digest[..6]);
     let directory = cache().join("images");
     let archive = directory.join(format!("{name}-{digest}.tar"));
     if archive.exists() {
@@ -94,7 +94,7 @@ fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
 
     let size = if name == "minimal" { SIZE_OF_MINIMAL } else { SIZE };
     let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{size}\n{}", included.join("\n")));
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&digest);
     let directory = cache().join("images");
     let image = directory.join(format!("{name}-{}.ext4", &digest[..12]));
     if image.exists() && !rebuild {

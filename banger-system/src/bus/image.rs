@@ -6,7 +6,7 @@ use std::{
 };
 
 use banger_proto::bus::{ErrorName, names::IMAGE_INTERFACE, option::image_config};
-use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
+use zbus::{OwnedFd, OwnedObjectPath, Variant, interface, message::Header};
 
 use super::{
     border::{Border, Target},
@@ -15,7 +15,7 @@ use super::{
         Change::{self, Never, Told, Untold},
         Kind, Property, border,
     },
-    options::Options,
+    options::{Dict, Options},
     path,
 };
 use crate::{
@@ -131,7 +131,7 @@ pub struct Methods {
 /// An image.
 #[interface(name = "dev.banger.Manager1.Image", introspection_docs = false)]
 impl Methods {
-    async fn delete(&self, options: HashMap<String, OwnedVariant>) -> Result<()> {
+    async fn delete(&self, options: Dict) -> Result<()> {
         Options::new(options).finish()?;
         Ok(border(&self.border)?.engine.delete_image(self.id).await?)
     }
@@ -140,7 +140,7 @@ impl Methods {
     async fn export(
         &self,
         file: OwnedFd,
-        options: HashMap<String, OwnedVariant>,
+        options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         Options::new(options).finish()?;

@@ -18,6 +18,7 @@ use super::{
     },
     image::ImageKind,
     kernel::KernelKind,
+    options::Dict,
     path,
 };
 use crate::{
@@ -178,10 +179,7 @@ impl Methods {
     }
 
     #[zbus(out_args("result", "error_name", "error_message", "data"))]
-    async fn wait(
-        &self,
-        timeout_usec: u64,
-    ) -> Result<(String, String, String, HashMap<String, OwnedVariant>)> {
+    async fn wait(&self, timeout_usec: u64) -> Result<(String, String, String, Dict)> {
         let timeout = (timeout_usec != 0).then(|| Duration::from_micros(timeout_usec));
         let border = border(&self.border)?;
         let job = border.engine.wait_job(self.id, timeout).await?;

@@ -1,12 +1,9 @@
 //! `dev.banger.Manager1.Kernel`: a kernel.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Weak},
-};
+use std::sync::{Arc, Weak};
 
 use banger_proto::bus::{ErrorName, names::KERNEL_INTERFACE};
-use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
+use zbus::{OwnedObjectPath, Variant, interface};
 
 use super::{
     border::{Border, Target},
@@ -15,7 +12,7 @@ use super::{
         Change::{self, Never, Told, Untold},
         Kind, Property, border,
     },
-    options::Options,
+    options::{Dict, Options},
     path,
 };
 use crate::{
@@ -96,7 +93,7 @@ pub struct Methods {
 /// A kernel.
 #[interface(name = "dev.banger.Manager1.Kernel", introspection_docs = false)]
 impl Methods {
-    async fn delete(&self, options: HashMap<String, OwnedVariant>) -> Result<()> {
+    async fn delete(&self, options: Dict) -> Result<()> {
         Options::new(options).finish()?;
         Ok(border(&self.border)?.engine.delete_kernel(self.id).await?)
     }

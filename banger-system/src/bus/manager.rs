@@ -6,59 +6,45 @@ use std::{
     time::Duration,
 };
 
-use banger_proto::{
-    bus::{
-        ErrorName,
-        names::{MANAGER_INTERFACE, action},
-        option::{catalog, create, filter, import, prune, pull, pull_kernel, refresh, subscribe},
-        record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow},
-    },
-    size::Bytes,
+use banger_proto::bus::{
+    ErrorName,
+    names::{MANAGER_INTERFACE, action},
+    option::{catalog, filter, import, prune, pull_kernel, refresh, subscribe},
+    record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow},
 };
 use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
 
 use super::{
     border::{Border, Target},
     caller::Caller,
+    catalog::{facts, kind_of},
     error::{Error, Result},
     export::{Change, Kind, Property, border, export},
     image::ImageKind,
     job,
     kernel::KernelKind,
-    options::Options,
+    options::{Dict, Options},
     path,
-    vm::{VmKind, read_start},
+    request::{Files, parse_name, read_create, read_import, read_pull},
+    vm::VmKind,
 };
 use crate::{
     domain::{
         dns::DOMAIN,
         id::{JobId, Uid},
-        monitor::Wish,
         name::Name,
-        net::nic::Nat,
-        oci::{credentials::Credentials, manifest::MAX_LAYERS, platform::Platform, reference::ImageRef},
-        ssh::AuthorizedKey,
-        vm::Init,
     },
     engine::{
-        Engine, Offer, error,
-        request::{CreateVm, ImportImage, ImportKernel, Original, Other, PullImage, PullKernel, Whence},
+        Engine,
+        request::{ImportKernel, Other, PullKernel},
     },
-    ports::{
-        Interaction, Question, Status, Verdict,
-        images::Part,
-        registry::{Prune, Source},
-    },
+    ports::{Interaction, Question, Status, Verdict, registry::Prune},
 };
 
 /// Grows by one with each addition to the interfaces.
 const API_LEVEL: u32 = 4;
 /// What this service can do, for clients that are newer than it.
 const FEATURES: [&str; 7] = ["agent", "catalog", "image-import", "image-pull", "kernel-import", "log", "ssh"];
-/// What a label, and all of them, may be.
-const MAX_LABELS: usize = 32;
-const MAX_LABEL: usize = 256;
-
 /// The kind of the manager.
 #[derive(Clone)]
 pub struct ManagerKind;
@@ -134,8 +120,6 @@ pub struct Methods {
     border: Weak<Border>,
 }
 
-type Dict = HashMap<String, OwnedVariant>;
-
 /// The manager.
 #[interface(name = "dev.banger.Manager1", introspection_docs = false)]
 impl Methods {
@@ -190,26 +174,7 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         let (border, caller) = self.enter(&header).await?;
-        let name = parse_name(&name)?;
-        let mut files = Files(files);
-        let layout = files.optional(import::FILE_LAYOUT);
-        let rootfs = match layout {
-            Some(_) => None,
-            None => Some(files.required(import::FILE_ROOTFS)?),
-        };
-        files.finish()?;
-        let mut options = Options::new(options);
-        let content = match (rootfs, layout) {
-            (Some(rootfs), _) => Original::Rootfs(rootfs),
-            (None, Some(layout)) => Original::Layout(layout, read_parts(&options.ranges(import::PARTS)?)?),
-            (None, None) => return Err(Error::new(ErrorName::InvalidArgs, "there is no file")),
-        };
-        let shared = options.boolean(import::SHARED)?.unwrap_or_default();
-        let kernel = options.string(import::KERNEL_REF)?;
-        options.finish()?;
-        let kernel = kernel.map(|text| border.usable_kernel(&caller, &text)).transpose()?;
-        border.may_share(&caller, shared, &name).await?;
-        let request = ImportImage { owner: caller.uid, name, shared, kernel, content };
+        let request = read_import(&border, &caller, &name, files, options).await?;
         let job = border.engine.import_image(request)?;
         border.hand_over_job(&caller, job).await
     }
@@ -222,31 +187,7 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         let (border, caller) = self.enter(&header).await?;
-        let called: Option<Name> = reference.parse().ok();
-        let reference: ImageRef =
-            reference.parse().map_err(|error| Error::of(ErrorName::InvalidArgs, &error))?;
-        let mut options = Options::new(options);
-        let name = options.string(pull::NAME)?.map(|name| parse_name(&name)).transpose()?;
-        let kernel = options.string(pull::KERNEL)?;
-        let platform = read_platform(options.string(pull::PLATFORM)?)?;
-        let credentials = options.file(pull::CREDENTIALS)?;
-        let shared = options.boolean(pull::SHARED)?.unwrap_or_default();
-        let force = options.boolean(pull::FORCE)?.unwrap_or_default();
-        let from = options.string(pull::FROM)?;
-        options.finish()?;
-        let whence = read_whence(called, from.as_deref())?;
-        let kernel = kernel.map(|text| border.usable_kernel(&caller, &text)).transpose()?;
-        let credentials = match credentials {
-            Some(file) => border.engine.read_credentials(file)?,
-            None => Credentials::Anonymous,
-        };
-        if shared {
-            let details = vec![("image", reference.to_string())];
-            border.require(&caller, action::IMAGE_MANAGE_SHARED, details).await?;
-        }
-        let source = Source { reference, platform, credentials };
-        let other = if force { Other::Goes } else { Other::Stays };
-        let request = PullImage { owner: caller.uid, source, whence, name, shared, kernel, other };
+        let request = read_pull(&border, &caller, &reference, options).await?;
         let job = border.engine.pull_image(request)?;
         border.hand_over_job(&caller, job).await
     }
@@ -342,11 +283,7 @@ impl Methods {
     }
 
     #[zbus(out_args("entries"))]
-    async fn list_catalog(
-        &self,
-        options: Dict,
-        #[zbus(header)] header: Header<'_>,
-    ) -> Result<Vec<HashMap<String, OwnedVariant>>> {
+    async fn list_catalog(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<Dict>> {
         let (border, caller) = self.enter(&header).await?;
         let mut options = Options::new(options);
         let kind = options.string(catalog::KIND)?;
@@ -475,7 +412,7 @@ impl Methods {
     }
 
     #[zbus(out_args("limits"))]
-    async fn get_limits(&self) -> Result<HashMap<String, OwnedVariant>> {
+    async fn get_limits(&self) -> Result<Dict> {
         let border = border(&self.border)?;
         let limits = &border.engine.settings().limits;
         let rows: [(&str, Variant<'static>); 7] = [
@@ -531,7 +468,7 @@ impl Border {
         Ok(all)
     }
 
-    async fn may_share(&self, caller: &Caller, shared: bool, name: &Name) -> Result<()> {
+    pub(super) async fn may_share(&self, caller: &Caller, shared: bool, name: &Name) -> Result<()> {
         match shared {
             true => {
                 self.require(caller, action::IMAGE_MANAGE_SHARED, vec![("image", name.to_string())]).await
@@ -539,143 +476,4 @@ impl Border {
             false => Ok(()),
         }
     }
-}
-
-/// The files of an import.
-struct Files(HashMap<String, OwnedFd>);
-
-impl Files {
-    fn optional(&mut self, name: &str) -> Option<std::os::fd::OwnedFd> {
-        self.0.remove(name).map(std::os::fd::OwnedFd::from)
-    }
-
-    fn required(&mut self, name: &str) -> Result<std::os::fd::OwnedFd> {
-        let missing = || Error::new(ErrorName::InvalidArgs, format!("the file {name} is missing"));
-        self.optional(name).ok_or_else(missing)
-    }
-
-    fn finish(self) -> Result<()> {
-        match self.0.into_keys().min() {
-            Some(name) => {
-                let name: String = name.chars().take(60).collect();
-                Err(Error::invalid_option(format!("there is no file {name:?} in this")))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-async fn read_create(border: &Border, caller: &Caller, name: &str, options: Dict) -> Result<CreateVm> {
-    let mut options = Options::new(options);
-    let init = match options.string(create::INIT)? {
-        None => Init::default(),
-        Some(text) => Init::parse(&text)
-            .ok_or_else(|| Error::invalid_option("init must be auto, agent, or an absolute path"))?,
-    };
-    let vmm = match options.string(create::VMM)? {
-        None => Wish::default(),
-        Some(word) => Wish::parse(&word)
-            .ok_or_else(|| Error::invalid_option("vmm must be auto, firecracker, or qemu"))?,
-    };
-    let nat = if options.boolean(create::NAT)?.unwrap_or(false) { Nat::On } else { Nat::Off };
-    let authorized_keys = options.list(create::SSH_AUTHORIZED_KEYS)?;
-    let authorized_keys = AuthorizedKey::parse_all(&authorized_keys)
-        .map_err(|error| Error::invalid_option(format!("{}: {error}", create::SSH_AUTHORIZED_KEYS)))?;
-    let labels = options.strings(create::LABELS)?;
-    let fits = |(key, value): (&String, &String)| key.len() + value.len() <= MAX_LABEL;
-    if labels.len() > MAX_LABELS || !labels.iter().all(fits) {
-        return Err(Error::invalid_option(format!(
-            "there may be {MAX_LABELS} labels of {MAX_LABEL} bytes each"
-        )));
-    }
-    let lifetime = options.string(create::LIFETIME)?;
-    let start = options.boolean(create::START)?.unwrap_or(true);
-    let how = read_start(&mut options)?;
-    let request = CreateVm {
-        owner: caller.uid,
-        name: if name.is_empty() { None } else { Some(parse_name(name)?) },
-        image: options.string(create::IMAGE)?.map(|text| border.usable_image(caller, &text)).transpose()?,
-        kernel: options
-            .string(create::KERNEL)?
-            .map(|text| border.usable_kernel(caller, &text))
-            .transpose()?,
-        vcpus: options.small_number(create::VCPUS)?,
-        memory: options.number(create::MEMORY)?.map(Bytes),
-        disk_size: options.number(create::DISK_SIZE)?.map(Bytes),
-        hostname: match options.string(create::HOSTNAME)? {
-            Some(text) => Some(parse_name(&text)?),
-            None => None,
-        },
-        init,
-        vmm,
-        nat,
-        authorized_keys,
-        lifetime: border.lifetime(caller, lifetime.as_deref()).await?,
-        labels,
-        start: start.then_some(how),
-    };
-    options.finish()?;
-    Ok(request)
-}
-
-/// Where the parts of an image are; no image has more of them than the most layers, and two documents.
-fn read_parts(ranges: &[(u64, u64)]) -> Result<Vec<Part>> {
-    if ranges.len() > MAX_LAYERS + 2 {
-        return Err(Error::invalid_option(format!("an image has at most {MAX_LAYERS} layers")));
-    }
-    Ok(ranges.iter().map(|(offset, length)| Part { offset: *offset, length: Bytes(*length) }).collect())
-}
-
-/// Where an image is looked for. What is called as nothing in a catalog can be is in a registry.
-fn read_whence(called: Option<Name>, from: Option<&str>) -> Result<Whence> {
-    match (called, from) {
-        (Some(name), None) => Ok(Whence::CatalogElseRegistry(name)),
-        (Some(name), Some(pull::from::CATALOG)) => Ok(Whence::Catalog(name)),
-        (None, Some(pull::from::CATALOG)) => Err(Error::invalid_option("this is no name that a catalog has")),
-        (None, None) | (_, Some(pull::from::REGISTRY)) => Ok(Whence::Registry),
-        (_, Some(_)) => Err(Error::invalid_option("from must be catalog or registry")),
-    }
-}
-
-fn kind_of(offer: &Offer) -> &'static str {
-    match offer.kind {
-        error::Kind::Kernel => catalog::KERNEL_KIND,
-        _ => catalog::IMAGE,
-    }
-}
-
-/// An entry of a catalog, without what it leaves open.
-fn facts(offer: &Offer) -> Result<HashMap<String, OwnedVariant>> {
-    let text = |key, text: &str| (key, Variant::from(text.to_owned()));
-    let mut rows = vec![
-        text(catalog::KIND, kind_of(offer)),
-        text(catalog::NAME, offer.name.as_str()),
-        text(catalog::CATALOG, offer.catalog.as_str()),
-        text(catalog::DESCRIPTION, &offer.description),
-        text(catalog::VERSION, &offer.version),
-        text(catalog::NOTE, &offer.note),
-        text(catalog::SOURCE, &offer.source),
-        (catalog::PUBLISHED, (!offer.source.is_empty()).into()),
-        (catalog::HERE, offer.is_here.into()),
-    ];
-    rows.extend(offer.kernel.as_ref().map(|kernel| text(catalog::KERNEL, kernel.as_str())));
-    rows.extend(offer.digest.map(|digest| text(catalog::DIGEST, &digest.to_string())));
-    rows.extend(offer.size.map(|size| (catalog::SIZE, size.0.into())));
-    let owned = |(key, value): (&str, Variant<'static>)| Ok((key.to_owned(), OwnedVariant::try_from(value)?));
-    rows.into_iter().map(owned).collect()
-}
-
-/// The platform of an image. Machines run programs for the host's processors and no others.
-fn read_platform(text: Option<String>) -> Result<Platform> {
-    let host = Platform::of_host(std::env::consts::ARCH);
-    let Some(text) = text else { return Ok(host) };
-    let platform: Platform = text.parse().map_err(|error| Error::of(ErrorName::InvalidOption, &error))?;
-    match platform.runs_with(&host) {
-        true => Ok(platform),
-        false => Err(Error::invalid_option(format!("sandboxes of this host run {host} and not {platform}"))),
-    }
-}
-
-fn parse_name(text: &str) -> Result<Name> {
-    text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
 }

@@ -5,6 +5,7 @@
 mod acl;
 mod border;
 mod caller;
+mod catalog;
 mod error;
 mod export;
 mod image;
@@ -17,6 +18,7 @@ mod options;
 mod path;
 mod publisher;
 mod reference;
+mod request;
 mod subscribers;
 mod vm;
 

@@ -13,11 +13,14 @@ use super::error::{Error, Result};
 /// Keys that begin so are for others, and ignored.
 const FOREIGN: &str = "x-";
 
+/// What D-Bus calls a vardict: `a{sv}`.
+pub type Dict = HashMap<String, OwnedVariant>;
+
 /// The options of a call.
-pub struct Options(HashMap<String, OwnedVariant>);
+pub struct Options(Dict);
 
 impl Options {
-    pub fn new(options: HashMap<String, OwnedVariant>) -> Self {
+    pub fn new(options: Dict) -> Self {
         Self(options)
     }
 

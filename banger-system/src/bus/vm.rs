@@ -15,7 +15,7 @@ use banger_proto::{
     },
     size::Bytes,
 };
-use zbus::{OwnedFd as BusFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
+use zbus::{OwnedFd as BusFd, OwnedObjectPath, Variant, interface, message::Header};
 
 use super::{
     border::{Border, Target},
@@ -23,7 +23,7 @@ use super::{
     error::{Error, Result},
     export::{Change, Kind, Property, border, export},
     job::JobKind,
-    options::Options,
+    options::{Dict, Options},
     path, publisher,
     subscribers::Watching,
 };
@@ -162,8 +162,6 @@ pub struct Methods {
     border: Weak<Border>,
     id: VmId,
 }
-
-type Dict = HashMap<String, OwnedVariant>;
 
 /// A machine.
 #[interface(name = "dev.banger.Manager1.VM", introspection_docs = false)]

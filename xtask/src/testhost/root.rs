@@ -13,7 +13,7 @@ use crate::{
     image,
     kernel::{self, DistributionKernel},
     packages,
-    run::{command, output, repository, run, say},
+    run::{command, hex, output, repository, run, say},
 };
 
 /// Grows when the recipe changes in what its inputs do not show.
@@ -75,7 +75,7 @@ pub fn ensure(parent: &Path) -> Result<Root> {
         machine::recipe(),
         qemu_version()?
     );
-    let digest: String = Sha256::digest(inputs).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&Sha256::digest(inputs));
     let root = Root { directory: parent.join(format!("root-{}", &digest[..12])) };
     if root.directory.is_dir() {
         return Ok(root);
