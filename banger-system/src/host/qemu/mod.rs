@@ -53,7 +53,7 @@ impl Qemu {
         let sockets = Arc::new(Sockets::new(places.clone()));
         let acceleration = match kvm {
             Kvm::Works => Acceleration::Kvm,
-            Kvm::Unusable => Acceleration::Tcg,
+            Kvm::Unusable(_) => Acceleration::Tcg,
         };
         Self { places, acceleration, sockets }
     }
