@@ -53,7 +53,7 @@ impl Qemu {
         let sockets = Arc::new(Sockets::new(places.clone()));
         let acceleration = match kvm {
             Kvm::Works => Acceleration::Kvm,
-            Kvm::Unusable(_) => Acceleration::Tcg,
+            Kvm::Unusable => Acceleration::Tcg,
         };
         Self { places, acceleration, sockets }
     }
