@@ -329,10 +329,15 @@ mod tests {
             assert_eq!(make_socket(AddressFamily::VSOCK).unwrap_err(), Errno::PERM);
             assert!(make_socket(AddressFamily::UNIX).is_ok());
             // What the C library and the kernel make of flags is not asked.
-            // SAFETY: the child, should there be one, ends at once.
+            // SAFETY: the child, should there be one, has a copy of this thread alone, and ends at once.
             #[expect(unsafe_code, reason = "no library calls clone with flags of one's own")]
-            let cloned =
-                unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0) };
+            let cloned = unsafe {
+                let cloned = libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0);
+                if cloned == 0 {
+                    libc::_exit(0);
+                }
+                cloned
+            };
             assert_eq!((cloned, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
             assert!(std::fs::read("/proc/self/status").is_ok());
             let status = std::process::Command::new("true").status().unwrap();

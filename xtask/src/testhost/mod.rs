@@ -240,9 +240,11 @@ impl TestHost {
         let deadline = Instant::now() + timeout;
         let _ = fs::remove_file(directory().join("ssh"));
         loop {
-            // The connection stays in the background, without any of our files.
+            // The connection stays in the background, without any of our files. A kernel that has panicked is not waited
+            // for.
             let mut ssh = self.ssh();
-            ssh.args(["-M", "-N", "-f", "-o", "ConnectTimeout=5", "root@test-host"]);
+            ssh.args(["-M", "-N", "-f", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=30"]);
+            ssh.args(["-o", "ServerAliveCountMax=4", "root@test-host"]);
             ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             if ssh.status().context("cannot run ssh")?.success() {
                 return Ok(());
