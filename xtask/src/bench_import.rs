@@ -292,6 +292,7 @@ impl Layout {
         shell(mkfs.arg(bundle.join("rootfs")).arg(&image).arg(SIZE))?;
         let took = began.elapsed().as_secs_f64();
         fs::remove_dir_all(&bundle)?;
+        fs::remove_file(&image)?;
         Ok(took)
     }
 
