@@ -14,12 +14,15 @@ use crate::{
 };
 
 /// The keys of the file.
-const KEYS: [&str; 2] = ["git_identity", "file_sync"];
+const KEYS: [&str; 3] = ["auto_prepare", "git_identity", "file_sync"];
 
 /// The settings.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
+    /// Whether a command in a workspace waits until what has changed here was sent.
+    #[serde(default)]
+    pub auto_prepare: bool,
     /// Whether git in a sandbox knows who the user is, where it does not know already.
     #[serde(default = "yes")]
     pub git_identity: bool,
@@ -46,7 +49,7 @@ const fn yes() -> bool {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { git_identity: true, file_sync: Vec::new() }
+        Self { auto_prepare: false, git_identity: true, file_sync: Vec::new() }
     }
 }
 
@@ -136,6 +139,7 @@ mod tests {
         assert_eq!((second.here(home), second.there()), ("/etc/hosts".into(), "etc/hosts.mine".into()));
         assert_eq!((first.permissions(), second.permissions()), (Ok(Some(0o600)), Ok(None)));
         assert_eq!(Settings::parse("").unwrap(), Settings::default());
+        assert!(Settings::parse("auto_prepare = true").unwrap().auto_prepare);
     }
 
     #[test]

@@ -23,17 +23,23 @@ use rustix::{
 };
 
 use super::{
-    export::{CAME, Difference, Range, some_of},
+    changed::Differing,
+    export::{CAME, Difference, Range, parse_tree, some_of},
     files::{Found, Root, is_proper},
     git::Git,
-    metadata::is_filtered,
-    record::Kept,
+    record::{Kept, shell_word},
     snapshot::{Change, Content, Contents, Importer, SENT, Snapshot},
     source::{PROGRAM, Repository, SYMLINK, Shown, os},
 };
 use crate::error::{Error, Result};
 
-/// What becomes of a work tree with changes that are not committed.
+/// What to do about changes of both sides.
+const MERGE: &str = "`banger vm workspace export NAME --apply --merge` merges what came into them; `banger vm \
+    workspace export NAME --branch from-sandbox` puts it on a branch of its own.";
+const CONFLICT: &str = "nothing was touched: `banger vm workspace export NAME --branch from-sandbox` puts the work on a \
+    branch of its own, which git can merge; `-o work.patch` instead writes a patch.";
+
+/// What becomes of a work tree with changes that are neither sent nor committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dirty {
     /// It is left alone.
@@ -49,17 +55,20 @@ enum Step {
 }
 
 /// Puts what came into the work tree of the repository that the workspace came from. Returns what changed.
+///
+/// Changes that were sent are in what came: they are in nobody's way, whether they are committed or not.
 pub fn to_work_tree(kept: &Kept, dirty: Dirty) -> Result<Vec<Difference>> {
     let repository = Repository::open(&kept.record.source)?;
     let differences = proper(Range::new(kept, None)?.differences()?)?;
     if dirty == Dirty::Refuse
-        && let Some(path) = first_change(&repository)?
+        && let Some(path) = Differing::find(kept)?.first_uncommitted(&repository)?
     {
         let root = repository.root.display();
-        return Err(Error::Refused(format!("{root} has changes that are not committed, as in {}", Shown(&path))).advise(
-            "commit or stash them, or merge with `--force`; `--branch NAME` puts the work on a branch of its own, \
-             and `-o FILE` writes a patch.",
-        ));
+        return Err(Error::Refused(format!(
+            "{root} has changes that were neither sent nor committed, as in {}",
+            Shown(&path)
+        ))
+        .advise(MERGE));
     }
     let root = Root::open(&repository.root)?;
     let beside = place_beside(&repository);
@@ -105,7 +114,21 @@ pub fn to_branch(kept: &Kept, branch: &str, message: &str) -> Result<Vec<Differe
             "`git config --global user.name NAME` and `git config --global user.email ADDRESS` tell it.",
         )
     })?;
-    let differences = proper(Range::new(kept, None)?.differences()?)?;
+    let mut differences = proper(Range::new(kept, None)?.differences()?)?;
+    if let Some(commit) = &kept.record.commit {
+        let there = parse_tree(&git.run(&["ls-tree", "-r", "-z", "--full-tree", commit], b"")?)?;
+        differences.retain(|one| there.get(&one.path) != one.new.as_ref());
+    }
+    if differences.is_empty() {
+        return Err(Error::Refused(format!(
+            "there is nothing to commit on {branch}: nothing has changed in the sandbox since its work was brought \
+             here"
+        ))
+        .advise(format!(
+            "`git -C {} switch -c {branch}` makes a branch of what is in your work tree.",
+            shell_word(&repository.root.display().to_string())
+        )));
+    }
     let mut contents = kept.snapshot().contents()?;
     let mut running = Importer::of(&git, &[])?;
     let mut changes = Vec::new();
@@ -140,38 +163,6 @@ fn proper(differences: Vec<Difference>) -> Result<Vec<Difference>> {
         }
         None => Ok(differences),
     }
-}
-
-/// A tracked file that is not as the last commit has it.
-fn first_change(repository: &Repository) -> Result<Option<Vec<u8>>> {
-    let git = repository.git();
-    let base = match &repository.head.commit {
-        Some(commit) => commit.clone(),
-        None => String::from_utf8_lossy(&git.run(&["hash-object", "-t", "tree", "--stdin"], b"")?)
-            .trim()
-            .to_owned(),
-    };
-    let staged = git.run(
-        &["diff-index", "--cached", "-z", "--name-only", "--no-ext-diff", "--ignore-submodules=dirty", &base],
-        b"",
-    )?;
-    if let Some(path) = staged.split(|byte| *byte == 0).find(|path| !path.is_empty()) {
-        return Ok(Some(path.to_vec()));
-    }
-    let root = Root::open(&repository.root)?;
-    for entry in repository.tracked()?.into_iter().filter(|entry| entry.mode != super::source::SUBMODULE) {
-        let found = root
-            .digest(&entry.path, repository.algorithm)
-            .map_err(|source| Error::io(format!("read {}", Shown(&entry.path)), source))?;
-        let clean = match found {
-            None => entry.skipped,
-            Some((mode, id)) => (mode, &id) == (entry.mode, &entry.id) || is_filtered(&root, &entry),
-        };
-        if !clean {
-            return Ok(Some(entry.path));
-        }
-    }
-    Ok(None)
 }
 
 /// How a merge has ended.
@@ -223,13 +214,10 @@ impl Planner<'_> {
             return Ok(steps);
         }
         Err(Error::Refused(format!(
-            "here and in the sandbox the same was changed in different ways: {}",
+            "the same was changed here and in the sandbox in different ways: {}",
             some_of(&conflicts)
         ))
-        .advise(
-            "nothing was touched: `--branch NAME` puts the work on a branch of its own, which git can merge; `-o \
-             FILE` writes a patch.",
-        ))
+        .advise(CONFLICT))
     }
 
     fn current(&self, path: &[u8]) -> Result<Option<(u32, String)>> {

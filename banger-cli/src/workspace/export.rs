@@ -18,7 +18,7 @@ use super::{
     bounded::Bounded,
     files::is_proper,
     ignored,
-    record::{EXCLUDE, Kept},
+    record::{EXCLUDE, Kept, shell_word},
     snapshot::{Change, Content, SENT, Snapshot},
     source::{FILE, PROGRAM, Repository, SYMLINK, Shown},
 };
@@ -71,7 +71,11 @@ pub type Tree = BTreeMap<Vec<u8>, (u32, String)>;
 
 /// The files of a commit of ours.
 pub fn tree(snapshot: &Snapshot, commit: &str) -> Result<Tree> {
-    let list = snapshot.git().run(&["ls-tree", "-r", "-z", "--full-tree", commit], b"")?;
+    parse_tree(&snapshot.git().run(&["ls-tree", "-r", "-z", "--full-tree", commit], b"")?)
+}
+
+/// What `ls-tree -r -z` prints.
+pub fn parse_tree(list: &[u8]) -> Result<Tree> {
     let mut tree = Tree::new();
     for entry in list.split(|byte| *byte == 0).filter(|entry| !entry.is_empty()) {
         let parsed = entry.iter().position(|byte| *byte == b'\t').and_then(|tab| {
@@ -91,10 +95,13 @@ pub async fn fetch(guest: &mut Guest, kept: &Kept, track: &Track) -> Result<()> 
     let place = kept.record.guest_path.clone();
     track.stage("look", &format!("what has changed in {place}"));
     let entries = guest.list(&place).await.map_err(|error| match &error {
-        Error::Guest(failure) if failure.kind == FailureKind::NotFound => {
-            Error::Refused(format!("there is no workspace at {place} in the sandbox any more"))
-                .advise("`banger vm workspace prepare` sends it anew.")
-        }
+        Error::Guest(failure) if failure.kind == FailureKind::NotFound => Error::Refused(format!(
+            "there is no workspace at {place} in the sandbox any more"
+        ))
+        .advise(format!(
+            "`banger vm workspace prepare NAME {}` sends it again.",
+            shell_word(&kept.record.source.display().to_string())
+        )),
         _ => error,
     })?;
     let snapshot = kept.snapshot();
@@ -102,7 +109,10 @@ pub async fn fetch(guest: &mut Guest, kept: &Kept, track: &Track) -> Result<()> 
         let snapshot = snapshot.clone();
         guest.work(move || snapshot.commit(SENT).and_then(|commit| tree(&snapshot, &commit)), || ()).await?
     };
-    let present = present(entries);
+    // The user's ignored files stay there.
+    let private = kept.private()?;
+    let mut present = present(entries);
+    present.retain(|name, _| !private.contains_key(name));
     let new = unignored(guest, kept, &present, &known).await?;
     let mut wanted = new;
     let mut changes = Vec::new();

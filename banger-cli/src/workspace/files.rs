@@ -16,7 +16,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::source::{FILE, PROGRAM, SYMLINK, Stat, os};
+use super::{
+    source::{FILE, PROGRAM, SYMLINK, Stat, os},
+    stamps::Stamp,
+};
 use crate::error::{Error, Result};
 
 /// What is read in one piece.
@@ -52,6 +55,8 @@ pub struct Facts {
     pub size: u64,
     /// When it was changed, as the index has it.
     pub stat: Stat,
+    /// What changes when somebody writes to it.
+    pub stamp: Option<Stamp>,
 }
 
 impl Root {
@@ -74,6 +79,7 @@ impl Root {
             permissions: stat.st_mode & 0o7777,
             size,
             stat: Stat { mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as i64), size: size as u32 },
+            stamp: Stamp::of(&stat),
         };
         Ok(match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => {

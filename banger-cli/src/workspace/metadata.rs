@@ -14,10 +14,11 @@ use tar::{Builder, EntryType};
 
 use super::{
     files::{Exactly, Found, Root},
-    prepare::Planned,
+    prepare::{Plan, Planned},
     sender::{Sent, append_link, cannot_read, header},
     snapshot::Snapshot,
     source::{Head, Repository, SUBMODULE, Shown, Tracked, os},
+    untracked,
 };
 use crate::{
     age,
@@ -40,8 +41,8 @@ const SETTINGS: [&str; 7] = [
 #[derive(Debug)]
 pub struct Metadata {
     head: Head,
-    /// Whether the commit has parents, which stay here.
-    shallow: bool,
+    /// The commits whose parents stay here.
+    shallow: Vec<String>,
     /// The beginning of the names of the pack's files.
     pack: Option<PathBuf>,
     /// All objects that go along.
@@ -52,16 +53,11 @@ pub struct Metadata {
 
 impl Metadata {
     /// Takes the objects from the repository into the snapshot, from where they are sent.
-    pub fn take(
-        repository: &Repository,
-        head: &Head,
-        index: &[Tracked],
-        snapshot: &Snapshot,
-    ) -> Result<Self> {
-        let git = repository.git();
+    pub fn take(plan: &Plan, index: &[Tracked], snapshot: &Snapshot) -> Result<Self> {
+        let git = plan.repository.git();
         let mut ids = HashSet::new();
-        let mut shallow = false;
-        if let Some(commit) = &head.commit {
+        let mut shallow = Vec::new();
+        for commit in plan.head.commit.iter().chain(&plan.unfinished.commits) {
             let trees = git.run(&["ls-tree", "-r", "-t", "-z", "--full-tree", commit], b"")?;
             for entry in trees.split(|byte| *byte == 0).filter(|entry| !entry.is_empty()) {
                 let fields = entry.split(|byte| matches!(byte, b' ' | b'\t')).take(3).collect::<Vec<_>>();
@@ -75,12 +71,15 @@ impl Metadata {
             ids.extend([commit.clone(), String::from_utf8_lossy(&tree).trim().to_owned()]);
             let parent = format!("{commit}^1");
             // `rev-parse` looks at the commit alone; of a shallow clone it may name a parent that is not there.
-            shallow = git.line(&["rev-parse", "-q", "--verify", &parent])?.is_some()
+            let has_parents = git.line(&["rev-parse", "-q", "--verify", &parent])?.is_some()
                 || git
                     .run(&["cat-file", "commit", commit], b"")?
                     .split(|byte| *byte == b'\n')
                     .take_while(|line| !line.is_empty())
                     .any(|line| line.starts_with(b"parent "));
+            if has_parents && !shallow.contains(commit) {
+                shallow.push(commit.clone());
+            }
         }
         // What is staged and not yet committed, as far as it is there: a file that is only meant to be added is not.
         let staged: Vec<&str> = index
@@ -95,17 +94,18 @@ impl Metadata {
             ids.extend(there.filter_map(|line| line.split(' ').next()).map(str::to_owned));
         }
         let pack = snapshot.take(&git, &ids)?;
-        Ok(Self { head: head.clone(), shallow, pack, ids, index: snapshot.path.join("index.sent") })
+        Ok(Self { head: plan.head.clone(), shallow, pack, ids, index: snapshot.path.join("index.sent") })
     }
 
     /// Adds the metadata to an archive whose files have been sent.
     pub fn append(
         &self,
         archive: &mut Builder<impl Write>,
-        repository: &Repository,
+        plan: &Plan,
         index: &[Tracked],
         sent: &Sent,
     ) -> Result<()> {
+        let repository = &plan.repository;
         for directory in ["", "objects/info", "objects/pack", "refs/heads", "refs/tags", "info"] {
             let mut head = header(0o755, 0, now());
             head.set_entry_type(EntryType::Directory);
@@ -124,11 +124,19 @@ impl Metadata {
         if let (Some(branch), Some(commit)) = (&self.head.branch, commit) {
             put(branch, format!("{commit}\n").as_bytes())?;
         }
-        if let (true, Some(commit)) = (self.shallow, commit) {
-            put("shallow", format!("{commit}\n").as_bytes())?;
+        if !self.shallow.is_empty() {
+            put("shallow", format!("{}\n", self.shallow.join("\n")).as_bytes())?;
+        }
+        for (name, content) in &plan.unfinished.files {
+            put(name, content)?;
         }
         put("config", config(repository)?.as_bytes())?;
-        if let Some(exclude) = exclude(repository)? {
+        let mut exclude = exclude(repository)?.unwrap_or_default();
+        if !exclude.is_empty() && !exclude.ends_with(b"\n") {
+            exclude.push(b'\n');
+        }
+        exclude.extend(untracked::ignore_lines(plan.private.iter()));
+        if !exclude.is_empty() {
             put("info/exclude", &exclude)?;
         }
         put("index", &self.make_index(repository, index, sent)?)?;

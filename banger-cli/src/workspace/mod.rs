@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod bounded;
+pub mod changed;
 pub mod devcontainer;
 pub mod export;
 pub mod files;
@@ -19,5 +20,8 @@ pub mod record;
 pub mod sender;
 pub mod snapshot;
 pub mod source;
+mod stamps;
 pub mod sync;
 pub mod tooling;
+mod unfinished;
+pub mod untracked;

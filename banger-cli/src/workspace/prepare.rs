@@ -17,9 +17,13 @@ use tar::Builder;
 use super::{
     files::{Found, Root},
     metadata::{self, Metadata},
-    record::{Draft, EXCLUDE, Kept, Record, Records, forget_all_but},
-    sender::{Sender, cannot_read},
+    record::{self, Draft, EXCLUDE, Kept, Record, Records, forget_all_but},
+    sender::{Finished, Sender, cannot_read},
+    snapshot::SENT,
     source::{Head, Mode, Repository, SUBMODULE, Shown, Tracked, os},
+    stamps::{Stamps, now},
+    unfinished::Unfinished,
+    untracked::{Include, Untracked},
 };
 use crate::{
     age,
@@ -35,10 +39,30 @@ pub struct Wanted {
     pub mode: Mode,
     /// Files that git does not track, too.
     pub include_untracked: bool,
+    /// Some of the files that git does not track, ignored ones too.
+    pub include: Include,
     /// A branch that is made in the sandbox only.
     pub branch: Option<String>,
     /// The revision at which it begins, whose files are sent instead of those of the work tree.
     pub from: Option<String>,
+}
+
+impl Wanted {
+    /// What was asked for when this workspace was sent.
+    pub fn of(record: &Record) -> Self {
+        Self {
+            mode: record.mode,
+            include_untracked: record.untracked,
+            include: record.include.clone(),
+            branch: None,
+            from: None,
+        }
+    }
+
+    /// Whether files that git does not track are looked for.
+    pub fn takes_untracked(&self) -> bool {
+        self.include_untracked || !self.include.is_empty()
+    }
 }
 
 /// What will be sent.
@@ -58,6 +82,12 @@ pub struct Plan {
     pub left: usize,
     /// Repositories within this one that it does not track: they stay here.
     pub nested: Vec<Vec<u8>>,
+    /// The ignored files that go along.
+    pub private: HashSet<Vec<u8>>,
+    /// What git is in the middle of here.
+    pub unfinished: Unfinished,
+    /// The stamp of the index, taken before it was read.
+    pub index_stamp: Stamps,
 }
 
 /// A file that will be sent.
@@ -83,6 +113,8 @@ impl Plan {
             .advise("leave `--branch` or `--mode full-copy` out."));
         }
         let head = head_in_guest(&repository, &wanted)?;
+        let mut index_stamp = Stamps::default();
+        index_stamp.put_index(&repository.index(), now());
         let mut index = match (&wanted.from, &head.commit, wanted.mode) {
             (Some(_), Some(commit), _) => repository.files_of(commit)?,
             (_, _, Mode::Shallow) => repository.tracked()?,
@@ -101,14 +133,37 @@ impl Plan {
             .advise("`--mode full-copy` sends the files of submodules too, and all of `.git`."));
         }
         index.retain(|entry| entry.mode != SUBMODULE);
-        let mut plan =
-            Self { files: Vec::new(), left: 0, nested: Vec::new(), repository, wanted, head, index };
-        if plan.wanted.from.is_some() {
+        let unfinished = match (&wanted.from, wanted.mode) {
+            // A full copy has all of git's files.
+            (None, Mode::Shallow) => Unfinished::find(&repository)?,
+            _ => Unfinished::default(),
+        };
+        let mut plan = Self {
+            files: Vec::new(),
+            left: 0,
+            nested: Vec::new(),
+            private: HashSet::new(),
+            repository,
+            wanted,
+            head,
+            index,
+            unfinished,
+            index_stamp,
+        };
+        let tracked = if plan.wanted.from.is_some() {
             plan.files_of_commit()?
         } else {
-            plan.files_of_work_tree()?
-        }
+            plan.files_of_work_tree(plan.index.iter().map(|entry| entry.path.clone()).collect())?
+        };
+        plan.untracked_files(tracked)?;
         Ok(plan)
+    }
+
+    /// The same plan with these files alone, as they are here.
+    pub fn only(mut self, paths: Vec<Vec<u8>>) -> Result<Self> {
+        self.files.clear();
+        self.files_of_work_tree(paths)?;
+        Ok(self)
     }
 
     /// All bytes of the files.
@@ -127,7 +182,8 @@ impl Plan {
         }
     }
 
-    fn files_of_commit(&mut self) -> Result<()> {
+    /// Plans the files of a commit; returns their names.
+    fn files_of_commit(&mut self) -> Result<HashSet<Vec<u8>>> {
         let list: String = self.index.iter().map(|entry| format!("{}\n", entry.id)).collect();
         let sizes =
             self.repository.git().run(&["cat-file", "--batch-check=%(objectsize)"], list.as_bytes())?;
@@ -137,29 +193,17 @@ impl Plan {
             let (path, mode, id) = (entry.path.clone(), entry.mode, Some(entry.id.clone()));
             self.files.push(Planned { path, mode, size, id });
         }
-        Ok(())
+        Ok(self.index.iter().map(|entry| entry.path.clone()).collect())
     }
 
-    fn files_of_work_tree(&mut self) -> Result<()> {
+    /// Plans these files as they are here, each once; returns the names of those that were planned.
+    fn files_of_work_tree(&mut self, paths: Vec<Vec<u8>>) -> Result<HashSet<Vec<u8>>> {
         let root = Root::open(&self.repository.root)?;
         let mut seen = HashSet::new();
-        let tracked: Vec<_> = self
-            .index
-            .iter()
-            .map(|entry| entry.path.clone())
-            .filter(|path| seen.insert(path.clone()))
-            .collect();
-        let untracked = self.repository.untracked()?;
-        let (nested, untracked): (Vec<_>, Vec<_>) =
-            untracked.into_iter().partition(|path| path.ends_with(b"/"));
-        let more = if self.wanted.include_untracked {
-            untracked
-        } else {
-            self.left = untracked.len();
-            Vec::new()
-        };
-        self.nested = nested;
-        for path in tracked.into_iter().chain(more) {
+        for path in paths {
+            if !seen.insert(path.clone()) {
+                continue;
+            }
             let found = root.look(&path).map_err(|source| cannot_read(&path, source))?;
             let facts = match found {
                 Some(Found::File(_, facts)) | Some(Found::Symlink(_, facts)) => facts,
@@ -168,7 +212,24 @@ impl Plan {
             };
             self.files.push(Planned { path, mode: facts.mode, size: facts.size, id: None });
         }
-        Ok(())
+        Ok(seen)
+    }
+
+    /// Plans what goes along of the files that git does not track.
+    fn untracked_files(&mut self, tracked: HashSet<Vec<u8>>) -> Result<()> {
+        let Wanted { include_untracked, include, from, .. } = &self.wanted;
+        if from.is_some() && include.is_empty() {
+            return Ok(());
+        }
+        let Untracked { sent, private, left, nested } =
+            Untracked::find(&self.repository, *include_untracked, include)?;
+        if from.is_none() {
+            (self.left, self.nested) = (left, nested);
+        }
+        // A file of the commit may be untracked or ignored now.
+        self.private = private.difference(&tracked).cloned().collect();
+        let more = sent.into_iter().filter(|path| !tracked.contains(path)).collect();
+        self.files_of_work_tree(more).map(drop)
     }
 }
 
@@ -234,6 +295,7 @@ fn record_of(plan: &Plan, target: &Target) -> Record {
         algorithm: plan.repository.algorithm,
         mode: plan.wanted.mode,
         untracked: plan.wanted.include_untracked,
+        include: plan.wanted.include.clone(),
         from_commit: plan.wanted.from.is_some(),
         mise: false,
         user: None,
@@ -246,18 +308,21 @@ fn stream(call: &mut Call, plan: &Plan, draft: &Draft, meter: Meter) -> Result<(
     let snapshot = draft.snapshot(plan.repository.algorithm)?;
     keep_exclude(plan, draft)?;
     let metadata = match plan.wanted.mode {
-        Mode::Shallow => Some(Metadata::take(&plan.repository, &plan.head, &plan.index, &snapshot)?),
+        Mode::Shallow => Some(Metadata::take(plan, &plan.index, &snapshot)?),
         Mode::FullCopy => None,
     };
     let known = metadata.as_ref().map(|metadata| metadata.ids.clone()).unwrap_or_default();
     let mut archive = Builder::new(BufWriter::with_capacity(MAX_DATA, &mut *call));
-    let mut sender = Sender::new(&plan.repository, &snapshot, known)?.counting(meter);
+    let mut sender = Sender::new(plan, &snapshot, known)?.counting(meter);
     for file in &plan.files {
         sender.send(&mut archive, file)?;
     }
-    let sent = sender.finish()?;
+    let Finished { sent, private, mut stamps } = sender.finish()?;
+    stamps.extend(plan.index_stamp.clone());
+    stamps.save(draft.directory(), &snapshot.commit(SENT)?)?;
+    record::save_private(draft.directory(), &private)?;
     match &metadata {
-        Some(metadata) => metadata.append(&mut archive, &plan.repository, &plan.index, &sent)?,
+        Some(metadata) => metadata.append(&mut archive, plan, &plan.index, &sent)?,
         None => metadata::append_full_copy(&mut archive, &plan.repository, &plan.files)?,
     }
     archive.into_inner().and_then(|mut writer| writer.flush()).map_err(from_io)?;

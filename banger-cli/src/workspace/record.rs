@@ -10,7 +10,13 @@ use std::{
 use banger_proto::guest::message::Algorithm;
 use serde::{Deserialize, Serialize};
 
-use super::{snapshot::Snapshot, source::Mode, tooling::OWNER};
+use super::{
+    export::{Tree, parse_tree, tree},
+    snapshot::{SENT, Snapshot},
+    source::Mode,
+    tooling::OWNER,
+    untracked::Include,
+};
 use crate::{
     error::{Error, Result},
     ssh::places::Places,
@@ -20,6 +26,8 @@ const FILE: &str = "record.json";
 const SNAPSHOT: &str = "sent.git";
 /// What the user's repository ignores beyond its own files.
 pub const EXCLUDE: &str = "exclude";
+/// The ignored files that were sent: modes, the names that git gives to their contents, and names.
+const PRIVATE: &str = "private";
 
 /// A workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +46,9 @@ pub struct Record {
     pub mode: Mode,
     /// Whether untracked files were sent.
     pub untracked: bool,
+    /// Files that git does not track and that were named, ignored ones too.
+    #[serde(default)]
+    pub include: Include,
     /// Whether the files are those of a commit, not of the work tree.
     pub from_commit: bool,
     /// Whether commands are run with the tools that mise has installed.
@@ -81,6 +92,25 @@ impl Kept {
         Snapshot::open(&self.directory.join(SNAPSHOT), self.record.algorithm)
     }
 
+    /// The ignored files that were sent.
+    pub fn private(&self) -> Result<Tree> {
+        let path = self.directory.join(PRIVATE);
+        let list = match fs::read(&path) {
+            Ok(list) => list,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Tree::new()),
+            Err(source) => return Err(Error::io(format!("read {}", path.display()), source)),
+        };
+        parse_tree(&list)
+    }
+
+    /// All files that were sent.
+    pub fn sent(&self) -> Result<Tree> {
+        let snapshot = self.snapshot();
+        let mut sent = tree(&snapshot, &snapshot.commit(SENT)?)?;
+        sent.extend(self.private()?);
+        Ok(sent)
+    }
+
     /// Writes the record anew.
     pub fn save(&self) -> Result<()> {
         write(&self.directory, &self.record)
@@ -121,10 +151,44 @@ impl Draft {
 fn write(directory: &Path, record: &Record) -> Result<()> {
     let failed = |source| Error::io(format!("write {}", directory.join(FILE).display()), source);
     let text = serde_json::to_vec_pretty(record).map_err(|error| failed(error.into()))?;
-    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
-    io::Write::write_all(&mut file, &text).map_err(failed)?;
-    file.persist(directory.join(FILE)).map_err(|error| failed(error.error))?;
+    write_whole(&directory.join(FILE), &text)
+}
+
+/// Writes which ignored files were sent, in the form of `git ls-tree -z`.
+pub fn save_private(directory: &Path, private: &Tree) -> Result<()> {
+    let mut list = Vec::new();
+    for (path, (mode, id)) in private {
+        list.extend(format!("{mode:06o} blob {id}\t").bytes());
+        list.extend(path);
+        list.push(0);
+    }
+    write_whole(&directory.join(PRIVATE), &list)
+}
+
+/// Writes a file that only its owner reads, and that is there as a whole or not at all.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |source| Error::io(format!("write {}", path.display()), source);
+    let mut file =
+        tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+    io::Write::write_all(&mut file, bytes).map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
     Ok(())
+}
+
+/// A workspace in a command that can be typed: the sandbox, and the path where that was named.
+pub fn reference(sandbox: &str, guest_path: Option<&str>) -> String {
+    match guest_path {
+        None => sandbox.to_owned(),
+        Some(path) => format!("{sandbox} --guest-path {}", shell_word(path)),
+    }
+}
+
+/// A word as a shell takes it.
+pub fn shell_word(word: &str) -> String {
+    match word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte)) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
 }
 
 impl Records {
@@ -196,12 +260,30 @@ mod tests {
             algorithm: Algorithm::Sha1,
             mode: Mode::Shallow,
             untracked: false,
+            include: Include::default(),
             from_commit: false,
             mise: false,
             user: None,
             env: BTreeMap::new(),
             sent_at,
         }
+    }
+
+    #[test]
+    fn a_workspace_is_named_as_a_shell_takes_it() {
+        assert_eq!(reference("web", None), "web");
+        assert_eq!(reference("web", Some("/srv/x")), "web --guest-path /srv/x");
+        assert_eq!(reference("web", Some("/a b'c")), r"web --guest-path '/a b'\''c'");
+    }
+
+    #[test]
+    fn ignored_files_are_remembered_by_digests_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = Kept { record: record("/root/a", 1), directory: dir.path().to_owned() };
+        assert_eq!(kept.private().unwrap(), Tree::new());
+        let private = Tree::from([(b"a\tb\n\xff".to_vec(), (0o100644, "a".repeat(40)))]);
+        save_private(dir.path(), &private).unwrap();
+        assert_eq!(kept.private().unwrap(), private);
     }
 
     #[test]

@@ -10,10 +10,12 @@ use banger_proto::guest::message::Algorithm;
 use tar::{Builder, EntryType, Header};
 
 use super::{
+    export::Tree,
     files::{Exactly, Found, Hasher, Root, blob_id},
-    prepare::Planned,
+    prepare::{Plan, Planned},
     snapshot::{Change, Content, Contents, Importer, SENT, Snapshot},
-    source::{Repository, SYMLINK, Shown, os},
+    source::{SYMLINK, Shown, os},
+    stamps::{self, Stamps},
 };
 use crate::{
     age,
@@ -28,6 +30,17 @@ const KEPT_IN_MEMORY: u64 = 8 << 20;
 /// The names of the contents that were sent, by path.
 pub type Sent = HashMap<Vec<u8>, (u32, String)>;
 
+/// What is known once everything was sent.
+#[derive(Debug)]
+pub struct Finished {
+    /// All files but the ignored ones.
+    pub sent: Sent,
+    /// The ignored files.
+    pub private: Tree,
+    /// The stamps of the files, which were taken before they were read.
+    pub stamps: Stamps,
+}
+
 /// Sends files and keeps their contents.
 pub struct Sender<'a> {
     root: Root,
@@ -38,23 +51,29 @@ pub struct Sender<'a> {
     known: HashSet<String>,
     changes: Vec<Change>,
     sent: Sent,
-    repository: &'a Repository,
+    private: Tree,
+    stamps: Stamps,
+    begun: i64,
+    plan: &'a Plan,
     parent: Option<&'static str>,
     meter: Meter,
 }
 
 impl<'a> Sender<'a> {
-    /// Sends files of this repository. The commit of what was sent begins with nothing.
-    pub fn new(repository: &'a Repository, snapshot: &Snapshot, known: HashSet<String>) -> Result<Self> {
+    /// Sends files of this plan. The commit of what was sent begins with nothing.
+    pub fn new(plan: &'a Plan, snapshot: &Snapshot, known: HashSet<String>) -> Result<Self> {
         Ok(Self {
-            root: Root::open(&repository.root)?,
-            algorithm: repository.algorithm,
+            root: Root::open(&plan.repository.root)?,
+            algorithm: plan.repository.algorithm,
             importer: snapshot.import()?,
             contents: None,
             known,
             changes: Vec::new(),
             sent: Sent::new(),
-            repository,
+            private: Tree::new(),
+            stamps: Stamps::default(),
+            begun: stamps::now(),
+            plan,
             parent: None,
             meter: Meter::none(),
         })
@@ -86,10 +105,12 @@ impl<'a> Sender<'a> {
         let look = || self.root.look(path).map_err(|source| cannot_read(path, source));
         match look()? {
             Some(Found::Symlink(target, facts)) => {
+                self.stamps.put(path, facts.stamp, self.begun);
                 append_link(archive, path, &target, facts.stat.mtime.0)?;
                 self.keep(path, SYMLINK, blob_id(self.algorithm, &target), &target)
             }
             Some(Found::File(file, facts)) => {
+                self.stamps.put(path, facts.stamp, self.begun);
                 let mut header = header(facts.permissions & 0o777, facts.size, facts.stat.mtime.0);
                 let mut content = Exactly::new(file, facts.size);
                 if facts.size <= KEPT_IN_MEMORY {
@@ -106,7 +127,7 @@ impl<'a> Sender<'a> {
                 let counted = Metered { from: &mut content, meter: &self.meter };
                 archive.append_data(&mut header, os(path), counted).map_err(|_| changed())?;
                 let id = content.hasher.finish();
-                if !self.known.contains(&id) {
+                if !self.known.contains(&id) && !self.plan.private.contains(path) {
                     let Some(Found::File(file, again)) =
                         self.root.look(path).map_err(|source| cannot_read(path, source))?
                     else {
@@ -135,7 +156,7 @@ impl<'a> Sender<'a> {
     fn send_content(&mut self, archive: &mut Builder<impl Write>, file: &Planned, id: &str) -> Result<()> {
         let (path, mode) = (&file.path, file.mode);
         if self.contents.is_none() {
-            self.contents = Some(Contents::of(&self.repository.git())?);
+            self.contents = Some(Contents::of(&self.plan.repository.git())?);
         }
         let Some(contents) = &mut self.contents else { return Ok(()) };
         let meter = &self.meter;
@@ -154,7 +175,7 @@ impl<'a> Sender<'a> {
     }
 
     fn keep(&mut self, path: &[u8], mode: u32, id: String, bytes: &[u8]) -> Result<()> {
-        let content = match self.known.contains(&id) {
+        let content = match self.known.contains(&id) || self.plan.private.contains(path) {
             true => Content::Id(id.clone()),
             false => self.importer.blob(bytes.len() as u64, &mut &*bytes)?,
         };
@@ -162,18 +183,24 @@ impl<'a> Sender<'a> {
     }
 
     fn put(&mut self, path: &[u8], mode: u32, id: String, content: Content) -> Result<()> {
+        if self.plan.private.contains(path) {
+            // No copy of its content is kept, and it is no part of what comes back.
+            self.changes.push(Change::Remove { path: path.to_vec() });
+            self.private.insert(path.to_vec(), (mode, id));
+            return Ok(());
+        }
         self.changes.push(Change::Put { mode, content, path: path.to_vec() });
         self.sent.insert(path.to_vec(), (mode, id));
         Ok(())
     }
 
     /// Commits what was sent.
-    pub fn finish(self) -> Result<Sent> {
+    pub fn finish(self) -> Result<Finished> {
         if let Some(contents) = self.contents {
             contents.end()?;
         }
         self.importer.commit(SENT, self.parent, &self.changes)?;
-        Ok(self.sent)
+        Ok(Finished { sent: self.sent, private: self.private, stamps: self.stamps })
     }
 }
 

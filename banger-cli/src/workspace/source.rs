@@ -132,6 +132,11 @@ impl Repository {
         })
     }
 
+    /// Its index.
+    pub fn index(&self) -> PathBuf {
+        self.git_dir.join("index")
+    }
+
     /// Git in this repository.
     pub fn git(&self) -> Git {
         Git::within(&self.root)

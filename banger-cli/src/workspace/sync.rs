@@ -7,13 +7,15 @@ use banger_proto::guest::{Request, frame::MAX_DATA, message::Placement};
 use tar::Builder;
 
 use super::{
-    export::{Tree, some_of, tree},
+    changed::Differing,
+    export::{Tree, some_of},
     files::Root,
-    prepare::{Plan, Planned, Wanted},
-    record::Kept,
-    sender::Sender,
+    prepare::{Plan, Wanted},
+    record::{Kept, save_private},
+    sender::{Finished, Sender},
     snapshot::SENT,
     source::{Repository, Shown},
+    stamps::Stamps,
     tooling,
 };
 use crate::{
@@ -25,76 +27,28 @@ use crate::{
 /// What has changed here.
 #[derive(Debug)]
 pub struct Changes {
+    /// With the files that have another content or mode, and no others.
     plan: Plan,
-    files: Vec<Planned>,
     gone: Vec<Vec<u8>>,
+    /// Everything that was sent before.
     sent: Tree,
 }
 
 impl Changes {
-    /// Looks what has changed.
-    pub fn find(kept: &Kept) -> Result<Self> {
-        let record = &kept.record;
-        let repository = Repository::open(&record.source)?;
-        let wanted =
-            Wanted { mode: record.mode, include_untracked: record.untracked, branch: None, from: None };
-        let plan = Plan::make(repository, wanted)?;
-        let snapshot = kept.snapshot();
-        let sent = tree(&snapshot, &snapshot.commit(SENT)?)?;
-        let root = Root::open(&plan.repository.root)?;
-        let mut files = Vec::new();
-        for file in &plan.files {
-            let now = root
-                .digest(&file.path, record.algorithm)
-                .map_err(|source| Error::io(format!("read {}", Shown(&file.path)), source))?;
-            if now.as_ref() != sent.get(&file.path) {
-                files.push(file.clone());
-            }
-        }
-        // What came from the sandbox and was never here in git is not gone because git does not know it.
-        let gone = sent.keys().filter(|path| matches!(root.look(path), Ok(None))).cloned().collect();
-        Ok(Self { plan, files, gone, sent })
-    }
-
-    /// How many files there are.
-    pub fn len(&self) -> usize {
-        self.files.len() + self.gone.len()
+    /// Looks at what differs from what was sent.
+    pub fn find(kept: &Kept, differing: Differing) -> Result<Self> {
+        let plan = Plan::make(Repository::open(&kept.record.source)?, Wanted::of(&kept.record))?;
+        Ok(Self { plan: plan.only(differing.changed)?, gone: differing.gone, sent: kept.sent()? })
     }
 }
 
 /// Sends what has changed. What was changed in the sandbox, too, is not overwritten.
 pub async fn send(guest: &mut Guest, mut kept: Kept, changes: Changes) -> Result<()> {
-    let place = kept.record.guest_path.clone();
     let head = changes.plan.repository.head.commit.clone();
-    if changes.len() > 0 {
+    if !(changes.plan.files.is_empty() && changes.gone.is_empty()) {
         check_guest(guest, &kept, &changes).await?;
-        let gone = changes.gone.clone();
-        let snapshot = kept.snapshot();
-        let request = Request::PutTar { directory: place.clone(), placement: Placement::Merge };
-        guest
-            .call(request, move |call| {
-                let mut archive = Builder::new(BufWriter::with_capacity(MAX_DATA, &mut *call));
-                let mut sender =
-                    Sender::new(&changes.plan.repository, &snapshot, Default::default())?.amending();
-                changes.gone.into_iter().for_each(|path| sender.forget(path));
-                for file in &changes.files {
-                    sender.send(&mut archive, file)?;
-                }
-                archive.into_inner().and_then(|mut writer| writer.flush()).map_err(from_io)?;
-                call.end_input()?;
-                call.finish()?;
-                sender.finish().map(drop)
-            })
-            .await?;
-        if !gone.is_empty() {
-            let request = Request::Remove { directory: place };
-            guest
-                .call(request, move |call| {
-                    call.send_names(&gone)?;
-                    call.finish()
-                })
-                .await?;
-        }
+        remove(guest, &kept, changes.gone.clone()).await?;
+        put(guest, &kept, changes).await?;
     }
     if let Some(user) = kept.record.user.clone() {
         tooling::give(guest, &kept.record.guest_path, &user).await?;
@@ -104,10 +58,62 @@ pub async fn send(guest: &mut Guest, mut kept: Kept, changes: Changes) -> Result
     kept.save()
 }
 
+/// What is gone goes first: a directory may stand where a file was, and a file where a directory was.
+async fn remove(guest: &mut Guest, kept: &Kept, gone: Vec<Vec<u8>>) -> Result<()> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let request = Request::Remove { directory: kept.record.guest_path.clone() };
+    guest
+        .call(request, move |call| {
+            call.send_names(&gone)?;
+            call.finish()
+        })
+        .await
+}
+
+async fn put(guest: &mut Guest, kept: &Kept, changes: Changes) -> Result<()> {
+    let request = Request::PutTar { directory: kept.record.guest_path.clone(), placement: Placement::Merge };
+    let kept = kept.clone();
+    guest
+        .call(request, move |call| {
+            let Changes { plan, gone, .. } = changes;
+            let before = kept.snapshot().commit(SENT)?;
+            let mut archive = Builder::new(BufWriter::with_capacity(MAX_DATA, &mut *call));
+            let mut sender = Sender::new(&plan, &kept.snapshot(), Default::default())?.amending();
+            gone.iter().for_each(|path| sender.forget(path.clone()));
+            for file in &plan.files {
+                sender.send(&mut archive, file)?;
+            }
+            archive.into_inner().and_then(|mut writer| writer.flush()).map_err(from_io)?;
+            call.end_input()?;
+            call.finish()?;
+            remember(&kept, &before, &plan, &gone, sender.finish()?)
+        })
+        .await
+}
+
+/// Adds what was sent to what is known of the files that were sent before.
+fn remember(kept: &Kept, before: &str, plan: &Plan, gone: &[Vec<u8>], finished: Finished) -> Result<()> {
+    let Finished { sent, private: more, stamps: newer } = finished;
+    let mut private = kept.private()?;
+    private.retain(|path, _| !sent.contains_key(path) && !gone.contains(path));
+    private.extend(more);
+    save_private(&kept.directory, &private)?;
+    // Without them the next comparison reads every file.
+    if let Some(mut stamps) = Stamps::load(&kept.directory, before) {
+        stamps.extend(newer);
+        stamps.extend(plan.index_stamp.clone());
+        gone.iter().for_each(|path| stamps.forget(path));
+        stamps.save(&kept.directory, &kept.snapshot().commit(SENT)?)?;
+    }
+    Ok(())
+}
+
 /// Each file that is to be sent must be in the sandbox as it was sent, or as it is here now.
 async fn check_guest(guest: &mut Guest, kept: &Kept, changes: &Changes) -> Result<()> {
     let names: Vec<Vec<u8>> =
-        changes.files.iter().map(|file| file.path.clone()).chain(changes.gone.iter().cloned()).collect();
+        changes.plan.files.iter().map(|file| file.path.clone()).chain(changes.gone.iter().cloned()).collect();
     let algorithm = kept.record.algorithm;
     let there = guest.digests(&kept.record.guest_path, algorithm, names.clone()).await?;
     let root = Root::open(&changes.plan.repository.root)?;
@@ -125,28 +131,36 @@ async fn check_guest(guest: &mut Guest, kept: &Kept, changes: &Changes) -> Resul
     if both.is_empty() {
         return Ok(());
     }
-    Err(Error::Refused(format!("here and in the sandbox the same files have changed: {}", some_of(&both)))
-        .advise("`banger vm workspace export --apply --force` brings the work in the sandbox here first."))
+    Err(Error::Refused(format!("the same files have changed here and in the sandbox: {}", some_of(&both)))
+        .advise(
+            "`banger vm workspace export NAME --apply --merge` brings the work in the sandbox here first; \
+             `banger vm exec --no-auto-prepare NAME` leaves the sandbox as it is.",
+        ))
 }
 
-/// How HEAD has moved since the workspace was sent, in a sentence; none where it has not, or nobody knows.
-pub fn drift(kept: &Kept, sandbox: &str) -> Option<String> {
+/// That files here are not as they were sent, in one sentence with what to type; none where all are.
+pub fn warning(kept: &Kept, differing: &Differing, reference: &str) -> Option<String> {
     let record = &kept.record;
-    if record.from_commit {
-        return None;
-    }
-    let now = Repository::head_now(&record.source).ok()?;
-    if now == record.commit {
-        return None;
-    }
+    let names: Vec<Vec<u8>> = differing.names().cloned().collect();
+    let count = match names.len() {
+        0 => return None,
+        1 => "1 file differs".to_owned(),
+        count => format!("{count} files differ"),
+    };
     let short = |commit: &Option<String>| match commit {
         Some(commit) => commit.get(..12).unwrap_or(commit).to_owned(),
         None => "nothing".to_owned(),
     };
+    let moved = match Repository::head_now(&record.source) {
+        Ok(now) if now != record.commit => {
+            format!("it has moved from {} to {} and ", short(&record.commit), short(&now))
+        }
+        _ => String::new(),
+    };
     Some(format!(
-        "{} has moved from {} to {} since it was sent to {sandbox}: `--auto-prepare` sends what has changed.",
+        "{} is not as it was sent: {moved}{count}: {}; `banger vm exec --auto-prepare {reference}` sends what has \
+         changed.",
         record.source.display(),
-        short(&record.commit),
-        short(&now),
+        some_of(&names),
     ))
 }

@@ -354,10 +354,12 @@ fn nothing_that_a_repository_configures_is_run() {
     bench.prepared(&["--include-untracked"]);
     fs::write(bench.guest.join("run.sh"), "changed\n").unwrap();
     bench.exported(&["--stat"]);
-    bench.exported(&["--apply", "--force"]);
     bench.git(&["config", "user.name", "Ann"]);
     bench.git(&["config", "user.email", "ann@example.org"]);
     bench.exported(&["--branch", "work"]);
+    bench.exported(&["--apply", "--merge"]);
+    fs::write(bench.repo.join("lines"), "changed again\n").unwrap();
+    bench.banger(&["vm", "exec", "--auto-prepare", "box", "--", "true"]);
     assert!(!bench.host.path("sprung").exists());
 }
 
@@ -443,8 +445,12 @@ fn a_work_tree_with_changes_is_left_alone_unless_told_and_then_merged() {
     edit(&bench.repo, "line 30\n", "line thirty\n");
     let ended = bench.export(&["--apply"]);
     assert_eq!(ended.status, 1);
-    assert!(ended.errors.contains("has changes that are not committed, as in lines.\nhint: "), "{ended:?}");
-    bench.exported(&["--apply", "--force"]);
+    assert!(
+        ended.errors.contains("has changes that were neither sent nor committed, as in lines.\nhint: "),
+        "{ended:?}"
+    );
+    assert!(ended.errors.contains("`banger vm workspace export box --apply --merge`"), "{ended:?}");
+    bench.exported(&["--apply", "--merge"]);
     let merged = fs::read_to_string(bench.repo.join("lines")).unwrap();
     assert!(merged.contains("line two\n") && merged.contains("line thirty\n"), "{merged}");
 
@@ -453,12 +459,10 @@ fn a_work_tree_with_changes_is_left_alone_unless_told_and_then_merged() {
     fs::write(bench.guest.join("another"), "x").unwrap();
     edit(&bench.repo, "line 10\n", "line TEN\n");
     let before = tree(&bench.repo);
+    // The option's earlier name.
     let ended = bench.export(&["--apply", "--force"]);
     assert_eq!(ended.status, 1);
-    assert!(
-        ended.errors.contains("the same was changed in different ways: lines.\nhint: nothing was touched"),
-        "{ended:?}"
-    );
+    assert!(ended.errors.contains("in different ways: lines.\nhint: nothing was touched"), "{ended:?}");
     assert_eq!(before, tree(&bench.repo));
 }
 
@@ -496,7 +500,7 @@ fn links_of_a_sandbox_lead_nowhere_when_its_work_is_applied() {
     symlink(&outside, bench.repo.join("dir")).unwrap();
     fs::write(bench.guest.join("dir/x"), "from the sandbox").unwrap();
     fs::write(bench.guest.join("dir/y"), "from the sandbox").unwrap();
-    let ended = bench.export(&["--apply", "--force"]);
+    let ended = bench.export(&["--apply", "--merge"]);
     assert_eq!(ended.status, 1, "{ended:?}");
     assert_eq!(fs::read_to_string(outside.join("x")).unwrap(), "mine");
     assert!(!outside.join("y").exists());
@@ -544,7 +548,10 @@ fn commands_run_in_the_workspace_and_only_what_has_changed_is_sent() {
     bench.git(&["commit", "-qam", "third"]);
     let ended = exec(&["box", "--", "true"]);
     assert!(ended.errors.starts_with("warning: ") && ended.errors.contains("has moved from"), "{ended:?}");
-    assert!(ended.errors.contains("`--auto-prepare`"), "{ended:?}");
+    assert!(
+        ended.errors.contains("2 files differ: lines, run.sh; `banger vm exec --auto-prepare box`"),
+        "{ended:?}"
+    );
     fs::write(bench.guest.join("kept"), "work in the sandbox").unwrap();
     let ended = exec(&["--auto-prepare", "box", "--", "cat", "lines"]);
     assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("later\n", ""), "{ended:?}");
@@ -560,7 +567,7 @@ fn commands_run_in_the_workspace_and_only_what_has_changed_is_sent() {
     let ended = exec(&["--auto-prepare", "box", "--", "true"]);
     assert_eq!(ended.status, 125);
     assert!(
-        ended.errors.starts_with("error: here and in the sandbox the same files have changed: lines.\n"),
+        ended.errors.starts_with("error: the same files have changed here and in the sandbox: lines.\n"),
         "{ended:?}"
     );
     assert_eq!(fs::read_to_string(bench.guest.join("lines")).unwrap(), "there\n");
@@ -584,4 +591,210 @@ fn tools_are_asked_for_before_there_is_a_sandbox() {
     assert!(ended.errors.contains("hint: `--nat` lets it; `--no-bootstrap` does without"), "{ended:?}");
     assert_eq!(bench.host.calls("CreateVM").len(), made);
     assert_eq!(bench.banger(&[&run[..], &["-q", "--no-bootstrap"]].concat()).output, "box-2\n");
+}
+
+#[test]
+fn work_is_applied_to_a_tree_that_is_as_it_was_sent_whatever_is_committed() {
+    let bench = Bench::new();
+    let here = |name: &str| bench.repo.join(name);
+    fs::write(here("lines"), "changed\n").unwrap();
+    fs::write(here("staged"), "staged\n").unwrap();
+    bench.git(&["add", "staged"]);
+    fs::remove_file(here("run.sh")).unwrap();
+    bench.git(&["rm", "-q", "--cached", "link"]);
+    bench.prepared(&["--include-untracked"]);
+    fs::write(bench.guest.join("lines"), "changed\nand worked on\n").unwrap();
+    fs::write(bench.guest.join("new"), "new\n").unwrap();
+    bench.exported(&["--apply"]);
+    bench.assert_same();
+    // Nothing of it is committed, and yet it is what both sides have.
+    fs::write(bench.guest.join("new"), "newer\n").unwrap();
+    fs::write(bench.guest.join("staged"), "worked on\n").unwrap();
+    bench.exported(&["--apply"]);
+    bench.assert_same();
+    // A change that only this side has, in a file that the sandbox has not touched either.
+    fs::write(here("src/main.rs"), "mine\n").unwrap();
+    fs::write(bench.guest.join("new"), "newest\n").unwrap();
+    let ended = bench.export(&["--apply"]);
+    assert!(ended.status == 1 && ended.errors.contains("as in src/main.rs.\n"), "{ended:?}");
+    // Once it is committed it is nobody's loss.
+    bench.git(&["commit", "-qam", "mine"]);
+    bench.exported(&["--apply"]);
+    assert_eq!(fs::read_to_string(here("new")).unwrap(), "newest\n");
+    assert_eq!(fs::read_to_string(here("src/main.rs")).unwrap(), "mine\n");
+}
+
+#[test]
+fn a_branch_without_a_change_is_not_made() {
+    let bench = Bench::new();
+    bench.git(&["config", "user.name", "Ann"]);
+    bench.git(&["config", "user.email", "ann@example.org"]);
+    fs::write(bench.repo.join("lines"), "local\n").unwrap();
+    bench.prepared(&[]);
+    let refused = |what: &str| {
+        let ended = bench.export(&["--branch", "work"]);
+        assert_eq!(ended.status, 1, "{what}: {ended:?}");
+        assert!(ended.errors.starts_with("error: there is nothing to commit on work: "), "{what}: {ended:?}");
+        assert_eq!(bench.git(&["branch", "--list", "work"]), "", "{what}");
+    };
+    refused("nothing has changed");
+    fs::write(bench.guest.join("lines"), "work\n").unwrap();
+    bench.exported(&["--apply"]);
+    refused("it was applied");
+    // The sandbox has taken back what was local here.
+    bench.guest_git(&["checkout", "-q", "HEAD", "--", "lines"]);
+    refused("it is what the commit has");
+    fs::write(bench.guest.join("lines"), "more work\n").unwrap();
+    bench.exported(&["--branch", "work"]);
+    assert_eq!(bench.git(&["diff", "--name-only", "main", "work"]), "lines\n");
+}
+
+#[test]
+fn an_edit_that_is_not_committed_is_told_and_sent_where_that_is_set() {
+    let bench = Bench::new();
+    bench.prepared(&[]);
+    let exec = |words: &[&str]| bench.banger(&[&["vm", "exec"], words].concat());
+    assert_eq!(exec(&["box", "--", "true"]).errors, "");
+    // As long as before: only the times tell.
+    fs::write(bench.repo.join("src/main.rs"), "fn main() [];").unwrap();
+    let ended = exec(&["box", "--", "true"]);
+    assert_eq!(ended.status, 0);
+    assert_eq!(
+        ended.errors,
+        format!(
+            "warning: {} is not as it was sent: 1 file differs: src/main.rs; `banger vm exec --auto-prepare box` \
+             sends what has changed.\n",
+            bench.repo.display()
+        )
+    );
+    // What only looks different is read, and found to be the same.
+    let text = fs::read(bench.repo.join("lines")).unwrap();
+    fs::write(bench.repo.join("lines"), text).unwrap();
+    assert!(exec(&["box", "--", "true"]).errors.contains(" 1 file differs: "));
+
+    let settings = bench.host.home().join(".config/banger");
+    fs::create_dir_all(&settings).unwrap();
+    fs::write(settings.join("config.toml"), "auto_prepare = true\n").unwrap();
+    assert!(exec(&["--no-auto-prepare", "box", "--", "true"]).errors.contains("src/main.rs"));
+    let ended = exec(&["box", "--", "cat", "src/main.rs"]);
+    assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("fn main() [];", ""), "{ended:?}");
+    // A file becomes a directory, and a directory a file; one is new; one came from the sandbox.
+    fs::write(bench.guest.join("came"), "there\n").unwrap();
+    bench.exported(&["--apply"]);
+    fs::write(bench.repo.join("came"), "here\n").unwrap();
+    fs::remove_file(bench.repo.join("run.sh")).unwrap();
+    fs::create_dir(bench.repo.join("run.sh")).unwrap();
+    fs::write(bench.repo.join("run.sh/inner"), "inner").unwrap();
+    fs::remove_dir_all(bench.repo.join("src")).unwrap();
+    fs::write(bench.repo.join("src"), "a file").unwrap();
+    bench.git(&["add", "run.sh", "src"]);
+    let ended = exec(&["box", "--", "cat", "came", "run.sh/inner", "src"]);
+    assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("here\ninnera file", ""), "{ended:?}");
+    bench.assert_same();
+    assert_eq!(bench.exported(&[]), "");
+}
+
+#[test]
+fn files_that_git_does_not_track_go_along_by_name_and_ignored_ones_do_not_come_back() {
+    let bench = Bench::new();
+    let here = |name: &str| bench.repo.join(name);
+    fs::write(here(".gitignore"), ".env*\n*.log\n").unwrap();
+    bench.git(&["commit", "-qam", "ignored"]);
+    for name in [".env", ".env.local", "src/.env", "src/notes", "other", "build.log"] {
+        fs::write(here(name), format!("{name} here\n")).unwrap();
+    }
+    let ended = bench.prepare(&["--include", "*.nothing"]);
+    assert_eq!(ended.status, 1);
+    assert!(ended.errors.contains("that `--include *.nothing` names.\nhint: "), "{ended:?}");
+    bench.prepared(&["--include", "*.env", "--include", "src/notes"]);
+    let there = |name: &str| fs::read_to_string(bench.guest.join(name)).ok();
+    assert_eq!(there("src/.env").as_deref(), Some("src/.env here\n"));
+    assert_eq!((there(".env.local"), there("other"), there("build.log")), (None, None, None));
+    assert_eq!(bench.guest_git(&["status", "--short"]), "?? src/notes\n");
+
+    fs::write(bench.guest.join(".env"), "PASSWORD=there\n").unwrap();
+    fs::write(bench.guest.join(".gitignore"), "").unwrap();
+    fs::write(bench.guest.join("src/notes"), "work\n").unwrap();
+    for options in [&[][..], &["--base-commit", "HEAD"]] {
+        let patch = bench.exported(options);
+        assert!(
+            patch.contains("b/src/notes") && !patch.contains(".env h") && !patch.contains("PASS"),
+            "{patch}"
+        );
+    }
+    bench.exported(&["--apply"]);
+    assert_eq!(fs::read_to_string(here(".env")).unwrap(), ".env here\n");
+    // No copy of a password is kept.
+    let state = bench.host.home().join(".local/state/banger/workspaces");
+    let kept = Command::new("grep").args(["-ral", ".env here"]).arg(&state).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&kept.stdout), "");
+
+    // They are followed like any other file.
+    fs::write(here("src/.env"), "newer\n").unwrap();
+    let exec = |words: &[&str]| bench.banger(&[&["vm", "exec"], words].concat());
+    assert!(exec(&["box", "--", "true"]).errors.contains("1 file differs: src/.env; "));
+    let ended = exec(&["--auto-prepare", "box", "--", "cat", "src/.env"]);
+    assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("newer\n", ""), "{ended:?}");
+    // Once it is tracked, it is a file like any other.
+    bench.git(&["add", "-f", "src/.env"]);
+    exec(&["--auto-prepare", "box", "--", "true"]);
+    fs::write(bench.guest.join("src/.env"), "work\n").unwrap();
+    assert!(bench.exported(&[]).contains("b/src/.env"));
+}
+
+#[test]
+fn a_merge_in_progress_goes_along_and_a_rebase_is_named() {
+    let bench = Bench::new();
+    bench.git(&["checkout", "-q", "-b", "side", "HEAD~1"]);
+    fs::write(bench.repo.join("lines"), "side\n").unwrap();
+    bench.git(&["commit", "-qam", "side"]);
+    bench.git(&["checkout", "-q", "main"]);
+    let merge = |words: &[&str]| {
+        let ended = Command::new("git")
+            .arg("-C")
+            .arg(&bench.repo)
+            .args(["-c", "user.name=Ann", "-c", "user.email=ann@example.org"])
+            .args(words)
+            .env("HOME", bench.host.home())
+            .output();
+        assert!(!ended.unwrap().status.success(), "{words:?} does not stop");
+    };
+    merge(&["merge", "side"]);
+    bench.prepared(&[]);
+    assert_eq!(bench.guest_git(&["status", "--short"]), "UU lines\n");
+    bench.guest_git(&["fsck", "--strict"]);
+    fs::write(bench.guest.join("lines"), "both\n").unwrap();
+    bench.guest_git(&["commit", "-qa", "--no-edit"]);
+    assert_eq!(
+        bench.guest_git(&["log", "-1", "--format=%P %s"]),
+        format!(
+            "{} {} Merge branch 'side'\n",
+            bench.git(&["rev-parse", "HEAD"]).trim(),
+            bench.git(&["rev-parse", "side"]).trim()
+        )
+    );
+    bench.exported(&["--apply"]);
+    assert_eq!(fs::read_to_string(bench.repo.join("lines")).unwrap(), "both\n");
+    assert_eq!(bench.git(&["status", "--short"]), "UU lines\n");
+
+    bench.git(&["merge", "--abort"]);
+    merge(&["cherry-pick", "side"]);
+    bench.prepared(&["--force"]);
+    fs::write(bench.guest.join("lines"), "picked\n").unwrap();
+    bench.guest_git(&["commit", "-qa", "--no-edit"]);
+    assert_eq!(bench.guest_git(&["log", "-1", "--format=%s"]), "side\n");
+
+    bench.git(&["cherry-pick", "--abort"]);
+    merge(&["rebase", "side"]);
+    let words =
+        ["vm", "workspace", "prepare", "box", bench.repo.to_str().unwrap(), "--force", "--guest-path"];
+    let ended = bench.banger(&[&words[..], &[bench.guest.to_str().unwrap()]].concat());
+    assert_eq!(ended.status, 0, "{ended:?}");
+    assert!(ended.errors.contains("note: a rebase is in progress here, and stays here"), "{ended:?}");
+    assert_eq!(bench.guest_git(&["status", "--short"]), "UU lines\n");
+    bench.prepared(&["--force", "--mode", "full-copy"]);
+    fs::write(bench.guest.join("lines"), "rebased\n").unwrap();
+    bench.guest_git(&["add", "lines"]);
+    bench.guest_git(&["-c", "core.editor=true", "rebase", "--continue"]);
+    assert_eq!(bench.guest_git(&["log", "-1", "--format=%s"]), "second\n");
 }

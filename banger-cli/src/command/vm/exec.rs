@@ -18,9 +18,12 @@ use crate::{
     guest::Guest,
     output,
     service::{Kind, id_of},
+    settings::Settings,
     signals::Signals,
     workspace::{
-        record::{Kept, Records},
+        changed::Differing,
+        record::{Kept, Records, reference},
+        source::Repository,
         sync::{self, Changes},
         tooling,
     },
@@ -34,7 +37,7 @@ pub const LOGS: &str = "/run/banger/exec";
 /// Without a command it is a login shell. Input, output, signals and the size of the terminal are passed on,
 /// and the exit status is the command's. A second interrupt leaves the command, which is then ended.
 ///
-/// Where a repository was sent from here, the command runs in it, and you are told when it has moved on here.
+/// Where a repository was sent from here, the command runs in it, and you are told when files here have changed since.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -73,9 +76,12 @@ pub struct Target {
     /// Run it in the workspace at this path [default: the one that was sent last]
     #[arg(long, value_name = "PATH", conflicts_with = "workdir")]
     guest_path: Option<String>,
-    /// Send what has changed in the repository here before
-    #[arg(long)]
+    /// Send what has changed in the repository here before [default: as `auto_prepare` is set]
+    #[arg(long, overrides_with = "no_auto_prepare")]
     auto_prepare: bool,
+    /// Leave the workspace as it is
+    #[arg(long, overrides_with = "auto_prepare")]
+    no_auto_prepare: bool,
     #[command(flatten)]
     exec: ExecArgs,
 }
@@ -140,16 +146,35 @@ impl Target {
 
     /// Sends what has changed here, or says that something has.
     async fn settle(&self, bus: &Bus, vm: &OwnedObjectPath, kept: Kept) -> Result<()> {
-        if self.auto_prepare {
-            let changes = Changes::find(&kept)?;
-            let listener = Signals::catch()?.listen();
-            let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
-            return sync::send(&mut guest, kept, changes).await.map_err(|error| error.about(&self.sandbox));
+        let reference = reference(&self.sandbox, self.guest_path.as_deref());
+        if !self.prepares(&kept)? {
+            // A revision that was sent instead of the work tree does not follow it. That files here cannot be
+            // compared, as when they were moved elsewhere, keeps nobody from working in the sandbox.
+            if !kept.record.from_commit
+                && let Ok(differing) = Differing::find(&kept)
+                && let Some(warning) = sync::warning(&kept, &differing, &reference)
+            {
+                eprintln!("warning: {warning}");
+            }
+            return Ok(());
         }
-        if let Some(drift) = sync::drift(&kept, &self.sandbox) {
-            eprintln!("warning: {drift}");
+        let differing = Differing::find(&kept)?;
+        if differing.is_empty() && Repository::head_now(&kept.record.source)? == kept.record.commit {
+            return Ok(());
         }
-        Ok(())
+        let changes = Changes::find(&kept, differing)?;
+        let listener = Signals::catch()?.listen();
+        let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
+        sync::send(&mut guest, kept, changes).await.map_err(|error| error.about(&reference))
+    }
+
+    /// Whether what has changed here is sent before.
+    fn prepares(&self, kept: &Kept) -> Result<bool> {
+        Ok(match (self.auto_prepare, self.no_auto_prepare) {
+            (true, _) => true,
+            (_, true) => false,
+            _ => !kept.record.from_commit && Settings::of_caller()?.auto_prepare,
+        })
     }
 }
 

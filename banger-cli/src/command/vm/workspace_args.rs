@@ -12,6 +12,7 @@ use crate::{
     workspace::{
         prepare::{Plan, Wanted},
         source::{Mode, Repository, Shown},
+        untracked::{self, Include},
     },
 };
 
@@ -31,6 +32,9 @@ pub struct WorkspaceArgs {
     /// Send files that git does not track, too; ignored ones stay here in any case
     #[arg(long, conflicts_with = "from")]
     include_untracked: bool,
+    /// Send files that git does not track and that this names, ignored ones too; a pattern of git's, such as '.env*'
+    #[arg(long, value_name = "PATTERN")]
+    include: Vec<String>,
     /// How much of the repository is sent
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::Shallow)]
     mode: Mode,
@@ -55,18 +59,27 @@ pub fn guest_path(text: &str) -> Result<String, String> {
 impl WorkspaceArgs {
     /// Looks at the repository that has this path.
     pub fn plan(&self, path: &Path) -> Result<Plan> {
+        let repository = Repository::open(path)?;
+        let include =
+            Include { patterns: self.include.clone(), directory: untracked::directory_of(&repository) };
+        include.check(&repository)?;
         let wanted = Wanted {
             mode: self.mode,
             include_untracked: self.include_untracked,
+            include,
             branch: self.branch.clone(),
             from: self.from.clone(),
         };
-        Plan::make(Repository::open(path)?, wanted)
+        Plan::make(repository, wanted)
     }
 
     /// Whether anything is said about a repository.
     pub fn is_asked_for(&self) -> bool {
-        self.branch.is_some() || self.include_untracked || self.dry_run || self.mode != Mode::default()
+        self.branch.is_some()
+            || self.include_untracked
+            || !self.include.is_empty()
+            || self.dry_run
+            || self.mode != Mode::default()
     }
 
     /// Where it goes in the sandbox; `wanted` where nobody said.
@@ -83,6 +96,12 @@ pub fn note_left(plan: &Plan, progress: &Progress) {
         progress.note(&format!(
             "note: {} that git does not track {verb} here; `--include-untracked` sends them.",
             files(plan.left)
+        ));
+    }
+    for what in &plan.unfinished.left {
+        progress.note(&format!(
+            "note: a {what} is in progress here, and stays here: files go along as they are; `--mode full-copy` sends \
+             it, too."
         ));
     }
     for nested in &plan.nested {

@@ -17,7 +17,7 @@ use crate::{
     workspace::{
         apply::{self, Dirty},
         export::{self, Difference, Range},
-        record::{Kept, Records},
+        record::{Kept, Records, reference},
     },
 };
 
@@ -35,8 +35,9 @@ Examples:
   banger vm workspace export web --apply         into the work tree that it came from
   banger vm workspace export web --branch work   as a commit on a new branch
 
-Ignored files stay in the sandbox. With --apply, what was changed on both sides is merged; where that does not
-go, nothing is touched.")]
+Ignored files stay in the sandbox. --apply refuses a work tree with changes that were neither sent nor committed,
+unless --merge is given. What was changed on both sides is then merged; where that is not possible, nothing is
+touched.")]
 pub struct Export {
     /// A name, an id, or the beginning of an id
     #[arg(value_name = "SANDBOX")]
@@ -53,9 +54,9 @@ pub struct Export {
     /// Put the work into the work tree that the repository was sent from
     #[arg(long, conflicts_with = "branch")]
     apply: bool,
-    /// Merge into files with changes that are not committed, too
-    #[arg(short, long, requires = "apply")]
-    force: bool,
+    /// Merge into files that were changed here since they were sent, too
+    #[arg(long, alias = "force", short_alias = 'f', requires = "apply")]
+    merge: bool,
     /// Put the work on a new branch of the repository, as one commit
     #[arg(long, value_name = "BRANCH")]
     branch: Option<String>,
@@ -78,7 +79,7 @@ impl Export {
         let mut guest = Guest::of(&self.sandbox).await?;
         let kept = self.kept(&id_of(guest.vm()))?;
         let track = progress.track(None);
-        export::fetch(&mut guest, &kept, &track).await.map_err(|error| error.about(&self.sandbox))?;
+        export::fetch(&mut guest, &kept, &track).await.map_err(|error| error.about(&self.reference()))?;
         drop(track);
         let differences = self.put(&kept)?;
         match (self.json, differences) {
@@ -95,6 +96,11 @@ impl Export {
             _ => {}
         }
         Ok(0)
+    }
+
+    /// The workspace as it can be typed.
+    fn reference(&self) -> String {
+        reference(&self.sandbox, self.guest_path.as_deref())
     }
 
     fn kept(&self, id: &str) -> Result<Kept> {
@@ -116,8 +122,9 @@ impl Export {
             output::bytes(&range.stat()?)?;
         }
         if self.apply {
-            let dirty = if self.force { Dirty::Merge } else { Dirty::Refuse };
-            return apply::to_work_tree(kept, dirty).map(Some);
+            let dirty = if self.merge { Dirty::Merge } else { Dirty::Refuse };
+            let applied = apply::to_work_tree(kept, dirty);
+            return applied.map(Some).map_err(|error| error.about(&self.reference()));
         }
         if let Some(branch) = &self.branch {
             let message =
