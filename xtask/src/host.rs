@@ -255,8 +255,33 @@ fn remove(path: &Path) -> Result<()> {
 fn find() -> Option<Host> {
     let launcher = fs::read_to_string(directory().join("launcher")).ok()?;
     let launcher = launcher.trim();
+    // A copied checkout has the number of another one's launcher, and a number may be somebody else's by now.
+    let words = fs::read(format!("/proc/{launcher}/cmdline")).ok()?;
+    if !is_launched_for(&words, &directory()) {
+        return None;
+    }
     let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).ok()?;
     let init: u32 = children.split_whitespace().next()?.parse().ok()?;
     let name = fs::read_to_string(format!("/proc/{init}/comm")).ok()?;
     (name.trim() == "systemd").then_some(Host { init })
+}
+
+/// Whether the words of a process are those by which the host of this directory is launched.
+fn is_launched_for(words: &[u8], directory: &Path) -> bool {
+    words.split(|byte| *byte == 0).any(|word| word == directory.as_os_str().as_encoded_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_of_another_checkout_is_not_ours() {
+        let words = b"unshare\0--fork\0sh\0-eu\0-c\0setup\0host\0/a/target/banger/host\0/a/target/banger\0";
+        assert!(is_launched_for(words, Path::new("/a/target/banger/host")));
+        for other in ["/b/target/banger/host", "/a/target/banger/hos", "/target/banger/host"] {
+            assert!(!is_launched_for(words, Path::new(other)), "{other}");
+        }
+        assert!(!is_launched_for(b"", Path::new("/a/target/banger/host")));
+    }
 }

@@ -57,10 +57,22 @@ pub fn say(message: &str) {
     eprintln!("xtask: {message}");
 }
 
-/// The repository.
+/// The repository that this runs in, not the one that it was built in: a checkout is copied with its programs.
+///
+/// It is found by what `cargo run` says, else by the current directory.
 pub fn repository() -> PathBuf {
-    let crate_directory = Path::new(env!("CARGO_MANIFEST_DIR"));
-    crate_directory.parent().unwrap_or(crate_directory).to_path_buf()
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let current = std::env::current_dir().ok();
+    let found = manifest.iter().chain(&current).find_map(|place| repository_above(place));
+    // Nothing of it is there, so that whatever is looked for is said to be missing.
+    found.or(current).unwrap_or_default()
+}
+
+/// The nearest directory at or above this one that is a checkout.
+fn repository_above(place: &Path) -> Option<PathBuf> {
+    let is_checkout =
+        |place: &&Path| place.join("Cargo.lock").is_file() && place.join("xtask/Cargo.toml").is_file();
+    place.ancestors().find(is_checkout).map(Path::to_path_buf)
 }
 
 /// Where cargo builds.
@@ -74,4 +86,25 @@ pub fn target() -> PathBuf {
 /// Where xtask keeps what it makes: kernels, images and private hosts.
 pub fn cache() -> PathBuf {
     target().join("banger")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_checkout_is_found_from_where_it_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("copy");
+        std::fs::create_dir_all(copy.join("xtask/src")).unwrap();
+        assert_eq!(repository_above(&copy.join("xtask/src")), None);
+        for file in ["Cargo.lock", "xtask/Cargo.toml"] {
+            std::fs::write(copy.join(file), "").unwrap();
+        }
+        for place in [copy.clone(), copy.join("xtask"), copy.join("xtask/src"), copy.join("not/there")] {
+            assert_eq!(repository_above(&place), Some(copy.clone()), "{}", place.display());
+        }
+        assert_eq!(repository_above(dir.path()), None);
+    }
 }

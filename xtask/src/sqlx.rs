@@ -15,6 +15,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::run::repository;
+
 /// What `cargo xtask sqlx` takes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -25,7 +27,7 @@ pub struct Args {
 
 /// Records the queries, or checks the record.
 pub fn run(args: &Args) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = repository();
     let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
     let database = scratch.path().join("schema.sqlite");
     migrate(&root.join("banger-system/migrations"), &database)?;
