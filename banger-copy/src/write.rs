@@ -1,0 +1,132 @@
+//! Writing one file or link, under a name in a directory that is held open.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use rustix::{
+    fs::{AtFlags, Gid, Mode, Uid, chownat, fchmod, futimens, symlinkat, unlinkat, utimensat},
+    io::Errno,
+};
+use tar::{Entry, EntryType};
+
+use crate::{
+    Error, Result,
+    rules::{Facts, Rules},
+    tap::Failure,
+};
+
+/// Writes a file or a symbolic link under a name that is to be free.
+pub fn write_one<R: Read>(
+    entry: &mut Entry<'_, R>,
+    failure: &Failure,
+    holder: &OwnedFd,
+    name: &OsStr,
+    rules: Rules,
+    shown: &Path,
+) -> Result<()> {
+    let failed = |source: io::Error| Error::write(shown, source);
+    let facts = Facts::of(entry.header(), rules)?;
+    if entry.header().entry_type() == EntryType::Symlink {
+        let target = entry.link_name_bytes().unwrap_or_default().into_owned();
+        return symlink(holder, name, OsStr::from_bytes(&target), facts).map_err(failed);
+    }
+    if is_posix_sparse(entry)? {
+        return Err(Error::Damaged(
+            "it has holes in the format of pax; `tar --format=gnu` makes one that is understood".to_owned(),
+        ));
+    }
+    // No link is followed on this way: the directory is held open, and the file must be new.
+    let path = Path::new("/proc/self/fd").join(holder.as_raw_fd().to_string()).join(name);
+    let file = match entry.unpack(path) {
+        Ok(tar::Unpacked::File(file)) => file,
+        Ok(_) => return Err(Error::Damaged("a file in it is none".to_owned())),
+        Err(error) => {
+            return Err(match (failure.take(), of_system(&error)) {
+                (Some(error), _) => Error::Stream(error),
+                (None, Some(error)) => failed(error),
+                (None, None) => Error::Damaged("it ends too early".to_owned()),
+            });
+        }
+    };
+    complete(&file, facts, rules).map_err(failed)
+}
+
+fn complete(file: &File, facts: Facts, rules: Rules) -> io::Result<()> {
+    // A new owner takes permissions away, and so comes first.
+    facts.own(file)?;
+    fchmod(file, Mode::from_raw_mode(facts.permissions & rules.access.files))?;
+    Ok(futimens(file, &facts.times())?)
+}
+
+fn symlink(holder: &OwnedFd, name: &OsStr, target: &OsStr, facts: Facts) -> io::Result<()> {
+    match symlinkat(target, holder, name) {
+        Err(Errno::EXIST) => {
+            unlinkat(holder, name, AtFlags::empty())?;
+            symlinkat(target, holder, name)?;
+        }
+        made => made?,
+    }
+    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    if let Some((uid, gid)) = facts.owner {
+        chownat(holder, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), nofollow)?;
+    }
+    Ok(utimensat(holder, name, &facts.times(), nofollow)?)
+}
+
+/// GNU tar writes files with holes so when it is told to write the format of pax.
+fn is_posix_sparse<R: Read>(entry: &mut Entry<'_, R>) -> Result<bool> {
+    let damaged = |_| Error::Damaged("it is not a tar archive, or ends too early".to_owned());
+    let Some(extensions) = entry.pax_extensions().map_err(damaged)? else { return Ok(false) };
+    Ok(extensions.flatten().any(|extension| extension.key_bytes().starts_with(b"GNU.sparse.")))
+}
+
+/// A file and a directory do not take each other's place.
+pub fn in_the_way(errno: Errno, shown: &Path) -> Error {
+    match errno {
+        Errno::ISDIR => Error::InTheWay { path: shown.to_owned(), kind: "a directory" },
+        Errno::NOTDIR | Errno::LOOP => Error::InTheWay { path: shown.to_owned(), kind: "not a directory" },
+        errno => Error::write(shown, errno),
+    }
+}
+
+/// Removes a name unless it is kept.
+pub struct Guard<'a> {
+    pub holder: &'a OwnedFd,
+    pub name: Option<&'a OsStr>,
+}
+
+impl Guard<'_> {
+    pub fn keep(mut self) {
+        self.name = None;
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = self.name {
+            // There may be nothing yet.
+            let _ = unlinkat(self.holder, name, AtFlags::empty());
+        }
+    }
+}
+
+/// The error of the system that is the reason for this one.
+fn of_system(error: &io::Error) -> Option<io::Error> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if let Some(code) = code {
+            return Some(io::Error::from_raw_os_error(code));
+        }
+        next = error.source();
+    }
+    None
+}
