@@ -10,7 +10,7 @@ use std::{
 use tar::{Archive, Entry, EntryType};
 
 use crate::{
-    Error, Result,
+    Error, Result, pax_sparse,
     tap::{Failure, Tap},
 };
 
@@ -33,7 +33,10 @@ pub fn each<R: Read>(
     };
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
-        let path = relative(&entry.path_bytes())?;
+        let path = match pax_sparse::of(&mut entry)? {
+            Some(sparse) => relative(&sparse.name)?,
+            None => relative(&entry.path_bytes())?,
+        };
         take(path, &mut entry, &failure)?;
     }
     // What the sender added behind the end of the archive is of no interest, but must be taken.

@@ -23,6 +23,7 @@ mod fill;
 mod land;
 mod notes;
 mod pack;
+mod pax_sparse;
 mod rules;
 mod tap;
 mod walk;

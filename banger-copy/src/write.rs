@@ -12,13 +12,15 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Gid, Mode, Uid, chownat, fchmod, futimens, symlinkat, unlinkat, utimensat},
+    fs::{
+        AtFlags, Gid, Mode, OFlags, Uid, chownat, fchmod, futimens, openat, symlinkat, unlinkat, utimensat,
+    },
     io::Errno,
 };
 use tar::{Entry, EntryType};
 
 use crate::{
-    Error, Result,
+    Error, Result, pax_sparse,
     rules::{Facts, Rules},
     tap::Failure,
 };
@@ -38,23 +40,17 @@ pub fn write_one<R: Read>(
         let target = entry.link_name_bytes().unwrap_or_default().into_owned();
         return symlink(holder, name, OsStr::from_bytes(&target), facts).map_err(failed);
     }
-    if is_posix_sparse(entry)? {
-        return Err(Error::Damaged(
-            "it has holes in the format of pax; `tar --format=gnu` makes one that is understood".to_owned(),
-        ));
+    if let Some(sparse) = pax_sparse::of(entry)? {
+        let file = create(holder, name).map_err(|errno| failed(errno.into()))?;
+        sparse.write(&mut *entry, &file).map_err(|error| explain(error, failure, shown))?;
+        return complete(&file, facts, rules).map_err(failed);
     }
     // No link is followed on this way: the directory is held open, and the file must be new.
     let path = Path::new("/proc/self/fd").join(holder.as_raw_fd().to_string()).join(name);
     let file = match entry.unpack(path) {
         Ok(tar::Unpacked::File(file)) => file,
         Ok(_) => return Err(Error::Damaged("a file in it is none".to_owned())),
-        Err(error) => {
-            return Err(match (failure.take(), of_system(&error)) {
-                (Some(error), _) => Error::Stream(error),
-                (None, Some(error)) => failed(error),
-                (None, None) => Error::Damaged("it ends too early".to_owned()),
-            });
-        }
+        Err(error) => return Err(explain(error, failure, shown)),
     };
     complete(&file, facts, rules).map_err(failed)
 }
@@ -81,11 +77,26 @@ fn symlink(holder: &OwnedFd, name: &OsStr, target: &OsStr, facts: Facts) -> io::
     Ok(utimensat(holder, name, &facts.times(), nofollow)?)
 }
 
-/// GNU tar writes files with holes so when it is told to write the format of pax.
-fn is_posix_sparse<R: Read>(entry: &mut Entry<'_, R>) -> Result<bool> {
-    let damaged = |_| Error::Damaged("it is not a tar archive, or ends too early".to_owned());
-    let Some(extensions) = entry.pax_extensions().map_err(damaged)? else { return Ok(false) };
-    Ok(extensions.flatten().any(|extension| extension.key_bytes().starts_with(b"GNU.sparse.")))
+/// Why a content was not written: the stream failed, the system refused, or the archive is at fault.
+fn explain(error: io::Error, failure: &Failure, shown: &Path) -> Error {
+    match (failure.take(), of_system(&error)) {
+        (Some(error), _) => Error::Stream(error),
+        (None, Some(error)) => Error::write(shown, error),
+        (None, None) => Error::Damaged("it ends too early, or has a wrong map of holes".to_owned()),
+    }
+}
+
+/// A new file, in the place of an earlier entry of this name.
+fn create(holder: &OwnedFd, name: &OsStr) -> Result<File, Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let create = || openat(holder, name, flags, Mode::from_raw_mode(0o600)).map(File::from);
+    match create() {
+        Err(Errno::EXIST) => {
+            unlinkat(holder, name, AtFlags::empty())?;
+            create()
+        }
+        created => created,
+    }
 }
 
 /// A file and a directory do not take each other's place.

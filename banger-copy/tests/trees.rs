@@ -140,7 +140,7 @@ fn a_tree_is_the_same_on_the_other_side_entry_by_entry() {
 #[test]
 fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
     let dir = tempfile::tempdir().unwrap();
-    let (from, theirs, ours) = (dir.path().join("from"), dir.path().join("theirs"), dir.path().join("ours"));
+    let (from, theirs) = (dir.path().join("from"), dir.path().join("theirs"));
     tree(&from);
     let run = |command: &mut std::process::Command| assert!(command.status().unwrap().success());
     let (bytes, _) = packed(&from, None);
@@ -148,9 +148,6 @@ fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
     fs::create_dir(&theirs).unwrap();
     let tar = || std::process::Command::new("tar");
     run(tar().args(["-xpf", "a.tar", "--no-same-owner", "-C", "theirs"]).current_dir(dir.path()));
-    run(tar().args(["-cSf", "b.tar", "-C", "from", "."]).current_dir(dir.path()));
-    let archive = File::open(dir.path().join("b.tar")).unwrap();
-    unpack(archive, &ours, false, OURS).unwrap();
     let inner = |path: &Path| {
         let mut kept = look(path);
         // The content of a directory says nothing of the directory.
@@ -158,7 +155,18 @@ fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
         kept
     };
     assert_eq!(inner(&theirs), inner(&from));
-    assert_eq!(inner(&ours), inner(&from));
+    for format in ["gnu", "pax"] {
+        run(tar().args(["-cSf", "b.tar", "--format", format, "-C", "from", "."]).current_dir(dir.path()));
+        let archive = File::open(dir.path().join("b.tar")).unwrap();
+        let ours = dir.path().join(format);
+        unpack(archive, &ours, false, OURS).unwrap();
+        assert_eq!(inner(&ours), inner(&from), "{format}");
+    }
+    let old = ["-cSf", "b.tar", "--format", "pax", "--sparse-version", "0.1", "-C", "from", "holes"];
+    run(tar().args(old).current_dir(dir.path()));
+    let archive = File::open(dir.path().join("b.tar")).unwrap();
+    let error = unpack(archive, &dir.path().join("old"), false, OURS).unwrap_err();
+    assert!(error.to_string().contains("--sparse-version=1.0"), "{error}");
     chmod(&from, 0o755);
 }
 
