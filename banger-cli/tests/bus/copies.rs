@@ -146,8 +146,9 @@ fn links_are_kept_both_ways_unless_they_are_to_be_followed() {
     assert_eq!((is_link(&inside), text(&inside).as_str()), (false, "content"));
 
     let out = host.path("out");
-    copy(&host, &[&format!("box:{link}"), out.to_str().unwrap()]);
+    let ended = host.banger(&["vm", "cp", &format!("box:{link}"), out.to_str().unwrap()]);
     assert!(is_link(&out));
+    assert!(ended.errors.ends_with(&format!("note: {} leads to file.\n", out.display())), "{ended:?}");
     let out = host.path("out-followed");
     copy(&host, &["-L", &format!("box:{link}"), out.to_str().unwrap()]);
     assert_eq!((is_link(&out), text(&out).as_str()), (false, "content"));

@@ -49,7 +49,7 @@ impl Copying<'_> {
                 let archive = Bounded::new(Metered { from: &mut *call, meter: &meter });
                 let notes = banger_copy::receive(archive, name.as_ref().map(OsStr::new), &target, rules);
                 let notes = notes.map_err(from_copy)?;
-                Ok([call.remarks(), notes.into_lines()].concat())
+                Ok([call.remarks(), notes.into_lines(), links(&target)].concat())
             })
             .await
     }
@@ -83,6 +83,15 @@ impl Copying<'_> {
     pub fn source(&self, guest: &Guest, from: &There, top: Option<String>) -> Result<CopyOut> {
         let login = login(guest)?;
         Ok(CopyOut { path: from.path_for(login.as_deref()), top, follow: self.follow })
+    }
+}
+
+/// A link that came from a guest may lead anywhere, and the next copy to this path would go there.
+fn links(target: &Target) -> Vec<String> {
+    let path = target.path();
+    match fs::read_link(&path) {
+        Ok(to) if target.name.is_some() => vec![format!("{} leads to {}", shown(&path), shown(&to))],
+        _ => Vec::new(),
     }
 }
 
