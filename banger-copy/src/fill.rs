@@ -23,7 +23,7 @@ use crate::{
     entries::{Kind, below, each, kind, relative},
     rules::{Facts, Owner, Rules},
     tap::Failure,
-    write::{Guard, in_the_way, write_one},
+    write::{Guard, duplicate, in_the_way, write_one},
 };
 
 /// Of directories that the archive does not have and its files need.
@@ -153,10 +153,16 @@ impl Fill {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "only files have several names"));
         }
         let link = || linkat(&from, name, holder, unfinished, AtFlags::empty());
-        match link() {
+        let linked = match link() {
             Err(Errno::EXIST) if self.fresh => {
-                unlinkat(holder, unfinished, AtFlags::empty())?;
-                Ok(link()?)
+                unlinkat(holder, unfinished, AtFlags::empty()).and_then(|()| link())
+            }
+            linked => linked,
+        };
+        match linked {
+            // A file system without hard links, another one, or one name too many.
+            Err(Errno::PERM | Errno::NOTSUP | Errno::NOSYS | Errno::MLINK | Errno::XDEV) => {
+                duplicate(&from, name, holder, unfinished)
             }
             linked => Ok(linked?),
         }

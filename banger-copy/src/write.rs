@@ -6,14 +6,15 @@ use std::{
     io::{self, Read},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::Path,
 };
 
 use rustix::{
     fs::{
-        AtFlags, Gid, Mode, OFlags, Uid, chownat, fchmod, futimens, openat, symlinkat, unlinkat, utimensat,
+        AtFlags, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, futimens, openat, symlinkat, unlinkat,
+        utimensat,
     },
     io::Errno,
 };
@@ -86,6 +87,17 @@ fn explain(error: io::Error, failure: &Failure, shown: &Path) -> Error {
     }
 }
 
+/// Writes a file once more where it cannot have a second name.
+pub fn duplicate(from: &OwnedFd, name: &OsStr, holder: &OwnedFd, second: &OsStr) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(openat(from, name, flags, Mode::empty())?);
+    let (metadata, mut copy) = (file.metadata()?, create(holder, second)?);
+    io::copy(&mut file, &mut copy)?;
+    fchown(&copy, Some(Uid::from_raw(metadata.uid())), Some(Gid::from_raw(metadata.gid())))?;
+    fchmod(&copy, Mode::from_raw_mode(metadata.mode() & 0o7777))?;
+    copy.set_modified(metadata.modified()?)
+}
+
 /// A new file, in the place of an earlier entry of this name.
 fn create(holder: &OwnedFd, name: &OsStr) -> Result<File, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -140,4 +152,38 @@ fn of_system(error: &io::Error) -> Option<io::Error> {
         next = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt,
+        time::{Duration, UNIX_EPOCH},
+    };
+
+    use super::*;
+    use crate::fill::open_directory;
+
+    #[test]
+    fn a_file_that_cannot_have_two_names_is_there_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("one"), "content").unwrap();
+        fs::set_permissions(path("one"), fs::Permissions::from_mode(0o640)).unwrap();
+        let past = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        File::open(path("one")).unwrap().set_modified(past).unwrap();
+        let holder = open_directory(dir.path()).unwrap();
+        let duplicate = |from: &str| duplicate(&holder, OsStr::new(from), &holder, OsStr::new("two"));
+        // Also where there is one already.
+        duplicate("one").unwrap();
+        duplicate("one").unwrap();
+        let (one, two) = (fs::metadata(path("one")).unwrap(), fs::metadata(path("two")).unwrap());
+        assert_eq!(fs::read_to_string(path("two")).unwrap(), "content");
+        assert_eq!((two.mode(), two.modified().unwrap()), (one.mode(), past));
+        assert_ne!(one.ino(), two.ino());
+        std::os::unix::fs::symlink("one", path("link")).unwrap();
+        assert!(duplicate("link").is_err());
+    }
 }

@@ -95,6 +95,21 @@ fn what_comes_out_has_no_more_rights_than_the_umask_leaves() {
 }
 
 #[test]
+fn a_hostile_guest_writes_nothing_beside_its_copy() {
+    let host = host();
+    let place = host.path("place");
+    fs::create_dir_all(place.join("old")).unwrap();
+    // Into a place that is new, and into one that is there.
+    for to in [place.join("new"), place.join("old/"), place.clone()] {
+        let ended = host.banger(&["vm", "cp", "-q", "web:/hostile", to.to_str().unwrap()]);
+        assert_eq!(ended.status, 1, "{ended:?}");
+        assert!(ended.errors.contains("up is not a directory"), "{ended:?}");
+    }
+    assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(place.join("old")).unwrap().count(), 0);
+}
+
+#[test]
 fn files_without_a_length_arrive_both_ways() {
     let host = host();
     let (there, inside) = place(&host, "version");

@@ -60,6 +60,11 @@ END
         banger vm exec copy -- stat -c %U /tmp/theirs
         banger vm cp -q copy:/srv/g/t/. - | banger vm cp -q - copy:/srv/again
         banger vm exec copy -- sh -ec 'cd /srv; diff g/t/file again/file && echo piped'
+        banger vm cp -q copy:/srv/g/t copy:/srv/twin
+        banger vm exec copy -- sh -ec \"cd /srv/twin; $(list)\" | diff there - && echo between
+        tar -cz t/file t/dir | banger vm cp -q - copy:/srv/unpacked
+        banger vm cp -q -r copy:/srv/unpacked/t/file copy:/srv/g/t/dir/. several
+        ls several | tr '\\n' ' '; echo
         head -c 64M /dev/urandom > big
         banger vm cp -q big copy:/srv/again/ & copy=$!
         for n in $(seq 300); do
@@ -74,10 +79,20 @@ END
         banger vm delete --force copy > /dev/null"
     );
     let out = script(host, "alice", &session)?;
-    let lines: Vec<_> = out.lines().collect();
-    let expect = ["in", "2", "out", "2", "700 1700 2700 ", "nobody", "piped", "ended 143", "cleared"]
-        .map(str::trim_end);
-    let seen: Vec<_> = lines.iter().map(|line| line.trim_end()).collect();
+    let seen: Vec<_> = out.lines().map(str::trim_end).collect();
+    let expect = [
+        "in",
+        "2",
+        "out",
+        "2",
+        "700 1700 2700",
+        "nobody",
+        "piped",
+        "between",
+        "file second sub",
+        "ended 143",
+        "cleared",
+    ];
     ensure!(seen == expect, "{out}");
     Ok(())
 }

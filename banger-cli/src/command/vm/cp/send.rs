@@ -1,6 +1,11 @@
 //! Copies into a sandbox.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
 
 use banger_copy::{Numbers, Packer};
 use banger_proto::guest::{
@@ -59,6 +64,10 @@ impl Copying<'_> {
     }
 
     async fn send_stream(&self, to: &There) -> Result<Vec<String>> {
+        if io::stdin().is_terminal() {
+            return Err(Error::Usage("refusing to read an archive from a terminal".to_owned())
+                .advise(format!("`tar -c DIRECTORY | banger vm cp - {to}` makes one.")));
+        }
         let mut guest = Guest::of(&to.sandbox).await?;
         let mut request = self.request(&guest, to, None)?;
         if self.chown.is_none() {
