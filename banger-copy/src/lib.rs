@@ -19,6 +19,7 @@
 
 mod content;
 mod entries;
+mod exact;
 mod fill;
 mod land;
 mod notes;
@@ -34,6 +35,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use exact::append_entry;
 pub use fill::unpack;
 pub use land::{Target, receive};
 pub use notes::Notes;

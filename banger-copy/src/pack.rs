@@ -19,6 +19,7 @@ use tar::{Builder, EntryType, Header};
 use crate::{
     Error, Notes, Result,
     content::Content,
+    exact::append_entry,
     tap::{Failure, Tap},
     walk::{Above, Found, Walk, special},
 };
@@ -28,8 +29,6 @@ const MAX_LINKS: usize = 1 << 20;
 /// Permissions that go along to another owner: a program must not get the rights of a user that its own user did not
 /// give it.
 const WITHOUT_SETUID: u32 = 0o3777;
-/// A name or a target that is longer stands before its entry (GNU tar, "Basic Tar Format").
-const SHORT: usize = 100;
 
 /// Whose the files in the archive are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,12 +232,9 @@ impl<W: Write> Packer<W> {
         }
         let mut content = Content::of(file, true).map_err(|source| Error::read(&shown, source))?;
         let blocks = content.announce(&mut header);
-        self.long(name, b'L')?;
-        put_name(&mut header, name);
-        header.set_cksum();
         let mut data = content.data();
         let counted = Counted { from: blocks.chain(&mut data), count: &mut self.count };
-        let appended = self.archive.append(&header, counted);
+        let appended = append_entry(&mut self.archive, header, name, None, counted);
         if let Some(source) = data.failed.take() {
             return Err(Error::read(&shown, source));
         }
@@ -276,49 +272,13 @@ impl<W: Write> Packer<W> {
     }
 
     /// Writes an entry. Names are bytes: the archive has them as they are.
-    fn write(
-        &mut self,
-        mut header: Header,
-        name: &[u8],
-        target: Option<&[u8]>,
-        data: impl Read,
-    ) -> Result<()> {
-        if let Some(target) = target {
-            self.long(target, b'K')?;
-            let short = &target[..target.len().min(SHORT)];
-            header.set_link_name_literal(short).map_err(|error| self.stream(error))?;
-        }
-        self.long(name, b'L')?;
-        put_name(&mut header, name);
-        header.set_cksum();
-        self.archive.append(&header, data).map_err(|error| self.stream(error))
-    }
-
-    /// Writes a name or target that does not fit a header, before its entry.
-    fn long(&mut self, bytes: &[u8], kind: u8) -> Result<()> {
-        if bytes.len() <= SHORT {
-            return Ok(());
-        }
-        let mut header = Header::new_gnu();
-        put_name(&mut header, b"././@LongLink");
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(bytes.len() as u64 + 1);
-        header.set_entry_type(EntryType::new(kind));
-        header.set_cksum();
-        self.archive.append(&header, bytes.chain(&[0][..])).map_err(|error| self.stream(error))
+    fn write(&mut self, header: Header, name: &[u8], target: Option<&[u8]>, data: impl Read) -> Result<()> {
+        append_entry(&mut self.archive, header, name, target, data).map_err(|error| self.stream(error))
     }
 
     fn stream(&self, error: io::Error) -> Error {
         Error::Stream(self.failure.take().unwrap_or(error))
     }
-}
-
-fn put_name(header: &mut Header, name: &[u8]) {
-    let short = &name[..name.len().min(SHORT)];
-    header.as_old_mut().name[..short.len()].copy_from_slice(short);
 }
 
 /// Counts the bytes that are read.
