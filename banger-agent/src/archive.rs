@@ -1,4 +1,4 @@
-//! Files in and out of the guest, as tar archives.
+//! Files into the guest, as tar archives, and the streams of archives in both directions.
 
 use std::{
     fs,
@@ -7,6 +7,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use banger_copy::{Access, Owner, Rules};
 use banger_proto::guest::{Frame, STDIN_WINDOW, frame::MAX_DATA, message::Placement};
 use rustix::{
     fs::{CWD, RenameFlags, renameat_with},
@@ -21,7 +22,7 @@ use crate::{
 /// Unpacks the archive that follows. What would land outside of the directory is refused by the unpacker.
 pub fn put(port: &mut Port, directory: &str, placement: Placement) -> io::Result<()> {
     let unpacked = match placement {
-        Placement::Merge => unpack(port, directory),
+        Placement::Merge => unpack(port, directory, false),
         Placement::New | Placement::Replace => unpack_whole(port, directory, placement),
     };
     match unpacked {
@@ -33,10 +34,10 @@ pub fn put(port: &mut Port, directory: &str, placement: Placement) -> io::Result
     }
 }
 
-/// An error with its causes: of the unpacker's own words the last are those of the system.
-fn in_full(error: &io::Error) -> String {
+/// An error with its causes.
+pub fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(": ");
         text.push_str(&error.to_string());
@@ -61,7 +62,8 @@ fn unpack_whole(port: &mut Port, directory: &str, placement: Placement) -> io::R
     let unfinished = parent.join(hidden);
     // What an earlier boot was cut off from is no part of this.
     remove(&unfinished)?;
-    let unpacked = unpack(port, &unfinished.to_string_lossy()).and_then(|()| put_in_place(&unfinished, path));
+    let unpacked =
+        unpack(port, &unfinished.to_string_lossy(), true).and_then(|()| put_in_place(&unfinished, path));
     // That is what was there before, or what did not come whole.
     remove(&unfinished)?;
     unpacked
@@ -100,39 +102,15 @@ fn is_free(path: &Path) -> io::Result<bool> {
     }
 }
 
-fn unpack(port: &mut Port, directory: &str) -> io::Result<()> {
+/// Unpacks with the owners and permissions of the archive. `fresh` says that nobody else knows of the directory.
+fn unpack(port: &mut Port, directory: &str, fresh: bool) -> io::Result<()> {
     if !Path::new(directory).is_absolute() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    fs::create_dir_all(directory)?;
-    let mut input = Input::new(port);
-    let mut archive = tar::Archive::new(&mut input);
-    archive.set_preserve_permissions(true);
-    archive.set_preserve_ownerships(true);
-    archive.unpack(directory)?;
-    // What the sender added behind the end of the archive is of no interest, but must be taken.
-    io::copy(&mut input, &mut io::sink()).map(drop)
-}
-
-/// Sends a file or directory.
-pub fn get(port: &mut Port, path: &str) -> io::Result<()> {
-    match pack(port, Path::new(path)) {
-        Ok(()) => port.send(&Frame::Done).map(drop),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => refuse(port, kind_of(&error), &format!("cannot read {path}: {error}")),
-    }
-}
-
-fn pack(port: &mut Port, path: &Path) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(path)?;
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut archive = tar::Builder::new(io::BufWriter::with_capacity(MAX_DATA, Output { port }));
-    archive.follow_symlinks(false);
-    match metadata.is_dir() {
-        true => archive.append_dir_all(name, path)?,
-        false => archive.append_path_with_name(path, name)?,
-    }
-    archive.into_inner()?.flush()
+    let rules = Rules { owner: Owner::Archive, access: Access::AS_ARCHIVED, through_links: true };
+    let unpacked = banger_copy::unpack(Input::new(port), Path::new(directory), fresh, rules);
+    // The archives of workspaces have nothing but files and links: there is nothing to remark.
+    unpacked.map(drop).map_err(|error| io::Error::new(error.kind(), error))
 }
 
 /// Reads the bytes of input frames.

@@ -115,14 +115,17 @@ fn append(archive: &mut tar::Builder<impl Write>, root: &OwnedFd, name: &Path) -
         Some(Found::File(mut file)) => {
             let metadata = file.metadata()?;
             header.set_metadata(&metadata);
-            archive.append_data(&mut header, name, Exactly { file: &mut file, left: metadata.len() })
+            let content = Exactly { file: &mut file, left: metadata.len() };
+            banger_copy::append_entry(archive, header, name.as_os_str().as_bytes(), None, content)
         }
         Some(Found::Symlink(target)) => {
             header.set_entry_type(tar::EntryType::Symlink);
             header.set_mode(0o777);
             header.set_size(0);
             header.set_mtime(0);
-            archive.append_link(&mut header, name, OsStr::from_bytes(&target))
+            // To git the target is a content: every byte of it counts.
+            let name = name.as_os_str().as_bytes();
+            banger_copy::append_entry(archive, header, name, Some(&target), io::empty())
         }
         None => Ok(()),
     }
@@ -309,7 +312,7 @@ mod tests {
         fs::set_permissions(path("run"), fs::Permissions::from_mode(0o750)).unwrap();
         fs::write(path("sub/odd\nname"), "").unwrap();
         fs::write(dir.path().join(OsStr::from_bytes(b"sub/\xff")), "x").unwrap();
-        symlink("run", path("link")).unwrap();
+        symlink("./run//", path("link")).unwrap();
         symlink("sub", path("way")).unwrap();
         dir
     }
@@ -342,7 +345,7 @@ mod tests {
         let names: Vec<_> = entries.iter().map(|entry| entry.0.as_slice()).collect();
         assert_eq!(names, [&b"link"[..], b"run", b"sub", b"sub/odd\nname", b"sub/\xff", b"way"]);
         assert_eq!((entries[1].1, entries[1].2, entries[1].3), (Kind::File, 0o750, 5));
-        assert_eq!((entries[0].1, entries[0].3), (Kind::Symlink, 3));
+        assert_eq!((entries[0].1, entries[0].3), (Kind::Symlink, 7));
     }
 
     #[test]
@@ -357,7 +360,7 @@ mod tests {
         let lines: Vec<_> = told.lines().collect();
         assert_eq!([lines[0], lines[4]], [hello, empty]);
         assert_eq!([lines[2], lines[3], lines[5], lines[6]], ["-"; 4]);
-        assert_eq!(lines[1], "e5224d533ef27b001224859a9b36696846a7e7fe");
+        assert_eq!(lines[1], "888936241118763975d4497c4a9050b9832c7d57");
         let told = ask(request(Algorithm::Sha256), b"sub/odd\nname\0");
         assert_eq!(told, b"473a0f4c3be8a93681a267e3b1e9a7dcda1185436fe141f7749120a303721813\n");
     }
@@ -373,9 +376,12 @@ mod tests {
             let mut entry = entry.unwrap();
             let mut content = String::new();
             entry.read_to_string(&mut content).unwrap();
+            if let Some(target) = entry.link_name_bytes() {
+                content = String::from_utf8(target.into_owned()).unwrap();
+            }
             seen.push((entry.path_bytes().into_owned(), content, entry.header().mode().unwrap() & 0o777));
         }
-        let expect = [(&b"run"[..], "hello", 0o750), (b"link", "", 0o777), (b"sub/\xff", "x", 0o644)];
+        let expect = [(&b"run"[..], "hello", 0o750), (b"link", "./run//", 0o777), (b"sub/\xff", "x", 0o644)];
         assert_eq!(seen, expect.map(|(name, content, mode)| (name.to_vec(), content.to_owned(), mode)));
     }
 

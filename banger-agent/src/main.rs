@@ -11,6 +11,7 @@ mod archive;
 mod boot;
 mod channels;
 mod conversation;
+mod copies;
 mod disks;
 mod exec;
 mod files;

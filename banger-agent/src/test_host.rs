@@ -94,6 +94,21 @@ impl Host {
         }
     }
 
+    /// What a copy sends, what it remarks, and the frame that ended it.
+    pub fn copied(&mut self) -> (Vec<u8>, Vec<String>, Frame) {
+        let (mut output, mut remarks) = (Vec::new(), Vec::new());
+        loop {
+            match self.next() {
+                Frame::Output(bytes) => output.extend(bytes),
+                Frame::ErrorOutput(bytes) => {
+                    remarks.extend(String::from_utf8(bytes).unwrap().lines().map(str::to_owned));
+                }
+                Frame::Window(_) => {}
+                end => return (output, remarks, end),
+            }
+        }
+    }
+
     /// Sends input and its end.
     pub fn feed(&mut self, input: &[u8]) {
         for piece in input.chunks(banger_proto::guest::frame::MAX_DATA) {

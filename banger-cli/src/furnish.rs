@@ -6,21 +6,19 @@ use std::{
     path::Path,
 };
 
+use banger_copy::{Numbers, Packer};
 use banger_proto::guest::{
     Request,
     frame::MAX_DATA,
     message::{Algorithm, Placement},
 };
-use tar::Builder;
 
 use crate::{
-    command::vm::cp::append,
     error::{Error, Result},
-    guest::{Guest, from_io},
-    progress::Meter,
+    guest::{Guest, from_copy},
     settings::{FileSync, Settings},
     ssh::places::Places,
-    workspace::{git::Git, sender::header},
+    workspace::git::Git,
 };
 
 /// Where git in a sandbox looks for who the user is.
@@ -58,25 +56,25 @@ async fn put(guest: &mut Guest, settings: &Settings, problems: &mut Vec<String>)
     let request = Request::PutTar { directory: "/".to_owned(), placement: Placement::Merge };
     guest
         .call(request, move |call| {
-            let mut archive = Builder::new(BufWriter::with_capacity(MAX_DATA, &mut *call));
+            let to = BufWriter::with_capacity(MAX_DATA, &mut *call);
+            let mut archive = Packer::new(to, Numbers::Root);
             if let Some(text) = &identity {
                 let path = Path::new(HOME).join(GIT_CONFIG);
                 let path = path.strip_prefix("/").unwrap_or(&path);
-                let mut head = header(0o644, text.len() as u64, 0);
-                archive.append_data(&mut head, path, text.as_bytes()).map_err(from_io)?;
+                archive.add_bytes(path, 0o644, text.as_bytes()).map_err(from_copy)?;
             }
             files.iter().try_for_each(|(here, file)| send(&mut archive, here, file))?;
-            archive.into_inner().and_then(|mut writer| writer.flush()).map_err(from_io)?;
+            archive.finish().map_err(from_copy)?;
             call.end_input()?;
             call.finish()
         })
         .await
 }
 
-fn send(archive: &mut Builder<impl Write>, here: &Path, file: &FileSync) -> Result<()> {
+fn send(archive: &mut Packer<impl Write>, here: &Path, file: &FileSync) -> Result<()> {
     let here = here.canonicalize().map_err(|source| Error::io(format!("read {}", here.display()), source))?;
     let permissions = file.permissions().map_err(Error::Usage)?;
-    append(archive, &here, &file.there(), permissions, &Meter::none())
+    archive.add_as(&here, Some(&file.there()), permissions).map_err(from_copy)
 }
 
 /// Who the user is to git, as the text of a configuration; nothing where git is not there or does not know.

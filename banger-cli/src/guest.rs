@@ -31,6 +31,8 @@ use crate::{
 const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer that is kept in memory.
 const MAX_ANSWER: u64 = 64 << 20;
+/// Remarks on a copy. A guest that has more to say is not listened to.
+const MAX_REMARKS: usize = 64 << 10;
 /// Entries of a listing. A guest that has more is not listed.
 const MAX_ENTRIES: usize = 4_000_000;
 
@@ -181,6 +183,8 @@ pub struct Call {
     credit: usize,
     /// What came as output while something else was waited for.
     come: Vec<u8>,
+    /// What the agent remarked, in lines.
+    remarks: Vec<u8>,
     state: State,
 }
 
@@ -199,6 +203,7 @@ impl Call {
             decoder: Decoder::default(),
             credit: STDIN_WINDOW as usize,
             come: Vec::new(),
+            remarks: Vec::new(),
             state: State::Open,
         };
         let bytes = Frame::Request(request.clone()).encode();
@@ -255,6 +260,11 @@ impl Call {
         Ok(answer)
     }
 
+    /// What the agent remarked on a copy.
+    pub fn remarks(&self) -> Vec<String> {
+        String::from_utf8_lossy(&self.remarks).lines().map(str::to_owned).collect()
+    }
+
     /// Takes one frame; its bytes where it is output.
     fn take(&mut self) -> Result<Option<Vec<u8>>> {
         match self.frame()? {
@@ -262,6 +272,10 @@ impl Call {
             // No more than the window, whatever the agent says.
             Frame::Window(count) => {
                 self.credit = (self.credit + count as usize).min(STDIN_WINDOW as usize);
+            }
+            Frame::ErrorOutput(bytes) => {
+                let left = MAX_REMARKS - self.remarks.len();
+                self.remarks.extend_from_slice(&bytes[..bytes.len().min(left)]);
             }
             Frame::Done => self.state = State::Done,
             Frame::Failed(failure) => {
@@ -381,6 +395,17 @@ pub fn from_io(error: io::Error) -> Error {
     }
 }
 
+/// The error of a copy.
+pub fn from_copy(error: banger_copy::Error) -> Error {
+    use banger_copy::Error as Copy;
+    match error {
+        Copy::Stream(source) => from_io(source),
+        Copy::Read { path, source } => Error::io(format!("read {}", path.display()), source),
+        Copy::Write { path, source } => Error::io(format!("write {}", path.display()), source),
+        error => Error::Refused(error.to_string()),
+    }
+}
+
 fn lost(error: attach::Error) -> Error {
     Error::Attach(error)
 }
@@ -403,6 +428,7 @@ mod tests {
                 decoder: Decoder::default(),
                 credit: usize::MAX,
                 come: Vec::new(),
+                remarks: Vec::new(),
                 state: State::Open,
             };
             assert!(matches!(end.frame(), Ok(Frame::Request(_))));

@@ -44,8 +44,20 @@ pub async fn serve(stream: UnixStream) {
     let mut agent = Agent { reader, writer, decoder: Decoder::default() };
     let exec = match agent.next().await {
         Some(Frame::Request(Request::Exec(exec))) => exec,
-        // A guest that does not get on with files.
-        Some(Frame::Request(Request::GetTar { .. })) => return while agent.next().await.is_some() {},
+        Some(Frame::Request(Request::CopyOut(copy))) if copy.path == "/hostile" => {
+            agent.send(Frame::Output(hostile(&copy.top.unwrap()))).await;
+            return agent.send(Frame::Done).await;
+        }
+        // A guest that begins a file and does not get on with it.
+        Some(Frame::Request(Request::CopyOut(copy))) => {
+            let mut archive = tar::Header::new_gnu();
+            archive.set_path(copy.top.unwrap()).unwrap();
+            archive.set_size(1 << 20);
+            archive.set_mode(0o644);
+            archive.set_cksum();
+            agent.send(Frame::Output([&archive.as_bytes()[..], &[1; 1000]].concat())).await;
+            return while agent.next().await.is_some() {};
+        }
         _ => return,
     };
     if exec.argv.first().is_some_and(|program| program == "hang-up") {
@@ -56,6 +68,21 @@ pub async fn serve(stream: UnixStream) {
         return agent.show_terminal(terminal.size).await;
     }
     agent.run(exec).await;
+}
+
+/// An archive that wants to write beside the place where it goes.
+fn hostile(top: &str) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_size(0);
+    header.set_entry_type(tar::EntryType::Directory);
+    archive.append_data(&mut header, top, std::io::empty()).unwrap();
+    header.set_entry_type(tar::EntryType::Symlink);
+    archive.append_link(&mut header, format!("{top}/up"), "..").unwrap();
+    header.set_entry_type(tar::EntryType::Regular);
+    archive.append_data(&mut header, format!("{top}/up/stolen"), std::io::empty()).unwrap();
+    archive.into_inner().unwrap()
 }
 
 struct Agent {

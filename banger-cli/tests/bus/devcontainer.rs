@@ -125,6 +125,16 @@ fn another_user_works_in_the_repository_where_the_image_has_them() {
     let later = ["vm", "exec", "--auto-prepare", "box-1", "--", "sh", "-c", "cat lines; stat -c %U lines"];
     assert_eq!(bench.banger(&later).output, "later\nnobody\n");
 
+    // A copy belongs to who works there, and to others when that is wished.
+    let copied = place.join("copied");
+    for (more, expect) in [(&[][..], "nobody"), (&["--chown", "root"], "root")] {
+        let (from, to) = (bench.repo.join("lines"), format!("box-1:{}", copied.display()));
+        let ended = bench.banger(&[&["vm", "cp", "-q"], more, &[from.to_str().unwrap(), &to]].concat());
+        assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
+        let owner = ["vm", "exec", "box-1", "--", "stat", "-c", "%U", copied.to_str().unwrap()];
+        assert_eq!(bench.banger(&owner).output, format!("{expect}\n"));
+    }
+
     let text = r#"{"image": "debian", "remoteUser": "no-one"}"#;
     fs::write(bench.repo.join(".devcontainer/devcontainer.json"), text).unwrap();
     let ended = run(&bench, "box-2", &["--", "id", "-un"]);

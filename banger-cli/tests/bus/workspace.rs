@@ -31,7 +31,7 @@ impl Bench {
         fs::write(path("run.sh"), "#!/bin/sh\n").unwrap();
         fs::set_permissions(path("run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
         symlink("src/main.rs", path("link")).unwrap();
-        symlink("/etc/passwd", path("out")).unwrap();
+        symlink("/etc/./..//etc/passwd", path("out")).unwrap();
         fs::write(path("odd\nname \"x\""), "odd").unwrap();
         fs::write(path("lines"), (1..=40).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
         fs::write(bench.repo.join(OsStr::from_bytes(b"\xff\xfe")), [0, 159, 146, 150]).unwrap();

@@ -20,11 +20,12 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Placement::is_default")]
         placement: Placement,
     },
-    /// Send this file or directory as a tar archive. Answered by output and `Done`.
-    GetTar {
-        /// An absolute path.
-        path: String,
-    },
+    /// Unpack the tar archive that follows as input, as a copy. Answered by remarks, which are lines of error output,
+    /// and `Done`.
+    CopyIn(CopyIn),
+    /// Send a file or directory as a tar archive. Answered by output, remarks, which are lines of error output, and
+    /// `Done`.
+    CopyOut(CopyOut),
     /// Tell what is below this directory, but for what is called `.git`. Answered by output, an
     /// [`super::listing::Entry`] after the other, and `Done`.
     List {
@@ -67,6 +68,48 @@ pub enum Request {
         /// Microseconds since the Unix epoch.
         unix_usec: u64,
     },
+}
+
+/// Where a copy goes. A path is absolute, or begins with `~` or `~USER` for the home of the user that commands run as,
+/// or of another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct CopyIn {
+    /// Where: below a directory that exists or whose path ends in a slash, else under this very path.
+    pub to: String,
+    /// The one name that all names in the archive begin with; absent where the archive is the content of a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<String>,
+    /// Who owns the copy.
+    #[serde(default)]
+    pub owner: CopyOwner,
+}
+
+/// What is copied; paths are those of [`CopyIn`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct CopyOut {
+    /// What.
+    pub path: String,
+    /// The one name that all names in the archive begin with; absent for the content of a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<String>,
+    /// Whether what symbolic links lead to is sent instead of the links.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow: bool,
+}
+
+/// Who owns a copy in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyOwner {
+    /// The user that commands run as.
+    #[default]
+    Login,
+    /// `USER` or `USER:GROUP`, by name or number.
+    User(String),
+    /// The users and groups in the archive.
+    Archive,
 }
 
 /// What becomes of what is in a directory when an archive is unpacked there.

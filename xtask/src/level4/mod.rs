@@ -1,6 +1,7 @@
 //! Level 4: the installed product in the private host, with guests that boot. After each check the host must
 //! hold nothing that belongs to no machine.
 
+mod copies;
 mod guests;
 mod images;
 mod names;
@@ -46,6 +47,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
     try_it::provide(host)?;
     let mut tally = Tally::default();
     let mut checks = [
+        copies::CHECKS,
         guests::CHECKS,
         images::CHECKS,
         names::CHECKS,

@@ -1,0 +1,113 @@
+//! Copies into a sandbox.
+
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use banger_copy::{Numbers, Packer};
+use banger_proto::guest::{
+    Request,
+    frame::MAX_DATA,
+    message::{CopyIn, CopyOwner},
+};
+
+use super::{
+    Copying,
+    side::{Side, There, login, own_name, shown},
+    stream,
+};
+use crate::{
+    error::{Error, Result},
+    guest::{Guest, from_copy},
+};
+
+impl Copying<'_> {
+    /// Copies into a sandbox. Returns what there is to remark.
+    pub async fn send(&self, from: &Side, to: &There) -> Result<Vec<String>> {
+        let sent = match from {
+            Side::Host(from) => self.send_path(from, to).await,
+            _ => self.send_stream(to).await,
+        };
+        sent.map_err(|error| error.about(&to.sandbox))
+    }
+
+    async fn send_path(&self, from: &Path, to: &There) -> Result<Vec<String>> {
+        let failed = |source| Error::io(format!("read {}", shown(from)), source);
+        let metadata = fs::symlink_metadata(from).map_err(failed)?;
+        let name = own_name(from).map(|name| {
+            let text = name.to_str().map(str::to_owned);
+            text.ok_or_else(|| Error::Refused(format!("the name of {} is not UTF-8", shown(from))))
+        });
+        let name = name.transpose()?;
+        let mut guest = Guest::of(&to.sandbox).await?;
+        let request = Request::CopyIn(self.request(&guest, to, name.clone())?);
+        let track = self.progress.track(None);
+        track.stage("copy", &format!("{} to {to}", shown(from)));
+        let meter = track.meter(measure(from, &metadata));
+        let (from, follow) = (from.to_owned(), self.follow);
+        guest
+            .call(request, move |call| {
+                let output = io::BufWriter::with_capacity(MAX_DATA, &mut *call);
+                let packer = Packer::new(output, Numbers::Root).following(follow);
+                let mut packer = packer.counting(move |count| meter.add(count));
+                packer.add(&from, name.as_ref().map(|name| name.as_ref())).map_err(from_copy)?;
+                let (output, notes) = packer.finish().map_err(from_copy)?;
+                drop(output);
+                call.end_input()?;
+                call.finish()?;
+                Ok([notes.into_lines(), call.remarks()].concat())
+            })
+            .await
+    }
+
+    async fn send_stream(&self, to: &There) -> Result<Vec<String>> {
+        if io::stdin().is_terminal() {
+            return Err(Error::Usage("refusing to read an archive from a terminal".to_owned())
+                .advise(format!("`tar -c DIRECTORY | banger vm cp - {to}` makes one.")));
+        }
+        let mut guest = Guest::of(&to.sandbox).await?;
+        let mut request = self.request(&guest, to, None)?;
+        if self.chown.is_none() {
+            request.owner = CopyOwner::Archive;
+        }
+        let track = self.progress.track(None);
+        track.stage("copy", &format!("an archive to {to}"));
+        let meter = track.meter(0);
+        guest
+            .call(Request::CopyIn(request), move |call| {
+                stream::send(&mut io::stdin().lock(), call, &meter)?;
+                call.end_input()?;
+                call.finish()?;
+                Ok(call.remarks())
+            })
+            .await
+    }
+
+    /// Where a copy goes that has this name, or is the content of a directory, and who owns it.
+    pub fn request(&self, guest: &Guest, to: &There, top: Option<String>) -> Result<CopyIn> {
+        let login = login(guest)?;
+        let owner = match (self.chown, &login) {
+            (Some(user), _) => CopyOwner::User(user.to_owned()),
+            (None, Some(user)) => CopyOwner::User(user.clone()),
+            (None, None) => CopyOwner::Login,
+        };
+        Ok(CopyIn { to: to.path_for(login.as_deref()), top, owner })
+    }
+}
+
+/// About how many bytes of a file, or of what is below a directory, there are without holes, as far as they can be
+/// seen.
+fn measure(path: &Path, metadata: &fs::Metadata) -> u64 {
+    if metadata.is_symlink() {
+        return 0;
+    }
+    if !metadata.is_dir() {
+        // A small file may be kept without any block.
+        return metadata.len().min(metadata.blocks().saturating_mul(512).max(4096));
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(measure(&entry.path(), &entry.metadata().ok()?))).sum()
+}
