@@ -31,6 +31,7 @@ mod ssh;
 mod stats;
 #[cfg(test)]
 mod test_host;
+mod uevents;
 mod vsock;
 
 use std::process::ExitCode;
