@@ -10,6 +10,7 @@ mod apply;
 mod archive;
 mod boot;
 mod channels;
+mod clock;
 mod conversation;
 mod disks;
 mod exec;

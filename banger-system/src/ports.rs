@@ -20,6 +20,7 @@ use banger_proto::size::Bytes;
 use images::{Content, Exported, Layout, Part, Progress};
 
 use crate::domain::{
+    clock::Occasion,
     id::{ImageId, KernelId, Uid, VmId},
     image::{Image, ImageFacts, Kernel, KernelFacts},
     machine::{Drive, Machine},
@@ -439,8 +440,8 @@ pub trait GuestLink: Send + Sync {
     /// Asks the agent to write everything to the disks and to power off. Returns once it says that all
     /// data written before is on the disks.
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
-    /// Sets the clock of the guest.
-    async fn set_time(&self, vm: VmId, token: &Token, now: SystemTime) -> Result<()>;
+    /// Compares the clock of the guest with that of the host, and corrects it.
+    async fn mend_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()>;
     /// A stream on which the greeting is done and a request is awaited.
     async fn open(&self, vm: VmId, token: &Token) -> Result<OwnedFd>;
 }
@@ -568,7 +569,7 @@ pub enum Verdict {
 pub trait Clock: Send + Sync {
     /// Now.
     fn now(&self) -> SystemTime;
-    /// Waits until the time has changed otherwise than by passing: the clock was set, or the host slept. A change
-    /// since the last call counts.
-    async fn changed(&self) -> Result<()>;
+    /// Waits until the clocks of guests have to be compared with this one, and says why: it was set or the host
+    /// slept, which counts also when it was since the last call, or a minute has passed since this call.
+    async fn due(&self) -> Result<Occasion>;
 }

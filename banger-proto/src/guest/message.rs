@@ -67,6 +67,30 @@ pub enum Request {
         /// Microseconds since the Unix epoch.
         unix_usec: u64,
     },
+    /// Tell the time, so that the host can compare it with its own. Answered by output: microseconds since the Unix
+    /// epoch in decimal digits, at once and again for each empty input. Other input is a [`Correction`] in JSON,
+    /// which is applied. Its answer, and that to the end of the input, is `Done`.
+    Clock,
+}
+
+/// A change of the guest's clock, relative, so that the time that the request takes does not matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Correction {
+    /// What is added to the guest's time, in microseconds.
+    pub offset_usec: i64,
+    /// How fast.
+    pub pace: Pace,
+}
+
+/// How fast a clock is corrected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pace {
+    /// At once.
+    Step,
+    /// By half a millisecond each second, as adjtime(3) does, so that time never runs backwards.
+    Slew,
 }
 
 /// What becomes of what is in a directory when an archive is unpacked there.

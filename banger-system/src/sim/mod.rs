@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     domain::{
         catalog::index::Index,
+        clock::Occasion,
         digest::Digest,
         dns::table::Table,
         id::{ImageId, KernelId, VmId},
@@ -65,8 +66,10 @@ struct State {
     boots: u64,
     /// Told when the clock is set.
     clock_changed: Arc<Notify>,
-    /// The guests whose clocks were set.
-    clocks_set: BTreeSet<VmId>,
+    /// Told when the clocks of guests are to be compared again.
+    minute_passed: Arc<Notify>,
+    /// How often the clock of each guest was compared, and when.
+    clocks_mended: BTreeMap<(VmId, Occasion), u32>,
     /// How often each reference came to mean something else.
     editions: BTreeMap<String, u32>,
     /// Layers stay on their way for so long.
@@ -132,9 +135,14 @@ impl Sim {
         self.lock().clock_changed.notify_one();
     }
 
-    /// The guests whose clocks were set.
-    pub fn clocks_set(&self) -> Vec<VmId> {
-        self.lock().clocks_set.iter().copied().collect()
+    /// A minute passes.
+    pub fn pass_minute(&self) {
+        self.lock().minute_passed.notify_one();
+    }
+
+    /// How often the clock of a guest was compared with ours on such an occasion.
+    pub fn clock_mended(&self, vm: VmId, occasion: Occasion) -> u32 {
+        self.lock().clocks_mended.get(&(vm, occasion)).copied().unwrap_or_default()
     }
 
     /// From now on a reference stands for another image.

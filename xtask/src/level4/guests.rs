@@ -11,6 +11,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a shell has a terminal of the right size", terminal),
     ("a stop loses nothing that was written", stop_keeps_data),
     ("a guest is told the time when the clock of the host is set", clock),
+    ("the clock of a guest is right once it is ready", right_time),
     ("a killed service finds its sandboxes again and streams go on", killed_service),
     ("without systemd a sandbox is a process and outlives the service", no_systemd),
     ("a killed client takes its throw-away sandbox along", killed_client),
@@ -82,6 +83,22 @@ fn clock(host: &Host) -> Result<()> {
     let session = script(host, "alice", session);
     ensure!(setter.wait()?.success(), "the clock of the host cannot be set");
     session.map(drop)
+}
+
+/// As exact as a command gets there; a guest that only counts on from its boot is behind by more.
+fn right_time(host: &Host) -> Result<()> {
+    let session = "
+        banger vm create --name exact
+        before=$(date +%s%N)
+        there=$(banger vm exec -T exact -- date +%s%N)
+        after=$(date +%s%N)
+        banger vm delete --force exact
+        echo $(( (there - before) / 1000000 )) $(( (after - there) / 1000000 ))";
+    let out = script(host, "alice", session)?;
+    let last = out.lines().last().context("nothing was said")?;
+    let differences: Vec<i64> = last.split(' ').filter_map(|word| word.parse().ok()).collect();
+    ensure!(differences.len() == 2 && differences.iter().all(|ms| *ms > -20), "{last} ms");
+    Ok(())
 }
 
 fn killed_service(host: &Host) -> Result<()> {
