@@ -215,6 +215,21 @@ pub mod log {
     pub const VMM: &str = "vmm";
 }
 
+/// Keys of `OpenAgent`.
+pub mod agent {
+    /// `s`: what the stream is for; `command` when absent. Some streams are kept back for each purpose.
+    pub const PURPOSE: &str = "purpose";
+    /// `t`: how long to wait while all streams are in use, in microseconds; a minute when absent.
+    pub const TIMEOUT: &str = "timeout-usec";
+
+    /// A purpose: something that the agent answers at once.
+    pub const QUESTION: &str = "question";
+    /// A purpose: a command, or files.
+    pub const COMMAND: &str = "command";
+    /// A purpose: a connection that is carried.
+    pub const CONNECTION: &str = "connection";
+}
+
 /// Names of what `OpenStream` leads to.
 pub mod stream {
     /// The ssh server.

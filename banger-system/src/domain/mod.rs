@@ -20,4 +20,5 @@ pub mod qcow2;
 pub mod resource;
 pub mod rootfs;
 pub mod ssh;
+pub mod stream;
 pub mod vm;

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::guest_clock;
 use crate::{
-    domain::{clock::Occasion, id::VmId, vm::Token},
+    domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token},
     ports::{Channel, Error, GuestFacts, GuestLink, Result, Vmm},
 };
 
@@ -41,9 +41,9 @@ impl AgentLink {
 
     /// Asks for something that is answered by its being done.
     async fn ask(&self, vm: VmId, token: &Token, request: Request) -> Result<()> {
-        let mut stream = match self.vmm.connect(vm, Channel::Stream).await {
+        let mut stream = match self.vmm.connect(vm, Channel::Stream(Purpose::Question)).await {
             // Commands may hold every stream, and must not keep the service from its guest.
-            Err(Error::NoFreeStream { .. }) => self.vmm.connect(vm, Channel::Control).await?,
+            Err(Error::NoFreeStream) => self.vmm.connect(vm, Channel::Control).await?,
             stream => stream?,
         };
         let mut decoder = greet(&mut stream, token).await?;
@@ -103,9 +103,8 @@ impl GuestLink for AgentLink {
         }
     }
 
-    async fn open(&self, vm: VmId, token: &Token) -> Result<OwnedFd> {
+    async fn open(&self, mut stream: UnixStream, token: &Token) -> Result<OwnedFd> {
         let opened = async {
-            let mut stream = self.vmm.connect(vm, Channel::Stream).await?;
             let decoder = greet(&mut stream, token).await?;
             if !decoder.into_rest().is_empty() {
                 return Err(agent("the guest's agent speaks before it is asked"));
@@ -166,6 +165,7 @@ pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Deco
             Ok(true) => return Ok(Decoder::new(buffer)),
             Ok(false) if seen > MAX_STALE => return Err(nonsense(&hello::Error::Garbage.to_string())),
             Ok(false) => seen += read(stream, &mut buffer).await?,
+            Err(hello::Error::Busy) => return Err(Failed::Nonsense(Error::NoFreeStream)),
             Err(error) => return Err(nonsense(&error.to_string())),
         }
     }

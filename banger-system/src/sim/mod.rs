@@ -2,7 +2,7 @@
 //! tests of the engine: it lists what is alive, and fails at the step that it is told to.
 
 mod catalogs;
-mod guests;
+pub mod guests;
 mod library;
 mod names;
 pub mod network;
@@ -12,6 +12,7 @@ mod store;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::unix::net::UnixStream,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -44,12 +45,16 @@ struct State {
     steps: usize,
     fail_at: Option<usize>,
     deaf_guests: bool,
+    /// Whether guests have streams, on which nobody answers.
+    agents: bool,
     /// How many connections to guests will find nobody who listens.
     no_listeners: u32,
     disks: BTreeSet<VmId>,
     mappers: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
+    /// The streams to each guest that were handed out, and the number of the last one.
+    streams: BTreeMap<VmId, (BTreeMap<usize, UnixStream>, usize)>,
     subnet: Option<Subnet>,
     kept_subnet: Option<Subnet>,
     /// Where no registry may be.
@@ -130,6 +135,11 @@ impl Sim {
         self.lock().deaf_guests = deaf;
     }
 
+    /// From now on guests have as many streams to their agents as under QEMU. Nobody answers on them.
+    pub fn give_agents(&self) {
+        self.lock().agents = true;
+    }
+
     /// The clock of the host is set.
     pub fn set_clock(&self) {
         self.lock().clock_changed.notify_one();
@@ -192,7 +202,9 @@ impl Sim {
 
     /// A guest powers itself off, or its monitor dies.
     pub fn end_process(&self, vm: VmId, ended: Ended) {
-        if let Some(process) = self.lock().processes.get(&vm) {
+        let mut state = self.lock();
+        state.streams.remove(&vm);
+        if let Some(process) = state.processes.get(&vm) {
             process.send_replace(Some(ended));
         }
     }

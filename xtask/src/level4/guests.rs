@@ -11,6 +11,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a shell has a terminal of the right size", terminal),
     ("a stop loses nothing that was written", stop_keeps_data),
     ("a guest is told the time when the clock of the host is set", clock),
+    ("thirty commands at once all run, and connections leave room for them", crowd),
     ("the clock of a guest is right once it is ready", right_time),
     ("a killed service finds its sandboxes again and streams go on", killed_service),
     ("without systemd a sandbox is a process and outlives the service", no_systemd),
@@ -83,6 +84,34 @@ fn clock(host: &Host) -> Result<()> {
     let session = script(host, "alice", session);
     ensure!(setter.wait()?.success(), "the clock of the host cannot be set");
     session.map(drop)
+}
+
+fn crowd(host: &Host) -> Result<()> {
+    // What the journal listens on takes connections and waits for a first word.
+    let session = "
+        banger vm create --name crowd
+        for n in $(seq 30); do banger vm exec -T crowd -- sh -c \"sleep 1; echo $n\" > crowd.$n & done
+        wait
+        cat crowd.* | sort -n | tr '\\n' ' '
+        rm crowd.*
+        banger vm forward -L 7090:/run/systemd/journal/stdout crowd 2> forwarded &
+        forward=$!
+        for n in $(seq 100); do grep -q 7090 forwarded && break; sleep 0.1; done
+        bash -c 'for n in $(seq 30); do exec {fd}<>/dev/tcp/127.0.0.1/7090; done; touch crowded; sleep 1000' &
+        browser=$!
+        for n in $(seq 100); do [ -e crowded ] && break; sleep 0.1; done
+        rm crowded
+        banger vm exec -T --timeout 60 crowd -- echo in time
+        banger vm health crowd > healthy
+        banger vm stop crowd
+        kill $browser
+        wait $forward || true
+        banger vm delete crowd";
+    let out = script(host, "alice", session)?;
+    let all: String = (1..=30).map(|n| format!("{n} ")).collect();
+    ensure!(out.contains(all.trim_end()), "not all commands ran: {out:?}");
+    ensure!(out.contains("in time"), "connections shut commands out: {out:?}");
+    Ok(())
 }
 
 /// As exact as a command gets there; a guest that only counts on from its boot is behind by more.

@@ -6,13 +6,18 @@ use std::{
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
-use banger_proto::guest::{Request, message::Endpoint};
+use banger_proto::{
+    bus::option::agent,
+    guest::{Request, message::Endpoint},
+};
 use clap::Args;
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::Semaphore,
     task::JoinSet,
 };
 use zbus::OwnedObjectPath;
@@ -29,6 +34,11 @@ use crate::{
 
 /// Between two looks at what listens in the sandbox, with `--auto`.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long a connection waits for a stream to the sandbox, of which there are only so many for connections. A browser
+/// gives up by itself no sooner.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Connections to one port that may be under way or wait. More stay in the system's queue.
+const MOST: usize = 64;
 const LOOPBACK: &str = "127.0.0.1";
 
 /// Lead connections into a sandbox, or out of it
@@ -197,7 +207,8 @@ impl Forward {
 
 impl Way {
     async fn open(&self, request: &Request) -> Result<Relay> {
-        Relay::begin(self.bus.open_agent(&self.vm).await?, request).await
+        let stream = self.bus.open_agent(&self.vm, agent::CONNECTION, Some(PATIENCE)).await?;
+        Relay::begin(stream, request).await
     }
 
     /// Carries one connection. What goes wrong with it is told, and the others go on.
@@ -306,9 +317,16 @@ impl Drop for Listener {
 }
 
 async fn serve(way: Way, listener: Listener, connect: Endpoint) -> Result<()> {
+    let places = Arc::new(Semaphore::new(MOST));
     loop {
+        // It is never closed.
+        let place = Arc::clone(&places).acquire_owned().await;
         let local = listener.accept().await.map_err(|source| Error::io("take a connection", source))?;
-        tokio::spawn(way.clone().carry(Request::Connect(connect.clone()), Ok(local)));
+        let carried = way.clone().carry(Request::Connect(connect.clone()), Ok(local));
+        tokio::spawn(async move {
+            carried.await;
+            drop(place);
+        });
     }
 }
 
