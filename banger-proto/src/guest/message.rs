@@ -51,7 +51,8 @@ pub enum Request {
         directory: String,
     },
     /// Connect to this. Answered by `Started` with the process id 0, then bytes both ways until both sides have
-    /// ended, and `Done`; or by `Failed`.
+    /// ended, and `Done`; or by `Failed`, also later when the connection was reset. A host that hangs up before both
+    /// sides have ended resets the connection.
     Connect(Endpoint),
     /// Listen on this. Answered by `Started`, and by a line of output with a number for each connection that
     /// comes, which waits for an `Accept`. Ends with the stream.
@@ -244,6 +245,8 @@ pub enum FailureKind {
     NotPermitted,
     /// The request makes no sense.
     BadRequest,
+    /// The other side of a connection has reset it.
+    Reset,
     /// Something else.
     Other,
 }

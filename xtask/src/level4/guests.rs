@@ -104,8 +104,8 @@ fn crowd(host: &Host) -> Result<()> {
         banger vm exec -T --timeout 60 crowd -- echo in time
         banger vm health crowd > healthy
         banger vm stop crowd
+        kill $forward
         kill $browser
-        wait $forward || true
         banger vm delete crowd";
     let out = script(host, "alice", session)?;
     let all: String = (1..=30).map(|n| format!("{n} ")).collect();

@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Result},
     guest::Guest,
     progress::{Progress, ProgressArgs},
-    relay::{self, Relay},
+    relay::{self, Carried, Relay},
     service::Kind,
     signals::{Signals, unless_ended},
 };
@@ -211,19 +211,36 @@ impl Way {
         Relay::begin(stream, request).await
     }
 
-    /// Carries one connection. What goes wrong with it is told, and the others go on.
+    /// Carries one connection. What goes wrong with it is told, and the others go on. Unless both sides have ended it,
+    /// it is reset on this side as well.
     async fn carry(self, request: Request, local: Result<Local>) {
-        let carried = async {
-            let local = local?;
-            let relay = self.open(&request).await?;
-            match local {
-                Local::Tcp(stream) => relay.carry(stream).await,
-                Local::Unix(stream) => relay.carry(stream).await,
+        let mut local = match local {
+            Ok(local) => local,
+            Err(error) => {
+                // Taken up and left, so that whoever made it in the sandbox does not wait for an answer.
+                drop(self.open(&request).await);
+                return self.tell(&error);
             }
         };
-        if let Err(error) = carried.await
-            && self.failures == Failures::Told
-        {
+        let carried = match self.open(&request).await {
+            Err(error) => Err(error),
+            Ok(relay) => match &mut local {
+                Local::Tcp(stream) => relay.carry(stream).await,
+                Local::Unix(stream) => relay.carry(stream).await,
+            },
+        };
+        match carried {
+            Ok(Carried::Ended) => {}
+            Ok(Carried::Reset | Carried::LocalGone) => local.reset(),
+            Err(error) => {
+                local.reset();
+                self.tell(&error);
+            }
+        }
+    }
+
+    fn tell(&self, error: &Error) {
+        if self.failures == Failures::Told {
             self.progress.suspend(|| error.print(Some("a connection")));
         }
     }
@@ -236,6 +253,14 @@ enum Local {
 }
 
 impl Local {
+    /// Lets the other end see a reset when this is dropped. A socket file has none.
+    fn reset(&self) {
+        if let Self::Tcp(stream) = self {
+            // One that is gone needs no reset.
+            let _ = stream.set_zero_linger();
+        }
+    }
+
     async fn dial(endpoint: &Endpoint) -> Result<Self> {
         let failed = |source| Error::io(format!("connect to {}", Shown(endpoint)), source);
         match endpoint {
