@@ -32,6 +32,7 @@ mod ssh;
 mod stats;
 #[cfg(test)]
 mod test_host;
+mod timezone;
 mod uevents;
 mod vsock;
 

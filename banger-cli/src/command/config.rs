@@ -46,7 +46,11 @@ impl Show {
             .iter()
             .map(|file| json!({"host": file.host, "guest": file.guest, "mode": file.mode}))
             .collect();
-        let rows = [("git_identity", Value::from(settings.git_identity)), ("file_sync", Value::from(files))];
+        let rows = [
+            ("git_identity", Value::from(settings.git_identity)),
+            ("file_sync", Value::from(files)),
+            ("timezone", Value::from(settings.timezone)),
+        ];
         let origin =
             |key: &str| if set.contains_key(key) { path.display().to_string() } else { "default".to_owned() };
         if self.json {

@@ -33,6 +33,10 @@ pub mod create {
     pub const VMM: &str = "vmm";
     /// `b`: whether the guest reaches what lies beyond the host; it does not when absent.
     pub const NAT: &str = "nat";
+    /// `s`: the time zone of the guest, a name such as `Europe/Berlin`; the image's own when absent.
+    pub const TIMEZONE: &str = "timezone";
+    /// `s`: the rule of that zone as POSIX has it for `TZ`, for images that know no zones.
+    pub const TIMEZONE_RULE: &str = "timezone-rule";
     /// `as`: public keys that its ssh server lets in as root, at most 16 of 8 KiB, without options.
     pub const SSH_AUTHORIZED_KEYS: &str = "ssh-authorized-keys";
 }

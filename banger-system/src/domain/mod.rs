@@ -21,4 +21,5 @@ pub mod resource;
 pub mod rootfs;
 pub mod ssh;
 pub mod stream;
+pub mod timezone;
 pub mod vm;

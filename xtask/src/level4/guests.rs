@@ -13,6 +13,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a guest is told the time when the clock of the host is set", clock),
     ("thirty commands at once all run, and connections leave room for them", crowd),
     ("the clock of a guest is right once it is ready", right_time),
+    ("a guest has the time zone of its user", time_zone),
     ("a killed service finds its sandboxes again and streams go on", killed_service),
     ("without systemd a sandbox is a process and outlives the service", no_systemd),
     ("a killed client takes its throw-away sandbox along", killed_client),
@@ -127,6 +128,21 @@ fn right_time(host: &Host) -> Result<()> {
     let last = out.lines().last().context("nothing was said")?;
     let differences: Vec<i64> = last.split(' ').filter_map(|word| word.parse().ok()).collect();
     ensure!(differences.len() == 2 && differences.iter().all(|ms| *ms > -20), "{last} ms");
+    Ok(())
+}
+
+fn time_zone(host: &Host) -> Result<()> {
+    // Kathmandu alone is 5 hours and 45 minutes ahead.
+    let session = "
+        TZ=Asia/Kathmandu banger vm run --rm -- date +%z
+        banger vm create --timezone Pacific/Chatham --name far
+        banger vm exec far -- date -d @1750000000 +%H:%M
+        banger vm delete --force far
+        banger vm create --timezone ../etc/passwd --name odd && exit 1
+        banger vm show odd 2> nothing && exit 1
+        true";
+    let out = script(host, "alice", session)?;
+    ensure!(out.contains("+0545") && out.contains("03:51"), "{out:?}");
     Ok(())
 }
 
