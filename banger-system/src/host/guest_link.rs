@@ -165,7 +165,8 @@ pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Deco
             Ok(true) => return Ok(Decoder::new(buffer)),
             Ok(false) if seen > MAX_STALE => return Err(nonsense(&hello::Error::Garbage.to_string())),
             Ok(false) => seen += read(stream, &mut buffer).await?,
-            Err(hello::Error::Busy) => return Err(Failed::Nonsense(Error::NoFreeStream)),
+            // There is room again later, as when it had closed the channel.
+            Err(hello::Error::Busy) => return Err(Failed::Closed(Error::NoFreeStream)),
             Err(error) => return Err(nonsense(&error.to_string())),
         }
     }

@@ -14,6 +14,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("thirty commands at once all run, and connections leave room for them", crowd),
     ("the clock of a guest is right once it is ready", right_time),
     ("a guest has the time zone of its user", time_zone),
+    ("an agent that nobody asks takes no processor", idle_agent),
     ("a killed service finds its sandboxes again and streams go on", killed_service),
     ("without systemd a sandbox is a process and outlives the service", no_systemd),
     ("a killed client takes its throw-away sandbox along", killed_client),
@@ -128,6 +129,28 @@ fn right_time(host: &Host) -> Result<()> {
     let last = out.lines().last().context("nothing was said")?;
     let differences: Vec<i64> = last.split(' ').filter_map(|word| word.parse().ok()).collect();
     ensure!(differences.len() == 2 && differences.iter().all(|ms| *ms > -20), "{last} ms");
+    Ok(())
+}
+
+fn idle_agent(host: &Host) -> Result<()> {
+    // Both processes of it, in hundredths of a second. The second look includes what the first has cost.
+    let session = "
+        banger vm create --name idle
+        look() {
+            banger vm exec -T idle -- sh -c '
+                for p in /proc/[0-9]*; do
+                    grep -q \"^@banger-agent\" $p/cmdline && cut -d \" \" -f 14,15 $p/stat
+                done 2> /dev/null | tr \" \" \"\\n\" | paste -sd +'
+        }
+        before=$(look)
+        sleep 10
+        after=$(look)
+        banger vm delete --force idle
+        echo $(( ($after) - ($before) ))";
+    let out = script(host, "alice", session)?;
+    let ticks: u32 = out.lines().last().unwrap_or_default().parse().context("nothing was said")?;
+    // 2 % of ten seconds.
+    ensure!(ticks <= 20, "{ticks} hundredths of a second in ten");
     Ok(())
 }
 
