@@ -2,6 +2,7 @@
 //! not lead anywhere outside of it, and what stands where a file is to be is replaced, never followed.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{self, Read, Write},
     os::fd::OwnedFd,
@@ -36,20 +37,39 @@ pub fn files(root: &str, files: &[GuestFile]) -> Vec<String> {
 
 /// Writes one file, whose directory is made where it is missing. A crash leaves the old file or the new one.
 pub fn write(root: &str, file: &GuestFile) -> io::Result<()> {
-    let path = Path::new(file.path.trim_start_matches('/'));
+    write_bytes(root, Path::new(&file.path), file.mode, file.content.as_bytes())
+}
+
+/// Writes one file of any bytes, as [`write`] does.
+pub fn write_bytes(root: &str, path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let (directory, name, unfinished) = place(root, path)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let created = rustix::fs::openat(&directory, &unfinished, flags, Mode::from_raw_mode(0o600))?;
+    let mut created = File::from(created);
+    created.write_all(content)?;
+    // Not by the mode of creation: the umask would take bits away.
+    rustix::fs::fchmod(&created, Mode::from_raw_mode(mode & 0o7777))?;
+    Ok(rustix::fs::renameat(&directory, &unfinished, &directory, &name)?)
+}
+
+/// Makes a symbolic link in the place of whatever is there.
+pub fn link(root: &str, path: &str, target: &str) -> io::Result<()> {
+    let (directory, name, unfinished) = place(root, Path::new(path))?;
+    rustix::fs::symlinkat(target, &directory, &unfinished)?;
+    Ok(rustix::fs::renameat(&directory, &unfinished, &directory, &name)?)
+}
+
+/// The directory of a file, which is made where it is missing, its name in there, and the name that it has until it is
+/// complete. What an earlier boot left under that one is removed.
+fn place(root: &str, path: &Path) -> io::Result<(OwnedFd, OsString, OsString)> {
+    let path = path.strip_prefix("/").unwrap_or(path);
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let directory = open_directory(root, parent, DIRECTORY_MODE)?;
     let mut unfinished = name.to_owned();
     unfinished.push(".banger-new");
     unlink(&directory, &unfinished)?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let created = rustix::fs::openat(&directory, &unfinished, flags, Mode::from_raw_mode(0o600))?;
-    let mut created = File::from(created);
-    created.write_all(file.content.as_bytes())?;
-    // Not by the mode of creation: the umask would take bits away.
-    rustix::fs::fchmod(&created, Mode::from_raw_mode(file.mode & 0o7777))?;
-    Ok(rustix::fs::renameat(&directory, &unfinished, &directory, name)?)
+    Ok((directory, name.to_owned(), unfinished))
 }
 
 /// What is in a file; nothing when there is none, and an error when it is larger than any that we read.

@@ -15,7 +15,7 @@ use rustix::{
     time::{ClockId, Timespec, clock_settime},
 };
 
-use crate::{apply, disks, handover, identity, keep_out, log, modules, network, ssh};
+use crate::{apply, disks, handover, identity, keep_out, log, modules, network, ssh, timezone};
 
 /// Where the root file system is mounted until the root is switched.
 pub const NEW_ROOT: &str = "/newroot";
@@ -65,6 +65,9 @@ pub fn run() -> ExitCode {
             }
             problems.extend(apply::files(NEW_ROOT, &identity::files(&config)));
             problems.extend(apply::files(NEW_ROOT, &config.files));
+            if let Some(zone) = &config.timezone {
+                problems.extend(timezone::apply(NEW_ROOT, zone));
+            }
             if let Some((name, mac)) = &interface {
                 problems.extend(keep_out::apply(NEW_ROOT, "/", &keep_out::Interface { name, mac: *mac }));
             }

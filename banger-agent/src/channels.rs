@@ -9,7 +9,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use banger_proto::guest::{CHANNEL_PREFIX, config::Programs};
@@ -27,18 +26,13 @@ use crate::{
     conversation::{self, Guest},
     log,
     port::Port,
+    uevents::Uevents,
     vsock,
 };
 
-/// Where the kernel lists its virtio ports.
+/// Where the kernel lists its virtio ports, and what it calls them in its events.
 const PORTS: &str = "/sys/class/virtio-ports";
-/// After so long without a new port, there will be no other.
-const QUIET: Duration = Duration::from_secs(20);
-/// Between two looks for them.
-const LOOK: Duration = Duration::from_millis(5);
-/// A host that opened a channel is seen by the event of the kernel. Should one be lost, this is how long it
-/// takes to be seen all the same.
-const LOOK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const SUBSYSTEM: &str = "virtio-ports";
 /// The stack of a conversation: it keeps its buffers on the heap.
 pub const STACK: usize = 256 << 10;
 
@@ -82,26 +76,20 @@ pub fn converse_on_input(token: &str) -> io::Result<()> {
     conversation::hold(&mut Port::new(fd), &guest)
 }
 
-/// Serves every port as it appears. The kernel makes them one after the other, and names each a while after
-/// it has made it; long after the last one there is nothing left to look for.
+/// Serves every port as it appears. The kernel makes them one after the other, and names each a while after it
+/// has made it; it sends an event for both. Between events this costs nothing.
 fn watch_ports(guest: &Arc<Guest>) -> io::Result<Infallible> {
+    // Opened before the first look, so that no name is missed in between.
+    let events = Uevents::of(SUBSYSTEM)?;
     let mut known = BTreeSet::new();
-    let mut quiet = Duration::ZERO;
-    while quiet < QUIET {
-        let mut has_grown = false;
+    loop {
         for path in find_ports(Path::new(PORTS))? {
             if known.insert(path.clone()) {
-                has_grown = true;
                 let guest = Arc::clone(guest);
                 thread::Builder::new().stack_size(STACK).spawn(move || watch(&path, &guest))?;
             }
         }
-        quiet = if has_grown { Duration::ZERO } else { quiet + LOOK };
-        thread::sleep(LOOK);
-    }
-    log::info(&format!("serving on {} channels", known.len()));
-    loop {
-        thread::park();
+        events.wait()?;
     }
 }
 
@@ -142,7 +130,9 @@ fn converse(path: &Path, guest: &Guest) -> io::Result<Infallible> {
 }
 
 /// Tells when the host has opened a channel. While it has not, a plain poll would return at once and say
-/// that it hung up; edges are reported only when that changes.
+/// that it hung up; edges are reported only when that changes. The kernel notes that the host is there before it
+/// wakes who waits (`handle_control_message` in `drivers/char/virtio_console.c`), so no edge is lost and the wait
+/// needs no end.
 struct Doorbell {
     epoll: OwnedFd,
 }
@@ -164,7 +154,7 @@ impl Doorbell {
                 return Ok(());
             }
             let mut events = Vec::with_capacity(1);
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&LOOK_AGAIN)) {
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{
     archive, boot,
     channels::InitKind,
-    copies, exec, files, forward,
+    clock, copies, exec, files, forward,
     port::{Greeting, Port},
     ports, power, programs, stats,
 };
@@ -45,6 +45,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
             Ok(()) => port.send(&Frame::Done).map(drop),
             Err(error) => refuse(port, kind_of(&error), &format!("cannot set the clock: {error}")),
         },
+        Request::Clock => clock::serve(port),
         Request::PutTar { directory, placement } => archive::put(port, &directory, placement),
         Request::CopyIn(copy) => copies::receive(port, &copy, guest.programs.user.as_deref()),
         Request::CopyOut(copy) => copies::send(port, &copy, guest.programs.user.as_deref()),

@@ -26,7 +26,10 @@ use banger_proto::guest::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    net::{Shutdown, shutdown},
+    net::{
+        AddressFamily, Shutdown, shutdown,
+        sockopt::{set_socket_linger, socket_domain},
+    },
 };
 
 use crate::{
@@ -202,16 +205,41 @@ fn dial(endpoint: &Endpoint) -> io::Result<OwnedFd> {
     }
 }
 
-/// Carries bytes both ways until both sides have ended, or one of them is gone.
+/// How a connection came to its end.
+enum Ended {
+    /// Both sides have said that nothing more comes.
+    Both,
+    /// The guest's side was reset.
+    Reset,
+    /// The host hung up before that.
+    HostGone,
+}
+
+/// Carries bytes both ways until both sides have ended, or one of them is gone. A reset on one side becomes a reset on
+/// the other: who reads must be able to tell it from an end.
 fn relay(port: &mut Port, connection: OwnedFd) -> io::Result<()> {
-    rustix::io::ioctl_fionbio(&connection, true)?;
+    let ended = carry(port, &connection);
+    if !matches!(ended, Ok(Ended::Both)) {
+        // Closing it sends a reset then (socket(7), `SO_LINGER`). A socket file has none.
+        let _ = set_socket_linger(&connection, Some(Duration::ZERO));
+    }
+    match ended? {
+        Ended::Both => port.send(&Frame::Done).map(drop),
+        Ended::Reset => refuse(port, FailureKind::Reset, "the connection was reset"),
+        Ended::HostGone => Ok(()),
+    }
+}
+
+fn carry(port: &mut Port, connection: &OwnedFd) -> io::Result<Ended> {
+    rustix::io::ioctl_fionbio(connection, true)?;
+    let is_socket_file = socket_domain(connection)? == AddressFamily::UNIX;
     port.queue(&Frame::Started(Started { pid: 0 }));
     let mut pending: VecDeque<u8> = VecDeque::new();
     let (mut input_ended, mut told_peer, mut output_ended) = (false, false, false);
     loop {
         // What came together with the request will not ring again.
         if port.receive()? == Received::HungUp {
-            return Ok(());
+            return Ok(Ended::HostGone);
         }
         while let Some(frame) = port.next_frame()? {
             match frame {
@@ -225,18 +253,20 @@ fn relay(port: &mut Port, connection: OwnedFd) -> io::Result<()> {
         }
         let mut given = 0;
         while !pending.is_empty() {
-            match rustix::io::write(&connection, pending.as_slices().0) {
+            match rustix::io::write(connection, pending.as_slices().0) {
                 Ok(count) => {
                     pending.drain(..count);
                     given += count as u32;
                 }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                // Nobody reads it: it is taken and dropped, for the other direction may go on.
-                Err(_) => {
+                // Nobody reads it: it is taken and dropped, for the other direction may go on. That is so with socket
+                // files only; what TCP sends to who does not read comes back as a reset.
+                Err(_) if is_socket_file => {
                     given += pending.len() as u32;
                     pending.clear();
                 }
+                Err(_) => return Ok(Ended::Reset),
             }
         }
         if given > 0 {
@@ -244,14 +274,15 @@ fn relay(port: &mut Port, connection: OwnedFd) -> io::Result<()> {
         }
         if input_ended && pending.is_empty() && !told_peer {
             told_peer = true;
-            let _ = shutdown(&connection, Shutdown::Write);
+            let _ = shutdown(connection, Shutdown::Write);
         }
         while !output_ended && port.queued() < MAX_QUEUED {
             let mut bytes = vec![0; MAX_DATA];
-            match rustix::io::read(&connection, &mut bytes[..]) {
+            match rustix::io::read(connection, &mut bytes[..]) {
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                Ok(0) | Err(_) => {
+                Err(_) => return Ok(Ended::Reset),
+                Ok(0) => {
                     output_ended = true;
                     port.queue(&Frame::Output(Vec::new()));
                 }
@@ -262,12 +293,12 @@ fn relay(port: &mut Port, connection: OwnedFd) -> io::Result<()> {
             }
         }
         if output_ended && told_peer {
-            return port.send(&Frame::Done).map(drop);
+            return Ok(Ended::Both);
         }
         if !port.flush()? {
-            return Ok(());
+            return Ok(Ended::HostGone);
         }
-        wait(port, &connection, !pending.is_empty(), !output_ended)?;
+        wait(port, connection, !pending.is_empty(), !output_ended)?;
     }
 }
 
@@ -326,6 +357,46 @@ mod tests {
         host.feed(b"late");
         assert_eq!(host.bytes().1, Frame::Done);
         assert_eq!(server.join().unwrap(), b"late");
+    }
+
+    /// A connection to a server that does this with its end.
+    fn connected<T: Send + 'static>(
+        serve: impl FnOnce(TcpStream) -> T + Send + 'static,
+    ) -> (Host, thread::JoinHandle<T>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || serve(listener.accept().unwrap().0));
+        let mut host = Host::ask(Request::Connect(Endpoint::Tcp("127.0.0.1".into(), port)));
+        assert!(matches!(host.next(), Frame::Started(_)));
+        (host, server)
+    }
+
+    #[test]
+    fn a_reset_in_the_guest_is_told_behind_what_came_before() {
+        let (mut host, server) = connected(|mut stream| {
+            stream.write_all(b"half").unwrap();
+            // It is sent, and read by the agent, once the host has answered.
+            assert_eq!(stream.read(&mut [0; 4]).unwrap(), 4);
+            set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+        });
+        assert_eq!(host.next(), Frame::Output(b"half".to_vec()));
+        host.send(&Frame::Input(b"seen".to_vec()));
+        let (rest, end) = host.bytes();
+        let Frame::Failed(failure) = end else { panic!("{end:?}") };
+        assert_eq!((rest, failure.kind), (Vec::new(), FailureKind::Reset));
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_host_that_hangs_up_resets_and_one_that_ends_does_not() {
+        let read = |mut stream: TcpStream| stream.read(&mut [0; 1]).map_err(|error| error.kind());
+        let (host, server) = connected(read);
+        drop(host);
+        assert_eq!(server.join().unwrap(), Err(io::ErrorKind::ConnectionReset));
+        let (mut host, server) = connected(read);
+        host.send(&Frame::InputEnd);
+        assert_eq!(server.join().unwrap(), Ok(0));
+        assert_eq!(host.bytes().1, Frame::Done);
     }
 
     #[test]

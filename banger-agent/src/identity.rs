@@ -49,6 +49,7 @@ mod tests {
             unix_usec: 0,
             network,
             ssh: None,
+            timezone: None,
             programs: Programs::default(),
             files: Vec::new(),
         }

@@ -10,6 +10,7 @@ mod apply;
 mod archive;
 mod boot;
 mod channels;
+mod clock;
 mod conversation;
 mod copies;
 mod disks;
@@ -32,6 +33,8 @@ mod ssh;
 mod stats;
 #[cfg(test)]
 mod test_host;
+mod timezone;
+mod uevents;
 mod vsock;
 
 use std::process::ExitCode;

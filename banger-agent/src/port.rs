@@ -50,17 +50,30 @@ impl Port {
 
     /// Waits for a greeting and answers it. A wrong one is answered too, and the next is awaited.
     pub fn greet(&mut self, token: &str) -> io::Result<Greeting> {
+        self.greet_as(token, Verdict::Welcome)
+    }
+
+    /// Waits for a greeting and answers that there is no room for a request.
+    pub fn greet_busy(&mut self, token: &str) -> io::Result<Greeting> {
+        self.greet_as(token, Verdict::Busy)
+    }
+
+    /// A host that knows the token gets this verdict.
+    fn greet_as(&mut self, token: &str, known: Verdict) -> io::Result<Greeting> {
         let mut buffer = std::mem::take(&mut self.decoder).into_rest();
         self.outgoing.clear();
         let mut skipped = 0;
         loop {
             if let Some(hello) = HostHello::take(&mut buffer) {
-                let verdict = hello.judge(token);
+                let verdict = match hello.judge(token) {
+                    Verdict::Welcome => known,
+                    other => other,
+                };
                 self.outgoing.extend(hello::answer(&hello, verdict));
                 if !self.flush_all()? {
                     return Ok(Greeting::HungUp);
                 }
-                if verdict == Verdict::Welcome {
+                if verdict == known {
                     self.decoder = Decoder::new(buffer);
                     return Ok(Greeting::Done);
                 }

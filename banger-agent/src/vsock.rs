@@ -11,8 +11,9 @@ use std::{
     time::Duration,
 };
 
-use banger_proto::guest::VSOCK_PORT;
+use banger_proto::guest::{VSOCK_CONNECTION_PORT, VSOCK_PORT, VSOCK_QUESTION_PORT, VSOCK_SERVICE_PORT};
 use rustix::{
+    event::{PollFd, PollFlags, poll},
     io::Errno,
     net::{
         AddressFamily, SocketFlags, SocketType, acceptfrom_with,
@@ -31,8 +32,12 @@ use crate::{
 /// `VMADDR_CID_ANY` and `VMADDR_CID_HOST`.
 const ANY: u32 = u32::MAX;
 const HOST: u32 = 2;
-/// Conversations at once. More than the host holds: they are for commands of people and their programs.
-const MOST: usize = 128;
+/// What listens, and how many conversations it holds at once. Each has room of its own: connections that a browser
+/// makes leave room for commands, and commands leave room for the service.
+const PORTS: [(u32, usize); 4] =
+    [(VSOCK_PORT, 64), (VSOCK_SERVICE_PORT, 8), (VSOCK_QUESTION_PORT, 8), (VSOCK_CONNECTION_PORT, 64)];
+/// Connections that are told at once that there is no room. More are closed without a word.
+const MOST_TOLD: usize = 8;
 /// Connections that wait to be taken up.
 const BACKLOG: i32 = 16;
 /// Before another connection is taken up when one could not be: memory or descriptors have run out.
@@ -40,36 +45,101 @@ const REST: Duration = Duration::from_millis(100);
 
 /// Serves the host on every connection that it makes. Returns when the kernel has no vsock.
 pub fn serve(guest: &Arc<Guest>) -> io::Result<()> {
-    let flags = SocketFlags::CLOEXEC;
-    let listener = match socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None) {
-        Err(Errno::AFNOSUPPORT | Errno::NODEV) => return Ok(()),
-        made => made?,
-    };
-    bind(&listener, &Address::new(ANY, VSOCK_PORT))?;
-    listen(&listener, BACKLOG)?;
-    let held = Arc::new(AtomicUsize::new(0));
+    let mut listeners = Vec::new();
+    for (port, most) in PORTS {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = match socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None) {
+            Err(Errno::AFNOSUPPORT | Errno::NODEV) => return Ok(()),
+            made => made?,
+        };
+        bind(&socket, &Address::new(ANY, port))?;
+        listen(&socket, BACKLOG)?;
+        listeners.push(Listener { socket, held: Room::new(most), told: Room::new(MOST_TOLD) });
+    }
     loop {
-        match accept(&listener) {
-            Ok(Some(connection)) if held.load(Ordering::Relaxed) < MOST => {
-                held.fetch_add(1, Ordering::Relaxed);
-                let (guest, counter) = (Arc::clone(guest), Arc::clone(&held));
-                let begun = thread::Builder::new().stack_size(STACK).spawn(move || {
-                    converse(connection, &guest);
-                    counter.fetch_sub(1, Ordering::Relaxed);
-                });
-                if let Err(error) = begun {
-                    held.fetch_sub(1, Ordering::Relaxed);
-                    log::error(&format!("cannot begin a conversation: {error}"));
-                }
-            }
-            // Somebody else's, or one too many: it is closed.
-            Ok(_) => {}
-            Err(error) => {
+        let mut fds: Vec<_> =
+            listeners.iter().map(|listener| PollFd::new(&listener.socket, PollFlags::IN)).collect();
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let comes: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        for (listener, _) in listeners.iter().zip(comes).filter(|(_, comes)| *comes) {
+            if let Err(error) = listener.take(guest) {
                 log::error(&format!("cannot take up a connection: {error}"));
                 thread::sleep(REST);
             }
         }
     }
+}
+
+/// A port of ours.
+struct Listener {
+    socket: OwnedFd,
+    held: Room,
+    told: Room,
+}
+
+impl Listener {
+    /// Takes up the next connection, which has a thread of its own from here on.
+    fn take(&self, guest: &Arc<Guest>) -> io::Result<()> {
+        let connection = match accept(&self.socket) {
+            Ok(Some(connection)) => connection,
+            // Somebody else's: it is closed. Or it went before it was taken up.
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let (place, has_room) = match self.held.place() {
+            Some(place) => (place, true),
+            None => match self.told.place() {
+                Some(place) => (place, false),
+                None => return Ok(()),
+            },
+        };
+        let guest = Arc::clone(guest);
+        thread::Builder::new().stack_size(STACK).spawn(move || {
+            let _place = place;
+            if has_room { converse(connection, &guest) } else { refuse(connection, &guest) }
+        })?;
+        Ok(())
+    }
+}
+
+/// A number of places.
+struct Room {
+    most: usize,
+    taken: Arc<AtomicUsize>,
+}
+
+/// One of them, until it is dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Room {
+    fn new(most: usize) -> Self {
+        Self { most, taken: Arc::default() }
+    }
+
+    /// The next place. Only one thread asks.
+    fn place(&self) -> Option<Place> {
+        if self.taken.load(Ordering::Relaxed) >= self.most {
+            return None;
+        }
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Some(Place(Arc::clone(&self.taken)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Says that there is no room.
+fn refuse(connection: OwnedFd, guest: &Guest) {
+    // Whoever has gone already needs no answer.
+    let _ = Port::new(connection).greet_busy(&guest.token);
 }
 
 fn converse(connection: OwnedFd, guest: &Guest) {
@@ -130,6 +200,15 @@ unsafe impl SocketAddrArg for Address {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_place_that_is_given_back_can_be_had_again() {
+        let room = Room::new(2);
+        let places = [room.place(), room.place()];
+        assert!(places.iter().all(Option::is_some) && room.place().is_none());
+        drop(places);
+        assert!(room.place().is_some());
+    }
 
     #[test]
     fn an_address_reads_back_and_one_of_another_kind_is_none() {

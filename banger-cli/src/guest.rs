@@ -10,11 +10,14 @@ use std::{
     time::Duration,
 };
 
-use banger_proto::guest::{
-    Decoder, Failure, Frame, GuestInfo, Request, STDIN_WINDOW,
-    frame::{MAX_DATA, MAX_MESSAGE},
-    listing::{Entry, Reader},
-    message::Algorithm,
+use banger_proto::{
+    bus::option::agent,
+    guest::{
+        Decoder, Failure, Frame, GuestInfo, Request, STDIN_WINDOW,
+        frame::{MAX_DATA, MAX_MESSAGE},
+        listing::{Entry, Reader},
+        message::Algorithm,
+    },
 };
 use serde::de::DeserializeOwned;
 use zbus::OwnedObjectPath;
@@ -72,7 +75,11 @@ impl Guest {
         request: Request,
         serve: impl FnOnce(&mut Call) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm)).await?;
+        let purpose = match &request {
+            Request::Info | Request::Ports | Request::Stats => agent::QUESTION,
+            _ => agent::COMMAND,
+        };
+        let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm, purpose, None)).await?;
         let stream = UnixStream::from(stream);
         let breaker =
             stream.try_clone().map_err(|source| Error::io("use the stream to the sandbox", source))?;

@@ -28,6 +28,7 @@ mod signals;
 mod ssh;
 mod table;
 mod text_agent;
+mod timezone;
 mod workspace;
 
 use std::process::ExitCode;

@@ -1,15 +1,15 @@
 //! The methods of the service that this client calls.
 
-use std::{collections::HashMap, os::fd::OwnedFd};
+use std::{collections::HashMap, os::fd::OwnedFd, time::Duration};
 
 use banger_proto::bus::{
     ErrorName,
     names::{IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, VM_INTERFACE},
-    option::stream,
+    option::{agent, stream},
     proxy::{Facts, Options},
     record::{CheckRow, VmRow},
 };
-use zbus::{Fd, ObjectPath, OwnedObjectPath};
+use zbus::{Fd, ObjectPath, OwnedObjectPath, Variant};
 
 use crate::{
     alike::alike,
@@ -208,9 +208,20 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "UnpublishPort", &(protocol, host)).await
     }
 
-    /// A stream to the agent in a machine, which waits for one request.
-    pub async fn open_agent(&self, vm: &ObjectPath<'_>) -> Result<OwnedFd> {
-        let fd: zbus::OwnedFd = self.call(vm, VM_INTERFACE, "OpenAgent", &(Options::new(),)).await?;
+    /// A stream to the agent in a machine, which waits for one request. While all that there are for this
+    /// [purpose](agent) are in use, it is waited for: at most so long, else as long as the service finds right.
+    pub async fn open_agent(
+        &self,
+        vm: &ObjectPath<'_>,
+        purpose: &str,
+        timeout: Option<Duration>,
+    ) -> Result<OwnedFd> {
+        let mut options = Options::from([(agent::PURPOSE, Variant::from(purpose))]);
+        if let Some(timeout) = timeout {
+            let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+            options.insert(agent::TIMEOUT, Variant::from(micros));
+        }
+        let fd: zbus::OwnedFd = self.call(vm, VM_INTERFACE, "OpenAgent", &(options,)).await?;
         Ok(fd.into())
     }
 

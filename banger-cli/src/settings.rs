@@ -11,10 +11,11 @@ use crate::{
     alike::alike,
     error::{Error, Result},
     ssh::places::Places,
+    timezone,
 };
 
 /// The keys of the file.
-const KEYS: [&str; 3] = ["auto_prepare", "git_identity", "file_sync"];
+const KEYS: [&str; 4] = ["auto_prepare", "git_identity", "file_sync", "timezone"];
 
 /// The settings.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Settings {
     /// Files that every sandbox gets.
     #[serde(default)]
     pub file_sync: Vec<FileSync>,
+    /// The time zone of new sandboxes: a name, `host`, or `image`.
+    #[serde(default = "host")]
+    pub timezone: String,
 }
 
 /// A file or a directory that every sandbox gets.
@@ -43,13 +47,17 @@ pub struct FileSync {
     pub mode: Option<String>,
 }
 
+fn host() -> String {
+    timezone::HOST.to_owned()
+}
+
 const fn yes() -> bool {
     true
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { auto_prepare: false, git_identity: true, file_sync: Vec::new() }
+        Self { auto_prepare: false, git_identity: true, file_sync: Vec::new(), timezone: host() }
     }
 }
 

@@ -20,6 +20,7 @@ use banger_proto::size::Bytes;
 use images::{Content, Exported, Layout, Part, Progress};
 
 use crate::domain::{
+    clock::Occasion,
     id::{ImageId, KernelId, Uid, VmId},
     image::{Image, ImageFacts, Kernel, KernelFacts},
     machine::{Drive, Machine},
@@ -27,6 +28,7 @@ use crate::domain::{
     net::subnet::Subnet,
     oci::config::ImageConfig,
     resource::Resource,
+    stream::Purpose,
     vm::{Token, Vm},
 };
 
@@ -106,11 +108,8 @@ pub enum Error {
         message: String,
     },
     /// All streams to the guest's agent are in use.
-    #[error("all {limit} streams to the guest are in use")]
-    NoFreeStream {
-        /// How many there are.
-        limit: u32,
-    },
+    #[error("all streams to the guest are in use")]
+    NoFreeStream,
     /// It took too long.
     #[error("{what} took longer than {} s", .after.as_secs())]
     Timeout {
@@ -320,7 +319,7 @@ pub trait Vmm: Send + Sync {
         Ok(())
     }
     /// A connection to the guest's agent on which nothing has been said. The control channel is the
-    /// service's own; a stream is any other one that is free.
+    /// service's own; a stream is one that is free for its purpose, else [`Error::NoFreeStream`].
     async fn connect(&self, vm: VmId, channel: Channel) -> Result<tokio::net::UnixStream>;
     /// Removes the sockets of a machine.
     async fn remove_sockets(&self, vm: VmId) -> Result<()>;
@@ -335,8 +334,8 @@ pub trait Vmm: Send + Sync {
 pub enum Channel {
     /// The one that the service keeps for itself.
     Control,
-    /// One for a client.
-    Stream,
+    /// One for a client, if one for this purpose is free.
+    Stream(Purpose),
 }
 
 /// What a machine's process may have of the host: the result of [`Vmm::confine`]. To build its walls takes time
@@ -439,10 +438,10 @@ pub trait GuestLink: Send + Sync {
     /// Asks the agent to write everything to the disks and to power off. Returns once it says that all
     /// data written before is on the disks.
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
-    /// Sets the clock of the guest.
-    async fn set_time(&self, vm: VmId, token: &Token, now: SystemTime) -> Result<()>;
-    /// A stream on which the greeting is done and a request is awaited.
-    async fn open(&self, vm: VmId, token: &Token) -> Result<OwnedFd>;
+    /// Compares the clock of the guest with that of the host, and corrects it.
+    async fn mend_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()>;
+    /// Greets the agent on a connection of [`Vmm::connect`]. A request is awaited on what this returns.
+    async fn open(&self, stream: tokio::net::UnixStream, token: &Token) -> Result<OwnedFd>;
 }
 
 /// What the agent tells of its guest. Nothing of it is to be trusted.
@@ -568,7 +567,7 @@ pub enum Verdict {
 pub trait Clock: Send + Sync {
     /// Now.
     fn now(&self) -> SystemTime;
-    /// Waits until the time has changed otherwise than by passing: the clock was set, or the host slept. A change
-    /// since the last call counts.
-    async fn changed(&self) -> Result<()>;
+    /// Waits until the clocks of guests have to be compared with this one, and says why: it was set or the host
+    /// slept, which counts also when it was since the last call, or a minute has passed since this call.
+    async fn due(&self) -> Result<Occasion>;
 }

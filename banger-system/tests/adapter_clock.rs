@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use banger_system::{host::clock::SystemClock, ports::Clock};
+use banger_system::{domain::clock::Occasion, host::clock::SystemClock, ports::Clock};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
 
 use crate::scratch::{is_root, require};
@@ -18,10 +18,11 @@ const A_WHILE: Duration = Duration::from_millis(50);
 async fn a_clock_that_is_set_is_noticed_each_time() {
     require!(is_root(), "root");
     let clock = SystemClock::new().unwrap();
-    assert!(tokio::time::timeout(A_WHILE, clock.changed()).await.is_err(), "time only passes");
+    assert!(tokio::time::timeout(A_WHILE, clock.due()).await.is_err(), "time only passes");
     for _ in 0..2 {
         clock_settime(ClockId::Realtime, clock_gettime(ClockId::Realtime)).unwrap();
-        tokio::time::timeout(PATIENCE, clock.changed()).await.unwrap().unwrap();
+        let due = tokio::time::timeout(PATIENCE, clock.due()).await.unwrap();
+        assert_eq!(due.unwrap(), Occasion::Jump);
     }
-    assert!(tokio::time::timeout(A_WHILE, clock.changed()).await.is_err(), "a change is told once");
+    assert!(tokio::time::timeout(A_WHILE, clock.due()).await.is_err(), "a change is told once");
 }

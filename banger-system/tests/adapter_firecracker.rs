@@ -18,6 +18,7 @@ use banger_system::{
         id::{Uid, VmId},
         machine::{Access, Drive, Machine, Medium},
         monitor::Wish,
+        stream::Purpose,
     },
     host::{firecracker::Firecracker, supervisor_process::ProcessSupervisor},
     ports::{Channel, Error, Started, Supervisor, Vmm},
@@ -276,7 +277,7 @@ async fn a_guest_is_asked_for_by_the_agents_port_and_what_it_says_is_not_swallow
             stream.write_all(reply.as_bytes()).await.unwrap();
         }
     });
-    let connect = || host.vmm.connect(host.machine.vm, Channel::Stream);
+    let connect = || host.vmm.connect(host.machine.vm, Channel::Stream(Purpose::Command));
     let mut said = String::new();
     connect().await.unwrap().read_to_string(&mut said).await.unwrap();
     assert_eq!(said, "hello");

@@ -90,6 +90,7 @@ fn vm() -> Vm {
         spec: VmSpec {
             vmm: Wish::Only(Monitor::Qemu),
             nat: Nat::On,
+            timezone: Some("Europe/Berlin CET-1CEST,M3.5.0,M10.5.0/3".parse().unwrap()),
             authorized_keys: vec![KEY.parse().unwrap(), format!("{KEY} alice at home").parse().unwrap()],
             ports: ["all/udp/5353/53", "loopback/tcp/8080/80"].map(|port| port.parse().unwrap()).into(),
             vcpus: 2,

@@ -178,6 +178,8 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() {
     refused(alice.call::<()>(&vm, "Kill", &(9i32,)).await, E::InvalidState);
     refused(alice.call::<zbus::OwnedFd>(&vm, "OpenLog", &("shadow", options([]))).await, E::InvalidArgs);
     refused(alice.call::<zbus::OwnedFd>(&vm, "OpenAgent", &(options([]),)).await, E::InvalidState);
+    let purpose = options([("purpose", Variant::from("fun"))]);
+    refused(alice.call::<zbus::OwnedFd>(&vm, "OpenAgent", &(purpose,)).await, E::InvalidOption);
     refused(alice.call::<zbus::OwnedFd>(&vm, "OpenStream", &("ssh", options([]))).await, E::InvalidState);
     refused(alice.call::<zbus::OwnedFd>(&vm, "OpenStream", &("telnet", options([]))).await, E::InvalidArgs);
     let set = ("dev.banger.Manager1.VM", "Name", Variant::from("x"));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use banger_proto::size::Bytes;
 use banger_system::{
     domain::{
+        clock::Occasion,
         dns::{
             question::{Answer, Data, Kind},
             table::Asker,
@@ -54,19 +55,26 @@ async fn a_machine_is_made_runs_stops_starts_again_and_goes() {
 }
 
 #[tokio::test]
-async fn guests_that_answer_are_told_the_time_when_the_clock_is_set() {
+async fn the_clocks_of_guests_that_answer_are_kept_right() {
     let house = House::new().await;
     let up = house.running().await;
+    // Before anybody is told that it is ready.
+    assert_eq!(house.sim.clock_mended(up, Occasion::Boot), 1);
     let (down, job) = house.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();
     house.done(job).await;
-    house.sim.set_clock();
-    let told = async {
-        while house.sim.clocks_set().is_empty() {
-            tokio::task::yield_now().await;
+    for occasion in [Occasion::Jump, Occasion::Regular] {
+        match occasion {
+            Occasion::Jump => house.sim.set_clock(),
+            _ => house.sim.pass_minute(),
         }
-    };
-    tokio::time::timeout(PATIENCE, told).await.unwrap();
-    assert_eq!((house.sim.clocks_set(), house.state(down)), (vec![up], State::Created));
+        let mended = async {
+            while house.sim.clock_mended(up, occasion) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, mended).await.unwrap();
+        assert_eq!((house.sim.clock_mended(down, occasion), house.state(down)), (0, State::Created));
+    }
 }
 
 #[tokio::test]

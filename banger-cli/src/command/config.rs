@@ -50,6 +50,7 @@ impl Show {
             ("auto_prepare", Value::from(settings.auto_prepare)),
             ("git_identity", Value::from(settings.git_identity)),
             ("file_sync", Value::from(files)),
+            ("timezone", Value::from(settings.timezone)),
         ];
         let origin =
             |key: &str| if set.contains_key(key) { path.display().to_string() } else { "default".to_owned() };

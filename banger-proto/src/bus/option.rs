@@ -33,6 +33,10 @@ pub mod create {
     pub const VMM: &str = "vmm";
     /// `b`: whether the guest reaches what lies beyond the host; it does not when absent.
     pub const NAT: &str = "nat";
+    /// `s`: the time zone of the guest, a name such as `Europe/Berlin`; the image's own when absent.
+    pub const TIMEZONE: &str = "timezone";
+    /// `s`: the rule of that zone as POSIX has it for `TZ`, for images that know no zones.
+    pub const TIMEZONE_RULE: &str = "timezone-rule";
     /// `as`: public keys that its ssh server lets in as root, at most 16 of 8 KiB, without options.
     pub const SSH_AUTHORIZED_KEYS: &str = "ssh-authorized-keys";
 }
@@ -213,6 +217,21 @@ pub mod log {
     pub const CONSOLE: &str = "console";
     /// What the machine monitor itself says.
     pub const VMM: &str = "vmm";
+}
+
+/// Keys of `OpenAgent`.
+pub mod agent {
+    /// `s`: what the stream is for; `command` when absent. Some streams are kept back for each purpose.
+    pub const PURPOSE: &str = "purpose";
+    /// `t`: how long to wait while all streams are in use, in microseconds; a minute when absent.
+    pub const TIMEOUT: &str = "timeout-usec";
+
+    /// A purpose: something that the agent answers at once.
+    pub const QUESTION: &str = "question";
+    /// A purpose: a command, or files.
+    pub const COMMAND: &str = "command";
+    /// A purpose: a connection that is carried.
+    pub const CONNECTION: &str = "connection";
 }
 
 /// Names of what `OpenStream` leads to.

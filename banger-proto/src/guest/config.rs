@@ -31,12 +31,25 @@ pub struct GuestConfig {
     pub network: Option<GuestNetwork>,
     /// What an ssh server of the image is to present, and whom it is to let in.
     pub ssh: Option<GuestSsh>,
+    /// The time zone; the image's own when absent.
+    #[serde(default)]
+    pub timezone: Option<GuestTimezone>,
     /// How the image wants its programs to be run.
     #[serde(default)]
     pub programs: Programs,
     /// Files that are written into the root file system, after the disks are mounted.
     #[serde(default)]
     pub files: Vec<GuestFile>,
+}
+
+/// A time zone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct GuestTimezone {
+    /// Its name in the time zone database, such as `Europe/Berlin`.
+    pub name: String,
+    /// What holds in it from now on, in the form of POSIX for `TZ`, where that is known.
+    pub rule: Option<String>,
 }
 
 /// How an image wants its programs to be run, where nobody says otherwise.

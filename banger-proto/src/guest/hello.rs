@@ -39,6 +39,8 @@ pub enum Verdict {
     WrongToken,
     /// The agent does not speak this version.
     WrongVersion,
+    /// As many conversations of this kind as the agent holds at once are under way.
+    Busy,
 }
 
 /// Why a greeting failed.
@@ -53,6 +55,9 @@ pub enum Error {
     /// The agent refused the version.
     #[error("the guest's agent does not speak version {VERSION} of the protocol")]
     WrongVersion,
+    /// The agent holds as many conversations as it can.
+    #[error("the guest's agent is busy")]
+    Busy,
 }
 
 impl HostHello {
@@ -101,6 +106,7 @@ pub fn answer(hello: &HostHello, verdict: Verdict) -> [u8; AGENT_LENGTH] {
         Verdict::Welcome => 0,
         Verdict::WrongToken => 1,
         Verdict::WrongVersion => 2,
+        Verdict::Busy => 3,
     };
     bytes
 }
@@ -116,6 +122,7 @@ pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<bool, Erro
             0 => Ok(true),
             1 => Err(Error::WrongToken),
             2 => Err(Error::WrongVersion),
+            3 => Err(Error::Busy),
             _ => Err(Error::Garbage),
         };
     }

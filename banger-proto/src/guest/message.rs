@@ -52,7 +52,8 @@ pub enum Request {
         directory: String,
     },
     /// Connect to this. Answered by `Started` with the process id 0, then bytes both ways until both sides have
-    /// ended, and `Done`; or by `Failed`.
+    /// ended, and `Done`; or by `Failed`, also later when the connection was reset. A host that hangs up before both
+    /// sides have ended resets the connection.
     Connect(Endpoint),
     /// Listen on this. Answered by `Started`, and by a line of output with a number for each connection that
     /// comes, which waits for an `Accept`. Ends with the stream.
@@ -68,6 +69,30 @@ pub enum Request {
         /// Microseconds since the Unix epoch.
         unix_usec: u64,
     },
+    /// Tell the time, so that the host can compare it with its own. Answered by output: microseconds since the Unix
+    /// epoch in decimal digits, at once and again for each empty input. Other input is a [`Correction`] in JSON,
+    /// which is applied. Its answer, and that to the end of the input, is `Done`.
+    Clock,
+}
+
+/// A change of the guest's clock, relative, so that the time that the request takes does not matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Correction {
+    /// What is added to the guest's time, in microseconds.
+    pub offset_usec: i64,
+    /// How fast.
+    pub pace: Pace,
+}
+
+/// How fast a clock is corrected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pace {
+    /// At once.
+    Step,
+    /// By half a millisecond each second, as adjtime(3) does, so that time never runs backwards.
+    Slew,
 }
 
 /// Where a copy goes. A path is absolute, or begins with `~` or `~USER` for the home of the user that commands run as,
@@ -263,6 +288,8 @@ pub enum FailureKind {
     NotPermitted,
     /// The request makes no sense.
     BadRequest,
+    /// The other side of a connection has reset it.
+    Reset,
     /// Something else.
     Other,
 }

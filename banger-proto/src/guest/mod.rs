@@ -24,8 +24,15 @@ pub const VERSION: u16 = 1;
 /// The prefix of the names of the agent's channels, which end in a number from 0.
 pub const CHANNEL_PREFIX: &str = "dev.banger.";
 
-/// The vsock port on which the agent listens, for the host alone. A connection is a stream.
+/// The vsock port on which the agent listens for commands, for the host alone. A connection is a stream.
 pub const VSOCK_PORT: u32 = 1024;
+/// The port for what the service itself has to say. Each port has bounds of its own, so that the streams of one kind
+/// leave room for the others. Agents of guests that were started before an upgrade may only listen on [`VSOCK_PORT`].
+pub const VSOCK_SERVICE_PORT: u32 = 1025;
+/// The port for questions that are answered at once.
+pub const VSOCK_QUESTION_PORT: u32 = 1026;
+/// The port for connections that are carried.
+pub const VSOCK_CONNECTION_PORT: u32 = 1027;
 
 /// A word of the kernel's command line: the monitor ends when the machine is reset, and has no power switch.
 pub const OFF_BY_RESET: &str = "banger.off=reset";

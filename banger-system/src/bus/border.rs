@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use banger_proto::bus::{
     ErrorName,
-    names::{JOB_INTERFACE, action},
+    names::{JOB_INTERFACE, VM_INTERFACE, action},
 };
 use tokio::sync::OwnedSemaphorePermit;
 use zbus::{Connection, message::Header};
@@ -64,7 +64,11 @@ impl Border {
         target: Option<Target>,
     ) -> Result<(Caller, OwnedSemaphorePermit)> {
         let caller = self.callers.of(header).await?;
-        let place = if (interface, member) == (JOB_INTERFACE, "Wait") { Place::Wait } else { Place::Call };
+        let place = match (interface, member) {
+            (JOB_INTERFACE, "Wait") => Place::Wait,
+            (VM_INTERFACE, "OpenAgent") => Place::Stream,
+            _ => Place::Call,
+        };
         let permit = self.callers.place(caller.uid, place)?;
         self.authorise(&caller, interface, member, target).await?;
         Ok((caller, permit))

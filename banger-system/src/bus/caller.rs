@@ -47,6 +47,8 @@ pub enum Place {
     Call,
     /// A call that only waits for a job.
     Wait,
+    /// A call that waits for a stream to a guest.
+    Stream,
     /// A question that somebody is to answer with a password.
     Prompt,
 }
@@ -56,6 +58,7 @@ impl Place {
         match self {
             Place::Call => 32,
             Place::Wait => 256,
+            Place::Stream => 128,
             Place::Prompt => 4,
         }
     }

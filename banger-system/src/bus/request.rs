@@ -25,6 +25,7 @@ use crate::{
         net::nic::Nat,
         oci::{credentials::Credentials, manifest::MAX_LAYERS, platform::Platform, reference::ImageRef},
         ssh::AuthorizedKey,
+        timezone::Timezone,
         vm::Init,
     },
     engine::request::{CreateVm, ImportImage, Original, Other, PullImage, Whence},
@@ -84,6 +85,15 @@ pub(super) async fn read_create(
     let authorized_keys = options.list(create::SSH_AUTHORIZED_KEYS)?;
     let authorized_keys = AuthorizedKey::parse_all(&authorized_keys)
         .map_err(|error| Error::invalid_option(format!("{}: {error}", create::SSH_AUTHORIZED_KEYS)))?;
+    let (zone, rule) = (options.string(create::TIMEZONE)?, options.string(create::TIMEZONE_RULE)?);
+    let timezone = match (zone, rule) {
+        (None, None) => None,
+        (Some(zone), rule) => Some(
+            Timezone::new(&zone, rule.as_deref())
+                .map_err(|error| Error::of(ErrorName::InvalidOption, &error))?,
+        ),
+        (None, Some(_)) => return Err(Error::invalid_option("a rule needs a time zone")),
+    };
     let labels = options.strings(create::LABELS)?;
     let fits = |(key, value): (&String, &String)| key.len() + value.len() <= MAX_LABEL;
     if labels.len() > MAX_LABELS || !labels.iter().all(fits) {
@@ -112,6 +122,7 @@ pub(super) async fn read_create(
         init,
         vmm,
         nat,
+        timezone,
         authorized_keys,
         lifetime: border.lifetime(caller, lifetime.as_deref()).await?,
         labels,

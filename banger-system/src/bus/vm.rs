@@ -11,7 +11,7 @@ use banger_proto::{
     bus::{
         ErrorName,
         names::{VM_INTERFACE, action},
-        option::{configure, create, delete, lifetime, log, publish, start, stop},
+        option::{agent, configure, create, delete, lifetime, log, publish, start, stop},
     },
     size::Bytes,
 };
@@ -35,10 +35,12 @@ use crate::{
             nic::Nat,
             port::{FIRST_UNPRIVILEGED, Port, Protocol, Scope},
         },
+        stream::Purpose,
         vm::Lifetime,
     },
     engine::{
         Engine,
+        agent::PATIENCE,
         request::{Configure, Manner, Start, Stop, WaitFor},
         stream::Service,
         view::VmView,
@@ -280,9 +282,25 @@ impl Methods {
     }
 
     #[zbus(out_args("stream"))]
-    async fn open_agent(&self, options: Dict) -> Result<BusFd> {
-        Options::new(options).finish()?;
-        Ok(handed(border(&self.border)?.engine.open_agent(self.id).await?))
+    async fn open_agent(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<BusFd> {
+        let (border, caller) = self.enter(&header).await?;
+        let mut options = Options::new(options);
+        let purpose = match options.string(agent::PURPOSE)? {
+            None => Purpose::default(),
+            Some(word) => Purpose::parse(&word).ok_or_else(|| {
+                Error::invalid_option("the purpose must be question, command or connection")
+            })?,
+        };
+        let timeout = read_timeout(&mut options, agent::TIMEOUT)?.unwrap_or(PATIENCE);
+        options.finish()?;
+        tokio::select! {
+            biased;
+            // Nobody is left to whom the stream could be handed.
+            () = border.callers.gone(&caller.connection) => {
+                Err(Error::new(ErrorName::AccessDenied, "the caller has gone"))
+            }
+            stream = border.engine.open_agent(self.id, purpose, timeout) => Ok(handed(stream?)),
+        }
     }
 
     #[zbus(out_args("stream"))]

@@ -2,6 +2,7 @@
 //! is touched is decided here.
 
 pub mod catalog;
+pub mod clock;
 pub mod digest;
 pub mod dns;
 pub mod ext4;
@@ -19,4 +20,6 @@ pub mod qcow2;
 pub mod resource;
 pub mod rootfs;
 pub mod ssh;
+pub mod stream;
+pub mod timezone;
 pub mod vm;

@@ -14,6 +14,7 @@ use super::{
     name::Name,
     net::{nic::Nat, port::Port, subnet::Slot},
     ssh::{AuthorizedKey, HostKey},
+    timezone::Timezone,
 };
 
 /// A machine.
@@ -70,6 +71,8 @@ pub struct VmSpec {
     pub vmm: Wish,
     /// Whether the guest reaches what lies beyond the host.
     pub nat: Nat,
+    /// The guest's time zone; the image's own when absent.
+    pub timezone: Option<Timezone>,
     /// Whom its ssh server lets in.
     pub authorized_keys: Vec<AuthorizedKey>,
     /// The ports of the host that lead to the guest.

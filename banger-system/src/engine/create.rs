@@ -62,6 +62,7 @@ impl Engine {
                 init: request.init,
                 vmm: request.vmm,
                 nat: request.nat,
+                timezone: request.timezone,
                 authorized_keys: request.authorized_keys,
                 ports: BTreeSet::new(),
                 labels: request.labels,

@@ -110,6 +110,22 @@ pub enum Error {
         /// The machine's name.
         name: String,
     },
+    /// As many commands or connections as there can be at once did not end in time.
+    #[error("all streams to {name} are in use, and none was given back within {seconds} s")]
+    NoFreeStream {
+        /// The machine's name.
+        name: String,
+        /// How long that was waited for.
+        seconds: u64,
+    },
+    /// Too many wait for a stream already.
+    #[error("all streams to {name} are in use, and {waiting} others wait for one")]
+    LongLine {
+        /// The machine's name.
+        name: String,
+        /// How many wait.
+        waiting: usize,
+    },
     /// The machine must be down for this.
     #[error("{name} is running: stop it first; its processors, memory and disk are changed while it is down")]
     NotStopped {

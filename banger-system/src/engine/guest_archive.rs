@@ -1,6 +1,8 @@
 //! The part of the initramfs that is one boot's own: what the agent is told.
 
-use banger_proto::guest::config::{GuestConfig, GuestNetwork, GuestSsh, Init as GuestInit, Programs};
+use banger_proto::guest::config::{
+    GuestConfig, GuestNetwork, GuestSsh, GuestTimezone, Init as GuestInit, Programs,
+};
 
 use super::error::Result;
 use crate::{
@@ -55,6 +57,11 @@ pub(super) fn config(vm: &Vm, image: &ImageConfig, nic: &Nic, subnet: Subnet, no
             host_key_public: vm.host_key.public().to_owned(),
             authorized_keys: vm.spec.authorized_keys.iter().map(|key| key.as_str().to_owned()).collect(),
         }),
+        timezone: vm
+            .spec
+            .timezone
+            .as_ref()
+            .map(|zone| GuestTimezone { name: zone.name().to_owned(), rule: zone.rule().map(str::to_owned) }),
         programs: programs(image),
         files: Vec::new(),
     }

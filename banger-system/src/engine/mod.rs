@@ -1,6 +1,7 @@
 //! The engine: one task per machine, provisioning under a lease, jobs, recovery. It knows the host only
 //! through the ports.
 
+pub mod agent;
 mod capability;
 mod catalog;
 mod configure;
@@ -35,6 +36,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 
 pub use self::catalog::{Offer, Offers};
 use self::{
+    agent::Lines,
     catalog::Shelf,
     error::{Error, Result},
     job::Board,
@@ -99,6 +101,7 @@ struct Shared {
     jobs: Board,
     pulls: Pulls,
     shelf: Shelf,
+    lines: Lines,
     /// Who holds it changes or removes an image, in what is published and in what is kept.
     library: tokio::sync::Mutex<()>,
     /// Where the guests are, once that is set up.
@@ -121,6 +124,7 @@ impl Engine {
             jobs,
             pulls: Pulls::default(),
             shelf: Shelf::default(),
+            lines: Lines::default(),
             library: tokio::sync::Mutex::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
@@ -284,16 +288,6 @@ impl Engine {
     /// Changes how long a machine is kept.
     pub async fn set_lifetime(&self, id: VmId, lifetime: Lifetime) -> Result<()> {
         self.ask(id, |reply| Command::SetLifetime { lifetime, reply }).await
-    }
-
-    /// A stream to the agent of a machine, with the greeting done. It goes past the machine's task, so that
-    /// a slow guest holds up nothing.
-    pub async fn open_agent(&self, id: VmId) -> Result<OwnedFd> {
-        let view = self.vm(id).ok_or_else(|| registry::no_such(error::Kind::Vm, &id.to_string()))?;
-        if !view.vm.state.is_up() {
-            return Err(Error::NotRunning { name: view.vm.name.to_string() });
-        }
-        Ok(self.shared.ports.guest.open(id, &view.vm.token).await?)
     }
 
     /// A pipe from which a log of a machine can be read.

@@ -10,6 +10,7 @@ use crate::domain::{
     name::{Name, Reference},
     net::nic::Nat,
     ssh::AuthorizedKey,
+    timezone::Timezone,
     vm::{Init, Lifetime},
 };
 use crate::ports::{images::Part, registry::Source};
@@ -39,6 +40,8 @@ pub struct CreateVm {
     pub vmm: Wish,
     /// Whether the guest reaches what lies beyond the host.
     pub nat: Nat,
+    /// The guest's time zone; the image's own when absent.
+    pub timezone: Option<Timezone>,
     /// Whom its ssh server lets in.
     pub authorized_keys: Vec<AuthorizedKey>,
     /// How long it is to be kept.

@@ -1,4 +1,5 @@
-//! The time in guests. They get it at boot and count on by themselves, which they do not while the host sleeps.
+//! The time in guests. They count on by themselves from what they were told at boot, each as fast as its kernel
+//! believes to be right, and not at all while the host sleeps.
 
 use std::{
     sync::{Arc, Weak},
@@ -6,29 +7,36 @@ use std::{
 };
 
 use super::Shared;
+use crate::domain::clock::Occasion;
 
 /// How long to wait after a failure to follow the clock.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// Sets the clocks of guests when that of the host has jumped, for as long as there is an engine.
+/// Keeps the clocks of guests right, for as long as there is an engine.
 pub(super) async fn keep(shared: Weak<Shared>) {
     while let Some(clock) = shared.upgrade().map(|shared| Arc::clone(&shared.ports.clock)) {
-        match clock.changed().await {
-            Ok(()) => {}
+        let occasion = match clock.due().await {
+            Ok(occasion) => occasion,
             Err(error) => {
                 tracing::error!(%error, "the clocks of guests are not kept");
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
-        }
+        };
         let Some(shared) = shared.upgrade() else { return };
         for view in shared.registry.vms().into_iter().filter(|view| view.vm.is_ready()) {
             let ports = shared.ports.clone();
             // Beside each other: a guest that does not answer keeps no other one waiting.
             tokio::spawn(async move {
-                let set = ports.guest.set_time(view.vm.id, &view.vm.token, ports.clock.now()).await;
-                if let Err(error) = set {
-                    tracing::warn!(vm = %view.vm.id, %error, "cannot set the clock of a guest");
+                match ports.guest.mend_clock(view.vm.id, &view.vm.token, occasion).await {
+                    Ok(()) => {}
+                    // Each minute the same is no news.
+                    Err(error) if occasion == Occasion::Regular => {
+                        tracing::debug!(vm = %view.vm.id, %error, "cannot compare the clock of a guest");
+                    }
+                    Err(error) => {
+                        tracing::warn!(vm = %view.vm.id, %error, "cannot set the clock of a guest");
+                    }
                 }
             });
         }

@@ -1,11 +1,7 @@
 //! The host's side of the guest protocol: greeting, readiness, shutdown, streams for clients. Guests are
 //! hostile: every wait has an end, and every length a bound.
 
-use std::{
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use banger_proto::guest::{
@@ -17,8 +13,9 @@ use tokio::{
     net::UnixStream,
 };
 
+use super::guest_clock;
 use crate::{
-    domain::{id::VmId, vm::Token},
+    domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token},
     ports::{Channel, Error, GuestFacts, GuestLink, Result, Vmm},
 };
 
@@ -26,6 +23,8 @@ use crate::{
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Before a channel that was closed is tried again: the machine has most likely ended.
 const RETRY: Duration = Duration::from_millis(50);
+/// How long the comparison of a clock may take.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest boot id that is believed.
 const MAX_BOOT_ID: usize = 64;
 
@@ -42,9 +41,9 @@ impl AgentLink {
 
     /// Asks for something that is answered by its being done.
     async fn ask(&self, vm: VmId, token: &Token, request: Request) -> Result<()> {
-        let mut stream = match self.vmm.connect(vm, Channel::Stream).await {
+        let mut stream = match self.vmm.connect(vm, Channel::Stream(Purpose::Question)).await {
             // Commands may hold every stream, and must not keep the service from its guest.
-            Err(Error::NoFreeStream { .. }) => self.vmm.connect(vm, Channel::Control).await?,
+            Err(Error::NoFreeStream) => self.vmm.connect(vm, Channel::Control).await?,
             stream => stream?,
         };
         let mut decoder = greet(&mut stream, token).await?;
@@ -84,18 +83,28 @@ impl GuestLink for AgentLink {
         tokio::time::timeout(timeout, asked).await.map_err(|_| late())?
     }
 
-    async fn set_time(&self, vm: VmId, token: &Token, now: SystemTime) -> Result<()> {
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let unix_usec = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
-        let late =
-            || Error::Timeout { what: "setting the guest's clock".to_owned(), after: GREETING_TIMEOUT };
-        let asked = self.ask(vm, token, Request::SetTime { unix_usec });
-        tokio::time::timeout(GREETING_TIMEOUT, asked).await.map_err(|_| late())?
+    async fn mend_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()> {
+        let late = || Error::Timeout { what: "comparing the guest's clock".to_owned(), after: CLOCK_TIMEOUT };
+        // Over the service's own channel: clients may hold every other one for as long as they like.
+        let compare = async {
+            let mut stream = self.vmm.connect(vm, Channel::Control).await?;
+            guest_clock::compare(&mut stream, token, occasion).await
+        };
+        let compared = tokio::time::timeout(CLOCK_TIMEOUT, compare);
+        match compared.await.map_err(|_| late())? {
+            // Agents of guests that were started before an upgrade may not know how to compare, but all of them know
+            // how to be told.
+            Err(_) if occasion != Occasion::Regular => {
+                let unix_usec = u64::try_from(guest_clock::unix_now()).unwrap_or_default();
+                let set = self.ask(vm, token, Request::SetTime { unix_usec });
+                tokio::time::timeout(CLOCK_TIMEOUT, set).await.map_err(|_| late())?
+            }
+            compared => compared,
+        }
     }
 
-    async fn open(&self, vm: VmId, token: &Token) -> Result<OwnedFd> {
+    async fn open(&self, mut stream: UnixStream, token: &Token) -> Result<OwnedFd> {
         let opened = async {
-            let mut stream = self.vmm.connect(vm, Channel::Stream).await?;
             let decoder = greet(&mut stream, token).await?;
             if !decoder.into_rest().is_empty() {
                 return Err(agent("the guest's agent speaks before it is asked"));
@@ -112,7 +121,7 @@ impl GuestLink for AgentLink {
 }
 
 /// Why a conversation failed.
-enum Failed {
+pub(super) enum Failed {
     /// The channel was closed: the machine has ended, or is about to.
     Closed(Error),
     /// What came makes no sense.
@@ -145,7 +154,7 @@ async fn ask_info(stream: &mut UnixStream, token: &Token) -> Result<GuestFacts, 
 }
 
 /// Greets the agent; returns what it has said behind its answer.
-async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Decoder, Failed> {
+pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Decoder, Failed> {
     let nonce = uuid::Uuid::new_v4().into_bytes();
     let hello =
         HostHello::new(nonce, token.as_str()).ok_or_else(|| nonsense("the token has a wrong length"))?;
@@ -156,17 +165,22 @@ async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Decoder, Failed
             Ok(true) => return Ok(Decoder::new(buffer)),
             Ok(false) if seen > MAX_STALE => return Err(nonsense(&hello::Error::Garbage.to_string())),
             Ok(false) => seen += read(stream, &mut buffer).await?,
+            // There is room again later, as when it had closed the channel.
+            Err(hello::Error::Busy) => return Err(Failed::Closed(Error::NoFreeStream)),
             Err(error) => return Err(nonsense(&error.to_string())),
         }
     }
 }
 
-async fn send(stream: &mut UnixStream, request: &Request) -> Result<(), Failed> {
-    let frame = Frame::Request(request.clone());
+pub(super) async fn send(stream: &mut UnixStream, request: &Request) -> Result<(), Failed> {
+    send_frame(stream, &Frame::Request(request.clone())).await
+}
+
+pub(super) async fn send_frame(stream: &mut UnixStream, frame: &Frame) -> Result<(), Failed> {
     stream.write_all(&frame.encode()).await.map_err(|error| closed(&error))
 }
 
-async fn answer(stream: &mut UnixStream, decoder: &mut Decoder) -> Result<Frame, Failed> {
+pub(super) async fn answer(stream: &mut UnixStream, decoder: &mut Decoder) -> Result<Frame, Failed> {
     loop {
         match decoder.next_frame() {
             Ok(Some(frame)) => return Ok(frame),
@@ -191,7 +205,7 @@ async fn read(stream: &mut UnixStream, into: &mut Vec<u8>) -> Result<usize, Fail
     }
 }
 
-fn agent(message: &str) -> Error {
+pub(super) fn agent(message: &str) -> Error {
     Error::Agent { message: message.to_owned() }
 }
 
@@ -203,7 +217,7 @@ fn closed(why: &dyn std::fmt::Display) -> Failed {
     Failed::Closed(agent(&format!("the guest's agent is gone: {why}")))
 }
 
-fn unexpected(frame: &Frame) -> Failed {
+pub(super) fn unexpected(frame: &Frame) -> Failed {
     match frame {
         Frame::Failed(failure) => {
             let message: String = failure.message.chars().take(200).filter(|c| !c.is_control()).collect();

@@ -9,6 +9,7 @@ pub mod dns;
 mod ext4_writer;
 mod fd;
 pub mod firecracker;
+mod guest_clock;
 pub mod guest_link;
 pub mod image_files;
 pub mod kernel_files;

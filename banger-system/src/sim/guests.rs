@@ -2,23 +2,28 @@
 //! is asked to.
 
 use std::{
-    os::fd::OwnedFd,
-    time::{Duration, SystemTime},
+    os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    pipe::{PipeFlags, pipe_with},
+};
 use tokio::{net::UnixStream, sync::watch};
 
 use super::Sim;
 use crate::{
-    domain::{id::VmId, machine::Machine, monitor::Wish, resource, vm::Token},
+    domain::{clock::Occasion, id::VmId, machine::Machine, monitor::Wish, resource, stream, vm::Token},
     ports::{
         Channel, Check, Confined, Confinement, Ended, Error, GuestFacts, GuestLink, Launch, Layers, Log,
         Logs, NetworkOf, Reading, Result, Started, Status, Supervisor, Vmm,
     },
 };
 
+/// Streams to the agent of a guest.
+pub const STREAMS: usize = 23;
 /// A process id that no process has: the largest possible one is lower.
 const NO_PID: u32 = 1 << 23;
 
@@ -56,8 +61,22 @@ impl Vmm for Sim {
         self.step("configure a monitor").map(drop)
     }
 
-    async fn connect(&self, _vm: VmId, _channel: Channel) -> Result<UnixStream> {
-        Err(Error::Agent { message: "guests in memory have no agent".to_owned() })
+    async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
+        let mut state = self.lock();
+        let Channel::Stream(purpose) = channel else { return Err(no_agent()) };
+        if !state.agents {
+            return Err(no_agent());
+        }
+        let os = |error| Error::os("make a stream", error);
+        let (ours, theirs) = StdStream::pair().map_err(os)?;
+        ours.set_nonblocking(true).map_err(os)?;
+        let (held, last) = state.streams.entry(vm).or_default();
+        held.retain(|_, guest| is_held(guest));
+        let stream = stream::choose(purpose, STREAMS, *last, |stream| held.contains_key(&stream));
+        let stream = stream.ok_or(Error::NoFreeStream)?;
+        *last = stream;
+        held.insert(stream, theirs);
+        UnixStream::from_std(ours).map_err(os)
     }
 
     async fn remove_sockets(&self, vm: VmId) -> Result<()> {
@@ -113,6 +132,17 @@ impl Supervisor for Sim {
     }
 }
 
+fn no_agent() -> Error {
+    Error::Agent { message: "guests in memory have no agent".to_owned() }
+}
+
+/// Whether somebody has the other end of a stream.
+fn is_held(guest: &StdStream) -> bool {
+    let mut fds = [PollFd::new(guest, PollFlags::empty())];
+    let looked = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    looked.is_ok() && !fds[0].revents().contains(PollFlags::HUP)
+}
+
 /// Walls of nothing.
 struct Walls {
     sim: Sim,
@@ -154,13 +184,14 @@ impl GuestLink for Sim {
         Ok(())
     }
 
-    async fn set_time(&self, vm: VmId, _token: &Token, _now: SystemTime) -> Result<()> {
-        self.lock().clocks_set.insert(vm);
+    async fn mend_clock(&self, vm: VmId, _token: &Token, occasion: Occasion) -> Result<()> {
+        *self.lock().clocks_mended.entry((vm, occasion)).or_default() += 1;
         Ok(())
     }
 
-    async fn open(&self, _vm: VmId, _token: &Token) -> Result<OwnedFd> {
-        Err(Error::Agent { message: "guests in memory have no agent".to_owned() })
+    async fn open(&self, stream: UnixStream, _token: &Token) -> Result<OwnedFd> {
+        let stream = stream.into_std().map_err(|error| Error::os("hand over a stream", error))?;
+        Ok(stream.into())
     }
 }
 

@@ -2,7 +2,7 @@
 //! tests of the engine: it lists what is alive, and fails at the step that it is told to.
 
 mod catalogs;
-mod guests;
+pub mod guests;
 mod library;
 mod names;
 pub mod network;
@@ -12,6 +12,7 @@ mod store;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::unix::net::UnixStream,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -20,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     domain::{
         catalog::index::Index,
+        clock::Occasion,
         digest::Digest,
         dns::table::Table,
         id::{ImageId, KernelId, VmId},
@@ -43,12 +45,16 @@ struct State {
     steps: usize,
     fail_at: Option<usize>,
     deaf_guests: bool,
+    /// Whether guests have streams, on which nobody answers.
+    agents: bool,
     /// How many connections to guests will find nobody who listens.
     no_listeners: u32,
     disks: BTreeSet<VmId>,
     mappers: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
+    /// The streams to each guest that were handed out, and the number of the last one.
+    streams: BTreeMap<VmId, (BTreeMap<usize, UnixStream>, usize)>,
     subnet: Option<Subnet>,
     kept_subnet: Option<Subnet>,
     /// Where no registry may be.
@@ -65,8 +71,10 @@ struct State {
     boots: u64,
     /// Told when the clock is set.
     clock_changed: Arc<Notify>,
-    /// The guests whose clocks were set.
-    clocks_set: BTreeSet<VmId>,
+    /// Told when the clocks of guests are to be compared again.
+    minute_passed: Arc<Notify>,
+    /// How often the clock of each guest was compared, and when.
+    clocks_mended: BTreeMap<(VmId, Occasion), u32>,
     /// How often each reference came to mean something else.
     editions: BTreeMap<String, u32>,
     /// Layers stay on their way for so long.
@@ -127,14 +135,24 @@ impl Sim {
         self.lock().deaf_guests = deaf;
     }
 
+    /// From now on guests have as many streams to their agents as under QEMU. Nobody answers on them.
+    pub fn give_agents(&self) {
+        self.lock().agents = true;
+    }
+
     /// The clock of the host is set.
     pub fn set_clock(&self) {
         self.lock().clock_changed.notify_one();
     }
 
-    /// The guests whose clocks were set.
-    pub fn clocks_set(&self) -> Vec<VmId> {
-        self.lock().clocks_set.iter().copied().collect()
+    /// A minute passes.
+    pub fn pass_minute(&self) {
+        self.lock().minute_passed.notify_one();
+    }
+
+    /// How often the clock of a guest was compared with ours on such an occasion.
+    pub fn clock_mended(&self, vm: VmId, occasion: Occasion) -> u32 {
+        self.lock().clocks_mended.get(&(vm, occasion)).copied().unwrap_or_default()
     }
 
     /// From now on a reference stands for another image.
@@ -184,7 +202,9 @@ impl Sim {
 
     /// A guest powers itself off, or its monitor dies.
     pub fn end_process(&self, vm: VmId, ended: Ended) {
-        if let Some(process) = self.lock().processes.get(&vm) {
+        let mut state = self.lock();
+        state.streams.remove(&vm);
+        if let Some(process) = state.processes.get(&vm) {
             process.send_replace(Some(ended));
         }
     }

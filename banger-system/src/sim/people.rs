@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::Sim;
 use crate::{
-    domain::id::Uid,
+    domain::{clock::Occasion, id::Uid},
     ports::{Authority, Clock, Question, Result, Users, Verdict},
 };
 
@@ -34,9 +34,14 @@ impl Clock for Sim {
         SystemTime::now()
     }
 
-    async fn changed(&self) -> Result<()> {
-        let changed = Arc::clone(&self.lock().clock_changed);
-        changed.notified().await;
-        Ok(())
+    async fn due(&self) -> Result<Occasion> {
+        let (changed, passed) = {
+            let state = self.lock();
+            (Arc::clone(&state.clock_changed), Arc::clone(&state.minute_passed))
+        };
+        Ok(tokio::select! {
+            () = changed.notified() => Occasion::Jump,
+            () = passed.notified() => Occasion::Regular,
+        })
     }
 }

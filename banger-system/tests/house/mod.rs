@@ -125,6 +125,7 @@ pub fn request() -> CreateVm {
     CreateVm {
         vmm: Wish::Auto,
         nat: Nat::Off,
+        timezone: None,
         authorized_keys: Vec::new(),
         owner: ALICE,
         name: None,

@@ -105,7 +105,7 @@ impl Hourglass {
 #[async_trait::async_trait]
 impl Clock for Hourglass {
     /// Nobody sets it.
-    async fn changed(&self) -> banger_system::ports::Result<()> {
+    async fn due(&self) -> banger_system::ports::Result<banger_system::domain::clock::Occasion> {
         std::future::pending().await
     }
 

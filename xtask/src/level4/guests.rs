@@ -11,6 +11,10 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a shell has a terminal of the right size", terminal),
     ("a stop loses nothing that was written", stop_keeps_data),
     ("a guest is told the time when the clock of the host is set", clock),
+    ("thirty commands at once all run, and connections leave room for them", crowd),
+    ("the clock of a guest is right once it is ready", right_time),
+    ("a guest has the time zone of its user", time_zone),
+    ("an agent that nobody asks takes no processor", idle_agent),
     ("a killed service finds its sandboxes again and streams go on", killed_service),
     ("without systemd a sandbox is a process and outlives the service", no_systemd),
     ("a killed client takes its throw-away sandbox along", killed_client),
@@ -82,6 +86,87 @@ fn clock(host: &Host) -> Result<()> {
     let session = script(host, "alice", session);
     ensure!(setter.wait()?.success(), "the clock of the host cannot be set");
     session.map(drop)
+}
+
+fn crowd(host: &Host) -> Result<()> {
+    // What the journal listens on takes connections and waits for a first word.
+    let session = "
+        banger vm create --name crowd
+        for n in $(seq 30); do banger vm exec -T crowd -- sh -c \"sleep 1; echo $n\" > crowd.$n & done
+        wait
+        cat crowd.* | sort -n | tr '\\n' ' '
+        rm crowd.*
+        banger vm forward -L 7090:/run/systemd/journal/stdout crowd 2> forwarded &
+        forward=$!
+        for n in $(seq 100); do grep -q 7090 forwarded && break; sleep 0.1; done
+        bash -c 'for n in $(seq 30); do exec {fd}<>/dev/tcp/127.0.0.1/7090; done; touch crowded; sleep 1000' &
+        browser=$!
+        for n in $(seq 100); do [ -e crowded ] && break; sleep 0.1; done
+        rm crowded
+        banger vm exec -T --timeout 60 crowd -- echo in time
+        banger vm health crowd > healthy
+        banger vm stop crowd
+        kill $forward
+        kill $browser
+        banger vm delete crowd";
+    let out = script(host, "alice", session)?;
+    let all: String = (1..=30).map(|n| format!("{n} ")).collect();
+    ensure!(out.contains(all.trim_end()), "not all commands ran: {out:?}");
+    ensure!(out.contains("in time"), "connections shut commands out: {out:?}");
+    Ok(())
+}
+
+/// As exact as a command gets there; a guest that only counts on from its boot is behind by more.
+fn right_time(host: &Host) -> Result<()> {
+    let session = "
+        banger vm create --name exact
+        before=$(date +%s%N)
+        there=$(banger vm exec -T exact -- date +%s%N)
+        after=$(date +%s%N)
+        banger vm delete --force exact
+        echo $(( (there - before) / 1000000 )) $(( (after - there) / 1000000 ))";
+    let out = script(host, "alice", session)?;
+    let last = out.lines().last().context("nothing was said")?;
+    let differences: Vec<i64> = last.split(' ').filter_map(|word| word.parse().ok()).collect();
+    ensure!(differences.len() == 2 && differences.iter().all(|ms| *ms > -20), "{last} ms");
+    Ok(())
+}
+
+fn idle_agent(host: &Host) -> Result<()> {
+    // Both processes of it, in hundredths of a second. The second look includes what the first has cost.
+    let session = "
+        banger vm create --name idle
+        look() {
+            banger vm exec -T idle -- sh -c '
+                for p in /proc/[0-9]*; do
+                    grep -q \"^@banger-agent\" $p/cmdline && cut -d \" \" -f 14,15 $p/stat
+                done 2> /dev/null | tr \" \" \"\\n\" | paste -sd +'
+        }
+        before=$(look)
+        sleep 10
+        after=$(look)
+        banger vm delete --force idle
+        echo $(( ($after) - ($before) ))";
+    let out = script(host, "alice", session)?;
+    let ticks: u32 = out.lines().last().unwrap_or_default().parse().context("nothing was said")?;
+    // 2 % of ten seconds.
+    ensure!(ticks <= 20, "{ticks} hundredths of a second in ten");
+    Ok(())
+}
+
+fn time_zone(host: &Host) -> Result<()> {
+    // Kathmandu alone is 5 hours and 45 minutes ahead.
+    let session = "
+        TZ=Asia/Kathmandu banger vm run --rm -- date +%z
+        banger vm create --timezone Pacific/Chatham --name far
+        banger vm exec far -- date -d @1750000000 +%H:%M
+        banger vm delete --force far
+        banger vm create --timezone ../etc/passwd --name odd && exit 1
+        banger vm show odd 2> nothing && exit 1
+        true";
+    let out = script(host, "alice", session)?;
+    ensure!(out.contains("+0545") && out.contains("03:51"), "{out:?}");
+    Ok(())
 }
 
 fn killed_service(host: &Host) -> Result<()> {

@@ -1,9 +1,14 @@
 //! `banger vm exec`.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    os::fd::OwnedFd,
+    pin::pin,
+    time::Duration,
+};
 
 use banger_proto::{
-    bus::{ErrorName, names::VM_INTERFACE},
+    bus::{ErrorName, names::VM_INTERFACE, option::agent},
     guest::Exec,
 };
 use clap::Args;
@@ -31,6 +36,10 @@ use crate::{
 
 /// Where in a sandbox what detached commands write goes, until its next boot.
 pub const LOGS: &str = "/run/banger/exec";
+/// The longest time that the service lets anything take.
+const FOREVER: Duration = Duration::from_secs(24 * 3600);
+/// When it is said that a stream is waited for. A guest that is busy may take a while to answer, too.
+const TELL_AFTER: Duration = Duration::from_secs(3);
 
 /// Run a command or a shell in a sandbox that is running
 ///
@@ -76,6 +85,9 @@ pub struct Target {
     /// Run it in the workspace at this path [default: the one that was sent last]
     #[arg(long, value_name = "PATH", conflicts_with = "workdir")]
     guest_path: Option<String>,
+    /// How long to wait while as many commands run in the sandbox as can at once [default: as long as it takes]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
     /// Send what has changed in the repository here before [default: as `auto_prepare` is set]
     #[arg(long, overrides_with = "no_auto_prepare")]
     auto_prepare: bool,
@@ -125,9 +137,24 @@ impl Target {
             }
             self.settle(&bus, &vm, kept).await?;
         }
-        let stream = bus.open_agent(&vm).await.map_err(|error| advise(error).about(&self.sandbox))?;
+        let stream = self.open(&bus, &vm).await.map_err(|error| advise(error).about(&self.sandbox))?;
         // Until here a signal ends us as it ends any program.
         attach::run(stream, exec, &mut Signals::catch()?.listen()).await.map_err(advise_elsewhere)
+    }
+
+    /// A stream for the command. Who has to wait for one is told so.
+    async fn open(&self, bus: &Bus, vm: &OwnedObjectPath) -> Result<OwnedFd> {
+        let timeout = self.timeout.map_or(FOREVER, |seconds| Duration::from_secs(seconds.into()));
+        let mut opening = pin!(bus.open_agent(vm, agent::COMMAND, Some(timeout)));
+        tokio::select! {
+            stream = &mut opening => return stream,
+            () = tokio::time::sleep(TELL_AFTER) => {}
+        }
+        eprintln!(
+            "waiting for a stream to {}: it is slow, or as many commands run in it as can",
+            self.sandbox
+        );
+        opening.await
     }
 
     /// A login shell, and then a word on whether the sandbox goes on.
@@ -192,6 +219,9 @@ fn advise_elsewhere(error: Error) -> Error {
 fn advise(error: Error) -> Error {
     match error.name() {
         Some(ErrorName::InvalidState) => error.advise("`banger vm start NAME` boots it."),
+        Some(ErrorName::TooManyRequests) => {
+            error.advise("wait until one of its commands ends, or wait longer with `--timeout SECONDS`.")
+        }
         _ => error,
     }
 }

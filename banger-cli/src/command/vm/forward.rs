@@ -6,13 +6,18 @@ use std::{
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
-use banger_proto::guest::{Request, message::Endpoint};
+use banger_proto::{
+    bus::option::agent,
+    guest::{Request, message::Endpoint},
+};
 use clap::Args;
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::Semaphore,
     task::JoinSet,
 };
 use zbus::OwnedObjectPath;
@@ -22,13 +27,18 @@ use crate::{
     error::{Error, Result},
     guest::Guest,
     progress::{Progress, ProgressArgs},
-    relay::{self, Relay},
+    relay::{self, Carried, Relay},
     service::Kind,
     signals::{Signals, unless_ended},
 };
 
 /// Between two looks at what listens in the sandbox, with `--auto`.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long a connection waits for a stream to the sandbox, of which there are only so many for connections. A browser
+/// gives up by itself no sooner.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Connections to one port that may be under way or wait. More stay in the system's queue.
+const MOST: usize = 64;
 const LOOPBACK: &str = "127.0.0.1";
 
 /// Lead connections into a sandbox, or out of it
@@ -197,22 +207,40 @@ impl Forward {
 
 impl Way {
     async fn open(&self, request: &Request) -> Result<Relay> {
-        Relay::begin(self.bus.open_agent(&self.vm).await?, request).await
+        let stream = self.bus.open_agent(&self.vm, agent::CONNECTION, Some(PATIENCE)).await?;
+        Relay::begin(stream, request).await
     }
 
-    /// Carries one connection. What goes wrong with it is told, and the others go on.
+    /// Carries one connection. What goes wrong with it is told, and the others go on. Unless both sides have ended it,
+    /// it is reset on this side as well.
     async fn carry(self, request: Request, local: Result<Local>) {
-        let carried = async {
-            let local = local?;
-            let relay = self.open(&request).await?;
-            match local {
-                Local::Tcp(stream) => relay.carry(stream).await,
-                Local::Unix(stream) => relay.carry(stream).await,
+        let mut local = match local {
+            Ok(local) => local,
+            Err(error) => {
+                // Taken up and left, so that whoever made it in the sandbox does not wait for an answer.
+                drop(self.open(&request).await);
+                return self.tell(&error);
             }
         };
-        if let Err(error) = carried.await
-            && self.failures == Failures::Told
-        {
+        let carried = match self.open(&request).await {
+            Err(error) => Err(error),
+            Ok(relay) => match &mut local {
+                Local::Tcp(stream) => relay.carry(stream).await,
+                Local::Unix(stream) => relay.carry(stream).await,
+            },
+        };
+        match carried {
+            Ok(Carried::Ended) => {}
+            Ok(Carried::Reset | Carried::LocalGone) => local.reset(),
+            Err(error) => {
+                local.reset();
+                self.tell(&error);
+            }
+        }
+    }
+
+    fn tell(&self, error: &Error) {
+        if self.failures == Failures::Told {
             self.progress.suspend(|| error.print(Some("a connection")));
         }
     }
@@ -225,6 +253,14 @@ enum Local {
 }
 
 impl Local {
+    /// Lets the other end see a reset when this is dropped. A socket file has none.
+    fn reset(&self) {
+        if let Self::Tcp(stream) = self {
+            // One that is gone needs no reset.
+            let _ = stream.set_zero_linger();
+        }
+    }
+
     async fn dial(endpoint: &Endpoint) -> Result<Self> {
         let failed = |source| Error::io(format!("connect to {}", Shown(endpoint)), source);
         match endpoint {
@@ -306,9 +342,16 @@ impl Drop for Listener {
 }
 
 async fn serve(way: Way, listener: Listener, connect: Endpoint) -> Result<()> {
+    let places = Arc::new(Semaphore::new(MOST));
     loop {
+        // It is never closed.
+        let place = Arc::clone(&places).acquire_owned().await;
         let local = listener.accept().await.map_err(|source| Error::io("take a connection", source))?;
-        tokio::spawn(way.clone().carry(Request::Connect(connect.clone()), Ok(local)));
+        let carried = way.clone().carry(Request::Connect(connect.clone()), Ok(local));
+        tokio::spawn(async move {
+            carried.await;
+            drop(place);
+        });
     }
 }
 

@@ -20,8 +20,10 @@ use crate::{
     progress::Progress,
     pull::{self, When},
     service::id_of,
+    settings::Settings,
     signals::Listener,
     ssh::{keys, places::Places},
+    timezone::{self, Timezone},
 };
 
 /// The options of a command that makes a sandbox.
@@ -59,6 +61,10 @@ pub struct MachineArgs {
     /// The machine monitor that it runs under [default: the best one that works]
     #[arg(long, value_name = "MONITOR", value_parser = [vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])]
     vmm: Option<String>,
+    /// Its time zone, such as Europe/Berlin, or `host`, or `image` for what the image has [default: that of your
+    /// settings, else the host's]
+    #[arg(long, value_name = "ZONE")]
+    timezone: Option<String>,
     /// How long the guest may take to become ready [default: the service's]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     ready_timeout: Option<u32>,
@@ -160,6 +166,12 @@ impl MachineArgs {
     ) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
         let mut options = self.options();
         options.extend(more);
+        if let Some(zone) = self.timezone()? {
+            options.insert(create::TIMEZONE, Variant::from(zone.name));
+            if let Some(rule) = zone.rule {
+                options.insert(create::TIMEZONE_RULE, Variant::from(rule));
+            }
+        }
         if let Some(keys) = authorized_keys() {
             options.insert(create::SSH_AUTHORIZED_KEYS, Variant::from(keys));
         }
@@ -187,6 +199,13 @@ impl MachineArgs {
                 }
                 _ => return Err(self.advise(refused)),
             }
+        }
+    }
+
+    fn timezone(&self) -> Result<Option<Timezone>> {
+        match &self.timezone {
+            Some(wish) => timezone::of_wish(wish),
+            None => timezone::of_wish(&Settings::of_caller()?.timezone),
         }
     }
 

@@ -6,7 +6,7 @@ use banger_proto::{
     bus::{
         ErrorName,
         names::VM_INTERFACE,
-        option::{create, delete, lifetime},
+        option::{agent, create, delete, lifetime},
         proxy::Options,
     },
     guest::message::Placement,
@@ -309,7 +309,7 @@ impl Sandbox<'_> {
     ) -> Result<u8> {
         // They lead there until this returns.
         let _ports = forward::lead(self.bus, &self.vm, &self.progress, ports).await?;
-        let stream = unless_ended(listener, self.bus.open_agent(&self.vm)).await?;
+        let stream = unless_ended(listener, self.bus.open_agent(&self.vm, agent::COMMAND, None)).await?;
         let mut exec = run.exec.exec(&run.command);
         if let Some(Workspace { place, record }) = workspace {
             exec.user.get_or_insert_with(|| record.owner().to_owned());

@@ -10,6 +10,7 @@ use tracing::Instrument;
 use super::{Goal, Happening, Next, Task};
 use crate::{
     domain::{
+        clock::Occasion,
         id::{JobId, Timestamp, Uid},
         lifecycle::{Event, Reason, State, Transition, step},
         machine::{self, Machine},
@@ -122,7 +123,8 @@ impl Task {
                 // The row says `starting` if this fails, and a restart of the service makes the same of it.
                 self.log_failed_save().await;
                 self.watch_end();
-                self.watch_guest(start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout));
+                let timeout = start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout);
+                self.watch_guest(timeout, Occasion::Boot);
                 job.stage("boot", "waiting for the guest");
                 Ok(())
             }
@@ -199,9 +201,18 @@ impl Task {
         });
     }
 
-    pub(super) fn watch_guest(&mut self, timeout: Duration) {
+    /// Waits for the guest, and sets its clock before anybody is told that it is ready.
+    pub(super) fn watch_guest(&mut self, timeout: Duration, occasion: Occasion) {
         let (shared, vm, token) = (Arc::clone(&self.shared), self.vm.id, self.vm.token.clone());
-        self.beside
-            .spawn(async move { Happening::Guest(shared.ports.guest.wait_ready(vm, &token, timeout).await) });
+        self.beside.spawn(async move {
+            let guest = &shared.ports.guest;
+            let ready = guest.wait_ready(vm, &token, timeout).await;
+            if ready.is_ok()
+                && let Err(error) = guest.mend_clock(vm, &token, occasion).await
+            {
+                tracing::warn!(%vm, %error, "cannot set the clock of a guest");
+            }
+            Happening::Guest(ready)
+        });
     }
 }

@@ -3,6 +3,7 @@
 use super::{Next, Task};
 use crate::{
     domain::{
+        clock::Occasion,
         lifecycle::{Reason, State},
         resource::Span,
     },
@@ -33,7 +34,7 @@ impl Task {
                 if state == State::Stopping {
                     self.ask_to_shut_down(self.shared.settings.stop_timeout);
                 } else {
-                    self.watch_guest(self.shared.settings.ready_timeout);
+                    self.watch_guest(self.shared.settings.ready_timeout, Occasion::Regular);
                 }
                 Next::Continue
             }

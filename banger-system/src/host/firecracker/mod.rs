@@ -168,8 +168,8 @@ impl Vmm for Firecracker {
         }
     }
 
-    async fn connect(&self, vm: VmId, _channel: Channel) -> Result<UnixStream> {
-        sockets::connect_to_guest(&self.places.machine_dir(vm)).await
+    async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
+        sockets::connect_to_guest(&self.places.machine_dir(vm), channel).await
     }
 
     async fn remove_sockets(&self, vm: VmId) -> Result<()> {

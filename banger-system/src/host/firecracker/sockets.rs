@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use banger_proto::guest::{VSOCK_CONNECTION_PORT, VSOCK_PORT, VSOCK_QUESTION_PORT, VSOCK_SERVICE_PORT};
 use rustix::fs::{FileType, Mode, OFlags};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -24,8 +25,8 @@ use tokio::{
 
 use super::words::VSOCK_SOCKET;
 use crate::{
-    domain::{id::VmId, resource::Places},
-    ports::{Error, Result},
+    domain::{id::VmId, resource::Places, stream::Purpose},
+    ports::{Channel, Error, Result},
 };
 
 /// How long the monitor may take to ask the guest. It gives up after 2 s by itself.
@@ -65,14 +66,27 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
 }
 
-/// A connection to the agent's port in the guest (Firecracker's `docs/vsock.md`, host-initiated
-/// connections).
-pub async fn connect_to_guest(directory: &Path) -> Result<UnixStream> {
+/// A connection to the agent in the guest. The agent of an earlier version listens on one port for everything.
+pub async fn connect_to_guest(directory: &Path, channel: Channel) -> Result<UnixStream> {
+    let port = match channel {
+        Channel::Control => VSOCK_SERVICE_PORT,
+        Channel::Stream(Purpose::Question) => VSOCK_QUESTION_PORT,
+        Channel::Stream(Purpose::Command) => VSOCK_PORT,
+        Channel::Stream(Purpose::Connection) => VSOCK_CONNECTION_PORT,
+    };
+    match connect_to_port(directory, port).await {
+        Err(Error::Agent { .. }) if port != VSOCK_PORT => connect_to_port(directory, VSOCK_PORT).await,
+        connected => connected,
+    }
+}
+
+/// A connection to a port of the guest (Firecracker's `docs/vsock.md`, host-initiated connections).
+async fn connect_to_port(directory: &Path, port: u32) -> Result<UnixStream> {
     let agent = |what: &str| Error::Agent { message: format!("cannot reach the guest's agent: {what}") };
     let asked = async {
         let mut stream =
             connect(&directory.join(VSOCK_SOCKET)).await.map_err(|error| agent(&error.to_string()))?;
-        let order = format!("CONNECT {}\n", banger_proto::guest::VSOCK_PORT);
+        let order = format!("CONNECT {port}\n");
         stream.write_all(order.as_bytes()).await.map_err(|error| agent(&error.to_string()))?;
         let mut answer = Vec::new();
         // Byte by byte: what follows the line is the guest's, and not ours to read here.

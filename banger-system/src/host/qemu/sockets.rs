@@ -22,7 +22,7 @@ use super::{
     qmp::Qmp,
 };
 use crate::{
-    domain::{id::VmId, resource::Places},
+    domain::{id::VmId, resource::Places, stream},
     host::monitor_files,
     ports::{Channel, Error, Result},
 };
@@ -33,8 +33,7 @@ const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Sockets {
     places: Places,
-    /// Where the search for a free channel goes on: a channel that was just given back rests for a while,
-    /// so that the guest sees that its host has gone before another one comes.
+    /// The stream of each machine that was given last.
     turns: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<usize>>>>,
 }
 
@@ -66,19 +65,19 @@ impl Sockets {
     /// A connection to the agent's channel that the monitor has taken up.
     pub async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
         let directory = self.places.socket_dir(vm);
-        if channel == Channel::Control {
-            return connect(&channel_path(&directory, 0)).await;
-        }
+        let purpose = match channel {
+            Channel::Control => return connect(&channel_path(&directory, 0)).await,
+            Channel::Stream(purpose) => purpose,
+        };
         let turn = self.turn(vm);
         let mut turn = turn.lock().await;
         let mut qmp = Qmp::connect(&directory.join(QMP_SOCKET)).await?;
         let busy = qmp.connected_chardevs().await?;
-        let streams = CHANNELS - 1;
-        let free = (0..streams)
-            .map(|step| 1 + (*turn + step) % streams)
-            .find(|index| !busy.contains(&args::channel_name(*index)));
-        let index = free.ok_or(Error::NoFreeStream { limit: streams as u32 })?;
-        *turn = index;
+        // The first channel is no stream.
+        let is_held = |stream| busy.contains(&args::channel_name(1 + stream));
+        let stream = stream::choose(purpose, CHANNELS - 1, *turn, is_held).ok_or(Error::NoFreeStream)?;
+        *turn = stream;
+        let index = 1 + stream;
         let stream = connect(&channel_path(&directory, index)).await?;
         // The kernel takes up a connection before the monitor does, and one that the monitor will not take
         // up too: only what the monitor says counts.

@@ -80,7 +80,7 @@ impl Store for SqliteStore {
             VmRow,
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
                     reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id,
-                    vmm, slot, nat, ports, host_key, authorized_keys
+                    vmm, slot, nat, ports, host_key, authorized_keys, timezone
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -103,6 +103,7 @@ impl Store for SqliteStore {
         let host_key = vm.host_key.secret();
         let authorized_keys: Vec<&str> = vm.spec.authorized_keys.iter().map(AuthorizedKey::as_str).collect();
         let authorized_keys = authorized_keys.join("\n");
+        let timezone = vm.spec.timezone.as_ref().map(ToString::to_string).unwrap_or_default();
         let created_at = integer(vm.created_at.0)?;
         let started_at = integer(vm.started_at.0)?;
         let ready_at = integer(vm.ready_at.0)?;
@@ -110,8 +111,8 @@ impl Store for SqliteStore {
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
                               ready_at, boot_id, vmm, slot, nat, ports, host_key,
-                              authorized_keys)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              authorized_keys, timezone)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -122,7 +123,7 @@ impl Store for SqliteStore {
                  started_at = excluded.started_at, ready_at = excluded.ready_at,
                  boot_id = excluded.boot_id, vmm = excluded.vmm, slot = excluded.slot,
                  nat = excluded.nat, ports = excluded.ports, host_key = excluded.host_key,
-                 authorized_keys = excluded.authorized_keys",
+                 authorized_keys = excluded.authorized_keys, timezone = excluded.timezone",
             id,
             name,
             owner,
@@ -150,6 +151,7 @@ impl Store for SqliteStore {
             ports,
             host_key,
             authorized_keys,
+            timezone,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)
         .await

@@ -39,6 +39,7 @@ pub(super) struct VmRow {
     pub ports: String,
     pub host_key: String,
     pub authorized_keys: String,
+    pub timezone: String,
     pub labels: String,
     pub image: String,
     pub kernel: String,
@@ -76,6 +77,10 @@ impl TryFrom<VmRow> for Vm {
                 authorized_keys: {
                     let lines: Vec<&str> = row.authorized_keys.lines().collect();
                     read.known("authorized_keys", AuthorizedKey::parse_all(&lines).ok())?
+                },
+                timezone: match row.timezone.as_str() {
+                    "" => None,
+                    text => Some(read.text("timezone", text)?),
                 },
                 labels: read.known("labels", serde_json::from_str(&row.labels).ok())?,
             },

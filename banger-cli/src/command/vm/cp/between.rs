@@ -2,7 +2,7 @@
 
 use std::{io, net::Shutdown, os::unix::net::UnixStream};
 
-use banger_proto::guest::Request;
+use banger_proto::{bus::option::agent, guest::Request};
 
 use super::{Copying, side::There};
 use crate::{
@@ -25,7 +25,11 @@ impl Copying<'_> {
         track.stage("copy", &format!("{from} to {to}"));
         let meter = track.meter(0);
         let open = async |guest: &Guest, sandbox: &str| {
-            let stream = guest.bus().open_agent(guest.vm()).await.map_err(|error| error.about(sandbox))?;
+            let stream = guest
+                .bus()
+                .open_agent(guest.vm(), agent::COMMAND, None)
+                .await
+                .map_err(|error| error.about(sandbox))?;
             let stream = UnixStream::from(stream);
             let breaker = stream.try_clone();
             breaker
