@@ -383,7 +383,7 @@ async fn a_stream_waits_for_a_guest_that_has_just_booted() {
     let house = House::new().await;
     let vm = house.running().await;
     house.sim.refuse_connections(3);
-    house.engine.open_stream(vm, Service::Ssh).await.unwrap();
+    house.engine.open_stream(vm, ALICE, Service::Ssh).await.unwrap();
 }
 
 #[tokio::test]
@@ -391,7 +391,7 @@ async fn a_stream_that_waits_ends_with_its_machine() {
     let house = House::new().await;
     let vm = house.running().await;
     house.sim.refuse_connections(u32::MAX);
-    let waiting = house.engine.open_stream(vm, Service::Ssh);
+    let waiting = house.engine.open_stream(vm, ALICE, Service::Ssh);
     let stop = async {
         let job = house.engine.stop_vm(vm, Stop::default()).await.unwrap();
         house.done(job).await;

@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use banger_proto::bus::{
-    ErrorName,
-    names::{JOB_INTERFACE, action},
-};
+use banger_proto::bus::{ErrorName, names::action};
 use tokio::sync::OwnedSemaphorePermit;
 use zbus::{Connection, message::Header};
 
 use super::{
-    acl::{self, Access},
+    acl::{self, Access, Work},
     caller::{Caller, Callers, Place},
     error::{Error, Result},
     subscribers::Subscribers,
@@ -64,7 +61,11 @@ impl Border {
         target: Option<Target>,
     ) -> Result<(Caller, OwnedSemaphorePermit)> {
         let caller = self.callers.of(header).await?;
-        let place = if (interface, member) == (JOB_INTERFACE, "Wait") { Place::Wait } else { Place::Call };
+        let place = match acl::work(interface, member) {
+            Some(Work::Waits) => Place::Wait,
+            Some(Work::Looks) => Place::Look,
+            _ => Place::Call,
+        };
         let permit = self.callers.place(caller.uid, place)?;
         self.authorise(&caller, interface, member, target).await?;
         Ok((caller, permit))
@@ -98,11 +99,12 @@ impl Border {
         match (access, target) {
             (Access::Anyone, _) => Ok(()),
             (Access::Action(action), _) => self.require(caller, action, Vec::new()).await,
-            (Access::Object { .. } | Access::Content(_), None) => Err(denied()),
-            (Access::Content(foreign), Some(target)) => match target.is_shared || target.belongs_to(caller) {
-                true => Ok(()),
-                false => self.require(caller, foreign, target.details).await,
-            },
+            (Access::Object { .. } | Access::Content { .. }, None) => Err(denied()),
+            (Access::Content { .. }, Some(target)) if target.belongs_to(caller) => Ok(()),
+            (Access::Content { shared, foreign }, Some(target)) => {
+                let action = if target.is_shared { shared } else { foreign };
+                self.require(caller, action, target.details).await
+            }
             (Access::Object { reads: true, .. }, Some(target)) => {
                 match target.is_shared || target.belongs_to(caller) || self.may_view_others(caller).await {
                     true => Ok(()),

@@ -47,6 +47,10 @@ pub enum Place {
     Call,
     /// A call that only waits for a job.
     Wait,
+    /// A call that looks at the host, or asks polkit much.
+    Look,
+    /// A log that is being read, which goes on after the call.
+    Log,
     /// A question that somebody is to answer with a password.
     Prompt,
 }
@@ -56,7 +60,17 @@ impl Place {
         match self {
             Place::Call => 32,
             Place::Wait => 256,
+            Place::Look => 4,
+            Place::Log => 16,
             Place::Prompt => 4,
+        }
+    }
+
+    /// What there can be no more of.
+    const fn noun(self) -> &'static str {
+        match self {
+            Place::Log => "logs open; close one",
+            _ => "requests under way; try again",
         }
     }
 }
@@ -117,9 +131,9 @@ impl Callers {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let bound = place.bound();
         let of_user = places.entry((uid, place)).or_insert_with(|| Arc::new(Semaphore::new(bound)));
-        Arc::clone(of_user).try_acquire_owned().map_err(|_| {
-            Error::new(ErrorName::TooManyRequests, format!("you have {bound} requests under way; try again"))
-        })
+        Arc::clone(of_user)
+            .try_acquire_owned()
+            .map_err(|_| Error::new(ErrorName::TooManyRequests, format!("you have {bound} {}", place.noun())))
     }
 
     /// Whether a connection that has called is still there.

@@ -19,7 +19,7 @@ use zbus::{OwnedFd as BusFd, OwnedObjectPath, Variant, interface, message::Heade
 
 use super::{
     border::{Border, Target},
-    caller::Caller,
+    caller::{Caller, Place},
     error::{Error, Result},
     export::{Change, Kind, Property, border, export},
     job::JobKind,
@@ -280,21 +280,34 @@ impl Methods {
     }
 
     #[zbus(out_args("stream"))]
-    async fn open_agent(&self, options: Dict) -> Result<BusFd> {
+    async fn open_agent(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<BusFd> {
+        let (border, caller) = self.enter(&header).await?;
         Options::new(options).finish()?;
-        Ok(handed(border(&self.border)?.engine.open_agent(self.id).await?))
+        Ok(handed(border.engine.open_agent(self.id, caller.uid).await?))
     }
 
     #[zbus(out_args("stream"))]
-    async fn open_stream(&self, service: String, options: Dict) -> Result<BusFd> {
+    async fn open_stream(
+        &self,
+        service: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<BusFd> {
+        let (border, caller) = self.enter(&header).await?;
         let service = Service::parse(&service)
             .ok_or_else(|| Error::new(ErrorName::InvalidArgs, "the service must be ssh"))?;
         Options::new(options).finish()?;
-        Ok(handed(border(&self.border)?.engine.open_stream(self.id, service).await?))
+        Ok(handed(border.engine.open_stream(self.id, caller.uid, service).await?))
     }
 
     #[zbus(out_args("pipe"))]
-    async fn open_log(&self, log: String, options: Dict) -> Result<BusFd> {
+    async fn open_log(
+        &self,
+        log: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<BusFd> {
+        let (border, caller) = self.enter(&header).await?;
         let log = match log.as_str() {
             log::CONSOLE => Log::Console,
             log::VMM => Log::Vmm,
@@ -306,7 +319,8 @@ impl Methods {
             follow: options.boolean(log::FOLLOW)?.unwrap_or_default(),
         };
         options.finish()?;
-        Ok(handed(border(&self.border)?.engine.open_log(self.id, log, reading).await?))
+        let place = border.callers.place(caller.uid, Place::Log)?;
+        Ok(handed(border.engine.open_log(self.id, log, reading, Box::new(place)).await?))
     }
 }
 

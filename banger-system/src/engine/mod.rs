@@ -17,6 +17,7 @@ mod network;
 mod pull;
 mod pull_file;
 mod pull_kernel;
+mod queue;
 mod recover;
 mod registry;
 pub mod request;
@@ -58,7 +59,7 @@ use crate::{
         },
         vm::{Lifetime, Vm},
     },
-    ports::{Authority, Clock, Log, Ports, Reading, Users},
+    ports::{Authority, Clock, Hold, Log, Ports, Reading, Users},
 };
 
 /// What the configuration decides.
@@ -113,7 +114,7 @@ impl Engine {
     pub fn new(ports: Ports, settings: Settings) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let registry = Registry::new(events.clone());
-        let jobs = Board::new(events, Arc::clone(&ports.clock));
+        let jobs = Board::new(events, Arc::clone(&ports.clock), &settings.limits);
         let shared = Arc::new(Shared {
             ports,
             settings,
@@ -288,17 +289,25 @@ impl Engine {
 
     /// A stream to the agent of a machine, with the greeting done. It goes past the machine's task, so that
     /// a slow guest holds up nothing.
-    pub async fn open_agent(&self, id: VmId) -> Result<OwnedFd> {
+    pub async fn open_agent(&self, id: VmId, for_whom: Uid) -> Result<OwnedFd> {
         let view = self.vm(id).ok_or_else(|| registry::no_such(error::Kind::Vm, &id.to_string()))?;
         if !view.vm.state.is_up() {
             return Err(Error::NotRunning { name: view.vm.name.to_string() });
         }
-        Ok(self.shared.ports.guest.open(id, &view.vm.token).await?)
+        let stream = self.shared.ports.guest.open(id, &view.vm.token).await?;
+        self.hand_out(for_whom, stream)
     }
 
-    /// A pipe from which a log of a machine can be read.
-    pub async fn open_log(&self, id: VmId, log: Log, reading: Reading) -> Result<OwnedFd> {
-        Ok(self.shared.ports.logs.open(id, log, reading).await?)
+    /// Counts a stream that a user gets. One too many is closed.
+    fn hand_out(&self, user: Uid, stream: OwnedFd) -> Result<OwnedFd> {
+        let limit = self.shared.settings.limits.streams as usize;
+        self.shared.ports.streams.hand_out(user, &stream, limit)??;
+        Ok(stream)
+    }
+
+    /// A pipe from which a log of a machine can be read. What is held is dropped when that has come to an end.
+    pub async fn open_log(&self, id: VmId, log: Log, reading: Reading, hold: Hold) -> Result<OwnedFd> {
+        Ok(self.shared.ports.logs.open(id, log, reading, hold).await?)
     }
 
     /// A client's connection has left this bus: its machines go too.

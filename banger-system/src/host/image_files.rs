@@ -22,14 +22,14 @@ use super::{
     pulse::{Pulse, watch},
     sparse, staging,
     staging::Staging,
-    worker::{self, Workers},
+    worker::{self, Job, Workers},
     write_behind::write_behind,
 };
 use crate::{
     domain::{
         digest::Digest as OciDigest,
         ext4::{self, FileSystem},
-        id::ImageId,
+        id::{ImageId, Uid},
         image::ImageFacts,
         oci::{
             LayerFacts, RemoteImage, Unusable,
@@ -80,6 +80,7 @@ impl LocalImages {
     async fn build(
         &self,
         image: ImageId,
+        owner: Uid,
         staged: Staged,
         archives: Vec<(Archive, OwnedFd)>,
         progress: Arc<dyn Progress>,
@@ -97,7 +98,7 @@ impl LocalImages {
         let order = Import { archives, size: self.size };
         let files = worker::Files { image: file, spool, archives: fds };
         let behind = written.try_clone().map_err(doing)?;
-        let import = worker::import(&*self.workers, image, order, files, progress);
+        let import = worker::import(&*self.workers, Job { id: image, owner }, order, files, progress);
         let made = write_behind(behind, import).await?;
         let size = self.size;
         blocking("finish an image", move || {
@@ -137,6 +138,7 @@ impl ImageFiles for LocalImages {
     async fn import(
         &self,
         image: ImageId,
+        owner: Uid,
         content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts> {
@@ -151,7 +153,7 @@ impl ImageFiles for LocalImages {
         .await?;
         let fd = match content {
             Content::Layers(layers) => {
-                return self.build(image, staged, claims(layers)?, progress).await;
+                return self.build(image, owner, staged, claims(layers)?, progress).await;
             }
             Content::File(fd) => fd,
         };
@@ -168,7 +170,7 @@ impl ImageFiles for LocalImages {
         match found {
             Found::Archive(staged, fd, packing) => {
                 let archive = Archive { packing, claim: None, offset: None };
-                self.build(image, staged, vec![(archive, fd)], progress).await
+                self.build(image, owner, staged, vec![(archive, fd)], progress).await
             }
             Found::Copied(Staged { staging, .. }, facts) => {
                 blocking("finish an image", move || {
@@ -191,6 +193,7 @@ impl ImageFiles for LocalImages {
     async fn export(
         &self,
         image: ImageId,
+        for_whom: Uid,
         config: ImageConfig,
         archive: OwnedFd,
         progress: Arc<dyn Progress>,
@@ -205,7 +208,8 @@ impl ImageFiles for LocalImages {
         let order = Export { config, architecture: std::env::consts::ARCH.to_owned() };
         // Several may export one image at once.
         let id = ImageId::random();
-        let exported = worker::export(&*self.workers, id, order, files, progress).await?;
+        let exported =
+            worker::export(&*self.workers, Job { id, owner: for_whom }, order, files, progress).await?;
         let manifest = exported.manifest.parse();
         let manifest = manifest.map_err(|error| Error::other("understand an export", error))?;
         Ok(Exported { manifest, bytes: exported.bytes })

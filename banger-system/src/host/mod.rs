@@ -3,6 +3,7 @@
 pub mod authority;
 mod blocking;
 pub mod catalogs;
+mod changes;
 pub mod clock;
 pub mod disks;
 pub mod dns;
@@ -28,6 +29,7 @@ mod shim;
 mod sparse;
 mod staging;
 pub mod store;
+pub mod streams;
 pub mod supervisor_process;
 pub mod supervisor_systemd;
 mod units;

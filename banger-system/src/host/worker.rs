@@ -21,7 +21,10 @@ use rustix::{
 
 use super::{blocking::blocking, shim};
 use crate::{
-    domain::{id::ImageId, resource::Places},
+    domain::{
+        id::{ImageId, Uid},
+        resource::Places,
+    },
     importer::message::{Answer, Attempt, Export, Exported, Failure, Import, Made, Order, Task},
     ports::{Ended, Error, Result, images::Progress},
     shim::{message, walls::Walls},
@@ -33,12 +36,20 @@ const LISTEN: Duration = Duration::from_millis(100);
 /// those who watch them give up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The work of one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Job {
+    /// The image that is made, or a number of its own.
+    pub id: ImageId,
+    /// The user who asked for it, with whose other processes it shares memory and processors.
+    pub owner: Uid,
+}
+
 /// Starts workers, so that each is behind walls or is told to build them.
 #[async_trait]
 pub trait Workers: Send + Sync {
-    /// Starts one for an image, with this socket as its standard input. Returns the walls that it has to build
-    /// itself.
-    async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>>;
+    /// Starts one, with this socket as its standard input. Returns the walls that it has to build itself.
+    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Walls>>;
     /// Waits until nothing is left of the worker of an image, and tells how it ended. It is killed when that is
     /// wished, or when it does not end by itself. One that is not there is fine.
     async fn end(&self, image: ImageId, end: End) -> Result<Ended>;
@@ -83,7 +94,7 @@ pub struct Files {
 /// Has a worker make an image.
 pub async fn import(
     workers: &dyn Workers,
-    image: ImageId,
+    job: Job,
     order: Import,
     files: Files,
     progress: Arc<dyn Progress>,
@@ -102,17 +113,17 @@ pub async fn import(
         drop(fds);
         listen(&socket, &*progress, total.map(Bytes), patience)
     };
-    match talk_to(workers, image, talk).await? {
+    match talk_to(workers, job, talk).await? {
         Answer::Made(made) => Ok(made),
         Answer::Failed(failure) => Err(failure.into()),
         Answer::Works { .. } | Answer::Probed(_) | Answer::Exported(_) => Err(nonsense()),
     }
 }
 
-/// Has a worker write an image into an archive. `id` is that of the work.
+/// Has a worker write an image into an archive.
 pub async fn export(
     workers: &dyn Workers,
-    id: ImageId,
+    job: Job,
     order: Export,
     (image, archive): (File, File),
     progress: Arc<dyn Progress>,
@@ -124,7 +135,7 @@ pub async fn export(
         drop(fds);
         listen(&socket, &*progress, Some(Bytes(total)), PATIENCE)
     };
-    match talk_to(workers, id, talk).await? {
+    match talk_to(workers, job, talk).await? {
         Answer::Exported(exported) => Ok(exported),
         Answer::Failed(failure) => Err(failure.into()),
         Answer::Works { .. } | Answer::Probed(_) | Answer::Made(_) => Err(nonsense()),
@@ -138,12 +149,12 @@ fn size_of(file: &OwnedFd) -> Option<u64> {
 }
 
 /// Has a worker try what it must not be able to do.
-pub async fn probe(workers: &dyn Workers, image: ImageId) -> Result<Vec<Attempt>> {
+pub async fn probe(workers: &dyn Workers, job: Job) -> Result<Vec<Attempt>> {
     let talk = |socket: OwnedFd, walls| {
         say(&socket, &Order { walls, task: Task::Probe }, &[])?;
         listen(&socket, &crate::ports::images::Unwatched, None, PATIENCE)
     };
-    match talk_to(workers, image, talk).await? {
+    match talk_to(workers, job, talk).await? {
         Answer::Probed(attempts) => Ok(attempts),
         Answer::Failed(failure) => Err(failure.into()),
         Answer::Works { .. } | Answer::Made(_) | Answer::Exported(_) => Err(nonsense()),
@@ -153,15 +164,15 @@ pub async fn probe(workers: &dyn Workers, image: ImageId) -> Result<Vec<Attempt>
 /// Starts a worker, talks to it, and ends it, whatever came of the talk.
 async fn talk_to(
     workers: &dyn Workers,
-    image: ImageId,
+    job: Job,
     talk: impl FnOnce(OwnedFd, Option<Walls>) -> Result<Option<Answer>> + Send + 'static,
 ) -> Result<Answer> {
     let (ours, theirs) = shim::socket_pair()?;
-    let walls = workers.start(image, theirs).await?;
+    let walls = workers.start(job, theirs).await?;
     let talked = blocking("talk to an import worker", move || talk(ours, walls)).await;
     // After its last word, and when it has hung up, there is nothing left for it to do.
     let end = if talked.is_ok() { End::ByItself } else { End::Killed };
-    let ended = workers.end(image, end).await?;
+    let ended = workers.end(job.id, end).await?;
     let how = match ended {
         Ended::Failed(how) => format!(" ({how})"),
         Ended::Clean | Ended::Unknown => String::new(),

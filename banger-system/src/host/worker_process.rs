@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use super::{
     blocking::blocking,
-    worker::{self, End, Workers},
+    worker::{self, End, Job, Workers},
 };
 use crate::{
     domain::{id::ImageId, resource::Places},
@@ -42,7 +42,7 @@ impl ProcessWorkers {
 
 #[async_trait]
 impl Workers for ProcessWorkers {
-    async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>> {
+    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
         let root = worker::make_jail(&self.places)?;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let is_free = |user: &u32| {
@@ -56,7 +56,7 @@ impl Workers for ProcessWorkers {
         command.env_clear().stdin(socket).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn();
         let child = child.map_err(|error| Error::os(format!("start {}", program.display()), error))?;
-        running.insert(image, (child, user));
+        running.insert(job.id, (child, user));
         Ok(Some(Walls {
             root,
             // Its program and libraries were loaded before.

@@ -7,7 +7,7 @@ use zbus::Connection;
 
 use super::{
     units::{Kind, Properties, Units},
-    worker::{self, End, Workers},
+    worker::{self, End, Job, Workers},
 };
 use crate::{
     domain::{
@@ -44,13 +44,13 @@ impl SystemdWorkers {
 
 #[async_trait]
 impl Workers for SystemdWorkers {
-    async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>> {
+    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
         worker::make_jail(&self.places)?;
         let kind = Kind {
             description: "Import of an image for banger",
             program: worker::program(&self.places),
-            user: resource::import_user(image),
-            slice: resource::SLICE.to_owned(),
+            user: resource::import_user(job.id),
+            slice: resource::slice_name(job.owner),
         };
         let mut list = Properties::confined(&self.places, kind, socket)?;
         list.set("PrivateDevices", true.into())?;
@@ -67,7 +67,7 @@ impl Workers for SystemdWorkers {
         list.set("TasksMax", TASKS.into())?;
         list.set("LimitNOFILE", 1024u64.into())?;
         list.set("UMask", 0o077u32.into())?;
-        self.units.start(&resource::import_unit_name(image), list).await?;
+        self.units.start(&resource::import_unit_name(job.id), list).await?;
         Ok(None)
     }
 

@@ -22,7 +22,7 @@ use crate::{
         catalog::index::Index,
         digest::Digest,
         dns::table::Table,
-        id::{ImageId, KernelId, VmId},
+        id::{ImageId, KernelId, Uid, VmId},
         image::{Image, Kernel},
         net::{nic::Nic, subnet::Subnet},
         resource::Resource,
@@ -69,6 +69,10 @@ struct State {
     clocks_set: BTreeSet<VmId>,
     /// How often each reference came to mean something else.
     editions: BTreeMap<String, u32>,
+    /// Imports and exports go on for so long.
+    workers_held: bool,
+    /// How many of them go on, by user.
+    working: BTreeMap<Uid, usize>,
     /// Layers stay on their way for so long.
     registry_held: bool,
     /// Layers that were fetched.
@@ -104,6 +108,7 @@ impl Sim {
             registry: sim.clone(),
             logs: sim.clone(),
             store: sim.clone(),
+            streams: sim.clone(),
             supervisor: sim.clone(),
             users: sim.clone(),
             vmm: sim,
@@ -145,6 +150,16 @@ impl Sim {
     /// From now on layers stay on their way, or come.
     pub fn hold_registry(&self, held: bool) {
         self.lock().registry_held = held;
+    }
+
+    /// From now on imports and exports of images go on, or come to an end.
+    pub fn hold_workers(&self, held: bool) {
+        self.lock().workers_held = held;
+    }
+
+    /// How many imports and exports of images of a user go on.
+    pub fn working(&self, user: Uid) -> usize {
+        self.lock().working.get(&user).copied().unwrap_or_default()
     }
 
     /// How many layers registries were asked for.

@@ -84,7 +84,7 @@ impl Task {
 
     pub(super) async fn start(&mut self, start: Start) -> Result<JobId> {
         let transition = step(self.vm.state, Event::Start)?;
-        let job = self.begin_job(JobKind::VmStart, START);
+        let job = self.begin_job(JobKind::VmStart, START)?;
         let id = job.id();
         if transition == Transition::Unchanged {
             self.await_start(job, start);
