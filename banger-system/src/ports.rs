@@ -577,6 +577,8 @@ pub enum Verdict {
     NeedsInteraction,
     /// No: one sentence of why.
     No(String),
+    /// Nobody knows, which is as good as a no: one sentence of what went wrong.
+    Undecided(String),
 }
 
 /// The time.

@@ -119,9 +119,16 @@ impl Callers {
                 known.uid = Some(Uid(uid));
                 Ok(Caller { connection, uid: Uid(uid), interaction })
             }
-            _ => {
+            (uid, _) => {
                 all.remove(&connection);
-                Err(denied("the bus does not tell who you are"))
+                let why = match uid {
+                    // It went while the bus was asked.
+                    Ok(_) | Err(zbus::fdo::Error::NameHasNoOwner(_)) => {
+                        return Err(denied("the caller has gone"));
+                    }
+                    Err(error) => error,
+                };
+                Err(Error::new(ErrorName::HostNotReady, format!("cannot ask the bus who you are: {why}")))
             }
         }
     }

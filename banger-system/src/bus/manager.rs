@@ -405,6 +405,7 @@ impl Methods {
                 Verdict::Yes => "yes",
                 Verdict::NeedsInteraction => "auth",
                 Verdict::No(_) => "no",
+                Verdict::Undecided(why) => return Err(Error::new(ErrorName::HostNotReady, why)),
             };
             permissions.insert(action.to_owned(), word.to_owned());
         }
