@@ -227,6 +227,23 @@ async fn a_kill_leaves_the_machine_stopped_and_not_failed() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_released_after_a_crash_is_released_before_the_next_start() {
+    let mut house = House::new().await;
+    let vm = house.running().await;
+    house.sim.keep_processes(true);
+    house.sim.end_process(vm, Ended::Failed("oom-kill".into()));
+    house.until(vm, |state| state == Some(State::Failed)).await;
+    assert!(house.sim.alive().iter().any(|thing| thing.starts_with("ledger unit")));
+    // While it cannot be released, a start says so and makes nothing else.
+    let error = house.failed(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert!(error.contains("does not go away"), "{error}");
+    assert!(!house.sim.alive().iter().any(|thing| thing.starts_with("nic")));
+    house.sim.keep_processes(false);
+    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert_eq!(house.state(vm), State::Running);
+}
+
+#[tokio::test]
 async fn a_restart_is_a_new_boot() {
     let house = House::new().await;
     let vm = house.running().await;

@@ -90,6 +90,9 @@ impl Vmm for Sim {
 impl Supervisor for Sim {
     async fn confine(&self, confinement: Confinement) -> Result<Box<dyn Confined>> {
         let mut state = self.step("confine a process")?;
+        if state.processes.contains_key(&confinement.vm) {
+            return Err(Error::Vmm { message: "something of this name is there".to_owned() });
+        }
         state.processes.insert(confinement.vm, watch::channel(None).0);
         Ok(Box::new(Walls { sim: self.clone(), vm: confinement.vm }))
     }
@@ -101,7 +104,11 @@ impl Supervisor for Sim {
 
     async fn remove(&self, vm: VmId) -> Result<()> {
         self.end_process(vm, Ended::Failed("killed:9".to_owned()));
-        self.lock().processes.remove(&vm);
+        let mut state = self.lock();
+        if state.stuck && state.processes.contains_key(&vm) {
+            return Err(Error::HostNotReady { message: "the process does not go away".to_owned() });
+        }
+        state.processes.remove(&vm);
         Ok(())
     }
 

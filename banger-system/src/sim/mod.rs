@@ -69,6 +69,8 @@ struct State {
     clocks_set: BTreeSet<VmId>,
     /// How often each reference came to mean something else.
     editions: BTreeMap<String, u32>,
+    /// Processes that have ended cannot be removed.
+    stuck: bool,
     /// Imports and exports go on for so long.
     workers_held: bool,
     /// How many of them go on, by user.
@@ -160,6 +162,11 @@ impl Sim {
     /// How many imports and exports of images of a user go on.
     pub fn working(&self, user: Uid) -> usize {
         self.lock().working.get(&user).copied().unwrap_or_default()
+    }
+
+    /// From now on processes that have ended cannot be removed, or can: the host is too busy.
+    pub fn keep_processes(&self, kept: bool) {
+        self.lock().stuck = kept;
     }
 
     /// How many layers registries were asked for.

@@ -112,7 +112,7 @@ impl Task {
         }
         job.stage("start", "starting the machine monitor");
         let begun = Instant::now();
-        match self.launch().await {
+        match self.launch_anew().await {
             Ok(started) => {
                 let host_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                 tracing::info!(vm = %self.vm.id, host_us, "a machine runs");
@@ -133,6 +133,15 @@ impl Task {
                 self.log_failed_save().await;
                 Err(error)
             }
+        }
+    }
+
+    /// Launches the monitor once nothing is left of an earlier one: where that could not be released when it ended,
+    /// the ledger has it still.
+    async fn launch_anew(&mut self) -> Result<Started> {
+        match self.lease.release(Span::Boot).await.into_iter().next() {
+            Some(error) => Err(error.into()),
+            None => self.launch().await,
         }
     }
 
