@@ -24,6 +24,8 @@ use crate::{
 /// worker does not outlive the service, so that one that is free here is free.
 const USERS: std::ops::RangeInclusive<u32> = 65_264..=65_519;
 
+/// Before any sandbox.
+const OOM_SCORE: u16 = 800;
 /// How often to look whether a worker has ended that is about to.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -66,6 +68,7 @@ impl Workers for ProcessWorkers {
             groups: Vec::new(),
             directory: None,
             keeps_network: false,
+            oom_score: OOM_SCORE,
         }))
     }
 

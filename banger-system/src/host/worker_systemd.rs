@@ -24,6 +24,11 @@ const MEMORY: u64 = 4 << 30;
 /// Its threads.
 const TASKS: u64 = 32;
 
+/// Before any sandbox of its user, whose limit of memory it shares.
+const OOM_SCORE_ADJUST: i32 = 800;
+/// Beside its user's sandboxes, which count 100.
+const WEIGHT: u64 = 50;
+
 /// Workers of the systemd that is reached over this bus.
 pub struct SystemdWorkers {
     units: Units,
@@ -51,6 +56,7 @@ impl Workers for SystemdWorkers {
             program: worker::program(&self.places),
             user: resource::import_user(job.id),
             slice: resource::slice_name(job.owner),
+            oom_score_adjust: OOM_SCORE_ADJUST,
         };
         let mut list = Properties::confined(&self.places, kind, socket)?;
         list.set("PrivateDevices", true.into())?;
@@ -63,6 +69,11 @@ impl Workers for SystemdWorkers {
         list.set("RestrictRealtime", true.into())?;
         list.set("LockPersonality", true.into())?;
         list.set("SystemCallArchitectures", vec!["native"].into())?;
+        // How it ended is read before systemd forgets it; without anybody who would, it is forgotten at once.
+        list.set("AddRef", true.into())?;
+        list.set("CollectMode", "inactive-or-failed".into())?;
+        list.set("CPUWeight", WEIGHT.into())?;
+        list.set("IOWeight", WEIGHT.into())?;
         list.set("MemoryMax", MEMORY.into())?;
         list.set("TasksMax", TASKS.into())?;
         list.set("LimitNOFILE", 1024u64.into())?;

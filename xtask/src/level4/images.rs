@@ -100,7 +100,7 @@ fn bundled(host: &Host) -> Result<()> {
 }
 
 /// Begins an import that takes a while, of a file of 4 GiB, and waits for its unit.
-const LONG: &str = "
+pub(super) const LONG: &str = "
     cd /tmp
     truncate -s 4G zeros
     tar -c zeros | zstd -q -1 > long.tar.zst

@@ -3,6 +3,7 @@
 
 mod guests;
 mod images;
+mod limits;
 mod names;
 mod network;
 mod people;
@@ -48,6 +49,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
     let mut checks = [
         guests::CHECKS,
         images::CHECKS,
+        limits::CHECKS,
         names::CHECKS,
         network::CHECKS,
         ssh::CHECKS,
