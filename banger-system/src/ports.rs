@@ -261,7 +261,7 @@ pub trait ImageFiles: Send + Sync {
     ) -> Result<ImageFacts>;
     /// What an OCI image consists of whose parts are in a file of a user's: the manifest, the configuration, and
     /// each layer. Of the layers nothing is read yet.
-    async fn layout(&self, file: OwnedFd, parts: &[Part]) -> Result<Layout>;
+    async fn layout(&self, owner: Uid, file: OwnedFd, parts: &[Part]) -> Result<Layout>;
     /// Writes an image into an empty file of a user's, as a tar archive of an OCI image layout. The same image gives
     /// the same bytes. What an export that failed has written stays in the file.
     async fn export(
@@ -288,6 +288,7 @@ pub trait KernelFiles: Send + Sync {
     async fn import(
         &self,
         kernel: KernelId,
+        owner: Uid,
         vmlinuz: OwnedFd,
         modules: Option<OwnedFd>,
     ) -> Result<KernelFacts>;

@@ -433,7 +433,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
 
     let again = ImageId::from_bits(0xdef);
     let fd = || first.try_clone().unwrap().into();
-    let layout = runtime.block_on(images.layout(fd(), &found)).unwrap();
+    let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &found)).unwrap();
     assert_eq!((layout.image.manifest, &layout.image.config), (manifest, &config));
     let content = Content::Layers(layout.layers);
     runtime.block_on(images.import(again, id::Uid(1000), content, Arc::new(Unwatched))).unwrap();
@@ -442,18 +442,22 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     // Who says that a part is elsewhere is told so.
     let mut lies = found.clone();
     lies[2].offset += 512;
-    let layout = runtime.block_on(images.layout(fd(), &lies)).unwrap();
+    let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &lies)).unwrap();
     let content = Content::Layers(layout.layers);
     let other = ImageId::from_bits(0xbad);
     let error =
         runtime.block_on(images.import(other, id::Uid(1000), content, Arc::new(Unwatched))).unwrap_err();
     assert!(error.to_string().contains("a layer has the digest"), "{error}");
-    for (part, length, why) in
-        [(0, 1 << 40, "beyond its end"), (1, 3, "not the one of the manifest"), (2, 5, "not those of")]
-    {
+    for (part, length, why) in [
+        (0, 1 << 40, "more than 4 MiB"),
+        (0, 4 << 20, "beyond its end"),
+        (2, 1 << 40, "beyond its end"),
+        (1, 3, "not the one of the manifest"),
+        (2, 5, "not those of"),
+    ] {
         let mut lies = found.clone();
         lies[part].length = Bytes(length);
-        let error = runtime.block_on(images.layout(fd(), &lies)).unwrap_err();
+        let error = runtime.block_on(images.layout(id::Uid(1000), fd(), &lies)).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
     }
     let unwritable = File::open("/dev/null").unwrap().into();

@@ -163,7 +163,7 @@ async fn make_image(
     let (content, config) = match request.content {
         Original::Rootfs(file) => (Content::File(file), ImageConfig::default()),
         Original::Layout(file, parts) => {
-            let Layout { image, layers } = ports.image_files.layout(file, &parts).await?;
+            let Layout { image, layers } = ports.image_files.layout(request.owner, file, &parts).await?;
             (Content::Layers(layers), image.config)
         }
     };
@@ -222,7 +222,7 @@ async fn make_kernel(shared: &Shared, job: &JobHandle, request: ImportKernel) ->
     let _worker = job.worker().await?;
     job.stage("import", format!("extracting {}", request.name));
     let files = &shared.ports.kernel_files;
-    let facts = files.import(id, request.vmlinuz, request.modules).await?;
+    let facts = files.import(id, request.owner, request.vmlinuz, request.modules).await?;
     let kernel = Kernel {
         id,
         name: request.name,

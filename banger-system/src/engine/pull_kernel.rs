@@ -120,7 +120,7 @@ async fn run(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()> {
     let _worker = job.worker().await?;
     job.stage("import", format!("extracting {}", request.entry));
     let id = KernelId::random();
-    let facts = shared.ports.kernel_files.import(id, kernel, modules).await?;
+    let facts = shared.ports.kernel_files.import(id, request.owner, kernel, modules).await?;
     let kernel = Kernel {
         id,
         name: pull.name.clone(),

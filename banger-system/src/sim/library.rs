@@ -117,7 +117,7 @@ impl ImageFiles for Sim {
         })
     }
 
-    async fn layout(&self, _file: OwnedFd, parts: &[Part]) -> Result<Layout> {
+    async fn layout(&self, _owner: Uid, _file: OwnedFd, parts: &[Part]) -> Result<Layout> {
         if parts.len() < 3 {
             return Err(Error::Unsupported { message: "the image has no layers".to_owned() });
         }
@@ -168,6 +168,7 @@ impl KernelFiles for Sim {
     async fn import(
         &self,
         kernel: KernelId,
+        _owner: Uid,
         _vmlinuz: OwnedFd,
         _modules: Option<OwnedFd>,
     ) -> Result<KernelFacts> {

@@ -109,11 +109,13 @@ pub(super) const LONG: &str = "
     register=$!
     for n in $(seq 200); do
         unit=$(systemctl list-units --plain --no-legend 'banger-import-*' | cut -d ' ' -f 1)
-        [ -n \"$unit\" ] && [ \"$(systemctl show -p MainPID --value $unit)\" != 0 ] && break
+        pid=0
+        [ -z \"$unit\" ] || pid=$(systemctl show -p MainPID --value $unit)
+        # The first one looks at the beginning of the file, and is gone in a moment.
+        [ $pid = 0 ] || { sleep 0.5; [ -e /proc/$pid ] && break; }
         sleep 0.05
     done
     [ -n \"$unit\" ]
-    pid=$(systemctl show -p MainPID --value $unit)
     # It has closed its own walls when it reads.
     for n in $(seq 200); do [ $(grep -c 'Seccomp_filters:.*[2-9]' /proc/$pid/status) = 1 ] && break; sleep 0.05; done
 ";
