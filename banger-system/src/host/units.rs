@@ -287,9 +287,8 @@ impl Properties {
         // and personalities, would close closed doors, and cost as much as all others together
         // (docs/decisions/0017-walls-of-a-unit.md).
         set("InaccessiblePaths", vec![SYS].into())?;
-        // It has mounts of its own in any case, and no homes among them: these cost nothing.
+        // It has mounts of its own in any case: this costs nothing.
         set("PrivateMounts", true.into())?;
-        set("ProtectHome", "yes".into())?;
         // With a user of its own it is so in any case.
         set("RestrictSUIDSGID", true.into())?;
         set("KeyringMode", "private".into())?;
