@@ -17,7 +17,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{id::ImageId, resource::Places},
+    domain::{
+        id::{ImageId, Uid},
+        resource::Places,
+    },
     host::{image_files::LocalImages, worker_process::ProcessWorkers},
     ports::{
         ImageFiles,
@@ -84,7 +87,8 @@ fn import(
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let began = Instant::now();
-    let made = runtime.block_on(images.import(IMAGE, Content::Layers(vec![layer]), Arc::new(Unwatched)));
+    let made =
+        runtime.block_on(images.import(IMAGE, Uid(1000), Content::Layers(vec![layer]), Arc::new(Unwatched)));
     let took = began.elapsed();
     done.store(true, Relaxed);
     let _ = watcher.join();

@@ -9,6 +9,10 @@ use banger_system::{
 use clap::Parser;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
+/// Threads for what blocks. The unit may have more tasks than these (`TasksMax`): work waits in line, and no thread fails
+/// to start.
+const BLOCKING_THREADS: usize = 384;
+
 /// The root service of banger: machines, images and kernels over D-Bus.
 #[derive(Parser)]
 #[command(version)]
@@ -36,7 +40,8 @@ fn main() -> ExitCode {
 
 fn serve(mode: Mode, arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::read(&arguments.config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).max_blocking_threads(BLOCKING_THREADS).enable_all().build()?;
     runtime.block_on(app::run(mode, &config))
 }
 

@@ -10,6 +10,7 @@ pub mod network;
 pub mod registry;
 
 use std::{
+    any::Any,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -23,6 +24,7 @@ use crate::domain::{
     clock::Occasion,
     id::{ImageId, KernelId, Uid, VmId},
     image::{Image, ImageFacts, Kernel, KernelFacts},
+    limits::Exceeded,
     machine::{Drive, Machine},
     monitor::Wish,
     net::subnet::Subnet,
@@ -200,6 +202,7 @@ pub struct Ports {
     pub network: Arc<dyn network::Network>,
     pub registry: Arc<dyn registry::Registry>,
     pub store: Arc<dyn Store>,
+    pub streams: Arc<dyn Streams>,
     pub supervisor: Arc<dyn Supervisor>,
     pub users: Arc<dyn Users>,
     pub vmm: Arc<dyn Vmm>,
@@ -251,17 +254,19 @@ pub trait ImageFiles: Send + Sync {
     async fn import(
         &self,
         image: ImageId,
+        owner: Uid,
         content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts>;
     /// What an OCI image consists of whose parts are in a file of a user's: the manifest, the configuration, and
     /// each layer. Of the layers nothing is read yet.
-    async fn layout(&self, file: OwnedFd, parts: &[Part]) -> Result<Layout>;
+    async fn layout(&self, owner: Uid, file: OwnedFd, parts: &[Part]) -> Result<Layout>;
     /// Writes an image into an empty file of a user's, as a tar archive of an OCI image layout. The same image gives
     /// the same bytes. What an export that failed has written stays in the file.
     async fn export(
         &self,
         image: ImageId,
+        for_whom: Uid,
         config: ImageConfig,
         archive: OwnedFd,
         progress: Arc<dyn Progress>,
@@ -282,6 +287,7 @@ pub trait KernelFiles: Send + Sync {
     async fn import(
         &self,
         kernel: KernelId,
+        owner: Uid,
         vmlinuz: OwnedFd,
         modules: Option<OwnedFd>,
     ) -> Result<KernelFacts>;
@@ -454,8 +460,19 @@ pub struct GuestFacts {
 /// The logs of machines.
 #[async_trait]
 pub trait Logs: Send + Sync {
-    /// The reading end of a pipe into which the log is copied. A machine that never ran has an empty log.
-    async fn open(&self, vm: VmId, log: Log, reading: Reading) -> Result<OwnedFd>;
+    /// The reading end of a pipe into which the log is copied. A machine that never ran has an empty log. What is held
+    /// is dropped when nothing is copied any more: all was read, or the reader is gone.
+    async fn open(&self, vm: VmId, log: Log, reading: Reading, hold: Hold) -> Result<OwnedFd>;
+}
+
+/// A place that is taken for as long as something that was handed out is in use.
+pub type Hold = Box<dyn Any + Send>;
+
+/// The streams that were handed out.
+pub trait Streams: Send + Sync {
+    /// Counts a stream among those that a user has open, until the last descriptor of it is closed; or says that these
+    /// are as many as they may be.
+    fn hand_out(&self, user: Uid, stream: &OwnedFd, limit: usize) -> Result<Result<(), Exceeded>>;
 }
 
 /// Which log of a machine.
@@ -560,6 +577,8 @@ pub enum Verdict {
     NeedsInteraction,
     /// No: one sentence of why.
     No(String),
+    /// Nobody knows, which is as good as a no: one sentence of what went wrong.
+    Undecided(String),
 }
 
 /// The time.

@@ -16,7 +16,7 @@ use std::{
 use banger_proto::size::Bytes;
 use banger_system::{
     domain::{
-        id::{ImageId, VmId},
+        id::{ImageId, Uid, VmId},
         image::ImageFacts,
     },
     host::{disks::FileDisks, image_files::LocalImages},
@@ -43,7 +43,7 @@ fn open(path: &Path) -> OwnedFd {
 }
 
 async fn import(images: &LocalImages, file: OwnedFd) -> Result<ImageFacts> {
-    images.import(IMAGE, Content::File(file), Arc::new(Unwatched)).await
+    images.import(IMAGE, Uid(1000), Content::File(file), Arc::new(Unwatched)).await
 }
 
 /// The error of a refused import, after which nothing is left.

@@ -22,8 +22,11 @@ use std::{
 
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{id::ImageId, image::ImageFacts},
-    host::worker,
+    domain::{
+        id::{ImageId, Uid},
+        image::ImageFacts,
+    },
+    host::worker::{self, Job},
     ports::{
         Error, ImageFiles, Result,
         images::{Content, Layer, Packing, Progress, Unwatched},
@@ -37,7 +40,7 @@ const IMAGE: ImageId = ImageId::from_bits(0xabc);
 const PLAIN: Packing = Packing::Plain;
 
 async fn import(scratch: &Scratch, content: Content) -> Result<ImageFacts> {
-    let facts = scratch.images().import(IMAGE, content, Arc::new(Unwatched)).await;
+    let facts = scratch.images().import(IMAGE, Uid(1000), content, Arc::new(Unwatched)).await;
     assert_eq!(names(&scratch.places.images()).len(), usize::from(facts.is_ok()));
     facts
 }
@@ -176,7 +179,7 @@ async fn an_import_of_a_file_tells_of_its_bytes() {
         let (scratch, watcher) = (Scratch::new(), Arc::new(Watcher::default()));
         let packed = pack(&Tar::default().file("x", &vec![1; 20 << 20]).end(), packing);
         let progress = Arc::clone(&watcher);
-        scratch.images().import(IMAGE, Content::File(file(&packed)), progress).await.unwrap();
+        scratch.images().import(IMAGE, Uid(1000), Content::File(file(&packed)), progress).await.unwrap();
         let told = watcher.told.lock().unwrap();
         let size = packed.len() as u64;
         assert!(told.iter().all(|(done, total, _)| *done <= size && *total == Some(size)), "{told:?}");
@@ -389,7 +392,7 @@ async fn an_import_that_is_given_up_or_loses_its_worker_leaves_nothing_and_other
         let images = scratch.images();
         let progress = Arc::clone(&watcher);
         let halted = tokio::spawn(async move {
-            images.import(ImageId::from_bits(1), Content::Layers(vec![layer]), progress).await
+            images.import(ImageId::from_bits(1), Uid(1000), Content::Layers(vec![layer]), progress).await
         });
         eventually("the half of a layer", || {
             watcher.told.lock().unwrap().iter().any(|told| told.0 == 300_000)
@@ -422,14 +425,17 @@ async fn an_import_that_is_given_up_or_loses_its_worker_leaves_nothing_and_other
 }
 
 async fn import_beside(scratch: &Scratch) -> Result<ImageFacts> {
-    scratch.images().import(IMAGE, Content::Layers(vec![layer(&small(), PLAIN)]), Arc::new(Unwatched)).await
+    scratch
+        .images()
+        .import(IMAGE, Uid(1000), Content::Layers(vec![layer(&small(), PLAIN)]), Arc::new(Unwatched))
+        .await
 }
 
 #[tokio::test]
 async fn a_worker_can_do_nothing_but_its_work() {
     require!(is_root(), "root, for the walls of a worker");
     let scratch = Scratch::new();
-    let attempts = worker::probe(&scratch.workers(), IMAGE).await.unwrap();
+    let attempts = worker::probe(&scratch.workers(), Job { id: IMAGE, owner: Uid(1000) }).await.unwrap();
     assert!(attempts.len() >= 10);
     for attempt in attempts {
         assert!(!attempt.done, "a worker can {}", attempt.what);
@@ -443,7 +449,7 @@ async fn a_worker_that_is_not_there_is_an_error() {
     let images = scratch.images();
     fs::remove_file(scratch.places.program("banger-import")).unwrap();
     let content = Content::Layers(vec![layer(&small(), PLAIN)]);
-    let error = images.import(IMAGE, content, Arc::new(Unwatched)).await.unwrap_err();
+    let error = images.import(IMAGE, Uid(1000), content, Arc::new(Unwatched)).await.unwrap_err();
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
     assert_eq!(names(&scratch.places.images()), [] as [&str; 0]);
 }

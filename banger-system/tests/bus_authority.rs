@@ -4,15 +4,19 @@
 mod private_bus;
 mod skip;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use banger_proto::bus::{
     ErrorName,
     names::{MANAGER_PATH, action},
     record::VmRow,
 };
+use banger_system::{
+    host,
+    ports::{Authority, Interaction, Question, Verdict},
+};
 use private_bus::{
-    ALICE, Answer, BOB, CAROL, GET_ALL, Service, is_possible, null, options, refused, require,
+    ALICE, Answer, BOB, Bus, CAROL, GET_ALL, Polkit, Service, is_possible, null, options, refused, require,
 };
 use zbus::{OwnedObjectPath, OwnedVariant};
 
@@ -95,8 +99,52 @@ async fn without_polkit_only_root_may() {
     let service = Service::start().await;
     let (alice, root) = (service.client(ALICE).await, service.client(0).await);
     service.polkit.clone().stop().await;
-    refused(alice.create_with("box", "start", false).await, ErrorName::AccessDenied);
+    let message = refused(alice.create_with("box", "start", false).await, ErrorName::AccessDenied);
+    assert!(message.contains("polkit is not installed"), "{message}");
     root.create("box", options([])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_polkit_that_fails_refuses_nobody_and_lets_nobody_through() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let vm = bob.create("box", options([])).await;
+    for action in [action::VM_RUN, action::VM_VIEW_OTHERS] {
+        service.polkit.answer(ALICE, action, Answer::Fails);
+    }
+    let message = refused(alice.create_with("hers", "start", false).await, ErrorName::HostNotReady);
+    assert_eq!(message, "polkit cannot decide: it is too busy");
+    refused(alice.property(&vm, "Name").await, ErrorName::HostNotReady);
+    let permissions = alice.call::<HashMap<String, String>>(MANAGER_PATH, "GetPermissions", &()).await;
+    refused(permissions, ErrorName::HostNotReady);
+    // That nobody knew it is not remembered.
+    service.polkit.answer(ALICE, action::VM_VIEW_OTHERS, Answer::Yes);
+    assert_eq!(alice.text(&vm, "Name").await, "box");
+    assert_eq!(service.engine.vms().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_polkit_that_does_not_answer_is_named_as_that() {
+    require!(is_possible(), "root and dbus-daemon");
+    let bus = Bus::start();
+    let polkit = Polkit::start(&bus).await;
+    polkit.answer(ALICE, action::VM_RUN, Answer::Silence);
+    let alice = bus.client(ALICE).await;
+    let short = Duration::from_millis(50);
+    let authority = host::authority::Polkit::with_patience(bus.connect(0).await, short);
+    let question = Question {
+        connection: alice.name(),
+        action: action::VM_RUN,
+        details: Vec::new(),
+        interaction: Interaction::Forbidden,
+    };
+    match authority.check(question).await {
+        Verdict::Undecided(why) => assert!(why.contains("has not answered"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    // Nobody waits for it any more, and it is told so.
+    polkit.until_waiting(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

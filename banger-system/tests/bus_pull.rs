@@ -6,8 +6,11 @@ mod skip;
 
 use std::{collections::HashMap, fs::File, io::Write, os::fd::OwnedFd};
 
-use banger_proto::bus::{ErrorName as E, names::MANAGER_PATH};
-use private_bus::{ALICE, BOB, Options, Service, is_possible, options, refused, require};
+use banger_proto::bus::{
+    ErrorName as E,
+    names::{MANAGER_PATH, action},
+};
+use private_bus::{ALICE, Answer, BOB, Options, Service, is_possible, options, refused, require};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
 
@@ -99,12 +102,18 @@ async fn what_cannot_be_pulled_is_refused_by_its_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_cache_is_pruned_by_those_who_may_pull() {
+async fn the_cache_that_all_share_is_pruned_by_an_administrator() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let alice = service.client(ALICE).await;
     let job: OwnedObjectPath = alice.call(MANAGER_PATH, "PullImage", &(TOOL, options([]))).await.unwrap();
     alice.done(&job).await;
+    for dry_run in [true, false] {
+        let options = options([("dry-run", dry_run.into())]);
+        let asked = alice.call::<OwnedObjectPath>(MANAGER_PATH, "PruneCache", &(options,)).await;
+        refused(asked, E::InteractiveAuthorizationRequired);
+    }
+    service.polkit.answer(ALICE, action::IMAGE_MANAGE_SHARED, Answer::Yes);
     for (dry_run, expect) in [(true, 2), (false, 2), (false, 0)] {
         let options = options([("dry-run", dry_run.into()), ("older-than-usec", 0u64.into())]);
         let job: OwnedObjectPath = alice.call(MANAGER_PATH, "PruneCache", &(options,)).await.unwrap();

@@ -235,6 +235,23 @@ async fn a_kill_leaves_the_machine_stopped_and_not_failed() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_released_after_a_crash_is_released_before_the_next_start() {
+    let mut house = House::new().await;
+    let vm = house.running().await;
+    house.sim.keep_processes(true);
+    house.sim.end_process(vm, Ended::Failed("oom-kill".into()));
+    house.until(vm, |state| state == Some(State::Failed)).await;
+    assert!(house.sim.alive().iter().any(|thing| thing.starts_with("ledger unit")));
+    // While it cannot be released, a start says so and makes nothing else.
+    let error = house.failed(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert!(error.contains("does not go away"), "{error}");
+    assert!(!house.sim.alive().iter().any(|thing| thing.starts_with("nic")));
+    house.sim.keep_processes(false);
+    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert_eq!(house.state(vm), State::Running);
+}
+
+#[tokio::test]
 async fn a_restart_is_a_new_boot() {
     let house = House::new().await;
     let vm = house.running().await;
@@ -391,7 +408,7 @@ async fn a_stream_waits_for_a_guest_that_has_just_booted() {
     let house = House::new().await;
     let vm = house.running().await;
     house.sim.refuse_connections(3);
-    house.engine.open_stream(vm, Service::Ssh).await.unwrap();
+    house.engine.open_stream(vm, ALICE, Service::Ssh).await.unwrap();
 }
 
 #[tokio::test]
@@ -399,7 +416,7 @@ async fn a_stream_that_waits_ends_with_its_machine() {
     let house = House::new().await;
     let vm = house.running().await;
     house.sim.refuse_connections(u32::MAX);
-    let waiting = house.engine.open_stream(vm, Service::Ssh);
+    let waiting = house.engine.open_stream(vm, ALICE, Service::Ssh);
     let stop = async {
         let job = house.engine.stop_vm(vm, Stop::default()).await.unwrap();
         house.done(job).await;

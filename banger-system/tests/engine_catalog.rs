@@ -60,7 +60,7 @@ impl House {
     }
 
     async fn problems(&self, older_than: Duration) -> String {
-        let job = self.engine.refresh_catalogs(ALICE, older_than);
+        let job = self.engine.refresh_catalogs(ALICE, older_than).unwrap();
         self.done(job).await;
         let facts = self.engine.job(job).unwrap().facts.clone();
         match facts.iter().find(|(key, _)| *key == "problems") {

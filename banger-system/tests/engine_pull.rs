@@ -313,7 +313,7 @@ async fn the_cache_is_pruned_and_says_of_how_much() {
     let house = House::new().await;
     house.pulled(pull(ALICE, ALPINE)).await;
     for (dry_run, blobs) in [(true, 2), (false, 2), (false, 0)] {
-        let job = house.engine.prune_cache(ALICE, Prune { dry_run, older_than: None });
+        let job = house.engine.prune_cache(ALICE, Prune { dry_run, older_than: None }).unwrap();
         house.done(job).await;
         let facts = &house.engine.job(job).unwrap().facts;
         assert_eq!(facts[0], ("blobs", Fact::Number(blobs)));

@@ -25,21 +25,21 @@ use banger_system::{
 };
 use tokio::task::JoinSet;
 
-use crate::house::{House, PATIENCE};
+use crate::house::{ALICE, House, PATIENCE};
 
 /// How many commands can run at once: two streams are for questions.
 const COMMANDS: usize = STREAMS - 2;
 const CONNECTIONS: usize = STREAMS - 10;
 
 async fn open(engine: &Engine, vm: VmId, purpose: Purpose) -> Result<OwnedFd> {
-    engine.open_agent(vm, purpose, PATIENCE).await
+    engine.open_agent(vm, ALICE, purpose, PATIENCE).await
 }
 
 /// As many streams as there are for this purpose; then one more is refused to who does not wait.
 async fn open_all(engine: &Engine, vm: VmId, purpose: Purpose) -> Vec<OwnedFd> {
     let mut held = Vec::new();
     loop {
-        match engine.open_agent(vm, purpose, Duration::ZERO).await {
+        match engine.open_agent(vm, ALICE, purpose, Duration::ZERO).await {
             Ok(stream) => held.push(stream),
             Err(Error::NoFreeStream { .. }) => return held,
             Err(error) => panic!("{error:?}"),

@@ -22,7 +22,10 @@ use std::{
 
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{id::ImageId, oci::config::ImageConfig},
+    domain::{
+        id::{self, ImageId},
+        oci::config::ImageConfig,
+    },
     host::image_files::LocalImages,
     ports::{
         ImageFiles,
@@ -300,7 +303,9 @@ fn an_image_has_what_gnu_tar_extracts() {
         let scratch = Scratch::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let images = LocalImages::new(scratch.places.clone(), Arc::new(scratch.workers()), Bytes::gib(2));
-        runtime.block_on(images.import(IMAGE, Content::Layers(layers), Arc::new(Unwatched))).unwrap();
+        runtime
+            .block_on(images.import(IMAGE, id::Uid(1000), Content::Layers(layers), Arc::new(Unwatched)))
+            .unwrap();
         let image = scratch.places.image(IMAGE);
         run(Command::new("e2fsck").arg("-fn").arg(&image));
         (scratch, image)
@@ -413,13 +418,14 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     let export = |image| {
         let file = tempfile::tempfile().unwrap();
         let fd = file.try_clone().unwrap().into();
-        let exported =
-            runtime.block_on(images.export(image, config.clone(), fd, Arc::new(Unwatched))).unwrap();
+        let exported = runtime
+            .block_on(images.export(image, id::Uid(1000), config.clone(), fd, Arc::new(Unwatched)))
+            .unwrap();
         assert_eq!(exported.bytes.0, file.metadata().unwrap().len());
         (exported.manifest, file)
     };
     let content = Content::Layers(vec![layer(&archive, Packing::Zstd)]);
-    runtime.block_on(images.import(IMAGE, content, Arc::new(Unwatched))).unwrap();
+    runtime.block_on(images.import(IMAGE, id::Uid(1000), content, Arc::new(Unwatched))).unwrap();
     let (manifest, first) = export(IMAGE);
     assert_eq!(export(IMAGE).0, manifest, "two exports of one image differ");
     let (found, exported) = parts(&first);
@@ -427,28 +433,37 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
 
     let again = ImageId::from_bits(0xdef);
     let fd = || first.try_clone().unwrap().into();
-    let layout = runtime.block_on(images.layout(fd(), &found)).unwrap();
+    let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &found)).unwrap();
     assert_eq!((layout.image.manifest, &layout.image.config), (manifest, &config));
     let content = Content::Layers(layout.layers);
-    runtime.block_on(images.import(again, content, Arc::new(Unwatched))).unwrap();
+    runtime.block_on(images.import(again, id::Uid(1000), content, Arc::new(Unwatched))).unwrap();
     assert_eq!(export(again).0, manifest, "an image that went out and came back is another one");
 
     // Who says that a part is elsewhere is told so.
     let mut lies = found.clone();
     lies[2].offset += 512;
-    let layout = runtime.block_on(images.layout(fd(), &lies)).unwrap();
+    let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &lies)).unwrap();
     let content = Content::Layers(layout.layers);
     let other = ImageId::from_bits(0xbad);
-    let error = runtime.block_on(images.import(other, content, Arc::new(Unwatched))).unwrap_err();
+    let error =
+        runtime.block_on(images.import(other, id::Uid(1000), content, Arc::new(Unwatched))).unwrap_err();
     assert!(error.to_string().contains("a layer has the digest"), "{error}");
-    for (part, length, why) in
-        [(0, 1 << 40, "beyond its end"), (1, 3, "not the one of the manifest"), (2, 5, "not those of")]
-    {
+    for (part, length, why) in [
+        (0, 1 << 40, "more than 4 MiB"),
+        (0, 4 << 20, "beyond its end"),
+        (2, 1 << 40, "beyond its end"),
+        (1, 3, "not the one of the manifest"),
+        (2, 5, "not those of"),
+    ] {
         let mut lies = found.clone();
         lies[part].length = Bytes(length);
-        let error = runtime.block_on(images.layout(fd(), &lies)).unwrap_err();
+        let error = runtime.block_on(images.layout(id::Uid(1000), fd(), &lies)).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
     }
     let unwritable = File::open("/dev/null").unwrap().into();
-    assert!(runtime.block_on(images.export(IMAGE, config.clone(), unwritable, Arc::new(Unwatched))).is_err());
+    assert!(
+        runtime
+            .block_on(images.export(IMAGE, id::Uid(1000), config.clone(), unwritable, Arc::new(Unwatched)))
+            .is_err()
+    );
 }

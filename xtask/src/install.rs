@@ -22,6 +22,7 @@ const FILES: &[(&str, &str)] = &[
     ("polkit/60-banger.rules", "usr/share/polkit-1/rules.d/60-banger.rules"),
     ("systemd/banger-system.service", "usr/lib/systemd/system/banger-system.service"),
     ("systemd/banger.slice", "usr/lib/systemd/system/banger.slice"),
+    ("systemd/banger-user.slice.conf", "usr/lib/systemd/system/banger-.slice.d/10-banger.conf"),
     ("systemd/60-banger.rules", "usr/lib/udev/rules.d/60-banger.rules"),
     ("systemd/banger.sysusers.conf", "usr/lib/sysusers.d/banger.conf"),
     ("systemd/banger.tmpfiles.conf", "usr/lib/tmpfiles.d/banger.conf"),

@@ -1,9 +1,12 @@
 //! The first process of a machine's unit; see [`banger_system::shim`]. The supervisor starts it with a
-//! socket as its standard input.
+//! socket as its standard input. With `--proof` it shows what its filter of system calls is worth.
 
 use std::{os::fd::AsFd, process::ExitCode};
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--proof") {
+        return banger_system::shim::proof::print();
+    }
     match std::io::stdin().as_fd().try_clone_to_owned() {
         Ok(socket) => banger_system::shim::run(socket),
         Err(error) => {

@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use banger_proto::bus::{
-    ErrorName,
-    names::{JOB_INTERFACE, VM_INTERFACE, action},
-};
+use banger_proto::bus::{ErrorName, names::action};
 use tokio::sync::OwnedSemaphorePermit;
 use zbus::{Connection, message::Header};
 
 use super::{
-    acl::{self, Access},
+    acl::{self, Access, Work},
     caller::{Caller, Callers, Place},
     error::{Error, Result},
     subscribers::Subscribers,
@@ -64,9 +61,10 @@ impl Border {
         target: Option<Target>,
     ) -> Result<(Caller, OwnedSemaphorePermit)> {
         let caller = self.callers.of(header).await?;
-        let place = match (interface, member) {
-            (JOB_INTERFACE, "Wait") => Place::Wait,
-            (VM_INTERFACE, "OpenAgent") => Place::Stream,
+        let place = match acl::work(interface, member) {
+            Some(Work::Waits) => Place::Wait,
+            Some(Work::Looks) => Place::Look,
+            Some(Work::Opens) => Place::Stream,
             _ => Place::Call,
         };
         let permit = self.callers.place(caller.uid, place)?;
@@ -102,15 +100,23 @@ impl Border {
         match (access, target) {
             (Access::Anyone, _) => Ok(()),
             (Access::Action(action), _) => self.require(caller, action, Vec::new()).await,
-            (Access::Object { .. } | Access::Content(_), None) => Err(denied()),
-            (Access::Content(foreign), Some(target)) => match target.is_shared || target.belongs_to(caller) {
-                true => Ok(()),
-                false => self.require(caller, foreign, target.details).await,
-            },
+            (Access::Object { .. } | Access::Content { .. }, None) => Err(denied()),
+            (Access::Content { .. }, Some(target)) if target.belongs_to(caller) => Ok(()),
+            (Access::Content { shared, foreign }, Some(target)) => {
+                let action = if target.is_shared { shared } else { foreign };
+                self.require(caller, action, target.details).await
+            }
             (Access::Object { reads: true, .. }, Some(target)) => {
-                match target.is_shared || target.belongs_to(caller) || self.may_view_others(caller).await {
-                    true => Ok(()),
-                    false => Err(Error::new(ErrorName::AccessDenied, "this belongs to another user")),
+                if target.is_shared || target.belongs_to(caller) {
+                    return Ok(());
+                }
+                match self.views_others(caller).await {
+                    Some(true) => Ok(()),
+                    Some(false) => Err(Error::new(ErrorName::AccessDenied, "this belongs to another user")),
+                    None => Err(Error::new(
+                        ErrorName::HostNotReady,
+                        "this belongs to another user, and polkit has not said yet whether you may see it; try again",
+                    )),
                 }
             }
             (Access::Object { own, foreign, .. }, Some(target)) => {
@@ -172,6 +178,7 @@ impl Border {
                 tracing::info!(uid = caller.uid.0, action, "denied");
                 Err(Error::new(ErrorName::AccessDenied, why))
             }
+            Verdict::Undecided(why) => Err(Error::new(ErrorName::HostNotReady, why)),
         }
     }
 
@@ -190,17 +197,26 @@ impl Border {
     /// Whether the caller may see other people's objects. Nobody is asked to authenticate, and the answer
     /// is remembered for a moment.
     pub async fn may_view_others(&self, caller: &Caller) -> bool {
+        self.views_others(caller).await.unwrap_or_default()
+    }
+
+    /// The same; `None` when nobody knows it at the moment, which is not remembered.
+    async fn views_others(&self, caller: &Caller) -> Option<bool> {
         if caller.uid == Uid::ROOT {
-            return true;
+            return Some(true);
         }
         if let Some(remembered) = self.callers.sees_others(&caller.connection) {
-            return remembered;
+            return Some(remembered);
         }
         let silent = Caller { interaction: Interaction::Forbidden, ..caller.clone() };
         let answer = tokio::time::timeout(GLANCE, self.require(&silent, action::VM_VIEW_OTHERS, Vec::new()));
-        let may = matches!(answer.await, Ok(Ok(())));
+        let may = match answer.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) if error.name != ErrorName::HostNotReady => false,
+            Ok(Err(_)) | Err(_) => return None,
+        };
         self.callers.remember(&caller.connection, may);
-        may
+        Some(may)
     }
 
     /// Sends the caller the signals of what it may see, from now on and until it goes.

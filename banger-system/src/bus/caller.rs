@@ -47,8 +47,12 @@ pub enum Place {
     Call,
     /// A call that only waits for a job.
     Wait,
-    /// A call that waits for a stream to a guest.
+    /// A call that opens something, and may wait until there is room for it.
     Stream,
+    /// A call that looks at the host, or asks polkit much.
+    Look,
+    /// A log that is being read, which goes on after the call.
+    Log,
     /// A question that somebody is to answer with a password.
     Prompt,
 }
@@ -59,7 +63,17 @@ impl Place {
             Place::Call => 32,
             Place::Wait => 256,
             Place::Stream => 128,
+            Place::Look => 4,
+            Place::Log => 16,
             Place::Prompt => 4,
+        }
+    }
+
+    /// What there can be no more of.
+    const fn noun(self) -> &'static str {
+        match self {
+            Place::Log => "logs open; close one",
+            _ => "requests under way; try again",
         }
     }
 }
@@ -108,9 +122,16 @@ impl Callers {
                 known.uid = Some(Uid(uid));
                 Ok(Caller { connection, uid: Uid(uid), interaction })
             }
-            _ => {
+            (uid, _) => {
                 all.remove(&connection);
-                Err(denied("the bus does not tell who you are"))
+                let why = match uid {
+                    // It went while the bus was asked.
+                    Ok(_) | Err(zbus::fdo::Error::NameHasNoOwner(_)) => {
+                        return Err(denied("the caller has gone"));
+                    }
+                    Err(error) => error,
+                };
+                Err(Error::new(ErrorName::HostNotReady, format!("cannot ask the bus who you are: {why}")))
             }
         }
     }
@@ -120,9 +141,9 @@ impl Callers {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let bound = place.bound();
         let of_user = places.entry((uid, place)).or_insert_with(|| Arc::new(Semaphore::new(bound)));
-        Arc::clone(of_user).try_acquire_owned().map_err(|_| {
-            Error::new(ErrorName::TooManyRequests, format!("you have {bound} requests under way; try again"))
-        })
+        Arc::clone(of_user)
+            .try_acquire_owned()
+            .map_err(|_| Error::new(ErrorName::TooManyRequests, format!("you have {bound} {}", place.noun())))
     }
 
     /// Whether a connection that has called is still there.

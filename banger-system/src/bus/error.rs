@@ -76,6 +76,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::InvalidOption { .. } => ErrorName::InvalidOption,
         EngineError::Limit(Exceeded::Impossible { .. }) => ErrorName::InvalidOption,
         EngineError::Limit(Exceeded::Quota { .. }) => ErrorName::QuotaExceeded,
+        EngineError::Limit(Exceeded::Requests { .. }) => ErrorName::TooManyRequests,
         EngineError::NoAddress => ErrorName::NoAddress,
         EngineError::State(_) | EngineError::NotRunning { .. } | EngineError::NotStopped { .. } => {
             ErrorName::InvalidState

@@ -203,7 +203,7 @@ impl Methods {
         let dry_run = options.boolean(prune::DRY_RUN)?.unwrap_or_default();
         let older_than = options.number(prune::OLDER_THAN)?.map(Duration::from_micros);
         options.finish()?;
-        let job = border.engine.prune_cache(caller.uid, Prune { older_than, dry_run });
+        let job = border.engine.prune_cache(caller.uid, Prune { older_than, dry_run })?;
         border.hand_over_job(&caller, job).await
     }
 
@@ -306,7 +306,7 @@ impl Methods {
         let mut options = Options::new(options);
         let older_than = options.number(refresh::OLDER_THAN)?.map(Duration::from_micros);
         options.finish()?;
-        let job = border.engine.refresh_catalogs(caller.uid, older_than.unwrap_or_default());
+        let job = border.engine.refresh_catalogs(caller.uid, older_than.unwrap_or_default())?;
         border.hand_over_job(&caller, job).await
     }
 
@@ -405,6 +405,7 @@ impl Methods {
                 Verdict::Yes => "yes",
                 Verdict::NeedsInteraction => "auth",
                 Verdict::No(_) => "no",
+                Verdict::Undecided(why) => return Err(Error::new(ErrorName::HostNotReady, why)),
             };
             permissions.insert(action.to_owned(), word.to_owned());
         }

@@ -19,7 +19,7 @@ use zbus::{OwnedFd as BusFd, OwnedObjectPath, Variant, interface, message::Heade
 
 use super::{
     border::{Border, Target},
-    caller::Caller,
+    caller::{Caller, Place},
     error::{Error, Result},
     export::{Change, Kind, Property, border, export},
     job::JobKind,
@@ -299,20 +299,32 @@ impl Methods {
             () = border.callers.gone(&caller.connection) => {
                 Err(Error::new(ErrorName::AccessDenied, "the caller has gone"))
             }
-            stream = border.engine.open_agent(self.id, purpose, timeout) => Ok(handed(stream?)),
+            stream = border.engine.open_agent(self.id, caller.uid, purpose, timeout) => Ok(handed(stream?)),
         }
     }
 
     #[zbus(out_args("stream"))]
-    async fn open_stream(&self, service: String, options: Dict) -> Result<BusFd> {
+    async fn open_stream(
+        &self,
+        service: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<BusFd> {
+        let (border, caller) = self.enter(&header).await?;
         let service = Service::parse(&service)
             .ok_or_else(|| Error::new(ErrorName::InvalidArgs, "the service must be ssh"))?;
         Options::new(options).finish()?;
-        Ok(handed(border(&self.border)?.engine.open_stream(self.id, service).await?))
+        Ok(handed(border.engine.open_stream(self.id, caller.uid, service).await?))
     }
 
     #[zbus(out_args("pipe"))]
-    async fn open_log(&self, log: String, options: Dict) -> Result<BusFd> {
+    async fn open_log(
+        &self,
+        log: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<BusFd> {
+        let (border, caller) = self.enter(&header).await?;
         let log = match log.as_str() {
             log::CONSOLE => Log::Console,
             log::VMM => Log::Vmm,
@@ -324,7 +336,8 @@ impl Methods {
             follow: options.boolean(log::FOLLOW)?.unwrap_or_default(),
         };
         options.finish()?;
-        Ok(handed(border(&self.border)?.engine.open_log(self.id, log, reading).await?))
+        let place = border.callers.place(caller.uid, Place::Log)?;
+        Ok(handed(border.engine.open_log(self.id, log, reading, Box::new(place)).await?))
     }
 }
 

@@ -26,6 +26,14 @@ pub struct Limits {
     pub images: u32,
     /// What all images of one user take that are not shared.
     pub image_disk: Bytes,
+    /// Jobs of one user that are under way.
+    pub jobs_running: u32,
+    /// Jobs of one user that wait for these.
+    pub jobs_queued: u32,
+    /// Streams into guests that one user has open.
+    pub streams: u32,
+    /// Imports and exports of all users that the host works on at once.
+    pub workers: u32,
 }
 
 /// Something is more than is allowed, or less than is possible.
@@ -42,6 +50,14 @@ pub enum Exceeded {
         min: String,
         /// The largest.
         max: String,
+    },
+    /// Too much of the user's is under way.
+    #[error("you have {limit} {what} under way, which is the limit")]
+    Requests {
+        /// What was asked for.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
     },
     /// The user's share is used up.
     #[error("you may have {limit} {what}, and this would make it {would_be}")]
@@ -79,6 +95,10 @@ impl Limits {
             disk: Bytes::gib(200),
             images: 64,
             image_disk: Bytes::gib(100),
+            jobs_running: 8,
+            jobs_queued: 32,
+            streams: 128,
+            workers: cpus.max(2),
         }
     }
 
@@ -115,6 +135,14 @@ pub fn check_image_disk(would_be: Bytes, limit: Bytes) -> Result<(), Exceeded> {
 /// Whether a user may have so many of something.
 pub fn check_count(what: &'static str, would_be: usize, limit: u32) -> Result<(), Exceeded> {
     quota(what, would_be, limit as usize)
+}
+
+/// Whether a user may have so many of something under way.
+pub fn check_requests(what: &'static str, would_be: usize, limit: usize) -> Result<(), Exceeded> {
+    match would_be <= limit {
+        true => Ok(()),
+        false => Err(Exceeded::Requests { what, limit }),
+    }
 }
 
 fn within<T: Ord + ToString>(what: &'static str, asked: T, min: T, max: T) -> Result<(), Exceeded> {

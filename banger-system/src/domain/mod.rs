@@ -11,6 +11,7 @@ pub mod image;
 pub mod kernel;
 pub mod lifecycle;
 pub mod limits;
+pub mod line;
 pub mod machine;
 pub mod monitor;
 pub mod name;

@@ -23,7 +23,11 @@ use super::{
     registry::no_such,
 };
 use crate::{
-    domain::{id::VmId, stream::Purpose, vm::Token},
+    domain::{
+        id::{Uid, VmId},
+        stream::Purpose,
+        vm::Token,
+    },
     ports::{self, Channel},
 };
 
@@ -62,7 +66,13 @@ impl Lines {
 impl Engine {
     /// A stream to the agent of a machine, with the greeting done. Waits until one is free, at most so long; whoever
     /// drops this leaves the line. It goes past the machine's task, so that a slow guest holds up nothing.
-    pub async fn open_agent(&self, id: VmId, purpose: Purpose, timeout: Duration) -> Result<OwnedFd> {
+    pub async fn open_agent(
+        &self,
+        id: VmId,
+        for_whom: Uid,
+        purpose: Purpose,
+        timeout: Duration,
+    ) -> Result<OwnedFd> {
         let line = self.shared.lines.of(id, purpose);
         let Ok(_place) = line.places.try_acquire() else {
             let (_, name) = self.token(id)?;
@@ -97,7 +107,7 @@ impl Engine {
                     sleep_until(deadline.min(Instant::now() + pause)).await;
                     pause = (pause * 2).min(MAX_LOOK);
                 }
-                opened => return Ok(opened?),
+                opened => return self.hand_out(for_whom, opened?),
             }
         }
     }

@@ -159,11 +159,14 @@ impl Engine {
     }
 
     /// Begins to fetch the catalogs of which nothing younger is kept.
-    pub fn refresh_catalogs(&self, owner: Uid, older_than: Duration) -> JobId {
+    pub fn refresh_catalogs(&self, owner: Uid, older_than: Duration) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
-        let job = shared.jobs.begin(JobKind::CatalogRefresh, owner, Vec::new(), REFRESH);
+        let mut job = shared.jobs.begin(JobKind::CatalogRefresh, owner, Vec::new(), REFRESH)?;
         let id = job.id();
         tokio::spawn(async move {
+            if let Err(error) = job.turn().await {
+                return job.finish(Err(error));
+            }
             job.stage("fetch", "fetching catalogs".to_owned());
             let span = job.span();
             let work = unless_canceled(&job, refresh(&shared, older_than)).instrument(span).await;
@@ -172,7 +175,7 @@ impl Engine {
             job.tell("problems", Fact::Text(problems.join("\n")));
             job.finish(work);
         });
-        id
+        Ok(id)
     }
 
     /// What the catalogs offer at the moment, without asking anybody.

@@ -89,7 +89,7 @@ impl Engine {
         if hostname.is_none() {
             vm.spec.hostname = vm.name.clone();
         }
-        let job = Task::create(Arc::clone(&self.shared), vm, inbox, request.start);
+        let job = Task::create(Arc::clone(&self.shared), vm, inbox, request.start)?;
         Ok((id, job))
     }
 }

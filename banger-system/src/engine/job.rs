@@ -1,4 +1,10 @@
 //! Jobs: what takes longer than a call, with stages, a result, and a way to give it up.
+//!
+//! Everything that a user can begin is counted before anything is made of it. What loads the host waits in line
+//! ([`Admission::Queued`]): so many jobs of one user are under way, so many more wait, and what is beyond is refused.
+//! Its heavy part waits a second time, for one of the host's workers ([`JobHandle::worker`]). A job of a machine begins at
+//! once, since the machine's task waits for nobody, and what runs is bounded by the machines that a user may have; only
+//! the number of jobs is limited. What frees things is limited so high that nobody is kept from it.
 
 use std::{
     collections::HashMap,
@@ -7,20 +13,34 @@ use std::{
 };
 
 use banger_proto::size::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
 
 use super::{
     error::{Error, Kind, Result, one_line},
     now,
+    queue::{Queue, Ticket},
     view::{Event, Fact, JobKind, JobView, Object, Outcome},
 };
 use crate::{
-    domain::id::{JobId, Timestamp, Uid},
+    domain::{
+        id::{JobId, Timestamp, Uid},
+        limits::{Exceeded, Limits, check_requests},
+        line::{Bounds, Full},
+    },
     ports::{Clock, images::Progress},
 };
 
 /// How long the result of a job that has ended can be read.
 const KEEP_FINISHED: Duration = Duration::from_secs(300);
+/// How many of these are kept of one user. Who waits for a job has its result in any case.
+const KEEP_PER_USER: usize = 64;
+/// How many jobs that end machines one user may have under way: more than there can be machines.
+const MAX_ENDING: usize = 128;
+/// What jobs are called in an error.
+const OPERATIONS: &str = "operations";
 /// How often progress in bytes is told at most.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
@@ -32,6 +52,12 @@ pub(super) struct Board {
 
 struct Inner {
     jobs: Mutex<HashMap<JobId, Entry>>,
+    /// Jobs that wait until their users have fewer under way.
+    line: Queue,
+    /// Work that waits until the host has fewer workers.
+    workers: Queue,
+    /// How many jobs a user may have under way, waiting ones included.
+    jobs_per_user: usize,
     events: mpsc::UnboundedSender<Event>,
     clock: Arc<dyn Clock>,
 }
@@ -39,18 +65,124 @@ struct Inner {
 struct Entry {
     view: watch::Sender<Arc<JobView>>,
     cancel: watch::Sender<bool>,
+    /// The number of its ticket.
+    ticket: Option<u64>,
+    /// Forgets it some time after its end.
+    forgets: Option<AbortHandle>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(forgets) = &self.forgets {
+            forgets.abort();
+        }
+    }
+}
+
+/// How many jobs of a kind one user may have, and whether they wait for each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// It loads the host, and waits in line.
+    Queued,
+    /// It begins at once, and is one of so many.
+    Machine,
+    /// It frees things, and is practically never refused.
+    Ending,
+}
+
+impl JobKind {
+    pub(super) const fn admission(self) -> Admission {
+        match self {
+            JobKind::ImageImport
+            | JobKind::ImagePull
+            | JobKind::ImageExport
+            | JobKind::KernelImport
+            | JobKind::KernelPull
+            | JobKind::CatalogRefresh
+            | JobKind::CachePrune => Admission::Queued,
+            JobKind::VmCreate | JobKind::VmStart | JobKind::VmRestart => Admission::Machine,
+            JobKind::VmStop | JobKind::VmDelete => Admission::Ending,
+        }
+    }
 }
 
 /// The stages that a job goes through, in their order.
 pub(super) type Stages = &'static [&'static str];
 
 impl Board {
-    pub(super) fn new(events: mpsc::UnboundedSender<Event>, clock: Arc<dyn Clock>) -> Self {
-        Self { inner: Arc::new(Inner { jobs: Mutex::default(), events, clock }) }
+    pub(super) fn new(events: mpsc::UnboundedSender<Event>, clock: Arc<dyn Clock>, limits: &Limits) -> Self {
+        let line = Bounds {
+            places: usize::MAX,
+            places_per_user: limits.jobs_running as usize,
+            waiting_per_user: limits.jobs_queued as usize,
+        };
+        Self {
+            inner: Arc::new(Inner {
+                jobs: Mutex::default(),
+                line: Queue::new(line),
+                workers: Queue::new(Bounds::of_workers(limits.workers as usize)),
+                jobs_per_user: (limits.jobs_running + limits.jobs_queued) as usize,
+                events,
+                clock,
+            }),
+        }
     }
 
-    /// Begins a job. It fails when the handle is dropped before it was finished.
-    pub(super) fn begin(&self, kind: JobKind, owner: Uid, objects: Vec<Object>, stages: Stages) -> JobHandle {
+    /// Begins a job, which may have to wait for its turn. It fails when the handle is dropped before it was finished.
+    /// An error means that its user has too many jobs under way.
+    pub(super) fn begin(
+        &self,
+        kind: JobKind,
+        owner: Uid,
+        objects: Vec<Object>,
+        stages: Stages,
+    ) -> Result<JobHandle> {
+        let jobs = self.lock();
+        let ticket = self.admit(&jobs, kind, owner)?;
+        Ok(self.open(jobs, kind, owner, objects, stages, ticket))
+    }
+
+    /// Begins a job that no user has asked for, or that one which is under way needs. It waits for nothing.
+    pub(super) fn begin_unasked(
+        &self,
+        kind: JobKind,
+        owner: Uid,
+        objects: Vec<Object>,
+        stages: Stages,
+    ) -> JobHandle {
+        self.open(self.lock(), kind, owner, objects, stages, None)
+    }
+
+    fn admit(&self, jobs: &HashMap<JobId, Entry>, kind: JobKind, owner: Uid) -> Result<Option<Ticket>> {
+        let most = self.inner.jobs_per_user;
+        let admission = kind.admission();
+        let under_way = || {
+            let is_one = |entry: &&Entry| {
+                let view = entry.view.borrow();
+                view.owner == owner && view.outcome.is_none() && view.kind.admission() == admission
+            };
+            jobs.values().filter(is_one).count()
+        };
+        match admission {
+            Admission::Queued => {
+                let full = |Full| Exceeded::Requests { what: OPERATIONS, limit: most };
+                return Ok(Some(self.inner.line.join(owner).map_err(full)?));
+            }
+            Admission::Machine => check_requests(OPERATIONS, under_way() + 1, most)?,
+            Admission::Ending => check_requests(OPERATIONS, under_way() + 1, MAX_ENDING)?,
+        }
+        Ok(None)
+    }
+
+    fn open(
+        &self,
+        mut jobs: MutexGuard<'_, HashMap<JobId, Entry>>,
+        kind: JobKind,
+        owner: Uid,
+        objects: Vec<Object>,
+        stages: Stages,
+        ticket: Option<Ticket>,
+    ) -> JobHandle {
         let view = Arc::new(JobView {
             id: JobId::random(),
             kind,
@@ -69,14 +201,27 @@ impl Board {
         });
         let id = view.id;
         let (cancel, canceled) = watch::channel(false);
-        let mut jobs = self.lock();
-        jobs.insert(id, Entry { view: watch::channel(Arc::clone(&view)).0, cancel });
+        let entry = Entry {
+            view: watch::channel(Arc::clone(&view)).0,
+            cancel,
+            ticket: ticket.as_ref().map(Ticket::number),
+            forgets: None,
+        };
+        jobs.insert(id, entry);
         self.send(Event::JobAdded(view));
         drop(jobs);
         // The journal's entries of one operation share its id, which is the last element of the job's path.
         let span = tracing::info_span!("job", operation = %id, kind = kind.as_str(), %owner);
         span.in_scope(|| tracing::info!("a job begins"));
-        JobHandle { board: self.clone(), id, stages, canceled, span, finished: false }
+        JobHandle { board: self.clone(), id, owner, stages, canceled, span, ticket, finished: false }
+    }
+
+    /// Lets a job that waits for its turn begin at once, because one that is under way needs it.
+    pub(super) fn promote(&self, id: JobId) {
+        let ticket = self.lock().get(&id).and_then(|entry| Some((entry.view.borrow().owner, entry.ticket?)));
+        if let Some((owner, number)) = ticket {
+            self.inner.line.promote(owner, number);
+        }
     }
 
     pub(super) fn all(&self) -> Vec<Arc<JobView>> {
@@ -131,6 +276,34 @@ impl Board {
         }
     }
 
+    /// Forgets the job some time from now, and the oldest ones that have ended where their user has many.
+    fn forget_later(&self, id: JobId, owner: Uid) {
+        // Without a runtime the service is ending, and nobody will ask for the result.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let board = self.clone();
+        let forgets = runtime.spawn(async move {
+            tokio::time::sleep(KEEP_FINISHED).await;
+            board.forget(id);
+        });
+        let mut jobs = self.lock();
+        if let Some(entry) = jobs.get_mut(&id) {
+            entry.forgets = Some(forgets.abort_handle());
+        }
+        let mut ended: Vec<(Timestamp, JobId)> = jobs
+            .iter()
+            .filter(|(other, _)| **other != id)
+            .map(|(id, entry)| (*id, entry.view.borrow()))
+            .filter(|(_, view)| view.owner == owner && view.outcome.is_some())
+            .map(|(id, view)| (view.finished_at, id))
+            .collect();
+        drop(jobs);
+        ended.sort_unstable();
+        let too_many = (ended.len() + 1).saturating_sub(KEEP_PER_USER);
+        for (_, id) in ended.into_iter().take(too_many) {
+            self.forget(id);
+        }
+    }
+
     /// Nobody listens any more once the service ends; then nobody misses the event either.
     fn send(&self, event: Event) {
         let _ = self.inner.events.send(event);
@@ -149,15 +322,45 @@ fn no_such_job(id: JobId) -> Error {
 pub(super) struct JobHandle {
     board: Board,
     id: JobId,
+    owner: Uid,
     stages: Stages,
     canceled: watch::Receiver<bool>,
     span: tracing::Span,
+    /// Its place among the jobs of its user.
+    ticket: Option<Ticket>,
     finished: bool,
 }
 
 impl JobHandle {
     pub(super) fn id(&self) -> JobId {
         self.id
+    }
+
+    /// Waits until it is the job's turn. To be called before anything is done for it.
+    pub(super) async fn turn(&mut self) -> Result<()> {
+        let canceled = self.canceled();
+        let Some(ticket) = &mut self.ticket else { return Ok(()) };
+        tokio::select! {
+            biased;
+            _ = canceled => Err(Error::Canceled),
+            () = ticket.turn() => Ok(()),
+        }
+    }
+
+    /// Waits until the host has a worker for the job, which is the job's until this is dropped.
+    pub(super) async fn worker(&self) -> Result<Ticket> {
+        // The jobs that are under way are bounded, and so is this line.
+        let mut ticket = self.board.inner.workers.join(self.owner).map_err(|_| Error::Canceled)?;
+        if ticket.waits() {
+            self.board.update(self.id, |view| {
+                "waiting for other work of this host to end".clone_into(&mut view.message);
+            });
+        }
+        tokio::select! {
+            biased;
+            _ = self.canceled() => Err(Error::Canceled),
+            () = ticket.turn() => Ok(ticket),
+        }
     }
 
     /// What the journal is to know of everything that is done for the job.
@@ -234,14 +437,8 @@ impl JobHandle {
             view.outcome = Some(outcome);
             view.finished_at = finished_at;
         });
-        let (board, id) = (self.board.clone(), self.id);
-        // Without a runtime the service is ending, and nobody will ask for the result.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                tokio::time::sleep(KEEP_FINISHED).await;
-                board.forget(id);
-            });
-        }
+        self.ticket = None;
+        self.board.forget_later(self.id, self.owner);
     }
 }
 

@@ -39,11 +39,15 @@ impl Engine {
             shared.settings.limits.images,
             None,
         )?;
-        let job = shared.jobs.begin(JobKind::ImageImport, request.owner, Vec::new(), IMPORT);
+        let (owner, name) = (request.owner, request.name.clone());
+        let job = shared.jobs.begin(JobKind::ImageImport, owner, Vec::new(), IMPORT);
+        let mut job = job.inspect_err(|_| shared.registry.unreserve(Kind::Image, owner, &name))?;
         let id = job.id();
         tokio::spawn(async move {
-            let (owner, name) = (request.owner, request.name.clone());
-            let result = make_image(&shared, &job, request, kernel).instrument(job.span()).await;
+            let result = match job.turn().await {
+                Ok(()) => make_image(&shared, &job, request, kernel).instrument(job.span()).await,
+                Err(error) => Err(error),
+            };
             shared.registry.unreserve(Kind::Image, owner, &name);
             job.finish(result);
         });
@@ -71,17 +75,13 @@ impl Engine {
         let shared = Arc::clone(&self.shared);
         let none = || Error::NoSuch { kind: Kind::Image, reference: id.to_string() };
         let image = self.image(id).ok_or_else(none)?;
-        let job = shared.jobs.begin(JobKind::ImageExport, caller, vec![Object::Image(id)], EXPORT);
+        let mut job = shared.jobs.begin(JobKind::ImageExport, caller, vec![Object::Image(id)], EXPORT)?;
         let job_id = job.id();
         tokio::spawn(async move {
-            job.stage("export", format!("writing {}", image.name));
-            let files = &shared.ports.image_files;
-            let work = files.export(id, image.config.clone(), archive, job.progress("export"));
-            let result = work.instrument(job.span()).await.map(|exported| {
-                job.tell("digest", Fact::Text(exported.manifest.to_string()));
-                job.tell("bytes", Fact::Number(exported.bytes.0));
-            });
-            let result = if job.is_canceled() { Err(Error::Canceled) } else { result.map_err(Error::from) };
+            let result = match job.turn().await {
+                Ok(()) => write_image(&shared, &job, caller, &image, archive).instrument(job.span()).await,
+                Err(error) => Err(error),
+            };
             job.finish(result);
         });
         Ok(job_id)
@@ -105,11 +105,15 @@ impl Engine {
             shared.settings.limits.images,
             None,
         )?;
-        let job = shared.jobs.begin(JobKind::KernelImport, request.owner, Vec::new(), IMPORT);
+        let (owner, name) = (request.owner, request.name.clone());
+        let job = shared.jobs.begin(JobKind::KernelImport, owner, Vec::new(), IMPORT);
+        let mut job = job.inspect_err(|_| shared.registry.unreserve(Kind::Kernel, owner, &name))?;
         let id = job.id();
         tokio::spawn(async move {
-            let (owner, name) = (request.owner, request.name.clone());
-            let result = make_kernel(&shared, &job, request).instrument(job.span()).await;
+            let result = match job.turn().await {
+                Ok(()) => make_kernel(&shared, &job, request).instrument(job.span()).await,
+                Err(error) => Err(error),
+            };
             shared.registry.unreserve(Kind::Kernel, owner, &name);
             job.finish(result);
         });
@@ -124,6 +128,27 @@ impl Engine {
     }
 }
 
+/// Has an image written into a file of a user's.
+async fn write_image(
+    shared: &Shared,
+    job: &JobHandle,
+    caller: Uid,
+    image: &ImageView,
+    archive: OwnedFd,
+) -> Result<()> {
+    let _worker = job.worker().await?;
+    job.stage("export", format!("writing {}", image.name));
+    let (files, progress) = (&shared.ports.image_files, job.progress("export"));
+    let exported = files.export(image.id, caller, image.config.clone(), archive, progress).await;
+    if job.is_canceled() {
+        return Err(Error::Canceled);
+    }
+    let exported = exported?;
+    job.tell("digest", Fact::Text(exported.manifest.to_string()));
+    job.tell("bytes", Fact::Number(exported.bytes.0));
+    Ok(())
+}
+
 async fn make_image(
     shared: &Shared,
     job: &JobHandle,
@@ -131,17 +156,18 @@ async fn make_image(
     kernel: Option<KernelId>,
 ) -> Result<()> {
     let id = ImageId::random();
+    let _worker = job.worker().await?;
     job.stage("import", format!("copying {}", request.name));
     let progress = job.progress("import");
     let ports = &shared.ports;
     let (content, config) = match request.content {
         Original::Rootfs(file) => (Content::File(file), ImageConfig::default()),
         Original::Layout(file, parts) => {
-            let Layout { image, layers } = ports.image_files.layout(file, &parts).await?;
+            let Layout { image, layers } = ports.image_files.layout(request.owner, file, &parts).await?;
             (Content::Layers(layers), image.config)
         }
     };
-    let facts = ports.image_files.import(id, content, progress).await?;
+    let facts = ports.image_files.import(id, request.owner, content, progress).await?;
     // What every user sees counts for nobody.
     let limit = shared.settings.limits.image_disk;
     if !request.shared
@@ -193,8 +219,10 @@ async fn store_once(shared: &Shared, id: ImageId, owner: Uid, facts: &ImageFacts
 
 async fn make_kernel(shared: &Shared, job: &JobHandle, request: ImportKernel) -> Result<()> {
     let id = KernelId::random();
+    let _worker = job.worker().await?;
     job.stage("import", format!("extracting {}", request.name));
-    let facts = shared.ports.kernel_files.import(id, request.vmlinuz, request.modules).await?;
+    let files = &shared.ports.kernel_files;
+    let facts = files.import(id, request.owner, request.vmlinuz, request.modules).await?;
     let kernel = Kernel {
         id,
         name: request.name,

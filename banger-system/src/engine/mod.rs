@@ -18,6 +18,7 @@ mod network;
 mod pull;
 mod pull_file;
 mod pull_kernel;
+mod queue;
 mod recover;
 mod registry;
 pub mod request;
@@ -60,7 +61,7 @@ use crate::{
         },
         vm::{Lifetime, Vm},
     },
-    ports::{Authority, Clock, Log, Ports, Reading, Users},
+    ports::{Authority, Clock, Hold, Log, Ports, Reading, Users},
 };
 
 /// What the configuration decides.
@@ -116,7 +117,7 @@ impl Engine {
     pub fn new(ports: Ports, settings: Settings) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let registry = Registry::new(events.clone());
-        let jobs = Board::new(events, Arc::clone(&ports.clock));
+        let jobs = Board::new(events, Arc::clone(&ports.clock), &settings.limits);
         let shared = Arc::new(Shared {
             ports,
             settings,
@@ -290,9 +291,16 @@ impl Engine {
         self.ask(id, |reply| Command::SetLifetime { lifetime, reply }).await
     }
 
-    /// A pipe from which a log of a machine can be read.
-    pub async fn open_log(&self, id: VmId, log: Log, reading: Reading) -> Result<OwnedFd> {
-        Ok(self.shared.ports.logs.open(id, log, reading).await?)
+    /// Counts a stream that a user gets. One too many is closed.
+    fn hand_out(&self, user: Uid, stream: OwnedFd) -> Result<OwnedFd> {
+        let limit = self.shared.settings.limits.streams as usize;
+        self.shared.ports.streams.hand_out(user, &stream, limit)??;
+        Ok(stream)
+    }
+
+    /// A pipe from which a log of a machine can be read. What is held is dropped when that has come to an end.
+    pub async fn open_log(&self, id: VmId, log: Log, reading: Reading, hold: Hold) -> Result<OwnedFd> {
+        Ok(self.shared.ports.logs.open(id, log, reading, hold).await?)
     }
 
     /// A client's connection has left this bus: its machines go too.

@@ -17,6 +17,7 @@ use super::{
     error::{Error, Kind, Result},
     job::{JobHandle, Stages},
     now, pull_file,
+    pull_kernel::AskedBy,
     request::{Other, PullImage, PullKernel, Whence},
     view::{Fact, ImageView, JobKind, Object, Outcome},
 };
@@ -125,6 +126,7 @@ impl Engine {
             old.map(Object::Image),
         )?;
         let job = shared.jobs.begin(JobKind::ImagePull, owner, Vec::new(), PULL);
+        let mut job = job.inspect_err(|_| shared.registry.unreserve(Kind::Image, owner, &name))?;
         let id = job.id();
         let (reference, platform) = (source.reference.clone(), source.platform.clone());
         jobs.insert(key.clone(), UnderWay { reference, platform, whence: whence.clone(), job: id });
@@ -133,7 +135,10 @@ impl Engine {
         let pull = Pull { owner, name, source, whence, shared: is_shared, kernel, old, other };
         tokio::spawn(async move {
             let span = job.span();
-            let result = run(&shared, &job, &pull).instrument(span).await;
+            let result = match job.turn().await {
+                Ok(()) => run(&shared, &job, &pull).instrument(span).await,
+                Err(error) => Err(error),
+            };
             shared.registry.unreserve(Kind::Image, pull.owner, &pull.name);
             shared.pulls.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             job.finish(result);
@@ -158,11 +163,14 @@ impl Engine {
     }
 
     /// Begins to remove what is in the cache of registries.
-    pub fn prune_cache(&self, owner: Uid, prune: Prune) -> JobId {
+    pub fn prune_cache(&self, owner: Uid, prune: Prune) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
-        let job = shared.jobs.begin(JobKind::CachePrune, owner, Vec::new(), PRUNE);
+        let mut job = shared.jobs.begin(JobKind::CachePrune, owner, Vec::new(), PRUNE)?;
         let id = job.id();
         tokio::spawn(async move {
+            if let Err(error) = job.turn().await {
+                return job.finish(Err(error));
+            }
             job.stage("prune", "looking at what nobody needs".to_owned());
             let span = job.span();
             let pruned = shared.ports.registry.prune(prune).instrument(span).await;
@@ -172,7 +180,7 @@ impl Engine {
             });
             job.finish(result.map_err(Error::from));
         });
-        id
+        Ok(id)
     }
 }
 
@@ -240,7 +248,8 @@ async fn kernel_of(shared: &Arc<Shared>, job: &JobHandle, owner: Uid, name: &Nam
     }
     job.stage("resolve", format!("fetching the kernel {name}, which it wants"));
     let request = PullKernel { owner, entry: name.clone(), name: None, shared: false, other: Other::Stays };
-    let pulling = engine.pull_kernel(request)?;
+    // As a part of this job: in line it would wait for this job's own end.
+    let pulling = engine.pull_kernel_for(AskedBy::Job, request)?;
     match unless_canceled(job, engine.wait_job(pulling, None)).await??.outcome.clone() {
         Some(Outcome::Failed(why)) => Err(Error::Because { why }),
         Some(Outcome::Done) => find(),
@@ -253,13 +262,19 @@ async fn run_remote(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()>
     job.stage("resolve", format!("asking {} for {reference}", reference.registry()));
     let remote = unless_canceled(job, shared.ports.registry.resolve(&pull.source)).await??;
     let origin = Origin { reference: reference.clone(), manifest: remote.manifest };
+    if let Some(old) = pull.old.and_then(|id| shared.registry.image(id))
+        && is_made(&old, pull, &origin)
+    {
+        return tell(job, &old);
+    }
+    // Before the turn: who has that must not wait for anything that others who want the turn have.
+    let _worker = job.worker().await?;
     let turn = shared.pulls.turn(reference.registry().to_string(), origin.manifest);
     let _turn = unless_canceled(job, turn.lock()).await?;
 
     let old = pull.old.and_then(|id| shared.registry.image(id));
     if let Some(old) = &old {
-        let is_it = old.origin.as_ref().is_some_and(|of| of.is_same(&origin) && of.reference == *reference);
-        if is_it && old.shared == pull.shared && (pull.kernel.is_none() || old.kernel == pull.kernel) {
+        if is_made(old, pull, &origin) {
             return tell(job, old);
         }
         shared.registry.check_unused(old)?;
@@ -282,6 +297,14 @@ async fn run_remote(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()>
         Err(error) => return Err(error),
     };
     settle(shared, job, &image, old.as_deref()).await
+}
+
+/// Whether an image is what a pull is to make already.
+fn is_made(old: &ImageView, pull: &Pull, origin: &Origin) -> bool {
+    let is_it = |of: &Origin| of.is_same(origin) && of.reference == origin.reference;
+    old.origin.as_ref().is_some_and(is_it)
+        && old.shared == pull.shared
+        && (pull.kernel.is_none() || old.kernel == pull.kernel)
 }
 
 /// Keeps an image whose files are there, and says which it is. What is not kept leaves no files.
@@ -363,7 +386,8 @@ async fn import(
         digest: layer.blob.digest,
         diff_id: layer.diff_id,
     });
-    let mut import = ports.image_files.import(id, Content::Layers(layers.collect()), job.progress("import"));
+    let mut import =
+        ports.image_files.import(id, pull.owner, Content::Layers(layers.collect()), job.progress("import"));
     let (mut work, mut failed) = (Some(work), None);
     let canceled = job.canceled();
     tokio::pin!(canceled);

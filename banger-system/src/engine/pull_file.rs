@@ -28,6 +28,7 @@ pub(super) async fn run(
     file: &RemoteFile,
 ) -> Result<()> {
     let source = from.to_string();
+    let _worker = job.worker().await?;
     let turn = shared.pulls.turn(format!("@{}", from.catalog), from.digest);
     let _turn = unless_canceled(job, turn.lock()).await?;
     let old = pull.old.and_then(|id| shared.registry.image(id));
@@ -76,7 +77,8 @@ async fn make(
     let fetch = ports.catalogs.fetch(&from.catalog, file, job.progress("pull"));
     let content = unless_canceled(job, fetch).await??;
     job.stage("import", format!("unpacking {}", from.entry));
-    let facts = ports.image_files.import(id, Content::File(content), job.progress("import")).await?;
+    let content = Content::File(content);
+    let facts = ports.image_files.import(id, pull.owner, content, job.progress("import")).await?;
     if let Err(error) = claim(facts.disk_usage) {
         ports.image_files.remove(id).await?;
         return Err(error);

@@ -29,6 +29,15 @@ use crate::{
 
 const PULL: Stages = &["resolve", "pull", "import"];
 
+/// Who wants a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AskedBy {
+    /// A user, whose request waits for its turn.
+    User,
+    /// A job that is under way. In line, the kernel would wait for that job's own end.
+    Job,
+}
+
 /// What a pull makes.
 struct Pull {
     request: PullKernel,
@@ -41,6 +50,11 @@ impl Engine {
     /// Begins to make a kernel of a catalog's. The same request of the same user, while it is under way, is the
     /// same job.
     pub fn pull_kernel(&self, request: PullKernel) -> Result<JobId> {
+        self.pull_kernel_for(AskedBy::User, request)
+    }
+
+    /// The same, for whoever asks.
+    pub(super) fn pull_kernel_for(&self, asked_by: AskedBy, request: PullKernel) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
         let name = request.name.clone().unwrap_or_else(|| request.entry.clone());
         let key = (request.owner, name.clone());
@@ -48,13 +62,21 @@ impl Engine {
         if let Some((same, job)) = jobs.get(&key)
             && *same == request
         {
+            if asked_by == AskedBy::Job {
+                shared.jobs.promote(*job);
+            }
             return Ok(*job);
         }
         let is_own = |kernel: &KernelView| kernel.owner == request.owner && kernel.name == name;
         let old = self.kernels().into_iter().find(|kernel| is_own(kernel)).map(|kernel| kernel.id);
         let limit = shared.settings.limits.images;
         shared.registry.reserve(Kind::Kernel, request.owner, &name, limit, old.map(Object::Kernel))?;
-        let job = shared.jobs.begin(JobKind::KernelPull, request.owner, Vec::new(), PULL);
+        let owner = request.owner;
+        let job = match asked_by {
+            AskedBy::User => shared.jobs.begin(JobKind::KernelPull, owner, Vec::new(), PULL),
+            AskedBy::Job => Ok(shared.jobs.begin_unasked(JobKind::KernelPull, owner, Vec::new(), PULL)),
+        };
+        let mut job = job.inspect_err(|_| shared.registry.unreserve(Kind::Kernel, owner, &name))?;
         let id = job.id();
         jobs.insert(key.clone(), (request.clone(), id));
         drop(jobs);
@@ -62,7 +84,10 @@ impl Engine {
         let pull = Pull { request, name, old };
         tokio::spawn(async move {
             let span = job.span();
-            let result = run(&shared, &job, &pull).instrument(span).await;
+            let result = match job.turn().await {
+                Ok(()) => run(&shared, &job, &pull).instrument(span).await,
+                Err(error) => Err(error),
+            };
             shared.registry.unreserve(Kind::Kernel, pull.request.owner, &pull.name);
             shared.pulls.kernels.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             job.finish(result);
@@ -92,9 +117,10 @@ async fn run(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()> {
         shared.registry.check_kernel_unused(old)?;
     }
     let (kernel, modules) = fetch(shared, job, &from, &target).await?;
+    let _worker = job.worker().await?;
     job.stage("import", format!("extracting {}", request.entry));
     let id = KernelId::random();
-    let facts = shared.ports.kernel_files.import(id, kernel, modules).await?;
+    let facts = shared.ports.kernel_files.import(id, request.owner, kernel, modules).await?;
     let kernel = Kernel {
         id,
         name: pull.name.clone(),

@@ -11,7 +11,7 @@ use super::{
     registry::no_such,
 };
 use crate::domain::{
-    id::{Timestamp, VmId},
+    id::{Timestamp, Uid, VmId},
     vm::Vm,
 };
 
@@ -57,7 +57,7 @@ impl Service {
 
 impl Engine {
     /// A connection to what listens in a guest. While the guest boots, this waits for it.
-    pub async fn open_stream(&self, id: VmId, service: Service) -> Result<OwnedFd> {
+    pub async fn open_stream(&self, id: VmId, for_whom: Uid, service: Service) -> Result<OwnedFd> {
         loop {
             // Looked at each time: the machine may stop, and stays known by its id when it is renamed.
             let view = self.vm(id).ok_or_else(|| no_such(Kind::Vm, &id.to_string()))?;
@@ -67,7 +67,7 @@ impl Engine {
                 _ => return Err(Error::NotRunning { name: name() }),
             };
             if let Some(stream) = self.shared.ports.network.connect(address, TRY).await? {
-                return Ok(stream);
+                return self.hand_out(for_whom, stream);
             }
             if !is_booting(&view.vm, now(&*self.shared.ports.clock)) {
                 return Err(Error::NoAnswer { program: service.program(), name: name() });

@@ -8,26 +8,35 @@ use std::{
 
 use async_trait::async_trait;
 use banger_proto::bus::names::action;
-use zbus::{Connection, Message};
+use zbus::{Connection, DBusError, Message, fdo};
 use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags, Subject};
 
 use crate::ports::{Authority, Interaction, Question, Verdict};
 
-/// How long an answer may take for which nobody is asked.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer may take for which nobody is asked. The bus gives polkit 25 seconds to start, and says so when
+/// they are over; a host that is busy is slower still.
+const ANSWER: Duration = Duration::from_secs(60);
 /// How long a person may take to authenticate.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PERSON: Duration = Duration::from_secs(120);
+/// The longest text of polkit's own in a message.
+const MAX_WHY: usize = 200;
 
 /// The authority of the system bus.
 pub struct Polkit {
     connection: Connection,
     asked: AtomicU64,
+    answer: Duration,
 }
 
 impl Polkit {
     /// The authority that is reached over this bus.
     pub fn new(connection: Connection) -> Self {
-        Self { connection, asked: AtomicU64::new(0) }
+        Self::with_patience(connection, ANSWER)
+    }
+
+    /// The same, which gives it so long to answer where nobody is asked.
+    pub fn with_patience(connection: Connection, answer: Duration) -> Self {
+        Self { connection, asked: AtomicU64::new(0), answer }
     }
 
     async fn ask(&self, question: &Question, cancellation: &str) -> zbus::Result<AuthorizationResult> {
@@ -79,8 +88,8 @@ impl Authority for Polkit {
     async fn check(&self, question: Question) -> Verdict {
         let cancellation = format!("banger-{}", self.asked.fetch_add(1, Ordering::Relaxed));
         let timeout = match question.interaction {
-            Interaction::Allowed => PATIENCE,
-            Interaction::Forbidden => TIMEOUT,
+            Interaction::Allowed => PERSON,
+            Interaction::Forbidden => self.answer,
         };
         let mut open =
             Open { connection: self.connection.clone(), cancellation: cancellation.clone(), answered: false };
@@ -89,18 +98,36 @@ impl Authority for Polkit {
         match answer {
             Ok(Ok(result)) => verdict(&result, &question),
             Ok(Err(error)) => {
-                tracing::warn!(action = question.action, %error, "polkit does not answer");
-                Verdict::No("polkit does not answer, so only root may do this".to_owned())
+                tracing::warn!(action = question.action, %error, "polkit does not decide");
+                unanswered(&error)
             }
-            Err(_) => Verdict::No(
-                match question.interaction {
-                    Interaction::Allowed => "nobody authenticated in time",
-                    Interaction::Forbidden => "polkit does not answer, so only root may do this",
-                }
-                .to_owned(),
-            ),
+            Err(_) if question.interaction == Interaction::Allowed => {
+                Verdict::No("nobody authenticated in time".to_owned())
+            }
+            Err(_) => {
+                tracing::warn!(action = question.action, ?timeout, "polkit does not answer");
+                let seconds = timeout.as_secs();
+                Verdict::Undecided(format!("polkit has not answered for {seconds} s; try again"))
+            }
         }
     }
+}
+
+/// What an error means that comes in the place of an answer. It is never a yes.
+fn unanswered(error: &zbus::Error) -> Verdict {
+    let text = match error {
+        // Nothing of this name is there, and nothing could be started.
+        zbus::Error::FDO(error)
+            if matches!(**error, fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_)) =>
+        {
+            return Verdict::No("polkit is not installed or masked, so only root may do this".to_owned());
+        }
+        zbus::Error::FDO(error) => error.description().unwrap_or_default().to_owned(),
+        zbus::Error::MethodError(name, text, _) => text.as_deref().unwrap_or(name.as_str()).to_owned(),
+        other => other.to_string(),
+    };
+    let text: String = text.chars().take(MAX_WHY).collect();
+    Verdict::Undecided(format!("polkit cannot decide: {text}"))
 }
 
 fn verdict(result: &AuthorizationResult, question: &Question) -> Verdict {

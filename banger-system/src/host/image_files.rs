@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, ErrorKind, Read, Seek, SeekFrom},
+    io,
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt, MetadataExt},
@@ -18,18 +18,16 @@ use sha2::{Digest, Sha256};
 
 use super::{
     blocking::blocking,
-    fd::{self, UserFile},
-    pulse::{Pulse, watch},
     sparse, staging,
     staging::Staging,
-    worker::{self, Workers},
+    worker::{self, Job, Workers},
     write_behind::write_behind,
 };
 use crate::{
     domain::{
         digest::Digest as OciDigest,
         ext4::{self, FileSystem},
-        id::ImageId,
+        id::{ImageId, Uid},
         image::ImageFacts,
         oci::{
             LayerFacts, RemoteImage, Unusable,
@@ -40,18 +38,16 @@ use crate::{
         resource::{IMAGE_FILE, Places},
         rootfs::tar,
     },
-    importer::message::{Archive, Claim, Export, Import},
+    importer::message::{Archive, Claim, Export, Extent, Import, Take},
     ports::{
         Error, ImageFiles, Result,
-        images::{Content, Exported, Layer, Layout, Packing, Part, Progress},
+        images::{Content, Exported, Layer, Layout, Packing, Part, Progress, Unwatched},
     },
 };
 
 /// The largest file that is taken. Holes are not copied but are part of the digest, at about one GiB per
 /// second.
 const MAX_SIZE: Bytes = Bytes::gib(256);
-/// How long a read of a user's file may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How often somebody is told how far a copy is.
 const TELL: Duration = Duration::from_millis(100);
 /// The image's owner may read it, and nobody may write.
@@ -76,14 +72,28 @@ impl LocalImages {
         Self { places, workers, size }
     }
 
+    /// The beginning of a user's file, and the size of all of it.
+    async fn head(&self, job: Job, file: OwnedFd, progress: Arc<dyn Progress>) -> Result<(Vec<u8>, Bytes)> {
+        let copy = worker::memory_file()?;
+        let extent = Extent::Head(ext4::HEAD as u64);
+        let order = Take { what: ROOTFS.to_owned(), max: MAX_SIZE, extent };
+        let files = (file, copy.try_clone().map_err(unread)?);
+        let size = worker::take(&*self.workers, job, order, files, None, progress).await?;
+        let mut head = vec![0; usize::try_from(size.0).unwrap_or(ext4::HEAD).min(ext4::HEAD)];
+        copy.read_exact_at(&mut head, 0).map_err(unread)?;
+        Ok((head, size))
+    }
+
     /// Has a worker make the image of archives.
     async fn build(
         &self,
-        image: ImageId,
+        job: Job,
         staged: Staged,
         archives: Vec<(Archive, OwnedFd)>,
+        known_size: Option<Bytes>,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts> {
+        let image = job.id;
         let doing = move |error| Error::os(format!("write image {image}"), error);
         let Staged { staging, file } = staged;
         let (spool, file, written) = blocking("begin an image", move || {
@@ -97,7 +107,7 @@ impl LocalImages {
         let order = Import { archives, size: self.size };
         let files = worker::Files { image: file, spool, archives: fds };
         let behind = written.try_clone().map_err(doing)?;
-        let import = worker::import(&*self.workers, image, order, files, progress);
+        let import = worker::import(&*self.workers, job, order, files, known_size, progress);
         let made = write_behind(behind, import).await?;
         let size = self.size;
         blocking("finish an image", move || {
@@ -118,18 +128,21 @@ impl LocalImages {
     }
 }
 
+/// A step that is too short to be told of, and is given up all the same.
+struct Quiet(Arc<dyn Progress>);
+
+impl Progress for Quiet {
+    fn advanced(&self, _done: Bytes, _total: Option<Bytes>) {}
+
+    fn is_canceled(&self) -> bool {
+        self.0.is_canceled()
+    }
+}
+
 /// The directory of an image that is being made. Dropping it removes it, whichever way that ends.
 struct Staged {
     staging: Staging,
     file: File,
-}
-
-/// What a user's file turned out to be.
-enum Found {
-    /// A file system, which was copied.
-    Copied(Staged, ImageFacts),
-    /// An archive.
-    Archive(Staged, OwnedFd, Packing),
 }
 
 #[async_trait]
@@ -137,6 +150,7 @@ impl ImageFiles for LocalImages {
     async fn import(
         &self,
         image: ImageId,
+        owner: Uid,
         content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts> {
@@ -151,61 +165,83 @@ impl ImageFiles for LocalImages {
         .await?;
         let fd = match content {
             Content::Layers(layers) => {
-                return self.build(image, staged, claims(layers)?, progress).await;
+                let job = Job { id: image, owner };
+                return self.build(job, staged, claims(layers)?, None, progress).await;
             }
             Content::File(fd) => fd,
         };
-        let watched = Arc::clone(&progress);
-        let found = watch("read the root file system", PATIENCE, move |pulse| {
-            let original = UserFile::check(fd, ROOTFS, MAX_SIZE)?;
-            if let Some(packing) = packing(&head(&original.file, &original)?) {
-                return Ok(Found::Archive(staged, original.file.into(), packing));
-            }
-            let facts = copy_checked(&original, &staged.file, pulse, &*watched)?;
-            Ok(Found::Copied(staged, facts))
-        })
-        .await?;
-        match found {
-            Found::Archive(staged, fd, packing) => {
-                let archive = Archive { packing, claim: None, offset: None };
-                self.build(image, staged, vec![(archive, fd)], progress).await
-            }
-            Found::Copied(Staged { staging, .. }, facts) => {
-                blocking("finish an image", move || {
-                    staging.finish().map_err(|source| Error::os(doing(), source))
-                })
-                .await?;
-                Ok(facts)
-            }
+        let job = Job { id: image, owner };
+        let (head, size) =
+            self.head(job, fd.try_clone().map_err(unread)?, Arc::new(Quiet(Arc::clone(&progress)))).await?;
+        if let Some(packing) = packing(&head) {
+            let archive = Archive { packing, claim: None, offset: None };
+            return self.build(job, staged, vec![(archive, fd)], Some(size), progress).await;
         }
-    }
-
-    async fn layout(&self, file: OwnedFd, parts: &[Part]) -> Result<Layout> {
-        let parts = parts.to_vec();
-        watch("read the image", PATIENCE, move |pulse| {
-            read_layout(&UserFile::check(file, "the image", MAX_SIZE)?, &parts, pulse)
+        // A first look, so that a file of another kind is not copied in vain.
+        look(&head, size)?;
+        let Staged { staging, file } = staged;
+        let (copy, original) = (file.try_clone().map_err(unwritten)?, fd.try_clone().map_err(unread)?);
+        // Blocks are shared within one file system, which is ours: the kernel asks no other one.
+        let shared = blocking("copy the root file system", move || {
+            sparse::share(&File::from(original), &copy).map_err(unwritten)
+        });
+        if !shared.await? {
+            let order = Take { what: ROOTFS.to_owned(), max: MAX_SIZE, extent: Extent::Whole };
+            let files = (fd, file.try_clone().map_err(unwritten)?);
+            worker::take(&*self.workers, job, order, files, Some(size), Arc::clone(&progress)).await?;
+        }
+        blocking("finish an image", move || {
+            let facts = facts_of(&file, &*progress)?;
+            staging.finish().map_err(|source| Error::os(doing(), source))?;
+            Ok(facts)
         })
         .await
+    }
+
+    async fn layout(&self, owner: Uid, file: OwnedFd, parts: &[Part]) -> Result<Layout> {
+        let misses = |why: &str| Error::BadFile { message: format!("the image {why}") };
+        let [manifest, config, layers @ ..] = parts else {
+            return Err(misses("has no manifest or no configuration"));
+        };
+        if [manifest, config].iter().any(|part| part.length > MAX_DOCUMENT) {
+            return Err(misses(&format!("has a document of more than {MAX_DOCUMENT}")));
+        }
+        let documents = worker::memory_file()?;
+        let extent = Extent::Parts([manifest, config].map(|part| (part.offset, part.length.0)).to_vec());
+        let order = Take { what: "the image".to_owned(), max: MAX_SIZE, extent };
+        let files = (file.try_clone().map_err(unread)?, documents.try_clone().map_err(unread)?);
+        let job = Job { id: ImageId::random(), owner };
+        let size = worker::take(&*self.workers, job, order, files, None, Arc::new(Unwatched)).await?;
+        let is_inside = |part: &Part| part.offset.checked_add(part.length.0).is_some_and(|end| end <= size.0);
+        if !parts.iter().all(is_inside) {
+            return Err(misses("has a part beyond its end"));
+        }
+        let mut manifest_bytes = vec![0; usize::try_from(manifest.length.0).unwrap_or_default()];
+        let mut config_bytes = vec![0; usize::try_from(config.length.0).unwrap_or_default()];
+        documents.read_exact_at(&mut manifest_bytes, 0).map_err(unread)?;
+        documents.read_exact_at(&mut config_bytes, manifest.length.0).map_err(unread)?;
+        read_layout(&file, &manifest_bytes, &config_bytes, layers)
     }
 
     async fn export(
         &self,
         image: ImageId,
+        for_whom: Uid,
         config: ImageConfig,
         archive: OwnedFd,
         progress: Arc<dyn Progress>,
     ) -> Result<Exported> {
         let path = self.places.image(image);
         let files = blocking("begin an export", move || {
-            let archive = fd::writable(archive, "the file for the archive")?;
             let image = File::open(&path).map_err(|error| Error::os(format!("open image {image}"), error))?;
-            Ok((image, archive))
+            Ok((image, File::from(archive)))
         })
         .await?;
         let order = Export { config, architecture: std::env::consts::ARCH.to_owned() };
         // Several may export one image at once.
         let id = ImageId::random();
-        let exported = worker::export(&*self.workers, id, order, files, progress).await?;
+        let exported =
+            worker::export(&*self.workers, Job { id, owner: for_whom }, order, files, progress).await?;
         let manifest = exported.manifest.parse();
         let manifest = manifest.map_err(|error| Error::other("understand an export", error))?;
         Ok(Exported { manifest, bytes: exported.bytes })
@@ -241,49 +277,27 @@ impl ImageFiles for LocalImages {
     }
 }
 
-/// Reads the manifest and the configuration, and compares with them where the layers are said to be.
-fn read_layout(file: &UserFile, parts: &[Part], pulse: &Pulse) -> Result<Layout> {
+/// Understands the manifest and the configuration, and compares with them where the layers are said to be.
+fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[Part]) -> Result<Layout> {
     let unusable = |Unusable(message)| Error::Unsupported { message };
-    let misses = |why: &str| Error::BadFile { message: format!("the image {why}") };
-    let is_inside =
-        |part: &Part| part.offset.checked_add(part.length.0).is_some_and(|end| end <= file.size.0);
-    if !parts.iter().all(is_inside) {
-        return Err(misses("has a part beyond its end"));
-    }
-    let [manifest, config, layers @ ..] = parts else {
-        return Err(misses("has no manifest or no configuration"));
-    };
-    let read = |part: &Part| {
-        if part.length > MAX_DOCUMENT {
-            return Err(misses(&format!("has a document of more than {MAX_DOCUMENT}")));
-        }
-        let mut bytes = Vec::new();
-        let mut stream = file.stream(pulse);
-        let whole = stream.seek(SeekFrom::Start(part.offset));
-        let whole = whole.and_then(|_| stream.take(part.length.0).read_to_end(&mut bytes));
-        whole.map(|_| bytes).map_err(|error| file.unread(error))
-    };
-    let manifest_bytes = read(manifest)?;
-    let Document::Manifest(manifest) = Document::parse(&manifest_bytes, None).map_err(unusable)? else {
+    let Document::Manifest(manifest) = Document::parse(manifest_bytes, None).map_err(unusable)? else {
         return Err(Error::Unsupported { message: "the manifest is an index of others".to_owned() });
     };
-    let config = read(config)?;
-    if OciDigest::from_bytes(Sha256::digest(&config).into()) != manifest.config.digest {
+    if OciDigest::from_bytes(Sha256::digest(config).into()) != manifest.config.digest {
         return Err(Error::Mismatch {
             message: "the configuration is not the one of the manifest".to_owned(),
         });
     }
     let platform = Platform::of_host(std::env::consts::ARCH);
-    let (facts, config) = config::parse(&config, &manifest, &platform).map_err(unusable)?;
+    let (facts, config) = config::parse(config, &manifest, &platform).map_err(unusable)?;
     if facts.len() != layers.len()
         || facts.iter().zip(layers).any(|(layer, part)| layer.blob.size != part.length)
     {
         return Err(Error::Mismatch { message: "the layers are not those of the manifest".to_owned() });
     }
     let layer = |(facts, part): (&LayerFacts, &Part)| {
-        let blob = file.file.try_clone().map_err(|error| file.unread(error))?;
         Ok(Layer {
-            blob: blob.into(),
+            blob: file.try_clone().map_err(unread)?,
             offset: Some(part.offset),
             packing: facts.packing,
             size: facts.blob.size,
@@ -292,7 +306,7 @@ fn read_layout(file: &UserFile, parts: &[Part], pulse: &Pulse) -> Result<Layout>
         })
     };
     let parts = facts.iter().zip(layers).map(layer).collect::<Result<_>>()?;
-    let manifest = OciDigest::from_bytes(Sha256::digest(&manifest_bytes).into());
+    let manifest = OciDigest::from_bytes(Sha256::digest(manifest_bytes).into());
     Ok(Layout { image: RemoteImage { manifest, layers: facts, config }, layers: parts })
 }
 
@@ -329,85 +343,57 @@ fn packing(head: &[u8]) -> Option<Packing> {
     }
 }
 
-/// Copies a file that holds an ext4 file system. What counts is what the copy holds: its user may write to
-/// the original all the while.
-fn copy_checked(
-    original: &UserFile,
-    copy: &File,
-    pulse: &Pulse,
-    progress: &dyn Progress,
-) -> Result<ImageFacts> {
-    // A first look, so that a file of another kind is not copied in vain.
-    look(&original.file, original)?;
-    let shared = sparse::share(&original.file, copy).map_err(unwritten)?;
-    let digest = if shared {
-        if copy.metadata().map_err(unwritten)?.len() != original.size.0 {
-            return Err(original.unread(ErrorKind::UnexpectedEof.into()));
-        }
-        read_through(copy, original, pulse, progress, |_, _| Ok(()))?
-    } else {
-        copy.set_len(original.size.0).map_err(unwritten)?;
-        let write = |data: &[u8], at| sparse::write_sparse(copy, data, at);
-        read_through(&original.file, original, pulse, progress, write)?
-    };
-    let file_system = look(copy, original)?;
+/// What is known of the copy of a file system. What counts is what the copy holds: its user may write to the original
+/// all the while.
+fn facts_of(copy: &File, progress: &dyn Progress) -> Result<ImageFacts> {
+    let metadata = copy.metadata().map_err(unwritten)?;
+    let size = Bytes(metadata.len());
+    let mut head = vec![0; ext4::HEAD.min(usize::try_from(size.0).unwrap_or(ext4::HEAD))];
+    copy.read_exact_at(&mut head, 0).map_err(unwritten)?;
+    let file_system = look(&head, size)?;
+    let digest = digest_of(copy, size, progress).map_err(unwritten)?;
     let disk_usage = Bytes(copy.metadata().map_err(unwritten)?.blocks() * 512);
     Ok(ImageFacts { digest, virtual_size: file_system.size, disk_usage })
 }
 
-/// The file system in `file`, which is the original or a copy of it.
-fn look(file: &File, original: &UserFile) -> Result<FileSystem> {
-    FileSystem::read(&head(file, original)?, original.size)
-        .map_err(|unusable| Error::Unsupported { message: unusable.to_string() })
+/// The file system that begins with these bytes.
+fn look(head: &[u8], size: Bytes) -> Result<FileSystem> {
+    FileSystem::read(head, size).map_err(|unusable| Error::Unsupported { message: unusable.to_string() })
 }
 
-/// The beginning of `file`, which is the original or a copy of it.
-fn head(file: &File, original: &UserFile) -> Result<Vec<u8>> {
-    let mut head = vec![0; ext4::HEAD.min(usize::try_from(original.size.0).unwrap_or(ext4::HEAD))];
-    file.read_exact_at(&mut head, 0).map_err(|source| original.unread(source))?;
-    Ok(head)
-}
-
-/// Reads `file`, which is the original or a copy of it, hands its data on, and returns the digest of all of
-/// it: the one that `sha256sum` prints.
-fn read_through(
-    file: &File,
-    original: &UserFile,
-    pulse: &Pulse,
-    progress: &dyn Progress,
-    write: impl Fn(&[u8], u64) -> io::Result<()>,
-) -> Result<String> {
-    let unread = |source| original.unread(source);
-    let size = original.size.0;
+/// The digest of a file of ours: the one that `sha256sum` prints.
+fn digest_of(file: &File, size: Bytes, progress: &dyn Progress) -> io::Result<String> {
     let mut sha256 = Sha256::new();
     let (zeros, mut buffer) = (vec![0; sparse::CHUNK], vec![0; sparse::CHUNK]);
     let (mut at, mut told) = (0, Instant::now());
-    let mut beat = |done: u64| {
+    let mut tell = |done: u64| {
         if told.elapsed() >= TELL {
             told = Instant::now();
-            progress.advanced(Bytes(done), Some(original.size));
-            if progress.is_canceled() {
-                return Err(io::Error::other("nobody wants it any more"));
-            }
+            progress.advanced(Bytes(done), Some(size));
         }
-        pulse.beat()
+        match progress.is_canceled() {
+            true => Err(io::Error::other("nobody wants it any more")),
+            false => Ok(()),
+        }
     };
-    while at < size {
-        let data = sparse::next_data(file, at, size).map_err(unread)?.unwrap_or(size..size);
+    while at < size.0 {
+        let data = sparse::next_data(file, at, size.0)?.unwrap_or(size.0..size.0);
         for (at, length) in sparse::chunks(at..data.start) {
             sha256.update(&zeros[..length]);
-            beat(at + length as u64).map_err(unread)?;
+            tell(at + length as u64)?;
         }
         for (at, length) in sparse::chunks(data.clone()) {
-            let bytes = &mut buffer[..length];
-            file.read_exact_at(bytes, at).map_err(unread)?;
-            beat(at + length as u64).map_err(unread)?;
-            sha256.update(&*bytes);
-            write(bytes, at).map_err(unwritten)?;
+            file.read_exact_at(&mut buffer[..length], at)?;
+            sha256.update(&buffer[..length]);
+            tell(at + length as u64)?;
         }
         at = data.end;
     }
     Ok(format!("sha256:{:x}", sha256.finalize()))
+}
+
+fn unread(error: io::Error) -> Error {
+    Error::os(format!("read {ROOTFS}"), error)
 }
 
 fn unwritten(source: io::Error) -> Error {

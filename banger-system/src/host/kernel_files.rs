@@ -3,11 +3,10 @@
 
 use std::{
     fs::File,
-    io::{ErrorKind, Read, Write},
+    io::{BufReader, ErrorKind, Read, Write},
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -16,14 +15,13 @@ use sha2::{Digest, Sha256};
 
 use super::{
     blocking::blocking,
-    fd::UserFile,
     partial::Partial,
-    pulse::watch,
     staging::{self, Staging},
+    worker::{self, Job, Workers},
 };
 use crate::{
     domain::{
-        id::KernelId,
+        id::{ImageId, KernelId, Uid},
         image::KernelFacts,
         kernel::{
             extract::{self, extract},
@@ -32,30 +30,47 @@ use crate::{
         },
         resource::{KERNEL_FILE, MODULES_FILE, Places},
     },
-    ports::{BootFiles, Error, KernelFiles, Result},
+    importer::message::{Extent, Take},
+    ports::{BootFiles, Error, KernelFiles, Result, images::Unwatched},
 };
 
 /// Modules of a distribution's kernel take up to 1.5 GiB, when they are not compressed.
 const MAX_MODULES: Bytes = Bytes::gib(4);
-/// How long a read of a user's file may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Everybody may read what every distribution publishes, and nobody may write.
 const MODE: u32 = 0o444;
 /// The name of the agent among our programs.
 const AGENT: &str = "banger-agent";
 
 /// Kernels as files under [`Places::kernels`].
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LocalKernels {
     places: Places,
+    workers: Arc<dyn Workers>,
     /// The agent that this run of the service has put into the archive.
     archived: Arc<Mutex<Option<Build>>>,
 }
 
 impl LocalKernels {
-    /// The kernels under these places.
-    pub fn new(places: Places) -> Self {
-        Self { places, archived: Arc::default() }
+    /// The kernels under these places, for which these workers read what users hand over.
+    pub fn new(places: Places, workers: Arc<dyn Workers>) -> Self {
+        Self { places, workers, archived: Arc::default() }
+    }
+
+    /// A copy of a user's file, which has no name and stands at its beginning.
+    async fn take(&self, owner: Uid, file: OwnedFd, what: &str, max: Bytes) -> Result<File> {
+        let (parent, doing) = (self.places.kernels(), format!("copy {what}"));
+        let (failed, id) = (doing.clone(), ImageId::random());
+        let copy = blocking("begin a copy", move || {
+            // The directory goes at once, and with the next start of the service if this one is killed before that.
+            let file = Staging::begin(&parent, &id.to_string()).and_then(|staging| staging.nameless());
+            file.map_err(|source| Error::os(failed, source))
+        })
+        .await?;
+        let order = Take { what: what.to_owned(), max, extent: Extent::Whole };
+        let files = (file, copy.try_clone().map_err(|source| Error::os(doing, source))?);
+        let job = Job { id, owner };
+        worker::take(&*self.workers, job, order, files, None, Arc::new(Unwatched)).await?;
+        Ok(copy)
     }
 }
 
@@ -64,23 +79,25 @@ impl KernelFiles for LocalKernels {
     async fn import(
         &self,
         kernel: KernelId,
+        owner: Uid,
         vmlinuz: OwnedFd,
         modules: Option<OwnedFd>,
     ) -> Result<KernelFacts> {
-        let image = watch("read the kernel", PATIENCE, move |pulse| {
-            UserFile::check(vmlinuz, "the kernel", extract::MAX_VMLINUX)?.read(pulse)
+        let mut image = self.take(owner, vmlinuz, "the kernel", extract::MAX_VMLINUX).await?;
+        let extracted = blocking("extract a kernel", move || {
+            let mut bytes = Vec::new();
+            image.read_to_end(&mut bytes).map_err(|source| Error::os("read a kernel", source))?;
+            extract(bytes).map_err(|error| unsupported(&error))
         })
         .await?;
-        let extracted =
-            blocking("extract a kernel", move || extract(image).map_err(|error| unsupported(&error))).await?;
         let release = extracted.facts.release;
         let picked = match modules {
             // Everything that a guest needs may be built in.
             None => PickedModules { release, modules: Vec::new(), absent: Vec::new() },
             Some(modules) => {
-                watch("read the modules", PATIENCE, move |pulse| {
-                    let tar = UserFile::check(modules, "the tar archive of the modules", MAX_MODULES)?;
-                    pick(tar.stream(pulse), &release).map_err(|error| unsupported(&error))
+                let tar = self.take(owner, modules, "the tar archive of the modules", MAX_MODULES).await?;
+                blocking("read the modules", move || {
+                    pick(BufReader::new(tar), &release).map_err(|error| unsupported(&error))
                 })
                 .await?
             }
@@ -207,7 +224,10 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::domain::kernel::{decompress::Compression, fixture};
+    use crate::{
+        domain::kernel::{decompress::Compression, fixture},
+        host::worker::in_process::InProcess,
+    };
 
     const KERNEL: KernelId = KernelId::from_bits(0xdef);
 
@@ -224,7 +244,7 @@ mod tests {
             let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
             fs::create_dir(&places.libexec).unwrap();
             fs::write(places.program(AGENT), "an agent").unwrap();
-            let kernels = LocalKernels::new(places.clone());
+            let kernels = LocalKernels::new(places.clone(), Arc::new(InProcess));
             Self { home, places, kernels }
         }
 
@@ -250,7 +270,7 @@ mod tests {
         }
 
         async fn import(&self) -> Result<KernelFacts> {
-            self.kernels.import(KERNEL, self.vmlinuz(), Some(self.modules(&NEEDED))).await
+            self.kernels.import(KERNEL, Uid(1000), self.vmlinuz(), Some(self.modules(&NEEDED))).await
         }
 
         fn left(&self) -> Vec<String> {
@@ -289,7 +309,7 @@ mod tests {
     #[tokio::test]
     async fn a_kernel_without_modules_has_an_archive_with_an_empty_list() {
         let scratch = Scratch::new();
-        let facts = scratch.kernels.import(KERNEL, scratch.vmlinuz(), None).await.unwrap();
+        let facts = scratch.kernels.import(KERNEL, Uid(1000), scratch.vmlinuz(), None).await.unwrap();
         assert_eq!(facts.modules, 0);
         let archive = fs::read(scratch.places.kernel_modules(KERNEL)).unwrap();
         assert!(archive.windows(14).any(|part| part == b"banger/modules"));
@@ -299,7 +319,7 @@ mod tests {
     async fn an_import_that_fails_leaves_nothing_and_says_what_is_wrong() {
         let scratch = Scratch::new();
         let check = async |vmlinuz, modules, expect: &str| {
-            let error = scratch.kernels.import(KERNEL, vmlinuz, modules).await.unwrap_err();
+            let error = scratch.kernels.import(KERNEL, Uid(1000), vmlinuz, modules).await.unwrap_err();
             assert!(error.to_string().contains(expect), "{error}");
             assert!(scratch.left().is_empty());
             assert_eq!(scratch.kernels.found().await.unwrap(), []);
@@ -328,7 +348,7 @@ mod tests {
         let scratch = Scratch::new();
         scratch.import().await.unwrap();
         let modules = fs::read(scratch.places.kernel_modules(KERNEL)).unwrap();
-        assert!(scratch.kernels.import(KERNEL, scratch.vmlinuz(), None).await.is_err());
+        assert!(scratch.kernels.import(KERNEL, Uid(1000), scratch.vmlinuz(), None).await.is_err());
         assert_eq!(fs::read(scratch.places.kernel_modules(KERNEL)).unwrap(), modules);
         assert_eq!(scratch.left(), [KERNEL.to_string()]);
     }

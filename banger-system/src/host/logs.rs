@@ -1,34 +1,44 @@
 //! Logs of machines, copied out of their ring files into a pipe that the client reads.
+//!
+//! Each copy is a task, which waits for its file or for its reader and holds up nothing else. No thread waits: what is
+//! read of a file at once is read beside the tasks, and a log that is followed is watched by inotify.
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io,
     os::fd::OwnedFd,
     path::PathBuf,
-    time::Duration,
+    sync::{Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
 use rustix::pipe::{PipeFlags, pipe_with};
-
-use super::{blocking::blocking, ring::Reader};
-use crate::{
-    domain::{id::VmId, resource::Places},
-    ports::{Error, Log, Logs, Reading, Result},
+use tokio::{
+    io::{AsyncWriteExt, Interest},
+    net::unix::pipe,
 };
 
-/// Between two looks at a log that is followed.
-const FOLLOW_POLL: Duration = Duration::from_millis(100);
+use super::{
+    blocking::blocking,
+    changes::{Changes, Watched},
+    ring::Reader,
+};
+use crate::{
+    domain::{id::VmId, resource::Places},
+    ports::{Error, Hold, Log, Logs, Reading, Result},
+};
 
 /// Logs under [`Places::vm_dir`].
 pub struct RingLogs {
     places: Places,
+    /// Made when the first log is followed.
+    changes: Mutex<Option<Changes>>,
 }
 
 impl RingLogs {
     /// The logs under these places.
     pub fn new(places: Places) -> Self {
-        Self { places }
+        Self { places, changes: Mutex::default() }
     }
 
     fn path(&self, vm: VmId, log: Log) -> PathBuf {
@@ -37,18 +47,37 @@ impl RingLogs {
             Log::Vmm => self.places.vmm_log(vm),
         }
     }
+
+    fn changes(&self) -> io::Result<Changes> {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*changes {
+            Some(changes) => Ok(changes.clone()),
+            None => Ok(changes.insert(Changes::new()?).clone()),
+        }
+    }
 }
 
 #[async_trait]
 impl Logs for RingLogs {
-    async fn open(&self, vm: VmId, log: Log, reading: Reading) -> Result<OwnedFd> {
+    async fn open(&self, vm: VmId, log: Log, reading: Reading, hold: Hold) -> Result<OwnedFd> {
         let path = self.path(vm, log);
-        blocking("open a log", move || {
-            let os = |error: io::Error| Error::os(format!("open the log {}", path.display()), error);
-            let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| os(error.into()))?;
-            let file = match File::open(&path) {
+        let doing = format!("open the log {}", path.display());
+        let os = |error: io::Error| Error::os(doing.clone(), error);
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| os(error.into()))?;
+        // Before the first read: what is written after that is told.
+        let watched = match reading.follow {
+            true => match self.changes().and_then(|changes| changes.of(&path)) {
                 // A machine that never ran has said nothing.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(read),
+                watched => Some(watched.map_err(os)?),
+            },
+            false => None,
+        };
+        let failed = doing.clone();
+        let opened = blocking("open a log", move || {
+            let os = |error: io::Error| Error::os(failed.clone(), error);
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 other => other.map_err(os)?,
             };
             let mut reader = Reader::new(file).map_err(os)?;
@@ -57,36 +86,161 @@ impl Logs for RingLogs {
             }
             // A guest may write faster than this is read, and a reader that does not follow is to come to an end.
             let end = if reading.follow { u64::MAX } else { reader.written().map_err(os)? };
-            let copying = std::thread::Builder::new().name("log".to_owned()).stack_size(64 << 10);
-            // A thread of its own: a reader that is slow, or stands still, holds up nothing else.
-            copying.spawn(move || copy(reader, write.into(), end)).map_err(os)?;
-            Ok(read)
-        })
-        .await
+            Ok(Some((reader, end)))
+        });
+        let Some((reader, end)) = opened.await? else { return Ok(read) };
+        rustix::io::ioctl_fionbio(&write, true).map_err(|error| os(error.into()))?;
+        let pipe = pipe::Sender::from_owned_fd(write).map_err(os)?;
+        tokio::spawn(async move {
+            // Why it ended concerns nobody: the reader is gone, or the file is.
+            let _ = copy(reader, pipe, end, watched).await;
+            drop(hold);
+        });
+        Ok(read)
     }
 }
 
 /// Copies what stands before the end, or, when that never comes, until the client is gone.
-fn copy(mut reader: Reader, mut pipe: File, end: u64) {
-    let (mut bytes, follow) = (Vec::new(), end == u64::MAX);
+async fn copy(
+    mut reader: Reader,
+    mut pipe: pipe::Sender,
+    end: u64,
+    mut watched: Option<Watched>,
+) -> Result<()> {
+    let os = |error| Error::os("copy a log", error);
     loop {
-        match reader.read_until(end, &mut bytes) {
-            Ok(true) => {
-                if pipe.write_all(&bytes).is_err() {
-                    return;
-                }
-                bytes.clear();
-            }
-            Ok(false) if follow && !reader_is_gone(&pipe) => std::thread::sleep(FOLLOW_POLL),
-            Ok(false) | Err(_) => return,
+        let (read, bytes);
+        (reader, read, bytes) = blocking("read a log", move || {
+            let mut bytes = Vec::new();
+            let read = reader.read_until(end, &mut bytes).map_err(os)?;
+            Ok((reader, read, bytes))
+        })
+        .await?;
+        if read {
+            pipe.write_all(&bytes).await.map_err(os)?;
+            continue;
+        }
+        let Some(watched) = &mut watched else { return Ok(()) };
+        tokio::select! {
+            changed = watched.changed() => changed.map_err(os)?,
+            // A pipe without a reader is in error for its writer (poll(2)).
+            _ = pipe.ready(Interest::ERROR) => return Ok(()),
         }
     }
 }
 
-/// A pipe without a reader is in error for its writer (poll(2)).
-fn reader_is_gone(pipe: &File) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(pipe, PollFlags::empty())];
-    let looked = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    looked.is_err() || fds[0].revents().contains(PollFlags::ERR)
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        fs,
+        io::{Read, Write},
+        sync::Arc,
+        time::Duration,
+    };
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::host::ring::Writer;
+
+    const VM: VmId = VmId::from_bits(7);
+    const FOLLOW: Reading = Reading { tail: None, follow: true };
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    struct Scratch {
+        _home: TempDir,
+        logs: RingLogs,
+        writer: Writer,
+    }
+
+    fn scratch(capacity: u64) -> Scratch {
+        let home = tempfile::tempdir().unwrap();
+        let at = |name| home.path().join(name);
+        let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
+        fs::create_dir_all(places.vm_dir(VM)).unwrap();
+        let file = File::options().read(true).write(true).create_new(true).open(places.console_log(VM));
+        let writer = Writer::create(file.unwrap(), capacity).unwrap();
+        Scratch { _home: home, logs: RingLogs::new(places), writer }
+    }
+
+    /// Somebody to see whether the place of a reader is free again.
+    fn hold() -> (Arc<()>, Hold) {
+        let held = Arc::new(());
+        (Arc::clone(&held), Box::new(held))
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        let wait = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap();
+    }
+
+    fn threads() -> usize {
+        fs::read_dir("/proc/self/task").unwrap().count()
+    }
+
+    #[tokio::test]
+    async fn a_follower_gets_what_is_there_and_what_comes_and_ends_with_its_reader() {
+        let mut scratch = scratch(1000);
+        scratch.writer.write(b"one\n").unwrap();
+        let (held, hold) = hold();
+        let mut pipe = File::from(scratch.logs.open(VM, Log::Console, FOLLOW, hold).await.unwrap());
+        let read = async |expect: &'static str| {
+            let mut pipe = pipe.try_clone().unwrap();
+            let read = tokio::task::spawn_blocking(move || {
+                let mut bytes = vec![0; expect.len()];
+                pipe.read_exact(&mut bytes).unwrap();
+                assert_eq!(String::from_utf8(bytes).unwrap(), expect);
+            });
+            tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
+        };
+        read("one\n").await;
+        scratch.writer.write(b"two\n").unwrap();
+        read("two\n").await;
+        assert_eq!(Arc::strong_count(&held), 2);
+        pipe.flush().unwrap();
+        drop(pipe);
+        until(|| Arc::strong_count(&held) == 1).await;
+    }
+
+    #[tokio::test]
+    async fn many_followers_need_no_threads_and_a_slow_one_holds_up_nobody() {
+        let mut scratch = scratch(1 << 20);
+        scratch.writer.write(&[b'x'; 1 << 19]).unwrap();
+        let before = threads();
+        let (held, mut pipes) = (Arc::new(()), Vec::new());
+        for _ in 0..60 {
+            // Nobody reads: each has a full pipe.
+            pipes.push(
+                scratch.logs.open(VM, Log::Console, FOLLOW, Box::new(Arc::clone(&held))).await.unwrap(),
+            );
+        }
+        let once = Reading { tail: Some(1), follow: false };
+        scratch.writer.write(b"\nlast").unwrap();
+        let pipe = scratch.logs.open(VM, Log::Console, once, Box::new(())).await.unwrap();
+        let mut text = String::new();
+        let text = tokio::task::spawn_blocking(move || {
+            File::from(pipe).read_to_string(&mut text).unwrap();
+            text
+        });
+        assert_eq!(tokio::time::timeout(PATIENCE, text).await.unwrap().unwrap(), "last");
+        // Those that read files for a moment, and not one for each follower.
+        assert!(threads() < before + 30, "{} threads", threads());
+        drop(pipes);
+        until(|| Arc::strong_count(&held) == 1).await;
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_never_ran_has_an_empty_log() {
+        let scratch = scratch(100);
+        for reading in [FOLLOW, Reading::default()] {
+            let pipe = scratch.logs.open(VmId::from_bits(8), Log::Vmm, reading, Box::new(())).await.unwrap();
+            let mut bytes = Vec::new();
+            assert_eq!(File::from(pipe).read_to_end(&mut bytes).unwrap(), 0);
+        }
+    }
 }

@@ -3,14 +3,11 @@
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use rustix::{
-    fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek},
+    fs::{copy_file_range, ioctl_ficlone},
     io::Errno,
 };
 
-/// How much is read at once where the kernel does not copy by itself.
-pub(super) const CHUNK: usize = 1 << 20;
-/// What is left out when it holds nothing but zeros: the block of the usual file systems.
-const BLOCK: usize = 4096;
+pub(super) use crate::importer::holes::{CHUNK, chunks, next_data, write_sparse};
 
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,50 +43,6 @@ pub(super) fn share(from: &File, to: &File) -> io::Result<bool> {
     }
 }
 
-/// The next stretch at or after `at` that may hold data, of a file of `len` bytes.
-pub(super) fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<Range<u64>>> {
-    if at >= len {
-        return Ok(None);
-    }
-    let start = match seek(file, SeekFrom::Data(at)) {
-        Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
-        // A file system that cannot tell.
-        Err(Errno::INVAL) => at,
-        Err(error) => return Err(error.into()),
-    };
-    if start >= len {
-        return Ok(None);
-    }
-    let end = match seek(file, SeekFrom::Hole(start)) {
-        Ok(end) => end.min(len),
-        Err(Errno::INVAL | Errno::NXIO) => len,
-        Err(error) => return Err(error.into()),
-    };
-    // Somebody may change the file meanwhile, and a stretch of nothing would never end.
-    Ok(Some(start..if end > start { end } else { len }))
-}
-
-/// A stretch in pieces of at most [`CHUNK`]: where each begins, and its length.
-pub(super) fn chunks(range: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
-    let end = range.end;
-    range.step_by(CHUNK).map(move |at| (at, CHUNK.min(usize::try_from(end - at).unwrap_or(CHUNK))))
-}
-
-/// Writes `data` at `at`, but for the blocks that are all zeros, which a new file has by itself.
-pub(super) fn write_sparse(to: &File, data: &[u8], at: u64) -> io::Result<()> {
-    const ZEROS: [u8; BLOCK] = [0; BLOCK];
-    let mut written = 0;
-    for (index, block) in data.chunks(BLOCK).enumerate() {
-        if *block == ZEROS[..block.len()] {
-            let start = index * BLOCK;
-            to.write_all_at(&data[written..start], at + written as u64)?;
-            written = start + block.len();
-        }
-    }
-    to.write_all_at(&data[written..], at + written as u64)
-}
-
 fn copy_range(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
     let (mut read, mut written) = (range.start, range.start);
     while read < range.end {
@@ -122,6 +75,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::importer::holes::BLOCK;
 
     /// 64 MiB with data at both ends and in the middle, and a length that is no multiple of anything.
     fn original(file: &File) -> u64 {

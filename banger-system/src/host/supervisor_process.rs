@@ -50,6 +50,8 @@ const RECORD: &str = "process.json";
 const END: &str = "ended";
 /// Longer than any end in words.
 const MAX_END: u64 = 32;
+/// There are no limits of memory here, and what a guest takes is to cost the guest.
+const OOM_SCORE: u16 = 200;
 const SIGKILL: i32 = 9;
 
 /// The supervisor.
@@ -116,6 +118,7 @@ impl ProcessSupervisor {
             devices: wanted.devices,
             directory: wanted.directory,
             keeps_network: wanted.network == NetworkOf::Host,
+            oom_score: OOM_SCORE,
             user,
         };
         Ok(Shim { child, socket: ours, walls, end, directory })

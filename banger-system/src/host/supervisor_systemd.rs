@@ -19,6 +19,10 @@ use crate::{
     ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor},
 };
 
+/// Its limits of memory, those of its owner and those of all sandboxes choose among sandboxes alone. Where the host itself
+/// has none left, a sandbox counts as much as any other program.
+const OOM_SCORE_ADJUST: i32 = 0;
+
 /// The supervisor.
 pub struct SystemdSupervisor {
     units: Units,
@@ -42,6 +46,7 @@ impl SystemdSupervisor {
             program: shim::program(&self.places),
             user: resource::dynamic_user(wanted.vm),
             slice: resource::slice_name(wanted.owner),
+            oom_score_adjust: OOM_SCORE_ADJUST,
         };
         let mut list = Properties::confined(&self.places, kind, socket)?;
         // At the end of the host, this service goes first and powers guests off in order.

@@ -21,7 +21,13 @@ use crate::{
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A change of a unit is told by a signal. Should one be lost, this is how long it takes to be seen.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long systemd may take to forget a unit of which nothing is left.
+const FORGET_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two looks whether it has.
+const FORGET_POLL: Duration = Duration::from_millis(5);
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+const NO_SUCH_PROCESS: &str = "org.freedesktop.systemd1.NoSuchProcess";
+const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const ALREADY_SUBSCRIBED: &str = "org.freedesktop.systemd1.AlreadySubscribed";
 /// The kernel's objects and its settings.
 const SYS: &str = "/sys";
@@ -50,20 +56,40 @@ impl Units {
         ManagerProxy::new(&self.connection).await.map_err(|error| bus("reach systemd", error))
     }
 
-    /// Starts a unit that has these properties.
+    /// Starts a unit that has these properties. What is left of one of this name that has ended gives way; one that runs
+    /// is an error.
     pub(super) async fn start(&self, unit: &str, properties: Properties) -> Result<()> {
-        let manager = self.manager().await?;
-        let started =
-            manager.start_transient_unit(unit.to_owned(), "fail".to_owned(), properties.0, Vec::new());
-        started.await.map_err(|error| bus("start a unit", error))?;
-        Ok(())
+        let again = properties.try_clone()?;
+        match self.try_start(unit, properties).await {
+            Err(error) if is_called(&error, UNIT_EXISTS) && self.has_ended(unit).await? => {
+                tracing::warn!(unit, "a unit that has ended was still there");
+                self.remove(unit).await?;
+                self.try_start(unit, again).await.map_err(|error| bus("start a unit", error))
+            }
+            started => started.map_err(|error| bus("start a unit", error)),
+        }
+    }
+
+    async fn try_start(&self, unit: &str, properties: Properties) -> zbus::Result<()> {
+        let manager = ManagerProxy::new(&self.connection).await?;
+        let (unit, mode) = (unit.to_owned(), "fail".to_owned());
+        manager.start_transient_unit(unit, mode, properties.0, Vec::new()).await.map(drop)
+    }
+
+    /// Whether nothing of a unit runs any more, if it is there at all.
+    async fn has_ended(&self, unit: &str) -> Result<bool> {
+        let state = self.look(unit).await?.map(|(state, _)| state);
+        Ok(state.is_none_or(|state| matches!(state.as_str(), "inactive" | "failed")))
     }
 
     /// Sends a signal to the main process of a unit, or to all of them if it is one that nobody can hear.
     pub(super) async fn kill(&self, unit: &str, signal: i32) -> Result<()> {
         let whom = if signal == SIGKILL { "all" } else { "main" };
         match self.manager().await?.kill_unit(unit.to_owned(), whom.to_owned(), signal).await {
-            Err(error) if !is_no_such_unit(&error) => Err(bus("kill a unit", error)),
+            // It may have ended just before.
+            Err(error) if !is_no_such_unit(&error) && !is_called(&error, NO_SUCH_PROCESS) => {
+                Err(bus("kill a unit", error))
+            }
             _ => Ok(()),
         }
     }
@@ -76,13 +102,30 @@ impl Units {
             }
             self.kill(unit, SIGKILL).await?;
             let ended = self.ended(unit).await?;
-            match self.manager().await?.reset_failed_unit(unit.to_owned()).await {
-                Err(error) if !is_no_such_unit(&error) => Err(bus("forget a unit", error)),
-                _ => Ok(ended),
-            }
+            self.forget(unit).await?;
+            Ok(ended)
         };
         let late = || Error::Timeout { what: format!("ending the unit {unit}"), after: REMOVE_TIMEOUT };
         tokio::time::timeout(REMOVE_TIMEOUT, gone).await.map_err(|_| late())?
+    }
+
+    /// Has systemd forget a unit that has ended, and waits until it has: before that, no other one can have its name.
+    async fn forget(&self, unit: &str) -> Result<()> {
+        let manager = self.manager().await?;
+        match manager.reset_failed_unit(unit.to_owned()).await {
+            Err(error) if !is_no_such_unit(&error) => return Err(bus("forget a unit", error)),
+            _ => {}
+        }
+        // One that was started without a reference to it refuses that.
+        let _ = manager.unref_unit(unit.to_owned()).await;
+        let forgotten = async {
+            while self.look(unit).await?.is_some() {
+                tokio::time::sleep(FORGET_POLL).await;
+            }
+            Ok(())
+        };
+        // Somebody else may hold on to it; what starts one of the same name sees that.
+        tokio::time::timeout(FORGET_TIMEOUT, forgotten).await.unwrap_or(Ok(()))
     }
 
     /// Waits until a unit has ended, however long, and tells how.
@@ -162,6 +205,7 @@ impl Units {
             Ok(state) => Ok(Some((state, path))),
             // It went between the two calls.
             Err(zbus::Error::MethodError(..)) => Ok(None),
+            Err(zbus::Error::FDO(error)) if matches!(*error, zbus::fdo::Error::UnknownObject(_)) => Ok(None),
             Err(error) => Err(bus("look at a unit", error)),
         }
     }
@@ -195,6 +239,8 @@ pub(super) struct Kind<'a> {
     pub(super) user: String,
     /// What its limits are part of.
     pub(super) slice: String,
+    /// Which of the processes within one limit of memory goes first: that with the higher number.
+    pub(super) oom_score_adjust: i32,
 }
 
 impl Properties {
@@ -220,7 +266,7 @@ impl Properties {
         set("KillMode", "control-group".into())?;
         set("TimeoutStopUSec", 10_000_000u64.into())?;
         set("OOMPolicy", "stop".into())?;
-        set("OOMScoreAdjust", 200i32.into())?;
+        set("OOMScoreAdjust", kind.oom_score_adjust.into())?;
 
         set("DynamicUser", true.into())?;
         set("User", kind.user.into())?;
@@ -241,12 +287,20 @@ impl Properties {
         // and personalities, would close closed doors, and cost as much as all others together
         // (docs/decisions/0017-walls-of-a-unit.md).
         set("InaccessiblePaths", vec![SYS].into())?;
+        // It has mounts of its own in any case: this costs nothing.
+        set("PrivateMounts", true.into())?;
         // With a user of its own it is so in any case.
         set("RestrictSUIDSGID", true.into())?;
         set("KeyringMode", "private".into())?;
         set("MemorySwapMax", 0u64.into())?;
         set("LimitCORE", 0u64.into())?;
         Ok(list)
+    }
+
+    fn try_clone(&self) -> Result<Self> {
+        let clone = |(name, value): &(String, OwnedVariant)| Ok((name.clone(), value.try_clone()?));
+        let clones = self.0.iter().map(clone).collect::<zbus::Result<_>>();
+        clones.map(Self).map_err(|error| bus("describe a unit", error))
     }
 
     /// Sets a further one.

@@ -15,14 +15,17 @@ use std::{
 use async_trait::async_trait;
 use banger_proto::size::Bytes;
 use rustix::{
-    fs::{FileType, fstat},
+    fs::{MemfdFlags, memfd_create},
     net::sockopt::{Timeout, set_socket_timeout},
 };
 
 use super::{blocking::blocking, shim};
 use crate::{
-    domain::{id::ImageId, resource::Places},
-    importer::message::{Answer, Attempt, Export, Exported, Failure, Import, Made, Order, Task},
+    domain::{
+        id::{ImageId, Uid},
+        resource::Places,
+    },
+    importer::message::{Answer, Attempt, Export, Exported, Failure, Import, Made, Order, Take, Task},
     ports::{Ended, Error, Result, images::Progress},
     shim::{message, walls::Walls},
 };
@@ -33,12 +36,20 @@ const LISTEN: Duration = Duration::from_millis(100);
 /// those who watch them give up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The work of one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Job {
+    /// The image that is made, or a number of its own.
+    pub id: ImageId,
+    /// The user who asked for it, with whose other processes it shares memory and processors.
+    pub owner: Uid,
+}
+
 /// Starts workers, so that each is behind walls or is told to build them.
 #[async_trait]
 pub trait Workers: Send + Sync {
-    /// Starts one for an image, with this socket as its standard input. Returns the walls that it has to build
-    /// itself.
-    async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>>;
+    /// Starts one, with this socket as its standard input. Returns the walls that it has to build itself.
+    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Walls>>;
     /// Waits until nothing is left of the worker of an image, and tells how it ended. It is killed when that is
     /// wished, or when it does not end by itself. One that is not there is fine.
     async fn end(&self, image: ImageId, end: End) -> Result<Ended>;
@@ -83,16 +94,15 @@ pub struct Files {
 /// Has a worker make an image.
 pub async fn import(
     workers: &dyn Workers,
-    image: ImageId,
+    job: Job,
     order: Import,
     files: Files,
+    known_size: Option<Bytes>,
     progress: Arc<dyn Progress>,
 ) -> Result<Made> {
-    let sizes = order.archives.iter().zip(&files.archives).map(|(archive, file)| match &archive.claim {
-        Some(claim) => Some(claim.size.0),
-        None => size_of(file),
-    });
-    let total = sizes.sum::<Option<u64>>();
+    // What nothing is said of, is a user's file, of which the worker alone sees the size.
+    let sizes = order.archives.iter().map(|archive| archive.claim.as_ref().map(|claim| claim.size.0));
+    let total = sizes.sum::<Option<u64>>().or(known_size.map(|size| size.0));
     let mut fds: Vec<OwnedFd> = vec![files.image.into(), files.spool.into()];
     fds.extend(files.archives);
     let patience = PATIENCE;
@@ -102,17 +112,17 @@ pub async fn import(
         drop(fds);
         listen(&socket, &*progress, total.map(Bytes), patience)
     };
-    match talk_to(workers, image, talk).await? {
+    match talk_to(workers, job, talk).await? {
         Answer::Made(made) => Ok(made),
         Answer::Failed(failure) => Err(failure.into()),
-        Answer::Works { .. } | Answer::Probed(_) | Answer::Exported(_) => Err(nonsense()),
+        _ => Err(nonsense()),
     }
 }
 
-/// Has a worker write an image into an archive. `id` is that of the work.
+/// Has a worker write an image into an archive.
 pub async fn export(
     workers: &dyn Workers,
-    id: ImageId,
+    job: Job,
     order: Export,
     (image, archive): (File, File),
     progress: Arc<dyn Progress>,
@@ -124,50 +134,80 @@ pub async fn export(
         drop(fds);
         listen(&socket, &*progress, Some(Bytes(total)), PATIENCE)
     };
-    match talk_to(workers, id, talk).await? {
+    match talk_to(workers, job, talk).await? {
         Answer::Exported(exported) => Ok(exported),
         Answer::Failed(failure) => Err(failure.into()),
-        Answer::Works { .. } | Answer::Probed(_) | Answer::Made(_) => Err(nonsense()),
+        _ => Err(nonsense()),
     }
 }
 
-/// How many bytes are in a file. Of a pipe, nobody knows.
-fn size_of(file: &OwnedFd) -> Option<u64> {
-    let stat = fstat(file).ok()?;
-    FileType::from_raw_mode(stat.st_mode).is_file().then(|| u64::try_from(stat.st_size).ok())?
+/// An empty file in memory, for what a worker reads of a user's file.
+pub(super) fn memory_file() -> Result<File> {
+    let file = memfd_create("banger", MemfdFlags::CLOEXEC);
+    file.map(File::from).map_err(|error| Error::os("make a file in memory", error))
+}
+
+/// Has a worker copy a user's file, or parts of it, into an empty file of ours. Returns the size of the original.
+pub async fn take(
+    workers: &dyn Workers,
+    job: Job,
+    order: Take,
+    (original, copy): (OwnedFd, File),
+    total: Option<Bytes>,
+    progress: Arc<dyn Progress>,
+) -> Result<Bytes> {
+    let fds: Vec<OwnedFd> = vec![original, copy.into()];
+    let talk = move |socket: OwnedFd, walls| {
+        say(&socket, &Order { walls, task: Task::Take(order) }, &fds)?;
+        drop(fds);
+        listen(&socket, &*progress, total, PATIENCE)
+    };
+    match talk_to(workers, job, talk).await? {
+        Answer::Taken(size) => Ok(Bytes(size)),
+        Answer::Failed(failure) => Err(failure.into()),
+        _ => Err(nonsense()),
+    }
 }
 
 /// Has a worker try what it must not be able to do.
-pub async fn probe(workers: &dyn Workers, image: ImageId) -> Result<Vec<Attempt>> {
+pub async fn probe(workers: &dyn Workers, job: Job) -> Result<Vec<Attempt>> {
     let talk = |socket: OwnedFd, walls| {
         say(&socket, &Order { walls, task: Task::Probe }, &[])?;
         listen(&socket, &crate::ports::images::Unwatched, None, PATIENCE)
     };
-    match talk_to(workers, image, talk).await? {
+    match talk_to(workers, job, talk).await? {
         Answer::Probed(attempts) => Ok(attempts),
         Answer::Failed(failure) => Err(failure.into()),
-        Answer::Works { .. } | Answer::Made(_) | Answer::Exported(_) => Err(nonsense()),
+        _ => Err(nonsense()),
     }
 }
 
 /// Starts a worker, talks to it, and ends it, whatever came of the talk.
 async fn talk_to(
     workers: &dyn Workers,
-    image: ImageId,
+    job: Job,
     talk: impl FnOnce(OwnedFd, Option<Walls>) -> Result<Option<Answer>> + Send + 'static,
 ) -> Result<Answer> {
     let (ours, theirs) = shim::socket_pair()?;
-    let walls = workers.start(image, theirs).await?;
+    let walls = workers.start(job, theirs).await?;
     let talked = blocking("talk to an import worker", move || talk(ours, walls)).await;
     // After its last word, and when it has hung up, there is nothing left for it to do.
     let end = if talked.is_ok() { End::ByItself } else { End::Killed };
-    let ended = workers.end(image, end).await?;
-    let how = match ended {
+    let ended = workers.end(job.id, end).await;
+    let answer = match (talked, &ended) {
+        (Ok(answer), _) => answer,
+        // Why nobody waits for it any more tells more.
+        (Err(why), Err(error)) => {
+            tracing::warn!(%error, "a worker does not end");
+            return Err(why);
+        }
+        (Err(why), Ok(_)) => return Err(why),
+    };
+    let how = match ended? {
         Ended::Failed(how) => format!(" ({how})"),
         Ended::Clean | Ended::Unknown => String::new(),
     };
-    talked?
-        .ok_or_else(|| Error::other("import an image", format!("the worker ended before it was done{how}")))
+    answer.ok_or_else(|| Error::other("import an image", format!("the worker ended before it was done{how}")))
 }
 
 fn say(socket: &OwnedFd, order: &Order, files: &[OwnedFd]) -> Result<()> {
@@ -224,8 +264,29 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Refused { message } => Self::Unsupported { message },
+            Failure::BadFile { message } => Self::BadFile { message },
             Failure::NoSpace { doing } => Self::NoSpace { doing },
             Failure::Broken { doing, why } => Self::other(doing, why),
+        }
+    }
+}
+
+/// A worker without walls, on a thread of a test: it copies files and does nothing else.
+#[cfg(test)]
+pub(super) mod in_process {
+    use super::*;
+
+    pub(in crate::host) struct InProcess;
+
+    #[async_trait]
+    impl Workers for InProcess {
+        async fn start(&self, _job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
+            std::thread::spawn(move || crate::importer::take_one(&socket));
+            Ok(None)
+        }
+
+        async fn end(&self, _image: ImageId, _end: End) -> Result<Ended> {
+            Ok(Ended::Clean)
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::{
     collections::HashMap,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
-    process::{Child, Command, Stdio},
-    sync::{Mutex, PoisonError},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use super::{
     blocking::blocking,
-    worker::{self, End, Workers},
+    worker::{self, End, Job, Workers},
 };
 use crate::{
     domain::{id::ImageId, resource::Places},
@@ -24,29 +24,47 @@ use crate::{
 /// worker does not outlive the service, so that one that is free here is free.
 const USERS: std::ops::RangeInclusive<u32> = 65_264..=65_519;
 
+/// Before any sandbox.
+const OOM_SCORE: u16 = 800;
+/// How long the kernel may take to be done with a worker that was killed.
+const KILLED: Duration = Duration::from_secs(5);
 /// How often to look whether a worker has ended that is about to.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Workers of this service.
 pub struct ProcessWorkers {
     places: Places,
-    running: Mutex<HashMap<ImageId, (Child, u32)>>,
+    state: Mutex<State>,
+}
+
+/// Processes, and their users.
+#[derive(Default)]
+struct State {
+    running: HashMap<ImageId, (Child, u32)>,
+    /// Those that were killed and have not ended yet.
+    stuck: Vec<(Child, u32)>,
 }
 
 impl ProcessWorkers {
     /// Those of our programs in these places.
     pub fn new(places: Places) -> Self {
-        Self { places, running: Mutex::default() }
+        Self { places, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
 impl Workers for ProcessWorkers {
-    async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>> {
+    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
         let root = worker::make_jail(&self.places)?;
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        state.stuck.retain_mut(|(child, _)| matches!(child.try_wait(), Ok(None)));
         let is_free = |user: &u32| {
-            !running.values().any(|(_, taken)| taken == user) && uzers::get_user_by_uid(*user).is_none()
+            let mut taken = state.running.values().chain(&state.stuck);
+            !taken.any(|(_, taken)| taken == user) && uzers::get_user_by_uid(*user).is_none()
         };
         let user = USERS.clone().find(is_free);
         let user = user
@@ -56,7 +74,7 @@ impl Workers for ProcessWorkers {
         command.env_clear().stdin(socket).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn();
         let child = child.map_err(|error| Error::os(format!("start {}", program.display()), error))?;
-        running.insert(image, (child, user));
+        state.running.insert(job.id, (child, user));
         Ok(Some(Walls {
             root,
             // Its program and libraries were loaded before.
@@ -66,29 +84,51 @@ impl Workers for ProcessWorkers {
             groups: Vec::new(),
             directory: None,
             keeps_network: false,
+            oom_score: OOM_SCORE,
         }))
     }
 
     async fn end(&self, image: ImageId, end: End) -> Result<Ended> {
-        let ended = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&image);
-        let Some((mut child, _)) = ended else { return Ok(Ended::Unknown) };
-        blocking("end an import worker", move || {
+        let ended = self.lock().running.remove(&image);
+        let Some((mut child, user)) = ended else { return Ok(Ended::Unknown) };
+        let waited = blocking("end an import worker", move || {
             let os = |error| Error::os("wait for an import worker", error);
-            let deadline = Instant::now() + worker::GRACE;
-            while end == End::ByItself && child.try_wait().map_err(os)?.is_none() && Instant::now() < deadline
-            {
-                std::thread::sleep(POLL);
+            let ended = match end {
+                End::ByItself => wait(&mut child, worker::GRACE).map_err(os)?,
+                End::Killed => None,
+            };
+            if let Some(status) = ended {
+                return Ok((child, Some(status)));
             }
             // It may have ended by itself.
             let _ = child.kill();
-            let status = child.wait().map_err(os)?;
-            Ok(match (status.code(), status.signal()) {
-                (Some(0), _) => Ended::Clean,
-                (Some(status), _) => Ended::Failed(format!("exited:{status}")),
-                (_, Some(signal)) => Ended::Failed(format!("killed:{signal}")),
-                (None, None) => Ended::Unknown,
-            })
+            let ended = wait(&mut child, KILLED).map_err(os)?;
+            Ok((child, ended))
+        });
+        let status = match waited.await? {
+            (_, Some(status)) => status,
+            (child, None) => {
+                // The kernel waits for a file system that does not answer. Its user stays taken until it is gone.
+                self.lock().stuck.push((child, user));
+                return Err(Error::Timeout { what: "ending an import worker".to_owned(), after: KILLED });
+            }
+        };
+        Ok(match (status.code(), status.signal()) {
+            (Some(0), _) => Ended::Clean,
+            (Some(status), _) => Ended::Failed(format!("exited:{status}")),
+            (_, Some(signal)) => Ended::Failed(format!("killed:{signal}")),
+            (None, None) => Ended::Unknown,
         })
-        .await
+    }
+}
+
+/// Waits for the end of a worker, at most so long.
+fn wait(child: &mut Child, patience: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match child.try_wait()? {
+            None if Instant::now() < deadline => std::thread::sleep(POLL),
+            ended => return Ok(ended),
+        }
     }
 }

@@ -7,7 +7,7 @@ use zbus::Connection;
 
 use super::{
     units::{Kind, Properties, Units},
-    worker::{self, End, Workers},
+    worker::{self, End, Job, Workers},
 };
 use crate::{
     domain::{
@@ -23,6 +23,11 @@ use crate::{
 const MEMORY: u64 = 4 << 30;
 /// Its threads.
 const TASKS: u64 = 32;
+
+/// Before any sandbox of its user, whose limit of memory it shares.
+const OOM_SCORE_ADJUST: i32 = 800;
+/// Beside its user's sandboxes, which count 100.
+const WEIGHT: u64 = 50;
 
 /// Workers of the systemd that is reached over this bus.
 pub struct SystemdWorkers {
@@ -44,13 +49,14 @@ impl SystemdWorkers {
 
 #[async_trait]
 impl Workers for SystemdWorkers {
-    async fn start(&self, image: ImageId, socket: OwnedFd) -> Result<Option<Walls>> {
+    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
         worker::make_jail(&self.places)?;
         let kind = Kind {
             description: "Import of an image for banger",
             program: worker::program(&self.places),
-            user: resource::import_user(image),
-            slice: resource::SLICE.to_owned(),
+            user: resource::import_user(job.id),
+            slice: resource::slice_name(job.owner),
+            oom_score_adjust: OOM_SCORE_ADJUST,
         };
         let mut list = Properties::confined(&self.places, kind, socket)?;
         list.set("PrivateDevices", true.into())?;
@@ -63,11 +69,16 @@ impl Workers for SystemdWorkers {
         list.set("RestrictRealtime", true.into())?;
         list.set("LockPersonality", true.into())?;
         list.set("SystemCallArchitectures", vec!["native"].into())?;
+        // How it ended is read before systemd forgets it; without anybody who would, it is forgotten at once.
+        list.set("AddRef", true.into())?;
+        list.set("CollectMode", "inactive-or-failed".into())?;
+        list.set("CPUWeight", WEIGHT.into())?;
+        list.set("IOWeight", WEIGHT.into())?;
         list.set("MemoryMax", MEMORY.into())?;
         list.set("TasksMax", TASKS.into())?;
         list.set("LimitNOFILE", 1024u64.into())?;
         list.set("UMask", 0o077u32.into())?;
-        self.units.start(&resource::import_unit_name(image), list).await?;
+        self.units.start(&resource::import_unit_name(job.id), list).await?;
         Ok(None)
     }
 

@@ -28,6 +28,8 @@ pub enum Task {
     Import(Import),
     /// Write an image into an archive. The files are the image's, and a new one for the archive.
     Export(Export),
+    /// Copy a user's file. The files are the user's, and an empty one for the copy.
+    Take(Take),
     /// Try what it must not be able to do.
     Probe,
 }
@@ -48,6 +50,28 @@ pub struct Export {
     pub config: ImageConfig,
     /// The processor that they are for.
     pub architecture: String,
+}
+
+/// A user's file to be copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Take {
+    /// What it is to be, for messages: `the kernel`.
+    pub what: String,
+    /// The largest size that is taken.
+    pub max: Bytes,
+    /// What of it is copied.
+    pub extent: Extent,
+}
+
+/// What of a file is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// The first so many bytes, or all of a file that has fewer.
+    Head(u64),
+    /// Parts, one behind the other: where each begins, and how long it is. One beyond the end is refused.
+    Parts(Vec<(u64, u64)>),
 }
 
 /// An archive.
@@ -86,6 +110,8 @@ pub enum Answer {
     Made(Made),
     /// The archive is there. Nothing follows.
     Exported(Exported),
+    /// The copy of a file of this size is there. Nothing follows.
+    Taken(u64),
     /// It is not. Nothing follows.
     Failed(Failure),
     /// What it tried, and whether it could. Nothing follows.
@@ -125,6 +151,12 @@ pub enum Failure {
     /// An archive is not what it has to be.
     #[error("{message}")]
     Refused {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A user's file is of the wrong kind, mode or size.
+    #[error("{message}")]
+    BadFile {
         /// What is wrong with it.
         message: String,
     },

@@ -10,11 +10,13 @@
 mod build;
 mod export;
 mod feed;
+pub(crate) mod holes;
 pub mod message;
 mod moves;
 mod room;
 mod run;
 mod spool;
+mod take;
 mod wall;
 
 use std::{
@@ -23,6 +25,8 @@ use std::{
 };
 
 pub use run::run;
+#[cfg(test)]
+pub(crate) use run::take_one;
 
 use crate::{
     domain::rootfs::{

@@ -54,14 +54,34 @@ fn obey(order: Order, files: Vec<OwnedFd>, socket: &OwnedFd) -> Answer {
         }
         Task::Export(order) => {
             let exported = pair(files).and_then(|(image, archive)| {
+                super::take::writable(&archive, "the file for the archive")?;
                 watched(socket, |meter| super::export::export(&order, image, &archive, meter))
             });
             exported.map_or_else(Answer::Failed, Answer::Exported)
         }
+        Task::Take(order) => {
+            let taken = pair(files).and_then(|(original, copy)| {
+                watched(socket, |meter| super::take::take(&order, &original, &copy, meter))
+            });
+            taken.map_or_else(Answer::Failed, Answer::Taken)
+        }
     }
 }
 
-/// The files of an export.
+/// Obeys an order to copy a file, in a process that goes on to be itself.
+#[cfg(test)]
+pub(crate) fn take_one(socket: &OwnedFd) {
+    let answer = match message::receive::<Order>(socket) {
+        Ok(Some((Order { task: Task::Take(order), .. }, files))) => pair(files)
+            .and_then(|(original, copy)| super::take::take(&order, &original, &copy, &Meter::default()))
+            .map_or_else(Answer::Failed, Answer::Taken),
+        _ => return,
+    };
+    // A test that has ended hears nothing.
+    let _ = message::send(socket, &answer, &[]);
+}
+
+/// The files of an export, or of a copy.
 fn pair(files: Vec<OwnedFd>) -> Result<(File, File), Failure> {
     match <[OwnedFd; 2]>::try_from(files) {
         Ok([image, archive]) => Ok((image.into(), archive.into())),

@@ -107,6 +107,7 @@ fn filters() -> Result<[BpfProgram; 2], BackendError> {
         (libc::SYS_clone, when(0, SeccompCmpOp::MaskedEq(thread), thread)?),
         (libc::SYS_statx, when(2, SeccompCmpOp::MaskedEq(AT_EMPTY_PATH), AT_EMPTY_PATH)?),
         (libc::SYS_prctl, when(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?),
+        (libc::SYS_fcntl, when(1, SeccompCmpOp::Eq, libc::F_GETFL as u64)?),
     ];
     allow(CALLS.iter(), conditional)
 }

@@ -4,6 +4,7 @@
 
 pub mod filter;
 pub mod message;
+pub mod proof;
 mod run;
 pub mod walls;
 

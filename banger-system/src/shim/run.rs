@@ -26,7 +26,7 @@ use signal_hook::{
 use super::{
     filter,
     message::{self, Answer, FIRST_FILE, Order},
-    walls,
+    proof, walls,
 };
 use crate::host::ring::Writer;
 
@@ -103,6 +103,7 @@ impl Monitor {
             walls::enter(walls)?;
         }
         filter::close()?;
+        proof::check()?;
         let signals = Signals::new(PASSED_ON)?;
         let mut command = Command::new(program);
         command.args(arguments).env_clear();

@@ -26,8 +26,6 @@ use crate::domain::resource::MACHINE_DIRECTORY;
 
 /// Devices that any program may open.
 const DEVICES: [&str; 4] = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"];
-/// When memory runs out, a machine goes before the service does.
-const OOM_SCORE: &str = "200";
 const MAX_FILES: u64 = 1024;
 /// More capabilities than any kernel has.
 const CAPABILITIES: u32 = 64;
@@ -49,13 +47,16 @@ pub struct Walls {
     pub directory: Option<PathBuf>,
     /// Whether it stays in the host's network.
     pub keeps_network: bool,
+    /// How much sooner than others it goes when memory runs out, of 1000.
+    pub oom_score: u16,
 }
 
 /// Puts this process behind the walls, for good. To be called while it has one thread.
 pub fn enter(walls: &Walls) -> io::Result<()> {
     // Nobody's terminal: a signal to the service's group is not for its machines.
     did("begin a session", setsid())?;
-    did("set the score for lack of memory", fs::write("/proc/self/oom_score_adj", OOM_SCORE))?;
+    let score = walls.oom_score.to_string();
+    did("set the score for lack of memory", fs::write("/proc/self/oom_score_adj", score))?;
     let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
     did("limit core files", setrlimit(Resource::Core, limit(0)))?;
     did("limit open files", setrlimit(Resource::Nofile, limit(MAX_FILES)))?;

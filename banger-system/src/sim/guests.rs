@@ -15,10 +15,18 @@ use tokio::{net::UnixStream, sync::watch};
 
 use super::Sim;
 use crate::{
-    domain::{clock::Occasion, id::VmId, machine::Machine, monitor::Wish, resource, stream, vm::Token},
+    domain::{
+        clock::Occasion,
+        id::{Uid, VmId},
+        limits::Exceeded,
+        machine::Machine,
+        monitor::Wish,
+        resource, stream,
+        vm::Token,
+    },
     ports::{
-        Channel, Check, Confined, Confinement, Ended, Error, GuestFacts, GuestLink, Launch, Layers, Log,
-        Logs, NetworkOf, Reading, Result, Started, Status, Supervisor, Vmm,
+        Channel, Check, Confined, Confinement, Ended, Error, GuestFacts, GuestLink, Hold, Launch, Layers,
+        Log, Logs, NetworkOf, Reading, Result, Started, Status, Streams, Supervisor, Vmm,
     },
 };
 
@@ -102,6 +110,9 @@ impl Vmm for Sim {
 impl Supervisor for Sim {
     async fn confine(&self, confinement: Confinement) -> Result<Box<dyn Confined>> {
         let mut state = self.step("confine a process")?;
+        if state.processes.contains_key(&confinement.vm) {
+            return Err(Error::Vmm { message: "something of this name is there".to_owned() });
+        }
         state.processes.insert(confinement.vm, watch::channel(None).0);
         Ok(Box::new(Walls { sim: self.clone(), vm: confinement.vm }))
     }
@@ -113,7 +124,11 @@ impl Supervisor for Sim {
 
     async fn remove(&self, vm: VmId) -> Result<()> {
         self.end_process(vm, Ended::Failed("killed:9".to_owned()));
-        self.lock().processes.remove(&vm);
+        let mut state = self.lock();
+        if state.stuck && state.processes.contains_key(&vm) {
+            return Err(Error::HostNotReady { message: "the process does not go away".to_owned() });
+        }
+        state.processes.remove(&vm);
         Ok(())
     }
 
@@ -197,8 +212,15 @@ impl GuestLink for Sim {
 
 #[async_trait]
 impl Logs for Sim {
-    async fn open(&self, _vm: VmId, _log: Log, _reading: Reading) -> Result<OwnedFd> {
+    async fn open(&self, _vm: VmId, _log: Log, _reading: Reading, _hold: Hold) -> Result<OwnedFd> {
         let (read, _) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::os("make a pipe", error))?;
         Ok(read)
+    }
+}
+
+impl Streams for Sim {
+    /// Nobody counts: guests in memory have no streams but those that a test makes itself.
+    fn hand_out(&self, _user: Uid, _stream: &OwnedFd, _limit: usize) -> Result<Result<(), Exceeded>> {
+        Ok(Ok(()))
     }
 }

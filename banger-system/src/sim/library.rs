@@ -1,6 +1,6 @@
 //! Files in memory: disks, images and kernels are only remembered.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use banger_proto::size::Bytes;
@@ -8,7 +8,7 @@ use banger_proto::size::Bytes;
 use super::Sim;
 use crate::{
     domain::{
-        id::{ImageId, KernelId, VmId},
+        id::{ImageId, KernelId, Uid, VmId},
         image::{ImageFacts, KernelFacts},
         machine::{Access, Drive, Medium},
         oci::{RemoteImage, config::ImageConfig},
@@ -77,14 +77,37 @@ impl Disks for Sim {
     }
 }
 
+/// How often to look whether workers are still held.
+const LOOK: Duration = Duration::from_millis(2);
+
+impl Sim {
+    /// The work of a worker, which lasts for as long as workers are held and somebody wants it.
+    async fn work(&self, user: Uid, progress: &dyn Progress) -> Result<()> {
+        *self.lock().working.entry(user).or_default() += 1;
+        while self.lock().workers_held && !progress.is_canceled() {
+            tokio::time::sleep(LOOK).await;
+        }
+        *self.lock().working.entry(user).or_default() -= 1;
+        match progress.is_canceled() {
+            true => Err(Error::other("work", "nobody wants it any more")),
+            false => Ok(()),
+        }
+    }
+}
+
 #[async_trait]
 impl ImageFiles for Sim {
     async fn import(
         &self,
         image: ImageId,
-        _content: Content,
+        owner: Uid,
+        content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts> {
+        // What comes from a registry is held there.
+        if matches!(content, Content::File(_)) {
+            self.work(owner, &*progress).await?;
+        }
         self.step("import an image")?.image_files.insert(image);
         progress.advanced(Bytes::mib(300), Some(Bytes::mib(400)));
         Ok(ImageFacts {
@@ -94,7 +117,7 @@ impl ImageFiles for Sim {
         })
     }
 
-    async fn layout(&self, _file: OwnedFd, parts: &[Part]) -> Result<Layout> {
+    async fn layout(&self, _owner: Uid, _file: OwnedFd, parts: &[Part]) -> Result<Layout> {
         if parts.len() < 3 {
             return Err(Error::Unsupported { message: "the image has no layers".to_owned() });
         }
@@ -106,10 +129,12 @@ impl ImageFiles for Sim {
     async fn export(
         &self,
         image: ImageId,
+        for_whom: Uid,
         _config: ImageConfig,
         _archive: OwnedFd,
-        _progress: Arc<dyn Progress>,
+        progress: Arc<dyn Progress>,
     ) -> Result<Exported> {
+        self.work(for_whom, &*progress).await?;
         match self.step("export an image")?.image_files.contains(&image) {
             true => {
                 let manifest = crate::domain::digest::Digest::from_bytes([0; 32]);
@@ -143,6 +168,7 @@ impl KernelFiles for Sim {
     async fn import(
         &self,
         kernel: KernelId,
+        _owner: Uid,
         _vmlinuz: OwnedFd,
         _modules: Option<OwnedFd>,
     ) -> Result<KernelFacts> {

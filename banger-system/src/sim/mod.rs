@@ -24,7 +24,7 @@ use crate::{
         clock::Occasion,
         digest::Digest,
         dns::table::Table,
-        id::{ImageId, KernelId, VmId},
+        id::{ImageId, KernelId, Uid, VmId},
         image::{Image, Kernel},
         net::{nic::Nic, subnet::Subnet},
         resource::Resource,
@@ -77,6 +77,12 @@ struct State {
     clocks_mended: BTreeMap<(VmId, Occasion), u32>,
     /// How often each reference came to mean something else.
     editions: BTreeMap<String, u32>,
+    /// Processes that have ended cannot be removed.
+    stuck: bool,
+    /// Imports and exports go on for so long.
+    workers_held: bool,
+    /// How many of them go on, by user.
+    working: BTreeMap<Uid, usize>,
     /// Layers stay on their way for so long.
     registry_held: bool,
     /// Layers that were fetched.
@@ -112,6 +118,7 @@ impl Sim {
             registry: sim.clone(),
             logs: sim.clone(),
             store: sim.clone(),
+            streams: sim.clone(),
             supervisor: sim.clone(),
             users: sim.clone(),
             vmm: sim,
@@ -163,6 +170,21 @@ impl Sim {
     /// From now on layers stay on their way, or come.
     pub fn hold_registry(&self, held: bool) {
         self.lock().registry_held = held;
+    }
+
+    /// From now on imports and exports of images go on, or come to an end.
+    pub fn hold_workers(&self, held: bool) {
+        self.lock().workers_held = held;
+    }
+
+    /// How many imports and exports of images of a user go on.
+    pub fn working(&self, user: Uid) -> usize {
+        self.lock().working.get(&user).copied().unwrap_or_default()
+    }
+
+    /// From now on processes that have ended cannot be removed, or can: the host is too busy.
+    pub fn keep_processes(&self, kept: bool) {
+        self.lock().stuck = kept;
     }
 
     /// How many layers registries were asked for.

@@ -37,6 +37,12 @@ impl House {
     /// A host with an image and a kernel that everybody sees.
     pub async fn new() -> Self {
         let house = Self::on(Sim::new());
+        house.furnish().await;
+        house
+    }
+
+    async fn furnish(&self) {
+        let house = self;
         let null = || File::open("/dev/null").unwrap().into();
         let kernel = ImportKernel {
             owner: Uid::ROOT,
@@ -54,11 +60,21 @@ impl House {
             content: Original::Rootfs(null()),
         };
         house.done(house.engine.import_image(image).unwrap()).await;
-        house
+    }
+
+    /// Gives a host an image and a kernel that everybody sees, by a run of the service that is over.
+    pub async fn prepare(sim: &Sim) {
+        let house = Self::on(sim.clone());
+        house.furnish().await;
     }
 
     /// An engine that knows nothing yet, on a host that may have things.
     pub fn on(sim: Sim) -> Self {
+        Self::with(sim, Limits::of_host(4, Bytes::gib(32)))
+    }
+
+    /// The same, with these limits of each user.
+    pub fn with(sim: Sim, limits: Limits) -> Self {
         let settings = Settings {
             default_image: "debian-bookworm".parse().unwrap(),
             default_kernel: "debian".parse().unwrap(),
@@ -69,7 +85,7 @@ impl House {
             stop_timeout: Duration::from_millis(300),
             subnet: None,
             siblings: Siblings::Connected,
-            limits: Limits::of_host(4, Bytes::gib(32)),
+            limits,
         };
         let (engine, events) = Engine::new(sim.ports(), settings);
         Self { sim, engine, events }

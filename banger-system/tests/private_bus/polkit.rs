@@ -17,6 +17,8 @@ use super::{ALICE, BOB, Bus};
 pub enum Answer {
     Yes,
     No,
+    /// It fails at the question.
+    Fails,
     /// An administrator has to authenticate, and there is no agent to ask one.
     NoAgent,
     /// An administrator has to authenticate, and does so when asked.
@@ -142,6 +144,7 @@ impl Authority {
         Ok(match answer {
             Answer::Yes => yes,
             Answer::No => Decision::default(),
+            Answer::Fails => return Err(zbus::fdo::Error::NoReply("it is too busy".to_owned())),
             Answer::NoAgent => challenge,
             Answer::Password | Answer::Dismissed | Answer::OpenDialog if !interactive => challenge,
             Answer::Password => yes,

@@ -9,7 +9,7 @@ use std::{
 use banger_proto::size::Bytes;
 use banger_system::{
     bus,
-    domain::{id::Uid, limits::Limits, net::nic::Siblings},
+    domain::{id::Uid, limits::Limits, net::nic::Siblings, resource::Places},
     engine::{
         Engine, Settings,
         request::{ImportImage, ImportKernel, Original},
@@ -18,6 +18,7 @@ use banger_system::{
     ports::{Clock, Ports},
     sim::Sim,
 };
+use tempfile::TempDir;
 use zbus::Connection;
 
 use super::{Bus, Client, PATIENCE, Polkit, until};
@@ -29,6 +30,9 @@ pub struct Service {
     pub polkit: Polkit,
     pub connection: Connection,
     pub bus: Bus,
+    /// Where the logs of machines are, which are files.
+    pub places: Places,
+    _home: TempDir,
 }
 
 impl Service {
@@ -37,8 +41,11 @@ impl Service {
         let bus = Bus::start();
         let polkit = Polkit::start(&bus).await;
         let (sim, clock) = (Sim::new(), Hourglass::default());
-        let (connection, engine) = serve(&bus, &sim, &clock).await;
-        let service = Self { sim, clock, engine, polkit, connection, bus };
+        let home = tempfile::tempdir().unwrap();
+        let at = |name| home.path().join(name);
+        let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
+        let (connection, engine) = serve(&bus, &sim, &clock, &places).await;
+        let service = Self { sim, clock, engine, polkit, connection, bus, places, _home: home };
         service.furnish().await;
         service
     }
@@ -50,7 +57,7 @@ impl Service {
 
     /// Another run of the service on the same host and the same bus.
     pub async fn restart(&mut self) {
-        (self.connection, self.engine) = serve(&self.bus, &self.sim, &self.clock).await;
+        (self.connection, self.engine) = serve(&self.bus, &self.sim, &self.clock, &self.places).await;
     }
 
     pub async fn client(&self, uid: u32) -> Client {
@@ -122,10 +129,11 @@ impl Clock for Hourglass {
     }
 }
 
-async fn serve(bus: &Bus, sim: &Sim, clock: &Hourglass) -> (Connection, Engine) {
+async fn serve(bus: &Bus, sim: &Sim, clock: &Hourglass, places: &Places) -> (Connection, Engine) {
     let connection = bus.connect(0).await;
     let authority = Arc::new(host::authority::Polkit::new(connection.clone()));
-    let ports = Ports { authority, clock: Arc::new(clock.clone()), ..sim.ports() };
+    let logs = Arc::new(host::logs::RingLogs::new(places.clone()));
+    let ports = Ports { authority, clock: Arc::new(clock.clone()), logs, ..sim.ports() };
     let settings = Settings {
         default_image: "debian-bookworm".parse().unwrap(),
         default_kernel: "debian".parse().unwrap(),

@@ -100,7 +100,7 @@ fn bundled(host: &Host) -> Result<()> {
 }
 
 /// Begins an import that takes a while, of a file of 4 GiB, and waits for its unit.
-const LONG: &str = "
+pub(super) const LONG: &str = "
     cd /tmp
     truncate -s 4G zeros
     tar -c zeros | zstd -q -1 > long.tar.zst
@@ -109,11 +109,13 @@ const LONG: &str = "
     register=$!
     for n in $(seq 200); do
         unit=$(systemctl list-units --plain --no-legend 'banger-import-*' | cut -d ' ' -f 1)
-        [ -n \"$unit\" ] && [ \"$(systemctl show -p MainPID --value $unit)\" != 0 ] && break
+        pid=0
+        [ -z \"$unit\" ] || pid=$(systemctl show -p MainPID --value $unit)
+        # The first one looks at the beginning of the file, and is gone in a moment.
+        [ $pid = 0 ] || { sleep 0.5; [ -e /proc/$pid ] && break; }
         sleep 0.05
     done
     [ -n \"$unit\" ]
-    pid=$(systemctl show -p MainPID --value $unit)
     # It has closed its own walls when it reads.
     for n in $(seq 200); do [ $(grep -c 'Seccomp_filters:.*[2-9]' /proc/$pid/status) = 1 ] && break; sleep 0.05; done
 ";

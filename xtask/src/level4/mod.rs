@@ -4,6 +4,7 @@
 mod copies;
 mod guests;
 mod images;
+mod limits;
 mod names;
 mod network;
 mod people;
@@ -50,6 +51,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         copies::CHECKS,
         guests::CHECKS,
         images::CHECKS,
+        limits::CHECKS,
         names::CHECKS,
         network::CHECKS,
         ssh::CHECKS,

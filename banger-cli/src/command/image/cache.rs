@@ -33,6 +33,8 @@ impl CacheCommand {
 /// Remove what registries sent and no pull needs at the moment
 ///
 /// Images stay as they are: only a pull of the same layers would have to fetch them again.
+///
+/// All users share the cache, so an administrator has to authenticate.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

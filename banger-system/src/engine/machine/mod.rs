@@ -88,8 +88,9 @@ impl Task {
         vm: Vm,
         inbox: mpsc::Receiver<Command>,
         start: Option<Start>,
-    ) -> JobId {
+    ) -> Result<JobId> {
         let job = shared.jobs.begin(JobKind::VmCreate, vm.owner, vec![Object::Vm(vm.id)], CREATE);
+        let job = job.inspect_err(|_| shared.registry.remove_vm(vm.id))?;
         let id = job.id();
         let lease = Lease::new(vm.id, shared.ports.clone());
         let mut task = Self::of(shared, vm, lease, inbox);
@@ -99,7 +100,7 @@ impl Task {
                 task.run().await;
             }
         });
-        id
+        Ok(id)
     }
 
     /// Goes on with a machine that was there before the service started. `process` is what the supervisor
@@ -210,7 +211,7 @@ impl Task {
         self.save().await
     }
 
-    fn begin_job(&self, kind: JobKind, stages: Stages) -> JobHandle {
+    fn begin_job(&self, kind: JobKind, stages: Stages) -> Result<JobHandle> {
         self.shared.jobs.begin(kind, self.vm.owner, vec![Object::Vm(self.vm.id)], stages)
     }
 

@@ -13,7 +13,7 @@ use crate::{
         error::Error,
         job::{JobHandle, Stages},
         request::Manner,
-        view::JobKind,
+        view::{JobKind, Object},
     },
 };
 
@@ -21,13 +21,19 @@ const DELETE: Stages = &["power-off", "remove"];
 
 impl Task {
     pub(super) async fn delete(&mut self, manner: Manner, reply: Reply<JobId>) -> Next {
-        if self.vm.state.is_up() {
-            if manner == Manner::Clean {
-                answer(reply, Err(Refused { state: self.vm.state, event: Event::Delete }.into()));
+        if self.vm.state.is_up() && manner == Manner::Clean {
+            answer(reply, Err(Refused { state: self.vm.state, event: Event::Delete }.into()));
+            return Next::Continue;
+        }
+        let job = match self.begin_job(JobKind::VmDelete, DELETE) {
+            Ok(job) => job,
+            Err(error) => {
+                answer(reply, Err(error));
                 return Next::Continue;
             }
-            let job = self.begin_job(JobKind::VmDelete, DELETE);
-            let id = job.id();
+        };
+        answer(reply, Ok(job.id()));
+        if self.vm.state.is_up() {
             let stopped = match step(self.vm.state, Event::Stop) {
                 Ok(transition) => self.begin_stop(transition, FORCED, Reason::UserRequest).await,
                 Err(refused) => Err(refused.into()),
@@ -39,11 +45,8 @@ impl Task {
                 }
                 Err(error) => job.finish(Err(error)),
             }
-            answer(reply, Ok(id));
             return Next::Continue;
         }
-        let job = self.begin_job(JobKind::VmDelete, DELETE);
-        answer(reply, Ok(job.id()));
         job.stage("remove", "removing the disks");
         let (error, next) = self.remove().await;
         job.finish(error.map_or(Ok(()), Err));
@@ -79,7 +82,8 @@ impl Task {
 
     /// Removes the machine because its lifetime says so.
     pub(super) async fn delete_unasked(&mut self, reason: Reason) -> Next {
-        let job = self.begin_job(JobKind::VmDelete, DELETE);
+        let objects = vec![Object::Vm(self.vm.id)];
+        let job = self.shared.jobs.begin_unasked(JobKind::VmDelete, self.vm.owner, objects, DELETE);
         if self.vm.state.is_up() {
             let stopped = match step(self.vm.state, Event::Stop) {
                 Ok(transition) => self.begin_stop(transition, FORCED, reason).await,

@@ -85,7 +85,7 @@ impl Task {
 
     pub(super) async fn start(&mut self, start: Start) -> Result<JobId> {
         let transition = step(self.vm.state, Event::Start)?;
-        let job = self.begin_job(JobKind::VmStart, START);
+        let job = self.begin_job(JobKind::VmStart, START)?;
         let id = job.id();
         if transition == Transition::Unchanged {
             self.await_start(job, start);
@@ -113,7 +113,7 @@ impl Task {
         }
         job.stage("start", "starting the machine monitor");
         let begun = Instant::now();
-        match self.launch().await {
+        match self.launch_anew().await {
             Ok(started) => {
                 let host_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                 tracing::info!(vm = %self.vm.id, host_us, "a machine runs");
@@ -135,6 +135,15 @@ impl Task {
                 self.log_failed_save().await;
                 Err(error)
             }
+        }
+    }
+
+    /// Launches the monitor once nothing is left of an earlier one: where that could not be released when it ended,
+    /// the ledger has it still.
+    async fn launch_anew(&mut self) -> Result<Started> {
+        match self.lease.release(Span::Boot).await.into_iter().next() {
+            Some(error) => Err(error.into()),
+            None => self.launch().await,
         }
     }
 

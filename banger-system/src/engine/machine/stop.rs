@@ -29,7 +29,7 @@ pub(super) const FORCED: Stop = Stop { timeout: None, manner: Manner::Forced };
 impl Task {
     pub(super) async fn stop(&mut self, stop: Stop) -> Result<JobId> {
         let transition = step(self.vm.state, Event::Stop)?;
-        let job = self.begin_job(JobKind::VmStop, STOP);
+        let job = self.begin_job(JobKind::VmStop, STOP)?;
         let id = job.id();
         if !self.vm.state.is_up() {
             job.finish(Ok(()));
@@ -46,7 +46,7 @@ impl Task {
             return self.start(start).await;
         }
         let transition = step(self.vm.state, Event::Stop)?;
-        let job = self.begin_job(JobKind::VmRestart, RESTART);
+        let job = self.begin_job(JobKind::VmRestart, RESTART)?;
         let id = job.id();
         self.begin_stop(transition, stop, Reason::UserRequest).await?;
         job.stage("shutdown", "asking the guest to power off");

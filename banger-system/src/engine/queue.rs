@@ -1,0 +1,161 @@
+//! The waiting line of the engine: [`Line`] decides whose turn it is, and this wakes them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::oneshot;
+
+use crate::domain::{
+    id::Uid,
+    line::{Bounds, Full, Line},
+};
+
+/// A waiting line. Clones are the same one.
+#[derive(Clone)]
+pub(super) struct Queue {
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    line: Line,
+    waiting: HashMap<u64, oneshot::Sender<()>>,
+    tickets: u64,
+}
+
+impl State {
+    /// Wakes those whose turn it is.
+    fn call(&mut self) {
+        while let Some(number) = self.line.serve_next() {
+            self.wake(number);
+        }
+    }
+
+    fn wake(&mut self, number: u64) {
+        // Who no longer waits leaves the line by dropping the ticket.
+        if let Some(waiting) = self.waiting.remove(&number) {
+            let _ = waiting.send(());
+        }
+    }
+}
+
+impl Queue {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        let state = State { line: Line::new(bounds), waiting: HashMap::new(), tickets: 0 };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Lets a user's request wait.
+    pub(super) fn join(&self, user: Uid) -> Result<Ticket, Full> {
+        let mut state = self.lock();
+        let number = state.tickets;
+        state.line.join(user, number)?;
+        state.tickets += 1;
+        let (called, turn) = oneshot::channel();
+        state.waiting.insert(number, called);
+        state.call();
+        Ok(Ticket { queue: self.clone(), user, number, turn: Some(turn) })
+    }
+
+    /// Serves a request at once that waits, because one that is being served needs it.
+    pub(super) fn promote(&self, user: Uid, number: u64) {
+        let mut state = self.lock();
+        if state.line.promote(user, number) {
+            state.wake(number);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request in the line, and then its place. Dropping it frees the place.
+pub(super) struct Ticket {
+    queue: Queue,
+    user: Uid,
+    number: u64,
+    turn: Option<oneshot::Receiver<()>>,
+}
+
+impl Ticket {
+    /// The number by which [`Queue::promote`] knows it.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether the turn has not come yet.
+    pub(super) fn waits(&mut self) -> bool {
+        if self.turn.as_mut().is_some_and(|turn| turn.try_recv().is_ok()) {
+            self.turn = None;
+        }
+        self.turn.is_some()
+    }
+
+    /// Waits for the turn. Returns at once when it has come before. May be dropped and called again.
+    pub(super) async fn turn(&mut self) {
+        if let Some(turn) = &mut self.turn {
+            // The sender is only dropped by sending.
+            let _ = turn.await;
+            self.turn = None;
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.queue.lock();
+        state.line.leave(self.user, self.number);
+        state.waiting.remove(&self.number);
+        state.call();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const ALICE: Uid = Uid(1);
+    const BOB: Uid = Uid(2);
+
+    #[tokio::test]
+    async fn who_waits_is_woken_when_a_place_is_free() {
+        let queue = Queue::new(Bounds { places: 2, places_per_user: 1, waiting_per_user: 1 });
+        let mut first = queue.join(ALICE).unwrap();
+        let mut second = queue.join(ALICE).unwrap();
+        assert!(queue.join(ALICE).is_err());
+        first.turn().await;
+        assert!(!first.waits() && second.waits());
+        assert!(second.turn().now_or_never().is_none());
+        queue.join(BOB).unwrap().turn().await;
+        drop(first);
+        second.turn().await;
+        second.turn().await;
+    }
+
+    #[tokio::test]
+    async fn a_ticket_that_is_dropped_while_it_waits_holds_up_nobody() {
+        let queue = Queue::new(Bounds { places: 1, places_per_user: 1, waiting_per_user: 9 });
+        let held = queue.join(ALICE).unwrap();
+        let given_up = queue.join(ALICE).unwrap();
+        let mut last = queue.join(BOB).unwrap();
+        drop(given_up);
+        drop(held);
+        last.turn().await;
+        let state = queue.lock();
+        assert!(state.waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_needed_now_is_served_now() {
+        let queue = Queue::new(Bounds { places: 1, places_per_user: 1, waiting_per_user: 9 });
+        let _held = queue.join(ALICE).unwrap();
+        let mut needed = queue.join(ALICE).unwrap();
+        queue.promote(ALICE, needed.number());
+        needed.turn().await;
+    }
+}

@@ -1,0 +1,162 @@
+//! Tells of changes of files, by one inotify instance for all who want to know (inotify(7)).
+
+use std::{
+    collections::HashMap,
+    io,
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::{
+    fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags},
+    io::Errno,
+};
+use tokio::{io::unix::AsyncFd, sync::watch};
+
+/// What is read of inotify at once: some hundred events.
+const BUFFER: usize = 8 << 10;
+
+/// The files that somebody watches. Clones are the same ones.
+#[derive(Clone)]
+pub(super) struct Changes {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    inotify: Arc<AsyncFd<OwnedFd>>,
+    /// By the number that the kernel gave the watch; watching a file twice gives the same one.
+    watched: Mutex<HashMap<i32, watch::Sender<()>>>,
+}
+
+impl Changes {
+    /// Watches nothing yet. To be called in a runtime, in which one task hands on what the kernel tells for as long as
+    /// this is there.
+    pub(super) fn new() -> io::Result<Self> {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives.
+        #[expect(unsafe_code, reason = "tokio cannot see that a descriptor stays open")]
+        let inotify = unsafe { AsyncFd::register(inotify) };
+        let inotify = Arc::new(inotify.map_err(|error| error.into_parts().1)?);
+        let inner = Arc::new(Inner { inotify: Arc::clone(&inotify), watched: Mutex::default() });
+        let weak = Arc::downgrade(&inner);
+        tokio::spawn(async move {
+            while let Ok(mut ready) = inotify.readable().await {
+                let Some(inner) = weak.upgrade() else { return };
+                match inner.hand_on() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                    Err(error) => return tracing::error!(%error, "changes of logs are no longer seen"),
+                    Ok(()) => {}
+                }
+            }
+        });
+        Ok(Self { inner })
+    }
+
+    /// Watches a file. What is written to it from now on is told.
+    pub(super) fn of(&self, file: &Path) -> io::Result<Watched> {
+        let mut watched = self.inner.lock();
+        let number = inotify::add_watch(self.inner.inotify.get_ref(), file, WatchFlags::MODIFY)?;
+        let changed = watched.entry(number).or_insert_with(|| watch::Sender::new(())).subscribe();
+        Ok(Watched { changes: self.clone(), number, changed: Some(changed) })
+    }
+}
+
+impl Inner {
+    /// Tells those who watch what has changed.
+    fn hand_on(&self) -> io::Result<()> {
+        let mut buffer = [MaybeUninit::uninit(); BUFFER];
+        let mut events = inotify::Reader::new(self.inotify.get_ref(), &mut buffer);
+        loop {
+            let event = events.next()?;
+            let (number, what) = (event.wd(), event.events());
+            let mut watched = self.lock();
+            if what.contains(ReadFlags::QUEUE_OVERFLOW) {
+                // Nobody knows which files.
+                watched.values().for_each(|changed| changed.send_replace(()));
+            } else if what.contains(ReadFlags::IGNORED) {
+                // The file is gone, and with it whoever could write to it; who watches sees the end.
+                watched.remove(&number);
+            } else if let Some(changed) = watched.get(&number) {
+                changed.send_replace(());
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<i32, watch::Sender<()>>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A file that is watched until this is dropped.
+pub(super) struct Watched {
+    changes: Changes,
+    number: i32,
+    changed: Option<watch::Receiver<()>>,
+}
+
+impl Watched {
+    /// Waits until the file has changed since the last call. An error means that it is gone.
+    pub(super) async fn changed(&mut self) -> io::Result<()> {
+        match &mut self.changed {
+            Some(changed) => changed.changed().await.map_err(|_| io::ErrorKind::NotFound.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let mut watched = self.changes.inner.lock();
+        self.changed = None;
+        if watched.get(&self.number).is_some_and(|changed| changed.receiver_count() == 0) {
+            watched.remove(&self.number);
+            match inotify::remove_watch(self.changes.inner.inotify.get_ref(), self.number) {
+                // It went with its file.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(error) => tracing::warn!(%error, "cannot stop watching a log"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{fs, time::Duration};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    async fn soon(watched: &mut Watched) -> io::Result<()> {
+        tokio::time::timeout(PATIENCE, watched.changed()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_watches_a_file_hears_of_its_changes_and_of_no_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| directory.path().join(name));
+        for path in [&one, &other] {
+            fs::write(path, "").unwrap();
+        }
+        let changes = Changes::new().unwrap();
+        let (mut first, mut second) = (changes.of(&one).unwrap(), changes.of(&one).unwrap());
+        let mut third = changes.of(&other).unwrap();
+        fs::write(&one, "x").unwrap();
+        soon(&mut first).await.unwrap();
+        soon(&mut second).await.unwrap();
+        drop(first);
+        // Events come in order: a change of the other file would have been told by now.
+        fs::write(&one, "xx").unwrap();
+        soon(&mut second).await.unwrap();
+        assert!(!third.changed.as_mut().unwrap().has_changed().unwrap());
+        fs::write(&other, "x").unwrap();
+        soon(&mut third).await.unwrap();
+        assert_eq!(changes.inner.lock().len(), 2);
+        drop((second, third));
+        assert!(changes.inner.lock().is_empty());
+        assert!(changes.of(&directory.path().join("missing")).is_err());
+    }
+}

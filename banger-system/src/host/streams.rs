@@ -1,0 +1,94 @@
+//! Counts the streams that were handed out and are still open.
+//!
+//! Who has got a stream says nothing to us when it closes it, and a descriptor that we kept would keep the stream open.
+//! The kernel's list of what an epoll instance watches is the list that we want: it has each open file once, whoever has
+//! descriptors of it, and drops a file when the last of them is closed (epoll(7), "Questions and answers"). Nobody ever
+//! waits on these instances; their content stands in `/proc/self/fdinfo` (proc(5)).
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{Mutex, PoisonError},
+};
+
+use rustix::event::epoll;
+
+use crate::{
+    domain::{
+        id::Uid,
+        limits::{Exceeded, check_requests},
+    },
+    ports::{Error, Result, Streams},
+};
+
+/// The streams that are open, by user.
+#[derive(Default)]
+pub struct OpenStreams {
+    of_users: Mutex<HashMap<Uid, OwnedFd>>,
+}
+
+impl Streams for OpenStreams {
+    fn hand_out(&self, user: Uid, stream: &OwnedFd, limit: usize) -> Result<Result<(), Exceeded>> {
+        let os = |error: io::Error| Error::os("count the streams of a user", error);
+        let mut of_users = self.of_users.lock().unwrap_or_else(PoisonError::into_inner);
+        // Users without streams take nothing.
+        of_users.retain(|other, streams| *other == user || count(streams).is_ok_and(|count| count > 0));
+        let streams = match of_users.remove(&user) {
+            Some(streams) => streams,
+            None => epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| os(error.into()))?,
+        };
+        let streams = of_users.entry(user).or_insert(streams);
+        if let Err(exceeded) = check_requests("streams", count(streams).map_err(os)? + 1, limit) {
+            return Ok(Err(exceeded));
+        }
+        let added = epoll::add(&*streams, stream, epoll::EventData::new_u64(0), epoll::EventFlags::empty());
+        added.map_err(|error| os(error.into()))?;
+        Ok(Ok(()))
+    }
+}
+
+/// How many open files an epoll instance watches.
+fn count(epoll: &OwnedFd) -> io::Result<usize> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", epoll.as_raw_fd()))?;
+    Ok(info.lines().filter(|line| line.starts_with("tfd:")).count())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    const ALICE: Uid = Uid(1000);
+    const BOB: Uid = Uid(1001);
+
+    fn stream() -> (OwnedFd, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (ours.into(), theirs)
+    }
+
+    #[test]
+    fn a_user_has_so_many_streams_open_whoever_holds_them() {
+        let streams = OpenStreams::default();
+        let mut held = Vec::new();
+        let hand_out = |user, held: &mut Vec<_>| {
+            let (stream, other) = stream();
+            let handed = streams.hand_out(user, &stream, 3).unwrap().is_ok();
+            if handed {
+                // The service's own descriptor goes; a client has another one of the same file.
+                held.push((stream.try_clone().unwrap(), other));
+            }
+            handed
+        };
+        assert_eq!([(); 5].map(|()| hand_out(ALICE, &mut held)), [true, true, true, false, false]);
+        assert!(hand_out(BOB, &mut held));
+        // One of hers is closed.
+        drop(held.remove(0));
+        assert_eq!([(); 2].map(|()| hand_out(ALICE, &mut held)), [true, false]);
+        held.clear();
+        assert!(hand_out(BOB, &mut held));
+        assert_eq!(streams.of_users.lock().unwrap().len(), 1, "of whom there is nothing, nothing is kept");
+    }
+}

@@ -1,0 +1,149 @@
+//! What an attacker with an account can take of the service, over a real bus: what is counted, what is refused, and
+//! that another user's calls go on to be served.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod private_bus;
+mod skip;
+
+use std::{
+    fs::{self, File},
+    io::Read,
+};
+
+use banger_proto::bus::{
+    ErrorName,
+    names::{MANAGER_PATH, action},
+    record::{JobRow, VmRow},
+};
+use banger_system::{
+    domain::id::{Uid, VmId},
+    host::ring::Writer,
+};
+use private_bus::{
+    ALICE, Answer, BOB, CAROL, Client, Failure, Service, is_possible, null, options, refused, require, until,
+};
+use zbus::OwnedObjectPath;
+
+fn id(path: &str) -> VmId {
+    path.rsplit('/').next().unwrap().parse().unwrap()
+}
+
+async fn export(client: &Client, image: &str) -> Result<OwnedObjectPath, Failure> {
+    client.call(image, "Export", &(zbus::Fd::from(null()), options([]))).await
+}
+
+/// What a user does every day still works.
+async fn is_served(client: &Client, vm: &str) {
+    let rows: Vec<VmRow> = client.call(MANAGER_PATH, "ListVMs", &(options([]),)).await.unwrap();
+    assert_eq!(rows.len(), 1);
+    for member in ["Stop", "Start"] {
+        let job: OwnedObjectPath = client.call(vm, member, &(options([]),)).await.unwrap();
+        client.done(&job).await;
+    }
+}
+
+async fn jobs(client: &Client) -> Vec<JobRow> {
+    client.call(MANAGER_PATH, "ListJobs", &(options([]),)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_of_a_shared_image_is_for_those_who_may_run_it() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, carol) = (service.client(ALICE).await, service.client(CAROL).await);
+    let shared: OwnedObjectPath = carol.call(MANAGER_PATH, "GetImage", &("debian-bookworm",)).await.unwrap();
+    refused(export(&carol, &shared).await, ErrorName::InteractiveAuthorizationRequired);
+    assert!(service.engine.jobs().iter().all(|job| job.owner != Uid(CAROL)));
+    alice.done(&export(&alice, &shared).await.unwrap()).await;
+    // Who is no member any more takes their own with them, and nothing of others.
+    let own = alice.import_image("own", options([])).await;
+    service.polkit.answer(ALICE, action::VM_RUN, Answer::NoAgent);
+    alice.done(&export(&alice, &own).await.unwrap()).await;
+    refused(export(&alice, &shared).await, ErrorName::InteractiveAuthorizationRequired);
+    refused(export(&carol, &own).await, ErrorName::InteractiveAuthorizationRequired);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_exports_leaves_the_service_to_others() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let vm = bob.create("box", options([])).await;
+    let image: OwnedObjectPath = alice.call(MANAGER_PATH, "GetImage", &("debian-bookworm",)).await.unwrap();
+    service.sim.hold_workers(true);
+    let (mut begun, mut turned_away) = (0, 0);
+    for _ in 0..120 {
+        match export(&alice, &image).await {
+            Ok(_) => begun += 1,
+            failed => {
+                refused(failed, ErrorName::TooManyRequests);
+                turned_away += 1;
+            }
+        }
+    }
+    assert_eq!((begun, turned_away), (40, 80));
+    assert_eq!(jobs(&alice).await.len(), 40);
+    assert!(jobs(&bob).await.iter().all(|job| job.owner_uid == BOB));
+    is_served(&bob, &vm).await;
+    // His own export has a worker at once.
+    let his = export(&bob, &image).await.unwrap();
+    until(|| async { service.sim.working(Uid(BOB)) == 1 }).await;
+    assert!(service.sim.working(Uid(ALICE)) < 4);
+    service.sim.hold_workers(false);
+    bob.done(&his).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_jobs_leaves_the_service_to_others() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let (hers, his) = (
+        alice.create("hers", options([("start", false.into())])).await,
+        bob.create("box", options([])).await,
+    );
+    for _ in 0..600 {
+        alice.call::<OwnedObjectPath>(&hers, "Stop", &(options([]),)).await.unwrap();
+    }
+    assert!(jobs(&alice).await.len() <= 64);
+    let before = jobs(&bob).await.len();
+    is_served(&bob, &his).await;
+    assert_eq!(jobs(&bob).await.len(), before + 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_followed_logs_leaves_the_service_to_others() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let (hers, his) = (alice.create("hers", options([])).await, bob.create("box", options([])).await);
+    for vm in [&hers, &his] {
+        let log = service.places.console_log(id(vm));
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        let file = File::options().read(true).write(true).create_new(true).open(log).unwrap();
+        Writer::create(file, 1 << 20).unwrap().write(b"booted\n").unwrap();
+    }
+    let follow = async |client: &Client, vm: &str| {
+        let options = options([("follow", true.into())]);
+        client.call::<zbus::OwnedFd>(vm, "OpenLog", &("console", options)).await
+    };
+    let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+    let (before, mut open) = (threads(), Vec::new());
+    for _ in 0..560 {
+        match follow(&alice, &hers).await {
+            Ok(pipe) => open.push(pipe),
+            failed => assert!(refused(failed, ErrorName::TooManyRequests).contains("16 logs")),
+        }
+    }
+    assert_eq!(open.len(), 16);
+    // Some read files for a moment; none stays for a follower.
+    assert!(threads() <= before + 16, "{before} threads became {}", threads());
+    is_served(&bob, &his).await;
+    let pipe = follow(&bob, &his).await.unwrap();
+    let mut text = [0; 7];
+    File::from(std::os::fd::OwnedFd::from(pipe)).read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"booted\n");
+    // Who closes one may open another.
+    open.truncate(15);
+    until(|| async { follow(&alice, &hers).await.is_ok() }).await;
+}
