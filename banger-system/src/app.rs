@@ -20,6 +20,7 @@ use crate::{
         authority::Polkit,
         catalogs::SignedCatalogs,
         clock::SystemClock,
+        descriptor_store::{self, DescriptorStore},
         disks::FileDisks,
         dns::NameServer,
         guest_link::AgentLink,
@@ -73,7 +74,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
         Mode::Host => host_ports(&connection, config).await?,
         Mode::Sim => Sim::new().ports(),
     };
-    let names = Arc::clone(&ports.names);
+    let (names, network) = (Arc::clone(&ports.names), Arc::clone(&ports.network));
     let (engine, events) = Engine::new(ports, settings);
     engine.recover().await.context("cannot take over what an earlier run left")?;
     bus::serve(connection.clone(), engine, events).await.context("cannot serve on the bus")?;
@@ -89,6 +90,12 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     watchdog.abort();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     names.withdraw().await;
+    // Nobody holds a published port once we are gone, unless systemd does: it could be anybody's next.
+    if !descriptor_store::survives(&connection).await
+        && let Err(error) = network.close_ports().await
+    {
+        tracing::error!(%error, "cannot close the published ports");
+    }
     // Machines belong to their units, and go on.
     tracing::info!("ending");
     Ok(())
@@ -106,7 +113,8 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     };
     let vmm = Monitors::new(places.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
     let vmm = Arc::new(vmm);
-    let network = Arc::new(LinuxNetwork::new(config.warm_taps())?);
+    let store = DescriptorStore::inherited().context("cannot take the descriptors that systemd kept")?;
+    let network = Arc::new(LinuxNetwork::new(config.warm_taps(), Arc::new(store))?);
     tokio::spawn(keep_network(Arc::clone(&network)));
     let registries = Registries::new(&cache_directory(), config.cache_size()?, Patience::default());
     let keys = CATALOG_KEYS.map(PathBuf::from).to_vec();

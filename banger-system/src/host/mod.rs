@@ -4,6 +4,7 @@ pub mod authority;
 mod blocking;
 pub mod catalogs;
 pub mod clock;
+pub mod descriptor_store;
 pub mod disks;
 pub mod dns;
 mod ext4_writer;

@@ -54,6 +54,8 @@ struct State {
     /// Where no registry may be.
     forbidden: Option<Subnet>,
     nics: BTreeMap<VmId, Nic>,
+    /// The ports that programs of the host have.
+    foreign_ports: BTreeSet<u16>,
     names: Option<Arc<Table>>,
     image_files: BTreeSet<ImageId>,
     kernel_files: BTreeSet<KernelId>,

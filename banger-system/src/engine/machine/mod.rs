@@ -8,7 +8,7 @@ mod stop;
 mod take_over;
 mod waiting;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -75,6 +75,8 @@ pub(super) struct Task {
     inbox: mpsc::Receiver<Command>,
     beside: JoinSet<Happening>,
     waiters: Vec<Waiter>,
+    /// Published ports that something else on the host has taken: they do not lead to the guest.
+    pub(super) blocked_ports: BTreeSet<Port>,
     /// The machine is not to outlive a first start that fails.
     is_new: bool,
 }
@@ -129,6 +131,7 @@ impl Task {
             inbox,
             beside: JoinSet::new(),
             waiters: Vec::new(),
+            blocked_ports: BTreeSet::new(),
             is_new: false,
         }
     }
@@ -227,6 +230,7 @@ impl Task {
     fn forget_boot(&mut self) {
         self.unit.clear();
         self.pid = 0;
+        self.blocked_ports.clear();
         self.vm.ready_at = Timestamp::default();
         self.vm.boot_id.clear();
     }
@@ -247,7 +251,8 @@ impl Task {
     }
 
     fn view(&self) -> VmView {
-        self.shared.view(self.vm.clone(), self.unit.clone(), self.pid)
+        let blocked_ports = self.blocked_ports.clone();
+        VmView { blocked_ports, ..self.shared.view(self.vm.clone(), self.unit.clone(), self.pid) }
     }
 }
 

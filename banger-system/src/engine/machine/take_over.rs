@@ -49,14 +49,23 @@ impl Task {
         }
     }
 
-    /// Takes over the interface of a machine that runs. Without it the machine runs on.
-    pub(super) async fn plug_again(&self) {
-        let plugged = match self.shared.nic(&self.vm).await {
-            Ok(nic) => self.shared.ports.network.plug(&nic).await,
+    /// Takes over the interface of a sandbox that runs. Without it the sandbox runs on.
+    pub(super) async fn plug_again(&mut self) {
+        let taken = match self.shared.nic(&self.vm).await {
+            Ok(nic) => self.shared.ports.network.take_over(&nic).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = plugged {
-            tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot take over an interface");
+        match taken {
+            Ok(taken) => {
+                for port in &taken {
+                    tracing::warn!(vm = %self.vm.id, %port, "a published port was taken by something else");
+                }
+                self.blocked_ports = taken;
+                self.publish();
+            }
+            Err(error) => {
+                tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot take over an interface");
+            }
         }
     }
 }
