@@ -1,6 +1,7 @@
 //! The composition root: the one place that names concrete adapters.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -32,7 +33,7 @@ use crate::{
         mapper::MapperDisks,
         monitors::Monitors,
         network::LinuxNetwork,
-        registry::{Patience, Registries},
+        registry::{LocalPorts, Patience, Registries},
         store::SqliteStore,
         supervisor_process::ProcessSupervisor,
         supervisor_systemd::SystemdSupervisor,
@@ -116,7 +117,8 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     let store = DescriptorStore::inherited().context("cannot take the descriptors that systemd kept")?;
     let network = Arc::new(LinuxNetwork::new(config.warm_taps(), Arc::new(store))?);
     tokio::spawn(keep_network(Arc::clone(&network)));
-    let registries = Registries::new(&cache_directory(), config.cache_size()?, Patience::default());
+    let local = local_registries(config.registry.local_ports.clone(), &network);
+    let registries = Registries::new(&cache_directory(), config.cache_size()?, Patience::default(), local);
     let keys = CATALOG_KEYS.map(PathBuf::from).to_vec();
     let catalogs = SignedCatalogs::new(config.catalogs()?, places.catalogs(), keys, registries.clone());
     Ok(Ports {
@@ -136,6 +138,13 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         users: Arc::new(Accounts),
         vmm,
     })
+}
+
+/// The ports of this host where users may pull images from: those that the configuration allows, but for one that
+/// leads to a guest, whoever published it.
+fn local_registries(allowed: BTreeSet<u16>, network: &Arc<LinuxNetwork>) -> LocalPorts {
+    let network = Arc::clone(network);
+    LocalPorts::that(move |port| allowed.contains(&port) && !network.is_published(port))
 }
 
 /// Follows what others do to the host's network, for as long as the service runs.

@@ -1,6 +1,7 @@
 //! The configuration file, and what holds where it is silent: defaults that fit the host.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -79,9 +80,21 @@ pub struct Config {
     /// The cache of what registries sent.
     #[serde(default)]
     pub cache: CacheSection,
+    /// Registries of images.
+    #[serde(default)]
+    pub registry: RegistrySection,
     /// What one user may have.
     #[serde(default)]
     pub limits: LimitsSection,
+}
+
+/// Registries of images.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistrySection {
+    /// Ports of the host itself, at `localhost`, where every user may pull images from; none when absent.
+    #[serde(default)]
+    pub local_ports: BTreeSet<u16>,
 }
 
 /// A catalog.
@@ -351,6 +364,8 @@ mod tests {
         assert_eq!(image_size("").unwrap(), Bytes::gib(16));
         assert_eq!(image_size("image_size = \"20GiB\"").unwrap(), Bytes::gib(20));
         assert!(image_size("image_size = \"1MiB\"").is_err() && image_size("image_size = \"1TiB\"").is_err());
+        assert!(config.registry.local_ports.is_empty());
+        assert!(read("[registry]\nlocal_ports = [5000]").unwrap().registry.local_ports.contains(&5000));
         assert_eq!(config.catalogs().unwrap()[0].location.to_string(), CATALOG_INDEX);
         assert!(read("catalog = []").unwrap().catalogs().unwrap().is_empty());
         let wrong = read("[vm_defaults]\nmemory = \"much\"").unwrap().settings(HOST).unwrap_err();
