@@ -79,6 +79,8 @@ pub struct Settings {
     pub ready_timeout: Duration,
     /// How long a guest may take to power off.
     pub stop_timeout: Duration,
+    /// What happens to a sandbox whose guest reboots.
+    pub on_reboot: request::OnReboot,
     /// Where guests are to be; chosen where the host has nothing, when absent. Only the first start asks.
     pub subnet: Option<Prefix4>,
     /// Whether guests of one owner reach each other.

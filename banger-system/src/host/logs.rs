@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Write},
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -13,12 +13,19 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{blocking::blocking, ring::Reader};
 use crate::{
-    domain::{id::VmId, resource::Places},
+    domain::{
+        guest_end::{GuestEnd, LAST_WORDS},
+        id::VmId,
+        resource::Places,
+    },
     ports::{Error, Log, Logs, Reading, Result},
 };
 
 /// Between two looks at a log that is followed.
 const FOLLOW_POLL: Duration = Duration::from_millis(100);
+
+/// Between two looks at a console for the word that nothing runs in its guest any more.
+const STANDSTILL_POLL: Duration = Duration::from_secs(5);
 
 /// Logs under [`Places::vm_dir`].
 pub struct RingLogs {
@@ -64,6 +71,35 @@ impl Logs for RingLogs {
         })
         .await
     }
+
+    async fn guest_end(&self, vm: VmId) -> Result<Option<GuestEnd>> {
+        let path = self.path(vm, Log::Console);
+        let os = move |error: io::Error| Error::os("read the end of a console", error);
+        blocking("read the end of a console", move || read_end(&path).map_err(os)).await
+    }
+
+    async fn stood_still(&self, vm: VmId) -> Result<GuestEnd> {
+        loop {
+            tokio::time::sleep(STANDSTILL_POLL).await;
+            if let Some(end) = self.guest_end(vm).await?.filter(|end| end.stands_still()) {
+                return Ok(end);
+            }
+        }
+    }
+}
+
+/// How the guest ended whose console is this file.
+fn read_end(path: &Path) -> io::Result<Option<GuestEnd>> {
+    let mut reader = match File::open(path).and_then(Reader::new) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        reader => reader?,
+    };
+    let written = reader.written()?;
+    reader.keep_last(LAST_WORDS as u64)?;
+    let mut bytes = Vec::new();
+    // The writer may be faster than we are.
+    while bytes.len() <= LAST_WORDS && reader.read_until(written, &mut bytes)? {}
+    Ok(GuestEnd::read(&bytes))
 }
 
 /// Copies what stands before the end, or, when that never comes, until the client is gone.

@@ -2,6 +2,7 @@
 //! store. It never waits long for one thing: what takes time goes on beside it and reports back.
 
 mod happening;
+mod reboot;
 mod remove;
 mod start;
 mod stop;
@@ -30,6 +31,7 @@ use super::{
 };
 use crate::{
     domain::{
+        guest_end::Reboots,
         id::{JobId, Timestamp},
         lifecycle::{Event, Transition, step},
         name::Name,
@@ -77,6 +79,8 @@ pub(super) struct Task {
     waiters: Vec<Waiter>,
     /// Published ports that something else on the host has taken: they do not lead to the guest.
     pub(super) blocked_ports: BTreeSet<Port>,
+    /// When the guest rebooted lately.
+    reboots: Reboots,
     /// The machine is not to outlive a first start that fails.
     is_new: bool,
 }
@@ -132,6 +136,7 @@ impl Task {
             beside: JoinSet::new(),
             waiters: Vec::new(),
             blocked_ports: BTreeSet::new(),
+            reboots: Reboots::default(),
             is_new: false,
         }
     }
