@@ -215,6 +215,10 @@ impl Task {
             self.vm.name = old;
             return Err(error);
         }
+        // One that was chosen for itself stays.
+        if self.vm.spec.hostname == old {
+            self.vm.spec.hostname = self.vm.name.clone();
+        }
         self.save().await
     }
 
