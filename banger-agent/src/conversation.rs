@@ -12,7 +12,7 @@ use crate::{
     channels::InitKind,
     clock, copies, exec, files, forward,
     port::{Greeting, Port},
-    ports, power, programs, stats,
+    ports, power, programs, stats, stopping,
 };
 
 /// What a conversation has to know.
@@ -99,6 +99,7 @@ fn info(guest: &Guest) -> GuestInfo {
         kernel_release: read("/proc/sys/kernel/osrelease"),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         problems: guest.problems.clone(),
+        stopping: stopping::has_begun(),
     }
 }
 

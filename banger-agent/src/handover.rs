@@ -21,7 +21,7 @@ use crate::{
     SERVE,
     boot::NEW_ROOT,
     channels::{Inheritance, InitKind},
-    log, power,
+    log, power, stopping,
 };
 
 /// Where an image may have its init, the most particular first.
@@ -42,7 +42,13 @@ pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infalli
     if let Err(error) = power::prepare() {
         problems.push(format!("cannot see to powering off: {error}"));
     }
-    start_server(Inheritance { token: config.token, problems, init: kind, programs: config.programs })?;
+    let server =
+        start_server(Inheritance { token: config.token, problems, init: kind, programs: config.programs })?;
+    if kind == InitKind::Image
+        && let Err(error) = stopping::prepare(server)
+    {
+        log::error(&format!("commands will not end before the guest's disks are unmounted: {error}"));
+    }
     match init {
         Some(init) => {
             log::info(&format!("handing over to {init}"));
@@ -90,8 +96,9 @@ fn is_program(path: &str) -> bool {
     })
 }
 
-/// Starts the serving process. What it has to know stands in a file without a name, its standard input.
-fn start_server(inheritance: Inheritance) -> io::Result<()> {
+/// Starts the serving process, and returns its number. What it has to know stands in a file without a name, its
+/// standard input.
+fn start_server(inheritance: Inheritance) -> io::Result<u32> {
     let mut file = fs::File::from(rustix::fs::memfd_create("banger-agent", MemfdFlags::CLOEXEC)?);
     serde_json::to_writer(&mut file, &inheritance)?;
     file.flush()?;
@@ -103,7 +110,7 @@ fn start_server(inheritance: Inheritance) -> io::Result<()> {
         .env_clear()
         .stdin(Stdio::from(file))
         .spawn()
-        .map(drop)
+        .map(|server| server.id())
 }
 
 /// The whole of a first process's duty: children that nobody waits for are waited for.

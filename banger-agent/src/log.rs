@@ -12,6 +12,11 @@ pub fn error(message: &str) {
     line("<3>", message);
 }
 
+/// Something that the host is to hear, however quiet the guest's kernel is.
+pub fn emergency(message: &str) {
+    line("<0>", message);
+}
+
 /// The kernel's log reaches the console and, later, the guest's own journal.
 fn line(level: &str, message: &str) {
     let line = format!("{level}banger-agent: {}\n", message.replace('\n', " "));

@@ -31,6 +31,7 @@ mod programs;
 mod spawn;
 mod ssh;
 mod stats;
+mod stopping;
 #[cfg(test)]
 mod test_host;
 mod timezone;
@@ -41,13 +42,15 @@ use std::process::ExitCode;
 
 /// The argument of the second process.
 const SERVE: &str = "serve";
+/// The argument with which systemd has the commands ended of the serving process whose number follows.
+const STOPPING: &str = "stopping";
 /// The argument with which the program serves its standard input, a socket, behind the token that follows.
 /// Tests of the host's side speak with it so.
 const CONVERSE: &str = "converse";
 
 fn main() -> ExitCode {
     if std::process::id() == 1 && power::is_shutdown_program() {
-        return power::finish();
+        return power::finish(std::env::args().nth(1).as_deref());
     }
     let serve = std::env::args().nth(1).is_some_and(|argument| argument == SERVE);
     if serve {
@@ -58,6 +61,11 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    if let [_, word, server] = std::env::args().collect::<Vec<_>>().as_slice()
+        && word == STOPPING
+    {
+        return stopping::run(server);
     }
     if let [_, word, token] = std::env::args().collect::<Vec<_>>().as_slice()
         && word == CONVERSE

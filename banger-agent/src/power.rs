@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
-use banger_proto::guest::OFF_BY_RESET;
+use banger_proto::guest::{OFF_BY_RESET, POWER_OFF_MARK};
 use rustix::{
     mount::{MountFlags, mount_remount},
     process::{Pid, Signal, kill_process, test_kill_process},
     system::{RebootCommand, reboot},
 };
 
-use crate::{channels::InitKind, log};
+use crate::{channels::InitKind, log, stopping};
 
 /// How long the image's init may take. The host's patience is longer.
 const INIT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -58,11 +58,36 @@ impl Manner {
 
     /// Ends the machine, now.
     fn go(self) -> io::Result<Infallible> {
+        if self == Manner::Reset {
+            log::emergency(POWER_OFF_MARK);
+        }
         reboot(match self {
             Manner::PowerOff => RebootCommand::PowerOff,
             Manner::Reset => RebootCommand::Restart,
         })?;
-        Err(io::Error::other("the machine goes on"))
+        Err(goes_on())
+    }
+}
+
+fn goes_on() -> io::Error {
+    io::Error::other("the machine goes on")
+}
+
+/// What the guest's user wanted of its init.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    PowerOff,
+    Reboot,
+    Halt,
+}
+
+impl Verb {
+    fn of(word: Option<&str>) -> Self {
+        match word {
+            Some("reboot" | "kexec") => Verb::Reboot,
+            Some("halt") => Verb::Halt,
+            _ => Verb::PowerOff,
+        }
     }
 }
 
@@ -83,16 +108,23 @@ pub fn is_shutdown_program() -> bool {
     std::env::args().next().is_some_and(|name| Path::new(&name).ends_with(SHUTDOWN_PROGRAM))
 }
 
-/// Ends the machine as [`prepare`] promised: file systems are unmounted or read-only by now.
-pub fn finish() -> ExitCode {
+/// Ends the machine as [`prepare`] promised: file systems are unmounted or read-only by now. `verb` is what systemd was
+/// asked for: `poweroff`, `reboot`, `halt` or `kexec`.
+pub fn finish(verb: Option<&str>) -> ExitCode {
     rustix::fs::sync();
-    let Err(error) = Manner::find().go();
+    let ended = match Verb::of(verb) {
+        Verb::PowerOff => Manner::find().go(),
+        Verb::Halt => reboot(RebootCommand::Halt).map_err(io::Error::from).and_then(|()| Err(goes_on())),
+        Verb::Reboot => reboot(RebootCommand::Restart).map_err(io::Error::from).and_then(|()| Err(goes_on())),
+    };
+    let Err(error) = ended;
     log::error(&format!("cannot end the machine: {error}"));
     ExitCode::FAILURE
 }
 
 /// Powers the machine off. Returns only when that fails.
 pub fn off(init: InitKind) -> io::Result<()> {
+    stopping::begin();
     let manner = Manner::find();
     if init == InitKind::Image && ask_init(manner) {
         thread::sleep(INIT_TIMEOUT);
@@ -160,6 +192,20 @@ fn leave_disks_clean() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reboot_is_one_also_where_the_monitor_has_no_power_switch() {
+        for (word, expect) in [
+            (Some("reboot"), Verb::Reboot),
+            (Some("kexec"), Verb::Reboot),
+            (Some("halt"), Verb::Halt),
+            (Some("poweroff"), Verb::PowerOff),
+            (Some("exit"), Verb::PowerOff),
+            (None, Verb::PowerOff),
+        ] {
+            assert_eq!(Verb::of(word), expect, "{word:?}");
+        }
+    }
 
     #[test]
     fn the_host_says_how_a_machine_goes_off() {

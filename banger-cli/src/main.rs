@@ -26,6 +26,7 @@ mod service;
 mod settings;
 mod signals;
 mod ssh;
+mod state_reason;
 mod table;
 mod text_agent;
 mod timezone;

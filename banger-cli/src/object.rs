@@ -60,8 +60,8 @@ impl Object {
 }
 
 /// What the members of structures are called: on the bus they have places only.
-const MEMBERS: [(&str, &[&str]); 1] =
-    [("PublishedPorts", &["protocol", "guest_port", "host_port", "host_address"])];
+const MEMBERS: [(&str, &[&str]); 2] = [("PublishedPorts", PORT), ("BlockedPorts", PORT)];
+const PORT: &[&str] = &["protocol", "guest_port", "host_port", "host_address"];
 
 /// An array of structures, as objects where their members have names.
 fn named(property: &str, value: Value) -> Value {

@@ -5,6 +5,7 @@
 
 use std::{
     io::{BufRead, Write},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,7 +32,7 @@ const GUEST: u32 = 60_000;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let subnet = Subnet::choose(&[], [1, 2, 3, 4, 5])?;
-    let network = LinuxNetwork::new(WARM_TAPS)?;
+    let network = LinuxNetwork::new(WARM_TAPS, Arc::default())?;
     network.prepare(subnet).await?;
     let mut there = 0;
     for line in std::io::stdin().lock().lines() {

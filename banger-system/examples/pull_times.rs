@@ -29,7 +29,7 @@ use banger_system::{
     },
     host::{
         image_files::LocalImages,
-        registry::{Patience, Registries},
+        registry::{LocalPorts, Patience, Registries},
         worker_process::ProcessWorkers,
     },
     ports::{
@@ -64,7 +64,7 @@ fn main() -> Result<()> {
 
 async fn download(home: &Path, source: &Source) -> Result<()> {
     let cache = home.join("cache");
-    let registries = Registries::new(&cache, CACHE, Patience::default());
+    let registries = Registries::new(&cache, CACHE, Patience::default(), LocalPorts::that(|_| true));
     let began = Instant::now();
     let image = registries.resolve(source).await?;
     let fetch = registries.fetch(source, &image.layers, Arc::new(Unwatched)).await?;
@@ -89,7 +89,7 @@ async fn pull(program: &Path, home: &Path, source: Source) -> Result<()> {
     let workers = Arc::new(ProcessWorkers::new(places.clone()));
     let ports = Ports {
         image_files: Arc::new(LocalImages::new(places.clone(), workers, SIZE)),
-        registry: Arc::new(Registries::new(&cache, CACHE, Patience::default())),
+        registry: Arc::new(Registries::new(&cache, CACHE, Patience::default(), LocalPorts::that(|_| true))),
         ..Sim::new().ports()
     };
     fs::create_dir_all(places.images())?;

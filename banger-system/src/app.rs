@@ -1,6 +1,7 @@
 //! The composition root: the one place that names concrete adapters.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,6 +21,7 @@ use crate::{
         authority::Polkit,
         catalogs::SignedCatalogs,
         clock::SystemClock,
+        descriptor_store::{self, DescriptorStore},
         disks::FileDisks,
         dns::NameServer,
         guest_link::AgentLink,
@@ -31,7 +33,7 @@ use crate::{
         mapper::MapperDisks,
         monitors::Monitors,
         network::LinuxNetwork,
-        registry::{Patience, Registries},
+        registry::{LocalPorts, Patience, Registries},
         store::SqliteStore,
         streams::OpenStreams,
         supervisor_process::ProcessSupervisor,
@@ -74,7 +76,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
         Mode::Host => host_ports(&connection, config).await?,
         Mode::Sim => Sim::new().ports(),
     };
-    let names = Arc::clone(&ports.names);
+    let (names, network) = (Arc::clone(&ports.names), Arc::clone(&ports.network));
     let (engine, events) = Engine::new(ports, settings);
     engine.recover().await.context("cannot take over what an earlier run left")?;
     bus::serve(connection.clone(), engine, events).await.context("cannot serve on the bus")?;
@@ -90,6 +92,12 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     watchdog.abort();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     names.withdraw().await;
+    // Nobody holds a published port once we are gone, unless systemd does: it could be anybody's next.
+    if !descriptor_store::survives(&connection).await
+        && let Err(error) = network.close_ports().await
+    {
+        tracing::error!(%error, "cannot close the published ports");
+    }
     // Machines belong to their units, and go on.
     tracing::info!("ending");
     Ok(())
@@ -107,9 +115,11 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     };
     let vmm = Monitors::new(places.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
     let vmm = Arc::new(vmm);
-    let network = Arc::new(LinuxNetwork::new(config.warm_taps())?);
+    let store = DescriptorStore::inherited().context("cannot take the descriptors that systemd kept")?;
+    let network = Arc::new(LinuxNetwork::new(config.warm_taps(), Arc::new(store))?);
     tokio::spawn(keep_network(Arc::clone(&network)));
-    let registries = Registries::new(&cache_directory(), config.cache_size()?, Patience::default());
+    let local = local_registries(config.registry.local_ports.clone(), &network);
+    let registries = Registries::new(&cache_directory(), config.cache_size()?, Patience::default(), local);
     let keys = CATALOG_KEYS.map(PathBuf::from).to_vec();
     let catalogs = SignedCatalogs::new(config.catalogs()?, places.catalogs(), keys, registries.clone());
     Ok(Ports {
@@ -130,6 +140,13 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         users: Arc::new(Accounts),
         vmm,
     })
+}
+
+/// The ports of this host where users may pull images from: those that the configuration allows, but for one that
+/// leads to a guest, whoever published it.
+fn local_registries(allowed: BTreeSet<u16>, network: &Arc<LinuxNetwork>) -> LocalPorts {
+    let network = Arc::clone(network);
+    LocalPorts::that(move |port| allowed.contains(&port) && !network.is_published(port))
 }
 
 /// Follows what others do to the host's network, for as long as the service runs.

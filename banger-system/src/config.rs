@@ -1,6 +1,7 @@
 //! The configuration file, and what holds where it is silent: defaults that fit the host.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -17,7 +18,7 @@ use crate::{
         name::Name,
         net::{nic::Siblings, prefix::Prefix4, subnet::Subnet},
     },
-    engine::Settings,
+    engine::{Settings, request::OnReboot},
 };
 
 /// Where the configuration is looked for.
@@ -64,6 +65,8 @@ pub struct Config {
     pub ready_timeout: Option<u64>,
     /// Seconds that a guest may take to power off.
     pub stop_timeout: Option<u64>,
+    /// What happens when a guest reboots: `boot` or `stop`.
+    pub on_guest_reboot: Option<String>,
     /// The machine monitor of a machine for which none is named: `auto`, `firecracker` or `qemu`.
     pub vmm: Option<String>,
     /// Where Firecracker is; where packages put it when absent.
@@ -79,9 +82,21 @@ pub struct Config {
     /// The cache of what registries sent.
     #[serde(default)]
     pub cache: CacheSection,
+    /// Registries of images.
+    #[serde(default)]
+    pub registry: RegistrySection,
     /// What one user may have.
     #[serde(default)]
     pub limits: LimitsSection,
+}
+
+/// Registries of images.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistrySection {
+    /// Ports of the host itself, at `localhost`, where every user may pull images from; none when absent.
+    #[serde(default)]
+    pub local_ports: BTreeSet<u16>,
 }
 
 /// A catalog.
@@ -293,6 +308,13 @@ impl Config {
             disk_size: size("vm_defaults.disk_size", &defaults.disk_size)?.unwrap_or(Bytes::gib(8)),
             ready_timeout: self.ready_timeout.map_or(READY_TIMEOUT, Duration::from_secs),
             stop_timeout: self.stop_timeout.map_or(STOP_TIMEOUT, Duration::from_secs),
+            on_reboot: match self.on_guest_reboot.as_deref() {
+                None | Some("boot") => OnReboot::Boot,
+                Some("stop") => OnReboot::Stop,
+                Some(other) => {
+                    return Err(Error::Value { key: "on_guest_reboot", value: other.to_owned() });
+                }
+            },
             subnet: self.subnet()?,
             siblings: match self.network.siblings {
                 Some(false) => Siblings::Apart,
@@ -351,6 +373,12 @@ mod tests {
         assert_eq!(image_size("").unwrap(), Bytes::gib(16));
         assert_eq!(image_size("image_size = \"20GiB\"").unwrap(), Bytes::gib(20));
         assert!(image_size("image_size = \"1MiB\"").is_err() && image_size("image_size = \"1TiB\"").is_err());
+        let on_reboot = |text| read(text).unwrap().settings(HOST).map(|settings| settings.on_reboot);
+        assert_eq!(on_reboot("").unwrap(), OnReboot::Boot);
+        assert_eq!(on_reboot("on_guest_reboot = \"stop\"").unwrap(), OnReboot::Stop);
+        assert!(on_reboot("on_guest_reboot = \"never\"").is_err());
+        assert!(config.registry.local_ports.is_empty());
+        assert!(read("[registry]\nlocal_ports = [5000]").unwrap().registry.local_ports.contains(&5000));
         assert_eq!(config.catalogs().unwrap()[0].location.to_string(), CATALOG_INDEX);
         assert!(read("catalog = []").unwrap().catalogs().unwrap().is_empty());
         let wrong = read("[vm_defaults]\nmemory = \"much\"").unwrap().settings(HOST).unwrap_err();

@@ -20,8 +20,10 @@ use async_trait::async_trait;
 use banger_proto::size::Bytes;
 use images::{Content, Exported, Layout, Part, Progress};
 
+pub use crate::domain::guest_end::Ended;
 use crate::domain::{
     clock::Occasion,
+    guest_end::GuestEnd,
     id::{ImageId, KernelId, Uid, VmId},
     image::{Image, ImageFacts, Kernel, KernelFacts},
     limits::Exceeded,
@@ -425,17 +427,6 @@ pub struct Started {
     pub user: u32,
 }
 
-/// How a process ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
-    /// With status 0.
-    Clean,
-    /// With another status, or by a signal: in words such as `exited:1` or `killed:9`.
-    Failed(String),
-    /// It is not there, and nobody knows how it ended.
-    Unknown,
-}
-
 /// The agent in a guest.
 #[async_trait]
 pub trait GuestLink: Send + Sync {
@@ -455,6 +446,8 @@ pub trait GuestLink: Send + Sync {
 pub struct GuestFacts {
     /// The kernel's boot id.
     pub boot_id: String,
+    /// Whether it is shutting down.
+    pub stopping: bool,
 }
 
 /// The logs of machines.
@@ -463,6 +456,10 @@ pub trait Logs: Send + Sync {
     /// The reading end of a pipe into which the log is copied. A machine that never ran has an empty log. What is held
     /// is dropped when nothing is copied any more: all was read, or the reader is gone.
     async fn open(&self, vm: VmId, log: Log, reading: Reading, hold: Hold) -> Result<OwnedFd>;
+    /// How the guest of the last boot ended, by the end of its console; nothing when it did not say.
+    async fn guest_end(&self, vm: VmId) -> Result<Option<GuestEnd>>;
+    /// Waits until the console of the present boot says that nothing runs in the guest any more, however long.
+    async fn stood_still(&self, vm: VmId) -> Result<GuestEnd>;
 }
 
 /// A place that is taken for as long as something that was handed out is in use.

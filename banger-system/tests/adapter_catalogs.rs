@@ -23,7 +23,7 @@ use banger_system::{
     },
     host::{
         catalogs::SignedCatalogs,
-        registry::{Patience, Registries},
+        registry::{LocalPorts, Patience, Registries},
     },
     ports::{
         Error, Result,
@@ -67,7 +67,7 @@ impl Bench {
     /// The catalog at this place, by whom these keys may sign.
     fn of(&self, location: &str, keys: Keys) -> SignedCatalogs {
         let source = Source { name: name(), location: location.parse().unwrap(), keys };
-        let registries = Registries::new(&self.at("cache"), Bytes::gib(1), QUICK);
+        let registries = Registries::new(&self.at("cache"), Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
         SignedCatalogs::new(vec![source], self.at("kept"), vec![self.at("keys")], registries)
     }
 
@@ -259,7 +259,7 @@ async fn a_server_does_not_lead_elsewhere_than_a_registry_may() {
     {
         let redirect = Fault::Status(302, vec![("Location", target.to_owned())]);
         bench.lab.fault("/c/index.json", 1, redirect);
-        bench.refused("where nobody follows it").await;
+        bench.refused("refusing to ask").await;
     }
 }
 

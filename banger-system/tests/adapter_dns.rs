@@ -82,7 +82,7 @@ async fn run<'a, F: Future<Output = ()>>(
 
 impl House {
     async fn new() -> Self {
-        let network = LinuxNetwork::new(0).unwrap();
+        let network = LinuxNetwork::new(0, Arc::default()).unwrap();
         network.prepare(subnet()).await.unwrap();
         let (bus, directory) = (Bus::start(), tempfile::tempdir().unwrap());
         let resolv_conf = directory.path().join("resolv.conf");

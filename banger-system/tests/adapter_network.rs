@@ -6,7 +6,7 @@ mod net_lab;
 mod scratch;
 mod skip;
 
-use std::{collections::BTreeSet, future::Future, io::ErrorKind, time::Duration};
+use std::{collections::BTreeSet, future::Future, io::ErrorKind, sync::Arc, time::Duration};
 
 use banger_system::{
     domain::{
@@ -14,6 +14,7 @@ use banger_system::{
         net::{
             nic::{Nat, Nic, TapName},
             port::{Port, Protocol, Scope},
+            ruleset::{Bounds, ruleset},
         },
     },
     host::network::{LinuxNetwork, tap_of},
@@ -34,7 +35,7 @@ macro_rules! on_a_host {
         let world = World::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let network = LinuxNetwork::new(0).unwrap();
+            let network = LinuxNetwork::new(0, Arc::default()).unwrap();
             network.prepare(subnet()).await.unwrap();
             run($test, &world, &network).await;
         });
@@ -193,6 +194,140 @@ fn a_port_is_published_where_it_was_asked_for_and_cut_at_once() {
 }
 
 #[test]
+fn a_published_port_takes_no_client_of_another_service() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let guest = world.guest(network, nic(0, ALICE)).await;
+        let inside = guest.space.serve("0.0.0.0:0");
+        // The guest's answers begin with the address of the gateway, those of a service of the host with another.
+        let gateway = subnet().gateway().0.to_string();
+        let seen = |at: &str, port: u16| world.host.dial_as(Uid(BOB), (at, port)).map(|talk| talk.seen);
+        world.host.serve("127.0.1.1:5432");
+        world.host.serve(&format!("{UPLINK}:5432"));
+        world.host.serve("[::1]:5432");
+        let here = publishing(&guest.nic, Scope::Loopback, 5432, inside);
+        network.change(&guest.nic, &here).await.unwrap();
+        assert_eq!(seen("127.0.0.1", 5432).unwrap(), gateway);
+        for (at, own) in [("127.0.1.1", "127.0.0.1"), (UPLINK, UPLINK), ("::1", "::1")] {
+            assert_eq!(seen(at, 5432).unwrap(), own, "a client of {at} went to the guest");
+        }
+        assert!(refused(world.host.dial(("127.0.0.2", 5432))), "nobody listens there");
+
+        // On all addresses a port is held at all of them, whatever the family.
+        for at in ["127.0.1.1:5433", "[::1]:5433", "[2001:db8::1]:5433"] {
+            let program = world.host.run(|| std::net::TcpListener::bind(at)).unwrap();
+            let wish = publishing(&guest.nic, Scope::All, 5433, inside);
+            let taken = network.change(&here, &wish).await.unwrap_err();
+            assert!(matches!(taken, Error::Taken { .. }), "{at}: {taken}");
+            drop(program);
+        }
+        let everywhere = publishing(&guest.nic, Scope::All, 5433, inside);
+        network.change(&here, &everywhere).await.unwrap();
+        for at in ["127.0.0.1:5433", "127.0.1.1:5433", "[::1]:5433", "[2001:db8::1]:5433"] {
+            let bound = world.host.run(|| std::net::TcpListener::bind(at));
+            assert_eq!(bound.err().map(|error| error.kind()), Some(ErrorKind::AddrInUse), "{at}");
+        }
+    });
+}
+
+#[test]
+fn a_port_that_somebody_took_while_the_service_was_away_leads_to_the_guest_no_longer() {
+    on_a_host!(async |world: &World, _: &LinuxNetwork| {
+        let before = LinuxNetwork::new(0, Arc::default()).unwrap();
+        before.prepare(subnet()).await.unwrap();
+        let guest = world.guest(&before, nic(0, ALICE)).await;
+        let (one, two) = (guest.space.serve("0.0.0.0:0"), guest.space.serve("0.0.0.0:0"));
+        let port = |host, guest| Port { scope: Scope::Loopback, protocol: Protocol::Tcp, host, guest };
+        let (kept, taken) = (port(8080, one), port(8081, two));
+        let wish = Nic { ports: [kept, taken].into(), ..guest.nic.clone() };
+        before.change(&guest.nic, &wish).await.unwrap();
+        drop(before);
+        let gateway = subnet().gateway().0.to_string();
+        let seen = |port: u16| world.host.dial_as(Uid(BOB), ("127.0.0.1", port)).map(|talk| talk.seen);
+        world.host.serve("127.0.0.1:8081");
+        assert_eq!(seen(8081).unwrap(), gateway, "the rule is still there");
+
+        let next = LinuxNetwork::new(0, Arc::default()).unwrap();
+        next.prepare(subnet()).await.unwrap();
+        assert_eq!(next.take_over(&wish).await.unwrap(), BTreeSet::from([taken]));
+        assert_eq!(seen(8081).unwrap(), "127.0.0.1");
+        assert_eq!(seen(8080).unwrap(), gateway);
+        assert!(next.is_published(8080) && !next.is_published(8081));
+
+        next.close_ports().await.unwrap();
+        assert!(seen(8080).is_err());
+        drop(world.host.run(|| std::net::TcpListener::bind("127.0.0.1:8080")).unwrap());
+    });
+}
+
+#[test]
+fn a_guest_cannot_fill_the_table_of_connections() {
+    on_a_host!(async |world: &World, network: &LinuxNetwork| {
+        let few = few_connections();
+        world.host.command(&format!("nft -f {}", few.path().display())).unwrap();
+        let kept = || -> usize {
+            let count =
+                world.host.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"));
+            count.unwrap().trim().parse().unwrap()
+        };
+        let alices = world.guest(network, with_nat(nic(0, ALICE))).await;
+        let bobs = world.guest(network, with_nat(nic(1, BOB))).await;
+        let web = world.internet.serve("0.0.0.0:0");
+        let flood = |guest: &net_lab::Guest, to: &str, ports: std::ops::Range<u16>| {
+            let socket = guest.space.udp((guest.nic.v4, 0));
+            // One that was refused is told by an error of a later call.
+            ports.for_each(|port| drop(socket.send_to(b"x", (to, port))));
+        };
+        flood(&alices, INTERNET, 2000..4000);
+        assert!(kept() <= FEW + 10, "{} connections", kept());
+        assert!(refused(alices.space.dial((INTERNET, web))), "a connection beyond the bound");
+        assert!(bobs.space.dial((INTERNET, web)).unwrap().lives(), "another user's guest pays for it");
+
+        // All guests of an owner together have twice as many, however many guests there are.
+        for n in 2..6 {
+            let sister = world.guest(network, with_nat(nic(n, ALICE))).await;
+            flood(&sister, INTERNET, 2000..2200);
+        }
+        assert!(kept() <= 2 * FEW + 30, "{} connections", kept());
+
+        // Questions to the name server are not counted, because nothing is kept of them.
+        let (before, gateway) = (kept(), subnet().gateway());
+        let dns = world.host.udp((gateway.0, 53));
+        for _ in 0..300 {
+            let socket = alices.space.udp((alices.nic.v4, 0));
+            socket.send_to(b"?", (gateway.0, 53)).unwrap();
+            let mut packet = [0; 8];
+            let (_, from) = dns.recv_from(&mut packet).unwrap();
+            dns.send_to(b"!", from).unwrap();
+            assert_eq!(socket.recv(&mut packet).unwrap(), 1);
+        }
+        assert!(kept() <= before + 5, "{} connections after {before}", kept());
+
+        network.unplug(alices.nic.vm).await.unwrap();
+        assert!(!world.host.ruleset().contains(alices.nic.tap().as_str()), "{}", world.host.ruleset());
+    });
+}
+
+/// How many connections a guest may have on a host of the test above.
+const FEW: usize = 50;
+
+/// The rules with bounds that are soon reached.
+fn few_connections() -> tempfile::NamedTempFile {
+    let bounds = Bounds { guest: FEW as u32, owner: 2 * FEW as u32 };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), ruleset(subnet(), Some(bounds))).unwrap();
+    file
+}
+
+#[test]
+fn a_kernel_that_counts_no_connections_has_the_other_rules() {
+    on_a_host!(async |world: &World, _: &LinuxNetwork| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), ruleset(subnet(), None)).unwrap();
+        world.host.command(&format!("nft -f {}", file.path().display())).unwrap();
+    });
+}
+
+#[test]
 fn the_host_does_not_become_a_router_for_others() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let neighbour = Space::new();
@@ -260,7 +395,7 @@ fn each_step_may_be_done_twice_and_nothing_is_left() {
 fn interfaces_that_are_kept_ready_become_guests_and_go_with_the_service() {
     on_a_host!(async |world: &World, _: &LinuxNetwork| {
         let warm = || world.host.ip("-o link").lines().filter(|line| line.contains("bgw")).count();
-        let network = LinuxNetwork::new(2).unwrap();
+        let network = LinuxNetwork::new(2, Arc::default()).unwrap();
         network.prepare(subnet()).await.unwrap();
         let web = world.internet.serve("0.0.0.0:0");
         for n in 0..3 {
@@ -291,7 +426,7 @@ fn the_next_run_of_the_service_takes_over_what_it_finds() {
         network.plug(&lost).await.unwrap();
         let mut talk = guest.space.dial((INTERNET, web)).unwrap();
 
-        let next = LinuxNetwork::new(0).unwrap();
+        let next = LinuxNetwork::new(0, Arc::default()).unwrap();
         next.prepare(subnet()).await.unwrap();
         assert_eq!(next.found().await.unwrap(), [vm(0), vm(1)]);
         assert!(talk.lives(), "a guest noticed");
@@ -316,7 +451,7 @@ fn elements_without_a_tap_and_a_tap_without_elements_are_found_and_removed() {
             .host
             .command(&format!("nft delete element inet banger source4 {{ {} . {} }}", other.tap(), other.v4))
             .unwrap();
-        let next = LinuxNetwork::new(0).unwrap();
+        let next = LinuxNetwork::new(0, Arc::default()).unwrap();
         assert_eq!(next.found().await.unwrap(), [one.vm, other.vm]);
         for vm in [one.vm, other.vm] {
             next.unplug(vm).await.unwrap();
@@ -467,7 +602,7 @@ fn what_belongs_to_somebody_else_is_left_alone() {
         elsewhere.ip("link add banger0 type veth peer name other");
         let refused = elsewhere.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { LinuxNetwork::new(0).unwrap().prepare(subnet()).await })
+            runtime.block_on(async { LinuxNetwork::new(0, Arc::default()).unwrap().prepare(subnet()).await })
         });
         assert!(matches!(refused, Err(Error::Taken { .. })));
     });
@@ -490,6 +625,10 @@ fn doctor_tells_of_a_firewall_that_drops_what_guests_send() {
             checks.into_iter().filter(|check| check.name == "firewall").collect::<Vec<_>>()
         };
         assert_eq!(firewall(network.checks_of_nat().await)[0].status, Status::Pass);
+        // The rules that were made are those that count.
+        let checks = network.checks_of_nat().await;
+        let connections = checks.iter().find(|check| check.name == "connections").unwrap();
+        assert_eq!(connections.status, Status::Pass, "{}", connections.message);
         world.host.command("nft add table ip filter").unwrap();
         world
             .host

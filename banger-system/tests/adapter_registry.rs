@@ -12,14 +12,17 @@ use std::{
     os::fd::OwnedFd,
     path::Path,
     process::{Child, Command},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
 use banger_proto::size::Bytes;
 use banger_system::{
     domain::oci::{LayerFacts, RemoteImage, credentials::Credentials, platform::Platform},
-    host::registry::{Patience, Registries},
+    host::registry::{LocalPorts, Patience, Registries},
     ports::{
         Error, Result,
         images::{Progress, Unwatched},
@@ -52,7 +55,7 @@ struct Bench {
 impl Bench {
     async fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
-        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK);
+        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
         Self { lab: Lab::new().await, home, registries }
     }
 
@@ -226,7 +229,7 @@ async fn a_registry_gets_to_know_who_asks_when_it_wants_to() {
         bench.lab.gate(gate.clone());
         bench.lab.forget();
         let home = tempfile::tempdir().unwrap();
-        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK);
+        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
         assert_eq!(pull(&registries, &who).await.unwrap(), layers(), "{gate:?}");
         // Nobody is told before they ask.
         assert_eq!(bench.lab.asked("/manifests/")[0].authorization, None);
@@ -412,25 +415,24 @@ async fn redirects_are_bounded_and_lead_nowhere_near() {
 async fn a_guest_is_never_asked_whoever_names_it() {
     let bench = Bench::new().await;
     bench.lab.image("a", "1", &layers());
-    let elsewhere = Lab::at("127.1.0.1", None).await;
-    elsewhere.image("a", "1", &layers());
-    // This host stands for a guest, but for one of its addresses.
-    bench.registries.keep_away_from("127.0.0.0/16 fd12:3456:789a::/64".parse().unwrap());
-    for guest in ["127.0.0.1", "127.0.255.254", "[::ffff:127.0.0.1]", "[fd12:3456:789a::2]"] {
-        let reference = format!("{guest}:{}/a:1", bench.lab.port);
+    let guest = Lab::at("127.1.0.1", None).await;
+    guest.image("a", "1", &layers());
+    // This host stands for guests with a part of its addresses.
+    bench.registries.keep_away_from("127.1.0.0/16 fd12:3456:789a::/64".parse().unwrap());
+    for address in ["127.1.0.1", "127.1.255.254", "[::ffff:127.1.0.1]", "[fd12:3456:789a::2]"] {
+        let reference = format!("{address}:{}/a:1", guest.port);
         let error = pull(&bench.registries, &source(&reference)).await.unwrap_err();
         assert!(
             matches!(&error, Error::Registry { message } if message.contains("a guest of this host")),
-            "{guest}: {error}"
+            "{address}: {error}"
         );
     }
-    let to = format!("https://127.0.0.1:{}/v2/a/manifests/1", bench.lab.port);
-    elsewhere.fault("/manifests/", 1, Fault::Status(307, vec![("Location", to)]));
-    let reference = format!("127.1.0.1:{}/a:1", elsewhere.port);
-    let error = pull(&bench.registries, &source(&reference)).await.unwrap_err();
+    let to = format!("https://127.1.0.1:{}/v2/a/manifests/1", guest.port);
+    bench.lab.fault("/manifests/", 1, Fault::Status(307, vec![("Location", to)]));
+    let error = pull(&bench.registries, &bench.source("a:1")).await.unwrap_err();
     assert!(error.to_string().contains("a guest of this host"), "{error}");
-    assert_eq!(elsewhere.asked("").len(), 1);
-    assert_eq!(bench.lab.asked("").len(), 0);
+    assert_eq!(bench.lab.asked("").len(), 1);
+    assert_eq!(guest.asked("").len(), 0);
 }
 
 #[tokio::test]
@@ -485,7 +487,7 @@ async fn pruning_breaks_no_pull_and_takes_the_oldest_first() {
     // What was used lately stays.
     let hour = Prune { older_than: Some(Duration::from_secs(3600)), ..Prune::default() };
     assert_eq!(bench.registries.prune(hour).await.unwrap(), Pruned::default());
-    let small = Registries::new(bench.home.path(), Bytes::mib(1), QUICK);
+    let small = Registries::new(bench.home.path(), Bytes::mib(1), QUICK, LocalPorts::that(|_| true));
     let directory = fs::read_dir(bench.home.path()).unwrap().next().unwrap().unwrap().path();
     for entry in fs::read_dir(directory).unwrap() {
         let long_ago = SystemTime::now() - Duration::from_secs(7200);
@@ -509,7 +511,12 @@ async fn a_full_disk_is_told_before_anything_is_fetched() {
     let scratch = Scratch::on_small_file_system(66 << 20);
     let lab = Lab::new().await;
     lab.image("a", "1", &[noise(13, 4_000_000)]);
-    let registries = Registries::new(&scratch.places.state.join("cache"), Bytes::gib(1), QUICK);
+    let registries = Registries::new(
+        &scratch.places.state.join("cache"),
+        Bytes::gib(1),
+        QUICK,
+        LocalPorts::that(|_| true),
+    );
     let error = pull(&registries, &source(&lab.reference("a:1"))).await.unwrap_err();
     assert!(matches!(error, Error::NoSpace { .. }), "{error}");
     assert_eq!(lab.asked(&digest(&noise(13, 4_000_000))).len(), 0);
@@ -523,7 +530,7 @@ async fn a_disk_that_fills_up_ends_a_pull_that_goes_on_when_there_is_room() {
     let layers = [noise(14, 8_000_000)];
     lab.image("a", "1", &layers);
     lab.pace(100_000, Duration::from_millis(5));
-    let registries = Registries::new(&cache, Bytes::gib(1), QUICK);
+    let registries = Registries::new(&cache, Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
     let asked = source(&lab.reference("a:1"));
     let running = tokio::spawn({
         let (registries, asked) = (registries.clone(), asked.clone());
@@ -594,7 +601,7 @@ async fn a_pull_in_a_process_of_its_own() {
     let Ok(words) = std::env::var("BANGER_TEST_PULL") else { return };
     let [attempts, cache, reference] = words.split(' ').collect::<Vec<_>>()[..] else { panic!("{words}") };
     let patience = Patience { attempts: attempts.parse().unwrap(), ..Patience::default() };
-    let registries = Registries::new(Path::new(cache), Bytes::gib(1), patience);
+    let registries = Registries::new(Path::new(cache), Bytes::gib(1), patience, LocalPorts::that(|_| true));
     if let Err(error) = pull(&registries, &source(reference)).await {
         panic!("{error}");
     }
@@ -746,6 +753,28 @@ impl Drop for DockerRegistry {
 }
 
 #[tokio::test]
+async fn a_port_of_the_host_that_is_not_allowed_is_never_connected_to() {
+    let bench = Bench::new().await;
+    bench.lab.image("a/b", "1", &layers());
+    let reference = bench.lab.reference("a/b:1");
+    // As it is with a port that was allowed, until somebody published it.
+    let allowed = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&allowed);
+    let local = LocalPorts::that(move |_| asked.load(Ordering::Relaxed));
+    let registries = Registries::new(&bench.home.path().join("other"), Bytes::gib(1), QUICK, local);
+    let refused = registries.resolve(&source(&reference)).await.unwrap_err();
+    assert!(refused.to_string().contains("registry.local_ports"), "{refused}");
+    let (_, port) = reference.split_once(':').unwrap();
+    for host in ["127.0.0.1", "127.0.1.1", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]"] {
+        let elsewhere = registries.resolve(&source(&format!("{host}:{port}"))).await;
+        assert!(matches!(elsewhere, Err(Error::Registry { .. })), "{host}: {elsewhere:?}");
+    }
+    assert!(bench.lab.asked("").is_empty(), "the registry was asked");
+    allowed.store(true, Ordering::Relaxed);
+    registries.resolve(&source(&reference)).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_oci_client_pushes_to_dockers_registry_is_pulled() {
     use oci_client::{
         Client, Reference,
@@ -755,7 +784,7 @@ async fn what_oci_client_pushes_to_dockers_registry_is_pulled() {
     require!(Path::new(DockerRegistry::PROGRAM).exists(), "the package docker-registry");
     let server = DockerRegistry::start().await;
     let home = tempfile::tempdir().unwrap();
-    let registries = Registries::new(home.path(), Bytes::gib(1), QUICK);
+    let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
     let name = format!("localhost:{}/a/b:1", server.port);
     let layers = layers();
     let ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();

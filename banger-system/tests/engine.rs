@@ -24,7 +24,7 @@ use banger_system::{
         stream::Service,
         view::Outcome,
     },
-    ports::Ended,
+    ports::{Ended, Store as _},
 };
 
 use crate::house::{ALICE, BOB, House, PATIENCE, request};
@@ -437,4 +437,23 @@ async fn a_machine_has_a_host_key_of_its_own_and_keeps_it() {
     assert_ne!(before, key(&house, other));
     let house = house.restarted().await;
     assert_eq!(key(&house, one), before);
+}
+
+#[tokio::test]
+async fn the_host_name_follows_the_name_unless_it_was_chosen() {
+    let house = House::new().await;
+    let make = async |hostname: Option<&str>| {
+        let hostname = hostname.map(|name| name.parse().unwrap());
+        let (vm, job) = house.engine.create_vm(CreateVm { hostname, ..request() }).await.unwrap();
+        house.done(job).await;
+        vm
+    };
+    let (follows, chosen) = (make(None).await, make(Some("db")).await);
+    for (vm, name, hostname) in [(follows, "web", "web"), (chosen, "shop", "db")] {
+        house.engine.rename_vm(vm, name.parse().unwrap()).await.unwrap();
+        let vm = house.engine.vm(vm).unwrap().vm.clone();
+        assert_eq!((vm.name.to_string(), vm.spec.hostname.to_string()), (name.into(), hostname.into()));
+        let kept = house.sim.vms().await.unwrap().into_iter().find(|row| row.id == vm.id).unwrap();
+        assert_eq!(kept.spec.hostname.to_string(), hostname);
+    }
 }

@@ -125,3 +125,51 @@ async fn a_change_that_fails_at_any_step_leaves_all_as_it_was() {
     assert_eq!(failed, 2);
     assert_eq!(house.sim.nic(vm).unwrap().nat, Nat::On);
 }
+
+#[tokio::test]
+async fn a_port_that_something_else_took_is_told_and_may_be_published_again() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    let (web, api) = (port("loopback/tcp/8080/80"), port("loopback/tcp/8081/81"));
+    for port in [web, api] {
+        house.engine.publish_port(vm, port).await.unwrap();
+    }
+    house.sim.occupy_port(8080, true);
+    let house = house.restarted().await;
+    let blocked = async || {
+        let view = house.engine.vm(vm).unwrap();
+        (view.vm.spec.ports.clone(), view.blocked_ports.clone())
+    };
+    while blocked().await.1.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(blocked().await, ([web, api].into(), [web].into()));
+    assert_eq!(house.sim.nic(vm).unwrap().ports, [api].into());
+
+    // What else changes is not hindered by it.
+    let nat = Configure { nat: Some(Nat::On), ..Configure::default() };
+    house.engine.configure_vm(vm, nat).await.unwrap();
+    assert_eq!(house.sim.nic(vm).unwrap().ports, [api].into());
+    let refused = house.engine.publish_port(vm, web).await;
+    assert!(matches!(refused, Err(Error::Port(ports::Error::Taken { .. }))), "{refused:?}");
+    house.sim.occupy_port(8080, false);
+    house.engine.publish_port(vm, web).await.unwrap();
+    assert_eq!(blocked().await, ([web, api].into(), [].into()));
+    assert_eq!(house.sim.nic(vm).unwrap().ports, [web, api].into());
+}
+
+#[tokio::test]
+async fn a_port_that_something_else_took_may_be_given_up() {
+    let house = House::new().await;
+    let vm = house.running().await;
+    let web = port("loopback/tcp/8080/80");
+    house.engine.publish_port(vm, web).await.unwrap();
+    house.sim.occupy_port(8080, true);
+    let house = house.restarted().await;
+    while house.engine.vm(vm).unwrap().blocked_ports.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    house.engine.unpublish_port(vm, web).await.unwrap();
+    let view = house.engine.vm(vm).unwrap();
+    assert!(view.vm.spec.ports.is_empty() && view.blocked_ports.is_empty());
+}

@@ -94,7 +94,7 @@ async fn exports_wait_in_the_same_line() {
 #[tokio::test]
 async fn what_a_job_needs_does_not_wait_behind_it() {
     let limits = Limits { jobs_running: 1, ..Limits::of_host(1, Bytes::gib(8)) };
-    let house = House::with(Sim::new(), limits);
+    let house = House::on_with(Sim::new(), |settings| settings.limits = limits);
     house.engine.recover().await.unwrap();
     let name = "debian-bookworm";
     let source = Source {
@@ -133,7 +133,7 @@ async fn who_may_begin_nothing_more_can_still_end_what_there_is() {
     let limits = Limits { jobs_running: 1, jobs_queued: 1, ..Limits::of_host(4, Bytes::gib(32)) };
     let sim = Sim::new();
     House::prepare(&sim).await;
-    let house = House::with(sim, limits);
+    let house = House::on_with(sim, |settings| settings.limits = limits);
     house.engine.recover().await.unwrap();
     house.sim.deafen_guests(true);
     let made = [house.engine.create_vm(request()).await, house.engine.create_vm(request()).await];

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::Value;
 
-use crate::{bus::Bus, error::Result, output, service::Kind, table::Table};
+use crate::{bus::Bus, error::Result, output, service::Kind, state_reason, table::Table};
 
 /// The options of a command that shows an object.
 #[derive(Debug, Args)]
@@ -50,6 +50,7 @@ fn text(key: &str, value: &Value) -> String {
     match (value, value.as_u64()) {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
         (_, Some(then)) if key.ends_with("_at") => crate::age::date(then, crate::age::now()),
+        (Value::String(reason), _) if key == "state_reason" => state_reason::in_words(reason),
         (Value::String(text), _) => text.clone(),
         (Value::Array(items), _) => items.iter().map(|item| text("", item)).collect::<Vec<_>>().join(" "),
         (Value::Object(entries), _) => {

@@ -266,6 +266,9 @@ pub struct GuestInfo {
     /// What went wrong on the way up; empty when all went well.
     #[serde(default)]
     pub problems: Vec<String>,
+    /// Whether the guest is shutting down.
+    #[serde(default)]
+    pub stopping: bool,
 }
 
 /// Why a request failed.

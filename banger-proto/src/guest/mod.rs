@@ -37,6 +37,10 @@ pub const VSOCK_CONNECTION_PORT: u32 = 1027;
 /// A word of the kernel's command line: the monitor ends when the machine is reset, and has no power switch.
 pub const OFF_BY_RESET: &str = "banger.off=reset";
 
+/// What the agent writes to the kernel's log before it resets a machine in order to power it off: the host then knows
+/// that from a reboot.
+pub const POWER_OFF_MARK: &str = "powering off by a reset";
+
 /// Standard input that the host may send before the agent has said that it was read. Within it the agent
 /// buffers, so that a signal never stands behind input that the command does not read.
 pub const STDIN_WINDOW: u32 = 256 << 10;

@@ -1,7 +1,7 @@
 //! `dev.banger.Manager1.VM`: a machine.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     os::fd::OwnedFd,
     sync::{Arc, Weak},
     time::Duration,
@@ -127,17 +127,8 @@ const PROPERTIES: &[Property<VmView>] = &[
     },
     property("Nat", "b", |view, _| (view.vm.spec.nat == Nat::On).into()),
     constant("SshHostKey", "s", |view, _| view.vm.host_key.public().to_owned().into()),
-    property("PublishedPorts", "a(sqqs)", |view, _| {
-        let row = |port: &Port| {
-            let address = match port.scope {
-                Scope::Loopback => "127.0.0.1",
-                Scope::All => "0.0.0.0",
-            };
-            (port.protocol.as_str().to_owned(), port.guest, port.host, address.to_owned())
-        };
-        let ports: Vec<(String, u16, u16, String)> = view.vm.spec.ports.iter().map(row).collect();
-        ports.into()
-    }),
+    property("PublishedPorts", "a(sqqs)", |view, _| ports(&view.vm.spec.ports)),
+    property("BlockedPorts", "a(sqqs)", |view, _| ports(&view.blocked_ports)),
     property("Lifetime", "s", |view, _| view.vm.lifetime.as_str().into()),
     property("Labels", "a{ss}", |view, _| {
         let labels: HashMap<String, String> = view.vm.spec.labels.clone().into_iter().collect();
@@ -158,6 +149,18 @@ const PROPERTIES: &[Property<VmView>] = &[
         },
     },
 ];
+
+/// Protocol, port of the guest, port of the host, and the address of the host.
+fn ports(ports: &BTreeSet<Port>) -> Variant<'static> {
+    let row = |port: &Port| {
+        let address = match port.scope {
+            Scope::Loopback => "127.0.0.1",
+            Scope::All => "0.0.0.0",
+        };
+        (port.protocol.as_str().to_owned(), port.guest, port.host, address.to_owned())
+    };
+    ports.iter().map(row).collect::<Vec<(String, u16, u16, String)>>().into()
+}
 
 /// The methods of a machine.
 pub struct Methods {

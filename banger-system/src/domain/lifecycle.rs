@@ -37,7 +37,9 @@ pub enum Event {
     Stop,
     /// The monitor has ended well, or because we ended it.
     Exited,
-    /// The monitor has ended on its own with an error.
+    /// The VMM has ended because the guest rebooted.
+    Rebooted,
+    /// The VMM has ended on its own with an error, or the guest's kernel has.
     Crashed,
     /// Somebody asks for removal.
     Delete,
@@ -69,7 +71,7 @@ pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
     let to = |state| Ok(Transition::To(state));
     match (state, event) {
         (S::Deleting, E::Delete) => Ok(Transition::Unchanged),
-        (S::Deleting, E::Exited | E::Crashed) => Ok(Transition::Unchanged),
+        (S::Deleting, E::Exited | E::Rebooted | E::Crashed) => Ok(Transition::Unchanged),
         (S::Deleting, _) => Err(Refused { state, event }),
 
         (S::Created | S::Stopped | S::Failed, E::Start) => to(S::Starting),
@@ -82,15 +84,17 @@ pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
         (S::Created | S::Stopping | S::Stopped | S::Failed, E::Stop) => Ok(Transition::Unchanged),
 
         (S::Starting | S::Running | S::Stopping, E::Exited) => to(S::Stopped),
+        (S::Running, E::Rebooted) => to(S::Starting),
+        (S::Starting, E::Rebooted) => Ok(Transition::Unchanged),
         (S::Starting | S::Running, E::Crashed) => to(S::Failed),
-        (S::Stopping, E::Crashed) => to(S::Stopped),
-        (S::Stopped | S::Failed, E::Exited | E::Crashed) => Ok(Transition::Unchanged),
+        (S::Stopping, E::Rebooted | E::Crashed) => to(S::Stopped),
+        (S::Stopped | S::Failed, E::Exited | E::Rebooted | E::Crashed) => Ok(Transition::Unchanged),
 
         (S::Created | S::Stopped | S::Failed, E::Delete) => to(S::Deleting),
 
         (S::Stopping, E::Start)
         | (S::Starting | S::Running | S::Stopping, E::Delete)
-        | (S::Created, E::Exited | E::Crashed)
+        | (S::Created, E::Exited | E::Rebooted | E::Crashed)
         | (_, E::Launched | E::LaunchFailed) => Err(Refused { state, event }),
     }
 }
@@ -139,12 +143,13 @@ impl fmt::Display for State {
 
 impl Event {
     /// Every event.
-    pub const ALL: [Event; 7] = [
+    pub const ALL: [Event; 8] = [
         Event::Start,
         Event::Launched,
         Event::LaunchFailed,
         Event::Stop,
         Event::Exited,
+        Event::Rebooted,
         Event::Crashed,
         Event::Delete,
     ];
@@ -156,6 +161,7 @@ impl Event {
             Event::LaunchFailed => "failing to launch",
             Event::Stop => "stopped",
             Event::Exited => "ended",
+            Event::Rebooted => "rebooted",
             Event::Crashed => "crashing",
             Event::Delete => "deleted",
         }
@@ -170,8 +176,18 @@ pub enum Reason {
     None,
     /// A user asked for it.
     UserRequest,
-    /// The guest powered itself off, or rebooted, which ends a monitor too.
+    /// The guest powered itself off.
     GuestShutdown,
+    /// The guest rebooted: it runs again, unless the configuration forbids that.
+    GuestReboot,
+    /// The guest halted, and the VMM was ended because nothing ran in it any more.
+    GuestHalt,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// The guest rebooted too often in a short time.
+    RebootLoop,
+    /// The VMM was killed because memory ran out: the host's, or what the sandbox may have of it.
+    VmmOutOfMemory,
     /// The monitor ended with this status, as systemd words it.
     VmmExit(String),
     /// It could not be started: one line of why.
@@ -190,6 +206,11 @@ impl fmt::Display for Reason {
             Reason::None => Ok(()),
             Reason::UserRequest => f.write_str("user-request"),
             Reason::GuestShutdown => f.write_str("guest-shutdown"),
+            Reason::GuestReboot => f.write_str("guest-reboot"),
+            Reason::GuestHalt => f.write_str("guest-halt"),
+            Reason::GuestPanic => f.write_str("guest-panic"),
+            Reason::RebootLoop => f.write_str("reboot-loop"),
+            Reason::VmmOutOfMemory => f.write_str("vmm-out-of-memory"),
             Reason::VmmExit(status) => write!(f, "vmm-exit:{status}"),
             Reason::StartFailed(why) => write!(f, "start-failed:{why}"),
             Reason::BootTimeout => f.write_str("boot-timeout"),
@@ -208,6 +229,11 @@ impl Reason {
             _ => match text {
                 "user-request" => Reason::UserRequest,
                 "guest-shutdown" => Reason::GuestShutdown,
+                "guest-reboot" => Reason::GuestReboot,
+                "guest-halt" => Reason::GuestHalt,
+                "guest-panic" => Reason::GuestPanic,
+                "reboot-loop" => Reason::RebootLoop,
+                "vmm-out-of-memory" => Reason::VmmOutOfMemory,
                 "boot-timeout" => Reason::BootTimeout,
                 "caller-vanished" => Reason::CallerVanished,
                 "lost" => Reason::Lost,
@@ -266,15 +292,30 @@ mod tests {
     }
 
     #[test]
-    fn reasons_read_back() {
+    fn reasons_read_back_and_are_documented() {
+        let page = include_str!("../../../docs/lifecycle.md");
         for reason in [
             Reason::None,
             Reason::UserRequest,
+            Reason::GuestShutdown,
+            Reason::GuestReboot,
+            Reason::GuestHalt,
+            Reason::GuestPanic,
+            Reason::RebootLoop,
+            Reason::VmmOutOfMemory,
+            Reason::BootTimeout,
+            Reason::CallerVanished,
             Reason::VmmExit("killed:9".into()),
             Reason::StartFailed("no qemu: not found".into()),
             Reason::Lost,
         ] {
             assert_eq!(Reason::parse(&reason.to_string()), reason);
+            let text = reason.to_string();
+            let word = text.split(':').next().unwrap();
+            assert!(
+                word.is_empty() || page.contains(&format!("| `{word}")),
+                "{word} is not in docs/lifecycle.md"
+            );
         }
     }
 
@@ -287,7 +328,10 @@ mod tests {
                 let Ok(Transition::To(next)) = step(state, event) else { continue };
                 match (state.is_up(), next.is_up()) {
                     (false, true) => prop_assert_eq!(event, Event::Start),
-                    (true, false) => prop_assert!(matches!(event, Event::Exited | Event::Crashed | Event::LaunchFailed)),
+                    (true, false) => prop_assert!(matches!(
+                        event,
+                        Event::Exited | Event::Rebooted | Event::Crashed | Event::LaunchFailed
+                    )),
                     _ => {}
                 }
                 state = next;

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod digest;
 pub mod dns;
 pub mod ext4;
+pub mod guest_end;
 pub mod id;
 pub mod image;
 pub mod kernel;

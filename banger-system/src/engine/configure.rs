@@ -11,7 +11,10 @@ use super::{
 use crate::{
     domain::{
         id::VmId,
-        net::port::{MAX_PORTS, Port},
+        net::{
+            nic::Nic,
+            port::{MAX_PORTS, Port},
+        },
         vm::{Vm, VmSpec},
     },
     ports,
@@ -61,6 +64,9 @@ impl Task {
 
     pub(super) async fn publish_port(&mut self, wish: Port) -> Result<Port> {
         let port = self.shared.ports.network.numbered(wish).await?;
+        if self.blocked_ports.contains(&port) {
+            return self.open_blocked_port(port).await;
+        }
         if self.vm.spec.ports.contains(&port) {
             return Ok(port);
         }
@@ -92,7 +98,29 @@ impl Task {
         };
         let mut ports = self.vm.spec.ports.clone();
         ports.remove(&port);
-        self.become_spec(VmSpec { ports, ..self.vm.spec.clone() }).await
+        self.become_spec(VmSpec { ports, ..self.vm.spec.clone() }).await?;
+        if self.blocked_ports.remove(&port) {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// Lets a port lead to the guest again, when whoever took it has given it up.
+    async fn open_blocked_port(&mut self, port: Port) -> Result<Port> {
+        let old = self.open_nic(&self.vm).await?;
+        let mut new = old.clone();
+        new.ports.insert(port);
+        self.shared.ports.network.change(&old, &new).await?;
+        self.blocked_ports.remove(&port);
+        self.publish();
+        Ok(port)
+    }
+
+    /// The interface that a sandbox that is up has: all that it is to have but what is blocked.
+    async fn open_nic(&self, vm: &Vm) -> Result<Nic> {
+        let mut nic = self.shared.nic(vm).await?;
+        nic.ports.retain(|port| !self.blocked_ports.contains(port));
+        Ok(nic)
     }
 
     /// Makes the interface of a machine that is up what the machine is to have, and keeps the wish.
@@ -119,7 +147,7 @@ impl Task {
         if !self.vm.state.is_up() {
             return Ok(());
         }
-        let (old, new) = (self.shared.nic(old).await?, self.shared.nic(&self.vm).await?);
+        let (old, new) = (self.open_nic(old).await?, self.open_nic(&self.vm).await?);
         if old != new {
             self.shared.ports.network.change(&old, &new).await?;
         }

@@ -27,6 +27,7 @@ mod time;
 pub mod view;
 
 use std::{
+    collections::BTreeSet,
     os::fd::OwnedFd,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, UNIX_EPOCH},
@@ -81,6 +82,8 @@ pub struct Settings {
     pub ready_timeout: Duration,
     /// How long a guest may take to power off.
     pub stop_timeout: Duration,
+    /// What happens to a sandbox whose guest reboots.
+    pub on_reboot: request::OnReboot,
     /// Where guests are to be; chosen where the host has nothing, when absent. Only the first start asks.
     pub subnet: Option<Prefix4>,
     /// Whether guests of one owner reach each other.
@@ -336,7 +339,8 @@ impl Shared {
         let kernel_name =
             self.registry.kernel(vm.kernel).map_or_else(String::new, |kernel| kernel.name.to_string());
         let address = self.subnet.get().and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
-        VmView { address, mac: Mac::of_guest(vm.id), vm, image_name, kernel_name, unit, pid }
+        let (mac, blocked_ports) = (Mac::of_guest(vm.id), BTreeSet::new());
+        VmView { address, mac, vm, image_name, kernel_name, blocked_ports, unit, pid }
     }
 }
 

@@ -61,6 +61,16 @@ pub struct Start {
     pub ready_timeout: Option<Duration>,
 }
 
+/// What happens to a sandbox whose guest reboots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnReboot {
+    /// It boots again.
+    #[default]
+    Boot,
+    /// It stops.
+    Stop,
+}
+
 /// What a start waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WaitFor {

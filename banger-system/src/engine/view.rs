@@ -2,7 +2,7 @@
 //! snapshot never asks the host.
 
 use core::net::Ipv4Addr;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use banger_proto::size::Bytes;
 
@@ -10,7 +10,7 @@ use super::error::Error;
 use crate::domain::{
     id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
     image::{Image, Kernel},
-    net::nic::Mac,
+    net::{nic::Mac, port::Port},
     vm::Vm,
 };
 
@@ -27,6 +27,8 @@ pub struct VmView {
     pub address: Option<Ipv4Addr>,
     /// The hardware address of the guest's interface.
     pub mac: Mac,
+    /// Its published ports that something else on the host has taken: they do not lead to the guest.
+    pub blocked_ports: BTreeSet<Port>,
     /// The unit of its monitor; empty while it is down.
     pub unit: String,
     /// The process id of its monitor; 0 while it is down or unknown.

@@ -147,7 +147,8 @@ async fn ask_info(stream: &mut UnixStream, token: &Token) -> Result<GuestFacts, 
             }
             let boot_id: String = info.boot_id.chars().take(MAX_BOOT_ID).collect();
             let plain = boot_id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-            Ok(GuestFacts { boot_id: if plain { boot_id } else { String::new() } })
+            let boot_id = if plain { boot_id } else { String::new() };
+            Ok(GuestFacts { boot_id, stopping: info.stopping })
         }
         other => Err(unexpected(&other)),
     }

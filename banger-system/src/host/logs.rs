@@ -7,8 +7,9 @@ use std::{
     fs::File,
     io,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -24,9 +25,17 @@ use super::{
     ring::Reader,
 };
 use crate::{
-    domain::{id::VmId, resource::Places},
+    domain::{
+        guest_end::{GuestEnd, LAST_WORDS},
+        id::VmId,
+        resource::Places,
+    },
     ports::{Error, Hold, Log, Logs, Reading, Result},
 };
+
+/// After a look at a console for the word that nothing runs in its guest any more: one that is written to all the time
+/// is not looked at more often.
+const STANDSTILL_PAUSE: Duration = Duration::from_secs(5);
 
 /// Logs under [`Places::vm_dir`].
 pub struct RingLogs {
@@ -98,6 +107,46 @@ impl Logs for RingLogs {
         });
         Ok(read)
     }
+
+    async fn guest_end(&self, vm: VmId) -> Result<Option<GuestEnd>> {
+        let path = self.path(vm, Log::Console);
+        let os = move |error: io::Error| Error::os("read the end of a console", error);
+        blocking("read the end of a console", move || read_end(&path).map_err(os)).await
+    }
+
+    async fn stood_still(&self, vm: VmId) -> Result<GuestEnd> {
+        let path = self.path(vm, Log::Console);
+        let os = |error: io::Error| Error::os(format!("watch the log {}", path.display()), error);
+        loop {
+            // Before the look: what is written after it is told.
+            let watched = match self.changes().and_then(|changes| changes.of(&path)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                watched => Some(watched.map_err(os)?),
+            };
+            if let Some(end) = self.guest_end(vm).await?.filter(|end| end.stands_still()) {
+                return Ok(end);
+            }
+            if let Some(mut watched) = watched {
+                // A file that is gone is looked for again.
+                let _ = watched.changed().await;
+            }
+            tokio::time::sleep(STANDSTILL_PAUSE).await;
+        }
+    }
+}
+
+/// How the guest ended whose console is this file.
+fn read_end(path: &Path) -> io::Result<Option<GuestEnd>> {
+    let mut reader = match File::open(path).and_then(Reader::new) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        reader => reader?,
+    };
+    let written = reader.written()?;
+    reader.keep_last(LAST_WORDS as u64)?;
+    let mut bytes = Vec::new();
+    // The writer may be faster than we are.
+    while bytes.len() <= LAST_WORDS && reader.read_until(written, &mut bytes)? {}
+    Ok(GuestEnd::read(&bytes))
 }
 
 /// Copies what stands before the end, or, when that never comes, until the client is gone.

@@ -5,6 +5,7 @@ mod blocking;
 pub mod catalogs;
 mod changes;
 pub mod clock;
+pub mod descriptor_store;
 pub mod disks;
 pub mod dns;
 mod ext4_writer;

@@ -87,6 +87,12 @@ impl Reader {
         self.number(WRITTEN_AT)
     }
 
+    /// Skips all but the last so many bytes.
+    pub fn keep_last(&mut self, bytes: u64) -> io::Result<()> {
+        self.position = self.position.max(self.written()?.saturating_sub(bytes));
+        Ok(())
+    }
+
     /// Skips all but the last so many lines.
     pub fn keep_last_lines(&mut self, lines: u32) -> io::Result<()> {
         let (mut kept, mut begins) = (Vec::new(), Vec::new());

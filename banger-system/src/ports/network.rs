@@ -1,7 +1,7 @@
 //! The network of guests on a host.
 
 use core::net::SocketAddr;
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{collections::BTreeSet, os::fd::OwnedFd, time::Duration};
 
 use async_trait::async_trait;
 
@@ -23,8 +23,14 @@ pub trait Network: Send + Sync {
     /// Removes what all guests share.
     async fn withdraw(&self) -> Result<()>;
     /// Makes a guest's interface with all that belongs to it. What is there already, in use even, becomes
-    /// what it is to be: so a service that has just started takes over the guests that run.
+    /// what it is to be.
     async fn plug(&self, nic: &Nic) -> Result<()>;
+    /// Does the same for a guest that an earlier run of the service plugged in. Returns the ports that something
+    /// else on the host has taken since: they do not lead to the guest any more.
+    async fn take_over(&self, nic: &Nic) -> Result<BTreeSet<Port>>;
+    /// Stops every published port from leading to its guest, and lets go of the ports: for a service that ends
+    /// and has nobody to hold them. [`Network::take_over`] opens them again.
+    async fn close_ports(&self) -> Result<()>;
     /// Lets a user's process open the TAP of a machine by its name.
     async fn give_tap(&self, vm: VmId, user: Uid) -> Result<()>;
     /// A stream to what listens in a guest at this address, open to reading and writing without end; none

@@ -17,6 +17,7 @@ use super::Sim;
 use crate::{
     domain::{
         clock::Occasion,
+        guest_end::GuestEnd,
         id::{Uid, VmId},
         limits::Exceeded,
         machine::Machine,
@@ -167,7 +168,12 @@ struct Walls {
 #[async_trait]
 impl Confined for Walls {
     async fn run(self: Box<Self>, _launch: Launch) -> Result<Started> {
-        self.sim.step("start a process")?.boots += 1;
+        {
+            let mut state = self.sim.step("start a process")?;
+            state.boots += 1;
+            state.guest_ends.remove(&self.vm);
+            state.stopping_guests.remove(&self.vm);
+        }
         Ok(started(self.vm))
     }
 }
@@ -178,16 +184,16 @@ fn started(vm: VmId) -> Started {
 
 #[async_trait]
 impl GuestLink for Sim {
-    async fn wait_ready(&self, _vm: VmId, _token: &Token, timeout: Duration) -> Result<GuestFacts> {
-        let (deaf, boots) = {
+    async fn wait_ready(&self, vm: VmId, _token: &Token, timeout: Duration) -> Result<GuestFacts> {
+        let (deaf, boots, stopping) = {
             let state = self.lock();
-            (state.deaf_guests, state.boots)
+            (state.deaf_guests, state.boots, state.stopping_guests.contains(&vm))
         };
         if deaf {
             tokio::time::sleep(timeout).await;
             return Err(Error::Timeout { what: "waiting for the guest".to_owned(), after: timeout });
         }
-        Ok(GuestFacts { boot_id: format!("00000000-0000-4000-8000-{boots:012}") })
+        Ok(GuestFacts { boot_id: format!("00000000-0000-4000-8000-{boots:012}"), stopping })
     }
 
     async fn shutdown(&self, vm: VmId, _token: &Token, timeout: Duration) -> Result<()> {
@@ -215,6 +221,22 @@ impl Logs for Sim {
     async fn open(&self, _vm: VmId, _log: Log, _reading: Reading, _hold: Hold) -> Result<OwnedFd> {
         let (read, _) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::os("make a pipe", error))?;
         Ok(read)
+    }
+
+    async fn guest_end(&self, vm: VmId) -> Result<Option<GuestEnd>> {
+        Ok(self.lock().guest_ends.get(&vm).copied())
+    }
+
+    async fn stood_still(&self, vm: VmId) -> Result<GuestEnd> {
+        let mut ended = self.lock().guest_ended.subscribe();
+        loop {
+            let end = self.lock().guest_ends.get(&vm).copied().filter(|end| end.stands_still());
+            if let Some(end) = end {
+                return Ok(end);
+            }
+            // The sender lives as long as the host.
+            let _ = ended.changed().await;
+        }
     }
 }
 

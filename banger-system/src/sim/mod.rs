@@ -24,6 +24,7 @@ use crate::{
         clock::Occasion,
         digest::Digest,
         dns::table::Table,
+        guest_end::GuestEnd,
         id::{ImageId, KernelId, Uid, VmId},
         image::{Image, Kernel},
         net::{nic::Nic, subnet::Subnet},
@@ -60,6 +61,8 @@ struct State {
     /// Where no registry may be.
     forbidden: Option<Subnet>,
     nics: BTreeMap<VmId, Nic>,
+    /// The ports that programs of the host have.
+    foreign_ports: BTreeSet<u16>,
     names: Option<Arc<Table>>,
     image_files: BTreeSet<ImageId>,
     kernel_files: BTreeSet<KernelId>,
@@ -69,6 +72,12 @@ struct State {
     ledger: BTreeSet<(VmId, Resource)>,
     verdict: Option<Verdict>,
     boots: u64,
+    /// How guests ended, or stand still.
+    guest_ends: BTreeMap<VmId, GuestEnd>,
+    /// Guests that shut themselves down, and have not ended yet.
+    stopping_guests: BTreeSet<VmId>,
+    /// Told when a guest has ended.
+    guest_ended: watch::Sender<()>,
     /// Told when the clock is set.
     clock_changed: Arc<Notify>,
     /// Told when the clocks of guests are to be compared again.
@@ -229,6 +238,21 @@ impl Sim {
         if let Some(process) = state.processes.get(&vm) {
             process.send_replace(Some(ended));
         }
+    }
+
+    /// A guest powers itself off, reboots, halts or panics. Its VMM ends, unless the guest only stands still.
+    pub fn end_guest(&self, vm: VmId, end: GuestEnd) {
+        self.lock().guest_ends.insert(vm, end);
+        if end.stands_still() {
+            self.lock().guest_ended.send_replace(());
+        } else {
+            self.end_process(vm, Ended::Clean);
+        }
+    }
+
+    /// A guest begins to shut itself down; it still answers.
+    pub fn begin_shutdown(&self, vm: VmId) {
+        self.lock().stopping_guests.insert(vm);
     }
 
     /// Everything on this host that belongs to machines: in a word each, sorted.

@@ -2,6 +2,7 @@
 
 use core::net::SocketAddr;
 use std::{
+    collections::BTreeSet,
     io::Write,
     os::{fd::OwnedFd, unix::net::UnixStream},
     time::Duration,
@@ -27,6 +28,15 @@ impl Sim {
     /// The next so many connections find nobody who listens.
     pub fn refuse_connections(&self, count: u32) {
         self.lock().no_listeners = count;
+    }
+
+    /// From now on a program of the host has this port, or has it no longer.
+    pub fn occupy_port(&self, port: u16, occupied: bool) {
+        let mut state = self.lock();
+        match occupied {
+            true => state.foreign_ports.insert(port),
+            false => state.foreign_ports.remove(&port),
+        };
     }
 
     /// What a machine is plugged in with.
@@ -59,6 +69,18 @@ impl Network for Sim {
             });
         }
         put(&mut state, nic)
+    }
+
+    async fn take_over(&self, nic: &Nic) -> Result<BTreeSet<Port>> {
+        let mut state = self.step("take a guest over")?;
+        let (taken, ports) = nic.ports.iter().partition(|port| state.foreign_ports.contains(&port.host));
+        put(&mut state, &Nic { ports, ..nic.clone() })?;
+        Ok(taken)
+    }
+
+    async fn close_ports(&self) -> Result<()> {
+        self.lock().nics.values_mut().for_each(|nic| nic.ports.clear());
+        Ok(())
     }
 
     async fn give_tap(&self, vm: VmId, _user: Uid) -> Result<()> {
@@ -120,6 +142,11 @@ fn put(state: &mut State, nic: &Nic) -> Result<()> {
         .ports
         .iter()
         .find(|port| others().any(|other| other.ports.iter().any(|other| other.clashes_with(**port))));
+    if let Some(port) = nic.ports.iter().find(|port| state.foreign_ports.contains(&port.host)) {
+        let message =
+            format!("port {}/{} of this host is taken; choose another one", port.host, port.protocol);
+        return Err(Error::Taken { message });
+    }
     if let Some(port) = taken {
         let message = format!(
             "port {}/{} of the host leads to another machine; publish another one",

@@ -15,7 +15,7 @@ use banger_system::{
     },
     engine::{
         Engine, Settings,
-        request::{CreateVm, ImportImage, ImportKernel, Original, Start},
+        request::{CreateVm, ImportImage, ImportKernel, OnReboot, Original, Start},
         view::{Event, Outcome},
     },
     sim::Sim,
@@ -36,7 +36,12 @@ pub struct House {
 impl House {
     /// A host with an image and a kernel that everybody sees.
     pub async fn new() -> Self {
-        let house = Self::on(Sim::new());
+        Self::with(|_| {}).await
+    }
+
+    /// The same, with settings of its own.
+    pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let house = Self::on_with(Sim::new(), change);
         house.furnish().await;
         house
     }
@@ -70,12 +75,12 @@ impl House {
 
     /// An engine that knows nothing yet, on a host that may have things.
     pub fn on(sim: Sim) -> Self {
-        Self::with(sim, Limits::of_host(4, Bytes::gib(32)))
+        Self::on_with(sim, |_| {})
     }
 
-    /// The same, with these limits of each user.
-    pub fn with(sim: Sim, limits: Limits) -> Self {
-        let settings = Settings {
+    /// The same, with settings of its own.
+    pub fn on_with(sim: Sim, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings {
             default_image: "debian-bookworm".parse().unwrap(),
             default_kernel: "debian".parse().unwrap(),
             vcpus: 2,
@@ -83,10 +88,12 @@ impl House {
             disk_size: Bytes::gib(8),
             ready_timeout: Duration::from_millis(300),
             stop_timeout: Duration::from_millis(300),
+            on_reboot: OnReboot::Boot,
             subnet: None,
             siblings: Siblings::Connected,
-            limits,
+            limits: Limits::of_host(4, Bytes::gib(32)),
         };
+        change(&mut settings);
         let (engine, events) = Engine::new(sim.ports(), settings);
         Self { sim, engine, events }
     }

@@ -142,6 +142,7 @@ async fn serve(bus: &Bus, sim: &Sim, clock: &Hourglass, places: &Places) -> (Con
         disk_size: Bytes::gib(8),
         ready_timeout: Duration::from_secs(60),
         stop_timeout: Duration::from_secs(1),
+        on_reboot: banger_system::engine::request::OnReboot::Boot,
         subnet: None,
         siblings: Siblings::Connected,
         limits: Limits::of_host(4, Bytes::gib(32)),

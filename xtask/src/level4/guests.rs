@@ -10,6 +10,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("input, output and errors are separate and exact", streams),
     ("a shell has a terminal of the right size", terminal),
     ("a stop loses nothing that was written", stop_keeps_data),
+    ("reboot gives a new boot id, and the ends of a guest are told apart", ends),
     ("a guest is told the time when the clock of the host is set", clock),
     ("thirty commands at once all run, and connections leave room for them", crowd),
     ("the clock of a guest is right once it is ready", right_time),
@@ -67,6 +68,75 @@ fn stop_keeps_data(host: &Host) -> Result<()> {
     let mut sums = out.lines().filter(|line| line.ends_with('-'));
     let (kept, written) = (sums.next().context("there is no sum")?, sums.next());
     ensure!(Some(kept) == written, "the files are not as they were: {out:?}");
+    Ok(())
+}
+
+/// Commands that end a guest, and what becomes of it. The commands themselves end in one way or another.
+fn ends(host: &Host) -> Result<()> {
+    let session = r#"
+        show() { banger vm show --json box | sed -n "s/^ *\"$1\": *\"\([^\"]*\)\".*/\1/p"; }
+        how() { echo "$(show state) $(show state_reason)"; }
+        await() { for n in $(seq 600); do [ "$(how)" = "$1" ] && break; sleep 0.2; done; echo "$2: $(how)"; }
+        # systemd can be asked for something once it is there.
+        end() {
+            for n in $(seq 300); do
+                banger vm exec box -- systemctl is-active -q multi-user.target > /dev/null 2>&1 && break
+                sleep 0.2
+            done
+            timeout 60 banger vm exec box -- sh -c "$1" > /dev/null 2>&1 || true
+        }
+        booted() {
+            for n in $(seq 600); do
+                now=$(banger vm exec box -- cat /proc/sys/kernel/random/boot_id 2> /dev/null) && [ "$now" != "$1" ] && break
+                sleep 0.2
+            done
+            if [ "$now" ] && [ "$now" != "$1" ] && [ "$now" = "$(show boot_id)" ]; then echo "$2: a new boot id"; fi
+        }
+        banger vm create --quiet --name other
+        echo "first: $(banger vm exec other -- hostname)"
+        banger vm rename other box
+        first=$(show boot_id)
+        banger vm exec box -- sh -c 'echo kept > kept; exec sleep 1000' > /dev/null 2>&1 &
+        for n in $(seq 100); do banger vm exec box -- cat kept > /dev/null 2>&1 && break; sleep 0.1; done
+        end 'systemctl reboot'
+        booted "$first" reboot
+        echo "kept: $(banger vm exec box -- cat kept)"
+        echo "after a reboot: $(how)"
+        echo "renamed: $(banger vm exec box -- sh -c 'hostname; getent hosts box | grep -c box')"
+        banger vm exec box -- sh -c 'exec 3> open; exec sleep 1000' > /dev/null 2>&1 &
+        for n in $(seq 100); do banger vm exec box -- test -e open > /dev/null 2>&1 && break; sleep 0.1; done
+        end 'systemctl poweroff'
+        await 'stopped guest-shutdown' poweroff
+        banger vm logs box > log
+        echo "unmounted: $(grep -c 'Failed unmounting' log) $(grep -c 'Power down' log)"
+        banger vm start --quiet box
+        echo "start: $(how)"
+        first=$(show boot_id)
+        end 'systemctl poweroff; until [ -e /run/banger-stopping ]; do sleep 0.05; done'
+        banger vm start --quiet box
+        booted "$first" "start while it shuts down"
+        end 'echo c > /proc/sysrq-trigger'
+        await 'failed guest-panic' panic
+        banger vm start --quiet box
+        end 'systemctl halt'
+        await 'stopped guest-halt' halt
+        banger vm delete --force box"#;
+    let out = script(host, "alice", session)?;
+    for expected in [
+        "reboot: a new boot id",
+        "kept: kept",
+        "first: other",
+        "renamed: box",
+        "after a reboot: running guest-reboot",
+        "poweroff: stopped guest-shutdown",
+        "unmounted: 0 1",
+        "start: running user-request",
+        "start while it shuts down: a new boot id",
+        "panic: failed guest-panic",
+        "halt: stopped guest-halt",
+    ] {
+        ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
+    }
     Ok(())
 }
 

@@ -42,7 +42,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         host,
         "root",
         "mkdir -p /etc/banger
-        printf '[vm_defaults]\\nvcpu = 1\\n' > /etc/banger/config.toml
+        printf '[vm_defaults]\\nvcpu = 1\\n[registry]\\nlocal_ports = [5000]\\n' > /etc/banger/config.toml
         systemctl try-restart banger-system",
     )?;
     try_it::provide(host)?;

@@ -163,6 +163,7 @@ fn ports(host: &Host) -> Result<()> {
             public=0; banger vm publish --public web 8023:22 2> public || public=$?
             echo public: $public",
         )?;
+        let held = root(host, HELD)?;
         let carols = user(host, "carol", "echo carol: $(head -c 4 < /dev/tcp/127.0.0.1/8022)")?;
         let roots = root(
             host,
@@ -180,9 +181,14 @@ fn ports(host: &Host) -> Result<()> {
             banger vm delete --force web
             echo deleted: $(knocks 203.0.113.1 8023)",
         )?;
-        let said = [hers, carols, roots, after].join("\n");
+        let said = [hers, held, carols, roots, after].join("\n");
         for expected in [
             "loopback: 127.0.0.1:8022",
+            "a service at 127.0.1.1: internet",
+            "killed: SSH- 0",
+            "stopped: closed taken",
+            "taken: internet 1",
+            "published again: SSH- 0",
             "taken: 1 1",
             "public: 1",
             "carol: SSH-",
@@ -196,6 +202,34 @@ fn ports(host: &Host) -> Result<()> {
         Ok(())
     })
 }
+
+/// Port 8022 of loopback leads to `alice/web`, and to nothing else that listens there; while the service is away,
+/// nobody gets the port, and when it cannot be had again it leads to the guest no longer.
+const HELD: &str = r#"
+    http() { systemd-run --quiet --collect --unit=$1 --property=Type=exec         /usr/bin/python3 -m http.server --bind $2 --directory /tmp/www 8022; }
+    says() { head -c 4 < /dev/tcp/127.0.0.1/8022 2> /dev/null || echo closed; }
+    blocked() { banger vm show --json alice/web | tr -d '[:space:]' | grep -o '"blocked_ports":\[[^]]*' | grep -c host_port || true; }
+    bind() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 8022))' 2> /dev/null && echo taken || echo held; }
+    running() { for n in $(seq 100); do banger vm list --all > /dev/null 2>&1 && break; sleep 0.1; done; }
+    http neighbour 127.0.1.1
+    for n in $(seq 100); do curl -s -o /dev/null http://127.0.1.1:8022/ && break; sleep 0.1; done
+    echo "a service at 127.0.1.1: $(curl -s http://127.0.1.1:8022/)"
+    systemctl stop neighbour
+    kill -KILL $(systemctl show --property MainPID --value banger-system.service)
+    running
+    echo "killed: $(says) $(blocked)"
+    systemctl stop banger-system
+    echo "stopped: $(says) $(bind)"
+    http thief 127.0.0.1
+    for n in $(seq 100); do curl -s -o /dev/null http://127.0.0.1:8022/ && break; sleep 0.1; done
+    systemctl start banger-system
+    running
+    echo "taken: $(curl -s http://127.0.0.1:8022/) $(blocked)"
+    systemctl stop thief
+    # The kernel keeps the port of a server that hung up first for a minute.
+    for n in $(seq 90); do banger vm publish alice/web 8022:22 > /dev/null 2>&1 && break; sleep 1; done
+    echo "published again: $(says) $(blocked)"
+"#;
 
 fn kills(host: &Host) -> Result<()> {
     user(host, "alice", "create one; create two; create three")?;

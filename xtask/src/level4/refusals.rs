@@ -33,6 +33,8 @@ fn impossible(host: &Host) -> Result<()> {
     run("--kernel missing", &["error:", "missing", "hint:"])?;
     run("--name 'Not A Name'", &["error:"])?;
     refused(host, "banger vm start nobody", &["error:", "nobody"])?;
+    // The service is root, and whoever listens there would take it for that.
+    refused(host, "banger image pull localhost:5432/x", &["error:", "registry.local_ports"])?;
     refused(host, "banger vm strat nobody", &["error:", "start"])
 }
 

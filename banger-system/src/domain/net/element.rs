@@ -39,10 +39,12 @@ pub enum Set {
     Public4,
     /// Protocol and port of every address, to the IPv6 address and port of a guest.
     Public6,
+    /// TAPs of guests that have opened connections. The kernel adds them.
+    Connections,
 }
 
 impl Set {
-    /// Every set with elements of guests.
+    /// Every set with elements of guests that the service adds.
     pub const ALL: [Set; 10] = [
         Set::Source4,
         Set::Source6,
@@ -55,6 +57,9 @@ impl Set {
         Set::Public4,
         Set::Public6,
     ];
+
+    /// The sets by which published ports lead to guests.
+    pub const OF_PORTS: [Set; 4] = [Set::Published, Set::Loopback4, Set::Public4, Set::Public6];
 
     /// Its name in the table.
     pub const fn name(self) -> &'static str {
@@ -69,6 +74,7 @@ impl Set {
             Set::Loopback4 => "loopback4",
             Set::Public4 => "public4",
             Set::Public6 => "public6",
+            Set::Connections => "connections",
         }
     }
 }
@@ -133,6 +139,11 @@ pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
     all
 }
 
+/// The element in which the kernel counts the connections of the guest with this TAP.
+pub fn counted(tap: &TapName) -> Element {
+    element(Set::Connections, Key::new().tap(tap))
+}
+
 /// Takes those elements that belong to the guest with this TAP out of what was found in the kernel. The
 /// guest's addresses, to which the maps lead, are read from the elements themselves.
 pub fn take_belonging(found: &mut Vec<Element>, tap: &TapName) -> Vec<Element> {
@@ -147,7 +158,7 @@ pub fn take_belonging(found: &mut Vec<Element>, tap: &TapName) -> Vec<Element> {
         target.is_some_and(|(address, _port)| sources.iter().any(|source| source == address))
     };
     let (taken, rest) = mem::take(found).into_iter().partition(|element| match element.set {
-        Set::Source4 | Set::Source6 | Set::Nat4 | Set::Nat6 | Set::Published => {
+        Set::Source4 | Set::Source6 | Set::Nat4 | Set::Nat6 | Set::Published | Set::Connections => {
             element.key.starts_with(&name)
         }
         Set::Peers | Set::Reach => element.key.ends_with(&name),

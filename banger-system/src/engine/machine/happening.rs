@@ -8,6 +8,7 @@ use tracing::Instrument;
 use super::{FORCED, Goal, Next, Task, Waiter};
 use crate::{
     domain::{
+        guest_end::GuestEnd,
         id::{JobId, Timestamp},
         lifecycle::{Event, Reason, State, step},
         resource::Span,
@@ -23,6 +24,10 @@ pub(super) enum Happening {
     Ended(Ended),
     /// The guest answers, or did not in time.
     Guest(ports::Result<GuestFacts>),
+    /// The same of a guest that had answered before.
+    Looked(ports::Result<GuestFacts>),
+    /// Nothing runs in the guest any more.
+    StoodStill(GuestEnd),
     /// The guest's data is on its disks and it is powering off; or it could not be asked.
     Asked(ports::Result<()>),
     /// A stop has taken too long.
@@ -39,6 +44,8 @@ impl Task {
             Happening::Ended(ended) => return self.ended(ended).await,
             Happening::Guest(Ok(facts)) => self.guest_ready(facts).await,
             Happening::Guest(Err(error)) => self.guest_not_ready(error).await,
+            Happening::Looked(facts) => self.looked(facts),
+            Happening::StoodStill(end) => self.stood_still(end).await,
             Happening::Asked(Ok(())) => {
                 for waiter in &self.waiters {
                     waiter.job.stage("power-off", "the guest's data is on its disks");
@@ -84,30 +91,22 @@ impl Task {
             self.vm.lifetime = Lifetime::Persistent;
         }
         self.log_failed_save().await;
-        let error = match error {
-            ports::Error::Timeout { after, .. } => {
-                Error::GuestTimeout { name: self.vm.name.to_string(), seconds: after.as_secs() }
-            }
-            other => other.into(),
-        };
+        let error = self.not_ready(error);
         self.fail_waiters(&Arc::new(error), |goal| goal == Goal::Ready);
     }
 
     pub(super) async fn ended(&mut self, ended: Ended) -> Next {
-        let was_asked = self.vm.state == State::Stopping;
-        let (event, reason) = match &ended {
-            Ended::Clean if was_asked => (Event::Exited, self.vm.reason.clone()),
-            Ended::Clean => (Event::Exited, Reason::GuestShutdown),
-            Ended::Failed(_) | Ended::Unknown if was_asked => (Event::Exited, self.vm.reason.clone()),
-            Ended::Failed(how) => (Event::Crashed, Reason::VmmExit(how.clone())),
-            Ended::Unknown => (Event::Crashed, Reason::Lost),
-        };
-        tracing::info!(vm = %self.vm.id, ?ended, "the machine has ended");
+        let (event, reason) = self.judge_end(&ended).await;
+        tracing::info!(vm = %self.vm.id, ?ended, %reason, "the VMM has ended");
         // What is still under way belongs to this boot, and so does what has come and was not looked at.
         self.beside = JoinSet::new();
         self.happen(event);
         self.vm.reason = reason;
         self.forget_boot();
+        if event == Event::Rebooted && self.vm.state == State::Starting {
+            self.lease.release(Span::Boot).await;
+            return self.boot_again().await;
+        }
         let never_ready = std::mem::take(&mut self.is_new);
         if never_ready && matches!(self.vm.lifetime, Lifetime::Caller { .. }) {
             // Somebody will want to see its logs.
@@ -118,10 +117,15 @@ impl Task {
         self.log_failed_save().await;
 
         let name = self.vm.name.to_string();
-        let how = match ended {
-            Ended::Clean => "it powered off".to_owned(),
-            Ended::Failed(how) => how,
-            Ended::Unknown => "nobody knows how".to_owned(),
+        let how = match (&self.vm.reason, ended) {
+            (Reason::GuestPanic, _) => "its kernel panicked".to_owned(),
+            (Reason::GuestReboot, _) => "it rebooted".to_owned(),
+            (Reason::RebootLoop, _) => "it rebooted again and again".to_owned(),
+            (Reason::GuestHalt, _) => "it halted".to_owned(),
+            (Reason::VmmOutOfMemory, _) => "memory ran out, and its VMM was killed".to_owned(),
+            (_, Ended::Clean) => "it powered off".to_owned(),
+            (_, Ended::Failed(how)) => how,
+            (_, Ended::Unknown) => "nobody knows how".to_owned(),
         };
         let early = Arc::new(Error::EndedEarly { name, how });
         self.fail_waiters(&early, |goal| matches!(goal, Goal::Running | Goal::Ready));
@@ -132,17 +136,18 @@ impl Task {
             return self.remove_for_waiters().await;
         }
         if self.vm.lifetime == Lifetime::UntilStopped && !never_ready {
+            self.fail_waiters(&early, |goal| matches!(goal, Goal::Up(_)));
             return self.delete_unasked(Reason::UserRequest).await;
         }
         self.start_again().await;
         Next::Continue
     }
 
-    /// The second half of a restart.
+    /// The second half of a restart, or of a start of what was shutting down.
     pub(super) async fn start_again(&mut self) {
         let waiters = std::mem::take(&mut self.waiters);
         for Waiter { job, goal } in waiters {
-            let Goal::Again(start) = goal else {
+            let (Goal::Again(start) | Goal::Up(start)) = goal else {
                 self.waiters.push(Waiter { job, goal });
                 continue;
             };
@@ -157,6 +162,11 @@ impl Task {
         let Some(index) = self.waiters.iter().position(|waiter| waiter.job.id() == id) else {
             return Next::Continue;
         };
+        if matches!(self.waiters[index].goal, Goal::Up(_)) {
+            // It was up before, and stays so.
+            self.waiters.swap_remove(index).job.finish(Err(Error::Canceled));
+            return Next::Continue;
+        }
         let starts = |goal| matches!(goal, Goal::Running | Goal::Ready);
         if !starts(self.waiters[index].goal) {
             // A stop or a removal goes on: the guest may be half-way down.

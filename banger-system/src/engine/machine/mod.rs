@@ -2,13 +2,14 @@
 //! store. It never waits long for one thing: what takes time goes on beside it and reports back.
 
 mod happening;
+mod reboot;
 mod remove;
 mod start;
 mod stop;
 mod take_over;
 mod waiting;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -30,6 +31,7 @@ use super::{
 };
 use crate::{
     domain::{
+        guest_end::Reboots,
         id::{JobId, Timestamp},
         lifecycle::{Event, Transition, step},
         name::Name,
@@ -75,6 +77,10 @@ pub(super) struct Task {
     inbox: mpsc::Receiver<Command>,
     beside: JoinSet<Happening>,
     waiters: Vec<Waiter>,
+    /// Published ports that something else on the host has taken: they do not lead to the guest.
+    pub(super) blocked_ports: BTreeSet<Port>,
+    /// When the guest rebooted lately.
+    reboots: Reboots,
     /// The machine is not to outlive a first start that fails.
     is_new: bool,
 }
@@ -130,6 +136,8 @@ impl Task {
             inbox,
             beside: JoinSet::new(),
             waiters: Vec::new(),
+            blocked_ports: BTreeSet::new(),
+            reboots: Reboots::default(),
             is_new: false,
         }
     }
@@ -208,6 +216,10 @@ impl Task {
             self.vm.name = old;
             return Err(error);
         }
+        // One that was chosen for itself stays.
+        if self.vm.spec.hostname == old {
+            self.vm.spec.hostname = self.vm.name.clone();
+        }
         self.save().await
     }
 
@@ -228,6 +240,7 @@ impl Task {
     fn forget_boot(&mut self) {
         self.unit.clear();
         self.pid = 0;
+        self.blocked_ports.clear();
         self.vm.ready_at = Timestamp::default();
         self.vm.boot_id.clear();
     }
@@ -248,7 +261,8 @@ impl Task {
     }
 
     fn view(&self) -> VmView {
-        self.shared.view(self.vm.clone(), self.unit.clone(), self.pid)
+        let blocked_ports = self.blocked_ports.clone();
+        VmView { blocked_ports, ..self.shared.view(self.vm.clone(), self.unit.clone(), self.pid) }
     }
 }
 

@@ -88,7 +88,11 @@ impl Task {
         let job = self.begin_job(JobKind::VmStart, START)?;
         let id = job.id();
         if transition == Transition::Unchanged {
-            self.await_start(job, start);
+            match self.vm.is_ready() && start.wait_for == WaitFor::Agent {
+                // It may be about to power off.
+                true => self.make_sure_it_is_up(job, start),
+                false => self.await_start(job, start),
+            }
             return Ok(id);
         }
         match self.begin_start(&job, start).instrument(job.span()).await {
@@ -104,13 +108,19 @@ impl Task {
         let before = self.vm.clone();
         self.vm.state = state;
         self.vm.reason = Reason::UserRequest;
-        self.vm.token = Token::random();
         self.vm.ready_at = Timestamp::default();
-        self.vm.started_at = now(&*self.shared.ports.clock);
         if let Err(error) = self.shared.registry.publish_start(self.view(), &self.shared.settings.limits) {
             self.vm = before;
             return Err(error);
         }
+        self.bring_up(job, start).await
+    }
+
+    /// Launches the VMM of a sandbox that is `starting`.
+    pub(super) async fn bring_up(&mut self, job: &JobHandle, start: Start) -> Result<()> {
+        self.vm.token = Token::random();
+        self.vm.started_at = now(&*self.shared.ports.clock);
+        self.publish();
         job.stage("start", "starting the machine monitor");
         let begun = Instant::now();
         match self.launch_anew().await {
@@ -123,6 +133,7 @@ impl Task {
                 // The row says `starting` if this fails, and a restart of the service makes the same of it.
                 self.log_failed_save().await;
                 self.watch_end();
+                self.watch_for_standstill();
                 let timeout = start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout);
                 self.watch_guest(timeout, Occasion::Boot);
                 job.stage("boot", "waiting for the guest");

@@ -4,11 +4,11 @@ use super::{Next, Task};
 use crate::{
     domain::{
         clock::Occasion,
-        lifecycle::{Reason, State},
+        lifecycle::{Event, Reason, State},
         resource::Span,
     },
     engine::error::one_line,
-    ports::Started,
+    ports::{Ended, Started},
 };
 
 impl Task {
@@ -31,6 +31,7 @@ impl Task {
                 self.publish();
                 self.plug_again().await;
                 self.watch_end();
+                self.watch_for_standstill();
                 if state == State::Stopping {
                     self.ask_to_shut_down(self.shared.settings.stop_timeout);
                 } else {
@@ -40,24 +41,49 @@ impl Task {
             }
             (state, process) if state.is_up() || process.is_some() => {
                 self.lease.release(Span::Boot).await;
-                self.vm.state = if state.is_up() { State::Stopped } else { state };
-                self.vm.reason = Reason::Lost;
-                self.forget_boot();
-                self.log_failed_save().await;
-                Next::Continue
+                self.ended_meanwhile(state).await
             }
             _ => Next::Continue,
         }
     }
 
-    /// Takes over the interface of a machine that runs. Without it the machine runs on.
-    pub(super) async fn plug_again(&self) {
-        let plugged = match self.shared.nic(&self.vm).await {
-            Ok(nic) => self.shared.ports.network.plug(&nic).await,
+    /// The VMM ended while no service watched. Its console may say how.
+    async fn ended_meanwhile(&mut self, state: State) -> Next {
+        let (event, reason) = match state.is_up() {
+            true => self.judge_end(&Ended::Unknown).await,
+            false => (Event::Exited, Reason::Lost),
+        };
+        match (event, &reason) {
+            // Nobody says that it failed.
+            (_, Reason::Lost) => self.vm.state = if state.is_up() { State::Stopped } else { state },
+            _ => self.happen(event),
+        }
+        self.vm.reason = reason;
+        self.forget_boot();
+        if event == Event::Rebooted && self.vm.state == State::Starting {
+            return self.boot_again().await;
+        }
+        self.log_failed_save().await;
+        Next::Continue
+    }
+
+    /// Takes over the interface of a sandbox that runs. Without it the sandbox runs on.
+    pub(super) async fn plug_again(&mut self) {
+        let taken = match self.shared.nic(&self.vm).await {
+            Ok(nic) => self.shared.ports.network.take_over(&nic).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = plugged {
-            tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot take over an interface");
+        match taken {
+            Ok(taken) => {
+                for port in &taken {
+                    tracing::warn!(vm = %self.vm.id, %port, "a published port was taken by something else");
+                }
+                self.blocked_ports = taken;
+                self.publish();
+            }
+            Err(error) => {
+                tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot take over an interface");
+            }
         }
     }
 }

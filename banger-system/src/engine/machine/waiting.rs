@@ -17,6 +17,8 @@ pub(super) enum Goal {
     Running,
     /// The guest answers.
     Ready,
+    /// The guest answers and goes on doing so: one that is shutting down is started again.
+    Up(Start),
     /// The monitor has ended.
     Down,
     /// The monitor has ended, and runs again.

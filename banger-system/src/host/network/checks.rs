@@ -9,7 +9,7 @@ use super::{
     tap,
 };
 use crate::{
-    domain::net::{element::Ipv6, nic::TAP_PREFIX},
+    domain::net::{element::Ipv6, nic::TAP_PREFIX, ruleset::Bounds},
     ports::{Check, Status},
 };
 
@@ -26,6 +26,7 @@ pub(super) fn of_ports(count: usize) -> Check {
 /// What the way beyond the host needs. Blocks.
 pub(super) fn of_nat(filter: &Filter) -> Vec<Check> {
     let mut checks = vec![ipv6()];
+    checks.extend(filter.is_prepared().then(|| connections(filter.bounds())));
     match filter.foreign_drops() {
         Ok(drops) => checks.extend(firewall(&drops)),
         Err(error) => checks.push(check(
@@ -63,6 +64,22 @@ fn ipv6() -> Check {
         Ipv6::Absent => ("guests have no IPv6, because this host has none", ""),
     };
     check("ipv6", Status::Pass, message.to_owned(), hint)
+}
+
+fn connections(bounds: Option<Bounds>) -> Check {
+    match bounds {
+        Some(Bounds { guest, owner }) => {
+            let message = format!("a guest may have {guest} connections, and all guests of a user {owner}");
+            check("connections", Status::Pass, message, "")
+        }
+        None => check(
+            "connections",
+            Status::Warn,
+            "this kernel does not count connections: one guest may fill the table of the whole host"
+                .to_owned(),
+            "use a kernel with the module nft_connlimit, and restart banger-system",
+        ),
+    }
 }
 
 /// A verdict of ours to accept is not the last one: a chain of somebody else may still drop the packet.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,10 +16,10 @@ use crate::{
         id::VmId,
         net::{
             TABLE,
-            element::{Element, Ipv6, Set, elements, in_the_way, take_belonging},
+            element::{Element, Ipv6, Set, counted, elements, in_the_way, take_belonging},
             nic::{Nic, TapName},
             port::Port,
-            ruleset::{begin_anew, ruleset},
+            ruleset::{Bounds, begin_anew, ruleset},
             subnet::Subnet,
         },
     },
@@ -35,6 +35,8 @@ struct State {
     socket: Option<Socket>,
     /// What the rules were made for, once they were made.
     prepared: Option<(Subnet, Ipv6)>,
+    /// How many connections guests may have, where the kernel counts them.
+    bounds: Option<Bounds>,
     /// What this run of the service put in.
     known: BTreeMap<VmId, Nic>,
     /// What earlier runs left, less what this run took over; absent until it is needed.
@@ -90,6 +92,23 @@ impl Filter {
         Ok(())
     }
 
+    /// Takes the published ports of all guests out.
+    pub(super) fn close_ports(&self) -> Result<()> {
+        let mut state = self.lock();
+        let mut batch = Batch::new();
+        for set in Set::OF_PORTS {
+            batch.flush_set(Family::Inet, TABLE, set.name());
+        }
+        match state.commit(&batch) {
+            Err(error) if error.is_not_found() => {}
+            result => {
+                result.map_err(|error| failed("take published ports out of the packet filter", error))?
+            }
+        }
+        state.known.values_mut().for_each(|nic| nic.ports.clear());
+        Ok(())
+    }
+
     /// Takes a guest out, whichever run put it in.
     pub(super) fn remove(&self, vm: VmId) -> Result<()> {
         let mut state = self.lock();
@@ -100,6 +119,7 @@ impl Filter {
         };
         let mut batch = Batch::new();
         remove_from(&mut batch, &gone);
+        remove_from(&mut batch, &[counted(&TapName::of(vm))]);
         match state.commit(&batch) {
             // The table is gone, and with it the elements.
             Err(error) if error.is_not_found() => {}
@@ -171,9 +191,24 @@ impl Filter {
         Ok(drops.collect())
     }
 
+    /// Whether the rules were made.
+    pub(super) fn is_prepared(&self) -> bool {
+        self.lock().prepared.is_some()
+    }
+
+    /// How many connections guests may have; none where the kernel does not count them.
+    pub(super) fn bounds(&self) -> Option<Bounds> {
+        self.lock().bounds
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many connections the kernel keeps; none where it does not say yet.
+fn places_for_connections() -> Option<u32> {
+    fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").ok()?.trim().parse().ok()
 }
 
 /// The set of links on which forwarding is on for the sake of guests alone.
@@ -191,11 +226,17 @@ impl State {
                 message: "the network of guests was never prepared".to_owned(),
             });
         };
-        let rules = ruleset(subnet);
+        let bounds = Bounds::of_table(places_for_connections());
+        self.bounds = Some(bounds);
+        let rules = ruleset(subnet, self.bounds);
         if let Err(error) = apply(&rules) {
             // Sets and chains cannot be changed into others, and this table may be of another version.
             tracing::warn!(%error, "beginning the table of the packet filter anew");
-            apply(&format!("{}{rules}", begin_anew()))?;
+            if let Err(error) = apply(&format!("{}{rules}", begin_anew())) {
+                apply(&format!("{}{}", begin_anew(), ruleset(subnet, None)))?;
+                tracing::error!(%error, "the kernel does not count connections: guests may fill its table");
+                self.bounds = None;
+            }
         }
         let mut batch = Batch::new();
         for nic in self.known.values() {

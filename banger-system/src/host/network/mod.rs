@@ -19,7 +19,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -36,7 +36,7 @@ use self::{
     tap::NewTap,
     watch::Watch,
 };
-use super::blocking::blocking;
+use super::{blocking::blocking, descriptor_store::DescriptorStore};
 use crate::{
     domain::{
         id::{Uid, VmId},
@@ -64,18 +64,23 @@ pub struct LinuxNetwork {
 }
 
 impl LinuxNetwork {
-    /// The network; nothing is made yet. `warm_taps` interfaces are kept ready from the first start on. To be
-    /// called in a runtime.
-    pub fn new(warm_taps: usize) -> Result<Self> {
+    /// The network; nothing is made yet. `warm_taps` interfaces are kept ready from the first start on. The
+    /// sockets that hold published ports are kept in `store`. To be called in a runtime.
+    pub fn new(warm_taps: usize, store: Arc<DescriptorStore>) -> Result<Self> {
         let links = Links::new().map_err(|source| Error::os("talk to the kernel about links", source))?;
         Ok(Self {
             pool: TapPool::new(warm_taps, links.clone()),
             links,
             filter: Filter::default(),
-            ports: HeldPorts::default(),
+            ports: HeldPorts::new(store),
             prepared: Mutex::default(),
             outside_is_open: AtomicBool::default(),
         })
+    }
+
+    /// Whether a TCP port of the host leads to a guest.
+    pub fn is_published(&self, port: u16) -> bool {
+        self.ports.has_tcp(port)
     }
 
     /// The TAP of a machine, if it has one. A link of that name that is not the machine's is an error.
@@ -155,6 +160,12 @@ impl LinuxNetwork {
         Ok(())
     }
 
+    /// Holds these ports for a guest, and no others.
+    async fn hold_ports(&self, vm: VmId, ports: BTreeSet<Port>) -> Result<()> {
+        let held = self.ports.clone();
+        blocking("hold the ports of a guest", move || held.hold(vm, &ports)).await
+    }
+
     async fn open_outside_for(&self, nic: &Nic) -> Result<()> {
         match nic.leads_outside() && !self.outside_is_open.load(Ordering::Relaxed) {
             true => self.open_outside().await,
@@ -212,7 +223,7 @@ impl Network for LinuxNetwork {
 
     async fn plug(&self, nic: &Nic) -> Result<()> {
         let (name, ipv6) = (nic.tap(), forwarding::ipv6());
-        self.ports.hold(nic.vm, &nic.ports)?;
+        self.hold_ports(nic.vm, nic.ports.clone()).await?;
         let (new, link) = match self.tap(nic.vm).await? {
             Some(link) => (None, link.index),
             None => {
@@ -241,6 +252,24 @@ impl Network for LinuxNetwork {
         self.open_outside_for(nic).await
     }
 
+    async fn take_over(&self, nic: &Nic) -> Result<BTreeSet<Port>> {
+        let (held, vm, ports) = (self.ports.clone(), nic.vm, nic.ports.clone());
+        let taken = blocking("hold the ports of a guest", move || held.hold_what_is_free(vm, &ports)).await?;
+        let ports = nic.ports.difference(&taken).copied().collect();
+        self.plug(&Nic { ports, ..nic.clone() }).await?;
+        Ok(taken)
+    }
+
+    async fn close_ports(&self) -> Result<()> {
+        let (filter, held) = (self.filter.clone(), self.ports.clone());
+        blocking("close published ports", move || {
+            filter.close_ports()?;
+            held.release_all();
+            Ok(())
+        })
+        .await
+    }
+
     async fn give_tap(&self, vm: VmId, user: Uid) -> Result<()> {
         self.tap(vm).await?;
         let name = TapName::of(vm);
@@ -256,10 +285,11 @@ impl Network for LinuxNetwork {
 
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()> {
         // Held before anything leads there, and until nothing does.
-        self.ports.hold(new.vm, &old.ports.union(&new.ports).copied().collect())?;
+        self.hold_ports(new.vm, old.ports.union(&new.ports).copied().collect()).await?;
         let (filter, before, after) = (self.filter.clone(), old.clone(), new.clone());
         let changed = blocking("change what a guest may do", move || filter.change(&before, &after)).await;
-        self.ports.hold(new.vm, if changed.is_ok() { &new.ports } else { &old.ports })?;
+        let held = if changed.is_ok() { &new.ports } else { &old.ports };
+        self.hold_ports(new.vm, held.clone()).await?;
         changed?;
         self.open_outside_for(new).await
     }
@@ -269,9 +299,13 @@ impl Network for LinuxNetwork {
     }
 
     async fn unplug(&self, vm: VmId) -> Result<()> {
-        let filter = self.filter.clone();
-        blocking("take a guest out of the packet filter", move || filter.remove(vm)).await?;
-        self.ports.release(vm);
+        let (filter, held) = (self.filter.clone(), self.ports.clone());
+        blocking("take a guest out of the packet filter", move || {
+            filter.remove(vm)?;
+            held.release(vm);
+            Ok(())
+        })
+        .await?;
         match self.links.find(TapName::of(vm).as_str()).await? {
             Some(link) if link.alias == tap_alias(vm) => self.links.remove(&link).await,
             // Somebody else's, or none.
@@ -283,6 +317,7 @@ impl Network for LinuxNetwork {
         let links = self.links.all().await?;
         let filter = self.filter.clone();
         let mut found: BTreeSet<VmId> = links.iter().filter_map(|link| vm_of_alias(&link.alias)).collect();
+        found.extend(self.ports.found());
         found.extend(blocking("look for guests in the packet filter", move || filter.found()).await?);
         Ok(found.into_iter().collect())
     }

@@ -1,46 +1,115 @@
 //! Published ports are held by sockets of the service on which nobody listens: so a guest takes no port that
 //! a program of the host has, and no program of the host gets one that leads to a guest.
+//!
+//! A port is held at exactly the addresses from which the rules of the packet filter lead to the guest. systemd
+//! keeps the sockets while the service restarts.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    io::{self, ErrorKind},
-    net::{Ipv4Addr, SocketAddrV4},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with};
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with,
+        sockopt::{set_ipv6_v6only, socket_type},
+    },
+};
 
 use crate::{
     domain::{
         id::VmId,
         net::port::{Port, Protocol, Scope},
     },
+    host::descriptor_store::DescriptorStore,
     ports::{Error, Result},
 };
 
-/// The ports of guests, held.
-#[derive(Debug, Default)]
-pub(super) struct HeldPorts(Mutex<HashMap<VmId, BTreeMap<Port, OwnedFd>>>);
+/// The ports of guests, held. Clones are the same.
+#[derive(Debug, Default, Clone)]
+pub(super) struct HeldPorts {
+    held: Arc<Mutex<HashMap<VmId, BTreeMap<Port, Sockets>>>>,
+    store: Arc<DescriptorStore>,
+}
+
+/// The sockets that hold one port, one for each family of addresses.
+type Sockets = Vec<OwnedFd>;
 
 impl HeldPorts {
-    /// Holds these ports for a guest, and no others. When one of them is taken nothing changes.
+    /// No ports yet. What an earlier run held is taken over from the store.
+    pub(super) fn new(store: Arc<DescriptorStore>) -> Self {
+        Self { held: Arc::default(), store }
+    }
+
+    /// Holds these ports for a guest, and no others. When one of them is taken nothing changes. Blocks.
     pub(super) fn hold(&self, vm: VmId, ports: &BTreeSet<Port>) -> Result<()> {
         let mut all = self.lock();
-        let mut held = BTreeMap::new();
+        let mut new = BTreeMap::new();
         for port in ports.iter().filter(|port| !all.get(&vm).is_some_and(|held| held.contains_key(port))) {
-            held.insert(*port, take(*port)?.0);
+            match take(*port, |address| self.inherit(vm, *port, address)) {
+                Ok((sockets, _)) => new.insert(*port, sockets),
+                Err(error) => {
+                    new.insert(*port, Sockets::new());
+                    self.let_go(vm, new);
+                    return Err(error);
+                }
+            };
         }
-        held.extend(all.remove(&vm).unwrap_or_default().into_iter().filter(|(port, _)| ports.contains(port)));
-        if !held.is_empty() {
-            all.insert(vm, held);
+        for (port, sockets) in &new {
+            for (address, socket) in addresses(port.scope).iter().zip(sockets) {
+                self.store.keep(&name(vm, *port, *address), socket);
+            }
+        }
+        let held = all.remove(&vm).unwrap_or_default();
+        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            held.into_iter().partition(|(port, _)| ports.contains(port));
+        self.let_go(vm, gone);
+        new.extend(kept);
+        if !new.is_empty() {
+            all.insert(vm, new);
         }
         Ok(())
     }
 
-    /// Lets go of all ports of a guest.
+    /// Holds as many of these ports as nobody else has, and no others. Returns those that somebody has. Blocks.
+    pub(super) fn hold_what_is_free(&self, vm: VmId, ports: &BTreeSet<Port>) -> Result<BTreeSet<Port>> {
+        let (mut free, mut taken) = (BTreeSet::new(), BTreeSet::new());
+        for port in ports {
+            free.insert(*port);
+            match self.hold(vm, &free) {
+                Ok(()) => {}
+                Err(Error::Taken { .. }) => {
+                    free.remove(port);
+                    taken.insert(*port);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.hold(vm, &free)?;
+        self.forget_left(vm);
+        Ok(taken)
+    }
+
+    /// Lets go of all ports of a guest. Blocks.
     pub(super) fn release(&self, vm: VmId) {
-        self.lock().remove(&vm);
+        let gone = self.lock().remove(&vm).unwrap_or_default();
+        self.let_go(vm, gone);
+        self.forget_left(vm);
+    }
+
+    /// The guests for which an earlier run held ports that this one has not taken over.
+    pub(super) fn found(&self) -> Vec<VmId> {
+        self.store.left().iter().filter_map(|name| vm_of(name)).collect()
+    }
+
+    /// Lets go of the ports of all guests. Blocks.
+    pub(super) fn release_all(&self) {
+        let gone: Vec<_> = self.lock().drain().collect();
+        gone.into_iter().for_each(|(vm, ports)| self.let_go(vm, ports));
     }
 
     /// How many ports lead to guests.
@@ -48,42 +117,123 @@ impl HeldPorts {
         self.lock().values().map(BTreeMap::len).sum()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<VmId, BTreeMap<Port, OwnedFd>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether a TCP port of the host leads to a guest.
+    pub(super) fn has_tcp(&self, number: u16) -> bool {
+        let is_it = |port: &Port| port.protocol == Protocol::Tcp && port.host == number;
+        self.lock().values().any(|ports| ports.keys().any(is_it))
+    }
+
+    /// The socket that an earlier run held a port with.
+    fn inherit(&self, vm: VmId, port: Port, address: IpAddr) -> Option<OwnedFd> {
+        let name = name(vm, port, address);
+        let socket = self.store.take(&name)?;
+        let is_it = socket_type(&socket).is_ok_and(|found| found == kind(port.protocol))
+            && bound_to(&socket).is_ok_and(|found| found == SocketAddr::new(address, port.host));
+        if !is_it {
+            self.store.forget([name.as_str()]);
+        }
+        is_it.then_some(socket)
+    }
+
+    /// Closes sockets, and has systemd close its copies: from then on others may take the ports.
+    fn let_go(&self, vm: VmId, gone: BTreeMap<Port, Sockets>) {
+        let names: Vec<String> = gone
+            .keys()
+            .flat_map(|port| addresses(port.scope).into_iter().map(|address| name(vm, *port, address)))
+            .collect();
+        drop(gone);
+        self.store.forget(names.iter().map(String::as_str));
+    }
+
+    /// Closes what an earlier run held for a guest and this one has no use for.
+    fn forget_left(&self, vm: VmId) {
+        let left = self.store.left();
+        self.store.forget(left.iter().map(String::as_str).filter(|name| vm_of(name) == Some(vm)));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<VmId, BTreeMap<Port, Sockets>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The port with a number that is free, when it has none yet.
 pub(super) fn numbered(port: Port) -> Result<Port> {
     match port.host {
-        0 => take(port).map(|(_, host)| Port { host, ..port }),
+        0 => take(port, |_| None).map(|(_, host)| Port { host, ..port }),
         _ => Ok(port),
     }
 }
 
-/// The socket, and the number that the kernel chose where the port has none.
-fn take(port: Port) -> Result<(OwnedFd, u16)> {
-    let (address, kind) = match (port.scope, port.protocol) {
-        (Scope::Loopback, Protocol::Tcp) => (Ipv4Addr::LOCALHOST, SocketType::STREAM),
-        (Scope::Loopback, Protocol::Udp) => (Ipv4Addr::LOCALHOST, SocketType::DGRAM),
-        (Scope::All, Protocol::Tcp) => (Ipv4Addr::UNSPECIFIED, SocketType::STREAM),
-        (Scope::All, Protocol::Udp) => (Ipv4Addr::UNSPECIFIED, SocketType::DGRAM),
-    };
-    let bound = || -> io::Result<(OwnedFd, u16)> {
-        let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
-        bind(&socket, &SocketAddrV4::new(address, port.host))?;
-        let name = SocketAddrV4::try_from(getsockname(&socket)?)?;
-        Ok((socket, name.port()))
-    };
-    bound().map_err(|error| match error.kind() {
-        ErrorKind::AddrInUse => Error::Taken {
-            message: format!(
-                "port {}/{} of this host is taken; choose another one",
-                port.host, port.protocol
-            ),
-        },
-        _ => Error::os(format!("take port {}/{}", port.host, port.protocol), error),
-    })
+/// The addresses of the host from which a port leads to a guest. The rules of the packet filter
+/// (`domain/net/ruleset.nft`, `publish` and `publish_here`) name no others.
+fn addresses(scope: Scope) -> Vec<IpAddr> {
+    match scope {
+        Scope::Loopback => vec![Ipv4Addr::LOCALHOST.into()],
+        Scope::All => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+    }
+}
+
+/// What systemd knows a socket by.
+fn name(vm: VmId, port: Port, address: IpAddr) -> String {
+    let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+    format!("port-{vm}-{}-{}-{}-{family}", port.scope.as_str(), port.protocol, port.host)
+}
+
+/// The guest for which the socket with this name holds a port.
+fn vm_of(name: &str) -> Option<VmId> {
+    name.strip_prefix("port-")?.split('-').next()?.parse().ok()
+}
+
+fn kind(protocol: Protocol) -> SocketType {
+    match protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        Protocol::Udp => SocketType::DGRAM,
+    }
+}
+
+/// The sockets, and the number that the kernel chose where the port has none.
+fn take(port: Port, mut inherited: impl FnMut(IpAddr) -> Option<OwnedFd>) -> Result<(Sockets, u16)> {
+    let mut number = port.host;
+    let mut sockets = Sockets::new();
+    for address in addresses(port.scope) {
+        let socket = match inherited(address) {
+            Some(socket) => Ok(socket),
+            None => bound(port.protocol, SocketAddr::new(address, number)),
+        };
+        match socket.and_then(|socket| Ok((bound_to(&socket)?.port(), socket))) {
+            Ok((bound, socket)) => {
+                number = bound;
+                sockets.push(socket);
+            }
+            // A kernel without IPv6 has nothing to hold there.
+            Err(Errno::AFNOSUPPORT) if address.is_ipv6() => {}
+            Err(Errno::ADDRINUSE) => {
+                let message =
+                    format!("port {number}/{} of this host is taken; choose another one", port.protocol);
+                return Err(Error::Taken { message });
+            }
+            Err(error) => {
+                let error = io::Error::from(error);
+                return Err(Error::os(format!("take port {number}/{}", port.protocol), error));
+            }
+        }
+    }
+    Ok((sockets, number))
+}
+
+/// A socket that is bound. It shares its port with nobody: neither SO_REUSEADDR nor SO_REUSEPORT is set.
+fn bound(protocol: Protocol, address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, kind(protocol), SocketFlags::CLOEXEC, None)?;
+    if address.is_ipv6() {
+        set_ipv6_v6only(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    Ok(socket)
+}
+
+fn bound_to(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
+    SocketAddr::try_from(getsockname(socket)?)
 }
 
 #[cfg(test)]
@@ -93,12 +243,15 @@ mod tests {
 
     use super::*;
 
+    fn free(scope: Scope) -> Port {
+        numbered(Port { scope, protocol: Protocol::Tcp, host: 0, guest: 80 }).unwrap()
+    }
+
     #[test]
     fn a_port_is_held_once_and_never_taken_from_a_program() {
         let ports = HeldPorts::default();
         let (one, two) = (VmId::from_bits(1), VmId::from_bits(2));
-        let wish = Port { scope: Scope::Loopback, protocol: Protocol::Tcp, host: 0, guest: 80 };
-        let port = numbered(wish).unwrap();
+        let port = free(Scope::Loopback);
         ports.hold(one, &[port].into()).unwrap();
         ports.hold(one, &[port].into()).unwrap();
         assert!(matches!(ports.hold(two, &[port].into()), Err(Error::Taken { .. })));
@@ -110,5 +263,57 @@ mod tests {
         ports.hold(two, &[port].into()).unwrap();
         ports.hold(two, &BTreeSet::new()).unwrap();
         assert!(ports.lock().is_empty());
+    }
+
+    #[test]
+    fn a_port_on_all_addresses_is_held_at_those_of_both_families() {
+        let ports = HeldPorts::default();
+        let (vm, port) = (VmId::from_bits(1), free(Scope::All));
+        ports.hold(vm, &[port].into()).unwrap();
+        for address in ["0.0.0.0", "127.0.1.1", "::", "::1"] {
+            let address: IpAddr = address.parse().unwrap();
+            assert!(TcpListener::bind((address, port.host)).is_err(), "{address}");
+        }
+        ports.release(vm);
+        let address = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port.host);
+        let program = bound(Protocol::Tcp, address).unwrap();
+        assert!(matches!(ports.hold(vm, &[port].into()), Err(Error::Taken { .. })));
+        drop(program);
+    }
+
+    #[test]
+    fn what_an_earlier_run_held_is_held_on_or_closed() {
+        let (vm, port, old) = (VmId::from_bits(1), free(Scope::All), free(Scope::Loopback));
+        let names =
+            |port: Port| addresses(port.scope).into_iter().map(move |address| name(vm, port, address));
+        let found = [port, old].map(|port| names(port).zip(take(port, |_| None).unwrap().0));
+        let next = HeldPorts::new(Arc::new(DescriptorStore::of(found.into_iter().flatten())));
+        assert_eq!(next.found(), [vm, vm, vm]);
+        // A new socket could not be bound there.
+        assert_eq!(next.hold_what_is_free(vm, &[port].into()).unwrap(), BTreeSet::new());
+        assert!(TcpListener::bind(("127.0.0.1", port.host)).is_err());
+        assert_eq!(next.found(), []);
+        drop(TcpListener::bind(("127.0.0.1", old.host)).unwrap());
+    }
+
+    #[test]
+    fn a_socket_that_is_not_what_its_name_says_holds_nothing() {
+        let (vm, port, other) = (VmId::from_bits(1), free(Scope::Loopback), free(Scope::Loopback));
+        let socket = take(other, |_| None).unwrap().0.remove(0);
+        let store = DescriptorStore::of([(name(vm, port, Ipv4Addr::LOCALHOST.into()), socket)]);
+        HeldPorts::new(Arc::new(store)).hold(vm, &[port].into()).unwrap();
+        drop(TcpListener::bind(("127.0.0.1", other.host)).unwrap());
+    }
+
+    #[test]
+    fn ports_that_somebody_took_are_told_and_the_rest_is_held() {
+        let ports = HeldPorts::default();
+        let (ours, theirs) = (free(Scope::Loopback), free(Scope::Loopback));
+        let program = TcpListener::bind(("127.0.0.1", theirs.host)).unwrap();
+        let taken = ports.hold_what_is_free(VmId::from_bits(1), &[ours, theirs].into()).unwrap();
+        assert_eq!(taken, BTreeSet::from([theirs]));
+        assert!(TcpListener::bind(("127.0.0.1", ours.host)).is_err());
+        drop(program);
+        assert_eq!(ports.count(), 1);
     }
 }

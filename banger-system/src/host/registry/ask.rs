@@ -12,7 +12,7 @@ use reqwest::{
 
 use super::{
     patience::{Failure, Patience},
-    place::{self, Base, Guests, Resolver, Route},
+    place::{self, Base, Guests, LocalPorts, Resolver, Route},
 };
 use crate::{
     domain::oci::Descriptor,
@@ -40,10 +40,11 @@ pub(super) struct Clients {
     pub(super) own: Client,
     away: Client,
     guests: Guests,
+    local: LocalPorts,
 }
 
 impl Clients {
-    pub(super) fn new(patience: Patience, guests: Guests) -> Result<Self> {
+    pub(super) fn new(patience: Patience, guests: Guests, local: LocalPorts) -> Result<Self> {
         // A second call finds the first one's choice, which is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = |route| {
@@ -67,6 +68,7 @@ impl Clients {
             own: builder(Route::Own).build().map_err(failed)?,
             away: builder(Route::Away).build().map_err(failed)?,
             guests,
+            local,
         })
     }
 
@@ -118,8 +120,8 @@ impl Asker {
 
     /// Whether and how an address that the server named may be asked.
     pub(super) fn route(&self, url: &Url) -> Result<Route> {
-        place::route(url, &self.base, &self.clients.guests)
-            .map_err(|why| self.refused(&format!("it leads to {why}, where nobody follows it")))
+        place::route(url, &self.base, &self.clients.guests, &self.clients.local)
+            .map_err(|why| self.refused(&format!("refusing to ask {why}")))
     }
 
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {

@@ -38,8 +38,8 @@ use self::{
     place::Guests,
     session::Session,
 };
+pub use self::{patience::Patience, place::LocalPorts};
 use super::blocking::blocking;
-pub use patience::Patience;
 
 use crate::{
     domain::{
@@ -75,22 +75,25 @@ pub struct Registries {
     /// Made when they are first needed: the certificates of the host are read for them.
     clients: Arc<OnceLock<Clients>>,
     guests: Guests,
+    local: LocalPorts,
     cache: Cache,
     patience: Patience,
 }
 
 impl Registries {
-    /// Registries whose blobs are kept in this directory, up to so many bytes.
-    pub fn new(cache: &Path, limit: Bytes, patience: Patience) -> Self {
-        Self { clients: Arc::default(), guests: Guests::default(), cache: Cache::new(cache, limit), patience }
+    /// Registries whose blobs are kept in this directory, up to so many bytes. Of the host itself only ports that are
+    /// `local` are asked.
+    pub fn new(cache: &Path, limit: Bytes, patience: Patience, local: LocalPorts) -> Self {
+        let cache = Cache::new(cache, limit);
+        Self { clients: Arc::default(), guests: Guests::default(), local, cache, patience }
     }
 
     async fn clients(&self) -> Result<Clients> {
         if let Some(clients) = self.clients.get() {
             return Ok(clients.clone());
         }
-        let (patience, guests) = (self.patience, self.guests.clone());
-        let made = blocking("read certificates", move || Clients::new(patience, guests)).await?;
+        let (patience, guests, local) = (self.patience, self.guests.clone(), self.local.clone());
+        let made = blocking("read certificates", move || Clients::new(patience, guests, local)).await?;
         Ok(self.clients.get_or_init(|| made).clone())
     }
 

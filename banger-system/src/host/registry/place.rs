@@ -2,7 +2,10 @@
 //! service of the host, or to the one that tells a cloud machine its secrets, would borrow that. Guests are asked
 //! by nobody: their rules let the host's superuser in.
 
-use core::net::{IpAddr, Ipv4Addr};
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 use std::sync::{Arc, OnceLock};
 
 use reqwest::{
@@ -11,6 +14,10 @@ use reqwest::{
 };
 
 use crate::domain::{net::subnet::Subnet, oci::reference::RegistryHost};
+
+/// What is not asked for a user, and what an administrator can do about it.
+const LOCAL_REFUSED: &str = "a port of this host that leads to a sandbox or that is not in registry.local_ports of \
+                             /etc/banger/config.toml";
 
 /// By which client an address is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +35,41 @@ pub(super) struct Base {
     pub(super) url: Url,
     /// Whether it is the host itself, by its name.
     pub(super) is_loopback: bool,
+    /// Who pointed to it.
+    pub(super) named_by: NamedBy,
+}
+
+/// Who decided that a server is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NamedBy {
+    /// Any user of the host.
+    User,
+    /// The administrator, in the configuration.
+    Administrator,
+}
+
+/// Which ports of the host itself are asked for any user. The service is root: a service of the host that lets in
+/// some users, or that trusts whoever is on the host, would take the question for root's.
+#[derive(Clone)]
+pub struct LocalPorts(Arc<dyn Fn(u16) -> bool + Send + Sync>);
+
+impl LocalPorts {
+    /// Asks the ports for which this says yes, at the time when they are asked.
+    pub fn that(allowed: impl Fn(u16) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(allowed))
+    }
+
+    /// Whether this address of the host may be asked. Addresses of the host beside the usual ones belong to services
+    /// that were given them for a reason.
+    fn allow(&self, address: IpAddr, port: u16) -> bool {
+        (address == Ipv4Addr::LOCALHOST || address == Ipv6Addr::LOCALHOST) && (self.0)(port)
+    }
+}
+
+impl fmt::Debug for LocalPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LocalPorts(…)")
+    }
 }
 
 /// Where the guests are, once that is known. Clones know the same.
@@ -52,11 +94,16 @@ pub(super) fn base(registry: &RegistryHost) -> Option<Base> {
     let (is_loopback, https_port) = (registry.is_loopback(), registry.port() == Some(443));
     let scheme = if is_loopback && !https_port { "http" } else { "https" };
     let url = Url::parse(&format!("{scheme}://{}/v2/", registry.api())).ok()?;
-    Some(Base { url, is_loopback })
+    Some(Base { url, is_loopback, named_by: NamedBy::User })
 }
 
 /// Whether an address that a user or a server names may be asked, and how.
-pub(super) fn route(url: &Url, from: &Base, guests: &Guests) -> Result<Route, &'static str> {
+pub(super) fn route(
+    url: &Url,
+    from: &Base,
+    guests: &Guests,
+    local: &LocalPorts,
+) -> Result<Route, &'static str> {
     if !matches!(url.scheme(), "https" | "http") {
         return Err("an address that is not of the web");
     }
@@ -65,12 +112,7 @@ pub(super) fn route(url: &Url, from: &Base, guests: &Guests) -> Result<Route, &'
     }
     let host = url.host().ok_or("an address without a host")?;
     let literal = match host {
-        url::Host::Domain(name) => {
-            let name = name.trim_end_matches('.');
-            let local =
-                name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost");
-            local.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST))
-        }
+        url::Host::Domain(name) => is_localhost(name).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         url::Host::Ipv4(address) => Some(IpAddr::V4(address)),
         url::Host::Ipv6(address) => Some(IpAddr::V6(address)),
     };
@@ -79,7 +121,16 @@ pub(super) fn route(url: &Url, from: &Base, guests: &Guests) -> Result<Route, &'
     }
     let is_own = from.url.origin() == url.origin();
     let on_host = literal.is_some_and(|address| to_v4(address).is_loopback());
-    if is_own || (on_host && from.is_loopback) {
+    if on_host && from.is_loopback {
+        let port = url.port_or_known_default().unwrap_or_default();
+        let allowed = literal.is_some_and(|address| local.allow(to_v4(address), port));
+        return match from.named_by {
+            NamedBy::Administrator => Ok(Route::Own),
+            NamedBy::User if allowed => Ok(Route::Own),
+            NamedBy::User => Err(LOCAL_REFUSED),
+        };
+    }
+    if is_own && !literal.is_some_and(is_near) {
         return Ok(Route::Own);
     }
     if url.scheme() == "http" {
@@ -89,6 +140,12 @@ pub(super) fn route(url: &Url, from: &Base, guests: &Guests) -> Result<Route, &'
         return Err("an address of the host itself or of its link");
     }
     Ok(Route::Away)
+}
+
+/// Whether a name is the host's own, whatever it resolves to.
+fn is_localhost(name: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 /// Addresses that are the host itself, or that only it and its link know.
@@ -138,8 +195,10 @@ impl Resolve for Resolver {
             let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             let (of_guests, found): (Vec<_>, Vec<_>) =
                 found.into_iter().partition(|address| guests.have(address.ip()));
+            // A name that somebody chose must not lead to where its address would not be asked.
+            let may_be_near = route == Route::Own && is_localhost(name.as_str());
             let asked: Vec<_> =
-                found.into_iter().filter(|address| route == Route::Own || !is_near(address.ip())).collect();
+                found.into_iter().filter(|address| may_be_near || !is_near(address.ip())).collect();
             match asked.is_empty() {
                 false => Ok(Box::new(asked.into_iter()) as Addrs),
                 true if of_guests.is_empty() => Err("it leads to the host itself or to its link".into()),
@@ -160,7 +219,8 @@ mod tests {
         let guests = Guests::default();
         guests.are_in("172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap());
         let base = base(reference.registry()).unwrap();
-        let route = route(&Url::parse(url).unwrap(), &base, &guests);
+        let local = LocalPorts::that(|port| [5000, 6000].contains(&port));
+        let route = route(&Url::parse(url).unwrap(), &base, &guests, &local);
         assert_eq!(route.ok(), expect, "{registry} sends to {url}");
     }
 
@@ -204,16 +264,46 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_on_the_host_may_lead_to_the_host_and_to_nobody_without_encryption() {
-        for url in
-            ["http://localhost:5000/v2/", "http://localhost:6000/", "http://127.0.0.1:7/", "https://[::1]/"]
-        {
+    fn a_registry_on_the_host_leads_to_allowed_ports_of_it_and_to_nobody_without_encryption() {
+        for url in ["http://localhost:5000/v2/", "http://127.0.0.1:6000/", "https://[::1]:6000/"] {
             check("localhost:5000", url, Some(Route::Own));
+        }
+        for url in
+            ["http://localhost:5432/", "https://127.0.0.1/", "https://[::1]:5001/", "http://127.0.1.1:5000/"]
+        {
+            check("localhost:5000", url, None);
         }
         check("localhost:5000", "https://cdn.example.org/", Some(Route::Away));
         check("localhost:5000", "http://cdn.example.org/", None);
         check("localhost:5000", "https://169.254.169.254/", None);
         check("localhost:5000", "http://169.254.169.254/", None);
+    }
+
+    #[test]
+    fn only_ports_of_the_host_that_are_allowed_are_asked_for_a_user() {
+        for (registry, expect) in [
+            ("localhost:5000", Some(Route::Own)),
+            ("127.0.0.1:5000", Some(Route::Own)),
+            ("[::1]:5000", Some(Route::Own)),
+            ("localhost:5432", None),
+            ("127.0.0.1:22", None),
+            ("[::1]:8080", None),
+            ("127.0.1.1:5000", None),
+            ("localhost:443", None),
+        ] {
+            let scheme = if registry.ends_with(":443") { "https" } else { "http" };
+            check(registry, &format!("{scheme}://{registry}/v2/"), expect);
+        }
+        for near in
+            ["0.0.0.0:5000", "169.254.169.254:443", "[::]:5000", "[::ffff:127.0.0.1]:5000", "[fe80::1]:5"]
+        {
+            check(near, &format!("https://{near}/v2/"), None);
+        }
+        let index = Url::parse("http://localhost:8000/index.json").unwrap();
+        let named_by = NamedBy::Administrator;
+        let base = Base { url: index.clone(), is_loopback: true, named_by };
+        let nothing = LocalPorts::that(|_| false);
+        assert_eq!(route(&index, &base, &Guests::default(), &nothing), Ok(Route::Own));
     }
 
     #[test]
@@ -254,17 +344,21 @@ mod tests {
 
     #[tokio::test]
     async fn names_that_lead_to_the_host_or_to_a_guest_do_not_resolve() {
-        let resolve = async |route, guests: &Guests| {
-            let name: Name = "127.0.0.1".parse().unwrap();
+        let resolve = async |name: &str, route, guests: &Guests| {
+            let name: Name = name.parse().unwrap();
             let resolver = Resolver { route, guests: guests.clone() };
             resolver.resolve(name).await.map(|found| found.count()).map_err(|error| error.to_string())
         };
         let guests = Guests::default();
-        assert_eq!(resolve(Route::Own, &guests).await, Ok(1));
-        assert!(resolve(Route::Away, &guests).await.unwrap_err().contains("leads to the host"));
+        assert!(resolve("localhost", Route::Own, &guests).await.is_ok());
+        assert!(resolve("localhost", Route::Away, &guests).await.unwrap_err().contains("leads to the host"));
+        for route in [Route::Own, Route::Away] {
+            let error = resolve("127.0.0.1", route, &guests).await.unwrap_err();
+            assert!(error.contains("leads to the host"), "{error}");
+        }
         guests.are_in("127.0.0.0/16 fd12:3456:789a::/64".parse().unwrap());
         for route in [Route::Own, Route::Away] {
-            assert!(resolve(route, &guests).await.unwrap_err().contains("leads to a guest"));
+            assert!(resolve("127.0.0.1", route, &guests).await.unwrap_err().contains("leads to a guest"));
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{
     cache::{Pen, Verdict, Writing},
     download::ensure,
     patience::{Failure, Tries},
-    place::Base,
+    place::{Base, NamedBy},
     session::from_byte,
     tell, tell_once, unkept,
 };
@@ -111,7 +111,8 @@ impl Registries {
             Location::File(_) => url,
         };
         let host = url.host_str().unwrap_or_default().to_owned();
-        let base = Base { url: base.clone(), is_loopback: is_this_host(base) };
+        let named_by = NamedBy::Administrator;
+        let base = Base { url: base.clone(), is_loopback: is_this_host(base), named_by };
         let asker = Asker { clients: self.clients().await?, patience: self.patience, base, host };
         Ok(WebFile { asker, url: url.clone() })
     }

@@ -1,0 +1,224 @@
+//! A guest that shuts down: its commands end before file systems are unmounted, and the host learns that it stops.
+//!
+//! Commands belong to the agent and not to a service of the image's init. systemd unmounts the work disk while they
+//! have files open there, says that it failed, and kills them at the very end. So it finds a unit in `/run` whose stop
+//! runs this program once more: that ends the commands, and systemd waits for it before it unmounts anything.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    thread,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{STOPPING, log};
+
+/// Where systemd looks for units that belong to one boot (systemd.unit(5)).
+const UNITS: &str = "/run/systemd/system";
+const UNIT: &str = "banger-commands.service";
+/// What starts it: early, and whatever the image boots into.
+const TARGET: &str = "sysinit.target";
+/// It is there from the moment when the guest shuts down.
+const MARK: &str = "/run/banger-stopping";
+/// The control groups of commands.
+const SESSIONS: &str = "/sys/fs/cgroup/banger/sessions";
+/// On which systemd is asked by root, from early in the boot on.
+const SYSTEMD_SOCKET: &str = "/run/systemd/private";
+/// How long commands may take to end by themselves, and after they were killed.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two looks at what is still there.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Has systemd end the commands of the serving process, before it unmounts. Other inits find a directory that means
+/// nothing to them.
+pub fn prepare(server: u32) -> io::Result<()> {
+    let wants = Path::new(UNITS).join(format!("{TARGET}.wants"));
+    fs::create_dir_all(&wants)?;
+    let unit = Path::new(UNITS).join(UNIT);
+    fs::write(&unit, unit_text(server))?;
+    symlink(&unit, wants.join(UNIT))
+}
+
+/// The program is in the initramfs, which no path leads to any more but that of a process that runs it. Without a start
+/// there is nothing to do but to be there (systemd.service(5), "Type=oneshot").
+fn unit_text(server: u32) -> String {
+    format!(
+        "[Unit]\n\
+         Description=Commands of banger\n\
+         DefaultDependencies=no\n\
+         After=root.mount local-fs.target\n\
+         Conflicts=shutdown.target\n\
+         Before=shutdown.target\n\n\
+         [Service]\n\
+         Type=oneshot\n\
+         RemainAfterExit=yes\n\
+         ExecStop=/proc/{server}/exe {STOPPING} {server}\n\
+         TimeoutStopSec=10\n"
+    )
+}
+
+/// Whether the guest shuts down.
+pub fn has_begun() -> bool {
+    Path::new(MARK).exists()
+        // The last process of systemd, which has taken the place of the first.
+        || fs::read_to_string("/proc/1/comm").is_ok_and(|name| name.starts_with("systemd-shutdow"))
+        || systemd_is_stopping()
+}
+
+/// Whether systemd was asked to shut down, and has not come to our unit yet.
+fn systemd_is_stopping() -> bool {
+    // Before it has this socket, it cannot be asked for a shutdown either.
+    if !Path::new(SYSTEMD_SOCKET).exists() {
+        return false;
+    }
+    // `is-system-running` says `starting` for as long as the boot has jobs left, whatever comes after them.
+    let asked = Command::new("systemctl")
+        .args(["show", "--property=Job,ActiveState", "shutdown.target"])
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut asked) = asked else { return false };
+    let mut waited = Duration::ZERO;
+    while waited < PATIENCE && matches!(asked.try_wait(), Ok(None)) {
+        thread::sleep(POLL);
+        waited += POLL;
+    }
+    // It has ended, or is not worth the wait.
+    let _ = asked.kill();
+    asked.wait_with_output().is_ok_and(|answer| is_wanted(&String::from_utf8_lossy(&answer.stdout)))
+}
+
+/// Whether a target is reached or about to be, by its properties.
+fn is_wanted(properties: &str) -> bool {
+    properties.lines().filter_map(|line| line.split_once('=')).any(|(name, value)| match name {
+        "Job" => !matches!(value, "" | "0"),
+        "ActiveState" => value != "inactive",
+        _ => false,
+    })
+}
+
+/// The guest shuts down from now on.
+pub fn begin() {
+    // Without it the host is told a little later.
+    let _ = fs::write(MARK, "");
+}
+
+/// Ends the commands of the serving process: asks them first, and kills them when they do not end.
+pub fn run(server: &str) -> ExitCode {
+    begin();
+    let Ok(server) = server.parse() else { return ExitCode::FAILURE };
+    for signal in [Signal::TERM, Signal::HUP, Signal::CONT, Signal::KILL] {
+        for pid in commands(server) {
+            let _ = kill_process(pid, signal);
+        }
+        // A shell that waits for its user ignores the first of them.
+        if !matches!(signal, Signal::CONT | Signal::KILL) {
+            continue;
+        }
+        let mut waited = Duration::ZERO;
+        while waited < PATIENCE && !commands(server).is_empty() {
+            thread::sleep(POLL);
+            waited += POLL;
+        }
+    }
+    match commands(server).len() {
+        0 => ExitCode::SUCCESS,
+        left => {
+            log::error(&format!("{left} processes of commands do not end"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The processes of commands: those in their control groups, and the descendants of the serving process.
+fn commands(server: i32) -> Vec<Pid> {
+    let mut found = BTreeSet::new();
+    let mut groups = vec![PathBuf::from(SESSIONS)];
+    while let Some(group) = groups.pop() {
+        found.extend(numbers(&group.join("cgroup.procs")));
+        let inner = fs::read_dir(&group).into_iter().flatten().flatten();
+        groups.extend(
+            inner.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())).map(|entry| entry.path()),
+        );
+    }
+    let mut parents = vec![server];
+    while let Some(parent) = parents.pop() {
+        let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+        for child in threads.flat_map(|thread| numbers(&thread.path().join("children"))) {
+            if found.insert(child) {
+                parents.push(child);
+            }
+        }
+    }
+    // One that has ended and that nobody has waited for yet has no file open any more.
+    found.into_iter().filter(|pid| !is_zombie(*pid)).filter_map(Pid::from_raw).collect()
+}
+
+fn numbers(file: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect()
+}
+
+/// proc_pid_stat(5): the state follows the name, which may hold anything.
+fn is_zombie(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_commands_of_a_process_are_found_with_what_they_started() {
+        let mut child = Command::new("sh").args(["-c", "sleep 1000 & wait"]).spawn().unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        // The shell and what it runs.
+        while commands(own).len() < 2 {
+            thread::sleep(POLL);
+        }
+        for pid in commands(own) {
+            kill_process(pid, Signal::KILL).unwrap();
+        }
+        child.wait().unwrap();
+        while !commands(own).is_empty() {
+            thread::sleep(POLL);
+        }
+    }
+
+    #[test]
+    fn a_shutdown_has_begun_when_its_target_has_a_job() {
+        for (properties, expect) in [
+            ("ActiveState=inactive\n", false),
+            ("ActiveState=inactive\nJob=\n", false),
+            ("Job=0\nActiveState=inactive\n", false),
+            ("ActiveState=inactive\nJob=723\n", true),
+            ("ActiveState=active\n", true),
+            ("", false),
+        ] {
+            assert_eq!(is_wanted(properties), expect, "{properties:?}");
+        }
+    }
+
+    #[test]
+    fn systemd_stops_the_commands_before_it_unmounts_their_disk() {
+        let text = unit_text(77);
+        for line in [
+            "After=root.mount local-fs.target",
+            "DefaultDependencies=no",
+            "Before=shutdown.target",
+            "ExecStop=/proc/77/exe stopping 77",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{text}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! How a guest has ended: what its console said last, and what follows of it.
+//!
+//! A VMM ends in the same way whether its guest powers off, reboots or panics: QEMU with status 0, and Firecracker, which
+//! knows resets alone, as well. The guest's kernel says which of them it was, in words that have not changed for years and
+//! that no log level hides (Linux, kernel/reboot.c and kernel/panic.c). A guest may lie about this, and harms itself alone.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use banger_proto::guest::POWER_OFF_MARK;
+
+use super::lifecycle::{Event, Reason, State};
+
+/// How much of the end of a console is looked at: a panic writes a few KiB after the line that tells.
+pub const LAST_WORDS: usize = 16 << 10;
+
+/// How often a guest may reboot within [`REBOOT_WINDOW`]. More is a loop that nobody watches.
+const MAX_REBOOTS: usize = 5;
+/// Longer than five boots of an emulated guest take on a busy host.
+const REBOOT_WINDOW: Duration = Duration::from_secs(5 * 60);
+
+/// What a guest did last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestEnd {
+    /// It powered off.
+    PowerOff,
+    /// It wanted to power off, and the VMM has no switch for that: it stands still.
+    PowerOffByHalt,
+    /// It rebooted.
+    Reboot,
+    /// It halted: it stands still.
+    Halt,
+    /// Its kernel panicked.
+    Panic,
+}
+
+/// How a VMM's process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// With status 0.
+    Clean,
+    /// With another status, or by a signal: in words such as `exited:1` or `killed:9`.
+    Failed(String),
+    /// It is not there, and nobody knows how it ended.
+    Unknown,
+}
+
+/// What the kernel says, behind the time of the message.
+const KERNEL: &[(&str, GuestEnd)] = &[
+    ("reboot: Power down", GuestEnd::PowerOff),
+    ("reboot: Power off not available: System halted instead", GuestEnd::PowerOffByHalt),
+    ("reboot: System halted", GuestEnd::Halt),
+    ("reboot: Restarting system", GuestEnd::Reboot),
+    ("sysrq: Resetting", GuestEnd::Reboot),
+    ("Kernel panic - not syncing", GuestEnd::Panic),
+];
+
+impl GuestEnd {
+    /// Reads the end of a console. Nothing when the guest did not say.
+    pub fn read(console: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(console);
+        let (mut end, mut powers_off) = (None, false);
+        for line in text.lines().map(message) {
+            // What is to power off where that is impossible says so before it reboots.
+            powers_off |= line.strip_prefix("banger-agent: ") == Some(POWER_OFF_MARK);
+            let said = KERNEL.iter().find(|(words, _)| line.starts_with(words)).map(|(_, end)| *end);
+            end = match (said, end) {
+                // What is said after a panic follows of it.
+                (_, Some(GuestEnd::Panic)) | (None, _) => end,
+                (Some(GuestEnd::Reboot), _) if powers_off => Some(GuestEnd::PowerOff),
+                (said, _) => said,
+            };
+        }
+        end
+    }
+
+    /// Whether nothing runs in the guest any more while its VMM goes on.
+    pub fn stands_still(self) -> bool {
+        matches!(self, GuestEnd::PowerOffByHalt | GuestEnd::Halt)
+    }
+
+    /// Why a sandbox is stopped whose guest did this.
+    pub fn reason(self) -> Reason {
+        match self {
+            GuestEnd::PowerOff | GuestEnd::PowerOffByHalt => Reason::GuestShutdown,
+            GuestEnd::Reboot => Reason::GuestReboot,
+            GuestEnd::Halt => Reason::GuestHalt,
+            GuestEnd::Panic => Reason::GuestPanic,
+        }
+    }
+}
+
+/// What the kernel says in a line of the console. It writes the time in front, and begins wherever the cursor is: behind
+/// a prompt for a login, most of the time.
+fn message(line: &str) -> &str {
+    let line = line.trim();
+    let stamped = line.rmatch_indices('[').find_map(|(at, _)| {
+        let (time, message) = line[at + 1..].split_once("] ")?;
+        let is_time = time.contains('.') && time.bytes().all(|b| b" .0123456789".contains(&b));
+        is_time.then_some(message)
+    });
+    stamped.unwrap_or(line)
+}
+
+/// What the end of a VMM means for a sandbox in this state, and why. `reason` is that of the state.
+pub fn judge(state: State, reason: &Reason, ended: &Ended, guest: Option<GuestEnd>) -> (Event, Reason) {
+    match (ended, guest) {
+        // Whoever asked for it is the reason, however it went.
+        _ if state == State::Stopping => (Event::Exited, reason.clone()),
+        (_, Some(GuestEnd::Panic)) => (Event::Crashed, Reason::GuestPanic),
+        (Ended::Clean | Ended::Unknown, Some(GuestEnd::Reboot)) => (Event::Rebooted, Reason::GuestReboot),
+        (Ended::Clean | Ended::Unknown, Some(end)) => (Event::Exited, end.reason()),
+        (Ended::Clean, None) => (Event::Exited, Reason::GuestShutdown),
+        (Ended::Failed(how), _) if how == "oom-kill" => (Event::Crashed, Reason::VmmOutOfMemory),
+        (Ended::Failed(how), _) => (Event::Crashed, Reason::VmmExit(how.clone())),
+        (Ended::Unknown, None) => (Event::Crashed, Reason::Lost),
+    }
+}
+
+/// The reboots of a guest by itself.
+#[derive(Debug, Default)]
+pub struct Reboots(VecDeque<Instant>);
+
+impl Reboots {
+    /// Counts a reboot. `false` when there were so many lately that the guest should not boot again.
+    pub fn admit(&mut self, now: Instant) -> bool {
+        self.0.retain(|then| now.saturating_duration_since(*then) < REBOOT_WINDOW);
+        if self.0.len() >= MAX_REBOOTS {
+            return false;
+        }
+        self.0.push_back(now);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_a_kernel_say_how_its_guest_ended() {
+        let check = |console: &str, expect: Option<GuestEnd>| {
+            assert_eq!(GuestEnd::read(console.as_bytes()), expect, "{console:?}");
+        };
+        check("", None);
+        check("Debian GNU/Linux 12 box ttyS0\r\n\r\nbox login: ", None);
+        check("[   31.415926] reboot: Power down\r\n", Some(GuestEnd::PowerOff));
+        check("[    3.1] reboot: Restarting system\r\n", Some(GuestEnd::Reboot));
+        check("[    3.1] reboot: Restarting system with command 'x'\n", Some(GuestEnd::Reboot));
+        check("reboot: Restarting system", Some(GuestEnd::Reboot));
+        check("\r\nbox login: [   33.939720] reboot: Restarting system\r\n", Some(GuestEnd::Reboot));
+        check("[ok] done [   33.9] reboot: Power down [x]\r\n", Some(GuestEnd::PowerOff));
+        check("[    3.1] sysrq: Resetting\n", Some(GuestEnd::Reboot));
+        check("[    3.1] reboot: System halted\n", Some(GuestEnd::Halt));
+        check(
+            "[1.0] reboot: Power off not available: System halted instead\n",
+            Some(GuestEnd::PowerOffByHalt),
+        );
+        check(
+            "[   12.0] Kernel panic - not syncing: sysrq triggered crash\n[   12.1] CPU: 0 PID: 1\n[   12.2] Rebooting in 1 seconds..\n",
+            Some(GuestEnd::Panic),
+        );
+        check(
+            "[12.0] Kernel panic - not syncing: x\n[12.1] reboot: Restarting system\n",
+            Some(GuestEnd::Panic),
+        );
+        // Where there is no power switch the agent resets the guest in order to power it off.
+        let off = format!("[   9.1] banger-agent: {POWER_OFF_MARK}\n");
+        check(&off, None);
+        check(&format!("{off}[   9.2] reboot: Restarting system\n"), Some(GuestEnd::PowerOff));
+        // What somebody writes about it is not it.
+        check("user said: reboot: Power down\n", None);
+        check("[x] reboot: Power down\n", None);
+        assert_eq!(GuestEnd::read(b"\xff\xfe[ 1.0] reboot: Power down\n\xff"), Some(GuestEnd::PowerOff));
+        assert_eq!(GuestEnd::read(b"\xff\n[ 1.0] reboot: Power down\n\xff"), Some(GuestEnd::PowerOff));
+    }
+
+    #[test]
+    fn each_end_has_its_event_and_its_reason() {
+        use GuestEnd as G;
+        let failed = |how: &str| Ended::Failed(how.to_owned());
+        let check = |ended: Ended, guest, expect: (Event, Reason)| {
+            assert_eq!(judge(State::Running, &Reason::None, &ended, guest), expect, "{ended:?} {guest:?}");
+            let asked = judge(State::Stopping, &Reason::UserRequest, &ended, guest);
+            assert_eq!(asked, (Event::Exited, Reason::UserRequest), "{ended:?} {guest:?}");
+        };
+        check(Ended::Clean, None, (Event::Exited, Reason::GuestShutdown));
+        check(Ended::Clean, Some(G::PowerOff), (Event::Exited, Reason::GuestShutdown));
+        check(Ended::Clean, Some(G::PowerOffByHalt), (Event::Exited, Reason::GuestShutdown));
+        check(Ended::Clean, Some(G::Halt), (Event::Exited, Reason::GuestHalt));
+        check(Ended::Clean, Some(G::Reboot), (Event::Rebooted, Reason::GuestReboot));
+        check(Ended::Clean, Some(G::Panic), (Event::Crashed, Reason::GuestPanic));
+        check(failed("exited:1"), Some(G::Panic), (Event::Crashed, Reason::GuestPanic));
+        check(failed("exited:1"), None, (Event::Crashed, Reason::VmmExit("exited:1".into())));
+        check(failed("killed:9"), Some(G::Reboot), (Event::Crashed, Reason::VmmExit("killed:9".into())));
+        check(failed("oom-kill"), None, (Event::Crashed, Reason::VmmOutOfMemory));
+        // The service was away when it happened.
+        check(Ended::Unknown, None, (Event::Crashed, Reason::Lost));
+        check(Ended::Unknown, Some(G::PowerOff), (Event::Exited, Reason::GuestShutdown));
+        check(Ended::Unknown, Some(G::Reboot), (Event::Rebooted, Reason::GuestReboot));
+    }
+
+    #[test]
+    fn a_guest_that_reboots_again_and_again_is_not_booted_for_ever() {
+        let (mut reboots, begin) = (Reboots::default(), Instant::now());
+        let mut after = |seconds| reboots.admit(begin + Duration::from_secs(seconds));
+        for seconds in 0..5 {
+            assert!(after(seconds), "{seconds}");
+        }
+        assert!(!after(5) && !after(299));
+        assert!(after(300), "the first is long ago");
+        assert!(!after(300));
+    }
+}
