@@ -37,7 +37,7 @@ fn made(archives: &Archives) -> Result<File, ()> {
             digest: tars::digest(&packed).to_string(),
             diff_id: tars::digest(if archives.lie { b"something else" } else { tar }).to_string(),
         });
-        (Archive { packing: archives.packing, claim }, File::from(tars::file(&packed)))
+        (Archive { packing: archives.packing, offset: None, claim }, File::from(tars::file(&packed)))
     });
     let (archives, files) = order.unzip();
     let image = memory();
