@@ -126,6 +126,7 @@ fn keep_networkd_out(host: &Host) -> Result<()> {
     let session = "
         banger vm create --quiet --vcpu 1 --name wired
         banger vm exec wired -- sh -ec '
+            until [ -S /run/systemd/private ]; do sleep 0.2; done
             printf \"[Match]\\nName=*\\n[Network]\\nDHCP=yes\\n\" > /etc/systemd/network/10-all.network
             ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
             systemctl enable systemd-networkd'
