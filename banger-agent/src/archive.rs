@@ -102,7 +102,7 @@ fn is_free(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Unpacks with the owners and permissions of the archive. `fresh` says that nobody else knows of the directory.
+/// Unpacks with the owners and permissions of the archive. `fresh` says that no other process uses the directory.
 fn unpack(port: &mut Port, directory: &str, fresh: bool) -> io::Result<()> {
     if !Path::new(directory).is_absolute() {
         return Err(io::ErrorKind::InvalidInput.into());

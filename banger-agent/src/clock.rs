@@ -59,12 +59,13 @@ fn apply(correction: Correction) -> io::Result<()> {
     })
 }
 
-/// What adjtimex(2) is told for a change that takes its time.
+/// Returns the argument of adjtimex(2) that slews the clock.
 fn slew(offset_usec: i64) -> libc::timex {
     libc::timex { modes: libc::ADJ_OFFSET_SINGLESHOT, offset: offset_usec, ..nothing() }
 }
 
-/// What it is told for a change at once. The microseconds count upwards, also behind negative seconds.
+/// Returns the argument of adjtimex(2) that steps the clock. The microseconds are never negative, even with negative
+/// seconds.
 fn step(offset_usec: i64) -> libc::timex {
     let time = libc::timeval {
         tv_sec: offset_usec.div_euclid(1_000_000),

@@ -260,8 +260,8 @@ fn carry(port: &mut Port, connection: &OwnedFd) -> io::Result<Ended> {
                 }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                // Nobody reads it: it is taken and dropped, for the other direction may go on. That is so with socket
-                // files only; what TCP sends to who does not read comes back as a reset.
+                // The other end reads no more. The bytes are dropped, because the other direction may go on. Only socket
+                // files need this: TCP answers with a reset.
                 Err(_) if is_socket_file => {
                     given += pending.len() as u32;
                     pending.clear();

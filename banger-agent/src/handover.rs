@@ -96,7 +96,7 @@ fn is_program(path: &str) -> bool {
     })
 }
 
-/// Starts the serving process, and returns its number. What it has to know stands in a file without a name, its
+/// Starts the serving process, and returns its process id. It reads what it has to know from an unnamed file, its
 /// standard input.
 fn start_server(inheritance: Inheritance) -> io::Result<u32> {
     let mut file = fs::File::from(rustix::fs::memfd_create("banger-agent", MemfdFlags::CLOEXEC)?);

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     os::unix::fs::symlink,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode, Stdio},
     thread,
     time::Duration,
@@ -25,8 +25,6 @@ const UNIT: &str = "banger-commands.service";
 const TARGET: &str = "sysinit.target";
 /// It is there from the moment when the guest shuts down.
 const MARK: &str = "/run/banger-stopping";
-/// The control groups of commands.
-const SESSIONS: &str = "/sys/fs/cgroup/banger/sessions";
 /// On which systemd is asked by root, from early in the boot on.
 const SYSTEMD_SOCKET: &str = "/run/systemd/private";
 /// How long commands may take to end by themselves, and after they were killed.
@@ -107,7 +105,7 @@ fn is_wanted(properties: &str) -> bool {
 
 /// The guest shuts down from now on.
 pub fn begin() {
-    // Without it the host is told a little later.
+    // Without the mark the host learns of it a little later.
     let _ = fs::write(MARK, "");
 }
 
@@ -138,17 +136,9 @@ pub fn run(server: &str) -> ExitCode {
     }
 }
 
-/// The processes of commands: those in their control groups, and the descendants of the serving process.
+/// The processes of commands: the descendants of the serving process.
 fn commands(server: i32) -> Vec<Pid> {
     let mut found = BTreeSet::new();
-    let mut groups = vec![PathBuf::from(SESSIONS)];
-    while let Some(group) = groups.pop() {
-        found.extend(numbers(&group.join("cgroup.procs")));
-        let inner = fs::read_dir(&group).into_iter().flatten().flatten();
-        groups.extend(
-            inner.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())).map(|entry| entry.path()),
-        );
-    }
     let mut parents = vec![server];
     while let Some(parent) = parents.pop() {
         let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
@@ -158,7 +148,7 @@ fn commands(server: i32) -> Vec<Pid> {
             }
         }
     }
-    // One that has ended and that nobody has waited for yet has no file open any more.
+    // A zombie has no open files.
     found.into_iter().filter(|pid| !is_zombie(*pid)).filter_map(Pid::from_raw).collect()
 }
 

@@ -15,7 +15,7 @@ const LOCALTIME: &str = "/etc/localtime";
 const NAME: &str = "/etc/timezone";
 const ZONES: &str = "/usr/share/zoneinfo";
 /// When the rule begins to hold: earlier than any time of a 32-bit program. Readers take a file without any transition
-/// for one whose first type holds for ever, whatever its rule says.
+/// for one whose first type never changes, whatever its rule says.
 const BEGIN: i32 = i32::MIN;
 
 /// Sets the zone of the system below this root. Returns what went wrong.

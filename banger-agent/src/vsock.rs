@@ -36,7 +36,7 @@ const HOST: u32 = 2;
 /// makes leave room for commands, and commands leave room for the service.
 const PORTS: [(u32, usize); 4] =
     [(VSOCK_PORT, 64), (VSOCK_SERVICE_PORT, 8), (VSOCK_QUESTION_PORT, 8), (VSOCK_CONNECTION_PORT, 64)];
-/// Connections that are told at once that there is no room. More are closed without a word.
+/// How many connections at once get the answer that the agent is busy. More are closed without an answer.
 const MOST_TOLD: usize = 8;
 /// Connections that wait to be taken up.
 const BACKLOG: i32 = 16;

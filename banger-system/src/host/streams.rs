@@ -2,8 +2,8 @@
 //!
 //! Who has got a stream says nothing to us when it closes it, and a descriptor that we kept would keep the stream open.
 //! The kernel's list of what an epoll instance watches is the list that we want: it has each open file once, whoever has
-//! descriptors of it, and drops a file when the last of them is closed (epoll(7), "Questions and answers"). Nobody ever
-//! waits on these instances; their content stands in `/proc/self/fdinfo` (proc(5)).
+//! descriptors of it, and drops a file when the last of them is closed (epoll(7), "Questions and answers"). Nothing ever
+//! waits on these instances; their content is read from `/proc/self/fdinfo` (proc(5)).
 
 use std::{
     collections::HashMap,
