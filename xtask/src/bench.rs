@@ -2,21 +2,30 @@
 //!
 //! Machines are noisy, so what counts is the ratio of the medians, and never a time alone.
 
-use std::{fs, process::ExitCode};
+use std::{
+    fs,
+    process::{Command, ExitCode},
+    time::Instant,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::{
-    bench_boot, bench_disk, bench_exec, bench_import, bench_net, bench_size, bench_start, bench_workspace,
+    bench_boot, bench_disk, bench_exec, bench_idle, bench_import, bench_net, bench_size, bench_start,
+    bench_workspace,
 };
 
 /// What `cargo xtask bench` takes.
 #[derive(Parser)]
+#[command(arg_required_else_help = true)]
 pub struct Arguments {
     #[command(subcommand)]
-    bench: Bench,
+    bench: Option<Bench>,
+    /// Run each benchmark once, with little to do, to see whether it works
+    #[arg(long, conflicts_with = "bench")]
+    smoke: bool,
     /// How often each side runs
     #[arg(long, default_value_t = 5, global = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
@@ -25,7 +34,7 @@ pub struct Arguments {
     json: bool,
 }
 
-#[derive(Subcommand)]
+#[derive(Clone, Copy, Subcommand)]
 enum Bench {
     /// From the request to the first byte of a command's output in a fresh sandbox
     Boot,
@@ -45,6 +54,8 @@ enum Bench {
     Start,
     /// A command in a guest, beside ssh; and the completion of a name
     Exec,
+    /// Processor time of a guest that does nothing
+    Idle,
     /// A repository of 5,000 files into a guest and back, beside git and scp by hand
     Workspace,
 }
@@ -88,15 +99,56 @@ pub struct Machine {
     memory_mib: u64,
 }
 
-/// Runs a benchmark and prints its figures.
+/// What `--smoke` runs: everything but `disk`, which needs the test host.
+const SMOKE: [&[&str]; 8] = [
+    &["net"],
+    &["import", "--small"],
+    &["size"],
+    &["start"],
+    &["exec"],
+    &["workspace"],
+    &["idle"],
+    &["boot"],
+];
+
+/// Runs a benchmark, or each of them once, and prints the figures.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match arguments.bench {
+        Some(bench) => measure(arguments, bench).map(|()| ExitCode::SUCCESS),
+        None => smoke(),
+    }
+}
+
+/// Runs all of [`SMOKE`], also after one that fails. Each has a process of its own: some change their namespaces.
+fn smoke() -> Result<ExitCode> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut failed = Vec::new();
+    for words in SMOKE {
+        let begin = Instant::now();
+        let bench = Command::new(&program).arg("bench").args(words).args(["--runs", "1"]).status();
+        let name = words.join(" ");
+        println!("bench {name} took {:.0} s", begin.elapsed().as_secs_f64());
+        if !bench.with_context(|| format!("cannot run bench {name}"))?.success() {
+            failed.push(name);
+        }
+    }
+    println!("bench: {} passed, {} failed, 1 skipped", SMOKE.len() - failed.len(), failed.len());
+    println!("  skipped: disk: needs the test host; run `cargo xtask bench disk`");
+    if !failed.is_empty() {
+        bail!("these benchmarks do not run: {}", failed.join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(arguments: &Arguments, bench: Bench) -> Result<()> {
+    match bench {
         Bench::Boot => show(arguments, &[bench_boot::run(arguments.runs)?], Report::print),
         Bench::Disk => show(arguments, &[bench_disk::run(arguments.runs)?], Report::print),
         Bench::Exec => show(arguments, &bench_exec::run(arguments.runs)?, Report::print),
         Bench::Import { small } => {
             show(arguments, &bench_import::run(arguments.runs, small)?, bench_import::Report::print)
         }
+        Bench::Idle => show(arguments, &[bench_idle::run(arguments.runs)?], bench_idle::Report::print),
         Bench::Net => show(arguments, &bench_net::run(arguments.runs)?, Report::print),
         Bench::Start => show(arguments, &[bench_start::run(arguments.runs)?], Report::print),
         Bench::Workspace => show(arguments, &bench_workspace::run(arguments.runs)?, Report::print),
@@ -104,14 +156,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-fn show<R: Serialize>(arguments: &Arguments, reports: &[R], print: fn(&R)) -> Result<ExitCode> {
+fn show<R: Serialize>(arguments: &Arguments, reports: &[R], print: fn(&R)) -> Result<()> {
     for report in reports {
         match arguments.json {
             true => println!("{}", serde_json::to_string(report)?),
             false => print(report),
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 impl Report {

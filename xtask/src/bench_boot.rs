@@ -101,7 +101,7 @@ impl Peer {
         let show = ["banger", "vm", "show", "--json", EXAMPLE].map(str::to_owned);
         let shown = output(host.session("alice", false, &show)?.stdin(Stdio::null()))?;
         let Shown { disk_size } = serde_json::from_str(&shown).context("cannot read what banger shows")?;
-        let peer = Self::like(&process_of_example()?, disk_size);
+        let peer = Self::like(&process_of(EXAMPLE)?, disk_size);
         banger(&["delete", "--force", "--quiet", EXAMPLE])?;
         peer
     }
@@ -131,7 +131,7 @@ impl Peer {
                     let node = words.next().context("an option of QEMU has no value")?;
                     peer.disk_of(&node, work_disk)?.map_or_else(Vec::new, |disk| vec![word, disk])
                 }
-                _ => vec![peer.adapt(&word)],
+                _ => vec![by_hand(&word, peer.directory.path())],
             };
             peer.arguments.extend(adapted);
         }
@@ -163,18 +163,6 @@ impl Peer {
         );
         self.disks.push(Disk { pristine, used });
         Ok(Some(node))
-    }
-
-    /// A word of the command line with paths where the service gives numbers.
-    fn adapt(&self, word: &str) -> String {
-        let fields = word.split(',').map(|field| match field.split_once('=') {
-            Some(("fd", _)) => {
-                let id = word.split(',').find_map(|field| field.strip_prefix("id=")).unwrap_or("unnamed");
-                format!("path={}", self.directory.path().join(id).display())
-            }
-            _ => field.to_owned(),
-        });
-        fields.collect::<Vec<_>>().join(",")
     }
 
     /// From the start of QEMU to the first byte of the command's output.
@@ -247,6 +235,20 @@ impl Peer {
     }
 }
 
+/// The value of an option as QEMU takes it by hand, where the service passes descriptors: a socket gets a path in the
+/// directory, and a network interface, whose TAP is gone by then, a hub with nothing else on it.
+fn by_hand(value: &str, directory: &Path) -> String {
+    let id = value.split(',').find_map(|field| field.strip_prefix("id=")).unwrap_or("unnamed");
+    if value.starts_with("tap,") {
+        return format!("hubport,id={id},hubid=0");
+    }
+    let fields = value.split(',').map(|field| match field.starts_with("fd=") {
+        true => format!("path={}", directory.join(id).display()),
+        false => field.to_owned(),
+    });
+    fields.collect::<Vec<_>>().join(",")
+}
+
 /// What `banger vm show --json` says that matters here.
 #[derive(Deserialize)]
 struct Shown {
@@ -265,12 +267,12 @@ impl Drop for Ending {
     }
 }
 
-/// The directory in `/proc` of the example's QEMU.
-fn process_of_example() -> Result<PathBuf> {
-    let name = format!("banger-{EXAMPLE}");
+/// The directory in `/proc` of the QEMU of a sandbox.
+pub fn process_of(sandbox: &str) -> Result<PathBuf> {
+    let name = format!("banger-{sandbox}");
     for entry in fs::read_dir("/proc")? {
         let process = entry?.path();
-        // Processes come and go; what has none is no QEMU either.
+        // Processes come and go.
         let Ok(words) = words_of(&process) else { continue };
         if words
             .windows(2)
@@ -279,7 +281,7 @@ fn process_of_example() -> Result<PathBuf> {
             return Ok(process);
         }
     }
-    bail!("the example has no QEMU");
+    bail!("{sandbox} has no QEMU");
 }
 
 /// The command line of a process.
@@ -295,4 +297,28 @@ fn token_in(initramfs: &[u8]) -> Option<String> {
     let start = initramfs.windows(key.len()).rposition(|window| window == key)? + key.len();
     let token = initramfs.get(start..)?.split(|&byte| byte == b'"').next()?;
     String::from_utf8(token.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_of_the_service_become_what_qemu_takes_by_hand() {
+        for (ours, by_hand_it_is) in [
+            ("microvm,accel=tcg", "microvm,accel=tcg"),
+            (
+                "socket,id=agent1,fd=5,server=on,wait=off",
+                "socket,id=agent1,path=/d/agent1,server=on,wait=off",
+            ),
+            ("chardev=qmp,mode=control", "chardev=qmp,mode=control"),
+            ("tap,id=net0,fd=9", "hubport,id=net0,hubid=0"),
+            (
+                "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",
+                "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",
+            ),
+        ] {
+            assert_eq!(by_hand(ours, Path::new("/d")), by_hand_it_is);
+        }
+    }
 }

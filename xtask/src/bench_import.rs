@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     bench::{Machine, median},
     image,
-    run::{cache, command, digest_of, hex, output, run as shell, say},
+    run::{cache, cargo, command, digest_of, hex, output, run as shell, say},
 };
 
 const FULL: &str = "development";
@@ -80,7 +80,7 @@ impl Side {
 
 /// Measures all sides in turns.
 pub fn run(runs: u32, small: bool) -> Result<Vec<Report>> {
-    let mut build = command("cargo", ["build", "-q", "--release"]);
+    let mut build = cargo(["build", "-q", "--release"]);
     build.args(["--package", "banger-cli", "--package", "banger-system"]);
     shell(
         build.args(["--bin", "banger-import", "--example", "import_times"]).args(["--example", "pull_times"]),

@@ -25,10 +25,15 @@ const GUEST6: &str = "fd01:203:405::fa01";
 
 /// Measures, and gives the figures of coming and of going for each crowd.
 pub fn run(runs: u32) -> Result<Vec<Report>> {
-    run::run(&mut run::command(
-        "cargo",
-        ["build", "-q", "--release", "-p", "banger-system", "--example", "network_times"],
-    ))?;
+    run::run(&mut run::cargo([
+        "build",
+        "-q",
+        "--release",
+        "-p",
+        "banger-system",
+        "--example",
+        "network_times",
+    ]))?;
     // SAFETY: a network namespace of this thread's own changes nothing about its memory or descriptors.
     #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.context("cannot make a network namespace; be root")?;

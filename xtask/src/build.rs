@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::run::{command, repository, run, say, target};
+use crate::run::{cargo, repository, run, say, target};
 
 /// The agent runs where nothing is installed: it is linked statically. The target is named so that build
 /// scripts and procedural macros are not.
@@ -20,28 +20,30 @@ pub struct Programs {
 
 /// Builds everything for tests.
 pub fn ensure() -> Result<Programs> {
-    build(Profile { name: "dev", directory: "debug" })
+    build(Profile { name: "dev", directory: "debug", packages: &["--workspace"] })
 }
 
 /// Builds everything as it is shipped.
 pub fn release() -> Result<Programs> {
-    build(Profile { name: "release", directory: "release" })
+    let packages = &["--package", "banger-cli", "--package", "banger-system"];
+    build(Profile { name: "release", directory: "release", packages })
 }
 
 /// A profile in Cargo.toml, and the directory that cargo gives it.
 struct Profile {
     name: &'static str,
     directory: &'static str,
+    /// The packages to build. Features depend on them: with those of the tests, nothing is built twice.
+    packages: &'static [&'static str],
 }
 
 fn build(profile: Profile) -> Result<Programs> {
     say("building");
-    let mut host =
-        command("cargo", ["build", "--quiet", "--package", "banger-cli", "--package", "banger-system"]);
-    run(host.args(["--profile", profile.name]).current_dir(repository()))?;
+    let mut host = cargo(["build", "--quiet", "--profile", profile.name]);
+    run(host.args(profile.packages).current_dir(repository()))?;
     let agent =
         ["build", "--quiet", "--package", "banger-agent", "--profile", "agent", "--target", AGENT_TARGET];
-    let mut agent = command("cargo", agent);
+    let mut agent = cargo(agent);
     run(agent.current_dir(repository()).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     Ok(Programs {
         directory: target().join(profile.directory),

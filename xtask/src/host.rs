@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     build, install, packages,
-    run::{cache, command, hex, run, say},
+    run::{cache, command, hex, repository, run, say, target},
 };
 
 /// How long systemd may take to come up.
@@ -135,9 +135,7 @@ fn cgroup() -> PathBuf {
     let hybrid = Path::new("/sys/fs/cgroup/unified");
     let base = if hybrid.is_dir() { hybrid } else { Path::new("/sys/fs/cgroup") };
     // Each clone of the repository has a private host of its own.
-    let directory = Sha256::digest(directory().as_os_str().as_encoded_bytes());
-    let digits = hex(&directory[..4]);
-    base.join(format!("banger-private-host-{digits}"))
+    base.join(format!("banger-private-host-{}", short_digest(&directory())))
 }
 
 /// Ends the host with everything in it.
@@ -238,8 +236,19 @@ pub fn inside(file: &Path) -> Result<PathBuf> {
     Ok(Path::new(CACHE).join(below))
 }
 
+/// Where the host of this checkout keeps its files. Checkouts may share a target directory, but never a host.
 fn directory() -> PathBuf {
-    cache().join("host")
+    let repository = repository();
+    match target().starts_with(&repository) {
+        true => cache().join("host"),
+        false => cache().join(format!("host-{}", short_digest(&repository))),
+    }
+}
+
+/// Eight digits by which a path is told from others.
+fn short_digest(path: &Path) -> String {
+    let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    hex(&digest[..4])
 }
 
 fn remove(path: &Path) -> Result<()> {

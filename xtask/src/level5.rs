@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    run::{repository, say},
+    run::{cargo, repository, say},
     test::{Tally, is_wanted},
     testhost::{self, TestHost},
 };
@@ -76,8 +76,7 @@ fn adapter(host: &TestHost) -> Result<()> {
 
 /// Builds the tests in this file and returns the program.
 pub fn test_program(name: &str) -> Result<PathBuf> {
-    let mut build = Command::new("cargo");
-    build.args(["test", "--quiet", "--no-run", "--message-format=json", "--package", "banger-system"]);
+    let mut build = cargo(["test", "--quiet", "--no-run", "--message-format=json", "--workspace"]);
     let built = build.args(["--test", name]).current_dir(repository()).stderr(Stdio::inherit()).output()?;
     ensure!(built.status.success(), "the tests {name} cannot be built");
     let text = String::from_utf8_lossy(&built.stdout);

@@ -5,6 +5,7 @@ mod bench_boot;
 mod bench_disk;
 mod bench_exec;
 mod bench_guest;
+mod bench_idle;
 mod bench_import;
 mod bench_net;
 mod bench_size;

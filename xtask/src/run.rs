@@ -39,6 +39,27 @@ pub fn command<I: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item
     command
 }
 
+/// Cargo with its arguments, as if it was started by hand.
+///
+/// `cargo run` describes xtask's own package in the environment of xtask. Build scripts that watch such a variable,
+/// as those of ring do, would run again, and what depends on them would be built again, whenever cargo is started
+/// from xtask and by hand in turns.
+pub fn cargo<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
+    let mut cargo = command("cargo", arguments);
+    let variables = std::env::vars_os().map(|(name, _)| name);
+    for name in variables.filter(|name| name.to_str().is_some_and(describes_a_package)) {
+        cargo.env_remove(name);
+    }
+    cargo
+}
+
+/// Whether `cargo run` sets this variable to describe the package whose program it runs.
+/// <https://doc.rust-lang.org/cargo/reference/environment-variables.html>
+fn describes_a_package(variable: &str) -> bool {
+    const NAMES: [&str; 4] = ["CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
+    NAMES.contains(&variable) || variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")
+}
+
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -92,6 +113,18 @@ pub fn cache() -> PathBuf {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn cargo_is_told_of_no_package_and_keeps_its_settings() {
+        for variable in
+            ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME", "CARGO_PKG_VERSION_PRE"]
+        {
+            assert!(describes_a_package(variable), "{variable}");
+        }
+        for variable in ["CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_NET_OFFLINE", "CARGO_BUILD_JOBS", "PATH"] {
+            assert!(!describes_a_package(variable), "{variable}");
+        }
+    }
 
     #[test]
     fn a_checkout_is_found_from_where_it_is_used() {

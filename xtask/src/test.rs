@@ -13,7 +13,7 @@ use clap::Parser;
 
 use crate::{
     kernel, level4, level5, packages,
-    run::{cache, command, repository, say},
+    run::{cache, cargo, repository, say},
 };
 
 /// What `cargo xtask test` takes.
@@ -68,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     packages::ensure()?;
     ensure_nextest()?;
     // Tests of one crate run the programs of another.
-    crate::run::run(command("cargo", ["build", "--workspace", "--quiet"]).current_dir(repository()))?;
+    crate::run::run(cargo(["build", "--workspace", "--quiet"]).current_dir(repository()))?;
     let mut tallies = Vec::new();
     for (level, name, filter) in CARGO_LEVELS {
         if arguments.levels.contains(&level) {
@@ -85,19 +85,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn ensure_nextest() -> Result<()> {
-    if command("cargo", ["nextest", "--version"]).output().is_ok_and(|output| output.status.success()) {
+    if cargo(["nextest", "--version"]).output().is_ok_and(|output| output.status.success()) {
         return Ok(());
     }
     say("installing cargo-nextest");
-    crate::run::run(&mut command("cargo", ["install", "--quiet", "--locked", "cargo-nextest"]))
+    crate::run::run(&mut cargo(["install", "--quiet", "--locked", "cargo-nextest"]))
 }
 
 fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     let skips = cache().join(format!("skips-{level}"));
     fs::create_dir_all(cache())?;
     fs::write(&skips, "")?;
-    let mut nextest: Command =
-        command("cargo", ["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
+    let mut nextest: Command = cargo(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
     nextest.args(["-E", filter]).env(SKIPS, &skips).env(KERNELS, kernel::ensure()?.root);
     nextest.current_dir(repository());
     let output = nextest.output().context("cannot run cargo nextest")?;
