@@ -5,28 +5,27 @@ use std::fs;
 use banger_proto::bus::ErrorName;
 
 /// There is no system bus.
-pub const NO_BUS: &str = "`systemctl status dbus` tells whether the system bus runs.";
+pub const NO_BUS: &str = "`systemctl status dbus` shows whether the system bus is running.";
 /// The service is not there.
-pub const NO_SERVICE: &str = "`sudo systemctl start banger-system` starts it; \
-    `journalctl -u banger-system` tells why it does not start.";
+pub const NO_SERVICE: &str = "`sudo systemctl start banger-system` starts it; `journalctl -u banger-system` \
+    shows why it does not start.";
 /// The service went away.
-pub const SERVICE_ENDED: &str = "sandboxes go on without it, and the next request starts it again: try once \
-    more; `journalctl -u banger-system` tells why it ended.";
+pub const SERVICE_ENDED: &str = "try again: sandboxes keep running without it, and the next request starts \
+    it; `journalctl -u banger-system` shows why it ended.";
 /// The service is older or newer than we are.
 pub const OTHER_VERSION: &str = "after an upgrade, `sudo systemctl restart banger-system` starts the new \
-    service; sandboxes go on meanwhile.";
+    service; sandboxes keep running.";
 
 /// A stream to a guest broke.
 pub const LOST: &str =
-    "`banger vm list` shows whether the sandbox still runs, and `banger vm logs` what its guest says.";
+    "`banger vm list` shows whether the sandbox is still running, and `banger vm logs NAME` its console.";
 
 /// The user did not want to wait for what the service is at.
-pub const LEFT: &str = "the service goes on with it: `banger vm list` shows how things stand, `banger events` what \
-    happens.";
+pub const LEFT: &str = "the service continues with it: `banger vm list` shows its state, and `banger events` \
+    what happens.";
 
 const JOIN_GROUP: &str = "join the group banger with `sudo usermod -aG banger $USER`, then log in again.";
-const NOT_YOURS: &str =
-    "it belongs to another user, or an administrator has to allow it: `sudo` asks as root.";
+const NOT_YOURS: &str = "it belongs to another user, or needs an administrator: try again with `sudo`.";
 
 /// Whether the caller is in the group that may use banger without being asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,10 +61,12 @@ pub fn hint(name: ErrorName, membership: impl FnOnce() -> Membership) -> Option<
             Membership::Outside => JOIN_GROUP,
         },
         ErrorName::InteractiveAuthorizationRequired => match membership() {
-            Membership::Member => "an administrator has to allow it: try again in a terminal.",
+            Membership::Member => {
+                "this needs an administrator: try again in a terminal, where you can enter a password."
+            }
             Membership::Outside => {
-                "to be asked for a password, try again in a terminal; to be never asked, join the group banger \
-                 with `sudo usermod -aG banger $USER` and log in again."
+                "try again in a terminal, where you can enter a password; to need none, join the group \
+                 banger with `sudo usermod -aG banger $USER` and log in again."
             }
         },
         other => fixed(other)?,
@@ -89,58 +90,61 @@ const ROWS: &[(ErrorName, &str)] = &[
         "`banger kernel list` shows the kernels, `banger kernel list --available` those of the catalogs; \
          `banger kernel import --name NAME --vmlinuz FILE --modules DIRECTORY` adds one.",
     ),
-    (ErrorName::NoSuchJob, "finished operations are forgotten after some minutes."),
+    (ErrorName::NoSuchJob, "jobs are forgotten a few minutes after they end."),
     (ErrorName::AmbiguousRef, "give the name, or more digits of the id."),
     (ErrorName::NoAddress, "`banger vm list` shows your sandboxes, and `banger vm delete NAME` removes one."),
-    (ErrorName::NameTaken, "choose another name, or delete what has it."),
+    (ErrorName::NameTaken, "choose another name, or delete what has this one."),
     (ErrorName::InvalidName, ""),
     (ErrorName::InvalidOption, ""),
-    (ErrorName::InvalidState, "`banger vm show NAME` tells the state of a sandbox."),
+    (ErrorName::InvalidState, "`banger vm show NAME` shows the state of the sandbox."),
     (ErrorName::BadFileDescriptor, ""),
-    (ErrorName::QuotaExceeded, "delete what you do not need, or ask an administrator for a larger share."),
-    (ErrorName::TooManyRequests, "wait until some of your requests are done."),
-    (ErrorName::ImageInUse, "delete the sandboxes that use it first."),
-    (ErrorName::KernelInUse, "delete the images and sandboxes that use it first."),
-    (ErrorName::NotReady, "wait a moment; `banger vm logs NAME` shows how far the guest has come."),
+    (ErrorName::QuotaExceeded, "delete what you do not need, or ask an administrator for a higher limit."),
+    (ErrorName::TooManyRequests, "wait until some of your requests have finished."),
+    (ErrorName::ImageInUse, "first delete the sandboxes that use it."),
+    (ErrorName::KernelInUse, "first delete the images and sandboxes that use it."),
+    (ErrorName::NotReady, "wait a moment; `banger vm logs NAME` shows how far the guest has booted."),
     (
         ErrorName::AgentUnavailable,
-        "`banger vm logs NAME` shows what the guest says; `banger vm restart NAME` boots it anew.",
+        "`banger vm logs NAME` shows the console; `banger vm restart NAME` boots the guest again.",
     ),
-    (ErrorName::GuestTimeout, "`banger vm logs NAME` shows what the guest says."),
+    (ErrorName::GuestTimeout, "`banger vm logs NAME` shows the console."),
     (ErrorName::CommandTimeout, ""),
     (ErrorName::OutputTooLarge, ""),
     (ErrorName::Canceled, ""),
     (ErrorName::NotCancelable, ""),
-    (ErrorName::Interrupted, "the service was restarted meanwhile: `banger vm list` shows how things stand."),
+    (
+        ErrorName::Interrupted,
+        "the service was restarted: `banger vm list` shows the state of your sandboxes.",
+    ),
     (ErrorName::UnsupportedImage, ""),
     (
         ErrorName::DigestMismatch,
-        "try again: what came was thrown away; if it happens again, tell who runs the registry.",
+        "try again: the wrong data was discarded; if it happens again, tell the operator of the registry.",
     ),
     (
         ErrorName::RegistryUnreachable,
-        "try again: what was fetched is kept; `journalctl -u banger-system` tells what the host saw.",
+        "try again: what was fetched is kept; `journalctl -u banger-system` shows more.",
     ),
     (
         ErrorName::RegistryAuthRequired,
-        "log in with `docker login REGISTRY` or `podman login REGISTRY`, and check the spelling of the image: \
-         registries say the same of what does not exist.",
+        "log in with `docker login REGISTRY` or `podman login REGISTRY`, and check the spelling of the \
+         image: registries give the same answer for an image that does not exist.",
     ),
     (ErrorName::RegistryError, ""),
     (
         ErrorName::CatalogRefused,
-        "`banger image list --available --refresh` tries again; an administrator finds the catalogs and their keys \
+        "`banger image list --available --refresh` tries again; the catalogs and their keys are configured \
          in /etc/banger.",
     ),
     (ErrorName::NotPublished, "`banger image list --available` shows what is published."),
-    (ErrorName::NoSpace, "`banger vm list` and `banger image list` show what could be deleted."),
-    (ErrorName::HostNotReady, "`banger doctor` tells what this host lacks."),
-    (ErrorName::VmmFailed, "`banger vm logs --vmm NAME` and `banger doctor` tell more."),
-    (ErrorName::Busy, "try again when that is done."),
-    (ErrorName::Internal, "`journalctl -u banger-system` tells more."),
+    (ErrorName::NoSpace, "`banger vm list` and `banger image list` show what you could delete."),
+    (ErrorName::HostNotReady, "`banger doctor` shows what this host lacks."),
+    (ErrorName::VmmFailed, "`banger vm logs --vmm NAME` and `banger doctor` show more."),
+    (ErrorName::Busy, "try again when that has finished."),
+    (ErrorName::Internal, "`journalctl -u banger-system` shows more."),
     (ErrorName::InvalidArgs, ""),
-    (ErrorName::UnknownObject, "it was deleted meanwhile: `banger vm list` shows what there is."),
-    (ErrorName::NotSupported, "`banger doctor` tells what this host can do."),
+    (ErrorName::UnknownObject, "it has been deleted: `banger vm list` shows your sandboxes."),
+    (ErrorName::NotSupported, "`banger doctor` shows what this host can do."),
 ];
 
 #[cfg(test)]

@@ -78,8 +78,8 @@ fn tell(error: CredentialRetrievalError) -> Result<()> {
         }
         other => other.to_string(),
     };
-    Err(Error::Usage(format!("your registry credentials cannot be read: {why}"))
-        .advise("`docker logout REGISTRY` and `docker login REGISTRY` write them anew."))
+    Err(Error::Usage(format!("cannot read your registry credentials: {why}"))
+        .advise("`docker logout REGISTRY` and `docker login REGISTRY` write them again."))
 }
 
 fn podman_files() -> Vec<PathBuf> {
@@ -97,7 +97,7 @@ fn sealed(credential: &DockerCredential) -> Result<OwnedFd> {
             json!({ "username": user, "password": password })
         }
     };
-    let failed = |error: io::Error| Error::io("hand over your registry credentials", error);
+    let failed = |error: io::Error| Error::io("pass your registry credentials to the service", error);
     let fd = memfd_create("credentials", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(|error| failed(error.into()))?;
     let mut file = File::from(fd);

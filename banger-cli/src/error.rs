@@ -40,22 +40,22 @@ pub enum Error {
     #[error("cannot reach the system bus")]
     NoBus(#[source] Box<zbus::Error>),
     /// Nobody owns the name of the service, and nobody can be started for it.
-    #[error("the service of banger is not running, and could not be started: {message}")]
+    #[error("the banger service is not running and cannot be started: {message}")]
     NoService {
         /// What the bus says.
         message: String,
     },
     /// The service went away while it worked for us.
-    #[error("the service of banger ended before it had answered")]
+    #[error("the banger service ended before it answered")]
     ServiceEnded,
     /// The service does not know what we ask for.
-    #[error("the service of banger is of another version than this command: {message}")]
+    #[error("the banger service has another version than this command: {message}")]
     OtherVersion {
         /// What the service says.
         message: String,
     },
     /// The bus connection failed in another way.
-    #[error("cannot speak with the service of banger")]
+    #[error("cannot talk to the banger service")]
     Bus(#[source] Box<zbus::Error>),
     /// The guest's agent refused the request.
     #[error("{}", .0.message)]
@@ -85,7 +85,7 @@ pub enum Error {
         signal: u8,
     },
     /// A second signal made us leave what goes on without us.
-    #[error("interrupted twice, and left to itself")]
+    #[error("detached after a second interrupt")]
     Left {
         /// The signal.
         signal: u8,

@@ -30,7 +30,7 @@ pub async fn furnish(guest: &mut Guest, settings: &Settings) -> Result<Vec<Strin
     let mut problems = Vec::new();
     match put(guest, settings, &mut problems).await {
         Err(error) if error.is_interrupted() => return Err(error),
-        Err(error) => problems.push(format!("not all of your files are in the sandbox: {error}.")),
+        Err(error) => problems.push(format!("cannot copy all of your files into the sandbox: {error}.")),
         Ok(()) => {}
     }
     Ok(problems)
@@ -42,7 +42,7 @@ async fn put(guest: &mut Guest, settings: &Settings, problems: &mut Vec<String>)
     for file in settings.file_sync.iter().cloned() {
         match file.here(&places.home) {
             here if here.exists() => files.push((here, file)),
-            here => problems.push(format!("{} is not there, and so not in the sandbox.", here.display())),
+            here => problems.push(format!("{} does not exist, so it is not in the sandbox.", here.display())),
         }
     }
     let identity = if settings.git_identity { identity(&places.home) } else { None };

@@ -82,7 +82,7 @@ impl Guest {
         let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm, purpose, None)).await?;
         let stream = UnixStream::from(stream);
         let breaker =
-            stream.try_clone().map_err(|source| Error::io("use the stream to the sandbox", source))?;
+            stream.try_clone().map_err(|source| Error::io("use the connection to the sandbox", source))?;
         self.work(
             move || serve(&mut Call::begin(stream, &request)?),
             move || {
@@ -100,7 +100,7 @@ impl Guest {
         break_off: impl FnOnce(),
     ) -> Result<T> {
         let mut task = tokio::task::spawn_blocking(work);
-        let broken = |error: tokio::task::JoinError| Error::io("work in a thread", io::Error::other(error));
+        let broken = |error: tokio::task::JoinError| Error::io("run a thread", io::Error::other(error));
         loop {
             tokio::select! {
                 biased;
@@ -119,8 +119,8 @@ impl Guest {
         match unless_ended(&mut self.listener, async { Ok(cleared.await.is_ok()) }).await {
             Ok(true) => Error::Interrupted { signal },
             _ => Error::Interrupted { signal }.advise(
-                "not all could be cleared away: files whose names begin with `.banger-` may be left beside what was \
-                 to be written.",
+                "temporary files may be left next to the files that were being written; their names begin \
+                 with `.banger-`.",
             ),
         }
     }
@@ -215,7 +215,7 @@ impl Call {
         };
         let bytes = Frame::Request(request.clone()).encode();
         if bytes.len() > MAX_MESSAGE {
-            return Err(Error::Refused(format!("a request is longer than {} KiB", MAX_MESSAGE >> 10)));
+            return Err(Error::Refused(format!("the request is longer than {} KiB", MAX_MESSAGE >> 10)));
         }
         call.stream.set_nonblocking(false).map_err(|source| lost(attach::Error::Stream(source)))?;
         call.write_frame(&bytes)?;
@@ -363,8 +363,8 @@ fn explain(failure: Failure) -> Error {
     let error = Error::Guest(failure);
     if full {
         return error.advise(
-            "the disk of the sandbox is full: remove something in it, or `banger vm stop` it and give it more with \
-             `banger vm set --disk-size`.",
+            "the disk of the sandbox is full: delete files in it, or enlarge its work disk with `banger vm \
+             stop NAME && banger vm set --disk-size SIZE NAME`.",
         );
     }
     error
@@ -398,7 +398,7 @@ impl Read for Call {
 pub fn from_io(error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => error,
-        Err(error) => Error::io("carry files to or from the sandbox", error),
+        Err(error) => Error::io("copy files to or from the sandbox", error),
     }
 }
 

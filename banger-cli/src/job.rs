@@ -106,13 +106,10 @@ async fn wait(
         if canceled_by.replace(signal).is_some() {
             return Err(Error::Left { signal });
         }
-        track.stage("cancel", "canceling; interrupt once more to leave it to itself");
+        track.stage("cancel", "cancelling; press Ctrl-C again to detach");
         match bus.cancel_job(job).await {
             Err(error) if error.name() == Some(ErrorName::NotCancelable) => {
-                track.stage(
-                    "cancel",
-                    "it cannot be canceled any more; interrupt once more to leave it to itself",
-                );
+                track.stage("cancel", "it can no longer be cancelled; press Ctrl-C again to detach");
             }
             // It has ended meanwhile, and `Wait` knows how.
             Ok(()) | Err(_) => {}

@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(source) => {
-            Error::io("start the runtime", source).print(None);
+            Error::io("start the event loop", source).print(None);
             return ExitCode::FAILURE;
         }
     };

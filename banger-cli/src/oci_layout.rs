@@ -73,7 +73,7 @@ pub fn read(path: &Path) -> Result<Image> {
         }
         index = layout.document(&place)?;
     }
-    Err(unusable(path, "its indexes lead to further ones without end"))
+    Err(unusable(path, "its indexes are nested too deeply"))
 }
 
 #[derive(Deserialize)]
@@ -110,7 +110,7 @@ impl Descriptor {
         let digits = self.digest.strip_prefix("sha256:").unwrap_or_default();
         match digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             true => Ok(format!("blobs/sha256/{digits}")),
-            false => Err(Error::Refused(format!("{:?} is no digest that is known", self.digest))),
+            false => Err(Error::Refused(format!("{:?} is not a known kind of digest", self.digest))),
         }
     }
 }
@@ -133,14 +133,14 @@ fn choose(index: Index, path: &Path) -> Result<Descriptor> {
     match (fitting.pop(), fitting.is_empty()) {
         (Some(only), true) => Ok(only),
         (Some(_), false) => {
-            Err(unusable(path, "it has more than one image for this host; write one of them alone"))
+            Err(unusable(path, "it has more than one image for this host; export only one of them"))
         }
         (None, _) => Err(unusable(path, &format!("it has no image for linux/{architecture}"))),
     }
 }
 
 fn unusable(path: &Path, why: &str) -> Error {
-    Error::Refused(format!("{} cannot be taken: {why}", path.display()))
+    Error::Refused(format!("cannot use {}: {why}", path.display()))
 }
 
 /// A layout.
@@ -170,8 +170,11 @@ impl Layout {
             files.insert(name, (entry.raw_file_position(), entry.size()));
         }
         if !files.contains_key(INDEX) {
-            return Err(unusable(path, "it is no tar archive of an OCI image layout, which has index.json")
-                .advise("an archive of a root file system is taken with `--rootfs`."));
+            return Err(unusable(
+                path,
+                "it is not a tar archive of an OCI image layout, because it has no index.json",
+            )
+            .advise("`--rootfs FILE` takes an archive of a root file system."));
         }
         Ok(Self::Archive { path: path.to_owned(), file, files })
     }
@@ -202,7 +205,7 @@ impl Layout {
             }
         }
         if bytes.len() as u64 > MAX_DOCUMENT {
-            return Err(unusable(self.path(), &format!("{name} has more than {MAX_DOCUMENT} bytes")));
+            return Err(unusable(self.path(), &format!("{name} is larger than {MAX_DOCUMENT} bytes")));
         }
         serde_json::from_slice(&bytes)
             .map_err(|error| unusable(self.path(), &format!("{name} is malformed: {error}")))
@@ -370,7 +373,10 @@ mod tests {
             ),
             "more than one image",
         );
-        check(&index(json!({ "manifests": [{ "digest": "sha256:../../../etc/shadow" }] })), "no digest");
+        check(
+            &index(json!({ "manifests": [{ "digest": "sha256:../../../etc/shadow" }] })),
+            "not a known kind of digest",
+        );
         check(
             &index(json!({ "manifests": [{ "mediaType": INDEXES[1], "digest": digest(3) }] })),
             "malformed",

@@ -22,5 +22,5 @@ pub fn bytes(bytes: &[u8]) -> Result<()> {
     output
         .write_all(bytes)
         .and_then(|()| output.flush())
-        .map_err(|source| Error::io("write to the standard output", source))
+        .map_err(|source| Error::io("write to standard output", source))
 }

@@ -47,7 +47,7 @@ pub async fn pull(
     let facts = jobs.finish(bus, &job, progress.track(None), listener).await?;
     let image = facts.get("image").and_then(|image| OwnedObjectPath::try_from(image.clone()).ok());
     let image =
-        image.ok_or_else(|| Error::Usage("the service does not tell which image it made".to_owned()))?;
+        image.ok_or_else(|| Error::Usage("the service did not say which image it pulled".to_owned()))?;
     Ok((image, facts))
 }
 
@@ -63,5 +63,5 @@ pub async fn kernel(
     let job = bus.pull_kernel(entry, &options).await?;
     let facts = jobs.finish(bus, &job, progress.track(None), listener).await?;
     let kernel = facts.get("kernel").and_then(|kernel| OwnedObjectPath::try_from(kernel.clone()).ok());
-    kernel.ok_or_else(|| Error::Usage("the service does not tell which kernel it made".to_owned()))
+    kernel.ok_or_else(|| Error::Usage("the service did not say which kernel it pulled".to_owned()))
 }

@@ -55,7 +55,7 @@ impl Relay {
     pub async fn begin(stream: OwnedFd, request: &Request) -> Result<Self> {
         let stream = StdStream::from(stream);
         let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
-        let stream = stream.map_err(|source| Error::io("use the stream to the sandbox", source))?;
+        let stream = stream.map_err(|source| Error::io("use the connection to the sandbox", source))?;
         let (reader, mut writer) = stream.into_split();
         // When it cannot be written, there is an answer that tells why, or the end.
         let _ = writer.write_all(&Frame::Request(request.clone()).encode()).await;

@@ -68,7 +68,7 @@ impl Settings {
         match fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text).map_err(|source| {
                 let error = Error::io(format!("read {}", path.display()), io::Error::other(source));
-                error.advise("`banger config show` tells the keys; docs/configuration.md what they mean.")
+                error.advise("`banger config show` lists the keys; docs/configuration.md explains them.")
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(source) => Err(Error::io(format!("read {}", path.display()), source)),
@@ -107,7 +107,7 @@ impl FileSync {
         let Some(mode) = &self.mode else { return Ok(None) };
         match u32::from_str_radix(mode, 8) {
             Ok(bits) if bits <= 0o777 => Ok(Some(bits)),
-            _ => Err(format!("mode = {mode:?} is no number such as \"0600\"")),
+            _ => Err(format!("mode = {mode:?} is not an octal number such as \"0600\"")),
         }
     }
 

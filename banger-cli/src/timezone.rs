@@ -37,7 +37,7 @@ pub fn of_wish(wish: &str) -> Result<Option<Timezone>> {
         // A host without the database knows no name to be wrong.
         name if zones.is_dir() && !zones.join(name).is_file() => {
             let error = Error::Usage(format!("there is no time zone {name}"));
-            Err(error.advise("`ls /usr/share/zoneinfo` shows them; they are called such as Europe/Berlin."))
+            Err(error.advise("`ls /usr/share/zoneinfo` shows the names, such as Europe/Berlin."))
         }
         name => Ok(Some(Timezone { name: name.to_owned(), rule: rule(&zones.join(name)) })),
     }

@@ -62,8 +62,7 @@ pub async fn run(stream: OwnedFd, exec: Exec, listener: &mut Listener) -> Result
         Some(_) if io::stdin().is_terminal() => Some(enter_raw_mode()?),
         _ => None,
     };
-    let input =
-        Input::stdin().map_err(|source| crate::error::Error::io("read the standard input", source))?;
+    let input = Input::stdin().map_err(|source| crate::error::Error::io("read standard input", source))?;
     let ends = Ends { input, output: tokio::io::stdout(), errors: tokio::io::stderr() };
     let status = session.run(ends, listener, window_size).await;
     drop(raw);
@@ -75,12 +74,12 @@ fn connect(stream: OwnedFd) -> Result<UnixStream> {
     stream
         .set_nonblocking(true)
         .and_then(|()| UnixStream::from_std(stream))
-        .map_err(|source| crate::error::Error::io("use the stream to the sandbox", source))
+        .map_err(|source| crate::error::Error::io("use the connection to the sandbox", source))
 }
 
 fn enter_raw_mode() -> Result<RawMode> {
     RawMode::enter(io::stdin())
-        .map_err(|source| crate::error::Error::io("change the mode of the terminal", source))
+        .map_err(|source| crate::error::Error::io("put the terminal into raw mode", source))
 }
 
 /// The size of our terminal.

@@ -33,16 +33,16 @@ const SIGPIPE: u8 = 13;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The other side hung up before the command had ended.
-    #[error("the sandbox has stopped, or its agent has hung up")]
+    #[error("the sandbox has stopped, or its agent has closed the connection")]
     HungUp,
     /// It sends what is no frame.
-    #[error("the agent of the sandbox does not keep to the protocol")]
+    #[error("the agent in the guest violates the protocol")]
     Frame(#[from] frame::Error),
     /// It sends a frame that has no meaning here.
-    #[error("the agent of the sandbox sends something that has no meaning here")]
+    #[error("the agent in the guest sent an unexpected message")]
     Unexpected,
     /// The stream is broken.
-    #[error("the stream to the sandbox is broken")]
+    #[error("the connection to the sandbox broke")]
     Stream(#[source] io::Error),
 }
 
@@ -234,7 +234,7 @@ where
                 let _ = self.outbox.send(Frame::Signal(SIGPIPE)).await;
                 Ok(Written::NobodyReads)
             }
-            Err(source) => Err(error::Error::io(format!("write to the standard {what}"), source)),
+            Err(source) => Err(error::Error::io(format!("write to standard {what}"), source)),
         }
     }
 }
@@ -277,7 +277,7 @@ fn left(place: Place, signal: u8) -> error::Error {
     match place {
         Place::Terminal => error,
         Place::Pipes => error.advise(
-            "the command was ended with this; one that is to go on without you is run with `banger vm exec --detach`.",
+            "the command was ended, too; `banger vm exec --detach` runs one that continues without you.",
         ),
     }
 }

@@ -21,7 +21,7 @@ pub type Settings = Vec<(&'static str, String)>;
 
 /// What ssh is to know of sandboxes; the identity is read by ssh only when it is needed.
 pub fn settings(places: &Places) -> Result<Settings> {
-    let program = env::current_exe().map_err(|error| Error::io("find this program", error))?;
+    let program = env::current_exe().map_err(|error| Error::io("find the path of banger", error))?;
     settings_with(&program, &places.identity())
 }
 
@@ -55,7 +55,8 @@ pub fn block(places: &Places) -> Result<String> {
 
 /// A path between quotes where it needs them, which ssh takes as it is.
 pub fn quoted(path: &Path) -> Result<String> {
-    let unusual = || Error::Usage(format!("ssh cannot be told of the path {}", path.display()));
+    let unusual =
+        || Error::Usage(format!("cannot write the path {} in an ssh configuration", path.display()));
     let text = path.to_str().ok_or_else(unusual)?;
     if text.contains(UNQUOTABLE) || text.contains(char::is_control) {
         return Err(unusual());

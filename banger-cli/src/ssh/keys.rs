@@ -36,7 +36,7 @@ pub fn ensure(places: &Places) -> Result<PrivateKey> {
     let failed = |doing: &str, source| Error::io(format!("{doing} {}", path.display()), source);
     match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make(&path).map_err(|error| failed("make the key", error))?;
+            make(&path).map_err(|error| failed("create the key", error))?;
         }
         Err(error) => return Err(failed("read the key", error)),
         Ok(_) => {}
@@ -45,7 +45,7 @@ pub fn ensure(places: &Places) -> Result<PrivateKey> {
     let text = fs::read(&path).map_err(|error| failed("read the key", error))?;
     let key = PrivateKey::from_openssh(text).map_err(|error| {
         failed("read the key", io::Error::other(error))
-            .advise("when you need it no longer, remove that file: the next sandbox gets a new key.")
+            .advise("if you no longer need that key, delete the file: banger then creates a new one.")
     })?;
     let public = path.with_added_extension("pub");
     if !public.exists() {
@@ -146,7 +146,7 @@ mod tests {
         let places = Places::below(home.path());
         fs::create_dir_all(places.identity().parent().unwrap()).unwrap();
         fs::write(places.identity(), "nonsense").unwrap();
-        assert!(public(&places).unwrap_err().hint().unwrap().contains("remove that file"));
+        assert!(public(&places).unwrap_err().hint().unwrap().contains("delete the file"));
         assert_eq!(fs::read_to_string(places.identity()).unwrap(), "nonsense");
     }
 }

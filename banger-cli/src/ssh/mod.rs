@@ -13,7 +13,7 @@ const DOMAIN: &str = ".vm";
 pub fn reference(host: &str) -> Result<String> {
     let unknown = || {
         let error = Error::Usage(format!("{host} is not the name of a sandbox"));
-        error.advise("the host of a sandbox is NAME.vm, or NAME.USER.vm when it is USER's.")
+        error.advise("your own sandbox is NAME.vm, another user's is NAME.USER.vm.")
     };
     let lower = host.to_ascii_lowercase();
     let name = lower.strip_suffix(DOMAIN).ok_or_else(unknown)?;

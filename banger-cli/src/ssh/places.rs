@@ -23,7 +23,8 @@ pub struct Places {
 impl Places {
     /// Those of the caller.
     pub fn of_caller() -> Result<Self> {
-        let none = || Error::Usage("there is no home directory: HOME is not set to one".to_owned());
+        let none =
+            || Error::Usage("cannot find your home directory: HOME is not an absolute path".to_owned());
         let home = env::home_dir().filter(|home| home.is_absolute()).ok_or_else(none)?;
         // A relative path is to be ignored, says the specification.
         let named =

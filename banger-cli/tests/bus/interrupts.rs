@@ -26,12 +26,12 @@ fn a_second_interrupt_leaves_and_says_how_to_get_back() {
     let mut terminal = host.start_in_terminal(&["vm", "create", "--name", "stubborn", "--image", "debian"]);
     terminal.wait_for("waiting for the guest");
     terminal.type_in(CTRL_C);
-    terminal.wait_for("it cannot be canceled any more");
+    terminal.wait_for("it can no longer be cancelled");
     terminal.type_in(CTRL_C);
     terminal.wait_for("`banger vm exec stubborn` goes there once it is ready");
     let (status, seen) = terminal.end();
     assert_eq!(status.code(), Some(130), "{seen}");
-    assert!(seen.contains("error: interrupted twice, and left to itself."), "{seen}");
+    assert!(seen.contains("error: detached after a second interrupt."), "{seen}");
     assert_eq!(host.calls("Cancel").len(), 1);
     assert!(host.banger(&["vm", "list", "-q"]).output.contains("stubborn"));
 }

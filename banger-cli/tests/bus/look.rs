@@ -358,7 +358,7 @@ fn every_sandbox_gets_the_users_files() {
     fs::write(settings.join("config.toml"), &text).unwrap();
     let ended = host.banger(&["vm", "create", "--name", "box", "--image", "debian"]);
     assert_eq!(ended.status, 0, "{ended:?}");
-    assert!(ended.errors.contains("/missing is not there, and so not in the sandbox."), "{ended:?}");
+    assert!(ended.errors.contains("/missing does not exist, so it is not in the sandbox."), "{ended:?}");
     assert_eq!(fs::read_to_string(there.join("token")).unwrap(), "secret");
     assert_eq!(fs::metadata(there.join("token")).unwrap().permissions().mode() & 0o777, 0o600);
     let shown = host.banger(&["config", "show", "--origin", "--json"]);

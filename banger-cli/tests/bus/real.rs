@@ -178,7 +178,7 @@ fn what_docker_login_wrote_down_goes_to_the_service() {
     let helper = r#"{"credHelpers":{"registry.test":"no-such-helper"}}"#;
     fs::write(host.home().join(".docker/config.json"), helper).unwrap();
     let failed = host.banger(&private);
-    assert!(failed.errors.starts_with("error: your registry credentials cannot be read"), "{failed:?}");
+    assert!(failed.errors.starts_with("error: cannot read your registry credentials"), "{failed:?}");
 }
 
 #[test]

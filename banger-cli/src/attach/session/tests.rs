@@ -242,10 +242,10 @@ async fn an_agent_that_hangs_up_or_talks_nonsense_is_an_error_of_ours() {
         assert!(cause.contains(expect), "{cause}");
         assert_eq!(error.status(125), 125);
     };
-    check(b"", "hung up").await;
+    check(b"", "closed the connection").await;
     check(b"\xff\xff\xff\xff\xff\xff", "protocol").await;
-    check(&Frame::Signal(9).encode(), "no meaning").await;
-    check(&Frame::Output(vec![1; 100]).encode()[..50], "hung up").await;
+    check(&Frame::Signal(9).encode(), "unexpected message").await;
+    check(&Frame::Output(vec![1; 100]).encode()[..50], "closed the connection").await;
 }
 
 #[tokio::test]
