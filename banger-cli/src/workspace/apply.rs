@@ -34,10 +34,10 @@ use super::{
 use crate::error::{Error, Result};
 
 /// What to do about changes of both sides.
-const MERGE: &str = "`banger vm workspace export NAME --apply --merge` merges what came into them; `banger vm \
-    workspace export NAME --branch from-sandbox` puts it on a branch of its own.";
-const CONFLICT: &str = "nothing was touched: `banger vm workspace export NAME --branch from-sandbox` puts the work on a \
-    branch of its own, which git can merge; `-o work.patch` instead writes a patch.";
+const MERGE: &str = "`banger vm workspace export NAME --apply --merge` merges the work into them; `banger vm \
+    workspace export NAME --branch from-sandbox` puts it on a new branch.";
+const CONFLICT: &str = "nothing was touched: `banger vm workspace export NAME --branch from-sandbox` puts \
+    the work on a new branch, which git can merge; `-o work.patch` instead writes a patch.";
 
 /// What becomes of a work tree with changes that are neither sent nor committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub fn to_work_tree(kept: &Kept, dirty: Dirty) -> Result<Vec<Difference>> {
     {
         let root = repository.root.display();
         return Err(Error::Refused(format!(
-            "{root} has changes that were neither sent nor committed, as in {}",
+            "cannot apply the work to {root}: it has changes that were neither sent nor committed, as in {}",
             Shown(&path)
         ))
         .advise(MERGE));
@@ -75,7 +75,7 @@ pub fn to_work_tree(kept: &Kept, dirty: Dirty) -> Result<Vec<Difference>> {
     let staging = tempfile::Builder::new()
         .prefix(".banger-")
         .tempdir_in(beside)
-        .map_err(|source| Error::io(format!("write in {}", beside.display()), source))?;
+        .map_err(|source| Error::io(format!("write to {}", beside.display()), source))?;
     let snapshot = kept.snapshot();
     let steps =
         Planner { root: &root, snapshot: &snapshot, staging: staging.path(), differences: &differences }
@@ -103,15 +103,15 @@ pub fn to_branch(kept: &Kept, branch: &str, message: &str) -> Result<Vec<Differe
     let git = repository.git();
     let name = format!("refs/heads/{branch}");
     if branch.starts_with('-') || git.line(&["check-ref-format", "--branch", branch])?.is_none() {
-        return Err(Error::Refused(format!("{branch} cannot be the name of a branch")));
+        return Err(Error::Refused(format!("{branch} is not a valid name for a branch")));
     }
     if git.line(&["rev-parse", "-q", "--verify", &name])?.is_some() {
-        return Err(Error::Refused(format!("there is a branch {branch} already"))
+        return Err(Error::Refused(format!("the branch {branch} already exists"))
             .advise("choose another name, or delete it with `git branch -D`."));
     }
     let identity = git.line(&["var", "GIT_COMMITTER_IDENT"])?.ok_or_else(|| {
-        Error::Refused("git does not know who you are".to_owned()).advise(
-            "`git config --global user.name NAME` and `git config --global user.email ADDRESS` tell it.",
+        Error::Refused("cannot commit: git does not know your name and address".to_owned()).advise(
+            "`git config --global user.name NAME` and `git config --global user.email ADDRESS` set them.",
         )
     })?;
     let mut differences = proper(Range::new(kept, None)?.differences()?)?;
@@ -121,11 +121,10 @@ pub fn to_branch(kept: &Kept, branch: &str, message: &str) -> Result<Vec<Differe
     }
     if differences.is_empty() {
         return Err(Error::Refused(format!(
-            "there is nothing to commit on {branch}: nothing has changed in the sandbox since its work was brought \
-             here"
+            "there is nothing to commit on {branch}: the sandbox has no new changes"
         ))
         .advise(format!(
-            "`git -C {} switch -c {branch}` makes a branch of what is in your work tree.",
+            "`git -C {} switch -c {branch}` creates the branch from your work tree.",
             shell_word(&repository.root.display().to_string())
         )));
     }
@@ -158,9 +157,10 @@ pub fn to_branch(kept: &Kept, branch: &str, message: &str) -> Result<Vec<Differe
 /// A name that no work tree of the user's may have is no reason to go on.
 fn proper(differences: Vec<Difference>) -> Result<Vec<Difference>> {
     match differences.iter().find(|one| !is_proper(&one.path)) {
-        Some(one) => {
-            Err(Error::Refused(format!("the sandbox has a file {}, which cannot be here", Shown(&one.path))))
-        }
+        Some(one) => Err(Error::Refused(format!(
+            "cannot take the file {} from the sandbox: a work tree cannot have that name",
+            Shown(&one.path)
+        ))),
         None => Ok(differences),
     }
 }
@@ -214,7 +214,7 @@ impl Planner<'_> {
             return Ok(steps);
         }
         Err(Error::Refused(format!(
-            "the same was changed here and in the sandbox in different ways: {}",
+            "cannot merge files that were changed on the host and in the sandbox in different ways: {}",
             some_of(&conflicts)
         ))
         .advise(CONFLICT))
@@ -312,7 +312,7 @@ fn write_staged(
     contents: &mut Contents,
     id: &str,
 ) -> Result<()> {
-    let failed = |source| Error::io("write what came from the sandbox", source);
+    let failed = |source| Error::io("write a file from the sandbox", source);
     if mode == SYMLINK {
         let target = contents.bytes(id)?;
         return symlink(os(&target), staged).map_err(failed);

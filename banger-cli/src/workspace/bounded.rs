@@ -86,7 +86,7 @@ fn behind(what: Block, block: &[u8]) -> io::Result<(Block, u64)> {
 }
 
 fn too_long() -> io::Error {
-    let message = "the archive of the sandbox has names that are too long, or is of another kind";
+    let message = "the archive from the sandbox has names that are too long, or an unknown format";
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 

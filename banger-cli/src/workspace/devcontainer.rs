@@ -60,15 +60,15 @@ impl Devcontainer {
         let base = plan.repository.root.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let wanted = Self::parse(name, &text, &base);
         wanted.map_err(|why| {
-            Error::Refused(format!("{name} is not to be understood: {why}"))
-                .advise("mend it, or do without it with `--no-devcontainer`.")
+            Error::Refused(format!("cannot read {name}: {why}"))
+                .advise("fix it, or ignore it with `--no-devcontainer`.")
         })
     }
 
     /// `base` is the name of the directory that the repository is in here.
     fn parse(file: &str, text: &str, base: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(&jsonc::plain(text)).map_err(|error| error.to_string())?;
-        let Value::Object(fields) = value else { return Err("it is no object".to_owned()) };
+        let Value::Object(fields) = value else { return Err("it is not an object".to_owned()) };
         let mut wanted = Self { file: file.to_owned(), ..Self::default() };
         // Others refer to it.
         if let Some(folder) = text_of(&fields, "workspaceFolder")? {
@@ -91,7 +91,7 @@ impl Devcontainer {
                 "workspaceFolder" | "remoteUser" => {}
                 "image" => match value {
                     Value::String(image) => wanted.image = Some(image.clone()),
-                    _ => return Err("image is no text".to_owned()),
+                    _ => return Err("image is not a string".to_owned()),
                 },
                 "postCreateCommand" => wanted.read_commands(key, value, &filled)?,
                 "forwardPorts" => wanted.read_ports(key, value)?,
@@ -117,11 +117,11 @@ impl Devcontainer {
             Value::Array(list) => texts(key, list)?,
             Value::Object(several) => {
                 return several.iter().try_for_each(|(name, one)| match one {
-                    Value::Object(_) => Err(format!("{key}.{name} is no command")),
+                    Value::Object(_) => Err(format!("{key}.{name} is not a command")),
                     one => self.read_commands(&format!("{key}.{name}"), one, filled),
                 });
             }
-            _ => return Err(format!("{key} is no command")),
+            _ => return Err(format!("{key} is not a command")),
         };
         match words.iter().map(|word| filled(word)).collect::<Option<Vec<_>>>() {
             Some(words) if words.is_empty() => {}
@@ -132,7 +132,7 @@ impl Devcontainer {
     }
 
     fn read_ports(&mut self, key: &str, value: &Value) -> Result<(), String> {
-        let Value::Array(list) = value else { return Err(format!("{key} is no list")) };
+        let Value::Array(list) = value else { return Err(format!("{key} is not a list")) };
         for port in list {
             let number = match port {
                 Value::Number(number) => number.as_u64(),
@@ -150,7 +150,7 @@ impl Devcontainer {
             match number.and_then(|number| u16::try_from(number).ok()).filter(|port| *port != 0) {
                 Some(port) if self.ports.contains(&port) => {}
                 Some(port) => self.ports.push(port),
-                None => return Err(format!("{port} in {key} is no port")),
+                None => return Err(format!("{port} in {key} is not a port")),
             }
         }
         Ok(())
@@ -162,22 +162,24 @@ impl Devcontainer {
         value: &Value,
         filled: &impl Fn(&str) -> Option<String>,
     ) -> Result<(), String> {
-        let Value::Object(fields) = value else { return Err(format!("{key} is no object")) };
+        let Value::Object(fields) = value else { return Err(format!("{key} is not an object")) };
         for (name, value) in fields {
             if name.is_empty() || name.contains(['=', '\0']) {
-                return Err(format!("{name:?} in {key} is no name of a variable"));
+                return Err(format!("{name:?} in {key} is not a valid name for a variable"));
             }
             match value {
                 // It takes a variable away, which nothing here has set.
                 Value::Null => {}
-                Value::String(text) if text.contains('\0') => return Err(format!("{key}.{name} is no text")),
+                Value::String(text) if text.contains('\0') => {
+                    return Err(format!("{key}.{name} is not a string"));
+                }
                 Value::String(text) => match filled(text) {
                     Some(text) => {
                         self.env.insert(name.clone(), text);
                     }
                     None => self.left.push(format!("{key}.{name}")),
                 },
-                _ => return Err(format!("{key}.{name} is no text")),
+                _ => return Err(format!("{key}.{name} is not a string")),
             }
         }
         Ok(())
@@ -210,24 +212,24 @@ fn read(plan: &Plan, file: &Planned) -> Result<String> {
                     Exactly::new(content, file.size).read_to_end(&mut bytes).map_err(failed)?;
                     bytes
                 }
-                _ => return Err(Error::Refused(format!("{} is no file", shown()))),
+                _ => return Err(Error::Refused(format!("{} is not a file", shown()))),
             }
         }
     };
-    String::from_utf8(bytes).map_err(|_| Error::Refused(format!("{} is not in UTF-8", shown())))
+    String::from_utf8(bytes).map_err(|_| Error::Refused(format!("{} is not UTF-8", shown())))
 }
 
 fn text_of(fields: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
     match fields.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(_) => Err(format!("{key} is no text")),
+        Some(_) => Err(format!("{key} is not a string")),
     }
 }
 
 fn texts(key: &str, list: &[Value]) -> Result<Vec<String>, String> {
     let text = |word: &Value| word.as_str().map(str::to_owned);
-    list.iter().map(text).collect::<Option<_>>().ok_or_else(|| format!("{key} is no list of texts"))
+    list.iter().map(text).collect::<Option<_>>().ok_or_else(|| format!("{key} is not a list of strings"))
 }
 
 /// A text with the variables of the file put in; nothing where it has one that we do not tell.
@@ -316,17 +318,17 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         for (text, why) in [
             ("", "EOF"),
-            ("[]", "no object"),
-            ("{\"image\": 1}", "image is no text"),
-            ("{\"forwardPorts\": 1}", "forwardPorts is no list"),
-            ("{\"forwardPorts\": [70000]}", "70000 in forwardPorts is no port"),
-            ("{\"forwardPorts\": [\"x\"]}", "no port"),
-            ("{\"containerEnv\": {\"A=B\": \"x\"}}", "no name of a variable"),
-            ("{\"containerEnv\": {\"A\": 1}}", "containerEnv.A is no text"),
-            ("{\"postCreateCommand\": 1}", "postCreateCommand is no command"),
-            ("{\"postCreateCommand\": [1]}", "no list of texts"),
-            ("{\"postCreateCommand\": {\"a\": {\"b\": \"c\"}}}", "postCreateCommand.a is no command"),
-            ("{\"remoteUser\": []}", "remoteUser is no text"),
+            ("[]", "not an object"),
+            ("{\"image\": 1}", "image is not a string"),
+            ("{\"forwardPorts\": 1}", "forwardPorts is not a list"),
+            ("{\"forwardPorts\": [70000]}", "70000 in forwardPorts is not a port"),
+            ("{\"forwardPorts\": [\"x\"]}", "not a port"),
+            ("{\"containerEnv\": {\"A=B\": \"x\"}}", "not a valid name for a variable"),
+            ("{\"containerEnv\": {\"A\": 1}}", "containerEnv.A is not a string"),
+            ("{\"postCreateCommand\": 1}", "postCreateCommand is not a command"),
+            ("{\"postCreateCommand\": [1]}", "not a list of strings"),
+            ("{\"postCreateCommand\": {\"a\": {\"b\": \"c\"}}}", "postCreateCommand.a is not a command"),
+            ("{\"remoteUser\": []}", "remoteUser is not a string"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");

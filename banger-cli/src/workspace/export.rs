@@ -83,8 +83,9 @@ pub fn parse_tree(list: &[u8]) -> Result<Tree> {
             let mode = u32::from_str_radix(fields.next()?, 8).ok()?;
             Some((entry[tab + 1..].to_vec(), (mode, fields.nth(1)?.to_owned())))
         });
-        let (path, content) =
-            parsed.ok_or_else(|| Error::Refused("a tree of git reads otherwise than expected".to_owned()))?;
+        let (path, content) = parsed.ok_or_else(|| {
+            Error::Refused("cannot read a tree of git: unexpected output of `git ls-tree`".to_owned())
+        })?;
         tree.insert(path, content);
     }
     Ok(tree)
@@ -93,7 +94,7 @@ pub fn parse_tree(list: &[u8]) -> Result<Tree> {
 /// Fetches what has changed, and leaves it as the commit [`CAME`].
 pub async fn fetch(guest: &mut Guest, kept: &Kept, track: &Track) -> Result<()> {
     let place = kept.record.guest_path.clone();
-    track.stage("look", &format!("what has changed in {place}"));
+    track.stage("look", &format!("looking for changes in {place}"));
     let entries = guest.list(&place).await.map_err(|error| match &error {
         Error::Guest(failure) if failure.kind == FailureKind::NotFound => Error::Refused(format!(
             "there is no workspace at {place} in the sandbox any more"
@@ -134,7 +135,7 @@ pub async fn fetch(guest: &mut Guest, kept: &Kept, track: &Track) -> Result<()> 
     if bytes > MAX_FETCHED {
         return Err(too_much());
     }
-    track.stage("fetch", &format!("{} of {place}", count(wanted.len())));
+    track.stage("fetch", &format!("{} from {place}", count(wanted.len())));
     let meter = track.meter(bytes);
     let request = Request::GetFiles { directory: place };
     guest.call(request, move |call| take(call, &snapshot, wanted, (bytes, meter), &known, changes)).await
@@ -146,7 +147,7 @@ fn count(files: usize) -> String {
 
 fn too_much() -> Error {
     Error::Refused(format!("more than {} GiB have changed in the sandbox", MAX_FETCHED >> 30))
-        .advise("list what is not to come back in a `.gitignore` there.")
+        .advise("list what should stay there in a `.gitignore` in the sandbox.")
 }
 
 /// A file in the sandbox, as its listing has it.
@@ -311,8 +312,9 @@ impl Range {
 
     /// What has changed.
     pub fn differences(&self) -> Result<Vec<Difference>> {
-        parse_differences(&self.run(&["-z"])?)
-            .ok_or_else(|| Error::Refused("a difference of git reads otherwise than expected".to_owned()))
+        parse_differences(&self.run(&["-z"])?).ok_or_else(|| {
+            Error::Refused("cannot compare with git: unexpected output of `git diff-tree`".to_owned())
+        })
     }
 }
 

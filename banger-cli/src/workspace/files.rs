@@ -147,7 +147,7 @@ impl Read for Exactly {
         let wanted = into.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let count = self.file.read(&mut into[..wanted])?;
         if count == 0 && wanted > 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was read"));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was truncated while it was read"));
         }
         self.left -= count as u64;
         Ok(count)

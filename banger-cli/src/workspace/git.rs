@@ -173,7 +173,7 @@ fn complaint<A: AsRef<OsStr>>(arguments: &[A], stderr: &[u8]) -> Error {
     let said = String::from_utf8_lossy(&stderr[..stderr.len().min(MAX_COMPLAINT)]).trim().to_owned();
     let said = said.strip_prefix("fatal: ").unwrap_or(&said).to_owned();
     let verb = arguments.first().map(|word| word.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
-    Error::io(format!("let git do its `{verb}`"), io::Error::other(said))
+    Error::io(format!("run `git {verb}`"), io::Error::other(said))
 }
 
 /// The program: the first of its name in a directory of PATH that is absolute, so that none of the repository
@@ -186,8 +186,8 @@ fn program() -> Result<&'static Path> {
         places.map(|place| place.join("git")).find(|program| is_program(program))
     });
     found.as_deref().ok_or_else(|| {
-        Error::Refused("there is no git on this machine".to_owned()).advise(
-            "a repository is read by git: install it with `sudo apt install git`, or what your system has.",
+        Error::Refused("git is not installed on this host".to_owned()).advise(
+            "install it with `sudo apt install git`, or with the package manager of your distribution.",
         )
     })
 }

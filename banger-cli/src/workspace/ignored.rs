@@ -18,7 +18,7 @@ pub fn ignored(exclude: &Path, files: &[(Vec<u8>, Vec<u8>)], names: &[&[u8]]) ->
     if names.is_empty() {
         return Ok(HashSet::new());
     }
-    let failed = |source| Error::io("judge what is ignored", source);
+    let failed = |source| Error::io("find out which files are ignored", source);
     let scratch = tempfile::tempdir().map_err(failed)?;
     let git = Git::within(scratch.path());
     git.run(&["init", "-q", "--template=", "."], b"")?;

@@ -158,7 +158,7 @@ impl Metadata {
     /// though their bytes are not those of the index went through a filter, which the sandbox does not have:
     /// git there is told to take them for unchanged, too.
     fn make_index(&self, repository: &Repository, index: &[Tracked], sent: &Sent) -> Result<Vec<u8>> {
-        let failed = |source| Error::io("make the index of git", source);
+        let failed = |source| Error::io("create the git index", source);
         let git = super::git::Git::bare(&self.pack_repository())
             .with_work_tree(&repository.root)
             .with_index(&self.index);
@@ -236,7 +236,7 @@ pub fn check_full_copy(repository: &Repository) -> Result<()> {
         return Ok(());
     }
     Err(Error::Refused(format!(
-        "{} is a work tree of another repository, which cannot be copied in full",
+        "cannot copy {} in full: it is a linked work tree",
         repository.root.display()
     ))
     .advise("run it from the main work tree, which `git worktree list` shows first."))

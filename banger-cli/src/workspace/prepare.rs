@@ -107,10 +107,8 @@ impl Plan {
     /// Looks at the repository. Nothing is changed anywhere.
     pub fn make(repository: Repository, wanted: Wanted) -> Result<Self> {
         if wanted.mode == Mode::FullCopy && wanted.branch.is_some() {
-            return Err(Error::Refused(
-                "a full copy has the branches of the repository, and no other".to_owned(),
-            )
-            .advise("leave `--branch` or `--mode full-copy` out."));
+            return Err(Error::Refused("cannot create a branch in a full copy".to_owned())
+                .advise("leave out `--branch` or `--mode full-copy`."));
         }
         let head = head_in_guest(&repository, &wanted)?;
         let mut index_stamp = Stamps::default();
@@ -126,11 +124,8 @@ impl Plan {
         if wanted.mode == Mode::Shallow
             && let Some(submodule) = index.iter().find(|entry| entry.mode == SUBMODULE)
         {
-            return Err(Error::Refused(format!(
-                "the repository has the submodule {}",
-                Shown(&submodule.path)
-            ))
-            .advise("`--mode full-copy` sends the files of submodules too, and all of `.git`."));
+            return Err(Error::Refused(format!("cannot send the submodule {}", Shown(&submodule.path)))
+                .advise("`--mode full-copy` also sends the files of submodules, and all of `.git`."));
         }
         index.retain(|entry| entry.mode != SUBMODULE);
         let unfinished = match (&wanted.from, wanted.mode) {
@@ -242,7 +237,7 @@ fn head_in_guest(repository: &Repository, wanted: &Wanted) -> Result<Head> {
     if let Some(branch) = &wanted.branch {
         let checked = repository.git().line(&["check-ref-format", "--branch", branch])?;
         if checked.is_none() || branch.starts_with('-') {
-            return Err(Error::Refused(format!("{branch} cannot be the name of a branch")));
+            return Err(Error::Refused(format!("{branch} is not a valid name for a branch")));
         }
         head.branch = Some(format!("refs/heads/{branch}"));
     }
@@ -271,7 +266,7 @@ pub async fn send(guest: &mut Guest, plan: Plan, target: Target, meter: Meter) -
     });
     sent.await.map_err(|error| match &error {
         Error::Guest(failure) if failure.message.contains("there is something already") => {
-            error.advise("`--force` replaces what is there; `--guest-path` chooses another place.")
+            error.advise("`--force` replaces what is there; `--guest-path PATH` chooses another path.")
         }
         _ => error,
     })
@@ -337,7 +332,7 @@ fn keep_exclude(plan: &Plan, draft: &Draft) -> Result<()> {
     let list = plan.repository.root.join(os(&list));
     match fs::read(&list) {
         Ok(text) => fs::write(draft.directory().join(EXCLUDE), text)
-            .map_err(|source| Error::io("keep what is ignored", source)),
+            .map_err(|source| Error::io("store the list of ignored files", source)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(Error::io(format!("read {}", list.display()), source)),
     }
@@ -345,7 +340,7 @@ fn keep_exclude(plan: &Plan, draft: &Draft) -> Result<()> {
 
 fn missing(path: &[u8]) -> Error {
     Error::Refused(format!("the repository does not have the content of {}", Shown(path)))
-        .advise("`git fetch --refetch --no-filter` completes a clone that was made in part.")
+        .advise("`git fetch --refetch --no-filter` completes a partial clone.")
 }
 
 /// What is on its way, in a few words.

@@ -60,7 +60,7 @@ pub enum Content {
 impl Snapshot {
     /// Makes an empty one.
     pub fn create(path: &Path, algorithm: Algorithm) -> Result<Self> {
-        fs::create_dir_all(path).map_err(|source| Error::io(format!("make {}", path.display()), source))?;
+        fs::create_dir_all(path).map_err(|source| Error::io(format!("create {}", path.display()), source))?;
         let format = match algorithm {
             Algorithm::Sha1 => "--object-format=sha1",
             Algorithm::Sha256 => "--object-format=sha256",
@@ -86,16 +86,14 @@ impl Snapshot {
         }
         let base = self.path.join("objects/pack/pack");
         fs::create_dir_all(self.path.join("objects/pack"))
-            .map_err(|source| Error::io(format!("make {}", base.display()), source))?;
+            .map_err(|source| Error::io(format!("create {}", base.display()), source))?;
         let list: String = ids.iter().map(|id| format!("{id}\n")).collect();
         let mut arguments: Vec<std::ffi::OsString> =
             ["pack-objects", "-q", "--window=0", "--delta-base-offset"].map(Into::into).into();
         arguments.push(base.clone().into());
-        let name = from.run(&arguments, list.as_bytes()).map_err(|error| {
-            error.advise(
-                "a repository that was cloned in part has to fetch the rest first: `git fetch --refetch --no-filter`.",
-            )
-        })?;
+        let name = from
+            .run(&arguments, list.as_bytes())
+            .map_err(|error| error.advise("`git fetch --refetch --no-filter` completes a partial clone."))?;
         let mut pack = base.into_os_string();
         pack.push("-");
         pack.push(String::from_utf8_lossy(&name).trim());
@@ -111,8 +109,9 @@ impl Snapshot {
     pub fn commit(&self, name: &str) -> Result<String> {
         let line = self.git().line(&["rev-parse", "-q", "--verify", name])?;
         line.and_then(|line| String::from_utf8(line).ok()).ok_or_else(|| {
-            Error::Refused("what banger kept of the workspace is damaged".to_owned()).advise(
-                "`banger vm workspace prepare --force` begins anew; fetch what you need with `banger vm cp`.",
+            Error::Refused("the record of the workspace on this host is damaged".to_owned()).advise(
+                "fetch what you need with `banger vm cp`, then send the repository again with `banger vm \
+                 workspace prepare --force NAME`.",
             )
         })
     }
@@ -149,7 +148,7 @@ impl Importer {
         let copied = io::copy(&mut content.take(size), &mut self.input).map_err(crate::guest::from_io)?;
         if copied != size {
             return Err(
-                Error::Refused("a file became shorter while it was read".to_owned()).advise("try again.")
+                Error::Refused("a file was truncated while it was read".to_owned()).advise("try again.")
             );
         }
         self.write(b"\n")?;
@@ -193,14 +192,14 @@ impl Importer {
 
     /// Says something else to it.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.input.write_all(bytes).map_err(|source| Error::io("keep what is sent", source))
+        self.input.write_all(bytes).map_err(|source| Error::io("store what is sent", source))
     }
 
     /// Ends.
     pub fn end(mut self) -> Result<()> {
         let said = self
             .write(b"done\n")
-            .and_then(|()| self.input.flush().map_err(|source| Error::io("keep what is sent", source)));
+            .and_then(|()| self.input.flush().map_err(|source| Error::io("store what is sent", source)));
         drop(self.input);
         // Git tells better than a broken pipe why it has ended.
         self.running.finish().and(said)

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// The files, and of the history the commit that is checked out
+    /// The files, and only the checked-out commit of the history
     #[default]
     Shallow,
     /// The files, those of submodules too, and all of `.git`
@@ -94,7 +94,7 @@ impl Repository {
         let path = path.canonicalize().map_err(|source| Error::io(format!("read {shown}"), source))?;
         if !path.is_dir() {
             return Err(Error::Refused(format!("{shown} is not a directory"))
-                .advise("give the directory of a repository; a single file goes in with `banger vm cp`."));
+                .advise("give a directory of a repository; `banger vm cp` copies a single file."));
         }
         let git = Git::within(&path);
         let kind = git.output(&["rev-parse", "--is-bare-repository", "--is-inside-work-tree"], b"")?;
@@ -105,13 +105,15 @@ impl Repository {
                     .advise("clone it, and give the clone."));
             }
             (true, _) => {
-                return Err(Error::Refused(format!("{shown} is inside of the metadata of a repository"))
-                    .advise("give the directory above `.git`."));
+                return Err(Error::Refused(format!(
+                    "{shown} is inside the `.git` directory of a repository"
+                ))
+                .advise("give the directory above `.git`."));
             }
             (false, _) => return Err(refused(&path, &String::from_utf8_lossy(&kind.stderr))),
         }
         let place = |what: &[&str]| {
-            let line = git.line(what)?.ok_or_else(|| refused(&path, "it cannot be read"))?;
+            let line = git.line(what)?.ok_or_else(|| refused(&path, "unexpected output"))?;
             Ok::<_, Error>(OsString::from_vec(line))
         };
         let text = |line: Option<Vec<u8>>| line.and_then(|line| String::from_utf8(line).ok());
@@ -160,15 +162,17 @@ impl Repository {
 
     /// The entries of the index.
     pub fn tracked(&self) -> Result<Vec<Tracked>> {
-        parse_index(&self.git().run(&["ls-files", "-z", "-s", "-t", "--debug"], b"")?)
-            .ok_or_else(|| Error::Refused("the index of git reads otherwise than expected".to_owned()))
+        parse_index(&self.git().run(&["ls-files", "-z", "-s", "-t", "--debug"], b"")?).ok_or_else(|| {
+            Error::Refused("cannot read the git index: unexpected output of `git ls-files`".to_owned())
+        })
     }
 
     /// The entries of the index and of those of the submodules, without what git knows of the files.
     pub fn tracked_with_submodules(&self) -> Result<Vec<Tracked>> {
         let list = self.git().run(&["ls-files", "-z", "-s", "-t", "--recurse-submodules", "--debug"], b"")?;
-        parse_index(&list)
-            .ok_or_else(|| Error::Refused("the index of git reads otherwise than expected".to_owned()))
+        parse_index(&list).ok_or_else(|| {
+            Error::Refused("cannot read the git index: unexpected output of `git ls-files`".to_owned())
+        })
     }
 
     /// Files that are neither tracked nor ignored. Repositories within this one are named with a slash behind.
@@ -179,8 +183,9 @@ impl Repository {
 
     /// The files of a commit.
     pub fn files_of(&self, commit: &str) -> Result<Vec<Tracked>> {
-        parse_tree(&self.git().run(&["ls-tree", "-r", "-z", "--full-tree", commit], b"")?)
-            .ok_or_else(|| Error::Refused("a tree of git reads otherwise than expected".to_owned()))
+        parse_tree(&self.git().run(&["ls-tree", "-r", "-z", "--full-tree", commit], b"")?).ok_or_else(|| {
+            Error::Refused("cannot read a tree of git: unexpected output of `git ls-tree`".to_owned())
+        })
     }
 }
 
@@ -188,14 +193,14 @@ impl Repository {
 fn refused(path: &Path, said: &str) -> Error {
     let shown = path.display();
     if said.contains("dubious ownership") {
-        return Error::Refused(format!("{shown} belongs to another user, and git does not read it for you"))
+        return Error::Refused(format!("git refuses to read {shown}: it belongs to another user"))
             .advise(format!("if you trust it: `git config --global --add safe.directory {shown}`."));
     }
     if said.contains("not a git repository") {
         return Error::Refused(format!("{shown} is not in a git repository"))
-            .advise("`git init` makes it one; `banger vm cp` takes any directory into a sandbox.");
+            .advise("`git init` makes it one; `banger vm cp` copies any directory into a sandbox.");
     }
-    Error::Refused(format!("{shown} cannot be read by git: {}", said.trim().trim_start_matches("fatal: ")))
+    Error::Refused(format!("git cannot read {shown}: {}", said.trim().trim_start_matches("fatal: ")))
 }
 
 /// What `ls-files -z -s -t --debug` prints: for each entry a letter, mode, name, stage, a tab, the path and a

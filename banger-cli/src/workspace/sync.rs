@@ -131,11 +131,14 @@ async fn check_guest(guest: &mut Guest, kept: &Kept, changes: &Changes) -> Resul
     if both.is_empty() {
         return Ok(());
     }
-    Err(Error::Refused(format!("the same files have changed here and in the sandbox: {}", some_of(&both)))
-        .advise(
-            "`banger vm workspace export NAME --apply --merge` brings the work in the sandbox here first; \
+    Err(Error::Refused(format!(
+        "cannot send changes: the same files have changed on the host and in the sandbox: {}",
+        some_of(&both)
+    ))
+    .advise(
+        "`banger vm workspace export NAME --apply --merge` brings back the work in the sandbox first; \
              `banger vm exec --no-auto-prepare NAME` leaves the sandbox as it is.",
-        ))
+    ))
 }
 
 /// That files here are not as they were sent, in one sentence with what to type; none where all are.
@@ -153,13 +156,13 @@ pub fn warning(kept: &Kept, differing: &Differing, reference: &str) -> Option<St
     };
     let moved = match Repository::head_now(&record.source) {
         Ok(now) if now != record.commit => {
-            format!("it has moved from {} to {} and ", short(&record.commit), short(&now))
+            format!("HEAD has moved from {} to {}, and ", short(&record.commit), short(&now))
         }
         _ => String::new(),
     };
     Some(format!(
-        "{} is not as it was sent: {moved}{count}: {}; `banger vm exec --auto-prepare {reference}` sends what has \
-         changed.",
+        "{} has changed since it was sent: {moved}{count}: {}; `banger vm exec --auto-prepare {reference}` \
+         sends what has changed.",
         record.source.display(),
         some_of(&names),
     ))

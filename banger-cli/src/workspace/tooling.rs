@@ -32,9 +32,9 @@ pub fn wanted(plan: &Plan) -> Option<&'static str> {
 pub fn check(plan: &Plan, nat: bool) -> Result<()> {
     match wanted(plan) {
         Some(file) if !nat => Err(Error::Refused(format!(
-            "the repository asks for tools in {file}, and the sandbox would not reach what lies beyond this host"
+            "the repository asks for tools in {file}, and the sandbox has no internet access"
         ))
-        .advise("`--nat` lets it; `--no-bootstrap` does without the tools.")),
+        .advise("`--nat` gives it internet access; `--no-bootstrap` skips the tools.")),
         _ => Ok(()),
     }
 }
@@ -113,7 +113,7 @@ pub async fn give(guest: &mut Guest, path: &str, user: &str) -> Result<bool> {
         (0, _) => Ok(true),
         (3, _) => Ok(false),
         (_, said) => Err(Error::Refused(format!(
-            "{path} could not be given to {user} in the sandbox: {}",
+            "cannot give {path} to {user} in the sandbox: {}",
             last_lines(&said).trim_end()
         ))),
     }

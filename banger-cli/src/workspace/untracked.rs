@@ -79,7 +79,7 @@ impl Include {
             if one.list(repository, &["-c", "-o"])?.is_empty() {
                 let place = repository.root.join(&self.directory);
                 return Err(Error::Refused(format!(
-                    "there is no file in {} that `--include {pattern}` names",
+                    "no file in {} matches `--include {pattern}`",
                     place.display()
                 ))
                 .advise("`git ls-files --others --ignored --exclude-standard` lists the ignored ones."));

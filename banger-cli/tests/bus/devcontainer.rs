@@ -82,7 +82,7 @@ fn a_file_that_makes_no_sense_is_refused_before_there_is_a_sandbox() {
     let made = bench.host.calls("CreateVM").len();
     let ended = run(&bench, "box-1", &["--", "true"]);
     assert_eq!(ended.status, 125);
-    let told = "error: .devcontainer/devcontainer.json is not to be understood: image is no text.\nhint: ";
+    let told = "error: cannot read .devcontainer/devcontainer.json: image is not a string.\nhint: ";
     assert!(ended.errors.starts_with(told), "{ended:?}");
     assert_eq!(bench.host.calls("CreateVM").len(), made);
     assert_eq!(run(&bench, "box-1", &["--no-devcontainer", "--image", "debian", "--", "true"]).status, 0);

@@ -246,7 +246,7 @@ fn a_branch_of_its_own_begins_at_a_revision_with_its_files() {
     assert!(fs::read_to_string(bench.guest.join("lines")).unwrap().ends_with("line 40\n"));
     assert_eq!(bench.git(&["branch"]), "* main\n");
     let ended = bench.prepare(&["--force", "--branch", "a..b"]);
-    assert!(ended.errors.starts_with("error: a..b cannot be the name of a branch."), "{ended:?}");
+    assert!(ended.errors.starts_with("error: a..b is not a valid name for a branch."), "{ended:?}");
     let ended = bench.prepare(&["--force", "--branch", "x", "--from", "nowhere"]);
     assert!(ended.errors.starts_with("error: there is no commit nowhere in "), "{ended:?}");
 }
@@ -281,9 +281,7 @@ fn submodules_need_a_full_copy() {
     bench.git(&["commit", "-qm", "with a submodule"]);
     let ended = bench.prepare(&[]);
     assert_eq!(ended.status, 1);
-    assert!(
-        ended.errors.starts_with("error: the repository has the submodule sub.\nhint: `--mode full-copy`")
-    );
+    assert!(ended.errors.starts_with("error: cannot send the submodule sub.\nhint: `--mode full-copy`"));
     bench.prepared(&["--mode", "full_copy"]);
     bench.assert_same();
     assert_eq!(bench.guest_git(&["status", "--short"]), "");
@@ -305,7 +303,7 @@ fn what_is_no_repository_is_refused_with_advice_before_there_is_a_sandbox() {
         ("bare.git", "is a bare repository: it has no files.\nhint: clone it"),
         ("file", "is not a directory.\nhint: "),
         ("nowhere", "error: cannot read "),
-        ("repo/.git", "is inside of the metadata of a repository.\nhint: "),
+        ("repo/.git", "is inside the `.git` directory of a repository.\nhint: "),
     ] {
         let ended = bench.banger(&["vm", "run", "--rm", &place(path), "--", "true"]);
         assert_ne!(ended.status, 0);
@@ -481,7 +479,7 @@ fn work_goes_on_a_branch_of_its_own_and_the_work_tree_stays() {
     assert_eq!(bench.git(&["diff", "--name-status", "main", "work"]), "M\tlines\nA\tnew\n");
     assert_eq!(bench.git(&["status", "--short"]), "");
     let ended = bench.export(&["--branch", "work"]);
-    assert!(ended.errors.starts_with("error: there is a branch work already."), "{ended:?}");
+    assert!(ended.errors.starts_with("error: the branch work already exists."), "{ended:?}");
 }
 
 #[test]
@@ -567,7 +565,9 @@ fn commands_run_in_the_workspace_and_only_what_has_changed_is_sent() {
     let ended = exec(&["--auto-prepare", "box", "--", "true"]);
     assert_eq!(ended.status, 125);
     assert!(
-        ended.errors.starts_with("error: the same files have changed here and in the sandbox: lines.\n"),
+        ended.errors.starts_with(
+            "error: cannot send changes: the same files have changed on the host and in the sandbox: lines.\n"
+        ),
         "{ended:?}"
     );
     assert_eq!(fs::read_to_string(bench.guest.join("lines")).unwrap(), "there\n");
@@ -588,7 +588,10 @@ fn tools_are_asked_for_before_there_is_a_sandbox() {
         ended.errors.starts_with("error: the repository asks for tools in .tool-versions, and "),
         "{ended:?}"
     );
-    assert!(ended.errors.contains("hint: `--nat` lets it; `--no-bootstrap` does without"), "{ended:?}");
+    assert!(
+        ended.errors.contains("hint: `--nat` gives it internet access; `--no-bootstrap` skips"),
+        "{ended:?}"
+    );
     assert_eq!(bench.host.calls("CreateVM").len(), made);
     assert_eq!(bench.banger(&[&run[..], &["-q", "--no-bootstrap"]].concat()).output, "box-2\n");
 }
@@ -662,7 +665,7 @@ fn an_edit_that_is_not_committed_is_told_and_sent_where_that_is_set() {
     assert_eq!(
         ended.errors,
         format!(
-            "warning: {} is not as it was sent: 1 file differs: src/main.rs; `banger vm exec --auto-prepare box` \
+            "warning: {} has changed since it was sent: 1 file differs: src/main.rs; `banger vm exec --auto-prepare box` \
              sends what has changed.\n",
             bench.repo.display()
         )
@@ -705,7 +708,7 @@ fn files_that_git_does_not_track_go_along_by_name_and_ignored_ones_do_not_come_b
     }
     let ended = bench.prepare(&["--include", "*.nothing"]);
     assert_eq!(ended.status, 1);
-    assert!(ended.errors.contains("that `--include *.nothing` names.\nhint: "), "{ended:?}");
+    assert!(ended.errors.contains("matches `--include *.nothing`.\nhint: "), "{ended:?}");
     bench.prepared(&["--include", "*.env", "--include", "src/notes"]);
     let there = |name: &str| fs::read_to_string(bench.guest.join(name)).ok();
     assert_eq!(there("src/.env").as_deref(), Some("src/.env here\n"));
