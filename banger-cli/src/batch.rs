@@ -24,7 +24,7 @@ pub type Found = (String, Result<OwnedObjectPath>);
 /// The option of a command that does something to many objects.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct ToldArgs {
-    /// Print an array of objects about what was done
+    /// Print a JSON array with the result for each object
     #[arg(long)]
     pub json: bool,
 }

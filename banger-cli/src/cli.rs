@@ -6,8 +6,8 @@ use crate::command::Command;
 
 /// Sandboxes with a kernel of their own, in one command
 ///
-/// banger runs throw-away or lasting Linux machines for your work: each one has its own kernel, and none of
-/// them needs a password, a container runtime or an image that you build by hand.
+/// Each sandbox is a microVM. It can be gone when you leave it, or stay until you delete it. It needs no
+/// password, no container runtime, and no image that you build by hand.
 #[derive(Debug, Parser)]
 #[command(
     name = "banger",
@@ -15,16 +15,16 @@ use crate::command::Command;
     max_term_width = 100,
     after_long_help = "\
 Examples:
-  banger vm run --rm               a shell in a fresh sandbox, which is gone afterwards
-  banger vm run --rm -- make test  one command in it, with its output and its exit status
+  banger vm run --rm               a shell in a fresh sandbox, which is deleted when you leave it
+  banger vm run --rm -- make test  one command in a fresh sandbox, with its output and exit status
   banger ps                        your sandboxes
-  banger doctor                    what this host lacks, if anything
+  banger doctor                    whether this host is ready, and what it lacks
 
 Exit status:
-  0    it is done
-  1    it failed
-  2    it was called the wrong way
-  `vm run` and `vm exec` end with the status of the command; see there."
+  0    success
+  1    failure
+  2    wrong usage
+  `vm run` and `vm exec` exit with the status of the command; see their help."
 )]
 pub struct Cli {
     /// What to do.

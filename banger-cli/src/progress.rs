@@ -23,7 +23,7 @@ const LINES_OF_UNKNOWN: Duration = Duration::from_secs(10);
 /// The options of a command that shows progress.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct ProgressArgs {
-    /// Say nothing on standard error unless something goes wrong
+    /// Print nothing but errors to standard error
     #[arg(short, long)]
     pub quiet: bool,
 }

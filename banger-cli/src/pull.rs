@@ -21,12 +21,12 @@ use crate::{
 /// Whether an image is fetched that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum When {
-    /// When it is not there
+    /// If the host does not have it
     #[default]
     Missing,
     /// Never
     Never,
-    /// In any case, so that it is the newest one
+    /// Even if the host has it, to get the newest one
     Always,
 }
 

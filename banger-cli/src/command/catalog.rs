@@ -31,10 +31,10 @@ const FRESH: Duration = Duration::from_secs(24 * 3600);
 /// The options of a list that can be of catalogs.
 #[derive(Debug, Args)]
 pub struct AvailableArgs {
-    /// Show what the catalogs have, and whether it is here
+    /// Show what the catalogs have, and whether this host has it
     #[arg(long)]
     available: bool,
-    /// Fetch the catalogs anew before; else that is done once a day
+    /// Fetch the catalogs first, even if that was done less than a day ago
     #[arg(long, requires = "available")]
     refresh: bool,
     #[command(flatten)]
@@ -94,7 +94,7 @@ fn is_denied(name: Option<ErrorName>) -> bool {
 }
 
 fn table(entries: &[Object]) -> String {
-    let mut table = Table::new(["NAME", "VERSION", "SIZE", "HERE", "CATALOG", "DESCRIPTION"]);
+    let mut table = Table::new(["NAME", "VERSION", "SIZE", "ON HOST", "CATALOG", "DESCRIPTION"]);
     for entry in entries {
         let here = match (entry.flag(catalog::PUBLISHED), entry.flag(catalog::HERE)) {
             (false, _) => "not published",

@@ -16,8 +16,8 @@ const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
 /// Print the completion script of a shell
 ///
-/// The script asks this command for completions, so that it completes the names of your sandboxes, images and
-/// kernels. A package of your distribution has it in place already.
+/// The script also completes the names of your sandboxes, images and kernels. The banger package installs it
+/// for bash, fish and zsh.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

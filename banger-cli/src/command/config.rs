@@ -19,19 +19,19 @@ impl ConfigCommand {
     }
 }
 
-/// Show the settings that hold
+/// Show the settings in effect
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger config show
-  banger config show --origin    and where each comes from
+  banger config show --origin    with the file that sets each of them
 
 Your settings are in ~/.config/banger/config.toml; those of the service in /etc/banger/config.toml.")]
 pub struct Show {
-    /// Say where each comes from
+    /// Show where each setting comes from
     #[arg(long)]
     origin: bool,
-    /// Print an object
+    /// Print a JSON object
     #[arg(long)]
     json: bool,
 }

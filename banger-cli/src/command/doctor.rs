@@ -10,18 +10,18 @@ use crate::{
     output, plain,
 };
 
-/// Tell what this host lacks, if anything
+/// Check whether this host is ready
 ///
-/// The service looks at the host with the same checks that it uses before it starts a sandbox, and changes
-/// nothing. The exit status is 1 when a check has failed; warnings do not count.
+/// The service runs the checks that it also runs before it starts a sandbox, and changes nothing. The exit
+/// status is 1 if a check fails; warnings do not count.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
   banger doctor
 
-Each failed check comes with what to do about it. When all pass, `banger vm run` works.")]
+Each failed check says what to do about it. When all pass, `banger vm run` works.")]
 pub struct Doctor {
-    /// Print an array of objects with the keys check, status, message and hint
+    /// Print a JSON array of objects with the keys check, status, message and hint
     #[arg(long)]
     json: bool,
 }

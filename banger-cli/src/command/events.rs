@@ -21,19 +21,19 @@ use crate::{
 const INTERFACES: [&str; 5] =
     [MANAGER_INTERFACE, VM_INTERFACE, IMAGE_INTERFACE, KERNEL_INTERFACE, JOB_INTERFACE];
 
-/// Show what happens to your sandboxes, images and jobs, as it happens
+/// Follow the events of your sandboxes, images and jobs
 ///
-/// These are the signals that the service sends on the system bus. Goes on until you interrupt.
+/// Events are the signals that the service sends on the system bus. Press Ctrl-C to stop.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger events
   banger events --json | jq -r 'select(.event == \"StateChanged\") | .arguments[1]'")]
 pub struct Events {
-    /// Show those of every user, which an administrator has to allow
+    /// Show the events of all users (needs an administrator)
     #[arg(short, long)]
     all: bool,
-    /// Print an object on each line
+    /// Print a JSON object on each line
     #[arg(long)]
     json: bool,
 }

@@ -24,10 +24,10 @@ use crate::{
 /// The options of a command that imports something.
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// Let every user of this host use it, which an administrator has to allow
+    /// Share it with all users of this host (needs an administrator)
     #[arg(long)]
     shared: bool,
-    /// Print it as an object instead of its name
+    /// Print it as a JSON object instead of its name
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -10,10 +10,10 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Write the pages of the manual, one for each verb, into a directory
+/// Write a manual page for each command into a directory
 #[derive(Debug, Args)]
 pub struct Manual {
-    /// Made where it is missing
+    /// Directory, created if it is missing
     #[arg(value_name = "DIRECTORY")]
     directory: PathBuf,
     /// The date on the pages, such as 2026-11-21

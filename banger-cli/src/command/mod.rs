@@ -26,16 +26,16 @@ use crate::error::{FAILURE, Result};
 pub enum Command {
     /// Run, list and manage sandboxes
     ///
-    /// A sandbox is a Linux machine with a kernel of its own, a system disk that is a clone of an image, and a
-    /// work disk at /root. It belongs to the user who made it.
+    /// A sandbox is a virtual machine with a kernel of its own, a system disk that is a clone of an image,
+    /// and a work disk at /root. It belongs to the user who created it.
     #[command(
         subcommand,
         after_long_help = "\
 Examples:
-  banger vm run --rm -- make test   one command in a sandbox that is gone afterwards
+  banger vm run --rm -- make test   one command in a sandbox that is deleted afterwards
   banger vm create --name web       a sandbox that stays
   banger vm exec web                a shell in it
-  banger vm delete --force web      its end"
+  banger vm delete --force web      delete it, even if it is running"
     )]
     Vm(vm::VmCommand),
     /// Manage the images that sandboxes are cloned from
@@ -54,7 +54,7 @@ Next: `banger vm run --image alpine`."
     Image(image::ImageCommand),
     /// Manage the kernels that sandboxes boot
     ///
-    /// Any distribution's kernel will do, with its modules.
+    /// Any distribution's kernel works, with its modules.
     #[command(
         subcommand,
         after_long_help = "\
@@ -72,7 +72,7 @@ Next: `banger vm run --kernel host`."
     #[command(hide = true)]
     SshKnownHosts(ssh_proxy::SshKnownHosts),
     Events(events::Events),
-    /// Show what is set for this command
+    /// Show your settings
     #[command(
         subcommand,
         after_long_help = "\

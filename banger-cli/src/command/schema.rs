@@ -7,10 +7,10 @@ use crate::{
     output, schema,
 };
 
-/// Print the schema of what a verb prints with --json
+/// Print the schema of what a command prints with --json
 ///
-/// It is a JSON Schema (draft 2020-12). Without a verb, the verbs that have one are listed. Later versions may add
-/// keys to objects, and remove none.
+/// It is a JSON Schema (draft 2020-12). Without a command, banger lists the commands that have one. Later
+/// versions may add keys to objects, and remove none.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -18,8 +18,8 @@ Examples:
   banger schema vm list
   banger schema vm show | jq '.properties.state.enum'")]
 pub struct Schema {
-    /// The words of the verb, such as vm list
-    #[arg(value_name = "VERB")]
+    /// Command, such as vm list
+    #[arg(value_name = "COMMAND")]
     verb: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ impl Schema {
         let verb = self.verb.join(" ");
         let schema = schema::of_verb(&verb).ok_or_else(|| {
             Error::Usage(format!("{verb} has no schema"))
-                .advise("`banger schema` lists the verbs that have one.")
+                .advise("`banger schema` lists the commands that have one.")
         })?;
         output::json(&schema)?;
         Ok(0)

@@ -8,10 +8,10 @@ use crate::{bus::Bus, error::Result, output, service::Kind, state_reason, table:
 /// The options of a command that shows an object.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "NAME")]
     reference: String,
-    /// Print an object, with the properties on the bus in snake case as keys
+    /// Print a JSON object; its keys are the D-Bus properties in snake case
     #[arg(long)]
     json: bool,
 }

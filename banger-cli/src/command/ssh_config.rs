@@ -18,11 +18,11 @@ use crate::{
 
 const HEAD: &str = "# Written by `banger ssh-config --install`; `--uninstall` removes it.\n";
 
-/// Show or install what makes sandboxes hosts of ssh
+/// Print or install the ssh settings for sandboxes
 ///
-/// With it ssh, scp, rsync, sftp, git and editors know each sandbox as NAME.vm, without a question and
-/// without trust at first sight: the key of the sandbox comes from the service. Without an option it is only
-/// printed.
+/// With these settings, ssh, scp, rsync, sftp, git and editors know each sandbox as NAME.vm. ssh asks no
+/// question and trusts no key at first sight, because it gets the host key of the sandbox from the service.
+/// Without an option, the settings are only printed.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -30,14 +30,15 @@ Examples:
   ssh web.vm
   scp notes.txt web.vm:
   rsync -a src/ web.vm:src/
-  ssh web.alice.vm           a sandbox of another user, who must allow it
+  ssh web.alice.vm           a sandbox of another user (needs an administrator)
 
-Installing writes a file of banger's own below ~/.config, and one line at the top of ~/.ssh/config that includes it.")]
+--install writes ~/.config/banger/ssh_config, and one line at the top of ~/.ssh/config that
+includes it.")]
 pub struct SshConfig {
-    /// Install it for the calling user
+    /// Add the settings to your ssh configuration
     #[arg(long, conflicts_with = "uninstall")]
     install: bool,
-    /// Remove what --install has written; the key stays, since sandboxes know it
+    /// Remove what --install wrote; the key stays, because sandboxes accept it
     #[arg(long)]
     uninstall: bool,
 }
@@ -66,7 +67,7 @@ fn install(places: &Places) -> Result<()> {
         write(&theirs, &new, 0o700, 0o600)?;
     }
     let (ours, theirs) = (places.short(&ours), places.short(&theirs));
-    output::text(&format!("{ours} is written, and {theirs} includes it.\n"))
+    output::text(&format!("wrote {ours}; {theirs} includes it\n"))
 }
 
 fn uninstall(places: &Places) -> Result<()> {
@@ -87,7 +88,7 @@ fn uninstall(places: &Places) -> Result<()> {
         // It stays where there is anything else in it.
         let _ = fs::remove_dir(directory);
     }
-    output::text(&format!("{} no longer knows of sandboxes.\n", places.short(&theirs)))
+    output::text(&format!("removed the settings for sandboxes from {}\n", places.short(&theirs)))
 }
 
 /// The line that includes our file.

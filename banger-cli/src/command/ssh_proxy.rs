@@ -27,7 +27,7 @@ pub struct SshProxy {
     /// NAME.vm or NAME.USER.vm
     #[arg(value_name = "HOST")]
     host: String,
-    /// 22
+    /// The port, which is 22
     #[arg(value_name = "PORT")]
     port: u16,
 }
@@ -36,7 +36,7 @@ impl SshProxy {
     pub async fn run(&self) -> Result<u8> {
         let reference = reference(&self.host)?;
         if self.port != SSH_PORT {
-            let error = Error::Usage(format!("only port {SSH_PORT} of {} is reached by ssh", self.host));
+            let error = Error::Usage(format!("ssh reaches only port {SSH_PORT} of {}", self.host));
             return Err(
                 error.advise(format!("`ssh -L {0}:localhost:{0} {1}` reaches it.", self.port, self.host))
             );
@@ -44,7 +44,7 @@ impl SshProxy {
         let stream = open(&reference).await.map_err(|error| advise(error).about(&reference))?;
         pass(rustix::stdio::stdout(), stream).map_err(|error| {
             let error = Error::io("hand the connection to ssh", error);
-            error.advise("this is for ssh alone: `banger ssh-config` shows how it is called.")
+            error.advise("only ssh can use this command: `banger ssh-config` shows how.")
         })?;
         Ok(0)
     }
@@ -60,8 +60,8 @@ fn advise(error: Error) -> Error {
     match error.name() {
         Some(ErrorName::InvalidState) => error.advise("`banger vm start NAME` boots it."),
         Some(ErrorName::NotReady) => error.advise(
-            "the image may have no ssh server, or it has not started: `banger vm exec NAME` needs none, and \
-             `banger vm logs NAME` shows what the guest says.",
+            "the image may have no ssh server, or it has not started yet: `banger vm exec NAME` needs none, \
+             and `banger vm logs NAME` shows the console.",
         ),
         _ => error,
     }
@@ -78,7 +78,7 @@ fn pass(socket: BorrowedFd<'_>, stream: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Print the key by which a sandbox is known, as ssh's KnownHostsCommand
+/// Print the host key of a sandbox, as ssh's KnownHostsCommand
 #[derive(Debug, Args)]
 pub struct SshKnownHosts {
     /// NAME.vm or NAME.USER.vm

@@ -11,9 +11,10 @@ use crate::{bus::Bus, error::Result, output, plain};
 Example:
   banger version
 
-The service may be older after an upgrade, until it is restarted; `banger --version` does not ask it.")]
+After an upgrade, the service may be older until it is restarted.
+`banger --version` does not ask it.")]
 pub struct Version {
-    /// Print an object with the keys client and service; the service is null when it does not answer
+    /// Print a JSON object with the keys client and service; service is null if it does not answer
     #[arg(long)]
     json: bool,
 }

@@ -186,8 +186,8 @@ fn the_cache_of_registries_is_pruned() {
     let Some(host) = furnished() else { return };
     host.banger(&["image", "pull", "-q", "registry.test/org/tool"]);
     let prune = |more: &[&str]| host.banger(&[&["image", "cache", "prune", "-q"], more].concat()).output;
-    assert_eq!(prune(&["--dry-run"]), "6 MiB in 2 files would be removed\n");
-    assert_eq!(prune(&["--older-than", "0s"]), "6 MiB in 2 files removed\n");
+    assert_eq!(prune(&["--dry-run"]), "would remove 6 MiB in 2 files\n");
+    assert_eq!(prune(&["--older-than", "0s"]), "removed 6 MiB in 2 files\n");
     assert_eq!(prune(&["--json"]), "{\n  \"blobs\": 0,\n  \"bytes\": 0,\n  \"dry_run\": false\n}\n");
 }
 
@@ -268,7 +268,7 @@ fn an_oci_image_in_files_is_registered_and_keeps_its_configuration() {
     let layout_alone = ["image", "register", "--oci", layout.to_str().unwrap()];
     let unnamed = host.banger(&layout_alone);
     assert_eq!(unnamed.status, 2, "{unnamed:?}");
-    assert!(unnamed.errors.contains("`--name NAME` gives it a name"), "{unnamed:?}");
+    assert!(unnamed.errors.contains("`--name NAME` gives it one"), "{unnamed:?}");
     let bundle = |kernel: &str| {
         let said = format!(r#"{{"dev.banger.name":"bundled","dev.banger.kernel":"{kernel}"}}"#);
         blob(1, &format!(r#"{{"config":{},"layers":[{}],"annotations":{said}}}"#, of(2), of(3)));
@@ -281,7 +281,10 @@ fn an_oci_image_in_files_is_registered_and_keeps_its_configuration() {
     bundle("nowhere");
     let other = host.banger(&["image", "register", "--name", "other", "--oci", layout.to_str().unwrap()]);
     assert_eq!((other.status, other.output.as_str()), (0, "other\n"), "{other:?}");
-    assert!(other.errors.contains("the image wants the kernel \"nowhere\", which is not here"), "{other:?}");
+    assert!(
+        other.errors.contains("the image names the kernel \"nowhere\", which is not on this host"),
+        "{other:?}"
+    );
     let both = ["image", "register", "--name", "x", "--oci", "a", "--rootfs", "b"];
     assert_eq!((host.banger(&both).status, host.banger(&both[..4]).status), (2, 2));
     fs::remove_file(layout.join("index.json")).unwrap();

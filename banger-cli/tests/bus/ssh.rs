@@ -67,7 +67,7 @@ fn what_leads_nowhere_is_refused_with_advice() {
     assert_eq!(host.banger(&["vm", "create", "-q", "--name", "web", "--no-start"]).status, 0);
     for (words, error) in [
         (["web.vm", "22"], "error: web is not running.\nhint: `banger vm start web` boots it.\n"),
-        (["web.vm", "80"], "error: only port 22 of web.vm is reached by ssh.\nhint: `ssh -L "),
+        (["web.vm", "80"], "error: ssh reaches only port 22 of web.vm.\nhint: `ssh -L "),
         (["nope.vm", "22"], "error: there is no sandbox nope.\n"),
         (["example.org", "22"], "error: example.org is not the name of a sandbox.\n"),
     ] {

@@ -665,8 +665,8 @@ fn an_edit_that_is_not_committed_is_told_and_sent_where_that_is_set() {
     assert_eq!(
         ended.errors,
         format!(
-            "warning: {} has changed since it was sent: 1 file differs: src/main.rs; `banger vm exec --auto-prepare box` \
-             sends what has changed.\n",
+            "warning: {} has changed since it was sent: 1 file differs: src/main.rs; `banger vm exec \
+             --auto-prepare box` sends what has changed.\n",
             bench.repo.display()
         )
     );

@@ -30,24 +30,24 @@ impl CacheCommand {
     }
 }
 
-/// Remove what registries sent and no pull needs at the moment
+/// Remove cached downloads that no running pull needs
 ///
-/// Images stay as they are: only a pull of the same layers would have to fetch them again.
+/// Images stay as they are: only a later pull of the same layers has to fetch them again.
 ///
-/// All users share the cache, so an administrator has to authenticate.
+/// All users share the cache, so this needs an administrator.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger image cache prune --dry-run
   banger image cache prune --older-than 7d")]
 pub struct Prune {
-    /// Only say what would be removed
+    /// Show what would be removed, and remove nothing
     #[arg(long)]
     dry_run: bool,
-    /// Only what nobody has used for so long, such as 12h or 7d
+    /// Remove only what nobody has used for this long, such as 12h or 7d
     #[arg(long, value_name = "TIME", value_parser = time)]
     older_than: Option<Duration>,
-    /// Print it as an object
+    /// Print the result as a JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -75,8 +75,9 @@ impl Prune {
         if self.json {
             output::json(&json!({ "blobs": blobs, "bytes": bytes, "dry_run": self.dry_run }))?;
         } else {
-            let done = if self.dry_run { "would be removed" } else { "removed" };
-            output::text(&format!("{} in {blobs} files {done}\n", Bytes(bytes)))?;
+            let done = if self.dry_run { "would remove" } else { "removed" };
+            let files = if blobs == 1 { "1 file".to_owned() } else { format!("{blobs} files") };
+            output::text(&format!("{done} {} in {files}\n", Bytes(bytes)))?;
         }
         Ok(0)
     }
@@ -88,7 +89,7 @@ fn as_number(value: &OwnedVariant) -> Option<u64> {
 
 /// A time such as `90s`, `30m`, `12h` or `7d`.
 fn time(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time; write a number and s, m, h or d");
+    let wrong = || format!("{text:?} is not a time; write a number and s, m, h or d");
     let unit = text.chars().last().ok_or_else(wrong)?;
     let seconds: u64 = match unit {
         's' => 1,

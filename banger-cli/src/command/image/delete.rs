@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::{batch::ToldArgs, command::remove, error::Result, service::Kind};
 
-/// Remove images that no sandbox uses
+/// Delete images that no sandbox uses
 #[derive(Debug, Args)]
 #[command(
     visible_alias = "rm",
@@ -13,7 +13,7 @@ Example:
   banger image delete debian"
 )]
 pub struct Delete {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
     #[command(flatten)]

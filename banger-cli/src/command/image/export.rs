@@ -26,10 +26,10 @@ use crate::{
 /// What the name of an archive ends with.
 const ARCHIVE: &str = "tar";
 
-/// Write an image into files that other programs read
+/// Export an image as an OCI image layout
 ///
-/// The image becomes an OCI image layout with one layer that is not packed, and with the environment, user and command
-/// that it has. Holes in its files become zeros. The same image gives the same bytes.
+/// The layout has one uncompressed layer, and the environment, user and command of the image. Holes in files
+/// become zeros. The same image always gives the same bytes.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -37,13 +37,13 @@ Examples:
   banger image export debian --oci ./debian     a directory, for `skopeo copy oci:./debian …`
   banger image register --name copy --oci debian.tar")]
 pub struct Export {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "IMAGE")]
     image: String,
-    /// Where it goes, and nothing is yet: a directory, or a tar archive when the name ends in .tar
+    /// Path to create: a directory, or a tar archive if it ends in .tar
     #[arg(long, value_name = "PATH")]
     oci: PathBuf,
-    /// Print the digest and the size as an object instead of the digest
+    /// Print a JSON object with the digest and the size instead of the digest
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -54,12 +54,12 @@ impl Export {
     pub async fn run(&self) -> Result<u8> {
         let is_archive = self.oci.extension().is_some_and(|extension| extension == ARCHIVE);
         if self.oci.symlink_metadata().is_ok() {
-            return Err(Error::Usage(format!("{} is there already", self.oci.display())));
+            return Err(Error::Usage(format!("{} already exists", self.oci.display())));
         }
         let bus = Bus::connect().await?;
         let image = bus.find(Kind::Image, &self.image).await?;
         let facts = if is_archive {
-            let failed = |source| Error::io(format!("make {}", self.oci.display()), source);
+            let failed = |source| Error::io(format!("create {}", self.oci.display()), source);
             let file =
                 OpenOptions::new().read(true).write(true).create_new(true).open(&self.oci).map_err(failed)?;
             let written = self.write(&bus, &image, &file).await;
@@ -71,7 +71,7 @@ impl Export {
         } else {
             let parent = self.oci.parent().filter(|parent| !parent.as_os_str().is_empty());
             let file = tempfile::tempfile_in(parent.unwrap_or(Path::new(".")))
-                .map_err(|source| Error::io(format!("write beside {}", self.oci.display()), source))?;
+                .map_err(|source| Error::io(format!("write next to {}", self.oci.display()), source))?;
             let facts = self.write(&bus, &image, &file).await?;
             let unpacked = unpack(file, &self.oci);
             if unpacked.is_err() {

@@ -23,7 +23,7 @@ pub enum ImageCommand {
     Export(export::Export),
     Promote(promote::Promote),
     Delete(delete::Delete),
-    /// Manage what is kept of what registries sent
+    /// Manage the cache of registries and catalogs
     #[command(
         subcommand,
         after_long_help = "\

@@ -11,20 +11,20 @@ use crate::{
     service::Kind,
 };
 
-/// Let every user of this host use images of yours
+/// Share images with all users of this host
 ///
-/// An administrator has to allow it. What is shared counts for nobody's share of the disk, and only who may share can
-/// delete it.
+/// This needs an administrator, and so does deleting a shared image. A shared image counts against nobody's
+/// limit.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger image promote tool
-  banger image promote --private tool   nobody else may use it any more")]
+  banger image promote --private tool   only you can use it again")]
 pub struct Promote {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
-    /// Take it back, unless others have sandboxes of it
+    /// Stop sharing them, unless other users have sandboxes of them
     #[arg(long)]
     private: bool,
     #[command(flatten)]

@@ -14,12 +14,12 @@ use crate::{
     signals::Signals,
 };
 
-/// Fetch an image from a catalog or from a registry
+/// Pull an image from a catalog or a registry
 ///
-/// A name such as `debian-bookworm` is looked for in the catalogs first (`banger image list --available`). All else
-/// is a reference as Docker and podman have them: `alpine` is `docker.io/library/alpine:latest`, and written like
-/// this it never means a catalog's. What `docker login` and `podman login` know is used. What was fetched once is kept, for all users, until it was not used for a
-/// long time; the same image again is there at once.
+/// A name such as `debian-bookworm` is looked up in the catalogs first (`banger image list --available`).
+/// Anything else is a reference as in Docker and podman: `alpine` is `docker.io/library/alpine:latest`. Write
+/// a reference in full to bypass the catalogs. The credentials of `docker login` and `podman login` are used.
+/// What was fetched stays in a cache that all users share, so that pulling the same image again is quick.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -30,25 +30,25 @@ Examples:
 
 Next: `banger vm run --image alpine`.")]
 pub struct Pull {
-    /// The image: a name in a catalog, or a reference
+    /// Name in a catalog, or reference
     #[arg(value_name = "REFERENCE")]
     reference: String,
-    /// The name that it gets [default: one after the reference]
+    /// Name for the image [default: derived from the reference]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The kernel that sandboxes of this image boot [default: the service's]
+    /// Kernel that sandboxes of this image boot [default: the service's]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
-    /// The platform, such as linux/amd64 [default: the host's]
+    /// Platform, such as linux/amd64 [default: the host's]
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
-    /// Let every user of this host use it, which an administrator has to allow
+    /// Share it with all users of this host (needs an administrator)
     #[arg(long)]
     shared: bool,
-    /// Take the place of another image that has the name
+    /// Replace another image of the same name
     #[arg(long)]
     force: bool,
-    /// Print it as an object instead of its name
+    /// Print the image as a JSON object instead of its name
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -17,13 +17,13 @@ use crate::{
     service::Kind,
 };
 
-/// Make an image of a file with a root file system, or of an OCI image in files
+/// Create an image from files: a root file system or an OCI image layout
 ///
-/// The file is a tar archive of the root file system, plain or packed by gzip or zstd, or a raw ext4 file system
-/// without partitions. Of an archive, the service makes a file system; an ext4 it copies, at once where the file
-/// system of the host can. An OCI image is an image layout, as `skopeo copy`, `buildah push` or `docker save` write it:
-/// a directory, or a tar archive of one, plain or packed by gzip or zstd. A bundle is such an archive that says its
-/// name, and the kernel that it wants. The files are not needed any more afterwards.
+/// A root file system is a tar archive, plain or compressed with gzip or zstd, or a raw ext4 file system
+/// without partitions. An OCI image layout is what `skopeo copy`, `buildah push` or `docker save` write: a
+/// directory, or a tar archive of one, plain or compressed with gzip or zstd. A bundle is such an archive
+/// with a name for the image and the name of a kernel. The service copies everything, so you can delete the
+/// files afterwards.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -31,27 +31,27 @@ Examples:
   docker export CONTAINER | zstd > mine.tar.zst
   banger image register --name mine --rootfs ./mine.tar.zst
   docker save mine | gzip > mine.tar.gz && banger image register --name mine --oci ./mine.tar.gz
-  banger image register --name next --rootfs ./next.tar --vmlinuz ./vmlinuz-6.12 --modules ./lib/modules/6.12
+  banger image register --name next --rootfs next.tar --vmlinuz vmlinuz-6.12 --modules modules/6.12
   banger image register --oci ./debian-bookworm-x86_64-0123456789ab.tar.zst
 
 Next: `banger vm run --image debian`.")]
 pub struct Register {
-    /// The name that it gets; a bundle has one of its own
+    /// Name for the image; a bundle has one of its own
     #[arg(long, value_name = "NAME", required_unless_present = "oci")]
     name: Option<String>,
-    /// The file with the root file system
+    /// Root file system: a tar archive or a raw ext4 file system
     #[arg(long, value_name = "FILE", required_unless_present = "oci")]
     rootfs: Option<PathBuf>,
-    /// The image layout, a directory or a tar archive
+    /// OCI image layout: a directory or a tar archive
     #[arg(long, value_name = "PATH", conflicts_with = "rootfs")]
     oci: Option<PathBuf>,
-    /// The kernel that sandboxes of this image boot [default: the one that a bundle names, else the service's]
+    /// Kernel that sandboxes of this image boot [default: the one that a bundle names, else the service's]
     #[arg(long, visible_alias = "kernel-ref", value_name = "KERNEL")]
     kernel: Option<String>,
-    /// A kernel of its own for it, a vmlinuz or an ELF vmlinux, which gets the image's name
+    /// Import this kernel for it, a vmlinuz or an ELF vmlinux, under the name of the image
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     vmlinuz: Option<PathBuf>,
-    /// The directory of that kernel's modules, as in /lib/modules
+    /// Directory of that kernel's modules, as in /lib/modules
     #[arg(long, value_name = "DIRECTORY", requires = "vmlinuz")]
     modules: Option<PathBuf>,
     #[command(flatten)]
@@ -68,11 +68,14 @@ impl Register {
                 (import::FILE_LAYOUT, file, name, kernel)
             }
             (None, Some(rootfs)) => (import::FILE_ROOTFS, importing::open_file(rootfs)?, None, None),
-            (None, None) => return Err(Error::Usage("--rootfs or --oci names what to take".to_owned())),
+            (None, None) => {
+                return Err(Error::Usage(
+                    "cannot create an image: neither --rootfs nor --oci is given".to_owned(),
+                ));
+            }
         };
         let name = self.name.clone().or(name).ok_or_else(|| {
-            Error::Usage("this image does not say how it is called".to_owned())
-                .advise("`--name NAME` gives it a name.")
+            Error::Usage("the image has no name".to_owned()).advise("`--name NAME` gives it one.")
         })?;
         let modules = self.modules.as_deref();
         let own = self.vmlinuz.as_deref().map(|vmlinuz| kernel::Files::open(vmlinuz, modules)).transpose()?;
@@ -109,7 +112,8 @@ impl Register {
             Ok(_) => Ok(Some(wanted)),
             Err(error) if error.name() == Some(ErrorName::NoSuchKernel) => {
                 self.import.progress().note(&format!(
-                    "the image wants the kernel {wanted:?}, which is not here; its sandboxes boot the default kernel"
+                    "the image names the kernel {wanted:?}, which is not on this host; its sandboxes boot \
+                     the default kernel"
                 ));
                 Ok(None)
             }

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::{command::show::ShowArgs, error::Result, service::Kind};
 
-/// Tell all about an image
+/// Show all details of an image
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:

@@ -19,10 +19,10 @@ use crate::{
     service::Kind,
 };
 
-/// Make a kernel of a distribution's kernel and its modules
+/// Import a kernel and its modules
 ///
-/// The service takes out what a sandbox needs and copies it; the files are not needed any more afterwards. A
-/// kernel that has all drivers built in needs no modules.
+/// The service extracts what a sandbox needs and copies it, so you can delete the files afterwards. A kernel
+/// with all drivers built in needs no modules.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -32,23 +32,23 @@ Examples:
 
 Next: `banger vm run --kernel host`.")]
 pub struct Import {
-    /// The name that it gets
+    /// Name for the kernel
     #[arg(long, value_name = "NAME")]
     name: String,
-    /// The kernel, a vmlinuz or an ELF vmlinux
+    /// Kernel: a vmlinuz or an ELF vmlinux
     #[arg(long, value_name = "FILE", required_unless_present_any = ["host", "from"])]
     vmlinuz: Option<PathBuf>,
-    /// The directory of its modules, as in /lib/modules
+    /// Directory of its modules, as in /lib/modules
     #[arg(long, value_name = "DIRECTORY")]
     modules: Option<PathBuf>,
-    /// The kernel that this host runs, with its modules
+    /// Take the kernel that this host runs, with its modules
     #[arg(long, conflicts_with_all = ["vmlinuz", "modules"])]
     host: bool,
-    /// The kernel and its modules in a directory that is laid out as the root of Debian, Ubuntu, Fedora or Arch, such
-    /// as an unpacked package
+    /// Take the kernel and its modules from a directory laid out like the root of Debian, Ubuntu, Fedora or
+    /// Arch, such as an unpacked package
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["vmlinuz", "modules", "host"])]
     from: Option<PathBuf>,
-    /// Which one of several kernels there, such as 6.12.1-1-amd64
+    /// Take this one of several kernels there, such as 6.12.1-1-amd64
     #[arg(long, value_name = "RELEASE", requires = "from")]
     release: Option<String>,
     #[command(flatten)]
@@ -113,8 +113,11 @@ fn find(root: &Path, release: &str) -> Option<(PathBuf, Option<PathBuf>)> {
 fn of_host(root: &Path, release: &str) -> Result<(PathBuf, Option<PathBuf>)> {
     let missing = || {
         let boot = root.join(format!("boot/vmlinuz-{release}"));
-        Error::Usage(format!("this host runs the kernel {release}, and {} is not there", boot.display()))
-            .advise("`--vmlinuz FILE --modules DIRECTORY` names another kernel.")
+        Error::Usage(format!(
+            "cannot find the kernel {release} that this host runs: there is no {}",
+            boot.display()
+        ))
+        .advise("`--vmlinuz FILE --modules DIRECTORY` imports another kernel.")
     };
     find(root, release).ok_or_else(missing)
 }
@@ -129,11 +132,11 @@ fn of_root(root: &Path, release: Option<&str>) -> Result<(PathBuf, Option<PathBu
         (None, [only]) => find(root, only),
         (None, []) => return Err(refuse("has no kernel in boot, lib/modules or usr/lib/modules".to_owned())),
         (None, several) => {
-            let several = refuse(format!("has the kernels {}", several.join(", ")));
+            let several = refuse(format!("has several kernels: {}", several.join(", ")));
             return Err(several.advise("`--release RELEASE` chooses one of them."));
         }
     }
-    .ok_or_else(|| refuse("has no kernel any more".to_owned()))
+    .ok_or_else(|| refuse("no longer has the kernel".to_owned()))
 }
 
 /// The releases of which there is a kernel below a directory.
@@ -228,7 +231,7 @@ mod tests {
     #[test]
     fn of_several_kernels_one_is_chosen() {
         let two = ["boot/vmlinuz-6.1", "boot/vmlinuz-6.2", "lib/modules/6.1/x.ko", "lib/modules/6.2/x.ko"];
-        check(&two, None, Err("has the kernels 6.1, 6.2"));
+        check(&two, None, Err("has several kernels: 6.1, 6.2"));
         check(&two, Some("6.2"), Ok(("boot/vmlinuz-6.2", "lib/modules/6.2")));
         check(&two, Some("6.3"), Err("has no kernel 6.3"));
         check(&two, Some("../../etc"), Err("has no kernel ../../etc"));

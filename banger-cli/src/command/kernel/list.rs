@@ -14,7 +14,7 @@ use crate::{
     table::Table,
 };
 
-/// Show your kernels and those that all users share
+/// List your kernels and the shared ones
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -23,7 +23,7 @@ Examples:
 
 Next: `banger vm run --kernel NAME`.")]
 pub struct List {
-    /// Print an array of objects, with the properties on the bus in snake case as keys
+    /// Print a JSON array of objects; their keys are the D-Bus properties in snake case
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -14,9 +14,9 @@ use crate::{
     signals::Signals,
 };
 
-/// Fetch a kernel from a catalog
+/// Pull a kernel from a catalog
 ///
-/// Its files are kept as layers of images are, so that a fetch that was interrupted goes on where it was.
+/// An interrupted pull resumes where it stopped.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -25,19 +25,19 @@ Examples:
 
 Next: `banger vm run --kernel debian`.")]
 pub struct Pull {
-    /// What the catalog calls it
+    /// Name in the catalog
     #[arg(value_name = "ENTRY")]
     entry: String,
-    /// The name that it gets [default: that of the entry]
+    /// Name for the kernel [default: its name in the catalog]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Let every user of this host use it, which an administrator has to allow
+    /// Share it with all users of this host (needs an administrator)
     #[arg(long)]
     shared: bool,
-    /// Take the place of another kernel that has the name
+    /// Replace another kernel of the same name
     #[arg(long)]
     force: bool,
-    /// Print it as an object instead of its name
+    /// Print the kernel as a JSON object instead of its name
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::{batch::ToldArgs, command::remove, error::Result, service::Kind};
 
-/// Remove kernels that no image and no sandbox uses
+/// Delete kernels that no image and no sandbox uses
 #[derive(Debug, Args)]
 #[command(
     visible_alias = "delete",
@@ -13,7 +13,7 @@ Example:
   banger kernel rm host"
 )]
 pub struct Rm {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "KERNEL")]
     kernels: Vec<String>,
     #[command(flatten)]

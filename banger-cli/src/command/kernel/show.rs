@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::{command::show::ShowArgs, error::Result, service::Kind};
 
-/// Tell all about a kernel
+/// Show all details of a kernel
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
