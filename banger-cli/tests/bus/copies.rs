@@ -163,7 +163,10 @@ fn links_are_kept_both_ways_unless_they_are_to_be_followed() {
     let out = host.path("out");
     let ended = host.banger(&["vm", "cp", &format!("box:{link}"), out.to_str().unwrap()]);
     assert!(is_link(&out));
-    assert!(ended.errors.ends_with(&format!("note: {} leads to file.\n", out.display())), "{ended:?}");
+    assert!(
+        ended.errors.ends_with(&format!("note: {} is a symbolic link to file.\n", out.display())),
+        "{ended:?}"
+    );
     let out = host.path("out-followed");
     copy(&host, &["-L", &format!("box:{link}"), out.to_str().unwrap()]);
     assert_eq!((is_link(&out), text(&out).as_str()), (false, "content"));
@@ -288,9 +291,9 @@ fn a_copy_that_makes_no_sense_is_refused() {
     let host = host();
     for (words, expect) in [
         (&["a", "b"][..], "error: none of the paths is in a sandbox.\nhint: "),
-        (&["-", "a", "box:/tmp"], "error: an archive is copied alone.\nhint: "),
-        (&["box:/", "/tmp/x"], "error: the whole of / is not copied.\nhint: "),
-        (&["--chown", "ann", "box:/a", "b"], "error: `--chown` is for copies into a sandbox.\n"),
+        (&["-", "a", "box:/tmp"], "error: cannot copy an archive together with other paths.\nhint: "),
+        (&["box:/", "/tmp/x"], "error: cannot copy all of /.\nhint: "),
+        (&["--chown", "ann", "box:/a", "b"], "error: `--chown` works only for copies into a sandbox.\n"),
         (&["--chown", "nobody-here", "/etc/hosts", "box:/tmp/"], "error: there is no user nobody-here.\n"),
         (&["/nowhere", "box:/tmp/"], "error: cannot read /nowhere.\n"),
         (&["box:/nowhere/x", "/tmp/"], "error: cannot read /nowhere/x: "),

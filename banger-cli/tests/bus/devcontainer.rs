@@ -43,7 +43,7 @@ fn what_a_devcontainer_asks_for_is_had_where_a_sandbox_has_the_like() {
     let not_taken = "note: not taken of .devcontainer/devcontainer.json: containerEnv.SECRET, features, \
                      initializeCommand.";
     assert!(ended.errors.lines().any(|line| line == not_taken), "{ended:?}");
-    assert!(ended.errors.contains(&format!(" leads to {port} in the sandbox.")), "{ended:?}");
+    assert!(ended.errors.contains(&format!(" reaches {port} in the sandbox.")), "{ended:?}");
     assert!(ended.errors.contains("setup: echo $A > made"), "{ended:?}");
     assert!(!fs::exists("/tmp/must-not-be-there").unwrap());
     assert_eq!(bench.host.calls("CreateVM").last().unwrap().options["image"], "\"debian\"");

@@ -158,7 +158,7 @@ fn connections_are_led_into_a_sandbox_and_out_of_it() {
     });
     let spec = format!("{}:{}", local.display(), there.display());
     let mut running = host.start(&["vm", "forward", "-L", &spec, "box"]);
-    assert!(running.next_error().contains(" leads to "));
+    assert!(running.next_error().contains(" reaches "));
     let mut caller = UnixStream::connect(&local).unwrap();
     caller.write_all(b"hello").unwrap();
     caller.shutdown(std::net::Shutdown::Write).unwrap();
@@ -244,7 +244,7 @@ fn every_port_that_listens_is_led_to_when_that_is_wanted() {
     let mut running = host.start(&["vm", "forward", "--auto", "box"]);
     let said = loop {
         let line = running.next_error();
-        if line.contains(&format!(" leads to {port} (")) {
+        if line.contains(&format!(" reaches {port} (")) {
             break line;
         }
     };
@@ -300,9 +300,9 @@ fn what_rests_is_pruned_and_what_runs_is_not() {
     assert_eq!(ended.status, 1);
     assert!(ended.errors.starts_with("error: there is no terminal to ask on.\nhint: `--force`"), "{ended:?}");
     let mut terminal = host.start_in_terminal(&["vm", "prune"]);
-    terminal.wait_for("Remove resting, idle with all that is on their disks? [y/N] ");
+    terminal.wait_for("Delete resting, idle with everything on their disks? [y/N] ");
     terminal.type_in("n\n");
-    terminal.wait_for("nothing was removed");
+    terminal.wait_for("nothing was deleted");
     assert_eq!(terminal.end().0.code(), Some(1));
     assert_eq!(host.banger(&["vm", "prune", "-q", "--force"]).output, "resting: deleted\nidle: deleted\n");
     assert_eq!(host.banger(&["vm", "prune", "--dry-run"]).output, "");
@@ -320,7 +320,7 @@ fn sandboxes_are_found_by_what_they_are_and_renamed() {
     assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "name=red"]).output, "red\n");
     assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "state=stopped"]).output, "");
     assert_eq!(host.banger(&["vm", "list", "--filter", "colour=red"]).status, 2);
-    assert_eq!(host.banger(&["vm", "rename", "red", "blue"]).output, "red: is blue now\n");
+    assert_eq!(host.banger(&["vm", "rename", "red", "blue"]).output, "red: renamed to blue\n");
     assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "name=blue"]).output, "blue\n");
 }
 

@@ -522,9 +522,11 @@ fn a_sandbox_without_a_workspace_says_so() {
     let bench = Bench::new();
     let ended = bench.export(&[]);
     assert_eq!(ended.status, 1);
-    assert!(ended.errors.starts_with(
-        "error: no repository was sent to box from here.\nhint: `banger vm workspace prepare box PATH`"
-    ));
+    assert!(
+        ended.errors.starts_with(
+            "error: you sent no repository to box.\nhint: `banger vm workspace prepare box PATH`"
+        )
+    );
     bench.prepared(&[]);
     fs::remove_dir_all(&bench.guest).unwrap();
     let ended = bench.export(&[]);

@@ -17,11 +17,11 @@ use crate::{
 
 /// Copy files and directories into a sandbox, out of it, or between two
 ///
-/// A path in a sandbox is its name, a colon, and a path: absolute, below the home directory of the user that commands
-/// run as (`web:notes`, `web:`), or of another user (`web:~ann/notes`). Directories are copied with everything below
-/// them. What goes in belongs to the user that commands run as; what comes out belongs to you, with permissions that
-/// your umask allows. A hyphen is a tar archive on standard input (also compressed with gzip or zstd) or standard
-/// output.
+/// Write a path in a sandbox as SANDBOX:PATH. PATH is absolute, or below the home directory of the user that
+/// commands run as (`web:notes`, `web:`), or of another user (`web:~ann/notes`). Directories are copied with
+/// everything below them. A copy in a sandbox belongs to the user that commands run as. A copy on the host
+/// belongs to you, with permissions that your umask allows. A hyphen is a tar archive on standard input (also
+/// compressed with gzip or zstd) or standard output.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -33,20 +33,20 @@ Examples:
   tar -cz src | banger vm cp - web:/srv
   banger vm cp web:/etc - | tar -t
 
-The destination is a directory if it exists as one or ends in a slash: the copy then goes into it under its own name. \
-Else the copy gets the name of the destination. SOURCE/. is the content of a directory. Missing directories are made. \
-Symbolic links are copied as links; sockets, fifos and devices are not copied.")]
+If the destination is a directory or ends in a slash, the copy goes into it under its own name. Otherwise the copy gets \
+the name of the destination. SOURCE/. is the content of a directory. Missing directories are created. Symbolic links \
+are copied as links; sockets, fifos and devices are not copied.")]
 pub struct Cp {
     /// What to copy: paths, SANDBOX:PATH, or -
     #[arg(value_name = "FROM", required = true)]
     from: Vec<String>,
-    /// Where to: a path, SANDBOX:PATH, or -
+    /// Where to copy it: a path, SANDBOX:PATH, or -
     #[arg(value_name = "TO")]
     to: String,
-    /// Copy what symbolic links lead to instead of the links
+    /// Copy the targets of symbolic links instead of the links
     #[arg(short = 'L', long)]
     follow_link: bool,
-    /// Give the copy in the sandbox to this user, and to this group
+    /// Give the copy in the sandbox to this user and group
     #[arg(long, value_name = "USER[:GROUP]")]
     chown: Option<String>,
     /// Accepted for users of cp and scp: directories are always copied whole
@@ -72,8 +72,8 @@ impl Cp {
         let copying = Copying { progress: &progress, follow: self.follow_link, chown: self.chown.as_deref() };
         let (to, sources) = (Side::parse(&self.to), self.from.as_slice());
         if sources.len() > 1 && (to == Side::Stream || sources.iter().any(|source| source == "-")) {
-            return Err(Error::Usage("an archive is copied alone".to_owned())
-                .advise("copy the other paths with a command of their own."));
+            return Err(Error::Usage("cannot copy an archive together with other paths".to_owned())
+                .advise("copy the archive and the other paths with separate commands."));
         }
         // Several copies need several names.
         let to = if sources.len() > 1 { to.into_directory() } else { to };
@@ -83,11 +83,11 @@ impl Cp {
                 (Side::Sandbox(from), Side::Sandbox(to)) => copying.between(from, to).await,
                 (_, Side::Sandbox(to)) => copying.send(&from, to).await,
                 (Side::Sandbox(_), _) if self.chown.is_some() => {
-                    Err(Error::Usage("`--chown` is for copies into a sandbox".to_owned()))
+                    Err(Error::Usage("`--chown` works only for copies into a sandbox".to_owned()))
                 }
                 (Side::Sandbox(from), _) => copying.fetch(from, &to).await,
                 _ => Err(Error::Usage("none of the paths is in a sandbox".to_owned())
-                    .advise("a path in a sandbox has its name before it, such as `web:/root/`.")),
+                    .advise("write a path in a sandbox as SANDBOX:PATH, such as `web:/root/`.")),
             };
             for remark in remarks? {
                 progress.note(&format!("note: {}.", plain::line(&remark)));

@@ -7,22 +7,22 @@ use zbus::Variant;
 use super::change::{self, ChangeArgs};
 use crate::error::Result;
 
-/// Remove sandboxes with their disks
+/// Delete sandboxes and their disks
 #[derive(Debug, Args)]
 #[command(
     visible_alias = "rm",
     after_long_help = "\
 Examples:
   banger vm delete web db
-  banger vm delete --force web   also when it runs
+  banger vm delete --force web   even if it is running
 
-What was on the disks is lost; there is no way back."
+What was on the disks is lost for good."
 )]
 pub struct Delete {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// Kill them first where they run
+    /// First kill sandboxes that are running
     #[arg(short, long)]
     force: bool,
     #[command(flatten)]

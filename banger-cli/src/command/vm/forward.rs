@@ -41,29 +41,30 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MOST: usize = 64;
 const LOOPBACK: &str = "127.0.0.1";
 
-/// Lead connections into a sandbox, or out of it
+/// Forward connections into or out of a sandbox
 ///
-/// Goes on until you interrupt. Connections are carried by the agent: they need no network in the sandbox, and
-/// reach what listens on its loopback. Each side is a port, an address and a port, or the path of a socket.
+/// Press Ctrl-C to stop. The agent carries the connections, so they need no network in the sandbox, and reach
+/// what listens on its loopback. Each side is a port, an address and a port, or the path of a socket.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm forward -L 8080:80 web                a port of this host to one of the sandbox
   banger vm forward -L 8080:/run/app.sock web     to a socket in it
-  banger vm forward -L 0.0.0.0:8080:80 web        for other machines too
+  banger vm forward -L 0.0.0.0:8080:80 web        from other computers, too
   banger vm forward -R 5432:localhost:5432 web    a port of the sandbox to one of this host
-  banger vm forward --auto web                    every port that listens there, under its own number")]
+  banger vm forward --auto web                    every TCP port on which the sandbox listens")]
 pub struct Forward {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// Listen here, and connect there: [ADDRESS:]PORT:[HOST:]PORT, or paths of sockets instead
-    #[arg(short = 'L', long, value_name = "HERE:THERE", required_unless_present_any = ["remote", "auto"])]
+    /// Listen on the host, and connect in the sandbox: [ADDRESS:]PORT:[HOST:]PORT, or paths of sockets
+    /// instead
+    #[arg(short = 'L', long, value_name = "LISTEN:CONNECT", required_unless_present_any = ["remote", "auto"])]
     local: Vec<Spec>,
-    /// Listen there, and connect here
-    #[arg(short = 'R', long, value_name = "THERE:HERE")]
+    /// Listen in the sandbox, and connect on the host
+    #[arg(short = 'R', long, value_name = "LISTEN:CONNECT")]
     remote: Vec<Spec>,
-    /// Lead the same ports of this host's loopback to all that listens on TCP there, as it comes
+    /// Forward every TCP port on which the sandbox listens, from the same port of the host's loopback
     #[arg(long)]
     auto: bool,
     #[command(flatten)]
@@ -91,8 +92,7 @@ impl FromStr for Spec {
         match (endpoint(listen), endpoint(connect), more) {
             (Some(listen), Some(connect), []) => Ok(Self { listen, connect }),
             _ => {
-                Err("it must be such as 8080:80, 127.0.0.1:8080:80, 8080:/run/x.sock or /tmp/a:/run/b"
-                    .to_owned())
+                Err("write it like 8080:80, 127.0.0.1:8080:80, 8080:/run/x.sock or /tmp/a:/run/b".to_owned())
             }
         }
     }
@@ -150,7 +150,7 @@ pub async fn lead(
     let mut tasks = JoinSet::new();
     for &port in ports {
         let listener = Listener::like(port).await?;
-        way.progress.note(&format!("{} leads to {port} in the sandbox.", listener.place()));
+        way.progress.note(&format!("{} reaches {port} in the sandbox.", listener.place()));
         tasks.spawn(serve(way.clone(), listener, Endpoint::Tcp(LOOPBACK.to_owned(), port)));
     }
     Ok(tasks)
@@ -168,7 +168,7 @@ impl Forward {
         let mut said = Vec::new();
         for spec in &self.local {
             let listener = Listener::bind(&spec.listen).await?;
-            said.push(format!("{} leads to {} in {}.", listener.place(), Shown(&spec.connect), self.sandbox));
+            said.push(format!("{} reaches {} in {}.", listener.place(), Shown(&spec.connect), self.sandbox));
             tasks.spawn(serve(way.clone(), listener, spec.connect.clone()));
         }
         for spec in &self.remote {
@@ -177,7 +177,7 @@ impl Forward {
                 .await
                 .map_err(|error| error.about(&self.sandbox))?;
             said.push(format!(
-                "{} in {} leads to {}.",
+                "{} in {} reaches {}.",
                 Shown(&spec.listen),
                 self.sandbox,
                 Shown(&spec.connect)
@@ -284,7 +284,7 @@ impl Listener {
         let failed = |source: io::Error| {
             let taken = source.kind() == io::ErrorKind::AddrInUse;
             let error = Error::io(format!("listen on {}", Shown(endpoint)), source);
-            if taken { error.advise("choose another one; 0 lets the system choose.") } else { error }
+            if taken { error.advise("choose another one; port 0 lets the system choose.") } else { error }
         };
         match endpoint {
             Endpoint::Tcp(host, port) => {
@@ -346,7 +346,7 @@ async fn serve(way: Way, listener: Listener, connect: Endpoint) -> Result<()> {
     loop {
         // It is never closed.
         let place = Arc::clone(&places).acquire_owned().await;
-        let local = listener.accept().await.map_err(|source| Error::io("take a connection", source))?;
+        let local = listener.accept().await.map_err(|source| Error::io("accept a connection", source))?;
         let carried = way.clone().carry(Request::Connect(connect.clone()), Ok(local));
         tokio::spawn(async move {
             carried.await;
@@ -389,7 +389,7 @@ async fn serve_all(way: Way, mut guest: Guest, sandbox: String) -> Result<()> {
                 .is_ok_and(|address| address.is_unspecified() || address.is_loopback());
             let host = if any { host.to_owned() } else { port.address.clone() };
             way.progress.note(&format!(
-                "{} leads to {} ({}) in {sandbox}.",
+                "{} reaches {} ({}) in {sandbox}.",
                 listener.place(),
                 port.port,
                 port.program

@@ -18,19 +18,19 @@ use crate::{
 /// Between two pings.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Ask the agents in sandboxes how they are
+/// Check the guest agent
 ///
-/// Fails when one of them does not answer, or when something went wrong while it booted.
+/// Fails if the agent of a sandbox does not answer, or if something went wrong while the guest booted.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm health web
   banger vm health --json web db")]
 pub struct Health {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// Print an array of objects
+    /// Print a JSON array of objects
     #[arg(long)]
     json: bool,
 }
@@ -99,13 +99,13 @@ fn object(reference: &str, answer: &Result<(String, GuestInfo)>) -> Value {
 Example:
   banger vm ping -c 10 web")]
 pub struct Ping {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// Stop after so many answers
+    /// Stop after this many answers
     #[arg(short, long, value_name = "COUNT", default_value_t = 1)]
     count: u32,
-    /// Print an object on each line
+    /// Print a JSON object on each line
     #[arg(long)]
     json: bool,
 }

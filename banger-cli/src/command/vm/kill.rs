@@ -11,20 +11,20 @@ use crate::{
     service::Kind,
 };
 
-/// Send a signal to the machine monitors of sandboxes
+/// Send a signal to the VMMs of sandboxes
 ///
-/// The signal goes to the program on the host that runs the sandbox, not to its guest. What the guest has not
-/// written is lost; `banger vm stop` is the gentle way.
+/// The signal goes to the process on the host that runs the sandbox, not to the guest. What the guest has not
+/// written to disk is lost; `banger vm stop` shuts it down properly.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm kill web
   banger vm kill --signal TERM web")]
 pub struct Kill {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// The signal, a name or a number
+    /// Signal to send, a name or a number
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = signal)]
     signal: i32,
     #[command(flatten)]

@@ -21,7 +21,7 @@ use crate::{
 /// The service serves 32 calls of a user at once.
 const AT_ONCE: usize = 16;
 
-/// Show your sandboxes
+/// List your sandboxes
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -29,18 +29,19 @@ Examples:
   banger ps --json
   banger vm list --filter state=running --filter label=team=web
 
-Next: `banger vm show NAME` tells all about one of them, `banger vm exec NAME` is a shell in it.")]
+Next: `banger vm show NAME` shows all details of one, `banger vm exec NAME` opens a shell in it.")]
 pub struct List {
-    /// Show those of every user, which an administrator has to allow
+    /// Show the sandboxes of all users (needs an administrator)
     #[arg(short, long)]
     all: bool,
-    /// Show those only that fit all of these: `state=`, `name=`, `image=`, `kernel=`, or `label=KEY[=VALUE]`
+    /// Show only sandboxes that match all of these: `state=`, `name=`, `image=`, `kernel=`, or
+    /// `label=KEY[=VALUE]`
     #[arg(long, value_name = "WHAT=VALUE", value_parser = Filter::parse)]
     filter: Vec<Filter>,
-    /// Print nothing but their names
+    /// Print only their names
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
-    /// Print an array of objects, with the properties on the bus in snake case as keys
+    /// Print a JSON array of objects; their keys are the D-Bus properties in snake case
     #[arg(long)]
     json: bool,
 }
@@ -69,10 +70,7 @@ impl Filter {
         let property = Self::PROPERTIES.iter().find(|(name, _)| *name == what && !value.is_empty());
         match property {
             Some((_, property)) => Ok(Self::Property(property, value.to_owned())),
-            None => {
-                Err("it must be state=…, name=…, image=…, kernel=… or label=KEY or label=KEY=VALUE"
-                    .to_owned())
-            }
+            None => Err("write state=…, name=…, image=…, kernel=…, label=KEY or label=KEY=VALUE".to_owned()),
         }
     }
 

@@ -28,30 +28,31 @@ use crate::{
 /// As much of what goes wrong in the sandbox as is told, in bytes.
 const MOST: usize = 4096;
 
-/// Show what the guest of a sandbox has written to its console
+/// Show the console log of a sandbox
 ///
-/// What steers a terminal is left out when the output goes to one.
+/// If the output is a terminal, control sequences are removed.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm logs web
   banger vm logs -f --tail 20 web
-  banger vm logs --vmm web         what the machine monitor itself says
-  banger vm logs --exec -f web     what the last detached command writes")]
+  banger vm logs --vmm web         the output of the VMM
+  banger vm logs --exec -f web     the output of the last detached command")]
 pub struct Logs {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// Go on with what comes, until the sandbox ends or you interrupt
+    /// Follow the log until the sandbox ends or you press Ctrl-C
     #[arg(short, long)]
     follow: bool,
-    /// Begin with the last so many lines
+    /// Start with the last LINES lines
     #[arg(short = 'n', long, value_name = "LINES")]
     tail: Option<u32>,
-    /// Show what the machine monitor says, not the guest
+    /// Show the output of the VMM instead of the console
     #[arg(long)]
     vmm: bool,
-    /// Show what a detached command writes, into the file that `banger vm exec -d` printed [default: the last one's]
+    /// Show the output of a detached command, from the file that `banger vm exec -d` printed [default: that
+    /// of the last one]
     #[arg(
         long,
         value_name = "FILE",
@@ -61,7 +62,7 @@ pub struct Logs {
         conflicts_with = "vmm"
     )]
     exec: Option<String>,
-    /// Leave everything as it is, also on a terminal
+    /// Keep control sequences, even on a terminal
     #[arg(long)]
     raw: bool,
 }
@@ -150,8 +151,8 @@ fn show(filter: &mut Option<Filter>, bytes: &[u8]) -> Result<()> {
 /// The file of the command that was detached last: they are called by the time.
 async fn last_log(guest: &mut Guest, sandbox: &str) -> Result<String> {
     let none = || {
-        Error::Refused(format!("no command was detached in {sandbox} since its boot"))
-            .advise("`banger vm exec -d NAME -- COMMAND` runs one that goes on.")
+        Error::Refused(format!("no detached command was started in {sandbox} since it booted"))
+            .advise("`banger vm exec -d NAME -- COMMAND` starts one.")
     };
     let entries = match guest.list(LOGS).await {
         Err(Error::Guest(failure)) if failure.kind == FailureKind::NotFound => return Err(none()),

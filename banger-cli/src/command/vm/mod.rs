@@ -71,9 +71,9 @@ pub enum VmCommand {
         subcommand,
         after_long_help = "\
 Examples:
-  banger vm workspace prepare web                the repository of this directory, into the sandbox web
-  banger vm exec web -- make test
-  banger vm workspace export web --apply         what has changed there, back into this directory"
+  banger vm workspace prepare web          send the repository in this directory
+  banger vm exec web -- make test          run a command in it
+  banger vm workspace export web --apply   bring the changes back into this directory"
     )]
     Workspace(workspace::WorkspaceCommand),
 }

@@ -7,23 +7,23 @@ use serde_json::{Value, json};
 use super::asked::Asked;
 use crate::{error::Result, output, table::Table};
 
-/// Show what listens in sandboxes
+/// Show the ports on which sandboxes listen
 ///
-/// The agent in the sandbox looks at the kernel's own tables; the image needs no program for it. What listens on
-/// an address of the sandbox is reached at its name from here; what listens on its loopback only is reached with
-/// `banger vm forward`.
+/// The agent reads the tables of the guest's kernel, so the image needs no program for it. Ports on an
+/// address of the sandbox are reached from the host at NAME.vm; for ports on its loopback, use `banger vm
+/// forward`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm ports web
   banger vm ports --json web db | jq '.[].port'
 
-Next: `banger vm forward -L 8080:80 web` leads a port of this host there.")]
+Next: `banger vm forward -L 8080:80 web` forwards a port of this host to the sandbox.")]
 pub struct Ports {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// Print an array of objects
+    /// Print a JSON array of objects
     #[arg(long)]
     json: bool,
 }

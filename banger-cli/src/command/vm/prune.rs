@@ -17,22 +17,22 @@ use crate::{
 /// The states in which nothing of a sandbox runs or is about to.
 const AT_REST: [&str; 3] = ["created", "stopped", "failed"];
 
-/// Remove all sandboxes of yours that do not run
+/// Delete all your sandboxes that are not running
 ///
-/// Asks before, unless told otherwise. What runs is never removed.
+/// Asks first, unless you give --force. Running sandboxes are never deleted.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm prune
-  banger vm prune --force      without a question
-  banger vm prune --dry-run    what would be removed
+  banger vm prune --force      without asking
+  banger vm prune --dry-run    what would be deleted
 
-What was on their disks is lost; there is no way back.")]
+What was on their disks is lost for good.")]
 pub struct Prune {
     /// Do not ask
     #[arg(short, long)]
     force: bool,
-    /// Print the names of what would be removed, and do nothing
+    /// Print the names of what would be deleted, and delete nothing
     #[arg(long, conflicts_with = "force")]
     dry_run: bool,
     #[command(flatten)]
@@ -58,7 +58,7 @@ impl Prune {
             return Ok(0);
         }
         if !self.force && !ask(&sandboxes)? {
-            return Err(Error::Refused("nothing was removed".to_owned()));
+            return Err(Error::Refused("nothing was deleted".to_owned()));
         }
         // By id: a name may have been given to another one meanwhile. What was started meanwhile is refused.
         let ids: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.text("Id").to_owned()).collect();
@@ -69,11 +69,11 @@ impl Prune {
 fn ask(sandboxes: &[Object]) -> Result<bool> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(Error::Refused("there is no terminal to ask on".to_owned())
-            .advise("`--force` removes them without a question; `--dry-run` shows them."));
+            .advise("`--force` deletes them without asking; `--dry-run` lists them."));
     }
     let names: Vec<&str> = sandboxes.iter().map(Object::name).collect();
     let failed = |source| Error::io("ask on the terminal", source);
-    write!(io::stderr(), "Remove {} with all that is on their disks? [y/N] ", names.join(", "))
+    write!(io::stderr(), "Delete {} with everything on their disks? [y/N] ", names.join(", "))
         .map_err(failed)?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).map_err(failed)?;

@@ -10,10 +10,10 @@ use zbus::Variant;
 
 use crate::{bus::Bus, error::Result, output, service::Kind};
 
-/// Let ports of this host lead to a sandbox
+/// Publish ports of a sandbox on this host
 ///
-/// Without --public only programs of this host get there, at 127.0.0.1. Each port stays while the sandbox exists,
-/// and leads there while it runs.
+/// Without --public, only processes on this host reach the port, at 127.0.0.1. A port stays published until
+/// you unpublish it or delete the sandbox, and reaches the guest while the sandbox runs.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -22,28 +22,28 @@ Examples:
   banger vm publish web 5353:53/udp
   banger vm publish --public web 8080:80")]
 pub struct Publish {
-    /// Name, id, or beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// [HOST:]GUEST[/PROTOCOL]: a port of this host, one in the sandbox, and tcp or udp
+    /// [HOST:]GUEST[/PROTOCOL]: a port of this host, a port of the sandbox, and tcp or udp
     #[arg(required = true, value_name = "PORT", value_parser = Wish::parse)]
     ports: Vec<Wish>,
-    /// On every address of this host, for whoever reaches it; asks for an administrator's word
+    /// Publish on every address of this host (needs an administrator)
     #[arg(long)]
     public: bool,
-    /// Print an array of objects
+    /// Print a JSON array of objects
     #[arg(long)]
     json: bool,
 }
 
-/// Take published ports back
+/// Stop publishing ports of a sandbox
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm unpublish web 8080
   banger vm unpublish web 5353/udp")]
 pub struct Unpublish {
-    /// Name, id, or beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// HOST[/PROTOCOL]: a port of this host, and tcp or udp

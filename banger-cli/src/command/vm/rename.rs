@@ -5,21 +5,21 @@ use clap::Args;
 use super::run::print_created;
 use crate::{bus::Bus, error::Result, output, service::Kind};
 
-/// Give a sandbox another name
+/// Rename a sandbox
 ///
-/// Here it is known by that name at once. The host name in the sandbox follows at its next boot.
+/// The host uses the new name at once. The host name in the guest changes at its next boot.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
   banger vm rename calm-otter web")]
 pub struct Rename {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// The new name
     #[arg(value_name = "NEW-NAME")]
     name: String,
-    /// Print the sandbox as an object
+    /// Print the sandbox as a JSON object
     #[arg(long)]
     json: bool,
 }
@@ -32,7 +32,7 @@ impl Rename {
         if self.json {
             return print_created(&bus, &vm, true).await;
         }
-        output::text(&format!("{}: is {} now\n", self.sandbox, self.name))?;
+        output::text(&format!("{}: renamed to {}\n", self.sandbox, self.name))?;
         Ok(0)
     }
 }

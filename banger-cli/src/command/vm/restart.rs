@@ -10,13 +10,13 @@ use crate::error::Result;
 
 /// Shut sandboxes down and boot them again
 ///
-/// Returns when their guests are ready. What does not run is just started.
+/// Returns when the guests are ready. A sandbox that is not running is just started.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
   banger vm restart web")]
 pub struct Restart {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
     #[command(flatten)]

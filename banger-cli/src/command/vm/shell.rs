@@ -7,7 +7,7 @@ use crate::error::Result;
 
 /// Open a shell in a sandbox
 ///
-/// The same as `banger vm exec` without a command. Where a repository was sent from here, it begins there.
+/// This is `banger vm exec` without a command. If you sent a repository, the shell starts in it.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

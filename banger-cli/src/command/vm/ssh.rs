@@ -13,25 +13,24 @@ use crate::{
     ssh::{config, host_of, keys, places::Places},
 };
 
-/// Go into a sandbox with ssh
+/// Log in to a sandbox with ssh
 ///
-/// This is the system's ssh, told how the sandbox is reached and by which key it is known, so it asks
-/// nothing. The image needs an ssh server; `banger vm exec` does without one. What stands behind -- goes to
-/// ssh.
+/// This runs the ssh of your system with the address and the host key of the sandbox, so it asks nothing. The
+/// image needs an ssh server; `banger vm exec` needs none. Arguments after -- go to ssh.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm ssh web                           a shell
-  banger vm ssh web -- uname -a               a command, whose exit status is ours
+  banger vm ssh web -- uname -a               a command, with its exit status
   banger vm ssh web -- -N -L 8080:localhost:80
 
 Exit status:
-  that of ssh, which is 255 when it failed itself
+  that of ssh, which is 255 if ssh itself failed
   255  banger itself failed
 
-For scp, rsync and editors: `banger ssh-config --install` makes web.vm a host that ssh knows.")]
+For scp, rsync and editors, run `banger ssh-config --install` once; then they know web.vm.")]
 pub struct Ssh {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// Options of ssh, then a command and its arguments [default: a login shell]

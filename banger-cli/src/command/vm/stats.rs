@@ -29,44 +29,44 @@ const WATCH: Duration = Duration::from_secs(2);
 /// Moves to the top of a terminal and clears what is below (ECMA-48).
 const HOME: &str = "\x1b[H\x1b[J";
 
-/// Show what sandboxes use
+/// Show the resource usage of sandboxes
 ///
-/// Processors are those of the sandbox: with two of them there are 200 %.
+/// CPU usage is in percent of one virtual processor: a sandbox with two of them has up to 200 %.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  banger vm stats                every sandbox of yours that runs
+  banger vm stats                all your running sandboxes
   banger vm stats --watch web
   banger vm stats --json web | jq '.[0].memory_available'")]
 pub struct Stats {
-    /// Names, ids, or beginnings of ids [default: all of yours that run]
+    /// Names, ids or id prefixes [default: all your running sandboxes]
     #[arg(value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// Go on until you interrupt
+    /// Refresh until you press Ctrl-C
     #[arg(short, long)]
     watch: bool,
-    /// Print an array of objects; with --watch, one on each line
+    /// Print a JSON array of objects; with --watch, one array on each line
     #[arg(long)]
     json: bool,
 }
 
-/// Show what runs in a sandbox
+/// Show the processes in a sandbox
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm top web
   banger vm top -n 5 --watch web")]
 pub struct Top {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// Show so many processes at most
+    /// Show at most this many processes
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20)]
     count: usize,
-    /// Go on until you interrupt
+    /// Refresh until you press Ctrl-C
     #[arg(short, long)]
     watch: bool,
-    /// Print an array of objects; with --watch, one on each line
+    /// Print a JSON array of objects; with --watch, one array on each line
     #[arg(long)]
     json: bool,
 }

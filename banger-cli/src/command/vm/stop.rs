@@ -8,17 +8,17 @@ use super::{
 };
 use crate::error::Result;
 
-/// Shut sandboxes down; their disks stay
+/// Shut sandboxes down, and keep their disks
 ///
-/// The guest writes its data and powers off. Stopping what does not run changes nothing.
+/// The guest writes its data to disk and powers off. A sandbox that is not running stays as it is.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
   banger vm stop web db
 
-Next: `banger vm start NAME` boots one of them again, `banger vm delete NAME` removes it.")]
+Next: `banger vm start NAME` boots one of them again, `banger vm delete NAME` deletes it.")]
 pub struct Stop {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
     #[command(flatten)]

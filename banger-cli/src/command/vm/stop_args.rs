@@ -12,7 +12,7 @@ pub struct StopArgs {
     /// How long a guest may take to shut down before it is killed [default: the service's]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
-    /// Kill them at once; what their guests have not written is lost
+    /// Kill them at once; what their guests have not written to disk is lost
     #[arg(short, long, conflicts_with = "timeout")]
     force: bool,
 }

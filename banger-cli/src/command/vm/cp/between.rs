@@ -34,7 +34,7 @@ impl Copying<'_> {
             let breaker = stream.try_clone();
             breaker
                 .map(|breaker| (stream, breaker))
-                .map_err(|source| Error::io("use the stream to the sandbox", source))
+                .map_err(|source| Error::io("use the connection to the sandbox", source))
         };
         let (out_stream, out_breaker) = open(&source, &from.sandbox).await?;
         let (in_stream, in_breaker) = open(&target, &to.sandbox).await?;

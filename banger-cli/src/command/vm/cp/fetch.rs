@@ -67,7 +67,7 @@ impl Copying<'_> {
         let meter = track.meter(0);
         guest
             .call(request, move |call| {
-                let failed = |source| Error::io("write to the standard output", source);
+                let failed = |source| Error::io("write to standard output", source);
                 let mut output = io::stdout().lock();
                 while let Some(bytes) = call.output()? {
                     meter.add(bytes.len() as u64);
@@ -90,7 +90,9 @@ impl Copying<'_> {
 fn links(target: &Target) -> Vec<String> {
     let path = target.path();
     match fs::read_link(&path) {
-        Ok(to) if target.name.is_some() => vec![format!("{} leads to {}", shown(&path), shown(&to))],
+        Ok(to) if target.name.is_some() => {
+            vec![format!("{} is a symbolic link to {}", shown(&path), shown(&to))]
+        }
         _ => Vec::new(),
     }
 }

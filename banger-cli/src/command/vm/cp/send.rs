@@ -66,7 +66,7 @@ impl Copying<'_> {
     async fn send_stream(&self, to: &There) -> Result<Vec<String>> {
         if io::stdin().is_terminal() {
             return Err(Error::Usage("refusing to read an archive from a terminal".to_owned())
-                .advise(format!("`tar -c DIRECTORY | banger vm cp - {to}` makes one.")));
+                .advise(format!("`tar -c DIRECTORY | banger vm cp - {to}` sends a directory as one.")));
         }
         let mut guest = Guest::of(&to.sandbox).await?;
         let mut request = self.request(&guest, to, None)?;

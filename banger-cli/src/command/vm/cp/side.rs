@@ -74,7 +74,7 @@ impl There {
     pub fn name(&self) -> Result<Option<&str>> {
         let path = self.path.as_str();
         if !path.is_empty() && Path::new(path).components().all(|part| part.as_os_str() == "/") {
-            return Err(Error::Usage("the whole of / is not copied".to_owned())
+            return Err(Error::Usage("cannot copy all of /".to_owned())
                 .advise("name a directory in it, such as `web:/etc`."));
         }
         let home = path.starts_with('~') && !path.trim_end_matches('/').contains('/');

@@ -41,8 +41,8 @@ fn decompressed<'a, R: Read + 'a>(mut from: R) -> Result<Box<dyn Read + 'a>> {
     from.by_ref().take(MAGIC).read_to_end(&mut magic).map_err(failed)?;
     let is = |kind: &[u8]| magic.starts_with(kind);
     let unknown = |name: &str, program: &str| {
-        Err(Error::Refused(format!("the archive is compressed with {name}"))
-            .advise(format!("`{program} -dc | banger vm cp - SANDBOX:PATH` decompresses it on the way.")))
+        Err(Error::Refused(format!("cannot decompress the archive: it is compressed with {name}"))
+            .advise(format!("`{program} -dc FILE | banger vm cp - SANDBOX:PATH` decompresses it first.")))
     };
     let (gzip, zstd, xz, bzip2) = (is(GZIP), is(ZSTD), is(XZ), is(BZIP2));
     let whole: Sniffed<R> = Cursor::new(magic).chain(from);
@@ -93,6 +93,6 @@ mod tests {
         let cut = &whole[..whole.len() - 9];
         assert!(decompressed(cut).unwrap().read_to_end(&mut Vec::new()).is_err());
         let xz = decompressed(&[XZ, b"more"].concat()[..]).err().unwrap();
-        assert_eq!(xz.to_string(), "the archive is compressed with xz");
+        assert_eq!(xz.to_string(), "cannot decompress the archive: it is compressed with xz");
     }
 }

@@ -21,52 +21,52 @@ use crate::{
     },
 };
 
-/// Bring back what has changed in the workspace of a sandbox
+/// Bring back the changes in a workspace
 ///
-/// What has changed since the workspace was sent, commits that were made there included, is printed as a patch
-/// for `git apply`, or put into the work tree that it came from. In the sandbox nothing changes: neither its
-/// files, nor its index, nor its branches.
+/// The changes since the workspace was sent, including commits made in the sandbox, are printed as a patch
+/// for `git apply`, or put into the work tree that was sent. Nothing changes in the sandbox: neither files,
+/// nor the index, nor branches.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm workspace export web | git apply
   banger vm workspace export web -o work.patch
-  banger vm workspace export web --stat          what has changed, and nothing else
-  banger vm workspace export web --apply         into the work tree that it came from
+  banger vm workspace export web --stat          only which files have changed
+  banger vm workspace export web --apply         into the work tree that was sent
   banger vm workspace export web --branch work   as a commit on a new branch
 
-Ignored files stay in the sandbox. --apply refuses a work tree with changes that were neither sent nor committed,
-unless --merge is given. What was changed on both sides is then merged; where that is not possible, nothing is
-touched.")]
+Ignored files stay in the sandbox. --apply refuses a work tree with changes that were neither sent
+nor committed. With --merge, texts that changed on both sides are merged; if one of them cannot be
+merged, nothing is touched.")]
 pub struct Export {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// The workspace at this path in the sandbox [default: the one that was sent last]
+    /// Export the workspace at this path in the sandbox [default: the one that was sent last]
     #[arg(long, value_name = "PATH")]
     guest_path: Option<String>,
-    /// Tell the difference to this revision of the repository instead of to what was sent
+    /// Compare with this revision of the repository instead of with what was sent
     #[arg(long, value_name = "REVISION", conflicts_with_all = ["apply", "branch"])]
     base_commit: Option<String>,
-    /// Write the patch into this file
+    /// Write the patch to this file
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["apply", "branch", "stat"])]
     output: Option<PathBuf>,
-    /// Put the work into the work tree that the repository was sent from
+    /// Put the changes into the work tree that was sent
     #[arg(long, conflicts_with = "branch")]
     apply: bool,
-    /// Merge into files that were changed here since they were sent, too
+    /// Also merge into files that have changed on the host since they were sent
     #[arg(long, alias = "force", short_alias = 'f', requires = "apply")]
     merge: bool,
-    /// Put the work on a new branch of the repository, as one commit
+    /// Put the changes on a new branch of the repository, as one commit
     #[arg(long, value_name = "BRANCH")]
     branch: Option<String>,
-    /// The message of that commit
+    /// Message of that commit
     #[arg(short, long, value_name = "TEXT", requires = "branch")]
     message: Option<String>,
     /// Print how much has changed in each file instead of the patch
     #[arg(long)]
     stat: bool,
-    /// Print an object with the names of the files instead of the patch
+    /// Print a JSON object with the names of the files instead of the patch
     #[arg(long, conflicts_with = "stat")]
     json: bool,
     #[command(flatten)]
@@ -106,12 +106,10 @@ impl Export {
     fn kept(&self, id: &str) -> Result<Kept> {
         Records::of(id)?.find(self.guest_path.as_deref()).ok_or_else(|| {
             let place = self.guest_path.as_deref().map(|path| format!(" at {path}")).unwrap_or_default();
-            Error::Refused(format!("no repository was sent to {}{place} from here", self.sandbox)).advise(
-                format!(
-                    "`banger vm workspace prepare {} PATH` sends one; `banger vm cp` fetches any file.",
-                    self.sandbox
-                ),
-            )
+            Error::Refused(format!("you sent no repository to {}{place}", self.sandbox)).advise(format!(
+                "`banger vm workspace prepare {} PATH` sends one; `banger vm cp` copies any file.",
+                self.sandbox
+            ))
         })
     }
 

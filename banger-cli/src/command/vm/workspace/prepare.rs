@@ -16,11 +16,10 @@ use crate::{
     workspace::prepare::{self, Target},
 };
 
-/// Send a repository into a sandbox that is running
+/// Send a repository into a running sandbox
 ///
-/// The files that git tracks go with the changes that they have, and with as much of git's metadata as it takes
-/// to work and to commit there. Files that git does not track stay here unless you ask for them, ignored ones in
-/// any case.
+/// Tracked files are sent with their uncommitted changes, and as much of git's metadata as it takes to work
+/// and to commit in the sandbox. Untracked and ignored files stay on the host unless you ask for them.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -29,18 +28,18 @@ Examples:
   banger vm workspace prepare web --branch attempt --from v1.2
   banger vm workspace prepare web --dry-run      what would be sent
 
-Next: `banger vm exec web` is a shell in it, `banger vm workspace export web` brings the work back.")]
+Next: `banger vm exec web` opens a shell, `banger vm workspace export web` brings the work back.")]
 pub struct Prepare {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// A directory of the repository
+    /// Directory of the repository
     #[arg(value_name = "PATH", default_value = ".")]
     path: PathBuf,
-    /// Replace what is there, with all that was done in it
+    /// Replace what is at that path, including all work done there
     #[arg(short, long)]
     force: bool,
-    /// Print an object about what was sent
+    /// Print a JSON object about what was sent
     #[arg(long)]
     json: bool,
     #[command(flatten)]
