@@ -40,7 +40,7 @@ fn what_a_devcontainer_asks_for_is_had_where_a_sandbox_has_the_like() {
     assert_eq!(ended.status, 0, "{ended:?}");
     let place = bench.guest.with_file_name("box-1");
     assert_eq!(ended.output, format!("1\n1\nmade too\nnothing\n{}\n", place.display()));
-    let not_taken = "note: not taken of .devcontainer/devcontainer.json: containerEnv.SECRET, features, \
+    let not_taken = "note: ignored in .devcontainer/devcontainer.json: containerEnv.SECRET, features, \
                      initializeCommand.";
     assert!(ended.errors.lines().any(|line| line == not_taken), "{ended:?}");
     assert!(ended.errors.contains(&format!(" reaches {port} in the sandbox.")), "{ended:?}");
@@ -59,7 +59,10 @@ fn what_a_devcontainer_asks_for_is_had_where_a_sandbox_has_the_like() {
     assert_eq!(ended.output, "box-2\n");
     assert!(!bench.guest.with_file_name("box-2").join("made").exists());
     assert!(ended.errors.contains("initializeCommand, image.\n"), "{ended:?}");
-    assert!(ended.errors.contains(&format!("note: `banger vm forward -L {port} box-2` leads")), "{ended:?}");
+    assert!(
+        ended.errors.contains(&format!("note: `banger vm forward -L {port} box-2` forwards")),
+        "{ended:?}"
+    );
 
     let ended = run(&bench, "box-3", &["-d", "-q", "--no-devcontainer", "--image", "debian"]);
     assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("box-3\n", ""));
@@ -71,8 +74,7 @@ fn a_command_that_fails_is_told_and_the_sandbox_stays() {
     let bench = with(r#"{"image": "debian", "postCreateCommand": "echo why; exit 3"}"#);
     let ended = run(&bench, "box-1", &["--", "echo", "here"]);
     assert_eq!((ended.status, ended.output.as_str()), (0, "here\n"), "{ended:?}");
-    let told =
-        "why\nwarning: it ended with 3: the postCreateCommand `echo why; exit 3`. Without `--nat` it reaches";
+    let told = "why\nwarning: the postCreateCommand failed with status 3: `echo why; exit 3`. Without `--nat` the sandbox";
     assert!(ended.errors.contains(told), "{ended:?}");
 }
 
@@ -95,10 +97,7 @@ fn one_of_several_is_not_taken_unasked() {
     fs::write(bench.repo.join(".devcontainer/big/devcontainer.json"), "{}").unwrap();
     bench.git(&["add", "-A"]);
     let ended = run(&bench, "box-1", &["--image", "debian", "--", "true"]);
-    assert!(
-        ended.errors.contains("note: nothing is taken of .devcontainer/big/devcontainer.json.\n"),
-        "{ended:?}"
-    );
+    assert!(ended.errors.contains("note: ignored .devcontainer/big/devcontainer.json.\n"), "{ended:?}");
 }
 
 #[test]
@@ -139,7 +138,10 @@ fn another_user_works_in_the_repository_where_the_image_has_them() {
     fs::write(bench.repo.join(".devcontainer/devcontainer.json"), text).unwrap();
     let ended = run(&bench, "box-2", &["--", "id", "-un"]);
     assert_eq!(ended.output, "root\n");
-    assert!(ended.errors.contains("note: the image has no user no-one; root works there.\n"), "{ended:?}");
+    assert!(
+        ended.errors.contains("note: the image has no user no-one; commands run as root.\n"),
+        "{ended:?}"
+    );
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn a_second_interrupt_leaves_and_says_how_to_get_back() {
     terminal.type_in(CTRL_C);
     terminal.wait_for("it can no longer be cancelled");
     terminal.type_in(CTRL_C);
-    terminal.wait_for("`banger vm exec stubborn` goes there once it is ready");
+    terminal.wait_for("`banger vm exec stubborn` opens a shell once it is ready");
     let (status, seen) = terminal.end();
     assert_eq!(status.code(), Some(130), "{seen}");
     assert!(seen.contains("error: detached after a second interrupt."), "{seen}");

@@ -154,7 +154,7 @@ fn an_image_of_a_registry_is_pulled_when_it_is_missing() {
     assert_eq!(never.status, 1);
     assert!(never.errors.starts_with("error: there is no image registry.test/org/other."), "{never:?}");
     let misspelt = create(&["missing"]);
-    assert!(misspelt.errors.contains("hint: no image here is called missing"), "{misspelt:?}");
+    assert!(misspelt.errors.contains("hint: this host has no image missing"), "{misspelt:?}");
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn the_default_image_and_kernel_are_fetched_by_themselves() {
     assert_eq!(never.status, 1);
     assert!(never.errors.starts_with("error: there is no image debian-bookworm."), "{never:?}");
     assert!(
-        never.errors.contains("hint: the default image is not there, and `--pull never` keeps"),
+        never.errors.contains("hint: the default image is not on this host, and `--pull never` forbids"),
         "{never:?}"
     );
     let made = host.banger(&["vm", "create", "--no-start", "--json"]);

@@ -249,7 +249,7 @@ END
         "fetched shop",
         "later shop",
         "\"path\": \"mine\"",
-        "note: not taken of .devcontainer/devcontainer.json: features.",
+        "note: ignored in .devcontainer/devcontainer.json: features.",
     ] {
         ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
     }

@@ -19,7 +19,7 @@ use crate::{
     signals::Signals,
 };
 
-/// Make a sandbox, and start it unless told otherwise
+/// Create a sandbox and start it
 ///
 /// Returns when the guest is ready, and prints the name of the sandbox.
 #[derive(Debug, Args)]
@@ -28,12 +28,12 @@ Examples:
   banger vm create --name web --vcpu 2 --memory 2GiB
   name=$(banger vm create --quiet)
 
-Next: `banger vm exec NAME` is a shell in it.")]
+Next: `banger vm exec NAME` opens a shell in it.")]
 pub struct Create {
-    /// Make it, and do not start it
+    /// Create the sandbox without starting it
     #[arg(long)]
     no_start: bool,
-    /// Print the sandbox as an object instead of its name
+    /// Print the sandbox as a JSON object instead of its name
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -41,37 +41,39 @@ const FOREVER: Duration = Duration::from_secs(24 * 3600);
 /// When it is said that a stream is waited for. A guest that is busy may take a while to answer, too.
 const TELL_AFTER: Duration = Duration::from_secs(3);
 
-/// Run a command or a shell in a sandbox that is running
+/// Run a command or a shell in a running sandbox
 ///
-/// Without a command it is a login shell. Input, output, signals and the size of the terminal are passed on,
-/// and the exit status is the command's. A second interrupt leaves the command, which is then ended.
+/// Without a command, this opens a login shell. Input, output, signals and the size of the terminal are
+/// passed on, and the exit status is the command's. A command without a terminal is ended by a second Ctrl-C.
 ///
-/// Where a repository was sent from here, the command runs in it, and you are told when files here have changed since.
+/// If you sent a repository, the command runs in it, and a warning says which files have changed on the host
+/// since.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm exec web                        a shell
   banger vm exec web -- uname -a
   banger vm exec -w /srv -e PORT=80 web -- ./serve
-  banger vm exec -d web -- ./serve          goes on without this command
-  banger vm logs --exec web                 and what it has written
+  banger vm exec -d web -- ./serve          in the background
+  banger vm logs --exec web                 what it has written
 
 Exit status:
-  that of the command; 128 and the signal's number when a signal ended it
+  that of the command, or 128 plus the number of the signal that ended it
   125  banger itself failed
   126  the command cannot be run in the sandbox
-  127  the command is not there
-  2    banger was called the wrong way")]
+  127  the command was not found
+  2    wrong usage")]
 pub struct ExecCommand {
     #[command(flatten)]
     target: Target,
-    /// The command and its arguments [default: a login shell]
+    /// Command and its arguments [default: a login shell]
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Return once the command runs; it has no input, and its output goes into a file there whose name is printed
+    /// Return once the command runs; it gets no input, and its output goes to a file in the sandbox whose
+    /// name is printed
     #[arg(short, long, conflicts_with = "tty", requires = "command")]
     detach: bool,
-    /// With --detach, print an object with the name of that file
+    /// With --detach, print a JSON object with the name of that file
     #[arg(long, requires = "detach")]
     json: bool,
 }
@@ -79,19 +81,19 @@ pub struct ExecCommand {
 /// Where a command runs.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// A name, an id, or the beginning of an id
+    /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// Run it in the workspace at this path [default: the one that was sent last]
     #[arg(long, value_name = "PATH", conflicts_with = "workdir")]
     guest_path: Option<String>,
-    /// How long to wait while as many commands run in the sandbox as can at once [default: as long as it takes]
+    /// How long to wait if the sandbox already runs as many commands as it can [default: as long as it takes]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
-    /// Send what has changed in the repository here before [default: as `auto_prepare` is set]
+    /// First send what has changed in the repository on the host [default: as `auto_prepare` is set]
     #[arg(long, overrides_with = "no_auto_prepare")]
     auto_prepare: bool,
-    /// Leave the workspace as it is
+    /// Do not send changes first
     #[arg(long, overrides_with = "auto_prepare")]
     no_auto_prepare: bool,
     #[command(flatten)]
@@ -122,7 +124,7 @@ impl Target {
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         let kept = Records::of(&id_of(&vm))?.find(self.guest_path.as_deref());
         if kept.is_none() && (self.auto_prepare || self.guest_path.is_some()) {
-            return Err(Error::Refused(format!("no repository was sent to {} from here", self.sandbox))
+            return Err(Error::Refused(format!("you sent no repository to {}", self.sandbox))
                 .advise(format!("`banger vm workspace prepare {} PATH` sends one.", self.sandbox)));
         }
         if let Some(kept) = kept {
@@ -150,10 +152,7 @@ impl Target {
             stream = &mut opening => return stream,
             () = tokio::time::sleep(TELL_AFTER) => {}
         }
-        eprintln!(
-            "waiting for a stream to {}: it is slow, or as many commands run in it as can",
-            self.sandbox
-        );
+        eprintln!("waiting for {}: it is slow, or already runs as many commands as it can", self.sandbox);
         opening.await
     }
 
@@ -209,7 +208,7 @@ impl Target {
 fn advise_elsewhere(error: Error) -> Error {
     match &error {
         Error::Guest(failure) if failure.message.contains("there is no directory") => {
-            error.advise("`--workdir /` runs it elsewhere.")
+            error.advise("`--workdir /` runs it in another directory.")
         }
         _ => error,
     }

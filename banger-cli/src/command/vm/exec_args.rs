@@ -23,10 +23,10 @@ pub struct ExecArgs {
     /// Run it in this directory [default: the repository that was sent, else the image's, else the user's home]
     #[arg(short, long, visible_alias = "cwd", value_name = "DIRECTORY")]
     workdir: Option<String>,
-    /// Set a variable of its environment; without a value, to what it is here
+    /// Set an environment variable; without a value, to the one that it has on the host
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     env: Vec<Variable>,
-    /// Run the image's own program, with the command as its arguments instead of those that the image has for it
+    /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
 }

@@ -30,17 +30,17 @@ use crate::{
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The sandbox")]
 pub struct MachineArgs {
-    /// Its name; one such as calm-otter is made up when it is left out
+    /// Name [default: a generated one such as calm-otter]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The image that it is cloned from: one of `banger image list`, or one of a catalog or of a registry, such as
-    /// alpine:3.20 [default: the service's]
+    /// Image to clone: one of `banger image list`, or one of a catalog or a registry, such as alpine:3.20
+    /// [default: the service's]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Whether an image is fetched from its catalog or registry, and so is a default kernel that is missing
+    /// When to pull the image, and a default kernel that is missing, from a catalog or registry
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pull: When,
-    /// The kernel that it boots [default: the image's, else the service's]
+    /// Kernel to boot [default: the image's, else the service's]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
     /// Virtual processors [default: the service's]
@@ -52,16 +52,16 @@ pub struct MachineArgs {
     /// Size of the work disk at /root, such as 8GiB [default: the service's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
-    /// Let it reach what lies beyond this host, in the name of the host
+    /// Give the sandbox internet access (NAT)
     #[arg(long)]
     nat: bool,
-    /// Give it a label, by which `banger vm list --filter` finds it
+    /// Add a label, by which `banger vm list --filter` finds the sandbox
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
-    /// The machine monitor that it runs under [default: the best one that works]
-    #[arg(long, value_name = "MONITOR", value_parser = [vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])]
+    /// VMM to run it under [default: the best one that works]
+    #[arg(long, value_name = "VMM", value_parser = [vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])]
     vmm: Option<String>,
-    /// Its time zone, such as Europe/Berlin, or `host`, or `image` for what the image has [default: that of your
+    /// Time zone, such as Europe/Berlin, or `host`, or `image` for the image's own [default: that of your
     /// settings, else the host's]
     #[arg(long, value_name = "ZONE")]
     timezone: Option<String>,
@@ -73,7 +73,7 @@ pub struct MachineArgs {
 /// The public keys of the user. A sandbox without any is as good for all but ssh.
 fn authorized_keys() -> Option<Vec<String>> {
     let keys = Places::of_caller().and_then(|places| keys::public(&places));
-    keys.map_err(|error| error.print(Some("this sandbox will let nobody in by ssh"))).ok()
+    keys.map_err(|error| error.print(Some("nobody can log in to this sandbox with ssh"))).ok()
 }
 
 /// Fetching what a sandbox needs and what is not there.
@@ -133,7 +133,7 @@ fn explain(image: &str, error: Error) -> Error {
         return error;
     }
     let hint = error.hint().map(|hint| format!(" {hint}")).unwrap_or_default();
-    error.advise(format!("no image here is called {image}: `banger image list` shows those that are.{hint}"))
+    error.advise(format!("this host has no image {image}: `banger image list` lists the images.{hint}"))
 }
 
 /// A key and a value, which may be empty.
@@ -148,7 +148,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 /// A size that something can have.
 pub(super) fn size(text: &str) -> Result<Bytes, String> {
     match text.parse::<Bytes>() {
-        Ok(Bytes(0)) => Err("it must be more than nothing".to_owned()),
+        Ok(Bytes(0)) => Err("it must be more than 0".to_owned()),
         Ok(size) => Ok(size),
         Err(error) => Err(error.to_string()),
     }
@@ -271,18 +271,18 @@ impl MachineArgs {
     fn advise(&self, error: Error) -> Error {
         match error.name() {
             Some(ErrorName::NoSuchImage) if self.image.is_none() && self.pull == When::Never => error.advise(
-                "the default image is not there, and `--pull never` keeps it from being fetched: leave that out, or \
-                 choose one of `banger image list` by `--image NAME`.",
+                "the default image is not on this host, and `--pull never` forbids pulling it: leave that \
+                 out, or choose one of `banger image list` with `--image NAME`.",
             ),
             Some(ErrorName::NoSuchImage) if self.image.is_none() => error.advise(
-                "the default image is not there yet, and no catalog has it: `banger image register --name NAME \
-                 --rootfs FILE` adds an image, `--image alpine` fetches one from a registry, and `banger image \
-                 list` shows those that are here.",
+                "the default image is not on this host, and no catalog has it: `banger image register --name \
+                 NAME --rootfs FILE` adds an image, `--image alpine` pulls one from a registry, and `banger \
+                 image list` lists the images on this host.",
             ),
             Some(ErrorName::NoSuchKernel) if self.kernel.is_none() => error.advise(
-                "the default kernel is not there yet, and no catalog has it: `banger kernel import --name NAME \
-                 --vmlinuz FILE --modules DIRECTORY` adds a kernel, and `--kernel NAME` chooses another one of \
-                 `banger kernel list`.",
+                "the default kernel is not on this host, and no catalog has it: `banger kernel import --name \
+                 NAME --vmlinuz FILE --modules DIRECTORY` adds a kernel, and `--kernel NAME` chooses another \
+                 one of `banger kernel list`.",
             ),
             _ => error,
         }

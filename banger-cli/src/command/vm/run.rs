@@ -44,53 +44,53 @@ use crate::{
 /// How long a removal may take before we leave it to the service, which goes on with it.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Make a sandbox and run a shell or a command in it
+/// Create a sandbox and run a shell or a command in it
 ///
-/// Without a command it is a login shell. Input, output, signals and the size of the terminal are passed on,
-/// and the exit status is the command's. Afterwards the sandbox goes on, unless --rm is given.
+/// Without a command, this opens a login shell. Input, output, signals and the size of the terminal are
+/// passed on, and the exit status is the command's. The sandbox keeps running afterwards, unless you give
+/// --rm.
 ///
-/// With PATH, the repository there goes along: the files that git tracks, with the changes that they have. The
-/// shell or the command begins in it. What its devcontainer.json asks for is had where a sandbox has the like of
-/// it, and told where not.
+/// With PATH, the repository there is sent: the files that git tracks, with their uncommitted changes. The
+/// shell or command starts in it. Supported devcontainer.json settings are applied; banger lists the ones it
+/// ignores.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  banger vm run --rm                  a shell in a fresh sandbox, which is gone afterwards
+  banger vm run --rm                  a shell in a fresh sandbox, which is deleted when you leave it
   banger vm run --rm . -- make test   one command in the repository of this directory
   banger vm run --name web ~/src/web  a shell in a repository, in a sandbox that stays
-  banger vm workspace export web      what has changed there, as a patch
+  banger vm workspace export web      the changes made there, as a patch
   echo hello | banger vm run --rm -- cat
   banger vm run -d --name db          a sandbox in the background
 
 Exit status:
-  that of the command; 128 and the signal's number when a signal ended it
+  that of the command, or 128 plus the number of the signal that ended it
   125  banger itself failed
   126  the command cannot be run in the sandbox
-  127  the command is not there
-  2    banger was called the wrong way
+  127  the command was not found
+  2    wrong usage
 
-A sandbox that does not become ready stays, also with --rm, so that `banger vm logs` can tell why.")]
+A sandbox that does not become ready is kept, even with --rm, so that `banger vm logs` can show why.")]
 pub struct Run {
-    /// A directory of a repository, which goes into the sandbox
+    /// Directory of a repository to send into the sandbox
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
-    /// The command and its arguments [default: a login shell]
+    /// Command and its arguments [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Delete the sandbox in the end, also when this command is killed
+    /// Delete the sandbox at the end, even if banger is killed
     #[arg(long)]
     rm: bool,
     /// Return once the sandbox is ready, and print its name
     #[arg(short, long, conflicts_with_all = ["rm", "command"])]
     detach: bool,
-    /// With --detach or --dry-run, print an object instead of names
+    /// With --detach or --dry-run, print a JSON object instead of names
     #[arg(long)]
     json: bool,
-    /// Neither install the tools that the repository asks for by a file of mise or asdf, nor run the
-    /// postCreateCommand of its devcontainer.json
+    /// Skip `mise install` and postCreateCommand
     #[arg(long)]
     no_bootstrap: bool,
-    /// Take nothing of the repository's devcontainer.json
+    /// Ignore the repository's devcontainer.json
     #[arg(long)]
     no_devcontainer: bool,
     #[command(flatten)]
@@ -113,8 +113,8 @@ impl Run {
     fn refuse_without_path(&self) -> Result<()> {
         match self.workspace.is_asked_for() {
             false => Ok(()),
-            true => Err(Error::Usage("this is about a repository, and none is named".to_owned())
-                .advise("`banger vm run . …` takes that of this directory along.")),
+            true => Err(Error::Usage("these options need a repository, but no PATH is given".to_owned())
+                .advise("`banger vm run . …` sends the repository in this directory.")),
         }
     }
 
@@ -126,14 +126,14 @@ impl Run {
         }
         match (left.is_empty(), container.file.as_str()) {
             (true, _) => {}
-            (false, "") => progress.note(&format!("note: nothing is taken of {}.", left.join(", "))),
-            (false, file) => progress.note(&format!("note: not taken of {file}: {}.", left.join(", "))),
+            (false, "") => progress.note(&format!("note: ignored {}.", left.join(", "))),
+            (false, file) => progress.note(&format!("note: ignored in {file}: {}.", left.join(", "))),
         }
     }
 
     pub async fn run(&self) -> Result<u8> {
         if self.json && !self.detach && !self.workspace.dry_run {
-            return Err(Error::Usage("--json goes with --detach or with --dry-run".to_owned()));
+            return Err(Error::Usage("--json needs --detach or --dry-run".to_owned()));
         }
         let progress = Progress::new(self.progress);
         // All that can be wrong with the repository is known before there is a sandbox.
@@ -239,12 +239,12 @@ impl Sandbox<'_> {
             match tooling::give(&mut guest, &path, user).await? {
                 true => kept.record.user = Some(user.clone()),
                 false => {
-                    self.progress.note(&format!("note: the image has no user {user}; root works there."))
+                    self.progress.note(&format!("note: the image has no user {user}; commands run as root."))
                 }
             }
         }
         if let Some(file) = tools {
-            track.stage("tools", &format!("mise install, as {file} asks for"));
+            track.stage("tools", &format!("mise install, for {file}"));
             kept.record.mise = self.install_tools(&mut guest, &kept.record).await?;
         }
         kept.save()?;
@@ -262,12 +262,17 @@ impl Sandbox<'_> {
     async fn set_up(&self, guest: &mut Guest, record: &Record, command: &[String], nat: bool) -> Result<()> {
         let said = match tooling::run(guest, record, command).await {
             Ok((0, _)) => return Ok(()),
-            Ok((status, said)) => format!("{}warning: it ended with {status}", tooling::last_lines(&said)),
-            Err(Error::Guest(failure)) => format!("warning: {}", failure.message),
+            Ok((status, said)) => format!(
+                "{}warning: the postCreateCommand failed with status {status}",
+                tooling::last_lines(&said)
+            ),
+            Err(Error::Guest(failure)) => {
+                format!("warning: the postCreateCommand failed: {}", failure.message)
+            }
             Err(error) => return Err(error),
         };
-        let hint = if nat { "" } else { " Without `--nat` it reaches nothing beyond this host." };
-        self.progress.note(&format!("{said}: the postCreateCommand `{}`.{hint}", shown(command)));
+        let hint = if nat { "" } else { " Without `--nat` the sandbox has no internet access." };
+        self.progress.note(&format!("{said}: `{}`.{hint}", shown(command)));
         Ok(())
     }
 
@@ -277,7 +282,7 @@ impl Sandbox<'_> {
         if !ports.is_empty() {
             let options: String = ports.iter().map(|port| format!("-L {port} ")).collect();
             let name = sandbox.name();
-            self.progress.note(&format!("note: `banger vm forward {options}{name}` leads to its ports."));
+            self.progress.note(&format!("note: `banger vm forward {options}{name}` forwards its ports."));
         }
     }
 
@@ -288,11 +293,12 @@ impl Sandbox<'_> {
             0 => {}
             tooling::NO_MISE => {
                 self.progress.note(
-                    "note: the image has no mise, so that the tools that the repository asks for are not there.",
+                    "note: the image has no mise, so the tools that the repository asks for are not \
+                     installed.",
                 );
             }
             _ => self.progress.note(&format!(
-                "{}warning: not all tools could be installed; ~/{} in the sandbox has all that mise said.",
+                "{}warning: not all tools could be installed; ~/{} in the sandbox has the output of mise.",
                 tooling::last_lines(&said),
                 tooling::LOG
             )),
@@ -328,8 +334,8 @@ impl Sandbox<'_> {
         let error = match removal.await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
-            Err(_) => Error::Usage("the removal of the sandbox takes long".to_owned())
-                .advise("the service goes on with it: `banger vm list` shows how things stand."),
+            Err(_) => Error::Usage("deleting the sandbox takes long".to_owned())
+                .advise("the service continues with it: `banger vm list` shows the state of your sandboxes."),
         };
         error.print(Some("--rm"));
     }
@@ -376,11 +382,12 @@ pub(super) fn reminder(sandbox: &Object) -> Option<String> {
     let name = sandbox.name();
     match sandbox.text("State") {
         "running" => Some(format!(
-            "{name} is still running: `banger vm exec {name}` goes back, `banger vm delete --force {name}` ends it."
+            "{name} is still running: `banger vm exec {name}` opens a shell, `banger vm delete --force \
+             {name}` deletes it."
         )),
         "" | "deleting" => None,
         _ => Some(format!(
-            "{name} has stopped: `banger vm start {name}` boots it, `banger vm delete {name}` removes it."
+            "{name} has stopped: `banger vm start {name}` boots it, `banger vm delete {name}` deletes it."
         )),
     }
 }
@@ -391,12 +398,12 @@ pub(super) async fn explain(bus: &Bus, vm: &OwnedObjectPath, error: Error) -> Er
     match (sandbox.name(), sandbox.text("State")) {
         ("", _) | (_, "deleting") => error,
         (name, _) if error.is_left() => error.advise(format!(
-            "the service goes on with {name}: `banger vm exec {name}` goes there once it is ready, `banger vm delete \
-             --force {name}` ends it."
+            "the service continues with {name}: `banger vm exec {name}` opens a shell once it is ready, \
+             `banger vm delete --force {name}` deletes it."
         )),
         (name, _) => error.advise(format!(
-            "it was kept: `banger vm logs {name}` shows what its guest says, `banger vm delete --force {name}` \
-             removes it."
+            "it was kept: `banger vm logs {name}` shows its console, `banger vm delete --force {name}` \
+             deletes it."
         )),
     }
 }

@@ -16,10 +16,10 @@ use crate::{
     service::Kind,
 };
 
-/// Change what sandboxes are
+/// Change the configuration of sandboxes
 ///
-/// NAT changes at once, also in a sandbox that runs. Processors, memory and the work disk are changed while it
-/// is stopped, and a disk only grows.
+/// NAT changes at once, even in a running sandbox. Processors, memory and the work disk change only while the
+/// sandbox is stopped, and a disk only grows.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -28,13 +28,13 @@ Examples:
   banger vm stop web && banger vm set --memory 8GiB --disk-size 40GiB web")]
 #[group(id = "changes", multiple = true)]
 pub struct Set {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// Let it reach what lies beyond this host, in the name of the host
+    /// Give the sandboxes internet access (NAT)
     #[arg(long, overrides_with = "no_nat", required_unless_present_any = CHANGES)]
     nat: bool,
-    /// Let it reach this host's guests of the same owner only
+    /// Take internet access away; guests of the same owner still reach each other
     #[arg(long)]
     no_nat: bool,
     /// Virtual processors

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::{command::show::ShowArgs, error::Result, service::Kind};
 
-/// Tell all about a sandbox
+/// Show all details of a sandbox
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

@@ -6,17 +6,17 @@ use clap::Args;
 use super::change::{self, ChangeArgs};
 use crate::error::Result;
 
-/// Boot sandboxes that are not running
+/// Start sandboxes
 ///
-/// Returns when their guests are ready. Starting what runs already changes nothing.
+/// Returns when the guests are ready. A sandbox that is running stays as it is.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
   banger vm start web db
 
-Next: `banger vm exec NAME` is a shell in one of them.")]
+Next: `banger vm exec NAME` opens a shell in one of them.")]
 pub struct Start {
-    /// Names, ids, or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
     #[command(flatten)]

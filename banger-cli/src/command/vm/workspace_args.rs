@@ -23,25 +23,25 @@ pub const DEFAULT: &str = "/root/repo";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The repository")]
 pub struct WorkspaceArgs {
-    /// Check out a new branch, in the sandbox only
+    /// Check out a new branch in the sandbox, and not on the host
     #[arg(long, value_name = "BRANCH")]
     branch: Option<String>,
-    /// Begin the branch at this revision, and send its files instead of those of the work tree
+    /// Start the branch at this revision, and send its files instead of those of the work tree
     #[arg(long, value_name = "REVISION", requires = "branch")]
     from: Option<String>,
-    /// Send files that git does not track, too; ignored ones stay here in any case
+    /// Also send untracked files, but not ignored ones
     #[arg(long, conflicts_with = "from")]
     include_untracked: bool,
-    /// Send files that git does not track and that this names, ignored ones too; a pattern of git's, such as '.env*'
+    /// Also send untracked and ignored files that match this pattern of git's, such as '.env*'
     #[arg(long, value_name = "PATTERN")]
     include: Vec<String>,
-    /// How much of the repository is sent
+    /// How much of the repository to send
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Mode::Shallow)]
     mode: Mode,
-    /// Where it goes in the sandbox [default: /root/repo, or as its devcontainer.json says]
+    /// Path in the sandbox [default: /root/repo, or as devcontainer.json says]
     #[arg(long, value_name = "PATH", value_parser = guest_path)]
     guest_path: Option<String>,
-    /// Show what would be sent, and do nothing
+    /// Show what would be sent, and send nothing
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -92,20 +92,20 @@ impl WorkspaceArgs {
 pub fn note_left(plan: &Plan, progress: &Progress) {
     let files = |count: usize| if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
     if plan.left > 0 {
-        let verb = if plan.left == 1 { "stays" } else { "stay" };
+        let verb = if plan.left == 1 { "is" } else { "are" };
         progress.note(&format!(
-            "note: {} that git does not track {verb} here; `--include-untracked` sends them.",
+            "note: {} {verb} untracked and not sent; `--include-untracked` sends untracked files.",
             files(plan.left)
         ));
     }
     for what in &plan.unfinished.left {
         progress.note(&format!(
-            "note: a {what} is in progress here, and stays here: files go along as they are; `--mode full-copy` sends \
-             it, too."
+            "note: a {what} is in progress and not sent, only the files as they are; `--mode full-copy` \
+             sends it, too."
         ));
     }
     for nested in &plan.nested {
-        progress.note(&format!("note: {} is a repository of its own, and stays here.", Shown(nested)));
+        progress.note(&format!("note: {} is a repository of its own and not sent.", Shown(nested)));
     }
 }
 
