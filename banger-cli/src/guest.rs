@@ -134,7 +134,7 @@ impl Guest {
                 entries.extend(reader.push(&bytes).map_err(|_| garbage())?);
                 if entries.len() > MAX_ENTRIES {
                     return Err(Error::Refused(format!(
-                        "there are more than {MAX_ENTRIES} files in the sandbox"
+                        "cannot list the files in the sandbox: there are more than {MAX_ENTRIES}"
                     )));
                 }
             }

@@ -192,14 +192,14 @@ impl Importer {
 
     /// Says something else to it.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.input.write_all(bytes).map_err(|source| Error::io("store what is sent", source))
+        self.input.write_all(bytes).map_err(|source| Error::io("store a copy of the files", source))
     }
 
     /// Ends.
     pub fn end(mut self) -> Result<()> {
-        let said = self
-            .write(b"done\n")
-            .and_then(|()| self.input.flush().map_err(|source| Error::io("store what is sent", source)));
+        let said = self.write(b"done\n").and_then(|()| {
+            self.input.flush().map_err(|source| Error::io("store a copy of the files", source))
+        });
         drop(self.input);
         // Git tells better than a broken pipe why it has ended.
         self.running.finish().and(said)

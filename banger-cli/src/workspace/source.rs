@@ -150,7 +150,7 @@ impl Repository {
         let found = self.git().line(&["rev-parse", "-q", "--verify", "--end-of-options", &wanted])?;
         found.and_then(|line| String::from_utf8(line).ok()).ok_or_else(|| {
             Error::Refused(format!("there is no commit {revision} in {}", self.root.display()))
-                .advise("`git log` and `git branch --all` show what there is.")
+                .advise("`git log` and `git branch --all` list the commits and branches.")
         })
     }
 

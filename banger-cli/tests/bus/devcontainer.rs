@@ -74,7 +74,8 @@ fn a_command_that_fails_is_told_and_the_sandbox_stays() {
     let bench = with(r#"{"image": "debian", "postCreateCommand": "echo why; exit 3"}"#);
     let ended = run(&bench, "box-1", &["--", "echo", "here"]);
     assert_eq!((ended.status, ended.output.as_str()), (0, "here\n"), "{ended:?}");
-    let told = "why\nwarning: the postCreateCommand failed with status 3: `echo why; exit 3`. Without `--nat` the sandbox";
+    let told =
+        "why\nwarning: the postCreateCommand failed with status 3: `echo why; exit 3`. Without `--nat`";
     assert!(ended.errors.contains(told), "{ended:?}");
 }
 

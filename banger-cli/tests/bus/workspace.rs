@@ -795,7 +795,7 @@ fn a_merge_in_progress_goes_along_and_a_rebase_is_named() {
         ["vm", "workspace", "prepare", "box", bench.repo.to_str().unwrap(), "--force", "--guest-path"];
     let ended = bench.banger(&[&words[..], &[bench.guest.to_str().unwrap()]].concat());
     assert_eq!(ended.status, 0, "{ended:?}");
-    assert!(ended.errors.contains("note: a rebase is in progress and not sent"), "{ended:?}");
+    assert!(ended.errors.contains("note: the rebase in progress is not sent"), "{ended:?}");
     assert_eq!(bench.guest_git(&["status", "--short"]), "UU lines\n");
     bench.prepared(&["--force", "--mode", "full-copy"]);
     fs::write(bench.guest.join("lines"), "rebased\n").unwrap();

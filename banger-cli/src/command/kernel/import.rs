@@ -48,7 +48,7 @@ pub struct Import {
     /// Arch, such as an unpacked package
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["vmlinuz", "modules", "host"])]
     from: Option<PathBuf>,
-    /// Take this one of several kernels there, such as 6.12.1-1-amd64
+    /// Take the kernel of this release, such as 6.12.1-1-amd64, if --from has several
     #[arg(long, value_name = "RELEASE", requires = "from")]
     release: Option<String>,
     #[command(flatten)]

@@ -100,12 +100,12 @@ pub fn note_left(plan: &Plan, progress: &Progress) {
     }
     for what in &plan.unfinished.left {
         progress.note(&format!(
-            "note: a {what} is in progress and not sent, only the files as they are; `--mode full-copy` \
-             sends it, too."
+            "note: the {what} in progress is not sent, only the files as they are; `--mode full-copy` sends \
+             it, too."
         ));
     }
     for nested in &plan.nested {
-        progress.note(&format!("note: {} is a repository of its own and not sent.", Shown(nested)));
+        progress.note(&format!("note: {} is a repository of its own and is not sent.", Shown(nested)));
     }
 }
 
