@@ -27,6 +27,24 @@ pub const JOB_INTERFACE: &str = "dev.banger.Manager1.Job";
 pub const INTERFACES: [&str; 5] =
     [MANAGER_INTERFACE, VM_INTERFACE, IMAGE_INTERFACE, KERNEL_INTERFACE, JOB_INTERFACE];
 
+/// The keys of what polkit is told with an action: for the message of a dialog, and for the rules of an administrator.
+pub mod detail {
+    /// What a dialog calls the object, such as `sandbox web` or `image debian`.
+    pub const OBJECT: &str = "object";
+    /// Name of the user who owns it.
+    pub const OWNER: &str = "owner";
+    /// User id of the owner.
+    pub const OWNER_UID: &str = "owner_uid";
+    /// Name of the sandbox.
+    pub const VM: &str = "vm";
+    /// Id of the sandbox.
+    pub const VM_ID: &str = "vm_id";
+    /// Name or reference of the image, or name of the kernel.
+    pub const IMAGE: &str = "image";
+    /// The port of the host that is to be published, such as `port 80` or `a free port`.
+    pub const PORT: &str = "port";
+}
+
 /// The polkit actions, by what they allow.
 pub mod action {
     /// Create and start machines of one's own.

@@ -128,6 +128,14 @@ pub const TABLE: &[(&str, &str, Access, Work)] = &[
     (JOB, PROPERTIES, VIEW, Work::Reads),
 ];
 
+/// What a dialog calls the object of a member that has none on the bus.
+pub fn object_of(interface: &str, member: &str) -> Option<&'static str> {
+    match (interface, member) {
+        (MANAGER, "PruneCache") => Some("the cache of layers"),
+        _ => None,
+    }
+}
+
 /// What a member asks of its caller; `None` denies.
 pub fn access(interface: &str, member: &str) -> Option<Access> {
     row(interface, member).map(|row| row.2)
@@ -145,6 +153,8 @@ fn row(interface: &str, member: &str) -> Option<&'static (&'static str, &'static
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use banger_proto::bus::names::detail;
 
     use super::*;
 
@@ -203,6 +213,39 @@ mod tests {
                 assert!(is_cheap, "{member}");
             }
         }
+    }
+
+    #[test]
+    fn dialogs_name_nothing_that_polkit_is_not_told() {
+        let policy = include_str!("../../../polkit/dev.banger.Manager1.policy");
+        for part in policy.split("<action id=\"").skip(1) {
+            let (action, rest) = part.split_once('"').unwrap_or_default();
+            let message = rest.split("<message>").nth(1).and_then(|rest| rest.split("</message>").next());
+            let named: Vec<_> = message
+                .unwrap_or_default()
+                .split("$(")
+                .skip(1)
+                .filter_map(|rest| rest.split(')').next())
+                .collect();
+            // Publishing is asked for where the port is known, and tells it.
+            let told = [detail::OBJECT, detail::OWNER, detail::PORT];
+            assert!(named.iter().all(|name| told.contains(name)), "{action}: {named:?}");
+            assert!(!named.contains(&detail::PORT) || action == action::VM_PUBLISH, "{action}");
+            for (interface, member, access, _) in TABLE.iter().filter(|_| !named.is_empty()) {
+                if *access == Access::Action(static_name(action)) {
+                    assert!(object_of(interface, member).is_some() && named == [detail::OBJECT], "{member}");
+                }
+            }
+        }
+    }
+
+    /// The action of the table that is called so.
+    fn static_name(action: &str) -> &'static str {
+        let named = TABLE.iter().filter_map(|row| match row.2 {
+            Access::Action(name) => Some(name),
+            _ => None,
+        });
+        named.into_iter().find(|name| *name == action).unwrap_or_default()
     }
 
     #[test]

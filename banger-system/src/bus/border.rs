@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use banger_proto::bus::{ErrorName, names::action};
+use banger_proto::bus::{
+    ErrorName,
+    names::{action, detail},
+};
 use tokio::sync::OwnedSemaphorePermit;
 use zbus::{Connection, message::Header};
 
@@ -15,7 +18,7 @@ use super::{
 use crate::{
     domain::id::Uid,
     engine::Engine,
-    ports::{Interaction, Question, Verdict},
+    ports::{Interaction, Question, Users, Verdict},
 };
 
 /// How long a read may wait for polkit. zbus holds its tree of objects while a property is read, and so
@@ -36,10 +39,22 @@ pub struct Target {
     pub is_shared: bool,
     /// A connection that may do what the owner may.
     pub guest: Option<String>,
+    /// What a dialog calls it, such as `sandbox web`.
+    pub object: String,
+    /// What the rules of an administrator may look up.
     pub details: Vec<(&'static str, String)>,
 }
 
 impl Target {
+    /// All that polkit is told. The messages of the policy name the object and its owner, so every target has these.
+    fn into_details(self, users: &dyn Users) -> Vec<(&'static str, String)> {
+        let mut details = self.details;
+        details.push((detail::OBJECT, self.object));
+        details.push((detail::OWNER, users.name_of(self.owner)));
+        details.push((detail::OWNER_UID, self.owner.to_string()));
+        details
+    }
+
     fn belongs_to(&self, caller: &Caller) -> bool {
         self.owner == caller.uid || self.guest.as_ref() == Some(&caller.connection)
     }
@@ -97,14 +112,19 @@ impl Border {
         if caller.uid == Uid::ROOT {
             return Ok(());
         }
+        let users = self.engine.users();
         match (access, target) {
             (Access::Anyone, _) => Ok(()),
-            (Access::Action(action), _) => self.require(caller, action, Vec::new()).await,
+            (Access::Action(action), _) => {
+                let object =
+                    acl::object_of(interface, member).map(|object| (detail::OBJECT, object.to_owned()));
+                self.require(caller, action, object.into_iter().collect()).await
+            }
             (Access::Object { .. } | Access::Content { .. }, None) => Err(denied()),
             (Access::Content { .. }, Some(target)) if target.belongs_to(caller) => Ok(()),
             (Access::Content { shared, foreign }, Some(target)) => {
                 let action = if target.is_shared { shared } else { foreign };
-                self.require(caller, action, target.details).await
+                self.require(caller, action, target.into_details(users)).await
             }
             (Access::Object { reads: true, .. }, Some(target)) => {
                 if target.is_shared || target.belongs_to(caller) {
@@ -124,10 +144,11 @@ impl Border {
                     && !(target.is_shared && foreign == action::IMAGE_MANAGE_SHARED);
                 match (is_own, own) {
                     (true, None) => Ok(()),
-                    (true, Some(action)) => self.require(caller, action, target.details).await,
+                    (true, Some(action)) => self.require(caller, action, target.into_details(users)).await,
                     (false, _) => {
-                        self.require(caller, foreign, target.details).await?;
-                        let (uid, owner) = (caller.uid.0, target.owner.0);
+                        let owner = target.owner.0;
+                        self.require(caller, foreign, target.into_details(users)).await?;
+                        let uid = caller.uid.0;
                         tracing::info!(uid, owner, interface, member, "reaches beyond their own");
                         Ok(())
                     }

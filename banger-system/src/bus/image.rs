@@ -5,7 +5,11 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use banger_proto::bus::{ErrorName, names::IMAGE_INTERFACE, option::image_config};
+use banger_proto::bus::{
+    ErrorName,
+    names::{IMAGE_INTERFACE, detail},
+    option::image_config,
+};
 use zbus::{OwnedFd, OwnedObjectPath, Variant, interface, message::Header};
 
 use super::{
@@ -53,8 +57,9 @@ impl Kind for ImageKind {
     }
 
     fn target(view: &ImageView, _: &Border) -> Option<Target> {
-        let details = vec![("image", view.name.to_string())];
-        Some(Target { owner: view.owner, is_shared: view.shared, guest: None, details })
+        let details = vec![(detail::IMAGE, view.name.to_string())];
+        let object = format!("image {}", view.name);
+        Some(Target { owner: view.owner, is_shared: view.shared, guest: None, object, details })
     }
 
     fn gone() -> Error {

@@ -58,9 +58,9 @@ impl Kind for JobKind {
     }
 
     fn target(view: &JobView, border: &Border) -> Option<Target> {
-        let details = vec![("owner", border.engine.users().name_of(view.owner))];
         let guest = border.subscribers.creator(view.id);
-        Some(Target { owner: view.owner, is_shared: false, guest, details })
+        let object = format!("job {}", view.id);
+        Some(Target { owner: view.owner, is_shared: false, guest, object, details: Vec::new() })
     }
 
     fn gone() -> Error {

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Weak};
 
-use banger_proto::bus::{ErrorName, names::KERNEL_INTERFACE};
+use banger_proto::bus::{
+    ErrorName,
+    names::{KERNEL_INTERFACE, detail},
+};
 use zbus::{OwnedObjectPath, Variant, interface};
 
 use super::{
@@ -47,8 +50,9 @@ impl Kind for KernelKind {
     }
 
     fn target(view: &KernelView, _: &Border) -> Option<Target> {
-        let details = vec![("image", view.name.to_string())];
-        Some(Target { owner: view.owner, is_shared: view.shared, guest: None, details })
+        let details = vec![(detail::IMAGE, view.name.to_string())];
+        let object = format!("kernel {}", view.name);
+        Some(Target { owner: view.owner, is_shared: view.shared, guest: None, object, details })
     }
 
     fn gone() -> Error {

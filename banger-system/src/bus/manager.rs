@@ -8,7 +8,7 @@ use std::{
 
 use banger_proto::bus::{
     ErrorName,
-    names::{MANAGER_INTERFACE, action},
+    names::{MANAGER_INTERFACE, action, detail},
     option::{catalog, filter, import, prune, pull_kernel, refresh, subscribe},
     record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow},
 };
@@ -472,7 +472,11 @@ impl Border {
     pub(super) async fn may_share(&self, caller: &Caller, shared: bool, name: &Name) -> Result<()> {
         match shared {
             true => {
-                self.require(caller, action::IMAGE_MANAGE_SHARED, vec![("image", name.to_string())]).await
+                let details = vec![
+                    (detail::IMAGE, name.to_string()),
+                    (detail::OBJECT, format!("image or kernel {name}")),
+                ];
+                self.require(caller, action::IMAGE_MANAGE_SHARED, details).await
             }
             false => Ok(()),
         }

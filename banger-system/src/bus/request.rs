@@ -5,7 +5,7 @@ use std::{collections::HashMap, os::fd::OwnedFd};
 use banger_proto::{
     bus::{
         ErrorName,
-        names::action,
+        names::{action, detail},
         option::{create, import, pull},
     },
     size::Bytes,
@@ -187,7 +187,8 @@ pub(super) async fn read_pull(
         None => Credentials::Anonymous,
     };
     if shared {
-        let details = vec![("image", reference.to_string())];
+        let details =
+            vec![(detail::IMAGE, reference.to_string()), (detail::OBJECT, format!("image {reference}"))];
         border.require(caller, action::IMAGE_MANAGE_SHARED, details).await?;
     }
     let source = Source { reference, platform, credentials };

@@ -10,7 +10,7 @@ use std::{
 use banger_proto::{
     bus::{
         ErrorName,
-        names::{VM_INTERFACE, action},
+        names::{VM_INTERFACE, action, detail},
         option::{agent, configure, create, delete, lifetime, log, publish, start, stop},
     },
     size::Bytes,
@@ -77,14 +77,10 @@ impl Kind for VmKind {
         engine.vm(self.0)
     }
 
-    fn target(view: &VmView, border: &Border) -> Option<Target> {
-        let details = vec![
-            ("vm", view.vm.name.to_string()),
-            ("vm_id", view.vm.id.to_string()),
-            ("owner", border.engine.users().name_of(view.vm.owner)),
-            ("owner_uid", view.vm.owner.to_string()),
-        ];
-        Some(Target { owner: view.vm.owner, is_shared: false, guest: None, details })
+    fn target(view: &VmView, _: &Border) -> Option<Target> {
+        let details = vec![(detail::VM, view.vm.name.to_string()), (detail::VM_ID, view.vm.id.to_string())];
+        let object = format!("sandbox {}", view.vm.name);
+        Some(Target { owner: view.vm.owner, is_shared: false, guest: None, object, details })
     }
 
     fn gone() -> Error {
@@ -271,8 +267,13 @@ impl Methods {
         let port = Port { scope, protocol: read_protocol(&protocol)?, host: host_port, guest: guest_port };
         // What others on the network can reach, and what a system's own services use, is not every user's.
         if scope == Scope::All || (1..FIRST_UNPRIVILEGED).contains(&host_port) {
-            let name = border.engine.vm(self.id).map(|view| view.vm.name.to_string());
-            let details = vec![("port", host_port.to_string()), ("vm", name.unwrap_or_default())];
+            let name = border.engine.vm(self.id).map(|view| view.vm.name.to_string()).unwrap_or_default();
+            let port = match host_port {
+                0 => "a free port".to_owned(),
+                port => format!("port {port}"),
+            };
+            let object = format!("sandbox {name}");
+            let details = vec![(detail::PORT, port), (detail::VM, name), (detail::OBJECT, object)];
             border.require(&caller, action::VM_PUBLISH, details).await?;
         }
         Ok(border.engine.publish_port(self.id, port).await?.host)
