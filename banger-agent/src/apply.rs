@@ -115,8 +115,32 @@ fn open_root(root: &str) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(root, flags, Mode::empty())?)
 }
 
+/// Whether there is such a directory below the root.
+pub fn has_directory(root: &str, path: &Path) -> io::Result<bool> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat2(&open_root(root)?, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether there is such a program below the root.
+pub fn has_program(root: &str, path: &Path) -> io::Result<bool> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened =
+        match rustix::fs::openat2(&open_root(root)?, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+            Ok(opened) => opened,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+    let stat = rustix::fs::fstat(&opened)?;
+    let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
+    Ok(is_file && stat.st_mode & 0o111 != 0)
+}
+
 /// Opens a directory below the root, and makes what is missing of the way there, with this mode.
-fn open_directory(root: &str, path: &Path, mode: u32) -> io::Result<OwnedFd> {
+pub fn open_directory(root: &str, path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open_root(root)?;
     let open = |path: &Path| {

@@ -15,7 +15,9 @@ use rustix::{
     time::{ClockId, Timespec, clock_settime},
 };
 
-use crate::{apply, disks, handover, identity, keep_out, log, modules, network, ssh, timezone};
+use crate::{
+    apply, disks, handover, identity, keep_out, log, modprobe, module_tree, modules, network, ssh, timezone,
+};
 
 /// Where the root file system is mounted until the root is switched.
 pub const NEW_ROOT: &str = "/newroot";
@@ -61,6 +63,14 @@ pub fn run() -> ExitCode {
                 let mounted = disks::mount_work(work, NEW_ROOT);
                 note(&mut problems, mounted, || {
                     format!("cannot mount the work disk at {}", work.mount_point)
+                });
+            }
+            if let Some(device) = &config.module_disk {
+                let mounted = module_tree::mount_at(device, NEW_ROOT);
+                note(&mut problems, mounted, || "cannot mount the modules of the kernel".to_owned());
+                let stands_in = modprobe::stand_in(NEW_ROOT);
+                note(&mut problems, stands_in, || {
+                    "cannot see to the kernel's requests for modules".to_owned()
                 });
             }
             problems.extend(apply::files(NEW_ROOT, &identity::files(&config)));

@@ -53,7 +53,8 @@ pub fn mount_work(work: &WorkDisk, new_root: &str) -> io::Result<()> {
     Ok(mount_move(STAGING, target.as_str())?)
 }
 
-fn wait_for(device: &str) -> io::Result<()> {
+/// Waits until the kernel has found a disk.
+pub fn wait_for(device: &str) -> io::Result<()> {
     let deadline = Instant::now() + DEVICE_TIMEOUT;
     loop {
         match fs::metadata(device) {

@@ -44,6 +44,7 @@ mod tests {
             hostname: "box".into(),
             names: vec!["web.vm".into(), "box".into()],
             root_device: String::new(),
+            module_disk: None,
             work_disk: None,
             init: Init::Auto,
             unix_usec: 0,

@@ -21,6 +21,8 @@ mod handover;
 mod identity;
 mod keep_out;
 mod log;
+mod modprobe;
+mod module_tree;
 mod modules;
 mod network;
 mod part;
@@ -49,6 +51,10 @@ const STOPPING: &str = "stopping";
 const CONVERSE: &str = "converse";
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if modprobe::is_wanted(&arguments) {
+        return modprobe::run(&arguments);
+    }
     if std::process::id() == 1 && power::is_shutdown_program() {
         return power::finish(std::env::args().nth(1).as_deref());
     }

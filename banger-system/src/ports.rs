@@ -285,7 +285,7 @@ pub trait ImageFiles: Send + Sync {
 #[async_trait]
 pub trait KernelFiles: Send + Sync {
     /// Extracts the kernel from a user's file, picks the modules that a guest needs from a tar of the
-    /// modules directory, and writes both. What is left of a failed import is removed.
+    /// modules directory, and writes both, and a file system of all modules. What is left of a failed import is removed.
     async fn import(
         &self,
         kernel: KernelId,
@@ -308,6 +308,8 @@ pub struct BootFiles {
     pub kernel: std::path::PathBuf,
     /// The archives of the initramfs, in their order, but for the guest's configuration.
     pub initramfs: Vec<std::path::PathBuf>,
+    /// The file system of all modules of the kernel, where it came with modules.
+    pub module_tree: Option<std::path::PathBuf>,
 }
 
 /// A machine monitor: how a machine is put into its words, and how its channels are reached.

@@ -73,7 +73,7 @@ impl Host {
             guest_archive: b"070701".to_vec(),
             drives: vec![
                 Drive { path: file("system", 0o600), access: Access::ReadWrite, medium: Medium::File },
-                Drive { path: file("work", 0o600), access: Access::ReadOnly, medium: Medium::File },
+                Drive { path: file("work", 0o444), access: Access::ReadOnly, medium: Medium::File },
             ],
             nics: Vec::new(),
         };

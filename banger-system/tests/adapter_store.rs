@@ -42,6 +42,7 @@ fn kernel() -> Kernel {
             digest: "sha256:00".into(),
             release: "6.1.0-cloud".into(),
             modules: 7,
+            module_tree: Bytes::mib(90),
             size: Bytes::mib(9),
         },
     }

@@ -7,9 +7,23 @@
 
 mod skip;
 
-use std::{fs, fs::File, io::Seek, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    fs::File,
+    io::Seek,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use banger_system::domain::kernel::{extract::extract, initramfs::modules_archive, modules::pick};
+use banger_system::domain::kernel::{
+    depmod::{Beside, Depmod},
+    extract::extract,
+    initramfs::modules_archive,
+    module_file,
+    modules::pick,
+};
 
 #[test]
 fn a_distributions_kernel_and_its_modules_become_bootable() {
@@ -20,6 +34,104 @@ fn a_distributions_kernel_and_its_modules_become_bootable() {
     for package in std::env::split_paths(&packages) {
         check(&package);
     }
+}
+
+#[test]
+fn our_tables_say_what_those_of_depmod_say() {
+    let Some(packages) = std::env::var_os("BANGER_TEST_KERNELS") else {
+        skip::skipped("BANGER_TEST_KERNELS names no kernel package");
+        return;
+    };
+    if !Path::new("/sbin/depmod").exists() {
+        skip::skipped("this test needs kmod");
+        return;
+    }
+    std::env::split_paths(&packages).for_each(|package| compare(&package));
+}
+
+fn compare(package: &Path) {
+    let modules = fs::read_dir(package.join("lib/modules")).unwrap().next().unwrap().unwrap().path();
+    let release = modules.file_name().unwrap().to_str().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (home.path().join("ours"), home.path().join("theirs"));
+    for root in [&ours, &theirs] {
+        let directory = root.join("lib/modules").join(release);
+        fs::create_dir_all(&directory).unwrap();
+        symlink(modules.join("kernel"), directory.join("kernel")).unwrap();
+        for name in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
+            fs::copy(modules.join(name), directory.join(name)).unwrap();
+        }
+    }
+    let mut depmod = Depmod::default();
+    for file in files(&modules) {
+        let path = file.strip_prefix(&modules).unwrap().to_str().unwrap();
+        let (unpacked, _) = module_file::unpacked_path(path);
+        if unpacked.ends_with(".ko") {
+            let limit = banger_proto::size::Bytes::mib(128);
+            let content = module_file::unpack(path, fs::read(&file).unwrap(), limit).unwrap();
+            depmod.add(path, &content).unwrap();
+        }
+    }
+    let read = |name: &str| fs::read(modules.join(name)).unwrap();
+    let builtin = String::from_utf8(read("modules.builtin")).unwrap();
+    let beside = Beside { builtin, builtin_modinfo: read("modules.builtin.modinfo") };
+    for (name, content) in depmod.tables(&beside).unwrap() {
+        fs::write(ours.join("lib/modules").join(release).join(name), content).unwrap();
+    }
+    let said = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    said("/sbin/depmod", &["-b", theirs.to_str().unwrap(), release]);
+
+    for name in ["modules.alias", "modules.dep", "modules.devname", "modules.softdep", "modules.symbols"] {
+        let table = |root: &Path| {
+            let text = fs::read_to_string(root.join("lib/modules").join(release).join(name)).unwrap();
+            // The order of what a module needs is ours, where several are right.
+            let sorted = |line: &str| {
+                let mut words: Vec<&str> = line.split(' ').collect();
+                words.sort();
+                words.join(" ")
+            };
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines.map(sorted).collect::<BTreeSet<String>>()
+        };
+        let (ours, theirs) = (table(&ours), table(&theirs));
+        let differ: Vec<_> = ours.symmetric_difference(&theirs).take(5).collect();
+        assert!(differ.is_empty(), "{name}: {differ:?}");
+        println!("{name}: {} lines", ours.len());
+    }
+    // What kmod finds in the tables that are not text.
+    let modprobe = |root: &Path, arguments: &[&str]| {
+        let root = root.to_str().unwrap();
+        let said = said("/sbin/modprobe", &[&["-d", root, "-S", release], arguments].concat());
+        said.lines().map(|line| line.replace(root, "")).collect::<BTreeSet<String>>()
+    };
+    for arguments in [
+        &["--showconfig"][..],
+        &["--show-depends", "br_netfilter"],
+        &["--show-depends", "fs-overlay"],
+        &["--show-depends", "ext4"],
+        &["--show-depends", "rtnl-link-wireguard"],
+        &["--show-depends", "virtio:d00000001v00001AF4"],
+    ] {
+        let (ours, theirs) = (modprobe(&ours, arguments), modprobe(&theirs, arguments));
+        let differ: Vec<_> = ours.symmetric_difference(&theirs).take(5).collect();
+        assert!(differ.is_empty() && !ours.is_empty(), "{arguments:?}: {differ:?}");
+    }
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => files.extend(self::files(&entry.path())),
+            false => files.push(entry.path()),
+        }
+    }
+    files
 }
 
 fn check(package: &Path) {

@@ -35,6 +35,8 @@ const PACKAGES: &[&str] = &[
     "sqlite3",
     "cpio",
     "xfsprogs",
+    // What finds modules by our tables, and makes those to compare them with.
+    "kmod",
     // Of the crates that speak to device-mapper.
     "libdevmapper-dev",
     "libclang-dev",

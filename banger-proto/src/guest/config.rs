@@ -23,6 +23,9 @@ pub struct GuestConfig {
     pub root_device: String,
     /// The work disk.
     pub work_disk: Option<WorkDisk>,
+    /// The disk with all modules of the kernel: an ext4 whose directory of the kernel's release has them.
+    #[serde(default)]
+    pub module_disk: Option<String>,
     /// What runs as the first process once the disks are mounted.
     pub init: Init,
     /// The time, in microseconds since the Unix epoch, for a guest without a clock.

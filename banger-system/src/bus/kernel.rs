@@ -82,6 +82,7 @@ const PROPERTIES: &[Property<KernelView>] = &[
     property("Architecture", "s", Told, |_, _| std::env::consts::ARCH.into()),
     property("Size", "t", Told, |kernel, _| kernel.facts.size.0.into()),
     property("HasModules", "b", Told, |kernel, _| (kernel.facts.modules > 0).into()),
+    property("ModuleTreeSize", "t", Told, |kernel, _| kernel.facts.module_tree.0.into()),
     property("CreatedAt", "t", Told, |kernel, _| kernel.created_at.0.into()),
     property("UsedBy", "ao", Untold, |kernel, engine| {
         path::owned(engine.kernel_users(kernel.id), kernel.owner, engine).into()

@@ -126,6 +126,8 @@ pub struct KernelFacts {
     pub release: String,
     /// Number of modules in the initramfs.
     pub modules: u32,
+    /// Size of the file system with all its modules; zero where there is none.
+    pub module_tree: Bytes,
     /// Bytes that its files take.
     pub size: Bytes,
 }

@@ -56,6 +56,12 @@ pub struct Drive {
     pub medium: Medium,
 }
 
+/// The name that a guest gives the drive at this place in their order.
+pub fn device(index: usize) -> String {
+    let letter = u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index)).unwrap_or(b'z');
+    format!("/dev/vd{}", char::from(letter))
+}
+
 /// What a disk is on the host. Monitors treat each in its own way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Medium {

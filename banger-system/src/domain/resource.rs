@@ -11,6 +11,8 @@ pub const IMAGE_FILE: &str = "rootfs.ext4";
 pub const KERNEL_FILE: &str = "vmlinux";
 /// The archive of modules in a kernel's directory.
 pub const MODULES_FILE: &str = "modules.cpio";
+/// The file system of all modules in a kernel's directory.
+pub const MODULE_TREE_FILE: &str = "modules.ext4";
 
 /// Where a monitor sees the directory of its machine, [`Places::machine_dir`].
 pub const MACHINE_DIRECTORY: &str = "/machine";
@@ -228,6 +230,11 @@ impl Places {
     /// The archive of a kernel's modules.
     pub fn kernel_modules(&self, kernel: KernelId) -> PathBuf {
         self.kernels().join(kernel.to_string()).join(MODULES_FILE)
+    }
+
+    /// The file system of all modules of a kernel, where it came with modules.
+    pub fn module_tree(&self, kernel: KernelId) -> PathBuf {
+        self.kernels().join(kernel.to_string()).join(MODULE_TREE_FILE)
     }
 
     /// What is kept of catalogs.

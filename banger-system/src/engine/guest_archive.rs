@@ -36,6 +36,7 @@ pub(super) fn config(vm: &Vm, image: &ImageConfig, nic: &Nic, subnet: Subnet, no
         names: vec![hostname.to_owned()],
         root_device: "/dev/vda".to_owned(),
         work_disk: None,
+        module_disk: None,
         init: match &vm.spec.init {
             Init::Auto => GuestInit::Auto,
             Init::Agent => GuestInit::Agent,

@@ -1,10 +1,14 @@
-//! The files of kernels: the ELF file that a monitor boots and the archive of its modules, made once; and
-//! the archive of the agent, made when the agent is another one than before.
+//! The files of kernels: the ELF file that a VMM boots, the archive of the modules that a guest boots with, and the
+//! file system of all modules, made once; and the archive of the agent, made when the agent is another one than
+//! before.
 
 use std::{
     fs::File,
-    io::{BufReader, ErrorKind, Read, Write},
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    io::{BufReader, ErrorKind, Read, Seek, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -21,16 +25,18 @@ use super::{
 };
 use crate::{
     domain::{
+        ext4::{self, FileSystem},
         id::{ImageId, KernelId, Uid},
         image::KernelFacts,
         kernel::{
+            drivers,
             extract::{self, extract},
             initramfs::{agent_archive, modules_archive},
             modules::{PickedModules, pick},
         },
-        resource::{KERNEL_FILE, MODULES_FILE, Places},
+        resource::{KERNEL_FILE, MODULE_TREE_FILE, MODULES_FILE, Places},
     },
-    importer::message::{Extent, Take},
+    importer::message::{Extent, ModuleTree, Take},
     ports::{BootFiles, Error, KernelFiles, Result, images::Unwatched},
 };
 
@@ -72,6 +78,31 @@ impl LocalKernels {
         worker::take(&*self.workers, job, order, files, None, Arc::new(Unwatched)).await?;
         Ok(copy)
     }
+
+    /// Has a worker write the file system of all modules in an archive. Returns its size.
+    async fn write_tree(&self, owner: Uid, archive: File, release: String, image: File) -> Result<Bytes> {
+        let again = |error| Error::os("look at the modules", error);
+        let written = image.try_clone().map_err(again)?;
+        let job = Job { id: ImageId::random(), owner };
+        let order = ModuleTree { release };
+        let tree = worker::module_tree(&*self.workers, job, order, (archive, image)).await?;
+        if tree.skipped > 0 {
+            tracing::warn!(files = tree.skipped, "files of a kernel that are called modules are none");
+        }
+        blocking("look at the modules", move || {
+            // What wrote it had to do with bytes that nobody vouches for.
+            let size = Bytes(written.metadata().map_err(again)?.len());
+            let mut head = [0; ext4::HEAD];
+            written.read_exact_at(&mut head, 0).map_err(again)?;
+            let unusable = |error| Error::other("check the modules that a worker wrote", error);
+            let found = FileSystem::read(&head, size).map_err(unusable)?;
+            match found.size == size && tree.size == size {
+                true => Ok(size),
+                false => Err(unusable(ext4::Unusable::Short { expected: tree.size, found: size })),
+            }
+        })
+        .await
+    }
 }
 
 #[async_trait]
@@ -90,20 +121,35 @@ impl KernelFiles for LocalKernels {
             extract(bytes).map_err(|error| unsupported(&error))
         })
         .await?;
-        let release = extracted.facts.release;
-        let picked = match modules {
-            // Everything that a guest needs may be built in.
-            None => PickedModules { release, modules: Vec::new(), absent: Vec::new() },
+        let release = extracted.facts.release.clone();
+        let (parent, doing) =
+            (self.places.kernels(), move |error| Error::os(format!("write kernel {kernel}"), error));
+        let begun = blocking("begin a kernel", move || {
+            let staging = Staging::begin(&parent, &kernel.to_string()).map_err(doing)?;
+            Ok(staging)
+        });
+        let (staging, picked, module_tree) = match modules {
+            None => {
+                drivers::check(&extracted.vmlinux).map_err(|error| unsupported(&error))?;
+                let none = PickedModules { release, modules: Vec::new(), absent: Vec::new() };
+                (begun.await?, none, Bytes(0))
+            }
             Some(modules) => {
                 let tar = self.take(owner, modules, "the tar archive of the modules", MAX_MODULES).await?;
-                blocking("read the modules", move || {
-                    pick(BufReader::new(tar), &release).map_err(|error| unsupported(&error))
+                let (picked, mut tar) = blocking("read the modules", move || {
+                    let picked = pick(BufReader::new(&tar), &release).map_err(|error| unsupported(&error))?;
+                    Ok((picked, tar))
                 })
-                .await?
+                .await?;
+                tar.rewind().map_err(doing)?;
+                let staging = begun.await?;
+                let image = staging.file(MODULE_TREE_FILE, MODE).map_err(doing)?;
+                let size = self.write_tree(owner, tar, picked.release.to_string(), image).await?;
+                (staging, picked, size)
             }
         };
-        let parent = self.places.kernels();
-        blocking("write a kernel", move || write(&parent, kernel, &extracted.vmlinux, &picked)).await
+        blocking("write a kernel", move || write(staging, kernel, &extracted.vmlinux, &picked, module_tree))
+            .await
     }
 
     async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles> {
@@ -117,7 +163,10 @@ impl KernelFiles for LocalKernels {
                     return Err(Error::HostNotReady { message });
                 }
             }
-            Ok(BootFiles { kernel: elf, initramfs: vec![modules, archive_agent(&places, &archived)?] })
+            let tree = places.module_tree(kernel);
+            let has_tree = tree.try_exists().map_err(|source| os("look at", &tree, source))?;
+            let initramfs = vec![modules, archive_agent(&places, &archived)?];
+            Ok(BootFiles { kernel: elf, initramfs, module_tree: has_tree.then_some(tree) })
         })
         .await
     }
@@ -140,10 +189,15 @@ impl KernelFiles for LocalKernels {
     }
 }
 
-fn write(parent: &Path, kernel: KernelId, vmlinux: &[u8], picked: &PickedModules) -> Result<KernelFacts> {
+fn write(
+    staging: Staging,
+    kernel: KernelId,
+    vmlinux: &[u8],
+    picked: &PickedModules,
+    module_tree: Bytes,
+) -> Result<KernelFacts> {
     let modules = modules_archive(picked).map_err(|error| unsupported(&error))?;
     let unwritten = |source| Error::os(format!("write kernel {kernel}"), source);
-    let staging = Staging::begin(parent, &kernel.to_string()).map_err(unwritten)?;
     for (name, content) in [(KERNEL_FILE, vmlinux), (MODULES_FILE, &modules)] {
         let mut file = staging.file(name, MODE).map_err(unwritten)?;
         file.write_all(content).map_err(unwritten)?;
@@ -153,7 +207,8 @@ fn write(parent: &Path, kernel: KernelId, vmlinux: &[u8], picked: &PickedModules
         digest: format!("sha256:{:x}", Sha256::digest(vmlinux)),
         release: picked.release.to_string(),
         modules: u32::try_from(picked.modules.len()).unwrap_or(u32::MAX),
-        size: Bytes((vmlinux.len() + modules.len()) as u64),
+        module_tree,
+        size: Bytes((vmlinux.len() + modules.len()) as u64 + module_tree.0),
     })
 }
 
@@ -295,8 +350,11 @@ mod tests {
         assert_eq!(facts.release, fixture::RELEASE);
         assert_eq!(facts.modules, 5);
         let archive = scratch.places.kernel_modules(KERNEL);
-        assert_eq!(facts.size.0, elf.len() as u64 + fs::metadata(&archive).unwrap().len());
-        for file in [scratch.places.kernel(KERNEL), archive] {
+        let tree = scratch.places.module_tree(KERNEL);
+        let length = |path: &Path| fs::metadata(path).unwrap().len();
+        assert_eq!(facts.module_tree.0, length(&tree));
+        assert_eq!(facts.size.0, elf.len() as u64 + length(&archive) + length(&tree));
+        for file in [scratch.places.kernel(KERNEL), archive, tree] {
             assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o444);
         }
         assert_eq!(scratch.kernels.found().await.unwrap(), [KERNEL]);
@@ -310,7 +368,8 @@ mod tests {
     async fn a_kernel_without_modules_has_an_archive_with_an_empty_list() {
         let scratch = Scratch::new();
         let facts = scratch.kernels.import(KERNEL, Uid(1000), scratch.vmlinuz(), None).await.unwrap();
-        assert_eq!(facts.modules, 0);
+        assert_eq!((facts.modules, facts.module_tree), (0, Bytes(0)));
+        assert_eq!(scratch.kernels.boot_files(KERNEL).await.unwrap().module_tree, None);
         let archive = fs::read(scratch.places.kernel_modules(KERNEL)).unwrap();
         assert!(archive.windows(14).any(|part| part == b"banger/modules"));
     }
@@ -326,10 +385,17 @@ mod tests {
             error
         };
         let vmlinuz = || scratch.vmlinuz();
+        let bare = || {
+            let mut kernel = fixture::vmlinux();
+            let at = kernel.windows(10).position(|part| part == b"virtio_blk").unwrap();
+            kernel[at] = b'V';
+            scratch.file(&kernel)
+        };
         let kinds = [
             check(scratch.file(b"no kernel"), None, "not a Linux kernel").await,
             check(vmlinuz(), Some(scratch.file(&[b'x'; 2000])), "tar archive").await,
             check(vmlinuz(), Some(scratch.modules(&NEEDED[1..])), "has no virtio_mmio").await,
+            check(bare(), None, "has no virtio_blk built in").await,
         ];
         assert!(kinds.iter().all(|kind| matches!(kind, Error::Unsupported { .. })), "{kinds:?}");
 
@@ -361,6 +427,7 @@ mod tests {
         let places = &scratch.places;
         assert_eq!(boot.kernel, places.kernel(KERNEL));
         assert_eq!(boot.initramfs, [places.kernel_modules(KERNEL), places.agent_archive()]);
+        assert_eq!(boot.module_tree, Some(places.module_tree(KERNEL)));
         assert_eq!(content_of_archive(&scratch), agent_archive(b"an agent").unwrap());
         assert_eq!(fs::metadata(places.agent_archive()).unwrap().permissions().mode() & 0o7777, 0o444);
         assert_eq!(scratch.kernels.found().await.unwrap(), [KERNEL]);

@@ -25,7 +25,9 @@ use crate::{
         id::{ImageId, Uid},
         resource::Places,
     },
-    importer::message::{Answer, Attempt, Export, Exported, Failure, Import, Made, Order, Take, Task},
+    importer::message::{
+        Answer, Attempt, Export, Exported, Failure, Import, Made, MadeTree, ModuleTree, Order, Take, Task,
+    },
     ports::{Ended, Error, Result, images::Progress},
     shim::{message, walls::Walls},
 };
@@ -136,6 +138,26 @@ pub async fn export(
     };
     match talk_to(workers, job, talk).await? {
         Answer::Exported(exported) => Ok(exported),
+        Answer::Failed(failure) => Err(failure.into()),
+        _ => Err(nonsense()),
+    }
+}
+
+/// Has a worker write the modules in an archive into a new file, as a file system.
+pub async fn module_tree(
+    workers: &dyn Workers,
+    job: Job,
+    order: ModuleTree,
+    (archive, image): (File, File),
+) -> Result<MadeTree> {
+    let fds: Vec<OwnedFd> = vec![archive.into(), image.into()];
+    let talk = move |socket: OwnedFd, walls| {
+        say(&socket, &Order { walls, task: Task::ModuleTree(order) }, &fds)?;
+        drop(fds);
+        listen(&socket, &crate::ports::images::Unwatched, None, PATIENCE)
+    };
+    match talk_to(workers, job, talk).await? {
+        Answer::MadeTree(made) => Ok(made),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
     }
@@ -271,7 +293,7 @@ impl From<Failure> for Error {
     }
 }
 
-/// A worker without walls, on a thread of a test: it copies files and does nothing else.
+/// A worker without walls, on a thread of a test: it copies files and makes file systems of modules.
 #[cfg(test)]
 pub(super) mod in_process {
     use super::*;
@@ -281,7 +303,7 @@ pub(super) mod in_process {
     #[async_trait]
     impl Workers for InProcess {
         async fn start(&self, _job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
-            std::thread::spawn(move || crate::importer::take_one(&socket));
+            std::thread::spawn(move || crate::importer::obey_one(&socket));
             Ok(None)
         }
 

@@ -26,7 +26,7 @@ use crate::domain::{
 const FORMAT: u32 = 1;
 const LABEL: &str = "banger-root";
 /// 2026-01-01: when every file system was made, as far as its own times say.
-const EPOCH: i64 = 1_767_225_600;
+pub(super) const EPOCH: i64 = 1_767_225_600;
 /// The directory that every ext4 has, for what its check finds. It is made with the file system.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
 /// Bytes for each inode, as `mke2fs` has it, and how many there are even in a small file system.
@@ -283,9 +283,9 @@ fn stretches(content: &Content) -> Vec<SparseSeg> {
 }
 
 /// A new file, which has its zeros already.
-struct Holes<'a> {
-    image: &'a File,
-    meter: &'a Meter,
+pub(super) struct Holes<'a> {
+    pub(super) image: &'a File,
+    pub(super) meter: &'a Meter,
 }
 
 impl RegionSink for Holes<'_> {

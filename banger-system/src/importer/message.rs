@@ -30,6 +30,8 @@ pub enum Task {
     Export(Export),
     /// Copy a user's file. The files are the user's, and an empty one for the copy.
     Take(Take),
+    /// Write the file system of a kernel's modules. The files are an archive of them, and a new one for the file system.
+    ModuleTree(ModuleTree),
     /// Try what it must not be able to do.
     Probe,
 }
@@ -50,6 +52,13 @@ pub struct Export {
     pub config: ImageConfig,
     /// The processor that they are for.
     pub architecture: String,
+}
+
+/// A kernel's modules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleTree {
+    /// What `uname -r` prints.
+    pub release: String,
 }
 
 /// A user's file to be copied.
@@ -112,6 +121,8 @@ pub enum Answer {
     Exported(Exported),
     /// The copy of a file of this size is there. Nothing follows.
     Taken(u64),
+    /// The file system of modules is there. Nothing follows.
+    MadeTree(MadeTree),
     /// It is not. Nothing follows.
     Failed(Failure),
     /// What it tried, and whether it could. Nothing follows.
@@ -123,6 +134,17 @@ pub enum Answer {
 pub struct Made {
     /// The digest of all that its bytes follow from: the archives, the size, and how they are laid out.
     pub digest: String,
+}
+
+/// A file system of modules that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeTree {
+    /// Its size.
+    pub size: Bytes,
+    /// How many modules are in it.
+    pub modules: u32,
+    /// How many files were left out, since they are called modules and are none.
+    pub skipped: u32,
 }
 
 /// An archive of an image.

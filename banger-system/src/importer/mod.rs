@@ -12,6 +12,7 @@ mod export;
 mod feed;
 pub(crate) mod holes;
 pub mod message;
+mod module_tree;
 mod moves;
 mod room;
 mod run;
@@ -24,9 +25,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-pub use run::run;
 #[cfg(test)]
-pub(crate) use run::take_one;
+pub(crate) use run::obey_one;
+pub use run::run;
 
 use crate::{
     domain::rootfs::{

@@ -59,6 +59,12 @@ fn obey(order: Order, files: Vec<OwnedFd>, socket: &OwnedFd) -> Answer {
             });
             exported.map_or_else(Answer::Failed, Answer::Exported)
         }
+        Task::ModuleTree(order) => {
+            let made = pair(files).and_then(|(archive, image)| {
+                watched(socket, |meter| super::module_tree::make(&order, archive, &image, meter))
+            });
+            made.map_or_else(Answer::Failed, Answer::MadeTree)
+        }
         Task::Take(order) => {
             let taken = pair(files).and_then(|(original, copy)| {
                 watched(socket, |meter| super::take::take(&order, &original, &copy, meter))
@@ -68,13 +74,17 @@ fn obey(order: Order, files: Vec<OwnedFd>, socket: &OwnedFd) -> Answer {
     }
 }
 
-/// Obeys an order to copy a file, in a process that goes on to be itself.
+/// Obeys an order about a file of a user's, in a process that goes on to be itself.
 #[cfg(test)]
-pub(crate) fn take_one(socket: &OwnedFd) {
+pub(crate) fn obey_one(socket: &OwnedFd) {
+    let meter = Meter::default();
     let answer = match message::receive::<Order>(socket) {
         Ok(Some((Order { task: Task::Take(order), .. }, files))) => pair(files)
-            .and_then(|(original, copy)| super::take::take(&order, &original, &copy, &Meter::default()))
+            .and_then(|(original, copy)| super::take::take(&order, &original, &copy, &meter))
             .map_or_else(Answer::Failed, Answer::Taken),
+        Ok(Some((Order { task: Task::ModuleTree(order), .. }, files))) => pair(files)
+            .and_then(|(archive, image)| super::module_tree::make(&order, archive, &image, &meter))
+            .map_or_else(Answer::Failed, Answer::MadeTree),
         _ => return,
     };
     // A test that has ended hears nothing.

@@ -177,12 +177,15 @@ impl KernelFiles for Sim {
             digest: NO_DIGEST.to_owned(),
             release: "6.1.0-sim".to_owned(),
             modules: 12,
+            module_tree: Bytes::mib(24),
             size: Bytes::mib(40),
         })
     }
 
     async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles> {
-        Ok(BootFiles { kernel: format!("/sim/{kernel}/vmlinux").into(), initramfs: Vec::new() })
+        let file = |name: &str| format!("/sim/{kernel}/{name}").into();
+        let module_tree = Some(file("modules.ext4"));
+        Ok(BootFiles { kernel: file("vmlinux"), initramfs: Vec::new(), module_tree })
     }
 
     async fn remove(&self, kernel: KernelId) -> Result<()> {

@@ -5,6 +5,7 @@ mod copies;
 mod guests;
 mod images;
 mod limits;
+mod modules;
 mod names;
 mod network;
 mod people;
@@ -52,6 +53,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         guests::CHECKS,
         images::CHECKS,
         limits::CHECKS,
+        modules::CHECKS,
         names::CHECKS,
         network::CHECKS,
         ssh::CHECKS,

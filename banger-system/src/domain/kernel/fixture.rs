@@ -12,10 +12,15 @@ pub(crate) fn release() -> Release {
     RELEASE.parse().unwrap()
 }
 
+/// The names of what a guest needs, as they are in a kernel that has it built in.
+pub(crate) const DRIVERS: &str = "virtio-pci\0virtio_blk\0ext4\0virtio_console\0";
+
 /// An ELF kernel with one segment that holds the banner, and a PVH note.
 pub(crate) fn vmlinux() -> Vec<u8> {
-    let banner =
-        format!("Linux version %s\0Linux version {RELEASE} (builder) #1 SMP\0{}", "kernel ".repeat(400));
+    let banner = format!(
+        "Linux version %s\0Linux version {RELEASE} (builder) #1 SMP\0{DRIVERS}{}",
+        "kernel ".repeat(400)
+    );
     let mut note = Vec::new();
     for word in [4u32, 8, 18] {
         note.extend(word.to_le_bytes());

@@ -12,8 +12,8 @@ use std::{
 use banger_proto::size::Bytes;
 
 use super::{
-    decompress::{self, Compression},
-    elf::{self, Elf, Kind},
+    decompress, elf,
+    module_file::{self, ModInfo, name_of},
     release::Release,
     tree::{self, Tree},
 };
@@ -147,7 +147,7 @@ pub fn pick(archive: impl Read + Seek, release: &Release) -> Result<PickedModule
         .map_err(in_tree)?
         .ok_or_else(|| Error::NoBuiltinList(release.clone()))?;
     let builtin = String::from_utf8_lossy(&builtin).lines().filter_map(name_of).collect();
-    let present = index(&tree);
+    let present = index(tree.paths());
     let mut picker = Picker { tree, release, builtin, present, seen: BTreeSet::new(), picked: Vec::new() };
 
     let mut missing = Vec::new();
@@ -165,19 +165,11 @@ pub fn pick(archive: impl Read + Seek, release: &Release) -> Result<PickedModule
     Ok(PickedModules { release: release.clone(), modules: picker.picked, absent })
 }
 
-/// The module's name from its path, for `….ko` and its compressed forms.
-fn name_of(path: &str) -> Option<String> {
-    let file = path.rsplit('/').next()?;
-    let stem = [".ko", ".ko.gz", ".ko.xz", ".ko.zst"].iter().find_map(|suffix| file.strip_suffix(suffix))?;
-    Some(stem.replace('-', "_"))
-}
-
 /// The files of modules by name. As with `depmod`, one in `updates/` wins over the one that came with
 /// the kernel.
-fn index<R: Read + Seek>(tree: &Tree<R>) -> BTreeMap<String, String> {
+pub(super) fn index<'a>(paths: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
     let mut present = BTreeMap::new();
-    let (updates, others): (Vec<&str>, Vec<&str>) =
-        tree.paths().partition(|path| path.starts_with("updates/"));
+    let (updates, others): (Vec<&str>, Vec<&str>) = paths.partition(|path| path.starts_with("updates/"));
     for path in others.into_iter().chain(updates) {
         if let Some(name) = name_of(path) {
             present.insert(name, path.to_owned());
@@ -229,31 +221,17 @@ impl<R: Read + Seek> Picker<'_, R> {
             .read(path, MAX_MODULE)
             .map_err(|source| Error::Tree { release: self.release.clone(), source })?
             .unwrap_or_default();
-        let (path_as_loaded, compression) = match path.rsplit_once('.') {
-            Some((stem, "gz")) => (stem, Some(Compression::Gzip)),
-            Some((stem, "xz")) => (stem, Some(Compression::Xz)),
-            Some((stem, "zst")) => (stem, Some(Compression::Zstd)),
-            _ => (path, None),
-        };
-        let content = match compression {
-            None => content,
-            Some(compression) => compression
-                .unpack(&content, MAX_MODULE)
-                .map_err(|source| Error::Unpack { path: path.to_owned(), source })?,
-        };
-        Ok(Module { name: name.to_owned(), path: path_as_loaded.to_owned(), content })
+        let content = module_file::unpack(path, content, MAX_MODULE)
+            .map_err(|source| Error::Unpack { path: path.to_owned(), source })?;
+        let path = module_file::unpacked_path(path).0.to_owned();
+        Ok(Module { name: name.to_owned(), path, content })
     }
 
     /// The names in the module's `depends`, after a look at its `vermagic`.
     fn dependencies(&self, path: &str, module: &Module) -> Result<Vec<String>, Error> {
-        let elf = Elf::parse(&module.content, Kind::Relocatable)
+        let info = ModInfo::parse(&module.content)
             .map_err(|source| Error::NotAModule { path: path.to_owned(), source })?;
-        let modinfo = elf.section(b".modinfo").unwrap_or_default();
-        let value_of = |key: &[u8]| {
-            let entry = modinfo.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(key))?;
-            Some(String::from_utf8_lossy(entry).into_owned())
-        };
-        let vermagic = value_of(b"vermagic=").unwrap_or_default();
+        let vermagic = info.first("vermagic").unwrap_or_default();
         let found = vermagic.split(' ').next().unwrap_or_default();
         if found != self.release.as_str() {
             return Err(Error::OtherRelease {
@@ -262,8 +240,7 @@ impl<R: Read + Seek> Picker<'_, R> {
                 wanted: self.release.clone(),
             });
         }
-        let depends = value_of(b"depends=").unwrap_or_default();
-        Ok(depends.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect())
+        Ok(info.depends().collect())
     }
 }
 
@@ -273,6 +250,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::kernel::decompress::Compression;
     use crate::domain::kernel::fixture::{RELEASE, module, module_needing, pack, release, tar};
 
     const BUILTIN: &str = "kernel/fs/ext4/ext4.ko\nkernel/net/packet/af_packet.ko\n";

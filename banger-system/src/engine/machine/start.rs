@@ -13,7 +13,7 @@ use crate::{
         clock::Occasion,
         id::{JobId, Timestamp, Uid},
         lifecycle::{Event, Reason, State, Transition, step},
-        machine::{self, Machine},
+        machine::{self, Access, Drive, Machine, Medium},
         resource::{Resource, Span},
         vm::Token,
     },
@@ -161,9 +161,13 @@ impl Task {
     pub(super) async fn launch(&mut self) -> Result<Started> {
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
-        let Plan { nic, guest } = self.shared.plan(&self.vm).await?;
+        let Plan { nic, mut guest } = self.shared.plan(&self.vm).await?;
         let attach = ports.disks.attach(self.vm.id, self.vm.image);
-        let drives = self.lease.hold(Resource::Mapper, attach).await?;
+        let mut drives = self.lease.hold(Resource::Mapper, attach).await?;
+        if let Some(path) = boot.module_tree {
+            guest.module_disk = Some(machine::device(drives.len()));
+            drives.push(Drive { path, access: Access::ReadOnly, medium: Medium::File });
+        }
         let machine = Machine {
             vm: self.vm.id,
             owner: self.vm.owner,

@@ -19,26 +19,21 @@ use crate::{
 };
 
 const ACL: &std::ffi::CStr = c"system.posix_acl_access";
-const READ: u16 = 4;
 const READ_AND_WRITE: u16 = 6;
 const NOTHING: u16 = 0;
 
-/// Gives a user the disks of a machine.
+/// Gives a user the disks that a machine writes to. What it only reads it shares with others, and may be read by all.
 pub fn to(user: u32, machine: &Machine) -> Result<()> {
-    for drive in &machine.drives {
-        disk(&drive.path, drive.access, user)?;
+    for drive in machine.drives.iter().filter(|drive| drive.access == Access::ReadWrite) {
+        disk(&drive.path, user)?;
     }
     Ok(())
 }
 
-fn disk(path: &Path, access: Access, user: u32) -> Result<()> {
+fn disk(path: &Path, user: u32) -> Result<()> {
     let doing = || format!("give the machine's user the disk {}", path.display());
     let file = File::open(path).map_err(|error| Error::os(doing(), error))?;
-    let permission = match access {
-        Access::ReadOnly => READ,
-        Access::ReadWrite => READ_AND_WRITE,
-    };
-    match fsetxattr(&file, ACL, &list(user, permission), XattrFlags::empty()) {
+    match fsetxattr(&file, ACL, &list(user), XattrFlags::empty()) {
         Err(Errno::OPNOTSUPP) => Err(Error::HostNotReady {
             message: format!(
                 "the file system of {} has no access control lists: mount it with them, or use --vmm qemu",
@@ -50,17 +45,17 @@ fn disk(path: &Path, access: Access, user: u32) -> Result<()> {
 }
 
 /// An access control list as the kernel takes it (`include/uapi/linux/posix_acl_xattr.h`): the owner reads
-/// and writes, this user has the permission, and nobody else has any.
-fn list(user: u32, permission: u16) -> Vec<u8> {
+/// and writes, this user does too, and nobody else.
+fn list(user: u32) -> Vec<u8> {
     const VERSION: u32 = 2;
     const NO_ID: u32 = u32::MAX;
     // The tags are those of acl(5), in the order that it demands: the owner, a user, the group, the most
     // that a user and the group may have, others.
     let entries = [
         (0x01, READ_AND_WRITE, NO_ID),
-        (0x02, permission, user),
+        (0x02, READ_AND_WRITE, user),
         (0x04, NOTHING, NO_ID),
-        (0x10, permission, NO_ID),
+        (0x10, READ_AND_WRITE, NO_ID),
         (0x20, NOTHING, NO_ID),
     ];
     let mut bytes = VERSION.to_le_bytes().to_vec();

@@ -197,7 +197,8 @@ impl Store for SqliteStore {
     async fn kernels(&self) -> Result<Vec<Kernel>> {
         let rows = sqlx::query_as!(
             KernelRow,
-            "SELECT id, name, owner, shared, source, created_at, digest, release, modules, size FROM kernels"
+            "SELECT id, name, owner, shared, source, created_at, digest, release, modules, module_tree, size
+             FROM kernels"
         );
         decode(rows.fetch_all(&self.pool).await)
     }
@@ -296,13 +297,15 @@ async fn write_image(connection: &mut SqliteConnection, image: &Image) -> Result
 async fn write_kernel(connection: &mut SqliteConnection, kernel: &Kernel) -> Result<()> {
     let (id, name, owner) = (kernel.id.to_string(), kernel.name.as_str(), kernel.owner.0);
     let (created_at, size) = (integer(kernel.created_at.0)?, integer(kernel.facts.size.0)?);
+    let module_tree = integer(kernel.facts.module_tree.0)?;
     sqlx::query!(
-        "INSERT INTO kernels (id, name, owner, shared, source, created_at, digest, release, modules, size)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        "INSERT INTO kernels (id, name, owner, shared, source, created_at, digest, release, modules, module_tree, size)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, shared = excluded.shared,
                  source = excluded.source, created_at = excluded.created_at, digest = excluded.digest,
-                 release = excluded.release, modules = excluded.modules, size = excluded.size",
+                 release = excluded.release, modules = excluded.modules, module_tree = excluded.module_tree,
+                 size = excluded.size",
         id,
         name,
         owner,
@@ -312,6 +315,7 @@ async fn write_kernel(connection: &mut SqliteConnection, kernel: &Kernel) -> Res
         kernel.facts.digest,
         kernel.facts.release,
         kernel.facts.modules,
+        module_tree,
         size,
     )
     .execute(connection)

@@ -170,6 +170,7 @@ pub(super) struct KernelRow {
     pub digest: String,
     pub release: String,
     pub modules: i64,
+    pub module_tree: i64,
     pub size: i64,
 }
 
@@ -189,6 +190,7 @@ impl TryFrom<KernelRow> for Kernel {
                 digest: row.digest,
                 release: row.release,
                 modules: read.number("modules", row.modules)?,
+                module_tree: Bytes(read.number("module_tree", row.module_tree)?),
                 size: Bytes(read.number("size", row.size)?),
             },
         })

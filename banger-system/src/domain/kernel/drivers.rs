@@ -1,0 +1,69 @@
+//! The drivers that a kernel needs for a guest's root disk and its agent, where it brings no modules along.
+
+/// Drivers of which a guest needs one, as their strings in a kernel: the name by which a driver or a file system is
+/// registered is among the kernel's constants wherever it is built in.
+const NEEDED: [&[&str]; 4] = [
+    &["virtio-mmio", "virtio-pci"],
+    &["virtio_blk"],
+    &["ext4"],
+    &["virtio_console", "vmw_vsock_virtio_transport"],
+];
+
+/// A kernel has a driver neither built in nor as a module.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the kernel has no {} built in, without which a guest finds neither its root disk nor its agent; \
+     import it with its modules (--modules DIRECTORY)",
+    .0.join(" and no ")
+)]
+pub struct Missing(pub Vec<String>);
+
+/// Checks that nothing is missing in an ELF kernel which is imported without modules.
+pub fn check(vmlinux: &[u8]) -> Result<(), Missing> {
+    let missing: Vec<String> = NEEDED
+        .iter()
+        .filter(|names| !names.iter().any(|name| has_text(vmlinux, name)))
+        .map(|names| names.join(" or ").replace('-', "_"))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(Missing(missing)) }
+}
+
+/// Whether there is such a text with a NUL behind it.
+fn has_text(bytes: &[u8], text: &str) -> bool {
+    let (text, mut rest) = (text.as_bytes(), bytes);
+    while let Some(at) = rest.iter().position(|&byte| byte == text[0]) {
+        rest = &rest[at..];
+        if rest.strip_prefix(text).is_some_and(|behind| behind.first() == Some(&0)) {
+            return true;
+        }
+        rest = &rest[1..];
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_missing(kernel: &[u8], expect: &[&str]) {
+        let missing = check(kernel).err().map_or(Vec::new(), |Missing(missing)| missing);
+        assert_eq!(missing, expect);
+    }
+
+    #[test]
+    fn a_driver_that_is_not_built_in_is_named() {
+        check_missing(b"\0virtio-pci\0virtio_blk\0ext4\0virtio_console\0", &[]);
+        check_missing(b"virtio-mmio\0fs-ext4\0virtio_blk\0vmw_vsock_virtio_transport\0", &[]);
+        check_missing(b"virtio-pci\0virtio_blk.queue_depth\0ext4\0virtio_console\0", &["virtio_blk"]);
+        check_missing(b"virtio_blk\0virtio_console\0", &["virtio_mmio or virtio_pci", "ext4"]);
+        let all = [
+            "virtio_mmio or virtio_pci",
+            "virtio_blk",
+            "ext4",
+            "virtio_console or vmw_vsock_virtio_transport",
+        ];
+        check_missing(b"", &all);
+        let text = Missing(vec!["ext4".into(), "virtio_blk".into()]).to_string();
+        assert!(text.starts_with("the kernel has no ext4 and no virtio_blk built in,"), "{text}");
+    }
+}
