@@ -23,8 +23,9 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cgroups,
     conversation::{self, Guest},
-    log,
+    limits, log,
     port::Port,
     uevents::Uevents,
     vsock,
@@ -57,6 +58,8 @@ pub enum InitKind {
 /// Serves until the machine is off.
 pub fn serve() -> io::Result<Infallible> {
     let Inheritance { token, problems, init, programs } = serde_json::from_reader(io::stdin().lock())?;
+    cgroups::begin();
+    limits::begin();
     let guest = Arc::new(Guest { token, problems, init, programs });
     let vsock = Arc::clone(&guest);
     thread::Builder::new().stack_size(STACK).spawn(move || {

@@ -10,6 +10,7 @@ mod network;
 mod people;
 mod refusals;
 mod registry;
+mod sessions;
 mod ssh;
 mod terminal;
 mod workspace;
@@ -57,6 +58,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         ssh::CHECKS,
         people::CHECKS,
         refusals::CHECKS,
+        sessions::CHECKS,
         terminal::CHECKS,
         workspace::CHECKS,
     ]
