@@ -145,6 +145,16 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_says_nothing_is_heard_of() {
+        let mut host = Host::exec(&["sleep", "1000"]);
+        let Frame::Started(started) = host.next() else { panic!("it does not run") };
+        let begun = std::time::Instant::now();
+        assert_eq!(host.next(), Frame::Window(0));
+        let waited = begun.elapsed().as_secs();
+        assert!(waited <= 2 * u64::from(started.alive_sec), "{waited} s");
+    }
+
+    #[test]
     fn a_signal_passes_input_that_nobody_reads() {
         let mut host =
             Host::exec(&["sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done"]);

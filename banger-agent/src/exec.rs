@@ -10,6 +10,7 @@ use std::{
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     process::ExitStatus,
     thread,
+    time::{Duration, Instant},
 };
 
 use banger_proto::guest::{
@@ -31,6 +32,9 @@ use crate::{
 
 /// Output that waits for the host before no more is read from the command.
 const MAX_QUEUED: usize = 4 * MAX_DATA;
+/// What the host hears of a command at least this often, so that it notices when the guest is gone.
+const ALIVE: Duration = Duration::from_secs(5);
+const ALIVE_POLL: Timespec = Timespec { tv_sec: ALIVE.as_secs() as _, tv_nsec: 0 };
 /// How long a session may take to end by a hangup.
 const HANGUP_GRACE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
@@ -52,7 +56,7 @@ pub fn run(port: &mut Port, command: Exec) -> io::Result<()> {
         reap_later(running);
         return port.send(&Frame::Done).map(drop);
     }
-    port.queue(&Frame::Started(Started { pid }));
+    port.queue(&Frame::Started(Started { pid, alive_sec: ALIVE.as_secs() as u32 }));
     Session::new(running)?.run(port)
 }
 
@@ -104,7 +108,14 @@ impl Session {
             return Ok(());
         }
         self.feed(port)?;
+        let mut last_sent = Instant::now();
         loop {
+            if port.queued() == 0 && last_sent.elapsed() >= ALIVE {
+                port.queue(&Frame::Window(0));
+            }
+            if port.queued() > 0 {
+                last_sent = Instant::now();
+            }
             if !port.flush()? {
                 return Ok(());
             }
@@ -139,7 +150,7 @@ impl Session {
         let output = add(&mut fds, &self.running.output, room, PollFlags::IN);
         let errors = add(&mut fds, &self.running.errors, room, PollFlags::IN);
         let input = add(&mut fds, &self.running.input, !self.pending.is_empty(), PollFlags::OUT);
-        match poll(&mut fds, None) {
+        match poll(&mut fds, Some(&ALIVE_POLL)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -231,6 +231,17 @@ pub struct WindowSize {
 pub struct Started {
     /// Its process id in the guest.
     pub pid: u32,
+    /// The agent sends something at least this often, in seconds, if only an empty `Window`; 0 where it does not promise
+    /// that.
+    #[serde(default)]
+    pub alive_sec: u32,
+}
+
+impl Started {
+    /// The command or connection runs, and the agent promises nothing.
+    pub const fn new(pid: u32) -> Self {
+        Self { pid, alive_sec: 0 }
+    }
 }
 
 /// How a command ended.

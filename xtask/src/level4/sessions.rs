@@ -1,6 +1,6 @@
 //! Commands of one guest beside each other: none takes the guest from the others.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{Check, expect, script};
 use crate::{
@@ -13,6 +13,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a fork bomb leaves room for another command", fork_bomb),
     ("systemd leaves the control groups of commands alone", systemd_leaves_groups),
     ("commands may open and watch as much as services of systemd", limits),
+    ("a guest that stops answering is not ready, and its commands end with 125", silent),
 ];
 
 /// What is said of a guest in which a command ate all memory twice, while another one went on.
@@ -110,6 +111,41 @@ fn limits(host: &Host) -> Result<()> {
         ["1024", "524288", "/run/user/0 root 700", "/run/user/65534 nobody 700", "written", "watches"]
     {
         ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
+    }
+    Ok(())
+}
+
+fn silent(host: &Host) -> Result<()> {
+    let session = "
+        rm -f /tmp/stop-it /tmp/go-on
+        banger vm create --quiet --name quiet
+        banger vm exec -T quiet -- sh -c 'echo up; exec sleep 1000' > up 2> said &
+        client=$!
+        for n in $(seq 100); do [ -s up ] && break; sleep 0.1; done
+        banger vm show --json quiet | sed -n 's/^ *\"main_pid\": *\\([0-9]*\\).*/\\1/p' > /tmp/stop-it
+        status=0; wait $client || status=$?
+        echo \"client: $status\"
+        cat said
+        ready() { banger vm show --json quiet | grep -o '\"ready\": *[a-z]*'; }
+        await() { for n in $(seq 240); do ready | grep -q $1 && break; sleep 0.5; done; echo \"ready: $(ready)\"; }
+        await false
+        touch /tmp/go-on
+        await true
+        banger vm exec -T quiet -- echo still there
+        banger vm delete --force quiet";
+    let stopper = "
+        for n in $(seq 1200); do [ -s /tmp/stop-it ] && break; sleep 0.1; done
+        kill -STOP $(cat /tmp/stop-it)
+        for n in $(seq 3000); do [ -e /tmp/go-on ] && break; sleep 0.1; done
+        kill -CONT $(cat /tmp/stop-it)";
+    let mut stopper = host.enter(&["sh", "-c", stopper]).spawn().context("cannot stop the VMM")?;
+    let session = script(host, "alice", session);
+    stopper.wait()?;
+    let out = session?;
+    for expected in
+        ["client: 125", "said nothing for 30 seconds", "\"ready\": false", "\"ready\": true", "still there"]
+    {
+        ensure!(out.contains(expected), "no {expected:?} in {out:?}");
     }
     Ok(())
 }
