@@ -152,6 +152,14 @@ pub fn of_commands(pid: i32) -> bool {
     groups.lines().any(|line| line.starts_with(OF_SESSIONS))
 }
 
+/// Kills all that runs in a group of a session.
+pub fn kill(group: &str) {
+    if let Some(tree) = TREE.get() {
+        // A group that is gone has nothing in it.
+        let _ = tree.write(&format!("{group}/cgroup.kill"), "1");
+    }
+}
+
 /// The group of a session. It is removed when this is dropped, or later when processes are left in it.
 pub struct Group {
     tree: Arc<Tree>,
@@ -164,6 +172,11 @@ impl Group {
     pub fn new() -> Option<Self> {
         let tree = TREE.get()?;
         tree.group().map_err(|error| log::error(&format!("cannot make a control group: {error}"))).ok()
+    }
+
+    /// Its name in the tree.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What a child calls between fork and exec to be in this group, and to be killed as any other process.

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cgroups,
     conversation::{self, Guest},
-    limits, log,
+    detached, limits, log,
     port::Port,
     uevents::Uevents,
     vsock,
@@ -59,6 +59,7 @@ pub enum InitKind {
 pub fn serve() -> io::Result<Infallible> {
     let Inheritance { token, problems, init, programs } = serde_json::from_reader(io::stdin().lock())?;
     cgroups::begin();
+    detached::begin();
     limits::begin();
     let guest = Arc::new(Guest { token, problems, init, programs });
     let vsock = Arc::clone(&guest);
@@ -76,7 +77,9 @@ pub fn converse_on_input(token: &str) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&fd, true)?;
     let (problems, programs) = (Vec::new(), Programs::default());
     let guest = Guest { token: token.to_owned(), problems, init: InitKind::Agent, programs };
-    conversation::hold(&mut Port::new(fd), &guest)
+    let held = conversation::hold(&mut Port::new(fd), &guest);
+    detached::wait();
+    held
 }
 
 /// Serves every port as it appears. The kernel makes them one after the other, and names each a while after it

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{
     archive, boot,
     channels::InitKind,
-    clock, copies, exec, files, forward,
+    clock, copies, detached, exec, files, forward,
     port::{Greeting, Port},
     ports, power, programs, stats, stopping,
 };
@@ -58,6 +58,9 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Accept(number) => forward::accept(port, number),
         Request::Ports => tell(port, &ports::listening()),
         Request::Stats => tell(port, &stats::now()),
+        Request::Detached => tell(port, &detached::facts()),
+        Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
+        Request::StopDetached(id) => detached::stop(port, id),
         Request::Shutdown => {
             rustix::fs::sync();
             // The host waits for no more than this; whether it hears it changes nothing.

@@ -14,6 +14,7 @@ mod channels;
 mod clock;
 mod conversation;
 mod copies;
+mod detached;
 mod disks;
 mod exec;
 mod files;

@@ -76,25 +76,10 @@ pub fn spawn(exec: &Exec) -> io::Result<Running> {
     let mut running = match (&exec.terminal, exec.detach) {
         (Some(terminal), false) => with_terminal(command, terminal)?,
         (None, false) => with_pipes(command)?,
-        (_, true) => {
-            let [output, errors] = outputs(exec.log.as_deref())?;
-            command.stdin(Stdio::null()).stdout(output).stderr(errors);
-            let child = command.spawn()?;
-            Running { child, input: None, output: None, errors: None, terminal: None, group: None }
-        }
+        (_, true) => without_input(command)?,
     };
     running.group = control_group;
     Ok(running)
-}
-
-/// Where what a detached command writes goes.
-fn outputs(log: Option<&str>) -> io::Result<[Stdio; 2]> {
-    let Some(path) = log.map(Path::new) else { return Ok([Stdio::null(), Stdio::null()]) };
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let file = File::options().create(true).append(true).open(path)?;
-    Ok([file.try_clone()?.into(), file.into()])
 }
 
 /// Sets the size of a terminal.
@@ -175,6 +160,18 @@ fn with_pipes(mut command: Command) -> io::Result<Running> {
         terminal: None,
         group: None,
     })
+}
+
+/// Output and errors are one.
+fn without_input(mut command: Command) -> io::Result<Running> {
+    let (output, output_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    set_nonblocking(output.as_fd())?;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(output_write.try_clone()?))
+        .stderr(Stdio::from(output_write))
+        .spawn()?;
+    Ok(Running { child, input: None, output: Some(output), errors: None, terminal: None, group: None })
 }
 
 fn with_terminal(mut command: Command, terminal: &Terminal) -> io::Result<Running> {

@@ -95,15 +95,21 @@ impl Session {
         Ok(Self { stream, request, place })
     }
 
-    /// Starts a command that goes on without us.
-    pub async fn detached(self) -> Result<u8> {
+    /// Starts a command that goes on without us, and returns its number. An agent of an earlier version gives none.
+    pub async fn detached(self) -> Result<Option<u64>> {
         let (reader, mut writer) = self.stream.into_split();
         // When it cannot be written, there is an answer that tells why, or the end.
         let _ = writer.write_all(&self.request).await;
-        match Frames::new(reader).next().await? {
-            Frame::Done => Ok(0),
-            Frame::Failed(failure) => Err(error::Error::Guest(failure)),
-            _ => Err(lost(Error::Unexpected)),
+        let (mut frames, mut id) = (Frames::new(reader), None);
+        loop {
+            match frames.next().await? {
+                Frame::Output(text) => {
+                    id = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok())
+                }
+                Frame::Done => return Ok(id),
+                Frame::Failed(failure) => return Err(error::Error::Guest(failure)),
+                _ => return Err(lost(Error::Unexpected)),
+            }
         }
     }
 

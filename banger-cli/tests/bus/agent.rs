@@ -142,6 +142,7 @@ impl Agent {
             }
         };
         if exec.detach {
+            self.send(Frame::Output(b"1".to_vec())).await;
             self.send(Frame::Done).await;
             child.wait().await.unwrap();
             return;

@@ -210,7 +210,6 @@ mod tests {
             user: Some("root".into()),
             terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
             detach: false,
-            log: None,
         };
         vec![
             Frame::Request(Request::Exec(exec)),

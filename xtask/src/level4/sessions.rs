@@ -13,6 +13,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a fork bomb leaves room for another command", fork_bomb),
     ("systemd leaves the control groups of commands alone", systemd_leaves_groups),
     ("commands may open and watch as much as services of systemd", limits),
+    ("what a detached command writes is bounded, and outlives the boot", detached),
     ("a guest that stops answering is not ready, and its commands end with 125", silent),
 ];
 
@@ -111,6 +112,29 @@ fn limits(host: &Host) -> Result<()> {
         ["1024", "524288", "/run/user/0 root 700", "/run/user/65534 nobody 700", "written", "watches"]
     {
         ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
+    }
+    Ok(())
+}
+
+fn detached(host: &Host) -> Result<()> {
+    // More than twice of what is kept.
+    let session = "
+        banger vm create --quiet --name apart
+        first=$(banger vm exec -d apart -- sh -c 'head -c 40000000 /dev/zero | tr \\\\0 x; echo; echo last; exit 3')
+        banger vm logs --exec=$first -f apart 2> note | tail -n 1
+        [ $(banger vm logs --exec=$first apart 2> note | wc -c) -le 16777216 ] && echo bounded
+        cat note
+        second=$(banger vm exec -d apart -- sleep 1000)
+        banger vm commands apart | tail -n 1
+        banger vm commands --stop $second apart
+        banger vm restart --quiet apart
+        banger vm commands apart
+        banger vm logs --exec=$first -n 1 apart
+        banger vm delete --force apart";
+    let out = script(host, "alice", session)?;
+    ensure!(out.lines().filter(|line| *line == "last").count() == 2, "{out:?}");
+    for expected in ["bounded", "bytes were cut here", "running", "exited 3", "killed by signal 15"] {
+        ensure!(out.contains(expected), "no {expected:?} in {out:?}");
     }
     Ok(())
 }

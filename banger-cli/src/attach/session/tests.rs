@@ -303,20 +303,23 @@ async fn an_agent_that_hangs_up_or_talks_nonsense_is_an_error_of_ours() {
 
 #[tokio::test]
 async fn a_detached_command_is_left_once_it_runs() {
-    let check = async |answer: Frame| {
+    let check = async |answers: &[Frame]| {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (reader, writer) = theirs.into_split();
         let mut agent = Agent { reader: Frames::new(reader), writer };
         let exec = Exec { detach: true, ..command(&["sleep", "9"]) };
         let session = tokio::spawn(Session::new(ours, &exec).unwrap().detached());
         assert!(agent.request().await.detach);
-        agent.send(answer).await;
+        for answer in answers {
+            agent.send(answer.clone()).await;
+        }
         session.await.unwrap()
     };
-    assert_eq!(check(Frame::Done).await.unwrap(), 0);
+    assert_eq!(check(&[Frame::Output(b"12".to_vec()), Frame::Done]).await.unwrap(), Some(12));
+    assert_eq!(check(&[Frame::Done]).await.unwrap(), None);
     let failure = Failure { kind: FailureKind::NotFound, message: "no".into() };
-    assert_eq!(check(Frame::Failed(failure)).await.unwrap_err().status(125), 127);
-    assert!(check(Frame::InputEnd).await.is_err());
+    assert_eq!(check(&[Frame::Failed(failure)]).await.unwrap_err().status(125), 127);
+    assert!(check(&[Frame::InputEnd]).await.is_err());
 }
 
 #[tokio::test]
