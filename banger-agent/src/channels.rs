@@ -23,8 +23,9 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cgroups,
     conversation::{self, Guest},
-    log,
+    detached, limits, log,
     port::Port,
     uevents::Uevents,
     vsock,
@@ -57,6 +58,9 @@ pub enum InitKind {
 /// Serves until the machine is off.
 pub fn serve() -> io::Result<Infallible> {
     let Inheritance { token, problems, init, programs } = serde_json::from_reader(io::stdin().lock())?;
+    cgroups::begin();
+    detached::begin();
+    limits::begin();
     let guest = Arc::new(Guest { token, problems, init, programs });
     let vsock = Arc::clone(&guest);
     thread::Builder::new().stack_size(STACK).spawn(move || {
@@ -73,7 +77,9 @@ pub fn converse_on_input(token: &str) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&fd, true)?;
     let (problems, programs) = (Vec::new(), Programs::default());
     let guest = Guest { token: token.to_owned(), problems, init: InitKind::Agent, programs };
-    conversation::hold(&mut Port::new(fd), &guest)
+    let held = conversation::hold(&mut Port::new(fd), &guest);
+    detached::wait();
+    held
 }
 
 /// Serves every port as it appears. The kernel makes them one after the other, and names each a while after it

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{
     archive, boot,
     channels::InitKind,
-    clock, copies, exec, files, forward,
+    clock, copies, detached, exec, files, forward,
     port::{Greeting, Port},
     ports, power, programs, stats, stopping,
 };
@@ -58,6 +58,9 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Accept(number) => forward::accept(port, number),
         Request::Ports => tell(port, &ports::listening()),
         Request::Stats => tell(port, &stats::now()),
+        Request::Detached => tell(port, &detached::facts()),
+        Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
+        Request::StopDetached(id) => detached::stop(port, id),
         Request::Shutdown => {
             rustix::fs::sync();
             // The host waits for no more than this; whether it hears it changes nothing.
@@ -142,6 +145,16 @@ mod tests {
         let mut host = Host::exec(&["sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x"]);
         let (output, _, end) = host.collect();
         assert_eq!((output.len(), end), (3_000_000, Frame::Exit(Exit::Code(0))));
+    }
+
+    #[test]
+    fn a_command_that_says_nothing_is_heard_of() {
+        let mut host = Host::exec(&["sleep", "1000"]);
+        let Frame::Started(started) = host.next() else { panic!("it does not run") };
+        let begun = std::time::Instant::now();
+        assert_eq!(host.next(), Frame::Window(0));
+        let waited = begun.elapsed().as_secs();
+        assert!(waited <= 2 * u64::from(started.alive_sec), "{waited} s");
     }
 
     #[test]

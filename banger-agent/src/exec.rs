@@ -9,7 +9,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     process::ExitStatus,
-    thread,
+    time::{Duration, Instant},
 };
 
 use banger_proto::guest::{
@@ -25,43 +25,41 @@ use rustix::{
 
 use crate::{
     conversation::{kind_of, refuse},
+    detached,
     port::{Port, Received},
     spawn::{self, Running},
 };
 
 /// Output that waits for the host before no more is read from the command.
 const MAX_QUEUED: usize = 4 * MAX_DATA;
+/// What the host hears of a command at least this often, so that it notices when the guest is gone.
+const ALIVE: Duration = Duration::from_secs(5);
+const ALIVE_POLL: Timespec = Timespec { tv_sec: ALIVE.as_secs() as _, tv_nsec: 0 };
 /// How long a session may take to end by a hangup.
 const HANGUP_GRACE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// Runs a command until it has ended or the host has hung up.
 pub fn run(port: &mut Port, command: Exec) -> io::Result<()> {
+    if command.detach {
+        return detached::start(port, &command);
+    }
     let running = match spawn::spawn(&command) {
         Ok(running) => running,
-        Err(error) => {
-            let program = command.argv.first().map_or("the login shell", String::as_str);
-            let message = match error.kind() {
-                io::ErrorKind::InvalidInput => error.to_string(),
-                _ => format!("cannot run {program}: {error}"),
-            };
-            return refuse(port, kind_of(&error), &message);
-        }
+        Err(error) => return refuse_start(port, &command, &error),
     };
     let pid = running.child.id();
-    if command.detach {
-        reap_later(running);
-        return port.send(&Frame::Done).map(drop);
-    }
-    port.queue(&Frame::Started(Started { pid }));
+    port.queue(&Frame::Started(Started { pid, alive_sec: ALIVE.as_secs() as u32 }));
     Session::new(running)?.run(port)
 }
 
-/// A detached command is waited for by a thread of its own, which costs a stack and no time.
-fn reap_later(mut running: Running) {
-    let waiting = thread::Builder::new().stack_size(64 << 10).spawn(move || running.child.wait());
-    if let Err(error) = waiting {
-        crate::log::error(&format!("a detached command will stay a zombie: {error}"));
-    }
+/// Says why a command could not be started.
+pub fn refuse_start(port: &mut Port, command: &Exec, error: &io::Error) -> io::Result<()> {
+    let program = command.argv.first().map_or("the login shell", String::as_str);
+    let message = match error.kind() {
+        io::ErrorKind::InvalidInput => error.to_string(),
+        _ => format!("cannot run {program}: {error}"),
+    };
+    refuse(port, kind_of(error), &message)
 }
 
 struct Session {
@@ -104,7 +102,14 @@ impl Session {
             return Ok(());
         }
         self.feed(port)?;
+        let mut last_sent = Instant::now();
         loop {
+            if port.queued() == 0 && last_sent.elapsed() >= ALIVE {
+                port.queue(&Frame::Window(0));
+            }
+            if port.queued() > 0 {
+                last_sent = Instant::now();
+            }
             if !port.flush()? {
                 return Ok(());
             }
@@ -139,7 +144,7 @@ impl Session {
         let output = add(&mut fds, &self.running.output, room, PollFlags::IN);
         let errors = add(&mut fds, &self.running.errors, room, PollFlags::IN);
         let input = add(&mut fds, &self.running.input, !self.pending.is_empty(), PollFlags::OUT);
-        match poll(&mut fds, None) {
+        match poll(&mut fds, Some(&ALIVE_POLL)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -85,7 +85,7 @@ pub fn listen(port: &mut Port, endpoint: &Endpoint) -> io::Result<()> {
 }
 
 fn serve(port: &mut Port, listener: &Listener, mine: &mut Vec<u64>) -> io::Result<()> {
-    port.queue(&Frame::Started(Started { pid: 0 }));
+    port.queue(&Frame::Started(Started::new(0)));
     loop {
         if !port.flush()? {
             return Ok(());
@@ -233,7 +233,7 @@ fn relay(port: &mut Port, connection: OwnedFd) -> io::Result<()> {
 fn carry(port: &mut Port, connection: &OwnedFd) -> io::Result<Ended> {
     rustix::io::ioctl_fionbio(connection, true)?;
     let is_socket_file = socket_domain(connection)? == AddressFamily::UNIX;
-    port.queue(&Frame::Started(Started { pid: 0 }));
+    port.queue(&Frame::Started(Started::new(0)));
     let mut pending: VecDeque<u8> = VecDeque::new();
     let (mut input_ended, mut told_peer, mut output_ended) = (false, false, false);
     loop {

@@ -20,6 +20,7 @@ use rustix::{
 use crate::{
     SERVE,
     boot::NEW_ROOT,
+    cgroups,
     channels::{Inheritance, InitKind},
     log, power, stopping,
 };
@@ -41,6 +42,11 @@ pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infalli
     let kind = if init.is_some() { InitKind::Image } else { InitKind::Agent };
     if let Err(error) = power::prepare() {
         problems.push(format!("cannot see to powering off: {error}"));
+    }
+    if kind == InitKind::Agent
+        && let Err(error) = cgroups::mount_for_programs()
+    {
+        problems.push(format!("cannot mount the control groups: {error}"));
     }
     let server =
         start_server(Inheritance { token: config.token, problems, init: kind, programs: config.programs })?;
@@ -104,13 +110,10 @@ fn start_server(inheritance: Inheritance) -> io::Result<u32> {
     file.flush()?;
     file.rewind()?;
     // The program is in the initramfs, which no path leads to any more.
-    Command::new(Path::new("/proc/self/exe"))
-        .arg0(SERVER_NAME)
-        .arg(SERVE)
-        .env_clear()
-        .stdin(Stdio::from(file))
-        .spawn()
-        .map(|server| server.id())
+    let mut server = Command::new(Path::new("/proc/self/exe"));
+    server.arg0(SERVER_NAME).arg(SERVE).env_clear().stdin(Stdio::from(file));
+    cgroups::protect(&mut server);
+    server.spawn().map(|server| server.id())
 }
 
 /// The whole of a first process's duty: children that nobody waits for are waited for.

@@ -20,7 +20,7 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 
-use crate::account::Account;
+use crate::{account::Account, cgroups::Group, runtime_dir};
 
 /// The search path of a login on Debian, with the directories of a system administrator.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,6 +36,8 @@ pub struct Running {
     pub errors: Option<OwnedFd>,
     /// The terminal's side of ours.
     pub terminal: Option<OwnedFd>,
+    /// The control group that it runs in.
+    pub group: Option<Group>,
 }
 
 /// Starts the command. `NotFound` is of the program; a directory or user that is not there says so.
@@ -47,7 +49,10 @@ pub fn spawn(exec: &Exec) -> io::Result<Running> {
     let directory = CString::new(directory_of(exec, &account)?)?;
     let (user, group) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     let (groups, has_terminal) = (groups_of(&account), exec.terminal.is_some());
+    let control_group = Group::new();
+    let enter_group = Group::enter(control_group.as_ref())?;
     let prepare = move || {
+        enter_group();
         rustix::process::setsid()?;
         if has_terminal {
             // SAFETY: descriptor 0 is open in the child: it was set to the terminal before this runs.
@@ -68,26 +73,13 @@ pub fn spawn(exec: &Exec) -> io::Result<Running> {
     unsafe {
         command.pre_exec(prepare);
     }
-    match (&exec.terminal, exec.detach) {
-        (Some(terminal), false) => with_terminal(command, terminal),
-        (None, false) => with_pipes(command),
-        (_, true) => {
-            let [output, errors] = outputs(exec.log.as_deref())?;
-            command.stdin(Stdio::null()).stdout(output).stderr(errors);
-            let child = command.spawn()?;
-            Ok(Running { child, input: None, output: None, errors: None, terminal: None })
-        }
-    }
-}
-
-/// Where what a detached command writes goes.
-fn outputs(log: Option<&str>) -> io::Result<[Stdio; 2]> {
-    let Some(path) = log.map(Path::new) else { return Ok([Stdio::null(), Stdio::null()]) };
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let file = File::options().create(true).append(true).open(path)?;
-    Ok([file.try_clone()?.into(), file.into()])
+    let mut running = match (&exec.terminal, exec.detach) {
+        (Some(terminal), false) => with_terminal(command, terminal)?,
+        (None, false) => with_pipes(command)?,
+        (_, true) => without_input(command)?,
+    };
+    running.group = control_group;
+    Ok(running)
 }
 
 /// Sets the size of a terminal.
@@ -119,6 +111,9 @@ fn command_of(exec: &Exec, account: &Account) -> Command {
         ("SHELL", &account.shell),
         ("PATH", PATH),
     ]);
+    if let Some(directory) = runtime_dir::of(account) {
+        command.env("XDG_RUNTIME_DIR", directory);
+    }
     if let Some(terminal) = &exec.terminal {
         command.env("TERM", &terminal.term);
     }
@@ -157,7 +152,26 @@ fn with_pipes(mut command: Command) -> io::Result<Running> {
         .stdout(Stdio::from(output_write))
         .stderr(Stdio::from(errors_write))
         .spawn()?;
-    Ok(Running { child, input: Some(input), output: Some(output), errors: Some(errors), terminal: None })
+    Ok(Running {
+        child,
+        input: Some(input),
+        output: Some(output),
+        errors: Some(errors),
+        terminal: None,
+        group: None,
+    })
+}
+
+/// Output and errors are one.
+fn without_input(mut command: Command) -> io::Result<Running> {
+    let (output, output_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    set_nonblocking(output.as_fd())?;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(output_write.try_clone()?))
+        .stderr(Stdio::from(output_write))
+        .spawn()?;
+    Ok(Running { child, input: None, output: Some(output), errors: None, terminal: None, group: None })
 }
 
 fn with_terminal(mut command: Command, terminal: &Terminal) -> io::Result<Running> {
@@ -175,7 +189,8 @@ fn with_terminal(mut command: Command, terminal: &Terminal) -> io::Result<Runnin
         .spawn()?;
     set_nonblocking(master.as_fd())?;
     let (input, output) = (master.try_clone()?, master.try_clone()?);
-    Ok(Running { child, input: Some(input), output: Some(output), errors: None, terminal: Some(master) })
+    let (input, output, terminal) = (Some(input), Some(output), Some(master));
+    Ok(Running { child, input, output, errors: None, terminal, group: None })
 }
 
 fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {

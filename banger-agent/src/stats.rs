@@ -31,6 +31,11 @@ pub fn now() -> Stats {
     }
 }
 
+/// The memory of the guest in bytes.
+pub fn memory_total() -> u64 {
+    field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:") * 1024
+}
+
 /// The ids of all processes.
 pub fn processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

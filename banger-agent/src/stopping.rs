@@ -16,7 +16,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{STOPPING, log};
+use crate::{STOPPING, cgroups, log, stats};
 
 /// Where systemd looks for units that belong to one boot (systemd.unit(5)).
 const UNITS: &str = "/run/systemd/system";
@@ -136,9 +136,10 @@ pub fn run(server: &str) -> ExitCode {
     }
 }
 
-/// The processes of commands: the descendants of the serving process.
+/// The processes of commands: those in control groups of theirs, and the descendants of the serving process.
 fn commands(server: i32) -> Vec<Pid> {
-    let mut found = BTreeSet::new();
+    let all = stats::processes().into_iter().filter_map(|pid| i32::try_from(pid).ok());
+    let mut found: BTreeSet<i32> = all.filter(|pid| cgroups::of_commands(*pid)).collect();
     let mut parents = vec![server];
     while let Some(parent) = parents.pop() {
         let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();

@@ -76,7 +76,7 @@ impl Guest {
         serve: impl FnOnce(&mut Call) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let purpose = match &request {
-            Request::Info | Request::Ports | Request::Stats => agent::QUESTION,
+            Request::Info | Request::Ports | Request::Stats | Request::Detached => agent::QUESTION,
             _ => agent::COMMAND,
         };
         let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm, purpose, None)).await?;

@@ -171,7 +171,7 @@ mod tests {
         let (ours, agent) = StdStream::pair().unwrap();
         agent.set_nonblocking(true).unwrap();
         let mut agent = UnixStream::from_std(agent).unwrap();
-        agent.write_all(&Frame::Started(Started { pid: 0 }).encode()).await.unwrap();
+        agent.write_all(&Frame::Started(Started::new(0)).encode()).await.unwrap();
         let request = Request::Connect(Endpoint::Unix("/x".into()));
         let relay = Relay::begin(ours.into(), &request).await.unwrap();
         let mut asked = vec![0; Frame::Request(request).encode().len()];

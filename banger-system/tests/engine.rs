@@ -77,6 +77,32 @@ async fn the_clocks_of_guests_that_answer_are_kept_right() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stops_answering_is_not_ready_until_it_answers_again() {
+    let mut house = House::new().await;
+    let vm = house.running().await;
+    let until = async |house: &mut House, ready: bool| {
+        while house.engine.vm(vm).unwrap().is_ready() != ready {
+            house.events.recv().await.expect("the engine lives");
+        }
+    };
+    house.sim.deafen_guests(true);
+    house.sim.pass_minute();
+    until(&mut house, false).await;
+    let view = house.engine.vm(vm).unwrap();
+    assert_eq!((view.vm.state, view.vm.boot_id.is_empty()), (State::Running, false));
+    house.sim.deafen_guests(false);
+    until(&mut house, true).await;
+    // What it did not answer before counts for that boot alone.
+    house.sim.deafen_guests(true);
+    house.sim.pass_minute();
+    until(&mut house, false).await;
+    house.sim.deafen_guests(false);
+    house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert!(house.engine.vm(vm).unwrap().is_ready());
+}
+
 #[tokio::test]
 async fn repeated_requests_change_nothing() {
     let house = House::new().await;

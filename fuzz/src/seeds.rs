@@ -194,7 +194,7 @@ fn frames() -> Vec<Vec<u8>> {
         Frame::InputEnd,
         Frame::Resize(WindowSize { rows: 1, columns: 2 }),
         Frame::Signal(15),
-        Frame::Started(Started { pid: 12 }),
+        Frame::Started(Started::new(12)),
         Frame::Output(b"out".to_vec()),
         Frame::ErrorOutput(Vec::new()),
         Frame::Window(1 << 20),

@@ -55,9 +55,6 @@ impl TerminalUse {
 /// The terminal is as it was when this returns.
 pub async fn run(stream: OwnedFd, exec: Exec, listener: &mut Listener) -> Result<u8> {
     let session = Session::new(connect(stream)?, &exec)?;
-    if exec.detach {
-        return session.detached().await;
-    }
     let raw = match exec.terminal {
         Some(_) if io::stdin().is_terminal() => Some(enter_raw_mode()?),
         _ => None,
@@ -67,6 +64,11 @@ pub async fn run(stream: OwnedFd, exec: Exec, listener: &mut Listener) -> Result
     let status = session.run(ends, listener, window_size).await;
     drop(raw);
     status
+}
+
+/// Starts a command that goes on without us, and returns its number. An agent of an earlier version gives none.
+pub async fn detach(stream: OwnedFd, exec: &Exec) -> Result<Option<u64>> {
+    Session::new(connect(stream)?, exec)?.detached().await
 }
 
 fn connect(stream: OwnedFd) -> Result<UnixStream> {

@@ -13,7 +13,7 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
     time::{Instant, sleep_until},
 };
 
@@ -26,6 +26,10 @@ use crate::{
 const QUEUE: usize = 4;
 /// How long a command may go on whose output nobody reads.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
+/// How many promised signs of life may be missed. The guest may be busy, and so may its host.
+const MISSED: u32 = 6;
+/// How long an agent may take to say anything after we were asked to end.
+const LAST_WORD: Duration = Duration::from_secs(12);
 const SIGHUP: u8 = 1;
 const SIGPIPE: u8 = 13;
 
@@ -35,6 +39,9 @@ pub enum Error {
     /// The other side hung up before the command had ended.
     #[error("the sandbox has stopped, or its agent has closed the connection")]
     HungUp,
+    /// Nothing came for so many seconds, although more was promised.
+    #[error("the agent of the sandbox has said nothing for {0} seconds")]
+    Silent(u64),
     /// It sends what is no frame.
     #[error("the agent in the guest violates the protocol")]
     Frame(#[from] frame::Error),
@@ -88,15 +95,21 @@ impl Session {
         Ok(Self { stream, request, place })
     }
 
-    /// Starts a command that goes on without us.
-    pub async fn detached(self) -> Result<u8> {
+    /// Starts a command that goes on without us, and returns its number. An agent of an earlier version gives none.
+    pub async fn detached(self) -> Result<Option<u64>> {
         let (reader, mut writer) = self.stream.into_split();
         // When it cannot be written, there is an answer that tells why, or the end.
         let _ = writer.write_all(&self.request).await;
-        match Frames::new(reader).next().await? {
-            Frame::Done => Ok(0),
-            Frame::Failed(failure) => Err(error::Error::Guest(failure)),
-            _ => Err(lost(Error::Unexpected)),
+        let (mut frames, mut id) = (Frames::new(reader), None);
+        loop {
+            match frames.next().await? {
+                Frame::Output(text) => {
+                    id = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok())
+                }
+                Frame::Done => return Ok(id),
+                Frame::Failed(failure) => return Err(error::Error::Guest(failure)),
+                _ => return Err(lost(Error::Unexpected)),
+            }
         }
     }
 
@@ -116,11 +129,12 @@ impl Session {
         let (outbox, queue) = mpsc::channel(QUEUE);
         let credit = Semaphore::new(STDIN_WINDOW as usize);
         let output = Output { output: ends.output, errors: ends.errors, outbox: outbox.clone() };
+        let heard = watch::Sender::new(Heard::Nothing);
         tokio::select! {
             // What has come is told before what we are told meanwhile.
             biased;
-            ended = receive(Frames::new(reader), output, &credit) => ended.map(Exit::status),
-            signal = forward(self.place, listener, &outbox, window_size) => Err(left(self.place, signal)),
+            ended = receive(Frames::new(reader), output, &credit, &heard) => ended.map(Exit::status),
+            signal = forward(self.place, listener, &outbox, &heard, window_size) => Err(left(self.place, signal)),
             never = feed(ends.input, &outbox, &credit) => match never {},
             never = send(writer, self.request, queue) => match never {},
         }
@@ -157,19 +171,63 @@ impl Frames {
     }
 }
 
+/// What was heard of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    /// Nothing yet.
+    Nothing,
+    /// Something. It may say nothing for as long as the command does.
+    Something,
+    /// Something at this time, and it said that it would say more.
+    Promised(Instant),
+}
+
+impl Heard {
+    /// Whether an agent that is there would have been heard of since.
+    fn is_silent_since(self, then: Instant) -> bool {
+        match self {
+            Heard::Nothing => true,
+            Heard::Something => false,
+            Heard::Promised(last) => last <= then,
+        }
+    }
+}
+
 /// Takes what the command writes, until it has ended.
-async fn receive<O, E>(mut frames: Frames, mut output: Output<O, E>, credit: &Semaphore) -> Result<Exit>
+async fn receive<O, E>(
+    mut frames: Frames,
+    mut output: Output<O, E>,
+    credit: &Semaphore,
+    heard: &watch::Sender<Heard>,
+) -> Result<Exit>
 where
     O: AsyncWrite + Unpin,
     E: AsyncWrite + Unpin,
 {
     // Set once nobody reads the output any more.
     let mut give_up = None;
+    // Set once the agent has said how often it is heard of.
+    let mut patience = None;
     loop {
+        let silent = patience.map(|patience| Instant::now() + patience);
         let frame = tokio::select! {
+            // What has come while we were stopped has come.
+            biased;
             frame = frames.next() => frame?,
             () = until(give_up) => return Ok(Exit::Signal(SIGPIPE)),
+            () = until(silent) => {
+                return Err(lost(Error::Silent(patience.unwrap_or_default().as_secs())));
+            }
         };
+        if let Frame::Started(started) = frame
+            && started.alive_sec > 0
+        {
+            patience = Some(Duration::from_secs(started.alive_sec.into()) * MISSED);
+        }
+        heard.send_replace(match patience {
+            Some(_) => Heard::Promised(Instant::now()),
+            None => Heard::Something,
+        });
         let written = match frame {
             Frame::Started(_) => Written::Taken,
             Frame::Output(bytes) => output.write_output(&bytes).await?,
@@ -244,21 +302,29 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<(
     to.flush().await
 }
 
-/// Sends on what comes from the user's side. Returns at the second signal that asks us to end, or when our
-/// terminal is gone and the command's has to go with it.
+/// Sends on what comes from the user's side. Returns at the second signal that asks us to end, when our terminal is
+/// gone and the command's has to go with it, or when we were asked to end and the agent is not there to pass it on.
 async fn forward(
     place: Place,
     listener: &mut Listener,
     outbox: &mpsc::Sender<Frame>,
+    heard: &watch::Sender<Heard>,
     window_size: impl Fn() -> WindowSize,
 ) -> u8 {
-    let mut asked = false;
+    let mut asked: Option<(u8, Instant)> = None;
     loop {
-        let event = next_event(listener).await;
+        let silent = asked.filter(|(_, at)| heard.borrow().is_silent_since(*at));
+        let event = tokio::select! {
+            event = next_event(listener) => event,
+            () = until(silent.map(|(_, at)| at + LAST_WORD)) => match asked {
+                Some((signal, at)) if heard.borrow().is_silent_since(at) => return signal,
+                _ => continue,
+            },
+        };
         if let Some(signal) = event.ends() {
             // The agent hangs the command's terminal up when we leave.
             let gone = signal == SIGHUP && place == Place::Terminal;
-            if gone || std::mem::replace(&mut asked, true) {
+            if gone || asked.replace((signal, Instant::now())).is_some() {
                 return signal;
             }
         }

@@ -142,12 +142,13 @@ impl Agent {
             }
         };
         if exec.detach {
+            self.send(Frame::Output(b"1".to_vec())).await;
             self.send(Frame::Done).await;
             child.wait().await.unwrap();
             return;
         }
         let pid = child.id().unwrap();
-        self.send(Frame::Started(Started { pid })).await;
+        self.send(Frame::Started(Started::new(pid))).await;
         let status = self.exchange(&mut child).await;
         // Nobody is left of a session whose client has gone.
         let _ = kill_process_group(Pid::from_raw(pid as i32).unwrap(), Signal::KILL);

@@ -215,24 +215,43 @@ fn a_sandbox_is_looked_into() {
 #[test]
 fn a_detached_command_leaves_what_it_wrote() {
     let host = host();
-    let ended = host.banger(&["vm", "exec", "-d", "box", "--", "sh", "-c", "echo out; echo err >&2"]);
-    assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
-    let log = ended.output.trim().to_owned();
-    until("it has written", || host.banger(&["vm", "exec", "box", "--", "cat", &log]).output == "out\nerr\n");
+    let detach = |script: &str| {
+        let ended = host.banger(&["vm", "exec", "-d", "box", "--", "sh", "-c", script]);
+        assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
+        ended.output.trim().to_owned()
+    };
     let logs = |more: &[&str]| host.banger(&[&["vm", "logs"], more, &["box"]].concat());
-    assert_eq!(logs(&[&format!("--exec={log}")]).output, "out\nerr\n");
-    assert_eq!(logs(&[&format!("--exec={log}"), "-n", "1"]).output, "err\n");
+    let listed = |id: &str| {
+        let commands = host.banger(&["vm", "commands", "box"]).output;
+        commands.lines().find(|line| line.split_whitespace().next() == Some(id)).unwrap().to_owned()
+    };
+    let id = detach("echo out; echo err >&2; sleep 0.5; printf '\\033[31mred\\n'; exit 3");
+    // With an end, and with all that it wrote.
+    assert_eq!(logs(&[&format!("--exec={id}"), "-f"]).output, "out\nerr\n\x1b[31mred\n");
+    assert_eq!(logs(&[&format!("--exec={id}"), "-n", "1"]).output, "\x1b[31mred\n");
+    let line = listed(&id);
+    assert!(line.contains("exited 3") && line.contains("sh -c echo out"), "{line}");
     // The sandbox of this test is this host, where other tests detach commands, too.
     assert_eq!(logs(&["--exec"]).status, 0);
-    let ended = logs(&["--exec=/run/banger/exec/none"]);
-    assert_eq!(ended.status, 1);
-    assert!(ended.errors.starts_with("error: tail: cannot open '/run/banger/exec/none'"), "{ended:?}");
-    fs::write(&log, "\x1b[31mred\n").unwrap();
-    let mut terminal = host.start_in_terminal(&["vm", "logs", "-f", &format!("--exec={log}"), "box"]);
-    assert!(!terminal.wait_for("red").contains("[31m"));
+    let ended = logs(&["--exec=999999999"]);
+    assert_eq!(
+        (ended.status, ended.errors.as_str()),
+        (1, "error: there is no detached command 999999999.\n")
+    );
+    assert_eq!(logs(&["--exec=/etc/passwd"]).status, 2);
+
+    let endless = detach("trap '' HUP; echo ready; while :; do sleep 0.1; done");
+    assert!(listed(&endless).contains("running"));
+    let mut terminal = host.start_in_terminal(&["vm", "logs", "-f", &format!("--exec={endless}"), "box"]);
+    terminal.wait_for("ready");
     terminal.type_in("\x03");
     assert_eq!(terminal.end().0.code(), Some(0));
-    fs::remove_file(log).unwrap();
+    let ended = host.banger(&["vm", "commands", "--stop", &endless, "box"]);
+    assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{ended:?}");
+    assert!(listed(&endless).contains("killed by signal 15"), "{}", listed(&endless));
+    let mut terminal = host.start_in_terminal(&["vm", "logs", &format!("--exec={id}"), "box"]);
+    assert!(!terminal.wait_for("red").contains("[31m"));
+    terminal.end();
 }
 
 #[test]

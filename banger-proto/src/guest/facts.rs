@@ -2,6 +2,32 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::message::Exit;
+
+/// A command that was detached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// Its number.
+    pub id: u64,
+    /// Its command line, or the beginning of that.
+    pub command: String,
+    /// The user that it runs as, as it was asked for.
+    pub user: String,
+    /// Whether it has not ended.
+    pub running: bool,
+    /// When it was started, in microseconds since the Unix epoch.
+    pub started_usec: u64,
+    /// When it ended; 0 where that is not known.
+    pub ended_usec: u64,
+    /// How it ended; absent while it runs, and where the guest went off before.
+    #[serde(default)]
+    pub exit: Option<Exit>,
+    /// Bytes that it has written.
+    pub written: u64,
+    /// How many of them are kept.
+    pub kept: u64,
+}
+
 /// Something that listens in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ListeningPort {

@@ -210,7 +210,6 @@ mod tests {
             user: Some("root".into()),
             terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
             detach: false,
-            log: None,
         };
         vec![
             Frame::Request(Request::Exec(exec)),
@@ -220,7 +219,7 @@ mod tests {
             Frame::InputEnd,
             Frame::Resize(WindowSize { rows: 1, columns: 2 }),
             Frame::Signal(15),
-            Frame::Started(Started { pid: 12 }),
+            Frame::Started(Started::new(12)),
             Frame::Output(b"out".to_vec()),
             Frame::ErrorOutput(Vec::new()),
             Frame::Window(1 << 20),

@@ -73,6 +73,28 @@ pub enum Request {
     /// epoch in decimal digits, at once and again for each empty input. Other input is a [`Correction`] in JSON,
     /// which is applied. Its answer, and that to the end of the input, is `Done`.
     Clock,
+    /// Tell of the commands that were detached. Answered by output, an array of [`super::facts::Detached`] in JSON, and
+    /// `Done`.
+    Detached,
+    /// Send what a detached command wrote. Answered by output, remarks on what is not kept, which are lines of error
+    /// output, and `Done`.
+    DetachedLog(DetachedLog),
+    /// End the detached command of this number, and all that it started. Answered by `Done` once it has ended.
+    StopDetached(u64),
+}
+
+/// What is read of what a detached command wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DetachedLog {
+    /// The number of the command.
+    pub id: u64,
+    /// The last so many lines; all that is kept when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<u32>,
+    /// Whether to go on with what it writes, until it has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow: bool,
 }
 
 /// A change of the guest's clock, relative, so that the time that the request takes does not matter.
@@ -198,12 +220,10 @@ pub struct Exec {
     /// The terminal that it runs in; pipes when absent.
     #[serde(default)]
     pub terminal: Option<Terminal>,
-    /// Whether it goes on without us: no input, no output, `Done` once it runs.
+    /// Whether it goes on without us. It has no input, and what it writes is kept in the guest. Answered by output, its
+    /// number in decimal digits, and `Done` once it runs.
     #[serde(default)]
     pub detach: bool,
-    /// Where what a detached command writes goes, an absolute path; nowhere when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log: Option<String>,
 }
 
 /// A terminal.
@@ -231,6 +251,17 @@ pub struct WindowSize {
 pub struct Started {
     /// Its process id in the guest.
     pub pid: u32,
+    /// The agent sends something at least this often, in seconds, if only an empty `Window`; 0 where it does not promise
+    /// that.
+    #[serde(default)]
+    pub alive_sec: u32,
+}
+
+impl Started {
+    /// The command or connection runs, and the agent promises nothing.
+    pub const fn new(pid: u32) -> Self {
+        Self { pid, alive_sec: 0 }
+    }
 }
 
 /// How a command ended.

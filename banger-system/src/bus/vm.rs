@@ -104,7 +104,7 @@ const PROPERTIES: &[Property<VmView>] = &[
     constant("OwnerUid", "u", |view, _| view.vm.owner.0.into()),
     property("State", "s", |view, _| view.vm.state.as_str().into()),
     property("StateReason", "s", |view, _| view.vm.reason.to_string().into()),
-    property("Ready", "b", |view, _| view.vm.is_ready().into()),
+    property("Ready", "b", |view, _| view.is_ready().into()),
     property("BootId", "s", |view, _| view.vm.boot_id.clone().into()),
     property("ImageId", "s", |view, _| view.vm.image.to_string().into()),
     property("ImageName", "s", |view, _| view.image_name.clone().into()),

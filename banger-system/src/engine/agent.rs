@@ -107,7 +107,12 @@ impl Engine {
                     sleep_until(deadline.min(Instant::now() + pause)).await;
                     pause = (pause * 2).min(MAX_LOOK);
                 }
-                opened => return self.hand_out(for_whom, opened?),
+                opened => {
+                    if matches!(opened, Err(ports::Error::Timeout { .. })) {
+                        self.shared.doubt(id);
+                    }
+                    return self.hand_out(for_whom, opened?);
+                }
             }
         }
     }

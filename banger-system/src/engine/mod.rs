@@ -333,6 +333,12 @@ impl Engine {
 }
 
 impl Shared {
+    /// Has the task of a machine ask whether its guest is still there, because it did not answer.
+    fn doubt(&self, vm: VmId) {
+        // A task that is gone, or has much to do, knows better than this.
+        let _ = self.registry.inbox(vm).map(|inbox| inbox.try_send(Command::Doubt));
+    }
+
     fn view(&self, vm: Vm, unit: String, pid: u32) -> VmView {
         let image_name =
             self.registry.image(vm.image).map_or_else(String::new, |image| image.name.to_string());
@@ -340,7 +346,7 @@ impl Shared {
             self.registry.kernel(vm.kernel).map_or_else(String::new, |kernel| kernel.name.to_string());
         let address = self.subnet.get().and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
         let (mac, blocked_ports) = (Mac::of_guest(vm.id), BTreeSet::new());
-        VmView { address, mac, vm, image_name, kernel_name, blocked_ports, unit, pid }
+        VmView { address, mac, vm, image_name, kernel_name, blocked_ports, silent: false, unit, pid }
     }
 }
 

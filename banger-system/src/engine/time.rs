@@ -1,5 +1,6 @@
 //! The time in guests. They count on by themselves from what they were told at boot, each as fast as its kernel
-//! believes to be right, and not at all while the host sleeps.
+//! believes to be right, and not at all while the host sleeps. The question for the time is also what shows that a guest
+//! has stopped answering.
 
 use std::{
     sync::{Arc, Weak},
@@ -7,7 +8,7 @@ use std::{
 };
 
 use super::Shared;
-use crate::domain::clock::Occasion;
+use crate::{domain::clock::Occasion, ports};
 
 /// How long to wait after a failure to follow the clock.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -24,12 +25,13 @@ pub(super) async fn keep(shared: Weak<Shared>) {
             }
         };
         let Some(shared) = shared.upgrade() else { return };
-        for view in shared.registry.vms().into_iter().filter(|view| view.vm.is_ready()) {
-            let ports = shared.ports.clone();
+        for view in shared.registry.vms().into_iter().filter(|view| view.is_ready()) {
+            let shared = Arc::clone(&shared);
             // Beside each other: a guest that does not answer keeps no other one waiting.
             tokio::spawn(async move {
-                match ports.guest.mend_clock(view.vm.id, &view.vm.token, occasion).await {
+                match shared.ports.guest.mend_clock(view.vm.id, &view.vm.token, occasion).await {
                     Ok(()) => {}
+                    Err(ports::Error::Timeout { .. }) => shared.doubt(view.vm.id),
                     // Each minute the same is no news.
                     Err(error) if occasion == Occasion::Regular => {
                         tracing::debug!(vm = %view.vm.id, %error, "cannot compare the clock of a guest");

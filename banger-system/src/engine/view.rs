@@ -29,6 +29,8 @@ pub struct VmView {
     pub mac: Mac,
     /// Its published ports that something else on the host has taken: they do not lead to the guest.
     pub blocked_ports: BTreeSet<Port>,
+    /// Whether its guest has stopped answering.
+    pub silent: bool,
     /// The unit of its monitor; empty while it is down.
     pub unit: String,
     /// The process id of its monitor; 0 while it is down or unknown.
@@ -36,6 +38,11 @@ pub struct VmView {
 }
 
 impl VmView {
+    /// Whether its guest has answered, and still does.
+    pub fn is_ready(&self) -> bool {
+        self.vm.is_ready() && !self.silent
+    }
+
     /// The address in words; empty while there is none.
     pub fn address_text(&self) -> String {
         self.address.map_or_else(String::new, |address| address.to_string())

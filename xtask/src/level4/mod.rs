@@ -11,6 +11,7 @@ mod network;
 mod people;
 mod refusals;
 mod registry;
+mod sessions;
 mod ssh;
 mod terminal;
 mod workspace;
@@ -59,6 +60,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         ssh::CHECKS,
         people::CHECKS,
         refusals::CHECKS,
+        sessions::CHECKS,
         terminal::CHECKS,
         workspace::CHECKS,
     ]

@@ -97,7 +97,7 @@ async fn output_and_errors_stay_apart_and_the_status_is_exact() {
     {
         let (mut user, mut agent) = User::run(command(&["make", "test"]));
         assert_eq!(agent.request().await.argv, ["make", "test"]);
-        agent.send(Frame::Started(Started { pid: 7 })).await;
+        agent.send(Frame::Started(Started::new(7))).await;
         agent.send(Frame::Output(b"out".to_vec())).await;
         agent.send(Frame::ErrorOutput(b"err".to_vec())).await;
         agent.send(Frame::Output(b"put".to_vec())).await;
@@ -219,6 +219,59 @@ async fn a_command_that_does_not_care_for_its_output_is_left_after_a_while() {
     assert!(agent.hung_up().await);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_breaks_its_promise_is_given_up_and_one_that_made_none_is_not() {
+    let begun = Instant::now();
+    let (user, mut agent) = User::run(command(&["make"]));
+    agent.request().await;
+    agent.send(Frame::Started(Started { pid: 7, alive_sec: 5 })).await;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        agent.send(Frame::Window(0)).await;
+    }
+    let error = user.session.await.unwrap().unwrap_err();
+    assert_eq!(error.status(125), 125);
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert_eq!(cause, "the agent of the sandbox has said nothing for 30 seconds");
+    assert_eq!(begun.elapsed().as_secs(), 100 * 20 + 30);
+
+    let (user, mut agent) = User::run(command(&["make"]));
+    agent.request().await;
+    agent.send(Frame::Started(Started::new(7))).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    agent.send(Frame::Exit(Exit::Code(3))).await;
+    assert_eq!(user.session.await.unwrap().unwrap(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_asked_to_end_does_not_wait_for_an_agent_that_is_gone() {
+    for started in [None, Some(Started { pid: 7, alive_sec: 5 })] {
+        let (user, mut agent) = User::run(command(&["make"]));
+        agent.request().await;
+        if let Some(started) = started {
+            agent.send(Frame::Started(started)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        user.events.send(Event::Signal(15)).unwrap();
+        assert_eq!(next_but_input(&mut agent).await, Frame::Signal(15));
+        let asked = Instant::now();
+        assert_eq!(user.session.await.unwrap().unwrap_err().status(125), 143);
+        assert!(asked.elapsed() <= LAST_WORD, "{started:?}");
+    }
+    // A command that takes its time is waited for.
+    let (user, mut agent) = User::run(command(&["make"]));
+    agent.request().await;
+    agent.send(Frame::Started(Started { pid: 7, alive_sec: 5 })).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    user.events.send(Event::Signal(15)).unwrap();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        agent.send(Frame::Window(0)).await;
+    }
+    agent.send(Frame::Exit(Exit::Code(7))).await;
+    assert_eq!(user.session.await.unwrap().unwrap(), 7);
+}
+
 #[tokio::test]
 async fn what_the_guest_refuses_is_told_with_the_status_of_a_shell() {
     for (kind, expect) in [(FailureKind::NotFound, 127), (FailureKind::NotPermitted, 126)] {
@@ -250,20 +303,23 @@ async fn an_agent_that_hangs_up_or_talks_nonsense_is_an_error_of_ours() {
 
 #[tokio::test]
 async fn a_detached_command_is_left_once_it_runs() {
-    let check = async |answer: Frame| {
+    let check = async |answers: &[Frame]| {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (reader, writer) = theirs.into_split();
         let mut agent = Agent { reader: Frames::new(reader), writer };
         let exec = Exec { detach: true, ..command(&["sleep", "9"]) };
         let session = tokio::spawn(Session::new(ours, &exec).unwrap().detached());
         assert!(agent.request().await.detach);
-        agent.send(answer).await;
+        for answer in answers {
+            agent.send(answer.clone()).await;
+        }
         session.await.unwrap()
     };
-    assert_eq!(check(Frame::Done).await.unwrap(), 0);
+    assert_eq!(check(&[Frame::Output(b"12".to_vec()), Frame::Done]).await.unwrap(), Some(12));
+    assert_eq!(check(&[Frame::Done]).await.unwrap(), None);
     let failure = Failure { kind: FailureKind::NotFound, message: "no".into() };
-    assert_eq!(check(Frame::Failed(failure)).await.unwrap_err().status(125), 127);
-    assert!(check(Frame::InputEnd).await.is_err());
+    assert_eq!(check(&[Frame::Failed(failure)]).await.unwrap_err().status(125), 127);
+    assert!(check(&[Frame::InputEnd]).await.is_err());
 }
 
 #[tokio::test]

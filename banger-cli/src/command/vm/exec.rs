@@ -34,8 +34,6 @@ use crate::{
     },
 };
 
-/// Where in a sandbox what detached commands write goes, until its next boot.
-pub const LOGS: &str = "/run/banger/exec";
 /// The longest time that the service lets anything take.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
 /// When it is said that a stream is waited for. A guest that is busy may take a while to answer, too.
@@ -54,8 +52,9 @@ Examples:
   banger vm exec web                        a shell
   banger vm exec web -- uname -a
   banger vm exec -w /srv -e PORT=80 web -- ./serve
-  banger vm exec -d web -- ./serve          in the background
+  banger vm exec -d web -- ./serve          in the background; prints the number of the command
   banger vm logs --exec web                 what it has written
+  banger vm commands web                    all detached commands, and how they ended
 
 Exit status:
   that of the command, or 128 plus the number of the signal that ended it
@@ -69,11 +68,11 @@ pub struct ExecCommand {
     /// Command and its arguments [default: a login shell]
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Return once the command runs; it gets no input, and its output goes to a file in the sandbox whose
-    /// name is printed
+    /// Return once the command runs, and print its number. It gets no input; the last of its output is kept in
+    /// the sandbox
     #[arg(short, long, conflicts_with = "tty", requires = "command")]
     detach: bool,
-    /// With --detach, print a JSON object with the name of that file
+    /// With --detach, print a JSON object with that number
     #[arg(long, requires = "detach")]
     json: bool,
 }
@@ -104,14 +103,16 @@ impl ExecCommand {
     pub async fn run(&self) -> Result<u8> {
         let exec = &self.target.exec;
         if self.detach {
-            let log = format!("{LOGS}/{}.log", crate::age::now());
-            let request = Exec { log: Some(log.clone()), ..exec.detached(&self.command) };
-            let status = self.target.run(request).await?;
-            match self.json {
-                true => output::json(&json!({ "log": log }))?,
-                false => output::text(&format!("{log}\n"))?,
+            let (stream, exec) = self.target.stream(exec.detached(&self.command)).await?;
+            match attach::detach(stream, &exec).await.map_err(advise_elsewhere)? {
+                Some(id) if self.json => output::json(&json!({ "id": id }))?,
+                Some(id) => output::text(&format!("{id}\n"))?,
+                None => eprintln!(
+                    "warning: the guest was started by an earlier version of banger, and does not keep what the command \
+                     writes"
+                ),
             }
-            return Ok(status);
+            return Ok(0);
         }
         self.target.run(exec.exec(&self.command)).await
     }
@@ -119,7 +120,14 @@ impl ExecCommand {
 
 impl Target {
     /// Runs a command there.
-    pub async fn run(&self, mut exec: Exec) -> Result<u8> {
+    pub async fn run(&self, exec: Exec) -> Result<u8> {
+        let (stream, exec) = self.stream(exec).await?;
+        // Until here a signal ends us as it ends any program.
+        attach::run(stream, exec, &mut Signals::catch()?.listen()).await.map_err(advise_elsewhere)
+    }
+
+    /// A stream for a command, and the command as it is run in the workspace.
+    async fn stream(&self, mut exec: Exec) -> Result<(OwnedFd, Exec)> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         let kept = Records::of(&id_of(&vm))?.find(self.guest_path.as_deref());
@@ -140,8 +148,7 @@ impl Target {
             self.settle(&bus, &vm, kept).await?;
         }
         let stream = self.open(&bus, &vm).await.map_err(|error| advise(error).about(&self.sandbox))?;
-        // Until here a signal ends us as it ends any program.
-        attach::run(stream, exec, &mut Signals::catch()?.listen()).await.map_err(advise_elsewhere)
+        Ok((stream, exec))
     }
 
     /// A stream for the command. Who has to wait for one is told so.

@@ -81,7 +81,6 @@ impl ExecArgs {
             user: self.user.clone(),
             terminal: None,
             detach: false,
-            log: None,
         }
     }
 }

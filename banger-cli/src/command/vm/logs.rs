@@ -7,26 +7,21 @@ use std::{
 
 use banger_proto::{
     bus::{option::log, proxy::Options},
-    guest::{Exec, FailureKind, Frame, Request},
+    guest::{Request, facts::Detached, message::DetachedLog},
 };
 use clap::Args;
 use tokio::io::AsyncReadExt;
 use zbus::Variant;
 
-use super::exec::LOGS;
 use crate::{
     attach::Input,
     bus::Bus,
     error::{Error, Result},
     guest::Guest,
     output,
-    plain::Filter,
+    plain::{self, Filter},
     service::Kind,
-    workspace::tooling::OWNER,
 };
-
-/// As much of what goes wrong in the sandbox as is told, in bytes.
-const MOST: usize = 4096;
 
 /// Show the console log of a sandbox
 ///
@@ -37,7 +32,7 @@ Examples:
   banger vm logs web
   banger vm logs -f --tail 20 web
   banger vm logs --vmm web         the output of the VMM
-  banger vm logs --exec -f web     the output of the last detached command")]
+  banger vm logs --exec -f web     the output of the last detached command, until it ends")]
 pub struct Logs {
     /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
@@ -51,17 +46,10 @@ pub struct Logs {
     /// Show the output of the VMM instead of the console
     #[arg(long)]
     vmm: bool,
-    /// Show the output of a detached command, from the file that `banger vm exec -d` printed [default: that
-    /// of the last one]
-    #[arg(
-        long,
-        value_name = "FILE",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "",
-        conflicts_with = "vmm"
-    )]
-    exec: Option<String>,
+    /// Show the output of a detached command, by the number that `banger vm exec -d` printed [default: that of
+    /// the last one]
+    #[arg(long, value_name = "NUMBER", num_args = 0..=1, require_equals = true, conflicts_with = "vmm")]
+    exec: Option<Option<u64>>,
     /// Keep control sequences, even on a terminal
     #[arg(long)]
     raw: bool,
@@ -69,8 +57,8 @@ pub struct Logs {
 
 impl Logs {
     pub async fn run(&self) -> Result<u8> {
-        if let Some(file) = &self.exec {
-            let shown = self.show_command(file).await.map_err(|error| error.about(&self.sandbox));
+        if let Some(id) = self.exec {
+            let shown = self.show_command(id).await.map_err(|error| error.about(&self.sandbox));
             return match shown {
                 // That is how it is meant to end.
                 Err(error) if self.follow && error.is_interrupted() => Ok(0),
@@ -97,36 +85,26 @@ impl Logs {
     }
 
     /// Shows what a detached command has written, which the sandbox keeps.
-    async fn show_command(&self, file: &str) -> Result<()> {
+    async fn show_command(&self, id: Option<u64>) -> Result<()> {
         let mut guest = Guest::of(&self.sandbox).await?;
-        let file = match file {
-            "" => last_log(&mut guest, &self.sandbox).await?,
-            file => file.to_owned(),
+        let id = match id {
+            Some(id) => id,
+            None => last(&mut guest, &self.sandbox).await?,
         };
-        let lines = self.tail.map_or("+1".to_owned(), |lines| lines.to_string());
-        let mut argv = ["tail", "-n", &lines].map(str::to_owned).to_vec();
-        argv.extend(self.follow.then(|| "-f".to_owned()));
-        argv.extend(["--".to_owned(), file]);
-        let exec = Exec { argv, cwd: Some("/".to_owned()), user: Some(OWNER.to_owned()), ..Exec::default() };
+        let request = Request::DetachedLog(DetachedLog { id, lines: self.tail, follow: self.follow });
         let mut filter = self.filter();
-        guest
-            .call(Request::Exec(exec), move |call| {
-                call.end_input()?;
-                let mut errors = Vec::new();
-                loop {
-                    match call.frame()? {
-                        Frame::Output(bytes) => show(&mut filter, &bytes)?,
-                        Frame::ErrorOutput(bytes) if errors.len() < MOST => errors.extend(bytes),
-                        Frame::Exit(exit) if exit.status() == 0 => return Ok(()),
-                        Frame::Exit(_) => {
-                            return Err(Error::Refused(String::from_utf8_lossy(&errors).into_owned()));
-                        }
-                        Frame::Failed(failure) => return Err(Error::Guest(failure)),
-                        _ => {}
-                    }
+        let remarks = guest
+            .call(request, move |call| {
+                while let Some(bytes) = call.output()? {
+                    show(&mut filter, &bytes)?;
                 }
+                Ok(call.remarks())
             })
-            .await
+            .await?;
+        for remark in remarks {
+            eprintln!("note: {}", plain::line(&remark));
+        }
+        Ok(())
     }
 
     async fn open(&self) -> Result<OwnedFd> {
@@ -148,16 +126,11 @@ fn show(filter: &mut Option<Filter>, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// The file of the command that was detached last: they are called by the time.
-async fn last_log(guest: &mut Guest, sandbox: &str) -> Result<String> {
-    let none = || {
-        Error::Refused(format!("no detached command was started in {sandbox} since it booted"))
+/// The number of the command that was detached last.
+async fn last(guest: &mut Guest, sandbox: &str) -> Result<u64> {
+    let commands: Vec<Detached> = guest.ask(Request::Detached).await?;
+    commands.iter().map(|command| command.id).max().ok_or_else(|| {
+        Error::Refused(format!("no detached command was started in {sandbox}"))
             .advise("`banger vm exec -d NAME -- COMMAND` starts one.")
-    };
-    let entries = match guest.list(LOGS).await {
-        Err(Error::Guest(failure)) if failure.kind == FailureKind::NotFound => return Err(none()),
-        entries => entries?,
-    };
-    let names = entries.into_iter().filter_map(|entry| String::from_utf8(entry.name).ok());
-    names.filter(|name| name.ends_with(".log")).max().map(|name| format!("{LOGS}/{name}")).ok_or_else(none)
+    })
 }

@@ -2,6 +2,7 @@
 
 mod asked;
 mod change;
+mod commands;
 pub mod cp;
 mod create;
 mod delete;
@@ -65,6 +66,7 @@ pub enum VmCommand {
     Cp(cp::Cp),
     Shell(shell::Shell),
     Exec(exec::ExecCommand),
+    Commands(commands::Commands),
     Ssh(ssh::Ssh),
     /// Send a repository into a sandbox, and bring the work back
     #[command(
@@ -105,6 +107,7 @@ impl VmCommand {
             VmCommand::Cp(cp) => cp.run().await,
             VmCommand::Shell(shell) => shell.run().await,
             VmCommand::Exec(exec) => exec.run().await,
+            VmCommand::Commands(commands) => commands.run().await,
             VmCommand::Ssh(ssh) => ssh.run().await,
             VmCommand::Workspace(workspace) => workspace.run().await,
         }

@@ -26,6 +26,8 @@ pub(super) enum Happening {
     Guest(ports::Result<GuestFacts>),
     /// The same of a guest that had answered before.
     Looked(ports::Result<GuestFacts>),
+    /// The guest was asked again after it had not answered.
+    Answered(ports::Result<GuestFacts>),
     /// Nothing runs in the guest any more.
     StoodStill(GuestEnd),
     /// The guest's data is on its disks and it is powering off; or it could not be asked.
@@ -45,6 +47,7 @@ impl Task {
             Happening::Guest(Ok(facts)) => self.guest_ready(facts).await,
             Happening::Guest(Err(error)) => self.guest_not_ready(error).await,
             Happening::Looked(facts) => self.looked(facts),
+            Happening::Answered(facts) => self.answered(facts),
             Happening::StoodStill(end) => self.stood_still(end).await,
             Happening::Asked(Ok(())) => {
                 for waiter in &self.waiters {

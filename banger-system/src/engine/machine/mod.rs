@@ -4,6 +4,7 @@
 mod happening;
 mod reboot;
 mod remove;
+mod silence;
 mod start;
 mod stop;
 mod take_over;
@@ -18,6 +19,7 @@ use tokio::{
 
 use self::{
     happening::Happening,
+    silence::Answers,
     stop::FORCED,
     waiting::{Goal, Waiter},
 };
@@ -48,17 +50,50 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// A request to a machine.
 pub(super) enum Command {
-    Start { start: Start, reply: Reply<JobId> },
-    Stop { stop: Stop, reply: Reply<JobId> },
-    Restart { stop: Stop, start: Start, reply: Reply<JobId> },
-    Delete { manner: Manner, reply: Reply<JobId> },
-    Kill { signal: i32, reply: Reply<()> },
-    Rename { name: Name, reply: Reply<()> },
-    SetLifetime { lifetime: Lifetime, reply: Reply<()> },
-    Configure { change: Configure, reply: Reply<()> },
-    Publish { port: Port, reply: Reply<Port> },
-    Unpublish { port: Port, reply: Reply<()> },
+    Start {
+        start: Start,
+        reply: Reply<JobId>,
+    },
+    Stop {
+        stop: Stop,
+        reply: Reply<JobId>,
+    },
+    Restart {
+        stop: Stop,
+        start: Start,
+        reply: Reply<JobId>,
+    },
+    Delete {
+        manner: Manner,
+        reply: Reply<JobId>,
+    },
+    Kill {
+        signal: i32,
+        reply: Reply<()>,
+    },
+    Rename {
+        name: Name,
+        reply: Reply<()>,
+    },
+    SetLifetime {
+        lifetime: Lifetime,
+        reply: Reply<()>,
+    },
+    Configure {
+        change: Configure,
+        reply: Reply<()>,
+    },
+    Publish {
+        port: Port,
+        reply: Reply<Port>,
+    },
+    Unpublish {
+        port: Port,
+        reply: Reply<()>,
+    },
     CallerVanished,
+    /// The guest did not answer somebody in time.
+    Doubt,
 }
 
 /// Whether the task goes on.
@@ -79,6 +114,7 @@ pub(super) struct Task {
     waiters: Vec<Waiter>,
     /// Published ports that something else on the host has taken: they do not lead to the guest.
     pub(super) blocked_ports: BTreeSet<Port>,
+    answers: Answers,
     /// When the guest rebooted lately.
     reboots: Reboots,
     /// The machine is not to outlive a first start that fails.
@@ -137,6 +173,7 @@ impl Task {
             beside: JoinSet::new(),
             waiters: Vec::new(),
             blocked_ports: BTreeSet::new(),
+            answers: Answers::default(),
             reboots: Reboots::default(),
             is_new: false,
         }
@@ -203,6 +240,7 @@ impl Task {
                 answer(reply, result);
             }
             Command::CallerVanished => return self.caller_vanished().await,
+            Command::Doubt => self.doubt(),
         }
         Next::Continue
     }
@@ -241,6 +279,7 @@ impl Task {
         self.unit.clear();
         self.pid = 0;
         self.blocked_ports.clear();
+        self.answers = Answers::default();
         self.vm.ready_at = Timestamp::default();
         self.vm.boot_id.clear();
     }
@@ -262,7 +301,8 @@ impl Task {
 
     fn view(&self) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
-        VmView { blocked_ports, ..self.shared.view(self.vm.clone(), self.unit.clone(), self.pid) }
+        let silent = self.answers == Answers::No;
+        VmView { blocked_ports, silent, ..self.shared.view(self.vm.clone(), self.unit.clone(), self.pid) }
     }
 }
 

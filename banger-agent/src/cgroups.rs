@@ -1,0 +1,310 @@
+//! The control groups of a guest: one for the agent, and one for each session.
+//!
+//! ```text
+//! /                     init.scope, system.slice … of the image's init
+//! └─ banger             a higher weight for the processor
+//!    ├─ agent           the serving process, which the kernel kills last
+//!    └─ sessions        memory.max, pids.max: what all commands together may take
+//!       ├─ 1            pids.max: half of what there is; a command and all that it started
+//!       └─ 2
+//! ```
+//!
+//! So a command that eats all memory ends alone, a fork bomb leaves room for the next command, and the image's init
+//! does not count commands as its own. The tree is reached by a mount of our own that no path leads to: the image's
+//! init mounts it where it likes. Where the kernel has no cgroup2, or the image's init has taken a controller for
+//! cgroup1, commands run without that bound.
+
+use std::{
+    fs, io,
+    io::Write,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat},
+    io::Errno,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsconfig_set_flag, fsmount,
+        fsopen, mount,
+    },
+};
+
+use crate::log;
+
+/// Where an image's programs expect the tree.
+const MOUNT_POINT: &str = "/sys/fs/cgroup";
+/// Those with which systemd mounts it: the last mount counts for all.
+const OPTIONS: [&str; 2] = ["nsdelegate", "memory_recursiveprot"];
+/// Ours, below the root.
+const TOP: &str = "banger";
+const AGENT: &str = "banger/agent";
+const SESSIONS: &str = "banger/sessions";
+/// What [`of_commands`] looks for in proc(5)'s `cgroup`.
+const OF_SESSIONS: &str = "0::/banger/sessions/";
+/// What is bounded, and shared evenly.
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+/// The part of commands against that of each service, which have 100 (systemd.resource-control(5), "CPUWeight=").
+const WEIGHT: &str = "300";
+/// The agent does little, and whoever waits for it waits for that.
+const AGENT_WEIGHT: &str = "1000";
+/// The kernel kills anything before the agent (proc_pid_oom_score_adj(5)); -1000 would hide that it leaks.
+const PROTECTED: &[u8] = b"-900";
+const NOT_PROTECTED: &[u8] = b"0";
+/// Memory that commands leave to the image's init, its services and the agent: an eighth, within this.
+const RESERVED: std::ops::RangeInclusive<u64> = 32 << 20..=128 << 20;
+/// Fewer processes would keep a shell from a pipeline.
+const FEWEST_PROCESSES: u64 = 64;
+
+/// What commands may take.
+#[derive(Debug, PartialEq, Eq)]
+struct Limits {
+    /// All commands together, in bytes.
+    memory: u64,
+    /// Processes and threads of all commands together.
+    processes: u64,
+    /// Processes and threads of one session.
+    processes_each: u64,
+}
+
+impl Limits {
+    fn of_this_guest() -> Self {
+        let number = |path: &str| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            text.trim().parse().unwrap_or(32 << 10)
+        };
+        Self::of(
+            crate::stats::memory_total(),
+            number("/proc/sys/kernel/pid_max").min(number("/proc/sys/kernel/threads-max")),
+        )
+    }
+
+    /// The limits in a guest with this memory, in bytes, that can have so many processes and threads.
+    fn of(memory: u64, processes: u64) -> Self {
+        let reserved = (memory / 8).clamp(*RESERVED.start(), *RESERVED.end());
+        Self {
+            memory: memory.saturating_sub(reserved).max(memory / 2),
+            processes: (processes / 8 * 7).max(FEWEST_PROCESSES),
+            processes_each: (processes / 2).max(FEWEST_PROCESSES),
+        }
+    }
+}
+
+/// The tree of control groups.
+struct Tree {
+    root: OwnedFd,
+    limits: Limits,
+    last: AtomicU64,
+    /// Those of sessions that have ended, whose processes in the background go on.
+    left: Mutex<Vec<String>>,
+}
+
+/// In the serving process of a guest alone: tests are no guest.
+static TREE: OnceLock<Arc<Tree>> = OnceLock::new();
+
+/// Mounts the tree where programs look for it, in a guest whose init does not.
+pub fn mount_for_programs() -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    match mount("cgroup2", MOUNT_POINT, "cgroup2", flags, Some(c"nsdelegate,memory_recursiveprot")) {
+        Ok(()) | Err(Errno::BUSY) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Has the serving process that this will be start in its own group, and live longest. It is there before the image's
+/// init, which moves what it finds in the root.
+pub fn protect(server: &mut Command) {
+    let procs = Tree::open().and_then(|tree| tree.write_end(&format!("{AGENT}/cgroup.procs")));
+    let procs = procs.map_err(|error| log::error(&format!("commands share one control group: {error}"))).ok();
+    let prepare = move || {
+        // Without either it serves as well.
+        let _ = set_oom_score(PROTECTED);
+        if let Some(procs) = &procs {
+            let _ = rustix::io::write(procs, b"0");
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes system calls; it neither allocates nor takes a lock.
+    #[expect(unsafe_code, reason = "a process can only move itself between fork and exec")]
+    unsafe {
+        server.pre_exec(prepare);
+    }
+}
+
+/// From now on, commands run in groups of their own.
+pub fn begin() {
+    match Tree::open() {
+        Ok(tree) => drop(TREE.set(Arc::new(tree))),
+        Err(error) => log::error(&format!("commands share one control group: {error}")),
+    }
+}
+
+/// Whether a process belongs to a command, by what proc(5) says of its control groups.
+pub fn of_commands(pid: i32) -> bool {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    groups.lines().any(|line| line.starts_with(OF_SESSIONS))
+}
+
+/// Kills all that runs in a group of a session.
+pub fn kill(group: &str) {
+    if let Some(tree) = TREE.get() {
+        // A group that is gone has nothing in it.
+        let _ = tree.write(&format!("{group}/cgroup.kill"), "1");
+    }
+}
+
+/// The group of a session. It is removed when this is dropped, or later when processes are left in it.
+pub struct Group {
+    tree: Arc<Tree>,
+    name: String,
+    procs: OwnedFd,
+}
+
+impl Group {
+    /// A new group; nothing where there are no groups, or none can be made.
+    pub fn new() -> Option<Self> {
+        let tree = TREE.get()?;
+        tree.group().map_err(|error| log::error(&format!("cannot make a control group: {error}"))).ok()
+    }
+
+    /// Its name in the tree.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What a child calls between fork and exec to be in this group, and to be killed as any other process.
+    pub fn enter(group: Option<&Self>) -> io::Result<impl Fn() + Send + Sync + 'static> {
+        let procs = group.map(|group| group.procs.try_clone()).transpose()?;
+        Ok(move || {
+            // A command without bounds is better than none.
+            let _ = set_oom_score(NOT_PROTECTED);
+            if let Some(procs) = &procs {
+                let _ = rustix::io::write(procs, b"0");
+            }
+        })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.tree.remove(&self.name) {
+            self.tree
+                .left
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(std::mem::take(&mut self.name));
+        }
+    }
+}
+
+impl Tree {
+    fn open() -> io::Result<Self> {
+        let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for option in OPTIONS {
+            // A kernel that does not know one has none to lose.
+            let _ = fsconfig_set_flag(&context, option);
+        }
+        fsconfig_create(&context)?;
+        let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let tree = Self {
+            root,
+            limits: Limits::of_this_guest(),
+            last: AtomicU64::default(),
+            left: Mutex::default(),
+        };
+        for group in [TOP, AGENT, SESSIONS] {
+            tree.make(group)?;
+        }
+        Ok(tree)
+    }
+
+    fn group(self: &Arc<Self>) -> io::Result<Group> {
+        // Again each time: the image's init may have come to its own opinion on what is to be had. A controller that
+        // it has for itself is no reason to stop.
+        for group in ["", TOP, SESSIONS] {
+            for controller in CONTROLLERS {
+                let _ = self.write(&format!("{group}/cgroup.subtree_control"), &format!("+{controller}"));
+            }
+        }
+        for (file, value) in [
+            ("banger/cpu.weight", WEIGHT),
+            ("banger/agent/cpu.weight", AGENT_WEIGHT),
+            ("banger/sessions/memory.max", &self.limits.memory.to_string()),
+            ("banger/sessions/pids.max", &self.limits.processes.to_string()),
+        ] {
+            let _ = self.write(file, value);
+        }
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !self.remove(name));
+        let name = format!("{SESSIONS}/{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
+        self.make(&name)?;
+        let _ = self.write(&format!("{name}/pids.max"), &self.limits.processes_each.to_string());
+        let procs = self.write_end(&format!("{name}/cgroup.procs"))?;
+        Ok(Group { tree: Arc::clone(self), name, procs })
+    }
+
+    fn make(&self, group: &str) -> io::Result<()> {
+        match mkdirat(&self.root, group, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a group; `false` when processes are left in it.
+    fn remove(&self, group: &str) -> bool {
+        !matches!(unlinkat(&self.root, group, AtFlags::REMOVEDIR), Err(Errno::BUSY | Errno::NOTEMPTY))
+    }
+
+    fn write(&self, file: &str, value: &str) -> io::Result<()> {
+        fs::File::from(self.write_end(file)?).write_all(value.as_bytes())
+    }
+
+    fn write_end(&self, file: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        Ok(openat(self.root.as_fd(), file.trim_start_matches('/'), flags, Mode::empty())?)
+    }
+}
+
+/// Makes the calling process a better or worse victim of the kernel. Allocates nothing.
+fn set_oom_score(score: &[u8]) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(rustix::fs::CWD, c"/proc/self/oom_score_adj", flags, Mode::empty())?;
+    rustix::io::write(&file, score)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn commands_leave_memory_and_processes_to_the_rest_of_the_guest() {
+        for (memory, processes, expect) in [
+            // Memory in MiB, then processes of all sessions and of one.
+            (64, 400, (32, 350, 200)),
+            (256, 2000, (224, 1750, 1000)),
+            (480, 3800, (420, 3325, 1900)),
+            (2048, 16_000, (1920, 14_000, 8000)),
+            (65_536, 4_194_304, (65_408, 3_670_016, 2_097_152)),
+            // What cannot be read leaves commands something.
+            (0, 0, (0, 64, 64)),
+        ] {
+            let limits = Limits::of(memory * MIB, processes);
+            let found = (limits.memory / MIB, limits.processes, limits.processes_each);
+            assert_eq!(found, expect, "{memory} MiB, {processes} processes");
+        }
+    }
+
+    #[test]
+    fn outside_of_a_guest_there_are_no_groups() {
+        assert!(Group::new().is_none());
+    }
+}

@@ -1,0 +1,237 @@
+//! What a detached command has written: its last bytes, in files of a bounded size that are named by where they begin
+//! in all of it. Two are kept, so at least as much as one holds can be read. What could not be written, because the disk
+//! is full, is a gap between two of them.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+/// What the names of the files end with.
+const SUFFIX: &str = ".log";
+/// What is read at once.
+const PIECE: usize = 16 << 10;
+
+/// Writes what a command writes.
+pub struct Writer {
+    directory: PathBuf,
+    /// The size of a file.
+    most: u64,
+    file: Option<(File, u64)>,
+    /// What the command has written so far.
+    at: u64,
+}
+
+impl Writer {
+    pub fn new(directory: &Path, most: u64) -> Self {
+        Self { directory: directory.to_owned(), most, file: None, at: 0 }
+    }
+
+    /// Writes, or loses what cannot be written: the command must not stand still for it.
+    pub fn write(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.write_some(bytes) {
+                Ok(count) => {
+                    self.at += count as u64;
+                    bytes = &bytes[count..];
+                }
+                Err(_) => {
+                    self.at += bytes.len() as u64;
+                    self.file = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.file.as_ref().is_none_or(|(_, begin)| self.at - begin >= self.most) {
+            self.file = None;
+            let mut segments = segments(&self.directory)?;
+            segments.pop();
+            for segment in segments {
+                fs::remove_file(segment.path)?;
+            }
+            let path = self.directory.join(format!("{:020}{SUFFIX}", self.at));
+            self.file = Some((File::create(path)?, self.at));
+        }
+        let Some((file, begin)) = &mut self.file else { return Ok(0) };
+        let room = usize::try_from(self.most - (self.at - *begin)).unwrap_or(usize::MAX);
+        match file.write(&bytes[..bytes.len().min(room)]) {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            written => written,
+        }
+    }
+}
+
+/// A file, and what it has of all that was written.
+struct Segment {
+    begin: u64,
+    length: u64,
+    path: PathBuf,
+}
+
+/// The files in their order.
+fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(SUFFIX));
+        if let Some(begin) = name.and_then(|name| name.parse().ok())
+            && let Ok(found) = fs::metadata(&path)
+        {
+            segments.push(Segment { begin, length: found.len(), path });
+        }
+    }
+    segments.sort_by_key(|segment| segment.begin);
+    Ok(segments)
+}
+
+/// How many bytes a command has written, and how many of them are kept.
+pub fn size(directory: &Path) -> (u64, u64) {
+    let segments = segments(directory).unwrap_or_default();
+    let written = segments.last().map_or(0, |last| last.begin + last.length);
+    (written, segments.iter().map(|segment| segment.length).sum())
+}
+
+/// Reads what a command has written, also while it goes on.
+pub struct Reader {
+    directory: PathBuf,
+    file: Option<(File, u64)>,
+    at: u64,
+}
+
+/// What there is to read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Read {
+    Bytes(Vec<u8>),
+    /// So many bytes are not kept.
+    Cut(u64),
+    /// No more, for now.
+    End,
+}
+
+impl Reader {
+    /// Begins with what is kept, or with the last so many lines of it.
+    pub fn new(directory: &Path, lines: Option<u32>) -> io::Result<Self> {
+        let at = lines.map_or(Ok(0), |lines| begin_of_last(directory, lines))?;
+        Ok(Self { directory: directory.to_owned(), file: None, at })
+    }
+
+    pub fn next(&mut self) -> io::Result<Read> {
+        if let Some((file, begin)) = &self.file {
+            let mut bytes = vec![0; PIECE];
+            let count = file.read_at(&mut bytes, self.at - begin)?;
+            if count > 0 {
+                bytes.truncate(count);
+                self.at += count as u64;
+                return Ok(Read::Bytes(bytes));
+            }
+        }
+        // The file stays open: it may get more, and what is in it is not lost when it is removed meanwhile.
+        let following = segments(&self.directory)?.into_iter().find(|s| s.begin + s.length > self.at);
+        let Some(Segment { begin, path, .. }) = following else { return Ok(Read::End) };
+        match File::open(path) {
+            // It was the oldest.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.next(),
+            opened => self.file = Some((opened?, begin)),
+        }
+        if begin > self.at {
+            let cut = begin - self.at;
+            self.at = begin;
+            return Ok(Read::Cut(cut));
+        }
+        self.next()
+    }
+}
+
+/// Where the last lines begin.
+fn begin_of_last(directory: &Path, lines: u32) -> io::Result<u64> {
+    let segments = segments(directory)?;
+    let Some(first) = segments.first().map(|segment| segment.begin) else { return Ok(0) };
+    let mut left = u64::from(lines);
+    for (index, segment) in segments.iter().enumerate().rev() {
+        let bytes = fs::read(&segment.path)?;
+        // The end of the last line begins none.
+        let is_last = index + 1 == segments.len();
+        let counted = if is_last && bytes.ends_with(b"\n") { bytes.len() - 1 } else { bytes.len() };
+        if is_last && left == 0 {
+            return Ok(segment.begin + bytes.len() as u64);
+        }
+        for (at, _) in bytes[..counted].iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+            left -= 1;
+            if left == 0 {
+                return Ok(segment.begin + at as u64 + 1);
+            }
+        }
+    }
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn read(reader: &mut Reader) -> (String, u64) {
+        let (mut text, mut cut) = (String::new(), 0);
+        loop {
+            match reader.next().unwrap() {
+                Read::Bytes(bytes) => text.push_str(&String::from_utf8(bytes).unwrap()),
+                Read::Cut(count) => cut += count,
+                Read::End => return (text, cut),
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_bytes_are_kept_and_what_is_cut_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path(), 10);
+        let mut reader = Reader::new(dir.path(), None).unwrap();
+        assert_eq!(read(&mut reader), (String::new(), 0));
+        writer.write(b"0123456");
+        assert_eq!(read(&mut reader), ("0123456".into(), 0));
+        writer.write(b"789abcdefghijklmnopqrstuvwxyz");
+        // One that has read on misses nothing that is kept.
+        assert_eq!(read(&mut reader), ("789klmnopqrstuvwxyz".into(), 10));
+        assert_eq!(read(&mut Reader::new(dir.path(), None).unwrap()), ("klmnopqrstuvwxyz".into(), 20));
+        assert_eq!(size(dir.path()), (36, 16));
+    }
+
+    #[test]
+    fn the_last_lines_are_those_of_tail() {
+        for (text, lines, expect) in [
+            ("", 3, ""),
+            ("a\nb\nc\n", 0, ""),
+            ("a\nb\nc\n", 1, "c\n"),
+            ("a\nb\nc", 1, "c"),
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc\n", 9, "a\nb\nc\n"),
+            ("\n\n\n", 2, "\n\n"),
+            // Over more than one file.
+            ("12345678\n12345678\nx\ny\n", 3, "12345678\nx\ny\n"),
+            ("123456789\n12345678\ny", 2, "12345678\ny"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            Writer::new(dir.path(), 12).write(text.as_bytes());
+            let found = read(&mut Reader::new(dir.path(), Some(lines)).unwrap()).0;
+            assert_eq!(found, expect, "{lines} of {text:?}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_a_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path(), 100);
+        writer.write(b"before");
+        let elsewhere = std::mem::replace(&mut writer.directory, "/nonexistent".into());
+        writer.file = None;
+        writer.write(b"lost");
+        writer.directory = elsewhere;
+        writer.write(b"after");
+        assert_eq!(read(&mut Reader::new(dir.path(), None).unwrap()), ("beforeafter".into(), 4));
+    }
+}

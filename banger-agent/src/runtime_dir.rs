@@ -1,0 +1,70 @@
+//! The runtime directory of a user, `XDG_RUNTIME_DIR` of the XDG Base Directory Specification: made for commands of
+//! users without a session of logind, as logind would.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, chown},
+    path::{Path, PathBuf},
+};
+
+use crate::account::Account;
+
+/// Where those of all users are.
+const ALL: &str = "/run/user";
+
+/// The directory of this user, made when it is not there. Nothing where it cannot be what the specification wants: a
+/// directory that is the user's and nobody else's.
+pub fn of(account: &Account) -> Option<PathBuf> {
+    below(Path::new(ALL), account).ok()
+}
+
+fn below(all: &Path, account: &Account) -> io::Result<PathBuf> {
+    fs::create_dir_all(all)?;
+    let path = all.join(account.uid.to_string());
+    match fs::DirBuilder::new().mode(0o700).create(&path) {
+        // Nobody else may write in the directory above.
+        Ok(()) => chown(&path, Some(account.uid), Some(account.gid))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let found = fs::symlink_metadata(&path)?;
+    match found.is_dir() && found.uid() == account.uid && found.mode() & 0o077 == 0 {
+        true => Ok(path),
+        false => Err(io::ErrorKind::PermissionDenied.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn account(uid: u32) -> Account {
+        Account {
+            name: "ann".into(),
+            uid,
+            gid: uid,
+            groups: Vec::new(),
+            home: "/".into(),
+            shell: "/bin/sh".into(),
+        }
+    }
+
+    #[test]
+    fn the_directory_is_made_once_and_is_its_users_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        let all = dir.path().join("user");
+        let made = below(&all, &account(own)).unwrap();
+        assert_eq!(fs::metadata(&made).unwrap().mode() & 0o7777, 0o700);
+        fs::write(made.join("socket"), "").unwrap();
+        assert_eq!(below(&all, &account(own)).unwrap(), made);
+        assert!(made.join("socket").exists());
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(below(&all, &account(own)).is_err(), "others can look into it");
+        symlink(dir.path(), all.join("4242")).unwrap();
+        assert!(below(&all, &account(4242)).is_err(), "it is a link");
+    }
+}
