@@ -46,7 +46,7 @@ fn lines(object: &Value) -> String {
 
 /// A value as people read it.
 fn text(key: &str, value: &Value) -> String {
-    let size = matches!(key, "memory" | "disk_size" | "virtual_size" | "disk_usage" | "size");
+    let size = matches!(key, "memory" | "disk_size" | "root_size" | "virtual_size" | "disk_usage" | "size");
     match (value, value.as_u64()) {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
         (_, Some(then)) if key.ends_with("_at") => crate::age::date(then, crate::age::now()),
