@@ -116,7 +116,9 @@ fn unpack(port: &mut Port, directory: &str, fresh: bool) -> io::Result<()> {
 /// Reads the bytes of input frames.
 pub struct Input<'a> {
     port: &'a mut Port,
-    rest: Vec<u8>,
+    /// The bytes of the last frame, and how many of them were read.
+    bytes: Vec<u8>,
+    read: usize,
     taken: u32,
     ended: bool,
 }
@@ -124,17 +126,17 @@ pub struct Input<'a> {
 impl<'a> Input<'a> {
     /// The input of this conversation.
     pub fn new(port: &'a mut Port) -> Self {
-        Self { port, rest: Vec::new(), taken: 0, ended: false }
+        Self { port, bytes: Vec::new(), read: 0, taken: 0, ended: false }
     }
 }
 
 impl Read for Input<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        while self.rest.is_empty() && !self.ended {
+        while self.read == self.bytes.len() && !self.ended {
             match self.port.wait_frame()? {
                 Some(Frame::Input(bytes)) => {
                     self.taken += bytes.len() as u32;
-                    self.rest = bytes;
+                    (self.bytes, self.read) = (bytes, 0);
                 }
                 Some(Frame::InputEnd) => self.ended = true,
                 Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "an archive was expected")),
@@ -146,9 +148,11 @@ impl Read for Input<'_> {
                 self.port.flush()?;
             }
         }
-        let count = self.rest.len().min(into.len());
-        into[..count].copy_from_slice(&self.rest[..count]);
-        self.rest.drain(..count);
+        // An archive is read in small pieces: what is left of a frame is not moved for each of them.
+        let rest = &self.bytes[self.read..];
+        let count = rest.len().min(into.len());
+        into[..count].copy_from_slice(&rest[..count]);
+        self.read += count;
         Ok(count)
     }
 }

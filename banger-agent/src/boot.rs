@@ -59,8 +59,10 @@ pub fn run() -> ExitCode {
 
     match disks::mount_root(&config.root_device, NEW_ROOT) {
         Ok(()) => {
+            let filled = disks::fill_device(&config.root_device, NEW_ROOT);
+            note(&mut problems, filled, || "cannot grow the root file system".to_owned());
             if let Some(work) = &config.work_disk {
-                let mounted = disks::mount_work(work, NEW_ROOT);
+                let mounted = disks::mount_work(work, NEW_ROOT, &mut problems);
                 note(&mut problems, mounted, || {
                     format!("cannot mount the work disk at {}", work.mount_point)
                 });

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Seek, SeekFrom},
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink},
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -24,8 +24,9 @@ const DEVICE_POLL: Duration = Duration::from_millis(5);
 const STAGING: &str = "/work";
 /// Set on the root of a work disk once it is filled.
 const SEEDED: &str = "trusted.banger.seeded";
-/// What every ext4 has of its own.
+/// What every ext4 has of its own when it is made, and the inode that it has then.
 const LOST_FOUND: &str = "lost+found";
+const LOST_FOUND_INODE: u64 = 11;
 
 /// Mounts the root file system.
 pub fn mount_root(device: &str, target: &str) -> io::Result<()> {
@@ -34,8 +35,9 @@ pub fn mount_root(device: &str, target: &str) -> io::Result<()> {
     Ok(mount(device, target, "ext4", MountFlags::empty(), None::<&std::ffi::CStr>)?)
 }
 
-/// Mounts the work disk below the new root, filled with what the image has there.
-pub fn mount_work(work: &WorkDisk, new_root: &str) -> io::Result<()> {
+/// Mounts the work disk below the new root, filled with what the image has there. What does not keep it from being
+/// used is a problem.
+pub fn mount_work(work: &WorkDisk, new_root: &str, problems: &mut Vec<String>) -> io::Result<()> {
     wait_for(&work.device)?;
     fs::create_dir_all(STAGING)?;
     mount(work.device.as_str(), STAGING, "ext4", MountFlags::NODEV, None::<&std::ffi::CStr>)?;
@@ -45,10 +47,10 @@ pub fn mount_work(work: &WorkDisk, new_root: &str) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let target = rustix::fs::openat2(&root, inside, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
     let target = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&target));
-    if let Err(error) = fill_device(&work.device) {
-        // It is as usable as it was.
-        eprintln!("banger-agent: {} keeps its size: {error}", work.device);
+    if let Err(error) = fill_device(&work.device, STAGING) {
+        problems.push(format!("cannot grow the work disk: {error}"));
     }
+    remove_lost_found(Path::new(STAGING));
     seed(Path::new(&target), Path::new(STAGING))?;
     Ok(mount_move(STAGING, target.as_str())?)
 }
@@ -70,14 +72,58 @@ pub fn wait_for(device: &str) -> io::Result<()> {
 /// `EXT4_IOC_RESIZE_FS` of Linux, fs/ext4/ext4.h: makes a mounted file system as large as so many blocks.
 const RESIZE: Opcode = opcode::write::<u64>(b'f', 16);
 
-/// Makes the work disk's file system as large as its device, which may have grown.
-fn fill_device(device: &str) -> io::Result<()> {
-    let room = fs::File::open(device)?.seek(SeekFrom::End(0))?;
-    let staging = fs::File::open(STAGING)?;
-    let block = rustix::fs::fstatvfs(&staging)?.f_bsize;
+/// Makes a mounted ext4 as large as its device, which may have grown since it was made.
+pub fn fill_device(device: &str, mounted: &str) -> io::Result<()> {
+    let mut disk = fs::File::open(device)?;
+    let mut superblock = [0; 1024];
+    disk.read_exact_at(&mut superblock, 1024)?;
+    let extent = Extent::read(&superblock).ok_or(io::ErrorKind::InvalidData)?;
+    let room = disk.seek(SeekFrom::End(0))? / extent.block;
+    if room <= extent.blocks {
+        return Ok(());
+    }
+    let root = fs::File::open(mounted)?;
     // SAFETY: RESIZE reads a number of blocks; the file system has that size already, or grows.
     #[expect(unsafe_code, reason = "the meaning of an ioctl is nowhere declared")]
-    Ok(unsafe { ioctl(&staging, Setter::<RESIZE, u64>::new(room / block.max(1))) }?)
+    Ok(unsafe { ioctl(&root, Setter::<RESIZE, u64>::new(room)) }?)
+}
+
+/// How large a file system says that it is.
+#[derive(Debug, PartialEq, Eq)]
+struct Extent {
+    /// The size of a block in bytes.
+    block: u64,
+    /// How many it has.
+    blocks: u64,
+}
+
+impl Extent {
+    /// What the superblock of an ext4 says
+    /// (<https://docs.kernel.org/filesystems/ext4/globals.html#super-block>); nothing of another file system.
+    fn read(superblock: &[u8; 1024]) -> Option<Self> {
+        const MAGIC: u16 = 0xef53;
+        const INCOMPAT_64BIT: u32 = 0x80;
+        const MAX_LOG_BLOCK_SIZE: u32 = 6;
+        let u32_at = |at: usize| superblock[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let log_block_size = u32_at(0x18);
+        if u16::from_le_bytes([superblock[0x38], superblock[0x39]]) != MAGIC
+            || log_block_size > MAX_LOG_BLOCK_SIZE
+        {
+            return None;
+        }
+        let high = if u32_at(0x60) & INCOMPAT_64BIT != 0 { u32_at(0x150) } else { 0 };
+        Some(Self { block: 1024 << log_block_size, blocks: u64::from(high) << 32 | u64::from(u32_at(0x4)) })
+    }
+}
+
+/// Removes what nobody expects in a home directory, if nothing is in it: e2fsck makes it anew when it needs it.
+fn remove_lost_found(work: &Path) {
+    let path = work.join(LOST_FOUND);
+    // A directory of this name that somebody has made is theirs.
+    if fs::symlink_metadata(&path).is_ok_and(|found| found.ino() == LOST_FOUND_INODE) {
+        // One with something in it stays.
+        let _ = fs::remove_dir(&path);
+    }
 }
 
 /// Fills the work disk, once. The mark is set last, behind a sync: a boot that is cut off begins anew.
@@ -166,6 +212,26 @@ fn copy_xattrs(from: &Path, to: &Path) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn the_extent_of_a_file_system_is_read_from_its_superblock() {
+        let superblock = |fields: &[(usize, u32)]| {
+            let mut bytes = [0; 1024];
+            bytes[0x38..0x3a].copy_from_slice(&[0x53, 0xef]);
+            for (at, value) in fields {
+                bytes[*at..at + 4].copy_from_slice(&value.to_le_bytes());
+            }
+            bytes
+        };
+        let check = |fields: &[(usize, u32)], block, blocks| {
+            assert_eq!(Extent::read(&superblock(fields)), Some(Extent { block, blocks }), "{fields:?}");
+        };
+        check(&[(0x4, 262_144), (0x18, 2)], 4096, 262_144);
+        check(&[(0x4, 5), (0x18, 0), (0x150, 1)], 1024, 5);
+        check(&[(0x4, 5), (0x18, 2), (0x60, 0x80), (0x150, 1)], 4096, (1 << 32) + 5);
+        assert_eq!(Extent::read(&superblock(&[(0x4, 5), (0x18, u32::MAX)])), None);
+        assert_eq!(Extent::read(&[0; 1024]), None);
+    }
 
     #[test]
     fn a_copy_keeps_content_links_modes_and_times() {

@@ -142,6 +142,8 @@ pub struct VmDefaults {
     pub memory: Option<String>,
     /// Size of the work disk, such as `8GiB`.
     pub disk_size: Option<String>,
+    /// The least size of the system disk, such as `16GiB`.
+    pub root_size: Option<String>,
 }
 
 /// What one user may have.
@@ -156,7 +158,7 @@ pub struct LimitsSection {
     pub vcpus: Option<u32>,
     /// Memory of all machines that are up.
     pub memory: Option<String>,
-    /// Work disks of all machines.
+    /// Work disks of all machines, and what their system disks have beyond their images.
     pub disk: Option<String>,
     /// Images, and kernels.
     pub images: Option<u32>,
@@ -306,6 +308,7 @@ impl Config {
             vcpus,
             memory,
             disk_size: size("vm_defaults.disk_size", &defaults.disk_size)?.unwrap_or(Bytes::gib(8)),
+            root_size: size("vm_defaults.root_size", &defaults.root_size)?.unwrap_or(Bytes(0)),
             ready_timeout: self.ready_timeout.map_or(READY_TIMEOUT, Duration::from_secs),
             stop_timeout: self.stop_timeout.map_or(STOP_TIMEOUT, Duration::from_secs),
             on_reboot: match self.on_guest_reboot.as_deref() {
@@ -351,7 +354,7 @@ mod tests {
     #[test]
     fn an_empty_configuration_fits_the_host() {
         let settings = Config::default().settings(HOST).unwrap();
-        assert_eq!((settings.vcpus, settings.memory), (4, Bytes::gib(4)));
+        assert_eq!((settings.vcpus, settings.memory, settings.root_size), (4, Bytes::gib(4), Bytes(0)));
         let small = Config::default().settings(Host { cpus: 1, memory: Bytes::gib(2) }).unwrap();
         assert_eq!((small.vcpus, small.memory), (2, Bytes::gib(1)));
         assert!(small.limits.check_sizes(small.vcpus, small.memory, small.disk_size).is_ok());
@@ -363,6 +366,8 @@ mod tests {
         let config = read("default_image_name = \"mine\"\n[vm_defaults]\nmemory = \"3G\"\n").unwrap();
         let settings = config.settings(HOST).unwrap();
         assert_eq!((settings.default_image.to_string(), settings.memory), ("mine".to_owned(), Bytes::gib(3)));
+        let root = read("[vm_defaults]\nroot_size = \"20GiB\"").unwrap().settings(HOST).unwrap().root_size;
+        assert_eq!(root, Bytes::gib(20));
         assert!(read("no_such_key = 1").is_err());
         let network = read("[network]\nsubnet = \"10.9.0.0/16\"\nsiblings = false\nwarm_taps = 0").unwrap();
         let settings = network.settings(HOST).unwrap();

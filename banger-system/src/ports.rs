@@ -216,14 +216,16 @@ pub trait Disks: Send + Sync {
     /// Makes the directory of a machine's disks and logs.
     async fn create_directory(&self, vm: VmId) -> Result<()>;
     /// Makes the private clone of an image, or what becomes one when the disks are attached, in a form that the
-    /// machine's monitor can read. The image's file is not changed, then or later.
-    async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers) -> Result<()>;
+    /// machine's monitor can read. The image's file is not changed, then or later. The clone has this size, with
+    /// nothing behind the image's content; one that is smaller than the image counts as the image's.
+    async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers, size: Bytes) -> Result<()>;
     /// Makes an empty ext4 file system of this size.
     async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
     /// Makes a machine's work disk larger while it is stopped. The file system in it is the guest's to grow:
-    /// no kernel but the guest's reads it. A disk that has the size already is left alone, and none becomes
-    /// smaller.
+    /// no kernel but the guest's reads it. A disk that is as large already is left alone.
     async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
+    /// Makes a machine's system disk larger while it is stopped, as [`Disks::grow_work_disk`] does for the other.
+    async fn grow_system_disk(&self, vm: VmId, image: ImageId, size: Bytes) -> Result<()>;
     /// Makes ready what a monitor opens, and returns the drives, the system disk first. What is left of an
     /// earlier time is made anew.
     async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>>;

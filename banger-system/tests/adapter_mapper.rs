@@ -8,6 +8,7 @@ mod skip;
 
 use std::{
     fs::{self, File},
+    io::{Seek, SeekFrom},
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt},
     path::Path,
     process::Command,
@@ -51,8 +52,12 @@ impl Host {
     }
 
     async fn create(&self, vm: VmId) {
+        self.create_sized(vm, Bytes(0)).await;
+    }
+
+    async fn create_sized(&self, vm: VmId, size: Bytes) {
         self.disks.create_directory(vm).await.unwrap();
-        self.disks.clone_image(vm, IMAGE, Layers::Host).await.unwrap();
+        self.disks.clone_image(vm, IMAGE, Layers::Host, size).await.unwrap();
         self.disks.create_work_disk(vm, Bytes::mib(64)).await.unwrap();
     }
 
@@ -182,6 +187,61 @@ fn a_snapshot_has_the_content_of_the_image_and_keeps_what_is_written() {
         let image = File::open(host.scratch.places.image(IMAGE)).unwrap();
         assert_eq!(read_at(&image, SIZE / 2), [0xa5; 4096]);
         host.disks.detach(vm).await.unwrap();
+    });
+}
+
+#[test]
+fn a_system_disk_that_is_larger_than_its_image_goes_on_behind_the_snapshot() {
+    require_snapshots!();
+    let (made, grown) = (vm(1), vm(2));
+    let host = Host::new(Scratch::new(), [made, grown]);
+    let length = |drive: &Drive| File::open(&drive.path).unwrap().seek(SeekFrom::End(0)).unwrap();
+    block_on(async {
+        host.create_sized(made, Bytes(SIZE + (64 << 20))).await;
+        assert_eq!(names(&host.scratch.places.vm_dir(made)), ["system.cow", "system.tail", "work.ext4"]);
+        // One that was made before anybody asked for more.
+        host.create(grown).await;
+        open(&host.start(grown).await.path).write_all_at(b"early", 7).unwrap();
+        host.disks.detach(grown).await.unwrap();
+        for _ in 0..2 {
+            host.disks.grow_system_disk(grown, IMAGE, Bytes(SIZE + (64 << 20))).await.unwrap();
+        }
+        assert_eq!(&read_at::<5>(&open(&host.start(grown).await.path), 7), b"early");
+
+        for vm in [made, grown] {
+            let drive = host.start(vm).await;
+            assert_eq!(length(&drive), SIZE + (64 << 20));
+            let disk = open(&drive.path);
+            assert_eq!(read_at(&disk, SIZE - 4096), [0xa5; 4096]);
+            assert_eq!(read_at(&disk, SIZE), [0; 4096]);
+            // Over the seam, and at the end.
+            disk.write_all_at(&[7; 8192], SIZE - 4096).unwrap();
+            disk.write_all_at(&[8; 4096], SIZE + (64 << 20) - 4096).unwrap();
+            disk.sync_all().unwrap();
+            drop(disk);
+            host.disks.detach(vm).await.unwrap();
+        }
+        host.await_loops(&[]);
+        for vm in [made, grown] {
+            // To be smaller is no wish that a disk follows.
+            for size in [Bytes::gib(2), Bytes(SIZE)] {
+                host.disks.grow_system_disk(vm, IMAGE, size).await.unwrap();
+            }
+            let drive = host.start(vm).await;
+            assert_eq!(length(&drive), 2 << 30);
+            let disk = open(&drive.path);
+            assert_eq!(read_at(&disk, SIZE - 4096), [7; 8192]);
+            assert_eq!(read_at(&disk, SIZE + (64 << 20) - 4096), [8; 4096]);
+            assert_eq!(read_at(&disk, (2 << 30) - 4096), [0; 4096]);
+        }
+        let all = ["rootfs.ext4", "system.cow", "system.cow", "system.tail", "system.tail"];
+        assert_eq!(host.loops(), all);
+        let image = File::open(host.scratch.places.image(IMAGE)).unwrap();
+        assert_eq!(read_at(&image, SIZE - 4096), [0xa5; 4096]);
+        for vm in [made, grown] {
+            host.disks.detach(vm).await.unwrap();
+        }
+        host.await_loops(&[]);
     });
 }
 
@@ -345,7 +405,7 @@ fn a_machine_of_a_time_without_device_mapper_goes_on_as_it_is() {
     block_on(async {
         let files = FileDisks::new(host.scratch.places.clone());
         files.create_directory(vm).await.unwrap();
-        files.clone_image(vm, IMAGE, Layers::Host).await.unwrap();
+        files.clone_image(vm, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
         let drive = host.start(vm).await;
         assert_eq!((drive.path, drive.medium), (host.scratch.places.system_disk(vm), Medium::File));
         host.disks.detach(vm).await.unwrap();
@@ -395,7 +455,7 @@ fn measure() {
         block_on(async {
             host.disks.create_directory(vm).await.unwrap();
             let start = Instant::now();
-            host.disks.clone_image(vm, IMAGE, Layers::Host).await.unwrap();
+            host.disks.clone_image(vm, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
             host.disks.attach(vm, IMAGE).await.unwrap();
             println!("ours {}", milliseconds(start));
             host.disks.detach(vm).await.unwrap();

@@ -97,6 +97,7 @@ fn vm() -> Vm {
             vcpus: 2,
             memory: Bytes::gib(2),
             disk_size: Bytes::gib(8),
+            root_size: Bytes::gib(20),
             hostname: "calm-otter".parse().unwrap(),
             init: Init::Path("/sbin/init".into()),
             labels: BTreeMap::from([("a \"quote\"".into(), "ünïcode\n".into()), ("".into(), "".into())]),

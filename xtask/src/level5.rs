@@ -21,6 +21,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("doctor finds snapshots and virtualisation", doctor),
     ("a command runs in a sandbox under KVM", command_under_kvm),
     ("two sandboxes share their image, and nothing looks into it", shared_image),
+    ("a system disk grows behind its snapshot", grown_disk),
     ("a reboot leaks nothing, and sandboxes start again", reboot),
     ("nothing is left behind", nothing_left),
 ];
@@ -131,6 +132,29 @@ fn shared_image(host: &TestHost) -> Result<()> {
         expect(host.session("alice", &["banger", "vm", "delete", "--force", name]))?;
     }
     Ok(())
+}
+
+/// The image has 8 GiB.
+fn grown_disk(host: &TestHost) -> Result<()> {
+    let session = r#"
+        size() { banger vm exec big -- df --output=size -BG / | tail -n 1 | tr -d ' G\n'; echo; }
+        banger vm create --name big --memory 512M
+        echo "made: $(size)"
+        banger vm exec big -- sh -c 'echo kept > /kept'
+        banger vm stop big
+        banger vm set --root-size 12GiB big
+        banger vm start big
+        echo "grown: $(size)"
+        # More than the image has room for.
+        banger vm exec big -- sh -c 'cat /kept; fallocate -l 9GiB /large && sync && rm /large'"#;
+    let said = expect(host.session("alice", &["sh", "-euc", session]))?;
+    for expected in ["made: 8", "grown: 12", "kept"] {
+        ensure!(said.lines().any(|line| line == expected), "no {expected:?} in {said:?}");
+    }
+    let table = expect(host.enter(&["sh", "-c", "dmsetup table | grep ^banger-"]))?;
+    let targets: Vec<&str> = table.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
+    ensure!(targets == ["snapshot", "linear"], "{table}");
+    expect(host.session("alice", &["banger", "vm", "delete", "--force", "big"])).map(drop)
 }
 
 fn reboot(host: &TestHost) -> Result<()> {

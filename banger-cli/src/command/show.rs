@@ -46,8 +46,9 @@ fn lines(object: &Value) -> String {
 
 /// A value as people read it.
 fn text(key: &str, value: &Value) -> String {
-    let size =
-        matches!(key, "memory" | "disk_size" | "virtual_size" | "disk_usage" | "size" | "module_tree_size");
+    const SIZES: [&str; 7] =
+        ["memory", "disk_size", "root_size", "virtual_size", "disk_usage", "size", "module_tree_size"];
+    let size = SIZES.contains(&key);
     match (value, value.as_u64()) {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
         (_, Some(then)) if key.ends_with("_at") => crate::age::date(then, crate::age::now()),

@@ -297,6 +297,7 @@ impl Service {
                 ("Vcpus", Variant::from(2u32)),
                 ("Memory", Variant::from(1u64 << 30)),
                 ("DiskSize", Variant::from(8u64 << 30)),
+                ("RootSize", Variant::from(16u64 << 30)),
             ],
         )
     }

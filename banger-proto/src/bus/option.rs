@@ -15,6 +15,8 @@ pub mod create {
     pub const MEMORY: &str = "memory";
     /// `t`: size of the work disk in bytes.
     pub const DISK_SIZE: &str = "disk-size";
+    /// `t`: size of the system disk in bytes, no less than the image's.
+    pub const ROOT_SIZE: &str = "root-size";
     /// `s`: host name in the guest; the machine's name when absent.
     pub const HOSTNAME: &str = "hostname";
     /// `b`: whether to start it at once; true when absent.
@@ -62,7 +64,7 @@ pub mod delete {
 
 /// Keys of `Configure`.
 pub mod configure {
-    pub use super::create::{DISK_SIZE, MEMORY, NAT, VCPUS};
+    pub use super::create::{DISK_SIZE, MEMORY, NAT, ROOT_SIZE, VCPUS};
 }
 
 /// Keys of `PublishPort`.

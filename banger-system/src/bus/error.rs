@@ -74,7 +74,9 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::NameTaken { .. } => ErrorName::NameTaken,
         EngineError::Name(_) => ErrorName::InvalidName,
         EngineError::InvalidOption { .. } => ErrorName::InvalidOption,
-        EngineError::Limit(Exceeded::Impossible { .. }) => ErrorName::InvalidOption,
+        EngineError::Limit(Exceeded::Impossible { .. } | Exceeded::Smaller { .. }) => {
+            ErrorName::InvalidOption
+        }
         EngineError::Limit(Exceeded::Quota { .. }) => ErrorName::QuotaExceeded,
         EngineError::Limit(Exceeded::Requests { .. }) => ErrorName::TooManyRequests,
         EngineError::NoAddress => ErrorName::NoAddress,

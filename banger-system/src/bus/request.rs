@@ -115,6 +115,7 @@ pub(super) async fn read_create(
         vcpus: options.small_number(create::VCPUS)?,
         memory: options.number(create::MEMORY)?.map(Bytes),
         disk_size: options.number(create::DISK_SIZE)?.map(Bytes),
+        root_size: options.number(create::ROOT_SIZE)?.map(Bytes),
         hostname: match options.string(create::HOSTNAME)? {
             Some(text) => Some(parse_name(&text)?),
             None => None,

@@ -113,6 +113,7 @@ const PROPERTIES: &[Property<VmView>] = &[
     property("Vcpus", "u", |view, _| view.vm.spec.vcpus.into()),
     property("Memory", "t", |view, _| view.vm.spec.memory.0.into()),
     property("DiskSize", "t", |view, _| view.vm.spec.disk_size.0.into()),
+    property("RootSize", "t", |view, _| view.vm.spec.root_size.0.into()),
     property("Address", "s", |view, _| view.address_text().into()),
     constant("MacAddress", "s", |view, _| view.mac.to_string().into()),
     Property {
@@ -232,6 +233,7 @@ impl Methods {
             vcpus: options.small_number(configure::VCPUS)?,
             memory: options.number(configure::MEMORY)?.map(Bytes),
             disk_size: options.number(configure::DISK_SIZE)?.map(Bytes),
+            root_size: options.number(configure::ROOT_SIZE)?.map(Bytes),
             nat: nat.map(|on| if on { Nat::On } else { Nat::Off }),
         };
         options.finish()?;

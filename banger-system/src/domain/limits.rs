@@ -20,7 +20,7 @@ pub struct Limits {
     pub vcpus: u32,
     /// Memory of all machines that are up.
     pub memory: Bytes,
-    /// Work disks of all machines.
+    /// Work disks of all machines, and what their system disks have beyond their images.
     pub disk: Bytes,
     /// Images, and kernels, of one user.
     pub images: u32,
@@ -51,6 +51,18 @@ pub enum Exceeded {
         /// The largest.
         max: String,
     },
+    /// A disk would become smaller than what is in it.
+    #[error("cannot make the {disk} {asked}: {holds} {is}, and no disk becomes smaller")]
+    Smaller {
+        /// The disk.
+        disk: &'static str,
+        /// The size.
+        asked: Bytes,
+        /// What has a size, with its verb.
+        holds: &'static str,
+        /// That size.
+        is: Bytes,
+    },
     /// Too much of the user's is under way.
     #[error("you have {limit} {what} under way, which is the limit")]
     Requests {
@@ -80,8 +92,34 @@ pub struct Usage {
     pub running: u32,
     /// Memory of the machines that are up.
     pub memory: Bytes,
-    /// Work disks of all machines.
+    /// Work disks of all machines, and what their system disks have beyond their images.
     pub disk: Bytes,
+}
+
+/// A disk of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// `/`.
+    System,
+    /// `/root`.
+    Work,
+}
+
+impl Disk {
+    const fn name(self) -> &'static str {
+        match self {
+            Disk::System => "system disk",
+            Disk::Work => "work disk",
+        }
+    }
+}
+
+/// Whether a disk of this size can become one of that size.
+pub fn check_growth(disk: Disk, is: Bytes, asked: Bytes) -> Result<(), Exceeded> {
+    match asked < is {
+        true => Err(Exceeded::Smaller { disk: disk.name(), asked, holds: "it has", is }),
+        false => Ok(()),
+    }
 }
 
 impl Limits {
@@ -109,15 +147,26 @@ impl Limits {
         within("the size of the work disk", disk, MIN_DISK, MAX_DISK.min(self.disk))
     }
 
-    /// Whether a user with this usage may have one more machine with such a disk.
+    /// Whether the system disk of a machine can have this size over an image of that size.
+    pub fn check_root_size(&self, size: Bytes, image: Bytes) -> Result<(), Exceeded> {
+        if size < image {
+            let disk = Disk::System.name();
+            return Err(Exceeded::Smaller { disk, asked: size, holds: "its image has", is: image });
+        }
+        // An image that is larger than all this is the user's choice, and its own size is not counted.
+        let most = MAX_DISK.min(Bytes(image.0.saturating_add(self.disk.0))).max(image);
+        within("the size of the system disk", size, image, most)
+    }
+
+    /// Whether a user with this usage may have one more machine with so much on disks.
     pub fn check_create(&self, usage: Usage, disk: Bytes) -> Result<(), Exceeded> {
         quota("machines", usage.vms + 1, self.vms)?;
         self.check_disk(usage, disk)
     }
 
-    /// Whether a user with this usage may have so much more on work disks.
+    /// Whether a user with this usage may have so much more on disks.
     pub fn check_disk(&self, usage: Usage, more: Bytes) -> Result<(), Exceeded> {
-        quota("of work disks", Bytes(usage.disk.0.saturating_add(more.0)), self.disk)
+        quota("of disks", Bytes(usage.disk.0.saturating_add(more.0)), self.disk)
     }
 
     /// Whether a user with this usage may have one more machine up.
@@ -183,6 +232,40 @@ mod tests {
         check(1, Bytes::gib(1), Bytes(u64::MAX), false);
         let message = limits.check_sizes(0, Bytes::gib(1), Bytes::gib(8)).map_err(|e| e.to_string());
         assert_eq!(message, Err("the number of virtual processors must be between 1 and 8, not 0".into()));
+    }
+
+    #[test]
+    fn a_system_disk_is_no_smaller_than_its_image() {
+        let limits = limits();
+        let check = |size, image, expect: Result<(), &str>| {
+            let checked = limits.check_root_size(size, image).map_err(|error| error.to_string());
+            assert_eq!(checked, expect.map_err(str::to_owned), "{size} over {image}");
+        };
+        check(Bytes::gib(8), Bytes::gib(8), Ok(()));
+        check(Bytes::gib(208), Bytes::gib(8), Ok(()));
+        // Whatever the image, its own size is possible.
+        check(Bytes::gib(1 << 20), Bytes::gib(1 << 20), Ok(()));
+        let smaller = "cannot make the system disk 4 GiB: its image has 8 GiB, and no disk becomes smaller";
+        check(Bytes::gib(4), Bytes::gib(8), Err(smaller));
+        check(
+            Bytes(0),
+            Bytes::mib(512),
+            Err("cannot make the system disk 0 B: its image has 512 MiB, and no disk becomes smaller"),
+        );
+        let larger = "the size of the system disk must be between 8 GiB and 208 GiB, not 209 GiB";
+        check(Bytes::gib(209), Bytes::gib(8), Err(larger));
+        assert!(limits.check_root_size(Bytes(u64::MAX), Bytes::gib(8)).is_err());
+    }
+
+    #[test]
+    fn disks_only_grow() {
+        assert_eq!(check_growth(Disk::Work, Bytes::gib(8), Bytes::gib(8)), Ok(()));
+        assert_eq!(check_growth(Disk::System, Bytes::gib(8), Bytes::gib(9)), Ok(()));
+        let refused = check_growth(Disk::Work, Bytes::gib(8), Bytes(1)).map_err(|error| error.to_string());
+        assert_eq!(
+            refused,
+            Err("cannot make the work disk 1 B: it has 8 GiB, and no disk becomes smaller".to_owned())
+        );
     }
 
     #[test]

@@ -22,10 +22,59 @@ const REFCOUNT_TABLE: u64 = 1;
 const REFCOUNT_BLOCK: u64 = 2;
 const L1_TABLE: u64 = 3;
 
+/// How much of a layer's beginning says how large its disk is.
+pub const HEAD: usize = 48;
+/// In it: the size of the disk, and the number of entries of the first table.
+const SIZE: usize = 24;
+const L1_ENTRIES: usize = 36;
+
+/// Why a layer cannot become larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotGrown {
+    /// It was not made by [`empty`], or not by a monitor of ours since.
+    #[error("its layer is damaged")]
+    Damaged,
+    /// There is no room for a longer first table where that is.
+    #[error("its layer was made for at most {0}; a new sandbox has no such bound")]
+    Full(Bytes),
+}
+
+/// The beginning of a layer with its disk made this large, which must be a multiple of 512 bytes. A disk that is as
+/// large already stays so. The first table of a layer fills whole clusters, and what it has not used is zero, so that
+/// nothing but its length has to be written.
+pub fn grow(mut head: [u8; HEAD], size: Bytes) -> Result<[u8; HEAD], NotGrown> {
+    let u32_at = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+    let u64_at = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    let (is, entries) = (u64_at(SIZE), u64::from(u32_at(L1_ENTRIES)));
+    let known = head[..4] == MAGIC
+        && (u32_at(4), u32_at(20)) == (VERSION, CLUSTER_BITS)
+        && u64_at(40) == L1_TABLE * CLUSTER
+        && entries == is.div_ceil(L1_COVERS);
+    if !known {
+        return Err(NotGrown::Damaged);
+    }
+    if size.0 <= is {
+        return Ok(head);
+    }
+    let room = l1_clusters(entries) * (CLUSTER / 8);
+    let entries = size.0.div_ceil(L1_COVERS);
+    if entries > room {
+        return Err(NotGrown::Full(Bytes(room.saturating_mul(L1_COVERS))));
+    }
+    head[SIZE..SIZE + 8].copy_from_slice(&size.0.to_be_bytes());
+    head[L1_ENTRIES..L1_ENTRIES + 4].copy_from_slice(&(entries as u32).to_be_bytes());
+    Ok(head)
+}
+
+/// The clusters that a first table of so many entries takes.
+fn l1_clusters(entries: u64) -> u64 {
+    entries.saturating_mul(8).div_ceil(CLUSTER).max(1)
+}
+
 /// The layer for a disk of this size, which must be a multiple of 512 bytes.
 pub fn empty(size: Bytes) -> Vec<u8> {
     let l1_entries = size.0.div_ceil(L1_COVERS);
-    let clusters = L1_TABLE + (l1_entries * 8).div_ceil(CLUSTER).max(1);
+    let clusters = L1_TABLE + l1_clusters(l1_entries);
     let mut layer = MAGIC.to_vec();
     layer.extend(VERSION.to_be_bytes());
     // Nothing is named that lies below.
@@ -66,6 +115,38 @@ mod tests {
         assert_eq!(number(96), 4 << 32 | 104);
         assert_eq!(number(1 << 16), 2 << 16);
         assert_eq!(layer.len(), 4 << 16);
+    }
+
+    #[test]
+    fn a_layer_grows_by_its_length_alone_for_as_long_as_its_table_has_room() {
+        let head = |size| *empty(size).first_chunk::<HEAD>().unwrap_or(&[0; HEAD]);
+        let whole = |layer: Vec<u8>, head: [u8; HEAD]| [&head[..], &layer[HEAD..]].concat();
+        let check = |from: Bytes, to: Bytes| {
+            let grown = grow(head(from), to).unwrap_or([0; HEAD]);
+            assert!(whole(empty(from), grown) == empty(to), "{from} to {to}");
+        };
+        check(Bytes::mib(512), Bytes::gib(16));
+        check(Bytes::gib(8), Bytes(Bytes::gib(9).0 + 4096));
+        check(Bytes::gib(8), Bytes::gib(4 << 10));
+        check(Bytes::gib(5 << 10), Bytes::gib(8 << 10));
+        check(Bytes::gib(8), Bytes::gib(8));
+        assert_eq!(grow(head(Bytes::gib(8)), Bytes::gib(1)), Ok(head(Bytes::gib(8))));
+        let full = Err(NotGrown::Full(Bytes::gib(4 << 10)));
+        assert_eq!(grow(head(Bytes::gib(8)), Bytes::gib((4 << 10) + 1)), full);
+        assert_eq!(grow(head(Bytes::gib(8)), Bytes(u64::MAX)), full);
+    }
+
+    #[test]
+    fn what_is_no_layer_of_ours_is_left_alone() {
+        let head = *empty(Bytes::gib(8)).first_chunk::<HEAD>().unwrap_or(&[0; HEAD]);
+        // The magic number, the version, the clusters, the size, and the length and the place of the first table.
+        for at in [0, 7, 23, 24, 36, 40] {
+            let mut damaged = head;
+            damaged[at] ^= 0x80;
+            assert_eq!(grow(damaged, Bytes::gib(16)), Err(NotGrown::Damaged), "byte {at}");
+        }
+        assert_eq!(grow([0; HEAD], Bytes::gib(16)), Err(NotGrown::Damaged));
+        assert_eq!(grow([0xff; HEAD], Bytes::gib(16)), Err(NotGrown::Damaged));
     }
 
     #[test]

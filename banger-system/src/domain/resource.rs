@@ -171,6 +171,11 @@ impl Places {
         self.vm_dir(vm).join("system.cow")
     }
 
+    /// What a machine's system disk has behind its image, where the kernel puts the two together.
+    pub fn system_tail(&self, vm: VmId) -> PathBuf {
+        self.vm_dir(vm).join("system.tail")
+    }
+
     /// A machine's work disk.
     pub fn work_disk(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("work.ext4")

@@ -63,6 +63,8 @@ pub struct VmSpec {
     pub memory: Bytes,
     /// Size of the work disk.
     pub disk_size: Bytes,
+    /// Size of the system disk, never less than its image's.
+    pub root_size: Bytes,
     /// Host name in the guest.
     pub hostname: Name,
     /// What the agent hands over to.

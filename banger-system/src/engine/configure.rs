@@ -1,7 +1,5 @@
 //! What may be changed of a machine: its network at once, its size while it is down.
 
-use banger_proto::size::Bytes;
-
 use super::{
     Engine,
     error::{Error, Result},
@@ -11,6 +9,7 @@ use super::{
 use crate::{
     domain::{
         id::VmId,
+        limits::{Disk, check_growth},
         net::{
             nic::Nic,
             port::{MAX_PORTS, Port},
@@ -44,22 +43,42 @@ impl Task {
             vcpus: change.vcpus.unwrap_or(spec.vcpus),
             memory: change.memory.unwrap_or(spec.memory),
             disk_size: change.disk_size.unwrap_or(spec.disk_size),
+            root_size: change.root_size.unwrap_or(spec.root_size),
             nat: change.nat.unwrap_or(spec.nat),
             ..spec.clone()
         };
-        let resized = (new.vcpus, new.memory, new.disk_size) != (spec.vcpus, spec.memory, spec.disk_size);
-        if resized {
+        let sizes = |spec: &VmSpec| (spec.vcpus, spec.memory, spec.disk_size, spec.root_size);
+        if sizes(&new) != sizes(spec) {
             if self.vm.state.is_up() {
                 return Err(Error::NotStopped { name: self.vm.name.to_string() });
             }
-            self.shared.settings.limits.check_sizes(new.vcpus, new.memory, new.disk_size)?;
-            if new.disk_size != spec.disk_size {
-                let (owner, more) = (self.vm.owner, new.disk_size.0.saturating_sub(spec.disk_size.0));
-                self.shared.registry.check_disk(owner, Bytes(more), &self.shared.settings.limits)?;
-                self.shared.ports.disks.grow_work_disk(self.vm.id, new.disk_size).await?;
-            }
+            self.resize(&new).await?;
         }
         self.become_spec(new).await
+    }
+
+    /// Makes the disks as large as they are to be, once all sizes are known to be possible. A disk that has grown
+    /// stays so when something after it fails: the guest loses nothing by it, and the next request finds it done.
+    async fn resize(&self, new: &VmSpec) -> Result<()> {
+        let (spec, limits) = (&self.vm.spec, &self.shared.settings.limits);
+        check_growth(Disk::Work, spec.disk_size, new.disk_size)?;
+        check_growth(Disk::System, spec.root_size, new.root_size)?;
+        limits.check_sizes(new.vcpus, new.memory, new.disk_size)?;
+        let (work_grows, root_grows) = (new.disk_size != spec.disk_size, new.root_size != spec.root_size);
+        if root_grows {
+            limits.check_root_size(new.root_size, self.shared.registry.image_size(self.vm.image))?;
+        }
+        if work_grows || root_grows {
+            self.shared.registry.check_disks(&self.vm, new, limits)?;
+        }
+        let disks = &self.shared.ports.disks;
+        if work_grows {
+            disks.grow_work_disk(self.vm.id, new.disk_size).await?;
+        }
+        if root_grows {
+            disks.grow_system_disk(self.vm.id, self.vm.image, new.root_size).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn publish_port(&mut self, wish: Port) -> Result<Port> {

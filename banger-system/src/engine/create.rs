@@ -44,6 +44,9 @@ impl Engine {
         let memory = request.memory.unwrap_or(settings.memory);
         let disk_size = request.disk_size.unwrap_or(settings.disk_size);
         settings.limits.check_sizes(vcpus, memory, disk_size)?;
+        let image_size = image.facts.virtual_size;
+        let root_size = request.root_size.unwrap_or(settings.root_size.max(image_size));
+        settings.limits.check_root_size(root_size, image_size)?;
 
         let id = VmId::random();
         let host_key = HostKey::random().map_err(|error| ports::Error::other("make a host key", error))?;
@@ -58,6 +61,7 @@ impl Engine {
                 vcpus,
                 memory,
                 disk_size,
+                root_size,
                 hostname: hostname.clone().unwrap_or(first),
                 init: request.init,
                 vmm: request.vmm,

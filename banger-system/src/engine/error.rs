@@ -127,7 +127,9 @@ pub enum Error {
         waiting: usize,
     },
     /// The machine must be down for this.
-    #[error("{name} is running: stop it first; its processors, memory and disk are changed while it is down")]
+    #[error(
+        "{name} is running: stop it first; its processors, memory and disks are changed while it is down"
+    )]
     NotStopped {
         /// The machine's name.
         name: String,

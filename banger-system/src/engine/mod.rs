@@ -78,6 +78,8 @@ pub struct Settings {
     pub memory: Bytes,
     /// Work disk of a machine for which no size is named.
     pub disk_size: Bytes,
+    /// The least system disk of a machine for which no size is named; one is never smaller than its image.
+    pub root_size: Bytes,
     /// How long a guest may take to become ready.
     pub ready_timeout: Duration,
     /// How long a guest may take to power off.

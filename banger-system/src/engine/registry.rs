@@ -20,6 +20,7 @@ use crate::{
         limits::{Limits, Usage},
         name::{Name, Reference},
         net::subnet::{Slot, Subnet},
+        vm::{Vm, VmSpec},
     },
     ports::Users,
 };
@@ -51,13 +52,25 @@ impl State {
         let mut usage = Usage::default();
         for Entry { view, .. } in self.vms.values().filter(|entry| entry.view.vm.owner == owner) {
             usage.vms += 1;
-            usage.disk = Bytes(usage.disk.0.saturating_add(view.vm.spec.disk_size.0));
+            let disk = self.disk_of(view.vm.image, &view.vm.spec);
+            usage.disk = Bytes(usage.disk.0.saturating_add(disk.0));
             if view.vm.state.is_up() {
                 usage.running += 1;
                 usage.memory = Bytes(usage.memory.0.saturating_add(view.vm.spec.memory.0));
             }
         }
         usage
+    }
+
+    /// What the disks of a machine count for: what its system disk has of its image is everybody's.
+    fn disk_of(&self, image: ImageId, spec: &VmSpec) -> Bytes {
+        let beyond = spec.root_size.0.saturating_sub(self.image_size(image).0);
+        Bytes(spec.disk_size.0.saturating_add(beyond))
+    }
+
+    /// The size of an image's file system; nothing of one that is not there.
+    fn image_size(&self, id: ImageId) -> Bytes {
+        self.images.get(&id).map_or(Bytes(0), |image| image.facts.virtual_size)
     }
 
     /// The names of the machines that use an image.
@@ -133,7 +146,7 @@ impl Registry {
     ) -> Result<Arc<VmView>> {
         let vm = &mut view.vm;
         let mut state = self.lock();
-        limits.check_create(state.usage(vm.owner), vm.spec.disk_size)?;
+        limits.check_create(state.usage(vm.owner), state.disk_of(vm.image, &vm.spec))?;
         let mut taken = None;
         let free = names.into_iter().find(|name| {
             let is_taken = state.vm_name_taken(vm.owner, name);
@@ -157,9 +170,16 @@ impl Registry {
         Ok(view)
     }
 
-    /// Whether the owner's share has room for so much more on work disks.
-    pub(super) fn check_disk(&self, owner: Uid, more: Bytes, limits: &Limits) -> Result<()> {
-        Ok(limits.check_disk(self.usage(owner), more)?)
+    /// Whether the owner's share has room for the disks that a machine is to have.
+    pub(super) fn check_disks(&self, vm: &Vm, new: &VmSpec, limits: &Limits) -> Result<()> {
+        let state = self.lock();
+        let more = state.disk_of(vm.image, new).0.saturating_sub(state.disk_of(vm.image, &vm.spec).0);
+        Ok(limits.check_disk(state.usage(vm.owner), Bytes(more))?)
+    }
+
+    /// The size of an image's file system.
+    pub(super) fn image_size(&self, id: ImageId) -> Bytes {
+        self.lock().image_size(id)
     }
 
     /// Adds a machine that was there before the service started.

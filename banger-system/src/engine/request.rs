@@ -32,6 +32,8 @@ pub struct CreateVm {
     pub memory: Option<Bytes>,
     /// Size of the work disk.
     pub disk_size: Option<Bytes>,
+    /// Size of the system disk.
+    pub root_size: Option<Bytes>,
     /// Host name in the guest; the machine's name when absent.
     pub hostname: Option<Name>,
     /// What the agent hands over to.
@@ -204,6 +206,8 @@ pub struct Configure {
     pub memory: Option<Bytes>,
     /// Size of the work disk, which only grows.
     pub disk_size: Option<Bytes>,
+    /// Size of the system disk, which only grows.
+    pub root_size: Option<Bytes>,
     /// Whether the guest reaches what lies beyond the host, at once.
     pub nat: Option<Nat>,
 }

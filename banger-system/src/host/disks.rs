@@ -9,10 +9,9 @@
 //! what it was made of and nothing of its user's.
 
 use std::{
-    cmp::Ordering,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, FileExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -65,7 +64,7 @@ impl Disks for FileDisks {
         .await
     }
 
-    async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers) -> Result<()> {
+    async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers, size: Bytes) -> Result<()> {
         let (places, image) = (self.places.clone(), self.places.image(image));
         blocking("clone an image", move || {
             let original = open_image(&image)?;
@@ -74,16 +73,19 @@ impl Disks for FileDisks {
             if disk.try_exists().map_err(os)? || layer.try_exists().map_err(os)? {
                 return Ok(());
             }
+            let length = original.metadata().map_err(os)?.len();
+            let size = whole_blocks(size).0.max(length);
             let clone = Partial::begin(&disk, 0o600).map_err(os)?;
             if sparse::share(&original, &clone.file).map_err(os)? {
+                clone.file.set_len(size).map_err(os)?;
                 return clone.add().map_err(os);
             }
             // The layer comes last: where it is, what it lies on is too.
             if layers == Layers::Monitor && link(&image, &places.system_base(vm)).map_err(os)? {
-                let size = Bytes(original.metadata().map_err(os)?.len());
-                return create(&layer, |mut file| file.write_all(&qcow2::empty(size)).map_err(os));
+                return create(&layer, |mut file| file.write_all(&qcow2::empty(Bytes(size))).map_err(os));
             }
             sparse::copy(&original, &clone.file).map_err(os)?;
+            clone.file.set_len(size).map_err(os)?;
             clone.add().map_err(os)
         })
         .await
@@ -112,6 +114,19 @@ impl Disks for FileDisks {
         blocking("grow a work disk", move || grow(&disk, size)).await
     }
 
+    async fn grow_system_disk(&self, vm: VmId, _image: ImageId, size: Bytes) -> Result<()> {
+        let (disk, layer) = (self.places.system_disk(vm), self.places.system_layer(vm));
+        let places = self.places.clone();
+        blocking("grow a system disk", move || {
+            require_file(&places, vm)?;
+            match layer.exists() {
+                true => grow_layer(&layer, size),
+                false => grow(&disk, size),
+            }
+        })
+        .await
+    }
+
     async fn attach(&self, vm: VmId, _image: ImageId) -> Result<Vec<Drive>> {
         let layer = self.places.system_layer(vm);
         if layer.exists() {
@@ -119,15 +134,8 @@ impl Disks for FileDisks {
             let system = Drive { path: layer, access: Access::ReadWrite, medium };
             return Ok(vec![system, work_drive(&self.places, vm)]);
         }
-        let system = self.places.system_disk(vm);
-        if !system.exists() && self.places.overlay(vm).exists() {
-            return Err(Error::HostNotReady {
-                message: "the system disk is a snapshot, which this kernel cannot make; \
-                          modprobe dm_snapshot, then systemctl restart banger-system"
-                    .to_owned(),
-            });
-        }
-        Ok(vec![file_drive(system), work_drive(&self.places, vm)])
+        require_file(&self.places, vm)?;
+        Ok(vec![file_drive(self.places.system_disk(vm)), work_drive(&self.places, vm)])
     }
 
     async fn detach(&self, _vm: VmId) -> Result<()> {
@@ -175,19 +183,46 @@ fn file_drive(path: PathBuf) -> Drive {
     Drive { path, access: Access::ReadWrite, medium: Medium::File }
 }
 
+/// Refuses a system disk that device-mapper has made.
+fn require_file(places: &Places, vm: VmId) -> Result<()> {
+    if places.overlay(vm).exists() && !places.system_disk(vm).exists() && !places.system_layer(vm).exists() {
+        return Err(Error::HostNotReady {
+            message: "the system disk is a snapshot, which this kernel cannot make; \
+                      modprobe dm_snapshot, then systemctl restart banger-system"
+                .to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// A size as a disk has it.
+pub(super) fn whole_blocks(size: Bytes) -> Bytes {
+    Bytes(size.0.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX))
+}
+
 /// Only the file: what is in it was written by a guest, and only a guest's kernel reads it.
-fn grow(disk: &Path, size: Bytes) -> Result<()> {
+pub(super) fn grow(disk: &Path, size: Bytes) -> Result<()> {
     let os = |doing: &str, source| Error::os(format!("{doing} {}", disk.display()), source);
     let file = OpenOptions::new().write(true).open(disk).map_err(|source| os("open", source))?;
     let is = file.metadata().map_err(|source| os("look at", source))?.len();
-    let wanted = size.0.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
-    match wanted.cmp(&is) {
-        Ordering::Equal => Ok(()),
-        Ordering::Less => Err(Error::Unsupported {
-            message: format!("the work disk has {} already, and a disk never becomes smaller", Bytes(is)),
-        }),
-        Ordering::Greater => file.set_len(wanted).map_err(|source| os("grow", source)),
+    let wanted = whole_blocks(size).0;
+    match wanted <= is {
+        true => Ok(()),
+        false => file.set_len(wanted).map_err(|source| os("grow", source)),
     }
+}
+
+/// Lets a layer say that its disk is larger. What is in the disk is not looked at.
+fn grow_layer(layer: &Path, size: Bytes) -> Result<()> {
+    let os = |source| Error::os(format!("grow {}", layer.display()), source);
+    let file = OpenOptions::new().read(true).write(true).open(layer).map_err(os)?;
+    let mut head = [0; qcow2::HEAD];
+    file.read_exact_at(&mut head, 0).map_err(os)?;
+    let grown = qcow2::grow(head, whole_blocks(size)).map_err(|error| Error::Unsupported {
+        message: format!("cannot grow the system disk to {size}: {error}"),
+    })?;
+    // All of it is in one sector, which is written whole or not at all.
+    file.write_all_at(&grown, 0).map_err(os)
 }
 
 pub(super) fn open_image(path: &Path) -> Result<File> {

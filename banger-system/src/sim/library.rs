@@ -5,7 +5,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use banger_proto::size::Bytes;
 
-use super::Sim;
+use super::{Sim, State};
 use crate::{
     domain::{
         id::{ImageId, KernelId, Uid, VmId},
@@ -29,19 +29,28 @@ impl Disks for Sim {
         Ok(())
     }
 
-    async fn clone_image(&self, _vm: VmId, image: ImageId, _layers: Layers) -> Result<()> {
-        match self.step("clone an image")?.image_files.contains(&image) {
-            true => Ok(()),
-            false => Err(Error::HostNotReady { message: "the image has no file".to_owned() }),
-        }
+    async fn clone_image(&self, vm: VmId, image: ImageId, _layers: Layers, size: Bytes) -> Result<()> {
+        let mut state = self.step("clone an image")?;
+        require_image(&state, image)?;
+        state.disk_sizes.entry(vm).or_default().0 = size;
+        Ok(())
     }
 
-    async fn create_work_disk(&self, _vm: VmId, _size: Bytes) -> Result<()> {
-        self.step("make a work disk").map(drop)
+    async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
+        self.step("make a work disk")?.disk_sizes.entry(vm).or_default().1 = size;
+        Ok(())
     }
 
-    async fn grow_work_disk(&self, _vm: VmId, _size: Bytes) -> Result<()> {
-        self.step("grow a work disk").map(drop)
+    async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
+        self.step("grow a work disk")?.disk_sizes.entry(vm).or_default().1 = size;
+        Ok(())
+    }
+
+    async fn grow_system_disk(&self, vm: VmId, image: ImageId, size: Bytes) -> Result<()> {
+        let mut state = self.step("grow a system disk")?;
+        require_image(&state, image)?;
+        state.disk_sizes.entry(vm).or_default().0 = size;
+        Ok(())
     }
 
     async fn attach(&self, vm: VmId, _image: ImageId) -> Result<Vec<Drive>> {
@@ -64,7 +73,9 @@ impl Disks for Sim {
     }
 
     async fn remove_directory(&self, vm: VmId) -> Result<()> {
-        self.lock().disks.remove(&vm);
+        let mut state = self.lock();
+        state.disks.remove(&vm);
+        state.disk_sizes.remove(&vm);
         Ok(())
     }
 
@@ -74,6 +85,13 @@ impl Disks for Sim {
 
     async fn checks(&self) -> Vec<Check> {
         Vec::new()
+    }
+}
+
+fn require_image(state: &State, image: ImageId) -> Result<()> {
+    match state.image_files.contains(&image) {
+        true => Ok(()),
+        false => Err(Error::HostNotReady { message: "the image has no file".to_owned() }),
     }
 }
 

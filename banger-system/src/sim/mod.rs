@@ -16,6 +16,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use banger_proto::size::Bytes;
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -51,6 +52,8 @@ struct State {
     /// How many connections to guests will find nobody who listens.
     no_listeners: u32,
     disks: BTreeSet<VmId>,
+    /// The sizes of system disks and work disks.
+    disk_sizes: BTreeMap<VmId, (Bytes, Bytes)>,
     mappers: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
@@ -219,6 +222,11 @@ impl Sim {
     /// From now on the catalog cannot be fetched, or can.
     pub fn lose_catalog(&self, lost: bool) {
         self.lock().catalog_lost = lost;
+    }
+
+    /// The sizes of a machine's system disk and of its work disk, as they were made.
+    pub fn disk_sizes(&self, vm: VmId) -> (Bytes, Bytes) {
+        self.lock().disk_sizes.get(&vm).copied().unwrap_or_default()
     }
 
     /// The images that have files.

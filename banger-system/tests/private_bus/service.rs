@@ -140,6 +140,7 @@ async fn serve(bus: &Bus, sim: &Sim, clock: &Hourglass, places: &Places) -> (Con
         vcpus: 2,
         memory: Bytes::gib(1),
         disk_size: Bytes::gib(8),
+        root_size: Bytes(0),
         ready_timeout: Duration::from_secs(60),
         stop_timeout: Duration::from_secs(1),
         on_reboot: banger_system::engine::request::OnReboot::Boot,

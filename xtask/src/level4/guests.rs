@@ -10,6 +10,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("input, output and errors are separate and exact", streams),
     ("a shell has a terminal of the right size", terminal),
     ("a stop loses nothing that was written", stop_keeps_data),
+    ("disks have the size that was asked for and grow with what is in them", disks_grow),
     ("reboot gives a new boot id, and the ends of a guest are told apart", ends),
     ("a guest is told the time when the clock of the host is set", clock),
     ("thirty commands at once all run, and connections leave room for them", crowd),
@@ -69,6 +70,59 @@ fn stop_keeps_data(host: &Host) -> Result<()> {
     let (kept, written) = (sums.next().context("there is no sum")?, sums.next());
     ensure!(Some(kept) == written, "the files are not as they were: {out:?}");
     Ok(())
+}
+
+/// The image has 8 GiB, as has a work disk for which nothing is said.
+fn disks_grow(host: &Host) -> Result<()> {
+    let session = r#"
+        sizes() { banger vm exec big -- df --output=size -BG / /root | tail -n 2 | tr -d ' G\n'; echo; }
+        show() { banger vm show --json big | sed -n "s/^ *\"$1\": *\"\{0,1\}\([^\",]*\).*/\1/p"; }
+        sum() { banger vm exec big -- sh -c 'cat /kept/* /root/kept | md5sum'; }
+        banger vm create --quiet --name big --root-size 12GiB
+        echo "made: $(sizes)"
+        banger vm exec big -- sh -c 'mkdir /kept; for n in $(seq 1000); do echo $n > /kept/$n; done; seq 1000 > /root/kept'
+        echo "home: $(banger vm exec big -- sh -c 'ls -A /root | grep -c lost+found || true')"
+        sum > sum
+        banger vm set --root-size 20GiB big 2> refused || echo "running: $(grep -c 'stop it first' refused)"
+        banger vm stop --quiet big
+        banger vm set --root-size 11GiB big 2> refused || echo "smaller: $(grep -c '12 GiB' refused) $(grep -c hint: refused)"
+        banger vm set --root-size 20GiB --disk-size 10GiB big
+        banger vm start --quiet big
+        echo "grown: $(sizes)"
+        echo "shown: $(show root_size) $(show disk_size)"
+        sum | cmp - sum && echo "kept: the same"
+        # More than there was room for before.
+        banger vm exec big -- fallocate -l 14GiB /large
+        banger vm health big > /dev/null && echo healthy
+        banger vm stop --quiet big
+        show id"#;
+    let out = script(host, "alice", session)?;
+    for expected in [
+        "made: 128",
+        "home: 0",
+        "running: 1",
+        "smaller: 1 1",
+        "grown: 2010",
+        "shown: 21474836480 10737418240",
+        "kept: the same",
+        "healthy",
+    ] {
+        ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
+    }
+    let id = out.lines().last().unwrap_or_default();
+    let check = format!(
+        "cd /var/lib/banger/vms/{id}
+        e2fsck -fn work.ext4
+        if [ -e system.qcow2 ]; then
+            qemu-img convert -O raw --image-opts \
+                driver=qcow2,file.filename=system.qcow2,backing.driver=raw,backing.file.filename=base.ext4 system.raw
+            e2fsck -fn system.raw
+        else
+            e2fsck -fn system.ext4
+        fi"
+    );
+    script(host, "root", &check)?;
+    script(host, "alice", "banger vm delete big; rm sum refused").map(drop)
 }
 
 /// Commands that end a guest, and what becomes of it. The commands themselves end in one way or another.

@@ -29,6 +29,8 @@ fn impossible(host: &Host) -> Result<()> {
     run("--vcpu 0", &["error:", "1"])?;
     run("--memory 10TiB", &["error:", "10 TiB"])?;
     run("--disk-size 1KiB", &["error:"])?;
+    run("--root-size 1GiB", &["error: cannot make the system disk 1 GiB: its image has 8 GiB", "hint:"])?;
+    run("--root-size 100TiB", &["error:", "100 TiB"])?;
     run("--image missing", &["error:", "missing", "hint:"])?;
     run("--kernel missing", &["error:", "missing", "hint:"])?;
     run("--name 'Not A Name'", &["error:"])?;

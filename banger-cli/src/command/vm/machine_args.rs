@@ -49,7 +49,10 @@ pub struct MachineArgs {
     /// Memory, such as 512MiB or 4GiB [default: the service's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<Bytes>,
-    /// Size of the work disk at /root, such as 8GiB [default: the service's]
+    /// Size of the system disk, which is /, such as 20GiB [default: the image's]
+    #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]
+    root_size: Option<Bytes>,
+    /// Size of the work disk, which is /root, such as 8GiB [default: the service's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
     /// Give the sandbox internet access (NAT)
@@ -249,6 +252,9 @@ impl MachineArgs {
         if let Some(Bytes(size)) = self.disk_size {
             options.insert(create::DISK_SIZE, Variant::from(size));
         }
+        if let Some(Bytes(size)) = self.root_size {
+            options.insert(create::ROOT_SIZE, Variant::from(size));
+        }
         if self.nat {
             options.insert(create::NAT, Variant::from(true));
         }
@@ -278,6 +284,9 @@ impl MachineArgs {
                 "the default image is not on this host, and no catalog has it: `banger image register --name \
                  NAME --rootfs FILE` adds an image, `--image alpine` pulls one from a registry, and `banger \
                  image list` lists the images on this host.",
+            ),
+            Some(ErrorName::InvalidOption) if error.to_string().contains("system disk") => error.advise(
+                "`banger image show IMAGE` shows the size of an image; without `--root-size`, the system disk has that.",
             ),
             Some(ErrorName::NoSuchKernel) if self.kernel.is_none() => error.advise(
                 "the default kernel is not on this host, and no catalog has it: `banger kernel import --name \
@@ -311,7 +320,8 @@ mod tests {
     #[test]
     fn what_is_given_becomes_an_option_of_the_right_type() {
         let machine = parse(
-            "--image debian --kernel k --vcpu 2 --memory 512MiB --disk-size 8G --vmm qemu --ready-timeout 90",
+            "--image debian --kernel k --vcpu 2 --memory 512MiB --disk-size 8G --root-size 20G --vmm qemu \
+             --ready-timeout 90",
         );
         let machine = machine.unwrap();
         let expect = Options::from([
@@ -320,11 +330,13 @@ mod tests {
             ("vcpus", Variant::from(2u32)),
             ("memory", Variant::from(512u64 << 20)),
             ("disk-size", Variant::from(8u64 << 30)),
+            ("root-size", Variant::from(20u64 << 30)),
             ("vmm", Variant::from("qemu")),
             ("ready-timeout-usec", Variant::from(90_000_000u64)),
         ]);
         assert_eq!(machine.options(), expect);
         assert_eq!(parse("").unwrap().options(), Options::new());
+        assert_eq!(parse("--disk 20G").unwrap().options(), parse("--root-size 20G").unwrap().options());
     }
 
     #[test]
@@ -335,11 +347,21 @@ mod tests {
             "--memory 0",
             "--memory lots",
             "--disk-size 4parsecs",
+            "--root-size 0",
             "--ready-timeout 0",
             "--vmm bochs",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_system_disk_that_is_refused_is_explained() {
+        let refused = || Error::named("dev.banger.Error.InvalidOption", "cannot make the system disk 1 GiB");
+        let hint = parse("--root-size 1G").unwrap().advise(refused()).hint().unwrap();
+        assert!(hint.contains("`banger image show IMAGE`"), "{hint}");
+        let other = Error::named("dev.banger.Error.InvalidOption", "memory must be more");
+        assert!(parse("--root-size 1G").unwrap().advise(other).hint().is_none());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `banger vm set`.
 
 use banger_proto::{
-    bus::{option::configure, proxy::Options},
+    bus::{ErrorName, option::configure, proxy::Options},
     size::Bytes,
 };
 use clap::Args;
@@ -18,14 +18,14 @@ use crate::{
 
 /// Change the configuration of sandboxes
 ///
-/// NAT changes at once, even in a running sandbox. Processors, memory and the work disk change only while the
-/// sandbox is stopped, and a disk only grows.
+/// NAT changes at once, even in a running sandbox. Processors, memory and disks change only while the sandbox is
+/// stopped. Disks only grow; the file system in a disk grows at the next start.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm set --nat web
   banger vm set --no-nat web
-  banger vm stop web && banger vm set --memory 8GiB --disk-size 40GiB web")]
+  banger vm stop web && banger vm set --memory 8GiB --root-size 40GiB web")]
 #[group(id = "changes", multiple = true)]
 pub struct Set {
     /// Names, ids or id prefixes
@@ -43,22 +43,33 @@ pub struct Set {
     /// Memory, such as 512MiB or 4GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<Bytes>,
-    /// Size of the work disk at /root, such as 8GiB
+    /// Size of the system disk, which is /, such as 20GiB
+    #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]
+    root_size: Option<Bytes>,
+    /// Size of the work disk, which is /root, such as 8GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
     #[command(flatten)]
     told: ToldArgs,
 }
 
+/// What to do about a disk of an impossible size.
+const SIZES: &str = "`banger vm show NAME` shows the sizes of its disks, as root_size and disk_size.";
+
 /// One of these, or `--nat`, must be there.
-const CHANGES: [&str; 4] = ["no_nat", "vcpu", "memory", "disk_size"];
+const CHANGES: [&str; 5] = ["no_nat", "vcpu", "memory", "root_size", "disk_size"];
 
 impl Set {
     pub async fn run(&self) -> Result<u8> {
         let bus = &Bus::connect().await?;
         let progress = Progress::new(ProgressArgs { quiet: true });
         let options = &self.options();
-        let set = async |_, vm: OwnedObjectPath| bus.configure_vm(&vm, options).await;
+        let set = async |_, vm: OwnedObjectPath| {
+            bus.configure_vm(&vm, options).await.map_err(|error| match error.name() {
+                Some(ErrorName::InvalidOption) if error.to_string().contains(" disk ") => error.advise(SIZES),
+                _ => error,
+            })
+        };
         batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", self.told, set)
             .await
     }
@@ -76,6 +87,9 @@ impl Set {
         }
         if let Some(Bytes(size)) = self.disk_size {
             options.insert(configure::DISK_SIZE, Variant::from(size));
+        }
+        if let Some(Bytes(size)) = self.root_size {
+            options.insert(configure::ROOT_SIZE, Variant::from(size));
         }
         options
     }
@@ -113,5 +127,7 @@ mod tests {
         assert_eq!(keys("set --nat web"), keys("set --no-nat --nat web"));
         assert_ne!(keys("set --nat web"), keys("set --no-nat web"));
         assert_eq!(keys("set --vcpu 2 --memory 1GiB web").unwrap().len(), 2);
+        assert_eq!(keys("set --disk 20GiB web"), keys("set --root-size 20GiB web"));
+        assert_eq!(keys("set --root-size 20GiB --disk-size 9GiB web").unwrap().len(), 2);
     }
 }

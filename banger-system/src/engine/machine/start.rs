@@ -57,13 +57,14 @@ impl Task {
     }
 
     pub(super) async fn make_disks(&mut self, job: &JobHandle) -> Result<()> {
-        let (id, image, size) = (self.vm.id, self.vm.image, self.vm.spec.disk_size);
+        let (id, image) = (self.vm.id, self.vm.image);
+        let (root_size, work_size) = (self.vm.spec.root_size, self.vm.spec.disk_size);
         let (wish, vcpus) = (self.vm.spec.vmm, self.vm.spec.vcpus);
         let ports = self.shared.ports.clone();
         let make = async {
             ports.disks.create_directory(id).await?;
-            ports.disks.clone_image(id, image, ports.vmm.layers(wish, vcpus)).await?;
-            ports.disks.create_work_disk(id, size).await
+            ports.disks.clone_image(id, image, ports.vmm.layers(wish, vcpus), root_size).await?;
+            ports.disks.create_work_disk(id, work_size).await
         };
         self.lease.hold(Resource::Disks, make).await?;
         if job.is_canceled() {

@@ -6,8 +6,12 @@
 //! ```text
 //! images/ID/rootfs.ext4 ── /dev/loopA (read-only, one for all) ─┐
 //!                                                               ├─ /dev/dm-N, named banger-VM
-//! vms/VM/system.cow ────── /dev/loopB ──────────────────────────┘
+//! vms/VM/system.cow ────── /dev/loopB ──────────────────────────┤
+//! vms/VM/system.tail ───── /dev/loopC ──────────────────────────┘
 //! ```
+//!
+//! A snapshot cannot be larger than what it is one of. So a system disk that is larger than its image has a third
+//! device: a sparse file, which the node has behind the snapshot.
 //!
 //! The loop devices belong to the node alone: the kernel frees each with its last user. So removing the
 //! node by its name is all that there is to undo, also after a crash at any point.
@@ -66,6 +70,11 @@ impl MapperDisks {
         Ok(Self { places, files, origins: Arc::default() })
     }
 
+    /// Whether the system disk is a file or a layer.
+    fn has_files(&self, vm: VmId) -> bool {
+        self.places.system_disk(vm).exists() || self.places.system_layer(vm).exists()
+    }
+
     fn make_snapshot(&self, vm: VmId, image: ImageId) -> Result<Drive> {
         let (image_path, overlay_path) = (self.places.image(image), self.places.overlay(vm));
         let image = disks::open_image(&image_path)?;
@@ -78,7 +87,13 @@ impl MapperDisks {
         // An earlier node of this machine would have the overlay open twice.
         snapshot::remove(vm)?;
         let overlay = Loop::attach(&overlay, &overlay_path, Access::ReadWrite)?;
-        let path = snapshot::create(vm, &origin, &overlay)?;
+        let tail_path = self.places.system_tail(vm);
+        let tail = match File::options().read(true).write(true).open(&tail_path) {
+            Ok(file) => Some(Loop::attach(&file, &tail_path, Access::ReadWrite)?),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(source) => return Err(Error::os(format!("open {}", tail_path.display()), source)),
+        };
+        let path = snapshot::create(vm, &origin, &overlay, tail.as_ref())?;
         Ok(Drive { path, access: Access::ReadWrite, medium: Medium::BlockDevice })
     }
 }
@@ -89,13 +104,13 @@ impl Disks for MapperDisks {
         self.files.create_directory(vm).await
     }
 
-    async fn clone_image(&self, vm: VmId, image: ImageId, _layers: Layers) -> Result<()> {
+    async fn clone_image(&self, vm: VmId, image: ImageId, _layers: Layers, size: Bytes) -> Result<()> {
         let (image, overlay) = (self.places.image(image), self.places.overlay(vm));
+        let tail = self.places.system_tail(vm);
         blocking("make an overlay", move || {
-            let length = disks::open_image(&image)?
-                .metadata()
-                .map_err(|source| Error::os(format!("look at {}", image.display()), source))?
-                .len();
+            let length = length_of(&image)?;
+            // The overlay comes last: where it is, the disk has its size.
+            grow_tail(&tail, length, size)?;
             disks::create(&overlay, |file| {
                 let doing = || format!("make the overlay {}", overlay.display());
                 file.set_len(snapshot::overlay_size(length)).map_err(|source| Error::os(doing(), source))
@@ -112,9 +127,17 @@ impl Disks for MapperDisks {
         self.files.grow_work_disk(vm, size).await
     }
 
+    async fn grow_system_disk(&self, vm: VmId, image: ImageId, size: Bytes) -> Result<()> {
+        if self.has_files(vm) {
+            return self.files.grow_system_disk(vm, image, size).await;
+        }
+        let (image, tail) = (self.places.image(image), self.places.system_tail(vm));
+        blocking("grow a system disk", move || grow_tail(&tail, length_of(&image)?, size)).await
+    }
+
     async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>> {
         // It was made when the kernel had no device-mapper, and goes on as it is.
-        if self.places.system_disk(vm).exists() || self.places.system_layer(vm).exists() {
+        if self.has_files(vm) {
             return self.files.attach(vm, image).await;
         }
         let this = self.clone();
@@ -153,6 +176,25 @@ async fn in_time<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result
         Ok(done) => done,
         Err(_) => Err(Error::Timeout { what: format!("{what} (see dmsetup udevcookies)"), after: TIMEOUT }),
     }
+}
+
+fn length_of(image: &Path) -> Result<u64> {
+    let metadata = disks::open_image(image)?.metadata();
+    Ok(metadata.map_err(|source| Error::os(format!("look at {}", image.display()), source))?.len())
+}
+
+/// Makes what a system disk of this size has behind an image of that length.
+fn grow_tail(tail: &Path, image: u64, size: Bytes) -> Result<()> {
+    // The kernel gives the snapshot whole sectors.
+    let beyond = disks::whole_blocks(size).0.saturating_sub(image / SECTOR * SECTOR);
+    if size.0 <= image || beyond == 0 {
+        return Ok(());
+    }
+    disks::create(tail, |file| {
+        let doing = || format!("make {}", tail.display());
+        file.set_len(beyond).map_err(|source| Error::os(doing(), source))
+    })?;
+    disks::grow(tail, Bytes(beyond))
 }
 
 fn open_overlay(path: &Path) -> Result<File> {

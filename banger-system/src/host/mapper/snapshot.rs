@@ -17,8 +17,9 @@ use crate::{
     ports::{Error, Result},
 };
 
-/// The target of the kernel's table.
+/// The targets of the kernel's table. Every device-mapper has the second.
 const TARGET: &str = "snapshot";
+const TARGET_OF_TAIL: &str = "linear";
 /// Changes are kept over a restart of the host, in pieces of 8 sectors: the block of the usual file systems,
 /// so that nothing is copied to change a part of it.
 const CHUNK_SECTORS: u64 = 8;
@@ -61,11 +62,11 @@ pub(super) fn check() -> Result<()> {
 
 /// Makes the node of a machine, writable, and returns its path. The loop devices may be dropped then: the node
 /// has them open. When it fails, there is no node.
-pub(super) fn create(vm: VmId, origin: &Loop, overlay: &Loop) -> Result<PathBuf> {
+pub(super) fn create(vm: VmId, origin: &Loop, overlay: &Loop, tail: Option<&Loop>) -> Result<PathBuf> {
     let mapper = open()?;
     let made = mapper.device_create(name(&mapper_name(vm))?, Some(uuid(&mapper_name(vm))?), options());
     let node = made.map_err(|error| failed(&format!("make the mapper device of {vm}"), error))?;
-    match load(&mapper, vm, origin, overlay) {
+    match load(&mapper, vm, origin, overlay, tail) {
         Ok(()) => Ok(PathBuf::from(format!("/dev/dm-{}", node.device().minor))),
         Err(error) => {
             if let Err(left) = remove(vm) {
@@ -76,11 +77,16 @@ pub(super) fn create(vm: VmId, origin: &Loop, overlay: &Loop) -> Result<PathBuf>
     }
 }
 
-fn load(mapper: &DM, vm: VmId, origin: &Loop, overlay: &Loop) -> Result<()> {
+fn load(mapper: &DM, vm: VmId, origin: &Loop, overlay: &Loop, tail: Option<&Loop>) -> Result<()> {
     let device_name = mapper_name(vm);
     let id = DevId::Name(name(&device_name)?);
     let words = format!("{} {} P {CHUNK_SECTORS}", origin.path.display(), overlay.path.display());
-    let table = [(0, origin.sectors()?, TARGET.to_owned(), words)];
+    let sectors = origin.sectors()?;
+    let mut table = vec![(0, sectors, TARGET.to_owned(), words)];
+    if let Some(tail) = tail {
+        let words = format!("{} 0", tail.path.display());
+        table.push((sectors, tail.sectors()?, TARGET_OF_TAIL.to_owned(), words));
+    }
     let doing = || format!("make a snapshot of {} for {vm}", origin.path.display());
     mapper.table_load(&id, &table, options()).map_err(|error| failed(&doing(), error))?;
     mapper.device_suspend(&id, options()).map_err(|error| failed(&doing(), error))?;

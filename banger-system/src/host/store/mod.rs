@@ -80,7 +80,7 @@ impl Store for SqliteStore {
             VmRow,
             "SELECT id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel, state,
                     reason, lifetime, connection, bus, token, created_at, started_at, ready_at, boot_id,
-                    vmm, slot, nat, ports, host_key, authorized_keys, timezone
+                    vmm, slot, nat, ports, host_key, authorized_keys, timezone, root_size
              FROM vms"
         );
         decode(rows.fetch_all(&self.pool).await)
@@ -94,6 +94,7 @@ impl Store for SqliteStore {
         let labels = serde_json::to_string(&vm.spec.labels).map_err(|e| Error::other(WRITE, e))?;
         let (id, name, owner, vcpus) = (vm.id.to_string(), vm.name.as_str(), vm.owner.0, vm.spec.vcpus);
         let (memory, disk_size) = (integer(vm.spec.memory.0)?, integer(vm.spec.disk_size.0)?);
+        let root_size = integer(vm.spec.root_size.0)?;
         let (hostname, init) = (vm.spec.hostname.as_str(), vm.spec.init.to_string());
         let (image, kernel) = (vm.image.to_string(), vm.kernel.to_string());
         let (state, reason, lifetime) = (vm.state.as_str(), vm.reason.to_string(), vm.lifetime.as_str());
@@ -111,8 +112,8 @@ impl Store for SqliteStore {
             "INSERT INTO vms (id, name, owner, vcpus, memory, disk_size, hostname, init, labels, image, kernel,
                               state, reason, lifetime, connection, bus, token, created_at, started_at,
                               ready_at, boot_id, vmm, slot, nat, ports, host_key,
-                              authorized_keys, timezone)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                              authorized_keys, timezone, root_size)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET
                  name = excluded.name, owner = excluded.owner, vcpus = excluded.vcpus,
                  memory = excluded.memory, disk_size = excluded.disk_size, hostname = excluded.hostname,
@@ -123,7 +124,8 @@ impl Store for SqliteStore {
                  started_at = excluded.started_at, ready_at = excluded.ready_at,
                  boot_id = excluded.boot_id, vmm = excluded.vmm, slot = excluded.slot,
                  nat = excluded.nat, ports = excluded.ports, host_key = excluded.host_key,
-                 authorized_keys = excluded.authorized_keys, timezone = excluded.timezone",
+                 authorized_keys = excluded.authorized_keys, timezone = excluded.timezone,
+                 root_size = excluded.root_size",
             id,
             name,
             owner,
@@ -152,6 +154,7 @@ impl Store for SqliteStore {
             host_key,
             authorized_keys,
             timezone,
+            root_size,
         )
         .execute(&mut *self.writer(Survives::PowerCut).await?)
         .await
