@@ -85,7 +85,7 @@ impl Port {
                     if skipped > MAX_STALE {
                         return Err(io::Error::new(
                             io::ErrorKind::InvalidData,
-                            "too much that is no greeting",
+                            "too many bytes before the greeting",
                         ));
                     }
                 }

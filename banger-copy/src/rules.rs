@@ -65,7 +65,7 @@ pub struct Facts {
 impl Facts {
     /// Those of this header.
     pub fn of(header: &Header, rules: Rules) -> Result<Self> {
-        let damaged = |_| Error::Damaged("a header in it is none".to_owned());
+        let damaged = |_| Error::Damaged("a header in it is invalid".to_owned());
         let permissions = header.mode().map_err(damaged)?;
         let owner = match rules.owner {
             Owner::Caller => None,
@@ -73,7 +73,7 @@ impl Facts {
             Owner::Archive => {
                 let number = |number: u64| {
                     let number = u32::try_from(number).ok().filter(|number| *number != u32::MAX);
-                    number.ok_or_else(|| Error::Damaged("a user or group in it is none".to_owned()))
+                    number.ok_or_else(|| Error::Damaged("a user or group in it is invalid".to_owned()))
                 };
                 Some((number(header.uid().map_err(damaged)?)?, number(header.gid().map_err(damaged)?)?))
             }

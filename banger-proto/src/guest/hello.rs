@@ -47,10 +47,10 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Too much came that is no greeting.
-    #[error("the guest's agent sends something that is no greeting")]
+    #[error("the guest's agent sent no valid greeting")]
     Garbage,
     /// The agent refused the token.
-    #[error("the guest's agent does not know our token")]
+    #[error("the guest's agent rejected the token")]
     WrongToken,
     /// The agent refused the version.
     #[error("the guest's agent does not speak version {VERSION} of the protocol")]

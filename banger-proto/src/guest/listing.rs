@@ -61,7 +61,7 @@ impl Entry {
 
 /// What came is no entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the listing of a directory cannot be read")]
+#[error("cannot read the listing of a directory")]
 pub struct Malformed;
 
 /// Makes entries of bytes as they come.
