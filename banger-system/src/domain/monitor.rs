@@ -42,13 +42,13 @@ pub enum Refused {
     #[error("{0} is not installed: install it, or let the service choose with --vmm auto")]
     Missing(Monitor),
     /// Firecracker was asked for, and cannot run a guest here.
-    #[error("Firecracker needs KVM, which does not work on this host: --vmm qemu does without")]
+    #[error("Firecracker needs KVM, which does not work on this host: use --vmm qemu")]
     NeedsKvm,
     /// Firecracker was asked for, and cannot run this guest.
-    #[error("Firecracker has at most {FIRECRACKER_VCPUS} virtual processors: --vmm qemu has more")]
+    #[error("Firecracker has at most {FIRECRACKER_VCPUS} virtual processors: use --vmm qemu for more")]
     TooManyVcpus,
     /// Nothing that could run it is installed.
-    #[error("no machine monitor can be used: install QEMU (the package qemu-system-x86)")]
+    #[error("no VMM is installed that works on this host: install QEMU (the package qemu-system-x86)")]
     None,
 }
 
@@ -79,10 +79,10 @@ pub fn explain(configured: Wish, facts: Facts) -> String {
     let why = match (configured, facts) {
         (Wish::Only(_), _) => "the configuration says so",
         (Wish::Auto, Facts { firecracker: false, .. }) => "Firecracker is not installed",
-        (Wish::Auto, Facts { kvm: false, .. }) => "Firecracker needs KVM, which does not work here",
-        (Wish::Auto, _) => "KVM works, and it is installed",
+        (Wish::Auto, Facts { kvm: false, .. }) => "Firecracker needs KVM, which does not work on this host",
+        (Wish::Auto, _) => "it is installed, and KVM works",
     };
-    format!("machines run under {chosen}: {why}")
+    format!("sandboxes run under {chosen}: {why}")
 }
 
 impl Wish {
@@ -156,13 +156,13 @@ mod tests {
     #[test]
     fn the_reason_is_the_one_that_decided() {
         let check = |configured, facts, expect: &str| {
-            assert_eq!(explain(configured, facts), format!("machines run under {expect}"));
+            assert_eq!(explain(configured, facts), format!("sandboxes run under {expect}"));
         };
-        check(Wish::Auto, ALL, "Firecracker: KVM works, and it is installed");
+        check(Wish::Auto, ALL, "Firecracker: it is installed, and KVM works");
         check(QEMU, ALL, "QEMU: the configuration says so");
         check(Wish::Auto, Facts { firecracker: false, ..ALL }, "QEMU: Firecracker is not installed");
         let no_kvm = Facts { kvm: false, ..ALL };
-        check(Wish::Auto, no_kvm, "QEMU: Firecracker needs KVM, which does not work here");
+        check(Wish::Auto, no_kvm, "QEMU: Firecracker needs KVM, which does not work on this host");
         assert_eq!(explain(FIRECRACKER, no_kvm), Refused::NeedsKvm.to_string());
     }
 

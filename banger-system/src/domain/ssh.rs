@@ -19,7 +19,7 @@ pub struct HostKey {
 
 /// The text is no unencrypted key pair of the kind that we make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the text is not a key pair of ssh")]
+#[error("the text is not an ssh key pair")]
 pub struct NotAHostKey;
 
 impl HostKey {
@@ -81,7 +81,7 @@ pub enum NotAKey {
     #[error("a public key is one line of text")]
     NotALine,
     /// It does not begin with a key, or with one of a kind that ssh does not know.
-    #[error("it is not a public key, such as a file ~/.ssh/id_ed25519.pub holds; options are not possible")]
+    #[error("it is not a public key such as the one in ~/.ssh/id_ed25519.pub; options are not supported")]
     Unknown,
     /// There are more keys than a machine lets in.
     #[error("there may be at most {MAX_AUTHORIZED_KEYS} keys")]

@@ -95,7 +95,7 @@ impl SignedCatalogs {
         if let Some(last) = Kept::read(&place).map_err(|error| Error::os(doing(), error))? {
             last.check_follows(&index, &signed).map_err(|Unusable(why)| {
                 let message = format!(
-                    "the catalog {} is refused: {why}; to begin with it anew, remove {}",
+                    "the catalog {} is refused: {why}; to start over, remove {}",
                     source.name,
                     place.display()
                 );
@@ -222,12 +222,12 @@ impl Kept {
     fn check_follows(&self, index: &Index, signed: &Signed) -> Result<(), Unusable> {
         let (new, last) = (index.serial, self.serial);
         if new < last {
-            return Err(Unusable(format!("its edition {new} is older than {last}, which is here")));
+            return Err(Unusable(format!("its edition {new} is older than {last}, which is stored")));
         }
         match new == last && signed.bytes() != self.index {
-            true => Err(Unusable(format!(
-                "it differs from the edition {last} which is here and has the same number"
-            ))),
+            true => {
+                Err(Unusable(format!("it differs from the stored edition {last}, which has the same number")))
+            }
             false => Ok(()),
         }
     }

@@ -91,11 +91,11 @@ pub(super) fn close() -> Result<(), Failure> {
         .and_then(|ruleset| ruleset.scope(Scope::from_all(RULES)))
         .and_then(Ruleset::create)
         .and_then(landlock::RulesetCreated::restrict_self);
-    ruleset.map_err(|error| failed("close the file system", &error))?;
+    ruleset.map_err(|error| failed("restrict access to files", &error))?;
 
-    for filter in filters().map_err(|error| failed("make the filter of system calls", &error))? {
+    for filter in filters().map_err(|error| failed("build the system call filter", &error))? {
         seccompiler::apply_filter(&filter)
-            .map_err(|error| failed("set the filter of system calls", &error))?;
+            .map_err(|error| failed("install the system call filter", &error))?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ pub enum Error {
     #[error("cannot read the archive")]
     Read(#[source] io::Error),
     /// It begins like no tar archive.
-    #[error("it holds no tar archive")]
+    #[error("it is not a tar archive")]
     NotTar,
     /// It ends in the middle of an entry.
     #[error("the archive is cut short")]

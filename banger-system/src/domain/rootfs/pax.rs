@@ -37,7 +37,7 @@ pub(super) struct Sparse {
 impl Records {
     /// Adds the records of a header.
     pub(super) fn read(&mut self, mut text: &[u8]) -> Result<(), Error> {
-        const NO_RECORD: Error = Error::Damaged("an extended header is none");
+        const NO_RECORD: Error = Error::Damaged("an extended header is invalid");
         let mut begun = None;
         while !text.is_empty() {
             let space = text.iter().position(|&byte| byte == b' ').ok_or(NO_RECORD)?;
@@ -49,7 +49,7 @@ impl Records {
             let record = record.ok_or(NO_RECORD)?;
             let equals = record.iter().position(|&byte| byte == b'=').ok_or(NO_RECORD)?;
             self.put(&record[..equals], &record[equals + 1..], &mut begun)
-                .ok_or(Error::Damaged("an extended header has a value that is none"))?;
+                .ok_or(Error::Damaged("an extended header has an invalid value"))?;
             text = rest;
         }
         let size: usize = self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();

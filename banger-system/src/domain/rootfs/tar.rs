@@ -113,7 +113,7 @@ impl<R: BufRead> Tar<R> {
         let link = records.link.unwrap_or_else(|| header.link().to_vec());
         let size = records.size.map_or_else(|| header.size(), Ok)?;
         let id = |number: i64| {
-            u32::try_from(number).map_err(|_| Error::entry(&path, "has an owner that is no user of Linux"))
+            u32::try_from(number).map_err(|_| Error::entry(&path, "has an owner that Linux does not allow"))
         };
         let meta = Meta {
             mode: header.mode()?,
@@ -140,7 +140,7 @@ impl<R: BufRead> Tar<R> {
             b'3' | b'4' => {
                 let (major, minor) = header.device()?;
                 if major > limits::MAJOR || minor > limits::MINOR {
-                    return Err(Error::entry(&path, "is a device of a number that Linux has not"));
+                    return Err(Error::entry(&path, "is a device with a number that Linux does not allow"));
                 }
                 let (major, minor) = (major as u32, minor as u32);
                 What::Special(match header.kind() {
@@ -185,7 +185,7 @@ impl<R: BufRead> Tar<R> {
             map.extend(next);
             more = another;
             if map.len() > limits::SEGMENTS {
-                return Err(Error::entry(&header.path(), "has more stretches of data than are taken"));
+                return Err(Error::entry(&header.path(), "has too many pieces of data"));
             }
         }
         Ok(map)
@@ -194,11 +194,11 @@ impl<R: BufRead> Tar<R> {
     /// The map before the data of a file: lines of decimal numbers, filled up to a whole block. The first says
     /// how many stretches there are.
     fn new_map(&mut self) -> Result<Vec<Segment>, Error> {
-        const NO_MAP: Error = Error::Damaged("the map of a sparse file is none");
+        const NO_MAP: Error = Error::Damaged("the map of a sparse file is invalid");
         let whole = self.left;
         let count = self.line()?.ok_or(NO_MAP)?;
         if count > limits::SEGMENTS as u64 {
-            return Err(Error::Damaged("a sparse file has more stretches of data than are taken"));
+            return Err(Error::Damaged("a sparse file has too many pieces of data"));
         }
         let mut numbers = Vec::new();
         for _ in 0..2 * count {
@@ -295,9 +295,7 @@ impl<R: BufRead> Tar<R> {
         if header.is_zero() {
             self.ended = true;
             return match self.block()? {
-                Some(next) if !Header(next).is_zero() => {
-                    Err(Error::Damaged("there is something behind its end"))
-                }
+                Some(next) if !Header(next).is_zero() => Err(Error::Damaged("there is data after its end")),
                 _ => Ok(None),
             };
         }
