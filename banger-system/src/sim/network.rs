@@ -64,9 +64,7 @@ impl Network for Sim {
     async fn plug(&self, nic: &Nic) -> Result<()> {
         let mut state = self.step("plug a guest in")?;
         if state.subnet.is_none() {
-            return Err(Error::HostNotReady {
-                message: "the network of guests was never prepared".to_owned(),
-            });
+            return Err(Error::HostNotReady { message: "the network for guests is not set up".to_owned() });
         }
         put(&mut state, nic)
     }
@@ -149,7 +147,7 @@ fn put(state: &mut State, nic: &Nic) -> Result<()> {
     }
     if let Some(port) = taken {
         let message = format!(
-            "port {}/{} of the host leads to another machine; publish another one",
+            "port {}/{} of the host is published by another sandbox; choose another one",
             port.host, port.protocol
         );
         return Err(Error::Taken { message });
@@ -162,7 +160,7 @@ fn require_plugged(state: &State, vm: VmId) -> Result<()> {
     match state.nics.contains_key(&vm) {
         true => Ok(()),
         false => {
-            Err(Error::os("open the TAP of a machine", std::io::Error::from(std::io::ErrorKind::NotFound)))
+            Err(Error::os("open the TAP of a sandbox", std::io::Error::from(std::io::ErrorKind::NotFound)))
         }
     }
 }

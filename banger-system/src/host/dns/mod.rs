@@ -174,9 +174,9 @@ async fn keep_socket(server: Arc<Server>, at: SocketAddr, kind: Kind, sockets: S
         {
             let missing = error.raw_os_error() == Some(Errno::ADDRNOTAVAIL.raw_os_error());
             if at.is_ipv6() && missing {
-                tracing::debug!(%at, %error, "cannot serve names there");
+                tracing::debug!(%at, %error, "cannot serve names at an address");
             } else {
-                tracing::error!(%at, ?kind, %error, "cannot serve names there");
+                tracing::error!(%at, ?kind, %error, "cannot serve names at an address");
             }
             // It may have served for long.
             wait = AGAIN_AT_FIRST;

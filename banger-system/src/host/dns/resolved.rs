@@ -128,8 +128,8 @@ impl Resolved {
         };
         match timeout(PATIENCE, revert).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "systemd-resolved goes on asking for names of guests"),
-            Err(late) => tracing::warn!(%late, "systemd-resolved goes on asking for names of guests"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot reset systemd-resolved"),
+            Err(late) => tracing::warn!(%late, "cannot reset systemd-resolved"),
         }
     }
 
@@ -165,7 +165,7 @@ impl Resolved {
         match timeout(PATIENCE, self.tell(subnet, link)).await {
             Ok(Ok(standing)) => {
                 if self.standing() != standing {
-                    tracing::info!(?standing, "systemd-resolved and names of guests");
+                    tracing::info!(?standing, "state of systemd-resolved");
                 }
                 self.stand(standing);
             }
@@ -198,8 +198,8 @@ impl Resolved {
         match timeout(PATIENCE, flush).await {
             Ok(Ok(())) => {}
             // They are forgotten after five seconds anyway.
-            Ok(Err(error)) => tracing::debug!(%error, "systemd-resolved keeps names that are gone"),
-            Err(late) => tracing::debug!(%late, "systemd-resolved keeps names that are gone"),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot flush the cache of systemd-resolved"),
+            Err(late) => tracing::debug!(%late, "cannot flush the cache of systemd-resolved"),
         }
         tokio::time::sleep(FLUSH_PAUSE).await;
     }
@@ -207,7 +207,7 @@ impl Resolved {
     fn fail(&self, error: &(dyn std::error::Error + Sync)) {
         let failed = Standing::Failed(error.to_string());
         if self.standing() != failed {
-            tracing::warn!(%error, "systemd-resolved does not ask for names of guests");
+            tracing::warn!(%error, "cannot configure systemd-resolved");
         }
         self.stand(failed);
     }

@@ -98,7 +98,8 @@ impl Links {
         let index = match self.find(LINK).await? {
             Some(link) if link.alias == LINK_ALIAS => link.index,
             Some(_) => {
-                let message = format!("there is a link {LINK} that is not ours; rename it or remove it");
+                let message =
+                    format!("the host has a link {LINK} that is not banger's; rename it or remove it");
                 return Err(Error::Taken { message });
             }
             None => self.add_shared().await?,

@@ -60,8 +60,8 @@ impl TapPool {
     pub(super) async fn make(&self) -> Result<WarmTap> {
         let name = TapName::warm(self.made.fetch_add(1, Ordering::Relaxed));
         let of_kernel = name.clone();
-        let tap = blocking("make a TAP", move || {
-            NewTap::make(&of_kernel).map_err(|source| super::cannot("make", &of_kernel, source))
+        let tap = blocking("create a TAP", move || {
+            NewTap::make(&of_kernel).map_err(|source| super::cannot("create", &of_kernel, source))
         })
         .await?;
         let link = self.links.find(name.as_str()).await?;
