@@ -76,7 +76,7 @@ impl Vmm for Monitors {
             Wish::Only(Monitor::Firecracker) if is_layered => {
                 let message =
                     "the system disk of this sandbox is in QEMU's format, which Firecracker does not \
-                               read; make it anew with --vmm firecracker"
+                               read; create it again with --vmm firecracker"
                         .to_owned();
                 return Err(Error::HostNotReady { message });
             }
@@ -85,7 +85,7 @@ impl Vmm for Monitors {
         };
         let chosen = choose(wish, self.configured, self.facts(), machine.vcpus);
         let chosen = chosen.map_err(|refused| Error::HostNotReady { message: refused.to_string() })?;
-        tracing::info!(vm = %machine.vm, monitor = %chosen, "preparing a machine");
+        tracing::info!(vm = %machine.vm, monitor = %chosen, "preparing a sandbox");
         self.get(chosen).confine(machine).await
     }
 

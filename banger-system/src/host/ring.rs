@@ -76,7 +76,7 @@ impl Reader {
         let mut reader = Self { file, capacity: 0, position: 0 };
         reader.capacity = reader.number(CAPACITY_AT)?;
         if header[..8] != MAGIC || !(1..=MAX_CAPACITY).contains(&reader.capacity) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no log of ours"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is not a log of banger"));
         }
         reader.position = reader.oldest()?;
         Ok(reader)

@@ -91,7 +91,7 @@ impl Confined for Unit {
         match blocking("talk to the shim", move || shim::order(&shim, launch, None)).await? {
             Told::Runs { pid, user } => Ok(Started { unit, pid, user }),
             Told::Ended => Err(Error::Vmm {
-                message: format!("the unit {unit} ended before the machine ran; see journalctl -u {unit}"),
+                message: format!("the unit {unit} ended before the VMM started; see journalctl -u {unit}"),
             }),
         }
     }

@@ -245,11 +245,11 @@ const NAMESPACES: i32 = libc::CLONE_NEWCGROUP
 /// io_uring and for memory policies, and does without. To be called while the process has one thread, and has given up
 /// further privileges.
 pub fn close() -> io::Result<()> {
-    let filters =
-        filters().map_err(|error| io::Error::other(format!("cannot make the filter of calls: {error}")))?;
+    let filters = filters()
+        .map_err(|error| io::Error::other(format!("cannot build the system call filter: {error}")))?;
     for filter in filters {
         seccompiler::apply_filter(&filter)
-            .map_err(|error| io::Error::other(format!("cannot set the filter of calls: {error}")))?;
+            .map_err(|error| io::Error::other(format!("cannot install the system call filter: {error}")))?;
     }
     Ok(())
 }

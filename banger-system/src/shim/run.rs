@@ -53,7 +53,7 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     };
     let answer = Answer::Started { pid: monitor.child.id() };
     if let Err(error) = message::send(&socket, &answer, &[]) {
-        eprintln!("banger-shim: cannot tell that the monitor runs: {error}");
+        eprintln!("banger-shim: cannot report that the VMM runs: {error}");
     }
     drop(socket);
     monitor.stay()
@@ -87,15 +87,15 @@ impl Monitor {
     fn start(order: &Order, mut files: Vec<OwnedFd>) -> io::Result<Self> {
         let invalid = |message: &str| io::Error::new(io::ErrorKind::InvalidData, message.to_owned());
         if files.len() != order.files.len() + order.unnamed() {
-            return Err(invalid("the files do not fit the order"));
+            return Err(invalid("the number of files does not match the order"));
         }
         let mut logs = files.split_off(order.files.len());
         let end = order.walls.is_some().then(|| logs.pop()).flatten().map(File::from);
         let files = (FIRST_FILE..).zip(files).map(|(number, file)| at_number(file, number));
         let files: Vec<OwnedFd> = files.collect::<io::Result<_>>()?;
         let argv = order.argv.iter().map(|argument| with_numbers(argument, &order.files, &files));
-        let argv: Vec<String> = argv.collect::<Option<_>>().ok_or_else(|| invalid("a file is not there"))?;
-        let (program, arguments) = argv.split_first().ok_or_else(|| invalid("there is no program"))?;
+        let argv: Vec<String> = argv.collect::<Option<_>>().ok_or_else(|| invalid("a file is missing"))?;
+        let (program, arguments) = argv.split_first().ok_or_else(|| invalid("the order names no program"))?;
         for file in &files {
             rustix::io::fcntl_setfd(file, FdFlags::empty())?;
         }
@@ -145,14 +145,14 @@ impl Monitor {
         let status = match status {
             Ok(status) => status,
             Err(error) => {
-                eprintln!("banger-shim: cannot wait for the monitor: {error}");
+                eprintln!("banger-shim: cannot wait for the VMM: {error}");
                 return ExitCode::FAILURE;
             }
         };
         if let Some(file) = &mut self.end
             && let Err(error) = file.write_all(in_words(status).as_bytes())
         {
-            eprintln!("banger-shim: cannot write how the monitor ended: {error}");
+            eprintln!("banger-shim: cannot write how the VMM ended: {error}");
         }
         end_like(status)
     }
@@ -203,11 +203,11 @@ fn at_number(file: OwnedFd, number: i32) -> io::Result<OwnedFd> {
     if moved.as_raw_fd() == number {
         Ok(moved)
     } else {
-        Err(io::Error::other("the number of a file is taken"))
+        Err(io::Error::other("the number of a file is in use"))
     }
 }
 
-/// Puts the numbers of the files in place of their names. `None` when a file is not there.
+/// Puts the numbers of the files in place of their names. `None` when a file is missing.
 fn with_numbers(argument: &str, names: &[String], files: &[OwnedFd]) -> Option<String> {
     let mut done = String::new();
     let mut rest = argument;
