@@ -64,7 +64,7 @@ impl Kind for JobKind {
     }
 
     fn gone() -> Error {
-        Error::new(ErrorName::NoSuchJob, "there is no such job any more")
+        Error::new(ErrorName::NoSuchJob, "the job is no longer known")
     }
 }
 

@@ -51,7 +51,7 @@ impl Subscribers {
         if others >= PER_USER {
             return Err(Error::new(
                 ErrorName::TooManyRequests,
-                format!("you have {PER_USER} connections that listen; close one"),
+                format!("you have {PER_USER} connections subscribed to signals; close one"),
             ));
         }
         let before = state.connections.get(connection).is_some_and(|s| s.all_owners);

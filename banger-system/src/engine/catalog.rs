@@ -149,7 +149,7 @@ impl Engine {
                 Ok(edition) => (edition, None),
                 Err(error) => {
                     let problem = one_line(&error);
-                    tracing::error!(catalog = %name, error = %problem, "cannot use what is kept of a catalog");
+                    tracing::error!(catalog = %name, error = %problem, "cannot use a stored catalog");
                     (None, Some(problem))
                 }
             };
@@ -314,12 +314,12 @@ async fn refresh(shared: &Shared, older_than: Duration) {
             catalog.tried_at = at;
             match fetched {
                 Ok(edition) => {
-                    tracing::info!(catalog = %name, serial = edition.index.serial, "a catalog was fetched");
+                    tracing::info!(catalog = %name, serial = edition.index.serial, "fetched a catalog");
                     (catalog.edition, catalog.problem) = (Some(edition), None);
                 }
                 Err(error) => {
                     let problem = one_line(&error);
-                    tracing::warn!(catalog = %name, error = %problem, "a catalog cannot be fetched");
+                    tracing::warn!(catalog = %name, error = %problem, "cannot fetch a catalog");
                     catalog.problem = Some(problem);
                 }
             }
@@ -333,7 +333,7 @@ fn problems(shared: &Shared) -> Vec<String> {
     let problem = |catalog: &Catalog| match (&catalog.problem, catalog.index(now)) {
         (_, Err(expired)) => Some(expired),
         (Some(problem), Ok(Some(_))) => {
-            Some(format!("what is kept of the catalog {} is used: {problem}", catalog.name))
+            Some(format!("using the stored copy of the catalog {}: {problem}", catalog.name))
         }
         (problem, Ok(_)) => problem.clone(),
     };

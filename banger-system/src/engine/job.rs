@@ -212,7 +212,7 @@ impl Board {
         drop(jobs);
         // The journal's entries of one operation share its id, which is the last element of the job's path.
         let span = tracing::info_span!("job", operation = %id, kind = kind.as_str(), %owner);
-        span.in_scope(|| tracing::info!("a job begins"));
+        span.in_scope(|| tracing::info!("started a job"));
         JobHandle { board: self.clone(), id, owner, stages, canceled, span, ticket, finished: false }
     }
 
@@ -353,7 +353,7 @@ impl JobHandle {
         let mut ticket = self.board.inner.workers.join(self.owner).map_err(|_| Error::Canceled)?;
         if ticket.waits() {
             self.board.update(self.id, |view| {
-                "waiting for other work of this host to end".clone_into(&mut view.message);
+                "waiting for other jobs on this host to finish".clone_into(&mut view.message);
             });
         }
         tokio::select! {
@@ -428,8 +428,8 @@ impl JobHandle {
     fn end(&mut self, outcome: Outcome) {
         self.finished = true;
         self.span.in_scope(|| match &outcome {
-            Outcome::Done => tracing::info!("a job is done"),
-            Outcome::Canceled => tracing::info!("a job was given up"),
+            Outcome::Done => tracing::info!("finished a job"),
+            Outcome::Canceled => tracing::info!("canceled a job"),
             Outcome::Failed(error) => tracing::warn!(error = %one_line(&**error), "a job failed"),
         });
         let finished_at = now(&*self.board.inner.clock);
