@@ -122,7 +122,7 @@ impl Port {
         }
     }
 
-    /// Adds a frame to what is to be sent.
+    /// Queues a frame to be sent.
     pub fn queue(&mut self, frame: &Frame) {
         self.outgoing.extend(frame.encode());
     }

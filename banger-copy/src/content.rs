@@ -67,7 +67,7 @@ enum Outcome {
     Whole,
     /// It had more than what can be read of a file of unknown length.
     Cut,
-    /// So many bytes were missing at its end.
+    /// Bytes were missing at its end.
     Shrank,
 }
 

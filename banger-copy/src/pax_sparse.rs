@@ -12,7 +12,7 @@ use tar::Entry;
 use crate::{Error, Result};
 
 const BLOCK: usize = 512;
-/// The most parts of a file. Whoever has more of them has no holes worth speaking of.
+/// The most parts of a file. With more of them, the holes are too small to matter.
 const MAX_PARTS: usize = 1 << 20;
 
 /// What the extended header says of such a file.
@@ -52,7 +52,7 @@ pub fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Option<Sparse>> {
 }
 
 impl Sparse {
-    /// Writes the content, which comes with its map. An error that is none of the system's is one of the archive.
+    /// Writes the content, which comes with its map. An error without an OS code means a bad archive.
     pub fn write(&self, mut content: impl Read, mut file: &File) -> io::Result<()> {
         for (offset, length) in self.map(&mut content)? {
             file.seek(SeekFrom::Start(offset))?;

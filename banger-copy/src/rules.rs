@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// Whose the files are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// Of whoever writes them.
+    /// Of the process that writes them.
     Caller,
     /// Of the user and group in the archive.
     Archive,

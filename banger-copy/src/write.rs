@@ -26,7 +26,7 @@ use crate::{
     tap::Failure,
 };
 
-/// Writes a file or a symbolic link under a name that is to be free.
+/// Writes a file or a symbolic link under a name that must not exist.
 pub fn write_one<R: Read>(
     entry: &mut Entry<'_, R>,
     failure: &Failure,

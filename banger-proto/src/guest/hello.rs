@@ -24,7 +24,7 @@ pub const MAX_STALE: usize = 4 << 20;
 pub struct HostHello {
     /// The version that the host speaks.
     pub version: u16,
-    /// Chosen anew for each greeting.
+    /// Random, and different for each greeting.
     pub nonce: [u8; NONCE],
     /// The secret of this boot.
     pub token: [u8; TOKEN],
@@ -129,7 +129,7 @@ pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<bool, Erro
     Ok(false)
 }
 
-/// Takes `length` bytes that begin with `magic`. What stands before them is dropped, and so is what cannot
+/// Takes `length` bytes that begin with `magic`. Bytes before them are dropped, and so are bytes that cannot
 /// be the beginning of a magic number.
 fn take(buffer: &mut Vec<u8>, magic: &[u8; 8], length: usize) -> Option<Vec<u8>> {
     let start = buffer.windows(magic.len()).position(|window| window == magic);

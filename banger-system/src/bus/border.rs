@@ -1,4 +1,4 @@
-//! What every object of the border shares: the engine, who calls, who listens, and the one check.
+//! Shared by every object of the D-Bus API: the engine, the callers, the subscribers, and the access check.
 
 use std::time::Duration;
 

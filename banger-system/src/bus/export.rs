@@ -237,7 +237,7 @@ impl<K: Kind> Interface for Exported<K> {
     }
 }
 
-/// Makes an object, if what it stands for is there; an object that is there stays.
+/// Creates the object of something that exists; does nothing if the object is there already.
 pub async fn export<K: Kind>(border: &Arc<Border>, kind: K) -> zbus::Result<()> {
     let (server, path) = (border.connection.object_server(), kind.path());
     server.at(&path, Exported::new(Arc::clone(border), kind.clone())).await?;

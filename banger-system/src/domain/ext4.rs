@@ -1,5 +1,5 @@
 //! Whether a file is an ext4 file system that a guest can use as its root, told from its superblock alone.
-//! Nothing else of it is read: the guest's kernel is the one that believes what stands in it.
+//! Nothing else of it is read: only the guest's kernel trusts its content.
 //!
 //! Layout and feature bits: <https://docs.kernel.org/filesystems/ext4/globals.html#super-block>, and the
 //! `EXT4_FEATURE_*_SUPP` masks in `fs/ext4/ext4.h` of Linux 6.1, the oldest kernel that machines boot.

@@ -1,4 +1,4 @@
-//! Which monitor a machine runs under.
+//! Chooses the VMM of a sandbox.
 
 use std::fmt;
 
@@ -52,7 +52,7 @@ pub enum Refused {
     None,
 }
 
-/// The monitor of a machine with so many virtual processors. What is wished for the machine goes before what
+/// The VMM of a sandbox with this many virtual processors. The sandbox's own option takes precedence over what
 /// is configured for all.
 pub fn choose(machine: Wish, configured: Wish, facts: Facts, vcpus: u32) -> Result<Monitor, Refused> {
     let wish = if machine == Wish::Auto { configured } else { machine };
@@ -96,7 +96,7 @@ impl Wish {
         }
     }
 
-    /// The wish that [`Wish::as_str`] calls so.
+    /// Parses a word of [`Wish::as_str`].
     pub fn parse(word: &str) -> Option<Self> {
         let all = [Wish::Auto, Wish::Only(Monitor::Firecracker), Wish::Only(Monitor::Qemu)];
         all.into_iter().find(|wish| wish.as_str() == word)

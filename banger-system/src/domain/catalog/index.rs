@@ -1,5 +1,5 @@
-//! The index of a catalog: JSON, version 1. What a newer publisher adds to an entry is passed over; what it changes
-//! it has to give a new schema, which is refused with a sentence.
+//! The index of a catalog: JSON, version 1. Keys that a newer publisher adds are ignored; a change of meaning
+//! needs a new schema number, which is refused with a message.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! The addresses of guests, and of the host among them. They are chosen once, where the host uses nothing,
-//! and then kept: what somebody wrote down stays true.
+//! The addresses of guests, and of the host among them. They are chosen once, from those that the host does not use,
+//! and then kept, so that an address that somebody wrote down stays valid.
 
 use core::{
     fmt,

@@ -55,7 +55,7 @@ impl Header {
         self.0[TYPE]
     }
 
-    /// The name, with what stands before it in another field.
+    /// The name, with the prefix from the other field.
     pub(super) fn path(&self) -> Vec<u8> {
         let (name, prefix) = (self.text(NAME), self.text(PREFIX));
         if !self.0[MAGIC].starts_with(POSIX) || prefix.is_empty() {

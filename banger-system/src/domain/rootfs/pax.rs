@@ -30,7 +30,7 @@ pub(super) struct Sparse {
     pub(super) name: Option<Vec<u8>>,
     pub(super) real_size: Option<u64>,
     pub(super) map: Option<Vec<Segment>>,
-    /// Whether the map stands before the data.
+    /// Whether the map is at the beginning of the data.
     pub(super) map_is_data: bool,
 }
 

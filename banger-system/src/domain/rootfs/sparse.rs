@@ -65,7 +65,7 @@ pub fn blocks(segments: &[Segment], size: u64) -> Vec<Segment> {
     blocks
 }
 
-/// The map that stands in a keyword of a header: `offset,length,offset,length…`.
+/// The map in the value of a header's keyword: `offset,length,offset,length…`.
 pub(super) fn in_a_line(text: &[u8]) -> Option<Vec<Segment>> {
     if text.is_empty() {
         return Some(Vec::new());

@@ -37,12 +37,12 @@ pub struct Tar<R> {
 }
 
 impl<R: BufRead> Tar<R> {
-    /// The archive that begins where the input stands.
+    /// The archive that begins at the current position of the input.
     pub fn new(input: R) -> Self {
         Self { input, left: 0, padding: 0, globals: Records::default(), begun: false, ended: false }
     }
 
-    /// The input, which stands behind the last block that was read.
+    /// The input, positioned after the last block that was read.
     pub fn into_input(self) -> R {
         self.input
     }
@@ -102,7 +102,7 @@ impl<R: BufRead> Tar<R> {
         Ok(&bytes[..most])
     }
 
-    /// Says that so many of the bytes of [`Tar::data`] were taken.
+    /// Marks this many of the bytes of [`Tar::data`] as consumed.
     pub fn consume(&mut self, count: usize) {
         self.input.consume(count);
         self.left = self.left.saturating_sub(count as u64);
@@ -210,7 +210,7 @@ impl<R: BufRead> Tar<R> {
         Ok(map)
     }
 
-    /// A number that stands in a line of its own in the content of the entry.
+    /// A number on a line of its own in the content of the entry.
     fn line(&mut self) -> Result<Option<u64>, Error> {
         let mut digits = Vec::new();
         loop {
@@ -233,7 +233,7 @@ impl<R: BufRead> Tar<R> {
         Ok(name)
     }
 
-    /// All of a content, which has at most so many bytes.
+    /// The whole content, which must not be larger than `most`.
     fn whole(&mut self, size: u64, most: u64) -> Result<Vec<u8>, Error> {
         if size > most {
             return Err(Error::Damaged("an extended header is too large"));

@@ -1,4 +1,4 @@
-//! What the layers of an image come to when they are laid over each other (OCI image specification, "Image Layer
+//! Merges the layers of an image into one tree (OCI image specification, "Image Layer
 //! Filesystem Changeset"). Names are resolved below the root of the image alone, symbolic links included; nothing
 //! of a host is looked at.
 
