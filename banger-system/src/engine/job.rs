@@ -1,4 +1,4 @@
-//! Jobs: what takes longer than a call, with stages, a result, and a way to give it up.
+//! Jobs: work that takes longer than a call, with stages and a result, and that can be cancelled.
 //!
 //! Everything that a user can begin is counted before anything is made of it. What loads the host waits in line
 //! ([`Admission::Queued`]): so many jobs of one user are under way, so many more wait, and what is beyond is refused.
@@ -84,7 +84,7 @@ impl Drop for Entry {
 pub(super) enum Admission {
     /// It loads the host, and waits in line.
     Queued,
-    /// It begins at once, and is one of so many.
+    /// It begins at once, and counts against a limit.
     Machine,
     /// It frees things, and is practically never refused.
     Ending,
@@ -243,7 +243,7 @@ impl Board {
         Ok(())
     }
 
-    /// Waits until a job has ended, at most so long; the view has no outcome when it goes on.
+    /// Waits until a job has ended, or the time is over; the view of a job that still runs has no outcome.
     pub(super) async fn wait(&self, id: JobId, timeout: Option<Duration>) -> Result<Arc<JobView>> {
         let mut views =
             self.lock().get(&id).map(|entry| entry.view.subscribe()).ok_or_else(|| no_such_job(id))?;

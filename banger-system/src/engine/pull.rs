@@ -1,4 +1,4 @@
-//! Images of registries: what was never here is fetched and imported, while it comes; what is here already is
+//! Images of registries: a new image is fetched and imported at the same time; one that the host has already is
 //! shared; and the cache in between is pruned.
 
 use std::{
@@ -229,7 +229,7 @@ fn is_of_repository(old: &ImageView, reference: &ImageRef) -> bool {
     old.origin.as_ref().is_some_and(|origin| place(&origin.reference) == place(reference))
 }
 
-/// What has the name gives way to a newer edition of itself, and to something else when that is wished.
+/// Checks that the name may be replaced: always by a newer edition of the same source, by anything else on request.
 fn check_gives_way(shared: &Shared, pull: &Pull, is_older: impl Fn(&ImageView) -> bool) -> Result<()> {
     match pull.old.and_then(|id| shared.registry.image(id)) {
         Some(old) if pull.other == Other::Stays && !is_older(&old) => {

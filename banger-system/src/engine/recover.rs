@@ -1,5 +1,5 @@
-//! What the service does first: it reads what it knew, looks at what is there, and makes the two agree.
-//! A machine that runs is taken over as it is; what belongs to nothing is removed.
+//! The first thing the service does: it reads the database, looks at what exists on the host, and makes the two agree.
+//! A running sandbox is reattached as it is; resources without a sandbox are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

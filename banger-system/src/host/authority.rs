@@ -1,4 +1,4 @@
-//! polkit, asked about a connection of the bus. Any doubt is a no.
+//! Asks polkit about a connection of the bus. Any doubt means no.
 
 use std::{
     collections::HashMap,

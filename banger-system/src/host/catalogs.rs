@@ -1,6 +1,6 @@
 //! Catalogs: their indexes are fetched, compared with their signatures, and kept in one file each, so that index
-//! and signature are always of one edition. What is kept bears its serial number outside of the signed part: that
-//! an edition is older than the last one is told even when the keys have changed since.
+//! and signature are always of one edition. The serial number is kept outside of the signed part as well, so that an
+//! older edition is recognised even when the keys have changed since.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -168,7 +168,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// What is kept in this place. A file that is none of ours is an error.
+    /// Reads the stored copy. A file in another format is an error.
     fn read(place: &Path) -> io::Result<Option<Self>> {
         let bytes = match fs::read(place) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

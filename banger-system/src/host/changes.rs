@@ -1,4 +1,4 @@
-//! Tells of changes of files, by one inotify instance for all who want to know (inotify(7)).
+//! Watches files for changes, with one inotify instance for all watchers (inotify(7)).
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! Whether guests run under KVM here.
+//! Whether guests can run under KVM on this host.
 
 use std::fs::OpenOptions;
 

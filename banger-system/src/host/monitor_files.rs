@@ -1,4 +1,4 @@
-//! What every monitor is given: its part of the host, files, opened here, and the logs that its words go into.
+//! What every VMM gets: its confinement, files that are opened here, and the logs of its output.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -76,7 +76,7 @@ pub fn initrd(machine: &Machine) -> Result<OwnedFd> {
     Ok(memory.into())
 }
 
-/// Begins a log anew, one for each boot.
+/// Begins a new log, one for each boot.
 pub fn log(path: &Path, capacity: u64) -> Result<OwnedFd> {
     let os = |error| Error::os(format!("create the log {}", path.display()), error);
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).clone();

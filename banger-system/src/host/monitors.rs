@@ -1,5 +1,5 @@
-//! The monitors of this host behind one port: each machine has the one that was chosen when it was started.
-//! Which one that is stands in its directory of sockets, so it is known after a restart of the service, too.
+//! The VMMs of this host behind one port: each sandbox has the one that was chosen when it was started.
+//! Its directory of sockets shows which one that is, also after a restart of the service.
 
 use std::path::PathBuf;
 

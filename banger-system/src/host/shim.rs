@@ -1,4 +1,4 @@
-//! What every supervisor has to do with the shim, however it starts it: where it is, what it may see, and
+//! What both supervisors share about the shim: where it is, what it may see, and
 //! how it is told what to start.
 
 use std::{

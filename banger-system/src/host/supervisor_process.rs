@@ -1,9 +1,9 @@
-//! Monitors as plain processes, for hosts without systemd: each below a shim that outlives this service and
-//! builds the walls that systemd would.
+//! VMMs as plain processes, for hosts without systemd: each below a shim that outlives this service and
+//! sets up the jail that systemd would.
 //!
-//! A record of the shim stands beside the machine's sockets. It is written before the shim gets its order,
+//! A record of the shim is beside the sandbox's sockets. It is written before the shim gets its order,
 //! and a shim that loses the service without an order ends: what runs always has a record. The shim writes
-//! how the monitor ended into a second file, since whoever did not start a process cannot ask the kernel.
+//! how the VMM ended into a second file, since only the parent of a process can ask the kernel.
 //! Limits of memory and processor time are not enforced here: they need a control group.
 
 use std::{

@@ -1,4 +1,4 @@
-//! Monitors as transient services of systemd: they live on when this service does not, under a user that
+//! VMMs as transient services of systemd: they outlive this service, run under a user that
 //! exists for them alone, in a file system that has programs and nothing else.
 
 use std::os::fd::OwnedFd;

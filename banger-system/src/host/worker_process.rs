@@ -1,4 +1,4 @@
-//! Import workers as plain processes, which build the walls that systemd would.
+//! Import workers as plain processes, which set up the jail that systemd would.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! A large file that somebody else writes, brought to the disk meanwhile. Little is left to wait for at the end, and
+//! Flushes a large file to disk while another process writes it. Little is left to wait for at the end, and
 //! what other programs have in memory stays there: what is on the disk leaves it.
 
 use std::{

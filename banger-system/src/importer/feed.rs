@@ -90,7 +90,7 @@ pub(super) fn with(
 enum Stop {
     /// The packed bytes cannot be read, or are not packed like this.
     Unread(io::Error),
-    /// There are more than so many unpacked bytes.
+    /// There are more unpacked bytes than this.
     TooLarge(u64),
     /// Nobody wants the rest.
     Unwanted,

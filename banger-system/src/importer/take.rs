@@ -1,4 +1,4 @@
-//! Files of users: whether one is what it has to be, and copies of it.
+//! Checks and copies files of users.
 //!
 //! A user's file may lie on a file system that the user serves (FUSE) or that is far away, and such a file system may
 //! never answer. Whatever waits for it cannot go on and cannot be ended by anything but a signal. So the service looks

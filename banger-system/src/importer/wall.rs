@@ -1,6 +1,6 @@
-//! What the worker gives up before it reads the first byte that is not the service's: it opens no file, makes no
-//! socket and starts no program, whatever the bytes make of it. systemd or [`crate::shim::walls`] stand around
-//! this; each would do alone.
+//! Locks down the worker before it reads the first untrusted byte: from then on it opens no file, makes no
+//! socket and starts no program, whatever the bytes make of it. systemd or [`crate::shim::walls`] confine it as
+//! well; each alone would suffice.
 
 use std::{
     fs::{self, File},
@@ -112,7 +112,7 @@ fn filters() -> Result<[BpfProgram; 2], BackendError> {
     allow(CALLS.iter(), conditional)
 }
 
-/// Tries what must not be possible behind the walls.
+/// Tries what the lockdown must prevent.
 pub(super) fn probe() -> Vec<Attempt> {
     fn tried<T>(what: &str, result: io::Result<T>) -> Attempt {
         let how = result.as_ref().err().map_or("done".to_owned(), io::Error::to_string);

@@ -1,4 +1,4 @@
-//! The system calls that are left to a shim and to the monitor that it starts. The monitor narrows this further.
+//! The system calls that a shim and the VMM that it starts may make. The VMM narrows this further.
 //!
 //! systemd could set filters too (`SystemCallFilter=@system-service`, `RestrictAddressFamilies=` and others like it), and
 //! takes longer for them than for all of its other walls; and where there is no systemd, there is nobody else who does it.

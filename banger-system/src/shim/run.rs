@@ -1,4 +1,4 @@
-//! Starting the monitor and staying with it.
+//! Starts the VMM and waits for it.
 
 use std::{
     fs::{self, File},
@@ -59,7 +59,7 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     monitor.stay()
 }
 
-/// Whatever file whoever started the shim has forgotten to close is none for the monitor.
+/// Marks inherited descriptors close-on-exec, so that the VMM gets only those listed in the order.
 fn keep_what_was_inherited() -> io::Result<()> {
     let numbers = fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name()));
     for number in numbers.collect::<io::Result<Vec<_>>>()? {
@@ -79,7 +79,7 @@ fn keep_what_was_inherited() -> io::Result<()> {
 struct Monitor {
     child: Child,
     copies: Vec<JoinHandle<()>>,
-    /// Where its end is to be written, for those who cannot wait for it.
+    /// Where to write how it ended, for processes that cannot wait for it.
     end: Option<File>,
 }
 
@@ -166,7 +166,7 @@ fn in_words(status: ExitStatus) -> String {
     }
 }
 
-/// Ends this process as another one did, so that whoever waits for it sees the same.
+/// Ends this process as another one did, so that its parent sees the same status.
 fn end_like(status: ExitStatus) -> ExitCode {
     match status.signal() {
         Some(9) => {

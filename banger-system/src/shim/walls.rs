@@ -1,5 +1,5 @@
-//! What systemd does for a unit, where there is no systemd: a user, a file system and namespaces that the
-//! monitor has for itself. Kept as near as may be to what the supervisor asks of systemd.
+//! Does what systemd does for a unit, on hosts without systemd: a user, a file system and namespaces that the
+//! VMM has for itself. As close as possible to what the supervisor asks of systemd.
 
 use std::{
     fs::{self, File},
@@ -47,11 +47,11 @@ pub struct Walls {
     pub directory: Option<PathBuf>,
     /// Whether it stays in the host's network.
     pub keeps_network: bool,
-    /// How much sooner than others it goes when memory runs out, of 1000.
+    /// Its OOM score adjustment, of 1000.
     pub oom_score: u16,
 }
 
-/// Puts this process behind the walls, for good. To be called while it has one thread.
+/// Confines this process permanently. Call it while the process has one thread.
 pub fn enter(walls: &Walls) -> io::Result<()> {
     // Nobody's terminal: a signal to the service's group is not for its machines.
     did("start a session", setsid())?;
@@ -98,7 +98,7 @@ fn did<T, E: Into<io::Error>>(doing: &str, result: Result<T, E>) -> io::Result<T
     })
 }
 
-/// Makes a file system of what the monitor may see the root of this process.
+/// Makes a file system with only what the VMM may see the root of this process.
 fn change_root(walls: &Walls) -> io::Result<()> {
     let (root, closed) = (&walls.root, MountFlags::NOSUID | MountFlags::NODEV);
     let read_only = MountFlags::BIND | MountFlags::RDONLY | closed;
@@ -141,7 +141,7 @@ fn inside(root: &Path, path: &Path) -> io::Result<PathBuf> {
     Ok(root.join(path.strip_prefix("/").map_err(|_| io::ErrorKind::InvalidInput)?))
 }
 
-/// Mounts what stands at a path of the host at the same path below a root. `None` when nothing stands there.
+/// Mounts a path of the host at the same path below a root. `None` if the host has no such path.
 fn show(root: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
     let doing = format!("mount {}", path.display());
     let metadata = match fs::metadata(path) {

@@ -1,4 +1,4 @@
-//! A network in memory: who is plugged in, with what, and which ports are taken.
+//! A network in memory: its interfaces, and which ports are in use.
 
 use core::net::SocketAddr;
 use std::{
@@ -19,13 +19,13 @@ use crate::{
     ports::{Check, Error, Result, Status, network::Network},
 };
 
-/// What every guest in memory says to whoever connects, before it hangs up.
+/// What every guest in memory sends to a client before it hangs up.
 pub const GREETING: &[u8] = b"SSH-2.0-memory\r\n";
 /// Where Linux begins when it chooses a port.
 const FIRST_EPHEMERAL: u16 = 32768;
 
 impl Sim {
-    /// The next so many connections find nobody who listens.
+    /// How many of the next connections find nothing that listens.
     pub fn refuse_connections(&self, count: u32) {
         self.lock().no_listeners = count;
     }

@@ -1,5 +1,5 @@
 //! Registries in memory. Each reference stands for an image; `unreachable.test` does not answer, a repository
-//! `private` wants to know who asks, `missing` is not there, and `broken` sends something else.
+//! `private` requires a login, `missing` is not there, and `broken` sends something else.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! A guest that ends or begins on its own: it reboots, stands still, or is asked for while it shuts down.
+//! A guest that ends or boots on its own: it reboots, halts, or is started again while it shuts down.
 
 use std::{
     sync::Arc,

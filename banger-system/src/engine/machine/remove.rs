@@ -1,4 +1,4 @@
-//! How a machine is removed, by request or because its lifetime says so.
+//! Removes a sandbox, by request or because its lifetime is over.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! How a machine goes down.
+//! Stops a sandbox.
 
 use std::{sync::Arc, time::Duration};
 

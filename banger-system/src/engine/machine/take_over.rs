@@ -1,4 +1,4 @@
-//! How the task of a machine goes on after a restart of the service.
+//! Reattaches the task of a sandbox after a restart of the service.
 
 use super::{Next, Task};
 use crate::{

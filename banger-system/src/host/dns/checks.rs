@@ -1,4 +1,4 @@
-//! What names need of the host, as `banger doctor` tells it.
+//! What names need of the host, as `banger doctor` shows it.
 
 use std::net::SocketAddr;
 

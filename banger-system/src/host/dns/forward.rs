@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A datagram of more is none that we asked for.
 const MAX_DATAGRAM: usize = 4096;
 
-/// A question that is to be passed on.
+/// A question to forward.
 pub(super) struct Forward {
     pub(super) question: Box<Question>,
     pub(super) servers: Vec<SocketAddr>,

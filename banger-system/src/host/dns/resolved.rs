@@ -1,7 +1,7 @@
-//! systemd-resolved, told to ask us for names of guests and for nothing else.
+//! Configures systemd-resolved to ask banger for names of guests and for nothing else.
 //!
-//! org.freedesktop.resolve1(5). What is said to it is about one link and lasts until the link goes or resolved
-//! ends, so it is said again when either has come anew.
+//! org.freedesktop.resolve1(5). The configuration belongs to one link and lasts until the link goes or resolved
+//! ends, so it is repeated when either comes back.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -23,7 +23,7 @@ use crate::domain::{
 const NAME: &str = "org.freedesktop.resolve1";
 /// How long it may take to answer. It does so in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The link may have been made anew, or something went wrong: how often that is looked at.
+/// How often it checks whether the link was replaced or something went wrong.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// Lost names are forgotten at once, but no more often than this.
 const FLUSH_PAUSE: Duration = Duration::from_millis(200);

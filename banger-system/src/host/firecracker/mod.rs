@@ -1,6 +1,6 @@
-//! Firecracker as the machine monitor: under KVM alone, small, and fast to start.
+//! Firecracker as the VMM: only under KVM, small, and fast to start.
 //!
-//! It is started with the socket of its API and nothing else, told over it what machine it is, and then told
+//! It is started with the socket of its API and nothing else, configured over it, and then told
 //! to boot. In between, its user gets the machine's disks and interfaces.
 
 mod api;

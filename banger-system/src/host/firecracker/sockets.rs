@@ -1,4 +1,4 @@
-//! The directory that a monitor makes its sockets in, and how to reach them there.
+//! The directory in which Firecracker creates its sockets, and how to connect to them.
 //!
 //! The directory is the monitor's to write, and the monitor may have been taken over by its guest: what
 //! stands at the name of a socket may be anything, such as a link to a socket of somebody else, to whom this
@@ -34,7 +34,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// `OK `, a number of 32 bits, and a newline.
 const MAX_ANSWER: usize = 14;
 
-/// Makes the directory of a machine's sockets anew, with the one in it that the monitor sees and writes to.
+/// Creates the directory of a sandbox's sockets again, with the one in it that the VMM sees and writes to.
 /// No other user passes the outer one, so the inner one may be open to all: the monitor's user is not known
 /// before it runs.
 pub fn make(places: &Places, vm: VmId) -> Result<()> {

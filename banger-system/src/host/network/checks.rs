@@ -1,4 +1,4 @@
-//! What the network needs of the host, as `banger doctor` tells it.
+//! What the network needs of the host, as `banger doctor` shows it.
 
 use std::path::Path;
 
@@ -18,12 +18,12 @@ pub(super) fn of_interfaces() -> Vec<Check> {
     vec![tun(), nft()]
 }
 
-/// What published ports need, beside what interfaces do: nothing, so it tells how many there are.
+/// Published ports need nothing more than interfaces do, so this shows how many there are.
 pub(super) fn of_ports(count: usize) -> Check {
     check("ports", Status::Pass, format!("published ports of this host: {count}"), "")
 }
 
-/// What the way beyond the host needs. Blocks.
+/// What NAT needs. Blocks.
 pub(super) fn of_nat(filter: &Filter) -> Vec<Check> {
     let mut checks = vec![ipv6()];
     checks.extend(filter.is_prepared().then(|| connections(filter.bounds())));
@@ -83,7 +83,7 @@ fn connections(bounds: Option<Bounds>) -> Check {
     }
 }
 
-/// A verdict of ours to accept is not the last one: a chain of somebody else may still drop the packet.
+/// Accepting a packet is not final: another program's chain may still drop it.
 fn firewall(drops: &[ForeignDrop]) -> Vec<Check> {
     let mut checks: Vec<Check> = drops
         .iter()

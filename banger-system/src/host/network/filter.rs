@@ -219,7 +219,7 @@ impl State {
         self.prepared.map_or(Ipv6::Absent, |(_, ipv6)| ipv6)
     }
 
-    /// Makes the table what it is to be, whatever became of it.
+    /// Restores the table, whatever happened to it.
     fn repair(&mut self) -> Result<()> {
         let Some((subnet, ipv6)) = self.prepared else {
             return Err(Error::HostNotReady { message: "the network for guests is not set up".to_owned() });

@@ -97,7 +97,7 @@ impl LinuxNetwork {
         }
     }
 
-    /// Sees to it that what all guests share stays as it is to be, whatever others do to the host: makes
+    /// Keeps what all guests share in order, whatever others do to the host: makes
     /// the rules again when somebody flushes the packet filter, and follows the way out of the host when
     /// it changes. Ends only with an error; to be run as a task.
     pub async fn keep(&self) -> Result<Infallible> {

@@ -30,7 +30,7 @@ pub(super) struct TapPool {
 }
 
 impl TapPool {
-    /// An empty pool that is to hold so many.
+    /// An empty pool of this size.
     pub(super) fn new(size: usize, links: Links) -> Self {
         Self { size, ready: Arc::default(), made: Arc::default(), links }
     }
@@ -40,7 +40,7 @@ impl TapPool {
         self.lock().pop_front()
     }
 
-    /// Fills it up, beside whatever else goes on. A pool that cannot be filled is only slower.
+    /// Fills it up in the background. A start without a TAP from the pool is only slower.
     pub(super) fn fill(&self) {
         if self.lock().len() >= self.size {
             return;

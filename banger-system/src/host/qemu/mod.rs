@@ -1,4 +1,4 @@
-//! QEMU as the machine monitor: with KVM where the host has it, else with its own translator.
+//! QEMU as the VMM: with KVM where the host has it, else with emulation (TCG).
 
 mod args;
 mod qmp;

@@ -1,5 +1,5 @@
-//! The sockets of machines: one for control, and one for each channel to the agent. They are made by the
-//! service and belong to root; the monitor gets them listening.
+//! QEMU's sockets: one for control, and one for each channel to the agent. They are made by the
+//! service and belong to root; QEMU gets them listening.
 
 use std::{
     collections::HashMap,

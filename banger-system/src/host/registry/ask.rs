@@ -1,5 +1,5 @@
-//! Asking a server of the web, whose every answer is hostile until it has its digest. Nothing that it says leads
-//! anywhere without [`place::route`]'s word, and nothing of it is read without a limit of size and time.
+//! Requests to web servers, whose every answer is hostile until its digest is verified. No address that one gives is
+//! followed without [`place::route`]'s consent, and nothing is read without a limit of size and time.
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
@@ -192,7 +192,7 @@ pub(super) fn broken(host: &str, error: &reqwest::Error) -> Failure {
     Failure::passing(format!("the connection to {host} broke: {}", reason(error)))
 }
 
-/// The innermost cause, which alone tells something; the address stands in the outermost one, and may be signed.
+/// The innermost cause, the only useful one; the outermost has the address, which may have a signature in it.
 pub(super) fn reason(error: &reqwest::Error) -> String {
     let mut cause: &dyn StdError = error;
     while let Some(deeper) = cause.source() {

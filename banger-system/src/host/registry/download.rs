@@ -22,7 +22,7 @@ use crate::ports::{Error, Result};
 const PENDING: usize = 64;
 /// What is moved from the cache into a pipe at once.
 const CHUNK: usize = 256 << 10;
-/// So many bytes count as progress, after which a registry may fail as often as before.
+/// After this many bytes the count of a registry's failures starts again.
 const STEP: u64 = 1 << 20;
 
 /// Brings a blob into the cache, unless it is there or somebody else brings it.

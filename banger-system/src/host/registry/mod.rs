@@ -1,7 +1,7 @@
 //! Registries of images, and the cache of what was fetched from them.
 //!
 //! Every answer of a registry is hostile until it has its digest. Documents are small and read whole; layers go
-//! into the cache, and from there to whoever imports them, while they come.
+//! into the cache, and from there to the importer while they arrive.
 
 mod ask;
 mod cache;

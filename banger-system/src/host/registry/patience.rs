@@ -1,4 +1,4 @@
-//! How long a registry is waited for, and how often it is asked again.
+//! Timeouts and retries for registries.
 
 use std::time::Duration;
 

@@ -49,7 +49,7 @@ impl Session {
         Ok(Self { asker, reference, credentials, authorization: Mutex::default() })
     }
 
-    /// A document of at most so many bytes, with the media type that the registry gives it.
+    /// A document of at most this many bytes, with the media type that the registry gives it.
     pub(super) async fn manifest(
         &self,
         wanted: &str,
@@ -88,7 +88,7 @@ impl Session {
         &self.asker.host
     }
 
-    /// Asks, and shows who asks when the registry wants to know.
+    /// Sends a request, with credentials if the registry asks for them.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<Response, Failure> {
         let url =
             self.asker.base.url.join(path).map_err(|_| self.refused("it has no address for this request"))?;
@@ -168,7 +168,7 @@ impl Session {
         &self.credentials
     }
 
-    /// What an answer means that is none to a question for a token.
+    /// Maps the status of a response that is not about a token to a [`Failure`].
     async fn judge(&self, response: Response) -> Result<Response, Failure> {
         let (status, what) = (response.status(), self.reference.to_string());
         match status {
@@ -206,7 +206,7 @@ impl Sender for Session {
     }
 }
 
-/// The wish for what comes from a byte on.
+/// The header that asks for the content from this byte on.
 pub(super) fn from_byte(from: u64) -> Result<HeaderMap, Failure> {
     let mut headers = HeaderMap::new();
     if from > 0 {

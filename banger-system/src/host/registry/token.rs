@@ -1,4 +1,4 @@
-//! How a registry gets to know who asks: a password, or a token that another server gives for it
+//! How a user logs in to a registry: with a password, or with a token that another server gives for it
 //! (<https://distribution.github.io/distribution/spec/auth/token/>).
 
 use reqwest::{

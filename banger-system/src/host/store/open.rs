@@ -109,7 +109,7 @@ pub(super) async fn open(places: &Places) -> Result<SqlitePool, Error> {
     Ok(pool)
 }
 
-/// What stands where the database should be.
+/// What is at the path of the database.
 enum Found {
     Database,
     Nothing,
