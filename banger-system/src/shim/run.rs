@@ -110,10 +110,7 @@ impl Monitor {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let shim = getpid();
         // SAFETY: the closure makes two system calls; it neither allocates nor takes a lock.
-        #[expect(
-            unsafe_code,
-            reason = "the monitor must not outlive the shim, which only the child can arrange"
-        )]
+        #[expect(unsafe_code, reason = "the VMM must not outlive the shim, which only the child can arrange")]
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
