@@ -30,7 +30,7 @@ pub fn serve(port: &mut Port) -> io::Result<()> {
             Some(Frame::Input(bytes)) if bytes.is_empty() => {}
             Some(Frame::Input(bytes)) => {
                 let Some(correction) = read(&bytes) else {
-                    return refuse(port, FailureKind::BadRequest, "this is no correction of a clock");
+                    return refuse(port, FailureKind::BadRequest, "the request is not a clock correction");
                 };
                 return match apply(correction) {
                     Ok(()) => port.send(&Frame::Done).map(drop),
@@ -40,7 +40,7 @@ pub fn serve(port: &mut Port) -> io::Result<()> {
                 };
             }
             Some(Frame::InputEnd) => return port.send(&Frame::Done).map(drop),
-            Some(_) => return refuse(port, FailureKind::BadRequest, "input was expected"),
+            Some(_) => return refuse(port, FailureKind::BadRequest, "expected input"),
         }
     }
 }

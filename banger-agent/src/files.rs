@@ -253,7 +253,7 @@ impl Read for Exactly<'_> {
         }
         let count = self.file.read(&mut into[..wanted])?;
         if count == 0 {
-            return Err(io::Error::other("a file became shorter while it was read"));
+            return Err(io::Error::other("the file shrank while it was read"));
         }
         self.left -= count as u64;
         Ok(count)

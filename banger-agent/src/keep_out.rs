@@ -1,7 +1,7 @@
-//! What keeps programs of the image from configuring the interface anew: it has its addresses and routes
-//! before any of them begins, and there is nobody on its link who would give it others.
+//! Keeps programs of the image from configuring the interface again: it has its addresses and routes
+//! before any of them starts, and nothing on its link would give it others.
 //!
-//! Each gets its word only where it is installed, and below `/run` where it looks there, so that nothing
+//! Each program gets a file only if it is installed, below `/run` where it looks there, so that nothing
 //! stays in the image.
 
 use std::io;
@@ -71,7 +71,7 @@ fn files(interface: &Interface<'_>, is_there: impl Fn(&str) -> bool) -> Vec<Gues
     wanted.map(|(_, path, content)| GuestFile { path: path.to_owned(), mode: 0o644, content }).collect()
 }
 
-/// At the top, for what stands behind an `interface` line is about that one only.
+/// At the top, because lines after an `interface` line apply to that interface only.
 fn keep_dhcpcd_out(root: &str, interface: &Interface<'_>) -> io::Result<()> {
     let old = apply::read(root, DHCPCD_CONFIG)?.unwrap_or_default();
     let old = String::from_utf8(old).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;

@@ -86,7 +86,7 @@ fn find(mac: [u8; 6]) -> io::Result<(String, u32)> {
 struct Netlink(OwnedFd);
 
 impl Netlink {
-    /// Protocol 0, which is also what stands for none, is NETLINK_ROUTE.
+    /// Protocol 0, which also means none, is NETLINK_ROUTE.
     fn open() -> io::Result<Self> {
         let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
         Ok(Self(socket_with(family, kind, SocketFlags::CLOEXEC, None)?))

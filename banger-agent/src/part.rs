@@ -1,4 +1,4 @@
-//! A part of a text file that is ours, between two lines that say so. The rest is the user's and stays as it
+//! The part of a text file that banger owns, between two marker lines. The rest is the user's and stays as it
 //! is.
 
 /// The lines around a part.
@@ -10,7 +10,7 @@ pub struct Marks {
     pub end: &'static str,
 }
 
-/// Where a part stands.
+/// Where in the file the part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Before all else.

@@ -85,7 +85,7 @@ impl Port {
                     if skipped > MAX_STALE {
                         return Err(io::Error::new(
                             io::ErrorKind::InvalidData,
-                            "too much that is no greeting",
+                            "too many bytes before the greeting",
                         ));
                     }
                 }
@@ -122,7 +122,7 @@ impl Port {
         }
     }
 
-    /// Adds a frame to what is to be sent.
+    /// Queues a frame to be sent.
     pub fn queue(&mut self, frame: &Frame) {
         self.outgoing.extend(frame.encode());
     }

@@ -70,7 +70,7 @@ impl Manner {
 }
 
 fn goes_on() -> io::Error {
-    io::Error::other("the machine goes on")
+    io::Error::other("the guest is still running")
 }
 
 /// What the guest's user wanted of its init.
@@ -118,7 +118,7 @@ pub fn finish(verb: Option<&str>) -> ExitCode {
         Verb::Reboot => reboot(RebootCommand::Restart).map_err(io::Error::from).and_then(|()| Err(goes_on())),
     };
     let Err(error) = ended;
-    log::error(&format!("cannot end the machine: {error}"));
+    log::error(&format!("cannot end the guest: {error}"));
     ExitCode::FAILURE
 }
 
@@ -128,7 +128,7 @@ pub fn off(init: InitKind) -> io::Result<()> {
     let manner = Manner::find();
     if init == InitKind::Image && ask_init(manner) {
         thread::sleep(INIT_TIMEOUT);
-        log::error("the image's init does not power off");
+        log::error("the image's init did not power off in time");
     }
     end_programs();
     leave_disks_clean();

@@ -1,7 +1,7 @@
-//! What an ssh server of the image presents, and whom it lets in.
+//! The host keys of the image's ssh server, and the user keys that it accepts.
 //!
-//! The server shows the key that the host made for this machine and no other: what an image holds is known to
-//! everybody who has the image. So every file in which a server looks for a host key gets ours, whatever kind
+//! The server shows only the key that the host made for this sandbox: the keys in an image are known to
+//! everybody who has the image. So every file in which a server looks for a host key gets this key, whatever type
 //! its name promises; and an image that makes those that are missing has nothing to do, which would take a
 //! guest a second or, where it is emulated, a minute. Most distributions' servers read `sshd_config.d`, where
 //! a file of ours says it all and nothing of the user's is touched. For the others, the user's
@@ -22,9 +22,9 @@ const CONFIG: &str = "/etc/ssh/sshd_config";
 /// the one of our key's own kind first.
 const HOST_KEYS: [&str; 3] =
     ["/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key"];
-/// The first word about something counts, so ours is to be read first.
+/// sshd uses the first value of a setting, so this file must be read first.
 const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-banger.conf";
-/// For every user of the guest. It is made anew at each boot.
+/// For every user of the guest. Written again at each boot.
 const AUTHORIZED_KEYS: &str = "/run/banger/authorized_keys";
 const AUTHORIZED_KEYS_OF_ROOT: &str = "/root/.ssh/authorized_keys";
 const MARKS: Marks = Marks {

@@ -66,7 +66,7 @@ pub fn serve(guest: &Arc<Guest>) -> io::Result<()> {
         let comes: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         for (listener, _) in listeners.iter().zip(comes).filter(|(_, comes)| *comes) {
             if let Err(error) = listener.take(guest) {
-                log::error(&format!("cannot take up a connection: {error}"));
+                log::error(&format!("cannot accept a connection: {error}"));
                 thread::sleep(REST);
             }
         }

@@ -67,7 +67,7 @@ enum Outcome {
     Whole,
     /// It had more than what can be read of a file of unknown length.
     Cut,
-    /// So many bytes were missing at its end.
+    /// Bytes were missing at its end.
     Shrank,
 }
 
@@ -150,7 +150,7 @@ impl Content {
                 Some(format!("has no known length: only its first {} MiB were copied", MAX_SPOOL >> 20))
             }
             Outcome::Shrank => {
-                Some("became shorter while it was copied: what was missing is zeros in the copy".to_owned())
+                Some("shrank while it was copied: the missing end is zeros in the copy".to_owned())
             }
             Outcome::Whole => {
                 let now = self.file.metadata().map(|metadata| metadata.len()).unwrap_or_default();
@@ -298,7 +298,7 @@ mod tests {
             (
                 Some(b"12"),
                 b"12\0\0\0",
-                Some("became shorter while it was copied: what was missing is zeros in the copy"),
+                Some("shrank while it was copied: the missing end is zeros in the copy"),
             ),
         ] {
             fs::write(&path, "12345").unwrap();

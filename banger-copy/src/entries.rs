@@ -52,7 +52,7 @@ pub fn relative(name: &[u8]) -> Result<PathBuf> {
             Component::Normal(part) => path.push(part),
             Component::CurDir | Component::RootDir => {}
             Component::ParentDir | Component::Prefix(_) => {
-                return Err(Error::Damaged("a name in it leads out of the destination".to_owned()));
+                return Err(Error::Damaged("a name in it points outside the destination".to_owned()));
             }
         }
     }
@@ -62,7 +62,7 @@ pub fn relative(name: &[u8]) -> Result<PathBuf> {
 /// A path without its first part, which must be this.
 pub fn below(path: &Path, top: &OsStr) -> Result<PathBuf> {
     let stripped = path.strip_prefix(top).map(Path::to_owned);
-    stripped.map_err(|_| Error::Damaged("it has more than what was asked for".to_owned()))
+    stripped.map_err(|_| Error::Damaged("it has entries that were not asked for".to_owned()))
 }
 
 /// What becomes of an entry.

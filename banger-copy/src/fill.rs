@@ -150,7 +150,7 @@ impl Fill {
         let from = self.open(parent, OFlags::PATH | OFlags::DIRECTORY)?;
         let stat = statat(&from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "only files have several names"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "only a file can have hard links"));
         }
         let link = || linkat(&from, name, holder, unfinished, AtFlags::empty());
         let linked = match link() {

@@ -74,7 +74,7 @@ pub fn receive(from: impl Read, top: Option<&OsStr>, target: &Target, rules: Rul
         match &mut landing.state {
             State::Directory(fill, _) => return fill.take(&path, entry, failure),
             State::Nothing if path.as_os_str().is_empty() => {}
-            _ => return Err(Error::Damaged("it has more than what was asked for".to_owned())),
+            _ => return Err(Error::Damaged("it has entries that were not asked for".to_owned())),
         }
         match kind(entry) {
             Kind::Directory => landing.directory(entry.header(), top, &shown, rules),
@@ -147,7 +147,7 @@ impl Landing<'_> {
         let (holder, unfinished) = (&self.holder, &self.unfinished);
         match &self.state {
             State::Nothing | State::Done if notes == Notes::default() => {
-                return Err(Error::Damaged("there is nothing in it".to_owned()));
+                return Err(Error::Damaged("it is empty".to_owned()));
             }
             State::Nothing | State::Done | State::Directory(_, false) => {}
             State::File => renameat(holder, unfinished, holder, self.name).map_err(failed)?,

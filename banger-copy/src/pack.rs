@@ -122,7 +122,7 @@ impl<W: Write> Packer<W> {
         let fd = match walk.open(&found.path, OFlags::PATH, walk.follow) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::LOOP) if self.follow && walk.is_link(&found.path) => {
-                self.notes.add(&shown, "leads nowhere, and was not copied");
+                self.notes.add(&shown, "points to nothing, and was not copied");
                 return Ok(());
             }
             // It was removed meanwhile.
@@ -137,8 +137,7 @@ impl<W: Write> Packer<W> {
             FileType::Symlink => {
                 let target = readlinkat(&fd, "", Vec::new()).map_err(failed)?.into_bytes();
                 if first {
-                    self.notes
-                        .add(&shown, "is a symbolic link and was copied as one; -L copies what it leads to");
+                    self.notes.add(&shown, "is a symbolic link and was copied as one; -L copies its target");
                 }
                 header.set_entry_type(EntryType::Symlink);
                 header.set_mode(0o777);
@@ -172,7 +171,7 @@ impl<W: Write> Packer<W> {
         let mut above = found.above.as_ref();
         while let Some(one) = above {
             if one.id == id {
-                self.notes.add(&shown, "leads back to a directory above it, and was not copied");
+                self.notes.add(&shown, "points to a directory above it, and was not copied");
                 return Ok(());
             }
             above = one.above.as_ref();

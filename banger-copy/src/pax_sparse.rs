@@ -12,7 +12,7 @@ use tar::Entry;
 use crate::{Error, Result};
 
 const BLOCK: usize = 512;
-/// The most parts of a file. Whoever has more of them has no holes worth speaking of.
+/// The most parts of a file. With more of them, the holes are too small to matter.
 const MAX_PARTS: usize = 1 << 20;
 
 /// What the extended header says of such a file.
@@ -25,7 +25,7 @@ pub struct Sparse {
 
 /// Whether an entry is such a file.
 pub fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Option<Sparse>> {
-    let damaged = || Error::Damaged("a file with holes in it has no usable extended header".to_owned());
+    let damaged = || Error::Damaged("a sparse file has no usable extended header".to_owned());
     let Some(extensions) = entry.pax_extensions().map_err(|_| damaged())? else { return Ok(None) };
     let (mut version, mut name, mut size, mut any) = ([None; 2], None, None, false);
     for extension in extensions {
@@ -45,14 +45,14 @@ pub fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Option<Sparse>> {
         (false, ..) => Ok(None),
         (true, [Some(1), Some(0)], Some(name), Some(size)) => Ok(Some(Sparse { name, size })),
         (true, ..) => Err(Error::Damaged(
-            "a file with holes in it is of an old pax format; `tar --sparse-version=1.0` makes one that can be read"
+            "a sparse file is in an old pax format; `tar --sparse-version=1.0` makes one that can be read"
                 .to_owned(),
         )),
     }
 }
 
 impl Sparse {
-    /// Writes the content, which comes with its map. An error that is none of the system's is one of the archive.
+    /// Writes the content, which comes with its map. An error without an OS code means a bad archive.
     pub fn write(&self, mut content: impl Read, mut file: &File) -> io::Result<()> {
         for (offset, length) in self.map(&mut content)? {
             file.seek(SeekFrom::Start(offset))?;

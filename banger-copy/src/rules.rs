@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// Whose the files are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// Of whoever writes them.
+    /// Of the process that writes them.
     Caller,
     /// Of the user and group in the archive.
     Archive,
@@ -65,7 +65,7 @@ pub struct Facts {
 impl Facts {
     /// Those of this header.
     pub fn of(header: &Header, rules: Rules) -> Result<Self> {
-        let damaged = |_| Error::Damaged("a header in it is none".to_owned());
+        let damaged = |_| Error::Damaged("a header in it is invalid".to_owned());
         let permissions = header.mode().map_err(damaged)?;
         let owner = match rules.owner {
             Owner::Caller => None,
@@ -73,7 +73,7 @@ impl Facts {
             Owner::Archive => {
                 let number = |number: u64| {
                     let number = u32::try_from(number).ok().filter(|number| *number != u32::MAX);
-                    number.ok_or_else(|| Error::Damaged("a user or group in it is none".to_owned()))
+                    number.ok_or_else(|| Error::Damaged("a user or group in it is invalid".to_owned()))
                 };
                 Some((number(header.uid().map_err(damaged)?)?, number(header.gid().map_err(damaged)?)?))
             }

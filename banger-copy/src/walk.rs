@@ -14,7 +14,7 @@ use rustix::{
 
 use crate::{Error, Result};
 
-/// Something that is to be written.
+/// An entry to write.
 pub struct Found {
     /// Relative to the root of the walk.
     pub path: PathBuf,

@@ -26,7 +26,7 @@ use crate::{
     tap::Failure,
 };
 
-/// Writes a file or a symbolic link under a name that is to be free.
+/// Writes a file or a symbolic link under a name that must not exist.
 pub fn write_one<R: Read>(
     entry: &mut Entry<'_, R>,
     failure: &Failure,
@@ -50,7 +50,7 @@ pub fn write_one<R: Read>(
     let path = Path::new("/proc/self/fd").join(holder.as_raw_fd().to_string()).join(name);
     let file = match entry.unpack(path) {
         Ok(tar::Unpacked::File(file)) => file,
-        Ok(_) => return Err(Error::Damaged("a file in it is none".to_owned())),
+        Ok(_) => return Err(Error::Damaged("an entry in it is not a file".to_owned())),
         Err(error) => return Err(explain(error, failure, shown)),
     };
     complete(&file, facts, rules).map_err(failed)
@@ -83,7 +83,7 @@ fn explain(error: io::Error, failure: &Failure, shown: &Path) -> Error {
     match (failure.take(), of_system(&error)) {
         (Some(error), _) => Error::Stream(error),
         (None, Some(error)) => Error::write(shown, error),
-        (None, None) => Error::Damaged("it ends too early, or has a wrong map of holes".to_owned()),
+        (None, None) => Error::Damaged("it ends too early, or the map of a sparse file is wrong".to_owned()),
     }
 }
 

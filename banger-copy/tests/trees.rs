@@ -189,7 +189,7 @@ fn what_cannot_be_copied_is_named() {
     let (_, notes) = packed(&dir.path().join("link"), Some("link"));
     assert_eq!(
         notes,
-        [format!("{path}/link is a symbolic link and was copied as one; -L copies what it leads to")]
+        [format!("{path}/link is a symbolic link and was copied as one; -L copies its target")]
     );
     let mut packer = Packer::new(Vec::new(), Numbers::Root);
     for name in ["pipe", "sock"] {
@@ -215,9 +215,9 @@ fn links_are_followed_when_that_is_wished_and_never_in_circles() {
     assert_eq!(
         notes.into_lines(),
         [
-            format!("{from}/gone leads nowhere, and was not copied"),
-            format!("{from}/sub/up leads back to a directory above it, and was not copied"),
-            format!("{from}/way/up leads back to a directory above it, and was not copied"),
+            format!("{from}/gone points to nothing, and was not copied"),
+            format!("{from}/sub/up points to a directory above it, and was not copied"),
+            format!("{from}/way/up points to a directory above it, and was not copied"),
         ]
     );
     let to = dir.path().join("to");

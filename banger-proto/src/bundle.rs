@@ -1,5 +1,5 @@
-//! Bundles: an OCI image layout in one packed archive, whose manifest says what the image is to be called and what it
-//! boots. Who does not know banger finds an OCI image in it.
+//! Bundles: an OCI image layout in one packed archive, whose manifest gives the name of the image and the kernel that it
+//! boots. Other programs see a plain OCI image.
 
 /// The annotation of a manifest with the name that its image wants.
 pub const NAME: &str = "dev.banger.name";

@@ -22,7 +22,7 @@ pub enum Error {
     #[error("{0:?} is not a unit of size; use KiB, MiB, GiB or TiB")]
     UnknownUnit(String),
     /// The size does not fit into 64 bits, or is no whole number of bytes.
-    #[error("{0:?} is not a possible size")]
+    #[error("{0:?} is not a valid size")]
     OutOfRange(String),
 }
 

@@ -78,8 +78,8 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     };
     let (names, network) = (Arc::clone(&ports.names), Arc::clone(&ports.network));
     let (engine, events) = Engine::new(ports, settings);
-    engine.recover().await.context("cannot take over what an earlier run left")?;
-    bus::serve(connection.clone(), engine, events).await.context("cannot serve on the bus")?;
+    engine.recover().await.context("cannot recover the state of an earlier run")?;
+    bus::serve(connection.clone(), engine, events).await.context("cannot serve the D-Bus API")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?mode, "serving");
     // Outside of systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -87,7 +87,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     tokio::select! {
         ended = wait_for_end() => ended?,
         // Nobody can reach us any more; the next run connects to the next bus.
-        () = connection.closed() => bail!("the bus has gone"),
+        () = connection.closed() => bail!("lost the connection to the system bus"),
     }
     watchdog.abort();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -105,17 +105,17 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
 
 async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<Ports> {
     let places = places();
-    let booted = sd_notify::booted().context("cannot look for systemd")?;
+    let booted = sd_notify::booted().context("cannot check whether systemd is running")?;
     let (supervisor, workers): (Arc<dyn Supervisor>, Arc<dyn Workers>) = if booted {
         let workers = SystemdWorkers::new(connection.clone(), places.clone()).await?;
         (Arc::new(SystemdSupervisor::new(connection.clone(), places.clone()).await?), Arc::new(workers))
     } else {
-        tracing::info!("there is no systemd: machines and imports are processes of their own");
+        tracing::info!("no systemd on this host: sandboxes and imports run as plain processes");
         (Arc::new(ProcessSupervisor::new(places.clone())), Arc::new(ProcessWorkers::new(places.clone())))
     };
     let vmm = Monitors::new(places.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
     let vmm = Arc::new(vmm);
-    let store = DescriptorStore::inherited().context("cannot take the descriptors that systemd kept")?;
+    let store = DescriptorStore::inherited().context("cannot take the descriptors stored by systemd")?;
     let network = Arc::new(LinuxNetwork::new(config.warm_taps(), Arc::new(store))?);
     tokio::spawn(keep_network(Arc::clone(&network)));
     let local = local_registries(config.registry.local_ports.clone(), &network);
@@ -153,7 +153,7 @@ fn local_registries(allowed: BTreeSet<u16>, network: &Arc<LinuxNetwork>) -> Loca
 async fn keep_network(network: Arc<LinuxNetwork>) {
     loop {
         let Err(error) = network.keep().await;
-        tracing::error!(%error, "cannot follow the network of the host");
+        tracing::error!(%error, "cannot watch the network of the host");
         tokio::time::sleep(KEEP_AGAIN).await;
     }
 }
@@ -163,7 +163,7 @@ fn disks(places: &Places) -> Arc<dyn Disks> {
     match MapperDisks::new(places.clone()) {
         Ok(disks) => Arc::new(disks),
         Err(error) => {
-            tracing::warn!(%error, "system disks are files");
+            tracing::warn!(%error, "cannot use device mapper snapshots; system disks are files");
             Arc::new(FileDisks::new(places.clone()).because(&error))
         }
     }
@@ -192,7 +192,7 @@ fn this_host() -> anyhow::Result<Host> {
     let kib = meminfo
         .lines()
         .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    let kib: u64 = kib.context("/proc/meminfo does not tell the memory")?;
+    let kib: u64 = kib.context("/proc/meminfo does not say how much memory there is")?;
     Ok(Host { cpus: u32::try_from(cpus.get())?, memory: Bytes::kib(kib) })
 }
 

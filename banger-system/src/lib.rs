@@ -1,4 +1,4 @@
-//! The root service of banger: it owns the machines, images and kernels of every user, and serves
+//! The root service of banger: it owns the sandboxes, images and kernels of every user, and serves
 //! `dev.banger.Manager1` on the system bus.
 //!
 //! Layers, from the inside: [`domain`] decides, [`ports`] say what is needed of a host, the engine

@@ -163,8 +163,8 @@ async fn what_is_no_ext4_is_refused_by_name_and_leaves_nothing() {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
         message(error, expect);
     };
-    check(b"root:x:0:0", "the file is no ext4 file system").await;
-    check(&[0; 1 << 20], "the file is no ext4 file system").await;
+    check(b"root:x:0:0", "the file is not an ext4 file system").await;
+    check(&[0; 1 << 20], "the file is not an ext4 file system").await;
     check(&fs::read("/proc/self/exe").unwrap(), "an ELF file").await;
 }
 

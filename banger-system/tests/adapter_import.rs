@@ -160,10 +160,10 @@ async fn a_tar_of_a_root_file_system_is_told_by_its_first_bytes() {
         assert_eq!(content(&scratch.places.image(IMAGE), "/.wh.name"), b"whole");
     }
     for (bytes, why) in [
-        (pack(b"no archive, but compressed", Packing::Gzip), "holds no tar archive"),
+        (pack(b"no archive, but compressed", Packing::Gzip), "not a tar archive"),
         (pack(&[0; 100_000], Packing::Zstd), "nothing in it"),
-        (b"\x1f\x8b but no more".to_vec(), "not packed by gzip"),
-        (b"\x28\xb5\x2f\xfd but no more".to_vec(), "not packed by zstd"),
+        (b"\x1f\x8b but no more".to_vec(), "not valid gzip data"),
+        (b"\x28\xb5\x2f\xfd but no more".to_vec(), "not valid zstd data"),
     ] {
         let scratch = Scratch::new();
         let error = import(&scratch, Content::File(file(&bytes))).await.unwrap_err();
@@ -198,19 +198,19 @@ async fn a_layer_that_is_not_what_it_says_is_refused() {
         refused(vec![Layer { size: Bytes(size + 1), ..good() }], "instead of").await;
         refused(vec![in_a_pipe(Layer { size: Bytes(size - 1), ..good() })], "has more than").await;
         refused(vec![Layer { digest: digest(b"other"), ..good() }], "a layer has the digest").await;
-        refused(vec![Layer { diff_id: digest(b"other"), ..good() }], "a layer holds the tar").await;
+        refused(vec![Layer { diff_id: digest(b"other"), ..good() }], "a layer unpacks to the digest").await;
 
         let mut bytes = pack(&tar, packing);
         let half = bytes.len() / 2;
         let cut = Layer { blob: file(&bytes[..half]), ..good() };
         refused(vec![cut], &format!("has {half} bytes instead of {size}")).await;
         // Whoever lies about all of it is still told that it makes no sense.
-        let why = if packing == PLAIN { "cut short" } else { "not packed by" };
+        let why = if packing == PLAIN { "cut short" } else { "it is not valid" };
         refused(vec![packed(&bytes[..half], packing, digest(&tar))], why).await;
         bytes[half] ^= 0x10;
         refused(vec![Layer { blob: file(&bytes), ..good() }], "a layer has the digest").await;
     }
-    refused(vec![packed(&small(), Packing::Gzip, digest(&tar))], "not packed by gzip").await;
+    refused(vec![packed(&small(), Packing::Gzip, digest(&tar))], "not valid gzip data").await;
     refused(Vec::new(), "no layers").await;
     refused((0..128).map(|_| layer(&tar, PLAIN)).collect(), "128 layers").await;
 }
@@ -222,7 +222,7 @@ async fn an_archive_that_cannot_be_kept_is_refused_by_name() {
     refused_tar(tar().file("../x", b"").end(), "../x leaves the root").await;
     refused_tar(tar().file("a/../../x", b"").end(), "leaves the root").await;
     refused_tar(tar().file("/etc/passwd", b"").end(), "/etc/passwd has an absolute name").await;
-    refused_tar(tar().link(b'1', "a", "b").link(b'1', "b", "a").end(), "what is not there").await;
+    refused_tar(tar().link(b'1', "a", "b").link(b'1', "b", "a").end(), "a file that is not there").await;
     refused_tar(tar().file("a", b"").link(b'1', "b", "../a").end(), "leaves the root").await;
     refused_tar(tar().link(b'2', "a", "b").link(b'2', "b", "a").file("a/x", b"").end(), "too many symbolic")
         .await;
@@ -231,14 +231,15 @@ async fn an_archive_that_cannot_be_kept_is_refused_by_name() {
 
     // A map, a device, an owner, a size that cannot be.
     let sparse: &[(&str, &[u8])] = &[("GNU.sparse.map", b"0,4,2,2"), ("GNU.sparse.size", b"9")];
-    refused_tar(tar().pax(sparse).file("x", b"123456").end(), "no map").await;
+    refused_tar(tar().pax(sparse).file("x", b"123456").end(), "invalid map").await;
     let sparse: &[(&str, &[u8])] = &[("GNU.sparse.map", b""), ("GNU.sparse.size", b"9999999999999999")];
     refused_tar(tar().pax(sparse).file("x", b"").end(), "larger than a file").await;
-    refused_tar(tar().pax(&[("uid", b"4294967296")]).file("x", b"").end(), "no user of Linux").await;
+    refused_tar(tar().pax(&[("uid", b"4294967296")]).file("x", b"").end(), "owner that Linux does not allow")
+        .await;
     let mut device = Tar::header(b"x", b'3', 0);
     device[329..336].copy_from_slice(b"0010000");
     sum(&mut device);
-    refused_tar(tar().raw(device, &[]).end(), "Linux has not").await;
+    refused_tar(tar().raw(device, &[]).end(), "number that Linux does not allow").await;
     refused_tar(tar().raw(Tar::header(b"x", b'0', 7 << 30), b"").end(), "do not fit").await;
 
     // Names and attributes that are too long.
@@ -253,9 +254,9 @@ async fn an_archive_that_cannot_be_kept_is_refused_by_name() {
     refused_tar(tar().raw(Tar::header(b"pax", b'x', 7 << 30), b"").end(), "headers that are too large").await;
 
     // No archive, half an archive, and something behind one.
-    refused_tar(Vec::new(), "no tar archive").await;
-    refused_tar(b"hello".repeat(500), "no tar archive").await;
-    refused_tar(tar().file("a", b"").0[..300].to_vec(), "no tar archive").await;
+    refused_tar(Vec::new(), "not a tar archive").await;
+    refused_tar(b"hello".repeat(500), "not a tar archive").await;
+    refused_tar(tar().file("a", b"").0[..300].to_vec(), "not a tar archive").await;
     refused_tar(tar().file("a", &[1; 2000]).0[..1000].to_vec(), "cut short").await;
     let mut broken = tar().file("a", b"").file("b", b"").end();
     broken[520] ^= 1;
@@ -293,7 +294,7 @@ async fn a_window_larger_than_the_worker_may_have_is_refused() {
         let layer = packed(&wide.finish().unwrap(), Packing::Zstd, digest(&small()));
         match is_taken {
             true => drop(image(&Scratch::new(), vec![layer]).await),
-            false => refused(vec![layer], "not packed by zstd").await,
+            false => refused(vec![layer], "not valid zstd data").await,
         }
     }
 }

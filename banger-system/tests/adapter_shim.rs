@@ -218,7 +218,7 @@ fn orders_that_cannot_be_followed_are_refused_in_words() {
     let (mut shim, answer) = Shim::ordered(&["/no/such/program"], &[]);
     refused(&answer, "/no/such/program");
     assert!(!shim.end().success());
-    refused(&Shim::ordered(&["/bin/echo", "{fd:missing}"], &[]).1, "not there");
+    refused(&Shim::ordered(&["/bin/echo", "{fd:missing}"], &[]).1, "is missing");
     refused(&Shim::ordered(&[], &[]).1, "no program");
 
     let shim = Shim::new();
@@ -229,7 +229,7 @@ fn orders_that_cannot_be_followed_are_refused_in_words() {
     let shim = Shim::new();
     let order = Order { argv: vec!["/bin/true".into()], files: vec!["one".into()], walls: None };
     message::send(shim.socket.as_ref().unwrap(), &order, &[]).unwrap();
-    refused(&message::receive::<Answer>(shim.socket.as_ref().unwrap()).unwrap().unwrap().0, "do not fit");
+    refused(&message::receive::<Answer>(shim.socket.as_ref().unwrap()).unwrap().unwrap().0, "does not match");
 }
 
 #[test]

@@ -187,7 +187,7 @@ async fn a_catalog_that_cannot_be_fetched_is_used_as_it_is_kept() {
     assert_eq!(house.problems(Duration::ZERO).await, "");
     house.sim.lose_catalog(true);
     let kept = house.problems(Duration::ZERO).await;
-    assert_eq!(kept, "what is kept of the catalog sim is used: catalog.test cannot be reached");
+    assert_eq!(kept, "using the stored copy of the catalog sim: catalog.test cannot be reached");
     house.image(only()).await;
     // Another run of the service asks nobody for what it has.
     let house = house.restarted().await;

@@ -184,7 +184,7 @@ async fn what_is_no_image_for_this_user_says_why() {
     for (reference, why) in [
         ("unreachable.test/x", "cannot be reached"),
         ("registry.test/missing", "manifest unknown"),
-        ("registry.test/private", "wants to know who asks"),
+        ("registry.test/private", "requires a login"),
         ("registry.test/broken", "another digest"),
     ] {
         let job = house.engine.pull_image(pull(ALICE, reference)).unwrap();

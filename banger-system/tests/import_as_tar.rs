@@ -452,8 +452,8 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
         (0, 1 << 40, "more than 4 MiB"),
         (0, 4 << 20, "beyond its end"),
         (2, 1 << 40, "beyond its end"),
-        (1, 3, "not the one of the manifest"),
-        (2, 5, "not those of"),
+        (1, 3, "does not match the manifest"),
+        (2, 5, "do not match"),
     ] {
         let mut lies = found.clone();
         lies[part].length = Bytes(length);

@@ -41,7 +41,7 @@ pub mod detail {
     pub const VM_ID: &str = "vm_id";
     /// Name or reference of the image, or name of the kernel.
     pub const IMAGE: &str = "image";
-    /// The port of the host that is to be published, such as `port 80` or `a free port`.
+    /// The port of the host to publish, such as `port 80` or `a free port`.
     pub const PORT: &str = "port";
 }
 

@@ -19,7 +19,7 @@ pub type Facts = HashMap<String, OwnedVariant>;
     default_path = "/dev/banger/Manager1"
 )]
 pub trait Manager {
-    /// Makes a machine. Returns it and the job that goes on with it.
+    /// Creates a sandbox. Returns it and the job that finishes it.
     #[zbus(name = "CreateVM")]
     fn create_vm(&self, name: &str, options: Options<'_>)
     -> zbus::Result<(OwnedObjectPath, OwnedObjectPath)>;

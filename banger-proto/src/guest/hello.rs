@@ -24,7 +24,7 @@ pub const MAX_STALE: usize = 4 << 20;
 pub struct HostHello {
     /// The version that the host speaks.
     pub version: u16,
-    /// Chosen anew for each greeting.
+    /// Random, and different for each greeting.
     pub nonce: [u8; NONCE],
     /// The secret of this boot.
     pub token: [u8; TOKEN],
@@ -47,10 +47,10 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Too much came that is no greeting.
-    #[error("the guest's agent sends something that is no greeting")]
+    #[error("the guest's agent sent no valid greeting")]
     Garbage,
     /// The agent refused the token.
-    #[error("the guest's agent does not know our token")]
+    #[error("the guest's agent rejected the token")]
     WrongToken,
     /// The agent refused the version.
     #[error("the guest's agent does not speak version {VERSION} of the protocol")]
@@ -129,7 +129,7 @@ pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<bool, Erro
     Ok(false)
 }
 
-/// Takes `length` bytes that begin with `magic`. What stands before them is dropped, and so is what cannot
+/// Takes `length` bytes that begin with `magic`. Bytes before them are dropped, and so are bytes that cannot
 /// be the beginning of a magic number.
 fn take(buffer: &mut Vec<u8>, magic: &[u8; 8], length: usize) -> Option<Vec<u8>> {
     let start = buffer.windows(magic.len()).position(|window| window == magic);

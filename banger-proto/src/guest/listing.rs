@@ -1,7 +1,7 @@
 //! The entries of a directory and all below it, as a stream of bytes: a letter for the kind, the permission
 //! bits in octal, a space, the size, a space, the name relative to the directory, and a zero byte.
 
-/// The longest entry: a path of Linux and what stands before it.
+/// The longest entry: the longest path of Linux and the fields before it.
 const MAX_ENTRY: usize = 4096 + 64;
 
 /// What an entry is.
@@ -61,7 +61,7 @@ impl Entry {
 
 /// What came is no entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the listing of a directory cannot be read")]
+#[error("cannot read the listing of a directory")]
 pub struct Malformed;
 
 /// Makes entries of bytes as they come.

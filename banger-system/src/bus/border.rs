@@ -1,4 +1,4 @@
-//! What every object of the border shares: the engine, who calls, who listens, and the one check.
+//! Shared by every object of the D-Bus API: the engine, the callers, the subscribers, and the access check.
 
 use std::time::Duration;
 
@@ -135,7 +135,7 @@ impl Border {
                     Some(false) => Err(Error::new(ErrorName::AccessDenied, "this belongs to another user")),
                     None => Err(Error::new(
                         ErrorName::HostNotReady,
-                        "this belongs to another user, and polkit has not said yet whether you may see it; try again",
+                        "this belongs to another user, and polkit has not answered yet whether you may see it; try again",
                     )),
                 }
             }
@@ -149,7 +149,7 @@ impl Border {
                         let owner = target.owner.0;
                         self.require(caller, foreign, target.into_details(users)).await?;
                         let uid = caller.uid.0;
-                        tracing::info!(uid, owner, interface, member, "reaches beyond their own");
+                        tracing::info!(uid, owner, interface, member, "used an object of another user");
                         Ok(())
                     }
                 }

@@ -51,7 +51,7 @@ pub enum Place {
     Stream,
     /// A call that looks at the host, or asks polkit much.
     Look,
-    /// A log that is being read, which goes on after the call.
+    /// A log that is being read, which lasts longer than the call.
     Log,
     /// A question that somebody is to answer with a password.
     Prompt,

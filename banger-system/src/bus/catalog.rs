@@ -1,4 +1,4 @@
-//! What catalogs offer, as the bus has it.
+//! The entries of catalogs as D-Bus values.
 
 use banger_proto::bus::option::catalog;
 use zbus::{OwnedVariant, Variant};

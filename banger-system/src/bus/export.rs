@@ -65,7 +65,7 @@ pub trait Kind: Clone + Send + Sync + 'static {
 
 /// What the methods of an object work with. The service is going when it is not there.
 pub fn border(weak: &Weak<Border>) -> Result<Arc<Border>> {
-    weak.upgrade().ok_or_else(|| Error::new(ErrorName::Internal, "the service is ending"))
+    weak.upgrade().ok_or_else(|| Error::new(ErrorName::Internal, "the service is shutting down"))
 }
 
 /// The values of all properties.
@@ -117,7 +117,7 @@ impl<K: Kind> Exported<K> {
         // It may have gone, or become another's, while somebody was asked to authenticate.
         match whose(&self.target()?) == asked_for {
             true => Ok(permit),
-            false => Err(Error::new(ErrorName::Busy, "it has changed meanwhile; try again")),
+            false => Err(Error::new(ErrorName::Busy, "it has just changed; try again")),
         }
     }
 
@@ -237,7 +237,7 @@ impl<K: Kind> Interface for Exported<K> {
     }
 }
 
-/// Makes an object, if what it stands for is there; an object that is there stays.
+/// Creates the object of something that exists; does nothing if the object is there already.
 pub async fn export<K: Kind>(border: &Arc<Border>, kind: K) -> zbus::Result<()> {
     let (server, path) = (border.connection.object_server(), kind.path());
     server.at(&path, Exported::new(Arc::clone(border), kind.clone())).await?;

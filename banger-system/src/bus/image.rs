@@ -63,7 +63,7 @@ impl Kind for ImageKind {
     }
 
     fn gone() -> Error {
-        Error::new(ErrorName::NoSuchImage, "there is no such image any more")
+        Error::new(ErrorName::NoSuchImage, "the image has been deleted")
     }
 }
 

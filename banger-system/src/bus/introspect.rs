@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// Set `BANGER_BLESS` to write the files anew.
+    /// Set `BANGER_BLESS` to write the files again.
     #[test]
     fn the_installed_interfaces_are_those_of_the_code() {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dbus/interfaces");

@@ -64,7 +64,7 @@ impl Kind for JobKind {
     }
 
     fn gone() -> Error {
-        Error::new(ErrorName::NoSuchJob, "there is no such job any more")
+        Error::new(ErrorName::NoSuchJob, "the job is no longer known")
     }
 }
 
@@ -130,7 +130,7 @@ pub fn progress(job: &JobView) -> f64 {
 
 /// The result of a job, as `Wait` and `Completed` have it.
 pub struct JobResult {
-    /// `done`, `failed` or `canceled`; empty while the job goes on.
+    /// `done`, `failed` or `canceled`; empty while the job runs.
     pub result: &'static str,
     pub error_name: String,
     pub error_message: String,

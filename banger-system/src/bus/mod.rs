@@ -1,6 +1,6 @@
-//! The border: D-Bus. Who calls comes from the bus, never from an argument. Every call is authorised by one
-//! table before anything is done, and everything that leaves goes to those who may see it and to nobody
-//! else.
+//! The D-Bus API. The bus says who calls, never an argument. Every call is authorised by one
+//! table before anything is done, and replies and signals go only to those who may see
+//! them.
 
 mod acl;
 mod border;

@@ -25,7 +25,7 @@ impl Options {
     }
 
     pub fn string(&mut self, key: &'static str) -> Result<Option<String>> {
-        self.take(key, "a text", |value| match value {
+        self.take(key, "a string", |value| match value {
             Variant::Str(text) => Some(text.to_string()),
             _ => None,
         })
@@ -40,7 +40,7 @@ impl Options {
 
     /// A number that is not negative, whichever integer type it comes in.
     pub fn number(&mut self, key: &'static str) -> Result<Option<u64>> {
-        self.take(key, "a number that is not negative", |value| match value {
+        self.take(key, "a number of 0 or more", |value| match value {
             Variant::U8(n) => Some(u64::from(*n)),
             Variant::U16(n) => Some(u64::from(*n)),
             Variant::U32(n) => Some(u64::from(*n)),
@@ -66,15 +66,15 @@ impl Options {
     }
 
     pub fn strings(&mut self, key: &'static str) -> Result<BTreeMap<String, String>> {
-        let map = self.take(key, "a dictionary of texts", |value| {
+        let map = self.take(key, "a dictionary of strings", |value| {
             HashMap::<String, String>::try_from(value.try_clone().ok()?).ok()
         })?;
         Ok(map.unwrap_or_default().into_iter().collect())
     }
 
     pub fn list(&mut self, key: &'static str) -> Result<Vec<String>> {
-        let list =
-            self.take(key, "a list of texts", |value| Vec::<String>::try_from(value.try_clone().ok()?).ok())?;
+        let list = self
+            .take(key, "a list of strings", |value| Vec::<String>::try_from(value.try_clone().ok()?).ok())?;
         Ok(list.unwrap_or_default())
     }
 

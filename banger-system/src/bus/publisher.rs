@@ -28,7 +28,7 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 pub async fn run(border: Arc<Border>, mut events: mpsc::UnboundedReceiver<Event>) {
     while let Some(event) = events.recv().await {
         if let Err(error) = publish(&border, event).await {
-            tracing::error!(%error, "cannot publish");
+            tracing::error!(%error, "cannot send a signal");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What a caller means by a reference. An object that it may not see is as if it were not there: the answer
-//! tells nothing of what other people have.
+//! Resolves a caller's reference to an object. An object that the caller may not see does not exist for it: the
+//! answer reveals nothing about other users' objects.
 
 use std::sync::Arc;
 

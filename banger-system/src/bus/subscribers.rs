@@ -1,5 +1,5 @@
-//! Who gets signals. On the system bus everybody can see what is sent to nobody in particular, so that
-//! every signal of ours is sent to those who asked and may know.
+//! Who gets signals. On the system bus everybody can see a broadcast, so every signal is sent
+//! only to those who asked for it and may see it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,7 +24,7 @@ struct State {
     connections: HashMap<String, Subscription>,
     /// Who began a job hears of it, without having asked.
     jobs: HashMap<JobId, String>,
-    /// Jobs of whose end all were told who are to be told.
+    /// Jobs whose end was announced to every subscriber.
     ended: HashSet<JobId>,
 }
 
@@ -51,7 +51,7 @@ impl Subscribers {
         if others >= PER_USER {
             return Err(Error::new(
                 ErrorName::TooManyRequests,
-                format!("you have {PER_USER} connections that listen; close one"),
+                format!("you have {PER_USER} connections subscribed to signals; close one"),
             ));
         }
         let before = state.connections.get(connection).is_some_and(|s| s.all_owners);

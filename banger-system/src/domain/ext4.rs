@@ -1,5 +1,5 @@
 //! Whether a file is an ext4 file system that a guest can use as its root, told from its superblock alone.
-//! Nothing else of it is read: the guest's kernel is the one that believes what stands in it.
+//! Nothing else of it is read: only the guest's kernel trusts its content.
 //!
 //! Layout and feature bits: <https://docs.kernel.org/filesystems/ext4/globals.html#super-block>, and the
 //! `EXT4_FEATURE_*_SUPP` masks in `fs/ext4/ext4.h` of Linux 6.1, the oldest kernel that machines boot.
@@ -59,7 +59,7 @@ pub struct FileSystem {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     /// It is something else.
-    #[error("the file is no ext4 file system{}", .0.map(|what| format!("; it is {what}")).unwrap_or_default())]
+    #[error("the file is not an ext4 file system{}", .0.map(|what| format!("; it is {what}")).unwrap_or_default())]
     NotExt4(Option<&'static str>),
     /// It says things of itself that cannot be.
     #[error("the ext4 file system is damaged: {0}")]
@@ -130,7 +130,7 @@ impl FileSystem {
             return Err(Unusable::Damaged("it has no blocks or no inodes"));
         }
         let size = blocks.checked_mul(1024 << log_block_size);
-        let size = Bytes(size.ok_or(Unusable::Damaged("its size is impossible"))?);
+        let size = Bytes(size.ok_or(Unusable::Damaged("its size is invalid"))?);
         if size > file {
             return Err(Unusable::Short { expected: size, found: file });
         }
@@ -204,7 +204,7 @@ mod tests {
         check(&with(0x65, &[REAL[START + 0x65] | 0x10]), Unusable::Features("read-only".into()));
         check(&with(0x18, &[6]), Unusable::BlockSize);
         check(&with(0x4, &[0, 0, 0, 0]), Unusable::Damaged("it has no blocks or no inodes"));
-        check(&with(0x150, &[0xff; 4]), Unusable::Damaged("its size is impossible"));
+        check(&with(0x150, &[0xff; 4]), Unusable::Damaged("its size is invalid"));
         check(&with(0x4, &[1, 0, 1, 0]), Unusable::Short { expected: Bytes(SIZE.0 + 1024), found: SIZE });
     }
 

@@ -24,11 +24,11 @@ const REBOOT_WINDOW: Duration = Duration::from_secs(5 * 60);
 pub enum GuestEnd {
     /// It powered off.
     PowerOff,
-    /// It wanted to power off, and the VMM has no switch for that: it stands still.
+    /// It tried to power off, which the VMM does not support, and halted.
     PowerOffByHalt,
     /// It rebooted.
     Reboot,
-    /// It halted: it stands still.
+    /// It halted.
     Halt,
     /// Its kernel panicked.
     Panic,
@@ -74,7 +74,7 @@ impl GuestEnd {
         end
     }
 
-    /// Whether nothing runs in the guest any more while its VMM goes on.
+    /// Whether nothing runs in the guest any more although its VMM does.
     pub fn stands_still(self) -> bool {
         matches!(self, GuestEnd::PowerOffByHalt | GuestEnd::Halt)
     }
@@ -122,7 +122,7 @@ pub fn judge(state: State, reason: &Reason, ended: &Ended, guest: Option<GuestEn
 pub struct Reboots(VecDeque<Instant>);
 
 impl Reboots {
-    /// Counts a reboot. `false` when there were so many lately that the guest should not boot again.
+    /// Counts a reboot. `false` after too many recent reboots: the guest should not boot again.
     pub fn admit(&mut self, now: Instant) -> bool {
         self.0.retain(|then| now.saturating_duration_since(*then) < REBOOT_WINDOW);
         if self.0.len() >= MAX_REBOOTS {

@@ -1,6 +1,6 @@
-//! The states of a machine and the one table of what leads from one to another.
+//! The states of a sandbox, and the table of the transitions between them.
 //!
-//! The state is about the monitor's process; whether the guest answers is a fact beside it, so that a
+//! The state is that of the VMM's process. Whether the guest answers is a separate fact, so that a
 //! guest which never becomes ready stays up for its logs.
 
 use std::fmt;

@@ -1,5 +1,5 @@
-//! A waiting line that is fair between users: who waits is served in rounds, one of each user, and no user takes more
-//! than a share of the places. One user's many requests thus hold up their own and nobody else's first.
+//! A queue that is fair between users: requests are served round robin, one of each user, and no user takes more
+//! than a share of the places. A user with many requests delays their own first.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -68,7 +68,7 @@ impl Line {
         Ok(())
     }
 
-    /// The request that is to be served now, which takes a place. To be called until there is none.
+    /// The request to serve now, which takes a place. Call it until it returns none.
     pub fn serve_next(&mut self) -> Option<u64> {
         if self.served >= self.bounds.places {
             return None;

@@ -1,4 +1,4 @@
-//! Which monitor a machine runs under.
+//! Chooses the VMM of a sandbox.
 
 use std::fmt;
 
@@ -42,17 +42,17 @@ pub enum Refused {
     #[error("{0} is not installed: install it, or let the service choose with --vmm auto")]
     Missing(Monitor),
     /// Firecracker was asked for, and cannot run a guest here.
-    #[error("Firecracker needs KVM, which does not work on this host: --vmm qemu does without")]
+    #[error("Firecracker needs KVM, which does not work on this host: use --vmm qemu")]
     NeedsKvm,
     /// Firecracker was asked for, and cannot run this guest.
-    #[error("Firecracker has at most {FIRECRACKER_VCPUS} virtual processors: --vmm qemu has more")]
+    #[error("Firecracker has at most {FIRECRACKER_VCPUS} virtual processors: use --vmm qemu for more")]
     TooManyVcpus,
     /// Nothing that could run it is installed.
-    #[error("no machine monitor can be used: install QEMU (the package qemu-system-x86)")]
+    #[error("no VMM is installed that works on this host: install QEMU (the package qemu-system-x86)")]
     None,
 }
 
-/// The monitor of a machine with so many virtual processors. What is wished for the machine goes before what
+/// The VMM of a sandbox with this many virtual processors. The sandbox's own option takes precedence over what
 /// is configured for all.
 pub fn choose(machine: Wish, configured: Wish, facts: Facts, vcpus: u32) -> Result<Monitor, Refused> {
     let wish = if machine == Wish::Auto { configured } else { machine };
@@ -79,10 +79,10 @@ pub fn explain(configured: Wish, facts: Facts) -> String {
     let why = match (configured, facts) {
         (Wish::Only(_), _) => "the configuration says so",
         (Wish::Auto, Facts { firecracker: false, .. }) => "Firecracker is not installed",
-        (Wish::Auto, Facts { kvm: false, .. }) => "Firecracker needs KVM, which does not work here",
-        (Wish::Auto, _) => "KVM works, and it is installed",
+        (Wish::Auto, Facts { kvm: false, .. }) => "Firecracker needs KVM, which does not work on this host",
+        (Wish::Auto, _) => "it is installed, and KVM works",
     };
-    format!("machines run under {chosen}: {why}")
+    format!("sandboxes run under {chosen}: {why}")
 }
 
 impl Wish {
@@ -96,7 +96,7 @@ impl Wish {
         }
     }
 
-    /// The wish that [`Wish::as_str`] calls so.
+    /// Parses a word of [`Wish::as_str`].
     pub fn parse(word: &str) -> Option<Self> {
         let all = [Wish::Auto, Wish::Only(Monitor::Firecracker), Wish::Only(Monitor::Qemu)];
         all.into_iter().find(|wish| wish.as_str() == word)
@@ -156,13 +156,13 @@ mod tests {
     #[test]
     fn the_reason_is_the_one_that_decided() {
         let check = |configured, facts, expect: &str| {
-            assert_eq!(explain(configured, facts), format!("machines run under {expect}"));
+            assert_eq!(explain(configured, facts), format!("sandboxes run under {expect}"));
         };
-        check(Wish::Auto, ALL, "Firecracker: KVM works, and it is installed");
+        check(Wish::Auto, ALL, "Firecracker: it is installed, and KVM works");
         check(QEMU, ALL, "QEMU: the configuration says so");
         check(Wish::Auto, Facts { firecracker: false, ..ALL }, "QEMU: Firecracker is not installed");
         let no_kvm = Facts { kvm: false, ..ALL };
-        check(Wish::Auto, no_kvm, "QEMU: Firecracker needs KVM, which does not work here");
+        check(Wish::Auto, no_kvm, "QEMU: Firecracker needs KVM, which does not work on this host");
         assert_eq!(explain(FIRECRACKER, no_kvm), Refused::NeedsKvm.to_string());
     }
 

@@ -1,4 +1,4 @@
-//! Keys of ssh: the one by which a machine shows who it is, and those that it lets in.
+//! SSH keys: the host key of a sandbox, and the user keys that it accepts.
 
 use std::{fmt, str::FromStr};
 
@@ -19,7 +19,7 @@ pub struct HostKey {
 
 /// The text is no unencrypted key pair of the kind that we make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the text is not a key pair of ssh")]
+#[error("the text is not an ssh key pair")]
 pub struct NotAHostKey;
 
 impl HostKey {
@@ -40,7 +40,7 @@ impl HostKey {
         Ok(Self { secret: secret.to_string(), public })
     }
 
-    /// The pair in the format of OpenSSH, as it stands in a file of an ssh server.
+    /// The pair in the format of OpenSSH, as in a host key file of an ssh server.
     pub fn secret(&self) -> &str {
         &self.secret
     }
@@ -77,13 +77,13 @@ pub enum NotAKey {
     /// It is longer than any key.
     #[error("a public key has at most {MAX_AUTHORIZED_KEY} bytes")]
     TooLong,
-    /// It has more than one line, or what is no text.
+    /// It has more than one line, or is not text.
     #[error("a public key is one line of text")]
     NotALine,
-    /// It does not begin with a key, or with one of a kind that ssh does not know.
-    #[error("it is not a public key, such as a file ~/.ssh/id_ed25519.pub holds; options are not possible")]
+    /// It does not begin with a key of a type that ssh knows.
+    #[error("it is not a public key such as the one in ~/.ssh/id_ed25519.pub; options are not supported")]
     Unknown,
-    /// There are more keys than a machine lets in.
+    /// There are more keys than a sandbox accepts.
     #[error("there may be at most {MAX_AUTHORIZED_KEYS} keys")]
     TooMany,
 }

@@ -1,4 +1,4 @@
-//! Who gets which stream to the agent of a guest.
+//! Assigns the streams to the agent of a guest.
 //!
 //! A guest has a fixed number of streams, and each one is held for as long as its client likes. They are numbered, and
 //! the first ones are kept back, so that no kind of use can shut the others out:

@@ -17,10 +17,10 @@ pub struct Timezone {
 /// The text is no time zone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The name is no name.
+    /// The name is not valid.
     #[error("a time zone has a name such as Europe/Berlin or UTC")]
     Name,
-    /// The rule is no rule.
+    /// The rule is not valid.
     #[error("the rule of a time zone looks like CET-1CEST,M3.5.0,M10.5.0/3")]
     Rule,
 }

@@ -1,4 +1,4 @@
-//! Catalogs: what is kept of each, whether that is still to be believed, and what it offers.
+//! Catalogs: the stored copy of each, whether it is still valid, and what it offers.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -29,7 +29,7 @@ use crate::{
     ports::{self, catalogs::Edition},
 };
 
-/// What is older is fetched anew before something is looked up in it.
+/// An older copy is fetched again before something is looked up in it.
 const STALE: Duration = Duration::from_secs(24 * 3600);
 /// After a failure that much time passes before somebody who did not ask for it waits for another try.
 const AGAIN: Duration = Duration::from_secs(300);
@@ -125,7 +125,7 @@ pub struct Offer {
     pub source: String,
     /// What it consists of, as far as that is one thing.
     pub digest: Option<Digest>,
-    /// How many bytes are to be fetched; unknown of an image of a registry.
+    /// How many bytes to fetch; unknown for an image of a registry.
     pub size: Option<Bytes>,
     /// Whether this very edition is here, and the user may use it.
     pub is_here: bool,
@@ -149,7 +149,7 @@ impl Engine {
                 Ok(edition) => (edition, None),
                 Err(error) => {
                     let problem = one_line(&error);
-                    tracing::error!(catalog = %name, error = %problem, "cannot use what is kept of a catalog");
+                    tracing::error!(catalog = %name, error = %problem, "cannot use a stored catalog");
                     (None, Some(problem))
                 }
             };
@@ -314,12 +314,12 @@ async fn refresh(shared: &Shared, older_than: Duration) {
             catalog.tried_at = at;
             match fetched {
                 Ok(edition) => {
-                    tracing::info!(catalog = %name, serial = edition.index.serial, "a catalog was fetched");
+                    tracing::info!(catalog = %name, serial = edition.index.serial, "fetched a catalog");
                     (catalog.edition, catalog.problem) = (Some(edition), None);
                 }
                 Err(error) => {
                     let problem = one_line(&error);
-                    tracing::warn!(catalog = %name, error = %problem, "a catalog cannot be fetched");
+                    tracing::warn!(catalog = %name, error = %problem, "cannot fetch a catalog");
                     catalog.problem = Some(problem);
                 }
             }
@@ -333,7 +333,7 @@ fn problems(shared: &Shared) -> Vec<String> {
     let problem = |catalog: &Catalog| match (&catalog.problem, catalog.index(now)) {
         (_, Err(expired)) => Some(expired),
         (Some(problem), Ok(Some(_))) => {
-            Some(format!("what is kept of the catalog {} is used: {problem}", catalog.name))
+            Some(format!("using the stored copy of the catalog {}: {problem}", catalog.name))
         }
         (problem, Ok(_)) => problem.clone(),
     };

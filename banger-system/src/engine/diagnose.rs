@@ -19,14 +19,14 @@ impl Engine {
         let image = self.default_image(caller);
         checks.push(match image {
             Ok(image) => {
-                pass("default image", format!("{} is there ({})", image.name, image.facts.virtual_size))
+                pass("default image", format!("{} is available ({})", image.name, image.facts.virtual_size))
             }
             Err(_) => Check {
                 name: "default image",
                 status: Status::Warn,
-                message: format!("{} is not there", settings.default_image),
+                message: format!("{} is missing", settings.default_image),
                 hint: format!(
-                    "banger image pull {0}, or else banger image register --name {0} --rootfs FILE",
+                    "run `banger image pull {0}`, or `banger image register --name {0} --rootfs FILE`",
                     settings.default_image
                 ),
             },
@@ -34,14 +34,14 @@ impl Engine {
         let kernel = self.find_kernel(caller, &Reference::Name(settings.default_kernel.clone()));
         checks.push(match kernel {
             Ok(kernel) => {
-                pass("default kernel", format!("{} is there ({})", kernel.name, kernel.facts.release))
+                pass("default kernel", format!("{} is available ({})", kernel.name, kernel.facts.release))
             }
             Err(_) => Check {
                 name: "default kernel",
                 status: Status::Warn,
-                message: format!("{} is not there", settings.default_kernel),
+                message: format!("{} is missing", settings.default_kernel),
                 hint: format!(
-                    "banger kernel import --name {} --vmlinuz FILE --modules DIRECTORY",
+                    "run `banger kernel import --name {} --vmlinuz FILE --modules DIRECTORY`",
                     settings.default_kernel
                 ),
             },

@@ -1,4 +1,4 @@
-//! Jobs: what takes longer than a call, with stages, a result, and a way to give it up.
+//! Jobs: work that takes longer than a call, with stages and a result, and that can be cancelled.
 //!
 //! Everything that a user can begin is counted before anything is made of it. What loads the host waits in line
 //! ([`Admission::Queued`]): so many jobs of one user are under way, so many more wait, and what is beyond is refused.
@@ -84,7 +84,7 @@ impl Drop for Entry {
 pub(super) enum Admission {
     /// It loads the host, and waits in line.
     Queued,
-    /// It begins at once, and is one of so many.
+    /// It begins at once, and counts against a limit.
     Machine,
     /// It frees things, and is practically never refused.
     Ending,
@@ -212,7 +212,7 @@ impl Board {
         drop(jobs);
         // The journal's entries of one operation share its id, which is the last element of the job's path.
         let span = tracing::info_span!("job", operation = %id, kind = kind.as_str(), %owner);
-        span.in_scope(|| tracing::info!("a job begins"));
+        span.in_scope(|| tracing::info!("started a job"));
         JobHandle { board: self.clone(), id, owner, stages, canceled, span, ticket, finished: false }
     }
 
@@ -243,7 +243,7 @@ impl Board {
         Ok(())
     }
 
-    /// Waits until a job has ended, at most so long; the view has no outcome when it goes on.
+    /// Waits until a job has ended, or the time is over; the view of a job that still runs has no outcome.
     pub(super) async fn wait(&self, id: JobId, timeout: Option<Duration>) -> Result<Arc<JobView>> {
         let mut views =
             self.lock().get(&id).map(|entry| entry.view.subscribe()).ok_or_else(|| no_such_job(id))?;
@@ -353,7 +353,7 @@ impl JobHandle {
         let mut ticket = self.board.inner.workers.join(self.owner).map_err(|_| Error::Canceled)?;
         if ticket.waits() {
             self.board.update(self.id, |view| {
-                "waiting for other work of this host to end".clone_into(&mut view.message);
+                "waiting for other jobs on this host to finish".clone_into(&mut view.message);
             });
         }
         tokio::select! {
@@ -428,8 +428,8 @@ impl JobHandle {
     fn end(&mut self, outcome: Outcome) {
         self.finished = true;
         self.span.in_scope(|| match &outcome {
-            Outcome::Done => tracing::info!("a job is done"),
-            Outcome::Canceled => tracing::info!("a job was given up"),
+            Outcome::Done => tracing::info!("finished a job"),
+            Outcome::Canceled => tracing::info!("canceled a job"),
             Outcome::Failed(error) => tracing::warn!(error = %one_line(&**error), "a job failed"),
         });
         let finished_at = now(&*self.board.inner.clock);

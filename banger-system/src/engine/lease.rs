@@ -41,7 +41,7 @@ impl Lease {
         make.await
     }
 
-    /// Undoes everything of this span, the youngest first. Goes on when one cannot be undone, which stays
+    /// Undoes everything of this span, the youngest first. Continues after a failure; what failed stays
     /// in the ledger; returns what went wrong.
     pub(super) async fn release(&mut self, span: Span) -> Vec<ports::Error> {
         let mut errors = Vec::new();

@@ -63,7 +63,7 @@ impl Engine {
         if let Err(error) = self.shared.ports.store.put_image(&image).await {
             // Who has begun to use it meanwhile keeps it shared, until the service starts the next time.
             if let Err(error) = registry.share_image(id, !shared, limit) {
-                tracing::error!(image = %id, %error, "an image is not as it is kept");
+                tracing::error!(image = %id, %error, "an image differs from what the database says");
             }
             return Err(error.into());
         }

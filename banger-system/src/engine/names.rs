@@ -1,4 +1,4 @@
-//! The names of machines: computed anew, whole, whenever a machine has changed in any way. Starts, stops,
+//! The names of sandboxes: all computed again whenever a sandbox has changed in any way. Starts, stops,
 //! renames, crashes and recoveries are all the same to it.
 
 use std::{

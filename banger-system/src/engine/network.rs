@@ -51,11 +51,11 @@ impl Shared {
         };
         match occupied.iter().find(|taken| taken.length() > 0 && taken.overlaps(wish)) {
             Some(taken) => Err(not_ready(format!(
-                "the host has a route to {taken}, within which guests are to be ({wish}); change network.subnet \
-                 in the configuration"
+                "network.subnet ({wish}) overlaps with {taken}, to which the host has a route; change \
+                 network.subnet in the configuration"
             ))),
             None => Subnet::at(wish, random)
-                .ok_or_else(|| not_ready(format!("network.subnet must be a /16, and is {wish}"))),
+                .ok_or_else(|| not_ready(format!("network.subnet must be a /16, not {wish}"))),
         }
     }
 

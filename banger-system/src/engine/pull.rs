@@ -1,4 +1,4 @@
-//! Images of registries: what was never here is fetched and imported, while it comes; what is here already is
+//! Images of registries: a new image is fetched and imported at the same time; one that the host has already is
 //! shared; and the cache in between is pruned.
 
 use std::{
@@ -98,7 +98,7 @@ impl Engine {
             Whence::CatalogElseRegistry(_) if shared.ports.catalogs.names().is_empty() => Whence::Registry,
             whence => whence,
         };
-        let no_name = || Error::InvalidOption { why: format!("{} needs a name here", source.reference) };
+        let no_name = || Error::InvalidOption { why: format!("{} needs a name; give one", source.reference) };
         let name = name.or_else(|| source.reference.local_name()).ok_or_else(no_name)?;
         let kernel = kernel.map(|reference| self.find_kernel(owner, &reference)).transpose()?.map(|k| k.id);
 
@@ -171,7 +171,7 @@ impl Engine {
             if let Err(error) = job.turn().await {
                 return job.finish(Err(error));
             }
-            job.stage("prune", "looking at what nobody needs".to_owned());
+            job.stage("prune", "looking for unused layers".to_owned());
             let span = job.span();
             let pruned = shared.ports.registry.prune(prune).instrument(span).await;
             let result = pruned.map(|pruned| {
@@ -229,7 +229,7 @@ fn is_of_repository(old: &ImageView, reference: &ImageRef) -> bool {
     old.origin.as_ref().is_some_and(|origin| place(&origin.reference) == place(reference))
 }
 
-/// What has the name gives way to a newer edition of itself, and to something else when that is wished.
+/// Checks that the name may be replaced: always by a newer edition of the same source, by anything else on request.
 fn check_gives_way(shared: &Shared, pull: &Pull, is_older: impl Fn(&ImageView) -> bool) -> Result<()> {
     match pull.old.and_then(|id| shared.registry.image(id)) {
         Some(old) if pull.other == Other::Stays && !is_older(&old) => {
@@ -246,7 +246,7 @@ async fn kernel_of(shared: &Arc<Shared>, job: &JobHandle, owner: Uid, name: &Nam
     if let Ok(kernel) = find() {
         return Ok(kernel);
     }
-    job.stage("resolve", format!("fetching the kernel {name}, which it wants"));
+    job.stage("resolve", format!("fetching its kernel {name}"));
     let request = PullKernel { owner, entry: name.clone(), name: None, shared: false, other: Other::Stays };
     // As a part of this job: in line it would wait for this job's own end.
     let pulling = engine.pull_kernel_for(AskedBy::Job, request)?;
@@ -445,7 +445,7 @@ async fn distrust(shared: &Shared, source: &Source, remote: &RemoteImage, error:
     if matches!(error, ports::Error::Mismatch { .. } | ports::Error::Unsupported { .. })
         && let Err(error) = shared.ports.registry.forget(source, &remote.layers).await
     {
-        tracing::error!(%error, "cannot forget layers that are wrong");
+        tracing::error!(%error, "cannot remove wrong layers from the cache");
     }
     error.into()
 }

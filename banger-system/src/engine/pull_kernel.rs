@@ -53,7 +53,7 @@ impl Engine {
         self.pull_kernel_for(AskedBy::User, request)
     }
 
-    /// The same, for whoever asks.
+    /// The same, for any caller.
     pub(super) fn pull_kernel_for(&self, asked_by: AskedBy, request: PullKernel) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
         let name = request.name.clone().unwrap_or_else(|| request.entry.clone());

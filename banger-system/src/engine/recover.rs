@@ -1,5 +1,5 @@
-//! What the service does first: it reads what it knew, looks at what is there, and makes the two agree.
-//! A machine that runs is taken over as it is; what belongs to nothing is removed.
+//! The first thing the service does: it reads the database, looks at what exists on the host, and makes the two agree.
+//! A running sandbox is reattached as it is; resources without a sandbox are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,11 +43,11 @@ impl Engine {
                 }
             }
             Err(error) => {
-                tracing::error!(error = %one_line(&error), "cannot look for interfaces of machines")
+                tracing::error!(error = %one_line(&error), "cannot look for the interfaces of sandboxes")
             }
         }
         if let Err(error) = self.shared.subnet().await {
-            tracing::error!(error = %one_line(&error), "cannot set up the network of guests");
+            tracing::error!(error = %one_line(&error), "cannot set up the network for guests");
         }
         for vm in ports.disks.attached().await? {
             held.entry(vm).or_default().insert(Resource::Mapper);
@@ -65,7 +65,7 @@ impl Engine {
         }
 
         for (vm, resources) in held {
-            tracing::warn!(%vm, ?resources, "removing what belongs to no machine");
+            tracing::warn!(%vm, ?resources, "removing resources without a sandbox");
             Lease::of(vm, resources, ports.clone()).release_all().await;
         }
         Ok(())
@@ -81,13 +81,13 @@ impl Engine {
         }
         for id in ports.kernel_files.found().await? {
             if self.kernel(id).is_none() {
-                tracing::warn!(kernel = %id, "removing the files of no kernel");
+                tracing::warn!(kernel = %id, "removing files without a kernel");
                 ports.kernel_files.remove(id).await?;
             }
         }
         for id in ports.image_files.found().await? {
             if self.image(id).is_none() {
-                tracing::warn!(image = %id, "removing the files of no image");
+                tracing::warn!(image = %id, "removing files without an image");
                 ports.image_files.remove(id).await?;
             }
         }

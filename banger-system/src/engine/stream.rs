@@ -1,4 +1,4 @@
-//! Streams to what listens in a guest, handed over connected: who has one needs no route to the guest, and
+//! Streams to programs that listen in a guest, handed over connected: the client needs no route to the guest, and
 //! the service is not in its way.
 
 use core::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! polkit, asked about a connection of the bus. Any doubt is a no.
+//! Asks polkit about a connection of the bus. Any doubt means no.
 
 use std::{
     collections::HashMap,
@@ -72,7 +72,7 @@ impl Drop for Open {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(error) = cancel(&connection, &cancellation).await {
-                    tracing::debug!(%error, "cannot cancel a question to polkit");
+                    tracing::debug!(%error, "cannot cancel a request to polkit");
                 }
             });
         }
@@ -98,7 +98,7 @@ impl Authority for Polkit {
         match answer {
             Ok(Ok(result)) => verdict(&result, &question),
             Ok(Err(error)) => {
-                tracing::warn!(action = question.action, %error, "polkit does not decide");
+                tracing::warn!(action = question.action, %error, "polkit cannot decide");
                 unanswered(&error)
             }
             Err(_) if question.interaction == Interaction::Allowed => {
@@ -120,7 +120,7 @@ fn unanswered(error: &zbus::Error) -> Verdict {
         zbus::Error::FDO(error)
             if matches!(**error, fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_)) =>
         {
-            return Verdict::No("polkit is not installed or masked, so only root may do this".to_owned());
+            return Verdict::No("polkit is not installed or is masked, so only root may do this".to_owned());
         }
         zbus::Error::FDO(error) => error.description().unwrap_or_default().to_owned(),
         zbus::Error::MethodError(name, text, _) => text.as_deref().unwrap_or(name.as_str()).to_owned(),
@@ -142,10 +142,10 @@ fn verdict(result: &AuthorizationResult, question: &Question) -> Verdict {
     match (result.is_challenge, question.interaction, is_of_group) {
         (true, Interaction::Forbidden, _) => Verdict::NeedsInteraction,
         (true, Interaction::Allowed, true) => no(
-            "an administrator has to authenticate, and there is no agent to ask one; members of the group banger need not",
+            "an administrator has to authenticate, but no polkit agent is running to ask one; members of the group banger need not",
         ),
         (true, Interaction::Allowed, false) => {
-            no("an administrator has to authenticate, and there is no agent to ask one")
+            no("an administrator has to authenticate, but no polkit agent is running to ask one")
         }
         (false, _, true) => no("you are not allowed to do this; members of the group banger are"),
         (false, _, false) => no("you are not allowed to do this"),

@@ -1,6 +1,6 @@
 //! Catalogs: their indexes are fetched, compared with their signatures, and kept in one file each, so that index
-//! and signature are always of one edition. What is kept bears its serial number outside of the signed part: that
-//! an edition is older than the last one is told even when the keys have changed since.
+//! and signature are always of one edition. The serial number is kept outside of the signed part as well, so that an
+//! older edition is recognised even when the keys have changed since.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -95,7 +95,7 @@ impl SignedCatalogs {
         if let Some(last) = Kept::read(&place).map_err(|error| Error::os(doing(), error))? {
             last.check_follows(&index, &signed).map_err(|Unusable(why)| {
                 let message = format!(
-                    "the catalog {} is refused: {why}; to begin with it anew, remove {}",
+                    "the catalog {} is refused: {why}; to start over, remove {}",
                     source.name,
                     place.display()
                 );
@@ -168,7 +168,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// What is kept in this place. A file that is none of ours is an error.
+    /// Reads the stored copy. A file in another format is an error.
     fn read(place: &Path) -> io::Result<Option<Self>> {
         let bytes = match fs::read(place) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -222,12 +222,12 @@ impl Kept {
     fn check_follows(&self, index: &Index, signed: &Signed) -> Result<(), Unusable> {
         let (new, last) = (index.serial, self.serial);
         if new < last {
-            return Err(Unusable(format!("its edition {new} is older than {last}, which is here")));
+            return Err(Unusable(format!("its edition {new} is older than {last}, which is stored")));
         }
         match new == last && signed.bytes() != self.index {
-            true => Err(Unusable(format!(
-                "it differs from the edition {last} which is here and has the same number"
-            ))),
+            true => {
+                Err(Unusable(format!("it differs from the stored edition {last}, which has the same number")))
+            }
             false => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! Tells of changes of files, by one inotify instance for all who want to know (inotify(7)).
+//! Watches files for changes, with one inotify instance for all watchers (inotify(7)).
 
 use std::{
     collections::HashMap,
@@ -46,7 +46,7 @@ impl Changes {
                 let Some(inner) = weak.upgrade() else { return };
                 match inner.hand_on() {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                    Err(error) => return tracing::error!(%error, "changes of logs are no longer seen"),
+                    Err(error) => return tracing::error!(%error, "cannot watch logs any more"),
                     Ok(()) => {}
                 }
             }

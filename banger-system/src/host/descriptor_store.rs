@@ -57,7 +57,7 @@ impl DescriptorStore {
         // word, systemd would close it at once.
         let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
         if let Err(error) = sd_notify::notify_with_fds(&state, &[fd.as_fd()]) {
-            tracing::warn!(name, %error, "systemd cannot keep a descriptor");
+            tracing::warn!(name, %error, "cannot store a descriptor with systemd");
         }
     }
 
@@ -68,11 +68,11 @@ impl DescriptorStore {
             self.lock().remove(name);
             match sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]) {
                 Ok(()) => told = true,
-                Err(error) => tracing::warn!(name, %error, "systemd cannot forget a descriptor"),
+                Err(error) => tracing::warn!(name, %error, "cannot remove a descriptor from systemd"),
             }
         }
         if told && let Err(error) = barrier() {
-            tracing::warn!(%error, "systemd does not say that it has closed a descriptor");
+            tracing::warn!(%error, "systemd did not confirm that it closed a descriptor");
         }
     }
 

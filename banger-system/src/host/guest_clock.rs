@@ -27,7 +27,7 @@ pub async fn compare(stream: &mut UnixStream, token: &Token, occasion: Occasion)
     send(stream, &Request::Clock).await?;
     loop {
         let guest = match answer(stream, &mut decoder).await? {
-            Frame::Output(text) => read_time(&text).ok_or_else(|| agent("the guest tells no time"))?,
+            Frame::Output(text) => read_time(&text).ok_or_else(|| agent("the guest's agent sent no time"))?,
             other => return Err(unexpected(&other).into()),
         };
         samples.push(Sample { asked, guest, answered: unix_now() });

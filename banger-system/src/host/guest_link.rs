@@ -107,7 +107,7 @@ impl GuestLink for AgentLink {
         let opened = async {
             let decoder = greet(&mut stream, token).await?;
             if !decoder.into_rest().is_empty() {
-                return Err(agent("the guest's agent speaks before it is asked"));
+                return Err(agent("the guest's agent sent data before a request"));
             }
             let os = |error| Error::os("hand over a stream to the guest", error);
             let stream = stream.into_std().map_err(os)?;
@@ -186,7 +186,7 @@ pub(super) async fn answer(stream: &mut UnixStream, decoder: &mut Decoder) -> Re
         match decoder.next_frame() {
             Ok(Some(frame)) => return Ok(frame),
             Ok(None) => {}
-            Err(error) => return Err(nonsense(&format!("the guest's agent sends nonsense: {error}"))),
+            Err(error) => return Err(nonsense(&format!("unexpected data from the guest's agent: {error}"))),
         }
         let mut bytes = Vec::new();
         read(stream, &mut bytes).await?;
@@ -197,7 +197,7 @@ pub(super) async fn answer(stream: &mut UnixStream, decoder: &mut Decoder) -> Re
 async fn read(stream: &mut UnixStream, into: &mut Vec<u8>) -> Result<usize, Failed> {
     let mut bytes = [0; 4096];
     match stream.read(&mut bytes).await {
-        Ok(0) => Err(closed(&"it hung up")),
+        Ok(0) => Err(closed(&"it closed the connection")),
         Ok(count) => {
             into.extend_from_slice(&bytes[..count]);
             Ok(count)
@@ -215,15 +215,15 @@ fn nonsense(message: &str) -> Failed {
 }
 
 fn closed(why: &dyn std::fmt::Display) -> Failed {
-    Failed::Closed(agent(&format!("the guest's agent is gone: {why}")))
+    Failed::Closed(agent(&format!("lost the connection to the guest's agent: {why}")))
 }
 
 pub(super) fn unexpected(frame: &Frame) -> Failed {
     match frame {
         Frame::Failed(failure) => {
             let message: String = failure.message.chars().take(200).filter(|c| !c.is_control()).collect();
-            nonsense(&format!("the guest's agent refuses: {message}"))
+            nonsense(&format!("the guest's agent refused: {message}"))
         }
-        _ => nonsense("the guest's agent gives an answer that does not fit"),
+        _ => nonsense("unexpected reply from the guest's agent"),
     }
 }

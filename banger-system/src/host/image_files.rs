@@ -96,7 +96,7 @@ impl LocalImages {
         let image = job.id;
         let doing = move |error| Error::os(format!("write image {image}"), error);
         let Staged { staging, file } = staged;
-        let (spool, file, written) = blocking("begin an image", move || {
+        let (spool, file, written) = blocking("start writing an image", move || {
             let spool = staging.nameless().map_err(doing)?;
             let written = file.try_clone().map_err(doing)?;
             Ok(((staging, spool), file, written))
@@ -110,12 +110,12 @@ impl LocalImages {
         let import = worker::import(&*self.workers, job, order, files, known_size, progress);
         let made = write_behind(behind, import).await?;
         let size = self.size;
-        blocking("finish an image", move || {
+        blocking("finish writing an image", move || {
             // What wrote it had to do with bytes that nobody vouches for.
             let metadata = written.metadata().map_err(doing)?;
             let mut head = [0; ext4::HEAD];
             written.read_exact_at(&mut head, 0).map_err(doing)?;
-            let unusable = |error| Error::other("check what an import worker made", error);
+            let unusable = |error| Error::other("check the result of an import worker", error);
             let found = FileSystem::read(&head, Bytes(metadata.len())).map_err(unusable)?;
             if metadata.len() != size.0 || found.size != size {
                 return Err(unusable(ext4::Unusable::Short { expected: size, found: found.size }));
@@ -156,7 +156,7 @@ impl ImageFiles for LocalImages {
     ) -> Result<ImageFacts> {
         let parent = self.places.images();
         let doing = move || format!("write image {image}");
-        let staged = blocking("begin an image", move || {
+        let staged = blocking("start writing an image", move || {
             let staging =
                 Staging::begin(&parent, &image.to_string()).map_err(|source| Error::os(doing(), source))?;
             let file = staging.file(IMAGE_FILE, MODE).map_err(|source| Error::os(doing(), source))?;
@@ -190,7 +190,7 @@ impl ImageFiles for LocalImages {
             let files = (fd, file.try_clone().map_err(unwritten)?);
             worker::take(&*self.workers, job, order, files, Some(size), Arc::clone(&progress)).await?;
         }
-        blocking("finish an image", move || {
+        blocking("finish writing an image", move || {
             let facts = facts_of(&file, &*progress)?;
             staging.finish().map_err(|source| Error::os(doing(), source))?;
             Ok(facts)
@@ -232,7 +232,7 @@ impl ImageFiles for LocalImages {
         progress: Arc<dyn Progress>,
     ) -> Result<Exported> {
         let path = self.places.image(image);
-        let files = blocking("begin an export", move || {
+        let files = blocking("start an export", move || {
             let image = File::open(&path).map_err(|error| Error::os(format!("open image {image}"), error))?;
             Ok((image, File::from(archive)))
         })
@@ -243,7 +243,7 @@ impl ImageFiles for LocalImages {
         let exported =
             worker::export(&*self.workers, Job { id, owner: for_whom }, order, files, progress).await?;
         let manifest = exported.manifest.parse();
-        let manifest = manifest.map_err(|error| Error::other("understand an export", error))?;
+        let manifest = manifest.map_err(|error| Error::other("read the result of an export", error))?;
         Ok(Exported { manifest, bytes: exported.bytes })
     }
 
@@ -281,19 +281,17 @@ impl ImageFiles for LocalImages {
 fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[Part]) -> Result<Layout> {
     let unusable = |Unusable(message)| Error::Unsupported { message };
     let Document::Manifest(manifest) = Document::parse(manifest_bytes, None).map_err(unusable)? else {
-        return Err(Error::Unsupported { message: "the manifest is an index of others".to_owned() });
+        return Err(Error::Unsupported { message: "the manifest is an index of other manifests".to_owned() });
     };
     if OciDigest::from_bytes(Sha256::digest(config).into()) != manifest.config.digest {
-        return Err(Error::Mismatch {
-            message: "the configuration is not the one of the manifest".to_owned(),
-        });
+        return Err(Error::Mismatch { message: "the configuration does not match the manifest".to_owned() });
     }
     let platform = Platform::of_host(std::env::consts::ARCH);
     let (facts, config) = config::parse(config, &manifest, &platform).map_err(unusable)?;
     if facts.len() != layers.len()
         || facts.iter().zip(layers).any(|(layer, part)| layer.blob.size != part.length)
     {
-        return Err(Error::Mismatch { message: "the layers are not those of the manifest".to_owned() });
+        return Err(Error::Mismatch { message: "the layers do not match the manifest".to_owned() });
     }
     let layer = |(facts, part): (&LayerFacts, &Part)| {
         Ok(Layer {
@@ -316,7 +314,7 @@ fn claims(layers: Vec<Layer>) -> Result<Vec<(Archive, OwnedFd)>> {
         0 => return Err(Error::Unsupported { message: "the image has no layers".to_owned() }),
         1..=MAX_LAYERS => {}
         count => {
-            let message = format!("the image has {count} layers, and at most {MAX_LAYERS} are taken");
+            let message = format!("the image has {count} layers; the limit is {MAX_LAYERS}");
             return Err(Error::Unsupported { message });
         }
     }

@@ -1,4 +1,4 @@
-//! Whether guests run under KVM here.
+//! Whether guests can run under KVM on this host.
 
 use std::fs::OpenOptions;
 
@@ -28,10 +28,10 @@ impl Kvm {
     /// What `doctor` says of it.
     pub fn check(self) -> Check {
         let (status, message, hint) = match self {
-            Kvm::Works => (Status::Pass, "machines run under KVM", ""),
+            Kvm::Works => (Status::Pass, "KVM works", ""),
             Kvm::Unusable => (
                 Status::Warn,
-                "there is no usable KVM: machines are emulated, and slow",
+                "KVM does not work: sandboxes are emulated, which is slow",
                 "turn on virtualisation in the firmware, or nested virtualisation on the outer host",
             ),
         };

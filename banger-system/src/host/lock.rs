@@ -1,4 +1,4 @@
-//! One service at a time: the state belongs to whoever holds the lock on it.
+//! One service at a time: the state belongs to the process that holds the lock.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},

@@ -149,7 +149,7 @@ fn read_end(path: &Path) -> io::Result<Option<GuestEnd>> {
     Ok(GuestEnd::read(&bytes))
 }
 
-/// Copies what stands before the end, or, when that never comes, until the client is gone.
+/// Copies everything before the end or, if there is no end, until the client is gone.
 async fn copy(
     mut reader: Reader,
     mut pipe: pipe::Sender,

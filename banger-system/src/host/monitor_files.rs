@@ -1,4 +1,4 @@
-//! What every monitor is given: its part of the host, files, opened here, and the logs that its words go into.
+//! What every VMM gets: its confinement, files that are opened here, and the logs of its output.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -34,7 +34,7 @@ pub fn confinement(machine: &Machine, overhead: Bytes, devices: Vec<PathBuf>) ->
     Confinement {
         vm: machine.vm,
         owner: machine.owner,
-        description: format!("banger machine {} of user {}", machine.name, machine.owner),
+        description: format!("banger sandbox {} of user {}", machine.name, machine.owner),
         memory_max: Bytes(machine.memory.0.saturating_add(overhead.0)),
         cpu_percent: machine.vcpus * 100,
         devices,
@@ -59,7 +59,7 @@ pub fn is_device(path: &Path) -> Result<bool> {
 
 /// The archives of the initramfs behind each other, in memory that can no longer be changed.
 pub fn initrd(machine: &Machine) -> Result<OwnedFd> {
-    let os = |error: io::Error| Error::os("put the initramfs together", error);
+    let os = |error: io::Error| Error::os("build the initramfs", error);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = rustix::fs::memfd_create("banger-initrd", flags).map_err(|error| os(error.into()))?;
     let mut memory = File::from(memory);
@@ -76,9 +76,9 @@ pub fn initrd(machine: &Machine) -> Result<OwnedFd> {
     Ok(memory.into())
 }
 
-/// Begins a log anew, one for each boot.
+/// Begins a new log, one for each boot.
 pub fn log(path: &Path, capacity: u64) -> Result<OwnedFd> {
-    let os = |error| Error::os(format!("make the log {}", path.display()), error);
+    let os = |error| Error::os(format!("create the log {}", path.display()), error);
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).clone();
     let file = options.open(path).map_err(os)?;
     ring::Writer::create(file.try_clone().map_err(os)?, capacity).map_err(os)?;

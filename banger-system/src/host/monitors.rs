@@ -1,5 +1,5 @@
-//! The monitors of this host behind one port: each machine has the one that was chosen when it was started.
-//! Which one that is stands in its directory of sockets, so it is known after a restart of the service, too.
+//! The VMMs of this host behind one port: each sandbox has the one that was chosen when it was started.
+//! Its directory of sockets shows which one that is, also after a restart of the service.
 
 use std::path::PathBuf;
 
@@ -76,7 +76,7 @@ impl Vmm for Monitors {
             Wish::Only(Monitor::Firecracker) if is_layered => {
                 let message =
                     "the system disk of this sandbox is in QEMU's format, which Firecracker does not \
-                               read; make it anew with --vmm firecracker"
+                               read; create it again with --vmm firecracker"
                         .to_owned();
                 return Err(Error::HostNotReady { message });
             }
@@ -85,7 +85,7 @@ impl Vmm for Monitors {
         };
         let chosen = choose(wish, self.configured, self.facts(), machine.vcpus);
         let chosen = chosen.map_err(|refused| Error::HostNotReady { message: refused.to_string() })?;
-        tracing::info!(vm = %machine.vm, monitor = %chosen, "preparing a machine");
+        tracing::info!(vm = %machine.vm, monitor = %chosen, "preparing a sandbox");
         self.get(chosen).confine(machine).await
     }
 

@@ -1,4 +1,4 @@
-//! A log of fixed size: a file that holds the last so many bytes of what was written to it.
+//! A log of fixed size: a file that holds the most recent bytes that were written to it.
 //!
 //! The file begins with a header: magic (8 bytes), capacity (8, little endian), how many bytes were ever
 //! written (8), and how many will have been when the write that is under way is done (8). Byte `n` of the log
@@ -37,7 +37,7 @@ impl Writer {
         Ok(Self { file, capacity, written: 0 })
     }
 
-    /// Goes on with a log that [`Writer::create`] made.
+    /// Continues a log that [`Writer::create`] made.
     pub fn open(file: File) -> io::Result<Self> {
         let reader = Reader::new(file)?;
         let written = reader.written()?;
@@ -76,7 +76,7 @@ impl Reader {
         let mut reader = Self { file, capacity: 0, position: 0 };
         reader.capacity = reader.number(CAPACITY_AT)?;
         if header[..8] != MAGIC || !(1..=MAX_CAPACITY).contains(&reader.capacity) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no log of ours"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is not a log of banger"));
         }
         reader.position = reader.oldest()?;
         Ok(reader)
@@ -87,13 +87,13 @@ impl Reader {
         self.number(WRITTEN_AT)
     }
 
-    /// Skips all but the last so many bytes.
+    /// Skips all but this many of the last bytes.
     pub fn keep_last(&mut self, bytes: u64) -> io::Result<()> {
         self.position = self.position.max(self.written()?.saturating_sub(bytes));
         Ok(())
     }
 
-    /// Skips all but the last so many lines.
+    /// Skips all but this many of the last lines.
     pub fn keep_last_lines(&mut self, lines: u32) -> io::Result<()> {
         let (mut kept, mut begins) = (Vec::new(), Vec::new());
         // The writer may be faster than this reader: what comes from now on counts as of the last line.

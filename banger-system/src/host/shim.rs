@@ -1,4 +1,4 @@
-//! What every supervisor has to do with the shim, however it starts it: where it is, what it may see, and
+//! What both supervisors share about the shim: where it is, what it may see, and
 //! how it is told what to start.
 
 use std::{
@@ -56,7 +56,7 @@ pub fn visible(places: &Places) -> Vec<PathBuf> {
 
 /// The service's end and the shim's end of the socket between them.
 pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
-    let os = |error| Error::os("make a socket for a machine's shim", error);
+    let os = |error| Error::os("create a socket for the shim", error);
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(os)?;
     set_socket_timeout(&ours, Timeout::Recv, Some(START_TIMEOUT)).map_err(os)?;
@@ -68,7 +68,7 @@ pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
 /// Gives the shim its order, and waits for what it says. Where it has to build walls, it also gets the file
 /// for how the monitor ended.
 pub fn order(socket: &OwnedFd, launch: Launch, walls: Option<(Walls, OwnedFd)>) -> Result<Told> {
-    let os = |error: io::Error| Error::os("talk to a machine's shim", error);
+    let os = |error: io::Error| Error::os("talk to the shim", error);
     let (names, mut files): (Vec<String>, Vec<OwnedFd>) = launch.files.into_iter().unzip();
     files.extend([launch.console, launch.log]);
     let (walls, end) = walls.unzip();
@@ -90,7 +90,7 @@ pub fn order(socket: &OwnedFd, launch: Launch, walls: Option<(Walls, OwnedFd)>) 
             Ok(Told::Ended)
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(Error::Timeout { what: "starting a machine's monitor".to_owned(), after: START_TIMEOUT })
+            Err(Error::Timeout { what: "starting the VMM".to_owned(), after: START_TIMEOUT })
         }
         Err(error) => Err(os(error)),
     }

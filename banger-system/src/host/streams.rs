@@ -1,7 +1,7 @@
 //! Counts the streams that were handed out and are still open.
 //!
-//! Who has got a stream says nothing to us when it closes it, and a descriptor that we kept would keep the stream open.
-//! The kernel's list of what an epoll instance watches is the list that we want: it has each open file once, whoever has
+//! A client does not tell the service when it closes a stream, and a kept descriptor would keep the stream open.
+//! The kernel's list of what an epoll instance watches solves this: it has each open file once, whoever has
 //! descriptors of it, and drops a file when the last of them is closed (epoll(7), "Questions and answers"). Nothing ever
 //! waits on these instances; their content is read from `/proc/self/fdinfo` (proc(5)).
 

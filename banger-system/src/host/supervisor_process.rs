@@ -1,9 +1,9 @@
-//! Monitors as plain processes, for hosts without systemd: each below a shim that outlives this service and
-//! builds the walls that systemd would.
+//! VMMs as plain processes, for hosts without systemd: each below a shim that outlives this service and
+//! sets up the jail that systemd would.
 //!
-//! A record of the shim stands beside the machine's sockets. It is written before the shim gets its order,
+//! A record of the shim is beside the sandbox's sockets. It is written before the shim gets its order,
 //! and a shim that loses the service without an order ends: what runs always has a record. The shim writes
-//! how the monitor ended into a second file, since whoever did not start a process cannot ask the kernel.
+//! how the VMM ended into a second file, since only the parent of a process can ask the kernel.
 //! Limits of memory and processor time are not enforced here: they need a control group.
 
 use std::{
@@ -82,7 +82,7 @@ impl ProcessSupervisor {
         let directory = self.places.socket_dir(wanted.vm);
         let os = |error| Error::os(format!("make the record of a process in {}", directory.display()), error);
         if self.shim(wanted.vm)?.is_some_and(|shim| shim.lives()) {
-            return Err(Error::Vmm { message: format!("the machine {} has a process already", wanted.vm) });
+            return Err(Error::Vmm { message: format!("the sandbox {} already has a process", wanted.vm) });
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(os)?;
         let jail = self.places.jail();
@@ -133,7 +133,9 @@ impl ProcessSupervisor {
             vm.to_string().bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let mut users = (0..count).map(|step| USERS.start() + (first % count + step) % count);
         let free = users.find(|user| !taken.contains(user) && uzers::get_user_by_uid(*user).is_none());
-        free.ok_or_else(|| Error::HostNotReady { message: "all users for machines are taken".to_owned() })
+        free.ok_or_else(|| Error::HostNotReady {
+            message: "all user ids for sandboxes are in use".to_owned(),
+        })
     }
 
     /// The machines that have a record, whether or not their processes are there.
@@ -169,7 +171,7 @@ impl ProcessSupervisor {
     /// A machine's shim. It may have ended, if nobody has waited for it yet.
     fn shim(&self, vm: VmId) -> Result<Option<Process>> {
         let Some(record) = self.record(vm)? else { return Ok(None) };
-        let os = |error| Error::os("look at a machine's process", error);
+        let os = |error| Error::os("look at the process of a sandbox", error);
         if record.boot != boot_id().map_err(os)? {
             return Ok(None);
         }
@@ -193,7 +195,7 @@ impl Shim {
         let told = match shim::order(&self.socket, launch, Some((self.walls, self.end.into()))) {
             // It is in a namespace of its own by then, and tells of itself as it is seen there.
             Ok(Told::Runs { .. }) => return Ok(Started { unit: String::new(), pid, user }),
-            Ok(Told::Ended) => Error::Vmm { message: "the shim ended before the machine ran".to_owned() },
+            Ok(Told::Ended) => Error::Vmm { message: "the shim ended before the VMM started".to_owned() },
             Err(error) => error,
         };
         end_child(&mut self.child);
@@ -205,7 +207,7 @@ impl Shim {
 #[async_trait]
 impl Confined for Shim {
     async fn run(self: Box<Self>, launch: Launch) -> Result<Started> {
-        blocking("start a machine's process", move || self.run_now(launch)).await
+        blocking("start the process of a sandbox", move || self.run_now(launch)).await
     }
 }
 
@@ -213,7 +215,7 @@ impl Confined for Shim {
 impl Supervisor for ProcessSupervisor {
     async fn confine(&self, wanted: Confinement) -> Result<Box<dyn Confined>> {
         let supervisor = self.clone();
-        let shim = blocking("start a machine's process", move || supervisor.confine_now(wanted)).await?;
+        let shim = blocking("start the process of a sandbox", move || supervisor.confine_now(wanted)).await?;
         Ok(Box::new(shim))
     }
 
@@ -233,8 +235,10 @@ impl Supervisor for ProcessSupervisor {
             if monitor.is_none() || tokio::time::timeout(LAST_WORDS, shim.ended()).await.is_err() {
                 shim.send(SIGKILL)?;
             }
-            let late =
-                |_| Error::Timeout { what: "ending a machine's process".to_owned(), after: KILL_TIMEOUT };
+            let late = |_| Error::Timeout {
+                what: "ending the process of a sandbox".to_owned(),
+                after: KILL_TIMEOUT,
+            };
             for process in [Some(shim), monitor].into_iter().flatten() {
                 tokio::time::timeout(KILL_TIMEOUT, process.ended()).await.map_err(late)??;
             }
@@ -304,7 +308,7 @@ impl Process {
 
     /// The monitor of a shim, its only child.
     fn child(&self) -> Result<Option<Self>> {
-        let os = |error| Error::os("look for a machine's monitor", error);
+        let os = |error| Error::os("look for the VMM of a sandbox", error);
         for entry in fs::read_dir("/proc").map_err(os)? {
             let name = entry.map_err(os)?.file_name();
             let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -321,7 +325,7 @@ impl Process {
     }
 
     fn send(&self, signal: i32) -> Result<()> {
-        let doing = || format!("send signal {signal} to a machine's process");
+        let doing = || format!("send signal {signal} to the process of a sandbox");
         let signal = Signal::from_named_raw(signal)
             .ok_or_else(|| Error::os(doing(), io::Error::from(io::ErrorKind::InvalidInput)))?;
         match pidfd_send_signal(&self.fd, signal) {
@@ -332,7 +336,7 @@ impl Process {
 
     /// Waits until it has ended. One that this service started is let go of by the kernel then.
     async fn ended(&self) -> Result<()> {
-        let os = |error: io::Error| Error::os("wait for a machine's process", error);
+        let os = |error: io::Error| Error::os("wait for the process of a sandbox", error);
         // SAFETY: the descriptor is borrowed from `self`, which keeps it open for longer than this lives.
         #[expect(unsafe_code, reason = "tokio cannot see that a descriptor stays open")]
         let fd = unsafe { AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE) };

@@ -1,4 +1,4 @@
-//! Monitors as transient services of systemd: they live on when this service does not, under a user that
+//! VMMs as transient services of systemd: they outlive this service, run under a user that
 //! exists for them alone, in a file system that has programs and nothing else.
 
 use std::os::fd::OwnedFd;
@@ -91,7 +91,7 @@ impl Confined for Unit {
         match blocking("talk to the shim", move || shim::order(&shim, launch, None)).await? {
             Told::Runs { pid, user } => Ok(Started { unit, pid, user }),
             Told::Ended => Err(Error::Vmm {
-                message: format!("the unit {unit} ended before the machine ran; see journalctl -u {unit}"),
+                message: format!("the unit {unit} ended before the VMM started; see journalctl -u {unit}"),
             }),
         }
     }

@@ -62,7 +62,7 @@ impl Units {
         let again = properties.try_clone()?;
         match self.try_start(unit, properties).await {
             Err(error) if is_called(&error, UNIT_EXISTS) && self.has_ended(unit).await? => {
-                tracing::warn!(unit, "a unit that has ended was still there");
+                tracing::warn!(unit, "removing an ended unit that was still loaded");
                 self.remove(unit).await?;
                 self.try_start(unit, again).await.map_err(|error| bus("start a unit", error))
             }

@@ -1,4 +1,4 @@
-//! Import workers as plain processes, which build the walls that systemd would.
+//! Import workers as plain processes, which set up the jail that systemd would.
 
 use std::{
     collections::HashMap,
@@ -67,8 +67,9 @@ impl Workers for ProcessWorkers {
             !taken.any(|(_, taken)| taken == user) && uzers::get_user_by_uid(*user).is_none()
         };
         let user = USERS.clone().find(is_free);
-        let user = user
-            .ok_or_else(|| Error::HostNotReady { message: "all users for imports are taken".to_owned() })?;
+        let user = user.ok_or_else(|| Error::HostNotReady {
+            message: "all user ids for imports are in use".to_owned(),
+        })?;
         let program = worker::program(&self.places);
         let mut command = Command::new(&program);
         command.env_clear().stdin(socket).stdout(Stdio::null()).stderr(Stdio::null());

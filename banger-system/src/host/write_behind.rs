@@ -1,4 +1,4 @@
-//! A large file that somebody else writes, brought to the disk meanwhile. Little is left to wait for at the end, and
+//! Flushes a large file to disk while another process writes it. Little is left to wait for at the end, and
 //! what other programs have in memory stays there: what is on the disk leaves it.
 
 use std::{
@@ -30,7 +30,7 @@ pub(super) async fn write_behind<T>(file: File, work: impl Future<Output = Resul
     drop(done);
     let on_disk = behind.await.unwrap_or_else(|ended| Err(io::Error::other(ended)));
     let worked = worked?;
-    on_disk.map_err(|error| Error::os("bring a file to the disk", error))?;
+    on_disk.map_err(|error| Error::os("write a file to disk", error))?;
     Ok(worked)
 }
 

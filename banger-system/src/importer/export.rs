@@ -115,7 +115,7 @@ impl Out<'_> {
     fn flush(&mut self) -> Result<(), Failure> {
         if self.at + self.buffer.len() as u64 > MAX_LAYER {
             return Err(Failure::refused(format!(
-                "the image cannot be exported: its files, holes among them, have more than {}",
+                "the image cannot be exported: its files are larger than {}, including their holes",
                 Bytes(MAX_LAYER)
             )));
         }
@@ -148,12 +148,12 @@ impl Walk<'_> {
         names.sort_by(|one, other| one.name.cmp(&other.name));
         for name in names {
             if name.name.is_empty() || name.name.contains(&b'/') || name.name.contains(&0) {
-                return Err(refused(path, "has a name in it that is none"));
+                return Err(refused(path, "has an invalid name in it"));
             }
             let path = [path, name.name.as_slice()].concat();
             self.entries += 1;
             if path.len() > limits::PATH || self.entries > MAX_ENTRIES {
-                return Err(refused(&path, "is too long, or one name too many"));
+                return Err(refused(&path, "has a name that is too long, or is one entry too many"));
             }
             self.one(out, name.inode, path, depth)?;
         }
@@ -179,7 +179,7 @@ impl Walk<'_> {
                     return Ok(());
                 }
                 if !self.directories.insert(number) {
-                    return Err(refused(&path, "is a directory that has two names"));
+                    return Err(refused(&path, "is a directory with two names"));
                 }
                 let below = [path.as_slice(), b"/"].concat();
                 let entry = self.entry(&below, number, &inode, What::Directory)?;
@@ -204,7 +204,7 @@ impl Walk<'_> {
             FileType::Fifo => What::Special(Special::Fifo),
             // A socket is nothing without the process that made it; tar leaves it out, too.
             FileType::Socket => return Ok(()),
-            _ => return Err(refused(&path, "is of a kind that is not known")),
+            _ => return Err(refused(&path, "is a file of an unknown type")),
         };
         out.write(&write::head(&self.entry(&path, number, &inode, what)?))
     }
@@ -213,11 +213,11 @@ impl Walk<'_> {
         let mut attributes = Vec::new();
         for attribute in self.fs.xattrs(number).map_err(unreadable)? {
             let Some(name) = attribute.full_name() else {
-                return Err(refused(path, "has an extended attribute of a kind that is not known"));
+                return Err(refused(path, "has an extended attribute of an unknown type"));
             };
             let value = match name.as_slice() {
                 ACCESS_LIST | DEFAULT_LIST => acl::seen(&attribute.value)
-                    .ok_or_else(|| refused(path, "has an access control list that is none"))?,
+                    .ok_or_else(|| refused(path, "has an invalid access control list"))?,
                 _ => attribute.value,
             };
             attributes.push((name, value));
@@ -241,7 +241,7 @@ impl Walk<'_> {
             return Err(refused(path, "is larger than an image may be"));
         }
         if !inode.uses_extents() && inode.size > 0 {
-            return Err(refused(path, "is kept as ext4 keeps files no longer"));
+            return Err(refused(path, "is stored in the format of ext3, which is not supported"));
         }
         let mut extents = self.fs.extents(number, inode).map_err(unreadable)?;
         extents.retain(|extent| !extent.unwritten);

@@ -70,13 +70,17 @@ pub(super) fn with(
         // A thread that waits to hand something over learns that nobody takes it.
         drop(feed);
         let unpacked = unpacking.join().unwrap_or_else(|_| {
-            Err(Failure::Broken { doing: "unpack an archive".to_owned(), why: "the thread broke".to_owned() })
+            Err(Failure::Broken {
+                doing: "unpack an archive".to_owned(),
+                why: "the thread failed".to_owned(),
+            })
         });
         unpacked.and(worked)?;
         match &archive.claim {
-            Some(claim) if claim.diff_id != found.to_string() => {
-                Err(Failure::refused(format!("a layer holds the tar {found} instead of {}", claim.diff_id)))
-            }
+            Some(claim) if claim.diff_id != found.to_string() => Err(Failure::refused(format!(
+                "a layer unpacks to the digest {found} instead of {}",
+                claim.diff_id
+            ))),
             _ => Ok(found),
         }
     })
@@ -86,7 +90,7 @@ pub(super) fn with(
 enum Stop {
     /// The packed bytes cannot be read, or are not packed like this.
     Unread(io::Error),
-    /// There are more than so many unpacked bytes.
+    /// There are more unpacked bytes than this.
     TooLarge(u64),
     /// Nobody wants the rest.
     Unwanted,
@@ -187,7 +191,7 @@ impl<'a> Blob<'a> {
                         _ => "zstd",
                     };
                     Err(Failure::refused(format!(
-                        "the image cannot be taken: it is not packed by {name}: {error}"
+                        "the image cannot be taken: it is not valid {name} data: {error}"
                     )))
                 }
             },

@@ -1,4 +1,4 @@
-//! Files with holes: where their data is, and how a copy gets none where the original has one.
+//! Sparse files: where their data is, and how a copy keeps the holes of the original.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 

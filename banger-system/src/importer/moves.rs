@@ -1,5 +1,5 @@
-//! Content that is not where it has to be: because a layer above has hidden what was before it, or because there
-//! are more directories than were reckoned with.
+//! Relocates content that is not where it has to be, because a layer above has hidden what was before it, or because there
+//! are more directories than expected.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 

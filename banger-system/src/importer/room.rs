@@ -1,4 +1,4 @@
-//! Where in an ext4 the content of files will be, told before it is known what files there are.
+//! Computes where in an ext4 file system the content of files will be, before the files are known.
 //!
 //! `mkext4` gives out the blocks of a file system in their order, leaving out those whose place is fixed: first to
 //! the journal, then to directories, then to the data of files in the order in which they are declared. So the

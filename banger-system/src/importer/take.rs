@@ -1,4 +1,4 @@
-//! Files of users: whether one is what it has to be, and copies of it.
+//! Checks and copies files of users.
 //!
 //! A user's file may lie on a file system that the user serves (FUSE) or that is far away, and such a file system may
 //! never answer. Whatever waits for it cannot go on and cannot be ended by anything but a signal. So the service looks
@@ -48,7 +48,7 @@ fn copy_range(
     meter: &Meter,
 ) -> Result<(), Failure> {
     let unread = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => bad(&order.what, "became shorter while it was read"),
+        io::ErrorKind::UnexpectedEof => bad(&order.what, "shrank while it was read"),
         _ => Failure::os(&format!("read {}", order.what), error),
     };
     let (mut at, end, mut buffer) = (from, from + length, vec![0; holes::CHUNK]);
@@ -96,7 +96,7 @@ fn readable(file: &File, what: &str, max: u64) -> Result<u64, Failure> {
         0 => refuse("is empty"),
         size if size > max => {
             let (size, max) = (banger_proto::size::Bytes(size), banger_proto::size::Bytes(max));
-            refuse(&format!("is {size} large, and at most {max} are taken"))
+            refuse(&format!("has {size}; the limit is {max}"))
         }
         size => Ok(size),
     }

@@ -1,6 +1,6 @@
-//! What the worker gives up before it reads the first byte that is not the service's: it opens no file, makes no
-//! socket and starts no program, whatever the bytes make of it. systemd or [`crate::shim::walls`] stand around
-//! this; each would do alone.
+//! Locks down the worker before it reads the first untrusted byte: from then on it opens no file, makes no
+//! socket and starts no program, whatever the bytes make of it. systemd or [`crate::shim::walls`] confine it as
+//! well; each alone would suffice.
 
 use std::{
     fs::{self, File},
@@ -91,11 +91,11 @@ pub(super) fn close() -> Result<(), Failure> {
         .and_then(|ruleset| ruleset.scope(Scope::from_all(RULES)))
         .and_then(Ruleset::create)
         .and_then(landlock::RulesetCreated::restrict_self);
-    ruleset.map_err(|error| failed("close the file system", &error))?;
+    ruleset.map_err(|error| failed("restrict access to files", &error))?;
 
-    for filter in filters().map_err(|error| failed("make the filter of system calls", &error))? {
+    for filter in filters().map_err(|error| failed("build the system call filter", &error))? {
         seccompiler::apply_filter(&filter)
-            .map_err(|error| failed("set the filter of system calls", &error))?;
+            .map_err(|error| failed("install the system call filter", &error))?;
     }
     Ok(())
 }
@@ -112,7 +112,7 @@ fn filters() -> Result<[BpfProgram; 2], BackendError> {
     allow(CALLS.iter(), conditional)
 }
 
-/// Tries what must not be possible behind the walls.
+/// Tries what the lockdown must prevent.
 pub(super) fn probe() -> Vec<Attempt> {
     fn tried<T>(what: &str, result: io::Result<T>) -> Attempt {
         let how = result.as_ref().err().map_or("done".to_owned(), io::Error::to_string);

@@ -16,7 +16,7 @@ use crate::domain::{
 pub struct Source {
     /// What is asked for.
     pub reference: ImageRef,
-    /// The platform that it is to be for.
+    /// The wanted platform.
     pub platform: Platform,
     /// How the user is known to the registry.
     pub credentials: Credentials,
@@ -38,7 +38,7 @@ impl fmt::Debug for Fetch {
     }
 }
 
-/// What is to be removed from the cache.
+/// What to remove from the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Prune {
     /// Only what nobody has used for so long; everything when absent.
@@ -65,7 +65,7 @@ pub trait Registry: Send + Sync {
     /// The credentials in a file that a client handed over. It must be one that nobody can change any more, nor
     /// make a read of it wait.
     fn credentials(&self, file: OwnedFd) -> Result<Credentials>;
-    /// What a reference stands for at the moment. The registry is asked each time: that it answers this user is
+    /// Resolves a reference. The registry is asked each time: that it answers this user is
     /// what lets the user have what is in the cache.
     async fn resolve(&self, source: &Source) -> Result<RemoteImage>;
     /// Begins to fetch layers. The progress counts the bytes of all of them, those in the cache too.
@@ -75,8 +75,8 @@ pub trait Registry: Send + Sync {
         layers: &[LayerFacts],
         progress: Arc<dyn Progress>,
     ) -> Result<Fetch>;
-    /// Forgets layers that were not what they should be, so that the next fetch gets them anew.
+    /// Removes wrong layers from the cache, so that the next fetch gets them again.
     async fn forget(&self, source: &Source, layers: &[LayerFacts]) -> Result<()>;
-    /// Removes from the cache what is not being fetched. Who reads it goes on to do so.
+    /// Removes from the cache what is not being fetched. Readers are not disturbed.
     async fn prune(&self, prune: Prune) -> Result<Pruned>;
 }

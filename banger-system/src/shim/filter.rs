@@ -1,4 +1,4 @@
-//! The system calls that are left to a shim and to the monitor that it starts. The monitor narrows this further.
+//! The system calls that a shim and the VMM that it starts may make. The VMM narrows this further.
 //!
 //! systemd could set filters too (`SystemCallFilter=@system-service`, `RestrictAddressFamilies=` and others like it), and
 //! takes longer for them than for all of its other walls; and where there is no systemd, there is nobody else who does it.
@@ -245,11 +245,11 @@ const NAMESPACES: i32 = libc::CLONE_NEWCGROUP
 /// io_uring and for memory policies, and does without. To be called while the process has one thread, and has given up
 /// further privileges.
 pub fn close() -> io::Result<()> {
-    let filters =
-        filters().map_err(|error| io::Error::other(format!("cannot make the filter of calls: {error}")))?;
+    let filters = filters()
+        .map_err(|error| io::Error::other(format!("cannot build the system call filter: {error}")))?;
     for filter in filters {
         seccompiler::apply_filter(&filter)
-            .map_err(|error| io::Error::other(format!("cannot set the filter of calls: {error}")))?;
+            .map_err(|error| io::Error::other(format!("cannot install the system call filter: {error}")))?;
     }
     Ok(())
 }

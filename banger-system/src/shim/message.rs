@@ -24,10 +24,10 @@ const MAX_FILES: usize = 160;
 /// than any number that the shim itself has come to when it gets them.
 pub const FIRST_FILE: i32 = 256;
 
-/// What is to be started.
+/// What to start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// The program and its arguments. `{fd:NAME}` stands for the number of the file NAME.
+    /// The program and its arguments. `{fd:NAME}` becomes the number of the file NAME.
     pub argv: Vec<String>,
     /// The names of the files, in the order in which they are sent. More files without names follow: the
     /// logs of standard output and standard error and, where there are walls to build, the file that how

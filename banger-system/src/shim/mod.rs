@@ -1,6 +1,6 @@
-//! The first process of a machine's unit. It is given the monitor's arguments and files over a socket, its
-//! standard input; it starts the monitor with exactly these, and copies what the monitor says into logs of
-//! fixed size. It lives as long as the monitor and has no other power.
+//! The first process of a VMM's unit. It is given the VMM's arguments and files over a socket, its
+//! standard input; it starts the VMM with exactly these, and copies the VMM's output into logs of
+//! fixed size. It lives as long as the VMM and can do nothing else.
 
 pub mod filter;
 pub mod message;

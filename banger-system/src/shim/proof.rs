@@ -131,7 +131,7 @@ pub fn check() -> io::Result<()> {
     match broken().first() {
         None => Ok(()),
         Some((setting, call)) => Err(io::Error::other(format!(
-            "the filter of system calls lets number {call} through, which {setting} forbids"
+            "the system call filter allows call number {call}, which {setting} forbids"
         ))),
     }
 }

@@ -1,4 +1,4 @@
-//! Starting the monitor and staying with it.
+//! Starts the VMM and waits for it.
 
 use std::{
     fs::{self, File},
@@ -53,13 +53,13 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     };
     let answer = Answer::Started { pid: monitor.child.id() };
     if let Err(error) = message::send(&socket, &answer, &[]) {
-        eprintln!("banger-shim: cannot tell that the monitor runs: {error}");
+        eprintln!("banger-shim: cannot report that the VMM runs: {error}");
     }
     drop(socket);
     monitor.stay()
 }
 
-/// Whatever file whoever started the shim has forgotten to close is none for the monitor.
+/// Marks inherited descriptors close-on-exec, so that the VMM gets only those listed in the order.
 fn keep_what_was_inherited() -> io::Result<()> {
     let numbers = fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name()));
     for number in numbers.collect::<io::Result<Vec<_>>>()? {
@@ -79,7 +79,7 @@ fn keep_what_was_inherited() -> io::Result<()> {
 struct Monitor {
     child: Child,
     copies: Vec<JoinHandle<()>>,
-    /// Where its end is to be written, for those who cannot wait for it.
+    /// Where to write how it ended, for processes that cannot wait for it.
     end: Option<File>,
 }
 
@@ -87,15 +87,15 @@ impl Monitor {
     fn start(order: &Order, mut files: Vec<OwnedFd>) -> io::Result<Self> {
         let invalid = |message: &str| io::Error::new(io::ErrorKind::InvalidData, message.to_owned());
         if files.len() != order.files.len() + order.unnamed() {
-            return Err(invalid("the files do not fit the order"));
+            return Err(invalid("the number of files does not match the order"));
         }
         let mut logs = files.split_off(order.files.len());
         let end = order.walls.is_some().then(|| logs.pop()).flatten().map(File::from);
         let files = (FIRST_FILE..).zip(files).map(|(number, file)| at_number(file, number));
         let files: Vec<OwnedFd> = files.collect::<io::Result<_>>()?;
         let argv = order.argv.iter().map(|argument| with_numbers(argument, &order.files, &files));
-        let argv: Vec<String> = argv.collect::<Option<_>>().ok_or_else(|| invalid("a file is not there"))?;
-        let (program, arguments) = argv.split_first().ok_or_else(|| invalid("there is no program"))?;
+        let argv: Vec<String> = argv.collect::<Option<_>>().ok_or_else(|| invalid("a file is missing"))?;
+        let (program, arguments) = argv.split_first().ok_or_else(|| invalid("the order names no program"))?;
         for file in &files {
             rustix::io::fcntl_setfd(file, FdFlags::empty())?;
         }
@@ -110,10 +110,7 @@ impl Monitor {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let shim = getpid();
         // SAFETY: the closure makes two system calls; it neither allocates nor takes a lock.
-        #[expect(
-            unsafe_code,
-            reason = "the monitor must not outlive the shim, which only the child can arrange"
-        )]
+        #[expect(unsafe_code, reason = "the VMM must not outlive the shim, which only the child can arrange")]
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -145,14 +142,14 @@ impl Monitor {
         let status = match status {
             Ok(status) => status,
             Err(error) => {
-                eprintln!("banger-shim: cannot wait for the monitor: {error}");
+                eprintln!("banger-shim: cannot wait for the VMM: {error}");
                 return ExitCode::FAILURE;
             }
         };
         if let Some(file) = &mut self.end
             && let Err(error) = file.write_all(in_words(status).as_bytes())
         {
-            eprintln!("banger-shim: cannot write how the monitor ended: {error}");
+            eprintln!("banger-shim: cannot write how the VMM ended: {error}");
         }
         end_like(status)
     }
@@ -166,7 +163,7 @@ fn in_words(status: ExitStatus) -> String {
     }
 }
 
-/// Ends this process as another one did, so that whoever waits for it sees the same.
+/// Ends this process as another one did, so that its parent sees the same status.
 fn end_like(status: ExitStatus) -> ExitCode {
     match status.signal() {
         Some(9) => {
@@ -203,11 +200,11 @@ fn at_number(file: OwnedFd, number: i32) -> io::Result<OwnedFd> {
     if moved.as_raw_fd() == number {
         Ok(moved)
     } else {
-        Err(io::Error::other("the number of a file is taken"))
+        Err(io::Error::other("the number of a file is in use"))
     }
 }
 
-/// Puts the numbers of the files in place of their names. `None` when a file is not there.
+/// Puts the numbers of the files in place of their names. `None` when a file is missing.
 fn with_numbers(argument: &str, names: &[String], files: &[OwnedFd]) -> Option<String> {
     let mut done = String::new();
     let mut rest = argument;

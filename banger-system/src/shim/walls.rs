@@ -1,5 +1,5 @@
-//! What systemd does for a unit, where there is no systemd: a user, a file system and namespaces that the
-//! monitor has for itself. Kept as near as may be to what the supervisor asks of systemd.
+//! Does what systemd does for a unit, on hosts without systemd: a user, a file system and namespaces that the
+//! VMM has for itself. As close as possible to what the supervisor asks of systemd.
 
 use std::{
     fs::{self, File},
@@ -47,16 +47,16 @@ pub struct Walls {
     pub directory: Option<PathBuf>,
     /// Whether it stays in the host's network.
     pub keeps_network: bool,
-    /// How much sooner than others it goes when memory runs out, of 1000.
+    /// Its OOM score adjustment, of 1000.
     pub oom_score: u16,
 }
 
-/// Puts this process behind the walls, for good. To be called while it has one thread.
+/// Confines this process permanently. Call it while the process has one thread.
 pub fn enter(walls: &Walls) -> io::Result<()> {
     // Nobody's terminal: a signal to the service's group is not for its machines.
-    did("begin a session", setsid())?;
+    did("start a session", setsid())?;
     let score = walls.oom_score.to_string();
-    did("set the score for lack of memory", fs::write("/proc/self/oom_score_adj", score))?;
+    did("set the OOM score", fs::write("/proc/self/oom_score_adj", score))?;
     let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
     did("limit core files", setrlimit(Resource::Core, limit(0)))?;
     did("limit open files", setrlimit(Resource::Nofile, limit(MAX_FILES)))?;
@@ -68,7 +68,7 @@ pub fn enter(walls: &Walls) -> io::Result<()> {
     // SAFETY: the flags separate namespaces; memory and descriptors stay as they are.
     #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
     let unshared = unsafe { unshare_unsafe(namespaces) };
-    did("make namespaces", unshared)?;
+    did("create namespaces", unshared)?;
     // The new root belongs to the superuser, and the monitor has to pass through it.
     umask(Mode::WGRP | Mode::WOTH);
     change_root(walls)?;
@@ -98,19 +98,19 @@ fn did<T, E: Into<io::Error>>(doing: &str, result: Result<T, E>) -> io::Result<T
     })
 }
 
-/// Makes a file system of what the monitor may see the root of this process.
+/// Makes a file system with only what the VMM may see the root of this process.
 fn change_root(walls: &Walls) -> io::Result<()> {
     let (root, closed) = (&walls.root, MountFlags::NOSUID | MountFlags::NODEV);
     let read_only = MountFlags::BIND | MountFlags::RDONLY | closed;
     did(
-        "keep mounts to this process",
+        "make mounts private",
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC),
     )?;
     let options = c"mode=755,size=1m";
     did("mount a root", mount("banger-jail", root, "tmpfs", closed | MountFlags::NOEXEC, options))?;
     for path in &walls.visible {
         if let Some(target) = show(root, path)? {
-            did("close a mount", mount_remount(&target, read_only, c""))?;
+            did("make a mount read-only", mount_remount(&target, read_only, c""))?;
         }
     }
     for device in DEVICES.iter().map(Path::new).chain(walls.devices.iter().map(PathBuf::as_path)) {
@@ -118,22 +118,22 @@ fn change_root(walls: &Walls) -> io::Result<()> {
     }
     if let Some(directory) = &walls.directory {
         let target = inside(root, Path::new(MACHINE_DIRECTORY))?;
-        did("make the machine's directory", fs::create_dir(&target))?;
-        did("show the machine's directory", mount_bind(directory, &target))?;
+        did("create the directory of the sandbox", fs::create_dir(&target))?;
+        did("mount the directory of the sandbox", mount_bind(directory, &target))?;
         let flags = MountFlags::BIND | MountFlags::NOEXEC | closed;
-        did("close the machine's directory", mount_remount(&target, flags, c""))?;
+        did("restrict the directory of the sandbox", mount_remount(&target, flags, c""))?;
     }
     let proc = root.join("proc");
-    did("make /proc", fs::create_dir(&proc))?;
+    did("create /proc", fs::create_dir(&proc))?;
     let options = c"hidepid=invisible,subset=pid";
     did("mount /proc", mount("proc", &proc, "proc", closed | MountFlags::NOEXEC, options))?;
 
-    did("go to the root", chdir(root))?;
+    did("change to the root directory", chdir(root))?;
     // The old root lands on top of the new one (pivot_root(2)), and is then let go.
-    did("change the root", pivot_root(".", "."))?;
-    did("let go of the old root", unmount(".", UnmountFlags::DETACH))?;
-    did("go to the root", chdir("/"))?;
-    did("close the root", mount_remount("/", read_only | MountFlags::NOEXEC, c""))
+    did("switch to the new root", pivot_root(".", "."))?;
+    did("unmount the old root", unmount(".", UnmountFlags::DETACH))?;
+    did("change to the root directory", chdir("/"))?;
+    did("make the root read-only", mount_remount("/", read_only | MountFlags::NOEXEC, c""))
 }
 
 /// The path below a root.
@@ -141,9 +141,9 @@ fn inside(root: &Path, path: &Path) -> io::Result<PathBuf> {
     Ok(root.join(path.strip_prefix("/").map_err(|_| io::ErrorKind::InvalidInput)?))
 }
 
-/// Mounts what stands at a path of the host at the same path below a root. `None` when nothing stands there.
+/// Mounts a path of the host at the same path below a root. `None` if the host has no such path.
 fn show(root: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
-    let doing = format!("show {}", path.display());
+    let doing = format!("mount {}", path.display());
     let metadata = match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => did(&doing, found)?,

@@ -1,4 +1,4 @@
-//! A network in memory: who is plugged in, with what, and which ports are taken.
+//! A network in memory: its interfaces, and which ports are in use.
 
 use core::net::SocketAddr;
 use std::{
@@ -19,13 +19,13 @@ use crate::{
     ports::{Check, Error, Result, Status, network::Network},
 };
 
-/// What every guest in memory says to whoever connects, before it hangs up.
+/// What every guest in memory sends to a client before it hangs up.
 pub const GREETING: &[u8] = b"SSH-2.0-memory\r\n";
 /// Where Linux begins when it chooses a port.
 const FIRST_EPHEMERAL: u16 = 32768;
 
 impl Sim {
-    /// The next so many connections find nobody who listens.
+    /// How many of the next connections find nothing that listens.
     pub fn refuse_connections(&self, count: u32) {
         self.lock().no_listeners = count;
     }
@@ -64,9 +64,7 @@ impl Network for Sim {
     async fn plug(&self, nic: &Nic) -> Result<()> {
         let mut state = self.step("plug a guest in")?;
         if state.subnet.is_none() {
-            return Err(Error::HostNotReady {
-                message: "the network of guests was never prepared".to_owned(),
-            });
+            return Err(Error::HostNotReady { message: "the network for guests is not set up".to_owned() });
         }
         put(&mut state, nic)
     }
@@ -149,7 +147,7 @@ fn put(state: &mut State, nic: &Nic) -> Result<()> {
     }
     if let Some(port) = taken {
         let message = format!(
-            "port {}/{} of the host leads to another machine; publish another one",
+            "port {}/{} of the host is published by another sandbox; choose another one",
             port.host, port.protocol
         );
         return Err(Error::Taken { message });
@@ -162,7 +160,7 @@ fn require_plugged(state: &State, vm: VmId) -> Result<()> {
     match state.nics.contains_key(&vm) {
         true => Ok(()),
         false => {
-            Err(Error::os("open the TAP of a machine", std::io::Error::from(std::io::ErrorKind::NotFound)))
+            Err(Error::os("open the TAP of a sandbox", std::io::Error::from(std::io::ErrorKind::NotFound)))
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Registries in memory. Each reference stands for an image; `unreachable.test` does not answer, a repository
-//! `private` wants to know who asks, `missing` is not there, and `broken` sends something else.
+//! `private` requires a login, `missing` is not there, and `broken` sends something else.
 
 use std::{
     fs::File,
@@ -67,9 +67,7 @@ impl Registry for Sim {
             return Err(Error::Registry { message: format!("{name}: 404, manifest unknown") });
         }
         if repository.contains("private") && source.credentials == Credentials::Anonymous {
-            return Err(Error::AuthRequired {
-                message: format!("the registry wants to know who asks for {name}"),
-            });
+            return Err(Error::AuthRequired { message: format!("the registry requires a login for {name}") });
         }
         let layer = |n: u64| LayerFacts {
             blob: Descriptor { digest: digest(&format!("{name} {edition} {n}")), size: LAYER },

@@ -60,7 +60,7 @@ fn names(host: &Host) -> Result<()> {
         ! resolvectl query one.vm > /dev/null 2>&1",
     )?;
     let doctor = script(host, "alice", "banger doctor")?;
-    ensure!(doctor.contains("systemd-resolved asks us"), "{doctor:?}");
+    ensure!(doctor.contains("systemd-resolved asks banger"), "{doctor:?}");
     Ok(())
 }
 

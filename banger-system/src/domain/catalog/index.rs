@@ -1,5 +1,5 @@
-//! The index of a catalog: JSON, version 1. What a newer publisher adds to an entry is passed over; what it changes
-//! it has to give a new schema, which is refused with a sentence.
+//! The index of a catalog: JSON, version 1. Keys that a newer publisher adds are ignored; a change of meaning
+//! needs a new schema number, which is refused with a message.
 
 use std::collections::BTreeSet;
 
@@ -87,7 +87,7 @@ impl Index {
         let Schema { schema } = serde_json::from_slice(signed.bytes()).map_err(malformed)?;
         if schema != SCHEMA {
             return Err(Unusable::new(format!(
-                "it is written in version {schema} of the format, and this version of banger knows {SCHEMA}"
+                "it uses version {schema} of the format, but this version of banger reads version {SCHEMA}"
             )));
         }
         let Text { serial, expires, images, kernels } =
@@ -129,7 +129,7 @@ pub struct Date {
 impl Date {
     /// A day such as `2027-01-31`.
     pub fn parse(text: &str) -> Result<Self, Unusable> {
-        let wrong = || Unusable::new(format!("{} is no date such as 2027-01-31", printable(text)));
+        let wrong = || Unusable::new(format!("{} is not a date such as 2027-01-31", printable(text)));
         let is_well_formed = text.len() == 10
             && text.bytes().enumerate().all(|(at, b)| match at {
                 4 | 7 => b == b'-',
@@ -215,14 +215,14 @@ fn entries<T>(
     target: impl Fn(TextTarget) -> Result<T, Unusable>,
 ) -> Result<Vec<Entry<T>>, Unusable> {
     if texts.len() > MAX_ENTRIES {
-        return Err(Unusable::new(format!("it has more than {MAX_ENTRIES} entries of a kind")));
+        return Err(Unusable::new(format!("it has more than {MAX_ENTRIES} entries of one kind")));
     }
     let mut names = BTreeSet::new();
     let entry = |mut text: TextEntry| {
         let name: Name =
             text.name.parse().map_err(|error| Unusable::new(format!("an entry's name: {error}")))?;
         if !names.insert(name.clone()) {
-            return Err(Unusable::new(format!("it has two entries {name}")));
+            return Err(Unusable::new(format!("it has two entries named {name}")));
         }
         let of_entry = |Unusable(why): Unusable| Unusable::new(format!("its entry {name}: {why}"));
         let kernel = text.kernel.map(|kernel| kernel.parse());
@@ -244,7 +244,7 @@ fn entries<T>(
 fn line(what: &str, text: String, limit: usize) -> Result<String, Unusable> {
     match text.chars().count() <= limit && !text.chars().any(char::is_control) {
         true => Ok(text),
-        false => Err(Unusable::new(format!("the {what} is no line of at most {limit} characters"))),
+        false => Err(Unusable::new(format!("the {what} is not a single line of at most {limit} characters"))),
     }
 }
 
@@ -254,18 +254,18 @@ fn image_target(text: TextTarget) -> Result<ImageTarget, Unusable> {
             let parsed: ImageRef = reference.parse().map_err(|error| Unusable::new(format!("{error}")))?;
             match parsed.digest() {
                 Some(_) => Ok(ImageTarget::Reference(parsed)),
-                None => Err(Unusable::new(format!(
-                    "{parsed} names no digest, so that it could become another image"
-                ))),
+                None => {
+                    Err(Unusable::new(format!("{parsed} has no digest, so it could change to another image")))
+                }
             }
         }
         (None, Some(archive)) => file(archive, MAX_FILE).map(ImageTarget::Archive),
-        _ => Err(Unusable::new("an image is made of a reference or of an archive")),
+        _ => Err(Unusable::new("an image needs either a reference or an archive")),
     }
 }
 
 fn kernel_target(text: TextTarget) -> Result<KernelTarget, Unusable> {
-    let kernel = text.kernel.ok_or_else(|| Unusable::new("a kernel is made of a kernel"))?;
+    let kernel = text.kernel.ok_or_else(|| Unusable::new("a kernel needs a kernel file"))?;
     let modules = text.modules.map(|modules| file(modules, MAX_MODULES)).transpose()?;
     Ok(KernelTarget { kernel: file(kernel, MAX_KERNEL)?, modules })
 }
@@ -277,7 +277,7 @@ fn file(text: TextFile, limit: Bytes) -> Result<RemoteFile, Unusable> {
         size if size.0 > 0 && size <= limit => {
             Ok(RemoteFile { location, content: Descriptor { digest, size } })
         }
-        size => Err(Unusable::new(format!("a file of {size} is not taken; the limit is {limit}"))),
+        size => Err(Unusable::new(format!("a file of {size} is refused; the limit is {limit}"))),
     }
 }
 
@@ -347,15 +347,15 @@ mod tests {
     fn what_is_not_understood_is_refused_with_a_sentence() {
         check_refused(
             |index| index["schema"] = json!(2),
-            "version 2 of the format, and this version of banger knows 1",
+            "version 2 of the format, but this version of banger reads version 1",
         );
         // Whatever else it has.
         check_refused(|index| *index = json!({ "schema": 9, "images": 5 }), "version 9");
         check_refused(|index| *index = json!([]), "malformed");
         check_refused(|index| index["serial"] = json!(-1), "malformed");
-        check_refused(|index| index["expires"] = json!("soon"), "no date");
+        check_refused(|index| index["expires"] = json!("soon"), "not a date");
         check_refused(|index| index["images"][0]["name"] = json!("a/b\u{1b}[31m"), "not a valid name");
-        check_refused(|index| index["images"][1]["name"] = json!("debian"), "two entries debian");
+        check_refused(|index| index["images"][1]["name"] = json!("debian"), "two entries named debian");
         check_refused(
             |index| index["images"][0]["description"] = json!("a\nb"),
             "its entry debian: the description",
@@ -363,21 +363,21 @@ mod tests {
         check_refused(|index| index["images"][0]["note"] = json!("x".repeat(301)), "the note");
         check_refused(
             |index| index["images"][0]["targets"]["x86_64"] = json!({}),
-            "a reference or of an archive",
+            "either a reference or an archive",
         );
         check_refused(
             |index| index["images"][1]["targets"]["x86_64"]["reference"] = json!("example.org/a/tool:1"),
-            "names no digest",
+            "has no digest",
         );
-        check_refused(|index| index["kernels"][0]["targets"]["x86_64"] = json!({}), "made of a kernel");
+        check_refused(|index| index["kernels"][0]["targets"]["x86_64"] = json!({}), "needs a kernel file");
         let at = |part: &'static str, value: Value| {
             move |index: &mut Value| index["images"][0]["targets"]["x86_64"]["archive"][part] = value
         };
-        check_refused(at("location", json!("../../etc/shadow")), "no place beside an index");
+        check_refused(at("location", json!("../../etc/shadow")), "not a path relative to the index");
         check_refused(at("location", json!("http://example.org/a")), "not encrypted");
         check_refused(at("digest", json!("md5:0")), "64 lower-case hexadecimal digits");
-        check_refused(at("size", json!(0)), "is not taken");
-        check_refused(at("size", json!(u64::MAX)), "is not taken");
+        check_refused(at("size", json!(0)), "is refused");
+        check_refused(at("size", json!(u64::MAX)), "is refused");
         check_refused(
             |index| {
                 index["images"] =

@@ -80,7 +80,7 @@ impl FromStr for Location {
             Some(path) if path.starts_with('/') && !path.chars().any(char::is_control) => {
                 Ok(Self::File(path.into()))
             }
-            Some(_) => Err(Unusable::new(format!("{} is no absolute path", printable(text)))),
+            Some(_) => Err(Unusable::new(format!("{} is not an absolute path", printable(text)))),
             None => web(text).map(Self::Web),
         }
     }
@@ -106,7 +106,7 @@ impl FromStr for Joined {
         let part = |part: &str| !matches!(part, "" | "." | "..");
         match text.len() <= MAX_LENGTH && text.chars().all(plain) && text.split('/').all(part) {
             true => Ok(Self::Beside(text.to_owned())),
-            false => Err(Unusable::new(format!("{} is no place beside an index", printable(text)))),
+            false => Err(Unusable::new(format!("{} is not a path relative to the index", printable(text)))),
         }
     }
 }
@@ -117,18 +117,18 @@ fn web(text: &str) -> Result<Url, Unusable> {
     if text.len() > MAX_LENGTH {
         return Err(wrong("is too long"));
     }
-    let url = Url::parse(text).map_err(|_| wrong("is neither an absolute path nor an address of the web"))?;
+    let url = Url::parse(text).map_err(|_| wrong("is neither an absolute path nor a web address"))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(wrong("has a password in it"));
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(wrong("has a query or a fragment, which nothing can stand beside"));
+        return Err(wrong("has a query or a fragment"));
     }
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_this_host(&url) => Ok(url),
-        "http" => Err(wrong("is not encrypted; that is taken on this host alone")),
-        _ => Err(wrong("is neither an absolute path nor an address of the web")),
+        "http" => Err(wrong("is not encrypted; http is accepted only for this host")),
+        _ => Err(wrong("is neither an absolute path nor a web address")),
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
 pub struct Source {
     /// What it is called here.
     pub name: Name,
-    /// Where its index is; the signature stands beside it.
+    /// Where its index is; the signature is beside it.
     pub location: Location,
     /// Keys that may sign it, beside those in the directories of keys.
     pub keys: signature::Keys,

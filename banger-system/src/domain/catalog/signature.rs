@@ -23,7 +23,7 @@ impl Keys {
             lines.filter(|line| !line.is_empty() && !line.starts_with(COMMENT) && !line.starts_with('#'));
         let key = |line: &str| {
             PublicKey::from_base64(line)
-                .map_err(|_| Unusable::new(format!("{} is no public key of minisign", printable(line))))
+                .map_err(|_| Unusable::new(format!("{} is not a public key of minisign", printable(line))))
         };
         let keys: Vec<PublicKey> = lines.map(key).collect::<Result<_, _>>()?;
         match keys.len() <= MAX_KEYS {
@@ -51,16 +51,15 @@ impl Signed {
     /// Compares the signature. Only the current kind of minisign's signatures counts, which is over a digest.
     pub fn verify(bytes: Vec<u8>, signature: &[u8], keys: &Keys) -> Result<Self, Unusable> {
         if keys.is_empty() {
-            return Err(Unusable::new("no key is known that may sign it"));
+            return Err(Unusable::new("no key is configured that may sign it"));
         }
         let text = str::from_utf8(signature).ok().filter(|text| text.len() as u64 <= MAX_SIGNATURE);
         let signature = text.and_then(|text| Signature::decode(text).ok());
-        let signature = signature.ok_or_else(|| Unusable::new("its signature is none of minisign"))?;
+        let signature =
+            signature.ok_or_else(|| Unusable::new("its signature is not a minisign signature"))?;
         match keys.0.iter().any(|key| key.verify(&bytes, &signature, false).is_ok()) {
             true => Ok(Self(bytes)),
-            false => {
-                Err(Unusable::new("it is signed by none of the keys that may sign it, or was changed since"))
-            }
+            false => Err(Unusable::new("it is not signed by a key that may sign it, or was changed since")),
         }
     }
 
@@ -119,13 +118,13 @@ mod tests {
         assert_eq!(verify(TEXT, &signature, &signer.keys()).unwrap().bytes(), TEXT);
         assert!(verify(TEXT, &signature, &other.keys().and(&signer.keys())).is_ok());
         for (bytes, signature, keys, why) in [
-            (TEXT, signature.as_str(), other.keys(), "none of the keys"),
-            (b"what is signeD", &signature, signer.keys(), "none of the keys"),
-            (TEXT, &other.sign(TEXT), signer.keys(), "none of the keys"),
-            (TEXT, &signature, Keys::default(), "no key is known"),
-            (TEXT, "", signer.keys(), "none of minisign"),
-            (TEXT, "a\nb\nc\nd\n", signer.keys(), "none of minisign"),
-            (TEXT, &format!("{signature}{}", " ".repeat(5000)), signer.keys(), "none of minisign"),
+            (TEXT, signature.as_str(), other.keys(), "not signed by a key"),
+            (b"what is signeD", &signature, signer.keys(), "not signed by a key"),
+            (TEXT, &other.sign(TEXT), signer.keys(), "not signed by a key"),
+            (TEXT, &signature, Keys::default(), "no key is configured"),
+            (TEXT, "", signer.keys(), "not a minisign signature"),
+            (TEXT, "a\nb\nc\nd\n", signer.keys(), "not a minisign signature"),
+            (TEXT, &format!("{signature}{}", " ".repeat(5000)), signer.keys(), "not a minisign signature"),
         ] {
             let error = verify(bytes, signature, &keys).unwrap_err();
             assert!(error.contains(why), "{error}");

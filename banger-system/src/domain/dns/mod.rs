@@ -1,4 +1,4 @@
-//! The names of guests, as values: who is called what, and who may know of it. `docs/network.md` tells how
+//! The names of guests, as values: the name of each, and who may see it. `docs/network.md` describes how
 //! it fits together.
 
 pub mod label;

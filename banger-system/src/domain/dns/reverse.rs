@@ -9,7 +9,7 @@ use crate::domain::net::subnet::Subnet;
 const ZONE_OCTETS: usize = 2;
 const ZONE_NIBBLES: usize = 16;
 
-/// What a name below one of the reverse zones stands for.
+/// What a name below one of the reverse zones means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// The zone itself.

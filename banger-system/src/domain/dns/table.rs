@@ -1,5 +1,5 @@
-//! All names at one moment. A table is made whole of the machines that run, and then never changes: to change
-//! a name is to put another table in its place.
+//! All names at one moment. A table is built from all running sandboxes and then never changes: to change
+//! a name, another table takes its place.
 
 use core::net::IpAddr;
 use std::collections::HashMap;

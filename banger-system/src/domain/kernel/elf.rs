@@ -62,7 +62,7 @@ impl<'a> Elf<'a> {
         Ok(elf)
     }
 
-    /// Whether anything is to be loaded at all.
+    /// Whether the file has anything to load.
     pub fn has_loadable_segment(&self) -> bool {
         const PT_LOAD: u32 = 1;
         self.segments().flatten().any(|segment| segment.kind == PT_LOAD && !segment.content.is_empty())
@@ -88,7 +88,7 @@ impl<'a> Elf<'a> {
         })
     }
 
-    /// Every program header; `None` stands for one that points outside the file.
+    /// Every program header; `None` for one that points outside the file.
     fn segments(&self) -> impl Iterator<Item = Option<Segment<'a>>> {
         let elf = *self;
         let table = elf.u64(32).unwrap_or_default();
@@ -101,7 +101,7 @@ impl<'a> Elf<'a> {
         })
     }
 
-    /// Every section header; `None` stands for one that points outside the file.
+    /// Every section header; `None` for one that points outside the file.
     fn sections(&self) -> impl Iterator<Item = Option<Section<'a>>> {
         const SHT_NOBITS: u32 = 8;
         let elf = *self;

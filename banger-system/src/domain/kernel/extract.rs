@@ -84,10 +84,10 @@ pub enum Error {
     #[error("the kernel is larger than {MAX_VMLINUX}")]
     TooLarge,
     /// No version was found in the kernel.
-    #[error("the kernel does not say its release")]
+    #[error("the kernel has no release string")]
     NoRelease,
     /// The version in the kernel is not one that we can use.
-    #[error("the kernel's release cannot be used")]
+    #[error("the kernel's release is not valid")]
     BadRelease(#[source] release::Error),
 }
 

@@ -1,5 +1,5 @@
-//! The network of guests, as values: which addresses there are and who has which, and what the kernel's
-//! packet filter is to hold. `docs/network.md` tells how it fits together.
+//! The network of guests, as values: the addresses, who has which, and the content of the kernel's
+//! packet filter. `docs/network.md` describes how it fits together.
 //!
 //! Every guest has a TAP of its own and is routed: there is no bridge, so guests share no link on which
 //! one could listen to another or answer in its name.

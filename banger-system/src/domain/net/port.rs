@@ -1,4 +1,4 @@
-//! Ports of the host that lead to guests.
+//! Published ports: ports of the host that reach guests.
 
 use core::{fmt, str::FromStr};
 
@@ -25,10 +25,10 @@ pub struct Port {
 /// On which addresses of the host a port is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Scope {
-    /// On 127.0.0.1 and its like: for every process of the host.
+    /// On loopback addresses: for every process of the host.
     #[default]
     Loopback,
-    /// On every address: for whoever reaches the host.
+    /// On every address: for everybody who reaches the host.
     All,
 }
 
@@ -49,7 +49,7 @@ impl Port {
 }
 
 impl Scope {
-    /// The word that stands for it.
+    /// The word for it, as in options.
     pub const fn as_str(self) -> &'static str {
         match self {
             Scope::Loopback => scope::LOOPBACK,
@@ -57,14 +57,14 @@ impl Scope {
         }
     }
 
-    /// What the word stands for.
+    /// Parses the word.
     pub fn parse(word: &str) -> Option<Self> {
         [Scope::Loopback, Scope::All].into_iter().find(|scope| scope.as_str() == word)
     }
 }
 
 impl Protocol {
-    /// The word that stands for it.
+    /// The word for it, as in options.
     pub const fn as_str(self) -> &'static str {
         match self {
             Protocol::Tcp => "tcp",
@@ -72,7 +72,7 @@ impl Protocol {
         }
     }
 
-    /// What the word stands for.
+    /// Parses the word.
     pub fn parse(word: &str) -> Option<Self> {
         [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| protocol.as_str() == word)
     }

@@ -50,7 +50,7 @@ pub fn ruleset(subnet: Subnet, bounds: Option<Bounds>) -> String {
     definitions + &rules
 }
 
-/// What begins the table anew, before [`ruleset`]: for a table that another version made and that cannot
+/// Deletes the table, before [`ruleset`]: for a table that another version made and that cannot
 /// be changed into ours. The elements of all guests are lost.
 pub fn begin_anew() -> String {
     format!("table inet {TABLE}\ndelete table inet {TABLE}\n")

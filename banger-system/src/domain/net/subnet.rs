@@ -1,5 +1,5 @@
-//! The addresses of guests, and of the host among them. They are chosen once, where the host uses nothing,
-//! and then kept: what somebody wrote down stays true.
+//! The addresses of guests, and of the host among them. They are chosen once, from those that the host does not use,
+//! and then kept, so that an address that somebody wrote down stays valid.
 
 use core::{
     fmt,
@@ -35,7 +35,7 @@ const CANDIDATES: [(u8, u8); 12] = [
 /// The host uses every network that we know to try.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "every network that guests could have is in use on this host, from {} to {}; set `network.subnet` in the \
+    "all networks for guests, from {} to {}, are in use on this host; set `network.subnet` in the \
      configuration to a free /{LENGTH}",
     candidate(CANDIDATES[0]),
     candidate(CANDIDATES[CANDIDATES.len() - 1])

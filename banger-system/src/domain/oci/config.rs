@@ -108,21 +108,21 @@ pub fn parse(
     platform: &Platform,
 ) -> Result<(Vec<LayerFacts>, ImageConfig), Unusable> {
     if bytes.len() as u64 > MAX_CONFIG.0 {
-        return Err(Unusable::new(format!("a configuration of more than {MAX_CONFIG} is not taken")));
+        return Err(Unusable::new(format!("the configuration is larger than {MAX_CONFIG}")));
     }
     let raw: RawImage =
         serde_json::from_slice(bytes).map_err(|error| Unusable::json("the configuration", &error))?;
     let (os, architecture) = (raw.os.unwrap_or_default(), raw.architecture.unwrap_or_default());
     if platform.fits(&os, &architecture, raw.variant.as_deref()).is_none() {
         let is = printable(&format!("{os}/{architecture}"));
-        return Err(Unusable::new(format!("it is for {is} and not for {platform}")));
+        return Err(Unusable::new(format!("it is for {is}, not for {platform}")));
     }
     if raw.rootfs.kind != "layers" {
         return Err(Unusable::new("its file system does not consist of layers"));
     }
     if raw.rootfs.diff_ids.len() != manifest.layers.len() {
         return Err(Unusable::new(format!(
-            "its manifest has {} layers and its configuration {}",
+            "its manifest has {} layers, but its configuration has {}",
             manifest.layers.len(),
             raw.rootfs.diff_ids.len()
         )));
@@ -130,7 +130,7 @@ pub fn parse(
     let layers = manifest.layers.iter().zip(&raw.rootfs.diff_ids).map(|(&(blob, packing), diff_id)| {
         let diff_id: Digest = diff_id
             .parse()
-            .map_err(|_| Unusable::new("a layer of its configuration is not named by a sha256 digest"))?;
+            .map_err(|_| Unusable::new("a layer in its configuration has no sha256 digest"))?;
         Ok(LayerFacts { blob, packing, diff_id })
     });
     Ok((layers.collect::<Result<_, Unusable>>()?, keep(raw.config.unwrap_or_default())?))
@@ -152,11 +152,11 @@ fn keep(raw: RawConfig) -> Result<ImageConfig, Unusable> {
     let pairs = || config.labels.iter().flat_map(|(key, value)| [key, value]);
     let texts = || all.iter().copied().flatten().chain(single).chain(pairs());
     if texts().any(|text| text.contains('\0')) {
-        return Err(Unusable::new("a text of its configuration has a NUL in it"));
+        return Err(Unusable::new("its configuration has a string with a NUL byte"));
     }
     if texts().map(|text| text.len() + 1).sum::<usize>() > MAX_KEPT {
         return Err(Unusable::new(format!(
-            "its configuration has more than {} KiB of texts",
+            "its configuration has more than {} KiB of strings",
             MAX_KEPT >> 10
         )));
     }
@@ -236,10 +236,10 @@ mod tests {
         check(image(json!({ "Labels": { "a": "x".repeat(MAX_KEPT) } })), "more than 128 KiB");
         let mut other = image(json!({}));
         other["architecture"] = json!("arm64");
-        check(other, "for linux/arm64 and not for linux/amd64");
+        check(other, "for linux/arm64, not for linux/amd64");
         let mut fewer = image(json!({}));
         fewer["rootfs"]["diff_ids"] = json!([ID]);
-        check(fewer, "its manifest has 2 layers and its configuration 1");
+        check(fewer, "its manifest has 2 layers, but its configuration has 1");
         let mut unnamed = image(json!({}));
         unnamed["rootfs"]["diff_ids"] = json!([ID, "sha256:00"]);
         check(unnamed, "sha256");

@@ -1,4 +1,4 @@
-//! How a user is known to a registry.
+//! The credentials of a user at a registry.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub enum Credentials {
     RefreshToken(String),
 }
 
-/// The text is no credentials. What stands in it is not told.
+/// The text is not credentials. The error does not quote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("credentials are an object with either username and password or identity-token")]
 pub struct NotCredentials;

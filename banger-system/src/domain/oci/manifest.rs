@@ -106,13 +106,13 @@ impl Document {
     /// Reads a document of which the registry said that it is of this media type.
     pub fn parse(bytes: &[u8], declared: Option<&str>) -> Result<Self, Unusable> {
         if bytes.len() as u64 > MAX_DOCUMENT.0 {
-            return Err(Unusable::new(format!("a manifest of more than {MAX_DOCUMENT} is not taken")));
+            return Err(Unusable::new(format!("the manifest is larger than {MAX_DOCUMENT}")));
         }
         let raw: RawDocument =
             serde_json::from_slice(bytes).map_err(|error| Unusable::json("the manifest", &error))?;
         if raw.schema_version != 2 {
             return Err(Unusable::new(format!(
-                "its manifest has version {}, and only version 2 is understood",
+                "its manifest has version {}, and only version 2 is supported",
                 raw.schema_version
             )));
         }
@@ -121,18 +121,17 @@ impl Document {
         if let (Some(declared), Some(own)) = (declared, own)
             && declared != own
         {
-            return Err(Unusable::new("the registry calls its manifest by another media type than it has"));
+            return Err(Unusable::new(
+                "the registry gives its manifest another media type than the manifest itself",
+            ));
         }
         let is_index = match (own.or(declared), raw.manifests.is_some(), raw.layers.is_some()) {
             // One document must not be two things (GHSA-xmmx-7jpf-fx42).
-            (_, true, true) => return Err(Unusable::new("its manifest is an index as well")),
+            (_, true, true) => return Err(Unusable::new("its manifest is also an index")),
             (Some(word), _, _) if INDEXES.contains(&word) => true,
             (Some(word), _, _) if MANIFESTS.contains(&word) => false,
             (Some(word), _, _) => {
-                return Err(Unusable::new(format!(
-                    "its manifest is of the unknown kind {}",
-                    printable(word)
-                )));
+                return Err(Unusable::new(format!("its manifest has the unknown type {}", printable(word))));
             }
             (None, is_index, _) => is_index,
         };
@@ -168,7 +167,10 @@ impl Index {
                 offered.sort();
                 offered.dedup();
                 offered.truncate(12);
-                Err(Unusable::new(format!("there is none for {platform}, only for {}", offered.join(", "))))
+                Err(Unusable::new(format!(
+                    "there is no image for {platform}, only for {}",
+                    offered.join(", ")
+                )))
             }
         }
     }
@@ -187,7 +189,7 @@ fn index(raw: RawDocument) -> Result<Index, Unusable> {
         return Err(Unusable::new("its index is empty"));
     }
     if entries.len() > MAX_ENTRIES {
-        return Err(Unusable::new(format!("its index names more than {MAX_ENTRIES} manifests")));
+        return Err(Unusable::new(format!("its index lists more than {MAX_ENTRIES} manifests")));
     }
     let mut known = Vec::new();
     for entry in entries.into_iter().filter(|entry| is_known(&entry.media_type)) {
@@ -195,16 +197,19 @@ fn index(raw: RawDocument) -> Result<Index, Unusable> {
         known.push(Entry { document, platform: entry.platform.map(|p| (p.os, p.architecture, p.variant)) });
     }
     if known.is_empty() {
-        return Err(Unusable::new("its index names no image"));
+        return Err(Unusable::new("its index lists no image"));
     }
     Ok(Index(known))
 }
 
 fn manifest(raw: RawDocument) -> Result<Manifest, Unusable> {
-    let config = raw.config.ok_or_else(|| Unusable::new("its manifest names no configuration"))?;
+    let config = raw.config.ok_or_else(|| Unusable::new("its manifest has no configuration"))?;
     if !CONFIGS.contains(&config.media_type.as_str()) {
         let kind = raw.artifact_type.as_deref().unwrap_or(&config.media_type);
-        return Err(Unusable::new(format!("it is no image of a system but of the kind {}", printable(kind))));
+        return Err(Unusable::new(format!(
+            "it is not a system image but an artifact of the type {}",
+            printable(kind)
+        )));
     }
     let layers = raw.layers.unwrap_or_default();
     if layers.is_empty() {
@@ -232,16 +237,18 @@ fn packing(media_type: &str) -> Result<Packing, Unusable> {
         return Ok(*packing);
     }
     if ELSEWHERE.iter().any(|prefix| media_type.starts_with(prefix)) {
-        return Err(Unusable::new("a layer of it is not in the registry, and other servers are not asked"));
+        return Err(Unusable::new(
+            "one of its layers is not in the registry, and banger asks no other servers",
+        ));
     }
-    Err(Unusable::new(format!("a layer of it is of the unknown kind {}", printable(media_type))))
+    Err(Unusable::new(format!("one of its layers has the unknown type {}", printable(media_type))))
 }
 
 fn descriptor(raw: &RawDescriptor, max: Bytes, what: &str) -> Result<Descriptor, Unusable> {
     let digest: Digest =
-        raw.digest.parse().map_err(|_| Unusable::new(format!("{what} is not named by a sha256 digest")))?;
+        raw.digest.parse().map_err(|_| Unusable::new(format!("{what} has no sha256 digest")))?;
     if raw.size == 0 || raw.size > max.0 {
-        return Err(Unusable::new(format!("{what} of {} bytes is not taken, only up to {max}", raw.size)));
+        return Err(Unusable::new(format!("{what} of {} bytes is refused; the limit is {max}", raw.size)));
     }
     Ok(Descriptor { digest, size: Bytes(raw.size) })
 }
@@ -302,8 +309,8 @@ mod tests {
         };
         check(with(image(), "schemaVersion", json!(1)), "version 1");
         check(with(image(), "schemaVersion", json!("2")), "malformed");
-        check(with(image(), "mediaType", json!("text/html")), "unknown kind text/html");
-        check(with(image(), "manifests", json!([])), "an index as well");
+        check(with(image(), "mediaType", json!("text/html")), "unknown type text/html");
+        check(with(image(), "manifests", json!([])), "also an index");
         check(with(image(), "config", json!(null)), "no configuration");
         check(with(image(), "config", blob("application/vnd.cncf.helm.config.v1+json", 1)), "helm");
         check(with(image(), "layers", json!([])), "no layers");
@@ -313,7 +320,7 @@ mod tests {
             "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
             "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
         ] {
-            check(with(image(), "layers", json!([blob(foreign, 1)])), "other servers are not asked");
+            check(with(image(), "layers", json!([blob(foreign, 1)])), "asks no other servers");
         }
         for size in [json!(-1), json!(1.5), json!("7"), json!(u64::MAX), json!(0), json!(null)] {
             let layer = with(blob(LAYERS[0].0, 1), "size", size.clone());
@@ -370,7 +377,7 @@ mod tests {
         assert_eq!(choose(&[amd(), entry(6, "linux", "amd64", None)]).unwrap(), digest(4));
         assert_eq!(choose(&[blob(MANIFESTS[1], 7)]).unwrap(), digest(7));
         let error = choose(&[arm(), windows(), attestation()]).unwrap_err();
-        assert_eq!(error, "there is none for linux/amd64, only for linux/arm64/v8, windows/amd64");
+        assert_eq!(error, "there is no image for linux/amd64, only for linux/arm64/v8, windows/amd64");
         assert!(choose(&[]).unwrap_err().contains("empty"));
         assert!(choose(&[blob("text/html", 1)]).unwrap_err().contains("no image"));
         assert!(choose(&vec![amd(); 1025]).unwrap_err().contains("more than 1024"));
@@ -379,7 +386,7 @@ mod tests {
     #[test]
     fn json_that_is_large_deep_or_said_twice_is_refused() {
         let large = vec![b' '; MAX_DOCUMENT.0 as usize + 1];
-        assert!(Document::parse(&large, None).unwrap_err().to_string().contains("more than"));
+        assert!(Document::parse(&large, None).unwrap_err().to_string().contains("larger than"));
         for place in ["x", "layers", "config"] {
             let deep = format!("{{\"schemaVersion\":2,\"{place}\":{}", "[".repeat(1 << 20));
             assert!(Document::parse(deep.as_bytes(), None).is_err(), "{place}");

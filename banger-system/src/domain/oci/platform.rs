@@ -11,7 +11,7 @@ pub struct Platform {
 
 /// The text is no platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a platform is such as linux/amd64 or linux/arm64/v8")]
+#[error("a platform looks like linux/amd64 or linux/arm64/v8")]
 pub struct NotAPlatform;
 
 impl Platform {

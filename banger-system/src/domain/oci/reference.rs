@@ -160,7 +160,10 @@ impl FromStr for ImageRef {
             None => (text, None),
             Some((name, digest)) => {
                 let digest = digest.parse();
-                (name, Some(digest.map_err(|_| wrong("after @ stands `sha256:` and 64 digits"))?))
+                (
+                    name,
+                    Some(digest.map_err(|_| wrong("`sha256:` and 64 hexadecimal digits must follow the @"))?),
+                )
             }
         };
         // A colon behind the last slash is that of a tag, one before it that of a port.
@@ -180,7 +183,7 @@ impl FromStr for ImageRef {
         // In small letters it would name somebody else's repository in Docker's registry.
         if !is_host(&registry) {
             return Err(wrong(
-                "a registry is `localhost`, or has a dot or a port, and all else has small letters",
+                "a registry is `localhost` or has a dot or a port, and everything else is lower case",
             ));
         }
         let registry = if registry == OLD_DEFAULT_REGISTRY { DEFAULT_REGISTRY.to_owned() } else { registry };
@@ -222,7 +225,7 @@ fn check_host(text: &str) -> Result<(), &'static str> {
     if let Some(port) = port {
         let digits = (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit());
         if !digits || !port.parse::<u16>().is_ok_and(|port| port != 0) {
-            return Err("its port is no number from 1 to 65535");
+            return Err("its port is not a number from 1 to 65535");
         }
     }
     if let Some(address) = host.strip_prefix('[') {
@@ -230,7 +233,7 @@ fn check_host(text: &str) -> Result<(), &'static str> {
         return address
             .parse::<Ipv6Addr>()
             .map(drop)
-            .map_err(|_| "what stands in brackets is no IPv6 address");
+            .map_err(|_| "the text in brackets is not an IPv6 address");
     }
     let label = |label: &str| {
         let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
@@ -238,7 +241,7 @@ fn check_host(text: &str) -> Result<(), &'static str> {
         edge(label.bytes().next()) && edge(label.bytes().last()) && label.bytes().all(inner)
     };
     if host.len() > MAX_HOST || !host.split('.').all(label) {
-        return Err("its host is no host name");
+        return Err("its host is not a host name");
     }
     Ok(())
 }
@@ -270,7 +273,7 @@ fn check_path(path: &str) -> Result<(), &'static str> {
     if path.split('/').all(component) {
         Ok(())
     } else {
-        Err("its parts are of a-z and 0-9, with single dots, underscores or hyphens between them")
+        Err("its parts may only have a-z and 0-9, with single dots, underscores or hyphens between them")
     }
 }
 
@@ -279,7 +282,11 @@ fn check_tag(tag: &str) -> Result<(), &'static str> {
     let fits = tag.len() <= MAX_TAG
         && tag.bytes().next().is_some_and(word)
         && tag.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'));
-    if fits { Ok(()) } else { Err("its tag is of up to 128 letters, digits, dots, underscores and hyphens") }
+    if fits {
+        Ok(())
+    } else {
+        Err("its tag may only have up to 128 letters, digits, dots, underscores and hyphens")
+    }
 }
 
 #[cfg(test)]

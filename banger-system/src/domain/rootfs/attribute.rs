@@ -24,11 +24,11 @@ pub(super) fn kept(
     let (mut kept, mut room) = (Vec::new(), 0);
     for (name, value) in attributes {
         let Ok(name) = String::from_utf8(name) else {
-            return Err(Error::entry(path, "has an extended attribute whose name is no text"));
+            return Err(Error::entry(path, "has an extended attribute whose name is not text"));
         };
         let (suffix, value) = if matches!(name.as_str(), ACCESS_LIST | DEFAULT_LIST) {
             let list = acl::kept(&value);
-            ("", list.ok_or_else(|| Error::entry(path, "has an access control list that is none"))?)
+            ("", list.ok_or_else(|| Error::entry(path, "has an invalid access control list"))?)
         } else if let Some(suffix) = ANY_FILE.iter().find_map(|prefix| name.strip_prefix(prefix)) {
             (named(path, suffix)?, value)
         } else if let Some(suffix) = name.strip_prefix(USER).filter(|_| has_user_attributes) {
@@ -49,7 +49,7 @@ pub(super) fn kept(
 fn named<'a>(path: &[u8], suffix: &'a str) -> Result<&'a str, Error> {
     match suffix.len() {
         1..=limits::NAME if !suffix.contains('\0') => Ok(suffix),
-        _ => Err(Error::entry(path, "has an extended attribute whose name is none")),
+        _ => Err(Error::entry(path, "has an extended attribute with an invalid name")),
     }
 }
 

@@ -8,7 +8,7 @@ pub type Time = (i64, u32);
 /// An entry of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The name as it stands in the archive.
+    /// The name as in the archive.
     pub path: Vec<u8>,
     /// What it is.
     pub what: What,

@@ -1,15 +1,15 @@
-//! Why an archive is not taken.
+//! Why an archive is refused.
 
 use std::{fmt, io};
 
-/// Why an archive is not taken.
+/// Why an archive is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What it is read from failed.
+    /// The source could not be read.
     #[error("cannot read the archive")]
     Read(#[source] io::Error),
-    /// It begins like no tar archive.
-    #[error("it holds no tar archive")]
+    /// It does not begin like a tar archive.
+    #[error("it is not a tar archive")]
     NotTar,
     /// It ends in the middle of an entry.
     #[error("the archive is cut short")]
@@ -25,10 +25,10 @@ pub enum Error {
         /// What is wrong with it, as the rest of the sentence.
         why: String,
     },
-    /// More of something than is taken.
+    /// More of something than the limit.
     #[error("the image has more than {most} {what}")]
     TooMany {
-        /// How much is taken.
+        /// The limit.
         most: u64,
         /// Of what.
         what: &'static str,

@@ -55,7 +55,7 @@ impl Header {
         self.0[TYPE]
     }
 
-    /// The name, with what stands before it in another field.
+    /// The name, with the prefix from the other field.
     pub(super) fn path(&self) -> Vec<u8> {
         let (name, prefix) = (self.text(NAME), self.text(PREFIX));
         if !self.0[MAGIC].starts_with(POSIX) || prefix.is_empty() {
@@ -72,29 +72,29 @@ impl Header {
         // The type of the file stands in it too, in the archives of some programs.
         self.number(MODE)
             .map(|mode| (mode & 0o7777) as u16)
-            .ok_or(Error::Damaged("the mode of an entry is no number"))
+            .ok_or(Error::Damaged("the mode of an entry is not a number"))
     }
 
     pub(super) fn user(&self) -> Result<i64, Error> {
-        self.number(USER).ok_or(Error::Damaged("the owner of an entry is no number"))
+        self.number(USER).ok_or(Error::Damaged("the owner of an entry is not a number"))
     }
 
     pub(super) fn group(&self) -> Result<i64, Error> {
-        self.number(GROUP).ok_or(Error::Damaged("the group of an entry is no number"))
+        self.number(GROUP).ok_or(Error::Damaged("the group of an entry is not a number"))
     }
 
     pub(super) fn size(&self) -> Result<u64, Error> {
-        self.unsigned(SIZE).ok_or(Error::Damaged("the size of an entry is no number"))
+        self.unsigned(SIZE).ok_or(Error::Damaged("the size of an entry is not a number"))
     }
 
     pub(super) fn modified(&self) -> Result<i64, Error> {
-        self.number(MODIFIED).ok_or(Error::Damaged("the time of an entry is no number"))
+        self.number(MODIFIED).ok_or(Error::Damaged("the time of an entry is not a number"))
     }
 
     /// The numbers of a device.
     pub(super) fn device(&self) -> Result<(u64, u64), Error> {
         let numbers = self.unsigned(MAJOR).zip(self.unsigned(MINOR));
-        numbers.ok_or(Error::Damaged("the number of a device is no number"))
+        numbers.ok_or(Error::Damaged("the number of a device is not a number"))
     }
 
     /// Whether GNU tar's own fields are in it.
@@ -104,7 +104,7 @@ impl Header {
 
     /// How long a sparse file is.
     pub(super) fn gnu_real_size(&self) -> Result<u64, Error> {
-        self.unsigned(GNU_REAL_SIZE).ok_or(Error::Damaged("the size of a sparse file is no number"))
+        self.unsigned(GNU_REAL_SIZE).ok_or(Error::Damaged("the size of a sparse file is not a number"))
     }
 
     /// The stretches in a header, and whether a block with more of them follows.
@@ -124,7 +124,7 @@ impl Header {
                 break;
             }
             let pair = self.unsigned(at..at + 12).zip(self.unsigned(at + 12..at + 24));
-            let (at, length) = pair.ok_or(Error::Damaged("the map of a sparse file is none"))?;
+            let (at, length) = pair.ok_or(Error::Damaged("the map of a sparse file is invalid"))?;
             segments.push(Segment { at, length });
         }
         Ok(segments)

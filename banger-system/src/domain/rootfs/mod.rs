@@ -1,5 +1,5 @@
-//! Root file systems as archives: what a tar holds, and what the layers of an image come to when they are laid
-//! over each other. The archives are hostile; nothing here reads more than it has room for, and whatever
+//! Root file systems as archives: what a tar holds, and the tree that the layers of an image make when stacked
+//! on each other. The archives are hostile; nothing here reads more than it has room for, and whatever
 //! cannot be kept exactly is refused with the name of the entry.
 //!
 //! [`tar`] reads an archive, [`tree`] merges the entries of several, [`write`] writes one.

@@ -9,7 +9,7 @@ pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
         return Err(Error::entry(path, format!("has a name of more than {} bytes", limits::PATH)));
     }
     if path.contains(&0) {
-        return Err(Error::entry(path, "has a zero in its name"));
+        return Err(Error::entry(path, "has a NUL byte in its name"));
     }
     if path.is_empty() {
         return Err(Error::entry(path, "has no name"));
@@ -65,7 +65,7 @@ mod tests {
             let message = components(path.as_bytes()).unwrap_err().to_string();
             assert!(message.contains("`..`") || message.contains("absolute"), "{message}");
         }
-        refused(b"a\0b", "zero");
+        refused(b"a\0b", "NUL");
         refused(&[b'a'; 256], "255");
         refused(&b"a/".repeat(2048), "4095");
         check(&[b'a'; 255], &[&"a".repeat(255)]);

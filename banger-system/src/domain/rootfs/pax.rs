@@ -30,14 +30,14 @@ pub(super) struct Sparse {
     pub(super) name: Option<Vec<u8>>,
     pub(super) real_size: Option<u64>,
     pub(super) map: Option<Vec<Segment>>,
-    /// Whether the map stands before the data.
+    /// Whether the map is at the beginning of the data.
     pub(super) map_is_data: bool,
 }
 
 impl Records {
     /// Adds the records of a header.
     pub(super) fn read(&mut self, mut text: &[u8]) -> Result<(), Error> {
-        const NO_RECORD: Error = Error::Damaged("an extended header is none");
+        const NO_RECORD: Error = Error::Damaged("an extended header is invalid");
         let mut begun = None;
         while !text.is_empty() {
             let space = text.iter().position(|&byte| byte == b' ').ok_or(NO_RECORD)?;
@@ -49,7 +49,7 @@ impl Records {
             let record = record.ok_or(NO_RECORD)?;
             let equals = record.iter().position(|&byte| byte == b'=').ok_or(NO_RECORD)?;
             self.put(&record[..equals], &record[equals + 1..], &mut begun)
-                .ok_or(Error::Damaged("an extended header has a value that is none"))?;
+                .ok_or(Error::Damaged("an extended header has an invalid value"))?;
             text = rest;
         }
         let size: usize = self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();

@@ -37,7 +37,7 @@ pub(super) fn check(
     for segment in &segments {
         let fits = segment.at.checked_add(segment.length).is_some_and(|end| end <= size);
         if !fits || segment.at < end {
-            return refuse("has a map of its data that is no map");
+            return refuse("has an invalid map of its data");
         }
         end = segment.end();
         sum += segment.length;
@@ -46,7 +46,7 @@ pub(super) fn check(
         return refuse("has a map of its data that does not fit the data");
     }
     if segments.len() > limits::SEGMENTS {
-        return refuse("has more stretches of data than are taken");
+        return refuse("has too many pieces of data");
     }
     Ok(segments.into_iter().filter(|segment| segment.length > 0).collect())
 }
@@ -65,7 +65,7 @@ pub fn blocks(segments: &[Segment], size: u64) -> Vec<Segment> {
     blocks
 }
 
-/// The map that stands in a keyword of a header: `offset,length,offset,length…`.
+/// The map in the value of a header's keyword: `offset,length,offset,length…`.
 pub(super) fn in_a_line(text: &[u8]) -> Option<Vec<Segment>> {
     if text.is_empty() {
         return Some(Vec::new());

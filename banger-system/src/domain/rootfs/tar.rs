@@ -37,12 +37,12 @@ pub struct Tar<R> {
 }
 
 impl<R: BufRead> Tar<R> {
-    /// The archive that begins where the input stands.
+    /// The archive that begins at the current position of the input.
     pub fn new(input: R) -> Self {
         Self { input, left: 0, padding: 0, globals: Records::default(), begun: false, ended: false }
     }
 
-    /// The input, which stands behind the last block that was read.
+    /// The input, positioned after the last block that was read.
     pub fn into_input(self) -> R {
         self.input
     }
@@ -102,7 +102,7 @@ impl<R: BufRead> Tar<R> {
         Ok(&bytes[..most])
     }
 
-    /// Says that so many of the bytes of [`Tar::data`] were taken.
+    /// Marks this many of the bytes of [`Tar::data`] as consumed.
     pub fn consume(&mut self, count: usize) {
         self.input.consume(count);
         self.left = self.left.saturating_sub(count as u64);
@@ -113,7 +113,7 @@ impl<R: BufRead> Tar<R> {
         let link = records.link.unwrap_or_else(|| header.link().to_vec());
         let size = records.size.map_or_else(|| header.size(), Ok)?;
         let id = |number: i64| {
-            u32::try_from(number).map_err(|_| Error::entry(&path, "has an owner that is no user of Linux"))
+            u32::try_from(number).map_err(|_| Error::entry(&path, "has an owner that Linux does not allow"))
         };
         let meta = Meta {
             mode: header.mode()?,
@@ -140,7 +140,7 @@ impl<R: BufRead> Tar<R> {
             b'3' | b'4' => {
                 let (major, minor) = header.device()?;
                 if major > limits::MAJOR || minor > limits::MINOR {
-                    return Err(Error::entry(&path, "is a device of a number that Linux has not"));
+                    return Err(Error::entry(&path, "is a device with a number that Linux does not allow"));
                 }
                 let (major, minor) = (major as u32, minor as u32);
                 What::Special(match header.kind() {
@@ -185,7 +185,7 @@ impl<R: BufRead> Tar<R> {
             map.extend(next);
             more = another;
             if map.len() > limits::SEGMENTS {
-                return Err(Error::entry(&header.path(), "has more stretches of data than are taken"));
+                return Err(Error::entry(&header.path(), "has too many pieces of data"));
             }
         }
         Ok(map)
@@ -194,11 +194,11 @@ impl<R: BufRead> Tar<R> {
     /// The map before the data of a file: lines of decimal numbers, filled up to a whole block. The first says
     /// how many stretches there are.
     fn new_map(&mut self) -> Result<Vec<Segment>, Error> {
-        const NO_MAP: Error = Error::Damaged("the map of a sparse file is none");
+        const NO_MAP: Error = Error::Damaged("the map of a sparse file is invalid");
         let whole = self.left;
         let count = self.line()?.ok_or(NO_MAP)?;
         if count > limits::SEGMENTS as u64 {
-            return Err(Error::Damaged("a sparse file has more stretches of data than are taken"));
+            return Err(Error::Damaged("a sparse file has too many pieces of data"));
         }
         let mut numbers = Vec::new();
         for _ in 0..2 * count {
@@ -210,7 +210,7 @@ impl<R: BufRead> Tar<R> {
         Ok(map)
     }
 
-    /// A number that stands in a line of its own in the content of the entry.
+    /// A number on a line of its own in the content of the entry.
     fn line(&mut self) -> Result<Option<u64>, Error> {
         let mut digits = Vec::new();
         loop {
@@ -233,7 +233,7 @@ impl<R: BufRead> Tar<R> {
         Ok(name)
     }
 
-    /// All of a content, which has at most so many bytes.
+    /// The whole content, which must not be larger than `most`.
     fn whole(&mut self, size: u64, most: u64) -> Result<Vec<u8>, Error> {
         if size > most {
             return Err(Error::Damaged("an extended header is too large"));
@@ -295,9 +295,7 @@ impl<R: BufRead> Tar<R> {
         if header.is_zero() {
             self.ended = true;
             return match self.block()? {
-                Some(next) if !Header(next).is_zero() => {
-                    Err(Error::Damaged("there is something behind its end"))
-                }
+                Some(next) if !Header(next).is_zero() => Err(Error::Damaged("there is data after its end")),
                 _ => Ok(None),
             };
         }

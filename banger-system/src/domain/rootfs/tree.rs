@@ -1,4 +1,4 @@
-//! What the layers of an image come to when they are laid over each other (OCI image specification, "Image Layer
+//! Merges the layers of an image into one tree (OCI image specification, "Image Layer
 //! Filesystem Changeset"). Names are resolved below the root of the image alone, symbolic links included; nothing
 //! of a host is looked at.
 
@@ -165,14 +165,14 @@ impl Tree {
         let Some((name, parents)) = components.split_last() else {
             return match entry.what {
                 What::Directory => self.change(ROOT, &shown, entry.meta, entry.attributes),
-                _ => Err(Error::entry(&shown, "is the root and no directory")),
+                _ => Err(Error::entry(&shown, "is the root, but not a directory")),
             };
         };
         if self.archive == Archive::Layer && name.starts_with(WHITEOUT) {
             return self.hide(parents, name, &shown);
         }
         let Some(parent) = self.directory(parents, &shown, Missing::Made)? else {
-            return Err(Error::entry(&shown, "has no place"));
+            return Err(Error::entry(&shown, "has no parent directory"));
         };
         let existing = self.child(parent, name);
         let has_user_attributes = matches!(entry.what, What::Directory | What::File(_));
@@ -189,7 +189,7 @@ impl Tree {
             What::Symlink(target) => match target.len() {
                 1..=limits::TARGET if !target.contains(&0) => Kind::Symlink(target.into()),
                 _ => {
-                    return Err(Error::entry(&shown, "is a symbolic link to nothing, or to a too long name"));
+                    return Err(Error::entry(&shown, "is a symbolic link with an empty or too long target"));
                 }
             },
             What::Special(special) => Kind::Special(special),
@@ -203,8 +203,8 @@ impl Tree {
     /// Gives a node another name.
     fn link(&mut self, parent: Id, name: &[u8], target: &[u8], shown: &[u8]) -> Result<(), Error> {
         let components = path::components(target)
-            .map_err(|error| Error::entry(shown, format!("is a link to what cannot be: {error}")))?;
-        let nowhere = || Error::entry(shown, "is a link to what is not there");
+            .map_err(|error| Error::entry(shown, format!("is a link to an invalid name: {error}")))?;
+        let nowhere = || Error::entry(shown, "is a link to a file that is not there");
         let (last, parents) = components.split_last().ok_or_else(nowhere)?;
         let place = self.directory(parents, shown, Missing::Refused)?.ok_or_else(nowhere)?;
         if (place, *last) == (parent, name) {
@@ -215,7 +215,7 @@ impl Tree {
             return Err(Error::entry(shown, "is a link to a directory"));
         }
         if self.node(id).links >= limits::LINKS {
-            return Err(Error::entry(shown, format!("is the name after {} others", limits::LINKS)));
+            return Err(Error::entry(shown, format!("has more than {} names", limits::LINKS)));
         }
         // What has the name yet may be the last that holds the target.
         self.node_mut(id).links += 1;
@@ -238,7 +238,7 @@ impl Tree {
         }
         let hidden = &name[WHITEOUT.len()..];
         if matches!(hidden, b"" | b"." | b"..") {
-            return Err(Error::entry(shown, "hides nothing that can be"));
+            return Err(Error::entry(shown, "is not a valid whiteout"));
         }
         match self.children(parent).and_then(|children| children.get(hidden)).copied() {
             Some(child) if child.layer != self.layer => self.remove(parent, hidden),
@@ -271,7 +271,7 @@ impl Tree {
                     return Ok(None);
                 }
                 if name.len() > limits::NAME {
-                    return Err(Error::entry(shown, "lies behind a symbolic link to a too long name"));
+                    return Err(Error::entry(shown, "is behind a symbolic link to a name that is too long"));
                 }
                 let kind = Kind::Directory(BTreeMap::new());
                 let node = Node { kind, meta: Meta::IMPLIED, attributes: None, links: 0 };
@@ -290,7 +290,7 @@ impl Tree {
                 Kind::Symlink(target) => {
                     links += 1;
                     if links > limits::SYMLINKS {
-                        return Err(Error::entry(shown, "lies behind too many symbolic links"));
+                        return Err(Error::entry(shown, "is behind too many symbolic links"));
                     }
                     if target.starts_with(b"/") {
                         way.truncate(1);
@@ -299,7 +299,7 @@ impl Tree {
                 }
                 _ => {
                     let name = super::error::Shown::of(&name);
-                    return Err(Error::entry(shown, format!("lies below {name}, which is no directory")));
+                    return Err(Error::entry(shown, format!("is below {name}, which is not a directory")));
                 }
             }
         }
@@ -327,7 +327,7 @@ impl Tree {
             Some(id) => id,
             None => {
                 let id = u32::try_from(self.nodes.len());
-                let id = Id(id.map_err(|_| Error::entry(shown, "is one too many"))?);
+                let id = Id(id.map_err(|_| Error::entry(shown, "is one entry too many"))?);
                 self.nodes.push(node.clone());
                 id
             }
@@ -344,7 +344,7 @@ impl Tree {
         if self.segments > limits::ALL_SEGMENTS {
             return Err(Error::TooMany {
                 most: limits::ALL_SEGMENTS as u64,
-                what: "stretches of data in sparse files",
+                what: "pieces of data in sparse files",
             });
         }
         self.count_attributes(id)?;

@@ -1,4 +1,4 @@
-//! A guest that ends or begins on its own: it reboots, stands still, or is asked for while it shuts down.
+//! A guest that ends or boots on its own: it reboots, halts, or is started again while it shuts down.
 
 use std::{
     sync::Arc,
@@ -30,7 +30,7 @@ impl Task {
         let guest = match self.shared.ports.logs.guest_end(self.vm.id).await {
             Ok(guest) => guest,
             Err(error) => {
-                tracing::warn!(vm = %self.vm.id, error = %one_line(&error), "cannot read the end of a console");
+                tracing::warn!(vm = %self.vm.id, error = %one_line(&error), "cannot read a console log");
                 None
             }
         };
@@ -115,7 +115,7 @@ impl Task {
                 match shared.ports.logs.stood_still(vm).await {
                     Ok(end) => return Happening::StoodStill(end),
                     Err(error) => {
-                        tracing::warn!(%vm, error = %one_line(&error), "cannot watch a console");
+                        tracing::warn!(%vm, error = %one_line(&error), "cannot watch a console log");
                         tokio::time::sleep(WATCH_AGAIN).await;
                     }
                 }

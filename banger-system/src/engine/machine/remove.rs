@@ -1,4 +1,4 @@
-//! How a machine is removed, by request or because its lifetime says so.
+//! Removes a sandbox, by request or because its lifetime is over.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ impl Task {
             };
             match stopped {
                 Ok(()) => {
-                    job.stage("power-off", "ending the machine");
+                    job.stage("power-off", "ending the sandbox");
                     self.wait_for(job, Goal::Gone);
                 }
                 Err(error) => job.finish(Err(error)),
@@ -76,7 +76,7 @@ impl Task {
         if !matches!(self.vm.lifetime, Lifetime::Caller { .. }) {
             return Next::Continue;
         }
-        tracing::info!(vm = %self.vm.id, "the client that this machine was bound to is gone");
+        tracing::info!(vm = %self.vm.id, "the client that this sandbox was bound to has disconnected");
         self.delete_unasked(Reason::CallerVanished).await
     }
 

@@ -1,4 +1,4 @@
-//! How a machine goes down.
+//! Stops a sandbox.
 
 use std::{sync::Arc, time::Duration};
 
@@ -95,7 +95,7 @@ impl Task {
     pub(super) async fn kill(&mut self, signal: i32) -> Result<()> {
         if !ENDING_SIGNALS.contains(&signal) {
             let why =
-                format!("signal {signal} does not end a machine; use HUP, INT, QUIT, ABRT, KILL or TERM");
+                format!("signal {signal} does not end a sandbox; use HUP, INT, QUIT, ABRT, KILL or TERM");
             return Err(Error::InvalidOption { why });
         }
         if !self.vm.state.is_up() {

@@ -1,4 +1,4 @@
-//! How the task of a machine goes on after a restart of the service.
+//! Reattaches the task of a sandbox after a restart of the service.
 
 use super::{Next, Task};
 use crate::{
@@ -17,12 +17,12 @@ impl Task {
             (State::Deleting, _) => {
                 let (error, next) = self.remove().await;
                 if let Some(error) = error {
-                    tracing::error!(vm = %self.vm.id, %error, "cannot finish a removal");
+                    tracing::error!(vm = %self.vm.id, %error, "cannot finish deleting a sandbox");
                 }
                 next
             }
             (state, Some(process)) if state.is_up() => {
-                tracing::info!(vm = %self.vm.id, pid = process.pid, "found a running machine");
+                tracing::info!(vm = %self.vm.id, pid = process.pid, "found a running sandbox");
                 self.unit = process.unit;
                 self.pid = process.pid;
                 if state == State::Starting {
@@ -76,13 +76,13 @@ impl Task {
         match taken {
             Ok(taken) => {
                 for port in &taken {
-                    tracing::warn!(vm = %self.vm.id, %port, "a published port was taken by something else");
+                    tracing::warn!(vm = %self.vm.id, %port, "something else uses a published port");
                 }
                 self.blocked_ports = taken;
                 self.publish();
             }
             Err(error) => {
-                tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot take over an interface");
+                tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot reattach an interface");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Jobs that wait for the machine to get somewhere.
+//! Jobs that wait for the sandbox to reach a state.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(super) enum Goal {
     Running,
     /// The guest answers.
     Ready,
-    /// The guest answers and goes on doing so: one that is shutting down is started again.
+    /// The guest answers and is not shutting down: one that is shutting down is started again.
     Up(Start),
     /// The monitor has ended.
     Down,

@@ -1,4 +1,4 @@
-//! What names need of the host, as `banger doctor` tells it.
+//! What names need of the host, as `banger doctor` shows it.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,8 @@ pub(super) fn all(
     resolved: &Standing,
 ) -> Vec<Check> {
     let Some(names) = names else {
-        let message = "names of machines are not served before the network of guests is set up".to_owned();
+        let message =
+            "names of sandboxes are not served yet: the network for guests is not set up".to_owned();
         return vec![check("names", Status::Warn, message, "see journalctl -u banger-system")];
     };
     vec![server(names, failures), resolver(names, resolved)]
@@ -28,14 +29,14 @@ fn server(names: &Table, failures: &[(SocketAddr, String)]) -> Check {
         Some((at, why)) => check(
             "names",
             Status::Fail,
-            format!("names of machines cannot be served at {at}: {why}"),
-            "if another DNS server has port 53 on all addresses, bind it to those that it is to serve \
+            format!("cannot serve the names of sandboxes at {at}: {why}"),
+            "if another DNS server has port 53 on all addresses, bind it to the addresses that it needs \
              (dnsmasq: bind-interfaces, unbound: interface:, named: listen-on)",
         ),
         None => check(
             "names",
             Status::Pass,
-            format!("names of {} machines are served at {gateway}", names.len()),
+            format!("names of sandboxes served at {gateway}: {}", names.len()),
             "",
         ),
     }
@@ -45,16 +46,16 @@ fn resolver(names: &Table, resolved: &Standing) -> Check {
     let (gateway, _) = names.subnet().gateway();
     let recipe = format!(
         "let the host's resolver ask {gateway} for names under vm: dnsmasq with `server=/vm/{gateway}`, unbound \
-         with a stub-zone, or see Names in docs/network.md; machines know each other without it"
+         with a stub-zone, or see Names in docs/network.md; sandboxes find each other without it"
     );
     let message = match resolved {
         Standing::Told { .. } => {
-            let message = "systemd-resolved asks us for names under vm".to_owned();
+            let message = "systemd-resolved asks banger for names under vm".to_owned();
             return check("resolver", Status::Pass, message, "");
         }
-        Standing::Absent => "systemd-resolved does not run, so this host does not know NAME.vm".to_owned(),
-        Standing::Unknown => "systemd-resolved was not told of names under vm yet".to_owned(),
-        Standing::Failed(why) => format!("systemd-resolved cannot be told of names under vm: {why}"),
+        Standing::Absent => "systemd-resolved does not run, so this host cannot resolve NAME.vm".to_owned(),
+        Standing::Unknown => "systemd-resolved is not yet configured for names under vm".to_owned(),
+        Standing::Failed(why) => format!("cannot configure systemd-resolved for names under vm: {why}"),
     };
     check("resolver", Status::Warn, message, &recipe)
 }

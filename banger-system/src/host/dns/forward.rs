@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A datagram of more is none that we asked for.
 const MAX_DATAGRAM: usize = 4096;
 
-/// A question that is to be passed on.
+/// A question to forward.
 pub(super) struct Forward {
     pub(super) question: Box<Question>,
     pub(super) servers: Vec<SocketAddr>,
@@ -46,8 +46,8 @@ impl Forward {
             };
             match reply {
                 Ok(Ok(reply)) => return hand_back(&question, reply),
-                Ok(Err(error)) => tracing::debug!(%server, %error, "a resolver of the host fails"),
-                Err(_) => tracing::debug!(%server, "a resolver of the host is silent"),
+                Ok(Err(error)) => tracing::debug!(%server, %error, "a resolver of the host failed"),
+                Err(_) => tracing::debug!(%server, "a resolver of the host did not answer in time"),
             }
         }
         question.bare(ResponseCode::ServFail)
@@ -90,7 +90,7 @@ async fn ask_by_connection(server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u
     stream.read_exact(&mut reply).await?;
     match message::answers(&reply, asked) {
         true => Ok(reply),
-        false => Err(io::Error::new(io::ErrorKind::InvalidData, "that is no answer")),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "the reply does not match the question")),
     }
 }
 

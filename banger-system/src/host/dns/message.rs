@@ -51,7 +51,7 @@ pub(super) enum Heard {
     Question(Box<Question>),
     /// Something that gets this answer at once.
     Wrong(Vec<u8>),
-    /// Nothing that is to be answered.
+    /// Nothing to answer.
     Noise,
 }
 

@@ -124,7 +124,7 @@ impl Sockets {
     }
 }
 
-/// Everything that goes on, until it is aborted.
+/// The background work. Runs until it is aborted.
 async fn run(mut names: Published, resolv_conf: PathBuf, sockets: Sockets, resolved: Arc<Resolved>) {
     let Ok(first) = names.wait_for(Option::is_some).await.map(|names| names.clone()) else { return };
     let Some(subnet) = first.map(|names| names.subnet()) else { return };
@@ -151,7 +151,7 @@ async fn run(mut names: Published, resolv_conf: PathBuf, sockets: Sockets, resol
     }
 }
 
-/// Serves at an address for ever. Where the host has no IPv6, that address never comes.
+/// Serves at an address until aborted. Where the host has no IPv6, that address never appears.
 async fn keep_socket(server: Arc<Server>, at: SocketAddr, kind: Kind, sockets: Sockets) {
     let mut wait = AGAIN_AT_FIRST;
     loop {
@@ -174,9 +174,9 @@ async fn keep_socket(server: Arc<Server>, at: SocketAddr, kind: Kind, sockets: S
         {
             let missing = error.raw_os_error() == Some(Errno::ADDRNOTAVAIL.raw_os_error());
             if at.is_ipv6() && missing {
-                tracing::debug!(%at, %error, "cannot serve names there");
+                tracing::debug!(%at, %error, "cannot serve names at an address");
             } else {
-                tracing::error!(%at, ?kind, %error, "cannot serve names there");
+                tracing::error!(%at, ?kind, %error, "cannot serve names at an address");
             }
             // It may have served for long.
             wait = AGAIN_AT_FIRST;

@@ -1,7 +1,7 @@
-//! systemd-resolved, told to ask us for names of guests and for nothing else.
+//! Configures systemd-resolved to ask banger for names of guests and for nothing else.
 //!
-//! org.freedesktop.resolve1(5). What is said to it is about one link and lasts until the link goes or resolved
-//! ends, so it is said again when either has come anew.
+//! org.freedesktop.resolve1(5). The configuration belongs to one link and lasts until the link goes or resolved
+//! ends, so it is repeated when either comes back.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -23,7 +23,7 @@ use crate::domain::{
 const NAME: &str = "org.freedesktop.resolve1";
 /// How long it may take to answer. It does so in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The link may have been made anew, or something went wrong: how often that is looked at.
+/// How often it checks whether the link was replaced or something went wrong.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 /// Lost names are forgotten at once, but no more often than this.
 const FLUSH_PAUSE: Duration = Duration::from_millis(200);
@@ -128,8 +128,8 @@ impl Resolved {
         };
         match timeout(PATIENCE, revert).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "systemd-resolved goes on asking for names of guests"),
-            Err(late) => tracing::warn!(%late, "systemd-resolved goes on asking for names of guests"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot reset systemd-resolved"),
+            Err(late) => tracing::warn!(%late, "cannot reset systemd-resolved"),
         }
     }
 
@@ -165,7 +165,7 @@ impl Resolved {
         match timeout(PATIENCE, self.tell(subnet, link)).await {
             Ok(Ok(standing)) => {
                 if self.standing() != standing {
-                    tracing::info!(?standing, "systemd-resolved and names of guests");
+                    tracing::info!(?standing, "state of systemd-resolved");
                 }
                 self.stand(standing);
             }
@@ -198,8 +198,8 @@ impl Resolved {
         match timeout(PATIENCE, flush).await {
             Ok(Ok(())) => {}
             // They are forgotten after five seconds anyway.
-            Ok(Err(error)) => tracing::debug!(%error, "systemd-resolved keeps names that are gone"),
-            Err(late) => tracing::debug!(%late, "systemd-resolved keeps names that are gone"),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot flush the cache of systemd-resolved"),
+            Err(late) => tracing::debug!(%late, "cannot flush the cache of systemd-resolved"),
         }
         tokio::time::sleep(FLUSH_PAUSE).await;
     }
@@ -207,7 +207,7 @@ impl Resolved {
     fn fail(&self, error: &(dyn std::error::Error + Sync)) {
         let failed = Standing::Failed(error.to_string());
         if self.standing() != failed {
-            tracing::warn!(%error, "systemd-resolved does not ask for names of guests");
+            tracing::warn!(%error, "cannot configure systemd-resolved");
         }
         self.stand(failed);
     }

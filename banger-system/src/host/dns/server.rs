@@ -43,7 +43,7 @@ pub(super) struct Server {
     pub(super) upstreams: Upstreams,
 }
 
-/// What is to be done about a message.
+/// What to do about a message.
 enum Reaction {
     Nothing,
     Answer(Vec<u8>),
@@ -51,7 +51,7 @@ enum Reaction {
 }
 
 impl Server {
-    /// What is to be done about a message from this address. Takes microseconds, and never waits.
+    /// Decides what to do about a message from this address. Takes microseconds, and never waits.
     fn react(&self, bytes: &[u8], from: SocketAddr, protocol: Protocol) -> Reaction {
         let Some(names) = self.names.borrow().clone() else { return Reaction::Nothing };
         let Some(asker) = names.asker(from.ip()) else { return Reaction::Nothing };

@@ -71,8 +71,8 @@ impl Api {
             None => Err(Error::Vmm { message: format!("Firecracker answers nonsense to {what}") }),
             Some(version) if version < OLDEST || version >= TOO_NEW => Err(Error::HostNotReady {
                 message: format!(
-                    "Firecracker {version} cannot be used: install one from {OLDEST} to below {TOO_NEW}, or use \
-                     --vmm qemu"
+                    "Firecracker {version} is not supported: install a version from {OLDEST} to below {TOO_NEW}, \
+                     or use --vmm qemu"
                 ),
             }),
             Some(_) => Ok(()),

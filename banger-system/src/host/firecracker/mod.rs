@@ -1,6 +1,6 @@
-//! Firecracker as the machine monitor: under KVM alone, small, and fast to start.
+//! Firecracker as the VMM: only under KVM, small, and fast to start.
 //!
-//! It is started with the socket of its API and nothing else, told over it what machine it is, and then told
+//! It is started with the socket of its API and nothing else, configured over it, and then told
 //! to boot. In between, its user gets the machine's disks and interfaces.
 
 mod api;
@@ -147,7 +147,7 @@ impl Vmm for Firecracker {
     async fn prepare(&self, machine: &Machine) -> Result<Launch> {
         let program = self.require()?;
         let (machine, places) = (machine.clone(), self.places.clone());
-        blocking("prepare a machine", move || prepare(&machine, &places, &program)).await
+        blocking("prepare the VMM", move || prepare(&machine, &places, &program)).await
     }
 
     async fn configure(&self, machine: &Machine, started: &Started) -> Result<()> {
@@ -155,7 +155,7 @@ impl Vmm for Firecracker {
         let told = async {
             api.check_version().await?;
             let (user, granted) = (started.user, machine.clone());
-            blocking("give a machine's user its disks", move || grant::to(user, &granted)).await?;
+            blocking("give the VMM access to its disks", move || grant::to(user, &granted)).await?;
             for put in words::of(machine) {
                 api.put(&put, api::TIMEOUT).await?;
             }
@@ -178,11 +178,11 @@ impl Vmm for Firecracker {
 
     async fn checks(&self) -> Vec<Check> {
         let (status, message, hint) = match self.program() {
-            Some(path) => (Status::Pass, format!("{} is there", path.display()), ""),
+            Some(path) => (Status::Pass, format!("{} is installed", path.display()), ""),
             None => (
                 Status::Warn,
                 "Firecracker is not installed".to_owned(),
-                "install it as /usr/bin/firecracker: machines start faster under it, and take less memory",
+                "install it as /usr/bin/firecracker: sandboxes start faster and use less memory with it",
             ),
         };
         vec![Check { name: "firecracker", status, message, hint: hint.to_owned() }]

@@ -1,4 +1,4 @@
-//! The directory that a monitor makes its sockets in, and how to reach them there.
+//! The directory in which Firecracker creates its sockets, and how to connect to them.
 //!
 //! The directory is the monitor's to write, and the monitor may have been taken over by its guest: what
 //! stands at the name of a socket may be anything, such as a link to a socket of somebody else, to whom this
@@ -34,7 +34,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// `OK `, a number of 32 bits, and a newline.
 const MAX_ANSWER: usize = 14;
 
-/// Makes the directory of a machine's sockets anew, with the one in it that the monitor sees and writes to.
+/// Creates the directory of a sandbox's sockets again, with the one in it that the VMM sees and writes to.
 /// No other user passes the outer one, so the inner one may be open to all: the monitor's user is not known
 /// before it runs.
 pub fn make(places: &Places, vm: VmId) -> Result<()> {
@@ -61,7 +61,7 @@ pub fn remove(places: &Places, vm: VmId) -> Result<()> {
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     let found = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::Socket {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "what stands there is no socket"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is not a socket"));
     }
     UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
 }
@@ -93,18 +93,14 @@ async fn connect_to_port(directory: &Path, port: u32) -> Result<UnixStream> {
         while answer.last() != Some(&b'\n') {
             match stream.read_u8().await {
                 Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),
-                Ok(_) => return Err(agent("the machine monitor answers nonsense")),
+                Ok(_) => return Err(agent("Firecracker answers nonsense")),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     return Err(agent("the guest does not listen"));
                 }
                 Err(error) => return Err(agent(&error.to_string())),
             }
         }
-        if answer.starts_with(b"OK ") {
-            Ok(stream)
-        } else {
-            Err(agent("the machine monitor answers nonsense"))
-        }
+        if answer.starts_with(b"OK ") { Ok(stream) } else { Err(agent("Firecracker answers nonsense")) }
     };
     let late =
         |_| Error::Timeout { what: "connecting to the guest's agent".to_owned(), after: CONNECT_TIMEOUT };

@@ -106,7 +106,7 @@ pub fn drive_name(index: usize) -> String {
     format!("drive{index}")
 }
 
-/// Everything that the API is to be told before [`START`], in order. The guest counts drives in the order in
+/// Every request to the API before [`START`], in order. The guest counts drives in the order in
 /// which they are put.
 pub fn of(machine: &Machine) -> Vec<Put> {
     let mut puts = vec![

@@ -1,4 +1,4 @@
-//! What the network needs of the host, as `banger doctor` tells it.
+//! What the network needs of the host, as `banger doctor` shows it.
 
 use std::path::Path;
 
@@ -18,12 +18,12 @@ pub(super) fn of_interfaces() -> Vec<Check> {
     vec![tun(), nft()]
 }
 
-/// What published ports need, beside what interfaces do: nothing, so it tells how many there are.
+/// Published ports need nothing more than interfaces do, so this shows how many there are.
 pub(super) fn of_ports(count: usize) -> Check {
-    check("ports", Status::Pass, format!("{count} ports of this host lead to guests"), "")
+    check("ports", Status::Pass, format!("published ports of this host: {count}"), "")
 }
 
-/// What the way beyond the host needs. Blocks.
+/// What NAT needs. Blocks.
 pub(super) fn of_nat(filter: &Filter) -> Vec<Check> {
     let mut checks = vec![ipv6()];
     checks.extend(filter.is_prepared().then(|| connections(filter.bounds())));
@@ -32,7 +32,7 @@ pub(super) fn of_nat(filter: &Filter) -> Vec<Check> {
         Err(error) => checks.push(check(
             "packet filter",
             Status::Fail,
-            format!("the kernel's packet filter does not answer: {error}"),
+            format!("cannot read the kernel's packet filter: {error}"),
             "use a kernel with nf_tables, and load the module nf_tables",
         )),
     }
@@ -41,14 +41,14 @@ pub(super) fn of_nat(filter: &Filter) -> Vec<Check> {
 
 fn tun() -> Check {
     match Path::new(tap::DEVICE).exists() {
-        true => check("tap", Status::Pass, format!("{} is there", tap::DEVICE), ""),
+        true => check("tap", Status::Pass, format!("{} exists", tap::DEVICE), ""),
         false => check("tap", Status::Fail, format!("{} is missing", tap::DEVICE), "run `modprobe tun`"),
     }
 }
 
 fn nft() -> Check {
     match Path::new(PROGRAM).exists() {
-        true => check("nft", Status::Pass, format!("{PROGRAM} is there"), ""),
+        true => check("nft", Status::Pass, format!("{PROGRAM} is installed"), ""),
         false => check("nft", Status::Fail, format!("{PROGRAM} is missing"), "install the package nftables"),
     }
 }
@@ -57,8 +57,8 @@ fn ipv6() -> Check {
     let (message, hint) = match forwarding::ipv6() {
         Ipv6::Forwarded => return check("ipv6", Status::Pass, "guests have IPv6".to_owned(), ""),
         Ipv6::Local => (
-            "guests have IPv6 with this host only: it does not forward it, and this kernel has no switch for \
-             single links",
+            "guests have IPv6 with this host only: it does not forward IPv6, and its kernel \
+             cannot do so for single links",
             "to give guests IPv6, set net.ipv6.conf.all.forwarding=1, and accept_ra=2 on the link to your router",
         ),
         Ipv6::Absent => ("guests have no IPv6, because this host has none", ""),
@@ -69,52 +69,53 @@ fn ipv6() -> Check {
 fn connections(bounds: Option<Bounds>) -> Check {
     match bounds {
         Some(Bounds { guest, owner }) => {
-            let message = format!("a guest may have {guest} connections, and all guests of a user {owner}");
+            let message =
+                format!("limits: {guest} connections for a guest, {owner} for all guests of a user");
             check("connections", Status::Pass, message, "")
         }
         None => check(
             "connections",
             Status::Warn,
-            "this kernel does not count connections: one guest may fill the table of the whole host"
+            "the kernel cannot limit connections: one guest can fill the connection table of the whole host"
                 .to_owned(),
             "use a kernel with the module nft_connlimit, and restart banger-system",
         ),
     }
 }
 
-/// A verdict of ours to accept is not the last one: a chain of somebody else may still drop the packet.
+/// Accepting a packet is not final: another program's chain may still drop it.
 fn firewall(drops: &[ForeignDrop]) -> Vec<Check> {
     let mut checks: Vec<Check> = drops
         .iter()
         .map(|ForeignDrop { chain, hook }| {
             let (what, hint) = match (*hook, chain.as_str()) {
                 ("input", _) => (
-                    "guests may not reach DNS on this host",
-                    format!("let UDP and TCP port 53 in from the links {TAP_PREFIX}*"),
+                    "guests may be unable to reach DNS on this host",
+                    format!("allow UDP and TCP port 53 from the links {TAP_PREFIX}*"),
                 ),
                 (_, chain) if chain.contains("firewalld") => (
-                    "guests may not reach beyond this host",
+                    "guests may be unable to reach networks beyond this host",
                     format!("run `firewall-cmd --permanent --zone=trusted --add-interface={TAP_PREFIX}+` and reload"),
                 ),
                 // Docker sets the policy of this chain, and leaves DOCKER-USER to others.
                 (_, "ip filter FORWARD" | "ip6 filter FORWARD") => (
-                    "guests may not reach beyond this host",
+                    "guests may be unable to reach networks beyond this host",
                     format!(
-                        "where Docker did it, run `iptables -I DOCKER-USER -i {TAP_PREFIX}+ -j ACCEPT` and \
+                        "if Docker made it, run `iptables -I DOCKER-USER -i {TAP_PREFIX}+ -j ACCEPT` and \
                          `iptables -I DOCKER-USER -o {TAP_PREFIX}+ -j ACCEPT`; else accept them in FORWARD"
                     ),
                 ),
                 _ => (
-                    "guests may not reach beyond this host",
-                    format!("accept what comes from and goes to the links {TAP_PREFIX}* in that chain"),
+                    "guests may be unable to reach networks beyond this host",
+                    format!("accept traffic from and to the links {TAP_PREFIX}* in that chain"),
                 ),
             };
-            let message = format!("the chain `{chain}` drops what it does not know: {what}");
+            let message = format!("the chain `{chain}` drops traffic by default: {what}");
             Check { name: "firewall", status: Status::Warn, message, hint }
         })
         .collect();
     if checks.is_empty() {
-        let message = "no other firewall drops what guests send".to_owned();
+        let message = "no other firewall drops traffic of guests".to_owned();
         checks.push(check("firewall", Status::Pass, message, ""));
     }
     checks

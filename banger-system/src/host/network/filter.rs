@@ -102,7 +102,7 @@ impl Filter {
         match state.commit(&batch) {
             Err(error) if error.is_not_found() => {}
             result => {
-                result.map_err(|error| failed("take published ports out of the packet filter", error))?
+                result.map_err(|error| failed("remove published ports from the packet filter", error))?
             }
         }
         state.known.values_mut().for_each(|nic| nic.ports.clear());
@@ -123,7 +123,7 @@ impl Filter {
         match state.commit(&batch) {
             // The table is gone, and with it the elements.
             Err(error) if error.is_not_found() => {}
-            result => result.map_err(|error| failed("take a guest out of the packet filter", error))?,
+            result => result.map_err(|error| failed("remove a guest from the packet filter", error))?,
         }
         state.known.remove(&vm);
         Ok(())
@@ -219,22 +219,20 @@ impl State {
         self.prepared.map_or(Ipv6::Absent, |(_, ipv6)| ipv6)
     }
 
-    /// Makes the table what it is to be, whatever became of it.
+    /// Restores the table, whatever happened to it.
     fn repair(&mut self) -> Result<()> {
         let Some((subnet, ipv6)) = self.prepared else {
-            return Err(Error::HostNotReady {
-                message: "the network of guests was never prepared".to_owned(),
-            });
+            return Err(Error::HostNotReady { message: "the network for guests is not set up".to_owned() });
         };
         let bounds = Bounds::of_table(places_for_connections());
         self.bounds = Some(bounds);
         let rules = ruleset(subnet, self.bounds);
         if let Err(error) = apply(&rules) {
             // Sets and chains cannot be changed into others, and this table may be of another version.
-            tracing::warn!(%error, "beginning the table of the packet filter anew");
+            tracing::warn!(%error, "replacing the table of the packet filter");
             if let Err(error) = apply(&format!("{}{rules}", begin_anew())) {
                 apply(&format!("{}{}", begin_anew(), ruleset(subnet, None)))?;
-                tracing::error!(%error, "the kernel does not count connections: guests may fill its table");
+                tracing::error!(%error, "the kernel cannot limit connections: guests can fill its table");
                 self.bounds = None;
             }
         }
@@ -242,7 +240,7 @@ impl State {
         for nic in self.known.values() {
             add_to(&mut batch, nic.vm, &elements(nic, ipv6));
         }
-        self.commit(&batch).map_err(|error| failed("put the guests into the packet filter again", error))
+        self.commit(&batch).map_err(|error| failed("add the guests to the packet filter again", error))
     }
 
     /// Replaces these elements by those of the guest, in one step.
@@ -263,7 +261,7 @@ impl State {
         result.map_err(|error| match error.errno().map(Errno::from_raw_os_error) {
             // An entry of a map that leads elsewhere.
             Some(Errno::BUSY | Errno::EXIST) => Error::Taken { message: self.taken(nic) },
-            _ => failed(format!("put {} into the packet filter", nic.tap()), error),
+            _ => failed(format!("add {} to the packet filter", nic.tap()), error),
         })
     }
 
@@ -272,9 +270,11 @@ impl State {
         let there = self.all().unwrap_or_default();
         match nic.ports.iter().find(|port| in_the_way(&there, nic, **port)) {
             Some(Port { host, protocol, .. }) => {
-                format!("port {host}/{protocol} of the host leads to another machine; publish another one")
+                format!(
+                    "port {host}/{protocol} of the host is published by another sandbox; choose another one"
+                )
             }
-            None => "a port of the host leads to another machine; publish another one".to_owned(),
+            None => "a port of the host is published by another sandbox; choose another one".to_owned(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Forwarding between guests and the rest of the world.
 //!
-//! The global switch is not touched: it would make a router of a host that is none, between all of its
+//! The global switch is not touched: it would turn any host into a router between all of its
 //! links. It is turned on for TAPs, and for the links that lead outside, from which packets then go to
 //! guests alone: the rules drop the others.
 

@@ -98,7 +98,8 @@ impl Links {
         let index = match self.find(LINK).await? {
             Some(link) if link.alias == LINK_ALIAS => link.index,
             Some(_) => {
-                let message = format!("there is a link {LINK} that is not ours; rename it or remove it");
+                let message =
+                    format!("the host has a link {LINK} that is not banger's; rename it or remove it");
                 return Err(Error::Taken { message });
             }
             None => self.add_shared().await?,
@@ -184,7 +185,7 @@ pub(super) fn name_tap(index: u32, nic: &Nic) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(name.build())
 }
 
-/// Makes a TAP what it is to be for this guest. May be done again while a monitor uses the TAP.
+/// Sets up a TAP for this guest. May be repeated while a VMM uses the TAP.
 ///
 /// The TAP has no address. The guest sends to those of [`LINK`], and knows the TAP's hardware address
 /// beforehand; an address would add routes to each TAP that stand in one row with those of all others, through

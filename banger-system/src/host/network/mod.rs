@@ -89,7 +89,7 @@ impl LinuxNetwork {
         match link {
             Some(link) if link.alias != tap_alias(vm) => Err(Error::Taken {
                 message: format!(
-                    "there is a link {} that is not the machine's; rename it or remove it",
+                    "the host has a link {} that is not the sandbox's; rename it or remove it",
                     link.name
                 ),
             }),
@@ -97,7 +97,7 @@ impl LinuxNetwork {
         }
     }
 
-    /// Sees to it that what all guests share stays as it is to be, whatever others do to the host: makes
+    /// Keeps what all guests share in order, whatever others do to the host: makes
     /// the rules again when somebody flushes the packet filter, and follows the way out of the host when
     /// it changes. Ends only with an error; to be run as a task.
     pub async fn keep(&self) -> Result<Infallible> {
@@ -131,7 +131,7 @@ impl LinuxNetwork {
         let there = blocking("look for the rules of the packet filter", move || filter.is_there()).await?;
         match prepared {
             Some(subnet) if !there => {
-                tracing::warn!("somebody removed the rules of the packet filter; making them again");
+                tracing::warn!("the rules of the packet filter were removed; adding them again");
                 self.prepare(subnet).await
             }
             _ => Ok(()),
@@ -235,7 +235,7 @@ impl Network for LinuxNetwork {
             }
         };
         let (filter, nic_of_filter) = (self.filter.clone(), nic.clone());
-        blocking("plug a guest in", move || {
+        blocking("connect a guest to the network", move || {
             let nic = &nic_of_filter;
             let mut requests: Vec<_> = new.iter().map(|_| links::name_tap(link, nic)).collect();
             requests.extend(links::set_up_tap(link, nic, ipv6));
@@ -273,7 +273,7 @@ impl Network for LinuxNetwork {
     async fn give_tap(&self, vm: VmId, user: Uid) -> Result<()> {
         self.tap(vm).await?;
         let name = TapName::of(vm);
-        blocking("give a TAP to a user", move || {
+        blocking("give a TAP to the VMM's user", move || {
             tap::give(&name, user).map_err(|source| cannot("give away", &name, source))
         })
         .await
@@ -287,7 +287,8 @@ impl Network for LinuxNetwork {
         // Held before anything leads there, and until nothing does.
         self.hold_ports(new.vm, old.ports.union(&new.ports).copied().collect()).await?;
         let (filter, before, after) = (self.filter.clone(), old.clone(), new.clone());
-        let changed = blocking("change what a guest may do", move || filter.change(&before, &after)).await;
+        let changed =
+            blocking("change the network rules of a guest", move || filter.change(&before, &after)).await;
         let held = if changed.is_ok() { &new.ports } else { &old.ports };
         self.hold_ports(new.vm, held.clone()).await?;
         changed?;
@@ -300,7 +301,7 @@ impl Network for LinuxNetwork {
 
     async fn unplug(&self, vm: VmId) -> Result<()> {
         let (filter, held) = (self.filter.clone(), self.ports.clone());
-        blocking("take a guest out of the packet filter", move || {
+        blocking("remove a guest from the packet filter", move || {
             filter.remove(vm)?;
             held.release(vm);
             Ok(())

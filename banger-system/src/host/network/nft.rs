@@ -84,14 +84,17 @@ pub(super) fn apply(rules: &str) -> Result<()> {
             Some(_) => {
                 let mut said = String::new();
                 let _ = nft.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
-                let first = said.lines().next().unwrap_or("nft said nothing").to_owned();
+                let first = said.lines().next().unwrap_or("nft gave no reason").to_owned();
                 return Err(Error::other(DOING, first));
             }
             None if began.elapsed() > PATIENCE => {
                 // It may end just now.
                 let _ = nft.kill();
                 let _ = nft.wait();
-                return Err(Error::Timeout { what: format!("to {DOING}"), after: PATIENCE });
+                return Err(Error::Timeout {
+                    what: "applying the rules of the packet filter".to_owned(),
+                    after: PATIENCE,
+                });
             }
             None => thread::sleep(Duration::from_millis(1)),
         }

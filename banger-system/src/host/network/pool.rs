@@ -30,7 +30,7 @@ pub(super) struct TapPool {
 }
 
 impl TapPool {
-    /// An empty pool that is to hold so many.
+    /// An empty pool of this size.
     pub(super) fn new(size: usize, links: Links) -> Self {
         Self { size, ready: Arc::default(), made: Arc::default(), links }
     }
@@ -40,7 +40,7 @@ impl TapPool {
         self.lock().pop_front()
     }
 
-    /// Fills it up, beside whatever else goes on. A pool that cannot be filled is only slower.
+    /// Fills it up in the background. A start without a TAP from the pool is only slower.
     pub(super) fn fill(&self) {
         if self.lock().len() >= self.size {
             return;
@@ -60,8 +60,8 @@ impl TapPool {
     pub(super) async fn make(&self) -> Result<WarmTap> {
         let name = TapName::warm(self.made.fetch_add(1, Ordering::Relaxed));
         let of_kernel = name.clone();
-        let tap = blocking("make a TAP", move || {
-            NewTap::make(&of_kernel).map_err(|source| super::cannot("make", &of_kernel, source))
+        let tap = blocking("create a TAP", move || {
+            NewTap::make(&of_kernel).map_err(|source| super::cannot("create", &of_kernel, source))
         })
         .await?;
         let link = self.links.find(name.as_str()).await?;

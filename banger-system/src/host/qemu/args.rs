@@ -1,4 +1,4 @@
-//! A machine in QEMU's words. Every file is named by its number in the process: the monitor opens no path
+//! A sandbox as QEMU's command line. Every file is named by its number in the process: QEMU opens no path
 //! of the host.
 
 use crate::domain::{

@@ -1,4 +1,4 @@
-//! QEMU as the machine monitor: with KVM where the host has it, else with its own translator.
+//! QEMU as the VMM: with KVM where the host has it, else with emulation (TCG).
 
 mod args;
 mod qmp;
@@ -87,7 +87,7 @@ impl Vmm for Qemu {
     async fn prepare(&self, machine: &Machine) -> Result<Launch> {
         let (machine, places) = (machine.clone(), self.places.clone());
         let (acceleration, sockets) = (self.acceleration, Arc::clone(&self.sockets));
-        blocking("prepare a machine", move || prepare(&machine, &places, acceleration, &sockets)).await
+        blocking("prepare the VMM", move || prepare(&machine, &places, acceleration, &sockets)).await
     }
 
     async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
@@ -102,7 +102,7 @@ impl Vmm for Qemu {
         let missing = [PROGRAM, FIRMWARE].into_iter().find(|file| !Path::new(file).exists());
         let hint = "install QEMU for this processor (Debian: qemu-system-x86)";
         let (status, message, hint) = match missing {
-            None => (Status::Pass, format!("{PROGRAM} is there"), ""),
+            None => (Status::Pass, format!("{PROGRAM} is installed"), ""),
             Some(file) => (Status::Warn, format!("{file} is missing"), hint),
         };
         vec![Check { name: "qemu", status, message, hint: hint.to_owned() }]

@@ -51,7 +51,7 @@ impl Qmp {
     pub async fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .await
-            .map_err(|error| Error::Vmm { message: format!("cannot reach the machine monitor: {error}") })?;
+            .map_err(|error| Error::Vmm { message: format!("cannot reach QEMU: {error}") })?;
         let (reader, writer) = stream.into_split();
         let mut qmp = Self { reader: BufReader::new(reader), writer };
         let greeting = within(qmp.line()).await?;
@@ -78,9 +78,7 @@ impl Qmp {
                 let line = self.line().await?;
                 if let Some(Failure { desc }) = line.error {
                     let desc: String = desc.chars().take(200).filter(|c| !c.is_control()).collect();
-                    return Err(Error::Vmm {
-                        message: format!("the machine monitor refused {command}: {desc}"),
-                    });
+                    return Err(Error::Vmm { message: format!("QEMU refused {command}: {desc}") });
                 }
                 if let Some(value) = line.returned {
                     return Ok(value);
@@ -96,23 +94,23 @@ impl Qmp {
         let count = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut line).await;
         match count {
             Err(error) => Err(gone(&error)),
-            Ok(0) => Err(gone(&"it hung up")),
+            Ok(0) => Err(gone(&"it closed the connection")),
             Ok(_) => serde_json::from_slice(&line).map_err(|_| nonsense()),
         }
     }
 }
 
 async fn within<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
-    let timeout = || Error::Timeout { what: "asking the machine monitor".to_owned(), after: TIMEOUT };
+    let timeout = || Error::Timeout { what: "waiting for a reply from QEMU".to_owned(), after: TIMEOUT };
     tokio::time::timeout(TIMEOUT, doing).await.map_err(|_| timeout())?
 }
 
 fn gone(why: &dyn std::fmt::Display) -> Error {
-    Error::Vmm { message: format!("the machine monitor does not answer: {why}") }
+    Error::Vmm { message: format!("lost the connection to QEMU: {why}") }
 }
 
 fn nonsense() -> Error {
-    Error::Vmm { message: "the machine monitor sends what is no answer".to_owned() }
+    Error::Vmm { message: "unexpected reply from QEMU".to_owned() }
 }
 
 #[cfg(test)]

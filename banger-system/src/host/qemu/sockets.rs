@@ -1,5 +1,5 @@
-//! The sockets of machines: one for control, and one for each channel to the agent. They are made by the
-//! service and belong to root; the monitor gets them listening.
+//! QEMU's sockets: one for control, and one for each channel to the agent. They are made by the
+//! service and belong to root; QEMU gets them listening.
 
 use std::{
     collections::HashMap,
@@ -53,7 +53,7 @@ impl Sockets {
     /// Makes the sockets of a machine in its directory, listening.
     pub fn bind(&self, vm: VmId) -> Result<Vec<(String, OwnedFd)>> {
         let directory = self.places.socket_dir(vm);
-        let os = |error| Error::os(format!("make the sockets in {}", directory.display()), error);
+        let os = |error| Error::os(format!("create the sockets in {}", directory.display()), error);
         let listen = |path: &Path| UnixListener::bind(path).map(OwnedFd::from).map_err(os);
         let mut sockets = vec![(args::QMP.to_owned(), listen(&directory.join(QMP_SOCKET))?)];
         for index in 0..CHANNELS {

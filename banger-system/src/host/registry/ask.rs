@@ -1,5 +1,5 @@
-//! Asking a server of the web, whose every answer is hostile until it has its digest. Nothing that it says leads
-//! anywhere without [`place::route`]'s word, and nothing of it is read without a limit of size and time.
+//! Requests to web servers, whose every answer is hostile until its digest is verified. No address that one gives is
+//! followed without [`place::route`]'s consent, and nothing is read without a limit of size and time.
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
@@ -59,8 +59,8 @@ impl Clients {
         };
         let failed = |error: reqwest::Error| Error::HostNotReady {
             message: format!(
-                "no registry can be asked ({}); the certificates that the host trusts come with its package \
-                 ca-certificates",
+                "cannot connect to registries ({}); the package ca-certificates has the \
+                 certificates that the host trusts",
                 reason(&error)
             ),
         };
@@ -113,7 +113,7 @@ impl Asker {
             let target = response.headers().get(LOCATION).and_then(|target| target.to_str().ok());
             url = target
                 .and_then(|target| url.join(target).ok())
-                .ok_or_else(|| self.refused("it redirects to no address"))?;
+                .ok_or_else(|| self.refused("it redirects without a valid address"))?;
         }
         Err(self.refused(&format!("it redirects more than {MAX_REDIRECTS} times")).into())
     }
@@ -121,7 +121,7 @@ impl Asker {
     /// Whether and how an address that the server named may be asked.
     pub(super) fn route(&self, url: &Url) -> Result<Route> {
         place::route(url, &self.base, &self.clients.guests, &self.clients.local)
-            .map_err(|why| self.refused(&format!("refusing to ask {why}")))
+            .map_err(|why| self.refused(&format!("refusing to connect to {why}")))
     }
 
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
@@ -131,7 +131,7 @@ impl Asker {
             Ok(Err(error)) => Err(Failure::passing(format!("{host} cannot be reached: {}", reason(&error)))),
             Err(_) => {
                 let seconds = self.patience.answer.as_secs();
-                Err(Failure::passing(format!("{host} does not answer within {seconds} s")))
+                Err(Failure::passing(format!("{host} did not answer within {seconds} s")))
             }
         }
     }
@@ -141,7 +141,7 @@ impl Asker {
         let after =
             response.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.trim().parse().ok());
         Failure::Passing {
-            message: format!("{} answers {}", self.host, response.status()),
+            message: format!("{} answered {}", self.host, response.status()),
             after: after.map(Duration::from_secs),
         }
     }
@@ -163,7 +163,7 @@ async fn read(
     host: &str,
 ) -> Result<Vec<u8>, Failure> {
     let too_large =
-        || Error::Registry { message: format!("{host}: an answer of more than {limit} bytes is not taken") };
+        || Error::Registry { message: format!("{host}: the answer is larger than {limit} bytes") };
     let announced = response.headers().get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|announced| announced > limit) {
         return Err(too_large().into());
@@ -182,7 +182,7 @@ async fn read(
         Ok(body) => body,
         Err(_) => {
             let seconds = patience.document.as_secs();
-            Err(Failure::passing(format!("{host} takes more than {seconds} s for a small answer")))
+            Err(Failure::passing(format!("{host} took more than {seconds} s for a small answer")))
         }
     }
 }
@@ -192,7 +192,7 @@ pub(super) fn broken(host: &str, error: &reqwest::Error) -> Failure {
     Failure::passing(format!("the connection to {host} broke: {}", reason(error)))
 }
 
-/// The innermost cause, which alone tells something; the address stands in the outermost one, and may be signed.
+/// The innermost cause, the only useful one; the outermost has the address, which may have a signature in it.
 pub(super) fn reason(error: &reqwest::Error) -> String {
     let mut cause: &dyn StdError = error;
     while let Some(deeper) = cause.source() {

@@ -1,7 +1,7 @@
 //! The cache of blobs, shared by all users: `REGISTRY/DIGITS` each, and `REGISTRY/DIGITS.partial` for what has come
-//! of one so far. What came from a catalog stands below `@CATALOG`, which no registry is called.
+//! of one so far. Blobs of a catalog are below `@CATALOG`, which is not a name of any registry.
 //!
-//! Blobs of one registry are for those alone whom that registry lets have a manifest with them: a user with a
+//! Blobs of one registry are only for users whom that registry gives a manifest that names them: a user with a
 //! registry of their own could make a manifest that names anything, and it would be theirs if it were not kept
 //! apart. A blob has its name only once it has its digest, and is on the disk by then.
 
@@ -243,7 +243,7 @@ pub(super) struct Writing {
 }
 
 impl Pen {
-    /// Goes on where an earlier try ended.
+    /// Continues where an earlier try ended.
     pub(super) fn resume(self) -> io::Result<Writing> {
         let options = || {
             let mut options = OpenOptions::new();

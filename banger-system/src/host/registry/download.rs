@@ -22,7 +22,7 @@ use crate::ports::{Error, Result};
 const PENDING: usize = 64;
 /// What is moved from the cache into a pipe at once.
 const CHUNK: usize = 256 << 10;
-/// So many bytes count as progress, after which a registry may fail as often as before.
+/// After this many bytes the count of a registry's failures starts again.
 const STEP: u64 = 1 << 20;
 
 /// Brings a blob into the cache, unless it is there or somebody else brings it.
@@ -47,7 +47,7 @@ pub(super) async fn ensure(sender: &dyn Sender, blob: &Arc<Blob>) -> Result<()> 
         Verdict::Whole => Ok(()),
         Verdict::Wrong(digest) => Err(Error::Mismatch {
             message: format!(
-                "{} sent what comes to {digest} when it was asked for {}",
+                "{} sent data with the digest {digest} instead of {}",
                 sender.asker().host,
                 blob.descriptor.digest
             ),
@@ -93,7 +93,7 @@ fn begin(sender: &dyn Sender, response: &Response, from: u64) -> Result<u64, Fai
     let first = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
     match first {
         Some(first) if first <= from => Ok(from - first),
-        _ => Err(sender.asker().refused("it sends another part of a layer than it was asked for").into()),
+        _ => Err(sender.asker().refused("it sent another part of a layer than requested").into()),
     }
 }
 
@@ -121,13 +121,13 @@ async fn receive(
         let Some(mut chunk) = chunk else {
             return match room {
                 0 => Ok(()),
-                _ => Err(Failure::passing(format!("{host} ended in the middle of a layer"))),
+                _ => Err(Failure::passing(format!("{host} closed the connection in the middle of a layer"))),
             };
         };
         in_window += chunk.len() as u64;
         if window.elapsed() >= patience.window {
             if in_window < patience.slowest {
-                return Err(Failure::passing(format!("{host} sends a layer too slowly")));
+                return Err(Failure::passing(format!("{host} sent a layer too slowly")));
             }
             (window, in_window) = (Instant::now(), 0);
         }
@@ -136,7 +136,7 @@ async fn receive(
         let chunk = chunk.split_off(known);
         let new = chunk.len() as u64;
         if new > room {
-            let message = format!("{host} sends more of a layer than its manifest says");
+            let message = format!("{host} sent more of a layer than its manifest says");
             return Err(Error::Mismatch { message }.into());
         }
         room -= new;
@@ -157,7 +157,7 @@ pub(super) async fn feed(blob: Arc<Blob>, mut pipe: pipe::Sender) -> Result<()> 
     loop {
         let Level { bytes, whole, edition } = *level.borrow_and_update();
         if edition != first.edition {
-            let message = format!("what came of {} turned out to be wrong", blob.descriptor.digest);
+            let message = format!("the data received for {} was wrong", blob.descriptor.digest);
             return Err(Error::Mismatch { message });
         }
         if at == bytes {
@@ -183,7 +183,7 @@ pub(super) async fn feed(blob: Arc<Blob>, mut pipe: pipe::Sender) -> Result<()> 
 }
 
 fn gone() -> Error {
-    Error::HostNotReady { message: "a layer is fetched no longer".to_owned() }
+    Error::HostNotReady { message: "the download of a layer was stopped".to_owned() }
 }
 
 fn unwritten(blob: &Blob, error: io::Error) -> Error {

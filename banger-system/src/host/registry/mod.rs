@@ -1,7 +1,7 @@
 //! Registries of images, and the cache of what was fetched from them.
 //!
 //! Every answer of a registry is hostile until it has its digest. Documents are small and read whole; layers go
-//! into the cache, and from there to whoever imports them, while they come.
+//! into the cache, and from there to the importer while they arrive.
 
 mod ask;
 mod cache;
@@ -108,7 +108,7 @@ impl Registries {
 
     async fn blob_of(&self, keeper: &str, descriptor: Descriptor) -> Result<Arc<Blob>> {
         let (cache, keeper) = (self.cache.clone(), keeper.to_owned());
-        blocking("look into the cache", move || cache.blob(&keeper, descriptor).map_err(unkept)).await
+        blocking("read the cache", move || cache.blob(&keeper, descriptor).map_err(unkept)).await
     }
 
     async fn trim(&self) {
@@ -116,14 +116,16 @@ impl Registries {
         let trimmed = blocking("trim the cache", move || cache.trim().map_err(unkept)).await;
         match trimmed {
             Ok(Pruned { blobs: 0, .. }) => {}
-            Ok(Pruned { blobs, bytes }) => tracing::info!(blobs, %bytes, "the cache had become too large"),
+            Ok(Pruned { blobs, bytes }) => {
+                tracing::info!(blobs, %bytes, "removed layers because the cache was too large")
+            }
             Err(error) => tracing::warn!(%error, "cannot trim the cache"),
         }
     }
 
     async fn check_room(&self, missing: u64) -> Result<()> {
         let cache = self.cache.clone();
-        blocking("look into the cache", move || {
+        blocking("read the cache", move || {
             let stat = rustix::fs::statvfs(cache.root()).map_err(|error| unkept(error.into()))?;
             match stat.f_bavail.saturating_mul(stat.f_frsize) < missing.saturating_add(SPARE) {
                 true => Err(Error::NoSpace { doing: format!("fetch {}", Bytes(missing)) }),
@@ -154,7 +156,7 @@ impl Registry for Registries {
             let digest = Digest::from_bytes(Sha256::digest(&bytes).into());
             let is_other = expect.is_some_and(|expect| expect != digest);
             if is_other || size.is_some_and(|Bytes(size)| size != bytes.len() as u64) {
-                let message = format!("{} sent another manifest than it was asked for", session.host());
+                let message = format!("{} sent another manifest than requested", session.host());
                 return Err(Error::Mismatch { message });
             }
             match Document::parse(&bytes, kind.as_deref()).map_err(unusable)? {
@@ -179,7 +181,7 @@ impl Registry for Registries {
                 }
             }
         }
-        Err(unusable(Unusable("its indexes lead to further ones without end".to_owned())))
+        Err(unusable(Unusable("its indexes are nested too deeply".to_owned())))
     }
 
     async fn fetch(

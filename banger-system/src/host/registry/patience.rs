@@ -1,4 +1,4 @@
-//! How long a registry is waited for, and how often it is asked again.
+//! Timeouts and retries for registries.
 
 use std::time::Duration;
 
@@ -95,7 +95,7 @@ impl Tries {
         let pause = self.patience.pause * 2u32.pow(self.failed - 1);
         // A half more at most, so that many who failed together do not come back together.
         let spread = pause.mul_f64(f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 512.0);
-        tracing::debug!(message, failed = self.failed, "a registry is asked again");
+        tracing::debug!(message, failed = self.failed, "retrying a registry");
         tokio::time::sleep((pause + spread).max(asked)).await;
         Ok(())
     }

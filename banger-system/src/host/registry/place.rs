@@ -16,8 +16,8 @@ use reqwest::{
 use crate::domain::{net::subnet::Subnet, oci::reference::RegistryHost};
 
 /// What is not asked for a user, and what an administrator can do about it.
-const LOCAL_REFUSED: &str = "a port of this host that leads to a sandbox or that is not in registry.local_ports of \
-                             /etc/banger/config.toml";
+const LOCAL_REFUSED: &str = "a port of this host that is published for a sandbox or is not in \
+                             registry.local_ports of /etc/banger/config.toml";
 
 /// By which client an address is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +105,7 @@ pub(super) fn route(
     local: &LocalPorts,
 ) -> Result<Route, &'static str> {
     if !matches!(url.scheme(), "https" | "http") {
-        return Err("an address that is not of the web");
+        return Err("an address that is not http or https");
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("an address with a password in it");
@@ -201,8 +201,8 @@ impl Resolve for Resolver {
                 found.into_iter().filter(|address| may_be_near || !is_near(address.ip())).collect();
             match asked.is_empty() {
                 false => Ok(Box::new(asked.into_iter()) as Addrs),
-                true if of_guests.is_empty() => Err("it leads to the host itself or to its link".into()),
-                true => Err("it leads to a guest of this host".into()),
+                true if of_guests.is_empty() => Err("it resolves to the host itself or to its link".into()),
+                true => Err("it resolves to a guest of this host".into()),
             }
         })
     }
@@ -351,14 +351,16 @@ mod tests {
         };
         let guests = Guests::default();
         assert!(resolve("localhost", Route::Own, &guests).await.is_ok());
-        assert!(resolve("localhost", Route::Away, &guests).await.unwrap_err().contains("leads to the host"));
+        assert!(
+            resolve("localhost", Route::Away, &guests).await.unwrap_err().contains("resolves to the host")
+        );
         for route in [Route::Own, Route::Away] {
             let error = resolve("127.0.0.1", route, &guests).await.unwrap_err();
-            assert!(error.contains("leads to the host"), "{error}");
+            assert!(error.contains("resolves to the host"), "{error}");
         }
         guests.are_in("127.0.0.0/16 fd12:3456:789a::/64".parse().unwrap());
         for route in [Route::Own, Route::Away] {
-            assert!(resolve("127.0.0.1", route, &guests).await.unwrap_err().contains("leads to a guest"));
+            assert!(resolve("127.0.0.1", route, &guests).await.unwrap_err().contains("resolves to a guest"));
         }
     }
 }

@@ -42,14 +42,14 @@ impl Session {
         credentials: Credentials,
     ) -> Result<Self> {
         let base = place::base(reference.registry()).ok_or_else(|| Error::Registry {
-            message: format!("{} is no address of a registry", reference.registry()),
+            message: format!("{} is not an address of a registry", reference.registry()),
         })?;
         let host = reference.registry().to_string();
         let asker = Asker { clients, patience, base, host };
         Ok(Self { asker, reference, credentials, authorization: Mutex::default() })
     }
 
-    /// A document of at most so many bytes, with the media type that the registry gives it.
+    /// A document of at most this many bytes, with the media type that the registry gives it.
     pub(super) async fn manifest(
         &self,
         wanted: &str,
@@ -88,9 +88,10 @@ impl Session {
         &self.asker.host
     }
 
-    /// Asks, and shows who asks when the registry wants to know.
+    /// Sends a request, with credentials if the registry asks for them.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<Response, Failure> {
-        let url = self.asker.base.url.join(path).map_err(|_| self.refused("it cannot be asked for this"))?;
+        let url =
+            self.asker.base.url.join(path).map_err(|_| self.refused("it has no address for this request"))?;
         let mut shown = self.known();
         let mut response = self.asker.follow(url.clone(), &headers, shown.as_ref()).await?;
         for _ in 0..INTRODUCTIONS {
@@ -151,12 +152,12 @@ impl Session {
         let request =
             self.asker.clients.own.get(self.asker.base.url.clone()).basic_auth(user, Some(secret)).build();
         // The error of the library says nothing of the text.
-        let request = request.map_err(|error| Error::other("show who asks", error))?;
+        let request = request.map_err(|error| Error::other("send the credentials", error))?;
         request
             .headers()
             .get(AUTHORIZATION)
             .cloned()
-            .ok_or_else(|| self.refused("it cannot be shown who asks"))
+            .ok_or_else(|| self.refused("it cannot get the credentials"))
     }
 
     pub(super) fn refused(&self, why: &str) -> Error {
@@ -167,15 +168,15 @@ impl Session {
         &self.credentials
     }
 
-    /// What an answer means that is none to a question for a token.
+    /// Maps the status of a response that is not about a token to a [`Failure`].
     async fn judge(&self, response: Response) -> Result<Response, Failure> {
         let (status, what) = (response.status(), self.reference.to_string());
         match status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let message = match self.credentials {
-                    Credentials::Anonymous => format!("{} wants to know who asks for {what}", self.host()),
-                    _ => format!("{} does not let this user have {what}", self.host()),
+                    Credentials::Anonymous => format!("{} requires a login for {what}", self.host()),
+                    _ => format!("{} denies this user {what}", self.host()),
                 };
                 Err(Error::AuthRequired { message }.into())
             }
@@ -205,7 +206,7 @@ impl Sender for Session {
     }
 }
 
-/// The wish for what comes from a byte on.
+/// The header that asks for the content from this byte on.
 pub(super) fn from_byte(from: u64) -> Result<HeaderMap, Failure> {
     let mut headers = HeaderMap::new();
     if from > 0 {

@@ -1,4 +1,4 @@
-//! How a registry gets to know who asks: a password, or a token that another server gives for it
+//! How a user logs in to a registry: with a password, or with a token that another server gives for it
 //! (<https://distribution.github.io/distribution/spec/auth/token/>).
 
 use reqwest::{
@@ -97,13 +97,13 @@ async fn ask(session: &Session, realm: &Url, service: Option<&str>) -> Result<He
     if status != StatusCode::OK {
         let message = match session.credentials() {
             Credentials::Anonymous => {
-                format!("{} wants to know who asks for {}", session.host(), session.reference)
+                format!("{} requires a login for {}", session.host(), session.reference)
             }
-            _ => format!("{} does not know this user or password", session.host()),
+            _ => format!("{} rejected the user name or password", session.host()),
         };
         return Err(Error::AuthRequired { message }.into());
     }
-    let unusable = || session.refused("it gives no token that can be used");
+    let unusable = || session.refused("it sent no usable token");
     let answer: Answer = serde_json::from_slice(&body).map_err(|_| unusable())?;
     let token =
         answer.token.or(answer.access_token).filter(|token| !token.is_empty()).ok_or_else(unusable)?;
@@ -112,7 +112,8 @@ async fn ask(session: &Session, realm: &Url, service: Option<&str>) -> Result<He
 
 fn secret_header(text: &str) -> Result<HeaderValue, Failure> {
     // The error of the library says nothing of the text.
-    let mut value = HeaderValue::from_str(text).map_err(|error| Error::other("show who asks", error))?;
+    let mut value =
+        HeaderValue::from_str(text).map_err(|error| Error::other("send the credentials", error))?;
     value.set_sensitive(true);
     Ok(value)
 }

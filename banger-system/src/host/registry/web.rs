@@ -176,7 +176,7 @@ fn copy(pen: Pen, path: &Path) -> Result<()> {
     let mut writing: Writing = pen.resume().map_err(unkept)?;
     let content = writing.blob().descriptor;
     let unread = |error| Error::os(format!("read {}", path.display()), error);
-    let differs = || Error::Mismatch { message: format!("{} is not what its catalog says", path.display()) };
+    let differs = || Error::Mismatch { message: format!("{} does not match its catalog", path.display()) };
     let mut file = open(path)?;
     file.seek(SeekFrom::Start(writing.at)).map_err(unread)?;
     let mut buffer = vec![0; CHUNK];

@@ -42,7 +42,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A newer version has written it.
-    #[error("the database {} has version {version}, and this banger knows up to {known}; install the newer banger again", .path.display())]
+    #[error("the database {} has version {version}, but this banger supports only versions up to {known}; install the newer banger again", .path.display())]
     Newer {
         /// The file.
         path: PathBuf,
@@ -109,7 +109,7 @@ pub(super) async fn open(places: &Places) -> Result<SqlitePool, Error> {
     Ok(pool)
 }
 
-/// What stands where the database should be.
+/// What is at the path of the database.
 enum Found {
     Database,
     Nothing,
@@ -134,7 +134,7 @@ fn prepare(places: &Places, path: &Path) -> Result<Found, Error> {
     }
     if let Some(directory) = path.parent() {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        made.map_err(os("make the directory", directory))?;
+        made.map_err(os("create the directory", directory))?;
     }
     // An empty file is what a crash before the first commit leaves.
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);

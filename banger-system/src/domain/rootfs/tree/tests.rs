@@ -97,7 +97,7 @@ fn a_directory_gives_way_to_a_file_and_a_file_to_a_directory() {
     check(&[below, &["s x y"]], &["s /x y"]);
     check(&[&["s x y"], &["d x"]], &["d /x"]);
     check(&[&["f x"], &["p x"]], &["p /x"]);
-    refused(&[&["f x"], &["f x/a"]], "no directory");
+    refused(&[&["f x"], &["f x/a"]], "not a directory");
 }
 
 #[test]
@@ -119,8 +119,8 @@ fn a_whiteout_hides_what_is_below_and_nothing_else() {
     check(&[&["f .wh.a", "f a"]], &["f /a 2"]);
     // Of what is not there, and in what is not there.
     check(&[&["f a"], &["f .wh.b", "f x/.wh.a"]], &["f /a 1"]);
-    refused(&[&["f .wh."]], "hides nothing");
-    refused(&[&["f .wh..."]], "hides nothing");
+    refused(&[&["f .wh."]], "not a valid whiteout");
+    refused(&[&["f .wh..."]], "not a valid whiteout");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn links_that_lead_nowhere_are_refused() {
     refused(&[&["l a ."]], "not there");
     refused(&[&["f a", "l b ../a"]], "`..`");
     refused(&[&["f a", "l b /a"]], "absolute");
-    refused(&[&["f a", "f .wh.b", "l c a/b"]], "no directory");
+    refused(&[&["f a", "f .wh.b", "l c a/b"]], "not a directory");
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn symbolic_links_lead_from_the_root_of_the_image() {
     check(&[&["d d", "f d/a"], &["s s d"], &["f s/.wh.a"]], &["d /d", "s /s d"]);
     refused(&[&["s a b", "s b a", "f a/x"]], "too many symbolic links");
     refused(&[&["s a a", "f a/x"]], "too many symbolic links");
-    refused(&[&["f f", "s a f", "f a/x"]], "no directory");
+    refused(&[&["f f", "s a f", "f a/x"]], "not a directory");
 }
 
 #[test]
