@@ -25,6 +25,7 @@ use rustix::{
 
 use crate::{
     conversation::{kind_of, refuse},
+    early::Early,
     port::{Port, Received},
     spawn::{self, Running},
 };
@@ -35,7 +36,7 @@ const MAX_QUEUED: usize = 4 * MAX_DATA;
 const HANGUP_GRACE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// Runs a command until it has ended or the host has hung up.
-pub fn run(port: &mut Port, command: Exec) -> io::Result<()> {
+pub fn run(port: &mut Port, command: Exec, early: Early) -> io::Result<()> {
     let running = match spawn::spawn(&command) {
         Ok(running) => running,
         Err(error) => {
@@ -53,7 +54,7 @@ pub fn run(port: &mut Port, command: Exec) -> io::Result<()> {
         return port.send(&Frame::Done).map(drop);
     }
     port.queue(&Frame::Started(Started { pid }));
-    Session::new(running)?.run(port)
+    Session::new(running, early)?.run(port)
 }
 
 /// A detached command is waited for by a thread of its own, which costs a stack and no time.
@@ -84,10 +85,11 @@ struct Round {
 }
 
 impl Session {
-    fn new(running: Running) -> io::Result<Self> {
+    fn new(running: Running, early: Early) -> io::Result<Self> {
         let group = Pid::from_child(&running.child);
         let pidfd = pidfd_open(group, PidfdFlags::empty())?;
-        Ok(Self { running, group, pidfd, pending: VecDeque::new(), input_ended: false, ended: None })
+        let Early { input: pending, ended: input_ended } = early;
+        Ok(Self { running, group, pidfd, pending, input_ended, ended: None })
     }
 
     fn run(mut self, port: &mut Port) -> io::Result<()> {
@@ -306,6 +308,6 @@ fn drain(from: &mut Option<OwnedFd>, mut give: impl FnMut(Vec<u8>)) -> io::Resul
     Ok(())
 }
 
-fn invalid(message: &str) -> io::Error {
+pub fn invalid(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }

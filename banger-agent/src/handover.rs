@@ -21,7 +21,9 @@ use crate::{
     SERVE,
     boot::NEW_ROOT,
     channels::{Inheritance, InitKind},
-    log, power, stopping,
+    log,
+    phases::InitSystem,
+    power, stopping,
 };
 
 /// Where an image may have its init, the most particular first.
@@ -42,9 +44,11 @@ pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infalli
     if let Err(error) = power::prepare() {
         problems.push(format!("cannot see to powering off: {error}"));
     }
-    let server =
-        start_server(Inheritance { token: config.token, problems, init: kind, programs: config.programs })?;
-    if kind == InitKind::Image
+    let init_system = init.as_ref().map_or(InitSystem::Other, |init| InitSystem::of(Path::new("/"), init));
+    let (token, programs) = (config.token, config.programs);
+    let server = start_server(Inheritance { token, problems, init: kind, init_system, programs })?;
+    // The directory in which its units stand is how programs know systemd: no other init gets it.
+    if init_system == InitSystem::Systemd
         && let Err(error) = stopping::prepare(server)
     {
         log::error(&format!("commands will not end before the guest's disks are unmounted: {error}"));

@@ -199,7 +199,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::guest::message::{Exec, FailureKind, Terminal};
+    use crate::guest::message::{Exec, FailureKind, Phase, Terminal};
 
     fn all() -> Vec<Frame> {
         let exec = Exec {
@@ -211,6 +211,8 @@ mod tests {
             terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
             detach: false,
             log: None,
+            locale: vec![("LANG".into(), "C.UTF-8".into())],
+            wait: Phase::Boot,
         };
         vec![
             Frame::Request(Request::Exec(exec)),

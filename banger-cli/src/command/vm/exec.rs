@@ -53,6 +53,8 @@ Examples:
   banger vm exec web                        a shell
   banger vm exec web -- uname -a
   banger vm exec -w /srv -e PORT=80 web -- ./serve
+  banger vm exec -it web sh                 as in `docker exec`
+  while read f; do banger vm exec -n web -- wc \"$f\"; done < files
   banger vm exec -d web -- ./serve          goes on without this command
   banger vm logs --exec web                 and what it has written
 
@@ -139,7 +141,8 @@ impl Target {
         }
         let stream = self.open(&bus, &vm).await.map_err(|error| advise(error).about(&self.sandbox))?;
         // Until here a signal ends us as it ends any program.
-        attach::run(stream, exec, &mut Signals::catch()?.listen()).await.map_err(advise_elsewhere)
+        let listener = &mut Signals::catch()?.listen();
+        attach::run(stream, exec, self.exec.stdin(), listener).await.map_err(advise_elsewhere)
     }
 
     /// A stream for the command. Who has to wait for one is told so.

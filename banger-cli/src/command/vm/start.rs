@@ -3,28 +3,36 @@
 use banger_proto::bus::proxy::Options;
 use clap::Args;
 
-use super::change::{self, ChangeArgs};
+use super::{
+    change::{self, ChangeArgs},
+    wait::Wait,
+};
 use crate::error::Result;
 
 /// Boot sandboxes that are not running
 ///
-/// Returns when their guests are ready. Starting what runs already changes nothing.
+/// Returns when the agents of their guests answer. Starting what runs already changes nothing.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Example:
+Examples:
   banger vm start web db
+  banger vm start --wait boot web   returns when its services were started
 
 Next: `banger vm exec NAME` is a shell in one of them.")]
 pub struct Start {
     /// Names, ids, or beginnings of ids
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
+    /// How far the guests have booted before this returns [default: agent]
+    #[arg(long, value_name = "PHASE")]
+    wait: Option<Wait>,
     #[command(flatten)]
     change: ChangeArgs,
 }
 
 impl Start {
     pub async fn run(&self) -> Result<u8> {
-        change::each(&self.sandboxes, "Start", Options::new(), self.change, "started").await
+        change::each_and_wait(&self.sandboxes, "Start", Options::new(), self.change, "started", self.wait)
+            .await
     }
 }
