@@ -26,6 +26,7 @@ use crate::{
     cgroups,
     conversation::{self, Guest},
     detached, limits, log,
+    phases::{InitSystem, Phases},
     port::Port,
     uevents::Uevents,
     vsock,
@@ -43,6 +44,7 @@ pub struct Inheritance {
     pub token: String,
     pub problems: Vec<String>,
     pub init: InitKind,
+    pub init_system: InitSystem,
     pub programs: Programs,
 }
 
@@ -57,11 +59,13 @@ pub enum InitKind {
 
 /// Serves until the machine is off.
 pub fn serve() -> io::Result<Infallible> {
-    let Inheritance { token, problems, init, programs } = serde_json::from_reader(io::stdin().lock())?;
+    let inheritance = serde_json::from_reader(io::stdin().lock())?;
+    let Inheritance { token, problems, init, init_system, programs } = inheritance;
     cgroups::begin();
     detached::begin();
     limits::begin();
-    let guest = Arc::new(Guest { token, problems, init, programs });
+    let phases = Phases::begin(init_system);
+    let guest = Arc::new(Guest { token, problems, init, programs, phases });
     let vsock = Arc::clone(&guest);
     thread::Builder::new().stack_size(STACK).spawn(move || {
         if let Err(error) = vsock::serve(&vsock) {
@@ -76,7 +80,8 @@ pub fn converse_on_input(token: &str) -> io::Result<()> {
     let fd = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::io::ioctl_fionbio(&fd, true)?;
     let (problems, programs) = (Vec::new(), Programs::default());
-    let guest = Guest { token: token.to_owned(), problems, init: InitKind::Agent, programs };
+    let phases = Phases::begin(InitSystem::Other);
+    let guest = Guest { token: token.to_owned(), problems, init: InitKind::Agent, programs, phases };
     let held = conversation::hold(&mut Port::new(fd), &guest);
     detached::wait();
     held

@@ -1,19 +1,23 @@
 //! One conversation: a greeting, a request, its answer.
 
-use std::{fs, io};
+use std::{fs, io, path::Path};
 
 use banger_proto::guest::{
-    Failure, FailureKind, Frame, GuestInfo, Request, config::Programs, frame::MAX_DATA,
+    Failure, FailureKind, Frame, GuestInfo, Request, config::Programs, frame::MAX_DATA, message::Phase,
 };
 use serde::Serialize;
 
 use crate::{
     archive, boot,
     channels::InitKind,
-    clock, copies, detached, exec, files, forward,
+    clock, copies, detached, early, exec, files, forward, locale,
+    phases::{Phases, Waited},
     port::{Greeting, Port},
     ports, power, programs, stats, stopping,
 };
+
+/// Where the work disk is mounted.
+const WORK: &str = "/root";
 
 /// What a conversation has to know.
 pub struct Guest {
@@ -23,6 +27,8 @@ pub struct Guest {
     pub init: InitKind,
     /// How the image wants its programs to be run.
     pub programs: Programs,
+    /// How far it is with its boot.
+    pub phases: Phases,
 }
 
 /// Holds a conversation; returns when it is over or the host has hung up.
@@ -35,11 +41,18 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Some(Frame::Request(request)) => request,
         Some(_) => return refuse(port, FailureKind::BadRequest, "a request was expected"),
     };
+    // A host that leaves meanwhile wants no answer.
+    if could_be_undone(&request) && guest.phases.wait_quietly(Phase::Init, port)? == Waited::Over {
+        return Ok(());
+    }
     match request {
-        Request::Exec(command) => match programs::complete(&guest.programs, command) {
-            Some(command) => exec::run(port, command),
-            None => refuse(port, FailureKind::BadRequest, "the image names no program of its own"),
-        },
+        Request::Exec(mut command) => {
+            let Some(early) = early::wait(port, &mut command, &guest.phases)? else { return Ok(()) };
+            match programs::complete(&guest.programs, command) {
+                Some(command) => exec::run(port, locale::complete(command), early),
+                None => refuse(port, FailureKind::BadRequest, "the image names no program of its own"),
+            }
+        }
         Request::Info => port.send(&Frame::Info(info(guest))).map(drop),
         Request::SetTime { unix_usec } => match boot::set_time(unix_usec) {
             Ok(()) => port.send(&Frame::Done).map(drop),
@@ -61,12 +74,27 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Detached => tell(port, &detached::facts()),
         Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
         Request::StopDetached(id) => detached::stop(port, id),
+        Request::Wait(phase) => match guest.phases.wait_quietly(phase, port)? {
+            Waited::Reached => port.send(&Frame::Done).map(drop),
+            Waited::Late => refuse(port, FailureKind::Other, "the boot of the guest takes too long"),
+            Waited::Over => Ok(()),
+        },
         Request::Shutdown => {
             rustix::fs::sync();
             // The host waits for no more than this; whether it hears it changes nothing.
             let _ = port.send(&Frame::Done);
             power::off(guest.init)
         }
+    }
+}
+
+/// Whether the early part of the boot could undo what is asked for. It leaves the home of root alone, which is on a disk
+/// that the agent has mounted before: what goes there need not wait.
+fn could_be_undone(request: &Request) -> bool {
+    match request {
+        Request::PutTar { directory, .. } => !Path::new(directory).starts_with(WORK),
+        Request::CopyIn(_) => true,
+        _ => false,
     }
 }
 
@@ -103,6 +131,7 @@ fn info(guest: &Guest) -> GuestInfo {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         problems: guest.problems.clone(),
         stopping: stopping::has_begun(),
+        phases: guest.phases.now(),
     }
 }
 
@@ -115,6 +144,7 @@ mod tests {
         Exec, Terminal, hello,
         message::{Exit, Placement, WindowSize},
     };
+    use rustix::process::{Pid, Signal, kill_process};
 
     use super::*;
     use crate::test_host::{Host, TOKEN, command};
@@ -214,12 +244,16 @@ mod tests {
         let Frame::Output(pid) = host.next() else { panic!("no process id") };
         let pid = String::from_utf8(pid).unwrap();
         drop(host); // Waits for the agent's thread, and so for the end of the session.
-        assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists());
+        assert!(!Path::new(&format!("/proc/{}", pid.trim())).exists());
     }
 
     #[test]
     fn a_background_process_does_not_hold_up_the_exit() {
-        check("sleep 1000 & echo $! > /dev/null; echo done", "done\n", "", Exit::Code(0));
+        let (output, _, end) = Host::exec(&["sh", "-c", "sleep 1000 & echo $!"]).collect();
+        assert_eq!(end, Frame::Exit(Exit::Code(0)));
+        let pid = Pid::from_raw(output.trim().parse().unwrap()).unwrap();
+        // It would outlive the tests, and hold on to what they have inherited.
+        kill_process(pid, Signal::KILL).unwrap();
     }
 
     #[test]
@@ -280,7 +314,7 @@ mod tests {
             host.feed(&bytes[..bytes.len() - cut]);
             host.bytes().1
         };
-        let names = |path: &std::path::Path| {
+        let names = |path: &Path| {
             let names =
                 fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
             names.collect::<Vec<_>>()

@@ -26,6 +26,7 @@ use rustix::{
 use crate::{
     conversation::{kind_of, refuse},
     detached,
+    early::Early,
     port::{Port, Received},
     spawn::{self, Running},
 };
@@ -39,7 +40,7 @@ const ALIVE_POLL: Timespec = Timespec { tv_sec: ALIVE.as_secs() as _, tv_nsec: 0
 const HANGUP_GRACE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// Runs a command until it has ended or the host has hung up.
-pub fn run(port: &mut Port, command: Exec) -> io::Result<()> {
+pub fn run(port: &mut Port, command: Exec, early: Early) -> io::Result<()> {
     if command.detach {
         return detached::start(port, &command);
     }
@@ -49,7 +50,7 @@ pub fn run(port: &mut Port, command: Exec) -> io::Result<()> {
     };
     let pid = running.child.id();
     port.queue(&Frame::Started(Started { pid, alive_sec: ALIVE.as_secs() as u32 }));
-    Session::new(running)?.run(port)
+    Session::new(running, early)?.run(port)
 }
 
 /// Says why a command could not be started.
@@ -82,10 +83,11 @@ struct Round {
 }
 
 impl Session {
-    fn new(running: Running) -> io::Result<Self> {
+    fn new(running: Running, early: Early) -> io::Result<Self> {
         let group = Pid::from_child(&running.child);
         let pidfd = pidfd_open(group, PidfdFlags::empty())?;
-        Ok(Self { running, group, pidfd, pending: VecDeque::new(), input_ended: false, ended: None })
+        let Early { input: pending, ended: input_ended } = early;
+        Ok(Self { running, group, pidfd, pending, input_ended, ended: None })
     }
 
     fn run(mut self, port: &mut Port) -> io::Result<()> {
@@ -311,6 +313,6 @@ fn drain(from: &mut Option<OwnedFd>, mut give: impl FnMut(Vec<u8>)) -> io::Resul
     Ok(())
 }
 
-fn invalid(message: &str) -> io::Error {
+pub fn invalid(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }

@@ -22,7 +22,9 @@ use crate::{
     boot::NEW_ROOT,
     cgroups,
     channels::{Inheritance, InitKind},
-    log, power, stopping,
+    log,
+    phases::InitSystem,
+    power, stopping,
 };
 
 /// Where an image may have its init, the most particular first.
@@ -48,9 +50,11 @@ pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infalli
     {
         problems.push(format!("cannot mount the control groups: {error}"));
     }
-    let server =
-        start_server(Inheritance { token: config.token, problems, init: kind, programs: config.programs })?;
-    if kind == InitKind::Image
+    let init_system = init.as_ref().map_or(InitSystem::Other, |init| InitSystem::of(Path::new("/"), init));
+    let (token, programs) = (config.token, config.programs);
+    let server = start_server(Inheritance { token, problems, init: kind, init_system, programs })?;
+    // Programs recognise systemd by the directory of this unit: no other init gets it.
+    if init_system == InitSystem::Systemd
         && let Err(error) = stopping::prepare(server)
     {
         log::error(&format!("commands will not end before the guest's disks are unmounted: {error}"));

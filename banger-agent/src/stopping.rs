@@ -5,18 +5,16 @@
 //! runs this program once more: that ends the commands, and systemd waits for it before it unmounts anything.
 
 use std::{
-    collections::BTreeSet,
-    fs, io,
-    os::unix::fs::symlink,
-    path::Path,
-    process::{Command, ExitCode, Stdio},
-    thread,
+    collections::BTreeSet, fs, io, os::unix::fs::symlink, path::Path, process::ExitCode, thread,
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{STOPPING, cgroups, log, stats};
+use crate::{
+    STOPPING, cgroups, log, stats,
+    systemd::{self, Systemd},
+};
 
 /// Where systemd looks for units that belong to one boot (systemd.unit(5)).
 const UNITS: &str = "/run/systemd/system";
@@ -25,15 +23,12 @@ const UNIT: &str = "banger-commands.service";
 const TARGET: &str = "sysinit.target";
 /// It is there from the moment when the guest shuts down.
 const MARK: &str = "/run/banger-stopping";
-/// On which systemd is asked by root, from early in the boot on.
-const SYSTEMD_SOCKET: &str = "/run/systemd/private";
 /// How long commands may take to end by themselves, and after they were killed.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two looks at what is still there.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Has systemd end the commands of the serving process, before it unmounts. Other inits find a directory that means
-/// nothing to them.
+/// Has systemd end the commands of the serving process, before it unmounts.
 pub fn prepare(server: u32) -> io::Result<()> {
     let wants = Path::new(UNITS).join(format!("{TARGET}.wants"));
     fs::create_dir_all(&wants)?;
@@ -70,37 +65,8 @@ pub fn has_begun() -> bool {
 
 /// Whether systemd was asked to shut down, and has not come to our unit yet.
 fn systemd_is_stopping() -> bool {
-    // Before it has this socket, it cannot be asked for a shutdown either.
-    if !Path::new(SYSTEMD_SOCKET).exists() {
-        return false;
-    }
-    // `is-system-running` says `starting` for as long as the boot has jobs left, whatever comes after them.
-    let asked = Command::new("systemctl")
-        .args(["show", "--property=Job,ActiveState", "shutdown.target"])
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
-    let Ok(mut asked) = asked else { return false };
-    let mut waited = Duration::ZERO;
-    while waited < PATIENCE && matches!(asked.try_wait(), Ok(None)) {
-        thread::sleep(POLL);
-        waited += POLL;
-    }
-    // It has ended, or is not worth the wait.
-    let _ = asked.kill();
-    asked.wait_with_output().is_ok_and(|answer| is_wanted(&String::from_utf8_lossy(&answer.stdout)))
-}
-
-/// Whether a target is reached or about to be, by its properties.
-fn is_wanted(properties: &str) -> bool {
-    properties.lines().filter_map(|line| line.split_once('=')).any(|(name, value)| match name {
-        "Job" => !matches!(value, "" | "0"),
-        "ActiveState" => value != "inactive",
-        _ => false,
-    })
+    // Before it can be asked this, it cannot be asked for a shutdown either.
+    systemd::is_there() && Systemd::connect().is_ok_and(|mut systemd| systemd.is_stopping().unwrap_or(false))
 }
 
 /// The guest shuts down from now on.
@@ -167,6 +133,8 @@ fn is_zombie(pid: i32) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -183,20 +151,6 @@ mod tests {
         child.wait().unwrap();
         while !commands(own).is_empty() {
             thread::sleep(POLL);
-        }
-    }
-
-    #[test]
-    fn a_shutdown_has_begun_when_its_target_has_a_job() {
-        for (properties, expect) in [
-            ("ActiveState=inactive\n", false),
-            ("ActiveState=inactive\nJob=\n", false),
-            ("Job=0\nActiveState=inactive\n", false),
-            ("ActiveState=inactive\nJob=723\n", true),
-            ("ActiveState=active\n", true),
-            ("", false),
-        ] {
-            assert_eq!(is_wanted(properties), expect, "{properties:?}");
         }
     }
 

@@ -17,6 +17,7 @@ use banger_proto::guest::{
 use crate::{
     channels::InitKind,
     conversation::{Guest, hold},
+    phases::{InitSystem, Phases},
     port::Port,
 };
 
@@ -37,7 +38,8 @@ impl Host {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let agent = thread::spawn(move || {
             let (problems, programs) = (Vec::new(), Programs::default());
-            let guest = Guest { token: TOKEN.into(), problems, init: InitKind::Agent, programs };
+            let phases = Phases::begin(InitSystem::Other);
+            let guest = Guest { token: TOKEN.into(), problems, init: InitKind::Agent, programs, phases };
             let mut port = Port::new(theirs.into());
             // As on a channel: one conversation after the other, until the host is gone.
             for _ in 0..4 {

@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufWriter, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use banger_copy::{Numbers, Packer};
@@ -53,17 +53,19 @@ async fn put(guest: &mut Guest, settings: &Settings, problems: &mut Vec<String>)
     if files.is_empty() && identity.is_none() {
         return Ok(());
     }
-    let request = Request::PutTar { directory: "/".to_owned(), placement: Placement::Merge };
+    // What goes home need not wait for the guest's init.
+    let base = if files.iter().all(|(_, file)| below(HOME, file).is_some()) { HOME } else { "/" };
+    let request = Request::PutTar { directory: base.to_owned(), placement: Placement::Merge };
     guest
         .call(request, move |call| {
             let to = BufWriter::with_capacity(MAX_DATA, &mut *call);
             let mut archive = Packer::new(to, Numbers::Root);
             if let Some(text) = &identity {
                 let path = Path::new(HOME).join(GIT_CONFIG);
-                let path = path.strip_prefix("/").unwrap_or(&path);
+                let path = path.strip_prefix(base).unwrap_or(&path);
                 archive.add_bytes(path, 0o644, text.as_bytes()).map_err(from_copy)?;
             }
-            files.iter().try_for_each(|(here, file)| send(&mut archive, here, file))?;
+            files.iter().try_for_each(|(here, file)| send(&mut archive, here, base, file))?;
             archive.finish().map_err(from_copy)?;
             call.end_input()?;
             call.finish()
@@ -71,10 +73,17 @@ async fn put(guest: &mut Guest, settings: &Settings, problems: &mut Vec<String>)
         .await
 }
 
-fn send(archive: &mut Packer<impl Write>, here: &Path, file: &FileSync) -> Result<()> {
+/// Where a file goes, relative to a directory of the sandbox; nothing where that is beside it.
+fn below(base: &str, file: &FileSync) -> Option<PathBuf> {
+    let there = Path::new("/").join(file.there());
+    there.strip_prefix(base).ok().filter(|below| !below.as_os_str().is_empty()).map(Path::to_owned)
+}
+
+fn send(archive: &mut Packer<impl Write>, here: &Path, base: &str, file: &FileSync) -> Result<()> {
     let here = here.canonicalize().map_err(|source| Error::io(format!("read {}", here.display()), source))?;
     let permissions = file.permissions().map_err(Error::Usage)?;
-    archive.add_as(&here, Some(&file.there()), permissions).map_err(from_copy)
+    let there = below(base, file).unwrap_or_else(|| file.there());
+    archive.add_as(&here, Some(&there), permissions).map_err(from_copy)
 }
 
 /// Who the user is to git, as the text of a configuration; nothing where git is not there or does not know.

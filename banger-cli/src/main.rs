@@ -14,6 +14,7 @@ mod error;
 mod furnish;
 mod guest;
 mod job;
+mod locale;
 mod object;
 mod oci_layout;
 mod output;

@@ -4,7 +4,7 @@ use banger_proto::guest::{
     Exec, Frame,
     hello::{HostHello, Verdict, answer},
     listing::{Entry, Kind},
-    message::{Exit, Failure, FailureKind, Request, Started, Terminal, WindowSize},
+    message::{Exit, Failure, FailureKind, Phase, Request, Started, Terminal, WindowSize},
 };
 use serde_json::json;
 
@@ -220,6 +220,8 @@ fn frames() -> Vec<Vec<u8>> {
         terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
         detach: false,
         log: None,
+        locale: vec![("LANG".into(), "C.UTF-8".into())],
+        wait: Phase::Boot,
     };
     vec![
         [b"f\x03".to_vec(), all.iter().flat_map(Frame::encode).collect()].concat(),

@@ -6,6 +6,7 @@ mod session;
 
 use std::{
     env,
+    fs::File,
     io::{self, IsTerminal},
     os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
 };
@@ -51,15 +52,33 @@ impl TerminalUse {
     }
 }
 
+/// What a command reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdin {
+    /// Our standard input.
+    Ours,
+    /// Nothing. Ours is left to whoever else reads it, such as the loop of a script.
+    Null,
+}
+
+impl Stdin {
+    fn open(self) -> io::Result<Input> {
+        match self {
+            Stdin::Ours => Input::stdin(),
+            Stdin::Null => Input::new(File::open("/dev/null")?.into()),
+        }
+    }
+}
+
 /// Runs a command on a stream that waits for a request, and returns its status as a shell would give it.
 /// The terminal is as it was when this returns.
-pub async fn run(stream: OwnedFd, exec: Exec, listener: &mut Listener) -> Result<u8> {
+pub async fn run(stream: OwnedFd, exec: Exec, stdin: Stdin, listener: &mut Listener) -> Result<u8> {
     let session = Session::new(connect(stream)?, &exec)?;
     let raw = match exec.terminal {
-        Some(_) if io::stdin().is_terminal() => Some(enter_raw_mode()?),
+        Some(_) if stdin == Stdin::Ours && io::stdin().is_terminal() => Some(enter_raw_mode()?),
         _ => None,
     };
-    let input = Input::stdin().map_err(|source| crate::error::Error::io("read standard input", source))?;
+    let input = stdin.open().map_err(|source| crate::error::Error::io("read standard input", source))?;
     let ends = Ends { input, output: tokio::io::stdout(), errors: tokio::io::stderr() };
     let status = session.run(ends, listener, window_size).await;
     drop(raw);

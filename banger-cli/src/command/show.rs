@@ -1,7 +1,7 @@
 //! What `show` of sandboxes, images and kernels have in common.
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{bus::Bus, error::Result, output, service::Kind, state_reason, table::Table};
 
@@ -21,7 +21,16 @@ impl ShowArgs {
     pub async fn run(&self, kind: Kind) -> Result<u8> {
         let bus = Bus::connect().await?;
         let path = bus.find(kind, &self.reference).await?;
-        let object = bus.properties(&path, kind.interface()).await?.json();
+        self.print(bus.properties(&path, kind.interface()).await?.json())
+    }
+
+    /// What is to be shown.
+    pub fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    /// Prints an object.
+    pub fn print(&self, object: Value) -> Result<u8> {
         if self.json {
             output::json(&object)?;
         } else {
@@ -44,6 +53,15 @@ fn lines(object: &Value) -> String {
     table.text()
 }
 
+/// When the phases of a boot were reached, in the order in which they are.
+fn in_seconds(phases: &Map<String, Value>) -> String {
+    let phase = |name: &str| match phases.get(name).and_then(Value::as_u64) {
+        Some(usec) => format!("{name} after {:.1} s", usec as f64 / 1e6),
+        None => format!("{name} not yet"),
+    };
+    ["agent", "init", "boot"].map(phase).join(", ")
+}
+
 /// A value as people read it.
 fn text(key: &str, value: &Value) -> String {
     const SIZES: [&str; 7] =
@@ -53,12 +71,14 @@ fn text(key: &str, value: &Value) -> String {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
         (_, Some(then)) if key.ends_with("_at") => crate::age::date(then, crate::age::now()),
         (Value::String(reason), _) if key == "state_reason" => state_reason::in_words(reason),
+        (Value::Object(phases), _) if key == "phases" => in_seconds(phases),
         (Value::String(text), _) => text.clone(),
         (Value::Array(items), _) => items.iter().map(|item| text("", item)).collect::<Vec<_>>().join(" "),
         (Value::Object(entries), _) => {
             let entry = |(key, value): (&String, &Value)| format!("{key}={}", text("", value));
             entries.iter().map(entry).collect::<Vec<_>>().join(" ")
         }
+        (Value::Null, _) => String::new(),
         (other, _) => other.to_string(),
     }
 }
@@ -81,6 +101,7 @@ mod tests {
             "labels": {"x": "y"},
             "started_at": 0,
             "vcpus": 2,
+            "phases": {"agent": 640_000, "init": 3_210_000, "boot": null},
         });
         let expect = "\
 name        calm-otter
@@ -89,6 +110,7 @@ address     -
 dns_names   a.vm b.vm
 labels      x=y
 memory      1 GiB
+phases      agent after 0.6 s, init after 3.2 s, boot not yet
 ready       true
 started_at  -
 vcpus       2

@@ -199,7 +199,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::guest::message::{Exec, FailureKind, Terminal};
+    use crate::guest::message::{Exec, FailureKind, Phase, Terminal};
 
     fn all() -> Vec<Frame> {
         let exec = Exec {
@@ -210,6 +210,8 @@ mod tests {
             user: Some("root".into()),
             terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
             detach: false,
+            locale: vec![("LANG".into(), "C.UTF-8".into())],
+            wait: Phase::Boot,
         };
         vec![
             Frame::Request(Request::Exec(exec)),

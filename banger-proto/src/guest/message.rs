@@ -69,6 +69,8 @@ pub enum Request {
         /// Microseconds since the Unix epoch.
         unix_usec: u64,
     },
+    /// Wait until the guest has come so far. Answered by `Done`; or by `Failed`, when that takes too long.
+    Wait(Phase),
     /// Tell the time, so that the host can compare it with its own. Answered by output: microseconds since the Unix
     /// epoch in decimal digits, at once and again for each empty input. Other input is a [`Correction`] in JSON,
     /// which is applied. Its answer, and that to the end of the input, is `Done`.
@@ -95,6 +97,41 @@ pub struct DetachedLog {
     /// Whether to go on with what it writes, until it has ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follow: bool,
+}
+
+/// How far a guest has come since its kernel began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Its agent answers.
+    Agent,
+    /// The early part of its boot is over: file systems are mounted, and what was left in `/tmp` is gone.
+    #[default]
+    Init,
+    /// Its init has started everything that it starts at boot.
+    Boot,
+}
+
+impl Phase {
+    /// Whether this is what a command waits for when nobody says.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// When a guest reached its phases, in microseconds since its kernel began. Absent for those that it has not reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Phases {
+    /// [`Phase::Agent`].
+    #[serde(default)]
+    pub agent: Option<u64>,
+    /// [`Phase::Init`].
+    #[serde(default)]
+    pub init: Option<u64>,
+    /// [`Phase::Boot`].
+    #[serde(default)]
+    pub boot: Option<u64>,
 }
 
 /// A change of the guest's clock, relative, so that the time that the request takes does not matter.
@@ -224,6 +261,29 @@ pub struct Exec {
     /// number in decimal digits, and `Done` once it runs.
     #[serde(default)]
     pub detach: bool,
+    /// `LANG` and `LC_*` of the user. Those that the guest does not have are left out, as are all when the image or
+    /// `env` has any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locale: Vec<(String, String)>,
+    /// How far the guest must have come before it begins.
+    #[serde(default, skip_serializing_if = "Phase::is_default")]
+    pub wait: Phase,
+}
+
+impl Exec {
+    /// Variables in `locale` that are heeded at most.
+    pub const MAX_LOCALE: usize = 16;
+}
+
+/// Whether this can be in [`Exec::locale`]: `LANG` or `LC_*`, and a name such as `de_DE.UTF-8@euro`.
+pub fn is_locale(name: &str, value: &str) -> bool {
+    let is_category =
+        |rest: &str| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+    let is_name = name == "LANG" || name.strip_prefix("LC_").is_some_and(is_category);
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_-.@+".contains(&b);
+    // A name that is one of a directory's own would be found everywhere.
+    let is_value = (1..=64).contains(&value.len()) && value.bytes().all(allowed) && !value.starts_with('.');
+    is_name && name.len() <= 32 && is_value
 }
 
 /// A terminal.
@@ -300,6 +360,9 @@ pub struct GuestInfo {
     /// Whether the guest is shutting down.
     #[serde(default)]
     pub stopping: bool,
+    /// When it reached its phases; an agent of an earlier version tells none.
+    #[serde(default)]
+    pub phases: Phases,
 }
 
 /// Why a request failed.
@@ -334,6 +397,30 @@ impl FailureKind {
         match self {
             FailureKind::NotFound => 127,
             _ => 126,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_values_of_locales_are_plain() {
+        for (name, value, expect) in [
+            ("LANG", "en_US.UTF-8", true),
+            ("LC_ALL", "C", true),
+            ("LC_MONETARY", "de_DE.ISO-8859-15@euro", true),
+            ("LANGUAGE", "de:en", false),
+            ("LC_", "C", false),
+            ("LC_ALL", "", false),
+            ("LC_ALL", "../../etc", false),
+            ("LC_ALL", "..", false),
+            ("LC_ALL", "a b", false),
+            ("LC_all", "C", false),
+            ("PATH", "C", false),
+        ] {
+            assert_eq!(is_locale(name, value), expect, "{name}={value}");
         }
     }
 }

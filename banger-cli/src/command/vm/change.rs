@@ -4,10 +4,12 @@ use banger_proto::bus::{ErrorName, proxy::Options};
 use clap::Args;
 use zbus::OwnedObjectPath;
 
+use super::wait::{self, Wait};
 use crate::{
     batch::{self, ToldArgs},
     bus::Bus,
     error::{Error, Result},
+    guest::Guest,
     job::Jobs,
     progress::{Progress, ProgressArgs},
     service::Kind,
@@ -31,10 +33,22 @@ pub async fn each(
     args: ChangeArgs,
     done: &str,
 ) -> Result<u8> {
+    each_and_wait(references, method, options, args, done, None).await
+}
+
+/// As [`each`], for a method that boots them; waits until they have come so far.
+pub async fn each_and_wait(
+    references: &[String],
+    method: &str,
+    options: Options<'_>,
+    args: ChangeArgs,
+    done: &str,
+    wait: Option<Wait>,
+) -> Result<u8> {
     let progress = Progress::new(args.progress);
     let bus = Bus::connect().await?;
     let found = batch::find(&bus, Kind::Vm, references).await;
-    all(bus, found, method, options, (progress, args.told), done).await
+    all(bus, found, (method, wait), options, (progress, args.told), done).await
 }
 
 /// Deletes the sandboxes of these ids, which are told by their names.
@@ -45,13 +59,13 @@ pub async fn delete(ids: &[String], names: &[String], args: ChangeArgs) -> Resul
     for ((reference, _), name) in found.iter_mut().zip(names) {
         name.clone_into(reference);
     }
-    all(bus, found, "Delete", Options::new(), (progress, args.told), "deleted").await
+    all(bus, found, ("Delete", None), Options::new(), (progress, args.told), "deleted").await
 }
 
 async fn all(
     bus: Bus,
     found: Vec<batch::Found>,
-    method: &str,
+    (method, wait): (&str, Option<Wait>),
     options: Options<'_>,
     (progress, told): (Progress, ToldArgs),
     done: &str,
@@ -59,17 +73,23 @@ async fn all(
     let several = found.len() > 1;
     let signals = Signals::catch()?;
     let jobs = Jobs::of(&bus);
-    let (bus, jobs, options) = (&bus, &jobs, &options);
+    let (bus, jobs, options, progress) = (&bus, &jobs, &options, &progress);
     let change = |reference: String, vm: OwnedObjectPath| {
         let mut listener = signals.listen();
-        let track = progress.track(several.then_some(reference.as_str()));
         async move {
+            let label = several.then_some(reference.as_str());
+            let track = progress.track(label);
             let asked = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await;
             let job = asked.map_err(|error| advise(error, method))?;
-            jobs.finish(bus, &job, track, &mut listener).await.map(drop)
+            jobs.finish(bus, &job, track, &mut listener).await?;
+            if wait.is_none() {
+                return Ok(());
+            }
+            let track = progress.track(label);
+            wait::until(&mut Guest::new(bus.clone(), vm, listener), wait, &track).await
         }
     };
-    batch::each(found, &progress, done, told, change).await
+    batch::each(found, progress, done, told, change).await
 }
 
 /// Who deletes what runs is told how to do it all the same.

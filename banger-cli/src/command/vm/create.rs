@@ -7,6 +7,7 @@ use zbus::Variant;
 use super::{
     machine_args::MachineArgs,
     run::{explain, print_created},
+    wait::{self, Wait},
 };
 use crate::{
     bus::Bus,
@@ -21,7 +22,7 @@ use crate::{
 
 /// Create a sandbox and start it
 ///
-/// Returns when the guest is ready, and prints the name of the sandbox.
+/// Returns when the guest's agent answers, and prints the name of the sandbox.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -33,6 +34,9 @@ pub struct Create {
     /// Create the sandbox without starting it
     #[arg(long)]
     no_start: bool,
+    /// How far the guest has booted before this returns [default: agent]
+    #[arg(long, value_name = "PHASE", conflicts_with = "no_start")]
+    wait: Option<Wait>,
     /// Print the sandbox as a JSON object instead of its name
     #[arg(long)]
     json: bool,
@@ -59,6 +63,7 @@ impl Create {
                     for problem in furnish(&mut guest, &settings).await? {
                         progress.note(&format!("warning: {problem}"));
                     }
+                    wait::until(&mut guest, self.wait, &progress.track(None)).await?;
                 }
                 print_created(&bus, &vm, self.json).await
             }

@@ -52,6 +52,8 @@ Examples:
   banger vm exec web                        a shell
   banger vm exec web -- uname -a
   banger vm exec -w /srv -e PORT=80 web -- ./serve
+  banger vm exec -it web sh                 as in `docker exec`
+  while read f; do banger vm exec -n web -- wc \"$f\"; done < files
   banger vm exec -d web -- ./serve          in the background; prints the number of the command
   banger vm logs --exec web                 what it has written
   banger vm commands web                    all detached commands, and how they ended
@@ -123,7 +125,9 @@ impl Target {
     pub async fn run(&self, exec: Exec) -> Result<u8> {
         let (stream, exec) = self.stream(exec).await?;
         // Until here a signal ends us as it ends any program.
-        attach::run(stream, exec, &mut Signals::catch()?.listen()).await.map_err(advise_elsewhere)
+        attach::run(stream, exec, self.exec.stdin(), &mut Signals::catch()?.listen())
+            .await
+            .map_err(advise_elsewhere)
     }
 
     /// A stream for a command, and the command as it is run in the workspace.

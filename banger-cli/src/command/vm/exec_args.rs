@@ -5,7 +5,11 @@ use std::env;
 use banger_proto::guest::Exec;
 use clap::Args;
 
-use crate::attach::TerminalUse;
+use super::wait::Wait;
+use crate::{
+    attach::{Stdin, TerminalUse},
+    locale,
+};
 
 /// The options of a command that runs something in a sandbox.
 #[derive(Debug, Args)]
@@ -17,6 +21,12 @@ pub struct ExecArgs {
     /// Run it without a terminal
     #[arg(short = 'T', long, overrides_with = "tty")]
     no_tty: bool,
+    /// Pass standard input on, as it is without this option, too: for those used to `docker exec -it`
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give it no input, so that a script's `while read` loop keeps its own; no terminal either, unless with --tty
+    #[arg(short = 'n', long, conflicts_with = "interactive")]
+    no_stdin: bool,
     /// Run it as this user, a name or a number [default: the image's user, else root]
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
@@ -29,6 +39,9 @@ pub struct ExecArgs {
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
+    /// How far the guest has booted before it begins [default: init]
+    #[arg(long, value_name = "PHASE")]
+    wait: Option<Wait>,
 }
 
 /// A variable of the environment; without a value where it is not set here.
@@ -55,6 +68,7 @@ impl ExecArgs {
         let tty = match (self.tty, self.no_tty) {
             (true, _) => TerminalUse::Always,
             (_, true) => TerminalUse::Never,
+            _ if self.no_stdin => TerminalUse::Never,
             _ => TerminalUse::Auto,
         };
         Exec { terminal: tty.terminal(), ..self.without_terminal(command) }
@@ -63,6 +77,16 @@ impl ExecArgs {
     /// The request for this command that goes on without us.
     pub fn detached(&self, command: &[String]) -> Exec {
         Exec { detach: true, ..self.without_terminal(command) }
+    }
+
+    /// What it reads.
+    pub fn stdin(&self) -> Stdin {
+        if self.no_stdin { Stdin::Null } else { Stdin::Ours }
+    }
+
+    /// How far the guest is to be.
+    pub fn wait(&self) -> Option<Wait> {
+        self.wait
     }
 
     /// Whether it runs as the user whose a workspace is.
@@ -81,6 +105,8 @@ impl ExecArgs {
             user: self.user.clone(),
             terminal: None,
             detach: false,
+            locale: locale::of_caller(),
+            wait: self.wait.map(Wait::phase).unwrap_or_default(),
         }
     }
 }
@@ -88,6 +114,7 @@ impl ExecArgs {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use banger_proto::guest::message::Phase;
     use clap::Parser;
 
     use super::*;
@@ -117,6 +144,30 @@ mod tests {
         assert!(parse("-T -t").exec(&[]).terminal.is_some());
         assert!(parse("-t -T").exec(&[]).terminal.is_none());
         assert!(parse("-t").detached(&[]).terminal.is_none());
+    }
+
+    #[test]
+    fn options_of_docker_mean_what_they_mean_there() {
+        let exec = parse("-it");
+        assert!(exec.exec(&[]).terminal.is_some());
+        assert_eq!(exec.stdin(), Stdin::Ours);
+        assert_eq!(parse("-i -T").stdin(), Stdin::Ours);
+        assert!(Test::try_parse_from(["test", "-in"]).is_err());
+    }
+
+    #[test]
+    fn a_command_waits_for_the_early_boot_unless_told_otherwise() {
+        assert_eq!(parse("").exec(&[]).wait, Phase::Init);
+        assert_eq!(parse("--wait agent").exec(&[]).wait, Phase::Agent);
+        assert_eq!(parse("--wait boot").detached(&[]).wait, Phase::Boot);
+        assert!(Test::try_parse_from(["test", "--wait", "never"]).is_err());
+    }
+
+    #[test]
+    fn without_input_there_is_no_terminal_unless_asked_for() {
+        let exec = parse("-n");
+        assert_eq!((exec.stdin(), exec.exec(&[]).terminal), (Stdin::Null, None));
+        assert!(parse("-n -t").exec(&[]).terminal.is_some());
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod start;
 mod stats;
 mod stop;
 mod stop_args;
+mod wait;
 mod workspace;
 pub mod workspace_args;
 

@@ -5,12 +5,13 @@ use clap::Args;
 use super::{
     change::{self, ChangeArgs},
     stop_args::StopArgs,
+    wait::Wait,
 };
 use crate::error::Result;
 
 /// Shut sandboxes down and boot them again
 ///
-/// Returns when the guests are ready. A sandbox that is not running is just started.
+/// Returns when the guests' agents answer. A sandbox that is not running is just started.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
@@ -19,6 +20,9 @@ pub struct Restart {
     /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
+    /// How far the guests have booted before this returns [default: agent]
+    #[arg(long, value_name = "PHASE")]
+    wait: Option<Wait>,
     #[command(flatten)]
     stop: StopArgs,
     #[command(flatten)]
@@ -27,6 +31,7 @@ pub struct Restart {
 
 impl Restart {
     pub async fn run(&self) -> Result<u8> {
-        change::each(&self.sandboxes, "Restart", self.stop.options(), self.change, "restarted").await
+        let options = self.stop.options();
+        change::each_and_wait(&self.sandboxes, "Restart", options, self.change, "restarted", self.wait).await
     }
 }

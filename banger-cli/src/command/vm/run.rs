@@ -18,6 +18,7 @@ use super::{
     exec_args::ExecArgs,
     forward,
     machine_args::MachineArgs,
+    wait::{self, Wait},
     workspace_args::{WorkspaceArgs, note_left, print_plan},
 };
 use crate::{
@@ -182,6 +183,7 @@ impl Run {
         let status = match prepared {
             Err(error) => Err(error),
             Ok(_) if self.detach => {
+                sandbox.wait(self.exec.wait(), &mut listener).await?;
                 sandbox.note_ports(&container.ports).await;
                 return print_created(&bus, &sandbox.vm, self.json).await;
             }
@@ -215,6 +217,12 @@ impl Sandbox<'_> {
             self.progress.note(&format!("warning: {problem}"));
         }
         Ok(())
+    }
+
+    /// Waits until its guest has come so far.
+    async fn wait(&self, wait: Option<Wait>, listener: &mut Listener) -> Result<()> {
+        let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
+        wait::until(&mut guest, wait, &self.progress.track(None)).await
     }
 
     /// Sends the repository, and does there what it asks for.
@@ -322,7 +330,7 @@ impl Sandbox<'_> {
             exec.cwd.get_or_insert(place);
             tooling::put_env(&mut exec, &record.env);
         }
-        attach::run(stream, exec, listener).await
+        attach::run(stream, exec, run.exec.stdin(), listener).await
     }
 
     /// Whatever goes wrong here is told, and does not change the status of the command.

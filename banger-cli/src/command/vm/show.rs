@@ -1,10 +1,21 @@
 //! `banger vm show`.
 
-use clap::Args;
+use std::time::Duration;
 
-use crate::{command::show::ShowArgs, error::Result, service::Kind};
+use banger_proto::{bus::names::VM_INTERFACE, guest::message::Phases};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::{
+    bus::Bus, command::show::ShowArgs, error::Result, guest::Guest, service::Kind, signals::Signals,
+};
+
+/// How long a guest may take to tell how far it is. It is shown without that then.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Show all details of a sandbox
+///
+/// `phases` shows how far its guest has booted, and how many seconds after the kernel's start it reached each phase.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -17,6 +28,25 @@ pub struct Show {
 
 impl Show {
     pub async fn run(&self) -> Result<u8> {
-        self.show.run(Kind::Vm).await
+        let bus = Bus::connect().await?;
+        let path = bus.find(Kind::Vm, self.show.reference()).await?;
+        let sandbox = bus.properties(&path, VM_INTERFACE).await?;
+        let mut object = sandbox.json();
+        if let Value::Object(properties) = &mut object {
+            let phases = if sandbox.flag("Ready") {
+                let mut guest = Guest::new(bus, path, Signals::catch()?.listen());
+                let asked = tokio::time::timeout(TIMEOUT, guest.info()).await;
+                asked.ok().and_then(Result::ok).map(|info| info.phases)
+            } else {
+                None
+            };
+            properties.insert("phases".to_owned(), phases.map_or(Value::Null, told));
+        }
+        self.show.print(object)
     }
+}
+
+/// Phases in the order in which they are reached.
+fn told(Phases { agent, init, boot }: Phases) -> Value {
+    json!({ "agent": agent, "init": init, "boot": boot })
 }

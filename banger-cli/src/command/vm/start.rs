@@ -3,28 +3,36 @@
 use banger_proto::bus::proxy::Options;
 use clap::Args;
 
-use super::change::{self, ChangeArgs};
+use super::{
+    change::{self, ChangeArgs},
+    wait::Wait,
+};
 use crate::error::Result;
 
 /// Start sandboxes
 ///
-/// Returns when the guests are ready. A sandbox that is running stays as it is.
+/// Returns when the guests' agents answer. A sandbox that is running stays as it is.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Example:
+Examples:
   banger vm start web db
+  banger vm start --wait boot web   returns when its services were started
 
 Next: `banger vm exec NAME` opens a shell in one of them.")]
 pub struct Start {
     /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
+    /// How far the guests have booted before this returns [default: agent]
+    #[arg(long, value_name = "PHASE")]
+    wait: Option<Wait>,
     #[command(flatten)]
     change: ChangeArgs,
 }
 
 impl Start {
     pub async fn run(&self) -> Result<u8> {
-        change::each(&self.sandboxes, "Start", Options::new(), self.change, "started").await
+        change::each_and_wait(&self.sandboxes, "Start", Options::new(), self.change, "started", self.wait)
+            .await
     }
 }
