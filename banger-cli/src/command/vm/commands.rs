@@ -14,8 +14,8 @@ use crate::{
 
 /// Show or stop the commands that were detached in a sandbox
 ///
-/// The sandbox keeps the last 16 MiB that each has written, and how it ended, for the last 64 that have ended. At most 64
-/// run at once. `banger vm exec -d` detaches a command, and `banger vm logs --exec` shows what it writes.
+/// The sandbox keeps the last of what each has written, at least 8 MiB, and how it ended, for the last 64 that have ended.
+/// At most 64 run at once. `banger vm exec -d` detaches a command, and `banger vm logs --exec` shows what it writes.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
