@@ -16,7 +16,7 @@
 
 use std::{
     fs, io,
-    io::Write,
+    io::{Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::CommandExt,
@@ -226,8 +226,22 @@ impl Tree {
     }
 
     fn group(self: &Arc<Self>) -> io::Result<Group> {
-        // Again each time: the image's init may have come to its own opinion on what is to be had. A controller that
-        // it has for itself is no reason to stop.
+        self.bound();
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !self.remove(name));
+        let name = format!("{SESSIONS}/{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
+        self.make(&name)?;
+        let _ = self.write(&format!("{name}/pids.max"), &self.limits.processes_each.to_string());
+        let procs = self.write_end(&format!("{name}/cgroup.procs"))?;
+        Ok(Group { tree: Arc::clone(self), name, procs })
+    }
+
+    /// Enables the controllers and sets what holds for all commands. Looked at each time: a controller that the image's
+    /// init has for itself may be had later, and one that is enabled here cannot be taken away.
+    fn bound(&self) {
+        let enabled = self.read(&format!("{SESSIONS}/cgroup.subtree_control")).unwrap_or_default();
+        if CONTROLLERS.iter().all(|wanted| enabled.split_whitespace().any(|word| word == *wanted)) {
+            return;
+        }
         for group in ["", TOP, SESSIONS] {
             for controller in CONTROLLERS {
                 let _ = self.write(&format!("{group}/cgroup.subtree_control"), &format!("+{controller}"));
@@ -241,12 +255,6 @@ impl Tree {
         ] {
             let _ = self.write(file, value);
         }
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !self.remove(name));
-        let name = format!("{SESSIONS}/{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
-        self.make(&name)?;
-        let _ = self.write(&format!("{name}/pids.max"), &self.limits.processes_each.to_string());
-        let procs = self.write_end(&format!("{name}/cgroup.procs"))?;
-        Ok(Group { tree: Arc::clone(self), name, procs })
     }
 
     fn make(&self, group: &str) -> io::Result<()> {
@@ -259,6 +267,14 @@ impl Tree {
     /// Removes a group; `false` when processes are left in it.
     fn remove(&self, group: &str) -> bool {
         !matches!(unlinkat(&self.root, group, AtFlags::REMOVEDIR), Err(Errno::BUSY | Errno::NOTEMPTY))
+    }
+
+    fn read(&self, file: &str) -> io::Result<String> {
+        let mut text = String::new();
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(self.root.as_fd(), file, flags, Mode::empty())?;
+        fs::File::from(file).read_to_string(&mut text)?;
+        Ok(text)
     }
 
     fn write(&self, file: &str, value: &str) -> io::Result<()> {

@@ -192,6 +192,8 @@ pub struct Call {
     come: Vec<u8>,
     /// What the agent remarked, in lines.
     remarks: Vec<u8>,
+    /// How long the agent may say nothing; as long as it likes when absent.
+    patience: Option<Duration>,
     state: State,
 }
 
@@ -211,6 +213,7 @@ impl Call {
             credit: STDIN_WINDOW as usize,
             come: Vec::new(),
             remarks: Vec::new(),
+            patience: None,
             state: State::Open,
         };
         let bytes = Frame::Request(request.clone()).encode();
@@ -227,12 +230,21 @@ impl Call {
         let mut bytes = [0; 16 << 10];
         loop {
             if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(error.into()))? {
+                if let Frame::Started(started) = &frame {
+                    self.patience = started.patience();
+                    let bounded = self.stream.set_read_timeout(self.patience);
+                    bounded.map_err(|source| lost(attach::Error::Stream(source)))?;
+                }
                 return Ok(frame);
             }
             match self.stream.read(&mut bytes) {
                 Ok(0) => return Err(lost(attach::Error::HungUp)),
                 Ok(count) => self.decoder.push(&bytes[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let seconds = self.patience.unwrap_or_default().as_secs();
+                    return Err(lost(attach::Error::Silent(seconds)));
+                }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Err(lost(attach::Error::HungUp));
                 }
@@ -422,7 +434,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::thread;
 
-    use banger_proto::guest::FailureKind;
+    use banger_proto::guest::{FailureKind, message::Started};
 
     use super::*;
 
@@ -436,6 +448,7 @@ mod tests {
                 credit: usize::MAX,
                 come: Vec::new(),
                 remarks: Vec::new(),
+                patience: None,
                 state: State::Open,
             };
             assert!(matches!(end.frame(), Ok(Frame::Request(_))));
@@ -490,6 +503,21 @@ mod tests {
         });
         call.finish().unwrap();
         assert_eq!(call.credit, STDIN_WINDOW as usize);
+    }
+
+    #[test]
+    fn a_command_whose_agent_is_gone_ends() {
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let mut call = agent(move |end| {
+            end.write_frame(&Frame::Started(Started { pid: 7, alive_sec: 5 }).encode()).unwrap();
+            // Says nothing more, and holds on.
+            let _ = released.recv();
+        });
+        assert!(matches!(call.frame(), Ok(Frame::Started(_))));
+        assert_eq!(call.stream.read_timeout().unwrap(), Some(Duration::from_secs(30)));
+        call.stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+        assert!(matches!(call.frame(), Err(Error::Attach(attach::Error::Silent(30)))));
+        drop(release);
     }
 
     #[test]

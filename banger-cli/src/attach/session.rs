@@ -26,8 +26,6 @@ use crate::{
 const QUEUE: usize = 4;
 /// How long a command may go on whose output nobody reads.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
-/// How many promised signs of life may be missed. The guest may be busy, and so may its host.
-const MISSED: u32 = 6;
 /// How long an agent may take to say anything after we were asked to end.
 const LAST_WORD: Duration = Duration::from_secs(12);
 const SIGHUP: u8 = 1;
@@ -219,10 +217,8 @@ where
                 return Err(lost(Error::Silent(patience.unwrap_or_default().as_secs())));
             }
         };
-        if let Frame::Started(started) = frame
-            && started.alive_sec > 0
-        {
-            patience = Some(Duration::from_secs(started.alive_sec.into()) * MISSED);
+        if let Frame::Started(started) = frame {
+            patience = started.patience();
         }
         heard.send_replace(match patience {
             Some(_) => Heard::Promised(Instant::now()),

@@ -1,6 +1,11 @@
 //! The messages that frames carry.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+/// Signs of life that may be missed.
+const MISSED: u64 = 6;
 
 /// What the host wants of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -321,6 +326,12 @@ impl Started {
     /// The command or connection runs, and the agent promises nothing.
     pub const fn new(pid: u32) -> Self {
         Self { pid, alive_sec: 0 }
+    }
+
+    /// How long nothing may come before the agent counts as gone: several signs of life may be missed, because the guest
+    /// may be busy, and so may its host.
+    pub fn patience(self) -> Option<Duration> {
+        (self.alive_sec > 0).then(|| Duration::from_secs(u64::from(self.alive_sec) * MISSED))
     }
 }
 

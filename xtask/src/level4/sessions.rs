@@ -146,7 +146,7 @@ fn silent(host: &Host) -> Result<()> {
         banger vm exec -T quiet -- sh -c 'echo up; exec sleep 1000' > up 2> said &
         client=$!
         for n in $(seq 100); do [ -s up ] && break; sleep 0.1; done
-        banger vm show --json quiet | sed -n 's/^ *\"main_pid\": *\\([0-9]*\\).*/\\1/p' > /tmp/stop-it
+        touch /tmp/stop-it
         status=0; wait $client || status=$?
         echo \"client: $status\"
         cat said
@@ -158,10 +158,11 @@ fn silent(host: &Host) -> Result<()> {
         banger vm exec -T quiet -- echo still there
         banger vm delete --force quiet";
     let stopper = "
-        for n in $(seq 1200); do [ -s /tmp/stop-it ] && break; sleep 0.1; done
-        kill -STOP $(cat /tmp/stop-it)
+        for n in $(seq 1200); do [ -e /tmp/stop-it ] && break; sleep 0.1; done
+        vmm=$(pgrep -f '^/usr/bin/qemu-system.* -name banger-quiet')
+        kill -STOP $vmm
         for n in $(seq 3000); do [ -e /tmp/go-on ] && break; sleep 0.1; done
-        kill -CONT $(cat /tmp/stop-it)";
+        kill -CONT $vmm";
     let mut stopper = host.enter(&["sh", "-c", stopper]).spawn().context("cannot stop the VMM")?;
     let session = script(host, "alice", session);
     stopper.wait()?;

@@ -14,8 +14,8 @@ use crate::{
 
 /// List or stop the detached commands of a sandbox
 ///
-/// `banger vm exec -d` starts a detached command, and `banger vm logs --exec` shows its output. The sandbox keeps the last
-/// 16 MiB of each command's output, and the exit status of the last 64 that have ended. At most 64 run at once.
+/// `banger vm exec -d` starts a detached command, and `banger vm logs --exec` shows its output. The sandbox keeps at least
+/// the last 8 MiB of each command's output, and the exit status of the last 64 that have ended. At most 64 run at once.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
