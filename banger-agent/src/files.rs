@@ -35,7 +35,7 @@ const MAX_NAMES: u64 = 64 << 20;
 /// What git keeps for itself.
 const GIT: &str = ".git";
 
-/// Tells what is below a directory.
+/// Lists what is below a directory.
 pub fn list(port: &mut Port, directory: &str) -> io::Result<()> {
     let listed = write_list(port, Path::new(directory));
     finish(port, listed, "list", directory)

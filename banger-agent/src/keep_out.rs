@@ -63,7 +63,7 @@ fn files(interface: &Interface<'_>, is_there: impl Fn(&str) -> bool) -> Vec<Gues
                 "[keyfile]\nunmanaged-devices+=mac:{mac}\n\n[device-banger]\nmatch-device=mac:{mac}\nmanaged=0\n"
             ),
         ),
-        // An interface that stands here is up, and brought up no more.
+        // An interface in this file counts as up, and is not brought up again.
         (IFUPDOWN, "/run/network/ifstate", format!("{name}={name}\n")),
         (IFUPDOWN, "/run/ifstate", format!("{name}={name}\n")),
     ];

@@ -38,7 +38,7 @@ impl Marks {
     fn without(self, text: &str) -> String {
         let (begin, end) = (format!("{}\n", self.begin), format!("{}\n", self.end));
         let mut rest = text.to_owned();
-        // Where the end is missing, nobody knows what is whose.
+        // Without the end marker, the user's lines cannot be told from banger's.
         while let Some((before, Some((_, after)))) =
             rest.split_once(&begin).map(|(before, behind)| (before, behind.split_once(&end)))
         {

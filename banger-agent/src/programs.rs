@@ -4,7 +4,7 @@ use std::path::Path;
 
 use banger_proto::guest::{Exec, config::Programs};
 
-/// The request with what the image says of all that it leaves open. Nothing where it asks for the image's own
+/// The request, completed with the image's defaults. Nothing if it asks for the image's own
 /// program and there is none.
 pub fn complete(programs: &Programs, mut exec: Exec) -> Option<Exec> {
     if exec.of_image {

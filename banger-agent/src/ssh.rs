@@ -84,7 +84,7 @@ impl Server {
         for line in config.unwrap_or_default().lines() {
             let (word, rest) = line.trim().split_once([' ', '\t', '=']).unwrap_or_default();
             match word.to_ascii_lowercase().as_str() {
-                // What stands behind a `Match` is for some connections only.
+                // Lines after a `Match` apply to some connections only.
                 "match" => break,
                 "include" => server.reads_drop_ins |= rest.contains("sshd_config.d/*.conf"),
                 "authorizedkeysfile" => rest.trim().clone_into(&mut server.authorized_keys),

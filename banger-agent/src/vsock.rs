@@ -73,7 +73,7 @@ pub fn serve(guest: &Arc<Guest>) -> io::Result<()> {
     }
 }
 
-/// A port of ours.
+/// A port that the agent listens on.
 struct Listener {
     socket: OwnedFd,
     held: Room,
@@ -138,7 +138,7 @@ impl Drop for Place {
 
 /// Says that there is no room.
 fn refuse(connection: OwnedFd, guest: &Guest) {
-    // Whoever has gone already needs no answer.
+    // A client that has gone needs no answer.
     let _ = Port::new(connection).greet_busy(&guest.token);
 }
 
@@ -177,7 +177,7 @@ impl Address {
     /// The address, when it is one of a vsock.
     fn read(address: &impl SocketAddrArg) -> Option<Self> {
         let read = |start: *const SocketAddrOpaque, length: SocketAddrLen| {
-            // SAFETY: so many bytes can be read there, and any bytes are an address.
+            // SAFETY: this many bytes can be read there, and any bytes are an address.
             #[expect(unsafe_code, reason = "rustix has no type for these addresses")]
             (length >= ADDRESS_LENGTH).then(|| unsafe { start.cast::<Self>().read_unaligned() })
         };

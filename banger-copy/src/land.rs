@@ -161,7 +161,7 @@ impl Landing<'_> {
             }
         }
         match std::mem::replace(&mut self.state, State::Done) {
-            // Only now: whoever may not write to a directory may not move it either.
+            // Only now: a user who may not write to a directory may not move it either.
             State::Directory(fill, _) => fill.finish(),
             _ => Ok(notes),
         }

@@ -78,7 +78,7 @@ impl Facts {
                 Some((number(header.uid().map_err(damaged)?)?, number(header.gid().map_err(damaged)?)?))
             }
         };
-        // A time that is none is the beginning of time.
+        // An invalid time becomes the epoch.
         let mtime = header.mtime().ok().and_then(|time| i64::try_from(time).ok()).unwrap_or_default();
         Ok(Facts { permissions, owner, mtime })
     }

@@ -41,7 +41,7 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// The way to a file, or through a directory, and what is to be written of it first.
+    /// The way to a file, or through a directory, and what to write of it first.
     pub fn of(path: &'a Path, name: &Path, follow: bool, permissions: Option<u32>) -> Result<(Self, Found)> {
         let failed = |errno: Errno| Error::read(path, errno);
         let flags = OFlags::PATH | OFlags::CLOEXEC;

@@ -98,7 +98,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     {
         tracing::error!(%error, "cannot close the published ports");
     }
-    // Machines belong to their units, and go on.
+    // Sandboxes belong to their units, and keep running.
     tracing::info!("ending");
     Ok(())
 }
@@ -143,7 +143,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
 }
 
 /// The ports of this host where users may pull images from: those that the configuration allows, but for one that
-/// leads to a guest, whoever published it.
+/// is published for a guest, by any user.
 fn local_registries(allowed: BTreeSet<u16>, network: &Arc<LinuxNetwork>) -> LocalPorts {
     let network = Arc::clone(network);
     LocalPorts::that(move |port| allowed.contains(&port) && !network.is_published(port))

@@ -189,7 +189,7 @@ pub trait Kernel {
 pub trait Job {
     /// Asks it to end and to undo what it did.
     fn cancel(&self) -> zbus::Result<()>;
-    /// Waits until it has ended, or so many microseconds; 0 waits without end. A job that goes on has
+    /// Waits until it has ended, or this many microseconds; 0 waits without a limit. A job that still runs has
     /// an empty result.
     fn wait(&self, timeout_usec: u64) -> zbus::Result<(String, String, String, Facts)>;
 

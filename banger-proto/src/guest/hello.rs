@@ -76,7 +76,7 @@ impl HostHello {
         bytes
     }
 
-    /// Takes a greeting out of what has come, with all that stood before it. `None` while there is none.
+    /// Takes a greeting out of the received bytes, with everything before it. `None` until it is complete.
     pub fn take(buffer: &mut Vec<u8>) -> Option<Self> {
         let rest = take(buffer, &HOST_MAGIC, HOST_LENGTH)?;
         let mut hello = Self { version: be16(&rest[8..10]), nonce: [0; NONCE], token: [0; TOKEN] };

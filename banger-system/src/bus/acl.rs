@@ -227,7 +227,7 @@ mod tests {
                 .skip(1)
                 .filter_map(|rest| rest.split(')').next())
                 .collect();
-            // Publishing is asked for where the port is known, and tells it.
+            // Publishing is authorised where the port is known, and names it.
             let told = [detail::OBJECT, detail::OWNER, detail::PORT];
             assert!(named.iter().all(|name| told.contains(name)), "{action}: {named:?}");
             assert!(!named.contains(&detail::PORT) || action == action::VM_PUBLISH, "{action}");
@@ -239,7 +239,7 @@ mod tests {
         }
     }
 
-    /// The action of the table that is called so.
+    /// The action of the table with this name.
     fn static_name(action: &str) -> &'static str {
         let named = TABLE.iter().filter_map(|row| match row.2 {
             Access::Action(name) => Some(name),

@@ -158,7 +158,7 @@ impl Border {
     }
 
     /// Requires a polkit action of the caller. Who has to be asked for a password is asked only when polkit
-    /// says so, and only for so many calls of one user at once.
+    /// says so, and only for a limited number of calls of one user at once.
     pub async fn require(
         &self,
         caller: &Caller,
@@ -182,7 +182,7 @@ impl Border {
         }
         match verdict {
             Verdict::Yes => {
-                // An administrator who has authenticated for one call goes on to read what it is about.
+                // An administrator who has authenticated for one call will read the object of that call next.
                 if [action::VM_VIEW_OTHERS, action::VM_MANAGE_OTHERS].contains(&action) {
                     self.callers.remember(&caller.connection, true);
                 }
@@ -221,7 +221,7 @@ impl Border {
         self.views_others(caller).await.unwrap_or_default()
     }
 
-    /// The same; `None` when nobody knows it at the moment, which is not remembered.
+    /// The same; `None` when it is unknown at the moment, which is not remembered.
     async fn views_others(&self, caller: &Caller) -> Option<bool> {
         if caller.uid == Uid::ROOT {
             return Some(true);

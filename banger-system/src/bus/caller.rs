@@ -194,7 +194,7 @@ pub async fn watch_names(border: Arc<Border>) -> zbus::Result<impl Future<Output
             let Ok(change) = change.args() else { continue };
             let BusName::Unique(name) = &change.name else { continue };
             if change.new_owner.is_none() {
-                // Forgotten first: whoever binds something to it after this, finds it gone.
+                // Forgotten first: a call that binds something to it after this finds it gone.
                 border.callers.forget(name);
                 border.subscribers.forget(name);
                 border.engine.caller_vanished(name, border.callers.bus_id()).await;

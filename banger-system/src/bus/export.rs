@@ -43,7 +43,7 @@ pub enum Change {
     Untold,
 }
 
-/// The kind of an object: where it is, what it is called, and what is known of it.
+/// A kind of object: its path, its interface, and its view.
 pub trait Kind: Clone + Send + Sync + 'static {
     /// What the engine publishes of it.
     type View: Send + Sync + 'static;
@@ -241,7 +241,7 @@ impl<K: Kind> Interface for Exported<K> {
 pub async fn export<K: Kind>(border: &Arc<Border>, kind: K) -> zbus::Result<()> {
     let (server, path) = (border.connection.object_server(), kind.path());
     server.at(&path, Exported::new(Arc::clone(border), kind.clone())).await?;
-    // Whoever takes it away from the engine after this finds the object, and removes it.
+    // A task that removes it from the engine after this finds the object, and removes it too.
     if kind.view(&border.engine).is_none() {
         withdraw(border, &kind).await?;
     }

@@ -104,7 +104,7 @@ const PROPERTIES: &[Property<JobView>] = &[
     property("Data", "a{sv}", Told, |job, _| data(job).into()),
 ];
 
-/// The word for where a job is.
+/// The word for the state of a job.
 pub fn state(job: &JobView) -> &'static str {
     match &job.outcome {
         None if job.stage_index == 0 => "queued",
@@ -183,7 +183,7 @@ impl Methods {
         let timeout = (timeout_usec != 0).then(|| Duration::from_micros(timeout_usec));
         let border = border(&self.border)?;
         let job = border.engine.wait_job(self.id, timeout).await?;
-        // Who hears of the end may ask for what was made at once, before the publisher has come to it.
+        // A client that learns of the end may ask for the result at once, before the publisher has announced it.
         for object in &job.objects {
             match *object {
                 Object::Image(id) if border.engine.image(id).is_some() => {

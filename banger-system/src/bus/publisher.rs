@@ -100,7 +100,7 @@ async fn vm_changed(border: &Arc<Border>, old: &VmView, new: &VmView) -> zbus::R
     send(border, &to, path.as_str(), VM_INTERFACE, "StateChanged", &body).await
 }
 
-/// Who begins to see an image hears of it as of a new one, and who does so no longer as of one that has gone.
+/// To a user who may now see an image it is announced as new, and to one who may no longer see it as removed.
 async fn image_changed(border: &Arc<Border>, old: &ImageView, new: &ImageView) -> zbus::Result<()> {
     let path = path::image(new.id);
     let see_both = border.subscribers.of(new.owner, old.shared && new.shared);

@@ -72,7 +72,7 @@ impl Border {
         self.reveal(caller, Kind::Kernel, text, &reference, found, owner).await
     }
 
-    /// The image that a machine of the caller is to be cloned from. A clone can be read, so that it must be
+    /// The image from which a sandbox of the caller is cloned. A clone can be read, so that it must be
     /// the caller's own, or shared: to see that there is one is not enough.
     pub fn usable_image(&self, caller: &Caller, text: &str) -> Result<Reference> {
         let reference = match parse_image(text)? {

@@ -41,7 +41,7 @@ pub enum Ended {
     Clean,
     /// With another status, or by a signal: in words such as `exited:1` or `killed:9`.
     Failed(String),
-    /// It is not there, and nobody knows how it ended.
+    /// It is gone, and how it ended is unknown.
     Unknown,
 }
 
@@ -105,7 +105,7 @@ fn message(line: &str) -> &str {
 /// What the end of a VMM means for a sandbox in this state, and why. `reason` is that of the state.
 pub fn judge(state: State, reason: &Reason, ended: &Ended, guest: Option<GuestEnd>) -> (Event, Reason) {
     match (ended, guest) {
-        // Whoever asked for it is the reason, however it went.
+        // The request is the reason, however the guest ended.
         _ if state == State::Stopping => (Event::Exited, reason.clone()),
         (_, Some(GuestEnd::Panic)) => (Event::Crashed, Reason::GuestPanic),
         (Ended::Clean | Ended::Unknown, Some(GuestEnd::Reboot)) => (Event::Rebooted, Reason::GuestReboot),

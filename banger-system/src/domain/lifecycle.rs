@@ -27,13 +27,13 @@ pub enum State {
 /// Something that happens to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// Somebody asks for a start.
+    /// A start is requested.
     Start,
     /// The monitor runs.
     Launched,
     /// The start did not work, and what it made is released.
     LaunchFailed,
-    /// Somebody asks for a stop.
+    /// A stop is requested.
     Stop,
     /// The monitor has ended well, or because we ended it.
     Exited,
@@ -41,7 +41,7 @@ pub enum Event {
     Rebooted,
     /// The VMM has ended on its own with an error, or the guest's kernel has.
     Crashed,
-    /// Somebody asks for removal.
+    /// A removal is requested.
     Delete,
 }
 

@@ -34,7 +34,7 @@ impl HostKey {
             return Err(NotAHostKey);
         }
         let secret = pair.to_openssh(LineEnding::LF).map_err(|_| NotAHostKey)?;
-        // What stands behind the key is a comment, which nobody compares.
+        // After the key comes a comment, which is not compared.
         let public = PublicKey::from(pair.public_key().key_data().clone());
         let public = public.to_openssh().map_err(|_| NotAHostKey)?;
         Ok(Self { secret: secret.to_string(), public })
@@ -121,7 +121,7 @@ impl FromStr for AuthorizedKey {
         if line.contains(char::is_control) {
             return Err(NotAKey::NotALine);
         }
-        // Options stand before the kind of a key, where this finds no kind that it knows.
+        // Options come before the type of a key, so that the first word is not a known type.
         let key = PublicKey::from_openssh(line).map_err(|_| NotAKey::Unknown)?;
         if matches!(key.algorithm(), Algorithm::Other(_) | Algorithm::Dsa) {
             return Err(NotAKey::Unknown);

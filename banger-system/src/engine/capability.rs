@@ -26,7 +26,7 @@ pub(super) struct Plan {
 pub(super) trait Capability: Send + Sync {
     /// What it needs of the host, and whether that is there.
     async fn checks(&self, ports: &Ports) -> Vec<Check>;
-    /// Adds what this machine is to have of it.
+    /// Adds what this sandbox gets of it.
     fn add_to(&self, plan: &mut Plan, vm: &Vm, subnet: Subnet);
 }
 

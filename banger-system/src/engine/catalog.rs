@@ -31,7 +31,7 @@ use crate::{
 
 /// An older copy is fetched again before something is looked up in it.
 const STALE: Duration = Duration::from_secs(24 * 3600);
-/// After a failure that much time passes before somebody who did not ask for it waits for another try.
+/// How long to wait after a failure before another implicit refresh.
 const AGAIN: Duration = Duration::from_secs(300);
 
 const REFRESH: Stages = &["fetch"];

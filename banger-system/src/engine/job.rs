@@ -387,7 +387,7 @@ impl JobHandle {
         Arc::new(Meter { board, id: self.id, stage, canceled, told: Mutex::default() })
     }
 
-    /// There is something else to tell of the result.
+    /// Adds a fact to the result.
     pub(super) fn tell(&self, key: &'static str, fact: Fact) {
         self.board.update(self.id, |view| view.facts.push((key, fact)));
     }
@@ -442,7 +442,7 @@ impl JobHandle {
     }
 }
 
-/// Tells how far a stage is, and not too often: each time costs a signal to every subscriber.
+/// Reports the progress of a stage, but not too often: each report costs a signal to every subscriber.
 struct Meter {
     board: Board,
     id: JobId,

@@ -61,7 +61,7 @@ impl Engine {
         let limit = self.shared.settings.limits.image_disk;
         let image = registry.share_image(id, shared, limit)?;
         if let Err(error) = self.shared.ports.store.put_image(&image).await {
-            // Who has begun to use it meanwhile keeps it shared, until the service starts the next time.
+            // If another user uses it already, it stays shared until the service starts the next time.
             if let Err(error) = registry.share_image(id, !shared, limit) {
                 tracing::error!(image = %id, %error, "an image differs from what the database says");
             }

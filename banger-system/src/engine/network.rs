@@ -75,7 +75,7 @@ impl Shared {
         Ok(plan)
     }
 
-    /// The interface that a machine is to have.
+    /// The interface of a sandbox, as wanted.
     pub(super) async fn nic(&self, vm: &Vm) -> Result<Nic> {
         Ok(self.plan(vm).await?.nic)
     }

@@ -267,7 +267,7 @@ async fn run_remote(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()>
     {
         return tell(job, &old);
     }
-    // Before the turn: who has that must not wait for anything that others who want the turn have.
+    // Before the turn: a task that has the turn must not wait for anything held by tasks that wait for it.
     let _worker = job.worker().await?;
     let turn = shared.pulls.turn(reference.registry().to_string(), origin.manifest);
     let _turn = unless_canceled(job, turn.lock()).await?;

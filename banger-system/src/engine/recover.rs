@@ -35,7 +35,7 @@ impl Engine {
         for vm in ports.vmm.found().await? {
             held.entry(vm).or_default().insert(Resource::Sockets);
         }
-        // Without a network the service goes on: a start says what is wrong, and `doctor` does too.
+        // The service runs without a network, too: a start says what is wrong, and so does `doctor`.
         match ports.network.found().await {
             Ok(found) => {
                 for vm in found {

@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// What a file of ours begins with.
+/// The first line of a stored copy.
 const MAGIC: &str = "banger catalog 1";
 const MODE: u32 = 0o600;
 /// A file of keys has some lines.

@@ -76,7 +76,7 @@ impl Inner {
                 // Nobody knows which files.
                 watched.values().for_each(|changed| changed.send_replace(()));
             } else if what.contains(ReadFlags::IGNORED) {
-                // The file is gone, and with it whoever could write to it; who watches sees the end.
+                // The file is gone, and with it every writer; the watcher sees the end.
                 watched.remove(&number);
             } else if let Some(changed) = watched.get(&number) {
                 changed.send_replace(());

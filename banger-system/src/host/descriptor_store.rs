@@ -87,7 +87,7 @@ impl DescriptorStore {
 }
 
 /// Whether systemd hands what it keeps to a next run of the service, which is being ended: it does so when it restarts
-/// a unit, and forgets it when the unit is stopped. No when nobody knows.
+/// a unit, and forgets it when the unit is stopped. `false` when that is unknown.
 pub async fn survives(connection: &Connection) -> bool {
     let asked = async {
         let unit = ManagerProxy::new(connection).await?.get_unit_by_pid(std::process::id()).await?;

@@ -39,7 +39,7 @@ impl AgentLink {
         Self { vmm }
     }
 
-    /// Asks for something that is answered by its being done.
+    /// Sends a request whose only answer is that it was done.
     async fn ask(&self, vm: VmId, token: &Token, request: Request) -> Result<()> {
         let mut stream = match self.vmm.connect(vm, Channel::Stream(Purpose::Question)).await {
             // Commands may hold every stream, and must not keep the service from its guest.
@@ -68,7 +68,7 @@ impl GuestLink for AgentLink {
                 match asked {
                     Ok(facts) => return Ok(facts),
                     Err(Failed::Nonsense(error)) => return Err(error),
-                    // Whoever watches the machine will tell how it ended.
+                    // The task of the sandbox will report how it ended.
                     Err(Failed::Closed(_)) => tokio::time::sleep(RETRY).await,
                 }
             }
@@ -154,7 +154,7 @@ async fn ask_info(stream: &mut UnixStream, token: &Token) -> Result<GuestFacts, 
     }
 }
 
-/// Greets the agent; returns what it has said behind its answer.
+/// Greets the agent; returns the bytes after its answer.
 pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Decoder, Failed> {
     let nonce = uuid::Uuid::new_v4().into_bytes();
     let hello =

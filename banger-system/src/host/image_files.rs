@@ -308,7 +308,7 @@ fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[P
     Ok(Layout { image: RemoteImage { manifest, layers: facts, config }, layers: parts })
 }
 
-/// What is said of layers, and their files.
+/// The claims about layers, and their files.
 fn claims(layers: Vec<Layer>) -> Result<Vec<(Archive, OwnedFd)>> {
     match layers.len() {
         0 => return Err(Error::Unsupported { message: "the image has no layers".to_owned() }),

@@ -115,12 +115,12 @@ impl Reader {
         self.read_until(u64::MAX, into)
     }
 
-    /// The same for bytes that stand before this one.
+    /// The same for bytes before this one.
     pub fn read_until(&mut self, end: u64, into: &mut Vec<u8>) -> io::Result<bool> {
         loop {
             let written = self.written()?;
             if written < self.position {
-                // The machine was started anew, and its log begins anew with it.
+                // The sandbox was started again, and its log with it.
                 self.position = 0;
             }
             self.position = self.position.max(self.oldest()?);

@@ -60,12 +60,12 @@ pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(os)?;
     set_socket_timeout(&ours, Timeout::Recv, Some(START_TIMEOUT)).map_err(os)?;
-    // Who the shim is, the kernel tells sooner than whoever started it.
+    // The kernel says who the shim is, sooner than the supervisor knows.
     set_socket_passcred(&ours, true).map_err(os)?;
     Ok((ours, theirs))
 }
 
-/// Gives the shim its order, and waits for what it says. Where it has to build walls, it also gets the file
+/// Gives the shim its order, and waits for the answer. A shim that builds the jail itself also gets the file
 /// for how the monitor ended.
 pub fn order(socket: &OwnedFd, launch: Launch, walls: Option<(Walls, OwnedFd)>) -> Result<Told> {
     let os = |error: io::Error| Error::os("talk to the shim", error);

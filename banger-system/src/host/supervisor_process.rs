@@ -161,7 +161,7 @@ impl ProcessSupervisor {
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::os(doing(), error)),
-            // It is put in its place whole: what cannot be read is not ours, and no reason to keep the rest.
+            // A record appears whole: one that cannot be read is not banger's, and must not hide the others.
             Ok(bytes) => Ok(serde_json::from_slice(&bytes)
                 .inspect_err(|error| tracing::warn!(%vm, %error, "the record of a process is damaged"))
                 .ok()),
@@ -180,7 +180,7 @@ impl ProcessSupervisor {
     }
 }
 
-/// A shim that waits for its order, with which it gets the walls to build.
+/// A shim that waits for its order, which describes the jail to build.
 struct Shim {
     child: Child,
     socket: OwnedFd,
@@ -193,7 +193,7 @@ impl Shim {
     fn run_now(mut self, launch: Launch) -> Result<Started> {
         let (pid, user) = (self.child.id(), self.walls.user);
         let told = match shim::order(&self.socket, launch, Some((self.walls, self.end.into()))) {
-            // It is in a namespace of its own by then, and tells of itself as it is seen there.
+            // By then it is in a namespace of its own, and its answer has the pid of that namespace.
             Ok(Told::Runs { .. }) => return Ok(Started { unit: String::new(), pid, user }),
             Ok(Told::Ended) => Error::Vmm { message: "the shim ended before the VMM started".to_owned() },
             Err(error) => error,
@@ -334,7 +334,7 @@ impl Process {
         }
     }
 
-    /// Waits until it has ended. One that this service started is let go of by the kernel then.
+    /// Waits until it has ended. A child of this service is reaped then.
     async fn ended(&self) -> Result<()> {
         let os = |error: io::Error| Error::os("wait for the process of a sandbox", error);
         // SAFETY: the descriptor is borrowed from `self`, which keeps it open for longer than this lives.

@@ -56,7 +56,7 @@ impl Units {
         ManagerProxy::new(&self.connection).await.map_err(|error| bus("reach systemd", error))
     }
 
-    /// Starts a unit that has these properties. What is left of one of this name that has ended gives way; one that runs
+    /// Starts a unit that has these properties. An ended unit of this name is replaced; one that runs
     /// is an error.
     pub(super) async fn start(&self, unit: &str, properties: Properties) -> Result<()> {
         let again = properties.try_clone()?;
@@ -94,7 +94,7 @@ impl Units {
         }
     }
 
-    /// Ends a unit at once, waits until nothing of it is left, and tells how it ended.
+    /// Ends a unit at once, waits until nothing of it is left, and returns how it ended.
     pub(super) async fn remove(&self, unit: &str) -> Result<Ended> {
         let gone = async {
             if self.look(unit).await?.is_none() {
@@ -128,7 +128,7 @@ impl Units {
         tokio::time::timeout(FORGET_TIMEOUT, forgotten).await.unwrap_or(Ok(()))
     }
 
-    /// Waits until a unit has ended, however long, and tells how.
+    /// Waits until a unit has ended, however long, and returns how.
     pub(super) async fn ended(&self, unit: &str) -> Result<Ended> {
         // The signals are awaited before the first look, so that no change falls between the two.
         let path = match self.look(unit).await? {
@@ -184,7 +184,7 @@ impl Units {
         };
         match process.await {
             Ok(process) => Ok(process),
-            // It ended meanwhile, which whoever watches it will see.
+            // It has just ended, which its watcher will see.
             Err(error) if is_no_such_unit(&error) => Ok((0, NOBODY)),
             Err(error) => Err(bus("look at a unit", error)),
         }

@@ -63,7 +63,7 @@ impl Workers for SystemdWorkers {
         list.set("PrivateNetwork", true.into())?;
         list.set("MemoryDenyWriteExecute", true.into())?;
         // The worker's own filter has all of this, and more. But it reads what strangers wrote, nobody notices the three
-        // milliseconds, and each of both walls would do alone.
+        // milliseconds, and either of the two lockdowns would suffice.
         list.set("RestrictAddressFamilies", (true, Vec::<&str>::new()).into())?;
         list.set("RestrictNamespaces", 0u64.into())?;
         list.set("RestrictRealtime", true.into())?;

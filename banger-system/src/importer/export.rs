@@ -166,7 +166,7 @@ impl Walk<'_> {
         if kind != FileType::Dir && inode.links_count > 1 {
             if let Some(first) = self.seen.get(&number) {
                 let link = self.entry(&path, number, &inode, What::Link(first.clone()))?;
-                // What it is stands where its first name is.
+                // Its content is under its first name.
                 return out.write(&write::head(&Entry { attributes: Vec::new(), ..link }));
             }
             self.seen.insert(number, path.clone());

@@ -31,7 +31,7 @@ const MAX_WINDOW_LOG: u32 = 27;
 const MOST_OF_SIZE: u64 = 4;
 
 /// Hands the unpacked bytes of an archive to `work`, and returns their digest when the archive is what it is said
-/// to be. An archive that is not is called so whatever the work came to.
+/// to be. An archive that is not is refused, whatever the result of the work.
 pub(super) fn with(
     file: File,
     archive: &Archive,
@@ -142,7 +142,7 @@ struct Blob<'a> {
 impl<'a> Blob<'a> {
     fn open(file: File, archive: &'a Archive, meter: &'a Meter) -> Result<Self, Failure> {
         let looked = file.metadata().map_err(|error| Failure::os("look at an archive", error))?;
-        // Whoever else has the file may have left it standing anywhere.
+        // Another holder of the file may have left its offset anywhere.
         let at = looked.is_file().then_some(archive.offset.unwrap_or_default());
         Ok(Self { file, at, count: 0, digest: Sha256::new(), archive, meter })
     }

@@ -19,7 +19,7 @@ use crate::shim::filter::{allow, when};
 
 /// Memory that it may map: what the largest image takes that is not refused, and the largest window of zstd.
 const MAX_MEMORY: u64 = 3 << 30;
-/// The newest rules that were looked at; an older kernel has fewer of them.
+/// The newest Landlock rules that were reviewed; an older kernel has fewer of them.
 const RULES: ABI = ABI::V6;
 
 /// What it may ask the kernel for: to read, to write, to have memory, threads and the time.
@@ -68,7 +68,7 @@ const CALLS: &[i64] = &[
 /// `statx` of a file that it has: with an empty path.
 const AT_EMPTY_PATH: u64 = 0x1000;
 
-/// Gives it up, for good. To be called while the process has one thread.
+/// Locks the process down permanently. Call it while the process has one thread.
 pub(super) fn close() -> Result<(), Failure> {
     let failed = |doing: &str, error: &dyn std::fmt::Display| Failure::Broken {
         doing: doing.to_owned(),

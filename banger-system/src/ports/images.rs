@@ -62,9 +62,9 @@ pub struct Part {
     pub length: Bytes,
 }
 
-/// Who is told how far a long step is, and knows whether anybody still wants it.
+/// Receives the progress of a long step, and knows whether the step is still wanted.
 pub trait Progress: Send + Sync {
-    /// So many bytes are done, of so many if that is known.
+    /// Reports how many bytes are done, and of how many if that is known.
     fn advanced(&self, done: Bytes, total: Option<Bytes>);
     /// Whether the step is to end as soon as it can, with whatever error.
     fn is_canceled(&self) -> bool;

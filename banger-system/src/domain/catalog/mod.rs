@@ -69,7 +69,7 @@ impl fmt::Display for Provenance {
     }
 }
 
-/// The text tells of no catalog.
+/// The text does not name a catalog.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("this did not come from a catalog")]
 pub struct NotFromACatalog;

@@ -17,7 +17,7 @@ pub enum Kind {
     Ns,
     /// Whatever there is.
     Any,
-    /// What no name of ours has.
+    /// Something that no name in the zone has.
     Other,
 }
 
@@ -41,7 +41,7 @@ pub enum Data {
     Aaaa(Ipv6Addr),
     /// The name of an address, without the last dot.
     Ptr(String),
-    /// The zone is ours.
+    /// banger serves the zone.
     Soa(Zone),
     /// We serve the zone.
     Ns,
@@ -54,8 +54,8 @@ pub enum Answer {
     Records(Vec<Data>),
     /// The name is there, and has no such records.
     NoData(Zone),
-    /// There is no such name in this zone, or it is none of the asker's business.
+    /// There is no such name in this zone, or the asker may not know it.
     NoName(Zone),
-    /// The name is in no zone of ours.
+    /// The name is in no zone that banger serves.
     NotOurs,
 }

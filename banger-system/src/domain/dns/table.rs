@@ -267,7 +267,7 @@ mod tests {
         Table::of("172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap(), holders.to_vec())
     }
 
-    /// What somebody at this address hears.
+    /// What a client at this address is answered.
     fn ask(table: &Table, from: &str, name: &str, kind: Kind) -> Answer {
         let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
         table.answer(table.asker(from.parse().unwrap()).unwrap(), &labels, kind)

@@ -153,7 +153,7 @@ fn banner_release(vmlinux: &[u8]) -> Result<Release, Error> {
     let starts = vmlinux.iter().enumerate().filter(|(_, byte)| **byte == BANNER[0]).map(|(at, _)| at);
     let banners = starts.filter_map(|at| vmlinux.get(at..)?.strip_prefix(BANNER));
     let words = banners.filter_map(|rest| rest.split(|&byte| byte == b' ' || byte == 0).next());
-    // The same words also stand in format strings, which are no release.
+    // The same words are also in format strings, which have no release.
     words.filter_map(|word| str::from_utf8(word).ok()?.parse().ok()).next().ok_or(Error::NoRelease)
 }
 

@@ -21,7 +21,7 @@ const TAP_DIGITS: usize = 15 - TAP_PREFIX.len();
 /// The alias of a TAP is this and the machine's id.
 const ALIAS_PREFIX: &str = "banger vm ";
 
-/// A guest's interface, as the host is to have it.
+/// A guest's interface, as wanted on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
     /// The machine.
@@ -112,7 +112,7 @@ impl fmt::Display for TapName {
     }
 }
 
-/// The alias of a machine's TAP, by which it is known to be ours.
+/// The alias of a sandbox's TAP, which marks it as banger's.
 pub fn tap_alias(vm: VmId) -> String {
     format!("{ALIAS_PREFIX}{vm}")
 }

@@ -20,7 +20,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Returns the bounds for a host whose table has so many places (`net.netfilter.nf_conntrack_max`). A guest gets
+    /// Returns the bounds for a host whose table has this many places (`net.netfilter.nf_conntrack_max`). A guest gets
     /// what a busy development machine needs, and an owner an eighth of the table, so that neither fills it.
     pub fn of_table(places: Option<u32>) -> Self {
         let places = places.unwrap_or(DEFAULT_TABLE);

@@ -28,7 +28,7 @@ pub fn place(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-/// What stands around this layer.
+/// The documents around this layer.
 pub fn documents(image: &ImageConfig, arch: &str, layer: Descriptor) -> Documents {
     let platform = Platform::of_host(arch).to_string();
     let architecture = platform.split('/').nth(1).unwrap_or_default();

@@ -36,7 +36,7 @@ const LAYERS: [(&str, Packing); 6] = [
     ("application/vnd.docker.image.rootfs.diff.tar.gzip", Packing::Gzip),
     ("application/vnd.docker.image.rootfs.diff.tar.zstd", Packing::Zstd),
 ];
-/// Layers that a registry may not hand out, and that stand on servers that the manifest names. We follow no such
+/// Layers that a registry may not hand out, and that are on servers that the manifest names. banger follows no such
 /// address.
 const ELSEWHERE: [&str; 2] =
     ["application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."];
@@ -85,7 +85,7 @@ struct RawDocument {
     manifests: Option<Vec<RawDescriptor>>,
 }
 
-/// What else stands in a descriptor, such as `urls`, is not read and so never followed.
+/// Other keys of a descriptor, such as `urls`, are not read and so never followed.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawDescriptor {
@@ -179,7 +179,7 @@ impl Index {
 fn offered(entry: &Entry) -> Option<String> {
     let (os, architecture, variant) = entry.platform.as_ref()?;
     let variant = variant.iter().map(|variant| format!("/{variant}")).collect::<String>();
-    // Attestations and the like stand in an index as well.
+    // An index also has attestations and the like.
     (os != "unknown").then(|| printable(&format!("{os}/{architecture}{variant}")))
 }
 

@@ -48,7 +48,7 @@ pub struct NotAReference {
 }
 
 impl RegistryHost {
-    /// Host and port, as they stand in a reference.
+    /// Host and port, as in a reference.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -42,7 +42,7 @@ impl Header {
         self.0 == [0; BLOCK]
     }
 
-    /// Whether its sum is what it says.
+    /// Whether its checksum is right.
     pub(super) fn is_whole(&self) -> bool {
         let without = |index: usize| if CHECKSUM.contains(&index) { b' ' } else { self.0[index] };
         let unsigned: i64 = (0..BLOCK).map(|index| i64::from(without(index))).sum();
@@ -69,7 +69,7 @@ impl Header {
     }
 
     pub(super) fn mode(&self) -> Result<u16, Error> {
-        // The type of the file stands in it too, in the archives of some programs.
+        // Some programs write the type of the file into it, too.
         self.number(MODE)
             .map(|mode| (mode & 0o7777) as u16)
             .ok_or(Error::Damaged("the mode of an entry is not a number"))

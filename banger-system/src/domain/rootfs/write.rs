@@ -94,7 +94,7 @@ struct Fields {
 }
 
 impl Fields {
-    /// The header, in `ustar`'s form. What does not fit stands in records before it.
+    /// The header, in `ustar`'s form. What does not fit is in records before it.
     fn block(&self, path: &[u8], target: &[u8]) -> [u8; BLOCK as usize] {
         let mut block = [0; BLOCK as usize];
         let fit = |number: u32| if u64::from(number) > SMALL { 0 } else { u64::from(number) };

@@ -23,7 +23,7 @@ use super::{
 
 /// How long one server may take. Stubs ask again after five seconds, so two servers have their turn.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A datagram of more is none that we asked for.
+/// A larger datagram is not an answer to our question.
 const MAX_DATAGRAM: usize = 4096;
 
 /// A question to forward.
@@ -54,7 +54,7 @@ impl Forward {
     }
 }
 
-/// The answer as the guest is to have it.
+/// The answer for the guest.
 fn hand_back(question: &Question, mut reply: Vec<u8>) -> Option<Vec<u8>> {
     if reply.len() > usize::from(question.room()) {
         return question.truncated();

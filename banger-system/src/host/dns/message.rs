@@ -105,7 +105,7 @@ impl Question {
         })
     }
 
-    /// Whether it speaks a version of the extensions that nobody knows.
+    /// Whether it uses an unknown version of the extensions.
     pub(super) fn is_from_the_future(&self) -> bool {
         self.request.version() > 0
     }

@@ -51,7 +51,7 @@ trait Resolve {
     fn flush_caches(&self) -> zbus::Result<()>;
 }
 
-/// Where we stand with it.
+/// The state of its configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Standing {
     /// Nothing was said yet.
@@ -82,7 +82,7 @@ impl Resolved {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Tells it, tells it again when that is needed, and lets it forget what is gone. Never ends.
+    /// Configures it, repeats that when needed, and flushes names that are gone. Never ends.
     pub(super) async fn keep(&self, subnet: Subnet, mut names: Published) {
         let Some(mut owners) = self.watch_owner().await else { return };
         let mut known: Option<Arc<Table>> = names.borrow_and_update().clone();
@@ -217,7 +217,7 @@ impl Resolved {
     }
 }
 
-/// What it is to ask us about. Each is a route and none is searched: `web` alone is not asked for.
+/// The domains to ask banger for. Each is a route and none is searched: `web` alone is not asked for.
 fn domains(subnet: Subnet) -> Vec<(String, bool)> {
     [DOMAIN.to_owned(), reverse::zone4(subnet), reverse::zone6(subnet)].map(|domain| (domain, true)).into()
 }

@@ -66,7 +66,7 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
 }
 
-/// A connection to the agent in the guest. The agent of an earlier version listens on one port for everything.
+/// Connects to the agent in the guest. The agent of an earlier version listens on one port for everything.
 pub async fn connect_to_guest(directory: &Path, channel: Channel) -> Result<UnixStream> {
     let port = match channel {
         Channel::Control => VSOCK_SERVICE_PORT,
@@ -89,7 +89,7 @@ async fn connect_to_port(directory: &Path, port: u32) -> Result<UnixStream> {
         let order = format!("CONNECT {port}\n");
         stream.write_all(order.as_bytes()).await.map_err(|error| agent(&error.to_string()))?;
         let mut answer = Vec::new();
-        // Byte by byte: what follows the line is the guest's, and not ours to read here.
+        // Byte by byte: what follows the line is the guest's stream, which must not be read here.
         while answer.last() != Some(&b'\n') {
             match stream.read_u8().await {
                 Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),

@@ -155,7 +155,7 @@ impl Links {
             made => made,
         };
         made.map_err(|error| failed(format!("make the link {LINK}"), error))?;
-        // Marked at once: a link without our mark is not ours.
+        // Marked at once: a link without the mark is not banger's.
         let mark = LinkUnspec::new_with_name(LINK).alias(LINK_ALIAS);
         self.set(mark).await.map_err(|error| failed(format!("mark the link {LINK}"), error))?;
         let gone = || Error::Taken { message: format!("the link {LINK} was removed while it was made") };

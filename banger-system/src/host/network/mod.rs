@@ -309,7 +309,7 @@ impl Network for LinuxNetwork {
         .await?;
         match self.links.find(TapName::of(vm).as_str()).await? {
             Some(link) if link.alias == tap_alias(vm) => self.links.remove(&link).await,
-            // Somebody else's, or none.
+            // Another program's, or there is none.
             _ => Ok(()),
         }
     }

@@ -16,7 +16,7 @@ pub async fn connect(to: SocketAddr, timeout: Duration) -> Result<Option<OwnedFd
         Err(error) if is_absence(error.kind()) => return Ok(None),
         Err(error) => return Err(Error::os(doing(), error)),
     };
-    // Each key that is typed goes at once: whoever gets the stream may not know that it is one of TCP.
+    // Each key that is typed is sent at once: the client may not know that the stream is TCP.
     let blocking = stream.set_nodelay(true).and_then(|()| stream.into_std()).and_then(|stream| {
         stream.set_nonblocking(false)?;
         Ok(stream)

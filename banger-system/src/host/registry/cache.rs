@@ -44,7 +44,7 @@ pub(super) struct Blob {
     pub(super) descriptor: Descriptor,
     path: PathBuf,
     level: watch::Sender<Level>,
-    /// Who has it may write.
+    /// The task that holds it may write.
     pen: Arc<tokio::sync::Mutex<()>>,
 }
 

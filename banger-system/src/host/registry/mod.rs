@@ -81,7 +81,7 @@ pub struct Registries {
 }
 
 impl Registries {
-    /// Registries whose blobs are kept in this directory, up to so many bytes. Of the host itself only ports that are
+    /// Registries whose blobs are kept in this directory, up to this many bytes. Of the host itself only ports that are
     /// `local` are asked.
     pub fn new(cache: &Path, limit: Bytes, patience: Patience, local: LocalPorts) -> Self {
         let cache = Cache::new(cache, limit);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::ports::{Error, Result};
 
-/// Longer waits that a registry asks for are not waited.
+/// The longest wait that a registry may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long a registry is waited for. All of it is for one connection.

@@ -76,7 +76,7 @@ impl Session {
         headers.insert(ACCEPT, header(accept)?);
         let response = self.get(path, headers).await?;
         let kind = response.headers().get(reqwest::header::CONTENT_TYPE);
-        // Behind a semicolon stands a character set.
+        // After a semicolon comes a character set.
         let kind =
             kind.and_then(|kind| kind.to_str().ok()?.split(';').next()).map(|kind| kind.trim().to_owned());
         let body = self.asker.read(response, limit).await?;

@@ -12,7 +12,7 @@ use crate::{domain::oci::credentials::Credentials, ports::Error};
 
 /// Tokens are some kilobytes at most.
 const MAX_ANSWER: u64 = 64 << 10;
-/// As what we ask for a token.
+/// The client id in a request for a token.
 const CLIENT: &str = "banger";
 
 /// A way in that a registry offers.

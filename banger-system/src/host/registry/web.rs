@@ -37,7 +37,7 @@ use crate::{
 const CHUNK: usize = 1 << 20;
 
 impl Registries {
-    /// A document of at most so many bytes. `from` is where somebody pointed to who decides what this host may ask.
+    /// A document of at most this many bytes. `from` is where somebody pointed to who decides what this host may ask.
     pub(in crate::host) async fn document(
         &self,
         from: &Location,
@@ -190,7 +190,7 @@ fn copy(pen: Pen, path: &Path) -> Result<()> {
         };
         writing.write(&Chunk::copy_from_slice(&buffer[..count])).map_err(unkept)?;
     }
-    // More bytes than there are to be would come to another digest as well.
+    // Too many bytes would give another digest as well.
     let is_longer = file.read(&mut [0]).map_err(unread)? > 0;
     if writing.at < content.size.0 || is_longer {
         writing.blob().discard().map_err(unkept)?;

@@ -17,7 +17,7 @@ use sqlx::{
 
 use crate::domain::resource::Places;
 
-/// How long to wait for somebody else who has the database open, such as an administrator's `sqlite3`.
+/// How long to wait for another program that has the database open, such as an administrator's `sqlite3`.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the first migration writes into the header.
 const APPLICATION_ID: i64 = 0x626e_6772;
