@@ -31,7 +31,7 @@ pub const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 const FRESH: Duration = Duration::from_millis(40);
 /// How long a guest may take for the early part of its boot, and for all of it, before nobody waits any more: it must
 /// be possible to look at one whose boot hangs.
-const INIT_LIMIT: Duration = Duration::from_secs(90);
+const INIT_LIMIT: Duration = Duration::from_secs(180);
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// Where OpenRC keeps how far it is.
 const OPENRC: &str = "/run/openrc";

@@ -71,8 +71,9 @@ impl Systemd {
         let mut systemd = Self { stream, begun: Instant::now(), serial: 0 };
         let user = rustix::process::geteuid().as_raw().to_string();
         let user: String = user.bytes().map(|digit| format!("{digit:02x}")).collect();
-        systemd.write(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes())?;
-        // Nothing comes behind this line before it is answered.
+        // Both lines at once: systemd does not look at a message that comes together with the second.
+        systemd.write(format!("\0AUTH EXTERNAL {user}\r\nBEGIN\r\n").as_bytes())?;
+        // Nothing comes behind the answer before there is a call.
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             let mut bytes = [0; MAX_LINE];
@@ -85,7 +86,6 @@ impl Systemd {
         if !line.starts_with(b"OK ") {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        systemd.write(b"BEGIN\r\n")?;
         Ok(systemd)
     }
 
@@ -389,7 +389,8 @@ mod tests {
         let systemd = thread::spawn(move || {
             let mut line = [0; 64];
             let count = theirs.read(&mut line).unwrap();
-            assert!(line[..count].starts_with(b"\0AUTH EXTERNAL 3"), "{:?}", &line[..count]);
+            let line = &line[..count];
+            assert!(line.starts_with(b"\0AUTH EXTERNAL 3") && line.ends_with(b"\r\nBEGIN\r\n"), "{line:?}");
             theirs.write_all(b"OK 0123456789abcdef0123456789abcdef\r\n").unwrap();
             let mut call = Vec::new();
             while !call.windows(11).any(|window| window == b"SystemState") {
@@ -403,7 +404,7 @@ mod tests {
         });
         let boot = Systemd::greet(ours).and_then(|mut systemd| systemd.boot());
         let call = systemd.join().unwrap();
-        assert!(call.starts_with(b"BEGIN\r\nl\x01\x00\x01"), "{call:?}");
+        assert!(call.starts_with(b"l\x01\x00\x01"), "{call:?}");
         boot
     }
 

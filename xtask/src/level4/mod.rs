@@ -9,6 +9,7 @@ mod modules;
 mod names;
 mod network;
 mod people;
+mod ready;
 mod refusals;
 mod registry;
 mod sessions;
@@ -59,6 +60,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         network::CHECKS,
         ssh::CHECKS,
         people::CHECKS,
+        ready::CHECKS,
         refusals::CHECKS,
         sessions::CHECKS,
         terminal::CHECKS,

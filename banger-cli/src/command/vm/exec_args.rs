@@ -21,10 +21,10 @@ pub struct ExecArgs {
     /// Run it without a terminal
     #[arg(short = 'T', long, overrides_with = "tty")]
     no_tty: bool,
-    /// Pass standard input on, as it is without this option, too: for those used to `docker exec -it`
+    /// Pass standard input on; this is the default, and accepted as in `docker exec -it`
     #[arg(short, long)]
     interactive: bool,
-    /// Give it no input, so that a script's `while read` loop keeps its own; no terminal either, unless with --tty
+    /// Run it without input, so that a script's `while read` loop keeps its own; implies --no-tty
     #[arg(short = 'n', long, conflicts_with = "interactive")]
     no_stdin: bool,
     /// Run it as this user, a name or a number [default: the image's user, else root]
