@@ -9,13 +9,14 @@ use serde::Deserialize;
 
 use crate::{
     alike::alike,
+    command::vm::Wait,
     error::{Error, Result},
     ssh::places::Places,
     timezone,
 };
 
 /// The keys of the file.
-const KEYS: [&str; 4] = ["auto_prepare", "git_identity", "file_sync", "timezone"];
+const KEYS: [&str; 5] = ["auto_prepare", "git_identity", "file_sync", "timezone", "wait"];
 
 /// The settings.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -33,6 +34,9 @@ pub struct Settings {
     /// The time zone of new sandboxes: a name, `host`, or `image`.
     #[serde(default = "host")]
     pub timezone: String,
+    /// How far a guest has booted before a command begins, for commands without `--wait`.
+    #[serde(default)]
+    pub wait: Wait,
 }
 
 /// A file or a directory that every sandbox gets.
@@ -57,7 +61,13 @@ const fn yes() -> bool {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { auto_prepare: false, git_identity: true, file_sync: Vec::new(), timezone: host() }
+        Self {
+            auto_prepare: false,
+            git_identity: true,
+            file_sync: Vec::new(),
+            timezone: host(),
+            wait: Wait::default(),
+        }
     }
 }
 
@@ -148,6 +158,7 @@ mod tests {
         assert_eq!((first.permissions(), second.permissions()), (Ok(Some(0o600)), Ok(None)));
         assert_eq!(Settings::parse("").unwrap(), Settings::default());
         assert!(Settings::parse("auto_prepare = true").unwrap().auto_prepare);
+        assert_eq!(Settings::parse("wait = 'agent'").unwrap().wait, Wait::Agent);
     }
 
     #[test]
@@ -155,6 +166,7 @@ mod tests {
         let refused = |text: &str| Settings::parse(text).unwrap_err();
         assert_eq!(refused("git_identiti = true"), "there is no key git_identiti; did you mean git_identity");
         assert_eq!(refused("colour = true"), "there is no key colour");
+        assert!(refused("wait = 'soon'").contains("agent"));
         assert!(refused("[[file_sync]]\nhost = 'x'\nguest = '/x'").starts_with("host = \"x\" is neither"));
         assert!(refused("[[file_sync]]\nhost = '/x'\nguest = '/a/../b'").starts_with("guest = "));
         assert!(refused("[[file_sync]]\nhost = '/x'\nguest = '/x'\nmode = 'rw'").starts_with("mode = "));

@@ -234,13 +234,13 @@ async fn what_is_too_large_too_new_or_too_old_is_refused() {
         edition(index)
     };
     bench.publish(&with("schema", json!(2)));
-    bench.refused("written in version 2 of the format").await;
+    bench.refused("it uses version 2 of the format").await;
     bench.publish(&with("expires", json!("2026-12-31")));
     bench.refused("it expired on 2026-12-31").await;
     bench.publish(&with("padding", json!("x".repeat(1 << 20))));
-    bench.refused("more than 1048576 bytes").await;
+    bench.refused("larger than 1048576 bytes").await;
     bench.publish_signed(&empty(7), &[b'x'; 5000]);
-    bench.refused("more than 4096 bytes").await;
+    bench.refused("larger than 4096 bytes").await;
     bench.publish(&empty(7));
     bench.lab.fault("/c/index.json", 9, Fault::Endless(None));
     bench.refused("is refused").await;

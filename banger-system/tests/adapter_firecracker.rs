@@ -191,7 +191,9 @@ async fn one_that_is_not_there_is_told_before_anything_is_made() {
 
 #[tokio::test]
 async fn an_old_one_and_one_of_the_future_are_refused() {
-    for (version, expect) in [("1.7.0", "Firecracker 1.7 cannot"), ("2.0.0", "Firecracker 2.0 cannot")] {
+    for (version, expect) in
+        [("1.7.0", "Firecracker 1.7 is not supported"), ("2.0.0", "Firecracker 2.0 is not supported")]
+    {
         let host = Host::new();
         let body = format!("{{\"firecracker_version\":\"{version}\"}}");
         let error =

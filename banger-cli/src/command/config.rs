@@ -51,6 +51,7 @@ impl Show {
             ("git_identity", Value::from(settings.git_identity)),
             ("file_sync", Value::from(files)),
             ("timezone", Value::from(settings.timezone)),
+            ("wait", json!(settings.wait)),
         ];
         let origin =
             |key: &str| if set.contains_key(key) { path.display().to_string() } else { "default".to_owned() };

@@ -138,7 +138,7 @@ mod tests {
     fn wrong_types_and_unknown_keys_are_refused() {
         assert_eq!(
             options(&[("a", 1u32.into())]).string("a").unwrap_err().message,
-            "the option a must be a text"
+            "the option a must be a string"
         );
         assert!(options(&[("a", (-1i32).into())]).number("a").is_err());
         assert!(options(&[("a", u64::MAX.into())]).small_number("a").is_err());

@@ -94,10 +94,7 @@ fn readable(file: &File, what: &str, max: u64) -> Result<u64, Failure> {
     let size = u64::try_from(stat.st_size).unwrap_or_default();
     match size {
         0 => refuse("is empty"),
-        size if size > max => {
-            let (size, max) = (banger_proto::size::Bytes(size), banger_proto::size::Bytes(max));
-            refuse(&format!("has {size}; the limit is {max}"))
-        }
+        size if size > max => refuse(&format!("is larger than {}", banger_proto::size::Bytes(max))),
         size => Ok(size),
     }
 }
@@ -184,7 +181,7 @@ mod tests {
         file.write_all(&[1; 1024]).unwrap();
         assert_eq!(check(file.path(), OFlags::RDONLY).unwrap().len(), 1024);
         file.write_all(&[1]).unwrap();
-        refused(file.path(), OFlags::RDONLY, "at most 1 KiB");
+        refused(file.path(), OFlags::RDONLY, "is larger than 1 KiB");
     }
 
     #[test]

@@ -13,7 +13,9 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
 ];
 
 fn first_second(host: &Host) -> Result<()> {
+    // With the settings of a user who has none.
     let session = r#"
+        export XDG_CONFIG_HOME=$PWD/none
         banger vm run --name early -- sh -c 'echo kept > /tmp/first; systemctl is-system-running || true'
         echo hello > here
         banger vm cp here early:/tmp/copied
@@ -63,6 +65,7 @@ fn waits(host: &Host) -> Result<()> {
 
 fn habits(host: &Host) -> Result<()> {
     let session = r#"
+        export XDG_CONFIG_HOME=$PWD/none
         banger vm create --name words
         unset LANG LC_ALL
         banger vm exec words -- sh -c 'echo $LANG; touch "$HOME/ä"; ls -b'

@@ -139,6 +139,7 @@ impl Target {
             return Err(Error::Refused(format!("you sent no repository to {}", self.sandbox))
                 .advise(format!("`banger vm workspace prepare {} PATH` sends one.", self.sandbox)));
         }
+        exec.wait = self.exec.phase(&Settings::of_caller()?);
         if let Some(kept) = kept {
             let owner = kept.record.owner().to_owned();
             let is_owners = self.exec.is_of(&owner);

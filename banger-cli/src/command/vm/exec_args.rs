@@ -2,13 +2,14 @@
 
 use std::env;
 
-use banger_proto::guest::Exec;
+use banger_proto::guest::{Exec, message::Phase};
 use clap::Args;
 
 use super::wait::Wait;
 use crate::{
     attach::{Stdin, TerminalUse},
     locale,
+    settings::Settings,
 };
 
 /// The options of a command that runs something in a sandbox.
@@ -39,7 +40,7 @@ pub struct ExecArgs {
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
-    /// How far the guest has booted before it begins [default: init]
+    /// How far the guest has booted before it begins [default: the setting `wait`, else init]
     #[arg(long, value_name = "PHASE")]
     wait: Option<Wait>,
 }
@@ -84,9 +85,14 @@ impl ExecArgs {
         if self.no_stdin { Stdin::Null } else { Stdin::Ours }
     }
 
-    /// How far the guest is to be.
+    /// How far the guest must have booted, where `--wait` says it.
     pub fn wait(&self) -> Option<Wait> {
         self.wait
+    }
+
+    /// How far the guest must have booted before a command begins.
+    pub fn phase(&self, settings: &Settings) -> Phase {
+        self.wait.unwrap_or(settings.wait).phase()
     }
 
     /// Whether it runs as the user whose a workspace is.
@@ -106,7 +112,7 @@ impl ExecArgs {
             terminal: None,
             detach: false,
             locale: locale::of_caller(),
-            wait: self.wait.map(Wait::phase).unwrap_or_default(),
+            wait: Phase::default(),
         }
     }
 }
@@ -114,7 +120,6 @@ impl ExecArgs {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use banger_proto::guest::message::Phase;
     use clap::Parser;
 
     use super::*;
@@ -157,9 +162,11 @@ mod tests {
 
     #[test]
     fn a_command_waits_for_the_early_boot_unless_told_otherwise() {
-        assert_eq!(parse("").exec(&[]).wait, Phase::Init);
-        assert_eq!(parse("--wait agent").exec(&[]).wait, Phase::Agent);
-        assert_eq!(parse("--wait boot").detached(&[]).wait, Phase::Boot);
+        let (usual, agent) = (Settings::default(), Settings { wait: Wait::Agent, ..Settings::default() });
+        assert_eq!(parse("").phase(&usual), Phase::Init);
+        assert_eq!(parse("").phase(&agent), Phase::Agent);
+        assert_eq!(parse("--wait agent").phase(&usual), Phase::Agent);
+        assert_eq!(parse("--wait boot").phase(&agent), Phase::Boot);
         assert!(Test::try_parse_from(["test", "--wait", "never"]).is_err());
     }
 

@@ -29,6 +29,8 @@ mod stats;
 mod stop;
 mod stop_args;
 mod wait;
+
+pub use wait::Wait;
 mod workspace;
 pub mod workspace_args;
 

@@ -325,6 +325,7 @@ impl Sandbox<'_> {
         let _ports = forward::lead(self.bus, &self.vm, &self.progress, ports).await?;
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm, agent::COMMAND, None)).await?;
         let mut exec = run.exec.exec(&run.command);
+        exec.wait = run.exec.phase(&Settings::of_caller()?);
         if let Some(Workspace { place, record }) = workspace {
             exec.user.get_or_insert_with(|| record.owner().to_owned());
             exec.cwd.get_or_insert(place);

@@ -2,15 +2,18 @@
 
 use banger_proto::guest::{Request, message::Phase};
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::{error::Result, guest::Guest, progress::Track};
 
 /// What is waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum Wait {
     /// The agent in the guest answers
     Agent,
     /// The early part of the boot is over: file systems are mounted, /tmp was emptied, and systemctl works
+    #[default]
     Init,
     /// The image's init has started everything that it starts at boot
     Boot,
