@@ -111,6 +111,8 @@ impl Peer {
         let words = words_of(process)?;
         let mut peer = Self { directory, arguments: Vec::new(), disks: Vec::new(), token: String::new() };
         let mut words = words.into_iter();
+        // The descriptor of the disk that comes next.
+        let mut descriptor = None;
         while let Some(word) = words.next() {
             let adapted = match word.as_str() {
                 "-kernel" | "-initrd" => {
@@ -124,12 +126,15 @@ impl Peer {
                     vec![word, copy.display().to_string()]
                 }
                 "-add-fd" => {
-                    words.next().context("an option of QEMU has no value")?;
+                    let value = words.next().context("an option of QEMU has no value")?;
+                    let number = value.split(',').find_map(|field| field.strip_prefix("fd="));
+                    descriptor = number.map(|number| process.join("fd").join(number));
                     Vec::new()
                 }
                 "-blockdev" => {
                     let node = words.next().context("an option of QEMU has no value")?;
-                    peer.disk_of(&node, work_disk)?.map_or_else(Vec::new, |disk| vec![word, disk])
+                    peer.disk_of(&node, work_disk, descriptor.as_deref())?
+                        .map_or_else(Vec::new, |disk| vec![word, disk])
                 }
                 _ => vec![by_hand(&word, peer.directory.path())],
             };
@@ -140,11 +145,21 @@ impl Peer {
     }
 
     /// A disk in the place of a file of the sandbox. By hand it is one file each: the first the image's, the
-    /// second the work disk, which is empty. `None` for what a sandbox has beside these.
-    fn disk_of(&mut self, node: &str, work_disk: u64) -> Result<Option<String>> {
+    /// second the work disk, which is empty, and the third the kernel's modules, a copy of what `descriptor` leads to.
+    /// `None` for other nodes of a sandbox, such as that of a layer.
+    fn disk_of(&mut self, node: &str, work_disk: u64, descriptor: Option<&Path>) -> Result<Option<String>> {
         let disk = match node.split(',').find_map(|field| field.strip_prefix("node-name=")) {
             Some("drive0" | "layer0") if node.starts_with("driver=file,") => "drive0",
             Some("drive1") => "drive1",
+            Some("drive2") => {
+                let copy = self.directory.path().join("drive2");
+                fs::copy(descriptor.context("a disk of QEMU has no descriptor")?, &copy)
+                    .context("cannot copy the modules of the kernel")?;
+                let file = copy.display();
+                return Ok(Some(format!(
+                    "driver=file,node-name=drive2,filename={file},locking=off,read-only=on"
+                )));
+            }
             _ => return Ok(None),
         };
         let used = self.directory.path().join(disk);
