@@ -28,8 +28,19 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two looks at what is still there.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Has systemd end the commands of the serving process, before it unmounts.
+/// What systemd calls the mounts of the kernel's modules begins so. A drop-in in a directory of this name counts for all
+/// of them (systemd.unit(5)).
+const MODULES: [&str; 2] = ["usr-lib-modules-.mount.d", "lib-modules-.mount.d"];
+/// udev has the tables of the modules open until it is killed, so systemd cannot unmount them before that.
+const LEAVE_MOUNTED: &str = "[Unit]\nDefaultDependencies=no\n";
+
+/// Has systemd end the commands of the serving process, before it unmounts, and unmount the kernel's modules last.
 pub fn prepare(server: u32) -> io::Result<()> {
+    for directory in MODULES {
+        let directory = Path::new(UNITS).join(directory);
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("banger.conf"), LEAVE_MOUNTED)?;
+    }
     let wants = Path::new(UNITS).join(format!("{TARGET}.wants"));
     fs::create_dir_all(&wants)?;
     let unit = Path::new(UNITS).join(UNIT);
