@@ -243,7 +243,7 @@ async fn what_is_too_large_too_new_or_too_old_is_refused() {
     bench.refused("larger than 4096 bytes").await;
     bench.publish(&empty(7));
     bench.lab.fault("/c/index.json", 9, Fault::Endless(None));
-    bench.refused("is refused").await;
+    bench.refused("the answer is larger than").await;
     bench.lab.no_faults();
     bench.lab.fault("/c/index.json", 9, Fault::Status(404, Vec::new()));
     bench.refused("404").await;
