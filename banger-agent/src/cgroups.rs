@@ -53,7 +53,7 @@ const OF_SESSIONS: &str = "0::/banger/sessions/";
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 /// The part of commands against that of each service, which have 100 (systemd.resource-control(5), "CPUWeight=").
 const WEIGHT: &str = "300";
-/// The agent does little, and whoever waits for it waits for that.
+/// The agent does little, and every request waits for it.
 const AGENT_WEIGHT: &str = "1000";
 /// The kernel kills anything before the agent (proc_pid_oom_score_adj(5)); -1000 would hide that it leaks.
 const PROTECTED: &[u8] = b"-900";
@@ -86,7 +86,7 @@ impl Limits {
         )
     }
 
-    /// The limits in a guest with this memory, in bytes, that can have so many processes and threads.
+    /// Returns the limits for a guest with `memory` bytes and at most `processes` processes and threads.
     fn of(memory: u64, processes: u64) -> Self {
         let reserved = (memory / 8).clamp(*RESERVED.start(), *RESERVED.end());
         Self {

@@ -125,7 +125,7 @@ fn keep(mut running: Running, entry: &Entry, mut about: About) -> io::Result<()>
         }
         let ended = about.exit.is_none() && fds.last().is_some_and(|last| !last.revents().is_empty());
         drop(fds);
-        // Before its end is told, what it wrote until then is there.
+        // Its output is written before its end is recorded.
         drain(&mut running.output, &mut writer)?;
         if ended && let Some(status) = running.child.try_wait()? {
             about.exit = Some(match (status.code(), status.signal()) {

@@ -116,7 +116,7 @@ impl Extent {
     }
 }
 
-/// Removes what nobody expects in a home directory, if nothing is in it: e2fsck makes it anew when it needs it.
+/// Removes `lost+found` if it is empty: it does not belong in a home directory, and e2fsck recreates it when needed.
 fn remove_lost_found(work: &Path) {
     let path = work.join(LOST_FOUND);
     // A directory of this name that somebody has made is theirs.

@@ -66,7 +66,7 @@ fn tell_late(port: &mut Port, command: &Exec) {
     };
     let note = format!("the guest does not get on with {phase}; the command begins all the same");
     log::error(&note);
-    // A detached command has nobody to tell.
+    // Nobody reads the output of a detached command here.
     if !command.detach {
         let end = if command.terminal.is_some() { "\r\n" } else { "\n" };
         port.queue(&Frame::ErrorOutput(format!("banger: {note}{end}").into_bytes()));

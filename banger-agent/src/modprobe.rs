@@ -13,7 +13,7 @@ use std::{
 
 use crate::{apply, log};
 
-/// Where the program stands for the kernel, which looks for it in the root of the first process.
+/// Path of the program for the kernel, which resolves it in the root of the first process.
 const PROGRAM: &str = "/run/banger-modprobe";
 /// Where the kernel has the name of its `modprobe`.
 const SETTING: &str = "/proc/sys/kernel/modprobe";
@@ -29,7 +29,7 @@ pub fn stand_in(new_root: &str) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     let known = known.trim().trim_start_matches('/');
-    // Without a name the kernel asks nobody.
+    // With an empty name, the kernel calls no program.
     if known.is_empty() || apply::has_program(new_root, Path::new(known))? {
         return Ok(());
     }
@@ -50,7 +50,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
     let loaded = arguments.last().map_or(Ok(false), |wanted| load(&directory, wanted));
     match loaded {
         Ok(true) => ExitCode::SUCCESS,
-        // The kernel asks for much that nobody has.
+        // The kernel asks for many modules that do not exist.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             log::error(&format!("cannot load {:?}: {error}", arguments.last()));

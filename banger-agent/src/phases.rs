@@ -2,7 +2,7 @@
 //!
 //! The agent answers before the image's init has begun. What a command does then, the early part of the boot may undo:
 //! it empties `/tmp`, and mounts over what was written. So commands and copies wait for [`Phase::Init`] unless they
-//! are told otherwise. Where the image has no init, or one that does not say how far it is, nothing is waited for.
+//! are told otherwise. If the image has no init, or one that does not report its progress, they start at once.
 //!
 //! The init is asked only while somebody wants to know, and no more once the boot is over.
 
@@ -29,8 +29,8 @@ use crate::{
 pub const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// For so long one look is as good as the next, however many want to know.
 const FRESH: Duration = Duration::from_millis(40);
-/// How long a guest may take for the early part of its boot, and for all of it, before nobody waits any more: it must
-/// be possible to look at one whose boot hangs.
+/// How long commands wait for the early part of a boot, and for all of it. After that they start, so that a guest whose boot
+/// hangs can be examined.
 const INIT_LIMIT: Duration = Duration::from_secs(180);
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// Where OpenRC keeps how far it is.

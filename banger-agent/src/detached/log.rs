@@ -96,7 +96,7 @@ pub fn size(directory: &Path) -> (u64, u64) {
     (written, segments.iter().map(|segment| segment.length).sum())
 }
 
-/// Reads what a command has written, also while it goes on.
+/// Reads the output of a command, even while it runs.
 pub struct Reader {
     directory: PathBuf,
     file: Option<(File, u64)>,
@@ -107,14 +107,14 @@ pub struct Reader {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Read {
     Bytes(Vec<u8>),
-    /// So many bytes are not kept.
+    /// This many bytes were dropped.
     Cut(u64),
     /// No more, for now.
     End,
 }
 
 impl Reader {
-    /// Begins with what is kept, or with the last so many lines of it.
+    /// Starts at the oldest kept byte, or at the last `lines` lines.
     pub fn new(directory: &Path, lines: Option<u32>) -> io::Result<Self> {
         let at = lines.map_or(Ok(0), |lines| begin_of_last(directory, lines))?;
         Ok(Self { directory: directory.to_owned(), file: None, at })

@@ -60,7 +60,7 @@ impl About {
         self.boot_id == boot_id()
     }
 
-    /// Whether it has not ended. One whose end nobody saw, because the guest went off, has.
+    /// Whether the command still runs. One that was cut off by the end of its guest does not.
     pub fn is_running(&self) -> bool {
         self.exit.is_none() && self.is_of_this_boot() && begun_ticks(self.pid) == Some(self.begun_ticks)
     }
@@ -168,7 +168,7 @@ fn prune_among(entries: Vec<Entry>, mut most: usize, mut bytes: u64) {
     }
 }
 
-/// What is told of those that are remembered.
+/// Returns the facts about all remembered commands.
 pub fn facts() -> Vec<Detached> {
     let fact = |entry: Entry| {
         let about = entry.about().ok()?;
