@@ -2,6 +2,7 @@
 //! is touched is decided here.
 
 pub mod catalog;
+pub mod causes;
 pub mod clock;
 pub mod digest;
 pub mod dns;

@@ -1,7 +1,7 @@
 //! What can go wrong in the engine, grouped by what the caller can do next.
 
 use crate::{
-    domain::{lifecycle::Refused, limits::Exceeded, name},
+    domain::{causes::with_causes, lifecycle::Refused, limits::Exceeded, name},
     ports,
 };
 
@@ -196,12 +196,5 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The error with its causes, on one line.
 pub(super) fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text.replace('\n', " ")
+    with_causes(error).replace('\n', " ")
 }

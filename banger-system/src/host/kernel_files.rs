@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     domain::{
+        causes::with_causes,
         ext4::{self, FileSystem},
         id::{ImageId, KernelId, Uid},
         image::KernelFacts,
@@ -261,14 +262,7 @@ fn os(doing: &str, path: &Path, source: std::io::Error) -> Error {
 
 /// What a user's file lacks, with the reasons behind it.
 fn unsupported(error: &dyn std::error::Error) -> Error {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message.push_str(": ");
-        message.push_str(&error.to_string());
-        cause = error.source();
-    }
-    Error::Unsupported { message }
+    Error::Unsupported { message: with_causes(error) }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::{
     message::{Failure, MadeTree, ModuleTree},
 };
 use crate::domain::{
+    causes::with_causes,
     kernel::{
         depmod::{self, Beside, Depmod},
         module_file,
@@ -140,7 +141,7 @@ fn read_module(tree: &mut Tree<impl Read + Seek>, path: &str, meter: &Meter) -> 
     let content = tree.read(path, MAX_MODULE).map_err(|error| refused(&error))?.unwrap_or_default();
     meter.add_read(content.len());
     module_file::unpack(path, content, MAX_MODULE).map_err(|error| {
-        let chain = chain(&error);
+        let chain = with_causes(&error);
         Failure::refused(format!("the modules cannot be taken: cannot unpack {path}: {chain}"))
     })
 }
@@ -213,19 +214,7 @@ fn too_large() -> Failure {
 }
 
 fn refused(error: &dyn std::error::Error) -> Failure {
-    Failure::refused(format!("the modules cannot be taken: {}", chain(error)))
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    Failure::refused(format!("the modules cannot be taken: {}", with_causes(error)))
 }
 
 #[cfg(test)]
