@@ -3,6 +3,7 @@
 use std::{
     path::PathBuf,
     process::{Command, Output, Stdio},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -51,13 +52,14 @@ fn check_all(host: &TestHost, only: &str) -> Result<Tally> {
         None => tally.skipped.push(format!("{}: {FIRECRACKER} names no binary", UNDER_FIRECRACKER.0)),
     }
     for (name, check) in checks.into_iter().filter(|(name, _)| is_wanted(name, only)) {
+        let begin = Instant::now();
         match check(host) {
             Ok(()) => {
-                say(&format!("PASS {name}"));
+                say(&format!("PASS {name} ({:.0} s)", begin.elapsed().as_secs_f64()));
                 tally.passed += 1;
             }
             Err(error) => {
-                say(&format!("FAIL {name}: {error:#}"));
+                say(&format!("FAIL {name} ({:.0} s): {error:#}", begin.elapsed().as_secs_f64()));
                 tally.failed += 1;
                 // The next one is to be judged by itself.
                 let clear = "banger vm list --quiet | xargs --no-run-if-empty banger vm delete --force";

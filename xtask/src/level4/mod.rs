@@ -17,7 +17,7 @@ mod ssh;
 mod terminal;
 mod workspace;
 
-use std::process::Output;
+use std::{process::Output, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -80,6 +80,7 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         }
     }
     for (name, check) in checks.into_iter().filter(|(name, _)| is_wanted(name, only)) {
+        let begin = Instant::now();
         let attempt = || check(host).and_then(|()| nothing_left(host));
         let outcome = attempt().or_else(|error| match stands_still(host)? {
             true => {
@@ -91,11 +92,11 @@ fn check_all(host: &Host, only: &str) -> Result<Tally> {
         });
         match outcome {
             Ok(()) => {
-                say(&format!("PASS {name}"));
+                say(&format!("PASS {name} ({:.0} s)", begin.elapsed().as_secs_f64()));
                 tally.passed += 1;
             }
             Err(error) => {
-                say(&format!("FAIL {name}: {error:#}"));
+                say(&format!("FAIL {name} ({:.0} s): {error:#}", begin.elapsed().as_secs_f64()));
                 tally.failed += 1;
                 // The next one is to be judged by itself.
                 clear(host)?;

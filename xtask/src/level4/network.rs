@@ -248,7 +248,7 @@ fn kills(host: &Host) -> Result<()> {
         for n in $(seq 100); do [ \"$(state two)\" ] && break; sleep 0.1; done
         echo service: $(state two) taps $(taps)
         kill -KILL $(service) $(pid two) $(pid three)
-        for n in $(seq 100); do [ \"$(state two)\" ] && break; sleep 0.1; done
+        for n in $(seq 100); do state two | grep -q stopped && break; sleep 0.1; done
         await_taps 0
         echo both: $(state two) $(state three) taps $(taps)
         banger vm start alice/two > /dev/null
