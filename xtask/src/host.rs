@@ -39,6 +39,9 @@ pub struct Up {
     /// With the programs as they are shipped, which take longer to build
     #[arg(long)]
     pub release: bool,
+    /// Which of the hosts of this checkout; 0 is the one that the command line means.
+    #[arg(skip)]
+    pub number: usize,
 }
 
 /// What `cargo xtask host exec` takes.
@@ -61,16 +64,21 @@ pub struct Host {
     init: u32,
 }
 
+/// How many hosts a checkout may have at once.
+pub const HOSTS: usize = 2;
+
 /// Starts the host, or brings the one that is up to date.
 pub fn up(arguments: &Up) -> Result<Host> {
     ensure!(rustix::process::geteuid().is_root(), "the private host needs root: its namespaces do");
     packages::ensure()?;
     let programs = if arguments.release { build::release()? } else { build::ensure()? };
+    let number = arguments.number;
+    let directory = directory(number);
     if arguments.fresh {
-        down()?;
-        remove(&directory().join("state"))?;
+        end(number)?;
+        remove(&directory.join("state"))?;
     }
-    if let Some(host) = find() {
+    if let Some(host) = find(number) {
         let root = PathBuf::from(format!("/proc/{}/root", host.init));
         if install::into(&root, &programs)? {
             say("bringing the private host up to date");
@@ -80,7 +88,6 @@ pub fn up(arguments: &Up) -> Result<Host> {
         return Ok(host);
     }
     say("starting the private host");
-    let directory = directory();
     fs::create_dir_all(directory.join("state"))
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let staging = directory.join("install");
@@ -97,12 +104,16 @@ pub fn up(arguments: &Up) -> Result<Host> {
         echo $$ > \"$0/launcher\"
         exec \"$@\"";
     let mut launcher = command("bash", ["-c", launch]);
-    launcher.arg(&directory).arg(enter_cgroup()?).arg(namespaces.get_program()).args(namespaces.get_args());
+    launcher
+        .arg(&directory)
+        .arg(enter_cgroup(&directory)?)
+        .arg(namespaces.get_program())
+        .args(namespaces.get_args());
     launcher.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("cannot start")?;
 
     let deadline = Instant::now() + BOOT_TIMEOUT;
     loop {
-        if let Some(host) = find()
+        if let Some(host) = find(number)
             && host
                 .enter(&["busctl", "--quiet", "status", "org.freedesktop.login1"])
                 .stderr(Stdio::null())
@@ -120,9 +131,9 @@ pub fn up(arguments: &Up) -> Result<Host> {
 }
 
 /// A program that moves itself into a cgroup of the host's own and goes on as what it is given.
-fn enter_cgroup() -> Result<PathBuf> {
-    let script = directory().join("enter-cgroup");
-    let cgroup = cgroup();
+fn enter_cgroup(directory: &Path) -> Result<PathBuf> {
+    let script = directory.join("enter-cgroup");
+    let cgroup = cgroup(directory);
     fs::create_dir_all(&cgroup).with_context(|| format!("cannot make {}", cgroup.display()))?;
     let text = format!("#!/bin/sh\necho $$ > {}/cgroup.procs\nexec \"$@\"\n", cgroup.display());
     fs::write(&script, text)?;
@@ -131,16 +142,20 @@ fn enter_cgroup() -> Result<PathBuf> {
 }
 
 /// Where the second version of cgroups is mounted: alone, or beside the first.
-fn cgroup() -> PathBuf {
+fn cgroup(directory: &Path) -> PathBuf {
     let hybrid = Path::new("/sys/fs/cgroup/unified");
     let base = if hybrid.is_dir() { hybrid } else { Path::new("/sys/fs/cgroup") };
     // Each clone of the repository has a private host of its own.
-    base.join(format!("banger-private-host-{}", short_digest(&directory())))
+    base.join(format!("banger-private-host-{}", short_digest(directory)))
 }
 
-/// Ends the host with everything in it.
+/// Ends all hosts of this checkout with everything in them.
 pub fn down() -> Result<()> {
-    if let Some(host) = find() {
+    (0..HOSTS).try_for_each(end)
+}
+
+fn end(number: usize) -> Result<()> {
+    if let Some(host) = find(number) {
         say("ending the private host");
         // Its first process takes every other one with it.
         run(&mut command("kill", ["-KILL", &host.init.to_string()]))?;
@@ -151,7 +166,7 @@ pub fn down() -> Result<()> {
         }
     }
     // systemd made a tree of its own below; the deepest go first.
-    let cgroup = cgroup();
+    let cgroup = cgroup(&directory(number));
     if cgroup.is_dir() {
         let find = command("find", ["-depth", "-type", "d", "-delete"])
             .current_dir(&cgroup)
@@ -165,7 +180,7 @@ pub fn down() -> Result<()> {
 
 /// Says whether the host is up.
 pub fn status() -> Result<()> {
-    match find() {
+    match find(0) {
         Some(host) => println!("up, its systemd is process {}", host.init),
         None => println!("down"),
     }
@@ -236,12 +251,16 @@ pub fn inside(file: &Path) -> Result<PathBuf> {
     Ok(Path::new(CACHE).join(below))
 }
 
-/// Where the host of this checkout keeps its files. Checkouts may share a target directory, but never a host.
-fn directory() -> PathBuf {
+/// Where a host of this checkout keeps its files. Checkouts may share a target directory, but never a host.
+fn directory(number: usize) -> PathBuf {
     let repository = repository();
-    match target().starts_with(&repository) {
-        true => cache().join("host"),
-        false => cache().join(format!("host-{}", short_digest(&repository))),
+    let name = match target().starts_with(&repository) {
+        true => "host".to_owned(),
+        false => format!("host-{}", short_digest(&repository)),
+    };
+    match number {
+        0 => cache().join(name),
+        number => cache().join(format!("{name}.{number}")),
     }
 }
 
@@ -261,12 +280,13 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// The host that is up: the first process of the namespaces that the launcher made, once it is systemd.
-fn find() -> Option<Host> {
-    let launcher = fs::read_to_string(directory().join("launcher")).ok()?;
+fn find(number: usize) -> Option<Host> {
+    let directory = directory(number);
+    let launcher = fs::read_to_string(directory.join("launcher")).ok()?;
     let launcher = launcher.trim();
     // A copied checkout has the number of another one's launcher, and a number may be somebody else's by now.
     let words = fs::read(format!("/proc/{launcher}/cmdline")).ok()?;
-    if !is_launched_for(&words, &directory()) {
+    if !is_launched_for(&words, &directory) {
         return None;
     }
     let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).ok()?;

@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -60,14 +61,23 @@ pub fn run(arguments: &Arguments) -> Result<String> {
     Ok(make(&arguments.name, arguments.rebuild)?.display().to_string())
 }
 
+/// Held while an image is made: others that need it wait, and there is one user of the package manager.
+static MAKING: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    MAKING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The image of this name, made if it is not there.
 pub fn ensure(name: &str) -> Result<PathBuf> {
+    let _alone = alone();
     make(name, false)
 }
 
 /// The root file system of these packages as a tar archive, made if it is not there.
 pub fn archive(name: &str) -> Result<PathBuf> {
     let included = packages_in(&repository().join("xtask/images").join(format!("{name}.packages")))?;
+    let _alone = alone();
     let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{}\n{}", TAR.join(" "), included.join("\n")));
     let digest = hex(&digest[..6]);
     let directory = cache().join("images");
@@ -86,6 +96,24 @@ pub fn archive(name: &str) -> Result<PathBuf> {
     shell(command("tar", TAR).arg("--file").arg(&unfinished).arg("--directory").arg(&root).arg("."))?;
     fs::rename(&unfinished, &archive).context("cannot put the archive in its place")?;
     Ok(archive)
+}
+
+/// The image of this name without the programs that an agent hands over to, so that the agent stays the first process.
+pub fn without_init(name: &str) -> Result<PathBuf> {
+    let _alone = alone();
+    let image = make(name, false)?;
+    let without = image.with_extension("without-init.ext4");
+    if without.exists() {
+        return Ok(without);
+    }
+    let unfinished = image.with_extension("unfinished");
+    shell(command("cp", ["--sparse=always", "--reflink=auto"]).arg(&image).arg(&unfinished))?;
+    for program in ["/usr/sbin/init", "/usr/lib/systemd/systemd"] {
+        shell(command("debugfs", ["-w", "-R", &format!("rm {program}")]).arg(&unfinished))?;
+    }
+    run_checked(&mut command("e2fsck", ["-fn"]), &unfinished)?;
+    fs::rename(&unfinished, &without).context("cannot put the image in its place")?;
+    Ok(without)
 }
 
 fn make(name: &str, rebuild: bool) -> Result<PathBuf> {

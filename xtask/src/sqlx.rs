@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::run::repository;
+use crate::run::{cargo, repository};
 
 /// What `cargo xtask sqlx` takes.
 #[derive(Debug, clap::Args)]
@@ -84,8 +84,8 @@ fn record(root: &Path, scratch: &Path, database: &Path) -> Result<BTreeMap<Strin
         .with_context(|| format!("cannot touch {}", source.display()))?;
     let directory = scratch.join("record");
     fs::create_dir(&directory).context("cannot make a temporary directory")?;
-    let status = Command::new(env!("CARGO"))
-        .args(["check", "--quiet", "--package", "banger-system", "--lib"])
+    // Of the whole workspace, whose features are those of every other build: the dependencies are there already.
+    let status = cargo(["check", "--quiet", "--workspace", "--lib"])
         .current_dir(root)
         .env("SQLX_OFFLINE", "false")
         .env("SQLX_OFFLINE_DIR", &directory)

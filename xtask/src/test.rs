@@ -6,6 +6,7 @@
 use std::{
     fs,
     process::{Command, ExitCode},
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
@@ -70,16 +71,22 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     // Tests of one crate run the programs of another.
     crate::run::run(cargo(["build", "--workspace", "--quiet"]).current_dir(repository()))?;
     let mut tallies = Vec::new();
+    let mut add = |level, name, run: &dyn Fn() -> Result<Tally>| {
+        let begin = Instant::now();
+        let tally = run()?;
+        tallies.push(Level { level, name, tally, seconds: begin.elapsed().as_secs() });
+        anyhow::Ok(())
+    };
     for (level, name, filter) in CARGO_LEVELS {
         if arguments.levels.contains(&level) {
-            tallies.push((level, name, cargo_level(level, filter)?));
+            add(level, name, &|| cargo_level(level, filter))?;
         }
     }
     if arguments.levels.contains(&4) {
-        tallies.push((4, "private host", level4::run(&arguments.only)?));
+        add(4, "private host", &|| level4::run(&arguments.only))?;
     }
     if arguments.all || arguments.levels.contains(&5) {
-        tallies.push((5, "test host", level5::run(&arguments.only)?));
+        add(5, "test host", &|| level5::run(&arguments.only))?;
     }
     Ok(report(&tallies))
 }
@@ -119,11 +126,19 @@ fn summary(text: &str) -> Option<(usize, usize)> {
     Some((count("passed").unwrap_or(0), failed))
 }
 
-fn report(tallies: &[(u8, &str, Tally)]) -> ExitCode {
+/// A level that was run, with what it needed beforehand.
+struct Level {
+    level: u8,
+    name: &'static str,
+    tally: Tally,
+    seconds: u64,
+}
+
+fn report(levels: &[Level]) -> ExitCode {
     println!();
-    for (level, name, tally) in tallies {
+    for Level { level, name, tally, seconds } in levels {
         println!(
-            "level {level} ({name}): {} passed, {} failed, {} skipped",
+            "level {level} ({name}): {} passed, {} failed, {} skipped in {seconds} s",
             tally.passed,
             tally.failed,
             tally.skipped.len()
@@ -132,7 +147,7 @@ fn report(tallies: &[(u8, &str, Tally)]) -> ExitCode {
             println!("  skipped: {reason}");
         }
     }
-    let sum = |of: fn(&Tally) -> usize| tallies.iter().map(|(_, _, tally)| of(tally)).sum::<usize>();
+    let sum = |of: fn(&Tally) -> usize| levels.iter().map(|level| of(&level.tally)).sum::<usize>();
     let (passed, failed, skipped) = (sum(|t| t.passed), sum(|t| t.failed), sum(|t| t.skipped.len()));
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -101,7 +101,7 @@ fn living_files(host: &Host) -> Result<()> {
     let session = r"
         rm -rf copies; mkdir copies; cd copies
         banger vm create --quiet --vcpu 1 --name copy > /dev/null
-        banger vm exec -d copy -- sh -c 'while :; do seq 1000; sleep 0.01; done > /srv/log' > /dev/null
+        banger vm exec -d copy -- sh -c 'while :; do seq 1000; sleep 0.2; done > /srv/log' > /dev/null
         banger vm exec copy -- sh -c 'until [ -s /srv/log ]; do sleep 0.1; done'
         for n in 1 2 3 4 5; do
             banger vm cp -q copy:/srv/log log.$n

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use super::{Check, script};
 use crate::host::Host;
 
-pub(super) const CHECKS: &[(&str, Check)] = &[
+pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
     ("what a command does in the first second is there when the boot is over", first_second),
     ("a start waits for as much of the boot as it is told to", waits),
     ("a command has a locale with UTF-8, and leaves a script its input", habits),

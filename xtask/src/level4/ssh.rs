@@ -8,7 +8,7 @@ use crate::{
     image,
 };
 
-pub(super) const CHECKS: &[(&str, Check)] = &[
+pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
     ("ssh, scp, rsync and forwarded ports work without a prompt", session),
     ("vm ssh needs no configuration and its status is the command's", without_configuration),
     ("a guest that shows another key is refused", wrong_key),
