@@ -19,14 +19,14 @@ fn first_second(host: &Host) -> Result<()> {
         banger vm run --name early -- sh -c 'echo kept > /tmp/first; systemctl is-system-running || true'
         echo hello > here
         banger vm cp here early:/tmp/copied
-        banger vm start --quiet --wait boot early
+        banger vm start --wait boot early > /dev/null
         banger vm exec --wait boot early -- cat /tmp/first /tmp/copied
-        banger vm stop --quiet early
-        banger vm start --quiet early
+        banger vm stop early > /dev/null
+        banger vm start early > /dev/null
         banger vm exec early -- systemctl is-system-running --wait || true
         banger vm show --json early > shown
         grep -A 4 '"phases"' shown | tr -d ' \n'
-        banger vm delete --quiet --force early"#;
+        banger vm delete --force early > /dev/null"#;
     let out = script(host, "alice", session)?;
     let lines: Vec<&str> = out.lines().collect();
     let [first, kept, copied, running, phases] = lines[..] else { anyhow::bail!("{out:?}") };
@@ -42,13 +42,13 @@ fn waits(host: &Host) -> Result<()> {
         running() { banger vm exec --wait agent slow -- systemctl is-system-running 2>&1 || true; }
         banger vm create --quiet --wait boot --name slow
         running
-        banger vm restart --quiet --wait init slow
+        banger vm restart --wait init slow > /dev/null
         running
-        banger vm stop --quiet slow
-        banger vm start --quiet --wait boot slow
+        banger vm stop slow > /dev/null
+        banger vm start --wait boot slow > /dev/null
         running
         banger vm show slow | grep '^phases'
-        banger vm delete --quiet --force slow"#;
+        banger vm delete --force slow > /dev/null"#;
     let out = script(host, "alice", session)?;
     let lines: Vec<&str> = out.lines().collect();
     let [created, restarted, started, phases] = lines[..] else { anyhow::bail!("{out:?}") };
