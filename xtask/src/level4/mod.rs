@@ -40,7 +40,7 @@ type Check = fn(&Host) -> Result<()>;
 /// The golden image without its init: under emulation, systemd takes a processor for half a minute at each boot.
 const QUICK: &str = "quick";
 /// What needs an init of the image in no sandbox, or names the image that has one.
-const QUICK_CHECKS: [&[(&str, Check)]; 12] = [
+const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
     copies::CHECKS,
     guests::CHECKS,
     images::CHECKS,
@@ -49,16 +49,17 @@ const QUICK_CHECKS: [&[(&str, Check)]; 12] = [
     names::CHECKS,
     network::CHECKS,
     people::CHECKS,
+    ready::CHECKS,
     refusals::CHECKS,
     sessions::CHECKS,
+    ssh::CHECKS,
     terminal::CHECKS,
     workspace::CHECKS,
 ];
 /// What needs systemd in the guest, or a service that it starts.
-const SYSTEMD_CHECKS: [&[(&str, Check)]; 6] = [
+const SYSTEMD_CHECKS: [&[(&str, Check)]; 5] = [
     guests::WITH_SYSTEMD,
     modules::WITH_SYSTEMD,
-    network::WITH_SYSTEMD,
     ready::WITH_SYSTEMD,
     sessions::WITH_SYSTEMD,
     ssh::WITH_SYSTEMD,

@@ -8,20 +8,26 @@ use crate::{
     image,
 };
 
-pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
+pub(super) const CHECKS: &[(&str, Check)] = &[
     ("ssh, scp, rsync and forwarded ports work without a prompt", session),
     ("vm ssh needs no configuration and its status is the command's", without_configuration),
-    ("a guest that shows another key is refused", wrong_key),
     ("a guest shows no key of its image and lets in what its user adds", keys_of_the_guest),
-    ("systemd-networkd leaves the interface of a guest alone", keep_networkd_out),
-    ("NetworkManager, ifupdown and dhcpcd leave the interface of a guest alone", keep_others_out),
     ("others reach a guest neither by ssh nor by its proxy", others),
 ];
+pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
+    ("a guest that shows another key is refused", wrong_key),
+    ("systemd-networkd leaves the interface of a guest alone", keep_networkd_out),
+    ("NetworkManager, ifupdown and dhcpcd leave the interface of a guest alone", keep_others_out),
+];
+
+/// Starts the ssh server of a guest without an init that does.
+const SERVE: &str = "serve() { banger vm exec $1 -- sh -c 'mkdir -p /run/sshd; exec /usr/sbin/sshd'; }";
 
 fn session(host: &Host) -> Result<()> {
     let session = "
         banger ssh-config --install
         banger vm create --vcpu 1 --name web
+        serve web
         ssh web.vm hostname
         [ \"$(ssh web.alice.vm id -un)\" = root ]
         status=0; ssh web.vm 'exit 42' || status=$?
@@ -47,7 +53,7 @@ fn session(host: &Host) -> Result<()> {
         banger vm delete --force web
         banger ssh-config --uninstall
         [ ! -e .ssh/config ] && echo clean";
-    let out = script(host, "alice", session)?;
+    let out = script(host, "alice", &format!("{SERVE}\n{session}"))?;
     for line in ["web", "status 42", "leaf", "fetched leaf", "trusts nothing", "advised", "one port", "clean"]
     {
         ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
@@ -58,6 +64,7 @@ fn session(host: &Host) -> Result<()> {
 fn without_configuration(host: &Host) -> Result<()> {
     let session = "
         banger vm create --quiet --vcpu 1 --name bare
+        serve bare
         echo hello | banger vm ssh bare -- cat
         status=0; banger vm ssh bare -- exit 7 || status=$?
         echo status $status
@@ -67,9 +74,10 @@ fn without_configuration(host: &Host) -> Result<()> {
         echo status $status
         banger vm delete bare
         banger vm create --quiet --vcpu 1 --name bare
+        serve bare
         banger vm ssh bare -- echo known again
         banger vm delete --force bare";
-    let out = script(host, "alice", session)?;
+    let out = script(host, "alice", &format!("{SERVE}\n{session}"))?;
     for line in ["hello", "status 7", "untouched", "status 255", "known again"] {
         ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
     }
@@ -102,6 +110,7 @@ fn wrong_key(host: &Host) -> Result<()> {
 fn keys_of_the_guest(host: &Host) -> Result<()> {
     let session = "
         banger vm create --quiet --vcpu 1 --name keys
+        serve keys
         banger vm ssh keys -- true
         banger vm exec keys -- sh -c 'ssh-keyscan 127.0.0.1 2> /dev/null' > scanned
         cut -d ' ' -f 2 scanned | sort | tr '\\n' ' '
@@ -110,11 +119,12 @@ fn keys_of_the_guest(host: &Host) -> Result<()> {
         ssh-keygen -q -t ed25519 -N '' -f own
         banger vm exec keys -- sh -ec 'umask 077; mkdir -p .ssh; cat >> .ssh/authorized_keys' < own.pub
         banger vm restart --quiet keys
+        serve keys
         banger ssh-config > config
         sed -i \"s|IdentityFile.*|IdentityFile $PWD/own|\" config
         ssh -F config keys.vm echo own key
         banger vm delete --force keys";
-    let out = script(host, "alice", session)?;
+    let out = script(host, "alice", &format!("{SERVE}\n{session}"))?;
     for part in ["ssh-ed25519 as told", "own key"] {
         ensure!(out.contains(part), "no {part:?} in {out:?}");
     }
@@ -176,7 +186,11 @@ fn keep_others_out(host: &Host) -> Result<()> {
 }
 
 fn others(host: &Host) -> Result<()> {
-    script(host, "alice", "banger vm create --quiet --vcpu 1 --name secret")?;
+    script(
+        host,
+        "alice",
+        &format!("{SERVE}\nbanger vm create --quiet --vcpu 1 --name secret; serve secret"),
+    )?;
     let addresses = script(
         host,
         "alice",

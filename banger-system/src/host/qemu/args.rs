@@ -65,7 +65,8 @@ pub fn of(program: &str, machine: &Machine, acceleration: Acceleration) -> Vec<S
     add(&["-M", MACHINE, "-bios", FIRMWARE]);
     match acceleration {
         Acceleration::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
-        Acceleration::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+        // Five levels of page tables are one more step at each miss of the translation cache.
+        Acceleration::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
     }
     add(&["-smp", &machine.vcpus.to_string(), "-m", &format!("{}M", machine.memory.in_mib())]);
     add(&["-kernel", "/proc/self/fd/{fd:kernel}", "-initrd", "/proc/self/fd/{fd:initrd}"]);
