@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    path::PathBuf,
     process::{Command, ExitCode},
     time::Instant,
 };
@@ -15,6 +16,11 @@ use serde::Serialize;
 use crate::{
     bench_boot, bench_disk, bench_exec, bench_idle, bench_import, bench_net, bench_size, bench_start,
     bench_workspace,
+    build::{self, Programs},
+    host::{self, Host},
+    image,
+    run::target,
+    try_it,
 };
 
 /// What `cargo xtask bench` takes.
@@ -23,8 +29,8 @@ use crate::{
 pub struct Arguments {
     #[command(subcommand)]
     bench: Option<Bench>,
-    /// Run each benchmark once, with little to do, to see whether it works
-    #[arg(long, conflicts_with = "bench")]
+    /// Run the benchmark, or each of them, once and with little to do, to see whether it works
+    #[arg(long, global = true, conflicts_with = "runs")]
     smoke: bool,
     /// How often each side runs
     #[arg(long, default_value_t = 5, global = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -41,11 +47,7 @@ enum Bench {
     /// Memory of the service, size of the agent, start of the client
     Size,
     /// An image's layer made a file system, beside umoci and mkfs.ext4
-    Import {
-        /// Of a small image, to see whether it works
-        #[arg(long)]
-        small: bool,
-    },
+    Import,
     /// The network interface of a guest, made and removed
     Net,
     /// A system disk of a 4 GiB image, beside one `dmsetup create`, in the test host
@@ -100,21 +102,52 @@ pub struct Machine {
 }
 
 /// What `--smoke` runs: everything but `disk`, which needs the test host.
-const SMOKE: [&[&str]; 8] = [
-    &["net"],
-    &["import", "--small"],
-    &["size"],
-    &["start"],
-    &["exec"],
-    &["workspace"],
-    &["idle"],
-    &["boot"],
-];
+const SMOKE: [&str; 8] = ["net", "import", "size", "start", "exec", "workspace", "idle", "boot"];
+
+/// How much a benchmark does.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// How often each side runs.
+    pub runs: u32,
+    /// Whether it is to show that it works, and no more: with the programs of the tests, which are built already, and
+    /// guests without systemd.
+    pub smoke: bool,
+}
+
+impl Effort {
+    /// A private host that has the image and the kernel of sandboxes.
+    pub fn host(self) -> Result<Host> {
+        let host = host::up(&host::Up { release: !self.smoke, ..host::Up::default() })?;
+        try_it::provide(&host)?;
+        if self.smoke {
+            try_it::make_quick(&host)?;
+        }
+        Ok(host)
+    }
+
+    /// The programs that are measured.
+    pub fn programs(self) -> Result<Programs> {
+        if self.smoke { build::ensure() } else { build::release() }
+    }
+
+    /// What cargo is told of the profile, and the directory that it builds in.
+    pub fn profile(self) -> (&'static str, PathBuf) {
+        let (name, directory) = if self.smoke { ("dev", "debug") } else { ("release", "release") };
+        (name, target().join(directory))
+    }
+
+    /// The file system of the image of sandboxes.
+    pub fn image(self) -> Result<PathBuf> {
+        if self.smoke { image::without_init(try_it::IMAGE) } else { image::ensure(try_it::IMAGE) }
+    }
+}
 
 /// Runs a benchmark, or each of them once, and prints the figures.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let runs = if arguments.smoke { 1 } else { arguments.runs };
+    let effort = Effort { runs, smoke: arguments.smoke };
     match arguments.bench {
-        Some(bench) => measure(arguments, bench).map(|()| ExitCode::SUCCESS),
+        Some(bench) => measure(arguments, bench, effort).map(|()| ExitCode::SUCCESS),
         None => smoke(),
     }
 }
@@ -123,15 +156,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn smoke() -> Result<ExitCode> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut failed = Vec::new();
-    for words in SMOKE {
+    // What is set for guests without systemd is gone with the host.
+    host::down()?;
+    for name in SMOKE {
         let begin = Instant::now();
-        let bench = Command::new(&program).arg("bench").args(words).args(["--runs", "1"]).status();
-        let name = words.join(" ");
+        let bench = Command::new(&program).args(["bench", name, "--smoke"]).status();
         println!("bench {name} took {:.0} s", begin.elapsed().as_secs_f64());
         if !bench.with_context(|| format!("cannot run bench {name}"))?.success() {
             failed.push(name);
         }
     }
+    host::down()?;
     println!("bench: {} passed, {} failed, 1 skipped", SMOKE.len() - failed.len(), failed.len());
     println!("  skipped: disk: needs the test host; run `cargo xtask bench disk`");
     if !failed.is_empty() {
@@ -140,19 +175,17 @@ fn smoke() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(arguments: &Arguments, bench: Bench) -> Result<()> {
+fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
     match bench {
-        Bench::Boot => show(arguments, &[bench_boot::run(arguments.runs)?], Report::print),
-        Bench::Disk => show(arguments, &[bench_disk::run(arguments.runs)?], Report::print),
-        Bench::Exec => show(arguments, &bench_exec::run(arguments.runs)?, Report::print),
-        Bench::Import { small } => {
-            show(arguments, &bench_import::run(arguments.runs, small)?, bench_import::Report::print)
-        }
-        Bench::Idle => show(arguments, &[bench_idle::run(arguments.runs)?], bench_idle::Report::print),
-        Bench::Net => show(arguments, &bench_net::run(arguments.runs)?, Report::print),
-        Bench::Start => show(arguments, &[bench_start::run(arguments.runs)?], Report::print),
-        Bench::Workspace => show(arguments, &bench_workspace::run(arguments.runs)?, Report::print),
-        Bench::Size => show(arguments, &[bench_size::run(arguments.runs)?], bench_size::Report::print),
+        Bench::Boot => show(arguments, &[bench_boot::run(effort)?], Report::print),
+        Bench::Disk => show(arguments, &[bench_disk::run(effort)?], Report::print),
+        Bench::Exec => show(arguments, &bench_exec::run(effort)?, Report::print),
+        Bench::Import => show(arguments, &bench_import::run(effort)?, bench_import::Report::print),
+        Bench::Idle => show(arguments, &[bench_idle::run(effort)?], bench_idle::Report::print),
+        Bench::Net => show(arguments, &bench_net::run(effort)?, Report::print),
+        Bench::Start => show(arguments, &[bench_start::run(effort)?], Report::print),
+        Bench::Workspace => show(arguments, &bench_workspace::run(effort)?, Report::print),
+        Bench::Size => show(arguments, &[bench_size::run(effort)?], bench_size::Report::print),
     }
 }
 

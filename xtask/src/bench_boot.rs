@@ -1,4 +1,4 @@
-//! `cargo xtask bench boot`: `banger vm run --rm -- echo` beside the same QEMU started by hand.
+//! `cargo xtask bench boot`: `banger vm run --rm --wait agent -- echo` beside the same QEMU started by hand.
 //!
 //! The peer is taken from a sandbox that banger started: the command line of its QEMU, its kernel and its
 //! initramfs, with the disks as they were before the first boot. Both sides are timed from the start of
@@ -23,11 +23,9 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::{
-    bench::{Report, Side},
-    host::{self, Host},
-    image,
+    bench::{Effort, Report, Side},
+    host::Host,
     run::{cache, command, output, run as shell, say},
-    try_it,
 };
 
 /// An emulated guest on a busy machine takes half a minute.
@@ -39,18 +37,18 @@ const EXAMPLE: &str = "bench-example";
 const CHANNEL: &str = "agent1";
 
 /// Measures both sides in turns.
-pub fn run(runs: u32) -> Result<Report> {
-    let host = host::up(&host::Up { release: true, ..host::Up::default() })?;
-    try_it::provide(&host)?;
+pub fn run(effort: Effort) -> Result<Report> {
+    let runs = effort.runs;
+    let host = effort.host()?;
     say("starting an example");
-    let peer = Peer::like_example(&host)?;
+    let peer = Peer::like_example(&host, effort.image()?)?;
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
     for round in 1..=runs {
         say(&format!("run {round} of {runs}"));
         ours.push(ours_once(&host)?.as_secs_f64() * 1000.0);
         peers.push(peer.once()?.as_secs_f64() * 1000.0);
     }
-    let ours = Side { what: "banger vm run --rm -- echo", samples_ms: ours };
+    let ours = Side { what: "banger vm run --rm --wait agent -- echo", samples_ms: ours };
     let peers = Side { what: "the same QEMU, kernel, initramfs and disks by hand", samples_ms: peers };
     Report::new("boot", runs, ours, peers)
 }
@@ -58,7 +56,7 @@ pub fn run(runs: u32) -> Result<Report> {
 /// From the start of the client to the first byte of the command's output.
 fn ours_once(host: &Host) -> Result<Duration> {
     // The session is not banger's: the time begins when it is there.
-    let script = "echo begin; exec banger vm run --rm --quiet -- echo first";
+    let script = "echo begin; exec banger vm run --rm --quiet --wait agent -- echo first";
     let words = ["sh", "-c", script].map(str::to_owned);
     let mut session = host.session("alice", false, &words)?;
     let mut child = session.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run")?;
@@ -76,6 +74,8 @@ fn ours_once(host: &Host) -> Result<Duration> {
 /// QEMU with everything that it needs, ready to be started again and again.
 struct Peer {
     directory: TempDir,
+    /// The file system of the example's image.
+    image: PathBuf,
     arguments: Vec<String>,
     disks: Vec<Disk>,
     token: String,
@@ -89,7 +89,7 @@ struct Disk {
 
 impl Peer {
     /// The peer with the words and files of a sandbox that is started for this, and deleted.
-    fn like_example(host: &Host) -> Result<Self> {
+    fn like_example(host: &Host, image: PathBuf) -> Result<Self> {
         let banger = |words: &[&str]| {
             let words: Vec<String> = ["banger", "vm"].iter().chain(words).map(|&w| w.to_owned()).collect();
             shell(host.session("alice", false, &words)?.stdin(Stdio::null()))
@@ -101,15 +101,16 @@ impl Peer {
         let show = ["banger", "vm", "show", "--json", EXAMPLE].map(str::to_owned);
         let shown = output(host.session("alice", false, &show)?.stdin(Stdio::null()))?;
         let Shown { disk_size } = serde_json::from_str(&shown).context("cannot read what banger shows")?;
-        let peer = Self::like(&process_of(EXAMPLE)?, disk_size);
+        let peer = Self::like(&process_of(EXAMPLE)?, image, disk_size);
         banger(&["delete", "--force", "--quiet", EXAMPLE])?;
         peer
     }
 
-    fn like(process: &Path, work_disk: u64) -> Result<Self> {
+    fn like(process: &Path, image: PathBuf, work_disk: u64) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("bench-").tempdir_in(cache())?;
         let words = words_of(process)?;
-        let mut peer = Self { directory, arguments: Vec::new(), disks: Vec::new(), token: String::new() };
+        let (arguments, disks, token) = (Vec::new(), Vec::new(), String::new());
+        let mut peer = Self { directory, image, arguments, disks, token };
         let mut words = words.into_iter();
         // The descriptor of the disk that comes next.
         let mut descriptor = None;
@@ -164,7 +165,7 @@ impl Peer {
         };
         let used = self.directory.path().join(disk);
         let pristine = if disk == "drive0" {
-            image::ensure(try_it::IMAGE)?
+            self.image.clone()
         } else {
             let empty = used.with_extension("pristine");
             fs::File::create(&empty)?.set_len(work_disk)?;

@@ -4,14 +4,15 @@
 use anyhow::{Context, Result};
 
 use crate::{
-    bench::{Report, Side},
+    bench::{Effort, Report, Side},
     level5,
     run::{output, say},
     testhost,
 };
 
 /// Measures both sides in turns.
-pub fn run(runs: u32) -> Result<Report> {
+pub fn run(effort: Effort) -> Result<Report> {
+    let runs = effort.runs;
     let program = level5::test_program(level5::ADAPTER)?;
     let host = testhost::up(&testhost::Up { fresh: false, bare: true })?;
     let program = host.share(&program, level5::ADAPTER)?;

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use crate::{
-    bench::Report,
+    bench::{Effort, Report},
     bench_guest::{self, Comparison},
 };
 
@@ -28,9 +28,9 @@ for turn in range(runs):
 "#;
 
 /// Measures both.
-pub fn run(runs: u32) -> Result<Vec<Report>> {
+pub fn run(effort: Effort) -> Result<Vec<Report>> {
     bench_guest::run(
-        runs,
+        effort,
         SCRIPT,
         &[
             Comparison {

@@ -6,10 +6,9 @@ use std::{collections::HashMap, process::Stdio};
 use anyhow::{Context, Result};
 
 use crate::{
-    bench::{Report, Side},
-    host::{self, Host},
+    bench::{Effort, Report, Side},
+    host::Host,
     run::{output, run as shell, say},
-    try_it,
 };
 
 /// The sandbox of the benchmarks.
@@ -18,6 +17,7 @@ const NAME: &str = "bench";
 const PRELUDE: &str = r#"
 import json, os, subprocess, sys, time
 runs = int(sys.argv[1])
+small = sys.argv[2] == "small"
 ssh = ["ssh", "-S", "control", "bench.vm"]
 scp = ["scp", "-q", "-o", "ControlPath=control"]
 seen = {}
@@ -48,17 +48,22 @@ pub struct Comparison {
 }
 
 /// Runs the script, whose times are those of these comparisons.
-pub fn run(runs: u32, script: &str, comparisons: &[Comparison]) -> Result<Vec<Report>> {
-    let host = host::up(&host::Up { release: true, ..host::Up::default() })?;
-    try_it::provide(&host)?;
+pub fn run(effort: Effort, script: &str, comparisons: &[Comparison]) -> Result<Vec<Report>> {
+    let host = effort.host()?;
     // One that an interrupted run has left.
     alice(&host, &["banger", "vm", "delete", "--force", NAME])?.output().context("cannot run")?;
     say("starting a guest");
     shell(&mut alice(&host, &["banger", "vm", "create", "--quiet", "--vcpu", "1", "--name", NAME])?)?;
+    if effort.smoke {
+        // There is no init that starts it.
+        let serve = "mkdir -p /run/sshd; exec /usr/sbin/sshd";
+        shell(&mut alice(&host, &["banger", "vm", "exec", NAME, "--", "sh", "-c", serve])?)?;
+    }
     shell(&mut alice(&host, &["sh", "-c", "until banger vm ssh bench -- true; do sleep 1; done"])?)?;
     say("measuring");
     let script = format!("{PRELUDE}{script}{END}");
-    let said = output(&mut alice(&host, &["python3", "-c", &script, &runs.to_string()])?);
+    let size = if effort.smoke { "small" } else { "full" };
+    let said = output(&mut alice(&host, &["python3", "-c", &script, &effort.runs.to_string(), size])?);
     shell(&mut alice(&host, &["banger", "vm", "delete", "--force", "--quiet", NAME])?)?;
     let said = said?;
     let seen: HashMap<String, Vec<f64>> =
@@ -67,7 +72,7 @@ pub fn run(runs: u32, script: &str, comparisons: &[Comparison]) -> Result<Vec<Re
         let samples_ms = seen.get(key).with_context(|| format!("there are no times of {key}"))?;
         Ok::<_, anyhow::Error>(Side { what, samples_ms: samples_ms.clone() })
     };
-    let report = |one: &Comparison| Report::new(one.name, runs, side(one.ours)?, side(one.peers)?);
+    let report = |one: &Comparison| Report::new(one.name, effort.runs, side(one.ours)?, side(one.peers)?);
     comparisons.iter().map(report).collect()
 }
 

@@ -15,11 +15,10 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::{
-    bench::{Machine, median},
+    bench::{Effort, Machine, median},
     bench_boot::process_of,
-    host::{self, Host},
+    host::Host,
     run::{run as shell, say},
-    try_it,
 };
 
 const OURS: &str = "bench-idle";
@@ -46,11 +45,11 @@ pub struct Report {
 }
 
 /// Measures both sides at the same time.
-pub fn run(runs: u32) -> Result<Report> {
-    let host = host::up(&host::Up { release: true, ..host::Up::default() })?;
-    try_it::provide(&host)?;
+pub fn run(effort: Effort) -> Result<Report> {
+    let runs = effort.runs;
+    let host = effort.host()?;
     delete(&host)?;
-    let measured = measure(&host, runs);
+    let measured = measure(&host, effort);
     delete(&host)?;
     let (ours_percent, peers_percent) = measured?;
     let (median_percent, peer_median_percent) = (median(&ours_percent), median(&peers_percent));
@@ -66,7 +65,7 @@ pub fn run(runs: u32) -> Result<Report> {
     })
 }
 
-fn measure(host: &Host, runs: u32) -> Result<(Vec<f64>, Vec<f64>)> {
+fn measure(host: &Host, effort: Effort) -> Result<(Vec<f64>, Vec<f64>)> {
     for name in [OURS, PEER] {
         say(&format!("starting {name}"));
         alice(host, &["banger", "vm", "create", "--quiet", "--vcpu", "1", "--name", name])?;
@@ -77,14 +76,15 @@ fn measure(host: &Host, runs: u32) -> Result<(Vec<f64>, Vec<f64>)> {
     // The command that stops the agent has ended by then, so that its client does not wait for an answer.
     let stop = "nohup sh -c 'sleep 2; kill -STOP $(pgrep -of ^@banger-agent)' > /dev/null 2>&1 &";
     alice(host, &["banger", "vm", "exec", PEER, "--", "sh", "-c", stop])?;
-    thread::sleep(SETTLING);
+    let part = if effort.smoke { 10 } else { 1 };
+    thread::sleep(SETTLING / part);
     let vmms = [process_of(OURS)?, process_of(PEER)?];
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
-    for round in 1..=runs {
-        say(&format!("measurement {round} of {runs}"));
+    for round in 1..=effort.runs {
+        say(&format!("measurement {round} of {}", effort.runs));
         let before = [ticks(&vmms[0])?, ticks(&vmms[1])?];
         let begin = Instant::now();
-        thread::sleep(WINDOW);
+        thread::sleep(WINDOW / part);
         let passed = begin.elapsed().as_secs_f64() * TICKS_PER_SECOND;
         for (side, (vmm, before)) in [&mut ours, &mut peers].into_iter().zip(vmms.iter().zip(before)) {
             side.push((ticks(vmm)? - before) as f64 * 100.0 / passed);

@@ -19,7 +19,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    bench::{Machine, median},
+    bench::{Effort, Machine, median},
     image,
     run::{cache, cargo, command, digest_of, hex, output, run as shell, say},
 };
@@ -79,19 +79,20 @@ impl Side {
 }
 
 /// Measures all sides in turns.
-pub fn run(runs: u32, small: bool) -> Result<Vec<Report>> {
-    let mut build = cargo(["build", "-q", "--release"]);
+pub fn run(effort: Effort) -> Result<Vec<Report>> {
+    let mut build = cargo(["build", "-q", "--profile", effort.profile().0]);
     build.args(["--package", "banger-cli", "--package", "banger-system"]);
     shell(
         build.args(["--bin", "banger-import", "--example", "import_times"]).args(["--example", "pull_times"]),
     )?;
-    let name = if small { SMALL } else { FULL };
+    let name = if effort.smoke { SMALL } else { FULL };
     let tar = image::archive(name)?;
-    ["gzip", "zstd"].into_iter().map(|packing| measure(runs, name, &tar, packing)).collect()
+    ["gzip", "zstd"].into_iter().map(|packing| measure(effort, name, &tar, packing)).collect()
 }
 
-fn measure(runs: u32, name: &str, tar: &Path, packing: &'static str) -> Result<Report> {
-    let layout = Layout::make(name, tar, packing)?;
+fn measure(effort: Effort, name: &str, tar: &Path, packing: &'static str) -> Result<Report> {
+    let (runs, programs) = (effort.runs, effort.profile().1);
+    let layout = Layout::make(programs, name, tar, packing)?;
     let scratch = tempfile::tempdir_in(cache()).context("cannot make a temporary directory")?;
     let home = scratch.path();
     let mut ours = Side::new("the layer made an image, until it is on the disk");
@@ -197,6 +198,8 @@ struct Import {
 
 /// An OCI layout with one layer.
 struct Layout {
+    /// Where the programs are that measure.
+    programs: PathBuf,
     directory: PathBuf,
     blob: PathBuf,
     packing: &'static str,
@@ -207,7 +210,7 @@ struct Layout {
 
 impl Layout {
     /// That of an archive, made if it is not there.
-    fn make(name: &str, tar: &Path, packing: &'static str) -> Result<Self> {
+    fn make(programs: PathBuf, name: &str, tar: &Path, packing: &'static str) -> Result<Self> {
         let directory = cache().join("layouts").join(format!("{name}-{packing}"));
         let blobs = directory.join("blobs/sha256");
         fs::create_dir_all(&blobs).with_context(|| format!("cannot make {}", blobs.display()))?;
@@ -241,12 +244,17 @@ impl Layout {
                 r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{media}.manifest.v1+json","digest":"sha256:{manifest}","size":{manifest_size},"annotations":{{"org.opencontainers.image.ref.name":"latest"}}}}]}}"#
             ),
         )?;
-        Ok(Self { directory, blob, packing, digest, diff_id, manifest })
+        Ok(Self { programs, directory, blob, packing, digest, diff_id, manifest })
     }
 
     fn import(&self, home: &Path, is_checked: bool) -> Result<Import> {
-        let mut import = program("examples/import_times");
-        import.arg("import").arg(target().join("banger-import")).arg(home).arg(self.packing).arg(&self.blob);
+        let mut import = self.program("examples/import_times");
+        import
+            .arg("import")
+            .arg(self.programs.join("banger-import"))
+            .arg(home)
+            .arg(self.packing)
+            .arg(&self.blob);
         import.arg(format!("sha256:{}", self.digest)).arg(format!("sha256:{}", self.diff_id));
         let said = output(&mut import)?;
         let figures: Vec<&str> = said.split_whitespace().collect();
@@ -266,19 +274,24 @@ impl Layout {
 
     /// How long the image takes, the first and the second time.
     fn pull(&self, home: &Path) -> Result<(f64, f64)> {
-        let said = self.pull_times(&["pull".as_ref(), &target().join("banger-import"), home])?;
+        let said = self.pull_times(&["pull".as_ref(), &self.programs.join("banger-import"), home])?;
         let (first, second) = said.split_once(' ').context("the pull printed no figures")?;
         Ok((first.parse()?, second.parse()?))
     }
 
     fn pull_times(&self, words: &[&Path]) -> Result<String> {
-        let mut program = program("examples/pull_times");
+        let mut program = self.program("examples/pull_times");
         let said = output(program.args(words).arg(&self.directory).arg(&self.manifest))?;
         Ok(said.trim().to_owned())
     }
 
+    fn program(&self, name: &str) -> Command {
+        Command::new(self.programs.join(name))
+    }
+
     fn floor(&self) -> Result<f64> {
-        let said = output(program("examples/import_times").arg("floor").arg(self.packing).arg(&self.blob))?;
+        let mut floor = self.program("examples/import_times");
+        let said = output(floor.arg("floor").arg(self.packing).arg(&self.blob))?;
         said.trim().parse().context("the floor printed no figure")
     }
 
@@ -306,14 +319,6 @@ impl Layout {
 
 fn count(tar: &Path) -> Result<usize> {
     Ok(output(command("tar", ["--list", "--file"]).arg(tar))?.lines().count())
-}
-
-fn target() -> PathBuf {
-    crate::run::target().join("release")
-}
-
-fn program(name: &str) -> Command {
-    Command::new(target().join(name))
 }
 
 fn is_there(program: &str) -> bool {

@@ -5,6 +5,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
+    path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Instant,
 };
@@ -13,7 +14,7 @@ use anyhow::{Context, Result};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::{
-    bench::{Report, Side},
+    bench::{Effort, Report, Side},
     run,
 };
 
@@ -24,11 +25,13 @@ const GUEST: &str = "172.30.250.1";
 const GUEST6: &str = "fd01:203:405::fa01";
 
 /// Measures, and gives the figures of coming and of going for each crowd.
-pub fn run(runs: u32) -> Result<Vec<Report>> {
+pub fn run(effort: Effort) -> Result<Vec<Report>> {
+    let (runs, (profile, directory)) = (effort.runs, effort.profile());
     run::run(&mut run::cargo([
         "build",
         "-q",
-        "--release",
+        "--profile",
+        profile,
         "-p",
         "banger-system",
         "--example",
@@ -38,9 +41,10 @@ pub fn run(runs: u32) -> Result<Vec<Report>> {
     #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.context("cannot make a network namespace; be root")?;
     run::run(&mut run::command("ip", ["link", "set", "lo", "up"]))?;
-    let mut ours = Ours::start()?;
+    let mut ours = Ours::start(&directory.join("examples/network_times"))?;
     let mut reports = Vec::new();
-    for crowd in CROWDS {
+    let crowds = if effort.smoke { &CROWDS[..2] } else { &CROWDS };
+    for &crowd in crowds {
         let mut samples: [Vec<f64>; 4] = Default::default();
         // The first pair makes the crowd, and is not counted.
         for n in 0..=runs {
@@ -81,9 +85,8 @@ struct Ours {
 }
 
 impl Ours {
-    fn start() -> Result<Self> {
-        let program = run::target().join("release/examples/network_times");
-        let mut process = Command::new(&program)
+    fn start(program: &Path) -> Result<Self> {
+        let mut process = Command::new(program)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

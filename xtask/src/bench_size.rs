@@ -10,9 +10,8 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::{
-    bench::{Machine, median},
-    build,
-    host::{self, Host},
+    bench::{Effort, Machine, median},
+    host::Host,
     run::output,
 };
 
@@ -37,9 +36,9 @@ const MAX_AGENT_MIB: f64 = 3.0;
 const MAX_CLI_START_MS: f64 = 10.0;
 
 /// Measures everything.
-pub fn run(runs: u32) -> Result<Report> {
-    let programs = build::release()?;
-    let host = host::up(&host::Up { release: true, ..host::Up::default() })?;
+pub fn run(effort: Effort) -> Result<Report> {
+    let (runs, programs) = (effort.runs, effort.programs()?);
+    let host = effort.host()?;
     output(&mut host.enter(&["systemctl", "restart", "banger-system.service"]))?;
     let client = programs.directory.join("banger");
     let bytes = fs::metadata(&programs.agent).context("there is no agent")?.len();

@@ -6,10 +6,9 @@ use std::collections::HashMap;
 use anyhow::{Context, Result};
 
 use crate::{
-    bench::{Report, Side},
-    host::{self, Host},
+    bench::{Effort, Report, Side},
+    host::Host,
     run::{output, run as shell, say},
-    try_it,
 };
 
 /// The host's part is to take so long at most, in milliseconds.
@@ -57,9 +56,9 @@ print(json.dumps(seen))
 "#;
 
 /// Measures both.
-pub fn run(runs: u32) -> Result<Report> {
-    let host = host::up(&host::Up { release: true, ..host::Up::default() })?;
-    try_it::provide(&host)?;
+pub fn run(effort: Effort) -> Result<Report> {
+    let runs = effort.runs;
+    let host = effort.host()?;
     // One that an interrupted run has left.
     root(&host, &["banger", "vm", "delete", "--force", NAME]).output().context("cannot run")?;
     shell(&mut root(

@@ -1,29 +1,34 @@
 //! `cargo xtask bench workspace`: a repository of 5,000 files into a guest, and work in it back, beside what is done
-//! by hand with `git bundle`, `scp` and `ssh`, whose connection is open already.
+//! by hand with `git bundle`, `scp` and `ssh`, whose connection is open already; and a repository of 20,000 small files
+//! beside `tar` through a command.
 
 use anyhow::Result;
 
 use crate::{
-    bench::Report,
+    bench::{Effort, Report},
     bench_guest::{self, Comparison},
 };
 
 const SCRIPT: &str = r#"
 import random, shutil
-shutil.rmtree("repo", ignore_errors=True)
 source = random.Random(7)
-for number in range(5000):
-    place = f"repo/part-{number // 100}"
-    os.makedirs(place, exist_ok=True)
-    with open(f"{place}/file-{number}.txt", "w") as file:
-        for line in range(source.randrange(20, 200)): file.write(f"{source.getrandbits(128):x} line {line}\n")
-identity = ["-c", "user.name=Alice", "-c", "user.email=alice@example.org"]
-run("git", "init", "-q", "-b", "main", "repo")
-run("git", "-C", "repo", "add", "-A")
-run("git", *identity, "-C", "repo", "commit", "-qm", "files")
+def repository(name, parts, lines):
+    shutil.rmtree(name, ignore_errors=True)
+    for number in range(parts * 100):
+        place = f"{name}/part-{number // 100}"
+        os.makedirs(place, exist_ok=True)
+        with open(f"{place}/file-{number}.txt", "w") as file:
+            for line in range(source.randrange(*lines)): file.write(f"{source.getrandbits(128):x} line {line}\n")
+    identity = ["-c", "user.name=Alice", "-c", "user.email=alice@example.org"]
+    run("git", "init", "-q", "-b", "main", name)
+    run("git", "-C", name, "add", "-A")
+    run("git", *identity, "-C", name, "commit", "-qm", "files")
+parts = 2 if small else 50
+repository("repo", parts, (20, 200))
+repository("many", 2 if small else 200, (2, 40))
 run(*ssh, "git config --global user.name Alice; git config --global user.email alice@example.org")
 for turn in range(runs):
-    run(*ssh, "rm -rf ours theirs bundle")
+    run(*ssh, "rm -rf ours theirs bundle many many-by-tar; mkdir many-by-tar")
     run("banger", "vm", "exec", "-w", "/", "bench", "--", "sync")
     timed("in", ["banger", "vm", "workspace", "prepare", "-q", "bench", "repo", "--guest-path", "/root/ours"])
     run("banger", "vm", "exec", "-w", "/", "bench", "--", "sync")
@@ -31,7 +36,12 @@ for turn in range(runs):
         ["git", "-C", "repo", "bundle", "create", "-q", "../bundle", "main"],
         [*scp, "bundle", "bench.vm:bundle"],
         [*ssh, "git clone -q -b main bundle theirs"])
-    work = "for n in $(seq 0 49); do echo work >> part-$n/file-$((n * 100)).txt; echo new > part-$n/new; done"
+    run("banger", "vm", "exec", "-w", "/", "bench", "--", "sync")
+    timed("many", ["banger", "vm", "workspace", "prepare", "-q", "bench", "many", "--guest-path", "/root/many"])
+    run("banger", "vm", "exec", "-w", "/", "bench", "--", "sync")
+    timed("many by tar",
+        ["sh", "-c", "tar -C many -cf - . | banger vm exec -w / bench -- tar -C /root/many-by-tar -xf -"])
+    work = f"for n in $(seq 0 {parts - 1}); do echo work >> part-$n/file-$((n * 100)).txt; echo new > part-$n/new; done"
     run(*ssh, f"cd ours && {work}; cd ../theirs && {work}; sync")
     timed("out", ["banger", "vm", "workspace", "export", "-q", "bench", "-o", "patch"])
     timed("out by hand",
@@ -40,19 +50,24 @@ for turn in range(runs):
         ["git", "-C", "repo", "fetch", "-q", "../back", "main"],
         ["sh", "-c", "git -C repo diff --binary main FETCH_HEAD > patch-by-hand"])
     same = subprocess.run(["sh", "-c", "git apply --numstat patch | sort > a; git apply --numstat patch-by-hand | sort > b; cmp a b; wc -l < a"], capture_output=True, text=True)
-    assert same.stdout.strip() == "100", same
+    assert same.stdout.strip() == str(2 * parts), same
 "#;
 
 /// Measures both ways.
-pub fn run(runs: u32) -> Result<Vec<Report>> {
+pub fn run(effort: Effort) -> Result<Vec<Report>> {
     bench_guest::run(
-        runs,
+        effort,
         SCRIPT,
         &[
             Comparison {
                 name: "workspace, in",
                 ours: ("in", "banger vm workspace prepare"),
                 peers: ("in by hand", "git bundle, scp, git clone there"),
+            },
+            Comparison {
+                name: "workspace, 20,000 small files in",
+                ours: ("many", "banger vm workspace prepare"),
+                peers: ("many by tar", "tar, through banger vm exec to tar there"),
             },
             Comparison {
                 name: "workspace, out",

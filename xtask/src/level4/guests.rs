@@ -132,12 +132,15 @@ fn ends(host: &Host) -> Result<()> {
         show() { banger vm show --json box | sed -n "s/^ *\"$1\": *\"\([^\"]*\)\".*/\1/p"; }
         how() { echo "$(show state) $(show state_reason)"; }
         await() { for n in $(seq 600); do [ "$(how)" = "$1" ] && break; sleep 0.2; done; echo "$2: $(how)"; }
-        # systemd can be asked for something once it is there.
-        end() {
+        booted_up() {
             for n in $(seq 300); do
                 banger vm exec box -- systemctl is-active -q multi-user.target > /dev/null 2>&1 && break
                 sleep 0.2
             done
+        }
+        # systemd can be asked for something once its socket is there.
+        end() {
+            banger vm exec box -- sh -c 'until [ -S /run/systemd/private ]; do sleep 0.2; done' > /dev/null 2>&1 || true
             timeout 60 banger vm exec box -- sh -c "$1" > /dev/null 2>&1 || true
         }
         booted() {
@@ -153,6 +156,7 @@ fn ends(host: &Host) -> Result<()> {
         first=$(show boot_id)
         banger vm exec box -- sh -c 'echo kept > kept; exec sleep 1000' > /dev/null 2>&1 &
         for n in $(seq 100); do banger vm exec box -- cat kept > /dev/null 2>&1 && break; sleep 0.1; done
+        booted_up
         end 'systemctl reboot'
         booted "$first" reboot
         echo "kept: $(banger vm exec box -- cat kept)"
@@ -160,6 +164,7 @@ fn ends(host: &Host) -> Result<()> {
         echo "renamed: $(banger vm exec box -- sh -c 'hostname; getent hosts box | grep -c box')"
         banger vm exec box -- sh -c 'exec 3> open; exec sleep 1000' > /dev/null 2>&1 &
         for n in $(seq 100); do banger vm exec box -- test -e open > /dev/null 2>&1 && break; sleep 0.1; done
+        booted_up
         end 'systemctl poweroff'
         await 'stopped guest-shutdown' poweroff
         banger vm logs box > log

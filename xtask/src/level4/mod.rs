@@ -32,13 +32,11 @@ use crate::{
     image, kernel,
     run::say,
     test::{Tally, is_wanted},
-    try_it,
+    try_it::{self, QUICK},
 };
 
 type Check = fn(&Host) -> Result<()>;
 
-/// The golden image without its init: under emulation, systemd takes a processor for half a minute at each boot.
-const QUICK: &str = "quick";
 /// What needs an init of the image in no sandbox, or names the image that has one.
 const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
     copies::CHECKS,
@@ -117,11 +115,7 @@ fn work(host: &Host, queue: &Mutex<VecDeque<Job>>, tally: &Mutex<Tally>) -> Resu
         let Some(job) = job else { return Ok(()) };
         if job.image != image {
             image = job.image;
-            let set = format!(
-                "sed -i '/^default_image_name/d; 1i default_image_name = \"{image}\"' /etc/banger/config.toml
-                systemctl restart banger-system"
-            );
-            script(host, "root", &set)?;
+            try_it::set_default_image(host, image)?;
         }
         let passed = run_one(host, &job)?;
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,9 +142,7 @@ fn prepare(host: &Host) -> Result<()> {
         done",
     )?;
     try_it::provide(host)?;
-    let rootfs = host::inside(&image::without_init(try_it::IMAGE)?)?;
-    let register = ["banger", "image", "register", "--quiet", "--shared", "--name", QUICK, "--rootfs"];
-    expect(&host.enter(&register).arg(rootfs).output()?, 0).map(drop)
+    try_it::make_quick(host)
 }
 
 /// Runs a check and says how it went.

@@ -41,7 +41,7 @@ fn first_second(host: &Host) -> Result<()> {
 fn waits(host: &Host) -> Result<()> {
     let session = r#"
         running() { banger vm exec --wait agent slow -- systemctl is-system-running 2>&1 || true; }
-        banger vm create --quiet --wait boot --name slow
+        banger vm create --wait boot --name slow > /dev/null
         running
         banger vm stop slow > /dev/null
         banger vm start --wait init slow > /dev/null
