@@ -6,7 +6,6 @@
 //! - [`size`]: the one parser and printer of sizes.
 
 pub mod bundle;
-#[cfg(feature = "bus")]
 pub mod bus;
 pub mod guest;
 pub mod size;

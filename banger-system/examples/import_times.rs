@@ -15,16 +15,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use banger_domain::{
+    id::{ImageId, Uid},
+    resource::Places,
+};
+use banger_image::oci::Packing;
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{ImageId, Uid},
-        resource::Places,
-    },
     host::{image_files::LocalImages, worker_process::ProcessWorkers},
     ports::{
         ImageFiles,
-        images::{Content, Layer, Packing, Unwatched},
+        images::{Content, Layer, Unwatched},
     },
 };
 use sha2::{Digest, Sha256};

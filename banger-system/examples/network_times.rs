@@ -10,17 +10,14 @@ use std::{
 };
 
 use anyhow::Context;
-use banger_system::{
-    domain::{
-        id::{Uid, VmId},
-        net::{
-            nic::{Nat, Nic},
-            subnet::{Slot, Subnet},
-        },
+use banger_domain::{
+    id::{Uid, VmId},
+    net::{
+        nic::{Nat, Nic},
+        subnet::{Slot, Subnet},
     },
-    host::network::LinuxNetwork,
-    ports::network::Network,
 };
+use banger_system::{host::network::LinuxNetwork, ports::network::Network};
 
 /// The default of the configuration.
 const WARM_TAPS: usize = 4;

@@ -14,14 +14,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use banger_domain::{id::Uid, resource::Places};
+use banger_image::oci::{credentials::Credentials, platform::Platform};
 use banger_proto::size::Bytes;
 use banger_system::{
     config::{Config, Host},
-    domain::{
-        id::Uid,
-        oci::{credentials::Credentials, platform::Platform},
-        resource::Places,
-    },
     engine::{
         Engine,
         request::{Other, PullImage, Whence},

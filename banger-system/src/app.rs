@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use banger_domain::resource::Places;
 use banger_proto::size::Bytes;
 use tokio::signal::unix::{SignalKind, signal};
 use zbus::Connection;
@@ -15,7 +16,6 @@ use zbus::Connection;
 use crate::{
     bus,
     config::{CATALOG_KEYS, Config, Host},
-    domain::resource::Places,
     engine::Engine,
     host::{
         authority::Polkit,

@@ -7,19 +7,17 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{
+    limits::Limits,
+    monitor::Wish,
+    name::Name,
+    net::{nic::Siblings, prefix::Prefix4, subnet::Subnet},
+};
+use banger_image::catalog::{self, signature::Keys};
 use banger_proto::size::Bytes;
 use serde::Deserialize;
 
-use crate::{
-    domain::{
-        catalog::{self, signature::Keys},
-        limits::Limits,
-        monitor::Wish,
-        name::Name,
-        net::{nic::Siblings, prefix::Prefix4, subnet::Subnet},
-    },
-    engine::{Settings, request::OnReboot},
-};
+use crate::engine::{Settings, request::OnReboot};
 
 /// Where the configuration is looked for.
 pub const PATH: &str = "/etc/banger/config.toml";

@@ -17,24 +17,26 @@ use std::{
 };
 
 use async_trait::async_trait;
-use banger_proto::size::Bytes;
-use images::{Content, Exported, Layout, Part, Progress};
-
-pub use crate::domain::guest_end::Ended;
-use crate::domain::{
+use banger_domain::{
     clock::Occasion,
     guest_end::GuestEnd,
     id::{ImageId, KernelId, Uid, VmId},
-    image::{Image, ImageFacts, Kernel, KernelFacts},
     limits::Exceeded,
     machine::{Drive, Machine},
     monitor::Wish,
     net::subnet::Subnet,
-    oci::config::ImageConfig,
     resource::Resource,
     stream::Purpose,
     vm::{Token, Vm},
 };
+use banger_image::{
+    oci::config::ImageConfig,
+    record::{Image, ImageFacts, Kernel, KernelFacts},
+};
+use banger_proto::size::Bytes;
+use images::{Content, Exported, Layout, Part, Progress};
+
+pub use banger_domain::guest_end::Ended;
 
 /// Why a port could not do what it was asked, grouped by what the caller can do next.
 #[derive(Debug, thiserror::Error)]
@@ -366,7 +368,7 @@ pub struct Confinement {
     pub cpu_percent: u32,
     /// Devices that it may open, such as `/dev/kvm`.
     pub devices: Vec<std::path::PathBuf>,
-    /// A directory that it sees as `/machine` ([`MACHINE_DIRECTORY`](crate::domain::resource::MACHINE_DIRECTORY))
+    /// A directory that it sees as `/machine` ([`MACHINE_DIRECTORY`](banger_jail::walls::MACHINE_DIRECTORY))
     /// and may write to. What it makes there is open to whoever passes the directory's parent.
     pub directory: Option<std::path::PathBuf>,
     /// Whose network it is in.
@@ -379,7 +381,7 @@ pub struct Launch {
     /// Absolute path and arguments. `{fd:NAME}` in an argument stands for the number that the file NAME
     /// has in the process.
     pub argv: Vec<String>,
-    /// Files that the process gets, by name. They have the numbers from `shim::message::FIRST_FILE` on.
+    /// Files that the process gets, by name. They have the numbers from `banger_jail::message::FIRST_FILE` on.
     pub files: Vec<(String, OwnedFd)>,
     /// The ring file of the serial console, which the process writes to its standard output.
     pub console: OwnedFd,

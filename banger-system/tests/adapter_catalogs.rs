@@ -14,13 +14,10 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{id::Timestamp, name::Name};
+use banger_image::catalog::{RemoteFile, Source, index::ImageTarget, signature::Keys};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        catalog::{RemoteFile, Source, index::ImageTarget, signature::Keys},
-        id::Timestamp,
-        name::Name,
-    },
     host::{
         catalogs::SignedCatalogs,
         registry::{LocalPorts, Patience, Registries},

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use banger_system::{domain::clock::Occasion, host::clock::SystemClock, ports::Clock};
+use banger_domain::clock::Occasion;
+use banger_system::{host::clock::SystemClock, ports::Clock};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
 
 use crate::scratch::{is_root, require};

@@ -12,12 +12,12 @@ use std::{
     process::Command,
 };
 
+use banger_domain::{
+    id::{ImageId, VmId},
+    machine::{Access, Medium},
+};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{ImageId, VmId},
-        machine::{Access, Medium},
-    },
     host::disks::FileDisks,
     ports::{Disks, Error, Layers},
 };

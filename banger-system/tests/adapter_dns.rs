@@ -17,18 +17,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use banger_system::{
-    domain::{
-        dns::{
-            label::UserLabel,
-            table::{Holder, Table},
-        },
-        id::{Timestamp, Uid},
-        net::{
-            nic::{Nat, Nic},
-            subnet::Slot,
-        },
+use banger_domain::{
+    dns::{
+        label::UserLabel,
+        table::{Holder, Table},
     },
+    id::{Timestamp, Uid},
+    net::{
+        nic::{Nat, Nic},
+        subnet::Slot,
+    },
+};
+use banger_system::{
     host::{dns::NameServer, network::LinuxNetwork},
     ports::{Status, names::Names, network::Network},
 };

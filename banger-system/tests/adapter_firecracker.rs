@@ -12,14 +12,14 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{
+    id::{Uid, VmId},
+    machine::{Access, Drive, Machine, Medium},
+    monitor::Wish,
+    stream::Purpose,
+};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{Uid, VmId},
-        machine::{Access, Drive, Machine, Medium},
-        monitor::Wish,
-        stream::Purpose,
-    },
     host::{firecracker::Firecracker, supervisor_process::ProcessSupervisor},
     ports::{Channel, Error, Started, Supervisor, Vmm},
 };
@@ -49,8 +49,7 @@ impl Host {
     fn new() -> Self {
         let scratch = Scratch::new();
         let places = scratch.places.clone();
-        fs::create_dir_all(&places.libexec).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_banger-shim"), places.libexec.join("banger-shim")).unwrap();
+        scratch.install("banger-shim");
         let program = places.libexec.join("firecracker");
         let vm = VmId::from_bits(0xfc);
         fs::create_dir_all(places.vm_dir(vm)).unwrap();

@@ -13,12 +13,10 @@ use std::{
     sync::Arc,
 };
 
+use banger_domain::id::{ImageId, Uid, VmId};
+use banger_image::record::ImageFacts;
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{ImageId, Uid, VmId},
-        image::ImageFacts,
-    },
     host::{disks::FileDisks, image_files::LocalImages},
     ports::{
         Disks, Error, ImageFiles, Result,

@@ -20,21 +20,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use banger_domain::id::{ImageId, Uid};
+use banger_image::{
+    fixtures::tar::{Tar, digest, pack, sum},
+    oci::Packing,
+    record::ImageFacts,
+};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{ImageId, Uid},
-        image::ImageFacts,
-    },
     host::worker::{self, Job},
     ports::{
         Error, ImageFiles, Result,
-        images::{Content, Layer, Packing, Progress, Unwatched},
+        images::{Content, Layer, Progress, Unwatched},
     },
 };
 use mkext4::reader::Fs;
 use scratch::{IMAGE_SIZE, Scratch, is_root, names, require, run};
-use tars::{Tar, digest, file, in_a_pipe, layer, pack, packed, pipe, sum};
+use tars::{file, in_a_pipe, layer, packed, pipe};
 
 const IMAGE: ImageId = ImageId::from_bits(0xabc);
 const PLAIN: Packing = Packing::Plain;

@@ -15,13 +15,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use banger_domain::{
+    id::{ImageId, VmId},
+    machine::{Drive, Medium},
+    resource::mapper_name,
+};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{ImageId, VmId},
-        machine::{Drive, Medium},
-        resource::mapper_name,
-    },
     host::{disks::FileDisks, mapper::MapperDisks},
     ports::{Disks, Error, Layers, Status},
 };

@@ -8,15 +8,15 @@ mod skip;
 
 use std::{collections::BTreeSet, future::Future, io::ErrorKind, sync::Arc, time::Duration};
 
-use banger_system::{
-    domain::{
-        id::Uid,
-        net::{
-            nic::{Nat, Nic, TapName},
-            port::{Port, Protocol, Scope},
-            ruleset::{Bounds, ruleset},
-        },
+use banger_domain::{
+    id::Uid,
+    net::{
+        nic::{Nat, Nic, TapName},
+        port::{Port, Protocol, Scope},
+        ruleset::{Bounds, ruleset},
     },
+};
+use banger_system::{
     host::network::{LinuxNetwork, tap_of},
     ports::{Error, Status, network::Network},
 };

@@ -19,9 +19,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use banger_image::oci::{LayerFacts, RemoteImage, credentials::Credentials, platform::Platform};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::oci::{LayerFacts, RemoteImage, credentials::Credentials, platform::Platform},
     host::registry::{LocalPorts, Patience, Registries},
     ports::{
         Error, Result,

@@ -16,13 +16,11 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::id::{ImageId, Uid};
 use banger_proto::size::Bytes;
-use banger_system::{
-    domain::id::{ImageId, Uid},
-    ports::{
-        ImageFiles,
-        images::{Content, Progress},
-    },
+use banger_system::ports::{
+    ImageFiles,
+    images::{Content, Progress},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use scratch::{Scratch, is_root, names, require};

@@ -7,23 +7,25 @@ mod skip;
 
 use std::{collections::BTreeMap, fs, path::Path, sync::OnceLock};
 
+use banger_domain::{
+    digest::Digest,
+    id::{ImageId, KernelId, Timestamp, Uid, VmId},
+    lifecycle::{Reason, State},
+    monitor::{Monitor, Wish},
+    net::{
+        nic::Nat,
+        subnet::{Slot, Subnet},
+    },
+    resource::Resource,
+    ssh::HostKey,
+    vm::{Init, Lifetime, Token, Vm, VmSpec},
+};
+use banger_image::{
+    oci::config::ImageConfig,
+    record::{Image, ImageFacts, Kernel, KernelFacts, Origin},
+};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        digest::Digest,
-        id::{ImageId, KernelId, Timestamp, Uid, VmId},
-        image::{Image, ImageFacts, Kernel, KernelFacts, Origin},
-        lifecycle::{Reason, State},
-        monitor::{Monitor, Wish},
-        net::{
-            nic::Nat,
-            subnet::{Slot, Subnet},
-        },
-        oci::config::ImageConfig,
-        resource::Resource,
-        ssh::HostKey,
-        vm::{Init, Lifetime, Token, Vm, VmSpec},
-    },
     host::store::{OpenError, SqliteStore},
     ports::{Error, Store},
 };

@@ -3,13 +3,11 @@
 
 use std::{fs, fs::File, os::fd::OwnedFd, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
+use banger_domain::id::{Uid, VmId};
+use banger_jail::ring::{Reader, Writer};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::id::{Uid, VmId},
-    host::{
-        ring::{Reader, Writer},
-        supervisor_process::ProcessSupervisor,
-    },
+    host::supervisor_process::ProcessSupervisor,
     ports::{Confinement, Ended, Launch, NetworkOf, Result, Started, Supervisor},
 };
 use rustix::fs::MemfdFlags;
@@ -32,9 +30,7 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let scratch = Scratch::new();
-        let shim = scratch.places.program("banger-shim");
-        fs::create_dir_all(shim.parent().unwrap()).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_banger-shim"), shim).unwrap();
+        scratch.install("banger-shim");
         // What a monitor may see, it has to be able to reach as a user of its own.
         for directory in [scratch.home.path(), scratch.places.libexec.as_path()] {
             fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();

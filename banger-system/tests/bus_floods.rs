@@ -10,14 +10,12 @@ use std::{
     io::Read,
 };
 
+use banger_domain::id::{Uid, VmId};
+use banger_jail::ring::Writer;
 use banger_proto::bus::{
     ErrorName,
     names::{MANAGER_PATH, action},
     record::{JobRow, VmRow},
-};
-use banger_system::{
-    domain::id::{Uid, VmId},
-    host::ring::Writer,
 };
 use private_bus::{
     ALICE, Answer, BOB, CAROL, Client, Failure, Service, is_possible, null, options, refused, require, until,

@@ -7,15 +7,13 @@ mod skip;
 
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use banger_proto::bus::names::{MANAGER_PATH, SERVICE, VM_PARENT, action};
-use banger_system::{
-    domain::{
-        id::VmId,
-        lifecycle::State,
-        vm::{Lifetime, Vm},
-    },
-    ports::Store,
+use banger_domain::{
+    id::VmId,
+    lifecycle::State,
+    vm::{Lifetime, Vm},
 };
+use banger_proto::bus::names::{MANAGER_PATH, SERVICE, VM_PARENT, action};
+use banger_system::ports::Store;
 use private_bus::{
     ALICE, Answer, BOB, Bus, Client, Options, PATIENCE, Service, is_possible, options, require, until,
 };

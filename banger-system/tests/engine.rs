@@ -6,18 +6,18 @@ mod house;
 
 use std::time::Duration;
 
+use banger_domain::{
+    clock::Occasion,
+    dns::{
+        question::{Answer, Data, Kind},
+        table::Asker,
+    },
+    id::Uid,
+    lifecycle::{Reason, State},
+    vm::Lifetime,
+};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        clock::Occasion,
-        dns::{
-            question::{Answer, Data, Kind},
-            table::Asker,
-        },
-        id::Uid,
-        lifecycle::{Reason, State},
-        vm::Lifetime,
-    },
     engine::{
         error::Error,
         request::{CreateVm, Manner, Start, Stop},

@@ -5,12 +5,12 @@ mod house;
 
 use std::{sync::Arc, time::Duration};
 
+use banger_domain::id::{JobId, Uid};
+use banger_image::{
+    oci::{credentials::Credentials, platform::Platform},
+    record::DefaultImage,
+};
 use banger_system::{
-    domain::{
-        id::{JobId, Uid},
-        image::DefaultImage,
-        oci::{credentials::Credentials, platform::Platform},
-    },
     engine::{
         Offer,
         error::Kind,
@@ -200,9 +200,9 @@ async fn a_catalog_that_has_expired_offers_nothing_and_hides_nothing() {
     let mut index = {
         house.problems(Duration::ZERO).await;
         let edition = house.sim.kept_catalog().unwrap();
-        banger_system::domain::catalog::index::Index::clone(&edition.index)
+        banger_image::catalog::index::Index::clone(&edition.index)
     };
-    index.expires = banger_system::domain::catalog::index::Date::parse("1970-01-01").unwrap();
+    index.expires = banger_image::catalog::index::Date::parse("1970-01-01").unwrap();
     house.sim.publish(index);
     assert_eq!(
         house.problems(Duration::ZERO).await,

@@ -3,13 +3,11 @@
 
 mod house;
 
+use banger_domain::{id::VmId, limits::Exceeded};
 use banger_proto::size::Bytes;
-use banger_system::{
-    domain::{id::VmId, limits::Exceeded},
-    engine::{
-        error::Error,
-        request::{Configure, CreateVm, Manner, Stop},
-    },
+use banger_system::engine::{
+    error::Error,
+    request::{Configure, CreateVm, Manner, Stop},
 };
 
 use crate::house::{BOB, House, request};

@@ -3,12 +3,12 @@
 
 mod house;
 
+use banger_domain::net::{
+    nic::Nat,
+    port::{MAX_PORTS, Port},
+};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::net::{
-        nic::Nat,
-        port::{MAX_PORTS, Port},
-    },
     engine::{
         error::Error,
         request::{Configure, CreateVm, Manner, Stop},

@@ -6,13 +6,13 @@ mod house;
 
 use std::{fs::File, sync::Arc, time::Duration};
 
+use banger_domain::{
+    id::{ImageId, JobId, Uid},
+    limits::Limits,
+};
+use banger_image::oci::{credentials::Credentials, platform::Platform};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{ImageId, JobId, Uid},
-        limits::Limits,
-        oci::{credentials::Credentials, platform::Platform},
-    },
     engine::{
         Engine, Settings,
         error::{Error, Kind},

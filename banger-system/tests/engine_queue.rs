@@ -5,13 +5,13 @@ mod house;
 
 use std::{fs::File, time::Duration};
 
+use banger_domain::{
+    id::{JobId, Uid},
+    limits::{Exceeded, Limits},
+};
+use banger_image::oci::{credentials::Credentials, platform::Platform};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{JobId, Uid},
-        limits::{Exceeded, Limits},
-        oci::{credentials::Credentials, platform::Platform},
-    },
     engine::{
         error::{Error, Result},
         request::{ImportImage, Manner, Original, Other, PullImage, PullKernel, Stop, Whence},

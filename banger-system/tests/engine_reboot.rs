@@ -3,13 +3,13 @@
 
 mod house;
 
+use banger_domain::{
+    guest_end::GuestEnd,
+    id::VmId,
+    lifecycle::{Reason, State},
+    vm::Lifetime,
+};
 use banger_system::{
-    domain::{
-        guest_end::GuestEnd,
-        id::VmId,
-        lifecycle::{Reason, State},
-        vm::Lifetime,
-    },
     engine::{
         request::{CreateVm, OnReboot, Start, Stop},
         view::Outcome,

@@ -5,9 +5,9 @@ mod house;
 
 use std::{fs::File, sync::Arc};
 
+use banger_domain::id::Uid;
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::id::Uid,
     engine::{
         error::Error,
         request::{CreateVm, ImportImage, Manner, Original},

@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{id::VmId, stream::Purpose};
 use banger_system::{
-    domain::{id::VmId, stream::Purpose},
     engine::{
         Engine,
         error::{Error, Result},

@@ -20,16 +20,14 @@ use std::{
     sync::Arc,
 };
 
+use banger_domain::id::{self, ImageId};
+use banger_image::oci::{Packing, config::ImageConfig};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{self, ImageId},
-        oci::config::ImageConfig,
-    },
     host::image_files::LocalImages,
     ports::{
         ImageFiles,
-        images::{Content, Layer, Packing, Part, Unwatched},
+        images::{Content, Layer, Part, Unwatched},
     },
 };
 use rustix::{

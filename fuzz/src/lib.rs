@@ -1,29 +1,13 @@
-//! What the fuzz targets share: seeds, archives whose checksums are right whatever else is wrong with them, and the
-//! parts of banger-system that read what is hostile. These are compiled here, by themselves: what stands around them
-//! (a bus, a database, a client of registries) takes a quarter of an hour to build with what libFuzzer needs.
+//! What the fuzz targets share: seeds, and archives whose checksums are right whatever else is wrong with them. What is
+//! tried is banger-image, which reads what is hostile, and the guest protocol of banger-proto; of the service (a bus, a
+//! database, a client of registries), which takes a quarter of an hour to build with what libFuzzer needs, they need
+//! nothing.
 
-// Files that are compiled into this crate know theirs by that name.
-extern crate self as banger_system;
-
-#[path = "../../banger-system/src/domain/mod.rs"]
-#[allow(dead_code)]
-pub mod domain;
-#[path = "../../banger-system/src/importer/mod.rs"]
-#[allow(dead_code)]
-pub mod importer;
-pub mod kernel;
-pub mod ports;
 mod seeds;
-mod shim;
-#[path = "../../banger-system/tests/tars/mod.rs"]
-pub mod tars;
 
 use std::{fs, path::Path};
 
-use crate::ports::images::Packing;
-
-/// The release of the kernel whose modules seeds have.
-pub const RELEASE: &str = kernel::fixture::RELEASE;
+use banger_image::oci::Packing;
 
 /// Puts the seeds of a target to where libFuzzer is about to look for them.
 pub fn sow(target: &str) {
@@ -89,7 +73,7 @@ fn right_sums(tar: &mut [u8]) {
         if header == &[0; BLOCK] {
             return;
         }
-        tars::sum(header);
+        banger_image::fixtures::tar::sum(header);
         let digits = header[124..136].iter().take_while(|byte| (b'0'..=b'7').contains(byte));
         let size = digits.fold(0usize, |size, byte| size << 3 | usize::from(byte - b'0'));
         let has_data = !matches!(header[156], b'1'..=b'6');

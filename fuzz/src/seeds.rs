@@ -1,5 +1,12 @@
 //! Small inputs of every kind, from which libFuzzer makes others.
 
+use banger_image::{
+    fixtures::{
+        kernel::{self as fixture, RELEASE},
+        tar::Tar,
+    },
+    kernel::decompress::Compression,
+};
 use banger_proto::guest::{
     Exec, Frame,
     hello::{HostHello, Verdict, answer},
@@ -8,12 +15,7 @@ use banger_proto::guest::{
 };
 use serde_json::json;
 
-use crate::{
-    Archives,
-    domain::kernel::decompress::Compression,
-    kernel::fixture::{self, RELEASE},
-    tars::Tar,
-};
+use crate::Archives;
 
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {

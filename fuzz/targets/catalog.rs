@@ -3,13 +3,11 @@
 
 use std::sync::OnceLock;
 
-use banger_fuzz::domain::{
-    catalog::{
-        index::Index,
-        location::{Joined, Location},
-        signature::{Keys, Signed},
-    },
-    id::Timestamp,
+use banger_domain::id::Timestamp;
+use banger_image::catalog::{
+    index::Index,
+    location::{Joined, Location},
+    signature::{Keys, Signed},
 };
 use libfuzzer_sys::fuzz_target;
 use minisign::KeyPair;

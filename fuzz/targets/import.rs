@@ -1,13 +1,21 @@
 //! Archives become a file system in which `e2fsck` finds nothing wrong, the same one each time, or are refused.
 #![no_main]
 
-use std::{fs::File, io::Read, os::fd::AsRawFd, process::Command};
-
-use banger_fuzz::importer::{
-    Files, Meter, import,
-    message::{Archive, Claim, Failure, Import},
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::AsRawFd,
+    process::Command,
 };
-use banger_fuzz::{Archives, tars};
+
+use banger_fuzz::Archives;
+use banger_image::{
+    fixtures::tar,
+    importer::{
+        Files, Meter, import,
+        message::{Archive, Claim, Failure, Import},
+    },
+};
 use banger_proto::size::Bytes;
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -30,14 +38,16 @@ fuzz_target!(
 );
 
 fn made(archives: &Archives) -> Result<File, ()> {
-    let order = archives.tars.iter().map(|tar| {
-        let packed = tars::pack(tar, archives.packing);
+    let order = archives.tars.iter().map(|bytes| {
+        let packed = tar::pack(bytes, archives.packing);
         let claim = archives.are_layers.then(|| Claim {
             size: Bytes(packed.len() as u64),
-            digest: tars::digest(&packed).to_string(),
-            diff_id: tars::digest(if archives.lie { b"something else" } else { tar }).to_string(),
+            digest: tar::digest(&packed).to_string(),
+            diff_id: tar::digest(if archives.lie { b"something else" } else { bytes }).to_string(),
         });
-        (Archive { packing: archives.packing, offset: None, claim }, File::from(tars::file(&packed)))
+        let mut file = memory();
+        file.write_all(&packed).unwrap();
+        (Archive { packing: archives.packing, offset: None, claim }, file)
     });
     let (archives, files) = order.unzip();
     let image = memory();

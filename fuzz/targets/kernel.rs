@@ -1,7 +1,7 @@
 //! Kernel images of any kind become an ELF file with a release that can be a name, or are refused.
 #![no_main]
 
-use banger_fuzz::domain::kernel::extract::extract;
+use banger_image::kernel::extract::extract;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(

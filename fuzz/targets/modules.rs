@@ -3,16 +3,19 @@
 
 use std::io::Cursor;
 
-use banger_fuzz::domain::kernel::{
-    initramfs::{MODULES_LIST, agent_archive, modules_archive},
-    modules::pick,
+use banger_image::{
+    fixtures::kernel::RELEASE,
+    kernel::{
+        initramfs::{MODULES_LIST, agent_archive, modules_archive},
+        modules::pick,
+    },
 };
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(
     init: { banger_fuzz::sow("modules") },
     |input: &[u8]| {
-        let release = banger_fuzz::RELEASE.parse().unwrap();
+        let release = RELEASE.parse().unwrap();
         let Ok(picked) = pick(Cursor::new(input), &release) else { return };
         let initramfs = [modules_archive(&picked).unwrap(), agent_archive(b"agent").unwrap()].concat();
         let entries = entries(&initramfs);

@@ -1,7 +1,7 @@
 //! What registries and users say of images: references, manifests and indexes, configurations, credentials.
 #![no_main]
 
-use banger_fuzz::domain::oci::{
+use banger_image::oci::{
     config,
     credentials::Credentials,
     manifest::{Document, MAX_LAYERS},

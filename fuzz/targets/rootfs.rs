@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader};
 
 use banger_fuzz::Archives;
-use banger_fuzz::domain::rootfs::{
+use banger_image::rootfs::{
     Error,
     entry::{Entry, What},
     limits,

@@ -81,7 +81,7 @@ impl Side {
 /// Measures all sides in turns.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
     let mut build = cargo(["build", "-q", "--profile", effort.profile().0]);
-    build.args(["--package", "banger-cli", "--package", "banger-system"]);
+    build.args(["--package", "banger-cli", "--package", "banger-image", "--package", "banger-system"]);
     shell(
         build.args(["--bin", "banger-import", "--example", "import_times"]).args(["--example", "pull_times"]),
     )?;

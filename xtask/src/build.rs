@@ -25,7 +25,16 @@ pub fn ensure() -> Result<Programs> {
 
 /// Builds everything as it is shipped.
 pub fn release() -> Result<Programs> {
-    let packages = &["--package", "banger-cli", "--package", "banger-system"];
+    let packages = &[
+        "--package",
+        "banger-cli",
+        "--package",
+        "banger-image",
+        "--package",
+        "banger-jail",
+        "--package",
+        "banger-system",
+    ];
     build(Profile { name: "release", directory: "release", packages })
 }
 

@@ -6,7 +6,9 @@
 pub mod error;
 pub mod names;
 pub mod option;
+#[cfg(feature = "bus")]
 pub mod proxy;
+#[cfg(feature = "bus")]
 pub mod record;
 
 pub use error::ErrorName;

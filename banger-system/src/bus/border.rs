@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use banger_domain::id::Uid;
 use banger_proto::bus::{
     ErrorName,
     names::{action, detail},
@@ -16,7 +17,6 @@ use super::{
     subscribers::Subscribers,
 };
 use crate::{
-    domain::id::Uid,
     engine::Engine,
     ports::{Interaction, Question, Users, Verdict},
 };

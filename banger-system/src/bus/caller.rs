@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use banger_domain::{id::Uid, vm::Lifetime};
 use banger_proto::bus::ErrorName;
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -20,10 +21,7 @@ use super::{
     border::Border,
     error::{Error, Result},
 };
-use crate::{
-    domain::{id::Uid, vm::Lifetime},
-    ports::Interaction,
-};
+use crate::ports::Interaction;
 
 /// How long it is remembered whether a connection may see other people's objects: a client reads many
 /// properties in a row, and polkit should be asked once.

@@ -2,11 +2,11 @@
 
 use std::error::Error as StdError;
 
+use banger_domain::limits::Exceeded;
 use banger_proto::bus::ErrorName;
 use zbus::{DBusError, Message, message::Header};
 
 use crate::{
-    domain::limits::Exceeded,
     engine::error::{Error as EngineError, Kind},
     ports,
 };

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use banger_domain::id::ImageId;
+use banger_image::oci::config::ImageConfig;
 use banger_proto::bus::{
     ErrorName,
     names::{IMAGE_INTERFACE, detail},
@@ -22,12 +24,9 @@ use super::{
     options::{Dict, Options},
     path,
 };
-use crate::{
-    domain::{id::ImageId, oci::config::ImageConfig},
-    engine::{
-        Engine,
-        view::{ImageView, Object},
-    },
+use crate::engine::{
+    Engine,
+    view::{ImageView, Object},
 };
 
 /// The kind of image objects.

@@ -2,6 +2,7 @@
 
 use std::{fmt::Write, sync::Weak};
 
+use banger_domain::id::{ImageId, JobId, KernelId, VmId};
 use zbus::object_server::Interface;
 
 use super::{
@@ -12,7 +13,6 @@ use super::{
     manager::ManagerKind,
     vm::VmKind,
 };
-use crate::domain::id::{ImageId, JobId, KernelId, VmId};
 
 const EMITS_CHANGED: &str = "org.freedesktop.DBus.Property.EmitsChangedSignal";
 

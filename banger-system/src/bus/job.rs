@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::id::JobId;
 use banger_proto::bus::{ErrorName, names::JOB_INTERFACE};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
 
@@ -21,12 +22,9 @@ use super::{
     options::Dict,
     path,
 };
-use crate::{
-    domain::id::JobId,
-    engine::{
-        Engine,
-        view::{Fact, JobView, Object, Outcome},
-    },
+use crate::engine::{
+    Engine,
+    view::{Fact, JobView, Object, Outcome},
 };
 
 /// The kind of job objects.

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
+use banger_domain::id::KernelId;
 use banger_proto::bus::{
     ErrorName,
     names::{KERNEL_INTERFACE, detail},
@@ -18,10 +19,7 @@ use super::{
     options::{Dict, Options},
     path,
 };
-use crate::{
-    domain::id::KernelId,
-    engine::{Engine, view::KernelView},
-};
+use crate::engine::{Engine, view::KernelView};
 
 /// The kind of kernel objects.
 #[derive(Clone)]

@@ -6,6 +6,11 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{
+    dns::DOMAIN,
+    id::{JobId, Uid},
+    name::Name,
+};
 use banger_proto::bus::{
     ErrorName,
     names::{MANAGER_INTERFACE, action, detail},
@@ -29,11 +34,6 @@ use super::{
     vm::VmKind,
 };
 use crate::{
-    domain::{
-        dns::DOMAIN,
-        id::{JobId, Uid},
-        name::Name,
-    },
     engine::{
         Engine,
         request::{ImportKernel, Other, PullKernel},
@@ -226,7 +226,7 @@ impl Methods {
         let mut images = border.engine.images();
         images.retain(|image| all || image.shared || image.owner == caller.uid);
         images.sort_by_key(|image| (image.created_at, image.id));
-        let row = |image: &Arc<crate::domain::image::Image>| ImageRow {
+        let row = |image: &Arc<banger_image::record::Image>| ImageRow {
             id: image.id.to_string(),
             name: image.name.to_string(),
             source: image.source.clone(),
@@ -329,7 +329,7 @@ impl Methods {
         let mut kernels = border.engine.kernels();
         kernels.retain(|kernel| all || kernel.shared || kernel.owner == caller.uid);
         kernels.sort_by_key(|kernel| (kernel.created_at, kernel.id));
-        let row = |kernel: &Arc<crate::domain::image::Kernel>| KernelRow {
+        let row = |kernel: &Arc<banger_image::record::Kernel>| KernelRow {
             id: kernel.id.to_string(),
             name: kernel.name.to_string(),
             owner_uid: kernel.owner.0,

@@ -2,13 +2,11 @@
 
 use std::fmt::Display;
 
+use banger_domain::id::{ImageId, JobId, KernelId, Uid, VmId};
 use banger_proto::bus::names;
 use zbus::OwnedObjectPath;
 
-use crate::{
-    domain::id::{ImageId, JobId, KernelId, Uid, VmId},
-    engine::{Engine, view::Object},
-};
+use crate::engine::{Engine, view::Object};
 
 /// Ids are hexadecimal, and so every path is valid.
 fn path(parent: &str, id: impl Display) -> OwnedObjectPath {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use banger_domain::id::JobId;
 use banger_proto::bus::names::{JOB_INTERFACE, MANAGER_INTERFACE, MANAGER_PATH, VM_INTERFACE};
 use tokio::sync::mpsc;
 use zbus::{DynamicType, OwnedObjectPath, names::BusName};
@@ -16,10 +17,7 @@ use super::{
     object_manager, path,
     vm::VmKind,
 };
-use crate::{
-    domain::id::JobId,
-    engine::view::{Event, ImageView, JobView, VmView},
-};
+use crate::engine::view::{Event, ImageView, JobView, VmView};
 
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";

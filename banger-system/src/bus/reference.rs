@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use banger_domain::{id::Uid, name::Reference};
+use banger_image::oci::reference::ImageRef;
 use banger_proto::bus::{ErrorName, names::action};
 
 use super::{
@@ -10,12 +12,9 @@ use super::{
     caller::Caller,
     error::{Error, Result},
 };
-use crate::{
-    domain::{id::Uid, name::Reference, oci::reference::ImageRef},
-    engine::{
-        error::{self, Kind},
-        view::{ImageView, KernelView, VmView},
-    },
+use crate::engine::{
+    error::{self, Kind},
+    view::{ImageView, KernelView, VmView},
 };
 
 /// A text that is a reference.

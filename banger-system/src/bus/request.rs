@@ -2,6 +2,12 @@
 
 use std::{collections::HashMap, os::fd::OwnedFd};
 
+use banger_domain::{
+    monitor::Wish, name::Name, net::nic::Nat, ssh::AuthorizedKey, timezone::Timezone, vm::Init,
+};
+use banger_image::oci::{
+    credentials::Credentials, manifest::MAX_LAYERS, platform::Platform, reference::ImageRef,
+};
 use banger_proto::{
     bus::{
         ErrorName,
@@ -19,15 +25,6 @@ use super::{
     vm::read_start,
 };
 use crate::{
-    domain::{
-        monitor::Wish,
-        name::Name,
-        net::nic::Nat,
-        oci::{credentials::Credentials, manifest::MAX_LAYERS, platform::Platform, reference::ImageRef},
-        ssh::AuthorizedKey,
-        timezone::Timezone,
-        vm::Init,
-    },
     engine::request::{CreateVm, ImportImage, Original, Other, PullImage, Whence},
     ports::{images::Part, registry::Source},
 };

@@ -6,10 +6,10 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use banger_domain::id::{JobId, Uid};
 use banger_proto::bus::ErrorName;
 
 use super::error::{Error, Result};
-use crate::domain::id::{JobId, Uid};
 
 /// Connections of one user that may ask for signals.
 const PER_USER: usize = 32;

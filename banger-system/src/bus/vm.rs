@@ -7,6 +7,16 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{
+    id::{JobId, VmId},
+    name::Name,
+    net::{
+        nic::Nat,
+        port::{FIRST_UNPRIVILEGED, Port, Protocol, Scope},
+    },
+    stream::Purpose,
+    vm::Lifetime,
+};
 use banger_proto::{
     bus::{
         ErrorName,
@@ -28,16 +38,6 @@ use super::{
     subscribers::Watching,
 };
 use crate::{
-    domain::{
-        id::{JobId, VmId},
-        name::Name,
-        net::{
-            nic::Nat,
-            port::{FIRST_UNPRIVILEGED, Port, Protocol, Scope},
-        },
-        stream::Purpose,
-        vm::Lifetime,
-    },
     engine::{
         Engine,
         agent::PATIENCE,

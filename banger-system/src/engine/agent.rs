@@ -12,6 +12,11 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{
+    id::{Uid, VmId},
+    stream::Purpose,
+    vm::Token,
+};
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep_until, timeout_at},
@@ -22,14 +27,7 @@ use super::{
     error::{Error, Kind, Result},
     registry::no_such,
 };
-use crate::{
-    domain::{
-        id::{Uid, VmId},
-        stream::Purpose,
-        vm::Token,
-    },
-    ports::{self, Channel},
-};
+use crate::ports::{self, Channel};
 
 /// How many may wait in one line.
 const MAX_WAITING: usize = 64;

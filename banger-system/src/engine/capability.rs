@@ -3,15 +3,13 @@
 //! one more changes nothing but the list.
 
 use async_trait::async_trait;
+use banger_domain::{
+    net::{nic::Nic, subnet::Subnet},
+    vm::Vm,
+};
 use banger_proto::guest::config::{GuestConfig, WorkDisk as GuestDisk};
 
-use crate::{
-    domain::{
-        net::{nic::Nic, subnet::Subnet},
-        vm::Vm,
-    },
-    ports::{Check, Ports},
-};
+use crate::ports::{Check, Ports};
 
 /// A start that is being put together.
 pub(super) struct Plan {

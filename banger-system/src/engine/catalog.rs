@@ -5,6 +5,15 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{
+    digest::Digest,
+    id::{JobId, Timestamp, Uid},
+    name::Name,
+};
+use banger_image::catalog::{
+    Provenance,
+    index::{Entry, ImageTarget, Index, KernelTarget},
+};
 use banger_proto::size::Bytes;
 use tracing::Instrument;
 
@@ -16,18 +25,7 @@ use super::{
     pull::unless_canceled,
     view::{Fact, JobKind},
 };
-use crate::{
-    domain::{
-        catalog::{
-            Provenance,
-            index::{Entry, ImageTarget, Index, KernelTarget},
-        },
-        digest::Digest,
-        id::{JobId, Timestamp, Uid},
-        name::Name,
-    },
-    ports::{self, catalogs::Edition},
-};
+use crate::ports::{self, catalogs::Edition};
 
 /// An older copy is fetched again before something is looked up in it.
 const STALE: Duration = Duration::from_secs(24 * 3600);

@@ -1,23 +1,22 @@
 //! What may be changed of a machine: its network at once, its size while it is down.
 
+use banger_domain::{
+    id::VmId,
+    limits::{Disk, check_growth},
+    net::{
+        nic::Nic,
+        port::{MAX_PORTS, Port},
+    },
+    vm::{Vm, VmSpec},
+};
+
 use super::{
     Engine,
     error::{Error, Result},
     machine::{Command, Task},
     request::Configure,
 };
-use crate::{
-    domain::{
-        id::VmId,
-        limits::{Disk, check_growth},
-        net::{
-            nic::Nic,
-            port::{MAX_PORTS, Port},
-        },
-        vm::{Vm, VmSpec},
-    },
-    ports,
-};
+use crate::ports;
 
 impl Engine {
     /// Changes what a machine is to be: all of it, or nothing.

@@ -2,6 +2,14 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use banger_domain::{
+    id::{JobId, Timestamp, VmId},
+    lifecycle::{Reason, State},
+    name::{Name, Reference},
+    net::subnet::Slot,
+    ssh::HostKey,
+    vm::{Token, Vm, VmSpec},
+};
 use tokio::sync::mpsc;
 
 use super::{
@@ -11,14 +19,7 @@ use super::{
     now,
     request::CreateVm,
 };
-use crate::domain::{
-    id::{JobId, Timestamp, VmId},
-    lifecycle::{Reason, State},
-    name::{Name, Reference},
-    net::subnet::Slot,
-    ssh::HostKey,
-    vm::{Token, Vm, VmSpec},
-};
+
 use crate::ports;
 
 /// How many generated names are tried.

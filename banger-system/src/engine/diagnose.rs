@@ -1,10 +1,9 @@
 //! What `doctor` shows: the same facts that decide whether a machine can be made and started.
 
+use banger_domain::{id::Uid, name::Reference};
+
 use super::{Engine, capability};
-use crate::{
-    domain::{id::Uid, name::Reference},
-    ports::{Check, Status},
-};
+use crate::ports::{Check, Status};
 
 impl Engine {
     /// Looks at the host for this user, and changes nothing.

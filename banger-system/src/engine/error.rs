@@ -1,9 +1,8 @@
 //! What can go wrong in the engine, grouped by what the caller can do next.
 
-use crate::{
-    domain::{causes::with_causes, lifecycle::Refused, limits::Exceeded, name},
-    ports,
-};
+use banger_domain::{causes::with_causes, lifecycle::Refused, limits::Exceeded, name};
+
+use crate::ports;
 
 /// A kind of object that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,23 +1,20 @@
 //! The part of the initramfs that is one boot's own: what the agent is told.
 
+use banger_domain::{
+    id::Timestamp,
+    net::{
+        nic::{Mac, Nic},
+        subnet::Subnet,
+    },
+    vm::{Init, Vm},
+};
+use banger_image::{kernel::initramfs, oci::config::ImageConfig};
 use banger_proto::guest::config::{
     GuestConfig, GuestNetwork, GuestSsh, GuestTimezone, Init as GuestInit, Programs,
 };
 
 use super::error::Result;
-use crate::{
-    domain::{
-        id::Timestamp,
-        kernel::initramfs,
-        net::{
-            nic::{Mac, Nic},
-            subnet::Subnet,
-        },
-        oci::config::ImageConfig,
-        vm::{Init, Vm},
-    },
-    ports,
-};
+use crate::ports;
 
 /// The archive with what the agent is told at this boot.
 pub(super) fn of(config: &GuestConfig) -> Result<Vec<u8>> {

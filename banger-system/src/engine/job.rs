@@ -12,6 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use banger_domain::{
+    id::{JobId, Timestamp, Uid},
+    limits::{Exceeded, Limits, check_requests},
+    line::{Bounds, Full},
+};
 use banger_proto::size::Bytes;
 use tokio::{
     sync::{mpsc, watch},
@@ -24,14 +29,7 @@ use super::{
     queue::{Queue, Ticket},
     view::{Event, Fact, JobKind, JobView, Object, Outcome},
 };
-use crate::{
-    domain::{
-        id::{JobId, Timestamp, Uid},
-        limits::{Exceeded, Limits, check_requests},
-        line::{Bounds, Full},
-    },
-    ports::{Clock, images::Progress},
-};
+use crate::ports::{Clock, images::Progress};
 
 /// How long the result of a job that has ended can be read.
 const KEEP_FINISHED: Duration = Duration::from_secs(300);

@@ -3,13 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::{
-    domain::{
-        id::VmId,
-        resource::{Resource, Span},
-    },
-    ports::{self, Ports},
+use banger_domain::{
+    id::VmId,
+    resource::{Resource, Span},
 };
+
+use crate::ports::{self, Ports};
 
 /// The resources of one machine. Only this writes the ledger.
 pub(super) struct Lease {

@@ -2,6 +2,11 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
+use banger_domain::id::{ImageId, JobId, KernelId, Uid};
+use banger_image::{
+    oci::config::ImageConfig,
+    record::{Image, ImageFacts, Kernel},
+};
 use tracing::Instrument;
 
 use super::{
@@ -12,14 +17,7 @@ use super::{
     request::{ImportImage, ImportKernel, Original},
     view::{Fact, ImageView, JobKind, Object},
 };
-use crate::{
-    domain::{
-        id::{ImageId, JobId, KernelId, Uid},
-        image::{Image, ImageFacts, Kernel},
-        oci::config::ImageConfig,
-    },
-    ports::images::{Content, Layout},
-};
+use crate::ports::images::{Content, Layout};
 
 const IMPORT: Stages = &["import"];
 const EXPORT: Stages = &["export"];

@@ -33,6 +33,19 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use banger_domain::{
+    dns::table::Table,
+    id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
+    limits::{Limits, Usage},
+    name::{Name, Reference},
+    net::{
+        nic::{Mac, Siblings},
+        prefix::Prefix4,
+        subnet::Subnet,
+    },
+    vm::{Lifetime, Vm},
+};
+use banger_image::record::DefaultImage;
 use banger_proto::size::Bytes;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
@@ -48,22 +61,7 @@ use self::{
     request::{Manner, Start, Stop},
     view::{Event, ImageView, JobView, KernelView, Object, VmView},
 };
-use crate::{
-    domain::{
-        dns::table::Table,
-        id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
-        image::DefaultImage,
-        limits::{Limits, Usage},
-        name::{Name, Reference},
-        net::{
-            nic::{Mac, Siblings},
-            prefix::Prefix4,
-            subnet::Subnet,
-        },
-        vm::{Lifetime, Vm},
-    },
-    ports::{Authority, Clock, Hold, Log, Ports, Reading, Users},
-};
+use crate::ports::{Authority, Clock, Hold, Log, Ports, Reading, Users};
 
 /// What the configuration decides.
 #[derive(Debug, Clone, PartialEq, Eq)]

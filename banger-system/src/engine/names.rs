@@ -6,10 +6,7 @@ use std::{
     sync::{Arc, PoisonError, Weak},
 };
 
-use tokio::sync::watch;
-
-use super::{Shared, view::VmView};
-use crate::domain::{
+use banger_domain::{
     dns::{
         label::UserLabel,
         table::{Holder, Table},
@@ -17,6 +14,9 @@ use crate::domain::{
     id::Uid,
     net::subnet::Subnet,
 };
+use tokio::sync::watch;
+
+use super::{Shared, view::VmView};
 
 /// The labels of users. An account is looked up once: name services may be slow, and a user who is renamed
 /// gets the new name with the next run of the service.

@@ -1,18 +1,17 @@
 //! The network as the engine sees it: the addresses of this host's guests, chosen once and kept, and the
 //! interface of each machine.
 
+use banger_domain::{
+    net::{nic::Nic, prefix::Prefix4, subnet::Subnet},
+    vm::Vm,
+};
+
 use super::{
     Shared,
     capability::{self, Plan},
     guest_archive, now,
 };
-use crate::{
-    domain::{
-        net::{nic::Nic, prefix::Prefix4, subnet::Subnet},
-        vm::Vm,
-    },
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 impl Shared {
     /// Makes what all guests share, once; a start that comes later tries again what has failed.

@@ -8,6 +8,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
+use banger_domain::{
+    digest::Digest,
+    id::{ImageId, JobId, KernelId, Uid},
+    name::{Name, Reference},
+};
+use banger_image::{
+    catalog::{Provenance, index::ImageTarget},
+    oci::{RemoteImage, credentials::Credentials, platform::Platform, reference::ImageRef},
+    record::{Image, ImageFacts, Origin},
+};
 use banger_proto::size::Bytes;
 use futures_util::FutureExt;
 use tracing::Instrument;
@@ -21,20 +31,10 @@ use super::{
     request::{Other, PullImage, PullKernel, Whence},
     view::{Fact, ImageView, JobKind, Object, Outcome},
 };
-use crate::{
-    domain::{
-        catalog::{Provenance, index::ImageTarget},
-        digest::Digest,
-        id::{ImageId, JobId, KernelId, Uid},
-        image::{Image, ImageFacts, Origin},
-        name::{Name, Reference},
-        oci::{RemoteImage, credentials::Credentials, platform::Platform, reference::ImageRef},
-    },
-    ports::{
-        self,
-        images::{Content, Layer},
-        registry::{Fetch, Prune, Source},
-    },
+use crate::ports::{
+    self,
+    images::{Content, Layer},
+    registry::{Fetch, Prune, Source},
 };
 
 const PULL: Stages = &["resolve", "pull", "import"];

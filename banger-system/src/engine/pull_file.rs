@@ -2,6 +2,13 @@
 
 use std::sync::Arc;
 
+use banger_domain::id::ImageId;
+use banger_image::{
+    catalog::{Provenance, RemoteFile},
+    oci::config::ImageConfig,
+    record::{Image, ImageFacts},
+};
+
 use super::{
     Shared,
     error::Result,
@@ -9,15 +16,7 @@ use super::{
     now,
     pull::{Pull, claim, settle, share, tell, unless_canceled},
 };
-use crate::{
-    domain::{
-        catalog::{Provenance, RemoteFile},
-        id::ImageId,
-        image::{Image, ImageFacts},
-        oci::config::ImageConfig,
-    },
-    ports::images::Content,
-};
+use crate::ports::images::Content;
 
 /// Makes the image of a file, or shares what somebody has of the same one.
 pub(super) async fn run(

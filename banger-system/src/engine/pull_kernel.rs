@@ -5,6 +5,14 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
+use banger_domain::{
+    id::{JobId, KernelId},
+    name::Name,
+};
+use banger_image::{
+    catalog::{Provenance, index::KernelTarget},
+    record::Kernel,
+};
 use banger_proto::size::Bytes;
 use tracing::Instrument;
 
@@ -17,15 +25,7 @@ use super::{
     request::{Other, PullKernel},
     view::{Fact, JobKind, KernelView, Object},
 };
-use crate::{
-    domain::{
-        catalog::{Provenance, index::KernelTarget},
-        id::{JobId, KernelId},
-        image::Kernel,
-        name::Name,
-    },
-    ports::images::Progress,
-};
+use crate::ports::images::Progress;
 
 const PULL: Stages = &["resolve", "pull", "import"];
 

@@ -5,12 +5,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::oneshot;
-
-use crate::domain::{
+use banger_domain::{
     id::Uid,
     line::{Bounds, Full, Line},
 };
+use tokio::sync::oneshot;
 
 /// A waiting line. Clones are the same one.
 #[derive(Clone)]

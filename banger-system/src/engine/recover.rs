@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use banger_domain::{id::VmId, resource::Resource};
 use tokio::sync::mpsc;
 
 use super::{
@@ -11,10 +12,7 @@ use super::{
     lease::Lease,
     machine::{INBOX, Task},
 };
-use crate::{
-    domain::{id::VmId, resource::Resource},
-    ports::Started,
-};
+use crate::ports::Started;
 
 impl Engine {
     /// Takes over what an earlier run of the service left. To be called once, before anything is asked.

@@ -6,6 +6,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use banger_domain::{
+    id::{ImageId, KernelId, Uid, VmId},
+    limits::{Limits, Usage},
+    name::{Name, Reference},
+    net::subnet::{Slot, Subnet},
+    vm::{Vm, VmSpec},
+};
 use banger_proto::size::Bytes;
 use tokio::sync::{mpsc, watch};
 
@@ -14,16 +21,7 @@ use super::{
     machine::Command,
     view::{Event, ImageView, KernelView, Object, VmView},
 };
-use crate::{
-    domain::{
-        id::{ImageId, KernelId, Uid, VmId},
-        limits::{Limits, Usage},
-        name::{Name, Reference},
-        net::subnet::{Slot, Subnet},
-        vm::{Vm, VmSpec},
-    },
-    ports::Users,
-};
+use crate::ports::Users;
 
 pub(super) struct Registry {
     state: Mutex<State>,
@@ -328,7 +326,7 @@ impl Registry {
         }
         let pending =
             state.reserved.keys().filter(|(image, uid, _)| *image == is_image && *uid == owner).count();
-        crate::domain::limits::check_count(kind_plural(kind), count + pending + 1, limit)?;
+        banger_domain::limits::check_count(kind_plural(kind), count + pending + 1, limit)?;
         state.reserved.insert(key, Bytes(0));
         Ok(())
     }
@@ -338,7 +336,7 @@ impl Registry {
         let mut state = self.lock();
         let key = (true, owner, name.clone());
         let would_be = Bytes(state.private_bytes(owner, Some(&key)).saturating_add(bytes.0));
-        crate::domain::limits::check_image_disk(would_be, limit)?;
+        banger_domain::limits::check_image_disk(would_be, limit)?;
         state.reserved.insert(key, bytes);
         Ok(())
     }
@@ -367,7 +365,7 @@ impl Registry {
             let others = others.filter(|vm| vm.image == id && vm.owner != old.owner);
             refuse_while_used(Kind::Image, &old.name, others.map(|vm| vm.name.to_string()).collect())?;
             let bytes = state.private_bytes(old.owner, None).saturating_add(old.facts.disk_usage.0);
-            crate::domain::limits::check_image_disk(Bytes(bytes), limit)?;
+            banger_domain::limits::check_image_disk(Bytes(bytes), limit)?;
         }
         let new = Arc::new(ImageView { shared, ..ImageView::clone(&old) });
         state.images.insert(id, Arc::clone(&new));

@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 
-use banger_proto::size::Bytes;
-
-use crate::domain::{
+use banger_domain::{
     id::Uid,
     monitor::Wish,
     name::{Name, Reference},
@@ -13,6 +11,8 @@ use crate::domain::{
     timezone::Timezone,
     vm::{Init, Lifetime},
 };
+use banger_proto::size::Bytes;
+
 use crate::ports::{images::Part, registry::Source};
 
 /// Makes a machine. What is absent has the default of the configuration.

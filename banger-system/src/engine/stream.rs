@@ -4,15 +4,16 @@
 use core::net::SocketAddr;
 use std::{os::fd::OwnedFd, time::Duration};
 
+use banger_domain::{
+    id::{Timestamp, Uid, VmId},
+    vm::Vm,
+};
+
 use super::{
     Engine,
     error::{Error, Kind, Result},
     now,
     registry::no_such,
-};
-use crate::domain::{
-    id::{Timestamp, Uid, VmId},
-    vm::Vm,
 };
 
 /// What one try may take: a guest on this host answers in no time, or is too busy to be of use.

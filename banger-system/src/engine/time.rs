@@ -7,8 +7,10 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::clock::Occasion;
+
 use super::Shared;
-use crate::{domain::clock::Occasion, ports};
+use crate::ports;
 
 /// How long to wait after a failure to follow the clock.
 const AGAIN: Duration = Duration::from_secs(60);

@@ -4,15 +4,15 @@
 use core::net::Ipv4Addr;
 use std::{collections::BTreeSet, sync::Arc};
 
-use banger_proto::size::Bytes;
-
-use super::error::Error;
-use crate::domain::{
+use banger_domain::{
     id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
-    image::{Image, Kernel},
     net::{nic::Mac, port::Port},
     vm::Vm,
 };
+use banger_image::record::{Image, Kernel};
+use banger_proto::size::Bytes;
+
+use super::error::Error;
 
 /// A machine as it was last published.
 #[derive(Debug, Clone, PartialEq, Eq)]

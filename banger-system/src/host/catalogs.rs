@@ -11,23 +11,18 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{id::Timestamp, name::Name};
+use banger_image::catalog::{
+    RemoteFile, Source, Unusable,
+    index::{Index, MAX_INDEX},
+    signature::{Keys, MAX_SIGNATURE, Signed},
+};
 
 use super::{blocking::blocking, partial::Partial, registry::Registries};
-use crate::{
-    domain::{
-        catalog::{
-            RemoteFile, Source, Unusable,
-            index::{Index, MAX_INDEX},
-            signature::{Keys, MAX_SIGNATURE, Signed},
-        },
-        id::Timestamp,
-        name::Name,
-    },
-    ports::{
-        Error, Result,
-        catalogs::{Catalogs, Edition},
-        images::Progress,
-    },
+use crate::ports::{
+    Error, Result,
+    catalogs::{Catalogs, Edition},
+    images::Progress,
 };
 
 /// The first line of a stored copy.

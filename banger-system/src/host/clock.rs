@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::clock::Occasion;
 use rustix::{
     io::Errno,
     time::{
@@ -16,10 +17,7 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::{
-    domain::clock::Occasion,
-    ports::{Clock, Error, Result},
-};
+use crate::ports::{Clock, Error, Result};
 
 /// How often the clocks of guests are compared with this one: one timer for all of them. What drifts by 500 ppm, as
 /// quartz rarely does, is off by 30 ms then, which a slew takes back in the same time.

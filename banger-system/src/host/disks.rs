@@ -17,18 +17,16 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::{ImageId, VmId},
+    machine::{Access, Drive, Medium},
+    resource::Places,
+};
+use banger_image::{ext4_writer, qcow2};
 use banger_proto::size::Bytes;
 
-use super::{blocking::blocking, ext4_writer, partial::Partial, sparse, staging};
-use crate::{
-    domain::{
-        id::{ImageId, VmId},
-        machine::{Access, Drive, Medium},
-        qcow2,
-        resource::Places,
-    },
-    ports::{Check, Disks, Error, Layers, Result, Status},
-};
+use super::{blocking::blocking, partial::Partial, sparse, staging};
+use crate::ports::{Check, Disks, Error, Layers, Result, Status};
 
 /// The block of our file systems: a disk has a whole number of them.
 const BLOCK: u64 = 4096;
@@ -98,8 +96,8 @@ impl Disks for FileDisks {
             create(&disk, |file| {
                 let doing = || format!("make a file system in {}", disk.display());
                 ext4_writer::write_empty(file, size, uuid).map_err(|error| match error {
-                    mkext4::Error::Io(source) => Error::os(doing(), source),
-                    mkext4::Error::Invalid(_) | mkext4::Error::Unsupported(_) => Error::Unsupported {
+                    ext4_writer::Error::Write(source) => Error::os(doing(), source),
+                    ext4_writer::Error::Unsupported(_) => Error::Unsupported {
                         message: format!("a work disk of {size} cannot be made: {error}"),
                     },
                     other => Error::other(doing(), other),

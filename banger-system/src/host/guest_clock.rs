@@ -2,17 +2,15 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use banger_domain::{
+    clock::{self, Occasion, Sample},
+    vm::Token,
+};
 use banger_proto::guest::{Frame, Request, message::Correction};
 use tokio::net::UnixStream;
 
 use super::guest_link::{agent, answer, greet, send, send_frame, unexpected};
-use crate::{
-    domain::{
-        clock::{self, Occasion, Sample},
-        vm::Token,
-    },
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// How often a guest is asked for its time: a single answer may have waited for the processor.
 const SAMPLES: usize = 4;

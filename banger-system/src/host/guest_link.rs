@@ -4,6 +4,7 @@
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use banger_domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token};
 use banger_proto::guest::{
     Decoder, Frame, Request,
     hello::{self, HostHello, MAX_STALE},
@@ -14,10 +15,7 @@ use tokio::{
 };
 
 use super::guest_clock;
-use crate::{
-    domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token},
-    ports::{Channel, Error, GuestFacts, GuestLink, Result, Vmm},
-};
+use crate::ports::{Channel, Error, GuestFacts, GuestLink, Result, Vmm};
 
 /// How long an agent that is up may take to greet a client.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);

@@ -13,6 +13,24 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    digest::Digest as OciDigest,
+    id::{ImageId, Uid},
+    resource::{IMAGE_FILE, Places},
+};
+use banger_image::{
+    ext4::{self, FileSystem},
+    holes,
+    importer::message::{Archive, Claim, Export, Extent, Import, Take},
+    oci::{
+        LayerFacts, Packing, RemoteImage, Unusable,
+        config::{self, ImageConfig},
+        manifest::{Document, MAX_DOCUMENT},
+        platform::Platform,
+    },
+    record::ImageFacts,
+    rootfs::tar,
+};
 use banger_proto::size::Bytes;
 use sha2::{Digest, Sha256};
 
@@ -23,26 +41,9 @@ use super::{
     worker::{self, Job, Workers},
     write_behind::write_behind,
 };
-use crate::{
-    domain::{
-        digest::Digest as OciDigest,
-        ext4::{self, FileSystem},
-        id::{ImageId, Uid},
-        image::ImageFacts,
-        oci::{
-            LayerFacts, RemoteImage, Unusable,
-            config::{self, ImageConfig},
-            manifest::{Document, MAX_DOCUMENT},
-            platform::Platform,
-        },
-        resource::{IMAGE_FILE, Places},
-        rootfs::tar,
-    },
-    importer::message::{Archive, Claim, Export, Extent, Import, Take},
-    ports::{
-        Error, ImageFiles, Result,
-        images::{Content, Exported, Layer, Layout, Packing, Part, Progress, Unwatched},
-    },
+use crate::ports::{
+    Error, ImageFiles, Result,
+    images::{Content, Exported, Layer, Layout, Part, Progress, Unwatched},
 };
 
 /// The largest file that is taken. Holes are not copied but are part of the digest, at about one GiB per
@@ -362,7 +363,7 @@ fn look(head: &[u8], size: Bytes) -> Result<FileSystem> {
 /// The digest of a file of ours: the one that `sha256sum` prints.
 fn digest_of(file: &File, size: Bytes, progress: &dyn Progress) -> io::Result<String> {
     let mut sha256 = Sha256::new();
-    let (zeros, mut buffer) = (vec![0; sparse::CHUNK], vec![0; sparse::CHUNK]);
+    let (zeros, mut buffer) = (vec![0; holes::CHUNK], vec![0; holes::CHUNK]);
     let (mut at, mut told) = (0, Instant::now());
     let mut tell = |done: u64| {
         if told.elapsed() >= TELL {
@@ -375,12 +376,12 @@ fn digest_of(file: &File, size: Bytes, progress: &dyn Progress) -> io::Result<St
         }
     };
     while at < size.0 {
-        let data = sparse::next_data(file, at, size.0)?.unwrap_or(size.0..size.0);
-        for (at, length) in sparse::chunks(at..data.start) {
+        let data = holes::next_data(file, at, size.0)?.unwrap_or(size.0..size.0);
+        for (at, length) in holes::chunks(at..data.start) {
             sha256.update(&zeros[..length]);
             tell(at + length as u64)?;
         }
-        for (at, length) in sparse::chunks(data.clone()) {
+        for (at, length) in holes::chunks(data.clone()) {
             file.read_exact_at(&mut buffer[..length], at)?;
             sha256.update(&buffer[..length]);
             tell(at + length as u64)?;

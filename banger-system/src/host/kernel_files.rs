@@ -14,6 +14,22 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    causes::with_causes,
+    id::{ImageId, KernelId, Uid},
+    resource::{KERNEL_FILE, MODULE_TREE_FILE, MODULES_FILE, Places},
+};
+use banger_image::{
+    ext4::{self, FileSystem},
+    importer::message::{Extent, ModuleTree, Take},
+    kernel::{
+        drivers,
+        extract::{self, extract},
+        initramfs::{agent_archive, modules_archive},
+        modules::{PickedModules, pick},
+    },
+    record::KernelFacts,
+};
 use banger_proto::size::Bytes;
 use sha2::{Digest, Sha256};
 
@@ -23,23 +39,7 @@ use super::{
     staging::{self, Staging},
     worker::{self, Job, Workers},
 };
-use crate::{
-    domain::{
-        causes::with_causes,
-        ext4::{self, FileSystem},
-        id::{ImageId, KernelId, Uid},
-        image::KernelFacts,
-        kernel::{
-            drivers,
-            extract::{self, extract},
-            initramfs::{agent_archive, modules_archive},
-            modules::{PickedModules, pick},
-        },
-        resource::{KERNEL_FILE, MODULE_TREE_FILE, MODULES_FILE, Places},
-    },
-    importer::message::{Extent, ModuleTree, Take},
-    ports::{BootFiles, Error, KernelFiles, Result, images::Unwatched},
-};
+use crate::ports::{BootFiles, Error, KernelFiles, Result, images::Unwatched};
 
 /// Modules of a distribution's kernel take up to 1.5 GiB, when they are not compressed.
 const MAX_MODULES: Bytes = Bytes::gib(4);
@@ -270,13 +270,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{fs, os::unix::fs::PermissionsExt};
 
+    use banger_image::{fixtures::kernel as fixture, kernel::decompress::Compression};
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{
-        domain::kernel::{decompress::Compression, fixture},
-        host::worker::in_process::InProcess,
-    };
+    use crate::host::worker::in_process::InProcess;
 
     const KERNEL: KernelId = KernelId::from_bits(0xdef);
 

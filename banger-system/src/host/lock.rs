@@ -5,15 +5,13 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
 };
 
+use banger_domain::resource::Places;
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
 };
 
-use crate::{
-    domain::resource::Places,
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// The right to change what these places hold. It ends with the process, however that ends.
 #[derive(Debug)]

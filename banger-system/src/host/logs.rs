@@ -13,6 +13,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    guest_end::{GuestEnd, LAST_WORDS},
+    id::VmId,
+    resource::Places,
+};
+use banger_jail::ring::Reader;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::{
     io::{AsyncWriteExt, Interest},
@@ -22,16 +28,8 @@ use tokio::{
 use super::{
     blocking::blocking,
     changes::{Changes, Watched},
-    ring::Reader,
 };
-use crate::{
-    domain::{
-        guest_end::{GuestEnd, LAST_WORDS},
-        id::VmId,
-        resource::Places,
-    },
-    ports::{Error, Hold, Log, Logs, Reading, Result},
-};
+use crate::ports::{Error, Hold, Log, Logs, Reading, Result};
 
 /// After a look at a console for the word that nothing runs in its guest any more: one that is written to all the time
 /// is not looked at more often.
@@ -188,10 +186,10 @@ mod tests {
         time::Duration,
     };
 
+    use banger_jail::ring::Writer;
     use tempfile::TempDir;
 
     use super::*;
-    use crate::host::ring::Writer;
 
     const VM: VmId = VmId::from_bits(7);
     const FOLLOW: Reading = Reading { tail: None, follow: true };

@@ -10,18 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use banger_domain::{
+    id::VmId,
+    machine::{Access, Machine},
+    resource::Places,
+};
+use banger_jail::ring;
 use banger_proto::size::Bytes;
 use rustix::fs::{FileType, MemfdFlags, SealFlags};
 
-use super::ring;
-use crate::{
-    domain::{
-        id::VmId,
-        machine::{Access, Machine},
-        resource::Places,
-    },
-    ports::{Confinement, Error, NetworkOf, Result},
-};
+use crate::ports::{Confinement, Error, NetworkOf, Result};
 
 /// The console of a guest: some thousand lines of a boot, and then the last of what it prints.
 pub const CONSOLE_LOG: u64 = 16 << 20;

@@ -4,18 +4,16 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::VmId,
+    machine::{Machine, Medium},
+    monitor::{Facts, Monitor, Wish, choose, explain},
+    resource::Places,
+};
 use tokio::net::UnixStream;
 
 use super::{firecracker::Firecracker, kvm::Kvm, monitor_files, qemu::Qemu};
-use crate::{
-    domain::{
-        id::VmId,
-        machine::{Machine, Medium},
-        monitor::{Facts, Monitor, Wish, choose, explain},
-        resource::Places,
-    },
-    ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Started, Status, Vmm},
-};
+use crate::ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Started, Status, Vmm};
 
 /// Firecracker and QEMU.
 pub struct Monitors {

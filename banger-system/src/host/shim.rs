@@ -8,19 +8,17 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::resource::Places;
+use banger_jail::{
+    message::{self, Answer, Order, Signed},
+    walls::Walls,
+};
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, socketpair,
     sockopt::{Timeout, set_socket_passcred, set_socket_timeout},
 };
 
-use crate::{
-    domain::resource::Places,
-    ports::{Error, Launch, Result},
-    shim::{
-        message::{self, Answer, Order, Signed},
-        walls::Walls,
-    },
-};
+use crate::ports::{Error, Launch, Result};
 
 /// How long the shim may take until the monitor runs; with systemd, that has to start the unit first.
 const START_TIMEOUT: Duration = Duration::from_secs(30);

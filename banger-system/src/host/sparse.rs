@@ -2,12 +2,11 @@
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
+use banger_image::holes::{CHUNK, chunks, next_data, write_sparse};
 use rustix::{
     fs::{copy_file_range, ioctl_ficlone},
     io::Errno,
 };
-
-pub(super) use crate::importer::holes::{CHUNK, chunks, next_data, write_sparse};
 
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +73,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::os::unix::fs::MetadataExt;
 
+    use banger_image::holes::BLOCK;
+
     use super::*;
-    use crate::importer::holes::BLOCK;
 
     /// 64 MiB with data at both ends and in the middle, and a length that is no multiple of anything.
     fn original(file: &File) -> u64 {

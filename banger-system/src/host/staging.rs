@@ -116,8 +116,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{io::Write, os::unix::fs::PermissionsExt};
 
+    use banger_domain::id::ImageId;
+
     use super::*;
-    use crate::domain::id::ImageId;
 
     const NAME: &str = "0000000000000000000000000000000a";
 

@@ -12,15 +12,13 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use banger_domain::{
+    id::Uid,
+    limits::{Exceeded, check_requests},
+};
 use rustix::event::epoll;
 
-use crate::{
-    domain::{
-        id::Uid,
-        limits::{Exceeded, check_requests},
-    },
-    ports::{Error, Result, Streams},
-};
+use crate::ports::{Error, Result, Streams};
 
 /// The streams that are open, by user.
 #[derive(Default)]

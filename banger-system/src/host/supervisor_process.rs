@@ -21,6 +21,8 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{id::VmId, resource::Places};
+use banger_jail::walls::Walls;
 use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
@@ -32,11 +34,7 @@ use super::{
     blocking::blocking,
     shim::{self, Told},
 };
-use crate::{
-    domain::{id::VmId, resource::Places},
-    ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor},
-    shim::walls::Walls,
-};
+use crate::ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor};
 
 /// Users of machines. systemd keeps these numbers for users that exist for one unit (its
 /// docs/UIDS-GIDS.md), and nothing else hands them out where there is no systemd. The last of them are those of

@@ -4,6 +4,11 @@
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::VmId,
+    resource::{self, Places},
+};
+use banger_jail::walls::MACHINE_DIRECTORY;
 use zbus::Connection;
 
 use super::{
@@ -11,13 +16,7 @@ use super::{
     shim::{self, Told},
     units::{Kind, Properties, Units, bind, text},
 };
-use crate::{
-    domain::{
-        id::VmId,
-        resource::{self, MACHINE_DIRECTORY, Places},
-    },
-    ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor},
-};
+use crate::ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor};
 
 /// Its limits of memory, those of its owner and those of all sandboxes choose among sandboxes alone. Where the host itself
 /// has none left, a sandbox counts as much as any other program.

@@ -7,15 +7,13 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::resource::Places;
 use futures_util::StreamExt;
 use zbus::{Connection, OwnedVariant, Variant, proxy::CacheProperties};
 use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
 
 use super::shim;
-use crate::{
-    domain::resource::Places,
-    ports::{Ended, Error, Result},
-};
+use crate::ports::{Ended, Error, Result};
 
 /// How long a unit may take to go after it was killed.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);

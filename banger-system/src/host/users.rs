@@ -1,6 +1,8 @@
 //! The accounts of the host, from its name services.
 
-use crate::{domain::id::Uid, ports::Users};
+use banger_domain::id::Uid;
+
+use crate::ports::Users;
 
 /// The accounts of the host.
 pub struct Accounts;

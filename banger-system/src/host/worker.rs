@@ -13,6 +13,14 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::{ImageId, Uid},
+    resource::Places,
+};
+use banger_image::importer::message::{
+    Answer, Attempt, Export, Exported, Failure, Import, Made, MadeTree, ModuleTree, Order, Take, Task,
+};
+use banger_jail::{message, walls::Walls};
 use banger_proto::size::Bytes;
 use rustix::{
     fs::{MemfdFlags, memfd_create},
@@ -20,17 +28,7 @@ use rustix::{
 };
 
 use super::{blocking::blocking, shim};
-use crate::{
-    domain::{
-        id::{ImageId, Uid},
-        resource::Places,
-    },
-    importer::message::{
-        Answer, Attempt, Export, Exported, Failure, Import, Made, MadeTree, ModuleTree, Order, Take, Task,
-    },
-    ports::{Ended, Error, Result, images::Progress},
-    shim::{message, walls::Walls},
-};
+use crate::ports::{Ended, Error, Result, images::Progress};
 
 /// How long to listen before looking whether anybody still wants the image.
 const LISTEN: Duration = Duration::from_millis(100);
@@ -303,7 +301,7 @@ pub(super) mod in_process {
     #[async_trait]
     impl Workers for InProcess {
         async fn start(&self, _job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
-            std::thread::spawn(move || crate::importer::obey_one(&socket));
+            std::thread::spawn(move || banger_image::importer::obey_one(&socket));
             Ok(None)
         }
 

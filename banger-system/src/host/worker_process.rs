@@ -9,16 +9,14 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{id::ImageId, resource::Places};
+use banger_jail::walls::Walls;
 
 use super::{
     blocking::blocking,
     worker::{self, End, Job, Workers},
 };
-use crate::{
-    domain::{id::ImageId, resource::Places},
-    ports::{Ended, Error, Result},
-    shim::walls::Walls,
-};
+use crate::ports::{Ended, Error, Result};
 
 /// Users of workers: the end of the range from which [`super::supervisor_process`] takes those of machines. A
 /// worker does not outlive the service, so that one that is free here is free.

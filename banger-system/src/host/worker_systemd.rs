@@ -3,20 +3,18 @@
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::ImageId,
+    resource::{self, Places},
+};
+use banger_jail::walls::Walls;
 use zbus::Connection;
 
 use super::{
     units::{Kind, Properties, Units},
     worker::{self, End, Job, Workers},
 };
-use crate::{
-    domain::{
-        id::ImageId,
-        resource::{self, Places},
-    },
-    ports::{Ended, Result},
-    shim::walls::Walls,
-};
+use crate::ports::{Ended, Result};
 
 /// What its memory and the pages of the files that it writes may take. Its memory has a limit of its own; where
 /// the pages reach this one, it waits for the disk.

@@ -3,13 +3,10 @@
 use std::{os::fd::OwnedFd, sync::Arc};
 
 use async_trait::async_trait;
+use banger_domain::{id::Timestamp, name::Name};
+use banger_image::catalog::{RemoteFile, index::Index};
 
 use super::{Result, images::Progress};
-use crate::domain::{
-    catalog::{RemoteFile, index::Index},
-    id::Timestamp,
-    name::Name,
-};
 
 /// An index that was signed by one of its catalog's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]

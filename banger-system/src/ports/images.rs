@@ -2,10 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
+use banger_domain::digest::Digest;
+use banger_image::oci::{Packing, RemoteImage};
 use banger_proto::size::Bytes;
-
-pub use crate::domain::oci::Packing;
-use crate::domain::{digest::Digest, oci::RemoteImage};
 
 /// What an image is made of.
 #[derive(Debug)]

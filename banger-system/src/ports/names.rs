@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use banger_domain::dns::table::Table;
 
 use super::Check;
-use crate::domain::dns::table::Table;
 
 /// Serves names.
 #[async_trait]

@@ -4,12 +4,12 @@ use core::net::SocketAddr;
 use std::{collections::BTreeSet, os::fd::OwnedFd, time::Duration};
 
 use async_trait::async_trait;
-
-use super::{Check, Result};
-use crate::domain::{
+use banger_domain::{
     id::{Uid, VmId},
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
 };
+
+use super::{Check, Result};
 
 /// The network of guests: what they all share, and the interface of each.
 #[async_trait]

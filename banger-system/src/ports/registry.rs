@@ -3,13 +3,13 @@
 use std::{fmt, future::Future, os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use banger_domain::net::subnet::Subnet;
+use banger_image::oci::{
+    LayerFacts, RemoteImage, credentials::Credentials, platform::Platform, reference::ImageRef,
+};
 use banger_proto::size::Bytes;
 
 use super::{Result, images::Progress};
-use crate::domain::{
-    net::subnet::Subnet,
-    oci::{LayerFacts, RemoteImage, credentials::Credentials, platform::Platform, reference::ImageRef},
-};
 
 /// Where an image is asked for, and by whom.
 #[derive(Debug, Clone)]

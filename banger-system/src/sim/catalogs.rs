@@ -3,24 +3,24 @@
 use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 
 use async_trait::async_trait;
+use banger_domain::{
+    digest::Digest,
+    id::Timestamp,
+    name::{self, Name},
+};
+use banger_image::{
+    catalog::{
+        RemoteFile,
+        index::{Date, Entry, ImageTarget, Index, KernelTarget},
+    },
+    oci::Descriptor,
+};
 
 use super::Sim;
-use crate::{
-    domain::{
-        catalog::{
-            RemoteFile,
-            index::{Date, Entry, ImageTarget, Index, KernelTarget},
-        },
-        digest::Digest,
-        id::Timestamp,
-        name::{self, Name},
-        oci::Descriptor,
-    },
-    ports::{
-        Error, Result,
-        catalogs::{Catalogs, Edition},
-        images::Progress,
-    },
+use crate::ports::{
+    Error, Result,
+    catalogs::{Catalogs, Edition},
+    images::Progress,
 };
 
 const NAME: &str = "sim";
@@ -43,7 +43,7 @@ fn usual() -> Result<Index> {
     };
     let reference = format!("registry.test/org/tool:1@{}", Digest::from_bytes([8; 32]));
     let reference =
-        reference.parse().map_err(|error: crate::domain::oci::reference::NotAReference| bad(&error))?;
+        reference.parse().map_err(|error: banger_image::oci::reference::NotAReference| bad(&error))?;
     let kernel = KernelTarget { kernel: file(1)?, modules: Some(file(2)?) };
     Ok(Index {
         serial: 1,
@@ -66,7 +66,7 @@ fn usual() -> Result<Index> {
 
 fn file(number: u8) -> Result<RemoteFile> {
     let location = format!("file-{number}").parse();
-    let location = location.map_err(|error: crate::domain::catalog::Unusable| {
+    let location = location.map_err(|error: banger_image::catalog::Unusable| {
         Error::other("make a catalog", error.to_string())
     })?;
     Ok(RemoteFile { location, content: Descriptor { digest: Digest::from_bytes([number; 32]), size: SIZE } })

@@ -7,6 +7,16 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    clock::Occasion,
+    guest_end::GuestEnd,
+    id::{Uid, VmId},
+    limits::Exceeded,
+    machine::Machine,
+    monitor::Wish,
+    resource, stream,
+    vm::Token,
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     pipe::{PipeFlags, pipe_with},
@@ -14,21 +24,9 @@ use rustix::{
 use tokio::{net::UnixStream, sync::watch};
 
 use super::Sim;
-use crate::{
-    domain::{
-        clock::Occasion,
-        guest_end::GuestEnd,
-        id::{Uid, VmId},
-        limits::Exceeded,
-        machine::Machine,
-        monitor::Wish,
-        resource, stream,
-        vm::Token,
-    },
-    ports::{
-        Channel, Check, Confined, Confinement, Ended, Error, GuestFacts, GuestLink, Hold, Launch, Layers,
-        Log, Logs, NetworkOf, Reading, Result, Started, Status, Streams, Supervisor, Vmm,
-    },
+use crate::ports::{
+    Channel, Check, Confined, Confinement, Ended, Error, GuestFacts, GuestLink, Hold, Launch, Layers, Log,
+    Logs, NetworkOf, Reading, Result, Started, Status, Streams, Supervisor, Vmm,
 };
 
 /// Streams to the agent of a guest.

@@ -3,20 +3,20 @@
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::{ImageId, KernelId, Uid, VmId},
+    machine::{Access, Drive, Medium},
+};
+use banger_image::{
+    oci::{RemoteImage, config::ImageConfig},
+    record::{ImageFacts, KernelFacts},
+};
 use banger_proto::size::Bytes;
 
 use super::{Sim, State};
-use crate::{
-    domain::{
-        id::{ImageId, KernelId, Uid, VmId},
-        image::{ImageFacts, KernelFacts},
-        machine::{Access, Drive, Medium},
-        oci::{RemoteImage, config::ImageConfig},
-    },
-    ports::{
-        BootFiles, Check, Disks, Error, ImageFiles, KernelFiles, Layers, Result,
-        images::{Content, Exported, Layout, Part, Progress},
-    },
+use crate::ports::{
+    BootFiles, Check, Disks, Error, ImageFiles, KernelFiles, Layers, Result,
+    images::{Content, Exported, Layout, Part, Progress},
 };
 
 /// What stands for the digest of a file that was never read.
@@ -139,7 +139,7 @@ impl ImageFiles for Sim {
         if parts.len() < 3 {
             return Err(Error::Unsupported { message: "the image has no layers".to_owned() });
         }
-        let manifest = crate::domain::digest::Digest::from_bytes([0; 32]);
+        let manifest = banger_domain::digest::Digest::from_bytes([0; 32]);
         let config = ImageConfig { cmd: vec!["/bin/sh".to_owned()], ..ImageConfig::default() };
         Ok(Layout { image: RemoteImage { manifest, layers: Vec::new(), config }, layers: Vec::new() })
     }
@@ -155,7 +155,7 @@ impl ImageFiles for Sim {
         self.work(for_whom, &*progress).await?;
         match self.step("export an image")?.image_files.contains(&image) {
             true => {
-                let manifest = crate::domain::digest::Digest::from_bytes([0; 32]);
+                let manifest = banger_domain::digest::Digest::from_bytes([0; 32]);
                 Ok(Exported { manifest, bytes: Bytes::mib(400) })
             }
             false => Err(Error::HostNotReady { message: "the image has no file".to_owned() }),

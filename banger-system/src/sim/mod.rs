@@ -16,24 +16,24 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use banger_domain::{
+    clock::Occasion,
+    digest::Digest,
+    dns::table::Table,
+    guest_end::GuestEnd,
+    id::{ImageId, KernelId, Uid, VmId},
+    net::{nic::Nic, subnet::Subnet},
+    resource::Resource,
+    vm::Vm,
+};
+use banger_image::{
+    catalog::index::Index,
+    record::{Image, Kernel},
+};
 use banger_proto::size::Bytes;
 use tokio::sync::{Notify, watch};
 
-use crate::{
-    domain::{
-        catalog::index::Index,
-        clock::Occasion,
-        digest::Digest,
-        dns::table::Table,
-        guest_end::GuestEnd,
-        id::{ImageId, KernelId, Uid, VmId},
-        image::{Image, Kernel},
-        net::{nic::Nic, subnet::Subnet},
-        resource::Resource,
-        vm::Vm,
-    },
-    ports::{self, Ended, Ports, Verdict, catalogs::Edition},
-};
+use crate::ports::{self, Ended, Ports, Verdict, catalogs::Edition};
 
 /// A host in memory. Clones are the same host.
 #[derive(Clone, Default)]

@@ -3,12 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use banger_domain::dns::table::Table;
 
 use super::Sim;
-use crate::{
-    domain::dns::table::Table,
-    ports::{Check, names::Names},
-};
+use crate::ports::{Check, names::Names};
 
 impl Sim {
     /// The names that were published last.

@@ -9,15 +9,13 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::{Uid, VmId},
+    net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
+};
 
 use super::{Sim, State};
-use crate::{
-    domain::{
-        id::{Uid, VmId},
-        net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
-    },
-    ports::{Check, Error, Result, Status, network::Network},
-};
+use crate::ports::{Check, Error, Result, Status, network::Network};
 
 /// What every guest in memory sends to a client before it hangs up.
 pub const GREETING: &[u8] = b"SSH-2.0-memory\r\n";

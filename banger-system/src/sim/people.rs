@@ -3,12 +3,10 @@
 use std::{sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
+use banger_domain::{clock::Occasion, id::Uid};
 
 use super::Sim;
-use crate::{
-    domain::{clock::Occasion, id::Uid},
-    ports::{Authority, Clock, Question, Result, Users, Verdict},
-};
+use crate::ports::{Authority, Clock, Question, Result, Users, Verdict};
 
 #[async_trait]
 impl Authority for Sim {

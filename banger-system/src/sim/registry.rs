@@ -10,21 +10,18 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{digest::Digest, net::subnet::Subnet};
+use banger_image::oci::{
+    Descriptor, LayerFacts, Packing, RemoteImage, config::ImageConfig, credentials::Credentials,
+};
 use banger_proto::size::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use super::Sim;
-use crate::{
-    domain::{
-        digest::Digest,
-        net::subnet::Subnet,
-        oci::{Descriptor, LayerFacts, Packing, RemoteImage, config::ImageConfig, credentials::Credentials},
-    },
-    ports::{
-        Error, Result,
-        images::Progress,
-        registry::{Fetch, Prune, Pruned, Registry, Source},
-    },
+use crate::ports::{
+    Error, Result,
+    images::Progress,
+    registry::{Fetch, Prune, Pruned, Registry, Source},
 };
 
 const LAYERS: u64 = 2;

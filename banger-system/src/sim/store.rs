@@ -1,18 +1,17 @@
 //! Storage in memory. It outlives an engine, so that a test can crash one and begin another.
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::{ImageId, KernelId, VmId},
+    net::subnet::Subnet,
+    resource::Resource,
+    vm::Vm,
+};
+use banger_image::record::{Image, Kernel};
 
 use super::Sim;
-use crate::domain::net::subnet::Subnet;
-use crate::{
-    domain::{
-        id::{ImageId, KernelId, VmId},
-        image::{Image, Kernel},
-        resource::Resource,
-        vm::Vm,
-    },
-    ports::{Result, Store},
-};
+
+use crate::ports::{Result, Store};
 
 #[async_trait]
 impl Store for Sim {

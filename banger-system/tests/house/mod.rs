@@ -3,16 +3,16 @@
 
 use std::{collections::BTreeMap, fs::File, time::Duration};
 
+use banger_domain::{
+    id::{JobId, Uid, VmId},
+    lifecycle::State,
+    limits::Limits,
+    monitor::Wish,
+    net::nic::{Nat, Siblings},
+    vm::{Init, Lifetime},
+};
 use banger_proto::size::Bytes;
 use banger_system::{
-    domain::{
-        id::{JobId, Uid, VmId},
-        lifecycle::State,
-        limits::Limits,
-        monitor::Wish,
-        net::nic::{Nat, Siblings},
-        vm::{Init, Lifetime},
-    },
     engine::{
         Engine, Settings,
         request::{CreateVm, ImportImage, ImportKernel, OnReboot, Original, Start},

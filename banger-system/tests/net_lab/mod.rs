@@ -15,14 +15,14 @@ use std::{
     time::Duration,
 };
 
-use banger_system::{
-    domain::{
-        id::{Uid, VmId},
-        net::{
-            nic::{Mac, Nic},
-            subnet::{Slot, Subnet},
-        },
+use banger_domain::{
+    id::{Uid, VmId},
+    net::{
+        nic::{Mac, Nic},
+        subnet::{Slot, Subnet},
     },
+};
+use banger_system::{
     host::network::{LinuxNetwork, tap_of},
     ports::network::Network,
 };

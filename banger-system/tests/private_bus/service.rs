@@ -6,10 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use banger_domain::{id::Uid, limits::Limits, net::nic::Siblings, resource::Places};
 use banger_proto::size::Bytes;
 use banger_system::{
     bus,
-    domain::{id::Uid, limits::Limits, net::nic::Siblings, resource::Places},
     engine::{
         Engine, Settings,
         request::{ImportImage, ImportKernel, Original},
@@ -112,7 +112,7 @@ impl Hourglass {
 #[async_trait::async_trait]
 impl Clock for Hourglass {
     /// Nobody sets it.
-    async fn due(&self) -> banger_system::ports::Result<banger_system::domain::clock::Occasion> {
+    async fn due(&self) -> banger_system::ports::Result<banger_domain::clock::Occasion> {
         std::future::pending().await
     }
 

@@ -1,7 +1,7 @@
 //! Somebody who publishes a catalog, with a key that was made a moment ago.
 #![allow(clippy::unwrap_used, dead_code, reason = "each test binary uses a part of this")]
 
-use banger_system::domain::catalog::signature::Keys;
+use banger_image::catalog::signature::Keys;
 use minisign::KeyPair;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

@@ -4,11 +4,9 @@
 
 use std::{fs, path::Path, process::Command, sync::Arc};
 
+use banger_domain::resource::Places;
 use banger_proto::size::Bytes;
-use banger_system::{
-    domain::resource::Places,
-    host::{image_files::LocalImages, worker_process::ProcessWorkers},
-};
+use banger_system::host::{image_files::LocalImages, worker_process::ProcessWorkers};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount},
     thread::{UnshareFlags, unshare_unsafe},
@@ -40,12 +38,20 @@ impl Scratch {
 
     /// Workers of these places.
     pub fn workers(&self) -> ProcessWorkers {
-        let program = self.places.program("banger-import");
-        if !program.exists() {
-            fs::create_dir_all(&self.places.libexec).unwrap();
-            fs::copy(env!("CARGO_BIN_EXE_banger-import"), program).unwrap();
-        }
+        self.install("banger-import");
         ProcessWorkers::new(self.places.clone())
+    }
+
+    /// Puts a program of another crate where a service looks for it. Cargo builds it for the tests of its own crate, and
+    /// with `cargo build --workspace`.
+    pub fn install(&self, name: &str) {
+        let program = self.places.program(name);
+        if !program.exists() {
+            let built = Path::new(env!("CARGO_BIN_EXE_banger-system")).with_file_name(name);
+            assert!(built.exists(), "there is no {name}; `cargo build --workspace` makes it");
+            fs::create_dir_all(&self.places.libexec).unwrap();
+            fs::copy(built, program).unwrap();
+        }
     }
 
     /// Places on a file system of this size in bytes, which this thread and those that it starts see, and

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
+use banger_domain::{
+    guest_end::GuestEnd,
+    id::{JobId, Timestamp},
+    lifecycle::{Event, Reason, State, step},
+    resource::Span,
+    vm::Lifetime,
+};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use super::{FORCED, Goal, Next, Task, Waiter};
 use crate::{
-    domain::{
-        guest_end::GuestEnd,
-        id::{JobId, Timestamp},
-        lifecycle::{Event, Reason, State, step},
-        resource::Span,
-        vm::Lifetime,
-    },
     engine::{error::Error, now},
     ports::{self, Ended, GuestFacts},
 };

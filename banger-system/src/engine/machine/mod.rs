@@ -12,6 +12,14 @@ mod waiting;
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use banger_domain::{
+    guest_end::Reboots,
+    id::{JobId, Timestamp},
+    lifecycle::{Event, Transition, step},
+    name::Name,
+    net::port::Port,
+    vm::{Lifetime, Vm},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -31,17 +39,7 @@ use super::{
     request::{Configure, Manner, Start, Stop},
     view::{JobKind, Object, VmView},
 };
-use crate::{
-    domain::{
-        guest_end::Reboots,
-        id::{JobId, Timestamp},
-        lifecycle::{Event, Transition, step},
-        name::Name,
-        net::port::Port,
-        vm::{Lifetime, Vm},
-    },
-    ports::Started,
-};
+use crate::ports::Started;
 
 /// How many requests to one machine may wait.
 pub(super) const INBOX: usize = 64;

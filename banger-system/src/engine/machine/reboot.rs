@@ -5,14 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use banger_domain::{
+    guest_end::{GuestEnd, judge},
+    lifecycle::{Event, Reason, State, Transition, step},
+};
 use tracing::Instrument;
 
 use super::{FORCED, Goal, Happening, Next, Task, Waiter};
 use crate::{
-    domain::{
-        guest_end::{GuestEnd, judge},
-        lifecycle::{Event, Reason, State, Transition, step},
-    },
     engine::{
         error::{Error, one_line},
         job::{JobHandle, Stages},

@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
+use banger_domain::{
+    id::JobId,
+    lifecycle::{Event, Reason, Refused, Transition, step},
+    vm::Lifetime,
+};
+
 use super::{FORCED, Goal, Next, Reply, Task, answer};
-use crate::{
-    domain::{
-        id::JobId,
-        lifecycle::{Event, Reason, Refused, Transition, step},
-        vm::Lifetime,
-    },
-    engine::{
-        error::Error,
-        job::{JobHandle, Stages},
-        request::Manner,
-        view::{JobKind, Object},
-    },
+use crate::engine::{
+    error::Error,
+    job::{JobHandle, Stages},
+    request::Manner,
+    view::{JobKind, Object},
 };
 
 const DELETE: Stages = &["power-off", "remove"];

@@ -5,18 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use banger_domain::{
+    clock::Occasion,
+    id::{JobId, Timestamp, Uid},
+    lifecycle::{Event, Reason, State, Transition, step},
+    machine::{self, Access, Drive, Machine, Medium},
+    resource::{Resource, Span},
+    vm::Token,
+};
 use tracing::Instrument;
 
 use super::{Goal, Happening, Next, Task};
 use crate::{
-    domain::{
-        clock::Occasion,
-        id::{JobId, Timestamp, Uid},
-        lifecycle::{Event, Reason, State, Transition, step},
-        machine::{self, Access, Drive, Machine, Medium},
-        resource::{Resource, Span},
-        vm::Token,
-    },
     engine::{
         capability::Plan,
         error::{Error, Result, one_line},

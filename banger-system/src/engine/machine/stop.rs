@@ -2,20 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use banger_domain::{
+    id::JobId,
+    lifecycle::{Event, Reason, Transition, step},
+};
 use tokio::time::Instant;
 
 use super::{Goal, Happening, Task};
-use crate::{
-    domain::{
-        id::JobId,
-        lifecycle::{Event, Reason, Transition, step},
-    },
-    engine::{
-        error::{Error, Result},
-        job::Stages,
-        request::{Manner, Start, Stop},
-        view::JobKind,
-    },
+use crate::engine::{
+    error::{Error, Result},
+    job::Stages,
+    request::{Manner, Start, Stop},
+    view::JobKind,
 };
 
 /// HUP, INT, QUIT, ABRT, KILL and TERM. A monitor that was only stopped, or ignores the signal, would stay

@@ -1,12 +1,13 @@
 //! Reattaches the task of a sandbox after a restart of the service.
 
+use banger_domain::{
+    clock::Occasion,
+    lifecycle::{Event, Reason, State},
+    resource::Span,
+};
+
 use super::{Next, Task};
 use crate::{
-    domain::{
-        clock::Occasion,
-        lifecycle::{Event, Reason, State},
-        resource::Span,
-    },
     engine::error::one_line,
     ports::{Ended, Started},
 };

@@ -2,11 +2,10 @@
 
 use std::net::SocketAddr;
 
+use banger_domain::dns::table::Table;
+
 use super::resolved::Standing;
-use crate::{
-    domain::dns::table::Table,
-    ports::{Check, Status},
-};
+use crate::ports::{Check, Status};
 
 /// Every check.
 pub(super) fn all(

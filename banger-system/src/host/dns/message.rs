@@ -3,6 +3,14 @@
 
 use std::net::SocketAddr;
 
+use banger_domain::{
+    dns::{
+        DOMAIN, NEGATIVE_TTL, TTL,
+        question::{Answer, Data, Kind, Zone},
+        reverse,
+    },
+    net::subnet::Subnet,
+};
 use hickory_server::{
     net::xfer::Protocol,
     proto::{
@@ -16,15 +24,6 @@ use hickory_server::{
     },
     server::Request,
     zone_handler::MessageResponseBuilder,
-};
-
-use crate::domain::{
-    dns::{
-        DOMAIN, NEGATIVE_TTL, TTL,
-        question::{Answer, Data, Kind, Zone},
-        reverse,
-    },
-    net::subnet::Subnet,
 };
 
 /// The longest question that is looked at. The longest one of a name and a few options is half of it.

@@ -22,6 +22,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::dns::{PORT, table::Table};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with},
@@ -39,10 +40,7 @@ use self::{
     share::Shares,
     upstream::{RESOLV_CONF, Upstreams},
 };
-use crate::{
-    domain::dns::{PORT, table::Table},
-    ports::{Check, names::Names},
-};
+use crate::ports::{Check, names::Names};
 
 /// How long to wait before a socket is made again: at first, and at last.
 const AGAIN_AT_FIRST: Duration = Duration::from_millis(250);

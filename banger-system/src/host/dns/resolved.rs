@@ -9,16 +9,16 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{
+    dns::{DOMAIN, reverse, table::Table},
+    net::{LINK, subnet::Subnet},
+};
 use futures_util::StreamExt;
 use rustix::net::AddressFamily as Family;
 use tokio::time::timeout;
 use zbus::{Connection, fdo::DBusProxy, proxy};
 
 use super::{Published, link_index};
-use crate::domain::{
-    dns::{DOMAIN, reverse, table::Table},
-    net::{LINK, subnet::Subnet},
-};
 
 const NAME: &str = "org.freedesktop.resolve1";
 /// How long it may take to answer. It does so in milliseconds.

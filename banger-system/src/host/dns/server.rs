@@ -7,6 +7,13 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{
+    dns::{
+        question::Answer,
+        table::{Asker, Table},
+    },
+    net::nic::Nat,
+};
 use hickory_server::{net::xfer::Protocol, proto::op::ResponseCode};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,13 +27,6 @@ use super::{
     message::{self, Heard, MAX_QUESTION},
     share::{Permit, Shares, User},
     upstream::Upstreams,
-};
-use crate::domain::{
-    dns::{
-        question::Answer,
-        table::{Asker, Table},
-    },
-    net::nic::Nat,
 };
 
 /// How long a connection may be silent, and how long a client may take to read an answer.

@@ -7,12 +7,11 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::domain::{
+use banger_domain::{
     dns::table::{Asker, Table},
     net::subnet::Slot,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Questions in a second, and how many of them may come at once. A package manager that resolves a
 /// thousand names does not notice.

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::domain::dns::PORT;
+use banger_domain::dns::PORT;
 
 /// The file on every host.
 pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";

@@ -8,15 +8,13 @@
 
 use std::{fs::File, path::Path};
 
+use banger_domain::machine::{Access, Machine};
 use rustix::{
     fs::{XattrFlags, fsetxattr},
     io::Errno,
 };
 
-use crate::{
-    domain::machine::{Access, Machine},
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 const ACL: &std::ffi::CStr = c"system.posix_acl_access";
 const READ_AND_WRITE: u16 = 6;

@@ -16,6 +16,13 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::VmId,
+    machine::{Access, Machine},
+    monitor::{FIRECRACKER_VCPUS, Wish},
+    resource::Places,
+};
+use banger_jail::ring;
 use banger_proto::size::Bytes;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -29,16 +36,9 @@ use super::{
     blocking::blocking,
     kvm,
     monitor_files::{self, CONSOLE_LOG, MONITOR_LOG},
-    ring,
 };
-use crate::{
-    domain::{
-        id::VmId,
-        machine::{Access, Machine},
-        monitor::{FIRECRACKER_VCPUS, Wish},
-        resource::Places,
-    },
-    ports::{Channel, Check, Confinement, Error, Launch, Layers, NetworkOf, Result, Started, Status, Vmm},
+use crate::ports::{
+    Channel, Check, Confinement, Error, Launch, Layers, NetworkOf, Result, Started, Status, Vmm,
 };
 
 /// Where packages and people put it.
@@ -126,7 +126,7 @@ impl Vmm for Firecracker {
     async fn confine(&self, machine: &Machine) -> Result<Confinement> {
         self.require()?;
         if machine.vcpus > FIRECRACKER_VCPUS {
-            let refused = crate::domain::monitor::Refused::TooManyVcpus;
+            let refused = banger_domain::monitor::Refused::TooManyVcpus;
             return Err(Error::HostNotReady { message: refused.to_string() });
         }
         sockets::make(&self.places, machine.vm)?;

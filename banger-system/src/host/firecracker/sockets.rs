@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{id::VmId, resource::Places, stream::Purpose};
 use banger_proto::guest::{VSOCK_CONNECTION_PORT, VSOCK_PORT, VSOCK_QUESTION_PORT, VSOCK_SERVICE_PORT};
 use rustix::fs::{FileType, Mode, OFlags};
 use tokio::{
@@ -24,10 +25,7 @@ use tokio::{
 };
 
 use super::words::VSOCK_SOCKET;
-use crate::{
-    domain::{id::VmId, resource::Places, stream::Purpose},
-    ports::{Channel, Error, Result},
-};
+use crate::ports::{Channel, Error, Result};
 
 /// How long the monitor may take to ask the guest. It gives up after 2 s by itself.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

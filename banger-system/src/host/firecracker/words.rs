@@ -1,15 +1,9 @@
 //! A machine in Firecracker's words: what is put to its API before the guest starts, as its
 //! `src/firecracker/swagger/firecracker.yaml` has it. Every file is named by its number in the process.
 
+use banger_domain::machine::{Access, Machine};
+use banger_jail::{message::FIRST_FILE, walls::MACHINE_DIRECTORY};
 use serde::Serialize;
-
-use crate::{
-    domain::{
-        machine::{Access, Machine},
-        resource::MACHINE_DIRECTORY,
-    },
-    shim::message::FIRST_FILE,
-};
 
 /// The names of the files that come before the drives, in the order in which the process gets them.
 pub const KERNEL: &str = "kernel";
@@ -140,14 +134,14 @@ fn file(index: usize) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use banger_proto::size::Bytes;
-
-    use super::*;
-    use crate::domain::{
+    use banger_domain::{
         id::{Uid, VmId},
         machine::{Drive, Medium, Nic},
         monitor::Wish,
     };
+    use banger_proto::size::Bytes;
+
+    use super::*;
 
     #[test]
     fn the_agent_is_told_that_there_is_no_power_switch() {

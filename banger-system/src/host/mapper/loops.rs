@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use banger_domain::machine::Access;
 use loopdev::{LoopControl, LoopDevice};
 use rustix::{
     fs::SeekFrom,
@@ -20,10 +21,7 @@ use rustix::{
     ioctl::{Getter, Opcode, Setter, ioctl},
 };
 
-use crate::{
-    domain::machine::Access,
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// How often another program may snatch the free device that the kernel has named.
 const TRIES: usize = 64;

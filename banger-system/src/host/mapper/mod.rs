@@ -28,6 +28,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::{ImageId, VmId},
+    machine::{Access, Drive, Medium},
+    resource::Places,
+};
 use banger_proto::size::Bytes;
 
 use self::loops::Loop;
@@ -35,14 +40,7 @@ use super::{
     blocking::blocking,
     disks::{self, FileDisks},
 };
-use crate::{
-    domain::{
-        id::{ImageId, VmId},
-        machine::{Access, Drive, Medium},
-        resource::Places,
-    },
-    ports::{Check, Disks, Error, Layers, Result, Status},
-};
+use crate::ports::{Check, Disks, Error, Layers, Result, Status};
 
 /// What device-mapper counts in, whatever the device.
 const SECTOR: u64 = 512;

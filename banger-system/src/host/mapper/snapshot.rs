@@ -5,17 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use banger_domain::{
+    id::VmId,
+    resource::{mapper_name, vm_of_mapper},
+};
 use devicemapper::{DM, DevId, DmError, DmName, DmOptions, DmUdevFlags, DmUuid, errors::Error as CoreError};
 use rustix::io::Errno;
 
 use super::loops::Loop;
-use crate::{
-    domain::{
-        id::VmId,
-        resource::{mapper_name, vm_of_mapper},
-    },
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// The targets of the kernel's table. Every device-mapper has the second.
 const TARGET: &str = "snapshot";

@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
+use banger_domain::net::{element::Ipv6, nic::TAP_PREFIX, ruleset::Bounds};
+
 use super::{
     filter::{Filter, ForeignDrop},
     forwarding,
     nft::PROGRAM,
     tap,
 };
-use crate::{
-    domain::net::{element::Ipv6, nic::TAP_PREFIX, ruleset::Bounds},
-    ports::{Check, Status},
-};
+use crate::ports::{Check, Status};
 
 /// What every interface needs.
 pub(super) fn of_interfaces() -> Vec<Check> {

@@ -7,24 +7,22 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use banger_domain::{
+    id::VmId,
+    net::{
+        TABLE,
+        element::{Element, Ipv6, Set, counted, elements, in_the_way, take_belonging},
+        nic::{Nic, TapName},
+        port::Port,
+        ruleset::{Bounds, begin_anew, ruleset},
+        subnet::Subnet,
+    },
+};
 use crabtables::{Batch, ChainHook, Family, Hook, Policy, SetElem, SetElemList, Socket};
 use rustix::io::Errno;
 
 use super::nft::{add_to, apply, failed, remove_from};
-use crate::{
-    domain::{
-        id::VmId,
-        net::{
-            TABLE,
-            element::{Element, Ipv6, Set, counted, elements, in_the_way, take_belonging},
-            nic::{Nic, TapName},
-            port::Port,
-            ruleset::{Bounds, begin_anew, ruleset},
-            subnet::Subnet,
-        },
-    },
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// The packet filter. Every method blocks. Clones are the same.
 #[derive(Clone, Default)]

@@ -11,6 +11,7 @@ use std::{
     path::PathBuf,
 };
 
+use banger_domain::net::{LINK, ROUTE_PROTOCOL, element::Ipv6, prefix::Prefix4};
 use futures_util::TryStreamExt;
 use rtnetlink::{
     RouteMessageBuilder,
@@ -18,10 +19,7 @@ use rtnetlink::{
 };
 
 use super::links::{Links, failed};
-use crate::{
-    domain::net::{LINK, ROUTE_PROTOCOL, element::Ipv6, prefix::Prefix4},
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// Turns forwarding of IPv6 on for one link, from Linux 6.17 on. Before, there is the global switch only,
 /// which also makes the host deaf to the router of its own network.

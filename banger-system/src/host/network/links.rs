@@ -5,6 +5,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use banger_domain::net::{
+    LINK, LINK_ALIAS, LINK_PEER, ROUTE_PROTOCOL,
+    element::Ipv6,
+    nic::{Mac, Nic, tap_alias},
+    subnet::Subnet,
+};
 use futures_util::TryStreamExt;
 use rtnetlink::{
     Handle, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
@@ -20,15 +26,7 @@ use rtnetlink::{
 };
 use rustix::io::Errno;
 
-use crate::{
-    domain::net::{
-        LINK, LINK_ALIAS, LINK_PEER, ROUTE_PROTOCOL,
-        element::Ipv6,
-        nic::{Mac, Nic, tap_alias},
-        subnet::Subnet,
-    },
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// What the kernel says to a request that changes something.
 type Answer = Result<(), rtnetlink::Error>;

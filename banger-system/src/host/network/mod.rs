@@ -26,6 +26,17 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::{Uid, VmId},
+    net::{
+        TABLE,
+        element::Ipv6,
+        nic::{Nic, TapName, tap_alias, vm_of_alias},
+        port::Port,
+        prefix::Prefix4,
+        subnet::Subnet,
+    },
+};
 use crabtables::{AsyncMonitor, Object, monitor::Event};
 
 use self::{
@@ -37,20 +48,7 @@ use self::{
     watch::Watch,
 };
 use super::{blocking::blocking, descriptor_store::DescriptorStore};
-use crate::{
-    domain::{
-        id::{Uid, VmId},
-        net::{
-            TABLE,
-            element::Ipv6,
-            nic::{Nic, TapName, tap_alias, vm_of_alias},
-            port::Port,
-            prefix::Prefix4,
-            subnet::Subnet,
-        },
-    },
-    ports::{Check, Error, Result, network::Network},
-};
+use crate::ports::{Check, Error, Result, network::Network};
 
 /// The network of guests in the network namespace of the process.
 pub struct LinuxNetwork {

@@ -7,18 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use banger_domain::{
+    id::VmId,
+    net::{
+        TABLE,
+        element::{Element, Set},
+    },
+};
 use crabtables::{Batch, Family, SetElem, SetElemList};
 
-use crate::{
-    domain::{
-        id::VmId,
-        net::{
-            TABLE,
-            element::{Element, Set},
-        },
-    },
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// Where distributions put it.
 pub(super) const PROGRAM: &str = "/usr/sbin/nft";

@@ -10,8 +10,10 @@ use std::{
     },
 };
 
+use banger_domain::net::nic::TapName;
+
 use super::{links::Links, tap::NewTap};
-use crate::{domain::net::nic::TapName, host::blocking::blocking, ports::Result};
+use crate::{host::blocking::blocking, ports::Result};
 
 /// A TAP that nobody has yet.
 pub(super) struct WarmTap {

@@ -12,6 +12,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use banger_domain::{
+    id::VmId,
+    net::port::{Port, Protocol, Scope},
+};
 use rustix::{
     io::Errno,
     net::{
@@ -21,10 +25,6 @@ use rustix::{
 };
 
 use crate::{
-    domain::{
-        id::VmId,
-        net::port::{Port, Protocol, Scope},
-    },
     host::descriptor_store::DescriptorStore,
     ports::{Error, Result},
 };
@@ -165,7 +165,7 @@ pub(super) fn numbered(port: Port) -> Result<Port> {
 }
 
 /// The addresses of the host from which a port leads to a guest. The rules of the packet filter
-/// (`domain/net/ruleset.nft`, `publish` and `publish_here`) name no others.
+/// (`banger-domain/src/net/ruleset.nft`, `publish` and `publish_here`) name no others.
 fn addresses(scope: Scope) -> Vec<IpAddr> {
     match scope {
         Scope::Loopback => vec![Ipv4Addr::LOCALHOST.into()],

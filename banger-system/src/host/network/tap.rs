@@ -9,9 +9,8 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
+use banger_domain::{id::Uid, net::nic::TapName};
 use rustix::ioctl::{Getter, IntegerSetter, Setter, ioctl, opcode};
-
-use crate::domain::{id::Uid, net::nic::TapName};
 
 /// The device that TAPs are made with.
 pub(super) const DEVICE: &str = "/dev/net/tun";

@@ -1,7 +1,7 @@
 //! A sandbox as QEMU's command line. Every file is named by its number in the process: QEMU opens no path
 //! of the host.
 
-use crate::domain::{
+use banger_domain::{
     id::VmId,
     machine::{Access, Machine, Medium},
 };
@@ -139,13 +139,13 @@ fn uuid(vm: VmId) -> String {
 
 #[cfg(test)]
 mod tests {
-    use banger_proto::size::Bytes;
-
-    use super::*;
-    use crate::domain::{
+    use banger_domain::{
         id::Uid,
         machine::{Drive, Nic},
     };
+    use banger_proto::size::Bytes;
+
+    use super::*;
 
     #[test]
     fn a_machine_is_put_into_these_words() {
@@ -153,7 +153,7 @@ mod tests {
             vm: VmId::from_bits(0xabc),
             owner: Uid(1000),
             name: "calm-otter".into(),
-            vmm: crate::domain::monitor::Wish::Auto,
+            vmm: banger_domain::monitor::Wish::Auto,
             vcpus: 2,
             memory: Bytes::gib(1),
             kernel: "/host/kernel".into(),

@@ -10,6 +10,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::VmId,
+    machine::{Access, Machine, Medium},
+    monitor::Wish,
+    resource::Places,
+};
 use banger_proto::size::Bytes;
 use tokio::net::UnixStream;
 
@@ -23,15 +29,7 @@ use super::{
     monitor_files::{self, CONSOLE_LOG, MONITOR_LOG},
     network,
 };
-use crate::{
-    domain::{
-        id::VmId,
-        machine::{Access, Machine, Medium},
-        monitor::Wish,
-        resource::Places,
-    },
-    ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Status, Vmm},
-};
+use crate::ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Status, Vmm};
 
 /// Where distributions put it.
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::{id::VmId, resource::Places, stream};
 use tokio::net::UnixStream;
 
 use super::{
@@ -22,7 +23,6 @@ use super::{
     qmp::Qmp,
 };
 use crate::{
-    domain::{id::VmId, resource::Places, stream},
     host::monitor_files,
     ports::{Channel, Error, Result},
 };

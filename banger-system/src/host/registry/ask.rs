@@ -4,6 +4,7 @@
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use banger_image::oci::Descriptor;
 use reqwest::{
     Client, RequestBuilder, Response, Url,
     header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER},
@@ -14,10 +15,7 @@ use super::{
     patience::{Failure, Patience},
     place::{self, Base, Guests, LocalPorts, Resolver, Route},
 };
-use crate::{
-    domain::oci::Descriptor,
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// How often one request is sent on.
 const MAX_REDIRECTS: usize = 5;

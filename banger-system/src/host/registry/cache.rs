@@ -15,15 +15,14 @@ use std::{
     time::SystemTime,
 };
 
+use banger_domain::digest::Digest;
+use banger_image::oci::Descriptor;
 use banger_proto::size::Bytes;
 use bytes::Bytes as Chunk;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedMutexGuard, watch};
 
-use crate::{
-    domain::{digest::Digest, oci::Descriptor},
-    ports::registry::{Prune, Pruned},
-};
+use crate::ports::registry::{Prune, Pruned};
 
 const PARTIAL: &str = "partial";
 /// What is read of a file at once.

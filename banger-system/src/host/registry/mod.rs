@@ -41,21 +41,17 @@ use self::{
 pub use self::{patience::Patience, place::LocalPorts};
 use super::blocking::blocking;
 
-use crate::{
-    domain::{
-        digest::Digest,
-        net::subnet::Subnet,
-        oci::{
-            Descriptor, LayerFacts, RemoteImage, Unusable, config,
-            credentials::{Credentials, MAX_CREDENTIALS},
-            manifest::{self, Document, MAX_DOCUMENT},
-        },
-    },
-    ports::{
-        Error, Result,
-        images::Progress,
-        registry::{Fetch, Prune, Pruned, Registry, Source},
-    },
+use banger_domain::{digest::Digest, net::subnet::Subnet};
+use banger_image::oci::{
+    Descriptor, LayerFacts, RemoteImage, Unusable, config,
+    credentials::{Credentials, MAX_CREDENTIALS},
+    manifest::{self, Document, MAX_DOCUMENT},
+};
+
+use crate::ports::{
+    Error, Result,
+    images::Progress,
+    registry::{Fetch, Prune, Pruned, Registry, Source},
 };
 
 /// An index may name another one, and that is all.

@@ -8,12 +8,12 @@ use core::{
 };
 use std::sync::{Arc, OnceLock};
 
+use banger_domain::net::subnet::Subnet;
+use banger_image::oci::reference::RegistryHost;
 use reqwest::{
     Url,
     dns::{Addrs, Name, Resolve, Resolving},
 };
-
-use crate::domain::{net::subnet::Subnet, oci::reference::RegistryHost};
 
 /// What is not asked for a user, and what an administrator can do about it.
 const LOCAL_REFUSED: &str = "a port of this host that is published for a sandbox or is not in \
@@ -211,8 +211,9 @@ impl Resolve for Resolver {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use banger_image::oci::reference::ImageRef;
+
     use super::*;
-    use crate::domain::oci::reference::ImageRef;
 
     fn check(registry: &str, url: &str, expect: Option<Route>) {
         let reference: ImageRef = format!("{registry}/x").parse().unwrap();

@@ -4,6 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
+use banger_image::oci::{Descriptor, credentials::Credentials, reference::ImageRef};
 use oci_client::errors::OciEnvelope;
 use reqwest::{
     Response, StatusCode, Url,
@@ -15,10 +16,7 @@ use super::{
     patience::{Failure, Patience, Tries},
     place, token,
 };
-use crate::{
-    domain::oci::{Descriptor, credentials::Credentials, reference::ImageRef},
-    ports::{Error, Result},
-};
+use crate::ports::{Error, Result};
 
 /// How often one request shows who asks: a token may end while others use it too.
 const INTRODUCTIONS: usize = 3;

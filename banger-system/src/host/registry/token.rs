@@ -1,6 +1,7 @@
 //! How a user logs in to a registry: with a password, or with a token that another server gives for it
 //! (<https://distribution.github.io/distribution/spec/auth/token/>).
 
+use banger_image::oci::credentials::Credentials;
 use reqwest::{
     StatusCode, Url,
     header::{GetAll, HeaderValue},
@@ -8,7 +9,7 @@ use reqwest::{
 use serde::Deserialize;
 
 use super::{patience::Failure, session::Session};
-use crate::{domain::oci::credentials::Credentials, ports::Error};
+use crate::ports::Error;
 
 /// Tokens are some kilobytes at most.
 const MAX_ANSWER: u64 = 64 << 10;

@@ -10,6 +10,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_image::{
+    catalog::location::{Location, is_this_host},
+    oci::Descriptor,
+};
 use bytes::Bytes as Chunk;
 use reqwest::{Response, StatusCode, Url, header::HeaderMap};
 use rustix::fs::OFlags;
@@ -25,10 +29,6 @@ use super::{
     tell, tell_once, unkept,
 };
 use crate::{
-    domain::{
-        catalog::location::{Location, is_this_host},
-        oci::Descriptor,
-    },
     host::blocking::blocking,
     ports::{Error, Result, images::Progress},
 };

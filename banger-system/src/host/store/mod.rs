@@ -7,24 +7,23 @@ mod open;
 mod row;
 
 use async_trait::async_trait;
+use banger_domain::{
+    id::{ImageId, KernelId, VmId},
+    net::{
+        nic::Nat,
+        subnet::{NotASubnet, Subnet},
+    },
+    resource::{Places, Resource},
+    ssh::AuthorizedKey,
+    vm::{Lifetime, Vm},
+};
+use banger_image::record::{Image, Kernel};
 use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
 
 pub use self::open::Error as OpenError;
 use self::row::{ImageRow, KernelRow, LedgerRow, TooLarge, VmRow};
-use crate::domain::net::{
-    nic::Nat,
-    subnet::{NotASubnet, Subnet},
-};
-use crate::{
-    domain::{
-        id::{ImageId, KernelId, VmId},
-        image::{Image, Kernel},
-        resource::{Places, Resource},
-        ssh::AuthorizedKey,
-        vm::{Lifetime, Vm},
-    },
-    ports::{Error, Result, Store},
-};
+
+use crate::ports::{Error, Result, Store};
 
 // Result codes of SQLite, https://www.sqlite.org/rescode.html
 const SQLITE_CORRUPT: i32 = 11;

@@ -9,13 +9,12 @@ use std::{
     time::Duration,
 };
 
+use banger_domain::resource::Places;
 use sqlx::{
     ConnectOptions, Connection, Row, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-
-use crate::domain::resource::Places;
 
 /// How long to wait for another program that has the database open, such as an administrator's `sqlite3`.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -2,11 +2,8 @@
 
 use std::str::FromStr;
 
-use banger_proto::{bus::option::lifetime, size::Bytes};
-
-use crate::domain::{
+use banger_domain::{
     id::{Timestamp, Uid, VmId},
-    image::{Image, ImageFacts, Kernel, KernelFacts, Origin},
     lifecycle::{Reason, State},
     monitor::Wish,
     net::{nic::Nat, subnet::Slot},
@@ -14,6 +11,8 @@ use crate::domain::{
     ssh::{AuthorizedKey, HostKey},
     vm::{Init, Lifetime, Token, Vm, VmSpec},
 };
+use banger_image::record::{Image, ImageFacts, Kernel, KernelFacts, Origin};
+use banger_proto::{bus::option::lifetime, size::Bytes};
 
 /// A row holds what we never wrote.
 #[derive(Debug, thiserror::Error)]

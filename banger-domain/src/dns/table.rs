@@ -1,0 +1,392 @@
+//! All names at one moment. A table is built from all running sandboxes and then never changes: to change
+//! a name, another table takes its place.
+
+use core::net::IpAddr;
+use std::collections::HashMap;
+
+use super::{
+    DOMAIN,
+    label::UserLabel,
+    question::{Answer, Data, Kind, Zone},
+    reverse::{self, Place},
+};
+use crate::{
+    id::{Timestamp, VmId},
+    name::Name,
+    net::{
+        nic::Nat,
+        subnet::{Slot, Subnet},
+    },
+};
+
+/// A machine that has names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The machine.
+    pub vm: VmId,
+    /// Its own name.
+    pub name: Name,
+    /// Its owner.
+    pub user: UserLabel,
+    /// Its place among the addresses.
+    pub slot: Slot,
+    /// Whether it reaches what lies beyond the host, and so may ask for names there.
+    pub nat: Nat,
+    /// Since when it runs.
+    pub since: Timestamp,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker<'a> {
+    /// The host, whose administrators see every name. Its users do too: `ps` and the routes tell them as much.
+    Host,
+    /// A guest, which knows of its owner's guests only.
+    Guest(&'a Holder),
+}
+
+/// The names of all machines that run.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Table {
+    subnet: Subnet,
+    /// In the order in which they started.
+    holders: Vec<Holder>,
+    by_slot: HashMap<Slot, usize>,
+    /// User, then name.
+    by_user: HashMap<String, HashMap<String, usize>>,
+    /// Those that had their name first.
+    first: HashMap<String, usize>,
+}
+
+impl Table {
+    /// The names of these machines.
+    pub fn of(subnet: Subnet, mut holders: Vec<Holder>) -> Self {
+        // What decides must not depend on the order in which they come.
+        holders.sort_by_key(|holder| (holder.since, holder.vm));
+        let (mut by_slot, mut first) = (HashMap::new(), HashMap::new());
+        let mut by_user: HashMap<String, HashMap<String, usize>> = HashMap::new();
+        for (index, holder) in holders.iter().enumerate() {
+            let (user, name) = (holder.user.to_string(), holder.name.to_string());
+            by_slot.insert(holder.slot, index);
+            first.entry(name.clone()).or_insert(index);
+            by_user.entry(user).or_default().entry(name).or_insert(index);
+        }
+        Self { subnet, holders, by_slot, by_user, first }
+    }
+
+    /// Where the guests are.
+    pub fn subnet(&self) -> Subnet {
+        self.subnet
+    }
+
+    /// How many machines there are.
+    pub fn len(&self) -> usize {
+        self.holders.len()
+    }
+
+    /// Whether there is no machine.
+    pub fn is_empty(&self) -> bool {
+        self.holders.is_empty()
+    }
+
+    /// Whether a guest that runs has this place.
+    pub fn has_guest_at(&self, slot: Slot) -> bool {
+        self.by_slot.contains_key(&slot)
+    }
+
+    /// The names that lead to a machine on the host, the one that it always has first; none while it is down.
+    pub fn names_of(&self, vm: VmId) -> Vec<String> {
+        let Some(index) = self.holders.iter().position(|holder| holder.vm == vm) else { return Vec::new() };
+        let holder = &self.holders[index];
+        let mut names = vec![full_name(holder)];
+        if self.first.get(holder.name.as_str()) == Some(&index) {
+            names.push(format!("{}.{DOMAIN}", holder.name));
+        }
+        names
+    }
+
+    /// Whether a name of `before` is no longer here, or leads elsewhere.
+    pub fn has_lost_names_of(&self, before: &Table) -> bool {
+        before.subnet != self.subnet
+            || before.holders.iter().any(|old| {
+                let same = |new: &Holder| new.slot == old.slot;
+                !self.holder_of(old.user.as_str(), old.name.as_str()).is_some_and(same)
+            })
+            || before.first.iter().any(|(name, &old)| {
+                let new = self.first.get(name).and_then(|&index| self.holders.get(index));
+                new.map(|new| new.slot) != before.holders.get(old).map(|old| old.slot)
+            })
+    }
+
+    /// Who asks from this address; nobody that is to be answered, when it is neither the host's among the
+    /// guests nor that of a guest that runs. The packet filter sees to it that guests do not lie.
+    pub fn asker(&self, source: IpAddr) -> Option<Asker<'_>> {
+        let (gateway4, gateway6) = self.subnet.gateway();
+        if source == gateway4 || source == gateway6 {
+            return Some(Asker::Host);
+        }
+        self.holder_at(source).map(Asker::Guest)
+    }
+
+    /// Answers a question about a name, given as lower-case labels.
+    pub fn answer(&self, asker: Asker<'_>, labels: &[&[u8]], kind: Kind) -> Answer {
+        if let [rest @ .., domain] = labels
+            && *domain == DOMAIN.as_bytes()
+        {
+            return self.answer_name(asker, rest, kind);
+        }
+        match reverse::place(self.subnet, labels) {
+            Some((zone, place)) => self.answer_address(asker, zone, place, kind),
+            None => Answer::NotOurs,
+        }
+    }
+
+    fn answer_name(&self, asker: Asker<'_>, labels: &[&[u8]], kind: Kind) -> Answer {
+        let text: Option<Vec<&str>> = labels.iter().map(|label| core::str::from_utf8(label).ok()).collect();
+        match text.as_deref() {
+            Some([]) => self.apex(kind),
+            Some(&[name]) => match self.short(asker, name) {
+                Some(holder) => self.addresses(holder.slot, kind),
+                // There are names below.
+                None if self.has_names_of(asker, name) => Answer::NoData(Zone::Names),
+                None => Answer::NoName(Zone::Names),
+            },
+            Some(&[name, user]) => match self.holder_of(user, name) {
+                Some(holder) if knows_of(asker, holder) => self.addresses(holder.slot, kind),
+                _ => Answer::NoName(Zone::Names),
+            },
+            _ => Answer::NoName(Zone::Names),
+        }
+    }
+
+    /// The domain itself: it is the host.
+    fn apex(&self, kind: Kind) -> Answer {
+        let (v4, v6) = self.subnet.gateway();
+        Answer::Records(match kind {
+            Kind::A => vec![Data::A(v4)],
+            Kind::Aaaa => vec![Data::Aaaa(v6)],
+            Kind::Soa => vec![Data::Soa(Zone::Names)],
+            Kind::Ns => vec![Data::Ns],
+            Kind::Any => vec![Data::A(v4), Data::Aaaa(v6), Data::Soa(Zone::Names), Data::Ns],
+            Kind::Ptr | Kind::Other => return Answer::NoData(Zone::Names),
+        })
+    }
+
+    /// The holder of a name without a user: for a guest its owner's, for the host the first of all.
+    fn short(&self, asker: Asker<'_>, name: &str) -> Option<&Holder> {
+        match asker {
+            Asker::Host => self.holders.get(*self.first.get(name)?),
+            Asker::Guest(guest) => self.holder_of(guest.user.as_str(), name),
+        }
+    }
+
+    fn has_names_of(&self, asker: Asker<'_>, user: &str) -> bool {
+        match asker {
+            Asker::Host => self.by_user.contains_key(user),
+            Asker::Guest(guest) => guest.user.as_str() == user,
+        }
+    }
+
+    fn holder_of(&self, user: &str, name: &str) -> Option<&Holder> {
+        self.holders.get(*self.by_user.get(user)?.get(name)?)
+    }
+
+    fn addresses(&self, slot: Slot, kind: Kind) -> Answer {
+        let Some((v4, v6)) = self.subnet.guest(slot) else { return Answer::NoName(Zone::Names) };
+        Answer::Records(match kind {
+            Kind::A => vec![Data::A(v4)],
+            Kind::Aaaa => vec![Data::Aaaa(v6)],
+            Kind::Any => vec![Data::A(v4), Data::Aaaa(v6)],
+            Kind::Ptr | Kind::Soa | Kind::Ns | Kind::Other => return Answer::NoData(Zone::Names),
+        })
+    }
+
+    fn answer_address(&self, asker: Asker<'_>, zone: Zone, place: Place, kind: Kind) -> Answer {
+        match (place, kind) {
+            (Place::Apex, Kind::Soa) => Answer::Records(vec![Data::Soa(zone)]),
+            (Place::Apex, Kind::Ns) => Answer::Records(vec![Data::Ns]),
+            (Place::Apex, Kind::Any) => Answer::Records(vec![Data::Soa(zone), Data::Ns]),
+            (Place::Apex | Place::Between, _) => Answer::NoData(zone),
+            (Place::Nowhere, _) => Answer::NoName(zone),
+            (Place::Address(address), kind) => match (self.name_of(asker, address), kind) {
+                (Some(name), Kind::Ptr | Kind::Any) => Answer::Records(vec![Data::Ptr(name)]),
+                (Some(_), _) => Answer::NoData(zone),
+                (None, _) => Answer::NoName(zone),
+            },
+        }
+    }
+
+    /// The one name of an address that is always there.
+    fn name_of(&self, asker: Asker<'_>, address: IpAddr) -> Option<String> {
+        let (gateway4, gateway6) = self.subnet.gateway();
+        if address == gateway4 || address == gateway6 {
+            return Some(DOMAIN.to_owned());
+        }
+        let holder = self.holder_at(address).filter(|holder| knows_of(asker, holder))?;
+        Some(full_name(holder))
+    }
+
+    fn holder_at(&self, address: IpAddr) -> Option<&Holder> {
+        let slot = match address {
+            IpAddr::V4(v4) => self.subnet.slot_of(v4),
+            IpAddr::V6(v6) => self.subnet.slot_of_v6(v6),
+        };
+        self.holders.get(*self.by_slot.get(&slot?)?)
+    }
+}
+
+fn full_name(holder: &Holder) -> String {
+    format!("{}.{}.{DOMAIN}", holder.name, holder.user)
+}
+
+fn knows_of(asker: Asker<'_>, holder: &Holder) -> bool {
+    match asker {
+        Asker::Host => true,
+        Asker::Guest(guest) => guest.user == holder.user,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::id::Uid;
+
+    fn holder(id: u128, name: &str, user: &str, since: u64) -> Holder {
+        Holder {
+            vm: VmId::from_bits(id),
+            name: name.parse().unwrap(),
+            user: UserLabel::of(user, Uid(1000)),
+            slot: Slot(u32::try_from(id).unwrap()),
+            nat: Nat::Off,
+            since: Timestamp(since),
+        }
+    }
+
+    fn table(holders: &[Holder]) -> Table {
+        Table::of("172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap(), holders.to_vec())
+    }
+
+    /// What a client at this address is answered.
+    fn ask(table: &Table, from: &str, name: &str, kind: Kind) -> Answer {
+        let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
+        table.answer(table.asker(from.parse().unwrap()).unwrap(), &labels, kind)
+    }
+
+    fn a(address: &str) -> Answer {
+        Answer::Records(vec![Data::A(address.parse().unwrap())])
+    }
+
+    const HOST: &str = "172.30.0.1";
+    const NO_NAME: Answer = Answer::NoName(Zone::Names);
+    const NO_DATA: Answer = Answer::NoData(Zone::Names);
+
+    #[test]
+    fn a_machine_has_a_name_of_its_own_and_the_short_one_when_it_was_first() {
+        let names = table(&[holder(1, "web", "alice", 20), holder(2, "web", "bob", 10)]);
+        assert_eq!(names.names_of(VmId::from_bits(1)), ["web.alice.vm"]);
+        assert_eq!(names.names_of(VmId::from_bits(2)), ["web.bob.vm", "web.vm"]);
+        assert_eq!(names.names_of(VmId::from_bits(3)), [""; 0]);
+    }
+
+    #[test]
+    fn the_one_that_had_a_name_first_keeps_it() {
+        let (alices, bobs) = (holder(7, "web", "alice", 10), holder(3, "web", "bob", 20));
+        for both in [[alices.clone(), bobs.clone()], [bobs.clone(), alices.clone()]] {
+            let table = table(&both);
+            assert_eq!(ask(&table, HOST, "web.vm", Kind::A), a("172.30.0.9"));
+            assert_eq!(ask(&table, HOST, "web.alice.vm", Kind::A), a("172.30.0.9"));
+            assert_eq!(ask(&table, HOST, "web.bob.vm", Kind::A), a("172.30.0.5"));
+        }
+        assert_eq!(ask(&table(&[bobs]), HOST, "web.vm", Kind::A), a("172.30.0.5"));
+    }
+
+    #[test]
+    fn every_kind_of_record_is_answered() {
+        let table = table(&[holder(0, "web", "alice", 1)]);
+        let v6: core::net::Ipv6Addr = "fd12:3456:789a::2".parse().unwrap();
+        assert_eq!(ask(&table, HOST, "web.vm", Kind::Aaaa), Answer::Records(vec![Data::Aaaa(v6)]));
+        assert_eq!(ask(&table, HOST, "web.vm", Kind::Other), NO_DATA);
+        assert_eq!(ask(&table, HOST, "web.vm", Kind::Soa), NO_DATA);
+        assert_eq!(ask(&table, HOST, "alice.vm", Kind::A), NO_DATA);
+        assert_eq!(ask(&table, HOST, "nobody.vm", Kind::A), NO_NAME);
+        assert_eq!(ask(&table, HOST, "x.web.alice.vm", Kind::A), NO_NAME);
+        assert_eq!(ask(&table, HOST, "vm", Kind::A), a(HOST));
+        assert_eq!(ask(&table, HOST, "vm", Kind::Soa), Answer::Records(vec![Data::Soa(Zone::Names)]));
+        assert_eq!(ask(&table, HOST, "vm", Kind::Ns), Answer::Records(vec![Data::Ns]));
+        assert_eq!(ask(&table, HOST, "example.org", Kind::A), Answer::NotOurs);
+        assert_eq!(ask(&table, HOST, "vm.example.org", Kind::A), Answer::NotOurs);
+        assert_eq!(ask(&table, HOST, "1.0.0.127.in-addr.arpa", Kind::Ptr), Answer::NotOurs);
+
+        let name = Answer::Records(vec![Data::Ptr("web.alice.vm".to_owned())]);
+        assert_eq!(ask(&table, HOST, "2.0.30.172.in-addr.arpa", Kind::Ptr), name);
+        assert_eq!(
+            ask(&table, HOST, "2.0.30.172.in-addr.arpa", Kind::A),
+            Answer::NoData(Zone::Reverse4),
+            "an address has a name and nothing else"
+        );
+        let six = format!("2{}.{}", ".0".repeat(15), reverse::zone6(table.subnet()));
+        assert_eq!(ask(&table, HOST, &six, Kind::Ptr), name);
+        assert_eq!(
+            ask(&table, HOST, "1.0.30.172.in-addr.arpa", Kind::Ptr),
+            Answer::Records(vec![Data::Ptr("vm".to_owned())])
+        );
+        assert_eq!(ask(&table, HOST, "3.0.30.172.in-addr.arpa", Kind::Ptr), Answer::NoName(Zone::Reverse4));
+        assert_eq!(ask(&table, HOST, "0.30.172.in-addr.arpa", Kind::Ptr), Answer::NoData(Zone::Reverse4));
+    }
+
+    #[test]
+    fn a_guest_knows_its_owners_guests_and_nobody_else() {
+        let table = table(&[
+            holder(0, "web", "alice", 1),
+            holder(1, "db", "alice", 2),
+            holder(2, "web", "bob", 3),
+            holder(3, "mail", "bob", 4),
+        ]);
+        for alice in ["172.30.0.3", "fd12:3456:789a::3"] {
+            assert_eq!(ask(&table, alice, "web.vm", Kind::A), a("172.30.0.2"));
+            assert_eq!(ask(&table, alice, "web.alice.vm", Kind::A), a("172.30.0.2"));
+            for (name, zone) in [
+                ("web.bob.vm", Zone::Names),
+                ("mail.bob.vm", Zone::Names),
+                ("mail.vm", Zone::Names),
+                ("bob.vm", Zone::Names),
+                ("4.0.30.172.in-addr.arpa", Zone::Reverse4),
+            ] {
+                for kind in [Kind::A, Kind::Ptr, Kind::Any, Kind::Other] {
+                    assert_eq!(ask(&table, alice, name, kind), Answer::NoName(zone), "{name}");
+                }
+            }
+        }
+        // The first holder is another one, of which this guest must not learn even by its own name.
+        assert_eq!(ask(&table, "172.30.0.4", "web.vm", Kind::A), a("172.30.0.4"));
+    }
+
+    #[test]
+    fn who_is_neither_the_host_nor_a_guest_is_nobody() {
+        let table = table(&[holder(0, "web", "alice", 1)]);
+        for stranger in ["172.30.0.3", "172.30.0.0", "192.0.2.1", "127.0.0.1", "fd12:3456:789a::9", "::1"] {
+            assert_eq!(table.asker(stranger.parse().unwrap()), None, "{stranger}");
+        }
+        assert_eq!(table.asker("fd12:3456:789a::1".parse().unwrap()), Some(Asker::Host));
+    }
+
+    #[test]
+    fn labels_that_are_no_text_are_no_names() {
+        let table = table(&[holder(0, "web", "alice", 1)]);
+        let labels: [&[u8]; 3] = [b"\xff\x00", b"a.b", b"vm"];
+        assert_eq!(table.answer(Asker::Host, &labels, Kind::A), NO_NAME);
+        assert_eq!(table.answer(Asker::Host, &[b"web.alice", b"vm"], Kind::A), NO_NAME);
+        assert_eq!(table.answer(Asker::Host, &[], Kind::A), Answer::NotOurs);
+    }
+
+    #[test]
+    fn a_lost_name_is_noticed_and_a_new_one_is_none() {
+        let (web, db, bobs) =
+            (holder(0, "web", "alice", 1), holder(1, "db", "alice", 2), holder(2, "web", "bob", 3));
+        let before = table(&[web.clone(), bobs.clone()]);
+        assert!(!table(&[web.clone(), db, bobs.clone()]).has_lost_names_of(&before));
+        assert!(table(&[web]).has_lost_names_of(&before));
+        assert!(table(&[bobs]).has_lost_names_of(&before));
+    }
+}

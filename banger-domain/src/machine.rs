@@ -1,0 +1,86 @@
+//! A machine as a monitor is told of it: what the engine decides, and no monitor's own words.
+
+use std::path::PathBuf;
+
+use banger_proto::size::Bytes;
+
+use super::{
+    id::{Uid, VmId},
+    monitor::Wish,
+};
+
+/// Everything that a monitor needs to boot a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The machine.
+    pub vm: VmId,
+    /// Its owner, for the slice and the limits of the unit.
+    pub owner: Uid,
+    /// Its name, for the description of the unit.
+    pub name: String,
+    /// The monitor that it is to run under.
+    pub vmm: Wish,
+    /// Virtual processors, 1 or more.
+    pub vcpus: u32,
+    /// Memory of the guest.
+    pub memory: Bytes,
+    /// The ELF kernel.
+    pub kernel: PathBuf,
+    /// Archives of the initramfs that exist as files, in their order.
+    pub initramfs: Vec<PathBuf>,
+    /// The guest's configuration, the last archive of the initramfs. Secret: it holds the agent's token.
+    pub guest_archive: Vec<u8>,
+    /// Disks in the order in which the guest counts them, `/dev/vda` first.
+    pub drives: Vec<Drive>,
+    /// Network interfaces in the order in which the guest counts them.
+    pub nics: Vec<Nic>,
+}
+
+/// A network interface of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// The name of the TAP on the host.
+    pub tap: String,
+    /// The hardware address in the guest, such as `02:00:00:00:00:01`.
+    pub mac: String,
+}
+
+/// A disk of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drive {
+    /// Where it is on the host.
+    pub path: PathBuf,
+    /// Whether the guest may write.
+    pub access: Access,
+    /// What is there.
+    pub medium: Medium,
+}
+
+/// The name that a guest gives the drive at this place in their order.
+pub fn device(index: usize) -> String {
+    let letter = u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index)).unwrap_or(b'z');
+    format!("/dev/vd{}", char::from(letter))
+}
+
+/// What a disk is on the host. Monitors treat each in its own way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Medium {
+    /// A raw file.
+    File,
+    /// A block device.
+    BlockDevice,
+    /// A qcow2 file with what was changed of another disk.
+    Layer {
+        /// That disk: a raw file, which is only read.
+        base: PathBuf,
+    },
+}
+
+/// What a guest may do with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read only.
+    ReadOnly,
+    /// Read and write.
+    ReadWrite,
+}

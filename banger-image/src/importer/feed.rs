@@ -1,0 +1,278 @@
+//! The bytes of an archive: read, counted, digested and unpacked on one thread, for another one that looks at
+//! what is in them.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, ErrorKind, Read},
+    os::unix::fs::FileExt,
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    thread,
+};
+
+use banger_domain::digest::Digest;
+use banger_proto::size::Bytes;
+use flate2::bufread::MultiGzDecoder;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Meter,
+    message::{Archive, Failure},
+};
+use crate::oci::Packing;
+
+/// How much is handed from one thread to the other at once.
+const CHUNK: usize = 256 << 10;
+/// How many of these may wait: enough that neither thread waits for the other one's slower moments.
+const WAITING: usize = 8;
+/// How much is read of a file at once.
+const READ: usize = 128 << 10;
+/// The largest window of zstd that is taken, as `zstd` itself has it: 128 MiB.
+const MAX_WINDOW_LOG: u32 = 27;
+/// How much larger the archives of an image may be than its file system: what upper layers hide, and headers.
+const MOST_OF_SIZE: u64 = 4;
+
+/// Hands the unpacked bytes of an archive to `work`, and returns their digest when the archive is what it is said
+/// to be. An archive that is not is refused, whatever the result of the work.
+pub(super) fn with(
+    file: File,
+    archive: &Archive,
+    size: Bytes,
+    meter: &Meter,
+    work: impl FnOnce(&mut Feed) -> Result<(), Failure>,
+) -> Result<Digest, Failure> {
+    let (full, chunks) = sync_channel(WAITING);
+    let (empties, reused) = sync_channel(WAITING + 2);
+    let most = size.0.saturating_mul(MOST_OF_SIZE);
+    let mut blob = Blob::open(file, archive, meter)?;
+    let packing = archive.packing;
+    thread::scope(|scope| {
+        let unpacking = thread::Builder::new().name("unpack".to_owned()).spawn_scoped(scope, move || {
+            let unpacked = match packing {
+                Packing::Plain => pump(&mut blob, most, &full, &reused),
+                Packing::Gzip => {
+                    pump(MultiGzDecoder::new(BufReader::with_capacity(READ, &mut blob)), most, &full, &reused)
+                }
+                Packing::Zstd => zstd::stream::read::Decoder::new(&mut blob)
+                    .and_then(|mut decoder| {
+                        decoder.window_log_max(MAX_WINDOW_LOG)?;
+                        Ok(decoder)
+                    })
+                    .map_err(Stop::Unread)
+                    .and_then(|decoder| pump(decoder, most, &full, &reused)),
+            };
+            // The other thread learns that no more comes.
+            drop(full);
+            blob.verdict(unpacked, packing)
+        });
+        let unpacking = unpacking.map_err(|error| Failure::os("start a thread", error))?;
+        let mut feed = Feed { chunks, empties, chunk: Vec::new(), at: 0, digest: Sha256::new() };
+        let worked = work(&mut feed).and_then(|()| feed.skip_rest());
+        let found = Digest::from_bytes(feed.digest.clone().finalize().into());
+        // A thread that waits to hand something over learns that nobody takes it.
+        drop(feed);
+        let unpacked = unpacking.join().unwrap_or_else(|_| {
+            Err(Failure::Broken {
+                doing: "unpack an archive".to_owned(),
+                why: "the thread failed".to_owned(),
+            })
+        });
+        unpacked.and(worked)?;
+        match &archive.claim {
+            Some(claim) if claim.diff_id != found.to_string() => Err(Failure::refused(format!(
+                "a layer unpacks to the digest {found} instead of {}",
+                claim.diff_id
+            ))),
+            _ => Ok(found),
+        }
+    })
+}
+
+/// Why unpacking stopped before its end.
+enum Stop {
+    /// The packed bytes cannot be read, or are not packed like this.
+    Unread(io::Error),
+    /// There are more unpacked bytes than this.
+    TooLarge(u64),
+    /// Nobody wants the rest.
+    Unwanted,
+}
+
+/// Unpacks all there is, in chunks.
+fn pump(
+    mut packed: impl Read,
+    most: u64,
+    full: &SyncSender<Vec<u8>>,
+    reused: &Receiver<Vec<u8>>,
+) -> Result<(), Stop> {
+    let mut sum = 0;
+    loop {
+        let mut chunk: Vec<u8> = reused.try_recv().unwrap_or_default();
+        chunk.resize(CHUNK, 0);
+        let mut filled = 0;
+        while filled < CHUNK {
+            match packed.read(&mut chunk[filled..]) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(Stop::Unread(error)),
+            }
+        }
+        if filled == 0 {
+            return Ok(());
+        }
+        sum += filled as u64;
+        if sum > most {
+            return Err(Stop::TooLarge(most));
+        }
+        chunk.truncate(filled);
+        full.send(chunk).map_err(|_| Stop::Unwanted)?;
+    }
+}
+
+/// The packed bytes.
+struct Blob<'a> {
+    file: File,
+    /// Where to read next, of a file that has places; a pipe has none.
+    at: Option<u64>,
+    count: u64,
+    digest: Sha256,
+    archive: &'a Archive,
+    meter: &'a Meter,
+}
+
+impl<'a> Blob<'a> {
+    fn open(file: File, archive: &'a Archive, meter: &'a Meter) -> Result<Self, Failure> {
+        let looked = file.metadata().map_err(|error| Failure::os("look at an archive", error))?;
+        // Another holder of the file may have left its offset anywhere.
+        let at = looked.is_file().then_some(archive.offset.unwrap_or_default());
+        Ok(Self { file, at, count: 0, digest: Sha256::new(), archive, meter })
+    }
+
+    /// What there is to say of the archive, when unpacking it came to this. Whether it has the right bytes comes
+    /// first: it explains everything else.
+    fn verdict(mut self, unpacked: Result<(), Stop>, packing: Packing) -> Result<(), Failure> {
+        let archive = self.archive;
+        if let Some(claim) = &archive.claim {
+            if let Err(error) = io::copy(&mut self, &mut io::sink())
+                && error.kind() != ErrorKind::FileTooLarge
+            {
+                return Err(Failure::os("read a layer", error));
+            }
+            let (count, size) = (Bytes(self.count), claim.size);
+            if count > size {
+                return Err(Failure::refused(format!(
+                    "the layer {} has more than {} bytes",
+                    claim.digest, size.0
+                )));
+            }
+            if count < size {
+                let message =
+                    format!("the layer {} has {} bytes instead of {}", claim.digest, count.0, size.0);
+                return Err(Failure::refused(message));
+            }
+            let found = Digest::from_bytes(self.digest.finalize().into());
+            if found.to_string() != claim.digest {
+                return Err(Failure::refused(format!(
+                    "a layer has the digest {found} instead of {}",
+                    claim.digest
+                )));
+            }
+        }
+        match unpacked {
+            Ok(()) | Err(Stop::Unwanted) => Ok(()),
+            Err(Stop::TooLarge(most)) => Err(Failure::refused(format!(
+                "the image cannot be taken: an archive of it unpacks to more than {}",
+                Bytes(most)
+            ))),
+            Err(Stop::Unread(error)) => match (packing, error.raw_os_error()) {
+                (Packing::Plain, _) | (_, Some(_)) => Err(Failure::os("read an archive", error)),
+                (packing, None) => {
+                    let name = match packing {
+                        Packing::Gzip => "gzip",
+                        _ => "zstd",
+                    };
+                    Err(Failure::refused(format!(
+                        "the image cannot be taken: it is not valid {name} data: {error}"
+                    )))
+                }
+            },
+        }
+    }
+}
+
+impl Read for Blob<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = self.archive.claim.as_ref().map_or(u64::MAX, |claim| claim.size.0);
+        if self.count > most {
+            return Err(ErrorKind::FileTooLarge.into());
+        }
+        let left = match self.archive.offset {
+            // What follows is something else.
+            Some(_) => usize::try_from(most - self.count).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        };
+        let length = buffer.len().min(left);
+        let buffer = &mut buffer[..length];
+        let count = match self.at {
+            Some(at) => self.file.read_at(buffer, at)?,
+            None => self.file.read(buffer)?,
+        };
+        self.at = self.at.map(|at| at + count as u64);
+        self.count += count as u64;
+        self.meter.add_read(count);
+        self.digest.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// The unpacked bytes.
+pub(super) struct Feed {
+    chunks: Receiver<Vec<u8>>,
+    empties: SyncSender<Vec<u8>>,
+    chunk: Vec<u8>,
+    at: usize,
+    digest: Sha256,
+}
+
+impl Feed {
+    /// Takes what is left, of which only the digest counts.
+    fn skip_rest(&mut self) -> Result<(), Failure> {
+        loop {
+            let count = self.fill_buf().map_err(|error| Failure::os("read an archive", error))?.len();
+            if count == 0 {
+                return Ok(());
+            }
+            self.consume(count);
+        }
+    }
+}
+
+impl BufRead for Feed {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at == self.chunk.len() {
+            self.at = 0;
+            // When the other thread has ended, it says itself why.
+            let next = self.chunks.recv().unwrap_or_default();
+            self.digest.update(&next);
+            let last = std::mem::replace(&mut self.chunk, next);
+            if let Err(TrySendError::Full(_)) = self.empties.try_send(last) {
+                // There are enough.
+            }
+        }
+        Ok(&self.chunk[self.at..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.at += count;
+    }
+}
+
+impl Read for Feed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.fill_buf()?;
+        let count = bytes.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&bytes[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}

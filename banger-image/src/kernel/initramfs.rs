@@ -1,0 +1,99 @@
+//! The three archives that make a guest's initramfs, one behind the other.
+//!
+//! 1. [`modules_archive`], one per kernel;
+//! 2. [`agent_archive`], one per build of the agent;
+//! 3. [`config_archive`], one per boot.
+//!
+//! So the large parts are made once and only the last, small one for each start. They are not compressed:
+//! unpacking costs a guest more than reading.
+
+use super::{
+    cpio::{Archive, TooLarge},
+    modules::PickedModules,
+};
+
+/// The list of modules, one absolute path in each line, in the order of loading.
+pub const MODULES_LIST: &str = "banger/modules";
+
+/// The agent, which the kernel runs as the first process.
+pub const INIT: &str = "init";
+
+/// The configuration of this boot.
+pub const CONFIG: &str = "banger/guest.json";
+
+/// The directories that the agent mounts on.
+const MOUNT_POINTS: [&str; 5] = ["dev", "newroot", "proc", "run", "sys"];
+
+/// The modules of a kernel and the list by which the agent loads them.
+pub fn modules_archive(picked: &PickedModules) -> Result<Vec<u8>, TooLarge> {
+    let mut archive = Archive::new();
+    let mut list = String::new();
+    for module in &picked.modules {
+        let path = format!("lib/modules/{}/{}", picked.release, module.path);
+        archive.file(&path, 0o644, &module.content)?;
+        list.extend(["/", &path, "\n"]);
+    }
+    archive.file(MODULES_LIST, 0o644, list.as_bytes())?;
+    Ok(archive.finish())
+}
+
+/// The agent as `/init`, and the directories that it needs.
+pub fn agent_archive(agent: &[u8]) -> Result<Vec<u8>, TooLarge> {
+    let mut archive = Archive::new();
+    for directory in MOUNT_POINTS {
+        archive.directory(directory, 0o755);
+    }
+    archive.file(INIT, 0o755, agent)?;
+    Ok(archive.finish())
+}
+
+/// The configuration of one boot; `json` is a `banger_proto::guest::GuestConfig`.
+pub fn config_archive(json: &[u8]) -> Result<Vec<u8>, TooLarge> {
+    let mut archive = Archive::new();
+    archive.file(CONFIG, 0o600, json)?;
+    Ok(archive.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+    use super::*;
+    use crate::{
+        fixtures::kernel as fixture,
+        kernel::{cpio::tests::read, modules::Module},
+    };
+
+    #[test]
+    fn the_three_archives_make_one_initramfs() {
+        let module =
+            |name: &str, path: &str| Module { name: name.into(), path: path.into(), content: vec![1; 5] };
+        let picked = PickedModules {
+            release: fixture::release(),
+            modules: vec![module("jbd2", "kernel/fs/jbd2/jbd2.ko"), module("ext4", "kernel/fs/ext4/ext4.ko")],
+            absent: Vec::new(),
+        };
+        let initramfs = [
+            modules_archive(&picked).unwrap(),
+            agent_archive(b"agent").unwrap(),
+            config_archive(b"{}").unwrap(),
+        ]
+        .concat();
+        let entries = read(&initramfs);
+        let file = |path: &str| {
+            let entry = entries.iter().find(|entry| entry.path == path).unwrap();
+            (entry.mode, entry.content.as_slice())
+        };
+        let list = "/lib/modules/6.1.0-41-cloud-amd64/kernel/fs/jbd2/jbd2.ko\n\
+                    /lib/modules/6.1.0-41-cloud-amd64/kernel/fs/ext4/ext4.ko\n";
+        assert_eq!(file("banger/modules"), (0o100644, list.as_bytes()));
+        assert_eq!(
+            file("lib/modules/6.1.0-41-cloud-amd64/kernel/fs/ext4/ext4.ko"),
+            (0o100644, [1; 5].as_slice())
+        );
+        assert_eq!(file("init"), (0o100755, b"agent".as_slice()));
+        assert_eq!(file("banger/guest.json"), (0o100600, b"{}".as_slice()));
+        for directory in ["dev", "newroot", "proc", "run", "sys"] {
+            assert_eq!(file(directory), (0o40755, [].as_slice()));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! An image in files (OCI image specification, "Image Layout"), of one layer that is not packed.
+
+use banger_domain::digest::Digest;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Descriptor,
+    config::{self, ImageConfig},
+    platform::Platform,
+};
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// All of a layout but its layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Documents {
+    /// The names of its files, and what is in them.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// The digest of the manifest, which names the image for good.
+    pub manifest: Digest,
+}
+
+/// Where a layout has what comes to a digest.
+pub fn place(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// The documents around this layer.
+pub fn documents(image: &ImageConfig, arch: &str, layer: Descriptor) -> Documents {
+    let platform = Platform::of_host(arch).to_string();
+    let architecture = platform.split('/').nth(1).unwrap_or_default();
+    let describe = |kind: &str, content: Descriptor| {
+        serde_json::json!({
+            "mediaType": kind, "digest": content.digest.to_string(), "size": content.size.0,
+        })
+    };
+    let config = config::write(image, architecture, layer.digest);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": describe(CONFIG, described(&config)),
+        "layers": [describe(LAYER, layer)],
+    });
+    let manifest = manifest.to_string().into_bytes();
+    let mut entry = describe(MANIFEST, described(&manifest));
+    entry["platform"] = serde_json::json!({ "architecture": architecture, "os": "linux" });
+    let index = serde_json::json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] });
+    let digest = described(&manifest).digest;
+    Documents {
+        files: vec![
+            (place(&described(&config).digest), config),
+            (place(&digest), manifest),
+            ("index.json".to_owned(), index.to_string().into_bytes()),
+            ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+        ],
+        manifest: digest,
+    }
+}
+
+fn described(bytes: &[u8]) -> Descriptor {
+    let digest = Digest::from_bytes(Sha256::digest(bytes).into());
+    Descriptor { digest, size: banger_proto::size::Bytes(bytes.len() as u64) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::oci::manifest::Document;
+
+    #[test]
+    fn what_is_written_is_an_image_that_reads_back() {
+        let image = ImageConfig {
+            env: vec!["PATH=/bin".to_owned()],
+            user: "7:7".to_owned(),
+            working_dir: "/srv".to_owned(),
+            entrypoint: vec!["/bin/e".to_owned()],
+            cmd: vec!["a".to_owned(), "b".to_owned()],
+            stop_signal: "SIGQUIT".to_owned(),
+            exposed_ports: vec!["80/tcp".to_owned()],
+            labels: [("k".to_owned(), "v".to_owned())].into(),
+        };
+        for image in [image, ImageConfig::default()] {
+            let layer = described(b"a layer");
+            let documents = documents(&image, "x86_64", layer);
+            let file =
+                |name: &str| documents.files.iter().find(|(known, _)| known == name).unwrap().1.as_slice();
+            let Document::Index(index) = Document::parse(file("index.json"), None).unwrap() else { panic!() };
+            let chosen = index.choose(&Platform::of_host("x86_64")).unwrap();
+            assert_eq!(chosen.digest, documents.manifest);
+            let Document::Manifest(manifest) = Document::parse(file(&place(&chosen.digest)), None).unwrap()
+            else {
+                panic!()
+            };
+            let config = file(&place(&manifest.config.digest));
+            let (layers, read) = config::parse(config, &manifest, &Platform::of_host("x86_64")).unwrap();
+            assert_eq!((layers[0].blob, layers[0].diff_id, read), (layer, layer.digest, image));
+        }
+    }
+}
