@@ -55,9 +55,10 @@ const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
     workspace::CHECKS,
 ];
 /// What needs systemd in the guest, or a service that it starts.
-const SYSTEMD_CHECKS: [&[(&str, Check)]; 5] = [
+const SYSTEMD_CHECKS: [&[(&str, Check)]; 6] = [
     guests::WITH_SYSTEMD,
     modules::WITH_SYSTEMD,
+    network::WITH_SYSTEMD,
     ready::WITH_SYSTEMD,
     sessions::WITH_SYSTEMD,
     ssh::WITH_SYSTEMD,
