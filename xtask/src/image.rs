@@ -16,8 +16,9 @@ use mkext4::Options;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    bundle, ext4, packages,
+    bundle, ext4, kernel, packages,
     run::{cache, command, hex, output, repository, run as shell, say},
+    try_it,
 };
 
 /// Grows when the recipe changes in what its inputs do not show.
@@ -96,6 +97,17 @@ pub fn archive(name: &str) -> Result<PathBuf> {
     shell(command("tar", TAR).arg("--file").arg(&unfinished).arg("--directory").arg(&root).arg("."))?;
     fs::rename(&unfinished, &archive).context("cannot put the archive in its place")?;
     Ok(archive)
+}
+
+/// Makes what the checks of levels 4 and 5 need, as far as it is not there.
+pub fn ensure_all_of_tests() -> Result<()> {
+    kernel::ensure()?;
+    without_init(try_it::IMAGE)?;
+    ensure("minimal")?;
+    for name in ["minimal", "network-programs", "containers"] {
+        archive(name)?;
+    }
+    Ok(())
 }
 
 /// The image of this name without the programs that an agent hands over to, so that the agent stays the first process.

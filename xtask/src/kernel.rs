@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -28,6 +29,8 @@ pub struct DistributionKernel {
 
 /// Fetches the kernel, unless it is there.
 pub fn ensure() -> Result<DistributionKernel> {
+    static FETCHING: Mutex<()> = Mutex::new(());
+    let _alone = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = cache().join("kernel");
     if let Some(kernel) = find(&directory) {
         return Ok(kernel);

@@ -6,6 +6,7 @@
 use std::{
     fs,
     process::{Command, ExitCode},
+    thread,
     time::Instant,
 };
 
@@ -13,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::{
-    kernel, level4, level5, packages,
+    image, kernel, level4, level5, packages,
     run::{cache, cargo, repository, say},
 };
 
@@ -68,6 +69,16 @@ const CARGO_LEVELS: [(u8, &str, &str); 4] = [
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     packages::ensure()?;
     ensure_nextest()?;
+    thread::scope(|scope| {
+        if arguments.all || arguments.levels.iter().any(|level| *level >= 4) {
+            // While cargo compiles. What fails is tried again, and told, by whoever needs it.
+            scope.spawn(|| image::ensure_all_of_tests().ok());
+        }
+        run_levels(arguments)
+    })
+}
+
+fn run_levels(arguments: &Arguments) -> Result<ExitCode> {
     // Tests of one crate run the programs of another.
     crate::run::run(cargo(["build", "--workspace", "--quiet"]).current_dir(repository()))?;
     let mut tallies = Vec::new();
