@@ -19,7 +19,13 @@ fn person(host: &Host) -> Result<()> {
             t kill-server; banger vm delete --force keys >&2
             exit 1
         }
-        type() { t send-keys \"$1\" Enter; }
+        # A person types when the prompt is there.
+        type() {
+            for n in $(seq 300); do
+                t capture-pane -p | grep -v '^$' | tail -n 1 | grep -q -x '.*# *' && break; sleep 0.1
+            done
+            t send-keys \"$1\" Enter
+        }
         # A key that comes while a program is about to take the terminal goes to nobody.
         press() {
             for n in $(seq 60); do
