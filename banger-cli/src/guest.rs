@@ -193,7 +193,7 @@ pub struct Call {
     /// What the agent remarked, in lines.
     remarks: Vec<u8>,
     /// How long the agent may say nothing; as long as it likes when absent.
-    patience: Option<Duration>,
+    silence_limit: Option<Duration>,
     state: State,
 }
 
@@ -213,7 +213,7 @@ impl Call {
             credit: STDIN_WINDOW as usize,
             come: Vec::new(),
             remarks: Vec::new(),
-            patience: None,
+            silence_limit: None,
             state: State::Open,
         };
         let bytes = Frame::Request(request.clone()).encode();
@@ -231,8 +231,8 @@ impl Call {
         loop {
             if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(error.into()))? {
                 if let Frame::Started(started) = &frame {
-                    self.patience = started.patience();
-                    let bounded = self.stream.set_read_timeout(self.patience);
+                    self.silence_limit = started.silence_limit();
+                    let bounded = self.stream.set_read_timeout(self.silence_limit);
                     bounded.map_err(|source| lost(attach::Error::Stream(source)))?;
                 }
                 return Ok(frame);
@@ -242,7 +242,7 @@ impl Call {
                 Ok(count) => self.decoder.push(&bytes[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let seconds = self.patience.unwrap_or_default().as_secs();
+                    let seconds = self.silence_limit.unwrap_or_default().as_secs();
                     return Err(lost(attach::Error::Silent(seconds)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
@@ -448,7 +448,7 @@ mod tests {
                 credit: usize::MAX,
                 come: Vec::new(),
                 remarks: Vec::new(),
-                patience: None,
+                silence_limit: None,
                 state: State::Open,
             };
             assert!(matches!(end.frame(), Ok(Frame::Request(_))));

@@ -205,22 +205,22 @@ where
     // Set once nobody reads the output any more.
     let mut give_up = None;
     // Set once the agent has said how often it is heard of.
-    let mut patience = None;
+    let mut silence_limit = None;
     loop {
-        let silent = patience.map(|patience| Instant::now() + patience);
+        let silent = silence_limit.map(|silence_limit| Instant::now() + silence_limit);
         let frame = tokio::select! {
             // What has come while we were stopped has come.
             biased;
             frame = frames.next() => frame?,
             () = until(give_up) => return Ok(Exit::Signal(SIGPIPE)),
             () = until(silent) => {
-                return Err(lost(Error::Silent(patience.unwrap_or_default().as_secs())));
+                return Err(lost(Error::Silent(silence_limit.unwrap_or_default().as_secs())));
             }
         };
         if let Frame::Started(started) = frame {
-            patience = started.patience();
+            silence_limit = started.silence_limit();
         }
-        heard.send_replace(match patience {
+        heard.send_replace(match silence_limit {
             Some(_) => Heard::Promised(Instant::now()),
             None => Heard::Something,
         });
