@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use banger_copy::{Numbers, Packer};
+use banger_copy::{Ownership, Packer};
 use banger_proto::guest::{
     Request,
     frame::MAX_DATA,
@@ -59,7 +59,7 @@ async fn put(guest: &mut Guest, settings: &Settings, problems: &mut Vec<String>)
     guest
         .call(request, move |call| {
             let to = BufWriter::with_capacity(MAX_DATA, &mut *call);
-            let mut archive = Packer::new(to, Numbers::Root);
+            let mut archive = Packer::new(to, Ownership::Root);
             if let Some(text) = &identity {
                 let path = Path::new(HOME).join(GIT_CONFIG);
                 let path = path.strip_prefix(base).unwrap_or(&path);

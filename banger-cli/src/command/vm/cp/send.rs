@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use banger_copy::{Numbers, Packer};
+use banger_copy::{Ownership, Packer};
 use banger_proto::guest::{
     Request,
     frame::MAX_DATA,
@@ -51,8 +51,8 @@ impl Copying<'_> {
         guest
             .call(request, move |call| {
                 let output = io::BufWriter::with_capacity(MAX_DATA, &mut *call);
-                let packer = Packer::new(output, Numbers::Root).following(follow);
-                let mut packer = packer.counting(move |count| meter.add(count));
+                let packer = Packer::new(output, Ownership::Root).follow_links(follow);
+                let mut packer = packer.on_progress(move |count| meter.add(count));
                 packer.add(&from, name.as_ref().map(|name| name.as_ref())).map_err(from_copy)?;
                 let (output, notes) = packer.finish().map_err(from_copy)?;
                 drop(output);
