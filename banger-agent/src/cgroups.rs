@@ -228,7 +228,7 @@ impl Tree {
     }
 
     fn group(self: &Arc<Self>) -> io::Result<Group> {
-        self.bound();
+        self.set_limits();
         self.left.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !self.remove(name));
         let name = format!("{SESSIONS}/{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
         self.make(&name)?;
@@ -239,7 +239,7 @@ impl Tree {
 
     /// Enables the controllers and sets the limits of all commands. This is repeated for each session: a controller
     /// that the image's init uses may become available later, and one that is enabled here cannot be taken away.
-    fn bound(&self) {
+    fn set_limits(&self) {
         let enabled = self.read(&format!("{SESSIONS}/cgroup.subtree_control")).unwrap_or_default();
         if CONTROLLERS.iter().all(|wanted| enabled.split_whitespace().any(|word| word == *wanted)) {
             return;

@@ -61,7 +61,7 @@ fn apply(correction: Correction) -> io::Result<()> {
 
 /// Returns the argument of adjtimex(2) that slews the clock.
 fn slew(offset_usec: i64) -> libc::timex {
-    libc::timex { modes: libc::ADJ_OFFSET_SINGLESHOT, offset: offset_usec, ..nothing() }
+    libc::timex { modes: libc::ADJ_OFFSET_SINGLESHOT, offset: offset_usec, ..empty_timex() }
 }
 
 /// Returns the argument of adjtimex(2) that steps the clock. The microseconds are never negative, even with negative
@@ -71,10 +71,10 @@ fn step(offset_usec: i64) -> libc::timex {
         tv_sec: offset_usec.div_euclid(1_000_000),
         tv_usec: offset_usec.rem_euclid(1_000_000),
     };
-    libc::timex { modes: libc::ADJ_SETOFFSET, time, ..nothing() }
+    libc::timex { modes: libc::ADJ_SETOFFSET, time, ..empty_timex() }
 }
 
-fn nothing() -> libc::timex {
+fn empty_timex() -> libc::timex {
     // SAFETY: the structure consists of integers, for which zero is a value.
     #[expect(unsafe_code, reason = "the structure has no other constructor")]
     unsafe {

@@ -69,9 +69,9 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Connect(endpoint) => forward::connect(port, &endpoint),
         Request::Listen(endpoint) => forward::listen(port, &endpoint),
         Request::Accept(number) => forward::accept(port, number),
-        Request::Ports => tell(port, &ports::listening()),
-        Request::Stats => tell(port, &stats::now()),
-        Request::Detached => tell(port, &detached::facts()),
+        Request::Ports => reply_json(port, &ports::listening()),
+        Request::Stats => reply_json(port, &stats::now()),
+        Request::Detached => reply_json(port, &detached::facts()),
         Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
         Request::StopDetached(id) => detached::stop(port, id),
         Request::Wait(phase) => match guest.phases.wait_quietly(phase, port)? {
@@ -83,7 +83,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
             rustix::fs::sync();
             // The host waits for nothing else; whether it receives this does not matter.
             let _ = port.send(&Frame::Done);
-            power::off(guest.init)
+            power::power_off_guest(guest.init)
         }
     }
 }
@@ -99,7 +99,7 @@ fn must_wait_for_boot(request: &Request) -> bool {
 }
 
 /// Replies in JSON.
-fn tell(port: &mut Port, answer: &impl Serialize) -> io::Result<()> {
+fn reply_json(port: &mut Port, answer: &impl Serialize) -> io::Result<()> {
     for piece in serde_json::to_vec(answer)?.chunks(MAX_DATA) {
         if !port.send(&Frame::Output(piece.to_vec()))? {
             return Ok(());

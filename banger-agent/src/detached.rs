@@ -85,7 +85,7 @@ fn begin_command(command: &Exec) -> io::Result<u64> {
         let id = entry.id;
         let kept = entry.clone();
         let recorder = thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
-            if let Err(error) = keep(running, &kept, metadata) {
+            if let Err(error) = record_output(running, &kept, metadata) {
                 crate::log::error(&format!("the output of the detached command {id} is lost: {error}"));
             }
         })?;
@@ -110,7 +110,7 @@ pub fn wait() {
 }
 
 /// Records the output of a command and how it ended. Background processes of the command may continue to write.
-fn keep(mut running: Running, entry: &Entry, mut metadata: Metadata) -> io::Result<()> {
+fn record_output(mut running: Running, entry: &Entry, mut metadata: Metadata) -> io::Result<()> {
     let pidfd = pidfd_open(Pid::from_child(&running.child), PidfdFlags::empty())?;
     let mut writer = Writer::new(&entry.directory, entry.max_size);
     while metadata.exit.is_none() || running.output.is_some() {

@@ -30,7 +30,7 @@ pub fn complete(mut exec: Exec) -> Exec {
     exec
 }
 
-/// Locale settings of the image or the user are not mixed with others.
+/// Returns the locale variables to add: none if the image or the user sets any, so that they are not mixed.
 fn variables(root: &Path, sent: &[(String, String)], said: &[(String, String)]) -> Vec<(String, String)> {
     if said.iter().any(|(name, _)| name == "LANG" || name.starts_with("LC_")) {
         return Vec::new();

@@ -17,7 +17,7 @@ pub fn emergency(message: &str) {
     line("<0>", message);
 }
 
-/// The kernel log reaches the console and, later, the guest's own journal.
+/// Writes a line to the kernel log, which reaches the console and, later, the guest's own journal.
 fn line(level: &str, message: &str) {
     let line = format!("{level}banger-agent: {}\n", message.replace('\n', " "));
     let written =

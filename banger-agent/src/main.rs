@@ -38,7 +38,8 @@
 //!
 //! The host is trusted with everything in the guest, but only if it knows the token of this boot. The image is not
 //! trusted while its root file system is prepared: paths are resolved beneath the root, and links are not followed out
-//! of it ([`apply`]). Commands may do what they like in the guest; [`cgroups`] keeps memory and processes for the agent.
+//! of it ([`apply`]). Commands may do what they like in the guest; [`cgroups`] keeps memory and processes for the
+//! agent.
 //!
 //! The kernel also runs this program under another name to load modules, in images without `modprobe` ([`modprobe`]).
 

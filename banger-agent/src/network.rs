@@ -86,7 +86,7 @@ fn find(mac: [u8; 6]) -> io::Result<(String, u32)> {
 struct Netlink(OwnedFd);
 
 impl Netlink {
-    /// Protocol 0 is NETLINK_ROUTE.
+    /// Opens a socket. Protocol 0 is NETLINK_ROUTE.
     fn open() -> io::Result<Self> {
         let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
         Ok(Self(socket_with(family, kind, SocketFlags::CLOEXEC, None)?))
@@ -97,7 +97,7 @@ impl Netlink {
         message.extend(index.to_ne_bytes());
         message.extend(IFF_UP.to_ne_bytes());
         message.extend(IFF_UP.to_ne_bytes());
-        self.ask(RTM_NEWLINK, FLAGS, &message)
+        self.request(RTM_NEWLINK, FLAGS, &message)
     }
 
     fn address(&self, index: u32, address: IpAddr) -> io::Result<()> {
@@ -108,7 +108,7 @@ impl Netlink {
         message.extend(index.to_ne_bytes());
         attribute(&mut message, IFA_LOCAL, &bytes);
         attribute(&mut message, IFA_ADDRESS, &bytes);
-        self.ask(RTM_NEWADDR, FLAGS | REPLACE, &message)
+        self.request(RTM_NEWADDR, FLAGS | REPLACE, &message)
     }
 
     /// Adds a permanent entry for the gateway's hardware address.
@@ -120,7 +120,7 @@ impl Netlink {
         message.extend([0; 2]);
         attribute(&mut message, NDA_DST, &bytes);
         attribute(&mut message, NDA_LLADDR, &mac);
-        self.ask(RTM_NEWNEIGH, FLAGS | REPLACE, &message)
+        self.request(RTM_NEWNEIGH, FLAGS | REPLACE, &message)
     }
 
     fn default_route(&self, index: u32, gateway: IpAddr) -> io::Result<()> {
@@ -129,11 +129,11 @@ impl Netlink {
         message.extend(ONLINK.to_ne_bytes());
         attribute(&mut message, RTA_GATEWAY, &bytes);
         attribute(&mut message, RTA_OIF, &index.to_ne_bytes());
-        self.ask(RTM_NEWROUTE, FLAGS | REPLACE, &message)
+        self.request(RTM_NEWROUTE, FLAGS | REPLACE, &message)
     }
 
     /// Sends a request and reads its acknowledgement.
-    fn ask(&self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
+    fn request(&self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
         let length = u32::try_from(16 + payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut message = length.to_ne_bytes().to_vec();
         message.extend(kind.to_ne_bytes());

@@ -161,7 +161,7 @@ fn now() -> u64 {
 }
 
 fn query_systemd(before: Phases) -> io::Result<Phases> {
-    if !systemd::is_there() {
+    if !systemd::is_available() {
         return Ok(before);
     }
     let mut systemd = Systemd::connect()?;
@@ -176,8 +176,8 @@ fn query_systemd(before: Phases) -> io::Result<Phases> {
     Ok(reached)
 }
 
-/// OpenRC has a file with its current runlevel: `sysinit` and `boot` are the early ones. A directory exists while it
-/// starts the services of a runlevel.
+/// Reads the state of OpenRC: a file has its current runlevel, of which `sysinit` and `boot` are the early ones. A
+/// directory exists while it starts the services of a runlevel.
 fn query_openrc(state: &Path, before: Phases) -> Phases {
     let level = fs::read_to_string(state.join("softlevel")).unwrap_or_default();
     let is_early = matches!(level.trim(), "" | "sysinit" | "boot");

@@ -56,7 +56,7 @@ impl PowerOff {
     }
 
     /// Powers off now.
-    fn go(self) -> io::Result<Infallible> {
+    fn power_off(self) -> io::Result<Infallible> {
         if self == PowerOff::Reset {
             log::emergency(POWER_OFF_MARK);
         }
@@ -112,7 +112,7 @@ pub fn is_shutdown_program() -> bool {
 pub fn finish(verb: Option<&str>) -> ExitCode {
     rustix::fs::sync();
     let ended = match Verb::of(verb) {
-        Verb::PowerOff => PowerOff::find().go(),
+        Verb::PowerOff => PowerOff::find().power_off(),
         Verb::Halt => {
             reboot(RebootCommand::Halt).map_err(io::Error::from).and_then(|()| Err(still_running()))
         }
@@ -126,7 +126,7 @@ pub fn finish(verb: Option<&str>) -> ExitCode {
 }
 
 /// Powers the guest off. Returns only if that fails.
-pub fn off(init: InitKind) -> io::Result<()> {
+pub fn power_off_guest(init: InitKind) -> io::Result<()> {
     stopping::begin();
     let manner = PowerOff::find();
     if init == InitKind::Image && ask_init(manner) {
@@ -135,7 +135,7 @@ pub fn off(init: InitKind) -> io::Result<()> {
     }
     end_programs();
     leave_disks_clean();
-    manner.go().map(|never| match never {})
+    manner.power_off().map(|never| match never {})
 }
 
 /// Asks the image's init to power off, if it supports that. The guest is off before the wait is over.

@@ -49,8 +49,9 @@ pub fn prepare(server: u32) -> io::Result<()> {
     symlink(&unit, wants.join(UNIT))
 }
 
-/// The program is in the initramfs, which is only reachable through a process that runs it. The start command does
-/// nothing; it must be there for the stop command to run (systemd.service(5), "Type=oneshot").
+/// Returns the text of the unit. The program is in the initramfs, which is only reachable through a process that runs
+/// it. The start command does nothing; it must be there for the stop command to run (systemd.service(5),
+/// "Type=oneshot").
 fn unit_text(server: u32) -> String {
     format!(
         "[Unit]\n\
@@ -78,7 +79,8 @@ pub fn has_begun() -> bool {
 /// Returns whether systemd was asked to shut down, but has not stopped our unit yet.
 fn systemd_is_stopping() -> bool {
     // While systemd does not answer, it cannot be asked to shut down either.
-    systemd::is_there() && Systemd::connect().is_ok_and(|mut systemd| systemd.is_stopping().unwrap_or(false))
+    systemd::is_available()
+        && Systemd::connect().is_ok_and(|mut systemd| systemd.is_stopping().unwrap_or(false))
 }
 
 /// Marks the guest as shutting down.
@@ -136,7 +138,7 @@ fn numbers(file: &Path) -> Vec<i32> {
     text.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect()
 }
 
-/// proc_pid_stat(5): the state follows the name, which may contain anything.
+/// Returns whether a process is a zombie. In proc_pid_stat(5), the state follows the name, which may contain anything.
 fn is_zombie(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))

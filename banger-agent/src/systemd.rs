@@ -50,7 +50,7 @@ impl Boot {
 }
 
 /// Returns whether systemd can be queried. It answers before it has started any unit.
-pub fn is_there() -> bool {
+pub fn is_available() -> bool {
     Path::new(SOCKET).exists()
 }
 

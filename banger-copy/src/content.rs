@@ -145,7 +145,7 @@ impl Content {
     }
 
     /// Returns a note about the content, once it was read.
-    pub fn remark(&self) -> Option<String> {
+    pub fn note(&self) -> Option<String> {
         match self.outcome {
             Outcome::Truncated => {
                 Some(format!("has no known length: only its first {} MiB were copied", MAX_SPOOL >> 20))
@@ -309,7 +309,7 @@ mod tests {
                 file.write_all(change).unwrap();
             }
             assert_eq!((content.size, read(&mut content).as_slice()), (5, expect));
-            assert_eq!(content.remark().as_deref(), remark);
+            assert_eq!(content.note().as_deref(), remark);
         }
     }
 
@@ -319,7 +319,7 @@ mod tests {
             let Ok(expect) = fs::read(path) else { continue };
             let mut content = Content::of(File::open(path).unwrap(), true).unwrap();
             assert_eq!(content.size, expect.len() as u64, "{path}");
-            assert_eq!((read(&mut content), content.remark()), (expect, None), "{path}");
+            assert_eq!((read(&mut content), content.note()), (expect, None), "{path}");
         }
     }
 
@@ -328,10 +328,7 @@ mod tests {
         // `/dev/zero` reports a length of 0, and never ends.
         let mut content = Content::of(File::open("/dev/zero").unwrap(), true).unwrap();
         assert_eq!((content.size, read(&mut content).len() as u64), (MAX_SPOOL, MAX_SPOOL));
-        assert_eq!(
-            content.remark().as_deref(),
-            Some("has no known length: only its first 16 MiB were copied")
-        );
+        assert_eq!(content.note().as_deref(), Some("has no known length: only its first 16 MiB were copied"));
     }
 
     #[test]

@@ -239,7 +239,7 @@ impl<W: Write> Packer<W> {
             return Err(Error::read(&shown, source));
         }
         appended.map_err(|error| self.stream(error))?;
-        if let Some(remark) = content.remark() {
+        if let Some(remark) = content.note() {
             self.notes.add(&shown, &remark);
         }
         Ok(())

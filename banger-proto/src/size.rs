@@ -27,17 +27,17 @@ pub enum Error {
 }
 
 impl Bytes {
-    /// `n` × 1024 bytes.
+    /// Returns `n` × 1024 bytes.
     pub const fn kib(n: u64) -> Self {
         Self(n << 10)
     }
 
-    /// `n` × 1024² bytes.
+    /// Returns `n` × 1024² bytes.
     pub const fn mib(n: u64) -> Self {
         Self(n << 20)
     }
 
-    /// `n` × 1024³ bytes.
+    /// Returns `n` × 1024³ bytes.
     pub const fn gib(n: u64) -> Self {
         Self(n << 30)
     }

@@ -12,7 +12,7 @@ use std::{
 /// Suffix of the files.
 const SUFFIX: &str = ".log";
 /// Bytes read at once.
-const PIECE: usize = 16 << 10;
+const CHUNK: usize = 16 << 10;
 
 /// Records the output of a command.
 pub struct Writer {
@@ -116,13 +116,13 @@ pub enum Read {
 impl Reader {
     /// Starts at the oldest kept byte, or at the last `lines` lines.
     pub fn new(directory: &Path, lines: Option<u32>) -> io::Result<Self> {
-        let at = lines.map_or(Ok(0), |lines| begin_of_last(directory, lines))?;
+        let at = lines.map_or(Ok(0), |lines| offset_of_last_lines(directory, lines))?;
         Ok(Self { directory: directory.to_owned(), file: None, at })
     }
 
     pub fn next(&mut self) -> io::Result<Read> {
         if let Some((file, begin)) = &self.file {
-            let mut bytes = vec![0; PIECE];
+            let mut bytes = vec![0; CHUNK];
             let count = file.read_at(&mut bytes, self.at - begin)?;
             if count > 0 {
                 bytes.truncate(count);
@@ -148,7 +148,7 @@ impl Reader {
 }
 
 /// Returns the offset of the last lines.
-fn begin_of_last(directory: &Path, lines: u32) -> io::Result<u64> {
+fn offset_of_last_lines(directory: &Path, lines: u32) -> io::Result<u64> {
     let segments = segments(directory)?;
     let Some(first) = segments.first().map(|segment| segment.begin) else { return Ok(0) };
     let mut left = u64::from(lines);

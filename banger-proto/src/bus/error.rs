@@ -18,7 +18,7 @@ macro_rules! error_names {
             /// Every name.
             pub const ALL: &[ErrorName] = &[$(ErrorName::$variant),+];
 
-            /// The full name on the bus.
+            /// Returns the full name on the bus.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(ErrorName::$variant => $name,)+
