@@ -31,6 +31,8 @@ mod table;
 mod text_agent;
 mod timezone;
 mod user_files;
+#[cfg(test)]
+mod wording;
 mod workspace;
 
 use std::process::ExitCode;

@@ -129,4 +129,12 @@ mod tests {
         far.read_to_string(&mut heard).unwrap();
         assert_eq!(heard, "hello");
     }
+
+    #[test]
+    fn hints_of_ssh() {
+        use crate::wording::{check, of_service, shown};
+
+        let by_name = [ErrorName::InvalidState, ErrorName::NotReady];
+        check("hints_of_ssh", &shown(by_name.map(|name| (name, add_hint(of_service(name)).about("web")))));
+    }
 }

@@ -317,6 +317,7 @@ mod tests {
 
     #[test]
     fn invalid_files_are_refused() {
+        let mut all = String::new();
         for (text, why) in [
             ("", "EOF"),
             ("[]", "not an object"),
@@ -333,6 +334,8 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
+            all.push_str(&format!("{text}\n{error}\n\n"));
         }
+        crate::wording::check("errors_of_devcontainers", &all);
     }
 }

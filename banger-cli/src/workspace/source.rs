@@ -306,4 +306,25 @@ mod tests {
         assert_eq!(DisplayPath(b"a\nb").to_string(), r#""a\nb""#);
         assert_eq!(DisplayPath(b"\xff\x1b").to_string(), r#""\xff\x1b""#);
     }
+
+    #[test]
+    fn refusals_of_repositories() {
+        use crate::wording::{check, shown};
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let git = |arguments: &[&str]| Git::within(dir.path()).run(arguments, b"").unwrap();
+        git(&["init", "-q", "work"]);
+        git(&["init", "-q", "--bare", "bare.git"]);
+        std::fs::create_dir(path("plain")).unwrap();
+        std::fs::write(path("file"), "").unwrap();
+        let refusal = |name: &'static str| (name, Repository::open(&path(name)).unwrap_err());
+        let revision = Repository::open(&path("work")).unwrap().commit("v1").unwrap_err();
+        let errors = ["missing", "file", "plain", "bare.git", "work/.git"].map(refusal);
+        let text = shown(errors.into_iter().chain([("work, revision v1", revision)]));
+        let canonical = dir.path().canonicalize().unwrap();
+        let text =
+            text.replace(canonical.to_str().unwrap(), "DIR").replace(dir.path().to_str().unwrap(), "DIR");
+        check("refusals_of_repositories", &text);
+    }
 }

@@ -100,3 +100,15 @@ fn add_hint(error: Error, method: &str) -> Error {
         _ => error,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wording::{check, of_service, shown};
+
+    #[test]
+    fn hints_of_delete() {
+        let refused = add_hint(of_service(ErrorName::InvalidState), "Delete").about("web");
+        check("hints_of_delete", &shown([("running", refused)]));
+    }
+}

@@ -273,4 +273,18 @@ mod tests {
         assert!(Test::try_parse_from(["exec", "-d", "-t", "web", "--", "ls"]).is_err());
         assert!(Test::try_parse_from(["exec", "-d", "web", "--", "ls"]).is_ok());
     }
+
+    #[test]
+    fn hints_of_exec() {
+        use banger_proto::guest::{Failure, FailureKind};
+
+        use crate::wording::{check, of_service, shown};
+
+        let message = "there is no directory /root/repo in the guest".to_owned();
+        let missing = Error::Guest(Failure { kind: FailureKind::BadRequest, message });
+        let by_name = [ErrorName::InvalidState, ErrorName::TooManyRequests];
+        let errors = by_name.map(|name| (name.as_str(), add_hint(of_service(name)).about("web")));
+        let missing = [("missing workspace", hint_missing_workspace(missing))];
+        check("hints_of_exec", &shown(errors.into_iter().chain(missing)));
+    }
 }

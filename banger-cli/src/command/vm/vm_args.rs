@@ -371,4 +371,20 @@ mod tests {
         assert!(hint("").contains("default image"), "{}", hint(""));
         assert!(!hint("--image x").contains("default image"));
     }
+
+    #[test]
+    fn hints_about_missing_images_and_kernels() {
+        use crate::wording::{check, of_service, shown};
+
+        let hint = |line: &'static str, name| (line, parse(line).unwrap().add_hint(of_service(name)));
+        let refused = of_service(ErrorName::RegistryAuthRequired);
+        let errors = [
+            hint("", ErrorName::NoSuchImage),
+            hint("--pull never", ErrorName::NoSuchImage),
+            hint("--image x", ErrorName::NoSuchImage),
+            hint("--memory 1G", ErrorName::NoSuchKernel),
+            ("--image debain", explain("debain", refused)),
+        ];
+        check("hints_about_missing_images", &shown(errors));
+    }
 }
