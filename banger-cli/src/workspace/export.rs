@@ -137,7 +137,7 @@ pub async fn fetch(guest: &mut Guest, kept: &StoredWorkspace, track: &Track) -> 
     }
     track.stage("fetch", &format!("{} from {directory}", count(wanted.len())));
     let meter = track.meter(bytes);
-    let request = Request::GetFiles { directory: directory };
+    let request = Request::GetFiles { directory };
     guest.call(request, move |call| take(call, &snapshot, wanted, (bytes, meter), &known, changes)).await
 }
 
