@@ -1,4 +1,4 @@
-//! Users of the guest, read from its files: a static program cannot ask the guest's name services.
+//! Users of the guest, read from its files: a static program cannot use the guest's name services.
 
 use std::{fs, io, path::Path};
 
@@ -19,8 +19,8 @@ const GROUP: &str = "/etc/group";
 const DEFAULT_SHELL: &str = "/bin/sh";
 
 impl Account {
-    /// The user with this login name or number, and perhaps with a group of its own behind a colon. Root is there
-    /// even in an image without users, and so is every number: as in containers, it needs no entry.
+    /// Finds the user with this login name or number, optionally followed by a colon and a group. Root exists even in
+    /// an image without users, and so does every number: as in containers, it needs no entry.
     pub fn find(user: &str) -> io::Result<Option<Self>> {
         let read = |path: &str| match fs::read_to_string(Path::new(path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),

@@ -1,5 +1,5 @@
-//! Writing the configuration's files into the root file system. The image may be hostile: its links must
-//! not lead anywhere outside of it, and what stands where a file is to be is replaced, never followed.
+//! Writes the files of the configuration into the root file system. The image may be hostile: its links must not lead
+//! out of it, and whatever is at the path of a file is replaced, never followed.
 
 use std::{
     ffi::OsString,
@@ -17,12 +17,12 @@ use rustix::{
 
 use crate::log;
 
-/// Of directories that are made on the way to a file.
+/// Mode of parent directories that are created.
 const DIRECTORY_MODE: u32 = 0o755;
-/// The most bytes of a file of the image that is read.
+/// Limit on the size of a file of the image that is read.
 const MAX_TEXT: u64 = 1 << 20;
 
-/// Writes every file; returns what went wrong.
+/// Writes every file. Returns the problems.
 pub fn files(root: &str, files: &[GuestFile]) -> Vec<String> {
     let mut problems = Vec::new();
     for file in files {
@@ -35,33 +35,33 @@ pub fn files(root: &str, files: &[GuestFile]) -> Vec<String> {
     problems
 }
 
-/// Writes one file, whose directory is made where it is missing. A crash leaves the old file or the new one.
+/// Writes one file and creates its directory if missing. After a crash there is the old file or the new one.
 pub fn write(root: &str, file: &GuestFile) -> io::Result<()> {
     write_bytes(root, Path::new(&file.path), file.mode, file.content.as_bytes())
 }
 
-/// Writes one file of any bytes, as [`write`] does.
+/// Writes one file with arbitrary bytes, as [`write`] does.
 pub fn write_bytes(root: &str, path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
-    let (directory, name, unfinished) = place(root, path)?;
+    let (directory, name, unfinished) = prepare(root, path)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let created = rustix::fs::openat(&directory, &unfinished, flags, Mode::from_raw_mode(0o600))?;
     let mut created = File::from(created);
     created.write_all(content)?;
-    // Not by the mode of creation: the umask would take bits away.
+    // Not by the mode of creation, which the umask would limit.
     rustix::fs::fchmod(&created, Mode::from_raw_mode(mode & 0o7777))?;
     Ok(rustix::fs::renameat(&directory, &unfinished, &directory, &name)?)
 }
 
-/// Makes a symbolic link in the place of whatever is there.
+/// Creates a symbolic link, and replaces whatever is at its path.
 pub fn link(root: &str, path: &str, target: &str) -> io::Result<()> {
-    let (directory, name, unfinished) = place(root, Path::new(path))?;
+    let (directory, name, unfinished) = prepare(root, Path::new(path))?;
     rustix::fs::symlinkat(target, &directory, &unfinished)?;
     Ok(rustix::fs::renameat(&directory, &unfinished, &directory, &name)?)
 }
 
-/// The directory of a file, which is made where it is missing, its name in there, and the name that it has until it is
-/// complete. What an earlier boot left under that one is removed.
-fn place(root: &str, path: &Path) -> io::Result<(OwnedFd, OsString, OsString)> {
+/// Opens the directory of a file, and creates it if missing. Returns it with the file's name and the temporary name
+/// that it has until it is complete. Removes what an earlier boot left under the temporary name.
+fn prepare(root: &str, path: &Path) -> io::Result<(OwnedFd, OsString, OsString)> {
     let path = path.strip_prefix("/").unwrap_or(path);
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
@@ -72,7 +72,7 @@ fn place(root: &str, path: &Path) -> io::Result<(OwnedFd, OsString, OsString)> {
     Ok((directory, name.to_owned(), unfinished))
 }
 
-/// What is in a file; nothing when there is none, and an error when it is larger than any that we read.
+/// Returns the content of a file, or `None` if it does not exist. Fails if it is too large.
 pub fn read(root: &str, path: &str) -> io::Result<Option<Vec<u8>>> {
     let root = open_root(root)?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -90,7 +90,7 @@ pub fn read(root: &str, path: &str) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Whether there is a file or a link at this path.
+/// Returns whether a file or a link exists at this path.
 pub fn exists(root: &str, path: &str) -> bool {
     let Ok(root) = open_root(root) else { return false };
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -98,7 +98,7 @@ pub fn exists(root: &str, path: &str) -> bool {
     rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).is_ok()
 }
 
-/// Makes a directory with this mode, where it is missing.
+/// Creates a directory with this mode if it is missing.
 pub fn directory(root: &str, path: &str, mode: u32) -> io::Result<()> {
     open_directory(root, Path::new(path.trim_start_matches('/')), mode).map(drop)
 }
@@ -115,7 +115,7 @@ fn open_root(root: &str) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(root, flags, Mode::empty())?)
 }
 
-/// Whether there is such a directory below the root.
+/// Returns whether there is such a directory below the root.
 pub fn has_directory(root: &str, path: &Path) -> io::Result<bool> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::openat2(&open_root(root)?, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
@@ -125,7 +125,7 @@ pub fn has_directory(root: &str, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether there is such a program below the root.
+/// Returns whether there is such a program below the root.
 pub fn has_program(root: &str, path: &Path) -> io::Result<bool> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let opened =
@@ -139,7 +139,7 @@ pub fn has_program(root: &str, path: &Path) -> io::Result<bool> {
     Ok(is_file && stat.st_mode & 0o111 != 0)
 }
 
-/// Opens a directory below the root, and makes what is missing of the way there, with this mode.
+/// Opens a directory below the root, and creates its missing components with this mode.
 pub fn open_directory(root: &str, path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open_root(root)?;
@@ -179,7 +179,7 @@ mod tests {
         let file = |path: &str| GuestFile { path: path.into(), mode: 0o644, content: "ours".into() };
         let root_text = root.to_str().unwrap();
         write(root_text, &file("/etc/hosts")).unwrap();
-        // The absolute link is resolved inside the root, where there is nothing: an error, and no escape.
+        // The absolute link is resolved inside the root, where its target does not exist: an error, and no escape.
         assert!(write(root_text, &file("/escape/hosts")).is_err());
         write(root_text, &file("/etc/new/deep/file")).unwrap();
 

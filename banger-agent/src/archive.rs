@@ -1,4 +1,4 @@
-//! Files into the guest, as tar archives, and the streams of archives in both directions.
+//! Unpacks tar archives into the guest, and adapts streams of archives to frames.
 
 use std::{
     fs,
@@ -19,23 +19,23 @@ use crate::{
     port::Port,
 };
 
-/// Unpacks the archive that follows. What would land outside of the directory is refused by the unpacker.
+/// Unpacks the archive that follows. The unpacker refuses entries outside of the directory.
 pub fn put(port: &mut Port, directory: &str, placement: Placement) -> io::Result<()> {
     let unpacked = match placement {
         Placement::Merge => unpack(port, directory, false),
-        Placement::New | Placement::Replace => unpack_whole(port, directory, placement),
+        Placement::New | Placement::Replace => unpack_atomically(port, directory, placement),
     };
     match unpacked {
         Ok(()) => port.send(&Frame::Done).map(drop),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => {
-            refuse(port, kind_of(&error), &format!("cannot unpack into {directory}: {}", in_full(&error)))
+            refuse(port, kind_of(&error), &format!("cannot unpack into {directory}: {}", with_causes(&error)))
         }
     }
 }
 
-/// An error with its causes.
-pub fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
+/// Formats an error with its causes.
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -46,8 +46,8 @@ pub fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// Unpacks beside the directory, which is there only when all of it is.
-fn unpack_whole(port: &mut Port, directory: &str, placement: Placement) -> io::Result<()> {
+/// Unpacks next to the directory, and moves the result into place when it is complete.
+fn unpack_atomically(port: &mut Port, directory: &str, placement: Placement) -> io::Result<()> {
     let path = Path::new(directory);
     let (Some(parent), Some(name), true) = (path.parent(), path.file_name(), path.is_absolute()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -60,24 +60,24 @@ fn unpack_whole(port: &mut Port, directory: &str, placement: Placement) -> io::R
     hidden.push(name);
     hidden.push(format!(".coming-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
     let unfinished = parent.join(hidden);
-    // What an earlier boot was cut off from is no part of this.
+    // Left over if an earlier boot was interrupted.
     remove(&unfinished)?;
     let unpacked =
-        unpack(port, &unfinished.to_string_lossy(), true).and_then(|()| put_in_place(&unfinished, path));
-    // That is what was there before, or what did not come whole.
+        unpack(port, &unfinished.to_string_lossy(), true).and_then(|()| swap_into_place(&unfinished, path));
+    // This is now the previous content, or an incomplete archive.
     remove(&unfinished)?;
     unpacked
 }
 
-/// What is at the place and what is to be there change places in one step.
-fn put_in_place(unfinished: &Path, place: &Path) -> io::Result<()> {
-    match renameat_with(CWD, unfinished, CWD, place, RenameFlags::EXCHANGE) {
-        Err(Errno::NOENT) => fs::rename(unfinished, place),
+/// Exchanges the new directory with the old one in one step.
+fn swap_into_place(unfinished: &Path, target: &Path) -> io::Result<()> {
+    match renameat_with(CWD, unfinished, CWD, target, RenameFlags::EXCHANGE) {
+        Err(Errno::NOENT) => fs::rename(unfinished, target),
         changed => Ok(changed?),
     }
 }
 
-/// Removes whatever is there.
+/// Removes whatever is at this path.
 fn remove(path: &Path) -> io::Result<()> {
     let removed = match path.symlink_metadata() {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
@@ -90,10 +90,10 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Tells names apart that are made at one time.
+/// Distinguishes names that are created at the same time.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
-/// Whether nothing is there, or an empty directory.
+/// Returns whether nothing is there, or an empty directory.
 fn is_free(path: &Path) -> io::Result<bool> {
     match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
@@ -102,14 +102,14 @@ fn is_free(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Unpacks with the owners and permissions of the archive. `fresh` says that no other process uses the directory.
+/// Unpacks with the owners and permissions of the archive. `fresh` means that no other process uses the directory.
 fn unpack(port: &mut Port, directory: &str, fresh: bool) -> io::Result<()> {
     if !Path::new(directory).is_absolute() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let rules = Rules { owner: Owner::Archive, access: Access::AS_ARCHIVED, through_links: true };
     let unpacked = banger_copy::unpack(Input::new(port), Path::new(directory), fresh, rules);
-    // The archives of workspaces have nothing but files and links: there is nothing to remark.
+    // The archives of workspaces consist of files and links, so there are no notes.
     unpacked.map(drop).map_err(|error| io::Error::new(error.kind(), error))
 }
 
@@ -124,7 +124,7 @@ pub struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// The input of this conversation.
+    /// Creates a reader of this conversation's input.
     pub fn new(port: &'a mut Port) -> Self {
         Self { port, bytes: Vec::new(), read: 0, taken: 0, ended: false }
     }
@@ -142,13 +142,13 @@ impl Read for Input<'_> {
                 Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "an archive was expected")),
                 None => return Err(io::ErrorKind::BrokenPipe.into()),
             }
-            // Often enough that the sender never waits, seldom enough to cost nothing.
+            // Often enough that the sender never waits, and seldom enough to be cheap.
             if self.taken >= STDIN_WINDOW / 4 {
                 self.port.queue(&Frame::Window(std::mem::take(&mut self.taken)));
                 self.port.flush()?;
             }
         }
-        // An archive is read in small pieces: what is left of a frame is not moved for each of them.
+        // An archive is read in small pieces, so the rest of a frame is not moved for each of them.
         let rest = &self.bytes[self.read..];
         let count = rest.len().min(into.len());
         into[..count].copy_from_slice(&rest[..count]);

@@ -1,5 +1,5 @@
-//! The way up, as the first process. What goes wrong on it is remembered for whoever asks; only without a
-//! root file system is there nothing to go on with.
+//! Brings the guest up, as the first process. Failures are recorded as problems, which the host can ask for. Only
+//! without the configuration is there nothing to continue with.
 
 use std::{
     ffi::CStr,
@@ -16,20 +16,21 @@ use rustix::{
 };
 
 use crate::{
-    apply, disks, handover, identity, keep_out, log, modprobe, module_tree, modules, network, ssh, timezone,
+    apply, disks, handover, identity, log, modprobe, module_tree, modules, network, ssh, timezone,
+    unmanaged_interface,
 };
 
 /// Where the root file system is mounted until the root is switched.
 pub const NEW_ROOT: &str = "/newroot";
 
-/// Brings the guest up. Never returns when all goes well.
+/// Brings the guest up. Returns only on failure.
 pub fn run() -> ExitCode {
     let mut problems = Vec::new();
     for (kind, target, flags, data) in [
         ("devtmpfs", "/dev", MountFlags::NOSUID, None),
         ("proc", "/proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None),
         ("sysfs", "/sys", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None),
-        // The image's init keeps it as it is: everybody could write there if nothing was said.
+        // The image's init keeps these options. By default, everyone could write there.
         ("tmpfs", "/run", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=755")),
     ] {
         note(&mut problems, mount_fresh(kind, target, flags, data), || format!("cannot mount {target}"));
@@ -70,9 +71,9 @@ pub fn run() -> ExitCode {
             if let Some(device) = &config.module_disk {
                 let mounted = module_tree::mount_at(device, NEW_ROOT);
                 note(&mut problems, mounted, || "cannot mount the modules of the kernel".to_owned());
-                let stands_in = modprobe::stand_in(NEW_ROOT);
-                note(&mut problems, stands_in, || {
-                    "cannot see to the kernel's requests for modules".to_owned()
+                let installed = modprobe::install_helper(NEW_ROOT);
+                note(&mut problems, installed, || {
+                    "cannot serve the kernel's requests for modules".to_owned()
                 });
             }
             problems.extend(apply::files(NEW_ROOT, &identity::files(&config)));
@@ -81,7 +82,11 @@ pub fn run() -> ExitCode {
                 problems.extend(timezone::apply(NEW_ROOT, zone));
             }
             if let Some((name, mac)) = &interface {
-                problems.extend(keep_out::apply(NEW_ROOT, "/", &keep_out::Interface { name, mac: *mac }));
+                problems.extend(unmanaged_interface::apply(
+                    NEW_ROOT,
+                    "/",
+                    &unmanaged_interface::Interface { name, mac: *mac },
+                ));
             }
             if let Some(settings) = &config.ssh {
                 problems.extend(ssh::apply(NEW_ROOT, "/", settings));
@@ -108,13 +113,13 @@ fn note(problems: &mut Vec<String>, result: io::Result<()>, what: impl FnOnce() 
 fn mount_fresh(kind: &str, target: &str, flags: MountFlags, data: Option<&CStr>) -> io::Result<()> {
     fs::create_dir_all(target)?;
     match mount(kind, target, kind, flags, data) {
-        // The kernel mounts devtmpfs itself when it is configured so.
+        // The kernel mounts devtmpfs itself if it is configured to.
         Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// The guest's init mounts it again and finds it there.
+/// Mounts devpts. The guest's init mounts it again and finds it there.
 fn mount_devpts() -> io::Result<()> {
     fs::create_dir_all("/dev/pts")?;
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
@@ -129,7 +134,7 @@ fn read_config() -> io::Result<GuestConfig> {
     serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// Sets the clock forward. A clock that is ahead of the host's word is the host's own, seen a moment later.
+/// Sets the clock forward. A clock that is ahead of the configuration is the host's own, read a moment later.
 fn set_clock(unix_usec: u64) -> io::Result<()> {
     let wanted = UNIX_EPOCH + Duration::from_micros(unix_usec);
     if SystemTime::now() >= wanted {
@@ -138,7 +143,7 @@ fn set_clock(unix_usec: u64) -> io::Result<()> {
     set_time(unix_usec)
 }
 
-/// Sets the clock to so many microseconds since the epoch.
+/// Sets the clock to this number of microseconds since the epoch.
 pub fn set_time(unix_usec: u64) -> io::Result<()> {
     let seconds = i64::try_from(unix_usec / 1_000_000).map_err(|_| io::ErrorKind::InvalidInput)?;
     let time = Timespec { tv_sec: seconds, tv_nsec: ((unix_usec % 1_000_000) * 1000) as _ };

@@ -1,4 +1,4 @@
-//! The control groups of a guest: one for the agent, and one for each session.
+//! Control groups of a guest: one for the agent, and one for each session.
 //!
 //! ```text
 //! /                     init.scope, system.slice … of the image's init
@@ -9,10 +9,10 @@
 //!       └─ 2
 //! ```
 //!
-//! So a command that eats all memory ends alone, a fork bomb leaves room for the next command, and the image's init
-//! does not count commands as its own. The tree is reached by a mount of our own that no path leads to: the image's
-//! init mounts it where it likes. Where the kernel has no cgroup2, or the image's init has taken a controller for
-//! cgroup1, commands run without that bound.
+//! So a command that uses up the memory ends alone, a fork bomb leaves room for the next command, and the image's
+//! init does not count commands as its own. The agent reaches the tree by a private mount without a path, because the
+//! image's init mounts it wherever it likes. If the kernel has no cgroup2, or the image's init uses a controller with
+//! cgroup1, commands run without these limits.
 
 use std::{
     fs, io,
@@ -39,31 +39,32 @@ use rustix::{
 
 use crate::log;
 
-/// Where an image's programs expect the tree.
+/// Where programs of an image expect the tree.
 const MOUNT_POINT: &str = "/sys/fs/cgroup";
-/// Those with which systemd mounts it: the last mount counts for all.
+/// The options of systemd's mount: the last mount determines them for all.
 const OPTIONS: [&str; 2] = ["nsdelegate", "memory_recursiveprot"];
-/// Ours, below the root.
+/// The agent's own group, below the root.
 const TOP: &str = "banger";
 const AGENT: &str = "banger/agent";
 const SESSIONS: &str = "banger/sessions";
-/// What [`of_commands`] looks for in proc(5)'s `cgroup`.
-const OF_SESSIONS: &str = "0::/banger/sessions/";
-/// What is bounded, and shared evenly.
+/// Prefix that [`is_command`] looks for in `cgroup` of proc(5).
+const SESSION_PREFIX: &str = "0::/banger/sessions/";
+/// Controllers for limits and for sharing evenly.
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
-/// The part of commands against that of each service, which have 100 (systemd.resource-control(5), "CPUWeight=").
+/// Weight of all commands; each service has 100 (systemd.resource-control(5), "CPUWeight=").
 const WEIGHT: &str = "300";
-/// The agent does little, and every request waits for it.
+/// The agent does little, but every request waits for it.
 const AGENT_WEIGHT: &str = "1000";
-/// The kernel kills anything before the agent (proc_pid_oom_score_adj(5)); -1000 would hide that it leaks.
+/// The kernel kills everything else before the agent (proc_pid_oom_score_adj(5)); -1000 would hide a leak of the
+/// agent.
 const PROTECTED: &[u8] = b"-900";
 const NOT_PROTECTED: &[u8] = b"0";
-/// Memory that commands leave to the image's init, its services and the agent: an eighth, within this.
+/// Memory that commands leave to the image's init, its services and the agent: an eighth, within these bounds.
 const RESERVED: std::ops::RangeInclusive<u64> = 32 << 20..=128 << 20;
-/// Fewer processes would keep a shell from a pipeline.
-const FEWEST_PROCESSES: u64 = 64;
+/// With fewer processes, a shell could not run a pipeline.
+const MIN_PROCESSES: u64 = 64;
 
-/// What commands may take.
+/// Limits of commands.
 #[derive(Debug, PartialEq, Eq)]
 struct Limits {
     /// All commands together, in bytes.
@@ -91,8 +92,8 @@ impl Limits {
         let reserved = (memory / 8).clamp(*RESERVED.start(), *RESERVED.end());
         Self {
             memory: memory.saturating_sub(reserved).max(memory / 2),
-            processes: (processes / 8 * 7).max(FEWEST_PROCESSES),
-            processes_each: (processes / 2).max(FEWEST_PROCESSES),
+            processes: (processes / 8 * 7).max(MIN_PROCESSES),
+            processes_each: (processes / 2).max(MIN_PROCESSES),
         }
     }
 }
@@ -102,11 +103,11 @@ struct Tree {
     root: OwnedFd,
     limits: Limits,
     last: AtomicU64,
-    /// Those of sessions that have ended, whose processes in the background go on.
+    /// Groups of ended sessions whose background processes still run.
     left: Mutex<Vec<String>>,
 }
 
-/// In the serving process of a guest alone: tests are no guest.
+/// Set in the serving process of a guest only, and not in tests.
 static TREE: OnceLock<Arc<Tree>> = OnceLock::new();
 
 /// Mounts the tree where programs look for it, in a guest whose init does not.
@@ -118,13 +119,13 @@ pub fn mount_for_programs() -> io::Result<()> {
     }
 }
 
-/// Has the serving process that this will be start in its own group, and live longest. It is there before the image's
-/// init, which moves what it finds in the root.
+/// Starts the serving process in its own group, and protects it from the OOM killer. This happens before the image's
+/// init starts, which moves whatever it finds in the root group.
 pub fn protect(server: &mut Command) {
     let procs = Tree::open().and_then(|tree| tree.write_end(&format!("{AGENT}/cgroup.procs")));
     let procs = procs.map_err(|error| log::error(&format!("commands share one control group: {error}"))).ok();
     let prepare = move || {
-        // Without either it serves as well.
+        // It serves without this, too.
         let _ = set_oom_score(PROTECTED);
         if let Some(procs) = &procs {
             let _ = rustix::io::write(procs, b"0");
@@ -138,7 +139,7 @@ pub fn protect(server: &mut Command) {
     }
 }
 
-/// From now on, commands run in groups of their own.
+/// Runs commands in groups of their own from now on.
 pub fn begin() {
     match Tree::open() {
         Ok(tree) => drop(TREE.set(Arc::new(tree))),
@@ -146,21 +147,21 @@ pub fn begin() {
     }
 }
 
-/// Whether a process belongs to a command, by what proc(5) says of its control groups.
-pub fn of_commands(pid: i32) -> bool {
+/// Returns whether a process belongs to a command, according to its control group in proc(5).
+pub fn is_command(pid: i32) -> bool {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    groups.lines().any(|line| line.starts_with(OF_SESSIONS))
+    groups.lines().any(|line| line.starts_with(SESSION_PREFIX))
 }
 
-/// Kills all that runs in a group of a session.
+/// Kills all processes in the group of a session.
 pub fn kill(group: &str) {
     if let Some(tree) = TREE.get() {
-        // A group that is gone has nothing in it.
+        // If the group does not exist, it has no processes.
         let _ = tree.write(&format!("{group}/cgroup.kill"), "1");
     }
 }
 
-/// The group of a session. It is removed when this is dropped, or later when processes are left in it.
+/// The group of a session. Dropping it removes the group, or postpones that if processes are left in it.
 pub struct Group {
     tree: Arc<Tree>,
     name: String,
@@ -168,22 +169,23 @@ pub struct Group {
 }
 
 impl Group {
-    /// A new group; nothing where there are no groups, or none can be made.
+    /// Creates a group. Returns `None` if there are no groups or none can be created.
     pub fn new() -> Option<Self> {
         let tree = TREE.get()?;
         tree.group().map_err(|error| log::error(&format!("cannot make a control group: {error}"))).ok()
     }
 
-    /// Its name in the tree.
+    /// Returns its name in the tree.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What a child calls between fork and exec to be in this group, and to be killed as any other process.
+    /// Returns what a child calls between fork and exec to enter this group, and to be a normal victim of the OOM
+    /// killer.
     pub fn enter(group: Option<&Self>) -> io::Result<impl Fn() + Send + Sync + 'static> {
         let procs = group.map(|group| group.procs.try_clone()).transpose()?;
         Ok(move || {
-            // A command without bounds is better than none.
+            // A command without limits is better than none.
             let _ = set_oom_score(NOT_PROTECTED);
             if let Some(procs) = &procs {
                 let _ = rustix::io::write(procs, b"0");
@@ -208,7 +210,7 @@ impl Tree {
     fn open() -> io::Result<Self> {
         let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
         for option in OPTIONS {
-            // A kernel that does not know one has none to lose.
+            // A kernel without an option does not need it.
             let _ = fsconfig_set_flag(&context, option);
         }
         fsconfig_create(&context)?;
@@ -226,7 +228,7 @@ impl Tree {
     }
 
     fn group(self: &Arc<Self>) -> io::Result<Group> {
-        self.bound();
+        self.set_limits();
         self.left.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !self.remove(name));
         let name = format!("{SESSIONS}/{}", self.last.fetch_add(1, Ordering::Relaxed) + 1);
         self.make(&name)?;
@@ -235,9 +237,9 @@ impl Tree {
         Ok(Group { tree: Arc::clone(self), name, procs })
     }
 
-    /// Enables the controllers and sets what holds for all commands. Looked at each time: a controller that the image's
-    /// init has for itself may be had later, and one that is enabled here cannot be taken away.
-    fn bound(&self) {
+    /// Enables the controllers and sets the limits of all commands. This is repeated for each session: a controller
+    /// that the image's init uses may become available later, and one that is enabled here cannot be taken away.
+    fn set_limits(&self) {
         let enabled = self.read(&format!("{SESSIONS}/cgroup.subtree_control")).unwrap_or_default();
         if CONTROLLERS.iter().all(|wanted| enabled.split_whitespace().any(|word| word == *wanted)) {
             return;
@@ -264,7 +266,7 @@ impl Tree {
         }
     }
 
-    /// Removes a group; `false` when processes are left in it.
+    /// Removes a group. Returns `false` if processes are left in it.
     fn remove(&self, group: &str) -> bool {
         !matches!(unlinkat(&self.root, group, AtFlags::REMOVEDIR), Err(Errno::BUSY | Errno::NOTEMPTY))
     }
@@ -287,7 +289,7 @@ impl Tree {
     }
 }
 
-/// Makes the calling process a better or worse victim of the kernel. Allocates nothing.
+/// Makes the calling process a better or worse victim of the OOM killer. Allocates nothing.
 fn set_oom_score(score: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = openat(rustix::fs::CWD, c"/proc/self/oom_score_adj", flags, Mode::empty())?;
@@ -310,7 +312,7 @@ mod tests {
             (480, 3800, (420, 3325, 1900)),
             (2048, 16_000, (1920, 14_000, 8000)),
             (65_536, 4_194_304, (65_408, 3_670_016, 2_097_152)),
-            // What cannot be read leaves commands something.
+            // If the values cannot be read, commands still get something.
             (0, 0, (0, 64, 64)),
         ] {
             let limits = Limits::of(memory * MIB, processes);

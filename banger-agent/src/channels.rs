@@ -1,5 +1,5 @@
-//! The serving process: it watches the channels and holds a conversation on each that the host opens.
-//! Which channels there are depends on the monitor: ports of virtio consoles, or connections of a vsock.
+//! The serving process: it watches the channels and holds a conversation on each that the host opens. The kind of
+//! channel depends on the VMM: ports of virtio consoles, or connections of a vsock.
 
 use std::{
     collections::BTreeSet,
@@ -26,21 +26,21 @@ use crate::{
     cgroups,
     conversation::{self, Guest},
     detached, limits, log,
-    phases::{InitSystem, Phases},
+    phases::{InitSystem, PhaseTracker},
     port::Port,
     uevents::Uevents,
     vsock,
 };
 
-/// Where the kernel lists its virtio ports, and what it calls them in its events.
+/// Where the kernel lists its virtio ports, and their subsystem in its events.
 const PORTS: &str = "/sys/class/virtio-ports";
 const SUBSYSTEM: &str = "virtio-ports";
-/// The stack of a conversation: it keeps its buffers on the heap.
-pub const STACK: usize = 256 << 10;
+/// Stack size of a conversation, which keeps its buffers on the heap.
+pub const THREAD_STACK: usize = 256 << 10;
 
-/// What the first process tells the serving one.
+/// State that the first process passes to the serving process.
 #[derive(Serialize, Deserialize)]
-pub struct Inheritance {
+pub struct ServerConfig {
     pub token: String,
     pub problems: Vec<String>,
     pub init: InitKind,
@@ -48,7 +48,7 @@ pub struct Inheritance {
     pub programs: Programs,
 }
 
-/// Who the first process is.
+/// Which program is the first process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InitKind {
     /// The image's init.
@@ -57,17 +57,17 @@ pub enum InitKind {
     Agent,
 }
 
-/// Serves until the machine is off.
+/// Serves until the guest is powered off.
 pub fn serve() -> io::Result<Infallible> {
-    let inheritance = serde_json::from_reader(io::stdin().lock())?;
-    let Inheritance { token, problems, init, init_system, programs } = inheritance;
+    let config = serde_json::from_reader(io::stdin().lock())?;
+    let ServerConfig { token, problems, init, init_system, programs } = config;
     cgroups::begin();
     detached::begin();
     limits::begin();
-    let phases = Phases::begin(init_system);
+    let phases = PhaseTracker::begin(init_system);
     let guest = Arc::new(Guest { token, problems, init, programs, phases });
     let vsock = Arc::clone(&guest);
-    thread::Builder::new().stack_size(STACK).spawn(move || {
+    thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
         if let Err(error) = vsock::serve(&vsock) {
             log::error(&format!("cannot serve on the vsock: {error}"));
         }
@@ -80,31 +80,31 @@ pub fn converse_on_input(token: &str) -> io::Result<()> {
     let fd = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::io::ioctl_fionbio(&fd, true)?;
     let (problems, programs) = (Vec::new(), Programs::default());
-    let phases = Phases::begin(InitSystem::Other);
+    let phases = PhaseTracker::begin(InitSystem::Other);
     let guest = Guest { token: token.to_owned(), problems, init: InitKind::Agent, programs, phases };
     let held = conversation::hold(&mut Port::new(fd), &guest);
     detached::wait();
     held
 }
 
-/// Serves every port as it appears. The kernel makes them one after the other, and names each a while after it
-/// has made it; it sends an event for both. Between events this costs nothing.
+/// Serves every port as it appears. The kernel creates ports one by one, names each a while later, and sends an event
+/// for both. Waiting for events uses no processor time.
 fn watch_ports(guest: &Arc<Guest>) -> io::Result<Infallible> {
-    // Opened before the first look, so that no name is missed in between.
+    // Opened before the first listing, so that no name is missed in between.
     let events = Uevents::of(SUBSYSTEM)?;
     let mut known = BTreeSet::new();
     loop {
         for path in find_ports(Path::new(PORTS))? {
             if known.insert(path.clone()) {
                 let guest = Arc::clone(guest);
-                thread::Builder::new().stack_size(STACK).spawn(move || watch(&path, &guest))?;
+                thread::Builder::new().stack_size(THREAD_STACK).spawn(move || watch(&path, &guest))?;
             }
         }
         events.wait()?;
     }
 }
 
-/// The devices of the ports that are ours and have their names.
+/// Returns the devices of the agent's ports that have their names already.
 fn find_ports(list: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(list) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -126,7 +126,7 @@ fn watch(path: &Path, guest: &Guest) {
     log::error(&format!("{}: {error}", path.display()));
 }
 
-/// Holds one conversation after the other on a channel.
+/// Holds one conversation after another on a channel.
 fn converse(path: &Path, guest: &Guest) -> io::Result<Infallible> {
     let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
     let doorbell = Doorbell::of(&fd)?;
@@ -134,16 +134,15 @@ fn converse(path: &Path, guest: &Guest) -> io::Result<Infallible> {
     loop {
         doorbell.wait(&port)?;
         if let Err(error) = conversation::hold(&mut port, guest) {
-            // The host is at fault, or gone in the middle of a frame: the next greeting begins anew.
+            // The host is at fault, or hung up in the middle of a frame: the next greeting starts over.
             log::info(&format!("a conversation ended early: {error}"));
         }
     }
 }
 
-/// Tells when the host has opened a channel. While it has not, a plain poll would return at once and say
-/// that it hung up; edges are reported only when that changes. The kernel notes that the host is there before it
-/// wakes who waits (`handle_control_message` in `drivers/char/virtio_console.c`), so no edge is lost and the wait
-/// needs no end.
+/// Waits until the host has opened a channel. Before that, a level-triggered poll would return at once with a hangup;
+/// edges are reported only for changes. The kernel marks the port as open before it wakes the waiters
+/// (`handle_control_message` in `drivers/char/virtio_console.c`), so no edge is lost and the wait needs no timeout.
 struct Doorbell {
     epoll: OwnedFd,
 }
@@ -160,7 +159,7 @@ impl Doorbell {
         loop {
             let mut fds = [PollFd::new(port, PollFlags::IN)];
             poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-            // A port without a host is readable, too: what is read there is an end.
+            // A port without a host is readable, too, but only returns the end of the stream.
             if !fds[0].revents().contains(PollFlags::HUP) {
                 return Ok(());
             }

@@ -1,4 +1,4 @@
-//! The guest's clock, compared with the host's and corrected.
+//! Compares the guest's clock with the host's, and corrects it.
 
 use std::{
     io,
@@ -15,10 +15,10 @@ use crate::{
     port::Port,
 };
 
-/// No clock is wrong by more than this, a thousand years: the sum stays within what the kernel can count.
+/// Limit on a correction, a thousand years, so that the sum stays in the range of the kernel.
 const MAX_OFFSET: u64 = 1_000 * 366 * 86_400 * 1_000_000;
 
-/// Tells the time as often as the host asks, and corrects the clock.
+/// Sends the time as often as the host asks, and corrects the clock.
 pub fn serve(port: &mut Port) -> io::Result<()> {
     loop {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -51,7 +51,7 @@ fn read(bytes: &[u8]) -> Option<Correction> {
 }
 
 fn apply(correction: Correction) -> io::Result<()> {
-    // What is left of an earlier slew would come on top of this.
+    // The rest of an earlier slew would be added to this.
     adjust(slew(0))?;
     adjust(match correction.pace {
         Pace::Slew => slew(correction.offset_usec),
@@ -61,7 +61,7 @@ fn apply(correction: Correction) -> io::Result<()> {
 
 /// Returns the argument of adjtimex(2) that slews the clock.
 fn slew(offset_usec: i64) -> libc::timex {
-    libc::timex { modes: libc::ADJ_OFFSET_SINGLESHOT, offset: offset_usec, ..nothing() }
+    libc::timex { modes: libc::ADJ_OFFSET_SINGLESHOT, offset: offset_usec, ..empty_timex() }
 }
 
 /// Returns the argument of adjtimex(2) that steps the clock. The microseconds are never negative, even with negative
@@ -71,10 +71,10 @@ fn step(offset_usec: i64) -> libc::timex {
         tv_sec: offset_usec.div_euclid(1_000_000),
         tv_usec: offset_usec.rem_euclid(1_000_000),
     };
-    libc::timex { modes: libc::ADJ_SETOFFSET, time, ..nothing() }
+    libc::timex { modes: libc::ADJ_SETOFFSET, time, ..empty_timex() }
 }
 
-fn nothing() -> libc::timex {
+fn empty_timex() -> libc::timex {
     // SAFETY: the structure consists of integers, for which zero is a value.
     #[expect(unsafe_code, reason = "the structure has no other constructor")]
     unsafe {
@@ -83,7 +83,7 @@ fn nothing() -> libc::timex {
 }
 
 fn adjust(mut change: libc::timex) -> io::Result<()> {
-    // SAFETY: the structure is whole, and the kernel keeps no pointer to it.
+    // SAFETY: the structure is complete, and the kernel keeps no pointer to it.
     #[expect(unsafe_code, reason = "rustix has no adjtimex(2)")]
     let state = unsafe { libc::adjtimex(&mut change) };
     if state < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_told_as_often_as_it_is_asked_for() {
+    fn the_time_is_sent_on_each_request() {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
         let before = now();
         let mut host = Host::ask(Request::Clock);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_correction_is_refused_and_changes_nothing() {
+    fn an_invalid_correction_is_refused_and_changes_nothing() {
         let far = i64::MAX;
         for bytes in [
             "x",
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_correction_is_put_as_the_kernel_wants_it() {
+    fn a_correction_becomes_valid_adjtimex_arguments() {
         for (offset, seconds, micros) in
             [(0, 0, 0), (1_500_000, 1, 500_000), (-1, -1, 999_999), (-2_000_000, -2, 0)]
         {

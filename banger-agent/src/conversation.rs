@@ -1,4 +1,4 @@
-//! One conversation: a greeting, a request, its answer.
+//! One conversation: a greeting, a request, and its answer.
 
 use std::{fs, io, path::Path};
 
@@ -8,30 +8,30 @@ use banger_proto::guest::{
 use serde::Serialize;
 
 use crate::{
-    archive, boot,
+    archive, boot, boot_wait,
     channels::InitKind,
-    clock, copies, detached, early, exec, files, forward, locale,
-    phases::{Phases, Waited},
+    clock, copies, detached, exec, files, forward, locale,
+    phases::{PhaseTracker, Waited},
     port::{Greeting, Port},
     ports, power, programs, stats, stopping,
 };
 
 /// Where the work disk is mounted.
-const WORK: &str = "/root";
+const WORK_DISK: &str = "/root";
 
-/// What a conversation has to know.
+/// What a conversation knows about the guest.
 pub struct Guest {
     pub token: String,
-    /// What went wrong on the way up.
+    /// Problems during the boot.
     pub problems: Vec<String>,
     pub init: InitKind,
-    /// How the image wants its programs to be run.
+    /// The image's defaults for running programs.
     pub programs: Programs,
-    /// How far it is with its boot.
-    pub phases: Phases,
+    /// The phases of the boot.
+    pub phases: PhaseTracker,
 }
 
-/// Holds a conversation; returns when it is over or the host has hung up.
+/// Holds a conversation. Returns when it is over or the host has hung up.
 pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
     if port.greet(&guest.token)? == Greeting::HungUp {
         return Ok(());
@@ -41,13 +41,13 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Some(Frame::Request(request)) => request,
         Some(_) => return refuse(port, FailureKind::BadRequest, "a request was expected"),
     };
-    // A host that leaves meanwhile wants no answer.
-    if could_be_undone(&request) && guest.phases.wait_quietly(Phase::Init, port)? == Waited::Over {
+    // A host that hangs up meanwhile needs no answer.
+    if must_wait_for_boot(&request) && guest.phases.wait_quietly(Phase::Init, port)? == Waited::HungUp {
         return Ok(());
     }
     match request {
         Request::Exec(mut command) => {
-            let Some(early) = early::wait(port, &mut command, &guest.phases)? else { return Ok(()) };
+            let Some(early) = boot_wait::wait(port, &mut command, &guest.phases)? else { return Ok(()) };
             match programs::complete(&guest.programs, command) {
                 Some(command) => exec::run(port, locale::complete(command), early),
                 None => refuse(port, FailureKind::BadRequest, "the image names no program of its own"),
@@ -69,37 +69,37 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Connect(endpoint) => forward::connect(port, &endpoint),
         Request::Listen(endpoint) => forward::listen(port, &endpoint),
         Request::Accept(number) => forward::accept(port, number),
-        Request::Ports => tell(port, &ports::listening()),
-        Request::Stats => tell(port, &stats::now()),
-        Request::Detached => tell(port, &detached::facts()),
+        Request::Ports => reply_json(port, &ports::listening()),
+        Request::Stats => reply_json(port, &stats::now()),
+        Request::Detached => reply_json(port, &detached::facts()),
         Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
         Request::StopDetached(id) => detached::stop(port, id),
         Request::Wait(phase) => match guest.phases.wait_quietly(phase, port)? {
             Waited::Reached => port.send(&Frame::Done).map(drop),
             Waited::Late => refuse(port, FailureKind::Other, "the boot of the guest takes too long"),
-            Waited::Over => Ok(()),
+            Waited::HungUp => Ok(()),
         },
         Request::Shutdown => {
             rustix::fs::sync();
-            // The host waits for no more than this; whether it hears it changes nothing.
+            // The host waits for nothing else; whether it receives this does not matter.
             let _ = port.send(&Frame::Done);
-            power::off(guest.init)
+            power::power_off_guest(guest.init)
         }
     }
 }
 
-/// Whether the early part of the boot could undo what is asked for. It leaves the home of root alone, which is on a disk
-/// that the agent has mounted before: what goes there need not wait.
-fn could_be_undone(request: &Request) -> bool {
+/// Returns whether the early boot could undo the request. It leaves the home of root alone, which is on a disk that
+/// the agent has mounted before, so requests there need not wait.
+fn must_wait_for_boot(request: &Request) -> bool {
     match request {
-        Request::PutTar { directory, .. } => !Path::new(directory).starts_with(WORK),
+        Request::PutTar { directory, .. } => !Path::new(directory).starts_with(WORK_DISK),
         Request::CopyIn(_) => true,
         _ => false,
     }
 }
 
-/// Answers in JSON.
-fn tell(port: &mut Port, answer: &impl Serialize) -> io::Result<()> {
+/// Replies in JSON.
+fn reply_json(port: &mut Port, answer: &impl Serialize) -> io::Result<()> {
     for piece in serde_json::to_vec(answer)?.chunks(MAX_DATA) {
         if !port.send(&Frame::Output(piece.to_vec()))? {
             return Ok(());
@@ -108,12 +108,12 @@ fn tell(port: &mut Port, answer: &impl Serialize) -> io::Result<()> {
     port.send(&Frame::Done).map(drop)
 }
 
-/// Says that a request failed.
+/// Replies that a request failed.
 pub fn refuse(port: &mut Port, kind: FailureKind, message: &str) -> io::Result<()> {
     port.send(&Frame::Failed(Failure { kind, message: message.to_owned() })).map(drop)
 }
 
-/// The kind of failure that an error of the system is.
+/// Returns the kind of failure for an error of the system.
 pub fn kind_of(error: &io::Error) -> FailureKind {
     match error.kind() {
         io::ErrorKind::NotFound => FailureKind::NotFound,
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn output_errors_and_status_arrive_as_they_are() {
+    fn output_errors_and_status_arrive_unchanged() {
         check("exit 42", "", "", Exit::Code(42));
         check("echo out; echo err >&2; exit 1", "out\n", "err\n", Exit::Code(1));
         check("kill -9 $$", "", "", Exit::Signal(9));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_says_nothing_is_heard_of() {
+    fn a_silent_command_sends_heartbeats() {
         let mut host = Host::exec(&["sleep", "1000"]);
         let Frame::Started(started) = host.next() else { panic!("it does not run") };
         let begun = std::time::Instant::now();
@@ -200,11 +200,11 @@ mod tests {
         assert_eq!(host.collect().2, Frame::Exit(Exit::Code(7)));
     }
 
-    /// As many as the window allows.
+    /// As many as fit the window.
     const STDIN_FRAMES: usize = banger_proto::guest::STDIN_WINDOW as usize / MAX_DATA;
 
     #[test]
-    fn a_program_a_user_and_a_directory_that_are_not_there_are_told_apart() {
+    fn a_missing_program_user_and_directory_are_distinguished() {
         let failure = |exec: Exec| match Host::ask(Request::Exec(exec)).collect().2 {
             Frame::Failed(failure) => (failure.kind, failure.message),
             other => panic!("{other:?}"),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_whose_host_is_gone_is_ended() {
+    fn a_session_ends_when_its_host_hangs_up() {
         let mut host = Host::exec(&["sh", "-c", "echo $$; sleep 1000"]);
         assert!(matches!(host.next(), Frame::Started(_)));
         let Frame::Output(pid) = host.next() else { panic!("no process id") };
@@ -252,12 +252,12 @@ mod tests {
         let (output, _, end) = Host::exec(&["sh", "-c", "sleep 1000 & echo $!"]).collect();
         assert_eq!(end, Frame::Exit(Exit::Code(0)));
         let pid = Pid::from_raw(output.trim().parse().unwrap()).unwrap();
-        // It would outlive the tests, and hold on to what they have inherited.
+        // It would outlive the tests and keep inherited descriptors open.
         kill_process(pid, Signal::KILL).unwrap();
     }
 
     #[test]
-    fn a_wrong_token_is_refused_and_the_right_one_heard_after_it() {
+    fn a_wrong_token_is_refused_and_the_right_one_accepted_after_it() {
         let mut host = Host::new();
         assert_eq!(host.greet("ffffffffffffffffffffffffffffffff"), Err(hello::Error::WrongToken));
         assert_eq!(host.greet(TOKEN), Ok(true));
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_that_was_cut_off_does_not_spoil_the_next() {
+    fn an_interrupted_conversation_does_not_affect_the_next() {
         let mut host = Host::new();
         assert_eq!(host.greet(TOKEN), Ok(true));
         host.stream.write_all(b"\xff\xff\xff\xff garbage").unwrap();
@@ -297,9 +297,9 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_directory_is_there_when_all_of_it_is() {
+    fn a_directory_appears_when_it_is_complete() {
         let dir = tempfile::tempdir().unwrap();
-        let place = dir.path().join("place");
+        let path = dir.path().join("path");
         let put = |name: &str, placement, cut: usize| {
             let mut archive = tar::Builder::new(Vec::new());
             let mut header = tar::Header::new_gnu();
@@ -309,7 +309,7 @@ mod tests {
             header.set_gid(0);
             archive.append_data(&mut header, name, &[b'x'; 2000][..]).unwrap();
             let bytes = archive.into_inner().unwrap();
-            let directory = place.to_str().unwrap().to_owned();
+            let directory = path.to_str().unwrap().to_owned();
             let mut host = Host::ask(Request::PutTar { directory, placement });
             host.feed(&bytes[..bytes.len() - cut]);
             host.bytes().1
@@ -324,8 +324,8 @@ mod tests {
         assert_eq!(put("first", Placement::New, 0), Frame::Done);
         assert!(matches!(put("second", Placement::New, 0), Frame::Failed(_)));
         assert!(matches!(put("cut", Placement::Replace, 3000), Frame::Failed(_)));
-        assert_eq!(names(&place), ["first"]);
+        assert_eq!(names(&path), ["first"]);
         assert_eq!(put("second", Placement::Replace, 0), Frame::Done);
-        assert_eq!((names(&place), names(dir.path())), (vec!["second".into()], vec!["place".into()]));
+        assert_eq!((names(&path), names(dir.path())), (vec!["second".into()], vec!["path".into()]));
     }
 }

@@ -1,5 +1,5 @@
-//! Copies of files and directories into the guest and out of it. What is read and written is decided in `banger-copy`;
-//! here are the paths of the guest and its users.
+//! Copies files and directories into and out of the guest. `banger-copy` reads and writes them; this module resolves
+//! paths and users of the guest.
 
 use std::{
     ffi::OsStr,
@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use banger_copy::{Access, Notes, Numbers, Owner, Packer, Rules, Target};
+use banger_copy::{Access, Notes, Owner, Ownership, Packer, Rules, Target};
 use banger_proto::guest::{
     Frame,
     frame::MAX_DATA,
@@ -16,15 +16,15 @@ use banger_proto::guest::{
 
 use crate::{
     account::Account,
-    archive::{Input, Output, in_full},
+    archive::{Input, Output, with_causes},
     conversation::{kind_of, refuse},
     port::Port,
 };
 
-/// Whose commands are those of an image that names no user.
+/// Default user of commands if the image names none.
 const ROOT: &str = "root";
 
-/// Why a copy is not made.
+/// Why a copy failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
@@ -47,14 +47,14 @@ impl Error {
     }
 }
 
-/// Unpacks the archive that follows.
+/// Receives the archive that follows as a copy.
 pub fn receive(port: &mut Port, copy: &CopyIn, login: Option<&str>) -> io::Result<()> {
     let received = (|| {
         let to = resolve(&copy.to, login)?;
         let (owner, access) = match &copy.owner {
             CopyOwner::Archive => (Owner::Archive, Access::AS_ARCHIVED),
-            CopyOwner::Login => (owner(login.unwrap_or(ROOT))?, Access::OF_ANOTHER),
-            CopyOwner::User(user) => (owner(user)?, Access::OF_ANOTHER),
+            CopyOwner::Login => (owner(login.unwrap_or(ROOT))?, Access::WITHOUT_SETUID_BITS),
+            CopyOwner::User(user) => (owner(user)?, Access::WITHOUT_SETUID_BITS),
         };
         let rules = Rules { owner, access, through_links: true };
         let top = copy.top.as_deref().map(OsStr::new);
@@ -69,7 +69,7 @@ pub fn send(port: &mut Port, copy: &CopyOut, login: Option<&str>) -> io::Result<
     let sent = (|| {
         let path = resolve(&copy.path, login)?;
         let output = io::BufWriter::with_capacity(MAX_DATA, Output { port });
-        let mut packer = Packer::new(output, Numbers::Source).following(copy.follow);
+        let mut packer = Packer::new(output, Ownership::Source).follow_links(copy.follow);
         packer.add(&path, copy.top.as_deref().map(OsStr::new))?;
         Ok(packer.finish()?.1)
     })();
@@ -88,11 +88,11 @@ fn finish(port: &mut Port, result: Result<Notes, Error>) -> io::Result<()> {
             port.send(&Frame::Done).map(drop)
         }
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => refuse(port, kind_of(&error.kind().into()), &in_full(&error)),
+        Err(error) => refuse(port, kind_of(&error.kind().into()), &with_causes(&error)),
     }
 }
 
-/// The file that a path of a request names.
+/// Resolves a path of a request.
 fn resolve(path: &str, login: Option<&str>) -> Result<PathBuf, Error> {
     if path.starts_with('/') {
         return Ok(path.into());
@@ -101,7 +101,7 @@ fn resolve(path: &str, login: Option<&str>) -> Result<PathBuf, Error> {
     let (user, rest) = rest.split_once('/').unwrap_or((rest, ""));
     let user = if user.is_empty() { login.unwrap_or(ROOT) } else { user };
     let home = account(user)?.home;
-    // Not by joining: a slash at the end has a meaning.
+    // Not `Path::join`: a trailing slash has a meaning.
     Ok(match rest {
         "" if !path.ends_with('/') => home.into(),
         rest => Path::new(&format!("{}/{rest}", home.trim_end_matches('/'))).to_owned(),
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_grows_and_files_without_a_length_come_whole() {
+    fn growing_logs_and_files_without_a_length_are_copied() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         fs::write(&log, vec![b'x'; 200_000]).unwrap();
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_named_and_a_device_is_refused() {
+    fn a_socket_is_noted_and_a_device_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let _socket = UnixListener::bind(dir.path().join("sock")).unwrap();
         fs::write(dir.path().join("file"), "x").unwrap();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_has_the_owner_that_was_asked_for_and_no_rights_beyond() {
+    fn a_copy_has_the_requested_owner_and_no_setuid_bits() {
         if !rustix::process::geteuid().is_root() {
             println!("skipped: files are given away by root alone");
             return;
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_off_leaves_nothing_under_its_name() {
+    fn an_interrupted_copy_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let to = dir.path().to_str().unwrap();
         let bytes = archive(&[("t/", b"", 0o755), ("t/a", &[1; 5000], 0o644), ("t/b", &[2; 5000], 0o644)]);
@@ -272,7 +272,7 @@ mod tests {
             for piece in bytes[..bytes.len() - cut].chunks(MAX_DATA) {
                 host.send(&Frame::Input(piece.to_vec()));
             }
-            // The command was interrupted: it hangs up.
+            // Like an interrupted command, this hangs up.
             drop(host);
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{name}");
         }

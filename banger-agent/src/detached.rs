@@ -1,5 +1,5 @@
-//! Commands that go on without a host. What they write is kept on the guest's disk, the last of it, with how they ended.
-//! The host can list them, read what they wrote, and stop them.
+//! Commands that run without a host. The last part of their output and their exit are kept on the guest's disk. The
+//! host can list them, read their output, and stop them.
 
 mod log;
 mod store;
@@ -25,7 +25,7 @@ use rustix::{
 pub use self::store::{begin, facts};
 use self::{
     log::{Read, Reader, Writer},
-    store::{About, Entry},
+    store::{Entry, Metadata},
 };
 use crate::{
     cgroups,
@@ -35,21 +35,21 @@ use crate::{
     spawn::{self, Running},
 };
 
-/// Commands that may run at once. Each takes a thread of the agent and a pipe.
-const MOST_RUNNING: usize = 64;
-/// As much of a command line as is remembered, in bytes.
-const MOST_COMMAND: usize = 1024;
-/// How long a command may take to end after it was asked to, as long as with `docker stop`, and after it was killed.
-const PATIENCE: [(Signal, Duration); 2] =
+/// Limit on commands that run at the same time. Each takes a thread of the agent and a pipe.
+const MAX_RUNNING: usize = 64;
+/// Limit on the recorded command line, in bytes.
+const MAX_COMMAND_TEXT: usize = 1024;
+/// Signals that stop a command, and how long to wait after each; the first as long as `docker stop` does.
+const STOP_SEQUENCE: [(Signal, Duration); 2] =
     [(Signal::TERM, Duration::from_secs(10)), (Signal::KILL, Duration::from_secs(5))];
-/// Between two looks whether a command has ended, or has written more.
-const LOOK: Duration = Duration::from_millis(100);
-const STACK: usize = 64 << 10;
+/// Poll interval for the end of a command and for new output.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+const THREAD_STACK: usize = 64 << 10;
 
-/// The threads that keep what commands write.
-static KEEPERS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+/// The threads that record output.
+static RECORDERS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
 
-/// Starts a command. Answered by its number and `Done`.
+/// Starts a command. Replies with its number and `Done`.
 pub fn start(port: &mut Port, command: &Exec) -> io::Result<()> {
     match begin_command(command) {
         Ok(id) => {
@@ -62,78 +62,78 @@ pub fn start(port: &mut Port, command: &Exec) -> io::Result<()> {
 
 fn begin_command(command: &Exec) -> io::Result<u64> {
     store::prune();
-    let running = |entry: &Entry| entry.about().is_ok_and(|about| about.is_running());
-    if store::all().iter().filter(|entry| running(entry)).count() >= MOST_RUNNING {
-        let message = format!("{MOST_RUNNING} detached commands run already");
+    let running = |entry: &Entry| entry.metadata().is_ok_and(|metadata| metadata.is_running());
+    if store::all().iter().filter(|entry| running(entry)).count() >= MAX_RUNNING {
+        let message = format!("{MAX_RUNNING} detached commands run already");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let entry = store::make()?;
+    let entry = store::create()?;
     let begun = spawn::spawn(command).and_then(|running| {
         let pid = running.child.id();
-        let about = About {
-            command: shortened(&command.argv.join(" ")),
+        let metadata = Metadata {
+            command: truncated(&command.argv.join(" ")),
             user: command.user.clone().unwrap_or_else(|| "root".to_owned()),
             pid,
-            begun_ticks: store::begun_ticks(pid).unwrap_or_default(),
+            start_ticks: store::start_ticks(pid).unwrap_or_default(),
             boot_id: store::boot_id(),
             group: running.group.as_ref().map(|group| group.name().to_owned()),
             started_usec: now(),
             ended_usec: 0,
             exit: None,
         };
-        entry.remember(&about)?;
+        entry.save(&metadata)?;
         let id = entry.id;
         let kept = entry.clone();
-        let keeper = thread::Builder::new().stack_size(STACK).spawn(move || {
-            if let Err(error) = keep(running, &kept, about) {
+        let recorder = thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
+            if let Err(error) = record_output(running, &kept, metadata) {
                 crate::log::error(&format!("the output of the detached command {id} is lost: {error}"));
             }
         })?;
-        let mut keepers = KEEPERS.lock().unwrap_or_else(PoisonError::into_inner);
-        keepers.retain(|keeper| !keeper.is_finished());
-        keepers.push(keeper);
+        let mut keepers = RECORDERS.lock().unwrap_or_else(PoisonError::into_inner);
+        keepers.retain(|recorder| !recorder.is_finished());
+        keepers.push(recorder);
         Ok(id)
     });
     if begun.is_err() {
-        let _ = entry.forget();
+        let _ = entry.remove();
     }
     begun
 }
 
-/// Waits until every command that was started has ended and closed its output.
+/// Waits until every started command has ended and closed its output.
 pub fn wait() {
-    let keepers = std::mem::take(&mut *KEEPERS.lock().unwrap_or_else(PoisonError::into_inner));
-    for keeper in keepers {
-        // One that panicked has said so.
-        let _ = keeper.join();
+    let keepers = std::mem::take(&mut *RECORDERS.lock().unwrap_or_else(PoisonError::into_inner));
+    for recorder in keepers {
+        // A panic has been reported by the thread.
+        let _ = recorder.join();
     }
 }
 
-/// Keeps what a command writes, and how it ends. What it leaves running in the background may write on.
-fn keep(mut running: Running, entry: &Entry, mut about: About) -> io::Result<()> {
+/// Records the output of a command and how it ended. Background processes of the command may continue to write.
+fn record_output(mut running: Running, entry: &Entry, mut metadata: Metadata) -> io::Result<()> {
     let pidfd = pidfd_open(Pid::from_child(&running.child), PidfdFlags::empty())?;
-    let mut writer = Writer::new(&entry.directory, entry.most);
-    while about.exit.is_none() || running.output.is_some() {
+    let mut writer = Writer::new(&entry.directory, entry.max_size);
+    while metadata.exit.is_none() || running.output.is_some() {
         let mut fds = Vec::with_capacity(2);
         fds.extend(running.output.as_ref().map(|output| PollFd::new(output, PollFlags::IN)));
-        if about.exit.is_none() {
+        if metadata.exit.is_none() {
             fds.push(PollFd::new(&pidfd, PollFlags::IN));
         }
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let ended = about.exit.is_none() && fds.last().is_some_and(|last| !last.revents().is_empty());
+        let ended = metadata.exit.is_none() && fds.last().is_some_and(|last| !last.revents().is_empty());
         drop(fds);
         // Its output is written before its end is recorded.
         drain(&mut running.output, &mut writer)?;
         if ended && let Some(status) = running.child.try_wait()? {
-            about.exit = Some(match (status.code(), status.signal()) {
+            metadata.exit = Some(match (status.code(), status.signal()) {
                 (Some(code), _) => Exit::Code(code as u8),
                 (None, signal) => Exit::Signal(signal.unwrap_or_default() as u8),
             });
-            about.ended_usec = now();
-            entry.remember(&about)?;
+            metadata.ended_usec = now();
+            entry.save(&metadata)?;
             running.group = None;
         }
     }
@@ -141,7 +141,7 @@ fn keep(mut running: Running, entry: &Entry, mut about: About) -> io::Result<()>
     Ok(())
 }
 
-/// Takes what is in the pipe, at most as much as one holds: there may be more at once.
+/// Reads from the pipe, at most its capacity, because a writer may add more all the time.
 fn drain(output: &mut Option<OwnedFd>, writer: &mut Writer) -> io::Result<()> {
     let mut bytes = vec![0; 16 << 10];
     for _ in 0..8 {
@@ -156,7 +156,7 @@ fn drain(output: &mut Option<OwnedFd>, writer: &mut Writer) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends what a command wrote; with `follow`, until it has ended.
+/// Sends the output of a command; with `follow`, until it has ended.
 pub fn send_log(port: &mut Port, wanted: &DetachedLog) -> io::Result<()> {
     let Some(entry) = store::find(wanted.id) else { return refuse_unknown(port, wanted.id) };
     let failed = |port: &mut Port, error: io::Error| {
@@ -167,8 +167,8 @@ pub fn send_log(port: &mut Port, wanted: &DetachedLog) -> io::Result<()> {
         Err(error) => return failed(port, error),
     };
     loop {
-        // Looked at first: all that it wrote is there once it has ended.
-        let goes_on = wanted.follow && entry.about().is_ok_and(|about| about.is_running());
+        // Checked first: the output is complete once the command has ended.
+        let still_running = wanted.follow && entry.metadata().is_ok_and(|metadata| metadata.is_running());
         loop {
             let frame = match reader.next() {
                 Ok(Read::Bytes(bytes)) => Frame::Output(bytes),
@@ -180,45 +180,45 @@ pub fn send_log(port: &mut Port, wanted: &DetachedLog) -> io::Result<()> {
                 return Ok(());
             }
         }
-        if !goes_on {
+        if !still_running {
             return port.send(&Frame::Done).map(drop);
         }
         if port.receive()? == Received::HungUp {
             return Ok(());
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Ends a command: asks it first, and kills it with all that it started when it does not end.
+/// Stops a command: signals it first, and kills it with everything that it started if it does not end.
 pub fn stop(port: &mut Port, id: u64) -> io::Result<()> {
     let Some(entry) = store::find(id) else { return refuse_unknown(port, id) };
-    let about = match entry.about() {
-        Ok(about) => about,
+    let metadata = match entry.metadata() {
+        Ok(metadata) => metadata,
         Err(error) => {
             return refuse(port, kind_of(&error), &format!("cannot stop the command {id}: {error}"));
         }
     };
-    for (signal, patience) in PATIENCE {
-        if !about.is_running() {
+    for (signal, timeout) in STOP_SEQUENCE {
+        if !metadata.is_running() {
             break;
         }
-        if let Some(group) = Pid::from_raw(about.pid as i32) {
+        if let Some(group) = Pid::from_raw(metadata.pid as i32) {
             // It may have ended just now.
             let _ = kill_process_group(group, signal);
             let _ = kill_process_group(group, Signal::CONT);
         }
         let mut waited = Duration::ZERO;
-        while waited < patience && entry.about().is_ok_and(|about| about.is_running()) {
-            thread::sleep(LOOK);
-            waited += LOOK;
+        while waited < timeout && entry.metadata().is_ok_and(|metadata| metadata.is_running()) {
+            thread::sleep(POLL_INTERVAL);
+            waited += POLL_INTERVAL;
         }
     }
-    // What it left in the background.
-    if let Some(group) = about.group.as_deref().filter(|_| about.is_of_this_boot()) {
+    // Its background processes.
+    if let Some(group) = metadata.group.as_deref().filter(|_| metadata.is_of_this_boot()) {
         cgroups::kill(group);
     }
-    match entry.about().is_ok_and(|about| about.is_running()) {
+    match entry.metadata().is_ok_and(|metadata| metadata.is_running()) {
         true => refuse(port, FailureKind::Other, &format!("the command {id} does not end")),
         false => port.send(&Frame::Done).map(drop),
     }
@@ -228,9 +228,9 @@ fn refuse_unknown(port: &mut Port, id: u64) -> io::Result<()> {
     refuse(port, FailureKind::NotFound, &format!("there is no detached command {id}"))
 }
 
-/// What can be remembered of a command line.
-fn shortened(command: &str) -> String {
-    let end = (0..=MOST_COMMAND.min(command.len())).rev().find(|end| command.is_char_boundary(*end));
+/// Truncates a command line to what is recorded.
+fn truncated(command: &str) -> String {
+    let end = (0..=MAX_COMMAND_TEXT.min(command.len())).rev().find(|end| command.is_char_boundary(*end));
     command[..end.unwrap_or_default()].to_owned()
 }
 
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_detached_command_wrote_and_how_it_ended_is_kept() {
+    fn the_output_and_exit_of_a_detached_command_are_kept() {
         let id = detach("echo out; echo err >&2; sleep 0.3; echo last; exit 7");
         // Followed to its end.
         assert_eq!(log(id, None, true), ("out\nerr\nlast\n".into(), Frame::Done));
@@ -283,15 +283,15 @@ mod tests {
             let Frame::Failed(failure) = Host::ask(request).bytes().1 else { panic!() };
             assert_eq!(failure.kind, FailureKind::NotFound);
         }
-        store::find(id).unwrap().forget().unwrap();
+        store::find(id).unwrap().remove().unwrap();
     }
 
     #[test]
-    fn a_command_that_writes_without_end_fills_no_disk_and_can_be_stopped() {
+    fn an_endless_writer_does_not_fill_the_disk_and_can_be_stopped() {
         let id = detach("trap '' HUP; while :; do echo 0123456789012345678901234567890123456789; done");
-        let most = 2 * store::find(id).unwrap().most;
+        let most = 2 * store::find(id).unwrap().max_size;
         while fact(id).written < 2 * most {
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
         assert!(fact(id).running && fact(id).kept <= most);
         assert_eq!(Host::ask(Request::StopDetached(id)).bytes().1, Frame::Done);
@@ -301,11 +301,11 @@ mod tests {
         let (bytes, remarks, end) = host.copied();
         assert_eq!((bytes.len() as u64, end), (fact.kept, Frame::Done));
         assert_eq!(remarks, [format!("{} bytes were cut here", fact.written - fact.kept)]);
-        store::find(id).unwrap().forget().unwrap();
+        store::find(id).unwrap().remove().unwrap();
     }
 
     #[test]
-    fn a_command_that_cannot_be_started_is_refused_as_any_other() {
+    fn a_detached_command_that_cannot_start_is_refused() {
         let exec = Exec { detach: true, ..command(&["/nonexistent"]) };
         let Frame::Failed(failure) = Host::ask(Request::Exec(exec)).bytes().1 else { panic!() };
         assert_eq!(failure.kind, FailureKind::NotFound);

@@ -1,4 +1,4 @@
-//! The disks: the root file system, and the work disk that is filled at the first boot.
+//! Mounts the disks: the root file system, and the work disk that is filled at the first boot.
 
 use std::{
     fs,
@@ -18,13 +18,13 @@ use rustix::{
 
 /// How long the kernel may take to find a disk.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between two looks: devices come in the order of modules, most of them before the first look.
+/// Poll interval. Devices appear in the order of modules, most of them before the first check.
 const DEVICE_POLL: Duration = Duration::from_millis(5);
 /// Where the work disk is mounted until it is filled.
 const STAGING: &str = "/work";
-/// Set on the root of a work disk once it is filled.
+/// Attribute on the root of a work disk that has been filled.
 const SEEDED: &str = "trusted.banger.seeded";
-/// What every ext4 has of its own when it is made, and the inode that it has then.
+/// Directory that every new ext4 has, and its inode.
 const LOST_FOUND: &str = "lost+found";
 const LOST_FOUND_INODE: u64 = 11;
 
@@ -35,15 +35,15 @@ pub fn mount_root(device: &str, target: &str) -> io::Result<()> {
     Ok(mount(device, target, "ext4", MountFlags::empty(), None::<&std::ffi::CStr>)?)
 }
 
-/// Mounts the work disk below the new root, filled with what the image has there. What does not keep it from being
-/// used is a problem.
+/// Mounts the work disk below the new root, and fills it from the image at the first boot. Anything that does not
+/// prevent its use is reported as a problem.
 pub fn mount_work(work: &WorkDisk, new_root: &str, problems: &mut Vec<String>) -> io::Result<()> {
     wait_for(&work.device)?;
     fs::create_dir_all(STAGING)?;
     mount(work.device.as_str(), STAGING, "ext4", MountFlags::NODEV, None::<&std::ffi::CStr>)?;
     let root = rustix::fs::open(new_root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let inside = work.mount_point.trim_start_matches('/');
-    // The image's own links must not lead out of the image.
+    // Links of the image must not lead out of the image.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let target = rustix::fs::openat2(&root, inside, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
     let target = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&target));
@@ -69,10 +69,10 @@ pub fn wait_for(device: &str) -> io::Result<()> {
     }
 }
 
-/// `EXT4_IOC_RESIZE_FS` of Linux, fs/ext4/ext4.h: makes a mounted file system as large as so many blocks.
+/// `EXT4_IOC_RESIZE_FS` of Linux, fs/ext4/ext4.h: grows a mounted file system to this number of blocks.
 const RESIZE: Opcode = opcode::write::<u64>(b'f', 16);
 
-/// Makes a mounted ext4 as large as its device, which may have grown since it was made.
+/// Grows a mounted ext4 to the size of its device, which may have grown since it was created.
 pub fn fill_device(device: &str, mounted: &str) -> io::Result<()> {
     let mut disk = fs::File::open(device)?;
     let mut superblock = [0; 1024];
@@ -88,18 +88,18 @@ pub fn fill_device(device: &str, mounted: &str) -> io::Result<()> {
     Ok(unsafe { ioctl(&root, Setter::<RESIZE, u64>::new(room)) }?)
 }
 
-/// How large a file system says that it is.
+/// The size of a file system, from its superblock.
 #[derive(Debug, PartialEq, Eq)]
 struct Extent {
     /// The size of a block in bytes.
     block: u64,
-    /// How many it has.
+    /// The number of blocks.
     blocks: u64,
 }
 
 impl Extent {
-    /// What the superblock of an ext4 says
-    /// (<https://docs.kernel.org/filesystems/ext4/globals.html#super-block>); nothing of another file system.
+    /// Reads the superblock of an ext4 (<https://docs.kernel.org/filesystems/ext4/globals.html#super-block>). Returns
+    /// `None` for another file system.
     fn read(superblock: &[u8; 1024]) -> Option<Self> {
         const MAGIC: u16 = 0xef53;
         const INCOMPAT_64BIT: u32 = 0x80;
@@ -119,14 +119,14 @@ impl Extent {
 /// Removes `lost+found` if it is empty: it does not belong in a home directory, and e2fsck recreates it when needed.
 fn remove_lost_found(work: &Path) {
     let path = work.join(LOST_FOUND);
-    // A directory of this name that somebody has made is theirs.
+    // A directory with this name that the user has created stays.
     if fs::symlink_metadata(&path).is_ok_and(|found| found.ino() == LOST_FOUND_INODE) {
-        // One with something in it stays.
+        // It also stays if it is not empty.
         let _ = fs::remove_dir(&path);
     }
 }
 
-/// Fills the work disk, once. The mark is set last, behind a sync: a boot that is cut off begins anew.
+/// Fills the work disk, once. The mark is set last, after a sync, so an interrupted boot starts over.
 fn seed(image: &Path, work: &Path) -> io::Result<()> {
     let mut mark = [0u8; 1];
     if rustix::fs::getxattr(work, SEEDED, &mut mark[..]).is_ok() {
@@ -148,7 +148,7 @@ fn seed(image: &Path, work: &Path) -> io::Result<()> {
     Ok(rustix::fs::setxattr(work, SEEDED, b"1", XattrFlags::empty())?)
 }
 
-/// Copies what is in a directory. Hard links within it become files of their own.
+/// Copies the content of a directory. Hard links become separate files.
 fn copy_children(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
@@ -167,7 +167,7 @@ fn copy_children(from: &Path, to: &Path) -> io::Result<()> {
         } else if kind.is_fifo() {
             rustix::fs::mknodat(CWD, &target, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
         } else {
-            // Sockets and devices in a home directory mean nothing in another file system.
+            // Sockets and devices in a home directory have no use in another file system.
             continue;
         }
         copy_attributes(&source, &target)?;
@@ -175,7 +175,7 @@ fn copy_children(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Owner, mode, extended attributes and times; the times last, since the others change them.
+/// Copies owner, mode, extended attributes and times. The times come last, because the other changes modify them.
 fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(from)?;
     let is_link = metadata.file_type().is_symlink();
@@ -193,7 +193,7 @@ fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn copy_xattrs(from: &Path, to: &Path) -> io::Result<()> {
-    // The kernel's own bound for the list of names, and for a value (limits.h: XATTR_LIST_MAX, XATTR_SIZE_MAX).
+    // The kernel's limits for the list of names and for a value (limits.h: XATTR_LIST_MAX, XATTR_SIZE_MAX).
     let mut names = vec![0u8; 64 << 10];
     let length = match rustix::fs::listxattr(from, &mut names[..]) {
         Ok(length) => length,

@@ -1,8 +1,8 @@
-//! Running a command: its input, output, terminal, signals and end.
+//! Runs a command: its input, output, terminal, signals and exit.
 //!
-//! When the command has ended, what it has written by then is sent, and then its exit. Output of what it
-//! left running in the background is not waited for. When the host hangs up, the command's session gets a
-//! hangup, and is killed when it does not end by that.
+//! When the command has ended, the output written by then is sent, and then its exit. Output of its background
+//! processes is not waited for. When the host hangs up, the command's session gets a hangup, and is killed if that
+//! does not end it.
 
 use std::{
     collections::VecDeque,
@@ -24,23 +24,23 @@ use rustix::{
 };
 
 use crate::{
+    boot_wait::EarlyInput,
     conversation::{kind_of, refuse},
     detached,
-    early::Early,
     port::{Port, Received},
     spawn::{self, Running},
 };
 
-/// Output that waits for the host before no more is read from the command.
+/// Limit on output queued for the host, before reading from the command pauses.
 const MAX_QUEUED: usize = 4 * MAX_DATA;
-/// What the host hears of a command at least this often, so that it notices when the guest is gone.
-const ALIVE: Duration = Duration::from_secs(5);
-const ALIVE_POLL: Timespec = Timespec { tv_sec: ALIVE.as_secs() as _, tv_nsec: 0 };
-/// How long a session may take to end by a hangup.
+/// Interval of heartbeats, so that the host notices when the guest is gone.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT_POLL: Timespec = Timespec { tv_sec: HEARTBEAT.as_secs() as _, tv_nsec: 0 };
+/// How long a session may take to end after a hangup.
 const HANGUP_GRACE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// Runs a command until it has ended or the host has hung up.
-pub fn run(port: &mut Port, command: Exec, early: Early) -> io::Result<()> {
+pub fn run(port: &mut Port, command: Exec, early: EarlyInput) -> io::Result<()> {
     if command.detach {
         return detached::start(port, &command);
     }
@@ -49,11 +49,11 @@ pub fn run(port: &mut Port, command: Exec, early: Early) -> io::Result<()> {
         Err(error) => return refuse_start(port, &command, &error),
     };
     let pid = running.child.id();
-    port.queue(&Frame::Started(Started { pid, alive_sec: ALIVE.as_secs() as u32 }));
+    port.queue(&Frame::Started(Started { pid, alive_sec: HEARTBEAT.as_secs() as u32 }));
     Session::new(running, early)?.run(port)
 }
 
-/// Says why a command could not be started.
+/// Replies why a command could not be started.
 pub fn refuse_start(port: &mut Port, command: &Exec, error: &io::Error) -> io::Result<()> {
     let program = command.argv.first().map_or("the login shell", String::as_str);
     let message = match error.kind() {
@@ -73,7 +73,7 @@ struct Session {
     ended: Option<ExitStatus>,
 }
 
-/// What the poll of a round found.
+/// The result of one poll.
 struct Round {
     port: PollFlags,
     input: PollFlags,
@@ -83,10 +83,10 @@ struct Round {
 }
 
 impl Session {
-    fn new(running: Running, early: Early) -> io::Result<Self> {
+    fn new(running: Running, early: EarlyInput) -> io::Result<Self> {
         let group = Pid::from_child(&running.child);
         let pidfd = pidfd_open(group, PidfdFlags::empty())?;
-        let Early { input: pending, ended: input_ended } = early;
+        let EarlyInput { input: pending, ended: input_ended } = early;
         Ok(Self { running, group, pidfd, pending, input_ended, ended: None })
     }
 
@@ -99,14 +99,14 @@ impl Session {
     }
 
     fn exchange(&mut self, port: &mut Port) -> io::Result<()> {
-        // What came together with the request will not ring again.
+        // Data that came together with the request causes no further event.
         if !self.listen(port)? {
             return Ok(());
         }
         self.feed(port)?;
         let mut last_sent = Instant::now();
         loop {
-            if port.queued() == 0 && last_sent.elapsed() >= ALIVE {
+            if port.queued() == 0 && last_sent.elapsed() >= HEARTBEAT {
                 port.queue(&Frame::Window(0));
             }
             if port.queued() > 0 {
@@ -146,7 +146,7 @@ impl Session {
         let output = add(&mut fds, &self.running.output, room, PollFlags::IN);
         let errors = add(&mut fds, &self.running.errors, room, PollFlags::IN);
         let input = add(&mut fds, &self.running.input, !self.pending.is_empty(), PollFlags::OUT);
-        match poll(&mut fds, Some(&ALIVE_POLL)) {
+        match poll(&mut fds, Some(&HEARTBEAT_POLL)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -160,7 +160,7 @@ impl Session {
         })
     }
 
-    /// Takes what the host has sent. `false` when it has hung up.
+    /// Handles what the host has sent. Returns `false` if it has hung up.
     fn listen(&mut self, port: &mut Port) -> io::Result<bool> {
         match port.receive()? {
             Received::HungUp => return Ok(false),
@@ -196,10 +196,10 @@ impl Session {
         }
     }
 
-    /// Gives the command what it is ready to read.
+    /// Writes pending input that the command is ready to read.
     fn feed(&mut self, port: &mut Port) -> io::Result<()> {
         let Some(input) = &self.running.input else {
-            // The command has closed its input: what comes for it is taken and dropped.
+            // The command has closed its input, so further input is dropped.
             let dropped = self.pending.len() as u32;
             self.pending.clear();
             if dropped > 0 {
@@ -234,7 +234,7 @@ impl Session {
 
     fn end_input(&mut self) {
         if let (Some(_), Some(input)) = (&self.running.terminal, &self.running.input) {
-            // A terminal has no end but the character that means it (termios(3): VEOF).
+            // A terminal has no end of file except for the character that means it (termios(3): VEOF).
             let _ = rustix::io::write(input, &[4]);
         }
         self.running.input = None;
@@ -248,7 +248,7 @@ impl Session {
         drain(&mut self.running.errors, |bytes| port.queue(&Frame::ErrorOutput(bytes)))
     }
 
-    /// The command has ended: what it has written is sent, then how it ended.
+    /// Sends the remaining output of an ended command, and then how it ended.
     fn finish(&mut self, port: &mut Port, status: ExitStatus) -> io::Result<()> {
         loop {
             let before = port.queued();
@@ -268,7 +268,7 @@ impl Session {
         port.send(&Frame::Exit(exit)).map(drop)
     }
 
-    /// The host is gone.
+    /// Ends the session after the host has hung up.
     fn hang_up(&mut self) -> io::Result<()> {
         self.running.input = None;
         self.running.output = None;
@@ -284,7 +284,7 @@ impl Session {
     }
 }
 
-/// Adds a descriptor to a poll, if it is open and wanted; returns where it stands.
+/// Adds a descriptor to a poll if it is open and wanted. Returns its index.
 fn add<'a>(
     fds: &mut Vec<PollFd<'a>>,
     fd: &'a Option<OwnedFd>,
@@ -296,12 +296,12 @@ fn add<'a>(
     Some(fds.len() - 1)
 }
 
-/// Reads once; at the end, the descriptor is closed.
+/// Reads once. At the end of the stream, closes the descriptor.
 fn drain(from: &mut Option<OwnedFd>, mut give: impl FnMut(Vec<u8>)) -> io::Result<()> {
     let Some(fd) = from else { return Ok(()) };
     let mut bytes = vec![0; MAX_DATA];
     match rustix::io::read(&*fd, &mut bytes[..]) {
-        // A terminal whose last process is gone says so with an error.
+        // A terminal whose last process has exited reports this as an error.
         Ok(0) | Err(Errno::IO) => *from = None,
         Ok(count) => {
             bytes.truncate(count);

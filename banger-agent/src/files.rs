@@ -1,5 +1,5 @@
-//! Looking at files below a directory, and at some of them by name. A name never leads through a symbolic
-//! link: for git, too, there is nothing behind one.
+//! Reads files below a directory, by listing or by name. A name never leads through a symbolic link: for git, too,
+//! nothing is behind one.
 
 use std::{
     ffi::OsStr,
@@ -30,12 +30,12 @@ use crate::{
     port::Port,
 };
 
-/// The names of one request: those of a million files.
+/// Limit on the names of one request: those of a million files.
 const MAX_NAMES: u64 = 64 << 20;
-/// What git keeps for itself.
+/// Git's own directory.
 const GIT: &str = ".git";
 
-/// Lists what is below a directory.
+/// Lists everything below a directory.
 pub fn list(port: &mut Port, directory: &str) -> io::Result<()> {
     let listed = write_list(port, Path::new(directory));
     finish(port, listed, "list", directory)
@@ -79,9 +79,9 @@ fn write_list(port: &mut Port, directory: &Path) -> io::Result<()> {
     output.flush()
 }
 
-/// Tells the digests of some files.
+/// Sends the digests of some files.
 pub fn digest(port: &mut Port, directory: &str, algorithm: Algorithm) -> io::Result<()> {
-    let told = (|| {
+    let digests = (|| {
         let (root, names) = (open_root(directory)?, names(port)?);
         let mut output = io::BufWriter::with_capacity(MAX_DATA, Output { port });
         let mut buffer = vec![0; MAX_DATA];
@@ -93,7 +93,7 @@ pub fn digest(port: &mut Port, directory: &str, algorithm: Algorithm) -> io::Res
         }
         output.flush()
     })();
-    finish(port, told, "read", directory)
+    finish(port, digests, "read", directory)
 }
 
 /// Sends some files.
@@ -123,7 +123,7 @@ fn append(archive: &mut tar::Builder<impl Write>, root: &OwnedFd, name: &Path) -
             header.set_mode(0o777);
             header.set_size(0);
             header.set_mtime(0);
-            // To git the target is a content: every byte of it counts.
+            // For git, the target of a link is content: every byte matters.
             let name = name.as_os_str().as_bytes();
             banger_copy::append_entry(archive, header, name, Some(&target), io::empty())
         }
@@ -131,7 +131,7 @@ fn append(archive: &mut tar::Builder<impl Write>, root: &OwnedFd, name: &Path) -
     }
 }
 
-/// Removes some files, and the directories that hold nothing then.
+/// Removes some files, and the directories that become empty.
 pub fn remove(port: &mut Port, directory: &str) -> io::Result<()> {
     let removed = (|| {
         let (root, names) = (open_root(directory)?, names(port)?);
@@ -163,13 +163,13 @@ fn remove_one(root: &OwnedFd, name: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A file that git could have in a tree.
+/// A file that git can have in a tree.
 enum Found {
     File(File),
     Symlink(Vec<u8>),
 }
 
-/// Opens what has this name; `None` where there is nothing, or nothing that git knows.
+/// Opens the file with this name. Returns `None` if it is missing or of a kind that git does not know.
 fn look(root: &OwnedFd, name: &Path) -> io::Result<Option<Found>> {
     let Some(found) = open_below(root, name, OFlags::PATH | OFlags::NOFOLLOW)? else { return Ok(None) };
     let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
@@ -185,7 +185,7 @@ fn look(root: &OwnedFd, name: &Path) -> io::Result<Option<Found>> {
     })
 }
 
-/// Opens below a directory without following any link. `None` where there is nothing.
+/// Opens a path below a directory without following links. Returns `None` if it is missing.
 fn open_below(root: &OwnedFd, name: &Path, flags: OFlags) -> io::Result<Option<OwnedFd>> {
     let name = if name.as_os_str().is_empty() { Path::new(".") } else { name };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -196,8 +196,8 @@ fn open_below(root: &OwnedFd, name: &Path, flags: OFlags) -> io::Result<Option<O
     }
 }
 
-/// The name that git gives to the content of a file (gitformat: the hash of `blob`, the size, a zero byte and
-/// the content). It is read into this buffer.
+/// Returns git's object name for the content of a file (gitformat: the hash of `blob`, the size, a zero byte and the
+/// content). Uses `buffer` for reading.
 fn blob_id(
     root: &OwnedFd,
     name: &Path,
@@ -239,7 +239,7 @@ fn hash(algorithm: Algorithm, size: u64, from: &mut impl Read, buffer: &mut [u8]
     })
 }
 
-/// As many bytes of a file as it had when it was opened; an error when it has fewer by now.
+/// Reads as many bytes of a file as it had when it was opened. Fails if it has fewer by now.
 struct Exactly<'a> {
     file: &'a mut File,
     left: u64,
@@ -260,7 +260,7 @@ impl Read for Exactly<'_> {
     }
 }
 
-/// All names that the host sends, before anything is answered: it does not listen while it sends.
+/// Reads all names from the host before anything is answered, because the host does not listen while it sends.
 fn names(port: &mut Port) -> io::Result<Vec<PathBuf>> {
     let mut bytes = Vec::new();
     Input::new(port).take(MAX_NAMES + 1).read_to_end(&mut bytes)?;
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_has_everything_but_what_is_gits() {
+    fn a_listing_leaves_out_git() {
         let dir = tree();
         let mut host = Host::ask(Request::List { directory: directory(&dir) });
         let (bytes, end) = host.bytes();
@@ -349,20 +349,20 @@ mod tests {
     }
 
     #[test]
-    fn digests_are_the_names_that_git_gives() {
+    fn digests_are_git_object_names() {
         let dir = tree();
         let names = b"run\0link\0nowhere\0way/odd\nname\0sub/odd\nname\0../etc/passwd\0sub\0";
         let request = |algorithm| Request::Digest { directory: directory(&dir), algorithm };
-        let told = String::from_utf8(ask(request(Algorithm::Sha1), names)).unwrap();
+        let digests = String::from_utf8(ask(request(Algorithm::Sha1), names)).unwrap();
         // As `git hash-object` prints them.
         let hello = "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0";
         let empty = "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391";
-        let lines: Vec<_> = told.lines().collect();
+        let lines: Vec<_> = digests.lines().collect();
         assert_eq!([lines[0], lines[4]], [hello, empty]);
         assert_eq!([lines[2], lines[3], lines[5], lines[6]], ["-"; 4]);
         assert_eq!(lines[1], "888936241118763975d4497c4a9050b9832c7d57");
-        let told = ask(request(Algorithm::Sha256), b"sub/odd\nname\0");
-        assert_eq!(told, b"473a0f4c3be8a93681a267e3b1e9a7dcda1185436fe141f7749120a303721813\n");
+        let digests = ask(request(Algorithm::Sha256), b"sub/odd\nname\0");
+        assert_eq!(digests, b"473a0f4c3be8a93681a267e3b1e9a7dcda1185436fe141f7749120a303721813\n");
     }
 
     #[test]
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_takes_empty_directories_along() {
+    fn removal_includes_empty_directories() {
         let dir = tree();
         fs::remove_dir(dir.path().join("sub/.git")).unwrap();
         let request = || Request::Remove { directory: directory(&dir) };
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_said() {
+    fn a_missing_directory_is_reported() {
         let mut host = Host::ask(Request::List { directory: "/nowhere/at all".into() });
         let (_, end) = host.bytes();
         let Frame::Failed(failure) = end else { panic!("{end:?}") };

@@ -1,4 +1,4 @@
-//! Connections between the host and what listens in the guest, and the other way round.
+//! Forwards connections from the host to services in the guest, and from the guest to the host.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -37,18 +37,18 @@ use crate::{
     port::{Port, Received},
 };
 
-/// How long something in the guest may take to let us in.
+/// How long a service in the guest may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Output that waits for the host before no more is read from the connection.
+/// Limit on output queued for the host, before reading from the connection pauses.
 const MAX_QUEUED: usize = 4 * MAX_DATA;
-/// Connections that came and that the host has not taken.
+/// Limit on incoming connections that the host has not accepted yet.
 const MAX_WAITING: usize = 64;
 
-/// Connections that came, by their numbers.
+/// Incoming connections by number.
 static WAITING: Mutex<BTreeMap<u64, OwnedFd>> = Mutex::new(BTreeMap::new());
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// Connects to something in the guest.
+/// Connects to an endpoint in the guest.
 pub fn connect(port: &mut Port, endpoint: &Endpoint) -> io::Result<()> {
     match dial(endpoint) {
         Ok(connection) => relay(port, connection),
@@ -59,7 +59,7 @@ pub fn connect(port: &mut Port, endpoint: &Endpoint) -> io::Result<()> {
     }
 }
 
-/// Takes a connection that came.
+/// Serves an incoming connection.
 pub fn accept(port: &mut Port, number: u64) -> io::Result<()> {
     let connection = WAITING.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
     match connection {
@@ -107,7 +107,7 @@ fn serve(port: &mut Port, listener: &Listener, mine: &mut Vec<u64>) -> io::Resul
         }
         let connection = listener.accept()?;
         let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        // A host that does not take them up is told of no more.
+        // Further connections are not announced to a host that does not accept them.
         if waiting.len() < MAX_WAITING {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             waiting.insert(number, connection);
@@ -129,7 +129,7 @@ impl Listener {
                 Ok(Self::Tcp(TcpListener::bind(addresses(host, *port)?.as_slice())?))
             }
             Endpoint::Unix(path) => {
-                // A socket that nobody listens on is a leftover.
+                // A socket file without a listener is left over.
                 let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
                 if is_socket && UnixStream::connect(path).is_err() {
                     fs::remove_file(path)?;
@@ -159,7 +159,7 @@ impl AsFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Self::Unix(_, path) = self {
-            // Whoever has removed it already has done the same.
+            // It may have been removed already.
             let _ = fs::remove_file(path);
         }
     }
@@ -172,7 +172,8 @@ fn name(endpoint: &Endpoint) -> String {
     }
 }
 
-/// A static program cannot ask the guest's name services: only addresses, and this machine.
+/// Resolves an address. A static program cannot use the guest's name services, so only numeric addresses and the
+/// guest's own names are known.
 fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let addresses = match host {
         "localhost" => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
@@ -205,9 +206,9 @@ fn dial(endpoint: &Endpoint) -> io::Result<OwnedFd> {
     }
 }
 
-/// How a connection came to its end.
+/// How a connection ended.
 enum Ended {
-    /// Both sides have said that nothing more comes.
+    /// Both sides have closed their direction.
     Both,
     /// The guest's side was reset.
     Reset,
@@ -215,12 +216,12 @@ enum Ended {
     HostGone,
 }
 
-/// Carries bytes both ways until both sides have ended, or one of them is gone. A reset on one side becomes a reset on
-/// the other: who reads must be able to tell it from an end.
+/// Relays bytes in both directions until both sides have ended, or one of them is gone. A reset of one side becomes a
+/// reset of the other, because the reader must be able to distinguish it from an end.
 fn relay(port: &mut Port, connection: OwnedFd) -> io::Result<()> {
     let ended = carry(port, &connection);
     if !matches!(ended, Ok(Ended::Both)) {
-        // Closing it sends a reset then (socket(7), `SO_LINGER`). A socket file has none.
+        // Closing then sends a reset (socket(7), `SO_LINGER`). Socket files have none.
         let _ = set_socket_linger(&connection, Some(Duration::ZERO));
     }
     match ended? {
@@ -237,7 +238,7 @@ fn carry(port: &mut Port, connection: &OwnedFd) -> io::Result<Ended> {
     let mut pending: VecDeque<u8> = VecDeque::new();
     let (mut input_ended, mut told_peer, mut output_ended) = (false, false, false);
     loop {
-        // What came together with the request will not ring again.
+        // Data that came together with the request causes no further event.
         if port.receive()? == Received::HungUp {
             return Ok(Ended::HostGone);
         }
@@ -260,8 +261,8 @@ fn carry(port: &mut Port, connection: &OwnedFd) -> io::Result<Ended> {
                 }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                // The other end reads no more. The bytes are dropped, because the other direction may go on. Only socket
-                // files need this: TCP answers with a reset.
+                // The peer no longer reads. The bytes are dropped, because the other direction may continue. Only
+                // socket files need this: TCP answers with a reset.
                 Err(_) if is_socket_file => {
                     given += pending.len() as u32;
                     pending.clear();
@@ -308,7 +309,7 @@ fn wait(port: &Port, connection: &OwnedFd, has_input: bool, wants_output: bool) 
     wanted.set(PollFlags::OUT, has_input);
     wanted.set(PollFlags::IN, wants_output && port.queued() < MAX_QUEUED);
     let mut fds = vec![PollFd::new(port, PollFlags::IN | sends)];
-    // A connection of which nothing is wanted would still say that it has hung up, again and again.
+    // A connection without wanted events would still report a hangup, again and again.
     if !wanted.is_empty() {
         fds.push(PollFd::new(connection, wanted));
     }
@@ -353,13 +354,13 @@ mod tests {
             }
         }
         assert_eq!(came, 1_000_000);
-        // Its end was told, and ours has still something to say.
+        // The end was sent, and the host still sends data.
         host.feed(b"late");
         assert_eq!(host.bytes().1, Frame::Done);
         assert_eq!(server.join().unwrap(), b"late");
     }
 
-    /// A connection to a server that does this with its end.
+    /// Connects to a server that runs `serve` on its end.
     fn connected<T: Send + 'static>(
         serve: impl FnOnce(TcpStream) -> T + Send + 'static,
     ) -> (Host, thread::JoinHandle<T>) {
@@ -372,10 +373,10 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_in_the_guest_is_told_behind_what_came_before() {
+    fn a_reset_in_the_guest_is_reported_after_the_data() {
         let (mut host, server) = connected(|mut stream| {
             stream.write_all(b"half").unwrap();
-            // It is sent, and read by the agent, once the host has answered.
+            // The reset is sent, and noticed by the agent, after the host has answered.
             assert_eq!(stream.read(&mut [0; 4]).unwrap(), 4);
             set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
         });
@@ -400,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_listen_is_said() {
+    fn a_refused_connection_is_reported() {
         for (endpoint, expect) in [
             (Endpoint::Unix("/nowhere/s".into()), "cannot connect to /nowhere/s in the guest: "),
             (Endpoint::Tcp("127.0.0.1".into(), 1), "cannot connect to 127.0.0.1:1 in the guest: "),
@@ -416,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_hands_on_what_comes_and_goes_with_its_stream() {
+    fn a_listener_passes_connections_on_and_ends_with_its_stream() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let endpoint = Endpoint::Unix(path.to_str().unwrap().to_owned());

@@ -1,5 +1,5 @@
-//! From the initramfs to the image: the root is switched, the serving process is started, and the first
-//! process becomes the image's init, or stays to reap.
+//! Hands over from the initramfs to the image: switches the root, starts the serving process, and turns the first
+//! process into the image's init, or into a reaper.
 
 use std::{
     convert::Infallible,
@@ -21,29 +21,29 @@ use crate::{
     SERVE,
     boot::NEW_ROOT,
     cgroups,
-    channels::{Inheritance, InitKind},
+    channels::{InitKind, ServerConfig},
     log,
     phases::InitSystem,
     power, stopping,
 };
 
-/// Where an image may have its init, the most particular first.
+/// Where an image may have its init, in order of preference.
 const INITS: [&str; 5] =
     ["/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd", "/etc/init", "/bin/init"];
-/// The name under which the serving process is known: systemd spares processes whose name begins so when it
-/// kills everything before power-off (systemd.io, "Root storage daemons").
+/// Process name of the serving process. systemd spares processes whose names begin with `@` when it kills everything
+/// before power-off (systemd.io, "Root storage daemons").
 const SERVER_NAME: &str = "@banger-agent";
 
-/// Hands over. Returns only when that is impossible.
+/// Hands over. Returns only if that is impossible.
 pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infallible> {
     let has_root = fs::read_dir(NEW_ROOT).is_ok_and(|mut entries| entries.next().is_some());
     if has_root {
         switch_root()?;
     }
-    let init = if has_root { choose(&config.init) } else { None };
+    let init = if has_root { choose_init(&config.init) } else { None };
     let kind = if init.is_some() { InitKind::Image } else { InitKind::Agent };
     if let Err(error) = power::prepare() {
-        problems.push(format!("cannot see to powering off: {error}"));
+        problems.push(format!("cannot prepare for powering off: {error}"));
     }
     if kind == InitKind::Agent
         && let Err(error) = cgroups::mount_for_programs()
@@ -52,8 +52,8 @@ pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infalli
     }
     let init_system = init.as_ref().map_or(InitSystem::Other, |init| InitSystem::of(Path::new("/"), init));
     let (token, programs) = (config.token, config.programs);
-    let server = start_server(Inheritance { token, problems, init: kind, init_system, programs })?;
-    // Programs recognise systemd by the directory of this unit: no other init gets it.
+    let server = start_server(ServerConfig { token, problems, init: kind, init_system, programs })?;
+    // Programs detect systemd by the directory of this unit, so no other init gets it.
     if init_system == InitSystem::Systemd
         && let Err(error) = stopping::prepare(server)
     {
@@ -70,7 +70,7 @@ pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infalli
     }
 }
 
-/// Makes the image's file system the root, with what is mounted already, and frees the initramfs.
+/// Makes the image's file system the root, together with its mounts, and frees the initramfs.
 fn switch_root() -> io::Result<()> {
     for inner in ["dev", "proc", "sys", "run"] {
         let target = format!("{NEW_ROOT}/{inner}");
@@ -78,7 +78,7 @@ fn switch_root() -> io::Result<()> {
         mount_move(format!("/{inner}"), target)?;
     }
     for garbage in ["/lib", "/banger"] {
-        // Memory only: what cannot be freed is no reason to stop.
+        // This only frees memory, so a failure does not matter.
         let _ = fs::remove_dir_all(garbage);
     }
     chdir(NEW_ROOT)?;
@@ -87,7 +87,7 @@ fn switch_root() -> io::Result<()> {
     Ok(chdir("/")?)
 }
 
-fn choose(init: &Init) -> Option<String> {
+fn choose_init(init: &Init) -> Option<String> {
     match init {
         Init::Agent => None,
         Init::Path(path) => Some(path.clone()),
@@ -95,7 +95,7 @@ fn choose(init: &Init) -> Option<String> {
     }
 }
 
-/// Whether this is a program, links followed inside the root.
+/// Returns whether this is a program, with links resolved inside the root.
 fn is_program(path: &str) -> bool {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let opened = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::empty());
@@ -106,26 +106,26 @@ fn is_program(path: &str) -> bool {
     })
 }
 
-/// Starts the serving process, and returns its process id. It reads what it has to know from an unnamed file, its
+/// Starts the serving process and returns its process id. It reads its configuration from an unnamed file on its
 /// standard input.
-fn start_server(inheritance: Inheritance) -> io::Result<u32> {
+fn start_server(config: ServerConfig) -> io::Result<u32> {
     let mut file = fs::File::from(rustix::fs::memfd_create("banger-agent", MemfdFlags::CLOEXEC)?);
-    serde_json::to_writer(&mut file, &inheritance)?;
+    serde_json::to_writer(&mut file, &config)?;
     file.flush()?;
     file.rewind()?;
-    // The program is in the initramfs, which no path leads to any more.
+    // The program is in the initramfs, which no longer has a path.
     let mut server = Command::new(Path::new("/proc/self/exe"));
     server.arg0(SERVER_NAME).arg(SERVE).env_clear().stdin(Stdio::from(file));
     cgroups::protect(&mut server);
     server.spawn().map(|server| server.id())
 }
 
-/// The whole of a first process's duty: children that nobody waits for are waited for.
+/// Does the duty of a first process without an init: waits for orphaned children.
 fn reap() -> io::Result<Infallible> {
     loop {
         match waitpid(None, WaitOptions::empty()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            // No child is left: the serving process is gone, and with it all that this machine is for.
+            // No child is left, not even the serving process, so the guest has no purpose any more.
             Err(error) => return Err(error.into()),
         }
     }

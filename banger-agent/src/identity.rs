@@ -1,10 +1,10 @@
-//! The files by which an image knows who and where it is. They are made of the configuration alone, and
-//! replace what the image has: a link to what a resolver of the image would write, too, since the host
-//! answers for all names.
+//! Files that tell an image its name, its addresses and its name servers. They are generated from the configuration
+//! alone and replace the image's files, including links to files of a resolver in the image, because the host answers
+//! all DNS queries.
 
 use banger_proto::guest::config::{GuestConfig, GuestFile};
 
-/// The files, for `/etc`.
+/// Returns the files for `/etc`.
 pub fn files(config: &GuestConfig) -> Vec<GuestFile> {
     let file = |path: &str, content: String| GuestFile { path: path.to_owned(), mode: 0o644, content };
     let mut files =
@@ -17,8 +17,8 @@ pub fn files(config: &GuestConfig) -> Vec<GuestFile> {
     files
 }
 
-/// A machine knows itself by its own addresses, as others know it: a name that leads to the loopback would be
-/// told to others by programs that ask for it.
+/// Maps the guest's names to its own addresses, as others see them. Programs that look the name up pass the address
+/// on, so a loopback address would be wrong.
 fn hosts(config: &GuestConfig) -> String {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
                     ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_knows_its_names_by_its_own_addresses() {
+    fn a_guest_resolves_its_names_to_its_own_addresses() {
         let network = GuestNetwork {
             mac: [2, 0, 0, 0, 0, 1],
             ipv4: "172.30.0.2".parse().unwrap(),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_network_a_machine_still_knows_its_name() {
+    fn without_a_network_a_guest_still_resolves_its_name() {
         let config = config(None);
         assert!(content(&config, "/etc/hosts").unwrap().ends_with("127.0.1.1\tweb.vm box\n"));
         assert_eq!(content(&config, "/etc/resolv.conf"), None);

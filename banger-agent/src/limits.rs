@@ -1,5 +1,5 @@
-//! The limits of what commands may open and watch: those of a service of systemd, and what editors and bundlers need.
-//! The kernel's own are from another time (4096 files, 128 instances of inotify).
+//! Limits on what commands may open and watch: those of systemd services, and what editors and bundlers need. The
+//! kernel's defaults are outdated (4096 files, 128 inotify instances).
 
 use std::fs;
 
@@ -7,19 +7,19 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::{log, stats};
 
-/// Open files of a process: what select(2) can count, and what a program may ask for (systemd-system.conf(5),
-/// "DefaultLimitNOFILE=").
+/// Limit on the open files of a process: what select(2) supports, and what a program may raise it to
+/// (systemd-system.conf(5), "DefaultLimitNOFILE=").
 const OPEN_FILES: (u64, u64) = (1024, 512 << 10);
-/// Memory that a process may lock, in bytes (systemd-system.conf(5), "DefaultLimitMEMLOCK=").
+/// Limit on the memory that a process may lock, in bytes (systemd-system.conf(5), "DefaultLimitMEMLOCK=").
 const LOCKED: u64 = 8 << 20;
-/// Files and directories of a large repository.
+/// Enough for the files and directories of a large repository.
 const WATCHES: u64 = 512 << 10;
-/// What the kernel keeps for each.
+/// Kernel memory for each watch.
 const WATCH_SIZE: u64 = 1 << 10;
 /// Programs of one user that watch something.
 const INSTANCES: u64 = 1024;
 
-/// Sets the limits of this process and of all that it starts, and raises those of the guest.
+/// Sets the limits of this process and its children, and raises those of the guest.
 pub fn begin() {
     let most = read("/proc/sys/fs/nr_open").unwrap_or(OPEN_FILES.1);
     for (resource, soft, hard) in
@@ -33,7 +33,7 @@ pub fn begin() {
         [("max_user_watches", watches(stats::memory_total())), ("max_user_instances", INSTANCES)]
     {
         let path = format!("/proc/sys/fs/inotify/{name}");
-        // The image may have a wish of its own, which its init sees to.
+        // The image may set its own value, which its init applies.
         if read(&path).is_some_and(|now| now < value)
             && let Err(error) = fs::write(&path, value.to_string())
         {
@@ -42,7 +42,7 @@ pub fn begin() {
     }
 }
 
-/// Watches that a user may have in a guest with this memory, in bytes: all of them take a quarter at most.
+/// Returns how many watches a user may have in a guest with this memory, in bytes: they take a quarter at most.
 fn watches(memory: u64) -> u64 {
     WATCHES.min(memory / 4 / WATCH_SIZE)
 }

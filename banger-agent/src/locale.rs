@@ -1,7 +1,7 @@
-//! The locale of commands: the user's where the guest has it, else the guest's own, else C.UTF-8, so that names with
-//! letters beyond ASCII are shown as such.
+//! Chooses the locale of commands: the user's if the guest has it, else the guest's own, else C.UTF-8, so that names
+//! with non-ASCII letters are displayed.
 //!
-//! setlocale(3) fails as a whole where one of the variables names what is not there, so those are left out.
+//! setlocale(3) fails completely if one of the variables names a missing locale, so those are left out.
 
 use std::{
     fs::{self, File},
@@ -12,25 +12,25 @@ use std::{
 
 use banger_proto::guest::{Exec, message::is_locale};
 
-/// Which every image for Linux of the last years has, and which fails no worse than none.
+/// Every Linux image of recent years has it, and it is no worse than none.
 const FALLBACK: &str = "C.UTF-8";
-/// Where the C library of GNU has its locales: a directory each, and a file with many.
+/// Where glibc keeps its locales: a directory each, and an archive with many.
 const LOCALES: &str = "usr/lib/locale";
 const ARCHIVE: &str = "locale-archive";
-/// Where distributions keep the locale of the system (locale.conf(5)).
+/// Where distributions keep the system's locale (locale.conf(5)).
 const DEFAULTS: [&str; 2] = ["etc/locale.conf", "etc/default/locale"];
-/// The names of an archive with all locales of the world take 60 KiB.
+/// The names in an archive with all locales of the world take 60 KiB.
 const MAX_NAMES: u64 = 4 << 20;
 const MAX_DEFAULTS: u64 = 64 << 10;
 
-/// The command with variables for its locale before those that it has, which count more.
+/// Adds locale variables to a command, before its own, which override them.
 pub fn complete(mut exec: Exec) -> Exec {
     let variables = variables(Path::new("/"), &exec.locale, &exec.env);
     exec.env.splice(0..0, variables);
     exec
 }
 
-/// What the image or the user has said of the locale is not mixed with what comes from elsewhere.
+/// Returns the locale variables to add: none if the image or the user sets any, so that they are not mixed.
 fn variables(root: &Path, sent: &[(String, String)], said: &[(String, String)]) -> Vec<(String, String)> {
     if said.iter().any(|(name, _)| name == "LANG" || name.starts_with("LC_")) {
         return Vec::new();
@@ -45,7 +45,7 @@ fn variables(root: &Path, sent: &[(String, String)], said: &[(String, String)]) 
     set
 }
 
-/// The locale of the system.
+/// Returns the system's locale.
 fn default_of(root: &Path) -> Option<String> {
     DEFAULTS.iter().find_map(|file| {
         let mut text = String::new();
@@ -56,10 +56,10 @@ fn default_of(root: &Path) -> Option<String> {
     })
 }
 
-/// What locales a guest has.
+/// The locales of a guest.
 struct Locales<'a> {
     root: &'a Path,
-    /// musl takes every name, and has UTF-8 in each.
+    /// musl accepts every name, and uses UTF-8 for each.
     takes_all: bool,
     /// The names in the archive, each between two zero bytes.
     archived: Vec<u8>,
@@ -88,7 +88,7 @@ impl<'a> Locales<'a> {
     }
 }
 
-/// The name as the C library files it: of the codeset, only letters and digits count, and their case does not.
+/// Normalises a name as glibc does: of the codeset, only letters and digits count, in lower case.
 fn normalized(name: &str) -> String {
     let (name, modifier) = name.split_once('@').map_or((name, None), |(name, more)| (name, Some(more)));
     let mut normalized = match name.split_once('.') {
@@ -106,8 +106,8 @@ fn normalized(name: &str) -> String {
     normalized
 }
 
-/// The names in an archive of locales. Its head is a row of 32-bit numbers in the order of the machine; the sixth and
-/// seventh are where the names begin and how long they are (`locarhead` of the C library of GNU).
+/// Reads the names in an archive of locales. Its header consists of 32-bit numbers in native byte order; the sixth
+/// and seventh are the offset and the length of the names (`locarhead` in glibc).
 fn archived(path: &Path) -> io::Result<Vec<u8>> {
     const MAGIC: u32 = 0xde02_0109;
     let file = File::open(path)?;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_has_of_the_users_locale_is_kept() {
+    fn known_locales_of_the_user_are_kept() {
         let root = root(&["usr/lib/locale/C.utf8", "usr/lib/locale/de_DE.utf8"]);
         let root = root.path();
         check(root, "", "", "LANG=C.UTF-8");
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_image_or_the_user_says_is_left_alone() {
+    fn explicit_locales_are_left_alone() {
         let root = root(&["usr/lib/locale/de_DE.utf8"]);
         check(root.path(), "LANG=de_DE.UTF-8", "A=b LANG=C", "");
         check(root.path(), "LANG=de_DE.UTF-8", "LC_ALL=xx_YY", "");

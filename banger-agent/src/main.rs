@@ -1,14 +1,53 @@
-//! The program inside a banger guest.
+//! The agent: the program inside a banger guest.
 //!
-//! The kernel starts it as the first process of the initramfs ([`boot`]): it loads modules, mounts the
-//! disks, applies the configuration, and hands over to the image's init. A second process of it
-//! ([`channels`]) stays behind and serves the guest protocol, from before the image's init has begun until
-//! the machine is off.
+//! It runs twice. As the first process of the initramfs it brings the guest up and then becomes the image's init. A
+//! second process of it, the server, starts before that and answers the host until the guest is powered off. Nothing
+//! is installed into the image, so the image needs no agent, no network tools and no ssh server of its own.
+//!
+//! ```text
+//!  kernel, initramfs                          image's root
+//!  ───────────────────────────────────────────┬──────────────────────────────────────────────────
+//!  boot::run                                  │
+//!    mount /dev /proc /sys /run               │
+//!    modules       load what the host chose   │
+//!    config        read /banger/guest.json    │
+//!    network       addresses and routes       │
+//!    disks         root, work disk, modules ──┤
+//!    identity, apply, timezone, ssh           │
+//!                  files for this boot        │
+//!  handover::run                              │
+//!    switch_root ─────────────────────────────┤
+//!    start_server ───────────────────────────►│ channels::serve (`serve`)
+//!    exec ───────────────────────────────────►│   vsock, virtio ports ──► conversation::hold
+//!                                             │     greeting, one request, its answer
+//!                                             │ image's init, or handover::reap
+//!                                             │   shutdown: `stopping SERVER` ends commands
+//! ```
+//!
+//! 1. **Boot** ([`boot`]). A failure is recorded as a problem, which `banger vm health` shows, and the boot continues:
+//!    a guest without a time zone or a work disk is still worth a look. Only without the configuration does it stop.
+//! 2. **Handover** ([`handover`]). The root is switched, and the server is started before the image's init. So the
+//!    host reaches a guest whose init hangs, and the init cannot delay the server.
+//! 3. **Serving** ([`channels`], [`vsock`]). Each stream carries one request ([`conversation`]). A thread with a small
+//!    stack serves it with blocking calls; there is no async runtime, because the agent mostly waits and its size is
+//!    part of every boot.
+//! 4. **Waiting for the init** ([`phases`], [`boot_wait`]). The server answers before the init has mounted file systems
+//!    and cleaned `/tmp`, so commands and copies wait for that unless the host says otherwise.
+//! 5. **Shutdown** ([`stopping`], [`power`]). systemd runs this program once more to end commands before it unmounts
+//!    their disk. A VMM without a power switch is reset instead, with a mark in the kernel log.
+//!
+//! The host is trusted with everything in the guest, but only if it knows the token of this boot. The image is not
+//! trusted while its root file system is prepared: paths are resolved beneath the root, and links are not followed out
+//! of it ([`apply`]). Commands may do what they like in the guest; [`cgroups`] keeps memory and processes for the
+//! agent.
+//!
+//! The kernel also runs this program under another name to load modules, in images without `modprobe` ([`modprobe`]).
 
 mod account;
 mod apply;
 mod archive;
 mod boot;
+mod boot_wait;
 mod cgroups;
 mod channels;
 mod clock;
@@ -16,21 +55,19 @@ mod conversation;
 mod copies;
 mod detached;
 mod disks;
-mod early;
 mod exec;
 mod files;
 mod forward;
 mod handover;
 mod identity;
-mod keep_out;
 mod limits;
 mod locale;
 mod log;
+mod managed_block;
 mod modprobe;
 mod module_tree;
 mod modules;
 mod network;
-mod part;
 mod phases;
 mod port;
 mod ports;
@@ -46,21 +83,22 @@ mod systemd;
 mod test_host;
 mod timezone;
 mod uevents;
+mod unmanaged_interface;
 mod vsock;
 
 use std::process::ExitCode;
 
-/// The argument of the second process.
+/// The argument of the serving process.
 const SERVE: &str = "serve";
-/// The argument with which systemd has the commands ended of the serving process whose number follows.
+/// The argument with which systemd ends the commands of the serving process whose process id follows.
 const STOPPING: &str = "stopping";
-/// The argument with which the program serves its standard input, a socket, behind the token that follows.
-/// Tests of the host's side speak with it so.
+/// The argument with which the program serves its standard input, a socket, with the token that follows.
+/// For tests of the client.
 const CONVERSE: &str = "converse";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if modprobe::is_wanted(&arguments) {
+    if modprobe::is_request(&arguments) {
         return modprobe::run(&arguments);
     }
     if std::process::id() == 1 && power::is_shutdown_program() {

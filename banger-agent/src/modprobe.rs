@@ -1,8 +1,7 @@
-//! The kernel's own requests for modules, in images that have no `modprobe`: the kernel then runs this program under
+//! Serves the kernel's own requests for modules in images without `modprobe`: the kernel then runs this program under
 //! another name.
 //!
-//! It knows what the tables of depmod(8) that are text say, and nothing of configuration: an image that has any has a
-//! `modprobe` as well.
+//! It reads the text tables of depmod(8), and no configuration: an image that has any also has `modprobe`.
 
 use std::{
     fs::{self, File},
@@ -15,13 +14,13 @@ use crate::{apply, log};
 
 /// Path of the program for the kernel, which resolves it in the root of the first process.
 const PROGRAM: &str = "/run/banger-modprobe";
-/// Where the kernel has the name of its `modprobe`.
+/// Where the kernel keeps the path of its `modprobe`.
 const SETTING: &str = "/proc/sys/kernel/modprobe";
 const OWN_PROGRAM: &str = "/init";
 
-/// Has the kernel run this program where the image has nothing of the name that the kernel knows. To be called before
-/// the root is switched.
-pub fn stand_in(new_root: &str) -> io::Result<()> {
+/// Makes the kernel run this program if the image has nothing at the path of `modprobe`. Must be called before the
+/// root is switched.
+pub fn install_helper(new_root: &str) -> io::Result<()> {
     let known = match fs::read_to_string(SETTING) {
         Ok(known) => known,
         // A kernel without modules.
@@ -29,7 +28,7 @@ pub fn stand_in(new_root: &str) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     let known = known.trim().trim_start_matches('/');
-    // With an empty name, the kernel calls no program.
+    // With an empty path, the kernel runs no program.
     if known.is_empty() || apply::has_program(new_root, Path::new(known))? {
         return Ok(());
     }
@@ -38,19 +37,19 @@ pub fn stand_in(new_root: &str) -> io::Result<()> {
     fs::write(SETTING, PROGRAM)
 }
 
-/// Whether the kernel has started this process to load a module.
-pub fn is_wanted(arguments: &[String]) -> bool {
+/// Returns whether the kernel has started this process to load a module.
+pub fn is_request(arguments: &[String]) -> bool {
     arguments.first().is_some_and(|program| program == PROGRAM)
 }
 
-/// Loads what the kernel asks for: the last argument.
+/// Loads the module that the kernel requests: the last argument.
 pub fn run(arguments: &[String]) -> ExitCode {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let directory = Path::new("/lib/modules").join(release);
     let loaded = arguments.last().map_or(Ok(false), |wanted| load(&directory, wanted));
     match loaded {
         Ok(true) => ExitCode::SUCCESS,
-        // The kernel asks for many modules that do not exist.
+        // The kernel requests many modules that do not exist.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             log::error(&format!("cannot load {:?}: {error}", arguments.last()));
@@ -59,7 +58,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
     }
 }
 
-/// Loads a module, or all that have this alias, behind what each needs. Returns whether there is any.
+/// Loads a module, or all modules with this alias, after their dependencies. Returns whether there is any.
 fn load(directory: &Path, wanted: &str) -> io::Result<bool> {
     let tables = |name: &str| fs::read_to_string(directory.join(name));
     let (dep, aliases) = (tables("modules.dep")?, tables("modules.alias")?);
@@ -74,7 +73,7 @@ fn load(directory: &Path, wanted: &str) -> io::Result<bool> {
     Ok(!paths.is_empty())
 }
 
-/// The files that have to be loaded, in their order.
+/// Returns the files to load, in order.
 fn paths<'a>(dep: &'a str, aliases: &str, wanted: &str) -> Vec<&'a str> {
     let wanted = normal(wanted);
     let of_alias = aliases.lines().filter_map(|line| {
@@ -98,7 +97,7 @@ fn paths<'a>(dep: &'a str, aliases: &str, wanted: &str) -> Vec<&'a str> {
     paths
 }
 
-/// The name with `_` for `-`, but not in a range such as `[0-9]`.
+/// Returns the name with `_` for `-`, except in a range such as `[0-9]`.
 fn normal(name: &str) -> String {
     let mut is_range = false;
     let normal = |c| {
@@ -108,7 +107,7 @@ fn normal(name: &str) -> String {
     name.chars().map(normal).collect()
 }
 
-/// Whether a pattern of `*`, `?` and ranges is all of the text.
+/// Returns whether a pattern of `*`, `?` and ranges matches the whole text.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern, text) {
         ([], text) => text.is_empty(),
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_is_found_by_name_and_by_alias_behind_what_it_needs() {
+    fn a_module_is_found_by_name_and_alias_after_its_dependencies() {
         check("bridge", &["llc.ko", "stp.ko", "bridge.ko"]);
         check("rtnl-link-bridge", &["llc.ko", "stp.ko", "bridge.ko"]);
         check("br_netfilter", &["llc.ko", "bridge.ko", "br-netfilter.ko"]);

@@ -1,4 +1,4 @@
-//! All modules of the kernel, from a disk that sandboxes share, where `modprobe` in the image looks for them.
+//! Mounts all modules of the kernel, from a disk that sandboxes share, where `modprobe` in the image looks for them.
 
 use std::{
     ffi::CStr,
@@ -17,12 +17,12 @@ use rustix::{
 
 use crate::{apply, disks};
 
-/// Where the disk is mounted until the directory of this kernel's release is where it belongs.
+/// Where the disk is mounted temporarily.
 const STAGING: &str = "/modules";
-/// Where an image may have modules. In most images both are the same directory.
-const PLACES: [&str; 2] = ["usr/lib/modules", "lib/modules"];
+/// Where an image may have modules. In most images, both are the same directory.
+const MODULE_DIRECTORIES: [&str; 2] = ["usr/lib/modules", "lib/modules"];
 
-/// Mounts the modules below the new root, where the image has none for this kernel.
+/// Mounts the modules below the new root, unless the image has its own for this kernel.
 pub fn mount_at(device: &str, new_root: &str) -> io::Result<()> {
     disks::wait_for(device)?;
     fs::create_dir_all(STAGING)?;
@@ -35,26 +35,26 @@ pub fn mount_at(device: &str, new_root: &str) -> io::Result<()> {
     if let Ok(nodes) = fs::read_to_string(modules.join("modules.devname")) {
         make_nodes(&nodes);
     }
-    // What is bound stays.
+    // The bind mount stays.
     unmount(STAGING, UnmountFlags::empty())?;
     mounted
 }
 
 fn bind(modules: &Path, new_root: &str, release: &str) -> io::Result<()> {
-    for place in PLACES {
-        let Some(target) = place_for(new_root, place, release)? else { continue };
+    for directory in MODULE_DIRECTORIES {
+        let Some(target) = mount_point(new_root, directory, release)? else { continue };
         mount_bind(modules, format!("/proc/self/fd/{}", target.as_raw_fd()))?;
     }
     Ok(())
 }
 
-/// Makes the device nodes that load a module when they are opened, as systemd does where the image has kmod. One that
-/// cannot be made is one that the kernel has made already.
+/// Creates the device nodes that load a module when they are opened, as systemd does if the image has kmod. A node
+/// that cannot be created exists already.
 fn make_nodes(devname: &str) {
     for (path, kind, device) in devname.lines().filter_map(node) {
         let path = Path::new("/dev").join(path);
         let mode = match path.to_str() {
-            // udev lets everybody open these.
+            // udev allows everyone to open these.
             Some("/dev/fuse" | "/dev/net/tun") => 0o666,
             _ => 0o600,
         };
@@ -65,7 +65,7 @@ fn make_nodes(devname: &str) {
     }
 }
 
-/// The node in a line such as `fuse fuse c10:229`.
+/// Parses the node in a line such as `fuse fuse c10:229`.
 fn node(line: &str) -> Option<(&str, FileType, u64)> {
     let [module, path, number] = line.split(' ').collect::<Vec<_>>().try_into().ok()?;
     if module.starts_with('#') || path.starts_with('/') || path.split('/').any(|name| name == "..") {
@@ -80,14 +80,14 @@ fn node(line: &str) -> Option<(&str, FileType, u64)> {
     Some((path, kind, makedev(major.parse().ok()?, minor.parse().ok()?)))
 }
 
-/// The empty directory of a release, made where it is missing; `None` where the image has modules of its own there, or
-/// no such place.
-fn place_for(root: &str, place: &str, release: &str) -> io::Result<Option<OwnedFd>> {
-    let top = Path::new(place).parent().unwrap_or(Path::new(place));
+/// Opens the empty directory of a release, and creates it if missing. Returns `None` if the image has its own modules
+/// there, or no such directory.
+fn mount_point(root: &str, directory: &str, release: &str) -> io::Result<Option<OwnedFd>> {
+    let top = Path::new(directory).parent().unwrap_or(Path::new(directory));
     if !apply::has_directory(root, top)? {
         return Ok(None);
     }
-    let directory = apply::open_directory(root, &Path::new(place).join(release), 0o755)?;
+    let directory = apply::open_directory(root, &Path::new(directory).join(release), 0o755)?;
     Ok(is_empty(&directory)?.then_some(directory))
 }
 
@@ -112,36 +112,37 @@ mod tests {
 
     const RELEASE: &str = "6.1.0-41-cloud-amd64";
 
-    /// The places below this root that get modules.
+    /// Returns the directories below this root that get modules.
     fn places(root: &Path) -> Vec<&'static str> {
-        let found = |place: &&str| place_for(root.to_str().unwrap(), place, RELEASE).unwrap().is_some();
-        PLACES.into_iter().filter(found).collect()
+        let found =
+            |directory: &&str| mount_point(root.to_str().unwrap(), directory, RELEASE).unwrap().is_some();
+        MODULE_DIRECTORIES.into_iter().filter(found).collect()
     }
 
     #[test]
-    fn modules_are_put_where_the_image_has_none_of_its_own() {
+    fn modules_are_mounted_only_where_the_image_has_none() {
         let dir = tempfile::tempdir().unwrap();
         let root = |name: &str| dir.path().join(name);
         let merged = root("merged");
         fs::create_dir_all(merged.join("usr/lib")).unwrap();
         symlink("usr/lib", merged.join("lib")).unwrap();
-        assert_eq!(places(&merged), PLACES);
+        assert_eq!(places(&merged), MODULE_DIRECTORIES);
         let made = merged.join("usr/lib/modules").join(RELEASE);
         assert!(made.is_dir());
-        // As it is once something is mounted at the first of the two.
+        // The state after a mount at the first of the two.
         fs::write(made.join("modules.dep"), "").unwrap();
         assert!(places(&merged).is_empty());
 
         let apart = root("apart");
         fs::create_dir_all(apart.join("usr/lib")).unwrap();
         fs::create_dir_all(apart.join("lib/modules").join(RELEASE)).unwrap();
-        assert_eq!(places(&apart), PLACES);
+        assert_eq!(places(&apart), MODULE_DIRECTORIES);
         fs::create_dir(apart.join("lib/modules").join(RELEASE).join("kernel")).unwrap();
-        assert_eq!(places(&apart), PLACES[..1]);
+        assert_eq!(places(&apart), MODULE_DIRECTORIES[..1]);
 
         let bare = root("bare");
         fs::create_dir_all(bare.join("lib")).unwrap();
-        assert_eq!(places(&bare), PLACES[1..]);
+        assert_eq!(places(&bare), MODULE_DIRECTORIES[1..]);
     }
 
     #[test]
@@ -162,7 +163,7 @@ mod tests {
         fs::create_dir_all(root.join("usr/lib")).unwrap();
         fs::create_dir(&outside).unwrap();
         symlink(&outside, root.join("usr/lib/modules")).unwrap();
-        let _ = place_for(root.to_str().unwrap(), PLACES[0], RELEASE);
+        let _ = mount_point(root.to_str().unwrap(), MODULE_DIRECTORIES[0], RELEASE);
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     }
 }

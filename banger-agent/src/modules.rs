@@ -1,4 +1,4 @@
-//! Loading the modules that the host picked, in its order.
+//! Loads the modules that the host selected, in its order.
 
 use std::{
     fs::{self, File},
@@ -9,8 +9,8 @@ use banger_proto::guest::config::MODULES_PATH;
 
 use crate::log;
 
-/// Loads every module of the list. A module that cannot be loaded is a problem and no reason to stop: the
-/// next one may not need it.
+/// Loads every module in the list. A failure is reported as a problem, and loading continues, because the next module
+/// may not depend on it.
 pub fn load() -> Vec<String> {
     let list = match fs::read_to_string(MODULES_PATH) {
         Ok(list) => list,

@@ -1,7 +1,7 @@
-//! The network interface, set up before the image's init begins: images without any network tool have one,
-//! and the tools of the others find it up and leave it alone.
+//! Configures the network interface before the image's init starts: images without network tools get a working
+//! interface, and the tools of other images find it up and leave it alone.
 //!
-//! rtnetlink(7), by hand: four kinds of messages are not worth a library in a program of this size.
+//! This speaks rtnetlink(7) directly: four kinds of messages do not justify a library in a program of this size.
 
 use std::{
     fs, io,
@@ -14,9 +14,9 @@ use std::{
 use banger_proto::guest::config::GuestNetwork;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
-/// How long the driver may take to find the interface.
-const PATIENCE: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(2);
+/// How long the driver may take to create the interface.
+const DRIVER_TIMEOUT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 // include/uapi/linux/rtnetlink.h, if_addr.h, neighbour.h, netlink.h and if.h
 const RTM_NEWLINK: u16 = 16;
@@ -24,13 +24,13 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWNEIGH: u16 = 28;
 const NLMSG_ERROR: u16 = 2;
-/// A request that is answered, and makes what is not there.
+/// Flags of a request that is acknowledged, and creates what does not exist.
 const FLAGS: u16 = 0x1 | 0x4 | 0x400;
 const REPLACE: u16 = 0x100;
 const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
-/// Nobody else can have the address: it need not be looked for.
+/// The address is known to be unique, so duplicate address detection is not needed.
 const IFA_F_NODAD: u8 = 2;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
@@ -46,7 +46,7 @@ const LOOPBACK: u32 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// Sets the interface up; returns its name.
+/// Configures the interface. Returns its name.
 pub fn set_up(network: &GuestNetwork) -> io::Result<String> {
     let netlink = Netlink::open()?;
     netlink.up(LOOPBACK)?;
@@ -62,10 +62,10 @@ pub fn set_up(network: &GuestNetwork) -> io::Result<String> {
     Ok(name)
 }
 
-/// The name and the number of the interface with this hardware address.
+/// Finds the name and the index of the interface with this hardware address.
 fn find(mac: [u8; 6]) -> io::Result<(String, u32)> {
     let wanted = mac.map(|byte| format!("{byte:02x}")).join(":");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DRIVER_TIMEOUT;
     loop {
         for entry in fs::read_dir("/sys/class/net")? {
             let entry = entry?;
@@ -79,14 +79,14 @@ fn find(mac: [u8; 6]) -> io::Result<(String, u32)> {
         if Instant::now() > deadline {
             return Err(io::ErrorKind::NotFound.into());
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
 struct Netlink(OwnedFd);
 
 impl Netlink {
-    /// Protocol 0, which also means none, is NETLINK_ROUTE.
+    /// Opens a socket. Protocol 0 is NETLINK_ROUTE.
     fn open() -> io::Result<Self> {
         let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
         Ok(Self(socket_with(family, kind, SocketFlags::CLOEXEC, None)?))
@@ -97,21 +97,21 @@ impl Netlink {
         message.extend(index.to_ne_bytes());
         message.extend(IFF_UP.to_ne_bytes());
         message.extend(IFF_UP.to_ne_bytes());
-        self.ask(RTM_NEWLINK, FLAGS, &message)
+        self.request(RTM_NEWLINK, FLAGS, &message)
     }
 
     fn address(&self, index: u32, address: IpAddr) -> io::Result<()> {
         let (family, bytes) = family_and_bytes(address);
-        // All of the address is the guest's: nobody else is on the link.
+        // The prefix covers the address only: nothing else is on the link.
         let length = (bytes.len() * 8) as u8;
         let mut message = vec![family, length, IFA_F_NODAD, 0];
         message.extend(index.to_ne_bytes());
         attribute(&mut message, IFA_LOCAL, &bytes);
         attribute(&mut message, IFA_ADDRESS, &bytes);
-        self.ask(RTM_NEWADDR, FLAGS | REPLACE, &message)
+        self.request(RTM_NEWADDR, FLAGS | REPLACE, &message)
     }
 
-    /// The gateway's hardware address is known for good.
+    /// Adds a permanent entry for the gateway's hardware address.
     fn neighbour(&self, index: u32, gateway: IpAddr, mac: [u8; 6]) -> io::Result<()> {
         let (family, bytes) = family_and_bytes(gateway);
         let mut message = vec![family, 0, 0, 0];
@@ -120,7 +120,7 @@ impl Netlink {
         message.extend([0; 2]);
         attribute(&mut message, NDA_DST, &bytes);
         attribute(&mut message, NDA_LLADDR, &mac);
-        self.ask(RTM_NEWNEIGH, FLAGS | REPLACE, &message)
+        self.request(RTM_NEWNEIGH, FLAGS | REPLACE, &message)
     }
 
     fn default_route(&self, index: u32, gateway: IpAddr) -> io::Result<()> {
@@ -129,11 +129,11 @@ impl Netlink {
         message.extend(ONLINK.to_ne_bytes());
         attribute(&mut message, RTA_GATEWAY, &bytes);
         attribute(&mut message, RTA_OIF, &index.to_ne_bytes());
-        self.ask(RTM_NEWROUTE, FLAGS | REPLACE, &message)
+        self.request(RTM_NEWROUTE, FLAGS | REPLACE, &message)
     }
 
-    /// Sends a request and reads how it ended.
-    fn ask(&self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
+    /// Sends a request and reads its acknowledgement.
+    fn request(&self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
         let length = u32::try_from(16 + payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut message = length.to_ne_bytes().to_vec();
         message.extend(kind.to_ne_bytes());
@@ -161,7 +161,7 @@ fn family_and_bytes(address: IpAddr) -> (u8, Vec<u8>) {
     }
 }
 
-/// Adds an attribute, padded to a multiple of 4 bytes.
+/// Appends an attribute, padded to a multiple of 4 bytes.
 fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     message.extend(((4 + value.len()) as u16).to_ne_bytes());
     message.extend(kind.to_ne_bytes());

@@ -1,10 +1,10 @@
-//! How far the guest is with its boot.
+//! The phase of the guest's boot.
 //!
-//! The agent answers before the image's init has begun. What a command does then, the early part of the boot may undo:
-//! it empties `/tmp`, and mounts over what was written. So commands and copies wait for [`Phase::Init`] unless they
-//! are told otherwise. If the image has no init, or one that does not report its progress, they start at once.
+//! The agent answers before the image's init starts. The early boot may undo what a command does then: it empties
+//! `/tmp`, and mounts file systems over files. So commands and copies wait for [`Phase::Init`] unless the request
+//! says otherwise. If the image has no init, or one that does not report its progress, they start at once.
 //!
-//! The init is asked only while somebody wants to know, and no more once the boot is over.
+//! The init is queried only while a request waits, and no longer once the boot is over.
 
 use std::{
     fs, io,
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use banger_proto::guest::message::{Phase, Phases as Told};
+use banger_proto::guest::message::{Phase, Phases};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     time::{ClockId, clock_gettime},
@@ -25,28 +25,28 @@ use crate::{
     systemd::{self, Boot, Systemd},
 };
 
-/// Between two looks.
-pub const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-/// For so long one look is as good as the next, however many want to know.
+/// Poll interval.
+pub const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// How long the result of one query is reused.
 const FRESH: Duration = Duration::from_millis(40);
-/// How long commands wait for the early part of a boot, and for all of it. After that they start, so that a guest whose boot
-/// hangs can be examined.
+/// How long commands wait for the early boot, and for the whole boot. Then they start anyway, so that a guest whose
+/// boot hangs can be examined.
 const INIT_LIMIT: Duration = Duration::from_secs(180);
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
-/// Where OpenRC keeps how far it is.
+/// Where OpenRC keeps its state.
 const OPENRC: &str = "/run/openrc";
 
-/// What kind of init the image has.
+/// The init system of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InitSystem {
     Systemd,
     OpenRc,
-    /// None, or one that does not say how far it is.
+    /// None, or one that does not report its progress.
     Other,
 }
 
 impl InitSystem {
-    /// The kind of this program below a root.
+    /// Identifies the init system of this program below a root.
     pub fn of(root: &Path, init: &str) -> Self {
         let path = root.join(init.trim_start_matches('/'));
         let name = path.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_owned()));
@@ -69,53 +69,53 @@ impl InitSystem {
 pub enum Waited {
     /// The phase is reached.
     Reached,
-    /// It was not reached in time. Whoever comes later does not wait.
+    /// It was not reached in time. Later requests do not wait.
     Late,
-    /// Whoever waited does so no more.
-    Over,
+    /// The host has hung up meanwhile.
+    HungUp,
 }
 
-/// How far the guest is.
-pub struct Phases {
+/// Tracks the phases of the guest's boot.
+pub struct PhaseTracker {
     init: InitSystem,
     begun: Instant,
     known: Mutex<Known>,
 }
 
 struct Known {
-    told: Told,
+    reached: Phases,
     looked: Option<Instant>,
 }
 
-impl Phases {
-    /// The agent answers from now on.
+impl PhaseTracker {
+    /// Starts tracking: the agent answers from now on.
     pub fn begin(init: InitSystem) -> Self {
         let now = now();
         let rest = (init == InitSystem::Other).then_some(now);
-        let told = Told { agent: Some(now), init: rest, boot: rest };
-        Self { init, begun: Instant::now(), known: Mutex::new(Known { told, looked: None }) }
+        let reached = Phases { agent: Some(now), init: rest, boot: rest };
+        Self { init, begun: Instant::now(), known: Mutex::new(Known { reached, looked: None }) }
     }
 
-    /// What is reached, and when it was.
-    pub fn now(&self) -> Told {
+    /// Returns the phases that were reached, and when.
+    pub fn now(&self) -> Phases {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.told.boot.is_some() || known.looked.is_some_and(|looked| looked.elapsed() < FRESH) {
-            return known.told;
+        if known.reached.boot.is_some() || known.looked.is_some_and(|looked| looked.elapsed() < FRESH) {
+            return known.reached;
         }
         let looked = match self.init {
-            InitSystem::Systemd => look_at_systemd(known.told),
-            InitSystem::OpenRc => Ok(look_at_openrc(Path::new(OPENRC), known.told)),
-            InitSystem::Other => Ok(known.told),
+            InitSystem::Systemd => query_systemd(known.reached),
+            InitSystem::OpenRc => Ok(query_openrc(Path::new(OPENRC), known.reached)),
+            InitSystem::Other => Ok(known.reached),
         };
-        // What cannot be asked has not come so far.
-        if let Ok(told) = looked {
-            known.told = told;
+        // If the init cannot be queried yet, the phase is not reached.
+        if let Ok(reached) = looked {
+            known.reached = reached;
         }
         known.looked = Some(Instant::now());
-        known.told
+        known.reached
     }
 
-    /// Waits for a phase; `pause` waits for about [`LOOK`], and says whether somebody still waits.
+    /// Waits for a phase. `pause` sleeps for about [`POLL_INTERVAL`], and returns whether to continue to wait.
     pub fn wait(&self, phase: Phase, mut pause: impl FnMut() -> io::Result<bool>) -> io::Result<Waited> {
         let limit = match phase {
             Phase::Agent | Phase::Init => INIT_LIMIT,
@@ -126,17 +126,17 @@ impl Phases {
                 return Ok(Waited::Late);
             }
             if !pause()? {
-                return Ok(Waited::Over);
+                return Ok(Waited::HungUp);
             }
         }
         Ok(Waited::Reached)
     }
 
-    /// Waits for a phase while the host stays; what it sends meanwhile is left to be read.
+    /// Waits for a phase until the host hangs up. Leaves what the host sends meanwhile unread.
     pub fn wait_quietly(&self, phase: Phase, port: &Port) -> io::Result<Waited> {
         self.wait(phase, || {
             let mut fds = [PollFd::new(port, PollFlags::RDHUP)];
-            match poll(&mut fds, Some(&LOOK)) {
+            match poll(&mut fds, Some(&POLL_INTERVAL)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -145,45 +145,45 @@ impl Phases {
     }
 }
 
-fn has(told: Told, phase: Phase) -> bool {
+fn has(reached: Phases, phase: Phase) -> bool {
     match phase {
-        Phase::Agent => told.agent.is_some(),
-        Phase::Init => told.init.is_some(),
-        Phase::Boot => told.boot.is_some(),
+        Phase::Agent => reached.agent.is_some(),
+        Phase::Init => reached.init.is_some(),
+        Phase::Boot => reached.boot.is_some(),
     }
 }
 
-/// Microseconds since the kernel began.
+/// Returns the microseconds since the kernel started.
 fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
     let since = Duration::try_from(time).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn look_at_systemd(before: Told) -> io::Result<Told> {
-    if !systemd::is_there() {
+fn query_systemd(before: Phases) -> io::Result<Phases> {
+    if !systemd::is_available() {
         return Ok(before);
     }
     let mut systemd = Systemd::connect()?;
     let boot = systemd.boot()?;
-    let mut told = before;
-    if boot != Boot::Early && told.init.is_none() {
-        told.init = Some(systemd.basic_at()?.unwrap_or_else(now));
+    let mut reached = before;
+    if boot != Boot::Early && reached.init.is_none() {
+        reached.init = Some(systemd.basic_at()?.unwrap_or_else(now));
     }
     if boot == Boot::Over {
-        told.boot = Some(systemd.finished_at()?.unwrap_or_else(now));
+        reached.boot = Some(systemd.finished_at()?.unwrap_or_else(now));
     }
-    Ok(told)
+    Ok(reached)
 }
 
-/// OpenRC names the runlevel that it is in: `sysinit` and `boot` are the early ones. A directory is there while it
-/// starts what belongs to the level.
-fn look_at_openrc(state: &Path, before: Told) -> Told {
+/// Reads the state of OpenRC: a file has its current runlevel, of which `sysinit` and `boot` are the early ones. A
+/// directory exists while it starts the services of a runlevel.
+fn query_openrc(state: &Path, before: Phases) -> Phases {
     let level = fs::read_to_string(state.join("softlevel")).unwrap_or_default();
     let is_early = matches!(level.trim(), "" | "sysinit" | "boot");
     let is_starting = state.join("rc.starting").exists();
     let reached = |before: Option<u64>, is: bool| before.or_else(|| is.then(now));
-    Told {
+    Phases {
         init: reached(before.init, !is_early),
         boot: reached(before.boot, !is_early && !is_starting),
         ..before
@@ -199,39 +199,39 @@ mod tests {
 
     #[test]
     fn an_image_whose_init_says_nothing_is_ready_at_once() {
-        let phases = Phases::begin(InitSystem::Other);
-        let told = phases.now();
-        assert!(told.agent.is_some());
-        assert_eq!((told.init, told.boot), (told.agent, told.agent));
+        let phases = PhaseTracker::begin(InitSystem::Other);
+        let reached = phases.now();
+        assert!(reached.agent.is_some());
+        assert_eq!((reached.init, reached.boot), (reached.agent, reached.agent));
         assert_eq!(phases.wait(Phase::Boot, || Ok(false)).unwrap(), Waited::Reached);
     }
 
     #[test]
-    fn whoever_leaves_waits_no_more() {
-        let phases = Phases::begin(InitSystem::OpenRc);
+    fn a_wait_ends_when_the_host_hangs_up() {
+        let phases = PhaseTracker::begin(InitSystem::OpenRc);
         assert_eq!(phases.wait(Phase::Agent, || Ok(false)).unwrap(), Waited::Reached);
         let mut looks = 0;
         let waited = phases.wait(Phase::Init, || {
             looks += 1;
             Ok(looks < 3)
         });
-        assert_eq!((waited.unwrap(), looks), (Waited::Over, 3));
+        assert_eq!((waited.unwrap(), looks), (Waited::HungUp, 3));
     }
 
     #[test]
-    fn a_boot_that_hangs_is_not_waited_for_in_vain() {
+    fn the_wait_for_a_hanging_boot_times_out() {
         let Some(begun) = Instant::now().checked_sub(INIT_LIMIT * 2) else { return };
-        let phases = Phases { begun, ..Phases::begin(InitSystem::OpenRc) };
+        let phases = PhaseTracker { begun, ..PhaseTracker::begin(InitSystem::OpenRc) };
         assert_eq!(phases.wait(Phase::Init, || Ok(true)).unwrap(), Waited::Late);
-        assert_eq!(phases.wait(Phase::Boot, || Ok(false)).unwrap(), Waited::Over);
+        assert_eq!(phases.wait(Phase::Boot, || Ok(false)).unwrap(), Waited::HungUp);
     }
 
     #[test]
-    fn the_runlevel_of_openrc_says_how_far_it_is() {
+    fn the_runlevel_of_openrc_gives_the_phase() {
         let state = tempfile::tempdir().unwrap();
         let reached = || {
-            let told = look_at_openrc(state.path(), Told::default());
-            (told.init.is_some(), told.boot.is_some())
+            let reached = query_openrc(state.path(), Phases::default());
+            (reached.init.is_some(), reached.boot.is_some())
         };
         assert_eq!(reached(), (false, false));
         for (level, expect) in
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_of_an_init_is_told_by_its_program() {
+    fn an_init_is_identified_by_its_program() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         for directory in ["sbin", "etc", "lib/systemd", "bin"] {
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(kind("../lib/systemd/systemd"), InitSystem::Systemd);
         assert_eq!(kind("../bin/busybox"), InitSystem::Other);
         assert_eq!(kind("nowhere"), InitSystem::Other);
-        // As in container images of Alpine, which name in that file what they do not have.
+        // As in Alpine's container images, whose file names an init that they do not have.
         fs::write(root.join("etc/inittab"), "#x\n::sysinit:/sbin/openrc sysinit\n").unwrap();
         assert_eq!(kind("../bin/busybox"), InitSystem::Other);
         fs::write(root.join("sbin/openrc"), "").unwrap();

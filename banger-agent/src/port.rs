@@ -1,5 +1,5 @@
-//! One channel to the host: frames in and out of a descriptor that is a virtio port in a guest and a
-//! socket in tests. Never blocks but in a poll that also sees the host hang up.
+//! One channel to the host: frames over a descriptor that is a virtio port in a guest and a socket in tests. It only
+//! blocks in a poll that also sees a hangup of the host.
 
 use std::{
     io,
@@ -23,21 +23,21 @@ pub struct Port {
     outgoing: Vec<u8>,
 }
 
-/// What a look at the channel brought.
+/// The result of reading from the channel.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
-    /// Something has come.
+    /// Bytes have arrived.
     Bytes,
-    /// Nothing has come.
+    /// Nothing has arrived.
     Nothing,
     /// The host has hung up.
     HungUp,
 }
 
-/// How a greeting went.
+/// The result of a greeting.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Greeting {
-    /// A request may come.
+    /// A request may follow.
     Done,
     /// The host has hung up.
     HungUp,
@@ -48,17 +48,17 @@ impl Port {
         Self { fd, decoder: Decoder::default(), outgoing: Vec::new() }
     }
 
-    /// Waits for a greeting and answers it. A wrong one is answered too, and the next is awaited.
+    /// Waits for a greeting and answers it. After a wrong one, waits for the next.
     pub fn greet(&mut self, token: &str) -> io::Result<Greeting> {
         self.greet_as(token, Verdict::Welcome)
     }
 
-    /// Waits for a greeting and answers that there is no room for a request.
+    /// Waits for a greeting and answers that the agent is busy.
     pub fn greet_busy(&mut self, token: &str) -> io::Result<Greeting> {
         self.greet_as(token, Verdict::Busy)
     }
 
-    /// A host that knows the token gets this verdict.
+    /// Answers `known` to a host that knows the token.
     fn greet_as(&mut self, token: &str, known: Verdict) -> io::Result<Greeting> {
         let mut buffer = std::mem::take(&mut self.decoder).into_rest();
         self.outgoing.clear();
@@ -95,7 +95,7 @@ impl Port {
         }
     }
 
-    /// Looks what has come.
+    /// Reads what has arrived.
     pub fn receive(&mut self) -> io::Result<Received> {
         let mut bytes = Vec::new();
         let received = self.read(&mut bytes)?;
@@ -103,12 +103,12 @@ impl Port {
         Ok(received)
     }
 
-    /// The next frame that has come.
+    /// Returns the next frame that has arrived.
     pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
         self.decoder.next_frame().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// Waits for the next frame; `None` when the host has hung up.
+    /// Waits for the next frame. Returns `None` if the host has hung up.
     pub fn wait_frame(&mut self) -> io::Result<Option<Frame>> {
         loop {
             if let Some(frame) = self.next_frame()? {
@@ -127,12 +127,12 @@ impl Port {
         self.outgoing.extend(frame.encode());
     }
 
-    /// Bytes that wait to be sent.
+    /// Returns the number of bytes that wait to be sent.
     pub fn queued(&self) -> usize {
         self.outgoing.len()
     }
 
-    /// Sends what can be sent now. `false` when the host has hung up.
+    /// Sends what can be sent now. Returns `false` if the host has hung up.
     pub fn flush(&mut self) -> io::Result<bool> {
         while !self.outgoing.is_empty() {
             match rustix::io::write(&self.fd, &self.outgoing) {
@@ -146,7 +146,7 @@ impl Port {
         Ok(true)
     }
 
-    /// Sends a frame, however long it takes. `false` when the host has hung up.
+    /// Sends a frame, however long it takes. Returns `false` if the host has hung up.
     pub fn send(&mut self, frame: &Frame) -> io::Result<bool> {
         self.queue(frame);
         self.flush_all()
@@ -169,7 +169,7 @@ impl Port {
     fn read(&self, into: &mut Vec<u8>) -> io::Result<Received> {
         let mut bytes = [0; 16 << 10];
         match rustix::io::read(&self.fd, &mut bytes) {
-            // A virtio port reads so too while the host is not there.
+            // A virtio port also returns this while no host is connected.
             Ok(0) => Ok(Received::HungUp),
             Ok(count) => {
                 into.extend_from_slice(&bytes[..count]);

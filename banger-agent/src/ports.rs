@@ -1,4 +1,4 @@
-//! What listens in the guest, as the kernel tells (proc_pid_net(5)).
+//! Lists listening sockets of the guest from the kernel's tables (proc_pid_net(5)).
 
 use std::{
     collections::HashMap,
@@ -10,12 +10,12 @@ use banger_proto::guest::facts::ListeningPort;
 
 use crate::stats::processes;
 
-/// The tables, their protocol, and the state of a socket that listens: `TCP_LISTEN`, and for UDP, which has no
-/// such state, that of one without a peer (`TCP_CLOSE`).
+/// The tables, their protocol, and the state of a listening socket: `TCP_LISTEN`, and for UDP, which has no such
+/// state, the state of a socket without a peer (`TCP_CLOSE`).
 const TABLES: [(&str, &str, &str); 4] =
     [("tcp", "tcp", "0A"), ("tcp6", "tcp", "0A"), ("udp", "udp", "07"), ("udp6", "udp", "07")];
 
-/// All that listens, in the order of the ports. The guest's own processes may come and go meanwhile.
+/// Returns all listening sockets, ordered by port. The guest's processes may come and go meanwhile.
 pub fn listening() -> Vec<ListeningPort> {
     let owners = owners();
     let mut ports = Vec::new();
@@ -32,14 +32,14 @@ pub fn listening() -> Vec<ListeningPort> {
     ports
 }
 
-/// The address, the port and the inode of a socket in this state.
+/// Parses the address, the port and the inode of a socket in this state.
 fn row(line: &str, state: &str) -> Option<(IpAddr, u16, u64)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     if *fields.get(3)? != state {
         return None;
     }
     let (address, port) = fields.get(1)?.split_once(':')?;
-    // The kernel prints words of 32 bits of an address in network order as numbers of the host.
+    // The kernel prints each 32-bit word of an address, in network order, as a native number.
     let words: Option<Vec<[u8; 4]>> = (0..address.len() / 8)
         .map(|word| Some(u32::from_str_radix(address.get(word * 8..word * 8 + 8)?, 16).ok()?.to_ne_bytes()))
         .collect();
@@ -50,7 +50,7 @@ fn row(line: &str, state: &str) -> Option<(IpAddr, u16, u64)> {
     Some((address, u16::from_str_radix(port, 16).ok()?, fields.get(9)?.parse().ok()?))
 }
 
-/// The process that has each socket, by its inode.
+/// Returns the process of each socket, by inode.
 fn owners() -> HashMap<u64, (u32, String)> {
     let mut owners = HashMap::new();
     for pid in processes() {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_of_the_kernel_is_read() {
+    fn a_row_of_the_kernels_table_is_parsed() {
         let line = "0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4242 1 0";
         assert_eq!(row(line, "0A"), Some((Ipv4Addr::LOCALHOST.into(), 8080, 4242)));
         assert_eq!(row(line, "07"), None);

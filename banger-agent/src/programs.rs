@@ -1,11 +1,11 @@
-//! How the image wants its programs to be run, where the request does not say.
+//! Applies the image's defaults for running programs to a request.
 
 use std::path::Path;
 
 use banger_proto::guest::{Exec, config::Programs};
 
-/// The request, completed with the image's defaults. Nothing if it asks for the image's own
-/// program and there is none.
+/// Returns the request, completed with the image's defaults. Returns `None` if it asks for the image's entry point
+/// and there is none.
 pub fn complete(programs: &Programs, mut exec: Exec) -> Option<Exec> {
     if exec.of_image {
         let arguments = if exec.argv.is_empty() { &programs.cmd } else { &exec.argv };
@@ -14,11 +14,11 @@ pub fn complete(programs: &Programs, mut exec: Exec) -> Option<Exec> {
             return None;
         }
     }
-    // What comes later counts.
+    // Later values override earlier ones.
     exec.env = programs.env.iter().cloned().chain(exec.env).collect();
     let is_the_images = exec.user.is_none();
     exec.user = exec.user.or_else(|| programs.user.clone());
-    // Another user may not be let into the directory that the image has for its own.
+    // The image's directory may not be accessible to another user.
     if exec.cwd.is_none() && is_the_images {
         exec.cwd = programs.working_dir.clone().filter(|directory| Path::new(directory).is_dir());
     }
@@ -30,7 +30,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn words(text: &str) -> Vec<String> {
+    fn list(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()
     }
 
@@ -39,22 +39,22 @@ mod tests {
             env: vec![("PATH".into(), "/opt/bin".into()), ("A".into(), "image".into())],
             user: Some("www".into()),
             working_dir: Some("/proc".into()),
-            entrypoint: words("/init --fast"),
-            cmd: words("serve all"),
+            entrypoint: list("/init --fast"),
+            cmd: list("serve all"),
         }
     }
 
     #[test]
-    fn what_the_request_leaves_open_is_as_the_image_says() {
-        let exec = complete(&programs(), Exec { argv: words("env"), ..Exec::default() }).unwrap();
+    fn the_image_fills_in_what_the_request_leaves_open() {
+        let exec = complete(&programs(), Exec { argv: list("env"), ..Exec::default() }).unwrap();
         assert_eq!((exec.user.as_deref(), exec.cwd.as_deref()), (Some("www"), Some("/proc")));
-        assert_eq!((exec.argv, exec.env), (words("env"), programs().env));
+        assert_eq!((exec.argv, exec.env), (list("env"), programs().env));
     }
 
     #[test]
-    fn the_request_counts_where_it_says_anything() {
+    fn the_request_overrides_the_image() {
         let request = Exec {
-            argv: words("env"),
+            argv: list("env"),
             env: vec![("A".into(), "request".into())],
             user: Some("root".into()),
             ..Exec::default()
@@ -69,15 +69,15 @@ mod tests {
     }
 
     #[test]
-    fn the_program_of_the_image_runs_when_it_is_asked_for() {
+    fn the_entry_point_of_the_image_runs_on_request() {
         let argv = |programs: &Programs, argv: &str| {
-            complete(programs, Exec { argv: words(argv), of_image: true, ..Exec::default() })
+            complete(programs, Exec { argv: list(argv), of_image: true, ..Exec::default() })
                 .map(|exec| exec.argv)
         };
-        assert_eq!(argv(&programs(), ""), Some(words("/init --fast serve all")));
-        assert_eq!(argv(&programs(), "one"), Some(words("/init --fast one")));
+        assert_eq!(argv(&programs(), ""), Some(list("/init --fast serve all")));
+        assert_eq!(argv(&programs(), "one"), Some(list("/init --fast one")));
         let without = Programs { entrypoint: Vec::new(), ..programs() };
-        assert_eq!(argv(&without, ""), Some(words("serve all")));
+        assert_eq!(argv(&without, ""), Some(list("serve all")));
         assert_eq!(argv(&Programs::default(), ""), None);
     }
 }

@@ -1,5 +1,5 @@
-//! The runtime directory of a user, `XDG_RUNTIME_DIR` of the XDG Base Directory Specification: made for commands of
-//! users without a session of logind, as logind would.
+//! The runtime directory of a user, `XDG_RUNTIME_DIR` in the XDG Base Directory Specification. It is created as
+//! logind would, for commands of users without a logind session.
 
 use std::{
     fs, io,
@@ -9,11 +9,11 @@ use std::{
 
 use crate::account::Account;
 
-/// Where those of all users are.
+/// Parent of all runtime directories.
 const ALL: &str = "/run/user";
 
-/// The directory of this user, made when it is not there. Nothing where it cannot be what the specification wants: a
-/// directory that is the user's and nobody else's.
+/// Returns the directory of this user, and creates it if missing. Returns `None` if it cannot meet the specification:
+/// a directory that only the user can access.
 pub fn of(account: &Account) -> Option<PathBuf> {
     below(Path::new(ALL), account).ok()
 }
@@ -22,7 +22,7 @@ fn below(all: &Path, account: &Account) -> io::Result<PathBuf> {
     fs::create_dir_all(all)?;
     let path = all.join(account.uid.to_string());
     match fs::DirBuilder::new().mode(0o700).create(&path) {
-        // Nobody else may write in the directory above.
+        // Nobody else may write to the parent directory.
         Ok(()) => chown(&path, Some(account.uid), Some(account.gid))?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_made_once_and_is_its_users_alone() {
+    fn the_directory_is_created_once_and_is_private() {
         let dir = tempfile::tempdir().unwrap();
         let own = rustix::process::geteuid().as_raw();
         let all = dir.path().join("user");

@@ -1,4 +1,4 @@
-//! Starting a command as a user, in a session of its own, with a terminal or with pipes.
+//! Starts a command as a user, in its own session, with a terminal or with pipes.
 
 use std::{
     ffi::CString,
@@ -22,25 +22,25 @@ use rustix::{
 
 use crate::{account::Account, cgroups::Group, runtime_dir};
 
-/// The search path of a login on Debian, with the directories of a system administrator.
+/// The search path of a login on Debian, with the administrator's directories.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A command that runs.
+/// A running command.
 pub struct Running {
     pub child: Child,
-    /// Where its input goes.
+    /// The write end of its standard input.
     pub input: Option<OwnedFd>,
-    /// Where its output comes from.
+    /// The read end of its standard output.
     pub output: Option<OwnedFd>,
-    /// Where its errors come from; a terminal has them in its output.
+    /// The read end of its standard error; with a terminal, errors are part of the output.
     pub errors: Option<OwnedFd>,
-    /// The terminal's side of ours.
+    /// Our side of the terminal.
     pub terminal: Option<OwnedFd>,
     /// The control group that it runs in.
     pub group: Option<Group>,
 }
 
-/// Starts the command. `NotFound` is of the program; a directory or user that is not there says so.
+/// Starts the command. `NotFound` means the program; a missing directory or user has its own message.
 pub fn spawn(exec: &Exec) -> io::Result<Running> {
     let user = exec.user.as_deref().unwrap_or("root");
     let account = Account::find(user)?
@@ -60,11 +60,11 @@ pub fn spawn(exec: &Exec) -> io::Result<Running> {
             let input = unsafe { BorrowedFd::borrow_raw(0) };
             rustix::process::ioctl_tiocsctty(input)?;
         }
-        // Groups first, which only root may set. The library would become the user before all of this.
+        // Groups come first, which only root may set. `Command` would change the user before all of this.
         rustix::thread::set_thread_groups(&groups)?;
         rustix::thread::set_thread_gid(group)?;
         rustix::thread::set_thread_uid(user)?;
-        // As the user, who may not get there.
+        // As the user, who may not have access.
         rustix::process::chdir(&directory)?;
         Ok(())
     };
@@ -98,7 +98,7 @@ fn command_of(exec: &Exec, account: &Account) -> Command {
         None => {
             let name = Path::new(&account.shell).file_name().unwrap_or_default().to_string_lossy();
             let mut command = Command::new(&account.shell);
-            // A shell whose name begins so is a login shell.
+            // A leading hyphen in its name makes a shell a login shell.
             command.arg0(format!("-{name}"));
             command
         }
@@ -121,7 +121,7 @@ fn command_of(exec: &Exec, account: &Account) -> Command {
     command
 }
 
-/// Where the command runs: what was asked for must be there, a home may be missing.
+/// Returns the working directory of a command. A requested directory must exist, a home may be missing.
 fn directory_of(exec: &Exec, account: &Account) -> io::Result<String> {
     match &exec.cwd {
         Some(cwd) if Path::new(cwd).is_dir() => Ok(cwd.clone()),
@@ -162,7 +162,7 @@ fn with_pipes(mut command: Command) -> io::Result<Running> {
     })
 }
 
-/// Output and errors are one.
+/// Sends output and errors to the same pipe.
 fn without_input(mut command: Command) -> io::Result<Running> {
     let (output, output_write) = pipe_with(PipeFlags::CLOEXEC)?;
     set_nonblocking(output.as_fd())?;

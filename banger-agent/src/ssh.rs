@@ -1,12 +1,11 @@
-//! The host keys of the image's ssh server, and the user keys that it accepts.
+//! Configures the host key of the image's ssh server, and the user keys that it accepts.
 //!
-//! The server shows only the key that the host made for this sandbox: the keys in an image are known to
-//! everybody who has the image. So every file in which a server looks for a host key gets this key, whatever type
-//! its name promises; and an image that makes those that are missing has nothing to do, which would take a
-//! guest a second or, where it is emulated, a minute. Most distributions' servers read `sshd_config.d`, where
-//! a file of ours says it all and nothing of the user's is touched. For the others, the user's
-//! `authorized_keys` gets a part that is ours. An image without a server is made ready for one that is
-//! installed later.
+//! The server presents only the key that the host made for this sandbox, because the keys in an image are known to
+//! everyone who has the image. So every file in which a server looks for a host key gets this key, whatever type its
+//! name suggests. This also saves an image the time to generate missing keys: a second or, under emulation, a minute.
+//! The servers of most distributions read `sshd_config.d`, where one file contains all settings and no file of the
+//! user changes. For other servers, the user's `authorized_keys` gets a managed block. An image without a server is
+//! prepared for one that is installed later.
 
 use std::io;
 
@@ -14,26 +13,26 @@ use banger_proto::guest::config::{GuestFile, GuestSsh};
 
 use crate::{
     apply,
-    part::{Marks, Place},
+    managed_block::{Markers, Position},
 };
 
 const CONFIG: &str = "/etc/ssh/sshd_config";
-/// The files in which servers look for keys by themselves, and which ssh-keygen makes where they are missing:
-/// the one of our key's own kind first.
+/// The files in which servers look for keys by default, and which ssh-keygen creates if missing. The first is the one
+/// for our type of key.
 const HOST_KEYS: [&str; 3] =
     ["/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key"];
 /// sshd uses the first value of a setting, so this file must be read first.
 const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-banger.conf";
-/// For every user of the guest. Written again at each boot.
+/// Applies to every user of the guest. Written again at each boot.
 const AUTHORIZED_KEYS: &str = "/run/banger/authorized_keys";
 const AUTHORIZED_KEYS_OF_ROOT: &str = "/root/.ssh/authorized_keys";
-const MARKS: Marks = Marks {
+const MARKERS: Markers = Markers {
     begin: "# The keys between these lines are those of the host, written by banger at each boot.",
     end: "# The end of the host's keys.",
 };
 
-/// Writes it all below `root`, and what lasts for this boot only below `run`, where `/run` is until the root
-/// is switched; returns what went wrong.
+/// Writes the configuration below `root`, and files for this boot below `run`, the path of `/run` until the root is
+/// switched. Returns the problems.
 pub fn apply(root: &str, run: &str, ssh: &GuestSsh) -> Vec<String> {
     let mut problems = Vec::new();
     let mut note = |result: io::Result<()>, what: &str| {
@@ -64,27 +63,27 @@ fn file(path: &str, mode: u32, content: String) -> GuestFile {
     GuestFile { path: path.to_owned(), mode, content }
 }
 
-/// What the configuration of the image's server says.
+/// Facts from the configuration of the image's server.
 #[derive(Debug, PartialEq, Eq)]
 struct Server {
     /// Whether it reads `sshd_config.d`.
     reads_drop_ins: bool,
-    /// Where it looks for the keys that are let in.
+    /// Where it looks for accepted keys.
     authorized_keys: String,
 }
 
 impl Server {
-    /// Of the text of its configuration; a server that is not there yet will read the directory.
+    /// Parses the configuration. A server that is not installed yet will read `sshd_config.d`.
     fn of(config: Option<&str>) -> Self {
         let mut server = Self {
             reads_drop_ins: config.is_none(),
             authorized_keys: ".ssh/authorized_keys .ssh/authorized_keys2".to_owned(),
         };
-        // The last of several lines would count here and the first one for sshd; images have one at most.
+        // Of repeated lines, this uses the last and sshd the first; images have at most one.
         for line in config.unwrap_or_default().lines() {
             let (word, rest) = line.trim().split_once([' ', '\t', '=']).unwrap_or_default();
             match word.to_ascii_lowercase().as_str() {
-                // Lines after a `Match` apply to some connections only.
+                // Lines after `Match` apply to some connections only.
                 "match" => break,
                 "include" => server.reads_drop_ins |= rest.contains("sshd_config.d/*.conf"),
                 "authorizedkeysfile" => rest.trim().clone_into(&mut server.authorized_keys),
@@ -105,11 +104,11 @@ impl Server {
     }
 }
 
-/// Puts the keys into the file of the user, whose own part stays as it is.
+/// Adds the keys to the user's file, whose other lines stay unchanged.
 fn authorize_for_root(root: &str, keys: &str) -> io::Result<()> {
     let old = apply::read(root, AUTHORIZED_KEYS_OF_ROOT)?.unwrap_or_default();
     let old = String::from_utf8(old).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let new = MARKS.put(&old, Place::Bottom, keys);
+    let new = MARKERS.put(&old, Position::Bottom, keys);
     if new == old {
         return Ok(());
     }
@@ -136,7 +135,7 @@ mod tests {
         }
     }
 
-    /// A root with this configuration and keys of the image, after the keys were set up twice.
+    /// Returns a root with this configuration and keys of the image, after the keys were set up twice.
     fn applied(config: Option<&str>) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let etc = root.path().join("etc/ssh");
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_reads_drop_ins_is_told_by_one() {
+    fn a_server_that_reads_drop_ins_gets_one() {
         for config in [Some(DEBIAN), None] {
             let root = applied(config);
             assert_eq!(read(&root, AUTHORIZED_KEYS), "key one\nkey two\n");
@@ -186,15 +185,18 @@ mod tests {
     }
 
     #[test]
-    fn another_server_finds_our_keys_beside_the_users() {
+    fn another_server_gets_keys_in_authorized_keys() {
         let root = applied(Some(OLD));
-        assert_eq!(read(&root, AUTHORIZED_KEYS_OF_ROOT), MARKS.put("", Place::Bottom, "key one\nkey two\n"));
+        assert_eq!(
+            read(&root, AUTHORIZED_KEYS_OF_ROOT),
+            MARKERS.put("", Position::Bottom, "key one\nkey two\n")
+        );
         assert_eq!(mode(&root.path().join("root/.ssh")), 0o700);
         assert!(!root.path().join(DROP_IN.trim_start_matches('/')).exists());
     }
 
     #[test]
-    fn the_configuration_is_read_as_its_server_does() {
+    fn the_configuration_is_parsed_as_its_server_does() {
         let server = Server::of(Some("AuthorizedKeysFile /etc/keys/%u\nMatch User x\nHostKey y\n"));
         assert!(!server.reads_drop_ins);
         assert!(server.drop_in().contains("\nAuthorizedKeysFile /etc/keys/%u /run/banger/authorized_keys\n"));

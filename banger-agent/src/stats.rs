@@ -1,16 +1,16 @@
-//! How the guest is: what proc(5) tells.
+//! Reads the resource usage of the guest from proc(5).
 
 use std::fs;
 
 use banger_proto::guest::facts::{Disk, Process, Stats};
 
-/// The file systems that banger made.
+/// The file systems that banger provides.
 const MOUNT_POINTS: [&str; 2] = ["/", "/root"];
-/// Ticks in a second, in which the kernel gives times to programs on every machine that we run on (time(7)).
+/// Microseconds per clock tick, the unit of times in proc(5) on all our architectures (time(7)).
 const USEC_PER_TICK: u64 = 1_000_000 / 100;
 const PAGE: u64 = 4096;
 
-/// How things are now. What cannot be read is 0.
+/// Reads the current values. Unreadable ones are 0.
 pub fn now() -> Stats {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let (memory, cpu, network) = (read("/proc/meminfo"), read("/proc/stat"), read("/proc/net/dev"));
@@ -31,24 +31,24 @@ pub fn now() -> Stats {
     }
 }
 
-/// The memory of the guest in bytes.
+/// Returns the memory of the guest in bytes.
 pub fn memory_total() -> u64 {
     field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:") * 1024
 }
 
-/// The ids of all processes.
+/// Returns the ids of all processes.
 pub fn processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// The number behind a name.
+/// Returns the number after a name.
 fn field(text: &str, name: &str) -> u64 {
     let rest = text.lines().find_map(|line| line.strip_prefix(name));
     rest.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
-/// The first number, which has two decimals, in parts of `scale` (100 or more).
+/// Returns the first number, which has two decimals, in units of 1/`scale` (100 or more).
 fn decimal(text: &str, scale: u64) -> u64 {
     let word = text.split_whitespace().next().unwrap_or_default();
     let (whole, hundredths) = word.split_once('.').unwrap_or((word, "0"));
@@ -56,7 +56,7 @@ fn decimal(text: &str, scale: u64) -> u64 {
     number(whole) * scale + number(hundredths) * (scale / 100)
 }
 
-/// Ticks in which the processors did something: all but idle and iowait, and guest time only once.
+/// Returns the ticks in which the processors were busy: all but idle and iowait, with guest time counted once.
 fn busy(text: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
     let fields: Vec<u64> = line.split_whitespace().map(|word| word.parse().unwrap_or_default()).collect();
@@ -69,7 +69,7 @@ fn busy(text: &str) -> u64 {
         .sum()
 }
 
-/// What came and went on all interfaces but the loopback.
+/// Returns the bytes received and sent on all interfaces except the loopback.
 fn traffic(text: &str) -> (u64, u64) {
     let rows = text.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.trim() != "lo");
     rows.fold((0, 0), |(received, sent), (_, fields)| {
@@ -86,14 +86,14 @@ fn disk(mount_point: &str) -> Option<Disk> {
     Some(Disk { mount_point, size: stat.f_blocks * stat.f_frsize, free: stat.f_bavail * stat.f_frsize })
 }
 
-/// A process with a program; those of the kernel have none.
+/// Reads a process that has a program; kernel threads have none.
 fn process(pid: u32) -> Option<Process> {
     let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).ok();
     let arguments = read("cmdline").filter(|bytes| !bytes.is_empty())?;
     let command = String::from_utf8_lossy(&arguments).trim_end_matches('\0').replace('\0', " ");
     let (stat, status) = (read("stat")?, read("status")?);
     let (stat, status) = (String::from_utf8_lossy(&stat), String::from_utf8_lossy(&status));
-    // The second field is the name in parentheses, which may hold anything.
+    // The second field is the name in parentheses, which may contain anything.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let number =
         |index: usize| fields.get(index).and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_of_the_kernel_are_read() {
+    fn numbers_of_the_kernel_are_parsed() {
         assert_eq!(decimal("123.45 6.7\n", 1000), 123_450);
         assert_eq!(decimal("0.07 0.01", 100), 7);
         assert_eq!(decimal("", 100), 0);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_told() {
+    fn this_system_has_plausible_stats() {
         let stats = now();
         assert!(stats.uptime_msec > 0 && stats.processors > 0 && stats.memory_total > stats.memory_available);
         assert_eq!(stats.disks.first().map(|disk| disk.mount_point.as_str()), Some("/"));

@@ -1,8 +1,9 @@
-//! A guest that shuts down: its commands end before file systems are unmounted, and the host learns that it stops.
+//! Shutdown of a guest: its commands end before file systems are unmounted, and the host learns that it is stopping.
 //!
-//! Commands belong to the agent and not to a service of the image's init. systemd unmounts the work disk while they
-//! have files open there, says that it failed, and kills them at the very end. So it finds a unit in `/run` whose stop
-//! runs this program once more: that ends the commands, and systemd waits for it before it unmounts anything.
+//! Commands belong to the agent and not to a service of the image's init. systemd would try to unmount the work disk
+//! while they have files open there, report a failure, and kill them at the very end. So the agent creates a unit in
+//! `/run` whose stop command runs this program again to end the commands, and systemd waits for it before it unmounts
+//! anything.
 
 use std::{
     collections::BTreeSet, fs, io, os::unix::fs::symlink, path::Path, process::ExitCode, thread,
@@ -16,25 +17,25 @@ use crate::{
     systemd::{self, Systemd},
 };
 
-/// Where systemd looks for units that belong to one boot (systemd.unit(5)).
+/// Where systemd looks for units of this boot (systemd.unit(5)).
 const UNITS: &str = "/run/systemd/system";
 const UNIT: &str = "banger-commands.service";
-/// What starts it: early, and whatever the image boots into.
+/// The target that starts the unit: early, and whatever the image boots into.
 const TARGET: &str = "sysinit.target";
-/// It is there from the moment when the guest shuts down.
+/// Exists once the guest is shutting down.
 const MARK: &str = "/run/banger-stopping";
 /// How long commands may take to end by themselves, and after they were killed.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Between two looks at what is still there.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Poll interval for the end of commands.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What systemd calls the mounts of the kernel's modules begins so. A drop-in in a directory of this name counts for all
-/// of them (systemd.unit(5)).
+/// Prefixes of systemd's names for the mounts of the kernel's modules. A drop-in in a directory with such a name
+/// applies to all of them (systemd.unit(5)).
 const MODULES: [&str; 2] = ["usr-lib-modules-.mount.d", "lib-modules-.mount.d"];
-/// udev has the tables of the modules open until it is killed, so systemd cannot unmount them before that.
+/// udev keeps the tables of the modules open until it is killed, so systemd cannot unmount them before.
 const LEAVE_MOUNTED: &str = "[Unit]\nDefaultDependencies=no\n";
 
-/// Has systemd end the commands of the serving process, before it unmounts, and unmount the kernel's modules last.
+/// Makes systemd end the commands of the serving process before it unmounts, and unmount the kernel's modules last.
 pub fn prepare(server: u32) -> io::Result<()> {
     for directory in MODULES {
         let directory = Path::new(UNITS).join(directory);
@@ -48,8 +49,9 @@ pub fn prepare(server: u32) -> io::Result<()> {
     symlink(&unit, wants.join(UNIT))
 }
 
-/// The program is in the initramfs, which no path leads to any more but that of a process that runs it. Without a start
-/// there is nothing to do but to be there (systemd.service(5), "Type=oneshot").
+/// Returns the text of the unit. The program is in the initramfs, which is only reachable through a process that runs
+/// it. The start command does nothing; it must be there for the stop command to run (systemd.service(5),
+/// "Type=oneshot").
 fn unit_text(server: u32) -> String {
     format!(
         "[Unit]\n\
@@ -66,27 +68,28 @@ fn unit_text(server: u32) -> String {
     )
 }
 
-/// Whether the guest shuts down.
+/// Returns whether the guest is shutting down.
 pub fn has_begun() -> bool {
     Path::new(MARK).exists()
-        // The last process of systemd, which has taken the place of the first.
+        // The last process of systemd, which has replaced the first.
         || fs::read_to_string("/proc/1/comm").is_ok_and(|name| name.starts_with("systemd-shutdow"))
         || systemd_is_stopping()
 }
 
-/// Whether systemd was asked to shut down, and has not come to our unit yet.
+/// Returns whether systemd was asked to shut down, but has not stopped our unit yet.
 fn systemd_is_stopping() -> bool {
-    // Before it can be asked this, it cannot be asked for a shutdown either.
-    systemd::is_there() && Systemd::connect().is_ok_and(|mut systemd| systemd.is_stopping().unwrap_or(false))
+    // While systemd does not answer, it cannot be asked to shut down either.
+    systemd::is_available()
+        && Systemd::connect().is_ok_and(|mut systemd| systemd.is_stopping().unwrap_or(false))
 }
 
-/// The guest shuts down from now on.
+/// Marks the guest as shutting down.
 pub fn begin() {
-    // Without the mark the host learns of it a little later.
+    // Without the mark, the host learns of it a little later.
     let _ = fs::write(MARK, "");
 }
 
-/// Ends the commands of the serving process: asks them first, and kills them when they do not end.
+/// Ends the commands of the serving process: signals them first, and kills those that do not end.
 pub fn run(server: &str) -> ExitCode {
     begin();
     let Ok(server) = server.parse() else { return ExitCode::FAILURE };
@@ -94,12 +97,12 @@ pub fn run(server: &str) -> ExitCode {
         for pid in commands(server) {
             let _ = kill_process(pid, signal);
         }
-        // A shell that waits for its user ignores the first of them.
+        // An interactive shell ignores the first of them.
         if !matches!(signal, Signal::CONT | Signal::KILL) {
             continue;
         }
         let mut waited = Duration::ZERO;
-        while waited < PATIENCE && !commands(server).is_empty() {
+        while waited < STOP_TIMEOUT && !commands(server).is_empty() {
             thread::sleep(POLL);
             waited += POLL;
         }
@@ -113,10 +116,10 @@ pub fn run(server: &str) -> ExitCode {
     }
 }
 
-/// The processes of commands: those in control groups of theirs, and the descendants of the serving process.
+/// Returns the processes of commands: those in their control groups, and the descendants of the serving process.
 fn commands(server: i32) -> Vec<Pid> {
     let all = stats::processes().into_iter().filter_map(|pid| i32::try_from(pid).ok());
-    let mut found: BTreeSet<i32> = all.filter(|pid| cgroups::of_commands(*pid)).collect();
+    let mut found: BTreeSet<i32> = all.filter(|pid| cgroups::is_command(*pid)).collect();
     let mut parents = vec![server];
     while let Some(parent) = parents.pop() {
         let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
@@ -135,7 +138,7 @@ fn numbers(file: &Path) -> Vec<i32> {
     text.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect()
 }
 
-/// proc_pid_stat(5): the state follows the name, which may hold anything.
+/// Returns whether a process is a zombie. In proc_pid_stat(5), the state follows the name, which may contain anything.
 fn is_zombie(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
@@ -149,10 +152,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_commands_of_a_process_are_found_with_what_they_started() {
+    fn commands_are_found_with_their_descendants() {
         let mut child = Command::new("sh").args(["-c", "sleep 1000 & wait"]).spawn().unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
-        // The shell and what it runs.
+        // The shell and its child.
         while commands(own).len() < 2 {
             thread::sleep(POLL);
         }

@@ -1,9 +1,9 @@
-//! What systemd says of itself, asked on its private socket: that is there before the bus is, needs no process to ask,
-//! and is root's alone.
+//! Queries systemd on its private socket, which exists before the bus does, needs no process to ask, and is
+//! accessible to root only.
 //!
-//! A connection begins with the text of the D-Bus specification ("Authentication Protocol"), then goes over to its
-//! messages. Only calls that read a property are made, and of what comes only their answers are looked at: systemd
-//! sends its signals to every connection. A connection is therefore used for one look.
+//! A connection begins with the text of the D-Bus specification ("Authentication Protocol"), and then carries
+//! messages. This client only reads properties, and ignores all messages but the replies, because systemd sends its
+//! signals to every connection. A connection is therefore used for one query.
 
 use std::{
     io::{self, Read, Write},
@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where systemd listens, from early in the boot on.
+/// Where systemd listens, from early in the boot.
 const SOCKET: &str = "/run/systemd/private";
-/// How long one look may take. What takes longer is busy with something else.
+/// Timeout of a query.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// A property is short, and so is a signal.
+/// Limit on a message: properties and signals are short.
 const MAX_MESSAGE: usize = 1 << 20;
 const MAX_LINE: usize = 256;
 
@@ -27,19 +27,19 @@ const UNIT_INTERFACE: &str = "org.freedesktop.systemd1.Unit";
 const BASIC: &str = "/org/freedesktop/systemd1/unit/basic_2etarget";
 const SHUTDOWN: &str = "/org/freedesktop/systemd1/unit/shutdown_2etarget";
 
-/// How far the boot is.
+/// The progress of the boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Boot {
-    /// `basic.target` was not reached yet: file systems are mounted, and `/tmp` is emptied.
+    /// `basic.target` is not reached: file systems are being mounted, and `/tmp` is being emptied.
     Early,
-    /// It was, and jobs of the boot are left.
+    /// It is reached, and jobs of the boot are left.
     Late,
-    /// No job is left, or the guest was asked to shut down, or only a shell for repairs is there.
+    /// No job is left, the guest is shutting down, or only an emergency shell runs.
     Over,
 }
 
 impl Boot {
-    /// By the property `SystemState` (org.freedesktop.systemd1(5)).
+    /// Maps the property `SystemState` (org.freedesktop.systemd1(5)).
     fn of(state: &str) -> Self {
         match state {
             "initializing" | "" => Self::Early,
@@ -49,8 +49,8 @@ impl Boot {
     }
 }
 
-/// Whether systemd can be asked, which it can before it has started any unit.
-pub fn is_there() -> bool {
+/// Returns whether systemd can be queried. It answers before it has started any unit.
+pub fn is_available() -> bool {
     Path::new(SOCKET).exists()
 }
 
@@ -66,21 +66,21 @@ impl Systemd {
         Self::greet(UnixStream::connect(SOCKET)?)
     }
 
-    /// Says who we are; the kernel vouches for it.
+    /// Authenticates; the kernel provides our user id.
     fn greet(stream: UnixStream) -> io::Result<Self> {
         let mut systemd = Self { stream, begun: Instant::now(), serial: 0 };
         let user = rustix::process::geteuid().as_raw().to_string();
         let user: String = user.bytes().map(|digit| format!("{digit:02x}")).collect();
-        // Both lines at once: systemd does not look at a message that comes together with the second.
+        // Both lines at once: systemd does not process a message that arrives together with the second line.
         systemd.write(format!("\0AUTH EXTERNAL {user}\r\nBEGIN\r\n").as_bytes())?;
-        // Nothing comes behind the answer before there is a call.
+        // Nothing follows the answer before there is a call.
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             let mut bytes = [0; MAX_LINE];
             let count = systemd.read_some(&mut bytes)?;
             line.extend(&bytes[..count]);
             if line.len() > MAX_LINE {
-                return Err(nonsense());
+                return Err(invalid_reply());
             }
         }
         if !line.starts_with(b"OK ") {
@@ -89,36 +89,36 @@ impl Systemd {
         Ok(systemd)
     }
 
-    /// How far the boot is.
+    /// Returns the progress of the boot.
     pub fn boot(&mut self) -> io::Result<Boot> {
         match self.property(MANAGER, MANAGER_INTERFACE, "SystemState")? {
             Value::Text(state) => Ok(Boot::of(&state)),
-            Value::Number(_) => Err(nonsense()),
+            Value::Number(_) => Err(invalid_reply()),
         }
     }
 
-    /// When `basic.target` was reached, in microseconds since the kernel began. `None` where it was not.
+    /// Returns when `basic.target` was reached, in microseconds since the kernel started; `None` if it was not.
     pub fn basic_at(&mut self) -> io::Result<Option<u64>> {
         self.time(BASIC, UNIT_INTERFACE, "ActiveEnterTimestampMonotonic")
     }
 
-    /// When the boot was over.
+    /// Returns when the boot was over.
     pub fn finished_at(&mut self) -> io::Result<Option<u64>> {
         self.time(MANAGER, MANAGER_INTERFACE, "FinishTimestampMonotonic")
     }
 
-    /// Whether systemd shuts down, or is about to. `SystemState` says `starting` for as long as the boot has jobs
-    /// left, whatever comes after them.
+    /// Returns whether systemd is shutting down, or about to. `SystemState` is `starting` as long as the boot has
+    /// jobs left, whatever follows them.
     pub fn is_stopping(&mut self) -> io::Result<bool> {
         let state = self.property(SHUTDOWN, UNIT_INTERFACE, "ActiveState")?;
         let job = self.property(SHUTDOWN, UNIT_INTERFACE, "Job")?;
-        Ok(is_wanted(&state, &job))
+        Ok(is_active_or_queued(&state, &job))
     }
 
     fn time(&mut self, path: &str, interface: &str, name: &str) -> io::Result<Option<u64>> {
         match self.property(path, interface, name)? {
             Value::Number(time) => Ok((time != 0).then_some(time)),
-            Value::Text(_) => Err(nonsense()),
+            Value::Text(_) => Err(invalid_reply()),
         }
     }
 
@@ -143,7 +143,7 @@ impl Systemd {
         }
     }
 
-    /// What is left of the time for a look.
+    /// Returns the time left for a query.
     fn left(&self) -> io::Result<Option<Duration>> {
         match TIMEOUT.checked_sub(self.begun.elapsed()) {
             None | Some(Duration::ZERO) => Err(io::ErrorKind::TimedOut.into()),
@@ -176,29 +176,29 @@ impl Systemd {
     }
 }
 
-/// Whether a target is reached or about to be.
-fn is_wanted(state: &Value, job: &Value) -> bool {
+/// Returns whether a target is active or about to be.
+fn is_active_or_queued(state: &Value, job: &Value) -> bool {
     let active = matches!(state, Value::Text(state) if state != "inactive");
     active || matches!(job, Value::Number(job) if *job != 0)
 }
 
-fn nonsense() -> io::Error {
+fn invalid_reply() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "systemd sends what is no answer")
 }
 
 // The messages of the D-Bus specification ("Message Format", "Marshaling").
 
-/// The part of a message whose length is known.
+/// The part of a message with a fixed length.
 const FIXED: usize = 16;
 const CALL: u8 = 1;
 const RETURN: u8 = 2;
 const ERROR: u8 = 3;
 const LITTLE_ENDIAN: u8 = b'l';
 const VERSION: u8 = 1;
-/// The header field that says to which call a message is the answer.
+/// The header field with the serial of the call that a message answers.
 const REPLY_SERIAL: u8 = 5;
 
-/// A call that reads a property.
+/// Encodes a call that reads a property.
 fn get(serial: u32, path: &str, interface: &str, name: &str) -> Vec<u8> {
     let mut body = Vec::new();
     put_text(&mut body, interface);
@@ -226,7 +226,7 @@ fn get(serial: u32, path: &str, interface: &str, name: &str) -> Vec<u8> {
         }
     }
     message.extend((fields.len() as u32).to_le_bytes());
-    // The fields begin at a multiple of 8, so that their own padding is right.
+    // The fields begin at a multiple of 8, so their own padding is right.
     message.extend(fields);
     pad(&mut message, 8);
     message.extend(body);
@@ -244,10 +244,10 @@ fn pad(to: &mut Vec<u8>, multiple: usize) {
     to.resize(to.len().next_multiple_of(multiple), 0);
 }
 
-/// What the fixed part of a message says.
+/// Lengths in the fixed part of a message.
 struct Head {
     kind: u8,
-    /// How long the body is, and all that follows the fixed part.
+    /// The length of the body, and of all that follows the fixed part.
     body: usize,
     rest: usize,
 }
@@ -258,16 +258,17 @@ impl Head {
         let (body, _serial, fields) = (numbers.number()?, numbers.number()?, numbers.number()?);
         let (body, fields) = (body as usize, fields as usize);
         if fixed[0] != LITTLE_ENDIAN || body > MAX_MESSAGE || fields > MAX_MESSAGE {
-            return Err(nonsense());
+            return Err(invalid_reply());
         }
         Ok(Self { kind: fixed[1], body, rest: fields.next_multiple_of(8) + body })
     }
 }
 
-/// To which call a message is the answer. Its fields stand behind the fixed part, which ends at a multiple of 8.
+/// Returns the serial of the call that a message answers. The fields follow the fixed part, which ends at a multiple
+/// of 8.
 fn reply_serial(fixed: &[u8; FIXED], rest: &[u8]) -> io::Result<Option<u32>> {
     let end = Reader { bytes: fixed, at: 12 }.number()? as usize;
-    let mut fields = Reader { bytes: rest.get(..end).ok_or_else(nonsense)?, at: 0 };
+    let mut fields = Reader { bytes: rest.get(..end).ok_or_else(invalid_reply)?, at: 0 };
     while fields.at < end {
         fields.align(8);
         let field = fields.byte()?;
@@ -276,13 +277,13 @@ fn reply_serial(fixed: &[u8; FIXED], rest: &[u8]) -> io::Result<Option<u32>> {
             (_, b"u") => drop(fields.number()?),
             (_, b"s" | b"o") => drop(fields.text()?),
             (_, b"g") => drop(fields.signature()?),
-            _ => return Err(nonsense()),
+            _ => return Err(invalid_reply()),
         }
     }
     Ok(None)
 }
 
-/// The value of a property; of a structure, its first member.
+/// The value of a property; for a structure, its first member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Value {
     Text(String),
@@ -297,17 +298,17 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn variant(mut self) -> io::Result<Value> {
         match self.signature()? {
-            b"s" => Ok(Value::Text(String::from_utf8(self.text()?.to_vec()).map_err(|_| nonsense())?)),
+            b"s" => Ok(Value::Text(String::from_utf8(self.text()?.to_vec()).map_err(|_| invalid_reply())?)),
             b"t" => {
                 self.align(8);
-                let bytes = self.take(8)?.try_into().map_err(|_| nonsense())?;
+                let bytes = self.take(8)?.try_into().map_err(|_| invalid_reply())?;
                 Ok(Value::Number(u64::from_le_bytes(bytes)))
             }
             b"(uo)" => {
                 self.align(8);
                 self.number().map(|number| Value::Number(number.into()))
             }
-            _ => Err(nonsense()),
+            _ => Err(invalid_reply()),
         }
     }
 
@@ -316,8 +317,8 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, count: usize) -> io::Result<&'a [u8]> {
-        let end = self.at.checked_add(count).ok_or_else(nonsense)?;
-        let taken = self.bytes.get(self.at..end).ok_or_else(nonsense)?;
+        let end = self.at.checked_add(count).ok_or_else(invalid_reply)?;
+        let taken = self.bytes.get(self.at..end).ok_or_else(invalid_reply)?;
         self.at = end;
         Ok(taken)
     }
@@ -328,11 +329,11 @@ impl<'a> Reader<'a> {
 
     fn number(&mut self) -> io::Result<u32> {
         self.align(4);
-        let bytes = self.take(4)?.try_into().map_err(|_| nonsense())?;
+        let bytes = self.take(4)?.try_into().map_err(|_| invalid_reply())?;
         Ok(u32::from_le_bytes(bytes))
     }
 
-    /// A text without the zero byte behind it.
+    /// Reads a text without its terminating zero byte.
     fn text(&mut self) -> io::Result<&'a [u8]> {
         let length = self.number()? as usize;
         let text = self.take(length)?;
@@ -355,7 +356,7 @@ mod tests {
 
     use super::*;
 
-    /// An answer to call `serial`, or a signal, with this body.
+    /// Encodes a reply to call `serial`, or a signal, with this body.
     fn message(kind: u8, serial: Option<u32>, body: &[u8]) -> Vec<u8> {
         let mut fields = Vec::new();
         fields.extend([8, 1, b'g', 0, 1, b'v', 0]);
@@ -383,7 +384,7 @@ mod tests {
         body
     }
 
-    /// What a systemd that sends this is understood to say.
+    /// Returns what the client makes of a systemd that sends this.
     fn boot(answer: Vec<u8>) -> io::Result<Boot> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let systemd = thread::spawn(move || {
@@ -417,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_an_error() {
+    fn invalid_replies_are_errors() {
         assert!(boot(message(ERROR, Some(1), &text("no"))).is_err());
         assert!(boot(message(RETURN, Some(1), &[9, b's'])).is_err());
         assert!(boot(vec![b'B'; 200]).is_err());
@@ -444,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn states_of_the_system_are_three_for_us() {
+    fn the_system_state_maps_to_three_phases() {
         for (state, expect) in [
             ("initializing", Boot::Early),
             ("starting", Boot::Late),
@@ -462,7 +463,7 @@ mod tests {
         for (state, job, expect) in
             [("inactive", 0, false), ("inactive", 723, true), ("active", 0, true), ("activating", 0, true)]
         {
-            let wanted = is_wanted(&Value::Text(state.to_owned()), &Value::Number(job));
+            let wanted = is_active_or_queued(&Value::Text(state.to_owned()), &Value::Number(job));
             assert_eq!(wanted, expect, "{state} {job}");
         }
     }

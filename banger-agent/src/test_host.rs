@@ -17,12 +17,12 @@ use banger_proto::guest::{
 use crate::{
     channels::InitKind,
     conversation::{Guest, hold},
-    phases::{InitSystem, Phases},
+    phases::{InitSystem, PhaseTracker},
     port::Port,
 };
 
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The host's end of a channel to an agent that runs in a thread.
 pub struct Host {
@@ -35,13 +35,13 @@ impl Host {
     pub fn new() -> Self {
         let (stream, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let agent = thread::spawn(move || {
             let (problems, programs) = (Vec::new(), Programs::default());
-            let phases = Phases::begin(InitSystem::Other);
+            let phases = PhaseTracker::begin(InitSystem::Other);
             let guest = Guest { token: TOKEN.into(), problems, init: InitKind::Agent, programs, phases };
             let mut port = Port::new(theirs.into());
-            // As on a channel: one conversation after the other, until the host is gone.
+            // As on a channel: one conversation after another, until the host is gone.
             for _ in 0..4 {
                 let _ = hold(&mut port, &guest);
             }
@@ -84,7 +84,7 @@ impl Host {
         }
     }
 
-    /// All output as bytes, and the frame that ended it.
+    /// Returns all output as bytes, and the frame that ended it.
     pub fn bytes(&mut self) -> (Vec<u8>, Frame) {
         let mut output = Vec::new();
         loop {
@@ -96,7 +96,7 @@ impl Host {
         }
     }
 
-    /// What a copy sends, what it remarks, and the frame that ended it.
+    /// Returns the data of a copy, its notes, and the frame that ended it.
     pub fn copied(&mut self) -> (Vec<u8>, Vec<String>, Frame) {
         let (mut output, mut remarks) = (Vec::new(), Vec::new());
         loop {
@@ -119,7 +119,7 @@ impl Host {
         self.send(&Frame::InputEnd);
     }
 
-    /// Everything until the end: output, errors, and the frame that ended it.
+    /// Returns everything until the end: output, errors, and the frame that ended it.
     pub fn collect(&mut self) -> (String, String, Frame) {
         let (mut output, mut errors) = (Vec::new(), Vec::new());
         loop {

@@ -1,8 +1,8 @@
-//! The guest's time zone, as `/etc/localtime` (localtime(5)).
+//! Sets the guest's time zone by `/etc/localtime` (localtime(5)).
 //!
-//! Where the image knows the zone, that is a link to what it knows. Where it does not, it becomes a file made of the
-//! zone's rule, which every C library reads: also daemons and their logs are in the user's time then, which a variable
-//! in the environment of commands would not reach.
+//! If the image knows the zone, this is a link to its file. If not, it becomes a file with the zone's rule, which
+//! every C library reads. So daemons and their logs use the user's time, too; a variable in the environment of
+//! commands would not reach them.
 
 use std::{io, path::Path};
 
@@ -14,11 +14,11 @@ const LOCALTIME: &str = "/etc/localtime";
 /// Debian's own copy of the name. Other systems have none.
 const NAME: &str = "/etc/timezone";
 const ZONES: &str = "/usr/share/zoneinfo";
-/// When the rule begins to hold: earlier than any time of a 32-bit program. Readers take a file without any transition
-/// for one whose first type never changes, whatever its rule says.
-const BEGIN: i32 = i32::MIN;
+/// When the rule begins to apply: earlier than any time of a 32-bit program. Readers treat a file without any
+/// transition as one whose first type never changes, whatever its rule says.
+const FIRST_TRANSITION: i32 = i32::MIN;
 
-/// Sets the zone of the system below this root. Returns what went wrong.
+/// Sets the system's zone below this root. Returns the problems.
 pub fn apply(root: &str, zone: &GuestTimezone) -> Vec<String> {
     let problem = |error: io::Error| {
         let problem = format!("cannot set the time zone {}: {error}", zone.name);
@@ -47,17 +47,18 @@ fn file(path: &str, content: String) -> banger_proto::guest::config::GuestFile {
     banger_proto::guest::config::GuestFile { path: path.to_owned(), mode: 0o644, content }
 }
 
-/// A file in which nothing but a rule holds (RFC 9636): twice a header and one transition, once with 32 and once with
-/// 64 bits, and the rule. `None` for what cannot stand in the last line of such a file.
+/// Returns a time zone file that consists of a rule (RFC 9636): twice a header and one transition, with 32 and with
+/// 64 bits, and the rule. Returns `None` if the rule is not valid in the last line of such a file.
 fn tzif(rule: &str) -> Option<Vec<u8>> {
     if rule.is_empty() || !rule.bytes().all(|byte| byte.is_ascii_graphic()) {
         return None;
     }
     let mut bytes = Vec::new();
-    for begin in [BEGIN.to_be_bytes().to_vec(), i64::from(BEGIN).to_be_bytes().to_vec()] {
+    for begin in [FIRST_TRANSITION.to_be_bytes().to_vec(), i64::from(FIRST_TRANSITION).to_be_bytes().to_vec()]
+    {
         bytes.extend(b"TZif2");
         bytes.extend([0; 15]);
-        // Indicators of UT and of standard time, leap seconds, transitions, types, characters of names.
+        // Counts of UT and standard time indicators, leap seconds, transitions, types, and characters of names.
         for count in [0u32, 0, 0, 1, 1, 4] {
             bytes.extend(count.to_be_bytes());
         }
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zone_that_it_does_not_know_becomes_a_file_that_programs_read() {
+    fn a_zone_unknown_to_the_image_becomes_a_file() {
         let root = root(&[]);
         assert_eq!(apply(root.path().to_str().unwrap(), &berlin(Some(RULE))), Vec::<String>::new());
         let localtime = root.path().join("etc/localtime");

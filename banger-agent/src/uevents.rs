@@ -1,4 +1,4 @@
-//! Events of the kernel about devices (`lib/kobject_uevent.c`; the group is that of udev(7)'s own source).
+//! Receives kernel events about devices (`lib/kobject_uevent.c`; udev(7) uses the same multicast group).
 
 use std::{io, os::fd::OwnedFd};
 
@@ -11,19 +11,19 @@ use rustix::{
     },
 };
 
-/// The group in which the kernel speaks; udev repeats it in another one.
+/// The multicast group of the kernel; udev rebroadcasts events to another one.
 const KERNEL_GROUP: u32 = 1;
-/// The longest event: the kernel's buffer is 2 KiB (`UEVENT_BUFFER_SIZE`).
+/// Limit on an event: the kernel's buffer is 2 KiB (`UEVENT_BUFFER_SIZE`).
 const MAX_EVENT: usize = 4 << 10;
 
-/// Events about the devices of one subsystem, from the moment on at which this was opened.
+/// Events about the devices of one subsystem, from the moment this was opened.
 pub struct Uevents {
     socket: OwnedFd,
     subsystem: &'static str,
 }
 
 impl Uevents {
-    /// Listens for events of this subsystem.
+    /// Subscribes to the events of this subsystem.
     pub fn of(subsystem: &'static str) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let protocol = Some(netlink::KOBJECT_UEVENT);
@@ -32,8 +32,8 @@ impl Uevents {
         Ok(Self { socket, subsystem })
     }
 
-    /// Waits until something has happened to a device, and takes everything that has come by then. Events that
-    /// the kernel had to drop count as one.
+    /// Waits for an event about a device, and takes everything that has arrived by then. Events that the kernel had
+    /// to drop count as one.
     pub fn wait(&self) -> io::Result<()> {
         loop {
             let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
@@ -47,7 +47,7 @@ impl Uevents {
         }
     }
 
-    /// Takes what has come, and returns whether any of it is about the subsystem.
+    /// Takes all pending events. Returns whether any of them is about the subsystem.
     fn take(&self) -> io::Result<bool> {
         let mut concerns_us = false;
         let mut event = [0; MAX_EVENT];
@@ -63,7 +63,8 @@ impl Uevents {
     }
 }
 
-/// Whether an event is about this subsystem: `ACTION@DEVPATH`, then variables, each with a zero byte behind it.
+/// Returns whether an event is about this subsystem: `ACTION@DEVPATH`, then variables, each terminated by a zero
+/// byte.
 fn is_of(event: &[u8], subsystem: &str) -> bool {
     let mut variables = event.split(|byte| *byte == 0).skip(1);
     variables.any(|variable| variable.strip_prefix(b"SUBSYSTEM=") == Some(subsystem.as_bytes()))
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_of_the_subsystem_that_it_names() {
+    fn events_are_filtered_by_subsystem() {
         let event = b"change@/devices/vport1p2\0ACTION=change\0SUBSYSTEM=virtio-ports\0SEQNUM=9\0";
         assert!(is_of(event, "virtio-ports"));
         assert!(!is_of(event, "virtio"));

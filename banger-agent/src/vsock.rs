@@ -1,4 +1,4 @@
-//! The agent's port on the vsock (vsock(7)), where the monitor has one: each connection is a conversation.
+//! Serves the host over vsock(7), if the VMM has it: each connection is a conversation.
 
 use std::{
     io,
@@ -23,7 +23,7 @@ use rustix::{
 };
 
 use crate::{
-    channels::STACK,
+    channels::THREAD_STACK,
     conversation::{self, Guest},
     log,
     port::Port,
@@ -32,21 +32,21 @@ use crate::{
 /// `VMADDR_CID_ANY` and `VMADDR_CID_HOST`.
 const ANY: u32 = u32::MAX;
 const HOST: u32 = 2;
-/// What listens, and how many conversations it holds at once. Each has room of its own: connections that a browser
-/// makes leave room for commands, and commands leave room for the service.
+/// The ports, and how many conversations each holds at once. The limits are separate, so that connections of a
+/// browser leave slots for commands, and commands leave slots for the service.
 const PORTS: [(u32, usize); 4] =
     [(VSOCK_PORT, 64), (VSOCK_SERVICE_PORT, 8), (VSOCK_QUESTION_PORT, 8), (VSOCK_CONNECTION_PORT, 64)];
-/// How many connections at once get the answer that the agent is busy. More are closed without an answer.
-const MOST_TOLD: usize = 8;
-/// Connections that wait to be taken up.
+/// How many connections get a reply that the agent is busy at the same time. Others are closed without a reply.
+const MAX_BUSY_REPLIES: usize = 8;
+/// Length of the queue of connections to accept.
 const BACKLOG: i32 = 16;
-/// Before another connection is taken up when one could not be: memory or descriptors have run out.
-const REST: Duration = Duration::from_millis(100);
+/// Delay after a failure to accept, when memory or descriptors have run out.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Serves the host on every connection that it makes. Returns when the kernel has no vsock.
+/// Serves every connection of the host. Returns if the kernel has no vsock.
 pub fn serve(guest: &Arc<Guest>) -> io::Result<()> {
     let mut listeners = Vec::new();
-    for (port, most) in PORTS {
+    for (port, limit) in PORTS {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = match socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None) {
             Err(Errno::AFNOSUPPORT | Errno::NODEV) => return Ok(()),
@@ -54,7 +54,7 @@ pub fn serve(guest: &Arc<Guest>) -> io::Result<()> {
         };
         bind(&socket, &Address::new(ANY, port))?;
         listen(&socket, BACKLOG)?;
-        listeners.push(Listener { socket, held: Room::new(most), told: Room::new(MOST_TOLD) });
+        listeners.push(Listener { socket, held: Slots::new(limit), refusals: Slots::new(MAX_BUSY_REPLIES) });
     }
     loop {
         let mut fds: Vec<_> =
@@ -67,76 +67,76 @@ pub fn serve(guest: &Arc<Guest>) -> io::Result<()> {
         for (listener, _) in listeners.iter().zip(comes).filter(|(_, comes)| *comes) {
             if let Err(error) = listener.take(guest) {
                 log::error(&format!("cannot accept a connection: {error}"));
-                thread::sleep(REST);
+                thread::sleep(RETRY_DELAY);
             }
         }
     }
 }
 
-/// A port that the agent listens on.
+/// A listening port.
 struct Listener {
     socket: OwnedFd,
-    held: Room,
-    told: Room,
+    held: Slots,
+    refusals: Slots,
 }
 
 impl Listener {
-    /// Takes up the next connection, which has a thread of its own from here on.
+    /// Accepts the next connection, and serves it in a thread of its own.
     fn take(&self, guest: &Arc<Guest>) -> io::Result<()> {
         let connection = match accept(&self.socket) {
             Ok(Some(connection)) => connection,
-            // Somebody else's: it is closed. Or it went before it was taken up.
+            // From another peer, so it is closed. Or it was closed before it was accepted.
             Ok(None) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
         };
-        let (place, has_room) = match self.held.place() {
-            Some(place) => (place, true),
-            None => match self.told.place() {
-                Some(place) => (place, false),
+        let (slot, has_room) = match self.held.take() {
+            Some(slot) => (slot, true),
+            None => match self.refusals.take() {
+                Some(slot) => (slot, false),
                 None => return Ok(()),
             },
         };
         let guest = Arc::clone(guest);
-        thread::Builder::new().stack_size(STACK).spawn(move || {
-            let _place = place;
+        thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
+            let _slot = slot;
             if has_room { converse(connection, &guest) } else { refuse(connection, &guest) }
         })?;
         Ok(())
     }
 }
 
-/// A number of places.
-struct Room {
-    most: usize,
+/// A limited number of slots.
+struct Slots {
+    limit: usize,
     taken: Arc<AtomicUsize>,
 }
 
-/// One of them, until it is dropped.
-struct Place(Arc<AtomicUsize>);
+/// A slot, in use until it is dropped.
+struct Slot(Arc<AtomicUsize>);
 
-impl Room {
-    fn new(most: usize) -> Self {
-        Self { most, taken: Arc::default() }
+impl Slots {
+    fn new(limit: usize) -> Self {
+        Self { limit, taken: Arc::default() }
     }
 
-    /// The next place. Only one thread asks.
-    fn place(&self) -> Option<Place> {
-        if self.taken.load(Ordering::Relaxed) >= self.most {
+    /// Takes a slot. Only one thread calls this.
+    fn take(&self) -> Option<Slot> {
+        if self.taken.load(Ordering::Relaxed) >= self.limit {
             return None;
         }
         self.taken.fetch_add(1, Ordering::Relaxed);
-        Some(Place(Arc::clone(&self.taken)))
+        Some(Slot(Arc::clone(&self.taken)))
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Says that there is no room.
+/// Replies that the agent is busy.
 fn refuse(connection: OwnedFd, guest: &Guest) {
     // A client that has gone needs no answer.
     let _ = Port::new(connection).greet_busy(&guest.token);
@@ -148,7 +148,7 @@ fn converse(connection: OwnedFd, guest: &Guest) {
     }
 }
 
-/// The next connection; `None` when it is not the host's: programs in the guest may reach the port, too.
+/// Accepts a connection. Returns `None` unless it is the host's: programs in the guest can reach the port, too.
 fn accept(listener: &impl AsFd) -> io::Result<Option<OwnedFd>> {
     let (connection, peer) = acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     let is_host = peer.as_ref().and_then(Address::read).is_some_and(|peer| peer.cid == HOST);
@@ -174,10 +174,10 @@ impl Address {
         Self { family: AddressFamily::VSOCK.as_raw(), reserved: 0, port, cid, flags: 0, zero: [0; 3] }
     }
 
-    /// The address, when it is one of a vsock.
+    /// Reads the address, if it is one of a vsock.
     fn read(address: &impl SocketAddrArg) -> Option<Self> {
         let read = |start: *const SocketAddrOpaque, length: SocketAddrLen| {
-            // SAFETY: this many bytes can be read there, and any bytes are an address.
+            // SAFETY: this many bytes are readable, and any bytes are a valid address.
             #[expect(unsafe_code, reason = "rustix has no type for these addresses")]
             (length >= ADDRESS_LENGTH).then(|| unsafe { start.cast::<Self>().read_unaligned() })
         };
@@ -188,7 +188,7 @@ impl Address {
     }
 }
 
-// SAFETY: the pointer is to a whole address, which lives for longer than the call.
+// SAFETY: the pointer is to a complete address, which outlives the call.
 #[expect(unsafe_code, reason = "rustix has no type for these addresses")]
 unsafe impl SocketAddrArg for Address {
     unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
@@ -202,16 +202,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_that_is_given_back_can_be_had_again() {
-        let room = Room::new(2);
-        let places = [room.place(), room.place()];
-        assert!(places.iter().all(Option::is_some) && room.place().is_none());
-        drop(places);
-        assert!(room.place().is_some());
+    fn a_released_slot_is_free_again() {
+        let slots = Slots::new(2);
+        let taken = [slots.take(), slots.take()];
+        assert!(taken.iter().all(Option::is_some) && slots.take().is_none());
+        drop(taken);
+        assert!(slots.take().is_some());
     }
 
     #[test]
-    fn an_address_reads_back_and_one_of_another_kind_is_none() {
+    fn an_address_round_trips_and_other_families_are_refused() {
         let address = Address::new(HOST, VSOCK_PORT);
         assert_eq!(Address::read(&address), Some(address));
         assert_eq!(Address::read(&address.as_any()), Some(address));

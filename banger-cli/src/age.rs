@@ -1,4 +1,4 @@
-//! When something was, as people say it: how long ago, and by the clock on their wall.
+//! Formats times for people: how long ago, and in local time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,13 +7,13 @@ use jiff::{Timestamp, tz::TimeZone};
 const UNITS: [(u64, &str); 5] =
     [(86_400 * 365, "year"), (86_400 * 30, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute")];
 
-/// The present in microseconds since the Unix epoch.
+/// Returns the current time in microseconds since the Unix epoch.
 pub fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// How long before `now` something was; both in microseconds since the Unix epoch. `-` for never.
+/// Formats how long before `now` something was; both in microseconds since the Unix epoch. `-` for never.
 pub fn ago(then: u64, now: u64) -> String {
     if then == 0 {
         return "-".to_owned();
@@ -29,21 +29,21 @@ pub fn ago(then: u64, now: u64) -> String {
     }
 }
 
-/// The date, the time and how long ago that was. `-` for never.
+/// Formats the date, the time and how long ago that was. `-` for never.
 pub fn date(then: u64, now: u64) -> String {
-    match wall(then, &TimeZone::system()) {
+    match local_time(then, &TimeZone::system()) {
         Some(date) if then != 0 => format!("{date} ({})", ago(then, now)),
         _ => ago(then, now),
     }
 }
 
-/// The date and the time in the user's zone, which `TZ` or `/etc/localtime` says.
+/// Formats the date and the time in the user's zone, as set by `TZ` or `/etc/localtime`.
 pub fn stamp(then: u64) -> String {
-    wall(then, &TimeZone::system()).unwrap_or_default()
+    local_time(then, &TimeZone::system()).unwrap_or_default()
 }
 
-/// The date and the time in a zone, with how far that is from UTC. `None` for what no calendar has.
-fn wall(then: u64, zone: &TimeZone) -> Option<String> {
+/// Formats the date and the time in a zone, with the offset from UTC. `None` if it is out of range.
+fn local_time(then: u64, zone: &TimeZone) -> Option<String> {
     let then = Timestamp::from_microsecond(i64::try_from(then).ok()?).ok()?;
     Some(then.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string())
 }
@@ -55,23 +55,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_those_of_the_zone() {
+    fn dates_are_in_the_zone() {
         // `date -u -d @1772283599` is 2026-02-28 12:59:59.
         let then = 1_772_283_599_000_000;
         let check = |hours: i8, expect: &str| {
             let zone = TimeZone::fixed(tz::offset(hours));
-            assert_eq!(wall(then, &zone).as_deref(), Some(expect));
+            assert_eq!(local_time(then, &zone).as_deref(), Some(expect));
         };
         check(0, "2026-02-28 12:59:59 +00:00");
         check(12, "2026-03-01 00:59:59 +12:00");
         check(-8, "2026-02-28 04:59:59 -08:00");
-        assert_eq!(wall(u64::MAX, &TimeZone::fixed(Offset::UTC)), None);
+        assert_eq!(local_time(u64::MAX, &TimeZone::fixed(Offset::UTC)), None);
         assert_eq!(date(0, then), "-");
         assert!(date(then, then + 60_000_000).ends_with(" (1 minute ago)"));
     }
 
     #[test]
-    fn ages_read_as_people_say_them() {
+    fn ages_have_one_unit() {
         let check = |seconds: u64, expect: &str| {
             let then = 1_700_000_000_000_000;
             assert_eq!(ago(then, then + seconds * 1_000_000), expect);

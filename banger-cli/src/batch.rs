@@ -1,4 +1,4 @@
-//! One verb for many objects: all at once, answers in the order of the references.
+//! Runs one verb on many objects at once, and prints the results in the order of the references.
 
 use std::collections::HashSet;
 
@@ -15,30 +15,30 @@ use crate::{
     service::{Kind, id_of},
 };
 
-/// The service serves 32 calls of a user at once; others of the same user want some, too.
-const AT_ONCE: usize = 16;
+/// Limit on concurrent calls. The service serves 32 calls of a user at once; this leaves some for others.
+const MAX_CONCURRENT: usize = 16;
 
-/// A reference and the object that it names, if it names one.
+/// A reference and the object that it names, if any.
 pub type Found = (String, Result<OwnedObjectPath>);
 
-/// The option of a command that does something to many objects.
+/// The output option of a command that acts on many objects.
 #[derive(Debug, Clone, Copy, Default, Args)]
-pub struct ToldArgs {
+pub struct ResultArgs {
     /// Print a JSON array with the result for each object
     #[arg(long)]
     pub json: bool,
 }
 
-/// What became of an object, or of a reference that names none.
+/// Returns the result for an object, or for a reference that names none.
 pub fn outcome(reference: &str, id: Option<&str>, done: Option<&str>, error: Option<&Error>) -> Value {
     json!({"reference": reference, "id": id, "done": done, "error": error.map(Error::to_string)})
 }
 
-/// Looks up each reference. An object that several of them name is there once.
+/// Looks up each reference. An object that several of them name is returned once.
 pub async fn find(bus: &Bus, kind: Kind, references: &[String]) -> Vec<Found> {
     let found: Vec<Found> = stream::iter(distinct(references))
         .map(|reference| async { (reference.clone(), bus.find(kind, reference).await) })
-        .buffered(AT_ONCE)
+        .buffered(MAX_CONCURRENT)
         .collect()
         .await;
     let mut seen = HashSet::new();
@@ -49,13 +49,13 @@ pub async fn find(bus: &Bus, kind: Kind, references: &[String]) -> Vec<Found> {
     found.into_iter().filter(is_new).collect()
 }
 
-/// Does `act` to each object, and says `done` of each for which it worked. What fails does not keep the
-/// others from being done. Returns the status.
+/// Calls `act` for each object, and prints `done` for each success. A failure does not stop the others. Returns the
+/// exit status.
 pub async fn each<F>(
     found: Vec<Found>,
     progress: &Progress,
     done: &str,
-    told: ToldArgs,
+    output: ResultArgs,
     act: impl Fn(String, OwnedObjectPath) -> F,
 ) -> Result<u8>
 where
@@ -73,14 +73,14 @@ where
             let result = result.map_err(|error| error.about(&reference));
             (reference, id, result)
         })
-        .buffered(AT_ONCE)
+        .buffered(MAX_CONCURRENT)
         .boxed_local();
     let (mut status, mut rows) = (0, Vec::new());
     while let Some((reference, id, result)) = results.next().await {
         let what = result.is_ok().then_some(done);
         rows.push(outcome(&reference, id.as_deref(), what, result.as_ref().err()));
         match result {
-            Ok(()) if told.json => {}
+            Ok(()) if output.json => {}
             Ok(()) => progress.suspend(|| output::text(&format!("{reference}: {done}\n")))?,
             Err(error) => {
                 status = error.status(FAILURE);
@@ -88,13 +88,13 @@ where
             }
         }
     }
-    if told.json {
+    if output.json {
         progress.suspend(|| output::json(&Value::Array(rows)))?;
     }
     Ok(status)
 }
 
-/// Each text once, where it stood first.
+/// Returns each text once, at its first position.
 fn distinct(references: &[String]) -> Vec<&String> {
     let mut seen = HashSet::new();
     references.iter().filter(|reference| seen.insert(reference.as_str())).collect()
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reference_that_is_given_twice_counts_once() {
+    fn a_repeated_reference_counts_once() {
         let references = ["b", "a", "b", "c", "a"].map(str::to_owned);
         assert_eq!(distinct(&references), ["b", "a", "c"]);
     }

@@ -1,4 +1,4 @@
-//! The connection to the service, and the one place from which it is called.
+//! The connection to the service. All calls are made here.
 
 use std::{
     collections::HashMap,
@@ -29,18 +29,18 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Bus {
     connection: Connection,
-    /// One question at a time: two prompts on one terminal help nobody.
-    asking: Arc<Mutex<()>>,
+    /// Held while the user is asked for a password: two prompts on one terminal would mix.
+    prompt_lock: Arc<Mutex<()>>,
 }
 
 impl Bus {
-    /// Connects. The service is not touched by this.
+    /// Connects to the bus, without starting the service.
     pub async fn connect() -> Result<Self> {
         let connection = Connection::system().await.map_err(|error| Error::NoBus(Box::new(error)))?;
-        Ok(Self { connection, asking: Arc::default() })
+        Ok(Self { connection, prompt_lock: Arc::default() })
     }
 
-    /// Whether the service runs already. It is not started by the question.
+    /// Returns whether the service is running, without starting it.
     pub async fn service_runs(&self) -> bool {
         let bus = zbus::fdo::DBusProxy::new(&self.connection).await;
         let name = zbus::names::BusName::from_static_str(SERVICE);
@@ -50,14 +50,14 @@ impl Bus {
         }
     }
 
-    /// Every message that comes from now on. The service sends signals to those whom they concern, so
-    /// that there is no need to ask the bus for them.
+    /// Returns a stream of all messages from now on. The service sends its signals to the users concerned, so no
+    /// match rule is needed.
     pub fn messages(&self) -> MessageStream {
         MessageStream::from(&self.connection)
     }
 
-    /// Calls a method. When the service wants the user to authenticate, and there is a terminal, the user is
-    /// asked and the method called again.
+    /// Calls a method. If the service requires authentication and there is a terminal, asks the user and repeats the
+    /// call.
     pub async fn call<B, R>(
         &self,
         path: &ObjectPath<'_>,
@@ -76,8 +76,8 @@ impl Bus {
         if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
             return Err(refused);
         }
-        let _one = self.asking.lock().await;
-        // Without an agent of ours there may still be one of the user's desktop.
+        let _one = self.prompt_lock.lock().await;
+        // Without a text agent, the user's desktop may still have one.
         let agent = TextAgent::start().await;
         let answer = self.call_once(path, interface, method, body, MethodFlags::ALLOW_INTERACTIVE_AUTH).await;
         if let Ok(agent) = agent {
@@ -107,12 +107,12 @@ impl Bus {
             .await?;
         match proxy.call_with_flags(method, flags, body).await? {
             Some(answer) => Ok(answer),
-            // A reply was asked for.
+            // A reply was requested.
             None => Err(Error::ServiceEnded),
         }
     }
 
-    /// All properties of an object, in one call.
+    /// Returns all properties of an object, in one call.
     pub async fn properties(&self, path: &ObjectPath<'_>, interface: &str) -> Result<Object> {
         const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
         let properties: HashMap<String, OwnedVariant> =
@@ -120,7 +120,7 @@ impl Bus {
         Ok(Object::new(properties))
     }
 
-    /// Every object of this interface that the caller may see, in one call.
+    /// Returns every object with this interface that the caller may see, in one call.
     pub async fn objects(&self, interface: &str) -> Result<Vec<Object>> {
         const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
         let objects: ManagedObjects =
@@ -133,7 +133,7 @@ impl Bus {
     }
 }
 
-/// The object of the manager.
+/// Returns the path of the manager.
 pub fn manager_path() -> OwnedObjectPath {
     ObjectPath::from_static_str_unchecked(MANAGER_PATH).into()
 }

@@ -27,7 +27,7 @@ Exit status:
   `vm run` and `vm exec` exit with the status of the command; see their help."
 )]
 pub struct Cli {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }

@@ -1,5 +1,5 @@
-//! Completions for shells. The shell asks this program for each of them, so that the names of sandboxes, images
-//! and kernels are those that there are, here and in the catalogs.
+//! Completions for shells. The shell runs this program for each completion, so that it can offer the names of
+//! existing sandboxes, images and kernels, and of catalog entries.
 
 use std::{ffi::OsStr, time::Duration};
 
@@ -12,28 +12,26 @@ use clap_complete::{
 use banger_proto::bus::{option::catalog, proxy::Options};
 use zbus::Variant;
 
-use crate::{bus::Bus, cli::Cli, error::Result, object::Object, plain, service::Kind};
+use crate::{bus::Bus, cli::Cli, error::Result, object::Object, sanitize, service::Kind};
 
-/// The variable of the environment by which a shell's script asks for completions.
+/// The environment variable by which a shell's script requests completions.
 pub const VARIABLE: &str = "BANGER_COMPLETE";
-/// Nobody waits longer for a name.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How the help calls an argument that is a name of this kind; and the group of verbs in which a bare `NAME` is
-/// one.
+/// How long a completion may take.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// The value name of arguments that are names of this kind, and the group of verbs in which a bare `NAME` is one.
 const KINDS: [(&str, &str, Kind); 3] =
     [("SANDBOX", "vm", Kind::Vm), ("IMAGE", "image", Kind::Image), ("KERNEL", "kernel", Kind::Kernel)];
 
-/// Answers a shell that asks for completions, and ends the process then. To be called before anything else is
-/// done or printed.
+/// Answers a shell that requests completions, and exits. Must be called before anything else is done or printed.
 pub fn answer_shell() {
-    CompleteEnv::with_factory(|| completing(Cli::command())).var(VARIABLE).complete();
+    CompleteEnv::with_factory(|| with_completers(Cli::command())).var(VARIABLE).complete();
 }
 
-/// How the help calls an argument that is a name in a catalog, and what it is there.
+/// The value name of arguments that are names in a catalog, and their kind.
 const ENTRIES: [(&str, &str); 2] = [("REFERENCE", catalog::IMAGE), ("ENTRY", catalog::KERNEL_KIND)];
 
-/// The command line with what completes the names in it.
-fn completing(cli: Command) -> Command {
+/// Adds completers for names to the command line.
+fn with_completers(cli: Command) -> Command {
     cli.mut_subcommands(|group| {
         let of_group = KINDS.iter().find(|(_, name, _)| *name == group.get_name()).map(|(.., kind)| *kind);
         let named = move |arg: Arg| {
@@ -64,32 +62,33 @@ fn is_called(arg: &Arg, word: &str) -> bool {
     arg.get_value_names().is_some_and(|names| names.iter().any(|name| name.as_str() == word))
 }
 
-/// The names that begin as typed; none when the service does not run: it is not started for this.
+/// Returns the names with this prefix. Returns none if the service is not running: it is not started for this.
 fn candidates(kind: Kind, typed: &OsStr) -> Vec<CompletionCandidate> {
     let Some(typed) = typed.to_str() else { return Vec::new() };
-    let mut objects = ask(objects(kind)).unwrap_or_default();
+    let mut objects = block_on(objects(kind)).unwrap_or_default();
     objects.retain(|object| object.name().starts_with(typed));
     objects.sort_by(|one, other| one.name().cmp(other.name()));
-    let candidate =
-        |object: &Object| CompletionCandidate::new(object.name()).help(Some(about(kind, object).into()));
+    let candidate = |object: &Object| {
+        CompletionCandidate::new(object.name()).help(Some(description(kind, object).into()))
+    };
     objects.iter().map(candidate).collect()
 }
 
-/// What catalogs have that begins as typed.
+/// Returns the catalog entries with this prefix.
 fn entries(kind: &'static str, typed: &OsStr) -> Vec<CompletionCandidate> {
     let Some(typed) = typed.to_str() else { return Vec::new() };
-    let mut entries = ask(available(kind)).unwrap_or_default();
+    let mut entries = block_on(available(kind)).unwrap_or_default();
     entries.retain(|entry| entry.text(catalog::NAME).starts_with(typed));
     let candidate = |entry: &Object| {
-        let about = plain::line(entry.text(catalog::DESCRIPTION));
+        let about = sanitize::line(entry.text(catalog::DESCRIPTION));
         CompletionCandidate::new(entry.text(catalog::NAME)).help(Some(about.into()))
     };
     entries.iter().map(candidate).collect()
 }
 
-fn ask(question: impl Future<Output = Result<Vec<Object>>>) -> Option<Vec<Object>> {
+fn block_on(question: impl Future<Output = Result<Vec<Object>>>) -> Option<Vec<Object>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    runtime.block_on(async { tokio::time::timeout(PATIENCE, question).await }).ok()?.ok()
+    runtime.block_on(async { tokio::time::timeout(TIMEOUT, question).await }).ok()?.ok()
 }
 
 async fn available(kind: &str) -> Result<Vec<Object>> {
@@ -109,8 +108,8 @@ async fn objects(kind: Kind) -> Result<Vec<Object>> {
     }
 }
 
-/// What a shell shows beside a name.
-fn about(kind: Kind, object: &Object) -> String {
+/// Returns the description that a shell shows next to a name.
+fn description(kind: Kind, object: &Object) -> String {
     match kind {
         Kind::Vm => format!("{}, {}", object.text("State"), object.text("ImageName")),
         Kind::Image => object.text("Source").to_owned(),
@@ -123,9 +122,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// Which arguments of a verb are completed with names.
+    /// Returns the arguments of a verb that have a completer.
     fn completed(verb: &str) -> Vec<String> {
-        let command = verb.split(' ').fold(completing(Cli::command()), |command, word| {
+        let command = verb.split(' ').fold(with_completers(Cli::command()), |command, word| {
             command.find_subcommand(word).unwrap_or_else(|| panic!("no verb {word}")).clone()
         });
         let named = command.get_arguments().filter(|arg| arg.get::<ArgValueCompleter>().is_some());
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_completed_wherever_there_is_one() {
+    fn names_are_completed_in_every_command() {
         for (verb, expect) in [
             ("vm run", &["image", "kernel"][..]),
             ("vm stop", &["sandboxes"]),

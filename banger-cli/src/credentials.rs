@@ -1,5 +1,5 @@
-//! What the user's container tools know about a registry: `docker login` and `podman login` wrote it down. The
-//! service gets it as a memory file that nobody can change, and for one pull alone.
+//! Registry credentials of the user's container tools, as written by `docker login` and `podman login`. The service
+//! gets them in a sealed memory file, for one pull only.
 
 use std::{
     env,
@@ -17,27 +17,27 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 
-/// How Docker's own registry is called where credentials are kept.
+/// Names of Docker's own registry in credential files.
 const DOCKER_HUB: [&str; 3] = ["https://index.docker.io/v1/", "docker.io", "index.docker.io"];
-/// As it is called in references.
+/// Its name in references.
 const DOCKER_IO: &str = "docker.io";
 
-/// What is known about the registry of a reference, for the service; nothing where nothing is known.
+/// Returns the credentials for the registry of a reference, if there are any.
 pub async fn of_reference(reference: &str) -> Result<Option<OwnedFd>> {
     let servers = servers(reference);
-    // A helper is a program, and takes as long as it likes.
+    // A credential helper is a program, and may take long.
     let found = tokio::task::spawn_blocking(move || look_up(&servers)).await;
     let found =
         found.map_err(|error| Error::io("read your registry credentials", io::Error::other(error)))??;
     found.map(|credential| sealed(&credential)).transpose()
 }
 
-/// What credentials for a reference may be kept under, the most particular first.
+/// Returns the keys under which credentials for a reference may be stored, the most specific first.
 fn servers(reference: &str) -> Vec<String> {
     let name = reference.split('@').next().unwrap_or_default();
     match name.split_once('/') {
         Some((host, _)) if host != DOCKER_IO && (host.contains(['.', ':']) || host == "localhost") => {
-            // podman keeps some for a part of a registry.
+            // podman stores some for a part of a registry.
             let path =
                 name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name, |(path, _)| path);
             let parents = path.rmatch_indices('/').map(|(at, _)| path[..at].to_owned());
@@ -56,20 +56,20 @@ fn look_up(servers: &[String]) -> Result<Option<DockerCredential>> {
         for found in std::iter::once(docker).chain(podman) {
             match found {
                 Ok(credential) => return Ok(Some(credential)),
-                Err(error) => tell(error)?,
+                Err(error) => ignore_missing(error)?,
             }
         }
     }
     Ok(None)
 }
 
-/// Whether an error only says that there is nothing.
-fn tell(error: CredentialRetrievalError) -> Result<()> {
+/// Ignores errors which mean that there are no credentials.
+fn ignore_missing(error: CredentialRetrievalError) -> Result<()> {
     let why = match error {
         CredentialRetrievalError::NoCredentialConfigured
         | CredentialRetrievalError::ConfigNotFound
         | CredentialRetrievalError::ConfigReadError => return Ok(()),
-        // What a helper prints may be a secret.
+        // The output of a helper may contain a secret.
         CredentialRetrievalError::HelperFailure { stdout, .. } if stdout.contains("not found") => {
             return Ok(());
         }
@@ -79,7 +79,7 @@ fn tell(error: CredentialRetrievalError) -> Result<()> {
         other => other.to_string(),
     };
     Err(Error::Usage(format!("cannot read your registry credentials: {why}"))
-        .advise("`docker logout REGISTRY` and `docker login REGISTRY` write them again."))
+        .with_hint("`docker logout REGISTRY` and `docker login REGISTRY` write them again."))
 }
 
 fn podman_files() -> Vec<PathBuf> {
@@ -89,7 +89,7 @@ fn podman_files() -> Vec<PathBuf> {
     [named, of("XDG_RUNTIME_DIR", "containers/auth.json"), config].into_iter().flatten().collect()
 }
 
-/// A memory file with a credential that cannot be changed any more.
+/// Returns a sealed memory file with a credential.
 fn sealed(credential: &DockerCredential) -> Result<OwnedFd> {
     let text = match credential {
         DockerCredential::IdentityToken(token) => json!({ "identity-token": token }),
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_are_looked_for_where_they_are_kept() {
+    fn credentials_are_looked_up_by_every_key() {
         for reference in ["alpine", "org/tool:1", "docker.io/library/alpine"] {
             assert_eq!(servers(reference), DOCKER_HUB, "{reference}");
         }
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_handed_over_cannot_be_changed() {
+    fn credentials_are_sealed() {
         let credential = DockerCredential::UsernamePassword("alice".into(), "se\"cret".into());
         let file = File::from(sealed(&credential).unwrap());
         let mut bytes = [0; 100];

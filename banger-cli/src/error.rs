@@ -1,57 +1,57 @@
-//! What can go wrong, as it is told to people: a sentence, the causes, and what to do next.
+//! Errors of the client, printed as a sentence, the causes, and a hint.
 
 use std::{error::Error as _, io};
 
 use banger_proto::{bus::ErrorName, guest::Failure};
 use zbus::{DBusError, fdo};
 
-use crate::{advice, attach, plain};
+use crate::{attach, hint, sanitize};
 
-/// The status of a run or an exec when banger itself has failed, so that it is told from the command's.
+/// Exit status of `run` and `exec` when banger itself fails, to distinguish that from the command's status.
 pub const OWN_FAILURE: u8 = 125;
-/// The status of any other command that has failed.
+/// Exit status of any other command that fails.
 pub const FAILURE: u8 = 1;
-/// The status when it was called the wrong way, which is also that of the argument parser.
+/// Exit status for an invalid command line, the same as the argument parser's.
 const USAGE: u8 = 2;
 
-/// What stands for the name of an object in a hint.
-const PLACE: &str = "NAME";
+/// Placeholder for the name of an object in a hint.
+const PLACEHOLDER: &str = "NAME";
 
 /// An error of the client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The service refused, or failed, for a reason that we know by name.
+    /// The service refused or failed, with a known error name.
     #[error("{message}")]
     Service {
         /// The name of the error.
         name: ErrorName,
-        /// What the service says about it.
+        /// The message of the service.
         message: String,
     },
-    /// The bus or the service answered with an error that we do not know.
+    /// The bus or the service replied with an unknown error.
     #[error("{message} ({name})")]
     Foreign {
         /// The name of the error.
         name: String,
-        /// What was said about it.
+        /// The message.
         message: String,
     },
     /// There is no system bus.
     #[error("cannot reach the system bus")]
     NoBus(#[source] Box<zbus::Error>),
-    /// Nobody owns the name of the service, and nobody can be started for it.
+    /// The service is not running and cannot be started.
     #[error("the banger service is not running and cannot be started: {message}")]
     NoService {
-        /// What the bus says.
+        /// The message of the bus.
         message: String,
     },
-    /// The service went away while it worked for us.
+    /// The service ended during a call.
     #[error("the banger service ended before it answered")]
     ServiceEnded,
-    /// The service does not know what we ask for.
+    /// The service does not support the call.
     #[error("the banger service has another version than this command: {message}")]
     OtherVersion {
-        /// What the service says.
+        /// The message of the service.
         message: String,
     },
     /// The bus connection failed in another way.
@@ -66,36 +66,36 @@ pub enum Error {
     /// The operating system refused.
     #[error("cannot {doing}")]
     Io {
-        /// What was tried.
+        /// What was attempted, such as `open FILE`.
         doing: String,
-        /// Why it did not work.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// It cannot be done as things are.
+    /// It is not possible in the current state.
     #[error("{0}")]
     Refused(String),
-    /// What was asked for makes no sense.
+    /// The command line is invalid.
     #[error("{0}")]
     Usage(String),
-    /// A signal ended us before we were done.
+    /// A signal interrupted the command.
     #[error("interrupted")]
     Interrupted {
         /// The signal.
         signal: u8,
     },
-    /// A second signal made us leave what goes on without us.
+    /// A second signal detached the command from a job of the service.
     #[error("detached after a second interrupt")]
-    Left {
+    Detached {
         /// The signal.
         signal: u8,
     },
-    /// Another error, about which more is known here than where it happened.
+    /// An error with a more specific hint.
     #[error("{error}")]
-    Advised {
+    WithHint {
         /// The error.
         error: Box<Error>,
-        /// What to do about it.
+        /// The hint.
         hint: String,
     },
 }
@@ -104,12 +104,12 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// We could not do `doing` because of `source`.
+    /// Returns the error that `doing` failed because of `source`.
     pub fn io(doing: impl Into<String>, source: io::Error) -> Self {
         Self::Io { doing: doing.into(), source }
     }
 
-    /// The error with this name on the bus.
+    /// Returns the error with this name on the bus.
     pub fn named(name: &str, message: impl Into<String>) -> Self {
         let message = message.into();
         if let Some(name) = ErrorName::parse(name) {
@@ -128,108 +128,108 @@ impl Error {
         }
     }
 
-    /// This error with better advice.
-    pub fn advise(self, hint: impl Into<String>) -> Self {
-        Self::Advised { error: Box::new(self), hint: hint.into() }
+    /// Adds a hint, which replaces the default one.
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self::WithHint { error: Box::new(self), hint: hint.into() }
     }
 
-    /// This error with the advice that names the object which it is about.
+    /// Puts the name of the object into the hint.
     pub fn about(self, reference: &str) -> Self {
         match self.hint() {
-            Some(hint) if hint.contains(PLACE) => self.advise(hint.replace(PLACE, reference)),
+            Some(hint) if hint.contains(PLACEHOLDER) => self.with_hint(hint.replace(PLACEHOLDER, reference)),
             _ => self,
         }
     }
 
-    /// The name that the service gave to the error, if it did.
+    /// Returns the error name of the service, if there is one.
     pub fn name(&self) -> Option<ErrorName> {
         match self {
             Self::Service { name, .. } => Some(*name),
-            Self::Advised { error, .. } => error.name(),
+            Self::WithHint { error, .. } => error.name(),
             _ => None,
         }
     }
 
-    /// What to do about it.
+    /// Returns the hint.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Service { name, .. } => advice::hint(*name, advice::Membership::of_caller),
-            Self::Advised { hint, .. } => Some(hint.clone()),
-            Self::NoBus(_) => Some(advice::NO_BUS.to_owned()),
-            Self::NoService { .. } => Some(advice::NO_SERVICE.to_owned()),
-            Self::ServiceEnded => Some(advice::SERVICE_ENDED.to_owned()),
-            Self::OtherVersion { .. } => Some(advice::OTHER_VERSION.to_owned()),
-            Self::Attach(_) => Some(advice::LOST.to_owned()),
-            Self::Left { .. } => Some(advice::LEFT.to_owned()),
+            Self::Service { name, .. } => hint::hint(*name, hint::Membership::of_caller),
+            Self::WithHint { hint, .. } => Some(hint.clone()),
+            Self::NoBus(_) => Some(hint::NO_BUS.to_owned()),
+            Self::NoService { .. } => Some(hint::NO_SERVICE.to_owned()),
+            Self::ServiceEnded => Some(hint::SERVICE_ENDED.to_owned()),
+            Self::OtherVersion { .. } => Some(hint::OTHER_VERSION.to_owned()),
+            Self::Attach(_) => Some(hint::STREAM_LOST.to_owned()),
+            Self::Detached { .. } => Some(hint::DETACHED.to_owned()),
             _ => None,
         }
     }
 
-    /// The exit status; `own` where the error does not say.
+    /// Returns the exit status; `own` unless the error has one of its own.
     pub fn status(&self, own: u8) -> u8 {
         match self {
-            // Only those that run commands tell of them by their statuses.
+            // Only commands that run something in the guest use the guest's statuses.
             Self::Guest(failure) if own == OWN_FAILURE => failure.kind.status(),
             Self::Usage(_) => USAGE,
-            Self::Interrupted { signal } | Self::Left { signal } => 128u8.saturating_add(*signal),
-            // As a program that does not catch SIGPIPE would end.
+            Self::Interrupted { signal } | Self::Detached { signal } => 128u8.saturating_add(*signal),
+            // Like a program that does not catch SIGPIPE.
             _ if self.is_broken_pipe() => 128 + 13,
-            Self::Advised { error, .. } => error.status(own),
+            Self::WithHint { error, .. } => error.status(own),
             _ => own,
         }
     }
 
-    /// Whether a second signal made us leave.
-    pub fn is_left(&self) -> bool {
+    /// Returns whether a second signal detached the command.
+    pub fn is_detached(&self) -> bool {
         match self {
-            Self::Left { .. } => true,
-            Self::Advised { error, .. } => error.is_left(),
+            Self::Detached { .. } => true,
+            Self::WithHint { error, .. } => error.is_detached(),
             _ => false,
         }
     }
 
-    /// Whether a signal ended us.
+    /// Returns whether a signal interrupted the command.
     pub fn is_interrupted(&self) -> bool {
         match self {
             Self::Interrupted { .. } => true,
-            Self::Advised { error, .. } => error.is_interrupted(),
+            Self::WithHint { error, .. } => error.is_interrupted(),
             _ => false,
         }
     }
 
-    /// Whether nobody reads our output any more.
+    /// Returns whether the reader of the output has gone.
     fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
     }
 
-    /// Tells people on standard error; `about` is put before the sentence.
+    /// Prints the error to standard error, prefixed with `about`.
     pub fn print(&self, about: Option<&str>) {
         if self.is_broken_pipe() {
             return;
         }
-        // There is nobody left to tell when standard error fails.
+        // If standard error fails, there is nowhere to report it.
         let _ = io::Write::write_all(&mut io::stderr(), self.text(about).as_bytes());
     }
 
-    /// The sentence, the causes and the hint, each on a line.
-    fn text(&self, about: Option<&str>) -> String {
+    /// Formats the sentence, the causes and the hint, one per line.
+    pub fn text(&self, about: Option<&str>) -> String {
         let about = about.map(|about| format!("{about}: ")).unwrap_or_default();
         let mut text = format!("error: {about}{}\n", sentence(&self.to_string()));
-        // Advice changes nothing about why it happened.
+        // A hint does not change the causes.
         let mut bare = self;
-        while let Self::Advised { error, .. } = bare {
+        while let Self::WithHint { error, .. } = bare {
             bare = error;
         }
         let mut cause = bare.source();
-        let mut told = self.to_string();
+        let mut shown = self.to_string();
         while let Some(error) = cause {
             cause = error.source();
-            // Some libraries tell the cause in their own sentence already.
-            if told.contains(&error.to_string()) {
+            // Some libraries include the cause in their own message.
+            if shown.contains(&error.to_string()) {
                 continue;
             }
-            told = error.to_string();
-            text.push_str(&format!("  because: {}\n", sentence(&told)));
+            shown = error.to_string();
+            text.push_str(&format!("  because: {}\n", sentence(&shown)));
         }
         if let Some(hint) = self.hint() {
             text.push_str(&format!("hint: {hint}\n"));
@@ -260,9 +260,9 @@ impl From<zbus::Error> for Error {
     }
 }
 
-/// One line that ends with a full stop. Parts of it may come from a guest.
+/// Returns one line that ends with a full stop. Parts of it may come from a guest.
 fn sentence(text: &str) -> String {
-    let line = plain::line(text);
+    let line = sanitize::line(text);
     let line = line.trim();
     if line.ends_with(['.', '!', '?']) { line.to_owned() } else { format!("{line}.") }
 }
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_service_is_its_sentence_and_a_hint() {
+    fn an_error_of_the_service_is_its_message_and_a_hint() {
         check(
             "dev.banger.Error.NoSuchVM",
             "there is no sandbox calm-otter",
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_is_not_there_is_told_from_one_that_refuses() {
+    fn a_missing_service_differs_from_a_refusal() {
         for name in [
             "org.freedesktop.DBus.Error.ServiceUnknown",
             "org.freedesktop.DBus.Error.NameHasNoOwner",
@@ -308,44 +308,44 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_names_what_the_error_is_about() {
+    fn a_hint_names_the_object() {
         let error = Error::named("dev.banger.Error.NotReady", "it boots").about("web");
         assert!(error.hint().unwrap().contains("`banger vm logs web`"), "{error:?}");
         assert_eq!(error.name(), Some(ErrorName::NotReady));
     }
 
     #[test]
-    fn an_error_without_a_known_name_is_still_told() {
+    fn an_unknown_error_is_printed_with_its_name() {
         check("com.example.Odd", "it is Tuesday", "error: it is Tuesday (com.example.Odd).\n");
     }
 
     #[test]
     fn causes_follow_the_sentence() {
         let error = Error::io("open /nowhere", io::Error::other("no such file"));
-        let told = "error: a: cannot open /nowhere.\n  because: no such file.\n";
-        assert_eq!(error.text(Some("a")), told);
-        assert_eq!(error.advise("look again.").text(Some("a")), format!("{told}hint: look again.\n"));
+        let shown = "error: a: cannot open /nowhere.\n  because: no such file.\n";
+        assert_eq!(error.text(Some("a")), shown);
+        assert_eq!(error.with_hint("look again.").text(Some("a")), format!("{shown}hint: look again.\n"));
     }
 
     #[test]
-    fn what_a_guest_says_cannot_steer_the_terminal() {
+    fn messages_of_a_guest_have_no_control_sequences() {
         let failure = Failure { kind: FailureKind::NotFound, message: "\x1b[2Jno such\r\nprogram".into() };
         assert_eq!(Error::Guest(failure).text(None), "error: no such program.\n");
     }
 
     #[test]
-    fn the_status_tells_who_has_failed() {
+    fn the_status_distinguishes_guest_and_client() {
         let guest = |kind| Error::Guest(Failure { kind, message: String::new() });
         assert_eq!(guest(FailureKind::NotFound).status(OWN_FAILURE), 127);
         assert_eq!(guest(FailureKind::NotPermitted).status(OWN_FAILURE), 126);
         assert_eq!(Error::ServiceEnded.status(OWN_FAILURE), 125);
-        assert_eq!(Error::ServiceEnded.advise("again").status(FAILURE), 1);
+        assert_eq!(Error::ServiceEnded.with_hint("again").status(FAILURE), 1);
         assert_eq!(Error::Usage(String::new()).status(FAILURE), 2);
         assert_eq!(Error::Interrupted { signal: 2 }.status(FAILURE), 130);
     }
 
     #[test]
-    fn output_that_nobody_reads_ends_us_silently() {
+    fn a_closed_output_ends_the_command_silently() {
         let error = Error::io("write", io::ErrorKind::BrokenPipe.into());
         assert_eq!(error.status(FAILURE), 141);
     }

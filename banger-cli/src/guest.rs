@@ -1,7 +1,7 @@
-//! Requests to the agent in a sandbox that are no commands: files in and out, and what it tells.
+//! Requests to the agent of a sandbox other than commands: file transfers and queries.
 //!
-//! A request is served by a thread of ours, because archives are read and written by blocking code. A signal
-//! breaks it off, and the thread then clears away what it has begun.
+//! A thread serves each request, because archives are read and written by blocking code. A signal breaks the request
+//! off, and the thread then removes what is incomplete.
 
 use std::{
     io::{self, Read, Write},
@@ -30,13 +30,13 @@ use crate::{
     signals::{Listener, Signals, next_event, unless_ended},
 };
 
-/// How long the thread may take to clear away after a signal.
-const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer that is kept in memory.
+/// How long the thread may take to clean up after a signal.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit on a reply that is kept in memory.
 const MAX_ANSWER: u64 = 64 << 20;
-/// Remarks on a copy. A guest that has more to say is not listened to.
-const MAX_REMARKS: usize = 64 << 10;
-/// Entries of a listing. A guest that has more is not listed.
+/// Limit on the notes of a copy, in bytes.
+const MAX_NOTES: usize = 64 << 10;
+/// Limit on the entries of a listing.
 const MAX_ENTRIES: usize = 4_000_000;
 
 /// The agent of a sandbox.
@@ -47,29 +47,29 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// The agent of the sandbox with this reference. From here on signals break requests off.
+    /// Connects to the agent of the sandbox with this reference. From now on, signals break requests off.
     pub async fn of(reference: &str) -> Result<Self> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, reference).await.map_err(|error| error.about(reference))?;
         Ok(Self { bus, vm, listener: Signals::catch()?.listen() })
     }
 
-    /// The agent of a sandbox that is known.
+    /// Returns the agent of a known sandbox.
     pub fn new(bus: Bus, vm: OwnedObjectPath, listener: Listener) -> Self {
         Self { bus, vm, listener }
     }
 
-    /// The connection to the service.
+    /// Returns the connection to the service.
     pub fn bus(&self) -> &Bus {
         &self.bus
     }
 
-    /// The object of the sandbox.
+    /// Returns the object of the sandbox.
     pub fn vm(&self) -> &OwnedObjectPath {
         &self.vm
     }
 
-    /// Puts a request and serves it.
+    /// Sends a request and serves it.
     pub async fn call<T: Send + 'static>(
         &mut self,
         request: Request,
@@ -86,14 +86,14 @@ impl Guest {
         self.work(
             move || serve(&mut Call::begin(stream, &request)?),
             move || {
-                // A stream that is broken already needs no more.
+                // A broken stream needs no shutdown.
                 let _ = breaker.shutdown(Shutdown::Both);
             },
         )
         .await
     }
 
-    /// Does blocking work, which `break_off` ends early.
+    /// Runs blocking work, which `break_off` ends early.
     pub async fn work<T: Send + 'static>(
         &mut self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -113,38 +113,38 @@ impl Guest {
         }
     }
 
-    /// Waits for a thread that was told to end, until a second signal.
+    /// Waits for a thread that is cleaning up, until a second signal.
     async fn clear<T>(&mut self, task: tokio::task::JoinHandle<T>, signal: u8) -> Error {
-        let cleared = tokio::time::timeout(CLEAR_TIMEOUT, task);
+        let cleared = tokio::time::timeout(CLEANUP_TIMEOUT, task);
         match unless_ended(&mut self.listener, async { Ok(cleared.await.is_ok()) }).await {
             Ok(true) => Error::Interrupted { signal },
-            _ => Error::Interrupted { signal }.advise(
+            _ => Error::Interrupted { signal }.with_hint(
                 "temporary files may be left next to the files that were being written; their names begin \
                  with `.banger-`.",
             ),
         }
     }
 
-    /// What is below a directory.
+    /// Lists everything below a directory.
     pub async fn list(&mut self, directory: &str) -> Result<Vec<Entry>> {
         let request = Request::List { directory: directory.to_owned() };
         self.call(request, |call| {
             let (mut reader, mut entries) = (Reader::default(), Vec::new());
             while let Some(bytes) = call.output()? {
-                entries.extend(reader.push(&bytes).map_err(|_| garbage())?);
+                entries.extend(reader.push(&bytes).map_err(|_| protocol_error())?);
                 if entries.len() > MAX_ENTRIES {
                     return Err(Error::Refused(format!(
                         "cannot list the files in the sandbox: there are more than {MAX_ENTRIES}"
                     )));
                 }
             }
-            reader.end().map_err(|_| garbage())?;
+            reader.end().map_err(|_| protocol_error())?;
             Ok(entries)
         })
         .await
     }
 
-    /// The names that git gives to the contents of files; `None` for what is not there.
+    /// Returns git's object names of files; `None` for missing ones.
     pub async fn digests(
         &mut self,
         directory: &str,
@@ -154,46 +154,46 @@ impl Guest {
         let request = Request::Digest { directory: directory.to_owned(), algorithm };
         self.call(request, move |call| {
             call.send_names(&names)?;
-            let text = String::from_utf8(call.answer()?).map_err(|_| garbage())?;
-            let told: Vec<_> = text.lines().map(|line| (line != "-").then(|| line.to_owned())).collect();
-            if told.len() == names.len() { Ok(told) } else { Err(garbage()) }
+            let text = String::from_utf8(call.answer()?).map_err(|_| protocol_error())?;
+            let digests: Vec<_> = text.lines().map(|line| (line != "-").then(|| line.to_owned())).collect();
+            if digests.len() == names.len() { Ok(digests) } else { Err(protocol_error()) }
         })
         .await
     }
 
-    /// An answer in JSON.
-    pub async fn ask<T: DeserializeOwned + Send + 'static>(&mut self, request: Request) -> Result<T> {
-        self.call(request, |call| serde_json::from_slice(&call.answer()?).map_err(|_| garbage())).await
+    /// Sends a request with a JSON reply.
+    pub async fn query<T: DeserializeOwned + Send + 'static>(&mut self, request: Request) -> Result<T> {
+        self.call(request, |call| serde_json::from_slice(&call.answer()?).map_err(|_| protocol_error())).await
     }
 
-    /// The facts of the guest.
+    /// Returns facts about the guest.
     pub async fn info(&mut self) -> Result<GuestInfo> {
         self.call(Request::Info, |call| match call.frame()? {
             Frame::Info(info) => Ok(info),
             Frame::Failed(failure) => Err(Error::Guest(failure)),
-            _ => Err(garbage()),
+            _ => Err(protocol_error()),
         })
         .await
     }
 }
 
-/// The agent does not keep to the protocol.
-pub fn garbage() -> Error {
+/// Returns the error for an agent that violates the protocol.
+pub fn protocol_error() -> Error {
     Error::Attach(attach::Error::Unexpected)
 }
 
-/// One request on a stream of its own.
+/// A request on its own stream.
 pub struct Call {
     stream: UnixStream,
     decoder: Decoder,
-    /// Input that may be sent before the agent has said that more was read.
+    /// Bytes of input that may be sent before the agent reports progress.
     credit: usize,
-    /// What came as output while something else was waited for.
-    come: Vec<u8>,
-    /// What the agent remarked, in lines.
-    remarks: Vec<u8>,
-    /// How long the agent may say nothing; as long as it likes when absent.
-    patience: Option<Duration>,
+    /// Output that arrived while something else was awaited.
+    received: Vec<u8>,
+    /// Notes of the agent, one per line.
+    notes: Vec<u8>,
+    /// How long the agent may be silent; `None` for no limit.
+    silence_limit: Option<Duration>,
     state: State,
 }
 
@@ -204,16 +204,16 @@ enum State {
 }
 
 impl Call {
-    /// Puts the request.
+    /// Sends the request.
     pub fn begin(stream: impl Into<OwnedFd>, request: &Request) -> Result<Self> {
         let stream = UnixStream::from(stream.into());
         let mut call = Self {
             stream,
             decoder: Decoder::default(),
             credit: STDIN_WINDOW as usize,
-            come: Vec::new(),
-            remarks: Vec::new(),
-            patience: None,
+            received: Vec::new(),
+            notes: Vec::new(),
+            silence_limit: None,
             state: State::Open,
         };
         let bytes = Frame::Request(request.clone()).encode();
@@ -225,14 +225,14 @@ impl Call {
         Ok(call)
     }
 
-    /// The next frame.
+    /// Receives the next frame.
     pub fn frame(&mut self) -> Result<Frame> {
         let mut bytes = [0; 16 << 10];
         loop {
             if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(error.into()))? {
                 if let Frame::Started(started) = &frame {
-                    self.patience = started.patience();
-                    let bounded = self.stream.set_read_timeout(self.patience);
+                    self.silence_limit = started.silence_limit();
+                    let bounded = self.stream.set_read_timeout(self.silence_limit);
                     bounded.map_err(|source| lost(attach::Error::Stream(source)))?;
                 }
                 return Ok(frame);
@@ -242,7 +242,7 @@ impl Call {
                 Ok(count) => self.decoder.push(&bytes[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let seconds = self.patience.unwrap_or_default().as_secs();
+                    let seconds = self.silence_limit.unwrap_or_default().as_secs();
                     return Err(lost(attach::Error::Silent(seconds)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
@@ -253,10 +253,10 @@ impl Call {
         }
     }
 
-    /// The next bytes of output; `None` at its end.
+    /// Returns the next bytes of output, or `None` at the end.
     pub fn output(&mut self) -> Result<Option<Vec<u8>>> {
-        if !self.come.is_empty() {
-            return Ok(Some(std::mem::take(&mut self.come)));
+        if !self.received.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.received)));
         }
         while self.state == State::Open {
             match self.take()? {
@@ -267,41 +267,41 @@ impl Call {
         Ok(None)
     }
 
-    /// All of the output.
+    /// Returns the whole output.
     pub fn answer(&mut self) -> Result<Vec<u8>> {
         let mut answer = Vec::new();
         while let Some(bytes) = self.output()? {
             answer.extend(bytes);
             if answer.len() as u64 > MAX_ANSWER {
-                return Err(garbage());
+                return Err(protocol_error());
             }
         }
         Ok(answer)
     }
 
-    /// What the agent remarked on a copy.
-    pub fn remarks(&self) -> Vec<String> {
-        String::from_utf8_lossy(&self.remarks).lines().map(str::to_owned).collect()
+    /// Returns the agent's notes on a copy.
+    pub fn notes(&self) -> Vec<String> {
+        String::from_utf8_lossy(&self.notes).lines().map(str::to_owned).collect()
     }
 
-    /// Takes one frame; its bytes where it is output.
+    /// Handles one frame. Returns its bytes if it is output.
     fn take(&mut self) -> Result<Option<Vec<u8>>> {
         match self.frame()? {
             Frame::Output(bytes) => return Ok(Some(bytes)),
-            // No more than the window, whatever the agent says.
+            // Never more than the window, whatever the agent says.
             Frame::Window(count) => {
                 self.credit = (self.credit + count as usize).min(STDIN_WINDOW as usize);
             }
             Frame::ErrorOutput(bytes) => {
-                let left = MAX_REMARKS - self.remarks.len();
-                self.remarks.extend_from_slice(&bytes[..bytes.len().min(left)]);
+                let left = MAX_NOTES - self.notes.len();
+                self.notes.extend_from_slice(&bytes[..bytes.len().min(left)]);
             }
             Frame::Done => self.state = State::Done,
             Frame::Failed(failure) => {
                 self.state = State::Done;
-                return Err(explain(failure));
+                return Err(refusal(failure));
             }
-            _ => return Err(garbage()),
+            _ => return Err(protocol_error()),
         }
         Ok(None)
     }
@@ -309,16 +309,16 @@ impl Call {
     /// Sends input.
     pub fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
-            // Nothing comes any more, no credit either. Whoever writes an archive ends it also when it is given up.
+            // After the end, no credit arrives. The writer of an archive also ends it when the request failed.
             if self.state == State::Done {
-                return Err(garbage());
+                return Err(protocol_error());
             }
             while self.credit == 0 {
-                if let Some(come) = self.take()? {
-                    self.come.extend(come);
+                if let Some(received) = self.take()? {
+                    self.received.extend(received);
                 }
-                if self.state == State::Done || self.come.len() as u64 > MAX_ANSWER {
-                    return Err(garbage());
+                if self.state == State::Done || self.received.len() as u64 > MAX_ANSWER {
+                    return Err(protocol_error());
                 }
             }
             let (now, later) = bytes.split_at(bytes.len().min(self.credit).min(MAX_DATA));
@@ -329,7 +329,7 @@ impl Call {
         Ok(())
     }
 
-    /// Sends names of files, and that there are no more.
+    /// Sends the names of files, and the end of the input.
     pub fn send_names<N: AsRef<[u8]>>(&mut self, names: &[N]) -> Result<()> {
         let mut writer = io::BufWriter::with_capacity(MAX_DATA, &mut *self);
         for name in names {
@@ -340,7 +340,7 @@ impl Call {
         self.end_input()
     }
 
-    /// There is no more input.
+    /// Sends the end of the input.
     pub fn end_input(&mut self) -> Result<()> {
         self.write_frame(&Frame::InputEnd.encode())
     }
@@ -351,7 +351,7 @@ impl Call {
         Ok(())
     }
 
-    /// A stream that cannot be written has something to read: why, or its end.
+    /// Writes a frame. If the stream cannot be written, there is something to read: the reason, or the end.
     fn write_frame(&mut self, bytes: &[u8]) -> Result<()> {
         if self.stream.write_all(bytes).is_ok() {
             return Ok(());
@@ -360,21 +360,21 @@ impl Call {
             match self.frame()? {
                 Frame::Failed(failure) => {
                     self.state = State::Done;
-                    return Err(explain(failure));
+                    return Err(refusal(failure));
                 }
                 Frame::Window(_) | Frame::Output(_) => {}
-                _ => return Err(garbage()),
+                _ => return Err(protocol_error()),
             }
         }
     }
 }
 
-/// An agent of an earlier version hangs up at what it does not know; what it does know it refuses in words.
-fn explain(failure: Failure) -> Error {
+/// Converts a refusal. An older agent hangs up on unknown requests, and refuses known ones with a message.
+fn refusal(failure: Failure) -> Error {
     let full = failure.message.contains("os error 28");
     let error = Error::Guest(failure);
     if full {
-        return error.advise(
+        return error.with_hint(
             "the disk of the sandbox is full: delete files in it, or enlarge its work disk with `banger vm \
              stop NAME && banger vm set --disk-size SIZE NAME`.",
         );
@@ -401,12 +401,12 @@ impl Read for Call {
         let Some(mut bytes) = self.output().map_err(io::Error::other)? else { return Ok(0) };
         let count = bytes.len().min(into.len());
         into[..count].copy_from_slice(&bytes[..count]);
-        self.come = bytes.split_off(count);
+        self.received = bytes.split_off(count);
         Ok(count)
     }
 }
 
-/// The error of ours that an error of reading or writing carries, or what is said of any other.
+/// Returns the error inside an error of reading or writing, or converts any other.
 pub fn from_io(error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => error,
@@ -414,7 +414,7 @@ pub fn from_io(error: io::Error) -> Error {
     }
 }
 
-/// The error of a copy.
+/// Converts an error of a copy.
 pub fn from_copy(error: banger_copy::Error) -> Error {
     use banger_copy::Error as Copy;
     match error {
@@ -438,7 +438,7 @@ mod tests {
 
     use super::*;
 
-    /// An agent that does as told, once it has the request.
+    /// Connects to an agent that runs `act` once it has received the request.
     fn agent(act: impl FnOnce(&mut Call) + Send + 'static) -> Call {
         let (ours, theirs) = UnixStream::pair().unwrap();
         thread::spawn(move || {
@@ -446,9 +446,9 @@ mod tests {
                 stream: theirs,
                 decoder: Decoder::default(),
                 credit: usize::MAX,
-                come: Vec::new(),
-                remarks: Vec::new(),
-                patience: None,
+                received: Vec::new(),
+                notes: Vec::new(),
+                silence_limit: None,
                 state: State::Open,
             };
             assert!(matches!(end.frame(), Ok(Frame::Request(_))));
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn much_input_waits_for_its_window() {
+    fn large_input_waits_for_the_window() {
         let mut call = agent(|end| {
             let mut taken = 0;
             while let Frame::Input(bytes) = end.frame().unwrap() {
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_in_the_middle_is_what_is_told() {
+    fn a_refusal_during_input_is_reported() {
         let mut call = agent(|end| {
             assert!(matches!(end.frame(), Ok(Frame::Input(_))));
             let message = "cannot unpack into /x: No space left on device (os error 28)".to_owned();
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_is_gone_is_told_so() {
+    fn a_guest_that_is_gone_is_reported() {
         let mut call = agent(|_| {});
         let error = call.send(&vec![1; 3_000_000]).unwrap_err();
         assert!(
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_gives_more_credit_than_there_is_gets_no_more_than_the_window() {
+    fn excess_credit_does_not_exceed_the_window() {
         let mut call = agent(|end| {
             end.write_frame(&Frame::Window(u32::MAX).encode()).unwrap();
             end.write_frame(&Frame::Done.encode()).unwrap();
@@ -510,7 +510,7 @@ mod tests {
         let (release, released) = std::sync::mpsc::channel::<()>();
         let mut call = agent(move |end| {
             end.write_frame(&Frame::Started(Started { pid: 7, alive_sec: 5 }).encode()).unwrap();
-            // Says nothing more, and holds on.
+            // Sends nothing more, and keeps the stream open.
             let _ = released.recv();
         });
         assert!(matches!(call.frame(), Ok(Frame::Started(_))));
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_that_is_given_up_ends_at_once() {
+    fn an_abandoned_archive_ends_at_once() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let request = Request::PutTar {
             directory: "/".to_owned(),
@@ -530,7 +530,7 @@ mod tests {
         let mut call = Call::begin(ours, &request).unwrap();
         let failure = Failure { kind: FailureKind::Other, message: "full".to_owned() };
         theirs.write_all(&Frame::Failed(failure).encode()).unwrap();
-        // Takes what is sent, and says nothing more.
+        // Reads the input, and sends nothing more.
         let sink = theirs.try_clone().unwrap();
         let taking = thread::spawn(move || io::copy(&mut &sink, &mut io::sink()));
         let more = vec![0; STDIN_WINDOW as usize + 1];

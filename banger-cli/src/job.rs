@@ -1,4 +1,4 @@
-//! Following a job of the service until it has ended.
+//! Follows a job of the service until it has ended.
 
 use std::{
     collections::HashMap,
@@ -17,34 +17,34 @@ use crate::{
     signals::{Listener, next_event},
 };
 
-/// More stages than any job goes through before we hear of it.
-const EARLY_STAGES: usize = 16;
+/// More stages than any job has before a follower registers.
+const MAX_EARLY_STAGES: usize = 16;
 
-/// The stages of the jobs of one connection. It must be there before a job begins, or stages are missed.
+/// The stages of all jobs of a connection. Create it before a job starts, or stages are missed.
 #[derive(Debug)]
 pub struct Jobs {
-    board: Arc<Mutex<HashMap<OwnedObjectPath, Follower>>>,
+    followers: Arc<Mutex<HashMap<OwnedObjectPath, Follower>>>,
     reader: JoinHandle<()>,
 }
 
 #[derive(Debug)]
 enum Follower {
-    /// Nobody has asked yet; the stages that were seen, with their messages.
+    /// Nobody follows the job yet: the stages seen so far, with their messages.
     Missing(Vec<(String, String)>),
-    /// This is shown.
+    /// Its progress is shown.
     Track(Arc<Track>),
 }
 
 impl Jobs {
-    /// Begins to listen.
+    /// Starts to listen for stages.
     pub fn of(bus: &Bus) -> Self {
-        let board = Arc::default();
-        let reader = tokio::spawn(read(bus.messages(), Arc::clone(&board)));
-        Self { board, reader }
+        let followers = Arc::default();
+        let reader = tokio::spawn(read(bus.messages(), Arc::clone(&followers)));
+        Self { followers, reader }
     }
 
-    /// Waits until a job has ended, and shows its stages meanwhile. The first signal cancels the job, the
-    /// second one leaves it to itself.
+    /// Waits until a job has ended, and shows its stages. The first signal cancels the job, the second one detaches
+    /// from it.
     pub async fn finish(
         &self,
         bus: &Bus,
@@ -69,8 +69,8 @@ impl Jobs {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<OwnedObjectPath, Follower>> {
-        // Nothing that is done under the lock can leave the table half-changed.
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+        // No panic under the lock can leave the table inconsistent.
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,7 +93,7 @@ async fn wait(
         let event = tokio::select! {
             ended = &mut ended => {
                 return match (ended, canceled_by) {
-                    // The user knows: they asked for it.
+                    // The user knows, having cancelled it.
                     (Ok(ended), Some(signal)) if ended.error_name == ErrorName::Canceled.as_str() => {
                         Err(Error::Interrupted { signal })
                     }
@@ -104,42 +104,41 @@ async fn wait(
         };
         let Some(signal) = event.ends() else { continue };
         if canceled_by.replace(signal).is_some() {
-            return Err(Error::Left { signal });
+            return Err(Error::Detached { signal });
         }
         track.stage("cancel", "cancelling; press Ctrl-C again to detach");
         match bus.cancel_job(job).await {
             Err(error) if error.name() == Some(ErrorName::NotCancelable) => {
                 track.stage("cancel", "it can no longer be cancelled; press Ctrl-C again to detach");
             }
-            // It has ended meanwhile, and `Wait` knows how.
+            // It has ended meanwhile, and `Wait` returns the result.
             Ok(()) | Err(_) => {}
         }
     }
 }
 
-async fn read(mut messages: MessageStream, board: Arc<Mutex<HashMap<OwnedObjectPath, Follower>>>) {
+async fn read(mut messages: MessageStream, followers: Arc<Mutex<HashMap<OwnedObjectPath, Follower>>>) {
     while let Some(message) = messages.next().await {
         let Ok(message) = message else { continue };
         if let Some((job, done, total)) = bytes_of(&message) {
             if let Some(Follower::Track(track)) =
-                board.lock().unwrap_or_else(PoisonError::into_inner).get(&job)
+                followers.lock().unwrap_or_else(PoisonError::into_inner).get(&job)
             {
                 track.bytes(done, total);
             }
             continue;
         }
         let Some((job, stage, text)) = stage_of(&message) else { continue };
-        let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
-        match board.entry(job).or_insert_with(|| Follower::Missing(Vec::new())) {
+        let mut followers = followers.lock().unwrap_or_else(PoisonError::into_inner);
+        match followers.entry(job).or_insert_with(|| Follower::Missing(Vec::new())) {
             Follower::Track(track) => track.stage(&stage, &text),
-            Follower::Missing(stages) if stages.len() < EARLY_STAGES => stages.push((stage, text)),
+            Follower::Missing(stages) if stages.len() < MAX_EARLY_STAGES => stages.push((stage, text)),
             Follower::Missing(_) => {}
         }
     }
 }
 
-/// The job of a signal that tells of its bytes, with how many are done and how many there are to do, as far as
-/// that has changed.
+/// Returns the job of a signal about its progress, with the bytes done and the total, as far as they have changed.
 fn bytes_of(message: &zbus::Message) -> Option<(OwnedObjectPath, Option<u64>, Option<u64>)> {
     let header = message.header();
     let is_change = message.message_type() == Type::Signal
@@ -156,7 +155,7 @@ fn bytes_of(message: &zbus::Message) -> Option<(OwnedObjectPath, Option<u64>, Op
     (interface == JOB_INTERFACE && (done.is_some() || total.is_some())).then_some((job, done, total))
 }
 
-/// The job, stage and message of a `Stage` signal.
+/// Returns the job, stage and message of a `Stage` signal.
 fn stage_of(message: &zbus::Message) -> Option<(OwnedObjectPath, String, String)> {
     let header = message.header();
     let is_stage = message.message_type() == Type::Signal

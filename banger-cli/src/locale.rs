@@ -1,15 +1,15 @@
-//! The user's locale, which goes along with a command as ssh sends it.
+//! The user's locale, which is sent with a command as ssh does.
 
 use std::{env, ffi::OsString};
 
 use banger_proto::guest::{Exec, message::is_locale};
 
-/// `LANG` and `LC_*` of the caller.
+/// Returns `LANG` and `LC_*` of the caller.
 pub fn of_caller() -> Vec<(String, String)> {
     of(env::vars_os())
 }
 
-/// What is no locale stays here: the agent would not heed it either.
+/// Selects valid locale variables. Others are not sent, because the agent would ignore them.
 fn of(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
     let text =
         |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_about_the_locale_goes_along() {
+    fn only_locale_variables_are_sent() {
         let variables =
             [("PATH", "/bin"), ("LC_TIME", "C"), ("LANG", "de_DE.UTF-8"), ("LC_ALL", ""), ("LC_X", "a;b")];
         let variables = variables.map(|(name, value)| (name.into(), value.into()));

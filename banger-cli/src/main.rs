@@ -1,8 +1,6 @@
-//! The banger command: an unprivileged client of the service on the system bus, and nothing more.
+//! The banger command: an unprivileged client of the service on the system bus.
 
-mod advice;
 mod age;
-mod alike;
 mod attach;
 mod batch;
 mod bus;
@@ -11,26 +9,30 @@ mod command;
 mod complete;
 mod credentials;
 mod error;
-mod furnish;
 mod guest;
+mod hint;
 mod job;
 mod locale;
 mod object;
 mod oci_layout;
 mod output;
-mod plain;
 mod progress;
 mod pull;
 mod relay;
+mod sanitize;
 mod schema;
 mod service;
 mod settings;
 mod signals;
 mod ssh;
 mod state_reason;
+mod suggest;
 mod table;
 mod text_agent;
 mod timezone;
+mod user_files;
+#[cfg(test)]
+mod wording;
 mod workspace;
 
 use std::process::ExitCode;
@@ -42,7 +44,7 @@ use crate::{cli::Cli, error::Error};
 fn main() -> ExitCode {
     complete::answer_shell();
     let cli = Cli::parse();
-    // One thread: the client mostly waits, and a thread more costs more than it gives.
+    // One thread: the client mostly waits, so another thread would only add cost.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(source) => {
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
             error.status(cli.command.own_failure())
         }
     };
-    // A write to a terminal that is stopped must not hold up the end.
+    // A write to a stopped terminal must not delay the exit.
     runtime.shutdown_background();
     ExitCode::from(status)
 }

@@ -1,11 +1,11 @@
-//! An object of the service: its properties as they came, read once.
+//! An object of the service, with its properties as read at one moment.
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 use zbus::{OwnedVariant, Variant};
 
-/// How many digits of an id people are shown.
+/// How many digits of an id people see.
 const SHORT_ID: usize = 12;
 
 /// The properties of an object.
@@ -13,12 +13,12 @@ const SHORT_ID: usize = 12;
 pub struct Object(HashMap<String, OwnedVariant>);
 
 impl Object {
-    /// An object with these properties.
+    /// Creates an object with these properties.
     pub fn new(properties: HashMap<String, OwnedVariant>) -> Self {
         Self(properties)
     }
 
-    /// A text; empty where the object has none.
+    /// Returns a text property; empty if the object does not have it.
     pub fn text(&self, property: &str) -> &str {
         match self.0.get(property).map(|value| &**value) {
             Some(Variant::Str(text)) => text.as_str(),
@@ -26,7 +26,7 @@ impl Object {
         }
     }
 
-    /// A number; 0 where the object has none.
+    /// Returns a number; 0 if the object does not have it.
     pub fn number(&self, property: &str) -> u64 {
         match self.0.get(property).map(|value| &**value) {
             Some(Variant::U64(number)) => *number,
@@ -36,34 +36,34 @@ impl Object {
         }
     }
 
-    /// Whether something is so.
+    /// Returns a boolean property; false if the object does not have it.
     pub fn flag(&self, property: &str) -> bool {
         matches!(self.0.get(property).map(|value| &**value), Some(Variant::Bool(true)))
     }
 
-    /// The beginning of the id, enough for people.
+    /// Returns the first digits of the id.
     pub fn short_id(&self) -> &str {
         let id = self.text("Id");
         id.get(..SHORT_ID).unwrap_or(id)
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         self.text("Name")
     }
 
-    /// All properties, with keys such as `owner_uid`.
+    /// Returns all properties as JSON, with keys such as `owner_uid`.
     pub fn json(&self) -> Value {
         let entry = |(name, value): (&String, &OwnedVariant)| (snake_case(name), named(name, json(value)));
         Value::Object(self.0.iter().map(entry).collect())
     }
 }
 
-/// What the members of structures are called: on the bus they have places only.
+/// Names for the members of structures, which have only positions on the bus.
 const MEMBERS: [(&str, &[&str]); 2] = [("PublishedPorts", PORT), ("BlockedPorts", PORT)];
 const PORT: &[&str] = &["protocol", "guest_port", "host_port", "host_address"];
 
-/// An array of structures, as objects where their members have names.
+/// Converts an array of structures to objects, if their members have names.
 fn named(property: &str, value: Value) -> Value {
     let Some((_, members)) = MEMBERS.iter().find(|(name, _)| *name == property) else { return value };
     let object = |row: Value| match row {
@@ -76,7 +76,7 @@ fn named(property: &str, value: Value) -> Value {
     }
 }
 
-/// Sorts objects as lists show them: the oldest first, and by name what was made at once.
+/// Sorts objects for lists: by age, the oldest first, then by name.
 pub fn sort(objects: &mut [Object]) {
     objects.sort_by(|a, b| {
         let key = |object: &Object| object.number("CreatedAt");
@@ -84,7 +84,7 @@ pub fn sort(objects: &mut [Object]) {
     });
 }
 
-/// A value of the bus in JSON: structures and arrays are arrays, dictionaries are objects.
+/// Converts a value of the bus to JSON: structures and arrays to arrays, dictionaries to objects.
 pub fn json(value: &Variant<'_>) -> Value {
     match value {
         Variant::U8(number) => Value::from(*number),
@@ -112,12 +112,12 @@ pub fn json(value: &Variant<'_>) -> Value {
             Value::Object(entries.collect::<Map<_, _>>())
         }
         Variant::Structure(structure) => structure.fields().iter().map(json).collect(),
-        // No property is a file.
+        // No property is a file descriptor.
         Variant::Fd(_) => Value::Null,
     }
 }
 
-/// `OwnerUid` as `owner_uid`.
+/// Converts `OwnerUid` to `owner_uid`.
 fn snake_case(name: &str) -> String {
     let mut snake = String::with_capacity(name.len() + 4);
     for (index, letter) in name.char_indices() {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_object_does_not_have_is_empty() {
+    fn missing_properties_are_empty() {
         let object = object([("Id", Variant::from("0123456789abcdef"))]);
         assert_eq!((object.name(), object.number("Memory"), object.flag("Ready")), ("", 0, false));
         assert_eq!(object.short_id(), "0123456789ab");

@@ -1,6 +1,6 @@
-//! OCI images in files: an image layout (OCI image specification, "Image Layout"), as a directory or as a tar archive
-//! of one, plain or packed. It is read as the user; what goes to the service is one open file, and where in it the parts
-//! of one image are. The service compares all digests itself.
+//! Reads OCI images from files: an image layout (OCI image specification, "Image Layout"), as a directory or as a tar
+//! archive, plain or compressed. It is read with the user's rights; the service gets one open file and the positions
+//! of one image's parts in it, and verifies all digests itself.
 
 use std::{
     collections::BTreeMap,
@@ -20,35 +20,35 @@ use crate::{
     error::{Error, Result},
 };
 
-/// As much as the service takes.
+/// Limit of the service.
 const MAX_DOCUMENT: u64 = 4 << 20;
 const MAX_LAYERS: usize = 127;
-/// An index may name another one, and that is all.
+/// An index may refer to another index, but no deeper.
 const MAX_NESTING: usize = 3;
 const INDEXES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
-/// What the archive of a layout has beside an image, as some programs write it.
+/// Files that the archive of a layout may contain besides an image.
 const INDEX: &str = "index.json";
-/// How a packed file begins: RFC 1952, section 2.3.1, and RFC 8878, section 3.1.1.
+/// Magic numbers of compressed files: RFC 1952, section 2.3.1, and RFC 8878, section 3.1.1.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// Where large files that nobody needs for long go; `/tmp` is memory on many hosts.
+/// Where large temporary files go; `/tmp` is in memory on many hosts.
 const TEMPORARY: &str = "/var/tmp";
 
-/// An image in a file: its manifest, its configuration, and its layers, as offset and length each.
+/// An image in a file: the offset and length of its manifest, its configuration, and its layers.
 #[derive(Debug)]
 pub struct Image {
     /// The file.
     pub file: File,
-    /// Where they are.
+    /// The positions of the parts.
     pub parts: Vec<(u64, u64)>,
-    /// The name that it wants.
+    /// The name that it should get.
     pub name: Option<String>,
-    /// The kernel that it wants.
+    /// The kernel that it boots.
     pub kernel: Option<String>,
 }
 
-/// Finds the image for the host's processors in a layout.
+/// Finds the image for the host's architecture in a layout.
 pub fn read(path: &Path) -> Result<Image> {
     let layout = match path.is_dir() {
         true => Layout::Directory(path.to_owned()),
@@ -57,21 +57,21 @@ pub fn read(path: &Path) -> Result<Image> {
     let mut index: Index = layout.document(INDEX)?;
     for _ in 0..MAX_NESTING {
         let chosen = choose(index, path)?;
-        let place = chosen.place()?;
+        let file_path = chosen.file_path()?;
         if !INDEXES.contains(&chosen.media_type.as_str()) {
-            let mut manifest: Manifest = layout.document(&place)?;
+            let mut manifest: Manifest = layout.document(&file_path)?;
             if manifest.layers.len() > MAX_LAYERS {
                 return Err(unusable(path, &format!("its image has more than {MAX_LAYERS} layers")));
             }
-            let mut places = vec![place, manifest.config.place()?];
+            let mut paths = vec![file_path, manifest.config.file_path()?];
             for layer in &manifest.layers {
-                places.push(layer.place()?);
+                paths.push(layer.file_path()?);
             }
-            let (file, parts) = layout.gather(&places)?;
+            let (file, parts) = layout.gather(&paths)?;
             let mut said = |annotation| manifest.annotations.remove(annotation);
             return Ok(Image { file, parts, name: said(bundle::NAME), kernel: said(bundle::KERNEL) });
         }
-        index = layout.document(&place)?;
+        index = layout.document(&file_path)?;
     }
     Err(unusable(path, "its indexes are nested too deeply"))
 }
@@ -105,8 +105,8 @@ struct Platform {
 }
 
 impl Descriptor {
-    /// Where a layout has it. A digest that is none could lead anywhere.
-    fn place(&self) -> Result<String> {
+    /// Returns the path in a layout. An invalid digest could lead anywhere.
+    fn file_path(&self) -> Result<String> {
         let digits = self.digest.strip_prefix("sha256:").unwrap_or_default();
         match digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             true => Ok(format!("blobs/sha256/{digits}")),
@@ -115,7 +115,7 @@ impl Descriptor {
     }
 }
 
-/// The one image that this host can run. What is said to be of no platform may be for this one.
+/// Returns the one image that this host can run. An image without a platform may be for this host.
 fn choose(index: Index, path: &Path) -> Result<Descriptor> {
     let architecture = match env::consts::ARCH {
         "x86_64" => "amd64",
@@ -146,7 +146,7 @@ fn unusable(path: &Path, why: &str) -> Error {
 /// A layout.
 enum Layout {
     Directory(PathBuf),
-    /// A tar archive, and where each file is in it.
+    /// A tar archive, with the position of each file.
     Archive {
         path: PathBuf,
         file: File,
@@ -174,7 +174,7 @@ impl Layout {
                 path,
                 "it is not a tar archive of an OCI image layout, because it has no index.json",
             )
-            .advise("`--rootfs FILE` takes an archive of a root file system."));
+            .with_hint("`--rootfs FILE` takes an archive of a root file system."));
         }
         Ok(Self::Archive { path: path.to_owned(), file, files })
     }
@@ -211,7 +211,7 @@ impl Layout {
             .map_err(|error| unusable(self.path(), &format!("{name} is malformed: {error}")))
     }
 
-    /// One file with all of these. Of a directory it is a copy without a name.
+    /// Returns one file that contains all of these. For a directory, this is an unnamed copy.
     fn gather(self, names: &[String]) -> Result<(File, Vec<(u64, u64)>)> {
         let directory = match self {
             Self::Directory(directory) => directory,
@@ -234,7 +234,7 @@ impl Layout {
     }
 }
 
-/// The file itself, or what it unpacks to.
+/// Returns the file itself, or its decompressed content.
 fn unpacked(file: File) -> io::Result<File> {
     let mut magic = [0; 4];
     let length = file.read_at(&mut magic, 0)?;
@@ -249,7 +249,7 @@ fn unpacked(file: File) -> io::Result<File> {
     Ok(unpacked)
 }
 
-/// A file without a name that may become large.
+/// Creates an unnamed file that may become large.
 fn temporary() -> io::Result<File> {
     tempfile::tempfile_in(env::var_os("TMPDIR").map_or(TEMPORARY.into(), PathBuf::from))
 }
@@ -265,7 +265,7 @@ mod tests {
 
     const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-    /// Not a digest of anything: nobody compares it here.
+    /// Returns a string in the form of a digest. Nothing compares it here.
     fn digest(n: u8) -> String {
         format!("sha256:{}", format!("{n:02x}").repeat(32))
     }
@@ -275,7 +275,7 @@ mod tests {
                 "platform": { "os": "linux", "architecture": architecture } })
     }
 
-    /// A layout with an image for this host behind an index, and one for another.
+    /// Creates a layout with an image for this host behind an index, and one for another platform.
     fn layout() -> tempfile::TempDir {
         let home = tempfile::tempdir().unwrap();
         let put = |name: &str, content: &[u8]| {
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_layout_is_refused_with_the_reason() {
+    fn invalid_layouts_are_refused_with_a_reason() {
         let check = |change: &dyn Fn(&Path), expect: &str| {
             let home = layout();
             change(home.path());

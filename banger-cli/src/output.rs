@@ -1,4 +1,4 @@
-//! Standard output.
+//! Writes to standard output.
 
 use std::io::{self, Write};
 
@@ -11,12 +11,12 @@ pub fn text(text: &str) -> Result<()> {
     bytes(text.as_bytes())
 }
 
-/// Writes one JSON value, indented, and a line feed.
+/// Writes one JSON value, indented, with a line feed.
 pub fn json(value: &Value) -> Result<()> {
     text(&format!("{value:#}\n"))
 }
 
-/// Writes bytes, and does not keep them back.
+/// Writes bytes without buffering.
 pub fn bytes(bytes: &[u8]) -> Result<()> {
     let mut output = io::stdout().lock();
     output

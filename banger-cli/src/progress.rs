@@ -1,4 +1,4 @@
-//! How far things have come, on standard error: a spinner on a terminal, plain lines anywhere else.
+//! Shows progress on standard error: a spinner on a terminal, and plain lines elsewhere.
 
 use std::{
     io::{self, IsTerminal, Read, Write},
@@ -10,15 +10,15 @@ use banger_proto::size::Bytes;
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::plain;
+use crate::sanitize;
 
-/// How often the spinner moves.
+/// Interval at which the spinner moves.
 const TICK: Duration = Duration::from_millis(100);
-/// Where there is no terminal, a line for each of so many parts of a stage, and no more often than this.
+/// Without a terminal, a line is printed for each of this many parts of a stage, at most once per interval.
 const PARTS: u64 = 10;
-const LINES: Duration = Duration::from_secs(1);
-/// The same where nobody knows how much there is.
-const LINES_OF_UNKNOWN: Duration = Duration::from_secs(10);
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval if the total is unknown.
+const LINE_INTERVAL_UNKNOWN: Duration = Duration::from_secs(10);
 
 /// The options of a command that shows progress.
 #[derive(Debug, Clone, Copy, Args)]
@@ -28,19 +28,19 @@ pub struct ProgressArgs {
     pub quiet: bool,
 }
 
-/// Where progress is shown.
+/// How progress is shown.
 #[derive(Debug, Clone)]
 pub enum Progress {
-    /// A line for each operation, in place.
+    /// A line for each job, updated in place.
     Spinners(MultiProgress),
     /// A line for each stage.
     Lines,
-    /// Nowhere.
+    /// Not at all.
     Quiet,
 }
 
 impl Progress {
-    /// As it fits standard error.
+    /// Chooses how to show progress on standard error.
     pub fn new(args: ProgressArgs) -> Self {
         if args.quiet {
             Self::Quiet
@@ -51,7 +51,7 @@ impl Progress {
         }
     }
 
-    /// An operation, shown behind `label` where there are several.
+    /// Starts to show a job, prefixed with `label` if there are several.
     pub fn track(&self, label: Option<&str>) -> Track {
         let bar = match self {
             Self::Spinners(bars) => Some(bars.add(spinner())),
@@ -59,10 +59,10 @@ impl Progress {
         };
         let label = label.map(|label| format!("{label}: ")).unwrap_or_default();
         let lines = matches!(self, Self::Lines);
-        Track(Arc::new(Shown { label, bar, lines, stage: Mutex::default() }))
+        Track(Arc::new(Display { label, bar, lines, stage: Mutex::default() }))
     }
 
-    /// Does something while no spinner is on the screen.
+    /// Runs `act` without a spinner on the screen.
     pub fn suspend<T>(&self, act: impl FnOnce() -> T) -> T {
         match self {
             Self::Spinners(bars) => bars.suspend(act),
@@ -70,45 +70,45 @@ impl Progress {
         }
     }
 
-    /// Says something that is no error.
+    /// Prints a message that is not an error.
     pub fn note(&self, line: &str) {
         if !matches!(self, Self::Quiet) {
-            self.suspend(|| say(line));
+            self.suspend(|| print_line(line));
         }
     }
 }
 
-/// The progress of one operation; it disappears from a terminal when it is dropped.
+/// The progress of one job. Dropping it removes it from the terminal.
 #[derive(Debug)]
-pub struct Track(Arc<Shown>);
+pub struct Track(Arc<Display>);
 
-/// What is shown of an operation.
+/// The displayed state of a job.
 #[derive(Debug)]
-struct Shown {
+struct Display {
     label: String,
     bar: Option<ProgressBar>,
     lines: bool,
     stage: Mutex<Stage>,
 }
 
-/// The stage that is under way.
+/// The current stage.
 #[derive(Debug, Default)]
 struct Stage {
     name: String,
     message: String,
     done: u64,
-    /// 0 where it is not known.
+    /// 0 if unknown.
     total: u64,
-    /// When bytes were first told of, and how many were done then.
+    /// When bytes were first reported, and how many were done then.
     begun: Option<(Instant, u64)>,
-    /// How many of the [`PARTS`] were told.
-    told: u64,
-    /// When a line was last written.
-    told_at: Option<Instant>,
+    /// How many of the [`PARTS`] were printed.
+    reported: u64,
+    /// When a line was last printed.
+    reported_at: Option<Instant>,
 }
 
 impl Stage {
-    /// How far it is: `3 MiB of 60 MiB, 1.5 MiB/s, 38 s left`. Nothing where nobody counts.
+    /// Formats the progress: `3 MiB of 60 MiB, 1.5 MiB/s, 38 s left`. Returns `None` if bytes are not counted.
     fn amount(&self, now: Instant) -> Option<String> {
         let (begun, first) = self.begun?;
         let mut text = match (self.done, self.total) {
@@ -117,7 +117,7 @@ impl Stage {
             (done, total) => format!("{} of {}", rough(done), rough(total)),
         };
         let (seconds, new) = (now.duration_since(begun).as_secs_f64(), self.done.saturating_sub(first));
-        // A rate of the first moment says nothing.
+        // The first moment gives no useful rate.
         if seconds >= 0.5 && new > 0 {
             let rate = new as f64 / seconds;
             text.push_str(&format!(", {}/s", rough(rate as u64)));
@@ -129,60 +129,60 @@ impl Stage {
         Some(text)
     }
 
-    /// Whether a line is to be written now: for each part of what is known, and at times of what is not.
+    /// Returns whether to print a line now: for each part of a known total, and at intervals otherwise.
     fn is_line_due(&mut self, now: Instant) -> bool {
-        let since = now.duration_since(*self.told_at.get_or_insert(now));
+        let since = now.duration_since(*self.reported_at.get_or_insert(now));
         let part = self.done.saturating_mul(PARTS).checked_div(self.total);
         let due = match part {
-            Some(part) => since >= LINES && part > self.told,
-            None => since >= LINES_OF_UNKNOWN,
+            Some(part) => since >= LINE_INTERVAL && part > self.reported,
+            None => since >= LINE_INTERVAL_UNKNOWN,
         };
         if due {
-            self.told = part.unwrap_or_default();
-            self.told_at = Some(now);
+            self.reported = part.unwrap_or_default();
+            self.reported_at = Some(now);
         }
         due
     }
 }
 
-/// A size without more digits than anybody reads while it changes.
+/// Formats a size with few digits, because it changes quickly.
 fn rough(bytes: u64) -> String {
     let digits = 64 - bytes.leading_zeros();
     Bytes(bytes >> digits.saturating_sub(10) << digits.saturating_sub(10)).to_string()
 }
 
 impl Track {
-    /// A stage has begun.
+    /// Starts a stage.
     pub fn stage(&self, stage: &str, message: &str) {
-        let Shown { label, bar, lines, .. } = &*self.0;
-        let message = plain::line(message);
+        let Display { label, bar, lines, .. } = &*self.0;
+        let message = sanitize::line(message);
         *self.0.lock() = Stage { name: stage.to_owned(), message: message.clone(), ..Stage::default() };
         if let Some(bar) = bar {
             bar.set_message(format!("{label}{message}"));
             bar.enable_steady_tick(TICK);
         }
         if *lines {
-            say(&format!("{label}{stage}: {message}"));
+            print_line(&format!("{label}{stage}: {message}"));
         }
     }
 
-    /// So many bytes are done of the stage, of so many.
+    /// Reports the bytes done in the stage, and the total.
     pub fn bytes(&self, done: Option<u64>, total: Option<u64>) {
         let mut stage = self.0.lock();
         stage.done = done.unwrap_or(stage.done);
         stage.total = total.unwrap_or(stage.total);
-        self.0.tell(&mut stage);
+        self.0.report(&mut stage);
     }
 
-    /// Counts the bytes of the stage on their way; a total of 0 is not known.
+    /// Counts the bytes of the stage as they are transferred; a total of 0 means unknown.
     pub fn meter(&self, total: u64) -> Meter {
         self.bytes(Some(0), Some(total));
         Meter(Some(Arc::clone(&self.0)))
     }
 }
 
-impl Shown {
-    fn tell(&self, stage: &mut Stage) {
+impl Display {
+    fn report(&self, stage: &mut Stage) {
         let now = Instant::now();
         let first = stage.done;
         stage.begun.get_or_insert((now, first));
@@ -196,7 +196,7 @@ impl Shown {
             && stage.is_line_due(now)
             && let Some(amount) = stage.amount(now)
         {
-            say(&format!("{label}{}: {amount}", stage.name));
+            print_line(&format!("{label}{}: {amount}", stage.name));
         }
     }
 
@@ -213,32 +213,32 @@ impl Drop for Track {
     }
 }
 
-/// Counts bytes on their way.
+/// Counts transferred bytes.
 #[derive(Debug, Clone)]
-pub struct Meter(Option<Arc<Shown>>);
+pub struct Meter(Option<Arc<Display>>);
 
 impl Meter {
-    /// One that shows nothing.
+    /// Returns a meter that shows nothing.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// So many more.
+    /// Adds transferred bytes.
     pub fn add(&self, bytes: u64) {
         if let Some(shown) = &self.0 {
             let mut stage = shown.lock();
             stage.done += bytes;
-            shown.tell(&mut stage);
+            shown.report(&mut stage);
         }
     }
 }
 
-/// A source whose bytes are counted as they are read.
+/// A reader that counts bytes.
 #[derive(Debug)]
 pub struct Metered<'a, R> {
-    /// The source.
+    /// The underlying reader.
     pub from: R,
-    /// Who counts.
+    /// The meter to count with.
     pub meter: &'a Meter,
 }
 
@@ -255,8 +255,8 @@ fn spinner() -> ProgressBar {
     ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
-/// Nothing is lost when nobody reads this.
-fn say(line: &str) {
+/// Prints a line. A failure does not matter.
+fn print_line(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 

@@ -1,4 +1,4 @@
-//! Pulling images and kernels, for the commands that want one.
+//! Pulls images and kernels for the commands that need them.
 
 use std::os::fd::AsFd;
 
@@ -18,9 +18,9 @@ use crate::{
     signals::Listener,
 };
 
-/// Whether an image is fetched that is wanted.
+/// When to pull an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum When {
+pub enum PullPolicy {
     /// If the host does not have it
     #[default]
     Missing,
@@ -30,7 +30,7 @@ pub enum When {
     Always,
 }
 
-/// Pulls an image and returns it, with what the service tells of the pull.
+/// Pulls an image. Returns it, with the data of the pull.
 pub async fn pull(
     bus: &Bus,
     jobs: &Jobs,
@@ -51,7 +51,7 @@ pub async fn pull(
     Ok((image, facts))
 }
 
-/// Pulls a kernel of a catalog and returns it.
+/// Pulls a kernel from a catalog.
 pub async fn kernel(
     bus: &Bus,
     jobs: &Jobs,

@@ -1,4 +1,4 @@
-//! A connection that the agent holds in a sandbox, carried to one on this side.
+//! Relays a connection of the agent in a sandbox to a connection on the host.
 
 use std::{os::fd::OwnedFd, os::unix::net::UnixStream as StdStream};
 
@@ -17,12 +17,12 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The agent does not keep to the protocol.
-pub fn garbage() -> Error {
+/// Returns the error for an agent that violates the protocol.
+pub fn protocol_error() -> Error {
     Error::Attach(attach::Error::Unexpected)
 }
 
-/// A stream on which a request was put, and granted.
+/// A stream with a granted request.
 pub struct Relay {
     frames: Frames,
     writer: OwnedWriteHalf,
@@ -51,34 +51,35 @@ impl Frames {
 }
 
 impl Relay {
-    /// Puts the request, and waits until it is granted.
+    /// Sends the request, and waits until it is granted.
     pub async fn begin(stream: OwnedFd, request: &Request) -> Result<Self> {
         let stream = StdStream::from(stream);
         let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
         let stream = stream.map_err(|source| Error::io("use the connection to the sandbox", source))?;
         let (reader, mut writer) = stream.into_split();
-        // When it cannot be written, there is an answer that tells why, or the end.
+        // If it cannot be written, the reason or the end can be read.
         let _ = writer.write_all(&Frame::Request(request.clone()).encode()).await;
         let mut frames = Frames { reader, decoder: Decoder::default() };
         match frames.next().await? {
             Frame::Started(_) => Ok(Self { frames, writer }),
             Frame::Failed(failure) => Err(Error::Guest(failure)),
-            _ => Err(garbage()),
+            _ => Err(protocol_error()),
         }
     }
 
-    /// The next bytes; `None` at their end.
+    /// Returns the next bytes, or `None` at their end.
     pub async fn output(&mut self) -> Result<Option<Vec<u8>>> {
         match self.frames.next().await? {
             Frame::Output(bytes) => Ok(Some(bytes).filter(|bytes| !bytes.is_empty())),
             Frame::Failed(failure) => Err(Error::Guest(failure)),
-            _ => Err(garbage()),
+            _ => Err(protocol_error()),
         }
     }
 
-    /// Carries bytes both ways until both sides have ended, or one of them is gone. That this side is gone, or that we
-    /// leave, becomes a reset in the sandbox: the agent sees that we hung up before the end.
-    pub async fn carry(self, local: impl AsyncRead + AsyncWrite) -> Result<Carried> {
+    /// Relays bytes in both directions until both sides have ended, or one of them is gone. If the host's side is
+    /// gone or this process exits, the connection in the sandbox is reset: the agent notices that the stream was
+    /// closed before the end.
+    pub async fn carry(self, local: impl AsyncRead + AsyncWrite) -> Result<RelayEnd> {
         let Self { mut frames, mut writer } = self;
         let (mut from, mut to) = tokio::io::split(local);
         let credit = Semaphore::new(STDIN_WINDOW as usize);
@@ -88,8 +89,8 @@ impl Relay {
                 let Ok(first) = credit.acquire().await else { break };
                 first.forget();
                 let allowed = 1 + credit.available_permits().min(buffer.len() - 1);
-                let Ok(count) = from.read(&mut buffer[..allowed]).await else { return Carried::LocalGone };
-                // One was taken before; this side alone takes, so that the others are still there.
+                let Ok(count) = from.read(&mut buffer[..allowed]).await else { return RelayEnd::LocalGone };
+                // One was taken before. Only this task takes permits, so the others are still there.
                 if count == 0 {
                     credit.add_permits(1);
                 } else {
@@ -100,32 +101,32 @@ impl Relay {
                     break;
                 }
             }
-            // The agent tells when all is over.
+            // The agent reports the end.
             std::future::pending().await
         };
         let out_of_sandbox = async {
             loop {
                 match frames.next().await? {
                     Frame::Output(bytes) if bytes.is_empty() => {
-                        // Whoever has gone already has ended, too.
+                        // A side that has gone has also ended.
                         let _ = to.shutdown().await;
                     }
                     Frame::Output(bytes) => {
                         if to.write_all(&bytes).await.is_err() {
-                            return Ok(Carried::LocalGone);
+                            return Ok(RelayEnd::LocalGone);
                         }
                     }
                     Frame::Window(count) => {
-                        // No more than the window, whatever the agent says.
+                        // Never more than the window, whatever the agent says.
                         let room = (STDIN_WINDOW as usize).saturating_sub(credit.available_permits());
                         credit.add_permits(room.min(count as usize));
                     }
-                    Frame::Done => return Ok(Carried::Ended),
+                    Frame::Done => return Ok(RelayEnd::Ended),
                     Frame::Failed(failure) if failure.kind == FailureKind::Reset => {
-                        return Ok(Carried::Reset);
+                        return Ok(RelayEnd::Reset);
                     }
                     Frame::Failed(failure) => return Err(Error::Guest(failure)),
-                    _ => return Err(garbage()),
+                    _ => return Err(protocol_error()),
                 }
             }
         };
@@ -136,14 +137,14 @@ impl Relay {
     }
 }
 
-/// How a connection came to its end.
+/// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Carried {
-    /// Both sides have said that nothing more comes.
+pub enum RelayEnd {
+    /// Both sides have closed their direction.
     Ended,
-    /// The sandbox's side was reset, and so ours has to be.
+    /// The sandbox's side was reset, so the host's must be, too.
     Reset,
-    /// Ours is gone.
+    /// The host's side is gone.
     LocalGone,
 }
 
@@ -163,8 +164,8 @@ mod tests {
 
     use super::*;
 
-    /// A connection that is carried, the other end of it, and the agent's end of the stream.
-    async fn carried() -> (JoinHandle<Result<Carried>>, TcpStream, UnixStream) {
+    /// Returns a relayed connection, its other end, and the agent's end of the stream.
+    async fn carried() -> (JoinHandle<Result<RelayEnd>>, TcpStream, UnixStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (near, _) = listener.accept().await.unwrap();
@@ -174,43 +175,43 @@ mod tests {
         agent.write_all(&Frame::Started(Started::new(0)).encode()).await.unwrap();
         let request = Request::Connect(Endpoint::Unix("/x".into()));
         let relay = Relay::begin(ours.into(), &request).await.unwrap();
-        let mut asked = vec![0; Frame::Request(request).encode().len()];
-        agent.read_exact(&mut asked).await.unwrap();
+        let mut received = vec![0; Frame::Request(request).encode().len()];
+        agent.read_exact(&mut received).await.unwrap();
         (tokio::spawn(relay.carry(near)), far, agent)
     }
 
     #[tokio::test]
-    async fn a_reset_in_the_sandbox_is_told() {
+    async fn a_reset_in_the_sandbox_is_reported() {
         let (carrying, _far, mut agent) = carried().await;
         let failure = Failure { kind: FailureKind::Reset, message: String::new() };
         agent.write_all(&Frame::Failed(failure).encode()).await.unwrap();
-        assert_eq!(carrying.await.unwrap().unwrap(), Carried::Reset);
+        assert_eq!(carrying.await.unwrap().unwrap(), RelayEnd::Reset);
     }
 
     #[tokio::test]
-    async fn a_reset_on_this_side_hangs_up_without_an_end() {
+    async fn a_reset_on_the_host_hangs_up_without_an_end() {
         let (carrying, far, mut agent) = carried().await;
         rustix::net::sockopt::set_socket_linger(&far, Some(Duration::ZERO)).unwrap();
         drop(far);
-        assert_eq!(carrying.await.unwrap().unwrap(), Carried::LocalGone);
-        let mut told = Vec::new();
-        agent.read_to_end(&mut told).await.unwrap();
-        assert_eq!(told, b"", "an end was told");
+        assert_eq!(carrying.await.unwrap().unwrap(), RelayEnd::LocalGone);
+        let mut sent = Vec::new();
+        agent.read_to_end(&mut sent).await.unwrap();
+        assert_eq!(sent, b"", "an end was sent");
     }
 
     #[tokio::test]
     async fn an_end_of_one_direction_leaves_the_other_open() {
         let (carrying, mut far, mut agent) = carried().await;
         far.shutdown().await.unwrap();
-        let mut told = vec![0; Frame::InputEnd.encode().len()];
-        agent.read_exact(&mut told).await.unwrap();
-        assert_eq!(told, Frame::InputEnd.encode());
+        let mut sent = vec![0; Frame::InputEnd.encode().len()];
+        agent.read_exact(&mut sent).await.unwrap();
+        assert_eq!(sent, Frame::InputEnd.encode());
         for frame in [Frame::Output(b"late".to_vec()), Frame::Output(Vec::new()), Frame::Done] {
             agent.write_all(&frame.encode()).await.unwrap();
         }
         let mut heard = Vec::new();
         far.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"late");
-        assert_eq!(carrying.await.unwrap().unwrap(), Carried::Ended);
+        assert_eq!(carrying.await.unwrap().unwrap(), RelayEnd::Ended);
     }
 }

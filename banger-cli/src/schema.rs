@@ -1,9 +1,9 @@
-//! The schemas of what verbs print with `--json`. They stand in `docs/schemas/`, one for each kind of thing, and
-//! are part of this program, so that it tells what it prints itself.
+//! JSON schemas of the output with `--json`. The files in `docs/schemas/`, one for each kind of object, are embedded
+//! in this program.
 
 use serde_json::{Value, json};
 
-/// How often what a schema describes is there.
+/// How often the described object is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     /// Once.
@@ -14,14 +14,14 @@ enum Form {
     Lines,
 }
 
-/// The text of a file of `docs/schemas/`.
+/// Embeds a file of `docs/schemas/`.
 macro_rules! of {
     ($name:literal) => {
         include_str!(concat!("../../docs/schemas/", $name, ".json"))
     };
 }
 
-/// What each verb prints.
+/// The output of each verb.
 const VERBS: &[(&str, Form, &str)] = &[
     ("config show", Form::One, of!("settings")),
     ("doctor", Form::Array, of!("check")),
@@ -73,15 +73,15 @@ const SHARED: &[(&str, &str)] = &[
     ("sandbox.json", of!("sandbox")),
 ];
 
-/// The verbs that have a schema.
+/// Returns the verbs that have a schema.
 pub fn verbs() -> impl Iterator<Item = &'static str> {
     VERBS.iter().map(|(verb, ..)| *verb)
 }
 
-/// The schema of what a verb prints, by itself (JSON Schema, draft 2020-12); nothing where it has none.
+/// Returns the self-contained schema of a verb's output (JSON Schema, draft 2020-12), if it has one.
 pub fn of_verb(verb: &str) -> Option<Value> {
     let (verb, form, text) = VERBS.iter().find(|(known, ..)| *known == verb)?;
-    let item = whole(parse(text));
+    let item = with_references(parse(text));
     let mut schema = match form {
         Form::One | Form::Lines => item,
         Form::Array => json!({"type": "array", "items": item}),
@@ -97,22 +97,22 @@ pub fn of_verb(verb: &str) -> Option<Value> {
     Some(schema)
 }
 
-/// The files are part of the program: a test parses each of them.
+/// Parses an embedded file; a test parses each of them.
 fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_default()
 }
 
-/// A schema with what it refers to in the places where it does.
-fn whole(schema: Value) -> Value {
+/// Replaces references in a schema with their targets.
+fn with_references(schema: Value) -> Value {
     match schema {
         Value::Object(fields) => {
             let file = fields.get("$ref").and_then(Value::as_str);
             match SHARED.iter().find(|(name, _)| Some(*name) == file) {
                 Some((_, text)) => parse(text),
-                None => fields.into_iter().map(|(key, value)| (key, whole(value))).collect(),
+                None => fields.into_iter().map(|(key, value)| (key, with_references(value))).collect(),
             }
         }
-        Value::Array(items) => items.into_iter().map(whole).collect(),
+        Value::Array(items) => items.into_iter().map(with_references).collect(),
         other => other,
     }
 }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    /// Verbs whose standard output is not ours to give a form, or that have none.
+    /// Verbs whose standard output has no form of ours, or that have no output.
     const WITHOUT: &[(&str, &str)] = &[
         ("completion", "a script for a shell"),
         ("schema", "a schema is JSON already, and the list of verbs is a word a line"),
@@ -140,7 +140,7 @@ mod tests {
         ("vm unpublish", "nothing"),
     ];
 
-    /// Each verb that does something, with its words, and whether it has the option `--json`.
+    /// Collects each verb that does something, and whether it has the option `--json`.
     fn verbs_of(command: &Command, words: &[&str], into: &mut Vec<(String, bool)>) {
         let verbs: Vec<_> = command
             .get_subcommands()
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn every_file_of_the_schemas_is_of_use_and_whole() {
+    fn every_schema_file_is_used_and_complete() {
         for verb in verbs() {
             let schema = of_verb(verb).unwrap();
             let inner = if schema["type"] == "array" { &schema["items"] } else { &schema };

@@ -12,13 +12,13 @@ use banger_proto::bus::{
 use zbus::{Fd, ObjectPath, OwnedObjectPath, Variant};
 
 use crate::{
-    alike::alike,
     bus::{Bus, manager_path},
     error::{Error, Result},
     object::Object,
+    suggest,
 };
 
-/// A kind of object that has a name.
+/// A kind of object with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A sandbox.
@@ -30,7 +30,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The interface of these objects.
+    /// Returns the interface of these objects.
     pub const fn interface(self) -> &'static str {
         match self {
             Kind::Vm => VM_INTERFACE,
@@ -40,28 +40,28 @@ impl Kind {
     }
 }
 
-/// The id of an object, by which it is called on the bus.
+/// Returns the id of an object from its path.
 pub fn id_of(object: &ObjectPath<'_>) -> String {
     object.as_str().rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-/// How a job has ended.
+/// The result of a job.
 #[derive(Debug)]
 pub struct JobResult {
     /// `done`, `failed` or `canceled`.
     pub result: String,
-    /// The name of the error, unless it is done.
+    /// The error name, if the job has failed.
     pub error_name: String,
-    /// What the service says about it.
+    /// The message of the service.
     pub error_message: String,
-    /// What came of it.
+    /// Data about the result.
     pub data: Facts,
 }
 
 type Files<'a> = HashMap<&'a str, Fd<'a>>;
 
 impl Bus {
-    /// The object with this reference.
+    /// Returns the object with this reference.
     pub async fn find(&self, kind: Kind, reference: &str) -> Result<OwnedObjectPath> {
         let method = match kind {
             Kind::Vm => "GetVM",
@@ -74,25 +74,25 @@ impl Bus {
         }
     }
 
-    /// The error with the name that may have been meant, where there is nothing of the name that was said.
+    /// Adds the most similar existing name as a suggestion to an error about a missing object.
     async fn suggest(&self, kind: Kind, reference: &str, error: Error) -> Error {
         const MISSING: [ErrorName; 3] =
             [ErrorName::NoSuchVm, ErrorName::NoSuchImage, ErrorName::NoSuchKernel];
         if !error.name().is_some_and(|name| MISSING.contains(&name)) {
             return error;
         }
-        // That nothing can be suggested is no error of its own.
+        // A failure to find suggestions is not an error.
         let objects = self.objects(kind.interface()).await.unwrap_or_default();
-        match alike(reference, objects.iter().map(Object::name)) {
+        match suggest::closest(reference, objects.iter().map(Object::name)) {
             Some(name) => {
                 let hint = error.hint().unwrap_or_default();
-                error.advise(format!("did you mean {name}? {hint}"))
+                error.with_hint(format!("did you mean {name}? {hint}"))
             }
             None => error,
         }
     }
 
-    /// Makes a machine: its object and the job that goes on with it.
+    /// Creates a sandbox. Returns its object and the job that completes it.
     pub async fn create_vm(
         &self,
         name: &str,
@@ -101,37 +101,37 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "CreateVM", &(name, options)).await
     }
 
-    /// The machines of every user.
+    /// Lists the sandboxes of all users.
     pub async fn list_vms(&self, filter: &Options<'_>) -> Result<Vec<VmRow>> {
         self.call(&manager_path(), MANAGER_INTERFACE, "ListVMs", &(filter,)).await
     }
 
-    /// Makes an image of a registry's: the job.
+    /// Pulls an image. Returns the job.
     pub async fn pull_image(&self, reference: &str, options: &Options<'_>) -> Result<OwnedObjectPath> {
         self.call(&manager_path(), MANAGER_INTERFACE, "PullImage", &(reference, options)).await
     }
 
-    /// Makes a kernel of a catalog's: the job.
+    /// Pulls a kernel from a catalog. Returns the job.
     pub async fn pull_kernel(&self, entry: &str, options: &Options<'_>) -> Result<OwnedObjectPath> {
         self.call(&manager_path(), MANAGER_INTERFACE, "PullKernel", &(entry, options)).await
     }
 
-    /// What the catalogs have, as they were last fetched.
+    /// Lists the entries of the catalogs as last fetched.
     pub async fn list_catalog(&self, options: &Options<'_>) -> Result<Vec<Facts>> {
         self.call(&manager_path(), MANAGER_INTERFACE, "ListCatalog", &(options,)).await
     }
 
-    /// Fetches the catalogs: the job.
+    /// Fetches the catalogs. Returns the job.
     pub async fn refresh_catalog(&self, options: &Options<'_>) -> Result<OwnedObjectPath> {
         self.call(&manager_path(), MANAGER_INTERFACE, "RefreshCatalog", &(options,)).await
     }
 
-    /// Removes what registries sent: the job.
+    /// Removes cached downloads. Returns the job.
     pub async fn prune_cache(&self, options: &Options<'_>) -> Result<OwnedObjectPath> {
         self.call(&manager_path(), MANAGER_INTERFACE, "PruneCache", &(options,)).await
     }
 
-    /// Makes an image of files: the job.
+    /// Creates an image from files. Returns the job.
     pub async fn import_image(
         &self,
         name: &str,
@@ -141,7 +141,7 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "ImportImage", &(name, files, options)).await
     }
 
-    /// Makes a kernel of files: the job.
+    /// Creates a kernel from files. Returns the job.
     pub async fn import_kernel(
         &self,
         name: &str,
@@ -151,22 +151,22 @@ impl Bus {
         self.call(&manager_path(), MANAGER_INTERFACE, "ImportKernel", &(name, files, options)).await
     }
 
-    /// What the service finds when it looks at the host.
+    /// Returns the service's checks of the host.
     pub async fn diagnose(&self) -> Result<Vec<CheckRow>> {
         self.call(&manager_path(), MANAGER_INTERFACE, "Diagnose", &(Options::new(),)).await
     }
 
-    /// Asks for the signals of the service.
+    /// Subscribes to the signals of the service.
     pub async fn subscribe(&self, options: &Options<'_>) -> Result<()> {
         self.call(&manager_path(), MANAGER_INTERFACE, "Subscribe", &(options,)).await
     }
 
-    /// The properties of the manager.
+    /// Returns the properties of the manager.
     pub async fn manager(&self) -> Result<Object> {
         self.properties(&manager_path(), MANAGER_INTERFACE).await
     }
 
-    /// Calls `Start`, `Stop`, `Restart` or `Delete` of a machine: the job.
+    /// Calls `Start`, `Stop`, `Restart` or `Delete` of a sandbox. Returns the job.
     pub async fn change_vm(
         &self,
         vm: &ObjectPath<'_>,
@@ -176,22 +176,22 @@ impl Bus {
         self.call(vm, VM_INTERFACE, method, &(options,)).await
     }
 
-    /// Sends a signal to the monitor of a machine.
+    /// Sends a signal to the VMM of a sandbox.
     pub async fn kill_vm(&self, vm: &ObjectPath<'_>, signal: i32) -> Result<()> {
         self.call(vm, VM_INTERFACE, "Kill", &(signal,)).await
     }
 
-    /// Gives a sandbox another name.
+    /// Renames a sandbox.
     pub async fn rename_vm(&self, vm: &ObjectPath<'_>, name: &str) -> Result<()> {
         self.call(vm, VM_INTERFACE, "Rename", &(name,)).await
     }
 
-    /// Changes what a sandbox is.
+    /// Changes the configuration of a sandbox.
     pub async fn configure_vm(&self, vm: &ObjectPath<'_>, options: &Options<'_>) -> Result<()> {
         self.call(vm, VM_INTERFACE, "Configure", &(options,)).await
     }
 
-    /// Lets a port of the host lead to a sandbox; 0 lets the service choose one. Returns its number.
+    /// Publishes a port of a sandbox on the host; with 0 the service chooses the host's port. Returns that port.
     pub async fn publish_port(
         &self,
         vm: &ObjectPath<'_>,
@@ -203,13 +203,13 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "PublishPort", &(protocol, guest, host, options)).await
     }
 
-    /// Takes back what [`Bus::publish_port`] did.
+    /// Unpublishes a port.
     pub async fn unpublish_port(&self, vm: &ObjectPath<'_>, protocol: &str, host: u16) -> Result<()> {
         self.call(vm, VM_INTERFACE, "UnpublishPort", &(protocol, host)).await
     }
 
-    /// A stream to the agent in a machine, which waits for one request. While all that there are for this
-    /// [purpose](agent) are in use, it is waited for: at most so long, else as long as the service finds right.
+    /// Opens a stream to the agent in a sandbox, which waits for one request. If all streams for this
+    /// [purpose](agent) are in use, waits for one: at most for `timeout`, or as long as the service allows.
     pub async fn open_agent(
         &self,
         vm: &ObjectPath<'_>,
@@ -225,30 +225,30 @@ impl Bus {
         Ok(fd.into())
     }
 
-    /// A connection to the ssh server in a machine.
+    /// Opens a connection to the ssh server in a sandbox.
     pub async fn open_ssh(&self, vm: &ObjectPath<'_>) -> Result<OwnedFd> {
         let fd: zbus::OwnedFd =
             self.call(vm, VM_INTERFACE, "OpenStream", &(stream::SSH, Options::new())).await?;
         Ok(fd.into())
     }
 
-    /// A pipe with a log of a machine.
+    /// Opens a pipe with a log of a sandbox.
     pub async fn open_log(&self, vm: &ObjectPath<'_>, log: &str, options: &Options<'_>) -> Result<OwnedFd> {
         let fd: zbus::OwnedFd = self.call(vm, VM_INTERFACE, "OpenLog", &(log, options)).await?;
         Ok(fd.into())
     }
 
-    /// Removes an image or a kernel.
+    /// Deletes an image or a kernel.
     pub async fn delete(&self, kind: Kind, object: &ObjectPath<'_>) -> Result<()> {
         self.call(object, kind.interface(), "Delete", &(Options::new(),)).await
     }
 
-    /// Writes an image into an empty file: the job.
+    /// Writes an image to an empty file. Returns the job.
     pub async fn export_image(&self, image: &ObjectPath<'_>, file: Fd<'_>) -> Result<OwnedObjectPath> {
         self.call(image, IMAGE_INTERFACE, "Export", &(file, Options::new())).await
     }
 
-    /// Lets every user see an image, or its owner alone.
+    /// Makes an image visible to all users, or to its owner only.
     pub async fn share_image(&self, image: &ObjectPath<'_>, shared: bool) -> Result<()> {
         self.call(image, IMAGE_INTERFACE, "SetShared", &(shared,)).await
     }
@@ -261,7 +261,7 @@ impl Bus {
         Ok(JobResult { result, error_name, error_message, data })
     }
 
-    /// Asks a job to end and to undo what it did.
+    /// Asks a job to stop and to undo its changes.
     pub async fn cancel_job(&self, job: &ObjectPath<'_>) -> Result<()> {
         self.call(job, JOB_INTERFACE, "Cancel", &()).await
     }

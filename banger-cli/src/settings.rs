@@ -1,4 +1,4 @@
-//! What the user has set for this command, in a file of their own.
+//! The user's settings for this command, in a file of their own.
 
 use std::{
     fs, io,
@@ -8,11 +8,10 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    alike::alike,
     command::vm::Wait,
     error::{Error, Result},
-    ssh::places::Places,
-    timezone,
+    ssh::user_dirs::UserDirs,
+    suggest, timezone,
 };
 
 /// The keys of the file.
@@ -22,10 +21,10 @@ const KEYS: [&str; 5] = ["auto_prepare", "git_identity", "file_sync", "timezone"
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Whether a command in a workspace waits until what has changed here was sent.
+    /// Whether a command in a workspace first sends what has changed on the host.
     #[serde(default)]
     pub auto_prepare: bool,
-    /// Whether git in a sandbox knows who the user is, where it does not know already.
+    /// Whether sandboxes get the user's git identity, unless they have one.
     #[serde(default = "yes")]
     pub git_identity: bool,
     /// Files that every sandbox gets.
@@ -34,7 +33,7 @@ pub struct Settings {
     /// The time zone of new sandboxes: a name, `host`, or `image`.
     #[serde(default = "host")]
     pub timezone: String,
-    /// How far a guest has booted before a command begins, for commands without `--wait`.
+    /// The boot phase that commands without `--wait` wait for.
     #[serde(default)]
     pub wait: Wait,
 }
@@ -43,11 +42,11 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileSync {
-    /// Here: absolute, or `~/…`.
+    /// Path on the host: absolute, or `~/…`.
     pub host: String,
-    /// In the sandbox: absolute, or `~/…` for what is below `/root`.
+    /// Path in the sandbox: absolute, or `~/…` for a path in `/root`.
     pub guest: String,
-    /// Its permissions there, in octal; those that it has here when absent.
+    /// Permissions in the sandbox, in octal; those of the original when absent.
     pub mode: Option<String>,
 }
 
@@ -72,13 +71,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Those of the caller.
+    /// Reads the caller's settings.
     pub fn of_caller() -> Result<Self> {
-        let path = Places::of_caller()?.settings();
+        let path = UserDirs::of_caller()?.settings();
         match fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text).map_err(|source| {
                 let error = Error::io(format!("read {}", path.display()), io::Error::other(source));
-                error.advise("`banger config show` lists the keys; docs/configuration.md explains them.")
+                error.with_hint("`banger config show` lists the keys; docs/configuration.md explains them.")
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(source) => Err(Error::io(format!("read {}", path.display()), source)),
@@ -89,7 +88,7 @@ impl Settings {
         if let Ok(toml::Value::Table(table)) = text.parse::<toml::Table>().map(toml::Value::Table)
             && let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str()))
         {
-            let alike = alike(unknown, KEYS);
+            let alike = suggest::closest(unknown, KEYS);
             let suggestion = alike.map(|key| format!("; did you mean {key}")).unwrap_or_default();
             return Err(format!("there is no key {unknown}{suggestion}"));
         }
@@ -112,7 +111,7 @@ impl FileSync {
         self.permissions().map(drop)
     }
 
-    /// The permissions that were set.
+    /// Returns the permissions that are set.
     pub fn permissions(&self) -> Result<Option<u32>, String> {
         let Some(mode) = &self.mode else { return Ok(None) };
         match u32::from_str_radix(mode, 8) {
@@ -121,16 +120,16 @@ impl FileSync {
         }
     }
 
-    /// Where it is here.
-    pub fn here(&self, home: &Path) -> PathBuf {
+    /// Returns the path on the host.
+    pub fn host_path(&self, home: &Path) -> PathBuf {
         match self.host.strip_prefix("~/") {
             Some(below) => home.join(below),
             None => PathBuf::from(&self.host),
         }
     }
 
-    /// Where it goes, relative to the root of the sandbox.
-    pub fn there(&self) -> PathBuf {
+    /// Returns the path in the sandbox, relative to its root.
+    pub fn guest_path(&self) -> PathBuf {
         match self.guest.strip_prefix("~/") {
             Some(below) => Path::new("root").join(below),
             None => PathBuf::from(self.guest.trim_start_matches('/')),
@@ -144,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_named_from_both_homes() {
+    fn paths_are_relative_to_both_homes() {
         let settings = Settings::parse(
             "git_identity = false\n[[file_sync]]\nhost = '~/.netrc'\nguest = '~/.netrc'\nmode = '0600'\n\
              [[file_sync]]\nhost = '/etc/hosts'\nguest = '/etc/hosts.mine'\n",
@@ -153,8 +152,14 @@ mod tests {
         assert!(!settings.git_identity);
         let home = Path::new("/home/ann");
         let [first, second] = settings.file_sync.as_slice() else { panic!("{settings:?}") };
-        assert_eq!((first.here(home), first.there()), ("/home/ann/.netrc".into(), "root/.netrc".into()));
-        assert_eq!((second.here(home), second.there()), ("/etc/hosts".into(), "etc/hosts.mine".into()));
+        assert_eq!(
+            (first.host_path(home), first.guest_path()),
+            ("/home/ann/.netrc".into(), "root/.netrc".into())
+        );
+        assert_eq!(
+            (second.host_path(home), second.guest_path()),
+            ("/etc/hosts".into(), "etc/hosts.mine".into())
+        );
         assert_eq!((first.permissions(), second.permissions()), (Ok(Some(0o600)), Ok(None)));
         assert_eq!(Settings::parse("").unwrap(), Settings::default());
         assert!(Settings::parse("auto_prepare = true").unwrap().auto_prepare);
@@ -162,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_files_are_refused() {
         let refused = |text: &str| Settings::parse(text).unwrap_err();
         assert_eq!(refused("git_identiti = true"), "there is no key git_identiti; did you mean git_identity");
         assert_eq!(refused("colour = true"), "there is no key colour");

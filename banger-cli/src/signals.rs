@@ -1,4 +1,4 @@
-//! Signals that reach the client, for whoever wants to forward or to obey them.
+//! Receives signals, for code that forwards or obeys them.
 
 use std::{fs, future::poll_fn, io, task::Poll};
 
@@ -9,23 +9,25 @@ use tokio::{
 
 use crate::error::{Error, Result};
 
-/// More signals than anybody sends while we look away.
+/// Length of the queue of signals.
 const QUEUE: usize = 16;
 
-/// Something that the user's side tells us.
+/// An event from the user's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A signal of this number.
+    /// A signal with this number.
     Signal(u8),
-    /// The terminal has another size.
+    /// The terminal was resized.
     Resized,
 }
 
 impl Event {
-    /// The signal, if it is one that asks us to end.
+    /// Returns the signal if it is one that asks the process to end.
     pub fn ends(self) -> Option<u8> {
         match self {
-            Event::Signal(number) if ENDING.iter().any(|kind| kind().as_raw_value() == i32::from(number)) => {
+            Event::Signal(number)
+                if TERMINATING.iter().any(|kind| kind().as_raw_value() == i32::from(number)) =>
+            {
                 Some(number)
             }
             _ => None,
@@ -33,24 +35,24 @@ impl Event {
     }
 }
 
-/// The signals that end a program which does not catch them, and that people send.
-const ENDING: [fn() -> SignalKind; 4] =
+/// Signals that end a program by default, and that people send.
+const TERMINATING: [fn() -> SignalKind; 4] =
     [SignalKind::interrupt, SignalKind::terminate, SignalKind::hangup, SignalKind::quit];
 const OTHERS: [fn() -> SignalKind; 2] = [SignalKind::user_defined1, SignalKind::user_defined2];
 
-/// From here to the end of the process, signals are events and nothing else.
+/// Turns signals into events until the process exits.
 #[derive(Debug)]
 pub struct Signals(broadcast::Sender<Event>);
 
-/// One who listens to them.
+/// A receiver of events.
 pub type Listener = broadcast::Receiver<Event>;
 
 impl Signals {
-    /// Begins to catch them. What is ignored stays so: whoever started us with `nohup` means it.
+    /// Starts to catch signals. Ignored ones stay ignored: `nohup` relies on that.
     pub fn catch() -> Result<Self> {
         let ignored = ignored_signals(&fs::read_to_string("/proc/self/status").unwrap_or_default());
         let mut caught = Vec::new();
-        for kind in ENDING.iter().chain(&OTHERS) {
+        for kind in TERMINATING.iter().chain(&OTHERS) {
             let number = u8::try_from(kind().as_raw_value()).unwrap_or_default();
             if ignored & (1 << (number - 1)) == 0 {
                 caught.push((Event::Signal(number), install(kind())?));
@@ -61,26 +63,26 @@ impl Signals {
         let to = sender.clone();
         tokio::spawn(async move {
             loop {
-                // Nobody may be listening at the moment.
+                // There may be no listener at the moment.
                 let _ = to.send(next(&mut caught).await);
             }
         });
         Ok(Self(sender))
     }
 
-    /// A listener to all that come from now on.
+    /// Returns a listener to all events from now on.
     pub fn listen(&self) -> Listener {
         self.0.subscribe()
     }
 }
 
-/// The signals that this process ignores, a bit for each (proc_pid_status(5)).
+/// Returns the signals that this process ignores, one bit for each (proc_pid_status(5)).
 fn ignored_signals(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
-/// The next event; waits for ever when there can be none.
+/// Returns the next event. Never returns if there can be none.
 pub async fn next_event(listener: &mut Listener) -> Event {
     loop {
         match listener.recv().await {
@@ -91,7 +93,7 @@ pub async fn next_event(listener: &mut Listener) -> Event {
     }
 }
 
-/// Does something, and gives it up at the first signal that asks us to end.
+/// Runs a future, and drops it at the first signal that asks the process to end.
 pub async fn unless_ended<T>(listener: &mut Listener, act: impl Future<Output = Result<T>>) -> Result<T> {
     let ended = async {
         loop {

@@ -1,6 +1,6 @@
-//! What the reasons of states mean, for people. `docs/lifecycle.md` has the same words.
+//! Explains the reasons of states to people. `docs/lifecycle.md` has the same texts.
 
-/// The word of a reason up to its colon, and what happened.
+/// The keyword of a reason before its colon, and what it means.
 const SENTENCES: &[(&str, &str)] = &[
     ("user-request", "a user asked for it"),
     ("guest-shutdown", "the guest powered off"),
@@ -16,8 +16,8 @@ const SENTENCES: &[(&str, &str)] = &[
     ("lost", "the VMM was gone when the service started"),
 ];
 
-/// The reason with what it means; as it is when nobody knows.
-pub fn in_words(reason: &str) -> String {
+/// Adds the meaning to a reason; unknown ones stay as they are.
+pub fn describe(reason: &str) -> String {
     let word = reason.split(':').next().unwrap_or_default();
     match SENTENCES.iter().find(|(known, _)| *known == word) {
         Some((_, sentence)) => format!("{reason} ({sentence})"),
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_documented_reason_is_told_in_the_documented_words() {
+    fn every_documented_reason_has_the_documented_text() {
         let page = include_str!("../../docs/lifecycle.md");
         let (_, table) = page.split_once("| `state_reason` | state | what happened |\n").unwrap_or_default();
         let rows: Vec<Vec<&str>> = table
@@ -49,8 +49,8 @@ mod tests {
 
     #[test]
     fn a_reason_is_shown_with_what_it_means() {
-        assert_eq!(in_words("guest-halt"), "guest-halt (the guest halted)");
-        assert_eq!(in_words("vmm-exit:killed:9"), "vmm-exit:killed:9 (the VMM ended with that status)");
-        assert_eq!((in_words(""), in_words("new")), (String::new(), "new".to_owned()));
+        assert_eq!(describe("guest-halt"), "guest-halt (the guest halted)");
+        assert_eq!(describe("vmm-exit:killed:9"), "vmm-exit:killed:9 (the VMM ended with that status)");
+        assert_eq!((describe(""), describe("new")), (String::new(), "new".to_owned()));
     }
 }

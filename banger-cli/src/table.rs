@@ -1,15 +1,15 @@
-//! Tables without lines, as they are good to read and to cut.
+//! Tables without lines, for people and for `cut`.
 
 use comfy_table::{Cell, Table as Comfy, presets};
 
-use crate::plain;
+use crate::sanitize;
 
 /// A table.
 #[derive(Debug)]
 pub struct Table(Comfy);
 
 impl Table {
-    /// A table with these headings.
+    /// Creates a table with these headings.
     pub fn new<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Self {
         let mut table = Comfy::new();
         table.load_style(presets::NOTHING);
@@ -17,22 +17,22 @@ impl Table {
         Self(table)
     }
 
-    /// A table of two columns without headings.
+    /// Creates a table with two columns and no headings.
     pub fn pairs() -> Self {
         let mut table = Comfy::new();
         table.load_style(presets::NOTHING);
         Self(table)
     }
 
-    /// Adds a row. What is empty is shown as a hyphen, so that the columns can be counted.
+    /// Adds a row. Empty cells become a hyphen, so that the columns can be counted.
     pub fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
-        self.0.add_row(cells.map(|text| match plain::line(&text) {
+        self.0.add_row(cells.map(|text| match sanitize::line(&text) {
             text if text.is_empty() => Cell::new("-"),
             text => Cell::new(text),
         }));
     }
 
-    /// The lines of the table, each with its end.
+    /// Returns the lines of the table, each with its line feed.
     pub fn text(mut self) -> String {
         for column in self.0.column_iter_mut() {
             column.set_padding((0, 2));
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up_and_nothing_trails() {
+    fn columns_line_up_without_trailing_blanks() {
         let mut table = Table::new(["NAME", "STATE"]);
         table.row(["calm-otter".into(), "running".into()]);
         table.row(["x".into(), String::new()]);
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_is_one_line_whatever_is_in_it() {
+    fn a_cell_is_always_one_line() {
         let mut table = Table::pairs();
         table.row(["source".into(), "a\nb\x1b[31m".into()]);
         assert_eq!(table.text(), "source  a b\n");

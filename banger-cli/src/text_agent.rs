@@ -1,4 +1,4 @@
-//! The agent that asks for a password on the terminal: `pkttyagent` of polkit.
+//! The agent that asks for a password on the terminal: polkit's `pkttyagent`.
 
 use std::{
     fs,
@@ -23,17 +23,17 @@ use tokio::{
 use crate::error::{Error, Result};
 
 const PROGRAM: &str = "/usr/bin/pkttyagent";
-/// Registering is one call to polkit, which may have to be started for it.
+/// How long it may take to register with polkit, which may have to be started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long it may take to leave the terminal as it was.
+/// How long it may take to restore the terminal.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A running agent. It answers for this process alone.
+/// A running agent. It answers for this process only.
 #[derive(Debug)]
 pub struct TextAgent(Child);
 
 impl TextAgent {
-    /// Starts an agent, and returns when polkit knows it.
+    /// Starts an agent. Returns when polkit knows it.
     pub async fn start() -> Result<Self> {
         let subject = subject()?;
         Self::start_program(Path::new(PROGRAM), &subject, in_session()).await
@@ -48,7 +48,7 @@ impl TextAgent {
         command.arg("--notify-fd").arg(notify.as_raw_fd().to_string());
         command.arg("--process").arg(subject);
         if session {
-            // The agent of the desktop is asked first. Where there is no session, polkit wants no fallback.
+            // The desktop's agent is asked first. Without a session, polkit accepts no fallback.
             command.arg("--fallback");
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
@@ -64,14 +64,14 @@ impl TextAgent {
     pub async fn end(mut self) {
         let pid = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         if let Some(pid) = pid {
-            // It may have ended already; and when it does not end by this, dropping it kills it.
+            // It may have ended already. If it does not end, dropping it kills it.
             let _ = kill_process(pid, Signal::TERM);
             let _ = timeout(END_TIMEOUT, self.0.wait()).await;
         }
     }
 }
 
-/// Spawns a child that inherits `keep`, which is closed here once it runs.
+/// Spawns a child that inherits `keep`, which is then closed in this process.
 fn spawn_with(command: &mut Command, keep: OwnedFd) -> std::io::Result<Child> {
     fcntl_setfd(&keep, FdFlags::empty())?;
     command.spawn()
@@ -82,7 +82,7 @@ async fn closed(mut ready: pipe::Receiver) -> std::io::Result<()> {
     ready.read_to_end(&mut Vec::new()).await.map(drop)
 }
 
-/// This process as polkit names it: its id and its start time, field 22 of `/proc/self/stat` (proc(5)).
+/// Identifies this process for polkit: its id and its start time, field 22 of `/proc/self/stat` (proc(5)).
 fn subject() -> Result<String> {
     let stat =
         fs::read_to_string("/proc/self/stat").map_err(|source| Error::io("read /proc/self/stat", source))?;
@@ -92,17 +92,17 @@ fn subject() -> Result<String> {
 }
 
 fn start_time(stat: &str) -> Option<u64> {
-    // The second field is the name in parentheses, which may hold anything.
+    // The second field is the name in parentheses, which may contain anything.
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// Whether this process belongs to a session of logind.
+/// Returns whether this process belongs to a logind session.
 fn in_session() -> bool {
-    fs::read_to_string("/proc/self/cgroup").is_ok_and(|cgroup| names_session(&cgroup))
+    fs::read_to_string("/proc/self/cgroup").is_ok_and(|cgroup| is_in_session_scope(&cgroup))
 }
 
-fn names_session(cgroup: &str) -> bool {
+fn is_in_session_scope(cgroup: &str) -> bool {
     cgroup
         .split(['/', '\n'])
         .any(|part| part.starts_with("user@") || (part.starts_with("session-") && part.ends_with(".scope")))
@@ -125,12 +125,12 @@ mod tests {
 
     #[test]
     fn a_session_is_known_by_its_cgroup() {
-        assert!(names_session("0::/user.slice/user-1000.slice/session-3.scope\n"));
-        assert!(names_session("0::/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope\n"));
-        assert!(!names_session("0::/system.slice/cron.service\n"));
+        assert!(is_in_session_scope("0::/user.slice/user-1000.slice/session-3.scope\n"));
+        assert!(is_in_session_scope("0::/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope\n"));
+        assert!(!is_in_session_scope("0::/system.slice/cron.service\n"));
     }
 
-    /// A program that does as the agent does, and notes how it was called.
+    /// Starts a program that behaves like the agent, and records its arguments.
     async fn agent(script: &str, session: bool) -> (tempfile::TempDir, Result<TextAgent>) {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("agent");
@@ -144,7 +144,7 @@ mod tests {
         eval \"exec $2>&-\"; while :; do sleep 0.02; done";
 
     #[tokio::test]
-    async fn an_agent_is_ready_when_it_has_closed_its_end_and_ends_when_told() {
+    async fn an_agent_is_ready_when_it_closes_its_pipe_and_ends_on_request() {
         let (dir, agent) = agent(SERVE, true).await;
         agent.unwrap().end().await;
         let args = fs::read_to_string(dir.path().join("args")).unwrap();

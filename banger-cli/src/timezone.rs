@@ -1,4 +1,4 @@
-//! The time zone that a sandbox gets: the user's, unless they choose another one.
+//! Chooses the time zone of a sandbox: the user's, unless they set another one.
 
 use std::{
     env, fs,
@@ -7,48 +7,48 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// Where systems have the time zone database.
+/// Path of the time zone database.
 const ZONES: &str = "/usr/share/zoneinfo";
 const LOCALTIME: &str = "/etc/localtime";
-/// Words in the place of a zone: that of this host, and whatever the image has.
+/// Keywords instead of a zone: the host's zone, and the image's.
 pub const HOST: &str = "host";
 pub const IMAGE: &str = "image";
-/// The largest file of a zone that is read: the largest one that there is has 4 KiB.
+/// Limit on the size of a zone's file; the largest existing one has 4 KiB.
 const MAX_FILE: u64 = 64 << 10;
 
-/// A time zone by its name, and what holds in it from now on.
+/// A time zone: its name, and its current rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timezone {
     /// The name in the database, such as `Europe/Berlin`.
     pub name: String,
-    /// The rule, as POSIX has it for `TZ`.
+    /// The rule in the POSIX format of `TZ`.
     pub rule: Option<String>,
 }
 
-/// The zone that this wish means; `None` for the image's own, also where this host does not know its own.
-pub fn of_wish(wish: &str) -> Result<Option<Timezone>> {
+/// Resolves a setting. Returns `None` for the image's own zone, and if the host's zone is unknown.
+pub fn from_setting(setting: &str) -> Result<Option<Timezone>> {
     let zones = Path::new(ZONES);
-    match wish {
+    match setting {
         IMAGE => Ok(None),
         HOST => {
             let name = name_of_host(env::var("TZ").ok().as_deref(), Path::new(LOCALTIME), zones);
             Ok(name.map(|name| Timezone { rule: rule(&zones.join(&name)), name }))
         }
-        // A host without the database knows no name to be wrong.
+        // Without the database, names cannot be checked.
         name if zones.is_dir() && !zones.join(name).is_file() => {
             let error = Error::Usage(format!("there is no time zone {name}"));
-            Err(error.advise("`ls /usr/share/zoneinfo` shows the names, such as Europe/Berlin."))
+            Err(error.with_hint("`ls /usr/share/zoneinfo` shows the names, such as Europe/Berlin."))
         }
         name => Ok(Some(Timezone { name: name.to_owned(), rule: rule(&zones.join(name)) })),
     }
 }
 
-/// The zone of the user, who may have set one for themselves, else that of the host (tzset(3), localtime(5)).
+/// Returns the user's zone if it is set, else the host's (tzset(3), localtime(5)).
 fn name_of_host(variable: Option<&str>, localtime: &Path, zones: &Path) -> Option<String> {
     if let Some(name) = variable.map(|text| text.trim_start_matches(':')).filter(|text| !text.is_empty()) {
         let below = Path::new(name).strip_prefix(zones).unwrap_or(Path::new(name)).to_owned();
         // It may also be a rule, which has no name.
-        return plain(&below).filter(|name| zones.join(name).is_file());
+        return relative_name(&below).filter(|name| zones.join(name).is_file());
     }
     let target = fs::read_link(localtime).ok()?;
     let mut components = target.components();
@@ -56,16 +56,16 @@ fn name_of_host(variable: Option<&str>, localtime: &Path, zones: &Path) -> Optio
     let below = components.as_path();
     let below =
         ["posix", "right"].iter().find_map(|variant| below.strip_prefix(variant).ok()).unwrap_or(below);
-    plain(below)
+    relative_name(below)
 }
 
-/// A relative path of plain names.
-fn plain(path: &Path) -> Option<String> {
+/// Returns a relative path without special components.
+fn relative_name(path: &Path) -> Option<String> {
     let is_plain = path.components().all(|component| matches!(component, Component::Normal(_)));
     path.to_str().filter(|text| is_plain && !text.is_empty()).map(str::to_owned)
 }
 
-/// The rule in the last line of a zone's file (RFC 9636, section 3.3).
+/// Returns the rule in the last line of a zone's file (RFC 9636, section 3.3).
 fn rule(file: &PathBuf) -> Option<String> {
     if fs::metadata(file).ok()?.len() > MAX_FILE {
         return None;
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_users_zone_counts_more_than_that_of_the_host() {
+    fn the_users_zone_overrides_the_hosts() {
         let dir = tempfile::tempdir().unwrap();
         let zones = dir.path().join("zoneinfo");
         fs::create_dir_all(zones.join("Asia")).unwrap();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_zone_has_no_rule() {
+    fn other_files_have_no_rule() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("zone");
         for content in ["", "TZif2", "TZif2\n\n", "text\nJST-9\n"] {

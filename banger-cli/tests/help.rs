@@ -1,4 +1,4 @@
-//! Every page of help, as it stands in `tests/help/`. With `BANGER_BLESS=1` the files are written anew.
+//! Every help page, as a golden file in `tests/help/`. `BANGER_BLESS=1` rewrites the files.
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeSet, env, fs, path::PathBuf, process::Command};
@@ -18,7 +18,7 @@ fn page(verbs: &[String]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The verbs below a page, as it lists them.
+/// Returns the verbs that a page lists.
 fn verbs_of(page: &str) -> Vec<String> {
     let lines = page.lines().skip_while(|line| *line != "Commands:").skip(1);
     lines
@@ -31,7 +31,7 @@ fn verbs_of(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_page_of_help_is_as_it_was_read_last() {
+fn every_help_page_matches_its_golden_file() {
     let bless = env::var_os("BANGER_BLESS").is_some();
     let mut waiting = vec![Vec::<String>::new()];
     let (mut seen, mut wrong) = (BTreeSet::new(), Vec::new());

@@ -1,10 +1,10 @@
-//! The pages of the manual, as mandoc reads them.
+//! Checks the manual pages with mandoc.
 #![allow(clippy::unwrap_used)]
 
 use std::{fs, process::Command};
 
 #[test]
-fn every_verb_has_a_page_that_mandoc_finds_no_fault_with() {
+fn every_verb_has_a_manual_page_without_mandoc_warnings() {
     let directory = tempfile::tempdir().unwrap();
     let mut banger = Command::new(env!("CARGO_BIN_EXE_banger"));
     banger.args(["manual", "--date", "2026-01-01"]).arg(directory.path());

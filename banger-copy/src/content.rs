@@ -1,5 +1,5 @@
-//! The content of one file as an archive has it: a length that is announced first, the parts of it that are data, and
-//! exactly those bytes, whatever happens to the file while it is read.
+//! Reads one file for an archive: announces a length, finds the parts that are data, and sends exactly the announced
+//! bytes, whatever happens to the file meanwhile.
 
 use std::{
     fs::File,
@@ -10,18 +10,18 @@ use std::{
 use rustix::fs::{SeekFrom, fstatfs, seek};
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
-/// The most that is read of a file whose length is unknown.
+/// Limit on the bytes read from a file whose length is unknown.
 const MAX_SPOOL: u64 = 16 << 20;
-/// A file with more parts than a reader of ours takes is sent with its last holes as zeros.
+/// Limit on the data parts of a file, which our readers accept. The last holes of a file with more are sent as zeros.
 const MAX_PARTS: usize = 40_000;
-/// What an archive is made of.
+/// Block size of an archive.
 const BLOCK: u64 = 512;
-/// Fewer bytes of holes than these are sent as zeros.
+/// Files with fewer bytes of holes are sent with zeros instead.
 const MIN_HOLES: u64 = 16 << 10;
 
-/// File systems whose files have lengths that say nothing: the kernel makes their contents when they are read
+/// File systems whose files have meaningless lengths, because the kernel generates the content on each read
 /// (`linux/magic.h`).
-const MADE_UP: [u64; 17] = [
+const VIRTUAL_FILE_SYSTEMS: [u64; 17] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
     0x0027_e0eb, // cgroup
@@ -40,43 +40,44 @@ const MADE_UP: [u64; 17] = [
     0x1cd1,      // devpts
     0x5846_5342, // xenfs
 ];
-/// File systems whose files usually have the lengths that they say: FUSE and virtiofs, and 9p.
-const DOUBTFUL: [u64; 2] = [0x6573_5546, 0x0102_1997];
+/// File systems whose files usually have the length they report: FUSE and virtiofs, and 9p.
+const UNRELIABLE_LENGTHS: [u64; 2] = [0x6573_5546, 0x0102_1997];
 
-/// A part of a file: where it begins, and its length.
+/// A part of a file: its offset and its length.
 type Part = (u64, u64);
 
 /// The content of a file.
 #[derive(Debug)]
 pub struct Content {
     file: File,
-    /// What has been read already.
+    /// Bytes that were already read.
     spool: io::Cursor<Vec<u8>>,
     /// The announced length.
     pub size: u64,
-    /// The data, where there are holes between it.
+    /// The parts that are data, if the file has holes.
     parts: Option<Vec<Part>>,
-    /// What became of it.
+    /// How reading it ended.
     outcome: Outcome,
 }
 
-/// How a file was read.
+/// How reading a file ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Outcome {
     #[default]
     Whole,
-    /// It had more than what can be read of a file of unknown length.
-    Cut,
-    /// Bytes were missing at its end.
+    /// The file of unknown length was longer than the limit.
+    Truncated,
+    /// The file was shorter than announced.
     Shrank,
 }
 
 impl Content {
-    /// The content of this file, which is at its beginning. `sparse` says whether the archive may have holes.
+    /// Opens the content of a file whose position is at its start. `sparse` allows holes in the archive.
     pub fn of(mut file: File, sparse: bool) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let magic = fstatfs(&file).map(|found| found.f_type as u64 & 0xffff_ffff).unwrap_or_default();
-        let (made_up, doubtful) = (MADE_UP.contains(&magic), DOUBTFUL.contains(&magic));
+        let (made_up, doubtful) =
+            (VIRTUAL_FILE_SYSTEMS.contains(&magic), UNRELIABLE_LENGTHS.contains(&magic));
         let mut content = Self {
             size: metadata.len(),
             spool: io::Cursor::default(),
@@ -96,17 +97,17 @@ impl Content {
         content.spool = io::Cursor::new(bytes);
         match ended {
             true => content.size = read,
-            // As long as it says, most likely.
+            // The reported length is most likely right.
             false if doubtful && content.size > read => {}
             false => {
                 content.size = read;
-                content.outcome = Outcome::Cut;
+                content.outcome = Outcome::Truncated;
             }
         }
         Ok(content)
     }
 
-    /// Makes the header that of this content. Returns the blocks that come between it and the data.
+    /// Completes the header for this content. Returns the blocks that come between it and the data.
     pub fn announce(&self, header: &mut Header) -> Vec<u8> {
         let Some(parts) = &self.parts else {
             header.set_size(self.size);
@@ -136,17 +137,17 @@ impl Content {
         blocks
     }
 
-    /// The announced bytes.
+    /// Returns a reader of the announced bytes.
     pub fn data(&mut self) -> Data<'_> {
         let whole = vec![(0, self.size)];
         let parts = self.parts.clone().unwrap_or(whole);
         Data { content: self, parts: parts.into_iter(), now: (0, 0), failed: None }
     }
 
-    /// What has to be said about it, once it was read.
-    pub fn remark(&self) -> Option<String> {
+    /// Returns a note about the content, once it was read.
+    pub fn note(&self) -> Option<String> {
         match self.outcome {
-            Outcome::Cut => {
+            Outcome::Truncated => {
                 Some(format!("has no known length: only its first {} MiB were copied", MAX_SPOOL >> 20))
             }
             Outcome::Shrank => {
@@ -162,7 +163,7 @@ impl Content {
     }
 }
 
-/// Reads a file of unknown length. Returns whether that was all of it.
+/// Reads a file of unknown length. Returns whether this was the whole file.
 fn spool(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -174,15 +175,15 @@ fn spool(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
             }
             Ok(count) => bytes.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A log of the kernel that has no more to say yet.
+            // A kernel log without new messages.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(error) => return Err(error),
         }
     }
 }
 
-/// The parts of a file that are data, in whole blocks; nothing where it has no holes that matter, or its file system
-/// does not tell.
+/// Returns the parts of a file that are data, in whole blocks; `None` if it has no large holes, or its file system
+/// does not report them.
 fn parts(file: &File, size: u64) -> Option<Vec<Part>> {
     let mut parts: Vec<Part> = Vec::new();
     let mut at = 0;
@@ -206,22 +207,22 @@ fn parts(file: &File, size: u64) -> Option<Vec<Part>> {
     if size - data < MIN_HOLES {
         return rewound(file, None);
     }
-    // Where the file ends: GNU tar writes it, too.
+    // The end of the file; GNU tar writes it, too.
     parts.push((size, 0));
     rewound(file, Some(parts))
 }
 
-/// Looking for holes has moved the position of the file.
+/// Seeks to the start: the search for holes has moved the position.
 fn rewound(file: &File, parts: Option<Vec<Part>>) -> Option<Vec<Part>> {
     seek(file, SeekFrom::Start(0)).ok().and(parts)
 }
 
-/// The announced bytes of a file.
+/// A reader of the announced bytes.
 pub struct Data<'a> {
     content: &'a mut Content,
     parts: std::vec::IntoIter<Part>,
     now: Part,
-    /// Why the file cannot be read.
+    /// The error that ended reading.
     pub failed: Option<io::Error>,
 }
 
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_announced_is_sent_whatever_becomes_of_the_file() {
+    fn announced_bytes_are_sent_whatever_happens_to_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         for (change, expect, remark) in [
@@ -308,33 +309,30 @@ mod tests {
                 file.write_all(change).unwrap();
             }
             assert_eq!((content.size, read(&mut content).as_slice()), (5, expect));
-            assert_eq!(content.remark().as_deref(), remark);
+            assert_eq!(content.note().as_deref(), remark);
         }
     }
 
     #[test]
-    fn a_length_that_says_nothing_is_found_out_by_reading() {
+    fn a_file_with_a_meaningless_length_is_read_first() {
         for path in ["/proc/version", "/proc/cpuinfo", "/sys/kernel/mm/transparent_hugepage/enabled"] {
             let Ok(expect) = fs::read(path) else { continue };
             let mut content = Content::of(File::open(path).unwrap(), true).unwrap();
             assert_eq!(content.size, expect.len() as u64, "{path}");
-            assert_eq!((read(&mut content), content.remark()), (expect, None), "{path}");
+            assert_eq!((read(&mut content), content.note()), (expect, None), "{path}");
         }
     }
 
     #[test]
-    fn a_file_without_an_end_is_cut_and_said_so() {
-        // It has a length of 0, and never ends.
+    fn an_endless_file_is_truncated_and_noted() {
+        // `/dev/zero` reports a length of 0, and never ends.
         let mut content = Content::of(File::open("/dev/zero").unwrap(), true).unwrap();
         assert_eq!((content.size, read(&mut content).len() as u64), (MAX_SPOOL, MAX_SPOOL));
-        assert_eq!(
-            content.remark().as_deref(),
-            Some("has no known length: only its first 16 MiB were copied")
-        );
+        assert_eq!(content.note().as_deref(), Some("has no known length: only its first 16 MiB were copied"));
     }
 
     #[test]
-    fn holes_are_no_data_and_their_edges_fit_blocks() {
+    fn holes_are_left_out_in_whole_blocks() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(300 << 20).unwrap();
         file.write_all_at(b"a", 100).unwrap();

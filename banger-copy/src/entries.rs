@@ -1,4 +1,4 @@
-//! The entries of an archive, whose names may be anything.
+//! Iterates over the entries of an untrusted archive.
 
 use std::{
     ffi::OsStr,
@@ -10,22 +10,23 @@ use std::{
 use tar::{Archive, Entry, EntryType};
 
 use crate::{
-    Error, Result, pax_sparse,
-    tap::{Failure, Tap},
+    Error, Result,
+    error_tap::{ErrorTap, Failure},
+    pax_sparse,
 };
 
-/// Gives each entry of an archive, with its name as a relative path without steps up, and reads the stream to its end.
+/// Calls the function for each entry, with its name as a relative path without `..`, and reads the stream to its end.
 pub fn each<R: Read>(
     from: R,
-    mut take: impl FnMut(PathBuf, &mut Entry<'_, Tap<R>>, &Failure) -> Result<()>,
+    mut take: impl FnMut(PathBuf, &mut Entry<'_, ErrorTap<R>>, &Failure) -> Result<()>,
 ) -> Result<()> {
-    let (from, failure) = Tap::new(from);
+    let (from, failure) = ErrorTap::new(from);
     let mut archive = Archive::new(from);
     archive.set_preserve_mtime(false);
     archive.set_mask(0o077);
     let damaged = |error: io::Error| match failure.take() {
         Some(error) => Error::Stream(error),
-        // The library puts bytes of the archive into its words.
+        // The library puts bytes of the archive into its error messages.
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
             Error::Damaged("it ends too early".to_owned())
         }
@@ -39,12 +40,12 @@ pub fn each<R: Read>(
         };
         take(path, &mut entry, &failure)?;
     }
-    // What the sender added behind the end of the archive is of no interest, but must be taken.
+    // Bytes after the end of the archive are ignored, but must be consumed.
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(damaged)?;
     Ok(())
 }
 
-/// A name in an archive as a path below the destination.
+/// Converts a name in an archive to a path relative to the destination.
 pub fn relative(name: &[u8]) -> Result<PathBuf> {
     let mut path = PathBuf::new();
     for part in Path::new(OsStr::from_bytes(name)).components() {
@@ -59,36 +60,36 @@ pub fn relative(name: &[u8]) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A path without its first part, which must be this.
+/// Returns the path without its first component, which must be `top`.
 pub fn below(path: &Path, top: &OsStr) -> Result<PathBuf> {
     let stripped = path.strip_prefix(top).map(Path::to_owned);
     stripped.map_err(|_| Error::Damaged("it has entries that were not asked for".to_owned()))
 }
 
-/// What becomes of an entry.
+/// How to handle an entry.
 pub enum Kind {
     File,
     Directory,
     Symlink,
     Hardlink,
-    /// It is left out, being this.
-    Left(&'static str),
-    /// It is nothing but a remark of the archive's.
+    /// Skipped; the text says what it is.
+    Skipped(&'static str),
+    /// Metadata of the archive.
     Nothing,
 }
 
-/// What an entry is.
+/// Classifies an entry.
 pub fn kind<R: Read>(entry: &Entry<'_, R>) -> Kind {
     match entry.header().entry_type() {
-        // In archives from before POSIX only the name tells.
+        // In archives older than POSIX only the name tells.
         EntryType::Regular if entry.path_bytes().ends_with(b"/") => Kind::Directory,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Directory => Kind::Directory,
         EntryType::Symlink => Kind::Symlink,
         EntryType::Link => Kind::Hardlink,
-        EntryType::Fifo => Kind::Left("fifo"),
-        EntryType::Char | EntryType::Block => Kind::Left("device"),
+        EntryType::Fifo => Kind::Skipped("fifo"),
+        EntryType::Char | EntryType::Block => Kind::Skipped("device"),
         EntryType::XGlobalHeader | EntryType::XHeader => Kind::Nothing,
-        _ => Kind::Left("file of an unknown kind"),
+        _ => Kind::Skipped("file of an unknown kind"),
     }
 }

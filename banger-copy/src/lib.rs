@@ -1,5 +1,5 @@
-//! Copies of files and directories between a host and a sandbox, as tar archives. The agent and the command use the
-//! same code, so that a copy keeps the same things in both directions (the table is in `docs/copies.md`).
+//! Copies files and directories between a host and a sandbox as tar archives. The agent and the command use the same
+//! code, so that both directions preserve the same attributes (see the table in `docs/copies.md`).
 //!
 //! ```text
 //!   files ──► Packer ──► tar ──► (the guest protocol) ──► tar ──► receive ──► files
@@ -7,26 +7,25 @@
 //! ```
 //!
 //! [`Packer`] reads a tree. It announces a length before it reads a file, and then sends exactly that many bytes,
-//! whatever happens to the file meanwhile. A length that cannot be trusted (`/proc`, `/sys`, FUSE, or 0) is found out by
-//! reading. Holes are sent as holes, and a second name of a file as a hard link.
+//! whatever happens to the file meanwhile. A file whose length cannot be trusted (`/proc`, `/sys`, FUSE, or 0) is
+//! read first. Holes are sent as holes, and a second name of a file as a hard link.
 //!
-//! [`receive`] writes a tree, and trusts nothing in the archive: every name is resolved beneath the destination by
-//! `openat2`, nothing is written through a symbolic link of the archive, and only files, directories and links are
-//! made. A file or directory that is new appears under its name when all of it has arrived; what goes into a directory
-//! that exists arrives file by file, each of them whole.
+//! [`receive`] writes a tree, and does not trust the archive: `openat2` resolves every name beneath the destination,
+//! nothing is written through a symbolic link of the archive, and only files, directories and links are created. A
+//! new file or directory gets its name when it is complete. In a directory that exists, this holds for each file.
 //!
-//! What is left out or changed on the way is collected in [`Notes`].
+//! [`Notes`] collects what was left out or changed.
 
 mod content;
 mod entries;
-mod exact;
-mod fill;
-mod land;
+mod error_tap;
+mod extract;
 mod notes;
 mod pack;
 mod pax_sparse;
+mod raw_names;
+mod receive;
 mod rules;
-mod tap;
 mod walk;
 mod write;
 
@@ -35,17 +34,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use exact::append_entry;
-pub use fill::unpack;
-pub use land::{Target, receive};
+pub use extract::unpack;
 pub use notes::Notes;
-pub use pack::{Numbers, Packer};
+pub use pack::{Ownership, Packer};
+pub use raw_names::append_entry;
+pub use receive::{Target, receive};
 pub use rules::{Access, Owner, Rules};
 
-/// The beginning of the names of unfinished files and directories.
+/// Prefix of the names of unfinished files and directories.
 pub const UNFINISHED: &str = ".banger-";
 
-/// Why a copy failed.
+/// A failure of a copy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory of the source cannot be read.
@@ -66,15 +65,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The source is nothing that can be copied.
+    /// The source is of a kind that cannot be copied.
     #[error("{} is a {kind}: only files, directories and symbolic links are copied", path.display())]
     Special {
         /// Which.
         path: PathBuf,
-        /// What it is.
+        /// Its kind.
         kind: &'static str,
     },
-    /// A file is in the way of a directory, or the reverse.
+    /// A file is in the way of a directory, or vice versa.
     #[error("{} is {kind}", path.display())]
     InTheWay {
         /// Which.
@@ -82,7 +81,7 @@ pub enum Error {
         /// What it is.
         kind: &'static str,
     },
-    /// The archive breaks the rules of its format, or of what was asked for.
+    /// The archive is malformed, or does not match the request.
     #[error("the archive is damaged: {0}")]
     Damaged(String),
     /// The stream of the archive failed.
@@ -102,7 +101,7 @@ impl Error {
         Self::Write { path: path.to_owned(), source: source.into() }
     }
 
-    /// The kind of the failure of the system, where there was one.
+    /// Returns the kind of the system error, if there was one.
     pub fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Read { source, .. } | Self::Write { source, .. } | Self::Stream(source) => source.kind(),

@@ -1,11 +1,11 @@
-//! What a copy left out or changed.
+//! Notes about what a copy left out or changed.
 
 use std::path::Path;
 
-/// How many notes are kept; of more only their number is.
-const MOST: usize = 20;
+/// Limit on the notes that are kept; the rest are counted.
+const MAX_NOTES: usize = 20;
 
-/// Notes on a copy, a phrase each without a full stop.
+/// Notes on a copy: phrases without a full stop.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notes {
     lines: Vec<String>,
@@ -13,15 +13,15 @@ pub struct Notes {
 }
 
 impl Notes {
-    /// Notes something about a path.
+    /// Adds a note about a path.
     pub fn add(&mut self, path: &Path, what: &str) {
-        match self.lines.len() < MOST {
+        match self.lines.len() < MAX_NOTES {
             true => self.lines.push(format!("{} {what}", path.display())),
             false => self.more += 1,
         }
     }
 
-    /// The notes, and how many more there were.
+    /// Returns the notes, and the number of the others.
     pub fn into_lines(self) -> Vec<String> {
         let mut lines = self.lines;
         if self.more > 0 {
@@ -40,6 +40,9 @@ mod tests {
         let mut notes = Notes::default();
         (0..1_000_000).for_each(|_| notes.add(Path::new("x"), "is a socket, and was not copied"));
         let lines = notes.into_lines();
-        assert_eq!((lines.len(), lines[MOST].as_str()), (MOST + 1, "999980 more notes are not shown"));
+        assert_eq!(
+            (lines.len(), lines[MAX_NOTES].as_str()),
+            (MAX_NOTES + 1, "999980 more notes are not shown")
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Reading a tree into an archive.
+//! Packs a tree into an archive.
 
 use std::{
     collections::HashMap,
@@ -19,31 +19,31 @@ use tar::{Builder, EntryType, Header};
 use crate::{
     Error, Notes, Result,
     content::Content,
-    exact::append_entry,
-    tap::{Failure, Tap},
-    walk::{Above, Found, Walk, special},
+    error_tap::{ErrorTap, Failure},
+    raw_names::append_entry,
+    walk::{Ancestor, Found, Walk, special},
 };
 
-/// Files with several names that are remembered; the names of more are sent as files of their own.
+/// Limit on remembered files with several names; further ones are sent once per name.
 const MAX_LINKS: usize = 1 << 20;
-/// Permissions that go along to another owner: a program must not get the rights of a user that its own user did not
-/// give it.
+/// Permission bits that are kept for another owner: a program must not gain the rights of a user who did not grant
+/// them.
 const WITHOUT_SETUID: u32 = 0o3777;
 
-/// Whose the files in the archive are.
+/// Who owns the files in the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Numbers {
-    /// The user and group that the source has, with all permissions.
+pub enum Ownership {
+    /// The user and group of the source, with all permission bits.
     Source,
-    /// Root's: the receiver decides.
+    /// Root; the receiver decides.
     Root,
 }
 
-/// Writes files and directories into an archive.
+/// Packs files and directories into an archive.
 pub struct Packer<W: Write> {
-    archive: Builder<Tap<W>>,
+    archive: Builder<ErrorTap<W>>,
     failure: Failure,
-    numbers: Numbers,
+    ownership: Ownership,
     follow: bool,
     links: HashMap<(u64, u64), Vec<u8>>,
     notes: Notes,
@@ -51,13 +51,13 @@ pub struct Packer<W: Write> {
 }
 
 impl<W: Write> Packer<W> {
-    /// An archive that goes here.
-    pub fn new(to: W, numbers: Numbers) -> Self {
-        let (to, failure) = Tap::new(to);
+    /// Creates a packer that writes to `to`.
+    pub fn new(to: W, ownership: Ownership) -> Self {
+        let (to, failure) = ErrorTap::new(to);
         Self {
             archive: Builder::new(to),
             failure,
-            numbers,
+            ownership,
             follow: false,
             links: HashMap::new(),
             notes: Notes::default(),
@@ -65,25 +65,26 @@ impl<W: Write> Packer<W> {
         }
     }
 
-    /// Writes what symbolic links lead to instead of the links, if `follow` is set.
-    pub fn following(mut self, follow: bool) -> Self {
+    /// Follows symbolic links instead of packing them, if `follow` is set.
+    pub fn follow_links(mut self, follow: bool) -> Self {
         self.follow = follow;
         self
     }
 
-    /// Calls this with the numbers of bytes of files as they are written.
-    pub fn counting(mut self, count: impl FnMut(u64) + 'static) -> Self {
+    /// Calls `count` with the number of file bytes as they are written.
+    pub fn on_progress(mut self, count: impl FnMut(u64) + 'static) -> Self {
         self.count = Box::new(count);
         self
     }
 
-    /// Writes a file, or a directory with all below it, under this name; without a name, what is in a directory.
+    /// Packs a file, or a directory with its whole content, under this name; without a name, only the content of a
+    /// directory.
     pub fn add(&mut self, path: &Path, name: Option<&OsStr>) -> Result<()> {
         self.add_as(path, name.map(Path::new), None)
     }
 
-    /// Writes a file, or a directory with all below it, under this path. Permissions that are given are those of every
-    /// file.
+    /// Packs a file, or a directory with its whole content, under this path. If `permissions` is given, every file
+    /// gets them.
     pub fn add_as(&mut self, path: &Path, name: Option<&Path>, permissions: Option<u32>) -> Result<()> {
         let name = name.unwrap_or(Path::new(""));
         let (walk, first) = Walk::of(path, name, self.follow, permissions)?;
@@ -96,7 +97,7 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// Writes a file with this content.
+    /// Adds a file with this content.
     pub fn add_bytes(&mut self, name: &Path, permissions: u32, content: &[u8]) -> Result<()> {
         let mut header = Header::new_gnu();
         header.set_entry_type(EntryType::Regular);
@@ -108,7 +109,7 @@ impl<W: Write> Packer<W> {
         self.write(header, name.as_os_str().as_bytes(), None, content)
     }
 
-    /// Ends the archive. Returns where it went, and what was left out.
+    /// Completes the archive. Returns the writer and the notes.
     pub fn finish(self) -> Result<(W, Notes)> {
         let failure = self.failure.clone();
         let to = self.archive.into_inner().and_then(|mut to| to.flush().map(|()| to));
@@ -195,9 +196,9 @@ impl<W: Write> Packer<W> {
             name.push("/");
             self.write(header, name.as_bytes(), None, io::empty())?;
         }
-        // The last one is taken first.
+        // The last one is popped first.
         names.sort_unstable_by(|a, b| b.cmp(a));
-        let above = self.follow.then(|| Rc::new(Above { id, above: found.above.clone() }));
+        let above = self.follow.then(|| Rc::new(Ancestor { id, above: found.above.clone() }));
         waiting.extend(names.into_iter().map(|name| Found {
             path: found.path.join(&name),
             name: found.name.join(name),
@@ -238,7 +239,7 @@ impl<W: Write> Packer<W> {
             return Err(Error::read(&shown, source));
         }
         appended.map_err(|error| self.stream(error))?;
-        if let Some(remark) = content.remark() {
+        if let Some(remark) = content.note() {
             self.notes.add(&shown, &remark);
         }
         Ok(())
@@ -255,13 +256,13 @@ impl<W: Write> Packer<W> {
         header.set_size(0);
         header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or_default());
         let permissions = stat.st_mode & 0o7777;
-        match self.numbers {
-            Numbers::Source => {
+        match self.ownership {
+            Ownership::Source => {
                 header.set_mode(permissions);
                 header.set_uid(stat.st_uid.into());
                 header.set_gid(stat.st_gid.into());
             }
-            Numbers::Root => {
+            Ownership::Root => {
                 header.set_mode(permissions & WITHOUT_SETUID);
                 header.set_uid(0);
                 header.set_gid(0);
@@ -270,7 +271,7 @@ impl<W: Write> Packer<W> {
         header
     }
 
-    /// Writes an entry. Names are bytes: the archive has them as they are.
+    /// Writes an entry. Names are bytes, and are stored unchanged.
     fn write(&mut self, header: Header, name: &[u8], target: Option<&[u8]>, data: impl Read) -> Result<()> {
         append_entry(&mut self.archive, header, name, target, data).map_err(|error| self.stream(error))
     }
@@ -280,7 +281,7 @@ impl<W: Write> Packer<W> {
     }
 }
 
-/// Counts the bytes that are read.
+/// Counts the bytes read.
 struct Counted<'a, R> {
     from: R,
     count: &'a mut Box<dyn FnMut(u64)>,

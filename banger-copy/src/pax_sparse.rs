@@ -1,6 +1,6 @@
-//! Files with holes in archives of the pax format, as GNU tar and libarchive write them (GNU tar manual, "Sparse
-//! Formats", PAX format 1.0): the name and length are in the extended header, and the content begins with a map of the
-//! parts that are data, in decimal numbers with a line feed behind each, padded to a whole block.
+//! Reads sparse files of pax archives, as GNU tar and libarchive write them (GNU tar manual, "Sparse Formats", PAX
+//! format 1.0): the extended header has the name and the length, and the content begins with a map of the parts that
+//! are data, in decimal numbers terminated by line feeds, padded to a whole block.
 
 use std::{
     fs::File,
@@ -12,18 +12,18 @@ use tar::Entry;
 use crate::{Error, Result};
 
 const BLOCK: usize = 512;
-/// The most parts of a file. With more of them, the holes are too small to matter.
+/// Limit on the parts of a file. With more, the holes are too small to matter.
 const MAX_PARTS: usize = 1 << 20;
 
-/// What the extended header says of such a file.
+/// The extended header of a sparse file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sparse {
-    /// Its name; that of the entry is another one.
+    /// Its real name; the entry has a generated one.
     pub name: Vec<u8>,
     size: u64,
 }
 
-/// Whether an entry is such a file.
+/// Returns the sparse header of an entry, if it has one.
 pub fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Option<Sparse>> {
     let damaged = || Error::Damaged("a sparse file has no usable extended header".to_owned());
     let Some(extensions) = entry.pax_extensions().map_err(|_| damaged())? else { return Ok(None) };
@@ -52,7 +52,7 @@ pub fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Option<Sparse>> {
 }
 
 impl Sparse {
-    /// Writes the content, which comes with its map. An error without an OS code means a bad archive.
+    /// Writes the content, which begins with the map. An error without an OS code means a malformed archive.
     pub fn write(&self, mut content: impl Read, mut file: &File) -> io::Result<()> {
         for (offset, length) in self.map(&mut content)? {
             file.seek(SeekFrom::Start(offset))?;
@@ -93,7 +93,7 @@ impl Sparse {
                 }
                 match count {
                     None => return Err(damaged()),
-                    // What is left of the block fills it.
+                    // The rest of the block is padding.
                     Some(count) if count == parts.len() => break,
                     Some(_) => {}
                 }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_that_makes_no_sense_is_refused() {
+    fn an_invalid_map_is_refused() {
         for map in [
             "",
             "x\n",

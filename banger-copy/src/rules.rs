@@ -1,4 +1,4 @@
-//! How files are written: whose they become, and with what permissions and times.
+//! Rules for writing files: owner, permissions and times.
 
 use std::os::fd::AsFd;
 
@@ -10,51 +10,50 @@ use tar::Header;
 
 use crate::{Error, Result};
 
-/// Whose the files are.
+/// Who owns the written files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// Of the process that writes them.
+    /// The user that writes them.
     Caller,
-    /// Of the user and group in the archive.
+    /// The user and group in the archive.
     Archive,
-    /// Of this user and group.
+    /// This user and group.
     Given(u32, u32),
 }
 
-/// The permissions that files get.
+/// The permission bits that files may get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
-    /// Bits that a file may have.
+    /// Bits allowed for files.
     pub files: u32,
-    /// Bits that a directory may have.
+    /// Bits allowed for directories.
     pub directories: u32,
 }
 
 impl Access {
-    /// All that the archive says.
+    /// All bits of the archive.
     pub const AS_ARCHIVED: Self = Self { files: 0o7777, directories: 0o7777 };
-    /// Those of files that get another owner.
-    pub const OF_ANOTHER: Self = Self { files: 0o3777, directories: 0o3777 };
+    /// All but setuid, for files that get another owner.
+    pub const WITHOUT_SETUID_BITS: Self = Self { files: 0o3777, directories: 0o3777 };
 
-    /// Those of files whose sender is not trusted: no program gets rights of the user's, and nobody gets more rights
-    /// than this umask leaves.
+    /// Returns the bits for an untrusted sender: no program gets the user's rights, and the umask limits everyone's.
     pub const fn untrusted(umask: u32) -> Self {
         Self { files: 0o1777 & !umask, directories: 0o3777 & !umask }
     }
 }
 
-/// How files are written.
+/// Rules for writing files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// Whose they are.
+    /// The owner.
     pub owner: Owner,
-    /// Their permissions.
+    /// The permissions.
     pub access: Access,
-    /// Whether directories that are symbolic links in the destination are gone through, as long as they stay in it.
+    /// Whether to follow symbolic links to directories in the destination, as long as they stay inside it.
     pub through_links: bool,
 }
 
-/// What the header of an entry says.
+/// Attributes from the header of an entry.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts {
     pub permissions: u32,
@@ -63,7 +62,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Those of this header.
+    /// Reads the attributes from a header, as the rules allow.
     pub fn of(header: &Header, rules: Rules) -> Result<Self> {
         let damaged = |_| Error::Damaged("a header in it is invalid".to_owned());
         let permissions = header.mode().map_err(damaged)?;
@@ -83,15 +82,15 @@ impl Facts {
         Ok(Facts { permissions, owner, mtime })
     }
 
-    /// Gives a file its owner.
-    pub fn own(self, file: impl AsFd) -> Result<(), Errno> {
+    /// Sets the owner of a file.
+    pub fn set_owner(self, file: impl AsFd) -> Result<(), Errno> {
         match self.owner {
             Some((uid, gid)) => fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))),
             None => Ok(()),
         }
     }
 
-    /// The times of a file.
+    /// Returns the times of a file.
     pub fn times(self) -> Timestamps {
         let time = Timespec { tv_sec: self.mtime, tv_nsec: 0 };
         Timestamps { last_access: time, last_modification: time }

@@ -1,4 +1,4 @@
-//! The way through a tree that is read.
+//! Walks a tree for packing.
 
 use std::{
     ffi::OsStr,
@@ -14,34 +14,34 @@ use rustix::{
 
 use crate::{Error, Result};
 
-/// An entry to write.
+/// A file to pack.
 pub struct Found {
-    /// Relative to the root of the walk.
+    /// Path relative to the root of the walk.
     pub path: PathBuf,
-    /// In the archive; empty for a directory whose content alone is wanted.
+    /// Name in the archive; empty for a directory of which only the content is packed.
     pub name: PathBuf,
-    /// The directories above it, for links that lead back to one of them.
-    pub above: Option<Rc<Above>>,
+    /// The directories above it, to detect links that point back to one of them.
+    pub above: Option<Rc<Ancestor>>,
 }
 
-pub struct Above {
+pub struct Ancestor {
     pub id: (u64, u64),
-    pub above: Option<Rc<Above>>,
+    pub above: Option<Rc<Ancestor>>,
 }
 
-/// Where a walk is.
+/// A walk through a tree.
 pub struct Walk<'a> {
     root: OwnedFd,
-    /// What the user calls the root.
+    /// The root as the user has written it.
     shown: &'a Path,
-    /// Those of every file, where they are given.
+    /// Permissions for every file, if given.
     pub permissions: Option<u32>,
-    /// Whether links are gone through.
+    /// Whether to follow symbolic links.
     pub follow: bool,
 }
 
 impl<'a> Walk<'a> {
-    /// The way to a file, or through a directory, and what to write of it first.
+    /// Starts a walk. Returns it and the first file to pack.
     pub fn of(path: &'a Path, name: &Path, follow: bool, permissions: Option<u32>) -> Result<(Self, Found)> {
         let failed = |errno: Errno| Error::read(path, errno);
         let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -68,7 +68,7 @@ impl<'a> Walk<'a> {
         Ok((Self { root, shown, permissions, follow }, first(last)))
     }
 
-    /// What the user calls a path of the walk.
+    /// Returns a path of the walk as the user would write it.
     pub fn shown(&self, path: &Path) -> PathBuf {
         if path.as_os_str().is_empty() { self.shown.to_owned() } else { self.shown.join(path) }
     }
@@ -78,7 +78,7 @@ impl<'a> Walk<'a> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let (flags, resolve) = match follow {
             true => (flags, ResolveFlags::empty()),
-            // A directory that became a link meanwhile leads nowhere else.
+            // A directory that became a link meanwhile must not lead elsewhere.
             false => (
                 flags | OFlags::NOFOLLOW,
                 ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
@@ -87,14 +87,14 @@ impl<'a> Walk<'a> {
         openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
-    /// Whether it is a symbolic link.
+    /// Returns whether the path is a symbolic link.
     pub fn is_link(&self, path: &Path) -> bool {
         let Ok(found) = self.open(path, OFlags::PATH, false) else { return false };
         fstat(&found).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
     }
 }
 
-/// What a file is that is not copied; `None` of the others.
+/// Returns what to call a file that cannot be copied; `None` for the others.
 pub fn special(kind: FileType) -> Option<&'static str> {
     match kind {
         FileType::Fifo => Some("fifo"),

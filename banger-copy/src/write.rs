@@ -1,4 +1,4 @@
-//! Writing one file or link, under a name in a directory that is held open.
+//! Writes one file or link into an open directory.
 
 use std::{
     ffi::OsStr,
@@ -21,12 +21,13 @@ use rustix::{
 use tar::{Entry, EntryType};
 
 use crate::{
-    Error, Result, pax_sparse,
+    Error, Result,
+    error_tap::Failure,
+    pax_sparse,
     rules::{Facts, Rules},
-    tap::Failure,
 };
 
-/// Writes a file or a symbolic link under a name that must not exist.
+/// Creates a file or a symbolic link under a name that must not exist.
 pub fn write_one<R: Read>(
     entry: &mut Entry<'_, R>,
     failure: &Failure,
@@ -43,22 +44,22 @@ pub fn write_one<R: Read>(
     }
     if let Some(sparse) = pax_sparse::of(entry)? {
         let file = create(holder, name).map_err(|errno| failed(errno.into()))?;
-        sparse.write(&mut *entry, &file).map_err(|error| explain(error, failure, shown))?;
+        sparse.write(&mut *entry, &file).map_err(|error| classify(error, failure, shown))?;
         return complete(&file, facts, rules).map_err(failed);
     }
-    // No link is followed on this way: the directory is held open, and the file must be new.
+    // This follows no links: the directory is held open, and the file must be new.
     let path = Path::new("/proc/self/fd").join(holder.as_raw_fd().to_string()).join(name);
     let file = match entry.unpack(path) {
         Ok(tar::Unpacked::File(file)) => file,
         Ok(_) => return Err(Error::Damaged("an entry in it is not a file".to_owned())),
-        Err(error) => return Err(explain(error, failure, shown)),
+        Err(error) => return Err(classify(error, failure, shown)),
     };
     complete(&file, facts, rules).map_err(failed)
 }
 
 fn complete(file: &File, facts: Facts, rules: Rules) -> io::Result<()> {
-    // A new owner takes permissions away, and so comes first.
-    facts.own(file)?;
+    // A change of the owner clears permission bits, so it comes first.
+    facts.set_owner(file)?;
     fchmod(file, Mode::from_raw_mode(facts.permissions & rules.access.files))?;
     Ok(futimens(file, &facts.times())?)
 }
@@ -78,16 +79,16 @@ fn symlink(holder: &OwnedFd, name: &OsStr, target: &OsStr, facts: Facts) -> io::
     Ok(utimensat(holder, name, &facts.times(), nofollow)?)
 }
 
-/// Why a content was not written: the stream failed, the system refused, or the archive is at fault.
-fn explain(error: io::Error, failure: &Failure, shown: &Path) -> Error {
-    match (failure.take(), of_system(&error)) {
+/// Finds out why a file was not written: the stream failed, the system refused, or the archive is malformed.
+fn classify(error: io::Error, failure: &Failure, shown: &Path) -> Error {
+    match (failure.take(), os_error(&error)) {
         (Some(error), _) => Error::Stream(error),
         (None, Some(error)) => Error::write(shown, error),
         (None, None) => Error::Damaged("it ends too early, or the map of a sparse file is wrong".to_owned()),
     }
 }
 
-/// Writes a file once more where it cannot have a second name.
+/// Copies a file that cannot have a second name.
 pub fn duplicate(from: &OwnedFd, name: &OsStr, holder: &OwnedFd, second: &OsStr) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut file = File::from(openat(from, name, flags, Mode::empty())?);
@@ -98,7 +99,7 @@ pub fn duplicate(from: &OwnedFd, name: &OsStr, holder: &OwnedFd, second: &OsStr)
     copy.set_modified(metadata.modified()?)
 }
 
-/// A new file, in the place of an earlier entry of this name.
+/// Creates a file, and replaces an earlier entry with this name.
 fn create(holder: &OwnedFd, name: &OsStr) -> Result<File, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let create = || openat(holder, name, flags, Mode::from_raw_mode(0o600)).map(File::from);
@@ -111,8 +112,8 @@ fn create(holder: &OwnedFd, name: &OsStr) -> Result<File, Errno> {
     }
 }
 
-/// A file and a directory do not take each other's place.
-pub fn in_the_way(errno: Errno, shown: &Path) -> Error {
+/// Reports a file that is in the way of a directory, or vice versa.
+pub fn blocked(errno: Errno, shown: &Path) -> Error {
     match errno {
         Errno::ISDIR => Error::InTheWay { path: shown.to_owned(), kind: "a directory" },
         Errno::NOTDIR | Errno::LOOP => Error::InTheWay { path: shown.to_owned(), kind: "not a directory" },
@@ -120,7 +121,7 @@ pub fn in_the_way(errno: Errno, shown: &Path) -> Error {
     }
 }
 
-/// Removes a name unless it is kept.
+/// Removes a name when dropped, unless it is kept.
 pub struct Guard<'a> {
     pub holder: &'a OwnedFd,
     pub name: Option<&'a OsStr>,
@@ -135,14 +136,14 @@ impl Guard<'_> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if let Some(name) = self.name {
-            // There may be nothing yet.
+            // The file may not exist yet.
             let _ = unlinkat(self.holder, name, AtFlags::empty());
         }
     }
 }
 
-/// The error of the system that is the reason for this one.
-fn of_system(error: &io::Error) -> Option<io::Error> {
+/// Returns the system error that caused this one.
+fn os_error(error: &io::Error) -> Option<io::Error> {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
         let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
@@ -164,10 +165,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::fill::open_directory;
+    use crate::extract::open_directory;
 
     #[test]
-    fn a_file_that_cannot_have_two_names_is_there_twice() {
+    fn a_file_that_cannot_be_linked_is_copied() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("one"), "content").unwrap();
@@ -176,7 +177,7 @@ mod tests {
         File::open(path("one")).unwrap().set_modified(past).unwrap();
         let holder = open_directory(dir.path()).unwrap();
         let duplicate = |from: &str| duplicate(&holder, OsStr::new(from), &holder, OsStr::new("two"));
-        // Also where there is one already.
+        // Also if the name exists.
         duplicate("one").unwrap();
         duplicate("one").unwrap();
         let (one, two) = (fs::metadata(path("one")).unwrap(), fs::metadata(path("two")).unwrap());

@@ -1,4 +1,4 @@
-//! Whole trees through an archive and back, entry by entry, and archives that mean harm.
+//! Packs whole trees and extracts them again, entry by entry, and extracts hostile archives.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -14,21 +14,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use banger_copy::{Access, Error, Notes, Numbers, Owner, Packer, Result, Rules, Target, receive, unpack};
+use banger_copy::{Access, Error, Notes, Owner, Ownership, Packer, Result, Rules, Target, receive, unpack};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tar::{EntryType, Header};
 
-const OURS: Rules = Rules { owner: Owner::Caller, access: Access::OF_ANOTHER, through_links: false };
+const OURS: Rules = Rules { owner: Owner::Caller, access: Access::WITHOUT_SETUID_BITS, through_links: false };
 
 fn untrusted(umask: u32) -> Rules {
     Rules { owner: Owner::Caller, access: Access::untrusted(umask), through_links: false }
 }
 
-/// What a copy keeps of an entry: its kind and permissions, its time, its content or target, how much of it is no
-/// hole, and the first of the names that it has.
-type Kept = (u32, i64, Vec<u8>, bool, Option<PathBuf>);
+/// What a copy preserves of an entry: its mode, its time, its content or target, whether it is sparse, and the first
+/// of its names.
+type Preserved = (u32, i64, Vec<u8>, bool, Option<PathBuf>);
 
-fn look(root: &Path) -> BTreeMap<PathBuf, Kept> {
+fn look(root: &Path) -> BTreeMap<PathBuf, Preserved> {
     let mut kept = BTreeMap::new();
     let mut names: BTreeMap<u64, PathBuf> = BTreeMap::new();
     let mut waiting = vec![root.to_owned()];
@@ -64,7 +64,7 @@ fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// A tree of everything that a copy keeps, and of nothing else.
+/// Creates a tree with everything that a copy preserves, and nothing else.
 fn tree(root: &Path) {
     fs::create_dir_all(root.join("dir/sub")).unwrap();
     let long = "l".repeat(200);
@@ -110,7 +110,7 @@ fn tree(root: &Path) {
 }
 
 fn packed(path: &Path, name: Option<&str>) -> (Vec<u8>, Vec<String>) {
-    let mut packer = Packer::new(Vec::new(), Numbers::Root);
+    let mut packer = Packer::new(Vec::new(), Ownership::Root);
     packer.add(path, name.map(OsStr::new)).unwrap();
     let (bytes, notes) = packer.finish().unwrap();
     (bytes, notes.into_lines())
@@ -132,11 +132,11 @@ fn a_tree_is_the_same_on_the_other_side_entry_by_entry() {
     let mut island = [0; 6];
     File::open(to.join("islands")).unwrap().read_exact_at(&mut island, 59 << 20).unwrap();
     assert_eq!((&middle, &island), (b"middle", b"island"));
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "something unfinished is left");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "something temporary_name is left");
     [from, to].iter().for_each(|path| chmod(path, 0o755));
 }
 
-/// The format is GNU tar's: it is the judge of both directions.
+/// GNU tar defines the format, so it checks both directions.
 #[test]
 fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
     let dir = tempfile::tempdir().unwrap();
@@ -150,7 +150,7 @@ fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
     run(tar().args(["-xpf", "a.tar", "--no-same-owner", "-C", "theirs"]).current_dir(dir.path()));
     let inner = |path: &Path| {
         let mut kept = look(path);
-        // The content of a directory says nothing of the directory.
+        // The archive of a directory's content does not contain the directory.
         kept.remove(Path::new(""));
         kept
     };
@@ -171,7 +171,7 @@ fn gnu_tar_reads_what_we_write_and_we_read_what_it_writes() {
 }
 
 #[test]
-fn what_cannot_be_copied_is_named() {
+fn files_that_cannot_be_copied_are_noted() {
     let dir = tempfile::tempdir().unwrap();
     let _socket = UnixListener::bind(dir.path().join("sock")).unwrap();
     rustix::fs::mknodat(CWD, dir.path().join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
@@ -191,7 +191,7 @@ fn what_cannot_be_copied_is_named() {
         notes,
         [format!("{path}/link is a symbolic link and was copied as one; -L copies its target")]
     );
-    let mut packer = Packer::new(Vec::new(), Numbers::Root);
+    let mut packer = Packer::new(Vec::new(), Ownership::Root);
     for name in ["pipe", "sock"] {
         let error = packer.add(&dir.path().join(name), Some(OsStr::new("x"))).unwrap_err();
         assert!(matches!(error, Error::Special { .. }), "{error}");
@@ -199,7 +199,7 @@ fn what_cannot_be_copied_is_named() {
 }
 
 #[test]
-fn links_are_followed_when_that_is_wished_and_never_in_circles() {
+fn links_are_followed_on_request_and_never_in_cycles() {
     let dir = tempfile::tempdir().unwrap();
     let from = dir.path().join("from");
     fs::create_dir_all(from.join("sub")).unwrap();
@@ -208,7 +208,7 @@ fn links_are_followed_when_that_is_wished_and_never_in_circles() {
     symlink("..", from.join("sub/up")).unwrap();
     symlink("nowhere", from.join("gone")).unwrap();
     symlink("sub", from.join("way")).unwrap();
-    let mut packer = Packer::new(Vec::new(), Numbers::Root).following(true);
+    let mut packer = Packer::new(Vec::new(), Ownership::Root).follow_links(true);
     packer.add(&from, Some(OsStr::new("t"))).unwrap();
     let (bytes, notes) = packer.finish().unwrap();
     let from = from.display();
@@ -281,14 +281,14 @@ fn archive(lines: &[Line<'_>]) -> Vec<u8> {
     archive.into_inner().unwrap()
 }
 
-fn landed(dir: &Path, lines: &[Line<'_>], rules: Rules) -> Result<Vec<String>> {
+fn received(dir: &Path, lines: &[Line<'_>], rules: Rules) -> Result<Vec<String>> {
     let top = Some(OsStr::new("t"));
     let target = Target::of(&dir.join("t"), top);
     receive(archive(lines).as_slice(), top, &target, rules).map(Notes::into_lines)
 }
 
 #[test]
-fn an_archive_that_means_harm_gets_nowhere() {
+fn a_hostile_archive_does_no_harm() {
     let top: Line<'_> = (b'5', "t/", 0o755, "", b"");
     let attacks: &[(&str, &[Line<'_>])] = &[
         ("a step up", &[top, (b'0', "t/../../out", 0o644, "", b"x")]),
@@ -323,8 +323,8 @@ fn an_archive_that_means_harm_gets_nowhere() {
         fs::write(dir.path().join("secret"), "secret").unwrap();
         let inner = dir.path().join("inner");
         fs::create_dir(&inner).unwrap();
-        let landed = landed(&inner, lines, untrusted(0o022));
-        assert!(landed.is_err(), "{attack}: {landed:?}");
+        let result = received(&inner, lines, untrusted(0o022));
+        assert!(result.is_err(), "{attack}: {result:?}");
         assert_eq!(fs::read_dir(&inner).unwrap().count(), 0, "{attack}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "{attack}");
         assert_eq!(fs::metadata(dir.path().join("secret")).unwrap().nlink(), 1, "{attack}");
@@ -332,7 +332,7 @@ fn an_archive_that_means_harm_gets_nowhere() {
 }
 
 #[test]
-fn links_that_were_there_are_followed_only_when_trusted_and_never_out() {
+fn existing_links_are_followed_only_if_trusted_and_never_out() {
     for (through, to, expect) in [
         (true, "real", Some("real/x")),
         (false, "real", None),
@@ -354,7 +354,7 @@ fn links_that_were_there_are_followed_only_when_trusted_and_never_out() {
 }
 
 #[test]
-fn an_untrusted_sender_gives_nobody_rights() {
+fn an_untrusted_sender_grants_no_permissions() {
     let dir = tempfile::tempdir().unwrap();
     let lines: &[Line<'_>] = &[
         (b'5', "t", 0o7777, "", b""),
@@ -363,7 +363,7 @@ fn an_untrusted_sender_gives_nobody_rights() {
         (b'6', "t/pipe", 0o666, "", b""),
         (b'Z', "t/strange", 0o666, "", b"strange"),
     ];
-    let notes = landed(dir.path(), lines, untrusted(0o027)).unwrap();
+    let notes = received(dir.path(), lines, untrusted(0o027)).unwrap();
     let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777;
     assert_eq!((mode("t"), mode("t/run")), (0o3750, 0o1750));
     assert_eq!(fs::read_dir(dir.path().join("t")).unwrap().count(), 1);
@@ -379,7 +379,7 @@ fn an_untrusted_sender_gives_nobody_rights() {
 }
 
 #[test]
-fn a_directory_that_exists_keeps_what_it_has_and_gets_what_is_new() {
+fn an_existing_directory_keeps_its_content_and_gets_new_files() {
     let dir = tempfile::tempdir().unwrap();
     let there = dir.path().join("t");
     fs::create_dir_all(there.join("sub")).unwrap();
@@ -395,10 +395,10 @@ fn a_directory_that_exists_keeps_what_it_has_and_gets_what_is_new() {
         (b'1', "t/again", 0o644, "t/both", b""),
     ];
     let target = Target { directory: dir.path().to_owned(), name: Some("t".into()) };
-    let land = || receive(archive(lines).as_slice(), Some(OsStr::new("t")), &target, OURS).unwrap();
-    // Twice is the same as once.
-    land();
-    land();
+    let receive_again = || receive(archive(lines).as_slice(), Some(OsStr::new("t")), &target, OURS).unwrap();
+    // Repeating changes nothing.
+    receive_again();
+    receive_again();
     let read = |name: &str| fs::read_to_string(there.join(name)).unwrap();
     assert_eq!([read("mine"), read("both"), read("link"), read("sub/x")], ["mine", "new", "file", "x"]);
     assert_eq!(fs::metadata(&there).unwrap().permissions().mode() & 0o777, 0o700);
@@ -414,7 +414,7 @@ fn a_directory_that_exists_keeps_what_it_has_and_gets_what_is_new() {
     assert_eq!(fs::read_dir(&there).unwrap().count(), 5);
 }
 
-/// Ends with an error in the middle.
+/// A reader that fails at the end.
 struct Broken<'a>(&'a [u8]);
 
 impl Read for Broken<'_> {
@@ -427,12 +427,12 @@ impl Read for Broken<'_> {
 }
 
 #[test]
-fn what_does_not_come_whole_has_no_name() {
+fn an_incomplete_copy_gets_no_name() {
     let lines: &[Line<'_>] = &[(b'5', "t", 0o755, "", b""), (b'0', "t/x", 0o644, "", &[1; 4000])];
     let file: &[Line<'_>] = &[(b'0', "t", 0o644, "", &[1; 4000])];
     for lines in [lines, file] {
         let bytes = archive(lines);
-        // The last one is all of the archive, whose sender has not said that it is.
+        // The last one is a whole archive without an end marker from its sender.
         for cut in [600, 1500, bytes.len() - 1600, bytes.len()] {
             let dir = tempfile::tempdir().unwrap();
             let top = Some(OsStr::new("t"));
@@ -446,7 +446,7 @@ fn what_does_not_come_whole_has_no_name() {
 }
 
 #[test]
-fn what_is_no_archive_is_said_in_words() {
+fn errors_of_archives_are_readable() {
     let dir = tempfile::tempdir().unwrap();
     let mut garbage = vec![b'x'; 4096];
     garbage[..8].copy_from_slice(b"\x1b[31mred");

@@ -1,7 +1,7 @@
-//! Bundles: an OCI image layout in one packed archive, whose manifest gives the name of the image and the kernel that it
-//! boots. Other programs see a plain OCI image.
+//! Bundles: an OCI image layout in one packed archive. Annotations of its manifest name the image and the kernel that
+//! it boots. Other programs see a plain OCI image.
 
-/// The annotation of a manifest with the name that its image wants.
+/// Annotation with the name that the image should get.
 pub const NAME: &str = "dev.banger.name";
-/// The annotation of a manifest with the name of the kernel that its image wants.
+/// Annotation with the name of the kernel that the image boots.
 pub const KERNEL: &str = "dev.banger.kernel";

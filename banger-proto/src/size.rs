@@ -12,37 +12,37 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
-/// Why a text is no size.
+/// Why a text is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// There was no number at the front.
+    /// The text does not begin with a number.
     #[error("{0:?} is not a size; write a number and a unit, such as 512MiB or 4GiB")]
     NotANumber(String),
-    /// The letters after the number are no unit that we know.
+    /// The letters after the number are not a known unit.
     #[error("{0:?} is not a unit of size; use KiB, MiB, GiB or TiB")]
     UnknownUnit(String),
-    /// The size does not fit into 64 bits, or is no whole number of bytes.
+    /// The size does not fit into 64 bits, or is not a whole number of bytes.
     #[error("{0:?} is not a valid size")]
     OutOfRange(String),
 }
 
 impl Bytes {
-    /// `n` × 1024 bytes.
+    /// Returns `n` × 1024 bytes.
     pub const fn kib(n: u64) -> Self {
         Self(n << 10)
     }
 
-    /// `n` × 1024² bytes.
+    /// Returns `n` × 1024² bytes.
     pub const fn mib(n: u64) -> Self {
         Self(n << 20)
     }
 
-    /// `n` × 1024³ bytes.
+    /// Returns `n` × 1024³ bytes.
     pub const fn gib(n: u64) -> Self {
         Self(n << 30)
     }
 
-    /// Whole MiB in this size, rounded down.
+    /// Returns the size in MiB, rounded down.
     pub const fn in_mib(self) -> u64 {
         self.0 >> 20
     }
@@ -85,7 +85,7 @@ impl FromStr for Bytes {
 }
 
 impl fmt::Display for Bytes {
-    /// The shortest exact form, else one decimal: `4 GiB`, `1.5 GiB`, `700 B`.
+    /// Prints the shortest exact form, else one decimal: `4 GiB`, `1.5 GiB`, `700 B`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, shift) = match self.0 {
             0..=0x3ff => return write!(f, "{} B", self.0),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_in_every_usual_spelling() {
+    fn sizes_parse_in_every_usual_spelling() {
         check("4GiB", Ok(4 << 30));
         check("4G", Ok(4 << 30));
         check("4gb", Ok(4 << 30));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused_with_the_reason() {
+    fn invalid_sizes_are_refused_with_a_reason() {
         check("", Err(Error::NotANumber(String::new())));
         check("GiB", Err(Error::NotANumber("GiB".into())));
         check("-1G", Err(Error::NotANumber("-1G".into())));

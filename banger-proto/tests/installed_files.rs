@@ -1,4 +1,4 @@
-//! The files that are installed beside the programs name what this crate names.
+//! The installed configuration files match the names in this crate.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{collections::BTreeSet, fs, path::Path};
@@ -10,7 +10,7 @@ fn file(path: &str) -> String {
     fs::read_to_string(repository.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// What stands between `before` and the next quotation mark, wherever that is in the text.
+/// Returns every text between `before` and the next quotation mark.
 fn quoted<'a>(text: &'a str, before: &str) -> Vec<&'a str> {
     text.split(before).skip(1).map(|rest| rest.split('"').next().unwrap()).collect()
 }
@@ -19,7 +19,7 @@ fn set<'a>(words: impl IntoIterator<Item = &'a str>) -> BTreeSet<&'a str> {
     words.into_iter().collect()
 }
 
-/// The values of a key in a file of systemd's kind.
+/// Returns the values of a key in a file in systemd's format.
 fn values<'a>(text: &'a str, key: &str) -> Vec<&'a str> {
     text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
 }
@@ -33,7 +33,7 @@ fn the_policy_declares_every_action_and_no_other() {
 }
 
 #[test]
-fn what_the_policy_implies_is_an_action() {
+fn every_implied_action_exists() {
     let policy = file("polkit/dev.banger.Manager1.policy");
     for implied in policy.split("policykit.imply\">").skip(1) {
         let implied = implied.split('<').next().unwrap();
@@ -44,7 +44,7 @@ fn what_the_policy_implies_is_an_action() {
 }
 
 #[test]
-fn nobody_gets_what_reaches_beyond_their_own_without_authentication() {
+fn actions_on_objects_of_others_need_authentication() {
     let policy = file("polkit/dev.banger.Manager1.policy");
     for declared in policy.split("<action id=\"").skip(1) {
         let id = declared.split('"').next().unwrap();
@@ -58,7 +58,7 @@ fn nobody_gets_what_reaches_beyond_their_own_without_authentication() {
 }
 
 #[test]
-fn the_rules_are_about_the_actions_of_the_group() {
+fn the_rules_cover_the_actions_of_the_group() {
     let rules = file("polkit/60-banger.rules");
     assert_eq!(set(quoted(&rules, "action.id == \"")), set(action::OF_GROUP));
     assert_eq!(quoted(&rules, "isInGroup(\""), ["banger"]);
@@ -66,7 +66,7 @@ fn the_rules_are_about_the_actions_of_the_group() {
 }
 
 #[test]
-fn the_bus_lets_everybody_call_our_interfaces_and_only_root_own_the_name() {
+fn everybody_may_call_the_interfaces_and_only_root_may_own_the_name() {
     let policy = file("dbus/dev.banger.Manager1.conf");
     assert_eq!(quoted(&policy, "own=\""), [SERVICE]);
     assert_eq!(set(quoted(&policy, "send_destination=\"")), set([SERVICE]));
@@ -76,7 +76,7 @@ fn the_bus_lets_everybody_call_our_interfaces_and_only_root_own_the_name() {
     let standard = ["Introspectable", "Peer", "Properties", "ObjectManager"];
     let standard = standard.map(|name| format!("org.freedesktop.DBus.{name}"));
     assert_eq!(open, set(INTERFACES.into_iter().chain(standard.iter().map(String::as_str))));
-    // A rule without an interface would open every one, that of the log level too.
+    // A rule without an interface would allow every interface, including the one for the log level.
     assert_eq!(quoted(everybody, "send_destination=\"").len(), open.len());
 }
 

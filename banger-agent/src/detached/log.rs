@@ -1,6 +1,6 @@
-//! What a detached command has written: its last bytes, in files of a bounded size that are named by where they begin
-//! in all of it. Two are kept, so at least as much as one holds can be read. What could not be written, because the disk
-//! is full, is a gap between two of them.
+//! The output of a detached command: its last bytes, in files of bounded size that are named by their offset in the
+//! whole output. Two files are kept, so at least the size of one can be read. Output that could not be written
+//! because the disk was full is a gap between two files.
 
 use std::{
     fs::{self, File},
@@ -9,27 +9,27 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What the names of the files end with.
+/// Suffix of the files.
 const SUFFIX: &str = ".log";
-/// What is read at once.
-const PIECE: usize = 16 << 10;
+/// Bytes read at once.
+const CHUNK: usize = 16 << 10;
 
-/// Writes what a command writes.
+/// Records the output of a command.
 pub struct Writer {
     directory: PathBuf,
-    /// The size of a file.
-    most: u64,
+    /// The maximum size of a file.
+    max_size: u64,
     file: Option<(File, u64)>,
-    /// What the command has written so far.
+    /// Bytes that the command has written so far.
     at: u64,
 }
 
 impl Writer {
-    pub fn new(directory: &Path, most: u64) -> Self {
-        Self { directory: directory.to_owned(), most, file: None, at: 0 }
+    pub fn new(directory: &Path, max_size: u64) -> Self {
+        Self { directory: directory.to_owned(), max_size, file: None, at: 0 }
     }
 
-    /// Writes, or loses what cannot be written: the command must not stand still for it.
+    /// Records bytes, and drops what cannot be written: the command must not block.
     pub fn write(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.write_some(bytes) {
@@ -47,7 +47,7 @@ impl Writer {
     }
 
     fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.file.as_ref().is_none_or(|(_, begin)| self.at - begin >= self.most) {
+        if self.file.as_ref().is_none_or(|(_, begin)| self.at - begin >= self.max_size) {
             self.file = None;
             let mut segments = segments(&self.directory)?;
             segments.pop();
@@ -58,7 +58,7 @@ impl Writer {
             self.file = Some((File::create(path)?, self.at));
         }
         let Some((file, begin)) = &mut self.file else { return Ok(0) };
-        let room = usize::try_from(self.most - (self.at - *begin)).unwrap_or(usize::MAX);
+        let room = usize::try_from(self.max_size - (self.at - *begin)).unwrap_or(usize::MAX);
         match file.write(&bytes[..bytes.len().min(room)]) {
             Ok(0) => Err(io::ErrorKind::WriteZero.into()),
             written => written,
@@ -66,14 +66,14 @@ impl Writer {
     }
 }
 
-/// A file, and what it has of all that was written.
+/// A file, and its range of the whole output.
 struct Segment {
     begin: u64,
     length: u64,
     path: PathBuf,
 }
 
-/// The files in their order.
+/// Returns the files in order.
 fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -89,7 +89,7 @@ fn segments(directory: &Path) -> io::Result<Vec<Segment>> {
     Ok(segments)
 }
 
-/// How many bytes a command has written, and how many of them are kept.
+/// Returns how many bytes a command has written, and how many of them are kept.
 pub fn size(directory: &Path) -> (u64, u64) {
     let segments = segments(directory).unwrap_or_default();
     let written = segments.last().map_or(0, |last| last.begin + last.length);
@@ -103,26 +103,26 @@ pub struct Reader {
     at: u64,
 }
 
-/// What there is to read.
+/// The result of reading.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Read {
     Bytes(Vec<u8>),
     /// This many bytes were dropped.
     Cut(u64),
-    /// No more, for now.
+    /// No more output for now.
     End,
 }
 
 impl Reader {
     /// Starts at the oldest kept byte, or at the last `lines` lines.
     pub fn new(directory: &Path, lines: Option<u32>) -> io::Result<Self> {
-        let at = lines.map_or(Ok(0), |lines| begin_of_last(directory, lines))?;
+        let at = lines.map_or(Ok(0), |lines| offset_of_last_lines(directory, lines))?;
         Ok(Self { directory: directory.to_owned(), file: None, at })
     }
 
     pub fn next(&mut self) -> io::Result<Read> {
         if let Some((file, begin)) = &self.file {
-            let mut bytes = vec![0; PIECE];
+            let mut bytes = vec![0; CHUNK];
             let count = file.read_at(&mut bytes, self.at - begin)?;
             if count > 0 {
                 bytes.truncate(count);
@@ -130,7 +130,7 @@ impl Reader {
                 return Ok(Read::Bytes(bytes));
             }
         }
-        // The file stays open: it may get more, and what is in it is not lost when it is removed meanwhile.
+        // The file stays open: it may grow, and its content is still readable if it is removed meanwhile.
         let following = segments(&self.directory)?.into_iter().find(|s| s.begin + s.length > self.at);
         let Some(Segment { begin, path, .. }) = following else { return Ok(Read::End) };
         match File::open(path) {
@@ -147,14 +147,14 @@ impl Reader {
     }
 }
 
-/// Where the last lines begin.
-fn begin_of_last(directory: &Path, lines: u32) -> io::Result<u64> {
+/// Returns the offset of the last lines.
+fn offset_of_last_lines(directory: &Path, lines: u32) -> io::Result<u64> {
     let segments = segments(directory)?;
     let Some(first) = segments.first().map(|segment| segment.begin) else { return Ok(0) };
     let mut left = u64::from(lines);
     for (index, segment) in segments.iter().enumerate().rev() {
         let bytes = fs::read(&segment.path)?;
-        // The end of the last line begins none.
+        // The end of the last line begins no other.
         let is_last = index + 1 == segments.len();
         let counted = if is_last && bytes.ends_with(b"\n") { bytes.len() - 1 } else { bytes.len() };
         if is_last && left == 0 {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_bytes_are_kept_and_what_is_cut_is_told() {
+    fn the_last_bytes_are_kept_and_dropped_bytes_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path(), 10);
         let mut reader = Reader::new(dir.path(), None).unwrap();
@@ -195,7 +195,7 @@ mod tests {
         writer.write(b"0123456");
         assert_eq!(read(&mut reader), ("0123456".into(), 0));
         writer.write(b"789abcdefghijklmnopqrstuvwxyz");
-        // One that has read on misses nothing that is kept.
+        // A reader that has kept up misses nothing.
         assert_eq!(read(&mut reader), ("789klmnopqrstuvwxyz".into(), 10));
         assert_eq!(read(&mut Reader::new(dir.path(), None).unwrap()), ("klmnopqrstuvwxyz".into(), 20));
         assert_eq!(size(dir.path()), (36, 16));
@@ -211,7 +211,7 @@ mod tests {
             ("a\nb\nc\n", 2, "b\nc\n"),
             ("a\nb\nc\n", 9, "a\nb\nc\n"),
             ("\n\n\n", 2, "\n\n"),
-            // Over more than one file.
+            // Across files.
             ("12345678\n12345678\nx\ny\n", 3, "12345678\nx\ny\n"),
             ("123456789\n12345678\ny", 2, "12345678\ny"),
         ] {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_written_is_a_gap() {
+    fn failed_writes_leave_a_gap() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path(), 100);
         writer.write(b"before");

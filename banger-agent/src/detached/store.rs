@@ -1,5 +1,5 @@
-//! Where detached commands are remembered: a directory for each, with a file about it and the files of its log. On the
-//! guest's disk, so that they outlive the boot; in memory, and less, where nothing can be written to the disk.
+//! The records of detached commands: a directory for each, with metadata and the files of its log. They are on the
+//! guest's disk, so that they survive a reboot; if the disk is not writable, smaller ones are in memory.
 
 use std::{
     fs, io,
@@ -13,40 +13,40 @@ use serde::{Deserialize, Serialize};
 
 use super::log;
 
-const ON_DISK: Place = Place { directory: "/var/lib/banger/detached", most: 8 << 20 };
-const IN_MEMORY: Place = Place { directory: "/run/banger/detached", most: 512 << 10 };
-const ABOUT: &str = "about.json";
-/// Commands that have ended and are remembered.
-const MOST_ENDED: usize = 64;
-/// What their logs may take together, in bytes.
-const MOST_BYTES: u64 = 256 << 20;
-/// Numbers that may be taken by others while one is looked for.
-const TRIES: u64 = 100;
+const ON_DISK: Location = Location { directory: "/var/lib/banger/detached", max_size: 8 << 20 };
+const IN_MEMORY: Location = Location { directory: "/run/banger/detached", max_size: 512 << 10 };
+const METADATA: &str = "about.json";
+/// Limit on the ended commands that are kept.
+const MAX_ENDED: usize = 64;
+/// Limit on the size of their logs together, in bytes.
+const MAX_BYTES: u64 = 256 << 20;
+/// Attempts to find an unused number.
+const MAX_ATTEMPTS: u64 = 100;
 
-/// Whether this process serves a guest, whose disk is its own.
+/// Set if this process serves a guest, so that the disk is its own.
 static IN_GUEST: OnceLock<()> = OnceLock::new();
 
-/// From now on, what is remembered is on the guest's disk.
+/// Keeps records on the guest's disk from now on.
 pub fn begin() {
     IN_GUEST.get_or_init(|| ());
 }
 
-/// Where commands are remembered.
+/// A location for records.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct Location {
     directory: &'static str,
-    /// The size of a file of a log, in bytes. There are two.
-    pub most: u64,
+    /// The maximum size of a log file in bytes. A log has two.
+    pub max_size: u64,
 }
 
-/// What is remembered of a command.
+/// Metadata of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct About {
+pub struct Metadata {
     pub command: String,
     pub user: String,
-    /// The process, with what tells it from a later one of that number.
+    /// The process id, and what distinguishes the process from a later one with the same id.
     pub pid: u32,
-    pub begun_ticks: u64,
+    pub start_ticks: u64,
     pub boot_id: String,
     /// Its control group.
     pub group: Option<String>,
@@ -55,62 +55,62 @@ pub struct About {
     pub exit: Option<Exit>,
 }
 
-impl About {
+impl Metadata {
     pub fn is_of_this_boot(&self) -> bool {
         self.boot_id == boot_id()
     }
 
-    /// Whether the command still runs. One that was cut off by the end of its guest does not.
+    /// Returns whether the command still runs. A command of an earlier boot does not.
     pub fn is_running(&self) -> bool {
-        self.exit.is_none() && self.is_of_this_boot() && begun_ticks(self.pid) == Some(self.begun_ticks)
+        self.exit.is_none() && self.is_of_this_boot() && start_ticks(self.pid) == Some(self.start_ticks)
     }
 }
 
-/// A command that is remembered.
+/// The record of a command.
 #[derive(Debug, Clone)]
 pub struct Entry {
     pub id: u64,
     pub directory: PathBuf,
-    pub most: u64,
+    pub max_size: u64,
 }
 
 impl Entry {
-    pub fn about(&self) -> io::Result<About> {
-        Ok(serde_json::from_slice(&fs::read(self.directory.join(ABOUT))?)?)
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        Ok(serde_json::from_slice(&fs::read(self.directory.join(METADATA))?)?)
     }
 
-    /// Remembers this, wholly or not at all.
-    pub fn remember(&self, about: &About) -> io::Result<()> {
+    /// Saves the metadata, completely or not at all.
+    pub fn save(&self, metadata: &Metadata) -> io::Result<()> {
         let new = self.directory.join("about.new");
-        fs::write(&new, serde_json::to_vec(about)?)?;
-        fs::rename(new, self.directory.join(ABOUT))
+        fs::write(&new, serde_json::to_vec(metadata)?)?;
+        fs::rename(new, self.directory.join(METADATA))
     }
 
-    pub fn forget(&self) -> io::Result<()> {
+    pub fn remove(&self) -> io::Result<()> {
         fs::remove_dir_all(&self.directory)
     }
 }
 
-fn places() -> Vec<Place> {
+fn locations() -> Vec<Location> {
     match IN_GUEST.get() {
         Some(()) => vec![ON_DISK, IN_MEMORY],
         None => vec![IN_MEMORY],
     }
 }
 
-/// All that are remembered, by their numbers.
+/// Returns all records, ordered by number.
 pub fn all() -> Vec<Entry> {
     let mut entries: Vec<Entry> =
-        places().iter().flat_map(|place| below(place.directory, place.most)).collect();
+        locations().iter().flat_map(|location| below(location.directory, location.max_size)).collect();
     entries.sort_by_key(|entry| entry.id);
     entries
 }
 
-fn below(directory: impl AsRef<Path>, most: u64) -> Vec<Entry> {
+fn below(directory: impl AsRef<Path>, max_size: u64) -> Vec<Entry> {
     let found = fs::read_dir(directory).into_iter().flatten().flatten();
     let entry = |directory: PathBuf| {
         let id = directory.file_name()?.to_str()?.parse().ok()?;
-        Some(Entry { id, directory, most })
+        Some(Entry { id, directory, max_size })
     };
     found.filter_map(|found| entry(found.path())).collect()
 }
@@ -119,12 +119,12 @@ pub fn find(id: u64) -> Option<Entry> {
     all().into_iter().find(|entry| entry.id == id)
 }
 
-/// Room for a new command.
-pub fn make() -> io::Result<Entry> {
+/// Creates a record for a new command.
+pub fn create() -> io::Result<Entry> {
     let mut result = Err(io::ErrorKind::StorageFull.into());
     let next = all().last().map_or(1, |last| last.id + 1);
-    for Place { directory, most } in places() {
-        result = make_below(Path::new(directory), next, most);
+    for Location { directory, max_size } in locations() {
+        result = create_below(Path::new(directory), next, max_size);
         if result.is_ok() {
             break;
         }
@@ -132,15 +132,15 @@ pub fn make() -> io::Result<Entry> {
     result
 }
 
-fn make_below(directory: &Path, next: u64, most: u64) -> io::Result<Entry> {
+fn create_below(directory: &Path, next: u64, max_size: u64) -> io::Result<Entry> {
     let mut builder = fs::DirBuilder::new();
     builder.mode(0o700);
     builder.recursive(true).create(directory)?;
     builder.recursive(false);
-    for id in next..next.saturating_add(TRIES) {
+    for id in next..next.saturating_add(MAX_ATTEMPTS) {
         let directory = directory.join(id.to_string());
         match builder.create(&directory) {
-            Ok(()) => return Ok(Entry { id, directory, most }),
+            Ok(()) => return Ok(Entry { id, directory, max_size }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
@@ -148,33 +148,33 @@ fn make_below(directory: &Path, next: u64, most: u64) -> io::Result<Entry> {
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
-/// Forgets the oldest that have ended, when there are too many.
+/// Removes the oldest records of ended commands if there are too many.
 pub fn prune() {
-    prune_among(all(), MOST_ENDED, MOST_BYTES);
+    prune_among(all(), MAX_ENDED, MAX_BYTES);
 }
 
-fn prune_among(entries: Vec<Entry>, mut most: usize, mut bytes: u64) {
-    let ended = |entry: &Entry| entry.about().is_ok_and(|about| !about.is_running());
+fn prune_among(entries: Vec<Entry>, mut count: usize, mut bytes: u64) {
+    let ended = |entry: &Entry| entry.metadata().is_ok_and(|metadata| !metadata.is_running());
     for entry in entries.into_iter().filter(ended).rev() {
         let kept = log::size(&entry.directory).1;
-        if most == 0 || kept > bytes {
-            // What cannot be removed now may be later.
-            let _ = entry.forget();
+        if count == 0 || kept > bytes {
+            // A record that cannot be removed now may be removed later.
+            let _ = entry.remove();
             bytes = 0;
         } else {
-            most -= 1;
+            count -= 1;
             bytes -= kept;
         }
     }
 }
 
-/// Returns the facts about all remembered commands.
+/// Returns facts about all recorded commands.
 pub fn facts() -> Vec<Detached> {
     let fact = |entry: Entry| {
-        let about = entry.about().ok()?;
-        let running = about.is_running();
+        let metadata = entry.metadata().ok()?;
+        let running = metadata.is_running();
         let (written, kept) = log::size(&entry.directory);
-        let About { command, user, started_usec, ended_usec, exit, .. } = about;
+        let Metadata { command, user, started_usec, ended_usec, exit, .. } = metadata;
         Some(Detached { id: entry.id, command, user, running, started_usec, ended_usec, exit, written, kept })
     };
     all().into_iter().filter_map(fact).collect()
@@ -184,8 +184,8 @@ pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// When a process began, in ticks since the boot (proc_pid_stat(5), the 22nd field).
-pub fn begun_ticks(pid: u32) -> Option<u64> {
+/// Returns when a process started, in ticks since the boot (proc_pid_stat(5), the 22nd field).
+pub fn start_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
@@ -195,12 +195,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn about(exit: Option<Exit>) -> About {
-        About {
+    fn metadata(exit: Option<Exit>) -> Metadata {
+        Metadata {
             command: "make".into(),
             user: "root".into(),
             pid: std::process::id(),
-            begun_ticks: begun_ticks(std::process::id()).unwrap(),
+            start_ticks: start_ticks(std::process::id()).unwrap(),
             boot_id: boot_id(),
             group: None,
             started_usec: 1,
@@ -211,24 +211,24 @@ mod tests {
 
     #[test]
     fn a_command_runs_until_its_process_ends_or_the_guest_boots_again() {
-        let running = about(None);
+        let running = metadata(None);
         assert!(running.is_running());
         for ended in [
-            about(Some(Exit::Code(0))),
-            About { begun_ticks: running.begun_ticks + 1, ..running.clone() },
-            About { boot_id: "another".into(), ..running.clone() },
+            metadata(Some(Exit::Code(0))),
+            Metadata { start_ticks: running.start_ticks + 1, ..running.clone() },
+            Metadata { boot_id: "another".into(), ..running.clone() },
         ] {
             assert!(!ended.is_running(), "{ended:?}");
         }
     }
 
     #[test]
-    fn numbers_go_up_and_the_oldest_that_have_ended_are_forgotten() {
+    fn numbers_increase_and_the_oldest_ended_commands_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         for id in 1..=6 {
-            let entry = make_below(dir.path(), 1, 100).unwrap();
+            let entry = create_below(dir.path(), 1, 100).unwrap();
             assert_eq!(entry.id, id);
-            entry.remember(&about((id != 2).then_some(Exit::Code(0)))).unwrap();
+            entry.save(&metadata((id != 2).then_some(Exit::Code(0)))).unwrap();
             log::Writer::new(&entry.directory, 100).write(&[b'x'; 50]);
         }
         let left = || {

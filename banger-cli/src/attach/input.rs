@@ -1,7 +1,7 @@
-//! Reading a descriptor that others share with us, such as standard input: it may block, and it must not be
-//! made non-blocking, because that would change it for the shell, too.
+//! Reads a descriptor that is shared with other processes, such as standard input. Reads may block, but it must not
+//! be made non-blocking, because that would change it for the shell, too.
 //!
-//! A thread waits for it, and reads only what was asked for: what we do not use stays for whoever comes next.
+//! A thread waits for input and reads only as much as was requested, so the rest stays for the next reader.
 
 use std::{
     io,
@@ -25,37 +25,37 @@ use tokio::{
 /// A source of bytes.
 #[derive(Debug)]
 pub struct Input {
-    /// How many bytes are wanted.
+    /// How many bytes are requested.
     requests: blocking::Sender<usize>,
     answers: mpsc::Receiver<io::Result<Vec<u8>>>,
     state: State,
-    /// The thread ends when this is closed.
+    /// Closing it ends the thread.
     _wake: OwnedFd,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Nothing was asked for.
+    /// No request is pending.
     Idle,
-    /// An answer will come.
-    Asked,
-    /// What came, from an index on.
-    Come(Vec<u8>, usize),
+    /// A request is pending.
+    Requested,
+    /// Received bytes, from an index on.
+    Received(Vec<u8>, usize),
 }
 
 impl Input {
-    /// Standard input.
+    /// Reads standard input.
     pub fn stdin() -> io::Result<Self> {
         Self::new(io::stdin().as_fd().try_clone_to_owned()?)
     }
 
-    /// Any descriptor that can be read.
+    /// Reads any descriptor.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let (asleep, wake) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (requests, asked) = blocking::channel();
+        let (requests, requested) = blocking::channel();
         let (answer, answers) = mpsc::channel(1);
         thread::Builder::new().name("input".into()).spawn(move || {
-            for wanted in asked {
+            for wanted in requested {
                 let Some(read) = wait_and_read(&fd, &asleep, wanted) else { return };
                 if answer.blocking_send(read).is_err() {
                     return;
@@ -66,7 +66,7 @@ impl Input {
     }
 }
 
-/// Reads at most `wanted` bytes once there are any; `None` when we are to end.
+/// Waits for input and reads at most `wanted` bytes. Returns `None` if the thread must end.
 fn wait_and_read(fd: &OwnedFd, asleep: &OwnedFd, wanted: usize) -> Option<io::Result<Vec<u8>>> {
     let mut bytes = vec![0; wanted];
     loop {
@@ -81,9 +81,9 @@ fn wait_and_read(fd: &OwnedFd, asleep: &OwnedFd, wanted: usize) -> Option<io::Re
         }
         match rustix::io::read(fd, &mut bytes) {
             Ok(count) => bytes.truncate(count),
-            // Another reader was faster.
+            // Another process was faster.
             Err(Errno::INTR | Errno::AGAIN) => continue,
-            // A terminal that was hung up has come to its end.
+            // A terminal that was hung up is at its end.
             Err(Errno::IO) => bytes.clear(),
             Err(error) => return Some(Err(error.into())),
         }
@@ -104,18 +104,18 @@ impl AsyncRead for Input {
                     if buffer.remaining() == 0 || this.requests.send(buffer.remaining()).is_err() {
                         return Poll::Ready(Ok(()));
                     }
-                    this.state = State::Asked;
+                    this.state = State::Requested;
                 }
-                State::Asked => {
+                State::Requested => {
                     let answer = ready!(this.answers.poll_recv(context));
                     this.state = State::Idle;
                     match answer {
-                        Some(Ok(bytes)) if !bytes.is_empty() => this.state = State::Come(bytes, 0),
+                        Some(Ok(bytes)) if !bytes.is_empty() => this.state = State::Received(bytes, 0),
                         Some(Err(error)) => return Poll::Ready(Err(error)),
                         _ => return Poll::Ready(Ok(())),
                     }
                 }
-                State::Come(bytes, from) => {
+                State::Received(bytes, from) => {
                     let count = buffer.remaining().min(bytes.len() - *from);
                     buffer.put_slice(&bytes[*from..*from + count]);
                     *from += count;
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_is_read_than_was_asked_for() {
+    async fn no_more_is_read_than_requested() {
         let (reader, writer) = pipe().unwrap();
         File::from(writer).write_all(b"abcdef").unwrap();
         let mut input = Input::new(reader.try_clone().unwrap()).unwrap();
@@ -179,10 +179,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_typed_after_the_end_is_left_for_others() {
+    async fn input_after_the_end_stays_for_other_readers() {
         let (reader, writer) = pipe().unwrap();
         let mut input = Input::new(reader.try_clone().unwrap()).unwrap();
-        // The thread waits for input when it is told to end.
+        // The thread is waiting for input when it must end.
         assert!(timeout(Duration::from_millis(1), input.read(&mut [0; 4])).await.is_err());
         let answers = {
             let Input { requests, answers, state: _, _wake } = input;

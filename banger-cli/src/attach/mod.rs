@@ -1,4 +1,4 @@
-//! A command in a sandbox whose input, output, terminal and signals are ours.
+//! Attaches the caller's input, output, terminal and signals to a command in a sandbox.
 
 mod input;
 mod raw_mode;
@@ -18,17 +18,17 @@ use tokio::net::UnixStream;
 pub use input::Input;
 use raw_mode::RawMode;
 pub use session::Error;
-use session::{Ends, Session};
+use session::{Session, Streams};
 
 use crate::{error::Result, signals::Listener};
 
-/// The size of a terminal that does not know its own.
+/// Default size, for terminals that do not report one.
 const SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
 
 /// Whether a command runs in a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TerminalUse {
-    /// When standard input and output are terminals.
+    /// If standard input and output are terminals.
     Auto,
     /// Always.
     Always,
@@ -37,7 +37,7 @@ pub enum TerminalUse {
 }
 
 impl TerminalUse {
-    /// The terminal that the command gets, if any.
+    /// Returns the terminal for the command, if it gets one.
     pub fn terminal(self) -> Option<Terminal> {
         let ours = io::stdin().is_terminal() && io::stdout().is_terminal();
         let wanted = match self {
@@ -52,12 +52,12 @@ impl TerminalUse {
     }
 }
 
-/// What a command reads.
+/// The standard input of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stdin {
-    /// Our standard input.
+    /// The caller's standard input.
     Ours,
-    /// Nothing. Ours is left to whoever else reads it, such as the loop of a script.
+    /// None. The caller's stays untouched for another reader, such as the loop of a script.
     Null,
 }
 
@@ -70,8 +70,8 @@ impl Stdin {
     }
 }
 
-/// Runs a command on a stream that waits for a request, and returns its status as a shell would give it.
-/// The terminal is as it was when this returns.
+/// Runs a command on a stream that waits for a request. Returns its exit status as a shell would. Restores the
+/// terminal.
 pub async fn run(stream: OwnedFd, exec: Exec, stdin: Stdin, listener: &mut Listener) -> Result<u8> {
     let session = Session::new(connect(stream)?, &exec)?;
     let raw = match exec.terminal {
@@ -79,13 +79,13 @@ pub async fn run(stream: OwnedFd, exec: Exec, stdin: Stdin, listener: &mut Liste
         _ => None,
     };
     let input = stdin.open().map_err(|source| crate::error::Error::io("read standard input", source))?;
-    let ends = Ends { input, output: tokio::io::stdout(), errors: tokio::io::stderr() };
+    let ends = Streams { input, output: tokio::io::stdout(), errors: tokio::io::stderr() };
     let status = session.run(ends, listener, window_size).await;
     drop(raw);
     status
 }
 
-/// Starts a command that goes on without us, and returns its number. An agent of an earlier version gives none.
+/// Starts a detached command. Returns its number, or `None` if the agent is older than that.
 pub async fn detach(stream: OwnedFd, exec: &Exec) -> Result<Option<u64>> {
     Session::new(connect(stream)?, exec)?.detached().await
 }
@@ -103,7 +103,7 @@ fn enter_raw_mode() -> Result<RawMode> {
         .map_err(|source| crate::error::Error::io("put the terminal into raw mode", source))
 }
 
-/// The size of our terminal.
+/// Returns the size of the caller's terminal.
 fn window_size() -> WindowSize {
     let size = tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin()));
     match size {

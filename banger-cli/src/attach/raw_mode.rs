@@ -1,4 +1,4 @@
-//! A terminal that hands over every key as it is, until this is dropped.
+//! Raw mode of a terminal: every key is passed on unchanged.
 
 use std::{
     io,
@@ -27,7 +27,7 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // A terminal that was hung up needs no mode. Not `Drain`: nobody may be reading any more.
+        // A terminal that was hung up needs no restoring. Not `Drain`: nobody may be reading any more.
         let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
 }
@@ -45,7 +45,7 @@ mod tests {
 
     use super::*;
 
-    /// Both ends of a terminal.
+    /// Returns both ends of a terminal.
     fn terminal() -> (OwnedFd, OwnedFd) {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&controller).unwrap();
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_is_raw_as_long_as_the_guard_lives() {
+    fn a_terminal_is_raw_while_the_guard_lives() {
         let (_controller, user) = terminal();
         let guard = RawMode::enter(&user).unwrap();
         assert!(is_raw(&user));
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_terminal_has_no_raw_mode() {
+    fn other_files_have_no_raw_mode() {
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         assert!(RawMode::enter(&reader).is_err());
     }

@@ -1,4 +1,4 @@
-//! The client's side of one request to the agent: a command.
+//! The client's side of a command: one request to the agent.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -22,38 +22,38 @@ use crate::{
     signals::{Event, Listener, next_event},
 };
 
-/// Frames that wait to be sent. The agent always reads, so that they do not wait long.
+/// Length of the queue of frames to send. The agent always reads, so they do not wait long.
 const QUEUE: usize = 4;
-/// How long a command may go on whose output nobody reads.
+/// How long a command may continue after the reader of its output has gone.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
-/// How long an agent may take to say anything after we were asked to end.
-const LAST_WORD: Duration = Duration::from_secs(12);
+/// How long the agent may be silent after the user has asked to end.
+const END_TIMEOUT: Duration = Duration::from_secs(12);
 const SIGHUP: u8 = 1;
 const SIGPIPE: u8 = 13;
 
-/// Why a stream was lost.
+/// Why a stream to the agent was lost.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The other side hung up before the command had ended.
+    /// The agent hung up before the command had ended.
     #[error("the sandbox has stopped, or its agent has closed the connection")]
     HungUp,
-    /// Nothing came for so many seconds, although more was promised.
+    /// The agent was silent for this many seconds, although it had promised heartbeats.
     #[error("the agent of the sandbox has said nothing for {0} seconds")]
     Silent(u64),
-    /// It sends what is no frame.
+    /// The agent sent an invalid frame.
     #[error("the agent in the guest violates the protocol")]
     Frame(#[from] frame::Error),
-    /// It sends a frame that has no meaning here.
+    /// The agent sent a frame that has no meaning in this conversation.
     #[error("the agent in the guest sent an unexpected message")]
     Unexpected,
-    /// The stream is broken.
+    /// The stream failed.
     #[error("the connection to the sandbox broke")]
     Stream(#[source] io::Error),
 }
 
-/// What a command is connected to on our side.
+/// The caller's streams for a command.
 #[derive(Debug)]
-pub struct Ends<I, O, E> {
+pub struct Streams<I, O, E> {
     /// Its standard input.
     pub input: I,
     /// Where its standard output goes.
@@ -62,25 +62,25 @@ pub struct Ends<I, O, E> {
     pub errors: E,
 }
 
-/// A stream on which a request was put.
+/// A stream with a pending request.
 #[derive(Debug)]
 pub struct Session {
     stream: UnixStream,
     request: Vec<u8>,
-    place: Place,
+    attachment: Attachment,
 }
 
-/// Where a command runs.
+/// What a command is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// In a terminal that shows what ours does.
+enum Attachment {
+    /// A terminal that mirrors the caller's.
     Terminal,
     /// Behind pipes.
     Pipes,
 }
 
 impl Session {
-    /// A session for this command.
+    /// Creates a session for this command.
     pub fn new(stream: UnixStream, exec: &Exec) -> Result<Self> {
         let request = Frame::Request(Request::Exec(exec.clone())).encode();
         if request.len() > MAX_MESSAGE {
@@ -89,14 +89,14 @@ impl Session {
                 MAX_MESSAGE >> 10
             )));
         }
-        let place = if exec.terminal.is_some() { Place::Terminal } else { Place::Pipes };
-        Ok(Self { stream, request, place })
+        let attachment = if exec.terminal.is_some() { Attachment::Terminal } else { Attachment::Pipes };
+        Ok(Self { stream, request, attachment })
     }
 
-    /// Starts a command that goes on without us, and returns its number. An agent of an earlier version gives none.
+    /// Starts a detached command. Returns its number, or `None` if the agent is older than that.
     pub async fn detached(self) -> Result<Option<u64>> {
         let (reader, mut writer) = self.stream.into_split();
-        // When it cannot be written, there is an answer that tells why, or the end.
+        // If it cannot be written, the reason or the end can be read.
         let _ = writer.write_all(&self.request).await;
         let (mut frames, mut id) = (Frames::new(reader), None);
         loop {
@@ -111,10 +111,10 @@ impl Session {
         }
     }
 
-    /// Runs a command to its end, and returns its status.
+    /// Runs a command to its end. Returns its exit status.
     pub async fn run<I, O, E>(
         self,
-        ends: Ends<I, O, E>,
+        ends: Streams<I, O, E>,
         listener: &mut Listener,
         window_size: impl Fn() -> WindowSize,
     ) -> Result<u8>
@@ -127,19 +127,19 @@ impl Session {
         let (outbox, queue) = mpsc::channel(QUEUE);
         let credit = Semaphore::new(STDIN_WINDOW as usize);
         let output = Output { output: ends.output, errors: ends.errors, outbox: outbox.clone() };
-        let heard = watch::Sender::new(Heard::Nothing);
+        let heard = watch::Sender::new(Liveness::Nothing);
         tokio::select! {
-            // What has come is told before what we are told meanwhile.
+            // Received output comes before signals that arrived meanwhile.
             biased;
             ended = receive(Frames::new(reader), output, &credit, &heard) => ended.map(Exit::status),
-            signal = forward(self.place, listener, &outbox, &heard, window_size) => Err(left(self.place, signal)),
+            signal = forward(self.attachment, listener, &outbox, &heard, window_size) => Err(left_error(self.attachment, signal)),
             never = feed(ends.input, &outbox, &credit) => match never {},
             never = send(writer, self.request, queue) => match never {},
         }
     }
 }
 
-/// Frames as they come.
+/// Frames of a stream.
 struct Frames {
     reader: OwnedReadHalf,
     decoder: Decoder,
@@ -151,7 +151,7 @@ impl Frames {
         Self { reader, decoder: Decoder::default(), buffer: vec![0; MAX_DATA] }
     }
 
-    /// The next frame. Nothing is lost when this is dropped.
+    /// Returns the next frame. Dropping the future loses nothing.
     async fn next(&mut self) -> Result<Frame> {
         loop {
             if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(error.into()))? {
@@ -169,67 +169,67 @@ impl Frames {
     }
 }
 
-/// What was heard of the agent.
+/// When the agent was last heard from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Heard {
+enum Liveness {
     /// Nothing yet.
     Nothing,
-    /// Something. It may say nothing for as long as the command does.
+    /// Some time ago. It may be silent as long as the command is.
     Something,
-    /// Something at this time, and it said that it would say more.
+    /// At this time, and it has promised heartbeats.
     Promised(Instant),
 }
 
-impl Heard {
-    /// Whether an agent that is there would have been heard of since.
+impl Liveness {
+    /// Returns whether an agent that is alive would have sent something since `then`.
     fn is_silent_since(self, then: Instant) -> bool {
         match self {
-            Heard::Nothing => true,
-            Heard::Something => false,
-            Heard::Promised(last) => last <= then,
+            Liveness::Nothing => true,
+            Liveness::Something => false,
+            Liveness::Promised(last) => last <= then,
         }
     }
 }
 
-/// Takes what the command writes, until it has ended.
+/// Receives the output of the command until it has ended.
 async fn receive<O, E>(
     mut frames: Frames,
     mut output: Output<O, E>,
     credit: &Semaphore,
-    heard: &watch::Sender<Heard>,
+    heard: &watch::Sender<Liveness>,
 ) -> Result<Exit>
 where
     O: AsyncWrite + Unpin,
     E: AsyncWrite + Unpin,
 {
-    // Set once nobody reads the output any more.
+    // Set once the reader of the output has gone.
     let mut give_up = None;
-    // Set once the agent has said how often it is heard of.
-    let mut patience = None;
+    // Set once the agent has promised heartbeats.
+    let mut silence_limit = None;
     loop {
-        let silent = patience.map(|patience| Instant::now() + patience);
+        let silent = silence_limit.map(|silence_limit| Instant::now() + silence_limit);
         let frame = tokio::select! {
-            // What has come while we were stopped has come.
+            // What has arrived while this process was stopped counts.
             biased;
             frame = frames.next() => frame?,
             () = until(give_up) => return Ok(Exit::Signal(SIGPIPE)),
             () = until(silent) => {
-                return Err(lost(Error::Silent(patience.unwrap_or_default().as_secs())));
+                return Err(lost(Error::Silent(silence_limit.unwrap_or_default().as_secs())));
             }
         };
         if let Frame::Started(started) = frame {
-            patience = started.patience();
+            silence_limit = started.silence_limit();
         }
-        heard.send_replace(match patience {
-            Some(_) => Heard::Promised(Instant::now()),
-            None => Heard::Something,
+        heard.send_replace(match silence_limit {
+            Some(_) => Liveness::Promised(Instant::now()),
+            None => Liveness::Something,
         });
         let written = match frame {
             Frame::Started(_) => Written::Taken,
             Frame::Output(bytes) => output.write_output(&bytes).await?,
             Frame::ErrorOutput(bytes) => output.write_errors(&bytes).await?,
             Frame::Window(count) => {
-                // No more than the window, whatever the agent says.
+                // Never more than the window, whatever the agent says.
                 let room = (STDIN_WINDOW as usize).saturating_sub(credit.available_permits());
                 credit.add_permits(room.min(count as usize));
                 Written::Taken
@@ -251,7 +251,7 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// Where the output of a command goes.
+/// Writes the output of a command.
 struct Output<O, E> {
     output: O,
     errors: E,
@@ -271,20 +271,20 @@ where
 {
     async fn write_output(&mut self, bytes: &[u8]) -> Result<Written> {
         let written = write(&mut self.output, bytes).await;
-        self.judge(written, "output").await
+        self.check_write(written, "output").await
     }
 
     async fn write_errors(&mut self, bytes: &[u8]) -> Result<Written> {
         let written = write(&mut self.errors, bytes).await;
-        self.judge(written, "error").await
+        self.check_write(written, "error").await
     }
 
-    /// The command gets the signal that it would have got had it written there itself.
-    async fn judge(&self, written: io::Result<()>, what: &str) -> Result<Written> {
+    /// Sends the command the signal that it would have got for writing there itself.
+    async fn check_write(&self, written: io::Result<()>, what: &str) -> Result<Written> {
         match written {
             Ok(()) => Ok(Written::Taken),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                // When it cannot be sent, the stream is at its end, which `receive` sees.
+                // If it cannot be sent, the stream is at its end, which `receive` notices.
                 let _ = self.outbox.send(Frame::Signal(SIGPIPE)).await;
                 Ok(Written::NobodyReads)
             }
@@ -298,29 +298,29 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<(
     to.flush().await
 }
 
-/// Sends on what comes from the user's side. Returns at the second signal that asks us to end, when our terminal is
-/// gone and the command's has to go with it, or when we were asked to end and the agent is not there to pass it on.
+/// Forwards the user's signals. Returns at the second signal to end, when the caller's terminal has gone and the
+/// command's must go with it, or when the first signal to end gets no response from the agent.
 async fn forward(
-    place: Place,
+    attachment: Attachment,
     listener: &mut Listener,
     outbox: &mpsc::Sender<Frame>,
-    heard: &watch::Sender<Heard>,
+    heard: &watch::Sender<Liveness>,
     window_size: impl Fn() -> WindowSize,
 ) -> u8 {
-    let mut asked: Option<(u8, Instant)> = None;
+    let mut end_request: Option<(u8, Instant)> = None;
     loop {
-        let silent = asked.filter(|(_, at)| heard.borrow().is_silent_since(*at));
+        let silent = end_request.filter(|(_, at)| heard.borrow().is_silent_since(*at));
         let event = tokio::select! {
             event = next_event(listener) => event,
-            () = until(silent.map(|(_, at)| at + LAST_WORD)) => match asked {
+            () = until(silent.map(|(_, at)| at + END_TIMEOUT)) => match end_request {
                 Some((signal, at)) if heard.borrow().is_silent_since(at) => return signal,
                 _ => continue,
             },
         };
         if let Some(signal) = event.ends() {
-            // The agent hangs the command's terminal up when we leave.
-            let gone = signal == SIGHUP && place == Place::Terminal;
-            if gone || asked.replace((signal, Instant::now())).is_some() {
+            // The agent hangs up the command's terminal when this process leaves.
+            let gone = signal == SIGHUP && attachment == Attachment::Terminal;
+            if gone || end_request.replace((signal, Instant::now())).is_some() {
                 return signal;
             }
         }
@@ -328,23 +328,23 @@ async fn forward(
             Event::Signal(number) => Frame::Signal(number),
             Event::Resized => Frame::Resize(window_size()),
         };
-        // When it cannot be sent, the stream is at its end, which `receive` sees.
+        // If it cannot be sent, the stream is at its end, which `receive` notices.
         let _ = outbox.send(frame).await;
     }
 }
 
-/// Why a command was left.
-fn left(place: Place, signal: u8) -> error::Error {
+/// Returns the error for leaving a command.
+fn left_error(attachment: Attachment, signal: u8) -> error::Error {
     let error = error::Error::Interrupted { signal };
-    match place {
-        Place::Terminal => error,
-        Place::Pipes => error.advise(
+    match attachment {
+        Attachment::Terminal => error,
+        Attachment::Pipes => error.with_hint(
             "the command was ended, too; `banger vm exec --detach` runs one that continues without you.",
         ),
     }
 }
 
-/// Sends our input, as much as the agent takes.
+/// Sends input, as much as the agent accepts.
 async fn feed(
     mut input: impl AsyncRead + Unpin,
     outbox: &mpsc::Sender<Frame>,
@@ -373,8 +373,8 @@ async fn feed(
     std::future::pending().await
 }
 
-/// Writes the request and then what is queued. A stream that cannot be written has something to read: the
-/// agent's last words, or its end.
+/// Writes the request and then the queue. If the stream cannot be written, there is something to read: the agent's
+/// last frames, or the end.
 async fn send(mut writer: OwnedWriteHalf, request: Vec<u8>, mut queue: mpsc::Receiver<Frame>) -> Infallible {
     let mut writable = writer.write_all(&request).await.is_ok();
     while let Some(frame) = queue.recv().await {

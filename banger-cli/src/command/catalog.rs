@@ -1,4 +1,4 @@
-//! What catalogs have, for the lists of images and of kernels.
+//! Lists catalog entries, for `image list` and `kernel list`.
 
 use std::time::Duration;
 
@@ -25,10 +25,10 @@ use crate::{
     table::Table,
 };
 
-/// What is younger does not have to be asked for again.
+/// Catalogs fetched more recently than this are not fetched again.
 const FRESH: Duration = Duration::from_secs(24 * 3600);
 
-/// The options of a list that can be of catalogs.
+/// The options of a list that can show catalogs.
 #[derive(Debug, Args)]
 pub struct AvailableArgs {
     /// Show what the catalogs have, and whether this host has it
@@ -42,8 +42,8 @@ pub struct AvailableArgs {
 }
 
 impl AvailableArgs {
-    /// Whether the list is to be of catalogs.
-    pub fn is_asked_for(&self) -> bool {
+    /// Returns whether to list catalogs.
+    pub fn is_requested(&self) -> bool {
         self.available
     }
 
@@ -66,7 +66,7 @@ impl AvailableArgs {
         Ok(0)
     }
 
-    /// Has the service fetch what is old. What is kept is shown whatever comes of that.
+    /// Lets the service fetch old catalogs. If that fails, the cached ones are shown.
     async fn fetch(&self, bus: &Bus, progress: &Progress) -> Result<()> {
         let age = if self.refresh { Duration::ZERO } else { FRESH };
         let age = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
@@ -88,7 +88,7 @@ impl AvailableArgs {
     }
 }
 
-/// Who may not have catalogs fetched may still see what is kept of them.
+/// Returns whether the caller may not refresh catalogs; the cached ones are still visible.
 fn is_denied(name: Option<ErrorName>) -> bool {
     matches!(name, Some(ErrorName::AccessDenied | ErrorName::InteractiveAuthorizationRequired))
 }

@@ -9,9 +9,9 @@ use crate::{
     output,
 };
 
-/// The name of this program, wherever it stands.
+/// The name of this program, wherever it is installed.
 const PROGRAM: &str = "banger";
-/// The shells that there are scripts for.
+/// The shells with a completion script.
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
 /// Print the completion script of a shell
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_a_script_for_every_shell_that_is_offered() {
+    fn every_offered_shell_has_a_script() {
         let shells = Shells::builtins();
         let mut known: Vec<&str> = shells.names().collect();
         known.sort_unstable();

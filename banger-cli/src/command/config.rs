@@ -3,9 +3,9 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::{error::Result, output, settings::Settings, ssh::places::Places, table::Table};
+use crate::{error::Result, output, settings::Settings, ssh::user_dirs::UserDirs, table::Table};
 
-/// What can be done with settings.
+/// The subcommands of `banger config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     Show(Show),
@@ -38,7 +38,7 @@ pub struct Show {
 
 impl Show {
     fn run(&self) -> Result<u8> {
-        let (settings, path) = (Settings::of_caller()?, Places::of_caller()?.settings());
+        let (settings, path) = (Settings::of_caller()?, UserDirs::of_caller()?.settings());
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let set: toml::Table = text.parse().unwrap_or_default();
         let files: Vec<Value> = settings

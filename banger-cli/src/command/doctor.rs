@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     bus::Bus,
     error::{FAILURE, Result},
-    output, plain,
+    output, sanitize,
 };
 
 /// Check whether this host is ready
@@ -49,9 +49,9 @@ fn json(check: &CheckRow) -> serde_json::Value {
 
 fn text(check: &CheckRow) -> String {
     let status = check.status.to_uppercase();
-    let mut text = plain::line(&format!("{status:<4}  {}: {}", check.check, check.message)) + "\n";
+    let mut text = sanitize::line(&format!("{status:<4}  {}: {}", check.check, check.message)) + "\n";
     if !check.hint.is_empty() {
-        text.push_str(&plain::line(&format!("      hint: {}", check.hint)));
+        text.push_str(&sanitize::line(&format!("      hint: {}", check.hint)));
         text.push('\n');
     }
     text
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_check_is_a_line_and_its_hint_another() {
+    fn a_check_and_its_hint_take_a_line_each() {
         let row = |status: &str, hint: &str| CheckRow {
             check: "kvm".into(),
             status: status.into(),

@@ -41,7 +41,7 @@ pub struct Events {
 impl Events {
     pub async fn run(&self) -> Result<u8> {
         let bus = Bus::connect().await?;
-        // From before the call, so that nothing is missed.
+        // Created before the call, so that nothing is missed.
         let mut messages = bus.messages();
         let options = match self.all {
             true => Options::from([(subscribe::ALL_OWNERS, Variant::from(true))]),
@@ -54,7 +54,7 @@ impl Events {
             let message = match next {
                 Ok(Some(message)) => message?,
                 Ok(None) => return Err(Error::ServiceEnded),
-                // That is how it is meant to end.
+                // The normal way to end.
                 Err(Error::Interrupted { .. }) => return Ok(0),
                 Err(error) => return Err(error),
             };
@@ -73,7 +73,7 @@ impl Events {
             event["arguments"].as_array().map(|all| all.iter().map(plain).collect()).unwrap_or_default();
         let at = age::stamp(event["time_usec"].as_u64().unwrap_or_default());
         let line = format!("{at} {} {} {}", text("event"), text("object"), arguments.join(" "));
-        output::text(&format!("{}\n", crate::plain::line(line.trim_end())))
+        output::text(&format!("{}\n", crate::sanitize::line(line.trim_end())))
     }
 }
 
@@ -85,7 +85,7 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// A signal of the service as an object.
+/// Converts a signal of the service to a JSON object.
 fn event_of(message: &Message) -> Option<Value> {
     let header = message.header();
     let interface = header.interface()?;

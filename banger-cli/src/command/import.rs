@@ -1,4 +1,4 @@
-//! What the commands have in common that hand files to the service.
+//! Shared code of the commands that pass files to the service.
 
 use std::{
     fs::{File, OpenOptions},
@@ -35,7 +35,7 @@ pub struct ImportArgs {
 }
 
 impl ImportArgs {
-    /// As options of the call.
+    /// Returns the options as options of the call.
     pub fn options(&self) -> Options<'static> {
         match self.shared {
             true => Options::from([(import::SHARED, Variant::from(true))]),
@@ -43,12 +43,12 @@ impl ImportArgs {
         }
     }
 
-    /// What happens goes here.
+    /// Returns where to show progress.
     pub fn progress(&self) -> Progress {
         Progress::new(self.progress)
     }
 
-    /// Waits for the job that `begin` starts to make something of this name.
+    /// Runs the job that `begin` starts to create an object with this name.
     pub async fn make(
         &self,
         bus: &Bus,
@@ -64,7 +64,7 @@ impl ImportArgs {
         bus.find(kind, name).await
     }
 
-    /// Waits for the job that `begin` starts to make something of this name, and prints what came of it.
+    /// Runs the job that `begin` starts to create an object with this name, and prints the result.
     pub async fn run(
         &self,
         bus: &Bus,
@@ -86,7 +86,7 @@ impl ImportArgs {
 /// Opens a regular file for reading.
 pub fn open_file(path: &Path) -> Result<File> {
     let failed = |source| Error::io(format!("open {}", path.display()), source);
-    // A FIFO must not hold us up.
+    // Opening a FIFO must not block.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {

@@ -1,4 +1,4 @@
-//! `banger manual`: the pages of the manual, for whoever makes a package.
+//! `banger manual`: writes the manual pages, for packagers.
 
 use std::{fs, io, path::PathBuf};
 
@@ -32,19 +32,19 @@ impl Manual {
         Ok(0)
     }
 
-    /// Writes the page of a verb and those of the verbs below it.
+    /// Writes the page of a command and of its subcommands.
     fn write(&self, command: &Command) -> io::Result<()> {
         let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
         let page = Man::new(command.clone()).title(name.to_uppercase()).date(&self.date);
         let mut text = Vec::new();
         page.render(&mut text)?;
-        fs::write(self.directory.join(format!("{name}.1")), tidy(&String::from_utf8_lossy(&text)))?;
+        fs::write(self.directory.join(format!("{name}.1")), clean_page(&String::from_utf8_lossy(&text)))?;
         command.get_subcommands().filter(|verb| !verb.is_hide_set()).try_for_each(|verb| self.write(verb))
     }
 }
 
-/// The page without what mandoc(1) warns of: line breaks beside an empty line, and blanks at the ends of lines.
-fn tidy(page: &str) -> String {
+/// Removes what mandoc(1) warns about: line breaks next to an empty line, and trailing blanks.
+fn clean_page(page: &str) -> String {
     let lines: String = page.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
     lines.replace(".br\n\n.br\n", ".sp\n")
 }

@@ -1,4 +1,4 @@
-//! The verbs, a file each.
+//! The commands, one file each.
 
 mod catalog;
 mod completion;
@@ -21,7 +21,7 @@ use clap::Subcommand;
 
 use crate::error::{FAILURE, Result};
 
-/// What can be done.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run, list and manage sandboxes
@@ -89,7 +89,7 @@ Example:
 }
 
 impl Command {
-    /// Does it, and returns the exit status.
+    /// Runs the command. Returns its exit status.
     pub async fn run(&self) -> Result<u8> {
         match self {
             Command::Vm(command) => command.run().await,
@@ -109,7 +109,7 @@ impl Command {
         }
     }
 
-    /// The status when banger itself fails.
+    /// Returns the exit status for a failure of banger itself.
     pub fn own_failure(&self) -> u8 {
         match self {
             Command::Vm(command) => command.own_failure(),

@@ -32,7 +32,7 @@ impl Schema {
         let verb = self.verb.join(" ");
         let schema = schema::of_verb(&verb).ok_or_else(|| {
             Error::Usage(format!("{verb} has no schema"))
-                .advise("`banger schema` lists the commands that have one.")
+                .with_hint("`banger schema` lists the commands that have one.")
         })?;
         output::json(&schema)?;
         Ok(0)

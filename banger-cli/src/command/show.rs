@@ -1,4 +1,4 @@
-//! What `show` of sandboxes, images and kernels have in common.
+//! Shared code of `vm show`, `image show` and `kernel show`.
 
 use clap::Args;
 use serde_json::{Map, Value};
@@ -24,7 +24,7 @@ impl ShowArgs {
         self.print(bus.properties(&path, kind.interface()).await?.json())
     }
 
-    /// What is to be shown.
+    /// Returns the reference of the object.
     pub fn reference(&self) -> &str {
         &self.reference
     }
@@ -40,7 +40,7 @@ impl ShowArgs {
     }
 }
 
-/// A line for each property: name and id first, then by name.
+/// Formats one line per property: name and id first, the others in order.
 fn lines(object: &Value) -> String {
     let Value::Object(properties) = object else { return String::new() };
     const FIRST: [&str; 2] = ["name", "id"];
@@ -53,8 +53,8 @@ fn lines(object: &Value) -> String {
     table.text()
 }
 
-/// When the phases of a boot were reached, in the order in which they are.
-fn in_seconds(phases: &Map<String, Value>) -> String {
+/// Formats when the phases of a boot were reached, in their order.
+fn phases_text(phases: &Map<String, Value>) -> String {
     let phase = |name: &str| match phases.get(name).and_then(Value::as_u64) {
         Some(usec) => format!("{name} after {:.1} s", usec as f64 / 1e6),
         None => format!("{name} not yet"),
@@ -62,7 +62,7 @@ fn in_seconds(phases: &Map<String, Value>) -> String {
     ["agent", "init", "boot"].map(phase).join(", ")
 }
 
-/// A value as people read it.
+/// Formats a value for people.
 fn text(key: &str, value: &Value) -> String {
     const SIZES: [&str; 7] =
         ["memory", "disk_size", "root_size", "virtual_size", "disk_usage", "size", "module_tree_size"];
@@ -70,8 +70,8 @@ fn text(key: &str, value: &Value) -> String {
     match (value, value.as_u64()) {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
         (_, Some(then)) if key.ends_with("_at") => crate::age::date(then, crate::age::now()),
-        (Value::String(reason), _) if key == "state_reason" => state_reason::in_words(reason),
-        (Value::Object(phases), _) if key == "phases" => in_seconds(phases),
+        (Value::String(reason), _) if key == "state_reason" => state_reason::describe(reason),
+        (Value::Object(phases), _) if key == "phases" => phases_text(phases),
         (Value::String(text), _) => text.clone(),
         (Value::Array(items), _) => items.iter().map(|item| text("", item)).collect::<Vec<_>>().join(" "),
         (Value::Object(entries), _) => {
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn properties_are_lines_as_people_read_them() {
+    fn properties_are_formatted_for_people() {
         let object = json!({
             "id": "0123",
             "name": "calm-otter",

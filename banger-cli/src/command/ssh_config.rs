@@ -1,5 +1,5 @@
-//! `banger ssh-config`: the user's ssh, and whatever uses it, learns of sandboxes. Nothing in the home is touched unless
-//! that is asked for.
+//! `banger ssh-config`: configures the user's ssh for sandboxes. Nothing in the home directory changes without
+//! `--install`.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -13,7 +13,7 @@ use clap::Args;
 use crate::{
     error::{Error, Result},
     output,
-    ssh::{config, keys, places::Places},
+    ssh::{config, keys, user_dirs::UserDirs},
 };
 
 const HEAD: &str = "# Written by `banger ssh-config --install`; `--uninstall` removes it.\n";
@@ -45,57 +45,57 @@ pub struct SshConfig {
 
 impl SshConfig {
     pub fn run(&self) -> Result<u8> {
-        let places = Places::of_caller()?;
+        let dirs = UserDirs::of_caller()?;
         match (self.install, self.uninstall) {
-            (true, _) => install(&places)?,
-            (_, true) => uninstall(&places)?,
-            _ => output::text(&config::block(&places)?)?,
+            (true, _) => install(&dirs)?,
+            (_, true) => uninstall(&dirs)?,
+            _ => output::text(&config::block(&dirs)?)?,
         }
         Ok(0)
     }
 }
 
-/// Our file first: a line that includes nothing yet would be no use.
-fn install(places: &Places) -> Result<()> {
-    keys::ensure(places)?;
-    let ours = places.our_config();
-    let content = format!("{HEAD}{}", config::block(places)?);
+/// Writes our file first: an include line without it would be useless.
+fn install(dirs: &UserDirs) -> Result<()> {
+    keys::ensure(dirs)?;
+    let ours = dirs.our_config();
+    let content = format!("{HEAD}{}", config::block(dirs)?);
     write(&ours, content.as_bytes(), 0o755, 0o644)?;
-    let theirs = places.ssh_config();
+    let theirs = dirs.ssh_config();
     let old = read(&theirs)?;
-    if let Some(new) = with_line(old.as_deref().unwrap_or_default(), &include(places)?) {
+    if let Some(new) = with_line(old.as_deref().unwrap_or_default(), &include(dirs)?) {
         write(&theirs, &new, 0o700, 0o600)?;
     }
-    let (ours, theirs) = (places.short(&ours), places.short(&theirs));
+    let (ours, theirs) = (dirs.short(&ours), dirs.short(&theirs));
     output::text(&format!("wrote {ours}; {theirs} includes it\n"))
 }
 
-fn uninstall(places: &Places) -> Result<()> {
-    let theirs = places.ssh_config();
+fn uninstall(dirs: &UserDirs) -> Result<()> {
+    let theirs = dirs.ssh_config();
     if let Some(old) = read(&theirs)?
-        && let Some(new) = without_line(&old, &include(places)?)
+        && let Some(new) = without_line(&old, &include(dirs)?)
     {
         let is_link = fs::symlink_metadata(&theirs).is_ok_and(|metadata| metadata.is_symlink());
         match new.is_empty() && !is_link {
-            // There was none before it was installed, as far as anybody can tell.
+            // It probably did not exist before the installation.
             true => remove(&theirs)?,
             false => write(&theirs, &new, 0o700, 0o600)?,
         }
     }
-    let ours = places.our_config();
+    let ours = dirs.our_config();
     remove(&ours)?;
     if let Some(directory) = ours.parent() {
-        // It stays where there is anything else in it.
+        // It stays if it contains anything else.
         let _ = fs::remove_dir(directory);
     }
-    output::text(&format!("removed the settings for sandboxes from {}\n", places.short(&theirs)))
+    output::text(&format!("removed the settings for sandboxes from {}\n", dirs.short(&theirs)))
 }
 
-/// The line that includes our file.
-fn include(places: &Places) -> Result<String> {
-    let path = places.short(&places.our_config());
+/// Returns the line that includes our file.
+fn include(dirs: &UserDirs) -> Result<String> {
+    let path = dirs.short(&dirs.our_config());
     let quoted = config::quoted(Path::new(&path))?;
-    // Unlike its other paths, ssh takes this one as it is, but for the home.
+    // Unlike other paths, ssh takes this one literally, except for the home.
     let path = match quoted == path {
         true => path,
         false if path.contains(char::is_whitespace) => format!("\"{path}\""),
@@ -104,7 +104,7 @@ fn include(places: &Places) -> Result<String> {
     Ok(format!("Include {path}\n"))
 }
 
-/// The text with the line at its top; nothing where it has the line.
+/// Returns the text with the line at its top, or `None` if it has the line.
 fn with_line(text: &[u8], line: &str) -> Option<Vec<u8>> {
     if text.split_inclusive(|byte| *byte == b'\n').any(|known| known == line.as_bytes()) {
         return None;
@@ -112,7 +112,7 @@ fn with_line(text: &[u8], line: &str) -> Option<Vec<u8>> {
     Some([line.as_bytes(), text].concat())
 }
 
-/// The text without the line; nothing where it does not have the line.
+/// Returns the text without the line, or `None` if it does not have the line.
 fn without_line(text: &[u8], line: &str) -> Option<Vec<u8>> {
     let lines = || text.split_inclusive(|byte| *byte == b'\n');
     let kept = lines().filter(|known| *known != line.as_bytes());
@@ -135,8 +135,8 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Writes a file, whole or not at all. One that is there keeps its mode, and a link stays a link: what it
-/// leads to is written. What is missing gets these modes.
+/// Writes a file, completely or not at all. An existing file keeps its mode, and a link is kept and its target
+/// written. New files and directories get these modes.
 fn write(path: &Path, content: &[u8], directory_mode: u32, mode: u32) -> Result<()> {
     let failed = |error| Error::io(format!("write {}", path.display()), error);
     let write = || {
@@ -157,7 +157,7 @@ fn write(path: &Path, content: &[u8], directory_mode: u32, mode: u32) -> Result<
     write().map_err(failed)
 }
 
-/// Where a link leads, or the path itself where there is nothing.
+/// Returns the target of a link, or the path itself if nothing is there.
 fn target(path: &Path) -> io::Result<PathBuf> {
     match fs::symlink_metadata(path) {
         Ok(_) => fs::canonicalize(path),
@@ -173,10 +173,10 @@ mod tests {
 
     const LINE: &str = "Include ~/.config/banger/ssh_config\n";
 
-    fn home() -> (tempfile::TempDir, Places) {
+    fn home() -> (tempfile::TempDir, UserDirs) {
         let home = tempfile::tempdir().unwrap();
-        let places = Places::below(home.path());
-        (home, places)
+        let dirs = UserDirs::below(home.path());
+        (home, dirs)
     }
 
     fn mode(path: &Path) -> u32 {
@@ -184,47 +184,47 @@ mod tests {
     }
 
     #[test]
-    fn what_is_installed_is_removed_without_a_trace() {
-        let (_home, places) = home();
-        install(&places).unwrap();
-        install(&places).unwrap();
-        assert_eq!(fs::read_to_string(places.ssh_config()).unwrap(), LINE);
-        assert_eq!((mode(&places.ssh()), mode(&places.ssh_config())), (0o700, 0o600));
-        assert!(fs::read_to_string(places.our_config()).unwrap().contains("\nHost *.vm\n"));
-        uninstall(&places).unwrap();
-        uninstall(&places).unwrap();
-        assert!(!places.ssh_config().exists() && !places.our_config().parent().unwrap().exists());
-        assert!(places.identity().exists());
+    fn an_uninstall_removes_everything() {
+        let (_home, dirs) = home();
+        install(&dirs).unwrap();
+        install(&dirs).unwrap();
+        assert_eq!(fs::read_to_string(dirs.ssh_config()).unwrap(), LINE);
+        assert_eq!((mode(&dirs.ssh()), mode(&dirs.ssh_config())), (0o700, 0o600));
+        assert!(fs::read_to_string(dirs.our_config()).unwrap().contains("\nHost *.vm\n"));
+        uninstall(&dirs).unwrap();
+        uninstall(&dirs).unwrap();
+        assert!(!dirs.ssh_config().exists() && !dirs.our_config().parent().unwrap().exists());
+        assert!(dirs.identity().exists());
     }
 
     #[test]
-    fn a_configuration_of_the_user_is_the_same_afterwards() {
-        let (home, places) = home();
-        // Without an end of line, with a byte that is no text, behind a link, and with a mode of its own.
+    fn the_users_configuration_is_restored() {
+        let (home, dirs) = home();
+        // Without a final line feed, with a byte that is not UTF-8, behind a link, and with a mode of its own.
         let mine = b"Host *\n    User al\xffice\n# last";
         let kept = home.path().join("dotfiles/ssh_config");
         fs::create_dir_all(kept.parent().unwrap()).unwrap();
-        fs::create_dir(places.ssh()).unwrap();
+        fs::create_dir(dirs.ssh()).unwrap();
         fs::write(&kept, mine).unwrap();
         fs::set_permissions(&kept, Permissions::from_mode(0o640)).unwrap();
-        std::os::unix::fs::symlink("../dotfiles/ssh_config", places.ssh_config()).unwrap();
-        install(&places).unwrap();
+        std::os::unix::fs::symlink("../dotfiles/ssh_config", dirs.ssh_config()).unwrap();
+        install(&dirs).unwrap();
         assert_eq!(fs::read(&kept).unwrap(), [LINE.as_bytes(), mine].concat());
-        uninstall(&places).unwrap();
+        uninstall(&dirs).unwrap();
         assert_eq!((fs::read(&kept).unwrap(), mode(&kept)), (mine.to_vec(), 0o640));
-        assert!(fs::symlink_metadata(places.ssh_config()).unwrap().is_symlink());
+        assert!(fs::symlink_metadata(dirs.ssh_config()).unwrap().is_symlink());
     }
 
     #[test]
-    fn a_link_that_leads_nowhere_is_told() {
-        let (_home, places) = home();
-        fs::create_dir(places.ssh()).unwrap();
-        std::os::unix::fs::symlink("nowhere", places.ssh_config()).unwrap();
-        assert!(install(&places).unwrap_err().to_string().starts_with("cannot write "));
+    fn a_broken_link_is_reported() {
+        let (_home, dirs) = home();
+        fs::create_dir(dirs.ssh()).unwrap();
+        std::os::unix::fs::symlink("nowhere", dirs.ssh_config()).unwrap();
+        assert!(install(&dirs).unwrap_err().to_string().starts_with("cannot write "));
     }
 
     #[test]
-    fn only_the_line_itself_is_the_line() {
+    fn only_the_exact_line_is_removed() {
         assert_eq!(with_line(b"# Include\n", LINE), Some(format!("{LINE}# Include\n").into_bytes()));
         assert_eq!(with_line(format!("a\n{LINE}").as_bytes(), LINE), None);
         assert_eq!(without_line(format!("a\n{LINE}b").as_bytes(), LINE), Some(b"a\nb".to_vec()));

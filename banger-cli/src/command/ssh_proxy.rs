@@ -1,4 +1,4 @@
-//! `banger ssh-proxy` and `banger ssh-known-hosts`: what ssh calls for the host of a sandbox.
+//! `banger ssh-proxy` and `banger ssh-known-hosts`: programs that ssh runs for the host of a sandbox.
 
 use std::{
     io::{self, IoSlice},
@@ -18,7 +18,7 @@ use crate::{
     ssh::reference,
 };
 
-/// The one port that leads anywhere.
+/// The only supported port.
 const SSH_PORT: u16 = 22;
 
 /// Connect ssh to a sandbox, as its ProxyCommand with ProxyUseFdpass
@@ -38,13 +38,13 @@ impl SshProxy {
         if self.port != SSH_PORT {
             let error = Error::Usage(format!("ssh reaches only port {SSH_PORT} of {}", self.host));
             return Err(
-                error.advise(format!("`ssh -L {0}:localhost:{0} {1}` reaches it.", self.port, self.host))
+                error.with_hint(format!("`ssh -L {0}:localhost:{0} {1}` reaches it.", self.port, self.host))
             );
         }
-        let stream = open(&reference).await.map_err(|error| advise(error).about(&reference))?;
+        let stream = open(&reference).await.map_err(|error| add_hint(error).about(&reference))?;
         pass(rustix::stdio::stdout(), stream).map_err(|error| {
             let error = Error::io("hand the connection to ssh", error);
-            error.advise("only ssh can use this command: `banger ssh-config` shows how.")
+            error.with_hint("only ssh can use this command: `banger ssh-config` shows how.")
         })?;
         Ok(0)
     }
@@ -56,10 +56,10 @@ async fn open(reference: &str) -> Result<OwnedFd> {
     bus.open_ssh(&vm).await
 }
 
-fn advise(error: Error) -> Error {
+fn add_hint(error: Error) -> Error {
     match error.name() {
-        Some(ErrorName::InvalidState) => error.advise("`banger vm start NAME` boots it."),
-        Some(ErrorName::NotReady) => error.advise(
+        Some(ErrorName::InvalidState) => error.with_hint("`banger vm start NAME` boots it."),
+        Some(ErrorName::NotReady) => error.with_hint(
             "the image may have no ssh server, or it has not started yet: `banger vm exec NAME` needs none, \
              and `banger vm logs NAME` shows the console.",
         ),
@@ -67,12 +67,12 @@ fn advise(error: Error) -> Error {
     }
 }
 
-/// Sends a descriptor with one byte, as `mm_receive_fd` of OpenSSH expects it.
+/// Sends a descriptor with one byte, as `mm_receive_fd` of OpenSSH expects.
 fn pass(socket: BorrowedFd<'_>, stream: OwnedFd) -> io::Result<()> {
     let streams = [stream.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    // There is room for one.
+    // The buffer has room for one.
     ancillary.push(SendAncillaryMessage::ScmRights(&streams));
     sendmsg(socket, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::empty())?;
     Ok(())
@@ -128,5 +128,13 @@ mod tests {
         let mut heard = String::new();
         far.read_to_string(&mut heard).unwrap();
         assert_eq!(heard, "hello");
+    }
+
+    #[test]
+    fn hints_of_ssh() {
+        use crate::wording::{check, of_service, shown};
+
+        let by_name = [ErrorName::InvalidState, ErrorName::NotReady];
+        check("hints_of_ssh", &shown(by_name.map(|name| (name, add_hint(of_service(name)).about("web")))));
     }
 }

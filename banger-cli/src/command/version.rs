@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use crate::{bus::Bus, error::Result, output, plain};
+use crate::{bus::Bus, error::Result, output, sanitize};
 
 /// Print the versions of this command and of the service
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ impl Version {
             Ok(bus) => bus.manager().await,
             Err(error) => Err(error),
         };
-        let service = service.map(|manager| plain::line(manager.text("Version")));
+        let service = service.map(|manager| sanitize::line(manager.text("Version")));
         if self.json {
             output::json(&json!({ "client": client, "service": service.ok() }))?;
         } else {

@@ -1,28 +1,28 @@
-//! What ssh is told of sandboxes, on its command line or in its configuration (ssh_config(5)).
+//! The ssh settings for sandboxes, for the command line or the configuration file (ssh_config(5)).
 //!
-//! A sandbox is reached by a connection that the service opens and [`ProxyUseFdpass`] hands to ssh, and known
-//! by the key that the service made for it. So neither routes, names nor earlier visits matter, and nothing
-//! is trusted at first sight.
+//! The service opens the connection, and [`ProxyUseFdpass`] hands it to ssh, which checks the host key that the
+//! service has made for the sandbox. So routes, names and earlier visits do not matter, and no key is trusted on
+//! first use.
 //!
 //! [`ProxyUseFdpass`]: https://man.openbsd.org/ssh_config#ProxyUseFdpass
 
 use std::{env, path::Path};
 
-use super::places::Places;
+use super::user_dirs::UserDirs;
 use crate::error::{Error, Result};
 
-/// The hosts that are sandboxes.
+/// The host names of sandboxes.
 const PATTERN: &str = "*.vm";
-/// What cannot stand between quotes, be it for ssh or for the shell that starts a proxy.
+/// Characters that cannot be quoted for ssh and for the shell that starts a proxy.
 const UNQUOTABLE: [char; 5] = ['"', '\'', '\\', '$', '`'];
 
 /// Keywords of ssh and their values.
 pub type Settings = Vec<(&'static str, String)>;
 
-/// What ssh is to know of sandboxes; the identity is read by ssh only when it is needed.
-pub fn settings(places: &Places) -> Result<Settings> {
+/// Returns the settings for sandboxes. ssh reads the identity file only when it is needed.
+pub fn settings(dirs: &UserDirs) -> Result<Settings> {
     let program = env::current_exe().map_err(|error| Error::io("find the path of banger", error))?;
-    settings_with(&program, &places.identity())
+    settings_with(&program, &dirs.identity())
 }
 
 fn settings_with(program: &Path, identity: &Path) -> Result<Settings> {
@@ -38,22 +38,22 @@ fn settings_with(program: &Path, identity: &Path) -> Result<Settings> {
         ("StrictHostKeyChecking", text("yes")),
         ("CheckHostIP", text("no")),
         ("UpdateHostKeys", text("no")),
-        // Servers refuse whoever shows many keys before the right one.
+        // Servers refuse clients that offer many keys before the right one.
         ("IdentityFile", identity),
         ("IdentitiesOnly", text("yes")),
     ])
 }
 
-/// The settings as a part of a configuration, for all sandboxes.
-pub fn block(places: &Places) -> Result<String> {
+/// Returns the settings as a block of a configuration file, for all sandboxes.
+pub fn block(dirs: &UserDirs) -> Result<String> {
     let mut text = format!("Host {PATTERN}\n");
-    for (keyword, value) in settings(places)? {
+    for (keyword, value) in settings(dirs)? {
         text.push_str(&format!("    {keyword} {value}\n"));
     }
     Ok(text)
 }
 
-/// A path between quotes where it needs them, which ssh takes as it is.
+/// Quotes a path if ssh requires it.
 pub fn quoted(path: &Path) -> Result<String> {
     let unusual =
         || Error::Usage(format!("cannot write the path {} in an ssh configuration", path.display()));
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn ssh_checks_the_key_of_the_service_and_asks_nobody() {
+    fn ssh_checks_the_key_of_the_service_and_never_asks() {
         let settings = settings_with(Path::new("/usr/bin/banger"), Path::new("/home/a/id")).unwrap();
         let value = |keyword: &str| settings.iter().find(|(known, _)| *known == keyword).unwrap().1.as_str();
         assert_eq!(value("ProxyCommand"), "/usr/bin/banger ssh-proxy %h %p");

@@ -1,5 +1,5 @@
-//! The keys that sandboxes let in: the user's own, and one that is for sandboxes alone, so that there always
-//! is one, and none with a passphrase is in the way.
+//! The keys that sandboxes accept: the user's own, and one only for sandboxes, so that there is always a key without
+//! a passphrase.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -10,18 +10,18 @@ use std::{
 
 use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey, rand_core::OsRng};
 
-use super::places::Places;
+use super::user_dirs::UserDirs;
 use crate::error::{Error, Result};
 
-/// The most keys that a sandbox lets in, and the most bytes of one.
+/// Limits on the number of keys that a sandbox accepts, and on the size of one.
 const MAX_KEYS: usize = 16;
 const MAX_KEY: u64 = 8 << 10;
 const COMMENT: &str = "banger";
 
-/// The public keys that a new sandbox is to let in, a line each: the one for sandboxes first.
-pub fn public(places: &Places) -> Result<Vec<String>> {
-    let mut keys = vec![line(ensure(places)?.public_key())?];
-    for path in public_files(&places.ssh()) {
+/// Returns the public keys for a new sandbox, one per line: the one for sandboxes first.
+pub fn public(dirs: &UserDirs) -> Result<Vec<String>> {
+    let mut keys = vec![line(ensure(dirs)?.public_key())?];
+    for path in public_files(&dirs.ssh()) {
         let Some(key) = read_public(&path) else { continue };
         if keys.len() < MAX_KEYS && !keys.contains(&key) {
             keys.push(key);
@@ -30,9 +30,9 @@ pub fn public(places: &Places) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-/// The key for sandboxes, made when there is none.
-pub fn ensure(places: &Places) -> Result<PrivateKey> {
-    let path = places.identity();
+/// Returns the key for sandboxes, and creates it if missing.
+pub fn ensure(dirs: &UserDirs) -> Result<PrivateKey> {
+    let path = dirs.identity();
     let failed = |doing: &str, source| Error::io(format!("{doing} {}", path.display()), source);
     match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -41,21 +41,21 @@ pub fn ensure(places: &Places) -> Result<PrivateKey> {
         Err(error) => return Err(failed("read the key", error)),
         Ok(_) => {}
     }
-    // Whoever else made it at the same time has made the one that counts.
+    // If another process has created it at the same time, that key counts.
     let text = fs::read(&path).map_err(|error| failed("read the key", error))?;
     let key = PrivateKey::from_openssh(text).map_err(|error| {
         failed("read the key", io::Error::other(error))
-            .advise("if you no longer need that key, delete the file: banger then creates a new one.")
+            .with_hint("if you no longer need that key, delete the file: banger then creates a new one.")
     })?;
     let public = path.with_added_extension("pub");
     if !public.exists() {
-        // For people and programs; we do without it.
+        // For people and other programs; banger does not need it.
         let _ = fs::write(public, format!("{}\n", line(key.public_key())?));
     }
     Ok(key)
 }
 
-/// Writes a new key, whole or not at all, unless somebody else was first.
+/// Creates a key file, completely or not at all, unless it exists.
 fn make(path: &Path) -> io::Result<()> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -71,7 +71,7 @@ fn make(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The files that ssh-keygen makes, in the order of their names.
+/// Returns the files that ssh-keygen creates, in the order of their names.
 fn public_files(directory: &Path) -> Vec<PathBuf> {
     let is_public = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -83,7 +83,7 @@ fn public_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A key that a server can let in. What is none, such as a certificate, is of no use here and no error.
+/// Reads a public key that a server can accept. Anything else, such as a certificate, is skipped.
 fn read_public(path: &Path) -> Option<String> {
     let mut text = String::new();
     File::open(path).ok()?.take(MAX_KEY).read_to_string(&mut text).ok()?;
@@ -108,26 +108,26 @@ mod tests {
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti alice at home";
 
     #[test]
-    fn the_key_for_sandboxes_is_made_once_and_is_the_users_alone() {
+    fn the_key_for_sandboxes_is_created_once_and_is_private() {
         let home = tempfile::tempdir().unwrap();
-        let places = Places::below(home.path());
-        let first = public(&places).unwrap();
+        let dirs = UserDirs::below(home.path());
+        let first = public(&dirs).unwrap();
         assert_eq!(first.len(), 1);
         assert!(first[0].ends_with(" banger"), "{first:?}");
-        assert_eq!(public(&places).unwrap(), first);
+        assert_eq!(public(&dirs).unwrap(), first);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        let identity = places.identity();
+        let identity = dirs.identity();
         assert_eq!((mode(&identity), mode(identity.parent().unwrap())), (0o600, 0o700));
         let public = fs::read_to_string(identity.with_added_extension("pub")).unwrap();
         assert_eq!(public.trim_end(), first[0]);
     }
 
     #[test]
-    fn the_users_keys_are_let_in_and_what_is_none_is_left_out() {
+    fn the_users_keys_are_accepted_and_other_files_skipped() {
         let home = tempfile::tempdir().unwrap();
-        let places = Places::below(home.path());
-        fs::create_dir(places.ssh()).unwrap();
-        let write = |name: &str, text: &str| fs::write(places.ssh().join(name), text).unwrap();
+        let dirs = UserDirs::below(home.path());
+        fs::create_dir(dirs.ssh()).unwrap();
+        let write = |name: &str, text: &str| fs::write(dirs.ssh().join(name), text).unwrap();
         write("id_ed25519.pub", &format!("{KEY}\n"));
         write("id_same.pub", KEY);
         write("id_rsa", KEY);
@@ -136,17 +136,17 @@ mod tests {
         write("id_options.pub", &format!("command=\"x\" {KEY}"));
         write("id_two.pub", &format!("{KEY}\n{KEY}\n"));
         write("id_binary.pub", "ssh-ed25519 \u{1}");
-        fs::create_dir(places.ssh().join("id_directory.pub")).unwrap();
-        assert_eq!(public(&places).unwrap()[1..], [KEY]);
+        fs::create_dir(dirs.ssh().join("id_directory.pub")).unwrap();
+        assert_eq!(public(&dirs).unwrap()[1..], [KEY]);
     }
 
     #[test]
-    fn a_damaged_key_is_told_and_left_as_it_is() {
+    fn a_damaged_key_is_reported_and_kept() {
         let home = tempfile::tempdir().unwrap();
-        let places = Places::below(home.path());
-        fs::create_dir_all(places.identity().parent().unwrap()).unwrap();
-        fs::write(places.identity(), "nonsense").unwrap();
-        assert!(public(&places).unwrap_err().hint().unwrap().contains("delete the file"));
-        assert_eq!(fs::read_to_string(places.identity()).unwrap(), "nonsense");
+        let dirs = UserDirs::below(home.path());
+        fs::create_dir_all(dirs.identity().parent().unwrap()).unwrap();
+        fs::write(dirs.identity(), "nonsense").unwrap();
+        assert!(public(&dirs).unwrap_err().hint().unwrap().contains("delete the file"));
+        assert_eq!(fs::read_to_string(dirs.identity()).unwrap(), "nonsense");
     }
 }

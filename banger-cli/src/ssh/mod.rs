@@ -1,19 +1,19 @@
-//! Sandboxes as hosts of ssh: their names, what ssh is told of them, and the keys of their owner.
+//! Sandboxes as ssh hosts: their names, the ssh settings, and the keys of their owner.
 
 pub mod config;
 pub mod keys;
-pub mod places;
+pub mod user_dirs;
 
 use crate::error::{Error, Result};
 
-/// The end of the names of sandboxes.
+/// Suffix of the host names of sandboxes.
 const DOMAIN: &str = ".vm";
 
-/// The reference of the sandbox that ssh knows as `NAME.vm` or `NAME.USER.vm`.
+/// Returns the reference of the sandbox that ssh knows as `NAME.vm` or `NAME.USER.vm`.
 pub fn reference(host: &str) -> Result<String> {
     let unknown = || {
         let error = Error::Usage(format!("{host} is not the name of a sandbox"));
-        error.advise("your own sandbox is NAME.vm, another user's is NAME.USER.vm.")
+        error.with_hint("your own sandbox is NAME.vm, another user's is NAME.USER.vm.")
     };
     let lower = host.to_ascii_lowercase();
     let name = lower.strip_suffix(DOMAIN).ok_or_else(unknown)?;
@@ -24,7 +24,7 @@ pub fn reference(host: &str) -> Result<String> {
     }
 }
 
-/// The host under which ssh knows a sandbox of the caller's own, or any one by its id.
+/// Returns the ssh host name of one of the caller's sandboxes, or of any by its id.
 pub fn host_of(name_or_id: &str) -> String {
     format!("{name_or_id}{DOMAIN}")
 }

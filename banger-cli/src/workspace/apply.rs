@@ -1,7 +1,7 @@
-//! Putting what came from a sandbox into the user's work tree, or on a branch of its own.
+//! Applies the changes of a sandbox to the user's work tree, or commits them to a new branch.
 //!
-//! Everything is decided and written beside the files first; only then do files take their places. What was
-//! changed on both sides is merged line by line, and where that does not go nothing at all is touched.
+//! Everything is planned and written to temporary files first; only then are files replaced. Files that have changed
+//! on both sides are merged line by line, and if that fails, nothing changes at all.
 
 use std::{
     collections::HashSet,
@@ -23,55 +23,55 @@ use rustix::{
 };
 
 use super::{
-    changed::Differing,
-    export::{CAME, Difference, Range, parse_tree, some_of},
-    files::{Found, Root, is_proper},
+    changed::ChangedFiles,
+    export::{Difference, FETCHED, Range, first_names, parse_tree},
+    files::{Found, Root, is_safe_name},
     git::Git,
-    record::{Kept, shell_word},
+    record::{StoredWorkspace, shell_word},
     snapshot::{Change, Content, Contents, Importer, SENT, Snapshot},
-    source::{PROGRAM, Repository, SYMLINK, Shown, os},
+    source::{DisplayPath, PROGRAM, Repository, SYMLINK, os},
 };
 use crate::error::{Error, Result};
 
-/// What to do about changes of both sides.
-const MERGE: &str = "`banger vm workspace export NAME --apply --merge` merges the work into them; `banger vm \
+/// Hints about changes on both sides.
+const MERGE_HINT: &str = "`banger vm workspace export NAME --apply --merge` merges the work into them; `banger vm \
     workspace export NAME --branch from-sandbox` puts it on a new branch.";
-const CONFLICT: &str = "nothing was touched: `banger vm workspace export NAME --branch from-sandbox` puts \
+const CONFLICT_HINT: &str = "nothing was touched: `banger vm workspace export NAME --branch from-sandbox` puts \
     the work on a new branch, which git can merge; `-o work.patch` instead writes a patch.";
 
-/// What becomes of a work tree with changes that are neither sent nor committed.
+/// What to do with a work tree that has changes that are neither sent nor committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dirty {
-    /// It is left alone.
+    /// Refuse to apply.
     Refuse,
-    /// What came is merged into it.
+    /// Merge into it.
     Merge,
 }
 
-/// What is done to a file.
+/// One step of applying changes.
 enum Step {
     Put { path: Vec<u8>, staged: PathBuf },
     Remove { path: Vec<u8> },
 }
 
-/// Puts what came into the work tree of the repository that the workspace came from. Returns what changed.
+/// Applies the changes to the work tree of the workspace. Returns what changed.
 ///
-/// Changes that were sent are in what came: they are in nobody's way, whether they are committed or not.
-pub fn to_work_tree(kept: &Kept, dirty: Dirty) -> Result<Vec<Difference>> {
+/// Changes that were sent are part of what came back, so they do not conflict, whether they are committed or not.
+pub fn to_work_tree(kept: &StoredWorkspace, dirty: Dirty) -> Result<Vec<Difference>> {
     let repository = Repository::open(&kept.record.source)?;
-    let differences = proper(Range::new(kept, None)?.differences()?)?;
+    let differences = drop_unsafe_names(Range::new(kept, None)?.differences()?)?;
     if dirty == Dirty::Refuse
-        && let Some(path) = Differing::find(kept)?.first_uncommitted(&repository)?
+        && let Some(path) = ChangedFiles::find(kept)?.first_uncommitted(&repository)?
     {
         let root = repository.root.display();
         return Err(Error::Refused(format!(
             "cannot apply the work to {root}: it has changes that were neither sent nor committed, as in {}",
-            Shown(&path)
+            DisplayPath(&path)
         ))
-        .advise(MERGE));
+        .with_hint(MERGE_HINT));
     }
     let root = Root::open(&repository.root)?;
-    let beside = place_beside(&repository);
+    let beside = staging_directory(&repository);
     let staging = tempfile::Builder::new()
         .prefix(".banger-")
         .tempdir_in(beside)
@@ -85,20 +85,20 @@ pub fn to_work_tree(kept: &Kept, dirty: Dirty) -> Result<Vec<Difference>> {
     Ok(differences)
 }
 
-/// Where files wait from which they are moved into the work tree: a directory on the same file system.
-fn place_beside(repository: &Repository) -> &Path {
+/// Returns a directory for temporary files, on the same file system as the work tree.
+fn staging_directory(repository: &Repository) -> &Path {
     let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
     let same = device(&repository.git_dir) == device(&repository.root);
     if same { &repository.git_dir } else { &repository.root }
 }
 
-/// From now on both sides have what came.
+/// Records that both sides now have the changes.
 fn advance(snapshot: &Snapshot) -> Result<()> {
-    snapshot.git().run(&["update-ref", SENT, CAME], b"").map(drop)
+    snapshot.git().run(&["update-ref", SENT, FETCHED], b"").map(drop)
 }
 
-/// Makes a branch with one commit: what came, on top of the commit that was sent.
-pub fn to_branch(kept: &Kept, branch: &str, message: &str) -> Result<Vec<Difference>> {
+/// Creates a branch with one commit: the changes, on top of the commit that was sent.
+pub fn to_branch(kept: &StoredWorkspace, branch: &str, message: &str) -> Result<Vec<Difference>> {
     let repository = Repository::open(&kept.record.source)?;
     let git = repository.git();
     let name = format!("refs/heads/{branch}");
@@ -107,14 +107,14 @@ pub fn to_branch(kept: &Kept, branch: &str, message: &str) -> Result<Vec<Differe
     }
     if git.line(&["rev-parse", "-q", "--verify", &name])?.is_some() {
         return Err(Error::Refused(format!("the branch {branch} already exists"))
-            .advise("choose another name, or delete it with `git branch -D`."));
+            .with_hint("choose another name, or delete it with `git branch -D`."));
     }
     let identity = git.line(&["var", "GIT_COMMITTER_IDENT"])?.ok_or_else(|| {
-        Error::Refused("cannot commit: git does not know your name and address".to_owned()).advise(
+        Error::Refused("cannot commit: git does not know your name and address".to_owned()).with_hint(
             "`git config --global user.name NAME` and `git config --global user.email ADDRESS` set them.",
         )
     })?;
-    let mut differences = proper(Range::new(kept, None)?.differences()?)?;
+    let mut differences = drop_unsafe_names(Range::new(kept, None)?.differences()?)?;
     if let Some(commit) = &kept.record.commit {
         let there = parse_tree(&git.run(&["ls-tree", "-r", "-z", "--full-tree", commit], b"")?)?;
         differences.retain(|one| there.get(&one.path) != one.new.as_ref());
@@ -123,7 +123,7 @@ pub fn to_branch(kept: &Kept, branch: &str, message: &str) -> Result<Vec<Differe
         return Err(Error::Refused(format!(
             "there is nothing to commit on {branch}: the sandbox has no new changes"
         ))
-        .advise(format!(
+        .with_hint(format!(
             "`git -C {} switch -c {branch}` creates the branch from your work tree.",
             shell_word(&repository.root.display().to_string())
         )));
@@ -154,18 +154,18 @@ pub fn to_branch(kept: &Kept, branch: &str, message: &str) -> Result<Vec<Differe
     Ok(differences)
 }
 
-/// A name that no work tree of the user's may have is no reason to go on.
-fn proper(differences: Vec<Difference>) -> Result<Vec<Difference>> {
-    match differences.iter().find(|one| !is_proper(&one.path)) {
+/// Drops changes to names that are not allowed in the user's work tree, without failing.
+fn drop_unsafe_names(differences: Vec<Difference>) -> Result<Vec<Difference>> {
+    match differences.iter().find(|one| !is_safe_name(&one.path)) {
         Some(one) => Err(Error::Refused(format!(
             "cannot take the file {} from the sandbox: a work tree cannot have that name",
-            Shown(&one.path)
+            DisplayPath(&one.path)
         ))),
         None => Ok(differences),
     }
 }
 
-/// How a merge has ended.
+/// The result of a merge.
 enum Merged {
     Clean,
     Conflict,
@@ -179,7 +179,7 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// Decides what to do, and writes beside the files what is to take their places.
+    /// Plans the steps, and writes new files to temporary ones.
     fn plan(&self) -> Result<Vec<Step>> {
         let mut contents = self.snapshot.contents()?;
         let removed: HashSet<&[u8]> =
@@ -215,28 +215,32 @@ impl Planner<'_> {
         }
         Err(Error::Refused(format!(
             "cannot merge files that were changed on the host and in the sandbox in different ways: {}",
-            some_of(&conflicts)
+            first_names(&conflicts)
         ))
-        .advise(CONFLICT))
+        .with_hint(CONFLICT_HINT))
     }
 
     fn current(&self, path: &[u8]) -> Result<Option<(u32, String)>> {
         self.root
             .digest(path, self.snapshot.algorithm)
-            .map_err(|source| Error::io(format!("read {}", Shown(path)), source))
+            .map_err(|source| Error::io(format!("read {}", DisplayPath(path)), source))
     }
 
     fn permissions(&self, path: &[u8]) -> Result<Option<u32>> {
-        match self.root.look(path).map_err(|source| Error::io(format!("read {}", Shown(path)), source))? {
+        match self
+            .root
+            .look(path)
+            .map_err(|source| Error::io(format!("read {}", DisplayPath(path)), source))?
+        {
             Some(Found::File(_, facts)) => Ok(Some(facts.permissions & 0o777)),
             _ => Ok(None),
         }
     }
 
-    /// Whether a file can stand at this path once those that go are gone.
+    /// Returns whether a file can exist at this path once others are removed.
     fn has_room(&self, path: &[u8], removed: &HashSet<&[u8]>) -> Result<bool> {
         let look = |path: &[u8]| {
-            self.root.look(path).map_err(|source| Error::io(format!("read {}", Shown(path)), source))
+            self.root.look(path).map_err(|source| Error::io(format!("read {}", DisplayPath(path)), source))
         };
         for parent in os(path).ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()) {
             let parent = parent.as_os_str().as_bytes();
@@ -263,7 +267,7 @@ impl Planner<'_> {
         })
     }
 
-    /// Merges two texts that both come from what was sent.
+    /// Merges two texts that are both based on what was sent.
     fn merge(
         &self,
         one: &Difference,
@@ -278,7 +282,7 @@ impl Planner<'_> {
         if [old_mode, current_mode, &new.0].contains(&&SYMLINK) {
             return Ok(Merged::Conflict);
         }
-        let failed = |source| Error::io(format!("merge {}", Shown(&one.path)), source);
+        let failed = |source| Error::io(format!("merge {}", DisplayPath(&one.path)), source);
         let side = |name: &str| staged.with_extension(name);
         fs::write(side("old"), contents.bytes(old)?).map_err(failed)?;
         fs::write(side("new"), contents.bytes(&new.1)?).map_err(failed)?;
@@ -288,12 +292,12 @@ impl Planner<'_> {
         let mut ours = File::create(side("ours")).map_err(failed)?;
         io::copy(&mut file, &mut ours).map_err(failed)?;
         let names = [side("ours"), side("old"), side("new")];
-        let words: Vec<std::ffi::OsString> = ["merge-file", "-p", "-q"]
+        let arguments: Vec<std::ffi::OsString> = ["merge-file", "-p", "-q"]
             .iter()
             .map(Into::into)
             .chain(names.map(PathBuf::into_os_string))
             .collect();
-        let merged = Git::within(self.staging).output(&words, b"")?;
+        let merged = Git::within(self.staging).output(&arguments, b"")?;
         if merged.status.code() != Some(0) {
             return Ok(Merged::Conflict);
         }
@@ -321,8 +325,8 @@ fn write_staged(
     contents.read(id, |_, content| io::copy(content, &mut file).map(drop).map_err(failed))
 }
 
-/// A new file gets what the user's umask leaves; one that was there keeps its permissions, but for whether it can
-/// be run.
+/// Creates a file. A new file gets the permissions that the umask allows; a replaced one keeps its permissions,
+/// except for the executable bit.
 fn create(path: &Path, mode: u32, permissions: Option<u32>) -> io::Result<File> {
     let new = if mode == PROGRAM { 0o777 } else { 0o666 };
     let file = OpenOptions::new().write(true).create_new(true).mode(new).open(path)?;
@@ -334,17 +338,18 @@ fn create(path: &Path, mode: u32, permissions: Option<u32>) -> io::Result<File> 
     Ok(file)
 }
 
-/// Puts everything in its place. What goes makes room first.
+/// Performs the steps, removals first, because they make room.
 fn perform(root: &Root, steps: &[Step]) -> Result<()> {
     for step in steps {
         if let Step::Remove { path } = step {
-            remove(root, os(path)).map_err(|source| Error::io(format!("remove {}", Shown(path)), source))?;
+            remove(root, os(path))
+                .map_err(|source| Error::io(format!("remove {}", DisplayPath(path)), source))?;
         }
     }
     for step in steps {
         if let Step::Put { path, staged, .. } = step {
             put(root, os(path), staged)
-                .map_err(|source| Error::io(format!("write {}", Shown(path)), source))?;
+                .map_err(|source| Error::io(format!("write {}", DisplayPath(path)), source))?;
         }
     }
     Ok(())
@@ -354,7 +359,7 @@ fn parent_of(root: &Root, path: &Path) -> io::Result<Option<OwnedFd>> {
     root.open_below(path.parent().unwrap_or(Path::new("")), OFlags::PATH | OFlags::DIRECTORY)
 }
 
-/// Removes a file, and the directories that are empty then.
+/// Removes a file, and the directories that become empty.
 fn remove(root: &Root, path: &Path) -> io::Result<()> {
     let mut flags = AtFlags::empty();
     for path in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
@@ -385,7 +390,7 @@ fn put(root: &Root, path: &Path, staged: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (parent_of(root, path)?, path.file_name()) else {
         return Err(io::ErrorKind::NotADirectory.into());
     };
-    // An empty directory of what has gone may stand there.
+    // An empty directory may be left at this path.
     match unlinkat(&parent, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
         Err(error) => return Err(error.into()),

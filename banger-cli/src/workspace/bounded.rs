@@ -1,49 +1,50 @@
-//! An archive whose maker may be hostile: names that stand before an entry are kept in memory by whoever reads it,
-//! so that they are only let through up to a size that honest ones never have.
+//! Limits an archive from a hostile guest: the reader keeps long names in memory before an entry, so they pass only
+//! up to a size that is enough for every valid archive.
 
 use std::io::{self, Read};
 
-/// The unit of which archives are made.
+/// Block size of an archive.
 const BLOCK: usize = 512;
-/// A path is 4096 bytes at most.
-const MOST: u64 = 64 << 10;
-/// The map of a file's holes: 21 parts in each block.
-const MOST_BLOCKS_OF_MAP: u32 = 2048;
-/// Kinds of entries that only say the name or the target of the next one, as GNU has them.
-const BEFORE: [u8; 2] = [b'L', b'K'];
-/// Those of POSIX, which our agent does not write: they could give the next entry another size than its head does.
-const NEVER: [u8; 2] = [b'x', b'g'];
-/// A file with a map of its holes.
+/// Limit on a long name; a path has at most 4096 bytes.
+const MAX_NAME: u64 = 64 << 10;
+/// Limit on the blocks of a sparse map, with 21 parts each.
+const MAX_MAP_BLOCKS: u32 = 2048;
+/// Types of entries with the name or the link target of the next one (GNU).
+const LONG_NAMES: [u8; 2] = [b'L', b'K'];
+/// Types of pax headers, which the agent does not write: they could change the size of the next entry.
+const PAX_HEADERS: [u8; 2] = [b'x', b'g'];
+/// Type of a sparse file.
 const SPARSE: u8 = b'S';
-/// Where the head of such a file, and a block of its map, say whether the map goes on in the next block.
-const GOES_ON: usize = 482;
-const MAP_GOES_ON: usize = 504;
+/// Offsets of the flags that say whether the map continues in the next block: in the header, and in a block of the
+/// map.
+const HEADER_CONTINUES_AT: usize = 482;
+const MAP_CONTINUES_AT: usize = 504;
 
-/// Lets an archive through as long as it is as it should be.
+/// Passes a valid archive through, and fails on any other.
 #[derive(Debug)]
-pub struct Bounded<R> {
+pub struct BoundedArchive<R> {
     from: R,
     block: Vec<u8>,
-    /// Bytes of content, with what fills the last block, until the next head.
+    /// Bytes of content and padding before the next header.
     content: u64,
-    /// What the next block is.
+    /// The kind of the next block.
     next: Block,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Block {
     Head,
-    /// Part of a map, which so many blocks had so far, of a file with so much content.
+    /// Part of a map: the number of its blocks so far, and the size of the content.
     Map(u32, u64),
 }
 
-impl<R: Read> Bounded<R> {
-    /// The archive that comes from here.
+impl<R: Read> BoundedArchive<R> {
+    /// Wraps a reader of an archive.
     pub fn new(from: R) -> Self {
         Self { from, block: Vec::with_capacity(BLOCK), content: 0, next: Block::Head }
     }
 
-    /// Looks at bytes that go by.
+    /// Checks bytes that pass.
     fn look(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.content > 0 {
@@ -56,7 +57,7 @@ impl<R: Read> Bounded<R> {
             self.block.extend_from_slice(&bytes[..now]);
             bytes = &bytes[now..];
             if self.block.len() == BLOCK {
-                (self.next, self.content) = behind(self.next, &self.block)?;
+                (self.next, self.content) = after_block(self.next, &self.block)?;
                 self.block.clear();
             }
         }
@@ -64,22 +65,22 @@ impl<R: Read> Bounded<R> {
     }
 }
 
-/// What comes behind a block: the next one, and how many bytes of content there are before it.
-fn behind(what: Block, block: &[u8]) -> io::Result<(Block, u64)> {
+/// Returns the kind of the next block, and the bytes of content before it.
+fn after_block(what: Block, block: &[u8]) -> io::Result<(Block, u64)> {
     let (size, goes_on, maps) = match what {
         Block::Head if block.iter().all(|byte| *byte == 0) => return Ok((Block::Head, 0)),
         Block::Head => {
             let header = tar::Header::from_byte_slice(block);
             let (kind, size) = (header.entry_type().as_byte(), header.entry_size()?);
-            if NEVER.contains(&kind) || (BEFORE.contains(&kind) && size > MOST) {
+            if PAX_HEADERS.contains(&kind) || (LONG_NAMES.contains(&kind) && size > MAX_NAME) {
                 return Err(too_long());
             }
-            (size, kind == SPARSE && block[GOES_ON] == 1, 0)
+            (size, kind == SPARSE && block[HEADER_CONTINUES_AT] == 1, 0)
         }
-        Block::Map(maps, size) => (size, block[MAP_GOES_ON] == 1, maps + 1),
+        Block::Map(maps, size) => (size, block[MAP_CONTINUES_AT] == 1, maps + 1),
     };
     match goes_on {
-        true if maps >= MOST_BLOCKS_OF_MAP => Err(too_long()),
+        true if maps >= MAX_MAP_BLOCKS => Err(too_long()),
         true => Ok((Block::Map(maps, size), 0)),
         false => Ok((Block::Head, size.checked_next_multiple_of(BLOCK as u64).unwrap_or(u64::MAX))),
     }
@@ -90,7 +91,7 @@ fn too_long() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R: Read> Read for BoundedArchive<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.from.read(into)?;
         self.look(&into[..count])?;
@@ -111,7 +112,7 @@ mod tests {
         header.as_bytes().to_vec()
     }
 
-    /// Gives few bytes at a time.
+    /// A reader that returns few bytes at a time.
     struct Slow<'a>(&'a [u8]);
 
     impl Read for Slow<'_> {
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn honest_archives_go_through_in_whatever_pieces() {
+    fn valid_archives_pass_in_any_chunks() {
         let mut builder = tar::Builder::new(Vec::new());
         let long = "x/".repeat(200) + "y";
         for (name, content) in [("a", vec![1; 1000]), (long.as_str(), vec![2; 512]), ("empty", Vec::new())] {
@@ -138,23 +139,23 @@ mod tests {
         for pieces in [true, false] {
             let mut through = Vec::new();
             match pieces {
-                true => Bounded::new(Slow(&bytes)).read_to_end(&mut through).unwrap(),
-                false => Bounded::new(bytes.as_slice()).read_to_end(&mut through).unwrap(),
+                true => BoundedArchive::new(Slow(&bytes)).read_to_end(&mut through).unwrap(),
+                false => BoundedArchive::new(bytes.as_slice()).read_to_end(&mut through).unwrap(),
             };
             assert!(through == bytes);
         }
     }
 
     #[test]
-    fn a_name_without_end_is_not_read() {
-        for kind in NEVER {
-            assert!(Bounded::new(head(kind, 1).as_slice()).read_to_end(&mut Vec::new()).is_err());
+    fn an_endless_name_is_not_read() {
+        for kind in PAX_HEADERS {
+            assert!(BoundedArchive::new(head(kind, 1).as_slice()).read_to_end(&mut Vec::new()).is_err());
         }
-        for kind in BEFORE {
-            // Behind an entry that is as it should be.
-            let bytes = [head(b'0', 5), vec![0; 512], head(kind, MOST + 1), vec![b'x'; 1 << 20]].concat();
+        for kind in LONG_NAMES {
+            // After a valid entry.
+            let bytes = [head(b'0', 5), vec![0; 512], head(kind, MAX_NAME + 1), vec![b'x'; 1 << 20]].concat();
             let mut through = Vec::new();
-            let error = Bounded::new(Slow(&bytes)).read_to_end(&mut through).unwrap_err();
+            let error = BoundedArchive::new(Slow(&bytes)).read_to_end(&mut through).unwrap_err();
             assert!(
                 error.to_string().contains("too long") && through.len() <= 3 * BLOCK,
                 "{}",
@@ -164,17 +165,17 @@ mod tests {
     }
 
     #[test]
-    fn a_map_of_holes_goes_through_and_one_without_end_does_not() {
+    fn a_sparse_map_passes_and_an_endless_one_does_not() {
         let mut file = head(SPARSE, 5);
-        file[GOES_ON] = 1;
+        file[HEADER_CONTINUES_AT] = 1;
         let mut map = vec![0; BLOCK];
         let last = map.clone();
-        map[MAP_GOES_ON] = 1;
+        map[MAP_CONTINUES_AT] = 1;
         let good = [file.clone(), map.clone(), last, vec![b'x'; 512], head(b'0', 0)].concat();
         let mut through = Vec::new();
-        Bounded::new(Slow(&good)).read_to_end(&mut through).unwrap();
+        BoundedArchive::new(Slow(&good)).read_to_end(&mut through).unwrap();
         assert!(through == good);
-        let endless = [file, map.repeat(MOST_BLOCKS_OF_MAP as usize + 1)].concat();
-        assert!(Bounded::new(endless.as_slice()).read_to_end(&mut Vec::new()).is_err());
+        let endless = [file, map.repeat(MAX_MAP_BLOCKS as usize + 1)].concat();
+        assert!(BoundedArchive::new(endless.as_slice()).read_to_end(&mut Vec::new()).is_err());
     }
 }

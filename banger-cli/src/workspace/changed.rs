@@ -1,7 +1,7 @@
-//! Which files here are not as they were sent.
+//! Finds files on the host that differ from what was sent.
 //!
-//! A command in a sandbox must not run old code without a word, and looking must not cost what sending costs. So
-//! the stamps of the files decide first ([`stamps`](super::stamps)), and only files whose stamps differ are read.
+//! A command in a sandbox must not run old code silently, and the check must be cheaper than sending. So the stamps
+//! of files are compared first ([`stamps`](super::stamps)), and only files whose stamps differ are read.
 
 use std::collections::HashSet;
 
@@ -9,27 +9,27 @@ use super::{
     export::Tree,
     files::Root,
     metadata::is_filtered,
-    prepare::Wanted,
-    record::Kept,
+    prepare::SendOptions,
+    record::StoredWorkspace,
     snapshot::SENT,
-    source::{Mode, Repository, SUBMODULE, Shown},
-    stamps::{Looker, Stamps, now},
+    source::{DisplayPath, Mode, Repository, SUBMODULE},
+    stamps::{StampReader, Stamps, now},
     untracked::Untracked,
 };
 use crate::error::{Error, Result};
 
-/// Names of files that are not as they were sent, in order.
+/// Names of files that differ from what was sent, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Differing {
-    /// They have another content or mode, or were not sent at all.
+pub struct ChangedFiles {
+    /// Files with another content or mode, and new files.
     pub changed: Vec<Vec<u8>>,
-    /// They were sent, and are not there any more.
+    /// Files that were sent and no longer exist.
     pub gone: Vec<Vec<u8>>,
 }
 
-impl Differing {
-    /// Compares the files here with what was sent. What turns out to be the same is remembered.
-    pub fn find(kept: &Kept) -> Result<Self> {
+impl ChangedFiles {
+    /// Compares the files on the host with what was sent. Updates the stamps of unchanged files.
+    pub fn find(kept: &StoredWorkspace) -> Result<Self> {
         let commit = kept.snapshot().commit(SENT)?;
         let private = kept.private()?;
         let known = Stamps::load(&kept.directory, &commit);
@@ -44,12 +44,12 @@ impl Differing {
             }
         };
         let root = Root::open(&kept.record.source)?;
-        let mut looker = Looker::new(&root);
-        let failed = |path: &[u8], source| Error::io(format!("read {}", Shown(path)), source);
+        let mut looker = StampReader::new(&root);
+        let failed = |path: &[u8], source| Error::io(format!("read {}", DisplayPath(path)), source);
         let (mut differing, mut unsure) = (Self::default(), Vec::new());
         for path in stamps.names() {
             match looker.stamp(path).map_err(|source| failed(path, source))? {
-                Some(stamp) if stamps.agrees(path, &stamp) => {}
+                Some(stamp) if stamps.matches(path, &stamp) => {}
                 Some(_) => unsure.push(path.clone()),
                 None => differing.gone.push(path.clone()),
             }
@@ -79,28 +79,28 @@ impl Differing {
         differing.changed.sort_unstable();
         differing.changed.dedup();
         if known.as_ref() != Some(&stamps) {
-            // It only saves the next comparison some work.
+            // The stamps only save work in the next comparison.
             let _ = stamps.save(&kept.directory, &commit);
         }
         Ok(differing)
     }
 
-    /// How many there are.
+    /// Returns the number of files.
     pub fn len(&self) -> usize {
         self.changed.len() + self.gone.len()
     }
 
-    /// Whether everything is as it was sent.
+    /// Returns whether nothing differs.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// All of their names.
+    /// Returns all names.
     pub fn names(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.changed.iter().chain(&self.gone)
     }
 
-    /// The first of them that is not committed either, so that nobody but the user has it.
+    /// Returns the first file whose changes are not committed either, so that only the user has them.
     pub fn first_uncommitted(&self, repository: &Repository) -> Result<Option<Vec<u8>>> {
         if self.is_empty() {
             return Ok(None);
@@ -133,7 +133,7 @@ impl Differing {
             }
             let found = root
                 .digest(&entry.path, repository.algorithm)
-                .map_err(|source| Error::io(format!("read {}", Shown(&entry.path)), source))?;
+                .map_err(|source| Error::io(format!("read {}", DisplayPath(&entry.path)), source))?;
             let is_as_in_index = match found {
                 None => entry.skipped,
                 Some((mode, id)) => (mode, &id) == (entry.mode, &entry.id) || is_filtered(&root, &entry),
@@ -142,15 +142,15 @@ impl Differing {
                 return Ok(Some(entry.path));
             }
         }
-        // What was taken out of the index, but is in the commit.
+        // Files that were removed from the index but are in the commit.
         Ok(self.names().find(|name| staged.contains(name.as_slice())).cloned())
     }
 }
 
-/// What would be sent now and was not then. While the index is as it was, git need not be asked.
-fn not_sent(kept: &Kept, private: &Tree, stamps: &mut Stamps) -> Result<Vec<Vec<u8>>> {
+/// Returns files that would be sent now and were not sent before. If the index is unchanged, git need not be asked.
+fn not_sent(kept: &StoredWorkspace, private: &Tree, stamps: &mut Stamps) -> Result<Vec<Vec<u8>>> {
     let record = &kept.record;
-    let wanted = Wanted::of(record);
+    let wanted = SendOptions::of(record);
     if record.mode == Mode::Shallow && !wanted.takes_untracked() && stamps.index_is_unchanged() {
         return Ok(Vec::new());
     }
@@ -164,7 +164,7 @@ fn not_sent(kept: &Kept, private: &Tree, stamps: &mut Stamps) -> Result<Vec<Vec<
     stamps.extend(newer);
     let mut names: Vec<Vec<u8>> =
         tracked.into_iter().filter(|entry| entry.mode != SUBMODULE).map(|entry| entry.path).collect();
-    // What was ignored and is tracked now has to be part of what comes back.
+    // A file that was ignored and is now tracked must be part of what comes back.
     names.retain(|name| !stamps.has(name) || private.contains_key(name));
     if wanted.takes_untracked() {
         let untracked = Untracked::find(&repository, wanted.include_untracked, &wanted.include)?;

@@ -1,8 +1,8 @@
-//! What a repository says of the place in which it wants to be worked on: `devcontainer.json`
-//! (https://containers.dev/implementors/json_reference/), as far as a sandbox has the like of it.
+//! The repository's `devcontainer.json` (https://containers.dev/implementors/json_reference/), as far as a sandbox
+//! supports it.
 //!
-//! The file is a stranger's word. Nothing that it says happens on this host, but for ports of the loopback that
-//! lead into the sandbox, and it learns nothing of this host: variables of the user's environment are not put in.
+//! The file is not trusted. It has no effect on the host except for forwarded ports of the loopback, and it learns
+//! nothing about the host: variables of the user's environment are not substituted.
 
 use std::{collections::BTreeMap, io::Read};
 
@@ -13,79 +13,79 @@ use super::{
     jsonc,
     prepare::{Plan, Planned},
     sender::cannot_read,
-    source::Shown,
+    source::DisplayPath,
 };
 use crate::error::{Error, Result};
 
-/// Where the file is, in this order.
+/// Paths of the file, in order of preference.
 const FILES: [&str; 2] = [".devcontainer/devcontainer.json", ".devcontainer.json"];
-/// A longer one is none.
-const MOST: u64 = 1 << 20;
-/// Where editors have the repository, for users who cannot see the home of root.
+/// Limit on the size of the file.
+const MAX_SIZE: u64 = 1 << 20;
+/// Path of repositories in editors, used for users who cannot access the home of root.
 const WORKSPACES: &str = "/workspaces";
-/// Keys that say nothing about the place.
-const IDLE: [&str; 2] = ["$schema", "name"];
-/// Variables that we have no value for, or do not tell.
+/// Keys without an effect.
+const IGNORED_KEYS: [&str; 2] = ["$schema", "name"];
+/// Variables that have no value in a sandbox, or that must not be revealed.
 const UNKNOWN: [&str; 5] = ["localEnv:", "containerEnv:", "env:", "devcontainerId}", "localWorkspaceFolder}"];
 
-/// What is wanted.
+/// The supported settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Devcontainer {
-    /// The name of the file; empty where there is none.
+    /// The name of the file; empty if there is none.
     pub file: String,
     /// The image.
     pub image: Option<String>,
-    /// What is to be run once the repository is there, a program and its arguments each.
+    /// Commands to run once the repository is there, each a program and its arguments.
     pub commands: Vec<Vec<String>>,
-    /// Ports of the sandbox that are to be reached here under the same numbers.
+    /// Ports of the sandbox to forward to the same ports of the host.
     pub ports: Vec<u16>,
     /// Variables of the environment.
     pub env: BTreeMap<String, String>,
-    /// Who works there, where that is not root.
+    /// The user that works there, if not root.
     pub user: Option<String>,
-    /// Where the repository is to be.
+    /// The path of the repository in the sandbox.
     pub folder: Option<String>,
-    /// What is wanted and not to be had.
-    pub left: Vec<String>,
+    /// Settings that are not supported.
+    pub unsupported: Vec<String>,
 }
 
 impl Devcontainer {
-    /// What the repository wants; nothing where it does not say.
+    /// Reads the settings of a repository. They are empty if it has none.
     pub fn of(plan: &Plan) -> Result<Self> {
         let find = |name: &str| plan.files.iter().find(|file| file.path == name.as_bytes());
         let Some((name, file)) = FILES.iter().find_map(|name| Some((*name, find(name)?))) else {
-            return Ok(Self { left: others(plan), ..Self::default() });
+            return Ok(Self { unsupported: others(plan), ..Self::default() });
         };
         let text = read(plan, file)?;
         let base = plan.repository.root.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let wanted = Self::parse(name, &text, &base);
         wanted.map_err(|why| {
             Error::Refused(format!("cannot read {name}: {why}"))
-                .advise("fix it, or ignore it with `--no-devcontainer`.")
+                .with_hint("fix it, or ignore it with `--no-devcontainer`.")
         })
     }
 
-    /// `base` is the name of the directory that the repository is in here.
+    /// Parses the file. `base` is the name of the repository's directory on the host.
     fn parse(file: &str, text: &str, base: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(&jsonc::plain(text)).map_err(|error| error.to_string())?;
         let Value::Object(fields) = value else { return Err("it is not an object".to_owned()) };
         let mut wanted = Self { file: file.to_owned(), ..Self::default() };
-        // Others refer to it.
-        if let Some(folder) = text_of(&fields, "workspaceFolder")? {
+        // First, because other settings refer to it.
+        if let Some(folder) = string_of(&fields, "workspaceFolder")? {
             let folder = folder.replace("${localWorkspaceFolderBasename}", base);
             match crate::command::vm::workspace_args::guest_path(&folder) {
                 Ok(folder) if !folder.contains("${") => wanted.folder = Some(folder),
-                _ => wanted.left.push("workspaceFolder".to_owned()),
+                _ => wanted.unsupported.push("workspaceFolder".to_owned()),
             }
         }
-        if let Some(user) = text_of(&fields, "remoteUser")? {
+        if let Some(user) = string_of(&fields, "remoteUser")? {
             wanted.user = Some(user).filter(|user| !matches!(user.as_str(), "root" | "0" | ""));
         }
         if wanted.user.is_some() && wanted.folder.is_none() {
             wanted.folder = Some(format!("{WORKSPACES}/{base}"));
         }
         let folder = wanted.folder.clone();
-        let filled = |text: &str| filled(text, base, folder.as_deref());
+        let substituted = |text: &str| substitute(text, base, folder.as_deref());
         for (key, value) in &fields {
             match key.as_str() {
                 "workspaceFolder" | "remoteUser" => {}
@@ -93,40 +93,41 @@ impl Devcontainer {
                     Value::String(image) => wanted.image = Some(image.clone()),
                     _ => return Err("image is not a string".to_owned()),
                 },
-                "postCreateCommand" => wanted.read_commands(key, value, &filled)?,
+                "postCreateCommand" => wanted.read_commands(key, value, &substituted)?,
                 "forwardPorts" => wanted.read_ports(key, value)?,
-                "containerEnv" | "remoteEnv" => wanted.read_env(key, value, &filled)?,
-                key if IDLE.contains(&key) => {}
-                key => wanted.left.push(key.to_owned()),
+                "containerEnv" | "remoteEnv" => wanted.read_env(key, value, &substituted)?,
+                key if IGNORED_KEYS.contains(&key) => {}
+                key => wanted.unsupported.push(key.to_owned()),
             }
         }
         Ok(wanted)
     }
 
-    /// A text is for a shell, a list is a program with its arguments, and an object has several of either.
+    /// Reads commands: a string is for a shell, a list is a program with its arguments, and an object contains
+    /// several of either.
     fn read_commands(
         &mut self,
         key: &str,
         value: &Value,
-        filled: &impl Fn(&str) -> Option<String>,
+        substituted: &impl Fn(&str) -> Option<String>,
     ) -> Result<(), String> {
-        let words = match value {
+        let arguments = match value {
             Value::Null => return Ok(()),
             Value::String(text) if text.trim().is_empty() => return Ok(()),
             Value::String(text) => vec!["sh".to_owned(), "-c".to_owned(), text.clone()],
-            Value::Array(list) => texts(key, list)?,
+            Value::Array(list) => strings(key, list)?,
             Value::Object(several) => {
                 return several.iter().try_for_each(|(name, one)| match one {
                     Value::Object(_) => Err(format!("{key}.{name} is not a command")),
-                    one => self.read_commands(&format!("{key}.{name}"), one, filled),
+                    one => self.read_commands(&format!("{key}.{name}"), one, substituted),
                 });
             }
             _ => return Err(format!("{key} is not a command")),
         };
-        match words.iter().map(|word| filled(word)).collect::<Option<Vec<_>>>() {
-            Some(words) if words.is_empty() => {}
-            Some(words) => self.commands.push(words),
-            None => self.left.push(key.to_owned()),
+        match arguments.iter().map(|word| substituted(word)).collect::<Option<Vec<_>>>() {
+            Some(arguments) if arguments.is_empty() => {}
+            Some(arguments) => self.commands.push(arguments),
+            None => self.unsupported.push(key.to_owned()),
         }
         Ok(())
     }
@@ -138,9 +139,9 @@ impl Devcontainer {
                 Value::Number(number) => number.as_u64(),
                 Value::String(text) => match text.rsplit_once(':') {
                     Some(("localhost" | "127.0.0.1", port)) => port.parse().ok(),
-                    // Another machine beside the sandbox, which there is not.
+                    // A port of another container, which does not exist.
                     Some(_) => {
-                        self.left.push(format!("{key}: {text}"));
+                        self.unsupported.push(format!("{key}: {text}"));
                         continue;
                     }
                     None => text.parse().ok(),
@@ -160,7 +161,7 @@ impl Devcontainer {
         &mut self,
         key: &str,
         value: &Value,
-        filled: &impl Fn(&str) -> Option<String>,
+        substituted: &impl Fn(&str) -> Option<String>,
     ) -> Result<(), String> {
         let Value::Object(fields) = value else { return Err(format!("{key} is not an object")) };
         for (name, value) in fields {
@@ -168,16 +169,16 @@ impl Devcontainer {
                 return Err(format!("{name:?} in {key} is not a valid name for a variable"));
             }
             match value {
-                // It takes a variable away, which nothing here has set.
+                // It unsets a variable, which is not set here.
                 Value::Null => {}
                 Value::String(text) if text.contains('\0') => {
                     return Err(format!("{key}.{name} is not a string"));
                 }
-                Value::String(text) => match filled(text) {
+                Value::String(text) => match substituted(text) {
                     Some(text) => {
                         self.env.insert(name.clone(), text);
                     }
-                    None => self.left.push(format!("{key}.{name}")),
+                    None => self.unsupported.push(format!("{key}.{name}")),
                 },
                 _ => return Err(format!("{key}.{name} is not a string")),
             }
@@ -186,21 +187,21 @@ impl Devcontainer {
     }
 }
 
-/// Files of this kind at places from which none is taken unasked.
+/// Returns files of this kind at other paths, which are only used on request.
 fn others(plan: &Plan) -> Vec<String> {
     let is_one = |file: &&Planned| {
         let path = file.path.strip_prefix(b".devcontainer/");
         path.and_then(|path| path.strip_suffix(b"/devcontainer.json"))
             .is_some_and(|name| !name.contains(&b'/'))
     };
-    plan.files.iter().filter(is_one).map(|file| Shown(&file.path).to_string()).collect()
+    plan.files.iter().filter(is_one).map(|file| DisplayPath(&file.path).to_string()).collect()
 }
 
-/// The file as it goes into the sandbox.
+/// Reads the file as it will be in the sandbox.
 fn read(plan: &Plan, file: &Planned) -> Result<String> {
-    let shown = || Shown(&file.path).to_string();
-    if file.size > MOST {
-        return Err(Error::Refused(format!("{} is longer than {} KiB", shown(), MOST >> 10)));
+    let shown = || DisplayPath(&file.path).to_string();
+    if file.size > MAX_SIZE {
+        return Err(Error::Refused(format!("{} is longer than {} KiB", shown(), MAX_SIZE >> 10)));
     }
     let bytes = match &file.id {
         Some(id) => plan.repository.git().run(&["cat-file", "blob", id], b"")?,
@@ -219,7 +220,7 @@ fn read(plan: &Plan, file: &Planned) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| Error::Refused(format!("{} is not UTF-8", shown())))
 }
 
-fn text_of(fields: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
+fn string_of(fields: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
     match fields.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
@@ -227,13 +228,13 @@ fn text_of(fields: &Map<String, Value>, key: &str) -> Result<Option<String>, Str
     }
 }
 
-fn texts(key: &str, list: &[Value]) -> Result<Vec<String>, String> {
+fn strings(key: &str, list: &[Value]) -> Result<Vec<String>, String> {
     let text = |word: &Value| word.as_str().map(str::to_owned);
     list.iter().map(text).collect::<Option<_>>().ok_or_else(|| format!("{key} is not a list of strings"))
 }
 
-/// A text with the variables of the file put in; nothing where it has one that we do not tell.
-fn filled(text: &str, base: &str, folder: Option<&str>) -> Option<String> {
+/// Substitutes variables in a text. Returns `None` if it contains an unsupported one.
+fn substitute(text: &str, base: &str, folder: Option<&str>) -> Option<String> {
     let folder = folder.unwrap_or(crate::command::vm::workspace_args::DEFAULT);
     let folder_base = folder.rsplit('/').next().unwrap_or(folder);
     let text = text
@@ -253,12 +254,12 @@ mod tests {
         Devcontainer::parse("x.json", text, "shop")
     }
 
-    fn words(words: &[&str]) -> Vec<String> {
-        words.iter().map(|&word| word.to_owned()).collect()
+    fn arguments(arguments: &[&str]) -> Vec<String> {
+        arguments.iter().map(|&word| word.to_owned()).collect()
     }
 
     #[test]
-    fn what_a_sandbox_has_the_like_of_is_taken() {
+    fn supported_settings_are_read() {
         let wanted = parse(
             r#"{
                 // A comment.
@@ -274,12 +275,12 @@ mod tests {
         );
         let wanted = wanted.unwrap();
         assert_eq!(wanted.image.as_deref(), Some("example.org/dev:1"));
-        assert_eq!(wanted.commands, [words(&["sh", "-c", "make tools && echo ${HOME} /srv/shop"])]);
+        assert_eq!(wanted.commands, [arguments(&["sh", "-c", "make tools && echo ${HOME} /srv/shop"])]);
         assert_eq!(wanted.ports, [3000, 8080, 9000]);
         let env: Vec<_> = wanted.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(env, ["A=1", "B=shop", "D=x=y"]);
         assert_eq!((wanted.user.as_deref(), wanted.folder.as_deref()), (Some("dev"), Some("/srv/shop")));
-        assert_eq!(wanted.left, [""; 0]);
+        assert_eq!(wanted.unsupported, [""; 0]);
     }
 
     #[test]
@@ -287,25 +288,25 @@ mod tests {
         let commands = |text: &str| parse(&format!(r#"{{"postCreateCommand": {text}}}"#)).unwrap().commands;
         assert_eq!(commands("null"), Vec::<Vec<String>>::new());
         assert_eq!(commands(r#"" ""#), Vec::<Vec<String>>::new());
-        assert_eq!(commands(r#"["npm", "ci"]"#), [words(&["npm", "ci"])]);
+        assert_eq!(commands(r#"["npm", "ci"]"#), [arguments(&["npm", "ci"])]);
         assert_eq!(
             commands(r#"{"a": "x", "b": ["y", "z"]}"#),
-            [words(&["sh", "-c", "x"]), words(&["y", "z"])]
+            [arguments(&["sh", "-c", "x"]), arguments(&["y", "z"])]
         );
     }
 
     #[test]
-    fn what_is_not_taken_is_told() {
-        let left = |text: &str| parse(text).unwrap().left;
+    fn unsupported_settings_are_listed() {
+        let unsupported = |text: &str| parse(text).unwrap().unsupported;
         assert_eq!(
-            left(r#"{"features": {}, "initializeCommand": "rm -r x"}"#),
+            unsupported(r#"{"features": {}, "initializeCommand": "rm -r x"}"#),
             ["features", "initializeCommand"]
         );
-        assert_eq!(left(r#"{"forwardPorts": ["db:5432"]}"#), ["forwardPorts: db:5432"]);
-        assert_eq!(left(r#"{"containerEnv": {"T": "${localEnv:TOKEN}"}}"#), ["containerEnv.T"]);
-        assert_eq!(left(r#"{"postCreateCommand": "echo ${localEnv:TOKEN}"}"#), ["postCreateCommand"]);
-        assert_eq!(left(r#"{"workspaceFolder": "relative"}"#), ["workspaceFolder"]);
-        assert_eq!(left(r#"{"workspaceFolder": "/x/${localEnv:Y}"}"#), ["workspaceFolder"]);
+        assert_eq!(unsupported(r#"{"forwardPorts": ["db:5432"]}"#), ["forwardPorts: db:5432"]);
+        assert_eq!(unsupported(r#"{"containerEnv": {"T": "${localEnv:TOKEN}"}}"#), ["containerEnv.T"]);
+        assert_eq!(unsupported(r#"{"postCreateCommand": "echo ${localEnv:TOKEN}"}"#), ["postCreateCommand"]);
+        assert_eq!(unsupported(r#"{"workspaceFolder": "relative"}"#), ["workspaceFolder"]);
+        assert_eq!(unsupported(r#"{"workspaceFolder": "/x/${localEnv:Y}"}"#), ["workspaceFolder"]);
     }
 
     #[test]
@@ -315,7 +316,8 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_files_are_refused() {
+        let mut all = String::new();
         for (text, why) in [
             ("", "EOF"),
             ("[]", "not an object"),
@@ -332,6 +334,8 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
+            all.push_str(&format!("{text}\n{error}\n\n"));
         }
+        crate::wording::check("errors_of_devcontainers", &all);
     }
 }

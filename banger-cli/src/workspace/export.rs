@@ -1,6 +1,6 @@
-//! What has changed in a sandbox since its workspace was sent: fetched file by file, as far as contents differ,
-//! into a commit beside that of what was sent. In the sandbox files are read and nothing else: its index, its
-//! work tree and its branches stay as they are, and commits that were made there are part of what has changed.
+//! Finds out what has changed in a sandbox since its workspace was sent. Files are fetched if their contents differ,
+//! and committed next to what was sent. Nothing changes in the sandbox: its index, its work tree and its branches
+//! stay as they are, and commits made there are part of the changes.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -15,39 +15,39 @@ use serde_json::{Value, json};
 use tar::{Archive, EntryType};
 
 use super::{
-    bounded::Bounded,
-    files::is_proper,
+    bounded::BoundedArchive,
+    files::is_safe_name,
     ignored,
-    record::{EXCLUDE, Kept, shell_word},
+    record::{EXCLUDE, StoredWorkspace, shell_word},
     snapshot::{Change, Content, SENT, Snapshot},
-    source::{FILE, PROGRAM, Repository, SYMLINK, Shown},
+    source::{DisplayPath, FILE, PROGRAM, Repository, SYMLINK},
 };
 use crate::{
     error::{Error, Result},
-    guest::{Call, Guest, from_io, garbage},
+    guest::{Call, Guest, from_io, protocol_error},
     progress::{Meter, Metered, Track},
 };
 
-/// The commit of what came.
-pub const CAME: &str = "refs/banger/came";
-/// What is fetched at most: a guest can offer more than a disk holds.
+/// The commit of what came back.
+pub const FETCHED: &str = "refs/banger/came";
+/// Limit on fetched bytes: a guest can offer more than a disk holds.
 const MAX_FETCHED: u64 = 8 << 30;
-/// What an archive has for a file beside its content: heads, and names of the longest kind.
+/// Bytes of an archive for a file besides its content: headers, and the longest names.
 const HEADERS: u64 = 16 << 10;
 
 /// A file that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// Its mode and content before; none where it is new.
+    /// Its mode and content before; `None` if it is new.
     pub old: Option<(u32, String)>,
-    /// Its mode and content now; none where it is gone.
+    /// Its mode and content now; `None` if it was deleted.
     pub new: Option<(u32, String)>,
     /// Its name.
     pub path: Vec<u8>,
 }
 
 impl Difference {
-    /// In a word.
+    /// Returns the kind of change in one word.
     pub fn status(&self) -> &'static str {
         match (&self.old, &self.new) {
             (None, _) => "added",
@@ -56,7 +56,7 @@ impl Difference {
         }
     }
 
-    /// As an object.
+    /// Returns the change as a JSON object.
     pub fn json(&self) -> Value {
         json!({
             "path": String::from_utf8_lossy(&self.path),
@@ -66,15 +66,15 @@ impl Difference {
     }
 }
 
-/// Names of files, their modes and contents.
+/// Files by name, with their modes and contents.
 pub type Tree = BTreeMap<Vec<u8>, (u32, String)>;
 
-/// The files of a commit of ours.
+/// Returns the files of a commit in a snapshot.
 pub fn tree(snapshot: &Snapshot, commit: &str) -> Result<Tree> {
     parse_tree(&snapshot.git().run(&["ls-tree", "-r", "-z", "--full-tree", commit], b"")?)
 }
 
-/// What `ls-tree -r -z` prints.
+/// Parses the output of `ls-tree -r -z`.
 pub fn parse_tree(list: &[u8]) -> Result<Tree> {
     let mut tree = Tree::new();
     for entry in list.split(|byte| *byte == 0).filter(|entry| !entry.is_empty()) {
@@ -91,15 +91,15 @@ pub fn parse_tree(list: &[u8]) -> Result<Tree> {
     Ok(tree)
 }
 
-/// Fetches what has changed, and leaves it as the commit [`CAME`].
-pub async fn fetch(guest: &mut Guest, kept: &Kept, track: &Track) -> Result<()> {
-    let place = kept.record.guest_path.clone();
-    track.stage("look", &format!("looking for changes in {place}"));
-    let entries = guest.list(&place).await.map_err(|error| match &error {
+/// Fetches the changes, and commits them as [`FETCHED`].
+pub async fn fetch(guest: &mut Guest, kept: &StoredWorkspace, track: &Track) -> Result<()> {
+    let directory = kept.record.guest_path.clone();
+    track.stage("look", &format!("looking for changes in {directory}"));
+    let entries = guest.list(&directory).await.map_err(|error| match &error {
         Error::Guest(failure) if failure.kind == FailureKind::NotFound => Error::Refused(format!(
-            "there is no workspace at {place} in the sandbox any more"
+            "there is no workspace at {directory} in the sandbox any more"
         ))
-        .advise(format!(
+        .with_hint(format!(
             "`banger vm workspace prepare NAME {}` sends it again.",
             shell_word(&kept.record.source.display().to_string())
         )),
@@ -110,7 +110,7 @@ pub async fn fetch(guest: &mut Guest, kept: &Kept, track: &Track) -> Result<()> 
         let snapshot = snapshot.clone();
         guest.work(move || snapshot.commit(SENT).and_then(|commit| tree(&snapshot, &commit)), || ()).await?
     };
-    // The user's ignored files stay there.
+    // The user's ignored files are left out.
     let private = kept.private()?;
     let mut present = present(entries);
     present.retain(|name, _| !private.contains_key(name));
@@ -118,7 +118,7 @@ pub async fn fetch(guest: &mut Guest, kept: &Kept, track: &Track) -> Result<()> 
     let mut wanted = new;
     let mut changes = Vec::new();
     let names: Vec<Vec<u8>> = known.keys().filter(|name| present.contains_key(*name)).cloned().collect();
-    let digests = guest.digests(&place, kept.record.algorithm, names.clone()).await?;
+    let digests = guest.digests(&directory, kept.record.algorithm, names.clone()).await?;
     for (name, digest) in names.into_iter().zip(digests) {
         let ((mode, id), now) = (&known[&name], &present[&name]);
         match digest {
@@ -135,9 +135,9 @@ pub async fn fetch(guest: &mut Guest, kept: &Kept, track: &Track) -> Result<()> 
     if bytes > MAX_FETCHED {
         return Err(too_much());
     }
-    track.stage("fetch", &format!("{} from {place}", count(wanted.len())));
+    track.stage("fetch", &format!("{} from {directory}", count(wanted.len())));
     let meter = track.meter(bytes);
-    let request = Request::GetFiles { directory: place };
+    let request = Request::GetFiles { directory };
     guest.call(request, move |call| take(call, &snapshot, wanted, (bytes, meter), &known, changes)).await
 }
 
@@ -147,16 +147,16 @@ fn count(files: usize) -> String {
 
 fn too_much() -> Error {
     Error::Refused(format!("more than {} GiB have changed in the sandbox", MAX_FETCHED >> 30))
-        .advise("list what should stay there in a `.gitignore` in the sandbox.")
+        .with_hint("list what should stay there in a `.gitignore` in the sandbox.")
 }
 
-/// A file in the sandbox, as its listing has it.
+/// A file in the sandbox, from its listing.
 struct Present {
     mode: u32,
     size: u64,
 }
 
-/// The files that git could have in a tree.
+/// Returns the files that git can have in a tree.
 fn present(entries: Vec<Entry>) -> HashMap<Vec<u8>, Present> {
     let file = |entry: Entry| {
         let mode = match entry.kind {
@@ -165,15 +165,15 @@ fn present(entries: Vec<Entry>) -> HashMap<Vec<u8>, Present> {
             Kind::Symlink => SYMLINK,
             Kind::Directory | Kind::Other => return None,
         };
-        is_proper(&entry.name).then_some((entry.name, Present { mode, size: entry.size }))
+        is_safe_name(&entry.name).then_some((entry.name, Present { mode, size: entry.size }))
     };
     entries.into_iter().filter_map(file).collect()
 }
 
-/// The new files that are not ignored there.
+/// Returns the new files that are not ignored in the sandbox.
 async fn unignored(
     guest: &mut Guest,
-    kept: &Kept,
+    kept: &StoredWorkspace,
     present: &HashMap<Vec<u8>, Present>,
     known: &Tree,
 ) -> Result<Vec<Vec<u8>>> {
@@ -191,12 +191,12 @@ async fn unignored(
         .call(request, move |call| {
             call.send_names(&lists)?;
             let limit = lists.len() as u64 * (ignored::MAX_SIZE + HEADERS) + HEADERS;
-            let asked: HashSet<_> = lists.into_iter().collect();
+            let wanted_lists: HashSet<_> = lists.into_iter().collect();
             let mut files = Vec::new();
             each(call, limit, |name, entry| {
                 let mut content = Vec::new();
                 entry.take(ignored::MAX_SIZE).read_to_end(&mut content).map_err(from_io)?;
-                if asked.contains(name) {
+                if wanted_lists.contains(name) {
                     files.push((name.to_vec(), content));
                 }
                 Ok(())
@@ -208,14 +208,14 @@ async fn unignored(
         .await
 }
 
-/// Gives each entry of the archive that comes to `take`, and waits for the end of the request. Of more than
-/// `limit` bytes the rest is not read.
+/// Calls `take` for each entry of the received archive, and waits for the end of the request. Stops after `limit`
+/// bytes.
 fn each(
     call: &mut Call,
     limit: u64,
-    mut take: impl FnMut(&[u8], &mut tar::Entry<'_, Bounded<Take<&mut Call>>>) -> Result<()>,
+    mut take: impl FnMut(&[u8], &mut tar::Entry<'_, BoundedArchive<Take<&mut Call>>>) -> Result<()>,
 ) -> Result<()> {
-    let mut archive = Archive::new(Bounded::new(Read::take(&mut *call, limit)));
+    let mut archive = Archive::new(BoundedArchive::new(Read::take(&mut *call, limit)));
     for entry in archive.entries().map_err(from_io)? {
         let mut entry = entry.map_err(from_io)?;
         let name = entry.path_bytes().into_owned();
@@ -224,7 +224,7 @@ fn each(
     call.finish()
 }
 
-/// Takes what comes into the snapshot.
+/// Imports the received files into the snapshot.
 fn take(
     call: &mut Call,
     snapshot: &Snapshot,
@@ -240,14 +240,14 @@ fn take(
     let mut importer = snapshot.import()?;
     let mut left = MAX_FETCHED;
     each(call, limit, |name, entry| {
-        // What was not asked for, or comes twice, is nothing that an agent of ours sends.
+        // The agent never sends a file that was not requested, or sends one twice.
         if !missing.remove(name) {
-            return Err(garbage());
+            return Err(protocol_error());
         }
         let path = name.to_vec();
         let (mode, content) = match entry.header().entry_type() {
             EntryType::Symlink => {
-                let target = entry.link_name_bytes().ok_or_else(garbage)?.into_owned();
+                let target = entry.link_name_bytes().ok_or_else(protocol_error)?.into_owned();
                 (SYMLINK, importer.blob(target.len() as u64, &mut target.as_slice())?)
             }
             EntryType::Regular | EntryType::Continuous => {
@@ -259,19 +259,19 @@ fn take(
                     importer.blob(size, &mut Metered { from: entry, meter: &meter })?,
                 )
             }
-            _ => return Err(garbage()),
+            _ => return Err(protocol_error()),
         };
         changes.push(Change::Put { mode, content, path });
         Ok(())
     })?;
-    // They went away between the listing and now.
+    // They were deleted between the listing and the transfer.
     changes.extend(
         missing.into_iter().filter(|path| known.contains_key(path)).map(|path| Change::Remove { path }),
     );
-    importer.commit(CAME, Some(&format!("{SENT}^0")), &changes)
+    importer.commit(FETCHED, Some(&format!("{SENT}^0")), &changes)
 }
 
-/// From what to what a difference is told.
+/// The two commits to compare.
 #[derive(Debug)]
 pub struct Range {
     base: String,
@@ -279,8 +279,8 @@ pub struct Range {
 }
 
 impl Range {
-    /// From what was sent, or from a commit of the user's repository, to what came.
-    pub fn new(kept: &Kept, base: Option<&str>) -> Result<Self> {
+    /// Compares what came back with what was sent, or with a commit of the user's repository.
+    pub fn new(kept: &StoredWorkspace, base: Option<&str>) -> Result<Self> {
         let snapshot = kept.snapshot();
         Ok(match base {
             None => Self { base: SENT.to_owned(), git: snapshot.git() },
@@ -295,22 +295,23 @@ impl Range {
     fn run(&self, how: &[&str]) -> Result<Vec<u8>> {
         let options = ["diff-tree", "-r", "--no-ext-diff", "--no-textconv", "--no-renames", "--no-color"];
         self.git.run(
-            &[&options[..], how, &[&format!("{}^{{tree}}", self.base), &format!("{CAME}^{{tree}}")]].concat(),
+            &[&options[..], how, &[&format!("{}^{{tree}}", self.base), &format!("{FETCHED}^{{tree}}")]]
+                .concat(),
             b"",
         )
     }
 
-    /// A patch that `git apply` takes.
+    /// Returns a patch for `git apply`.
     pub fn patch(&self) -> Result<Vec<u8>> {
         self.run(&["-p", "--binary", "--full-index", "--src-prefix=a/", "--dst-prefix=b/"])
     }
 
-    /// How much has changed in each file, for people.
+    /// Returns a diffstat.
     pub fn stat(&self) -> Result<Vec<u8>> {
         self.run(&["--stat"])
     }
 
-    /// What has changed.
+    /// Returns the differences.
     pub fn differences(&self) -> Result<Vec<Difference>> {
         parse_differences(&self.run(&["-z"])?).ok_or_else(|| {
             Error::Refused("cannot compare with git: unexpected output of `git diff-tree`".to_owned())
@@ -318,15 +319,15 @@ impl Range {
     }
 }
 
-/// What `diff-tree -z` prints: `:MODE MODE ID ID STATUS`, a zero byte, the path, and a zero byte.
+/// Parses the output of `diff-tree -z`: `:MODE MODE ID ID STATUS`, a zero byte, the path, and a zero byte.
 fn parse_differences(raw: &[u8]) -> Option<Vec<Difference>> {
     let mut fields = raw.split(|byte| *byte == 0);
     let mut differences = Vec::new();
     while let Some(meta) = fields.next().filter(|meta| !meta.is_empty()) {
         let path = fields.next()?.to_vec();
         let meta = std::str::from_utf8(meta).ok()?.strip_prefix(':')?;
-        let words: Vec<&str> = meta.split(' ').collect();
-        let [old_mode, new_mode, old_id, new_id, _] = words[..] else { return None };
+        let fields: Vec<&str> = meta.split(' ').collect();
+        let [old_mode, new_mode, old_id, new_id, _] = fields[..] else { return None };
         let side = |mode: &str, id: &str| {
             let mode = u32::from_str_radix(mode, 8).ok()?;
             Some((mode != 0).then(|| (mode, id.to_owned())))
@@ -336,12 +337,13 @@ fn parse_differences(raw: &[u8]) -> Option<Vec<Difference>> {
     Some(differences)
 }
 
-/// The names, as a message has them.
-pub fn some_of(paths: &[Vec<u8>]) -> String {
-    const MOST: usize = 5;
-    let mut shown: Vec<String> = paths.iter().take(MOST).map(|path| Shown(path).to_string()).collect();
-    if paths.len() > MOST {
-        shown.push(format!("{} more", paths.len() - MOST));
+/// Formats the first names for a message.
+pub fn first_names(paths: &[Vec<u8>]) -> String {
+    const MAX_NAMES: usize = 5;
+    let mut shown: Vec<String> =
+        paths.iter().take(MAX_NAMES).map(|path| DisplayPath(path).to_string()).collect();
+    if paths.len() > MAX_NAMES {
+        shown.push(format!("{} more", paths.len() - MAX_NAMES));
     }
     shown.join(", ")
 }
@@ -352,15 +354,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn differences_are_read_whatever_the_names_are() {
+    fn differences_are_parsed_with_any_names() {
         let (a, b) = ("a".repeat(40), "b".repeat(40));
         let zero = "0".repeat(40);
         let raw = format!(
             ":100644 100755 {a} {b} M\0x y\nz\0:000000 120000 {zero} {b} A\0l\0:100644 000000 {a} {zero} D\0d\0"
         );
         let read = parse_differences(raw.as_bytes()).unwrap();
-        let told: Vec<_> = read.iter().map(|one| (one.status(), one.path.as_slice())).collect();
-        assert_eq!(told, [("modified", &b"x y\nz"[..]), ("added", b"l"), ("deleted", b"d")]);
+        let shown: Vec<_> = read.iter().map(|one| (one.status(), one.path.as_slice())).collect();
+        assert_eq!(shown, [("modified", &b"x y\nz"[..]), ("added", b"l"), ("deleted", b"d")]);
         assert_eq!(read[0].new, Some((PROGRAM, b)));
         assert_eq!((&read[1].old, &read[2].new), (&None, &None));
         assert_eq!(parse_differences(b"garbage\0x\0"), None);
@@ -368,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_out_are_none_of_a_workspace() {
+    fn names_that_lead_outside_are_refused() {
         let entry = |name: &[u8]| Entry { kind: Kind::File, mode: 0o644, size: 1, name: name.to_vec() };
         let present =
             present(vec![entry(b"../x"), entry(b".git/config"), entry(b"a/.GIT/x"), entry(b"fine")]);

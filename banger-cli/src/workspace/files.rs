@@ -1,4 +1,4 @@
-//! Files below a directory of the user's, by names that never lead through a symbolic link.
+//! Accesses files below a directory by names that never lead through a symbolic link.
 
 use std::{
     fs::File,
@@ -22,40 +22,40 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// What is read in one piece.
-const PIECE: usize = 64 << 10;
+/// Bytes read at once.
+const CHUNK: usize = 64 << 10;
 
-/// A directory, held open.
+/// An open directory.
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
 }
 
-/// What a name stands for.
+/// The file with a name.
 #[derive(Debug)]
 pub enum Found {
-    /// A regular file: open, with what was known of it then.
+    /// A regular file: open, with its attributes at that time.
     File(File, Facts),
-    /// A symbolic link and where it leads.
+    /// A symbolic link and its target.
     Symlink(Vec<u8>, Facts),
-    /// A directory, or something that git has no mode for.
+    /// A directory, or a kind of file that git does not support.
     Other(FileType),
 }
 
-/// What is known of a file.
+/// Attributes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
-    /// Its mode in a tree of git.
+    /// Its mode in a git tree.
     pub mode: u32,
     /// Its permission bits.
     pub permissions: u32,
-    /// Its length.
+    /// Its size.
     pub size: u64,
-    /// When it was changed, as the index has it.
+    /// Its modification time and size, as in git's index.
     pub stat: Stat,
-    /// What changes when somebody writes to it.
+    /// Attributes that change when the file is written.
     pub stamp: Option<Stamp>,
 }
 
@@ -68,7 +68,7 @@ impl Root {
         Ok(Self { fd, path: path.to_owned() })
     }
 
-    /// What has this name; `None` where there is nothing, or something stands in the way.
+    /// Opens the file with this name. Returns `None` if it does not exist, or something is in the way.
     pub fn look(&self, name: &[u8]) -> io::Result<Option<Found>> {
         let Some(found) = self.open_below(os(name), OFlags::PATH | OFlags::NOFOLLOW)? else {
             return Ok(None);
@@ -99,7 +99,7 @@ impl Root {
         })
     }
 
-    /// Opens below the directory. `None` where there is nothing, or a link or a file stands in the way.
+    /// Opens a path below the directory. Returns `None` if it does not exist, or a link or a file is in the way.
     pub fn open_below(&self, name: &Path, flags: OFlags) -> io::Result<Option<OwnedFd>> {
         let name = if name.as_os_str().is_empty() { Path::new(".") } else { name };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -110,13 +110,13 @@ impl Root {
         }
     }
 
-    /// The mode and the digest of what has this name, as a tree of git would have them.
+    /// Returns the mode and the object name of the file, as in a git tree.
     pub fn digest(&self, name: &[u8], algorithm: Algorithm) -> io::Result<Option<(u32, String)>> {
         Ok(match self.look(name)? {
             Some(Found::File(file, facts)) => {
                 let mut hasher = Hasher::new(algorithm, facts.size);
                 let mut file = Exactly::new(file, facts.size);
-                let mut buffer = vec![0; PIECE];
+                let mut buffer = vec![0; CHUNK];
                 while let count @ 1.. = file.read(&mut buffer)? {
                     hasher.update(&buffer[..count]);
                 }
@@ -128,7 +128,7 @@ impl Root {
     }
 }
 
-/// As many bytes of a file as it had when it was opened; an error when it has fewer by now.
+/// Reads as many bytes of a file as it had when it was opened. Fails if it has fewer by now.
 #[derive(Debug)]
 pub struct Exactly {
     file: File,
@@ -136,7 +136,7 @@ pub struct Exactly {
 }
 
 impl Exactly {
-    /// This many bytes.
+    /// Reads this many bytes.
     pub fn new(file: File, size: u64) -> Self {
         Self { file, left: size }
     }
@@ -154,7 +154,7 @@ impl Read for Exactly {
     }
 }
 
-/// Makes the name that git gives to a content.
+/// Computes git's object name of a content.
 #[derive(Debug)]
 pub enum Hasher {
     /// SHA-1.
@@ -164,7 +164,7 @@ pub enum Hasher {
 }
 
 impl Hasher {
-    /// Of a content of this length.
+    /// Starts with a content of this size.
     pub fn new(algorithm: Algorithm, size: u64) -> Self {
         let head = format!("blob {size}\0");
         match algorithm {
@@ -173,7 +173,7 @@ impl Hasher {
         }
     }
 
-    /// More of it.
+    /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha1(hasher) => sha1::Digest::update(hasher, bytes),
@@ -181,7 +181,7 @@ impl Hasher {
         }
     }
 
-    /// The name.
+    /// Returns the object name.
     pub fn finish(self) -> String {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         match self {
@@ -191,22 +191,22 @@ impl Hasher {
     }
 }
 
-/// The name that git gives to these bytes.
+/// Returns git's object name of these bytes.
 pub fn blob_id(algorithm: Algorithm, bytes: &[u8]) -> String {
     let mut hasher = Hasher::new(algorithm, bytes.len() as u64);
     hasher.update(bytes);
     hasher.finish()
 }
 
-/// Whether a name that came from a guest can be one of a tree: relative, without steps up, and nothing that is
-/// git's own on any file system.
-pub fn is_proper(name: &[u8]) -> bool {
+/// Returns whether a name from a guest is valid in a tree: relative, without `..`, and not a name that git reserves
+/// on any file system.
+pub fn is_safe_name(name: &[u8]) -> bool {
     let path = os(name);
     let plain = path.components().all(|part| match part {
         Component::Normal(part) => !part.as_bytes().eq_ignore_ascii_case(b".git"),
         _ => false,
     });
-    // Components pass over what git would not: doubled slashes, dots, a slash at the end.
+    // `Path::components` accepts more than git: doubled slashes, dots, trailing slashes.
     plain
         && !name.is_empty()
         && path.components().as_path().as_os_str().as_bytes() == name
@@ -243,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn names_of_a_guest_stay_inside() {
+    fn names_from_a_guest_stay_inside() {
         for good in [&b"a"[..], b"a/b", b"\xff\n", b".gitignore", b"a/.github/x", b"..."] {
-            assert!(is_proper(good), "{}", good.escape_ascii());
+            assert!(is_safe_name(good), "{}", good.escape_ascii());
         }
         let bad =
             ["", "/a", "../a", "a/../b", ".", "a/.", "a//b", "a/", "./a", ".git", ".git/x", "a/.GIT/hooks/x"];
         for bad in bad {
-            assert!(!is_proper(bad.as_bytes()), "{bad}");
+            assert!(!is_safe_name(bad.as_bytes()), "{bad}");
         }
     }
 }

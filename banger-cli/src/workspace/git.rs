@@ -1,5 +1,5 @@
-//! The one place that runs git. It runs as the user, on repositories that others may have written: nothing in
-//! their configuration may start a program, and nothing of the user's environment may point git elsewhere.
+//! Runs git. All calls are made here. It runs as the user, on repositories that others may have written, so their
+//! configuration must not start a program, and the user's environment must not redirect git.
 
 use std::{
     env,
@@ -14,13 +14,13 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// Variables that git and what it starts may see. All others are left out, above all every `GIT_…`.
+/// Variables that git may see. All others are removed, in particular every `GIT_…`.
 const ENVIRONMENT: [&str; 6] = ["HOME", "PATH", "USER", "LOGNAME", "XDG_CONFIG_HOME", "TMPDIR"];
-/// Ours: messages that are known, no question, no lock for the sake of speed, and no fetch of what is missing.
+/// Variables that we set: untranslated messages, no prompts, no optional locks, and no fetching of missing objects.
 const VARIABLES: [(&str, &str); 4] =
     [("LC_ALL", "C"), ("GIT_TERMINAL_PROMPT", "0"), ("GIT_OPTIONAL_LOCKS", "0"), ("GIT_NO_LAZY_FETCH", "1")];
-/// What a repository could configure to be run, or to be asked (git-config(1)). The command line has the last
-/// word.
+/// Settings of a repository that could run programs or ask questions (git-config(1)). The command line overrides
+/// them.
 const SETTINGS: [&str; 9] = [
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
@@ -32,32 +32,32 @@ const SETTINGS: [&str; 9] = [
     "protocol.allow=never",
     "submodule.recurse=false",
 ];
-/// As much of what git complains about as a message holds.
-const MAX_COMPLAINT: usize = 2000;
+/// Limit on git's own messages in an error.
+const MAX_GIT_MESSAGE: usize = 2000;
 
 /// Git in one directory.
 #[derive(Debug, Clone)]
 pub struct Git {
     directory: PathBuf,
-    /// What stands before every command.
+    /// Options before every command.
     options: Vec<OsString>,
     variables: Vec<(&'static str, OsString)>,
 }
 
 impl Git {
-    /// Git in the repository that it finds from this directory.
+    /// Uses the repository that git finds from this directory.
     pub fn within(directory: &Path) -> Self {
         Self { directory: directory.to_owned(), options: Vec::new(), variables: Vec::new() }
     }
 
-    /// Git in a bare repository of ours.
+    /// Uses one of banger's bare repositories.
     pub fn bare(repository: &Path) -> Self {
         let mut option = OsString::from("--git-dir=");
         option.push(repository);
         Self { directory: PathBuf::from("/"), options: vec![option], variables: Vec::new() }
     }
 
-    /// The same with a work tree.
+    /// Sets the work tree.
     pub fn with_work_tree(mut self, work_tree: &Path) -> Self {
         let mut option = OsString::from("--work-tree=");
         option.push(work_tree);
@@ -66,13 +66,13 @@ impl Git {
         self
     }
 
-    /// The same with an index elsewhere.
+    /// Sets the index file.
     pub fn with_index(mut self, index: &Path) -> Self {
         self.variables.push(("GIT_INDEX_FILE", index.into()));
         self
     }
 
-    /// The same, which also finds the objects of another repository.
+    /// Adds the objects of another repository.
     pub fn with_objects_of(mut self, objects: &Path) -> Self {
         self.variables.push(("GIT_ALTERNATE_OBJECT_DIRECTORIES", quote(objects.as_os_str())));
         self
@@ -92,12 +92,12 @@ impl Git {
             command.arg("-c").arg(setting);
         }
         command.args(&self.options).args(arguments);
-        // A signal of the terminal is ours to obey: we clear away what we have begun.
+        // This process handles signals of the terminal, and cleans up what git has begun.
         command.process_group(0);
         Ok(command)
     }
 
-    /// Runs it to its end, whatever that is.
+    /// Runs git to its end, and returns its output and status.
     pub fn output<A: AsRef<OsStr>>(&self, arguments: &[A], input: &[u8]) -> Result<Output> {
         let failed = |source| Error::io("run git", source);
         let mut command = self.command(arguments)?;
@@ -106,7 +106,7 @@ impl Git {
         let stdin = child.stdin.take();
         thread::scope(|scope| {
             scope.spawn(move || {
-                // Git that does not read to the end tells why by its status.
+                // If git stops reading early, its status says why.
                 stdin.map(|mut stdin| stdin.write_all(input))
             });
             child.wait_with_output()
@@ -114,20 +114,20 @@ impl Git {
         .map_err(failed)
     }
 
-    /// What it prints. That it fails is an error.
+    /// Runs git and returns its output. Fails if git fails.
     pub fn run<A: AsRef<OsStr>>(&self, arguments: &[A], input: &[u8]) -> Result<Vec<u8>> {
         let output = self.output(arguments, input)?;
-        if output.status.success() { Ok(output.stdout) } else { Err(complaint(arguments, &output.stderr)) }
+        if output.status.success() { Ok(output.stdout) } else { Err(git_error(arguments, &output.stderr)) }
     }
 
-    /// The one line that it prints; `None` when it fails.
+    /// Runs git and returns the one line of its output; `None` if git fails.
     pub fn line<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<Option<Vec<u8>>> {
         let output = self.output(arguments, b"")?;
         let line = output.stdout.strip_suffix(b"\n").map(<[u8]>::to_vec);
         Ok(line.filter(|_| output.status.success()))
     }
 
-    /// Starts it with pipes for its input and output.
+    /// Starts git with pipes for its input and output.
     pub fn start<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<Running> {
         let mut command = self.command(arguments)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -137,7 +137,7 @@ impl Git {
     }
 }
 
-/// Git that runs. It is killed when this is dropped before it has finished.
+/// A running git. It is killed if this is dropped before it has finished.
 #[derive(Debug)]
 pub struct Running {
     child: Option<Child>,
@@ -145,17 +145,17 @@ pub struct Running {
 }
 
 impl Running {
-    /// The process.
+    /// Returns the process.
     pub fn child(&mut self) -> Result<&mut Child> {
         self.child.as_mut().ok_or_else(|| Error::io("run git", io::ErrorKind::NotFound.into()))
     }
 
-    /// Waits until it has ended well. Its input is closed before.
+    /// Closes its input, and waits until it has ended successfully.
     pub fn finish(mut self) -> Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         drop(child.stdin.take());
         let output = child.wait_with_output().map_err(|source| Error::io("run git", source))?;
-        if output.status.success() { Ok(()) } else { Err(complaint(&[&self.verb], &output.stderr)) }
+        if output.status.success() { Ok(()) } else { Err(git_error(&[&self.verb], &output.stderr)) }
     }
 }
 
@@ -169,24 +169,23 @@ impl Drop for Running {
     }
 }
 
-fn complaint<A: AsRef<OsStr>>(arguments: &[A], stderr: &[u8]) -> Error {
-    let said = String::from_utf8_lossy(&stderr[..stderr.len().min(MAX_COMPLAINT)]).trim().to_owned();
+fn git_error<A: AsRef<OsStr>>(arguments: &[A], stderr: &[u8]) -> Error {
+    let said = String::from_utf8_lossy(&stderr[..stderr.len().min(MAX_GIT_MESSAGE)]).trim().to_owned();
     let said = said.strip_prefix("fatal: ").unwrap_or(&said).to_owned();
     let verb = arguments.first().map(|word| word.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
     Error::io(format!("run `git {verb}`"), io::Error::other(said))
 }
 
-/// The program: the first of its name in a directory of PATH that is absolute, so that none of the repository
-/// is taken for it.
+/// Returns the path of git: the first in an absolute directory of PATH, so that no program of the repository is run.
 fn program() -> Result<&'static Path> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
     let found = PROGRAM.get_or_init(|| {
         let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-        let places = env::split_paths(&path).filter(|place| place.is_absolute());
-        places.map(|place| place.join("git")).find(|program| is_program(program))
+        let directories = env::split_paths(&path).filter(|directory| directory.is_absolute());
+        directories.map(|directory| directory.join("git")).find(|program| is_program(program))
     });
     found.as_deref().ok_or_else(|| {
-        Error::Refused("git is not installed on this host".to_owned()).advise(
+        Error::Refused("git is not installed on this host".to_owned()).with_hint(
             "install it with `sudo apt install git`, or with the package manager of your distribution.",
         )
     })
@@ -196,7 +195,7 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// A path as it stands in a list of them (git(1), GIT_ALTERNATE_OBJECT_DIRECTORIES).
+/// Quotes a path for a list of paths (git(1), GIT_ALTERNATE_OBJECT_DIRECTORIES).
 fn quote(path: &OsStr) -> OsString {
     let mut quoted = vec![b'"'];
     for byte in path.as_bytes() {

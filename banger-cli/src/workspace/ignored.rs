@@ -1,19 +1,19 @@
-//! What of a sandbox's files is ignored: by the `.gitignore` files that are there now, by the list of the
-//! user's repository, and by the user's own. Git judges, in an empty work tree with nothing but those files.
+//! Finds out which files of a sandbox are ignored: by its current `.gitignore` files, by the exclude list of the
+//! user's repository, and by the user's own. Git decides this, in an empty work tree with only these files.
 
 use std::{collections::HashSet, fs, path::Path};
 
 use super::{git::Git, source::os};
 use crate::error::{Error, Result};
 
-/// The name of the files that say what is ignored.
+/// The name of files with ignore patterns.
 pub const NAME: &[u8] = b".gitignore";
-/// The longest that is read.
+/// Limit on their size.
 pub const MAX_SIZE: u64 = 1 << 20;
 
 const HERE: &[u8] = b"./";
 
-/// Which of these names are ignored. The names and those of the `.gitignore` files are proper ones.
+/// Returns which of these names are ignored. All names must have been checked.
 pub fn ignored(exclude: &Path, files: &[(Vec<u8>, Vec<u8>)], names: &[&[u8]]) -> Result<HashSet<Vec<u8>>> {
     if names.is_empty() {
         return Ok(HashSet::new());
@@ -31,16 +31,16 @@ pub fn ignored(exclude: &Path, files: &[(Vec<u8>, Vec<u8>)], names: &[&[u8]]) ->
         let parent = path.parent().unwrap_or(scratch.path());
         fs::create_dir_all(parent).and_then(|()| fs::write(&path, content)).map_err(failed)?;
     }
-    // A name that begins with a colon would have a meaning of its own.
+    // A name that begins with a colon would be a special pathspec.
     let list: Vec<u8> = names.iter().flat_map(|name| [HERE, name, &[0]].concat()).collect();
-    let told = git.output(&["check-ignore", "--no-index", "-z", "--stdin"], &list)?;
-    match told.status.code() {
-        // 1 is that none of them is.
+    let output = git.output(&["check-ignore", "--no-index", "-z", "--stdin"], &list)?;
+    match output.status.code() {
+        // Status 1 means that none is ignored.
         Some(0 | 1) => {
-            let names = told.stdout.split(|byte| *byte == 0);
+            let names = output.stdout.split(|byte| *byte == 0);
             Ok(names.filter_map(|name| name.strip_prefix(HERE)).map(<[u8]>::to_vec).collect())
         }
-        _ => Err(failed(std::io::Error::other(String::from_utf8_lossy(&told.stderr).trim().to_owned()))),
+        _ => Err(failed(std::io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))),
     }
 }
 
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_ignored_is_judged_by_the_files_that_came() {
+    fn ignored_files_follow_the_patterns_of_the_sandbox() {
         let dir = tempfile::tempdir().unwrap();
         let exclude = dir.path().join("exclude");
         fs::write(&exclude, "*.secret\n").unwrap();

@@ -1,74 +1,74 @@
-//! JSON with comments, as files for editors have it: made plain JSON, with everything on the line where it was.
+//! Converts JSON with comments to plain JSON, and keeps everything on its line.
 
-/// The text without comments, and without commas that nothing follows.
+/// Returns the text without comments and trailing commas.
 pub fn plain(text: &str) -> String {
     without_commas(&without_comments(text))
 }
 
-/// Where in a text we are.
+/// The position in a text.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Position {
     Outside,
     Text,
-    /// Behind a backslash in a text.
+    /// After a backslash in a string.
     Escaped,
     Line,
     Block,
 }
 
 fn without_comments(text: &str) -> String {
-    let (mut plain, mut place) = (String::with_capacity(text.len()), Place::Outside);
+    let (mut plain, mut position) = (String::with_capacity(text.len()), Position::Outside);
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {
         let next = letters.peek().copied();
-        match (place, letter, next) {
-            (Place::Outside, '/', Some(kind @ ('/' | '*'))) => {
+        match (position, letter, next) {
+            (Position::Outside, '/', Some(kind @ ('/' | '*'))) => {
                 letters.next();
-                place = if kind == '/' { Place::Line } else { Place::Block };
+                position = if kind == '/' { Position::Line } else { Position::Block };
             }
-            (Place::Line, '\n', _) => {
+            (Position::Line, '\n', _) => {
                 plain.push('\n');
-                place = Place::Outside;
+                position = Position::Outside;
             }
-            (Place::Block, '*', Some('/')) => {
+            (Position::Block, '*', Some('/')) => {
                 letters.next();
                 plain.push(' ');
-                place = Place::Outside;
+                position = Position::Outside;
             }
-            (Place::Line | Place::Block, letter, _) => {
+            (Position::Line | Position::Block, letter, _) => {
                 if letter == '\n' {
                     plain.push('\n');
                 }
             }
-            (Place::Outside | Place::Text | Place::Escaped, letter, _) => {
+            (Position::Outside | Position::Text | Position::Escaped, letter, _) => {
                 plain.push(letter);
-                place = behind(place, letter);
+                position = advance(position, letter);
             }
         }
     }
     plain
 }
 
-/// Where a letter leads that is no part of a comment.
-fn behind(place: Place, letter: char) -> Place {
-    match (place, letter) {
-        (Place::Outside, '"') | (Place::Escaped, _) => Place::Text,
-        (Place::Text, '"') => Place::Outside,
-        (Place::Text, '\\') => Place::Escaped,
-        (place, _) => place,
+/// Returns the position after a character outside of comments.
+fn advance(position: Position, letter: char) -> Position {
+    match (position, letter) {
+        (Position::Outside, '"') | (Position::Escaped, _) => Position::Text,
+        (Position::Text, '"') => Position::Outside,
+        (Position::Text, '\\') => Position::Escaped,
+        (position, _) => position,
     }
 }
 
 fn without_commas(text: &str) -> String {
-    let (mut plain, mut place) = (String::with_capacity(text.len()), Place::Outside);
+    let (mut plain, mut position) = (String::with_capacity(text.len()), Position::Outside);
     for (index, letter) in text.char_indices() {
-        let last = place == Place::Outside
+        let last = position == Position::Outside
             && letter == ','
             && text.get(index + 1..).is_some_and(|rest| rest.trim_start().starts_with(['}', ']']));
         if !last {
             plain.push(letter);
         }
-        place = behind(place, letter);
+        position = advance(position, letter);
     }
     plain
 }
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_last_commas_go_and_texts_stay() {
+    fn comments_and_trailing_commas_are_removed_outside_of_strings() {
         for (text, expect) in [
             ("{}", "{}"),
             ("{ // a\n}", "{ \n}"),

@@ -1,5 +1,5 @@
-//! The `.git` of a workspace in a sandbox: made here, so that the image needs no git for it. It has the commit
-//! that is checked out, its files, and nothing of the history before; the index is the user's.
+//! Builds the `.git` of a workspace on the host, so that the image needs no git for it. It contains the checked-out
+//! commit with its files and no history before; the index is the user's.
 
 use std::{
     collections::HashSet,
@@ -17,7 +17,7 @@ use super::{
     prepare::{Plan, Planned},
     sender::{Sent, append_link, cannot_read, header},
     snapshot::Snapshot,
-    source::{Head, Repository, SUBMODULE, Shown, Tracked, os},
+    source::{DisplayPath, Head, Repository, SUBMODULE, Tracked, os},
     untracked,
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     guest::from_io,
 };
 
-/// Settings of the user that make git in the sandbox see the files as git does here.
+/// Settings of the user that make git in the sandbox treat files as on the host.
 const SETTINGS: [&str; 7] = [
     "core.autocrlf",
     "core.eol",
@@ -37,22 +37,22 @@ const SETTINGS: [&str; 7] = [
     "user.email",
 ];
 
-/// What becomes the metadata.
+/// The contents of `.git`.
 #[derive(Debug)]
 pub struct Metadata {
     head: Head,
-    /// The commits whose parents stay here.
+    /// The commits whose parents are not sent.
     shallow: Vec<String>,
-    /// The beginning of the names of the pack's files.
+    /// Path prefix of the pack's files.
     pack: Option<PathBuf>,
-    /// All objects that go along.
+    /// The objects that are sent.
     pub ids: HashSet<String>,
-    /// Where the index is made.
+    /// Where the index is built.
     index: PathBuf,
 }
 
 impl Metadata {
-    /// Takes the objects from the repository into the snapshot, from where they are sent.
+    /// Copies the objects from the repository into the snapshot, from which they are sent.
     pub fn take(plan: &Plan, index: &[Tracked], snapshot: &Snapshot) -> Result<Self> {
         let git = plan.repository.git();
         let mut ids = HashSet::new();
@@ -70,7 +70,7 @@ impl Metadata {
             let tree = git.run(&["rev-parse", &format!("{commit}^{{tree}}")], b"")?;
             ids.extend([commit.clone(), String::from_utf8_lossy(&tree).trim().to_owned()]);
             let parent = format!("{commit}^1");
-            // `rev-parse` looks at the commit alone; of a shallow clone it may name a parent that is not there.
+            // `rev-parse` reads the commit only; in a shallow clone it may name a missing parent.
             let has_parents = git.line(&["rev-parse", "-q", "--verify", &parent])?.is_some()
                 || git
                     .run(&["cat-file", "commit", commit], b"")?
@@ -81,23 +81,23 @@ impl Metadata {
                 shallow.push(commit.clone());
             }
         }
-        // What is staged and not yet committed, as far as it is there: a file that is only meant to be added is not.
+        // Staged contents, if they exist: `git add --intent-to-add` creates none.
         let staged: Vec<&str> = index
             .iter()
             .filter(|entry| entry.mode != SUBMODULE && !ids.contains(&entry.id))
             .map(|entry| entry.id.as_str())
             .collect();
         if !staged.is_empty() {
-            let told = git.run(&["cat-file", "--batch-check"], (staged.join("\n") + "\n").as_bytes())?;
-            let told = String::from_utf8_lossy(&told).into_owned();
-            let there = told.lines().filter(|line| !line.ends_with(" missing"));
-            ids.extend(there.filter_map(|line| line.split(' ').next()).map(str::to_owned));
+            let output = git.run(&["cat-file", "--batch-check"], (staged.join("\n") + "\n").as_bytes())?;
+            let output = String::from_utf8_lossy(&output).into_owned();
+            let existing = output.lines().filter(|line| !line.ends_with(" missing"));
+            ids.extend(existing.filter_map(|line| line.split(' ').next()).map(str::to_owned));
         }
         let pack = snapshot.take(&git, &ids)?;
         Ok(Self { head: plan.head.clone(), shallow, pack, ids, index: snapshot.path.join("index.sent") })
     }
 
-    /// Adds the metadata to an archive whose files have been sent.
+    /// Adds the metadata to an archive, after the files.
     pub fn append(
         &self,
         archive: &mut Builder<impl Write>,
@@ -154,9 +154,9 @@ impl Metadata {
         Ok(())
     }
 
-    /// The user's index, without what it knows of the user's files. Files that git here takes for unchanged
-    /// though their bytes are not those of the index went through a filter, which the sandbox does not have:
-    /// git there is told to take them for unchanged, too.
+    /// Returns the user's index without its file attributes. A file that git considers unchanged although its bytes
+    /// differ from the index went through a filter, which the sandbox does not have, so git there is told to assume
+    /// that it is unchanged.
     fn make_index(&self, repository: &Repository, index: &[Tracked], sent: &Sent) -> Result<Vec<u8>> {
         let failed = |source| Error::io("create the git index", source);
         let git = super::git::Git::bare(&self.pack_repository())
@@ -195,7 +195,7 @@ impl Metadata {
     }
 }
 
-/// Whether git takes this file for what the index has: it has not been touched since git looked at it.
+/// Returns whether git considers a file unchanged, because it was not modified since git has read it.
 pub fn is_filtered(root: &Root, entry: &Tracked) -> bool {
     match root.look(&entry.path) {
         Ok(Some(Found::File(_, facts))) => entry.stat.mtime != (0, 0) && facts.stat == entry.stat,
@@ -230,7 +230,7 @@ fn exclude(repository: &Repository) -> Result<Option<Vec<u8>>> {
     Ok(fs::read(repository.root.join(os(&path))).ok())
 }
 
-/// A full copy needs all of the metadata in one place.
+/// Checks that all of the metadata is in one place, as a full copy needs it.
 pub fn check_full_copy(repository: &Repository) -> Result<()> {
     if repository.git_dir == repository.root.join(".git") && repository.git_dir.is_dir() {
         return Ok(());
@@ -239,35 +239,37 @@ pub fn check_full_copy(repository: &Repository) -> Result<()> {
         "cannot copy {} in full: it is a linked work tree",
         repository.root.display()
     ))
-    .advise("run it from the main work tree, which `git worktree list` shows first."))
+    .with_hint("run it from the main work tree, which `git worktree list` shows first."))
 }
 
-/// Adds all of `.git`, and what leads to it from submodules, to an archive.
+/// Adds all of `.git`, and the `.git` files of submodules, to an archive.
 pub fn append_full_copy(
     archive: &mut Builder<impl Write>,
     repository: &Repository,
     files: &[Planned],
 ) -> Result<()> {
     let root = Root::open(&repository.root)?;
-    let mut places = HashSet::new();
+    let mut directories = HashSet::new();
     for file in files {
-        places.extend(os(&file.path).ancestors().skip(1).filter(|place| !place.as_os_str().is_empty()));
+        directories
+            .extend(os(&file.path).ancestors().skip(1).filter(|directory| !directory.as_os_str().is_empty()));
     }
-    for place in places {
-        let name = place.join(".git");
+    for directory in directories {
+        let name = directory.join(".git");
         if let Ok(Some(Found::File(..))) = root.look(name.as_os_str().as_bytes()) {
             append(archive, &root, &name)?;
         }
     }
     let mut waiting = vec![PathBuf::from(".git")];
-    while let Some(place) = waiting.pop() {
-        let failed = |source| Error::io(format!("read {}", repository.root.join(&place).display()), source);
+    while let Some(directory) = waiting.pop() {
+        let failed =
+            |source| Error::io(format!("read {}", repository.root.join(&directory).display()), source);
         let mut head = header(0o755, 0, now());
         head.set_entry_type(EntryType::Directory);
-        archive.append_data(&mut head, &place, &[][..]).map_err(from_io)?;
-        for entry in fs::read_dir(repository.root.join(&place)).map_err(failed)? {
+        archive.append_data(&mut head, &directory, &[][..]).map_err(from_io)?;
+        for entry in fs::read_dir(repository.root.join(&directory)).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let name = place.join(entry.file_name());
+            let name = directory.join(entry.file_name());
             let kind = entry.file_type().map_err(failed)?;
             if kind.is_dir() {
                 waiting.push(name);
@@ -288,7 +290,9 @@ fn append(archive: &mut Builder<impl Write>, root: &Root, name: &Path) -> Result
             archive.append_data(&mut head, name, Exactly::new(file, size)).map_err(|error| {
                 let error = from_io(error);
                 match error {
-                    Error::Io { .. } => Error::Refused(format!("{} changed while it was read", Shown(path))),
+                    Error::Io { .. } => {
+                        Error::Refused(format!("{} changed while it was read", DisplayPath(path)))
+                    }
                     error => error,
                 }
             })

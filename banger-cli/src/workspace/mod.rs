@@ -1,9 +1,47 @@
-//! A repository of the user in a sandbox: in as files and metadata, out as what has changed.
+//! Workspaces: a repository of the user in a sandbox. It goes in as files and git metadata, and comes back as changes.
 //!
-//! Everything is read and written here, by the user's own process: the service sees a stream of bytes. What
-//! was sent is kept as a tree in a small repository of ours ([`snapshot`]), beside a [`record`] of where it
-//! came from. What comes back is compared with that tree by git on this side, so that the image needs no git,
-//! and what is in the sandbox is only ever read.
+//! Everything is read and written by the user's own process; the service only passes a stream of bytes. The image needs
+//! no git, because `.git` is built on the host, and differences are computed on the host. The repository on the host is
+//! only changed by an export with `--apply` or `--branch`.
+//!
+//! ```text
+//!   host                                                          sandbox
+//!   ─────────────────────────────────────────────────────────────┬───────────────────────
+//!   source, untracked, unfinished   what the repository contains │
+//!         │                                                      │
+//!         ▼                                                      │
+//!   prepare::Plan ──► sender ──► tar ───────────────────────────►│ /root/repo
+//!                       │   metadata: .git with one commit ─────►│ /root/repo/.git
+//!                       ▼                                        │
+//!   snapshot: refs/banger/sent      what was sent                │
+//!   record, stamps                  from where, and when         │
+//!         │                                                      │
+//!         ├──► changed ──► sync ──► tar: host's changes ────────►│  before a command
+//!         │                                                      │
+//!         └──► export ◄── listing, digests, tar ◄────────────────┤  what has changed there
+//!                │          ignored, bounded                     │
+//!                ▼                                               │
+//!   snapshot: refs/banger/came      what came back               │
+//!         │                                                      │
+//!         └──► apply: patch, work tree, or a new branch          │
+//! ```
+//!
+//! 1. **Send** ([`prepare`], [`sender`]). A plan is made before a sandbox is created, so that mistakes cost nothing.
+//!    Each file is read once; its bytes go to the sandbox and into the snapshot. Filters and programs of the
+//!    repository never run.
+//! 2. **Keep in sync** ([`changed`], [`sync`]). Before a command runs, files on the host are compared with what was
+//!    sent, by their stamps first. Differences are reported, or sent if `auto_prepare` is set. A file that has changed
+//!    in the sandbox, too, is not overwritten.
+//! 3. **Bring back** ([`export`], [`apply`]). The agent lists the files with their digests, and sends those that
+//!    differ. They become a commit next to what was sent. `apply` plans every step before it touches a file; a conflict
+//!    changes nothing.
+//!
+//! The sandbox is not trusted: names from it are checked ([`files`]), archives are bounded, and what it says about
+//! where a workspace came from is ignored in favour of the [`record`] in the user's home. Ignored files are sent only
+//! by name (`--include`), never come back, and no copy of them is kept ([`untracked`]).
+//!
+//! A repository can also ask for an environment: [`devcontainer`] reads `devcontainer.json`, and [`tooling`] installs
+//! tools with mise. Both run in the sandbox only.
 
 pub mod apply;
 pub mod bounded;

@@ -1,4 +1,4 @@
-//! Sending a repository into a sandbox.
+//! Sends a repository into a sandbox.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -17,10 +17,10 @@ use tar::Builder;
 use super::{
     files::{Found, Root},
     metadata::{self, Metadata},
-    record::{self, Draft, EXCLUDE, Kept, Record, Records, forget_all_but},
+    record::{self, Draft, EXCLUDE, Record, Records, StoredWorkspace, remove_all_except},
     sender::{Finished, Sender, cannot_read},
     snapshot::SENT,
-    source::{Head, Mode, Repository, SUBMODULE, Shown, Tracked, os},
+    source::{DisplayPath, Head, Mode, Repository, SUBMODULE, Tracked, os},
     stamps::{Stamps, now},
     unfinished::Unfinished,
     untracked::{Include, Untracked},
@@ -32,23 +32,23 @@ use crate::{
     progress::Meter,
 };
 
-/// What is to be sent.
+/// What to send.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
-    /// How much.
+pub struct SendOptions {
+    /// How much of it.
     pub mode: Mode,
-    /// Files that git does not track, too.
+    /// Whether to include untracked files.
     pub include_untracked: bool,
-    /// Some of the files that git does not track, ignored ones too.
+    /// Some of the untracked files, including ignored ones.
     pub include: Include,
-    /// A branch that is made in the sandbox only.
+    /// A branch to create in the sandbox only.
     pub branch: Option<String>,
-    /// The revision at which it begins, whose files are sent instead of those of the work tree.
+    /// The revision at which it starts, whose files are sent instead of the work tree's.
     pub from: Option<String>,
 }
 
-impl Wanted {
-    /// What was asked for when this workspace was sent.
+impl SendOptions {
+    /// Returns the options with which a workspace was sent.
     pub fn of(record: &Record) -> Self {
         Self {
             mode: record.mode,
@@ -59,58 +59,58 @@ impl Wanted {
         }
     }
 
-    /// Whether files that git does not track are looked for.
+    /// Returns whether untracked files are needed.
     pub fn takes_untracked(&self) -> bool {
         self.include_untracked || !self.include.is_empty()
     }
 }
 
-/// What will be sent.
+/// A plan of what to send.
 #[derive(Debug)]
 pub struct Plan {
     /// The repository.
     pub repository: Repository,
-    /// What was asked for.
-    pub wanted: Wanted,
-    /// What is checked out in the sandbox.
+    /// The options.
+    pub wanted: SendOptions,
+    /// The head in the sandbox.
     pub head: Head,
     /// The index in the sandbox.
     index: Vec<Tracked>,
     /// The files.
     pub files: Vec<Planned>,
-    /// Untracked files that stay here.
+    /// The number of untracked files that are not sent.
     pub left: usize,
-    /// Repositories within this one that it does not track: they stay here.
+    /// Nested repositories that are not tracked. They are not sent.
     pub nested: Vec<Vec<u8>>,
-    /// The ignored files that go along.
+    /// The ignored files that are sent.
     pub private: HashSet<Vec<u8>>,
-    /// What git is in the middle of here.
+    /// An unfinished operation of git.
     pub unfinished: Unfinished,
-    /// The stamp of the index, taken before it was read.
+    /// The stamp of the index from before it was read.
     pub index_stamp: Stamps,
 }
 
-/// A file that will be sent.
+/// A file to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
     /// Its name.
     pub path: Vec<u8>,
-    /// Its mode in a tree.
+    /// Its mode in a git tree.
     pub mode: u32,
-    /// How long it is now.
+    /// Its current size.
     pub size: u64,
-    /// The content in the repository that is sent instead of a file.
+    /// The object to send instead of the file on the host.
     pub id: Option<String>,
 }
 
 impl Plan {
-    /// Looks at the repository. Nothing is changed anywhere.
-    pub fn make(repository: Repository, wanted: Wanted) -> Result<Self> {
+    /// Plans how to send a repository. Changes nothing.
+    pub fn make(repository: Repository, wanted: SendOptions) -> Result<Self> {
         if wanted.mode == Mode::FullCopy && wanted.branch.is_some() {
             return Err(Error::Refused("cannot create a branch in a full copy".to_owned())
-                .advise("leave out `--branch` or `--mode full-copy`."));
+                .with_hint("leave out `--branch` or `--mode full-copy`."));
         }
-        let head = head_in_guest(&repository, &wanted)?;
+        let head = guest_head(&repository, &wanted)?;
         let mut index_stamp = Stamps::default();
         index_stamp.put_index(&repository.index(), now());
         let mut index = match (&wanted.from, &head.commit, wanted.mode) {
@@ -124,12 +124,15 @@ impl Plan {
         if wanted.mode == Mode::Shallow
             && let Some(submodule) = index.iter().find(|entry| entry.mode == SUBMODULE)
         {
-            return Err(Error::Refused(format!("cannot send the submodule {}", Shown(&submodule.path)))
-                .advise("`--mode full-copy` also sends the files of submodules, and all of `.git`."));
+            return Err(Error::Refused(format!(
+                "cannot send the submodule {}",
+                DisplayPath(&submodule.path)
+            ))
+            .with_hint("`--mode full-copy` also sends the files of submodules, and all of `.git`."));
         }
         index.retain(|entry| entry.mode != SUBMODULE);
         let unfinished = match (&wanted.from, wanted.mode) {
-            // A full copy has all of git's files.
+            // A full copy contains all of git's files.
             (None, Mode::Shallow) => Unfinished::find(&repository)?,
             _ => Unfinished::default(),
         };
@@ -154,21 +157,21 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The same plan with these files alone, as they are here.
+    /// Restricts the plan to these files, in their current state.
     pub fn only(mut self, paths: Vec<Vec<u8>>) -> Result<Self> {
         self.files.clear();
         self.files_of_work_tree(paths)?;
         Ok(self)
     }
 
-    /// All bytes of the files.
+    /// Returns the total size of the files.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
 
-    /// Where a command begins in a workspace at this path: the directory that was named, unless all that it has
-    /// stays here.
-    pub fn place(&self, guest_path: &str) -> String {
+    /// Returns the directory in which a command starts, for a workspace at this path: the directory that the user has
+    /// given, unless none of its files are sent.
+    pub fn start_directory(&self, guest_path: &str) -> String {
         let prefix = self.repository.prefix.as_bytes();
         let goes = !prefix.is_empty() && self.files.iter().any(|file| file.path.starts_with(prefix));
         match self.repository.prefix.to_str().filter(|_| goes) {
@@ -177,7 +180,7 @@ impl Plan {
         }
     }
 
-    /// Plans the files of a commit; returns their names.
+    /// Plans the files of a commit. Returns their names.
     fn files_of_commit(&mut self) -> Result<HashSet<Vec<u8>>> {
         let list: String = self.index.iter().map(|entry| format!("{}\n", entry.id)).collect();
         let sizes =
@@ -191,7 +194,7 @@ impl Plan {
         Ok(self.index.iter().map(|entry| entry.path.clone()).collect())
     }
 
-    /// Plans these files as they are here, each once; returns the names of those that were planned.
+    /// Plans these files in their current state, each once. Returns the names of the planned ones.
     fn files_of_work_tree(&mut self, paths: Vec<Vec<u8>>) -> Result<HashSet<Vec<u8>>> {
         let root = Root::open(&self.repository.root)?;
         let mut seen = HashSet::new();
@@ -202,7 +205,7 @@ impl Plan {
             let found = root.look(&path).map_err(|source| cannot_read(&path, source))?;
             let facts = match found {
                 Some(Found::File(_, facts)) | Some(Found::Symlink(_, facts)) => facts,
-                // It was deleted, or is left out of a sparse checkout, or is no file any more.
+                // It was deleted, is excluded from a sparse checkout, or is no longer a file.
                 Some(Found::Other(_)) | None => continue,
             };
             self.files.push(Planned { path, mode: facts.mode, size: facts.size, id: None });
@@ -210,9 +213,9 @@ impl Plan {
         Ok(seen)
     }
 
-    /// Plans what goes along of the files that git does not track.
+    /// Plans the untracked files to send.
     fn untracked_files(&mut self, tracked: HashSet<Vec<u8>>) -> Result<()> {
-        let Wanted { include_untracked, include, from, .. } = &self.wanted;
+        let SendOptions { include_untracked, include, from, .. } = &self.wanted;
         if from.is_some() && include.is_empty() {
             return Ok(());
         }
@@ -221,15 +224,15 @@ impl Plan {
         if from.is_none() {
             (self.left, self.nested) = (left, nested);
         }
-        // A file of the commit may be untracked or ignored now.
+        // A file of the commit may now be untracked or ignored.
         self.private = private.difference(&tracked).cloned().collect();
         let more = sent.into_iter().filter(|path| !tracked.contains(path)).collect();
         self.files_of_work_tree(more).map(drop)
     }
 }
 
-/// What will be checked out in the sandbox.
-fn head_in_guest(repository: &Repository, wanted: &Wanted) -> Result<Head> {
+/// Returns the head in the sandbox.
+fn guest_head(repository: &Repository, wanted: &SendOptions) -> Result<Head> {
     let mut head = repository.head.clone();
     if let Some(from) = &wanted.from {
         head.commit = Some(repository.commit(from)?);
@@ -244,20 +247,20 @@ fn head_in_guest(repository: &Repository, wanted: &Wanted) -> Result<Head> {
     Ok(head)
 }
 
-/// How a workspace is put into a sandbox.
+/// The destination of a workspace.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// The id of the sandbox.
     pub vm_id: String,
-    /// Where in the sandbox.
+    /// Its path in the sandbox.
     pub path: String,
-    /// What becomes of what is there.
+    /// What happens to existing files.
     pub placement: Placement,
 }
 
-/// Sends a repository, and remembers what was sent.
-pub async fn send(guest: &mut Guest, plan: Plan, target: Target, meter: Meter) -> Result<Kept> {
-    forget_old(guest).await;
+/// Sends a repository, and records what was sent.
+pub async fn send(guest: &mut Guest, plan: Plan, target: Target, meter: Meter) -> Result<StoredWorkspace> {
+    remove_stale_records(guest).await;
     let draft = Records::of(&target.vm_id)?.begin(&target.path)?;
     let request = Request::PutTar { directory: target.path.clone(), placement: target.placement };
     let sent = guest.call(request, move |call| {
@@ -266,18 +269,17 @@ pub async fn send(guest: &mut Guest, plan: Plan, target: Target, meter: Meter) -
     });
     sent.await.map_err(|error| match &error {
         Error::Guest(failure) if failure.message.contains("there is something already") => {
-            error.advise("`--force` replaces what is there; `--guest-path PATH` chooses another path.")
+            error.with_hint("`--force` replaces what is there; `--guest-path PATH` chooses another path.")
         }
         _ => error,
     })
 }
 
-/// What was kept for sandboxes that are gone is of no use. That they cannot be told from others is no reason
-/// not to go on.
-async fn forget_old(guest: &Guest) {
+/// Removes the records of deleted sandboxes. A failure to list sandboxes does not matter.
+async fn remove_stale_records(guest: &Guest) {
     if let Ok(sandboxes) = guest.bus().objects(VM_INTERFACE).await {
         let ids: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.text("Id").to_owned()).collect();
-        forget_all_but(&ids);
+        remove_all_except(&ids);
     }
 }
 
@@ -301,14 +303,14 @@ fn record_of(plan: &Plan, target: &Target) -> Record {
 
 fn stream(call: &mut Call, plan: &Plan, draft: &Draft, meter: Meter) -> Result<()> {
     let snapshot = draft.snapshot(plan.repository.algorithm)?;
-    keep_exclude(plan, draft)?;
+    save_exclude(plan, draft)?;
     let metadata = match plan.wanted.mode {
         Mode::Shallow => Some(Metadata::take(plan, &plan.index, &snapshot)?),
         Mode::FullCopy => None,
     };
     let known = metadata.as_ref().map(|metadata| metadata.ids.clone()).unwrap_or_default();
     let mut archive = Builder::new(BufWriter::with_capacity(MAX_DATA, &mut *call));
-    let mut sender = Sender::new(plan, &snapshot, known)?.counting(meter);
+    let mut sender = Sender::new(plan, &snapshot, known)?.with_meter(meter);
     for file in &plan.files {
         sender.send(&mut archive, file)?;
     }
@@ -325,8 +327,8 @@ fn stream(call: &mut Call, plan: &Plan, draft: &Draft, meter: Meter) -> Result<(
     call.finish()
 }
 
-/// What the repository ignores by its own list has to be ignored when work comes back, too.
-fn keep_exclude(plan: &Plan, draft: &Draft) -> Result<()> {
+/// Records the repository's exclude list, which is needed again when work comes back.
+fn save_exclude(plan: &Plan, draft: &Draft) -> Result<()> {
     let list = plan.repository.git().line(&["rev-parse", "--git-path", "info/exclude"])?;
     let Some(list) = list else { return Ok(()) };
     let list = plan.repository.root.join(os(&list));
@@ -339,12 +341,12 @@ fn keep_exclude(plan: &Plan, draft: &Draft) -> Result<()> {
 }
 
 fn missing(path: &[u8]) -> Error {
-    Error::Refused(format!("the repository does not have the content of {}", Shown(path)))
-        .advise("`git fetch --refetch --no-filter` completes a partial clone.")
+    Error::Refused(format!("the repository does not have the content of {}", DisplayPath(path)))
+        .with_hint("`git fetch --refetch --no-filter` completes a partial clone.")
 }
 
-/// What is on its way, in a few words.
-pub fn told(files: usize, bytes: u64, path: &str) -> String {
+/// Describes in a few words what is sent.
+pub fn summary(files: usize, bytes: u64, path: &str) -> String {
     let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
     format!("{files}, {}, to {path}", Bytes(bytes))
 }

@@ -1,5 +1,5 @@
-//! What this side knows of the workspaces in sandboxes: where each came from, and what was sent. It stands
-//! below the user's home, because what a guest says of it cannot be believed.
+//! Records of the workspaces in sandboxes: where each came from, and what was sent. They are stored in the user's
+//! home directory, because what a guest says about this cannot be trusted.
 
 use std::{
     collections::BTreeMap,
@@ -19,80 +19,80 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    ssh::places::Places,
+    ssh::user_dirs::UserDirs,
 };
 
 const FILE: &str = "record.json";
 const SNAPSHOT: &str = "sent.git";
-/// What the user's repository ignores beyond its own files.
+/// The exclude list of the user's repository.
 pub const EXCLUDE: &str = "exclude";
-/// The ignored files that were sent: modes, the names that git gives to their contents, and names.
+/// The ignored files that were sent: modes, object names, and names.
 const PRIVATE: &str = "private";
 
 /// A workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Where it is in the sandbox.
+    /// Its path in the sandbox.
     pub guest_path: String,
-    /// The top of the work tree that it came from.
+    /// The top of the work tree on the host.
     pub source: PathBuf,
-    /// The branch that is checked out there.
+    /// The branch that is checked out in the sandbox.
     pub branch: Option<String>,
-    /// The commit that was checked out here when it was sent.
+    /// The commit that was checked out on the host when it was sent.
     pub commit: Option<String>,
-    /// The hash that names objects of git.
+    /// The hash function of git's object names.
     pub algorithm: Algorithm,
     /// How much was sent.
     pub mode: Mode,
     /// Whether untracked files were sent.
     pub untracked: bool,
-    /// Files that git does not track and that were named, ignored ones too.
+    /// Patterns of untracked files that were sent, including ignored ones.
     #[serde(default)]
     pub include: Include,
-    /// Whether the files are those of a commit, not of the work tree.
+    /// Whether the files are those of a commit, and not of the work tree.
     pub from_commit: bool,
-    /// Whether commands are run with the tools that mise has installed.
+    /// Whether commands run with the tools that mise has installed.
     #[serde(default)]
     pub mise: bool,
-    /// Who works there, where that is not root.
+    /// The user that works there, if not root.
     #[serde(default)]
     pub user: Option<String>,
-    /// Variables of the environment of whatever runs there.
+    /// Environment variables of all commands there.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// When it was sent last, in microseconds since the Unix epoch.
+    /// When it was last sent, in microseconds since the Unix epoch.
     pub sent_at: u64,
 }
 
 impl Record {
-    /// Whose it is in the sandbox.
+    /// Returns the owner of the files in the sandbox.
     pub fn owner(&self) -> &str {
         self.user.as_deref().unwrap_or(OWNER)
     }
 }
 
-/// The workspaces of one sandbox.
+/// The records of one sandbox.
 #[derive(Debug, Clone)]
 pub struct Records {
     directory: PathBuf,
 }
 
-/// A workspace and where we keep what we know of it.
+/// A workspace with its record on the host.
 #[derive(Debug, Clone)]
-pub struct Kept {
-    /// The workspace.
+pub struct StoredWorkspace {
+    /// The record.
     pub record: Record,
-    /// Our directory.
+    /// The directory of the record.
     pub directory: PathBuf,
 }
 
-impl Kept {
-    /// What was sent.
+impl StoredWorkspace {
+    /// Returns the snapshot of what was sent.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::open(&self.directory.join(SNAPSHOT), self.record.algorithm)
     }
 
-    /// The ignored files that were sent.
+    /// Returns the ignored files that were sent.
     pub fn private(&self) -> Result<Tree> {
         let path = self.directory.join(PRIVATE);
         let list = match fs::read(&path) {
@@ -103,7 +103,7 @@ impl Kept {
         parse_tree(&list)
     }
 
-    /// All files that were sent.
+    /// Returns all files that were sent.
     pub fn sent(&self) -> Result<Tree> {
         let snapshot = self.snapshot();
         let mut sent = tree(&snapshot, &snapshot.commit(SENT)?)?;
@@ -111,40 +111,40 @@ impl Kept {
         Ok(sent)
     }
 
-    /// Writes the record anew.
+    /// Updates the record.
     pub fn save(&self) -> Result<()> {
         write(&self.directory, &self.record)
     }
 }
 
-/// A workspace that is being sent: it counts once it is committed, and is gone when it is dropped before.
+/// The record of a workspace that is being sent. It takes effect on commit, and is removed if it is dropped before.
 #[derive(Debug)]
 pub struct Draft {
     unfinished: tempfile::TempDir,
-    place: PathBuf,
+    path: PathBuf,
 }
 
 impl Draft {
-    /// The repository of what is sent.
+    /// Creates the snapshot.
     pub fn snapshot(&self, algorithm: Algorithm) -> Result<Snapshot> {
         Snapshot::create(&self.directory().join(SNAPSHOT), algorithm)
     }
 
-    /// Where its files are until then.
+    /// Returns the directory of its files until then.
     pub fn directory(&self) -> &Path {
         self.unfinished.path()
     }
 
-    /// Takes the place of what was known of a workspace at this path.
-    pub fn commit(self, record: Record) -> Result<Kept> {
+    /// Replaces an earlier record of the workspace at this path.
+    pub fn commit(self, record: Record) -> Result<StoredWorkspace> {
         write(self.unfinished.path(), &record)?;
-        let failed = |source| Error::io(format!("write {}", self.place.display()), source);
-        match fs::remove_dir_all(&self.place) {
+        let failed = |source| Error::io(format!("write {}", self.path.display()), source);
+        match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        fs::rename(self.unfinished.keep(), &self.place).map_err(failed)?;
-        Ok(Kept { record, directory: self.place })
+        fs::rename(self.unfinished.keep(), &self.path).map_err(failed)?;
+        Ok(StoredWorkspace { record, directory: self.path })
     }
 }
 
@@ -154,7 +154,7 @@ fn write(directory: &Path, record: &Record) -> Result<()> {
     write_whole(&directory.join(FILE), &text)
 }
 
-/// Writes which ignored files were sent, in the form of `git ls-tree -z`.
+/// Writes the list of ignored files that were sent, in the format of `git ls-tree -z`.
 pub fn save_private(directory: &Path, private: &Tree) -> Result<()> {
     let mut list = Vec::new();
     for (path, (mode, id)) in private {
@@ -165,7 +165,7 @@ pub fn save_private(directory: &Path, private: &Tree) -> Result<()> {
     write_whole(&directory.join(PRIVATE), &list)
 }
 
-/// Writes a file that only its owner reads, and that is there as a whole or not at all.
+/// Writes a file that only its owner can read, completely or not at all.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |source| Error::io(format!("write {}", path.display()), source);
     let mut file =
@@ -175,7 +175,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A workspace in a command that can be typed: the sandbox, and the path where that was named.
+/// Returns a workspace as arguments of a command: the sandbox, and the path if it was given.
 pub fn reference(sandbox: &str, guest_path: Option<&str>) -> String {
     match guest_path {
         None => sandbox.to_owned(),
@@ -183,7 +183,7 @@ pub fn reference(sandbox: &str, guest_path: Option<&str>) -> String {
     }
 }
 
-/// A word as a shell takes it.
+/// Quotes a word for a shell.
 pub fn shell_word(word: &str) -> String {
     match word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte)) {
         true => word.to_owned(),
@@ -192,53 +192,53 @@ pub fn shell_word(word: &str) -> String {
 }
 
 impl Records {
-    /// Those of the sandbox with this id.
+    /// Returns the records of the sandbox with this id.
     pub fn of(id: &str) -> Result<Self> {
-        Ok(Self { directory: Places::of_caller()?.workspaces().join(id) })
+        Ok(Self { directory: UserDirs::of_caller()?.workspaces().join(id) })
     }
 
-    /// Begins a workspace at this path.
+    /// Starts a record of the workspace at this path.
     pub fn begin(&self, guest_path: &str) -> Result<Draft> {
         let failed = |source| Error::io(format!("write below {}", self.directory.display()), source);
         fs::create_dir_all(&self.directory).map_err(failed)?;
         let unfinished =
             tempfile::Builder::new().prefix(".coming-").tempdir_in(&self.directory).map_err(failed)?;
         let name = super::files::blob_id(Algorithm::Sha1, guest_path.as_bytes());
-        Ok(Draft { unfinished, place: self.directory.join(&name[..16]) })
+        Ok(Draft { unfinished, path: self.directory.join(&name[..16]) })
     }
 
-    /// All of them, the one that was sent last in front. What cannot be read does not count.
-    pub fn all(&self) -> Vec<Kept> {
+    /// Returns all records, the last sent first. Unreadable ones are skipped.
+    pub fn all(&self) -> Vec<StoredWorkspace> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let mut all: Vec<Kept> = entries
+        let mut all: Vec<StoredWorkspace> = entries
             .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
             .filter_map(|entry| {
                 let directory = entry.path();
                 let record = serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()?;
-                Some(Kept { record, directory })
+                Some(StoredWorkspace { record, directory })
             })
             .collect();
         all.sort_by_key(|kept| std::cmp::Reverse(kept.record.sent_at));
         all
     }
 
-    /// The one at this path, or the one that was sent last.
-    pub fn find(&self, guest_path: Option<&str>) -> Option<Kept> {
+    /// Returns the record for this path, or the last sent.
+    pub fn find(&self, guest_path: Option<&str>) -> Option<StoredWorkspace> {
         self.all().into_iter().find(|kept| guest_path.is_none_or(|path| kept.record.guest_path == path))
     }
 
-    /// Forgets them.
+    /// Removes the records.
     fn forget(&self) {
-        // What cannot be removed is in nobody's way.
+        // A directory that cannot be removed does no harm.
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
-/// Forgets the workspaces of sandboxes that are not there any more.
-pub fn forget_all_but(ids: &[String]) {
-    let Ok(places) = Places::of_caller() else { return };
-    let place = places.workspaces();
-    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+/// Removes the records of all other sandboxes.
+pub fn remove_all_except(ids: &[String]) {
+    let Ok(dirs) = UserDirs::of_caller() else { return };
+    let directory = dirs.workspaces();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
         if !ids.iter().any(|id| name == id.as_str()) {
             Records { directory: entry.path() }.forget();
@@ -270,16 +270,16 @@ mod tests {
     }
 
     #[test]
-    fn a_workspace_is_named_as_a_shell_takes_it() {
+    fn a_workspace_is_quoted_for_a_shell() {
         assert_eq!(reference("web", None), "web");
         assert_eq!(reference("web", Some("/srv/x")), "web --guest-path /srv/x");
         assert_eq!(reference("web", Some("/a b'c")), r"web --guest-path '/a b'\''c'");
     }
 
     #[test]
-    fn ignored_files_are_remembered_by_digests_alone() {
+    fn ignored_files_are_recorded_by_digest_only() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Kept { record: record("/root/a", 1), directory: dir.path().to_owned() };
+        let kept = StoredWorkspace { record: record("/root/a", 1), directory: dir.path().to_owned() };
         assert_eq!(kept.private().unwrap(), Tree::new());
         let private = Tree::from([(b"a\tb\n\xff".to_vec(), (0o100644, "a".repeat(40)))]);
         save_private(dir.path(), &private).unwrap();
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_one_is_found_first_and_a_path_finds_its_own() {
+    fn the_last_sent_is_the_default_and_a_path_selects_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records { directory: dir.path().join("0123") };
         assert!(records.find(None).is_none());

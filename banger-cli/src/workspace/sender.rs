@@ -1,5 +1,5 @@
-//! Files as they go into a sandbox: read once, added to the archive, and kept in the snapshot under the names
-//! that git gives to their contents.
+//! Sends files into a sandbox: each is read once, added to the archive, and stored in the snapshot under git's object
+//! name.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,7 +14,7 @@ use super::{
     files::{Exactly, Found, Hasher, Root, blob_id},
     prepare::{Plan, Planned},
     snapshot::{Change, Content, Contents, Importer, SENT, Snapshot},
-    source::{SYMLINK, Shown, os},
+    source::{DisplayPath, SYMLINK, os},
     stamps::{self, Stamps},
 };
 use crate::{
@@ -24,30 +24,30 @@ use crate::{
     progress::{Meter, Metered},
 };
 
-/// A file of this length is read once and kept until it is sent; a longer one is read twice.
+/// Files up to this size are read once and kept in memory; longer ones are read twice.
 const KEPT_IN_MEMORY: u64 = 8 << 20;
 
-/// The names of the contents that were sent, by path.
+/// The object names of sent files, by path.
 pub type Sent = HashMap<Vec<u8>, (u32, String)>;
 
-/// What is known once everything was sent.
+/// The result of sending.
 #[derive(Debug)]
 pub struct Finished {
-    /// All files but the ignored ones.
+    /// All files except the ignored ones.
     pub sent: Sent,
     /// The ignored files.
     pub private: Tree,
-    /// The stamps of the files, which were taken before they were read.
+    /// The stamps of the files from before they were read.
     pub stamps: Stamps,
 }
 
-/// Sends files and keeps their contents.
+/// Sends files and stores their contents.
 pub struct Sender<'a> {
     root: Root,
     algorithm: Algorithm,
     importer: Importer,
     contents: Option<Contents>,
-    /// Contents that the snapshot has already.
+    /// Objects that the snapshot has already.
     known: HashSet<String>,
     changes: Vec<Change>,
     sent: Sent,
@@ -60,7 +60,7 @@ pub struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
-    /// Sends files of this plan. The commit of what was sent begins with nothing.
+    /// Starts to send files of this plan. The commit of what was sent starts empty.
     pub fn new(plan: &'a Plan, snapshot: &Snapshot, known: HashSet<String>) -> Result<Self> {
         Ok(Self {
             root: Root::open(&plan.repository.root)?,
@@ -79,19 +79,19 @@ impl<'a> Sender<'a> {
         })
     }
 
-    /// Counts the bytes that go.
-    pub fn counting(mut self, meter: Meter) -> Self {
+    /// Counts the bytes sent.
+    pub fn with_meter(mut self, meter: Meter) -> Self {
         self.meter = meter;
         self
     }
 
-    /// The commit of what was sent changes the one that there is.
+    /// Makes the commit of what was sent a change of the existing one.
     pub fn amending(mut self) -> Self {
         self.parent = Some("refs/banger/sent^0");
         self
     }
 
-    /// Something is no longer there.
+    /// Removes a file that no longer exists from the commit.
     pub fn forget(&mut self, path: Vec<u8>) {
         self.changes.push(Change::Remove { path });
     }
@@ -121,7 +121,8 @@ impl<'a> Sender<'a> {
                     return self.keep(path, facts.mode, blob_id(self.algorithm, &bytes), &bytes);
                 }
                 let changed = || {
-                    Error::Refused(format!("{} changed while it was read", Shown(path))).advise("try again.")
+                    Error::Refused(format!("{} changed while it was read", DisplayPath(path)))
+                        .with_hint("try again.")
                 };
                 let mut content = Hashing { hasher: Hasher::new(self.algorithm, facts.size), from: content };
                 let counted = Metered { from: &mut content, meter: &self.meter };
@@ -152,7 +153,7 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// A content of the repository goes instead of a file.
+    /// Sends an object of the repository instead of a file.
     fn send_content(&mut self, archive: &mut Builder<impl Write>, file: &Planned, id: &str) -> Result<()> {
         let (path, mode) = (&file.path, file.mode);
         if self.contents.is_none() {
@@ -184,7 +185,7 @@ impl<'a> Sender<'a> {
 
     fn put(&mut self, path: &[u8], mode: u32, id: String, content: Content) -> Result<()> {
         if self.plan.private.contains(path) {
-            // No copy of its content is kept, and it is no part of what comes back.
+            // Its content is not stored, and it is not part of what comes back.
             self.changes.push(Change::Remove { path: path.to_vec() });
             self.private.insert(path.to_vec(), (mode, id));
             return Ok(());
@@ -217,7 +218,7 @@ impl Read for Hashing {
     }
 }
 
-/// The head of a file that is root's in the sandbox.
+/// Returns the header of a file that belongs to root in the sandbox.
 pub fn header(permissions: u32, size: u64, mtime: i64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::Regular);
@@ -233,11 +234,11 @@ pub fn header(permissions: u32, size: u64, mtime: i64) -> Header {
 pub fn append_link(archive: &mut Builder<impl Write>, path: &[u8], target: &[u8], mtime: i64) -> Result<()> {
     let mut header = header(0o777, 0, mtime);
     header.set_entry_type(EntryType::Symlink);
-    // To git the target is a content: every byte of it counts.
+    // For git, the target of a link is content: every byte matters.
     banger_copy::append_entry(archive, header, path, Some(target), io::empty()).map_err(from_io)
 }
 
-/// A file of the user's that cannot be read.
+/// Returns the error for a file that cannot be read.
 pub fn cannot_read(path: &[u8], source: io::Error) -> Error {
-    Error::io(format!("read {}", Shown(path)), source)
+    Error::io(format!("read {}", DisplayPath(path)), source)
 }

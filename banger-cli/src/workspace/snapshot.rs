@@ -1,8 +1,8 @@
-//! What was sent, as a commit in a small repository of ours, and what came back, as another.
+//! Snapshots of what was sent and what came back, as commits in a small repository of banger's own.
 //!
-//! Contents are those of the files, byte for byte: no filter and no conversion of line ends is applied, and no
-//! program that a repository names is run. The repository holds all that it needs, so that nothing of it is
-//! lost when the user's own is tidied up.
+//! Contents are the files' bytes: no filter and no conversion of line endings is applied, and no program of a
+//! repository is run. The repository contains all its objects, so nothing is lost when the user's repository is
+//! garbage-collected.
 
 use std::{
     collections::HashSet,
@@ -20,45 +20,45 @@ use crate::error::{Error, Result};
 /// The commit of what was sent.
 pub const SENT: &str = "refs/banger/sent";
 
-/// A repository of ours.
+/// One of banger's repositories.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// The hash that names its objects.
+    /// The hash function of its object names.
     pub algorithm: Algorithm,
 }
 
 /// A change of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// It has this mode and content.
+    /// It gets this mode and content.
     Put {
-        /// The mode in a tree.
+        /// The mode in a git tree.
         mode: u32,
         /// The content.
         content: Content,
         /// Its name.
         path: Vec<u8>,
     },
-    /// It is gone.
+    /// It is removed.
     Remove {
         /// Its name.
         path: Vec<u8>,
     },
 }
 
-/// A content of which the repository knows.
+/// A content that the repository has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// By its name.
+    /// By its object name.
     Id(String),
     /// By the mark under which it was imported.
     Mark(u64),
 }
 
 impl Snapshot {
-    /// Makes an empty one.
+    /// Creates an empty repository.
     pub fn create(path: &Path, algorithm: Algorithm) -> Result<Self> {
         fs::create_dir_all(path).map_err(|source| Error::io(format!("create {}", path.display()), source))?;
         let format = match algorithm {
@@ -69,17 +69,17 @@ impl Snapshot {
         Ok(Self { path: path.to_owned(), algorithm })
     }
 
-    /// One that is there.
+    /// Opens an existing repository.
     pub fn open(path: &Path, algorithm: Algorithm) -> Self {
         Self { path: path.to_owned(), algorithm }
     }
 
-    /// Git in it.
+    /// Returns git in this repository.
     pub fn git(&self) -> Git {
         Git::bare(&self.path)
     }
 
-    /// Takes these objects over from a repository; the files of the pack, one beginning for both.
+    /// Copies these objects from a repository. Returns the common path prefix of the pack's files.
     pub fn take(&self, from: &Git, ids: &HashSet<String>) -> Result<Option<PathBuf>> {
         if ids.is_empty() {
             return Ok(None);
@@ -91,38 +91,38 @@ impl Snapshot {
         let mut arguments: Vec<std::ffi::OsString> =
             ["pack-objects", "-q", "--window=0", "--delta-base-offset"].map(Into::into).into();
         arguments.push(base.clone().into());
-        let name = from
-            .run(&arguments, list.as_bytes())
-            .map_err(|error| error.advise("`git fetch --refetch --no-filter` completes a partial clone."))?;
+        let name = from.run(&arguments, list.as_bytes()).map_err(|error| {
+            error.with_hint("`git fetch --refetch --no-filter` completes a partial clone.")
+        })?;
         let mut pack = base.into_os_string();
         pack.push("-");
         pack.push(String::from_utf8_lossy(&name).trim());
         Ok(Some(pack.into()))
     }
 
-    /// Begins to take in contents.
+    /// Starts to import contents.
     pub fn import(&self) -> Result<Importer> {
         Importer::of(&self.git(), &["--force"])
     }
 
-    /// The commit that a name of ours stands for.
+    /// Returns the commit of a ref.
     pub fn commit(&self, name: &str) -> Result<String> {
         let line = self.git().line(&["rev-parse", "-q", "--verify", name])?;
         line.and_then(|line| String::from_utf8(line).ok()).ok_or_else(|| {
-            Error::Refused("the record of the workspace on this host is damaged".to_owned()).advise(
+            Error::Refused("the record of the workspace on this host is damaged".to_owned()).with_hint(
                 "fetch what you need with `banger vm cp`, then send the repository again with `banger vm \
                  workspace prepare --force NAME`.",
             )
         })
     }
 
-    /// Reads contents by their names.
+    /// Returns a reader of objects.
     pub fn contents(&self) -> Result<Contents> {
         Contents::of(&self.git())
     }
 }
 
-/// Takes in contents, and makes a commit of them.
+/// Imports contents, and commits them.
 #[derive(Debug)]
 pub struct Importer {
     running: Running,
@@ -131,16 +131,16 @@ pub struct Importer {
 }
 
 impl Importer {
-    /// Takes contents into this repository. A branch that is there only grows, unless an option says otherwise.
+    /// Imports into this repository. An existing branch can only grow, unless an option says otherwise.
     pub fn of(git: &Git, options: &[&str]) -> Result<Self> {
-        let words = ["fast-import", "--quiet", "--done", "--date-format=raw"];
-        let mut running = git.start(&[&words[..], options].concat())?;
+        let arguments = ["fast-import", "--quiet", "--done", "--date-format=raw"];
+        let mut running = git.start(&[&arguments[..], options].concat())?;
         let input =
             running.child()?.stdin.take().ok_or_else(|| Error::io("run git", io::ErrorKind::Other.into()))?;
         Ok(Self { running, input: BufWriter::with_capacity(64 << 10, input), marks: 0 })
     }
 
-    /// Takes in a content of this length.
+    /// Imports a content of this size.
     pub fn blob(&mut self, size: u64, content: &mut impl Read) -> Result<Content> {
         self.marks += 1;
         let mark = self.marks;
@@ -148,16 +148,16 @@ impl Importer {
         let copied = io::copy(&mut content.take(size), &mut self.input).map_err(crate::guest::from_io)?;
         if copied != size {
             return Err(
-                Error::Refused("a file was truncated while it was read".to_owned()).advise("try again.")
+                Error::Refused("a file was truncated while it was read".to_owned()).with_hint("try again.")
             );
         }
         self.write(b"\n")?;
         Ok(Content::Mark(mark))
     }
 
-    /// Ends with a commit under this name, which changes what `parent` has, or nothing at all.
+    /// Commits changes of `parent`, or of nothing, under this ref, and ends the import.
     pub fn commit(mut self, name: &str, parent: Option<&str>, changes: &[Change]) -> Result<()> {
-        // What an earlier time has left under this name is no parent.
+        // A commit that is left under this ref is not a parent.
         if parent.is_none_or(|parent| parent.strip_suffix("^0") != Some(name)) {
             self.write(format!("reset {name}\n\n").as_bytes())?;
         }
@@ -170,7 +170,7 @@ impl Importer {
         self.end()
     }
 
-    /// What is gone comes first: a directory may stand where a file was.
+    /// Writes changes. Removals come first, because a directory may take the place of a file.
     pub fn apply(&mut self, changes: &[Change]) -> Result<()> {
         for change in changes {
             if let Change::Remove { path } = change {
@@ -190,23 +190,23 @@ impl Importer {
         Ok(())
     }
 
-    /// Says something else to it.
+    /// Writes other commands.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.input.write_all(bytes).map_err(|source| Error::io("store a copy of the files", source))
     }
 
-    /// Ends.
+    /// Ends the import.
     pub fn end(mut self) -> Result<()> {
         let said = self.write(b"done\n").and_then(|()| {
             self.input.flush().map_err(|source| Error::io("store a copy of the files", source))
         });
         drop(self.input);
-        // Git tells better than a broken pipe why it has ended.
+        // Git's status explains the end better than a broken pipe.
         self.running.finish().and(said)
     }
 }
 
-/// A path in the words of fast-import: everything may stand between quotes.
+/// Quotes a path for fast-import, which accepts quotes around everything.
 fn quote(path: &[u8]) -> Vec<u8> {
     let mut quoted = vec![b'"'];
     for byte in path {
@@ -220,7 +220,7 @@ fn quote(path: &[u8]) -> Vec<u8> {
     quoted
 }
 
-/// Contents by their names, one after the other (git-cat-file(1), `--batch`).
+/// Reads objects by name (git-cat-file(1), `--batch`).
 #[derive(Debug)]
 pub struct Contents {
     running: Running,
@@ -229,7 +229,7 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Those of a repository.
+    /// Reads from a repository.
     pub fn of(git: &Git) -> Result<Self> {
         let mut running = git.start(&["cat-file", "--batch"])?;
         let child = running.child()?;
@@ -239,7 +239,7 @@ impl Contents {
         }
     }
 
-    /// Gives a content of this name to `take`, with its length.
+    /// Calls `take` with the content of an object and its size.
     pub fn read<T>(&mut self, id: &str, take: impl FnOnce(u64, &mut dyn Read) -> Result<T>) -> Result<T> {
         let failed = |source| Error::io(format!("read {id} in the repository"), source);
         self.input.write_all(format!("{id}\n").as_bytes()).map_err(failed)?;
@@ -250,13 +250,13 @@ impl Contents {
         let size: u64 = size.parse().map_err(|_| failed(io::ErrorKind::InvalidData.into()))?;
         let mut content = (&mut self.output).take(size);
         let taken = take(size, &mut content)?;
-        // What was not taken is passed over, and the line feed behind it.
+        // Skips the rest of the content, and the line feed after it.
         io::copy(&mut content, &mut io::sink()).map_err(failed)?;
         self.output.read_exact(&mut [0]).map_err(failed)?;
         Ok(taken)
     }
 
-    /// All of a content.
+    /// Returns a whole content.
     pub fn bytes(&mut self, id: &str) -> Result<Vec<u8>> {
         self.read(id, |_, content| {
             let mut bytes = Vec::new();
@@ -265,7 +265,7 @@ impl Contents {
         })
     }
 
-    /// Ends.
+    /// Ends the reader.
     pub fn end(self) -> Result<()> {
         drop((self.input, self.output));
         self.running.finish()

@@ -1,4 +1,4 @@
-//! A repository as git tells of it: where it is, what HEAD is, what is tracked.
+//! A repository as git reports it: its paths, its HEAD, and its index.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -31,13 +31,13 @@ pub enum Mode {
 pub struct Repository {
     /// The top of the work tree.
     pub root: PathBuf,
-    /// Where in the work tree the path was that it was found by, empty or with a slash behind it.
+    /// The given path relative to the work tree, empty or with a trailing slash.
     pub prefix: OsString,
-    /// What belongs to this work tree: `.git`, or a directory of the main work tree's.
+    /// The git directory of this work tree: `.git`, or a directory in the main work tree's.
     pub git_dir: PathBuf,
-    /// Where the objects are.
+    /// The directory of objects.
     pub objects: PathBuf,
-    /// The hash that names its objects.
+    /// The hash function of its object names.
     pub algorithm: Algorithm,
     /// What is checked out.
     pub head: Head,
@@ -46,9 +46,9 @@ pub struct Repository {
 /// What is checked out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// The branch, such as `refs/heads/main`; none when a commit is checked out as such.
+    /// The branch, such as `refs/heads/main`; `None` for a detached HEAD.
     pub branch: Option<String>,
-    /// The commit; none before the first.
+    /// The commit; `None` before the first.
     pub commit: Option<String>,
 }
 
@@ -57,19 +57,19 @@ pub struct Head {
 pub struct Tracked {
     /// `100644`, `100755`, `120000`, or `160000` for a submodule.
     pub mode: u32,
-    /// The name of its content as git keeps it.
+    /// The object name of its content.
     pub id: String,
-    /// 0, or 1 to 3 while a merge waits for the user.
+    /// 0, or 1 to 3 during a merge with conflicts.
     pub stage: u8,
-    /// Whether it is left out of a sparse checkout.
+    /// Whether it is excluded from a sparse checkout.
     pub skipped: bool,
-    /// What git knew of the file when it last agreed with the index.
+    /// The file's attributes when it last matched the index.
     pub stat: Stat,
     /// Its name.
     pub path: Vec<u8>,
 }
 
-/// When a file was changed, in seconds and nanoseconds, and how long it was (its lower 32 bits).
+/// Modification time in seconds and nanoseconds, and the lower 32 bits of the size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stat {
     /// The time.
@@ -82,19 +82,19 @@ pub struct Stat {
 pub const SUBMODULE: u32 = 0o160000;
 /// The mode of a symbolic link in a tree.
 pub const SYMLINK: u32 = 0o120000;
-/// The mode of a file that can be run.
+/// The mode of an executable file.
 pub const PROGRAM: u32 = 0o100755;
 /// The mode of any other file.
 pub const FILE: u32 = 0o100644;
 
 impl Repository {
-    /// The repository that has this path.
+    /// Opens the repository that contains this path.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         let path = path.canonicalize().map_err(|source| Error::io(format!("read {shown}"), source))?;
         if !path.is_dir() {
             return Err(Error::Refused(format!("{shown} is not a directory"))
-                .advise("give a directory of a repository; `banger vm cp` copies a single file."));
+                .with_hint("give a directory of a repository; `banger vm cp` copies a single file."));
         }
         let git = Git::within(&path);
         let kind = git.output(&["rev-parse", "--is-bare-repository", "--is-inside-work-tree"], b"")?;
@@ -102,28 +102,28 @@ impl Repository {
             (true, b"false\ntrue\n") => {}
             (true, b"true\nfalse\n") => {
                 return Err(Error::Refused(format!("{shown} is a bare repository: it has no files"))
-                    .advise("clone it, and give the clone."));
+                    .with_hint("clone it, and give the clone."));
             }
             (true, _) => {
                 return Err(Error::Refused(format!(
                     "{shown} is inside the `.git` directory of a repository"
                 ))
-                .advise("give the directory above `.git`."));
+                .with_hint("give the directory above `.git`."));
             }
             (false, _) => return Err(refused(&path, &String::from_utf8_lossy(&kind.stderr))),
         }
-        let place = |what: &[&str]| {
+        let answer = |what: &[&str]| {
             let line = git.line(what)?.ok_or_else(|| refused(&path, "unexpected output"))?;
             Ok::<_, Error>(OsString::from_vec(line))
         };
         let text = |line: Option<Vec<u8>>| line.and_then(|line| String::from_utf8(line).ok());
-        let objects = PathBuf::from(place(&["rev-parse", "--git-path", "objects"])?);
+        let objects = PathBuf::from(answer(&["rev-parse", "--git-path", "objects"])?);
         Ok(Self {
-            root: place(&["rev-parse", "--show-toplevel"])?.into(),
-            prefix: place(&["rev-parse", "--show-prefix"])?,
-            git_dir: place(&["rev-parse", "--absolute-git-dir"])?.into(),
+            root: answer(&["rev-parse", "--show-toplevel"])?.into(),
+            prefix: answer(&["rev-parse", "--show-prefix"])?,
+            git_dir: answer(&["rev-parse", "--absolute-git-dir"])?.into(),
             objects: if objects.is_absolute() { objects } else { path.join(objects) },
-            algorithm: match place(&["rev-parse", "--show-object-format"])?.as_bytes() {
+            algorithm: match answer(&["rev-parse", "--show-object-format"])?.as_bytes() {
                 b"sha256" => Algorithm::Sha256,
                 _ => Algorithm::Sha1,
             },
@@ -134,40 +134,40 @@ impl Repository {
         })
     }
 
-    /// Its index.
+    /// Returns the path of its index.
     pub fn index(&self) -> PathBuf {
         self.git_dir.join("index")
     }
 
-    /// Git in this repository.
+    /// Returns git in this repository.
     pub fn git(&self) -> Git {
         Git::within(&self.root)
     }
 
-    /// The commit that a revision names.
+    /// Returns the commit of a revision.
     pub fn commit(&self, revision: &str) -> Result<String> {
         let wanted = format!("{revision}^{{commit}}");
         let found = self.git().line(&["rev-parse", "-q", "--verify", "--end-of-options", &wanted])?;
         found.and_then(|line| String::from_utf8(line).ok()).ok_or_else(|| {
             Error::Refused(format!("there is no commit {revision} in {}", self.root.display()))
-                .advise("`git log` and `git branch --all` list the commits and branches.")
+                .with_hint("`git log` and `git branch --all` list the commits and branches.")
         })
     }
 
-    /// What HEAD is now, asked anew.
+    /// Returns the current commit of HEAD.
     pub fn head_now(root: &Path) -> Result<Option<String>> {
         let line = Git::within(root).line(&["rev-parse", "-q", "--verify", "HEAD^{commit}"])?;
         Ok(line.and_then(|line| String::from_utf8(line).ok()))
     }
 
-    /// The entries of the index.
+    /// Returns the entries of the index.
     pub fn tracked(&self) -> Result<Vec<Tracked>> {
         parse_index(&self.git().run(&["ls-files", "-z", "-s", "-t", "--debug"], b"")?).ok_or_else(|| {
             Error::Refused("cannot read the git index: unexpected output of `git ls-files`".to_owned())
         })
     }
 
-    /// The entries of the index and of those of the submodules, without what git knows of the files.
+    /// Returns the entries of the index and of the submodules' indexes, without file attributes.
     pub fn tracked_with_submodules(&self) -> Result<Vec<Tracked>> {
         let list = self.git().run(&["ls-files", "-z", "-s", "-t", "--recurse-submodules", "--debug"], b"")?;
         parse_index(&list).ok_or_else(|| {
@@ -175,13 +175,13 @@ impl Repository {
         })
     }
 
-    /// Files that are neither tracked nor ignored. Repositories within this one are named with a slash behind.
+    /// Returns files that are neither tracked nor ignored. Nested repositories have a trailing slash.
     pub fn untracked(&self) -> Result<Vec<Vec<u8>>> {
         let list = self.git().run(&["ls-files", "-z", "-o", "--exclude-standard"], b"")?;
         Ok(list.split(|byte| *byte == 0).filter(|path| !path.is_empty()).map(<[u8]>::to_vec).collect())
     }
 
-    /// The files of a commit.
+    /// Returns the files of a commit.
     pub fn files_of(&self, commit: &str) -> Result<Vec<Tracked>> {
         parse_tree(&self.git().run(&["ls-tree", "-r", "-z", "--full-tree", commit], b"")?).ok_or_else(|| {
             Error::Refused("cannot read a tree of git: unexpected output of `git ls-tree`".to_owned())
@@ -189,22 +189,22 @@ impl Repository {
     }
 }
 
-/// Why git does not take a directory for a repository.
+/// Explains why git does not accept a directory as a repository.
 fn refused(path: &Path, said: &str) -> Error {
     let shown = path.display();
     if said.contains("dubious ownership") {
         return Error::Refused(format!("git refuses to read {shown}: it belongs to another user"))
-            .advise(format!("if you trust it: `git config --global --add safe.directory {shown}`."));
+            .with_hint(format!("if you trust it: `git config --global --add safe.directory {shown}`."));
     }
     if said.contains("not a git repository") {
         return Error::Refused(format!("{shown} is not in a git repository"))
-            .advise("`git init` makes it one; `banger vm cp` copies any directory into a sandbox.");
+            .with_hint("`git init` makes it one; `banger vm cp` copies any directory into a sandbox.");
     }
     Error::Refused(format!("git cannot read {shown}: {}", said.trim().trim_start_matches("fatal: ")))
 }
 
-/// What `ls-files -z -s -t --debug` prints: for each entry a letter, mode, name, stage, a tab, the path and a
-/// zero byte, then five lines of what git knows.
+/// Parses the output of `ls-files -z -s -t --debug`: for each entry a letter, mode, object name, stage, a tab, the
+/// path and a zero byte, then five lines of file attributes.
 fn parse_index(mut list: &[u8]) -> Option<Vec<Tracked>> {
     const DEBUG_LINES: usize = 5;
     let mut entries = Vec::new();
@@ -221,7 +221,7 @@ fn parse_index(mut list: &[u8]) -> Option<Vec<Tracked>> {
     Some(entries)
 }
 
-/// `MODE ID STAGE\tPATH`
+/// Parses `MODE ID STAGE\tPATH`.
 fn parse_entry(entry: &[u8]) -> Option<Tracked> {
     let tab = entry.iter().position(|byte| *byte == b'\t')?;
     let mut fields = std::str::from_utf8(&entry[..tab]).ok()?.split(' ');
@@ -244,7 +244,7 @@ fn parse_stat(debug: &str) -> Option<Stat> {
     Some(Stat { mtime, size: value("size: ")?.parse().ok()? })
 }
 
-/// What `ls-tree -r -z` prints: `MODE TYPE ID\tPATH` and a zero byte.
+/// Parses the output of `ls-tree -r -z`: `MODE TYPE ID\tPATH` and a zero byte.
 fn parse_tree(list: &[u8]) -> Option<Vec<Tracked>> {
     let entries = list.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
     entries
@@ -259,10 +259,10 @@ fn parse_tree(list: &[u8]) -> Option<Vec<Tracked>> {
         .collect()
 }
 
-/// A path of a repository as people read it.
-pub struct Shown<'a>(pub &'a [u8]);
+/// Formats a path of a repository for people.
+pub struct DisplayPath<'a>(pub &'a [u8]);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for DisplayPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match std::str::from_utf8(self.0) {
             Ok(text) if !text.contains(char::is_control) => f.write_str(text),
@@ -271,7 +271,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// A path of a repository as the system takes it.
+/// Converts a path of a repository for the system.
 pub fn os(path: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(path))
 }
@@ -282,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_index_is_read_whatever_the_names_are() {
+    fn the_index_is_parsed_with_any_names() {
         let debug = "  ctime: 1:2\n  mtime: 1795266148:504\n  dev: 1\tino: 2\n  uid: 0\tgid: 0\n  size: 4123\tflags: 0\n";
         let id = "7593b35f84be40eca0c54497ffa0ab7dddbcf557";
         let mut list = format!("H 100644 {id} 0\ta b\n\tc\0{debug}S 120000 {id} 0\t").into_bytes();
@@ -302,8 +302,29 @@ mod tests {
 
     #[test]
     fn names_are_shown_on_one_line() {
-        assert_eq!(Shown("grün b".as_bytes()).to_string(), "grün b");
-        assert_eq!(Shown(b"a\nb").to_string(), r#""a\nb""#);
-        assert_eq!(Shown(b"\xff\x1b").to_string(), r#""\xff\x1b""#);
+        assert_eq!(DisplayPath("grün b".as_bytes()).to_string(), "grün b");
+        assert_eq!(DisplayPath(b"a\nb").to_string(), r#""a\nb""#);
+        assert_eq!(DisplayPath(b"\xff\x1b").to_string(), r#""\xff\x1b""#);
+    }
+
+    #[test]
+    fn refusals_of_repositories() {
+        use crate::wording::{check, shown};
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let git = |arguments: &[&str]| Git::within(dir.path()).run(arguments, b"").unwrap();
+        git(&["init", "-q", "work"]);
+        git(&["init", "-q", "--bare", "bare.git"]);
+        std::fs::create_dir(path("plain")).unwrap();
+        std::fs::write(path("file"), "").unwrap();
+        let refusal = |name: &'static str| (name, Repository::open(&path(name)).unwrap_err());
+        let revision = Repository::open(&path("work")).unwrap().commit("v1").unwrap_err();
+        let errors = ["missing", "file", "plain", "bare.git", "work/.git"].map(refusal);
+        let text = shown(errors.into_iter().chain([("work, revision v1", revision)]));
+        let canonical = dir.path().canonicalize().unwrap();
+        let text =
+            text.replace(canonical.to_str().unwrap(), "DIR").replace(dir.path().to_str().unwrap(), "DIR");
+        check("refusals_of_repositories", &text);
     }
 }

@@ -1,9 +1,8 @@
-//! What the file system said of each file when its content was known to be what was sent. A file with the same
-//! stamp need not be read again to know that it has not changed.
+//! Stamps: file attributes from when a file's content was known to be what was sent. A file with the same stamp need
+//! not be read again.
 //!
-//! A stamp counts only once the clock has moved past the times in it: a file that is written twice within one tick
-//! of the file system's clock looks the same both times (git calls such an entry racy). Files without a stamp are
-//! read.
+//! A stamp counts only once the clock has moved past its times: a file that is written twice within one tick of the
+//! file system's clock looks the same both times (git calls such an entry racy). Files without a stamp are read.
 
 use std::{
     collections::BTreeMap,
@@ -23,15 +22,15 @@ use super::{
 use crate::{age, error::Result};
 
 const NAME: &str = "stamps";
-/// The coarsest clock of a file system is that of FAT.
+/// FAT has the coarsest clock of all file systems.
 const TICK_SECONDS: i64 = 2;
-/// What stands for a file that has to be read.
+/// Stands for a file that must be read.
 const NONE: &str = "-";
 
-/// What changes when somebody writes to a file.
+/// Attributes of a file that change when it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// Its mode in a tree of git.
+    /// Its mode in a git tree.
     pub mode: u32,
     size: u64,
     modified: (i64, i64),
@@ -40,7 +39,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// The stamp of a file or a symbolic link; `None` for what git has no mode for.
+    /// Returns the stamp of a file or a symbolic link, or `None` for kinds that git does not support.
     pub fn of(stat: &rustix::fs::Stat) -> Option<Self> {
         let mode = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => SYMLINK,
@@ -57,8 +56,8 @@ impl Stamp {
         })
     }
 
-    /// Whether whatever is written to the file from this second on shows in its times. A time in the future, which
-    /// a program can give to a file, says nothing.
+    /// Returns whether any write from this second on changes the times. A time in the future, which programs can set,
+    /// proves nothing.
     fn is_settled(&self, now: i64) -> bool {
         let is_past = |seconds: i64| seconds + TICK_SECONDS < now;
         is_past(self.changed.0) && (is_past(self.modified.0) || self.modified.0 > now)
@@ -80,7 +79,7 @@ impl Stamp {
     }
 }
 
-/// This second of the clock.
+/// Returns the current second.
 pub fn now() -> i64 {
     (age::now() / 1_000_000) as i64
 }
@@ -89,65 +88,66 @@ pub fn now() -> i64 {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stamps {
     files: BTreeMap<Vec<u8>, Option<Stamp>>,
-    /// The index of the repository when its entries were read last.
+    /// The index of the repository when its entries were last read.
     index: Option<(PathBuf, Stamp)>,
 }
 
 impl Stamps {
-    /// Takes the stamp of a file whose content is known to be what was sent. It was taken no later than `now`.
+    /// Adds the stamp of a file whose content is known to be what was sent. It was taken no later than `now`.
     pub fn put(&mut self, path: &[u8], stamp: Option<Stamp>, now: i64) {
         self.files.insert(path.to_vec(), stamp.filter(|stamp| stamp.is_settled(now)));
     }
 
-    /// A file is no longer there.
+    /// Removes a file that no longer exists.
     pub fn forget(&mut self, path: &[u8]) {
         self.files.remove(path);
     }
 
-    /// Takes over what newer stamps say.
+    /// Overrides stamps with newer ones.
     pub fn extend(&mut self, newer: Self) {
         self.files.extend(newer.files);
         self.index = newer.index.or(self.index.take());
     }
 
-    /// Everything that was sent, in order.
+    /// Returns the names of everything that was sent, in order.
     pub fn names(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.files.keys()
     }
 
-    /// Whether this was sent.
+    /// Returns whether this was sent.
     pub fn has(&self, path: &[u8]) -> bool {
         self.files.contains_key(path)
     }
 
-    /// Whether a file with this stamp is as it was sent.
-    pub fn agrees(&self, path: &[u8], stamp: &Stamp) -> bool {
+    /// Returns whether a file with this stamp is as it was sent.
+    pub fn matches(&self, path: &[u8], stamp: &Stamp) -> bool {
         self.files.get(path).is_some_and(|known| known.as_ref() == Some(stamp))
     }
 
-    /// Takes the stamp of an index, before its entries are read.
+    /// Records the stamp of an index, before its entries are read.
     pub fn put_index(&mut self, path: &Path, now: i64) {
         self.index =
             stamp_of(path).filter(|stamp| stamp.is_settled(now)).map(|stamp| (path.to_owned(), stamp));
     }
 
-    /// Whether the entries of the index are those that were there when they were read last.
+    /// Returns whether the entries of the index are unchanged since they were last read.
     pub fn index_is_unchanged(&self) -> bool {
         self.index.as_ref().is_some_and(|(path, stamp)| stamp_of(path).as_ref() == Some(stamp))
     }
 
-    /// The stamps that were kept in this directory for this commit of what was sent. Of another commit, or where
-    /// they cannot be read, every file has to be read.
+    /// Loads the stamps for this commit of what was sent. Returns `None` for another commit, or if they are
+    /// unreadable; then every file must be read.
     pub fn load(directory: &Path, sent: &str) -> Option<Self> {
         Self::parse(&fs::read(directory.join(NAME)).ok()?, sent)
     }
 
-    /// Keeps them in a directory for this commit of what was sent.
+    /// Saves the stamps for this commit of what was sent.
     pub fn save(&self, directory: &Path, sent: &str) -> Result<()> {
         write_whole(&directory.join(NAME), &self.bytes(sent))
     }
 
-    /// The commit and a line feed; then for the index and for each file its stamp, a tab, its path and a zero byte.
+    /// Formats the commit and a line feed, then for the index and each file its stamp, a tab, its path and a zero
+    /// byte.
     fn bytes(&self, sent: &str) -> Vec<u8> {
         let mut bytes = format!("{sent}\n").into_bytes();
         let mut put = |stamp: Option<&Stamp>, path: &[u8]| {
@@ -185,20 +185,21 @@ fn stamp_of(path: &Path) -> Option<Stamp> {
     Stamp::of(&rustix::fs::lstat(path).ok()?)
 }
 
-/// Looks at many files below a directory, best in order: what leads to them is looked up once for each directory.
+/// Reads the stamps of many files, best in order: each directory is opened once.
 #[derive(Debug)]
-pub struct Looker<'a> {
+pub struct StampReader<'a> {
     root: &'a Root,
     parent: Option<(PathBuf, Option<std::os::fd::OwnedFd>)>,
 }
 
-impl<'a> Looker<'a> {
+impl<'a> StampReader<'a> {
     /// Looks below this directory.
     pub fn new(root: &'a Root) -> Self {
         Self { root, parent: None }
     }
 
-    /// The stamp of what has this name; `None` where there is nothing that git knows, or a symbolic link leads to it.
+    /// Returns the stamp of a file, or `None` if it is missing, of a kind that git does not support, or behind a
+    /// symbolic link.
     pub fn stamp(&mut self, name: &[u8]) -> io::Result<Option<Stamp>> {
         let (Some(parent), Some(last)) = (os(name).parent(), os(name).file_name()) else { return Ok(None) };
         if self.parent.as_ref().is_none_or(|(known, _)| known != parent) {
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn stamps_are_read_as_they_were_written_and_only_for_their_commit() {
+    fn stamps_round_trip_and_only_for_their_commit() {
         let mut stamps = Stamps::default();
         stamps.put(b"a\nb\t\xff", Some(STAMP), 200);
         stamps.put(b"fresh", Some(STAMP), 101);
@@ -245,7 +246,7 @@ mod tests {
         let bytes = stamps.bytes("abc");
         assert_eq!(Stamps::parse(&bytes, "abc"), Some(stamps.clone()));
         assert_eq!(Stamps::parse(&bytes, "abd"), None);
-        assert!(stamps.agrees(b"a\nb\t\xff", &STAMP) && !stamps.agrees(b"fresh", &STAMP));
+        assert!(stamps.matches(b"a\nb\t\xff", &STAMP) && !stamps.matches(b"fresh", &STAMP));
         assert!(stamps.has(b"fresh") && !stamps.has(b"other"));
         assert_eq!(Stamps::parse(&Stamps::default().bytes("abc"), "abc"), Some(Stamps::default()));
         for damaged in [&bytes[..bytes.len() - 1], b"abc\n", b"abc\n1 2 3\tx\0", b""] {
@@ -254,13 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_is_of_the_file_itself_and_differs_once_it_was_written() {
+    fn a_stamp_is_of_the_file_itself_and_changes_on_write() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("real")).unwrap();
         fs::write(dir.path().join("real/x"), "one").unwrap();
         symlink("real", dir.path().join("way")).unwrap();
         let root = Root::open(dir.path()).unwrap();
-        let mut looker = Looker::new(&root);
+        let mut looker = StampReader::new(&root);
         let mut stamp = |name: &str| looker.stamp(name.as_bytes()).unwrap();
         let before = stamp("real/x").unwrap();
         assert_eq!((stamp("way/x"), stamp("real"), stamp("nowhere/x"), stamp("")), (None, None, None, None));

@@ -1,5 +1,5 @@
-//! Sending what has changed here since a workspace was sent, and nothing else: files are told apart by the
-//! names that git gives to their contents.
+//! Sends the files that have changed on the host since a workspace was sent, and no others. Files are compared by
+//! git's object names.
 
 use std::io::{BufWriter, Write};
 
@@ -7,14 +7,14 @@ use banger_proto::guest::{Request, frame::MAX_DATA, message::Placement};
 use tar::Builder;
 
 use super::{
-    changed::Differing,
-    export::{Tree, some_of},
+    changed::ChangedFiles,
+    export::{Tree, first_names},
     files::Root,
-    prepare::{Plan, Wanted},
-    record::{Kept, save_private},
+    prepare::{Plan, SendOptions},
+    record::{StoredWorkspace, save_private},
     sender::{Finished, Sender},
     snapshot::SENT,
-    source::{Repository, Shown},
+    source::{DisplayPath, Repository},
     stamps::Stamps,
     tooling,
 };
@@ -24,10 +24,10 @@ use crate::{
     guest::{Guest, from_io},
 };
 
-/// What has changed here.
+/// Changes on the host.
 #[derive(Debug)]
 pub struct Changes {
-    /// With the files that have another content or mode, and no others.
+    /// A plan with only the files that have another content or mode.
     plan: Plan,
     gone: Vec<Vec<u8>>,
     /// Everything that was sent before.
@@ -35,15 +35,15 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Looks at what differs from what was sent.
-    pub fn find(kept: &Kept, differing: Differing) -> Result<Self> {
-        let plan = Plan::make(Repository::open(&kept.record.source)?, Wanted::of(&kept.record))?;
+    /// Plans to send the differing files.
+    pub fn find(kept: &StoredWorkspace, differing: ChangedFiles) -> Result<Self> {
+        let plan = Plan::make(Repository::open(&kept.record.source)?, SendOptions::of(&kept.record))?;
         Ok(Self { plan: plan.only(differing.changed)?, gone: differing.gone, sent: kept.sent()? })
     }
 }
 
-/// Sends what has changed. What was changed in the sandbox, too, is not overwritten.
-pub async fn send(guest: &mut Guest, mut kept: Kept, changes: Changes) -> Result<()> {
+/// Sends the changes. Files that were changed in the sandbox, too, are not overwritten.
+pub async fn send(guest: &mut Guest, mut kept: StoredWorkspace, changes: Changes) -> Result<()> {
     let head = changes.plan.repository.head.commit.clone();
     if !(changes.plan.files.is_empty() && changes.gone.is_empty()) {
         check_guest(guest, &kept, &changes).await?;
@@ -51,15 +51,15 @@ pub async fn send(guest: &mut Guest, mut kept: Kept, changes: Changes) -> Result
         put(guest, &kept, changes).await?;
     }
     if let Some(user) = kept.record.user.clone() {
-        tooling::give(guest, &kept.record.guest_path, &user).await?;
+        tooling::change_owner(guest, &kept.record.guest_path, &user).await?;
     }
     kept.record.commit = head;
     kept.record.sent_at = age::now();
     kept.save()
 }
 
-/// What is gone goes first: a directory may stand where a file was, and a file where a directory was.
-async fn remove(guest: &mut Guest, kept: &Kept, gone: Vec<Vec<u8>>) -> Result<()> {
+/// Removals come first: a directory and a file may have exchanged places.
+async fn remove(guest: &mut Guest, kept: &StoredWorkspace, gone: Vec<Vec<u8>>) -> Result<()> {
     if gone.is_empty() {
         return Ok(());
     }
@@ -72,7 +72,7 @@ async fn remove(guest: &mut Guest, kept: &Kept, gone: Vec<Vec<u8>>) -> Result<()
         .await
 }
 
-async fn put(guest: &mut Guest, kept: &Kept, changes: Changes) -> Result<()> {
+async fn put(guest: &mut Guest, kept: &StoredWorkspace, changes: Changes) -> Result<()> {
     let request = Request::PutTar { directory: kept.record.guest_path.clone(), placement: Placement::Merge };
     let kept = kept.clone();
     guest
@@ -93,8 +93,14 @@ async fn put(guest: &mut Guest, kept: &Kept, changes: Changes) -> Result<()> {
         .await
 }
 
-/// Adds what was sent to what is known of the files that were sent before.
-fn remember(kept: &Kept, before: &str, plan: &Plan, gone: &[Vec<u8>], finished: Finished) -> Result<()> {
+/// Adds what was sent to the record.
+fn remember(
+    kept: &StoredWorkspace,
+    before: &str,
+    plan: &Plan,
+    gone: &[Vec<u8>],
+    finished: Finished,
+) -> Result<()> {
     let Finished { sent, private: more, stamps: newer } = finished;
     let mut private = kept.private()?;
     private.retain(|path, _| !sent.contains_key(path) && !gone.contains(path));
@@ -110,8 +116,8 @@ fn remember(kept: &Kept, before: &str, plan: &Plan, gone: &[Vec<u8>], finished: 
     Ok(())
 }
 
-/// Each file that is to be sent must be in the sandbox as it was sent, or as it is here now.
-async fn check_guest(guest: &mut Guest, kept: &Kept, changes: &Changes) -> Result<()> {
+/// Checks that each file to send is in the sandbox as it was sent, or as it is on the host now.
+async fn check_guest(guest: &mut Guest, kept: &StoredWorkspace, changes: &Changes) -> Result<()> {
     let names: Vec<Vec<u8>> =
         changes.plan.files.iter().map(|file| file.path.clone()).chain(changes.gone.iter().cloned()).collect();
     let algorithm = kept.record.algorithm;
@@ -122,7 +128,7 @@ async fn check_guest(guest: &mut Guest, kept: &Kept, changes: &Changes) -> Resul
         let sent = changes.sent.get(&name).map(|(_, id)| id);
         let here = root
             .digest(&name, algorithm)
-            .map_err(|source| Error::io(format!("read {}", Shown(&name)), source))?
+            .map_err(|source| Error::io(format!("read {}", DisplayPath(&name)), source))?
             .map(|(_, id)| id);
         if there.as_ref() != sent && there != here {
             both.push(name);
@@ -133,16 +139,16 @@ async fn check_guest(guest: &mut Guest, kept: &Kept, changes: &Changes) -> Resul
     }
     Err(Error::Refused(format!(
         "cannot send changes: the same files have changed on the host and in the sandbox: {}",
-        some_of(&both)
+        first_names(&both)
     ))
-    .advise(
+    .with_hint(
         "`banger vm workspace export NAME --apply --merge` brings back the work in the sandbox first; \
              `banger vm exec --no-auto-prepare NAME` leaves the sandbox as it is.",
     ))
 }
 
-/// That files here are not as they were sent, in one sentence with what to type; none where all are.
-pub fn warning(kept: &Kept, differing: &Differing, reference: &str) -> Option<String> {
+/// Returns a warning about files that differ from what was sent, with the command to type; `None` if there are none.
+pub fn warning(kept: &StoredWorkspace, differing: &ChangedFiles, reference: &str) -> Option<String> {
     let record = &kept.record;
     let names: Vec<Vec<u8>> = differing.names().cloned().collect();
     let count = match names.len() {
@@ -164,6 +170,6 @@ pub fn warning(kept: &Kept, differing: &Differing, reference: &str) -> Option<St
         "{} has changed since it was sent: {moved}{count}: {}; `banger vm exec --auto-prepare {reference}` \
          sends what has changed.",
         record.source.display(),
-        some_of(&names),
+        first_names(&names),
     ))
 }

@@ -1,4 +1,4 @@
-//! The tools that a repository asks for, which mise installs in the sandbox (https://mise.jdx.dev).
+//! Installs the tools that a repository requires with mise (https://mise.jdx.dev) in the sandbox.
 
 use std::collections::BTreeMap;
 
@@ -8,52 +8,52 @@ use super::{prepare::Plan, record::Record};
 use crate::{
     error::{Error, Result},
     guest::Guest,
-    plain::Filter,
+    sanitize::Filter,
 };
 
-/// The files by which mise knows what a repository wants, at its top.
+/// Files of mise at the top of a repository.
 const FILES: [&str; 4] = ["mise.toml", ".mise.toml", ".config/mise.toml", ".tool-versions"];
-/// What is said in the sandbox when mise has not come with the image.
-pub const NO_MISE: u8 = 127;
-/// Whose the workspaces are, whatever user the image has for its own programs.
+/// Exit status in the sandbox if the image has no mise.
+pub const MISE_MISSING: u8 = 127;
+/// Default owner of workspaces, whatever user the image has for its own programs.
 pub const OWNER: &str = "root";
-/// As much of what a program says as is shown, in lines and in bytes.
-const LINES: usize = 20;
-const MOST: usize = 16 << 10;
-/// Where what mise says is kept in the sandbox, below the home of whose the workspace is.
+/// Limits on the output that is shown, in lines and in bytes.
+const MAX_LINES: usize = 20;
+const MAX_BYTES: usize = 16 << 10;
+/// The log of mise in the sandbox, relative to the home of the workspace's owner.
 pub const LOG: &str = ".cache/banger/mise-install.log";
 
-/// The file by which this repository asks for tools, if it does.
-pub fn wanted(plan: &Plan) -> Option<&'static str> {
+/// Returns the file by which this repository requires tools, if there is one.
+pub fn tool_file(plan: &Plan) -> Option<&'static str> {
     FILES.into_iter().find(|name| plan.files.iter().any(|file| file.path == name.as_bytes()))
 }
 
-/// Tools come over the network: without a way out nothing can be installed, which is better known before.
+/// Refuses to install tools without internet access, before anything is created.
 pub fn check(plan: &Plan, nat: bool) -> Result<()> {
-    match wanted(plan) {
+    match tool_file(plan) {
         Some(file) if !nat => Err(Error::Refused(format!(
             "the repository asks for tools in {file}, and the sandbox has no internet access"
         ))
-        .advise("`--nat` gives it internet access; `--no-bootstrap` skips the tools.")),
+        .with_hint("`--nat` gives it internet access; `--no-bootstrap` skips the tools.")),
         _ => Ok(()),
     }
 }
 
-/// Installs the tools of a workspace. Returns the status, and the last of what mise said where that is not 0.
+/// Installs the tools of a workspace. Returns the status, and the end of mise's output if the status is not 0.
 pub async fn install(guest: &mut Guest, record: &Record) -> Result<(u8, Vec<u8>)> {
     let script = format!(
-        "command -v mise > /dev/null || exit {NO_MISE}\n\
+        "command -v mise > /dev/null || exit {MISE_MISSING}\n\
          log=$HOME/{LOG}\n\
          mkdir -p \"$(dirname \"$log\")\"\n\
          mise trust --quiet --all . > \"$log\" 2>&1\n\
          mise install --yes >> \"$log\" 2>&1 && exit 0\n\
-         tail -n {LINES} \"$log\"\n\
+         tail -n {MAX_LINES} \"$log\"\n\
          exit 1"
     );
     run(guest, record, &["sh".to_owned(), "-c".to_owned(), script]).await
 }
 
-/// Runs a command in a workspace, without input. Returns its status, and the last of what it said.
+/// Runs a command in a workspace, without input. Returns its status, and the end of its output.
 pub async fn run(guest: &mut Guest, record: &Record, argv: &[String]) -> Result<(u8, Vec<u8>)> {
     let mut exec = Exec {
         argv: argv.to_vec(),
@@ -62,21 +62,21 @@ pub async fn run(guest: &mut Guest, record: &Record, argv: &[String]) -> Result<
         ..Exec::default()
     };
     put_env(&mut exec, &record.env);
-    hear(guest, exec).await
+    run_captured(guest, exec).await
 }
 
-async fn hear(guest: &mut Guest, exec: Exec) -> Result<(u8, Vec<u8>)> {
+async fn run_captured(guest: &mut Guest, exec: Exec) -> Result<(u8, Vec<u8>)> {
     guest
         .call(Request::Exec(exec), |call| {
             call.end_input()?;
-            let mut said = Vec::new();
+            let mut output = Vec::new();
             loop {
                 match call.frame()? {
                     Frame::Output(bytes) | Frame::ErrorOutput(bytes) => {
-                        said.extend(bytes);
-                        said.drain(..said.len().saturating_sub(MOST));
+                        output.extend(bytes);
+                        output.drain(..output.len().saturating_sub(MAX_BYTES));
                     }
-                    Frame::Exit(exit) => return Ok((exit.status(), said)),
+                    Frame::Exit(exit) => return Ok((exit.status(), output)),
                     Frame::Failed(failure) => return Err(Error::Guest(failure)),
                     _ => {}
                 }
@@ -85,41 +85,41 @@ async fn hear(guest: &mut Guest, exec: Exec) -> Result<(u8, Vec<u8>)> {
         .await
 }
 
-/// The last lines of what a program said, for people.
-pub fn last_lines(said: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&Filter::default().pass(said)).into_owned();
+/// Formats the last lines of a program's output.
+pub fn last_lines(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&Filter::default().pass(output)).into_owned();
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LINES)..].iter().map(|line| format!("{line}\n")).collect()
+    lines[lines.len().saturating_sub(MAX_LINES)..].iter().map(|line| format!("{line}\n")).collect()
 }
 
-/// Variables of a workspace, where the user has not set them for a command.
+/// Adds the variables of a workspace, unless the user has set them for a command.
 pub fn put_env(exec: &mut Exec, env: &BTreeMap<String, String>) {
     let unset = |(name, _): &(&String, &String)| exec.env.iter().all(|(set, _)| set != *name);
     let more: Vec<_> = env.iter().filter(unset).map(|(name, value)| (name.clone(), value.clone())).collect();
     exec.env.extend(more);
 }
 
-/// Gives all of a workspace to a user of the sandbox; whether there is that user.
-pub async fn give(guest: &mut Guest, path: &str, user: &str) -> Result<bool> {
+/// Changes the owner of a workspace to a user of the sandbox. Returns whether that user exists.
+pub async fn change_owner(guest: &mut Guest, path: &str, user: &str) -> Result<bool> {
     const SCRIPT: &str = "id -u -- \"$1\" > /dev/null 2>&1 || exit 3\nexec chown -hR -- \"$1\" \"$2\"";
-    let words = ["sh", "-c", SCRIPT, "sh", user, path].map(str::to_owned);
+    let arguments = ["sh", "-c", SCRIPT, "sh", user, path].map(str::to_owned);
     let exec = Exec {
-        argv: words.to_vec(),
+        argv: arguments.to_vec(),
         cwd: Some("/".to_owned()),
         user: Some(OWNER.to_owned()),
         ..Exec::default()
     };
-    match hear(guest, exec).await? {
+    match run_captured(guest, exec).await? {
         (0, _) => Ok(true),
         (3, _) => Ok(false),
-        (_, said) => Err(Error::Refused(format!(
+        (_, output) => Err(Error::Refused(format!(
             "cannot give {path} to {user} in the sandbox: {}",
-            last_lines(&said).trim_end()
+            last_lines(&output).trim_end()
         ))),
     }
 }
 
-/// A command that finds the tools of the workspace that it runs in.
-pub fn wrapped(argv: &[String]) -> Vec<String> {
+/// Wraps a command so that it finds the tools of its workspace.
+pub fn with_mise(argv: &[String]) -> Vec<String> {
     ["mise", "exec", "--"].map(str::to_owned).into_iter().chain(argv.iter().cloned()).collect()
 }

@@ -1,8 +1,8 @@
-//! What git is in the middle of here: a merge, a rebase, a bisection.
+//! Unfinished operations of git: a merge, a rebase, a bisection.
 //!
-//! A merge, a cherry-pick or a revert that waits for the user consists of the index, of one or a few commits beside
-//! HEAD, and of a message. It goes along, so that `git commit` in the sandbox ends it there. A rebase needs commits
-//! that a shallow repository does not have: it stays here, and is named.
+//! A merge, a cherry-pick or a revert that waits for the user consists of the index, one or a few commits besides
+//! HEAD, and a message. These are sent, so that `git commit` in the sandbox completes it. A rebase needs commits that
+//! a shallow repository does not have, so it is not sent, but reported.
 
 use std::io::Read;
 
@@ -14,29 +14,29 @@ use super::{
 };
 use crate::error::Result;
 
-/// As much of a message as goes along.
+/// Limit on the size of a message.
 const MAX_TEXT: u64 = 1 << 20;
-/// As many commits are merged at once.
+/// Limit on the commits of a merge.
 const MAX_HEADS: usize = 64;
 
-/// Files of git that name the commits which are being taken in.
+/// Git's files with the commits that are being merged.
 const HEADS: [&str; 3] = ["MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD"];
-/// What git has written for the commit that ends it.
+/// Git's files for the commit that completes it.
 const TEXTS: [&str; 2] = ["MERGE_MSG", "MERGE_MODE"];
 
-/// What git is in the middle of.
+/// An unfinished operation of git.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unfinished {
-    /// Files of git's that go along, and what is in them.
+    /// Git's files to send, with their contents.
     pub files: Vec<(&'static str, Vec<u8>)>,
     /// The commits that they name.
     pub commits: Vec<String>,
-    /// What stays here, such as `rebase`.
+    /// Operations that are not sent, such as `rebase`.
     pub left: Vec<&'static str>,
 }
 
 impl Unfinished {
-    /// Looks at a repository. Its files are only read, and never through a symbolic link.
+    /// Reads the state of a repository, without following symbolic links.
     pub fn find(repository: &Repository) -> Result<Self> {
         let root = Root::open(&repository.git_dir)?;
         let is_directory =
@@ -50,7 +50,7 @@ impl Unfinished {
                 found.left.push(if is_am { "`git am`" } else { what });
             }
         }
-        // What such a file says then belongs to a step of the whole.
+        // Such a file then belongs to a step of a larger operation.
         if found.left.is_empty() {
             found.take_heads(repository, &root)?;
         }
@@ -87,7 +87,7 @@ impl Unfinished {
     }
 }
 
-/// A file of git's that is not too long.
+/// Reads one of git's files, unless it is too long.
 fn read(root: &Root, name: &str) -> Option<Vec<u8>> {
     let Ok(Some(Found::File(file, facts))) = root.look(name.as_bytes()) else { return None };
     let mut content = Vec::new();

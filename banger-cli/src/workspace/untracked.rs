@@ -1,8 +1,8 @@
-//! Which of the files that git does not track go into a sandbox.
+//! Selects untracked files to send into a sandbox.
 //!
-//! They stay here unless somebody asks for them: for all that are not ignored (`--include-untracked`), or for some
-//! by name (`--include`), ignored ones too. An ignored file is one that its owner wants in no commit, such as a
-//! file with passwords. So it goes one way: it is never part of what comes back, and no copy of it is kept.
+//! They are sent only on request: all that are not ignored (`--include-untracked`), or some by name (`--include`),
+//! including ignored ones. An ignored file must not be committed, because it may contain passwords, for instance. So
+//! it is sent in one direction only: it is never part of what comes back, and no copy of it is stored.
 
 use std::{
     collections::HashSet,
@@ -15,30 +15,30 @@ use serde::{Deserialize, Serialize};
 use super::{git::Git, source::Repository};
 use crate::error::{Error, Result};
 
-/// Patterns that name files which git does not track.
+/// Patterns that select untracked files.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Include {
-    /// In the words of git (gitglossary(7), pathspec).
+    /// Git's pathspecs (gitglossary(7)).
     pub patterns: Vec<String>,
-    /// The directory from which they are meant, below the top of the work tree.
+    /// The directory to which they are relative, below the top of the work tree.
     pub directory: PathBuf,
 }
 
-/// Files that git does not track.
+/// Untracked files of a repository.
 #[derive(Debug, Default)]
 pub struct Untracked {
-    /// Those that go along, private ones too.
+    /// The files to send, including private ones.
     pub sent: Vec<Vec<u8>>,
     /// Those of them that are ignored.
     pub private: HashSet<Vec<u8>>,
-    /// How many that are not ignored stay here.
+    /// The number of files that are neither ignored nor sent.
     pub left: usize,
-    /// Repositories within this one, which stay here.
+    /// Nested repositories, which are not sent.
     pub nested: Vec<Vec<u8>>,
 }
 
 impl Untracked {
-    /// Looks for them.
+    /// Finds untracked files.
     pub fn find(repository: &Repository, all: bool, include: &Include) -> Result<Self> {
         let mut found = Self::default();
         let mut seen = HashSet::new();
@@ -61,49 +61,49 @@ impl Untracked {
     }
 }
 
-/// Git names a repository within another one with a slash behind it, and does not look into it.
+/// Returns whether git lists this as a nested repository: with a trailing slash, and without its files.
 fn is_nested(path: &[u8]) -> bool {
     path.ends_with(b"/")
 }
 
 impl Include {
-    /// Whether nothing is named.
+    /// Returns whether there are no patterns.
     pub fn is_empty(&self) -> bool {
         self.patterns.is_empty()
     }
 
-    /// Each pattern must name something, or it has a mistake in it.
+    /// Checks that each pattern matches something, because it is a mistake otherwise.
     pub fn check(&self, repository: &Repository) -> Result<()> {
         for pattern in &self.patterns {
             let one = Self { patterns: vec![pattern.clone()], directory: self.directory.clone() };
             if one.list(repository, &["-c", "-o"])?.is_empty() {
-                let place = repository.root.join(&self.directory);
+                let directory = repository.root.join(&self.directory);
                 return Err(Error::Refused(format!(
                     "no file in {} matches `--include {pattern}`",
-                    place.display()
+                    directory.display()
                 ))
-                .advise("`git ls-files --others --ignored --exclude-standard` lists the ignored ones."));
+                .with_hint("`git ls-files --others --ignored --exclude-standard` lists the ignored ones."));
             }
         }
         Ok(())
     }
 
-    /// What of these kinds the patterns name, as paths from the top of the work tree.
+    /// Lists the files of these kinds that match the patterns, relative to the top of the work tree.
     fn list(&self, repository: &Repository, kinds: &[&str]) -> Result<Vec<Vec<u8>>> {
         if self.is_empty() {
             return Ok(Vec::new());
         }
-        let mut words: Vec<OsString> = ["ls-files", "-z", "--full-name"].map(Into::into).into();
-        words.extend(kinds.iter().map(Into::into));
-        words.push("--".into());
-        words.extend(self.patterns.iter().map(Into::into));
-        let list = Git::within(&repository.root.join(&self.directory)).run(&words, b"")?;
+        let mut arguments: Vec<OsString> = ["ls-files", "-z", "--full-name"].map(Into::into).into();
+        arguments.extend(kinds.iter().map(Into::into));
+        arguments.push("--".into());
+        arguments.extend(self.patterns.iter().map(Into::into));
+        let list = Git::within(&repository.root.join(&self.directory)).run(&arguments, b"")?;
         Ok(list.split(|byte| *byte == 0).filter(|path| !path.is_empty()).map(<[u8]>::to_vec).collect())
     }
 }
 
-/// Lines for `info/exclude` by which git in a sandbox ignores exactly these files, whatever list they were ignored
-/// by here (gitignore(5)). A name with a line feed cannot be written there.
+/// Returns lines for `info/exclude` that make git in a sandbox ignore exactly these files, whatever list ignores them
+/// on the host (gitignore(5)). A name with a line feed cannot be listed there.
 pub fn ignore_lines<'a>(private: impl Iterator<Item = &'a Vec<u8>>) -> Vec<u8> {
     let mut lines = Vec::new();
     let mut names: Vec<&Vec<u8>> = private.filter(|name| !name.contains(&b'\n')).collect();
@@ -121,7 +121,7 @@ pub fn ignore_lines<'a>(private: impl Iterator<Item = &'a Vec<u8>>) -> Vec<u8> {
     lines
 }
 
-/// The directory from which patterns are meant.
+/// Returns the directory to which patterns are relative.
 pub fn directory_of(repository: &Repository) -> PathBuf {
     Path::new(&repository.prefix).to_owned()
 }

@@ -1,4 +1,4 @@
-//! An agent that runs commands on this host, and shows what it is told about a terminal.
+//! An agent that runs commands on this host, and prints what it receives about the terminal.
 
 use std::{
     io::{Read, Write},
@@ -23,7 +23,7 @@ use tokio::{
     sync::mpsc,
 };
 
-/// Lets the agent of guests serve one request, on this host. The client gets `theirs` behind the greeting.
+/// Lets the real agent serve one request, on this host. The client gets `theirs` after the greeting.
 pub fn serve_with_the_real_one(ours: StdStream, mut theirs: &StdStream) -> std::io::Result<()> {
     const TOKEN: &str = "0123456789abcdef0123456789abcdef";
     let program = Path::new(env!("CARGO_BIN_EXE_banger")).with_file_name("banger-agent");
@@ -48,7 +48,7 @@ pub async fn serve(stream: UnixStream) {
             agent.send(Frame::Output(hostile(&copy.top.unwrap()))).await;
             return agent.send(Frame::Done).await;
         }
-        // A guest that begins a file and does not get on with it.
+        // A guest that starts a file and does not continue.
         Some(Frame::Request(Request::CopyOut(copy))) => {
             let mut archive = tar::Header::new_gnu();
             archive.set_path(copy.top.unwrap()).unwrap();
@@ -70,7 +70,7 @@ pub async fn serve(stream: UnixStream) {
     agent.run(exec).await;
 }
 
-/// An archive that wants to write beside the place where it goes.
+/// Returns an archive that tries to write outside of its destination.
 fn hostile(top: &str) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -106,11 +106,11 @@ impl Agent {
     }
 
     async fn send(&mut self, frame: Frame) {
-        // The client may have left.
+        // The client may have hung up.
         let _ = self.writer.write_all(&frame.encode()).await;
     }
 
-    /// Each size is a line, input comes back in brackets, and Ctrl-D ends it with status 7.
+    /// Prints each size on a line and input in brackets; Ctrl-D ends it with status 7.
     async fn show_terminal(&mut self, size: WindowSize) {
         let line = |size: WindowSize| Frame::Output(format!("{}x{}\r\n", size.rows, size.columns).into());
         self.send(line(size)).await;
@@ -122,7 +122,7 @@ impl Agent {
                     let text = format!("[{}]\r\n", bytes.escape_ascii());
                     self.send(Frame::Output(text.into_bytes())).await;
                 }
-                // A shell that does not care.
+                // A shell that ignores hangups.
                 Frame::Signal(_) => {}
                 other => panic!("{other:?}"),
             }
@@ -150,7 +150,7 @@ impl Agent {
         let pid = child.id().unwrap();
         self.send(Frame::Started(Started::new(pid))).await;
         let status = self.exchange(&mut child).await;
-        // Nobody is left of a session whose client has gone.
+        // Nothing is left of a session whose client has gone.
         let _ = kill_process_group(Pid::from_raw(pid as i32).unwrap(), Signal::KILL);
         if let Some(status) = status {
             use std::os::unix::process::ExitStatusExt;
@@ -162,11 +162,11 @@ impl Agent {
         }
     }
 
-    /// `None` when the client has hung up.
+    /// Returns `None` if the client has hung up.
     async fn exchange(&mut self, child: &mut Child) -> Option<std::process::ExitStatus> {
         let group = Pid::from_raw(child.id().unwrap() as i32).unwrap();
         let stdin = child.stdin.take().unwrap();
-        // The command may write before it reads on: its input must not hold up its output.
+        // The command may write before it reads on: its input must not block its output.
         let (input, pending) = mpsc::unbounded_channel();
         let mut input = Some(input);
         let (taken, mut credit) = mpsc::unbounded_channel();

@@ -1,4 +1,4 @@
-//! Copies into a sandbox, out of it and between two, whose agents are real ones, on this host.
+//! Copies into, out of and between sandboxes, with the real agent on this host.
 
 use std::{
     fs,
@@ -24,15 +24,15 @@ fn host() -> Host {
     host
 }
 
-/// A directory as the sandbox calls it, and as we do.
-fn place(host: &Host, name: &str) -> (String, PathBuf) {
+/// Returns a directory as a path in the sandbox and on the host.
+fn directory(host: &Host, name: &str) -> (String, PathBuf) {
     let path = host.path(name);
     (format!("box:{}", path.display()), path)
 }
 
-fn copy(host: &Host, words: &[&str]) {
-    let ended = host.banger(&[&["vm", "cp", "-q"], words].concat());
-    assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{words:?}: {ended:?}");
+fn copy(host: &Host, arguments: &[&str]) {
+    let ended = host.banger(&[&["vm", "cp", "-q"], arguments].concat());
+    assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{arguments:?}: {ended:?}");
 }
 
 fn text(path: impl AsRef<Path>) -> String {
@@ -44,7 +44,7 @@ fn mode(path: impl AsRef<Path>) -> u32 {
 }
 
 #[test]
-fn permissions_times_links_and_holes_go_in_and_come_back() {
+fn permissions_times_links_and_holes_survive_both_directions() {
     let host = host();
     let source = host.path("source");
     fs::create_dir_all(source.join("dir")).unwrap();
@@ -59,7 +59,7 @@ fn permissions_times_links_and_holes_go_in_and_come_back() {
     }
     let past = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
     fs::File::open(source.join("dir")).unwrap().set_modified(past).unwrap();
-    let (there, inside) = place(&host, "there");
+    let (there, inside) = directory(&host, "there");
     let back = host.path("back");
     copy(&host, &["-a", source.to_str().unwrap(), &there]);
     copy(&host, &["-r", &there, back.to_str().unwrap()]);
@@ -77,9 +77,9 @@ fn permissions_times_links_and_holes_go_in_and_come_back() {
 }
 
 #[test]
-fn what_comes_out_has_no_more_rights_than_the_umask_leaves() {
+fn copies_on_the_host_respect_the_umask() {
     let host = host();
-    let (there, inside) = place(&host, "there");
+    let (there, inside) = directory(&host, "there");
     fs::create_dir(&inside).unwrap();
     fs::write(inside.join("run"), "x").unwrap();
     for (name, mode) in [("", 0o2777), ("run", 0o6777)] {
@@ -95,11 +95,11 @@ fn what_comes_out_has_no_more_rights_than_the_umask_leaves() {
 }
 
 #[test]
-fn a_hostile_guest_writes_nothing_beside_its_copy() {
+fn a_hostile_guest_writes_nothing_outside_of_its_copy() {
     let host = host();
     let place = host.path("place");
     fs::create_dir_all(place.join("old")).unwrap();
-    // Into a place that is new, and into one that is there.
+    // Into a new directory, and into an existing one.
     for to in [place.join("new"), place.join("old/"), place.clone()] {
         let ended = host.banger(&["vm", "cp", "-q", "web:/hostile", to.to_str().unwrap()]);
         assert_eq!(ended.status, 1, "{ended:?}");
@@ -110,9 +110,9 @@ fn a_hostile_guest_writes_nothing_beside_its_copy() {
 }
 
 #[test]
-fn files_without_a_length_arrive_both_ways() {
+fn files_without_a_length_are_copied_both_ways() {
     let host = host();
-    let (there, inside) = place(&host, "version");
+    let (there, inside) = directory(&host, "version");
     let version = text("/proc/version");
     copy(&host, &["/proc/version", &there]);
     assert_eq!(text(inside), version);
@@ -122,12 +122,12 @@ fn files_without_a_length_arrive_both_ways() {
 }
 
 #[test]
-fn sockets_are_named_and_devices_refused() {
+fn sockets_are_noted_and_devices_refused() {
     let host = host();
     let source = host.path("source");
     fs::create_dir(&source).unwrap();
     let _socket = UnixListener::bind(source.join("sock")).unwrap();
-    let (there, inside) = place(&host, "there");
+    let (there, inside) = directory(&host, "there");
     let (from, back) = (source.to_str().unwrap(), host.path("back"));
     let note = format!("note: {from}/sock is a socket, and was not copied.\n");
     let ended = host.banger(&["vm", "cp", from, &there]);
@@ -135,21 +135,21 @@ fn sockets_are_named_and_devices_refused() {
     let ended = host.banger(&["vm", "cp", &format!("box:{from}"), back.to_str().unwrap()]);
     assert!(ended.status == 0 && ended.errors.ends_with(&note), "{ended:?}");
     assert!(inside.is_dir() && back.is_dir());
-    for words in [["/dev/null", there.as_str()], ["box:/dev/null", from]] {
-        let ended = host.banger(&["vm", "cp", "-q", words[0], words[1]]);
+    for arguments in [["/dev/null", there.as_str()], ["box:/dev/null", from]] {
+        let ended = host.banger(&["vm", "cp", "-q", arguments[0], arguments[1]]);
         let expect = "error: /dev/null is a device: only files, directories and symbolic links are copied.\n";
-        assert_eq!((ended.status, ended.errors.as_str()), (1, expect), "{words:?}");
+        assert_eq!((ended.status, ended.errors.as_str()), (1, expect), "{arguments:?}");
     }
 }
 
 #[test]
-fn links_are_kept_both_ways_unless_they_are_to_be_followed() {
+fn links_are_kept_both_ways_unless_followed() {
     let host = host();
     fs::write(host.path("file"), "content").unwrap();
     symlink("file", host.path("link")).unwrap();
     let link = host.path("link");
     let link = link.to_str().unwrap();
-    let there = |name: &str| place(&host, name);
+    let there = |name: &str| directory(&host, name);
     let is_link = |path: &Path| fs::symlink_metadata(path).unwrap().is_symlink();
 
     let (kept, inside) = there("kept");
@@ -180,7 +180,7 @@ fn several_sources_and_contents_go_where_cp_puts_them() {
     fs::write(source.join("a"), "a").unwrap();
     fs::write(source.join("b"), "b").unwrap();
     let path = |name: &str| source.join(name).to_str().unwrap().to_owned();
-    let (there, inside) = place(&host, "there");
+    let (there, inside) = directory(&host, "there");
     copy(&host, &[&path("a"), &path("b"), &there]);
     assert_eq!((text(inside.join("a")), text(inside.join("b"))), ("a".into(), "b".into()));
     copy(&host, &[&path("."), &format!("{there}/content")]);
@@ -191,15 +191,15 @@ fn several_sources_and_contents_go_where_cp_puts_them() {
     copy(&host, &[&format!("{there}/a"), &format!("{there}/b"), back]);
     copy(&host, &[&format!("{there}/content/."), back]);
     assert_eq!(fs::read_dir(back).unwrap().count(), 2);
-    // One that is new is as it was; one that is there gets more.
+    // A new one is unchanged; an existing one gets more files.
     copy(&host, &[&format!("{there}/content"), back]);
     assert_eq!(text(format!("{back}/content/a")), "a");
 }
 
 #[test]
-fn a_path_in_a_sandbox_begins_at_a_home() {
+fn a_path_in_a_sandbox_is_relative_to_a_home() {
     let host = host();
-    // The agent's guest is this host, whose root has a home: a name there that nobody has.
+    // The agent's guest is this host, where root has a home: this uses a unique name there.
     let name = format!("banger-test-{}", std::process::id());
     let home = Path::new("/root").join(&name);
     if fs::create_dir(&home).is_err() {
@@ -224,7 +224,7 @@ fn a_path_in_a_sandbox_begins_at_a_home() {
 #[test]
 fn a_copy_goes_from_one_sandbox_to_another() {
     let host = host();
-    let (there, inside) = place(&host, "there");
+    let (there, inside) = directory(&host, "there");
     fs::create_dir_all(inside.join("sub")).unwrap();
     fs::write(inside.join("sub/file"), "x").unwrap();
     let _socket = UnixListener::bind(inside.join("sock")).unwrap();
@@ -238,7 +238,7 @@ fn a_copy_goes_from_one_sandbox_to_another() {
 }
 
 #[test]
-fn an_archive_may_be_compressed_and_has_the_owners_that_it_says() {
+fn an_archive_may_be_compressed_and_keeps_its_owners() {
     let host = host();
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -253,7 +253,7 @@ fn an_archive_may_be_compressed_and_has_the_owners_that_it_says() {
     gzip.write_all(&plain).unwrap();
     let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
     for (name, bytes) in [("plain", plain.clone()), ("gzip", gzip.finish().unwrap()), ("zstd", zstd)] {
-        let (there, inside) = place(&host, name);
+        let (there, inside) = directory(&host, name);
         fs::write(host.path("in.tar"), bytes).unwrap();
         let input = fs::File::open(host.path("in.tar")).unwrap();
         let ended = host.banger_with(&["vm", "cp", "-q", "-", &there], input);
@@ -262,19 +262,19 @@ fn an_archive_may_be_compressed_and_has_the_owners_that_it_says() {
         let found = fs::metadata(inside.join("a/b")).unwrap();
         assert_eq!((found.uid(), found.gid()), (7, 8));
     }
-    let (there, inside) = place(&host, "given");
+    let (there, inside) = directory(&host, "given");
     let input = fs::File::open(host.path("in.tar")).unwrap();
     assert_eq!(host.banger_with(&["vm", "cp", "-q", "--chown", "42:43", "-", &there], input).status, 0);
     assert_eq!(fs::metadata(inside.join("a/b")).unwrap().uid(), 42);
 }
 
 #[test]
-fn a_copy_that_is_interrupted_on_its_way_in_leaves_nothing_under_its_name() {
+fn an_interrupted_copy_into_a_sandbox_leaves_nothing() {
     let host = host();
     let place = host.path("place");
     fs::create_dir(&place).unwrap();
     let source = host.path("big");
-    // Real data: holes would be there at once.
+    // Real data, because holes would be sent at once.
     let mut file = fs::File::create(&source).unwrap();
     (0..256).for_each(|_| file.write_all(&[1; 1 << 20]).unwrap());
     let to = format!("box:{}/file", place.display());
@@ -287,9 +287,9 @@ fn a_copy_that_is_interrupted_on_its_way_in_leaves_nothing_under_its_name() {
 }
 
 #[test]
-fn a_copy_that_makes_no_sense_is_refused() {
+fn an_impossible_copy_is_refused() {
     let host = host();
-    for (words, expect) in [
+    for (arguments, expect) in [
         (&["a", "b"][..], "error: none of the paths is in a sandbox.\nhint: "),
         (&["-", "a", "box:/tmp"], "error: cannot copy an archive together with other paths.\nhint: "),
         (&["box:/", "/tmp/x"], "error: cannot copy all of /.\nhint: "),
@@ -300,8 +300,8 @@ fn a_copy_that_makes_no_sense_is_refused() {
         (&["nope:/a", "/tmp/"], "error: there is no sandbox nope.\nhint: "),
         (&["/etc/hosts", "box:/etc/hosts/x"], "error: cannot write /etc/hosts: "),
     ] {
-        let ended = host.banger(&[&["vm", "cp", "-q"], words].concat());
-        assert_ne!(ended.status, 0, "{words:?}");
-        assert!(ended.errors.starts_with(expect), "{words:?}: {ended:?}");
+        let ended = host.banger(&[&["vm", "cp", "-q"], arguments].concat());
+        assert_ne!(ended.status, 0, "{arguments:?}");
+        assert!(ended.errors.starts_with(expect), "{arguments:?}: {ended:?}");
     }
 }

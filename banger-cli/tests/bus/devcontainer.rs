@@ -1,10 +1,10 @@
-//! Repositories with a `devcontainer.json`, in a sandbox whose agent is the real one, on this host.
+//! Repositories with a `devcontainer.json`, in a sandbox with the real agent on this host.
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
 
 use crate::{host::Ended, workspace::Bench};
 
-/// A repository that has this file.
+/// Creates a repository with this file.
 fn with(text: &str) -> Bench {
     let bench = Bench::new();
     fs::create_dir(bench.repo.join(".devcontainer")).unwrap();
@@ -21,7 +21,7 @@ fn run(bench: &Bench, name: &str, more: &[&str]) -> Ended {
 }
 
 #[test]
-fn what_a_devcontainer_asks_for_is_had_where_a_sandbox_has_the_like() {
+fn supported_devcontainer_settings_are_applied() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let bench = with(&format!(
@@ -48,7 +48,7 @@ fn what_a_devcontainer_asks_for_is_had_where_a_sandbox_has_the_like() {
     assert!(!fs::exists("/tmp/must-not-be-there").unwrap());
     assert_eq!(bench.host.calls("CreateVM").last().unwrap().options["image"], "\"debian\"");
 
-    // Later commands run in the same place.
+    // Later commands run in the same directory.
     let exec = |more: &[&str]| {
         bench.banger(&[&["vm", "exec"], more, &["box-1", "--", "sh", "-c", "echo $A"]].concat())
     };
@@ -70,7 +70,7 @@ fn what_a_devcontainer_asks_for_is_had_where_a_sandbox_has_the_like() {
 }
 
 #[test]
-fn a_command_that_fails_is_told_and_the_sandbox_stays() {
+fn a_failed_setup_command_is_reported_and_the_sandbox_stays() {
     let bench = with(r#"{"image": "debian", "postCreateCommand": "echo why; exit 3"}"#);
     let ended = run(&bench, "box-1", &["--", "echo", "here"]);
     assert_eq!((ended.status, ended.output.as_str()), (0, "here\n"), "{ended:?}");
@@ -80,7 +80,7 @@ fn a_command_that_fails_is_told_and_the_sandbox_stays() {
 }
 
 #[test]
-fn a_file_that_makes_no_sense_is_refused_before_there_is_a_sandbox() {
+fn an_invalid_file_is_refused_before_a_sandbox_is_created() {
     let bench = with("{\n  \"image\": 5,\n}");
     let made = bench.host.calls("CreateVM").len();
     let ended = run(&bench, "box-1", &["--", "true"]);
@@ -92,7 +92,7 @@ fn a_file_that_makes_no_sense_is_refused_before_there_is_a_sandbox() {
 }
 
 #[test]
-fn one_of_several_is_not_taken_unasked() {
+fn none_of_several_files_is_used_silently() {
     let bench = Bench::new();
     fs::create_dir_all(bench.repo.join(".devcontainer/big")).unwrap();
     fs::write(bench.repo.join(".devcontainer/big/devcontainer.json"), "{}").unwrap();
@@ -104,7 +104,7 @@ fn one_of_several_is_not_taken_unasked() {
 #[test]
 fn another_user_works_in_the_repository_where_the_image_has_them() {
     let bench = with(r#"{"image": "debian", "remoteUser": "nobody"}"#);
-    // The home of the test is root's alone; a sandbox has /workspaces for this.
+    // Only root can access the home of the test; a sandbox has /workspaces for this.
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(bench.host.path("."), open.clone()).unwrap();
     fs::create_dir(bench.guest.parent().unwrap()).unwrap();
@@ -125,7 +125,7 @@ fn another_user_works_in_the_repository_where_the_image_has_them() {
     let later = ["vm", "exec", "--auto-prepare", "box-1", "--", "sh", "-c", "cat lines; stat -c %U lines"];
     assert_eq!(bench.banger(&later).output, "later\nnobody\n");
 
-    // A copy belongs to who works there, and to others when that is wished.
+    // A copy belongs to the workspace's user, and to another one on request.
     let copied = place.join("copied");
     for (more, expect) in [(&[][..], "nobody"), (&["--chown", "root"], "root")] {
         let (from, to) = (bench.repo.join("lines"), format!("box-1:{}", copied.display()));
@@ -146,7 +146,7 @@ fn another_user_works_in_the_repository_where_the_image_has_them() {
 }
 
 #[test]
-fn a_command_of_another_user_does_not_begin_where_they_may_not_be() {
+fn a_command_of_another_user_does_not_start_in_an_inaccessible_directory() {
     let bench = with("{}");
     let secret = bench.host.path("secret");
     fs::create_dir(&secret).unwrap();

@@ -1,4 +1,4 @@
-//! A private system bus with a service on it, and the command as a user calls it.
+//! A private system bus with a service, and the command as a user runs it.
 
 use std::{
     fs::File,
@@ -42,19 +42,19 @@ const CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bu
 </busconfig>
 "#;
 
-/// A host on which banger is installed.
+/// A host with banger installed.
 pub struct Host {
     dir: TempDir,
     bus: Child,
-    /// Keeps the service going.
+    /// Keeps the service running.
     _runtime: Runtime,
     service: Option<Arc<Service>>,
-    /// The real service, where it is that.
+    /// The process of the real service, if it is that one.
     real: Option<Child>,
 }
 
 impl Host {
-    /// A host on which the real service keeps everything in memory. `None` where it was not built.
+    /// Creates a host where the real service keeps everything in memory. Returns `None` if it was not built.
     pub fn real() -> Option<Self> {
         let program = Path::new(env!("CARGO_BIN_EXE_banger")).with_file_name("banger-system");
         if !program.exists() {
@@ -72,7 +72,7 @@ impl Host {
         Some(host)
     }
 
-    /// A host whose service runs.
+    /// Creates a host with a running service.
     pub fn new() -> Self {
         let mut host = Self::without_service();
         let address = host.address();
@@ -80,7 +80,7 @@ impl Host {
         host
     }
 
-    /// A host with a bus and nothing on it.
+    /// Creates a host with a bus and no service.
     pub fn without_service() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("bus.conf");
@@ -103,31 +103,31 @@ impl Host {
         format!("unix:path={}/bus", self.dir.path().display())
     }
 
-    /// A place for files.
+    /// Returns a path for a file of the test.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The methods that were called so far and are of this name.
+    /// Returns the calls of this method so far.
     pub fn calls(&self, member: &str) -> Vec<Call> {
         self.service.as_ref().unwrap().calls().into_iter().filter(|call| call.member == member).collect()
     }
 
-    /// All methods of our interfaces that were called so far.
+    /// Returns the names of all called methods so far.
     pub fn all_calls(&self) -> Vec<String> {
         self.service.as_ref().unwrap().calls().into_iter().map(|call| call.member).collect()
     }
 
-    /// The home of the user.
+    /// Returns the home of the user.
     pub fn home(&self) -> PathBuf {
         self.path("home")
     }
 
-    /// The command with these arguments.
+    /// Returns the command with these arguments.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
         command.args(args).env("DBUS_SYSTEM_BUS_ADDRESS", self.address()).stdin(Stdio::null());
-        // The home of whoever runs the tests is none of their business.
+        // The tests must not use the home of the user that runs them.
         command.env("HOME", self.home()).env_remove("XDG_DATA_HOME").env_remove("XDG_CONFIG_HOME");
         for variable in ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"] {
             command.env_remove(variable);
@@ -150,12 +150,12 @@ impl Host {
         }
     }
 
-    /// Starts the command, whose output can be read as it comes.
+    /// Starts the command, whose output can be read while it runs.
     pub fn start(&self, args: &[&str]) -> Running {
         start(self.command(args))
     }
 
-    /// Starts a command behind a program that becomes it.
+    /// Starts a command through a program that executes it.
     pub fn start_with(&self, program: &str, command: &Command) -> Running {
         let mut behind = Command::new(program);
         behind.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
@@ -168,7 +168,7 @@ impl Host {
         self.start_in_terminal_with(args, &[])
     }
 
-    /// Starts the command in a terminal, with more variables.
+    /// Starts the command in a terminal, with additional variables.
     pub fn start_in_terminal_with(&self, args: &[&str], env: &[(&str, &str)]) -> Terminal {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&controller).unwrap();
@@ -179,7 +179,7 @@ impl Host {
         let terminal =
             Terminal { controller: File::from(controller), user, child: None, seen: String::new() };
         terminal.resize(24, 80);
-        // A terminal of its own, as after a login.
+        // With a controlling terminal, as after a login.
         let child = Command::new("setsid")
             .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_banger")])
             .args(args)
@@ -204,7 +204,7 @@ impl Drop for Host {
     }
 }
 
-/// Says why a test did not run: to who reads its output, and to the file that counts such reasons.
+/// Reports why a test did not run: in its output, and in the file that counts skipped tests.
 pub fn skip(reason: &str) {
     eprintln!("SKIPPED: this test needs {reason}");
     if let Some(file) = std::env::var_os("BANGER_TEST_SKIPS") {
@@ -221,7 +221,7 @@ pub struct Ended {
     pub errors: String,
 }
 
-/// A command that goes on.
+/// A running command.
 pub struct Running {
     child: Child,
     output: BufReader<std::process::ChildStdout>,
@@ -241,7 +241,7 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Stops reading the output.
+    /// Closes the read end of the output.
     pub fn close_output(self) -> (Child, BufReader<std::process::ChildStderr>) {
         (self.child, self.errors)
     }
@@ -285,7 +285,7 @@ impl Terminal {
         std::io::Write::write_all(&mut self.controller, text.as_bytes()).unwrap();
     }
 
-    /// Reads until this text was seen; returns all that was seen so far.
+    /// Reads until this text appears. Returns everything read so far.
     pub fn wait_for(&mut self, text: &str) -> &str {
         let mut bytes = [0; 1024];
         while !self.seen.contains(text) {
@@ -303,17 +303,17 @@ impl Terminal {
         !tcgetattr(&self.user).unwrap().local_modes.intersects(LocalModes::ECHO | LocalModes::ICANON)
     }
 
-    /// Closes the window. The status.
+    /// Closes the window. Returns the status.
     pub fn close(mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap();
         drop(self);
         child.wait().unwrap()
     }
 
-    /// The status and all that was seen.
+    /// Returns the status and everything that was printed.
     pub fn end(mut self) -> (ExitStatus, String) {
         let status = self.child.take().unwrap().wait().unwrap();
-        // What is left is there already.
+        // The rest is in the buffer.
         let flags = rustix::fs::fcntl_getfl(&self.controller).unwrap();
         rustix::fs::fcntl_setfl(&self.controller, flags | OFlags::NONBLOCK).unwrap();
         let mut bytes = [0; 4096];
@@ -324,7 +324,7 @@ impl Terminal {
     }
 }
 
-/// Waits until something is so, and fails when it does not become so.
+/// Waits until a condition holds, and fails after a while.
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     for _ in 0..2_000 {
         if so() {

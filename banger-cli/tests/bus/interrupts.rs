@@ -1,10 +1,10 @@
-//! Long work on a terminal: what is shown of it, and how it is left.
+//! Long jobs on a terminal: their progress, and how to interrupt them.
 
 use std::fs;
 
 use crate::host::Host;
 
-/// What Ctrl-C types.
+/// The character of Ctrl-C.
 const CTRL_C: &str = "\x03";
 
 #[test]
@@ -21,7 +21,7 @@ fn a_first_interrupt_cancels_and_nothing_is_left() {
 }
 
 #[test]
-fn a_second_interrupt_leaves_and_says_how_to_get_back() {
+fn a_second_interrupt_detaches_and_says_how_to_return() {
     let host = Host::new();
     let mut terminal = host.start_in_terminal(&["vm", "create", "--name", "stubborn", "--image", "debian"]);
     terminal.wait_for("waiting for the guest");
@@ -37,7 +37,7 @@ fn a_second_interrupt_leaves_and_says_how_to_get_back() {
 }
 
 #[test]
-fn a_copy_that_is_interrupted_leaves_nothing_here() {
+fn an_interrupted_copy_leaves_nothing_on_the_host() {
     let host = Host::new();
     let place = host.path("place");
     fs::create_dir(&place).unwrap();
@@ -56,7 +56,7 @@ fn copies_show_their_bytes_on_a_terminal_and_a_line_in_a_pipe() {
     let host = Host::new();
     assert_eq!(host.banger(&["vm", "create", "-q", "--name", "box", "--image", "debian"]).status, 0);
     let file = host.path("file");
-    // Data: of a hole nothing is sent.
+    // Real data, because holes are not sent.
     fs::write(&file, vec![1; 48 << 20]).unwrap();
     let (file, there) = (file.to_str().unwrap(), format!("box:{}", host.path("there").display()));
     let mut terminal = host.start_in_terminal(&["vm", "cp", file, &there]);

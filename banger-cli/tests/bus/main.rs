@@ -1,12 +1,12 @@
-//! The command against a service on a real bus, and commands behind it that really run.
+//! The command against a service on a real bus, with commands that really run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod agent;
 mod copies;
 mod devcontainer;
 mod host;
+mod inspect;
 mod interrupts;
-mod look;
 mod real;
 mod schemas;
 mod service;
@@ -41,7 +41,7 @@ fn a_run_passes_everything_on_and_leaves_nothing() {
 }
 
 #[test]
-fn progress_is_plain_lines_where_there_is_no_terminal() {
+fn progress_is_plain_lines_without_a_terminal() {
     let host = Host::new();
     let ended = host.banger(&["vm", "run", "--rm", "--image", "debian", "--", "true"]);
     let lines: Vec<_> = ended.errors.lines().collect();
@@ -54,7 +54,7 @@ fn progress_is_plain_lines_where_there_is_no_terminal() {
 }
 
 #[test]
-fn a_sandbox_that_stays_is_not_forgotten() {
+fn a_run_reminds_of_a_running_sandbox() {
     let host = Host::new();
     let ended = host.banger(&["vm", "run", "--name", "x", "--image", "debian", "--", "false"]);
     assert_eq!(ended.status, 1);
@@ -74,7 +74,7 @@ fn a_sandbox_that_does_not_become_ready_stays_for_its_logs() {
 }
 
 #[test]
-fn a_sandbox_that_does_not_start_is_an_error_of_bangers() {
+fn a_failed_start_has_bangers_exit_status() {
     let host = Host::new();
     let ended = host.banger(&["vm", "run", "-q", "--name", "broken", "--image", "debian", "--", "true"]);
     assert_eq!(ended.status, 125);
@@ -91,7 +91,7 @@ fn a_missing_default_image_is_explained() {
 }
 
 #[test]
-fn an_interrupt_cancels_what_the_service_is_at() {
+fn an_interrupt_cancels_the_job() {
     let host = Host::new();
     let mut running =
         host.start(&["vm", "run", "--rm", "--name", "hanging", "--image", "debian", "--", "true"]);
@@ -120,7 +120,7 @@ fn statuses_of_commands_are_exact() {
 }
 
 #[test]
-fn words_of_a_command_are_not_split_again() {
+fn arguments_of_a_command_are_not_split() {
     let host = Host::new();
     let words = ["a b", "", "c'd", "\"", "$HOME", "*", "x;y", "new\nline", "-n", "--"];
     let command = [&["vm", "exec", "web", "--", "printf", "[%s]"][..], &words].concat();
@@ -129,7 +129,7 @@ fn words_of_a_command_are_not_split_again() {
 }
 
 #[test]
-fn much_goes_in_and_comes_out_unchanged() {
+fn large_input_and_output_are_unchanged() {
     let host = Host::new();
     let file = host.path("much");
     let much: Vec<u8> = (0..3_000_000u32).flat_map(|n| n.to_le_bytes()).collect();
@@ -164,7 +164,7 @@ fn a_second_interrupt_leaves_a_command_that_does_not_listen() {
 }
 
 #[test]
-fn output_that_nobody_reads_ends_the_command() {
+fn a_closed_output_ends_the_command() {
     let host = Host::new();
     let mut running = host.start(&["vm", "exec", "web", "--", "yes"]);
     assert_eq!(running.next_output(), "y");
@@ -173,7 +173,7 @@ fn output_that_nobody_reads_ends_the_command() {
 }
 
 #[test]
-fn a_command_that_is_left_to_itself_goes_on() {
+fn a_detached_command_keeps_running() {
     let host = Host::new();
     let file = host.path("mark");
     let script = format!("echo done > {}", file.display());
@@ -184,7 +184,7 @@ fn a_command_that_is_left_to_itself_goes_on() {
 }
 
 #[test]
-fn a_shell_has_our_terminal_and_leaves_it_as_it_was() {
+fn a_shell_uses_the_terminal_and_restores_it() {
     let host = Host::new();
     let mut terminal = host.start_in_terminal(&["vm", "exec", "web"]);
     terminal.wait_for("vt100 24x80\r\n");
@@ -199,7 +199,7 @@ fn a_shell_has_our_terminal_and_leaves_it_as_it_was() {
 }
 
 #[test]
-fn a_terminal_is_as_it_was_after_an_error_and_after_signals() {
+fn the_terminal_is_restored_after_errors_and_signals() {
     let host = Host::new();
     let mut terminal = host.start_in_terminal(&["vm", "exec", "web", "--", "hang-up"]);
     terminal.wait_for("because: the sandbox has stopped");
@@ -218,7 +218,7 @@ fn a_terminal_is_as_it_was_after_an_error_and_after_signals() {
 }
 
 #[test]
-fn a_window_that_is_closed_ends_the_command_and_the_sandbox() {
+fn closing_the_window_ends_the_command_and_the_sandbox() {
     let host = Host::new();
     let mut terminal = host.start_in_terminal(&["vm", "run", "--rm", "--image", "debian"]);
     terminal.wait_for("vt100 24x80\r\n");
@@ -261,7 +261,7 @@ fn json_has_the_names_of_the_bus() {
     assert_eq!(list[1]["image_name"], "debian");
     assert_eq!(list[1]["owner_uid"], 1000);
     let mut show: Value = serde_json::from_str(&host.banger(&["vm", "show", "--json", "db"]).output).unwrap();
-    // Which its agent would tell, and there is none.
+    // Reported by the agent, which is missing here.
     assert_eq!(show.as_object_mut().unwrap().remove("phases"), Some(Value::Null));
     assert_eq!(show, list[1]);
     let create = ["vm", "create", "--json", "--name", "new", "--image", "debian", "--no-start"];
@@ -271,7 +271,7 @@ fn json_has_the_names_of_the_bus() {
 }
 
 #[test]
-fn a_created_sandbox_is_a_name_to_go_on_with() {
+fn create_prints_the_name_of_the_sandbox() {
     let host = Host::new();
     let ended = host.banger(&["vm", "create", "-q", "--image", "debian", "--vcpu", "2", "--memory", "2GiB"]);
     assert_eq!(ended, Ended { status: 0, output: "calm-otter\n".into(), errors: String::new() });
@@ -280,7 +280,7 @@ fn a_created_sandbox_is_a_name_to_go_on_with() {
 }
 
 #[test]
-fn many_are_done_in_their_order_though_one_fails() {
+fn results_are_in_order_even_if_one_fails() {
     let host = Host::new();
     let id = host.banger(&["vm", "show", "--json", "web"]).output;
     let id = serde_json::from_str::<Value>(&id).unwrap()["id"].as_str().unwrap().to_owned();
@@ -294,7 +294,7 @@ fn many_are_done_in_their_order_though_one_fails() {
 }
 
 #[test]
-fn how_to_stop_is_told_to_the_service() {
+fn options_of_stop_reach_the_service() {
     let host = Host::new();
     assert_eq!(host.banger(&["vm", "stop", "--timeout", "3", "web"]).status, 0);
     assert_eq!(host.calls("Stop")[0].options["timeout-usec"], "3000000");
@@ -306,7 +306,7 @@ fn how_to_stop_is_told_to_the_service() {
 }
 
 #[test]
-fn without_a_terminal_nobody_is_asked() {
+fn without_a_terminal_there_is_no_prompt() {
     let host = Host::new();
     let ended = host.banger(&["vm", "stop", "locked"]);
     assert_eq!(ended.status, 1);
@@ -316,7 +316,7 @@ fn without_a_terminal_nobody_is_asked() {
 }
 
 #[test]
-fn in_a_terminal_the_call_is_made_again_with_leave_to_ask() {
+fn in_a_terminal_the_call_is_repeated_interactively() {
     let host = Host::new();
     let mut terminal = host.start_in_terminal(&["vm", "stop", "locked"]);
     terminal.wait_for("locked: stopped");
@@ -327,7 +327,7 @@ fn in_a_terminal_the_call_is_made_again_with_leave_to_ask() {
 }
 
 #[test]
-fn logs_are_as_they_are_in_a_pipe_and_harmless_on_a_terminal() {
+fn logs_are_unchanged_in_a_pipe_and_sanitized_on_a_terminal() {
     let host = Host::new();
     let ended = host.banger(&["vm", "logs", "-f", "-n", "5", "web"]);
     assert_eq!(ended.output, "[\x1b[0;32m  OK  \x1b[0m] Started\r\n");
@@ -343,7 +343,7 @@ fn logs_are_as_they_are_in_a_pipe_and_harmless_on_a_terminal() {
 }
 
 #[test]
-fn files_are_handed_over_open() {
+fn files_are_passed_as_descriptors() {
     let host = Host::new();
     let rootfs = host.path("rootfs");
     fs::write(&rootfs, "a file system").unwrap();
@@ -376,7 +376,7 @@ fn a_failed_check_is_a_failure() {
 }
 
 #[test]
-fn a_service_that_is_not_there_is_said_with_what_to_do() {
+fn a_missing_service_is_reported_with_a_hint() {
     let host = Host::without_service();
     let ended = host.banger(&["vm", "list"]);
     assert_eq!(ended.status, 1);

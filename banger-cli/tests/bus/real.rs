@@ -1,4 +1,4 @@
-//! The command against the real service, whose machines are in memory and have no agent.
+//! The command against the real service, whose sandboxes are in memory and have no agent.
 
 use std::fs;
 
@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use crate::host::{Ended, Host, until};
 
-/// A host with an image and a kernel of the default names.
-pub fn furnished() -> Option<Host> {
+/// Creates a host with an image and a kernel of the default names.
+pub fn host_with_image() -> Option<Host> {
     let host = Host::real()?;
     for (name, content) in [("rootfs", ext4()), ("vmlinux", b"\x7fELF".to_vec())] {
         fs::write(host.path(name), content).unwrap();
@@ -20,7 +20,7 @@ pub fn furnished() -> Option<Host> {
     Some(host)
 }
 
-/// As much of a file system as the service in memory looks at.
+/// Returns as much of a file system as the in-memory service reads.
 fn ext4() -> Vec<u8> {
     let mut bytes = vec![0; 1 << 20];
     bytes[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
@@ -33,7 +33,7 @@ fn json(ended: &Ended) -> Value {
 
 #[test]
 fn a_sandbox_lives_and_ends() {
-    let Some(host) = furnished() else { return };
+    let Some(host) = host_with_image() else { return };
     let created = host.banger(&["vm", "create", "--json", "--name", "web", "--memory", "512MiB"]);
     let web = json(&created);
     assert_eq!(
@@ -42,7 +42,7 @@ fn a_sandbox_lives_and_ends() {
     );
     assert_eq!((&web["image_name"], &web["memory"]), (&"debian-bookworm".into(), &(512u64 << 20).into()));
     let stages: Vec<_> = created.errors.lines().filter_map(|line| line.split(':').next()).collect();
-    // A stage that is over before its signal is read is not told; those that are come in order.
+    // A stage that ends before its signal is read is not printed; the others are in order.
     let mut expected = ["disk", "start", "boot"].into_iter();
     assert!(stages.iter().all(|stage| expected.any(|next| next == *stage)), "{created:?}");
 
@@ -61,8 +61,8 @@ fn a_sandbox_lives_and_ends() {
 }
 
 #[test]
-fn a_run_leaves_nothing_though_its_guest_has_no_agent() {
-    let Some(host) = furnished() else { return };
+fn a_run_leaves_nothing_even_without_an_agent() {
+    let Some(host) = host_with_image() else { return };
     let ended = host.banger(&["vm", "run", "-q", "--rm", "--", "true"]);
     assert_eq!(ended.status, 125);
     assert!(ended.errors.starts_with("error: guests in memory have no agent."), "{ended:?}");
@@ -70,8 +70,8 @@ fn a_run_leaves_nothing_though_its_guest_has_no_agent() {
 }
 
 #[test]
-fn a_detached_run_stays_and_has_a_made_up_name() {
-    let Some(host) = furnished() else { return };
+fn a_detached_run_stays_and_has_a_generated_name() {
+    let Some(host) = host_with_image() else { return };
     let run = host.banger(&["vm", "run", "-q", "-d"]);
     assert_eq!((run.status, run.errors.as_str()), (0, ""), "{run:?}");
     assert_eq!(host.banger(&["vm", "list", "-q"]).output, run.output);
@@ -87,8 +87,8 @@ fn a_detached_run_stays_and_has_a_made_up_name() {
 }
 
 #[test]
-fn what_is_refused_is_a_sentence_with_advice() {
-    let Some(host) = furnished() else { return };
+fn refusals_are_sentences_with_hints() {
+    let Some(host) = host_with_image() else { return };
     assert_eq!(host.banger(&["vm", "create", "-q", "--name", "web"]).status, 0);
     for (args, expect) in [
         (&["vm", "show", "nope"][..], "error: there is no sandbox nope."),
@@ -109,8 +109,8 @@ fn what_is_refused_is_a_sentence_with_advice() {
 }
 
 #[test]
-fn what_is_kept_is_listed_and_shown() {
-    let Some(host) = furnished() else { return };
+fn objects_are_listed_and_shown() {
+    let Some(host) = host_with_image() else { return };
     let images = json(&host.banger(&["image", "list", "--json"]));
     assert_eq!(images[0], json(&host.banger(&["image", "show", "--json", "debian-bookworm"])));
     assert_eq!((&images[0]["name"], &images[0]["shared"]), (&"debian-bookworm".into(), &false.into()));
@@ -122,7 +122,7 @@ fn what_is_kept_is_listed_and_shown() {
 }
 
 #[test]
-fn the_doctor_and_the_versions_are_the_services() {
+fn doctor_and_version_ask_the_service() {
     let Some(host) = Host::real() else { return };
     let checks = json(&host.banger(&["doctor", "--json"]));
     assert!(checks.as_array().is_some_and(|checks| !checks.is_empty()), "{checks}");
@@ -132,7 +132,7 @@ fn the_doctor_and_the_versions_are_the_services() {
 
 #[test]
 fn an_image_of_a_registry_is_pulled_when_it_is_missing() {
-    let Some(host) = furnished() else { return };
+    let Some(host) = host_with_image() else { return };
     let pulled = host.banger(&["image", "pull", "registry.test/library/alpine:3"]);
     assert_eq!((pulled.status, pulled.output.as_str()), (0, "alpine-3\n"), "{pulled:?}");
     let again = host.banger(&["image", "pull", "-q", "--json", "registry.test/library/alpine:3"]);
@@ -158,8 +158,8 @@ fn an_image_of_a_registry_is_pulled_when_it_is_missing() {
 }
 
 #[test]
-fn what_docker_login_wrote_down_goes_to_the_service() {
-    let Some(host) = furnished() else { return };
+fn credentials_of_docker_login_reach_the_service() {
+    let Some(host) = host_with_image() else { return };
     let private = ["image", "pull", "-q", "registry.test/private"];
     let refused = host.banger(&private);
     assert_eq!(refused.status, 1);
@@ -183,7 +183,7 @@ fn what_docker_login_wrote_down_goes_to_the_service() {
 
 #[test]
 fn the_cache_of_registries_is_pruned() {
-    let Some(host) = furnished() else { return };
+    let Some(host) = host_with_image() else { return };
     host.banger(&["image", "pull", "-q", "registry.test/org/tool"]);
     let prune = |more: &[&str]| host.banger(&[&["image", "cache", "prune", "-q"], more].concat()).output;
     assert_eq!(prune(&["--dry-run"]), "would remove 6 MiB in 2 files\n");
@@ -192,7 +192,7 @@ fn the_cache_of_registries_is_pruned() {
 }
 
 #[test]
-fn what_catalogs_have_is_listed_and_pulled() {
+fn catalog_entries_are_listed_and_pulled() {
     let Some(host) = Host::real() else { return };
     let entries = json(&host.banger(&["image", "list", "--available", "--json"]));
     let names: Vec<_> =
@@ -224,7 +224,7 @@ fn what_catalogs_have_is_listed_and_pulled() {
 }
 
 #[test]
-fn the_default_image_and_kernel_are_fetched_by_themselves() {
+fn the_default_image_and_kernel_are_pulled_automatically() {
     let Some(host) = Host::real() else { return };
     let never = host.banger(&["vm", "create", "--no-start", "--pull", "never"]);
     assert_eq!(never.status, 1);
@@ -237,19 +237,19 @@ fn the_default_image_and_kernel_are_fetched_by_themselves() {
     assert_eq!(made.status, 0, "{made:?}");
     let vm = json(&made);
     assert_eq!((&vm["image_name"], &vm["kernel_name"]), (&"debian-bookworm".into(), &"debian".into()));
-    // Which is told while it goes on, as far as it takes long enough to be seen.
+    // Printed while it runs, if it takes long enough to be seen.
     let told = |stage: &str| made.errors.lines().any(|line| line.starts_with(stage));
     assert!(["resolve: ", "pull: ", "import: "].into_iter().any(told), "{made:?}");
     let image = json(&host.banger(&["image", "show", "--json", "debian-bookworm"]));
     assert!(image["source"].as_str().unwrap().starts_with("catalog:sim/debian-bookworm@sha256:"), "{image}");
-    // And once: the next one has them.
+    // Only once: the next sandbox uses them.
     let again = host.banger(&["vm", "create", "--no-start", "--pull", "never"]);
     assert_eq!(again.status, 0, "{again:?}");
 }
 
 #[test]
 fn an_oci_image_in_files_is_registered_and_keeps_its_configuration() {
-    let Some(host) = furnished() else { return };
+    let Some(host) = host_with_image() else { return };
     let layout = host.path("layout");
     let digest = |n: u8| format!("{n:02x}").repeat(32);
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
@@ -264,7 +264,7 @@ fn an_oci_image_in_files_is_registered_and_keeps_its_configuration() {
         host.banger(&["image", "register", "--name", "mine", "--oci", layout.to_str().unwrap(), "--json"]);
     assert_eq!(made.status, 0, "{made:?}");
     assert_eq!(json(&made)["config"]["cmd"][0], "/bin/sh");
-    // It says neither its name nor a kernel; a bundle does.
+    // It gives neither a name nor a kernel; a bundle does.
     let layout_alone = ["image", "register", "--oci", layout.to_str().unwrap()];
     let unnamed = host.banger(&layout_alone);
     assert_eq!(unnamed.status, 2, "{unnamed:?}");
@@ -294,8 +294,8 @@ fn an_oci_image_in_files_is_registered_and_keeps_its_configuration() {
 }
 
 #[test]
-fn an_image_comes_with_a_kernel_of_its_own() {
-    let Some(host) = furnished() else { return };
+fn an_image_is_registered_with_its_own_kernel() {
+    let Some(host) = host_with_image() else { return };
     let file = |name: &str| host.path(name).to_str().unwrap().to_owned();
     let (rootfs, vmlinux) = (file("rootfs"), file("vmlinux"));
     let register = |name: &str| {
@@ -305,7 +305,7 @@ fn an_image_comes_with_a_kernel_of_its_own() {
     assert_eq!((made.status, made.output.as_str()), (0, "whole\n"), "{made:?}");
     let shown = |kind| json(&host.banger(&[kind, "show", "--json", "whole"]));
     assert_eq!(shown("image")["kernel_id"], shown("kernel")["id"]);
-    // The kernel of an image that cannot be made goes with it.
+    // The kernel of an image that cannot be created is removed with it.
     let taken = register("debian-bookworm");
     assert_eq!(taken.status, 1, "{taken:?}");
     let kernels = json(&host.banger(&["kernel", "list", "--json"]));
@@ -327,8 +327,8 @@ fn an_image_comes_with_a_kernel_of_its_own() {
 }
 
 #[test]
-fn an_image_is_shared_and_taken_back() {
-    let Some(host) = furnished() else { return };
+fn an_image_is_shared_and_unshared() {
+    let Some(host) = host_with_image() else { return };
     let shared = || json(&host.banger(&["image", "show", "--json", "debian-bookworm"]))["shared"].clone();
     let promoted = host.banger(&["image", "promote", "debian-bookworm"]);
     assert_eq!(promoted.output, "debian-bookworm: shared\n", "{promoted:?}");

@@ -1,4 +1,4 @@
-//! What every verb prints with `--json`, held against the schema that the command itself tells.
+//! Checks the output of every verb with `--json` against the schema that the command prints.
 
 use std::{collections::BTreeSet, fs};
 
@@ -8,16 +8,16 @@ use serde_json::Value;
 
 use crate::{
     host::{Ended, Host},
-    real::furnished,
+    real::host_with_image,
     workspace::Bench,
 };
 
-/// The verbs that were held against their schemas.
+/// The verbs that were checked.
 #[derive(Default)]
 struct Checked(BTreeSet<String>);
 
 impl Checked {
-    /// Runs a verb, which must print what its schema says.
+    /// Runs a verb, and checks its output against its schema.
     fn check(&mut self, host: &Host, verb: &str, more: &[&str]) -> Ended {
         let words: Vec<&str> = verb.split(' ').chain(["--json"]).chain(more.iter().copied()).collect();
         let ended = host.banger(&words);
@@ -29,7 +29,7 @@ impl Checked {
         ended
     }
 
-    /// What was printed must be as the schema says, and have nothing that it does not know.
+    /// Checks that the output matches the schema, without unknown keys.
     fn hold(&mut self, verb: &str, schema: &Value, printed: &str, ended: &Ended) {
         let value: Value =
             serde_json::from_str(printed).unwrap_or_else(|error| panic!("{verb}: {error}: {ended:?}"));
@@ -50,13 +50,13 @@ fn schema(host: &Host, verb: &str) -> Value {
     serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{verb}: {error}: {ended:?}"))
 }
 
-/// Later versions may print keys that a schema does not know. This one may not.
+/// Makes a schema strict. Later versions may print keys that a schema does not have. This one may not.
 fn strict(schema: Value) -> Value {
     match schema {
         Value::Object(fields) => {
             let mut fields: serde_json::Map<_, _> =
                 fields.into_iter().map(|(key, value)| (key, strict(value))).collect();
-            // A property may be called so, too; its schema is an object.
+            // A property may have this name, too; its schema is an object.
             if fields.get("properties").is_some_and(Value::is_object)
                 && fields.get("type").is_some_and(Value::is_string)
             {
@@ -69,7 +69,7 @@ fn strict(schema: Value) -> Value {
     }
 }
 
-/// Verbs whose answer is the service's alone.
+/// Verbs that only need the service.
 fn of_the_service(checked: &mut Checked, host: &Host) {
     let rootfs = host.path("rootfs").to_str().unwrap().to_owned();
     let kernel = host.path("vmlinux").to_str().unwrap().to_owned();
@@ -120,7 +120,7 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
 
 fn events(checked: &mut Checked, host: &Host) {
     let mut events = host.start(&["events", "--json"]);
-    // The first word of the service may be missed while we are not heard yet.
+    // The first signal may be missed before the subscription is active.
     let line = std::thread::scope(|scope| {
         let line = scope.spawn(|| events.next_output());
         while !line.is_finished() {
@@ -134,7 +134,7 @@ fn events(checked: &mut Checked, host: &Host) {
     checked.hold("events", &schema(host, "events"), &line, &ended);
 }
 
-/// Verbs that the agent answers, or that read a repository.
+/// Verbs that need the agent, or a repository.
 fn of_the_sandbox(checked: &mut Checked) {
     let bench = Bench::new();
     let (host, repo, guest) = (&bench.host, bench.repo.to_str().unwrap(), bench.guest.to_str().unwrap());
@@ -163,8 +163,8 @@ fn of_the_sandbox(checked: &mut Checked) {
 }
 
 #[test]
-fn what_every_verb_prints_is_as_its_schema_says() {
-    let Some(host) = furnished() else { return };
+fn the_output_of_every_verb_matches_its_schema() {
+    let Some(host) = host_with_image() else { return };
     let mut checked = Checked::default();
     of_the_service(&mut checked, &host);
     events(&mut checked, &host);
@@ -175,7 +175,7 @@ fn what_every_verb_prints_is_as_its_schema_says() {
 }
 
 #[test]
-fn a_schema_refuses_what_is_not_so() {
+fn a_schema_refuses_other_output() {
     let host = Host::without_service();
     let validator = jsonschema::validator_for(&strict(schema(&host, "version"))).unwrap();
     for wrong in ["{}", r#"{"client": 1, "service": null}"#, r#"{"client": "1", "service": "1", "more": 1}"#]
@@ -195,7 +195,7 @@ fn a_schema_refuses_what_is_not_so() {
 }
 
 #[test]
-fn what_many_became_is_one_array() {
+fn results_of_many_objects_are_one_array() {
     let host = Host::new();
     let ended = host.banger(&["vm", "stop", "-q", "--json", "web", "nope"]);
     assert_eq!(ended.status, 1);

@@ -1,7 +1,6 @@
-//! A service that answers as ours does, as far as a client can tell. Names decide what happens:
-//! `slow` never becomes ready, `broken` does not start, `hanging` waits until it is canceled,
-//! `stubborn` does not let itself be canceled; and whoever touches `locked` has to authenticate. Behind `box` is the
-//! agent of guests, on this host.
+//! A service that behaves like the real one, as far as a client can see. Names select the behaviour: `slow` never
+//! becomes ready, `broken` does not start, `hanging` waits until it is cancelled, `stubborn` cannot be cancelled, and
+//! `locked` requires authentication. `box` is served by the real agent on this host.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,20 +27,20 @@ use crate::agent;
 type Options = HashMap<String, OwnedVariant>;
 type Properties = BTreeMap<&'static str, Variant<'static>>;
 
-/// A method that was called.
+/// A call of a method.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub member: String,
-    /// Whether the client lets the user be asked.
+    /// Whether the client allows an interactive prompt.
     pub interactive: bool,
-    /// The options, as text.
+    /// The options as text.
     pub options: BTreeMap<String, String>,
 }
 
-/// An answer, or the name and message of an error.
+/// A reply, or the name and message of an error.
 type Answer = Result<(), (&'static str, String)>;
 
-/// How a job ends: the name and message of an error, both empty when it is done.
+/// The result of a job: the name and message of an error, both empty on success.
 type Outcome = (&'static str, String);
 
 pub struct Service {
@@ -58,7 +57,7 @@ struct State {
 }
 
 impl Service {
-    /// A service with the sandboxes `web`, `db` and `locked`.
+    /// Starts a service with the sandboxes `web`, `db` and `locked`.
     pub async fn start(address: &str) -> Arc<Self> {
         let connection = zbus::connection::Builder::address(address).build().await.unwrap();
         let messages = MessageStream::from(&connection);
@@ -111,7 +110,7 @@ impl Service {
     }
 
     async fn reply<B: serde::Serialize + zbus::DynamicType>(&self, to: &Message, body: &B) -> Answer {
-        // The client may have left.
+        // The client may have hung up.
         let _ = self.connection.reply(&to.header(), body).await;
         Ok(())
     }
@@ -282,7 +281,7 @@ impl Service {
     async fn stage(&self, caller: &Message, job: &OwnedObjectPath, stage: &str, text: &str) {
         let to = caller.header().sender().unwrap().to_owned();
         let body = (stage, 1u32, 2u32, text);
-        // As the service does: to the one whom it concerns, who has not asked the bus for it.
+        // As a unicast signal, like the real service: the client has no match rule.
         let _ = self.connection.emit_signal(Some(to), job, JOB_INTERFACE, "Stage", &body).await;
     }
 
@@ -355,7 +354,7 @@ fn unknown() -> (&'static str, String) {
     ("org.freedesktop.DBus.Error.UnknownObject", "there is no such object".to_owned())
 }
 
-/// The last argument, where it is a dictionary of options, with values as text.
+/// Returns the last argument as text values, if it is a dictionary of options.
 fn options_of(message: &Message) -> BTreeMap<String, String> {
     let body = message.body();
     let signature = body.signature().to_string();

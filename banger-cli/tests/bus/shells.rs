@@ -1,4 +1,4 @@
-//! Completions, in the shells themselves, with the names that the real service knows.
+//! Completions in real shells, with names of the real service.
 
 use std::{
     path::Path,
@@ -7,10 +7,10 @@ use std::{
 
 use crate::{
     host::{Host, skip},
-    real::furnished,
+    real::host_with_image,
 };
 
-/// What a shell prints that runs this script, with `banger` on its path.
+/// Returns the output of a shell that runs this script, with `banger` in its path.
 fn run(host: &Host, shell: &str, options: &[&str], script: &str) -> Option<String> {
     if Command::new(shell).arg("--version").stdout(Stdio::null()).status().is_err() {
         skip(shell);
@@ -30,16 +30,16 @@ fn run(host: &Host, shell: &str, options: &[&str], script: &str) -> Option<Strin
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The service with two sandboxes whose names begin alike, and one whose name does not.
+/// Starts the service with two sandboxes whose names begin alike, and one with another name.
 fn with_sandboxes() -> Option<Host> {
-    let host = furnished()?;
+    let host = host_with_image()?;
     for name in ["web", "worker", "store"] {
         assert_eq!(host.banger(&["vm", "create", "-q", "--no-start", "--name", name]).status, 0);
     }
     Some(host)
 }
 
-/// What bash does when the key is pressed behind these words.
+/// Returns a script that completes these words in bash.
 fn in_bash(words: &str) -> String {
     let (count, last) = (words.split(' ').count(), words.rsplit(' ').next().unwrap());
     format!(
@@ -68,7 +68,7 @@ fn bash_completes_verbs_options_and_names() {
 }
 
 #[test]
-fn fish_completes_names_and_says_what_they_are() {
+fn fish_completes_names_with_descriptions() {
     let Some(host) = with_sandboxes() else { return };
     let script = "banger completion fish | source; complete -C 'banger vm stop w'";
     let Some(output) = run(&host, "fish", &["--no-config"], script) else { return };
@@ -78,7 +78,7 @@ fn fish_completes_names_and_says_what_they_are() {
 #[test]
 fn zsh_completes_names() {
     let Some(host) = with_sandboxes() else { return };
-    // A key is pressed in a shell with a terminal; the word that it leads to is there when the shell runs it.
+    // A key is pressed in a shell with a terminal; the completed word is printed when the shell runs it.
     let script = r#"
         zmodload zsh/zpty
         zpty shell zsh -f -i
@@ -93,7 +93,7 @@ fn zsh_completes_names() {
 }
 
 #[test]
-fn the_scripts_of_shells_that_are_not_here_call_the_command_back() {
+fn scripts_of_other_shells_call_the_command() {
     let host = Host::without_service();
     for shell in ["powershell", "elvish"] {
         let ended = host.banger(&["completion", shell]);
@@ -106,7 +106,7 @@ fn the_scripts_of_shells_that_are_not_here_call_the_command_back() {
 }
 
 #[test]
-fn nothing_is_completed_where_the_service_does_not_run() {
+fn nothing_is_completed_without_the_service() {
     let host = Host::without_service();
     let Some(output) = run(&host, "bash", &["--norc"], &in_bash("vm stop w")) else { return };
     assert_eq!(output, "\n");

@@ -1,4 +1,4 @@
-//! What ssh calls, against the real service: its guests greet whoever connects.
+//! The programs that ssh runs, against the real service, whose simulated guests greet every client.
 
 use std::{
     fs,
@@ -15,10 +15,10 @@ use serde_json::Value;
 
 use crate::{
     host::{Ended, Host},
-    real::furnished,
+    real::host_with_image,
 };
 
-/// What comes over the socket on which ssh waits for its proxy.
+/// Receives the descriptor on the socket where ssh waits for its proxy.
 fn received(socket: &UnixStream) -> Option<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -31,9 +31,9 @@ fn received(socket: &UnixStream) -> Option<OwnedFd> {
     }
 }
 
-fn proxy(host: &Host, words: &[&str]) -> (Ended, Option<OwnedFd>) {
+fn proxy(host: &Host, arguments: &[&str]) -> (Ended, Option<OwnedFd>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let mut command = host.command(&[&["ssh-proxy"], words].concat());
+    let mut command = host.command(&[&["ssh-proxy"], arguments].concat());
     let output = command.stdout(OwnedFd::from(theirs)).output().unwrap();
     drop(command);
     let ended = Ended {
@@ -47,7 +47,7 @@ fn proxy(host: &Host, words: &[&str]) -> (Ended, Option<OwnedFd>) {
 
 #[test]
 fn ssh_gets_a_connection_and_the_key_to_expect() {
-    let Some(host) = furnished() else { return };
+    let Some(host) = host_with_image() else { return };
     assert_eq!(host.banger(&["vm", "create", "-q", "--name", "web"]).status, 0);
     let (ended, stream) = proxy(&host, &["web.vm", "22"]);
     assert_eq!((ended.status, ended.errors.as_str()), (0, ""));
@@ -62,31 +62,31 @@ fn ssh_gets_a_connection_and_the_key_to_expect() {
 }
 
 #[test]
-fn what_leads_nowhere_is_refused_with_advice() {
-    let Some(host) = furnished() else { return };
+fn unreachable_hosts_are_refused_with_hints() {
+    let Some(host) = host_with_image() else { return };
     assert_eq!(host.banger(&["vm", "create", "-q", "--name", "web", "--no-start"]).status, 0);
-    for (words, error) in [
+    for (arguments, error) in [
         (["web.vm", "22"], "error: web is not running.\nhint: `banger vm start web` boots it.\n"),
         (["web.vm", "80"], "error: ssh reaches only port 22 of web.vm.\nhint: `ssh -L "),
         (["nope.vm", "22"], "error: there is no sandbox nope.\n"),
         (["example.org", "22"], "error: example.org is not the name of a sandbox.\n"),
     ] {
-        let (ended, stream) = proxy(&host, &words);
-        assert!(ended.status != 0 && stream.is_none(), "{words:?}: {ended:?}");
-        assert!(ended.errors.starts_with(error), "{words:?}: {ended:?}");
+        let (ended, stream) = proxy(&host, &arguments);
+        assert!(ended.status != 0 && stream.is_none(), "{arguments:?}: {ended:?}");
+        assert!(ended.errors.starts_with(error), "{arguments:?}: {ended:?}");
     }
     let ended = host.banger(&["vm", "ssh", "web"]);
     assert_eq!(ended.status, 255);
     assert_eq!(ended.errors, "error: web is not running.\nhint: `banger vm start web` boots it.\n");
-    // Not called by ssh, there is nobody to hand anything to.
+    // Without ssh, there is no process to pass the descriptor to.
     assert_eq!(host.banger(&["vm", "start", "-q", "web"]).status, 0);
     let ended = host.banger(&["ssh-proxy", "web.vm", "22"]);
     assert!(ended.errors.starts_with("error: cannot hand the connection to ssh."), "{ended:?}");
 }
 
 #[test]
-fn ssh_is_run_with_what_it_needs_and_its_status_is_ours() {
-    let Some(host) = furnished() else { return };
+fn ssh_runs_with_the_settings_and_its_status_is_kept() {
+    let Some(host) = host_with_image() else { return };
     assert_eq!(host.banger(&["vm", "create", "-q", "--name", "web"]).status, 0);
     let programs = host.path("programs");
     fs::create_dir(&programs).unwrap();
@@ -95,13 +95,13 @@ fn ssh_is_run_with_what_it_needs_and_its_status_is_ours() {
     let mut command = host.command(&["vm", "ssh", "web", "--", "-N", "echo", "a b"]);
     let output = command.env("PATH", format!("{}:/usr/bin:/bin", programs.display())).output().unwrap();
     assert_eq!(output.status.code(), Some(42));
-    let words = String::from_utf8(output.stdout).unwrap();
-    assert!(words.ends_with("\n-o\nIdentitiesOnly=yes\nweb.vm\n-N\necho\na b\n"), "{words}");
-    assert!(words.contains("\nStrictHostKeyChecking=yes\n"), "{words}");
+    let arguments = String::from_utf8(output.stdout).unwrap();
+    assert!(arguments.ends_with("\n-o\nIdentitiesOnly=yes\nweb.vm\n-N\necho\na b\n"), "{arguments}");
+    assert!(arguments.contains("\nStrictHostKeyChecking=yes\n"), "{arguments}");
 }
 
 #[test]
-fn a_new_sandbox_lets_the_keys_of_its_user_in() {
+fn a_new_sandbox_accepts_the_keys_of_its_user() {
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti mine";
     let host = Host::new();
     fs::create_dir_all(host.home().join(".ssh")).unwrap();

@@ -1,4 +1,4 @@
-//! Repositories into a sandbox and back: the real agent, which writes on this host instead of in a guest.
+//! Repositories sent into a sandbox and back, with the real agent on this host.
 
 use std::{
     ffi::OsStr,
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::host::{Ended, Host};
 
-/// A host with a sandbox, a repository, and a place in the sandbox for it.
+/// A host with a sandbox, a repository, and a path for it in the sandbox.
 pub struct Bench {
     pub host: Host,
     pub repo: PathBuf,
@@ -55,7 +55,7 @@ impl Bench {
         bench
     }
 
-    fn git_in(&self, directory: &Path, words: &[&str]) -> String {
+    fn git_in(&self, directory: &Path, arguments: &[&str]) -> String {
         let output = Command::new("git")
             .arg("-C")
             .arg(directory)
@@ -67,29 +67,30 @@ impl Bench {
                 "-c",
                 "protocol.file.allow=always",
             ])
-            .args(words)
+            .args(arguments)
             .env("HOME", self.host.home())
             .output()
             .unwrap();
-        assert!(output.status.success(), "git {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    pub fn git(&self, words: &[&str]) -> String {
-        self.git_in(&self.repo, words)
+    pub fn git(&self, arguments: &[&str]) -> String {
+        self.git_in(&self.repo, arguments)
     }
 
-    fn guest_git(&self, words: &[&str]) -> String {
-        self.git_in(&self.guest, words)
+    fn guest_git(&self, arguments: &[&str]) -> String {
+        self.git_in(&self.guest, arguments)
     }
 
-    pub fn banger(&self, words: &[&str]) -> Ended {
-        self.host.banger(words)
+    pub fn banger(&self, arguments: &[&str]) -> Ended {
+        self.host.banger(arguments)
     }
 
     fn prepare(&self, more: &[&str]) -> Ended {
-        let words = ["vm", "workspace", "prepare", "-q", "box", self.repo.to_str().unwrap(), "--guest-path"];
-        self.banger(&[&words[..], &[self.guest.to_str().unwrap()], more].concat())
+        let arguments =
+            ["vm", "workspace", "prepare", "-q", "box", self.repo.to_str().unwrap(), "--guest-path"];
+        self.banger(&[&arguments[..], &[self.guest.to_str().unwrap()], more].concat())
     }
 
     fn prepared(&self, more: &[&str]) {
@@ -112,7 +113,7 @@ impl Bench {
     }
 }
 
-/// Everything below a directory but for what is git's: names, kinds, whether files can be run, contents.
+/// Returns everything below a directory except `.git`: names, kinds, executable bits and contents.
 fn tree(directory: &Path) -> Vec<(PathBuf, String, Vec<u8>)> {
     let mut tree = Vec::new();
     let mut waiting = vec![directory.to_owned()];
@@ -138,7 +139,7 @@ fn tree(directory: &Path) -> Vec<(PathBuf, String, Vec<u8>)> {
 }
 
 #[test]
-fn a_repository_arrives_as_it_is_and_git_there_finds_nothing_changed() {
+fn a_repository_arrives_unchanged_and_git_agrees() {
     let bench = Bench::new();
     bench.prepared(&[]);
     bench.assert_same();
@@ -153,7 +154,7 @@ fn a_repository_arrives_as_it_is_and_git_there_finds_nothing_changed() {
 }
 
 #[test]
-fn local_changes_go_along_and_untracked_and_ignored_files_do_not() {
+fn local_changes_are_sent_and_untracked_files_are_not() {
     let bench = Bench::new();
     let path = |name: &str| bench.repo.join(name);
     fs::write(path("lines"), "changed\n").unwrap();
@@ -163,8 +164,8 @@ fn local_changes_go_along_and_untracked_and_ignored_files_do_not() {
     fs::write(path("secret"), "untracked").unwrap();
     fs::create_dir(path("target")).unwrap();
     fs::write(path("target/x"), "ignored").unwrap();
-    let words = ["vm", "workspace", "prepare", "box", bench.repo.to_str().unwrap(), "--guest-path"];
-    let ended = bench.banger(&[&words[..], &[bench.guest.to_str().unwrap()]].concat());
+    let arguments = ["vm", "workspace", "prepare", "box", bench.repo.to_str().unwrap(), "--guest-path"];
+    let ended = bench.banger(&[&arguments[..], &[bench.guest.to_str().unwrap()]].concat());
     assert_eq!(ended.status, 0, "{ended:?}");
     assert!(ended.errors.contains("note: 1 file is untracked and not sent"), "{ended:?}");
     assert_eq!(bench.guest_git(&["status", "--short"]), " M lines\n D run.sh\nA  staged\n");
@@ -200,7 +201,7 @@ fn a_command_runs_in_the_directory_that_was_named() {
 }
 
 #[test]
-fn every_shape_of_head_and_of_a_work_tree_is_taken() {
+fn every_kind_of_head_and_work_tree_is_sent() {
     // Before the first commit.
     let bench = Bench::empty();
     fs::write(bench.repo.join("a"), "a").unwrap();
@@ -209,26 +210,26 @@ fn every_shape_of_head_and_of_a_work_tree_is_taken() {
     assert_eq!(bench.guest_git(&["status", "--short"]), "A  a\n");
     assert_eq!(bench.exported(&[]), "");
 
-    // A commit as such.
+    // A detached HEAD.
     let bench = Bench::new();
     bench.git(&["checkout", "-q", "--detach", "HEAD~1"]);
     bench.prepared(&[]);
     assert_eq!(bench.guest_git(&["status", "--short"]), "");
     assert_eq!(bench.guest_git(&["branch", "--show-current"]), "");
 
-    // A work tree of another repository.
+    // A linked work tree.
     let bench = Bench::new();
     let linked = bench.host.path("linked");
     bench.git(&["worktree", "add", "-q", "-b", "side", linked.to_str().unwrap()]);
-    let words = ["vm", "workspace", "prepare", "-q", "box", linked.to_str().unwrap(), "--guest-path"];
-    let ended = bench.banger(&[&words[..], &[bench.guest.to_str().unwrap()]].concat());
+    let arguments = ["vm", "workspace", "prepare", "-q", "box", linked.to_str().unwrap(), "--guest-path"];
+    let ended = bench.banger(&[&arguments[..], &[bench.guest.to_str().unwrap()]].concat());
     assert_eq!(ended.status, 0, "{ended:?}");
     assert_eq!(bench.guest_git(&["status", "--short", "--branch"]), "## side\n");
     fs::write(bench.guest.join("lines"), "work\n").unwrap();
     bench.exported(&["--apply"]);
     assert_eq!(fs::read_to_string(linked.join("lines")).unwrap(), "work\n");
 
-    // A part of the files only.
+    // A sparse checkout.
     let bench = Bench::new();
     bench.git(&["sparse-checkout", "set", "--no-cone", "/lines"]);
     bench.prepared(&[]);
@@ -238,7 +239,7 @@ fn every_shape_of_head_and_of_a_work_tree_is_taken() {
 }
 
 #[test]
-fn a_branch_of_its_own_begins_at_a_revision_with_its_files() {
+fn a_branch_starts_at_a_revision_with_its_files() {
     let bench = Bench::new();
     fs::write(bench.repo.join("lines"), "local\n").unwrap();
     bench.prepared(&["--branch", "attempt", "--from", "HEAD~1"]);
@@ -252,7 +253,7 @@ fn a_branch_of_its_own_begins_at_a_revision_with_its_files() {
 }
 
 #[test]
-fn contents_that_go_through_a_filter_arrive_as_they_are_here() {
+fn filtered_contents_arrive_as_in_the_work_tree() {
     let bench = Bench::new();
     bench.git(&["config", "filter.swap.clean", "tr a-z A-Z"]);
     bench.git(&["config", "filter.swap.smudge", "tr A-Z a-z"]);
@@ -260,7 +261,7 @@ fn contents_that_go_through_a_filter_arrive_as_they_are_here() {
     fs::write(bench.repo.join("x.big"), "content").unwrap();
     bench.git(&["add", "-A"]);
     bench.git(&["commit", "-qm", "filtered"]);
-    // As git leaves it once it has looked.
+    // As git leaves it after a status.
     bench.git(&["status", "--short"]);
     bench.prepared(&[]);
     assert_eq!(fs::read_to_string(bench.guest.join("x.big")).unwrap(), "content");
@@ -291,7 +292,7 @@ fn submodules_need_a_full_copy() {
 }
 
 #[test]
-fn what_is_no_repository_is_refused_with_advice_before_there_is_a_sandbox() {
+fn other_directories_are_refused_before_a_sandbox_is_created() {
     let bench = Bench::new();
     let place = |name: &str| bench.host.path(name).to_str().unwrap().to_owned();
     fs::create_dir(bench.host.path("plain")).unwrap();
@@ -366,7 +367,7 @@ fn work_in_the_sandbox_comes_back_and_nothing_changes_there() {
     let bench = Bench::new();
     bench.prepared(&[]);
     let path = |name: &str| bench.guest.join(name);
-    // Committed there, and not.
+    // Committed in the sandbox, and not committed.
     fs::write(path("committed"), "in a commit\n").unwrap();
     bench.guest_git(&["add", "committed"]);
     bench.guest_git(&["commit", "-qm", "work"]);
@@ -407,14 +408,14 @@ fn work_in_the_sandbox_comes_back_and_nothing_changes_there() {
     fs::remove_dir_all(path("target")).unwrap();
     fs::remove_file(path("build.log")).unwrap();
     bench.assert_same();
-    // Both sides are the same now.
+    // Both sides are equal now.
     assert_eq!(bench.exported(&[]), "");
-    // And yet all of it is told against the commit.
+    // Still, everything differs from the commit.
     assert!(bench.exported(&["--base-commit", "HEAD"]).contains("in a commit"));
 }
 
 #[test]
-fn a_patch_puts_a_clone_where_the_sandbox_is() {
+fn a_patch_brings_a_clone_to_the_state_of_the_sandbox() {
     let bench = Bench::new();
     bench.prepared(&[]);
     fs::write(bench.guest.join("lines"), "one\n").unwrap();
@@ -432,7 +433,7 @@ fn a_patch_puts_a_clone_where_the_sandbox_is() {
 }
 
 #[test]
-fn a_work_tree_with_changes_is_left_alone_unless_told_and_then_merged() {
+fn a_changed_work_tree_is_left_alone_unless_merged() {
     let bench = Bench::new();
     bench.prepared(&[]);
     let edit = |place: &Path, from: &str, to: &str| {
@@ -452,7 +453,7 @@ fn a_work_tree_with_changes_is_left_alone_unless_told_and_then_merged() {
     let merged = fs::read_to_string(bench.repo.join("lines")).unwrap();
     assert!(merged.contains("line two\n") && merged.contains("line thirty\n"), "{merged}");
 
-    // What does not go together leaves all as it is, other files too.
+    // A conflict leaves everything unchanged, including other files.
     edit(&bench.guest, "line 10\n", "line ten\n");
     fs::write(bench.guest.join("another"), "x").unwrap();
     edit(&bench.repo, "line 10\n", "line TEN\n");
@@ -465,7 +466,7 @@ fn a_work_tree_with_changes_is_left_alone_unless_told_and_then_merged() {
 }
 
 #[test]
-fn work_goes_on_a_branch_of_its_own_and_the_work_tree_stays() {
+fn work_goes_to_a_branch_and_the_work_tree_stays() {
     let bench = Bench::new();
     bench.prepared(&[]);
     fs::write(bench.guest.join("lines"), "work\n").unwrap();
@@ -493,7 +494,7 @@ fn links_of_a_sandbox_lead_nowhere_when_its_work_is_applied() {
     let outside = bench.host.path("outside");
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("x"), "mine").unwrap();
-    // Here the directory has become a link to somewhere else; there the file behind it has changed.
+    // On the host, the directory has become a link to another one; in the sandbox, the file in it has changed.
     fs::remove_dir_all(bench.repo.join("dir")).unwrap();
     symlink(&outside, bench.repo.join("dir")).unwrap();
     fs::write(bench.guest.join("dir/x"), "from the sandbox").unwrap();
@@ -505,7 +506,7 @@ fn links_of_a_sandbox_lead_nowhere_when_its_work_is_applied() {
 }
 
 #[test]
-fn what_is_there_already_is_not_replaced_unasked() {
+fn existing_files_are_not_replaced_without_force() {
     let bench = Bench::new();
     bench.prepared(&[]);
     fs::write(bench.guest.join("work"), "x").unwrap();
@@ -534,10 +535,10 @@ fn a_sandbox_without_a_workspace_says_so() {
 }
 
 #[test]
-fn commands_run_in_the_workspace_and_only_what_has_changed_is_sent() {
+fn commands_run_in_the_workspace_and_only_changes_are_sent() {
     let bench = Bench::new();
     bench.prepared(&[]);
-    let exec = |words: &[&str]| bench.banger(&[&["vm", "exec"], words].concat());
+    let exec = |arguments: &[&str]| bench.banger(&[&["vm", "exec"], arguments].concat());
     assert_eq!(exec(&["box", "--", "pwd"]).output, format!("{}\n", bench.guest.display()));
     assert_eq!(exec(&["-w", "/", "box", "--", "pwd"]).output, "/\n");
     let stamp = |name: &str| fs::metadata(bench.guest.join(name)).unwrap().modified().unwrap();
@@ -561,7 +562,7 @@ fn commands_run_in_the_workspace_and_only_what_has_changed_is_sent() {
     let patch = bench.exported(&[]);
     assert!(patch.contains("b/kept") && !patch.contains("lines"), "{patch}");
 
-    // What has changed on both sides is not overwritten.
+    // Files that have changed on both sides are not overwritten.
     fs::write(bench.repo.join("lines"), "here\n").unwrap();
     fs::write(bench.guest.join("lines"), "there\n").unwrap();
     let ended = exec(&["--auto-prepare", "box", "--", "true"]);
@@ -576,7 +577,7 @@ fn commands_run_in_the_workspace_and_only_what_has_changed_is_sent() {
 }
 
 #[test]
-fn tools_are_asked_for_before_there_is_a_sandbox() {
+fn tools_are_checked_before_a_sandbox_is_created() {
     let bench = Bench::new();
     fs::write(bench.repo.join(".tool-versions"), "node 22\n").unwrap();
     bench.git(&["add", "-A"]);
@@ -599,7 +600,7 @@ fn tools_are_asked_for_before_there_is_a_sandbox() {
 }
 
 #[test]
-fn work_is_applied_to_a_tree_that_is_as_it_was_sent_whatever_is_committed() {
+fn work_is_applied_to_an_unchanged_tree_whatever_is_committed() {
     let bench = Bench::new();
     let here = |name: &str| bench.repo.join(name);
     fs::write(here("lines"), "changed\n").unwrap();
@@ -612,17 +613,17 @@ fn work_is_applied_to_a_tree_that_is_as_it_was_sent_whatever_is_committed() {
     fs::write(bench.guest.join("new"), "new\n").unwrap();
     bench.exported(&["--apply"]);
     bench.assert_same();
-    // Nothing of it is committed, and yet it is what both sides have.
+    // Nothing of it is committed, but both sides have it.
     fs::write(bench.guest.join("new"), "newer\n").unwrap();
     fs::write(bench.guest.join("staged"), "worked on\n").unwrap();
     bench.exported(&["--apply"]);
     bench.assert_same();
-    // A change that only this side has, in a file that the sandbox has not touched either.
+    // A change on the host only, in a file that the sandbox has not changed.
     fs::write(here("src/main.rs"), "mine\n").unwrap();
     fs::write(bench.guest.join("new"), "newest\n").unwrap();
     let ended = bench.export(&["--apply"]);
     assert!(ended.status == 1 && ended.errors.contains("as in src/main.rs.\n"), "{ended:?}");
-    // Once it is committed it is nobody's loss.
+    // Once it is committed, it cannot be lost.
     bench.git(&["commit", "-qam", "mine"]);
     bench.exported(&["--apply"]);
     assert_eq!(fs::read_to_string(here("new")).unwrap(), "newest\n");
@@ -630,7 +631,7 @@ fn work_is_applied_to_a_tree_that_is_as_it_was_sent_whatever_is_committed() {
 }
 
 #[test]
-fn a_branch_without_a_change_is_not_made() {
+fn no_branch_is_created_without_changes() {
     let bench = Bench::new();
     bench.git(&["config", "user.name", "Ann"]);
     bench.git(&["config", "user.email", "ann@example.org"]);
@@ -646,7 +647,7 @@ fn a_branch_without_a_change_is_not_made() {
     fs::write(bench.guest.join("lines"), "work\n").unwrap();
     bench.exported(&["--apply"]);
     refused("it was applied");
-    // The sandbox has taken back what was local here.
+    // The sandbox has reverted a local change of the host.
     bench.guest_git(&["checkout", "-q", "HEAD", "--", "lines"]);
     refused("it is what the commit has");
     fs::write(bench.guest.join("lines"), "more work\n").unwrap();
@@ -655,12 +656,12 @@ fn a_branch_without_a_change_is_not_made() {
 }
 
 #[test]
-fn an_edit_that_is_not_committed_is_told_and_sent_where_that_is_set() {
+fn an_uncommitted_edit_is_reported_or_sent() {
     let bench = Bench::new();
     bench.prepared(&[]);
-    let exec = |words: &[&str]| bench.banger(&[&["vm", "exec"], words].concat());
+    let exec = |arguments: &[&str]| bench.banger(&[&["vm", "exec"], arguments].concat());
     assert_eq!(exec(&["box", "--", "true"]).errors, "");
-    // As long as before: only the times tell.
+    // With the same length, so only the times differ.
     fs::write(bench.repo.join("src/main.rs"), "fn main() [];").unwrap();
     let ended = exec(&["box", "--", "true"]);
     assert_eq!(ended.status, 0);
@@ -672,7 +673,7 @@ fn an_edit_that_is_not_committed_is_told_and_sent_where_that_is_set() {
             bench.repo.display()
         )
     );
-    // What only looks different is read, and found to be the same.
+    // A file that only looks different is read, and found to be the same.
     let text = fs::read(bench.repo.join("lines")).unwrap();
     fs::write(bench.repo.join("lines"), text).unwrap();
     assert!(exec(&["box", "--", "true"]).errors.contains(" 1 file differs: "));
@@ -700,7 +701,7 @@ fn an_edit_that_is_not_committed_is_told_and_sent_where_that_is_set() {
 }
 
 #[test]
-fn files_that_git_does_not_track_go_along_by_name_and_ignored_ones_do_not_come_back() {
+fn untracked_files_are_sent_by_name_and_ignored_ones_do_not_come_back() {
     let bench = Bench::new();
     let here = |name: &str| bench.repo.join(name);
     fs::write(here(".gitignore"), ".env*\n*.log\n").unwrap();
@@ -729,14 +730,14 @@ fn files_that_git_does_not_track_go_along_by_name_and_ignored_ones_do_not_come_b
     }
     bench.exported(&["--apply"]);
     assert_eq!(fs::read_to_string(here(".env")).unwrap(), ".env here\n");
-    // No copy of a password is kept.
+    // No copy of a password is stored.
     let state = bench.host.home().join(".local/state/banger/workspaces");
     let kept = Command::new("grep").args(["-ral", ".env here"]).arg(&state).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&kept.stdout), "");
 
-    // They are followed like any other file.
+    // They are tracked like any other file.
     fs::write(here("src/.env"), "newer\n").unwrap();
-    let exec = |words: &[&str]| bench.banger(&[&["vm", "exec"], words].concat());
+    let exec = |arguments: &[&str]| bench.banger(&[&["vm", "exec"], arguments].concat());
     assert!(exec(&["box", "--", "true"]).errors.contains("1 file differs: src/.env; "));
     let ended = exec(&["--auto-prepare", "box", "--", "cat", "src/.env"]);
     assert_eq!((ended.output.as_str(), ended.errors.as_str()), ("newer\n", ""), "{ended:?}");
@@ -748,21 +749,21 @@ fn files_that_git_does_not_track_go_along_by_name_and_ignored_ones_do_not_come_b
 }
 
 #[test]
-fn a_merge_in_progress_goes_along_and_a_rebase_is_named() {
+fn a_merge_in_progress_is_sent_and_a_rebase_is_reported() {
     let bench = Bench::new();
     bench.git(&["checkout", "-q", "-b", "side", "HEAD~1"]);
     fs::write(bench.repo.join("lines"), "side\n").unwrap();
     bench.git(&["commit", "-qam", "side"]);
     bench.git(&["checkout", "-q", "main"]);
-    let merge = |words: &[&str]| {
+    let merge = |arguments: &[&str]| {
         let ended = Command::new("git")
             .arg("-C")
             .arg(&bench.repo)
             .args(["-c", "user.name=Ann", "-c", "user.email=ann@example.org"])
-            .args(words)
+            .args(arguments)
             .env("HOME", bench.host.home())
             .output();
-        assert!(!ended.unwrap().status.success(), "{words:?} does not stop");
+        assert!(!ended.unwrap().status.success(), "{arguments:?} does not stop");
     };
     merge(&["merge", "side"]);
     bench.prepared(&[]);
@@ -791,9 +792,9 @@ fn a_merge_in_progress_goes_along_and_a_rebase_is_named() {
 
     bench.git(&["cherry-pick", "--abort"]);
     merge(&["rebase", "side"]);
-    let words =
+    let arguments =
         ["vm", "workspace", "prepare", "box", bench.repo.to_str().unwrap(), "--force", "--guest-path"];
-    let ended = bench.banger(&[&words[..], &[bench.guest.to_str().unwrap()]].concat());
+    let ended = bench.banger(&[&arguments[..], &[bench.guest.to_str().unwrap()]].concat());
     assert_eq!(ended.status, 0, "{ended:?}");
     assert!(ended.errors.contains("note: the rebase in progress is not sent"), "{ended:?}");
     assert_eq!(bench.guest_git(&["status", "--short"]), "UU lines\n");

@@ -1,13 +1,13 @@
-//! The names of the errors that the service answers with.
+//! Names of the errors that the service returns.
 
 use std::fmt;
 
-/// The prefix of the errors of our own.
+/// Prefix of banger's own error names.
 pub const PREFIX: &str = "dev.banger.Error.";
 
 macro_rules! error_names {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
-        /// An error name, ours or one of the standard names that we use.
+        /// An error name, banger's own or one of the standard names that it uses.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum ErrorName {
@@ -18,7 +18,7 @@ macro_rules! error_names {
             /// Every name.
             pub const ALL: &[ErrorName] = &[$(ErrorName::$variant),+];
 
-            /// The full name on the bus.
+            /// Returns the full name on the bus.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(ErrorName::$variant => $name,)+
@@ -29,7 +29,7 @@ macro_rules! error_names {
 }
 
 error_names! {
-    /// No machine has this reference, or the caller may not know of it.
+    /// No sandbox has this reference, or the caller may not see it.
     NoSuchVm = "dev.banger.Error.NoSuchVM",
     /// No image has this reference.
     NoSuchImage = "dev.banger.Error.NoSuchImage",
@@ -37,71 +37,72 @@ error_names! {
     NoSuchKernel = "dev.banger.Error.NoSuchKernel",
     /// No job has this id, or it was forgotten.
     NoSuchJob = "dev.banger.Error.NoSuchJob",
-    /// The reference fits several objects.
+    /// The reference matches several objects.
     AmbiguousRef = "dev.banger.Error.AmbiguousRef",
     /// The caller already has an object of this name.
     NameTaken = "dev.banger.Error.NameTaken",
-    /// The text is no valid name.
+    /// The text is not a valid name.
     InvalidName = "dev.banger.Error.InvalidName",
     /// An option is unknown, has the wrong type, or an impossible value.
     InvalidOption = "dev.banger.Error.InvalidOption",
-    /// The machine's state does not allow this.
+    /// The state of the sandbox does not allow this.
     InvalidState = "dev.banger.Error.InvalidState",
     /// A file descriptor is of the wrong kind, mode or size.
     BadFileDescriptor = "dev.banger.Error.BadFileDescriptor",
     /// A limit of the caller would be exceeded.
     QuotaExceeded = "dev.banger.Error.QuotaExceeded",
-    /// The caller has too many requests under way.
+    /// The caller has too many requests in progress.
     TooManyRequests = "dev.banger.Error.TooManyRequests",
-    /// The image is used by machines.
+    /// The image is used by sandboxes.
     ImageInUse = "dev.banger.Error.ImageInUse",
-    /// The kernel is used by images or machines.
+    /// The kernel is used by images or sandboxes.
     KernelInUse = "dev.banger.Error.KernelInUse",
     /// The guest is not ready for this yet.
     NotReady = "dev.banger.Error.NotReady",
-    /// The guest agent cannot be reached, or speaks nonsense.
+    /// The guest agent cannot be reached, or sends an invalid reply.
     AgentUnavailable = "dev.banger.Error.AgentUnavailable",
     /// The guest did not become ready in time.
     GuestTimeout = "dev.banger.Error.GuestTimeout",
     /// The command did not end in time.
     CommandTimeout = "dev.banger.Error.CommandTimeout",
-    /// The command printed more than was asked for.
+    /// The command printed more than was requested.
     OutputTooLarge = "dev.banger.Error.OutputTooLarge",
-    /// The job was canceled.
+    /// The job was cancelled.
     Canceled = "dev.banger.Error.Canceled",
-    /// The job has passed the point of no return.
+    /// The job can no longer be cancelled.
     NotCancelable = "dev.banger.Error.NotCancelable",
     /// The service was restarted during the job.
     Interrupted = "dev.banger.Error.Interrupted",
-    /// The file is no image, or no kernel, that we can use.
+    /// The file is not a usable image or kernel.
     UnsupportedImage = "dev.banger.Error.UnsupportedImage",
     /// The content does not have the expected digest.
     DigestMismatch = "dev.banger.Error.DigestMismatch",
     /// The registry cannot be reached, or does not answer in time.
     RegistryUnreachable = "dev.banger.Error.RegistryUnreachable",
-    /// The registry wants to know who asks, or does not let them have it.
+    /// The registry requires authentication, or denies access.
     RegistryAuthRequired = "dev.banger.Error.RegistryAuthRequired",
-    /// The registry refuses, or says what a registry must not say.
+    /// The registry refuses, or sends an invalid reply.
     RegistryError = "dev.banger.Error.RegistryError",
-    /// No catalog can be used, or what is in it cannot: it is not signed by who may, too old, or not understood.
+    /// No catalog is usable, or the entry is not: the signature is not trusted, it is too old, or its format is
+    /// unknown.
     CatalogRefused = "dev.banger.Error.CatalogRefused",
-    /// A catalog has it, and it was not published for this host yet.
+    /// A catalog lists it, but it is not yet published for this host.
     NotPublished = "dev.banger.Error.NotPublished",
     /// The storage of the service is full.
     NoSpace = "dev.banger.Error.NoSpace",
-    /// The host lacks something that a machine needs.
+    /// The host lacks something that a sandbox needs.
     HostNotReady = "dev.banger.Error.HostNotReady",
-    /// The machine monitor did not start, or ended at once.
+    /// The VMM did not start, or exited at once.
     VmmFailed = "dev.banger.Error.VmmFailed",
-    /// Another operation on the same object is under way.
+    /// Another job on the same object is in progress.
     Busy = "dev.banger.Error.Busy",
-    /// Every address that a guest can have is taken.
+    /// All guest addresses are in use.
     NoAddress = "dev.banger.Error.NoAddress",
-    /// Something went wrong that the caller cannot mend.
+    /// An internal error that the caller cannot fix.
     Internal = "dev.banger.Error.Internal",
     /// The caller may not do this.
     AccessDenied = "org.freedesktop.DBus.Error.AccessDenied",
-    /// The caller may do this after authentication, and did not allow us to ask.
+    /// The caller may do this after authentication, but did not allow an interactive prompt.
     InteractiveAuthorizationRequired = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
     /// An argument is not of the documented form.
     InvalidArgs = "org.freedesktop.DBus.Error.InvalidArgs",
@@ -112,7 +113,7 @@ error_names! {
 }
 
 impl ErrorName {
-    /// The error with this full name; `None` for a name that is not in the table.
+    /// Returns the error with this full name, or `None` if the table does not have it.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|known| known.as_str() == name)
     }
@@ -129,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_reads_back_and_is_a_valid_error_name() {
+    fn every_name_round_trips_and_is_a_valid_error_name() {
         for name in ErrorName::ALL {
             assert_eq!(ErrorName::parse(name.as_str()), Some(*name));
             assert!(zbus::names::ErrorName::try_from(name.as_str()).is_ok(), "{name}");

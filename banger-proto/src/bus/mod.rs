@@ -1,7 +1,7 @@
-//! What `banger-system` and its clients say to each other on the system bus: names, error names, the
-//! structures of list replies, option keys, and client proxies.
+//! The D-Bus API of `banger-system`: names, error names, the structures of list replies, option keys, and client
+//! proxies.
 //!
-//! The XML of the interfaces stands in `dbus/interfaces/` and is compared with the service by a test.
+//! The XML of the interfaces is in `dbus/interfaces/`; a test compares it with the service.
 
 pub mod error;
 pub mod names;

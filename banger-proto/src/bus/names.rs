@@ -4,7 +4,7 @@
 pub const SERVICE: &str = "dev.banger.Manager1";
 /// The manager, which is also the ObjectManager of the tree.
 pub const MANAGER_PATH: &str = "/dev/banger/Manager1";
-/// Parent of all machine objects; the last element is the id.
+/// Parent of all sandbox objects; the last element is the id.
 pub const VM_PARENT: &str = "/dev/banger/Manager1/vm";
 /// Parent of all image objects; the last element is the id.
 pub const IMAGE_PARENT: &str = "/dev/banger/Manager1/image";
@@ -15,7 +15,7 @@ pub const JOB_PARENT: &str = "/dev/banger/Manager1/job";
 
 /// The interface of the manager.
 pub const MANAGER_INTERFACE: &str = "dev.banger.Manager1";
-/// The interface of a machine.
+/// The interface of a sandbox.
 pub const VM_INTERFACE: &str = "dev.banger.Manager1.VM";
 /// The interface of an image.
 pub const IMAGE_INTERFACE: &str = "dev.banger.Manager1.Image";
@@ -23,11 +23,11 @@ pub const IMAGE_INTERFACE: &str = "dev.banger.Manager1.Image";
 pub const KERNEL_INTERFACE: &str = "dev.banger.Manager1.Kernel";
 /// The interface of a job.
 pub const JOB_INTERFACE: &str = "dev.banger.Manager1.Job";
-/// Every interface of our own.
+/// All interfaces of the service.
 pub const INTERFACES: [&str; 5] =
     [MANAGER_INTERFACE, VM_INTERFACE, IMAGE_INTERFACE, KERNEL_INTERFACE, JOB_INTERFACE];
 
-/// The keys of what polkit is told with an action: for the message of a dialog, and for the rules of an administrator.
+/// Keys of the details that go to polkit with an action: for the text of a dialog and for an administrator's rules.
 pub mod detail {
     /// What a dialog calls the object, such as `sandbox web` or `image debian`.
     pub const OBJECT: &str = "object";
@@ -45,17 +45,17 @@ pub mod detail {
     pub const PORT: &str = "port";
 }
 
-/// The polkit actions, by what they allow.
+/// The polkit actions.
 pub mod action {
-    /// Create and start machines of one's own.
+    /// Create and start the caller's own sandboxes.
     pub const VM_RUN: &str = "dev.banger.vm.run";
-    /// See machines of other users.
+    /// See sandboxes of other users.
     pub const VM_VIEW_OTHERS: &str = "dev.banger.vm.view-others";
-    /// Stop, change or delete machines of other users.
+    /// Stop, change or delete sandboxes of other users.
     pub const VM_MANAGE_OTHERS: &str = "dev.banger.vm.manage-others";
-    /// Open consoles, logs and command channels of machines of other users.
+    /// Open consoles, logs and agent streams of sandboxes of other users.
     pub const VM_ACCESS_OTHERS: &str = "dev.banger.vm.access-others";
-    /// Make ports of a machine reachable from other machines.
+    /// Publish ports of a sandbox on every address of the host.
     pub const VM_PUBLISH: &str = "dev.banger.vm.publish";
     /// Exceed the limits of the configuration.
     pub const VM_EXCEED_LIMITS: &str = "dev.banger.vm.exceed-limits";
@@ -68,7 +68,7 @@ pub mod action {
     /// Configure the service.
     pub const DAEMON_CONFIGURE: &str = "dev.banger.daemon.configure";
 
-    /// What the packaged rules allow the members of the group `banger` in any session.
+    /// Actions that the packaged rules allow to members of the group `banger` in any session.
     pub const OF_GROUP: [&str; 3] = [VM_RUN, IMAGE_PULL, IMAGE_IMPORT];
 
     /// Every action that the policy file declares.

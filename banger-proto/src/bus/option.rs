@@ -1,4 +1,4 @@
-//! Keys of the `a{sv}` options, and the values that are words.
+//! Keys of the `a{sv}` options, and their enumerated values.
 //!
 //! Keys are kebab-case. The service refuses an unknown key with `InvalidOption`; keys that begin with
 //! `x-` are ignored.
@@ -17,7 +17,7 @@ pub mod create {
     pub const DISK_SIZE: &str = "disk-size";
     /// `t`: size of the system disk in bytes, no less than the image's.
     pub const ROOT_SIZE: &str = "root-size";
-    /// `s`: host name in the guest; the machine's name when absent.
+    /// `s`: host name in the guest; the sandbox's name when absent.
     pub const HOSTNAME: &str = "hostname";
     /// `b`: whether to start it at once; true when absent.
     pub const START: &str = "start";
@@ -29,17 +29,17 @@ pub mod create {
     pub const LIFETIME: &str = "lifetime";
     /// `a{ss}`: labels.
     pub const LABELS: &str = "labels";
-    /// `s`: what the agent hands over to: `auto`, `agent`, or an absolute path in the image.
+    /// `s`: what the agent starts as the first process: `auto`, `agent`, or an absolute path in the image.
     pub const INIT: &str = "init";
     /// `s`: see [`super::vmm`]; `auto` when absent.
     pub const VMM: &str = "vmm";
-    /// `b`: whether the guest reaches what lies beyond the host; it does not when absent.
+    /// `b`: whether the guest reaches networks beyond the host; false when absent.
     pub const NAT: &str = "nat";
     /// `s`: the time zone of the guest, a name such as `Europe/Berlin`; the image's own when absent.
     pub const TIMEZONE: &str = "timezone";
-    /// `s`: the rule of that zone as POSIX has it for `TZ`, for images that know no zones.
+    /// `s`: the rule of that zone in the POSIX format of `TZ`, for images without a time zone database.
     pub const TIMEZONE_RULE: &str = "timezone-rule";
-    /// `as`: public keys that its ssh server lets in as root, at most 16 of 8 KiB, without options.
+    /// `as`: public keys that may log in as root by ssh, at most 16 of 8 KiB, without options.
     pub const SSH_AUTHORIZED_KEYS: &str = "ssh-authorized-keys";
 }
 
@@ -58,7 +58,7 @@ pub mod stop {
 
 /// Keys of `Delete`.
 pub mod delete {
-    /// `b`: stop the machine first when it runs.
+    /// `b`: stop the sandbox first if it runs.
     pub const FORCE: &str = "force";
 }
 
@@ -74,9 +74,9 @@ pub mod publish {
 
     /// Values of [`SCOPE`].
     pub mod scope {
-        /// 127.0.0.1 and its like.
+        /// 127.0.0.1 and ::1.
         pub const LOOPBACK: &str = "loopback";
-        /// Every address; asks for the action `dev.banger.vm.publish`.
+        /// Every address; requires the action `dev.banger.vm.publish`.
         pub const ALL: &str = "all";
     }
 }
@@ -91,9 +91,9 @@ pub mod filter {
 pub mod import {
     /// `b`: make it visible to every user.
     pub const SHARED: &str = "shared";
-    /// `s`: (image) reference of the kernel that its machines boot.
+    /// `s`: (image) reference of the kernel that its sandboxes boot.
     pub const KERNEL_REF: &str = "kernel-ref";
-    /// `b`: replace an object of this name.
+    /// `b`: replace an object with this name.
     pub const FORCE: &str = "force";
 
     /// `a(tt)`: (image) where its parts are in the file `layout`, as offset and length: the manifest, the
@@ -102,8 +102,8 @@ pub mod import {
 
     /// File of `ImportImage`: a raw ext4 filesystem, or an archive.
     pub const FILE_ROOTFS: &str = "rootfs";
-    /// File of `ImportImage`, instead of `rootfs`: one that has all parts of an OCI image, such as a tar of an image
-    /// layout.
+    /// File of `ImportImage`, instead of `rootfs`: a file that has all parts of an OCI image, such as a tar archive
+    /// of an image layout.
     pub const FILE_LAYOUT: &str = "layout";
     /// File of `ImportKernel`: the distribution's `vmlinuz`, or an ELF `vmlinux`.
     pub const FILE_KERNEL: &str = "kernel";
@@ -114,23 +114,23 @@ pub mod import {
 /// Keys of `PullImage`.
 pub mod pull {
     pub use super::import::{FORCE, SHARED};
-    /// `s`: the name that the image gets; one after the reference when absent.
+    /// `s`: the name that the image gets; derived from the reference when absent.
     pub const NAME: &str = "name";
-    /// `s`: reference of the kernel that its machines boot.
+    /// `s`: reference of the kernel that its sandboxes boot.
     pub const KERNEL: &str = "kernel";
     /// `s`: the platform, such as `linux/amd64`; the host's when absent.
     pub const PLATFORM: &str = "platform";
     /// `h`: a sealed memory file (memfd_create(2)) with a JSON object: `username` and `password`, or
-    /// `identity-token`. Nobody is told who asks when absent.
+    /// `identity-token`. The pull is anonymous when absent.
     pub const CREDENTIALS: &str = "credentials";
     /// `s`: see [`from`]; catalogs and then the registry when absent.
     pub const FROM: &str = "from";
 
     /// Values of [`FROM`].
     pub mod from {
-        /// What catalogs have, and nothing else.
+        /// Catalogs only.
         pub const CATALOG: &str = "catalog";
-        /// The registry alone.
+        /// The registry only.
         pub const REGISTRY: &str = "registry";
     }
 }
@@ -138,7 +138,7 @@ pub mod pull {
 /// Keys of `PullKernel`.
 pub mod pull_kernel {
     pub use super::import::{FORCE, SHARED};
-    /// `s`: the name that the kernel gets; that of the entry when absent.
+    /// `s`: the name that the kernel gets; the name of the entry when absent.
     pub const NAME: &str = "name";
 }
 
@@ -147,31 +147,31 @@ pub mod refresh {
     pub use super::prune::OLDER_THAN;
 }
 
-/// Keys of `ListCatalog`, and of the entries that it answers with.
+/// Keys of `ListCatalog`, and of the entries that it returns.
 pub mod catalog {
-    /// `s`: `image` or `kernel`. As an option: only these.
+    /// `s`: `image` or `kernel`. As an option: list only this kind.
     pub const KIND: &str = "kind";
-    /// `s`: the name, by which it is pulled.
+    /// `s`: the name to pull it by.
     pub const NAME: &str = "name";
     /// `s`: the catalog.
     pub const CATALOG: &str = "catalog";
-    /// `s`: one line for people.
+    /// `s`: a description in one line.
     pub const DESCRIPTION: &str = "description";
-    /// `s`: its edition; of a kernel, what `uname -r` prints.
+    /// `s`: its version; of a kernel, what `uname -r` prints.
     pub const VERSION: &str = "version";
-    /// `s`: what to do where it is not published.
+    /// `s`: what to do if it is not published.
     pub const NOTE: &str = "note";
-    /// `s`: (image) the kernel that it wants.
+    /// `s`: (image) the kernel that it boots.
     pub const KERNEL: &str = "kernel";
-    /// `s`: where it comes from, as `Source` of what is made of it.
+    /// `s`: its source, as it will appear in the `Source` property.
     pub const SOURCE: &str = "source";
-    /// `s`: the digest of what it is made of.
+    /// `s`: the digest of its content.
     pub const DIGEST: &str = "digest";
-    /// `t`: how many bytes are fetched, where that is known.
+    /// `t`: the size of the download in bytes, if known.
     pub const SIZE: &str = "size";
-    /// `b`: whether it was published for the processors of this host.
+    /// `b`: whether it is published for the architecture of this host.
     pub const PUBLISHED: &str = "published";
-    /// `b`: whether this edition of it is here, and the caller may use it.
+    /// `b`: whether this version is already on the host and the caller may use it.
     pub const HERE: &str = "here";
 
     /// A kind of entry.
@@ -182,9 +182,9 @@ pub mod catalog {
 
 /// Keys of `PruneCache`.
 pub mod prune {
-    /// `b`: only say what would be removed.
+    /// `b`: only report what would be removed.
     pub const DRY_RUN: &str = "dry-run";
-    /// `t`: only what nobody has used for so many microseconds.
+    /// `t`: remove only what has not been used for this many microseconds.
     pub const OLDER_THAN: &str = "older-than-usec";
 }
 
@@ -192,51 +192,51 @@ pub mod prune {
 pub mod image_config {
     /// `as`: `NAME=VALUE` each.
     pub const ENV: &str = "env";
-    /// `s`: `user`, `uid`, `user:group` or `uid:gid`; absent where it is root.
+    /// `s`: `user`, `uid`, `user:group` or `uid:gid`; absent for root.
     pub const USER: &str = "user";
     /// `s`: the working directory.
     pub const WORKING_DIR: &str = "working-dir";
-    /// `as`: the program that is run, with its first arguments.
+    /// `as`: the program to run, with its first arguments.
     pub const ENTRYPOINT: &str = "entrypoint";
-    /// `as`: its arguments, or the program itself where there is no entry point.
+    /// `as`: arguments of the entry point, or the program itself if there is no entry point.
     pub const CMD: &str = "cmd";
     /// `s`: the signal that asks the program to end.
     pub const STOP_SIGNAL: &str = "stop-signal";
     /// `as`: ports that it listens on, such as `80/tcp`.
     pub const EXPOSED_PORTS: &str = "exposed-ports";
-    /// `a{ss}`: words of its maker.
+    /// `a{ss}`: labels that the author of the image has set.
     pub const LABELS: &str = "labels";
 }
 
 /// Keys of `OpenLog`.
 pub mod log {
-    /// `b`: go on with what comes.
+    /// `b`: keep the stream open and send new lines.
     pub const FOLLOW: &str = "follow";
-    /// `u`: begin with the last so many lines.
+    /// `u`: start with this many of the last lines.
     pub const TAIL: &str = "tail";
 
     /// The log of the serial console.
     pub const CONSOLE: &str = "console";
-    /// What the machine monitor itself says.
+    /// The output of the VMM.
     pub const VMM: &str = "vmm";
 }
 
 /// Keys of `OpenAgent`.
 pub mod agent {
-    /// `s`: what the stream is for; `command` when absent. Some streams are kept back for each purpose.
+    /// `s`: the purpose of the stream; `command` when absent. Some streams are reserved for each purpose.
     pub const PURPOSE: &str = "purpose";
     /// `t`: how long to wait while all streams are in use, in microseconds; a minute when absent.
     pub const TIMEOUT: &str = "timeout-usec";
 
-    /// A purpose: something that the agent answers at once.
+    /// Purpose: a request that the agent answers at once.
     pub const QUESTION: &str = "question";
-    /// A purpose: a command, or files.
+    /// Purpose: a command or a file transfer.
     pub const COMMAND: &str = "command";
-    /// A purpose: a connection that is carried.
+    /// Purpose: a forwarded connection.
     pub const CONNECTION: &str = "connection";
 }
 
-/// Names of what `OpenStream` leads to.
+/// Services that `OpenStream` connects to.
 pub mod stream {
     /// The ssh server.
     pub const SSH: &str = "ssh";
@@ -250,17 +250,17 @@ pub mod subscribe {
 
 /// Values of `vmm`.
 pub mod vmm {
-    /// The best machine monitor that works on the host.
+    /// The preferred VMM that works on the host.
     pub const AUTO: &str = "auto";
-    /// Firecracker and no other.
+    /// Firecracker only.
     pub const FIRECRACKER: &str = "firecracker";
-    /// QEMU and no other.
+    /// QEMU only.
     pub const QEMU: &str = "qemu";
 }
 
 /// Values of `lifetime`.
 pub mod lifetime {
-    /// Stays until it is deleted.
+    /// Exists until it is deleted.
     pub const PERSISTENT: &str = "persistent";
     /// Is deleted once it stops.
     pub const UNTIL_STOPPED: &str = "until-stopped";

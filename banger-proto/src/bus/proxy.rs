@@ -1,5 +1,5 @@
-//! Client proxies. Methods that may need authentication are called without the interactive flag; a
-//! client that has an agent calls them again with `zbus::Proxy::call_with_flags`.
+//! Client proxies. They call methods without the interactive flag; a client with an authentication agent repeats the
+//! call with `zbus::Proxy::call_with_flags`.
 
 use std::collections::HashMap;
 
@@ -19,71 +19,72 @@ pub type Facts = HashMap<String, OwnedVariant>;
     default_path = "/dev/banger/Manager1"
 )]
 pub trait Manager {
-    /// Creates a sandbox. Returns it and the job that finishes it.
+    /// Creates a sandbox. Returns it and the job that completes it.
     #[zbus(name = "CreateVM")]
     fn create_vm(&self, name: &str, options: Options<'_>)
     -> zbus::Result<(OwnedObjectPath, OwnedObjectPath)>;
-    /// The machine with this id, id prefix (6 digits or more), name, or `user/name`.
+    /// Returns the sandbox with this id, id prefix (6 digits or more), name, or `user/name`.
     #[zbus(name = "GetVM")]
     fn get_vm(&self, reference: &str) -> zbus::Result<OwnedObjectPath>;
-    /// The caller's machines.
+    /// Lists the caller's sandboxes.
     #[zbus(name = "ListVMs")]
     fn list_vms(&self, filter: Options<'_>) -> zbus::Result<Vec<VmRow>>;
-    /// Makes an image of the given files. Returns the job, whose data names the `image`.
+    /// Creates an image from the given files. Returns the job, whose data names the `image`.
     fn import_image(
         &self,
         name: &str,
         files: HashMap<&str, zbus::Fd<'_>>,
         options: Options<'_>,
     ) -> zbus::Result<OwnedObjectPath>;
-    /// Makes an image of a catalog's, by its name there, or of a registry's. Returns the job, whose data names the `image`, its `digest` and the `bytes`
-    /// that it takes.
+    /// Creates an image from a catalog entry or a registry. Returns the job, whose data has the `image`, its `digest`,
+    /// and its size in `bytes`.
     fn pull_image(&self, reference: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// Removes from the cache what registries sent. Returns the job, whose data tells the `blobs` and their
-    /// `bytes`.
+    /// Removes downloads of registries from the cache. Returns the job, whose data has the number of `blobs` and
+    /// their `bytes`.
     fn prune_cache(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// The image with this reference: an id, an id prefix, a name, `user/name`, or what it was pulled as.
+    /// Returns the image with this reference: an id, an id prefix, a name, `user/name`, or the reference it was
+    /// pulled by.
     fn get_image(&self, reference: &str) -> zbus::Result<OwnedObjectPath>;
-    /// The caller's and the shared images.
+    /// Lists the caller's images and the shared ones.
     fn list_images(&self, filter: Options<'_>) -> zbus::Result<Vec<ImageRow>>;
-    /// Makes a kernel of the given files. Returns the job, whose data names the `kernel`.
+    /// Creates a kernel from the given files. Returns the job, whose data names the `kernel`.
     fn import_kernel(
         &self,
         name: &str,
         files: HashMap<&str, zbus::Fd<'_>>,
         options: Options<'_>,
     ) -> zbus::Result<OwnedObjectPath>;
-    /// The kernel with this reference.
+    /// Returns the kernel with this reference.
     fn get_kernel(&self, reference: &str) -> zbus::Result<OwnedObjectPath>;
-    /// The caller's and the shared kernels.
+    /// Lists the caller's kernels and the shared ones.
     fn list_kernels(&self, filter: Options<'_>) -> zbus::Result<Vec<KernelRow>>;
-    /// Makes a kernel of a catalog's. Returns the job, whose data names the `kernel`, its `digest` and the `bytes`
-    /// that it takes.
+    /// Creates a kernel from a catalog entry. Returns the job, whose data has the `kernel`, its `digest`, and its
+    /// size in `bytes`.
     fn pull_kernel(&self, entry: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// What the catalogs have, as they were last fetched; see [`super::option::catalog`].
+    /// Lists the entries of the catalogs as last fetched; see [`super::option::catalog`].
     fn list_catalog(&self, options: Options<'_>) -> zbus::Result<Vec<Facts>>;
-    /// Fetches the catalogs. Returns the job, whose data tells how many `catalogs` there are, and the `problems`
-    /// with some of them, a line for each.
+    /// Fetches the catalogs. Returns the job, whose data has the number of `catalogs`, and the `problems` with some
+    /// of them, one per line.
     fn refresh_catalog(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// The job with this id.
+    /// Returns the job with this id.
     fn get_job(&self, id: &str) -> zbus::Result<OwnedObjectPath>;
-    /// The caller's jobs.
+    /// Lists the caller's jobs.
     fn list_jobs(&self, filter: Options<'_>) -> zbus::Result<Vec<JobRow>>;
-    /// Asks for the signals of the caller's objects.
+    /// Subscribes to the signals of the caller's objects.
     fn subscribe(&self, options: Options<'_>) -> zbus::Result<()>;
-    /// Ends what `Subscribe` began.
+    /// Ends the subscription.
     fn unsubscribe(&self) -> zbus::Result<()>;
-    /// For each polkit action `yes`, `auth` or `no`.
+    /// Returns `yes`, `auth` or `no` for each polkit action.
     fn get_permissions(&self) -> zbus::Result<HashMap<String, String>>;
-    /// The limits that hold for the caller.
+    /// Returns the limits that apply to the caller.
     fn get_limits(&self) -> zbus::Result<Facts>;
-    /// Looks at the host with the checks that the service itself uses.
+    /// Runs the checks of the host that the service itself uses.
     fn diagnose(&self, options: Options<'_>) -> zbus::Result<Vec<CheckRow>>;
 
-    /// A machine of the caller has come.
+    /// A sandbox of the caller was created.
     #[zbus(signal, name = "VMNew")]
     fn vm_new(&self, id: &str, vm: zbus::ObjectPath<'_>) -> zbus::Result<()>;
-    /// A machine of the caller has gone.
+    /// A sandbox of the caller was deleted.
     #[zbus(signal, name = "VMRemoved")]
     fn vm_removed(&self, id: &str, vm: zbus::ObjectPath<'_>) -> zbus::Result<()>;
 
@@ -93,18 +94,18 @@ pub trait Manager {
     /// Grows by one with each addition to the interfaces.
     #[zbus(property(emits_changed_signal = "const"))]
     fn api_level(&self) -> zbus::Result<u32>;
-    /// What this service can do on this host.
+    /// The features of this service on this host.
     #[zbus(property(emits_changed_signal = "const"))]
     fn features(&self) -> zbus::Result<Vec<String>>;
-    /// The image of a machine for which none is named.
+    /// The image of a sandbox that names none.
     #[zbus(property)]
     fn default_image(&self) -> zbus::Result<String>;
-    /// The kernel of an image for which none is named.
+    /// The kernel of an image that names none.
     #[zbus(property)]
     fn default_kernel(&self) -> zbus::Result<String>;
 }
 
-/// A machine.
+/// A sandbox.
 #[proxy(interface = "dev.banger.Manager1.VM", default_service = "dev.banger.Manager1")]
 pub trait Vm {
     /// Boots it.
@@ -113,22 +114,22 @@ pub trait Vm {
     fn stop(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
     /// Shuts it down and boots it.
     fn restart(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// Sends a signal to the machine monitor.
+    /// Sends a signal to the VMM.
     fn kill(&self, signal: i32) -> zbus::Result<()>;
-    /// Removes it with its disks.
+    /// Deletes it with its disks.
     fn delete(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// Gives it another name.
+    /// Renames it.
     fn rename(&self, name: &str) -> zbus::Result<()>;
-    /// See [`super::option::lifetime`].
+    /// Sets the lifetime; see [`super::option::lifetime`].
     fn set_lifetime(&self, lifetime: &str) -> zbus::Result<()>;
-    /// A stream to the guest agent, with the greeting done: it waits for one request.
+    /// Opens a stream to the guest agent. The greeting is done: the agent waits for one request.
     fn open_agent(&self, options: Options<'_>) -> zbus::Result<OwnedFd>;
-    /// A connection to what listens in the guest; see [`super::option::stream`].
+    /// Opens a connection to a service in the guest; see [`super::option::stream`].
     fn open_stream(&self, service: &str, options: Options<'_>) -> zbus::Result<OwnedFd>;
-    /// A pipe from which a log can be read.
+    /// Opens a pipe to read a log from.
     fn open_log(&self, log: &str, options: Options<'_>) -> zbus::Result<OwnedFd>;
 
-    /// The state of the machine has changed.
+    /// The state of the sandbox has changed.
     #[zbus(signal, name = "StateChanged")]
     fn state_transition(&self, old_state: &str, new_state: &str, reason: &str) -> zbus::Result<()>;
 
@@ -141,13 +142,13 @@ pub trait Vm {
     /// The owner.
     #[zbus(property(emits_changed_signal = "const"))]
     fn owner_uid(&self) -> zbus::Result<u32>;
-    /// A word of the lifecycle.
+    /// A state of the lifecycle.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
     /// Whether the guest agent answers.
     #[zbus(property)]
     fn ready(&self) -> zbus::Result<bool>;
-    /// The public half of the key by which its ssh server shows who it is: `ssh-ed25519 AAAA…`.
+    /// The public host key of its ssh server: `ssh-ed25519 AAAA…`.
     #[zbus(property(emits_changed_signal = "const"))]
     fn ssh_host_key(&self) -> zbus::Result<String>;
     /// Why it is in this state.
@@ -160,19 +161,19 @@ pub trait Vm {
 pub trait Image {
     /// Removes it.
     fn delete(&self, options: Options<'_>) -> zbus::Result<()>;
-    /// Writes it into an empty file, as a tar archive of an OCI image layout. Returns the job, whose data tells the
+    /// Writes it to an empty file, as a tar archive of an OCI image layout. Returns the job, whose data has the
     /// `digest` of the manifest, and the `bytes` of the archive.
     fn export(&self, file: zbus::Fd<'_>, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// Lets every user see it, or its owner alone.
+    /// Makes it visible to all users, or to its owner only.
     fn set_shared(&self, shared: bool) -> zbus::Result<()>;
 
-    /// Where it came from: what it was pulled as, or words for people.
+    /// Its source: the reference it was pulled by, or a description.
     #[zbus(property)]
     fn source(&self) -> zbus::Result<String>;
-    /// The digest of the manifest that it was pulled as; empty where it was made of files.
+    /// The digest of the manifest it was pulled by; empty if it was imported from files.
     #[zbus(property(emits_changed_signal = "const"))]
     fn manifest_digest(&self) -> zbus::Result<String>;
-    /// How its programs want to be run; see [`super::option::image_config`].
+    /// How to run its programs; see [`super::option::image_config`].
     #[zbus(property(emits_changed_signal = "const"))]
     fn config(&self) -> zbus::Result<Facts>;
 }
@@ -187,10 +188,10 @@ pub trait Kernel {
 /// A job.
 #[proxy(interface = "dev.banger.Manager1.Job", default_service = "dev.banger.Manager1")]
 pub trait Job {
-    /// Asks it to end and to undo what it did.
+    /// Asks the job to stop and to undo its changes.
     fn cancel(&self) -> zbus::Result<()>;
-    /// Waits until it has ended, or this many microseconds; 0 waits without a limit. A job that still runs has
-    /// an empty result.
+    /// Waits until the job has ended, or for this many microseconds; 0 waits without a limit. The result of a job
+    /// that still runs is empty.
     fn wait(&self, timeout_usec: u64) -> zbus::Result<(String, String, String, Facts)>;
 
     /// A stage has begun.
@@ -206,22 +207,22 @@ pub trait Job {
         data: HashMap<String, OwnedVariant>,
     ) -> zbus::Result<()>;
 
-    /// What it is about.
+    /// The objects that the job works on.
     #[zbus(property)]
     fn objects(&self) -> zbus::Result<Vec<OwnedObjectPath>>;
     /// `queued`, `running`, `done`, `failed` or `canceled`.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
-    /// The stage that is under way.
+    /// The current stage.
     #[zbus(property, name = "Stage")]
     fn current_stage(&self) -> zbus::Result<String>;
-    /// 0 to 1, or -1 where it is unknown.
+    /// 0 to 1, or -1 if unknown.
     #[zbus(property)]
     fn progress(&self) -> zbus::Result<f64>;
-    /// Bytes that the stage has done.
+    /// Bytes done in the current stage.
     #[zbus(property)]
     fn bytes_done(&self) -> zbus::Result<u64>;
-    /// Bytes that the stage is to do; 0 where nobody counts or knows.
+    /// Bytes to do in the current stage; 0 if unknown.
     #[zbus(property)]
     fn bytes_total(&self) -> zbus::Result<u64>;
 }

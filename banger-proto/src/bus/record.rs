@@ -12,9 +12,9 @@ pub struct VmRow {
     pub name: String,
     /// The owner.
     pub owner_uid: u32,
-    /// A word of the lifecycle.
+    /// A state of the lifecycle.
     pub state: String,
-    /// The guest's address; empty while it has none.
+    /// The guest's address; empty if it has none.
     pub address: String,
     /// The object.
     pub path: OwnedObjectPath,
@@ -27,7 +27,7 @@ pub struct ImageRow {
     pub id: String,
     /// Unique per owner.
     pub name: String,
-    /// Where it came from.
+    /// Its source.
     pub source: String,
     /// The owner.
     pub owner_uid: u32,
@@ -67,7 +67,7 @@ pub struct JobRow {
     pub owner_uid: u32,
     /// `queued`, `running`, `done`, `failed` or `canceled`.
     pub state: String,
-    /// 0 to 1, or -1 where it is unknown.
+    /// 0 to 1, or -1 if unknown.
     pub progress: f64,
     /// The object.
     pub path: OwnedObjectPath,
@@ -76,12 +76,12 @@ pub struct JobRow {
 /// A check of `Diagnose`, `(ssss)`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct CheckRow {
-    /// What was looked at.
+    /// The name of the check.
     pub check: String,
     /// `pass`, `warn` or `fail`.
     pub status: String,
-    /// What was found.
+    /// The finding.
     pub message: String,
-    /// What to do about it; empty when there is nothing to do.
+    /// How to fix it; empty if there is nothing to fix.
     pub hint: String,
 }

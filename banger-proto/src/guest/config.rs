@@ -1,29 +1,30 @@
-//! What the agent is told at boot, as `/banger/guest.json` of the initramfs.
+//! The configuration that the agent reads at boot from `/banger/guest.json` in the initramfs.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// Where the configuration stands in the initramfs.
+/// Path of the configuration in the initramfs.
 pub const PATH: &str = "/banger/guest.json";
-/// Where the list of modules stands in the initramfs: an absolute path a line, in the order of loading.
+/// Path of the list of modules in the initramfs: one absolute path per line, in loading order.
 pub const MODULES_PATH: &str = "/banger/modules";
 
 /// The configuration of one boot.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct GuestConfig {
-    /// What a host must show to be served: 32 hexadecimal digits.
+    /// The token that a host must present: 32 hexadecimal digits.
     pub token: String,
     /// The host name.
     pub hostname: String,
-    /// The names under which the machine knows itself, the full one first.
+    /// The guest's own names, the fully qualified name first.
     pub names: Vec<String>,
     /// The root file system, an ext4.
     pub root_device: String,
     /// The work disk.
     pub work_disk: Option<WorkDisk>,
-    /// The disk with all modules of the kernel: an ext4 whose directory of the kernel's release has them.
+    /// The disk with all modules of the kernel: an ext4 file system with a directory named after the kernel's
+    /// release.
     #[serde(default)]
     pub module_disk: Option<String>,
     /// What runs as the first process once the disks are mounted.
@@ -32,15 +33,15 @@ pub struct GuestConfig {
     pub unix_usec: u64,
     /// The network interface.
     pub network: Option<GuestNetwork>,
-    /// What an ssh server of the image is to present, and whom it is to let in.
+    /// The host key of an ssh server in the image, and the public keys that it accepts.
     pub ssh: Option<GuestSsh>,
     /// The time zone; the image's own when absent.
     #[serde(default)]
     pub timezone: Option<GuestTimezone>,
-    /// How the image wants its programs to be run.
+    /// How to run programs of the image.
     #[serde(default)]
     pub programs: Programs,
-    /// Files that are written into the root file system, after the disks are mounted.
+    /// Files to write into the root file system after the disks are mounted.
     #[serde(default)]
     pub files: Vec<GuestFile>,
 }
@@ -51,11 +52,11 @@ pub struct GuestConfig {
 pub struct GuestTimezone {
     /// Its name in the time zone database, such as `Europe/Berlin`.
     pub name: String,
-    /// What holds in it from now on, in the form of POSIX for `TZ`, where that is known.
+    /// Its rule in the POSIX format of `TZ`, if known.
     pub rule: Option<String>,
 }
 
-/// How an image wants its programs to be run, where nobody says otherwise.
+/// Defaults of the image for running programs; a request overrides them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Programs {
@@ -63,15 +64,15 @@ pub struct Programs {
     pub env: Vec<(String, String)>,
     /// `user`, `uid`, `user:group` or `uid:gid`; root when absent.
     pub user: Option<String>,
-    /// Where they run, if it is there; the user's home when absent.
+    /// The working directory, if it exists; the user's home when absent.
     pub working_dir: Option<String>,
     /// The image's own program with its first arguments.
     pub entrypoint: Vec<String>,
-    /// The arguments that it gets when nobody gives it any.
+    /// The arguments that it gets unless the request has others.
     pub cmd: Vec<String>,
 }
 
-/// A disk that the agent fills at the first boot with what the image has at its mount point.
+/// A disk that the agent fills at the first boot with the image's content of its mount point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct WorkDisk {
@@ -85,15 +86,15 @@ pub struct WorkDisk {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
-    /// The image's init where it has one, else the agent.
+    /// The image's init if it has one, else the agent.
     Auto,
     /// The agent.
     Agent,
-    /// This program of the image.
+    /// This program in the image.
     Path(String),
 }
 
-/// The interface of a guest, which is routed: nothing but the gateways is on its link.
+/// The interface of a guest. It is routed: only the gateways are on its link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct GuestNetwork {
@@ -101,21 +102,21 @@ pub struct GuestNetwork {
     pub mac: [u8; 6],
     /// The address.
     pub ipv4: Ipv4Addr,
-    /// Where everything goes.
+    /// The IPv4 gateway.
     pub gateway4: Ipv4Addr,
     /// The address.
     pub ipv6: Ipv6Addr,
-    /// Where everything goes.
+    /// The IPv6 gateway.
     pub gateway6: Ipv6Addr,
-    /// The hardware address of both gateways, so that nobody has to ask for it.
+    /// The hardware address of both gateways, so that no ARP or neighbour discovery is needed.
     pub gateway_mac: [u8; 6],
-    /// Who is asked for names.
+    /// The name servers.
     pub name_server: Ipv4Addr,
-    /// The domain in which short names are looked for.
+    /// The search domain.
     pub search: String,
 }
 
-/// What concerns ssh.
+/// The ssh configuration of a guest.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct GuestSsh {
@@ -123,18 +124,18 @@ pub struct GuestSsh {
     pub host_key: String,
     /// Its public half, on one line.
     pub host_key_public: String,
-    /// The public keys that are let in, a line each.
+    /// The public keys that may log in, one per line.
     pub authorized_keys: Vec<String>,
 }
 
-/// The secret half of the host key is never printed.
+/// Omits the secret half of the host key.
 impl std::fmt::Debug for GuestSsh {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("GuestSsh").field("host_key", &self.host_key_public).finish_non_exhaustive()
     }
 }
 
-/// A file to be written.
+/// A file to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct GuestFile {
@@ -146,7 +147,7 @@ pub struct GuestFile {
     pub content: String,
 }
 
-/// The token is never printed.
+/// Omits the token.
 impl std::fmt::Debug for GuestConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("GuestConfig").field("hostname", &self.hostname).finish_non_exhaustive()

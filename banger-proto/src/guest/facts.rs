@@ -1,25 +1,25 @@
-//! What the agent tells about the guest. The host trusts none of it.
+//! Facts that the agent reports about the guest. The host trusts none of them.
 
 use serde::{Deserialize, Serialize};
 
 use super::message::Exit;
 
-/// A command that was detached.
+/// A detached command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detached {
     /// Its number.
     pub id: u64,
-    /// Its command line, or the beginning of that.
+    /// Its command line, possibly truncated.
     pub command: String,
-    /// The user that it runs as, as it was asked for.
+    /// The user, as given in the request.
     pub user: String,
-    /// Whether it has not ended.
+    /// Whether it still runs.
     pub running: bool,
     /// When it was started, in microseconds since the Unix epoch.
     pub started_usec: u64,
-    /// When it ended; 0 where that is not known.
+    /// When it ended, in microseconds since the Unix epoch; 0 if unknown.
     pub ended_usec: u64,
-    /// How it ended; absent while it runs, and where the guest went off before.
+    /// How it ended; absent while it runs, and if the guest was powered off before it ended.
     #[serde(default)]
     pub exit: Option<Exit>,
     /// Bytes that it has written.
@@ -28,45 +28,45 @@ pub struct Detached {
     pub kept: u64,
 }
 
-/// Something that listens in the guest.
+/// A listening socket in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ListeningPort {
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// Its number.
+    /// Its port.
     pub port: u16,
-    /// The address on which it listens; `0.0.0.0` or `::` is every one.
+    /// The local address; `0.0.0.0` or `::` stands for every address.
     pub address: String,
-    /// The process that listens; 0 where it is not known.
+    /// The process that listens; 0 if unknown.
     #[serde(default)]
     pub pid: u32,
-    /// The name of its program.
+    /// The name of the process.
     #[serde(default)]
     pub program: String,
 }
 
-/// How the guest is, at one moment.
+/// Resource usage of the guest at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stats {
-    /// Since the boot, in milliseconds.
+    /// Milliseconds since the boot.
     pub uptime_msec: u64,
-    /// Processors.
+    /// The number of processors.
     pub processors: u32,
-    /// What all processors together have worked since the boot, in microseconds.
+    /// Time that all processors together have spent working since the boot, in microseconds.
     pub cpu_usec: u64,
     /// The load of the last minute, in hundredths.
     pub load_hundredths: u64,
     /// Memory in bytes.
     pub memory_total: u64,
-    /// Memory that programs could still have, in bytes.
+    /// Memory that programs can still allocate, in bytes.
     pub memory_available: u64,
-    /// What came over the network, in bytes.
+    /// Bytes received over the network.
     pub received: u64,
-    /// What went over it, in bytes.
+    /// Bytes sent over the network.
     pub sent: u64,
     /// File systems.
     pub disks: Vec<Disk>,
-    /// Processes, but for those of the kernel.
+    /// Processes, without kernel threads.
     pub processes: Vec<Process>,
 }
 
@@ -77,7 +77,7 @@ pub struct Disk {
     pub mount_point: String,
     /// Its size in bytes.
     pub size: u64,
-    /// What is left, in bytes.
+    /// Free space in bytes.
     pub free: u64,
 }
 
@@ -88,11 +88,11 @@ pub struct Process {
     pub pid: u32,
     /// Its user.
     pub uid: u32,
-    /// The letter of proc_pid_stat(5).
+    /// The state letter of proc_pid_stat(5).
     pub state: char,
-    /// What it has worked, in microseconds.
+    /// Processor time that it has used, in microseconds.
     pub cpu_usec: u64,
-    /// Memory that it occupies, in bytes.
+    /// Resident memory in bytes.
     pub memory: u64,
     /// Its command line, or its name in brackets.
     pub command: String,

@@ -13,35 +13,35 @@ const HEADER: usize = 5;
 /// A frame.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Frame {
-    /// Host: what is wanted.
+    /// Host: the request.
     Request(Request),
-    /// Host: bytes for the command, or of an archive.
+    /// Host: bytes for the command's standard input, or of an archive.
     Input(Vec<u8>),
-    /// Host: no more of them.
+    /// Host: the end of the input.
     InputEnd,
-    /// Host: the terminal has another size.
+    /// Host: the terminal was resized.
     Resize(WindowSize),
     /// Host: a signal for the command's process group.
     Signal(u8),
-    /// Agent: the command runs.
+    /// Agent: the command has started.
     Started(Started),
-    /// Agent: bytes of the command's standard output, or of an archive. Of a connection, none are its end.
+    /// Agent: bytes of the command's standard output, or of an archive. An empty frame is the end of a connection.
     Output(Vec<u8>),
     /// Agent: bytes of the command's standard error.
     ErrorOutput(Vec<u8>),
-    /// Agent: so many more bytes of input may be sent.
+    /// Agent: the number of input bytes that may be sent in addition.
     Window(u32),
-    /// Agent: the command has ended, and all that it wrote was sent.
+    /// Agent: the command has ended, and all its output was sent.
     Exit(Exit),
     /// Agent: the answer to `Info`.
     Info(GuestInfo),
-    /// Agent: it is done.
+    /// Agent: the request succeeded.
     Done,
-    /// Agent: it cannot be done.
+    /// Agent: the request failed.
     Failed(Failure),
 }
 
-/// What came is no frame.
+/// Why bytes are not a valid frame.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No frame has this type.
@@ -55,7 +55,7 @@ pub enum Error {
         /// Its length.
         length: usize,
     },
-    /// The payload is not of the form of its type.
+    /// The payload does not match its type.
     #[error("a frame of type {kind:#04x} cannot be read")]
     Malformed {
         /// Its type.
@@ -80,7 +80,7 @@ mod kind {
 }
 
 impl Frame {
-    /// The bytes to send. Data that is longer than [`MAX_DATA`] must be cut by the sender.
+    /// Returns the bytes to send. The sender must split data that is longer than [`MAX_DATA`].
     pub fn encode(&self) -> Vec<u8> {
         let (kind, payload) = match self {
             Frame::Request(request) => (kind::REQUEST, json(request)),
@@ -135,13 +135,13 @@ impl Frame {
     }
 }
 
-/// Our messages are structures of strings and numbers: they always have a JSON form.
+/// Messages are structures of strings and numbers, so serialization cannot fail.
 fn json(message: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(message).unwrap_or_default()
 }
 
-/// The longest payload of a type; `None` for a type that no frame has.
-fn longest(kind: u8) -> Option<usize> {
+/// Returns the longest payload of a type, or `None` for an unknown type.
+fn max_payload(kind: u8) -> Option<usize> {
     match kind {
         kind::INPUT | kind::OUTPUT | kind::ERROR_OUTPUT => Some(MAX_DATA),
         kind::REQUEST | kind::STARTED | kind::EXIT | kind::INFO | kind::FAILED | kind::RESIZE => {
@@ -154,34 +154,34 @@ fn longest(kind: u8) -> Option<usize> {
     }
 }
 
-/// Makes frames of bytes as they come. It holds no more than one frame's worth beyond what it was given.
+/// Decodes frames from a byte stream. Buffers at most one frame beyond the pushed bytes.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
 }
 
 impl Decoder {
-    /// A decoder that begins with what came behind a greeting.
+    /// Creates a decoder that starts with the bytes received after a greeting.
     pub fn new(rest: Vec<u8>) -> Self {
         Self { buffer: rest }
     }
 
-    /// What has come and was not made a frame of.
+    /// Returns the bytes that are not decoded yet.
     pub fn into_rest(self) -> Vec<u8> {
         self.buffer
     }
 
-    /// Takes bytes that have come.
+    /// Adds received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next frame; `None` until more bytes have come. After an error the stream is of no use.
+    /// Returns the next frame, or `None` until more bytes arrive. After an error the stream is unusable.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, Error> {
         let Some((header, rest)) = self.buffer.split_first_chunk::<HEADER>() else { return Ok(None) };
         let [a, b, c, d, kind] = *header;
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        match longest(kind) {
+        match max_payload(kind) {
             None => return Err(Error::UnknownType(kind)),
             Some(longest) if length > longest => return Err(Error::TooLong { kind, length }),
             Some(_) => {}
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_read_back_from_any_pieces() {
+    fn frames_are_decoded_from_any_chunks() {
         let bytes: Vec<u8> = all().iter().flat_map(Frame::encode).collect();
         for piece in [1, 7, 4096, bytes.len()] {
             let (mut decoder, mut read) = (Decoder::default(), Vec::new());
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_checked_before_the_payload_has_come() {
+    fn a_length_is_checked_before_the_payload_arrives() {
         let mut decoder = Decoder::new(vec![0xff, 0xff, 0xff, 0xff, kind::OUTPUT]);
         assert!(matches!(decoder.next_frame(), Err(Error::TooLong { .. })));
         let mut decoder = Decoder::new(vec![0, 0, 0, 0, 0x77]);

@@ -1,5 +1,5 @@
-//! The greeting. Both halves have a fixed length and begin with a magic number, so that a side can skip
-//! what is left of an earlier conversation: a serial channel has no boundaries between them.
+//! The greeting. Both halves have a fixed length and begin with a magic number, so that each side can skip the rest
+//! of an earlier conversation: a serial channel has no boundaries between conversations.
 //!
 //! Host: magic (8 bytes), version (2, big endian), nonce (16), token (32 hexadecimal digits).
 //! Agent: magic (8), version (2), the same nonce (16), verdict (1).
@@ -16,7 +16,7 @@ pub const HOST_LENGTH: usize = 8 + 2 + NONCE + TOKEN;
 /// The length of the agent's half.
 pub const AGENT_LENGTH: usize = 8 + 2 + NONCE + 1;
 
-/// How many bytes of an earlier conversation are skipped at most.
+/// Limit on the bytes of an earlier conversation to skip.
 pub const MAX_STALE: usize = 4 << 20;
 
 /// The host's half.
@@ -30,23 +30,23 @@ pub struct HostHello {
     pub token: [u8; TOKEN],
 }
 
-/// What the agent thinks of the host's half.
+/// The agent's verdict on the host's greeting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// A request is awaited.
+    /// The agent waits for a request.
     Welcome,
-    /// The token is of another boot, or a guess.
+    /// The token belongs to another boot, or is wrong.
     WrongToken,
     /// The agent does not speak this version.
     WrongVersion,
-    /// As many conversations of this kind as the agent holds at once are under way.
+    /// The agent already holds the maximum number of conversations of this kind.
     Busy,
 }
 
 /// Why a greeting failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Too much came that is no greeting.
+    /// Too many bytes arrived that are not a greeting.
     #[error("the guest's agent sent no valid greeting")]
     Garbage,
     /// The agent refused the token.
@@ -55,18 +55,18 @@ pub enum Error {
     /// The agent refused the version.
     #[error("the guest's agent does not speak version {VERSION} of the protocol")]
     WrongVersion,
-    /// The agent holds as many conversations as it can.
+    /// The agent holds the maximum number of conversations.
     #[error("the guest's agent is busy")]
     Busy,
 }
 
 impl HostHello {
-    /// The greeting with this token. `None` unless the token is 32 bytes long.
+    /// Returns the greeting with this token, or `None` unless the token is 32 bytes long.
     pub fn new(nonce: [u8; NONCE], token: &str) -> Option<Self> {
         Some(Self { version: VERSION, nonce, token: token.as_bytes().try_into().ok()? })
     }
 
-    /// The bytes to send.
+    /// Returns the bytes to send.
     pub fn encode(&self) -> [u8; HOST_LENGTH] {
         let mut bytes = [0; HOST_LENGTH];
         bytes[..8].copy_from_slice(&HOST_MAGIC);
@@ -76,7 +76,7 @@ impl HostHello {
         bytes
     }
 
-    /// Takes a greeting out of the received bytes, with everything before it. `None` until it is complete.
+    /// Takes a greeting from the received bytes and drops everything before it. `None` until it is complete.
     pub fn take(buffer: &mut Vec<u8>) -> Option<Self> {
         let rest = take(buffer, &HOST_MAGIC, HOST_LENGTH)?;
         let mut hello = Self { version: be16(&rest[8..10]), nonce: [0; NONCE], token: [0; TOKEN] };
@@ -85,7 +85,7 @@ impl HostHello {
         Some(hello)
     }
 
-    /// The agent's answer. The comparison takes the same time for every token of 32 bytes.
+    /// Checks the greeting. The comparison takes the same time for every token of 32 bytes.
     pub fn judge(&self, token: &str) -> Verdict {
         if self.version != VERSION {
             return Verdict::WrongVersion;
@@ -96,7 +96,7 @@ impl HostHello {
     }
 }
 
-/// The bytes of the agent's half.
+/// Returns the bytes of the agent's half.
 pub fn answer(hello: &HostHello, verdict: Verdict) -> [u8; AGENT_LENGTH] {
     let mut bytes = [0; AGENT_LENGTH];
     bytes[..8].copy_from_slice(&AGENT_MAGIC);
@@ -111,8 +111,8 @@ pub fn answer(hello: &HostHello, verdict: Verdict) -> [u8; AGENT_LENGTH] {
     bytes
 }
 
-/// Looks for the answer to this greeting in what has come, and takes it out with all that stood before.
-/// `Ok(false)` while there is none; answers to other greetings are skipped.
+/// Searches the received bytes for the answer to this greeting, and removes it together with everything before it.
+/// Returns `Ok(false)` while it is missing; answers to other greetings are skipped.
 pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<bool, Error> {
     while let Some(answer) = take(buffer, &AGENT_MAGIC, AGENT_LENGTH) {
         if answer[10..26] != hello.nonce {
@@ -129,8 +129,8 @@ pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<bool, Erro
     Ok(false)
 }
 
-/// Takes `length` bytes that begin with `magic`. Bytes before them are dropped, and so are bytes that cannot
-/// be the beginning of a magic number.
+/// Takes `length` bytes that begin with `magic`. Drops the bytes before them, and bytes that cannot begin a magic
+/// number.
 fn take(buffer: &mut Vec<u8>, magic: &[u8; 8], length: usize) -> Option<Vec<u8>> {
     let start = buffer.windows(magic.len()).position(|window| window == magic);
     match start {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_right_token_is_welcome_and_no_other() {
+    fn only_the_right_token_is_accepted() {
         assert_eq!(hello().judge(SECRET), Verdict::Welcome);
         assert_eq!(hello().judge("0123456789abcdef0123456789abcdee"), Verdict::WrongToken);
         assert_eq!(hello().judge(""), Verdict::WrongToken);
@@ -184,7 +184,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_greeting_is_found_behind_anything_and_in_any_pieces(
+        fn a_greeting_is_found_after_any_bytes_and_in_any_chunks(
             stale: Vec<u8>,
             piece in 1usize..90,
             rest: Vec<u8>,

@@ -1,10 +1,10 @@
-//! The entries of a directory and all below it, as a stream of bytes: a letter for the kind, the permission
-//! bits in octal, a space, the size, a space, the name relative to the directory, and a zero byte.
+//! The encoding of a directory tree as a stream of entries: a letter for the kind, the permission bits in octal, a
+//! space, the size, a space, the name relative to the directory, and a zero byte.
 
 /// The longest entry: the longest path of Linux and the fields before it.
 const MAX_ENTRY: usize = 4096 + 64;
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -40,7 +40,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Adds the entry to a stream.
+    /// Appends the entry to a stream.
     pub fn write(&self, to: &mut Vec<u8>) {
         to.push(self.kind.letter());
         to.extend(format!("{:o} {} ", self.mode, self.size).bytes());
@@ -59,19 +59,19 @@ impl Entry {
     }
 }
 
-/// What came is no entry.
+/// The error for bytes that are not an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("cannot read the listing of a directory")]
 pub struct Malformed;
 
-/// Makes entries of bytes as they come.
+/// Decodes entries from a byte stream.
 #[derive(Debug, Default)]
 pub struct Reader {
     rest: Vec<u8>,
 }
 
 impl Reader {
-    /// Takes bytes that have come; the entries that are complete now.
+    /// Adds received bytes and returns the entries that are now complete.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Entry>, Malformed> {
         self.rest.extend_from_slice(bytes);
         let end = self.rest.iter().rposition(|byte| *byte == 0).map_or(0, |last| last + 1);
@@ -85,7 +85,7 @@ impl Reader {
             .collect()
     }
 
-    /// There is nothing more to come.
+    /// Ends the stream. Fails if the last entry is incomplete.
     pub fn end(self) -> Result<(), Malformed> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed) }
     }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_read_back_from_any_pieces() {
+    fn entries_are_decoded_from_any_chunks() {
         let entry = |kind, name: &[u8]| Entry { kind, mode: 0o4755, size: 5 << 30, name: name.to_vec() };
         let entries = [
             entry(Kind::File, b"a b\nc"),
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_entry_is_refused() {
+    fn invalid_entries_are_refused() {
         for bytes in
             [&b"f644 5 \0"[..], b"f644 x name\0", b"x644 5 name\0", b"f9 5 name\0", b"\0", &[b'f'; 5000]]
         {

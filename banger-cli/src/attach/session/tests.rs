@@ -11,7 +11,7 @@ use tokio::{
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const SIZE: WindowSize = WindowSize { rows: 5, columns: 7 };
 
 /// The agent's end of a stream.
@@ -22,7 +22,7 @@ struct Agent {
 
 impl Agent {
     async fn next(&mut self) -> Frame {
-        timeout(PATIENCE, self.reader.next()).await.expect("nothing came").unwrap()
+        timeout(TIMEOUT, self.reader.next()).await.expect("nothing came").unwrap()
     }
 
     async fn send(&mut self, frame: Frame) {
@@ -36,10 +36,10 @@ impl Agent {
         }
     }
 
-    /// The client must have hung up.
+    /// Returns whether the client has hung up.
     async fn hung_up(mut self) -> bool {
         loop {
-            match timeout(PATIENCE, self.reader.next()).await.expect("the client holds on") {
+            match timeout(TIMEOUT, self.reader.next()).await.expect("the client holds on") {
                 Ok(_) => {}
                 Err(error) => return matches!(error, error::Error::Attach(Error::HungUp)),
             }
@@ -47,7 +47,7 @@ impl Agent {
     }
 }
 
-/// The user's side of a session that goes on.
+/// The user's side of a running session.
 struct User {
     session: JoinHandle<Result<u8>>,
     input: Option<DuplexStream>,
@@ -66,13 +66,13 @@ impl User {
         let (errors, their_errors) = duplex(1 << 20);
         let (events, mut listener) = broadcast::channel(8);
         let session = Session::new(ours, &exec).unwrap();
-        let ends = Ends { input: their_input, output: their_output, errors: their_errors };
+        let ends = Streams { input: their_input, output: their_output, errors: their_errors };
         let session = tokio::spawn(async move { session.run(ends, &mut listener, || SIZE).await });
         (Self { session, input: Some(input), output, errors, events }, agent)
     }
 
     async fn status(self) -> Result<u8> {
-        timeout(PATIENCE, self.session).await.expect("the session goes on").unwrap()
+        timeout(TIMEOUT, self.session).await.expect("the session goes on").unwrap()
     }
 
     async fn type_in(&mut self, text: &[u8]) {
@@ -110,7 +110,7 @@ async fn output_and_errors_stay_apart_and_the_status_is_exact() {
 }
 
 #[tokio::test]
-async fn the_request_is_what_was_asked_for() {
+async fn the_request_carries_the_command() {
     let exec = Exec {
         env: vec![("A".into(), "b".into())],
         cwd: Some("/tmp".into()),
@@ -123,7 +123,7 @@ async fn the_request_is_what_was_asked_for() {
 }
 
 #[tokio::test]
-async fn input_is_sent_as_it_comes_and_its_end_is_told() {
+async fn input_is_sent_at_once_and_so_is_its_end() {
     let (mut user, mut agent) = User::run(command(&["cat"]));
     agent.request().await;
     for text in [&b"first"[..], b"second"] {
@@ -137,12 +137,12 @@ async fn input_is_sent_as_it_comes_and_its_end_is_told() {
 }
 
 #[tokio::test]
-async fn no_more_input_is_sent_than_the_agent_takes_and_a_signal_passes_it() {
+async fn input_respects_the_window_and_a_signal_overtakes_it() {
     let (mut user, mut agent) = User::run(command(&["sleep"]));
     agent.request().await;
     let mut input = user.input.take().unwrap();
     let writer = tokio::spawn(async move {
-        // Ends with an error when the session does.
+        // Fails when the session ends.
         let _ = input.write_all(&vec![b'x'; 3 * STDIN_WINDOW as usize]).await;
     });
     let mut sent = 0;
@@ -156,7 +156,7 @@ async fn no_more_input_is_sent_than_the_agent_takes_and_a_signal_passes_it() {
     user.events.send(Event::Signal(15)).unwrap();
     assert_eq!(agent.next().await, Frame::Signal(15));
 
-    // More than the window is not believed.
+    // More than the window is ignored.
     agent.send(Frame::Window(1000)).await;
     agent.send(Frame::Window(u32::MAX)).await;
     sent = 0;
@@ -172,7 +172,7 @@ async fn no_more_input_is_sent_than_the_agent_takes_and_a_signal_passes_it() {
 }
 
 #[tokio::test]
-async fn signals_and_sizes_are_forwarded_and_a_second_interrupt_ends_us() {
+async fn signals_and_sizes_are_forwarded_and_a_second_interrupt_ends_the_session() {
     let (user, mut agent) = User::run(command(&["sleep"]));
     agent.request().await;
     for (event, frame) in [
@@ -199,18 +199,18 @@ async fn next_but_input(agent: &mut Agent) -> Frame {
 }
 
 #[tokio::test]
-async fn a_command_whose_output_nobody_reads_gets_the_signal_for_it() {
+async fn a_command_whose_output_is_closed_gets_sigpipe() {
     let (user, mut agent) = User::run(command(&["yes"]));
     agent.request().await;
     drop(user.output);
     agent.send(Frame::Output(b"y\n".to_vec())).await;
     assert_eq!(agent.next().await, Frame::Signal(SIGPIPE));
     agent.send(Frame::Exit(Exit::Signal(SIGPIPE))).await;
-    assert_eq!(timeout(PATIENCE, user.session).await.unwrap().unwrap().unwrap(), 141);
+    assert_eq!(timeout(TIMEOUT, user.session).await.unwrap().unwrap().unwrap(), 141);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_that_does_not_care_for_its_output_is_left_after_a_while() {
+async fn a_command_that_ignores_sigpipe_is_left_after_a_while() {
     let (user, mut agent) = User::run(command(&["yes"]));
     agent.request().await;
     drop(user.output);
@@ -220,7 +220,7 @@ async fn a_command_that_does_not_care_for_its_output_is_left_after_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_breaks_its_promise_is_given_up_and_one_that_made_none_is_not() {
+async fn only_an_agent_that_promised_heartbeats_can_time_out() {
     let begun = Instant::now();
     let (user, mut agent) = User::run(command(&["make"]));
     agent.request().await;
@@ -244,7 +244,7 @@ async fn an_agent_that_breaks_its_promise_is_given_up_and_one_that_made_none_is_
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_asked_to_end_does_not_wait_for_an_agent_that_is_gone() {
+async fn an_interrupt_does_not_wait_for_a_dead_agent() {
     for started in [None, Some(Started { pid: 7, alive_sec: 5 })] {
         let (user, mut agent) = User::run(command(&["make"]));
         agent.request().await;
@@ -254,11 +254,11 @@ async fn who_is_asked_to_end_does_not_wait_for_an_agent_that_is_gone() {
         }
         user.events.send(Event::Signal(15)).unwrap();
         assert_eq!(next_but_input(&mut agent).await, Frame::Signal(15));
-        let asked = Instant::now();
+        let begun = Instant::now();
         assert_eq!(user.session.await.unwrap().unwrap_err().status(125), 143);
-        assert!(asked.elapsed() <= LAST_WORD, "{started:?}");
+        assert!(begun.elapsed() <= END_TIMEOUT, "{started:?}");
     }
-    // A command that takes its time is waited for.
+    // A slow command is waited for.
     let (user, mut agent) = User::run(command(&["make"]));
     agent.request().await;
     agent.send(Frame::Started(Started { pid: 7, alive_sec: 5 })).await;
@@ -273,7 +273,7 @@ async fn who_is_asked_to_end_does_not_wait_for_an_agent_that_is_gone() {
 }
 
 #[tokio::test]
-async fn what_the_guest_refuses_is_told_with_the_status_of_a_shell() {
+async fn refusals_of_the_guest_have_the_status_of_a_shell() {
     for (kind, expect) in [(FailureKind::NotFound, 127), (FailureKind::NotPermitted, 126)] {
         let (user, mut agent) = User::run(command(&["nope"]));
         agent.request().await;
@@ -284,7 +284,7 @@ async fn what_the_guest_refuses_is_told_with_the_status_of_a_shell() {
 }
 
 #[tokio::test]
-async fn an_agent_that_hangs_up_or_talks_nonsense_is_an_error_of_ours() {
+async fn hangups_and_invalid_frames_are_client_errors() {
     let check = async |bytes: &[u8], expect: &str| {
         let (user, mut agent) = User::run(command(&["true"]));
         agent.request().await;
@@ -323,7 +323,7 @@ async fn a_detached_command_is_left_once_it_runs() {
 }
 
 #[tokio::test]
-async fn a_command_line_that_no_frame_can_hold_is_refused_before_anything_is_sent() {
+async fn an_oversized_command_line_is_refused_before_anything_is_sent() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let long = "x".repeat(MAX_MESSAGE);
     let error = Session::new(ours, &command(&["echo", &long])).unwrap_err();
@@ -332,13 +332,13 @@ async fn a_command_line_that_no_frame_can_hold_is_refused_before_anything_is_sen
 }
 
 #[tokio::test]
-async fn without_input_the_end_is_told_at_once() {
+async fn without_input_the_end_is_sent_at_once() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (reader, writer) = theirs.into_split();
     let mut agent = Agent { reader: Frames::new(reader), writer };
     let (_events, mut listener) = broadcast::channel(8);
     let session = Session::new(ours, &command(&["true"])).unwrap();
-    let ends = Ends { input: empty(), output: tokio::io::sink(), errors: tokio::io::sink() };
+    let ends = Streams { input: empty(), output: tokio::io::sink(), errors: tokio::io::sink() };
     let session = tokio::spawn(async move { session.run(ends, &mut listener, || SIZE).await });
     agent.request().await;
     assert_eq!(agent.next().await, Frame::InputEnd);

@@ -16,7 +16,7 @@ use crate::{
     signals::Signals,
 };
 
-/// What can be done with what registries sent.
+/// The subcommands of `banger image cache`.
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     Prune(Prune),
@@ -87,7 +87,7 @@ fn as_number(value: &OwnedVariant) -> Option<u64> {
     u64::try_from(value.clone()).ok()
 }
 
-/// A time such as `90s`, `30m`, `12h` or `7d`.
+/// Parses a duration such as `90s`, `30m`, `12h` or `7d`.
 fn time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a time; write a number and s, m, h or d");
     let unit = text.chars().last().ok_or_else(wrong)?;

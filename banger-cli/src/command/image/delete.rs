@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::{batch::ToldArgs, command::remove, error::Result, service::Kind};
+use crate::{batch::ResultArgs, command::remove, error::Result, service::Kind};
 
 /// Delete images that no sandbox uses
 #[derive(Debug, Args)]
@@ -17,11 +17,11 @@ pub struct Delete {
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
     #[command(flatten)]
-    told: ToldArgs,
+    output: ResultArgs,
 }
 
 impl Delete {
     pub async fn run(&self) -> Result<u8> {
-        remove::each(Kind::Image, &self.images, self.told).await
+        remove::each(Kind::Image, &self.images, self.output).await
     }
 }

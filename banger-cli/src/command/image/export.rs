@@ -23,7 +23,7 @@ use crate::{
     signals::Signals,
 };
 
-/// What the name of an archive ends with.
+/// The extension of an archive.
 const ARCHIVE: &str = "tar";
 
 /// Export an image as an OCI image layout
@@ -64,7 +64,7 @@ impl Export {
                 OpenOptions::new().read(true).write(true).create_new(true).open(&self.oci).map_err(failed)?;
             let written = self.write(&bus, &image, &file).await;
             if written.is_err() {
-                // It was made a moment ago, and nothing of use is in it.
+                // It was just created, and contains nothing useful.
                 let _ = fs::remove_file(&self.oci);
             }
             written?
@@ -98,7 +98,7 @@ impl Export {
     }
 }
 
-/// Unpacks an archive of a layout into a new directory.
+/// Unpacks the archive of a layout into a new directory.
 fn unpack(mut archive: File, directory: &Path) -> std::io::Result<()> {
     fs::create_dir(directory)?;
     archive.seek(SeekFrom::Start(0))?;

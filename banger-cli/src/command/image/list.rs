@@ -32,7 +32,7 @@ pub struct List {
 
 impl List {
     pub async fn run(&self) -> Result<u8> {
-        if self.available.is_asked_for() {
+        if self.available.is_requested() {
             return self.available.run(Kind::Image, self.json).await;
         }
         let mut images = Bus::connect().await?.objects(IMAGE_INTERFACE).await?;

@@ -13,7 +13,7 @@ use clap::Subcommand;
 
 use crate::error::Result;
 
-/// What can be done with images.
+/// The subcommands of `banger image`.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     Pull(pull::Pull),

@@ -4,7 +4,7 @@ use clap::Args;
 use zbus::OwnedObjectPath;
 
 use crate::{
-    batch::{self, ToldArgs},
+    batch::{self, ResultArgs},
     bus::Bus,
     error::Result,
     progress::{Progress, ProgressArgs},
@@ -28,7 +28,7 @@ pub struct Promote {
     #[arg(long)]
     private: bool,
     #[command(flatten)]
-    told: ToldArgs,
+    output: ResultArgs,
 }
 
 impl Promote {
@@ -37,7 +37,7 @@ impl Promote {
         let progress = Progress::new(ProgressArgs { quiet: true });
         let found = batch::find(bus, Kind::Image, &self.images).await;
         let done = if self.private { "private" } else { "shared" };
-        batch::each(found, &progress, done, self.told, async |_, image: OwnedObjectPath| {
+        batch::each(found, &progress, done, self.output, async |_, image: OwnedObjectPath| {
             bus.share_image(&image, !self.private).await
         })
         .await

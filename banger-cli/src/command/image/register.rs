@@ -75,7 +75,7 @@ impl Register {
             }
         };
         let name = self.name.clone().or(name).ok_or_else(|| {
-            Error::Usage("the image has no name".to_owned()).advise("`--name NAME` gives it one.")
+            Error::Usage("the image has no name".to_owned()).with_hint("`--name NAME` gives it one.")
         })?;
         let modules = self.modules.as_deref();
         let own = self.vmlinuz.as_deref().map(|vmlinuz| kernel::Files::open(vmlinuz, modules)).transpose()?;
@@ -98,15 +98,15 @@ impl Register {
         let begin = bus.import_kernel(&name, &of_kernel, &shared);
         let kernel = self.import.make(&bus, Kind::Kernel, &name, begin).await?;
         let made = self.import.run(&bus, Kind::Image, &name, begin_image).await;
-        if made.as_ref().is_err_and(|error| !error.is_left()) {
-            // It came for an image that is not there; one that was left to itself still wants it. That it stays would be
-            // the smaller error of the two.
+        if made.as_ref().is_err_and(|error| !error.is_detached()) {
+            // It was imported for an image that does not exist. If this fails, the kernel stays, which is the smaller
+            // problem; a detached import still needs it.
             let _ = bus.delete(Kind::Kernel, &kernel).await;
         }
         made
     }
 
-    /// The kernel that a bundle wants, if there is one of that name.
+    /// Returns the kernel that a bundle names, if it exists.
     async fn known(&self, bus: &Bus, wanted: String) -> Result<Option<String>> {
         match bus.find(Kind::Kernel, &wanted).await {
             Ok(_) => Ok(Some(wanted)),

@@ -70,7 +70,7 @@ impl Import {
     }
 }
 
-/// What a kernel is made of, as the service gets it.
+/// The files of a kernel, as the service gets them.
 #[derive(Debug)]
 pub struct Files {
     kernel: File,
@@ -78,12 +78,12 @@ pub struct Files {
 }
 
 impl Files {
-    /// A kernel, and the directory of its modules.
+    /// Opens a kernel and packs the directory of its modules.
     pub fn open(vmlinuz: &Path, modules: Option<&Path>) -> Result<Self> {
         Ok(Self { kernel: open_file(vmlinuz)?, modules: modules.map(modules::archive).transpose()? })
     }
 
-    /// The files under the names of the call.
+    /// Returns the files under their names in the call.
     pub fn borrowed(&self) -> HashMap<&'static str, Fd<'_>> {
         let kernel = (import::FILE_KERNEL, Fd::from(self.kernel.as_fd()));
         let modules = self.modules.iter().map(|modules| (import::FILE_MODULES, Fd::from(modules.as_fd())));
@@ -91,22 +91,22 @@ impl Files {
     }
 }
 
-/// What `uname -r` prints.
+/// Returns the release of the running kernel.
 fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
-/// Where a directory of modules is: since distributions have one `/usr`, their packages name it by either path.
+/// Parents of modules directories: since `/lib` became a link to `/usr/lib`, packages use either path.
 const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
 
-/// The kernel of this release and its modules, where distributions have them: Debian and its kin below `/boot`,
-/// Fedora there and with the modules, Arch with the modules alone.
+/// Finds the kernel with this release and its modules, in the layouts of distributions: Debian and derivatives use
+/// `/boot`, Fedora `/boot` and the modules directory, Arch the modules directory only.
 fn find(root: &Path, release: &str) -> Option<(PathBuf, Option<PathBuf>)> {
-    let modules = MODULES.map(|place| root.join(place).join(release));
-    let modules = modules.iter().find(|place| place.is_dir());
+    let modules = MODULES.map(|parent| root.join(parent).join(release));
+    let modules = modules.iter().find(|path| path.is_dir());
     let with_modules = modules.map(|modules| modules.join("vmlinuz"));
-    let places = [Some(root.join(format!("boot/vmlinuz-{release}"))), with_modules];
-    let vmlinuz = places.into_iter().flatten().find(|place| place.is_file())?;
+    let candidates = [Some(root.join(format!("boot/vmlinuz-{release}"))), with_modules];
+    let vmlinuz = candidates.into_iter().flatten().find(|path| path.is_file())?;
     Some((vmlinuz, modules.cloned()))
 }
 
@@ -117,12 +117,12 @@ fn of_host(root: &Path, release: &str) -> Result<(PathBuf, Option<PathBuf>)> {
             "cannot find the kernel {release} that this host runs: there is no {}",
             boot.display()
         ))
-        .advise("`--vmlinuz FILE --modules DIRECTORY` imports another kernel.")
+        .with_hint("`--vmlinuz FILE --modules DIRECTORY` imports another kernel.")
     };
     find(root, release).ok_or_else(missing)
 }
 
-/// The kernel below a directory: the one of this release, or the only one.
+/// Finds the kernel below a directory: the one with this release, or the only one.
 fn of_root(root: &Path, release: Option<&str>) -> Result<(PathBuf, Option<PathBuf>)> {
     let there = releases(root);
     let refuse = |why: String| Error::Usage(format!("{} {why}", root.display()));
@@ -133,13 +133,13 @@ fn of_root(root: &Path, release: Option<&str>) -> Result<(PathBuf, Option<PathBu
         (None, []) => return Err(refuse("has no kernel in boot, lib/modules or usr/lib/modules".to_owned())),
         (None, several) => {
             let several = refuse(format!("has several kernels: {}", several.join(", ")));
-            return Err(several.advise("`--release RELEASE` chooses one of them."));
+            return Err(several.with_hint("`--release RELEASE` chooses one of them."));
         }
     }
     .ok_or_else(|| refuse("no longer has the kernel".to_owned()))
 }
 
-/// The releases of which there is a kernel below a directory.
+/// Returns the releases of all kernels below a directory.
 fn releases(root: &Path) -> Vec<String> {
     let names = |directory: PathBuf| {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
@@ -147,7 +147,7 @@ fn releases(root: &Path) -> Vec<String> {
     };
     let of_boot = names(root.join("boot"));
     let of_boot = of_boot.filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned));
-    let of_modules = MODULES.into_iter().flat_map(|place| names(root.join(place)));
+    let of_modules = MODULES.into_iter().flat_map(|parent| names(root.join(parent)));
     let all: std::collections::BTreeSet<String> = of_boot.chain(of_modules).collect();
     all.into_iter().filter(|release| find(root, release).is_some()).collect()
 }
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_of_the_host_is_where_its_distribution_puts_it() {
+    fn the_kernel_of_the_host_is_found() {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
         assert!(of_host(root.path(), "6.1").unwrap_err().to_string().contains("the kernel 6.1"));
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(of_host(root.path(), "6.2").unwrap(), (at("boot/vmlinuz-6.2"), None));
     }
 
-    /// Files of a distribution's package, and where its kernel and modules are then.
+    /// Creates the files of a distribution's package, and checks which kernel and modules are found.
     fn check(files: &[&str], release: Option<&str>, expect: Result<(&str, &str), &str>) {
         let root = tempfile::tempdir().unwrap();
         for file in files {
@@ -195,8 +195,8 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_of_distributions_are_found_where_their_packages_put_them() {
-        // Debian 12, of which the modules are not packed.
+    fn the_kernels_of_distribution_packages_are_found() {
+        // Debian 12, whose modules are not compressed.
         let debian = [
             "boot/vmlinuz-6.1.0-41-cloud-amd64",
             "boot/System.map-6.1.0-41-cloud-amd64",
@@ -205,14 +205,14 @@ mod tests {
             "lib/modules/6.1.0-41-cloud-amd64/modules.builtin",
         ];
         check(&debian, None, Ok((debian[0], "lib/modules/6.1.0-41-cloud-amd64")));
-        // Ubuntu 24.04, whose packages of kernel and modules are two.
+        // Ubuntu 24.04, with separate packages for kernel and modules.
         let ubuntu = [
             "boot/vmlinuz-6.8.0-60-generic",
             "lib/modules/6.8.0-60-generic/kernel/drivers/block/virtio_blk.ko.zst",
             "usr/share/doc/linux-image-6.8.0-60-generic/copyright",
         ];
         check(&ubuntu, None, Ok((ubuntu[0], "lib/modules/6.8.0-60-generic")));
-        // Fedora 41: the kernel stands with its modules, and is copied to /boot by a script.
+        // Fedora 41: the kernel is in the modules directory, and a script copies it to /boot.
         let fedora = [
             "lib/modules/6.13.5-200.fc41.x86_64/vmlinuz",
             "lib/modules/6.13.5-200.fc41.x86_64/.vmlinuz.hmac",
@@ -235,7 +235,7 @@ mod tests {
         check(&two, Some("6.2"), Ok(("boot/vmlinuz-6.2", "lib/modules/6.2")));
         check(&two, Some("6.3"), Err("has no kernel 6.3"));
         check(&two, Some("../../etc"), Err("has no kernel ../../etc"));
-        // Headers, and modules whose kernel has gone.
+        // Headers, and modules without their kernel.
         check(&["lib/modules/6.1/x.ko", "usr/src/linux/Makefile"], None, Err("has no kernel in boot"));
     }
 }

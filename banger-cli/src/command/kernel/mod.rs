@@ -13,7 +13,7 @@ use clap::Subcommand;
 
 use crate::error::Result;
 
-/// What can be done with kernels.
+/// The subcommands of `banger kernel`.
 #[derive(Debug, Subcommand)]
 pub enum KernelCommand {
     Pull(pull::Pull),

@@ -1,4 +1,4 @@
-//! A tar archive of a directory of kernel modules. The same directory gives the same bytes.
+//! Packs a directory of kernel modules as a tar archive. The same directory gives the same bytes.
 
 use std::{
     fs::{self, File},
@@ -10,9 +10,9 @@ use tar::{Builder, EntryType, Header};
 
 use crate::error::{Error, Result};
 
-/// Packs the modules below `directory`, and the tables beside them, into a file without a name.
+/// Packs the modules and module tables below `directory` into an unnamed file.
 ///
-/// Only regular files are taken: `build` and `source`, which are links to headers, are no modules.
+/// Only regular files are packed: `build` and `source`, links to headers, are left out.
 pub fn archive(directory: &Path) -> Result<File> {
     let mut files = Vec::new();
     collect(directory, Path::new(""), &mut files)?;
@@ -34,7 +34,7 @@ pub fn archive(directory: &Path) -> Result<File> {
     Ok(archive)
 }
 
-/// `…/modules/RELEASE` keeps the release, so that the service can tell modules of another kernel.
+/// Keeps the release of `…/modules/RELEASE`, so that the service can detect modules of another kernel.
 fn release_of(directory: &Path) -> PathBuf {
     let whole = fs::canonicalize(directory).unwrap_or_default();
     let below_modules = whole.parent().and_then(Path::file_name).is_some_and(|parent| parent == "modules");
@@ -44,14 +44,14 @@ fn release_of(directory: &Path) -> PathBuf {
     }
 }
 
-/// Finds the files that belong into the archive, by their paths below `root`.
+/// Collects the files for the archive, as paths relative to `root`.
 fn collect(root: &Path, below: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let directory = root.join(below);
     let failed = |source| Error::io(format!("read {}", directory.display()), source);
     for entry in fs::read_dir(&directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let path = below.join(entry.file_name());
-        // Not of what a link leads to.
+        // Without following links.
         let kind = entry.file_type().map_err(failed)?;
         if kind.is_dir() {
             collect(root, &path, files)?;
@@ -62,7 +62,7 @@ fn collect(root: &Path, below: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Whether it is a module, perhaps compressed, or a table of depmod(8).
+/// Returns whether the file is a module, possibly compressed, or a table of depmod(8).
 fn belongs(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     let is_module = [".ko", ".ko.gz", ".ko.xz", ".ko.zst"].iter().any(|end| name.ends_with(end));
@@ -82,12 +82,12 @@ fn append<W: Write>(builder: &mut Builder<W>, root: &Path, prefix: &Path, path: 
     header.set_gid(0);
     header.set_mtime(0);
     header.set_size(size);
-    // A file that grows meanwhile must not spill into the next entry.
+    // A file that grows meanwhile must not extend into the next entry.
     let content = Exactly { file, left: size };
     builder.append_data(&mut header, prefix.join(path), content).map_err(failed)
 }
 
-/// As many bytes of a file as it had; fewer are an error.
+/// Reads as many bytes of a file as it had. Fails if it has fewer by now.
 struct Exactly {
     file: File,
     left: u64,
@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory as `/lib/modules/6.1.0` is.
+    /// Creates a directory like `/lib/modules/6.1.0`.
     fn tree() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("lib/modules/6.1.0");
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_another_name_is_no_release() {
+    fn another_directory_name_is_not_a_release() {
         let (dir, root) = tree();
         let other = dir.path().join("mine");
         fs::rename(root, &other).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_becomes_shorter_is_an_error() {
+    fn a_file_that_shrinks_is_an_error() {
         let mut content = Exactly { file: tempfile::tempfile().unwrap(), left: 1 };
         assert!(content.read(&mut [0; 8]).is_err());
     }

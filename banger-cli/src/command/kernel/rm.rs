@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::{batch::ToldArgs, command::remove, error::Result, service::Kind};
+use crate::{batch::ResultArgs, command::remove, error::Result, service::Kind};
 
 /// Delete kernels that no image and no sandbox uses
 #[derive(Debug, Args)]
@@ -17,11 +17,11 @@ pub struct Rm {
     #[arg(required = true, value_name = "KERNEL")]
     kernels: Vec<String>,
     #[command(flatten)]
-    told: ToldArgs,
+    output: ResultArgs,
 }
 
 impl Rm {
     pub async fn run(&self) -> Result<u8> {
-        remove::each(Kind::Kernel, &self.kernels, self.told).await
+        remove::each(Kind::Kernel, &self.kernels, self.output).await
     }
 }

@@ -1,4 +1,4 @@
-//! What the verbs have in common that change many sandboxes at once.
+//! Shared code of the commands that change many sandboxes at once.
 
 use banger_proto::bus::{ErrorName, proxy::Options};
 use clap::Args;
@@ -6,7 +6,7 @@ use zbus::OwnedObjectPath;
 
 use super::wait::{self, Wait};
 use crate::{
-    batch::{self, ToldArgs},
+    batch::{self, ResultArgs},
     bus::Bus,
     error::{Error, Result},
     guest::Guest,
@@ -20,12 +20,12 @@ use crate::{
 #[derive(Debug, Clone, Copy, Args)]
 pub struct ChangeArgs {
     #[command(flatten)]
-    pub told: ToldArgs,
+    pub output: ResultArgs,
     #[command(flatten)]
     pub progress: ProgressArgs,
 }
 
-/// Calls a method of each sandbox and waits for the jobs. Returns the status.
+/// Calls a method of each sandbox and waits for the jobs. Returns the exit status.
 pub async fn each(
     references: &[String],
     method: &str,
@@ -36,7 +36,7 @@ pub async fn each(
     each_and_wait(references, method, options, args, done, None).await
 }
 
-/// As [`each`], for a method that boots them; waits until they have come so far.
+/// Like [`each`], for a method that boots them; also waits for a boot phase.
 pub async fn each_and_wait(
     references: &[String],
     method: &str,
@@ -48,10 +48,10 @@ pub async fn each_and_wait(
     let progress = Progress::new(args.progress);
     let bus = Bus::connect().await?;
     let found = batch::find(&bus, Kind::Vm, references).await;
-    all(bus, found, (method, wait), options, (progress, args.told), done).await
+    all(bus, found, (method, wait), options, (progress, args.output), done).await
 }
 
-/// Deletes the sandboxes of these ids, which are told by their names.
+/// Deletes the sandboxes with these ids, and prints their names.
 pub async fn delete(ids: &[String], names: &[String], args: ChangeArgs) -> Result<u8> {
     let progress = Progress::new(args.progress);
     let bus = Bus::connect().await?;
@@ -59,7 +59,7 @@ pub async fn delete(ids: &[String], names: &[String], args: ChangeArgs) -> Resul
     for ((reference, _), name) in found.iter_mut().zip(names) {
         name.clone_into(reference);
     }
-    all(bus, found, ("Delete", None), Options::new(), (progress, args.told), "deleted").await
+    all(bus, found, ("Delete", None), Options::new(), (progress, args.output), "deleted").await
 }
 
 async fn all(
@@ -67,7 +67,7 @@ async fn all(
     found: Vec<batch::Found>,
     (method, wait): (&str, Option<Wait>),
     options: Options<'_>,
-    (progress, told): (Progress, ToldArgs),
+    (progress, output): (Progress, ResultArgs),
     done: &str,
 ) -> Result<u8> {
     let several = found.len() > 1;
@@ -79,8 +79,8 @@ async fn all(
         async move {
             let label = several.then_some(reference.as_str());
             let track = progress.track(label);
-            let asked = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await;
-            let job = asked.map_err(|error| advise(error, method))?;
+            let called = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await;
+            let job = called.map_err(|error| add_hint(error, method))?;
             jobs.finish(bus, &job, track, &mut listener).await?;
             if wait.is_none() {
                 return Ok(());
@@ -89,15 +89,26 @@ async fn all(
             wait::until(&mut Guest::new(bus.clone(), vm, listener), wait, &track).await
         }
     };
-    batch::each(found, progress, done, told, change).await
+    batch::each(found, progress, done, output, change).await
 }
 
-/// Who deletes what runs is told how to do it all the same.
-fn advise(error: Error, method: &str) -> Error {
+/// Suggests `--force` for deleting a running sandbox.
+fn add_hint(error: Error, method: &str) -> Error {
     match (error.name(), method) {
-        (Some(ErrorName::InvalidState), "Delete") => {
-            error.advise("stop it first, or kill and delete it at once with `banger vm delete --force NAME`.")
-        }
+        (Some(ErrorName::InvalidState), "Delete") => error
+            .with_hint("stop it first, or kill and delete it at once with `banger vm delete --force NAME`."),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wording::{check, of_service, shown};
+
+    #[test]
+    fn hints_of_delete() {
+        let refused = add_hint(of_service(ErrorName::InvalidState), "Delete").about("web");
+        check("hints_of_delete", &shown([("running", refused)]));
     }
 }

@@ -14,8 +14,9 @@ use crate::{
 
 /// List or stop the detached commands of a sandbox
 ///
-/// `banger vm exec -d` starts a detached command, and `banger vm logs --exec` shows its output. The sandbox keeps at least
-/// the last 8 MiB of each command's output, and the exit status of the last 64 that have ended. At most 64 run at once.
+/// `banger vm exec -d` starts a detached command, and `banger vm logs --exec` shows its output. The sandbox keeps at
+/// least the last 8 MiB of each command's output, and the exit status of the last 64 that have ended. At most 64 run
+/// at once.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -39,12 +40,12 @@ impl Commands {
         let mut guest = Guest::of(&self.sandbox).await?;
         for id in &self.stop {
             let stopped = guest.call(Request::StopDetached(*id), |call| call.finish()).await;
-            stopped.map_err(|error| self.advise(error))?;
+            stopped.map_err(|error| self.add_hint(error))?;
         }
         if !self.stop.is_empty() {
             return Ok(0);
         }
-        let commands: Vec<Detached> = guest.ask(Request::Detached).await?;
+        let commands: Vec<Detached> = guest.query(Request::Detached).await?;
         if self.json {
             output::json(&Value::Array(commands.iter().map(object).collect()))?;
             return Ok(0);
@@ -65,12 +66,12 @@ impl Commands {
         Ok(0)
     }
 
-    fn advise(&self, error: Error) -> Error {
-        error.advise(format!("`banger vm commands {}` lists the detached commands.", self.sandbox))
+    fn add_hint(&self, error: Error) -> Error {
+        error.with_hint(format!("`banger vm commands {}` lists the detached commands.", self.sandbox))
     }
 }
 
-/// How a command is, in words.
+/// Describes the state of a command.
 fn status(command: &Detached) -> String {
     match (command.running, command.exit) {
         (true, _) => "running".to_owned(),

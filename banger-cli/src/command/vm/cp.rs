@@ -11,8 +11,8 @@ use clap::Args;
 use self::side::Side;
 use crate::{
     error::{Error, Result},
-    plain,
     progress::{Progress, ProgressArgs},
+    sanitize,
 };
 
 /// Copy files and directories into a sandbox, out of it, or between two
@@ -73,13 +73,13 @@ impl Cp {
         let (to, sources) = (Side::parse(&self.to), self.from.as_slice());
         if sources.len() > 1 && (to == Side::Stream || sources.iter().any(|source| source == "-")) {
             return Err(Error::Usage("cannot copy an archive together with other paths".to_owned())
-                .advise("copy the archive and the other paths with separate commands."));
+                .with_hint("copy the archive and the other paths with separate commands."));
         }
-        // Several copies need several names.
+        // Several copies need separate names.
         let to = if sources.len() > 1 { to.into_directory() } else { to };
         for from in sources {
             let from = Side::parse(from);
-            let remarks = match (&from, &to) {
+            let notes = match (&from, &to) {
                 (Side::Sandbox(from), Side::Sandbox(to)) => copying.between(from, to).await,
                 (_, Side::Sandbox(to)) => copying.send(&from, to).await,
                 (Side::Sandbox(_), _) if self.chown.is_some() => {
@@ -87,10 +87,10 @@ impl Cp {
                 }
                 (Side::Sandbox(from), _) => copying.fetch(from, &to).await,
                 _ => Err(Error::Usage("none of the paths is in a sandbox".to_owned())
-                    .advise("write a path in a sandbox as SANDBOX:PATH, such as `web:/root/`.")),
+                    .with_hint("write a path in a sandbox as SANDBOX:PATH, such as `web:/root/`.")),
             };
-            for remark in remarks? {
-                progress.note(&format!("note: {}.", plain::line(&remark)));
+            for remark in notes? {
+                progress.note(&format!("note: {}.", sanitize::line(&remark)));
             }
         }
         Ok(0)

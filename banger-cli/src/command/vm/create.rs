@@ -5,19 +5,19 @@ use clap::Args;
 use zbus::Variant;
 
 use super::{
-    machine_args::MachineArgs,
     run::{explain, print_created},
+    vm_args::VmArgs,
     wait::{self, Wait},
 };
 use crate::{
     bus::Bus,
     error::Result,
-    furnish::furnish,
     guest::Guest,
     job::Jobs,
     progress::{Progress, ProgressArgs},
     settings::Settings,
     signals::Signals,
+    user_files,
 };
 
 /// Create a sandbox and start it
@@ -43,24 +43,24 @@ pub struct Create {
     #[command(flatten)]
     progress: ProgressArgs,
     #[command(flatten)]
-    machine: MachineArgs,
+    vm_args: VmArgs,
 }
 
 impl Create {
     pub async fn run(&self) -> Result<u8> {
         let progress = Progress::new(self.progress);
-        // So that a mistake in them is known before there is a sandbox.
+        // Reads the settings first, so that mistakes are reported before a sandbox is created.
         let settings = Settings::of_caller()?;
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
         let start = Options::from([(create::START, Variant::from(!self.no_start))]);
         let mut listener = Signals::catch()?.listen();
-        let (vm, job) = self.machine.create(&bus, &jobs, &progress, &mut listener, start).await?;
+        let (vm, job) = self.vm_args.create(&bus, &jobs, &progress, &mut listener, start).await?;
         match jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             Ok(_) => {
                 if !self.no_start {
                     let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
-                    for problem in furnish(&mut guest, &settings).await? {
+                    for problem in user_files::send(&mut guest, &settings).await? {
                         progress.note(&format!("warning: {problem}"));
                     }
                     wait::until(&mut guest, self.wait, &progress.track(None)).await?;

@@ -26,18 +26,18 @@ use crate::{
     settings::Settings,
     signals::Signals,
     workspace::{
-        changed::Differing,
-        record::{Kept, Records, reference},
+        changed::ChangedFiles,
+        record::{Records, StoredWorkspace, reference},
         source::Repository,
         sync::{self, Changes},
         tooling,
     },
 };
 
-/// The longest time that the service lets anything take.
-const FOREVER: Duration = Duration::from_secs(24 * 3600);
-/// When it is said that a stream is waited for. A guest that is busy may take a while to answer, too.
-const TELL_AFTER: Duration = Duration::from_secs(3);
+/// The longest timeout that the service accepts.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// When to report the wait for a stream. A busy guest may also take a while to answer.
+const NOTE_AFTER: Duration = Duration::from_secs(3);
 
 /// Run a command or a shell in a running sandbox
 ///
@@ -79,7 +79,7 @@ pub struct ExecCommand {
     json: bool,
 }
 
-/// Where a command runs.
+/// The sandbox and directory of a command.
 #[derive(Debug, Args)]
 pub struct Target {
     /// Name, id or id prefix
@@ -106,7 +106,7 @@ impl ExecCommand {
         let exec = &self.target.exec;
         if self.detach {
             let (stream, exec) = self.target.stream(exec.detached(&self.command)).await?;
-            match attach::detach(stream, &exec).await.map_err(advise_elsewhere)? {
+            match attach::detach(stream, &exec).await.map_err(hint_missing_workspace)? {
                 Some(id) if self.json => output::json(&json!({ "id": id }))?,
                 Some(id) => output::text(&format!("{id}\n"))?,
                 None => eprintln!(
@@ -124,51 +124,51 @@ impl Target {
     /// Runs a command there.
     pub async fn run(&self, exec: Exec) -> Result<u8> {
         let (stream, exec) = self.stream(exec).await?;
-        // Until here a signal ends us as it ends any program.
+        // Up to here, signals end this process as they end any program.
         attach::run(stream, exec, self.exec.stdin(), &mut Signals::catch()?.listen())
             .await
-            .map_err(advise_elsewhere)
+            .map_err(hint_missing_workspace)
     }
 
-    /// A stream for a command, and the command as it is run in the workspace.
+    /// Returns a stream for a command, and the command adapted to the workspace.
     async fn stream(&self, mut exec: Exec) -> Result<(OwnedFd, Exec)> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         let kept = Records::of(&id_of(&vm))?.find(self.guest_path.as_deref());
         if kept.is_none() && (self.auto_prepare || self.guest_path.is_some()) {
             return Err(Error::Refused(format!("you sent no repository to {}", self.sandbox))
-                .advise(format!("`banger vm workspace prepare {} PATH` sends one.", self.sandbox)));
+                .with_hint(format!("`banger vm workspace prepare {} PATH` sends one.", self.sandbox)));
         }
         exec.wait = self.exec.phase(&Settings::of_caller()?);
         if let Some(kept) = kept {
             let owner = kept.record.owner().to_owned();
             let is_owners = self.exec.is_of(&owner);
-            let place = Some(kept.record.guest_path.clone()).filter(|_| is_owners);
+            let directory = Some(kept.record.guest_path.clone()).filter(|_| is_owners);
             exec.user.get_or_insert(owner);
-            exec.cwd = exec.cwd.or(place);
+            exec.cwd = exec.cwd.or(directory);
             tooling::put_env(&mut exec, &kept.record.env);
             if kept.record.mise && !exec.argv.is_empty() && is_owners {
-                exec.argv = tooling::wrapped(&exec.argv);
+                exec.argv = tooling::with_mise(&exec.argv);
             }
-            self.settle(&bus, &vm, kept).await?;
+            self.sync_workspace(&bus, &vm, kept).await?;
         }
-        let stream = self.open(&bus, &vm).await.map_err(|error| advise(error).about(&self.sandbox))?;
+        let stream = self.open(&bus, &vm).await.map_err(|error| add_hint(error).about(&self.sandbox))?;
         Ok((stream, exec))
     }
 
-    /// A stream for the command. Who has to wait for one is told so.
+    /// Opens a stream for the command. Reports when that takes long.
     async fn open(&self, bus: &Bus, vm: &OwnedObjectPath) -> Result<OwnedFd> {
-        let timeout = self.timeout.map_or(FOREVER, |seconds| Duration::from_secs(seconds.into()));
+        let timeout = self.timeout.map_or(MAX_TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
         let mut opening = pin!(bus.open_agent(vm, agent::COMMAND, Some(timeout)));
         tokio::select! {
             stream = &mut opening => return stream,
-            () = tokio::time::sleep(TELL_AFTER) => {}
+            () = tokio::time::sleep(NOTE_AFTER) => {}
         }
         eprintln!("waiting for {}: it is slow, or already runs as many commands as it can", self.sandbox);
         opening.await
     }
 
-    /// A login shell, and then a word on whether the sandbox goes on.
+    /// Runs a login shell, then reports whether the sandbox is still running.
     pub async fn shell(&self) -> Result<u8> {
         let status = self.run(self.exec.exec(&[])).await;
         let bus = Bus::connect().await?;
@@ -182,21 +182,21 @@ impl Target {
         status
     }
 
-    /// Sends what has changed here, or says that something has.
-    async fn settle(&self, bus: &Bus, vm: &OwnedObjectPath, kept: Kept) -> Result<()> {
+    /// Sends what has changed on the host, or warns that something has.
+    async fn sync_workspace(&self, bus: &Bus, vm: &OwnedObjectPath, kept: StoredWorkspace) -> Result<()> {
         let reference = reference(&self.sandbox, self.guest_path.as_deref());
-        if !self.prepares(&kept)? {
-            // A revision that was sent instead of the work tree does not follow it. That files here cannot be
-            // compared, as when they were moved elsewhere, keeps nobody from working in the sandbox.
+        if !self.auto_prepares(&kept)? {
+            // A revision that was sent does not follow the work tree. A failure to compare files, for instance
+            // because they were moved, must not prevent work in the sandbox.
             if !kept.record.from_commit
-                && let Ok(differing) = Differing::find(&kept)
+                && let Ok(differing) = ChangedFiles::find(&kept)
                 && let Some(warning) = sync::warning(&kept, &differing, &reference)
             {
                 eprintln!("warning: {warning}");
             }
             return Ok(());
         }
-        let differing = Differing::find(&kept)?;
+        let differing = ChangedFiles::find(&kept)?;
         if differing.is_empty() && Repository::head_now(&kept.record.source)? == kept.record.commit {
             return Ok(());
         }
@@ -206,8 +206,8 @@ impl Target {
         sync::send(&mut guest, kept, changes).await.map_err(|error| error.about(&reference))
     }
 
-    /// Whether what has changed here is sent before.
-    fn prepares(&self, kept: &Kept) -> Result<bool> {
+    /// Returns whether to send changes first.
+    fn auto_prepares(&self, kept: &StoredWorkspace) -> Result<bool> {
         Ok(match (self.auto_prepare, self.no_auto_prepare) {
             (true, _) => true,
             (_, true) => false,
@@ -216,22 +216,22 @@ impl Target {
     }
 }
 
-/// The workspace may have been removed there.
-fn advise_elsewhere(error: Error) -> Error {
+/// Adds a hint for a workspace that was removed in the sandbox.
+fn hint_missing_workspace(error: Error) -> Error {
     match &error {
         Error::Guest(failure) if failure.message.contains("there is no directory") => {
-            error.advise("`--workdir /` runs it in another directory.")
+            error.with_hint("`--workdir /` runs it in another directory.")
         }
         _ => error,
     }
 }
 
-/// Who wants to go into what is down has to boot it.
-fn advise(error: Error) -> Error {
+/// Adds a hint for a sandbox that is stopped or busy.
+fn add_hint(error: Error) -> Error {
     match error.name() {
-        Some(ErrorName::InvalidState) => error.advise("`banger vm start NAME` boots it."),
+        Some(ErrorName::InvalidState) => error.with_hint("`banger vm start NAME` boots it."),
         Some(ErrorName::TooManyRequests) => {
-            error.advise("wait until one of its commands ends, or wait longer with `--timeout SECONDS`.")
+            error.with_hint("wait until one of its commands ends, or wait longer with `--timeout SECONDS`.")
         }
         _ => error,
     }
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_options_of_the_command_are_not_ours() {
+    fn options_after_the_command_belong_to_it() {
         check("web", "web", &[]);
         check("web -- ls -l", "web", &["ls", "-l"]);
         check("web ls -t -d", "web", &["ls", "-t", "-d"]);
@@ -272,5 +272,19 @@ mod tests {
         assert!(Test::try_parse_from(["exec", "-d", "web"]).is_err());
         assert!(Test::try_parse_from(["exec", "-d", "-t", "web", "--", "ls"]).is_err());
         assert!(Test::try_parse_from(["exec", "-d", "web", "--", "ls"]).is_ok());
+    }
+
+    #[test]
+    fn hints_of_exec() {
+        use banger_proto::guest::{Failure, FailureKind};
+
+        use crate::wording::{check, of_service, shown};
+
+        let message = "there is no directory /root/repo in the guest".to_owned();
+        let missing = Error::Guest(Failure { kind: FailureKind::BadRequest, message });
+        let by_name = [ErrorName::InvalidState, ErrorName::TooManyRequests];
+        let errors = by_name.map(|name| (name.as_str(), add_hint(of_service(name)).about("web")));
+        let missing = [("missing workspace", hint_missing_workspace(missing))];
+        check("hints_of_exec", &shown(errors.into_iter().chain(missing)));
     }
 }

@@ -1,4 +1,4 @@
-//! How a command runs in a sandbox.
+//! The options for running a command in a sandbox.
 
 use std::env;
 
@@ -45,7 +45,7 @@ pub struct ExecArgs {
     wait: Option<Wait>,
 }
 
-/// A variable of the environment; without a value where it is not set here.
+/// An environment variable; without a value if it is not set on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Variable {
     name: String,
@@ -64,7 +64,7 @@ fn variable(text: &str) -> Result<Variable, String> {
 }
 
 impl ExecArgs {
-    /// The request for this command; the login shell when it is empty.
+    /// Returns the request for this command; a login shell if it is empty.
     pub fn exec(&self, command: &[String]) -> Exec {
         let tty = match (self.tty, self.no_tty) {
             (true, _) => TerminalUse::Always,
@@ -75,27 +75,27 @@ impl ExecArgs {
         Exec { terminal: tty.terminal(), ..self.without_terminal(command) }
     }
 
-    /// The request for this command that goes on without us.
+    /// Returns the request for this command, detached.
     pub fn detached(&self, command: &[String]) -> Exec {
         Exec { detach: true, ..self.without_terminal(command) }
     }
 
-    /// What it reads.
+    /// Returns the standard input of the command.
     pub fn stdin(&self) -> Stdin {
         if self.no_stdin { Stdin::Null } else { Stdin::Ours }
     }
 
-    /// How far the guest must have booted, where `--wait` says it.
+    /// Returns the boot phase given by `--wait`.
     pub fn wait(&self) -> Option<Wait> {
         self.wait
     }
 
-    /// How far the guest must have booted before a command begins.
+    /// Returns the boot phase to wait for before a command starts.
     pub fn phase(&self, settings: &Settings) -> Phase {
         self.wait.unwrap_or(settings.wait).phase()
     }
 
-    /// Whether it runs as the user whose a workspace is.
+    /// Returns whether it runs as the owner of a workspace.
     pub fn is_of(&self, owner: &str) -> bool {
         let is_owner = |user: &str| user == owner || (owner == "root" && user == "0");
         self.user.as_deref().is_none_or(is_owner)
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_without_a_value_is_taken_from_here() {
+    fn a_variable_without_a_value_is_taken_from_the_host() {
         let path = env::var("PATH").unwrap();
         let here = Variable { name: "PATH".into(), value: Some(path) };
         assert_eq!(variable("PATH"), Ok(here));

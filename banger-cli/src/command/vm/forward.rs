@@ -27,18 +27,18 @@ use crate::{
     error::{Error, Result},
     guest::Guest,
     progress::{Progress, ProgressArgs},
-    relay::{self, Carried, Relay},
+    relay::{self, Relay, RelayEnd},
     service::Kind,
     signals::{Signals, unless_ended},
 };
 
-/// Between two looks at what listens in the sandbox, with `--auto`.
-const LOOK: Duration = Duration::from_secs(2);
-/// How long a connection waits for a stream to the sandbox, of which there are only so many for connections. A browser
-/// gives up by itself no sooner.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Connections to one port that may be under way or wait. More stay in the system's queue.
-const MOST: usize = 64;
+/// Poll interval for listening ports, with `--auto`.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a connection waits for a stream to the sandbox, of which there is a limited number. Browsers wait at
+/// least as long.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit on connections to one port. Further ones wait in the system's queue.
+const MAX_CONNECTIONS: usize = 64;
 const LOOPBACK: &str = "127.0.0.1";
 
 /// Forward connections into or out of a sandbox
@@ -82,11 +82,11 @@ impl FromStr for Spec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let words: Vec<&str> = text.split(':').collect();
-        // A word that is no port begins a side of two words: an address.
-        let is_whole = |word: &str| word.starts_with('/') || word.bytes().all(|byte| byte.is_ascii_digit());
-        let length = |words: &[&str]| if words.first().is_some_and(|word| is_whole(word)) { 1 } else { 2 };
-        let (listen, rest) = words.split_at(length(&words).min(words.len()));
+        let parts: Vec<&str> = text.split(':').collect();
+        // A word that is not a port begins a side of two words: an address.
+        let is_whole = |part: &str| part.starts_with('/') || part.bytes().all(|byte| byte.is_ascii_digit());
+        let length = |parts: &[&str]| if parts.first().is_some_and(|part| is_whole(part)) { 1 } else { 2 };
+        let (listen, rest) = parts.split_at(length(&parts).min(parts.len()));
         let (connect, more) = rest.split_at(length(rest).min(rest.len()));
         let connect = if connect.is_empty() { listen } else { connect };
         match (endpoint(listen), endpoint(connect), more) {
@@ -98,8 +98,8 @@ impl FromStr for Spec {
     }
 }
 
-fn endpoint(words: &[&str]) -> Option<Endpoint> {
-    match words {
+fn endpoint(parts: &[&str]) -> Option<Endpoint> {
+    match parts {
         [path] if path.starts_with('/') => Some(Endpoint::Unix((*path).to_owned())),
         [port] => Some(Endpoint::Tcp(LOOPBACK.to_owned(), port.parse().ok()?)),
         [host, port] if !host.is_empty() => Some(Endpoint::Tcp((*host).to_owned(), port.parse().ok()?)),
@@ -107,10 +107,10 @@ fn endpoint(words: &[&str]) -> Option<Endpoint> {
     }
 }
 
-/// An endpoint as people read it.
-struct Shown<'a>(&'a Endpoint);
+/// Formats an endpoint for people.
+struct DisplayEndpoint<'a>(&'a Endpoint);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for DisplayEndpoint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Endpoint::Tcp(host, port) => write!(f, "{host}:{port}"),
@@ -119,39 +119,39 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// What every connection needs.
+/// Shared state of all connections.
 #[derive(Clone)]
-struct Way {
+struct Forwarder {
     bus: Bus,
     vm: OwnedObjectPath,
     progress: Progress,
     failures: Failures,
 }
 
-/// What becomes of a connection that cannot be led on.
+/// What to do with an error of a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Failures {
-    /// It is told why.
-    Told,
-    /// Somebody else has the terminal.
-    Untold,
+    /// Print it.
+    Report,
+    /// Ignore it, because another program uses the terminal.
+    Silent,
 }
 
-/// Leads ports of this host's loopback to the same ones of a sandbox, as long as what is returned is kept. A port
-/// that is taken here gets another number.
-pub async fn lead(
+/// Forwards ports of this host's loopback to the same ports of a sandbox, as long as the result is kept. A port that
+/// is in use gets another number.
+pub async fn forward_ports(
     bus: &Bus,
     vm: &OwnedObjectPath,
     progress: &Progress,
     ports: &[u16],
 ) -> Result<JoinSet<Result<()>>> {
     let (bus, vm, progress) = (bus.clone(), vm.clone(), progress.clone());
-    let way = Way { bus, vm, progress, failures: Failures::Untold };
+    let forwarder = Forwarder { bus, vm, progress, failures: Failures::Silent };
     let mut tasks = JoinSet::new();
     for &port in ports {
-        let listener = Listener::like(port).await?;
-        way.progress.note(&format!("{} reaches {port} in the sandbox.", listener.place()));
-        tasks.spawn(serve(way.clone(), listener, Endpoint::Tcp(LOOPBACK.to_owned(), port)));
+        let listener = Listener::bind_near(port).await?;
+        forwarder.progress.note(&format!("{} reaches {port} in the sandbox.", listener.address()));
+        tasks.spawn(serve(forwarder.clone(), listener, Endpoint::Tcp(LOOPBACK.to_owned(), port)));
     }
     Ok(tasks)
 }
@@ -162,33 +162,38 @@ impl Forward {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         let signals = Signals::catch()?;
-        let way = Way { bus, vm, progress, failures: Failures::Told };
+        let forwarder = Forwarder { bus, vm, progress, failures: Failures::Report };
         let mut tasks = JoinSet::new();
-        // All that is to listen does before anything is said.
-        let mut said = Vec::new();
+        // All listeners are bound before anything is printed.
+        let mut lines = Vec::new();
         for spec in &self.local {
             let listener = Listener::bind(&spec.listen).await?;
-            said.push(format!("{} reaches {} in {}.", listener.place(), Shown(&spec.connect), self.sandbox));
-            tasks.spawn(serve(way.clone(), listener, spec.connect.clone()));
+            lines.push(format!(
+                "{} reaches {} in {}.",
+                listener.address(),
+                DisplayEndpoint(&spec.connect),
+                self.sandbox
+            ));
+            tasks.spawn(serve(forwarder.clone(), listener, spec.connect.clone()));
         }
         for spec in &self.remote {
-            let relay = way
+            let relay = forwarder
                 .open(&Request::Listen(spec.listen.clone()))
                 .await
                 .map_err(|error| error.about(&self.sandbox))?;
-            said.push(format!(
+            lines.push(format!(
                 "{} in {} reaches {}.",
-                Shown(&spec.listen),
+                DisplayEndpoint(&spec.listen),
                 self.sandbox,
-                Shown(&spec.connect)
+                DisplayEndpoint(&spec.connect)
             ));
-            tasks.spawn(serve_remote(way.clone(), relay, spec.connect.clone()));
+            tasks.spawn(serve_remote(forwarder.clone(), relay, spec.connect.clone()));
         }
         if self.auto {
-            let guest = Guest::new(way.bus.clone(), way.vm.clone(), signals.listen());
-            tasks.spawn(serve_all(way.clone(), guest, self.sandbox.clone()));
+            let guest = Guest::new(forwarder.bus.clone(), forwarder.vm.clone(), signals.listen());
+            tasks.spawn(serve_all(forwarder.clone(), guest, self.sandbox.clone()));
         }
-        said.iter().for_each(|line| way.progress.note(line));
+        lines.iter().for_each(|line| forwarder.progress.note(line));
         let mut listener = signals.listen();
         let ended = unless_ended(&mut listener, async {
             match tasks.join_next().await {
@@ -197,7 +202,7 @@ impl Forward {
             }
         });
         match ended.await {
-            // That is how it is meant to end.
+            // The normal way to end.
             Err(Error::Interrupted { .. }) => Ok(0),
             Err(error) => Err(error.about(&self.sandbox)),
             Ok(()) => Ok(0),
@@ -205,21 +210,21 @@ impl Forward {
     }
 }
 
-impl Way {
+impl Forwarder {
     async fn open(&self, request: &Request) -> Result<Relay> {
-        let stream = self.bus.open_agent(&self.vm, agent::CONNECTION, Some(PATIENCE)).await?;
+        let stream = self.bus.open_agent(&self.vm, agent::CONNECTION, Some(STREAM_TIMEOUT)).await?;
         Relay::begin(stream, request).await
     }
 
-    /// Carries one connection. What goes wrong with it is told, and the others go on. Unless both sides have ended it,
-    /// it is reset on this side as well.
-    async fn carry(self, request: Request, local: Result<Local>) {
+    /// Relays one connection. An error is printed, and does not affect the others. Unless both sides have ended the
+    /// connection, it is reset on this side as well.
+    async fn relay_connection(self, request: Request, local: Result<Local>) {
         let mut local = match local {
             Ok(local) => local,
             Err(error) => {
-                // Taken up and left, so that whoever made it in the sandbox does not wait for an answer.
+                // Accepted and dropped, so that the client in the sandbox does not wait for an answer.
                 drop(self.open(&request).await);
-                return self.tell(&error);
+                return self.report(&error);
             }
         };
         let carried = match self.open(&request).await {
@@ -230,39 +235,39 @@ impl Way {
             },
         };
         match carried {
-            Ok(Carried::Ended) => {}
-            Ok(Carried::Reset | Carried::LocalGone) => local.reset(),
+            Ok(RelayEnd::Ended) => {}
+            Ok(RelayEnd::Reset | RelayEnd::LocalGone) => local.reset(),
             Err(error) => {
                 local.reset();
-                self.tell(&error);
+                self.report(&error);
             }
         }
     }
 
-    fn tell(&self, error: &Error) {
-        if self.failures == Failures::Told {
+    fn report(&self, error: &Error) {
+        if self.failures == Failures::Report {
             self.progress.suspend(|| error.print(Some("a connection")));
         }
     }
 }
 
-/// A connection on this side.
+/// A connection on the host.
 enum Local {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Local {
-    /// Lets the other end see a reset when this is dropped. A socket file has none.
+    /// Makes dropping the connection send a reset. Socket files have none.
     fn reset(&self) {
         if let Self::Tcp(stream) = self {
-            // One that is gone needs no reset.
+            // A closed connection needs no reset.
             let _ = stream.set_zero_linger();
         }
     }
 
     async fn dial(endpoint: &Endpoint) -> Result<Self> {
-        let failed = |source| Error::io(format!("connect to {}", Shown(endpoint)), source);
+        let failed = |source| Error::io(format!("connect to {}", DisplayEndpoint(endpoint)), source);
         match endpoint {
             Endpoint::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
@@ -283,8 +288,8 @@ impl Listener {
     async fn bind(endpoint: &Endpoint) -> Result<Self> {
         let failed = |source: io::Error| {
             let taken = source.kind() == io::ErrorKind::AddrInUse;
-            let error = Error::io(format!("listen on {}", Shown(endpoint)), source);
-            if taken { error.advise("choose another one; port 0 lets the system choose.") } else { error }
+            let error = Error::io(format!("listen on {}", DisplayEndpoint(endpoint)), source);
+            if taken { error.with_hint("choose another one; port 0 lets the system choose.") } else { error }
         };
         match endpoint {
             Endpoint::Tcp(host, port) => {
@@ -292,7 +297,7 @@ impl Listener {
             }
             Endpoint::Unix(path) => {
                 let path = Path::new(path);
-                // A socket on which nobody listens is a leftover.
+                // A socket file without a listener is left over.
                 let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
                 if is_socket && UnixStream::connect(path).await.is_err() {
                     std::fs::remove_file(path).map_err(failed)?;
@@ -302,16 +307,16 @@ impl Listener {
         }
     }
 
-    /// A port of the loopback with this number, or another one where that is taken here, or only for root.
-    async fn like(port: u16) -> Result<Self> {
-        let place = |port| Endpoint::Tcp(LOOPBACK.to_owned(), port);
-        match Self::bind(&place(port)).await {
+    /// Binds a port of the loopback with this number, or another one if it is in use or reserved for root.
+    async fn bind_near(port: u16) -> Result<Self> {
+        let endpoint = |port| Endpoint::Tcp(LOOPBACK.to_owned(), port);
+        match Self::bind(&endpoint(port)).await {
             Ok(listener) => Ok(listener),
-            Err(_) => Self::bind(&place(0)).await,
+            Err(_) => Self::bind(&endpoint(0)).await,
         }
     }
 
-    fn place(&self) -> String {
+    fn address(&self) -> String {
         match self {
             Self::Tcp(listener) => {
                 listener.local_addr().map(|address| address.to_string()).unwrap_or_default()
@@ -335,68 +340,68 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Self::Unix(_, path) = self {
-            // Whoever has removed it already has done the same.
+            // It may have been removed already.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-async fn serve(way: Way, listener: Listener, connect: Endpoint) -> Result<()> {
-    let places = Arc::new(Semaphore::new(MOST));
+async fn serve(forwarder: Forwarder, listener: Listener, connect: Endpoint) -> Result<()> {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        // It is never closed.
-        let place = Arc::clone(&places).acquire_owned().await;
+        // The semaphore is never closed.
+        let slot = Arc::clone(&slots).acquire_owned().await;
         let local = listener.accept().await.map_err(|source| Error::io("accept a connection", source))?;
-        let carried = way.clone().carry(Request::Connect(connect.clone()), Ok(local));
+        let carried = forwarder.clone().relay_connection(Request::Connect(connect.clone()), Ok(local));
         tokio::spawn(async move {
             carried.await;
-            drop(place);
+            drop(slot);
         });
     }
 }
 
-async fn serve_remote(way: Way, mut relay: Relay, connect: Endpoint) -> Result<()> {
+async fn serve_remote(forwarder: Forwarder, mut relay: Relay, connect: Endpoint) -> Result<()> {
     let mut lines = Vec::new();
     loop {
-        lines.extend(relay.output().await?.ok_or_else(relay::garbage)?);
+        lines.extend(relay.output().await?.ok_or_else(relay::protocol_error)?);
         while let Some(end) = lines.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = lines.drain(..=end).collect();
             let number = std::str::from_utf8(&line).ok().and_then(|line| line.trim().parse().ok());
-            let number = number.ok_or_else(relay::garbage)?;
-            let (way, connect) = (way.clone(), connect.clone());
+            let number = number.ok_or_else(relay::protocol_error)?;
+            let (forwarder, connect) = (forwarder.clone(), connect.clone());
             tokio::spawn(async move {
                 let local = Local::dial(&connect).await;
-                way.carry(Request::Accept(number), local).await;
+                forwarder.relay_connection(Request::Accept(number), local).await;
             });
         }
         if lines.len() > 32 {
-            return Err(relay::garbage());
+            return Err(relay::protocol_error());
         }
     }
 }
 
-/// Leads a port of ours to each that listens on TCP, as they come.
-async fn serve_all(way: Way, mut guest: Guest, sandbox: String) -> Result<()> {
+/// Forwards a local port to each TCP port on which the sandbox listens, as they appear.
+async fn serve_all(forwarder: Forwarder, mut guest: Guest, sandbox: String) -> Result<()> {
     let mut seen = BTreeSet::new();
     loop {
-        let ports: Vec<banger_proto::guest::facts::ListeningPort> = guest.ask(Request::Ports).await?;
+        let ports: Vec<banger_proto::guest::facts::ListeningPort> = guest.query(Request::Ports).await?;
         for port in ports.into_iter().filter(|port| port.protocol == "tcp" && seen.insert(port.port)) {
-            let listener = Listener::like(port.port).await?;
+            let listener = Listener::bind_near(port.port).await?;
             let host = if port.address.contains(':') { "::1" } else { LOOPBACK };
             let any = port
                 .address
                 .parse::<std::net::IpAddr>()
                 .is_ok_and(|address| address.is_unspecified() || address.is_loopback());
             let host = if any { host.to_owned() } else { port.address.clone() };
-            way.progress.note(&format!(
+            forwarder.progress.note(&format!(
                 "{} reaches {} ({}) in {sandbox}.",
-                listener.place(),
+                listener.address(),
                 port.port,
                 port.program
             ));
-            tokio::spawn(serve(way.clone(), listener, Endpoint::Tcp(host, port.port)));
+            tokio::spawn(serve(forwarder.clone(), listener, Endpoint::Tcp(host, port.port)));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -6,7 +6,7 @@ use banger_proto::guest::GuestInfo;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::asked::Asked;
+use super::agents::Agents;
 use crate::{
     error::Result,
     guest::Guest,
@@ -15,7 +15,7 @@ use crate::{
     table::Table,
 };
 
-/// Between two pings.
+/// Interval between pings.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Check the guest agent
@@ -37,12 +37,12 @@ pub struct Health {
 
 impl Health {
     pub async fn run(&self) -> Result<u8> {
-        let mut asked = Asked::new(&self.sandboxes).await?;
+        let mut agents = Agents::new(&self.sandboxes).await?;
         let mut table = Table::new(["SANDBOX", "HEALTH", "AGENT", "KERNEL", "PROBLEMS"]);
         let mut rows = Vec::new();
         for reference in &self.sandboxes {
             let answer = async {
-                let (name, mut guest) = asked.open(reference).await?;
+                let (name, mut guest) = agents.open(reference).await?;
                 Ok((name, guest.info().await?))
             };
             let answer: Result<_> = answer.await;
@@ -51,7 +51,7 @@ impl Health {
                 Ok((name, info)) => {
                     let healthy = info.problems.is_empty();
                     if !healthy {
-                        asked.poor();
+                        agents.mark_unhealthy();
                     }
                     table.row([
                         name,
@@ -62,9 +62,9 @@ impl Health {
                     ]);
                 }
                 Err(error) => {
-                    asked.failed(reference, error);
-                    // Whoever asks for health wants to know of illness, and not of what kind the error was.
-                    asked.poor();
+                    agents.failed(reference, error);
+                    // Any failure counts as unhealthy here, whatever its kind.
+                    agents.mark_unhealthy();
                 }
             }
         }
@@ -73,7 +73,7 @@ impl Health {
         } else {
             output::text(&table.text())?;
         }
-        Ok(asked.status())
+        Ok(agents.status())
     }
 }
 

@@ -4,7 +4,7 @@ use clap::Args;
 use zbus::OwnedObjectPath;
 
 use crate::{
-    batch::{self, ToldArgs},
+    batch::{self, ResultArgs},
     bus::Bus,
     error::Result,
     progress::{Progress, ProgressArgs},
@@ -28,10 +28,10 @@ pub struct Kill {
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = signal)]
     signal: i32,
     #[command(flatten)]
-    told: ToldArgs,
+    output: ResultArgs,
 }
 
-/// The signals that end a program, by the numbers that they have on every architecture we run on (signal(7)).
+/// Signals that end a program, with their numbers on all our architectures (signal(7)).
 const SIGNALS: [(&str, i32); 8] =
     [("HUP", 1), ("INT", 2), ("QUIT", 3), ("ABRT", 6), ("KILL", 9), ("USR1", 10), ("USR2", 12), ("TERM", 15)];
 
@@ -50,7 +50,7 @@ impl Kill {
         let bus = &Bus::connect().await?;
         let progress = Progress::new(ProgressArgs { quiet: true });
         let kill = async |_, vm: OwnedObjectPath| bus.kill_vm(&vm, self.signal).await;
-        batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "killed", self.told, kill)
+        batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "killed", self.output, kill)
             .await
     }
 }

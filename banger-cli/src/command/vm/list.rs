@@ -18,8 +18,8 @@ use crate::{
     table::Table,
 };
 
-/// The service serves 32 calls of a user at once.
-const AT_ONCE: usize = 16;
+/// Limit of the service on concurrent calls of a user.
+const MAX_CONCURRENT: usize = 16;
 
 /// List your sandboxes
 #[derive(Debug, Args)]
@@ -46,12 +46,12 @@ pub struct List {
     json: bool,
 }
 
-/// What a sandbox has to be.
+/// A condition on sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Filter {
     /// This property has this value.
     Property(&'static str, String),
-    /// It has this label, with this value where one is said.
+    /// It has this label, with this value if given.
     Label(String, Option<String>),
 }
 
@@ -91,7 +91,7 @@ impl List {
     pub async fn run(&self) -> Result<u8> {
         let bus = Bus::connect().await?;
         let mut sandboxes =
-            if self.all { of_everybody(&bus).await? } else { bus.objects(VM_INTERFACE).await? };
+            if self.all { of_all_users(&bus).await? } else { bus.objects(VM_INTERFACE).await? };
         sandboxes.retain(|sandbox| self.filter.iter().all(|filter| filter.fits(sandbox)));
         object::sort(&mut sandboxes);
         if self.json {
@@ -107,11 +107,11 @@ impl List {
     }
 }
 
-async fn of_everybody(bus: &Bus) -> Result<Vec<Object>> {
+async fn of_all_users(bus: &Bus) -> Result<Vec<Object>> {
     let rows = bus.list_vms(&Options::from([(filter::ALL, Variant::from(true))])).await?;
     stream::iter(rows)
         .map(async |row| bus.properties(&row.path, Kind::Vm.interface()).await)
-        .buffered(AT_ONCE)
+        .buffered(MAX_CONCURRENT)
         .try_collect()
         .await
 }

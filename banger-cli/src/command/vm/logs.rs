@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     guest::Guest,
     output,
-    plain::{self, Filter},
+    sanitize::{self, Filter},
     service::Kind,
 };
 
@@ -60,7 +60,7 @@ impl Logs {
         if let Some(id) = self.exec {
             let shown = self.show_command(id).await.map_err(|error| error.about(&self.sandbox));
             return match shown {
-                // That is how it is meant to end.
+                // The normal way to end.
                 Err(error) if self.follow && error.is_interrupted() => Ok(0),
                 shown => shown.map(|()| 0),
             };
@@ -79,12 +79,12 @@ impl Logs {
         }
     }
 
-    /// What takes out of the text what steers a terminal, where it goes to one.
+    /// Returns a filter for control sequences, if the output is a terminal.
     fn filter(&self) -> Option<Filter> {
         (io::stdout().is_terminal() && !self.raw).then(Filter::default)
     }
 
-    /// Shows what a detached command has written, which the sandbox keeps.
+    /// Shows the output of a detached command, which the sandbox keeps.
     async fn show_command(&self, id: Option<u64>) -> Result<()> {
         let mut guest = Guest::of(&self.sandbox).await?;
         let id = match id {
@@ -93,16 +93,16 @@ impl Logs {
         };
         let request = Request::DetachedLog(DetachedLog { id, lines: self.tail, follow: self.follow });
         let mut filter = self.filter();
-        let remarks = guest
+        let notes = guest
             .call(request, move |call| {
                 while let Some(bytes) = call.output()? {
                     show(&mut filter, &bytes)?;
                 }
-                Ok(call.remarks())
+                Ok(call.notes())
             })
             .await?;
-        for remark in remarks {
-            eprintln!("note: {}", plain::line(&remark));
+        for remark in notes {
+            eprintln!("note: {}", sanitize::line(&remark));
         }
         Ok(())
     }
@@ -126,11 +126,11 @@ fn show(filter: &mut Option<Filter>, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// The number of the command that was detached last.
+/// Returns the number of the last detached command.
 async fn last(guest: &mut Guest, sandbox: &str) -> Result<u64> {
-    let commands: Vec<Detached> = guest.ask(Request::Detached).await?;
+    let commands: Vec<Detached> = guest.query(Request::Detached).await?;
     commands.iter().map(|command| command.id).max().ok_or_else(|| {
         Error::Refused(format!("no detached command was started in {sandbox}"))
-            .advise("`banger vm exec -d NAME -- COMMAND` starts one.")
+            .with_hint("`banger vm exec -d NAME -- COMMAND` starts one.")
     })
 }

@@ -1,6 +1,6 @@
 //! `banger vm`.
 
-mod asked;
+mod agents;
 mod change;
 mod commands;
 pub mod cp;
@@ -13,7 +13,6 @@ mod health;
 mod kill;
 pub mod list;
 mod logs;
-mod machine_args;
 mod ports;
 mod prune;
 mod publish;
@@ -28,6 +27,7 @@ mod start;
 mod stats;
 mod stop;
 mod stop_args;
+mod vm_args;
 mod wait;
 
 pub use wait::Wait;
@@ -38,10 +38,10 @@ use clap::Subcommand;
 
 use crate::error::{FAILURE, OWN_FAILURE, Result};
 
-/// The status of ssh when it has failed itself.
+/// Exit status of ssh when ssh itself fails.
 const SSH_FAILURE: u8 = 255;
 
-/// What can be done with sandboxes.
+/// The subcommands of `banger vm`.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
     Run(Box<run::Run>),
@@ -116,7 +116,7 @@ impl VmCommand {
         }
     }
 
-    /// The status when banger itself fails.
+    /// Returns the exit status for a failure of banger itself.
     pub fn own_failure(&self) -> u8 {
         match self {
             VmCommand::Run(_) | VmCommand::Exec(_) | VmCommand::Shell(_) => OWN_FAILURE,

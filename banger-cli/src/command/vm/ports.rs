@@ -4,7 +4,7 @@ use banger_proto::guest::{Request, facts::ListeningPort};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::asked::Asked;
+use super::agents::Agents;
 use crate::{error::Result, output, table::Table};
 
 /// Show the ports on which sandboxes listen
@@ -30,11 +30,11 @@ pub struct Ports {
 
 impl Ports {
     pub async fn run(&self) -> Result<u8> {
-        let mut asked = Asked::new(&self.sandboxes).await?;
+        let mut agents = Agents::new(&self.sandboxes).await?;
         let mut table = Table::new(["SANDBOX", "PORT", "ADDRESS", "REACHED AT", "PID", "PROGRAM"]);
         let mut rows = Vec::new();
         for reference in &self.sandboxes {
-            match listening(&asked, reference).await {
+            match listening(&agents, reference).await {
                 Ok((name, ports)) => {
                     for port in ports {
                         rows.push(object(&name, &port));
@@ -48,7 +48,7 @@ impl Ports {
                         ]);
                     }
                 }
-                Err(error) => asked.failed(reference, error),
+                Err(error) => agents.failed(reference, error),
             }
         }
         if self.json {
@@ -56,16 +56,16 @@ impl Ports {
         } else {
             output::text(&table.text())?;
         }
-        Ok(asked.status())
+        Ok(agents.status())
     }
 }
 
-async fn listening(asked: &Asked<'_>, reference: &str) -> Result<(String, Vec<ListeningPort>)> {
-    let (name, mut guest) = asked.open(reference).await?;
-    Ok((name, guest.ask(Request::Ports).await?))
+async fn listening(agents: &Agents<'_>, reference: &str) -> Result<(String, Vec<ListeningPort>)> {
+    let (name, mut guest) = agents.open(reference).await?;
+    Ok((name, guest.query(Request::Ports).await?))
 }
 
-/// How it is reached from here; not at all when it listens on the loopback.
+/// Returns how to reach it from the host; `None` if it listens on the loopback.
 fn endpoint(name: &str, port: &ListeningPort) -> Option<String> {
     let loopback = port.address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
     (!loopback).then(|| format!("{name}.vm:{}", port.port))

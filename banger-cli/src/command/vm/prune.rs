@@ -14,8 +14,8 @@ use crate::{
     output,
 };
 
-/// The states in which nothing of a sandbox runs or is about to.
-const AT_REST: [&str; 3] = ["created", "stopped", "failed"];
+/// The states in which a sandbox is neither running nor starting.
+const INACTIVE_STATES: [&str; 3] = ["created", "stopped", "failed"];
 
 /// Delete all your sandboxes that are not running
 ///
@@ -42,10 +42,10 @@ pub struct Prune {
 impl Prune {
     pub async fn run(&self) -> Result<u8> {
         let mut sandboxes = Bus::connect().await?.objects(VM_INTERFACE).await?;
-        sandboxes.retain(|sandbox| AT_REST.contains(&sandbox.text("State")));
+        sandboxes.retain(|sandbox| INACTIVE_STATES.contains(&sandbox.text("State")));
         object::sort(&mut sandboxes);
         let names: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.name().to_owned()).collect();
-        if self.change.told.json && (self.dry_run || names.is_empty()) {
+        if self.change.output.json && (self.dry_run || names.is_empty()) {
             let row = |sandbox: &Object| batch::outcome(sandbox.name(), Some(sandbox.text("Id")), None, None);
             output::json(&sandboxes.iter().map(row).collect())?;
             return Ok(0);
@@ -60,7 +60,7 @@ impl Prune {
         if !self.force && !ask(&sandboxes)? {
             return Err(Error::Refused("nothing was deleted".to_owned()));
         }
-        // By id: a name may have been given to another one meanwhile. What was started meanwhile is refused.
+        // By id, because a name may have been reused. The service refuses those that were started meanwhile.
         let ids: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.text("Id").to_owned()).collect();
         change::delete(&ids, &names, self.change).await
     }
@@ -69,7 +69,7 @@ impl Prune {
 fn ask(sandboxes: &[Object]) -> Result<bool> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(Error::Refused("there is no terminal to ask on".to_owned())
-            .advise("`--force` deletes them without asking; `--dry-run` lists them."));
+            .with_hint("`--force` deletes them without asking; `--dry-run` lists them."));
     }
     let names: Vec<&str> = sandboxes.iter().map(Object::name).collect();
     let failed = |source| Error::io("ask on the terminal", source);

@@ -26,8 +26,8 @@ pub struct Publish {
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// [HOST:]GUEST[/PROTOCOL]: a port of this host, a port of the sandbox, and tcp or udp
-    #[arg(required = true, value_name = "PORT", value_parser = Wish::parse)]
-    ports: Vec<Wish>,
+    #[arg(required = true, value_name = "PORT", value_parser = PortSpec::parse)]
+    ports: Vec<PortSpec>,
     /// Publish on every address of this host (needs an administrator)
     #[arg(long)]
     public: bool,
@@ -51,10 +51,10 @@ pub struct Unpublish {
     ports: Vec<HostPort>,
 }
 
-/// A port that is to be published.
+/// A port to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wish {
-    /// 0 when the service is to choose.
+struct PortSpec {
+    /// 0 lets the service choose.
     host: u16,
     guest: u16,
     protocol: &'static str,
@@ -67,7 +67,7 @@ struct HostPort {
     protocol: &'static str,
 }
 
-impl Wish {
+impl PortSpec {
     fn parse(text: &str) -> Result<Self, String> {
         let (ports, protocol) = protocol(text)?;
         let (host, guest) = match ports.split_once(':') {
@@ -106,7 +106,7 @@ impl Publish {
             if self.public { (scope::ALL, "0.0.0.0") } else { (scope::LOOPBACK, "127.0.0.1") };
         let options = Options::from([(SCOPE, Variant::from(scope))]);
         let (mut rows, mut failed) = (Vec::new(), None);
-        for Wish { host, guest, protocol } in &self.ports {
+        for PortSpec { host, guest, protocol } in &self.ports {
             let host = match bus.publish_port(&vm, protocol, *guest, *host, &options).await {
                 Ok(host) => host,
                 Err(error) => {
@@ -147,13 +147,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_read_as_people_write_them() {
-        let wish = |host, guest, protocol| Ok(Wish { host, guest, protocol });
-        assert_eq!(Wish::parse("80"), wish(0, 80, "tcp"));
-        assert_eq!(Wish::parse("8080:80"), wish(8080, 80, "tcp"));
-        assert_eq!(Wish::parse("5353:53/udp"), wish(5353, 53, "udp"));
+    fn ports_parse_in_every_form() {
+        let spec = |host, guest, protocol| Ok(PortSpec { host, guest, protocol });
+        assert_eq!(PortSpec::parse("80"), spec(0, 80, "tcp"));
+        assert_eq!(PortSpec::parse("8080:80"), spec(8080, 80, "tcp"));
+        assert_eq!(PortSpec::parse("5353:53/udp"), spec(5353, 53, "udp"));
         for wrong in ["", ":", "80:", ":80", "0", "80:0", "65536", "80/sctp", "1:2:3", "-1"] {
-            assert!(Wish::parse(wrong).is_err(), "{wrong}");
+            assert!(PortSpec::parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(HostPort::parse("53/udp"), Ok(HostPort { host: 53, protocol: "udp" }));
         assert!(HostPort::parse("80:80").is_err());

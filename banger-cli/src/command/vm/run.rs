@@ -17,7 +17,7 @@ use zbus::{OwnedObjectPath, Variant};
 use super::{
     exec_args::ExecArgs,
     forward,
-    machine_args::MachineArgs,
+    vm_args::VmArgs,
     wait::{self, Wait},
     workspace_args::{WorkspaceArgs, note_left, print_plan},
 };
@@ -25,15 +25,16 @@ use crate::{
     attach,
     bus::Bus,
     error::{Error, Result},
-    furnish::furnish,
     guest::Guest,
     job::Jobs,
     object::Object,
-    output, plain,
+    output,
     progress::{Progress, ProgressArgs},
+    sanitize,
     service::id_of,
     settings::Settings,
     signals::{Listener, Signals, unless_ended},
+    user_files,
     workspace::{
         devcontainer::Devcontainer,
         prepare::{self, Plan, Target},
@@ -42,7 +43,7 @@ use crate::{
     },
 };
 
-/// How long a removal may take before we leave it to the service, which goes on with it.
+/// How long to wait for the deletion; then the service completes it alone.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Create a sandbox and run a shell or a command in it
@@ -97,7 +98,7 @@ pub struct Run {
     #[command(flatten)]
     progress: ProgressArgs,
     #[command(flatten)]
-    machine: MachineArgs,
+    vm_args: VmArgs,
     #[command(flatten)]
     workspace: WorkspaceArgs,
     #[command(flatten)]
@@ -105,24 +106,24 @@ pub struct Run {
 }
 
 impl Run {
-    /// Whether the tools that a repository asks for are installed.
+    /// Returns whether to install the tools of the repository.
     fn installs_tools(&self) -> bool {
         !self.no_bootstrap && self.command.is_empty()
     }
 
-    /// What is about a repository makes no sense without one.
-    fn refuse_without_path(&self) -> Result<()> {
-        match self.workspace.is_asked_for() {
+    /// Refuses options about a repository without one.
+    fn require_path(&self) -> Result<()> {
+        match self.workspace.is_requested() {
             false => Ok(()),
             true => Err(Error::Usage("these options need a repository, but no PATH is given".to_owned())
-                .advise("`banger vm run . …` sends the repository in this directory.")),
+                .with_hint("`banger vm run . …` sends the repository in this directory.")),
         }
     }
 
-    /// Says what a repository asks for by its devcontainer.json and does not get.
-    fn note_not_taken(&self, container: &Devcontainer, progress: &Progress) {
-        let mut left = container.left.clone();
-        if container.image.is_some() && self.machine.image().is_some() {
+    /// Lists the settings of devcontainer.json that are ignored.
+    fn note_unsupported(&self, container: &Devcontainer, progress: &Progress) {
+        let mut left = container.unsupported.clone();
+        if container.image.is_some() && self.vm_args.image().is_some() {
             left.push("image".to_owned());
         }
         match (left.is_empty(), container.file.as_str()) {
@@ -137,43 +138,43 @@ impl Run {
             return Err(Error::Usage("--json needs --detach or --dry-run".to_owned()));
         }
         let progress = Progress::new(self.progress);
-        // All that can be wrong with the repository is known before there is a sandbox.
+        // Problems with the repository are reported before a sandbox is created.
         let mut plan = match &self.path {
             Some(path) => Some(self.workspace.plan(path)?),
-            None => self.refuse_without_path().map(|()| None)?,
+            None => self.require_path().map(|()| None)?,
         };
         let container = match &plan {
             Some(plan) if !self.no_devcontainer => Devcontainer::of(plan)?,
             _ => Devcontainer::default(),
         };
-        self.note_not_taken(&container, &progress);
+        self.note_unsupported(&container, &progress);
         if let Some(plan) = &plan {
             if self.workspace.dry_run {
                 print_plan(plan, self.workspace.guest_path(container.folder.as_deref()), self.json)?;
                 note_left(plan, &progress);
                 return Ok(0);
             }
-            // A command needs none of the tools, or has to say so itself.
+            // Commands do not need the tools by default.
             if self.installs_tools() {
-                tooling::check(plan, self.machine.nat())?;
+                tooling::check(plan, self.vm_args.nat())?;
             }
             note_left(plan, &progress);
         }
-        // So that a mistake in them is known before there is a sandbox.
+        // Reads the settings first, so that mistakes are reported before a sandbox is created.
         let settings = Settings::of_caller()?;
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
         let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
         let mut listener = Signals::catch()?.listen();
         let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
-        let machine = self.machine.or_image(container.image.as_deref());
-        let (vm, job) = machine.create(&bus, &jobs, &progress, &mut listener, lifetime).await?;
+        let vm_args = self.vm_args.or_image(container.image.as_deref());
+        let (vm, job) = vm_args.create(&bus, &jobs, &progress, &mut listener, lifetime).await?;
         if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             return Err(explain(&bus, &vm, error).await);
         }
         let sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress };
-        if let Err(error) = sandbox.furnish(&settings, &mut listener).await {
-            sandbox.leave(self.rm, &mut listener).await;
+        if let Err(error) = sandbox.send_user_files(&settings, &mut listener).await {
+            sandbox.clean_up(self.rm, &mut listener).await;
             return Err(error);
         }
         let prepared = match plan.take() {
@@ -189,15 +190,15 @@ impl Run {
             }
             Ok(workspace) => sandbox.attach(self, workspace, &container.ports, &mut listener).await,
         };
-        sandbox.leave(self.rm, &mut listener).await;
+        sandbox.clean_up(self.rm, &mut listener).await;
         status
     }
 }
 
-/// A workspace in a sandbox.
+/// A workspace in the new sandbox.
 struct Workspace {
-    /// Where a command begins.
-    place: String,
+    /// The directory in which a command starts.
+    directory: String,
     record: Record,
 }
 
@@ -210,22 +211,22 @@ struct Sandbox<'a> {
 }
 
 impl Sandbox<'_> {
-    /// Gives it what every sandbox of the user's gets.
-    async fn furnish(&self, settings: &Settings, listener: &mut Listener) -> Result<()> {
+    /// Copies the user's files into it.
+    async fn send_user_files(&self, settings: &Settings, listener: &mut Listener) -> Result<()> {
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
-        for problem in furnish(&mut guest, settings).await? {
+        for problem in user_files::send(&mut guest, settings).await? {
             self.progress.note(&format!("warning: {problem}"));
         }
         Ok(())
     }
 
-    /// Waits until its guest has come so far.
+    /// Waits for a boot phase of its guest.
     async fn wait(&self, wait: Option<Wait>, listener: &mut Listener) -> Result<()> {
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
         wait::until(&mut guest, wait, &self.progress.track(None)).await
     }
 
-    /// Sends the repository, and does there what it asks for.
+    /// Sends the repository, and sets it up as it requests.
     async fn prepare(
         &self,
         run: &Run,
@@ -234,17 +235,17 @@ impl Sandbox<'_> {
         listener: &mut Listener,
     ) -> Result<Workspace> {
         let path = run.workspace.guest_path(container.folder.as_deref()).to_owned();
-        let place = plan.place(&path);
+        let directory = plan.start_directory(&path);
         let track = self.progress.track(None);
-        track.stage("copy", &prepare::told(plan.files.len(), plan.bytes(), &path));
+        track.stage("copy", &prepare::summary(plan.files.len(), plan.bytes(), &path));
         let meter = track.meter(plan.bytes());
         let target = Target { vm_id: id_of(&self.vm), path: path.clone(), placement: Placement::New };
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
-        let tools = tooling::wanted(&plan).filter(|_| run.installs_tools());
+        let tools = tooling::tool_file(&plan).filter(|_| run.installs_tools());
         let mut kept = prepare::send(&mut guest, plan, target, meter).await?;
         kept.record.env.clone_from(&container.env);
         if let Some(user) = &container.user {
-            match tooling::give(&mut guest, &path, user).await? {
+            match tooling::change_owner(&mut guest, &path, user).await? {
                 true => kept.record.user = Some(user.clone()),
                 false => {
                     self.progress.note(&format!("note: the image has no user {user}; commands run as root."))
@@ -259,14 +260,14 @@ impl Sandbox<'_> {
         if !run.no_bootstrap {
             for command in &container.commands {
                 track.stage("setup", &shown(command));
-                self.set_up(&mut guest, &kept.record, command, run.machine.nat()).await?;
+                self.set_up(&mut guest, &kept.record, command, run.vm_args.nat()).await?;
             }
         }
-        Ok(Workspace { place, record: kept.record })
+        Ok(Workspace { directory, record: kept.record })
     }
 
-    /// Runs a command that the repository wants to be run once. That it fails is told, and is no reason not to go
-    /// on: what is wrong is best looked at in the sandbox.
+    /// Runs a setup command of the repository. A failure is reported, and the sandbox stays, so that the user can
+    /// examine it there.
     async fn set_up(&self, guest: &mut Guest, record: &Record, command: &[String], nat: bool) -> Result<()> {
         let said = match tooling::run(guest, record, command).await {
             Ok((0, _)) => return Ok(()),
@@ -284,7 +285,7 @@ impl Sandbox<'_> {
         Ok(())
     }
 
-    /// Nobody stays here to lead ports of this host to the sandbox.
+    /// Suggests how to forward ports, because this process does not stay.
     async fn note_ports(&self, ports: &[u16]) {
         let Ok(sandbox) = self.bus.properties(&self.vm, VM_INTERFACE).await else { return };
         if !ports.is_empty() {
@@ -294,12 +295,12 @@ impl Sandbox<'_> {
         }
     }
 
-    /// Installs the tools; whether there are any then. That it fails is told, and is no reason not to go on.
+    /// Installs the tools. Returns whether there are any. A failure is reported, and does not end the run.
     async fn install_tools(&self, guest: &mut Guest, record: &Record) -> Result<bool> {
         let (status, said) = tooling::install(guest, record).await?;
         match status {
             0 => {}
-            tooling::NO_MISE => {
+            tooling::MISE_MISSING => {
                 self.progress.note(
                     "note: the image has no mise, so the tools that the repository asks for are not \
                      installed.",
@@ -321,21 +322,21 @@ impl Sandbox<'_> {
         ports: &[u16],
         listener: &mut Listener,
     ) -> Result<u8> {
-        // They lead there until this returns.
-        let _ports = forward::lead(self.bus, &self.vm, &self.progress, ports).await?;
+        // They are forwarded until this returns.
+        let _ports = forward::forward_ports(self.bus, &self.vm, &self.progress, ports).await?;
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm, agent::COMMAND, None)).await?;
         let mut exec = run.exec.exec(&run.command);
         exec.wait = run.exec.phase(&Settings::of_caller()?);
-        if let Some(Workspace { place, record }) = workspace {
+        if let Some(Workspace { directory, record }) = workspace {
             exec.user.get_or_insert_with(|| record.owner().to_owned());
-            exec.cwd.get_or_insert(place);
+            exec.cwd.get_or_insert(directory);
             tooling::put_env(&mut exec, &record.env);
         }
         attach::run(stream, exec, run.exec.stdin(), listener).await
     }
 
-    /// Whatever goes wrong here is told, and does not change the status of the command.
-    async fn leave(&self, remove: bool, listener: &mut Listener) {
+    /// Cleans up. A failure is reported, and does not change the exit status of the command.
+    async fn clean_up(&self, remove: bool, listener: &mut Listener) {
         if !remove {
             return self.remind().await;
         }
@@ -343,8 +344,9 @@ impl Sandbox<'_> {
         let error = match removal.await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
-            Err(_) => Error::Usage("deleting the sandbox takes long".to_owned())
-                .advise("the service continues with it: `banger vm list` shows the state of your sandboxes."),
+            Err(_) => Error::Usage("deleting the sandbox takes long".to_owned()).with_hint(
+                "the service continues with it: `banger vm list` shows the state of your sandboxes.",
+            ),
         };
         error.print(Some("--rm"));
     }
@@ -364,7 +366,7 @@ impl Sandbox<'_> {
     }
 
     async fn remind(&self) {
-        // When it cannot be read, there is nothing to remind of.
+        // If it cannot be read, there is nothing to report.
         let Ok(sandbox) = self.bus.properties(&self.vm, VM_INTERFACE).await else { return };
         if let Some(line) = reminder(&sandbox) {
             self.progress.note(&line);
@@ -372,21 +374,21 @@ impl Sandbox<'_> {
     }
 }
 
-/// A command as people write it, in one line that is not too long.
+/// Formats a command as one line of limited length.
 fn shown(command: &[String]) -> String {
-    const MOST: usize = 60;
-    let words = match command {
+    const MAX_LENGTH: usize = 60;
+    let arguments = match command {
         [shell, option, script] if shell == "sh" && option == "-c" => script.clone(),
-        words => words.join(" "),
+        arguments => arguments.join(" "),
     };
-    let line = plain::line(&words);
-    match line.char_indices().nth(MOST) {
+    let line = sanitize::line(&arguments);
+    match line.char_indices().nth(MAX_LENGTH) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
 }
 
-/// Whether a sandbox goes on, and what to do about it.
+/// Returns a note about a sandbox that is still running, and what to do about it.
 pub(super) fn reminder(sandbox: &Object) -> Option<String> {
     let name = sandbox.name();
     match sandbox.text("State") {
@@ -401,23 +403,23 @@ pub(super) fn reminder(sandbox: &Object) -> Option<String> {
     }
 }
 
-/// A sandbox whose start has failed may still be there, with its logs.
+/// Adds a hint for a sandbox that exists although its start has failed.
 pub(super) async fn explain(bus: &Bus, vm: &OwnedObjectPath, error: Error) -> Error {
     let Ok(sandbox) = bus.properties(vm, VM_INTERFACE).await else { return error };
     match (sandbox.name(), sandbox.text("State")) {
         ("", _) | (_, "deleting") => error,
-        (name, _) if error.is_left() => error.advise(format!(
+        (name, _) if error.is_detached() => error.with_hint(format!(
             "the service continues with {name}: `banger vm exec {name}` opens a shell once it is ready, \
              `banger vm delete --force {name}` deletes it."
         )),
-        (name, _) => error.advise(format!(
+        (name, _) => error.with_hint(format!(
             "it was kept: `banger vm logs {name}` shows its console, `banger vm delete --force {name}` \
              deletes it."
         )),
     }
 }
 
-/// Prints a sandbox that was made: its name, or all of it.
+/// Prints a created sandbox: its name, or all of it.
 pub(super) async fn print_created(bus: &Bus, vm: &OwnedObjectPath, json: bool) -> Result<u8> {
     let sandbox = bus.properties(vm, VM_INTERFACE).await?;
     if json {
@@ -440,7 +442,7 @@ mod tests {
     use crate::cli::Cli;
 
     #[test]
-    fn the_reminder_tells_the_truth() {
+    fn the_reminder_matches_the_state() {
         let sandbox = |state: &'static str| {
             let text = |text| OwnedVariant::try_from(Variant::from(text)).unwrap();
             Object::new(HashMap::from([

@@ -7,9 +7,9 @@ use banger_proto::{
 use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
-use super::machine_args::size;
+use super::vm_args::size;
 use crate::{
-    batch::{self, ToldArgs},
+    batch::{self, ResultArgs},
     bus::Bus,
     error::Result,
     progress::{Progress, ProgressArgs},
@@ -50,13 +50,13 @@ pub struct Set {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
     #[command(flatten)]
-    told: ToldArgs,
+    output: ResultArgs,
 }
 
-/// What to do about a disk of an impossible size.
+/// Hint for a disk of an invalid size.
 const SIZES: &str = "`banger vm show NAME` shows the sizes of its disks, as root_size and disk_size.";
 
-/// One of these, or `--nat`, must be there.
+/// One of these, or `--nat`, is required.
 const CHANGES: [&str; 5] = ["no_nat", "vcpu", "memory", "root_size", "disk_size"];
 
 impl Set {
@@ -66,11 +66,13 @@ impl Set {
         let options = &self.options();
         let set = async |_, vm: OwnedObjectPath| {
             bus.configure_vm(&vm, options).await.map_err(|error| match error.name() {
-                Some(ErrorName::InvalidOption) if error.to_string().contains(" disk ") => error.advise(SIZES),
+                Some(ErrorName::InvalidOption) if error.to_string().contains(" disk ") => {
+                    error.with_hint(SIZES)
+                }
                 _ => error,
             })
         };
-        batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", self.told, set)
+        batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", self.output, set)
             .await
     }
 
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn something_must_be_changed_and_the_last_word_on_nat_holds() {
+    fn a_change_is_required_and_the_last_nat_option_wins() {
         assert_eq!(keys("set web"), None);
         assert_eq!(keys("set --nat"), None);
         assert_eq!(keys("set --nat web"), keys("set --no-nat --nat web"));

@@ -10,7 +10,7 @@ use crate::{
     bus::Bus, command::show::ShowArgs, error::Result, guest::Guest, service::Kind, signals::Signals,
 };
 
-/// How long a guest may take to tell how far it is. It is shown without that then.
+/// How long a guest may take to report its phases; then it is shown without them.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Show all details of a sandbox
@@ -35,18 +35,18 @@ impl Show {
         if let Value::Object(properties) = &mut object {
             let phases = if sandbox.flag("Ready") {
                 let mut guest = Guest::new(bus, path, Signals::catch()?.listen());
-                let asked = tokio::time::timeout(TIMEOUT, guest.info()).await;
-                asked.ok().and_then(Result::ok).map(|info| info.phases)
+                let answer = tokio::time::timeout(TIMEOUT, guest.info()).await;
+                answer.ok().and_then(Result::ok).map(|info| info.phases)
             } else {
                 None
             };
-            properties.insert("phases".to_owned(), phases.map_or(Value::Null, told));
+            properties.insert("phases".to_owned(), phases.map_or(Value::Null, phases_json));
         }
         self.show.print(object)
     }
 }
 
-/// Phases in the order in which they are reached.
-fn told(Phases { agent, init, boot }: Phases) -> Value {
+/// Returns the phases in the order in which they are reached.
+fn phases_json(Phases { agent, init, boot }: Phases) -> Value {
     json!({ "agent": agent, "init": init, "boot": boot })
 }

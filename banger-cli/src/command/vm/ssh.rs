@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     object::Object,
     service::Kind,
-    ssh::{config, host_of, keys, places::Places},
+    ssh::{config, host_of, keys, user_dirs::UserDirs},
 };
 
 /// Log in to a sandbox with ssh
@@ -40,38 +40,38 @@ pub struct Ssh {
 
 impl Ssh {
     pub async fn run(&self) -> Result<u8> {
-        let places = Places::of_caller()?;
+        let dirs = UserDirs::of_caller()?;
         let host = self.host().await.map_err(|error| error.about(&self.sandbox))?;
-        keys::ensure(&places)?;
+        keys::ensure(&dirs)?;
         let mut ssh = Command::new("ssh");
-        for (keyword, value) in config::settings(&places)? {
+        for (keyword, value) in config::settings(&dirs)? {
             ssh.arg("-o").arg(format!("{keyword}={value}"));
         }
-        // An option may also stand behind the host.
+        // An option may also follow the host.
         let error = ssh.arg(host).args(&self.arguments).exec();
         let failed = Error::io("run ssh", error);
-        Err(failed.advise("install the ssh client: the package openssh-client or openssh-clients."))
+        Err(failed.with_hint("install the ssh client: the package openssh-client or openssh-clients."))
     }
 
-    /// The host by which ssh-proxy finds the sandbox again.
+    /// Returns the host name by which ssh-proxy finds the sandbox.
     async fn host(&self) -> Result<String> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await?;
         let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
-        must_be_up(&sandbox)?;
+        require_running(&sandbox)?;
         let is_own = sandbox.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw());
         Ok(host_of(if is_own { sandbox.name() } else { sandbox.text("Id") }))
     }
 }
 
-/// Told here, since ssh adds a line to what its proxy says that helps nobody.
-fn must_be_up(sandbox: &Object) -> Result<()> {
+/// Checks that a sandbox is running. This is done here, because ssh adds a confusing line to an error of its proxy.
+fn require_running(sandbox: &Object) -> Result<()> {
     match sandbox.text("State") {
         "running" | "starting" => Ok(()),
         _ => {
             let message = format!("{} is not running", sandbox.name());
             let error = Error::Service { name: ErrorName::InvalidState, message };
-            Err(error.advise("`banger vm start NAME` boots it."))
+            Err(error.with_hint("`banger vm start NAME` boots it."))
         }
     }
 }

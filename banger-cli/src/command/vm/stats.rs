@@ -13,7 +13,7 @@ use banger_proto::{
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::asked;
+use super::agents;
 use crate::{
     bus::Bus,
     error::{FAILURE, Result},
@@ -22,11 +22,11 @@ use crate::{
     table::Table,
 };
 
-/// Between two looks, of which the work of processors is the difference.
-const LOOK: Duration = Duration::from_millis(500);
-/// Between two tables of `--watch`.
-const WATCH: Duration = Duration::from_secs(2);
-/// Moves to the top of a terminal and clears what is below (ECMA-48).
+/// Interval between two samples, whose difference is the CPU usage.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
+/// Interval between two tables of `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Moves to the top of the terminal and clears everything below (ECMA-48).
 const HOME: &str = "\x1b[H\x1b[J";
 
 /// Show the resource usage of sandboxes
@@ -71,7 +71,7 @@ pub struct Top {
     json: bool,
 }
 
-/// Two looks at a sandbox.
+/// Two samples of a sandbox.
 struct Sample {
     name: String,
     before: Facts,
@@ -80,13 +80,13 @@ struct Sample {
 
 impl Sample {
     async fn take(bus: &Bus, signals: &Signals, reference: &str) -> Result<Self> {
-        let (name, mut guest) = asked::open(bus, signals, reference).await?;
-        let before = guest.ask(Request::Stats).await?;
-        tokio::time::sleep(LOOK).await;
-        Ok(Self { name, before, now: guest.ask(Request::Stats).await? })
+        let (name, mut guest) = agents::open(bus, signals, reference).await?;
+        let before = guest.query(Request::Stats).await?;
+        tokio::time::sleep(SAMPLE_INTERVAL).await;
+        Ok(Self { name, before, now: guest.query(Request::Stats).await? })
     }
 
-    /// The share of one processor, in hundredths.
+    /// Returns the share of one processor, in percent.
     fn share(&self, before: u64, now: u64) -> f64 {
         let wall = self.now.uptime_msec.saturating_sub(self.before.uptime_msec).max(1) as f64 * 1000.0;
         100.0 * now.saturating_sub(before) as f64 / wall
@@ -128,7 +128,7 @@ impl Sample {
         object
     }
 
-    /// The processes, the busiest first.
+    /// Returns the processes, the busiest first.
     fn processes(&self) -> Vec<(f64, &Process)> {
         let before = |pid| self.before.processes.iter().find(|process| process.pid == pid);
         let share = |process: &Process| match before(process.pid) {
@@ -155,7 +155,7 @@ impl Stats {
                 return Ok(status);
             }
             unless_ended(&mut listener, async {
-                tokio::time::sleep(WATCH).await;
+                tokio::time::sleep(WATCH_INTERVAL).await;
                 Ok(())
             })
             .await?;
@@ -215,7 +215,7 @@ impl Top {
                 return Ok(0);
             }
             unless_ended(&mut listener, async {
-                tokio::time::sleep(WATCH).await;
+                tokio::time::sleep(WATCH_INTERVAL).await;
                 Ok(())
             })
             .await?;
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_of_the_time_between_two_looks() {
+    fn shares_are_relative_to_the_time_between_samples() {
         let process =
             |pid, cpu_usec| Process { pid, uid: 0, state: 'S', cpu_usec, memory: 0, command: String::new() };
         let facts =
@@ -273,7 +273,8 @@ mod tests {
             now: facts(1500, 750_000, vec![process(1, 100), process(2, 250_000)]),
         };
         assert_eq!(sample.cpu(), 150.0);
-        let told: Vec<_> = sample.processes().iter().map(|(share, process)| (process.pid, *share)).collect();
-        assert_eq!(told, [(2, 50.0), (1, 0.0)]);
+        let shares: Vec<_> =
+            sample.processes().iter().map(|(share, process)| (process.pid, *share)).collect();
+        assert_eq!(shares, [(2, 50.0), (1, 0.0)]);
     }
 }

@@ -1,4 +1,4 @@
-//! How a sandbox is stopped.
+//! The options for stopping a sandbox.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub struct StopArgs {
 }
 
 impl StopArgs {
-    /// As options of the call.
+    /// Returns the options as options of the call.
     pub fn options(&self) -> Options<'static> {
         let mut options = Options::new();
         if let Some(seconds) = self.timeout {

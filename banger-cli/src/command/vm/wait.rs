@@ -1,4 +1,4 @@
-//! How far a guest has come before a verb goes on.
+//! Waits for a phase of a guest's boot.
 
 use banger_proto::guest::{Request, message::Phase};
 use clap::ValueEnum;
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{error::Result, guest::Guest, progress::Track};
 
-/// What is waited for.
+/// The phase to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
@@ -20,7 +20,7 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// As the agent knows it.
+    /// Returns the phase of the guest protocol.
     pub fn phase(self) -> Phase {
         match self {
             Wait::Agent => Phase::Agent,
@@ -30,7 +30,7 @@ impl Wait {
     }
 }
 
-/// Waits for the rest of a boot. That the agent answers is what a start has waited for already.
+/// Waits for the rest of a boot. The start has already waited for the agent.
 pub async fn until(guest: &mut Guest, wait: Option<Wait>, track: &Track) -> Result<()> {
     let phase = match wait {
         None | Some(Wait::Agent) => return Ok(()),

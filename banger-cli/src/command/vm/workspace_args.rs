@@ -1,4 +1,4 @@
-//! What of a repository goes into a sandbox, and what is said about it.
+//! The options for sending a repository, and the messages about it.
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use crate::{
     output,
     progress::Progress,
     workspace::{
-        prepare::{Plan, Wanted},
-        source::{Mode, Repository, Shown},
+        prepare::{Plan, SendOptions},
+        source::{DisplayPath, Mode, Repository},
         untracked::{self, Include},
     },
 };
 
-/// Where a repository goes in a sandbox unless somebody says otherwise.
+/// Default path of a repository in a sandbox.
 pub const DEFAULT: &str = "/root/repo";
 
 /// The options of a command that sends a repository.
@@ -46,7 +46,7 @@ pub struct WorkspaceArgs {
     pub dry_run: bool,
 }
 
-/// An absolute path in a sandbox, without steps up.
+/// Parses an absolute path in a sandbox, without `..`.
 pub fn guest_path(text: &str) -> Result<String, String> {
     let path = Path::new(text);
     let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
@@ -57,13 +57,13 @@ pub fn guest_path(text: &str) -> Result<String, String> {
 }
 
 impl WorkspaceArgs {
-    /// Looks at the repository that has this path.
+    /// Plans how to send the repository at this path.
     pub fn plan(&self, path: &Path) -> Result<Plan> {
         let repository = Repository::open(path)?;
         let include =
             Include { patterns: self.include.clone(), directory: untracked::directory_of(&repository) };
         include.check(&repository)?;
-        let wanted = Wanted {
+        let wanted = SendOptions {
             mode: self.mode,
             include_untracked: self.include_untracked,
             include,
@@ -73,8 +73,8 @@ impl WorkspaceArgs {
         Plan::make(repository, wanted)
     }
 
-    /// Whether anything is said about a repository.
-    pub fn is_asked_for(&self) -> bool {
+    /// Returns whether any option is set.
+    pub fn is_requested(&self) -> bool {
         self.branch.is_some()
             || self.include_untracked
             || !self.include.is_empty()
@@ -82,13 +82,13 @@ impl WorkspaceArgs {
             || self.mode != Mode::default()
     }
 
-    /// Where it goes in the sandbox; `wanted` where nobody said.
+    /// Returns the path in the sandbox; `wanted` unless the user has given one.
     pub fn guest_path<'a>(&'a self, wanted: Option<&'a str>) -> &'a str {
         self.guest_path.as_deref().or(wanted).unwrap_or(DEFAULT)
     }
 }
 
-/// Says what stays here, where that may surprise.
+/// Notes what stays on the host, if that may be unexpected.
 pub fn note_left(plan: &Plan, progress: &Progress) {
     let files = |count: usize| if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
     if plan.left > 0 {
@@ -105,7 +105,7 @@ pub fn note_left(plan: &Plan, progress: &Progress) {
         ));
     }
     for nested in &plan.nested {
-        progress.note(&format!("note: {} is a repository of its own and is not sent.", Shown(nested)));
+        progress.note(&format!("note: {} is a repository of its own and is not sent.", DisplayPath(nested)));
     }
 }
 
@@ -130,7 +130,7 @@ pub fn print_plan(plan: &Plan, guest_path: &str, json: bool) -> Result<()> {
             "untracked_left": plan.left,
         }));
     }
-    let list: String = plan.files.iter().map(|file| format!("{}\n", Shown(&file.path))).collect();
+    let list: String = plan.files.iter().map(|file| format!("{}\n", DisplayPath(&file.path))).collect();
     output::text(&list)
 }
 
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_in_a_sandbox_is_absolute_and_plain() {
+    fn a_path_in_a_sandbox_is_absolute_and_normal() {
         for good in ["/root/repo", "/x", "/root/repo/"] {
             assert_eq!(guest_path(good).as_deref(), Ok(good.trim_end_matches('/')));
         }

@@ -1,25 +1,25 @@
-//! Copies from a sandbox into another one. The bytes go through here, and nothing is written here.
+//! Copies from one sandbox into another. The bytes pass through this process and are not stored.
 
 use std::{io, net::Shutdown, os::unix::net::UnixStream};
 
 use banger_proto::{bus::option::agent, guest::Request};
 
-use super::{Copying, side::There};
+use super::{Copying, side::GuestPath};
 use crate::{
     error::{Error, Result},
     guest::{Call, Guest, from_io},
     progress::Metered,
-    workspace::bounded::Bounded,
+    workspace::bounded::BoundedArchive,
 };
 
 impl Copying<'_> {
-    /// Copies between sandboxes. Returns what there is to remark.
-    pub async fn between(&self, from: &There, to: &There) -> Result<Vec<String>> {
+    /// Copies between sandboxes. Returns the notes.
+    pub async fn between(&self, from: &GuestPath, to: &GuestPath) -> Result<Vec<String>> {
         let name = from.name()?.map(str::to_owned);
         let mut source = Guest::of(&from.sandbox).await?;
         let target = Guest::of(&to.sandbox).await?;
         let out = Request::CopyOut(self.source(&source, from, name.clone())?);
-        // The agent there takes nothing from the archive that has another name.
+        // The receiving agent refuses entries with another name.
         let into = Request::CopyIn(self.request(&target, to, name)?);
         let track = self.progress.track(None);
         track.stage("copy", &format!("{from} to {to}"));
@@ -42,14 +42,14 @@ impl Copying<'_> {
             move || {
                 let mut out = Call::begin(out_stream, &out)?;
                 let mut into = Call::begin(in_stream, &into)?;
-                let mut archive = Bounded::new(Metered { from: &mut out, meter: &meter });
+                let mut archive = BoundedArchive::new(Metered { from: &mut out, meter: &meter });
                 io::copy(&mut archive, &mut into).map_err(from_io)?;
                 into.end_input()?;
                 into.finish()?;
-                Ok([out.remarks(), into.remarks()].concat())
+                Ok([out.notes(), into.notes()].concat())
             },
             move || {
-                // Streams that are broken already need no more.
+                // Broken streams need no shutdown.
                 let _ = out_breaker.shutdown(Shutdown::Both);
                 let _ = in_breaker.shutdown(Shutdown::Both);
             },

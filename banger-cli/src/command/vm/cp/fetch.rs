@@ -1,5 +1,5 @@
-//! Copies out of a sandbox. The guest may be hostile: its archive is bounded, and written as `banger-copy` writes what it
-//! does not trust.
+//! Copies out of a sandbox. The guest may be hostile: its archive is bounded, and `banger-copy` extracts it with the
+//! rules for untrusted senders.
 
 use std::{
     ffi::OsStr,
@@ -13,21 +13,21 @@ use banger_proto::guest::{Request, message::CopyOut};
 
 use super::{
     Copying,
-    side::{Side, There, login, shown},
+    side::{GuestPath, Side, display, login},
 };
 use crate::{
     error::{Error, Result},
     guest::{Guest, from_copy},
     progress::Metered,
-    workspace::bounded::Bounded,
+    workspace::bounded::BoundedArchive,
 };
 
-/// The umask of a process of which it is not known: nobody else gets at its files.
-const CAUTIOUS: u32 = 0o077;
+/// The umask if that of this process is unknown: only the owner gets access.
+const PRIVATE_UMASK: u32 = 0o077;
 
 impl Copying<'_> {
-    /// Copies out of a sandbox. Returns what there is to remark.
-    pub async fn fetch(&self, from: &There, to: &Side) -> Result<Vec<String>> {
+    /// Copies out of a sandbox. Returns the notes.
+    pub async fn fetch(&self, from: &GuestPath, to: &Side) -> Result<Vec<String>> {
         let fetched = match to {
             Side::Host(to) => self.fetch_path(from, to).await,
             _ => self.fetch_stream(from).await,
@@ -35,29 +35,29 @@ impl Copying<'_> {
         fetched.map_err(|error| error.about(&from.sandbox))
     }
 
-    async fn fetch_path(&self, from: &There, to: &Path) -> Result<Vec<String>> {
+    async fn fetch_path(&self, from: &GuestPath, to: &Path) -> Result<Vec<String>> {
         let name = from.name()?.map(str::to_owned);
         let target = Target::of(to, name.as_ref().map(OsStr::new));
         let mut guest = Guest::of(&from.sandbox).await?;
         let request = Request::CopyOut(self.source(&guest, from, name.clone())?);
         let track = self.progress.track(None);
-        track.stage("copy", &format!("{from} to {}", shown(&target.path())));
+        track.stage("copy", &format!("{from} to {}", display(&target.path())));
         let meter = track.meter(0);
         let rules = Rules { owner: Owner::Caller, access: Access::untrusted(umask()), through_links: false };
         guest
             .call(request, move |call| {
-                let archive = Bounded::new(Metered { from: &mut *call, meter: &meter });
+                let archive = BoundedArchive::new(Metered { from: &mut *call, meter: &meter });
                 let notes = banger_copy::receive(archive, name.as_ref().map(OsStr::new), &target, rules);
                 let notes = notes.map_err(from_copy)?;
-                Ok([call.remarks(), notes.into_lines(), links(&target)].concat())
+                Ok([call.notes(), notes.into_lines(), links(&target)].concat())
             })
             .await
     }
 
-    async fn fetch_stream(&self, from: &There) -> Result<Vec<String>> {
+    async fn fetch_stream(&self, from: &GuestPath) -> Result<Vec<String>> {
         if io::stdout().is_terminal() {
             return Err(Error::Usage("refusing to write an archive to a terminal".to_owned())
-                .advise("pipe it into `tar -t` or into a file."));
+                .with_hint("pipe it into `tar -t` or into a file."));
         }
         let name = from.name()?.map(str::to_owned);
         let mut guest = Guest::of(&from.sandbox).await?;
@@ -74,32 +74,32 @@ impl Copying<'_> {
                     output.write_all(&bytes).map_err(failed)?;
                 }
                 output.flush().map_err(failed)?;
-                Ok(call.remarks())
+                Ok(call.notes())
             })
             .await
     }
 
-    /// What is copied under this name, or as the content of a directory.
-    pub fn source(&self, guest: &Guest, from: &There, top: Option<String>) -> Result<CopyOut> {
+    /// Returns the request for a copy with this name, or for the content of a directory.
+    pub fn source(&self, guest: &Guest, from: &GuestPath, top: Option<String>) -> Result<CopyOut> {
         let login = login(guest)?;
         Ok(CopyOut { path: from.path_for(login.as_deref()), top, follow: self.follow })
     }
 }
 
-/// A link that came from a guest may lead anywhere, and the next copy to this path would go there.
+/// Notes symbolic links: a link from a guest may lead anywhere, and the next copy to this path would follow it.
 fn links(target: &Target) -> Vec<String> {
     let path = target.path();
     match fs::read_link(&path) {
         Ok(to) if target.name.is_some() => {
-            vec![format!("{} is a symbolic link to {}", shown(&path), shown(&to))]
+            vec![format!("{} is a symbolic link to {}", display(&path), display(&to))]
         }
         _ => Vec::new(),
     }
 }
 
-/// Ours, which cannot be asked for without being set (proc_pid_status(5)).
+/// Reads the umask, which system calls only return when they set it (proc_pid_status(5)).
 fn umask() -> u32 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    umask.and_then(|umask| u32::from_str_radix(umask.trim(), 8).ok()).unwrap_or(CAUTIOUS)
+    umask.and_then(|umask| u32::from_str_radix(umask.trim(), 8).ok()).unwrap_or(PRIVATE_UMASK)
 }

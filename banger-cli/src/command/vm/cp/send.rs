@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use banger_copy::{Numbers, Packer};
+use banger_copy::{Ownership, Packer};
 use banger_proto::guest::{
     Request,
     frame::MAX_DATA,
@@ -16,7 +16,7 @@ use banger_proto::guest::{
 
 use super::{
     Copying,
-    side::{Side, There, login, own_name, shown},
+    side::{GuestPath, Side, display, login, own_name},
     stream,
 };
 use crate::{
@@ -25,8 +25,8 @@ use crate::{
 };
 
 impl Copying<'_> {
-    /// Copies into a sandbox. Returns what there is to remark.
-    pub async fn send(&self, from: &Side, to: &There) -> Result<Vec<String>> {
+    /// Copies into a sandbox. Returns the notes.
+    pub async fn send(&self, from: &Side, to: &GuestPath) -> Result<Vec<String>> {
         let sent = match from {
             Side::Host(from) => self.send_path(from, to).await,
             _ => self.send_stream(to).await,
@@ -34,39 +34,39 @@ impl Copying<'_> {
         sent.map_err(|error| error.about(&to.sandbox))
     }
 
-    async fn send_path(&self, from: &Path, to: &There) -> Result<Vec<String>> {
-        let failed = |source| Error::io(format!("read {}", shown(from)), source);
+    async fn send_path(&self, from: &Path, to: &GuestPath) -> Result<Vec<String>> {
+        let failed = |source| Error::io(format!("read {}", display(from)), source);
         let metadata = fs::symlink_metadata(from).map_err(failed)?;
         let name = own_name(from).map(|name| {
             let text = name.to_str().map(str::to_owned);
-            text.ok_or_else(|| Error::Refused(format!("the name of {} is not UTF-8", shown(from))))
+            text.ok_or_else(|| Error::Refused(format!("the name of {} is not UTF-8", display(from))))
         });
         let name = name.transpose()?;
         let mut guest = Guest::of(&to.sandbox).await?;
         let request = Request::CopyIn(self.request(&guest, to, name.clone())?);
         let track = self.progress.track(None);
-        track.stage("copy", &format!("{} to {to}", shown(from)));
+        track.stage("copy", &format!("{} to {to}", display(from)));
         let meter = track.meter(measure(from, &metadata));
         let (from, follow) = (from.to_owned(), self.follow);
         guest
             .call(request, move |call| {
                 let output = io::BufWriter::with_capacity(MAX_DATA, &mut *call);
-                let packer = Packer::new(output, Numbers::Root).following(follow);
-                let mut packer = packer.counting(move |count| meter.add(count));
+                let packer = Packer::new(output, Ownership::Root).follow_links(follow);
+                let mut packer = packer.on_progress(move |count| meter.add(count));
                 packer.add(&from, name.as_ref().map(|name| name.as_ref())).map_err(from_copy)?;
                 let (output, notes) = packer.finish().map_err(from_copy)?;
                 drop(output);
                 call.end_input()?;
                 call.finish()?;
-                Ok([notes.into_lines(), call.remarks()].concat())
+                Ok([notes.into_lines(), call.notes()].concat())
             })
             .await
     }
 
-    async fn send_stream(&self, to: &There) -> Result<Vec<String>> {
+    async fn send_stream(&self, to: &GuestPath) -> Result<Vec<String>> {
         if io::stdin().is_terminal() {
             return Err(Error::Usage("refusing to read an archive from a terminal".to_owned())
-                .advise(format!("`tar -c DIRECTORY | banger vm cp - {to}` sends a directory as one.")));
+                .with_hint(format!("`tar -c DIRECTORY | banger vm cp - {to}` sends a directory as one.")));
         }
         let mut guest = Guest::of(&to.sandbox).await?;
         let mut request = self.request(&guest, to, None)?;
@@ -81,13 +81,13 @@ impl Copying<'_> {
                 stream::send(&mut io::stdin().lock(), call, &meter)?;
                 call.end_input()?;
                 call.finish()?;
-                Ok(call.remarks())
+                Ok(call.notes())
             })
             .await
     }
 
-    /// Where a copy goes that has this name, or is the content of a directory, and who owns it.
-    pub fn request(&self, guest: &Guest, to: &There, top: Option<String>) -> Result<CopyIn> {
+    /// Returns the destination and the owner of a copy with this name, or of the content of a directory.
+    pub fn request(&self, guest: &Guest, to: &GuestPath, top: Option<String>) -> Result<CopyIn> {
         let login = login(guest)?;
         let owner = match (self.chown, &login) {
             (Some(user), _) => CopyOwner::User(user.to_owned()),
@@ -98,14 +98,13 @@ impl Copying<'_> {
     }
 }
 
-/// About how many bytes of a file, or of what is below a directory, there are without holes, as far as they can be
-/// seen.
+/// Estimates the bytes of a file or a directory tree without holes. What cannot be read is not counted.
 fn measure(path: &Path, metadata: &fs::Metadata) -> u64 {
     if metadata.is_symlink() {
         return 0;
     }
     if !metadata.is_dir() {
-        // A small file may be kept without any block.
+        // A small file may be stored without any block.
         return metadata.len().min(metadata.blocks().saturating_mul(512).max(4096));
     }
     let entries = fs::read_dir(path).into_iter().flatten().flatten();

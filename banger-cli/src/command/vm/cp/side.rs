@@ -1,4 +1,4 @@
-//! The two sides of a copy, as they are written on the command line.
+//! The source and destination of a copy, as written on the command line.
 
 use std::{
     borrow::Cow,
@@ -14,40 +14,40 @@ use crate::{
     workspace::record::Records,
 };
 
-/// One side of a copy.
+/// The source or destination of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Side {
-    Sandbox(There),
+    Sandbox(GuestPath),
     Stream,
     Host(PathBuf),
 }
 
 /// A path in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct There {
+pub struct GuestPath {
     pub sandbox: String,
     pub path: String,
 }
 
 impl Side {
-    /// A path with a colon in it is written with a slash before the colon, as for scp.
+    /// Parses an argument. As with scp, a slash before a colon makes it a path on the host.
     pub fn parse(text: &str) -> Self {
         match text.split_once(':') {
             _ if text == "-" => Self::Stream,
             Some((sandbox, path)) if !sandbox.is_empty() && !sandbox.contains('/') => {
-                Self::Sandbox(There { sandbox: sandbox.to_owned(), path: path.to_owned() })
+                Self::Sandbox(GuestPath { sandbox: sandbox.to_owned(), path: path.to_owned() })
             }
             _ => Self::Host(text.into()),
         }
     }
 
-    /// This side as a directory that copies go into, each under its own name.
+    /// Turns a destination into a directory that copies go into, each under its own name.
     pub fn into_directory(self) -> Self {
         match self {
-            Self::Sandbox(There { sandbox, path }) => {
-                // Without a path it is a home, which is a directory anyway.
+            Self::Sandbox(GuestPath { sandbox, path }) => {
+                // Without a path, it is a home, which is a directory anyway.
                 let slash = if path.is_empty() { "~/" } else { "/" };
-                Self::Sandbox(There { sandbox, path: path + slash })
+                Self::Sandbox(GuestPath { sandbox, path: path + slash })
             }
             Self::Host(path) => Self::Host(path.join("")),
             Self::Stream => Self::Stream,
@@ -55,9 +55,9 @@ impl Side {
     }
 }
 
-impl There {
-    /// The path as the agent takes it: absolute, or below the home of a user. `login` is whose home it is where the
-    /// path does not say; the agent knows another one by itself.
+impl GuestPath {
+    /// Returns the path for the agent: absolute, or relative to the home of a user. `login` is the default user; the
+    /// agent knows the others.
     pub fn path_for(&self, login: Option<&str>) -> String {
         let login = login.unwrap_or_default();
         let path = self.path.as_str();
@@ -70,12 +70,12 @@ impl There {
         }
     }
 
-    /// The name that its copy has, or none where the content of a directory is meant.
+    /// Returns the name of the copy, or `None` for the content of a directory.
     pub fn name(&self) -> Result<Option<&str>> {
         let path = self.path.as_str();
         if !path.is_empty() && Path::new(path).components().all(|part| part.as_os_str() == "/") {
             return Err(Error::Usage("cannot copy all of /".to_owned())
-                .advise("name a directory in it, such as `web:/etc`."));
+                .with_hint("name a directory in it, such as `web:/etc`."));
         }
         let home = path.starts_with('~') && !path.trim_end_matches('/').contains('/');
         let name = if home { None } else { own_name(path.as_ref()) };
@@ -83,13 +83,13 @@ impl There {
     }
 }
 
-impl std::fmt::Display for There {
+impl std::fmt::Display for GuestPath {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(to, "{}:{}", self.sandbox, self.path)
     }
 }
 
-/// The name that a copy of this path has. `DIRECTORY/.` and what has no name of its own are the content of a
+/// Returns the name that a copy of this path gets. `DIRECTORY/.`, and a path without a name, mean the content of a
 /// directory.
 pub fn own_name(path: &Path) -> Option<&OsStr> {
     let text = path.as_os_str().as_bytes();
@@ -97,14 +97,14 @@ pub fn own_name(path: &Path) -> Option<&OsStr> {
     path.file_name().filter(|_| !content)
 }
 
-/// The user of the workspace that was sent last, who runs the commands in the sandbox.
+/// Returns the user of the workspace that was sent last, who runs the commands in the sandbox.
 pub fn login(guest: &Guest) -> Result<Option<String>> {
     let kept = Records::of(&id_of(guest.vm()))?.find(None);
     Ok(kept.map(|kept| kept.record.owner().to_owned()))
 }
 
-/// A path for people.
-pub fn shown(path: &Path) -> Cow<'_, str> {
+/// Formats a path for people.
+pub fn display(path: &Path) -> Cow<'_, str> {
     path.to_string_lossy()
 }
 
@@ -113,14 +113,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn there(sandbox: &str, path: &str) -> There {
-        There { sandbox: sandbox.to_owned(), path: path.to_owned() }
+    fn guest_path(sandbox: &str, path: &str) -> GuestPath {
+        GuestPath { sandbox: sandbox.to_owned(), path: path.to_owned() }
     }
 
     #[test]
-    fn a_side_is_in_a_sandbox_when_a_name_stands_before_a_colon() {
-        assert_eq!(Side::parse("web:/root/x:y"), Side::Sandbox(there("web", "/root/x:y")));
-        assert_eq!(Side::parse("web:"), Side::Sandbox(there("web", "")));
+    fn a_name_before_a_colon_is_a_sandbox() {
+        assert_eq!(Side::parse("web:/root/x:y"), Side::Sandbox(guest_path("web", "/root/x:y")));
+        assert_eq!(Side::parse("web:"), Side::Sandbox(guest_path("web", "")));
         assert_eq!(Side::parse("./a:b"), Side::Host("./a:b".into()));
         assert_eq!(Side::parse(":x"), Side::Host(":x".into()));
         assert_eq!(Side::parse("x"), Side::Host("x".into()));
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_in_a_sandbox_begin_at_a_home() {
+    fn paths_in_a_sandbox_are_relative_to_a_home() {
         for (path, plain, anns) in [
             ("", "~", "~ann"),
             ("~", "~", "~ann"),
@@ -139,17 +139,17 @@ mod tests {
             ("~bob/x", "~bob/x", "~bob/x"),
             ("/x", "/x", "/x"),
         ] {
-            let there = there("web", path);
+            let there = guest_path("web", path);
             assert_eq!((there.path_for(None).as_str(), there.path_for(Some("ann")).as_str()), (plain, anns));
         }
-        let directory = |path| Side::Sandbox(there("web", path)).into_directory();
-        assert_eq!(directory(""), Side::Sandbox(there("web", "~/")));
-        assert_eq!(directory("/srv"), Side::Sandbox(there("web", "/srv/")));
+        let directory = |path| Side::Sandbox(guest_path("web", path)).into_directory();
+        assert_eq!(directory(""), Side::Sandbox(guest_path("web", "~/")));
+        assert_eq!(directory("/srv"), Side::Sandbox(guest_path("web", "/srv/")));
         assert_eq!(Side::parse("dir").into_directory(), Side::Host("dir/".into()));
     }
 
     #[test]
-    fn a_copy_has_the_name_of_its_source_unless_the_content_is_meant() {
+    fn a_copy_has_the_name_of_its_source_unless_only_the_content_is_copied() {
         for (path, name) in [
             ("/var/log", Some("log")),
             ("/var/log/", Some("log")),
@@ -163,8 +163,8 @@ mod tests {
             ("notes", Some("notes")),
             ("/a/.x", Some(".x")),
         ] {
-            assert_eq!(there("web", path).name().unwrap(), name, "{path}");
+            assert_eq!(guest_path("web", path).name().unwrap(), name, "{path}");
         }
-        assert!(there("web", "/").name().is_err() && there("web", "//.").name().is_err());
+        assert!(guest_path("web", "/").name().is_err() && guest_path("web", "//.").name().is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! An archive on standard input, which may be compressed.
+//! Reads an archive from standard input, and decompresses it.
 
 use std::io::{self, Chain, Cursor, Read};
 
@@ -12,16 +12,16 @@ const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
 const BZIP2: &[u8] = b"BZh";
-/// The most bytes that tell a compression.
+/// Bytes needed to detect the compression.
 const MAGIC: u64 = 6;
-/// What is read in one piece.
-const PIECE: usize = 64 << 10;
+/// Bytes read at once.
+const CHUNK: usize = 64 << 10;
 
-/// Sends the archive as it is without its compression.
+/// Sends the decompressed archive.
 pub fn send(from: &mut impl Read, to: &mut Call, meter: &Meter) -> Result<()> {
     let failed = |source| Error::io("read the archive on standard input", source);
     let mut archive = decompressed(Metered { from, meter })?;
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; CHUNK];
     loop {
         match archive.read(&mut piece) {
             Ok(0) => return Ok(()),
@@ -34,7 +34,7 @@ pub fn send(from: &mut impl Read, to: &mut Call, meter: &Meter) -> Result<()> {
 
 type Sniffed<R> = Chain<Cursor<Vec<u8>>, R>;
 
-/// The archive without its compression, which its first bytes tell.
+/// Detects the compression from the first bytes, and returns the decompressed archive.
 fn decompressed<'a, R: Read + 'a>(mut from: R) -> Result<Box<dyn Read + 'a>> {
     let failed = |source| Error::io("read the archive on standard input", source);
     let mut magic = Vec::new();
@@ -42,7 +42,7 @@ fn decompressed<'a, R: Read + 'a>(mut from: R) -> Result<Box<dyn Read + 'a>> {
     let is = |kind: &[u8]| magic.starts_with(kind);
     let unknown = |name: &str, program: &str| {
         Err(Error::Refused(format!("cannot decompress the archive: it is compressed with {name}"))
-            .advise(format!("`{program} -dc FILE | banger vm cp - SANDBOX:PATH` decompresses it first.")))
+            .with_hint(format!("`{program} -dc FILE | banger vm cp - SANDBOX:PATH` decompresses it first.")))
     };
     let (gzip, zstd, xz, bzip2) = (is(GZIP), is(ZSTD), is(XZ), is(BZIP2));
     let whole: Sniffed<R> = Cursor::new(magic).chain(from);
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_that_is_cut_off_or_of_another_kind_is_not_taken() {
+    fn truncated_and_unsupported_archives_are_refused() {
         let whole = gzip(&b"an archive".repeat(10_000));
         let cut = &whole[..whole.len() - 9];
         assert!(decompressed(cut).unwrap().read_to_end(&mut Vec::new()).is_err());

@@ -17,7 +17,7 @@ use crate::{
     workspace::{
         apply::{self, Dirty},
         export::{self, Difference, Range},
-        record::{Kept, Records, reference},
+        record::{Records, StoredWorkspace, reference},
     },
 };
 
@@ -83,38 +83,40 @@ impl Export {
         drop(track);
         let differences = self.put(&kept)?;
         match (self.json, differences) {
-            (true, Some(differences)) => output::json(&self.told(&kept, &differences))?,
+            (true, Some(differences)) => output::json(&self.json_of(&kept, &differences))?,
             (false, Some(differences)) if !self.stat => {
                 let count = differences.len();
                 let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
-                let place = match &self.branch {
+                let location = match &self.branch {
                     Some(branch) => format!("on the branch {branch} of {}", kept.record.source.display()),
                     None => format!("in {}", kept.record.source.display()),
                 };
-                progress.note(&format!("{files} changed {place}."));
+                progress.note(&format!("{files} changed {location}."));
             }
             _ => {}
         }
         Ok(0)
     }
 
-    /// The workspace as it can be typed.
+    /// Returns the workspace as the user would type it.
     fn reference(&self) -> String {
         reference(&self.sandbox, self.guest_path.as_deref())
     }
 
-    fn kept(&self, id: &str) -> Result<Kept> {
+    fn kept(&self, id: &str) -> Result<StoredWorkspace> {
         Records::of(id)?.find(self.guest_path.as_deref()).ok_or_else(|| {
-            let place = self.guest_path.as_deref().map(|path| format!(" at {path}")).unwrap_or_default();
-            Error::Refused(format!("you sent no repository to {}{place}", self.sandbox)).advise(format!(
-                "`banger vm workspace prepare {} PATH` sends one; `banger vm cp` copies any file.",
-                self.sandbox
-            ))
+            let location = self.guest_path.as_deref().map(|path| format!(" at {path}")).unwrap_or_default();
+            Error::Refused(format!("you sent no repository to {}{location}", self.sandbox)).with_hint(
+                format!(
+                    "`banger vm workspace prepare {} PATH` sends one; `banger vm cp` copies any file.",
+                    self.sandbox
+                ),
+            )
         })
     }
 
-    /// Puts the work where it is wanted; what has changed where that is to be told.
-    fn put(&self, kept: &Kept) -> Result<Option<Vec<Difference>>> {
+    /// Applies the changes as requested. Returns them if they are to be printed.
+    fn put(&self, kept: &StoredWorkspace) -> Result<Option<Vec<Difference>>> {
         let range = Range::new(kept, self.base_commit.as_deref())?;
         if self.stat {
             output::bytes(&range.stat()?)?;
@@ -137,7 +139,7 @@ impl Export {
         if self.json { range.differences().map(Some) } else { Ok(None) }
     }
 
-    fn told(&self, kept: &Kept, differences: &[Difference]) -> Value {
+    fn json_of(&self, kept: &StoredWorkspace, differences: &[Difference]) -> Value {
         json!({
             "guest_path": kept.record.guest_path,
             "source": kept.record.source,
@@ -147,7 +149,7 @@ impl Export {
     }
 }
 
-/// Writes a file that is there as a whole or not at all.
+/// Writes a file, completely or not at all.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |source| Error::io(format!("write {}", path.display()), source);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use crate::error::Result;
 
-/// What can be done with the workspace in a sandbox.
+/// The subcommands of `banger vm workspace`.
 #[derive(Debug, Subcommand)]
 pub enum WorkspaceCommand {
     Prepare(prepare::Prepare),

@@ -67,7 +67,7 @@ impl Prepare {
             placement: if self.force { Placement::Replace } else { Placement::New },
         };
         let track = progress.track(None);
-        track.stage("copy", &prepare::told(count, bytes, path));
+        track.stage("copy", &prepare::summary(count, bytes, path));
         let kept = prepare::send(&mut guest, plan, target, track.meter(bytes)).await;
         drop(track);
         let record = kept.map_err(|error| error.about(&self.sandbox))?.record;

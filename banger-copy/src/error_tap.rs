@@ -1,5 +1,5 @@
-//! Streams that remember why they failed: an archive is read and written by a library that wraps or drops the errors
-//! of the stream below.
+//! Streams that remember why they failed: the library that reads and writes archives wraps or drops the errors of the
+//! underlying stream.
 
 use std::{
     cell::RefCell,
@@ -19,7 +19,7 @@ impl Failure {
 
     fn keep<T>(&self, result: io::Result<T>) -> io::Result<T> {
         result.map_err(|error| {
-            // A read that is interrupted is tried again.
+            // An interrupted read is retried.
             if error.kind() == io::ErrorKind::Interrupted {
                 return error;
             }
@@ -30,33 +30,33 @@ impl Failure {
     }
 }
 
-/// A stream.
+/// A stream that records its last error.
 #[derive(Debug)]
-pub struct Tap<S> {
+pub struct ErrorTap<S> {
     stream: S,
     failure: Failure,
 }
 
-impl<S> Tap<S> {
-    /// The stream, and where its error will be.
+impl<S> ErrorTap<S> {
+    /// Wraps a stream. Returns it, and a handle to its error.
     pub fn new(stream: S) -> (Self, Failure) {
         let failure = Failure::default();
         (Self { stream, failure: failure.clone() }, failure)
     }
 
-    /// The stream.
+    /// Returns the wrapped stream.
     pub fn into_inner(self) -> S {
         self.stream
     }
 }
 
-impl<S: Read> Read for Tap<S> {
+impl<S: Read> Read for ErrorTap<S> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.failure.keep(self.stream.read(into))
     }
 }
 
-impl<S: Write> Write for Tap<S> {
+impl<S: Write> Write for ErrorTap<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.failure.keep(self.stream.write(bytes))
     }

@@ -1,14 +1,18 @@
-//! What somebody may have meant who mistyped a name.
+//! Suggestions for mistyped names.
 
-/// The one of these names that is the most like what was typed; none where they all are something else.
-pub fn alike<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// Returns the name that is most similar to what was typed, or `None` if all are too different.
+pub fn closest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // One letter of three may be wrong.
-    let most = typed.chars().count().div_ceil(3);
-    let told = names.into_iter().map(|name| (distance(typed, name), name));
-    told.filter(|(distance, _)| *distance <= most).min_by_key(|(distance, _)| *distance).map(|(_, name)| name)
+    let limit = typed.chars().count().div_ceil(3);
+    let distances = names.into_iter().map(|name| (distance(typed, name), name));
+    distances
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
 }
 
-/// How many letters have to be added, removed, changed or swapped with the next to make one word of the other.
+/// Returns how many letters have to be added, removed, changed or swapped with the next to turn one word into the
+/// other.
 fn distance(one: &str, other: &str) -> usize {
     let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
     let mut before = vec![0; other.len() + 1];
@@ -32,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_told_by_its_letters() {
+    fn distances_count_changed_letters() {
         for (one, other, expect) in [
             ("", "", 0),
             ("a", "", 1),
@@ -47,11 +51,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_something_else_is_not_suggested() {
+    fn different_words_are_not_suggested() {
         let names = ["web", "worker", "calm-otter"];
-        assert_eq!(alike("wbe", names), Some("web"));
-        assert_eq!(alike("clam-oter", names), Some("calm-otter"));
-        assert_eq!(alike("db", names), None);
-        assert_eq!(alike("", names), None);
+        assert_eq!(closest("wbe", names), Some("web"));
+        assert_eq!(closest("clam-oter", names), Some("calm-otter"));
+        assert_eq!(closest("db", names), None);
+        assert_eq!(closest("", names), None);
     }
 }

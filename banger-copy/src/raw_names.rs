@@ -1,15 +1,15 @@
-//! Entries whose names and targets are the very bytes that they were given. The `tar` crate takes them for paths, drops
+//! Appends entries whose names and link targets are arbitrary bytes. The `tar` crate treats them as paths: it drops
 //! dots and doubled slashes, and refuses some long names that are not UTF-8.
 
 use std::io::{self, Read, Write};
 
 use tar::{Builder, EntryType, Header};
 
-/// A name or a target that is longer stands before its entry (GNU tar manual, "Basic Tar Format").
+/// Names and targets longer than this are written before their entry (GNU tar manual, "Basic Tar Format").
 const SHORT: usize = 100;
 
-/// Appends an entry with this name and, of a link, this target. The header has all the rest; the data must be as long
-/// as it says.
+/// Appends an entry with this name and, for a link, this target. The header has everything else; its size must match
+/// the data.
 pub fn append_entry<W: Write>(
     archive: &mut Builder<W>,
     mut header: Header,
@@ -27,7 +27,7 @@ pub fn append_entry<W: Write>(
     archive.append(&header, data)
 }
 
-/// Writes a name or target that does not fit a header, before its entry.
+/// Writes a name or target that does not fit into a header, before its entry.
 fn long<W: Write>(archive: &mut Builder<W>, bytes: &[u8], kind: u8) -> io::Result<()> {
     if bytes.len() <= SHORT {
         return Ok(());
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_targets_are_the_very_bytes() {
+    fn names_and_targets_keep_their_bytes() {
         let long = b"\xff".repeat(300);
         for target in [&b"a//b/./c/"[..], b"./x", b"..", b"/etc//passwd", &b"./".repeat(90), &long] {
             for name in [&b"n"[..], b"\xfe\n", &long] {

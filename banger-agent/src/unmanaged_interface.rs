@@ -1,8 +1,8 @@
-//! Keeps programs of the image from configuring the interface again: it has its addresses and routes
-//! before any of them starts, and nothing on its link would give it others.
+//! Prevents programs of the image from configuring the interface again: it gets its addresses and routes before any
+//! of them starts, and nothing on its link would assign others.
 //!
-//! Each program gets a file only if it is installed, below `/run` where it looks there, so that nothing
-//! stays in the image.
+//! A program gets a file only if it is installed, and below `/run` if it reads that, so that nothing remains in the
+//! image.
 
 use std::io;
 
@@ -10,22 +10,22 @@ use banger_proto::guest::config::GuestFile;
 
 use crate::{
     apply,
-    part::{Marks, Place},
+    managed_block::{Markers, Position},
 };
 
 const NETWORKD: &[&str] = &["/usr/lib/systemd/systemd-networkd", "/lib/systemd/systemd-networkd"];
 const NETWORK_MANAGER: &[&str] = &["/usr/sbin/NetworkManager", "/usr/bin/NetworkManager"];
-/// The configuration that ifupdown, ifupdown-ng and the one of busybox share.
+/// The configuration of ifupdown, ifupdown-ng and busybox.
 const IFUPDOWN: &[&str] = &["/etc/network/interfaces"];
 const DHCPCD: &[&str] = &["/usr/sbin/dhcpcd", "/usr/bin/dhcpcd", "/sbin/dhcpcd"];
-/// It reads nothing below `/run`.
+/// dhcpcd reads nothing below `/run`.
 const DHCPCD_CONFIG: &str = "/etc/dhcpcd.conf";
-const MARKS: Marks = Marks {
+const MARKERS: Markers = Markers {
     begin: "# What stands between these lines is written by banger at each boot.",
     end: "# The end of what banger has written.",
 };
 
-/// The interface, as these programs call it.
+/// The interface, as these programs identify it.
 #[derive(Debug, Clone)]
 pub struct Interface<'a> {
     /// Its name, such as `eth0`.
@@ -34,19 +34,19 @@ pub struct Interface<'a> {
     pub mac: [u8; 6],
 }
 
-/// Tells every program that is installed below `root`; `run` is where `/run` is until the root is switched.
-/// Returns what went wrong.
+/// Writes a file for every program that is installed below `root`; `run` is the path of `/run` until the root is
+/// switched. Returns the problems.
 pub fn apply(root: &str, run: &str, interface: &Interface<'_>) -> Vec<String> {
     let mut problems = apply::files(run, &files(interface, |path| apply::exists(root, path)));
     if DHCPCD.iter().any(|path| apply::exists(root, path))
-        && let Err(error) = keep_dhcpcd_out(root, interface)
+        && let Err(error) = configure_dhcpcd(root, interface)
     {
         problems.push(format!("cannot write {DHCPCD_CONFIG}: {error}"));
     }
     problems
 }
 
-/// The files below `/run` for the programs that are there.
+/// Returns the files below `/run` for the installed programs.
 fn files(interface: &Interface<'_>, is_there: impl Fn(&str) -> bool) -> Vec<GuestFile> {
     let name = interface.name;
     let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -71,11 +71,11 @@ fn files(interface: &Interface<'_>, is_there: impl Fn(&str) -> bool) -> Vec<Gues
     wanted.map(|(_, path, content)| GuestFile { path: path.to_owned(), mode: 0o644, content }).collect()
 }
 
-/// At the top, because lines after an `interface` line apply to that interface only.
-fn keep_dhcpcd_out(root: &str, interface: &Interface<'_>) -> io::Result<()> {
+/// Adds a block at the top, because lines after an `interface` line apply to that interface only.
+fn configure_dhcpcd(root: &str, interface: &Interface<'_>) -> io::Result<()> {
     let old = apply::read(root, DHCPCD_CONFIG)?.unwrap_or_default();
     let old = String::from_utf8(old).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let new = MARKS.put(&old, Place::Top, &format!("denyinterfaces {}\n", interface.name));
+    let new = MARKERS.put(&old, Position::Top, &format!("denyinterfaces {}\n", interface.name));
     if new == old {
         return Ok(());
     }
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_installed_is_told() {
+    fn only_installed_programs_get_a_file() {
         assert_eq!(paths(&[]), Vec::<String>::new());
         assert_eq!(paths(&["/lib/systemd/systemd-networkd"]), ["/run/systemd/network/00-banger.network"]);
         assert_eq!(paths(&["/usr/sbin/NetworkManager"]), ["/run/NetworkManager/conf.d/00-banger.conf"]);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn dhcpcd_is_told_in_its_own_file_once() {
+    fn dhcpcd_gets_one_block_in_its_own_file() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("usr/sbin")).unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
@@ -123,7 +123,7 @@ mod tests {
             assert_eq!(apply(text, text, &INTERFACE), Vec::<String>::new());
             let config = fs::read_to_string(root.path().join("etc/dhcpcd.conf")).unwrap();
             let expect =
-                format!("{}\ndenyinterfaces eth0\n{}\ninterface x\nstatic y\n", MARKS.begin, MARKS.end);
+                format!("{}\ndenyinterfaces eth0\n{}\ninterface x\nstatic y\n", MARKERS.begin, MARKERS.end);
             assert_eq!(config, expect);
         }
         assert!(!root.path().join("run").exists());

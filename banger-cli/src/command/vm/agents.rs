@@ -1,4 +1,4 @@
-//! What the verbs have in common that ask the agents of several sandboxes.
+//! Queries the agents of several sandboxes.
 
 use banger_proto::bus::names::VM_INTERFACE;
 
@@ -10,43 +10,43 @@ use crate::{
     signals::Signals,
 };
 
-/// Those who are asked, and how.
-pub struct Asked<'a> {
+/// The sandboxes to query, and the exit status so far.
+pub struct Agents<'a> {
     bus: Bus,
     signals: Signals,
     references: &'a [String],
     status: u8,
 }
 
-impl<'a> Asked<'a> {
-    /// Asks these.
+impl<'a> Agents<'a> {
+    /// Connects for these references.
     pub async fn new(references: &'a [String]) -> Result<Self> {
         Ok(Self { bus: Bus::connect().await?, signals: Signals::catch()?, references, status: 0 })
     }
 
-    /// The name of a sandbox, and its agent.
+    /// Returns the name of a sandbox, and its agent.
     pub async fn open(&self, reference: &str) -> Result<(String, Guest)> {
         open(&self.bus, &self.signals, reference).await
     }
 
-    /// Tells what went wrong with one of them. The others go on.
+    /// Prints the failure of one of them. The others continue.
     pub fn failed(&mut self, reference: &str, error: Error) {
         self.status = error.status(FAILURE);
         error.about(reference).print((self.references.len() > 1).then_some(reference));
     }
 
-    /// One of them is not as it should be.
-    pub fn poor(&mut self) {
+    /// Records that one of them has problems.
+    pub fn mark_unhealthy(&mut self) {
         self.status = FAILURE;
     }
 
-    /// The exit status.
+    /// Returns the exit status.
     pub fn status(&self) -> u8 {
         self.status
     }
 }
 
-/// The name of a sandbox, and its agent.
+/// Returns the name of a sandbox, and its agent.
 pub async fn open(bus: &Bus, signals: &Signals, reference: &str) -> Result<(String, Guest)> {
     let vm = bus.find(Kind::Vm, reference).await?;
     let name = bus.properties(&vm, VM_INTERFACE).await?.name().to_owned();

@@ -1,4 +1,4 @@
-//! What a sandbox is to be.
+//! The options for creating a sandbox.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -18,18 +18,18 @@ use crate::{
     error::{Error, Result},
     job::Jobs,
     progress::Progress,
-    pull::{self, When},
+    pull::{self, PullPolicy},
     service::id_of,
     settings::Settings,
     signals::Listener,
-    ssh::{keys, places::Places},
+    ssh::{keys, user_dirs::UserDirs},
     timezone::{self, Timezone},
 };
 
-/// The options of a command that makes a sandbox.
+/// The options of a command that creates a sandbox.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The sandbox")]
-pub struct MachineArgs {
+pub struct VmArgs {
     /// Name [default: a generated one such as calm-otter]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -39,7 +39,7 @@ pub struct MachineArgs {
     image: Option<String>,
     /// When to pull the image, and a default kernel that is missing, from a catalog or registry
     #[arg(long, value_name = "WHEN", default_value = "missing")]
-    pull: When,
+    pull: PullPolicy,
     /// Kernel to boot [default: the image's, else the service's]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
@@ -73,13 +73,13 @@ pub struct MachineArgs {
     ready_timeout: Option<u32>,
 }
 
-/// The public keys of the user. A sandbox without any is as good for all but ssh.
+/// Returns the user's public keys. Without any, only ssh does not work.
 fn authorized_keys() -> Option<Vec<String>> {
-    let keys = Places::of_caller().and_then(|places| keys::public(&places));
+    let keys = UserDirs::of_caller().and_then(|dirs| keys::public(&dirs));
     keys.map_err(|error| error.print(Some("nobody can log in to this sandbox with ssh"))).ok()
 }
 
-/// Fetching what a sandbox needs and what is not there.
+/// Pulls images and kernels that are missing on the host.
 struct Pulls<'a> {
     bus: &'a Bus,
     jobs: &'a Jobs,
@@ -88,7 +88,7 @@ struct Pulls<'a> {
 }
 
 impl Pulls<'_> {
-    /// Fetches an image, or the default image. Returns its id.
+    /// Pulls an image, or the default image. Returns its id.
     async fn image(&mut self, image: Option<&str>) -> Result<String> {
         let default;
         let (reference, options) = match image {
@@ -107,7 +107,7 @@ impl Pulls<'_> {
         Ok(id_of(&pulled))
     }
 
-    /// Fetches the default kernel. Returns its id.
+    /// Pulls the default kernel. Returns its id.
     async fn default_kernel(&mut self) -> Result<String> {
         let default = self.bus.manager().await?.text("DefaultKernel").to_owned();
         let kernel =
@@ -116,7 +116,7 @@ impl Pulls<'_> {
     }
 }
 
-/// A name that an administrator has configured means no image of a stranger's that happens to be called so.
+/// Returns options for a configured name, which must not match an image of a public registry.
 fn of_catalog(image: &str) -> Options<'static> {
     match image.contains(['/', ':', '@']) {
         true => Options::new(),
@@ -124,22 +124,22 @@ fn of_catalog(image: &str) -> Options<'static> {
     }
 }
 
-/// Whether an image is named by its id.
+/// Returns whether an image is given by its id.
 fn is_id(image: Option<&Variant<'_>>) -> bool {
     let is_id = |text: &str| text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
     matches!(image, Some(Variant::Str(text)) if is_id(text))
 }
 
-/// Who wrote a name may not have meant a registry's.
+/// Explains a failed pull: the user may not have meant a registry.
 fn explain(image: &str, error: Error) -> Error {
     if image.contains(['/', ':']) {
         return error;
     }
     let hint = error.hint().map(|hint| format!(" {hint}")).unwrap_or_default();
-    error.advise(format!("this host has no image {image}: `banger image list` lists the images.{hint}"))
+    error.with_hint(format!("this host has no image {image}: `banger image list` lists the images.{hint}"))
 }
 
-/// A key and a value, which may be empty.
+/// Parses a key and a value, which may be empty.
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     match key.is_empty() {
@@ -148,7 +148,7 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// A size that something can have.
+/// Parses a size greater than zero.
 pub(super) fn size(text: &str) -> Result<Bytes, String> {
     match text.parse::<Bytes>() {
         Ok(Bytes(0)) => Err("it must be more than 0".to_owned()),
@@ -157,8 +157,8 @@ pub(super) fn size(text: &str) -> Result<Bytes, String> {
     }
 }
 
-impl MachineArgs {
-    /// Asks for the sandbox, when its image is there: its object and the job that goes on with it.
+impl VmArgs {
+    /// Creates the sandbox, and pulls its image first if necessary. Returns its object and the job that completes it.
     pub async fn create(
         &self,
         bus: &Bus,
@@ -180,15 +180,15 @@ impl MachineArgs {
         }
         let name = self.name.as_deref().unwrap_or_default();
         let mut pulls = Pulls { bus, jobs, progress, listener };
-        if self.pull == When::Always && self.image.is_some() {
+        if self.pull == PullPolicy::Always && self.image.is_some() {
             options.insert(create::IMAGE, Variant::from(pulls.image(self.image.as_deref()).await?));
         }
         loop {
             let refused = match bus.create_vm(name, &options).await {
-                Err(error) if self.pull != When::Never => error,
-                created => return created.map_err(|error| self.advise(error)),
+                Err(error) if self.pull != PullPolicy::Never => error,
+                created => return created.map_err(|error| self.add_hint(error)),
             };
-            // What was fetched is named from now on, so that nothing is fetched twice.
+            // The pulled objects are given by id from now on, so that nothing is pulled twice.
             match refused.name() {
                 Some(ErrorName::NoSuchImage) if !is_id(options.get(create::IMAGE)) => {
                     let image = pulls.image(self.image.as_deref()).await;
@@ -200,37 +200,37 @@ impl MachineArgs {
                     let kernel = kernel.map_err(|error| self.not_pulled(refused, error))?;
                     options.insert(create::KERNEL, Variant::from(kernel));
                 }
-                _ => return Err(self.advise(refused)),
+                _ => return Err(self.add_hint(refused)),
             }
         }
     }
 
     fn timezone(&self) -> Result<Option<Timezone>> {
         match &self.timezone {
-            Some(wish) => timezone::of_wish(wish),
-            None => timezone::of_wish(&Settings::of_caller()?.timezone),
+            Some(wish) => timezone::from_setting(wish),
+            None => timezone::from_setting(&Settings::of_caller()?.timezone),
         }
     }
 
-    /// What there is to say when something that is missing could not be fetched either.
+    /// Returns the error for a missing object that could not be pulled either.
     fn not_pulled(&self, missing: Error, error: Error) -> Error {
         let is_nowhere = matches!(error.name(), Some(ErrorName::NoSuchImage | ErrorName::NoSuchKernel));
-        // That no catalog has it is no news to who named nothing.
-        if is_nowhere { self.advise(missing) } else { error }
+        // If the user named nothing, "in no catalog" is not helpful.
+        if is_nowhere { self.add_hint(missing) } else { error }
     }
 
-    /// The same with this image, where none was named.
+    /// Returns the same options with this image, if none was given.
     pub fn or_image(&self, image: Option<&str>) -> Self {
         let image = self.image.clone().or_else(|| image.map(str::to_owned));
         Self { image, ..self.clone() }
     }
 
-    /// The image that was named.
+    /// Returns the image that was given.
     pub fn image(&self) -> Option<&str> {
         self.image.as_deref()
     }
 
-    /// Whether it reaches what lies beyond this host.
+    /// Returns whether the sandbox gets internet access.
     pub fn nat(&self) -> bool {
         self.nat
     }
@@ -273,22 +273,22 @@ impl MachineArgs {
         options
     }
 
-    /// Who named neither image nor kernel does not know that there are any.
-    fn advise(&self, error: Error) -> Error {
+    /// Adds a hint for a missing default image or kernel.
+    fn add_hint(&self, error: Error) -> Error {
         match error.name() {
-            Some(ErrorName::NoSuchImage) if self.image.is_none() && self.pull == When::Never => error.advise(
+            Some(ErrorName::NoSuchImage) if self.image.is_none() && self.pull == PullPolicy::Never => error.with_hint(
                 "the default image is not on this host, and `--pull never` forbids pulling it: leave that \
                  out, or choose one of `banger image list` with `--image NAME`.",
             ),
-            Some(ErrorName::NoSuchImage) if self.image.is_none() => error.advise(
+            Some(ErrorName::NoSuchImage) if self.image.is_none() => error.with_hint(
                 "the default image is not on this host, and no catalog has it: `banger image register --name \
                  NAME --rootfs FILE` adds an image, `--image alpine` pulls one from a registry, and `banger \
                  image list` lists the images on this host.",
             ),
-            Some(ErrorName::InvalidOption) if error.to_string().contains("system disk") => error.advise(
+            Some(ErrorName::InvalidOption) if error.to_string().contains("system disk") => error.with_hint(
                 "`banger image show IMAGE` shows the size of an image; without `--root-size`, the system disk has that.",
             ),
-            Some(ErrorName::NoSuchKernel) if self.kernel.is_none() => error.advise(
+            Some(ErrorName::NoSuchKernel) if self.kernel.is_none() => error.with_hint(
                 "the default kernel is not on this host, and no catalog has it: `banger kernel import --name \
                  NAME --vmlinuz FILE --modules DIRECTORY` adds a kernel, and `--kernel NAME` chooses another \
                  one of `banger kernel list`.",
@@ -308,22 +308,22 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Test {
         #[command(flatten)]
-        machine: MachineArgs,
+        vm: VmArgs,
     }
 
-    fn parse(line: &str) -> Result<MachineArgs, String> {
-        let words = format!("test {line}");
-        let parsed = Test::try_parse_from(words.split_whitespace());
-        parsed.map(|test| test.machine).map_err(|error| error.to_string())
+    fn parse(line: &str) -> Result<VmArgs, String> {
+        let line = format!("test {line}");
+        let parsed = Test::try_parse_from(line.split_whitespace());
+        parsed.map(|test| test.vm).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn what_is_given_becomes_an_option_of_the_right_type() {
-        let machine = parse(
+    fn arguments_become_options_of_the_right_type() {
+        let vm = parse(
             "--image debian --kernel k --vcpu 2 --memory 512MiB --disk-size 8G --root-size 20G --vmm qemu \
              --ready-timeout 90",
         );
-        let machine = machine.unwrap();
+        let vm = vm.unwrap();
         let expect = Options::from([
             ("image", Variant::from("debian")),
             ("kernel", Variant::from("k")),
@@ -334,7 +334,7 @@ mod tests {
             ("vmm", Variant::from("qemu")),
             ("ready-timeout-usec", Variant::from(90_000_000u64)),
         ]);
-        assert_eq!(machine.options(), expect);
+        assert_eq!(vm.options(), expect);
         assert_eq!(parse("").unwrap().options(), Options::new());
         assert_eq!(parse("--disk 20G").unwrap().options(), parse("--root-size 20G").unwrap().options());
     }
@@ -358,17 +358,33 @@ mod tests {
     #[test]
     fn a_system_disk_that_is_refused_is_explained() {
         let refused = || Error::named("dev.banger.Error.InvalidOption", "cannot make the system disk 1 GiB");
-        let hint = parse("--root-size 1G").unwrap().advise(refused()).hint().unwrap();
+        let hint = parse("--root-size 1G").unwrap().add_hint(refused()).hint().unwrap();
         assert!(hint.contains("`banger image show IMAGE`"), "{hint}");
         let other = Error::named("dev.banger.Error.InvalidOption", "memory must be more");
-        assert!(parse("--root-size 1G").unwrap().advise(other).hint().is_none());
+        assert!(parse("--root-size 1G").unwrap().add_hint(other).hint().is_none());
     }
 
     #[test]
     fn a_default_image_that_is_missing_is_explained() {
         let no_image = || Error::named("dev.banger.Error.NoSuchImage", "there is no image debian-bookworm");
-        let hint = |line: &str| parse(line).unwrap().advise(no_image()).hint().unwrap();
+        let hint = |line: &str| parse(line).unwrap().add_hint(no_image()).hint().unwrap();
         assert!(hint("").contains("default image"), "{}", hint(""));
         assert!(!hint("--image x").contains("default image"));
+    }
+
+    #[test]
+    fn hints_about_missing_images_and_kernels() {
+        use crate::wording::{check, of_service, shown};
+
+        let hint = |line: &'static str, name| (line, parse(line).unwrap().add_hint(of_service(name)));
+        let refused = of_service(ErrorName::RegistryAuthRequired);
+        let errors = [
+            hint("", ErrorName::NoSuchImage),
+            hint("--pull never", ErrorName::NoSuchImage),
+            hint("--image x", ErrorName::NoSuchImage),
+            hint("--memory 1G", ErrorName::NoSuchKernel),
+            ("--image debain", explain("debain", refused)),
+        ];
+        check("hints_about_missing_images", &shown(errors));
     }
 }

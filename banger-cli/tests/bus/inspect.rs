@@ -1,4 +1,4 @@
-//! Copies, connections and looks into a sandbox, whose agent is the real one, on this host.
+//! Copies, connections and queries of a sandbox, with the real agent on this host.
 
 use std::{
     fs,
@@ -25,8 +25,8 @@ fn host() -> Host {
     host
 }
 
-/// A directory as the sandbox calls it, and as we do.
-fn place(host: &Host, name: &str) -> (String, PathBuf) {
+/// Returns a directory as a path in the sandbox and on the host.
+fn directory(host: &Host, name: &str) -> (String, PathBuf) {
     let path = host.path(name);
     (format!("box:{}", path.display()), path)
 }
@@ -46,11 +46,11 @@ fn files_and_directories_are_copied_both_ways() {
         let ended = host.banger(&[&["vm", "cp", "-q"], words].concat());
         assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{words:?}: {ended:?}");
     };
-    let (there, inside) = place(&host, "there");
+    let (there, inside) = directory(&host, "there");
     copy(&[source, &there]);
     assert_eq!(fs::read(inside.join("deep/er/odd\nname")).unwrap(), b"x");
     assert_eq!(fs::read_link(inside.join("link")).unwrap().to_str(), Some("/nowhere"));
-    // It is there by now, and so the next one goes below it.
+    // It exists by now, so the next copy goes into it.
     copy(&[source, &there]);
     assert!(inside.join("source/run").exists());
     copy(&[&format!("{source}/run"), &format!("{there}/renamed")]);
@@ -69,7 +69,7 @@ fn files_and_directories_are_copied_both_ways() {
 #[test]
 fn a_hyphen_is_an_archive() {
     let host = host();
-    let (there, inside) = place(&host, "there");
+    let (there, inside) = directory(&host, "there");
     let archive = |name: &str, content: &[u8]| {
         let mut builder = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_gnu();
@@ -93,7 +93,7 @@ fn a_hyphen_is_an_archive() {
 }
 
 #[test]
-fn what_listens_is_listed() {
+fn listening_ports_are_listed() {
     let host = host();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -112,9 +112,9 @@ fn port_of(said: &str) -> u16 {
 }
 
 #[test]
-fn connections_are_led_into_a_sandbox_and_out_of_it() {
+fn connections_are_forwarded_into_and_out_of_a_sandbox() {
     let host = host();
-    // An echo that ends when its caller has ended.
+    // An echo server that ends its side when its client has.
     let echo = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = echo.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -192,7 +192,7 @@ fn a_connection_that_is_refused_does_not_end_the_others() {
 }
 
 #[test]
-fn a_sandbox_is_looked_into() {
+fn stats_processes_and_health_are_shown() {
     let host = host();
     let json = |words: &[&str]| -> Value {
         let ended = host.banger(words);
@@ -213,7 +213,7 @@ fn a_sandbox_is_looked_into() {
 }
 
 #[test]
-fn a_detached_command_leaves_what_it_wrote() {
+fn the_output_of_a_detached_command_is_kept() {
     let host = host();
     let detach = |script: &str| {
         let ended = host.banger(&["vm", "exec", "-d", "box", "--", "sh", "-c", script]);
@@ -226,7 +226,7 @@ fn a_detached_command_leaves_what_it_wrote() {
         commands.lines().find(|line| line.split_whitespace().next() == Some(id)).unwrap().to_owned()
     };
     let id = detach("echo out; echo err >&2; sleep 0.5; printf '\\033[31mred\\n'; exit 3");
-    // With an end, and with all that it wrote.
+    // With its end, and with the whole output.
     assert_eq!(logs(&[&format!("--exec={id}"), "-f"]).output, "out\nerr\n\x1b[31mred\n");
     assert_eq!(logs(&[&format!("--exec={id}"), "-n", "1"]).output, "\x1b[31mred\n");
     let line = listed(&id);
@@ -255,7 +255,7 @@ fn a_detached_command_leaves_what_it_wrote() {
 }
 
 #[test]
-fn every_port_that_listens_is_led_to_when_that_is_wanted() {
+fn auto_forwards_every_listening_port() {
     let host = host();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -267,7 +267,7 @@ fn every_port_that_listens_is_led_to_when_that_is_wanted() {
             break line;
         }
     };
-    // Its own number is taken: the sandbox of this test is this host.
+    // Its own port is in use, because the sandbox of this test is this host.
     assert_ne!(port_of(&said), port);
     let mut heard = String::new();
     TcpStream::connect(("127.0.0.1", port_of(&said))).unwrap().read_to_string(&mut heard).unwrap();
@@ -277,7 +277,7 @@ fn every_port_that_listens_is_led_to_when_that_is_wanted() {
 }
 
 #[test]
-fn what_may_have_been_meant_is_suggested() {
+fn similar_names_are_suggested() {
     let host = host();
     let ended = host.banger(&["vm", "show", "bxo"]);
     assert_eq!(
@@ -289,7 +289,7 @@ fn what_may_have_been_meant_is_suggested() {
 }
 
 #[test]
-fn colours_are_left_out_where_nobody_wants_them() {
+fn colours_can_be_turned_off() {
     let host = Host::new();
     let seen = |more: &[(&str, &str)]| {
         let mut terminal =
@@ -309,7 +309,7 @@ fn colours_are_left_out_where_nobody_wants_them() {
 }
 
 #[test]
-fn what_rests_is_pruned_and_what_runs_is_not() {
+fn prune_deletes_only_stopped_sandboxes() {
     let host = host();
     for name in ["resting", "idle"] {
         host.banger(&["vm", "create", "-q", "--no-start", "--name", name, "--image", "debian"]);
@@ -329,7 +329,7 @@ fn what_rests_is_pruned_and_what_runs_is_not() {
 }
 
 #[test]
-fn sandboxes_are_found_by_what_they_are_and_renamed() {
+fn sandboxes_are_filtered_and_renamed() {
     let host = host();
     let create =
         ["vm", "create", "-q", "--name", "red", "--image", "debian", "--label", "team=web", "--label", "x"];
@@ -344,7 +344,7 @@ fn sandboxes_are_found_by_what_they_are_and_renamed() {
 }
 
 #[test]
-fn a_shell_has_a_terminal_and_reminds_of_what_goes_on() {
+fn a_shell_has_a_terminal_and_reminds_of_a_running_sandbox() {
     let host = Host::new();
     let mut terminal = host.start_in_terminal(&["vm", "shell", "web"]);
     terminal.wait_for("vt100 24x80\r\n");
@@ -397,8 +397,8 @@ fn every_sandbox_gets_the_users_files() {
 }
 
 #[test]
-fn events_are_told_as_they_come() {
-    let Some(host) = crate::real::furnished() else { return };
+fn events_are_printed_as_they_arrive() {
+    let Some(host) = crate::real::host_with_image() else { return };
     let mut events = host.start(&["events", "--json"]);
     let created = thread::scope(|scope| {
         let next = scope.spawn(|| {
@@ -413,7 +413,7 @@ fn events_are_told_as_they_come() {
             }
             seen
         });
-        // It may be heard only by those who were there before.
+        // Only clients that were connected before may receive it.
         until("somebody listens", || {
             host.banger(&["vm", "create", "-q"]);
             next.is_finished()

@@ -1,43 +1,43 @@
-//! What to do about each error.
+//! Hints for errors.
 
 use std::fs;
 
 use banger_proto::bus::ErrorName;
 
-/// There is no system bus.
+/// Hint if there is no system bus.
 pub const NO_BUS: &str = "`systemctl status dbus` shows whether the system bus is running.";
-/// The service is not there.
+/// Hint if the service is not running.
 pub const NO_SERVICE: &str = "`sudo systemctl start banger-system` starts it; `journalctl -u banger-system` \
     shows why it does not start.";
-/// The service went away.
+/// Hint if the service ended during a call.
 pub const SERVICE_ENDED: &str = "try again: sandboxes keep running without it, and the next request starts \
     it; `journalctl -u banger-system` shows why it ended.";
-/// The service is older or newer than we are.
+/// Hint if the service is older or newer than this program.
 pub const OTHER_VERSION: &str = "after an upgrade, `sudo systemctl restart banger-system` starts the new \
     service; sandboxes keep running.";
 
-/// A stream to a guest broke.
-pub const LOST: &str =
+/// Hint if a stream to a guest broke.
+pub const STREAM_LOST: &str =
     "`banger vm list` shows whether the sandbox is still running, and `banger vm logs NAME` its console.";
 
-/// The user did not want to wait for what the service is at.
-pub const LEFT: &str = "the service continues with it: `banger vm list` shows its state, and `banger events` \
+/// Hint if the user did not wait for a job of the service.
+pub const DETACHED: &str = "the service continues with it: `banger vm list` shows its state, and `banger events` \
     what happens.";
 
 const JOIN_GROUP: &str = "join the group banger with `sudo usermod -aG banger $USER`, then log in again.";
 const NOT_YOURS: &str = "it belongs to another user, or needs an administrator: try again with `sudo`.";
 
-/// Whether the caller is in the group that may use banger without being asked.
+/// Whether the caller is in the group that may use banger without authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Membership {
     /// It is.
     Member,
-    /// It is not, or nobody knows.
+    /// It is not, or this is unknown.
     Outside,
 }
 
 impl Membership {
-    /// Looks at the groups of this process. A group that was joined after the login does not count yet.
+    /// Checks the groups of this process. A group that was joined after the login does not count yet.
     pub fn of_caller() -> Self {
         let Some(gid) = fs::read_to_string("/etc/group").ok().as_deref().and_then(gid_of_banger) else {
             return Self::Outside;
@@ -47,13 +47,13 @@ impl Membership {
     }
 }
 
-/// The number of the group, in the form of group(5).
+/// Returns the group id from a file in the format of group(5).
 fn gid_of_banger(groups: &str) -> Option<u32> {
     let line = groups.lines().find_map(|line| line.strip_prefix("banger:"))?;
     line.split(':').nth(1)?.parse().ok()
 }
 
-/// What to do about an error of the service; nothing where its own sentence says it all.
+/// Returns the hint for an error of the service, unless its message says everything.
 pub fn hint(name: ErrorName, membership: impl FnOnce() -> Membership) -> Option<String> {
     let hint = match name {
         ErrorName::AccessDenied => match membership() {
@@ -75,11 +75,11 @@ pub fn hint(name: ErrorName, membership: impl FnOnce() -> Membership) -> Option<
 }
 
 fn fixed(name: ErrorName) -> Option<&'static str> {
-    ROWS.iter().find(|(known, _)| *known == name).map(|(_, hint)| *hint).filter(|hint| !hint.is_empty())
+    HINTS.iter().find(|(known, _)| *known == name).map(|(_, hint)| *hint).filter(|hint| !hint.is_empty())
 }
 
-/// A row for each error; an empty text where there is nothing to add to the service's sentence.
-const ROWS: &[(ErrorName, &str)] = &[
+/// The hint for each error; empty if there is nothing to add to the service's message.
+const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::NoSuchVm, "`banger vm list` shows your sandboxes."),
     (
         ErrorName::NoSuchImage,
@@ -152,24 +152,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_error_of_the_service_was_thought_about() {
+    fn every_error_of_the_service_has_a_hint_or_none_on_purpose() {
         for name in ErrorName::ALL {
-            let here = ROWS.iter().filter(|(known, _)| known == name).count();
-            let asked = matches!(name, ErrorName::AccessDenied | ErrorName::InteractiveAuthorizationRequired);
-            assert_eq!(here, usize::from(!asked), "{name}");
+            let rows = HINTS.iter().filter(|(known, _)| known == name).count();
+            let by_membership =
+                matches!(name, ErrorName::AccessDenied | ErrorName::InteractiveAuthorizationRequired);
+            assert_eq!(rows, usize::from(!by_membership), "{name}");
         }
     }
 
     #[test]
     fn hints_are_sentences() {
-        for (name, hint) in ROWS {
+        for (name, hint) in HINTS {
             assert!(hint.is_empty() || hint.ends_with('.'), "{name}: {hint}");
             assert!(!hint.contains('\n') && !hint.contains("  "), "{name}: {hint}");
         }
     }
 
     #[test]
-    fn only_who_is_outside_is_told_to_join_the_group() {
+    fn only_non_members_are_told_to_join_the_group() {
         let hint = |name, membership| hint(name, || membership).unwrap_or_default();
         for name in [ErrorName::AccessDenied, ErrorName::InteractiveAuthorizationRequired] {
             assert!(hint(name, Membership::Outside).contains("sudo usermod -aG banger $USER"), "{name}");

@@ -1,4 +1,4 @@
-//! Where a copy goes, and putting it there under its name when all of it has arrived.
+//! Receives a copy: chooses its path, and gives it its name when it has arrived completely.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -19,23 +19,23 @@ use rustix::{
 use crate::{
     Error, Notes, Result,
     entries::{Kind, below, each, kind},
-    fill::{Fill, open_directory, unfinished, unpack},
+    extract::{Extractor, open_directory, temporary_name, unpack},
     rules::Rules,
-    write::{in_the_way, write_one},
+    write::{blocked, write_one},
 };
 
-/// Where a copy goes.
+/// The destination of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// The directory that it goes into.
+    /// The directory to put it into.
     pub directory: PathBuf,
-    /// Its name there; none for the content of a directory, which has names of its own.
+    /// Its name there; `None` for the content of a directory, which brings its own names.
     pub name: Option<OsString>,
 }
 
 impl Target {
-    /// As `cp -r` decides it: below a directory that exists, or whose path ends in a slash; else under this very path.
-    /// The content of a directory, which has no name, goes into the directory of this path.
+    /// Chooses the path as `cp -r` does: inside a directory that exists or whose path ends in a slash, and else the
+    /// path itself. The content of a directory has no name, and goes into the directory with this path.
     pub fn of(to: &Path, name: Option<&OsStr>) -> Self {
         let text = to.as_os_str().as_bytes();
         let last = to.file_name().filter(|_| !text.ends_with(b"/") && !text.ends_with(b"/.") && !to.is_dir());
@@ -49,7 +49,7 @@ impl Target {
         }
     }
 
-    /// The path that the copy will have.
+    /// Returns the path that the copy will have.
     pub fn path(&self) -> PathBuf {
         match &self.name {
             Some(name) => self.directory.join(name),
@@ -58,8 +58,8 @@ impl Target {
     }
 }
 
-/// Unpacks an archive of one file or directory, which is called `top` in it, or, without one, of the content of a
-/// directory. The stream is read to its end before anything new has its name.
+/// Receives an archive of one file or directory, which is called `top` in it, or, if `top` is `None`, of the content
+/// of a directory. Reads the stream to its end before anything new gets its name.
 pub fn receive(from: impl Read, top: Option<&OsStr>, target: &Target, rules: Rules) -> Result<Notes> {
     let (Some(top), Some(name)) = (top, &target.name) else {
         return unpack(from, &target.directory, false, rules);
@@ -68,24 +68,24 @@ pub fn receive(from: impl Read, top: Option<&OsStr>, target: &Target, rules: Rul
     fs::create_dir_all(&target.directory).map_err(failed)?;
     let holder = open_directory(&target.directory).map_err(failed)?;
     let (shown, mut notes) = (target.path(), Notes::default());
-    let mut landing = Landing { holder, name, unfinished: unfinished(), state: State::Nothing };
+    let mut copy = PendingCopy { holder, name, temporary_name: temporary_name(), state: State::Nothing };
     each(from, |path, entry, failure| {
         let path = below(&path, top)?;
-        match &mut landing.state {
-            State::Directory(fill, _) => return fill.take(&path, entry, failure),
+        match &mut copy.state {
+            State::Directory(extractor, _) => return extractor.extract(&path, entry, failure),
             State::Nothing if path.as_os_str().is_empty() => {}
             _ => return Err(Error::Damaged("it has entries that were not asked for".to_owned())),
         }
         match kind(entry) {
-            Kind::Directory => landing.directory(entry.header(), top, &shown, rules),
+            Kind::Directory => copy.directory(entry.header(), top, &shown, rules),
             Kind::File | Kind::Symlink => {
-                if landing.present()? == Some(FileType::Directory) {
-                    return Err(in_the_way(Errno::ISDIR, &shown));
+                if copy.present()? == Some(FileType::Directory) {
+                    return Err(blocked(Errno::ISDIR, &shown));
                 }
-                landing.state = State::File;
-                write_one(entry, failure, &landing.holder, &landing.unfinished, rules, &shown)
+                copy.state = State::File;
+                write_one(entry, failure, &copy.holder, &copy.temporary_name, rules, &shown)
             }
-            Kind::Left(what) => {
+            Kind::Skipped(what) => {
                 notes.add(&shown, &format!("is a {what}, and was not copied"));
                 Ok(())
             }
@@ -93,27 +93,27 @@ pub fn receive(from: impl Read, top: Option<&OsStr>, target: &Target, rules: Rul
             Kind::Nothing => Ok(()),
         }
     })?;
-    landing.finish(&shown, notes)
+    copy.finish(&shown, notes)
 }
 
-/// A copy that is arriving. Dropping it removes what has arrived of something new.
-struct Landing<'a> {
+/// A copy in progress. Dropping it removes anything new that is incomplete.
+struct PendingCopy<'a> {
     holder: OwnedFd,
     name: &'a OsStr,
-    unfinished: OsString,
+    temporary_name: OsString,
     state: State,
 }
 
 enum State {
     Nothing,
     File,
-    /// Whether it is a new one.
-    Directory(Box<Fill>, bool),
+    /// The flag tells whether the directory is new.
+    Directory(Box<Extractor>, bool),
     Done,
 }
 
-impl Landing<'_> {
-    /// What has the name now.
+impl PendingCopy<'_> {
+    /// Returns the type of what has the name now.
     fn present(&self) -> Result<Option<FileType>> {
         match statat(&self.holder, self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
@@ -125,54 +125,55 @@ impl Landing<'_> {
     fn directory(&mut self, header: &tar::Header, top: &OsStr, shown: &Path, rules: Rules) -> Result<()> {
         let failed = |errno: Errno| Error::write(shown, errno);
         let (name, new) = match self.present()? {
-            None => (self.unfinished.as_os_str(), true),
+            None => (self.temporary_name.as_os_str(), true),
             Some(FileType::Directory) => (self.name, false),
-            Some(_) => return Err(in_the_way(Errno::NOTDIR, shown)),
+            Some(_) => return Err(blocked(Errno::NOTDIR, shown)),
         };
         if new {
             mkdirat(&self.holder, name, Mode::from_raw_mode(0o700)).map_err(failed)?;
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = openat(&self.holder, name, flags, Mode::empty()).map_err(failed)?;
-        let fill = Fill::new(root, shown, new, rules).topped(top);
-        self.state = State::Directory(Box::new(fill), new);
-        if let (State::Directory(fill, true), true) = (&mut self.state, new) {
-            fill.made_for(header)?;
+        let extractor = Extractor::new(root, shown, new, rules).with_top(top);
+        self.state = State::Directory(Box::new(extractor), new);
+        if let (State::Directory(extractor, true), true) = (&mut self.state, new) {
+            extractor.set_root_attributes(header)?;
         }
         Ok(())
     }
 
     fn finish(mut self, shown: &Path, notes: Notes) -> Result<Notes> {
-        let failed = |errno| in_the_way(errno, shown);
-        let (holder, unfinished) = (&self.holder, &self.unfinished);
+        let failed = |errno| blocked(errno, shown);
+        let (holder, temporary_name) = (&self.holder, &self.temporary_name);
         match &self.state {
             State::Nothing | State::Done if notes == Notes::default() => {
                 return Err(Error::Damaged("it is empty".to_owned()));
             }
             State::Nothing | State::Done | State::Directory(_, false) => {}
-            State::File => renameat(holder, unfinished, holder, self.name).map_err(failed)?,
+            State::File => renameat(holder, temporary_name, holder, self.name).map_err(failed)?,
             State::Directory(_, true) => {
-                match renameat_with(holder, unfinished, holder, self.name, RenameFlags::NOREPLACE) {
-                    // A file system that cannot say so.
-                    Err(Errno::INVAL) => renameat(holder, unfinished, holder, self.name),
+                match renameat_with(holder, temporary_name, holder, self.name, RenameFlags::NOREPLACE) {
+                    // The file system does not support exchanging names.
+                    Err(Errno::INVAL) => renameat(holder, temporary_name, holder, self.name),
                     renamed => renamed,
                 }
                 .map_err(failed)?;
             }
         }
         match std::mem::replace(&mut self.state, State::Done) {
-            // Only now: a user who may not write to a directory may not move it either.
-            State::Directory(fill, _) => fill.finish(),
+            // Not earlier: without write permission, a user may not even rename a directory.
+            State::Directory(extractor, _) => extractor.finish(),
             _ => Ok(notes),
         }
     }
 }
 
-impl Drop for Landing<'_> {
+impl Drop for PendingCopy<'_> {
     fn drop(&mut self) {
-        // The directory is held open, and removing follows no link. What cannot be removed has a name that says so.
+        // The directory is held open, and removal follows no links. Anything that cannot be removed keeps a temporary
+        // name.
         let path =
-            Path::new("/proc/self/fd").join(self.holder.as_raw_fd().to_string()).join(&self.unfinished);
+            Path::new("/proc/self/fd").join(self.holder.as_raw_fd().to_string()).join(&self.temporary_name);
         let _ = match self.state {
             State::File => fs::remove_file(path),
             State::Directory(_, true) => fs::remove_dir_all(path),

@@ -1,4 +1,4 @@
-//! Where things of ssh are in the user's home.
+//! Paths in the user's home directory.
 
 use std::{
     env,
@@ -9,24 +9,24 @@ use crate::error::{Error, Result};
 
 /// The directories of a user, after the XDG Base Directory Specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
-    /// The home.
+pub struct UserDirs {
+    /// The home directory.
     pub home: PathBuf,
-    /// For data of programs.
+    /// Directory for data of programs.
     data: PathBuf,
-    /// For configuration of programs.
+    /// Directory for configuration of programs.
     config: PathBuf,
-    /// For what programs remember.
+    /// Directory for state of programs.
     state: PathBuf,
 }
 
-impl Places {
-    /// Those of the caller.
+impl UserDirs {
+    /// Returns the caller's directories.
     pub fn of_caller() -> Result<Self> {
         let none =
             || Error::Usage("cannot find your home directory: HOME is not an absolute path".to_owned());
         let home = env::home_dir().filter(|home| home.is_absolute()).ok_or_else(none)?;
-        // A relative path is to be ignored, says the specification.
+        // The specification requires that relative paths are ignored.
         let named =
             |variable: &str| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
         Ok(Self {
@@ -37,7 +37,7 @@ impl Places {
         })
     }
 
-    /// Those below a home where nothing else is said.
+    /// Returns the default directories below a home.
     #[cfg(test)]
     pub fn below(home: &Path) -> Self {
         Self {
@@ -48,37 +48,37 @@ impl Places {
         }
     }
 
-    /// Where we remember what was sent into sandboxes.
+    /// Returns the directory with records of workspaces.
     pub fn workspaces(&self) -> PathBuf {
         self.state.join("banger/workspaces")
     }
 
-    /// The user's settings of this command.
+    /// Returns the file with the user's settings of this command.
     pub fn settings(&self) -> PathBuf {
         self.config.join("banger/config.toml")
     }
 
-    /// The directory of ssh.
+    /// Returns the directory of ssh.
     pub fn ssh(&self) -> PathBuf {
         self.home.join(".ssh")
     }
 
-    /// The configuration of ssh, which is the user's.
+    /// Returns the user's ssh configuration.
     pub fn ssh_config(&self) -> PathBuf {
         self.ssh().join("config")
     }
 
-    /// What we say to ssh.
+    /// Returns banger's ssh configuration.
     pub fn our_config(&self) -> PathBuf {
         self.config.join("banger/ssh_config")
     }
 
-    /// The key by which sandboxes know their owner.
+    /// Returns the key for sandboxes.
     pub fn identity(&self) -> PathBuf {
         self.data.join("banger/id_ed25519")
     }
 
-    /// A path in the words of ssh: `~/…` where it is below the home.
+    /// Returns a path in ssh's notation: `~/…` if it is in the home directory.
     pub fn short(&self, path: &Path) -> String {
         match path.strip_prefix(&self.home) {
             Ok(inside) => format!("~/{}", inside.display()),

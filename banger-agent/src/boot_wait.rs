@@ -1,4 +1,4 @@
-//! What a command waits for before it begins, and what the host sends for it meanwhile.
+//! Waits for the boot before a command starts, and buffers what the host sends meanwhile.
 
 use std::{collections::VecDeque, io};
 
@@ -16,13 +16,13 @@ use rustix::{
 use crate::{
     exec::invalid,
     log,
-    phases::{LOOK, Phases, Waited},
+    phases::{POLL_INTERVAL, PhaseTracker, Waited},
     port::{Port, Received},
 };
 
 /// The key that interrupts a program in a terminal.
 const INTERRUPT: u8 = 3;
-/// Signals that end no program by themselves.
+/// Signals that do not end a program by default.
 const HARMLESS: [Signal; 8] = [
     Signal::CHILD,
     Signal::CONT,
@@ -34,32 +34,32 @@ const HARMLESS: [Signal; 8] = [
     Signal::WINCH,
 ];
 
-/// Input that has come for a command before it began.
+/// Input that has arrived for a command before it started.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Early {
+pub struct EarlyInput {
     pub input: VecDeque<u8>,
     pub ended: bool,
 }
 
-/// Waits until the guest has come as far as the command wants it. `None` when the command is not wanted any more: the
-/// host has hung up, or a signal has come that would have ended it.
-pub fn wait(port: &mut Port, command: &mut Exec, phases: &Phases) -> io::Result<Option<Early>> {
-    let mut early = Early::default();
+/// Waits until the guest has reached the phase that the command requires. Returns `None` if the command is no longer
+/// wanted: the host has hung up, or has sent a signal that would end it.
+pub fn wait(port: &mut Port, command: &mut Exec, phases: &PhaseTracker) -> io::Result<Option<EarlyInput>> {
+    let mut early = EarlyInput::default();
     let mut waited = false;
     let ended = phases.wait(command.wait, || {
         waited = true;
         early.listen(port, command)
     })?;
     match ended {
-        Waited::Over => return Ok(None),
-        Waited::Late if waited => tell_late(port, command),
+        Waited::HungUp => return Ok(None),
+        Waited::Late if waited => warn_late(port, command),
         Waited::Late | Waited::Reached => {}
     }
     Ok(Some(early))
 }
 
-/// The boot hangs, and somebody will want to see why: the command begins all the same.
-fn tell_late(port: &mut Port, command: &Exec) {
+/// Warns that the boot hangs. The command starts anyway, so that the user can find out why.
+fn warn_late(port: &mut Port, command: &Exec) {
     let phase = match command.wait {
         Phase::Agent | Phase::Init => "the early part of its boot",
         Phase::Boot => "its boot",
@@ -73,10 +73,10 @@ fn tell_late(port: &mut Port, command: &Exec) {
     }
 }
 
-impl Early {
-    /// Takes what the host sends within a while. Whether the command is still wanted.
+impl EarlyInput {
+    /// Handles what the host sends within a while. Returns whether the command is still wanted.
     fn listen(&mut self, port: &mut Port, command: &mut Exec) -> io::Result<bool> {
-        match poll(&mut [PollFd::new(&*port, PollFlags::IN)], Some(&LOOK)) {
+        match poll(&mut [PollFd::new(&*port, PollFlags::IN)], Some(&POLL_INTERVAL)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -90,7 +90,7 @@ impl Early {
         Ok(!hung_up)
     }
 
-    /// Takes a frame. Returns the signal by which the command has ended before it began.
+    /// Handles a frame. Returns the signal that has ended the command before it started.
     fn take(&mut self, frame: Frame, command: &mut Exec) -> io::Result<Option<u8>> {
         match frame {
             Frame::Input(bytes) => {
@@ -129,15 +129,15 @@ mod tests {
     use super::*;
     use crate::{phases::InitSystem, test_host::command};
 
-    /// A guest that never gets on, and what is left of the wait for it once the host has sent this and hung up.
-    fn check(exec: &mut Exec, frames: &[Frame]) -> (Option<Early>, Vec<u8>) {
+    /// Waits in a guest that never reaches the phase, while the host sends these frames and hangs up.
+    fn check(exec: &mut Exec, frames: &[Frame]) -> (Option<EarlyInput>, Vec<u8>) {
         let (mut host, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         for frame in frames {
             host.write_all(&frame.encode()).unwrap();
         }
         host.shutdown(std::net::Shutdown::Write).unwrap();
-        let phases = Phases::begin(InitSystem::OpenRc);
+        let phases = PhaseTracker::begin(InitSystem::OpenRc);
         let mut port = Port::new(theirs.into());
         let early = wait(&mut port, exec, &phases).unwrap();
         drop(port);
@@ -170,11 +170,11 @@ mod tests {
 
     #[test]
     fn input_is_kept_and_bounded() {
-        let mut early = Early::default();
+        let mut early = EarlyInput::default();
         let mut exec = command(&["cat"]);
         assert_eq!(early.take(Frame::Input(b"abc".to_vec()), &mut exec).unwrap(), None);
         assert_eq!(early.take(Frame::InputEnd, &mut exec).unwrap(), None);
-        assert_eq!(early, Early { input: b"abc".to_vec().into(), ended: true });
+        assert_eq!(early, EarlyInput { input: b"abc".to_vec().into(), ended: true });
         let too_much = Frame::Input(vec![0; STDIN_WINDOW as usize + MAX_DATA]);
         assert!(early.take(too_much, &mut exec).is_err());
         assert!(early.take(Frame::Done, &mut exec).is_err());
@@ -184,8 +184,8 @@ mod tests {
     fn a_command_that_waits_for_nothing_begins_at_once() {
         let (_host, theirs) = UnixStream::pair().unwrap();
         let mut exec = Exec { wait: Phase::Agent, ..command(&["true"]) };
-        let phases = Phases::begin(InitSystem::OpenRc);
+        let phases = PhaseTracker::begin(InitSystem::OpenRc);
         let early = wait(&mut Port::new(theirs.into()), &mut exec, &phases).unwrap();
-        assert_eq!(early, Some(Early::default()));
+        assert_eq!(early, Some(EarlyInput::default()));
     }
 }

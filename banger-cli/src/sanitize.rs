@@ -1,28 +1,28 @@
-//! Text that others wrote, without what steers a terminal.
+//! Removes terminal control sequences from untrusted text.
 
-/// Takes escape sequences and control characters out of a stream of bytes, in whatever pieces it comes.
-/// Line feeds and tabs stay, and so does every other byte.
+/// Removes escape sequences and control characters from a byte stream, in whatever chunks it arrives. Line feeds,
+/// tabs and all other bytes stay.
 #[derive(Debug, Default)]
 pub struct Filter {
     state: State,
-    /// Bytes of a UTF-8 character that are still to come.
+    /// Bytes that are missing from a UTF-8 character.
     continuation: u8,
 }
 
-/// Where in a sequence of ECMA-48 we are.
+/// The position in a sequence of ECMA-48.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum State {
     #[default]
     Text,
-    /// Behind an escape character.
+    /// After an escape character.
     Escape,
-    /// In a control sequence, until its final byte.
+    /// In a control sequence, before its final byte.
     Control,
-    /// In a control string, until BEL or ST.
+    /// In a control string, before BEL or ST.
     String,
-    /// Behind an escape character in a control string.
+    /// After an escape character in a control string.
     StringEscape,
-    /// Behind 0xC2: a control character may follow.
+    /// After 0xC2: a control character may follow.
     Latin,
 }
 
@@ -31,7 +31,7 @@ const BELL: u8 = 0x07;
 const DELETE: u8 = 0x7f;
 
 impl Filter {
-    /// What is left of these bytes.
+    /// Returns these bytes without control sequences.
     pub fn pass(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut left = Vec::with_capacity(bytes.len());
         for &byte in bytes {
@@ -44,7 +44,7 @@ impl Filter {
         self.state = match (self.state, byte) {
             (State::String, BELL) => State::Text,
             (State::String, ESCAPE) => State::StringEscape,
-            // A string that does not end would hide everything behind it.
+            // An unterminated string would hide everything after it.
             (State::String | State::StringEscape, b'\n') => return self.text(byte, left),
             (State::String, _) => State::String,
             (State::StringEscape, b'\\') => State::Text,
@@ -52,7 +52,7 @@ impl Filter {
             (State::StringEscape, _) => State::String,
             (State::Escape, b'[') => State::Control,
             (State::Escape, b']' | b'P' | b'X' | b'^' | b'_') => State::String,
-            // Intermediate bytes, as in the choice of a character set.
+            // Intermediate bytes, as in the selection of a character set.
             (State::Escape, 0x20..=0x2f) => State::Escape,
             (State::Escape, 0x30..=0x7e) => State::Text,
             (State::Control, 0x20..=0x3f) => State::Control,
@@ -75,7 +75,7 @@ impl Filter {
                 left.push(byte);
                 return;
             }
-            // A lone byte of this range is a control character of an eight-bit terminal.
+            // A single byte of this range is a control character of an 8-bit terminal.
             0x80..=0xbf => {}
             0xc2 => self.state = State::Latin,
             b'\n' | b'\t' => left.push(byte),
@@ -91,7 +91,7 @@ impl Filter {
     }
 }
 
-/// A text as one line: what steers a terminal is gone, and line breaks and tabs are spaces.
+/// Returns a text as one line, without control sequences and with spaces instead of line breaks and tabs.
 pub fn line(text: &str) -> String {
     let bytes = Filter::default().pass(text.as_bytes());
     String::from_utf8_lossy(&bytes).replace(['\n', '\t'], " ")
@@ -110,14 +110,14 @@ mod tests {
     }
 
     #[test]
-    fn text_passes_as_it_is() {
+    fn text_passes_unchanged() {
         check(b"hello\n\tworld 100%\n", b"hello\n\tworld 100%\n");
         check("größer — 日本語 😀 \u{a0}\n".as_bytes(), "größer — 日本語 😀 \u{a0}\n".as_bytes());
         check(b"", b"");
     }
 
     #[test]
-    fn what_steers_a_terminal_is_gone() {
+    fn control_sequences_are_removed() {
         check(b"[\x1b[0;32m  OK  \x1b[0m] Started\r\n", b"[  OK  ] Started\n");
         check(b"\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b", b"ab");
         check(b"\x1bPq#0\x1b\\x\x1b(By\x1bcz", b"xyz");
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_string_that_does_not_end_hides_no_more_than_its_line() {
+    fn an_unterminated_string_hides_only_its_line() {
         check(b"\x1b]0;evil\nseen\n", b"\nseen\n");
     }
 
