@@ -5,7 +5,7 @@
 //! └─ banger             a higher weight for the processor
 //!    ├─ agent           the serving process, which the kernel kills last
 //!    └─ sessions        memory.max, pids.max: what all commands together may take
-//!       ├─ 1            pids.max: half of what there is; a command and all that it started
+//!       ├─ 1            pids.max: half of that; a command and all that it started
 //!       └─ 2
 //! ```
 //!
@@ -61,6 +61,9 @@ const PROTECTED: &[u8] = b"-900";
 const NOT_PROTECTED: &[u8] = b"0";
 /// Memory that commands leave to the image's init, its services and the agent: an eighth, within these bounds.
 const RESERVED: std::ops::RangeInclusive<u64> = 32 << 20..=128 << 20;
+/// What a small process takes, with its page tables and the kernel's records of it. A guest with more processes than
+/// fit into its memory spends its time on fetching again what it has dropped, and answers nobody.
+const PROCESS_MEMORY: u64 = 256 << 10;
 /// With fewer processes, a shell could not run a pipeline.
 const MIN_PROCESSES: u64 = 64;
 
@@ -90,9 +93,11 @@ impl Limits {
     /// Returns the limits for a guest with `memory` bytes and at most `processes` processes and threads.
     fn of(memory: u64, processes: u64) -> Self {
         let reserved = (memory / 8).clamp(*RESERVED.start(), *RESERVED.end());
+        let memory = memory.saturating_sub(reserved).max(memory / 2);
+        let processes = (processes / 8 * 7).min(memory / PROCESS_MEMORY);
         Self {
-            memory: memory.saturating_sub(reserved).max(memory / 2),
-            processes: (processes / 8 * 7).max(MIN_PROCESSES),
+            memory,
+            processes: processes.max(MIN_PROCESSES),
             processes_each: (processes / 2).max(MIN_PROCESSES),
         }
     }
@@ -307,11 +312,13 @@ mod tests {
     fn commands_leave_memory_and_processes_to_the_rest_of_the_guest() {
         for (memory, processes, expect) in [
             // Memory in MiB, then processes of all sessions and of one.
-            (64, 400, (32, 350, 200)),
-            (256, 2000, (224, 1750, 1000)),
-            (480, 3800, (420, 3325, 1900)),
-            (2048, 16_000, (1920, 14_000, 8000)),
-            (65_536, 4_194_304, (65_408, 3_670_016, 2_097_152)),
+            (64, 400, (32, 128, 64)),
+            (256, 2000, (224, 896, 448)),
+            (480, 3800, (420, 1680, 840)),
+            (2048, 16_000, (1920, 7680, 3840)),
+            (65_536, 4_194_304, (65_408, 261_632, 130_816)),
+            // A kernel that allows few.
+            (65_536, 4000, (65_408, 3500, 1750)),
             // If the values cannot be read, commands still get something.
             (0, 0, (0, 64, 64)),
         ] {
