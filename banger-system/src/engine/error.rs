@@ -38,7 +38,7 @@ pub enum Error {
     /// No object that the caller may know of has this reference.
     #[error("there is no {} {reference}", .kind.noun())]
     NoSuch {
-        /// What was looked for.
+        /// The kind of object.
         kind: Kind,
         /// The reference.
         reference: String,
@@ -46,7 +46,7 @@ pub enum Error {
     /// No catalog has it.
     #[error("{name} is in no catalog")]
     NotInCatalogs {
-        /// What was looked for.
+        /// The kind of object.
         kind: Kind,
         /// Its name.
         name: String,
@@ -64,7 +64,7 @@ pub enum Error {
     /// The reference matches several objects.
     #[error("{reference} matches more than one {}", .kind.noun())]
     Ambiguous {
-        /// What was looked for.
+        /// The kind of object.
         kind: Kind,
         /// The reference.
         reference: String,

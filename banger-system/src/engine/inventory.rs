@@ -355,8 +355,8 @@ impl Inventory {
         self.send(Event::ImageAdded(image));
     }
 
-    /// Publishes whether every user sees an image. One that others use stays theirs to see, and one that becomes
-    /// private has to fit into its owner's share.
+    /// Shares an image with all users, or makes it private. Fails to make it private while others use it, or if it
+    /// does not fit into its owner's quota.
     pub(super) fn share_image(&self, id: ImageId, shared: bool, limit: Bytes) -> Result<Arc<ImageView>> {
         let mut state = self.lock();
         let old = state.images.get(&id).cloned().ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;

@@ -7,7 +7,6 @@
 //! - A job of a VM begins at once, because the VM's task must not wait. The quota of running VMs bounds the load, and so
 //!   only the number of jobs is limited.
 //! - A job that frees resources has a limit that nobody reaches in practice.
-//!
 
 use std::{
     collections::HashMap,

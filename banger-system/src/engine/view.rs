@@ -61,7 +61,7 @@ pub struct JobView {
     pub id: JobId,
     /// What it does.
     pub kind: JobKind,
-    /// Who asked for it.
+    /// The user who started it.
     pub owner: Uid,
     /// The objects that it concerns.
     pub objects: Vec<Object>,

@@ -28,7 +28,7 @@ pub(super) enum TaskEvent {
     UpChecked(ports::Result<GuestFacts>),
     /// The result of a liveness probe.
     Probed(ports::Result<GuestFacts>),
-    /// The guest has halted or panicked, while its VMM still runs.
+    /// The guest has halted, while its VMM still runs.
     GuestHalted(GuestEnd),
     /// The guest has synced its disks and is powering off, or the request failed.
     ShutdownAnswered(ports::Result<()>),
