@@ -92,9 +92,9 @@ impl Host {
     }
 
     async fn start(&self) -> Started {
-        let confinement = self.vmm.confine(&self.machine).await.unwrap();
-        let confined = self.supervisor.confine(confinement).await.unwrap();
-        let launch = self.vmm.prepare(&self.machine).await.unwrap();
+        let confinement = self.vmm.jail_spec(&self.machine).await.unwrap();
+        let confined = self.supervisor.start_jail(confinement).await.unwrap();
+        let launch = self.vmm.prepare_launch(&self.machine).await.unwrap();
         confined.run(launch).await.unwrap()
     }
 
@@ -180,7 +180,7 @@ async fn one_that_ends_at_once_is_told_with_its_last_words() {
 #[tokio::test]
 async fn one_that_is_not_there_is_told_before_anything_is_made() {
     let host = Host::new();
-    let error = host.vmm.confine(&host.machine).await.unwrap_err();
+    let error = host.vmm.jail_spec(&host.machine).await.unwrap_err();
     assert!(
         matches!(&error, Error::HostNotReady { message } if message.contains("not installed")),
         "{error:?}"

@@ -26,7 +26,7 @@ use banger_image::{ext4_writer, qcow2};
 use banger_proto::size::Bytes;
 
 use super::{blocking::blocking, partial::Partial, sparse, staging};
-use crate::ports::{Check, Disks, Error, Layers, Result, Status};
+use crate::ports::{Check, Disks, Error, OverlayBy, Result, Status};
 
 /// The block of our file systems: a disk has a whole number of them.
 const BLOCK: u64 = 4096;
@@ -62,7 +62,7 @@ impl Disks for FileDisks {
         .await
     }
 
-    async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers, size: Bytes) -> Result<()> {
+    async fn clone_image(&self, vm: VmId, image: ImageId, overlay_by: OverlayBy, size: Bytes) -> Result<()> {
         let (places, image) = (self.places.clone(), self.places.image(image));
         blocking("clone an image", move || {
             let original = open_image(&image)?;
@@ -79,7 +79,7 @@ impl Disks for FileDisks {
                 return clone.add().map_err(os);
             }
             // The layer comes last: where it is, what it lies on is too.
-            if layers == Layers::Monitor && link(&image, &places.system_base(vm)).map_err(os)? {
+            if overlay_by == OverlayBy::Vmm && link(&image, &places.system_base(vm)).map_err(os)? {
                 return create(&layer, |mut file| file.write_all(&qcow2::empty(Bytes(size))).map_err(os));
             }
             sparse::copy(&original, &clone.file).map_err(os)?;

@@ -39,7 +39,7 @@ use super::{
     staging::{self, Staging},
     worker::{self, Job, Workers},
 };
-use crate::ports::{BootFiles, Error, KernelFiles, Result, images::Unwatched};
+use crate::ports::{BootFiles, Error, KernelFiles, Result, images::NoProgress};
 
 /// Modules of a distribution's kernel take up to 1.5 GiB, when they are not compressed.
 const MAX_MODULES: Bytes = Bytes::gib(4);
@@ -76,7 +76,7 @@ impl LocalKernels {
         let order = Take { what: what.to_owned(), max, extent: Extent::Whole };
         let files = (file, copy.try_clone().map_err(|source| Error::os(doing, source))?);
         let job = Job { id, owner };
-        worker::take(&*self.workers, job, order, files, None, Arc::new(Unwatched)).await?;
+        worker::take(&*self.workers, job, order, files, None, Arc::new(NoProgress)).await?;
         Ok(copy)
     }
 

@@ -29,7 +29,7 @@ use super::{
     blocking::blocking,
     changes::{Changes, Watched},
 };
-use crate::ports::{Error, Hold, Log, Logs, Reading, Result};
+use crate::ports::{Error, Log, LogRange, Logs, ReaderGuard, Result};
 
 /// After a look at a console for the word that nothing runs in its guest any more: one that is written to all the time
 /// is not looked at more often.
@@ -66,7 +66,7 @@ impl RingLogs {
 
 #[async_trait]
 impl Logs for RingLogs {
-    async fn open(&self, vm: VmId, log: Log, reading: Reading, hold: Hold) -> Result<OwnedFd> {
+    async fn open(&self, vm: VmId, log: Log, reading: LogRange, hold: ReaderGuard) -> Result<OwnedFd> {
         let path = self.path(vm, log);
         let doing = format!("open the log {}", path.display());
         let os = |error: io::Error| Error::os(doing.clone(), error);
@@ -112,7 +112,7 @@ impl Logs for RingLogs {
         blocking("read the end of a console", move || read_end(&path).map_err(os)).await
     }
 
-    async fn stood_still(&self, vm: VmId) -> Result<GuestEnd> {
+    async fn wait_for_halt(&self, vm: VmId) -> Result<GuestEnd> {
         let path = self.path(vm, Log::Console);
         let os = |error: io::Error| Error::os(format!("watch the log {}", path.display()), error);
         loop {
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     const VM: VmId = VmId::from_bits(7);
-    const FOLLOW: Reading = Reading { tail: None, follow: true };
+    const FOLLOW: LogRange = LogRange { tail: None, follow: true };
     const PATIENCE: Duration = Duration::from_secs(60);
     const BLOCKING_THREADS: usize = 4;
 
@@ -213,7 +213,7 @@ mod tests {
     }
 
     /// Somebody to see whether the place of a reader is free again.
-    fn hold() -> (Arc<()>, Hold) {
+    fn hold() -> (Arc<()>, ReaderGuard) {
         let held = Arc::new(());
         (Arc::clone(&held), Box::new(held))
     }
@@ -274,7 +274,7 @@ mod tests {
                 scratch.logs.open(VM, Log::Console, FOLLOW, Box::new(Arc::clone(&held))).await.unwrap(),
             );
         }
-        let once = Reading { tail: Some(1), follow: false };
+        let once = LogRange { tail: Some(1), follow: false };
         scratch.writer.write(b"\nlast").unwrap();
         let pipe = scratch.logs.open(VM, Log::Console, once, Box::new(())).await.unwrap();
         let mut text = String::new();
@@ -291,7 +291,7 @@ mod tests {
     #[tokio::test]
     async fn a_machine_that_never_ran_has_an_empty_log() {
         let scratch = scratch(100);
-        for reading in [FOLLOW, Reading::default()] {
+        for reading in [FOLLOW, LogRange::default()] {
             let pipe = scratch.logs.open(VmId::from_bits(8), Log::Vmm, reading, Box::new(())).await.unwrap();
             let mut bytes = Vec::new();
             assert_eq!(File::from(pipe).read_to_end(&mut bytes).unwrap(), 0);

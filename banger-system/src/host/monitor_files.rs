@@ -19,7 +19,7 @@ use banger_jail::ring;
 use banger_proto::size::Bytes;
 use rustix::fs::{FileType, MemfdFlags, SealFlags};
 
-use crate::ports::{Confinement, Error, NetworkOf, Result};
+use crate::ports::{Error, JailSpec, NetworkNamespace, Result};
 
 /// The console of a guest: some thousand lines of a boot, and then the last of what it prints.
 pub const CONSOLE_LOG: u64 = 16 << 20;
@@ -28,8 +28,8 @@ pub const MONITOR_LOG: u64 = 1 << 20;
 
 /// What the process of a machine may have of the host: memory beside that of its guest, and devices, but neither
 /// a directory nor a network.
-pub fn confinement(machine: &Machine, overhead: Bytes, devices: Vec<PathBuf>) -> Confinement {
-    Confinement {
+pub fn confinement(machine: &Machine, overhead: Bytes, devices: Vec<PathBuf>) -> JailSpec {
+    JailSpec {
         vm: machine.vm,
         owner: machine.owner,
         description: format!("banger sandbox {} of user {}", machine.name, machine.owner),
@@ -37,7 +37,7 @@ pub fn confinement(machine: &Machine, overhead: Bytes, devices: Vec<PathBuf>) ->
         cpu_percent: machine.vcpus * 100,
         devices,
         directory: None,
-        network: NetworkOf::Nobody,
+        network: NetworkNamespace::Private,
     }
 }
 

@@ -13,7 +13,7 @@ use banger_domain::{
 use tokio::net::UnixStream;
 
 use super::{firecracker::Firecracker, kvm::Kvm, monitor_files, qemu::Qemu};
-use crate::ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Started, Status, Vmm};
+use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Started, Status, Vmm, VmmCommand};
 
 /// Firecracker and QEMU.
 pub struct Monitors {
@@ -60,15 +60,15 @@ impl Monitors {
 
 #[async_trait]
 impl Vmm for Monitors {
-    fn layers(&self, wish: Wish, vcpus: u32) -> Layers {
+    fn overlay_by(&self, wish: Wish, vcpus: u32) -> OverlayBy {
         match choose(wish, self.configured, self.facts(), vcpus) {
-            Ok(Monitor::Qemu) => Layers::Monitor,
+            Ok(Monitor::Qemu) => OverlayBy::Vmm,
             // What has no monitor now may get any later.
-            Ok(Monitor::Firecracker) | Err(_) => Layers::Host,
+            Ok(Monitor::Firecracker) | Err(_) => OverlayBy::Host,
         }
     }
 
-    async fn confine(&self, machine: &Machine) -> Result<Confinement> {
+    async fn jail_spec(&self, machine: &Machine) -> Result<JailSpec> {
         let is_layered = machine.drives.iter().any(|drive| matches!(drive.medium, Medium::Layer { .. }));
         let wish = match machine.vmm {
             Wish::Only(Monitor::Firecracker) if is_layered => {
@@ -84,11 +84,11 @@ impl Vmm for Monitors {
         let chosen = choose(wish, self.configured, self.facts(), machine.vcpus);
         let chosen = chosen.map_err(|refused| Error::HostNotReady { message: refused.to_string() })?;
         tracing::info!(vm = %machine.vm, monitor = %chosen, "preparing a sandbox");
-        self.get(chosen).confine(machine).await
+        self.get(chosen).jail_spec(machine).await
     }
 
-    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
-        self.of(machine.vm).prepare(machine).await
+    async fn prepare_launch(&self, machine: &Machine) -> Result<VmmCommand> {
+        self.of(machine.vm).prepare_launch(machine).await
     }
 
     async fn configure(&self, machine: &Machine, started: &Started) -> Result<()> {

@@ -18,7 +18,7 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_passcred, set_socket_timeout},
 };
 
-use crate::ports::{Error, Launch, Result};
+use crate::ports::{Error, Result, VmmCommand};
 
 /// How long the shim may take until the monitor runs; with systemd, that has to start the unit first.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -65,7 +65,7 @@ pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
 
 /// Gives the shim its order, and waits for the answer. A shim that builds the jail itself also gets the file
 /// for how the monitor ended.
-pub fn order(socket: &OwnedFd, launch: Launch, walls: Option<(Walls, OwnedFd)>) -> Result<Told> {
+pub fn order(socket: &OwnedFd, launch: VmmCommand, walls: Option<(Walls, OwnedFd)>) -> Result<Told> {
     let os = |error: io::Error| Error::os("talk to the shim", error);
     let (names, mut files): (Vec<String>, Vec<OwnedFd>) = launch.files.into_iter().unzip();
     files.extend([launch.console, launch.log]);

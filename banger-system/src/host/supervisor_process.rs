@@ -34,7 +34,9 @@ use super::{
     blocking::blocking,
     shim::{self, Told},
 };
-use crate::ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor};
+use crate::ports::{
+    EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand,
+};
 
 /// Users of machines. systemd keeps these numbers for users that exist for one unit (its
 /// docs/UIDS-GIDS.md), and nothing else hands them out where there is no systemd. The last of them are those of
@@ -76,7 +78,7 @@ impl ProcessSupervisor {
         Self { places, users: Arc::default() }
     }
 
-    fn confine_now(&self, wanted: Confinement) -> Result<Shim> {
+    fn confine_now(&self, wanted: JailSpec) -> Result<Shim> {
         let directory = self.places.socket_dir(wanted.vm);
         let os = |error| Error::os(format!("make the record of a process in {}", directory.display()), error);
         if self.shim(wanted.vm)?.is_some_and(|shim| shim.lives()) {
@@ -115,7 +117,7 @@ impl ProcessSupervisor {
                 .collect(),
             devices: wanted.devices,
             directory: wanted.directory,
-            keeps_network: wanted.network == NetworkOf::Host,
+            keeps_network: wanted.network == NetworkNamespace::Host,
             oom_score: OOM_SCORE,
             user,
         };
@@ -188,7 +190,7 @@ struct Shim {
 }
 
 impl Shim {
-    fn run_now(mut self, launch: Launch) -> Result<Started> {
+    fn run_now(mut self, launch: VmmCommand) -> Result<Started> {
         let (pid, user) = (self.child.id(), self.walls.user);
         let told = match shim::order(&self.socket, launch, Some((self.walls, self.end.into()))) {
             // By then it is in a namespace of its own, and its answer has the pid of that namespace.
@@ -203,15 +205,15 @@ impl Shim {
 }
 
 #[async_trait]
-impl Confined for Shim {
-    async fn run(self: Box<Self>, launch: Launch) -> Result<Started> {
+impl EmptyJail for Shim {
+    async fn run(self: Box<Self>, launch: VmmCommand) -> Result<Started> {
         blocking("start the process of a sandbox", move || self.run_now(launch)).await
     }
 }
 
 #[async_trait]
 impl Supervisor for ProcessSupervisor {
-    async fn confine(&self, wanted: Confinement) -> Result<Box<dyn Confined>> {
+    async fn start_jail(&self, wanted: JailSpec) -> Result<Box<dyn EmptyJail>> {
         let supervisor = self.clone();
         let shim = blocking("start the process of a sandbox", move || supervisor.confine_now(wanted)).await?;
         Ok(Box::new(shim))

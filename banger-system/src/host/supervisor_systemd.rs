@@ -16,7 +16,9 @@ use super::{
     shim::{self, Told},
     units::{Kind, Properties, Units, bind, text},
 };
-use crate::ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor};
+use crate::ports::{
+    EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand,
+};
 
 /// Its limits of memory, those of its owner and those of all sandboxes choose among sandboxes alone. Where the host itself
 /// has none left, a sandbox counts as much as any other program.
@@ -34,7 +36,7 @@ impl SystemdSupervisor {
         Ok(Self { units: Units::new(connection).await?, places })
     }
 
-    fn properties(&self, wanted: &Confinement, socket: OwnedFd) -> Result<Properties> {
+    fn properties(&self, wanted: &JailSpec, socket: OwnedFd) -> Result<Properties> {
         let directory =
             wanted.directory.as_deref().map(|path| (text(path), MACHINE_DIRECTORY.to_owned(), false, 0));
         let devices: Vec<String> = wanted.devices.iter().map(|path| text(path)).collect();
@@ -64,7 +66,7 @@ impl SystemdSupervisor {
         list.set("DeviceAllow", allowed.into())?;
         // In the host's network it has no more than the TAPs that its user owns: it makes no sockets but
         // those of files.
-        list.set("PrivateNetwork", (wanted.network == NetworkOf::Nobody).into())?;
+        list.set("PrivateNetwork", (wanted.network == NetworkNamespace::Private).into())?;
         // MemoryDenyWriteExecute is not here: QEMU's translator writes the code that it runs.
         list.set("MemoryMax", wanted.memory_max.0.into())?;
         list.set("TasksMax", 128u64.into())?;
@@ -84,8 +86,8 @@ struct Unit {
 }
 
 #[async_trait]
-impl Confined for Unit {
-    async fn run(self: Box<Self>, launch: Launch) -> Result<Started> {
+impl EmptyJail for Unit {
+    async fn run(self: Box<Self>, launch: VmmCommand) -> Result<Started> {
         let Self { unit, shim } = *self;
         match blocking("talk to the shim", move || shim::order(&shim, launch, None)).await? {
             Told::Runs { pid, user } => Ok(Started { unit, pid, user }),
@@ -98,7 +100,7 @@ impl Confined for Unit {
 
 #[async_trait]
 impl Supervisor for SystemdSupervisor {
-    async fn confine(&self, wanted: Confinement) -> Result<Box<dyn Confined>> {
+    async fn start_jail(&self, wanted: JailSpec) -> Result<Box<dyn EmptyJail>> {
         let jail = self.places.jail();
         std::fs::create_dir_all(&jail)
             .map_err(|error| Error::os(format!("make {}", jail.display()), error))?;

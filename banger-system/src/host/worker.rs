@@ -152,7 +152,7 @@ pub async fn module_tree(
     let talk = move |socket: OwnedFd, walls| {
         say(&socket, &Order { walls, task: Task::ModuleTree(order) }, &fds)?;
         drop(fds);
-        listen(&socket, &crate::ports::images::Unwatched, None, PATIENCE)
+        listen(&socket, &crate::ports::images::NoProgress, None, PATIENCE)
     };
     match talk_to(workers, job, talk).await? {
         Answer::MadeTree(made) => Ok(made),
@@ -193,7 +193,7 @@ pub async fn take(
 pub async fn probe(workers: &dyn Workers, job: Job) -> Result<Vec<Attempt>> {
     let talk = |socket: OwnedFd, walls| {
         say(&socket, &Order { walls, task: Task::Probe }, &[])?;
-        listen(&socket, &crate::ports::images::Unwatched, None, PATIENCE)
+        listen(&socket, &crate::ports::images::NoProgress, None, PATIENCE)
     };
     match talk_to(workers, job, talk).await? {
         Answer::Probed(attempts) => Ok(attempts),

@@ -38,7 +38,7 @@ use super::{
     monitor_files::{self, CONSOLE_LOG, MONITOR_LOG},
 };
 use crate::ports::{
-    Channel, Check, Confinement, Error, Launch, Layers, NetworkOf, Result, Started, Status, Vmm,
+    Channel, Check, Error, JailSpec, NetworkNamespace, OverlayBy, Result, Started, Status, Vmm, VmmCommand,
 };
 
 /// Where packages and people put it.
@@ -119,11 +119,11 @@ impl Firecracker {
 
 #[async_trait]
 impl Vmm for Firecracker {
-    fn layers(&self, _wish: Wish, _vcpus: u32) -> Layers {
-        Layers::Host
+    fn overlay_by(&self, _wish: Wish, _vcpus: u32) -> OverlayBy {
+        OverlayBy::Host
     }
 
-    async fn confine(&self, machine: &Machine) -> Result<Confinement> {
+    async fn jail_spec(&self, machine: &Machine) -> Result<JailSpec> {
         self.require()?;
         if machine.vcpus > FIRECRACKER_VCPUS {
             let refused = banger_domain::monitor::Refused::TooManyVcpus;
@@ -136,15 +136,16 @@ impl Vmm for Firecracker {
                 devices.push(drive.path.clone());
             }
         }
-        let network = if machine.nics.is_empty() { NetworkOf::Nobody } else { NetworkOf::Host };
-        if network == NetworkOf::Host {
+        let network =
+            if machine.nics.is_empty() { NetworkNamespace::Private } else { NetworkNamespace::Host };
+        if network == NetworkNamespace::Host {
             devices.push(TUN.into());
         }
         let directory = Some(self.places.machine_dir(machine.vm));
-        Ok(Confinement { directory, network, ..monitor_files::confinement(machine, OVERHEAD, devices) })
+        Ok(JailSpec { directory, network, ..monitor_files::confinement(machine, OVERHEAD, devices) })
     }
 
-    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
+    async fn prepare_launch(&self, machine: &Machine) -> Result<VmmCommand> {
         let program = self.require()?;
         let (machine, places) = (machine.clone(), self.places.clone());
         blocking("prepare the VMM", move || prepare(&machine, &places, &program)).await
@@ -194,7 +195,7 @@ impl Vmm for Firecracker {
     }
 }
 
-fn prepare(machine: &Machine, places: &Places, program: &Path) -> Result<Launch> {
+fn prepare(machine: &Machine, places: &Places, program: &Path) -> Result<VmmCommand> {
     let mut files = vec![
         (words::KERNEL.to_owned(), monitor_files::open(&machine.kernel, Access::ReadOnly)?),
         (words::INITRD.to_owned(), monitor_files::initrd(machine)?),
@@ -202,7 +203,7 @@ fn prepare(machine: &Machine, places: &Places, program: &Path) -> Result<Launch>
     for (index, drive) in machine.drives.iter().enumerate() {
         files.push((words::drive_name(index), monitor_files::open(&drive.path, drive.access)?));
     }
-    Ok(Launch {
+    Ok(VmmCommand {
         argv: words::argv(&program.display().to_string(), machine),
         files,
         console: monitor_files::log(&places.console_log(machine.vm), CONSOLE_LOG)?,

@@ -29,7 +29,7 @@ use super::{
     monitor_files::{self, CONSOLE_LOG, MONITOR_LOG},
     network,
 };
-use crate::ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Status, Vmm};
+use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Status, Vmm, VmmCommand};
 
 /// Where distributions put it.
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
@@ -64,11 +64,11 @@ impl Qemu {
 
 #[async_trait]
 impl Vmm for Qemu {
-    fn layers(&self, _wish: Wish, _vcpus: u32) -> Layers {
-        Layers::Monitor
+    fn overlay_by(&self, _wish: Wish, _vcpus: u32) -> OverlayBy {
+        OverlayBy::Vmm
     }
 
-    async fn confine(&self, machine: &Machine) -> Result<Confinement> {
+    async fn jail_spec(&self, machine: &Machine) -> Result<JailSpec> {
         if !Self::is_installed() {
             return Err(Error::HostNotReady {
                 message: format!("{PROGRAM} is missing; install the package qemu-system-x86"),
@@ -82,7 +82,7 @@ impl Vmm for Qemu {
         Ok(monitor_files::confinement(machine, OVERHEAD, devices))
     }
 
-    async fn prepare(&self, machine: &Machine) -> Result<Launch> {
+    async fn prepare_launch(&self, machine: &Machine) -> Result<VmmCommand> {
         let (machine, places) = (machine.clone(), self.places.clone());
         let (acceleration, sockets) = (self.acceleration, Arc::clone(&self.sockets));
         blocking("prepare the VMM", move || prepare(&machine, &places, acceleration, &sockets)).await
@@ -116,7 +116,7 @@ fn prepare(
     places: &Places,
     acceleration: Acceleration,
     sockets: &Sockets,
-) -> Result<Launch> {
+) -> Result<VmmCommand> {
     let mut files = vec![("kernel".to_owned(), monitor_files::open(&machine.kernel, Access::ReadOnly)?)];
     files.push(("initrd".to_owned(), monitor_files::initrd(machine)?));
     for (index, drive) in machine.drives.iter().enumerate() {
@@ -131,7 +131,7 @@ fn prepare(
     for (name, listener) in sockets.bind(machine.vm)? {
         files.push((name, listener));
     }
-    Ok(Launch {
+    Ok(VmmCommand {
         argv: args::of(PROGRAM, machine, acceleration),
         files,
         console: monitor_files::log(&places.console_log(machine.vm), CONSOLE_LOG)?,
