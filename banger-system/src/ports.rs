@@ -21,13 +21,13 @@ use banger_domain::{
     clock::Occasion,
     guest_end::GuestEnd,
     id::{ImageId, KernelId, Uid, VmId},
+    launch_spec::{Drive, LaunchSpec},
     limits::Exceeded,
-    machine::{Drive, Machine},
-    monitor::Wish,
     net::subnet::Subnet,
     resource::Resource,
     stream::Purpose,
     vm::{Token, Vm},
+    vmm::VmmChoice,
 };
 use banger_image::{
     oci::config::ImageConfig,
@@ -247,7 +247,7 @@ pub trait Disks: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layers {
     /// The monitor, of a file in QEMU's format.
-    Monitor,
+    Vmm,
     /// The host alone: the monitor wants one raw file or device.
     Host,
 }
@@ -320,16 +320,16 @@ pub struct BootFiles {
 #[async_trait]
 pub trait Vmm: Send + Sync {
     /// Who is to put what a guest writes over its image, for a machine with this wish and so many processors.
-    fn layers(&self, wish: Wish, vcpus: u32) -> Layers;
+    fn layers(&self, wish: VmmChoice, vcpus: u32) -> Layers;
     /// Decides on the monitor of a machine, makes the directory of its sockets anew, and says what the process
     /// needs of the host.
-    async fn confine(&self, machine: &Machine) -> Result<Confinement>;
+    async fn confine(&self, spec: &LaunchSpec) -> Result<Confinement>;
     /// Makes the sockets of a machine, opens its files, and says what is to run with them. To be called once,
     /// after [`Vmm::confine`].
-    async fn prepare(&self, machine: &Machine) -> Result<Launch>;
+    async fn prepare(&self, spec: &LaunchSpec) -> Result<Launch>;
     /// Tells the process what is not said by its arguments, and lets the guest boot. To be called once, when
     /// what [`Vmm::prepare`] returned runs. It makes nothing that does not go with the process.
-    async fn configure(&self, _machine: &Machine, _started: &Started) -> Result<()> {
+    async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> Result<()> {
         Ok(())
     }
     /// A connection to the guest's agent on which nothing has been said. The control channel is the
@@ -368,7 +368,7 @@ pub struct Confinement {
     pub cpu_percent: u32,
     /// Devices that it may open, such as `/dev/kvm`.
     pub devices: Vec<std::path::PathBuf>,
-    /// A directory that it sees as `/machine` ([`MACHINE_DIRECTORY`](banger_jail::walls::MACHINE_DIRECTORY))
+    /// A directory that it sees as `/machine` ([`VM_DIRECTORY`](banger_jail::jail::VM_DIRECTORY))
     /// and may write to. What it makes there is open to whoever passes the directory's parent.
     pub directory: Option<std::path::PathBuf>,
     /// Whose network it is in.

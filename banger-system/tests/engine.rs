@@ -10,7 +10,7 @@ use banger_domain::{
     clock::Occasion,
     dns::{
         question::{Answer, Data, Kind},
-        table::Asker,
+        table::Client,
     },
     id::Uid,
     lifecycle::{Reason, State},
@@ -48,7 +48,7 @@ async fn a_machine_is_made_runs_stops_starts_again_and_goes() {
     assert_ne!(house.engine.vm(vm).unwrap().vm.boot_id, first_boot);
 
     let refused = house.engine.delete_vm(vm, Manner::Clean).await.unwrap_err();
-    assert_eq!(refused.to_string(), "a machine that is running cannot be deleted");
+    assert_eq!(refused.to_string(), "a sandbox that is running cannot be deleted");
     house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
     assert!(house.engine.vm(vm).is_none());
     assert_eq!(house.sim.alive(), Vec::<String>::new());
@@ -378,7 +378,7 @@ async fn many_requests_to_one_machine_at_once_end_in_a_state_of_the_table() {
 fn resolve(house: &House, name: &str) -> Option<Vec<Data>> {
     let names = house.sim.names()?;
     let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
-    match names.answer(Asker::Host, &labels, Kind::A) {
+    match names.answer(Client::Host, &labels, Kind::A) {
         Answer::Records(records) => Some(records),
         _ => None,
     }

@@ -39,7 +39,7 @@ use banger_domain::{
     limits::{Limits, Usage},
     name::{Name, Reference},
     net::{
-        nic::{Mac, Siblings},
+        nic::{Mac, SameOwner},
         prefix::Prefix4,
         subnet::Subnet,
     },
@@ -87,7 +87,7 @@ pub struct Settings {
     /// Where guests are to be; chosen where the host has nothing, when absent. Only the first start asks.
     pub subnet: Option<Prefix4>,
     /// Whether guests of one owner reach each other.
-    pub siblings: Siblings,
+    pub siblings: SameOwner,
     /// What one user may have.
     pub limits: Limits,
 }

@@ -63,7 +63,7 @@ impl Shared {
         let subnet = self.subnet().await?;
         let full = || Error::HostNotReady { message: "all addresses for guests are taken".to_owned() };
         let nic = Nic::new(vm.id, vm.owner, subnet, vm.slot).ok_or_else(full)?;
-        let nic = Nic { siblings: self.settings.siblings, ..nic };
+        let nic = Nic { same_owner: self.settings.siblings, ..nic };
         // Without its image a machine does not start; what its programs would be like does not matter then.
         let image = self.registry.image(vm.image).map(|image| image.config.clone()).unwrap_or_default();
         let guest = guest_archive::config(vm, &image, &nic, subnet, now(&*self.ports.clock));

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 
 use banger_domain::{
     id::Uid,
-    monitor::Wish,
     name::{Name, Reference},
     net::nic::Nat,
     ssh::AuthorizedKey,
     timezone::Timezone,
     vm::{Init, Lifetime},
+    vmm::VmmChoice,
 };
 use banger_proto::size::Bytes;
 
@@ -39,7 +39,7 @@ pub struct CreateVm {
     /// What the agent hands over to.
     pub init: Init,
     /// The monitor that it is to run under.
-    pub vmm: Wish,
+    pub vmm: VmmChoice,
     /// Whether the guest reaches what lies beyond the host.
     pub nat: Nat,
     /// The guest's time zone; the image's own when absent.

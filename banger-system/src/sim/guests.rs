@@ -1,4 +1,4 @@
-//! Monitors and guests in memory: a guest answers at once unless it was made deaf, and powers off when it
+//! VMMs and guests in memory: a guest answers at once unless it was made deaf, and powers off when it
 //! is asked to.
 
 use std::{
@@ -11,11 +11,11 @@ use banger_domain::{
     clock::Occasion,
     guest_end::GuestEnd,
     id::{Uid, VmId},
+    launch_spec::LaunchSpec,
     limits::Exceeded,
-    machine::Machine,
-    monitor::Wish,
     resource, stream,
     vm::Token,
+    vmm::VmmChoice,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -36,25 +36,25 @@ const NO_PID: u32 = 1 << 23;
 
 #[async_trait]
 impl Vmm for Sim {
-    fn layers(&self, _wish: Wish, _vcpus: u32) -> Layers {
-        Layers::Monitor
+    fn layers(&self, _wish: VmmChoice, _vcpus: u32) -> Layers {
+        Layers::Vmm
     }
 
-    async fn confine(&self, machine: &Machine) -> Result<Confinement> {
-        self.step("make sockets")?.sockets.insert(machine.vm);
+    async fn confine(&self, spec: &LaunchSpec) -> Result<Confinement> {
+        self.step("make sockets")?.sockets.insert(spec.vm);
         Ok(Confinement {
-            vm: machine.vm,
-            owner: machine.owner,
-            description: machine.name.clone(),
-            memory_max: machine.memory,
-            cpu_percent: machine.vcpus * 100,
+            vm: spec.vm,
+            owner: spec.owner,
+            description: spec.name.clone(),
+            memory_max: spec.memory,
+            cpu_percent: spec.vcpus * 100,
             devices: Vec::new(),
             directory: None,
             network: NetworkOf::Nobody,
         })
     }
 
-    async fn prepare(&self, _machine: &Machine) -> Result<Launch> {
+    async fn prepare(&self, _spec: &LaunchSpec) -> Result<Launch> {
         let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
         Ok(Launch {
             argv: vec!["/bin/true".to_owned()],
@@ -64,7 +64,7 @@ impl Vmm for Sim {
         })
     }
 
-    async fn configure(&self, _machine: &Machine, _started: &Started) -> Result<()> {
+    async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> Result<()> {
         self.step("configure a monitor").map(drop)
     }
 
@@ -93,7 +93,7 @@ impl Vmm for Sim {
 
     async fn checks(&self) -> Vec<Check> {
         vec![Check {
-            name: "machine monitor",
+            name: "VMM",
             status: Status::Warn,
             message: "machines exist in memory only".to_owned(),
             hint: "start banger-system without --sim".to_owned(),
@@ -232,7 +232,7 @@ impl Logs for Sim {
     async fn stood_still(&self, vm: VmId) -> Result<GuestEnd> {
         let mut ended = self.lock().guest_ended.subscribe();
         loop {
-            let end = self.lock().guest_ends.get(&vm).copied().filter(|end| end.stands_still());
+            let end = self.lock().guest_ends.get(&vm).copied().filter(|end| end.is_halted());
             if let Some(end) = end {
                 return Ok(end);
             }

@@ -6,7 +6,7 @@ use banger_domain::{
     guest_end::GuestEnd,
     id::{JobId, Timestamp},
     lifecycle::{Event, Reason, State, step},
-    resource::Span,
+    resource::Scope,
     vm::Lifetime,
 };
 use tokio::task::JoinSet;
@@ -107,7 +107,7 @@ impl Task {
         self.vm.reason = reason;
         self.forget_boot();
         if event == Event::Rebooted && self.vm.state == State::Starting {
-            self.lease.release(Span::Boot).await;
+            self.lease.release(Scope::Boot).await;
             return self.boot_again().await;
         }
         let never_ready = std::mem::take(&mut self.is_new);
@@ -116,7 +116,7 @@ impl Task {
             self.vm.lifetime = Lifetime::Persistent;
         }
         // Each failure is logged where it happens; what is left stays in the ledger.
-        self.lease.release(Span::Boot).await;
+        self.lease.release(Scope::Boot).await;
         self.log_failed_save().await;
 
         let name = self.vm.name.to_string();

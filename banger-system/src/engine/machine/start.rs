@@ -8,9 +8,9 @@ use std::{
 use banger_domain::{
     clock::Occasion,
     id::{JobId, Timestamp, Uid},
+    launch_spec::{self, Access, Drive, LaunchSpec, Medium},
     lifecycle::{Event, Reason, State, Transition, step},
-    machine::{self, Access, Drive, Machine, Medium},
-    resource::{Resource, Span},
+    resource::{Resource, Scope},
     vm::Token,
 };
 use tracing::Instrument;
@@ -141,7 +141,7 @@ impl Task {
                 Ok(())
             }
             Err(error) => {
-                self.lease.release(Span::Boot).await;
+                self.lease.release(Scope::Boot).await;
                 self.happen(Event::LaunchFailed);
                 self.vm.reason = Reason::StartFailed(one_line(&error));
                 self.log_failed_save().await;
@@ -153,7 +153,7 @@ impl Task {
     /// Launches the monitor once nothing is left of an earlier one: where that could not be released when it ended,
     /// the ledger has it still.
     async fn launch_anew(&mut self) -> Result<Started> {
-        match self.lease.release(Span::Boot).await.into_iter().next() {
+        match self.lease.release(Scope::Boot).await.into_iter().next() {
             Some(error) => Err(error.into()),
             None => self.launch().await,
         }
@@ -166,10 +166,10 @@ impl Task {
         let attach = ports.disks.attach(self.vm.id, self.vm.image);
         let mut drives = self.lease.hold(Resource::Mapper, attach).await?;
         if let Some(path) = boot.module_tree {
-            guest.module_disk = Some(machine::device(drives.len()));
+            guest.module_disk = Some(launch_spec::device(drives.len()));
             drives.push(Drive { path, access: Access::ReadOnly, medium: Medium::File });
         }
-        let machine = Machine {
+        let spec = LaunchSpec {
             vm: self.vm.id,
             owner: self.vm.owner,
             name: self.vm.name.to_string(),
@@ -180,21 +180,21 @@ impl Task {
             initramfs: boot.initramfs,
             guest_archive: guest_archive::of(&guest)?,
             drives,
-            nics: vec![machine::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
+            nics: vec![launch_spec::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
         };
-        let confinement = self.lease.hold(Resource::Sockets, ports.vmm.confine(&machine)).await?;
+        let confinement = self.lease.hold(Resource::Sockets, ports.vmm.confine(&spec)).await?;
         let opens_tap = confinement.network == NetworkOf::Host;
         let confined = self.lease.hold(Resource::Unit, ports.supervisor.confine(confinement)).await?;
         // All this is done while the walls are built, which takes longer.
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
-        let launch = ports.vmm.prepare(&machine).await?;
+        let launch = ports.vmm.prepare(&spec).await?;
         // The token must be known before the guest is: a restart of the service in between finds it.
         ports.store.put_vm(&self.vm).await?;
         let started = confined.run(launch).await?;
         if opens_tap {
             ports.network.give_tap(self.vm.id, Uid(started.user)).await?;
         }
-        ports.vmm.configure(&machine, &started).await?;
+        ports.vmm.configure(&spec, &started).await?;
         Ok(started)
     }
 

@@ -3,7 +3,7 @@
 use banger_domain::{
     clock::Occasion,
     lifecycle::{Event, Reason, State},
-    resource::Span,
+    resource::Scope,
 };
 
 use super::{Next, Task};
@@ -41,7 +41,7 @@ impl Task {
                 Next::Continue
             }
             (state, process) if state.is_up() || process.is_some() => {
-                self.lease.release(Span::Boot).await;
+                self.lease.release(Scope::Boot).await;
                 self.ended_meanwhile(state).await
             }
             _ => Next::Continue,
