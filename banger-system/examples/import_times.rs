@@ -25,7 +25,7 @@ use banger_system::{
     host::{image_files::LocalImages, worker_process::ProcessWorkers},
     ports::{
         ImageFiles,
-        images::{Content, Layer, Unwatched},
+        images::{Content, Layer, NoProgress},
     },
 };
 use sha2::{Digest, Sha256};
@@ -89,7 +89,7 @@ fn import(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let began = Instant::now();
     let made =
-        runtime.block_on(images.import(IMAGE, Uid(1000), Content::Layers(vec![layer]), Arc::new(Unwatched)));
+        runtime.block_on(images.import(IMAGE, Uid(1000), Content::Layers(vec![layer]), Arc::new(NoProgress)));
     let took = began.elapsed();
     done.store(true, Relaxed);
     let _ = watcher.join();

@@ -21,7 +21,7 @@ use banger_system::{
     config::{Config, Host},
     engine::{
         Engine,
-        request::{Other, PullImage, Whence},
+        request::{OnConflict, PullImage, PullSource},
         view::Outcome,
     },
     host::{
@@ -31,7 +31,7 @@ use banger_system::{
     },
     ports::{
         Ports,
-        images::Unwatched,
+        images::NoProgress,
         registry::{Registry, Source},
     },
     sim::Sim,
@@ -64,7 +64,7 @@ async fn download(home: &Path, source: &Source) -> Result<()> {
     let registries = Registries::new(&cache, CACHE, Timeouts::default(), LocalPorts::where_port(|_| true));
     let began = Instant::now();
     let image = registries.resolve(source).await?;
-    let fetch = registries.fetch(source, &image.layers, Arc::new(Unwatched)).await?;
+    let fetch = registries.fetch(source, &image.layers, Arc::new(NoProgress)).await?;
     let drains: Vec<_> =
         fetch.blobs.into_iter().map(|blob| tokio::task::spawn_blocking(move || drain(blob))).collect();
     fetch.work.await?;
@@ -101,11 +101,11 @@ async fn pull(program: &Path, home: &Path, source: Source) -> Result<()> {
         let request = PullImage {
             owner: Uid(1000),
             source: source.clone(),
-            whence: Whence::Registry,
+            from: PullSource::Registry,
             name: Some(name.parse()?),
             shared: false,
             kernel: None,
-            other: Other::Stays,
+            on_conflict: OnConflict::Fail,
         };
         let began = Instant::now();
         let job = engine.pull_image(request)?;

@@ -1,4 +1,4 @@
-//! The composition root: the one place that names concrete adapters.
+//! The composition root: the only place that names concrete adapters.
 
 use std::{
     collections::BTreeSet,
@@ -47,30 +47,30 @@ use crate::{
     sim::Sim,
 };
 
-/// How long to wait after a failure to follow the network.
+/// Pause after a failure to watch the host's network.
 const KEEP_AGAIN: Duration = Duration::from_secs(5);
 
-/// The bus of the host. A service that only plays must not answer there.
+/// The host's system bus. A simulated service must not serve there.
 const SYSTEM_BUSES: [&str; 2] = ["/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket"];
 const BUS_VARIABLE: &str = "DBUS_SYSTEM_BUS_ADDRESS";
 
-/// What the machines run on.
+/// What the service runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// This host.
     Host,
-    /// Memory.
+    /// A host in memory.
     Sim,
 }
 
-/// Serves until it is asked to end.
+/// Serves until a signal asks it to end.
 pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     if mode == Mode::Sim {
         require_private_bus(std::env::var(BUS_VARIABLE).ok().as_deref())?;
     }
     let settings = config.settings(this_host()?)?;
     let connection = Connection::system().await.context("cannot reach the system bus")?;
-    // Before anything is looked at: two services would take each other's machines for leftovers.
+    // First of all: two services would treat each other's sandboxes as orphans.
     let _lock = (mode == Mode::Host).then(|| Lock::take(&paths())).transpose()?;
     let ports = match mode {
         Mode::Host => host_ports(&connection, config).await?,
@@ -81,20 +81,20 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     engine.recover().await.context("cannot recover the state of an earlier run")?;
     bus::serve(connection.clone(), engine, events).await.context("cannot serve the D-Bus API")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?mode, "serving");
-    // Outside of systemd there is nobody to tell.
+    // Without systemd, nothing listens.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(feed_watchdog());
     tokio::select! {
         ended = wait_for_end() => ended?,
-        // Nobody can reach us any more; the next run connects to the next bus.
+        // No client can reach this process; the next one connects to the next bus.
         () = connection.closed() => bail!("lost the connection to the system bus"),
     }
     watchdog.abort();
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     names.withdraw().await;
-    // Nobody holds a published port once we are gone, unless systemd does: it could be anybody's next.
+    // Without systemd, nothing holds published ports after this process: any program could take them.
     if !descriptor_store::survives(&connection).await
-        && let Err(error) = network.close_ports().await
+        && let Err(error) = network.unpublish_all().await
     {
         tracing::error!(%error, "cannot close the published ports");
     }
@@ -142,14 +142,14 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     })
 }
 
-/// The ports of this host where users may pull images from: those that the configuration allows, but for one that
-/// is published for a guest, by any user.
+/// Returns the host's ports where users may pull images from: those that the configuration allows, except published
+/// ones.
 fn local_registries(allowed: BTreeSet<u16>, network: &Arc<LinuxNetwork>) -> LocalPorts {
     let network = Arc::clone(network);
     LocalPorts::where_port(move |port| allowed.contains(&port) && !network.is_published(port))
 }
 
-/// Follows what others do to the host's network, for as long as the service runs.
+/// Watches the host's network for changes by others, as long as the service runs.
 async fn keep_network(network: Arc<LinuxNetwork>) {
     loop {
         let Err(error) = network.maintain().await;
@@ -158,7 +158,7 @@ async fn keep_network(network: Arc<LinuxNetwork>) {
     }
 }
 
-/// Snapshots where the kernel makes them, else files.
+/// Returns device-mapper snapshots if the kernel has them, else plain files.
 fn disks(paths: &Paths) -> Arc<dyn Disks> {
     match MapperDisks::new(paths.clone()) {
         Ok(disks) => Arc::new(disks),
@@ -169,7 +169,7 @@ fn disks(paths: &Paths) -> Arc<dyn Disks> {
     }
 }
 
-/// The places of the unit's directories, else those of a package.
+/// Returns the unit's directories, else the package's defaults.
 fn paths() -> Paths {
     let directory =
         |variable: &str, default: &str| PathBuf::from(std::env::var(variable).unwrap_or(default.to_owned()));
@@ -180,7 +180,7 @@ fn paths() -> Paths {
     }
 }
 
-/// The unit's cache directory, else that of a package.
+/// Returns the unit's cache directory, else the package's default.
 fn cache_directory() -> PathBuf {
     let directory = std::env::var("CACHE_DIRECTORY").unwrap_or("/var/cache/banger".to_owned());
     Path::new(&directory).join("blobs")
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_that_plays_refuses_the_bus_of_the_host() {
+    fn a_simulated_service_refuses_the_system_bus() {
         assert!(require_private_bus(None).is_err());
         assert!(require_private_bus(Some("unix:path=/run/dbus/system_bus_socket")).is_err());
         assert!(require_private_bus(Some("unix:path=/tmp/mine/bus")).is_ok());

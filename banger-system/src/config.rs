@@ -1,4 +1,4 @@
-//! The configuration file, and what holds where it is silent: defaults that fit the host.
+//! The configuration file, and defaults that fit the host.
 
 use std::{
     collections::BTreeSet,
@@ -19,45 +19,44 @@ use serde::Deserialize;
 
 use crate::engine::{Settings, request::OnReboot};
 
-/// Where the configuration is looked for.
+/// The default path of the configuration.
 pub const PATH: &str = "/etc/banger/config.toml";
 
 const DEFAULT_IMAGE: &str = "debian-bookworm";
 const DEFAULT_KERNEL: &str = "debian";
-/// A guest under emulation, on a host that is busy with others, takes this long at the worst.
+/// The longest boot of an emulated guest on a busy host.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
-/// Longer than the agent lets an image's init take: the agent then ends
-/// the guest in order, which loses nothing.
+/// Longer than the agent's own limit for an image's init, after which it powers the guest off without losing data.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Enough for somebody who starts machines by hand; each costs the kernel some 10 KiB.
+/// Enough for interactive use; each costs some 10 KiB of kernel memory.
 const WARM_TAPS: usize = 4;
 const MAX_WARM_TAPS: usize = 64;
 
-/// The file systems that are made of layers and archives. What is not used takes no room, and what a guest writes
-/// takes it in the guest's own files: this only bounds how much that can be.
+/// Size of file systems made from layers and archives. Unused space takes no room on the host, so this is only an
+/// upper bound.
 const IMAGE_SIZE: Bytes = Bytes::gib(16);
 const IMAGE_SIZES: std::ops::RangeInclusive<Bytes> = Bytes::mib(64)..=Bytes::gib(256);
 
-/// The catalog that comes with the package.
+/// The package's catalog.
 const CATALOG: &str = "banger";
 const CATALOG_INDEX: &str = "/usr/share/banger/catalog/index.json";
-/// Where `NAME.pub` has keys of the catalog NAME: what the package trusts, and what an administrator trusts.
+/// Directories with the public keys of the catalog NAME in `NAME.pub`: the package's keys, and the administrator's.
 pub const CATALOG_KEYS: [&str; 2] = ["/usr/share/banger/keys", "/etc/banger/keys"];
 const MAX_CATALOGS: usize = 16;
 
-/// A dozen of images for development, packed.
+/// Room for a dozen development images, compressed.
 const CACHE_SIZE: Bytes = Bytes::gib(10);
 
-/// The file, as it is written.
+/// The parsed file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The image of a machine for which none is named.
+    /// Image of a sandbox, unless the request names one.
     pub default_image_name: Option<String>,
-    /// The kernel of an image for which none is named.
+    /// Kernel of an image that names none.
     pub default_kernel_name: Option<String>,
-    /// Size of the file system that is made of an image's layers or of an archive, such as `16GiB`.
+    /// Size of the file system that is made from an image's layers or from an archive, such as `16GiB`.
     pub image_size: Option<String>,
     /// Seconds that a guest may take to become ready.
     pub ready_timeout: Option<u64>,
@@ -65,25 +64,25 @@ pub struct Config {
     pub stop_timeout: Option<u64>,
     /// What happens when a guest reboots: `boot` or `stop`.
     pub on_guest_reboot: Option<String>,
-    /// The machine monitor of a machine for which none is named: `auto`, `firecracker` or `qemu`.
+    /// The VMM of a sandbox that names none: `auto`, `firecracker` or `qemu`.
     pub vmm: Option<String>,
-    /// Where Firecracker is; where packages put it when absent.
+    /// Path of Firecracker; the packages' path if absent.
     pub firecracker: Option<PathBuf>,
-    /// Machines for which no size is named.
+    /// Default sizes of sandboxes.
     #[serde(default)]
     pub vm_defaults: VmDefaults,
     /// The network of guests.
     #[serde(default)]
     pub network: NetworkSection,
-    /// Catalogs, in the order in which something is looked up in them; that of the package when absent.
+    /// Catalogs, in the order of look-ups; the package's catalog if absent.
     pub catalog: Option<Vec<CatalogSection>>,
-    /// The cache of what registries sent.
+    /// The cache of registries.
     #[serde(default)]
     pub cache: CacheSection,
     /// Registries of images.
     #[serde(default)]
     pub registry: RegistrySection,
-    /// What one user may have.
+    /// Quotas of each user.
     #[serde(default)]
     pub limits: LimitsSection,
 }
@@ -92,7 +91,7 @@ pub struct Config {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegistrySection {
-    /// Ports of the host itself, at `localhost`, where every user may pull images from; none when absent.
+    /// Ports of `localhost` where every user may pull images from; none if absent.
     #[serde(default)]
     pub local_ports: BTreeSet<u16>,
 }
@@ -101,20 +100,20 @@ pub struct RegistrySection {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogSection {
-    /// What it is called here.
+    /// Its local name.
     pub name: String,
-    /// Where its index is: an absolute path, or an address of the web.
+    /// Its index: an absolute path or a URL.
     pub location: String,
-    /// Public keys of minisign, each of which may sign it, beside those in `/etc/banger/keys/NAME.pub`.
+    /// Minisign public keys that may sign it, in addition to those in `/etc/banger/keys/NAME.pub`.
     #[serde(default)]
     pub keys: Vec<String>,
 }
 
-/// The cache of what registries sent.
+/// The cache of registries.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheSection {
-    /// What it may hold, such as `20GiB`; what was not used for the longest time goes first.
+    /// Its maximum size, such as `20GiB`; least recently used layers are removed first.
     pub size: Option<String>,
 }
 
@@ -122,15 +121,15 @@ pub struct CacheSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkSection {
-    /// Where guests are to be, such as `172.30.0.0/16`. Only the first start asks.
+    /// Network of the guests, such as `172.30.0.0/16`. Only the first start reads it.
     pub subnet: Option<String>,
-    /// Whether guests of one owner reach each other; they do when absent.
+    /// Whether sandboxes of the same owner reach each other; they do if absent.
     pub siblings: Option<bool>,
-    /// How many interfaces are kept ready for the next machines; 0 for none.
+    /// How many network interfaces are prepared for the next sandboxes; 0 for none.
     pub warm_taps: Option<usize>,
 }
 
-/// Machines for which no size is named.
+/// Default sizes of sandboxes.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmDefaults {
@@ -140,31 +139,31 @@ pub struct VmDefaults {
     pub memory: Option<String>,
     /// Size of the work disk, such as `8GiB`.
     pub disk_size: Option<String>,
-    /// The least size of the system disk, such as `16GiB`.
+    /// Minimum size of the system disk, such as `16GiB`.
     pub root_size: Option<String>,
 }
 
-/// What one user may have.
+/// Quotas of each user.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsSection {
-    /// Machines that exist.
+    /// Sandboxes that exist.
     pub vms: Option<u32>,
-    /// Machines that are up.
+    /// Running sandboxes.
     pub running: Option<u32>,
-    /// Virtual processors of one machine.
+    /// Virtual processors of one sandbox.
     pub vcpus: Option<u32>,
-    /// Memory of all machines that are up.
+    /// Memory of all running sandboxes.
     pub memory: Option<String>,
-    /// Work disks of all machines, and what their system disks have beyond their images.
+    /// Work disks of all sandboxes, and the growth of system disks beyond their images.
     pub disk: Option<String>,
     /// Images, and kernels.
     pub images: Option<u32>,
-    /// What all images that are not shared take.
+    /// Disk space of all private images.
     pub image_disk: Option<String>,
 }
 
-/// What the defaults follow.
+/// The host's size, which defaults depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Host {
     /// Processors.
@@ -173,10 +172,10 @@ pub struct Host {
     pub memory: Bytes,
 }
 
-/// Why there is no configuration.
+/// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file is there and cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {path}")]
     Read {
         /// The file.
@@ -185,8 +184,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The file is no configuration.
-    #[error("{path} is no valid configuration")]
+    /// The file cannot be parsed.
+    #[error("{path} is not a valid configuration")]
     Parse {
         /// The file.
         path: String,
@@ -194,7 +193,7 @@ pub enum Error {
         #[source]
         source: toml::de::Error,
     },
-    /// A key has an impossible value.
+    /// A key has an invalid value.
     #[error("the configuration key {key} is {value:?}")]
     Value {
         /// The key.
@@ -205,7 +204,7 @@ pub enum Error {
 }
 
 impl Config {
-    /// Reads the file. One that is not there is an empty one.
+    /// Reads the file. A missing file counts as empty.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let name = || path.display().to_string();
         let text = match std::fs::read_to_string(path) {
@@ -216,18 +215,18 @@ impl Config {
         toml::from_str(&text).map_err(|source| Error::Parse { path: name(), source })
     }
 
-    /// What is wished of the choice of a machine monitor.
+    /// Returns the configured choice of VMM.
     pub fn vmm(&self) -> Result<VmmChoice, Error> {
         let Some(word) = &self.vmm else { return Ok(VmmChoice::Auto) };
         VmmChoice::parse(word).ok_or_else(|| Error::Value { key: "vmm", value: word.clone() })
     }
 
-    /// How many interfaces are kept ready.
+    /// Returns how many network interfaces are prepared.
     pub fn warm_taps(&self) -> usize {
         self.network.warm_taps.unwrap_or(WARM_TAPS).min(MAX_WARM_TAPS)
     }
 
-    /// Size of the file systems that are made of layers and archives, in whole MiB.
+    /// Returns the size of file systems made from layers and archives, in whole MiB.
     pub fn image_size(&self) -> Result<Bytes, Error> {
         let size = size("image_size", &self.image_size)?.unwrap_or(IMAGE_SIZE);
         if !IMAGE_SIZES.contains(&size) {
@@ -236,12 +235,12 @@ impl Config {
         Ok(Bytes::mib(size.in_mib()))
     }
 
-    /// What the cache of registries may hold.
+    /// Returns the maximum size of the cache.
     pub fn cache_size(&self) -> Result<Bytes, Error> {
         Ok(size("cache.size", &self.cache.size)?.unwrap_or(CACHE_SIZE))
     }
 
-    /// The catalogs.
+    /// Returns the catalogs.
     pub fn catalogs(&self) -> Result<Vec<catalog::Source>, Error> {
         let wrong = |key, value: &str| Error::Value { key, value: value.to_owned() };
         let Some(sections) = &self.catalog else {
@@ -275,7 +274,7 @@ impl Config {
         Subnet::at(prefix, [0; 5]).map(|_| Some(prefix)).ok_or_else(wrong)
     }
 
-    /// What the engine is to go by on this host.
+    /// Returns the engine's settings for this host.
     pub fn settings(&self, host: Host) -> Result<Settings, Error> {
         let mut limits = Limits::of_host(host.cpus, host.memory);
         let section = &self.limits;
@@ -288,7 +287,7 @@ impl Config {
         set(&mut limits.image_disk, size("limits.image_disk", &section.image_disk)?);
 
         let defaults = &self.vm_defaults;
-        // A quarter of the processors and an eighth of the memory, within what suits most work.
+        // A quarter of the processors and an eighth of the memory, within bounds that suit most work.
         let vcpus = defaults.vcpu.unwrap_or((host.cpus / 4).clamp(2, 4)).min(limits.vcpus);
         let memory = match size("vm_defaults.memory", &defaults.memory)? {
             Some(memory) => memory,

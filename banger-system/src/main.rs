@@ -9,18 +9,18 @@ use banger_system::{
 use clap::Parser;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// Threads for what blocks. The unit may have more tasks than these (`TasksMax`): work waits in line, and no thread fails
-/// to start.
+/// Threads for blocking calls. The unit's `TasksMax` is higher, so that work queues up instead of a thread failing to
+/// start.
 const BLOCKING_THREADS: usize = 384;
 
-/// The root service of banger: machines, images and kernels over D-Bus.
+/// The root service of banger: sandboxes, images and kernels over D-Bus.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Serve everything from memory, on a private bus (DBUS_SYSTEM_BUS_ADDRESS).
+    /// Serve a host in memory, on a private bus (DBUS_SYSTEM_BUS_ADDRESS).
     #[arg(long)]
     sim: bool,
-    /// The configuration file.
+    /// Read this configuration file.
     #[arg(long, value_name = "FILE", default_value = config::PATH)]
     config: PathBuf,
 }
@@ -45,9 +45,9 @@ fn serve(mode: Mode, arguments: &Arguments) -> anyhow::Result<()> {
     runtime.block_on(app::run(mode, &config))
 }
 
-/// To the journal where systemd has connected us to it, else to standard error.
+/// Logs to the journal if systemd has connected it, else to standard error.
 fn log() {
-    // What guests send is not for the journal: they could fill it.
+    // Guests could fill the journal by what they send to the name server.
     let filter = EnvFilter::try_from_env("BANGER_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,hickory_proto=off,hickory_server=off"));
     let registry = tracing_subscriber::registry().with(filter);

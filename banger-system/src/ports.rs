@@ -1,7 +1,14 @@
-//! What the engine needs of a host, as traits. `host` implements them on Linux, `sim` in memory.
+//! The traits through which the engine uses a host. `host` implements them on Linux, `sim` in memory.
 //!
-//! Whatever makes something says so in its documentation, and each has a counterpart that removes it, for
-//! which a thing that is gone already is success.
+//! Rules that hold for all of them:
+//!
+//! - A method that creates something has a counterpart that removes it. Removing what is already gone is success, so
+//!   that every removal may be repeated.
+//! - A method that failed half-way leaves nothing that its counterpart cannot remove. The caller always calls it then.
+//! - `found` lists what exists on the host, from this or an earlier run of the service. Recovery compares it with the
+//!   ledger.
+//! - Sizes are [`Bytes`], times are [`Duration`]. A method without a `timeout` argument bounds its own waits, unless it
+//!   says that it waits without limit.
 
 pub mod catalogs;
 pub mod images;
@@ -34,11 +41,11 @@ use banger_image::{
     record::{Image, ImageFacts, Kernel, KernelFacts},
 };
 use banger_proto::size::Bytes;
-use images::{Content, Exported, Layout, Part, Progress};
+use images::{Content, Exported, FileRange, Layout, Progress};
 
 pub use banger_domain::guest_end::Ended;
 
-/// Why a port could not do what it was asked, grouped by what the caller can do next.
+/// Why a port failed, grouped by what the caller can do next.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The host lacks a program, a device or a feature.
@@ -47,7 +54,7 @@ pub enum Error {
         /// What is missing, and what to do about it.
         message: String,
     },
-    /// Somebody else has what is needed: a name on the host, or a port.
+    /// A name or a port on the host is taken by something else.
     #[error("{message}")]
     Taken {
         /// What it is, who has it, and what to do about it.
@@ -59,37 +66,37 @@ pub enum Error {
         /// What was being done, and to what.
         doing: String,
     },
-    /// The content of a file is not what it has to be.
+    /// The content of a file is not supported.
     #[error("{message}")]
     Unsupported {
         /// What is wrong with it.
         message: String,
     },
-    /// Content does not have the digest or the size by which it was asked for.
+    /// Content does not have the expected digest or size.
     #[error("{message}")]
     Mismatch {
         /// What was compared.
         message: String,
     },
-    /// A server of somebody else's cannot be reached, or does not answer in time.
+    /// A remote server cannot be reached, or does not answer in time.
     #[error("{message}")]
     Unreachable {
         /// Which one, and why.
         message: String,
     },
-    /// A registry wants to know who asks, or does not let them.
+    /// A registry requires a login, or refuses this one.
     #[error("{message}")]
     AuthRequired {
         /// Which one, for what.
         message: String,
     },
-    /// A registry refuses, or says what it must not say.
+    /// A registry refuses a request, or sends an invalid response.
     #[error("{message}")]
     Registry {
         /// Which one, and what it said.
         message: String,
     },
-    /// A catalog is not what its keys vouch for, too old, or not understood.
+    /// A catalog has a bad signature, is too old, or cannot be parsed.
     #[error("{message}")]
     Catalog {
         /// Which one, and why.
@@ -101,13 +108,13 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
-    /// The monitor did not start, or ended at once.
+    /// The VMM did not start, or exited at once.
     #[error("{message}")]
     Vmm {
         /// What it said.
         message: String,
     },
-    /// The guest's agent cannot be reached, or speaks nonsense.
+    /// The guest's agent cannot be reached, or sends an invalid reply.
     #[error("{message}")]
     Agent {
         /// What went wrong.
@@ -116,7 +123,7 @@ pub enum Error {
     /// All streams to the guest's agent are in use.
     #[error("all streams to the guest are in use")]
     NoFreeStream,
-    /// It took too long.
+    /// The timeout expired.
     #[error("{what} took longer than {} s", .after.as_secs())]
     Timeout {
         /// What was waited for.
@@ -133,7 +140,7 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// Something that should not be.
+    /// An unexpected failure.
     #[error("cannot {doing}")]
     Other {
         /// What was being done, and to what.
@@ -145,7 +152,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error of a system call that was made for `doing`; a full file system gets its own kind.
+    /// Returns the error of a system call that was made for `doing`. A full file system becomes [`Error::NoSpace`].
     pub fn os(doing: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         let (doing, source) = (doing.into(), source.into());
         match source.kind() {
@@ -154,7 +161,7 @@ impl Error {
         }
     }
 
-    /// The error of a library that was called for `doing`.
+    /// Returns the error of a library call that was made for `doing`.
     pub fn other(
         doing: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -163,34 +170,34 @@ impl Error {
     }
 }
 
-/// Something that was looked at.
+/// The result of a check that `doctor` shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub name: &'static str,
-    /// How it is.
+    /// The result.
     pub status: Status,
     /// What was found.
     pub message: String,
-    /// What to do about it; empty when there is nothing to do.
+    /// What to do about it; empty if there is nothing to do.
     pub hint: String,
 }
 
-/// How something is.
+/// The status of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// As it should be.
+    /// It works.
     Pass,
-    /// It will do.
+    /// It works with restrictions.
     Warn,
-    /// Machines will not work.
+    /// Sandboxes do not work.
     Fail,
 }
 
 /// The result of a port.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The host, as the engine knows it.
+/// All ports of a host.
 #[derive(Clone)]
 #[allow(missing_docs, reason = "each is named after its trait")]
 pub struct Ports {
@@ -212,51 +219,51 @@ pub struct Ports {
     pub vmm: Arc<dyn Vmm>,
 }
 
-/// The disks of machines.
+/// The disks of VMs.
 #[async_trait]
 pub trait Disks: Send + Sync {
-    /// Makes the directory of a machine's disks and logs.
+    /// Creates the directory of a VM's disks and logs. An existing one is kept.
     async fn create_directory(&self, vm: VmId) -> Result<()>;
-    /// Makes the private clone of an image, or what becomes one when the disks are attached, in a form that the
-    /// machine's monitor can read. The image's file is not changed, then or later. The clone has this size, with
-    /// nothing behind the image's content; one that is smaller than the image counts as the image's.
-    async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers, size: Bytes) -> Result<()>;
-    /// Makes an empty ext4 file system of this size.
+    /// Creates a VM's private clone of an image, in a form that its VMM can read, or prepares what becomes one when
+    /// the disks are attached. Never changes the image's file. The clone has at least the image's size; what is
+    /// beyond the image's content is empty. Fails with [`Error::NoSpace`] if the disk is full.
+    async fn clone_image(&self, vm: VmId, image: ImageId, overlay_by: OverlayBy, size: Bytes) -> Result<()>;
+    /// Creates an empty ext4 file system of this size. Fails with [`Error::NoSpace`] if the disk is full.
     async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
-    /// Makes a machine's work disk larger while it is stopped. The file system in it is the guest's to grow:
-    /// no kernel but the guest's reads it. A disk that is as large already is left alone.
+    /// Grows the work disk of a stopped VM. A disk that is large enough is left alone, so a repeat is safe. The guest
+    /// grows the file system: the host's kernel must not read it.
     async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
-    /// Makes a machine's system disk larger while it is stopped, as [`Disks::grow_work_disk`] does for the other.
+    /// Grows the system disk of a stopped VM, as [`Disks::grow_work_disk`] does.
     async fn grow_system_disk(&self, vm: VmId, image: ImageId, size: Bytes) -> Result<()>;
-    /// Makes ready what a monitor opens, and returns the drives, the system disk first. What is left of an
-    /// earlier time is made anew.
+    /// Prepares the drives for a VMM, and returns them, the system disk first. Replaces what an earlier boot left, so
+    /// a repeat is safe while no VMM runs.
     async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>>;
-    /// Undoes [`Disks::attach`]. No monitor may have the drives open any more.
+    /// Undoes [`Disks::attach`]. No VMM may have the drives open.
     async fn detach(&self, vm: VmId) -> Result<()>;
-    /// The machines for which there is something to detach.
+    /// Returns the VMs that have something to detach.
     async fn attached(&self) -> Result<Vec<VmId>>;
-    /// Removes the directory with all that is in it.
+    /// Removes a VM's directory with everything in it.
     async fn remove_directory(&self, vm: VmId) -> Result<()>;
-    /// The machines that have a directory.
+    /// Returns the VMs that have a directory.
     async fn found(&self) -> Result<Vec<VmId>>;
-    /// What it needs of the host, and whether that is there.
+    /// Checks what this needs from the host.
     async fn checks(&self) -> Vec<Check>;
 }
 
-/// Who can put what a guest writes over what its image holds.
+/// Who combines an image and the writes of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layers {
-    /// The monitor, of a file in QEMU's format.
+pub enum OverlayBy {
+    /// The VMM, from a file in QEMU's format.
     Vmm,
-    /// The host alone: the monitor wants one raw file or device.
+    /// The host: the VMM gets one raw file or device.
     Host,
 }
 
 /// The files of images.
 #[async_trait]
 pub trait ImageFiles: Send + Sync {
-    /// Makes an image's file of what it consists of. What is left of a failed import is removed. The progress
-    /// counts the bytes of the content that were read.
+    /// Creates an image's file from its content. A failed import leaves no files. Progress counts the bytes of the
+    /// content that were read. Fails with [`Error::Unsupported`], [`Error::Mismatch`] or [`Error::NoSpace`].
     async fn import(
         &self,
         image: ImageId,
@@ -264,11 +271,11 @@ pub trait ImageFiles: Send + Sync {
         content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts>;
-    /// What an OCI image consists of whose parts are in a file of a user's: the manifest, the configuration, and
-    /// each layer. Of the layers nothing is read yet.
-    async fn layout(&self, owner: Uid, file: OwnedFd, parts: &[Part]) -> Result<Layout>;
-    /// Writes an image into an empty file of a user's, as a tar archive of an OCI image layout. The same image gives
-    /// the same bytes. What an export that failed has written stays in the file.
+    /// Reads the manifest and the configuration of an OCI image in a user's file. `parts` are the manifest, the
+    /// configuration, and each layer. Layers are not read yet.
+    async fn layout(&self, owner: Uid, file: OwnedFd, parts: &[FileRange]) -> Result<Layout>;
+    /// Writes an image into a user's empty file, as an OCI image layout in a tar archive. The same image gives the
+    /// same bytes. A failed export leaves its bytes in the file.
     async fn export(
         &self,
         image: ImageId,
@@ -277,19 +284,20 @@ pub trait ImageFiles: Send + Sync {
         archive: OwnedFd,
         progress: Arc<dyn Progress>,
     ) -> Result<Exported>;
-    /// Gives an image the files of another one, which takes no room: both have them until both are removed.
+    /// Makes an image share the files of another one. They exist until both images are removed.
     async fn share(&self, image: ImageId, of: ImageId) -> Result<()>;
-    /// Removes an image's files.
+    /// Removes an image's files. A repeat is safe.
     async fn remove(&self, image: ImageId) -> Result<()>;
-    /// The images that have files.
+    /// Returns the images that have files.
     async fn found(&self) -> Result<Vec<ImageId>>;
 }
 
 /// The files of kernels.
 #[async_trait]
 pub trait KernelFiles: Send + Sync {
-    /// Extracts the kernel from a user's file, picks the modules that a guest needs from a tar of the
-    /// modules directory, and writes both, and a file system of all modules. What is left of a failed import is removed.
+    /// Extracts a kernel from a user's file, picks the modules that booting needs from a tar of the modules
+    /// directory, and makes a file system of all modules. A failed import leaves no files. Fails with
+    /// [`Error::Unsupported`] if the file is not a kernel that guests can boot.
     async fn import(
         &self,
         kernel: KernelId,
@@ -297,66 +305,71 @@ pub trait KernelFiles: Send + Sync {
         vmlinuz: OwnedFd,
         modules: Option<OwnedFd>,
     ) -> Result<KernelFacts>;
-    /// Where the ELF kernel and the archives of the initramfs stand: the kernel's modules, then the agent.
+    /// Returns the paths of the ELF kernel and of the initramfs archives: the kernel's modules, then the agent.
     async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles>;
-    /// Removes a kernel's files.
+    /// Removes a kernel's files. A repeat is safe.
     async fn remove(&self, kernel: KernelId) -> Result<()>;
-    /// The kernels that have files.
+    /// Returns the kernels that have files.
     async fn found(&self) -> Result<Vec<KernelId>>;
 }
 
-/// What a machine boots.
+/// The files that a VM boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootFiles {
     /// The ELF kernel.
     pub kernel: std::path::PathBuf,
-    /// The archives of the initramfs, in their order, but for the guest's configuration.
+    /// The archives of the initramfs in order, without the guest's configuration.
     pub initramfs: Vec<std::path::PathBuf>,
-    /// The file system of all modules of the kernel, where it came with modules.
+    /// The file system of all modules, if the kernel came with modules.
     pub module_tree: Option<std::path::PathBuf>,
 }
 
-/// A machine monitor: how a machine is put into its words, and how its channels are reached.
+/// A VMM: its command, its configuration and its channels.
+///
+/// A start calls, in this order: [`Vmm::jail_spec`], [`Supervisor::start_jail`], [`Vmm::prepare_launch`],
+/// [`EmptyJail::run`], [`Vmm::configure`].
 #[async_trait]
 pub trait Vmm: Send + Sync {
-    /// Who is to put what a guest writes over its image, for a machine with this wish and so many processors.
-    fn layers(&self, wish: VmmChoice, vcpus: u32) -> Layers;
-    /// Decides on the monitor of a machine, makes the directory of its sockets anew, and says what the process
-    /// needs of the host.
-    async fn confine(&self, spec: &LaunchSpec) -> Result<Confinement>;
-    /// Makes the sockets of a machine, opens its files, and says what is to run with them. To be called once,
-    /// after [`Vmm::confine`].
-    async fn prepare(&self, spec: &LaunchSpec) -> Result<Launch>;
-    /// Tells the process what is not said by its arguments, and lets the guest boot. To be called once, when
-    /// what [`Vmm::prepare`] returned runs. It makes nothing that does not go with the process.
+    /// Returns who combines image and writes, for a VM with this choice of VMM and this many processors.
+    fn overlay_by(&self, wish: VmmChoice, vcpus: u32) -> OverlayBy;
+    /// Chooses the VMM, creates an empty directory for its sockets, and returns what its process needs from the host.
+    /// Replaces an earlier directory, so a repeat is safe while no VMM runs. Fails with [`Error::HostNotReady`] if no
+    /// VMM can run this VM.
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec>;
+    /// Creates the sockets, opens the files, and returns the command to run. Must be called once, after
+    /// [`Vmm::jail_spec`].
+    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand>;
+    /// Configures the running VMM as far as its arguments do not, and boots the guest. Must be called once. Creates
+    /// nothing that outlives the process. Fails with [`Error::Vmm`] if the VMM exits or refuses.
     async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> Result<()> {
         Ok(())
     }
-    /// A connection to the guest's agent on which nothing has been said. The control channel is the
-    /// service's own; a stream is one that is free for its purpose, else [`Error::NoFreeStream`].
+    /// Connects to the guest's agent, without a greeting. A stream is a free one for its purpose, else the call fails
+    /// with [`Error::NoFreeStream`]. Only the service uses the control channel.
     async fn connect(&self, vm: VmId, channel: Channel) -> Result<tokio::net::UnixStream>;
-    /// Removes the sockets of a machine.
+    /// Removes the sockets of a VM. A repeat is safe.
     async fn remove_sockets(&self, vm: VmId) -> Result<()>;
-    /// What it needs of the host, and whether that is there.
+    /// Checks what this needs from the host.
     async fn checks(&self) -> Vec<Check>;
-    /// The machines that have sockets.
+    /// Returns the VMs that have sockets.
     async fn found(&self) -> Result<Vec<VmId>>;
 }
 
-/// Which connection to the agent is wanted.
+/// Which connection to the agent to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
-    /// The one that the service keeps for itself.
+    /// The service's own connection.
     Control,
-    /// One for a client, if one for this purpose is free.
+    /// A stream for a client, for this purpose.
     Stream(Purpose),
 }
 
-/// What a machine's process may have of the host: the result of [`Vmm::confine`]. To build its walls takes time
-/// in which the rest of the machine is made.
+/// What the process of a VM may use on the host: the result of [`Vmm::jail_spec`].
+///
+/// The jail is started before the rest of the VM is created, because starting it takes longer.
 #[derive(Debug)]
-pub struct Confinement {
-    /// The machine.
+pub struct JailSpec {
+    /// The sandbox.
     pub vm: VmId,
     /// Its owner.
     pub owner: Uid,
@@ -364,68 +377,68 @@ pub struct Confinement {
     pub description: String,
     /// The most memory that the process may use.
     pub memory_max: Bytes,
-    /// Processors that the process may use, in hundredths.
+    /// Processors that the process may use, in percent of one.
     pub cpu_percent: u32,
     /// Devices that it may open, such as `/dev/kvm`.
     pub devices: Vec<std::path::PathBuf>,
-    /// A directory that it sees as `/machine` ([`VM_DIRECTORY`](banger_jail::jail::VM_DIRECTORY))
-    /// and may write to. What it makes there is open to whoever passes the directory's parent.
+    /// A directory that the process sees as `/machine` ([`VM_DIRECTORY`](banger_jail::jail::VM_DIRECTORY))
+    /// and may write to. Files that it creates there are open to everybody who may pass the parent directory.
     pub directory: Option<std::path::PathBuf>,
-    /// Whose network it is in.
-    pub network: NetworkOf,
+    /// The network namespace of the process.
+    pub network: NetworkNamespace,
 }
 
-/// What is to run within the walls: the result of [`Vmm::prepare`].
+/// The command to run in a jail: the result of [`Vmm::prepare_launch`].
 #[derive(Debug)]
-pub struct Launch {
-    /// Absolute path and arguments. `{fd:NAME}` in an argument stands for the number that the file NAME
-    /// has in the process.
+pub struct VmmCommand {
+    /// Absolute path and arguments. `{fd:NAME}` stands for the number that the file NAME has in the process.
     pub argv: Vec<String>,
-    /// Files that the process gets, by name. They have the numbers from `banger_jail::message::FIRST_FILE` on.
+    /// Files that the process inherits, by name. They get the numbers from `banger_jail::message::FIRST_FILE` on.
     pub files: Vec<(String, OwnedFd)>,
-    /// The ring file of the serial console, which the process writes to its standard output.
+    /// The ring file of the serial console, which is the process's standard output.
     pub console: OwnedFd,
-    /// The ring file of what the process writes to its standard error.
+    /// The ring file of the process's standard error.
     pub log: OwnedFd,
 }
 
-/// Whose network a process is in.
+/// The network namespace of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetworkOf {
-    /// One of its own, with nothing in it.
-    Nobody,
+pub enum NetworkNamespace {
+    /// An empty one of its own.
+    Private,
     /// The host's, where it may attach to a TAP that its user owns.
     Host,
 }
 
-/// Starts monitors so that they live on when the service does not, and tells how they end.
+/// Starts VMMs in jails that outlive the service, and reports their ends.
 #[async_trait]
 pub trait Supervisor: Send + Sync {
-    /// Begins to build walls, and does not wait until they stand. What was begun is there until
-    /// [`Supervisor::remove`], whatever comes of it.
-    async fn confine(&self, confinement: Confinement) -> Result<Box<dyn Confined>>;
-    /// Sends a signal to a machine's process.
+    /// Starts a jail, and returns before it is ready. It exists until [`Supervisor::remove`], even if this or a later
+    /// step fails. Must not be repeated before that.
+    async fn start_jail(&self, spec: JailSpec) -> Result<Box<dyn EmptyJail>>;
+    /// Sends a signal to a VM's process.
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()>;
-    /// Ends a machine's process at once, and waits until nothing of it is left.
+    /// Kills a VM's process, and waits until nothing of the jail is left. A repeat is safe.
     async fn remove(&self, vm: VmId) -> Result<()>;
-    /// Waits until a machine's process has ended, however long, and tells how. Works for a process that an
-    /// earlier run of the service started.
+    /// Waits without limit until a VM's process has ended, and returns how. Also works for a process that an earlier
+    /// run of the service started. Safe to cancel and call again.
     async fn ended(&self, vm: VmId) -> Result<Ended>;
-    /// The machines that have a process.
+    /// Returns the VMs that have a process.
     async fn found(&self) -> Result<Vec<(VmId, Started)>>;
 }
 
-/// Walls that stand or are being built, with nothing in them yet. Nothing will be once this is dropped.
+/// A started jail without a process in it. Dropping it ends the jail, and [`Supervisor::remove`] removes what is
+/// left.
 #[async_trait]
-pub trait Confined: Send {
-    /// Starts a process within the walls. When this returns, it runs.
-    async fn run(self: Box<Self>, launch: Launch) -> Result<Started>;
+pub trait EmptyJail: Send {
+    /// Starts a process in the jail. It runs when this returns. Fails with [`Error::Vmm`] if it exits at once.
+    async fn run(self: Box<Self>, command: VmmCommand) -> Result<Started>;
 }
 
 /// A process that was started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
-    /// The name of its unit; empty where there is no systemd.
+    /// The name of its unit; empty without systemd.
     pub unit: String,
     /// Its process id.
     pub pid: u32,
@@ -433,21 +446,21 @@ pub struct Started {
     pub user: u32,
 }
 
-/// The agent in a guest.
+/// The connection to the agents in guests.
 #[async_trait]
 pub trait GuestLink: Send + Sync {
-    /// Waits until the agent answers, at most so long.
+    /// Waits until the agent answers. Fails with [`Error::Timeout`]. Safe to cancel and to repeat.
     async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts>;
-    /// Asks the agent to write everything to the disks and to power off. Returns once it says that all
-    /// data written before is on the disks.
+    /// Asks the agent to sync the disks and to power off. Returns once the agent confirms that all earlier writes are
+    /// on the disks. A repeat is safe.
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
-    /// Compares the clock of the guest with that of the host, and corrects it.
-    async fn mend_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()>;
-    /// Greets the agent on a connection of [`Vmm::connect`]. A request is awaited on what this returns.
+    /// Compares the clock of the guest with the host's, and corrects it. A repeat is safe.
+    async fn sync_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()>;
+    /// Greets the agent on a connection of [`Vmm::connect`]. The returned stream takes one request.
     async fn open(&self, stream: tokio::net::UnixStream, token: &Token) -> Result<OwnedFd>;
 }
 
-/// What the agent tells of its guest. Nothing of it is to be trusted.
+/// What the agent reports about its guest. Untrusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestFacts {
     /// The kernel's boot id.
@@ -456,103 +469,105 @@ pub struct GuestFacts {
     pub stopping: bool,
 }
 
-/// The logs of machines.
+/// The logs of VMs.
 #[async_trait]
 pub trait Logs: Send + Sync {
-    /// The reading end of a pipe into which the log is copied. A machine that never ran has an empty log. What is held
-    /// is dropped when nothing is copied any more: all was read, or the reader is gone.
-    async fn open(&self, vm: VmId, log: Log, reading: Reading, hold: Hold) -> Result<OwnedFd>;
-    /// How the guest of the last boot ended, by the end of its console; nothing when it did not say.
+    /// Returns the reading end of a pipe that gets the log. A VM that never ran has an empty log. The guard is
+    /// dropped when the log is read or the reader has gone.
+    async fn open(&self, vm: VmId, log: Log, reading: LogRange, hold: ReaderGuard) -> Result<OwnedFd>;
+    /// Returns how the guest of the last boot ended, by the end of its console log; none if that does not say.
     async fn guest_end(&self, vm: VmId) -> Result<Option<GuestEnd>>;
-    /// Waits until the console of the present boot says that nothing runs in the guest any more, however long.
-    async fn stood_still(&self, vm: VmId) -> Result<GuestEnd>;
+    /// Waits without limit until the console of the current boot says that the guest has halted. Safe to cancel and
+    /// call again.
+    async fn wait_for_halt(&self, vm: VmId) -> Result<GuestEnd>;
 }
 
-/// A place that is taken for as long as something that was handed out is in use.
-pub type Hold = Box<dyn Any + Send>;
+/// A value that is held while a log is being read, such as a permit of its user.
+pub type ReaderGuard = Box<dyn Any + Send>;
 
-/// The streams that were handed out.
+/// Counts the streams of each user.
 pub trait Streams: Send + Sync {
-    /// Counts a stream among those that a user has open, until the last descriptor of it is closed; or says that these
-    /// are as many as they may be.
+    /// Counts a stream as its user's until its last descriptor is closed. Fails with [`Exceeded`] if the user has
+    /// `limit` streams.
     fn hand_out(&self, user: Uid, stream: &OwnedFd, limit: usize) -> Result<Result<(), Exceeded>>;
 }
 
-/// Which log of a machine.
+/// A log of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Log {
     /// The serial console.
     Console,
-    /// What the monitor itself says.
+    /// The VMM's standard error.
     Vmm,
 }
 
-/// Which part of a log.
+/// The part of a log to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reading {
-    /// Begin with the last so many lines; all that is kept when absent.
+pub struct LogRange {
+    /// Start with this many lines from the end; with everything if absent.
     pub tail: Option<u32>,
-    /// Go on with what comes, until the reader goes away.
+    /// Continue with new lines until the reader closes the pipe.
     pub follow: bool,
 }
 
 /// The accounts of the host.
 pub trait Users: Send + Sync {
-    /// The user with this login name, or with this number.
+    /// Returns the user with this login name or number. May block on name services.
     fn uid_of(&self, login: &str) -> Option<Uid>;
-    /// The login name of a user; the number where there is none.
+    /// Returns the login name of a user, or the number if there is none. May block on name services.
     fn name_of(&self, uid: Uid) -> String;
 }
 
-/// What is kept over restarts.
+/// The database. A write survives a crash of the service once its method has returned, and may be repeated.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Every machine.
+    /// Returns all VMs.
     async fn vms(&self) -> Result<Vec<Vm>>;
-    /// Writes a machine, new or changed.
+    /// Stores a VM, new or changed.
     async fn put_vm(&self, vm: &Vm) -> Result<()>;
-    /// Forgets a machine. What it could not be rid of stays in the ledger.
+    /// Deletes a VM's row. The ledger keeps the resources that could not be released.
     async fn delete_vm(&self, vm: VmId) -> Result<()>;
-    /// Every image.
+    /// Returns all images.
     async fn images(&self) -> Result<Vec<Image>>;
-    /// Writes an image, new or changed.
+    /// Stores an image, new or changed.
     async fn put_image(&self, image: &Image) -> Result<()>;
-    /// Writes a new image and forgets the one whose place it takes, both or neither.
+    /// Stores an image and deletes the one that it replaces, in one transaction.
     async fn replace_image(&self, image: &Image, old: ImageId) -> Result<()>;
-    /// Forgets an image.
+    /// Deletes an image's row.
     async fn delete_image(&self, image: ImageId) -> Result<()>;
-    /// Every kernel.
+    /// Returns all kernels.
     async fn kernels(&self) -> Result<Vec<Kernel>>;
-    /// Writes a kernel, new or changed.
+    /// Stores a kernel, new or changed.
     async fn put_kernel(&self, kernel: &Kernel) -> Result<()>;
-    /// Writes a new kernel and forgets the one whose place it takes, both or neither.
+    /// Stores a kernel and deletes the one that it replaces, in one transaction.
     async fn replace_kernel(&self, kernel: &Kernel, old: KernelId) -> Result<()>;
-    /// Forgets a kernel.
+    /// Deletes a kernel's row.
     async fn delete_kernel(&self, kernel: KernelId) -> Result<()>;
-    /// Where the guests of this host are, once that was chosen.
+    /// Returns the network of the guests, if it was chosen.
     async fn subnet(&self) -> Result<Option<Subnet>>;
-    /// Keeps where the guests are.
+    /// Stores the network of the guests.
     async fn put_subnet(&self, subnet: Subnet) -> Result<()>;
-    /// Writes into the ledger that a machine is about to have this, before [`Store::put_vm`] has ever seen
-    /// the machine perhaps. Only the lease calls it.
+    /// Records in the ledger that a VM is about to get a resource, maybe before [`Store::put_vm`] has stored the VM.
+    /// Only the lease calls this.
     async fn record(&self, vm: VmId, resource: Resource) -> Result<()>;
-    /// Strikes from the ledger what a machine has no longer. Only the lease calls it.
+    /// Strikes a released resource from the ledger. Only the lease calls this.
     async fn strike(&self, vm: VmId, resource: Resource) -> Result<()>;
-    /// The ledger: all that may exist, of every machine.
+    /// Returns the ledger: all resources that may exist.
     async fn ledger(&self) -> Result<Vec<(VmId, Resource)>>;
 }
 
-/// Decides who may do what beyond their own.
+/// Authorises what goes beyond one's own objects (polkit).
 #[async_trait]
 pub trait Authority: Send + Sync {
-    /// Whether the connection may do the action. Any doubt is a no.
+    /// Returns whether the connection may perform the action. Any doubt is a no. Waits without limit if the user is
+    /// asked to authenticate; cancelling withdraws the question.
     async fn check(&self, question: Question) -> Verdict;
 }
 
 /// A question to the authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// The unique name of the connection that asks.
+    /// The unique name of the caller's connection.
     pub connection: String,
     /// The polkit action.
     pub action: &'static str,
@@ -576,20 +591,20 @@ pub enum Interaction {
 pub enum Verdict {
     /// Yes.
     Yes,
-    /// After authentication, which the caller did not allow.
+    /// Yes after authentication, which the caller did not allow.
     NeedsInteraction,
-    /// No: one sentence of why.
+    /// No, and the reason in one sentence.
     No(String),
-    /// Nobody knows, which is as good as a no: one sentence of what went wrong.
+    /// Unknown, which counts as no, and the reason in one sentence.
     Undecided(String),
 }
 
-/// The time.
+/// The host's clock.
 #[async_trait]
 pub trait Clock: Send + Sync {
-    /// Now.
+    /// Returns the current time.
     fn now(&self) -> SystemTime;
-    /// Waits until the clocks of guests have to be compared with this one, and says why: it was set or the host
-    /// slept, which counts also when it was since the last call, or a minute has passed since this call.
+    /// Waits until guest clocks have to be compared with the host's, and returns why: the clock was set or the host
+    /// slept (also before this call, since the last one), or a minute has passed.
     async fn due(&self) -> Result<Occasion>;
 }

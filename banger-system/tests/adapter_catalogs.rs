@@ -24,8 +24,8 @@ use banger_system::{
     },
     ports::{
         Error, Result,
-        catalogs::{Catalogs, Edition},
-        images::Unwatched,
+        catalogs::{Catalogs, FetchedIndex},
+        images::NoProgress,
     },
 };
 use publisher::{Publisher, edition, file, index};
@@ -109,15 +109,15 @@ fn image(file: Value) -> Value {
     json!([{ "name": "base", "targets": { "x86_64": { "archive": file } } }])
 }
 
-fn archive(edition: &Edition) -> RemoteFile {
+fn archive(edition: &FetchedIndex) -> RemoteFile {
     match &edition.index.images[0].target {
         Some(ImageTarget::Archive(file)) => file.clone(),
         other => panic!("{other:?}"),
     }
 }
 
-async fn fetch(catalogs: &SignedCatalogs, edition: &Edition) -> Result<Vec<u8>> {
-    catalogs.fetch(&name(), &archive(edition), Arc::new(Unwatched)).await.map(content)
+async fn fetch(catalogs: &SignedCatalogs, edition: &FetchedIndex) -> Result<Vec<u8>> {
+    catalogs.fetch(&name(), &archive(edition), Arc::new(NoProgress)).await.map(content)
 }
 
 fn content(file: OwnedFd) -> Vec<u8> {

@@ -19,7 +19,7 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::{
     host::disks::FileDisks,
-    ports::{Disks, Error, Layers},
+    ports::{Disks, Error, OverlayBy},
 };
 use scratch::{Scratch, has_program, is_root, mode, names, require};
 
@@ -61,7 +61,7 @@ async fn a_clone_has_the_content_of_the_image_and_leaves_it_alone() {
     let before = image.metadata().unwrap();
     let disks = FileDisks::new(scratch.paths.clone());
     disks.create_directory(VM).await.unwrap();
-    disks.clone_image(VM, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
+    disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
 
     let disk = scratch.paths.system_disk(VM);
     assert_eq!(names(&scratch.paths.vm_dir(VM)), ["system.ext4"]);
@@ -86,7 +86,7 @@ async fn an_existing_disk_is_kept() {
     let disks = FileDisks::new(scratch.paths.clone());
     let make = async || {
         disks.create_directory(VM).await.unwrap();
-        disks.clone_image(VM, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
+        disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
         disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
     };
     make().await;
@@ -106,7 +106,7 @@ async fn where_blocks_cannot_be_shared_a_vmm_gets_an_empty_layer_over_the_image(
     let disks = FileDisks::new(scratch.paths.clone());
     let make = async || {
         disks.create_directory(VM).await.unwrap();
-        disks.clone_image(VM, IMAGE, Layers::Vmm, Bytes(0)).await.unwrap();
+        disks.clone_image(VM, IMAGE, OverlayBy::Vmm, Bytes(0)).await.unwrap();
     };
     make().await;
     let (layer, base) = (scratch.paths.system_layer(VM), scratch.paths.system_base(VM));
@@ -154,7 +154,7 @@ async fn an_image_on_another_file_system_is_copied() {
     let vms = std::ffi::CString::new("size=16m").unwrap();
     let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("tmpfs", scratch.paths.vm_dir(VM), "tmpfs", flags, vms.as_c_str()).unwrap();
-    disks.clone_image(VM, IMAGE, Layers::Vmm, Bytes(0)).await.unwrap();
+    disks.clone_image(VM, IMAGE, OverlayBy::Vmm, Bytes(0)).await.unwrap();
     assert_eq!(names(&scratch.paths.vm_dir(VM)), ["system.ext4"]);
     rustix::mount::unmount(scratch.paths.vm_dir(VM), rustix::mount::UnmountFlags::DETACH).unwrap();
 }
@@ -168,7 +168,7 @@ async fn what_a_crash_left_half_done_is_done_again() {
     for half in ["system.partial", "work.partial"] {
         fs::write(scratch.paths.vm_dir(VM).join(half), vec![7; 1 << 20]).unwrap();
     }
-    disks.clone_image(VM, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
+    disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
     disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
     assert_eq!(names(&scratch.paths.vm_dir(VM)), ["system.ext4", "work.ext4"]);
     e2fsck_is_content(&scratch.paths.work_disk(VM));
@@ -180,7 +180,7 @@ async fn a_clone_that_fails_leaves_nothing() {
     let scratch = Scratch::new();
     let disks = FileDisks::new(scratch.paths.clone());
     disks.create_directory(VM).await.unwrap();
-    match disks.clone_image(VM, IMAGE, Layers::Host, Bytes(0)).await {
+    match disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await {
         Err(Error::HostNotReady { message }) => assert!(message.contains("gone"), "{message}"),
         other => panic!("{other:?}"),
     }
@@ -188,7 +188,7 @@ async fn a_clone_that_fails_leaves_nothing() {
 
     put_image(&scratch);
     disks.remove_directory(VM).await.unwrap();
-    assert!(matches!(disks.clone_image(VM, IMAGE, Layers::Host, Bytes(0)).await, Err(Error::Os { .. })));
+    assert!(matches!(disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await, Err(Error::Os { .. })));
     assert!(matches!(disks.create_work_disk(VM, Bytes::mib(64)).await, Err(Error::Os { .. })));
     assert!(!scratch.paths.vm_dir(VM).exists());
 }
@@ -203,13 +203,13 @@ fn a_full_disk_is_reported_as_such_and_leaves_nothing() {
         let disks = FileDisks::new(scratch.paths.clone());
         disks.create_directory(VM).await.unwrap();
         assert!(matches!(
-            disks.clone_image(VM, IMAGE, Layers::Host, Bytes(0)).await,
+            disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await,
             Err(Error::NoSpace { .. })
         ));
         assert!(matches!(disks.create_work_disk(VM, Bytes::mib(64)).await, Err(Error::NoSpace { .. })));
         assert!(names(&scratch.paths.vm_dir(VM)).is_empty());
         fs::remove_file(scratch.paths.state.join("filler")).unwrap();
-        disks.clone_image(VM, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
+        disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
         disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
     });
 }
@@ -293,7 +293,7 @@ async fn a_removed_object_is_gone_and_may_be_removed_again() {
     for vm in [VM, other] {
         disks.create_directory(vm).await.unwrap();
     }
-    disks.clone_image(VM, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
+    disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
     fs::write(scratch.paths.console_log(VM), "log").unwrap();
     assert_eq!(disks.found().await.unwrap(), [VM, other]);
     for _ in 0..2 {
@@ -340,7 +340,7 @@ async fn a_system_disk_is_larger_than_its_image_where_that_is_wanted_and_grows()
     let disks = FileDisks::new(scratch.paths.clone());
     disks.create_directory(VM).await.unwrap();
     assert!(matches!(disks.grow_system_disk(VM, IMAGE, Bytes::gib(2)).await, Err(Error::Os { .. })));
-    disks.clone_image(VM, IMAGE, Layers::Host, Bytes::mib(1500)).await.unwrap();
+    disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes::mib(1500)).await.unwrap();
     let disk = scratch.paths.system_disk(VM);
     assert_eq!(fs::metadata(&disk).unwrap().len(), 1500 << 20);
     assert!(allocated(&disk) < 1 << 20, "{} bytes are allocated", allocated(&disk));
@@ -364,7 +364,7 @@ async fn a_layer_that_qemu_has_written_to_grows_and_keeps_what_is_in_it() {
     put_image(&scratch);
     let disks = FileDisks::new(scratch.paths.clone());
     disks.create_directory(VM).await.unwrap();
-    disks.clone_image(VM, IMAGE, Layers::Vmm, Bytes::mib(1500)).await.unwrap();
+    disks.clone_image(VM, IMAGE, OverlayBy::Vmm, Bytes::mib(1500)).await.unwrap();
     let (layer, base) = (scratch.paths.system_layer(VM), scratch.paths.system_base(VM));
     if !layer.exists() {
         return skip::skipped("this test needs a file system that cannot share blocks");
@@ -440,7 +440,7 @@ fn a_clone_shares_blocks_where_the_file_system_can() {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
         let disks = FileDisks::new(scratch.paths.clone());
         disks.create_directory(VM).await.unwrap();
-        disks.clone_image(VM, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
+        disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
     });
     let taken = before.saturating_sub(free());
     assert!(taken < 1 << 20, "the clone of 64 MiB took {taken} bytes");

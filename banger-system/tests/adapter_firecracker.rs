@@ -92,9 +92,9 @@ impl Host {
     }
 
     async fn start(&self) -> Started {
-        let confinement = self.vmm.confine(&self.spec).await.unwrap();
-        let confined = self.supervisor.confine(confinement).await.unwrap();
-        let launch = self.vmm.prepare(&self.spec).await.unwrap();
+        let confinement = self.vmm.jail_spec(&self.spec).await.unwrap();
+        let confined = self.supervisor.start_jail(confinement).await.unwrap();
+        let launch = self.vmm.prepare_launch(&self.spec).await.unwrap();
         confined.run(launch).await.unwrap()
     }
 
@@ -180,7 +180,7 @@ async fn a_vmm_that_ends_at_once_is_reported_with_its_last_log_line() {
 #[tokio::test]
 async fn a_missing_vmm_is_reported_before_anything_is_made() {
     let host = Host::new();
-    let error = host.vmm.confine(&host.spec).await.unwrap_err();
+    let error = host.vmm.jail_spec(&host.spec).await.unwrap_err();
     assert!(
         matches!(&error, Error::HostNotReady { message } if message.contains("not installed")),
         "{error:?}"

@@ -20,7 +20,7 @@ use banger_system::{
     host::{disks::FileDisks, image_files::LocalImages},
     ports::{
         Disks, Error, ImageFiles, Result,
-        images::{Content, Unwatched},
+        images::{Content, NoProgress},
     },
 };
 use rustix::fs::{Mode, OFlags};
@@ -41,7 +41,7 @@ fn open(path: &Path) -> OwnedFd {
 }
 
 async fn import(images: &LocalImages, file: OwnedFd) -> Result<ImageFacts> {
-    images.import(IMAGE, Uid(1000), Content::File(file), Arc::new(Unwatched)).await
+    images.import(IMAGE, Uid(1000), Content::File(file), Arc::new(NoProgress)).await
 }
 
 /// Returns the error of a refused import, after which nothing is left.

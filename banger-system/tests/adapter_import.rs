@@ -31,7 +31,7 @@ use banger_system::{
     host::worker::{self, Job},
     ports::{
         Error, ImageFiles, Result,
-        images::{Content, Layer, Progress, Unwatched},
+        images::{Content, Layer, NoProgress, Progress},
     },
 };
 use mkext4::reader::Fs;
@@ -42,7 +42,7 @@ const IMAGE: ImageId = ImageId::from_bits(0xabc);
 const PLAIN: Packing = Packing::Plain;
 
 async fn import(scratch: &Scratch, content: Content) -> Result<ImageFacts> {
-    let facts = scratch.images().import(IMAGE, Uid(1000), content, Arc::new(Unwatched)).await;
+    let facts = scratch.images().import(IMAGE, Uid(1000), content, Arc::new(NoProgress)).await;
     assert_eq!(names(&scratch.paths.images()).len(), usize::from(facts.is_ok()));
     facts
 }
@@ -430,7 +430,7 @@ async fn an_import_that_is_given_up_or_loses_its_worker_leaves_nothing_and_other
 async fn import_beside(scratch: &Scratch) -> Result<ImageFacts> {
     scratch
         .images()
-        .import(IMAGE, Uid(1000), Content::Layers(vec![layer(&small(), PLAIN)]), Arc::new(Unwatched))
+        .import(IMAGE, Uid(1000), Content::Layers(vec![layer(&small(), PLAIN)]), Arc::new(NoProgress))
         .await
 }
 
@@ -452,7 +452,7 @@ async fn a_missing_worker_is_an_error() {
     let images = scratch.images();
     fs::remove_file(scratch.paths.program("banger-import")).unwrap();
     let content = Content::Layers(vec![layer(&small(), PLAIN)]);
-    let error = images.import(IMAGE, Uid(1000), content, Arc::new(Unwatched)).await.unwrap_err();
+    let error = images.import(IMAGE, Uid(1000), content, Arc::new(NoProgress)).await.unwrap_err();
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
     assert_eq!(names(&scratch.paths.images()), [] as [&str; 0]);
 }

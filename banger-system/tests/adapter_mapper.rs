@@ -23,7 +23,7 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::{
     host::{disks::FileDisks, mapper::MapperDisks},
-    ports::{Disks, Error, Layers, Status},
+    ports::{Disks, Error, OverlayBy, Status},
 };
 use scratch::{Scratch, has_program, is_root, names, require, run};
 
@@ -57,7 +57,7 @@ impl Host {
 
     async fn create_sized(&self, vm: VmId, size: Bytes) {
         self.disks.create_directory(vm).await.unwrap();
-        self.disks.clone_image(vm, IMAGE, Layers::Host, size).await.unwrap();
+        self.disks.clone_image(vm, IMAGE, OverlayBy::Host, size).await.unwrap();
         self.disks.create_work_disk(vm, Bytes::mib(64)).await.unwrap();
     }
 
@@ -405,7 +405,7 @@ fn a_disk_made_without_device_mapper_stays_as_it_is() {
     block_on(async {
         let files = FileDisks::new(host.scratch.paths.clone());
         files.create_directory(vm).await.unwrap();
-        files.clone_image(vm, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
+        files.clone_image(vm, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
         let drive = host.start(vm).await;
         assert_eq!((drive.path, drive.medium), (host.scratch.paths.system_disk(vm), Medium::File));
         host.disks.detach(vm).await.unwrap();
@@ -455,7 +455,7 @@ fn measure() {
         block_on(async {
             host.disks.create_directory(vm).await.unwrap();
             let start = Instant::now();
-            host.disks.clone_image(vm, IMAGE, Layers::Host, Bytes(0)).await.unwrap();
+            host.disks.clone_image(vm, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
             host.disks.attach(vm, IMAGE).await.unwrap();
             println!("ours {}", milliseconds(start));
             host.disks.detach(vm).await.unwrap();

@@ -248,12 +248,12 @@ fn a_port_taken_while_the_service_was_down_is_no_longer_published() {
 
         let next = LinuxNetwork::new(0, Arc::default()).unwrap();
         next.prepare(subnet()).await.unwrap();
-        assert_eq!(next.take_over(&wish).await.unwrap(), BTreeSet::from([taken]));
+        assert_eq!(next.reattach(&wish).await.unwrap(), BTreeSet::from([taken]));
         assert_eq!(seen(8081).unwrap(), "127.0.0.1");
         assert_eq!(seen(8080).unwrap(), gateway);
         assert!(next.is_published(8080) && !next.is_published(8081));
 
-        next.close_ports().await.unwrap();
+        next.unpublish_all().await.unwrap();
         assert!(seen(8080).is_err());
         drop(world.host.run(|| std::net::TcpListener::bind("127.0.0.1:8080")).unwrap());
     });
@@ -578,7 +578,7 @@ fn a_tap_is_for_root_until_it_is_given_to_a_user() {
             world.host.run_as(Uid(user), || attach(tun, nic.tap().as_str()))
         };
         assert_eq!(open_as(4242).unwrap_err().kind(), ErrorKind::PermissionDenied);
-        network.give_tap(nic.vm, Uid(4242)).await.unwrap();
+        network.set_tap_owner(nic.vm, Uid(4242)).await.unwrap();
         assert_eq!(open_as(4243).unwrap_err().kind(), ErrorKind::PermissionDenied);
         let held = open_as(4242).unwrap();
         assert!(tap_of(nic.vm).is_err(), "a TAP has one reader");
@@ -624,9 +624,9 @@ fn doctor_warns_of_a_firewall_that_drops_packets_of_guests() {
         let firewall = |checks: Vec<banger_system::ports::Check>| {
             checks.into_iter().filter(|check| check.name == "firewall").collect::<Vec<_>>()
         };
-        assert_eq!(firewall(network.checks_of_nat().await)[0].status, Status::Pass);
+        assert_eq!(firewall(network.nat_checks().await)[0].status, Status::Pass);
         // The existing rules count.
-        let checks = network.checks_of_nat().await;
+        let checks = network.nat_checks().await;
         let connections = checks.iter().find(|check| check.name == "connections").unwrap();
         assert_eq!(connections.status, Status::Pass, "{}", connections.message);
         world.host.command("nft add table ip filter").unwrap();
@@ -634,7 +634,7 @@ fn doctor_warns_of_a_firewall_that_drops_packets_of_guests() {
             .host
             .command("nft add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
             .unwrap();
-        let found = firewall(network.checks_of_nat().await);
+        let found = firewall(network.nat_checks().await);
         assert_eq!(found[0].status, Status::Warn);
         assert!(found[0].message.contains("ip filter FORWARD") && found[0].hint.contains("DOCKER-USER"));
     });

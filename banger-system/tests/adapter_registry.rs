@@ -25,7 +25,7 @@ use banger_system::{
     host::registry::{LocalPorts, Registries, Timeouts},
     ports::{
         Error, Result,
-        images::{Progress, Unwatched},
+        images::{NoProgress, Progress},
         registry::{Prune, Pruned, Registry, Source},
     },
 };
@@ -96,7 +96,7 @@ fn alice(source: Source) -> Source {
 
 /// Reads the layers as an importer would, each while it arrives.
 async fn fetch(registries: &Registries, source: &Source, image: &RemoteImage) -> Result<Vec<Vec<u8>>> {
-    let fetch = registries.fetch(source, &image.layers, Arc::new(Unwatched)).await?;
+    let fetch = registries.fetch(source, &image.layers, Arc::new(NoProgress)).await?;
     let readers: Vec<_> = fetch.blobs.into_iter().map(reader).collect();
     let worked = fetch.work.await;
     let mut layers = Vec::new();
@@ -137,7 +137,7 @@ async fn an_image_comes_whole_and_a_second_time_from_the_cache() {
     bench.lab.forget();
     let started = Instant::now();
     let again = bench.registries.resolve(&source).await.unwrap();
-    let fetched = bench.registries.fetch(&source, &again.layers, Arc::new(Unwatched)).await.unwrap();
+    let fetched = bench.registries.fetch(&source, &again.layers, Arc::new(NoProgress)).await.unwrap();
     assert!(started.elapsed() < Duration::from_millis(50), "{:?}", started.elapsed());
     for blob in &fetched.blobs {
         assert!(rustix::fs::fstat(blob).unwrap().st_mode & 0o170_000 == 0o100_000, "no regular file");
@@ -205,7 +205,7 @@ async fn a_pull_that_is_given_up_leaves_the_rest_to_others() {
     bench.lab.pace(50_000, Duration::from_millis(5));
     let source = bench.source("a:1");
     let image = bench.registries.resolve(&source).await.unwrap();
-    let first = bench.registries.fetch(&source, &image.layers, Arc::new(Unwatched)).await.unwrap();
+    let first = bench.registries.fetch(&source, &image.layers, Arc::new(NoProgress)).await.unwrap();
     let first = tokio::spawn(first.work);
     let (registries, second_source, second_image) = (bench.registries.clone(), source.clone(), image.clone());
     let second = tokio::spawn(async move { fetch(&registries, &second_source, &second_image).await });
@@ -418,7 +418,7 @@ async fn no_request_goes_to_a_guest() {
     let guest = Lab::at("127.1.0.1", None).await;
     guest.image("a", "1", &layers());
     // Addresses of this host stand for guests.
-    bench.registries.keep_away_from("127.1.0.0/16 fd12:3456:789a::/64".parse().unwrap());
+    bench.registries.forbid_guests("127.1.0.0/16 fd12:3456:789a::/64".parse().unwrap());
     for address in ["127.1.0.1", "127.1.255.254", "[::ffff:127.1.0.1]", "[fd12:3456:789a::2]"] {
         let reference = format!("{address}:{}/a:1", guest.port);
         let error = pull(&bench.registries, &source(&reference)).await.unwrap_err();

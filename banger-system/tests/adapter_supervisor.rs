@@ -8,7 +8,7 @@ use banger_jail::ring::{Reader, Writer};
 use banger_proto::size::Bytes;
 use banger_system::{
     host::supervisor_process::ProcessSupervisor,
-    ports::{Confinement, Ended, Launch, NetworkOf, Result, Started, Supervisor},
+    ports::{Ended, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand},
 };
 use rustix::fs::MemfdFlags;
 
@@ -43,8 +43,8 @@ impl Host {
         ProcessSupervisor::new(self.scratch.paths.clone())
     }
 
-    fn launch(&self, script: &str) -> Launch {
-        Launch {
+    fn launch(&self, script: &str) -> VmmCommand {
+        VmmCommand {
             argv: ["/usr/bin/sh", "-c", script].map(str::to_owned).to_vec(),
             files: Vec::new(),
             console: self.console.try_clone().unwrap().into(),
@@ -78,8 +78,8 @@ impl Host {
     }
 }
 
-async fn start(supervisor: &ProcessSupervisor, vm: VmId, launch: Launch) -> Result<Started> {
-    let confinement = Confinement {
+async fn start(supervisor: &ProcessSupervisor, vm: VmId, launch: VmmCommand) -> Result<Started> {
+    let spec = JailSpec {
         vm,
         owner: Uid(1000),
         description: "a test".into(),
@@ -87,9 +87,9 @@ async fn start(supervisor: &ProcessSupervisor, vm: VmId, launch: Launch) -> Resu
         cpu_percent: 100,
         devices: Vec::new(),
         directory: None,
-        network: NetworkOf::Nobody,
+        network: NetworkNamespace::Private,
     };
-    supervisor.confine(confinement).await?.run(launch).await
+    supervisor.start_jail(spec).await?.run(launch).await
 }
 
 fn ring() -> File {
@@ -197,7 +197,7 @@ async fn a_missing_program_leaves_nothing() {
     require!(is_root(), "root");
     let host = Host::new();
     let supervisor = host.supervisor();
-    let launch = Launch { argv: vec!["/no/such/vmm".into()], ..host.launch("") };
+    let launch = VmmCommand { argv: vec!["/no/such/vmm".into()], ..host.launch("") };
     let error = start(&supervisor, VM, launch).await.unwrap_err();
     assert!(error.to_string().contains("/no/such/vmm"), "{error}");
     assert!(supervisor.found().await.unwrap().is_empty());

@@ -1,4 +1,4 @@
-//! Who may do what on a real bus, what polkit is asked for, and what becomes of its answer.
+//! Authorisation on a real bus: who may do what, what polkit is asked, and what its answers do.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
@@ -21,24 +21,24 @@ use private_bus::{
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn own_machines_need_polkit_only_to_be_made_and_to_run() {
+async fn ones_own_sandboxes_need_polkit_only_to_be_created_and_to_run() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let alice = service.client(ALICE).await;
     let vm = alice.create("box", options([])).await;
-    let asked = service.polkit.asked();
+    let questions = service.polkit.questions();
     assert_eq!(
-        asked.iter().map(|q| (q.uid, q.action.as_str(), q.interactive)).collect::<Vec<_>>(),
+        questions.iter().map(|q| (q.uid, q.action.as_str(), q.interactive)).collect::<Vec<_>>(),
         [(ALICE, action::VM_RUN, false)]
     );
 
-    // Out of the group: what exists can still be looked at, stopped and deleted.
+    // Removed from the group: existing sandboxes can still be viewed, stopped and deleted.
     service.polkit.answer(ALICE, action::VM_RUN, Answer::NoAgent);
     refused(
         alice.call::<OwnedObjectPath>(&vm, "Restart", &(options([]),)).await,
         ErrorName::InteractiveAuthorizationRequired,
     );
-    let question = service.polkit.asked().remove(0);
+    let question = service.polkit.questions().remove(0);
     assert_eq!(question.details["vm"], "box");
     assert_eq!(question.details["owner_uid"], ALICE.to_string());
     let job: OwnedObjectPath = alice.call(&vm, "Stop", &(options([]),)).await.unwrap();
@@ -47,11 +47,11 @@ async fn own_machines_need_polkit_only_to_be_made_and_to_run() {
         alice.call::<OwnedObjectPath>(&vm, "Start", &(options([]),)).await,
         ErrorName::InteractiveAuthorizationRequired,
     );
-    service.polkit.asked();
+    service.polkit.questions();
     alice.call::<()>(&vm, "Rename", &("crate",)).await.unwrap();
     let job: OwnedObjectPath = alice.call(&vm, "Delete", &(options([]),)).await.unwrap();
     alice.done(&job).await;
-    assert_eq!(service.polkit.asked(), []);
+    assert_eq!(service.polkit.questions(), []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,9 +76,10 @@ async fn each_answer_of_polkit_has_its_error_and_no_effect() {
         let message = refused(result, ErrorName::AccessDenied);
         assert!(message.contains(part), "{answer:?}: {message}");
     }
-    // Nobody is bothered before polkit has said that somebody must be.
-    let asked: Vec<bool> = service.polkit.asked().iter().map(|question| question.interactive).collect();
-    assert_eq!(asked, [false, false, true, false, true, false]);
+    // No dialog opens before polkit requires one.
+    let interactive: Vec<bool> =
+        service.polkit.questions().iter().map(|question| question.interactive).collect();
+    assert_eq!(interactive, [false, false, true, false, true, false]);
     assert_eq!(service.sim.alive(), Vec::<String>::new());
 
     service.polkit.answer(CAROL, action::VM_RUN, Answer::Password);
@@ -118,7 +119,7 @@ async fn a_polkit_that_fails_refuses_nobody_and_lets_nobody_through() {
     refused(alice.property(&vm, "Name").await, ErrorName::HostNotReady);
     let permissions = alice.call::<HashMap<String, String>>(MANAGER_PATH, "GetPermissions", &()).await;
     refused(permissions, ErrorName::HostNotReady);
-    // That nobody knew it is not remembered.
+    // An unknown answer is not cached.
     service.polkit.answer(ALICE, action::VM_VIEW_OTHERS, Answer::Yes);
     assert_eq!(alice.text(&vm, "Name").await, "box");
     assert_eq!(service.engine.vms().len(), 1);
@@ -143,7 +144,7 @@ async fn a_polkit_that_does_not_answer_is_named_as_that() {
         Verdict::Undecided(why) => assert!(why.contains("has not answered"), "{why}"),
         other => panic!("{other:?}"),
     }
-    // Nobody waits for it any more, and it is told so.
+    // The question was withdrawn.
     polkit.until_waiting(0).await;
 }
 
@@ -157,7 +158,7 @@ async fn other_peoples_objects_do_not_exist_for_whom_may_not_see_them() {
     let id = |path: &str| path.rsplit('/').next().unwrap().to_owned();
     let before = service.sim.alive();
 
-    // By name or by id, there and not there: the same answer.
+    // The answer is the same by name and by id, for existing and missing objects.
     for (there, not_there) in
         [(id(&vm)[..8].to_owned(), "00000000".to_owned()), ("hers".into(), "hurs".into())]
     {
@@ -175,7 +176,7 @@ async fn other_peoples_objects_do_not_exist_for_whom_may_not_see_them() {
     for reference in [id(&image)[..8].to_owned(), "user1/secret".into(), "secret".into()] {
         let answer = bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetImage", &(reference.as_str(),)).await;
         assert!(answer.is_err(), "{reference}: {answer:?}");
-        // Nor can it be cloned: that would be reading it.
+        // It cannot be cloned either: a clone can be read.
         let made = bob.create_with("mine", "image", reference.clone()).await;
         assert!(made.is_err(), "{reference}: {made:?}");
     }
@@ -186,7 +187,7 @@ async fn other_peoples_objects_do_not_exist_for_whom_may_not_see_them() {
         ErrorName::InteractiveAuthorizationRequired,
     );
 
-    // With the path in hand.
+    // The same with a known path.
     for name in ["Name", "State", "OwnerUid"] {
         refused(bob.property(&vm, name).await, ErrorName::AccessDenied);
     }
@@ -230,7 +231,7 @@ async fn other_peoples_objects_do_not_exist_for_whom_may_not_see_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_administrator_who_authenticates_manages_other_peoples_machines() {
+async fn an_administrator_who_authenticates_manages_other_peoples_sandboxes() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
@@ -238,9 +239,9 @@ async fn an_administrator_who_authenticates_manages_other_peoples_machines() {
     for action in [action::VM_VIEW_OTHERS, action::VM_MANAGE_OTHERS] {
         service.polkit.answer(BOB, action, Answer::Password);
     }
-    service.polkit.asked();
+    service.polkit.questions();
 
-    // As the command does: first without asking, then again with the right to ask.
+    // As the CLI does: first without interaction, then with it.
     refused(
         bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &("user1/box",)).await,
         ErrorName::InteractiveAuthorizationRequired,
@@ -248,31 +249,34 @@ async fn an_administrator_who_authenticates_manages_other_peoples_machines() {
     let found: OwnedObjectPath =
         bob.call_interactively(MANAGER_PATH, "GetVM", &("user1/box",)).await.unwrap();
     assert_eq!(found.as_str(), vm);
-    service.polkit.asked();
+    service.polkit.questions();
     assert_eq!(bob.text(&vm, "State").await, "running");
-    assert_eq!(service.polkit.asked(), []);
+    assert_eq!(service.polkit.questions(), []);
     refused(
         bob.call::<OwnedObjectPath>(&vm, "Stop", &(options([]),)).await,
         ErrorName::InteractiveAuthorizationRequired,
     );
-    service.polkit.asked();
+    service.polkit.questions();
     let job: OwnedObjectPath = bob.call_interactively(&vm, "Stop", &(options([]),)).await.unwrap();
-    let asked = service.polkit.asked();
+    let questions = service.polkit.questions();
     assert_eq!(
-        asked.iter().map(|q| (q.uid, q.action.as_str(), q.interactive)).collect::<Vec<_>>(),
+        questions.iter().map(|q| (q.uid, q.action.as_str(), q.interactive)).collect::<Vec<_>>(),
         [false, true].map(|interactive| (BOB, action::VM_MANAGE_OTHERS, interactive))
     );
-    assert_eq!((asked[0].details["vm"].as_str(), asked[0].details["owner"].as_str()), ("box", "user1"));
-    // Who was allowed to begin it may see how it ends, without a word of polkit.
+    assert_eq!(
+        (questions[0].details["vm"].as_str(), questions[0].details["owner"].as_str()),
+        ("box", "user1")
+    );
+    // The creator of a job may see how it ends, without asking polkit.
     bob.done(&job).await;
     assert_eq!(bob.text(&job, "State").await, "done");
     refused(bob.call::<()>(&job, "Cancel", &()).await, ErrorName::NotCancelable);
-    assert_eq!(service.polkit.asked(), []);
+    assert_eq!(service.polkit.questions(), []);
     let another = service.client(BOB).await;
     refused(another.call::<()>(&job, "Cancel", &()).await, ErrorName::InteractiveAuthorizationRequired);
     assert_eq!(alice.text(&vm, "State").await, "stopped");
 
-    // To see is not to enter, and not to manage.
+    // The right to view includes neither access nor management.
     service.polkit.answer(CAROL, action::VM_VIEW_OTHERS, Answer::Yes);
     let carol = service.client(CAROL).await;
     assert_eq!(carol.text(&vm, "Name").await, "box");
@@ -281,12 +285,12 @@ async fn an_administrator_who_authenticates_manages_other_peoples_machines() {
         carol.call::<zbus::OwnedFd>(&vm, "OpenLog", &("console", options([]))).await,
         ErrorName::InteractiveAuthorizationRequired,
     );
-    // A verdict holds for the reads that follow at once.
-    service.polkit.asked();
+    // A verdict is cached for the reads that follow.
+    service.polkit.questions();
     for _ in 0..20 {
         carol.text(&vm, "State").await;
     }
-    assert!(service.polkit.asked().len() <= 1);
+    assert!(service.polkit.questions().len() <= 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! Calls over a real bus: what works, and what is refused and by which name.
+//! Calls over a real bus: which work, and which are refused with which error.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
@@ -22,7 +22,7 @@ const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZ
 const NOBODY: &str = "/dev/banger/Manager1/vm/00000000000000000000000000000000";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_is_made_used_and_removed_by_its_owner() {
+async fn a_sandbox_is_created_used_and_deleted_by_its_owner() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let alice = service.client(ALICE).await;
@@ -78,7 +78,7 @@ async fn a_machine_is_made_used_and_removed_by_its_owner() {
         alice.call(&vm, "Delete", &(options([("force", true.into())]),)).await.unwrap();
     alice.done(&job).await;
     refused(alice.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &("crate",)).await, ErrorName::NoSuchVm);
-    // Its object goes as well: nothing answers at its path, and introspection does not show it.
+    // Its object is removed too: nothing answers at its path, and introspection does not show it.
     let id = vm.rsplit('/').next().unwrap();
     until(|| async {
         !alice.call::<String>(VM_PARENT, INTROSPECT, &()).await.is_ok_and(|xml| xml.contains(id))
@@ -152,8 +152,7 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() {
         E::InvalidOption,
     );
 
-    // A body of another shape, a member and an interface that do not exist, and a property that is not ours
-    // to give or to take.
+    // A body of the wrong type, an unknown member, an unknown interface, and a read-only property.
     refused(alice.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &(7u32,)).await, E::InvalidArgs);
     refused(alice.call::<OwnedObjectPath>(MANAGER_PATH, "CreateVM", &("a",)).await, E::InvalidArgs);
     let failure = alice.call::<()>(MANAGER_PATH, "FormatHost", &()).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Many calls at once, and calls that take long: whoever makes them holds up nobody else.
+//! Many calls at once, and slow calls: their caller does not block others.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
@@ -19,9 +19,9 @@ async fn one_user_cannot_take_the_service_from_the_others() {
     let service = Service::start().await;
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
     let vm = alice.create("box", options([])).await;
-    service.polkit.asked();
+    service.polkit.questions();
 
-    // Questions that wait for an administrator: a few of one user, however many calls.
+    // A user has a limited number of dialogs, however many calls there are.
     service.polkit.answer(BOB, action::VM_MANAGE_OTHERS, Answer::OpenDialog);
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..40 {
@@ -33,7 +33,7 @@ async fn one_user_cannot_take_the_service_from_the_others() {
         refused(calls.join_next().await.unwrap().unwrap(), ErrorName::TooManyRequests);
     }
     assert_eq!(service.polkit.waiting(), 4);
-    // A read, of whatever object, waits for nobody.
+    // A read of any object does not wait.
     service.polkit.answer(BOB, action::VM_VIEW_OTHERS, Answer::Silence);
     let reader = {
         let (bob, vm) = (bob.clone(), vm.clone());
@@ -49,12 +49,12 @@ async fn one_user_cannot_take_the_service_from_the_others() {
     };
     assert_eq!(writer.await.unwrap().unwrap_err().name, "PropertyReadOnly");
     assert_eq!(alice.text(&vm, "Name").await, "box");
-    // Sooner than polkit could be waited for, which is a minute.
+    // Long before the timeout of polkit, which is a minute.
     let made = tokio::time::timeout(Duration::from_secs(5), alice.create("second", options([])));
     assert!(made.await.is_ok());
     refused(reader.await.unwrap(), ErrorName::HostNotReady);
 
-    // Gone is gone: nobody is left to be asked for.
+    // The caller has gone, and its questions are withdrawn.
     service.polkit.answer(BOB, action::VM_VIEW_OTHERS, Answer::NoAgent);
     let name = bob.name();
     drop(bob);
@@ -68,7 +68,7 @@ async fn too_many_calls_at_once_are_turned_away_and_waiting_for_jobs_is_no_such_
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
-    service.sim.deafen_guests(true);
+    service.sim.silence_guests(true);
     let (_, job) = alice.begin_create("box", options([])).await.unwrap();
     service.polkit.answer(ALICE, action::VM_RUN, Answer::Silence);
 
@@ -77,14 +77,14 @@ async fn too_many_calls_at_once_are_turned_away_and_waiting_for_jobs_is_no_such_
         let alice = alice.clone();
         calls.spawn(async move { alice.create_with(&format!("n{n}"), "start", false).await });
     }
-    // Only what is beyond the limit is answered.
+    // Only calls beyond the limit are answered.
     for _ in 0..18 {
         refused(calls.join_next().await.unwrap().unwrap(), ErrorName::TooManyRequests);
     }
     service.polkit.until_waiting(32).await;
     bob.create("box", options([("wait-for", "running".into())])).await;
     service.polkit.release();
-    // What waited is served; the share of a user is another matter.
+    // The waiting calls are served; the quota of a user is separate.
     while let Some(made) = calls.join_next().await {
         assert!(made.unwrap().map_or_else(|failure| failure.name == "QuotaExceeded", |_| true));
     }

@@ -1,5 +1,5 @@
-//! What an attacker with an account can take of the service, over a real bus: what is counted, what is refused, and
-//! that another user's calls go on to be served.
+//! What an attacker with an account can use up over a real bus: what is counted and refused, while other users are
+//! served.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
@@ -30,7 +30,7 @@ async fn export(client: &Client, image: &str) -> Result<OwnedObjectPath, Failure
     client.call(image, "Export", &(zbus::Fd::from(null()), options([]))).await
 }
 
-/// What a user does every day still works.
+/// Checks that a user's everyday calls still work.
 async fn is_served(client: &Client, vm: &str) {
     let rows: Vec<VmRow> = client.call(MANAGER_PATH, "ListVMs", &(options([]),)).await.unwrap();
     assert_eq!(rows.len(), 1);
@@ -53,7 +53,7 @@ async fn an_export_of_a_shared_image_is_for_those_who_may_run_it() {
     refused(export(&carol, &shared).await, ErrorName::InteractiveAuthorizationRequired);
     assert!(service.engine.jobs().iter().all(|job| job.owner != Uid(CAROL)));
     alice.done(&export(&alice, &shared).await.unwrap()).await;
-    // Who is no member any more takes their own with them, and nothing of others.
+    // A former member can still export their own images, but no shared ones.
     let own = alice.import_image("own", options([])).await;
     service.polkit.answer(ALICE, action::VM_RUN, Answer::NoAgent);
     alice.done(&export(&alice, &own).await.unwrap()).await;
@@ -68,7 +68,7 @@ async fn a_flood_of_exports_leaves_the_service_to_others() {
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
     let vm = bob.create("box", options([])).await;
     let image: OwnedObjectPath = alice.call(MANAGER_PATH, "GetImage", &("debian-bookworm",)).await.unwrap();
-    service.sim.hold_workers(true);
+    service.sim.block_workers(true);
     let (mut begun, mut turned_away) = (0, 0);
     for _ in 0..120 {
         match export(&alice, &image).await {
@@ -83,11 +83,11 @@ async fn a_flood_of_exports_leaves_the_service_to_others() {
     assert_eq!(jobs(&alice).await.len(), 40);
     assert!(jobs(&bob).await.iter().all(|job| job.owner_uid == BOB));
     is_served(&bob, &vm).await;
-    // His own export has a worker at once.
+    // His own export gets a worker at once.
     let his = export(&bob, &image).await.unwrap();
     until(|| async { service.sim.working(Uid(BOB)) == 1 }).await;
     assert!(service.sim.working(Uid(ALICE)) < 4);
-    service.sim.hold_workers(false);
+    service.sim.block_workers(false);
     bob.done(&his).await;
 }
 
@@ -134,14 +134,14 @@ async fn a_flood_of_followed_logs_leaves_the_service_to_others() {
         }
     }
     assert_eq!(open.len(), 16);
-    // Some read files for a moment; none stays for a follower.
+    // Some threads read files for a moment; a follower keeps none.
     assert!(threads() <= before + 16, "{before} threads became {}", threads());
     is_served(&bob, &his).await;
     let pipe = follow(&bob, &his).await.unwrap();
     let mut text = [0; 7];
     File::from(std::os::fd::OwnedFd::from(pipe)).read_exact(&mut text).unwrap();
     assert_eq!(&text, b"booted\n");
-    // Who closes one may open another.
+    // Closing one makes room for another.
     open.truncate(15);
     until(|| async { follow(&alice, &hers).await.is_ok() }).await;
 }

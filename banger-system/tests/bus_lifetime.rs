@@ -1,5 +1,5 @@
-//! What happens when connections go: of a caller to which a machine is bound, of a caller who is being
-//! asked for a password, of the service itself.
+//! What happens when a connection goes away: that of a caller with a bound sandbox, of a caller in a password dialog,
+//! or of the service itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
@@ -15,7 +15,7 @@ use banger_domain::{
 use banger_proto::bus::names::{MANAGER_PATH, SERVICE, VM_PARENT, action};
 use banger_system::ports::Store;
 use private_bus::{
-    ALICE, Answer, BOB, Bus, Client, Options, PATIENCE, Service, is_possible, options, require, until,
+    ALICE, Answer, BOB, Bus, Client, Options, Service, TIMEOUT, is_possible, options, require, until,
 };
 use zbus::{fdo::DBusProxy, names::BusName};
 
@@ -27,14 +27,14 @@ fn id(path: &str) -> VmId {
     path.rsplit('/').next().unwrap().parse().unwrap()
 }
 
-/// Waits until the bus has seen a client go.
+/// Waits until the bus has noticed that a client disconnected.
 async fn until_gone(bus: &Bus, name: &str) {
     let watch = DBusProxy::new(&bus.connect(0).await).await.unwrap();
     until(|| async { !watch.name_has_owner(BusName::try_from(name).unwrap()).await.unwrap() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_bound_to_its_caller_goes_with_it_and_others_stay() {
+async fn a_sandbox_bound_to_its_caller_is_deleted_with_it_and_others_stay() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let (alice, other) = (service.client(ALICE).await, service.client(ALICE).await);
@@ -54,7 +54,7 @@ async fn a_machine_bound_to_its_caller_goes_with_it_and_others_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_caller_who_goes_while_polkit_decides_leaves_no_machine_and_no_question() {
+async fn a_caller_that_disconnects_while_polkit_decides_leaves_no_sandbox_and_no_question() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     service.polkit.answer(ALICE, action::VM_RUN, Answer::Silence);
@@ -62,7 +62,7 @@ async fn a_caller_who_goes_while_polkit_decides_leaves_no_machine_and_no_questio
     alice.send(MANAGER_PATH, "CreateVM", &("box", bound())).await;
     service.polkit.until_waiting(1).await;
     drop(alice);
-    // The question is withdrawn, although nobody has answered it.
+    // The question is withdrawn without an answer.
     service.polkit.until_waiting(0).await;
     service.polkit.release();
     let next = service.client(ALICE).await;
@@ -71,7 +71,7 @@ async fn a_caller_who_goes_while_polkit_decides_leaves_no_machine_and_no_questio
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_caller_who_goes_while_its_machine_is_made_leaves_none() {
+async fn a_caller_that_disconnects_while_its_sandbox_is_created_leaves_none() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
@@ -81,8 +81,7 @@ async fn a_caller_who_goes_while_its_machine_is_made_leaves_none() {
     service.clock.until_stopped().await;
     drop(alice);
     until_gone(&service.bus, &name).await;
-    // The bus tells of the one before it tells of the other: once Bob's machine has gone, the service knows
-    // that Alice has.
+    // The bus reports disconnects in order: once Bob's sandbox is deleted, the service knows that Alice has gone.
     let his = bob.create("his", bound()).await;
     drop(bob);
     until(|| async { service.engine.vm(id(&his)).is_none() }).await;
@@ -90,11 +89,11 @@ async fn a_caller_who_goes_while_its_machine_is_made_leaves_none() {
     let root = service.client(0).await;
     let last = root.create("last", options([])).await;
     until(|| async { service.engine.vms().iter().all(|view| view.vm.id == id(&last)) }).await;
-    assert!(service.polkit.asked().iter().any(|question| question.uid == ALICE));
+    assert!(service.polkit.questions().iter().any(|question| question.uid == ALICE));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_crash_the_machines_of_callers_who_went_meanwhile_go() {
+async fn after_a_crash_the_sandboxes_of_disconnected_callers_are_deleted() {
     require!(is_possible(), "root and dbus-daemon");
     let mut service = Service::start().await;
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
@@ -108,7 +107,7 @@ async fn after_a_crash_the_machines_of_callers_who_went_meanwhile_go() {
     let name = bob.name();
     drop(bob);
     until_gone(&service.bus, &name).await;
-    // The caller of a bus that is no more: the host was started anew, and another has its unique name now.
+    // A caller on an earlier bus: the host has rebooted, and another client has its unique name now.
     let mut row = service.engine.vm(id(&of_another_bus)).unwrap().vm.clone();
     row.lifetime = Lifetime::Caller { connection: namesake.name(), bus: "another".into() };
     service.sim.put_vm(&row).await.unwrap();
@@ -117,7 +116,7 @@ async fn after_a_crash_the_machines_of_callers_who_went_meanwhile_go() {
     until(|| async { [&his, &of_another_bus].iter().all(|vm| service.engine.vm(id(vm)).is_none()) }).await;
     assert_eq!(alice.text(&hers, "State").await, "running");
     assert!(service.engine.vm(id(&kept)).is_some_and(|view| view.vm.state == State::Running));
-    // And it is bound to her still.
+    // It is still bound to her.
     drop(alice);
     until(|| async { service.engine.vm(id(&hers)).is_none() }).await;
 }
@@ -132,14 +131,14 @@ async fn when_the_name_is_there_so_is_everything_behind_it() {
     service.crash().await;
     let watch = DBusProxy::new(&alice.connection).await.unwrap();
     until(|| async { !watch.name_has_owner(BusName::try_from(SERVICE).unwrap()).await.unwrap() }).await;
-    // So many that it takes a while to make their objects; this is the last of them.
+    // Enough objects that exporting them takes a while; this is the last one.
     let last = VmId::from_bits(u128::MAX);
     for vm in (1..400).map(VmId::from_bits).chain([last]) {
         let name = format!("box-{}", &vm.to_string()[28..]).parse().unwrap();
         service.sim.put_vm(&Vm { id: vm, name, ..row.clone() }).await.unwrap();
     }
     let last = format!("{VM_PARENT}/{last}");
-    // Asks for it from the moment on that somebody answers to the name.
+    // Reads it from the moment when the name has an owner.
     let impatient = tokio::spawn({
         let alice = alice.clone();
         async move {
@@ -156,7 +155,7 @@ async fn when_the_name_is_there_so_is_everything_behind_it() {
     assert_eq!(name, "box-ffff");
 }
 
-/// The program itself, serving from memory.
+/// The program itself, with a host in memory.
 struct Program(Child);
 
 impl Program {
@@ -187,7 +186,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It has ended perhaps.
+        // It may have ended already.
         let _ = self.0.kill();
         self.0.wait().unwrap();
     }
@@ -237,7 +236,7 @@ async fn the_program_serves_a_private_bus_alone_and_ends_when_asked_or_when_the_
     until(|| serves(&alice)).await;
     drop((alice, bus));
     assert!(
-        !tokio::time::timeout(PATIENCE, third.ended()).await.unwrap().success(),
+        !tokio::time::timeout(TIMEOUT, third.ended()).await.unwrap().success(),
         "systemd starts it again"
     );
 }

@@ -1,4 +1,4 @@
-//! Pulls over a real bus: what works, what is refused and by which name, and who gets to know.
+//! Pulls over a real bus: which work, which are refused with which error, and who gets the signals.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
@@ -46,7 +46,7 @@ async fn an_image_is_pulled_by_its_user_and_known_by_its_reference() {
     let progress = f64::try_from(alice.property(&job, "Progress").await.unwrap()).unwrap();
     assert!((progress - 1.0).abs() < f64::EPSILON);
 
-    // Its reference is as good as its name, to its user alone.
+    // Its reference works like its name, for its owner only.
     for name in [TOOL, "tool-1"] {
         let found: OwnedObjectPath = alice.call(MANAGER_PATH, "GetImage", &(name,)).await.unwrap();
         assert_eq!(found, image);
@@ -55,14 +55,14 @@ async fn an_image_is_pulled_by_its_user_and_known_by_its_reference() {
     }
     let vm = alice.create("", options([("image", TOOL.into())])).await;
     assert_eq!(alice.text(&vm, "ImageName").await, "tool-1");
-    // To ask for it again is to have it.
+    // Pulling it again succeeds at once.
     let again: OwnedObjectPath = alice.call(MANAGER_PATH, "PullImage", &(TOOL, options([]))).await.unwrap();
     let again = OwnedObjectPath::try_from(alice.done(&again).await["image"].clone()).unwrap();
     assert_eq!(again, image);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_pulled_is_refused_by_its_name() {
+async fn a_failed_pull_reports_the_error_by_name() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let alice = service.client(ALICE).await;
@@ -94,7 +94,7 @@ async fn what_cannot_be_pulled_is_refused_by_its_name() {
     let known = credentials(r#"{"username":"alice","password":"secret"}"#);
     let job = pull(private, options([("credentials", known)])).await.unwrap();
     alice.done(&job).await;
-    // The name is that of another image now.
+    // The name belongs to another image now.
     let other = options([("name", "private".into())]);
     refused(pull(TOOL, other).await, E::NameTaken);
     let forced = options([("name", "private".into()), ("force", true.into())]);

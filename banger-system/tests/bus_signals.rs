@@ -1,4 +1,4 @@
-//! Signals on a real bus: who may know of something hears of it, and nobody else does.
+//! Signals on a real bus reach those who may see the object, and nobody else.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod private_bus;
@@ -13,19 +13,19 @@ use std::{
 
 use banger_proto::bus::names::{MANAGER_PATH, VM_INTERFACE, action};
 use private_bus::{
-    ALICE, Answer, BOB, CAROL, Client, Ear, GET_ALL, Heard, Service, is_possible, options, require, soon,
-    until,
+    ALICE, Answer, BOB, CAROL, Client, GET_ALL, Service, Signal, SignalRecorder, is_possible, options,
+    require, until, within_timeout,
 };
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 const GET_MANAGED_OBJECTS: &str = "org.freedesktop.DBus.ObjectManager.GetManagedObjects";
-/// The Python that has Debian's python3-gi.
+/// The Python with Debian's python3-gi.
 const PYTHON: &str = "/usr/bin/python3";
 
 type Objects = HashMap<OwnedObjectPath, HashMap<String, HashMap<String, OwnedVariant>>>;
 
-fn names(heard: &[Heard], object: &str) -> Vec<String> {
-    heard.iter().filter(|signal| signal.object == object).map(|signal| signal.signal.clone()).collect()
+fn names(signals: &[Signal], object: &str) -> Vec<String> {
+    signals.iter().filter(|signal| signal.object == object).map(|signal| signal.signal.clone()).collect()
 }
 
 async fn finish(client: &Client, path: &str, member: &str) -> String {
@@ -40,7 +40,8 @@ async fn the_owner_hears_of_everything_and_others_of_nothing() {
     let service = Service::start().await;
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
     let admin = service.client(CAROL).await;
-    let (mut hers, mut his, mut all) = (Ear::of(&alice).await, Ear::of(&bob).await, Ear::of(&admin).await);
+    let (mut hers, mut his, mut all) =
+        (SignalRecorder::of(&alice).await, SignalRecorder::of(&bob).await, SignalRecorder::of(&admin).await);
     for client in [&alice, &bob] {
         client.call::<()>(MANAGER_PATH, "Subscribe", &(options([]),)).await.unwrap();
     }
@@ -55,11 +56,11 @@ async fn the_owner_hears_of_everything_and_others_of_nothing() {
     let stopped = finish(&alice, &vm, "Stop").await;
     let image = alice.import_image("secret", options([])).await;
     finish(&alice, &vm, "Delete").await;
-    let heard = hers.until(&vm, "VMRemoved").await;
-    let of_vm = names(&heard, &vm);
+    let signals = hers.until(&vm, "VMRemoved").await;
+    let of_vm = names(&signals, &vm);
     assert_eq!(of_vm[..2], ["InterfacesAdded", "VMNew"]);
     assert_eq!(of_vm[of_vm.len() - 2..], ["InterfacesRemoved", "VMRemoved"]);
-    let states: Vec<(String, String, String)> = heard
+    let states: Vec<(String, String, String)> = signals
         .iter()
         .filter(|signal| signal.signal == "StateChanged")
         .map(|signal| signal.message.body().deserialize().unwrap())
@@ -70,7 +71,7 @@ async fn the_owner_hears_of_everything_and_others_of_nothing() {
         ["created starting", "starting running", "running stopping", "stopping stopped", "stopped deleting"]
     );
     let changed = |property: &str| {
-        heard.iter().filter(|signal| signal.object == vm && signal.signal == "PropertiesChanged").any(
+        signals.iter().filter(|signal| signal.object == vm && signal.signal == "PropertiesChanged").any(
             |signal| {
                 let (interface, values, gone): (String, HashMap<String, OwnedVariant>, Vec<String>) =
                     signal.message.body().deserialize().unwrap();
@@ -83,48 +84,48 @@ async fn the_owner_hears_of_everything_and_others_of_nothing() {
     }
     assert!(!changed("Id") && !changed("OwnerUid"));
     for job in [&made, &stopped] {
-        let of_job = names(&heard, job);
+        let of_job = names(&signals, job);
         assert!(of_job.contains(&"JobNew".to_owned()) && of_job.contains(&"Stage".to_owned()), "{of_job:?}");
         assert_eq!(of_job.iter().filter(|signal| *signal == "Completed").count(), 1);
     }
-    assert_eq!(names(&heard, &image), ["InterfacesAdded", "ImageNew"]);
+    assert_eq!(names(&signals, &image), ["InterfacesAdded", "ImageNew"]);
     assert!(names(&all.until(&vm, "VMRemoved").await, &vm).len() == of_vm.len());
 
-    // The bus keeps the order of what one sender sends: what Bob was to hear of Alice came before this.
+    // The bus keeps the order of one sender's messages: signals to Bob about Alice would have come before this.
     let (vm, made) = bob.begin_create("box", options([])).await.unwrap();
     bob.done(&made).await;
-    let heard = his.until(&made, "Completed").await;
-    let others: Vec<&Heard> =
-        heard.iter().filter(|signal| signal.object != vm && signal.object != made).collect();
+    let signals = his.until(&made, "Completed").await;
+    let others: Vec<&Signal> =
+        signals.iter().filter(|signal| signal.object != vm && signal.object != made).collect();
     assert!(others.is_empty(), "{others:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_begins_a_job_hears_of_its_end_once_without_having_asked() {
+async fn the_creator_of_a_job_gets_its_end_once_without_subscribing() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
     let alice = service.client(ALICE).await;
-    let mut ear = Ear::of(&alice).await;
+    let mut recorder = SignalRecorder::of(&alice).await;
     let vm = alice.create("box", options([("wait-for", "running".into())])).await;
-    // Such a start has ended before the call is answered: nothing is to be done.
+    // This start ends before the call returns, because there is nothing to do.
     for _ in 0..30 {
         let job: OwnedObjectPath =
             alice.call(&vm, "Start", &(options([("wait-for", "running".into())]),)).await.unwrap();
-        let heard = ear.until(&job, "Completed").await;
-        assert_eq!(names(&heard, &job).iter().filter(|signal| *signal == "Completed").count(), 1);
+        let signals = recorder.until(&job, "Completed").await;
+        assert_eq!(names(&signals, &job).iter().filter(|signal| *signal == "Completed").count(), 1);
     }
     service.sim.fail_at(Some(0));
     let (_, job) = alice.begin_create("broken", options([])).await.unwrap();
-    let heard = ear.until(&job, "Completed").await;
+    let signals = recorder.until(&job, "Completed").await;
     let (result, error, message, _): (String, String, String, HashMap<String, OwnedVariant>) =
-        heard.last().unwrap().message.body().deserialize().unwrap();
+        signals.last().unwrap().message.body().deserialize().unwrap();
     assert_eq!((result.as_str(), error.as_str()), ("failed", "dev.banger.Error.HostNotReady"));
     assert!(message.contains("told to fail"), "{message}");
-    // The same is read from the object, after the machine is gone.
+    // The object still has the result after the sandbox is deleted.
     assert_eq!(alice.text(&job, "ErrorName").await, error);
     assert_eq!(alice.wait(&job).await.2, message);
-    // It asked for nothing else.
-    assert!(heard.iter().all(|signal| signal.object.contains("/job/")), "{heard:?}");
+    // It did not subscribe to anything else.
+    assert!(signals.iter().all(|signal| signal.object.contains("/job/")), "{signals:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,7 +135,7 @@ async fn the_managed_objects_are_the_callers_own_and_the_shared_ones() {
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
     let vm = alice.create("box", options([])).await;
     let image = alice.import_image("secret", options([])).await;
-    // Its names are published beside its start.
+    // Its names are published concurrently with its start.
     until(|| async {
         let all: HashMap<String, OwnedVariant> = alice.call(&vm, GET_ALL, &(VM_INTERFACE,)).await.unwrap();
         !Vec::<String>::try_from(all["DnsNames"].clone()).unwrap().is_empty()
@@ -145,7 +146,7 @@ async fn the_managed_objects_are_the_callers_own_and_the_shared_ones() {
     let has = |objects: &Objects, path: &str| objects.keys().any(|object| object.as_str() == path);
     assert!(has(&hers, &vm) && has(&hers, &image));
     assert!(!has(&his, &vm) && !has(&his, &image));
-    // What everybody sees: one image and one kernel. Of the jobs that made them, nobody but root knows.
+    // Everybody sees one image and one kernel. Only root sees the jobs that imported them.
     let kinds = |objects: &Objects| {
         let mut kinds: Vec<String> =
             objects.keys().map(|path| path.split('/').nth(4).unwrap().to_owned()).collect();
@@ -153,17 +154,17 @@ async fn the_managed_objects_are_the_callers_own_and_the_shared_ones() {
         kinds
     };
     assert_eq!(kinds(&his), ["image", "kernel"]);
-    // What it tells of an object is what the object tells of itself.
+    // It reports the same properties as the object itself.
     let all: HashMap<String, OwnedVariant> = alice.call(&vm, GET_ALL, &(VM_INTERFACE,)).await.unwrap();
     let managed = hers.iter().find(|(path, _)| path.as_str() == vm).unwrap().1;
     assert_eq!(managed[VM_INTERFACE], all);
-    // Whoever asked for the objects hears of their changes.
-    let mut ear = Ear::of(&bob).await;
+    // A caller that got the objects gets their changes.
+    let mut recorder = SignalRecorder::of(&bob).await;
     let mine = bob.create("box", options([])).await;
-    assert_eq!(names(&ear.until(&mine, "VMNew").await, &mine), ["InterfacesAdded", "VMNew"]);
+    assert_eq!(names(&recorder.until(&mine, "VMNew").await, &mine), ["InterfacesAdded", "VMNew"]);
 }
 
-/// GLib's client of ObjectManager, in a process of a user's own.
+/// GLib's ObjectManager client, in a process of a user.
 struct Watcher {
     process: Child,
     lines: tokio::sync::mpsc::UnboundedReceiver<String>,
@@ -190,7 +191,7 @@ impl Watcher {
 
     async fn until(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
         let mut all = Vec::new();
-        soon(async {
+        within_timeout(async {
             loop {
                 let line = self.lines.recv().await.expect("the watcher lives");
                 all.push(line.clone());
@@ -218,7 +219,7 @@ fn has_glib() -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unmodified_client_of_glib_follows_its_users_machines_and_no_others() {
+async fn an_unmodified_glib_client_follows_its_users_sandboxes_and_no_others() {
     require!(is_possible() && has_glib(), "root, dbus-daemon and python3-gi");
     let service = Service::start().await;
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
@@ -232,16 +233,16 @@ async fn an_unmodified_client_of_glib_follows_its_users_machines_and_no_others()
     finish(&alice, &vm, "Delete").await;
     hers.until(|line| line == format!("removed {vm}")).await;
     let mine = bob.create("mine", options([])).await;
-    let heard = his.until(|line| line == format!("added {mine} mine")).await;
-    assert!(heard.iter().all(|line| line.contains(&mine) || line.contains("/job/")), "{heard:?}");
-    assert!(heard.iter().all(|line| !line.contains(&vm)), "{heard:?}");
+    let signals = his.until(|line| line == format!("added {mine} mine")).await;
+    assert!(signals.iter().all(|line| line.contains(&mine) || line.contains("/job/")), "{signals:?}");
+    assert!(signals.iter().all(|line| !line.contains(&vm)), "{signals:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listeners_are_counted_per_user_and_forgotten_when_they_go() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;
-    // Those that go without waiting for the answer count as little as those that wait.
+    // Clients that do not wait for the reply count the same.
     for _ in 0..40 {
         let hasty = service.client(ALICE).await;
         hasty.send(MANAGER_PATH, GET_MANAGED_OBJECTS, &()).await;

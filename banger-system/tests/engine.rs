@@ -1,8 +1,8 @@
-//! The engine on a host in memory: everything works, everything fails at every step, and the service may
-//! go away between any two steps. Whatever happens, nothing stays that the ledger does not know.
+//! The engine on a host in memory: everything works, each step fails once, and the service may crash between any two
+//! steps. The ledger always knows everything that exists.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod house;
+mod engine_lab;
 
 use std::time::Duration;
 
@@ -20,314 +20,309 @@ use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
         error::Error,
-        request::{CreateVm, Manner, Start, Stop},
+        request::{CreateVm, Start, Stop, StopMode},
         stream::Service,
         view::Outcome,
     },
     ports::{Ended, Store as _},
 };
 
-use crate::house::{ALICE, BOB, House, PATIENCE, request};
+use crate::engine_lab::{ALICE, BOB, EngineLab, TIMEOUT, request};
 
 #[tokio::test]
-async fn a_machine_is_made_runs_stops_starts_again_and_goes() {
-    let house = House::new().await;
-    let vm = house.running().await;
-    let view = house.engine.vm(vm).unwrap();
+async fn a_sandbox_is_created_stopped_started_and_deleted() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let view = lab.engine.vm(vm).unwrap();
     assert_eq!((view.vm.state, view.vm.is_ready()), (State::Running, true));
     assert_eq!(view.image_name, "debian-bookworm");
     let first_boot = view.vm.boot_id.clone();
 
-    house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
-    assert_eq!(house.state(vm), State::Stopped);
+    lab.done(lab.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+    assert_eq!(lab.state(vm), State::Stopped);
     assert!(
-        !house.sim.alive().iter().any(|thing| thing.starts_with("process") || thing.starts_with("sockets"))
+        !lab.sim.alive().iter().any(|thing| thing.starts_with("process") || thing.starts_with("sockets"))
     );
 
-    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
-    assert_ne!(house.engine.vm(vm).unwrap().vm.boot_id, first_boot);
+    lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert_ne!(lab.engine.vm(vm).unwrap().vm.boot_id, first_boot);
 
-    let refused = house.engine.delete_vm(vm, Manner::Clean).await.unwrap_err();
+    let refused = lab.engine.delete_vm(vm, StopMode::Graceful).await.unwrap_err();
     assert_eq!(refused.to_string(), "a sandbox that is running cannot be deleted");
-    house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
-    assert!(house.engine.vm(vm).is_none());
-    assert_eq!(house.sim.alive(), Vec::<String>::new());
+    lab.done(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await;
+    assert!(lab.engine.vm(vm).is_none());
+    assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn the_clocks_of_guests_that_answer_are_kept_right() {
-    let house = House::new().await;
-    let up = house.running().await;
-    // Before anybody is told that it is ready.
-    assert_eq!(house.sim.clock_mended(up, Occasion::Boot), 1);
-    let (down, job) = house.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();
-    house.done(job).await;
+    let lab = EngineLab::new().await;
+    let up = lab.running().await;
+    // Before the guest counts as ready.
+    assert_eq!(lab.sim.clock_syncs(up, Occasion::Boot), 1);
+    let (down, job) = lab.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();
+    lab.done(job).await;
     for occasion in [Occasion::Jump, Occasion::Regular] {
         match occasion {
-            Occasion::Jump => house.sim.set_clock(),
-            _ => house.sim.pass_minute(),
+            Occasion::Jump => lab.sim.set_clock(),
+            _ => lab.sim.pass_minute(),
         }
         let mended = async {
-            while house.sim.clock_mended(up, occasion) == 0 {
+            while lab.sim.clock_syncs(up, occasion) == 0 {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, mended).await.unwrap();
-        assert_eq!((house.sim.clock_mended(down, occasion), house.state(down)), (0, State::Created));
+        tokio::time::timeout(TIMEOUT, mended).await.unwrap();
+        assert_eq!((lab.sim.clock_syncs(down, occasion), lab.state(down)), (0, State::Created));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_stops_answering_is_not_ready_until_it_answers_again() {
-    let mut house = House::new().await;
-    let vm = house.running().await;
-    let until = async |house: &mut House, ready: bool| {
-        while house.engine.vm(vm).unwrap().is_ready() != ready {
-            house.events.recv().await.expect("the engine lives");
+    let mut lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let until = async |lab: &mut EngineLab, ready: bool| {
+        while lab.engine.vm(vm).unwrap().is_ready() != ready {
+            lab.events.recv().await.expect("the engine lives");
         }
     };
-    house.sim.deafen_guests(true);
-    house.sim.pass_minute();
-    until(&mut house, false).await;
-    let view = house.engine.vm(vm).unwrap();
+    lab.sim.silence_guests(true);
+    lab.sim.pass_minute();
+    until(&mut lab, false).await;
+    let view = lab.engine.vm(vm).unwrap();
     assert_eq!((view.vm.state, view.vm.boot_id.is_empty()), (State::Running, false));
-    house.sim.deafen_guests(false);
-    until(&mut house, true).await;
-    // What it did not answer before counts for that boot alone.
-    house.sim.deafen_guests(true);
-    house.sim.pass_minute();
-    until(&mut house, false).await;
-    house.sim.deafen_guests(false);
-    house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
-    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
-    assert!(house.engine.vm(vm).unwrap().is_ready());
+    lab.sim.silence_guests(false);
+    until(&mut lab, true).await;
+    // Its silence counts for that boot only.
+    lab.sim.silence_guests(true);
+    lab.sim.pass_minute();
+    until(&mut lab, false).await;
+    lab.sim.silence_guests(false);
+    lab.done(lab.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+    lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert!(lab.engine.vm(vm).unwrap().is_ready());
 }
 
 #[tokio::test]
 async fn repeated_requests_change_nothing() {
-    let house = House::new().await;
-    let vm = house.running().await;
-    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
     for _ in 0..2 {
-        house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+        lab.done(lab.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
     }
-    assert_eq!(house.state(vm), State::Stopped);
+    assert_eq!(lab.state(vm), State::Stopped);
 }
 
 #[tokio::test]
 async fn a_creation_that_fails_at_any_step_leaves_nothing() {
-    let house = House::new().await;
-    house.sim.fail_at(None);
-    let vm = house.running().await;
-    let steps = house.sim.steps();
-    house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
+    let lab = EngineLab::new().await;
+    lab.sim.fail_at(None);
+    let vm = lab.running().await;
+    let steps = lab.sim.steps();
+    lab.done(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await;
     assert!(steps > 6, "only {steps} steps were seen");
 
     let mut failures = 0;
     for step in 0..steps {
-        house.sim.fail_at(Some(step));
-        let (vm, job) = house.engine.create_vm(request()).await.unwrap();
-        let outcome = house.outcome(job).await;
-        house.sim.fail_at(None);
+        lab.sim.fail_at(Some(step));
+        let (vm, job) = lab.engine.create_vm(request()).await.unwrap();
+        let outcome = lab.outcome(job).await;
+        lab.sim.fail_at(None);
         match outcome {
             Outcome::Failed(_) => {
                 failures += 1;
-                assert!(house.engine.vm(vm).is_none(), "step {step} left a machine");
+                assert!(lab.engine.vm(vm).is_none(), "step {step} left a sandbox");
             }
-            // Only its row could not be written once it ran: it stays, and is removed like any other.
-            Outcome::Done => house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await,
+            // Only its row could not be stored while it ran. It stays, and is deleted like any other.
+            Outcome::Done => lab.done(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await,
             Outcome::Canceled => panic!("nobody canceled"),
         }
-        assert_eq!(house.sim.alive(), Vec::<String>::new(), "step {step}");
+        assert_eq!(lab.sim.alive(), Vec::<String>::new(), "step {step}");
     }
     assert!(failures > 5, "only {failures} of {steps} steps could fail");
 }
 
 #[tokio::test]
 async fn a_start_that_fails_at_any_step_leaves_only_the_disks() {
-    let house = House::new().await;
-    let (vm, job) = house.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();
-    house.done(job).await;
-    let at_rest = house.sim.alive();
+    let lab = EngineLab::new().await;
+    let (vm, job) = lab.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();
+    lab.done(job).await;
+    let at_rest = lab.sim.alive();
     for step in 0..6 {
-        house.sim.fail_at(Some(step));
-        let outcome = house.outcome(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
-        house.sim.fail_at(None);
+        lab.sim.fail_at(Some(step));
+        let outcome = lab.outcome(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+        lab.sim.fail_at(None);
         if matches!(outcome, Outcome::Done) {
-            house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+            lab.done(lab.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
             continue;
         }
-        assert!(!house.state(vm).is_up(), "step {step}");
-        assert_eq!(house.sim.alive(), at_rest, "step {step}");
+        assert!(!lab.state(vm).is_up(), "step {step}");
+        assert_eq!(lab.sim.alive(), at_rest, "step {step}");
     }
 }
 
 #[tokio::test]
-async fn a_restart_of_the_service_takes_over_what_runs_and_removes_what_belongs_to_nothing() {
-    let house = House::new().await;
-    let (up, down) = (house.running().await, house.running().await);
-    house.done(house.engine.stop_vm(down, Stop::default()).await.unwrap()).await;
-    let before = house.sim.alive();
+async fn a_restart_of_the_service_reattaches_what_runs_and_removes_orphans() {
+    let lab = EngineLab::new().await;
+    let (up, down) = (lab.running().await, lab.running().await);
+    lab.done(lab.engine.stop_vm(down, Stop::default()).await.unwrap()).await;
+    let before = lab.sim.alive();
 
-    let mut house = house.restarted().await;
+    let mut lab = lab.restart().await;
     let is_up = |state| state == Some(State::Running);
-    house.until(up, is_up).await;
-    assert_eq!(house.state(down), State::Stopped);
-    assert_eq!(house.sim.alive(), before);
+    lab.until(up, is_up).await;
+    assert_eq!(lab.state(down), State::Stopped);
+    assert_eq!(lab.sim.alive(), before);
 
-    // A machine of which only the host knows: its row was lost.
+    // A sandbox that only the host knows: its row was lost.
     use banger_system::ports::Store;
-    house.sim.delete_vm(up).await.unwrap();
-    let house = house.restarted().await;
-    assert!(house.engine.vm(up).is_none());
-    assert!(
-        !house.sim.alive().iter().any(|thing| thing.contains(&up.to_string())),
-        "{:?}",
-        house.sim.alive()
-    );
+    lab.sim.delete_vm(up).await.unwrap();
+    let lab = lab.restart().await;
+    assert!(lab.engine.vm(up).is_none());
+    assert!(!lab.sim.alive().iter().any(|thing| thing.contains(&up.to_string())), "{:?}", lab.sim.alive());
 }
 
 #[tokio::test]
-async fn a_machine_that_ended_while_the_service_was_away_is_found_stopped() {
-    let house = House::new().await;
-    let vm = house.running().await;
+async fn a_sandbox_that_ended_while_the_service_was_down_is_found_stopped() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
     use banger_system::ports::Supervisor;
-    // The first engine hears of it too; what counts is what the next one makes of the row.
-    let row = house.engine.vm(vm).unwrap().vm.clone();
-    let sim = house.sim.clone();
-    drop(house);
+    // The first engine gets the event too; only what the next one makes of the row counts.
+    let row = lab.engine.vm(vm).unwrap().vm.clone();
+    let sim = lab.sim.clone();
+    drop(lab);
     sim.remove(vm).await.unwrap();
     use banger_system::ports::Store;
     sim.put_vm(&row).await.unwrap();
 
-    let mut house = House::on(sim);
-    house.engine.recover().await.unwrap();
-    house.until(vm, |state| state == Some(State::Stopped)).await;
-    assert_eq!(house.engine.vm(vm).unwrap().vm.reason, Reason::Lost);
-    assert!(!house.sim.alive().iter().any(|thing| thing.starts_with("sockets")));
+    let mut lab = EngineLab::on(sim);
+    lab.engine.recover().await.unwrap();
+    lab.until(vm, |state| state == Some(State::Stopped)).await;
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::Lost);
+    assert!(!lab.sim.alive().iter().any(|thing| thing.starts_with("sockets")));
 }
 
 #[tokio::test]
 async fn a_guest_that_never_answers_stays_up_and_is_kept() {
-    let mut house = House::new().await;
-    house.sim.deafen_guests(true);
+    let mut lab = EngineLab::new().await;
+    lab.sim.silence_guests(true);
     let lifetime = Lifetime::Caller { connection: ":1.7".into(), bus: "bus".into() };
-    let (vm, job) = house.engine.create_vm(CreateVm { lifetime, ..request() }).await.unwrap();
-    let message = house.failed(job).await;
+    let (vm, job) = lab.engine.create_vm(CreateVm { lifetime, ..request() }).await.unwrap();
+    let message = lab.failed(job).await;
     assert!(message.contains("did not become ready"), "{message}");
-    assert_eq!(house.state(vm), State::Running);
-    house.engine.caller_vanished(":1.7", "bus").await;
-    house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
-    house.until(vm, |state| state == Some(State::Stopped)).await;
+    assert_eq!(lab.state(vm), State::Running);
+    lab.engine.client_disconnected(":1.7", "bus").await;
+    lab.done(lab.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+    lab.until(vm, |state| state == Some(State::Stopped)).await;
 }
 
 #[tokio::test]
-async fn a_machine_bound_to_a_caller_goes_with_it() {
-    let mut house = House::new().await;
+async fn a_sandbox_bound_to_a_caller_is_deleted_with_it() {
+    let mut lab = EngineLab::new().await;
     let lifetime = Lifetime::Caller { connection: ":1.7".into(), bus: "bus".into() };
-    let (vm, job) = house.engine.create_vm(CreateVm { lifetime, ..request() }).await.unwrap();
-    house.done(job).await;
-    // Another connection of this bus, and one of the same name on another.
-    house.engine.caller_vanished(":1.8", "bus").await;
-    house.engine.caller_vanished(":1.7", "another bus").await;
-    assert_eq!(house.state(vm), State::Running);
-    house.engine.caller_vanished(":1.7", "bus").await;
-    house.until(vm, |state| state.is_none()).await;
-    assert_eq!(house.sim.alive(), Vec::<String>::new());
+    let (vm, job) = lab.engine.create_vm(CreateVm { lifetime, ..request() }).await.unwrap();
+    lab.done(job).await;
+    // Another connection on this bus, and a connection of the same name on another bus.
+    lab.engine.client_disconnected(":1.8", "bus").await;
+    lab.engine.client_disconnected(":1.7", "another bus").await;
+    assert_eq!(lab.state(vm), State::Running);
+    lab.engine.client_disconnected(":1.7", "bus").await;
+    lab.until(vm, |state| state.is_none()).await;
+    assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn a_monitor_that_dies_or_a_guest_that_powers_off_is_noticed() {
-    let mut house = House::new().await;
-    let (died, off) = (house.running().await, house.running().await);
-    house.sim.end_process(died, Ended::Failed("killed:9".into()));
-    house.until(died, |state| state == Some(State::Failed)).await;
-    assert_eq!(house.engine.vm(died).unwrap().vm.reason, Reason::VmmExit("killed:9".into()));
-    house.sim.end_process(off, Ended::Clean);
-    house.until(off, |state| state == Some(State::Stopped)).await;
-    assert_eq!(house.engine.vm(off).unwrap().vm.reason, Reason::GuestShutdown);
+    let mut lab = EngineLab::new().await;
+    let (died, off) = (lab.running().await, lab.running().await);
+    lab.sim.end_process(died, Ended::Failed("killed:9".into()));
+    lab.until(died, |state| state == Some(State::Failed)).await;
+    assert_eq!(lab.engine.vm(died).unwrap().vm.reason, Reason::VmmExit("killed:9".into()));
+    lab.sim.end_process(off, Ended::Clean);
+    lab.until(off, |state| state == Some(State::Stopped)).await;
+    assert_eq!(lab.engine.vm(off).unwrap().vm.reason, Reason::GuestShutdown);
 }
 
 #[tokio::test]
-async fn a_kill_leaves_the_machine_stopped_and_not_failed() {
-    let mut house = House::new().await;
-    let vm = house.running().await;
-    assert!(matches!(house.engine.kill_vm(vm, 19).await, Err(Error::InvalidOption { .. })));
-    assert_eq!(house.state(vm), State::Running);
-    house.engine.kill_vm(vm, 9).await.unwrap();
-    house.until(vm, |state| state == Some(State::Stopped)).await;
-    let error = house.engine.kill_vm(vm, 9).await.unwrap_err();
+async fn a_kill_leaves_the_sandbox_stopped_and_not_failed() {
+    let mut lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    assert!(matches!(lab.engine.kill_vm(vm, 19).await, Err(Error::InvalidOption { .. })));
+    assert_eq!(lab.state(vm), State::Running);
+    lab.engine.kill_vm(vm, 9).await.unwrap();
+    lab.until(vm, |state| state == Some(State::Stopped)).await;
+    let error = lab.engine.kill_vm(vm, 9).await.unwrap_err();
     assert!(matches!(error, Error::NotRunning { .. }));
 }
 
 #[tokio::test]
-async fn what_could_not_be_released_after_a_crash_is_released_before_the_next_start() {
-    let mut house = House::new().await;
-    let vm = house.running().await;
-    house.sim.keep_processes(true);
-    house.sim.end_process(vm, Ended::Failed("oom-kill".into()));
-    house.until(vm, |state| state == Some(State::Failed)).await;
-    assert!(house.sim.alive().iter().any(|thing| thing.starts_with("ledger unit")));
-    // While it cannot be released, a start says so and makes nothing else.
-    let error = house.failed(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+async fn resources_left_by_a_crash_are_released_before_the_next_start() {
+    let mut lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    lab.sim.block_removal(true);
+    lab.sim.end_process(vm, Ended::Failed("oom-kill".into()));
+    lab.until(vm, |state| state == Some(State::Failed)).await;
+    assert!(lab.sim.alive().iter().any(|thing| thing.starts_with("ledger unit")));
+    // While it cannot be released, a start fails and creates nothing.
+    let error = lab.failed(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
     assert!(error.contains("does not go away"), "{error}");
-    assert!(!house.sim.alive().iter().any(|thing| thing.starts_with("nic")));
-    house.sim.keep_processes(false);
-    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
-    assert_eq!(house.state(vm), State::Running);
+    assert!(!lab.sim.alive().iter().any(|thing| thing.starts_with("nic")));
+    lab.sim.block_removal(false);
+    lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert_eq!(lab.state(vm), State::Running);
 }
 
 #[tokio::test]
 async fn a_restart_is_a_new_boot() {
-    let house = House::new().await;
-    let vm = house.running().await;
-    let boot = house.engine.vm(vm).unwrap().vm.boot_id.clone();
-    house.done(house.engine.restart_vm(vm, Stop::default(), Start::default()).await.unwrap()).await;
-    let view = house.engine.vm(vm).unwrap();
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let boot = lab.engine.vm(vm).unwrap().vm.boot_id.clone();
+    lab.done(lab.engine.restart_vm(vm, Stop::default(), Start::default()).await.unwrap()).await;
+    let view = lab.engine.vm(vm).unwrap();
     assert_eq!(view.vm.state, State::Running);
     assert_ne!(view.vm.boot_id, boot);
 }
 
 #[tokio::test]
 async fn a_canceled_creation_leaves_nothing() {
-    let mut house = House::new().await;
-    house.sim.deafen_guests(true);
-    let (vm, job) = house.engine.create_vm(request()).await.unwrap();
-    house.until(vm, |state| state == Some(State::Running)).await;
-    house.engine.cancel_job(job).unwrap();
-    assert!(matches!(house.outcome(job).await, Outcome::Canceled));
-    house.until(vm, |state| state.is_none()).await;
-    assert_eq!(house.sim.alive(), Vec::<String>::new());
+    let mut lab = EngineLab::new().await;
+    lab.sim.silence_guests(true);
+    let (vm, job) = lab.engine.create_vm(request()).await.unwrap();
+    lab.until(vm, |state| state == Some(State::Running)).await;
+    lab.engine.cancel_job(job).unwrap();
+    assert!(matches!(lab.outcome(job).await, Outcome::Canceled));
+    lab.until(vm, |state| state.is_none()).await;
+    assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn impossible_requests_change_nothing() {
-    let house = House::new().await;
+    let lab = EngineLab::new().await;
     let refused = async |change: fn(&mut CreateVm)| {
         let mut request = request();
         change(&mut request);
-        house.engine.create_vm(request).await.unwrap_err().to_string()
+        lab.engine.create_vm(request).await.unwrap_err().to_string()
     };
     assert!(refused(|r| r.vcpus = Some(0)).await.contains("between 1 and 8, not 0"));
     assert!(refused(|r| r.memory = Some(Bytes::gib(10 << 10))).await.starts_with("memory must be between"));
     assert_eq!(refused(|r| r.image = Some("nope".parse().unwrap())).await, "there is no image nope");
-    assert_eq!(house.sim.alive(), Vec::<String>::new());
-    assert!(house.engine.vms().is_empty());
+    assert_eq!(lab.sim.alive(), Vec::<String>::new());
+    assert!(lab.engine.vms().is_empty());
 }
 
 #[tokio::test]
 async fn names_belong_to_their_owner() {
-    let house = House::new().await;
+    let lab = EngineLab::new().await;
     let named = |owner| CreateVm { owner, name: Some("box".parse().unwrap()), start: None, ..request() };
-    let (hers, job) = house.engine.create_vm(named(ALICE)).await.unwrap();
-    house.done(job).await;
+    let (hers, job) = lab.engine.create_vm(named(ALICE)).await.unwrap();
+    lab.done(job).await;
     assert_eq!(
-        house.engine.create_vm(named(ALICE)).await.unwrap_err().to_string(),
+        lab.engine.create_vm(named(ALICE)).await.unwrap_err().to_string(),
         "you already have a sandbox box"
     );
-    let (his, _) = house.engine.create_vm(named(BOB)).await.unwrap();
-    let find =
-        |caller, text: &str| house.engine.find_vm(caller, &text.parse().unwrap()).map(|v| v.vm.id).ok();
+    let (his, _) = lab.engine.create_vm(named(BOB)).await.unwrap();
+    let find = |caller, text: &str| lab.engine.find_vm(caller, &text.parse().unwrap()).map(|v| v.vm.id).ok();
     assert_eq!(find(ALICE, "box"), Some(hers));
     assert_eq!(find(BOB, "box"), Some(his));
     assert_eq!(find(BOB, "user1000/box"), Some(hers));
@@ -337,46 +332,46 @@ async fn names_belong_to_their_owner() {
 
 #[tokio::test]
 async fn images_and_kernels_that_are_used_are_not_deleted() {
-    let house = House::new().await;
-    let vm = house.running().await;
-    let view = house.engine.vm(vm).unwrap();
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let view = lab.engine.vm(vm).unwrap();
     let (image, kernel) = (view.vm.image, view.vm.kernel);
-    let error = house.engine.delete_image(image).await.unwrap_err();
+    let error = lab.engine.delete_image(image).await.unwrap_err();
     assert_eq!(error.to_string(), format!("the image debian-bookworm is used by {}", view.vm.name));
-    assert!(house.engine.delete_kernel(kernel).await.is_err());
-    house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
-    house.engine.delete_image(image).await.unwrap();
-    house.engine.delete_kernel(kernel).await.unwrap();
+    assert!(lab.engine.delete_kernel(kernel).await.is_err());
+    lab.done(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await;
+    lab.engine.delete_image(image).await.unwrap();
+    lab.engine.delete_kernel(kernel).await.unwrap();
 }
 
 #[tokio::test]
-async fn many_requests_to_one_machine_at_once_end_in_a_state_of_the_table() {
-    let house = House::new().await;
-    let vm = house.running().await;
+async fn concurrent_requests_to_one_sandbox_end_in_a_state_of_the_table() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
     let mut asked = tokio::task::JoinSet::new();
     for n in 0..40 {
-        let engine = house.engine.clone();
+        let engine = lab.engine.clone();
         asked.spawn(async move {
             let job = match n % 4 {
                 0 => engine.start_vm(vm, Start::default()).await,
                 1 => engine.stop_vm(vm, Stop::default()).await,
                 2 => engine.restart_vm(vm, Stop::default(), Start::default()).await,
-                _ => engine.stop_vm(vm, Stop { manner: Manner::Forced, ..Stop::default() }).await,
+                _ => engine.stop_vm(vm, Stop { mode: StopMode::Forced, ..Stop::default() }).await,
             };
-            // Refused, or ended in whatever way: but it ends.
+            // It may be refused or end in any way, but it ends.
             if let Ok(job) = job {
                 engine.wait_job(job, None).await.unwrap();
             }
         });
     }
-    tokio::time::timeout(PATIENCE, asked.join_all()).await.unwrap();
-    house.done(house.engine.delete_vm(vm, Manner::Forced).await.unwrap()).await;
-    assert_eq!(house.sim.alive(), Vec::<String>::new());
+    tokio::time::timeout(TIMEOUT, asked.join_all()).await.unwrap();
+    lab.done(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await;
+    assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
-/// What the host hears when it asks for the addresses of a name.
-fn resolve(house: &House, name: &str) -> Option<Vec<Data>> {
-    let names = house.sim.names()?;
+/// Returns the host's answer for the addresses of a name.
+fn resolve(lab: &EngineLab, name: &str) -> Option<Vec<Data>> {
+    let names = lab.sim.names()?;
     let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
     match names.answer(Client::Host, &labels, Kind::A) {
         Answer::Records(records) => Some(records),
@@ -384,68 +379,68 @@ fn resolve(house: &House, name: &str) -> Option<Vec<Data>> {
     }
 }
 
-/// Waits until a name is there, or is gone.
-async fn until_resolved(house: &House, name: &str, there: bool) {
+/// Waits until a name exists, or no longer does.
+async fn until_resolved(lab: &EngineLab, name: &str, there: bool) {
     let wait = async {
-        while resolve(house, name).is_some() != there {
+        while resolve(lab, name).is_some() != there {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{name} is not {there}");
+    assert!(tokio::time::timeout(TIMEOUT, wait).await.is_ok(), "{name} is not {there}");
 }
 
 #[tokio::test]
-async fn a_machine_has_its_names_exactly_while_it_runs() {
-    let mut house = House::new().await;
+async fn a_sandbox_has_its_names_exactly_while_it_runs() {
+    let mut lab = EngineLab::new().await;
     let named = |name: &str, owner| CreateVm { name: name.parse().ok(), owner, ..request() };
-    let (vm, job) = house.engine.create_vm(named("web", ALICE)).await.unwrap();
-    house.done(job).await;
-    until_resolved(&house, "web.user1000.vm", true).await;
-    let first = resolve(&house, "web.vm");
-    assert_eq!(first, resolve(&house, "web.user1000.vm"));
+    let (vm, job) = lab.engine.create_vm(named("web", ALICE)).await.unwrap();
+    lab.done(job).await;
+    until_resolved(&lab, "web.user1000.vm", true).await;
+    let first = resolve(&lab, "web.vm");
+    assert_eq!(first, resolve(&lab, "web.user1000.vm"));
 
-    // The name is taken by the first, and free for the second when that goes.
-    let (bobs, job) = house.engine.create_vm(named("web", BOB)).await.unwrap();
-    house.done(job).await;
-    until_resolved(&house, "web.user1001.vm", true).await;
-    assert_eq!(resolve(&house, "web.vm"), first);
-    house.sim.end_process(vm, Ended::Failed("killed:9".to_owned()));
-    house.until(vm, |state| state == Some(State::Failed)).await;
-    until_resolved(&house, "web.user1000.vm", false).await;
-    assert_eq!(resolve(&house, "web.vm"), resolve(&house, "web.user1001.vm"));
+    // The name belongs to the first VM, and is free for the second once the first is deleted.
+    let (bobs, job) = lab.engine.create_vm(named("web", BOB)).await.unwrap();
+    lab.done(job).await;
+    until_resolved(&lab, "web.user1001.vm", true).await;
+    assert_eq!(resolve(&lab, "web.vm"), first);
+    lab.sim.end_process(vm, Ended::Failed("killed:9".to_owned()));
+    lab.until(vm, |state| state == Some(State::Failed)).await;
+    until_resolved(&lab, "web.user1000.vm", false).await;
+    assert_eq!(resolve(&lab, "web.vm"), resolve(&lab, "web.user1001.vm"));
 
-    house.engine.rename_vm(bobs, "shop".parse().unwrap()).await.unwrap();
-    until_resolved(&house, "shop.vm", true).await;
-    assert_eq!(resolve(&house, "web.vm"), None);
+    lab.engine.rename_vm(bobs, "shop".parse().unwrap()).await.unwrap();
+    until_resolved(&lab, "shop.vm", true).await;
+    assert_eq!(resolve(&lab, "web.vm"), None);
 
-    let house = house.restarted().await;
-    until_resolved(&house, "shop.user1001.vm", true).await;
-    house.done(house.engine.stop_vm(bobs, Stop::default()).await.unwrap()).await;
-    until_resolved(&house, "shop.vm", false).await;
-    house.done(house.engine.start_vm(bobs, Start::default()).await.unwrap()).await;
-    until_resolved(&house, "shop.vm", true).await;
-    house.done(house.engine.delete_vm(bobs, Manner::Forced).await.unwrap()).await;
-    until_resolved(&house, "shop.vm", false).await;
-    assert!(house.sim.names().unwrap().is_empty());
+    let lab = lab.restart().await;
+    until_resolved(&lab, "shop.user1001.vm", true).await;
+    lab.done(lab.engine.stop_vm(bobs, Stop::default()).await.unwrap()).await;
+    until_resolved(&lab, "shop.vm", false).await;
+    lab.done(lab.engine.start_vm(bobs, Start::default()).await.unwrap()).await;
+    until_resolved(&lab, "shop.vm", true).await;
+    lab.done(lab.engine.delete_vm(bobs, StopMode::Forced).await.unwrap()).await;
+    until_resolved(&lab, "shop.vm", false).await;
+    assert!(lab.sim.names().unwrap().is_empty());
 }
 
 #[tokio::test]
 async fn a_stream_waits_for_a_guest_that_has_just_booted() {
-    let house = House::new().await;
-    let vm = house.running().await;
-    house.sim.refuse_connections(3);
-    house.engine.open_stream(vm, ALICE, Service::Ssh).await.unwrap();
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    lab.sim.refuse_connections(3);
+    lab.engine.open_stream(vm, ALICE, Service::Ssh).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_stream_that_waits_ends_with_its_machine() {
-    let house = House::new().await;
-    let vm = house.running().await;
-    house.sim.refuse_connections(u32::MAX);
-    let waiting = house.engine.open_stream(vm, ALICE, Service::Ssh);
+async fn a_waiting_stream_request_ends_with_its_sandbox() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    lab.sim.refuse_connections(u32::MAX);
+    let waiting = lab.engine.open_stream(vm, ALICE, Service::Ssh);
     let stop = async {
-        let job = house.engine.stop_vm(vm, Stop::default()).await.unwrap();
-        house.done(job).await;
+        let job = lab.engine.stop_vm(vm, Stop::default()).await.unwrap();
+        lab.done(job).await;
     };
     let (stream, ()) = tokio::join!(waiting, stop);
     assert_eq!(
@@ -455,31 +450,31 @@ async fn a_stream_that_waits_ends_with_its_machine() {
 }
 
 #[tokio::test]
-async fn a_machine_has_a_host_key_of_its_own_and_keeps_it() {
-    let house = House::new().await;
-    let (one, other) = (house.running().await, house.running().await);
-    let key = |house: &House, vm| house.engine.vm(vm).unwrap().vm.host_key.clone();
-    let before = key(&house, one);
-    assert_ne!(before, key(&house, other));
-    let house = house.restarted().await;
-    assert_eq!(key(&house, one), before);
+async fn a_sandbox_has_its_own_host_key_and_keeps_it() {
+    let lab = EngineLab::new().await;
+    let (one, other) = (lab.running().await, lab.running().await);
+    let key = |lab: &EngineLab, vm| lab.engine.vm(vm).unwrap().vm.host_key.clone();
+    let before = key(&lab, one);
+    assert_ne!(before, key(&lab, other));
+    let lab = lab.restart().await;
+    assert_eq!(key(&lab, one), before);
 }
 
 #[tokio::test]
 async fn the_host_name_follows_the_name_unless_it_was_chosen() {
-    let house = House::new().await;
+    let lab = EngineLab::new().await;
     let make = async |hostname: Option<&str>| {
         let hostname = hostname.map(|name| name.parse().unwrap());
-        let (vm, job) = house.engine.create_vm(CreateVm { hostname, ..request() }).await.unwrap();
-        house.done(job).await;
+        let (vm, job) = lab.engine.create_vm(CreateVm { hostname, ..request() }).await.unwrap();
+        lab.done(job).await;
         vm
     };
     let (follows, chosen) = (make(None).await, make(Some("db")).await);
     for (vm, name, hostname) in [(follows, "web", "web"), (chosen, "shop", "db")] {
-        house.engine.rename_vm(vm, name.parse().unwrap()).await.unwrap();
-        let vm = house.engine.vm(vm).unwrap().vm.clone();
+        lab.engine.rename_vm(vm, name.parse().unwrap()).await.unwrap();
+        let vm = lab.engine.vm(vm).unwrap().vm.clone();
         assert_eq!((vm.name.to_string(), vm.spec.hostname.to_string()), (name.into(), hostname.into()));
-        let kept = house.sim.vms().await.unwrap().into_iter().find(|row| row.id == vm.id).unwrap();
+        let kept = lab.sim.vms().await.unwrap().into_iter().find(|row| row.id == vm.id).unwrap();
         assert_eq!(kept.spec.hostname.to_string(), hostname);
     }
 }

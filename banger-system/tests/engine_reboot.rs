@@ -1,7 +1,7 @@
 //! Guests that end or reboot on their own, on a host in memory.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod house;
+mod engine_lab;
 
 use banger_domain::{
     guest_end::GuestEnd,
@@ -17,173 +17,173 @@ use banger_system::{
     ports::Ended,
 };
 
-use crate::house::{House, PATIENCE, request};
+use crate::engine_lab::{EngineLab, TIMEOUT, request};
 
-fn boot_id(house: &House, vm: VmId) -> String {
-    house.engine.vm(vm).unwrap().vm.boot_id.clone()
+fn boot_id(lab: &EngineLab, vm: VmId) -> String {
+    lab.engine.vm(vm).unwrap().vm.boot_id.clone()
 }
 
-/// Waits until a guest is ready that is not the one of this boot.
-async fn booted_after(house: &mut House, vm: VmId, boot: &str) {
+/// Waits until the guest of another boot is ready.
+async fn booted_after(lab: &mut EngineLab, vm: VmId, boot: &str) {
     let wait = async {
-        while !house.engine.vm(vm).is_some_and(|v| v.vm.is_ready() && v.vm.boot_id != boot) {
-            house.events.recv().await.expect("the engine lives");
+        while !lab.engine.vm(vm).is_some_and(|v| v.vm.is_ready() && v.vm.boot_id != boot) {
+            lab.events.recv().await.expect("the engine lives");
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap();
+    tokio::time::timeout(TIMEOUT, wait).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_guest_that_reboots_boots_again_and_leaves_nothing_of_its_first_boot() {
-    let mut house = House::new().await;
-    let vm = house.running().await;
-    let (boot, before) = (boot_id(&house, vm), house.sim.alive());
-    house.sim.end_guest(vm, GuestEnd::Reboot);
-    booted_after(&mut house, vm, &boot).await;
-    let view = house.engine.vm(vm).unwrap();
+    let mut lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let (boot, before) = (boot_id(&lab, vm), lab.sim.alive());
+    lab.sim.end_guest(vm, GuestEnd::Reboot);
+    booted_after(&mut lab, vm, &boot).await;
+    let view = lab.engine.vm(vm).unwrap();
     assert_eq!((view.vm.state, view.vm.reason.clone()), (State::Running, Reason::GuestReboot));
-    assert_eq!(house.sim.alive(), before);
-    house.done(house.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
-    assert_eq!(house.engine.vm(vm).unwrap().vm.reason, Reason::UserRequest);
+    assert_eq!(lab.sim.alive(), before);
+    lab.done(lab.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::UserRequest);
 }
 
 #[tokio::test]
 async fn the_ends_of_guests_are_told_apart() {
-    let mut house = House::new().await;
+    let mut lab = EngineLab::new().await;
     for (end, state, reason) in [
         (GuestEnd::PowerOff, State::Stopped, Reason::GuestShutdown),
         (GuestEnd::PowerOffByHalt, State::Stopped, Reason::GuestShutdown),
         (GuestEnd::Halt, State::Stopped, Reason::GuestHalt),
         (GuestEnd::Panic, State::Failed, Reason::GuestPanic),
     ] {
-        let vm = house.running().await;
-        house.sim.end_guest(vm, end);
-        house.until(vm, |now| now == Some(state)).await;
-        assert_eq!(house.engine.vm(vm).unwrap().vm.reason, reason, "{end:?}");
-        assert!(!house.sim.alive().iter().any(|thing| thing.starts_with("process")), "{end:?}");
+        let vm = lab.running().await;
+        lab.sim.end_guest(vm, end);
+        lab.until(vm, |now| now == Some(state)).await;
+        assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, reason, "{end:?}");
+        assert!(!lab.sim.alive().iter().any(|thing| thing.starts_with("process")), "{end:?}");
     }
-    let vm = house.running().await;
-    house.sim.end_process(vm, Ended::Failed("oom-kill".into()));
-    house.until(vm, |now| now == Some(State::Failed)).await;
-    assert_eq!(house.engine.vm(vm).unwrap().vm.reason, Reason::VmmOutOfMemory);
+    let vm = lab.running().await;
+    lab.sim.end_process(vm, Ended::Failed("oom-kill".into()));
+    lab.until(vm, |now| now == Some(State::Failed)).await;
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::VmmOutOfMemory);
 }
 
 #[tokio::test]
 async fn a_guest_that_reboots_without_end_fails() {
-    let mut house = House::new().await;
-    let vm = house.running().await;
+    let mut lab = EngineLab::new().await;
+    let vm = lab.running().await;
     for _ in 0..5 {
-        let boot = boot_id(&house, vm);
-        house.sim.end_guest(vm, GuestEnd::Reboot);
-        booted_after(&mut house, vm, &boot).await;
+        let boot = boot_id(&lab, vm);
+        lab.sim.end_guest(vm, GuestEnd::Reboot);
+        booted_after(&mut lab, vm, &boot).await;
     }
-    house.sim.end_guest(vm, GuestEnd::Reboot);
-    house.until(vm, |state| state == Some(State::Failed)).await;
-    assert_eq!(house.engine.vm(vm).unwrap().vm.reason, Reason::RebootLoop);
+    lab.sim.end_guest(vm, GuestEnd::Reboot);
+    lab.until(vm, |state| state == Some(State::Failed)).await;
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::RebootLoop);
     // A user may start it again.
-    house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
 }
 
 #[tokio::test]
 async fn a_reboot_stops_a_sandbox_where_the_configuration_says_so() {
-    let mut house = House::with(|settings| settings.on_reboot = OnReboot::Stop).await;
-    let vm = house.running().await;
-    house.sim.end_guest(vm, GuestEnd::Reboot);
-    house.until(vm, |state| state == Some(State::Stopped)).await;
-    assert_eq!(house.engine.vm(vm).unwrap().vm.reason, Reason::GuestReboot);
+    let mut lab = EngineLab::with(|settings| settings.on_reboot = OnReboot::Stop).await;
+    let vm = lab.running().await;
+    lab.sim.end_guest(vm, GuestEnd::Reboot);
+    lab.until(vm, |state| state == Some(State::Stopped)).await;
+    assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::GuestReboot);
 }
 
 #[tokio::test]
 async fn a_reboot_does_not_end_a_sandbox_that_goes_when_it_stops() {
-    let mut house = House::new().await;
+    let mut lab = EngineLab::new().await;
     let lifetime = Lifetime::UntilStopped;
-    let (vm, job) = house.engine.create_vm(CreateVm { lifetime, ..request() }).await.unwrap();
-    house.done(job).await;
-    let boot = boot_id(&house, vm);
-    house.sim.end_guest(vm, GuestEnd::Reboot);
-    booted_after(&mut house, vm, &boot).await;
-    house.sim.end_guest(vm, GuestEnd::PowerOff);
-    house.until(vm, |state| state.is_none()).await;
-    assert_eq!(house.sim.alive(), Vec::<String>::new());
+    let (vm, job) = lab.engine.create_vm(CreateVm { lifetime, ..request() }).await.unwrap();
+    lab.done(job).await;
+    let boot = boot_id(&lab, vm);
+    lab.sim.end_guest(vm, GuestEnd::Reboot);
+    booted_after(&mut lab, vm, &boot).await;
+    lab.sim.end_guest(vm, GuestEnd::PowerOff);
+    lab.until(vm, |state| state.is_none()).await;
+    assert_eq!(lab.sim.alive(), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn a_boot_after_a_reboot_that_fails_at_any_step_leaves_only_the_disks() {
     for step in 0.. {
-        let mut house = House::new().await;
-        let vm = house.running().await;
-        let boot = boot_id(&house, vm);
-        house.sim.fail_at(Some(step));
-        house.sim.end_guest(vm, GuestEnd::Reboot);
+        let mut lab = EngineLab::new().await;
+        let vm = lab.running().await;
+        let boot = boot_id(&lab, vm);
+        lab.sim.fail_at(Some(step));
+        lab.sim.end_guest(vm, GuestEnd::Reboot);
         let wait = async {
             loop {
-                let view = house.engine.vm(vm).unwrap();
+                let view = lab.engine.vm(vm).unwrap();
                 if view.vm.state == State::Failed || (view.vm.is_ready() && view.vm.boot_id != boot) {
                     return;
                 }
-                house.events.recv().await.expect("the engine lives");
+                lab.events.recv().await.expect("the engine lives");
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.unwrap();
-        if house.state(vm) == State::Running {
+        tokio::time::timeout(TIMEOUT, wait).await.unwrap();
+        if lab.state(vm) == State::Running {
             assert!(step > 5, "only {step} steps");
             return;
         }
-        let reason = house.engine.vm(vm).unwrap().vm.reason.clone();
+        let reason = lab.engine.vm(vm).unwrap().vm.reason.clone();
         assert!(matches!(reason, Reason::StartFailed(_)), "{reason:?}");
-        let left = house.sim.alive();
+        let left = lab.sim.alive();
         assert!(left.iter().all(|thing| thing.contains("disks") || thing.starts_with("row")), "{left:?}");
-        house.sim.fail_at(None);
-        house.done(house.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+        lab.sim.fail_at(None);
+        lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
     }
 }
 
 #[tokio::test]
 async fn a_start_while_the_guest_shuts_down_starts_it_once_it_is_off() {
-    let house = House::new().await;
-    let vm = house.running().await;
-    let boot = boot_id(&house, vm);
-    house.sim.begin_shutdown(vm);
-    let job = house.engine.start_vm(vm, Start::default()).await.unwrap();
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let boot = boot_id(&lab, vm);
+    lab.sim.begin_shutdown(vm);
+    let job = lab.engine.start_vm(vm, Start::default()).await.unwrap();
     let waits = async {
-        while house.engine.job(job).unwrap().message != "waiting for the guest to power off" {
+        while lab.engine.job(job).unwrap().message != "waiting for the guest to power off" {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, waits).await.unwrap();
-    house.sim.end_guest(vm, GuestEnd::PowerOff);
-    house.done(job).await;
-    let view = house.engine.vm(vm).unwrap();
+    tokio::time::timeout(TIMEOUT, waits).await.unwrap();
+    lab.sim.end_guest(vm, GuestEnd::PowerOff);
+    lab.done(job).await;
+    let view = lab.engine.vm(vm).unwrap();
     assert_eq!((view.vm.state, view.vm.is_ready()), (State::Running, true));
     assert_ne!(view.vm.boot_id, boot);
 }
 
 #[tokio::test]
 async fn a_start_that_waits_for_a_shutdown_may_be_canceled_and_changes_nothing() {
-    let house = House::new().await;
-    let vm = house.running().await;
-    house.sim.begin_shutdown(vm);
-    let job = house.engine.start_vm(vm, Start::default()).await.unwrap();
-    house.engine.cancel_job(job).unwrap();
-    assert!(matches!(house.outcome(job).await, Outcome::Canceled));
-    assert_eq!(house.state(vm), State::Running);
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    lab.sim.begin_shutdown(vm);
+    let job = lab.engine.start_vm(vm, Start::default()).await.unwrap();
+    lab.engine.cancel_job(job).unwrap();
+    assert!(matches!(lab.outcome(job).await, Outcome::Canceled));
+    assert_eq!(lab.state(vm), State::Running);
 }
 
 #[tokio::test]
 async fn a_start_while_the_guest_reboots_waits_for_its_next_boot() {
-    let house = House::new().await;
-    let vm = house.running().await;
-    let boot = boot_id(&house, vm);
-    house.sim.begin_shutdown(vm);
-    let job = house.engine.start_vm(vm, Start::default()).await.unwrap();
-    house.sim.end_guest(vm, GuestEnd::Reboot);
-    house.done(job).await;
-    assert_ne!(boot_id(&house, vm), boot);
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let boot = boot_id(&lab, vm);
+    lab.sim.begin_shutdown(vm);
+    let job = lab.engine.start_vm(vm, Start::default()).await.unwrap();
+    lab.sim.end_guest(vm, GuestEnd::Reboot);
+    lab.done(job).await;
+    assert_ne!(boot_id(&lab, vm), boot);
 }
 
 #[test]
-fn what_a_guest_did_while_the_service_was_away_is_read_from_its_console() {
-    // The tasks of a run of the service end with its runtime.
+fn the_end_of_a_guest_while_the_service_was_down_is_read_from_its_console() {
+    // An engine's tasks end with its runtime.
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for (end, state, reason) in [
         (None, State::Stopped, Reason::Lost),
@@ -192,22 +192,22 @@ fn what_a_guest_did_while_the_service_was_away_is_read_from_its_console() {
         (Some(GuestEnd::Reboot), State::Running, Reason::GuestReboot),
     ] {
         let (sim, vm) = runtime().block_on(async {
-            let house = House::new().await;
-            (house.sim.clone(), house.running().await)
+            let lab = EngineLab::new().await;
+            (lab.sim.clone(), lab.running().await)
         });
         match end {
             Some(end) => sim.end_guest(vm, end),
             None => sim.end_process(vm, Ended::Clean),
         }
         runtime().block_on(async {
-            let house = House::on(sim);
-            house.engine.recover().await.unwrap();
+            let lab = EngineLab::on(sim);
+            lab.engine.recover().await.unwrap();
             let settled = async {
-                while house.engine.vm(vm).is_none_or(|v| v.vm.reason != reason || v.vm.state != state) {
+                while lab.engine.vm(vm).is_none_or(|v| v.vm.reason != reason || v.vm.state != state) {
                     tokio::task::yield_now().await;
                 }
             };
-            tokio::time::timeout(PATIENCE, settled).await.unwrap();
+            tokio::time::timeout(TIMEOUT, settled).await.unwrap();
         });
     }
 }

@@ -1,7 +1,7 @@
-//! Who gets a stream to the agent of a guest, and who waits for one, on a host in memory.
+//! Streams to the agents of guests, and the queues for them, on a host in memory.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod house;
+mod engine_lab;
 
 use std::{
     os::fd::OwnedFd,
@@ -19,23 +19,23 @@ use banger_system::{
     engine::{
         Engine,
         error::{Error, Result},
-        request::{Manner, Stop},
+        request::{Stop, StopMode},
     },
     sim::guests::STREAMS,
 };
 use tokio::task::JoinSet;
 
-use crate::house::{ALICE, House, PATIENCE};
+use crate::engine_lab::{ALICE, EngineLab, TIMEOUT};
 
-/// How many commands can run at once: two streams are for questions.
+/// How many commands can run at once: two streams are reserved for questions.
 const COMMANDS: usize = STREAMS - 2;
 const CONNECTIONS: usize = STREAMS - 10;
 
 async fn open(engine: &Engine, vm: VmId, purpose: Purpose) -> Result<OwnedFd> {
-    engine.open_agent(vm, ALICE, purpose, PATIENCE).await
+    engine.open_agent(vm, ALICE, purpose, TIMEOUT).await
 }
 
-/// As many streams as there are for this purpose; then one more is refused to who does not wait.
+/// Opens all streams for this purpose. One more is refused to a request that does not wait.
 async fn open_all(engine: &Engine, vm: VmId, purpose: Purpose) -> Vec<OwnedFd> {
     let mut held = Vec::new();
     loop {
@@ -47,26 +47,26 @@ async fn open_all(engine: &Engine, vm: VmId, purpose: Purpose) -> Vec<OwnedFd> {
     }
 }
 
-/// Whether it has to wait. It stands in its line from then on.
+/// Returns whether the request has to wait. From then on it is queued.
 async fn waits<T>(future: &mut (impl Future<Output = T> + Unpin)) -> bool {
     std::future::poll_fn(|context| Poll::Ready(std::pin::Pin::new(&mut *future).poll(context).is_pending()))
         .await
 }
 
-async fn house() -> (House, VmId) {
-    let house = House::new().await;
-    house.sim.give_agents();
-    let vm = house.running().await;
-    (house, vm)
+async fn lab() -> (EngineLab, VmId) {
+    let lab = EngineLab::new().await;
+    lab.sim.enable_agents();
+    let vm = lab.running().await;
+    (lab, vm)
 }
 
 #[tokio::test]
 async fn thirty_commands_at_once_all_run() {
-    let (house, vm) = house().await;
+    let (lab, vm) = lab().await;
     let running = Arc::new(AtomicUsize::new(0));
     let mut commands = JoinSet::new();
     for _ in 0..30 {
-        let (engine, running) = (house.engine.clone(), Arc::clone(&running));
+        let (engine, running) = (lab.engine.clone(), Arc::clone(&running));
         commands.spawn(async move {
             let stream = open(&engine, vm, Purpose::Command).await.unwrap();
             let at_once = running.fetch_add(1, Ordering::SeqCst) + 1;
@@ -83,24 +83,24 @@ async fn thirty_commands_at_once_all_run() {
 
 #[tokio::test]
 async fn connections_leave_room_for_commands_and_commands_for_questions() {
-    let (house, vm) = house().await;
-    let connections = open_all(&house.engine, vm, Purpose::Connection).await;
-    let commands = open_all(&house.engine, vm, Purpose::Command).await;
-    let questions = open_all(&house.engine, vm, Purpose::Question).await;
+    let (lab, vm) = lab().await;
+    let connections = open_all(&lab.engine, vm, Purpose::Connection).await;
+    let commands = open_all(&lab.engine, vm, Purpose::Command).await;
+    let questions = open_all(&lab.engine, vm, Purpose::Question).await;
     assert_eq!((connections.len(), commands.len(), questions.len()), (CONNECTIONS, 8, 2));
-    // A connection that ends leaves its stream to the next one.
+    // A closed connection frees its stream for the next request.
     let mut connections = connections.into_iter();
     drop(connections.next());
-    open(&house.engine, vm, Purpose::Connection).await.unwrap();
+    open(&lab.engine, vm, Purpose::Connection).await.unwrap();
 }
 
 #[tokio::test]
-async fn who_came_first_is_served_first() {
-    let (house, vm) = house().await;
-    let mut held = open_all(&house.engine, vm, Purpose::Command).await;
+async fn waiting_requests_are_served_in_order() {
+    let (lab, vm) = lab().await;
+    let mut held = open_all(&lab.engine, vm, Purpose::Command).await;
     assert_eq!(held.len(), COMMANDS);
-    let mut first = pin!(open(&house.engine, vm, Purpose::Command));
-    let mut second = pin!(open(&house.engine, vm, Purpose::Command));
+    let mut first = pin!(open(&lab.engine, vm, Purpose::Command));
+    let mut second = pin!(open(&lab.engine, vm, Purpose::Command));
     assert!(waits(&mut first).await && waits(&mut second).await);
     held.pop();
     let served = tokio::select! {
@@ -110,35 +110,35 @@ async fn who_came_first_is_served_first() {
     };
     assert_eq!(served, "first");
     held.pop();
-    tokio::time::timeout(PATIENCE, second).await.unwrap().unwrap();
+    tokio::time::timeout(TIMEOUT, second).await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn a_line_has_an_end_and_who_leaves_it_makes_room() {
+async fn the_queue_is_bounded_and_leaving_it_makes_room() {
     const PLACES: usize = 64;
-    let (house, vm) = house().await;
-    let _held = open_all(&house.engine, vm, Purpose::Command).await;
-    let mut line: Vec<_> = (0..PLACES).map(|_| Box::pin(open(&house.engine, vm, Purpose::Command))).collect();
+    let (lab, vm) = lab().await;
+    let _held = open_all(&lab.engine, vm, Purpose::Command).await;
+    let mut line: Vec<_> = (0..PLACES).map(|_| Box::pin(open(&lab.engine, vm, Purpose::Command))).collect();
     for waiter in &mut line {
         assert!(waits(waiter).await);
     }
-    let refused = open(&house.engine, vm, Purpose::Command).await.unwrap_err();
-    assert!(matches!(refused, Error::LongLine { waiting: PLACES, .. }), "{refused:?}");
-    // The line of another purpose is its own.
-    let other = open(&house.engine, vm, Purpose::Question).await;
+    let refused = open(&lab.engine, vm, Purpose::Command).await.unwrap_err();
+    assert!(matches!(refused, Error::QueueFull { waiting: PLACES, .. }), "{refused:?}");
+    // Each purpose has its own queue.
+    let other = open(&lab.engine, vm, Purpose::Question).await;
     other.unwrap();
     line.pop();
-    assert!(waits(&mut pin!(open(&house.engine, vm, Purpose::Command))).await);
+    assert!(waits(&mut pin!(open(&lab.engine, vm, Purpose::Command))).await);
 }
 
 #[tokio::test]
 async fn nobody_waits_for_a_guest_that_has_stopped() {
-    let (house, vm) = house().await;
-    let _held = open_all(&house.engine, vm, Purpose::Command).await;
-    let mut waiting = pin!(open(&house.engine, vm, Purpose::Command));
+    let (lab, vm) = lab().await;
+    let _held = open_all(&lab.engine, vm, Purpose::Command).await;
+    let mut waiting = pin!(open(&lab.engine, vm, Purpose::Command));
     assert!(waits(&mut waiting).await);
-    let stop = Stop { manner: Manner::Forced, ..Stop::default() };
-    house.done(house.engine.stop_vm(vm, stop).await.unwrap()).await;
-    let ended = tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+    let stop = Stop { mode: StopMode::Forced, ..Stop::default() };
+    lab.done(lab.engine.stop_vm(vm, stop).await.unwrap()).await;
+    let ended = tokio::time::timeout(TIMEOUT, waiting).await.unwrap();
     assert!(matches!(ended, Err(Error::NotRunning { .. })), "{ended:?}");
 }

@@ -27,7 +27,7 @@ use banger_system::{
     host::image_files::LocalImages,
     ports::{
         ImageFiles,
-        images::{Content, Layer, Part, Unwatched},
+        images::{Content, FileRange, Layer, NoProgress},
     },
 };
 use rustix::{
@@ -302,7 +302,7 @@ fn an_image_has_what_gnu_tar_extracts() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let images = LocalImages::new(scratch.paths.clone(), Arc::new(scratch.workers()), Bytes::gib(2));
         runtime
-            .block_on(images.import(IMAGE, id::Uid(1000), Content::Layers(layers), Arc::new(Unwatched)))
+            .block_on(images.import(IMAGE, id::Uid(1000), Content::Layers(layers), Arc::new(NoProgress)))
             .unwrap();
         let image = scratch.paths.image(IMAGE);
         run(Command::new("e2fsck").arg("-fn").arg(&image));
@@ -376,14 +376,14 @@ fn extracted(archive: &[u8], at: &Path) -> BTreeMap<PathBuf, Seen> {
 }
 
 /// Returns the documents of an exported image in its archive, and its layer.
-fn parts(archive: &File) -> (Vec<Part>, Vec<u8>) {
+fn parts(archive: &File) -> (Vec<FileRange>, Vec<u8>) {
     let mut files = BTreeMap::new();
     for entry in tar::Archive::new(archive).entries_with_seek().unwrap() {
         let entry = entry.unwrap();
-        let part = Part { offset: entry.raw_file_position(), length: Bytes(entry.size()) };
+        let part = FileRange { offset: entry.raw_file_position(), length: Bytes(entry.size()) };
         files.insert(entry.path().unwrap().to_str().unwrap().to_owned(), part);
     }
-    let read = |part: &Part| {
+    let read = |part: &FileRange| {
         let mut bytes = vec![0; usize::try_from(part.length.0).unwrap()];
         archive.read_exact_at(&mut bytes, part.offset).unwrap();
         bytes
@@ -417,13 +417,13 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
         let file = tempfile::tempfile().unwrap();
         let fd = file.try_clone().unwrap().into();
         let exported = runtime
-            .block_on(images.export(image, id::Uid(1000), config.clone(), fd, Arc::new(Unwatched)))
+            .block_on(images.export(image, id::Uid(1000), config.clone(), fd, Arc::new(NoProgress)))
             .unwrap();
         assert_eq!(exported.bytes.0, file.metadata().unwrap().len());
         (exported.manifest, file)
     };
     let content = Content::Layers(vec![layer(&archive, Packing::Zstd)]);
-    runtime.block_on(images.import(IMAGE, id::Uid(1000), content, Arc::new(Unwatched))).unwrap();
+    runtime.block_on(images.import(IMAGE, id::Uid(1000), content, Arc::new(NoProgress))).unwrap();
     let (manifest, first) = export(IMAGE);
     assert_eq!(export(IMAGE).0, manifest, "two exports of one image differ");
     let (found, exported) = parts(&first);
@@ -434,7 +434,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &found)).unwrap();
     assert_eq!((layout.image.manifest, &layout.image.config), (manifest, &config));
     let content = Content::Layers(layout.layers);
-    runtime.block_on(images.import(again, id::Uid(1000), content, Arc::new(Unwatched))).unwrap();
+    runtime.block_on(images.import(again, id::Uid(1000), content, Arc::new(NoProgress))).unwrap();
     assert_eq!(export(again).0, manifest, "an image that went out and came back is another one");
 
     // A wrong offset of a part is reported.
@@ -444,7 +444,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     let content = Content::Layers(layout.layers);
     let other = ImageId::from_bits(0xbad);
     let error =
-        runtime.block_on(images.import(other, id::Uid(1000), content, Arc::new(Unwatched))).unwrap_err();
+        runtime.block_on(images.import(other, id::Uid(1000), content, Arc::new(NoProgress))).unwrap_err();
     assert!(error.to_string().contains("a layer has the digest"), "{error}");
     for (part, length, why) in [
         (0, 1 << 40, "more than 4 MiB"),
@@ -461,7 +461,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     let unwritable = File::open("/dev/null").unwrap().into();
     assert!(
         runtime
-            .block_on(images.export(IMAGE, id::Uid(1000), config.clone(), unwritable, Arc::new(Unwatched)))
+            .block_on(images.export(IMAGE, id::Uid(1000), config.clone(), unwritable, Arc::new(NoProgress)))
             .is_err()
     );
 }

@@ -1,55 +1,56 @@
-//! Who may call what, and what a call costs: one table. What is not in it is denied; a test compares it with the
-//! interfaces, and with the rule that whatever starts work needs an authorisation of its own.
+//! The access table: who may call which member, and what a call costs. A member that is not in it is denied. Tests
+//! compare it with the interfaces, and check that every member that starts a job needs its own authorisation.
 
 use banger_proto::bus::names::{
     IMAGE_INTERFACE as IMAGE, JOB_INTERFACE as JOB, KERNEL_INTERFACE as KERNEL, MANAGER_INTERFACE as MANAGER,
     VM_INTERFACE as VM, action,
 };
 
-/// What a member asks of its caller. Root may do everything.
+/// What a caller needs for a member. Root may do everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing: what is answered is filtered for the caller.
+    /// Nothing: the answer is filtered for the caller.
     Anyone,
     /// A polkit action.
     Action(&'static str),
-    /// To own the object, and, where one is named, a polkit action as well; or the polkit action for other
-    /// people's objects. A shared object is everybody's to read.
+    /// To own the object and, if one is named, an additional polkit action; else a polkit action for other users'
+    /// objects. Everybody may read a shared object.
     Object {
-        /// What the owner must be allowed.
+        /// The action that the owner needs.
         own: Option<&'static str>,
-        /// What others must be allowed.
+        /// The action that others need.
         foreign: &'static str,
-        /// Whether this only reads.
+        /// Whether the member only reads.
         reads: bool,
     },
-    /// To read all that is in an object: one's own; a shared one by a polkit action; that of others by another.
+    /// To read all the data in an object: one's own, a shared one with a polkit action, or another user's with
+    /// another action.
     Content {
-        /// What everybody but the owner must be allowed for a shared one.
+        /// The action that others need for a shared object.
         shared: &'static str,
-        /// What others must be allowed for a private one.
+        /// The action that others need for a private object.
         foreign: &'static str,
     },
 }
 
-/// What a call costs the service, and with that what bounds it.
+/// What a call costs the service, which decides how it is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
+pub enum Cost {
     /// It is answered from memory.
-    Reads,
-    /// It changes something, and is done when it is answered.
-    Changes,
-    /// It looks at the host, or asks polkit much: few at once of one user.
-    Looks,
-    /// It starts a job that takes memory, processors, disk or network. It needs an authorisation of its own, and the
-    /// engine counts it.
-    Starts,
-    /// It starts a job that frees these. Nobody is kept from that.
-    Ends,
-    /// It hands out something that stays open after it, which is counted by itself.
-    Opens,
+    Read,
+    /// It changes something, and is done when it returns.
+    Change,
+    /// It inspects the host, or asks polkit several times: a few at once for each user.
+    Inspect,
+    /// It starts a job that takes memory, processors, disk or network. It needs its own authorisation, and the engine
+    /// limits it.
+    StartJob,
+    /// It starts a job that frees resources, which is always possible.
+    EndJob,
+    /// It returns something that stays open, which has a limit of its own.
+    Open,
     /// It waits for a job.
-    Waits,
+    Wait,
 }
 
 const fn view(foreign: &'static str) -> Access {
@@ -66,69 +67,69 @@ const ENTER: Access = change(action::VM_ACCESS_OTHERS);
 const RUN: Access =
     Access::Object { own: Some(action::VM_RUN), foreign: action::VM_MANAGE_OTHERS, reads: false };
 const SHARED: Access = change(action::IMAGE_MANAGE_SHARED);
-/// What everybody sees is an administrator's to decide, of one's own too.
+/// Sharing concerns everybody, and so an administrator decides, even about the caller's own images.
 const SHARE: Access = Access::Object {
     own: Some(action::IMAGE_MANAGE_SHARED),
     foreign: action::IMAGE_MANAGE_SHARED,
     reads: false,
 };
 
-/// A property of any name of this interface.
+/// Stands for all properties of an interface.
 pub const PROPERTIES: &str = "*";
 
-/// Who may run sandboxes reads all of a shared image in one.
+/// A user who may run sandboxes can read all of a shared image from inside one.
 const EXPORT: Access = Access::Content { shared: action::VM_RUN, foreign: action::VM_ACCESS_OTHERS };
 
 /// The table.
-pub const TABLE: &[(&str, &str, Access, Work)] = &[
-    (MANAGER, "CreateVM", Access::Action(action::VM_RUN), Work::Starts),
-    (MANAGER, "GetVM", Access::Anyone, Work::Reads),
-    (MANAGER, "ListVMs", Access::Anyone, Work::Reads),
-    (MANAGER, "ImportImage", Access::Action(action::IMAGE_IMPORT), Work::Starts),
-    (MANAGER, "PullImage", Access::Action(action::IMAGE_PULL), Work::Starts),
-    (MANAGER, "PruneCache", Access::Action(action::IMAGE_MANAGE_SHARED), Work::Starts),
-    (MANAGER, "GetImage", Access::Anyone, Work::Reads),
-    (MANAGER, "ListImages", Access::Anyone, Work::Reads),
-    (MANAGER, "ImportKernel", Access::Action(action::IMAGE_IMPORT), Work::Starts),
-    (MANAGER, "PullKernel", Access::Action(action::IMAGE_PULL), Work::Starts),
-    (MANAGER, "ListCatalog", Access::Anyone, Work::Reads),
-    (MANAGER, "RefreshCatalog", Access::Action(action::IMAGE_PULL), Work::Starts),
-    (MANAGER, "GetKernel", Access::Anyone, Work::Reads),
-    (MANAGER, "ListKernels", Access::Anyone, Work::Reads),
-    (MANAGER, "GetJob", Access::Anyone, Work::Reads),
-    (MANAGER, "ListJobs", Access::Anyone, Work::Reads),
-    (MANAGER, "Subscribe", Access::Anyone, Work::Changes),
-    (MANAGER, "Unsubscribe", Access::Anyone, Work::Changes),
-    (MANAGER, "GetPermissions", Access::Anyone, Work::Looks),
-    (MANAGER, "GetLimits", Access::Anyone, Work::Reads),
-    (MANAGER, "Diagnose", Access::Anyone, Work::Looks),
-    (MANAGER, PROPERTIES, Access::Anyone, Work::Reads),
-    (VM, "Start", RUN, Work::Starts),
-    (VM, "Stop", MANAGE, Work::Ends),
-    (VM, "Restart", RUN, Work::Starts),
-    (VM, "Kill", MANAGE, Work::Ends),
-    (VM, "Delete", MANAGE, Work::Ends),
-    (VM, "Rename", MANAGE, Work::Changes),
-    (VM, "SetLifetime", MANAGE, Work::Changes),
-    (VM, "Configure", MANAGE, Work::Changes),
-    (VM, "PublishPort", MANAGE, Work::Changes),
-    (VM, "UnpublishPort", MANAGE, Work::Changes),
-    (VM, "OpenAgent", ENTER, Work::Opens),
-    (VM, "OpenStream", ENTER, Work::Opens),
-    (VM, "OpenLog", ENTER, Work::Opens),
-    (VM, PROPERTIES, VIEW, Work::Reads),
-    (IMAGE, "Delete", SHARED, Work::Changes),
-    (IMAGE, "SetShared", SHARE, Work::Changes),
-    (IMAGE, "Export", EXPORT, Work::Starts),
-    (IMAGE, PROPERTIES, view(action::IMAGE_MANAGE_SHARED), Work::Reads),
-    (KERNEL, "Delete", SHARED, Work::Changes),
-    (KERNEL, PROPERTIES, view(action::IMAGE_MANAGE_SHARED), Work::Reads),
-    (JOB, "Cancel", MANAGE, Work::Changes),
-    (JOB, "Wait", VIEW, Work::Waits),
-    (JOB, PROPERTIES, VIEW, Work::Reads),
+pub const TABLE: &[(&str, &str, Access, Cost)] = &[
+    (MANAGER, "CreateVM", Access::Action(action::VM_RUN), Cost::StartJob),
+    (MANAGER, "GetVM", Access::Anyone, Cost::Read),
+    (MANAGER, "ListVMs", Access::Anyone, Cost::Read),
+    (MANAGER, "ImportImage", Access::Action(action::IMAGE_IMPORT), Cost::StartJob),
+    (MANAGER, "PullImage", Access::Action(action::IMAGE_PULL), Cost::StartJob),
+    (MANAGER, "PruneCache", Access::Action(action::IMAGE_MANAGE_SHARED), Cost::StartJob),
+    (MANAGER, "GetImage", Access::Anyone, Cost::Read),
+    (MANAGER, "ListImages", Access::Anyone, Cost::Read),
+    (MANAGER, "ImportKernel", Access::Action(action::IMAGE_IMPORT), Cost::StartJob),
+    (MANAGER, "PullKernel", Access::Action(action::IMAGE_PULL), Cost::StartJob),
+    (MANAGER, "ListCatalog", Access::Anyone, Cost::Read),
+    (MANAGER, "RefreshCatalog", Access::Action(action::IMAGE_PULL), Cost::StartJob),
+    (MANAGER, "GetKernel", Access::Anyone, Cost::Read),
+    (MANAGER, "ListKernels", Access::Anyone, Cost::Read),
+    (MANAGER, "GetJob", Access::Anyone, Cost::Read),
+    (MANAGER, "ListJobs", Access::Anyone, Cost::Read),
+    (MANAGER, "Subscribe", Access::Anyone, Cost::Change),
+    (MANAGER, "Unsubscribe", Access::Anyone, Cost::Change),
+    (MANAGER, "GetPermissions", Access::Anyone, Cost::Inspect),
+    (MANAGER, "GetLimits", Access::Anyone, Cost::Read),
+    (MANAGER, "Diagnose", Access::Anyone, Cost::Inspect),
+    (MANAGER, PROPERTIES, Access::Anyone, Cost::Read),
+    (VM, "Start", RUN, Cost::StartJob),
+    (VM, "Stop", MANAGE, Cost::EndJob),
+    (VM, "Restart", RUN, Cost::StartJob),
+    (VM, "Kill", MANAGE, Cost::EndJob),
+    (VM, "Delete", MANAGE, Cost::EndJob),
+    (VM, "Rename", MANAGE, Cost::Change),
+    (VM, "SetLifetime", MANAGE, Cost::Change),
+    (VM, "Configure", MANAGE, Cost::Change),
+    (VM, "PublishPort", MANAGE, Cost::Change),
+    (VM, "UnpublishPort", MANAGE, Cost::Change),
+    (VM, "OpenAgent", ENTER, Cost::Open),
+    (VM, "OpenStream", ENTER, Cost::Open),
+    (VM, "OpenLog", ENTER, Cost::Open),
+    (VM, PROPERTIES, VIEW, Cost::Read),
+    (IMAGE, "Delete", SHARED, Cost::Change),
+    (IMAGE, "SetShared", SHARE, Cost::Change),
+    (IMAGE, "Export", EXPORT, Cost::StartJob),
+    (IMAGE, PROPERTIES, view(action::IMAGE_MANAGE_SHARED), Cost::Read),
+    (KERNEL, "Delete", SHARED, Cost::Change),
+    (KERNEL, PROPERTIES, view(action::IMAGE_MANAGE_SHARED), Cost::Read),
+    (JOB, "Cancel", MANAGE, Cost::Change),
+    (JOB, "Wait", VIEW, Cost::Wait),
+    (JOB, PROPERTIES, VIEW, Cost::Read),
 ];
 
-/// What a dialog calls the object of a member that has none on the bus.
+/// Returns the text for a dialog about a member whose object is not on the bus.
 pub fn object_of(interface: &str, member: &str) -> Option<&'static str> {
     match (interface, member) {
         (MANAGER, "PruneCache") => Some("the cache of layers"),
@@ -136,17 +137,17 @@ pub fn object_of(interface: &str, member: &str) -> Option<&'static str> {
     }
 }
 
-/// What a member asks of its caller; `None` denies.
+/// Returns what a caller needs for a member; `None` denies.
 pub fn access(interface: &str, member: &str) -> Option<Access> {
     row(interface, member).map(|row| row.2)
 }
 
-/// What a call of a member costs; `None` for one that does not exist.
-pub fn work(interface: &str, member: &str) -> Option<Work> {
+/// Returns what a call costs; `None` for an unknown member.
+pub fn cost(interface: &str, member: &str) -> Option<Cost> {
     row(interface, member).map(|row| row.3)
 }
 
-fn row(interface: &str, member: &str) -> Option<&'static (&'static str, &'static str, Access, Work)> {
+fn row(interface: &str, member: &str) -> Option<&'static (&'static str, &'static str, Access, Cost)> {
     TABLE.iter().find(|row| row.0 == interface && row.1 == member)
 }
 
@@ -173,8 +174,8 @@ mod tests {
     }
 
     #[test]
-    fn whatever_starts_work_needs_an_authorisation_of_its_own() {
-        let starts: Vec<_> = TABLE.iter().filter(|row| row.3 == Work::Starts).collect();
+    fn every_member_that_starts_a_job_needs_its_own_authorisation() {
+        let starts: Vec<_> = TABLE.iter().filter(|row| row.3 == Cost::StartJob).collect();
         let free: Vec<_> = starts
             .iter()
             .filter(|row| match row.2 {
@@ -196,19 +197,19 @@ mod tests {
                 }
             }
         }
-        let counted = |row: &&(&'static str, &'static str, Access, Work)| {
-            matches!(row.3, Work::Starts) || (row.3 == Work::Ends && row.1 != "Kill")
+        let counted = |row: &&(&'static str, &'static str, Access, Cost)| {
+            matches!(row.3, Cost::StartJob) || (row.3 == Cost::EndJob && row.1 != "Kill")
         };
         let rows: BTreeSet<_> = TABLE.iter().filter(counted).map(|row| (row.0, row.1.to_owned())).collect();
         assert_eq!(rows, with_a_job);
     }
 
     #[test]
-    fn what_everybody_may_call_costs_nothing_that_lasts() {
-        for (_, member, access, work) in TABLE {
+    fn members_that_anyone_may_call_are_cheap() {
+        for (_, member, access, cost) in TABLE {
             if *access == Access::Anyone {
                 // Subscriptions are counted by themselves.
-                let is_cheap = matches!(work, Work::Reads | Work::Looks)
+                let is_cheap = matches!(cost, Cost::Read | Cost::Inspect)
                     || ["Subscribe", "Unsubscribe"].contains(member);
                 assert!(is_cheap, "{member}");
             }
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn dialogs_name_nothing_that_polkit_is_not_told() {
+    fn dialogs_use_only_details_that_polkit_gets() {
         let policy = include_str!("../../../polkit/dev.banger.Manager1.policy");
         for part in policy.split("<action id=\"").skip(1) {
             let (action, rest) = part.split_once('"').unwrap_or_default();
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_the_table_is_denied() {
+    fn a_member_that_is_not_in_the_table_is_denied() {
         assert_eq!(access(VM, "FormatHost"), None);
         assert_eq!(access("org.example", "Stop"), None);
     }

@@ -1,4 +1,4 @@
-//! Who calls, and what happens when they go.
+//! The callers: who they are, how many requests they have, and what happens when they disconnect.
 
 use std::{
     collections::HashMap,
@@ -18,79 +18,79 @@ use zbus::{
 };
 
 use super::{
-    border::Border,
+    api::Api,
     error::{Error, Result},
 };
 use crate::ports::Interaction;
 
-/// How long it is remembered whether a connection may see other people's objects: a client reads many
-/// properties in a row, and polkit should be asked once.
+/// How long a polkit answer about seeing other users' objects is cached. A client reads many properties in a row, and
+/// polkit should be asked once.
 const REMEMBERED: Duration = Duration::from_secs(5);
 
-/// Who calls.
+/// The caller of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// The unique name of the connection.
     pub connection: String,
-    /// The user, as the bus attests it.
+    /// The user, as attested by the bus.
     pub uid: Uid,
     /// Whether the caller may be asked to authenticate.
     pub interaction: Interaction,
 }
 
-/// What a user can have several of at once, within bounds. The bus of some distributions has none.
+/// Kinds of requests that are limited for each user. The bus of some distributions has no such limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum RequestKind {
     /// A call that is being served.
     Call,
     /// A call that only waits for a job.
     Wait,
-    /// A call that opens something, and may wait until there is room for it.
+    /// A call that opens a stream, and may wait until one is free.
     Stream,
-    /// A call that looks at the host, or asks polkit much.
-    Look,
-    /// A log that is being read, which lasts longer than the call.
+    /// A call that inspects the host, or asks polkit several times.
+    Inspect,
+    /// A log that is being read, which outlasts the call.
     Log,
-    /// A question that somebody is to answer with a password.
+    /// A password dialog.
     Prompt,
 }
 
-impl Place {
+impl RequestKind {
     const fn bound(self) -> usize {
         match self {
-            Place::Call => 32,
-            Place::Wait => 256,
-            Place::Stream => 128,
-            Place::Look => 4,
-            Place::Log => 16,
-            Place::Prompt => 4,
+            RequestKind::Call => 32,
+            RequestKind::Wait => 256,
+            RequestKind::Stream => 128,
+            RequestKind::Inspect => 4,
+            RequestKind::Log => 16,
+            RequestKind::Prompt => 4,
         }
     }
 
-    /// What there can be no more of.
+    /// Returns the noun for the error about the limit.
     const fn noun(self) -> &'static str {
         match self {
-            Place::Log => "logs open; close one",
+            RequestKind::Log => "logs open; close one",
             _ => "requests under way; try again",
         }
     }
 }
 
-/// The callers that are connected.
+/// The connected callers.
 pub struct Callers {
     bus: DBusProxy<'static>,
     bus_id: String,
-    known: Mutex<HashMap<String, Known>>,
-    places: Mutex<HashMap<(Uid, Place), Arc<Semaphore>>>,
+    known: Mutex<HashMap<String, KnownCaller>>,
+    permits: Mutex<HashMap<(Uid, RequestKind), Arc<Semaphore>>>,
 }
 
-/// What is known of a connection that is there. When it goes, so does this.
+/// What is known about a connection. Dropped when it disconnects.
 #[derive(Default)]
-struct Known {
+struct KnownCaller {
     uid: Option<Uid>,
-    /// Whether it may see other people's objects, and when that was found out.
+    /// Whether it may see other users' objects, and when polkit said so.
     sees_others: Option<(bool, Instant)>,
-    /// Closes when the connection goes.
+    /// Closes when the connection goes away.
     presence: watch::Sender<()>,
 }
 
@@ -98,17 +98,17 @@ impl Callers {
     pub async fn new(connection: &Connection) -> zbus::Result<Self> {
         let bus = DBusProxy::new(connection).await?;
         let bus_id = bus.get_id().await?.to_string();
-        Ok(Self { bus, bus_id, known: Mutex::default(), places: Mutex::default() })
+        Ok(Self { bus, bus_id, known: Mutex::default(), permits: Mutex::default() })
     }
 
-    /// Who sent this message. The bus vouches for the connection and for its user.
+    /// Returns the sender of a message. The bus vouches for the connection and its user.
     pub async fn of(&self, header: &Header<'_>) -> Result<Caller> {
         let denied = |why: &str| Error::new(ErrorName::AccessDenied, why);
         let sender = header.sender().ok_or_else(|| denied("the call has no sender"))?;
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
         let interaction = if interactive { Interaction::Allowed } else { Interaction::Forbidden };
         let connection = sender.to_string();
-        // Noted before the bus is asked: what goes after that, is seen to go.
+        // Recorded before the bus is asked, so that a later disconnect is noticed.
         let known = self.lock().entry(connection.clone()).or_default().uid;
         if let Some(uid) = known {
             return Ok(Caller { connection, uid, interaction });
@@ -123,9 +123,9 @@ impl Callers {
             (uid, _) => {
                 all.remove(&connection);
                 let why = match uid {
-                    // It went while the bus was asked.
+                    // It disconnected while the bus was asked.
                     Ok(_) | Err(zbus::fdo::Error::NameHasNoOwner(_)) => {
-                        return Err(denied("the caller has gone"));
+                        return Err(denied("the caller has disconnected"));
                     }
                     Err(error) => error,
                 };
@@ -134,43 +134,43 @@ impl Callers {
         }
     }
 
-    /// A place among those of a user, until it is dropped.
-    pub fn place(&self, uid: Uid, place: Place) -> Result<OwnedSemaphorePermit> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let bound = place.bound();
-        let of_user = places.entry((uid, place)).or_insert_with(|| Arc::new(Semaphore::new(bound)));
+    /// Returns a permit for a request of this kind, which counts until it is dropped.
+    pub fn acquire(&self, uid: Uid, kind: RequestKind) -> Result<OwnedSemaphorePermit> {
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = kind.bound();
+        let of_user = permits.entry((uid, kind)).or_insert_with(|| Arc::new(Semaphore::new(bound)));
         Arc::clone(of_user)
             .try_acquire_owned()
-            .map_err(|_| Error::new(ErrorName::TooManyRequests, format!("you have {bound} {}", place.noun())))
+            .map_err(|_| Error::new(ErrorName::TooManyRequests, format!("you have {bound} {}", kind.noun())))
     }
 
-    /// Whether a connection that has called is still there.
-    pub fn is_here(&self, connection: &str) -> bool {
+    /// Returns whether a connection that has called is still connected.
+    pub fn is_connected(&self, connection: &str) -> bool {
         self.lock().contains_key(connection)
     }
 
     /// Resolves when the connection is gone.
-    pub async fn gone(&self, connection: &str) {
+    pub async fn disconnected(&self, connection: &str) {
         let presence = self.lock().get(connection).map(|known| known.presence.subscribe());
         if let Some(mut presence) = presence {
             while presence.changed().await.is_ok() {}
         }
     }
 
-    /// Whether a connection may see other people's objects, where that is remembered.
+    /// Returns whether a connection may see other users' objects, if the answer is cached.
     pub fn sees_others(&self, connection: &str) -> Option<bool> {
         let (verdict, since) = self.lock().get(connection)?.sees_others?;
         (since.elapsed() < REMEMBERED).then_some(verdict)
     }
 
-    /// Remembers whether a connection may see other people's objects.
+    /// Caches whether a connection may see other users' objects.
     pub fn remember(&self, connection: &str, sees_others: bool) {
         if let Some(known) = self.lock().get_mut(connection) {
             known.sees_others = Some((sees_others, Instant::now()));
         }
     }
 
-    /// The id of this bus: unique names are unique on it alone.
+    /// Returns the id of this bus. Unique names are unique only on one bus.
     pub fn bus_id(&self) -> &str {
         &self.bus_id
     }
@@ -179,39 +179,40 @@ impl Callers {
         self.lock().remove(connection);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, KnownCaller>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Follows connections as they go: what was kept of them is forgotten, and their machines are told.
-pub async fn watch_names(border: Arc<Border>) -> zbus::Result<impl Future<Output = ()> + Send + 'static> {
-    let mut changes = border.callers.bus.receive_name_owner_changed().await?;
+/// Watches for disconnects: forgets what was kept of the connection, and tells the engine, which deletes the
+/// sandboxes bound to it.
+pub async fn watch_connections(api: Arc<Api>) -> zbus::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut changes = api.callers.bus.receive_name_owner_changed().await?;
     Ok(async move {
         while let Some(change) = changes.next().await {
             let Ok(change) = change.args() else { continue };
             let BusName::Unique(name) = &change.name else { continue };
             if change.new_owner.is_none() {
-                // Forgotten first: a call that binds something to it after this finds it gone.
-                border.callers.forget(name);
-                border.subscribers.forget(name);
-                border.engine.caller_vanished(name, border.callers.bus_id()).await;
+                // Forgotten first, so that a call which binds a sandbox to it after this finds it gone.
+                api.callers.forget(name);
+                api.subscribers.forget(name);
+                api.engine.client_disconnected(name, api.callers.bus_id()).await;
             }
         }
     })
 }
 
-/// Ends the machines whose callers went while the service was away.
-pub async fn end_orphans(border: &Border) -> zbus::Result<()> {
-    for view in border.engine.vms() {
+/// Deletes the sandboxes whose callers disconnected while the service was down.
+pub async fn end_vms_of_gone_callers(api: &Api) -> zbus::Result<()> {
+    for view in api.engine.vms() {
         let Lifetime::Caller { connection, bus } = &view.vm.lifetime else { continue };
-        let is_here = bus == border.callers.bus_id()
+        let is_connected = bus == api.callers.bus_id()
             && match UniqueName::try_from(connection.as_str()) {
-                Ok(name) => border.callers.bus.name_has_owner(BusName::Unique(name)).await?,
+                Ok(name) => api.callers.bus.name_has_owner(BusName::Unique(name)).await?,
                 Err(_) => false,
             };
-        if !is_here {
-            border.engine.caller_vanished(connection, bus).await;
+        if !is_connected {
+            api.engine.client_disconnected(connection, bus).await;
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use zbus::{OwnedVariant, Variant};
 use super::{error::Result, options::Dict};
 use crate::engine::{Offer, error::Kind};
 
-/// Whether an entry is an image or a kernel.
+/// Returns whether an entry is an image or a kernel.
 pub(super) fn kind_of(offer: &Offer) -> &'static str {
     match offer.kind {
         Kind::Kernel => catalog::KERNEL_KIND,
@@ -14,7 +14,7 @@ pub(super) fn kind_of(offer: &Offer) -> &'static str {
     }
 }
 
-/// An entry of a catalog, without what it leaves open.
+/// Returns the entry as a dictionary, without absent values.
 pub(super) fn facts(offer: &Offer) -> Result<Dict> {
     let text = |key, text: &str| (key, Variant::from(text.to_owned()));
     let mut rows = vec![

@@ -1,4 +1,4 @@
-//! Errors as the bus has them: a name of the table, and one line for people.
+//! D-Bus errors: a name from the table, and a one-line message.
 
 use std::error::Error as StdError;
 
@@ -11,7 +11,7 @@ use crate::{
     ports,
 };
 
-/// The longest message: what is more is cut, and stands in the journal.
+/// The longest message. It is cut beyond that, and the journal has all of it.
 const MAX_MESSAGE: usize = 512;
 
 /// An error reply.
@@ -29,7 +29,7 @@ impl Error {
         Self { name, message: one_line(&message.into()) }
     }
 
-    /// The error with its causes.
+    /// Returns the error with its causes.
     pub fn of(name: ErrorName, error: &dyn StdError) -> Self {
         let mut message = error.to_string();
         let mut source = error.source();
@@ -59,17 +59,17 @@ fn one_line(message: &str) -> String {
     line
 }
 
-/// The name of an engine's error.
+/// Returns the D-Bus name of an engine error.
 pub fn name_of(error: &EngineError) -> ErrorName {
     match error {
-        EngineError::NoSuch { kind: Kind::Vm, .. } | EngineError::Vanished { .. } => ErrorName::NoSuchVm,
+        EngineError::NoSuch { kind: Kind::Vm, .. } | EngineError::Deleted { .. } => ErrorName::NoSuchVm,
         EngineError::NoSuch { kind: Kind::Image, .. } => ErrorName::NoSuchImage,
         EngineError::NoSuch { kind: Kind::Kernel, .. } => ErrorName::NoSuchKernel,
         EngineError::NoSuch { kind: Kind::Job, .. } => ErrorName::NoSuchJob,
         EngineError::NotInCatalogs { kind: Kind::Kernel, .. } => ErrorName::NoSuchKernel,
         EngineError::NotInCatalogs { .. } => ErrorName::NoSuchImage,
         EngineError::NotPublished { .. } => ErrorName::NotPublished,
-        EngineError::Because { why } => name_of(why),
+        EngineError::Dependency { why } => name_of(why),
         EngineError::Ambiguous { .. } => ErrorName::AmbiguousRef,
         EngineError::NameTaken { .. } => ErrorName::NameTaken,
         EngineError::Name(_) => ErrorName::InvalidName,
@@ -86,7 +86,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::InUse { kind: Kind::Image, .. } => ErrorName::ImageInUse,
         EngineError::InUse { kind: Kind::Kernel, .. } => ErrorName::KernelInUse,
         EngineError::InUse { kind: Kind::Vm | Kind::Job, .. } => ErrorName::Busy,
-        EngineError::NoFreeStream { .. } | EngineError::LongLine { .. } => ErrorName::TooManyRequests,
+        EngineError::NoFreeStream { .. } | EngineError::QueueFull { .. } => ErrorName::TooManyRequests,
         EngineError::NoAnswer { .. } => ErrorName::NotReady,
         EngineError::GuestTimeout { .. } => ErrorName::GuestTimeout,
         EngineError::EndedEarly { .. } => ErrorName::VmmFailed,
@@ -128,7 +128,7 @@ impl From<&EngineError> for Error {
 impl From<zbus::Error> for Error {
     fn from(error: zbus::Error) -> Self {
         tracing::error!(%error, "the bus failed");
-        Self::new(ErrorName::Internal, "the bus failed; the journal of banger-system tells more")
+        Self::new(ErrorName::Internal, "the bus failed; see the journal of banger-system")
     }
 }
 

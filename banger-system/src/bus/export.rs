@@ -1,7 +1,7 @@
-//! An object on the bus: the methods of one type, the properties of one table, and the check before both.
+//! An object on the bus: the methods of one type, the properties of one table, and the access check before both.
 //!
-//! The properties are a table and not methods, so that a read, `GetAll`, `PropertiesChanged`, the
-//! ObjectManager and the introspection have one source.
+//! Properties are a table instead of methods, so that `Get`, `GetAll`, `PropertiesChanged`, the ObjectManager and the
+//! introspection have one source.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use zbus::{
 };
 
 use super::{
-    border::{Border, Target},
+    api::{Api, Target},
     error::{Error, Result},
 };
 use crate::engine::Engine;
@@ -38,93 +38,94 @@ pub enum Change {
     /// Never.
     Never,
     /// With a signal.
-    Told,
-    /// In silence: it is about other objects, which have their own signals.
-    Untold,
+    Signaled,
+    /// Without a signal: it depends on other objects, which have their own signals.
+    Silent,
 }
 
 /// A kind of object: its path, its interface, and its view.
 pub trait Kind: Clone + Send + Sync + 'static {
-    /// What the engine publishes of it.
+    /// The engine's view of it.
     type View: Send + Sync + 'static;
-    /// Its methods, as zbus makes them.
+    /// Its methods, as zbus generates them.
     type Methods: Interface;
     const INTERFACE: &'static str;
-    /// Its signals, as introspection shows them.
+    /// Its signals, as introspection XML.
     const SIGNALS: &'static str;
 
     fn path(&self) -> OwnedObjectPath;
     fn properties() -> &'static [Property<Self::View>];
-    fn methods(&self, border: Weak<Border>) -> Self::Methods;
-    /// What is known of it now; `None` when it is gone.
+    fn methods(&self, api: Weak<Api>) -> Self::Methods;
+    /// Returns its current view; `None` if it is gone.
     fn view(&self, engine: &Engine) -> Option<Arc<Self::View>>;
-    /// Whose it is; `None` for what is everybody's.
-    fn target(view: &Self::View, border: &Border) -> Option<Target>;
+    /// Returns its owner and names for dialogs; `None` if it has no owner.
+    fn target(view: &Self::View, api: &Api) -> Option<Target>;
     fn gone() -> Error;
 }
 
-/// What the methods of an object work with. The service is going when it is not there.
-pub fn border(weak: &Weak<Border>) -> Result<Arc<Border>> {
+/// Upgrades the reference of an object's methods. Fails while the service shuts down.
+pub fn api(weak: &Weak<Api>) -> Result<Arc<Api>> {
     weak.upgrade().ok_or_else(|| Error::new(ErrorName::Internal, "the service is shutting down"))
 }
 
-/// The values of all properties.
+/// Returns the values of all properties.
 pub fn values<K: Kind>(view: &K::View, engine: &Engine) -> HashMap<&'static str, Variant<'static>> {
     K::properties().iter().map(|property| (property.name, (property.get)(view, engine))).collect()
 }
 
-/// The values of the properties that differ.
+/// Returns the values of the properties that differ and have a signal.
 pub fn changes<K: Kind>(
     old: &K::View,
     new: &K::View,
     engine: &Engine,
 ) -> HashMap<&'static str, Variant<'static>> {
-    let values =
-        K::properties().iter().filter(|property| property.change == Change::Told).filter_map(|property| {
+    let values = K::properties().iter().filter(|property| property.change == Change::Signaled).filter_map(
+        |property| {
             let value = (property.get)(new, engine);
             (value != (property.get)(old, engine)).then_some((property.name, value))
-        });
+        },
+    );
     values.collect()
 }
 
 /// An object of a kind.
 pub struct Exported<K: Kind> {
-    border: Arc<Border>,
+    api: Arc<Api>,
     kind: K,
     methods: K::Methods,
 }
 
 impl<K: Kind> Exported<K> {
-    pub fn new(border: Arc<Border>, kind: K) -> Self {
-        let methods = kind.methods(Arc::downgrade(&border));
-        Self { border, kind, methods }
+    pub fn new(api: Arc<Api>, kind: K) -> Self {
+        let methods = kind.methods(Arc::downgrade(&api));
+        Self { api, kind, methods }
     }
 
     fn view(&self) -> Result<Arc<K::View>> {
-        self.kind.view(&self.border.engine).ok_or_else(K::gone)
+        self.kind.view(&self.api.engine).ok_or_else(K::gone)
     }
 
     fn target(&self) -> Result<Option<Target>> {
-        Ok(K::target(&*self.view()?, &self.border))
+        Ok(K::target(&*self.view()?, &self.api))
     }
 
-    /// The check that the caller may use this member.
+    /// Checks that the caller may use this member.
     async fn admit(&self, header: &Header<'_>, member: &str) -> Result<impl Send + use<K>> {
         let before = self.target()?;
         let whose = |target: &Option<Target>| target.as_ref().map(|target| (target.owner, target.is_shared));
         let asked_for = whose(&before);
-        let (_, permit) = self.border.admit(header, K::INTERFACE, member, before).await?;
-        // It may have gone, or become another's, while somebody was asked to authenticate.
+        let (_, permit) = self.api.admit(header, K::INTERFACE, member, before).await?;
+        // It may have been deleted, or have changed its owner, during a password dialog.
         match whose(&self.target()?) == asked_for {
             true => Ok(permit),
-            false => Err(Error::new(ErrorName::Busy, "it has just changed; try again")),
+            false => Err(Error::new(ErrorName::Busy, "the object has just changed; try again")),
         }
     }
 
-    /// The view, for a caller that may read it.
+    /// Returns the view, if the caller may read it.
     async fn read(&self, header: Option<&Header<'_>>) -> Result<Arc<K::View>> {
         let header = header.ok_or_else(|| Error::new(ErrorName::AccessDenied, "the call has no sender"))?;
-        self.border.admit_reader(header, K::INTERFACE, self.target()?).await?;
+        self.api.admit_reader(header, K::INTERFACE, self.target()?).await?;
         self.view()
     }
 }
@@ -146,7 +147,7 @@ impl<K: Kind> Interface for Exported<K> {
         let property = K::properties().iter().find(|property| property.name == name)?;
         let read = async {
             let view = self.read(header).await?;
-            Ok::<_, Error>(OwnedVariant::try_from((property.get)(&view, &self.border.engine))?)
+            Ok::<_, Error>(OwnedVariant::try_from((property.get)(&view, &self.api.engine))?)
         };
         Some(read.await.map_err(|error| Box::new(error) as BoxDBusError))
     }
@@ -161,7 +162,7 @@ impl<K: Kind> Interface for Exported<K> {
         let denied = |error: Error| zbus::fdo::Error::AccessDenied(error.message);
         let view = self.read(header).await.map_err(denied)?;
         let mut all = HashMap::new();
-        for (name, value) in values::<K>(&view, &self.border.engine) {
+        for (name, value) in values::<K>(&view, &self.api.engine) {
             all.insert(name.to_owned(), OwnedVariant::try_from(value)?);
         }
         Ok(all)
@@ -176,8 +177,8 @@ impl<K: Kind> Interface for Exported<K> {
         _: Option<&'call Header<'_>>,
         _: &'call SignalEmitter<'_>,
     ) -> DispatchResult<'call> {
-        // Answered here: for `set_mut` zbus would wait until every call to this object has ended, and
-        // meanwhile hold the tree of all objects.
+        // Answered here: before `set_mut`, zbus would wait until every call to this object has ended, and meanwhile
+        // hold the tree of all objects.
         match K::properties().iter().any(|property| property.name == name) {
             true => DispatchResult::Async(Box::pin(async move {
                 Err(zbus::fdo::Error::PropertyReadOnly(format!("{name} cannot be set")).into())
@@ -207,7 +208,7 @@ impl<K: Kind> Interface for Exported<K> {
     ) -> DispatchResult<'call> {
         let member = name.to_string();
         match self.methods.call(server, connection, message, name) {
-            // The method has not begun: a future does nothing until it is awaited.
+            // The method has not started: a future does nothing until it is awaited.
             DispatchResult::Async(method) => DispatchResult::Async(Box::pin(async move {
                 let header = message.header();
                 match self.admit(&header, &member).await {
@@ -237,20 +238,20 @@ impl<K: Kind> Interface for Exported<K> {
     }
 }
 
-/// Creates the object of something that exists; does nothing if the object is there already.
-pub async fn export<K: Kind>(border: &Arc<Border>, kind: K) -> zbus::Result<()> {
-    let (server, path) = (border.connection.object_server(), kind.path());
-    server.at(&path, Exported::new(Arc::clone(border), kind.clone())).await?;
-    // A task that removes it from the engine after this finds the object, and removes it too.
-    if kind.view(&border.engine).is_none() {
-        withdraw(border, &kind).await?;
+/// Exports an object; does nothing if it is exported already.
+pub async fn export<K: Kind>(api: &Arc<Api>, kind: K) -> zbus::Result<()> {
+    let (server, path) = (api.connection.object_server(), kind.path());
+    server.at(&path, Exported::new(Arc::clone(api), kind.clone())).await?;
+    // If it is removed from the engine after this check, the publisher removes the object.
+    if kind.view(&api.engine).is_none() {
+        unexport(api, &kind).await?;
     }
     Ok(())
 }
 
-/// Removes an object; one that is gone is removed.
-pub async fn withdraw<K: Kind>(border: &Border, kind: &K) -> zbus::Result<()> {
-    match border.connection.object_server().remove::<Exported<K>, _>(kind.path()).await {
+/// Removes an object from the bus. A repeat is safe.
+pub async fn unexport<K: Kind>(api: &Api, kind: &K) -> zbus::Result<()> {
+    match api.connection.object_server().remove::<Exported<K>, _>(kind.path()).await {
         Ok(_) | Err(zbus::Error::InterfaceNotFound) => Ok(()),
         Err(error) => Err(error),
     }

@@ -15,11 +15,11 @@ use banger_proto::bus::{
 use zbus::{OwnedFd, OwnedObjectPath, Variant, interface, message::Header};
 
 use super::{
-    border::{Border, Target},
+    api::{Api, Target},
     error::{Error, Result},
     export::{
-        Change::{self, Never, Told, Untold},
-        Kind, Property, border,
+        Change::{self, Never, Signaled, Silent},
+        Kind, Property, api,
     },
     options::{Dict, Options},
     path,
@@ -47,18 +47,18 @@ impl Kind for ImageKind {
         PROPERTIES
     }
 
-    fn methods(&self, border: Weak<Border>) -> Methods {
-        Methods { border, id: self.0 }
+    fn methods(&self, api: Weak<Api>) -> Methods {
+        Methods { api, id: self.0 }
     }
 
     fn view(&self, engine: &Engine) -> Option<Arc<ImageView>> {
         engine.image(self.0)
     }
 
-    fn target(view: &ImageView, _: &Border) -> Option<Target> {
+    fn target(view: &ImageView, _: &Api) -> Option<Target> {
         let details = vec![(detail::IMAGE, view.name.to_string())];
         let object = format!("image {}", view.name);
-        Some(Target { owner: view.owner, is_shared: view.shared, guest: None, object, details })
+        Some(Target { owner: view.owner, is_shared: view.shared, creator: None, object, details })
     }
 
     fn gone() -> Error {
@@ -79,28 +79,28 @@ type Get = fn(&ImageView, &Engine) -> Variant<'static>;
 
 const PROPERTIES: &[Property<ImageView>] = &[
     property("Id", "s", Never, |image, _| image.id.to_string().into()),
-    property("Name", "s", Told, |image, _| image.name.to_string().into()),
-    property("OwnerUid", "u", Told, |image, _| image.owner.0.into()),
-    property("Shared", "b", Told, |image, _| image.shared.into()),
-    property("Source", "s", Told, |image, _| image.source.clone().into()),
+    property("Name", "s", Signaled, |image, _| image.name.to_string().into()),
+    property("OwnerUid", "u", Signaled, |image, _| image.owner.0.into()),
+    property("Shared", "b", Signaled, |image, _| image.shared.into()),
+    property("Source", "s", Signaled, |image, _| image.source.clone().into()),
     property("Digest", "s", Never, |image, _| image.facts.digest.clone().into()),
-    property("Architecture", "s", Told, |_, _| std::env::consts::ARCH.into()),
+    property("Architecture", "s", Signaled, |_, _| std::env::consts::ARCH.into()),
     property("ManifestDigest", "s", Never, |image, _| {
         image.origin.as_ref().map(|origin| origin.manifest.to_string()).unwrap_or_default().into()
     }),
     property("Config", "a{sv}", Never, |image, _| config(&image.config).into()),
-    property("VirtualSize", "t", Told, |image, _| image.facts.virtual_size.0.into()),
-    property("DiskUsage", "t", Told, |image, _| image.facts.disk_usage.0.into()),
-    property("KernelId", "s", Told, |image, _| {
+    property("VirtualSize", "t", Signaled, |image, _| image.facts.virtual_size.0.into()),
+    property("DiskUsage", "t", Signaled, |image, _| image.facts.disk_usage.0.into()),
+    property("KernelId", "s", Signaled, |image, _| {
         image.kernel.map(|id| id.to_string()).unwrap_or_default().into()
     }),
-    property("CreatedAt", "t", Told, |image, _| image.created_at.0.into()),
-    property("UsedBy", "ao", Untold, |image, engine| {
+    property("CreatedAt", "t", Signaled, |image, _| image.created_at.0.into()),
+    property("UsedBy", "ao", Silent, |image, engine| {
         path::owned(engine.image_users(image.id).into_iter().map(Object::Vm), image.owner, engine).into()
     }),
 ];
 
-/// How the programs of an image want to be run, without what it leaves to others.
+/// Returns the image's configuration for programs, without empty values.
 fn config(config: &ImageConfig) -> HashMap<&'static str, Variant<'static>> {
     let mut map: HashMap<&'static str, Variant<'static>> = HashMap::new();
     let lists = [
@@ -128,7 +128,7 @@ fn config(config: &ImageConfig) -> HashMap<&'static str, Variant<'static>> {
 
 /// The methods of an image.
 pub struct Methods {
-    border: Weak<Border>,
+    api: Weak<Api>,
     id: ImageId,
 }
 
@@ -137,7 +137,7 @@ pub struct Methods {
 impl Methods {
     async fn delete(&self, options: Dict) -> Result<()> {
         Options::new(options).finish()?;
-        Ok(border(&self.border)?.engine.delete_image(self.id).await?)
+        Ok(api(&self.api)?.engine.delete_image(self.id).await?)
     }
 
     #[zbus(out_args("job"))]
@@ -148,13 +148,13 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         Options::new(options).finish()?;
-        let border = border(&self.border)?;
-        let caller = border.callers.of(&header).await?;
-        let job = border.engine.export_image(caller.uid, self.id, file.into())?;
-        border.hand_over_job(&caller, job).await
+        let api = api(&self.api)?;
+        let caller = api.callers.of(&header).await?;
+        let job = api.engine.export_image(caller.uid, self.id, file.into())?;
+        api.return_job(&caller, job).await
     }
 
     async fn set_shared(&self, shared: bool) -> Result<()> {
-        Ok(border(&self.border)?.engine.share_image(self.id, shared).await?)
+        Ok(api(&self.api)?.engine.share_image(self.id, shared).await?)
     }
 }

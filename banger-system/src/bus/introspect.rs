@@ -1,4 +1,4 @@
-//! The interfaces as XML: the methods as zbus writes them, the properties and signals from our tables.
+//! The interfaces as introspection XML: methods as zbus writes them, properties and signals from the tables.
 
 use std::{fmt::Write, sync::Weak};
 
@@ -16,7 +16,7 @@ use super::{
 
 const EMITS_CHANGED: &str = "org.freedesktop.DBus.Property.EmitsChangedSignal";
 
-/// Puts the signals and properties of a kind before the end of its methods' XML.
+/// Adds the signals and properties of a kind to the XML of its methods.
 pub fn with_properties<K: Kind>(methods: &str, level: usize) -> String {
     const END: &str = "</interface>";
     let (before, after) = methods.rsplit_once(END).unwrap_or((methods, ""));
@@ -30,9 +30,9 @@ pub fn with_properties<K: Kind>(methods: &str, level: usize) -> String {
         let (name, signature) = (property.name, property.signature);
         let open = format!("{inner}<property name=\"{name}\" type=\"{signature}\" access=\"read\"");
         let _ = match property.change {
-            Change::Told => writeln!(text, "{open}/>"),
+            Change::Signaled => writeln!(text, "{open}/>"),
             Change::Never => annotated(&mut text, &open, "const"),
-            Change::Untold => annotated(&mut text, &open, "false"),
+            Change::Silent => annotated(&mut text, &open, "false"),
         };
     }
     let _ = write!(text, "{}{END}{after}", " ".repeat(level));
@@ -43,7 +43,7 @@ fn annotated(text: &mut String, open: &str, value: &str) -> std::fmt::Result {
     writeln!(text, "{open}><annotation name=\"{EMITS_CHANGED}\" value=\"{value}\"/></property>")
 }
 
-/// Every interface of ours with its XML, as `dbus/interfaces` holds it.
+/// Returns all interfaces with their XML, as in `dbus/interfaces`.
 pub fn interfaces() -> Vec<(&'static str, String)> {
     vec![
         xml(&ManagerKind),
@@ -56,7 +56,7 @@ pub fn interfaces() -> Vec<(&'static str, String)> {
 
 fn xml<K: Kind>(kind: &K) -> (&'static str, String) {
     let mut methods = String::new();
-    // What describes the methods needs no service behind them.
+    // The description of methods needs no running service.
     kind.methods(Weak::new()).introspect_to_writer(&mut methods, 2);
     (K::INTERFACE, with_properties::<K>(&methods, 2))
 }

@@ -1,4 +1,4 @@
-//! `dev.banger.Manager1.Job`: what takes longer than a call.
+//! `dev.banger.Manager1.Job`: work that takes longer than a call.
 
 use std::{
     collections::HashMap,
@@ -11,11 +11,11 @@ use banger_proto::bus::{ErrorName, names::JOB_INTERFACE};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant, interface};
 
 use super::{
-    border::{Border, Target},
+    api::{Api, Target},
     error::{Error, Result},
     export::{
-        Change::{self, Never, Told},
-        Kind, Property, border, export,
+        Change::{self, Never, Signaled},
+        Kind, Property, api, export,
     },
     image::ImageKind,
     kernel::KernelKind,
@@ -47,18 +47,18 @@ impl Kind for JobKind {
         PROPERTIES
     }
 
-    fn methods(&self, border: Weak<Border>) -> Methods {
-        Methods { border, id: self.0 }
+    fn methods(&self, api: Weak<Api>) -> Methods {
+        Methods { api, id: self.0 }
     }
 
     fn view(&self, engine: &Engine) -> Option<Arc<JobView>> {
         engine.job(self.0)
     }
 
-    fn target(view: &JobView, border: &Border) -> Option<Target> {
-        let guest = border.subscribers.creator(view.id);
+    fn target(view: &JobView, api: &Api) -> Option<Target> {
+        let creator = api.subscribers.creator(view.id);
         let object = format!("job {}", view.id);
-        Some(Target { owner: view.owner, is_shared: false, guest, object, details: Vec::new() })
+        Some(Target { owner: view.owner, is_shared: false, creator, object, details: Vec::new() })
     }
 
     fn gone() -> Error {
@@ -81,28 +81,28 @@ const PROPERTIES: &[Property<JobView>] = &[
     property("Id", "s", Never, |job, _| job.id.to_string().into()),
     property("Kind", "s", Never, |job, _| job.kind.as_str().into()),
     property("OwnerUid", "u", Never, |job, _| job.owner.0.into()),
-    property("Objects", "ao", Told, |job, _| {
+    property("Objects", "ao", Signaled, |job, _| {
         let objects: Vec<OwnedObjectPath> = job.objects.iter().map(path::object).collect();
         objects.into()
     }),
-    property("State", "s", Told, |job, _| state(job).into()),
-    property("Stage", "s", Told, |job, _| job.stage.into()),
-    property("StageIndex", "u", Told, |job, _| job.stage_index.into()),
-    property("StageCount", "u", Told, |job, _| job.stage_count.into()),
-    property("Message", "s", Told, |job, _| job.message.clone().into()),
-    property("Progress", "d", Told, |job, _| progress(job).into()),
-    property("BytesDone", "t", Told, |job, _| job.bytes_done.0.into()),
-    property("BytesTotal", "t", Told, |job, _| job.bytes_total.0.into()),
-    property("Cancelable", "b", Told, |job, _| job.outcome.is_none().into()),
+    property("State", "s", Signaled, |job, _| state(job).into()),
+    property("Stage", "s", Signaled, |job, _| job.stage.into()),
+    property("StageIndex", "u", Signaled, |job, _| job.stage_index.into()),
+    property("StageCount", "u", Signaled, |job, _| job.stage_count.into()),
+    property("Message", "s", Signaled, |job, _| job.message.clone().into()),
+    property("Progress", "d", Signaled, |job, _| progress(job).into()),
+    property("BytesDone", "t", Signaled, |job, _| job.bytes_done.0.into()),
+    property("BytesTotal", "t", Signaled, |job, _| job.bytes_total.0.into()),
+    property("Cancelable", "b", Signaled, |job, _| job.outcome.is_none().into()),
     property("StartedAt", "t", Never, |job, _| job.started_at.0.into()),
-    property("FinishedAt", "t", Told, |job, _| job.finished_at.0.into()),
-    property("Result", "s", Told, |job, _| result(job).result.into()),
-    property("ErrorName", "s", Told, |job, _| result(job).error_name.into()),
-    property("ErrorMessage", "s", Told, |job, _| result(job).error_message.into()),
-    property("Data", "a{sv}", Told, |job, _| data(job).into()),
+    property("FinishedAt", "t", Signaled, |job, _| job.finished_at.0.into()),
+    property("Result", "s", Signaled, |job, _| result(job).result.into()),
+    property("ErrorName", "s", Signaled, |job, _| result(job).error_name.into()),
+    property("ErrorMessage", "s", Signaled, |job, _| result(job).error_message.into()),
+    property("Data", "a{sv}", Signaled, |job, _| data(job).into()),
 ];
 
-/// The word for the state of a job.
+/// Returns the word for the state of a job.
 pub fn state(job: &JobView) -> &'static str {
     match &job.outcome {
         None if job.stage_index == 0 => "queued",
@@ -111,7 +111,8 @@ pub fn state(job: &JobView) -> &'static str {
     }
 }
 
-/// How far a job is, by its stages and by the bytes of the one that is under way: 0 to 1, or -1 before the first.
+/// Returns the progress of a job from its stages and the bytes of the current one: 0 to 1, or -1 before the first
+/// stage.
 pub fn progress(job: &JobView) -> f64 {
     match (&job.outcome, job.stage_index) {
         (Some(Outcome::Done), _) => 1.0,
@@ -126,7 +127,7 @@ pub fn progress(job: &JobView) -> f64 {
     }
 }
 
-/// The result of a job, as `Wait` and `Completed` have it.
+/// The result of a job, as in `Wait` and `Completed`.
 pub struct JobResult {
     /// `done`, `failed` or `canceled`; empty while the job runs.
     pub result: &'static str,
@@ -149,7 +150,7 @@ pub fn result(job: &JobView) -> JobResult {
     }
 }
 
-/// What a job made, by kind.
+/// Returns the objects of a job, by kind, and the details of its result.
 pub fn data(job: &JobView) -> HashMap<&'static str, Variant<'static>> {
     let named = |object: &Object| match object {
         Object::Vm(_) => "vm",
@@ -165,7 +166,7 @@ pub fn data(job: &JobView) -> HashMap<&'static str, Variant<'static>> {
 
 /// The methods of a job.
 pub struct Methods {
-    border: Weak<Border>,
+    api: Weak<Api>,
     id: JobId,
 }
 
@@ -173,22 +174,20 @@ pub struct Methods {
 #[interface(name = "dev.banger.Manager1.Job", introspection_docs = false)]
 impl Methods {
     async fn cancel(&self) -> Result<()> {
-        Ok(border(&self.border)?.engine.cancel_job(self.id)?)
+        Ok(api(&self.api)?.engine.cancel_job(self.id)?)
     }
 
     #[zbus(out_args("result", "error_name", "error_message", "data"))]
     async fn wait(&self, timeout_usec: u64) -> Result<(String, String, String, Dict)> {
         let timeout = (timeout_usec != 0).then(|| Duration::from_micros(timeout_usec));
-        let border = border(&self.border)?;
-        let job = border.engine.wait_job(self.id, timeout).await?;
-        // A client that learns of the end may ask for the result at once, before the publisher has announced it.
+        let api = api(&self.api)?;
+        let job = api.engine.wait_job(self.id, timeout).await?;
+        // A client may use the result at once, before the publisher has exported it.
         for object in &job.objects {
             match *object {
-                Object::Image(id) if border.engine.image(id).is_some() => {
-                    export(&border, ImageKind(id)).await?
-                }
-                Object::Kernel(id) if border.engine.kernel(id).is_some() => {
-                    export(&border, KernelKind(id)).await?;
+                Object::Image(id) if api.engine.image(id).is_some() => export(&api, ImageKind(id)).await?,
+                Object::Kernel(id) if api.engine.kernel(id).is_some() => {
+                    export(&api, KernelKind(id)).await?;
                 }
                 Object::Vm(_) | Object::Image(_) | Object::Kernel(_) => {}
             }

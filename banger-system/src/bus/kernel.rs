@@ -10,11 +10,11 @@ use banger_proto::bus::{
 use zbus::{OwnedObjectPath, Variant, interface};
 
 use super::{
-    border::{Border, Target},
+    api::{Api, Target},
     error::{Error, Result},
     export::{
-        Change::{self, Never, Told, Untold},
-        Kind, Property, border,
+        Change::{self, Never, Signaled, Silent},
+        Kind, Property, api,
     },
     options::{Dict, Options},
     path,
@@ -39,22 +39,22 @@ impl Kind for KernelKind {
         PROPERTIES
     }
 
-    fn methods(&self, border: Weak<Border>) -> Methods {
-        Methods { border, id: self.0 }
+    fn methods(&self, api: Weak<Api>) -> Methods {
+        Methods { api, id: self.0 }
     }
 
     fn view(&self, engine: &Engine) -> Option<Arc<KernelView>> {
         engine.kernel(self.0)
     }
 
-    fn target(view: &KernelView, _: &Border) -> Option<Target> {
+    fn target(view: &KernelView, _: &Api) -> Option<Target> {
         let details = vec![(detail::IMAGE, view.name.to_string())];
         let object = format!("kernel {}", view.name);
-        Some(Target { owner: view.owner, is_shared: view.shared, guest: None, object, details })
+        Some(Target { owner: view.owner, is_shared: view.shared, creator: None, object, details })
     }
 
     fn gone() -> Error {
-        Error::new(ErrorName::NoSuchKernel, "there is no such kernel any more")
+        Error::new(ErrorName::NoSuchKernel, "the kernel has been deleted")
     }
 }
 
@@ -71,25 +71,25 @@ type Get = fn(&KernelView, &Engine) -> Variant<'static>;
 
 const PROPERTIES: &[Property<KernelView>] = &[
     property("Id", "s", Never, |kernel, _| kernel.id.to_string().into()),
-    property("Name", "s", Told, |kernel, _| kernel.name.to_string().into()),
-    property("OwnerUid", "u", Told, |kernel, _| kernel.owner.0.into()),
-    property("Shared", "b", Told, |kernel, _| kernel.shared.into()),
-    property("Source", "s", Told, |kernel, _| kernel.source.clone().into()),
-    property("Digest", "s", Told, |kernel, _| kernel.facts.digest.clone().into()),
-    property("Version", "s", Told, |kernel, _| kernel.facts.release.clone().into()),
-    property("Architecture", "s", Told, |_, _| std::env::consts::ARCH.into()),
-    property("Size", "t", Told, |kernel, _| kernel.facts.size.0.into()),
-    property("HasModules", "b", Told, |kernel, _| (kernel.facts.modules > 0).into()),
-    property("ModuleTreeSize", "t", Told, |kernel, _| kernel.facts.module_tree.0.into()),
-    property("CreatedAt", "t", Told, |kernel, _| kernel.created_at.0.into()),
-    property("UsedBy", "ao", Untold, |kernel, engine| {
+    property("Name", "s", Signaled, |kernel, _| kernel.name.to_string().into()),
+    property("OwnerUid", "u", Signaled, |kernel, _| kernel.owner.0.into()),
+    property("Shared", "b", Signaled, |kernel, _| kernel.shared.into()),
+    property("Source", "s", Signaled, |kernel, _| kernel.source.clone().into()),
+    property("Digest", "s", Signaled, |kernel, _| kernel.facts.digest.clone().into()),
+    property("Version", "s", Signaled, |kernel, _| kernel.facts.release.clone().into()),
+    property("Architecture", "s", Signaled, |_, _| std::env::consts::ARCH.into()),
+    property("Size", "t", Signaled, |kernel, _| kernel.facts.size.0.into()),
+    property("HasModules", "b", Signaled, |kernel, _| (kernel.facts.modules > 0).into()),
+    property("ModuleTreeSize", "t", Signaled, |kernel, _| kernel.facts.module_tree.0.into()),
+    property("CreatedAt", "t", Signaled, |kernel, _| kernel.created_at.0.into()),
+    property("UsedBy", "ao", Silent, |kernel, engine| {
         path::owned(engine.kernel_users(kernel.id), kernel.owner, engine).into()
     }),
 ];
 
 /// The methods of a kernel.
 pub struct Methods {
-    border: Weak<Border>,
+    api: Weak<Api>,
     id: KernelId,
 }
 
@@ -98,6 +98,6 @@ pub struct Methods {
 impl Methods {
     async fn delete(&self, options: Dict) -> Result<()> {
         Options::new(options).finish()?;
-        Ok(border(&self.border)?.engine.delete_kernel(self.id).await?)
+        Ok(api(&self.api)?.engine.delete_kernel(self.id).await?)
     }
 }

@@ -20,11 +20,11 @@ use banger_proto::bus::{
 use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
 
 use super::{
-    border::{Border, Target},
+    api::{Api, Target},
     caller::Caller,
     catalog::{facts, kind_of},
     error::{Error, Result},
-    export::{Change, Kind, Property, border, export},
+    export::{Change, Kind, Property, api, export},
     image::ImageKind,
     job,
     kernel::KernelKind,
@@ -36,14 +36,14 @@ use super::{
 use crate::{
     engine::{
         Engine,
-        request::{ImportKernel, Other, PullKernel},
+        request::{ImportKernel, OnConflict, PullKernel},
     },
     ports::{Interaction, Question, Status, Verdict, registry::Prune},
 };
 
-/// Grows by one with each addition to the interfaces.
+/// Increased by one with each addition to the interfaces.
 const API_LEVEL: u32 = 4;
-/// What this service can do, for clients that are newer than it.
+/// Features of this service, for clients that are newer than it.
 const FEATURES: [&str; 7] = ["agent", "catalog", "image-import", "image-pull", "kernel-import", "log", "ssh"];
 /// The kind of the manager.
 #[derive(Clone)]
@@ -69,15 +69,15 @@ impl Kind for ManagerKind {
         PROPERTIES
     }
 
-    fn methods(&self, border: Weak<Border>) -> Methods {
-        Methods { border }
+    fn methods(&self, api: Weak<Api>) -> Methods {
+        Methods { api }
     }
 
     fn view(&self, _: &Engine) -> Option<Arc<()>> {
         Some(Arc::new(()))
     }
 
-    fn target((): &(), _: &Border) -> Option<Target> {
+    fn target((): &(), _: &Api) -> Option<Target> {
         None
     }
 
@@ -103,13 +103,13 @@ const PROPERTIES: &[Property<()>] = &[
     Property {
         name: "DefaultImage",
         signature: "s",
-        change: Change::Told,
+        change: Change::Signaled,
         get: |(), engine| engine.settings().default_image.to_string().into(),
     },
     Property {
         name: "DefaultKernel",
         signature: "s",
-        change: Change::Told,
+        change: Change::Signaled,
         get: |(), engine| engine.settings().default_kernel.to_string().into(),
     },
     Property { name: "DnsDomain", signature: "s", change: Change::Never, get: |(), _| DOMAIN.into() },
@@ -117,7 +117,7 @@ const PROPERTIES: &[Property<()>] = &[
 
 /// The methods of the manager.
 pub struct Methods {
-    border: Weak<Border>,
+    api: Weak<Api>,
 }
 
 /// The manager.
@@ -130,28 +130,28 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
-        let (border, caller) = self.enter(&header).await?;
-        let request = read_create(&border, &caller, &name, options).await?;
+        let (api, caller) = self.caller(&header).await?;
+        let request = read_create(&api, &caller, &name, options).await?;
         let lifetime = request.lifetime.clone();
-        let (vm, job) = border.engine.create_vm(request).await?;
-        border.bind(&caller, &lifetime).await;
-        export(&border, VmKind(vm)).await?;
-        Ok((path::vm(vm), border.hand_over_job(&caller, job).await?))
+        let (vm, job) = api.engine.create_vm(request).await?;
+        api.bind(&caller, &lifetime).await;
+        export(&api, VmKind(vm)).await?;
+        Ok((path::vm(vm), api.return_job(&caller, job).await?))
     }
 
     #[zbus(name = "GetVM", out_args("vm"))]
     async fn get_vm(&self, reference: String, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
-        let found = border.find_vm(&caller, &reference).await?;
-        export(&border, VmKind(found.vm.id)).await?;
+        let (api, caller) = self.caller(&header).await?;
+        let found = api.find_vm(&caller, &reference).await?;
+        export(&api, VmKind(found.vm.id)).await?;
         Ok(path::vm(found.vm.id))
     }
 
     #[zbus(name = "ListVMs", out_args("vms"))]
     async fn list_vms(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<VmRow>> {
-        let (border, caller) = self.enter(&header).await?;
-        let all = border.read_filter(&caller, filter).await?;
-        let mut views = border.engine.vms();
+        let (api, caller) = self.caller(&header).await?;
+        let all = api.read_filter(&caller, filter).await?;
+        let mut views = api.engine.vms();
         views.retain(|view| all || view.vm.owner == caller.uid);
         views.sort_by_key(|view| (view.vm.created_at, view.vm.id));
         let row = |view: &Arc<crate::engine::view::VmView>| VmRow {
@@ -173,10 +173,10 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
-        let request = read_import(&border, &caller, &name, files, options).await?;
-        let job = border.engine.import_image(request)?;
-        border.hand_over_job(&caller, job).await
+        let (api, caller) = self.caller(&header).await?;
+        let request = read_import(&api, &caller, &name, files, options).await?;
+        let job = api.engine.import_image(request)?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("job"))]
@@ -186,10 +186,10 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
-        let request = read_pull(&border, &caller, &reference, options).await?;
-        let job = border.engine.pull_image(request)?;
-        border.hand_over_job(&caller, job).await
+        let (api, caller) = self.caller(&header).await?;
+        let request = read_pull(&api, &caller, &reference, options).await?;
+        let job = api.engine.pull_image(request)?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("job"))]
@@ -198,13 +198,13 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let dry_run = options.boolean(prune::DRY_RUN)?.unwrap_or_default();
         let older_than = options.number(prune::OLDER_THAN)?.map(Duration::from_micros);
         options.finish()?;
-        let job = border.engine.prune_cache(caller.uid, Prune { older_than, dry_run })?;
-        border.hand_over_job(&caller, job).await
+        let job = api.engine.prune_cache(caller.uid, Prune { older_than, dry_run })?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("image"))]
@@ -213,17 +213,17 @@ impl Methods {
         reference: String,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
-        let found = border.find_image(&caller, &reference).await?;
-        export(&border, ImageKind(found.id)).await?;
+        let (api, caller) = self.caller(&header).await?;
+        let found = api.find_image(&caller, &reference).await?;
+        export(&api, ImageKind(found.id)).await?;
         Ok(path::image(found.id))
     }
 
     #[zbus(out_args("images"))]
     async fn list_images(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<ImageRow>> {
-        let (border, caller) = self.enter(&header).await?;
-        let all = border.read_filter(&caller, filter).await?;
-        let mut images = border.engine.images();
+        let (api, caller) = self.caller(&header).await?;
+        let all = api.read_filter(&caller, filter).await?;
+        let mut images = api.engine.images();
         images.retain(|image| all || image.shared || image.owner == caller.uid);
         images.sort_by_key(|image| (image.created_at, image.id));
         let row = |image: &Arc<banger_image::record::Image>| ImageRow {
@@ -246,7 +246,7 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let name = parse_name(&name)?;
         let mut files = Files(files);
         let vmlinuz = files.required(import::FILE_KERNEL)?;
@@ -255,10 +255,10 @@ impl Methods {
         let mut options = Options::new(options);
         let shared = options.boolean(import::SHARED)?.unwrap_or_default();
         options.finish()?;
-        border.may_share(&caller, shared, &name).await?;
+        api.require_share(&caller, shared, &name).await?;
         let request = ImportKernel { owner: caller.uid, name, shared, vmlinuz, modules };
-        let job = border.engine.import_kernel(request)?;
-        border.hand_over_job(&caller, job).await
+        let job = api.engine.import_kernel(request)?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("job"))]
@@ -268,30 +268,30 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let entry = parse_name(&entry)?;
         let mut options = Options::new(options);
         let name = options.string(pull_kernel::NAME)?.map(|name| parse_name(&name)).transpose()?;
         let shared = options.boolean(pull_kernel::SHARED)?.unwrap_or_default();
         let force = options.boolean(pull_kernel::FORCE)?.unwrap_or_default();
         options.finish()?;
-        border.may_share(&caller, shared, &entry).await?;
-        let other = if force { Other::Goes } else { Other::Stays };
-        let request = PullKernel { owner: caller.uid, entry, name, shared, other };
-        let job = border.engine.pull_kernel(request)?;
-        border.hand_over_job(&caller, job).await
+        api.require_share(&caller, shared, &entry).await?;
+        let on_conflict = if force { OnConflict::Replace } else { OnConflict::Fail };
+        let request = PullKernel { owner: caller.uid, entry, name, shared, on_conflict };
+        let job = api.engine.pull_kernel(request)?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("entries"))]
     async fn list_catalog(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<Dict>> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let kind = options.string(catalog::KIND)?;
         options.finish()?;
         if !matches!(kind.as_deref(), None | Some(catalog::IMAGE | catalog::KERNEL_KIND)) {
             return Err(Error::invalid_option("kind must be image or kernel"));
         }
-        let offers = border.engine.offers(caller.uid).offers;
+        let offers = api.engine.offers(caller.uid).offers;
         let wanted = offers.iter().filter(|offer| kind.as_deref().is_none_or(|kind| kind == kind_of(offer)));
         wanted.map(facts).collect()
     }
@@ -302,12 +302,12 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let older_than = options.number(refresh::OLDER_THAN)?.map(Duration::from_micros);
         options.finish()?;
-        let job = border.engine.refresh_catalogs(caller.uid, older_than.unwrap_or_default())?;
-        border.hand_over_job(&caller, job).await
+        let job = api.engine.refresh_catalogs(caller.uid, older_than.unwrap_or_default())?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("kernel"))]
@@ -316,17 +316,17 @@ impl Methods {
         reference: String,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
-        let found = border.find_kernel(&caller, &reference).await?;
-        export(&border, KernelKind(found.id)).await?;
+        let (api, caller) = self.caller(&header).await?;
+        let found = api.find_kernel(&caller, &reference).await?;
+        export(&api, KernelKind(found.id)).await?;
         Ok(path::kernel(found.id))
     }
 
     #[zbus(out_args("kernels"))]
     async fn list_kernels(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<KernelRow>> {
-        let (border, caller) = self.enter(&header).await?;
-        let all = border.read_filter(&caller, filter).await?;
-        let mut kernels = border.engine.kernels();
+        let (api, caller) = self.caller(&header).await?;
+        let all = api.read_filter(&caller, filter).await?;
+        let mut kernels = api.engine.kernels();
         kernels.retain(|kernel| all || kernel.shared || kernel.owner == caller.uid);
         kernels.sort_by_key(|kernel| (kernel.created_at, kernel.id));
         let row = |kernel: &Arc<banger_image::record::Kernel>| KernelRow {
@@ -342,13 +342,13 @@ impl Methods {
 
     #[zbus(out_args("job"))]
     async fn get_job(&self, id: String, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let none = || Error::new(ErrorName::NoSuchJob, "there is no such job");
         let id: JobId = id.parse().map_err(|_| none())?;
-        let found = border.engine.job(id).ok_or_else(none)?;
+        let found = api.engine.job(id).ok_or_else(none)?;
         let is_own =
-            found.owner == caller.uid || border.subscribers.creator(id) == Some(caller.connection.clone());
-        if !is_own && !border.may_view_others(&caller).await {
+            found.owner == caller.uid || api.subscribers.creator(id) == Some(caller.connection.clone());
+        if !is_own && !api.may_view_others(&caller).await {
             return Err(none());
         }
         Ok(path::job(id))
@@ -356,9 +356,9 @@ impl Methods {
 
     #[zbus(out_args("jobs"))]
     async fn list_jobs(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<JobRow>> {
-        let (border, caller) = self.enter(&header).await?;
-        let all = border.read_filter(&caller, filter).await?;
-        let mut jobs = border.engine.jobs();
+        let (api, caller) = self.caller(&header).await?;
+        let all = api.read_filter(&caller, filter).await?;
+        let mut jobs = api.engine.jobs();
         jobs.retain(|job| all || job.owner == caller.uid);
         jobs.sort_by_key(|job| (job.started_at, job.id));
         let row = |view: &Arc<crate::engine::view::JobView>| JobRow {
@@ -373,25 +373,25 @@ impl Methods {
     }
 
     async fn subscribe(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<()> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let all_owners = options.boolean(subscribe::ALL_OWNERS)?.unwrap_or_default();
         options.finish()?;
         if all_owners {
-            border.require(&caller, action::VM_VIEW_OTHERS, Vec::new()).await?;
+            api.require(&caller, action::VM_VIEW_OTHERS, Vec::new()).await?;
         }
-        border.subscribe(&caller, all_owners)
+        api.subscribe(&caller, all_owners)
     }
 
     async fn unsubscribe(&self, #[zbus(header)] header: Header<'_>) -> Result<()> {
-        let (border, caller) = self.enter(&header).await?;
-        border.subscribers.remove(&caller.connection);
+        let (api, caller) = self.caller(&header).await?;
+        api.subscribers.remove(&caller.connection);
         Ok(())
     }
 
     #[zbus(out_args("permissions"))]
     async fn get_permissions(&self, #[zbus(header)] header: Header<'_>) -> Result<HashMap<String, String>> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut permissions = HashMap::new();
         for action in action::ALL {
             let question = Question {
@@ -400,7 +400,7 @@ impl Methods {
                 details: Vec::new(),
                 interaction: Interaction::Forbidden,
             };
-            let word = match border.engine.authority().check(question).await {
+            let word = match api.engine.authority().check(question).await {
                 _ if caller.uid == Uid::ROOT => "yes",
                 Verdict::Yes => "yes",
                 Verdict::NeedsInteraction => "auth",
@@ -414,8 +414,8 @@ impl Methods {
 
     #[zbus(out_args("limits"))]
     async fn get_limits(&self) -> Result<Dict> {
-        let border = border(&self.border)?;
-        let limits = &border.engine.settings().limits;
+        let api = api(&self.api)?;
+        let limits = &api.engine.settings().limits;
         let rows: [(&str, Variant<'static>); 7] = [
             ("vms", limits.vms.into()),
             ("running", limits.running.into()),
@@ -432,7 +432,7 @@ impl Methods {
 
     #[zbus(out_args("checks"))]
     async fn diagnose(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<CheckRow>> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         Options::new(options).finish()?;
         let row = |check: crate::ports::Check| CheckRow {
             check: check.name.to_owned(),
@@ -445,20 +445,20 @@ impl Methods {
             message: check.message,
             hint: check.hint,
         };
-        Ok(border.engine.diagnose(caller.uid).await.into_iter().map(row).collect())
+        Ok(api.engine.diagnose(caller.uid).await.into_iter().map(row).collect())
     }
 }
 
 impl Methods {
-    async fn enter(&self, header: &Header<'_>) -> Result<(Arc<Border>, Caller)> {
-        let border = border(&self.border)?;
-        let caller = border.callers.of(header).await?;
-        Ok((border, caller))
+    async fn caller(&self, header: &Header<'_>) -> Result<(Arc<Api>, Caller)> {
+        let api = api(&self.api)?;
+        let caller = api.callers.of(header).await?;
+        Ok((api, caller))
     }
 }
 
-impl Border {
-    /// Whether a list is to have everybody's objects, which the caller must be allowed to see.
+impl Api {
+    /// Reads a list's filter: whether it includes all users' objects, which needs an authorisation.
     async fn read_filter(&self, caller: &Caller, options: Dict) -> Result<bool> {
         let mut options = Options::new(options);
         let all = options.boolean(filter::ALL)?.unwrap_or_default();
@@ -469,7 +469,7 @@ impl Border {
         Ok(all)
     }
 
-    pub(super) async fn may_share(&self, caller: &Caller, shared: bool, name: &Name) -> Result<()> {
+    pub(super) async fn require_share(&self, caller: &Caller, shared: bool, name: &Name) -> Result<()> {
         match shared {
             true => {
                 let details = vec![

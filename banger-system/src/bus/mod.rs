@@ -1,9 +1,38 @@
-//! The D-Bus API. The bus says who calls, never an argument. Every call is authorised by one
-//! table before anything is done, and replies and signals go only to those who may see
-//! them.
+//! The D-Bus API: `dev.banger.Manager1` on the system bus.
+//!
+//! This is the boundary between unprivileged users and a root service. Every call takes the same way:
+//!
+//! ```text
+//!    message ──► caller.rs     who sent it? (the bus says so, never an argument)
+//!                   │
+//!                   ▼
+//!               api.rs admit   how many calls does this user have under way?      TooManyRequests
+//!                   │           what does the table in acl.rs ask of the caller?   AccessDenied,
+//!                   ▼           (nothing, to own the object, a polkit action)       InteractiveAuthorizationRequired
+//!               vm.rs, image.rs, kernel.rs, job.rs, manager.rs
+//!                   │           parse the arguments: options.rs, request.rs         InvalidOption, InvalidName
+//!                   ▼
+//!               engine          do it, or start a job and return its path
+//!
+//!    engine ──► events ──► publisher.rs ──► signals, to the subscribers who may see the object
+//! ```
+//!
+//! Three rules keep it safe.
+//!
+//! - **One check.** `export.rs` wraps every object: it authorises a call before the method's code runs, and looks the
+//!   object up again after a password dialog. A member that is not in the table is denied, and a test compares the table
+//!   with the interfaces.
+//! - **Other users' objects do not exist.** References are looked up among what the caller may see (`reference.rs`), and
+//!   the answer for a hidden object is the answer for a missing one. Signals are unicast, because everybody can read a
+//!   broadcast on the system bus.
+//! - **Nothing holds zbus's tree of objects for long.** zbus holds it while a property is read, and so a read comes from
+//!   the engine's last snapshot, and waits at most a second for polkit.
+//!
+//! Properties are a table for each kind of object. `Get`, `GetAll`, `PropertiesChanged`, the ObjectManager and the
+//! introspection all come from it, and so they cannot differ.
 
 mod acl;
-mod border;
+mod api;
 mod caller;
 mod catalog;
 mod error;
@@ -30,38 +59,38 @@ use zbus::{Connection, fdo::RequestNameFlags};
 
 pub use self::introspect::interfaces;
 use self::{
-    border::Border, export::export, image::ImageKind, job::JobKind, kernel::KernelKind, manager::ManagerKind,
+    api::Api, export::export, image::ImageKind, job::JobKind, kernel::KernelKind, manager::ManagerKind,
     vm::VmKind,
 };
 use crate::engine::{Engine, view::Event};
 
-/// Serves the engine on this connection. When this returns, the name is owned and calls are answered;
-/// what serves them lives as long as the connection.
+/// Serves the engine on this connection. When this returns, the service owns its name and answers calls. The tasks
+/// that serve it live as long as the connection.
 pub async fn serve(
     connection: Connection,
     engine: Engine,
     events: mpsc::UnboundedReceiver<Event>,
 ) -> zbus::Result<()> {
-    let border = Arc::new(Border::new(connection.clone(), engine).await?);
-    export(&border, ManagerKind).await?;
-    object_manager::export(&border).await?;
-    // What was there before is on the bus before anybody can call. What comes is the publisher's.
-    for view in border.engine.kernels() {
-        export(&border, KernelKind(view.id)).await?;
+    let api = Arc::new(Api::new(connection.clone(), engine).await?);
+    export(&api, ManagerKind).await?;
+    object_manager::export(&api).await?;
+    // Objects of an earlier run are exported before anybody can call. The publisher exports later ones.
+    for view in api.engine.kernels() {
+        export(&api, KernelKind(view.id)).await?;
     }
-    for view in border.engine.images() {
-        export(&border, ImageKind(view.id)).await?;
+    for view in api.engine.images() {
+        export(&api, ImageKind(view.id)).await?;
     }
-    for view in border.engine.vms() {
-        export(&border, VmKind(view.vm.id)).await?;
+    for view in api.engine.vms() {
+        export(&api, VmKind(view.vm.id)).await?;
     }
-    for view in border.engine.jobs() {
-        export(&border, JobKind(view.id)).await?;
+    for view in api.engine.jobs() {
+        export(&api, JobKind(view.id)).await?;
     }
-    tokio::spawn(publisher::run(Arc::clone(&border), events));
-    tokio::spawn(caller::watch_names(Arc::clone(&border)).await?);
-    caller::end_orphans(&border).await?;
-    // Nobody else may take the name from us, nor we from another that serves.
+    tokio::spawn(publisher::run(Arc::clone(&api), events));
+    tokio::spawn(caller::watch_connections(Arc::clone(&api)).await?);
+    caller::end_vms_of_gone_callers(&api).await?;
+    // Neither may another process take the name from this one, nor the reverse.
     let flags = RequestNameFlags::DO_NOT_QUEUE;
     connection.request_name_with_flags(names::SERVICE, flags).await.map(drop)
 }

@@ -1,5 +1,5 @@
-//! `org.freedesktop.DBus.ObjectManager`, for each caller the objects that it may see. Whoever asks for them
-//! hears of their changes from then on, as clients of this interface expect.
+//! `org.freedesktop.DBus.ObjectManager`, filtered for each caller. A caller of `GetManagedObjects` is subscribed to
+//! changes, as clients of this interface expect.
 
 use std::{
     collections::HashMap,
@@ -10,10 +10,10 @@ use banger_proto::bus::names::MANAGER_PATH;
 use zbus::{OwnedObjectPath, Variant, interface, message::Header};
 
 use super::{
-    border::Border,
-    caller::Place,
+    api::Api,
+    caller::RequestKind,
     error::Result,
-    export::{Kind, border, values},
+    export::{Kind, api, values},
     image::ImageKind,
     job::JobKind,
     kernel::KernelKind,
@@ -22,16 +22,16 @@ use super::{
 };
 use crate::engine::Engine;
 
-/// The interfaces of an object with their properties.
+/// The interfaces of an object, with their properties.
 pub type Interfaces = HashMap<&'static str, HashMap<&'static str, Variant<'static>>>;
 
-/// The interfaces of an object of this kind.
+/// Returns the interfaces of an object.
 pub fn interfaces<K: Kind>(view: &K::View, engine: &Engine) -> Interfaces {
     HashMap::from([(K::INTERFACE, values::<K>(view, engine))])
 }
 
 struct ObjectManager {
-    border: Weak<Border>,
+    api: Weak<Api>,
 }
 
 /// The objects that the caller may see.
@@ -42,11 +42,11 @@ impl ObjectManager {
         &self,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<HashMap<OwnedObjectPath, Interfaces>> {
-        let border = border(&self.border)?;
-        let caller = border.callers.of(&header).await?;
-        let _permit = border.callers.place(caller.uid, Place::Call)?;
-        border.subscribe(&caller, false)?;
-        let engine = &border.engine;
+        let api = api(&self.api)?;
+        let caller = api.callers.of(&header).await?;
+        let _permit = api.callers.acquire(caller.uid, RequestKind::Call)?;
+        api.subscribe(&caller, false)?;
+        let engine = &api.engine;
         let mut objects = HashMap::new();
         for view in engine.vms().iter().filter(|view| view.vm.owner == caller.uid) {
             objects.insert(path::vm(view.vm.id), interfaces::<VmKind>(view, engine));
@@ -80,8 +80,8 @@ impl ObjectManager {
     ) -> zbus::Result<()>;
 }
 
-/// Makes the object.
-pub async fn export(border: &Arc<Border>) -> zbus::Result<()> {
-    let object = ObjectManager { border: Arc::downgrade(border) };
-    border.connection.object_server().at(MANAGER_PATH, object).await.map(drop)
+/// Exports the object.
+pub async fn export(api: &Arc<Api>) -> zbus::Result<()> {
+    let object = ObjectManager { api: Arc::downgrade(api) };
+    api.connection.object_server().at(MANAGER_PATH, object).await.map(drop)
 }

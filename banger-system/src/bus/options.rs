@@ -1,5 +1,5 @@
-//! The `a{sv}` of a call, read key by key. An unknown key or a wrong type is refused: an option that does
-//! nothing would look as if it did.
+//! Reads the options (`a{sv}`) of a call, key by key. An unknown key or a wrong type is refused: an ignored option
+//! would seem to work.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,10 +10,10 @@ use zbus::{OwnedVariant, Variant};
 
 use super::error::{Error, Result};
 
-/// Keys that begin so are for others, and ignored.
+/// Keys with this prefix belong to others, and are ignored.
 const FOREIGN: &str = "x-";
 
-/// What D-Bus calls a vardict: `a{sv}`.
+/// A D-Bus dictionary of variants: `a{sv}`.
 pub type Dict = HashMap<String, OwnedVariant>;
 
 /// The options of a call.
@@ -38,7 +38,7 @@ impl Options {
         })
     }
 
-    /// A number that is not negative, whichever integer type it comes in.
+    /// Reads a number of 0 or more, of any integer type.
     pub fn number(&mut self, key: &'static str) -> Result<Option<u64>> {
         self.take(key, "a number of 0 or more", |value| match value {
             Variant::U8(n) => Some(u64::from(*n)),
@@ -57,7 +57,7 @@ impl Options {
         u32::try_from(number).map(Some).map_err(|_| Error::invalid_option(format!("{key} is too large")))
     }
 
-    /// A file descriptor, which is ours from now on.
+    /// Reads a file descriptor, and duplicates it.
     pub fn file(&mut self, key: &'static str) -> Result<Option<OwnedFd>> {
         self.take(key, "a file descriptor", |value| match value {
             Variant::Fd(fd) => fd.as_fd().try_clone_to_owned().ok(),
@@ -78,7 +78,7 @@ impl Options {
         Ok(list.unwrap_or_default())
     }
 
-    /// Pairs of numbers.
+    /// Reads a list of pairs of numbers.
     pub fn ranges(&mut self, key: &'static str) -> Result<Vec<(u64, u64)>> {
         let ranges = self.take(key, "a list of pairs of numbers", |value| {
             Vec::<(u64, u64)>::try_from(value.try_clone().ok()?).ok()
@@ -86,13 +86,13 @@ impl Options {
         Ok(ranges.unwrap_or_default())
     }
 
-    /// Ends the reading. What was not read is unknown.
+    /// Checks that all options were read. Others are unknown.
     pub fn finish(self) -> Result<()> {
         let unknown = self.0.into_keys().filter(|key| !key.starts_with(FOREIGN)).min();
         match unknown {
             Some(key) => {
                 let key: String = key.chars().take(60).collect();
-                Err(Error::invalid_option(format!("there is no option {key:?}")))
+                Err(Error::invalid_option(format!("unknown option {key:?}")))
             }
             None => Ok(()),
         }
@@ -144,7 +144,7 @@ mod tests {
         assert!(options(&[("a", u64::MAX.into())]).small_number("a").is_err());
         assert_eq!(
             options(&[("typo", 1u32.into())]).finish().unwrap_err().message,
-            "there is no option \"typo\""
+            "unknown option \"typo\""
         );
         options(&[("x-mine", 1u32.into())]).finish().unwrap();
     }

@@ -8,7 +8,7 @@ use zbus::OwnedObjectPath;
 
 use crate::engine::{Engine, view::Object};
 
-/// Ids are hexadecimal, and so every path is valid.
+/// Returns the path of an object. Ids are hexadecimal, so every path is valid.
 fn path(parent: &str, id: impl Display) -> OwnedObjectPath {
     OwnedObjectPath::try_from(format!("{parent}/{id}")).unwrap_or_default()
 }
@@ -41,7 +41,7 @@ pub fn object(object: &Object) -> OwnedObjectPath {
     }
 }
 
-/// The paths of those that belong to this owner: who else uses a shared object is not everybody's to know.
+/// Returns the paths of this owner's objects. Who else uses a shared object stays private.
 pub fn owned(objects: impl IntoIterator<Item = Object>, owner: Uid, engine: &Engine) -> Vec<OwnedObjectPath> {
     let owner_of = |object: &Object| match object {
         Object::Vm(id) => engine.vm(*id).map(|view| view.vm.owner),

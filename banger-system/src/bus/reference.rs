@@ -8,7 +8,7 @@ use banger_image::oci::reference::ImageRef;
 use banger_proto::bus::{ErrorName, names::action};
 
 use super::{
-    border::Border,
+    api::Api,
     caller::Caller,
     error::{Error, Result},
 };
@@ -17,15 +17,15 @@ use crate::engine::{
     view::{ImageView, KernelView, VmView},
 };
 
-/// A text that is a reference.
+/// Parses a reference.
 pub fn parse(text: &str) -> Result<Reference> {
     text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
 }
 
-/// What an image is called by.
+/// The two forms of an image's name.
 enum ImageName {
     Local(Reference),
-    /// What it was pulled as, in a form that no name has.
+    /// An OCI reference, in a form that no local name has.
     Remote(ImageRef),
 }
 
@@ -37,8 +37,8 @@ fn parse_image(text: &str) -> Result<ImageName> {
     }
 }
 
-impl Border {
-    /// The machine that the caller means.
+impl Api {
+    /// Finds the VM that the caller means.
     pub async fn find_vm(&self, caller: &Caller, text: &str) -> Result<Arc<VmView>> {
         let reference = parse(text)?;
         let found = self.engine.find_vm(caller.uid, &reference);
@@ -46,7 +46,7 @@ impl Border {
         self.reveal(caller, Kind::Vm, text, &reference, found, owner).await
     }
 
-    /// The image that the caller means.
+    /// Finds the image that the caller means.
     pub async fn find_image(&self, caller: &Caller, text: &str) -> Result<Arc<ImageView>> {
         let reference = match parse_image(text)? {
             ImageName::Local(reference) => reference,
@@ -63,7 +63,7 @@ impl Border {
         self.reveal(caller, Kind::Image, text, &reference, found, owner).await
     }
 
-    /// The kernel that the caller means.
+    /// Finds the kernel that the caller means.
     pub async fn find_kernel(&self, caller: &Caller, text: &str) -> Result<Arc<KernelView>> {
         let reference = parse(text)?;
         let found = self.engine.find_kernel(caller.uid, &reference);
@@ -71,8 +71,8 @@ impl Border {
         self.reveal(caller, Kind::Kernel, text, &reference, found, owner).await
     }
 
-    /// The image from which a sandbox of the caller is cloned. A clone can be read, so that it must be
-    /// the caller's own, or shared: to see that there is one is not enough.
+    /// Finds the image for a sandbox of the caller. It must be the caller's own or shared, because a clone can be
+    /// read: permission to see it is not enough.
     pub fn usable_image(&self, caller: &Caller, text: &str) -> Result<Reference> {
         let reference = match parse_image(text)? {
             ImageName::Local(reference) => reference,
@@ -89,14 +89,14 @@ impl Border {
         Ok(Reference::IdPrefix(found.id.to_string()))
     }
 
-    /// The kernel that a machine of the caller is to boot: its own, or shared.
+    /// Finds the kernel for a sandbox of the caller: its own, or shared.
     pub fn usable_kernel(&self, caller: &Caller, text: &str) -> Result<Reference> {
         let found = self.engine.find_kernel(caller.uid, &parse(text)?)?;
         usable(caller, Kind::Kernel, text, found.owner, found.shared)?;
         Ok(Reference::IdPrefix(found.id.to_string()))
     }
 
-    /// The image that a reference of a registry was pulled as.
+    /// Finds the image that was pulled by an OCI reference.
     fn pulled(&self, caller: &Caller, text: &str, reference: &ImageRef) -> Result<Arc<ImageView>> {
         self.engine.find_pulled(caller.uid, reference).ok_or_else(|| no_such(Kind::Image, text))
     }
@@ -117,10 +117,10 @@ impl Border {
             }
         }
         match reference {
-            // Names are looked up among what the caller may see.
+            // Names are looked up only among objects that the caller may see.
             Reference::Name(_) => Ok(found?),
-            // Who names another user means another user's, and may be asked to authenticate: whether it is
-            // there or not, or the question would give it away.
+            // The caller names another user's object. It is authorised before the answer, whether the object exists
+            // or not, so that a dialog reveals nothing.
             Reference::Owned { user, .. } => {
                 if self.engine.users().uid_of(user) != Some(caller.uid) {
                     self.require(caller, action::VM_VIEW_OTHERS, Vec::new()).await?;

@@ -1,4 +1,4 @@
-//! What the manager is asked for: its calls' arguments, read and checked.
+//! Parses and checks the arguments of the manager's methods.
 
 use std::{collections::HashMap, os::fd::OwnedFd};
 
@@ -18,18 +18,18 @@ use banger_proto::{
 };
 
 use super::{
-    border::Border,
+    api::Api,
     caller::Caller,
     error::{Error, Result},
     options::{Dict, Options},
     vm::read_start,
 };
 use crate::{
-    engine::request::{CreateVm, ImportImage, Original, Other, PullImage, Whence},
-    ports::{images::Part, registry::Source},
+    engine::request::{CreateVm, ImportImage, ImportSource, OnConflict, PullImage, PullSource},
+    ports::{images::FileRange, registry::Source},
 };
 
-/// What a label, and all of them, may be.
+/// Limits of labels.
 const MAX_LABELS: usize = 32;
 const MAX_LABEL: usize = 256;
 
@@ -37,36 +37,31 @@ const MAX_LABEL: usize = 256;
 pub(super) struct Files(pub(super) HashMap<String, zbus::OwnedFd>);
 
 impl Files {
-    /// That of this name, if it is there.
+    /// Returns the file with this name, if it is there.
     pub(super) fn optional(&mut self, name: &str) -> Option<OwnedFd> {
         self.0.remove(name).map(OwnedFd::from)
     }
 
-    /// That of this name.
+    /// Returns the file with this name, which must be there.
     pub(super) fn required(&mut self, name: &str) -> Result<OwnedFd> {
         let missing = || Error::new(ErrorName::InvalidArgs, format!("the file {name} is missing"));
         self.optional(name).ok_or_else(missing)
     }
 
-    /// Refuses what was not asked for.
+    /// Checks that all files were used.
     pub(super) fn finish(self) -> Result<()> {
         match self.0.into_keys().min() {
             Some(name) => {
                 let name: String = name.chars().take(60).collect();
-                Err(Error::invalid_option(format!("there is no file {name:?} in this")))
+                Err(Error::invalid_option(format!("unknown file {name:?}")))
             }
             None => Ok(()),
         }
     }
 }
 
-/// A new machine.
-pub(super) async fn read_create(
-    border: &Border,
-    caller: &Caller,
-    name: &str,
-    options: Dict,
-) -> Result<CreateVm> {
+/// Parses the arguments of `CreateVM`.
+pub(super) async fn read_create(api: &Api, caller: &Caller, name: &str, options: Dict) -> Result<CreateVm> {
     let mut options = Options::new(options);
     let init = match options.string(create::INIT)? {
         None => Init::default(),
@@ -89,7 +84,7 @@ pub(super) async fn read_create(
             Timezone::new(&zone, rule.as_deref())
                 .map_err(|error| Error::of(ErrorName::InvalidOption, &error))?,
         ),
-        (None, Some(_)) => return Err(Error::invalid_option("a rule needs a time zone")),
+        (None, Some(_)) => return Err(Error::invalid_option("a time zone rule needs a time zone")),
     };
     let labels = options.strings(create::LABELS)?;
     let fits = |(key, value): (&String, &String)| key.len() + value.len() <= MAX_LABEL;
@@ -104,11 +99,8 @@ pub(super) async fn read_create(
     let request = CreateVm {
         owner: caller.uid,
         name: if name.is_empty() { None } else { Some(parse_name(name)?) },
-        image: options.string(create::IMAGE)?.map(|text| border.usable_image(caller, &text)).transpose()?,
-        kernel: options
-            .string(create::KERNEL)?
-            .map(|text| border.usable_kernel(caller, &text))
-            .transpose()?,
+        image: options.string(create::IMAGE)?.map(|text| api.usable_image(caller, &text)).transpose()?,
+        kernel: options.string(create::KERNEL)?.map(|text| api.usable_kernel(caller, &text)).transpose()?,
         vcpus: options.small_number(create::VCPUS)?,
         memory: options.number(create::MEMORY)?.map(Bytes),
         disk_size: options.number(create::DISK_SIZE)?.map(Bytes),
@@ -122,7 +114,7 @@ pub(super) async fn read_create(
         nat,
         timezone,
         authorized_keys,
-        lifetime: border.lifetime(caller, lifetime.as_deref()).await?,
+        lifetime: api.lifetime(caller, lifetime.as_deref()).await?,
         labels,
         start: start.then_some(how),
     };
@@ -130,9 +122,9 @@ pub(super) async fn read_create(
     Ok(request)
 }
 
-/// An image of files.
+/// Parses the arguments of `ImportImage`.
 pub(super) async fn read_import(
-    border: &Border,
+    api: &Api,
     caller: &Caller,
     name: &str,
     files: HashMap<String, zbus::OwnedFd>,
@@ -148,26 +140,26 @@ pub(super) async fn read_import(
     files.finish()?;
     let mut options = Options::new(options);
     let content = match (rootfs, layout) {
-        (Some(rootfs), _) => Original::Rootfs(rootfs),
-        (None, Some(layout)) => Original::Layout(layout, read_parts(&options.ranges(import::PARTS)?)?),
-        (None, None) => return Err(Error::new(ErrorName::InvalidArgs, "there is no file")),
+        (Some(rootfs), _) => ImportSource::Rootfs(rootfs),
+        (None, Some(layout)) => ImportSource::Layout(layout, read_parts(&options.ranges(import::PARTS)?)?),
+        (None, None) => return Err(Error::new(ErrorName::InvalidArgs, "no file was passed")),
     };
     let shared = options.boolean(import::SHARED)?.unwrap_or_default();
     let kernel = options.string(import::KERNEL_REF)?;
     options.finish()?;
-    let kernel = kernel.map(|text| border.usable_kernel(caller, &text)).transpose()?;
-    border.may_share(caller, shared, &name).await?;
+    let kernel = kernel.map(|text| api.usable_kernel(caller, &text)).transpose()?;
+    api.require_share(caller, shared, &name).await?;
     Ok(ImportImage { owner: caller.uid, name, shared, kernel, content })
 }
 
-/// An image of a catalog or of a registry.
+/// Parses the arguments of `PullImage`.
 pub(super) async fn read_pull(
-    border: &Border,
+    api: &Api,
     caller: &Caller,
     reference: &str,
     options: Dict,
 ) -> Result<PullImage> {
-    let called: Option<Name> = reference.parse().ok();
+    let catalog_name: Option<Name> = reference.parse().ok();
     let reference: ImageRef = reference.parse().map_err(|error| Error::of(ErrorName::InvalidArgs, &error))?;
     let mut options = Options::new(options);
     let name = options.string(pull::NAME)?.map(|name| parse_name(&name)).transpose()?;
@@ -178,42 +170,44 @@ pub(super) async fn read_pull(
     let force = options.boolean(pull::FORCE)?.unwrap_or_default();
     let from = options.string(pull::FROM)?;
     options.finish()?;
-    let whence = read_whence(called, from.as_deref())?;
-    let kernel = kernel.map(|text| border.usable_kernel(caller, &text)).transpose()?;
+    let from = read_pull_source(catalog_name, from.as_deref())?;
+    let kernel = kernel.map(|text| api.usable_kernel(caller, &text)).transpose()?;
     let credentials = match credentials {
-        Some(file) => border.engine.read_credentials(file)?,
+        Some(file) => api.engine.read_credentials(file)?,
         None => Credentials::Anonymous,
     };
     if shared {
         let details =
             vec![(detail::IMAGE, reference.to_string()), (detail::OBJECT, format!("image {reference}"))];
-        border.require(caller, action::IMAGE_MANAGE_SHARED, details).await?;
+        api.require(caller, action::IMAGE_MANAGE_SHARED, details).await?;
     }
     let source = Source { reference, platform, credentials };
-    let other = if force { Other::Goes } else { Other::Stays };
-    Ok(PullImage { owner: caller.uid, source, whence, name, shared, kernel, other })
+    let on_conflict = if force { OnConflict::Replace } else { OnConflict::Fail };
+    Ok(PullImage { owner: caller.uid, source, from, name, shared, kernel, on_conflict })
 }
 
-/// Where the parts of an image are; no image has more of them than the most layers, and two documents.
-fn read_parts(ranges: &[(u64, u64)]) -> Result<Vec<Part>> {
+/// Parses the ranges of an image's parts. An image has two documents and at most [`MAX_LAYERS`] layers.
+fn read_parts(ranges: &[(u64, u64)]) -> Result<Vec<FileRange>> {
     if ranges.len() > MAX_LAYERS + 2 {
         return Err(Error::invalid_option(format!("an image has at most {MAX_LAYERS} layers")));
     }
-    Ok(ranges.iter().map(|(offset, length)| Part { offset: *offset, length: Bytes(*length) }).collect())
+    Ok(ranges.iter().map(|(offset, length)| FileRange { offset: *offset, length: Bytes(*length) }).collect())
 }
 
-/// Where an image is looked for. What is called as nothing in a catalog can be is in a registry.
-fn read_whence(called: Option<Name>, from: Option<&str>) -> Result<Whence> {
-    match (called, from) {
-        (Some(name), None) => Ok(Whence::CatalogElseRegistry(name)),
-        (Some(name), Some(pull::from::CATALOG)) => Ok(Whence::Catalog(name)),
-        (None, Some(pull::from::CATALOG)) => Err(Error::invalid_option("this is no name that a catalog has")),
-        (None, None) | (_, Some(pull::from::REGISTRY)) => Ok(Whence::Registry),
+/// Returns where to look for an image. A reference that cannot be a catalog entry's name goes to its registry.
+fn read_pull_source(catalog_name: Option<Name>, from: Option<&str>) -> Result<PullSource> {
+    match (catalog_name, from) {
+        (Some(name), None) => Ok(PullSource::CatalogElseRegistry(name)),
+        (Some(name), Some(pull::from::CATALOG)) => Ok(PullSource::Catalog(name)),
+        (None, Some(pull::from::CATALOG)) => {
+            Err(Error::invalid_option("this is not the name of a catalog entry"))
+        }
+        (None, None) | (_, Some(pull::from::REGISTRY)) => Ok(PullSource::Registry),
         (_, Some(_)) => Err(Error::invalid_option("from must be catalog or registry")),
     }
 }
 
-/// The platform of an image. Machines run programs for the host's processors and no others.
+/// Parses the platform of an image. Sandboxes run programs for the host's architecture only.
 fn read_platform(text: Option<String>) -> Result<Platform> {
     let host = Platform::of_host(std::env::consts::ARCH);
     let Some(text) = text else { return Ok(host) };
@@ -224,7 +218,7 @@ fn read_platform(text: Option<String>) -> Result<Platform> {
     }
 }
 
-/// The name that something gets or has.
+/// Parses a name.
 pub(super) fn parse_name(text: &str) -> Result<Name> {
     text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
 }

@@ -1,5 +1,5 @@
-//! Who gets signals. On the system bus everybody can see a broadcast, so every signal is sent
-//! only to those who asked for it and may see it.
+//! Who gets signals. Everybody can read a broadcast on the system bus, so each signal is sent only to those who asked
+//! for it and may see it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +11,7 @@ use banger_proto::bus::ErrorName;
 
 use super::error::{Error, Result};
 
-/// Connections of one user that may ask for signals.
+/// Maximum number of subscribed connections of one user.
 const PER_USER: usize = 32;
 
 #[derive(Default)]
@@ -22,18 +22,18 @@ pub struct Subscribers {
 #[derive(Default)]
 struct State {
     connections: HashMap<String, Subscription>,
-    /// Who began a job hears of it, without having asked.
+    /// The creator of each job, which gets its signals without a subscription.
     jobs: HashMap<JobId, String>,
-    /// Jobs whose end was announced to every subscriber.
+    /// Jobs whose end was announced to all subscribers.
     ended: HashSet<JobId>,
 }
 
-/// Whether a connection hears of a job.
+/// Whether a connection gets the end of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watching {
     /// It does.
     FromNow,
-    /// The job's end was told before, and not to this connection.
+    /// The end was announced before, and not to this connection.
     TooLate,
 }
 
@@ -44,7 +44,7 @@ struct Subscription {
 }
 
 impl Subscribers {
-    /// Adds a connection, or changes what it asked for.
+    /// Subscribes a connection, or changes its subscription.
     pub fn add(&self, connection: &str, uid: Uid, all_owners: bool) -> Result<()> {
         let mut state = self.lock();
         let others = state.connections.iter().filter(|(name, s)| s.uid == uid && *name != connection).count();
@@ -65,7 +65,7 @@ impl Subscribers {
         self.lock().connections.remove(connection);
     }
 
-    /// The connection that began a job hears of it from now on.
+    /// Makes a connection the creator of a job, which gets its signals from now on.
     pub fn watch_job(&self, job: JobId, connection: &str) -> Watching {
         let mut state = self.lock();
         state.jobs.insert(job, connection.to_owned());
@@ -75,7 +75,7 @@ impl Subscribers {
         }
     }
 
-    /// The connection that began a job.
+    /// Returns the connection that created a job.
     pub fn creator(&self, job: JobId) -> Option<String> {
         self.lock().jobs.get(&job).cloned()
     }
@@ -86,28 +86,28 @@ impl Subscribers {
         state.ended.remove(&job);
     }
 
-    /// The connection is gone.
+    /// Removes everything about a connection that has gone.
     pub fn forget(&self, connection: &str) {
         let mut state = self.lock();
         state.connections.remove(connection);
         state.jobs.retain(|_, name| name != connection);
     }
 
-    /// Who hears of an object of this owner.
-    pub fn of(&self, owner: Uid, is_shared: bool) -> Vec<String> {
-        self.lock().of(owner, is_shared)
+    /// Returns the connections that get signals about an owner's object.
+    pub fn recipients(&self, owner: Uid, is_shared: bool) -> Vec<String> {
+        self.lock().recipients(owner, is_shared)
     }
 
-    /// Who hears of a job.
-    pub fn of_job(&self, owner: Uid, job: JobId) -> Vec<String> {
-        self.lock().of_job(owner, job)
+    /// Returns the connections that get signals about a job.
+    pub fn job_recipients(&self, owner: Uid, job: JobId) -> Vec<String> {
+        self.lock().job_recipients(owner, job)
     }
 
-    /// Who is told of the end of a job.
-    pub fn of_job_end(&self, owner: Uid, job: JobId) -> Vec<String> {
+    /// Returns the connections that get the end of a job, and marks it as announced.
+    pub fn end_job(&self, owner: Uid, job: JobId) -> Vec<String> {
         let mut state = self.lock();
         state.ended.insert(job);
-        state.of_job(owner, job)
+        state.job_recipients(owner, job)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -116,13 +116,13 @@ impl Subscribers {
 }
 
 impl State {
-    fn of(&self, owner: Uid, is_shared: bool) -> Vec<String> {
+    fn recipients(&self, owner: Uid, is_shared: bool) -> Vec<String> {
         let may = |s: &Subscription| s.uid == owner || s.all_owners || is_shared;
         self.connections.iter().filter(|(_, s)| may(s)).map(|(name, _)| name.clone()).collect()
     }
 
-    fn of_job(&self, owner: Uid, job: JobId) -> Vec<String> {
-        let mut names = self.of(owner, false);
+    fn job_recipients(&self, owner: Uid, job: JobId) -> Vec<String> {
+        let mut names = self.recipients(owner, false);
         if let Some(name) = self.jobs.get(&job)
             && !names.contains(name)
         {
@@ -138,13 +138,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_go_to_the_owner_and_to_those_who_may_see_all() {
+    fn signals_go_to_the_owner_and_to_subscribers_of_all_owners() {
         let subscribers = Subscribers::default();
         subscribers.add(":1.1", Uid(1), false).unwrap();
         subscribers.add(":1.2", Uid(2), false).unwrap();
         subscribers.add(":1.3", Uid(0), true).unwrap();
         let of = |owner, shared| {
-            let mut names = subscribers.of(Uid(owner), shared);
+            let mut names = subscribers.recipients(Uid(owner), shared);
             names.sort();
             names
         };
@@ -155,12 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn who_begins_a_job_is_told_of_its_end_once() {
+    fn the_creator_of_a_job_gets_its_end_once() {
         let subscribers = Subscribers::default();
         let (early, late) = (JobId::from_bits(1), JobId::from_bits(2));
         assert_eq!(subscribers.watch_job(early, ":1.1"), Watching::FromNow);
-        assert_eq!(subscribers.of_job_end(Uid(1), early), [":1.1"]);
-        assert_eq!(subscribers.of_job_end(Uid(1), late), Vec::<String>::new());
+        assert_eq!(subscribers.end_job(Uid(1), early), [":1.1"]);
+        assert_eq!(subscribers.end_job(Uid(1), late), Vec::<String>::new());
         assert_eq!(subscribers.watch_job(late, ":1.1"), Watching::TooLate);
         assert_eq!(subscribers.creator(late).as_deref(), Some(":1.1"));
         subscribers.add(":1.2", Uid(1), false).unwrap();

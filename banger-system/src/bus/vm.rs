@@ -1,4 +1,4 @@
-//! `dev.banger.Manager1.VM`: a machine.
+//! `dev.banger.Manager1.VM`: a sandbox.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -28,10 +28,10 @@ use banger_proto::{
 use zbus::{OwnedFd as BusFd, OwnedObjectPath, Variant, interface, message::Header};
 
 use super::{
-    border::{Border, Target},
-    caller::{Caller, Place},
+    api::{Api, Target},
+    caller::{Caller, RequestKind},
     error::{Error, Result},
-    export::{Change, Kind, Property, border, export},
+    export::{Change, Kind, Property, api, export},
     job::JobKind,
     options::{Dict, Options},
     path, publisher,
@@ -40,18 +40,18 @@ use super::{
 use crate::{
     engine::{
         Engine,
-        agent::PATIENCE,
-        request::{Configure, Manner, Start, Stop, WaitFor},
+        agent::DEFAULT_TIMEOUT,
+        request::{Configure, Start, Stop, StopMode, WaitFor},
         stream::Service,
         view::VmView,
     },
-    ports::{Log, Reading},
+    ports::{Log, LogRange},
 };
 
-/// The longest time that a caller may let something take.
+/// The longest timeout that a caller may choose.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
-/// The kind of machine objects.
+/// The kind of sandbox objects.
 #[derive(Clone)]
 pub struct VmKind(pub VmId);
 
@@ -69,22 +69,22 @@ impl Kind for VmKind {
         PROPERTIES
     }
 
-    fn methods(&self, border: Weak<Border>) -> Methods {
-        Methods { border, id: self.0 }
+    fn methods(&self, api: Weak<Api>) -> Methods {
+        Methods { api, id: self.0 }
     }
 
     fn view(&self, engine: &Engine) -> Option<Arc<VmView>> {
         engine.vm(self.0)
     }
 
-    fn target(view: &VmView, _: &Border) -> Option<Target> {
+    fn target(view: &VmView, _: &Api) -> Option<Target> {
         let details = vec![(detail::VM, view.vm.name.to_string()), (detail::VM_ID, view.vm.id.to_string())];
         let object = format!("sandbox {}", view.vm.name);
-        Some(Target { owner: view.vm.owner, is_shared: false, guest: None, object, details })
+        Some(Target { owner: view.vm.owner, is_shared: false, creator: None, object, details })
     }
 
     fn gone() -> Error {
-        Error::new(ErrorName::NoSuchVm, "there is no such sandbox any more")
+        Error::new(ErrorName::NoSuchVm, "the sandbox has been deleted")
     }
 }
 
@@ -93,7 +93,7 @@ const fn constant(name: &'static str, signature: &'static str, get: Get) -> Prop
 }
 
 const fn property(name: &'static str, signature: &'static str, get: Get) -> Property<VmView> {
-    Property { name, signature, change: Change::Told, get }
+    Property { name, signature, change: Change::Signaled, get }
 }
 
 type Get = fn(&VmView, &Engine) -> Variant<'static>;
@@ -119,7 +119,7 @@ const PROPERTIES: &[Property<VmView>] = &[
     Property {
         name: "DnsNames",
         signature: "as",
-        change: Change::Untold,
+        change: Change::Silent,
         get: |view, engine| engine.dns_names(view.vm.id).into(),
     },
     property("Nat", "b", |view, _| (view.vm.spec.nat == Nat::On).into()),
@@ -139,7 +139,7 @@ const PROPERTIES: &[Property<VmView>] = &[
     Property {
         name: "Jobs",
         signature: "ao",
-        change: Change::Untold,
+        change: Change::Silent,
         get: |view, engine| {
             let jobs: Vec<OwnedObjectPath> = engine.vm_jobs(view.vm.id).into_iter().map(path::job).collect();
             jobs.into()
@@ -147,7 +147,7 @@ const PROPERTIES: &[Property<VmView>] = &[
     },
 ];
 
-/// Protocol, port of the guest, port of the host, and the address of the host.
+/// Returns the ports as rows: protocol, port of the guest, port of the host, and address of the host.
 fn ports(ports: &BTreeSet<Port>) -> Variant<'static> {
     let row = |port: &Port| {
         let address = match port.scope {
@@ -159,74 +159,74 @@ fn ports(ports: &BTreeSet<Port>) -> Variant<'static> {
     ports.iter().map(row).collect::<Vec<(String, u16, u16, String)>>().into()
 }
 
-/// The methods of a machine.
+/// The methods of a sandbox.
 pub struct Methods {
-    border: Weak<Border>,
+    api: Weak<Api>,
     id: VmId,
 }
 
-/// A machine.
+/// A sandbox.
 #[interface(name = "dev.banger.Manager1.VM", introspection_docs = false)]
 impl Methods {
     #[zbus(out_args("job"))]
     async fn start(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let start = read_start(&mut options)?;
         options.finish()?;
-        let job = border.engine.start_vm(self.id, start).await?;
-        border.hand_over_job(&caller, job).await
+        let job = api.engine.start_vm(self.id, start).await?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("job"))]
     async fn stop(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let stop = read_stop(&mut options)?;
         options.finish()?;
-        let job = border.engine.stop_vm(self.id, stop).await?;
-        border.hand_over_job(&caller, job).await
+        let job = api.engine.stop_vm(self.id, stop).await?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("job"))]
     async fn restart(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let (stop, start) = (read_stop(&mut options)?, read_start(&mut options)?);
         options.finish()?;
-        let job = border.engine.restart_vm(self.id, stop, start).await?;
-        border.hand_over_job(&caller, job).await
+        let job = api.engine.restart_vm(self.id, stop, start).await?;
+        api.return_job(&caller, job).await
     }
 
     async fn kill(&self, signal: i32) -> Result<()> {
-        Ok(border(&self.border)?.engine.kill_vm(self.id, signal).await?)
+        Ok(api(&self.api)?.engine.kill_vm(self.id, signal).await?)
     }
 
     #[zbus(out_args("job"))]
     async fn delete(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
-        let manner = manner(options.boolean(delete::FORCE)?);
+        let mode = mode(options.boolean(delete::FORCE)?);
         options.finish()?;
-        let job = border.engine.delete_vm(self.id, manner).await?;
-        border.hand_over_job(&caller, job).await
+        let job = api.engine.delete_vm(self.id, mode).await?;
+        api.return_job(&caller, job).await
     }
 
     async fn rename(&self, name: String) -> Result<()> {
         let name: Name = name.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))?;
-        Ok(border(&self.border)?.engine.rename_vm(self.id, name).await?)
+        Ok(api(&self.api)?.engine.rename_vm(self.id, name).await?)
     }
 
     async fn set_lifetime(&self, lifetime: String, #[zbus(header)] header: Header<'_>) -> Result<()> {
-        let (border, caller) = self.enter(&header).await?;
-        let lifetime = border.lifetime(&caller, Some(&lifetime)).await?;
-        border.engine.set_lifetime(self.id, lifetime.clone()).await?;
-        border.bind(&caller, &lifetime).await;
+        let (api, caller) = self.caller(&header).await?;
+        let lifetime = api.lifetime(&caller, Some(&lifetime)).await?;
+        api.engine.set_lifetime(self.id, lifetime.clone()).await?;
+        api.bind(&caller, &lifetime).await;
         Ok(())
     }
 
     async fn configure(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<()> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let nat = options.boolean(configure::NAT)?;
         let change = Configure {
@@ -237,13 +237,13 @@ impl Methods {
             nat: nat.map(|on| if on { Nat::On } else { Nat::Off }),
         };
         options.finish()?;
-        // To get more is to run: whoever was taken out of the group keeps what there is.
+        // More resources need the right to run sandboxes: a user who was removed from the group keeps what there is.
         if change != Configure::default()
             && change != (Configure { nat: Some(Nat::Off), ..Configure::default() })
         {
-            border.require(&caller, action::VM_RUN, Vec::new()).await?;
+            api.require(&caller, action::VM_RUN, Vec::new()).await?;
         }
-        Ok(border.engine.configure_vm(self.id, change).await?)
+        Ok(api.engine.configure_vm(self.id, change).await?)
     }
 
     #[zbus(out_args("actual_port"))]
@@ -255,7 +255,7 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<u16> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let scope = match options.string(publish::SCOPE)? {
             None => Scope::default(),
@@ -267,29 +267,29 @@ impl Methods {
             return Err(Error::invalid_option("the guest's port must be 1 to 65535"));
         }
         let port = Port { scope, protocol: read_protocol(&protocol)?, host: host_port, guest: guest_port };
-        // What others on the network can reach, and what a system's own services use, is not every user's.
+        // Ports that others on the network can reach, and privileged ports, need an authorisation of their own.
         if scope == Scope::All || (1..FIRST_UNPRIVILEGED).contains(&host_port) {
-            let name = border.engine.vm(self.id).map(|view| view.vm.name.to_string()).unwrap_or_default();
+            let name = api.engine.vm(self.id).map(|view| view.vm.name.to_string()).unwrap_or_default();
             let port = match host_port {
                 0 => "a free port".to_owned(),
                 port => format!("port {port}"),
             };
             let object = format!("sandbox {name}");
             let details = vec![(detail::PORT, port), (detail::VM, name), (detail::OBJECT, object)];
-            border.require(&caller, action::VM_PUBLISH, details).await?;
+            api.require(&caller, action::VM_PUBLISH, details).await?;
         }
-        Ok(border.engine.publish_port(self.id, port).await?.host)
+        Ok(api.engine.publish_port(self.id, port).await?.host)
     }
 
     async fn unpublish_port(&self, protocol: String, host_port: u16) -> Result<()> {
         let protocol = read_protocol(&protocol)?;
         let port = Port { scope: Scope::Loopback, protocol, host: host_port, guest: 0 };
-        Ok(border(&self.border)?.engine.unpublish_port(self.id, port).await?)
+        Ok(api(&self.api)?.engine.unpublish_port(self.id, port).await?)
     }
 
     #[zbus(out_args("stream"))]
     async fn open_agent(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<BusFd> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
         let purpose = match options.string(agent::PURPOSE)? {
             None => Purpose::default(),
@@ -297,15 +297,15 @@ impl Methods {
                 Error::invalid_option("the purpose must be question, command or connection")
             })?,
         };
-        let timeout = read_timeout(&mut options, agent::TIMEOUT)?.unwrap_or(PATIENCE);
+        let timeout = read_timeout(&mut options, agent::TIMEOUT)?.unwrap_or(DEFAULT_TIMEOUT);
         options.finish()?;
         tokio::select! {
             biased;
-            // Nobody is left to whom the stream could be handed.
-            () = border.callers.gone(&caller.connection) => {
-                Err(Error::new(ErrorName::AccessDenied, "the caller has gone"))
+            // Without the caller, nobody could receive the stream.
+            () = api.callers.disconnected(&caller.connection) => {
+                Err(Error::new(ErrorName::AccessDenied, "the caller has disconnected"))
             }
-            stream = border.engine.open_agent(self.id, caller.uid, purpose, timeout) => Ok(handed(stream?)),
+            stream = api.engine.open_agent(self.id, caller.uid, purpose, timeout) => Ok(to_bus_fd(stream?)),
         }
     }
 
@@ -316,11 +316,11 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<BusFd> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let service = Service::parse(&service)
             .ok_or_else(|| Error::new(ErrorName::InvalidArgs, "the service must be ssh"))?;
         Options::new(options).finish()?;
-        Ok(handed(border.engine.open_stream(self.id, caller.uid, service).await?))
+        Ok(to_bus_fd(api.engine.open_stream(self.id, caller.uid, service).await?))
     }
 
     #[zbus(out_args("pipe"))]
@@ -330,50 +330,50 @@ impl Methods {
         options: Dict,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<BusFd> {
-        let (border, caller) = self.enter(&header).await?;
+        let (api, caller) = self.caller(&header).await?;
         let log = match log.as_str() {
             log::CONSOLE => Log::Console,
             log::VMM => Log::Vmm,
             _ => return Err(Error::new(ErrorName::InvalidArgs, "the log must be console or vmm")),
         };
         let mut options = Options::new(options);
-        let reading = Reading {
+        let reading = LogRange {
             tail: options.small_number(log::TAIL)?,
             follow: options.boolean(log::FOLLOW)?.unwrap_or_default(),
         };
         options.finish()?;
-        let place = border.callers.place(caller.uid, Place::Log)?;
-        Ok(handed(border.engine.open_log(self.id, log, reading, Box::new(place)).await?))
+        let place = api.callers.acquire(caller.uid, RequestKind::Log)?;
+        Ok(to_bus_fd(api.engine.open_log(self.id, log, reading, Box::new(place)).await?))
     }
 }
 
 impl Methods {
-    async fn enter(&self, header: &Header<'_>) -> Result<(Arc<Border>, Caller)> {
-        let border = border(&self.border)?;
-        let caller = border.callers.of(header).await?;
-        Ok((border, caller))
+    async fn caller(&self, header: &Header<'_>) -> Result<(Arc<Api>, Caller)> {
+        let api = api(&self.api)?;
+        let caller = api.callers.of(header).await?;
+        Ok((api, caller))
     }
 }
 
-impl Border {
-    /// Makes a job's object, lets its creator hear of it, and gives its path.
-    pub async fn hand_over_job(self: &Arc<Self>, caller: &Caller, job: JobId) -> Result<OwnedObjectPath> {
+impl Api {
+    /// Exports a job, subscribes its creator to it, and returns its path.
+    pub async fn return_job(self: &Arc<Self>, caller: &Caller, job: JobId) -> Result<OwnedObjectPath> {
         export(self, JobKind(job)).await?;
         if self.subscribers.watch_job(job, &caller.connection) == Watching::TooLate {
-            // It has ended already, and the others were told.
-            publisher::tell_end(self, job, &caller.connection).await?;
+            // It has ended already, and was announced to the others.
+            publisher::send_completed(self, job, &caller.connection).await?;
         }
         Ok(path::job(job))
     }
 
-    /// What is bound to a caller that went while it was being bound, goes too.
+    /// Deletes a sandbox that was just bound to a caller, if the caller has disconnected meanwhile.
     pub async fn bind(&self, caller: &Caller, lifetime: &Lifetime) {
-        if matches!(lifetime, Lifetime::Caller { .. }) && !self.callers.is_here(&caller.connection) {
-            self.engine.caller_vanished(&caller.connection, self.callers.bus_id()).await;
+        if matches!(lifetime, Lifetime::Caller { .. }) && !self.callers.is_connected(&caller.connection) {
+            self.engine.client_disconnected(&caller.connection, self.callers.bus_id()).await;
         }
     }
 
-    /// A lifetime by its word, bound to the caller where it is to be.
+    /// Returns the lifetime for a word, bound to the caller if the word says so.
     pub async fn lifetime(&self, caller: &Caller, word: Option<&str>) -> Result<Lifetime> {
         match word {
             None | Some(lifetime::PERSISTENT) => Ok(Lifetime::Persistent),
@@ -387,11 +387,11 @@ impl Border {
     }
 }
 
-fn handed(fd: OwnedFd) -> BusFd {
+fn to_bus_fd(fd: OwnedFd) -> BusFd {
     BusFd::from(fd)
 }
 
-/// The options of a start.
+/// Parses the options of a start.
 pub fn read_start(options: &mut Options) -> Result<Start> {
     let wait_for = match options.string(create::WAIT_FOR)?.as_deref() {
         None | Some("agent") => WaitFor::Agent,
@@ -406,7 +406,7 @@ fn read_protocol(word: &str) -> Result<Protocol> {
 }
 
 fn read_stop(options: &mut Options) -> Result<Stop> {
-    Ok(Stop { timeout: read_timeout(options, stop::TIMEOUT)?, manner: manner(options.boolean(stop::FORCE)?) })
+    Ok(Stop { timeout: read_timeout(options, stop::TIMEOUT)?, mode: mode(options.boolean(stop::FORCE)?) })
 }
 
 fn read_timeout(options: &mut Options, key: &'static str) -> Result<Option<Duration>> {
@@ -419,6 +419,6 @@ fn read_timeout(options: &mut Options, key: &'static str) -> Result<Option<Durat
     }
 }
 
-fn manner(force: Option<bool>) -> Manner {
-    if force.unwrap_or_default() { Manner::Forced } else { Manner::Clean }
+fn mode(force: Option<bool>) -> StopMode {
+    if force.unwrap_or_default() { StopMode::Forced } else { StopMode::Graceful }
 }

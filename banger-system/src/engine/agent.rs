@@ -1,9 +1,8 @@
-//! Streams to the agents of guests, and who waits for one.
+//! Opens streams to the agents of guests, and queues requests for them.
 //!
-//! A guest has a fixed number of streams. Who wants one when all are held stands in a line, one for each sandbox and
-//! purpose: first come, first served. Only the first of a line looks whether a stream was given back, which nobody
-//! tells: a client holds a socket to the VMM, and the service is not in between. Nothing is looked at while nobody
-//! waits.
+//! A guest has a fixed number of streams. When all are in use, requests wait in a queue for each VM and purpose,
+//! first come, first served. Nothing announces that a stream was closed, because a client holds a socket to the VMM
+//! without the service in between. So the first request in each queue polls, and an empty queue costs nothing.
 
 use std::{
     collections::HashMap,
@@ -25,67 +24,67 @@ use tokio::{
 use super::{
     Engine,
     error::{Error, Kind, Result},
-    registry::no_such,
+    inventory::no_such,
 };
 use crate::ports::{self, Channel};
 
-/// How many may wait in one line.
+/// How many requests may wait in one queue.
 const MAX_WAITING: usize = 64;
-/// How long to wait when nobody says.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks for a stream that was given back, at first and at last.
-const LOOK: Duration = Duration::from_millis(20);
-const MAX_LOOK: Duration = Duration::from_millis(250);
+/// How long a request waits unless it says otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause between two tries for a free stream, at first and at most.
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// The lines in which somebody stands.
+/// The queues that are not empty.
 #[derive(Default)]
-pub(super) struct Lines(Mutex<HashMap<(VmId, Purpose), Weak<Line>>>);
+pub(super) struct StreamQueues(Mutex<HashMap<(VmId, Purpose), Weak<StreamQueue>>>);
 
-struct Line {
+struct StreamQueue {
     places: Semaphore,
-    /// Whoever holds it is the first. It is handed on in the order in which it was asked for.
+    /// Held by the first request. Tokio's mutex is fair, so it is passed on in the order of arrival.
     first: tokio::sync::Mutex<()>,
 }
 
-impl Lines {
-    fn of(&self, vm: VmId, purpose: Purpose) -> Arc<Line> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(line) = lines.get(&(vm, purpose)).and_then(Weak::upgrade) {
-            return line;
+impl StreamQueues {
+    fn of(&self, vm: VmId, purpose: Purpose) -> Arc<StreamQueue> {
+        let mut stream_queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(queue) = stream_queues.get(&(vm, purpose)).and_then(Weak::upgrade) {
+            return queue;
         }
-        lines.retain(|_, line| line.strong_count() > 0);
-        let line = Line { places: Semaphore::new(MAX_WAITING), first: tokio::sync::Mutex::default() };
-        let line = Arc::new(line);
-        lines.insert((vm, purpose), Arc::downgrade(&line));
-        line
+        stream_queues.retain(|_, queue| queue.strong_count() > 0);
+        let queue = StreamQueue { places: Semaphore::new(MAX_WAITING), first: tokio::sync::Mutex::default() };
+        let queue = Arc::new(queue);
+        stream_queues.insert((vm, purpose), Arc::downgrade(&queue));
+        queue
     }
 }
 
 impl Engine {
-    /// A stream to the agent of a machine, with the greeting done. Waits until one is free, at most so long; whoever
-    /// drops this leaves the line. It goes past the machine's task, so that a slow guest holds up nothing.
+    /// Returns a stream to the agent of a VM, after the greeting. Waits at most `timeout` until one is free; dropping
+    /// the future leaves the queue. Bypasses the VM's task, so that a slow guest does not block it.
     pub async fn open_agent(
         &self,
         id: VmId,
-        for_whom: Uid,
+        user: Uid,
         purpose: Purpose,
         timeout: Duration,
     ) -> Result<OwnedFd> {
-        let line = self.shared.lines.of(id, purpose);
-        let Ok(_place) = line.places.try_acquire() else {
+        let queue = self.shared.stream_queues.of(id, purpose);
+        let Ok(_place) = queue.places.try_acquire() else {
             let (_, name) = self.token(id)?;
-            return Err(Error::LongLine { name, waiting: MAX_WAITING });
+            return Err(Error::QueueFull { name, waiting: MAX_WAITING });
         };
         let late = || match self.token(id) {
             Ok((_, name)) => Error::NoFreeStream { name, seconds: timeout.as_secs() },
             Err(error) => error,
         };
-        let (deadline, mut pause) = (Instant::now() + timeout, LOOK);
+        let (deadline, mut pause) = (Instant::now() + timeout, MIN_PAUSE);
         let ports = &self.shared.ports;
         loop {
-            let first = timeout_at(deadline, line.first.lock()).await.map_err(|_| late())?;
+            let first = timeout_at(deadline, queue.first.lock()).await.map_err(|_| late())?;
             let stream = loop {
-                // Looked at each time: the machine may stop.
+                // Checked each time, because the VM may stop.
                 self.token(id)?;
                 match ports.vmm.connect(id, Channel::Stream(purpose)).await {
                     Err(ports::Error::NoFreeStream) if Instant::now() >= deadline => return Err(late()),
@@ -93,29 +92,29 @@ impl Engine {
                     connected => break connected?,
                 }
                 sleep_until(deadline.min(Instant::now() + pause)).await;
-                pause = (pause * 2).min(MAX_LOOK);
+                pause = (pause * 2).min(MAX_PAUSE);
             };
-            // A guest that is slow to greet keeps nobody from the other streams.
+            // A slow greeting must not block the next request in the queue.
             drop(first);
             let (token, _) = self.token(id)?;
             match ports.guest.open(stream, &token).await {
-                // The agent's own bounds are narrower than those of the VMM.
+                // The agent has fewer streams than the VMM.
                 Err(ports::Error::NoFreeStream) if Instant::now() >= deadline => return Err(late()),
                 Err(ports::Error::NoFreeStream) => {
                     sleep_until(deadline.min(Instant::now() + pause)).await;
-                    pause = (pause * 2).min(MAX_LOOK);
+                    pause = (pause * 2).min(MAX_PAUSE);
                 }
                 opened => {
                     if matches!(opened, Err(ports::Error::Timeout { .. })) {
-                        self.shared.doubt(id);
+                        self.shared.suspect_silent(id);
                     }
-                    return self.hand_out(for_whom, opened?);
+                    return self.hand_out(user, opened?);
                 }
             }
         }
     }
 
-    /// The token and the name of a machine that is up.
+    /// Returns the token and the name of a running VM.
     fn token(&self, id: VmId) -> Result<(Token, String)> {
         let view = self.vm(id).ok_or_else(|| no_such(Kind::Vm, &id.to_string()))?;
         let name = view.vm.name.to_string();

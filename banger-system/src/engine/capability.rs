@@ -1,6 +1,5 @@
-//! What a host gives a machine beside processors, memory and a link: one type for each, which says what it needs
-//! of the host (this is what `doctor` prints) and what it adds to a start. The engine goes through the list, and
-//! one more changes nothing but the list.
+//! Optional features that the host gives a sandbox. Each is one type, which checks what it needs from the host
+//! (`doctor` prints the checks) and adds its part to a start. A new capability is one more entry in [`ALL`].
 
 use async_trait::async_trait;
 use banger_domain::{
@@ -11,30 +10,30 @@ use banger_proto::guest::config::{GuestConfig, WorkDisk as GuestDisk};
 
 use crate::ports::{Check, Ports};
 
-/// A start that is being put together.
+/// What a start is made of; capabilities add to it.
 pub(super) struct Plan {
-    /// The interface on the host.
+    /// The network interface on the host.
     pub(super) nic: Nic,
-    /// What the agent is told.
+    /// The agent's configuration.
     pub(super) guest: GuestConfig,
 }
 
-/// What a machine may have.
+/// An optional feature of a sandbox.
 #[async_trait]
 pub(super) trait Capability: Send + Sync {
-    /// What it needs of the host, and whether that is there.
+    /// Checks what the capability needs from the host.
     async fn checks(&self, ports: &Ports) -> Vec<Check>;
-    /// Adds what this sandbox gets of it.
+    /// Adds the capability's part to a start.
     fn add_to(&self, plan: &mut Plan, vm: &Vm, subnet: Subnet);
 }
 
-/// All of them, in the order in which `doctor` prints them.
+/// All capabilities, in the order in which `doctor` prints them.
 pub(super) const ALL: [&dyn Capability; 4] = [&WorkDisk, &Nat, &Names, &PublishedPorts];
 
-/// A disk that keeps what its user writes, whatever becomes of the system.
+/// The work disk, which outlives the system disk.
 struct WorkDisk;
 
-/// Where it is in the guest: behind the system's, and mounted on root's home.
+/// Device and mount point in the guest.
 const WORK_DISK: (&str, &str) = ("/dev/vdb", "/root");
 
 #[async_trait]
@@ -49,13 +48,13 @@ impl Capability for WorkDisk {
     }
 }
 
-/// A way beyond the host, in the host's name.
+/// Internet access behind the host's address.
 struct Nat;
 
 #[async_trait]
 impl Capability for Nat {
     async fn checks(&self, ports: &Ports) -> Vec<Check> {
-        ports.network.checks_of_nat().await
+        ports.network.nat_checks().await
     }
 
     fn add_to(&self, plan: &mut Plan, vm: &Vm, _subnet: Subnet) {
@@ -63,7 +62,7 @@ impl Capability for Nat {
     }
 }
 
-/// Names of guests, and a server that knows them.
+/// DNS names of sandboxes.
 struct Names;
 
 /// The domain of guests.
@@ -78,20 +77,20 @@ impl Capability for Names {
     fn add_to(&self, plan: &mut Plan, vm: &Vm, subnet: Subnet) {
         plan.guest.names = vec![format!("{}.{DOMAIN}", vm.name), vm.spec.hostname.to_string()];
         if let Some(network) = &mut plan.guest.network {
-            // The host answers for the names of guests, and asks others for those with NAT.
+            // The host's name server answers for guests, and forwards other names for guests with NAT.
             network.name_server = subnet.gateway().0;
             network.search = DOMAIN.to_owned();
         }
     }
 }
 
-/// Ports of the host that lead to the guest.
+/// Published ports.
 struct PublishedPorts;
 
 #[async_trait]
 impl Capability for PublishedPorts {
     async fn checks(&self, ports: &Ports) -> Vec<Check> {
-        ports.network.checks_of_ports().await
+        ports.network.port_checks().await
     }
 
     fn add_to(&self, plan: &mut Plan, vm: &Vm, _subnet: Subnet) {

@@ -25,29 +25,29 @@ use super::{
     pull::unless_canceled,
     view::{Fact, JobKind},
 };
-use crate::ports::{self, catalogs::Edition};
+use crate::ports::{self, catalogs::FetchedIndex};
 
-/// An older copy is fetched again before something is looked up in it.
-const STALE: Duration = Duration::from_secs(24 * 3600);
-/// How long to wait after a failure before another implicit refresh.
-const AGAIN: Duration = Duration::from_secs(300);
+/// Age from which a stored copy is fetched again before a look-up.
+const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Pause after a failure before the next implicit refresh.
+const RETRY_AFTER: Duration = Duration::from_secs(300);
 
 const REFRESH: Stages = &["fetch"];
 
-/// The catalogs as they are known at the moment.
+/// The known state of all catalogs.
 #[derive(Default)]
-pub(super) struct Shelf {
+pub(super) struct CatalogCache {
     catalogs: RwLock<Vec<Catalog>>,
-    /// Who holds it fetches.
-    turn: tokio::sync::Mutex<()>,
+    /// Held while catalogs are fetched.
+    refreshing: tokio::sync::Mutex<()>,
 }
 
 /// A catalog.
 #[derive(Clone)]
 struct Catalog {
     name: Name,
-    edition: Option<Edition>,
-    /// Why the last try to fetch or to read it failed.
+    edition: Option<FetchedIndex>,
+    /// Why the last attempt to fetch or read it failed.
     problem: Option<String>,
     tried_at: Timestamp,
 }
@@ -56,15 +56,16 @@ impl Catalog {
     fn is_due(&self, older_than: Duration, now: Timestamp) -> bool {
         let since = |then: Timestamp| Duration::from_micros(now.0.saturating_sub(then.0));
         let is_old = self.edition.as_ref().is_none_or(|edition| since(edition.fetched_at) >= older_than);
-        let is_refused = self.problem.is_some() && !older_than.is_zero() && since(self.tried_at) < AGAIN;
+        let is_refused =
+            self.problem.is_some() && !older_than.is_zero() && since(self.tried_at) < RETRY_AFTER;
         is_old && !is_refused
     }
 
-    /// The index, if it can be believed.
+    /// Returns the index, unless it has expired.
     fn index(&self, now: Timestamp) -> Result<Option<&Arc<Index>>, String> {
         match &self.edition {
             None => Ok(None),
-            Some(Edition { index, .. }) => match index.check_age(now) {
+            Some(FetchedIndex { index, .. }) => match index.check_age(now) {
                 Ok(()) => Ok(Some(index)),
                 Err(why) => Err(format!("the catalog {} cannot be used: {why}", self.name)),
             },
@@ -72,7 +73,7 @@ impl Catalog {
     }
 }
 
-impl Shelf {
+impl CatalogCache {
     fn all(&self) -> Vec<Catalog> {
         self.catalogs.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -85,15 +86,15 @@ impl Shelf {
     }
 }
 
-/// An entry with the catalog that has it.
+/// An entry, and the catalog that has it.
 pub(super) struct Found<T> {
     pub(super) catalog: Name,
     pub(super) entry: Entry<T>,
 }
 
 impl<T> Found<T> {
-    /// The entry is there, and nothing was published for these processors.
-    pub(super) fn unpublished(&self) -> Error {
+    /// Returns the error of an entry without files for this host's architecture.
+    pub(super) fn not_published(&self) -> Error {
         Error::NotPublished {
             name: self.entry.name.to_string(),
             catalog: self.catalog.to_string(),
@@ -102,7 +103,7 @@ impl<T> Found<T> {
     }
 }
 
-/// Something that a catalog offers, as one user sees it.
+/// An entry of a catalog, as one user sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
     /// An image or a kernel.
@@ -113,33 +114,33 @@ pub struct Offer {
     pub name: Name,
     /// One line for people.
     pub description: String,
-    /// The edition of it.
+    /// Its version.
     pub version: String,
-    /// What to do where it is not published.
+    /// What to do if it is not published.
     pub note: String,
-    /// The kernel that an image wants.
+    /// The kernel of an image.
     pub kernel: Option<Name>,
-    /// Where it comes from; empty where it is not published.
+    /// Its source; empty if it is not published.
     pub source: String,
-    /// What it consists of, as far as that is one thing.
+    /// Digest of its content, if it is one file.
     pub digest: Option<Digest>,
-    /// How many bytes to fetch; unknown for an image of a registry.
+    /// Bytes to fetch; unknown for an image in a registry.
     pub size: Option<Bytes>,
-    /// Whether this very edition is here, and the user may use it.
+    /// Whether the user already has this version.
     pub is_here: bool,
 }
 
-/// What all catalogs offer, and what is wrong with some.
+/// The entries of all catalogs, and what is wrong with some catalogs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Offers {
-    /// The offers, in the order of the catalogs and of their entries.
+    /// The entries, in the order of the catalogs and of the entries in each.
     pub offers: Vec<Offer>,
     /// A sentence for each catalog that cannot be used, or not be fetched.
     pub problems: Vec<String>,
 }
 
 impl Engine {
-    /// Reads what is kept of catalogs. One that cannot be read is a problem of its own.
+    /// Reads the stored copies of catalogs. One that cannot be read is reported as a problem.
     pub(super) async fn recover_catalogs(&self) {
         let (ports, mut all) = (&self.shared.ports, Vec::new());
         for name in ports.catalogs.names() {
@@ -153,36 +154,36 @@ impl Engine {
             };
             all.push(Catalog { name, edition, problem, tried_at: Timestamp::default() });
         }
-        *self.shared.shelf.catalogs.write().unwrap_or_else(PoisonError::into_inner) = all;
+        *self.shared.catalog_cache.catalogs.write().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
-    /// Begins to fetch the catalogs of which nothing younger is kept.
+    /// Starts to fetch the catalogs whose stored copy is at least this old.
     pub fn refresh_catalogs(&self, owner: Uid, older_than: Duration) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
         let mut job = shared.jobs.begin(JobKind::CatalogRefresh, owner, Vec::new(), REFRESH)?;
         let id = job.id();
         tokio::spawn(async move {
-            if let Err(error) = job.turn().await {
+            if let Err(error) = job.wait_turn().await {
                 return job.finish(Err(error));
             }
             job.stage("fetch", "fetching catalogs".to_owned());
             let span = job.span();
             let work = unless_canceled(&job, refresh(&shared, older_than)).instrument(span).await;
             let problems = problems(&shared);
-            job.tell("catalogs", Fact::Number(shared.shelf.all().len() as u64));
-            job.tell("problems", Fact::Text(problems.join("\n")));
+            job.add_result("catalogs", Fact::Number(shared.catalog_cache.all().len() as u64));
+            job.add_result("problems", Fact::Text(problems.join("\n")));
             job.finish(work);
         });
         Ok(id)
     }
 
-    /// What the catalogs offer at the moment, without asking anybody.
+    /// Returns what the stored catalogs offer, without fetching.
     pub fn offers(&self, caller: Uid) -> Offers {
         let shared = &self.shared;
         let now = now(&*shared.ports.clock);
         let (images, kernels) = (self.images(), self.kernels());
         let mut offers = Vec::new();
-        for catalog in shared.shelf.all() {
+        for catalog in shared.catalog_cache.all() {
             let Ok(Some(index)) = catalog.index(now) else { continue };
             for entry in &index.images {
                 let provenance = provenance_of_image(&catalog.name, entry);
@@ -250,7 +251,7 @@ fn offer<T>(
     }
 }
 
-/// What an image that comes of a file of a catalog is said to come from.
+/// Returns the source that an image from a catalog's file gets.
 fn provenance_of_image(catalog: &Name, entry: &Entry<ImageTarget>) -> Option<Provenance> {
     match &entry.target {
         Some(ImageTarget::Archive(file)) => {
@@ -260,18 +261,18 @@ fn provenance_of_image(catalog: &Name, entry: &Entry<ImageTarget>) -> Option<Pro
     }
 }
 
-/// The image of this name in the first catalog that has it.
+/// Finds an image by name in the first catalog that has it.
 pub(super) async fn find_image(shared: &Shared, name: &Name) -> Result<Option<Found<ImageTarget>>> {
     find(shared, |index| index.image(name)).await
 }
 
-/// The kernel of this name in the first catalog that has it.
+/// Finds a kernel by name in the first catalog that has it.
 pub(super) async fn find_kernel(shared: &Shared, name: &Name) -> Result<Option<Found<KernelTarget>>> {
     find(shared, |index| index.kernel(name)).await
 }
 
-/// What there is to say when no catalog has something: that one of them cannot be used, if that is so.
-pub(super) fn nowhere(shared: &Shared, kind: Kind, name: &Name) -> Error {
+/// Returns the error for a name that no catalog has. If a catalog cannot be used, that is the error.
+pub(super) fn not_found(shared: &Shared, kind: Kind, name: &Name) -> Error {
     match problems(shared).into_iter().next() {
         Some(message) => ports::Error::Catalog { message }.into(),
         None => Error::NotInCatalogs { kind, name: name.to_string() },
@@ -280,35 +281,34 @@ pub(super) fn nowhere(shared: &Shared, kind: Kind, name: &Name) -> Error {
 
 async fn find<T: Clone>(
     shared: &Shared,
-    look: impl Fn(&Index) -> Option<&Entry<T>>,
+    lookup: impl Fn(&Index) -> Option<&Entry<T>>,
 ) -> Result<Option<Found<T>>> {
-    refresh(shared, STALE).await;
+    refresh(shared, MAX_AGE).await;
     let now = now(&*shared.ports.clock);
-    for catalog in shared.shelf.all() {
+    for catalog in shared.catalog_cache.all() {
         let Some(edition) = &catalog.edition else { continue };
-        let Some(entry) = look(&edition.index) else { continue };
-        // Another catalog may have something else of this name: who wants the first one's must not get that.
+        let Some(entry) = lookup(&edition.index) else { continue };
+        // Later catalogs may have another entry of this name, which must not stand in for it.
         catalog.index(now).map_err(|message| ports::Error::Catalog { message })?;
         return Ok(Some(Found { catalog: catalog.name, entry: entry.clone() }));
     }
     Ok(None)
 }
 
-/// Fetches the catalogs of which nothing younger is kept. That one cannot be fetched is noted down; what is kept of
-/// it stays.
+/// Fetches the catalogs whose stored copy is at least this old. A failure is recorded, and the stored copy stays.
 async fn refresh(shared: &Shared, older_than: Duration) {
     let is_due = |shared: &Shared| {
         let now = now(&*shared.ports.clock);
-        shared.shelf.all().into_iter().filter(move |catalog| catalog.is_due(older_than, now))
+        shared.catalog_cache.all().into_iter().filter(move |catalog| catalog.is_due(older_than, now))
     };
     if is_due(shared).next().is_none() {
         return;
     }
-    let _turn = shared.shelf.turn.lock().await;
+    let _refreshing = shared.catalog_cache.refreshing.lock().await;
     for Catalog { name, .. } in is_due(shared) {
         let at = now(&*shared.ports.clock);
         let fetched = shared.ports.catalogs.refresh(&name, at).await;
-        shared.shelf.change(&name, |catalog| {
+        shared.catalog_cache.change(&name, |catalog| {
             catalog.tried_at = at;
             match fetched {
                 Ok(edition) => {
@@ -325,7 +325,7 @@ async fn refresh(shared: &Shared, older_than: Duration) {
     }
 }
 
-/// A sentence for each catalog with which something is wrong.
+/// Returns a sentence for each catalog that has a problem.
 fn problems(shared: &Shared) -> Vec<String> {
     let now = now(&*shared.ports.clock);
     let problem = |catalog: &Catalog| match (&catalog.problem, catalog.index(now)) {
@@ -335,5 +335,5 @@ fn problems(shared: &Shared) -> Vec<String> {
         }
         (problem, Ok(_)) => problem.clone(),
     };
-    shared.shelf.all().iter().filter_map(problem).collect()
+    shared.catalog_cache.all().iter().filter_map(problem).collect()
 }

@@ -1,4 +1,4 @@
-//! What may be changed of a machine: its network at once, its size while it is down.
+//! Changes a VM: its network while it runs, its sizes while it is down.
 
 use banger_domain::{
     id::VmId,
@@ -13,29 +13,29 @@ use banger_domain::{
 use super::{
     Engine,
     error::{Error, Result},
-    machine::{Command, Task},
     request::Configure,
+    vm_task::{Command, VmTask},
 };
 use crate::ports;
 
 impl Engine {
-    /// Changes what a machine is to be: all of it, or nothing.
+    /// Changes the settings of a VM: all of them, or none.
     pub async fn configure_vm(&self, id: VmId, change: Configure) -> Result<()> {
-        self.ask(id, |reply| Command::Configure { change, reply }).await
+        self.send(id, |reply| Command::Configure { change, reply }).await
     }
 
-    /// Lets a port of the host lead to a machine. Returns it with its number, where it had none.
+    /// Publishes a port of the host for a VM. Returns the port with its number, if it had none.
     pub async fn publish_port(&self, id: VmId, port: Port) -> Result<Port> {
-        self.ask(id, |reply| Command::Publish { port, reply }).await
+        self.send(id, |reply| Command::Publish { port, reply }).await
     }
 
-    /// Takes back what [`Engine::publish_port`] did. A port that does not lead to the machine is an error.
+    /// Unpublishes a port. Fails if it is not published for this VM.
     pub async fn unpublish_port(&self, id: VmId, port: Port) -> Result<()> {
-        self.ask(id, |reply| Command::Unpublish { port, reply }).await
+        self.send(id, |reply| Command::Unpublish { port, reply }).await
     }
 }
 
-impl Task {
+impl VmTask {
     pub(super) async fn configure(&mut self, change: Configure) -> Result<()> {
         let spec = &self.vm.spec;
         let new = VmSpec {
@@ -56,8 +56,8 @@ impl Task {
         self.become_spec(new).await
     }
 
-    /// Makes the disks as large as they are to be, once all sizes are known to be possible. A disk that has grown
-    /// stays so when something after it fails: the guest loses nothing by it, and the next request finds it done.
+    /// Grows the disks, after checking that all new sizes are possible. A disk that has grown stays so when a later
+    /// step fails: the guest loses nothing, and a repeated request finds it done.
     async fn resize(&self, new: &VmSpec) -> Result<()> {
         let (spec, limits) = (&self.vm.spec, &self.shared.settings.limits);
         check_growth(Disk::Work, spec.disk_size, new.disk_size)?;
@@ -65,10 +65,10 @@ impl Task {
         limits.check_sizes(new.vcpus, new.memory, new.disk_size)?;
         let (work_grows, root_grows) = (new.disk_size != spec.disk_size, new.root_size != spec.root_size);
         if root_grows {
-            limits.check_root_size(new.root_size, self.shared.registry.image_size(self.vm.image))?;
+            limits.check_root_size(new.root_size, self.shared.inventory.image_size(self.vm.image))?;
         }
         if work_grows || root_grows {
-            self.shared.registry.check_disks(&self.vm, new, limits)?;
+            self.shared.inventory.check_disks(&self.vm, new, limits)?;
         }
         let disks = &self.shared.ports.disks;
         if work_grows {
@@ -81,7 +81,7 @@ impl Task {
     }
 
     pub(super) async fn publish_port(&mut self, wish: Port) -> Result<Port> {
-        let port = self.shared.ports.network.numbered(wish).await?;
+        let port = self.shared.ports.network.assign_host_port(wish).await?;
         if self.blocked_ports.contains(&port) {
             return self.open_blocked_port(port).await;
         }
@@ -90,13 +90,13 @@ impl Task {
         }
         if self.vm.spec.ports.iter().any(|other| other.clashes_with(port)) {
             let message = format!(
-                "port {}/{} leads to {} already; unpublish it first",
+                "port {}/{} is already published for {}; unpublish it first",
                 port.host, port.protocol, self.vm.name
             );
             return Err(ports::Error::Taken { message }.into());
         }
         if self.vm.spec.ports.len() >= MAX_PORTS {
-            let why = format!("no more than {MAX_PORTS} ports may lead to one sandbox");
+            let why = format!("a sandbox can have at most {MAX_PORTS} published ports");
             return Err(Error::InvalidOption { why });
         }
         let mut ports = self.vm.spec.ports.clone();
@@ -109,7 +109,7 @@ impl Task {
         let clashing = |other: &&Port| other.clashes_with(port);
         let Some(port) = self.vm.spec.ports.iter().find(clashing).copied() else {
             let why = format!(
-                "port {}/{} of this host does not lead to {}",
+                "port {}/{} of the host is not published for {}",
                 port.host, port.protocol, self.vm.name
             );
             return Err(Error::InvalidOption { why });
@@ -123,7 +123,7 @@ impl Task {
         Ok(())
     }
 
-    /// Lets a port lead to the guest again, when whoever took it has given it up.
+    /// Publishes a blocked port again, once the program that took it has released it.
     async fn open_blocked_port(&mut self, port: Port) -> Result<Port> {
         let old = self.open_nic(&self.vm).await?;
         let mut new = old.clone();
@@ -134,14 +134,14 @@ impl Task {
         Ok(port)
     }
 
-    /// The interface that a sandbox that is up has: all that it is to have but what is blocked.
+    /// Returns the interface of a running VM: its settings without the blocked ports.
     async fn open_nic(&self, vm: &Vm) -> Result<Nic> {
         let mut nic = self.shared.nic(vm).await?;
         nic.ports.retain(|port| !self.blocked_ports.contains(port));
         Ok(nic)
     }
 
-    /// Makes the interface of a machine that is up what the machine is to have, and keeps the wish.
+    /// Applies new settings to the interface of a running VM, and stores them.
     async fn become_spec(&mut self, new: VmSpec) -> Result<()> {
         let old = self.vm.clone();
         self.vm.spec = new;
@@ -150,7 +150,7 @@ impl Task {
             return Err(error);
         }
         if let Err(error) = self.save().await {
-            // What is not kept must not be there either: the next start would make something else of it.
+            // Settings that are not stored must not apply: the next start would not have them.
             let kept = std::mem::replace(&mut self.vm, old);
             if let Err(error) = self.follow_network(&kept).await {
                 tracing::error!(vm = %self.vm.id, %error, "cannot undo a change of the network");

@@ -1,4 +1,4 @@
-//! Making a machine: everything that can be checked is checked before anything is made.
+//! Creates a VM from a request. Everything that can be checked is checked before anything is created.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -15,18 +15,18 @@ use tokio::sync::mpsc;
 use super::{
     Engine,
     error::{Error, Kind, Result},
-    machine::{INBOX, Task},
     now,
     request::CreateVm,
+    vm_task::{INBOX, VmTask},
 };
 
 use crate::ports;
 
-/// How many generated names are tried.
+/// How many generated names are tried before giving up.
 const NAME_TRIES: u64 = 20;
 
 impl Engine {
-    /// Makes a machine of a request. Returns it at once, with the job that goes on with it.
+    /// Creates a VM. Returns at once, with the job that creates its disks and starts it.
     pub async fn create_vm(&self, request: CreateVm) -> Result<(VmId, JobId)> {
         let settings = &self.shared.settings;
         let owner = request.owner;
@@ -74,7 +74,7 @@ impl Engine {
             },
             image: image.id,
             kernel: kernel.id,
-            // The registry gives it one that is free.
+            // The inventory assigns a free one.
             slot: Slot(0),
             state: State::Created,
             reason: Reason::None,
@@ -89,17 +89,17 @@ impl Engine {
         let (sender, inbox) = mpsc::channel(INBOX);
         let view = self.shared.view(vm, String::new(), 0);
         let subnet = self.shared.subnet.get();
-        let view = self.shared.registry.admit(view, names, subnet, sender, &settings.limits)?;
+        let view = self.shared.inventory.admit(view, names, subnet, sender, &settings.limits)?;
         let mut vm = view.vm.clone();
         if hostname.is_none() {
             vm.spec.hostname = vm.name.clone();
         }
-        let job = Task::create(Arc::clone(&self.shared), vm, inbox, request.start)?;
+        let job = VmTask::create(Arc::clone(&self.shared), vm, inbox, request.start)?;
         Ok((id, job))
     }
 }
 
-/// The names that will do: the one that was asked for, else some generated ones.
+/// Returns the acceptable names: the requested one, else generated ones.
 fn candidates(name: Option<Name>) -> Vec<Name> {
     match name {
         Some(name) => vec![name],

@@ -1,4 +1,4 @@
-//! What `doctor` shows: the same facts that decide whether a machine can be made and started.
+//! The checks that `doctor` shows. They use the same facts that decide whether a sandbox can be created and started.
 
 use banger_domain::{id::Uid, name::Reference};
 
@@ -6,7 +6,7 @@ use super::{Engine, capability};
 use crate::ports::{Check, Status};
 
 impl Engine {
-    /// Looks at the host for this user, and changes nothing.
+    /// Checks the host for this user. Changes nothing.
     pub async fn diagnose(&self, caller: Uid) -> Vec<Check> {
         let ports = &self.shared.ports;
         let mut checks = ports.vmm.checks().await;

@@ -1,4 +1,4 @@
-//! What can go wrong in the engine, grouped by what the caller can do next.
+//! Errors of the engine, grouped by what the caller can do next.
 
 use banger_domain::{causes::with_causes, lifecycle::Refused, limits::Exceeded, name};
 
@@ -7,7 +7,7 @@ use crate::ports;
 /// A kind of object that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A machine.
+    /// A sandbox.
     Vm,
     /// An image.
     Image,
@@ -35,12 +35,12 @@ impl Kind {
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing that the caller may know of has this reference.
+    /// No object that the caller may know of has this reference.
     #[error("there is no {} {reference}", .kind.noun())]
     NoSuch {
         /// What was looked for.
         kind: Kind,
-        /// How the caller called it.
+        /// The reference.
         reference: String,
     },
     /// No catalog has it.
@@ -51,8 +51,8 @@ pub enum Error {
         /// Its name.
         name: String,
     },
-    /// A catalog has it, and nothing was published for the processors of this host.
-    #[error("{name} is in the catalog {catalog} and is not published for this host yet{}", and(.note))]
+    /// A catalog has it, but nothing for this host's architecture.
+    #[error("{name} is in the catalog {catalog} and is not published for this host yet{}", with_note(.note))]
     NotPublished {
         /// Its name.
         name: String,
@@ -61,12 +61,12 @@ pub enum Error {
         /// What to do instead.
         note: String,
     },
-    /// The reference fits several objects.
-    #[error("{reference} fits more than one {}", .kind.noun())]
+    /// The reference matches several objects.
+    #[error("{reference} matches more than one {}", .kind.noun())]
     Ambiguous {
         /// What was looked for.
         kind: Kind,
-        /// How the caller called it.
+        /// The reference.
         reference: String,
     },
     /// The caller has an object of this name.
@@ -77,7 +77,7 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// The text is no name or reference.
+    /// The text is not a valid name or reference.
     #[error(transparent)]
     Name(#[from] name::Error),
     /// An option has an impossible value.
@@ -86,54 +86,52 @@ pub enum Error {
         /// Why.
         why: String,
     },
-    /// A size is impossible, or the caller's share is used up.
+    /// A size is impossible, or a quota is used up.
     #[error(transparent)]
     Limit(#[from] Exceeded),
-    /// The machine's state does not allow it.
+    /// The sandbox's state does not allow it.
     #[error(transparent)]
     State(#[from] Refused),
-    /// Every address that a guest can have is taken.
-    #[error("all addresses for guests are taken; delete sandboxes that nobody needs")]
+    /// No address is free.
+    #[error("no address is free for another guest; delete sandboxes that are not needed")]
     NoAddress,
-    /// The machine must be up for this.
+    /// The sandbox must be up for this.
     #[error("{name} is not running")]
     NotRunning {
-        /// The machine's name.
+        /// The sandbox's name.
         name: String,
     },
-    /// Nothing listens in the guest, or not yet.
+    /// No service listens in the guest, or not yet.
     #[error("{program} does not answer in {name}")]
     NoAnswer {
-        /// What was to answer.
+        /// The service.
         program: &'static str,
-        /// The machine's name.
+        /// The sandbox's name.
         name: String,
     },
-    /// As many commands or connections as there can be at once did not end in time.
-    #[error("all streams to {name} are in use, and none was given back within {seconds} s")]
+    /// All streams stayed in use until the timeout.
+    #[error("all streams to {name} are in use, and none became free within {seconds} s")]
     NoFreeStream {
-        /// The machine's name.
+        /// The sandbox's name.
         name: String,
-        /// How long that was waited for.
+        /// The timeout.
         seconds: u64,
     },
-    /// Too many wait for a stream already.
-    #[error("all streams to {name} are in use, and {waiting} others wait for one")]
-    LongLine {
-        /// The machine's name.
+    /// Too many requests wait for a stream already.
+    #[error("all streams to {name} are in use, and {waiting} requests are waiting")]
+    QueueFull {
+        /// The sandbox's name.
         name: String,
         /// How many wait.
         waiting: usize,
     },
-    /// The machine must be down for this.
-    #[error(
-        "{name} is running: stop it first; its processors, memory and disks are changed while it is down"
-    )]
+    /// The sandbox must be down for this.
+    #[error("{name} is running; stop it first: its processors, memory and disks cannot change while it runs")]
     NotStopped {
-        /// The machine's name.
+        /// The sandbox's name.
         name: String,
     },
-    /// The object is needed by others.
+    /// Other objects use it.
     #[error("the {} {name} is used by {users}", .kind.noun())]
     InUse {
         /// What it is.
@@ -146,34 +144,34 @@ pub enum Error {
     /// The guest did not become ready in time; it is still up.
     #[error("the guest of {name} did not become ready within {seconds} s; it is still up")]
     GuestTimeout {
-        /// The machine's name.
+        /// The sandbox's name.
         name: String,
         /// How long it was given.
         seconds: u64,
     },
-    /// The monitor ended before the guest was ready.
+    /// The VMM ended before the guest was ready.
     #[error("the guest of {name} ended before it was ready ({how})")]
     EndedEarly {
-        /// The machine's name.
+        /// The sandbox's name.
         name: String,
         /// How it ended.
         how: String,
     },
-    /// The job was canceled.
+    /// The job was cancelled.
     #[error("the operation was canceled")]
     Canceled,
-    /// The job has ended, or is past the point of no return.
+    /// The job has ended, or can no longer be undone.
     #[error("the operation can no longer be canceled")]
     NotCancelable,
-    /// The object went away while the request was under way.
-    #[error("{name} was deleted meanwhile")]
-    Vanished {
+    /// The object was deleted during the request.
+    #[error("{name} was deleted while the request was running")]
+    Deleted {
         /// Its name.
         name: String,
     },
-    /// What it needs first has failed.
+    /// Something that the job needs has failed.
     #[error("{why}")]
-    Because {
+    Dependency {
         /// Why.
         why: std::sync::Arc<Error>,
     },
@@ -182,8 +180,8 @@ pub enum Error {
     Port(#[from] ports::Error),
 }
 
-/// A sentence more, if there is one.
-fn and(note: &str) -> String {
+/// Returns the note as a suffix, if there is one.
+fn with_note(note: &str) -> String {
     match note.trim_end_matches('.') {
         "" => String::new(),
         note => format!(": {note}"),
@@ -193,7 +191,7 @@ fn and(note: &str) -> String {
 /// The result of the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The error with its causes, on one line.
+/// Returns the error with its causes, on one line.
 pub(super) fn one_line(error: &dyn std::error::Error) -> String {
     with_causes(error).replace('\n', " ")
 }

@@ -1,4 +1,4 @@
-//! The part of the initramfs that is one boot's own: what the agent is told.
+//! Builds the part of the initramfs that belongs to one boot: the agent's configuration.
 
 use banger_domain::{
     id::Timestamp,
@@ -16,14 +16,14 @@ use banger_proto::guest::config::{
 use super::error::Result;
 use crate::ports;
 
-/// The archive with what the agent is told at this boot.
+/// Returns the archive with the agent's configuration.
 pub(super) fn of(config: &GuestConfig) -> Result<Vec<u8>> {
     let doing = "write the guest's configuration";
     let json = serde_json::to_vec(config).map_err(|error| ports::Error::other(doing, error))?;
     Ok(initramfs::config_archive(&json).map_err(|error| ports::Error::other(doing, error))?)
 }
 
-/// What every guest is told, before its capabilities add to it.
+/// Returns the configuration of a guest, before capabilities add to it.
 pub(super) fn config(vm: &Vm, image: &ImageConfig, nic: &Nic, subnet: Subnet, now: Timestamp) -> GuestConfig {
     let hostname = vm.spec.hostname.as_str();
     let (gateway4, gateway6) = subnet.gateway();
@@ -65,7 +65,7 @@ pub(super) fn config(vm: &Vm, image: &ImageConfig, nic: &Nic, subnet: Subnet, no
     }
 }
 
-/// How an image wants its programs to be run.
+/// Returns how the image wants its programs to run.
 fn programs(image: &ImageConfig) -> Programs {
     let variable =
         |pair: &String| pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));

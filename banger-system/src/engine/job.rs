@@ -1,10 +1,13 @@
-//! Jobs: work that takes longer than a call, with stages and a result, and that can be cancelled.
+//! Jobs: work that takes longer than a D-Bus call, with stages and a result. A job can be cancelled.
 //!
-//! Everything that a user can begin is counted before anything is made of it. What loads the host waits in line
-//! ([`Admission::Queued`]): so many jobs of one user are under way, so many more wait, and what is beyond is refused.
-//! Its heavy part waits a second time, for one of the host's workers ([`JobHandle::worker`]). A job of a machine begins at
-//! once, since the machine's task waits for nobody, and what runs is bounded by the machines that a user may have; only
-//! the number of jobs is limited. What frees things is limited so high that nobody is kept from it.
+//! Every job counts against a limit of its user before it does anything ([`Admission`]):
+//!
+//! - A job that loads the host (pull, import, export) is queued: some jobs of each user run, some more wait, and the
+//!   rest is refused. Its heavy part waits a second time, for one of the host's workers ([`JobHandle::acquire_worker`]).
+//! - A job of a VM begins at once, because the VM's task must not wait. The quota of running VMs bounds the load, and so
+//!   only the number of jobs is limited.
+//! - A job that frees resources has a limit that nobody reaches in practice.
+//!
 
 use std::{
     collections::HashMap,
@@ -31,30 +34,30 @@ use super::{
 };
 use crate::ports::{Clock, images::Progress};
 
-/// How long the result of a job that has ended can be read.
+/// How long the result of an ended job can be read.
 const KEEP_FINISHED: Duration = Duration::from_secs(300);
-/// How many of these are kept of one user. Who waits for a job has its result in any case.
+/// How many ended jobs of one user are kept. A client that waits for a job gets its result anyway.
 const KEEP_PER_USER: usize = 64;
-/// How many jobs that end machines one user may have under way: more than there can be machines.
+/// How many jobs that stop or delete sandboxes one user may have: more than there can be sandboxes.
 const MAX_ENDING: usize = 128;
-/// What jobs are called in an error.
-const OPERATIONS: &str = "operations";
-/// How often progress in bytes is told at most.
-const TELL_EVERY: Duration = Duration::from_millis(250);
+/// The noun in errors about limits.
+const JOBS: &str = "jobs";
+/// Minimum time between two reports of bytes.
+const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// All jobs that are under way or have ended lately.
+/// All jobs that run or have ended recently.
 #[derive(Clone)]
-pub(super) struct Board {
+pub(super) struct Jobs {
     inner: Arc<Inner>,
 }
 
 struct Inner {
     jobs: Mutex<HashMap<JobId, Entry>>,
-    /// Jobs that wait until their users have fewer under way.
+    /// Jobs that wait until fewer jobs of their user run.
     line: Queue,
-    /// Work that waits until the host has fewer workers.
+    /// Work that waits for one of the host's workers.
     workers: Queue,
-    /// How many jobs a user may have under way, waiting ones included.
+    /// How many jobs a user may have, including waiting ones.
     jobs_per_user: usize,
     events: mpsc::UnboundedSender<Event>,
     clock: Arc<dyn Clock>,
@@ -63,28 +66,28 @@ struct Inner {
 struct Entry {
     view: watch::Sender<Arc<JobView>>,
     cancel: watch::Sender<bool>,
-    /// The number of its ticket.
+    /// The number of its ticket, while it is queued.
     ticket: Option<u64>,
-    /// Forgets it some time after its end.
-    forgets: Option<AbortHandle>,
+    /// The task that forgets the job some time after its end.
+    expiry: Option<AbortHandle>,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if let Some(forgets) = &self.forgets {
-            forgets.abort();
+        if let Some(expiry) = &self.expiry {
+            expiry.abort();
         }
     }
 }
 
-/// How many jobs of a kind one user may have, and whether they wait for each other.
+/// How jobs of a kind are limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// It loads the host, and waits in line.
+    /// It loads the host, and waits in the queue.
     Queued,
     /// It begins at once, and counts against a limit.
-    Machine,
-    /// It frees things, and is practically never refused.
+    Vm,
+    /// It frees resources, and is practically never refused.
     Ending,
 }
 
@@ -98,16 +101,16 @@ impl JobKind {
             | JobKind::KernelPull
             | JobKind::CatalogRefresh
             | JobKind::CachePrune => Admission::Queued,
-            JobKind::VmCreate | JobKind::VmStart | JobKind::VmRestart => Admission::Machine,
+            JobKind::VmCreate | JobKind::VmStart | JobKind::VmRestart => Admission::Vm,
             JobKind::VmStop | JobKind::VmDelete => Admission::Ending,
         }
     }
 }
 
-/// The stages that a job goes through, in their order.
+/// The stages of a job, in order.
 pub(super) type Stages = &'static [&'static str];
 
-impl Board {
+impl Jobs {
     pub(super) fn new(events: mpsc::UnboundedSender<Event>, clock: Arc<dyn Clock>, limits: &Limits) -> Self {
         let line = Bounds {
             slots: usize::MAX,
@@ -126,8 +129,8 @@ impl Board {
         }
     }
 
-    /// Begins a job, which may have to wait for its turn. It fails when the handle is dropped before it was finished.
-    /// An error means that its user has too many jobs under way.
+    /// Begins a job, which may have to wait for its turn. Fails if its user has too many jobs. A job whose handle is
+    /// dropped without a result counts as cancelled.
     pub(super) fn begin(
         &self,
         kind: JobKind,
@@ -140,8 +143,8 @@ impl Board {
         Ok(self.open(jobs, kind, owner, objects, stages, ticket))
     }
 
-    /// Begins a job that no user has asked for, or that one which is under way needs. It waits for nothing.
-    pub(super) fn begin_unasked(
+    /// Begins a job that no user requested, or that a running job needs. It is exempt from limits.
+    pub(super) fn begin_internal(
         &self,
         kind: JobKind,
         owner: Uid,
@@ -152,22 +155,22 @@ impl Board {
     }
 
     fn admit(&self, jobs: &HashMap<JobId, Entry>, kind: JobKind, owner: Uid) -> Result<Option<Ticket>> {
-        let most = self.inner.jobs_per_user;
+        let limit = self.inner.jobs_per_user;
         let admission = kind.admission();
-        let under_way = || {
-            let is_one = |entry: &&Entry| {
+        let running = || {
+            let counts = |entry: &&Entry| {
                 let view = entry.view.borrow();
                 view.owner == owner && view.outcome.is_none() && view.kind.admission() == admission
             };
-            jobs.values().filter(is_one).count()
+            jobs.values().filter(counts).count()
         };
         match admission {
             Admission::Queued => {
-                let full = |Full| Exceeded::Requests { what: OPERATIONS, limit: most };
+                let full = |Full| Exceeded::Requests { what: JOBS, limit };
                 return Ok(Some(self.inner.line.join(owner).map_err(full)?));
             }
-            Admission::Machine => check_requests(OPERATIONS, under_way() + 1, most)?,
-            Admission::Ending => check_requests(OPERATIONS, under_way() + 1, MAX_ENDING)?,
+            Admission::Vm => check_requests(JOBS, running() + 1, limit)?,
+            Admission::Ending => check_requests(JOBS, running() + 1, MAX_ENDING)?,
         }
         Ok(None)
     }
@@ -203,18 +206,18 @@ impl Board {
             view: watch::channel(Arc::clone(&view)).0,
             cancel,
             ticket: ticket.as_ref().map(Ticket::number),
-            forgets: None,
+            expiry: None,
         };
         jobs.insert(id, entry);
         self.send(Event::JobAdded(view));
         drop(jobs);
-        // The journal's entries of one operation share its id, which is the last element of the job's path.
+        // All journal entries of a job carry its id, which is the last element of its D-Bus path.
         let span = tracing::info_span!("job", operation = %id, kind = kind.as_str(), %owner);
         span.in_scope(|| tracing::info!("started a job"));
-        JobHandle { board: self.clone(), id, owner, stages, canceled, span, ticket, finished: false }
+        JobHandle { jobs: self.clone(), id, owner, stages, canceled, span, ticket, finished: false }
     }
 
-    /// Lets a job that waits for its turn begin at once, because one that is under way needs it.
+    /// Lets a queued job begin at once, because a running one needs it.
     pub(super) fn promote(&self, id: JobId) {
         let ticket = self.lock().get(&id).and_then(|entry| Some((entry.view.borrow().owner, entry.ticket?)));
         if let Some((owner, number)) = ticket {
@@ -230,7 +233,7 @@ impl Board {
         self.lock().get(&id).map(|entry| Arc::clone(&entry.view.borrow()))
     }
 
-    /// Asks a job to give up.
+    /// Cancels a job.
     pub(super) fn cancel(&self, id: JobId) -> Result<()> {
         let jobs = self.lock();
         let entry = jobs.get(&id).ok_or_else(|| no_such_job(id))?;
@@ -241,7 +244,7 @@ impl Board {
         Ok(())
     }
 
-    /// Waits until a job has ended, or the time is over; the view of a job that still runs has no outcome.
+    /// Waits until a job has ended, or until the timeout; then its view has no outcome.
     pub(super) async fn wait(&self, id: JobId, timeout: Option<Duration>) -> Result<Arc<JobView>> {
         let mut views =
             self.lock().get(&id).map(|entry| entry.view.subscribe()).ok_or_else(|| no_such_job(id))?;
@@ -274,18 +277,18 @@ impl Board {
         }
     }
 
-    /// Forgets the job some time from now, and the oldest ones that have ended where their user has many.
+    /// Schedules the removal of an ended job, and removes the oldest ones if its user has many.
     fn forget_later(&self, id: JobId, owner: Uid) {
-        // Without a runtime the service is ending, and nobody will ask for the result.
+        // Without a runtime the service is shutting down, and nobody will read the result.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let board = self.clone();
-        let forgets = runtime.spawn(async move {
+        let all = self.clone();
+        let expiry = runtime.spawn(async move {
             tokio::time::sleep(KEEP_FINISHED).await;
-            board.forget(id);
+            all.forget(id);
         });
         let mut jobs = self.lock();
         if let Some(entry) = jobs.get_mut(&id) {
-            entry.forgets = Some(forgets.abort_handle());
+            entry.expiry = Some(expiry.abort_handle());
         }
         let mut ended: Vec<(Timestamp, JobId)> = jobs
             .iter()
@@ -302,7 +305,7 @@ impl Board {
         }
     }
 
-    /// Nobody listens any more once the service ends; then nobody misses the event either.
+    /// Sends an event. During shutdown the receiver may be gone, and the event is dropped.
     fn send(&self, event: Event) {
         let _ = self.inner.events.send(event);
     }
@@ -316,15 +319,15 @@ fn no_such_job(id: JobId) -> Error {
     Error::NoSuch { kind: Kind::Job, reference: id.to_string() }
 }
 
-/// The side of a job that does the work.
+/// A job, for the code that does its work.
 pub(super) struct JobHandle {
-    board: Board,
+    jobs: Jobs,
     id: JobId,
     owner: Uid,
     stages: Stages,
     canceled: watch::Receiver<bool>,
     span: tracing::Span,
-    /// Its place among the jobs of its user.
+    /// Its slot among the jobs of its user.
     ticket: Option<Ticket>,
     finished: bool,
 }
@@ -334,8 +337,8 @@ impl JobHandle {
         self.id
     }
 
-    /// Waits until it is the job's turn. To be called before anything is done for it.
-    pub(super) async fn turn(&mut self) -> Result<()> {
+    /// Waits for the job's turn. Must be called before any work.
+    pub(super) async fn wait_turn(&mut self) -> Result<()> {
         let canceled = self.canceled();
         let Some(ticket) = &mut self.ticket else { return Ok(()) };
         tokio::select! {
@@ -345,12 +348,12 @@ impl JobHandle {
         }
     }
 
-    /// Waits until the host has a worker for the job, which is the job's until this is dropped.
-    pub(super) async fn worker(&self) -> Result<Ticket> {
-        // The jobs that are under way are bounded, and so is this line.
-        let mut ticket = self.board.inner.workers.join(self.owner).map_err(|_| Error::Canceled)?;
-        if ticket.waits() {
-            self.board.update(self.id, |view| {
+    /// Waits for one of the host's workers, which the job has until the ticket is dropped.
+    pub(super) async fn acquire_worker(&self) -> Result<Ticket> {
+        // Running jobs are bounded, and so is this queue.
+        let mut ticket = self.jobs.inner.workers.join(self.owner).map_err(|_| Error::Canceled)?;
+        if ticket.is_waiting() {
+            self.jobs.update(self.id, |view| {
                 "waiting for other jobs on this host to finish".clone_into(&mut view.message);
             });
         }
@@ -361,17 +364,17 @@ impl JobHandle {
         }
     }
 
-    /// What the journal is to know of everything that is done for the job.
+    /// Returns the span for all work of the job.
     pub(super) fn span(&self) -> tracing::Span {
         self.span.clone()
     }
 
-    /// A stage begins.
+    /// Begins a stage.
     pub(super) fn stage(&self, stage: &'static str, message: impl Into<String>) {
         let index = self.stages.iter().position(|known| *known == stage).map_or(0, |i| i as u32 + 1);
         let message = message.into();
         self.span.in_scope(|| tracing::debug!(stage, "{message}"));
-        self.board.update(self.id, |view| {
+        self.jobs.update(self.id, |view| {
             view.stage = stage;
             view.stage_index = index;
             view.message = message;
@@ -379,27 +382,27 @@ impl JobHandle {
         });
     }
 
-    /// Who is told how far a stage is. What comes while the job is at another stage is not heard.
+    /// Returns a receiver for the progress of a stage. Reports are ignored while the job is at another stage.
     pub(super) fn progress(&self, stage: &'static str) -> Arc<dyn Progress> {
-        let (board, canceled) = (self.board.clone(), self.canceled.clone());
-        Arc::new(Meter { board, id: self.id, stage, canceled, told: Mutex::default() })
+        let (jobs, canceled) = (self.jobs.clone(), self.canceled.clone());
+        Arc::new(ProgressReporter { jobs, id: self.id, stage, canceled, last_report: Mutex::default() })
     }
 
     /// Adds a fact to the result.
-    pub(super) fn tell(&self, key: &'static str, fact: Fact) {
-        self.board.update(self.id, |view| view.facts.push((key, fact)));
+    pub(super) fn add_result(&self, key: &'static str, fact: Fact) {
+        self.jobs.update(self.id, |view| view.facts.push((key, fact)));
     }
 
-    /// The job is about one more thing.
-    pub(super) fn concerns(&self, object: Object) {
-        self.board.update(self.id, |view| view.objects.push(object));
+    /// Adds an object that the job concerns.
+    pub(super) fn add_object(&self, object: Object) {
+        self.jobs.update(self.id, |view| view.objects.push(object));
     }
 
     pub(super) fn is_canceled(&self) -> bool {
         *self.canceled.borrow()
     }
 
-    /// Resolves when somebody gives the job up; never, when it ends before.
+    /// Resolves when the job is cancelled; never, if it ends first.
     pub(super) fn canceled(&self) -> impl Future<Output = JobId> + Send + 'static {
         let (id, mut canceled) = (self.id, self.canceled.clone());
         async move {
@@ -418,7 +421,7 @@ impl JobHandle {
         });
     }
 
-    /// Several jobs may fail for one reason.
+    /// Fails the job with an error that other jobs share.
     pub(super) fn fail_shared(mut self, error: &Arc<Error>) {
         self.end(Outcome::Failed(Arc::clone(error)));
     }
@@ -430,37 +433,37 @@ impl JobHandle {
             Outcome::Canceled => tracing::info!("canceled a job"),
             Outcome::Failed(error) => tracing::warn!(error = %one_line(&**error), "a job failed"),
         });
-        let finished_at = now(&*self.board.inner.clock);
-        self.board.update(self.id, |view| {
+        let finished_at = now(&*self.jobs.inner.clock);
+        self.jobs.update(self.id, |view| {
             view.outcome = Some(outcome);
             view.finished_at = finished_at;
         });
         self.ticket = None;
-        self.board.forget_later(self.id, self.owner);
+        self.jobs.forget_later(self.id, self.owner);
     }
 }
 
-/// Reports the progress of a stage, but not too often: each report costs a signal to every subscriber.
-struct Meter {
-    board: Board,
+/// Reports the progress of a stage, at limited rate: each report costs a signal to every subscriber.
+struct ProgressReporter {
+    jobs: Jobs,
     id: JobId,
     stage: &'static str,
     canceled: watch::Receiver<bool>,
-    told: Mutex<Option<Instant>>,
+    last_report: Mutex<Option<Instant>>,
 }
 
-impl Progress for Meter {
+impl Progress for ProgressReporter {
     fn advanced(&self, done: Bytes, total: Option<Bytes>) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+        let mut last_report = self.last_report.lock().unwrap_or_else(PoisonError::into_inner);
+        if last_report.is_some_and(|last_report| last_report.elapsed() < REPORT_INTERVAL) {
             return;
         }
-        *told = Some(Instant::now());
+        *last_report = Some(Instant::now());
         let total = total.unwrap_or_default();
         let changes =
             |view: &JobView| view.stage == self.stage && (view.bytes_done, view.bytes_total) != (done, total);
-        if self.board.get(self.id).is_some_and(|view| changes(&view)) {
-            self.board.update(self.id, |view| (view.bytes_done, view.bytes_total) = (done, total));
+        if self.jobs.get(self.id).is_some_and(|view| changes(&view)) {
+            self.jobs.update(self.id, |view| (view.bytes_done, view.bytes_total) = (done, total));
         }
     }
 

@@ -1,5 +1,29 @@
-//! What a machine holds of the host. The ledger is written before a thing is made, so that whatever
-//! happens in between, there is a record of everything that may exist.
+//! The ledger, and the only way to create and release a VM's resources on the host.
+//!
+//! A start creates five kinds of things: files, device-mapper nodes, sockets, a systemd unit, a network interface.
+//! The service may crash between any two steps. So each resource is recorded before it is created, and its record is
+//! struck only after it was released:
+//!
+//! ```text
+//!    hold(resource, make)         release(lifetime)
+//!    1. store.record(resource)    for each held resource, the youngest first:
+//!    2. make                      1. release it on the host
+//!                                 2. store.strike(resource)
+//! ```
+//!
+//! Two things follow.
+//!
+//! - The ledger has at least what exists, and maybe a little more. Releasing a resource that does not exist is success,
+//!   so a record too many costs one call.
+//! - There is one teardown (`release_resource`). A failed start, a stop, a deletion and recovery all use it, and so it is
+//!   tested by all of them. A failure does not end it: the other resources are released, the failed one stays in the
+//!   ledger, and the next start, deletion or run of the service tries again.
+//!
+//! A resource lives until the end of the boot (unit, sockets, interface, mapper) or as long as the VM (disks). A stop
+//! releases the former, a deletion both.
+//!
+//! The order matters: a mapper node cannot be removed while a VMM has it open, and so the unit is released first.
+//! [`Resource`] lists the resources in order of release, from last to first.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +34,7 @@ use banger_domain::{
 
 use crate::ports::{self, Ports};
 
-/// The resources of one machine. Only this writes the ledger.
+/// The host resources of one VM. Only this type writes the ledger.
 pub(super) struct Lease {
     vm: VmId,
     held: BTreeSet<Resource>,
@@ -18,18 +42,18 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// The lease of a new machine: it holds nothing.
+    /// Returns the lease of a new VM, which holds nothing.
     pub(super) fn new(vm: VmId, ports: Ports) -> Self {
         Self { vm, held: BTreeSet::new(), ports }
     }
 
-    /// The lease of a machine that may hold these, as the ledger or the host says.
+    /// Returns the lease of a VM that may hold these, as the ledger or the host says.
     pub(super) fn of(vm: VmId, held: impl IntoIterator<Item = Resource>, ports: Ports) -> Self {
         Self { vm, held: held.into_iter().collect(), ports }
     }
 
-    /// Records the resource, then makes it. When making fails, the record stays until [`Lease::release`]:
-    /// half of it may be there.
+    /// Records a resource in the ledger, then creates it. If that fails, the record stays until [`Lease::release`],
+    /// because a part of the resource may exist.
     pub(super) async fn hold<T>(
         &mut self,
         resource: Resource,
@@ -40,17 +64,17 @@ impl Lease {
         make.await
     }
 
-    /// Undoes everything of this span, the youngest first. Continues after a failure; what failed stays
-    /// in the ledger; returns what went wrong.
+    /// Releases all resources of this lifetime, the youngest first. Continues after a failure: what failed stays in
+    /// the ledger. Returns the errors.
     pub(super) async fn release(&mut self, scope: Scope) -> Vec<ports::Error> {
         let mut errors = Vec::new();
         let held: Vec<Resource> = self.held.iter().copied().filter(|r| r.scope() == scope).collect();
         for resource in held.into_iter().rev() {
-            let undone = match undo(&self.ports, self.vm, resource).await {
+            let released = match release_resource(&self.ports, self.vm, resource).await {
                 Ok(()) => self.ports.store.strike(self.vm, resource).await,
                 Err(error) => Err(error),
             };
-            match undone {
+            match released {
                 Ok(()) => drop(self.held.remove(&resource)),
                 Err(error) => {
                     tracing::error!(vm = %self.vm, resource = resource.as_str(), %error, "cannot release");
@@ -61,7 +85,7 @@ impl Lease {
         errors
     }
 
-    /// Undoes everything, what lives shortest first.
+    /// Releases everything, resources of the boot first.
     pub(super) async fn release_all(&mut self) -> Vec<ports::Error> {
         let mut errors = self.release(Scope::Boot).await;
         errors.extend(self.release(Scope::Vm).await);
@@ -69,8 +93,8 @@ impl Lease {
     }
 }
 
-/// The one teardown. Undoing what is gone already is success.
-async fn undo(ports: &Ports, vm: VmId, resource: Resource) -> ports::Result<()> {
+/// Releases one resource. Releasing what is already gone is success.
+async fn release_resource(ports: &Ports, vm: VmId, resource: Resource) -> ports::Result<()> {
     match resource {
         Resource::Unit => ports.supervisor.remove(vm).await,
         Resource::Sockets => ports.vmm.remove_sockets(vm).await,

@@ -1,5 +1,5 @@
-//! The names of sandboxes: all computed again whenever a sandbox has changed in any way. Starts, stops,
-//! renames, crashes and recoveries are all the same to it.
+//! Publishes the DNS names of sandboxes. All names are computed again after any change, and so starts, stops,
+//! renames, crashes and recovery need no code of their own.
 
 use std::{
     collections::HashMap,
@@ -18,18 +18,18 @@ use tokio::sync::watch;
 
 use super::{Shared, view::VmView};
 
-/// The labels of users. An account is looked up once: name services may be slow, and a user who is renamed
-/// gets the new name with the next run of the service.
+/// DNS labels of users. An account is looked up once, because name services may be slow. A renamed user gets the new
+/// name when the service restarts.
 type Labels = HashMap<Uid, UserLabel>;
 
-/// Publishes the names for as long as there is an engine.
-pub(super) async fn keep(shared: Weak<Shared>, mut changes: watch::Receiver<()>) {
+/// Publishes names until the engine is dropped.
+pub(super) async fn run(shared: Weak<Shared>, mut changes: watch::Receiver<()>) {
     let mut labels = Labels::new();
     while changes.changed().await.is_ok() {
         let Some(shared) = shared.upgrade() else { return };
         let Some(&subnet) = shared.subnet.get() else { continue };
-        let views = shared.registry.vms();
-        learn(&shared, &views, &mut labels).await;
+        let views = shared.inventory.vms();
+        look_up_owners(&shared, &views, &mut labels).await;
         let names = Arc::new(table(subnet, &views, &labels));
         let mut published = shared.names.write().unwrap_or_else(PoisonError::into_inner);
         if published.as_ref() != Some(&names) {
@@ -39,17 +39,17 @@ pub(super) async fn keep(shared: Weak<Shared>, mut changes: watch::Receiver<()>)
     }
 }
 
-/// Looks the owners up that are new.
-async fn learn(shared: &Shared, views: &[Arc<VmView>], labels: &mut Labels) {
+/// Looks up the owners that are not known yet.
+async fn look_up_owners(shared: &Shared, views: &[Arc<VmView>], labels: &mut Labels) {
     for owner in views.iter().map(|view| view.vm.owner) {
         if labels.contains_key(&owner) {
             continue;
         }
         let users = Arc::clone(&shared.ports.users);
         let login = tokio::task::spawn_blocking(move || users.name_of(owner)).await;
-        // A look-up that broke leaves the number.
+        // A failed look-up leaves the number.
         let label = UserLabel::of(&login.unwrap_or_default(), owner);
-        // One login name for two numbers would let each know of the other's machines.
+        // Two users with one login name must not see each other's sandboxes.
         let taken = labels.values().any(|other| *other == label);
         labels.insert(owner, if taken { UserLabel::of("", owner) } else { label });
     }

@@ -1,5 +1,4 @@
-//! The network as the engine sees it: the addresses of this host's guests, chosen once and kept, and the
-//! interface of each machine.
+//! The guest network: one subnet per host, chosen once and stored, and one interface per VM.
 
 use banger_domain::{
     net::{nic::Nic, prefix::Prefix4, subnet::Subnet},
@@ -14,13 +13,13 @@ use super::{
 use crate::ports::{Error, Result};
 
 impl Shared {
-    /// Makes what all guests share, once; a start that comes later tries again what has failed.
+    /// Sets up the network that all guests share, once. A later start retries what failed.
     pub(super) async fn subnet(&self) -> Result<Subnet> {
         if let Some(subnet) = self.subnet.get() {
             return Ok(*subnet);
         }
         let subnet = self.subnet.get_or_try_init(|| self.set_up_network()).await.copied()?;
-        self.registry.touch();
+        self.inventory.notify();
         Ok(subnet)
     }
 
@@ -34,10 +33,10 @@ impl Shared {
                 subnet
             }
         };
-        // Guests of an earlier run may be there whether or not the rest of this works.
-        registry.keep_away_from(subnet);
+        // Guests of an earlier run may be up, whether or not the rest of this works.
+        registry.forbid_guests(subnet);
         network.prepare(subnet).await?;
-        tracing::info!(%subnet, "the network of guests is up");
+        tracing::info!(%subnet, "the guest network is up");
         Ok(subnet)
     }
 
@@ -58,14 +57,14 @@ impl Shared {
         }
     }
 
-    /// What a machine is to start with.
+    /// Returns what a VM starts with.
     pub(super) async fn plan(&self, vm: &Vm) -> Result<Plan> {
         let subnet = self.subnet().await?;
-        let full = || Error::HostNotReady { message: "all addresses for guests are taken".to_owned() };
+        let full = || Error::HostNotReady { message: "no address is free for another guest".to_owned() };
         let nic = Nic::new(vm.id, vm.owner, subnet, vm.slot).ok_or_else(full)?;
         let nic = Nic { same_owner: self.settings.siblings, ..nic };
-        // Without its image a machine does not start; what its programs would be like does not matter then.
-        let image = self.registry.image(vm.image).map(|image| image.config.clone()).unwrap_or_default();
+        // A VM without its image does not start, and so its configuration does not matter.
+        let image = self.inventory.image(vm.image).map(|image| image.config.clone()).unwrap_or_default();
         let guest = guest_archive::config(vm, &image, &nic, subnet, now(&*self.ports.clock));
         let mut plan = Plan { nic, guest };
         for capability in capability::ALL {
@@ -74,7 +73,7 @@ impl Shared {
         Ok(plan)
     }
 
-    /// The interface of a sandbox, as wanted.
+    /// Returns the network interface of a VM, as its settings say.
     pub(super) async fn nic(&self, vm: &Vm) -> Result<Nic> {
         Ok(self.plan(vm).await?.nic)
     }

@@ -1,4 +1,4 @@
-//! Images of catalogs that are files: fetched by way of the cache, and imported as if a user had handed them over.
+//! Pulls images that are files in a catalog: fetched through the cache, then imported like a user's file.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use super::{
     error::Result,
     job::JobHandle,
     now,
-    pull::{Pull, claim, settle, share, tell, unless_canceled},
+    pull::{Pull, claim, commit, report, share, unless_canceled},
 };
 use crate::ports::images::Content;
 
-/// Makes the image of a file, or shares what somebody has of the same one.
+/// Creates the image from a file, or shares the files of an identical image.
 pub(super) async fn run(
     shared: &Arc<Shared>,
     job: &JobHandle,
@@ -27,16 +27,16 @@ pub(super) async fn run(
     file: &RemoteFile,
 ) -> Result<()> {
     let source = from.to_string();
-    let _worker = job.worker().await?;
-    let turn = shared.pulls.turn(format!("@{}", from.catalog), from.digest);
-    let _turn = unless_canceled(job, turn.lock()).await?;
-    let old = pull.old.and_then(|id| shared.registry.image(id));
+    let _worker = job.acquire_worker().await?;
+    let lock = shared.pulls.lock_for(format!("@{}", from.catalog), from.digest);
+    let _locked = unless_canceled(job, lock.lock()).await?;
+    let old = pull.old.and_then(|id| shared.inventory.image(id));
     if let Some(old) = &old {
         let has_kernel = pull.kernel.is_none() || old.kernel == pull.kernel;
         if old.source == source && old.shared == pull.shared && has_kernel {
-            return tell(job, old);
+            return report(job, old);
         }
-        shared.registry.check_unused(old)?;
+        shared.inventory.check_image_unused(old)?;
     }
     let id = ImageId::random();
     let (facts, config) = make(shared, job, pull, from, file, id).await?;
@@ -52,7 +52,7 @@ pub(super) async fn run(
         origin: None,
         config,
     };
-    settle(shared, job, &image, old.as_deref()).await
+    commit(shared, job, &image, old.as_deref()).await
 }
 
 async fn make(
@@ -65,7 +65,7 @@ async fn make(
 ) -> Result<(ImageFacts, ImageConfig)> {
     let claim = |bytes| claim(shared, pull, bytes);
     let (ports, source) = (&shared.ports, from.to_string());
-    if let Some(twin) = shared.registry.images().into_iter().find(|image| image.source == source) {
+    if let Some(twin) = shared.inventory.images().into_iter().find(|image| image.source == source) {
         claim(twin.facts.disk_usage)?;
         if share(shared, id, twin.id).await? {
             return Ok((twin.facts.clone(), twin.config.clone()));

@@ -1,4 +1,4 @@
-//! The waiting line of the engine: [`FairQueue`] decides whose turn it is, and this wakes them.
+//! A fair queue with wake-ups: [`FairQueue`] decides whose turn it is, and this wakes the waiting tasks.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use banger_domain::{
 };
 use tokio::sync::oneshot;
 
-/// A waiting line. Clones are the same one.
+/// A fair queue. Clones share one queue.
 #[derive(Clone)]
 pub(super) struct Queue {
     state: Arc<Mutex<State>>,
@@ -20,19 +20,19 @@ pub(super) struct Queue {
 struct State {
     queue: FairQueue,
     waiting: HashMap<u64, oneshot::Sender<()>>,
-    tickets: u64,
+    next_number: u64,
 }
 
 impl State {
-    /// Wakes those whose turn it is.
-    fn call(&mut self) {
+    /// Wakes the requests whose turn it is.
+    fn serve(&mut self) {
         while let Some(number) = self.queue.pop() {
             self.wake(number);
         }
     }
 
     fn wake(&mut self, number: u64) {
-        // Who no longer waits leaves the line by dropping the ticket.
+        // A request that gave up has dropped its ticket.
         if let Some(waiting) = self.waiting.remove(&number) {
             let _ = waiting.send(());
         }
@@ -41,23 +41,23 @@ impl State {
 
 impl Queue {
     pub(super) fn new(bounds: Bounds) -> Self {
-        let state = State { queue: FairQueue::new(bounds), waiting: HashMap::new(), tickets: 0 };
+        let state = State { queue: FairQueue::new(bounds), waiting: HashMap::new(), next_number: 0 };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Lets a user's request wait.
+    /// Adds a user's request to the queue.
     pub(super) fn join(&self, user: Uid) -> Result<Ticket, Full> {
         let mut state = self.lock();
-        let number = state.tickets;
+        let number = state.next_number;
         state.queue.push(user, number)?;
-        state.tickets += 1;
-        let (called, turn) = oneshot::channel();
-        state.waiting.insert(number, called);
-        state.call();
+        state.next_number += 1;
+        let (wake, turn) = oneshot::channel();
+        state.waiting.insert(number, wake);
+        state.serve();
         Ok(Ticket { queue: self.clone(), user, number, turn: Some(turn) })
     }
 
-    /// Serves a request at once that waits, because one that is being served needs it.
+    /// Serves a waiting request at once, because a running one needs it.
     pub(super) fn promote(&self, user: Uid, number: u64) {
         let mut state = self.lock();
         if state.queue.promote(user, number) {
@@ -70,7 +70,7 @@ impl Queue {
     }
 }
 
-/// A request in the line, and then its place. Dropping it frees the place.
+/// A request in the queue, then its slot. Dropping the ticket frees the slot.
 pub(super) struct Ticket {
     queue: Queue,
     user: Uid,
@@ -79,20 +79,20 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    /// The number by which [`Queue::promote`] knows it.
+    /// Returns the number that [`Queue::promote`] takes.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// Whether the turn has not come yet.
-    pub(super) fn waits(&mut self) -> bool {
+    /// Returns whether the request is still waiting.
+    pub(super) fn is_waiting(&mut self) -> bool {
         if self.turn.as_mut().is_some_and(|turn| turn.try_recv().is_ok()) {
             self.turn = None;
         }
         self.turn.is_some()
     }
 
-    /// Waits for the turn. Returns at once when it has come before. May be dropped and called again.
+    /// Waits for the request's turn. Returns at once after that. Safe to cancel and call again.
     pub(super) async fn turn(&mut self) {
         if let Some(turn) = &mut self.turn {
             // The sender is only dropped by sending.
@@ -107,7 +107,7 @@ impl Drop for Ticket {
         let mut state = self.queue.lock();
         state.queue.remove(self.user, self.number);
         state.waiting.remove(&self.number);
-        state.call();
+        state.serve();
     }
 }
 
@@ -122,13 +122,13 @@ mod tests {
     const BOB: Uid = Uid(2);
 
     #[tokio::test]
-    async fn who_waits_is_woken_when_a_place_is_free() {
+    async fn a_waiting_request_is_woken_when_a_place_is_free() {
         let queue = Queue::new(Bounds { slots: 2, slots_per_user: 1, waiting_per_user: 1 });
         let mut first = queue.join(ALICE).unwrap();
         let mut second = queue.join(ALICE).unwrap();
         assert!(queue.join(ALICE).is_err());
         first.turn().await;
-        assert!(!first.waits() && second.waits());
+        assert!(!first.is_waiting() && second.is_waiting());
         assert!(second.turn().now_or_never().is_none());
         queue.join(BOB).unwrap().turn().await;
         drop(first);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_ticket_that_is_dropped_while_it_waits_holds_up_nobody() {
+    async fn dropping_a_waiting_ticket_holds_up_nobody() {
         let queue = Queue::new(Bounds { slots: 1, slots_per_user: 1, waiting_per_user: 9 });
         let held = queue.join(ALICE).unwrap();
         let given_up = queue.join(ALICE).unwrap();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_is_needed_now_is_served_now() {
+    async fn a_promoted_request_is_served_at_once() {
         let queue = Queue::new(Bounds { slots: 1, slots_per_user: 1, waiting_per_user: 9 });
         let _held = queue.join(ALICE).unwrap();
         let mut needed = queue.join(ALICE).unwrap();

@@ -1,5 +1,28 @@
-//! The first thing the service does: it reads the database, looks at what exists on the host, and makes the two agree.
-//! A running sandbox is reattached as it is; resources without a sandbox are removed.
+//! Recovery: makes database, ledger and host agree when the service starts.
+//!
+//! Sandboxes keep running while the service is down, and a crash may have come between any two steps. Recovery
+//! assumes nothing about the last run. It reads what should exist and lists what does, and handles each VM by the
+//! same code as a running service:
+//!
+//! ```text
+//!    rows (store.vms)     ledger (store.ledger)     host (units, sockets, interfaces, mappers, directories)
+//!           │                        └────────────┬────────────┘
+//!           │                                     ▼
+//!           │                        held: all that may exist, by VM
+//!           ▼                                     │
+//!    for each VM with a row ◄─────────────────────┤
+//!      a process is found ──► reattach to it      │
+//!      no process ──────────► it has ended:       │
+//!                             release its boot    │
+//!      state `deleting` ────► finish the deletion ▼
+//!                                    for each VM without a row: release everything
+//! ```
+//!
+//! Images, kernels and catalogs come first, because VMs refer to them. Files of images and kernels that have no row
+//! are removed: an import was interrupted.
+//!
+//! Reattaching (`vm_task/reattach.rs`) means: watch the process again, set up the network interface again, and wait
+//! for the guest. A guest does not notice it. Its token is in the row, which was stored before the guest booted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,19 +33,19 @@ use super::{
     Engine,
     error::{Result, one_line},
     lease::Lease,
-    machine::{INBOX, Task},
+    vm_task::{INBOX, VmTask},
 };
 use crate::ports::Started;
 
 impl Engine {
-    /// Takes over what an earlier run of the service left. To be called once, before anything is asked.
+    /// Recovers the state of an earlier run. Must be called once, before the engine serves requests.
     pub async fn recover(&self) -> Result<()> {
         self.recover_library().await?;
         self.recover_catalogs().await;
         let ports = &self.shared.ports;
         let mut processes: BTreeMap<VmId, Started> = ports.supervisor.found().await?.into_iter().collect();
 
-        // What may exist is what the ledger says and what the host shows: either alone may be behind.
+        // The union of the ledger and what the host shows: either alone may be incomplete.
         let mut held: BTreeMap<VmId, BTreeSet<Resource>> = BTreeMap::new();
         for (vm, resource) in ports.store.ledger().await? {
             held.entry(vm).or_default().insert(resource);
@@ -33,7 +56,7 @@ impl Engine {
         for vm in ports.vmm.found().await? {
             held.entry(vm).or_default().insert(Resource::Sockets);
         }
-        // The service runs without a network, too: a start says what is wrong, and so does `doctor`.
+        // A broken network does not stop the service: starts fail with the reason, and `doctor` shows it.
         match ports.network.found().await {
             Ok(found) => {
                 for vm in found {
@@ -57,9 +80,9 @@ impl Engine {
         for vm in ports.store.vms().await? {
             let lease = Lease::of(vm.id, held.remove(&vm.id).unwrap_or_default(), ports.clone());
             let (sender, inbox) = mpsc::channel(INBOX);
-            self.shared.registry.adopt(self.shared.view(vm.clone(), String::new(), 0), sender);
+            self.shared.inventory.add_recovered(self.shared.view(vm.clone(), String::new(), 0), sender);
             let process = processes.remove(&vm.id);
-            Task::adopt(std::sync::Arc::clone(&self.shared), vm, lease, process, inbox);
+            VmTask::reattached(std::sync::Arc::clone(&self.shared), vm, lease, process, inbox);
         }
 
         for (vm, resources) in held {
@@ -72,10 +95,10 @@ impl Engine {
     async fn recover_library(&self) -> Result<()> {
         let ports = &self.shared.ports;
         for kernel in ports.store.kernels().await? {
-            self.shared.registry.add_kernel(kernel);
+            self.shared.inventory.add_kernel(kernel);
         }
         for image in ports.store.images().await? {
-            self.shared.registry.add_image(image);
+            self.shared.inventory.add_image(image);
         }
         for id in ports.kernel_files.found().await? {
             if self.kernel(id).is_none() {

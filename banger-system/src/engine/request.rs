@@ -1,4 +1,4 @@
-//! What can be asked of the engine: owned, immutable and already parsed.
+//! Requests to the engine: owned, immutable and already parsed.
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 
@@ -13,18 +13,18 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 
-use crate::ports::{images::Part, registry::Source};
+use crate::ports::{images::FileRange, registry::Source};
 
-/// Makes a machine. What is absent has the default of the configuration.
+/// Creates a sandbox. Absent fields have the configured default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreateVm {
     /// The owner.
     pub owner: Uid,
-    /// Its name; a generated one when absent.
+    /// Its name; generated if absent.
     pub name: Option<Name>,
     /// The image.
     pub image: Option<Reference>,
-    /// The kernel; the image's own, else the default kernel, when absent.
+    /// The kernel; if absent, the image's own, else the default kernel.
     pub kernel: Option<Reference>,
     /// Virtual processors.
     pub vcpus: Option<u32>,
@@ -34,32 +34,32 @@ pub struct CreateVm {
     pub disk_size: Option<Bytes>,
     /// Size of the system disk.
     pub root_size: Option<Bytes>,
-    /// Host name in the guest; the machine's name when absent.
+    /// Host name in the guest; the sandbox's name if absent.
     pub hostname: Option<Name>,
-    /// What the agent hands over to.
+    /// The program that the agent hands over to.
     pub init: Init,
-    /// The monitor that it is to run under.
+    /// The VMM to use.
     pub vmm: VmmChoice,
-    /// Whether the guest reaches what lies beyond the host.
+    /// Whether the guest has internet access.
     pub nat: Nat,
-    /// The guest's time zone; the image's own when absent.
+    /// The guest's time zone; the image's own if absent.
     pub timezone: Option<Timezone>,
-    /// Whom its ssh server lets in.
+    /// Keys that may log in by SSH.
     pub authorized_keys: Vec<AuthorizedKey>,
-    /// How long it is to be kept.
+    /// How long the sandbox is kept.
     pub lifetime: Lifetime,
-    /// Words of the user's own.
+    /// The user's labels.
     pub labels: BTreeMap<String, String>,
-    /// Whether and how it is started at once.
+    /// How to start it; not started if absent.
     pub start: Option<Start>,
 }
 
-/// Boots a machine.
+/// Starts a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Start {
     /// What the job waits for.
     pub wait_for: WaitFor,
-    /// How long the guest may take to become ready; the default of the configuration when absent.
+    /// How long the guest may take to become ready; the configured default if absent.
     pub ready_timeout: Option<Duration>,
 }
 
@@ -76,120 +76,120 @@ pub enum OnReboot {
 /// What a start waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WaitFor {
-    /// The monitor's process.
+    /// The VMM's process.
     Running,
     /// The guest's agent.
     #[default]
     Agent,
 }
 
-/// Shuts a machine down.
+/// Stops a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stop {
-    /// How long the guest may take; the default of the configuration when absent.
+    /// How long the guest may take; the configured default if absent.
     pub timeout: Option<Duration>,
-    /// Whether the guest is asked at all.
-    pub manner: Manner,
+    /// Whether the guest takes part.
+    pub mode: StopMode,
 }
 
-/// How a machine is ended.
+/// How a sandbox is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Manner {
-    /// The guest writes its data and powers off; it is killed when that takes too long.
+pub enum StopMode {
+    /// The guest syncs its disks and powers off; it is killed if that takes too long.
     #[default]
-    Clean,
-    /// The monitor is killed at once.
+    Graceful,
+    /// The VMM is killed at once.
     Forced,
 }
 
-/// Makes an image of a user's file.
+/// Imports an image from a user's file.
 #[derive(Debug)]
 pub struct ImportImage {
     /// The owner.
     pub owner: Uid,
     /// Its name.
     pub name: Name,
-    /// Whether every user sees it.
+    /// Whether it is shared with all users.
     pub shared: bool,
-    /// The kernel that its machines boot.
+    /// The kernel that its sandboxes boot.
     pub kernel: Option<Reference>,
-    /// What it is made of.
-    pub content: Original,
+    /// The file.
+    pub content: ImportSource,
 }
 
-/// A file of a user's with an image.
+/// A user's file with an image.
 #[derive(Debug)]
-pub enum Original {
-    /// A raw ext4 file system, or an archive of a root file system.
+pub enum ImportSource {
+    /// A raw ext4 file system, or a tar archive of a root file system.
     Rootfs(OwnedFd),
-    /// An OCI image, and where its parts are: the manifest, the configuration, and each layer.
-    Layout(OwnedFd, Vec<Part>),
+    /// An OCI image layout, and where its parts are: the manifest, the configuration, and each layer.
+    Layout(OwnedFd, Vec<FileRange>),
 }
 
-/// Makes an image of a registry's.
+/// Pulls an image.
 #[derive(Debug)]
 pub struct PullImage {
     /// The owner.
     pub owner: Uid,
-    /// Where it is, and who asks for it.
+    /// The image's address, platform and credentials.
     pub source: Source,
-    /// Whether it is looked for in catalogs.
-    pub whence: Whence,
-    /// Its name; one after the reference when absent.
+    /// Where to look for it.
+    pub from: PullSource,
+    /// Its name; derived from the reference if absent.
     pub name: Option<Name>,
-    /// Whether every user sees it.
+    /// Whether it is shared with all users.
     pub shared: bool,
-    /// The kernel that its machines boot.
+    /// The kernel that its sandboxes boot.
     pub kernel: Option<Reference>,
-    /// What becomes of an image of the same name that is not of the same reference.
-    pub other: Other,
+    /// What to do about another image of the same name.
+    pub on_conflict: OnConflict,
 }
 
-/// Where an image is looked for.
+/// Where an image is pulled from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Whence {
-    /// In its registry.
+pub enum PullSource {
+    /// Its registry.
     #[default]
     Registry,
-    /// By this name in catalogs, and in its registry when no catalog has it.
+    /// The catalogs by this name, else its registry.
     CatalogElseRegistry(Name),
-    /// By this name in catalogs alone.
+    /// The catalogs by this name only.
     Catalog(Name),
 }
 
-/// Makes a kernel of a catalog's.
+/// Pulls a kernel from a catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PullKernel {
     /// The owner.
     pub owner: Uid,
-    /// What catalogs call it.
+    /// Its name in the catalog.
     pub entry: Name,
-    /// Its name; that of the entry when absent.
+    /// Its name; the entry's if absent.
     pub name: Option<Name>,
-    /// Whether every user sees it.
+    /// Whether it is shared with all users.
     pub shared: bool,
-    /// What becomes of another kernel of the same name.
-    pub other: Other,
+    /// What to do about another kernel of the same name.
+    pub on_conflict: OnConflict,
 }
 
-/// What becomes of something else that has the name.
+/// What to do about another object of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Other {
-    /// It stays, and the request is refused.
+pub enum OnConflict {
+    /// The request is refused.
     #[default]
-    Stays,
-    /// It goes, unless it is used.
-    Goes,
+    Fail,
+    /// It is replaced, unless it is used.
+    Replace,
 }
 
-/// Makes a kernel of a user's files.
+/// Imports a kernel from a user's files.
 #[derive(Debug)]
 pub struct ImportKernel {
     /// The owner.
     pub owner: Uid,
     /// Its name.
     pub name: Name,
-    /// Whether every user sees it.
+    /// Whether it is shared with all users.
     pub shared: bool,
     /// The distribution's `vmlinuz`, or an ELF `vmlinux`.
     pub vmlinuz: OwnedFd,
@@ -197,7 +197,7 @@ pub struct ImportKernel {
     pub modules: Option<OwnedFd>,
 }
 
-/// What is to be changed of a machine; what is absent stays.
+/// Changes the settings of a sandbox; absent fields stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Configure {
     /// Virtual processors, from the next start on.
@@ -208,6 +208,6 @@ pub struct Configure {
     pub disk_size: Option<Bytes>,
     /// Size of the system disk, which only grows.
     pub root_size: Option<Bytes>,
-    /// Whether the guest reaches what lies beyond the host, at once.
+    /// Whether the guest has internet access. Applies at once.
     pub nat: Option<Nat>,
 }

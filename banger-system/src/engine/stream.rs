@@ -1,5 +1,5 @@
-//! Streams to programs that listen in a guest, handed over connected: the client needs no route to the guest, and
-//! the service is not in its way.
+//! Opens connections to services in a guest and hands them to the client, which needs no route to the guest. The
+//! service does not relay any bytes.
 
 use core::net::SocketAddr;
 use std::{os::fd::OwnedFd, time::Duration};
@@ -12,21 +12,21 @@ use banger_domain::{
 use super::{
     Engine,
     error::{Error, Kind, Result},
+    inventory::no_such,
     now,
-    registry::no_such,
 };
 
-/// What one try may take: a guest on this host answers in no time, or is too busy to be of use.
-const TRY: Duration = Duration::from_secs(3);
-/// How long what the image starts may take after the agent, at least and at most, and how many times as long
-/// as the agent itself took: on an emulated or busy host everything is slower by the same measure.
+/// Timeout of one connection attempt: a guest on this host answers at once, or is too busy.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long services may take to start after the agent: a multiple of the agent's own boot time, within bounds. On an
+/// emulated or busy host, everything is slower by the same factor.
 const BOOT_MIN: Duration = Duration::from_secs(5);
 const BOOT_MAX: Duration = Duration::from_secs(120);
 const BOOT_FACTOR: u32 = 12;
-/// From one try to the next.
+/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What listens in a guest.
+/// A service in a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
     /// The ssh server.
@@ -34,7 +34,7 @@ pub enum Service {
 }
 
 impl Service {
-    /// The service with this name on the bus.
+    /// Returns the service with this name on the bus.
     pub fn parse(name: &str) -> Option<Self> {
         use banger_proto::bus::option::stream;
         match name {
@@ -57,18 +57,18 @@ impl Service {
 }
 
 impl Engine {
-    /// A connection to what listens in a guest. While the guest boots, this waits for it.
-    pub async fn open_stream(&self, id: VmId, for_whom: Uid, service: Service) -> Result<OwnedFd> {
+    /// Returns a connection to a service in a guest. While the guest boots, waits for it.
+    pub async fn open_stream(&self, id: VmId, user: Uid, service: Service) -> Result<OwnedFd> {
         loop {
-            // Looked at each time: the machine may stop, and stays known by its id when it is renamed.
+            // Checked each time: the VM may stop, and keeps its id when it is renamed.
             let view = self.vm(id).ok_or_else(|| no_such(Kind::Vm, &id.to_string()))?;
             let name = || view.vm.name.to_string();
             let address = match view.address {
                 Some(address) if view.vm.state.is_up() => SocketAddr::from((address, service.port())),
                 _ => return Err(Error::NotRunning { name: name() }),
             };
-            if let Some(stream) = self.shared.ports.network.connect(address, TRY).await? {
-                return self.hand_out(for_whom, stream);
+            if let Some(stream) = self.shared.ports.network.connect(address, CONNECT_TIMEOUT).await? {
+                return self.hand_out(user, stream);
             }
             if !is_booting(&view.vm, now(&*self.shared.ports.clock)) {
                 return Err(Error::NoAnswer { program: service.program(), name: name() });
@@ -78,7 +78,7 @@ impl Engine {
     }
 }
 
-/// Whether what the image starts may still be on its way.
+/// Returns whether the image's services may still be starting.
 fn is_booting(vm: &Vm, now: Timestamp) -> bool {
     let since = |then: Timestamp| Duration::from_micros(now.0.saturating_sub(then.0));
     if !vm.is_ready() {

@@ -1,5 +1,5 @@
-//! What the engine publishes: immutable snapshots, and events when one replaces another. Reading a
-//! snapshot never asks the host.
+//! What the engine publishes: immutable snapshots, and an event when one replaces another. Reading a snapshot never
+//! asks the host.
 
 use core::net::Ipv4Addr;
 use std::{collections::BTreeSet, sync::Arc};
@@ -14,47 +14,47 @@ use banger_proto::size::Bytes;
 
 use super::error::Error;
 
-/// A machine as it was last published.
+/// A VM, as last published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmView {
-    /// What is kept of it.
+    /// Its row.
     pub vm: Vm,
     /// The name of its image.
     pub image_name: String,
     /// The name of its kernel.
     pub kernel_name: String,
-    /// Its address among the guests; none while the network is not set up.
+    /// Its address; none while the network is not set up.
     pub address: Option<Ipv4Addr>,
     /// The hardware address of the guest's interface.
     pub mac: Mac,
-    /// Its published ports that something else on the host has taken: they do not lead to the guest.
+    /// Published ports that another program on the host has taken. They do not reach the guest.
     pub blocked_ports: BTreeSet<Port>,
     /// Whether its guest has stopped answering.
     pub silent: bool,
-    /// The unit of its monitor; empty while it is down.
+    /// The systemd unit of its VMM; empty while it is down.
     pub unit: String,
-    /// The process id of its monitor; 0 while it is down or unknown.
+    /// The process id of its VMM; 0 while it is down or unknown.
     pub pid: u32,
 }
 
 impl VmView {
-    /// Whether its guest has answered, and still does.
+    /// Returns whether its guest has answered, and still does.
     pub fn is_ready(&self) -> bool {
         self.vm.is_ready() && !self.silent
     }
 
-    /// The address in words; empty while there is none.
+    /// Returns the address as text; empty if there is none.
     pub fn address_text(&self) -> String {
         self.address.map_or_else(String::new, |address| address.to_string())
     }
 }
 
-/// An image as it was last published.
+/// An image, as last published.
 pub type ImageView = Image;
-/// A kernel as it was last published.
+/// A kernel, as last published.
 pub type KernelView = Kernel;
 
-/// A job as it was last published.
+/// A job, as last published.
 #[derive(Debug, Clone)]
 pub struct JobView {
     /// Its id.
@@ -63,31 +63,31 @@ pub struct JobView {
     pub kind: JobKind,
     /// Who asked for it.
     pub owner: Uid,
-    /// What it is about.
+    /// The objects that it concerns.
     pub objects: Vec<Object>,
-    /// The stage that is under way.
+    /// The current stage.
     pub stage: &'static str,
     /// Its number, from 1; 0 before the first.
     pub stage_index: u32,
-    /// How many there are.
+    /// How many stages there are.
     pub stage_count: u32,
     /// One line for people.
     pub message: String,
     /// Bytes that the stage has done.
     pub bytes_done: Bytes,
-    /// Bytes that the stage is to do; 0 where nobody counts or knows.
+    /// Bytes that the stage has to do; 0 if unknown.
     pub bytes_total: Bytes,
-    /// What else there is to tell of the result.
+    /// Details of the result.
     pub facts: Vec<(&'static str, Fact)>,
     /// When it began.
     pub started_at: Timestamp,
     /// When it ended.
     pub finished_at: Timestamp,
-    /// How it ended; nothing while it goes on.
+    /// How it ended; none while it runs.
     pub outcome: Option<Outcome>,
 }
 
-/// Something about the result of a job.
+/// A detail of a job's result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fact {
     /// A number.
@@ -99,45 +99,45 @@ pub enum Fact {
 /// How a job ended.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// As it should.
+    /// It succeeded.
     Done,
-    /// It failed, and what it made is undone.
+    /// It failed, and was undone.
     Failed(Arc<Error>),
-    /// It was canceled, and what it made is undone.
+    /// It was cancelled, and was undone.
     Canceled,
 }
 
 /// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobKind {
-    /// Makes a machine, and starts it unless told otherwise.
+    /// Creates a sandbox and starts it, unless told otherwise.
     VmCreate,
-    /// Boots a machine.
+    /// Starts a sandbox.
     VmStart,
-    /// Shuts a machine down.
+    /// Stops a sandbox.
     VmStop,
-    /// Shuts a machine down and boots it.
+    /// Restarts a sandbox.
     VmRestart,
-    /// Removes a machine.
+    /// Deletes a sandbox.
     VmDelete,
-    /// Makes an image of a file.
+    /// Imports an image from a file.
     ImageImport,
-    /// Makes an image of a registry's.
+    /// Pulls an image.
     ImagePull,
     /// Writes an image into a file.
     ImageExport,
-    /// Makes a kernel of files.
+    /// Imports a kernel from files.
     KernelImport,
-    /// Makes a kernel of a catalog's.
+    /// Pulls a kernel from a catalog.
     KernelPull,
     /// Fetches catalogs.
     CatalogRefresh,
-    /// Removes what is in the cache.
+    /// Prunes the cache of registries.
     CachePrune,
 }
 
 impl JobKind {
-    /// The word on the bus.
+    /// Returns the word on the bus.
     pub const fn as_str(self) -> &'static str {
         match self {
             JobKind::VmCreate => "vm-create",
@@ -156,10 +156,10 @@ impl JobKind {
     }
 }
 
-/// An object that a job is about.
+/// An object that a job concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Object {
-    /// A machine.
+    /// A sandbox.
     Vm(VmId),
     /// An image.
     Image(ImageId),
@@ -167,21 +167,21 @@ pub enum Object {
     Kernel(KernelId),
 }
 
-/// Something was published.
+/// A change of what is published.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// A machine has come.
+    /// A sandbox was added.
     VmAdded(Arc<VmView>),
-    /// A machine has changed.
+    /// A sandbox has changed.
     VmChanged {
         /// As it was.
         old: Arc<VmView>,
         /// As it is.
         new: Arc<VmView>,
     },
-    /// A machine has gone.
+    /// A sandbox was removed.
     VmRemoved(Arc<VmView>),
-    /// An image has come.
+    /// An image was added.
     ImageAdded(Arc<ImageView>),
     /// An image has changed.
     ImageChanged {
@@ -190,21 +190,21 @@ pub enum Event {
         /// As it is.
         new: Arc<ImageView>,
     },
-    /// An image has gone.
+    /// An image was removed.
     ImageRemoved(Arc<ImageView>),
-    /// A kernel has come.
+    /// A kernel was added.
     KernelAdded(Arc<KernelView>),
-    /// A kernel has gone.
+    /// A kernel was removed.
     KernelRemoved(Arc<KernelView>),
-    /// A job has begun.
+    /// A job was added.
     JobAdded(Arc<JobView>),
-    /// A job has changed; it has ended when it has an outcome.
+    /// A job has changed. It has ended if it has an outcome.
     JobChanged {
         /// As it was.
         old: Arc<JobView>,
         /// As it is.
         new: Arc<JobView>,
     },
-    /// A job was forgotten.
+    /// An ended job was removed.
     JobRemoved(Arc<JobView>),
 }

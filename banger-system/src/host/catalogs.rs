@@ -21,7 +21,7 @@ use banger_image::catalog::{
 use super::{blocking::blocking, partial::Partial, registry::Registries};
 use crate::ports::{
     Error, Result,
-    catalogs::{Catalogs, Edition},
+    catalogs::{Catalogs, FetchedIndex},
     images::Progress,
 };
 
@@ -83,7 +83,7 @@ impl SignedCatalogs {
     }
 
     /// Stores an edition, unless the stored one is newer.
-    fn keep(&self, source: &Source, fetched: Fetched, now: Timestamp) -> Result<Edition> {
+    fn keep(&self, source: &Source, fetched: Fetched, now: Timestamp) -> Result<FetchedIndex> {
         let (signed, index) = self.open(source, fetched.index, &fetched.signature)?;
         index.check_age(now).map_err(|error| refused(source, &error))?;
         let path = self.path(&source.name);
@@ -105,7 +105,7 @@ impl SignedCatalogs {
             index: signed.bytes().to_vec(),
         };
         kept.write(&path).map_err(|error| Error::os(doing(), error))?;
-        Ok(Edition { index: Arc::new(index), fetched_at: now })
+        Ok(FetchedIndex { index: Arc::new(index), fetched_at: now })
     }
 }
 
@@ -121,7 +121,7 @@ impl Catalogs for SignedCatalogs {
         self.sources.iter().map(|source| source.name.clone()).collect()
     }
 
-    async fn kept(&self, catalog: &Name) -> Result<Option<Edition>> {
+    async fn kept(&self, catalog: &Name) -> Result<Option<FetchedIndex>> {
         let (this, source) = (self.clone(), self.source(catalog)?.clone());
         blocking("read a catalog", move || {
             let path = this.path(&source.name);
@@ -129,12 +129,12 @@ impl Catalogs for SignedCatalogs {
                 .map_err(|error| Error::os(format!("read the catalog {}", source.name), error))?;
             let Some(kept) = kept else { return Ok(None) };
             let (_, index) = this.open(&source, kept.index, &kept.signature)?;
-            Ok(Some(Edition { index: Arc::new(index), fetched_at: kept.fetched_at }))
+            Ok(Some(FetchedIndex { index: Arc::new(index), fetched_at: kept.fetched_at }))
         })
         .await
     }
 
-    async fn refresh(&self, catalog: &Name, now: Timestamp) -> Result<Edition> {
+    async fn refresh(&self, catalog: &Name, now: Timestamp) -> Result<FetchedIndex> {
         let (this, source) = (self.clone(), self.source(catalog)?.clone());
         let at = &source.location;
         let fetched = Fetched {

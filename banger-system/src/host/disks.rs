@@ -25,7 +25,7 @@ use banger_image::{ext4_writer, qcow2};
 use banger_proto::size::Bytes;
 
 use super::{blocking::blocking, partial::Partial, sparse, staging};
-use crate::ports::{Check, Disks, Error, Layers, Result, Status};
+use crate::ports::{Check, Disks, Error, OverlayBy, Result, Status};
 
 /// The block size of our file systems: a disk has a whole number of blocks.
 const BLOCK: u64 = 4096;
@@ -61,7 +61,7 @@ impl Disks for FileDisks {
         .await
     }
 
-    async fn clone_image(&self, vm: VmId, image: ImageId, layers: Layers, size: Bytes) -> Result<()> {
+    async fn clone_image(&self, vm: VmId, image: ImageId, overlay_by: OverlayBy, size: Bytes) -> Result<()> {
         let (paths, image) = (self.paths.clone(), self.paths.image(image));
         blocking("clone an image", move || {
             let original = open_image(&image)?;
@@ -78,7 +78,7 @@ impl Disks for FileDisks {
                 return clone.add().map_err(os);
             }
             // The overlay comes last: if it exists, so does its base.
-            if layers == Layers::Vmm && link(&image, &paths.system_base(vm)).map_err(os)? {
+            if overlay_by == OverlayBy::Vmm && link(&image, &paths.system_base(vm)).map_err(os)? {
                 return create(&layer, |mut file| file.write_all(&qcow2::empty(Bytes(size))).map_err(os));
             }
             sparse::copy(&original, &clone.file).map_err(os)?;

@@ -81,7 +81,7 @@ impl GuestLink for AgentLink {
         tokio::time::timeout(timeout, asked).await.map_err(|_| late())?
     }
 
-    async fn mend_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()> {
+    async fn sync_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()> {
         let late = || Error::Timeout { what: "comparing the guest's clock".to_owned(), after: CLOCK_TIMEOUT };
         // Uses the service's own channel, since clients may hold every other one.
         let compare = async {

@@ -43,7 +43,7 @@ use super::{
 };
 use crate::ports::{
     Error, ImageFiles, Result,
-    images::{Content, Exported, Layer, Layout, Part, Progress, Unwatched},
+    images::{Content, Exported, FileRange, Layer, Layout, NoProgress, Progress},
 };
 
 /// The largest accepted file. Holes are not copied but hashed, at about one GiB per second.
@@ -199,7 +199,7 @@ impl ImageFiles for LocalImages {
         .await
     }
 
-    async fn layout(&self, owner: Uid, file: OwnedFd, parts: &[Part]) -> Result<Layout> {
+    async fn layout(&self, owner: Uid, file: OwnedFd, parts: &[FileRange]) -> Result<Layout> {
         let misses = |why: &str| Error::BadFile { message: format!("the image {why}") };
         let [manifest, config, layers @ ..] = parts else {
             return Err(misses("has no manifest or no configuration"));
@@ -212,8 +212,9 @@ impl ImageFiles for LocalImages {
         let order = CopyFile { what: "the image".to_owned(), max: MAX_SIZE, extent };
         let files = (file.try_clone().map_err(unread)?, documents.try_clone().map_err(unread)?);
         let job = Job { id: ImageId::random(), owner };
-        let size = worker::copy_file(&*self.workers, job, order, files, None, Arc::new(Unwatched)).await?;
-        let is_inside = |part: &Part| part.offset.checked_add(part.length.0).is_some_and(|end| end <= size.0);
+        let size = worker::copy_file(&*self.workers, job, order, files, None, Arc::new(NoProgress)).await?;
+        let is_inside =
+            |part: &FileRange| part.offset.checked_add(part.length.0).is_some_and(|end| end <= size.0);
         if !parts.iter().all(is_inside) {
             return Err(misses("has a part beyond its end"));
         }
@@ -279,7 +280,7 @@ impl ImageFiles for LocalImages {
 }
 
 /// Parses the manifest and the configuration, and compares them with the given offsets of the layers.
-fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[Part]) -> Result<Layout> {
+fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[FileRange]) -> Result<Layout> {
     let unusable = |Unusable(message)| Error::Unsupported { message };
     let Document::Manifest(manifest) = Document::parse(manifest_bytes, None).map_err(unusable)? else {
         return Err(Error::Unsupported { message: "the manifest is an index of other manifests".to_owned() });
@@ -294,7 +295,7 @@ fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[P
     {
         return Err(Error::Mismatch { message: "the layers do not match the manifest".to_owned() });
     }
-    let layer = |(facts, part): (&LayerFacts, &Part)| {
+    let layer = |(facts, part): (&LayerFacts, &FileRange)| {
         Ok(Layer {
             blob: file.try_clone().map_err(unread)?,
             offset: Some(part.offset),

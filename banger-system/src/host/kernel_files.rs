@@ -38,7 +38,7 @@ use super::{
     staging::{self, Staging},
     worker::{self, Job, Workers},
 };
-use crate::ports::{BootFiles, Error, KernelFiles, Result, images::Unwatched};
+use crate::ports::{BootFiles, Error, KernelFiles, Result, images::NoProgress};
 
 /// Uncompressed modules of a distribution's kernel take up to 1.5 GiB.
 const MAX_MODULES: Bytes = Bytes::gib(4);
@@ -75,7 +75,7 @@ impl LocalKernels {
         let order = CopyFile { what: what.to_owned(), max, extent: Extent::Whole };
         let files = (file, copy.try_clone().map_err(|source| Error::os(doing, source))?);
         let job = Job { id, owner };
-        worker::copy_file(&*self.workers, job, order, files, None, Arc::new(Unwatched)).await?;
+        worker::copy_file(&*self.workers, job, order, files, None, Arc::new(NoProgress)).await?;
         Ok(copy)
     }
 

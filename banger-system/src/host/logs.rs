@@ -29,7 +29,7 @@ use super::{
     blocking::blocking,
     changes::{Changes, Watched},
 };
-use crate::ports::{Error, Hold, Log, Logs, Reading, Result};
+use crate::ports::{Error, Log, LogRange, Logs, ReaderGuard, Result};
 
 /// The pause between two looks at a console for a halted guest, so that a busy console is not read all the time.
 const STANDSTILL_PAUSE: Duration = Duration::from_secs(5);
@@ -65,7 +65,7 @@ impl RingLogs {
 
 #[async_trait]
 impl Logs for RingLogs {
-    async fn open(&self, vm: VmId, log: Log, reading: Reading, hold: Hold) -> Result<OwnedFd> {
+    async fn open(&self, vm: VmId, log: Log, reading: LogRange, hold: ReaderGuard) -> Result<OwnedFd> {
         let path = self.path(vm, log);
         let doing = format!("open the log {}", path.display());
         let os = |error: io::Error| Error::os(doing.clone(), error);
@@ -111,7 +111,7 @@ impl Logs for RingLogs {
         blocking("read the end of a console", move || read_end(&path).map_err(os)).await
     }
 
-    async fn stood_still(&self, vm: VmId) -> Result<GuestEnd> {
+    async fn wait_for_halt(&self, vm: VmId) -> Result<GuestEnd> {
         let path = self.path(vm, Log::Console);
         let os = |error: io::Error| Error::os(format!("watch the log {}", path.display()), error);
         loop {
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     const VM: VmId = VmId::from_bits(7);
-    const FOLLOW: Reading = Reading { tail: None, follow: true };
+    const FOLLOW: LogRange = LogRange { tail: None, follow: true };
     const TIMEOUT: Duration = Duration::from_secs(60);
     const BLOCKING_THREADS: usize = 4;
 
@@ -212,7 +212,7 @@ mod tests {
     }
 
     /// Returns an object to see whether a reader's place is free again.
-    fn hold() -> (Arc<()>, Hold) {
+    fn hold() -> (Arc<()>, ReaderGuard) {
         let held = Arc::new(());
         (Arc::clone(&held), Box::new(held))
     }
@@ -273,7 +273,7 @@ mod tests {
                 scratch.logs.open(VM, Log::Console, FOLLOW, Box::new(Arc::clone(&held))).await.unwrap(),
             );
         }
-        let once = Reading { tail: Some(1), follow: false };
+        let once = LogRange { tail: Some(1), follow: false };
         scratch.writer.write(b"\nlast").unwrap();
         let pipe = scratch.logs.open(VM, Log::Console, once, Box::new(())).await.unwrap();
         let mut text = String::new();
@@ -290,7 +290,7 @@ mod tests {
     #[tokio::test]
     async fn a_vm_that_never_ran_has_an_empty_log() {
         let scratch = scratch(100);
-        for reading in [FOLLOW, Reading::default()] {
+        for reading in [FOLLOW, LogRange::default()] {
             let pipe = scratch.logs.open(VmId::from_bits(8), Log::Vmm, reading, Box::new(())).await.unwrap();
             let mut bytes = Vec::new();
             assert_eq!(File::from(pipe).read_to_end(&mut bytes).unwrap(), 0);

@@ -17,7 +17,7 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_passcred, set_socket_timeout},
 };
 
-use crate::ports::{Error, Launch, Result};
+use crate::ports::{Error, Result, VmmCommand};
 
 /// How long the shim may take until the VMM runs; with systemd, that includes starting the unit.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,7 +64,7 @@ pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
 
 /// Gives the shim its order, and waits for the reply. A shim that builds the jail itself also gets the file for the
 /// VMM's exit status.
-pub fn order(socket: &OwnedFd, launch: Launch, jail: Option<(Jail, OwnedFd)>) -> Result<Reply> {
+pub fn order(socket: &OwnedFd, launch: VmmCommand, jail: Option<(Jail, OwnedFd)>) -> Result<Reply> {
     let os = |error: io::Error| Error::os("talk to the shim", error);
     let (names, mut files): (Vec<String>, Vec<OwnedFd>) = launch.files.into_iter().unzip();
     files.extend([launch.console, launch.log]);

@@ -34,7 +34,9 @@ use super::{
     blocking::blocking,
     shim::{self, Reply},
 };
-use crate::ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor};
+use crate::ports::{
+    EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand,
+};
 
 /// The uids of sandboxes. systemd reserves these numbers for dynamic users (its docs/UIDS-GIDS.md), and without
 /// systemd nothing else uses them. The last ones are for import workers ([`super::worker_process`]).
@@ -75,7 +77,7 @@ impl ProcessSupervisor {
         Self { paths, users: Arc::default() }
     }
 
-    fn confine_now(&self, wanted: Confinement) -> Result<Shim> {
+    fn confine_now(&self, wanted: JailSpec) -> Result<Shim> {
         let directory = self.paths.socket_dir(wanted.vm);
         let os = |error| Error::os(format!("make the record of a process in {}", directory.display()), error);
         if self.shim(wanted.vm)?.is_some_and(|shim| shim.lives()) {
@@ -114,7 +116,7 @@ impl ProcessSupervisor {
                 .collect(),
             devices: wanted.devices,
             directory: wanted.directory,
-            keeps_network: wanted.network == NetworkOf::Host,
+            keeps_network: wanted.network == NetworkNamespace::Host,
             oom_score: OOM_SCORE,
             user,
         };
@@ -187,7 +189,7 @@ struct Shim {
 }
 
 impl Shim {
-    fn run_now(mut self, launch: Launch) -> Result<Started> {
+    fn run_now(mut self, launch: VmmCommand) -> Result<Started> {
         let (pid, user) = (self.child.id(), self.jail.user);
         let told = match shim::order(&self.socket, launch, Some((self.jail, self.end.into()))) {
             // It is in a namespace of its own by then, and its answer has the pid of that namespace.
@@ -202,15 +204,15 @@ impl Shim {
 }
 
 #[async_trait]
-impl Confined for Shim {
-    async fn run(self: Box<Self>, launch: Launch) -> Result<Started> {
+impl EmptyJail for Shim {
+    async fn run(self: Box<Self>, launch: VmmCommand) -> Result<Started> {
         blocking("start the process of a sandbox", move || self.run_now(launch)).await
     }
 }
 
 #[async_trait]
 impl Supervisor for ProcessSupervisor {
-    async fn confine(&self, wanted: Confinement) -> Result<Box<dyn Confined>> {
+    async fn start_jail(&self, wanted: JailSpec) -> Result<Box<dyn EmptyJail>> {
         let supervisor = self.clone();
         let shim = blocking("start the process of a sandbox", move || supervisor.confine_now(wanted)).await?;
         Ok(Box::new(shim))

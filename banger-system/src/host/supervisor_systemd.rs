@@ -16,7 +16,9 @@ use super::{
     shim::{self, Reply},
     units::{Kind, Properties, Units, bind, text},
 };
-use crate::ports::{Confined, Confinement, Ended, Error, Launch, NetworkOf, Result, Started, Supervisor};
+use crate::ports::{
+    EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand,
+};
 
 /// Below the limits of the sandbox, its owner and all sandboxes, only sandboxes are candidates. If the host itself
 /// runs out of memory, a sandbox counts like any other program.
@@ -34,7 +36,7 @@ impl SystemdSupervisor {
         Ok(Self { units: Units::new(connection).await?, paths })
     }
 
-    fn properties(&self, wanted: &Confinement, socket: OwnedFd) -> Result<Properties> {
+    fn properties(&self, wanted: &JailSpec, socket: OwnedFd) -> Result<Properties> {
         let directory =
             wanted.directory.as_deref().map(|path| (text(path), VM_DIRECTORY.to_owned(), false, 0));
         let devices: Vec<String> = wanted.devices.iter().map(|path| text(path)).collect();
@@ -63,7 +65,7 @@ impl SystemdSupervisor {
         }
         list.set("DeviceAllow", allowed.into())?;
         // In the host's network it has only the TAPs of its user: it can make no sockets but unix ones.
-        list.set("PrivateNetwork", (wanted.network == NetworkOf::Nobody).into())?;
+        list.set("PrivateNetwork", (wanted.network == NetworkNamespace::Private).into())?;
         // MemoryDenyWriteExecute is not set: QEMU's translator executes code that it writes.
         list.set("MemoryMax", wanted.memory_max.0.into())?;
         list.set("TasksMax", 128u64.into())?;
@@ -83,8 +85,8 @@ struct Unit {
 }
 
 #[async_trait]
-impl Confined for Unit {
-    async fn run(self: Box<Self>, launch: Launch) -> Result<Started> {
+impl EmptyJail for Unit {
+    async fn run(self: Box<Self>, launch: VmmCommand) -> Result<Started> {
         let Self { unit, shim } = *self;
         match blocking("talk to the shim", move || shim::order(&shim, launch, None)).await? {
             Reply::Started { pid, user } => Ok(Started { unit, pid, user }),
@@ -97,7 +99,7 @@ impl Confined for Unit {
 
 #[async_trait]
 impl Supervisor for SystemdSupervisor {
-    async fn confine(&self, wanted: Confinement) -> Result<Box<dyn Confined>> {
+    async fn start_jail(&self, wanted: JailSpec) -> Result<Box<dyn EmptyJail>> {
         let jail = self.paths.jail();
         std::fs::create_dir_all(&jail)
             .map_err(|error| Error::os(format!("make {}", jail.display()), error))?;

@@ -19,7 +19,7 @@ use banger_jail::ring;
 use banger_proto::size::Bytes;
 use rustix::fs::{FileType, MemfdFlags, SealFlags};
 
-use crate::ports::{Confinement, Error, NetworkOf, Result};
+use crate::ports::{Error, JailSpec, NetworkNamespace, Result};
 
 /// The console of a guest: a boot of some thousand lines, and then the most recent output.
 pub const CONSOLE_LOG: u64 = 16 << 20;
@@ -28,8 +28,8 @@ pub const VMM_LOG: u64 = 1 << 20;
 
 /// Returns what the VMM's process may use of the host: memory beyond its guest's, and devices, but no directory and
 /// no network.
-pub fn confinement(spec: &LaunchSpec, overhead: Bytes, devices: Vec<PathBuf>) -> Confinement {
-    Confinement {
+pub fn confinement(spec: &LaunchSpec, overhead: Bytes, devices: Vec<PathBuf>) -> JailSpec {
+    JailSpec {
         vm: spec.vm,
         owner: spec.owner,
         description: format!("banger sandbox {} of user {}", spec.name, spec.owner),
@@ -37,7 +37,7 @@ pub fn confinement(spec: &LaunchSpec, overhead: Bytes, devices: Vec<PathBuf>) ->
         cpu_percent: spec.vcpus * 100,
         devices,
         directory: None,
-        network: NetworkOf::Nobody,
+        network: NetworkNamespace::Private,
     }
 }
 

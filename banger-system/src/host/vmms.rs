@@ -13,7 +13,7 @@ use banger_domain::{
 use tokio::net::UnixStream;
 
 use super::{firecracker::Firecracker, kvm::Kvm, qemu::Qemu, vmm_files};
-use crate::ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Started, Status, Vmm};
+use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Started, Status, Vmm, VmmCommand};
 
 /// Firecracker and QEMU.
 pub struct Vmms {
@@ -60,15 +60,15 @@ impl Vmms {
 
 #[async_trait]
 impl Vmm for Vmms {
-    fn layers(&self, choice: VmmChoice, vcpus: u32) -> Layers {
+    fn overlay_by(&self, choice: VmmChoice, vcpus: u32) -> OverlayBy {
         match choose(choice, self.configured, self.facts(), vcpus) {
-            Ok(VmmKind::Qemu) => Layers::Vmm,
+            Ok(VmmKind::Qemu) => OverlayBy::Vmm,
             // If none works now, a sandbox may get any of them later.
-            Ok(VmmKind::Firecracker) | Err(_) => Layers::Host,
+            Ok(VmmKind::Firecracker) | Err(_) => OverlayBy::Host,
         }
     }
 
-    async fn confine(&self, spec: &LaunchSpec) -> Result<Confinement> {
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
         let is_layered = spec.drives.iter().any(|drive| matches!(drive.medium, Medium::Layer { .. }));
         let choice = match spec.vmm {
             VmmChoice::Only(VmmKind::Firecracker) if is_layered => {
@@ -84,11 +84,11 @@ impl Vmm for Vmms {
         let chosen = choose(choice, self.configured, self.facts(), spec.vcpus);
         let chosen = chosen.map_err(|refused| Error::HostNotReady { message: refused.to_string() })?;
         tracing::info!(vm = %spec.vm, monitor = %chosen, "preparing a sandbox");
-        self.get(chosen).confine(spec).await
+        self.get(chosen).jail_spec(spec).await
     }
 
-    async fn prepare(&self, spec: &LaunchSpec) -> Result<Launch> {
-        self.of(spec.vm).prepare(spec).await
+    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
+        self.of(spec.vm).prepare_launch(spec).await
     }
 
     async fn configure(&self, spec: &LaunchSpec, started: &Started) -> Result<()> {

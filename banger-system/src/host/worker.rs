@@ -151,7 +151,7 @@ pub async fn module_tree(
     let converse = move |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::ModuleTree(order) }, &fds)?;
         drop(fds);
-        listen(&socket, &crate::ports::images::Unwatched, None, STALL_TIMEOUT)
+        listen(&socket, &crate::ports::images::NoProgress, None, STALL_TIMEOUT)
     };
     match run_worker(workers, job, converse).await? {
         Answer::MadeTree(made) => Ok(made),
@@ -193,7 +193,7 @@ pub async fn copy_file(
 pub async fn probe(workers: &dyn Workers, job: Job) -> Result<Vec<Attempt>> {
     let converse = |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::Probe }, &[])?;
-        listen(&socket, &crate::ports::images::Unwatched, None, STALL_TIMEOUT)
+        listen(&socket, &crate::ports::images::NoProgress, None, STALL_TIMEOUT)
     };
     match run_worker(workers, job, converse).await? {
         Answer::Probed(attempts) => Ok(attempts),

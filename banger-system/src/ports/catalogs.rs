@@ -8,9 +8,9 @@ use banger_image::catalog::{RemoteFile, index::Index};
 
 use super::{Result, images::Progress};
 
-/// An index that was signed by one of its catalog's keys.
+/// A catalog's index with a valid signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Edition {
+pub struct FetchedIndex {
     /// What it says.
     pub index: Arc<Index>,
     /// When it was fetched.
@@ -20,14 +20,15 @@ pub struct Edition {
 /// The catalogs that the configuration names.
 #[async_trait]
 pub trait Catalogs: Send + Sync {
-    /// Their names. Of two that have an entry of the same name, the first one counts.
+    /// Returns the names of the configured catalogs. For entries of the same name, the first catalog counts.
     fn names(&self) -> Vec<Name>;
-    /// What is kept of a catalog, whatever its age. It must still be signed by a key that counts.
-    async fn kept(&self, catalog: &Name) -> Result<Option<Edition>>;
-    /// Fetches the index of a catalog and keeps it, unless it is signed by nobody who may, has expired at this
-    /// time, or is older than what is kept: then that stays.
-    async fn refresh(&self, catalog: &Name, now: Timestamp) -> Result<Edition>;
-    /// A file that the index of a catalog names, with the right size and digest. It goes through the cache of
-    /// registries: what came before an interruption is not fetched again.
+    /// Returns the stored copy of a catalog, whatever its age. Fails with [`Error::Catalog`](super::Error::Catalog)
+    /// if no valid key has signed it.
+    async fn kept(&self, catalog: &Name) -> Result<Option<FetchedIndex>>;
+    /// Fetches and stores the index of a catalog. Fails, and keeps the stored copy, if it is not signed by a valid
+    /// key, has expired at `now`, or is older than the stored copy. A repeat is safe.
+    async fn refresh(&self, catalog: &Name, now: Timestamp) -> Result<FetchedIndex>;
+    /// Returns a file that the index names, after checking its size and digest. It is fetched through the cache of
+    /// registries, so an interrupted download continues.
     async fn fetch(&self, catalog: &Name, file: &RemoteFile, progress: Arc<dyn Progress>) -> Result<OwnedFd>;
 }

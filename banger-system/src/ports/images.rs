@@ -1,4 +1,4 @@
-//! What an image is made of, and who is told how far that is.
+//! The content of an image, and progress reports.
 
 use std::os::fd::OwnedFd;
 
@@ -6,10 +6,10 @@ use banger_domain::digest::Digest;
 use banger_image::oci::{Packing, RemoteImage};
 use banger_proto::size::Bytes;
 
-/// What an image is made of.
+/// The content of an image.
 #[derive(Debug)]
 pub enum Content {
-    /// One regular file of a user: a raw ext4 file system, or a tar of a root file system, packed or not.
+    /// A user's regular file: a raw ext4 file system, or a tar of a root file system, maybe compressed.
     File(OwnedFd),
     /// The layers of an OCI image, the lowest first.
     Layers(Vec<Layer>),
@@ -19,14 +19,13 @@ pub enum Content {
 /// Filesystem Changeset").
 #[derive(Debug)]
 pub struct Layer {
-    /// Its bytes as the registry has them: a regular file, or the reading end of a pipe into which they are
-    /// still being written.
+    /// Its compressed bytes: a regular file, or the reading end of a pipe that is still being written.
     pub blob: OwnedFd,
-    /// Where they begin in a file that has other things as well; the whole file or pipe when absent.
+    /// Where the bytes start in the file; at its start if absent.
     pub offset: Option<u64>,
-    /// How they are packed.
+    /// Their compression.
     pub packing: Packing,
-    /// How many there are. More or fewer are refused.
+    /// Their number. Any other number is refused.
     pub size: Bytes,
     /// Their digest. Other bytes are refused.
     pub digest: Digest,
@@ -52,28 +51,28 @@ pub struct Exported {
     pub bytes: Bytes,
 }
 
-/// Where something is in a file.
+/// A range of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
-    /// Where it begins.
+pub struct FileRange {
+    /// Its start, in bytes.
     pub offset: u64,
-    /// How long it is.
+    /// Its length.
     pub length: Bytes,
 }
 
-/// Receives the progress of a long step, and knows whether the step is still wanted.
+/// Receives the progress of a long step, and can cancel it.
 pub trait Progress: Send + Sync {
     /// Reports how many bytes are done, and of how many if that is known.
     fn advanced(&self, done: Bytes, total: Option<Bytes>);
-    /// Whether the step is to end as soon as it can, with whatever error.
+    /// Returns whether the step must end as soon as possible, with any error.
     fn is_canceled(&self) -> bool;
 }
 
-/// Nobody is told, and nobody gives it up.
+/// Ignores progress, and never cancels.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Unwatched;
+pub struct NoProgress;
 
-impl Progress for Unwatched {
+impl Progress for NoProgress {
     fn advanced(&self, _done: Bytes, _total: Option<Bytes>) {}
 
     fn is_canceled(&self) -> bool {

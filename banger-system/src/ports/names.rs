@@ -1,4 +1,4 @@
-//! The names of guests, for the host and for guests.
+//! The DNS names of guests, for the host and for guests.
 
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use super::Check;
 /// Serves names.
 #[async_trait]
 pub trait Names: Send + Sync {
-    /// From now on these are the names, and no others. It makes nothing that fails: what serves them begins
-    /// with the first table, and is kept up from then on for as long as the service runs.
+    /// Replaces all names. Cannot fail: the server starts with the first table, and is restarted as long as the
+    /// service runs.
     fn publish(&self, names: Arc<Table>);
-    /// Serves no longer, and sends nobody to where nobody answers: to be called when the service ends.
+    /// Stops the server and removes the host's reference to it. Must be called when the service ends.
     async fn withdraw(&self);
-    /// What this needs of the host, and whether that is there.
+    /// Checks what this needs from the host.
     async fn checks(&self) -> Vec<Check>;
 }

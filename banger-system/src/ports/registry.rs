@@ -1,4 +1,4 @@
-//! The registries that images come from, and the cache of what was fetched.
+//! OCI registries, and the cache of what they sent.
 
 use std::{fmt, future::Future, os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration};
 
@@ -11,24 +11,24 @@ use banger_proto::size::Bytes;
 
 use super::{Result, images::Progress};
 
-/// Where an image is asked for, and by whom.
+/// The address of an image, and the credentials to use.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// What is asked for.
+    /// The reference.
     pub reference: ImageRef,
     /// The wanted platform.
     pub platform: Platform,
-    /// How the user is known to the registry.
+    /// The user's credentials at the registry.
     pub credentials: Credentials,
 }
 
-/// Layers that are on their way.
+/// Layers that are being fetched.
 pub struct Fetch {
-    /// The bytes of each layer, in the order in which they were asked for: a file when it is there, else a pipe
-    /// that ends early when the layer does not come.
+    /// The bytes of each layer, in the requested order: a file if it is cached, else a pipe that ends early if the
+    /// layer cannot be fetched.
     pub blobs: Vec<OwnedFd>,
-    /// Fetches what is missing. It ends when all is there and has its digest, and gives up when it is dropped;
-    /// what has come by then is kept for the next time.
+    /// Fetches the missing layers. Ends when all of them have arrived and their digests match. Dropping it cancels;
+    /// the cache keeps what has arrived.
     pub work: Pin<Box<dyn Future<Output = Result<()>> + Send>>,
 }
 
@@ -41,9 +41,9 @@ impl fmt::Debug for Fetch {
 /// What to remove from the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Prune {
-    /// Only what nobody has used for so long; everything when absent.
+    /// Only what was not used for this long; everything if absent.
     pub older_than: Option<Duration>,
-    /// Only say what would be removed.
+    /// Only report what would be removed.
     pub dry_run: bool,
 }
 
@@ -59,24 +59,23 @@ pub struct Pruned {
 /// Registries, and the cache that all users share.
 #[async_trait]
 pub trait Registry: Send + Sync {
-    /// Says where the guests are. Nobody is asked there from then on, whoever names the place: who asks is the
-    /// host's superuser, whom a guest's own rules let in.
-    fn keep_away_from(&self, guests: Subnet);
-    /// The credentials in a file that a client handed over. It must be one that nobody can change any more, nor
-    /// make a read of it wait.
+    /// Forbids requests to guests, whichever name leads there. They would come from the host, which a guest's own
+    /// rules may trust.
+    fn forbid_guests(&self, guests: Subnet);
+    /// Reads credentials from a client's file. It must be sealed: nobody may change it, and reading must not block.
     fn credentials(&self, file: OwnedFd) -> Result<Credentials>;
-    /// Resolves a reference. The registry is asked each time: that it answers this user is
-    /// what lets the user have what is in the cache.
+    /// Resolves a reference to a manifest. Always asks the registry: its answer authorises this user to use the
+    /// cached layers. A repeat is safe.
     async fn resolve(&self, source: &Source) -> Result<RemoteImage>;
-    /// Begins to fetch layers. The progress counts the bytes of all of them, those in the cache too.
+    /// Starts to fetch layers. Progress counts the bytes of all of them, including cached ones.
     async fn fetch(
         &self,
         source: &Source,
         layers: &[LayerFacts],
         progress: Arc<dyn Progress>,
     ) -> Result<Fetch>;
-    /// Removes wrong layers from the cache, so that the next fetch gets them again.
+    /// Removes wrong layers from the cache, so that they are fetched again. A repeat is safe.
     async fn forget(&self, source: &Source, layers: &[LayerFacts]) -> Result<()>;
-    /// Removes from the cache what is not being fetched. Readers are not disturbed.
+    /// Removes layers from the cache that are not being fetched. Does not disturb readers.
     async fn prune(&self, prune: Prune) -> Result<Pruned>;
 }

@@ -1,4 +1,4 @@
-//! A catalog in memory. Its files are empty, and their digests are believed.
+//! A catalog in memory. Its files are empty, and their digests are not checked.
 
 use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 
@@ -19,15 +19,14 @@ use banger_image::{
 use super::Sim;
 use crate::ports::{
     Error, Result,
-    catalogs::{Catalogs, Edition},
+    catalogs::{Catalogs, FetchedIndex},
     images::Progress,
 };
 
 const NAME: &str = "sim";
 const SIZE: banger_proto::size::Bytes = banger_proto::size::Bytes::mib(8);
 
-/// What the catalog has unless a test says otherwise: an image that is a file, one of a registry, one that nobody
-/// has published yet, and a kernel.
+/// The default catalog: an image in a file, one in a registry, one that is not published yet, and a kernel.
 fn usual() -> Result<Index> {
     let bad = |error: &dyn std::error::Error| Error::other("make a catalog", error.to_string());
     let entry = |name: &str| -> Result<Name> { name.parse().map_err(|error: name::Error| bad(&error)) };
@@ -78,20 +77,20 @@ impl Catalogs for Sim {
         NAME.parse().into_iter().collect()
     }
 
-    async fn kept(&self, _catalog: &Name) -> Result<Option<Edition>> {
+    async fn kept(&self, _catalog: &Name) -> Result<Option<FetchedIndex>> {
         Ok(self.lock().kept_catalog.clone())
     }
 
-    async fn refresh(&self, _catalog: &Name, now: Timestamp) -> Result<Edition> {
+    async fn refresh(&self, _catalog: &Name, now: Timestamp) -> Result<FetchedIndex> {
         let mut state = self.step("fetch a catalog")?;
-        if state.catalog_lost {
+        if state.catalog_unreachable {
             return Err(Error::Unreachable { message: "catalog.test cannot be reached".to_owned() });
         }
         let index = match &state.catalog {
             Some(index) => Arc::clone(index),
             None => Arc::new(usual()?),
         };
-        let edition = Edition { index, fetched_at: now };
+        let edition = FetchedIndex { index, fetched_at: now };
         state.kept_catalog = Some(edition.clone());
         Ok(edition)
     }

@@ -1,5 +1,4 @@
-//! VMMs and guests in memory: a guest answers at once unless it was made deaf, and powers off when it
-//! is asked to.
+//! VMMs and guests in memory. A guest answers at once unless it was told not to, and powers off when it is asked to.
 
 use std::{
     os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
@@ -25,24 +24,24 @@ use tokio::{net::UnixStream, sync::watch};
 
 use super::Sim;
 use crate::ports::{
-    Channel, Check, Confined, Confinement, Ended, Error, GuestFacts, GuestLink, Hold, Launch, Layers, Log,
-    Logs, NetworkOf, Reading, Result, Started, Status, Streams, Supervisor, Vmm,
+    Channel, Check, EmptyJail, Ended, Error, GuestFacts, GuestLink, JailSpec, Log, LogRange, Logs,
+    NetworkNamespace, OverlayBy, ReaderGuard, Result, Started, Status, Streams, Supervisor, Vmm, VmmCommand,
 };
 
-/// Streams to the agent of a guest.
+/// Streams to a guest's agent.
 pub const STREAMS: usize = 23;
-/// A process id that no process has: the largest possible one is lower.
+/// A process id that does not exist: it is above the largest possible one.
 const NO_PID: u32 = 1 << 23;
 
 #[async_trait]
 impl Vmm for Sim {
-    fn layers(&self, _wish: VmmChoice, _vcpus: u32) -> Layers {
-        Layers::Vmm
+    fn overlay_by(&self, _wish: VmmChoice, _vcpus: u32) -> OverlayBy {
+        OverlayBy::Vmm
     }
 
-    async fn confine(&self, spec: &LaunchSpec) -> Result<Confinement> {
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
         self.step("make sockets")?.sockets.insert(spec.vm);
-        Ok(Confinement {
+        Ok(JailSpec {
             vm: spec.vm,
             owner: spec.owner,
             description: spec.name.clone(),
@@ -50,13 +49,13 @@ impl Vmm for Sim {
             cpu_percent: spec.vcpus * 100,
             devices: Vec::new(),
             directory: None,
-            network: NetworkOf::Nobody,
+            network: NetworkNamespace::Private,
         })
     }
 
-    async fn prepare(&self, _spec: &LaunchSpec) -> Result<Launch> {
+    async fn prepare_launch(&self, _spec: &LaunchSpec) -> Result<VmmCommand> {
         let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
-        Ok(Launch {
+        Ok(VmmCommand {
             argv: vec!["/bin/true".to_owned()],
             files: Vec::new(),
             console: null().map_err(|error| Error::os("open /dev/null", error))?,
@@ -65,7 +64,7 @@ impl Vmm for Sim {
     }
 
     async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> Result<()> {
-        self.step("configure a monitor").map(drop)
+        self.step("configure a VMM").map(drop)
     }
 
     async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
@@ -95,7 +94,7 @@ impl Vmm for Sim {
         vec![Check {
             name: "VMM",
             status: Status::Warn,
-            message: "machines exist in memory only".to_owned(),
+            message: "sandboxes exist in memory only".to_owned(),
             hint: "start banger-system without --sim".to_owned(),
         }]
     }
@@ -107,13 +106,13 @@ impl Vmm for Sim {
 
 #[async_trait]
 impl Supervisor for Sim {
-    async fn confine(&self, confinement: Confinement) -> Result<Box<dyn Confined>> {
+    async fn start_jail(&self, spec: JailSpec) -> Result<Box<dyn EmptyJail>> {
         let mut state = self.step("confine a process")?;
-        if state.processes.contains_key(&confinement.vm) {
+        if state.processes.contains_key(&spec.vm) {
             return Err(Error::Vmm { message: "something of this name is there".to_owned() });
         }
-        state.processes.insert(confinement.vm, watch::channel(None).0);
-        Ok(Box::new(Walls { sim: self.clone(), vm: confinement.vm }))
+        state.processes.insert(spec.vm, watch::channel(None).0);
+        Ok(Box::new(SimJail { sim: self.clone(), vm: spec.vm }))
     }
 
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
@@ -124,7 +123,7 @@ impl Supervisor for Sim {
     async fn remove(&self, vm: VmId) -> Result<()> {
         self.end_process(vm, Ended::Failed("killed:9".to_owned()));
         let mut state = self.lock();
-        if state.stuck && state.processes.contains_key(&vm) {
+        if state.removal_blocked && state.processes.contains_key(&vm) {
             return Err(Error::HostNotReady { message: "the process does not go away".to_owned() });
         }
         state.processes.remove(&vm);
@@ -150,22 +149,22 @@ fn no_agent() -> Error {
     Error::Agent { message: "guests in memory have no agent".to_owned() }
 }
 
-/// Whether somebody has the other end of a stream.
+/// Returns whether the other end of a stream is open.
 fn is_held(guest: &StdStream) -> bool {
     let mut fds = [PollFd::new(guest, PollFlags::empty())];
     let looked = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     looked.is_ok() && !fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// Walls of nothing.
-struct Walls {
+/// A jail in memory.
+struct SimJail {
     sim: Sim,
     vm: VmId,
 }
 
 #[async_trait]
-impl Confined for Walls {
-    async fn run(self: Box<Self>, _launch: Launch) -> Result<Started> {
+impl EmptyJail for SimJail {
+    async fn run(self: Box<Self>, _launch: VmmCommand) -> Result<Started> {
         {
             let mut state = self.sim.step("start a process")?;
             state.boots += 1;
@@ -183,11 +182,11 @@ fn started(vm: VmId) -> Started {
 #[async_trait]
 impl GuestLink for Sim {
     async fn wait_ready(&self, vm: VmId, _token: &Token, timeout: Duration) -> Result<GuestFacts> {
-        let (deaf, boots, stopping) = {
+        let (silent, boots, stopping) = {
             let state = self.lock();
-            (state.deaf_guests, state.boots, state.stopping_guests.contains(&vm))
+            (state.silent_guests, state.boots, state.stopping_guests.contains(&vm))
         };
-        if deaf {
+        if silent {
             tokio::time::sleep(timeout).await;
             return Err(Error::Timeout { what: "waiting for the guest".to_owned(), after: timeout });
         }
@@ -195,7 +194,7 @@ impl GuestLink for Sim {
     }
 
     async fn shutdown(&self, vm: VmId, _token: &Token, timeout: Duration) -> Result<()> {
-        if self.lock().deaf_guests {
+        if self.lock().silent_guests {
             tokio::time::sleep(timeout).await;
             return Err(Error::Timeout { what: "asking the guest to power off".to_owned(), after: timeout });
         }
@@ -203,12 +202,12 @@ impl GuestLink for Sim {
         Ok(())
     }
 
-    async fn mend_clock(&self, vm: VmId, _token: &Token, occasion: Occasion) -> Result<()> {
-        if self.lock().deaf_guests {
+    async fn sync_clock(&self, vm: VmId, _token: &Token, occasion: Occasion) -> Result<()> {
+        if self.lock().silent_guests {
             let what = "comparing the guest's clock".to_owned();
             return Err(Error::Timeout { what, after: Duration::ZERO });
         }
-        *self.lock().clocks_mended.entry((vm, occasion)).or_default() += 1;
+        *self.lock().clock_syncs.entry((vm, occasion)).or_default() += 1;
         Ok(())
     }
 
@@ -220,7 +219,7 @@ impl GuestLink for Sim {
 
 #[async_trait]
 impl Logs for Sim {
-    async fn open(&self, _vm: VmId, _log: Log, _reading: Reading, _hold: Hold) -> Result<OwnedFd> {
+    async fn open(&self, _vm: VmId, _log: Log, _reading: LogRange, _hold: ReaderGuard) -> Result<OwnedFd> {
         let (read, _) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::os("make a pipe", error))?;
         Ok(read)
     }
@@ -229,7 +228,7 @@ impl Logs for Sim {
         Ok(self.lock().guest_ends.get(&vm).copied())
     }
 
-    async fn stood_still(&self, vm: VmId) -> Result<GuestEnd> {
+    async fn wait_for_halt(&self, vm: VmId) -> Result<GuestEnd> {
         let mut ended = self.lock().guest_ended.subscribe();
         loop {
             let end = self.lock().guest_ends.get(&vm).copied().filter(|end| end.is_halted());
@@ -243,7 +242,7 @@ impl Logs for Sim {
 }
 
 impl Streams for Sim {
-    /// Nobody counts: guests in memory have no streams but those that a test makes itself.
+    /// Counts nothing: guests in memory only have streams that a test makes itself.
     fn hand_out(&self, _user: Uid, _stream: &OwnedFd, _limit: usize) -> Result<Result<(), Exceeded>> {
         Ok(Ok(()))
     }

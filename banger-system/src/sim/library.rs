@@ -1,4 +1,4 @@
-//! Files in memory: disks, images and kernels are only remembered.
+//! Disks, images and kernels in memory, without content.
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -15,11 +15,11 @@ use banger_proto::size::Bytes;
 
 use super::{Sim, State};
 use crate::ports::{
-    BootFiles, Check, Disks, Error, ImageFiles, KernelFiles, Layers, Result,
-    images::{Content, Exported, Layout, Part, Progress},
+    BootFiles, Check, Disks, Error, ImageFiles, KernelFiles, OverlayBy, Result,
+    images::{Content, Exported, FileRange, Layout, Progress},
 };
 
-/// What stands for the digest of a file that was never read.
+/// The digest of a file that was never read.
 const NO_DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
 #[async_trait]
@@ -29,7 +29,7 @@ impl Disks for Sim {
         Ok(())
     }
 
-    async fn clone_image(&self, vm: VmId, image: ImageId, _layers: Layers, size: Bytes) -> Result<()> {
+    async fn clone_image(&self, vm: VmId, image: ImageId, _layers: OverlayBy, size: Bytes) -> Result<()> {
         let mut state = self.step("clone an image")?;
         require_image(&state, image)?;
         state.disk_sizes.entry(vm).or_default().0 = size;
@@ -95,14 +95,14 @@ fn require_image(state: &State, image: ImageId) -> Result<()> {
     }
 }
 
-/// How often to look whether workers are still held.
+/// How often to check whether workers are blocked.
 const LOOK: Duration = Duration::from_millis(2);
 
 impl Sim {
-    /// The work of a worker, which lasts for as long as workers are held and somebody wants it.
+    /// Works for as long as workers are blocked and the job is not cancelled.
     async fn work(&self, user: Uid, progress: &dyn Progress) -> Result<()> {
         *self.lock().working.entry(user).or_default() += 1;
-        while self.lock().workers_held && !progress.is_canceled() {
+        while self.lock().workers_blocked && !progress.is_canceled() {
             tokio::time::sleep(LOOK).await;
         }
         *self.lock().working.entry(user).or_default() -= 1;
@@ -122,7 +122,7 @@ impl ImageFiles for Sim {
         content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts> {
-        // What comes from a registry is held there.
+        // Pulls are blocked in the registry instead.
         if matches!(content, Content::File(_)) {
             self.work(owner, &*progress).await?;
         }
@@ -135,7 +135,7 @@ impl ImageFiles for Sim {
         })
     }
 
-    async fn layout(&self, _owner: Uid, _file: OwnedFd, parts: &[Part]) -> Result<Layout> {
+    async fn layout(&self, _owner: Uid, _file: OwnedFd, parts: &[FileRange]) -> Result<Layout> {
         if parts.len() < 3 {
             return Err(Error::Unsupported { message: "the image has no layers".to_owned() });
         }

@@ -1,5 +1,5 @@
-//! A host in memory: the same ports, no privilege, no side effect. It serves `banger-system --sim` and the
-//! tests of the engine: it lists what is alive, and fails at the step that it is told to.
+//! A host in memory: the same ports without privileges or side effects. It serves `banger-system --sim` and the
+//! engine's tests. It lists everything that exists, and fails at a chosen step.
 
 mod catalogs;
 pub mod guests;
@@ -33,9 +33,9 @@ use banger_image::{
 use banger_proto::size::Bytes;
 use tokio::sync::{Notify, watch};
 
-use crate::ports::{self, Ended, Ports, Verdict, catalogs::Edition};
+use crate::ports::{self, Ended, Ports, Verdict, catalogs::FetchedIndex};
 
-/// A host in memory. Clones are the same host.
+/// A host in memory. Clones share one host.
 #[derive(Clone, Default)]
 pub struct Sim {
     state: Arc<Mutex<State>>,
@@ -43,13 +43,13 @@ pub struct Sim {
 
 #[derive(Default)]
 struct State {
-    /// Steps that had an effect, or were to have one.
+    /// How many steps with an effect were made or tried.
     steps: usize,
     fail_at: Option<usize>,
-    deaf_guests: bool,
-    /// Whether guests have streams, on which nobody answers.
+    silent_guests: bool,
+    /// Whether guests have streams. Nobody answers on them.
     agents: bool,
-    /// How many connections to guests will find nobody who listens.
+    /// How many of the next connections to guests fail.
     no_listeners: u32,
     disks: BTreeSet<VmId>,
     /// The sizes of system disks and work disks.
@@ -61,11 +61,11 @@ struct State {
     streams: BTreeMap<VmId, (BTreeMap<usize, UnixStream>, usize)>,
     subnet: Option<Subnet>,
     kept_subnet: Option<Subnet>,
-    /// Where no registry may be.
+    /// Where registries must not be.
     forbidden: Option<Subnet>,
     nics: BTreeMap<VmId, Nic>,
-    /// The ports that programs of the host have.
-    foreign_ports: BTreeSet<u16>,
+    /// Ports that programs of the host use.
+    occupied_ports: BTreeSet<u16>,
     names: Option<Arc<Table>>,
     image_files: BTreeSet<ImageId>,
     kernel_files: BTreeSet<KernelId>,
@@ -75,46 +75,46 @@ struct State {
     ledger: BTreeSet<(VmId, Resource)>,
     verdict: Option<Verdict>,
     boots: u64,
-    /// How guests ended, or stand still.
+    /// How guests ended or halted.
     guest_ends: BTreeMap<VmId, GuestEnd>,
-    /// Guests that shut themselves down, and have not ended yet.
+    /// Guests that are shutting down.
     stopping_guests: BTreeSet<VmId>,
-    /// Told when a guest has ended.
+    /// Notified when a guest has ended.
     guest_ended: watch::Sender<()>,
-    /// Told when the clock is set.
+    /// Notified when the clock is set.
     clock_changed: Arc<Notify>,
-    /// Told when the clocks of guests are to be compared again.
+    /// Notified when guest clocks have to be compared.
     minute_passed: Arc<Notify>,
-    /// How often the clock of each guest was compared, and when.
-    clocks_mended: BTreeMap<(VmId, Occasion), u32>,
-    /// How often each reference came to mean something else.
-    editions: BTreeMap<String, u32>,
-    /// Processes that have ended cannot be removed.
-    stuck: bool,
-    /// Imports and exports go on for so long.
-    workers_held: bool,
-    /// How many of them go on, by user.
+    /// How often each guest's clock was compared, and when.
+    clock_syncs: BTreeMap<(VmId, Occasion), u32>,
+    /// How often each tag was moved to another image.
+    tag_moves: BTreeMap<String, u32>,
+    /// Ended processes cannot be removed.
+    removal_blocked: bool,
+    /// Imports and exports block.
+    workers_blocked: bool,
+    /// How many of them run, by user.
     working: BTreeMap<Uid, usize>,
-    /// Layers stay on their way for so long.
-    registry_held: bool,
-    /// Layers that were fetched.
+    /// Fetches of layers block.
+    registry_blocked: bool,
+    /// Fetched layers.
     cached: BTreeSet<Digest>,
-    /// How many layers were asked of registries.
+    /// How many layers were fetched from registries.
     fetched: u64,
-    /// What a catalog has that is not the usual one.
+    /// The catalog's content, if it is not the default.
     catalog: Option<Arc<Index>>,
-    kept_catalog: Option<Edition>,
+    kept_catalog: Option<FetchedIndex>,
     /// Whether the catalog's server answers.
-    catalog_lost: bool,
+    catalog_unreachable: bool,
 }
 
 impl Sim {
-    /// An empty host on which everything works.
+    /// Creates an empty host on which everything works.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The host as the engine knows it.
+    /// Returns the host's ports.
     pub fn ports(&self) -> Ports {
         let sim = Arc::new(self.clone());
         Ports {
@@ -137,109 +137,109 @@ impl Sim {
         }
     }
 
-    /// From now on the `n`-th step with an effect fails, counted from 0; nothing fails with `None`.
+    /// Makes the `n`-th step with an effect fail, counted from 0 from now on; `None` makes none fail.
     pub fn fail_at(&self, n: Option<usize>) {
         let mut state = self.lock();
         state.steps = 0;
         state.fail_at = n;
     }
 
-    /// How many steps there were since [`Sim::fail_at`].
+    /// Returns the number of steps since [`Sim::fail_at`].
     pub fn steps(&self) -> usize {
         self.lock().steps
     }
 
-    /// Guests that start from now on do not answer, or do.
-    pub fn deafen_guests(&self, deaf: bool) {
-        self.lock().deaf_guests = deaf;
+    /// Makes guests stop answering, or answer again.
+    pub fn silence_guests(&self, silent: bool) {
+        self.lock().silent_guests = silent;
     }
 
-    /// From now on guests have as many streams to their agents as under QEMU. Nobody answers on them.
-    pub fn give_agents(&self) {
+    /// Gives guests as many streams as under QEMU. Nobody answers on them.
+    pub fn enable_agents(&self) {
         self.lock().agents = true;
     }
 
-    /// The clock of the host is set.
+    /// Sets the host's clock.
     pub fn set_clock(&self) {
         self.lock().clock_changed.notify_one();
     }
 
-    /// A minute passes.
+    /// Lets a minute pass.
     pub fn pass_minute(&self) {
         self.lock().minute_passed.notify_one();
     }
 
-    /// How often the clock of a guest was compared with ours on such an occasion.
-    pub fn clock_mended(&self, vm: VmId, occasion: Occasion) -> u32 {
-        self.lock().clocks_mended.get(&(vm, occasion)).copied().unwrap_or_default()
+    /// Returns how often a guest's clock was compared on an occasion.
+    pub fn clock_syncs(&self, vm: VmId, occasion: Occasion) -> u32 {
+        self.lock().clock_syncs.get(&(vm, occasion)).copied().unwrap_or_default()
     }
 
-    /// From now on a reference stands for another image.
+    /// Moves a tag to another image.
     pub fn move_tag(&self, reference: &str) {
-        *self.lock().editions.entry(reference.to_owned()).or_default() += 1;
+        *self.lock().tag_moves.entry(reference.to_owned()).or_default() += 1;
     }
 
-    /// From now on layers stay on their way, or come.
-    pub fn hold_registry(&self, held: bool) {
-        self.lock().registry_held = held;
+    /// Blocks fetches of layers, or lets them continue.
+    pub fn block_registry(&self, held: bool) {
+        self.lock().registry_blocked = held;
     }
 
-    /// From now on imports and exports of images go on, or come to an end.
-    pub fn hold_workers(&self, held: bool) {
-        self.lock().workers_held = held;
+    /// Blocks imports and exports of images, or lets them continue.
+    pub fn block_workers(&self, held: bool) {
+        self.lock().workers_blocked = held;
     }
 
-    /// How many imports and exports of images of a user go on.
+    /// Returns how many imports and exports of a user run.
     pub fn working(&self, user: Uid) -> usize {
         self.lock().working.get(&user).copied().unwrap_or_default()
     }
 
-    /// From now on processes that have ended cannot be removed, or can: the host is too busy.
-    pub fn keep_processes(&self, kept: bool) {
-        self.lock().stuck = kept;
+    /// Makes the removal of ended processes fail, as on a busy host, or work again.
+    pub fn block_removal(&self, kept: bool) {
+        self.lock().removal_blocked = kept;
     }
 
-    /// How many layers registries were asked for.
+    /// Returns how many layers were fetched from registries.
     pub fn fetched(&self) -> u64 {
         self.lock().fetched
     }
 
-    /// From now on this is what the catalog has.
+    /// Replaces the catalog's content.
     pub fn publish(&self, index: Index) {
         self.lock().catalog = Some(Arc::new(index));
     }
 
-    /// What was fetched of the catalog last.
-    pub fn kept_catalog(&self) -> Option<Edition> {
+    /// Returns the last fetched copy of the catalog.
+    pub fn kept_catalog(&self) -> Option<FetchedIndex> {
         self.lock().kept_catalog.clone()
     }
 
-    /// The kernels that have files.
+    /// Returns the kernels that have files.
     pub fn kernel_files(&self) -> Vec<KernelId> {
         self.lock().kernel_files.iter().copied().collect()
     }
 
-    /// From now on the catalog cannot be fetched, or can.
-    pub fn lose_catalog(&self, lost: bool) {
-        self.lock().catalog_lost = lost;
+    /// Makes the catalog's server unreachable, or reachable again.
+    pub fn set_catalog_unreachable(&self, lost: bool) {
+        self.lock().catalog_unreachable = lost;
     }
 
-    /// The sizes of a machine's system disk and of its work disk, as they were made.
+    /// Returns the sizes of a VM's system disk and work disk.
     pub fn disk_sizes(&self, vm: VmId) -> (Bytes, Bytes) {
         self.lock().disk_sizes.get(&vm).copied().unwrap_or_default()
     }
 
-    /// The images that have files.
+    /// Returns the images that have files.
     pub fn image_files(&self) -> Vec<ImageId> {
         self.lock().image_files.iter().copied().collect()
     }
 
-    /// What the authority answers from now on; yes when it was never told.
+    /// Sets the authority's answer. It is yes by default.
     pub fn decide(&self, verdict: Verdict) {
         self.lock().verdict = Some(verdict);
     }
 
-    /// A guest powers itself off, or its monitor dies.
+    /// Ends a VM's process.
     pub fn end_process(&self, vm: VmId, ended: Ended) {
         let mut state = self.lock();
         state.streams.remove(&vm);
@@ -248,7 +248,7 @@ impl Sim {
         }
     }
 
-    /// A guest powers itself off, reboots, halts or panics. Its VMM ends, unless the guest only stands still.
+    /// Ends a guest. Its VMM ends too, unless the guest only halts.
     pub fn end_guest(&self, vm: VmId, end: GuestEnd) {
         self.lock().guest_ends.insert(vm, end);
         if end.is_halted() {
@@ -258,12 +258,12 @@ impl Sim {
         }
     }
 
-    /// A guest begins to shut itself down; it still answers.
+    /// Makes a guest start to shut down; it still answers.
     pub fn begin_shutdown(&self, vm: VmId) {
         self.lock().stopping_guests.insert(vm);
     }
 
-    /// Everything on this host that belongs to machines: in a word each, sorted.
+    /// Returns everything on this host that belongs to VMs, as sorted text.
     pub fn alive(&self) -> Vec<String> {
         let state = self.lock();
         let disks = state.disks.iter().map(|vm| format!("disks {vm}"));
@@ -289,7 +289,7 @@ impl Sim {
         all
     }
 
-    /// A step with an effect. Called before the effect: a step that fails had none.
+    /// Counts a step with an effect. Called before the effect, so that a failed step has none.
     fn step(&self, doing: &str) -> ports::Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
         let n = state.steps;

@@ -17,27 +17,27 @@ use banger_domain::{
 use super::{Sim, State};
 use crate::ports::{Check, Error, Result, Status, network::Network};
 
-/// What every guest in memory sends to a client before it hangs up.
+/// What every guest sends to a client before it closes the connection.
 pub const GREETING: &[u8] = b"SSH-2.0-memory\r\n";
-/// Where Linux begins when it chooses a port.
+/// The first port that Linux assigns.
 const FIRST_EPHEMERAL: u16 = 32768;
 
 impl Sim {
-    /// How many of the next connections find nothing that listens.
+    /// Makes the next connections find no listener.
     pub fn refuse_connections(&self, count: u32) {
         self.lock().no_listeners = count;
     }
 
-    /// From now on a program of the host has this port, or has it no longer.
+    /// Makes a program of the host use this port, or release it.
     pub fn occupy_port(&self, port: u16, occupied: bool) {
         let mut state = self.lock();
         match occupied {
-            true => state.foreign_ports.insert(port),
-            false => state.foreign_ports.remove(&port),
+            true => state.occupied_ports.insert(port),
+            false => state.occupied_ports.remove(&port),
         };
     }
 
-    /// What a machine is plugged in with.
+    /// Returns the interface of a VM.
     pub fn nic(&self, vm: VmId) -> Option<Nic> {
         self.lock().nics.get(&vm).cloned()
     }
@@ -67,19 +67,19 @@ impl Network for Sim {
         put(&mut state, nic)
     }
 
-    async fn take_over(&self, nic: &Nic) -> Result<BTreeSet<Port>> {
+    async fn reattach(&self, nic: &Nic) -> Result<BTreeSet<Port>> {
         let mut state = self.step("take a guest over")?;
-        let (taken, ports) = nic.ports.iter().partition(|port| state.foreign_ports.contains(&port.host));
+        let (taken, ports) = nic.ports.iter().partition(|port| state.occupied_ports.contains(&port.host));
         put(&mut state, &Nic { ports, ..nic.clone() })?;
         Ok(taken)
     }
 
-    async fn close_ports(&self) -> Result<()> {
+    async fn unpublish_all(&self) -> Result<()> {
         self.lock().nics.values_mut().for_each(|nic| nic.ports.clear());
         Ok(())
     }
 
-    async fn give_tap(&self, vm: VmId, _user: Uid) -> Result<()> {
+    async fn set_tap_owner(&self, vm: VmId, _user: Uid) -> Result<()> {
         require_plugged(&*self.step("give a TAP to a user")?, vm)
     }
 
@@ -99,7 +99,7 @@ impl Network for Sim {
         put(&mut *self.step("change what a guest may do")?, new)
     }
 
-    async fn numbered(&self, port: Port) -> Result<Port> {
+    async fn assign_host_port(&self, port: Port) -> Result<Port> {
         let taken = |host| self.lock().nics.values().any(|nic| nic.ports.iter().any(|p| p.host == host));
         let free = (FIRST_EPHEMERAL..=u16::MAX).find(|host| !taken(*host)).unwrap_or(FIRST_EPHEMERAL);
         Ok(if port.host == 0 { Port { host: free, ..port } } else { port })
@@ -123,11 +123,11 @@ impl Network for Sim {
         }]
     }
 
-    async fn checks_of_nat(&self) -> Vec<Check> {
+    async fn nat_checks(&self) -> Vec<Check> {
         Vec::new()
     }
 
-    async fn checks_of_ports(&self) -> Vec<Check> {
+    async fn port_checks(&self) -> Vec<Check> {
         Vec::new()
     }
 }
@@ -138,7 +138,7 @@ fn put(state: &mut State, nic: &Nic) -> Result<()> {
         .ports
         .iter()
         .find(|port| others().any(|other| other.ports.iter().any(|other| other.clashes_with(**port))));
-    if let Some(port) = nic.ports.iter().find(|port| state.foreign_ports.contains(&port.host)) {
+    if let Some(port) = nic.ports.iter().find(|port| state.occupied_ports.contains(&port.host)) {
         let message =
             format!("port {}/{} of this host is taken; choose another one", port.host, port.protocol);
         return Err(Error::Taken { message });

@@ -1,4 +1,4 @@
-//! The authority, the accounts and the time.
+//! The authority, the accounts and the clock in memory.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -16,7 +16,7 @@ impl Authority for Sim {
 }
 
 impl Users for Sim {
-    /// Numbers, and `userN` for the user N.
+    /// Accepts numbers, and `userN` for user N.
     fn uid_of(&self, login: &str) -> Option<Uid> {
         login.strip_prefix("user").unwrap_or(login).parse().ok().map(Uid)
     }

@@ -1,5 +1,5 @@
-//! Registries in memory. Each reference stands for an image; `unreachable.test` does not answer, a repository
-//! `private` requires a login, `missing` is not there, and `broken` sends something else.
+//! Registries in memory. Each reference is an image. `unreachable.test` does not answer, a repository `private`
+//! requires a login, `missing` does not exist, and `broken` sends wrong layers.
 
 use std::{
     fs::File,
@@ -26,7 +26,7 @@ use crate::ports::{
 
 const LAYERS: u64 = 2;
 const LAYER: Bytes = Bytes::mib(3);
-/// How often what is held is looked at.
+/// How often to check whether fetches are blocked.
 const LOOK: Duration = Duration::from_millis(5);
 
 fn digest(text: &str) -> Digest {
@@ -35,7 +35,7 @@ fn digest(text: &str) -> Digest {
 
 #[async_trait]
 impl Registry for Sim {
-    fn keep_away_from(&self, guests: Subnet) {
+    fn forbid_guests(&self, guests: Subnet) {
         self.lock().forbidden = Some(guests);
     }
 
@@ -50,7 +50,7 @@ impl Registry for Sim {
     async fn resolve(&self, source: &Source) -> Result<RemoteImage> {
         let name = source.reference.to_string();
         let state = self.step("ask a registry")?;
-        let edition = state.editions.get(&name).copied().unwrap_or_default();
+        let edition = state.tag_moves.get(&name).copied().unwrap_or_default();
         let address = source.reference.registry().host().parse();
         if address.is_ok_and(|address| state.forbidden.is_some_and(|guests| guests.contains(address))) {
             return Err(Error::Registry { message: format!("{name}: it is the address of a guest") });
@@ -102,7 +102,7 @@ impl Registry for Sim {
         let work = Box::pin(async move {
             progress.advanced(Bytes(total.0 / 2), Some(total));
             loop {
-                let held = sim.lock().registry_held;
+                let held = sim.lock().registry_blocked;
                 if !held {
                     break;
                 }

@@ -1,4 +1,4 @@
-//! Storage in memory. It outlives an engine, so that a test can crash one and begin another.
+//! The store in memory. It outlives an engine, so that a test can crash one and start another.
 
 use async_trait::async_trait;
 use banger_domain::{
@@ -20,7 +20,7 @@ impl Store for Sim {
     }
 
     async fn put_vm(&self, vm: &Vm) -> Result<()> {
-        self.step("store a machine")?.vms.insert(vm.id, vm.clone());
+        self.step("store a sandbox")?.vms.insert(vm.id, vm.clone());
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! A client, as any program of a user is one.
+//! A D-Bus client, like any program of a user.
 
 use std::{collections::HashMap, os::fd::OwnedFd};
 
@@ -15,7 +15,7 @@ use zbus::{
     proxy::MethodFlags,
 };
 
-use super::soon;
+use super::within_timeout;
 
 #[derive(Clone)]
 pub struct Client {
@@ -47,8 +47,8 @@ impl Client {
         self.connection.unique_name().unwrap().to_string()
     }
 
-    /// Calls a member and reads its reply. A member of another interface than the object's own is written
-    /// with it.
+    /// Calls a member and reads its reply. A member of another interface than the object's own is given with its
+    /// interface.
     pub async fn call<R>(&self, path: &str, member: &str, body: &(impl Serialize + DynamicType)) -> Result<R>
     where
         R: DeserializeOwned + Type,
@@ -56,7 +56,7 @@ impl Client {
         self.call_with(MethodFlags::empty(), path, member, body).await
     }
 
-    /// The same, allowing the service to have the user asked.
+    /// Does the same, and allows a password dialog.
     pub async fn call_interactively<R>(
         &self,
         path: &str,
@@ -81,7 +81,7 @@ impl Client {
     {
         let (interface, member) = interface_and_member(path, member);
         let proxy = Proxy::new(&self.connection, SERVICE, path, interface).await.unwrap();
-        match soon(proxy.call_with_flags(member, flags, body)).await {
+        match within_timeout(proxy.call_with_flags(member, flags, body)).await {
             Ok(reply) => Ok(reply.expect("a reply was asked for")),
             Err(zbus::Error::MethodError(name, message, _)) => Err(failure(&name, message.as_deref())),
             Err(zbus::Error::FDO(error)) => Err(failure(&error.name(), error.description())),
@@ -89,31 +89,31 @@ impl Client {
         }
     }
 
-    /// Sends a call and goes on without its reply.
+    /// Sends a call and does not wait for the reply.
     pub async fn send(&self, path: &str, member: &str, body: &(impl Serialize + DynamicType)) {
         let (interface, member) = interface_and_member(path, member);
         let call = Message::method_call(path, member).destination(SERVICE).interface(interface);
         self.connection.send(&call.build(body).unwrap()).await.unwrap();
     }
 
-    /// A property of one of our objects.
+    /// Reads a property of an object.
     pub async fn property(&self, path: &str, name: &str) -> Result<OwnedVariant> {
         self.call(path, GET, &(interface_of(path), name)).await
     }
 
-    /// A property that is a text.
+    /// Reads a property that is a string.
     pub async fn text(&self, path: &str, name: &str) -> String {
         String::try_from(self.property(path, name).await.unwrap()).unwrap()
     }
 
-    /// Makes a machine, and waits until it is made.
+    /// Creates a sandbox, and waits for its job.
     pub async fn create(&self, name: &str, options: Options) -> String {
         let (vm, job) = self.begin_create(name, options).await.unwrap();
         self.done(&job).await;
         vm
     }
 
-    /// Asks for a machine with one option.
+    /// Creates a sandbox with one option.
     pub async fn create_with(
         &self,
         name: &str,
@@ -129,7 +129,7 @@ impl Client {
         Ok((vm.to_string(), job.to_string()))
     }
 
-    /// Waits for a job, which must succeed. Returns what it made.
+    /// Waits for a job, which must succeed. Returns its data.
     pub async fn done(&self, job: &str) -> HashMap<String, OwnedVariant> {
         let (result, error, message, data) = self.wait(job).await;
         assert_eq!((result.as_str(), error.as_str(), message.as_str()), ("done", "", ""));
@@ -141,7 +141,7 @@ impl Client {
         self.call(job, "Wait", &(0u64,)).await.unwrap()
     }
 
-    /// Imports an image, and waits until it is there. Returns its path.
+    /// Imports an image, waits for its job, and returns its path.
     pub async fn import_image(&self, name: &str, options: Options) -> String {
         let files = HashMap::from([("rootfs", zbus::Fd::from(null()))]);
         let job: OwnedObjectPath =
@@ -151,7 +151,7 @@ impl Client {
     }
 }
 
-/// A file that is open for reading.
+/// Returns a file that is open for reading.
 pub fn null() -> OwnedFd {
     std::fs::File::open("/dev/null").unwrap().into()
 }
@@ -160,7 +160,7 @@ fn failure(name: &str, message: Option<&str>) -> Failure {
     Failure { name: last_part(name).to_owned(), message: message.unwrap_or_default().to_owned() }
 }
 
-/// The interface that an object of ours has.
+/// Returns the interface of an object.
 fn interface_of(path: &str) -> &'static str {
     match path.strip_prefix(MANAGER_PATH).and_then(|rest| rest.split('/').nth(1)) {
         Some("vm") => VM_INTERFACE,
@@ -175,7 +175,7 @@ fn interface_and_member<'m>(path: &str, member: &'m str) -> (&'m str, &'m str) {
     member.rsplit_once('.').unwrap_or((interface_of(path), member))
 }
 
-/// The message of a call that must have failed by this name. Every message is one short line.
+/// Returns the message of a call that must have failed with this error. Every message is one short line.
 #[track_caller]
 pub fn refused<T: std::fmt::Debug>(result: Result<T>, name: ErrorName) -> String {
     let failure = result.unwrap_err();

@@ -1,5 +1,5 @@
-//! A system bus of a test's own: a real dbus-daemon with the bus policy that we install, the service on a
-//! host in memory, a polkit that answers as it is told to, and clients of several users.
+//! A private system bus for tests: a real dbus-daemon with the installed bus policy, the service on a host in memory,
+//! a scripted polkit, and clients of several users.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,9 +10,9 @@
 )]
 
 mod client;
-mod ear;
 mod polkit;
 mod service;
+mod signal_recorder;
 
 use std::{
     fs,
@@ -32,30 +32,30 @@ use zbus::{Connection, connection::Builder};
 
 pub use self::{
     client::{Client, Failure, GET, GET_ALL, Options, SET, null, options, refused},
-    ear::{Ear, Heard},
     polkit::{Answer, Polkit},
     service::Service,
+    signal_recorder::{Signal, SignalRecorder},
 };
 
-/// Users that every Debian and Fedora has: dbus-daemon turns away a number that has no account.
+/// Users that exist on every Debian and Fedora: dbus-daemon refuses a number without an account.
 pub const ALICE: u32 = 1;
 pub const BOB: u32 = 2;
-/// In no group that polkit knows of.
+/// A user without any group that polkit knows.
 pub const CAROL: u32 = 3;
 
-/// No test waits longer for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest that a test waits for anything.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) use crate::skip::require;
 
-/// Whether this machine can do these tests: a bus daemon, and the right to connect as several users.
+/// Returns whether this host can run these tests: it needs a bus daemon, and the right to connect as several users.
 pub fn is_possible() -> bool {
     geteuid().is_root() && Path::new(DAEMON).exists()
 }
 
 const DAEMON: &str = "/usr/bin/dbus-daemon";
 
-/// A bus of the type of the system bus. It ends with this value.
+/// A bus of the system bus's type. Dropping it ends the daemon.
 pub struct Bus {
     daemon: Child,
     socket: PathBuf,
@@ -86,10 +86,10 @@ impl Bus {
         format!("unix:path={}", self.socket.display())
     }
 
-    /// A connection of this user. The bus takes the user from the socket, as for any client.
+    /// Connects as this user. The bus takes the user from the socket, as for any client.
     pub async fn connect(&self, uid: u32) -> Connection {
         let socket = self.socket.clone();
-        // The kernel notes the user of the thread that connects; the thread ends with it.
+        // The kernel records the user of the connecting thread, which ends afterwards.
         let connect = move || {
             let gid = Gid::from_raw(uid);
             set_thread_res_gid(gid, gid, gid).unwrap();
@@ -101,7 +101,7 @@ impl Bus {
         Builder::unix_stream(stream).user_id(uid).build().await.unwrap()
     }
 
-    /// A client of this user.
+    /// Returns a client of this user.
     pub async fn client(&self, uid: u32) -> Client {
         Client { connection: self.connect(uid).await }
     }
@@ -114,7 +114,7 @@ impl Drop for Bus {
     }
 }
 
-/// The rules of a distribution's system bus, and our own file.
+/// Returns the rules of a distribution's system bus, and the installed file.
 fn configuration(socket: &Path) -> String {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dbus/dev.banger.Manager1.conf");
     format!(
@@ -153,14 +153,14 @@ fn configuration(socket: &Path) -> String {
     )
 }
 
-/// Waits for what must come.
-pub async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.expect("it comes in time")
+/// Waits for something that must happen.
+pub async fn within_timeout<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.expect("it comes in time")
 }
 
-/// Waits until something is so, looking again and again.
+/// Waits until a condition holds, by polling.
 pub async fn until<F: Future<Output = bool>>(mut is_so: impl FnMut() -> F) {
-    soon(async {
+    within_timeout(async {
         while !is_so().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

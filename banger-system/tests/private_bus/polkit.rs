@@ -1,5 +1,4 @@
-//! A polkit that decides as ours would with its packaged rules, unless a test tells it otherwise. It is
-//! asked over the bus, as the real one is.
+//! A scripted polkit on the bus. By default it decides as the real one does with the packaged rules.
 
 use std::{
     collections::HashMap,
@@ -12,28 +11,28 @@ use zbus::{Connection, OwnedVariant, Type, fdo::DBusProxy, interface, names::Bus
 
 use super::{ALICE, BOB, Bus};
 
-/// What is answered to a question.
+/// An answer to a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Yes,
     No,
-    /// It fails at the question.
+    /// It fails.
     Fails,
-    /// An administrator has to authenticate, and there is no agent to ask one.
+    /// An administrator has to authenticate, and no agent can ask one.
     NoAgent,
-    /// An administrator has to authenticate, and does so when asked.
+    /// An administrator has to authenticate, and does so.
     Password,
-    /// An administrator is asked, and closes the dialog.
+    /// An administrator closes the dialog.
     Dismissed,
-    /// An administrator is asked, and thinks about it: no answer as in [`Answer::Silence`].
+    /// An administrator leaves the dialog open: no answer, as with [`Answer::Silence`].
     OpenDialog,
-    /// Nothing, until the question is canceled or [`Polkit::release`] is called, which answers yes.
+    /// No answer, until the question is cancelled or [`Polkit::release`] answers yes.
     Silence,
 }
 
 /// A question that was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct RecordedQuestion {
     pub uid: u32,
     pub action: String,
     pub details: HashMap<String, String>,
@@ -48,7 +47,7 @@ pub struct Polkit {
 
 struct Shared {
     answers: Mutex<HashMap<(u32, String), Answer>>,
-    asked: Mutex<Vec<Asked>>,
+    questions: Mutex<Vec<RecordedQuestion>>,
     canceled: watch::Sender<Vec<String>>,
     released: watch::Sender<bool>,
     waiting: watch::Sender<usize>,
@@ -58,7 +57,7 @@ impl Polkit {
     pub async fn start(bus: &Bus) -> Self {
         let shared = Arc::new(Shared {
             answers: Mutex::default(),
-            asked: Mutex::default(),
+            questions: Mutex::default(),
             canceled: watch::Sender::default(),
             released: watch::Sender::default(),
             waiting: watch::Sender::default(),
@@ -70,32 +69,34 @@ impl Polkit {
         Self { shared, connection }
     }
 
-    /// What is answered from now on.
+    /// Sets the answer for a user and an action.
     pub fn answer(&self, uid: u32, action: &str, answer: Answer) {
         self.shared.answers.lock().unwrap().insert((uid, action.to_owned()), answer);
     }
 
-    /// The questions since this was last called.
-    pub fn asked(&self) -> Vec<Asked> {
-        std::mem::take(&mut *self.shared.asked.lock().unwrap())
+    /// Returns the questions since the last call of this.
+    pub fn questions(&self) -> Vec<RecordedQuestion> {
+        std::mem::take(&mut *self.shared.questions.lock().unwrap())
     }
 
-    /// Waits until so many questions wait for an answer.
+    /// Waits until this many questions are unanswered.
     pub async fn until_waiting(&self, count: usize) {
-        super::soon(self.shared.waiting.subscribe().wait_for(|waiting| *waiting == count)).await.unwrap();
+        super::within_timeout(self.shared.waiting.subscribe().wait_for(|waiting| *waiting == count))
+            .await
+            .unwrap();
     }
 
-    /// How many questions wait for an answer.
+    /// Returns how many questions are unanswered.
     pub fn waiting(&self) -> usize {
         *self.shared.waiting.borrow()
     }
 
-    /// Answers what waits, and all that is asked later, with yes.
+    /// Answers yes to all waiting and later questions.
     pub fn release(&self) {
         self.shared.released.send_replace(true);
     }
 
-    /// Leaves the bus.
+    /// Disconnects from the bus.
     pub async fn stop(self) {
         self.connection.release_name("org.freedesktop.PolicyKit1").await.unwrap();
     }
@@ -138,7 +139,7 @@ impl Authority {
         let interactive = flags & 1 != 0;
         let answer = self.shared.answers.lock().unwrap().get(&(uid, action.clone())).copied();
         let answer = answer.unwrap_or_else(|| usual(uid, &action));
-        self.shared.asked.lock().unwrap().push(Asked { uid, action, details, interactive });
+        self.shared.questions.lock().unwrap().push(RecordedQuestion { uid, action, details, interactive });
         let yes = Decision { is_authorized: true, ..Decision::default() };
         let challenge = Decision { is_challenge: true, ..Decision::default() };
         Ok(match answer {
@@ -180,7 +181,7 @@ impl Authority {
     }
 }
 
-/// The packaged rules, for sessions without a seat: Alice and Bob are in the group banger.
+/// Decides like the packaged rules, for sessions without a seat: Alice and Bob are in the group banger.
 fn usual(uid: u32, action: &str) -> Answer {
     let of_group = ["dev.banger.vm.run", "dev.banger.image.pull", "dev.banger.image.import"];
     match of_group.contains(&action) && [ALICE, BOB].contains(&uid) {

@@ -1,4 +1,4 @@
-//! The service on a host in memory, on a bus of the test's own.
+//! The service on a host in memory, on a private bus.
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use banger_system::{
     bus,
     engine::{
         Engine, Settings,
-        request::{ImportImage, ImportKernel, Original},
+        request::{ImportImage, ImportKernel, ImportSource},
     },
     host,
     ports::{Clock, Ports},
@@ -21,41 +21,41 @@ use banger_system::{
 use tempfile::TempDir;
 use zbus::Connection;
 
-use super::{Bus, Client, PATIENCE, Polkit, until};
+use super::{Bus, Client, Polkit, TIMEOUT, until};
 
 pub struct Service {
     pub sim: Sim,
-    pub clock: Hourglass,
+    pub clock: PausableClock,
     pub engine: Engine,
     pub polkit: Polkit,
     pub connection: Connection,
     pub bus: Bus,
-    /// Where the logs of machines are, which are files.
+    /// Paths of the logs, which are real files.
     pub paths: Paths,
     _home: TempDir,
 }
 
 impl Service {
-    /// A service with an image and a kernel that everybody sees.
+    /// Starts a service with a shared image and a shared kernel.
     pub async fn start() -> Self {
         let bus = Bus::start();
         let polkit = Polkit::start(&bus).await;
-        let (sim, clock) = (Sim::new(), Hourglass::default());
+        let (sim, clock) = (Sim::new(), PausableClock::default());
         let home = tempfile::tempdir().unwrap();
         let at = |name| home.path().join(name);
         let paths = Paths { state: at("state"), runtime: at("run"), libexec: at("libexec") };
         let (connection, engine) = serve(&bus, &sim, &clock, &paths).await;
         let service = Self { sim, clock, engine, polkit, connection, bus, paths, _home: home };
-        service.furnish().await;
+        service.install_defaults().await;
         service
     }
 
-    /// Takes the service from its bus, as a crash does: nothing is told to it, and its machines go on.
+    /// Disconnects the service from its bus, as a crash does. Its sandboxes keep running.
     pub async fn crash(&self) {
         self.connection.clone().close().await.unwrap();
     }
 
-    /// Another run of the service on the same host and the same bus.
+    /// Starts another service on the same host and bus.
     pub async fn restart(&mut self) {
         (self.connection, self.engine) = serve(&self.bus, &self.sim, &self.clock, &self.paths).await;
     }
@@ -64,21 +64,21 @@ impl Service {
         self.bus.client(uid).await
     }
 
-    async fn furnish(&self) {
+    async fn install_defaults(&self) {
         let null = || File::open("/dev/null").unwrap().into();
         let (owner, shared) = (Uid::ROOT, true);
         let name = "debian".parse().unwrap();
         let kernel = ImportKernel { owner, name, shared, vmlinuz: null(), modules: None };
         self.engine.wait_job(self.engine.import_kernel(kernel).unwrap(), None).await.unwrap();
         let name = "debian-bookworm".parse().unwrap();
-        let image = ImportImage { owner, name, shared, kernel: None, content: Original::Rootfs(null()) };
+        let image = ImportImage { owner, name, shared, kernel: None, content: ImportSource::Rootfs(null()) };
         self.engine.wait_job(self.engine.import_image(image).unwrap(), None).await.unwrap();
     }
 }
 
-/// A clock that can be made to stop time for the next who looks at it, in the middle of what they do.
+/// A clock that can block the next reader, in the middle of what it does.
 #[derive(Clone, Default)]
-pub struct Hourglass {
+pub struct PausableClock {
     stopped: Arc<(Mutex<Time>, Condvar)>,
 }
 
@@ -86,23 +86,23 @@ pub struct Hourglass {
 enum Time {
     #[default]
     Runs,
-    /// It stops when somebody looks.
+    /// The next reader will block.
     Armed,
     Stands,
 }
 
-impl Hourglass {
-    /// Time stops for the next who looks.
+impl PausableClock {
+    /// Blocks the next reader.
     pub fn stop(&self) {
         *self.stopped.0.lock().unwrap() = Time::Armed;
     }
 
-    /// Waits until somebody has looked.
+    /// Waits until a reader is blocked.
     pub async fn until_stopped(&self) {
         until(|| async { *self.stopped.0.lock().unwrap() == Time::Stands }).await;
     }
 
-    /// Time runs again.
+    /// Releases the blocked reader.
     pub fn run(&self) {
         *self.stopped.0.lock().unwrap() = Time::Runs;
         self.stopped.1.notify_all();
@@ -110,8 +110,8 @@ impl Hourglass {
 }
 
 #[async_trait::async_trait]
-impl Clock for Hourglass {
-    /// Nobody sets it.
+impl Clock for PausableClock {
+    /// The clock is never set.
     async fn due(&self) -> banger_system::ports::Result<banger_domain::clock::Occasion> {
         std::future::pending().await
     }
@@ -120,16 +120,16 @@ impl Clock for Hourglass {
         let mut time = self.stopped.0.lock().unwrap();
         if *time == Time::Armed {
             *time = Time::Stands;
-            // The other tasks of this thread go on elsewhere.
+            // The other tasks of this thread move to another one.
             tokio::task::block_in_place(|| {
-                drop(self.stopped.1.wait_timeout_while(time, PATIENCE, |time| *time == Time::Stands));
+                drop(self.stopped.1.wait_timeout_while(time, TIMEOUT, |time| *time == Time::Stands));
             });
         }
         SystemTime::now()
     }
 }
 
-async fn serve(bus: &Bus, sim: &Sim, clock: &Hourglass, paths: &Paths) -> (Connection, Engine) {
+async fn serve(bus: &Bus, sim: &Sim, clock: &PausableClock, paths: &Paths) -> (Connection, Engine) {
     let connection = bus.connect(0).await;
     let authority = Arc::new(host::authority::Polkit::new(connection.clone()));
     let logs = Arc::new(host::logs::RingLogs::new(paths.clone()));

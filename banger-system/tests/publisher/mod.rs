@@ -1,4 +1,4 @@
-//! Somebody who publishes a catalog, with a key that was made a moment ago.
+//! Publishes a test catalog with a fresh key.
 #![allow(clippy::unwrap_used, dead_code, reason = "each test binary uses a part of this")]
 
 use banger_image::catalog::signature::Keys;
@@ -22,19 +22,19 @@ impl Publisher {
         Keys::parse(&self.key()).unwrap()
     }
 
-    /// What stands in the file beside the signed one.
+    /// Returns the content of the signature file.
     pub fn sign(&self, bytes: &[u8]) -> Vec<u8> {
         minisign::sign(Some(&self.0.pk), &self.0.sk, bytes, None, None).unwrap().into_string().into_bytes()
     }
 }
 
-/// A file of a catalog, as its index names it.
+/// Returns a file's entry in the index.
 pub fn file(location: &str, content: &[u8]) -> Value {
     let digest = format!("sha256:{:x}", Sha256::digest(content));
     json!({ "location": location, "digest": digest, "size": content.len() })
 }
 
-/// An index of these entries that is good for years.
+/// Returns an index with these entries that is valid for years.
 pub fn index(serial: u64, images: Value, kernels: Value) -> Vec<u8> {
     edition(
         json!({ "schema": 1, "serial": serial, "expires": "2999-12-31", "images": images, "kernels": kernels }),

@@ -38,7 +38,7 @@ use super::{
     vmm_files::{self, CONSOLE_LOG, VMM_LOG},
 };
 use crate::ports::{
-    Channel, Check, Confinement, Error, Launch, Layers, NetworkOf, Result, Started, Status, Vmm,
+    Channel, Check, Error, JailSpec, NetworkNamespace, OverlayBy, Result, Started, Status, Vmm, VmmCommand,
 };
 
 /// Where packages and people install it.
@@ -119,11 +119,11 @@ impl Firecracker {
 
 #[async_trait]
 impl Vmm for Firecracker {
-    fn layers(&self, _wish: VmmChoice, _vcpus: u32) -> Layers {
-        Layers::Host
+    fn overlay_by(&self, _wish: VmmChoice, _vcpus: u32) -> OverlayBy {
+        OverlayBy::Host
     }
 
-    async fn confine(&self, spec: &LaunchSpec) -> Result<Confinement> {
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
         self.require()?;
         if spec.vcpus > FIRECRACKER_VCPUS {
             let refused = banger_domain::vmm::Refused::TooManyVcpus;
@@ -136,15 +136,15 @@ impl Vmm for Firecracker {
                 devices.push(drive.path.clone());
             }
         }
-        let network = if spec.nics.is_empty() { NetworkOf::Nobody } else { NetworkOf::Host };
-        if network == NetworkOf::Host {
+        let network = if spec.nics.is_empty() { NetworkNamespace::Private } else { NetworkNamespace::Host };
+        if network == NetworkNamespace::Host {
             devices.push(TUN.into());
         }
         let directory = Some(self.paths.vmm_dir(spec.vm));
-        Ok(Confinement { directory, network, ..vmm_files::confinement(spec, OVERHEAD, devices) })
+        Ok(JailSpec { directory, network, ..vmm_files::confinement(spec, OVERHEAD, devices) })
     }
 
-    async fn prepare(&self, spec: &LaunchSpec) -> Result<Launch> {
+    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
         let program = self.require()?;
         let (spec, paths) = (spec.clone(), self.paths.clone());
         blocking("prepare the VMM", move || prepare(&spec, &paths, &program)).await
@@ -194,7 +194,7 @@ impl Vmm for Firecracker {
     }
 }
 
-fn prepare(spec: &LaunchSpec, paths: &Paths, program: &Path) -> Result<Launch> {
+fn prepare(spec: &LaunchSpec, paths: &Paths, program: &Path) -> Result<VmmCommand> {
     let mut files = vec![
         (requests::KERNEL.to_owned(), vmm_files::open(&spec.kernel, Access::ReadOnly)?),
         (requests::INITRD.to_owned(), vmm_files::initrd(spec)?),
@@ -202,7 +202,7 @@ fn prepare(spec: &LaunchSpec, paths: &Paths, program: &Path) -> Result<Launch> {
     for (index, drive) in spec.drives.iter().enumerate() {
         files.push((requests::drive_name(index), vmm_files::open(&drive.path, drive.access)?));
     }
-    Ok(Launch {
+    Ok(VmmCommand {
         argv: requests::argv(&program.display().to_string(), spec),
         files,
         console: vmm_files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,

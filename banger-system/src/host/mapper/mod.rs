@@ -40,7 +40,7 @@ use super::{
     blocking::blocking,
     disks::{self, FileDisks},
 };
-use crate::ports::{Check, Disks, Error, Layers, Result, Status};
+use crate::ports::{Check, Disks, Error, OverlayBy, Result, Status};
 
 /// The unit of device-mapper, whatever the device.
 const SECTOR: u64 = 512;
@@ -102,7 +102,7 @@ impl Disks for MapperDisks {
         self.files.create_directory(vm).await
     }
 
-    async fn clone_image(&self, vm: VmId, image: ImageId, _layers: Layers, size: Bytes) -> Result<()> {
+    async fn clone_image(&self, vm: VmId, image: ImageId, _layers: OverlayBy, size: Bytes) -> Result<()> {
         let (image, overlay) = (self.paths.image(image), self.paths.overlay(vm));
         let tail = self.paths.system_tail(vm);
         blocking("make an overlay", move || {

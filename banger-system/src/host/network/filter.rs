@@ -91,7 +91,7 @@ impl Filter {
     }
 
     /// Removes the published ports of all guests.
-    pub(super) fn close_ports(&self) -> Result<()> {
+    pub(super) fn unpublish_all(&self) -> Result<()> {
         let mut state = self.lock();
         let mut batch = Batch::new();
         for set in Set::OF_PORTS {

@@ -282,7 +282,7 @@ impl Network for LinuxNetwork {
         self.open_outside_for(nic).await
     }
 
-    async fn take_over(&self, nic: &Nic) -> Result<BTreeSet<Port>> {
+    async fn reattach(&self, nic: &Nic) -> Result<BTreeSet<Port>> {
         let (held, vm, ports) = (self.ports.clone(), nic.vm, nic.ports.clone());
         let taken = blocking("hold the ports of a guest", move || held.hold_what_is_free(vm, &ports)).await?;
         let ports = nic.ports.difference(&taken).copied().collect();
@@ -290,17 +290,17 @@ impl Network for LinuxNetwork {
         Ok(taken)
     }
 
-    async fn close_ports(&self) -> Result<()> {
+    async fn unpublish_all(&self) -> Result<()> {
         let (filter, held) = (self.filter.clone(), self.ports.clone());
         blocking("close published ports", move || {
-            filter.close_ports()?;
+            filter.unpublish_all()?;
             held.release_all();
             Ok(())
         })
         .await
     }
 
-    async fn give_tap(&self, vm: VmId, user: Uid) -> Result<()> {
+    async fn set_tap_owner(&self, vm: VmId, user: Uid) -> Result<()> {
         self.tap(vm).await?;
         let name = TapName::of(vm);
         blocking("give a TAP to the VMM's user", move || {
@@ -325,8 +325,8 @@ impl Network for LinuxNetwork {
         self.open_outside_for(new).await
     }
 
-    async fn numbered(&self, port: Port) -> Result<Port> {
-        ports::numbered(port)
+    async fn assign_host_port(&self, port: Port) -> Result<Port> {
+        ports::assign_host_port(port)
     }
 
     async fn unplug(&self, vm: VmId) -> Result<()> {
@@ -357,12 +357,12 @@ impl Network for LinuxNetwork {
         blocking("look at the network", move || Ok(checks::of_interfaces())).await.unwrap_or_default()
     }
 
-    async fn checks_of_nat(&self) -> Vec<Check> {
+    async fn nat_checks(&self) -> Vec<Check> {
         let filter = self.filter.clone();
         blocking("look at the network", move || Ok(checks::of_nat(&filter))).await.unwrap_or_default()
     }
 
-    async fn checks_of_ports(&self) -> Vec<Check> {
+    async fn port_checks(&self) -> Vec<Check> {
         vec![checks::of_ports(self.ports.count())]
     }
 }

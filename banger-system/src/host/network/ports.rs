@@ -157,7 +157,7 @@ impl HeldPorts {
 }
 
 /// Returns the port with a free number, if it has none yet.
-pub(super) fn numbered(port: Port) -> Result<Port> {
+pub(super) fn assign_host_port(port: Port) -> Result<Port> {
     match port.host {
         0 => take(port, |_| None).map(|(_, host)| Port { host, ..port }),
         _ => Ok(port),
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     fn free(scope: Scope) -> Port {
-        numbered(Port { scope, protocol: Protocol::Tcp, host: 0, guest: 80 }).unwrap()
+        assign_host_port(Port { scope, protocol: Protocol::Tcp, host: 0, guest: 80 }).unwrap()
     }
 
     #[test]

@@ -29,7 +29,7 @@ use super::{
     network,
     vmm_files::{self, CONSOLE_LOG, VMM_LOG},
 };
-use crate::ports::{Channel, Check, Confinement, Error, Launch, Layers, Result, Status, Vmm};
+use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Status, Vmm, VmmCommand};
 
 /// Where distributions install it.
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
@@ -64,11 +64,11 @@ impl Qemu {
 
 #[async_trait]
 impl Vmm for Qemu {
-    fn layers(&self, _wish: VmmChoice, _vcpus: u32) -> Layers {
-        Layers::Vmm
+    fn overlay_by(&self, _wish: VmmChoice, _vcpus: u32) -> OverlayBy {
+        OverlayBy::Vmm
     }
 
-    async fn confine(&self, spec: &LaunchSpec) -> Result<Confinement> {
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
         if !Self::is_installed() {
             return Err(Error::HostNotReady {
                 message: format!("{PROGRAM} is missing; install the package qemu-system-x86"),
@@ -82,7 +82,7 @@ impl Vmm for Qemu {
         Ok(vmm_files::confinement(spec, OVERHEAD, devices))
     }
 
-    async fn prepare(&self, spec: &LaunchSpec) -> Result<Launch> {
+    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
         let (spec, paths) = (spec.clone(), self.paths.clone());
         let (acceleration, sockets) = (self.acceleration, Arc::clone(&self.sockets));
         blocking("prepare the VMM", move || prepare(&spec, &paths, acceleration, &sockets)).await
@@ -116,7 +116,7 @@ fn prepare(
     paths: &Paths,
     acceleration: Acceleration,
     sockets: &Sockets,
-) -> Result<Launch> {
+) -> Result<VmmCommand> {
     let mut files = vec![("kernel".to_owned(), vmm_files::open(&spec.kernel, Access::ReadOnly)?)];
     files.push(("initrd".to_owned(), vmm_files::initrd(spec)?));
     for (index, drive) in spec.drives.iter().enumerate() {
@@ -131,7 +131,7 @@ fn prepare(
     for (name, listener) in sockets.bind(spec.vm)? {
         files.push((name, listener));
     }
-    Ok(Launch {
+    Ok(VmmCommand {
         argv: args::of(PROGRAM, spec, acceleration),
         files,
         console: vmm_files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,

@@ -134,7 +134,7 @@ impl Registries {
 
 #[async_trait]
 impl Registry for Registries {
-    fn keep_away_from(&self, guests: Subnet) {
+    fn forbid_guests(&self, guests: Subnet) {
         self.guests.are_in(guests);
     }
 

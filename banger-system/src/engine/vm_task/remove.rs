@@ -1,4 +1,4 @@
-//! Removes a sandbox, by request or because its lifetime is over.
+//! Deletes a sandbox, on request or because its lifetime is over.
 
 use std::sync::Arc;
 
@@ -8,19 +8,19 @@ use banger_domain::{
     vm::Lifetime,
 };
 
-use super::{FORCED, Goal, Next, Reply, Task, answer};
+use super::{FORCED, Goal, Next, Reply, VmTask, answer};
 use crate::engine::{
     error::Error,
     job::{JobHandle, Stages},
-    request::Manner,
+    request::StopMode,
     view::{JobKind, Object},
 };
 
 const DELETE: Stages = &["power-off", "remove"];
 
-impl Task {
-    pub(super) async fn delete(&mut self, manner: Manner, reply: Reply<JobId>) -> Next {
-        if self.vm.state.is_up() && manner == Manner::Clean {
+impl VmTask {
+    pub(super) async fn delete(&mut self, mode: StopMode, reply: Reply<JobId>) -> Next {
+        if self.vm.state.is_up() && mode == StopMode::Graceful {
             answer(reply, Err(Refused { state: self.vm.state, event: Event::Delete }.into()));
             return Next::Continue;
         }
@@ -34,7 +34,7 @@ impl Task {
         answer(reply, Ok(job.id()));
         if self.vm.state.is_up() {
             let stopped = match step(self.vm.state, Event::Stop) {
-                Ok(transition) => self.begin_stop(transition, FORCED, Reason::UserRequest).await,
+                Ok(transition) => self.stop_vmm(transition, FORCED, Reason::UserRequest).await,
                 Err(refused) => Err(refused.into()),
             };
             match stopped {
@@ -52,8 +52,8 @@ impl Task {
         next
     }
 
-    /// Removes the machine. What cannot be removed stays in the ledger, and the machine stays `deleting`,
-    /// so that the removal can be asked for again.
+    /// Deletes the VM with everything that it holds. On failure the ledger keeps what is left and the VM stays
+    /// `deleting`, so that the deletion can be repeated.
     pub(super) async fn remove(&mut self) -> (Option<Error>, Next) {
         if let Ok(Transition::To(state)) = step(self.vm.state, Event::Delete) {
             self.vm.state = state;
@@ -67,25 +67,25 @@ impl Task {
         if let Err(error) = self.shared.ports.store.delete_vm(self.vm.id).await {
             return (Some(error.into()), Next::Continue);
         }
-        self.shared.registry.remove_vm(self.vm.id);
+        self.shared.inventory.remove_vm(self.vm.id);
         (None, Next::Leave)
     }
 
-    pub(super) async fn caller_vanished(&mut self) -> Next {
+    pub(super) async fn client_disconnected(&mut self) -> Next {
         if !matches!(self.vm.lifetime, Lifetime::Caller { .. }) {
             return Next::Continue;
         }
         tracing::info!(vm = %self.vm.id, "the client that this sandbox was bound to has disconnected");
-        self.delete_unasked(Reason::CallerVanished).await
+        self.delete_automatically(Reason::CallerVanished).await
     }
 
-    /// Removes the machine because its lifetime says so.
-    pub(super) async fn delete_unasked(&mut self, reason: Reason) -> Next {
+    /// Deletes the VM without a user's request: its lifetime is over, or its creation was cancelled.
+    pub(super) async fn delete_automatically(&mut self, reason: Reason) -> Next {
         let objects = vec![Object::Vm(self.vm.id)];
-        let job = self.shared.jobs.begin_unasked(JobKind::VmDelete, self.vm.owner, objects, DELETE);
+        let job = self.shared.jobs.begin_internal(JobKind::VmDelete, self.vm.owner, objects, DELETE);
         if self.vm.state.is_up() {
             let stopped = match step(self.vm.state, Event::Stop) {
-                Ok(transition) => self.begin_stop(transition, FORCED, reason).await,
+                Ok(transition) => self.stop_vmm(transition, FORCED, reason).await,
                 Err(refused) => Err(refused.into()),
             };
             match stopped {
@@ -99,7 +99,7 @@ impl Task {
         next
     }
 
-    pub(super) async fn remove_for_waiters(&mut self) -> Next {
+    pub(super) async fn remove_and_finish_waiters(&mut self) -> Next {
         let (error, next) = self.remove().await;
         let gone: Vec<JobHandle> = std::mem::take(&mut self.waiters).into_iter().map(|w| w.job).collect();
         match error {

@@ -1,4 +1,4 @@
-//! Reattaches the task of a sandbox after a restart of the service.
+//! Reattaches a VM's task to a VMM that an earlier run of the service started.
 
 use banger_domain::{
     clock::Occasion,
@@ -6,14 +6,14 @@ use banger_domain::{
     resource::Scope,
 };
 
-use super::{Next, Task};
+use super::{Next, VmTask};
 use crate::{
     engine::error::one_line,
     ports::{Ended, Started},
 };
 
-impl Task {
-    pub(super) async fn take_over(&mut self, process: Option<Started>) -> Next {
+impl VmTask {
+    pub(super) async fn reattach(&mut self, process: Option<Started>) -> Next {
         match (self.vm.state, process) {
             (State::Deleting, _) => {
                 let (error, next) = self.remove().await;
@@ -30,11 +30,11 @@ impl Task {
                     self.vm.state = State::Running;
                 }
                 self.publish();
-                self.plug_again().await;
-                self.watch_end();
-                self.watch_for_standstill();
+                self.reattach_nic().await;
+                self.watch_vmm();
+                self.watch_for_halt();
                 if state == State::Stopping {
-                    self.ask_to_shut_down(self.shared.settings.stop_timeout);
+                    self.request_shutdown(self.shared.settings.stop_timeout);
                 } else {
                     self.watch_guest(self.shared.settings.ready_timeout, Occasion::Regular);
                 }
@@ -42,36 +42,36 @@ impl Task {
             }
             (state, process) if state.is_up() || process.is_some() => {
                 self.lease.release(Scope::Boot).await;
-                self.ended_meanwhile(state).await
+                self.ended_unwatched(state).await
             }
             _ => Next::Continue,
         }
     }
 
-    /// The VMM ended while no service watched. Its console may say how.
-    async fn ended_meanwhile(&mut self, state: State) -> Next {
+    /// Handles the end of a VMM that no service watched. The console log may say how the guest ended.
+    async fn ended_unwatched(&mut self, state: State) -> Next {
         let (event, reason) = match state.is_up() {
-            true => self.judge_end(&Ended::Unknown).await,
+            true => self.classify_end(&Ended::Unknown).await,
             false => (Event::Exited, Reason::Lost),
         };
         match (event, &reason) {
-            // Nobody says that it failed.
+            // The reason is unknown, so it does not count as a failure.
             (_, Reason::Lost) => self.vm.state = if state.is_up() { State::Stopped } else { state },
-            _ => self.happen(event),
+            _ => self.apply(event),
         }
         self.vm.reason = reason;
-        self.forget_boot();
+        self.clear_boot();
         if event == Event::Rebooted && self.vm.state == State::Starting {
-            return self.boot_again().await;
+            return self.reboot().await;
         }
-        self.log_failed_save().await;
+        self.save_or_log().await;
         Next::Continue
     }
 
-    /// Takes over the interface of a sandbox that runs. Without it the sandbox runs on.
-    pub(super) async fn plug_again(&mut self) {
+    /// Reattaches the network interface of a running sandbox. If that fails, the sandbox keeps running without it.
+    pub(super) async fn reattach_nic(&mut self) {
         let taken = match self.shared.nic(&self.vm).await {
-            Ok(nic) => self.shared.ports.network.take_over(&nic).await,
+            Ok(nic) => self.shared.ports.network.reattach(&nic).await,
             Err(error) => Err(error),
         };
         match taken {

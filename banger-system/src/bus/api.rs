@@ -1,4 +1,4 @@
-//! Shared by every object of the D-Bus API: the engine, the callers, the subscribers, and the access check.
+//! What all objects of the D-Bus API share: the engine, the callers, the subscribers, and the access check.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use zbus::{Connection, message::Header};
 
 use super::{
-    acl::{self, Access, Work},
-    caller::{Caller, Callers, Place},
+    acl::{self, Access, Cost},
+    caller::{Caller, Callers, RequestKind},
     error::{Error, Result},
     subscribers::Subscribers,
 };
@@ -21,32 +21,33 @@ use crate::{
     ports::{Interaction, Question, Users, Verdict},
 };
 
-/// How long a read may wait for polkit. zbus holds its tree of objects while a property is read, and so
-/// everybody waits with it.
-const GLANCE: Duration = Duration::from_secs(1);
+/// Time for polkit to answer a read. zbus holds its tree of objects while a property is read, and all calls wait for
+/// it.
+const VIEW_OTHERS_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub struct Border {
+pub struct Api {
     pub connection: Connection,
     pub engine: Engine,
     pub callers: Callers,
     pub subscribers: Subscribers,
 }
 
-/// Whose object a call is about, and what a dialog says of it.
+/// The object of a call: its owner, and what a password dialog shows of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub owner: Uid,
     pub is_shared: bool,
-    /// A connection that may do what the owner may.
-    pub guest: Option<String>,
-    /// What a dialog calls it, such as `sandbox web`.
+    /// A connection with the owner's rights: the one that created a job.
+    pub creator: Option<String>,
+    /// The object's name in a dialog, such as `sandbox web`.
     pub object: String,
-    /// What the rules of an administrator may look up.
+    /// Details for an administrator's polkit rules.
     pub details: Vec<(&'static str, String)>,
 }
 
 impl Target {
-    /// All that polkit is told. The messages of the policy name the object and its owner, so every target has these.
+    /// Returns all details for polkit. The policy's messages name the object and its owner, so every target has
+    /// these.
     fn into_details(self, users: &dyn Users) -> Vec<(&'static str, String)> {
         let mut details = self.details;
         details.push((detail::OBJECT, self.object));
@@ -56,17 +57,17 @@ impl Target {
     }
 
     fn belongs_to(&self, caller: &Caller) -> bool {
-        self.owner == caller.uid || self.guest.as_ref() == Some(&caller.connection)
+        self.owner == caller.uid || self.creator.as_ref() == Some(&caller.connection)
     }
 }
 
-impl Border {
+impl Api {
     pub async fn new(connection: Connection, engine: Engine) -> zbus::Result<Self> {
         let callers = Callers::new(&connection).await?;
         Ok(Self { connection, engine, callers, subscribers: Subscribers::default() })
     }
 
-    /// The one check: whether the caller of this message may use this member. The call is served while the
+    /// Checks that the caller of a message may use this member. The call counts against its user's limit while the
     /// permit is held.
     pub async fn admit(
         &self,
@@ -76,19 +77,19 @@ impl Border {
         target: Option<Target>,
     ) -> Result<(Caller, OwnedSemaphorePermit)> {
         let caller = self.callers.of(header).await?;
-        let place = match acl::work(interface, member) {
-            Some(Work::Waits) => Place::Wait,
-            Some(Work::Looks) => Place::Look,
-            Some(Work::Opens) => Place::Stream,
-            _ => Place::Call,
+        let kind = match acl::cost(interface, member) {
+            Some(Cost::Wait) => RequestKind::Wait,
+            Some(Cost::Inspect) => RequestKind::Inspect,
+            Some(Cost::Open) => RequestKind::Stream,
+            _ => RequestKind::Call,
         };
-        let permit = self.callers.place(caller.uid, place)?;
+        let permit = self.callers.acquire(caller.uid, kind)?;
         self.authorise(&caller, interface, member, target).await?;
         Ok((caller, permit))
     }
 
-    /// The one check for a read of properties, for which nobody is asked anything. It takes no place: a
-    /// client with many objects reads them all at once, and is answered at once.
+    /// Checks that the caller of a message may read properties, without a dialog. Takes no permit, because a client
+    /// with many objects reads them all at once.
     pub async fn admit_reader(
         &self,
         header: &Header<'_>,
@@ -130,7 +131,7 @@ impl Border {
                 if target.is_shared || target.belongs_to(caller) {
                     return Ok(());
                 }
-                match self.views_others(caller).await {
+                match self.cached_view_others(caller).await {
                     Some(true) => Ok(()),
                     Some(false) => Err(Error::new(ErrorName::AccessDenied, "this belongs to another user")),
                     None => Err(Error::new(
@@ -157,8 +158,8 @@ impl Border {
         }
     }
 
-    /// Requires a polkit action of the caller. Who has to be asked for a password is asked only when polkit
-    /// says so, and only for a limited number of calls of one user at once.
+    /// Requires a polkit action. Asks for a password only if polkit says so and the caller allows it, and for a
+    /// limited number of calls of a user at once.
     pub async fn require(
         &self,
         caller: &Caller,
@@ -174,15 +175,15 @@ impl Border {
             details,
             interaction: Interaction::Forbidden,
         };
-        let mut verdict = self.ask(question.clone()).await?;
+        let mut verdict = self.check(question.clone()).await?;
         if verdict == Verdict::NeedsInteraction && caller.interaction == Interaction::Allowed {
-            let _prompt = self.callers.place(caller.uid, Place::Prompt)?;
+            let _prompt = self.callers.acquire(caller.uid, RequestKind::Prompt)?;
             question.interaction = Interaction::Allowed;
-            verdict = self.ask(question).await?;
+            verdict = self.check(question).await?;
         }
         match verdict {
             Verdict::Yes => {
-                // An administrator who has authenticated for one call will read the object of that call next.
+                // An administrator who authenticated for one call will read its object next.
                 if [action::VM_VIEW_OTHERS, action::VM_MANAGE_OTHERS].contains(&action) {
                     self.callers.remember(&caller.connection, true);
                 }
@@ -203,26 +204,26 @@ impl Border {
         }
     }
 
-    /// Asks the authority, for as long as the caller is there to hear the answer.
-    async fn ask(&self, question: Question) -> Result<Verdict> {
+    /// Asks the authority. Stops when the caller disconnects.
+    async fn check(&self, question: Question) -> Result<Verdict> {
         let connection = question.connection.clone();
         tokio::select! {
             biased;
-            () = self.callers.gone(&connection) => {
-                Err(Error::new(ErrorName::AccessDenied, "the caller has gone"))
+            () = self.callers.disconnected(&connection) => {
+                Err(Error::new(ErrorName::AccessDenied, "the caller has disconnected"))
             }
             verdict = self.engine.authority().check(question) => Ok(verdict),
         }
     }
 
-    /// Whether the caller may see other people's objects. Nobody is asked to authenticate, and the answer
-    /// is remembered for a moment.
+    /// Returns whether the caller may see other users' objects. Never opens a dialog. The answer is cached for a
+    /// moment.
     pub async fn may_view_others(&self, caller: &Caller) -> bool {
-        self.views_others(caller).await.unwrap_or_default()
+        self.cached_view_others(caller).await.unwrap_or_default()
     }
 
-    /// The same; `None` when it is unknown at the moment, which is not remembered.
-    async fn views_others(&self, caller: &Caller) -> Option<bool> {
+    /// Returns the same; `None` if polkit did not answer in time, which is not cached.
+    async fn cached_view_others(&self, caller: &Caller) -> Option<bool> {
         if caller.uid == Uid::ROOT {
             return Some(true);
         }
@@ -230,7 +231,10 @@ impl Border {
             return Some(remembered);
         }
         let silent = Caller { interaction: Interaction::Forbidden, ..caller.clone() };
-        let answer = tokio::time::timeout(GLANCE, self.require(&silent, action::VM_VIEW_OTHERS, Vec::new()));
+        let answer = tokio::time::timeout(
+            VIEW_OTHERS_TIMEOUT,
+            self.require(&silent, action::VM_VIEW_OTHERS, Vec::new()),
+        );
         let may = match answer.await {
             Ok(Ok(())) => true,
             Ok(Err(error)) if error.name != ErrorName::HostNotReady => false,
@@ -240,11 +244,11 @@ impl Border {
         Some(may)
     }
 
-    /// Sends the caller the signals of what it may see, from now on and until it goes.
+    /// Subscribes the caller to signals about what it may see, until it disconnects.
     pub fn subscribe(&self, caller: &Caller, all_owners: bool) -> Result<()> {
         self.subscribers.add(&caller.connection, caller.uid, all_owners)?;
-        // It may have gone before it was added, and then nobody else would take it out.
-        if !self.callers.is_here(&caller.connection) {
+        // It may have disconnected before it was added, and then nobody else would remove it.
+        if !self.callers.is_connected(&caller.connection) {
             self.subscribers.forget(&caller.connection);
         }
         Ok(())

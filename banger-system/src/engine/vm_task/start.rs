@@ -1,4 +1,4 @@
-//! How a machine is made and comes up.
+//! Creates and starts a VM. The module documentation of [`super`] lists the steps in order.
 
 use std::{
     sync::Arc,
@@ -15,7 +15,7 @@ use banger_domain::{
 };
 use tracing::Instrument;
 
-use super::{Goal, Happening, Next, Task};
+use super::{Goal, Next, TaskEvent, VmTask};
 use crate::{
     engine::{
         capability::Plan,
@@ -26,19 +26,19 @@ use crate::{
         request::{Start, WaitFor},
         view::JobKind,
     },
-    ports::{NetworkOf, Started},
+    ports::{NetworkNamespace, Started},
 };
 
-/// How long to wait before the supervisor is asked again, when it could not tell how a process ended.
-const WATCH_AGAIN: Duration = Duration::from_secs(1);
+/// Pause before asking the supervisor again when it could not report how a process ended.
+const SUPERVISOR_RETRY: Duration = Duration::from_secs(1);
 
 const START: Stages = &["start", "boot"];
 
-impl Task {
-    pub(super) async fn provision(&mut self, job: JobHandle, start: Option<Start>) -> Next {
+impl VmTask {
+    pub(super) async fn create_and_start(&mut self, job: JobHandle, start: Option<Start>) -> Next {
         job.stage("disk", format!("cloning {}", self.view().image_name));
-        if let Err(error) = self.make_disks(&job).instrument(job.span()).await {
-            return self.abandon(job, error).await;
+        if let Err(error) = self.create_disks(&job).instrument(job.span()).await {
+            return self.undo_create(job, error).await;
         }
         match start {
             None => {
@@ -46,8 +46,8 @@ impl Task {
                 job.finish(Ok(()));
                 Next::Continue
             }
-            Some(start) => match self.begin_start(&job, start).instrument(job.span()).await {
-                Err(error) => self.abandon(job, error).await,
+            Some(start) => match self.admit_and_boot(&job, start).instrument(job.span()).await {
+                Err(error) => self.undo_create(job, error).await,
                 Ok(()) => {
                     self.await_start(job, start);
                     Next::Continue
@@ -56,14 +56,14 @@ impl Task {
         }
     }
 
-    pub(super) async fn make_disks(&mut self, job: &JobHandle) -> Result<()> {
+    pub(super) async fn create_disks(&mut self, job: &JobHandle) -> Result<()> {
         let (id, image) = (self.vm.id, self.vm.image);
         let (root_size, work_size) = (self.vm.spec.root_size, self.vm.spec.disk_size);
-        let (wish, vcpus) = (self.vm.spec.vmm, self.vm.spec.vcpus);
+        let (choice, vcpus) = (self.vm.spec.vmm, self.vm.spec.vcpus);
         let ports = self.shared.ports.clone();
         let make = async {
             ports.disks.create_directory(id).await?;
-            ports.disks.clone_image(id, image, ports.vmm.layers(wish, vcpus), root_size).await?;
+            ports.disks.clone_image(id, image, ports.vmm.overlay_by(choice, vcpus), root_size).await?;
             ports.disks.create_work_disk(id, work_size).await
         };
         self.lease.hold(Resource::Disks, make).await?;
@@ -73,13 +73,13 @@ impl Task {
         Ok(self.shared.ports.store.put_vm(&self.vm).await?)
     }
 
-    /// Undoes a creation. Nothing stays: no row, no process, no file.
-    pub(super) async fn abandon(&mut self, job: JobHandle, error: Error) -> Next {
+    /// Undoes a failed or cancelled creation: no row, process or file stays.
+    pub(super) async fn undo_create(&mut self, job: JobHandle, error: Error) -> Next {
         self.lease.release_all().await;
         if let Err(error) = self.shared.ports.store.delete_vm(self.vm.id).await {
-            tracing::error!(vm = %self.vm.id, %error, "cannot forget a machine");
+            tracing::error!(vm = %self.vm.id, %error, "cannot delete the row of a sandbox");
         }
-        self.shared.registry.remove_vm(self.vm.id);
+        self.shared.inventory.remove_vm(self.vm.id);
         job.finish(Err(error));
         Next::Leave
     }
@@ -90,51 +90,52 @@ impl Task {
         let id = job.id();
         if transition == Transition::Unchanged {
             match self.vm.is_ready() && start.wait_for == WaitFor::Agent {
-                // It may be about to power off.
-                true => self.make_sure_it_is_up(job, start),
+                // The guest may be about to power off.
+                true => self.confirm_up(job, start),
                 false => self.await_start(job, start),
             }
             return Ok(id);
         }
-        match self.begin_start(&job, start).instrument(job.span()).await {
+        match self.admit_and_boot(&job, start).instrument(job.span()).await {
             Ok(()) => self.await_start(job, start),
             Err(error) => job.finish(Err(error)),
         }
         Ok(id)
     }
 
-    /// Brings the monitor up. When this fails, all that it made is released.
-    pub(super) async fn begin_start(&mut self, job: &JobHandle, start: Start) -> Result<()> {
+    /// Checks the lifecycle table and the owner's quota, then boots the VM.
+    pub(super) async fn admit_and_boot(&mut self, job: &JobHandle, start: Start) -> Result<()> {
         let Transition::To(state) = step(self.vm.state, Event::Start)? else { return Ok(()) };
         let before = self.vm.clone();
         self.vm.state = state;
         self.vm.reason = Reason::UserRequest;
         self.vm.ready_at = Timestamp::default();
-        if let Err(error) = self.shared.registry.publish_start(self.view(), &self.shared.settings.limits) {
+        if let Err(error) = self.shared.inventory.publish_start(self.view(), &self.shared.settings.limits) {
             self.vm = before;
             return Err(error);
         }
-        self.bring_up(job, start).await
+        self.boot(job, start).await
     }
 
-    /// Launches the VMM of a sandbox that is `starting`.
-    pub(super) async fn bring_up(&mut self, job: &JobHandle, start: Start) -> Result<()> {
+    /// Launches the VMM of a VM in state `starting`, and starts watching it and its guest. A failed launch releases
+    /// all its resources.
+    pub(super) async fn boot(&mut self, job: &JobHandle, start: Start) -> Result<()> {
         self.vm.token = Token::random();
         self.vm.started_at = now(&*self.shared.ports.clock);
         self.publish();
-        job.stage("start", "starting the machine monitor");
+        job.stage("start", "starting the VMM");
         let begun = Instant::now();
-        match self.launch_anew().await {
+        match self.launch_clean().await {
             Ok(started) => {
                 let host_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-                tracing::info!(vm = %self.vm.id, host_us, "a machine runs");
+                tracing::info!(vm = %self.vm.id, host_us, "started a VMM");
                 self.unit = started.unit;
                 self.pid = started.pid;
-                self.happen(Event::Launched);
-                // The row says `starting` if this fails, and a restart of the service makes the same of it.
-                self.log_failed_save().await;
-                self.watch_end();
-                self.watch_for_standstill();
+                self.apply(Event::Launched);
+                // If this fails, the row still says `starting`, and recovery handles that the same way.
+                self.save_or_log().await;
+                self.watch_vmm();
+                self.watch_for_halt();
                 let timeout = start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout);
                 self.watch_guest(timeout, Occasion::Boot);
                 job.stage("boot", "waiting for the guest");
@@ -142,17 +143,17 @@ impl Task {
             }
             Err(error) => {
                 self.lease.release(Scope::Boot).await;
-                self.happen(Event::LaunchFailed);
+                self.apply(Event::LaunchFailed);
                 self.vm.reason = Reason::StartFailed(one_line(&error));
-                self.log_failed_save().await;
+                self.save_or_log().await;
                 Err(error)
             }
         }
     }
 
-    /// Launches the monitor once nothing is left of an earlier one: where that could not be released when it ended,
-    /// the ledger has it still.
-    async fn launch_anew(&mut self) -> Result<Started> {
+    /// Launches the VMM after releasing what an earlier boot left. The ledger still has resources that could not be
+    /// released when that boot ended.
+    async fn launch_clean(&mut self) -> Result<Started> {
         match self.lease.release(Scope::Boot).await.into_iter().next() {
             Some(error) => Err(error.into()),
             None => self.launch().await,
@@ -182,23 +183,23 @@ impl Task {
             drives,
             nics: vec![launch_spec::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
         };
-        let confinement = self.lease.hold(Resource::Sockets, ports.vmm.confine(&spec)).await?;
-        let opens_tap = confinement.network == NetworkOf::Host;
-        let confined = self.lease.hold(Resource::Unit, ports.supervisor.confine(confinement)).await?;
-        // All this is done while the walls are built, which takes longer.
+        let jail_spec = self.lease.hold(Resource::Sockets, ports.vmm.jail_spec(&spec)).await?;
+        let opens_tap = jail_spec.network == NetworkNamespace::Host;
+        let jail = self.lease.hold(Resource::Unit, ports.supervisor.start_jail(jail_spec)).await?;
+        // Done while the jail starts, which takes longer.
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
-        let launch = ports.vmm.prepare(&spec).await?;
-        // The token must be known before the guest is: a restart of the service in between finds it.
+        let command = ports.vmm.prepare_launch(&spec).await?;
+        // Stored before the guest boots, so that a restarted service knows the guest's token.
         ports.store.put_vm(&self.vm).await?;
-        let started = confined.run(launch).await?;
+        let started = jail.run(command).await?;
         if opens_tap {
-            ports.network.give_tap(self.vm.id, Uid(started.user)).await?;
+            ports.network.set_tap_owner(self.vm.id, Uid(started.user)).await?;
         }
         ports.vmm.configure(&spec, &started).await?;
         Ok(started)
     }
 
-    /// Lets a job wait for a start that is under way, or finishes it when there is nothing to wait for.
+    /// Makes a job wait for the start that is under way, or finishes it if its goal is reached.
     pub(super) fn await_start(&mut self, job: JobHandle, start: Start) {
         let goal = match start.wait_for {
             WaitFor::Running => Goal::Running,
@@ -211,33 +212,33 @@ impl Task {
         self.wait_for(job, goal);
     }
 
-    pub(super) fn watch_end(&mut self) {
+    pub(super) fn watch_vmm(&mut self) {
         let (shared, vm) = (Arc::clone(&self.shared), self.vm.id);
-        self.beside.spawn(async move {
+        self.background.spawn(async move {
             loop {
                 match shared.ports.supervisor.ended(vm).await {
-                    Ok(ended) => return Happening::Ended(ended),
+                    Ok(ended) => return TaskEvent::VmmEnded(ended),
                     Err(error) => {
-                        tracing::warn!(%vm, %error, "cannot watch a machine");
-                        tokio::time::sleep(WATCH_AGAIN).await;
+                        tracing::warn!(%vm, %error, "cannot watch a VMM");
+                        tokio::time::sleep(SUPERVISOR_RETRY).await;
                     }
                 }
             }
         });
     }
 
-    /// Waits for the guest, and sets its clock before anybody is told that it is ready.
+    /// Waits for the guest's agent in the background. The guest's clock is set before the guest counts as ready.
     pub(super) fn watch_guest(&mut self, timeout: Duration, occasion: Occasion) {
         let (shared, vm, token) = (Arc::clone(&self.shared), self.vm.id, self.vm.token.clone());
-        self.beside.spawn(async move {
+        self.background.spawn(async move {
             let guest = &shared.ports.guest;
             let ready = guest.wait_ready(vm, &token, timeout).await;
             if ready.is_ok()
-                && let Err(error) = guest.mend_clock(vm, &token, occasion).await
+                && let Err(error) = guest.sync_clock(vm, &token, occasion).await
             {
                 tracing::warn!(%vm, %error, "cannot set the clock of a guest");
             }
-            Happening::Guest(ready)
+            TaskEvent::GuestReady(ready)
         });
     }
 }

@@ -1,4 +1,4 @@
-//! A guest that ends or boots on its own: it reboots, halts, or is started again while it shuts down.
+//! Handles guests that end or reboot on their own, and starts during a shutdown.
 
 use std::{
     sync::Arc,
@@ -11,7 +11,7 @@ use banger_domain::{
 };
 use tracing::Instrument;
 
-use super::{FORCED, Goal, Happening, Next, Task, Waiter};
+use super::{FORCED, Goal, Next, TaskEvent, VmTask, Waiter};
 use crate::{
     engine::{
         error::{Error, one_line},
@@ -24,9 +24,9 @@ use crate::{
 
 const REBOOT: Stages = &["start", "boot"];
 
-impl Task {
-    /// What the end of the VMM means, and why it ended.
-    pub(super) async fn judge_end(&mut self, ended: &Ended) -> (Event, Reason) {
+impl VmTask {
+    /// Returns what the end of the VMM means for the lifecycle, and the reason to show.
+    pub(super) async fn classify_end(&mut self, ended: &Ended) -> (Event, Reason) {
         let guest = match self.shared.ports.logs.guest_end(self.vm.id).await {
             Ok(guest) => guest,
             Err(error) => {
@@ -44,18 +44,18 @@ impl Task {
         }
     }
 
-    /// Boots a guest that has rebooted: its VMM has ended, and what belonged to that boot is released. Jobs that wait for
-    /// the guest go on waiting.
-    pub(super) async fn boot_again(&mut self) -> Next {
+    /// Boots a guest again that has rebooted. Its VMM has ended, and the resources of that boot are released. Jobs
+    /// that wait for the guest keep waiting.
+    pub(super) async fn reboot(&mut self) -> Next {
         let about = vec![Object::Vm(self.vm.id)];
-        // Not counted: the guest must not be lost because its owner has much under way.
-        let job = self.shared.jobs.begin_unasked(JobKind::VmRestart, self.vm.owner, about, REBOOT);
+        // Exempt from the job limit: a guest must not stay down because its owner has many jobs.
+        let job = self.shared.jobs.begin_internal(JobKind::VmRestart, self.vm.owner, about, REBOOT);
         let start = Start::default();
-        let booted = self.bring_up(&job, start).instrument(job.span()).await;
+        let booted = self.boot(&job, start).instrument(job.span()).await;
         let waiters = std::mem::take(&mut self.waiters);
         match booted {
             Ok(()) => {
-                // What they waited for beside the task ended with the boot.
+                // The background work that they waited for ended with the old boot.
                 for Waiter { job, goal } in waiters {
                     let goal = if matches!(goal, Goal::Up(_)) { Goal::Ready } else { goal };
                     self.wait_for(job, goal);
@@ -71,17 +71,17 @@ impl Task {
         Next::Continue
     }
 
-    /// Looks whether the guest is there to stay; when it is shutting down, it is started again once it is off.
-    pub(super) fn make_sure_it_is_up(&mut self, job: JobHandle, start: Start) {
+    /// Checks that the guest is not shutting down. If it is, the job waits, and the VM is started once it is off.
+    pub(super) fn confirm_up(&mut self, job: JobHandle, start: Start) {
         let timeout = start.ready_timeout.unwrap_or(self.shared.settings.ready_timeout);
         self.wait_for(job, Goal::Up(start));
         let (shared, vm, token) = (Arc::clone(&self.shared), self.vm.id, self.vm.token.clone());
-        self.beside.spawn(async move {
-            Happening::Looked(shared.ports.guest.wait_ready(vm, &token, timeout).await)
+        self.background.spawn(async move {
+            TaskEvent::UpChecked(shared.ports.guest.wait_ready(vm, &token, timeout).await)
         });
     }
 
-    pub(super) fn looked(&mut self, facts: ports::Result<GuestFacts>) {
+    pub(super) fn up_checked(&mut self, facts: ports::Result<GuestFacts>) {
         let is_up = |goal| matches!(goal, Goal::Up(_));
         match facts {
             Ok(facts) if facts.stopping => {
@@ -91,14 +91,14 @@ impl Task {
             }
             Ok(_) => self.take_waiters(is_up).into_iter().for_each(|job| job.finish(Ok(()))),
             Err(error) => {
-                let error = self.not_ready(error);
+                let error = self.not_ready_error(error);
                 self.fail_waiters(&Arc::new(error), is_up);
             }
         }
     }
 
-    /// The error of a guest that did not answer.
-    pub(super) fn not_ready(&self, error: ports::Error) -> Error {
+    /// Returns the error of a guest that did not answer.
+    pub(super) fn not_ready_error(&self, error: ports::Error) -> Error {
         match error {
             ports::Error::Timeout { after, .. } => {
                 Error::GuestTimeout { name: self.vm.name.to_string(), seconds: after.as_secs() }
@@ -107,36 +107,36 @@ impl Task {
         }
     }
 
-    /// Notices when nothing runs in the guest any more although its VMM does.
-    pub(super) fn watch_for_standstill(&mut self) {
+    /// Waits in the background until the guest halts while its VMM keeps running.
+    pub(super) fn watch_for_halt(&mut self) {
         let (shared, vm) = (Arc::clone(&self.shared), self.vm.id);
-        self.beside.spawn(async move {
+        self.background.spawn(async move {
             loop {
-                match shared.ports.logs.stood_still(vm).await {
-                    Ok(end) => return Happening::StoodStill(end),
+                match shared.ports.logs.wait_for_halt(vm).await {
+                    Ok(end) => return TaskEvent::GuestHalted(end),
                     Err(error) => {
                         tracing::warn!(%vm, error = %one_line(&error), "cannot watch a console log");
-                        tokio::time::sleep(WATCH_AGAIN).await;
+                        tokio::time::sleep(CONSOLE_RETRY).await;
                     }
                 }
             }
         });
     }
 
-    pub(super) async fn stood_still(&mut self, end: GuestEnd) {
+    pub(super) async fn guest_halted(&mut self, end: GuestEnd) {
         match step(self.vm.state, Event::Stop) {
             Ok(transition @ Transition::To(_)) => {
-                tracing::info!(vm = %self.vm.id, ?end, "nothing runs in the guest any more");
-                if let Err(error) = self.begin_stop(transition, FORCED, end.reason()).await {
+                tracing::info!(vm = %self.vm.id, ?end, "the guest has halted");
+                if let Err(error) = self.stop_vmm(transition, FORCED, end.reason()).await {
                     tracing::error!(vm = %self.vm.id, %error, "cannot end a sandbox whose guest has halted");
                 }
             }
-            // Somebody waits for it to end.
-            _ if self.vm.state == State::Stopping => self.kill_now(),
+            // A stop is waiting for the end.
+            _ if self.vm.state == State::Stopping => self.kill_vmm(),
             _ => {}
         }
     }
 }
 
-/// How long to wait before a console is looked at again that could not be read.
-const WATCH_AGAIN: Duration = Duration::from_secs(60);
+/// Pause before retrying to watch a console log that could not be read.
+const CONSOLE_RETRY: Duration = Duration::from_secs(60);

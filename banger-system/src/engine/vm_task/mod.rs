@@ -1,14 +1,53 @@
-//! The task of one machine. It alone changes the machine, what the host holds for it, and its row in the
-//! store. It never waits long for one thing: what takes time goes on beside it and reports back.
+//! The task of one VM.
+//!
+//! Each VM has one task, which alone changes the VM: its state, its row in the store, and its resources on the host.
+//! Everybody else sends it a [`Command`] and reads the published [`VmView`]. So there are no locks around a VM, and
+//! no two steps of it can race.
+//!
+//! The task never waits long. What takes time (the VMM's end, the guest's answer, a clean shutdown) runs in the
+//! background and reports a [`TaskEvent`]. So a VM can be stopped or deleted at any time, whatever its guest does.
+//!
+//! ```text
+//!    Command (start, stop, delete, …)        TaskEvent (VMM ended, guest ready, …)
+//!             │                                          ▲
+//!             ▼                                          │
+//!    handle_command ──► lifecycle::step ◄── handle_event │
+//!             │               │                          │
+//!             ▼               ▼                          │
+//!    lease: create or    save, publish            background work
+//!    release resources   (view, then row)         (watch, wait, probe)
+//! ```
+//!
+//! A job that has to wait (for the guest, for the end of the VMM) becomes a [`Waiter`] with a [`Goal`]; the event
+//! that reaches the goal finishes the job.
+//!
+//! # From a request to a ready guest
+//!
+//! The steps have these names, in this order:
+//!
+//! 1. **create** (`start.rs`, `create_and_start`): clone the image, create the work disk, store the row.
+//! 2. **admit** (`admit_and_boot`): check the lifecycle table and the owner's quota; the state becomes `starting`.
+//! 3. **boot** (`boot`): make a new token, then launch. A failed launch releases everything that it created.
+//! 4. **launch** (`launch`), each resource by way of the lease:
+//!    attach the disks, write the launch description, start the jail, plug the network interface, prepare the command,
+//!    run it in the jail, and configure the VMM, which boots the guest. The state becomes `running`.
+//! 5. **watch** (`watch_vmm`, `watch_for_halt`, `watch_guest`): background work for the end of the VMM and for the agent.
+//! 6. **ready** (`event.rs`, `guest_ready`): the agent has answered; waiting jobs finish.
+//!
+//! # The end
+//!
+//! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
+//! `remove.rs` deletes what is down, `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what
+//! happened while no service ran. Then the resources of the boot are released, and the next waiting start begins.
 
-mod happening;
+mod event;
+mod liveness;
+mod reattach;
 mod reboot;
 mod remove;
-mod silence;
 mod start;
 mod stop;
-mod take_over;
-mod waiting;
+mod waiter;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -26,27 +65,27 @@ use tokio::{
 };
 
 use self::{
-    happening::Happening,
-    silence::Answers,
+    event::TaskEvent,
+    liveness::Liveness,
     stop::FORCED,
-    waiting::{Goal, Waiter},
+    waiter::{Goal, Waiter},
 };
 use super::{
     Shared,
     error::Result,
     job::{JobHandle, Stages},
     lease::Lease,
-    request::{Configure, Manner, Start, Stop},
+    request::{Configure, Start, Stop, StopMode},
     view::{JobKind, Object, VmView},
 };
 use crate::ports::Started;
 
-/// How many requests to one machine may wait.
+/// How many commands to one VM may be queued.
 pub(super) const INBOX: usize = 64;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
-/// A request to a machine.
+/// A command to a VM's task.
 pub(super) enum Command {
     Start {
         start: Start,
@@ -62,7 +101,7 @@ pub(super) enum Command {
         reply: Reply<JobId>,
     },
     Delete {
-        manner: Manner,
+        mode: StopMode,
         reply: Reply<JobId>,
     },
     Kill {
@@ -90,39 +129,39 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     CallerVanished,
-    /// The guest did not answer somebody in time.
-    Doubt,
+    /// Probe the guest, because a request to it timed out.
+    Probe,
 }
 
-/// Whether the task goes on.
+/// Whether the task continues.
 #[derive(PartialEq, Eq)]
 enum Next {
     Continue,
     Leave,
 }
 
-pub(super) struct Task {
+pub(super) struct VmTask {
     pub(super) shared: Arc<Shared>,
     pub(super) vm: Vm,
     unit: String,
     pid: u32,
     lease: Lease,
     inbox: mpsc::Receiver<Command>,
-    beside: JoinSet<Happening>,
+    background: JoinSet<TaskEvent>,
     waiters: Vec<Waiter>,
-    /// Published ports that something else on the host has taken: they do not lead to the guest.
+    /// Published ports that another program on the host has taken. They do not reach the guest.
     pub(super) blocked_ports: BTreeSet<Port>,
-    answers: Answers,
-    /// When the guest rebooted lately.
+    liveness: Liveness,
+    /// The guest's recent reboots.
     reboots: Reboots,
-    /// The machine is not to outlive a first start that fails.
+    /// The VM's first start is not over. If it is cancelled, the VM is deleted.
     is_new: bool,
 }
 
 const CREATE: Stages = &["disk", "start", "boot"];
 
-impl Task {
-    /// Begins the life of a machine that was admitted a moment ago. Returns the job that makes it.
+impl VmTask {
+    /// Starts the task of a VM that was just admitted. Returns the job that creates it.
     pub(super) fn create(
         shared: Arc<Shared>,
         vm: Vm,
@@ -130,37 +169,36 @@ impl Task {
         start: Option<Start>,
     ) -> Result<JobId> {
         let job = shared.jobs.begin(JobKind::VmCreate, vm.owner, vec![Object::Vm(vm.id)], CREATE);
-        let job = job.inspect_err(|_| shared.registry.remove_vm(vm.id))?;
+        let job = job.inspect_err(|_| shared.inventory.remove_vm(vm.id))?;
         let id = job.id();
         let lease = Lease::new(vm.id, shared.ports.clone());
-        let mut task = Self::of(shared, vm, lease, inbox);
+        let mut task = Self::new(shared, vm, lease, inbox);
         task.is_new = true;
         tokio::spawn(async move {
-            if task.provision(job, start).await == Next::Continue {
+            if task.create_and_start(job, start).await == Next::Continue {
                 task.run().await;
             }
         });
         Ok(id)
     }
 
-    /// Goes on with a machine that was there before the service started. `process` is what the supervisor
-    /// found of it.
-    pub(super) fn adopt(
+    /// Starts the task of a VM from an earlier run of the service. `process` is what the supervisor found of it.
+    pub(super) fn reattached(
         shared: Arc<Shared>,
         vm: Vm,
         lease: Lease,
         process: Option<Started>,
         inbox: mpsc::Receiver<Command>,
     ) {
-        let mut task = Self::of(shared, vm, lease, inbox);
+        let mut task = Self::new(shared, vm, lease, inbox);
         tokio::spawn(async move {
-            if task.take_over(process).await == Next::Continue {
+            if task.reattach(process).await == Next::Continue {
                 task.run().await;
             }
         });
     }
 
-    fn of(shared: Arc<Shared>, vm: Vm, lease: Lease, inbox: mpsc::Receiver<Command>) -> Self {
+    fn new(shared: Arc<Shared>, vm: Vm, lease: Lease, inbox: mpsc::Receiver<Command>) -> Self {
         Self {
             shared,
             vm,
@@ -168,10 +206,10 @@ impl Task {
             pid: 0,
             lease,
             inbox,
-            beside: JoinSet::new(),
+            background: JoinSet::new(),
             waiters: Vec::new(),
             blocked_ports: BTreeSet::new(),
-            answers: Answers::default(),
+            liveness: Liveness::default(),
             reboots: Reboots::default(),
             is_new: false,
         }
@@ -181,13 +219,13 @@ impl Task {
         loop {
             let next = tokio::select! {
                 biased;
-                Some(happening) = self.beside.join_next() => match happening {
-                    Ok(happening) => self.happened(happening).await,
-                    // Aborted because it is no longer of interest.
+                Some(event) = self.background.join_next() => match event {
+                    Ok(event) => self.handle_event(event).await,
+                    // Aborted, because its result no longer matters.
                     Err(_) => Next::Continue,
                 },
                 command = self.inbox.recv() => match command {
-                    Some(command) => self.commanded(command).await,
+                    Some(command) => self.handle_command(command).await,
                     None => Next::Leave,
                 },
             };
@@ -197,7 +235,7 @@ impl Task {
         }
     }
 
-    async fn commanded(&mut self, command: Command) -> Next {
+    async fn handle_command(&mut self, command: Command) -> Next {
         match command {
             Command::Start { start, reply } => {
                 let result = self.start(start).await;
@@ -211,7 +249,7 @@ impl Task {
                 let result = self.restart(stop, start).await;
                 answer(reply, result);
             }
-            Command::Delete { manner, reply } => return self.delete(manner, reply).await,
+            Command::Delete { mode, reply } => return self.delete(mode, reply).await,
             Command::Kill { signal, reply } => {
                 let result = self.kill(signal).await;
                 answer(reply, result);
@@ -237,8 +275,8 @@ impl Task {
                 let result = self.unpublish_port(port).await;
                 answer(reply, result);
             }
-            Command::CallerVanished => return self.caller_vanished().await,
-            Command::Doubt => self.doubt(),
+            Command::CallerVanished => return self.client_disconnected().await,
+            Command::Probe => self.suspect(),
         }
         Next::Continue
     }
@@ -248,11 +286,11 @@ impl Task {
             return Ok(());
         }
         let old = std::mem::replace(&mut self.vm.name, name);
-        if let Err(error) = self.shared.registry.publish_rename(self.view()) {
+        if let Err(error) = self.shared.inventory.publish_rename(self.view()) {
             self.vm.name = old;
             return Err(error);
         }
-        // One that was chosen for itself stays.
+        // A host name that the user chose stays.
         if self.vm.spec.hostname == old {
             self.vm.spec.hostname = self.vm.name.clone();
         }
@@ -263,7 +301,7 @@ impl Task {
         self.shared.jobs.begin(kind, self.vm.owner, vec![Object::Vm(self.vm.id)], stages)
     }
 
-    fn happen(&mut self, event: Event) {
+    fn apply(&mut self, event: Event) {
         match step(self.vm.state, event) {
             Ok(Transition::To(state)) => self.vm.state = state,
             Ok(Transition::Unchanged) => {}
@@ -273,11 +311,11 @@ impl Task {
         }
     }
 
-    fn forget_boot(&mut self) {
+    fn clear_boot(&mut self) {
         self.unit.clear();
         self.pid = 0;
         self.blocked_ports.clear();
-        self.answers = Answers::default();
+        self.liveness = Liveness::default();
         self.vm.ready_at = Timestamp::default();
         self.vm.boot_id.clear();
     }
@@ -287,24 +325,24 @@ impl Task {
         Ok(self.shared.ports.store.put_vm(&self.vm).await?)
     }
 
-    async fn log_failed_save(&mut self) {
+    async fn save_or_log(&mut self) {
         if let Err(error) = self.save().await {
-            tracing::error!(vm = %self.vm.id, %error, "cannot store a machine");
+            tracing::error!(vm = %self.vm.id, %error, "cannot store a sandbox");
         }
     }
 
     pub(super) fn publish(&self) {
-        self.shared.registry.publish(self.view());
+        self.shared.inventory.publish(self.view());
     }
 
     fn view(&self) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
-        let silent = self.answers == Answers::No;
+        let silent = self.liveness == Liveness::Silent;
         VmView { blocked_ports, silent, ..self.shared.view(self.vm.clone(), self.unit.clone(), self.pid) }
     }
 }
 
-/// The caller may have gone; then nobody waits for the answer.
+/// Sends a reply. A caller that disconnected does not get it.
 fn answer<T>(reply: Reply<T>, result: Result<T>) {
     let _ = reply.send(result);
 }

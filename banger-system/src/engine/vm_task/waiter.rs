@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Happening, Task};
+use super::{TaskEvent, VmTask};
 use crate::engine::{error::Error, job::JobHandle, request::Start};
 
-/// A job that waits for the machine to get somewhere.
+/// A job that waits for the VM to reach a state.
 pub(super) struct Waiter {
     pub(super) job: JobHandle,
     pub(super) goal: Goal,
@@ -13,24 +13,24 @@ pub(super) struct Waiter {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Goal {
-    /// The monitor runs.
+    /// The VMM runs.
     Running,
     /// The guest answers.
     Ready,
-    /// The guest answers and is not shutting down: one that is shutting down is started again.
+    /// The guest answers and is not shutting down. If it is, it is started again once it is off.
     Up(Start),
-    /// The monitor has ended.
+    /// The VMM has ended.
     Down,
-    /// The monitor has ended, and runs again.
+    /// The VMM has ended, and the next one runs.
     Again(Start),
-    /// The machine is removed.
+    /// The VM is deleted.
     Gone,
 }
 
-impl Task {
+impl VmTask {
     pub(super) fn wait_for(&mut self, job: JobHandle, goal: Goal) {
         let canceled = job.canceled();
-        self.beside.spawn(async move { Happening::Canceled(canceled.await) });
+        self.background.spawn(async move { TaskEvent::JobCanceled(canceled.await) });
         self.waiters.push(Waiter { job, goal });
     }
 

@@ -1,5 +1,7 @@
-//! What exists, as it was last published. Each machine's view is written by its own task only; what has
-//! to be decided over all machines of a user (names, shares) is decided here, under one short lock.
+//! The in-memory table of all VMs, images and kernels, as last published.
+//!
+//! Each VM's view is written by the VM's own task only. Decisions that concern several objects of a user (free names,
+//! quotas, whether an image is in use) are made here, under one short lock that is never held across an `.await`.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,12 +20,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     error::{Error, Kind, Result},
-    machine::Command,
     view::{Event, ImageView, KernelView, Object, VmView},
+    vm_task::Command,
 };
 use crate::ports::Users;
 
-pub(super) struct Registry {
+pub(super) struct Inventory {
     state: Mutex<State>,
     events: mpsc::UnboundedSender<Event>,
     changes: watch::Sender<()>,
@@ -32,11 +34,11 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct State {
     vms: HashMap<VmId, Entry>,
-    /// The place among the addresses that was given last.
+    /// The address slot that was assigned last.
     last_slot: Option<Slot>,
     images: HashMap<ImageId, Arc<ImageView>>,
     kernels: HashMap<KernelId, Arc<KernelView>>,
-    /// Names of images and kernels that are being imported.
+    /// Names of images (`true`) and kernels that are being imported, and the bytes they will take.
     reserved: HashMap<(bool, Uid, Name), Bytes>,
 }
 
@@ -60,37 +62,38 @@ impl State {
         usage
     }
 
-    /// What the disks of a machine count for: what its system disk has of its image is everybody's.
+    /// Returns what a VM's disks count against the quota. The part of the system disk that is its image's counts for
+    /// nobody.
     fn disk_of(&self, image: ImageId, spec: &VmSpec) -> Bytes {
         let beyond = spec.root_size.0.saturating_sub(self.image_size(image).0);
         Bytes(spec.disk_size.0.saturating_add(beyond))
     }
 
-    /// The size of an image's file system; nothing of one that is not there.
+    /// Returns the size of an image's file system, or 0 if there is no such image.
     fn image_size(&self, id: ImageId) -> Bytes {
         self.images.get(&id).map_or(Bytes(0), |image| image.facts.virtual_size)
     }
 
-    /// The names of the machines that use an image.
+    /// Returns the names of the VMs that use an image.
     fn image_users(&self, id: ImageId) -> Vec<String> {
         let users = self.vms.values().filter(|entry| entry.view.vm.image == id);
         users.map(|entry| entry.view.vm.name.to_string()).collect()
     }
 
-    /// What the images of a user take that nobody else sees, and what those will that are being made, but for one.
-    fn private_bytes(&self, owner: Uid, but: Option<&(bool, Uid, Name)>) -> u64 {
+    /// Returns the bytes of a user's private images, including pending imports except one.
+    fn private_bytes(&self, owner: Uid, except: Option<&(bool, Uid, Name)>) -> u64 {
         let private = self.images.values().filter(|image| image.owner == owner && !image.shared);
         let kept: u64 = private.map(|image| image.facts.disk_usage.0).sum();
-        let pending = self.reserved.iter().filter(|(key, _)| key.1 == owner && Some(*key) != but);
+        let pending = self.reserved.iter().filter(|(key, _)| key.1 == owner && Some(*key) != except);
         kept.saturating_add(pending.map(|(_, bytes)| bytes.0).sum())
     }
 
-    /// The names of the machines and images that use a kernel.
+    /// Returns the names of the VMs and images that use a kernel.
     fn kernel_users(&self, id: KernelId) -> Vec<String> {
-        let machines = self.vms.values().filter(|entry| entry.view.vm.kernel == id);
+        let vms = self.vms.values().filter(|entry| entry.view.vm.kernel == id);
         let images = self.images.values().filter(|image| image.kernel == Some(id));
         let names = images.map(|image| image.name.to_string());
-        machines.map(|entry| entry.view.vm.name.to_string()).chain(names).collect()
+        vms.map(|entry| entry.view.vm.name.to_string()).chain(names).collect()
     }
 
     fn vm_name_taken(&self, owner: Uid, name: &Name) -> bool {
@@ -98,18 +101,18 @@ impl State {
     }
 }
 
-impl Registry {
+impl Inventory {
     pub(super) fn new(events: mpsc::UnboundedSender<Event>) -> Self {
         Self { state: Mutex::default(), events, changes: watch::Sender::default() }
     }
 
-    /// Tells that something was published, however much it was.
+    /// Returns a receiver that wakes after any change. Several changes may wake it once.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
     }
 
-    /// Tells that something changed that is no object.
-    pub(super) fn touch(&self) {
+    /// Wakes the receivers of [`Inventory::changes`] after a change that is not an object's.
+    pub(super) fn notify(&self) {
         self.changes.send_replace(());
     }
 
@@ -121,7 +124,7 @@ impl Registry {
         self.lock().vms.get(&id).map(|entry| Arc::clone(&entry.view))
     }
 
-    /// Where commands to a machine go.
+    /// Returns the channel to a VM's task.
     pub(super) fn inbox(&self, id: VmId) -> Result<mpsc::Sender<Command>> {
         let state = self.lock();
         let entry = state.vms.get(&id);
@@ -132,8 +135,7 @@ impl Registry {
         self.lock().usage(owner)
     }
 
-    /// Adds a new machine, if its owner's share allows it, and gives it a free name and a free place in the
-    /// subnet. `names` are those that will do, the best first.
+    /// Adds a new VM under the first free name, with a free address, if the owner's quota allows it.
     pub(super) fn admit(
         &self,
         mut view: VmView,
@@ -168,20 +170,20 @@ impl Registry {
         Ok(view)
     }
 
-    /// Whether the owner's share has room for the disks that a machine is to have.
+    /// Checks that the owner's quota has room for the new disk sizes.
     pub(super) fn check_disks(&self, vm: &Vm, new: &VmSpec, limits: &Limits) -> Result<()> {
         let state = self.lock();
         let more = state.disk_of(vm.image, new).0.saturating_sub(state.disk_of(vm.image, &vm.spec).0);
         Ok(limits.check_disk(state.usage(vm.owner), Bytes(more))?)
     }
 
-    /// The size of an image's file system.
+    /// Returns the size of an image's file system.
     pub(super) fn image_size(&self, id: ImageId) -> Bytes {
         self.lock().image_size(id)
     }
 
-    /// Adds a machine that was there before the service started.
-    pub(super) fn adopt(&self, view: VmView, inbox: mpsc::Sender<Command>) {
+    /// Adds a VM that existed before the service started.
+    pub(super) fn add_recovered(&self, view: VmView, inbox: mpsc::Sender<Command>) {
         let view = Arc::new(view);
         let mut state = self.lock();
         state.last_slot = state.last_slot.max(Some(view.vm.slot));
@@ -190,12 +192,12 @@ impl Registry {
         self.send(Event::VmAdded(view));
     }
 
-    /// Publishes a machine. Called by its own task only.
+    /// Publishes a VM. Only its own task calls this.
     pub(super) fn publish(&self, view: VmView) {
         self.replace(&mut self.lock(), view);
     }
 
-    /// Publishes a machine that is going up, if its owner's share allows it.
+    /// Publishes a VM that is starting, if the owner's quota allows it.
     pub(super) fn publish_start(&self, view: VmView, limits: &Limits) -> Result<()> {
         let mut state = self.lock();
         limits.check_start(state.usage(view.vm.owner), view.vm.spec.memory)?;
@@ -203,7 +205,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Publishes a machine under a new name, if it is free.
+    /// Publishes a VM under a new name, if that is free.
     pub(super) fn publish_rename(&self, view: VmView) -> Result<()> {
         let mut state = self.lock();
         if state.vm_name_taken(view.vm.owner, &view.vm.name) {
@@ -229,7 +231,7 @@ impl Registry {
         }
     }
 
-    /// The machine with this reference: an id of anybody's, a name of the caller's own.
+    /// Finds a VM by an id of any owner, or by a name of the caller's.
     pub(super) fn find_vm(
         &self,
         caller: Uid,
@@ -237,14 +239,14 @@ impl Registry {
         users: &dyn Users,
     ) -> Result<Arc<VmView>> {
         let views = self.vms();
-        let keys = views.iter().map(|view| Key {
+        let candidates = views.iter().map(|view| Candidate {
             object: view,
             id: view.vm.id.to_string(),
             owner: view.vm.owner,
             name: &view.vm.name,
             shared: false,
         });
-        find(Kind::Vm, caller, reference, users, keys).cloned()
+        find(Kind::Vm, caller, reference, users, candidates).cloned()
     }
 
     pub(super) fn images(&self) -> Vec<Arc<ImageView>> {
@@ -262,14 +264,14 @@ impl Registry {
         users: &dyn Users,
     ) -> Result<Arc<ImageView>> {
         let images = self.images();
-        let keys = images.iter().map(|image| Key {
+        let candidates = images.iter().map(|image| Candidate {
             object: image,
             id: image.id.to_string(),
             owner: image.owner,
             name: &image.name,
             shared: image.shared,
         });
-        find(Kind::Image, caller, reference, users, keys).cloned()
+        find(Kind::Image, caller, reference, users, candidates).cloned()
     }
 
     pub(super) fn kernels(&self) -> Vec<Arc<KernelView>> {
@@ -287,17 +289,18 @@ impl Registry {
         users: &dyn Users,
     ) -> Result<Arc<KernelView>> {
         let kernels = self.kernels();
-        let keys = kernels.iter().map(|kernel| Key {
+        let candidates = kernels.iter().map(|kernel| Candidate {
             object: kernel,
             id: kernel.id.to_string(),
             owner: kernel.owner,
             name: &kernel.name,
             shared: kernel.shared,
         });
-        find(Kind::Kernel, caller, reference, users, keys).cloned()
+        find(Kind::Kernel, caller, reference, users, candidates).cloned()
     }
 
-    /// Keeps the name of an image or kernel that is being imported. It may be that of one whose place it takes.
+    /// Reserves the name of an image or kernel during its import. `instead_of` is the object that the import
+    /// replaces.
     pub(super) fn reserve(
         &self,
         kind: Kind,
@@ -331,7 +334,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Counts what an image takes, or will take at least, that is being made under a reserved name.
+    /// Counts the bytes of an import under a reserved name against its owner's quota.
     pub(super) fn claim(&self, owner: Uid, name: &Name, bytes: Bytes, limit: Bytes) -> Result<()> {
         let mut state = self.lock();
         let key = (true, owner, name.clone());
@@ -341,8 +344,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Gives a reserved name free.
-    pub(super) fn unreserve(&self, kind: Kind, owner: Uid, name: &Name) {
+    /// Releases a reserved name.
+    pub(super) fn cancel_reservation(&self, kind: Kind, owner: Uid, name: &Name) {
         self.lock().reserved.remove(&(kind == Kind::Image, owner, name.clone()));
     }
 
@@ -363,7 +366,7 @@ impl Registry {
         if !shared {
             let others = state.vms.values().map(|entry| &entry.view.vm);
             let others = others.filter(|vm| vm.image == id && vm.owner != old.owner);
-            refuse_while_used(Kind::Image, &old.name, others.map(|vm| vm.name.to_string()).collect())?;
+            check_not_used(Kind::Image, &old.name, others.map(|vm| vm.name.to_string()).collect())?;
             let bytes = state.private_bytes(old.owner, None).saturating_add(old.facts.disk_usage.0);
             banger_domain::limits::check_image_disk(Bytes(bytes), limit)?;
         }
@@ -373,16 +376,16 @@ impl Registry {
         Ok(new)
     }
 
-    /// Whether an image could be taken out at the moment.
-    pub(super) fn check_unused(&self, image: &ImageView) -> Result<()> {
-        refuse_while_used(Kind::Image, &image.name, self.lock().image_users(image.id))
+    /// Checks that no VM uses an image at the moment.
+    pub(super) fn check_image_unused(&self, image: &ImageView) -> Result<()> {
+        check_not_used(Kind::Image, &image.name, self.lock().image_users(image.id))
     }
 
-    /// Takes an image out, if no machine uses it.
-    pub(super) fn take_image(&self, id: ImageId) -> Result<Arc<ImageView>> {
+    /// Removes an image, if no VM uses it.
+    pub(super) fn remove_unused_image(&self, id: ImageId) -> Result<Arc<ImageView>> {
         let mut state = self.lock();
         let image = state.images.get(&id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
-        refuse_while_used(Kind::Image, &image.name, state.image_users(id))?;
+        check_not_used(Kind::Image, &image.name, state.image_users(id))?;
         let image = state.images.remove(&id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
         self.send(Event::ImageRemoved(Arc::clone(&image)));
         Ok(image)
@@ -394,25 +397,25 @@ impl Registry {
         self.send(Event::KernelAdded(kernel));
     }
 
-    /// Whether a kernel could be taken out at the moment.
+    /// Checks that no VM and no image uses a kernel at the moment.
     pub(super) fn check_kernel_unused(&self, kernel: &KernelView) -> Result<()> {
-        refuse_while_used(Kind::Kernel, &kernel.name, self.lock().kernel_users(kernel.id))
+        check_not_used(Kind::Kernel, &kernel.name, self.lock().kernel_users(kernel.id))
     }
 
-    /// Takes a kernel out, if no machine and no image uses it.
-    pub(super) fn take_kernel(&self, id: KernelId) -> Result<Arc<KernelView>> {
+    /// Removes a kernel, if no VM and no image uses it.
+    pub(super) fn remove_unused_kernel(&self, id: KernelId) -> Result<Arc<KernelView>> {
         let mut state = self.lock();
         let kernel = state.kernels.get(&id).ok_or_else(|| no_such(Kind::Kernel, &id.to_string()))?;
-        refuse_while_used(Kind::Kernel, &kernel.name, state.kernel_users(id))?;
+        check_not_used(Kind::Kernel, &kernel.name, state.kernel_users(id))?;
         let kernel = state.kernels.remove(&id).ok_or_else(|| no_such(Kind::Kernel, &id.to_string()))?;
         self.send(Event::KernelRemoved(Arc::clone(&kernel)));
         Ok(kernel)
     }
 
-    /// Nobody listens any more once the service ends; then nobody misses the event either.
+    /// Sends an event. During shutdown the receiver may be gone, and the event is dropped.
     fn send(&self, event: Event) {
         let _ = self.events.send(event);
-        self.touch();
+        self.notify();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -422,14 +425,14 @@ impl Registry {
 
 fn kind_plural(kind: Kind) -> &'static str {
     match kind {
-        Kind::Vm => "machines",
+        Kind::Vm => "sandboxes",
         Kind::Image => "images",
         Kind::Kernel => "kernels",
         Kind::Job => "jobs",
     }
 }
 
-fn refuse_while_used(kind: Kind, name: &Name, mut users: Vec<String>) -> Result<()> {
+fn check_not_used(kind: Kind, name: &Name, mut users: Vec<String>) -> Result<()> {
     if users.is_empty() {
         return Ok(());
     }
@@ -441,8 +444,8 @@ pub(super) fn no_such(kind: Kind, reference: &str) -> Error {
     Error::NoSuch { kind, reference: reference.to_owned() }
 }
 
-/// What a reference is compared with.
-struct Key<'a, T> {
+/// The fields of an object that references are matched against.
+struct Candidate<'a, T> {
     object: &'a T,
     id: String,
     owner: Uid,
@@ -450,34 +453,36 @@ struct Key<'a, T> {
     shared: bool,
 }
 
-/// An id of any object that the caller may see or ask to see; a name of the caller's own, else of a shared
-/// object; `user/name` of that user.
+/// Finds the one object that a reference means: an id prefix of any object, a name of the caller's or else of a
+/// shared object, or `user/name` of that user.
 fn find<'a, T>(
     kind: Kind,
     caller: Uid,
     reference: &Reference,
     users: &dyn Users,
-    keys: impl Iterator<Item = Key<'a, T>>,
+    candidates: impl Iterator<Item = Candidate<'a, T>>,
 ) -> Result<&'a T> {
     let text = || match reference {
         Reference::IdPrefix(prefix) => prefix.clone(),
         Reference::Name(name) => name.to_string(),
         Reference::Owned { user, name } => format!("{user}/{name}"),
     };
-    let fitting: Vec<Key<'a, T>> = match reference {
-        Reference::IdPrefix(prefix) => keys.filter(|key| key.id.starts_with(prefix.as_str())).collect(),
+    let matching: Vec<Candidate<'a, T>> = match reference {
+        Reference::IdPrefix(prefix) => {
+            candidates.filter(|candidate| candidate.id.starts_with(prefix.as_str())).collect()
+        }
         Reference::Owned { user, name } => {
             let owner = users.uid_of(user).ok_or_else(|| no_such(kind, &text()))?;
-            keys.filter(|key| key.owner == owner && key.name == name).collect()
+            candidates.filter(|candidate| candidate.owner == owner && candidate.name == name).collect()
         }
-        Reference::Name(name) => {
-            keys.filter(|key| key.name == name && (key.owner == caller || key.shared)).collect()
-        }
+        Reference::Name(name) => candidates
+            .filter(|candidate| candidate.name == name && (candidate.owner == caller || candidate.shared))
+            .collect(),
     };
-    let own = fitting.iter().filter(|key| key.owner == caller).count();
-    let mut best = fitting.into_iter().filter(|key| own == 0 || key.owner == caller);
+    let own = matching.iter().filter(|candidate| candidate.owner == caller).count();
+    let mut best = matching.into_iter().filter(|candidate| own == 0 || candidate.owner == caller);
     match (best.next(), best.next()) {
-        (Some(key), None) => Ok(key.object),
+        (Some(candidate), None) => Ok(candidate.object),
         (Some(_), Some(_)) => Err(Error::Ambiguous { kind, reference: text() }),
         (None, _) => Err(no_such(kind, &text())),
     }

@@ -1,4 +1,4 @@
-//! Hears everything that the bus brings to one connection.
+//! Records all signals that the bus sends to one connection.
 
 use std::collections::HashMap;
 
@@ -6,24 +6,24 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use zbus::{MatchRule, Message, MessageStream, ObjectPath, OwnedVariant, fdo::DBusProxy, message::Type};
 
-use super::{Client, soon};
+use super::{Client, within_timeout};
 
 type Interfaces = HashMap<String, HashMap<String, OwnedVariant>>;
 
-/// A signal: the object that it is about, and its name.
+/// A signal: its object and its name.
 #[derive(Debug, Clone)]
-pub struct Heard {
+pub struct Signal {
     pub object: String,
     pub signal: String,
     pub message: Message,
 }
 
-pub struct Ear {
-    signals: mpsc::UnboundedReceiver<Heard>,
+pub struct SignalRecorder {
+    signals: mpsc::UnboundedReceiver<Signal>,
 }
 
-impl Ear {
-    /// Listens for every signal that the bus is willing to bring.
+impl SignalRecorder {
+    /// Records every signal that the bus delivers.
     pub async fn of(client: &Client) -> Self {
         let all = MatchRule::builder().msg_type(Type::Signal).build().unwrap();
         DBusProxy::new(&client.connection).await.unwrap().add_match_rule(all).await.unwrap();
@@ -33,17 +33,17 @@ impl Ear {
             while let Some(Ok(message)) = messages.next().await {
                 let from_bus = message.header().sender().is_some_and(|name| name == "org.freedesktop.DBus");
                 if message.message_type() == Type::Signal && !from_bus {
-                    let _ = sender.send(heard(message));
+                    let _ = sender.send(parse_signal(message));
                 }
             }
         });
         Self { signals }
     }
 
-    /// Everything up to this signal of this object, which must come.
-    pub async fn until(&mut self, object: &str, signal: &str) -> Vec<Heard> {
+    /// Returns all signals up to this one, which must come.
+    pub async fn until(&mut self, object: &str, signal: &str) -> Vec<Signal> {
         let mut all = Vec::new();
-        soon(async {
+        within_timeout(async {
             loop {
                 let next = self.signals.recv().await.expect("the connection lives");
                 let is_it = next.object == object && next.signal == signal;
@@ -58,10 +58,10 @@ impl Ear {
     }
 }
 
-fn heard(message: Message) -> Heard {
+fn parse_signal(message: Message) -> Signal {
     let signal = message.header().member().unwrap().to_string();
     let body = message.body();
-    // The signals of the manager name their object in the body.
+    // The manager's signals name their object in the body.
     let object: String = match signal.as_str() {
         "InterfacesAdded" => body.deserialize::<(ObjectPath<'_>, Interfaces)>().unwrap().0.to_string(),
         "InterfacesRemoved" => body.deserialize::<(ObjectPath<'_>, Vec<String>)>().unwrap().0.to_string(),
@@ -72,5 +72,5 @@ fn heard(message: Message) -> Heard {
         _ => message.header().path().unwrap().to_string(),
     };
     drop(body);
-    Heard { object, signal, message }
+    Signal { object, signal, message }
 }

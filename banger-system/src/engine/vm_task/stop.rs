@@ -1,4 +1,4 @@
-//! Stops a sandbox.
+//! Stops a VM, with or without the guest's cooperation.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,23 +8,23 @@ use banger_domain::{
 };
 use tokio::time::Instant;
 
-use super::{Goal, Happening, Task};
+use super::{Goal, TaskEvent, VmTask};
 use crate::engine::{
     error::{Error, Result},
     job::Stages,
-    request::{Manner, Start, Stop},
+    request::{Start, Stop, StopMode},
     view::JobKind,
 };
 
-/// HUP, INT, QUIT, ABRT, KILL and TERM. A monitor that was only stopped, or ignores the signal, would stay
-/// in a state that says that it is going.
+/// HUP, INT, QUIT, ABRT, KILL and TERM. With any other signal the VMM might keep running, and the VM would stay
+/// `stopping`.
 const ENDING_SIGNALS: [i32; 6] = [1, 2, 3, 6, 9, 15];
 const STOP: Stages = &["shutdown", "power-off"];
 const RESTART: Stages = &["shutdown", "power-off", "start", "boot"];
-/// A stop that asks nobody.
-pub(super) const FORCED: Stop = Stop { timeout: None, manner: Manner::Forced };
+/// A stop without the guest's cooperation.
+pub(super) const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
 
-impl Task {
+impl VmTask {
     pub(super) async fn stop(&mut self, stop: Stop) -> Result<JobId> {
         let transition = step(self.vm.state, Event::Stop)?;
         let job = self.begin_job(JobKind::VmStop, STOP)?;
@@ -33,7 +33,7 @@ impl Task {
             job.finish(Ok(()));
             return Ok(id);
         }
-        self.begin_stop(transition, stop, Reason::UserRequest).await?;
+        self.stop_vmm(transition, stop, Reason::UserRequest).await?;
         job.stage("shutdown", "asking the guest to power off");
         self.wait_for(job, Goal::Down);
         Ok(id)
@@ -46,14 +46,14 @@ impl Task {
         let transition = step(self.vm.state, Event::Stop)?;
         let job = self.begin_job(JobKind::VmRestart, RESTART)?;
         let id = job.id();
-        self.begin_stop(transition, stop, Reason::UserRequest).await?;
+        self.stop_vmm(transition, stop, Reason::UserRequest).await?;
         job.stage("shutdown", "asking the guest to power off");
         self.wait_for(job, Goal::Again(start));
         Ok(id)
     }
 
-    /// Begins to end the monitor. A forced stop hurries one that is under way.
-    pub(super) async fn begin_stop(
+    /// Starts to end the VMM. A forced stop overrides a clean one that is under way.
+    pub(super) async fn stop_vmm(
         &mut self,
         transition: Transition,
         stop: Stop,
@@ -65,29 +65,32 @@ impl Task {
             self.vm.reason = reason;
             self.save().await?;
         }
-        match stop.manner {
-            Manner::Forced => self.kill_now(),
-            Manner::Clean if transition == Transition::Unchanged => {}
-            Manner::Clean if never_answered => self.kill_now(),
-            Manner::Clean => self.ask_to_shut_down(stop.timeout.unwrap_or(self.shared.settings.stop_timeout)),
+        match stop.mode {
+            StopMode::Forced => self.kill_vmm(),
+            StopMode::Graceful if transition == Transition::Unchanged => {}
+            StopMode::Graceful if never_answered => self.kill_vmm(),
+            StopMode::Graceful => {
+                self.request_shutdown(stop.timeout.unwrap_or(self.shared.settings.stop_timeout))
+            }
         }
         Ok(())
     }
 
-    pub(super) fn ask_to_shut_down(&mut self, timeout: Duration) {
+    pub(super) fn request_shutdown(&mut self, timeout: Duration) {
         let (shared, vm, token) = (Arc::clone(&self.shared), self.vm.id, self.vm.token.clone());
         let deadline = Instant::now() + timeout;
-        self.beside
-            .spawn(async move { Happening::Asked(shared.ports.guest.shutdown(vm, &token, timeout).await) });
-        self.beside.spawn(async move {
+        self.background.spawn(async move {
+            TaskEvent::ShutdownAnswered(shared.ports.guest.shutdown(vm, &token, timeout).await)
+        });
+        self.background.spawn(async move {
             tokio::time::sleep_until(deadline).await;
-            Happening::Overdue
+            TaskEvent::StopTimedOut
         });
     }
 
-    pub(super) fn kill_now(&mut self) {
+    pub(super) fn kill_vmm(&mut self) {
         let (shared, vm) = (Arc::clone(&self.shared), self.vm.id);
-        self.beside.spawn(async move { Happening::Killed(shared.ports.supervisor.remove(vm).await) });
+        self.background.spawn(async move { TaskEvent::Killed(shared.ports.supervisor.remove(vm).await) });
     }
 
     pub(super) async fn kill(&mut self, signal: i32) -> Result<()> {

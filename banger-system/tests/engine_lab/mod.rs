@@ -1,4 +1,4 @@
-//! An engine on a host in memory.
+//! An engine on a host in memory, for tests.
 #![allow(dead_code)]
 
 use std::{collections::BTreeMap, fs::File, time::Duration};
@@ -15,7 +15,7 @@ use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
         Engine, Settings,
-        request::{CreateVm, ImportImage, ImportKernel, OnReboot, Original, Start},
+        request::{CreateVm, ImportImage, ImportKernel, ImportSource, OnReboot, Start},
         view::{Event, Outcome},
     },
     sim::Sim,
@@ -24,30 +24,30 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 pub const ALICE: Uid = Uid(1000);
 pub const BOB: Uid = Uid(1001);
-/// No test waits longer for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest that a test waits for anything.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-pub struct House {
+pub struct EngineLab {
     pub sim: Sim,
     pub engine: Engine,
     pub events: UnboundedReceiver<Event>,
 }
 
-impl House {
-    /// A host with an image and a kernel that everybody sees.
+impl EngineLab {
+    /// Creates a host with a shared image and a shared kernel.
     pub async fn new() -> Self {
         Self::with(|_| {}).await
     }
 
-    /// The same, with settings of its own.
+    /// Does the same with other settings.
     pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        let house = Self::on_with(Sim::new(), change);
-        house.furnish().await;
-        house
+        let lab = Self::on_with(Sim::new(), change);
+        lab.install_defaults().await;
+        lab
     }
 
-    async fn furnish(&self) {
-        let house = self;
+    async fn install_defaults(&self) {
+        let lab = self;
         let null = || File::open("/dev/null").unwrap().into();
         let kernel = ImportKernel {
             owner: Uid::ROOT,
@@ -56,29 +56,29 @@ impl House {
             vmlinuz: null(),
             modules: None,
         };
-        house.done(house.engine.import_kernel(kernel).unwrap()).await;
+        lab.done(lab.engine.import_kernel(kernel).unwrap()).await;
         let image = ImportImage {
             owner: Uid::ROOT,
             name: "debian-bookworm".parse().unwrap(),
             shared: true,
             kernel: None,
-            content: Original::Rootfs(null()),
+            content: ImportSource::Rootfs(null()),
         };
-        house.done(house.engine.import_image(image).unwrap()).await;
+        lab.done(lab.engine.import_image(image).unwrap()).await;
     }
 
-    /// Gives a host an image and a kernel that everybody sees, by a run of the service that is over.
+    /// Installs a shared image and a shared kernel on a host, with an engine that has ended.
     pub async fn prepare(sim: &Sim) {
-        let house = Self::on(sim.clone());
-        house.furnish().await;
+        let lab = Self::on(sim.clone());
+        lab.install_defaults().await;
     }
 
-    /// An engine that knows nothing yet, on a host that may have things.
+    /// Creates an engine that has recovered nothing yet, on a host that may have objects.
     pub fn on(sim: Sim) -> Self {
         Self::on_with(sim, |_| {})
     }
 
-    /// The same, with settings of its own.
+    /// Does the same with other settings.
     pub fn on_with(sim: Sim, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings {
             default_image: "debian-bookworm".parse().unwrap(),
@@ -99,16 +99,16 @@ impl House {
         Self { sim, engine, events }
     }
 
-    /// Another run of the service on the same host. The first one is not asked to stop, as in a crash: its
-    /// tasks end with the runtime, so the caller makes sure that they are idle.
-    pub async fn restarted(self) -> Self {
+    /// Starts another engine on the same host. The first one is not stopped, as in a crash. Its tasks end with the
+    /// runtime, so they must be idle.
+    pub async fn restart(self) -> Self {
         let next = Self::on(self.sim.clone());
         next.engine.recover().await.unwrap();
         next
     }
 
     pub async fn outcome(&self, job: JobId) -> Outcome {
-        let view = tokio::time::timeout(PATIENCE, self.engine.wait_job(job, None)).await.unwrap().unwrap();
+        let view = tokio::time::timeout(TIMEOUT, self.engine.wait_job(job, None)).await.unwrap().unwrap();
         view.outcome.clone().unwrap()
     }
 
@@ -134,14 +134,14 @@ impl House {
         self.engine.vm(vm).unwrap().vm.state
     }
 
-    /// Waits until a machine is as it should be.
+    /// Waits until a VM's state is as wanted.
     pub async fn until(&mut self, vm: VmId, wanted: impl Fn(Option<State>) -> bool) {
         let wait = async {
             while !wanted(self.engine.vm(vm).map(|view| view.vm.state)) {
                 self.events.recv().await.expect("the engine lives");
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.unwrap();
+        tokio::time::timeout(TIMEOUT, wait).await.unwrap();
     }
 }
 
