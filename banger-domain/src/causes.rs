@@ -1,4 +1,4 @@
-//! An error as text, with what caused it.
+//! Formats an error together with its causes.
 
 use std::error::Error;
 

@@ -1,18 +1,17 @@
-//! How far a guest's clock is from the host's, and what is done about it.
+//! Computes the correction of a guest's clock.
 //!
-//! A guest counts on from the time that its boot was described with, and its counter is only as good as the
-//! kernel's guess of how fast it counts. So the host compares: it asks for the time several times, and believes
-//! the answer that took the least, as NTP does (RFC 5905, section 10). What is left unknown is half of that
-//! answer's round trip.
+//! A guest counts from the time that it got at boot, and its counter is only as good as the kernel's guess of the
+//! counter's rate. So the host compares the clocks: it asks for the time several times and trusts the fastest answer,
+//! as NTP does (RFC 5905, section 10). The remaining error is half of that answer's round trip.
 
 use banger_proto::guest::message::{Correction, Pace};
 
-/// Less than this is not corrected: files are compared by times of about this precision.
+/// Smaller differences are not corrected: file times are compared with about this precision.
 const GOOD_ENOUGH: u64 = 1_000;
-/// More than this is not worth the wait of a slew, which takes 2000 times as long.
+/// Larger differences are stepped: a slew takes 2000 times as long as the difference.
 const MAX_SLEW: u64 = 200_000;
 
-/// One question for the time. All in microseconds since the Unix epoch.
+/// A question for the guest's time and its answer. All times are in microseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
     /// The host's time when it asked.
@@ -28,25 +27,27 @@ impl Sample {
         self.answered.saturating_sub(self.asked)
     }
 
-    /// What the guest's clock lacks.
+    /// Returns how far the guest's clock is behind.
     fn offset(&self) -> i64 {
         self.asked.saturating_add(self.round_trip() / 2).saturating_sub(self.guest)
     }
 }
 
-/// When a clock is compared.
+/// Why a clock is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Occasion {
     /// The guest has just become ready: nobody has seen its clock yet.
     Boot,
     /// The host's clock was set, or the host slept.
     Jump,
-    /// Some time has passed.
+    /// The regular comparison.
     Regular,
 }
 
-/// The correction that these answers call for; `None` where the clock is right, or nothing can be said. The host's
-/// clock may have been set between question and answer: such an answer has no round trip and does not count.
+/// Returns the correction that these answers call for, or `None` if the clock is right or the answers say nothing.
+///
+/// The host's clock may have been set between question and answer. Such an answer has a negative round trip and does
+/// not count.
 pub fn correction(samples: &[Sample], occasion: Occasion) -> Option<Correction> {
     let usable = samples.iter().filter(|sample| sample.round_trip() >= 0);
     let best = usable.min_by_key(|sample| sample.round_trip())?;
@@ -67,7 +68,7 @@ mod tests {
 
     const NOW: i64 = 1_700_000_000_000_000;
 
-    /// An answer of a guest that lacks so much, which took so long.
+    /// Returns the answer of a guest that is behind by `lacks` and took `round_trip` to answer.
     fn sample(lacks: i64, round_trip: i64) -> Sample {
         Sample { asked: NOW, guest: NOW + round_trip / 2 - lacks, answered: NOW + round_trip }
     }
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_invents_overflows_nothing() {
+    fn invented_times_overflow_nothing() {
         for guest in [i64::MIN, i64::MAX, 0] {
             for (asked, answered) in [(i64::MIN, i64::MAX), (0, i64::MAX), (NOW, NOW)] {
                 let _ = correction(&[Sample { asked, guest, answered }], Regular);

@@ -9,23 +9,23 @@ const BYTES: usize = 32;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; BYTES]);
 
-/// The text is not a digest of the one algorithm that is taken.
+/// The text is not a SHA-256 digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a digest is `sha256:` and 64 lower-case hexadecimal digits")]
 pub struct NotADigest;
 
 impl Digest {
-    /// The digest that consists of these bytes.
+    /// Makes a digest of its bytes.
     pub const fn from_bytes(bytes: [u8; BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// Returns the bytes.
     pub const fn as_bytes(&self) -> &[u8; BYTES] {
         &self.0
     }
 
-    /// The 64 digits alone, as they are used in file names.
+    /// Returns the 64 digits without the algorithm, as file names use them.
     pub fn hex(&self) -> String {
         self.to_string().split_off(ALGORITHM.len())
     }
@@ -60,7 +60,7 @@ impl FromStr for Digest {
     }
 }
 
-/// Upper-case digits are refused: one digest has one name.
+/// Parses a hexadecimal digit. Upper case is refused, so that each digest has one name.
 fn nibble(digit: u8) -> Result<u8, NotADigest> {
     match digit {
         b'0'..=b'9' => Ok(digit - b'0'),
@@ -78,7 +78,7 @@ mod tests {
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     #[test]
-    fn a_digest_is_read_and_written_alike() {
+    fn a_digest_is_read_as_it_is_written() {
         let digest: Digest = EMPTY.parse().unwrap();
         assert_eq!(digest.to_string(), EMPTY);
         assert_eq!(digest.as_bytes()[..2], [0xe3, 0xb0]);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_digest_is_refused() {
+    fn an_invalid_digest_is_refused() {
         let upper = EMPTY.replace('e', "E");
         for text in ["", "sha256:", &EMPTY[7..], &EMPTY[..70], &format!("{EMPTY}0"), &upper, "sha512:00"] {
             assert_eq!(text.parse::<Digest>(), Err(NotADigest), "{text}");

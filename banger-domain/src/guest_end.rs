@@ -1,8 +1,9 @@
-//! How a guest has ended: what its console said last, and what follows of it.
+//! How a guest ended, told by the end of its console, and what follows from it.
 //!
-//! A VMM ends in the same way whether its guest powers off, reboots or panics: QEMU with status 0, and Firecracker, which
-//! knows resets alone, as well. The guest's kernel says which of them it was, in words that have not changed for years and
-//! that no log level hides (Linux, kernel/reboot.c and kernel/panic.c). A guest may lie about this, and harms itself alone.
+//! A VMM exits in the same way whether its guest powers off, reboots or panics: QEMU with status 0, and so does
+//! Firecracker, which knows only resets. The guest's kernel says which it was, in lines that have been stable for
+//! years and that no log level hides (Linux, kernel/reboot.c and kernel/panic.c). A guest may lie about this, but
+//! only harms itself.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,10 +12,10 @@ use banger_proto::guest::POWER_OFF_MARK;
 
 use super::lifecycle::{Event, Reason, State};
 
-/// How much of the end of a console is looked at: a panic writes a few KiB after the line that tells.
-pub const LAST_WORDS: usize = 16 << 10;
+/// How much of the end of a console is read: a panic writes a few KiB after the line that matters.
+pub const CONSOLE_TAIL: usize = 16 << 10;
 
-/// How often a guest may reboot within [`REBOOT_WINDOW`]. More is a loop that nobody watches.
+/// How often a guest may reboot within [`REBOOT_WINDOW`]. More is a boot loop.
 const MAX_REBOOTS: usize = 5;
 /// Longer than five boots of an emulated guest take on a busy host.
 const REBOOT_WINDOW: Duration = Duration::from_secs(5 * 60);
@@ -34,18 +35,18 @@ pub enum GuestEnd {
     Panic,
 }
 
-/// How a VMM's process ended.
+/// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// With status 0.
     Clean,
-    /// With another status, or by a signal: in words such as `exited:1` or `killed:9`.
+    /// With another status or by a signal, as in `exited:1` or `killed:9`.
     Failed(String),
-    /// It is gone, and how it ended is unknown.
+    /// It is gone, and nobody saw how it ended.
     Unknown,
 }
 
-/// What the kernel says, behind the time of the message.
+/// The kernel's messages, without their time stamps.
 const KERNEL: &[(&str, GuestEnd)] = &[
     ("reboot: Power down", GuestEnd::PowerOff),
     ("reboot: Power off not available: System halted instead", GuestEnd::PowerOffByHalt),
@@ -56,16 +57,16 @@ const KERNEL: &[(&str, GuestEnd)] = &[
 ];
 
 impl GuestEnd {
-    /// Reads the end of a console. Nothing when the guest did not say.
+    /// Reads the end of a console. `None` if it does not say.
     pub fn read(console: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(console);
         let (mut end, mut powers_off) = (None, false);
         for line in text.lines().map(message) {
-            // What is to power off where that is impossible says so before it reboots.
+            // A guest that cannot power off says so before it reboots.
             powers_off |= line.strip_prefix("banger-agent: ") == Some(POWER_OFF_MARK);
             let said = KERNEL.iter().find(|(words, _)| line.starts_with(words)).map(|(_, end)| *end);
             end = match (said, end) {
-                // What is said after a panic follows of it.
+                // What comes after a panic is a consequence of it.
                 (_, Some(GuestEnd::Panic)) | (None, _) => end,
                 (Some(GuestEnd::Reboot), _) if powers_off => Some(GuestEnd::PowerOff),
                 (said, _) => said,
@@ -74,12 +75,12 @@ impl GuestEnd {
         end
     }
 
-    /// Whether nothing runs in the guest any more although its VMM does.
-    pub fn stands_still(self) -> bool {
+    /// Returns whether nothing runs in the guest any more although its VMM does.
+    pub fn is_halted(self) -> bool {
         matches!(self, GuestEnd::PowerOffByHalt | GuestEnd::Halt)
     }
 
-    /// Why a sandbox is stopped whose guest did this.
+    /// Returns why a sandbox stopped whose guest ended like this.
     pub fn reason(self) -> Reason {
         match self {
             GuestEnd::PowerOff | GuestEnd::PowerOffByHalt => Reason::GuestShutdown,
@@ -90,8 +91,8 @@ impl GuestEnd {
     }
 }
 
-/// What the kernel says in a line of the console. It writes the time in front, and begins wherever the cursor is: behind
-/// a prompt for a login, most of the time.
+/// Returns the kernel's message in a line of the console, without what is before it: the time stamp, and often a
+/// login prompt.
 fn message(line: &str) -> &str {
     let line = line.trim();
     let stamped = line.rmatch_indices('[').find_map(|(at, _)| {
@@ -102,10 +103,15 @@ fn message(line: &str) -> &str {
     stamped.unwrap_or(line)
 }
 
-/// What the end of a VMM means for a sandbox in this state, and why. `reason` is that of the state.
-pub fn judge(state: State, reason: &Reason, ended: &Ended, guest: Option<GuestEnd>) -> (Event, Reason) {
+/// Returns the lifecycle event, and its reason, for the end of a VMM in this state.
+pub fn event_of_exit(
+    state: State,
+    reason: &Reason,
+    ended: &Ended,
+    guest: Option<GuestEnd>,
+) -> (Event, Reason) {
     match (ended, guest) {
-        // The request is the reason, however the guest ended.
+        // A requested stop is the reason, however the guest ended.
         _ if state == State::Stopping => (Event::Exited, reason.clone()),
         (_, Some(GuestEnd::Panic)) => (Event::Crashed, Reason::GuestPanic),
         (Ended::Clean | Ended::Unknown, Some(GuestEnd::Reboot)) => (Event::Rebooted, Reason::GuestReboot),
@@ -117,7 +123,7 @@ pub fn judge(state: State, reason: &Reason, ended: &Ended, guest: Option<GuestEn
     }
 }
 
-/// The reboots of a guest by itself.
+/// Counts the reboots of a guest.
 #[derive(Debug, Default)]
 pub struct Reboots(VecDeque<Instant>);
 
@@ -164,11 +170,11 @@ mod tests {
             "[12.0] Kernel panic - not syncing: x\n[12.1] reboot: Restarting system\n",
             Some(GuestEnd::Panic),
         );
-        // Where there is no power switch the agent resets the guest in order to power it off.
+        // Without a power switch, the agent powers the guest off by a reset.
         let off = format!("[   9.1] banger-agent: {POWER_OFF_MARK}\n");
         check(&off, None);
         check(&format!("{off}[   9.2] reboot: Restarting system\n"), Some(GuestEnd::PowerOff));
-        // What somebody writes about it is not it.
+        // Text of a program that looks similar does not count.
         check("user said: reboot: Power down\n", None);
         check("[x] reboot: Power down\n", None);
         assert_eq!(GuestEnd::read(b"\xff\xfe[ 1.0] reboot: Power down\n\xff"), Some(GuestEnd::PowerOff));
@@ -180,8 +186,12 @@ mod tests {
         use GuestEnd as G;
         let failed = |how: &str| Ended::Failed(how.to_owned());
         let check = |ended: Ended, guest, expect: (Event, Reason)| {
-            assert_eq!(judge(State::Running, &Reason::None, &ended, guest), expect, "{ended:?} {guest:?}");
-            let asked = judge(State::Stopping, &Reason::UserRequest, &ended, guest);
+            assert_eq!(
+                event_of_exit(State::Running, &Reason::None, &ended, guest),
+                expect,
+                "{ended:?} {guest:?}"
+            );
+            let asked = event_of_exit(State::Stopping, &Reason::UserRequest, &ended, guest);
             assert_eq!(asked, (Event::Exited, Reason::UserRequest), "{ended:?} {guest:?}");
         };
         check(Ended::Clean, None, (Event::Exited, Reason::GuestShutdown));
@@ -194,14 +204,14 @@ mod tests {
         check(failed("exited:1"), None, (Event::Crashed, Reason::VmmExit("exited:1".into())));
         check(failed("killed:9"), Some(G::Reboot), (Event::Crashed, Reason::VmmExit("killed:9".into())));
         check(failed("oom-kill"), None, (Event::Crashed, Reason::VmmOutOfMemory));
-        // The service was away when it happened.
+        // The service was not running when it happened.
         check(Ended::Unknown, None, (Event::Crashed, Reason::Lost));
         check(Ended::Unknown, Some(G::PowerOff), (Event::Exited, Reason::GuestShutdown));
         check(Ended::Unknown, Some(G::Reboot), (Event::Rebooted, Reason::GuestReboot));
     }
 
     #[test]
-    fn a_guest_that_reboots_again_and_again_is_not_booted_for_ever() {
+    fn a_guest_in_a_reboot_loop_is_not_booted_again() {
         let (mut reboots, begin) = (Reboots::default(), Instant::now());
         let mut after = |seconds| reboots.admit(begin + Duration::from_secs(seconds));
         for seconds in 0..5 {

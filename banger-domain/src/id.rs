@@ -1,4 +1,4 @@
-//! Identifiers. An object's id is 128 random bits, so that it tells nothing and is never used again.
+//! Identifiers. An id is 128 random bits, so that it reveals nothing and is never reused.
 
 use std::{fmt, str::FromStr};
 
@@ -14,12 +14,12 @@ macro_rules! ids {
         pub struct $name(u128);
 
         impl $name {
-            /// The id with these bits.
+            /// Makes an id of these bits.
             pub const fn from_bits(bits: u128) -> Self {
                 Self(bits)
             }
 
-            /// An id that nothing has had before.
+            /// Returns a new random id.
             pub fn random() -> Self {
                 Self(uuid::Uuid::new_v4().as_u128())
             }
@@ -52,17 +52,17 @@ macro_rules! ids {
 }
 
 ids! {
-    /// A machine.
+    /// Id of a sandbox.
     VmId,
-    /// An image.
+    /// Id of an image.
     ImageId,
-    /// A kernel.
+    /// Id of a kernel.
     KernelId,
-    /// A job.
+    /// Id of a job.
     JobId,
 }
 
-/// A user of the host, as the kernel attested it.
+/// A user of the host, as attested by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uid(pub u32);
 

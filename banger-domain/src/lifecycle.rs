@@ -5,37 +5,37 @@
 
 use std::fmt;
 
-/// The state of a machine.
+/// The state of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
-    /// Made, and never started.
+    /// Created and never started.
     Created,
-    /// The host side is being put together, or the monitor was just started.
+    /// The host side is being set up, or the VMM has just been started.
     Starting,
-    /// The monitor runs.
+    /// The VMM runs.
     Running,
-    /// It was asked to end.
+    /// The VMM was asked to end.
     Stopping,
-    /// It has ended as it should, or by a signal that a user sent.
+    /// The VMM ended as requested, by itself, or by a user's signal.
     Stopped,
-    /// It could not be started, or ended in a way that nobody asked for.
+    /// It could not be started, or the VMM ended unexpectedly.
     Failed,
-    /// It is being removed; nothing leads out of this.
+    /// It is being deleted. This state is final.
     Deleting,
 }
 
-/// Something that happens to a machine.
+/// An event in the life of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
     /// A start is requested.
     Start,
-    /// The monitor runs.
+    /// The VMM runs.
     Launched,
-    /// The start did not work, and what it made is released.
+    /// The start failed, and what it made is released.
     LaunchFailed,
     /// A stop is requested.
     Stop,
-    /// The monitor has ended well, or because we ended it.
+    /// The VMM ended well, or because the service ended it.
     Exited,
     /// The VMM has ended because the guest rebooted.
     Rebooted,
@@ -45,26 +45,26 @@ pub enum Event {
     Delete,
 }
 
-/// What an event leads to.
+/// The result of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
     /// A new state.
     To(State),
-    /// It is so already.
+    /// The sandbox is already in the requested state.
     Unchanged,
 }
 
-/// The event cannot happen to a machine in this state.
+/// The event is not possible in this state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a machine that is {state} cannot be {}", .event.participle())]
+#[error("a sandbox that is {state} cannot be {}", .event.participle())]
 pub struct Refused {
-    /// The state that refuses.
+    /// The current state.
     pub state: State,
-    /// What was asked.
+    /// The refused event.
     pub event: Event,
 }
 
-/// What `event` does to a machine that is in `state`. A repeated request changes nothing.
+/// Returns what `event` does in `state`. A repeated request changes nothing.
 pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
     use Event as E;
     use State as S;
@@ -111,12 +111,12 @@ impl State {
         State::Deleting,
     ];
 
-    /// Whether what lives only while a machine is up (its process, its sockets) may exist in this state.
+    /// Returns whether the VMM's process, sockets and other parts of a boot may exist in this state.
     pub const fn is_up(self) -> bool {
         matches!(self, State::Starting | State::Running | State::Stopping)
     }
 
-    /// The word on the bus and in the store.
+    /// Returns the word used on D-Bus and in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             State::Created => "created",
@@ -129,7 +129,7 @@ impl State {
         }
     }
 
-    /// The state that [`State::as_str`] calls so.
+    /// Parses a word of [`State::as_str`].
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
@@ -168,17 +168,17 @@ impl Event {
     }
 }
 
-/// Why a machine is in its state.
+/// Why a sandbox is in its state.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Reason {
-    /// Nothing to say.
+    /// No reason.
     #[default]
     None,
     /// A user asked for it.
     UserRequest,
     /// The guest powered itself off.
     GuestShutdown,
-    /// The guest rebooted: it runs again, unless the configuration forbids that.
+    /// The guest rebooted. It is started again unless the configuration forbids that.
     GuestReboot,
     /// The guest halted, and the VMM was ended because nothing ran in it any more.
     GuestHalt,
@@ -186,15 +186,15 @@ pub enum Reason {
     GuestPanic,
     /// The guest rebooted too often in a short time.
     RebootLoop,
-    /// The VMM was killed because memory ran out: the host's, or what the sandbox may have of it.
+    /// The VMM was killed because the host, or the sandbox's limit, ran out of memory.
     VmmOutOfMemory,
-    /// The monitor ended with this status, as systemd words it.
+    /// The VMM ended with this status, in the words of systemd.
     VmmExit(String),
-    /// It could not be started: one line of why.
+    /// It could not be started, with the cause in one line.
     StartFailed(String),
     /// The guest did not become ready in time. It is still up.
     BootTimeout,
-    /// The client that it was bound to went away.
+    /// The client that the sandbox was bound to disconnected.
     CallerVanished,
     /// The service found it gone when it started.
     Lost,
@@ -221,7 +221,7 @@ impl fmt::Display for Reason {
 }
 
 impl Reason {
-    /// The reason that `Display` writes so; text of no known form reads as none.
+    /// Parses the text that `Display` writes. An unknown text counts as no reason.
     pub fn parse(text: &str) -> Self {
         match text.split_once(':') {
             Some(("vmm-exit", status)) => Reason::VmmExit(status.to_owned()),
@@ -252,7 +252,7 @@ mod tests {
 
     use super::*;
 
-    /// The table of `docs/lifecycle.md`.
+    /// Returns the table of `docs/lifecycle.md`.
     fn table() -> String {
         let mut text = String::from("| state |");
         for event in Event::ALL {
@@ -320,9 +320,9 @@ mod tests {
     }
 
     proptest! {
-        /// Up begins with a start and ends with an exit or a failure, whatever happens in between.
+        /// Whatever happens in between, only a start leads up and only an exit or a failure leads down.
         #[test]
-        fn a_machine_goes_up_only_by_start_and_down_only_by_an_end(events in prop::collection::vec(0..Event::ALL.len(), 0..40)) {
+        fn a_vm_goes_up_only_by_start_and_down_only_by_an_end(events in prop::collection::vec(0..Event::ALL.len(), 0..40)) {
             let mut state = State::Created;
             for event in events.into_iter().map(|i| Event::ALL[i]) {
                 let Ok(Transition::To(next)) = step(state, event) else { continue };

@@ -1,45 +1,45 @@
-//! What one user may have, and the bounds of a machine.
+//! Limits of users, and the possible sizes of a sandbox.
 
 use banger_proto::size::Bytes;
 
-/// The smallest memory with which a distribution's kernel and init come up.
+/// The least memory with which a distribution's kernel and init boot.
 const MIN_MEMORY: Bytes = Bytes::mib(128);
-/// The smallest work disk: room for the file system's own structures and a little more.
+/// The smallest work disk: the file system's own structures and a little more.
 const MIN_DISK: Bytes = Bytes::mib(64);
 /// The largest ext4 that our writer makes (below 16 TiB: 4 KiB blocks and 32-bit block numbers).
 const MAX_DISK: Bytes = Bytes::gib((16 << 10) - 1);
 
-/// What one user may have.
+/// The limits of one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Machines that exist.
+    /// Sandboxes that exist.
     pub vms: u32,
-    /// Machines that are up.
+    /// Sandboxes that are up.
     pub running: u32,
-    /// Virtual processors of one machine.
+    /// Virtual processors of one sandbox.
     pub vcpus: u32,
-    /// Memory of all machines that are up.
+    /// Memory of all sandboxes that are up.
     pub memory: Bytes,
-    /// Work disks of all machines, and what their system disks have beyond their images.
+    /// Work disks of all sandboxes, and what their system disks add to their images.
     pub disk: Bytes,
     /// Images, and kernels, of one user.
     pub images: u32,
-    /// What all images of one user take that are not shared.
+    /// Space of the user's images that are not shared.
     pub image_disk: Bytes,
-    /// Jobs of one user that are under way.
+    /// Jobs of one user that run.
     pub jobs_running: u32,
-    /// Jobs of one user that wait for these.
+    /// Jobs of one user that wait.
     pub jobs_queued: u32,
-    /// Streams into guests that one user has open.
+    /// Open streams into guests of one user.
     pub streams: u32,
-    /// Imports and exports of all users that the host works on at once.
+    /// Import workers of all users at a time.
     pub workers: u32,
 }
 
-/// Something is more than is allowed, or less than is possible.
+/// A request exceeds a limit or is impossible.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Exceeded {
-    /// No machine can be like this.
+    /// No sandbox can have this size.
     #[error("{what} must be between {min} and {max}, not {asked}")]
     Impossible {
         /// What was asked for.
@@ -63,7 +63,7 @@ pub enum Exceeded {
         /// That size.
         is: Bytes,
     },
-    /// Too much of the user's is under way.
+    /// The user has too many requests in progress.
     #[error("you have {limit} {what} under way, which is the limit")]
     Requests {
         /// What was asked for.
@@ -71,14 +71,14 @@ pub enum Exceeded {
         /// The limit.
         limit: usize,
     },
-    /// The user's share is used up.
+    /// The user's quota is used up.
     #[error("you may have {limit} {what}, and this would make it {would_be}")]
     Quota {
         /// What was asked for.
         what: &'static str,
         /// The limit.
         limit: String,
-        /// With what was asked.
+        /// What the total would be.
         would_be: String,
     },
 }
@@ -86,17 +86,17 @@ pub enum Exceeded {
 /// What a user has at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// Machines that exist.
+    /// Sandboxes that exist.
     pub vms: u32,
-    /// Machines that are up.
+    /// Sandboxes that are up.
     pub running: u32,
-    /// Memory of the machines that are up.
+    /// Memory of the sandboxes that are up.
     pub memory: Bytes,
-    /// Work disks of all machines, and what their system disks have beyond their images.
+    /// Work disks of all sandboxes, and what their system disks add to their images.
     pub disk: Bytes,
 }
 
-/// A disk of a machine.
+/// A disk of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk {
     /// `/`.
@@ -114,7 +114,7 @@ impl Disk {
     }
 }
 
-/// Whether a disk of this size can become one of that size.
+/// Checks that a disk of one size can grow to another.
 pub fn check_growth(disk: Disk, is: Bytes, asked: Bytes) -> Result<(), Exceeded> {
     match asked < is {
         true => Err(Exceeded::Smaller { disk: disk.name(), asked, holds: "it has", is }),
@@ -123,7 +123,7 @@ pub fn check_growth(disk: Disk, is: Bytes, asked: Bytes) -> Result<(), Exceeded>
 }
 
 impl Limits {
-    /// The limits of a host with so many processors and so much memory.
+    /// Returns the default limits for a host with this many processors and this much memory.
     pub fn of_host(cpus: u32, memory: Bytes) -> Self {
         Self {
             vms: 64,
@@ -140,53 +140,53 @@ impl Limits {
         }
     }
 
-    /// Whether a machine can have these sizes at all.
+    /// Checks that a sandbox of these sizes is possible.
     pub fn check_sizes(&self, vcpus: u32, memory: Bytes, disk: Bytes) -> Result<(), Exceeded> {
         within("the number of virtual processors", vcpus, 1, self.vcpus)?;
         within("memory", memory, MIN_MEMORY, self.memory)?;
         within("the size of the work disk", disk, MIN_DISK, MAX_DISK.min(self.disk))
     }
 
-    /// Whether the system disk of a machine can have this size over an image of that size.
+    /// Checks that a system disk of this size is possible over an image of that size.
     pub fn check_root_size(&self, size: Bytes, image: Bytes) -> Result<(), Exceeded> {
         if size < image {
             let disk = Disk::System.name();
             return Err(Exceeded::Smaller { disk, asked: size, holds: "its image has", is: image });
         }
-        // An image that is larger than all this is the user's choice, and its own size is not counted.
+        // An image may be larger than the quota: the user chose it, and its size is not counted.
         let most = MAX_DISK.min(Bytes(image.0.saturating_add(self.disk.0))).max(image);
         within("the size of the system disk", size, image, most)
     }
 
-    /// Whether a user with this usage may have one more machine with so much on disks.
+    /// Checks that the user may create a sandbox with this much disk.
     pub fn check_create(&self, usage: Usage, disk: Bytes) -> Result<(), Exceeded> {
-        quota("machines", usage.vms + 1, self.vms)?;
+        quota("sandboxes", usage.vms + 1, self.vms)?;
         self.check_disk(usage, disk)
     }
 
-    /// Whether a user with this usage may have so much more on disks.
+    /// Checks that the user may use this much more disk.
     pub fn check_disk(&self, usage: Usage, more: Bytes) -> Result<(), Exceeded> {
         quota("of disks", Bytes(usage.disk.0.saturating_add(more.0)), self.disk)
     }
 
-    /// Whether a user with this usage may have one more machine up.
+    /// Checks that the user may start a sandbox with this much memory.
     pub fn check_start(&self, usage: Usage, memory: Bytes) -> Result<(), Exceeded> {
-        quota("machines running", usage.running + 1, self.running)?;
-        quota("of memory in running machines", Bytes(usage.memory.0.saturating_add(memory.0)), self.memory)
+        quota("running sandboxes", usage.running + 1, self.running)?;
+        quota("of memory in running sandboxes", Bytes(usage.memory.0.saturating_add(memory.0)), self.memory)
     }
 }
 
-/// Whether a user may have images of so many bytes.
+/// Checks that the user may have this many bytes of images.
 pub fn check_image_disk(would_be: Bytes, limit: Bytes) -> Result<(), Exceeded> {
     quota("of images", would_be, limit)
 }
 
-/// Whether a user may have so many of something.
+/// Checks that the user may have this many of something.
 pub fn check_count(what: &'static str, would_be: usize, limit: u32) -> Result<(), Exceeded> {
     quota(what, would_be, limit as usize)
 }
 
-/// Whether a user may have so many of something under way.
+/// Checks that the user may have this many requests in progress.
 pub fn check_requests(what: &'static str, would_be: usize, limit: usize) -> Result<(), Exceeded> {
     match would_be <= limit {
         true => Ok(()),
@@ -243,7 +243,7 @@ mod tests {
         };
         check(Bytes::gib(8), Bytes::gib(8), Ok(()));
         check(Bytes::gib(208), Bytes::gib(8), Ok(()));
-        // Whatever the image, its own size is possible.
+        // An image's own size is always possible.
         check(Bytes::gib(1 << 20), Bytes::gib(1 << 20), Ok(()));
         let smaller = "cannot make the system disk 4 GiB: its image has 8 GiB, and no disk becomes smaller";
         check(Bytes::gib(4), Bytes::gib(8), Err(smaller));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_of_a_user_is_counted() {
+    fn the_quota_of_a_user_is_counted() {
         let limits = limits();
         let full = Usage { vms: 64, running: 16, memory: Bytes::gib(8), disk: Bytes::gib(200) };
         assert!(limits.check_create(full, Bytes::gib(1)).is_err());

@@ -1,46 +1,46 @@
-//! Names of machines, images and kernels, references to them, and the generator of names.
+//! Names of sandboxes, images and kernels, references to them, and generated names.
 
 use std::{fmt, str::FromStr};
 
 /// The longest name: a label of a host name (RFC 1035).
 const MAX_LENGTH: usize = 63;
-/// The shortest prefix of an id that is taken as a reference.
+/// The shortest prefix of an id that counts as a reference.
 const MIN_ID_PREFIX: usize = 6;
 
 /// A name: `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`, so that it is a host name, a file name and a unit name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 
-/// Why a text is no name.
+/// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Empty, too long, or with a character that a host name cannot have.
+    /// It is empty, too long, or has characters that a host name cannot have.
     #[error("{} is not a valid name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit", printable(.0))]
     Malformed(String),
-    /// 32 hexadecimal digits, or 6 and more of them alone, would be taken for an id.
+    /// It consists of 6 or more hexadecimal digits, which look like an id.
     #[error("{0} would be taken for an id; use a name with another letter in it")]
     LooksLikeAnId(String),
 }
 
-/// The text, shortened and without what could confuse a terminal.
+/// Returns the text, shortened and without characters that could confuse a terminal.
 fn printable(text: &str) -> String {
     text.chars().take(80).collect::<String>().escape_debug().to_string()
 }
 
 impl Name {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// A name such as `calm-otter`, chosen by `bits`.
+    /// Generates a name such as `calm-otter` from random bits.
     pub fn generated(bits: u64) -> Self {
         let adjective = ADJECTIVES[(bits % ADJECTIVES.len() as u64) as usize];
         let animal = ANIMALS[((bits >> 32) % ANIMALS.len() as u64) as usize];
         Self(format!("{adjective}-{animal}"))
     }
 
-    /// A generated name with a number, for when the short ones are taken.
+    /// Generates a name with a number, for use when the short ones are taken.
     pub fn generated_numbered(bits: u64) -> Self {
         let Self(base) = Self::generated(bits);
         Self(format!("{base}-{}", (bits >> 16) & 0xffff))
@@ -78,7 +78,7 @@ fn is_id_prefix(text: &str) -> bool {
     (MIN_ID_PREFIX..=32).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Letters, digits, `_`, `-` and `.`, not beginning with the last two: what useradd takes, and numbers.
+/// Accepts what useradd accepts, and numbers: letters, digits, `_`, `-` and `.`, not beginning with the last two.
 fn is_login_name(text: &str) -> bool {
     let first = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     text.len() <= 64
@@ -86,14 +86,14 @@ fn is_login_name(text: &str) -> bool {
         && text.bytes().all(|b| first(b) || matches!(b, b'-' | b'.'))
 }
 
-/// How a person refers to an object. A text is one or the other, never both: no name looks like an id.
+/// How a person refers to an object. No text is ambiguous, since no name looks like an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
     /// The first digits of an id, 6 or more.
     IdPrefix(String),
     /// A name among the caller's own and the shared objects.
     Name(Name),
-    /// `user/name`; the user as it was written, a login name or a number.
+    /// `user/name`, where the user is a login name or a number.
     Owned {
         /// The owner.
         user: String,
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_host_name_labels_that_are_no_ids() {
+    fn names_are_host_name_labels_that_are_not_ids() {
         check("a", true);
         check("calm-otter", true);
         check("0", true);

@@ -1,5 +1,5 @@
-//! What a machine has on the host, as data. Every name is a function of the machine's id, so that each
-//! thing can be found again from the kernel, from systemd and from the file system alone.
+//! What a sandbox has on the host, as data. Every name is a function of the VM's id, so that each thing can be found
+//! again from the kernel, systemd and the file system alone.
 
 use std::path::{Path, PathBuf};
 
@@ -14,44 +14,44 @@ pub const MODULES_FILE: &str = "modules.cpio";
 /// The file system of all modules in a kernel's directory.
 pub const MODULE_TREE_FILE: &str = "modules.ext4";
 
-/// A thing on the host that belongs to one machine.
+/// A thing on the host that belongs to one sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
     /// The directory with its disks and logs.
     Disks,
-    /// What makes block devices of its disks: mapper node and loop devices, where it has them.
+    /// The block devices of its disks: mapper node and loop devices, if it uses them.
     Mapper,
     /// Its network interface: a TAP with its routes, and its elements in the packet filter.
     Nic,
     /// The directory of its sockets.
     Sockets,
-    /// The unit, or process, of its monitor.
+    /// The unit or process of its VMM.
     Unit,
 }
 
 /// How long a resource lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Span {
+pub enum Scope {
     /// From creation to deletion.
-    Machine,
+    Vm,
     /// From start to stop.
     Boot,
 }
 
 impl Resource {
-    /// Every resource, in the order in which they are made.
+    /// All resources, in the order in which they are made.
     pub const ALL: [Resource; 5] =
         [Resource::Disks, Resource::Mapper, Resource::Nic, Resource::Sockets, Resource::Unit];
 
-    /// How long it lives.
-    pub const fn span(self) -> Span {
+    /// Returns how long it lives.
+    pub const fn scope(self) -> Scope {
         match self {
-            Resource::Disks => Span::Machine,
-            Resource::Mapper | Resource::Nic | Resource::Sockets | Resource::Unit => Span::Boot,
+            Resource::Disks => Scope::Vm,
+            Resource::Mapper | Resource::Nic | Resource::Sockets | Resource::Unit => Scope::Boot,
         }
     }
 
-    /// The word in the ledger.
+    /// Returns the word used in the ledger.
     pub const fn as_str(self) -> &'static str {
         match self {
             Resource::Disks => "disks",
@@ -62,28 +62,28 @@ impl Resource {
         }
     }
 
-    /// The resource that [`Resource::as_str`] calls so.
+    /// Parses a word of [`Resource::as_str`].
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| resource.as_str() == word)
     }
 }
 
-/// The systemd unit of a machine.
+/// Returns the name of a VM's systemd unit.
 pub fn unit_name(vm: VmId) -> String {
     format!("banger-vm-{vm}.service")
 }
 
-/// The machine whose unit this is.
+/// Returns the VM whose unit this is.
 pub fn vm_of_unit(unit: &str) -> Option<VmId> {
     unit.strip_prefix("banger-vm-")?.strip_suffix(".service")?.parse().ok()
 }
 
-/// The name and the UUID of a machine's mapper node.
+/// Returns the name and UUID of a VM's mapper node.
 pub fn mapper_name(vm: VmId) -> String {
     format!("banger-{vm}")
 }
 
-/// The machine whose mapper node this is.
+/// Returns the VM whose mapper node this is.
 pub fn vm_of_mapper(name: &str) -> Option<VmId> {
     name.strip_prefix("banger-")?.parse().ok()
 }
@@ -94,162 +94,161 @@ pub const SLICE: &str = "banger.slice";
 /// All units of imports.
 pub const IMPORT_UNITS: &str = "banger-import-*.service";
 
-/// The systemd unit of an image's import.
+/// Returns the name of the systemd unit that imports an image.
 pub fn import_unit_name(image: ImageId) -> String {
     format!("banger-import-{image}.service")
 }
 
-/// The user that systemd makes for an image's import.
+/// Returns the name of the dynamic user that imports an image.
 pub fn import_user(image: ImageId) -> String {
     let id = image.to_string();
     format!("bgi-{}", &id[..20])
 }
 
-/// The slice of all units of one owner, a child of `banger.slice`.
+/// Returns the name of the slice of an owner's units, a child of `banger.slice`.
 pub fn slice_name(owner: Uid) -> String {
     format!("banger-u{owner}.slice")
 }
 
-/// The user that systemd makes for a machine's unit, within the 31 characters of a user name.
+/// Returns the name of a unit's dynamic user, at most 31 characters.
 pub fn dynamic_user(vm: VmId) -> String {
     let id = vm.to_string();
     format!("bgr-{}", &id[..20])
 }
 
-/// Where the service keeps its files.
+/// The directories and files of the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
-    /// What must survive: `/var/lib/banger`.
+pub struct Paths {
+    /// Persistent state: `/var/lib/banger`.
     pub state: PathBuf,
-    /// What lives while machines run: `/run/banger`.
+    /// Runtime state: `/run/banger`.
     pub runtime: PathBuf,
-    /// Our programs: `/usr/libexec/banger`.
+    /// Programs: `/usr/libexec/banger`.
     pub libexec: PathBuf,
 }
 
-impl Places {
-    /// The database.
+impl Paths {
+    /// Returns the database.
     pub fn database(&self) -> PathBuf {
         self.state.join("db/banger.sqlite")
     }
 
-    /// What the service that runs has locked.
+    /// Returns the file that the running service has locked.
     pub fn lock(&self) -> PathBuf {
         self.state.join("lock")
     }
 
-    /// The directory of a machine's disks and logs.
+    /// Returns the directory of a VM's disks and logs.
     pub fn vm_dir(&self, vm: VmId) -> PathBuf {
         self.vms().join(vm.to_string())
     }
 
-    /// The parent of [`Places::vm_dir`].
+    /// Returns the parent of [`Paths::vm_dir`].
     pub fn vms(&self) -> PathBuf {
         self.state.join("vms")
     }
 
-    /// A machine's private clone of its image.
+    /// Returns a VM's private clone of its image.
     pub fn system_disk(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("system.ext4")
     }
 
-    /// A machine's layer over its image, where it has no clone.
+    /// Returns a VM's qcow2 overlay, if it has one instead of a clone.
     pub fn system_layer(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("system.qcow2")
     }
 
-    /// The image below the layer: another name of the image's own file.
+    /// Returns the image below the qcow2 overlay: a hard link to the image's file.
     pub fn system_base(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("base.ext4")
     }
 
-    /// What a machine has changed of its image, where the kernel puts the two together.
+    /// Returns a VM's device-mapper overlay.
     pub fn overlay(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("system.cow")
     }
 
-    /// What a machine's system disk has behind its image, where the kernel puts the two together.
+    /// Returns the part of a VM's system disk beyond the end of its image, if device-mapper puts them together.
     pub fn system_tail(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("system.tail")
     }
 
-    /// A machine's work disk.
+    /// Returns a VM's work disk.
     pub fn work_disk(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("work.ext4")
     }
 
-    /// The ring file of the serial console.
+    /// Returns the ring file of the serial console.
     pub fn console_log(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("console.ring")
     }
 
-    /// What the monitor says, a ring file too.
+    /// Returns the ring file of the VMM's own output.
     pub fn vmm_log(&self, vm: VmId) -> PathBuf {
         self.vm_dir(vm).join("vmm.ring")
     }
 
-    /// The directory of a machine's sockets.
+    /// Returns the directory of a VM's sockets.
     pub fn socket_dir(&self, vm: VmId) -> PathBuf {
         self.sockets().join(vm.to_string())
     }
 
-    /// The part of [`Places::socket_dir`] that a monitor sees and may write to, when it makes its sockets
-    /// itself.
-    pub fn machine_dir(&self, vm: VmId) -> PathBuf {
+    /// Returns the part of [`Paths::socket_dir`] that the VMM sees and may write to, if it makes its sockets itself.
+    pub fn vmm_dir(&self, vm: VmId) -> PathBuf {
         self.socket_dir(vm).join("machine")
     }
 
-    /// The parent of [`Places::socket_dir`].
+    /// Returns the parent of [`Paths::socket_dir`].
     pub fn sockets(&self) -> PathBuf {
         self.runtime.join("vm")
     }
 
-    /// The empty directory that the root of every monitor is mounted in.
+    /// Returns the empty directory over which the root of every jail is mounted.
     pub fn jail(&self) -> PathBuf {
         self.runtime.join("jail")
     }
 
-    /// The directory of images.
+    /// Returns the directory of images.
     pub fn images(&self) -> PathBuf {
         self.state.join("images")
     }
 
-    /// The root file system of an image.
+    /// Returns the root file system of an image.
     pub fn image(&self, image: ImageId) -> PathBuf {
         self.images().join(image.to_string()).join(IMAGE_FILE)
     }
 
-    /// The directory of kernels.
+    /// Returns the directory of kernels.
     pub fn kernels(&self) -> PathBuf {
         self.state.join("kernels")
     }
 
-    /// A kernel as ELF.
+    /// Returns a kernel as an ELF file.
     pub fn kernel(&self, kernel: KernelId) -> PathBuf {
         self.kernels().join(kernel.to_string()).join(KERNEL_FILE)
     }
 
-    /// The archive of a kernel's modules.
+    /// Returns the archive of a kernel's modules.
     pub fn kernel_modules(&self, kernel: KernelId) -> PathBuf {
         self.kernels().join(kernel.to_string()).join(MODULES_FILE)
     }
 
-    /// The file system of all modules of a kernel, where it came with modules.
+    /// Returns the file system with all modules of a kernel, if it came with modules.
     pub fn module_tree(&self, kernel: KernelId) -> PathBuf {
         self.kernels().join(kernel.to_string()).join(MODULE_TREE_FILE)
     }
 
-    /// What is kept of catalogs.
+    /// Returns the directory of stored catalogs.
     pub fn catalogs(&self) -> PathBuf {
         self.state.join("catalogs")
     }
 
-    /// The archive of the agent, the same for every machine.
+    /// Returns the archive of the agent, the same for every VM.
     pub fn agent_archive(&self) -> PathBuf {
         self.state.join("agent.cpio")
     }
 
-    /// One of our programs.
+    /// Returns the path of one of banger's programs.
     pub fn program(&self, name: &str) -> PathBuf {
         self.libexec.join(Path::new(name))
     }
@@ -260,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_unit_name_leads_back_to_the_machine() {
+    fn a_unit_name_leads_back_to_the_vm() {
         let vm = VmId::from_bits(77);
         assert_eq!(vm_of_unit(&unit_name(vm)), Some(vm));
         assert_eq!(vm_of_unit("banger-vm-x.service"), None);
@@ -268,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapper_name_leads_back_to_the_machine() {
+    fn a_mapper_name_leads_back_to_the_vm() {
         let vm = VmId::from_bits(77);
         assert_eq!(vm_of_mapper(&mapper_name(vm)), Some(vm));
         assert_eq!(vm_of_mapper("banger-x"), None);
@@ -283,12 +282,12 @@ mod tests {
 
     #[test]
     fn socket_paths_fit_into_a_socket_address() {
-        let places = Places {
+        let paths = Paths {
             state: "/var/lib/banger".into(),
             runtime: "/run/banger".into(),
             libexec: "/usr/libexec/banger".into(),
         };
-        let longest = places.socket_dir(VmId::from_bits(u128::MAX)).join("agent-23.sock");
+        let longest = paths.socket_dir(VmId::from_bits(u128::MAX)).join("agent-23.sock");
         assert!(longest.as_os_str().len() < 108, "{longest:?}");
     }
 

@@ -4,26 +4,26 @@ use std::{fmt, str::FromStr};
 
 use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey, rand_core::OsRng};
 
-/// The most keys that a machine lets in.
+/// The most keys that a sandbox accepts.
 pub const MAX_AUTHORIZED_KEYS: usize = 16;
-/// The most bytes of one of them, comment included. A key of RSA with 16384 bits has less than 3 KiB.
+/// The longest key in bytes, comment included. An RSA key of 16384 bits has less than 3 KiB.
 pub const MAX_AUTHORIZED_KEY: usize = 8 << 10;
 
-/// The key pair by which a machine's ssh server shows who it is: made with the machine, known before its
-/// first boot, and never another one's.
+/// The SSH host key of a sandbox. It is made with the sandbox, so that clients know it before the first boot, and
+/// stays the same across boots.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HostKey {
     secret: String,
     public: String,
 }
 
-/// The text is no unencrypted key pair of the kind that we make.
+/// The text is not an unencrypted ed25519 key pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the text is not an ssh key pair")]
 pub struct NotAHostKey;
 
 impl HostKey {
-    /// A new pair of the kind ed25519.
+    /// Generates an ed25519 key pair.
     pub fn random() -> Result<Self, NotAHostKey> {
         let pair = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(|_| NotAHostKey)?;
         Self::of(&pair)
@@ -34,24 +34,24 @@ impl HostKey {
             return Err(NotAHostKey);
         }
         let secret = pair.to_openssh(LineEnding::LF).map_err(|_| NotAHostKey)?;
-        // After the key comes a comment, which is not compared.
+        // The comment that follows the key is not compared.
         let public = PublicKey::from(pair.public_key().key_data().clone());
         let public = public.to_openssh().map_err(|_| NotAHostKey)?;
         Ok(Self { secret: secret.to_string(), public })
     }
 
-    /// The pair in the format of OpenSSH, as in a host key file of an ssh server.
+    /// Returns the private key in the format of OpenSSH, as in a server's host key file.
     pub fn secret(&self) -> &str {
         &self.secret
     }
 
-    /// The public half, such as `ssh-ed25519 AAAA…`.
+    /// Returns the public key, such as `ssh-ed25519 AAAA…`.
     pub fn public(&self) -> &str {
         &self.public
     }
 }
 
-/// The pair of a text in the format of OpenSSH, as it was stored.
+/// Parses a private key in the format of OpenSSH, as it was stored.
 impl FromStr for HostKey {
     type Err = NotAHostKey;
 
@@ -60,18 +60,18 @@ impl FromStr for HostKey {
     }
 }
 
-/// The secret half is never printed.
+/// Omits the private key.
 impl fmt::Debug for HostKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "HostKey({})", self.public)
     }
 }
 
-/// A public key that a machine lets in: one line of an `authorized_keys` file, without options.
+/// A public key that a sandbox accepts: one line of an `authorized_keys` file, without options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthorizedKey(String);
 
-/// Why a text is no key that can be let in.
+/// Why a text is not an acceptable key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAKey {
     /// It is longer than any key.
@@ -89,7 +89,7 @@ pub enum NotAKey {
 }
 
 impl AuthorizedKey {
-    /// Each of these texts as a key, without repetitions.
+    /// Parses these texts as keys and drops repetitions.
     pub fn parse_all<T: AsRef<str>>(texts: &[T]) -> Result<Vec<Self>, NotAKey> {
         if texts.len() > MAX_AUTHORIZED_KEYS {
             return Err(NotAKey::TooMany);
@@ -104,7 +104,7 @@ impl AuthorizedKey {
         Ok(keys)
     }
 
-    /// The line, without a line feed.
+    /// Returns the line, without a line feed.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -121,7 +121,7 @@ impl FromStr for AuthorizedKey {
         if line.contains(char::is_control) {
             return Err(NotAKey::NotALine);
         }
-        // Options come before the type of a key, so that the first word is not a known type.
+        // Options come before the key type, so that the first word is not a known type.
         let key = PublicKey::from_openssh(line).map_err(|_| NotAKey::Unknown)?;
         if matches!(key.algorithm(), Algorithm::Other(_) | Algorithm::Dsa) {
             return Err(NotAKey::Unknown);
@@ -150,13 +150,13 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_half_is_never_printed() {
+    fn the_private_key_is_never_printed() {
         let key = HostKey::random().unwrap();
         assert_eq!(format!("{key:?}"), format!("HostKey({})", key.public()));
     }
 
     #[test]
-    fn what_is_no_host_key_is_not_taken_for_one() {
+    fn an_invalid_host_key_is_refused() {
         for text in ["", "nonsense", ED25519] {
             assert_eq!(text.parse::<HostKey>(), Err(NotAHostKey), "{text}");
         }

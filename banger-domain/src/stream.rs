@@ -1,7 +1,7 @@
-//! Assigns the streams to the agent of a guest.
+//! Assigns the streams to a guest's agent.
 //!
-//! A guest has a fixed number of streams, and each one is held for as long as its client likes. They are numbered, and
-//! the first ones are kept back, so that no kind of use can shut the others out:
+//! A guest has a fixed number of streams, and a client holds one for as long as it likes. They are numbered, and the
+//! first ones are reserved, so that no kind of use can lock out the others:
 //!
 //! ```text
 //!   0 1 │ 2 … 9 │ 10 … 22
@@ -10,36 +10,36 @@
 //!                 questions, commands, connections
 //! ```
 //!
-//! A browser behind `banger vm forward` leaves room for commands, and commands that never end leave room for the
-//! question of how the guest is. Which stream is held is what the VMM says, so nothing has to be remembered.
+//! A browser behind `banger vm forward` leaves streams for commands, and commands that never end leave streams for
+//! questions. The VMM knows which streams are held, so the service does not need to remember it.
 
-/// Streams for questions alone.
+/// Streams that only questions get.
 const QUESTIONS: usize = 2;
 /// Streams that connections do not get.
-const KEPT_BACK: usize = QUESTIONS + 8;
+const RESERVED: usize = QUESTIONS + 8;
 
 /// What a stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Purpose {
-    /// Something that the agent answers at once: how the guest is, what listens in it.
+    /// Something that the agent answers at once: the guest's state, or its open ports.
     Question,
     /// A command, or files.
     #[default]
     Command,
-    /// A connection that is carried.
+    /// A forwarded connection.
     Connection,
 }
 
 impl Purpose {
-    /// Every one.
+    /// All purposes.
     pub const ALL: [Self; 3] = [Self::Question, Self::Command, Self::Connection];
 
-    /// The purpose with this word on the bus.
+    /// Parses a word used on D-Bus.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|purpose| purpose.as_str() == word)
     }
 
-    /// The word on the bus.
+    /// Returns the word used on D-Bus.
     pub const fn as_str(self) -> &'static str {
         use banger_proto::bus::option::agent;
         match self {
@@ -49,19 +49,19 @@ impl Purpose {
         }
     }
 
-    /// The first stream that it may have.
+    /// Returns the first stream that this purpose may have.
     const fn first(self) -> usize {
         match self {
             Self::Question => 0,
             Self::Command => QUESTIONS,
-            Self::Connection => KEPT_BACK,
+            Self::Connection => RESERVED,
         }
     }
 }
 
-/// The stream that a client gets of `count` ones; `None` when those that it may have are held. The search goes on
-/// behind the `last` one that was given, so that one that was just given back rests for a while: the guest has to see
-/// that its client has gone before another one comes.
+/// Chooses one of `count` streams, or `None` if all that the purpose may have are held. The search continues after
+/// the `last` one that was given out, so that a stream rests after it was returned: the guest has to notice that its
+/// client is gone before the next one comes.
 pub fn choose(purpose: Purpose, count: usize, last: usize, is_held: impl Fn(usize) -> bool) -> Option<usize> {
     let first = purpose.first().min(count);
     let after = (first..count).filter(|stream| *stream > last);
@@ -77,7 +77,7 @@ mod tests {
 
     const COUNT: usize = 23;
 
-    /// How many clients of these purposes get a stream, one after the other, while nobody leaves.
+    /// Returns how many clients of these purposes get a stream if nobody leaves.
     fn granted(asked: &[(Purpose, usize)]) -> Vec<usize> {
         let (mut held, mut last) = (BTreeSet::new(), 0);
         let mut grant = |purpose| {
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn no_purpose_shuts_another_out() {
+    fn no_purpose_locks_out_another() {
         use Purpose::{Command, Connection, Question};
         for (asked, expect) in [
             (vec![(Connection, 100), (Command, 100), (Question, 100)], vec![13, 8, 2]),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_was_given_back_rests() {
+    fn a_returned_stream_rests() {
         let free = |_| false;
         assert_eq!(choose(Purpose::Command, COUNT, 5, free), Some(6));
         assert_eq!(choose(Purpose::Command, COUNT, 22, free), Some(2));

@@ -1,20 +1,20 @@
-//! The time zone of a guest. It comes from a user and becomes part of a path in the guest, so that it is read strictly.
+//! The time zone of a guest. It comes from a user and becomes part of a path in the guest, so it is parsed strictly.
 
 use std::{fmt, str::FromStr};
 
-/// The longest name: the longest one of the time zone database has 32 characters.
+/// The longest name. The time zone database has none with more than 32 characters.
 const MAX_NAME: usize = 64;
-/// The longest rule: two names, two offsets and two days with a time.
+/// The longest rule: two names, two offsets, and two days with a time.
 const MAX_RULE: usize = 80;
 
-/// A time zone: a name of the time zone database, and what holds in it from now on where that is known.
+/// A time zone: its name in the time zone database, and its current rule if that is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timezone {
     name: String,
     rule: Option<String>,
 }
 
-/// The text is no time zone.
+/// Why a text is not a time zone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The name is not valid.
@@ -26,7 +26,7 @@ pub enum Error {
 }
 
 impl Timezone {
-    /// The zone with this name, and with this rule as POSIX has it for `TZ` (IEEE Std 1003.1, section 8.3).
+    /// Makes a time zone of a name and a rule in the format of POSIX' `TZ` (IEEE Std 1003.1, section 8.3).
     pub fn new(name: &str, rule: Option<&str>) -> Result<Self, Error> {
         if !is_name(name) {
             return Err(Error::Name);
@@ -37,18 +37,18 @@ impl Timezone {
         Ok(Self { name: name.to_owned(), rule: rule.map(str::to_owned) })
     }
 
-    /// The name, up to three words with slashes between them.
+    /// Returns the name: up to three words, separated by slashes.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What holds in the zone from now on.
+    /// Returns the current rule of the zone.
     pub fn rule(&self) -> Option<&str> {
         self.rule.as_deref()
     }
 }
 
-/// What the time zone database allows (its file `theory.html`, "Names of timezones"), and a slash between.
+/// Accepts what the time zone database allows (its file `theory.html`, "Names of timezones"), and slashes.
 fn is_name(name: &str) -> bool {
     let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-+_".contains(&byte);
     let is_word = |word: &str| {
@@ -57,14 +57,14 @@ fn is_name(name: &str) -> bool {
     name.len() <= MAX_NAME && name.split('/').count() <= 3 && name.split('/').all(is_word)
 }
 
-/// A name, in angle brackets where it is not of letters alone, and what follows it.
+/// Accepts a rule, which begins with a letter, or with an angle bracket if its name has other characters.
 fn is_rule(rule: &str) -> bool {
     let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"<>+-,./:".contains(&byte);
     let begins = rule.starts_with(|first: char| first.is_ascii_alphabetic() || first == '<');
     begins && rule.len() <= MAX_RULE && rule.bytes().all(is_letter)
 }
 
-/// The name, and the rule behind a space. This is how it is kept.
+/// Writes the name, and the rule after a space. This is the stored format.
 impl fmt::Display for Timezone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_elsewhere_or_is_no_name_is_refused() {
+    fn an_invalid_name_or_one_that_leaves_the_directory_is_refused() {
         let long = "A".repeat(65);
         for name in [
             "",

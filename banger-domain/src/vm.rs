@@ -1,4 +1,4 @@
-//! A machine as it is kept.
+//! A sandbox as the database has it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,51 +10,51 @@ use banger_proto::size::Bytes;
 use super::{
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
     lifecycle::{Reason, State},
-    monitor::Wish,
     name::Name,
     net::{nic::Nat, port::Port, subnet::Slot},
     ssh::{AuthorizedKey, HostKey},
     timezone::Timezone,
+    vmm::VmmChoice,
 };
 
-/// A machine.
+/// A sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vm {
     /// Its id.
     pub id: VmId,
     /// Unique per owner.
     pub name: Name,
-    /// Who made it, for ever.
+    /// Who created it. Never changes.
     pub owner: Uid,
-    /// What it is to be.
+    /// Its sizes and options.
     pub spec: VmSpec,
-    /// What it is cloned from.
+    /// The image that it was cloned from.
     pub image: ImageId,
-    /// What it boots.
+    /// The kernel that it boots.
     pub kernel: KernelId,
-    /// Its place among the addresses of guests.
+    /// Its index among the addresses of guests.
     pub slot: Slot,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
-    /// Why.
+    /// Why it is in that state.
     pub reason: Reason,
-    /// How long it is to be kept.
+    /// How long it is kept.
     pub lifetime: Lifetime,
-    /// What the agent of the present boot wants to hear.
+    /// The secret that the agent of the current boot expects.
     pub token: Token,
-    /// By which its ssh server shows who it is, for ever.
+    /// SSH host key. Stays the same across boots.
     pub host_key: HostKey,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When its monitor last started.
+    /// When its VMM was last started.
     pub started_at: Timestamp,
-    /// When its guest last became ready; never, while this boot's has not.
+    /// When its guest last became ready; 0 if it has not in this boot.
     pub ready_at: Timestamp,
-    /// The guest kernel's boot id, while it is ready.
+    /// The guest kernel's boot id, while the guest is ready.
     pub boot_id: String,
 }
 
-/// The sizes and choices of a machine.
+/// The sizes and options of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSpec {
     /// Virtual processors, 1 or more.
@@ -69,24 +69,24 @@ pub struct VmSpec {
     pub hostname: Name,
     /// What the agent hands over to.
     pub init: Init,
-    /// The monitor that it is to run under.
-    pub vmm: Wish,
-    /// Whether the guest reaches what lies beyond the host.
+    /// Which VMM to use.
+    pub vmm: VmmChoice,
+    /// Whether the guest reaches networks beyond the host.
     pub nat: Nat,
-    /// The guest's time zone; the image's own when absent.
+    /// The guest's time zone; `None` keeps the image's.
     pub timezone: Option<Timezone>,
-    /// Whom its ssh server lets in.
+    /// The SSH keys that it accepts.
     pub authorized_keys: Vec<AuthorizedKey>,
-    /// The ports of the host that lead to the guest.
+    /// The published ports.
     pub ports: BTreeSet<Port>,
-    /// Words of the user's own.
+    /// Labels of the user's own.
     pub labels: BTreeMap<String, String>,
 }
 
-/// What runs as the first process of the guest once the disks are mounted.
+/// The first process of the guest after the disks are mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Init {
-    /// The image's init where it has one, else the agent.
+    /// The image's init if it has one, the agent otherwise.
     #[default]
     Auto,
     /// The agent.
@@ -106,7 +106,7 @@ impl fmt::Display for Init {
 }
 
 impl Init {
-    /// `auto`, `agent`, or an absolute path; `None` for anything else.
+    /// Parses `auto`, `agent`, or an absolute path.
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "auto" => Some(Init::Auto),
@@ -119,7 +119,7 @@ impl Init {
     }
 }
 
-/// How long a machine is to be kept.
+/// How long a sandbox is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lifetime {
     /// Until it is deleted.
@@ -130,13 +130,13 @@ pub enum Lifetime {
     Caller {
         /// The unique name of the connection.
         connection: String,
-        /// The id of the bus: unique names are never used again on one bus, but another bus begins anew.
+        /// The id of the bus: unique names are not reused on one bus, but another bus starts over.
         bus: String,
     },
 }
 
 impl Lifetime {
-    /// The word on the bus.
+    /// Returns the word used on D-Bus.
     pub fn as_str(&self) -> &'static str {
         use banger_proto::bus::option::lifetime;
         match self {
@@ -152,23 +152,23 @@ impl Lifetime {
 pub struct Token(String);
 
 impl Token {
-    /// A token that nobody knows.
+    /// Returns a new random token.
     pub fn random() -> Self {
         Self(uuid::Uuid::new_v4().simple().to_string())
     }
 
-    /// The token with this text, as it was stored.
+    /// Makes a token of the text that was stored.
     pub fn from_text(text: String) -> Self {
         Self(text)
     }
 
-    /// 32 hexadecimal digits.
+    /// Returns the 32 hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A token is never printed.
+/// Omits the token.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")
@@ -176,7 +176,7 @@ impl fmt::Debug for Token {
 }
 
 impl Vm {
-    /// Whether the guest's agent answers.
+    /// Returns whether the guest's agent answers.
     pub fn is_ready(&self) -> bool {
         self.state.is_up() && self.ready_at != Timestamp::default()
     }

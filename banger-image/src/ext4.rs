@@ -1,19 +1,19 @@
-//! Whether a file is an ext4 file system that a guest can use as its root, told from its superblock alone.
-//! Nothing else of it is read: only the guest's kernel trusts its content.
+//! Checks whether a file is an ext4 file system that a guest can use as its root. Only the superblock is read: the
+//! rest is for the guest's kernel alone.
 //!
 //! Layout and feature bits: <https://docs.kernel.org/filesystems/ext4/globals.html#super-block>, and the
-//! `EXT4_FEATURE_*_SUPP` masks in `fs/ext4/ext4.h` of Linux 6.1, the oldest kernel that machines boot.
+//! `EXT4_FEATURE_*_SUPP` masks in `fs/ext4/ext4.h` of Linux 6.1, the oldest supported guest kernel.
 
 use banger_proto::size::Bytes;
 
-/// How much of the file's beginning [`FileSystem::read`] wants to see.
+/// How much of the file's beginning [`FileSystem::read`] needs.
 pub const HEAD: usize = START + LENGTH;
 
 const START: usize = 1024;
 const LENGTH: usize = 1024;
 
 const MAGIC: u16 = 0xef53;
-/// Linux mounts no block larger than a page, which is 4 KiB on the processors that we know.
+/// Linux mounts no block larger than a page, which is 4 KiB on supported architectures.
 const MAX_LOG_BLOCK_SIZE: u32 = 2;
 
 const STATE_CLEAN: u16 = 1;
@@ -28,13 +28,13 @@ const INCOMPAT_KNOWN: u32 =
 
 const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 const RO_COMPAT_READONLY: u32 = 0x1000;
-/// sparse_super, large_file, btree_dir, huge_file, uninit_bg, dir_nlink, extra_isize, quota, bigalloc,
-/// metadata_csum, project, verity, orphan_present. Not read-only: a machine writes to its clone.
+/// sparse_super, large_file, btree_dir, huge_file, uninit_bg, dir_nlink, extra_isize, quota, bigalloc, metadata_csum,
+/// project, verity, orphan_present. Not read-only, since a guest writes to its clone.
 const RO_COMPAT_KNOWN: u32 =
     0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x8000 | 0x1_0000;
 
-/// Beginnings of files that people take for a root file system: offset, bytes, and what it is. Archives are not
-/// here: those can be one.
+/// The beginnings of files that people mistake for a root file system: offset, bytes, and name. Archives are missing,
+/// since they can be one.
 const OTHER_FORMATS: [(usize, &[u8], &str); 10] = [
     (0, b"QFI\xfb", "a QCOW2 disk, which `qemu-img convert -O raw` turns into a raw one"),
     (0, b"KDMV", "a VMDK disk, which `qemu-img convert -O raw` turns into a raw one"),
@@ -58,10 +58,10 @@ pub struct FileSystem {
 /// Why a file cannot be the root file system of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// It is something else.
+    /// It has another format, or none that we know.
     #[error("the file is not an ext4 file system{}", .0.map(|what| format!("; it is {what}")).unwrap_or_default())]
     NotExt4(Option<&'static str>),
-    /// It says things of itself that cannot be.
+    /// Its superblock is inconsistent.
     #[error("the ext4 file system is damaged: {0}")]
     Damaged(&'static str),
     /// The file ends before the file system does.
@@ -69,7 +69,7 @@ pub enum Unusable {
     Short {
         /// Size of the file system.
         expected: Bytes,
-        /// Size of the file.
+        /// It was mounted when it was copied, or never unmounted cleanly.
         found: Bytes,
     },
     /// It was mounted when it was copied, or never unmounted.
@@ -78,16 +78,16 @@ pub enum Unusable {
     /// The kernel found errors in it.
     #[error("the ext4 file system is marked as having errors; run `e2fsck -f` on it")]
     Errors,
-    /// The kernel of a guest could not mount it for writing.
+    /// A guest's kernel could not mount it for writing.
     #[error("the ext4 file system has features that Linux 6.1 cannot write to ({0})")]
     Features(String),
-    /// The kernel of a guest could not mount it.
+    /// A guest's kernel could not mount it.
     #[error("the ext4 file system has blocks of more than 4 KiB, which Linux cannot mount")]
     BlockSize,
 }
 
 impl FileSystem {
-    /// What the first [`HEAD`] bytes (fewer if the file is shorter) of a file of this size say.
+    /// Parses the first [`HEAD`] bytes of a file of this size, or all of a shorter file.
     pub fn read(head: &[u8], file: Bytes) -> Result<Self, Unusable> {
         let superblock = match head.get(START..HEAD).and_then(|bytes| bytes.try_into().ok()) {
             Some(bytes) => Superblock(bytes),
@@ -97,7 +97,7 @@ impl FileSystem {
             return Err(Unusable::NotExt4(other_format(head)));
         }
         let (incompat, ro_compat) = (superblock.u32(0x60), superblock.u32(0x64));
-        // First, since with a wrong checksum nothing else can be relied on, not even the features.
+        // First, since with a wrong checksum nothing else can be trusted, not even the features.
         if ro_compat & RO_COMPAT_METADATA_CSUM != 0 && superblock.u32(0x3fc) != superblock.checksum() {
             return Err(Unusable::Damaged("the checksum of its superblock is wrong"));
         }
@@ -157,7 +157,7 @@ impl Superblock<'_> {
         u32::from(self.u16(at)) | u32::from(self.u16(at + 2)) << 16
     }
 
-    /// The CRC-32C of everything before the checksum, not inverted at the end.
+    /// Returns the CRC-32C of everything before the checksum, not inverted at the end.
     fn checksum(&self) -> u32 {
         self.0[..0x3fc].iter().fold(!0, |crc, byte| {
             (0..8)
@@ -173,11 +173,11 @@ mod tests {
 
     use super::*;
 
-    /// The beginning of what mke2fs 1.47.0 makes of a file of 64 MiB.
+    /// The beginning of a file system that mke2fs 1.47.0 made in a file of 64 MiB.
     const REAL: &[u8; HEAD] = include_bytes!("../tests/data/ext4-head.bin");
     const SIZE: Bytes = Bytes::mib(64);
 
-    /// The real file system with these bytes at this place of its superblock, and a checksum that fits.
+    /// Returns the real file system with these bytes at this offset of its superblock, and a matching checksum.
     fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
         let mut head = REAL.to_vec();
         head[START + at..][..bytes.len()].copy_from_slice(bytes);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_could_not_use_is_refused_with_the_reason() {
+    fn a_file_system_that_guests_cannot_use_is_refused_with_the_reason() {
         let check = |head: &[u8], reason| assert_eq!(FileSystem::read(head, SIZE), Err(reason));
         check(&with(0x38, &[0, 0]), Unusable::NotExt4(None));
         check(&with(0x3a, &[0]), Unusable::Unclean);
@@ -229,7 +229,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_flipped_bit_of_the_superblock_goes_unnoticed(at in START..HEAD, bit in 0..8) {
-            // Without the bit that says so, there is no checksum.
+            // Without the feature bit there is no checksum.
             prop_assume!((at, bit) != (START + 0x65, 2));
             let mut head = *REAL;
             head[at] ^= 1 << bit;

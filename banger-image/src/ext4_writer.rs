@@ -1,4 +1,4 @@
-//! Empty ext4 file systems, written without a program, a mount or privileges.
+//! Writes empty ext4 file systems without a program, a mount or privileges.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -7,10 +7,10 @@ use mkext4::{FsBuilder, Options, RegionSink};
 
 /// The label of work disks.
 const LABEL: &str = "banger-work";
-/// 2026-01-01: when every work disk was made, as far as its own times say. So two of one size differ by
-/// their UUID alone, and no time of a host gets into a guest.
+/// 2026-01-01, the time of every work disk. So two of the same size differ only in their UUID, and no time of the
+/// host gets into a guest.
 const EPOCH: i64 = 1_767_225_600;
-/// The writer's block, of which a size is a multiple.
+/// The block size of the writer. Sizes are rounded up to it.
 const BLOCK: u64 = 4096;
 
 /// Why a file system cannot be written.
@@ -22,7 +22,7 @@ pub enum Error {
     /// No ext4 file system has this size.
     #[error(transparent)]
     Unsupported(mkext4::Error),
-    /// The writer is at fault.
+    /// A bug of the writer.
     #[error(transparent)]
     Other(mkext4::Error),
 }
@@ -37,13 +37,13 @@ impl From<mkext4::Error> for Error {
     }
 }
 
-/// Makes the empty file `to` an empty ext4 file system of this size, rounded up to whole blocks.
+/// Writes an empty ext4 file system of this size, rounded up to whole blocks, to the empty file `to`.
 pub fn write_empty(to: &File, size: Bytes, uuid: [u8; 16]) -> Result<(), Error> {
     let too_large = || mkext4::Error::Invalid(format!("{size} is too large"));
     let size = size.0.checked_next_multiple_of(BLOCK).ok_or_else(too_large)?;
     let mut options = Options::new(size, uuid, EPOCH);
     options.label = Some(LABEL.to_owned());
-    // Reserved blocks are the superuser's, and in a guest that is who uses the disk.
+    // Reserved blocks are for root, which is the user of the disk in a guest.
     options.reserved_percent = 0;
     let layout = FsBuilder::new(options)?.seal()?;
     to.set_len(size).map_err(Error::Write)?;
@@ -51,7 +51,7 @@ pub fn write_empty(to: &File, size: Bytes, uuid: [u8; 16]) -> Result<(), Error> 
     Ok(())
 }
 
-/// A new file, which has its zeros already.
+/// A new file, whose zeros need not be written.
 struct Holes<'a>(&'a File);
 
 impl RegionSink for Holes<'_> {

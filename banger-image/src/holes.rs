@@ -1,4 +1,4 @@
-//! Sparse files: where their data is, and how a copy keeps the holes of the original.
+//! Sparse files: finds their data, and keeps the holes in copies.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
@@ -7,12 +7,12 @@ use rustix::{
     io::Errno,
 };
 
-/// How much is read at once.
+/// How much is read at a time.
 pub const CHUNK: usize = 1 << 20;
-/// What is left out when it holds nothing but zeros: the block of the usual file systems.
+/// The unit of holes: the block size of the usual file systems.
 pub const BLOCK: usize = 4096;
 
-/// The next stretch at or after `at` that may hold data, of a file of `len` bytes.
+/// Returns the next range at or after `at` that may hold data, in a file of `len` bytes.
 pub fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<Range<u64>>> {
     if at >= len {
         return Ok(None);
@@ -20,7 +20,7 @@ pub fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<Range<u64>
     let start = match seek(file, SeekFrom::Data(at)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok(None),
-        // A file system that cannot tell.
+        // The file system does not support the call.
         Err(Errno::INVAL) => at,
         Err(error) => return Err(error.into()),
     };
@@ -32,17 +32,17 @@ pub fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<Range<u64>
         Err(Errno::INVAL | Errno::NXIO) => len,
         Err(error) => return Err(error.into()),
     };
-    // Somebody may change the file meanwhile, and a stretch of nothing would never end.
+    // The file may change meanwhile, and an empty range would loop forever.
     Ok(Some(start..if end > start { end } else { len }))
 }
 
-/// A stretch in pieces of at most [`CHUNK`]: where each begins, and its length.
+/// Splits a range into chunks of at most [`CHUNK`], each with offset and length.
 pub fn chunks(range: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
     let end = range.end;
     range.step_by(CHUNK).map(move |at| (at, CHUNK.min(usize::try_from(end - at).unwrap_or(CHUNK))))
 }
 
-/// Writes `data` at `at`, but for the blocks that are all zeros, which a new file has by itself.
+/// Writes `data` at `at`, except for blocks of zeros, which a new file already has.
 pub fn write_sparse(to: &File, data: &[u8], at: u64) -> io::Result<()> {
     const ZEROS: [u8; BLOCK] = [0; BLOCK];
     let mut written = 0;

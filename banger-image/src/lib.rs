@@ -1,8 +1,8 @@
-//! Reads what strangers made: archives, kernels, and the documents of registries and catalogs. Writes file systems.
+//! Reads hostile input: archives, kernels, and the documents of registries and catalogs. Writes file systems.
 //!
-//! Every byte that this crate reads may come from an attacker. A user can register any file as an image, a registry can
-//! answer anything, and a kernel can be built to break what unpacks it. So each reader has limits, no reader panics, and what
-//! is not understood is refused by name. The fuzz targets in `fuzz/` try each of them.
+//! Every byte that this crate reads may come from an attacker. A user can register any file as an image, a registry
+//! can send anything, and a kernel can be crafted to break its parser. So each reader has limits, no reader panics,
+//! and unknown input is refused with a reason. The fuzz targets in `fuzz/` test each of them.
 //!
 //! ```text
 //!                 banger-system (root)                          banger-import (a user of its own, locked down)
@@ -16,9 +16,9 @@
 //!   copy of a kernel ─► kernel   an ELF kernel, the modules of the initramfs
 //! ```
 //!
-//! The content of images is unpacked by the program `banger-import` alone ([`importer`]), which runs as a user of its own,
-//! with no network and no right to open a file, and which [`banger_jail`] confines. The service itself parses only small
-//! documents ([`oci`], [`catalog`]) and its own copies of kernels ([`kernel`]), all of limited size.
+//! The content of images is unpacked by the program `banger-import` alone ([`importer`]), which runs as a user of its
+//! own, with no network and no right to open a file, and which [`banger_jail`] confines. The service itself parses
+//! only small documents ([`oci`], [`catalog`]) and its own copies of kernels ([`kernel`]), all of limited size.
 //!
 //! | module | reads | writes |
 //! |---|---|---|
@@ -30,8 +30,9 @@
 //! | [`qcow2`] | | the header of an overlay |
 //! | [`record`] | | what the service keeps of each image and kernel |
 //!
-//! It may not have a runtime, a bus, a database or a client of the network, directly or by way of another crate: to review
-//! the worker is to read this crate, what it uses of [`banger_domain`] and [`banger_jail`], and the decoders in `Cargo.toml`. `banger-system/tests/architecture.rs` checks that.
+//! It may not have a runtime, a bus, a database or a client of the network, directly or by way of another crate: to
+//! review the worker is to read this crate, what it uses of [`banger_domain`] and [`banger_jail`], and the decoders
+//! in `Cargo.toml`. `banger-system/tests/architecture.rs` checks that.
 
 #![forbid(unsafe_code)]
 

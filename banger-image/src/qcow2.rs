@@ -1,8 +1,7 @@
-//! An empty layer in QEMU's own format: what a guest writes goes into it, and what it has not written is
-//! read from the disk that the layer lies on.
+//! Writes an empty qcow2 overlay: it takes the guest's writes, and what was not written is read from the disk below.
 //!
-//! The format is QEMU's `docs/interop/qcow2.txt`, version 3. The layer does not name the disk below: the
-//! monitor is told of both, so that a layer can only ever lie on what we say.
+//! The format is QEMU's `docs/interop/qcow2.txt`, version 3. The overlay does not name the disk below: the VMM gets
+//! both, so that the service decides which disk that is.
 
 use banger_proto::size::Bytes;
 
@@ -14,34 +13,34 @@ const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// Reference counts of 16 bits.
 const REFCOUNT_ORDER: u32 = 4;
 const HEADER_LENGTH: u32 = 104;
-/// What one entry of the first table covers: a cluster of entries of 8 bytes, each for a cluster of data.
+/// What one entry of the level 1 table covers: a cluster of 8-byte entries, each for a cluster of data.
 const L1_COVERS: u64 = CLUSTER / 8 * CLUSTER;
-/// The clusters of an empty layer, in their order: the header, the table of the reference counts, the first
-/// block of those, and then the first table of the data.
+/// The clusters of an empty overlay, in order: the header, the refcount table, the first refcount block, and the
+/// level 1 table.
 const REFCOUNT_TABLE: u64 = 1;
 const REFCOUNT_BLOCK: u64 = 2;
 const L1_TABLE: u64 = 3;
 
-/// How much of a layer's beginning says how large its disk is.
+/// How much of an overlay's beginning contains the size of its disk.
 pub const HEAD: usize = 48;
-/// In it: the size of the disk, and the number of entries of the first table.
+/// In that, the offsets of the disk's size and of the number of level 1 entries.
 const SIZE: usize = 24;
 const L1_ENTRIES: usize = 36;
 
-/// Why a layer cannot become larger.
+/// Why an overlay cannot grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotGrown {
-    /// It was not made by [`empty`], or not by a monitor of ours since.
+    /// It was not made by [`empty`], or something else changed it.
     #[error("its layer is damaged")]
     Damaged,
-    /// There is no room for a longer first table where that is.
+    /// The level 1 table cannot become longer where it is.
     #[error("its layer was made for at most {0}; a new sandbox has no such bound")]
     Full(Bytes),
 }
 
-/// The beginning of a layer with its disk made this large, which must be a multiple of 512 bytes. A disk that is as
-/// large already stays so. The first table of a layer fills whole clusters, and what it has not used is zero, so that
-/// nothing but its length has to be written.
+/// Returns the beginning of an overlay with a larger disk, whose size must be a multiple of 512 bytes. A disk of that
+/// size or more stays the same. The level 1 table fills whole clusters, and its unused entries are zero, so only its
+/// length has to be written.
 pub fn grow(mut head: [u8; HEAD], size: Bytes) -> Result<[u8; HEAD], NotGrown> {
     let u32_at = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
     let u64_at = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
@@ -66,22 +65,22 @@ pub fn grow(mut head: [u8; HEAD], size: Bytes) -> Result<[u8; HEAD], NotGrown> {
     Ok(head)
 }
 
-/// The clusters that a first table of so many entries takes.
+/// Returns the clusters of a level 1 table with this many entries.
 fn l1_clusters(entries: u64) -> u64 {
     entries.saturating_mul(8).div_ceil(CLUSTER).max(1)
 }
 
-/// The layer for a disk of this size, which must be a multiple of 512 bytes.
+/// Returns the overlay for a disk of this size, which must be a multiple of 512 bytes.
 pub fn empty(size: Bytes) -> Vec<u8> {
     let l1_entries = size.0.div_ceil(L1_COVERS);
     let clusters = L1_TABLE + l1_clusters(l1_entries);
     let mut layer = MAGIC.to_vec();
     layer.extend(VERSION.to_be_bytes());
-    // Nothing is named that lies below.
+    // No backing file.
     layer.extend([0; 8 + 4]);
     layer.extend(CLUSTER_BITS.to_be_bytes());
     layer.extend(size.0.to_be_bytes());
-    // It is not encrypted.
+    // Not encrypted.
     layer.extend(0u32.to_be_bytes());
     layer.extend((l1_entries as u32).to_be_bytes());
     layer.extend((L1_TABLE * CLUSTER).to_be_bytes());
@@ -137,9 +136,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_layer_of_ours_is_left_alone() {
+    fn a_foreign_overlay_is_left_alone() {
         let head = *empty(Bytes::gib(8)).first_chunk::<HEAD>().unwrap_or(&[0; HEAD]);
-        // The magic number, the version, the clusters, the size, and the length and the place of the first table.
+        // The magic number, the version, the clusters, the size, and the length and offset of the level 1 table.
         for at in [0, 7, 23, 24, 36, 40] {
             let mut damaged = head;
             damaged[at] ^= 0x80;

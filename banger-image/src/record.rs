@@ -1,4 +1,4 @@
-//! Images and kernels: what is known of each.
+//! Records of images and kernels.
 
 use std::{fmt, str::FromStr};
 
@@ -14,37 +14,37 @@ use crate::oci::{
     reference::{ImageRef, NotAReference},
 };
 
-/// An image: a root file system that machines clone.
+/// An image: a root file system that sandboxes clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// Its id.
     pub id: ImageId,
     /// Unique per owner.
     pub name: Name,
-    /// Who made it.
+    /// Its owner.
     pub owner: Uid,
     /// Whether every user sees it.
     pub shared: bool,
-    /// Where it came from, in words for people.
+    /// Its source, for people.
     pub source: String,
-    /// The kernel that its machines boot; none means the default kernel.
+    /// The kernel of its sandboxes; `None` means the default kernel.
     pub kernel: Option<KernelId>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// What its file is.
+    /// Facts about its file.
     pub facts: ImageFacts,
-    /// The image of a registry that it is; none for one that was made of files.
+    /// The registry's image that it was made of, if any.
     pub origin: Option<Origin>,
-    /// How its programs want to be run.
+    /// How to run its programs.
     pub config: ImageConfig,
 }
 
-/// The image of machines for which none is named.
+/// The default image of sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DefaultImage {
-    /// By its name here, or in a catalog.
+    /// By its name on this host or in a catalog.
     Named(Name),
-    /// By what it is pulled as.
+    /// By a reference to pull.
     Pulled(ImageRef),
 }
 
@@ -60,7 +60,7 @@ impl fmt::Display for DefaultImage {
 impl FromStr for DefaultImage {
     type Err = NotAReference;
 
-    /// A text that is both is a name.
+    /// Parses a name or a reference. A text that is both counts as a name.
     fn from_str(text: &str) -> Result<Self, NotAReference> {
         match text.parse() {
             Ok(name) => Ok(Self::Named(name)),
@@ -69,32 +69,32 @@ impl FromStr for DefaultImage {
     }
 }
 
-/// The image of a registry that an image was made of.
+/// The registry's image that an image was made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// What was asked for.
+    /// The reference that was pulled.
     pub reference: ImageRef,
-    /// The digest of the manifest that it stood for at the time.
+    /// The digest of the manifest at that time.
     pub manifest: Digest,
 }
 
 impl Origin {
-    /// Whether both are the same image of the same registry.
+    /// Returns whether both are the same image of the same registry.
     pub fn is_same(&self, other: &Origin) -> bool {
         self.manifest == other.manifest && self.reference.registry() == other.reference.registry()
     }
 }
 
-/// What was found out about an image's file while it was made.
+/// Facts about an image's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageFacts {
-    /// `sha256:` and 64 hexadecimal digits. Of an image that came as an ext4 file system, of the whole file: what
-    /// `sha256sum` prints. Of one that was made of layers or of an archive, of all that its bytes follow from:
-    /// the digests of their tars, the size, and the version of what wrote it (`importer::build`).
+    /// `sha256:` and 64 hexadecimal digits. For an imported ext4 file system it is the digest of the whole file, as
+    /// `sha256sum` prints it. For an image made of layers or an archive it covers everything that determines its
+    /// bytes: the digests of the tars, the size, and the version of the writer (`importer::build`).
     pub digest: String,
     /// Size of the file system.
     pub virtual_size: Bytes,
-    /// Bytes that the file takes.
+    /// Bytes that the file occupies.
     pub disk_usage: Bytes,
 }
 
@@ -105,19 +105,19 @@ pub struct Kernel {
     pub id: KernelId,
     /// Unique per owner.
     pub name: Name,
-    /// Who made it.
+    /// Its owner.
     pub owner: Uid,
     /// Whether every user sees it.
     pub shared: bool,
-    /// Where it came from, in words for people.
+    /// Its source, for people.
     pub source: String,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// What its files are.
+    /// Facts about its files.
     pub facts: KernelFacts,
 }
 
-/// What was found out about a kernel while it was imported.
+/// Facts about a kernel's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelFacts {
     /// `sha256:` and 64 hexadecimal digits, of the ELF file.
@@ -126,8 +126,8 @@ pub struct KernelFacts {
     pub release: String,
     /// Number of modules in the initramfs.
     pub modules: u32,
-    /// Size of the file system with all its modules; zero where there is none.
+    /// Size of the file system with all modules; zero if there is none.
     pub module_tree: Bytes,
-    /// Bytes that its files take.
+    /// Bytes that its files occupy.
     pub size: Bytes,
 }

@@ -89,7 +89,7 @@ fn compare(package: &Path) {
     for name in ["modules.alias", "modules.dep", "modules.devname", "modules.softdep", "modules.symbols"] {
         let table = |root: &Path| {
             let text = fs::read_to_string(root.join("lib/modules").join(release).join(name)).unwrap();
-            // The order of what a module needs is ours, where several are right.
+            // The order of dependencies is ours if several are valid.
             let sorted = |line: &str| {
                 let mut words: Vec<&str> = line.split(' ').collect();
                 words.sort();
@@ -103,7 +103,7 @@ fn compare(package: &Path) {
         assert!(differ.is_empty(), "{name}: {differ:?}");
         println!("{name}: {} lines", ours.len());
     }
-    // What kmod finds in the tables that are not text.
+    // The binary tables, as kmod reads them.
     let modprobe = |root: &Path, arguments: &[&str]| {
         let root = root.to_str().unwrap();
         let said = said("/sbin/modprobe", &[&["-d", root, "-S", release], arguments].concat());

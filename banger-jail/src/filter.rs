@@ -1,7 +1,7 @@
-//! The system calls that a shim and the VMM that it starts may make. The VMM narrows this further.
+//! The system call filter of the shim and the VMM. The VMM narrows it further.
 //!
-//! systemd could set filters too (`SystemCallFilter=@system-service`, `RestrictAddressFamilies=` and others like it), and
-//! takes longer for them than for all of its other walls; and where there is no systemd, there is nobody else who does it.
+//! systemd could set a filter too (`SystemCallFilter=@system-service`, `RestrictAddressFamilies=` and others), but
+//! needs more time for it than for the rest of the confinement; and without systemd nobody else would do it.
 
 use std::{collections::BTreeMap, io};
 
@@ -10,9 +10,9 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// What a program needs that computes, that reads and writes files, sockets and devices, and that has threads. What
-/// makes namespaces, mounts, keys, modules, clocks or programs of the kernel is missing, as are io_uring and whatever
-/// looks into other processes.
+/// The system calls of a program that computes, uses files, sockets and devices, and has threads. Calls for
+/// namespaces, mounts, keys, kernel modules, clocks and BPF are missing, as are io_uring and calls that inspect other
+/// processes.
 const CALLS: &[i64] = &[
     // Files.
     libc::SYS_chdir,
@@ -72,7 +72,7 @@ const CALLS: &[i64] = &[
     libc::SYS_vmsplice,
     libc::SYS_write,
     libc::SYS_writev,
-    // Sockets, once they are there.
+    // Sockets.
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_bind,
@@ -135,7 +135,7 @@ const CALLS: &[i64] = &[
     libc::SYS_munlock,
     libc::SYS_munlockall,
     libc::SYS_munmap,
-    // Itself, its threads and its child.
+    // The process itself, its threads and its child.
     libc::SYS_capget,
     libc::SYS_capset,
     libc::SYS_execve,
@@ -183,7 +183,7 @@ const CALLS: &[i64] = &[
     libc::SYS_sched_rr_get_interval,
     libc::SYS_sched_setaffinity,
     libc::SYS_sched_yield,
-    // A monitor closes walls of its own.
+    // For filters that a VMM adds itself.
     libc::SYS_seccomp,
     libc::SYS_set_tid_address,
     libc::SYS_setpriority,
@@ -196,7 +196,7 @@ const CALLS: &[i64] = &[
     libc::SYS_uname,
 ];
 
-/// What newer architectures left out.
+/// Calls that newer architectures left out.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[i64] = &[
     libc::SYS_access,
@@ -232,7 +232,7 @@ const OLDER: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[i64] = &[];
 
-/// What of `clone`'s flags makes a namespace. That of time cannot be asked for by it.
+/// The flags of `clone` that create namespaces. It has none for time namespaces.
 const NAMESPACES: i32 = libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -241,10 +241,10 @@ const NAMESPACES: i32 = libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS;
 
-/// Leaves this process, and all that it starts, these calls only. Others fail instead of killing: QEMU asks for
-/// io_uring and for memory policies, and does without. To be called while the process has one thread, and has given up
-/// further privileges.
-pub fn close() -> io::Result<()> {
+/// Restricts this process and its children to these calls. Other calls fail instead of killing the process: QEMU
+/// tries io_uring and memory policies, and works without them. Call it while the process has one thread, after it has
+/// given up new privileges.
+pub fn apply() -> io::Result<()> {
     let filters = filters()
         .map_err(|error| io::Error::other(format!("cannot build the system call filter: {error}")))?;
     for filter in filters {
@@ -255,25 +255,25 @@ pub fn close() -> io::Result<()> {
 }
 
 fn filters() -> Result<[BpfProgram; 2], BackendError> {
-    let unix = || when(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
-    let in_the_same_namespaces = when(0, SeccompCmpOp::MaskedEq(NAMESPACES as u64), 0)?;
+    let unix = || argument(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
+    let in_the_same_namespaces = argument(0, SeccompCmpOp::MaskedEq(NAMESPACES as u64), 0)?;
     let conditional = [
         (libc::SYS_socket, unix()?),
         (libc::SYS_socketpair, unix()?),
         (libc::SYS_clone, in_the_same_namespaces),
     ];
-    allow(CALLS.iter().chain(OLDER), conditional)
+    allow_only(CALLS.iter().chain(OLDER), conditional)
 }
 
-/// The condition that an argument of a call, of which the lower 32 bits count, fits.
-pub fn when(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<Vec<SeccompRule>, BackendError> {
+/// Returns the condition that the lower 32 bits of an argument match.
+pub fn argument(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<Vec<SeccompRule>, BackendError> {
     let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
     Ok(vec![SeccompRule::new(vec![condition])?])
 }
 
-/// The filters that let calls pass, some only on a condition; each of the filters has to let a call pass. They are to be
-/// set in their order.
-pub fn allow<'a>(
+/// Returns the filters that allow these calls, some only on a condition. Both filters have to allow a call. Install
+/// them in this order.
+pub fn allow_only<'a>(
     calls: impl Iterator<Item = &'a i64>,
     conditional: impl IntoIterator<Item = (i64, Vec<SeccompRule>)>,
 ) -> Result<[BpfProgram; 2], BackendError> {
@@ -281,15 +281,15 @@ pub fn allow<'a>(
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|call| (*call, Vec::new())).collect();
     allowed.extend(conditional);
-    // The filter below has the last word on it.
+    // The other filter decides about it.
     allowed.insert(libc::SYS_clone3, Vec::new());
     let main = SeccompFilter::new(allowed, refuse, SeccompAction::Allow, architecture)?;
-    // What it asks for stands in memory, where no filter sees it. The C library takes the older call when this one is
-    // not there.
+    // Its arguments are in memory, where no filter sees them. The C library falls back to the older call if this one
+    // is missing.
     let newer = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let absent = SeccompAction::Errno(libc::ENOSYS as u32);
     let newer = SeccompFilter::new(newer, SeccompAction::Allow, absent, architecture)?;
-    // The first one set is asked last, and forbids what sets the second.
+    // The first one installed is consulted last, and forbids the call that would install the second.
     Ok([newer.try_into()?, main.try_into()?])
 }
 
@@ -311,11 +311,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_left_fails_and_the_rest_goes_on() {
-        // The filter counts for the thread that sets it, and for those that come from it.
+    fn a_forbidden_call_fails_and_the_process_continues() {
+        // The filter applies to the thread that sets it, and to threads that it starts.
         thread::spawn(|| {
             set_no_new_privs(true).unwrap();
-            close().unwrap();
+            apply().unwrap();
             // SAFETY: a namespace of names is all that would be changed, and the thread ends here.
             #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
             let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWUTS) };
@@ -324,7 +324,7 @@ mod tests {
             assert_eq!(make_socket(AddressFamily::INET).unwrap_err(), Errno::PERM);
             assert_eq!(make_socket(AddressFamily::VSOCK).unwrap_err(), Errno::PERM);
             assert!(make_socket(AddressFamily::UNIX).is_ok());
-            // What the C library and the kernel make of flags is not asked.
+            // The arguments are passed as they are, without the C library.
             // SAFETY: the child, should there be one, has a copy of this thread alone, and ends at once.
             #[expect(unsafe_code, reason = "no library calls clone with flags of one's own")]
             let cloned = unsafe {

@@ -1,5 +1,5 @@
-//! The first process of a machine's unit; see [`banger_jail`]. The supervisor starts it with a
-//! socket as its standard input. With `--proof` it shows what its filter of system calls is worth.
+//! The first process of a VMM's unit; see [`banger_jail`]. The supervisor starts it with a socket as standard input.
+//! With `--proof` it shows what its system call filter forbids.
 
 use std::{os::fd::AsFd, process::ExitCode};
 

@@ -1,4 +1,4 @@
-//! What the service sends to the shim: one packet with the arguments, and the files beside it. The shim
+//! Messages between the service and the shim. The service sends one packet with the arguments and the files; the shim
 //! answers with one packet.
 
 use std::{
@@ -13,46 +13,46 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::walls::Walls;
+use super::jail::Jail;
 
-/// More than any monitor's arguments take.
+/// More than the arguments of any VMM.
 const MAX_MESSAGE: usize = 64 << 10;
-/// More files than any machine has (its sockets, disks, kernel, initramfs and logs) or any image (its layers).
+/// More files than any VMM needs (sockets, disks, kernel, initramfs and logs) or any image has (layers).
 const MAX_FILES: usize = 160;
 
-/// The number that the first of the files has in the monitor; the others follow it in their order. Higher
-/// than any number that the shim itself has come to when it gets them.
+/// The number of the first file in the VMM; the others follow in order. The shim itself never has descriptors that
+/// high.
 pub const FIRST_FILE: i32 = 256;
 
-/// What to start.
+/// The order to start a program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// The program and its arguments. `{fd:NAME}` becomes the number of the file NAME.
     pub argv: Vec<String>,
-    /// The names of the files, in the order in which they are sent. More files without names follow: the
-    /// logs of standard output and standard error and, where there are walls to build, the file that how
-    /// the monitor ended is written to.
+    /// The names of the files, in the order in which they are sent. Files without names follow: the logs of standard
+    /// output and standard error and, if there is a jail to build, the file for the VMM's exit status.
     pub files: Vec<String>,
-    /// Set where no systemd has put walls around the shim and will tell how it ended.
-    pub walls: Option<Walls>,
+    /// The jail that the shim has to build, if there is no systemd.
+    #[serde(rename = "walls")]
+    pub jail: Option<Jail>,
 }
 
 impl Order {
-    /// How many files without names follow those that have one.
+    /// Returns how many files without names follow those with names.
     pub fn unnamed(&self) -> usize {
-        if self.walls.is_some() { 3 } else { 2 }
+        if self.jail.is_some() { 3 } else { 2 }
     }
 }
 
-/// How it went.
+/// The shim's answer to an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
-    /// The monitor runs.
+    /// The VMM runs.
     Started {
         /// Its process id, as the shim sees it.
         pid: u32,
     },
-    /// It does not.
+    /// It could not be started.
     Failed {
         /// Why.
         message: String,
@@ -74,25 +74,27 @@ pub fn send(socket: &impl AsFd, message: &impl Serialize, files: &[BorrowedFd<'_
     Ok(())
 }
 
-/// Receives a message with files, which are closed on exec. `None` when the other side has hung up.
+/// Receives a message with files, marked close-on-exec. `None` if the other side has hung up.
 pub fn receive<T: for<'de> Deserialize<'de>>(socket: &impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    Ok(receive_signed(socket)?.map(|Signed { message, files, .. }| (message, files)))
+    Ok(receive_with_sender(socket)?.map(|Received { message, files, .. }| (message, files)))
 }
 
-/// A message, and who sent it.
+/// A received message and its sender.
 #[derive(Debug)]
-pub struct Signed<T> {
-    /// What was sent.
+pub struct Received<T> {
+    /// The message.
     pub message: T,
-    /// The files beside it, which are closed on exec.
+    /// Its files, marked close-on-exec.
     pub files: Vec<OwnedFd>,
-    /// The process and the user that sent it, as the kernel says. There only when the socket was told to ask
-    /// for it (`SO_PASSCRED` of unix(7)).
+    /// The process and user that sent it, attested by the kernel. `None` unless the socket asks for it
+    /// (`SO_PASSCRED` of unix(7)).
     pub sender: Option<UCred>,
 }
 
-/// Receives a message with files, and with its sender. `None` when the other side has hung up.
-pub fn receive_signed<T: for<'de> Deserialize<'de>>(socket: &impl AsFd) -> io::Result<Option<Signed<T>>> {
+/// Receives a message with files and its sender. `None` if the other side has hung up.
+pub fn receive_with_sender<T: for<'de> Deserialize<'de>>(
+    socket: &impl AsFd,
+) -> io::Result<Option<Received<T>>> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES), ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -112,5 +114,5 @@ pub fn receive_signed<T: for<'de> Deserialize<'de>>(socket: &impl AsFd) -> io::R
     if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the message was cut off"));
     }
-    Ok(Some(Signed { message: serde_json::from_slice(&bytes[..received.bytes])?, files, sender }))
+    Ok(Some(Received { message: serde_json::from_slice(&bytes[..received.bytes])?, files, sender }))
 }

@@ -1,7 +1,8 @@
-//! Shows that the filter of system calls does what settings of systemd would (docs/decisions/0019-limits-of-slices.md).
+//! Shows that the system call filter forbids what settings of systemd would forbid
+//! (docs/decisions/0019-limits-of-slices.md).
 //!
-//! Each setting is a list of calls that it forbids, with arguments that change nothing where the kernel does get to see
-//! them. A call that comes to the kernel fails in another way than by a lack of permission, or does not fail.
+//! Each setting is a list of forbidden calls, with arguments that change nothing if the kernel does execute the call.
+//! A call that reaches the kernel either succeeds or fails with another error than a missing permission.
 
 use std::{io, process::ExitCode};
 
@@ -9,16 +10,16 @@ use rustix::thread::set_no_new_privs;
 
 use super::filter;
 
-/// A call, and its first arguments; the others are out of every range.
+/// A call and its first arguments; the others are out of range.
 type Call = (i64, &'static [i64]);
 
-/// What is out of every range, as a number, a descriptor and an address.
+/// Out of range as a number, a descriptor and an address.
 const NONE: i64 = -1;
-/// No flag of `unshare`, which the kernel looks at first.
+/// No flag of `unshare`, which the kernel checks first.
 const NO_FLAG: i64 = 1;
 const BOTH: i64 = (libc::CLONE_NEWUSER | libc::CLONE_FS) as i64;
 
-/// The settings, as they stand in a unit.
+/// The settings, under their names in a unit.
 #[cfg(target_arch = "x86_64")]
 const SETTINGS: &[(&str, &[Call])] = &[
     ("ProtectClock=yes", CLOCK),
@@ -32,7 +33,7 @@ const SETTINGS: &[(&str, &[Call])] = &[
             (libc::SYS_unshare, &[libc::CLONE_NEWNS as i64 | NO_FLAG]),
             (libc::SYS_unshare, &[libc::CLONE_NEWNET as i64 | NO_FLAG]),
             (libc::SYS_setns, &[]),
-            // Which the kernel refuses to combine.
+            // The kernel refuses the combination.
             (libc::SYS_clone, &[BOTH, 0, 0, 0, 0]),
             (libc::SYS_clone3, &[0, 0]),
         ],
@@ -99,7 +100,7 @@ const SETTINGS: &[(&str, &[Call])] = &[
             (libc::SYS_uselib, &[]),
             (libc::SYS_ustat, &[]),
             (libc::SYS_vserver, &[]),
-            // create_module, get_kernel_syms and query_module, whose numbers the crate leaves out.
+            // create_module, get_kernel_syms and query_module, which the crate lacks.
             (174, &[]),
             (177, &[]),
             (178, &[]),
@@ -126,7 +127,7 @@ const CLOCK: &[Call] = &[
 const MODULE: &[Call] =
     &[(libc::SYS_delete_module, &[]), (libc::SYS_finit_module, &[]), (libc::SYS_init_module, &[])];
 
-/// Checks that every setting holds for this process, whose filter is closed.
+/// Checks that the filter of this process covers every setting.
 pub fn check() -> io::Result<()> {
     match broken().first() {
         None => Ok(()),
@@ -136,10 +137,10 @@ pub fn check() -> io::Result<()> {
     }
 }
 
-/// Closes the filter, and prints the settings that hold for this process then, one a line.
+/// Applies the filter, and prints the settings that it covers, one per line.
 pub fn print() -> ExitCode {
-    let closed = set_no_new_privs(true).map_err(io::Error::from).and_then(|()| filter::close());
-    if let Err(error) = closed.and_then(|()| check()) {
+    let applied = set_no_new_privs(true).map_err(io::Error::from).and_then(|()| filter::apply());
+    if let Err(error) = applied.and_then(|()| check()) {
         eprintln!("banger-shim: {error}");
         return ExitCode::FAILURE;
     }
@@ -147,7 +148,7 @@ pub fn print() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The settings that do not hold for this process, with the number of a call that was let through.
+/// Returns the settings that are not covered, with the number of a call that reached the kernel.
 fn broken() -> Vec<(&'static str, i64)> {
     let through = |(setting, calls): &(&'static str, &[Call])| {
         calls.iter().find(|call| !is_refused(call)).map(|(number, _)| (*setting, *number))
@@ -161,12 +162,12 @@ fn is_refused((number, given): &Call) -> bool {
         *argument = *given;
     }
     let [a, b, c, d, e, f] = arguments;
-    // SAFETY: no argument is an address that this process has mapped, so that the kernel neither reads nor writes its
-    // memory; no number is that of a call which returns twice, since the kernel does not make a child of these flags.
+    // SAFETY: no argument is a mapped address, so the kernel neither reads nor writes the memory of this process; and
+    // no call returns twice, since the kernel creates no child with these flags.
     #[expect(unsafe_code, reason = "no library makes calls that must not be made")]
     let returned = unsafe { libc::syscall(*number, a, b, c, d, e, f) };
     let error = io::Error::last_os_error().raw_os_error();
-    // This one is said not to be there, so that the C library takes the older one.
+    // The filter reports this call as missing, so that the C library uses the older one.
     let expected = if *number == libc::SYS_clone3 { libc::ENOSYS } else { libc::EPERM };
     returned == -1 && error == Some(expected)
 }
@@ -178,7 +179,7 @@ mod tests {
 
     #[test]
     fn every_setting_holds_behind_the_filter_and_not_before() {
-        // The filter counts for the thread that sets it.
+        // The filter applies to the thread that sets it.
         std::thread::spawn(|| {
             let before: Vec<_> = broken().into_iter().map(|(setting, _)| setting).collect();
             for setting in
@@ -187,7 +188,7 @@ mod tests {
                 assert!(before.contains(&setting), "{before:?}");
             }
             set_no_new_privs(true).unwrap();
-            filter::close().unwrap();
+            filter::apply().unwrap();
             assert_eq!(broken(), []);
         })
         .join()

@@ -1,10 +1,10 @@
-//! A log of fixed size: a file that holds the most recent bytes that were written to it.
+//! A log of fixed size: a file with the most recent bytes that were written to it.
 //!
-//! The file begins with a header: magic (8 bytes), capacity (8, little endian), how many bytes were ever
-//! written (8), and how many will have been when the write that is under way is done (8). Byte `n` of the log
-//! stands at `n` modulo the capacity behind the header. There is one writer, which raises the last number
-//! before it writes and the other one after; readers look at both, and drop what was overwritten meanwhile.
-//! The file is filled by a process that a guest may have taken over: readers believe none of its numbers.
+//! The file begins with a header: magic (8 bytes), capacity (8, little endian), the number of bytes ever written (8),
+//! and that number once the current write is done (8). Byte `n` of the log is at `n` modulo the capacity after the
+//! header. The only writer raises the last number before a write and the other one after it; readers look at both,
+//! and drop what was overwritten in between. A guest may have taken over the process that writes the file, so readers
+//! trust none of its numbers.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -13,8 +13,8 @@ const HEADER: u64 = 64;
 const CAPACITY_AT: u64 = 8;
 const WRITTEN_AT: u64 = 16;
 const CLAIMED_AT: u64 = 24;
-/// What is written, and claimed, at once.
-const PIECE: u64 = 64 << 10;
+/// How much is claimed and written at a time.
+const CHUNK: u64 = 64 << 10;
 /// Larger than any log that the service makes.
 const MAX_CAPACITY: u64 = 1 << 30;
 
@@ -27,7 +27,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes an empty log of this file, whatever it held before.
+    /// Makes this file an empty log, whatever it held before.
     pub fn create(file: File, capacity: u64) -> io::Result<Self> {
         file.set_len(0)?;
         file.write_all_at(&MAGIC, 0)?;
@@ -37,16 +37,16 @@ impl Writer {
         Ok(Self { file, capacity, written: 0 })
     }
 
-    /// Continues a log that [`Writer::create`] made.
+    /// Continues a log made by [`Writer::create`].
     pub fn open(file: File) -> io::Result<Self> {
         let reader = Reader::new(file)?;
         let written = reader.written()?;
         Ok(Self { capacity: reader.capacity, file: reader.file, written })
     }
 
-    /// Adds bytes; the oldest give way.
+    /// Appends bytes, overwriting the oldest.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        for chunk in bytes.chunks(self.capacity.min(PIECE) as usize) {
+        for chunk in bytes.chunks(self.capacity.min(CHUNK) as usize) {
             let written = self.written + chunk.len() as u64;
             self.file.write_all_at(&written.to_le_bytes(), CLAIMED_AT)?;
             let at = self.written % self.capacity;
@@ -69,7 +69,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads from the oldest byte that is kept.
+    /// Opens a log at the oldest byte that is kept.
     pub fn new(file: File) -> io::Result<Self> {
         let mut header = [0; 16];
         file.read_exact_at(&mut header, 0)?;
@@ -82,21 +82,21 @@ impl Reader {
         Ok(reader)
     }
 
-    /// How many bytes were ever written: where a reader that does not follow is to end.
+    /// Returns the number of bytes ever written, where a reader that does not follow stops.
     pub fn written(&self) -> io::Result<u64> {
         self.number(WRITTEN_AT)
     }
 
-    /// Skips all but this many of the last bytes.
+    /// Skips all but the last `bytes` bytes.
     pub fn keep_last(&mut self, bytes: u64) -> io::Result<()> {
         self.position = self.position.max(self.written()?.saturating_sub(bytes));
         Ok(())
     }
 
-    /// Skips all but this many of the last lines.
+    /// Skips all but the last `lines` lines.
     pub fn keep_last_lines(&mut self, lines: u32) -> io::Result<()> {
         let (mut kept, mut begins) = (Vec::new(), Vec::new());
-        // The writer may be faster than this reader: what comes from now on counts as of the last line.
+        // The writer may be faster than this reader: bytes from now on belong to the last line.
         let end = self.written()?;
         while self.read_until(end, &mut kept)? {}
         if !kept.is_empty() {
@@ -110,23 +110,23 @@ impl Reader {
         Ok(())
     }
 
-    /// Adds what has come since to the buffer, at most 64 KiB of it. `false` when nothing has.
+    /// Appends new bytes to the buffer, at most 64 KiB. Returns `false` if there are none.
     pub fn read(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
         self.read_until(u64::MAX, into)
     }
 
-    /// The same for bytes before this one.
+    /// Appends new bytes before position `end`, like [`Reader::read`].
     pub fn read_until(&mut self, end: u64, into: &mut Vec<u8>) -> io::Result<bool> {
         loop {
             let written = self.written()?;
             if written < self.position {
-                // The sandbox was started again, and its log with it.
+                // The sandbox was started again, with a new log.
                 self.position = 0;
             }
             self.position = self.position.max(self.oldest()?);
             let at = self.position % self.capacity;
             let ready = written.min(end).saturating_sub(self.position);
-            let count = ready.min(PIECE).min(self.capacity - at);
+            let count = ready.min(CHUNK).min(self.capacity - at);
             if count == 0 {
                 return Ok(false);
             }
@@ -141,7 +141,7 @@ impl Reader {
         }
     }
 
-    /// The oldest byte that is not overwritten, nor about to be.
+    /// Returns the position of the oldest byte that is not overwritten or about to be.
     fn oldest(&self) -> io::Result<u64> {
         Ok(self.number(CLAIMED_AT)?.saturating_sub(self.capacity))
     }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_follows_sees_what_comes_and_a_new_beginning() {
+    fn a_reader_that_follows_sees_new_bytes_and_a_new_log() {
         let file = tempfile::tempfile().unwrap();
         let mut writer = Writer::create(file.try_clone().unwrap(), 100).unwrap();
         writer.write(b"one").unwrap();
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_behind_the_end_of_a_reader_is_not_its_own() {
+    fn a_reader_stops_at_its_end() {
         let file = tempfile::tempfile().unwrap();
         let mut writer = Writer::create(file.try_clone().unwrap(), 100).unwrap();
         writer.write(b"before").unwrap();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_no_writer_of_ours_writes_are_no_log() {
+    fn a_header_with_impossible_numbers_is_refused() {
         for capacity in [0, u64::MAX, MAX_CAPACITY + 1] {
             let file = tempfile::tempfile().unwrap();
             Writer::create(file.try_clone().unwrap(), 100).unwrap();
@@ -254,7 +254,7 @@ mod tests {
             Writer::create(file.try_clone().unwrap(), 100).unwrap().write(b"some").unwrap();
             file.write_all_at(&u64::MAX.to_le_bytes(), at).unwrap();
             let mut bytes = Vec::new();
-            // An error or too little, but an end.
+            // Any result is fine, as long as there is one.
             let _ = Reader::new(file).map(|mut reader| reader.read(&mut bytes));
             assert!(bytes.len() <= 100, "{at}");
         }

@@ -24,26 +24,25 @@ use signal_hook::{
 };
 
 use super::{
-    filter,
+    filter, jail,
     message::{self, Answer, FIRST_FILE, Order},
     proof,
     ring::Writer,
-    walls,
 };
 
-/// The stack of a thread that copies, or passes signals on.
+/// The stack of a thread that copies output or forwards signals.
 const STACK: usize = 64 << 10;
-/// What ends a monitor in order goes to the monitor: the shim stays to hear its last words.
-const PASSED_ON: [i32; 5] = [SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+/// Signals that ask the VMM to end are forwarded to it: the shim stays to log its last output.
+const FORWARDED: [i32; 5] = [SIGABRT, SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
-/// Does the shim's work on this socket, and ends as the monitor does: with its status, or by its signal.
+/// Executes the order from this socket, and exits as the VMM does: with its status, or by its signal.
 pub fn run(socket: OwnedFd) -> ExitCode {
-    let started = keep_what_was_inherited()
+    let started = close_inherited_on_exec()
         .and_then(|()| message::receive::<Order>(&socket))
         .and_then(|order| order.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
-        .and_then(|(order, files)| Monitor::start(&order, files));
-    let mut monitor = match started {
-        Ok(monitor) => monitor,
+        .and_then(|(order, files)| Vmm::start(&order, files));
+    let mut vmm = match started {
+        Ok(vmm) => vmm,
         Err(error) => {
             let message = error.to_string();
             eprintln!("banger-shim: {message}");
@@ -52,21 +51,21 @@ pub fn run(socket: OwnedFd) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let answer = Answer::Started { pid: monitor.child.id() };
+    let answer = Answer::Started { pid: vmm.child.id() };
     if let Err(error) = message::send(&socket, &answer, &[]) {
         eprintln!("banger-shim: cannot report that the VMM runs: {error}");
     }
     drop(socket);
-    monitor.stay()
+    vmm.wait()
 }
 
 /// Marks inherited descriptors close-on-exec, so that the VMM gets only those listed in the order.
-fn keep_what_was_inherited() -> io::Result<()> {
+fn close_inherited_on_exec() -> io::Result<()> {
     let numbers = fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name()));
     for number in numbers.collect::<io::Result<Vec<_>>>()? {
         let Some(number) = number.to_str().and_then(|number| number.parse().ok()) else { continue };
-        // SAFETY: the process has one thread yet, and closes nothing here but the directory that was read,
-        // whose number is then unused: to that the call says so, and changes nothing.
+        // SAFETY: the process has one thread and closes only the directory that was read. Its number is then unused,
+        // so that the call fails and changes nothing.
         #[expect(unsafe_code, reason = "nobody owns what was inherited")]
         let file = unsafe { BorrowedFd::borrow_raw(number) };
         match rustix::io::fcntl_setfd(file, FdFlags::CLOEXEC) {
@@ -77,35 +76,35 @@ fn keep_what_was_inherited() -> io::Result<()> {
     Ok(())
 }
 
-struct Monitor {
+struct Vmm {
     child: Child,
     copies: Vec<JoinHandle<()>>,
-    /// Where to write how it ended, for processes that cannot wait for it.
+    /// Where to write the exit status, for processes that cannot wait for the VMM.
     end: Option<File>,
 }
 
-impl Monitor {
+impl Vmm {
     fn start(order: &Order, mut files: Vec<OwnedFd>) -> io::Result<Self> {
         let invalid = |message: &str| io::Error::new(io::ErrorKind::InvalidData, message.to_owned());
         if files.len() != order.files.len() + order.unnamed() {
             return Err(invalid("the number of files does not match the order"));
         }
         let mut logs = files.split_off(order.files.len());
-        let end = order.walls.is_some().then(|| logs.pop()).flatten().map(File::from);
-        let files = (FIRST_FILE..).zip(files).map(|(number, file)| at_number(file, number));
+        let end = order.jail.is_some().then(|| logs.pop()).flatten().map(File::from);
+        let files = (FIRST_FILE..).zip(files).map(|(number, file)| move_to(file, number));
         let files: Vec<OwnedFd> = files.collect::<io::Result<_>>()?;
-        let argv = order.argv.iter().map(|argument| with_numbers(argument, &order.files, &files));
+        let argv = order.argv.iter().map(|argument| substitute_numbers(argument, &order.files, &files));
         let argv: Vec<String> = argv.collect::<Option<_>>().ok_or_else(|| invalid("a file is missing"))?;
         let (program, arguments) = argv.split_first().ok_or_else(|| invalid("the order names no program"))?;
         for file in &files {
             rustix::io::fcntl_setfd(file, FdFlags::empty())?;
         }
-        if let Some(walls) = &order.walls {
-            walls::enter(walls)?;
+        if let Some(jail) = &order.jail {
+            jail::enter(jail)?;
         }
-        filter::close()?;
+        filter::apply()?;
         proof::check()?;
-        let signals = Signals::new(PASSED_ON)?;
+        let signals = Signals::new(FORWARDED)?;
         let mut command = Command::new(program);
         command.args(arguments).env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -115,7 +114,7 @@ impl Monitor {
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
-                // The shim may have died before that.
+                // The shim may have died in the meantime.
                 if getppid() == Some(shim) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
             });
         }
@@ -123,7 +122,7 @@ impl Monitor {
             .spawn()
             .map_err(|error| io::Error::new(error.kind(), format!("cannot start {program}: {error}")))?;
         drop(files);
-        pass_on(signals, &child)?;
+        forward_signals(signals, &child)?;
         let output = child.stdout.take().map(OwnedFd::from);
         let errors = child.stderr.take().map(OwnedFd::from);
         let mut copies = Vec::new();
@@ -133,8 +132,8 @@ impl Monitor {
         Ok(Self { child, copies, end })
     }
 
-    /// Waits for the monitor and for the end of what it had to say.
-    fn stay(&mut self) -> ExitCode {
+    /// Waits for the VMM and for the end of its output.
+    fn wait(&mut self) -> ExitCode {
         let status = self.child.wait();
         for copy in self.copies.drain(..) {
             // A thread that panicked has nothing left to copy.
@@ -148,24 +147,24 @@ impl Monitor {
             }
         };
         if let Some(file) = &mut self.end
-            && let Err(error) = file.write_all(in_words(status).as_bytes())
+            && let Err(error) = file.write_all(describe(status).as_bytes())
         {
             eprintln!("banger-shim: cannot write how the VMM ended: {error}");
         }
-        end_like(status)
+        exit_like(status)
     }
 }
 
-/// How the VMM ended, in the words that `ports::Ended` of banger-system reads.
-fn in_words(status: ExitStatus) -> String {
+/// Returns how the VMM ended, in the form that `ports::Ended` of banger-system parses.
+fn describe(status: ExitStatus) -> String {
     match status.signal() {
         Some(signal) => format!("killed:{signal}"),
         None => format!("exited:{}", status.code().unwrap_or(1)),
     }
 }
 
-/// Ends this process as another one did, so that its parent sees the same status.
-fn end_like(status: ExitStatus) -> ExitCode {
+/// Ends this process as another one ended, so that its parent sees the same status.
+fn exit_like(status: ExitStatus) -> ExitCode {
     match status.signal() {
         Some(9) => {
             let _ = kill_process(getpid(), Signal::KILL);
@@ -179,24 +178,24 @@ fn end_like(status: ExitStatus) -> ExitCode {
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-/// Sends the monitor every signal that comes from now on.
-fn pass_on(mut signals: Signals, child: &Child) -> io::Result<()> {
+/// Forwards signals to the VMM from now on.
+fn forward_signals(mut signals: Signals, child: &Child) -> io::Result<()> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-    // Nobody has waited for the child yet: the number is its own.
-    let monitor = pidfd_open(pid, PidfdFlags::empty())?;
+    // Nobody has waited for the child yet, so the pid is still its own.
+    let vmm = pidfd_open(pid, PidfdFlags::empty())?;
     thread::Builder::new().stack_size(STACK).spawn(move || {
         for signal in signals.forever() {
             if let Some(signal) = Signal::from_named_raw(signal) {
-                // It may have ended, which is what the signal is for.
-                let _ = pidfd_send_signal(&monitor, signal);
+                // It may have ended, as the signal asked.
+                let _ = pidfd_send_signal(&vmm, signal);
             }
         }
     })?;
     Ok(())
 }
 
-/// Moves a file to a number that is free.
-fn at_number(file: OwnedFd, number: i32) -> io::Result<OwnedFd> {
+/// Moves a file to a free number.
+fn move_to(file: OwnedFd, number: i32) -> io::Result<OwnedFd> {
     let moved = fcntl_dupfd_cloexec(&file, number)?;
     if moved.as_raw_fd() == number {
         Ok(moved)
@@ -205,8 +204,8 @@ fn at_number(file: OwnedFd, number: i32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Puts the numbers of the files in place of their names. `None` when a file is missing.
-fn with_numbers(argument: &str, names: &[String], files: &[OwnedFd]) -> Option<String> {
+/// Replaces the names of files by their numbers. `None` if a file is missing.
+fn substitute_numbers(argument: &str, names: &[String], files: &[OwnedFd]) -> Option<String> {
     let mut done = String::new();
     let mut rest = argument;
     while let Some((before, after)) = rest.split_once("{fd:") {
@@ -220,8 +219,8 @@ fn with_numbers(argument: &str, names: &[String], files: &[OwnedFd]) -> Option<S
     Some(done)
 }
 
-/// Copies until the pipe is closed. When the log cannot be written, the pipe is read all the same: a guest
-/// must not stand still because a disk is full.
+/// Copies until the pipe is closed. If the log cannot be written, the pipe is read nevertheless: a full disk must not
+/// stop a guest.
 fn copy(mut pipe: File, log: OwnedFd) {
     let mut log = Writer::open(log.into());
     let mut bytes = vec![0; 16 << 10];
@@ -250,7 +249,7 @@ mod tests {
         let number = file.as_raw_fd();
         let (names, files) = (vec!["disk".to_owned()], vec![OwnedFd::from(file)]);
         let check = |text: &str, expect: Option<String>| {
-            assert_eq!(with_numbers(text, &names, &files), expect, "{text}");
+            assert_eq!(substitute_numbers(text, &names, &files), expect, "{text}");
         };
         check("plain", Some("plain".into()));
         check("fd={fd:disk},again=/{fd:disk}", Some(format!("fd={number},again=/{number}")));

@@ -1,4 +1,4 @@
-//! The shim with real programs in the monitor's place.
+//! The shim with ordinary programs in place of a VMM.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{
@@ -23,10 +23,10 @@ use rustix::{
 };
 
 const CAPACITY: u64 = 64 << 10;
-/// Longer than anything here takes, on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any step takes on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A shim that was started, and the service's end of its socket.
+/// A started shim, and the service's end of its socket.
 struct Shim {
     process: Child,
     socket: Option<OwnedFd>,
@@ -51,13 +51,13 @@ impl Shim {
         Self { process, socket: Some(ours), console: log(), log: log() }
     }
 
-    /// A shim that is told to start these words with these files.
+    /// Starts a shim and orders it to run this command with these files.
     fn ordered(argv: &[&str], files: &[(&str, &File)]) -> (Self, Answer) {
         let shim = Self::new();
         let order = Order {
             argv: argv.iter().map(|&word| word.to_owned()).collect(),
             files: files.iter().map(|(name, _)| (*name).to_owned()).collect(),
-            walls: None,
+            jail: None,
         };
         let mut sent: Vec<_> = files.iter().map(|(_, file)| file.as_fd()).collect();
         sent.extend([shim.console.as_fd(), shim.log.as_fd()]);
@@ -101,7 +101,7 @@ fn contents(log: &File) -> String {
 }
 
 fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(seen) = look() {
             return seen;
@@ -119,7 +119,7 @@ fn output_and_errors_go_into_their_own_logs() {
 }
 
 #[test]
-fn a_flood_neither_stands_still_nor_grows_the_log() {
+fn a_flood_neither_blocks_nor_grows_the_log() {
     let mut shim = Shim::script("head -c 100000000 /dev/zero; echo; echo end");
     assert!(shim.end().success());
     assert!(contents(&shim.console).ends_with("\0\nend\n"));
@@ -127,20 +127,20 @@ fn a_flood_neither_stands_still_nor_grows_the_log() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_does_not_hold_the_monitor_up() {
+fn a_log_that_cannot_be_written_does_not_block_the_vmm() {
     let shim = Shim::new();
     let read_only =
         |file: &File| File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file)));
     let (console, log) = (read_only(&shim.console).unwrap(), read_only(&shim.log).unwrap());
     let argv = ["/bin/sh", "-c", "head -c 1000000 /dev/zero"].map(str::to_owned).to_vec();
-    let order = Order { argv, files: Vec::new(), walls: None };
+    let order = Order { argv, files: Vec::new(), jail: None };
     message::send(shim.socket.as_ref().unwrap(), &order, &[console.as_fd(), log.as_fd()]).unwrap();
     let mut shim = shim;
     assert!(shim.end().success());
 }
 
 #[test]
-fn the_monitor_gets_its_files_by_name_and_no_others() {
+fn the_vmm_gets_its_files_by_name_and_no_others() {
     let mut data = tempfile::tempfile().unwrap();
     data.write_all(b"content").unwrap();
     // A file that the service forgot to close when it started the shim.
@@ -156,7 +156,7 @@ fn the_monitor_gets_its_files_by_name_and_no_others() {
 }
 
 #[test]
-fn the_shim_ends_as_its_monitor_does() {
+fn the_shim_ends_as_its_vmm_does() {
     let check = |script: &str, code, signal| {
         let status = Shim::script(script).end();
         assert_eq!((status.code(), status.signal()), (code, signal), "{script}");
@@ -170,7 +170,7 @@ fn the_shim_ends_as_its_monitor_does() {
 }
 
 #[test]
-fn a_signal_is_for_the_monitor_whose_last_words_are_heard() {
+fn a_signal_goes_to_the_vmm_and_its_last_output_is_kept() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::ABORT] {
         let script = "trap 'echo bye; exit 3' TERM INT HUP QUIT ABRT; echo up; while :; do sleep 0.05; done";
         let mut shim = Shim::script(script);
@@ -182,20 +182,20 @@ fn a_signal_is_for_the_monitor_whose_last_words_are_heard() {
 }
 
 #[test]
-fn the_monitor_does_not_outlive_the_shim() {
+fn the_vmm_does_not_outlive_the_shim() {
     let mut shim = Shim::script("echo $$ up; exec sleep 1000");
     shim.wait_for(" up\n");
-    let monitor = format!("/proc/{}", contents(&shim.console).split(' ').next().unwrap());
-    assert!(Path::new(&monitor).exists());
+    let vmm = format!("/proc/{}", contents(&shim.console).split(' ').next().unwrap());
+    assert!(Path::new(&vmm).exists());
     shim.signal(Signal::KILL);
     assert_eq!(shim.end().signal(), Some(9));
-    // Whoever adopts it may take a while to let it go.
-    let ended = || fs::read_to_string(format!("{monitor}/stat")).map_or(true, |stat| stat.contains(") Z "));
+    // The process that adopts it may take a while to reap it.
+    let ended = || fs::read_to_string(format!("{vmm}/stat")).map_or(true, |stat| stat.contains(") Z "));
     eventually(|| ended().then_some(()));
 }
 
 #[test]
-fn the_service_may_go_once_the_monitor_runs_and_not_before() {
+fn the_service_may_go_once_the_vmm_runs_and_not_before() {
     let (hold, mut release) = std::io::pipe().unwrap();
     let hold = File::from(OwnedFd::from(hold));
     let script = "read line < /proc/self/fd/{fd:hold}; echo $line";
@@ -211,7 +211,7 @@ fn the_service_may_go_once_the_monitor_runs_and_not_before() {
 }
 
 #[test]
-fn orders_that_cannot_be_followed_are_refused_in_words() {
+fn impossible_orders_are_refused_with_a_reason() {
     let refused = |answer: &Answer, words: &str| {
         assert!(matches!(answer, Answer::Failed { message } if message.contains(words)), "{answer:?}");
     };
@@ -227,13 +227,13 @@ fn orders_that_cannot_be_followed_are_refused_in_words() {
     refused(&message::receive::<Answer>(socket).unwrap().unwrap().0, "");
 
     let shim = Shim::new();
-    let order = Order { argv: vec!["/bin/true".into()], files: vec!["one".into()], walls: None };
+    let order = Order { argv: vec!["/bin/true".into()], files: vec!["one".into()], jail: None };
     message::send(shim.socket.as_ref().unwrap(), &order, &[]).unwrap();
     refused(&message::receive::<Answer>(shim.socket.as_ref().unwrap()).unwrap().unwrap().0, "does not match");
 }
 
 #[test]
-fn the_monitor_has_an_empty_environment_and_no_input() {
+fn the_vmm_has_an_empty_environment_and_no_input() {
     let mut shim = Shim::script(
         "read line || echo no input; /usr/bin/env | grep -v -e ^PWD= -e ^_= -e ^SHLVL= -e ^OLDPWD=",
     );

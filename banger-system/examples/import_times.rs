@@ -1,4 +1,4 @@
-//! The times of one import, for `cargo xtask bench import`: that of a layer which a worker behind its walls makes an
+//! The times of one import, for `cargo xtask bench import`: that of a layer which a confined worker makes an
 //! image, until the image is on the disk, and that of what no import can do without. Prints them in seconds, and what
 //! the bench wants to know.
 
@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use banger_domain::{
     id::{ImageId, Uid},
-    resource::Places,
+    resource::Paths,
 };
 use banger_image::oci::Packing;
 use banger_proto::size::Bytes;
@@ -66,8 +66,8 @@ fn import(
     diff_id: &str,
 ) -> Result<()> {
     let libexec = program.parent().context("the worker has no directory")?.to_owned();
-    let places = Places { state: home.join("state"), runtime: home.join("run"), libexec };
-    let images = LocalImages::new(places.clone(), Arc::new(ProcessWorkers::new(places.clone())), SIZE);
+    let paths = Paths { state: home.join("state"), runtime: home.join("run"), libexec };
+    let images = LocalImages::new(paths.clone(), Arc::new(ProcessWorkers::new(paths.clone())), SIZE);
     let layer = Layer {
         blob: File::open(blob)?.into(),
         offset: None,
@@ -94,7 +94,7 @@ fn import(
     done.store(true, Relaxed);
     let _ = watcher.join();
     made?;
-    println!("{} {} {}", took.as_secs_f64(), most.load(Relaxed), places.image(IMAGE).display());
+    println!("{} {} {}", took.as_secs_f64(), most.load(Relaxed), paths.image(IMAGE).display());
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The times of one pull, for `cargo xtask bench import`: that of the engine, with the worker and its walls, of an
+//! The times of one pull, for `cargo xtask bench import`: that of the engine, with the worker and its jail, of an
 //! image of a registry on this host of which nothing is here yet, and of the same image a second time; or that of
 //! fetching it alone. Prints them in seconds.
 
@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use banger_domain::{id::Uid, resource::Places};
+use banger_domain::{id::Uid, resource::Paths};
 use banger_image::oci::{credentials::Credentials, platform::Platform};
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -26,7 +26,7 @@ use banger_system::{
     },
     host::{
         image_files::LocalImages,
-        registry::{LocalPorts, Patience, Registries},
+        registry::{LocalPorts, Registries, Timeouts},
         worker_process::ProcessWorkers,
     },
     ports::{
@@ -61,7 +61,7 @@ fn main() -> Result<()> {
 
 async fn download(home: &Path, source: &Source) -> Result<()> {
     let cache = home.join("cache");
-    let registries = Registries::new(&cache, CACHE, Patience::default(), LocalPorts::that(|_| true));
+    let registries = Registries::new(&cache, CACHE, Timeouts::default(), LocalPorts::where_port(|_| true));
     let began = Instant::now();
     let image = registries.resolve(source).await?;
     let fetch = registries.fetch(source, &image.layers, Arc::new(NoProgress)).await?;
@@ -81,15 +81,20 @@ fn drain(blob: OwnedFd) -> io::Result<u64> {
 
 async fn pull(program: &Path, home: &Path, source: Source) -> Result<()> {
     let libexec = program.parent().context("the worker has no directory")?.to_owned();
-    let places = Places { state: home.join("state"), runtime: home.join("run"), libexec };
+    let paths = Paths { state: home.join("state"), runtime: home.join("run"), libexec };
     let cache = home.join("cache");
-    let workers = Arc::new(ProcessWorkers::new(places.clone()));
+    let workers = Arc::new(ProcessWorkers::new(paths.clone()));
     let ports = Ports {
-        image_files: Arc::new(LocalImages::new(places.clone(), workers, SIZE)),
-        registry: Arc::new(Registries::new(&cache, CACHE, Patience::default(), LocalPorts::that(|_| true))),
+        image_files: Arc::new(LocalImages::new(paths.clone(), workers, SIZE)),
+        registry: Arc::new(Registries::new(
+            &cache,
+            CACHE,
+            Timeouts::default(),
+            LocalPorts::where_port(|_| true),
+        )),
         ..Sim::new().ports()
     };
-    fs::create_dir_all(places.images())?;
+    fs::create_dir_all(paths.images())?;
     let (engine, _events) = Engine::new(ports, Config::default().settings(HOST)?);
     let mut times = Vec::new();
     for name in ["first", "second"] {
@@ -112,7 +117,7 @@ async fn pull(program: &Path, home: &Path, source: Source) -> Result<()> {
         }
     }
     println!("{}", times.join(" "));
-    fs::remove_dir_all(&places.state)?;
+    fs::remove_dir_all(&paths.state)?;
     Ok(fs::remove_dir_all(cache)?)
 }
 

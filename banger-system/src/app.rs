@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use banger_domain::resource::Places;
+use banger_domain::resource::Paths;
 use banger_proto::size::Bytes;
 use tokio::signal::unix::{SignalKind, signal};
 use zbus::Connection;
@@ -31,14 +31,14 @@ use crate::{
         lock::Lock,
         logs::RingLogs,
         mapper::MapperDisks,
-        monitors::Monitors,
         network::LinuxNetwork,
-        registry::{LocalPorts, Patience, Registries},
+        registry::{LocalPorts, Registries, Timeouts},
         store::SqliteStore,
         streams::OpenStreams,
         supervisor_process::ProcessSupervisor,
         supervisor_systemd::SystemdSupervisor,
         users::Accounts,
+        vmms::Vmms,
         worker::Workers,
         worker_process::ProcessWorkers,
         worker_systemd::SystemdWorkers,
@@ -71,7 +71,7 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     let settings = config.settings(this_host()?)?;
     let connection = Connection::system().await.context("cannot reach the system bus")?;
     // First of all: two services would treat each other's sandboxes as orphans.
-    let _lock = (mode == Mode::Host).then(|| Lock::take(&places())).transpose()?;
+    let _lock = (mode == Mode::Host).then(|| Lock::take(&paths())).transpose()?;
     let ports = match mode {
         Mode::Host => host_ports(&connection, config).await?,
         Mode::Sim => Sim::new().ports(),
@@ -104,37 +104,37 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
 }
 
 async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<Ports> {
-    let places = places();
+    let paths = paths();
     let booted = sd_notify::booted().context("cannot check whether systemd is running")?;
     let (supervisor, workers): (Arc<dyn Supervisor>, Arc<dyn Workers>) = if booted {
-        let workers = SystemdWorkers::new(connection.clone(), places.clone()).await?;
-        (Arc::new(SystemdSupervisor::new(connection.clone(), places.clone()).await?), Arc::new(workers))
+        let workers = SystemdWorkers::new(connection.clone(), paths.clone()).await?;
+        (Arc::new(SystemdSupervisor::new(connection.clone(), paths.clone()).await?), Arc::new(workers))
     } else {
         tracing::info!("no systemd on this host: sandboxes and imports run as plain processes");
-        (Arc::new(ProcessSupervisor::new(places.clone())), Arc::new(ProcessWorkers::new(places.clone())))
+        (Arc::new(ProcessSupervisor::new(paths.clone())), Arc::new(ProcessWorkers::new(paths.clone())))
     };
-    let vmm = Monitors::new(places.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
+    let vmm = Vmms::new(paths.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
     let vmm = Arc::new(vmm);
     let store = DescriptorStore::inherited().context("cannot take the descriptors stored by systemd")?;
     let network = Arc::new(LinuxNetwork::new(config.warm_taps(), Arc::new(store))?);
     tokio::spawn(keep_network(Arc::clone(&network)));
     let local = local_registries(config.registry.local_ports.clone(), &network);
-    let registries = Registries::new(&cache_directory(), config.cache_size()?, Patience::default(), local);
+    let registries = Registries::new(&cache_directory(), config.cache_size()?, Timeouts::default(), local);
     let keys = CATALOG_KEYS.map(PathBuf::from).to_vec();
-    let catalogs = SignedCatalogs::new(config.catalogs()?, places.catalogs(), keys, registries.clone());
+    let catalogs = SignedCatalogs::new(config.catalogs()?, paths.catalogs(), keys, registries.clone());
     Ok(Ports {
         authority: Arc::new(Polkit::new(connection.clone())),
         catalogs: Arc::new(catalogs),
         clock: Arc::new(SystemClock::new()?),
-        disks: disks(&places),
+        disks: disks(&paths),
         guest: Arc::new(AgentLink::new(vmm.clone())),
-        image_files: Arc::new(LocalImages::new(places.clone(), Arc::clone(&workers), config.image_size()?)),
-        kernel_files: Arc::new(LocalKernels::new(places.clone(), workers)),
-        logs: Arc::new(RingLogs::new(places.clone())),
+        image_files: Arc::new(LocalImages::new(paths.clone(), Arc::clone(&workers), config.image_size()?)),
+        kernel_files: Arc::new(LocalKernels::new(paths.clone(), workers)),
+        logs: Arc::new(RingLogs::new(paths.clone())),
         names: Arc::new(NameServer::new(connection.clone())),
         network,
         registry: Arc::new(registries),
-        store: Arc::new(SqliteStore::open(&places).await.context("cannot open the database")?),
+        store: Arc::new(SqliteStore::open(&paths).await.context("cannot open the database")?),
         streams: Arc::new(OpenStreams::default()),
         supervisor,
         users: Arc::new(Accounts),
@@ -146,34 +146,34 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
 /// ones.
 fn local_registries(allowed: BTreeSet<u16>, network: &Arc<LinuxNetwork>) -> LocalPorts {
     let network = Arc::clone(network);
-    LocalPorts::that(move |port| allowed.contains(&port) && !network.is_published(port))
+    LocalPorts::where_port(move |port| allowed.contains(&port) && !network.is_published(port))
 }
 
 /// Watches the host's network for changes by others, as long as the service runs.
 async fn keep_network(network: Arc<LinuxNetwork>) {
     loop {
-        let Err(error) = network.keep().await;
+        let Err(error) = network.maintain().await;
         tracing::error!(%error, "cannot watch the network of the host");
         tokio::time::sleep(KEEP_AGAIN).await;
     }
 }
 
 /// Returns device-mapper snapshots if the kernel has them, else plain files.
-fn disks(places: &Places) -> Arc<dyn Disks> {
-    match MapperDisks::new(places.clone()) {
+fn disks(paths: &Paths) -> Arc<dyn Disks> {
+    match MapperDisks::new(paths.clone()) {
         Ok(disks) => Arc::new(disks),
         Err(error) => {
             tracing::warn!(%error, "cannot use device mapper snapshots; system disks are files");
-            Arc::new(FileDisks::new(places.clone()).because(&error))
+            Arc::new(FileDisks::new(paths.clone()).because(&error))
         }
     }
 }
 
 /// Returns the unit's directories, else the package's defaults.
-fn places() -> Places {
+fn paths() -> Paths {
     let directory =
         |variable: &str, default: &str| PathBuf::from(std::env::var(variable).unwrap_or(default.to_owned()));
-    Places {
+    Paths {
         state: directory("STATE_DIRECTORY", "/var/lib/banger"),
         runtime: directory("RUNTIME_DIRECTORY", "/run/banger"),
         libexec: PathBuf::from("/usr/libexec/banger"),

@@ -9,9 +9,9 @@ use std::{
 
 use banger_domain::{
     limits::Limits,
-    monitor::Wish,
     name::Name,
-    net::{nic::Siblings, prefix::Prefix4, subnet::Subnet},
+    net::{nic::SameOwner, prefix::Prefix4, subnet::Subnet},
+    vmm::VmmChoice,
 };
 use banger_image::catalog::{self, signature::Keys};
 use banger_proto::size::Bytes;
@@ -216,9 +216,9 @@ impl Config {
     }
 
     /// Returns the configured choice of VMM.
-    pub fn vmm(&self) -> Result<Wish, Error> {
-        let Some(word) = &self.vmm else { return Ok(Wish::Auto) };
-        Wish::parse(word).ok_or_else(|| Error::Value { key: "vmm", value: word.clone() })
+    pub fn vmm(&self) -> Result<VmmChoice, Error> {
+        let Some(word) = &self.vmm else { return Ok(VmmChoice::Auto) };
+        VmmChoice::parse(word).ok_or_else(|| Error::Value { key: "vmm", value: word.clone() })
     }
 
     /// Returns how many network interfaces are prepared.
@@ -317,8 +317,8 @@ impl Config {
             },
             subnet: self.subnet()?,
             siblings: match self.network.siblings {
-                Some(false) => Siblings::Apart,
-                None | Some(true) => Siblings::Connected,
+                Some(false) => SameOwner::Apart,
+                None | Some(true) => SameOwner::Connected,
             },
             limits,
         })
@@ -368,7 +368,7 @@ mod tests {
         assert!(read("no_such_key = 1").is_err());
         let network = read("[network]\nsubnet = \"10.9.0.0/16\"\nsiblings = false\nwarm_taps = 0").unwrap();
         let settings = network.settings(HOST).unwrap();
-        assert_eq!((settings.siblings, network.warm_taps()), (Siblings::Apart, 0));
+        assert_eq!((settings.siblings, network.warm_taps()), (SameOwner::Apart, 0));
         assert_eq!(settings.subnet.unwrap().to_string(), "10.9.0.0/16");
         assert!(read("[network]\nsubnet = \"10.9.0.0/24\"").unwrap().settings(HOST).is_err());
         let image_size = |text| read(text).unwrap().image_size();

@@ -28,13 +28,13 @@ use banger_domain::{
     clock::Occasion,
     guest_end::GuestEnd,
     id::{ImageId, KernelId, Uid, VmId},
+    launch_spec::{Drive, LaunchSpec},
     limits::Exceeded,
-    machine::{Drive, Machine},
-    monitor::Wish,
     net::subnet::Subnet,
     resource::Resource,
     stream::Purpose,
     vm::{Token, Vm},
+    vmm::VmmChoice,
 };
 use banger_image::{
     oci::config::ImageConfig,
@@ -331,17 +331,17 @@ pub struct BootFiles {
 #[async_trait]
 pub trait Vmm: Send + Sync {
     /// Returns who combines image and writes, for a VM with this choice of VMM and this many processors.
-    fn overlay_by(&self, wish: Wish, vcpus: u32) -> OverlayBy;
+    fn overlay_by(&self, wish: VmmChoice, vcpus: u32) -> OverlayBy;
     /// Chooses the VMM, creates an empty directory for its sockets, and returns what its process needs from the host.
     /// Replaces an earlier directory, so a repeat is safe while no VMM runs. Fails with [`Error::HostNotReady`] if no
     /// VMM can run this VM.
-    async fn jail_spec(&self, machine: &Machine) -> Result<JailSpec>;
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec>;
     /// Creates the sockets, opens the files, and returns the command to run. Must be called once, after
     /// [`Vmm::jail_spec`].
-    async fn prepare_launch(&self, machine: &Machine) -> Result<VmmCommand>;
+    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand>;
     /// Configures the running VMM as far as its arguments do not, and boots the guest. Must be called once. Creates
     /// nothing that outlives the process. Fails with [`Error::Vmm`] if the VMM exits or refuses.
-    async fn configure(&self, _machine: &Machine, _started: &Started) -> Result<()> {
+    async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> Result<()> {
         Ok(())
     }
     /// Connects to the guest's agent, without a greeting. A stream is a free one for its purpose, else the call fails
@@ -381,7 +381,7 @@ pub struct JailSpec {
     pub cpu_percent: u32,
     /// Devices that it may open, such as `/dev/kvm`.
     pub devices: Vec<std::path::PathBuf>,
-    /// A directory that the process sees as `/machine` ([`MACHINE_DIRECTORY`](banger_jail::walls::MACHINE_DIRECTORY))
+    /// A directory that the process sees as `/machine` ([`VM_DIRECTORY`](banger_jail::jail::VM_DIRECTORY))
     /// and may write to. Files that it creates there are open to everybody who may pass the parent directory.
     pub directory: Option<std::path::PathBuf>,
     /// The network namespace of the process.

@@ -1,5 +1,5 @@
-//! Catalogs in files and on a server on loopback: who may sign them, what is refused of them, and their files, which
-//! come whole or not at all.
+//! Catalogs in files and on a server on loopback: signatures, refused content, and files, which arrive whole or not
+//! at all.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod publisher;
@@ -20,7 +20,7 @@ use banger_proto::size::Bytes;
 use banger_system::{
     host::{
         catalogs::SignedCatalogs,
-        registry::{LocalPorts, Patience, Registries},
+        registry::{LocalPorts, Registries, Timeouts},
     },
     ports::{
         Error, Result,
@@ -32,8 +32,8 @@ use publisher::{Publisher, edition, file, index};
 use registry_lab::{Fault, Lab, noise};
 use serde_json::{Value, json};
 
-/// Tests do not wait long for a server that does not come.
-const QUICK: Patience = Patience {
+/// Short timeouts, for servers that do not answer.
+const QUICK: Timeouts = Timeouts {
     connect: Duration::from_secs(2),
     answer: Duration::from_millis(400),
     silence: Duration::from_millis(400),
@@ -45,7 +45,7 @@ const QUICK: Patience = Patience {
 };
 const NOW: Timestamp = Timestamp(1_800_000_000_000_000);
 
-/// A host with one catalog, and what is published in it.
+/// A host with one catalog, and its published content.
 struct Bench {
     lab: Lab,
     home: tempfile::TempDir,
@@ -61,14 +61,15 @@ impl Bench {
         self.home.path().join(name)
     }
 
-    /// The catalog at this place, by whom these keys may sign.
+    /// Returns the catalog at this location, with these keys.
     fn of(&self, location: &str, keys: Keys) -> SignedCatalogs {
         let source = Source { name: name(), location: location.parse().unwrap(), keys };
-        let registries = Registries::new(&self.at("cache"), Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
+        let registries =
+            Registries::new(&self.at("cache"), Bytes::gib(1), QUICK, LocalPorts::where_port(|_| true));
         SignedCatalogs::new(vec![source], self.at("kept"), vec![self.at("keys")], registries)
     }
 
-    /// The catalog of the server.
+    /// Returns the catalog of the server.
     fn catalogs(&self) -> SignedCatalogs {
         let location = format!("http://127.0.0.1:{}/c/index.json", self.lab.port);
         self.of(&location, self.publisher.keys())
@@ -90,7 +91,7 @@ impl Bench {
         assert!(!text.chars().any(char::is_control), "{text:?}");
     }
 
-    /// The serial number of what is kept.
+    /// Returns the serial number of the stored edition.
     async fn kept(&self) -> Option<u64> {
         self.catalogs().kept(&name()).await.unwrap().map(|edition| edition.index.serial)
     }
@@ -131,7 +132,7 @@ fn partials(cache: &Path) -> usize {
 }
 
 #[tokio::test]
-async fn a_catalog_is_fetched_and_what_was_fetched_stays_when_its_server_goes() {
+async fn a_fetched_catalog_stays_when_its_server_goes() {
     let bench = Bench::new().await;
     assert_eq!(bench.kept().await, None);
     bench.publish(&empty(7));
@@ -141,7 +142,7 @@ async fn a_catalog_is_fetched_and_what_was_fetched_stays_when_its_server_goes() 
     bench.lab.fault("/c/", 9, Fault::Hang);
     let lost = bench.catalogs().refresh(&name(), NOW).await.unwrap_err();
     assert!(matches!(lost, Error::Unreachable { .. }), "{lost}");
-    // Another run of the service finds it, and what it was.
+    // Another run of the service finds it again.
     assert_eq!(bench.catalogs().kept(&name()).await.unwrap(), Some(edition));
     bench.lab.no_faults();
     bench.catalogs().refresh(&name(), NOW).await.unwrap();
@@ -149,7 +150,7 @@ async fn a_catalog_is_fetched_and_what_was_fetched_stays_when_its_server_goes() 
 }
 
 #[tokio::test]
-async fn what_is_not_signed_by_one_of_the_keys_is_not_looked_at() {
+async fn an_index_without_a_valid_signature_is_not_parsed() {
     let bench = Bench::new().await;
     bench.publish(&empty(7));
     bench.catalogs().refresh(&name(), NOW).await.unwrap();
@@ -163,7 +164,7 @@ async fn what_is_not_signed_by_one_of_the_keys_is_not_looked_at() {
     bench.refused("not signed by a key").await;
     bench.publish_signed(&newer, b"trust me");
     bench.refused("its signature is not a minisign signature").await;
-    // Nothing that a parser says: it was never asked.
+    // The message is not the parser's, which never saw the text.
     bench.publish_signed(b"{ not json", &bench.publisher.sign(b"something else"));
     bench.refused("not signed by a key").await;
     assert_eq!(bench.kept().await, Some(7));
@@ -178,7 +179,7 @@ async fn an_older_edition_never_takes_the_place_of_a_newer_one() {
     bench.refused("its edition 6 is older than 7, which is stored").await;
     bench.publish(&index(7, json!([{ "name": "other" }]), json!([])));
     bench.refused("differs from the stored edition 7").await;
-    // Not even when it is signed by a key that came later.
+    // Not even if a new key signed it.
     let other = Publisher::new();
     let older = empty(5);
     bench.publish_signed(&older, &other.sign(&older));
@@ -186,7 +187,7 @@ async fn an_older_edition_never_takes_the_place_of_a_newer_one() {
     let error = bench.of(&location, other.keys()).refresh(&name(), NOW).await.unwrap_err();
     assert!(error.to_string().contains("older than 7"), "{error}");
     assert!(error.to_string().contains(bench.at("kept/lab").to_str().unwrap()), "{error}");
-    // The same one again is fine.
+    // The same edition is accepted again.
     bench.publish(&empty(7));
     bench.catalogs().refresh(&name(), NOW).await.unwrap();
     assert_eq!(bench.kept().await, Some(7));
@@ -202,7 +203,7 @@ async fn keys_change_while_both_count() {
     let without = || bench.of(&location, Keys::default());
     let error = without().refresh(&name(), NOW).await.unwrap_err();
     assert!(error.to_string().contains("no key is configured"), "{error}");
-    // What was signed by a key that counts no longer does not count any more either.
+    // A key that was removed invalidates what it signed.
     assert!(without().kept(&name()).await.is_err());
 
     fs::create_dir(bench.at("keys")).unwrap();
@@ -223,7 +224,7 @@ async fn keys_change_while_both_count() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_too_new_or_too_old_is_refused() {
+async fn a_catalog_that_is_too_large_too_new_or_too_old_is_refused() {
     let bench = Bench::new().await;
     let with = |key: &str, value: Value| {
         let mut index: Value = serde_json::from_slice(&empty(7)).unwrap();
@@ -248,7 +249,7 @@ async fn what_is_too_large_too_new_or_too_old_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_does_not_lead_elsewhere_than_a_registry_may() {
+async fn a_web_server_may_redirect_no_further_than_a_registry() {
     let bench = Bench::new().await;
     bench.publish(&empty(7));
     for target in
@@ -261,7 +262,7 @@ async fn a_server_does_not_lead_elsewhere_than_a_registry_may() {
 }
 
 #[tokio::test]
-async fn a_file_of_a_catalog_comes_whole_once_and_goes_on_where_it_was() {
+async fn a_file_of_a_catalog_is_fetched_once_and_continues_after_a_failure() {
     let bench = Bench::new().await;
     let bytes = noise(4, 3_000_000);
     bench.publish(&index(1, image(file("files/base.tar", &bytes)), json!([])));
@@ -332,14 +333,14 @@ async fn a_catalog_may_be_a_directory_of_the_host() {
 }
 
 #[tokio::test]
-async fn what_is_kept_and_damaged_is_an_error_and_not_a_beginning_anew() {
+async fn a_damaged_stored_edition_is_an_error() {
     let bench = Bench::new().await;
     bench.publish(&empty(7));
     bench.catalogs().refresh(&name(), NOW).await.unwrap();
     for content in ["", "banger catalog 2\n", "banger catalog 1\n7\n0\n99999\nx"] {
         fs::write(bench.at("kept/lab"), content).unwrap();
         assert!(bench.catalogs().kept(&name()).await.is_err());
-        // Or somebody who can damage a file could bring an old edition back.
+        // Otherwise somebody who can damage a file could restore an old edition.
         assert!(bench.catalogs().refresh(&name(), NOW).await.is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The clock of the host, which is set to what it shows.
+//! The host's clock.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::scratch::{is_root, require};
 mod scratch;
 mod skip;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const A_WHILE: Duration = Duration::from_millis(50);
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn a_clock_that_is_set_is_noticed_each_time() {
     assert!(tokio::time::timeout(A_WHILE, clock.due()).await.is_err(), "time only passes");
     for _ in 0..2 {
         clock_settime(ClockId::Realtime, clock_gettime(ClockId::Realtime)).unwrap();
-        let due = tokio::time::timeout(PATIENCE, clock.due()).await.unwrap();
+        let due = tokio::time::timeout(TIMEOUT, clock.due()).await.unwrap();
         assert_eq!(due.unwrap(), Occasion::Jump);
     }
     assert!(tokio::time::timeout(A_WHILE, clock.due()).await.is_err(), "a change is told once");

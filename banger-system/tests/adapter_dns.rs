@@ -1,4 +1,4 @@
-//! Names of guests, asked for by guests and by the host over the real kernel's network.
+//! Names of guests, asked by guests and by the host over the real kernel's network.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +20,7 @@ use std::{
 use banger_domain::{
     dns::{
         label::UserLabel,
-        table::{Holder, Table},
+        table::{NamedVm, Table},
     },
     id::{Timestamp, Uid},
     net::{
@@ -44,7 +44,7 @@ const ALICE: u32 = 5001;
 const BOB: u32 = 5002;
 const GATEWAY: &str = "172.30.0.1";
 /// Longer than the server waits for one resolver.
-const PATIENCE: Duration = Duration::from_secs(7);
+const TIMEOUT: Duration = Duration::from_secs(7);
 
 /// A host with a network of guests and a name server.
 struct House {
@@ -55,7 +55,7 @@ struct House {
     _directory: tempfile::TempDir,
 }
 
-/// Runs a test on a host of its own. The server has threads of its own, since the tests block.
+/// Runs a test on a host of its own. The server has its own threads, since the tests block.
 macro_rules! on_a_host {
     ($test:expr) => {
         require!(is_root(), "root, for network namespaces");
@@ -91,8 +91,8 @@ impl House {
         Self { network, names, bus, resolv_conf, _directory: directory }
     }
 
-    /// Publishes these machines and waits until the server serves.
-    async fn publish(&self, world: &World, holders: Vec<Holder>) {
+    /// Publishes these sandboxes and waits until the server serves.
+    async fn publish(&self, world: &World, holders: Vec<NamedVm>) {
         self.names.publish(Arc::new(Table::of(subnet(), holders)));
         for _ in 0..200 {
             if ask_at(&world.host, GATEWAY, "vm", RecordType::SOA).is_ok() {
@@ -104,8 +104,8 @@ impl House {
     }
 }
 
-fn holder(n: u32, name: &str, user: &str, nat: Nat) -> Holder {
-    Holder {
+fn holder(n: u32, name: &str, user: &str, nat: Nat) -> NamedVm {
+    NamedVm {
         vm: vm(n),
         name: name.parse().unwrap(),
         user: UserLabel::of(user, Uid(1)),
@@ -122,20 +122,20 @@ fn question(name: &str, kind: RecordType) -> Message {
     message
 }
 
-/// Asks from a place of the network.
+/// Asks from somewhere in the network.
 fn ask_at(space: &Space, server: &str, name: &str, kind: RecordType) -> io::Result<Message> {
     send(space, server, &question(name, kind))
 }
 
 fn send(space: &Space, server: &str, message: &Message) -> io::Result<Message> {
-    send_and_wait(space, server, message, PATIENCE)
+    send_and_wait(space, server, message, TIMEOUT)
 }
 
-fn send_and_wait(space: &Space, server: &str, message: &Message, patience: Duration) -> io::Result<Message> {
+fn send_and_wait(space: &Space, server: &str, message: &Message, timeouts: Duration) -> io::Result<Message> {
     let server: IpAddr = server.parse().unwrap();
     let any = if server.is_ipv4() { "0.0.0.0" } else { "::" };
     let socket = space.udp((any, 0));
-    socket.set_read_timeout(Some(patience))?;
+    socket.set_read_timeout(Some(timeouts))?;
     socket.connect(SocketAddr::new(server, 53))?;
     socket.send(&message.to_vec().unwrap())?;
     let mut buffer = [0; 4096];
@@ -148,8 +148,8 @@ fn send_and_wait(space: &Space, server: &str, message: &Message, patience: Durat
 
 fn connect(space: &Space) -> io::Result<TcpStream> {
     let to: SocketAddr = format!("{GATEWAY}:53").parse().unwrap();
-    let stream = space.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let stream = space.run(|| TcpStream::connect_timeout(&to, TIMEOUT))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     Ok(stream)
 }
 
@@ -167,7 +167,7 @@ fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The code, and what the answers hold, in words.
+/// Returns the code and the answers as text.
 fn said(reply: io::Result<Message>) -> String {
     let reply = reply.unwrap();
     let answers = reply.answers.iter().map(|record| record.data.to_string());
@@ -183,7 +183,7 @@ impl House {
     }
 }
 
-/// Whether somebody there gets no answer at all.
+/// Returns whether a client there gets no answer at all.
 fn is_ignored(space: &Space, name: &str) -> bool {
     let reply = send_and_wait(space, GATEWAY, &question(name, RecordType::A), SHORT);
     reply.is_err_and(|error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
@@ -218,10 +218,10 @@ fn guests_and_the_host_are_answered_over_both_protocols_and_families() {
         assert!(missing.metadata.authoritative && missing.answers.is_empty());
         assert!(matches!(&missing.authorities[0].data, RData::SOA(soa) if soa.minimum == 1));
 
-        // With other names in their place, the old ones are gone at once.
+        // After a change the old names are gone at once.
         house.publish(world, vec![holder(0, "web", "alice", Nat::Off)]).await;
         assert_eq!(said(ask_at(&world.host, GATEWAY, "db.vm", RecordType::A)), "NXDomain");
-        // A guest that is not among them is nobody.
+        // A guest without a name in the table gets no answer.
         house.publish(world, vec![]).await;
         assert!(is_ignored(&guest.space, "vm"));
     });
@@ -245,16 +245,17 @@ fn a_guest_learns_nothing_of_other_owners_guests() {
             assert_eq!(ask(name, kind), "NXDomain", "{name}");
         }
         assert_eq!(said(ask_at(&world.host, GATEWAY, "web.vm", RecordType::A)), "172.30.0.2");
-        // Who comes from elsewhere hears nothing, of guests or of the world.
+        // Other clients get no answer, neither about guests nor about other names.
         world.internet.ip(&format!("route add {GATEWAY} via {UPLINK}"));
         assert!(is_ignored(&world.internet, "web.vm"));
         let to: SocketAddr = format!("{GATEWAY}:53").parse().unwrap();
-        let mut stream = world.internet.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+        let mut stream = world.internet.run(|| TcpStream::connect_timeout(&to, TIMEOUT)).unwrap();
         assert!(talk(&mut stream, &question("web.vm", RecordType::A)).is_err());
     });
 }
 
-/// A resolver in the internet. It lies before it tells the truth: with a wrong number, and about another name.
+/// Starts a resolver in the internet. Before the right answer it sends wrong ones: with another id, and about another
+/// name.
 fn serve_world(world: &World) {
     let (udp, tcp) = world.internet.run(|| {
         let at = format!("{INTERNET}:53");
@@ -289,7 +290,7 @@ fn serve_world(world: &World) {
     });
 }
 
-/// An answer that is as long as the name says.
+/// Returns an answer of the length in its name.
 fn of_the_world(asked: &Message) -> Message {
     let mut reply = Message::response(asked.metadata.id, OpCode::Query);
     reply.metadata.recursion_available = true;
@@ -331,10 +332,10 @@ fn guests_with_nat_ask_the_hosts_resolvers_and_others_are_refused() {
         let whole = talk(&mut stream, &question("long.example.org", RecordType::TXT)).unwrap();
         assert_eq!(whole.answers.len(), 40);
 
-        // A resolver that is silent.
+        // A resolver that does not answer.
         let asked = Instant::now();
         assert_eq!(said(ask(&open, "silent.example.org")), "ServFail");
-        assert!(asked.elapsed() < PATIENCE);
+        assert!(asked.elapsed() < TIMEOUT);
         // The host moves to another network.
         fs::write(&house.resolv_conf, "nameserver 203.0.113.77\n").unwrap();
         tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -376,14 +377,14 @@ fn a_guest_that_floods_the_server_takes_nothing_from_others() {
             .iter()
             .filter(|stream| {
                 stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-                // Those that were let in wait for a question; the others were closed.
+                // The accepted connections wait for a question; the others were closed.
                 let mut stream: &TcpStream = stream;
                 matches!(stream.read(&mut [0; 1]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
             })
             .count();
         assert_eq!(served, 8);
 
-        // It has calmed down, and is heard again.
+        // After a pause it is answered again.
         drop(connections);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(said(ask_at(&rude.space, GATEWAY, "db.vm", RecordType::A)), "172.30.0.3");
@@ -405,7 +406,7 @@ fn a_server_whose_port_is_taken_says_so_and_begins_when_it_is_free() {
     });
 }
 
-/// systemd-resolved, as far as we speak with it.
+/// The part of systemd-resolved that the service uses.
 #[derive(Clone, Default)]
 struct Resolved(Arc<std::sync::Mutex<Vec<String>>>);
 
@@ -463,7 +464,7 @@ impl Resolved {
 }
 
 #[test]
-fn systemd_resolved_is_told_whenever_it_comes_and_forgets_what_is_gone() {
+fn systemd_resolved_is_configured_whenever_it_starts_and_forgets_lost_names() {
     on_a_host!(async |world: &World, house: &House| {
         house.publish(world, vec![holder(0, "web", "alice", Nat::Off)]).await;
         let standing = async || house.names.checks().await.remove(1);
@@ -485,7 +486,7 @@ fn systemd_resolved_is_told_whenever_it_comes_and_forgets_what_is_gone() {
             ] {
                 assert!(resolved.heard(call), "{run} was not told {call}");
             }
-            // More names change nothing for it; fewer do.
+            // Added names need no flush; removed ones do.
             let web = holder(0, "web", "alice", Nat::Off);
             house.publish(world, vec![web.clone(), holder(1, "db", "alice", Nat::Off)]).await;
             tokio::time::sleep(Duration::from_millis(50)).await;

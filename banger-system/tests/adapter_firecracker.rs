@@ -1,5 +1,5 @@
-//! Firecracker as a monitor: the real one as far as it goes without a guest, and others that answer on its
-//! socket as no Firecracker should. Guests boot in the test host.
+//! Firecracker as a VMM: the real program as far as it gets without a guest, and fake ones that misbehave on its
+//! socket. Guests boot in the test host.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod scratch;
@@ -14,9 +14,9 @@ use std::{
 
 use banger_domain::{
     id::{Uid, VmId},
-    machine::{Access, Drive, Machine, Medium},
-    monitor::Wish,
+    launch_spec::{Access, Drive, LaunchSpec, Medium},
     stream::Purpose,
+    vmm::VmmChoice,
 };
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -29,7 +29,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-/// The real program: the one that is named, else the one on the path.
+/// Returns the real program: from the environment, else from the path.
 fn real() -> Option<PathBuf> {
     let named = std::env::var_os("BANGER_TEST_FIRECRACKER").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -37,34 +37,34 @@ fn real() -> Option<PathBuf> {
     named.or_else(|| found.find(|program| program.is_file()))
 }
 
-/// A host on which monitors run behind walls, and a machine of it.
+/// A host with jailed VMMs, and a sandbox on it.
 struct Host {
     scratch: Scratch,
     vmm: Firecracker,
     supervisor: ProcessSupervisor,
-    machine: Machine,
+    spec: LaunchSpec,
 }
 
 impl Host {
     fn new() -> Self {
         let scratch = Scratch::new();
-        let places = scratch.places.clone();
+        let paths = scratch.paths.clone();
         scratch.install("banger-shim");
-        let program = places.libexec.join("firecracker");
+        let program = paths.libexec.join("firecracker");
         let vm = VmId::from_bits(0xfc);
-        fs::create_dir_all(places.vm_dir(vm)).unwrap();
-        fs::set_permissions(&places.state, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::create_dir_all(paths.vm_dir(vm)).unwrap();
+        fs::set_permissions(&paths.state, fs::Permissions::from_mode(0o700)).unwrap();
         let file = |name: &str, mode: u32| {
-            let path = places.state.join(name);
+            let path = paths.state.join(name);
             fs::write(&path, vec![0; 1 << 20]).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             path
         };
-        let machine = Machine {
+        let spec = LaunchSpec {
             vm,
             owner: Uid(1000),
             name: "calm-otter".into(),
-            vmm: Wish::Auto,
+            vmm: VmmChoice::Auto,
             vcpus: 1,
             memory: Bytes::mib(128),
             kernel: file("vmlinux", 0o644),
@@ -76,65 +76,65 @@ impl Host {
             ],
             nics: Vec::new(),
         };
-        let vmm = Firecracker::new(places.clone(), Some(program));
-        Self { vmm, supervisor: ProcessSupervisor::new(places), machine, scratch }
+        let vmm = Firecracker::new(paths.clone(), Some(program));
+        Self { vmm, supervisor: ProcessSupervisor::new(paths), spec, scratch }
     }
 
-    /// Installs a program in Firecracker's place.
+    /// Installs a program in place of Firecracker.
     fn install(&self, program: &Path) {
-        fs::copy(program, self.scratch.places.libexec.join("firecracker")).unwrap();
+        fs::copy(program, self.scratch.paths.libexec.join("firecracker")).unwrap();
     }
 
     fn install_script(&self, script: &str) {
-        let path = self.scratch.places.libexec.join("firecracker");
+        let path = self.scratch.paths.libexec.join("firecracker");
         fs::write(&path, format!("#!/usr/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     async fn start(&self) -> Started {
-        let confinement = self.vmm.jail_spec(&self.machine).await.unwrap();
+        let confinement = self.vmm.jail_spec(&self.spec).await.unwrap();
         let confined = self.supervisor.start_jail(confinement).await.unwrap();
-        let launch = self.vmm.prepare_launch(&self.machine).await.unwrap();
+        let launch = self.vmm.prepare_launch(&self.spec).await.unwrap();
         confined.run(launch).await.unwrap()
     }
 
     async fn boot(&self) -> Result<(), Error> {
         let started = self.start().await;
-        self.vmm.configure(&self.machine, &started).await
+        self.vmm.configure(&self.spec, &started).await
     }
 
-    /// What the monitor wrote to its log.
+    /// Returns what the VMM wrote to its log.
     fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.scratch.places.vmm_log(self.machine.vm)).unwrap()).into_owned()
+        String::from_utf8_lossy(&fs::read(self.scratch.paths.vmm_log(self.spec.vm)).unwrap()).into_owned()
     }
 
-    /// Undoes everything, twice, and sees that nothing is left.
+    /// Undoes everything twice, and checks that nothing is left.
     async fn remove(self) {
         for _ in 0..2 {
-            self.supervisor.remove(self.machine.vm).await.unwrap();
-            self.vmm.remove_sockets(self.machine.vm).await.unwrap();
+            self.supervisor.remove(self.spec.vm).await.unwrap();
+            self.vmm.remove_sockets(self.spec.vm).await.unwrap();
         }
-        assert!(names(&self.scratch.places.sockets()).is_empty());
+        assert!(names(&self.scratch.paths.sockets()).is_empty());
         assert!(self.vmm.found().await.unwrap().is_empty());
     }
 
-    /// Answers on the socket of the API as this function does, and configures a machine against it.
+    /// Configures a sandbox against a fake API that answers with this function.
     async fn against<F>(&self, serve: impl FnOnce(UnixStream) -> F + Send + 'static) -> Error
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let directory = self.scratch.places.machine_dir(self.machine.vm);
+        let directory = self.scratch.paths.vmm_dir(self.spec.vm);
         fs::create_dir_all(&directory).unwrap();
         let listener = UnixListener::bind(directory.join("api.sock")).unwrap();
         let server = tokio::spawn(async move { serve(listener.accept().await.unwrap().0).await });
         let started = Started { unit: String::new(), pid: std::process::id(), user: 61_184 };
-        let error = self.vmm.configure(&self.machine, &started).await.unwrap_err();
+        let error = self.vmm.configure(&self.spec, &started).await.unwrap_err();
         server.abort();
         error
     }
 }
 
-/// Reads a request, whose answer is this.
+/// Reads a request, and sends this answer.
 async fn answer(stream: &mut UnixStream, status: &str, body: &str) {
     let mut seen = Vec::new();
     while !seen.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -149,7 +149,7 @@ async fn answer(stream: &mut UnixStream, status: &str, body: &str) {
 }
 
 #[tokio::test]
-async fn the_real_one_takes_every_word_and_says_why_it_cannot_boot() {
+async fn the_real_firecracker_accepts_every_request_and_says_why_it_cannot_boot() {
     let program = real();
     require!(
         is_root() && program.is_some(),
@@ -158,16 +158,16 @@ async fn the_real_one_takes_every_word_and_says_why_it_cannot_boot() {
     require!(Path::new("/dev/kvm").exists(), "/dev/kvm");
     let host = Host::new();
     host.install(&program.unwrap());
-    // The disks are root's, and the process is another user's; the kernel is none, which is seen last of all.
+    // The disks are root's and the process has another user; the kernel file is invalid, which is noticed last.
     let error = host.boot().await.unwrap_err().to_string();
     assert!(error.starts_with("Firecracker refuses PUT /actions: "), "{error}");
-    let inside = host.scratch.places.machine_dir(host.machine.vm);
+    let inside = host.scratch.paths.vmm_dir(host.spec.vm);
     assert_eq!(names(&inside), ["api.sock", "vsock.sock"]);
     host.remove().await;
 }
 
 #[tokio::test]
-async fn one_that_ends_at_once_is_told_with_its_last_words() {
+async fn a_vmm_that_ends_at_once_is_reported_with_its_last_log_line() {
     require!(is_root(), "root");
     let host = Host::new();
     host.install_script("echo first >&2; echo 'cannot open the /dev/kvm' >&2; exit 1");
@@ -178,18 +178,18 @@ async fn one_that_ends_at_once_is_told_with_its_last_words() {
 }
 
 #[tokio::test]
-async fn one_that_is_not_there_is_told_before_anything_is_made() {
+async fn a_missing_vmm_is_reported_before_anything_is_made() {
     let host = Host::new();
-    let error = host.vmm.jail_spec(&host.machine).await.unwrap_err();
+    let error = host.vmm.jail_spec(&host.spec).await.unwrap_err();
     assert!(
         matches!(&error, Error::HostNotReady { message } if message.contains("not installed")),
         "{error:?}"
     );
-    assert!(names(&host.scratch.places.sockets()).is_empty());
+    assert!(names(&host.scratch.paths.sockets()).is_empty());
 }
 
 #[tokio::test]
-async fn an_old_one_and_one_of_the_future_are_refused() {
+async fn versions_that_are_too_old_or_too_new_are_refused() {
     for (version, expect) in
         [("1.7.0", "Firecracker 1.7 is not supported"), ("2.0.0", "Firecracker 2.0 is not supported")]
     {
@@ -218,7 +218,7 @@ async fn a_refusal_is_passed_on_in_its_own_words() {
 }
 
 #[tokio::test]
-async fn garbage_is_no_answer() {
+async fn garbage_is_not_accepted() {
     for garbage in ["SSH-2.0-none\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort"] {
         let host = Host::new();
         let error = host
@@ -252,7 +252,7 @@ async fn an_answer_without_end_is_not_read_to_its_end() {
 }
 
 #[tokio::test]
-async fn one_that_hangs_is_given_up() {
+async fn a_vmm_that_hangs_is_given_up() {
     let host = Host::new();
     let error = host
         .against(|stream| async move {
@@ -266,10 +266,10 @@ async fn one_that_hangs_is_given_up() {
 #[tokio::test]
 async fn a_guest_is_asked_for_by_the_agents_port_and_what_it_says_is_not_swallowed() {
     let host = Host::new();
-    let directory = host.scratch.places.machine_dir(host.machine.vm);
+    let directory = host.scratch.paths.vmm_dir(host.spec.vm);
     fs::create_dir_all(&directory).unwrap();
     let listener = UnixListener::bind(directory.join("vsock.sock")).unwrap();
-    let monitor = tokio::spawn(async move {
+    let vmm = tokio::spawn(async move {
         for reply in ["OK 1073741824\nhello", "", "no such port\n", "OK 99999999999999999999\n"] {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut order = [0; 13];
@@ -278,7 +278,7 @@ async fn a_guest_is_asked_for_by_the_agents_port_and_what_it_says_is_not_swallow
             stream.write_all(reply.as_bytes()).await.unwrap();
         }
     });
-    let connect = || host.vmm.connect(host.machine.vm, Channel::Stream(Purpose::Command));
+    let connect = || host.vmm.connect(host.spec.vm, Channel::Stream(Purpose::Command));
     let mut said = String::new();
     connect().await.unwrap().read_to_string(&mut said).await.unwrap();
     assert_eq!(said, "hello");
@@ -286,5 +286,5 @@ async fn a_guest_is_asked_for_by_the_agents_port_and_what_it_says_is_not_swallow
         let error = connect().await.unwrap_err();
         assert!(matches!(&error, Error::Agent { message } if message.ends_with(expect)), "{error:?}");
     }
-    monitor.await.unwrap();
+    vmm.await.unwrap();
 }

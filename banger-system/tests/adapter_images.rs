@@ -1,4 +1,4 @@
-//! The import of images: what `mkfs.ext4` and our own writer make is taken, everything else is not.
+//! The import of images: file systems of `mkfs.ext4` and of our own writer are accepted, everything else is refused.
 
 #![allow(clippy::unwrap_used)]
 
@@ -44,11 +44,11 @@ async fn import(images: &LocalImages, file: OwnedFd) -> Result<ImageFacts> {
     images.import(IMAGE, Uid(1000), Content::File(file), Arc::new(NoProgress)).await
 }
 
-/// The error of a refused import, after which nothing is left.
+/// Returns the error of a refused import, after which nothing is left.
 async fn refused(scratch: &Scratch, file: OwnedFd) -> Error {
     let images = scratch.images();
     let error = import(&images, file).await.unwrap_err();
-    assert_eq!(names(&scratch.places.images()), [] as [&str; 0]);
+    assert_eq!(names(&scratch.paths.images()), [] as [&str; 0]);
     assert_eq!(images.found().await.unwrap(), []);
     error
 }
@@ -62,7 +62,7 @@ fn message(error: Error, expect: &str) {
 async fn an_image_is_copied_digested_and_never_written_to_again() {
     let scratch = Scratch::new();
     let rootfs = mkfs(&scratch, Bytes::mib(256), &[]);
-    // Zeros that take space, in the middle of nothing.
+    // Allocated zeros in a hole.
     File::options().write(true).open(&rootfs).unwrap().write_all_at(&[0; 8 << 20], 128 << 20).unwrap();
     let images = scratch.images();
     let facts = import(&images, open(&rootfs)).await.unwrap();
@@ -72,18 +72,18 @@ async fn an_image_is_copied_digested_and_never_written_to_again() {
     assert_eq!(facts.digest, format!("sha256:{}", &sum[..64]));
     assert_eq!(facts.virtual_size, Bytes::mib(256));
     assert!(facts.disk_usage > Bytes(0) && facts.disk_usage < Bytes::mib(8), "{}", facts.disk_usage);
-    let copy = scratch.places.image(IMAGE);
+    let copy = scratch.paths.image(IMAGE);
     assert_eq!((mode(&copy), mode(copy.parent().unwrap())), (0o400, 0o700));
     run(Command::new("cmp").arg(&rootfs).arg(&copy));
     assert_eq!(images.found().await.unwrap(), [IMAGE]);
     for _ in 0..2 {
         images.remove(IMAGE).await.unwrap();
-        assert_eq!(names(&scratch.places.images()), [] as [&str; 0]);
+        assert_eq!(names(&scratch.paths.images()), [] as [&str; 0]);
     }
 }
 
 #[tokio::test]
-async fn the_usual_kinds_of_ext4_are_taken() {
+async fn the_usual_kinds_of_ext4_are_accepted() {
     let kinds: [&[&str]; 9] = [
         &["-b", "1024"],
         &["-b", "2048"],
@@ -105,13 +105,13 @@ async fn the_usual_kinds_of_ext4_are_taken() {
 }
 
 #[tokio::test]
-async fn what_our_own_writer_makes_is_taken() {
+async fn a_file_system_of_our_own_writer_is_accepted() {
     let scratch = Scratch::new();
-    let (vm, disks) = (VmId::from_bits(1), FileDisks::new(scratch.places.clone()));
+    let (vm, disks) = (VmId::from_bits(1), FileDisks::new(scratch.paths.clone()));
     disks.create_directory(vm).await.unwrap();
     disks.create_work_disk(vm, Bytes::gib(1)).await.unwrap();
     let images = scratch.images();
-    let facts = import(&images, open(&scratch.places.work_disk(vm))).await.unwrap();
+    let facts = import(&images, open(&scratch.paths.work_disk(vm))).await.unwrap();
     assert_eq!(facts.virtual_size, Bytes::gib(1));
 }
 
@@ -123,11 +123,11 @@ async fn a_file_system_may_be_smaller_than_its_file() {
     let images = scratch.images();
     let facts = import(&images, open(&rootfs)).await.unwrap();
     assert_eq!(facts.virtual_size, Bytes::mib(64));
-    assert_eq!(fs::metadata(scratch.places.image(IMAGE)).unwrap().len(), 100_000_001);
+    assert_eq!(fs::metadata(scratch.paths.image(IMAGE)).unwrap().len(), 100_000_001);
 }
 
 #[tokio::test]
-async fn what_a_guest_could_not_mount_is_refused_and_leaves_nothing() {
+async fn a_file_system_that_guests_cannot_mount_is_refused_and_leaves_nothing() {
     let scratch = Scratch::new();
     let rootfs = mkfs(&scratch, Bytes::mib(64), &[]);
     File::options().write(true).open(&rootfs).unwrap().set_len((64 << 20) - 1).unwrap();
@@ -152,7 +152,7 @@ async fn what_a_guest_could_not_mount_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_no_ext4_is_refused_by_name_and_leaves_nothing() {
+async fn other_formats_are_refused_by_name_and_leave_nothing() {
     let scratch = Scratch::new();
     let check = async |content: &[u8], expect| {
         let path = scratch.home.path().join("file");
@@ -188,7 +188,7 @@ async fn a_descriptor_that_its_user_could_not_read_is_refused_and_leaves_nothing
 }
 
 #[test]
-fn a_full_disk_is_told_as_such_and_leaves_nothing() {
+fn a_full_disk_is_reported_as_such_and_leaves_nothing() {
     require!(is_root(), "root, to mount a small file system");
     let scratch = Scratch::on_small_file_system(1 << 20);
     let rootfs = mkfs(&scratch, Bytes::mib(256), &[]);
@@ -200,14 +200,14 @@ fn a_full_disk_is_told_as_such_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_there_is_kept() {
+async fn an_existing_image_is_kept() {
     let scratch = Scratch::new();
     let images = scratch.images();
     let first = import(&images, open(&mkfs(&scratch, Bytes::mib(64), &[]))).await.unwrap();
     let again = import(&images, open(&mkfs(&scratch, Bytes::mib(128), &[]))).await;
     assert!(matches!(again, Err(Error::Os { .. })));
-    assert_eq!(names(&scratch.places.images()), [IMAGE.to_string()]);
-    let length = fs::metadata(scratch.places.image(IMAGE)).unwrap().len();
+    assert_eq!(names(&scratch.paths.images()), [IMAGE.to_string()]);
+    let length = fs::metadata(scratch.paths.image(IMAGE)).unwrap().len();
     assert_eq!(Bytes(length), first.virtual_size);
 }
 
@@ -215,12 +215,12 @@ async fn an_image_that_is_there_is_kept() {
 async fn what_a_crash_left_is_found_and_can_be_removed() {
     let scratch = Scratch::new();
     let images = scratch.images();
-    let staged = scratch.places.images().join(format!(".staging-{IMAGE}"));
+    let staged = scratch.paths.images().join(format!(".staging-{IMAGE}"));
     fs::create_dir_all(&staged).unwrap();
     fs::write(staged.join("rootfs.ext4"), "half").unwrap();
     assert_eq!(images.found().await.unwrap(), [IMAGE]);
     images.remove(IMAGE).await.unwrap();
-    assert_eq!(names(&scratch.places.images()), [] as [&str; 0]);
+    assert_eq!(names(&scratch.paths.images()), [] as [&str; 0]);
 }
 
 #[test]
@@ -230,13 +230,13 @@ fn an_import_shares_blocks_where_the_file_system_can() {
     require!(Path::new("/dev/loop-control").exists(), "loop devices");
     let scratch = Scratch::on_xfs();
     let made = mkfs(&scratch, Bytes::mib(128), &[]);
-    let rootfs = scratch.places.state.join("rootfs");
+    let rootfs = scratch.paths.state.join("rootfs");
     fs::copy(made, &rootfs).unwrap();
     let file = File::options().write(true).open(&rootfs).unwrap();
     file.write_all_at(&[1; 32 << 20], 64 << 20).unwrap();
     let free = || {
         rustix::fs::sync();
-        let stat = rustix::fs::statvfs(&scratch.places.state).unwrap();
+        let stat = rustix::fs::statvfs(&scratch.paths.state).unwrap();
         stat.f_bfree * stat.f_frsize
     };
     let before = free();
@@ -260,13 +260,13 @@ async fn a_shared_file_is_there_once_and_for_as_long_as_somebody_has_it() {
     import(&images, open(&rootfs)).await.unwrap();
     let twin = ImageId::from_bits(0xdef);
     images.share(twin, IMAGE).await.unwrap();
-    let inode = |image| fs::metadata(scratch.places.image(image)).unwrap().ino();
+    let inode = |image| fs::metadata(scratch.paths.image(image)).unwrap().ino();
     assert_eq!(inode(IMAGE), inode(twin));
-    let content = fs::read(scratch.places.image(IMAGE)).unwrap();
+    let content = fs::read(scratch.paths.image(IMAGE)).unwrap();
     images.remove(IMAGE).await.unwrap();
-    assert_eq!(fs::read(scratch.places.image(twin)).unwrap(), content);
+    assert_eq!(fs::read(scratch.paths.image(twin)).unwrap(), content);
     assert_eq!(images.found().await.unwrap(), [twin]);
-    // What is gone cannot be shared, and nothing is left of the try.
+    // A missing image cannot be shared, and the attempt leaves nothing.
     assert!(images.share(ImageId::from_bits(7), IMAGE).await.is_err());
     assert_eq!(images.found().await.unwrap(), [twin]);
 }

@@ -1,5 +1,5 @@
-//! The import worker on real files: layers and archives become file systems that `e2fsck` finds nothing in, and
-//! whatever is wrong with them is refused and leaves nothing.
+//! The import worker on real files: layers and archives become file systems that `e2fsck` accepts. Invalid ones are
+//! refused and leave nothing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -43,14 +43,14 @@ const PLAIN: Packing = Packing::Plain;
 
 async fn import(scratch: &Scratch, content: Content) -> Result<ImageFacts> {
     let facts = scratch.images().import(IMAGE, Uid(1000), content, Arc::new(NoProgress)).await;
-    assert_eq!(names(&scratch.places.images()).len(), usize::from(facts.is_ok()));
+    assert_eq!(names(&scratch.paths.images()).len(), usize::from(facts.is_ok()));
     facts
 }
 
-/// The image of these layers, which the check of ext4 finds nothing in.
+/// Returns the image of these layers, after `e2fsck` found nothing wrong.
 async fn image(scratch: &Scratch, layers: Vec<Layer>) -> (ImageFacts, PathBuf) {
     let facts = import(scratch, Content::Layers(layers)).await.unwrap();
-    let image = scratch.places.image(IMAGE);
+    let image = scratch.paths.image(IMAGE);
     clean(&image);
     (facts, image)
 }
@@ -59,7 +59,7 @@ fn clean(image: &Path) {
     run(Command::new("e2fsck").arg("-fn").arg(image));
 }
 
-/// Why layers are refused.
+/// Returns why layers are refused.
 async fn refused(layers: Vec<Layer>, why: &str) {
     let scratch = Scratch::new();
     let error = import(&scratch, Content::Layers(layers)).await.unwrap_err();
@@ -90,7 +90,7 @@ fn small() -> Vec<u8> {
 
 #[tokio::test]
 async fn layers_become_one_file_system() {
-    require!(is_root(), "root, for the walls of a worker");
+    require!(is_root(), "root, for the jail of a worker");
     let scratch = Scratch::new();
     let lower = Tar::default()
         .dir("./")
@@ -114,7 +114,7 @@ async fn layers_become_one_file_system() {
 
 #[tokio::test]
 async fn the_same_layers_give_the_same_bytes_however_they_come() {
-    require!(is_root(), "root, for the walls of a worker");
+    require!(is_root(), "root, for the jail of a worker");
     let tar = (0..300).fold(Tar::default(), |tar, number| {
         tar.file(&format!("dir{}/file{number}", number % 7), &vec![number as u8; number * 37])
     });
@@ -137,10 +137,10 @@ async fn the_same_layers_give_the_same_bytes_however_they_come() {
     assert!(other.digest != seen[0].0 && sha256(&image) != seen[0].1);
 }
 
-/// Bytes that change need another `FORMAT` in `importer::build`: an image is known by what it was made of.
+/// A change of the bytes needs another `FORMAT` in `importer::build`, since an image is identified by its input.
 #[tokio::test]
 async fn the_bytes_of_a_format_do_not_change() {
-    require!(is_root(), "root, for the walls of a worker");
+    require!(is_root(), "root, for the jail of a worker");
     let scratch = Scratch::new();
     let (facts, image) = image(&scratch, vec![layer(&small(), PLAIN)]).await;
     assert_eq!(
@@ -153,13 +153,13 @@ async fn the_bytes_of_a_format_do_not_change() {
 }
 
 #[tokio::test]
-async fn a_tar_of_a_root_file_system_is_told_by_its_first_bytes() {
-    require!(is_root(), "root, for the walls of a worker");
+async fn a_tar_of_a_root_file_system_is_recognised_by_its_first_bytes() {
+    require!(is_root(), "root, for the jail of a worker");
     let tar = Tar::default().file(".wh.name", b"whole").end();
     for packing in [Packing::Plain, Packing::Gzip, Packing::Zstd] {
         let scratch = Scratch::new();
         import(&scratch, Content::File(file(&pack(&tar, packing)))).await.unwrap();
-        assert_eq!(content(&scratch.places.image(IMAGE), "/.wh.name"), b"whole");
+        assert_eq!(content(&scratch.paths.image(IMAGE), "/.wh.name"), b"whole");
     }
     for (bytes, why) in [
         (pack(b"no archive, but compressed", Packing::Gzip), "not a tar archive"),
@@ -175,8 +175,8 @@ async fn a_tar_of_a_root_file_system_is_told_by_its_first_bytes() {
 }
 
 #[tokio::test]
-async fn an_import_of_a_file_tells_of_its_bytes() {
-    require!(is_root(), "root, for the walls of a worker");
+async fn an_import_of_a_file_reports_its_bytes() {
+    require!(is_root(), "root, for the jail of a worker");
     for packing in [Packing::Plain, Packing::Gzip, Packing::Zstd] {
         let (scratch, watcher) = (Scratch::new(), Arc::new(Watcher::default()));
         let packed = pack(&Tar::default().file("x", &vec![1; 20 << 20]).end(), packing);
@@ -190,8 +190,8 @@ async fn an_import_of_a_file_tells_of_its_bytes() {
 }
 
 #[tokio::test]
-async fn a_layer_that_is_not_what_it_says_is_refused() {
-    require!(is_root(), "root, for the walls of a worker");
+async fn a_layer_with_false_claims_is_refused() {
+    require!(is_root(), "root, for the jail of a worker");
     let tar = small();
     for packing in [Packing::Plain, Packing::Gzip, Packing::Zstd] {
         let good = || layer(&tar, packing);
@@ -206,7 +206,7 @@ async fn a_layer_that_is_not_what_it_says_is_refused() {
         let half = bytes.len() / 2;
         let cut = Layer { blob: file(&bytes[..half]), ..good() };
         refused(vec![cut], &format!("has {half} bytes instead of {size}")).await;
-        // Whoever lies about all of it is still told that it makes no sense.
+        // An archive whose claims are all false is still reported as invalid.
         let why = if packing == PLAIN { "cut short" } else { "it is not valid" };
         refused(vec![packed(&bytes[..half], packing, digest(&tar))], why).await;
         bytes[half] ^= 0x10;
@@ -219,7 +219,7 @@ async fn a_layer_that_is_not_what_it_says_is_refused() {
 
 #[tokio::test]
 async fn an_archive_that_cannot_be_kept_is_refused_by_name() {
-    require!(is_root(), "root, for the walls of a worker");
+    require!(is_root(), "root, for the jail of a worker");
     let tar = Tar::default;
     refused_tar(tar().file("../x", b"").end(), "../x leaves the root").await;
     refused_tar(tar().file("a/../../x", b"").end(), "leaves the root").await;
@@ -231,7 +231,7 @@ async fn an_archive_that_cannot_be_kept_is_refused_by_name() {
     refused_tar(tar().dir("lost+found").file("lost+found/x", b"").end(), "lost+found").await;
     refused_tar(tar().entry("x", b'M', b"").end(), "unknown type").await;
 
-    // A map, a device, an owner, a size that cannot be.
+    // An invalid map, device, owner or size.
     let sparse: &[(&str, &[u8])] = &[("GNU.sparse.map", b"0,4,2,2"), ("GNU.sparse.size", b"9")];
     refused_tar(tar().pax(sparse).file("x", b"123456").end(), "invalid map").await;
     let sparse: &[(&str, &[u8])] = &[("GNU.sparse.map", b""), ("GNU.sparse.size", b"9999999999999999")];
@@ -255,7 +255,7 @@ async fn an_archive_that_cannot_be_kept_is_refused_by_name() {
     refused_tar(tar().pax(huge).file("x", b"").end(), "extended attributes").await;
     refused_tar(tar().raw(Tar::header(b"pax", b'x', 7 << 30), b"").end(), "headers that are too large").await;
 
-    // No archive, half an archive, and something behind one.
+    // No archive, a truncated one, and data after the end of one.
     refused_tar(Vec::new(), "not a tar archive").await;
     refused_tar(b"hello".repeat(500), "not a tar archive").await;
     refused_tar(tar().file("a", b"").0[..300].to_vec(), "not a tar archive").await;
@@ -267,7 +267,7 @@ async fn an_archive_that_cannot_be_kept_is_refused_by_name() {
 
 #[tokio::test]
 async fn bombs_are_refused_before_they_go_off() {
-    require!(is_root(), "root, for the walls of a worker");
+    require!(is_root(), "root, for the jail of a worker");
     // A file of 7 GiB in some KiB.
     let mut bomb = zstd::Encoder::new(Vec::new(), 1).unwrap();
     bomb.write_all(&Tar::header(b"x", b'0', 7 << 30)).unwrap();
@@ -278,7 +278,7 @@ async fn bombs_are_refused_before_they_go_off() {
     refused(vec![packed(&bomb, Packing::Zstd, digest(b""))], "do not fit into 128 MiB").await;
     assert!(began.elapsed() < Duration::from_secs(30));
 
-    // Nothing in it counts, but it goes on and on.
+    // Nothing in it is used, but it never ends.
     let mut bomb = zstd::Encoder::new(Vec::new(), 1).unwrap();
     bomb.write_all(&small()).unwrap();
     write_zeros(&mut bomb, 7 << 30);
@@ -288,7 +288,7 @@ async fn bombs_are_refused_before_they_go_off() {
 
 #[tokio::test]
 async fn a_window_larger_than_the_worker_may_have_is_refused() {
-    require!(is_root(), "root, for the walls of a worker");
+    require!(is_root(), "root, for the jail of a worker");
     for (log, is_taken) in [(27, true), (28, false)] {
         let mut wide = zstd::Encoder::new(Vec::new(), 1).unwrap();
         wide.window_log(log).unwrap();
@@ -310,7 +310,7 @@ fn write_zeros(to: &mut impl Write, count: usize) {
 
 #[tokio::test]
 async fn ten_million_entries_are_refused() {
-    require!(is_root(), "root, for the walls of a worker");
+    require!(is_root(), "root, for the jail of a worker");
     for (kind, count, why) in [(b'0', 1_010_000, "1000000 names"), (b'5', 151_000, "150000 directories")] {
         let mut many = zstd::Encoder::new(Vec::new(), 1).unwrap();
         for number in 0..count {
@@ -322,9 +322,9 @@ async fn ten_million_entries_are_refused() {
 }
 
 #[test]
-fn a_disk_that_fills_up_is_told_as_such_and_leaves_nothing() {
+fn a_full_disk_is_reported_and_leaves_nothing() {
     require!(is_root(), "root, to mount a small file system");
-    // Not enough for the files, and not enough for the file system around them.
+    // Too small for the files, and too small for the file system around them.
     for size in [4 << 20, (12 << 20) + (16 << 10)] {
         let scratch = Scratch::on_small_file_system(size);
         let tar = Tar::default().file("x", &vec![1; 12 << 20]).end();
@@ -335,7 +335,7 @@ fn a_disk_that_fills_up_is_told_as_such_and_leaves_nothing() {
     }
 }
 
-/// What is told, and whether the rest is wanted.
+/// Records the progress and requests cancellation.
 #[derive(Default)]
 struct Watcher {
     told: Mutex<Vec<(u64, Option<u64>, Instant)>>,
@@ -352,7 +352,7 @@ impl Progress for Watcher {
     }
 }
 
-/// A layer that stops in its middle, and what keeps it from ending.
+/// Returns a layer that stops in the middle, and the end of its pipe that keeps it from ending.
 fn halted() -> (Layer, OwnedFd) {
     let tar = Tar::default().file("x", &vec![1; 1 << 20]).end();
     let (reader, writer) = pipe();
@@ -362,7 +362,7 @@ fn halted() -> (Layer, OwnedFd) {
     (Layer { blob: reader, ..layer(&tar, PLAIN) }, writer)
 }
 
-/// The workers of this process.
+/// Returns the workers of this process.
 fn workers() -> Vec<i32> {
     let own = std::process::id().to_string();
     let is_ours = |pid: i32| {
@@ -387,7 +387,7 @@ async fn eventually(what: &str, mut look: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_that_is_given_up_or_loses_its_worker_leaves_nothing_and_others_go_on() {
-    require!(is_root(), "root, for the walls of a worker");
+    require!(is_root(), "root, for the jail of a worker");
     for killed in [false, true] {
         let scratch = Arc::new(Scratch::new());
         let watcher = Arc::new(Watcher::default());
@@ -405,7 +405,7 @@ async fn an_import_that_is_given_up_or_loses_its_worker_leaves_nothing_and_other
         let running = workers();
         assert_eq!(running.len(), 1);
 
-        // Another one is done meanwhile.
+        // Another one finishes meanwhile.
         let facts = import_beside(&scratch).await;
         assert!(facts.is_ok(), "{facts:?}");
 
@@ -422,7 +422,7 @@ async fn an_import_that_is_given_up_or_loses_its_worker_leaves_nothing_and_other
             assert!(source.contains("killed:9"), "{source}");
         }
         assert_eq!(workers(), [0; 0]);
-        assert_eq!(names(&scratch.places.images()), [IMAGE.to_string()]);
+        assert_eq!(names(&scratch.paths.images()), [IMAGE.to_string()]);
         drop(hold);
     }
 }
@@ -436,7 +436,7 @@ async fn import_beside(scratch: &Scratch) -> Result<ImageFacts> {
 
 #[tokio::test]
 async fn a_worker_can_do_nothing_but_its_work() {
-    require!(is_root(), "root, for the walls of a worker");
+    require!(is_root(), "root, for the jail of a worker");
     let scratch = Scratch::new();
     let attempts = worker::probe(&scratch.workers(), Job { id: IMAGE, owner: Uid(1000) }).await.unwrap();
     assert!(attempts.len() >= 10);
@@ -447,12 +447,12 @@ async fn a_worker_can_do_nothing_but_its_work() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_not_there_is_an_error() {
+async fn a_missing_worker_is_an_error() {
     let scratch = Scratch::new();
     let images = scratch.images();
-    fs::remove_file(scratch.places.program("banger-import")).unwrap();
+    fs::remove_file(scratch.paths.program("banger-import")).unwrap();
     let content = Content::Layers(vec![layer(&small(), PLAIN)]);
     let error = images.import(IMAGE, Uid(1000), content, Arc::new(NoProgress)).await.unwrap_err();
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
-    assert_eq!(names(&scratch.places.images()), [] as [&str; 0]);
+    assert_eq!(names(&scratch.paths.images()), [] as [&str; 0]);
 }

@@ -1,5 +1,5 @@
-//! System disks as snapshots on a kernel with device-mapper, which the test host has. `dmsetup`, `losetup`
-//! and the kernel's own tables are the judges.
+//! System disks as snapshots on a kernel with device-mapper, as in the test host. `dmsetup`, `losetup` and the
+//! kernel's own tables show the results.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,7 @@ use std::{
 
 use banger_domain::{
     id::{ImageId, VmId},
-    machine::{Drive, Medium},
+    launch_spec::{Drive, Medium},
     resource::mapper_name,
 };
 use banger_proto::size::Bytes;
@@ -29,15 +29,15 @@ use scratch::{Scratch, has_program, is_root, names, require, run};
 
 const IMAGE: ImageId = ImageId::from_bits(2);
 const SIZE: u64 = 256 << 20;
-/// For what the kernel does a moment after it was asked.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For effects that the kernel delays a little.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Machines of this process: several tests run at once, and the kernel has one list of nodes.
+/// Sandboxes of this process: several tests run at once, and the kernel has one list of nodes.
 fn vm(number: u128) -> VmId {
     VmId::from_bits((u128::from(std::process::id()) << 64) | number)
 }
 
-/// Disks in places of a test's own, whose nodes go when the test ends.
+/// Disks in a directory of the test's own. Their nodes are removed when the test ends.
 struct Host {
     scratch: Scratch,
     disks: MapperDisks,
@@ -47,7 +47,7 @@ struct Host {
 impl Host {
     fn new(scratch: Scratch, vms: impl IntoIterator<Item = VmId>) -> Self {
         put_image(&scratch);
-        let disks = MapperDisks::new(scratch.places.clone()).unwrap();
+        let disks = MapperDisks::new(scratch.paths.clone()).unwrap();
         Self { scratch, disks, vms: vms.into_iter().collect() }
     }
 
@@ -65,7 +65,7 @@ impl Host {
         self.disks.attach(vm, IMAGE).await.unwrap().remove(0)
     }
 
-    /// The loop devices of our files, by file.
+    /// Returns the loop devices of our files, by file.
     fn loops(&self) -> Vec<String> {
         let listing = output("losetup", &["--list", "--noheadings", "--output", "BACK-FILE"]);
         let home = self.scratch.home.path().to_str().unwrap().to_owned();
@@ -78,9 +78,9 @@ impl Host {
         loops
     }
 
-    /// A loop device goes when its last user has gone, which udev may be for a moment.
+    /// Waits until loop devices are gone: they go with their last user, which may be udev for a moment.
     fn await_loops(&self, expected: &[&str]) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.loops() != expected {
             assert!(Instant::now() < deadline, "{:?} instead of {expected:?}", self.loops());
             std::thread::sleep(Duration::from_millis(20));
@@ -96,9 +96,9 @@ impl Drop for Host {
     }
 }
 
-/// An image with data at its beginning, in its middle and at its end.
+/// Returns an image with data at its beginning, in its middle and at its end.
 fn put_image(scratch: &Scratch) {
-    let path = scratch.places.image(IMAGE);
+    let path = scratch.paths.image(IMAGE);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let file = File::create(&path).unwrap();
     file.set_len(SIZE).unwrap();
@@ -124,7 +124,7 @@ fn read_at<const N: usize>(file: &File, at: u64) -> [u8; N] {
     bytes
 }
 
-/// The two devices in the table of a node, as major:minor.
+/// Returns the two devices in the table of a node, as major:minor.
 fn table(vm: VmId) -> (String, String) {
     let table = output("dmsetup", &["table", &mapper_name(vm)]);
     let words: Vec<&str> = table.split_whitespace().collect();
@@ -138,7 +138,7 @@ fn has_snapshots() -> bool {
     Path::new("/dev/mapper/control").exists() && has_program("dmsetup")
 }
 
-/// Skips the test where there is nothing to test.
+/// Skips the test if the kernel lacks device-mapper.
 macro_rules! require_snapshots {
     () => {
         require!(is_root(), "root");
@@ -157,8 +157,8 @@ fn a_snapshot_has_the_content_of_the_image_and_keeps_what_is_written() {
     let host = Host::new(Scratch::new(), [vm]);
     block_on(async {
         host.create(vm).await;
-        assert_eq!(names(&host.scratch.places.vm_dir(vm)), ["system.cow", "work.ext4"]);
-        let overlay = fs::metadata(host.scratch.places.overlay(vm)).unwrap();
+        assert_eq!(names(&host.scratch.paths.vm_dir(vm)), ["system.cow", "work.ext4"]);
+        let overlay = fs::metadata(host.scratch.paths.overlay(vm)).unwrap();
         assert!(overlay.len() > SIZE && overlay.blocks() == 0, "{} blocks", overlay.blocks());
         assert_eq!(overlay.mode() & 0o777, 0o600);
 
@@ -184,7 +184,7 @@ fn a_snapshot_has_the_content_of_the_image_and_keeps_what_is_written() {
         assert_eq!(&read_at::<16>(&disk, SIZE / 2 + 5), b"the guest writes");
         assert_eq!(read_at(&disk, SIZE / 2), [0xa5; 5]);
         drop(disk);
-        let image = File::open(host.scratch.places.image(IMAGE)).unwrap();
+        let image = File::open(host.scratch.paths.image(IMAGE)).unwrap();
         assert_eq!(read_at(&image, SIZE / 2), [0xa5; 4096]);
         host.disks.detach(vm).await.unwrap();
     });
@@ -198,8 +198,8 @@ fn a_system_disk_that_is_larger_than_its_image_goes_on_behind_the_snapshot() {
     let length = |drive: &Drive| File::open(&drive.path).unwrap().seek(SeekFrom::End(0)).unwrap();
     block_on(async {
         host.create_sized(made, Bytes(SIZE + (64 << 20))).await;
-        assert_eq!(names(&host.scratch.places.vm_dir(made)), ["system.cow", "system.tail", "work.ext4"]);
-        // One that was made before anybody asked for more.
+        assert_eq!(names(&host.scratch.paths.vm_dir(made)), ["system.cow", "system.tail", "work.ext4"]);
+        // A disk that was made before this feature existed.
         host.create(grown).await;
         open(&host.start(grown).await.path).write_all_at(b"early", 7).unwrap();
         host.disks.detach(grown).await.unwrap();
@@ -214,7 +214,7 @@ fn a_system_disk_that_is_larger_than_its_image_goes_on_behind_the_snapshot() {
             let disk = open(&drive.path);
             assert_eq!(read_at(&disk, SIZE - 4096), [0xa5; 4096]);
             assert_eq!(read_at(&disk, SIZE), [0; 4096]);
-            // Over the seam, and at the end.
+            // Across the seam, and at the end.
             disk.write_all_at(&[7; 8192], SIZE - 4096).unwrap();
             disk.write_all_at(&[8; 4096], SIZE + (64 << 20) - 4096).unwrap();
             disk.sync_all().unwrap();
@@ -223,7 +223,7 @@ fn a_system_disk_that_is_larger_than_its_image_goes_on_behind_the_snapshot() {
         }
         host.await_loops(&[]);
         for vm in [made, grown] {
-            // To be smaller is no wish that a disk follows.
+            // Disks never shrink.
             for size in [Bytes::gib(2), Bytes(SIZE)] {
                 host.disks.grow_system_disk(vm, IMAGE, size).await.unwrap();
             }
@@ -236,7 +236,7 @@ fn a_system_disk_that_is_larger_than_its_image_goes_on_behind_the_snapshot() {
         }
         let all = ["rootfs.ext4", "system.cow", "system.cow", "system.tail", "system.tail"];
         assert_eq!(host.loops(), all);
-        let image = File::open(host.scratch.places.image(IMAGE)).unwrap();
+        let image = File::open(host.scratch.paths.image(IMAGE)).unwrap();
         assert_eq!(read_at(&image, SIZE - 4096), [0xa5; 4096]);
         for vm in [made, grown] {
             host.disks.detach(vm).await.unwrap();
@@ -246,7 +246,7 @@ fn a_system_disk_that_is_larger_than_its_image_goes_on_behind_the_snapshot() {
 }
 
 #[test]
-fn machines_of_one_image_share_its_device_and_nothing_is_left_of_them() {
+fn vms_of_one_image_share_its_device_and_nothing_is_left_of_them() {
     require_snapshots!();
     let vms = [vm(1), vm(2), vm(3)];
     let host = Host::new(Scratch::new(), vms);
@@ -281,19 +281,19 @@ fn machines_of_one_image_share_its_device_and_nothing_is_left_of_them() {
 }
 
 #[test]
-fn what_a_crash_left_is_found_by_its_name_and_made_anew() {
+fn what_a_crash_left_is_found_by_its_name_and_made_again() {
     require_snapshots!();
     let vm = vm(1);
     let host = Host::new(Scratch::new(), [vm]);
     block_on(async {
         host.create(vm).await;
-        // A node without a table: the crash came between the two.
+        // A node without a table: a crash between the two steps.
         run(Command::new("dmsetup").args(["create", &mapper_name(vm), "--notable"]));
         assert!(host.disks.attached().await.unwrap().contains(&vm));
         let drive = host.start(vm).await;
         open(&drive.path).write_all_at(b"kept", 0).unwrap();
-        // Another run of the service knows nothing of this one.
-        let again = MapperDisks::new(host.scratch.places.clone()).unwrap();
+        // Another run of the service does not know about this one.
+        let again = MapperDisks::new(host.scratch.paths.clone()).unwrap();
         let drive = again.attach(vm, IMAGE).await.unwrap().remove(0);
         assert_eq!(&read_at::<4>(&open(&drive.path), 0), b"kept");
         assert_eq!(host.loops(), ["rootfs.ext4", "system.cow"]);
@@ -332,12 +332,12 @@ fn an_attachment_that_fails_leaves_nothing() {
     };
     block_on(async {
         host.disks.create_directory(vm).await.unwrap();
-        assert!(refused().await.contains("delete the machine"));
+        assert!(refused().await.contains("delete the sandbox"));
         host.create(vm).await;
-        fs::remove_file(host.scratch.places.image(IMAGE)).unwrap();
+        fs::remove_file(host.scratch.paths.image(IMAGE)).unwrap();
         assert!(refused().await.contains("register the image again"));
-        // An empty image is no device that a table can be made of.
-        File::create(host.scratch.places.image(IMAGE)).unwrap();
+        // An empty image cannot be a device in a table.
+        File::create(host.scratch.paths.image(IMAGE)).unwrap();
         assert!(host.disks.attach(vm, IMAGE).await.is_err());
         host.await_loops(&[]);
         assert!(!host.disks.attached().await.unwrap().contains(&vm));
@@ -345,7 +345,7 @@ fn an_attachment_that_fails_leaves_nothing() {
 }
 
 #[test]
-fn an_image_that_is_deleted_underneath_goes_on_for_the_machines_that_run() {
+fn running_vms_keep_a_deleted_image() {
     require_snapshots!();
     let (old, new) = (vm(1), vm(2));
     let host = Host::new(Scratch::new(), [old, new]);
@@ -353,7 +353,7 @@ fn an_image_that_is_deleted_underneath_goes_on_for_the_machines_that_run() {
         host.create(old).await;
         host.create(new).await;
         let running = host.start(old).await;
-        let image = host.scratch.places.image(IMAGE);
+        let image = host.scratch.paths.image(IMAGE);
         fs::remove_file(&image).unwrap();
         assert_eq!(read_at(&open(&running.path), SIZE / 2), [0xa5; 4096]);
         // Another file of the same name is another image.
@@ -367,7 +367,7 @@ fn an_image_that_is_deleted_underneath_goes_on_for_the_machines_that_run() {
 }
 
 #[test]
-fn a_full_file_system_refuses_the_start_and_a_lost_snapshot_is_told_as_such() {
+fn a_full_file_system_refuses_the_start_and_a_lost_snapshot_is_reported() {
     require_snapshots!();
     let vm = vm(1);
     let host = Host::new(Scratch::on_small_file_system(160 << 20), [vm]);
@@ -377,11 +377,11 @@ fn a_full_file_system_refuses_the_start_and_a_lost_snapshot_is_told_as_such() {
         assert!(matches!(host.disks.attach(vm, IMAGE).await, Err(Error::NoSpace { .. })));
         host.await_loops(&[]);
 
-        let filler = host.scratch.places.state.join("filler");
+        let filler = host.scratch.paths.state.join("filler");
         fs::remove_file(&filler).unwrap();
         let drive = host.start(vm).await;
         host.scratch.fill_up(1 << 20);
-        // More than there is room for; the kernel tells at the flush, or when a write meets the lost snapshot.
+        // More than fits. The kernel reports it at the flush, or when a write meets the lost snapshot.
         let disk = open(&drive.path);
         let written = (0..64u64).try_for_each(|at| disk.write_all_at(&[7; 1 << 20], at << 20));
         assert!(written.and_then(|()| disk.sync_all()).is_err());
@@ -398,16 +398,16 @@ fn a_full_file_system_refuses_the_start_and_a_lost_snapshot_is_told_as_such() {
 }
 
 #[test]
-fn a_machine_of_a_time_without_device_mapper_goes_on_as_it_is() {
+fn a_disk_made_without_device_mapper_stays_as_it_is() {
     require_snapshots!();
     let vm = vm(1);
     let host = Host::new(Scratch::new(), [vm]);
     block_on(async {
-        let files = FileDisks::new(host.scratch.places.clone());
+        let files = FileDisks::new(host.scratch.paths.clone());
         files.create_directory(vm).await.unwrap();
         files.clone_image(vm, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
         let drive = host.start(vm).await;
-        assert_eq!((drive.path, drive.medium), (host.scratch.places.system_disk(vm), Medium::File));
+        assert_eq!((drive.path, drive.medium), (host.scratch.paths.system_disk(vm), Medium::File));
         host.disks.detach(vm).await.unwrap();
         assert_eq!(host.disks.checks().await[0].status, Status::Pass);
     });
@@ -420,8 +420,8 @@ fn nothing_of_the_host_looks_into_a_disk() {
     let vm = vm(1);
     let host = Host::new(Scratch::new(), [vm]);
     block_on(async {
-        // What a prober would find and believe.
-        let image = host.scratch.places.image(IMAGE);
+        // Signatures that a prober would find and trust.
+        let image = host.scratch.paths.image(IMAGE);
         fs::set_permissions(&image, PermissionsExt::from_mode(0o600)).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-L", "guest-says"]).arg(&image));
         host.create(vm).await;
@@ -431,7 +431,7 @@ fn nothing_of_the_host_looks_into_a_disk() {
         let properties = output("udevadm", &["info", "--query=property", node]);
         assert!(!properties.contains("ID_FS_"), "{properties}");
         assert!(properties.contains("DM_UDEV_DISABLE_OTHER_RULES_FLAG=1"), "{properties}");
-        // The loop device below may have the link here: udev's rules know only where the service has its files.
+        // udev may create a link for the loop device below: its rules only know the usual directory of the service.
         let link = fs::canonicalize("/dev/disk/by-label/guest-says");
         assert!(link.map_or(true, |target| target != drive.path));
         assert!(!Path::new("/dev/mapper").join(mapper_name(vm)).exists());
@@ -439,13 +439,13 @@ fn nothing_of_the_host_looks_into_a_disk() {
     });
 }
 
-/// Not a test: `cargo xtask bench disk` runs it in the test host and reads what it prints, in milliseconds.
+/// Not a test: `cargo xtask bench disk` runs it in the test host and reads its output, in milliseconds.
 #[test]
 #[ignore = "a measurement"]
 fn measure() {
     let runs: u128 = std::env::var("BANGER_BENCH_RUNS").map_or(5, |runs| runs.parse().unwrap());
     let host = Host::new(Scratch::new(), (0..runs).map(vm));
-    let image = host.scratch.places.image(IMAGE);
+    let image = host.scratch.paths.image(IMAGE);
     fs::set_permissions(&image, PermissionsExt::from_mode(0o600)).unwrap();
     open(&image).set_len(4 << 30).unwrap();
     let origin = output("losetup", &["--find", "--show", "--read-only", image.to_str().unwrap()]);

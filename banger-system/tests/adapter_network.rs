@@ -1,4 +1,4 @@
-//! The network of guests on the real kernel, with packets that go through it.
+//! The network of guests on the real kernel, with real packets.
 
 #![allow(clippy::unwrap_used)]
 
@@ -60,7 +60,7 @@ fn publishing(nic: &Nic, scope: Scope, host: u16, guest: u16) -> Nic {
 }
 
 fn refused<T>(result: std::io::Result<T>) -> bool {
-    // An answer, and not the silence in which a program would wait.
+    // An error at once, and not the silence in which a program would wait.
     result.is_err_and(|error| !matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock))
 }
 
@@ -161,7 +161,7 @@ fn on_the_host_only_root_and_the_owner_reach_a_guest() {
 }
 
 #[test]
-fn a_port_is_published_where_it_was_asked_for_and_cut_at_once() {
+fn a_port_is_published_in_its_scope_and_withdrawn_at_once() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let guest = world.guest(network, nic(0, ALICE)).await;
         let (api, web) = (guest.space.serve("0.0.0.0:0"), guest.space.serve("0.0.0.0:0"));
@@ -198,7 +198,7 @@ fn a_published_port_takes_no_client_of_another_service() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let guest = world.guest(network, nic(0, ALICE)).await;
         let inside = guest.space.serve("0.0.0.0:0");
-        // The guest's answers begin with the address of the gateway, those of a service of the host with another.
+        // Answers of the guest come from the gateway's address, those of a service of the host from another.
         let gateway = subnet().gateway().0.to_string();
         let seen = |at: &str, port: u16| world.host.dial_as(Uid(BOB), (at, port)).map(|talk| talk.seen);
         world.host.serve("127.0.1.1:5432");
@@ -212,7 +212,7 @@ fn a_published_port_takes_no_client_of_another_service() {
         }
         assert!(refused(world.host.dial(("127.0.0.2", 5432))), "nobody listens there");
 
-        // On all addresses a port is held at all of them, whatever the family.
+        // On all addresses, a port is reserved on both families.
         for at in ["127.0.1.1:5433", "[::1]:5433", "[2001:db8::1]:5433"] {
             let program = world.host.run(|| std::net::TcpListener::bind(at)).unwrap();
             let wish = publishing(&guest.nic, Scope::All, 5433, inside);
@@ -230,7 +230,7 @@ fn a_published_port_takes_no_client_of_another_service() {
 }
 
 #[test]
-fn a_port_that_somebody_took_while_the_service_was_away_leads_to_the_guest_no_longer() {
+fn a_port_taken_while_the_service_was_down_is_no_longer_published() {
     on_a_host!(async |world: &World, _: &LinuxNetwork| {
         let before = LinuxNetwork::new(0, Arc::default()).unwrap();
         before.prepare(subnet()).await.unwrap();
@@ -274,7 +274,7 @@ fn a_guest_cannot_fill_the_table_of_connections() {
         let web = world.internet.serve("0.0.0.0:0");
         let flood = |guest: &net_lab::Guest, to: &str, ports: std::ops::Range<u16>| {
             let socket = guest.space.udp((guest.nic.v4, 0));
-            // One that was refused is told by an error of a later call.
+            // A refused packet is reported by a later call.
             ports.for_each(|port| drop(socket.send_to(b"x", (to, port))));
         };
         flood(&alices, INTERNET, 2000..4000);
@@ -289,7 +289,7 @@ fn a_guest_cannot_fill_the_table_of_connections() {
         }
         assert!(kept() <= 2 * FEW + 30, "{} connections", kept());
 
-        // Questions to the name server are not counted, because nothing is kept of them.
+        // Questions to the name server are not tracked, so they do not count.
         let (before, gateway) = (kept(), subnet().gateway());
         let dns = world.host.udp((gateway.0, 53));
         for _ in 0..300 {
@@ -310,7 +310,7 @@ fn a_guest_cannot_fill_the_table_of_connections() {
 /// How many connections a guest may have on a host of the test above.
 const FEW: usize = 50;
 
-/// The rules with bounds that are soon reached.
+/// Returns the rules with low bounds.
 fn few_connections() -> tempfile::NamedTempFile {
     let bounds = Bounds { guest: FEW as u32, owner: 2 * FEW as u32 };
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -375,7 +375,7 @@ fn each_step_may_be_done_twice_and_nothing_is_left() {
             network.unplug(open.vm).await.unwrap();
             assert_eq!(network.found().await.unwrap(), []);
         }
-        // NAT let the uplink forward, which stays so.
+        // NAT enabled forwarding on the uplink, which stays enabled.
         let ruleset = world.host.ruleset().replace(r#", "elem": ["up0"]"#, "");
         assert_eq!(ruleset, before.0);
         assert_eq!(world.host.ip("-d link"), before.1);
@@ -401,7 +401,7 @@ fn interfaces_that_are_kept_ready_become_guests_and_go_with_the_service() {
         for n in 0..3 {
             let guest = world.guest(&network, with_nat(nic(n, ALICE))).await;
             guest.space.dial((INTERNET, web)).unwrap();
-            // The pool is filled beside.
+            // The pool is filled in the background.
             for _ in 0..100 {
                 if warm() == 2 {
                     break;
@@ -430,7 +430,7 @@ fn the_next_run_of_the_service_takes_over_what_it_finds() {
         next.prepare(subnet()).await.unwrap();
         assert_eq!(next.found().await.unwrap(), [vm(0), vm(1)]);
         assert!(talk.lives(), "a guest noticed");
-        // It was to lose its NAT when the service ended.
+        // The service ended before it could remove NAT.
         next.plug(&nic(0, ALICE)).await.unwrap();
         assert!(!talk.lives());
         next.unplug(lost.vm).await.unwrap();
@@ -469,7 +469,7 @@ fn a_flushed_packet_filter_is_made_again() {
         world.host.command("nft flush ruleset").unwrap();
         network.prepare(subnet()).await.unwrap();
         assert!(guest.space.dial((INTERNET, web)).unwrap().lives());
-        // Nobody noticed yet when the next machine comes.
+        // The next sandbox comes before anything has noticed.
         world.host.command("nft flush ruleset").unwrap();
         network.plug(&nic(1, BOB)).await.unwrap();
         assert!(guest.space.dial((INTERNET, web)).unwrap().lives());
@@ -483,7 +483,7 @@ fn a_flushed_packet_filter_is_made_again() {
 }
 
 #[test]
-fn whoever_keeps_the_network_notices_what_others_do_to_the_host() {
+fn the_maintenance_of_the_network_notices_what_others_do_to_the_host() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let web = world.internet.serve("0.0.0.0:0");
         let guest = world.guest(network, with_nat(nic(0, ALICE))).await;
@@ -501,12 +501,12 @@ fn whoever_keeps_the_network_notices_what_others_do_to_the_host() {
             panic!("it was not noticed");
         };
         let story = async {
-            // The first turn of the runtime is the watcher's.
+            // The watcher gets its first turn.
             tokio::task::yield_now().await;
             world.host.command("nft flush ruleset").unwrap();
             until(&|| guest.space.dial((INTERNET, web)).is_ok()).await;
 
-            // The way out is another one now.
+            // The default route has changed.
             world.host.ip(&format!("link add up1 type veth peer name inet1 netns {}", world.internet.path()));
             world.internet.ip("address add 198.51.100.2/24 dev inet1");
             world.internet.ip("link set inet1 up");
@@ -518,20 +518,20 @@ fn whoever_keeps_the_network_notices_what_others_do_to_the_host() {
             let seen = guest.space.dial(("198.51.100.2", web)).unwrap().seen;
             assert_eq!(seen, "198.51.100.1", "the new way out has another address");
 
-            // Docker turns the host into a router: what it forwards is none of our business.
+            // Docker makes the host a router: what it forwards is not our business.
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
             until(&|| !world.host.command("nft list set inet banger opened").unwrap().contains("up1")).await;
         };
         tokio::select! {
             biased;
-            ended = network.keep() => panic!("{ended:?}"),
+            ended = network.maintain() => panic!("{ended:?}"),
             () = story => {}
         }
     });
 }
 
 #[test]
-fn a_way_out_that_came_while_nobody_needed_one_is_found() {
+fn a_default_route_that_came_while_no_guest_needed_it_is_found() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let web = world.internet.serve("0.0.0.0:0");
         let guest = world.guest(network, with_nat(nic(0, ALICE))).await;
@@ -547,7 +547,7 @@ fn a_way_out_that_came_while_nobody_needed_one_is_found() {
             world.host.ip("link set up1 up");
             world.host.ip("route replace default via 198.51.100.2");
             for _ in 0..100 {
-                // The change is noticed beside.
+                // The change is noticed in the background.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 network.change(&without, &guest.nic).await.unwrap();
                 if guest.space.dial(("198.51.100.2", web)).is_ok() {
@@ -559,7 +559,7 @@ fn a_way_out_that_came_while_nobody_needed_one_is_found() {
         };
         tokio::select! {
             biased;
-            ended = network.keep() => panic!("{ended:?}"),
+            ended = network.maintain() => panic!("{ended:?}"),
             () = story => {}
         }
     });
@@ -588,7 +588,7 @@ fn a_tap_is_for_root_until_it_is_given_to_a_user() {
 }
 
 #[test]
-fn what_belongs_to_somebody_else_is_left_alone() {
+fn objects_of_other_programs_are_left_alone() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let nic = nic(0, ALICE);
         world.host.ip(&format!("tuntap add {} mode tap", nic.tap()));
@@ -619,13 +619,13 @@ fn the_routes_of_the_host_are_known_and_ours_are_not_among_them() {
 }
 
 #[test]
-fn doctor_tells_of_a_firewall_that_drops_what_guests_send() {
+fn doctor_warns_of_a_firewall_that_drops_packets_of_guests() {
     on_a_host!(async |world: &World, network: &LinuxNetwork| {
         let firewall = |checks: Vec<banger_system::ports::Check>| {
             checks.into_iter().filter(|check| check.name == "firewall").collect::<Vec<_>>()
         };
         assert_eq!(firewall(network.nat_checks().await)[0].status, Status::Pass);
-        // The rules that were made are those that count.
+        // The existing rules count.
         let checks = network.nat_checks().await;
         let connections = checks.iter().find(|check| check.name == "connections").unwrap();
         assert_eq!(connections.status, Status::Pass, "{}", connections.message);

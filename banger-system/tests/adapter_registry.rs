@@ -1,4 +1,4 @@
-//! Registries on loopback: what they send comes whole or not at all, once, and from nowhere else.
+//! Registries on loopback: content arrives whole or not at all, once, and from nowhere else.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod net_lab;
@@ -22,7 +22,7 @@ use std::{
 use banger_image::oci::{LayerFacts, RemoteImage, credentials::Credentials, platform::Platform};
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::registry::{LocalPorts, Patience, Registries},
+    host::registry::{LocalPorts, Registries, Timeouts},
     ports::{
         Error, Result,
         images::{NoProgress, Progress},
@@ -34,8 +34,8 @@ use registry_lab::{Authority, Fault, Gate, INDEX, Lab, descriptor, digest, noise
 use scratch::{Scratch, is_root, require};
 use serde_json::json;
 
-/// Tests do not wait long for a registry that does not come.
-const QUICK: Patience = Patience {
+/// Short timeouts, for registries that do not answer.
+const QUICK: Timeouts = Timeouts {
     connect: Duration::from_secs(2),
     answer: Duration::from_millis(400),
     silence: Duration::from_millis(400),
@@ -55,7 +55,7 @@ struct Bench {
 impl Bench {
     async fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
-        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
+        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::where_port(|_| true));
         Self { lab: Lab::new().await, home, registries }
     }
 
@@ -67,7 +67,7 @@ impl Bench {
         pull(&self.registries, &self.source(name)).await
     }
 
-    /// The files in the cache: how many are whole, how many are not.
+    /// Returns how many files of the cache are whole, and how many are not.
     fn kept(&self) -> (usize, usize) {
         let names = files(self.home.path());
         let partial = names.iter().filter(|name| name.ends_with(".partial")).count();
@@ -94,7 +94,7 @@ fn alice(source: Source) -> Source {
     Source { credentials, ..source }
 }
 
-/// Reads the layers as an importer would, each as it comes.
+/// Reads the layers as an importer would, each while it arrives.
 async fn fetch(registries: &Registries, source: &Source, image: &RemoteImage) -> Result<Vec<Vec<u8>>> {
     let fetch = registries.fetch(source, &image.layers, Arc::new(NoProgress)).await?;
     let readers: Vec<_> = fetch.blobs.into_iter().map(reader).collect();
@@ -144,12 +144,12 @@ async fn an_image_comes_whole_and_a_second_time_from_the_cache() {
     }
     fetched.work.await.unwrap();
     assert_eq!(bench.lab.asked("/blobs/").len(), 0);
-    // That the registry lets this user have it is asked each time.
+    // Each pull asks the registry whether this user may have it.
     assert_eq!(bench.lab.asked("/manifests/").len(), 1);
 }
 
 #[tokio::test]
-async fn an_index_leads_to_the_image_of_the_platform_and_no_further_than_that() {
+async fn an_index_leads_to_the_image_of_the_platform_and_to_nothing_else() {
     let bench = Bench::new().await;
     let manifest = bench.lab.manifest(&layers());
     let bytes = serde_json::to_vec(&manifest).unwrap();
@@ -199,7 +199,7 @@ async fn eight_pulls_at_once_fetch_each_blob_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_gives_up_leaves_the_rest_to_the_others() {
+async fn a_pull_that_is_given_up_leaves_the_rest_to_others() {
     let bench = Bench::new().await;
     bench.lab.image("a", "1", &layers());
     bench.lab.pace(50_000, Duration::from_millis(5));
@@ -215,7 +215,7 @@ async fn who_gives_up_leaves_the_rest_to_the_others() {
 }
 
 #[tokio::test]
-async fn a_registry_gets_to_know_who_asks_when_it_wants_to() {
+async fn a_registry_gets_credentials_only_when_it_asks() {
     let bench = Bench::new().await;
     bench.lab.image("a", "1", &layers());
     let source = bench.source("a:1");
@@ -229,9 +229,9 @@ async fn a_registry_gets_to_know_who_asks_when_it_wants_to() {
         bench.lab.gate(gate.clone());
         bench.lab.forget();
         let home = tempfile::tempdir().unwrap();
-        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
+        let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::where_port(|_| true));
         assert_eq!(pull(&registries, &who).await.unwrap(), layers(), "{gate:?}");
-        // Nobody is told before they ask.
+        // Credentials are not sent before the registry asks for them.
         assert_eq!(bench.lab.asked("/manifests/")[0].authorization, None);
         let stranger = pull(&registries, &source).await.unwrap_err();
         assert!(
@@ -269,7 +269,7 @@ async fn a_registry_that_is_busy_is_asked_again_when_it_says() {
 }
 
 #[tokio::test]
-async fn a_broken_connection_is_taken_up_where_it_broke() {
+async fn a_download_continues_where_the_connection_broke() {
     let bench = Bench::new().await;
     let layers = vec![noise(7, 2_000_000)];
     bench.lab.image("a", "1", &layers);
@@ -299,7 +299,7 @@ async fn parts_that_were_not_asked_for_are_skipped_or_refused() {
 }
 
 #[tokio::test]
-async fn a_registry_that_hangs_or_drips_is_left() {
+async fn a_registry_that_hangs_or_drips_is_given_up() {
     let bench = Bench::new().await;
     bench.lab.image("a", "1", &layers());
     for (part, fault, why) in [
@@ -325,7 +325,7 @@ async fn a_registry_that_hangs_or_drips_is_left() {
 }
 
 #[tokio::test]
-async fn what_is_not_what_it_should_be_is_thrown_away() {
+async fn content_with_a_wrong_digest_is_discarded() {
     let bench = Bench::new().await;
     let layers = vec![noise(8, 900_000)];
     bench.lab.image("a", "1", &layers);
@@ -338,7 +338,7 @@ async fn what_is_not_what_it_should_be_is_thrown_away() {
     }
     assert_eq!(bench.pull("a:1").await.unwrap(), layers);
 
-    // A manifest that says less or more than there is, and one that is another than was asked for.
+    // Manifests with missing or extra data, and a manifest with another digest.
     for (change, variant) in [(-1, "short"), (1, "long")] {
         let mut manifest = bench.lab.manifest(&layers);
         manifest["layers"][0]["size"] = json!(layers[0].len() as i64 + change);
@@ -370,14 +370,14 @@ async fn a_document_without_end_is_not_read() {
 }
 
 #[tokio::test]
-async fn redirects_are_bounded_and_lead_nowhere_near() {
+async fn redirects_are_limited_and_never_lead_to_the_host() {
     let bench = Bench::new().await;
     bench.lab.image("a", "1", &layers());
     bench.lab.gate(Gate::Basic);
     let to = |target: &str| Fault::Status(307, vec![("Location", target.to_owned())]);
     let who = alice(bench.source("a:1"));
     let layer = digest(&layers()[0]);
-    // To another port of the host, where this registry is too: without telling who asks.
+    // To another port of the host, where this registry listens too: without credentials.
     let cdn = Lab::new().await;
     cdn.blob(layers()[0].clone());
     let path = format!("http://127.0.0.1:{}/v2/cdn/blobs/{layer}?signature=x", cdn.port);
@@ -403,7 +403,7 @@ async fn redirects_are_bounded_and_lead_nowhere_near() {
         let error = bench.pull("a:1").await.unwrap_err();
         assert!(matches!(&error, Error::Registry { message } if message.contains(why)), "{target}: {error}");
     }
-    // Nor does the question for a token.
+    // The same for the request for a token.
     bench.lab.no_faults();
     let how = "Bearer realm=\"https://169.254.169.254/token\"".to_owned();
     bench.lab.fault("/manifests/", 1000, Fault::Status(401, vec![("WWW-Authenticate", how)]));
@@ -412,12 +412,12 @@ async fn redirects_are_bounded_and_lead_nowhere_near() {
 }
 
 #[tokio::test]
-async fn a_guest_is_never_asked_whoever_names_it() {
+async fn no_request_goes_to_a_guest() {
     let bench = Bench::new().await;
     bench.lab.image("a", "1", &layers());
     let guest = Lab::at("127.1.0.1", None).await;
     guest.image("a", "1", &layers());
-    // This host stands for guests with a part of its addresses.
+    // Addresses of this host stand for guests.
     bench.registries.forbid_guests("127.1.0.0/16 fd12:3456:789a::/64".parse().unwrap());
     for address in ["127.1.0.1", "127.1.255.254", "[::ffff:127.1.0.1]", "[fd12:3456:789a::2]"] {
         let reference = format!("{address}:{}/a:1", guest.port);
@@ -436,7 +436,7 @@ async fn a_guest_is_never_asked_whoever_names_it() {
 }
 
 #[tokio::test]
-async fn a_registry_that_is_not_there_cannot_be_reached() {
+async fn a_missing_registry_cannot_be_reached() {
     let bench = Bench::new().await;
     let port = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port() };
     for reference in [format!("localhost:{port}/a"), "no-such-host.invalid/a".to_owned()] {
@@ -484,10 +484,10 @@ async fn pruning_breaks_no_pull_and_takes_the_oldest_first() {
     assert_eq!((dry, pruned.blobs >= 2), (pruned, true));
     assert_eq!(running.await.unwrap().unwrap(), [noise(12, 2_000_000)]);
 
-    // What was used lately stays.
+    // Recently used blobs stay.
     let hour = Prune { older_than: Some(Duration::from_secs(3600)), ..Prune::default() };
     assert_eq!(bench.registries.prune(hour).await.unwrap(), Pruned::default());
-    let small = Registries::new(bench.home.path(), Bytes::mib(1), QUICK, LocalPorts::that(|_| true));
+    let small = Registries::new(bench.home.path(), Bytes::mib(1), QUICK, LocalPorts::where_port(|_| true));
     let directory = fs::read_dir(bench.home.path()).unwrap().next().unwrap().unwrap().path();
     for entry in fs::read_dir(directory).unwrap() {
         let long_ago = SystemTime::now() - Duration::from_secs(7200);
@@ -506,16 +506,16 @@ async fn pruning_breaks_no_pull_and_takes_the_oldest_first() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_before_anything_is_fetched() {
+async fn a_full_disk_is_reported_before_anything_is_fetched() {
     require!(is_root(), "root");
     let scratch = Scratch::on_small_file_system(66 << 20);
     let lab = Lab::new().await;
     lab.image("a", "1", &[noise(13, 4_000_000)]);
     let registries = Registries::new(
-        &scratch.places.state.join("cache"),
+        &scratch.paths.state.join("cache"),
         Bytes::gib(1),
         QUICK,
-        LocalPorts::that(|_| true),
+        LocalPorts::where_port(|_| true),
     );
     let error = pull(&registries, &source(&lab.reference("a:1"))).await.unwrap_err();
     assert!(matches!(error, Error::NoSpace { .. }), "{error}");
@@ -523,14 +523,14 @@ async fn a_full_disk_is_told_before_anything_is_fetched() {
 }
 
 #[tokio::test]
-async fn a_disk_that_fills_up_ends_a_pull_that_goes_on_when_there_is_room() {
+async fn a_full_disk_ends_a_pull_that_continues_when_there_is_space() {
     require!(is_root(), "root");
     let scratch = Scratch::on_small_file_system(80 << 20);
-    let (lab, cache) = (Lab::new().await, scratch.places.state.join("cache"));
+    let (lab, cache) = (Lab::new().await, scratch.paths.state.join("cache"));
     let layers = [noise(14, 8_000_000)];
     lab.image("a", "1", &layers);
     lab.pace(100_000, Duration::from_millis(5));
-    let registries = Registries::new(&cache, Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
+    let registries = Registries::new(&cache, Bytes::gib(1), QUICK, LocalPorts::where_port(|_| true));
     let asked = source(&lab.reference("a:1"));
     let running = tokio::spawn({
         let (registries, asked) = (registries.clone(), asked.clone());
@@ -544,13 +544,13 @@ async fn a_disk_that_fills_up_ends_a_pull_that_goes_on_when_there_is_room() {
     scratch.fill_up(0);
     let error = running.await.unwrap().unwrap_err();
     assert!(matches!(error, Error::NoSpace { .. }), "{error}");
-    fs::remove_file(scratch.places.state.join("filler")).unwrap();
+    fs::remove_file(scratch.paths.state.join("filler")).unwrap();
     assert_eq!(pull(&registries, &asked).await.unwrap(), layers);
-    assert!(lab.asked(&digest(&layers[0])).last().unwrap().range.is_some(), "it began anew");
+    assert!(lab.asked(&digest(&layers[0])).last().unwrap().range.is_some(), "it started over");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_that_fails_or_hangs_is_nothing_to_others() {
+async fn a_pull_that_fails_or_hangs_does_not_affect_others() {
     let bench = Bench::new().await;
     let (good, flipped, hanging) = (noise(31, 2_000_000), noise(32, 500_000), noise(33, 500_000));
     bench.lab.pace(50_000, Duration::from_millis(5));
@@ -560,7 +560,7 @@ async fn a_pull_that_fails_or_hangs_is_nothing_to_others() {
     };
     fault(&flipped, Fault::Flipped);
     fault(&hanging, Fault::HangAfter(100_000));
-    // A layer that is shared, and one of its own.
+    // A shared layer, and one of its own.
     let shared = noise(34, 700_000);
     let pulls = [("good", &good), ("flipped", &flipped), ("hanging", &hanging)].map(|(name, layer)| {
         bench.lab.image(name, "1", &[shared.clone(), layer.clone()]);
@@ -594,20 +594,21 @@ async fn credentials_are_read_of_a_sealed_memory_file_alone() {
     assert!(matches!(bench.registries.credentials(pipe.into()), Err(Error::BadFile { .. })));
 }
 
-/// What the test below kills.
+/// The process that the test below kills.
 #[tokio::test]
 #[ignore = "another test runs it in a process of its own"]
 async fn a_pull_in_a_process_of_its_own() {
     let Ok(words) = std::env::var("BANGER_TEST_PULL") else { return };
     let [attempts, cache, reference] = words.split(' ').collect::<Vec<_>>()[..] else { panic!("{words}") };
-    let patience = Patience { attempts: attempts.parse().unwrap(), ..Patience::default() };
-    let registries = Registries::new(Path::new(cache), Bytes::gib(1), patience, LocalPorts::that(|_| true));
+    let timeouts = Timeouts { attempts: attempts.parse().unwrap(), ..Timeouts::default() };
+    let registries =
+        Registries::new(Path::new(cache), Bytes::gib(1), timeouts, LocalPorts::where_port(|_| true));
     if let Err(error) = pull(&registries, &source(reference)).await {
         panic!("{error}");
     }
 }
 
-/// A command that pulls in a process of its own.
+/// Returns a command that pulls in a process of its own.
 fn puller(cache: &Path, reference: &str, attempts: u32) -> Command {
     let mut pull = Command::new(std::env::current_exe().unwrap());
     pull.args(["--ignored", "--exact", "a_pull_in_a_process_of_its_own"]);
@@ -631,7 +632,7 @@ async fn a_pull_that_is_killed_twenty_times_comes_to_the_same_digest() {
     let mut last = 0;
     for n in 0..20u64 {
         let mut child = child();
-        // A point that is another one each time: somewhere in the next 300 kB.
+        // A different point each time: somewhere in the next 300 kB.
         let at = last + 1 + u64::from_le_bytes(noise(n + 1, 8).try_into().unwrap()) % 300_000;
         while size(bench.home.path()) < at && child.try_wait().unwrap().is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -648,12 +649,12 @@ async fn a_pull_that_is_killed_twenty_times_comes_to_the_same_digest() {
     assert_eq!(bench.kept(), (3, 0));
     let fetched: u64 = bench.lab.asked("/blobs/").len() as u64;
     assert!(fetched >= 20, "{fetched}");
-    // Each time went on where the one before ended.
+    // Each attempt continued where the one before ended.
     assert!(bench.lab.asked("/blobs/").iter().filter(|asked| asked.range.is_some()).count() >= 19);
 }
 
 #[test]
-fn a_registry_elsewhere_must_be_one_that_the_host_believes() {
+fn a_remote_registry_needs_a_trusted_certificate() {
     const HERE: &str = "192.0.2.1";
     require!(is_root(), "root, for a network of its own");
     Space::enter_new().ip(&format!("address add {HERE}/32 dev lo"));
@@ -757,10 +758,10 @@ async fn a_port_of_the_host_that_is_not_allowed_is_never_connected_to() {
     let bench = Bench::new().await;
     bench.lab.image("a/b", "1", &layers());
     let reference = bench.lab.reference("a/b:1");
-    // As it is with a port that was allowed, until somebody published it.
+    // The port was allowed until somebody published it.
     let allowed = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&allowed);
-    let local = LocalPorts::that(move |_| asked.load(Ordering::Relaxed));
+    let local = LocalPorts::where_port(move |_| asked.load(Ordering::Relaxed));
     let registries = Registries::new(&bench.home.path().join("other"), Bytes::gib(1), QUICK, local);
     let refused = registries.resolve(&source(&reference)).await.unwrap_err();
     assert!(refused.to_string().contains("registry.local_ports"), "{refused}");
@@ -784,14 +785,14 @@ async fn what_oci_client_pushes_to_dockers_registry_is_pulled() {
     require!(Path::new(DockerRegistry::PROGRAM).exists(), "the package docker-registry");
     let server = DockerRegistry::start().await;
     let home = tempfile::tempdir().unwrap();
-    let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::that(|_| true));
+    let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::where_port(|_| true));
     let name = format!("localhost:{}/a/b:1", server.port);
     let layers = layers();
     let ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
     let config = json!({
         "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": ids }, "config": {},
     });
-    // Other tests of ours leave that to the service.
+    // Other tests leave that to the service.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::new(ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() });
     let pushed: Vec<ImageLayer> =
@@ -803,7 +804,7 @@ async fn what_oci_client_pushes_to_dockers_registry_is_pulled() {
 
     let image = registries.resolve(&source(&name)).await.unwrap();
     assert_eq!(image.manifest.to_string(), manifest);
-    // A layer of which a part is here already is asked for from there on.
+    // A partly cached layer is requested from there on.
     let directory = home.path().join(format!("localhost:{}", server.port));
     fs::write(directory.join(format!("{}.partial", &ids[1][7..])), &layers[1][..1_234_567]).unwrap();
     assert_eq!(fetch(&registries, &source(&name), &image).await.unwrap(), layers);

@@ -1,4 +1,4 @@
-//! A file of a user's on a file system that never answers: the worker waits for it, and nothing of the service does.
+//! A user's file on a file system that never answers: only the worker waits for it, and nothing of the service does.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod scratch;
@@ -25,9 +25,10 @@ use banger_system::ports::{
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use scratch::{Scratch, is_root, names, require};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A file system with one file, whose content never comes. What of FUSE's protocol it takes (linux/fuse.h).
+/// A file system with one file, whose content never arrives. It implements as much of FUSE's protocol as that needs
+/// (linux/fuse.h).
 struct Stalled {
     place: std::path::PathBuf,
     reads: Arc<AtomicUsize>,
@@ -98,7 +99,7 @@ fn serve(mut device: File, reads: &AtomicUsize) {
         answer.extend(error.to_le_bytes());
         answer.extend(&request[8..16]);
         answer.extend(body);
-        // Who asked may be gone.
+        // The process that asked may be gone.
         let _ = device.write_all(&answer);
     }
 }
@@ -135,12 +136,12 @@ fn a_file_that_never_answers_keeps_nothing_of_the_service() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, waits).await.unwrap();
+        tokio::time::timeout(TIMEOUT, waits).await.unwrap();
         given_up.0.store(true, Relaxed);
-        let ended = tokio::time::timeout(PATIENCE, import).await.unwrap().unwrap();
+        let ended = tokio::time::timeout(TIMEOUT, import).await.unwrap().unwrap();
         assert!(ended.is_err(), "{ended:?}");
     });
-    // It waits for every thread that blocks, and would wait for ever for one that waits for the file.
+    // Dropping the runtime waits for every blocking thread, and would wait forever for one that waits for the file.
     drop(runtime);
-    assert!(names(&scratch.places.images()).is_empty());
+    assert!(names(&scratch.paths.images()).is_empty());
 }

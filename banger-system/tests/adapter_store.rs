@@ -1,4 +1,4 @@
-//! The store on real files.
+//! The database in real files.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,6 @@ use banger_domain::{
     digest::Digest,
     id::{ImageId, KernelId, Timestamp, Uid, VmId},
     lifecycle::{Reason, State},
-    monitor::{Monitor, Wish},
     net::{
         nic::Nat,
         subnet::{Slot, Subnet},
@@ -19,6 +18,7 @@ use banger_domain::{
     resource::Resource,
     ssh::HostKey,
     vm::{Init, Lifetime, Token, Vm, VmSpec},
+    vmm::{VmmChoice, VmmKind},
 };
 use banger_image::{
     oci::config::ImageConfig,
@@ -91,7 +91,7 @@ fn vm() -> Vm {
         name: "calm-otter".parse().unwrap(),
         owner: Uid(1000),
         spec: VmSpec {
-            vmm: Wish::Only(Monitor::Qemu),
+            vmm: VmmChoice::Only(VmmKind::Qemu),
             nat: Nat::On,
             timezone: Some("Europe/Berlin CET-1CEST,M3.5.0,M10.5.0/3".parse().unwrap()),
             authorized_keys: vec![KEY.parse().unwrap(), format!("{KEY} alice at home").parse().unwrap()],
@@ -120,7 +120,7 @@ fn vm() -> Vm {
 }
 
 #[tokio::test]
-async fn the_subnet_is_kept_and_no_two_machines_share_a_place_in_it() {
+async fn the_subnet_is_kept_and_no_two_vms_share_a_slot() {
     let scratch = Scratch::new();
     let store = filled(&scratch).await;
     assert_eq!(store.subnet().await.unwrap(), None);
@@ -131,9 +131,9 @@ async fn the_subnet_is_kept_and_no_two_machines_share_a_place_in_it() {
     assert!(store.put_vm(&second).await.is_err());
 }
 
-/// A store that knows the kernel, the image and the machine.
+/// Returns a store with the kernel, the image and the sandbox.
 async fn filled(scratch: &Scratch) -> SqliteStore {
-    let store = SqliteStore::open(&scratch.places).await.unwrap();
+    let store = SqliteStore::open(&scratch.paths).await.unwrap();
     store.put_kernel(&kernel()).await.unwrap();
     store.put_image(&image()).await.unwrap();
     store.put_vm(&vm()).await.unwrap();
@@ -147,18 +147,18 @@ async fn tamper(path: &Path, sql: &str) {
     connection.close().await.unwrap();
 }
 
-/// Opening is refused, the message says what `expect` says, and the file stays as it is.
+/// Checks that opening is refused with this message, and that the file is unchanged.
 async fn refused(scratch: &Scratch, expect: &str) -> OpenError {
-    let path = scratch.places.database();
+    let path = scratch.paths.database();
     let before = fs::read(&path).ok();
-    let error = SqliteStore::open(&scratch.places).await.unwrap_err();
+    let error = SqliteStore::open(&scratch.paths).await.unwrap_err();
     assert!(error.to_string().contains(expect), "{error}");
     assert_eq!(fs::read(&path).ok(), before, "the database was changed");
     error
 }
 
 #[tokio::test]
-async fn what_is_put_is_there_after_a_restart() {
+async fn a_row_survives_a_restart() {
     let scratch = Scratch::new();
     let store = filled(&scratch).await;
     store.record(vm().id, Resource::Disks).await.unwrap();
@@ -172,19 +172,19 @@ async fn what_is_put_is_there_after_a_restart() {
     let older = Image { id: ImageId::from_bits(8), ..pulled_image() };
     store.put_image(&older).await.unwrap();
     store.replace_image(&pulled_image(), older.id).await.unwrap();
-    // An image that a machine has is not replaced, and the new one is not there either.
+    // An image that a sandbox uses is not replaced, and the new one is not added either.
     let newer = Image { id: ImageId::from_bits(10), ..image() };
     assert!(store.replace_image(&newer, image().id).await.is_err());
     let other = Kernel { id: KernelId::from_bits(20), ..kernel() };
     store.put_kernel(&other).await.unwrap();
     let newest = Kernel { id: KernelId::from_bits(21), ..kernel() };
     store.replace_kernel(&newest, other.id).await.unwrap();
-    // So is a kernel.
+    // The same for a kernel.
     let newer = Kernel { id: KernelId::from_bits(22), ..kernel() };
     assert!(store.replace_kernel(&newer, kernel().id).await.is_err());
     store.close().await;
 
-    let store = SqliteStore::open(&scratch.places).await.unwrap();
+    let store = SqliteStore::open(&scratch.paths).await.unwrap();
     let mut vms = store.vms().await.unwrap();
     vms.sort_by_key(|vm| vm.id);
     assert_eq!(vms, [persistent, until_stopped, vm()]);
@@ -198,17 +198,17 @@ async fn what_is_put_is_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_is_put_is_there_after_a_kill() {
+async fn a_row_survives_a_kill() {
     let scratch = Scratch::new();
     let store = filled(&scratch).await;
-    // What a killed process leaves is what is in its files while it runs.
+    // A killed process leaves the files as they are while it runs.
     let copy = Scratch::new();
-    let (from, to) = (scratch.places.state.join("db"), copy.places.state.join("db"));
+    let (from, to) = (scratch.paths.state.join("db"), copy.paths.state.join("db"));
     fs::create_dir_all(&to).unwrap();
     for name in names(&from) {
         fs::copy(from.join(&name), to.join(&name)).unwrap();
     }
-    assert_eq!(SqliteStore::open(&copy.places).await.unwrap().vms().await.unwrap(), [vm()]);
+    assert_eq!(SqliteStore::open(&copy.paths).await.unwrap().vms().await.unwrap(), [vm()]);
     drop(store);
 }
 
@@ -258,7 +258,7 @@ async fn deleting_works_twice_and_takes_nothing_else_along() {
 }
 
 #[tokio::test]
-async fn what_is_in_use_cannot_be_deleted() {
+async fn an_object_in_use_cannot_be_deleted() {
     let scratch = Scratch::new();
     let store = filled(&scratch).await;
     assert!(store.delete_image(image().id).await.is_err());
@@ -271,9 +271,9 @@ async fn what_is_in_use_cannot_be_deleted() {
 }
 
 #[tokio::test]
-async fn the_ledger_knows_what_the_machines_table_does_not() {
+async fn the_ledger_knows_what_the_vms_table_does_not() {
     let scratch = Scratch::new();
-    let store = SqliteStore::open(&scratch.places).await.unwrap();
+    let store = SqliteStore::open(&scratch.paths).await.unwrap();
     for _ in 0..2 {
         for resource in Resource::ALL {
             store.record(vm().id, resource).await.unwrap();
@@ -293,10 +293,10 @@ async fn the_ledger_knows_what_the_machines_table_does_not() {
 }
 
 #[tokio::test]
-async fn the_files_are_their_owners_alone() {
+async fn the_files_are_accessible_to_their_owner_alone() {
     let scratch = Scratch::new();
     let _store = filled(&scratch).await;
-    let directory = scratch.places.state.join("db");
+    let directory = scratch.paths.state.join("db");
     assert_eq!(mode(&directory), 0o700);
     let files = names(&directory);
     assert_eq!(files, ["banger.sqlite", "banger.sqlite-shm", "banger.sqlite-wal"]);
@@ -318,8 +318,8 @@ async fn a_number_beyond_63_bits_is_refused() {
 async fn a_row_that_cannot_be_read_is_named_without_its_content() {
     let scratch = Scratch::new();
     filled(&scratch).await.close().await;
-    tamper(&scratch.places.database(), "UPDATE vms SET state = 'secret'").await;
-    let store = SqliteStore::open(&scratch.places).await.unwrap();
+    tamper(&scratch.paths.database(), "UPDATE vms SET state = 'secret'").await;
+    let store = SqliteStore::open(&scratch.paths).await.unwrap();
     let error = store.vms().await.unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("state") && cause.contains(&vm().id.to_string()), "{cause}");
@@ -327,10 +327,10 @@ async fn a_row_that_cannot_be_read_is_named_without_its_content() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_database_is_refused() {
+async fn a_file_that_is_not_a_database_is_refused() {
     let scratch = Scratch::new();
     filled(&scratch).await.close().await;
-    fs::write(scratch.places.database(), "not a database at all, however long it may be ".repeat(100))
+    fs::write(scratch.paths.database(), "not a database at all, however long it may be ".repeat(100))
         .unwrap();
     assert!(matches!(refused(&scratch, "damaged").await, OpenError::Damaged { .. }));
 }
@@ -340,7 +340,7 @@ async fn a_damaged_database_is_refused_wherever_the_damage_is() {
     for page in [1, 2, 5] {
         let scratch = Scratch::new();
         filled(&scratch).await.close().await;
-        let path = scratch.places.database();
+        let path = scratch.paths.database();
         let mut bytes = fs::read(&path).unwrap();
         let start = page * 4096;
         assert!(bytes.len() > start + 4096, "page {page} of {} bytes", bytes.len());
@@ -354,7 +354,7 @@ async fn a_damaged_database_is_refused_wherever_the_damage_is() {
 async fn a_database_that_is_cut_short_is_refused() {
     let scratch = Scratch::new();
     filled(&scratch).await.close().await;
-    let file = fs::File::options().write(true).open(scratch.places.database()).unwrap();
+    let file = fs::File::options().write(true).open(scratch.paths.database()).unwrap();
     file.set_len(3 * 4096).unwrap();
     assert!(matches!(refused(&scratch, "damaged").await, OpenError::Damaged { .. }));
 }
@@ -362,9 +362,9 @@ async fn a_database_that_is_cut_short_is_refused() {
 #[tokio::test]
 async fn the_database_of_another_program_is_refused() {
     let scratch = Scratch::new();
-    fs::create_dir_all(scratch.places.database().parent().unwrap()).unwrap();
-    fs::write(scratch.places.database(), "").unwrap();
-    tamper(&scratch.places.database(), "CREATE TABLE bookmarks (url TEXT)").await;
+    fs::create_dir_all(scratch.paths.database().parent().unwrap()).unwrap();
+    fs::write(scratch.paths.database(), "").unwrap();
+    tamper(&scratch.paths.database(), "CREATE TABLE bookmarks (url TEXT)").await;
     assert!(matches!(refused(&scratch, "not a database of banger").await, OpenError::Foreign { .. }));
 }
 
@@ -373,32 +373,32 @@ async fn a_database_of_a_newer_version_is_refused() {
     let scratch = Scratch::new();
     filled(&scratch).await.close().await;
     let future = "INSERT INTO _sqlx_migrations VALUES (9999, 'future', '2030-01-01', 1, x'00', 1)";
-    tamper(&scratch.places.database(), future).await;
+    tamper(&scratch.paths.database(), future).await;
     assert!(matches!(refused(&scratch, "newer banger").await, OpenError::Newer { version: 9999, .. }));
 }
 
 #[tokio::test]
 async fn a_missing_database_is_not_replaced_while_there_are_disks() {
     let scratch = Scratch::new();
-    let disks = scratch.places.vm_dir(vm().id);
+    let disks = scratch.paths.vm_dir(vm().id);
     fs::create_dir_all(&disks).unwrap();
     assert!(matches!(refused(&scratch, "missing").await, OpenError::Missing { .. }));
-    assert!(!scratch.places.database().exists());
+    assert!(!scratch.paths.database().exists());
     fs::remove_dir(&disks).unwrap();
-    SqliteStore::open(&scratch.places).await.unwrap();
+    SqliteStore::open(&scratch.paths).await.unwrap();
 }
 
 #[tokio::test]
 async fn an_empty_file_is_a_first_start_that_was_cut_short() {
     let scratch = Scratch::new();
-    fs::create_dir_all(scratch.places.database().parent().unwrap()).unwrap();
-    fs::write(scratch.places.database(), "").unwrap();
+    fs::create_dir_all(scratch.paths.database().parent().unwrap()).unwrap();
+    fs::write(scratch.paths.database(), "").unwrap();
     assert_eq!(filled(&scratch).await.vms().await.unwrap(), [vm()]);
-    assert_eq!(mode(&scratch.places.database()), 0o600);
+    assert_eq!(mode(&scratch.paths.database()), 0o600);
 }
 
 #[test]
-fn a_full_disk_is_told_as_such_and_what_was_there_stays() {
+fn a_full_disk_is_reported_and_existing_content_stays() {
     require!(is_root(), "root, to mount a small file system");
     let scratch = Scratch::on_small_file_system(2 << 20);
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -407,7 +407,7 @@ fn a_full_disk_is_told_as_such_and_what_was_there_stays() {
         let large = Image { id: ImageId::from_bits(7), source: "x".repeat(1 << 20), ..image() };
         assert!(matches!(store.put_image(&large).await, Err(Error::NoSpace { .. })));
         assert_eq!(store.images().await.unwrap(), [image()]);
-        fs::remove_file(scratch.places.state.join("filler")).unwrap();
+        fs::remove_file(scratch.paths.state.join("filler")).unwrap();
         store.put_image(&Image { source: "shorter".into(), ..large }).await.unwrap();
         assert_eq!(store.images().await.unwrap().len(), 2);
     });

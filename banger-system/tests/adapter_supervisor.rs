@@ -1,4 +1,4 @@
-//! Machines as plain processes, with real programs in the monitor's place.
+//! VMMs as plain processes, with ordinary programs in place of VMMs.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{fs, fs::File, os::fd::OwnedFd, os::unix::fs::MetadataExt, path::Path, time::Duration};
@@ -18,10 +18,10 @@ mod scratch;
 mod skip;
 
 const VM: VmId = VmId::from_bits(0xbeef);
-/// Longer than anything here takes, on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any step takes on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A host with our shim and no systemd.
+/// A host with our shim and without systemd.
 struct Host {
     scratch: Scratch,
     console: File,
@@ -31,16 +31,16 @@ impl Host {
     fn new() -> Self {
         let scratch = Scratch::new();
         scratch.install("banger-shim");
-        // What a monitor may see, it has to be able to reach as a user of its own.
-        for directory in [scratch.home.path(), scratch.places.libexec.as_path()] {
+        // The VMM's user must be able to reach the files that it may see.
+        for directory in [scratch.home.path(), scratch.paths.libexec.as_path()] {
             fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         }
         Self { scratch, console: ring() }
     }
 
-    /// The supervisor, as a run of the service has it.
+    /// Returns the supervisor of a run of the service.
     fn supervisor(&self) -> ProcessSupervisor {
-        ProcessSupervisor::new(self.scratch.places.clone())
+        ProcessSupervisor::new(self.scratch.paths.clone())
     }
 
     fn launch(&self, script: &str) -> VmmCommand {
@@ -59,7 +59,7 @@ impl Host {
         String::from_utf8(bytes).unwrap()
     }
 
-    /// Runs a script to its end; what it printed.
+    /// Runs a script to its end, and returns its output.
     async fn run(&self, script: &str) -> String {
         let supervisor = self.supervisor();
         start(&supervisor, VM, self.launch(script)).await.unwrap();
@@ -74,7 +74,7 @@ impl Host {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, said).await.unwrap();
+        tokio::time::timeout(TIMEOUT, said).await.unwrap();
     }
 }
 
@@ -100,11 +100,11 @@ fn ring() -> File {
 }
 
 async fn end(supervisor: &ProcessSupervisor) -> Ended {
-    tokio::time::timeout(PATIENCE, supervisor.ended(VM)).await.unwrap().unwrap()
+    tokio::time::timeout(TIMEOUT, supervisor.ended(VM)).await.unwrap().unwrap()
 }
 
 #[tokio::test]
-async fn a_monitor_is_nobody_and_sees_nothing() {
+async fn a_vmm_is_nobody_and_sees_nothing() {
     require!(is_root(), "root");
     let host = Host::new();
     fs::write(host.scratch.home.path().join("secret"), "secret").unwrap();
@@ -123,9 +123,9 @@ async fn a_monitor_is_nobody_and_sees_nothing() {
 }
 
 #[tokio::test]
-async fn two_machines_have_different_users() {
+async fn two_vms_have_different_users() {
     require!(is_root(), "root");
-    // Each has a log of its own, which has one writer.
+    // Each has a log of its own, since a log has one writer.
     let (host, other_host) = (Host::new(), Host::new());
     let supervisor = host.supervisor();
     let other = VmId::from_bits(7);
@@ -160,12 +160,12 @@ async fn another_run_of_the_service_finds_ends_and_removes_it() {
     assert!(later.found().await.unwrap().is_empty());
     later.remove(VM).await.unwrap();
     later.remove(VM).await.unwrap();
-    assert!(names(&host.scratch.places.socket_dir(VM)).is_empty());
+    assert!(names(&host.scratch.paths.socket_dir(VM)).is_empty());
     assert_eq!(end(&later).await, Ended::Unknown);
 }
 
 #[tokio::test]
-async fn how_a_monitor_ended_is_told_afterwards_too() {
+async fn the_exit_of_a_vmm_can_be_read_afterwards() {
     require!(is_root(), "root");
     for (script, expect) in [
         ("exit 0", Ended::Clean),
@@ -182,7 +182,7 @@ async fn how_a_monitor_ended_is_told_afterwards_too() {
 }
 
 #[tokio::test]
-async fn a_machine_that_runs_is_not_started_again() {
+async fn a_vm_that_runs_is_not_started_again() {
     require!(is_root(), "root");
     let host = Host::new();
     let supervisor = host.supervisor();
@@ -193,23 +193,23 @@ async fn a_machine_that_runs_is_not_started_again() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there_leaves_nothing() {
+async fn a_missing_program_leaves_nothing() {
     require!(is_root(), "root");
     let host = Host::new();
     let supervisor = host.supervisor();
-    let launch = VmmCommand { argv: vec!["/no/such/monitor".into()], ..host.launch("") };
+    let launch = VmmCommand { argv: vec!["/no/such/vmm".into()], ..host.launch("") };
     let error = start(&supervisor, VM, launch).await.unwrap_err();
-    assert!(error.to_string().contains("/no/such/monitor"), "{error}");
+    assert!(error.to_string().contains("/no/such/vmm"), "{error}");
     assert!(supervisor.found().await.unwrap().is_empty());
-    assert!(names(&host.scratch.places.socket_dir(VM)).is_empty());
+    assert!(names(&host.scratch.paths.socket_dir(VM)).is_empty());
 }
 
 #[tokio::test]
-async fn a_record_that_is_garbage_hinders_nothing() {
+async fn a_garbage_record_does_no_harm() {
     require!(is_root(), "root");
     let host = Host::new();
     let supervisor = host.supervisor();
-    let directory = host.scratch.places.socket_dir(VM);
+    let directory = host.scratch.paths.socket_dir(VM);
     for garbage in [&b""[..], b"{", b"{\"boot\":1}", b"\xff\0", &[b'['; 100_000]] {
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join("process.json"), garbage).unwrap();
@@ -219,11 +219,11 @@ async fn a_record_that_is_garbage_hinders_nothing() {
 }
 
 #[tokio::test]
-async fn a_record_from_another_boot_or_of_another_process_is_no_machine() {
+async fn a_record_from_another_boot_or_of_another_process_is_ignored() {
     require!(is_root(), "root");
     let host = Host::new();
     let supervisor = host.supervisor();
-    let directory = host.scratch.places.socket_dir(VM);
+    let directory = host.scratch.paths.socket_dir(VM);
     fs::create_dir_all(&directory).unwrap();
     let own = std::process::id();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
@@ -231,7 +231,7 @@ async fn a_record_from_another_boot_or_of_another_process_is_no_machine() {
         let record = format!(r#"{{"boot":"{boot}","pid":{own},"began":1,"user":61184}}"#);
         fs::write(directory.join("process.json"), record).unwrap();
         assert!(supervisor.found().await.unwrap().is_empty());
-        // This process would not live to tell.
+        // This process would be killed.
         supervisor.remove(VM).await.unwrap();
     }
     assert!(Path::new(&format!("/proc/{own}")).metadata().unwrap().uid() == 0);

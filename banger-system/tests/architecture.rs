@@ -62,7 +62,7 @@ const PROGRAMS: &[&str] = &[
     "host/supervisor_process.rs",
     "host/worker_process.rs",
     // Which tries whether it can, to show that it cannot.
-    "image/importer/wall.rs",
+    "image/importer/lockdown.rs",
 ];
 
 /// The crates whose files are looked at, and what their paths begin with here.

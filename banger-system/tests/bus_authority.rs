@@ -133,7 +133,7 @@ async fn a_polkit_that_does_not_answer_is_named_as_that() {
     polkit.answer(ALICE, action::VM_RUN, Answer::Silence);
     let alice = bus.client(ALICE).await;
     let short = Duration::from_millis(50);
-    let authority = host::authority::Polkit::with_patience(bus.connect(0).await, short);
+    let authority = host::authority::Polkit::with_timeout(bus.connect(0).await, short);
     let question = Question {
         connection: alice.name(),
         action: action::VM_RUN,

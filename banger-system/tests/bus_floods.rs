@@ -116,7 +116,7 @@ async fn a_flood_of_followed_logs_leaves_the_service_to_others() {
     let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
     let (hers, his) = (alice.create("hers", options([])).await, bob.create("box", options([])).await);
     for vm in [&hers, &his] {
-        let log = service.places.console_log(id(vm));
+        let log = service.paths.console_log(id(vm));
         fs::create_dir_all(log.parent().unwrap()).unwrap();
         let file = File::options().read(true).write(true).create_new(true).open(log).unwrap();
         Writer::create(file, 1 << 20).unwrap().write(b"booted\n").unwrap();

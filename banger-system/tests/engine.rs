@@ -10,7 +10,7 @@ use banger_domain::{
     clock::Occasion,
     dns::{
         question::{Answer, Data, Kind},
-        table::Asker,
+        table::Client,
     },
     id::Uid,
     lifecycle::{Reason, State},
@@ -48,7 +48,7 @@ async fn a_sandbox_is_created_stopped_started_and_deleted() {
     assert_ne!(lab.engine.vm(vm).unwrap().vm.boot_id, first_boot);
 
     let refused = lab.engine.delete_vm(vm, StopMode::Graceful).await.unwrap_err();
-    assert_eq!(refused.to_string(), "a machine that is running cannot be deleted");
+    assert_eq!(refused.to_string(), "a sandbox that is running cannot be deleted");
     lab.done(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await;
     assert!(lab.engine.vm(vm).is_none());
     assert_eq!(lab.sim.alive(), Vec::<String>::new());
@@ -373,7 +373,7 @@ async fn concurrent_requests_to_one_sandbox_end_in_a_state_of_the_table() {
 fn resolve(lab: &EngineLab, name: &str) -> Option<Vec<Data>> {
     let names = lab.sim.names()?;
     let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
-    match names.answer(Asker::Host, &labels, Kind::A) {
+    match names.answer(Client::Host, &labels, Kind::A) {
         Answer::Records(records) => Some(records),
         _ => None,
     }

@@ -1,5 +1,5 @@
-//! A large image with everything that a file system can have: what the worker makes of it, seen through a loop
-//! mount, is what GNU tar extracts as root. Nothing but this test ever mounts an image on a host.
+//! Imports a large image with everything that a file system can have, and compares it, through a loop mount, with
+//! what GNU tar extracts as root. Nothing but this test ever mounts an image on a host.
 
 #![allow(clippy::unwrap_used)]
 
@@ -42,7 +42,7 @@ use scratch::{Scratch, is_root, require, run};
 use tars::{in_a_pipe, layer};
 
 const IMAGE: ImageId = ImageId::from_bits(0xabc);
-/// As many entries as an image for development has.
+/// As many entries as a development image has.
 const FILES: usize = 25_000;
 
 fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
@@ -60,7 +60,7 @@ fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// A tree of so many files and of everything odd.
+/// Makes a tree of this many files and of everything unusual.
 fn grow(root: &Path, files: usize) {
     for number in 0..files {
         let directory = root.join(format!("many/{}/{}", number % 50, number % 7));
@@ -167,7 +167,7 @@ fn grow(root: &Path, files: usize) {
     mode(root, 0o751);
 }
 
-/// A second layer: the changes of a container, by hand.
+/// Returns a second layer: the changes of a container, made by hand.
 fn change(root: &Path) {
     fs::create_dir_all(root.join("odd")).unwrap();
     fs::create_dir_all(root.join("many/0")).unwrap();
@@ -178,7 +178,7 @@ fn change(root: &Path) {
     fs::write(root.join("odd/linked"), "a file where a directory was").unwrap();
 }
 
-/// What [`change`] does to what is extracted.
+/// Applies [`change`] to extracted files.
 fn apply(root: &Path, below: &Path) {
     fs::remove_file(root.join("odd/setuid")).unwrap();
     fs::remove_dir_all(root.join("many/0")).unwrap();
@@ -197,7 +197,7 @@ fn tar(root: &Path, format: &[&str], left_out: &str) -> Vec<u8> {
     output.stdout
 }
 
-/// All that there is to know of a name.
+/// Everything about a name.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     kind: String,
@@ -267,7 +267,7 @@ fn attributes(path: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// Mounts the image, where this thread alone sees it, and looks.
+/// Mounts the image, visible to this thread only, and lists it.
 fn look_into(image: &Path, at: &Path) -> BTreeMap<PathBuf, Seen> {
     fs::create_dir_all(at).unwrap();
     run(Command::new("mount").args(["-o", "loop,ro"]).arg(image).arg(at));
@@ -300,11 +300,11 @@ fn an_image_has_what_gnu_tar_extracts() {
     let import = |layers: Vec<Layer>| {
         let scratch = Scratch::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let images = LocalImages::new(scratch.places.clone(), Arc::new(scratch.workers()), Bytes::gib(2));
+        let images = LocalImages::new(scratch.paths.clone(), Arc::new(scratch.workers()), Bytes::gib(2));
         runtime
             .block_on(images.import(IMAGE, id::Uid(1000), Content::Layers(layers), Arc::new(NoProgress)))
             .unwrap();
-        let image = scratch.places.image(IMAGE);
+        let image = scratch.paths.image(IMAGE);
         run(Command::new("e2fsck").arg("-fn").arg(&image));
         (scratch, image)
     };
@@ -323,7 +323,7 @@ fn an_image_has_what_gnu_tar_extracts() {
         (&["--format=gnu", "--sparse"], "gnu"),
     ];
     for (format, what) in formats {
-        // The formats differ in what is odd.
+        // The formats differ in unusual cases.
         let left_out = if format == pax { "nothing" } else { "./many" };
         let archive = tar(&root, format, left_out);
         let extracted = home.path().join("extracted");
@@ -361,7 +361,7 @@ fn an_image_has_what_gnu_tar_extracts() {
     }
 }
 
-/// Extracts an archive as root, and looks at it.
+/// Extracts an archive as root, and lists it.
 fn extracted(archive: &[u8], at: &Path) -> BTreeMap<PathBuf, Seen> {
     fs::create_dir(at).unwrap();
     let mut extract = Command::new("tar");
@@ -375,7 +375,7 @@ fn extracted(archive: &[u8], at: &Path) -> BTreeMap<PathBuf, Seen> {
     seen
 }
 
-/// The parts of an exported image in its archive, and its layer.
+/// Returns the documents of an exported image in its archive, and its layer.
 fn parts(archive: &File) -> (Vec<FileRange>, Vec<u8>) {
     let mut files = BTreeMap::new();
     for entry in tar::Archive::new(archive).entries_with_seek().unwrap() {
@@ -410,7 +410,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
 
     let scratch = Scratch::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let images = LocalImages::new(scratch.places.clone(), Arc::new(scratch.workers()), Bytes::gib(2));
+    let images = LocalImages::new(scratch.paths.clone(), Arc::new(scratch.workers()), Bytes::gib(2));
     let config =
         ImageConfig { env: vec!["A=b".to_owned()], cmd: vec!["run".to_owned()], ..ImageConfig::default() };
     let export = |image| {
@@ -437,7 +437,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     runtime.block_on(images.import(again, id::Uid(1000), content, Arc::new(NoProgress))).unwrap();
     assert_eq!(export(again).0, manifest, "an image that went out and came back is another one");
 
-    // Who says that a part is elsewhere is told so.
+    // A wrong offset of a part is reported.
     let mut lies = found.clone();
     lies[2].offset += 512;
     let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &lies)).unwrap();

@@ -1,7 +1,6 @@
-//! What the fuzz targets share: seeds, and archives whose checksums are right whatever else is wrong with them. What is
-//! tried is banger-image, which reads what is hostile, and the guest protocol of banger-proto; of the service (a bus, a
-//! database, a client of registries), which takes a quarter of an hour to build with what libFuzzer needs, they need
-//! nothing.
+//! Shared by the fuzz targets: seeds, and archives whose checksums are made right whatever else is wrong with them.
+//! The targets cover banger-image, which reads hostile files, and the guest protocol of banger-proto. They do not
+//! need banger-system, which would take a quarter of an hour to build for libFuzzer.
 
 mod seeds;
 
@@ -9,7 +8,7 @@ use std::{fs, path::Path};
 
 use banger_image::oci::Packing;
 
-/// Puts the seeds of a target to where libFuzzer is about to look for them.
+/// Writes the seeds of a target to where libFuzzer looks for them.
 pub fn sow(target: &str) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     fs::create_dir_all(&directory).unwrap();
@@ -20,21 +19,21 @@ pub fn sow(target: &str) {
 
 const BLOCK: usize = 512;
 
-/// The archives of an image, as a target's input tells them: a byte of flags, two of lengths in blocks, and all
-/// the archives.
+/// The archives of an image as encoded in a target's input: a byte of flags, two of lengths in blocks, and the
+/// archives.
 pub struct Archives {
-    /// Layers, or else whole file systems.
+    /// Whether they are layers; whole file systems otherwise.
     pub are_layers: bool,
-    /// How they are packed.
+    /// How they are compressed.
     pub packing: Packing,
-    /// What is said of them is not true.
+    /// Whether the claims about them are false.
     pub lie: bool,
     /// The lowest first.
     pub tars: Vec<Vec<u8>>,
 }
 
 impl Archives {
-    /// Reads them from an input, and makes the checksums of their headers right.
+    /// Reads them from an input, and corrects the checksums of their headers.
     pub fn of(input: &[u8]) -> Option<Self> {
         let ([flags, first, second], mut rest) = input.split_first_chunk()?;
         let mut tars = Vec::new();
@@ -53,7 +52,7 @@ impl Archives {
         Some(Self { are_layers: flags & 16 == 0, packing, lie: flags & 32 != 0, tars })
     }
 
-    /// The input that tells of these layers.
+    /// Returns the input that encodes these layers.
     fn input(packing: u8, tars: &[Vec<u8>]) -> Vec<u8> {
         let blocks = |tar: &Vec<u8>| u8::try_from(tar.len() / BLOCK).unwrap();
         let mut input = vec![(tars.len() as u8 - 1) | packing << 2, 0, 0];
@@ -65,7 +64,7 @@ impl Archives {
     }
 }
 
-/// Goes from header to header as a reader does.
+/// Goes from header to header, as a reader does, and corrects the checksums.
 fn right_sums(tar: &mut [u8]) {
     let mut at = 0;
     while let Some(block) = tar.get_mut(at..at + BLOCK) {

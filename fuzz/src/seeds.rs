@@ -85,7 +85,7 @@ fn kernels() -> Vec<Vec<u8>> {
     packed.into_iter().chain([fixture::bzimage(&vmlinux), vmlinux.clone()]).collect()
 }
 
-/// The names of all modules that a guest wants are those of `modules.builtin` but for a few.
+/// Returns trees of modules. All needed modules but a few are in `modules.builtin`.
 fn modules() -> Vec<Vec<u8>> {
     let place = |path: &str| format!("lib/modules/{RELEASE}/{path}");
     let builtin = [

@@ -1,4 +1,4 @@
-//! Indexes of catalogs, signed as they come, and the places that they name.
+//! Indexes of catalogs, correctly signed, and the locations in them.
 #![no_main]
 
 use std::sync::OnceLock;
@@ -36,7 +36,7 @@ fuzz_target!(
                     assert_eq!(index.kernel(&entry.name), Some(entry));
                 }
             }
-            // What is signed by nobody is not taken.
+            // An unsigned index is refused.
             b's' => assert!(Signed::verify(b"other".to_vec(), rest, keys).is_err()),
             b'l' => {
                 let Ok(text) = std::str::from_utf8(rest) else { return };

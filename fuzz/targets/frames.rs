@@ -1,5 +1,5 @@
-//! What a guest's agent and the host send each other: frames, greetings, listings of directories. It does not matter
-//! in which pieces the bytes come.
+//! The protocol between a guest's agent and the host: frames, greetings, directory listings. The result does not
+//! depend on how the bytes are split.
 #![no_main]
 
 use banger_proto::guest::{

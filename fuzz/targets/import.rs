@@ -1,4 +1,4 @@
-//! Archives become a file system in which `e2fsck` finds nothing wrong, the same one each time, or are refused.
+//! Archives are refused, or become a file system that `e2fsck` accepts and that is the same each time.
 #![no_main]
 
 use std::{

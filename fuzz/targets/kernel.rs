@@ -1,4 +1,4 @@
-//! Kernel images of any kind become an ELF file with a release that can be a name, or are refused.
+//! Kernel images are refused, or become an ELF file with a valid release.
 #![no_main]
 
 use banger_image::kernel::extract::extract;

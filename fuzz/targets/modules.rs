@@ -1,4 +1,4 @@
-//! Archives of modules become an initramfs that a reader of cpio gets through, or are refused.
+//! Archives of modules are refused, or become an initramfs that a cpio reader accepts.
 #![no_main]
 
 use std::io::Cursor;
@@ -30,8 +30,8 @@ fuzz_target!(
     }
 );
 
-/// The entries of archives that follow each other, read as `initramfs/buffer-format` of the kernel's documentation
-/// has it.
+/// Reads the entries of concatenated archives, as described in `initramfs/buffer-format` of the kernel's
+/// documentation.
 fn entries(bytes: &[u8]) -> Vec<(&str, &[u8])> {
     let (mut entries, mut at) = (Vec::new(), 0);
     while at < bytes.len() {

@@ -1,4 +1,4 @@
-//! What registries and users say of images: references, manifests and indexes, configurations, credentials.
+//! Data from registries and users about images: references, manifests and indexes, configurations, credentials.
 #![no_main]
 
 use banger_image::oci::{
@@ -22,7 +22,7 @@ fuzz_target!(
                 assert_eq!(reference.to_string().parse(), Ok(reference.clone()));
                 let host = reference.registry();
                 assert!(!host.host().is_empty() && !reference.wanted().is_empty());
-                // It is the name of a directory of the cache.
+                // It becomes the name of a cache directory.
                 assert!(!host.as_str().contains('/') && !matches!(host.as_str(), "." | ".."));
                 let _ = reference.local_name();
             }

@@ -1,5 +1,5 @@
-//! Archives are read and merged: whatever they hold, there is a tree of proper names or an error, and it does not
-//! matter in which pieces their bytes come.
+//! Archives are read and merged. The result is a tree of valid names or an error, and does not depend on how the
+//! bytes are split.
 #![no_main]
 
 use std::io::{BufRead, BufReader};
@@ -31,14 +31,14 @@ fuzz_target!(
                 whole &= tree.put(entry, content).is_ok();
             }
         }
-        // A tree that an entry was refused by is not used.
+        // A tree is not used after it refused an entry.
         if whole {
             check(&tree);
         }
     }
 );
 
-/// All entries up to an error, each file with the number of its bytes that were there.
+/// Reads all entries up to an error, each file with the number of its bytes that were there.
 fn read(bytes: impl BufRead) -> (Vec<(Entry, Content)>, Option<Error>) {
     let (mut tar, mut entries) = (Tar::new(bytes), Vec::new());
     loop {

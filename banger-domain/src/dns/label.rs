@@ -1,4 +1,4 @@
-//! The user's part of a machine's name.
+//! The owner's part of a sandbox's name.
 
 use core::fmt;
 
@@ -7,17 +7,17 @@ use crate::id::Uid;
 /// The longest label (RFC 1035, section 2.3.4).
 const MAX_LENGTH: usize = 63;
 
-/// A user, as one label of a name. No two users have the same.
+/// The label of a user. No two users have the same one.
 ///
-/// It is the login name where that is a label of lower-case letters, digits, `-` and `_` with a letter in it, and
-/// else the uid in digits. Nothing is escaped: DNS knows no case, so `Bob` and `bob` would become one; and of
-/// `jane.doe@example.org` no escape makes a name that anybody would want to type. A login name of digits alone is
-/// not taken, since it would be another user's uid.
+/// It is the login name if that consists of lower-case letters, digits, `-` and `_` and has a letter, and the uid
+/// otherwise. Nothing is escaped: DNS ignores case, so `Bob` and `bob` would become the same, and no escaped form of
+/// `jane.doe@example.org` would be a name that people type. A login name of digits alone is not used, since it could
+/// be another user's uid.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserLabel(String);
 
 impl UserLabel {
-    /// The label of the user with this login name and number.
+    /// Returns the label of the user with this login name and uid.
     pub fn of(login: &str, uid: Uid) -> Self {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
         let fits = (1..=MAX_LENGTH).contains(&login.len())
@@ -28,7 +28,7 @@ impl UserLabel {
         Self(if fits { login.to_owned() } else { uid.to_string() })
     }
 
-    /// The label as text.
+    /// Returns the label as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_login_name_that_is_no_label_gives_way_to_the_number() {
+    fn a_login_name_that_is_not_a_label_is_replaced_by_the_uid() {
         let check = |login: &str, expect: &str| {
             assert_eq!(UserLabel::of(login, Uid(1000)).as_str(), expect, "{login}")
         };

@@ -1,8 +1,8 @@
-//! What is asked, and what is answered.
+//! Questions of the name server, and their answers.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-/// The kind of records that is asked for.
+/// The type of a record that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// IPv4 addresses.
@@ -11,17 +11,17 @@ pub enum Kind {
     Aaaa,
     /// The name of an address.
     Ptr,
-    /// What the zone is.
+    /// The start of authority.
     Soa,
-    /// Who serves the zone.
+    /// The name server of the zone.
     Ns,
-    /// Whatever there is.
+    /// All types.
     Any,
-    /// Something that no name in the zone has.
+    /// A type that no name in our zones has.
     Other,
 }
 
-/// A zone that we speak for.
+/// A zone that banger serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Zone {
     /// The names of guests.
@@ -41,20 +41,20 @@ pub enum Data {
     Aaaa(Ipv6Addr),
     /// The name of an address, without the last dot.
     Ptr(String),
-    /// banger serves the zone.
+    /// The start of authority of this zone.
     Soa(Zone),
-    /// We serve the zone.
+    /// The name server, which is banger.
     Ns,
 }
 
-/// What there is to say.
+/// The answer to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// These records, one or more.
+    /// These records, at least one.
     Records(Vec<Data>),
-    /// The name is there, and has no such records.
+    /// The name exists but has no such record.
     NoData(Zone),
-    /// There is no such name in this zone, or the asker may not know it.
+    /// There is no such name in this zone, or the client may not know it.
     NoName(Zone),
     /// The name is in no zone that banger serves.
     NotOurs,

@@ -1,5 +1,5 @@
-//! All names at one moment. A table is built from all running sandboxes and then never changes: to change
-//! a name, another table takes its place.
+//! All names at one moment. A table is built from all running sandboxes and never changes: a change replaces the
+//! whole table.
 
 use core::net::IpAddr;
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use super::{
     DOMAIN,
     label::UserLabel,
     question::{Answer, Data, Kind, Zone},
-    reverse::{self, Place},
+    reverse::{self, ReverseName},
 };
 use crate::{
     id::{Timestamp, VmId},
@@ -19,49 +19,49 @@ use crate::{
     },
 };
 
-/// A machine that has names.
+/// A sandbox that has names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// The machine.
+pub struct NamedVm {
+    /// The sandbox.
     pub vm: VmId,
     /// Its own name.
     pub name: Name,
     /// Its owner.
     pub user: UserLabel,
-    /// Its place among the addresses.
+    /// Index among the addresses.
     pub slot: Slot,
-    /// Whether it reaches what lies beyond the host, and so may ask for names there.
+    /// Whether the guest reaches other networks through the host, and so may ask for names there.
     pub nat: Nat,
-    /// Since when it runs.
+    /// When it started.
     pub since: Timestamp,
 }
 
-/// Who asks.
+/// Who sends a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asker<'a> {
-    /// The host, whose administrators see every name. Its users do too: `ps` and the routes tell them as much.
+pub enum Client<'a> {
+    /// The host. Its users see every name too: `ps` and the routes already show as much.
     Host,
-    /// A guest, which knows of its owner's guests only.
-    Guest(&'a Holder),
+    /// A guest, which sees only the guests of its owner.
+    Guest(&'a NamedVm),
 }
 
-/// The names of all machines that run.
+/// The names of all running sandboxes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Table {
     subnet: Subnet,
-    /// In the order in which they started.
-    holders: Vec<Holder>,
+    /// By start time.
+    holders: Vec<NamedVm>,
     by_slot: HashMap<Slot, usize>,
-    /// User, then name.
+    /// By user, then by name.
     by_user: HashMap<String, HashMap<String, usize>>,
-    /// Those that had their name first.
+    /// The sandbox that had the name first, by name.
     first: HashMap<String, usize>,
 }
 
 impl Table {
-    /// The names of these machines.
-    pub fn of(subnet: Subnet, mut holders: Vec<Holder>) -> Self {
-        // What decides must not depend on the order in which they come.
+    /// Builds the table of these sandboxes.
+    pub fn of(subnet: Subnet, mut holders: Vec<NamedVm>) -> Self {
+        // Which sandbox gets a short name must not depend on the order of the argument.
         holders.sort_by_key(|holder| (holder.since, holder.vm));
         let (mut by_slot, mut first) = (HashMap::new(), HashMap::new());
         let mut by_user: HashMap<String, HashMap<String, usize>> = HashMap::new();
@@ -74,27 +74,27 @@ impl Table {
         Self { subnet, holders, by_slot, by_user, first }
     }
 
-    /// Where the guests are.
+    /// Returns the addresses of guests.
     pub fn subnet(&self) -> Subnet {
         self.subnet
     }
 
-    /// How many machines there are.
+    /// Returns the number of sandboxes.
     pub fn len(&self) -> usize {
         self.holders.len()
     }
 
-    /// Whether there is no machine.
+    /// Returns whether there is no sandbox.
     pub fn is_empty(&self) -> bool {
         self.holders.is_empty()
     }
 
-    /// Whether a guest that runs has this place.
+    /// Returns whether a running guest has this slot.
     pub fn has_guest_at(&self, slot: Slot) -> bool {
         self.by_slot.contains_key(&slot)
     }
 
-    /// The names that lead to a machine on the host, the one that it always has first; none while it is down.
+    /// Returns the names of a sandbox on the host, the permanent one first; none while it is down.
     pub fn names_of(&self, vm: VmId) -> Vec<String> {
         let Some(index) = self.holders.iter().position(|holder| holder.vm == vm) else { return Vec::new() };
         let holder = &self.holders[index];
@@ -105,12 +105,12 @@ impl Table {
         names
     }
 
-    /// Whether a name of `before` is no longer here, or leads elsewhere.
+    /// Returns whether a name of `before` is gone or belongs to another sandbox now.
     pub fn has_lost_names_of(&self, before: &Table) -> bool {
         before.subnet != self.subnet
             || before.holders.iter().any(|old| {
-                let same = |new: &Holder| new.slot == old.slot;
-                !self.holder_of(old.user.as_str(), old.name.as_str()).is_some_and(same)
+                let same = |new: &NamedVm| new.slot == old.slot;
+                !self.find(old.user.as_str(), old.name.as_str()).is_some_and(same)
             })
             || before.first.iter().any(|(name, &old)| {
                 let new = self.first.get(name).and_then(|&index| self.holders.get(index));
@@ -118,48 +118,48 @@ impl Table {
             })
     }
 
-    /// Who asks from this address; nobody that is to be answered, when it is neither the host's among the
-    /// guests nor that of a guest that runs. The packet filter sees to it that guests do not lie.
-    pub fn asker(&self, source: IpAddr) -> Option<Asker<'_>> {
+    /// Returns who asks from this address: the host or a running guest. `None` for any other address, which gets no
+    /// answer. The packet filter ensures that guests cannot forge their address.
+    pub fn client(&self, source: IpAddr) -> Option<Client<'_>> {
         let (gateway4, gateway6) = self.subnet.gateway();
         if source == gateway4 || source == gateway6 {
-            return Some(Asker::Host);
+            return Some(Client::Host);
         }
-        self.holder_at(source).map(Asker::Guest)
+        self.find_at(source).map(Client::Guest)
     }
 
     /// Answers a question about a name, given as lower-case labels.
-    pub fn answer(&self, asker: Asker<'_>, labels: &[&[u8]], kind: Kind) -> Answer {
+    pub fn answer(&self, client: Client<'_>, labels: &[&[u8]], kind: Kind) -> Answer {
         if let [rest @ .., domain] = labels
             && *domain == DOMAIN.as_bytes()
         {
-            return self.answer_name(asker, rest, kind);
+            return self.answer_name(client, rest, kind);
         }
-        match reverse::place(self.subnet, labels) {
-            Some((zone, place)) => self.answer_address(asker, zone, place, kind),
+        match reverse::parse(self.subnet, labels) {
+            Some((zone, place)) => self.answer_address(client, zone, place, kind),
             None => Answer::NotOurs,
         }
     }
 
-    fn answer_name(&self, asker: Asker<'_>, labels: &[&[u8]], kind: Kind) -> Answer {
+    fn answer_name(&self, client: Client<'_>, labels: &[&[u8]], kind: Kind) -> Answer {
         let text: Option<Vec<&str>> = labels.iter().map(|label| core::str::from_utf8(label).ok()).collect();
         match text.as_deref() {
             Some([]) => self.apex(kind),
-            Some(&[name]) => match self.short(asker, name) {
+            Some(&[name]) => match self.short(client, name) {
                 Some(holder) => self.addresses(holder.slot, kind),
-                // There are names below.
-                None if self.has_names_of(asker, name) => Answer::NoData(Zone::Names),
+                // There are names below it.
+                None if self.has_names_of(client, name) => Answer::NoData(Zone::Names),
                 None => Answer::NoName(Zone::Names),
             },
-            Some(&[name, user]) => match self.holder_of(user, name) {
-                Some(holder) if knows_of(asker, holder) => self.addresses(holder.slot, kind),
+            Some(&[name, user]) => match self.find(user, name) {
+                Some(holder) if may_know(client, holder) => self.addresses(holder.slot, kind),
                 _ => Answer::NoName(Zone::Names),
             },
             _ => Answer::NoName(Zone::Names),
         }
     }
 
-    /// The domain itself: it is the host.
+    /// Answers for the domain itself, which is the host.
     fn apex(&self, kind: Kind) -> Answer {
         let (v4, v6) = self.subnet.gateway();
         Answer::Records(match kind {
@@ -172,22 +172,22 @@ impl Table {
         })
     }
 
-    /// The holder of a name without a user: for a guest its owner's, for the host the first of all.
-    fn short(&self, asker: Asker<'_>, name: &str) -> Option<&Holder> {
-        match asker {
-            Asker::Host => self.holders.get(*self.first.get(name)?),
-            Asker::Guest(guest) => self.holder_of(guest.user.as_str(), name),
+    /// Finds a name without a user: among the client's own for a guest, among all for the host.
+    fn short(&self, client: Client<'_>, name: &str) -> Option<&NamedVm> {
+        match client {
+            Client::Host => self.holders.get(*self.first.get(name)?),
+            Client::Guest(guest) => self.find(guest.user.as_str(), name),
         }
     }
 
-    fn has_names_of(&self, asker: Asker<'_>, user: &str) -> bool {
-        match asker {
-            Asker::Host => self.by_user.contains_key(user),
-            Asker::Guest(guest) => guest.user.as_str() == user,
+    fn has_names_of(&self, client: Client<'_>, user: &str) -> bool {
+        match client {
+            Client::Host => self.by_user.contains_key(user),
+            Client::Guest(guest) => guest.user.as_str() == user,
         }
     }
 
-    fn holder_of(&self, user: &str, name: &str) -> Option<&Holder> {
+    fn find(&self, user: &str, name: &str) -> Option<&NamedVm> {
         self.holders.get(*self.by_user.get(user)?.get(name)?)
     }
 
@@ -201,14 +201,14 @@ impl Table {
         })
     }
 
-    fn answer_address(&self, asker: Asker<'_>, zone: Zone, place: Place, kind: Kind) -> Answer {
+    fn answer_address(&self, client: Client<'_>, zone: Zone, place: ReverseName, kind: Kind) -> Answer {
         match (place, kind) {
-            (Place::Apex, Kind::Soa) => Answer::Records(vec![Data::Soa(zone)]),
-            (Place::Apex, Kind::Ns) => Answer::Records(vec![Data::Ns]),
-            (Place::Apex, Kind::Any) => Answer::Records(vec![Data::Soa(zone), Data::Ns]),
-            (Place::Apex | Place::Between, _) => Answer::NoData(zone),
-            (Place::Nowhere, _) => Answer::NoName(zone),
-            (Place::Address(address), kind) => match (self.name_of(asker, address), kind) {
+            (ReverseName::Apex, Kind::Soa) => Answer::Records(vec![Data::Soa(zone)]),
+            (ReverseName::Apex, Kind::Ns) => Answer::Records(vec![Data::Ns]),
+            (ReverseName::Apex, Kind::Any) => Answer::Records(vec![Data::Soa(zone), Data::Ns]),
+            (ReverseName::Apex | ReverseName::Between, _) => Answer::NoData(zone),
+            (ReverseName::Nowhere, _) => Answer::NoName(zone),
+            (ReverseName::Address(address), kind) => match (self.name_of(client, address), kind) {
                 (Some(name), Kind::Ptr | Kind::Any) => Answer::Records(vec![Data::Ptr(name)]),
                 (Some(_), _) => Answer::NoData(zone),
                 (None, _) => Answer::NoName(zone),
@@ -216,17 +216,17 @@ impl Table {
         }
     }
 
-    /// The one name of an address that is always there.
-    fn name_of(&self, asker: Asker<'_>, address: IpAddr) -> Option<String> {
+    /// Returns the permanent name of an address.
+    fn name_of(&self, client: Client<'_>, address: IpAddr) -> Option<String> {
         let (gateway4, gateway6) = self.subnet.gateway();
         if address == gateway4 || address == gateway6 {
             return Some(DOMAIN.to_owned());
         }
-        let holder = self.holder_at(address).filter(|holder| knows_of(asker, holder))?;
+        let holder = self.find_at(address).filter(|holder| may_know(client, holder))?;
         Some(full_name(holder))
     }
 
-    fn holder_at(&self, address: IpAddr) -> Option<&Holder> {
+    fn find_at(&self, address: IpAddr) -> Option<&NamedVm> {
         let slot = match address {
             IpAddr::V4(v4) => self.subnet.slot_of(v4),
             IpAddr::V6(v6) => self.subnet.slot_of_v6(v6),
@@ -235,14 +235,14 @@ impl Table {
     }
 }
 
-fn full_name(holder: &Holder) -> String {
+fn full_name(holder: &NamedVm) -> String {
     format!("{}.{}.{DOMAIN}", holder.name, holder.user)
 }
 
-fn knows_of(asker: Asker<'_>, holder: &Holder) -> bool {
-    match asker {
-        Asker::Host => true,
-        Asker::Guest(guest) => guest.user == holder.user,
+fn may_know(client: Client<'_>, holder: &NamedVm) -> bool {
+    match client {
+        Client::Host => true,
+        Client::Guest(guest) => guest.user == holder.user,
     }
 }
 
@@ -252,8 +252,8 @@ mod tests {
     use super::*;
     use crate::id::Uid;
 
-    fn holder(id: u128, name: &str, user: &str, since: u64) -> Holder {
-        Holder {
+    fn holder(id: u128, name: &str, user: &str, since: u64) -> NamedVm {
+        NamedVm {
             vm: VmId::from_bits(id),
             name: name.parse().unwrap(),
             user: UserLabel::of(user, Uid(1000)),
@@ -263,14 +263,14 @@ mod tests {
         }
     }
 
-    fn table(holders: &[Holder]) -> Table {
+    fn table(holders: &[NamedVm]) -> Table {
         Table::of("172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap(), holders.to_vec())
     }
 
-    /// What a client at this address is answered.
+    /// Returns the answer that a client at this address gets.
     fn ask(table: &Table, from: &str, name: &str, kind: Kind) -> Answer {
         let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
-        table.answer(table.asker(from.parse().unwrap()).unwrap(), &labels, kind)
+        table.answer(table.client(from.parse().unwrap()).unwrap(), &labels, kind)
     }
 
     fn a(address: &str) -> Answer {
@@ -282,7 +282,7 @@ mod tests {
     const NO_DATA: Answer = Answer::NoData(Zone::Names);
 
     #[test]
-    fn a_machine_has_a_name_of_its_own_and_the_short_one_when_it_was_first() {
+    fn a_vm_has_a_name_of_its_own_and_the_short_one_when_it_was_first() {
         let names = table(&[holder(1, "web", "alice", 20), holder(2, "web", "bob", 10)]);
         assert_eq!(names.names_of(VmId::from_bits(1)), ["web.alice.vm"]);
         assert_eq!(names.names_of(VmId::from_bits(2)), ["web.bob.vm", "web.vm"]);
@@ -358,30 +358,30 @@ mod tests {
                 }
             }
         }
-        // The first holder is another one, of which this guest must not learn even by its own name.
+        // The first one with the name is another user's, so this guest must not learn of it.
         assert_eq!(ask(&table, "172.30.0.4", "web.vm", Kind::A), a("172.30.0.4"));
     }
 
     #[test]
-    fn who_is_neither_the_host_nor_a_guest_is_nobody() {
+    fn other_clients_are_neither_the_host_nor_a_guest() {
         let table = table(&[holder(0, "web", "alice", 1)]);
         for stranger in ["172.30.0.3", "172.30.0.0", "192.0.2.1", "127.0.0.1", "fd12:3456:789a::9", "::1"] {
-            assert_eq!(table.asker(stranger.parse().unwrap()), None, "{stranger}");
+            assert_eq!(table.client(stranger.parse().unwrap()), None, "{stranger}");
         }
-        assert_eq!(table.asker("fd12:3456:789a::1".parse().unwrap()), Some(Asker::Host));
+        assert_eq!(table.client("fd12:3456:789a::1".parse().unwrap()), Some(Client::Host));
     }
 
     #[test]
-    fn labels_that_are_no_text_are_no_names() {
+    fn labels_that_are_not_text_are_not_names() {
         let table = table(&[holder(0, "web", "alice", 1)]);
         let labels: [&[u8]; 3] = [b"\xff\x00", b"a.b", b"vm"];
-        assert_eq!(table.answer(Asker::Host, &labels, Kind::A), NO_NAME);
-        assert_eq!(table.answer(Asker::Host, &[b"web.alice", b"vm"], Kind::A), NO_NAME);
-        assert_eq!(table.answer(Asker::Host, &[], Kind::A), Answer::NotOurs);
+        assert_eq!(table.answer(Client::Host, &labels, Kind::A), NO_NAME);
+        assert_eq!(table.answer(Client::Host, &[b"web.alice", b"vm"], Kind::A), NO_NAME);
+        assert_eq!(table.answer(Client::Host, &[], Kind::A), Answer::NotOurs);
     }
 
     #[test]
-    fn a_lost_name_is_noticed_and_a_new_one_is_none() {
+    fn a_lost_name_is_noticed_and_a_new_one_is_not_lost() {
         let (web, db, bobs) =
             (holder(0, "web", "alice", 1), holder(1, "db", "alice", 2), holder(2, "web", "bob", 3));
         let before = table(&[web.clone(), bobs.clone()]);

@@ -1,6 +1,6 @@
-//! One guest in the packet filter: elements of the sets that the rules ask.
+//! The elements that a guest has in the sets of the packet filter.
 //!
-//! Keys are encoded as the kernel compares them, each part filled up to a multiple of four bytes.
+//! Keys are encoded as the kernel compares them: each part is padded to a multiple of four bytes.
 
 use core::{
     mem,
@@ -8,7 +8,7 @@ use core::{
 };
 
 use super::{
-    nic::{Nat, Nic, Siblings, TapName},
+    nic::{Nat, Nic, SameOwner, TapName},
     port::{Port, Scope},
 };
 use crate::id::Uid;
@@ -16,7 +16,7 @@ use crate::id::Uid;
 /// The length of a link's name in a key: `IFNAMSIZ`.
 const NAME: usize = 16;
 
-/// A set of the table, or a map.
+/// A set or map of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Set {
     /// TAP and the IPv4 address that its guest sends from.
@@ -44,7 +44,7 @@ pub enum Set {
 }
 
 impl Set {
-    /// Every set with elements of guests that the service adds.
+    /// All sets with elements that the service adds for guests.
     pub const ALL: [Set; 10] = [
         Set::Source4,
         Set::Source6,
@@ -58,10 +58,10 @@ impl Set {
         Set::Public6,
     ];
 
-    /// The sets by which published ports lead to guests.
+    /// The sets and maps of published ports.
     pub const OF_PORTS: [Set; 4] = [Set::Published, Set::Loopback4, Set::Public4, Set::Public6];
 
-    /// Its name in the table.
+    /// Returns its name in the table.
     pub const fn name(self) -> &'static str {
         match self {
             Set::Source4 => "source4",
@@ -79,34 +79,34 @@ impl Set {
     }
 }
 
-/// An element of a set.
+/// An element of a set or map.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
     /// The set.
     pub set: Set,
-    /// What is looked up.
+    /// The key.
     pub key: Vec<u8>,
-    /// What is found, in a map.
+    /// The value, in a map.
     pub value: Option<Vec<u8>>,
 }
 
-/// Which of the IPv6 parts the host can do.
+/// What the host supports of IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ipv6 {
-    /// It has no IPv6.
+    /// Nothing.
     Absent,
-    /// It reaches guests, and forwards nothing for them.
+    /// It reaches guests but does not forward for them.
     Local,
-    /// All of it.
+    /// Everything.
     Forwarded,
 }
 
-/// The elements of a guest, in the order of the sets.
+/// Returns the elements of a guest, ordered by set.
 pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
     let (tap, owner) = (nic.tap(), nic.owner);
     let mut all = vec![element(Set::Source4, Key::new().tap(&tap).v4(nic.v4))];
     all.push(element(Set::Source6, Key::new().tap(&tap).v6(nic.v6)));
-    if nic.siblings == Siblings::Connected {
+    if nic.same_owner == SameOwner::Connected {
         all.push(element(Set::Peers, Key::new().number(owner).tap(&tap)));
     }
     all.push(element(Set::Reach, Key::new().number(owner).tap(&tap)));
@@ -133,20 +133,20 @@ pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
         Set::Nat6 => ipv6 == Ipv6::Forwarded,
         _ => true,
     });
-    // Two ports of the host may lead to the same one of the guest.
+    // Two ports of the host may lead to the same port of the guest.
     all.sort();
     all.dedup();
     all
 }
 
-/// The element in which the kernel counts the connections of the guest with this TAP.
-pub fn counted(tap: &TapName) -> Element {
+/// Returns the element in which the kernel counts the connections of the guest with this TAP.
+pub fn connection_counter(tap: &TapName) -> Element {
     element(Set::Connections, Key::new().tap(tap))
 }
 
-/// Takes those elements that belong to the guest with this TAP out of what was found in the kernel. The
-/// guest's addresses, to which the maps lead, are read from the elements themselves.
-pub fn take_belonging(found: &mut Vec<Element>, tap: &TapName) -> Vec<Element> {
+/// Removes and returns those elements that belong to the guest with this TAP. The guest's addresses, which are the
+/// values in the maps, are learned from the elements themselves.
+pub fn take_elements_of(found: &mut Vec<Element>, tap: &TapName) -> Vec<Element> {
     let name = Key::new().tap(tap).0;
     let sources: Vec<Vec<u8>> = found
         .iter()
@@ -168,8 +168,8 @@ pub fn take_belonging(found: &mut Vec<Element>, tap: &TapName) -> Vec<Element> {
     taken
 }
 
-/// Whether one of these elements is in the way of the port: it leads elsewhere.
-pub fn in_the_way(all: &[Element], nic: &Nic, port: Port) -> bool {
+/// Returns whether one of these elements maps the port to another guest.
+pub fn conflicts(all: &[Element], nic: &Nic, port: Port) -> bool {
     let key = host_key(port).0;
     let leads_to = Key::new().v4(nic.v4).port(port.guest).0;
     let set = match port.scope {
@@ -191,7 +191,7 @@ fn entry(set: Set, key: Key, value: Key) -> Element {
     Element { set, key: key.0, value: Some(value.0) }
 }
 
-/// A key or a value, part by part.
+/// A key or value under construction.
 #[derive(Debug, Clone)]
 struct Key(Vec<u8>);
 
@@ -219,7 +219,7 @@ impl Key {
         self.part(&address.octets(), 16)
     }
 
-    /// A uid or a group of links: numbers of the host's byte order.
+    /// Adds a uid or a link group: a number in the host's byte order.
     fn number(self, uid: Uid) -> Self {
         self.part(&uid.0.to_ne_bytes(), 4)
     }
@@ -290,10 +290,10 @@ mod tests {
             (nic(1 << 60, 0, Nat::On, &ports), nic(2 << 60, 1, Nat::On, &[(Scope::All, 82, 80)]));
         let (ours, theirs) = (elements(&one, Ipv6::Forwarded), elements(&other, Ipv6::Forwarded));
         let mut all = [ours.clone(), theirs.clone()].concat();
-        assert_eq!(take_belonging(&mut all, &TapName::of(VmId::from_bits(7))), []);
-        assert_eq!(take_belonging(&mut all, &one.tap()), ours);
+        assert_eq!(take_elements_of(&mut all, &TapName::of(VmId::from_bits(7))), []);
+        assert_eq!(take_elements_of(&mut all, &one.tap()), ours);
         assert_eq!(all, theirs);
-        assert_eq!(take_belonging(&mut all, &other.tap()), theirs);
+        assert_eq!(take_elements_of(&mut all, &other.tap()), theirs);
         assert_eq!(all, []);
     }
 }

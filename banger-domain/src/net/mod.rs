@@ -1,8 +1,8 @@
-//! The network of guests, as values: the addresses, who has which, and the content of the kernel's
-//! packet filter. `docs/network.md` describes how it fits together.
+//! The network of guests as values: addresses, who has which, and the content of the packet filter. `docs/network.md`
+//! describes how the parts fit together.
 //!
-//! Every guest has a TAP of its own and is routed: there is no bridge, so guests share no link on which
-//! one could listen to another or answer in its name.
+//! Every guest has a TAP of its own and is routed. There is no bridge, so guests share no link on which one could
+//! listen to another or impersonate it.
 
 pub mod element;
 pub mod nic;
@@ -13,12 +13,11 @@ pub mod subnet;
 
 /// The link that holds the host's address among the guests.
 pub const LINK: &str = "banger0";
-/// The other end of [`LINK`], where the kernel has no dummy links and a pair of virtual Ethernet links
-/// stands in.
+/// The other end of [`LINK`] on kernels without dummy links, where a pair of virtual Ethernet links is used instead.
 pub const LINK_PEER: &str = "banger0-peer";
-/// What marks a link as ours, in its alias.
+/// The alias of links that belong to banger.
 pub const LINK_ALIAS: &str = "banger";
 /// The table in the kernel's packet filter, of the family `inet`.
 pub const TABLE: &str = "banger";
-/// The protocol number of our routes: nobody's in `/etc/iproute2/rt_protos`.
+/// The protocol number of our routes. No entry of `/etc/iproute2/rt_protos` has it.
 pub const ROUTE_PROTOCOL: u8 = 98;

@@ -1,4 +1,4 @@
-//! The network interface of one guest. Its names on the host are functions of the machine's id.
+//! The network interface of a guest. Its names on the host are functions of the VM's id.
 
 use core::{
     fmt,
@@ -12,19 +12,19 @@ use super::{
 };
 use crate::id::{Uid, VmId};
 
-/// How the names of all TAPs begin; the rules of the packet filter know guests by it.
+/// The prefix of all TAP names, by which the packet filter recognises guests.
 pub const TAP_PREFIX: &str = "bgr-";
-/// How the names of TAPs begin that no machine has yet: not as those of guests.
+/// The prefix of spare TAPs that belong to no VM yet. The packet filter does not take them for guests.
 pub const WARM_PREFIX: &str = "bgw";
-/// How many digits of the machine's id follow: as many as fit into the 15 characters of a link's name.
+/// How many digits of the VM's id follow: as many as fit into the 15 characters of a link's name.
 const TAP_DIGITS: usize = 15 - TAP_PREFIX.len();
-/// The alias of a TAP is this and the machine's id.
+/// The alias of a TAP is this prefix and the VM's id.
 const ALIAS_PREFIX: &str = "banger vm ";
 
-/// A guest's interface, as wanted on the host.
+/// The interface of a guest, as the host should set it up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
-    /// The machine.
+    /// The sandbox.
     pub vm: VmId,
     /// Its owner.
     pub owner: Uid,
@@ -32,75 +32,83 @@ pub struct Nic {
     pub v4: Ipv4Addr,
     /// The guest's IPv6 address.
     pub v6: Ipv6Addr,
-    /// Whether the guest reaches what lies beyond the host.
+    /// Whether the guest reaches networks beyond the host.
     pub nat: Nat,
-    /// The ports of the host that lead to the guest.
+    /// The ports of the host that are published for the guest.
     pub ports: BTreeSet<Port>,
-    /// Whether other guests of its owner reach it.
-    pub siblings: Siblings,
+    /// Whether the guest reaches other guests of its owner.
+    pub same_owner: SameOwner,
 }
 
-/// Whether guests of one owner reach each other.
+/// Whether guests of the same owner reach each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Siblings {
+pub enum SameOwner {
     /// They do.
     #[default]
     Connected,
-    /// They do not, as if each had another owner.
+    /// They are isolated, as if each had another owner.
     Apart,
 }
 
-/// Whether a guest reaches what lies beyond the host, in the name of the host.
+/// Whether a guest reaches networks beyond the host, with the host's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Nat {
-    /// It does not.
+    /// No.
     #[default]
     Off,
-    /// It does.
+    /// Yes.
     On,
 }
 
 impl Nic {
-    /// The interface of a machine at this place, with neither NAT nor ports; none beyond the last place.
+    /// Returns the interface for this slot, without NAT and ports. `None` beyond the last slot.
     pub fn new(vm: VmId, owner: Uid, subnet: Subnet, slot: Slot) -> Option<Self> {
         let (v4, v6) = subnet.guest(slot)?;
-        Some(Self { vm, owner, v4, v6, nat: Nat::Off, ports: BTreeSet::new(), siblings: Siblings::Connected })
+        Some(Self {
+            vm,
+            owner,
+            v4,
+            v6,
+            nat: Nat::Off,
+            ports: BTreeSet::new(),
+            same_owner: SameOwner::Connected,
+        })
     }
 
-    /// Whether packets go between the guest and what lies beyond the host.
-    pub fn leads_outside(&self) -> bool {
+    /// Returns whether packets are forwarded between the guest and networks beyond the host.
+    pub fn reaches_outside(&self) -> bool {
         self.nat == Nat::On || self.ports.iter().any(|port| port.scope == Scope::All)
     }
 
-    /// The name of the TAP.
+    /// Returns the name of the TAP.
     pub fn tap(&self) -> TapName {
         TapName::of(self.vm)
     }
 
-    /// The hardware address of the guest's side.
+    /// Returns the hardware address of the guest's side.
     pub fn mac(&self) -> Mac {
         Mac::of_guest(self.vm)
     }
 }
 
-/// The name of a machine's TAP.
+/// The name of a TAP.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TapName(String);
 
 impl TapName {
-    /// The name of the TAP of this machine. Two machines have the same with a chance of 1 in 2⁴⁴; the
-    /// alias then tells them apart, and the second one does not start.
+    /// Returns the name of a VM's TAP. Two VMs get the same name with a chance of 1 in 2⁴⁴; the alias then
+    /// distinguishes them, and the second one does not start.
     pub fn of(vm: VmId) -> Self {
         let id = vm.to_string();
         Self(format!("{TAP_PREFIX}{}", &id[..TAP_DIGITS]))
     }
 
-    /// The name of a TAP that no machine has yet.
+    /// Returns the name of a spare TAP.
     pub fn warm(n: u32) -> Self {
         Self(format!("{WARM_PREFIX}{n}"))
     }
 
-    /// The name.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -112,12 +120,12 @@ impl fmt::Display for TapName {
     }
 }
 
-/// The alias of a sandbox's TAP, which marks it as banger's.
+/// Returns the alias of a VM's TAP, which marks it as banger's.
 pub fn tap_alias(vm: VmId) -> String {
     format!("{ALIAS_PREFIX}{vm}")
 }
 
-/// The machine whose TAP has this alias.
+/// Returns the VM whose TAP has this alias.
 pub fn vm_of_alias(alias: &str) -> Option<VmId> {
     alias.strip_prefix(ALIAS_PREFIX)?.parse().ok()
 }
@@ -127,10 +135,10 @@ pub fn vm_of_alias(alias: &str) -> Option<VmId> {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// The host's side of every TAP. They may all have the same: no two share a link.
+    /// The hardware address of the host's side of every TAP. They can be equal, since no two share a link.
     pub const HOST: Mac = Mac([0x02, 0x62, 0x67, 0, 0, 1]);
 
-    /// The guest's side of a machine's TAP.
+    /// Returns the hardware address of a guest.
     pub fn of_guest(vm: VmId) -> Self {
         let id = vm.to_string();
         let byte = |n: usize| u8::from_str_radix(&id[2 * n..2 * n + 2], 16).unwrap_or_default();
@@ -161,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_aliases_are_nobodys() {
+    fn foreign_aliases_belong_to_no_vm() {
         for alias in ["", "banger", "banger vm ", "banger vm x", "my banger vm 1"] {
             assert_eq!(vm_of_alias(alias), None, "{alias}");
         }

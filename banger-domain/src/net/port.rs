@@ -4,15 +4,15 @@ use core::{fmt, str::FromStr};
 
 use banger_proto::bus::option::publish::scope;
 
-/// The most ports that lead to one guest.
+/// The most ports that may be published for one guest.
 pub const MAX_PORTS: usize = 64;
-/// The first port that every user may take: those below are root's on every Unix.
+/// The first port that every user may publish. Those below are privileged on every Unix.
 pub const FIRST_UNPRIVILEGED: u16 = 1024;
 
-/// A port of the host that leads to a guest. As text: `loopback/tcp/8080/80`.
+/// A published port. As text: `loopback/tcp/8080/80`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port {
-    /// On which of the host's addresses.
+    /// On which addresses of the host.
     pub scope: Scope,
     /// The protocol.
     pub protocol: Protocol,
@@ -25,7 +25,7 @@ pub struct Port {
 /// On which addresses of the host a port is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Scope {
-    /// On loopback addresses: for every process of the host.
+    /// On loopback addresses: for processes of the host.
     #[default]
     Loopback,
     /// On every address: for everybody who reaches the host.
@@ -42,14 +42,14 @@ pub enum Protocol {
 }
 
 impl Port {
-    /// Whether another one is in its way: the host has each port once for each protocol.
+    /// Returns whether both need the same port of the host. TCP and UDP have ports of their own.
     pub fn clashes_with(self, other: Port) -> bool {
         (self.protocol, self.host) == (other.protocol, other.host)
     }
 }
 
 impl Scope {
-    /// The word for it, as in options.
+    /// Returns the word used in options.
     pub const fn as_str(self) -> &'static str {
         match self {
             Scope::Loopback => scope::LOOPBACK,
@@ -64,7 +64,7 @@ impl Scope {
 }
 
 impl Protocol {
-    /// The word for it, as in options.
+    /// Returns the word used in options.
     pub const fn as_str(self) -> &'static str {
         match self {
             Protocol::Tcp => "tcp",
@@ -77,7 +77,7 @@ impl Protocol {
         [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| protocol.as_str() == word)
     }
 
-    /// Its number in the header of a packet.
+    /// Returns its number in an IP header.
     pub const fn number(self) -> u8 {
         match self {
             Protocol::Tcp => 6,
@@ -98,7 +98,7 @@ impl fmt::Display for Port {
     }
 }
 
-/// The text is not that of a port.
+/// The text is not a published port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a port")]
 pub struct NotAPort;

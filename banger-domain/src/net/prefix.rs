@@ -1,13 +1,13 @@
-//! A range of IPv4 addresses that one prefix covers.
+//! A range of IPv4 addresses with a common prefix.
 
 use core::{fmt, net::Ipv4Addr, str::FromStr};
 
-/// The text is not an address, a slash and a length, or the address has bits beyond the length.
+/// The text is not ADDRESS/LENGTH, or the address has bits beyond the length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a prefix is an address and a length, such as 172.30.0.0/16, with no bits beyond the length")]
 pub struct NotAPrefix;
 
-/// Addresses that begin with the same bits.
+/// All addresses that begin with the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix4 {
     network: u32,
@@ -15,7 +15,7 @@ pub struct Prefix4 {
 }
 
 impl Prefix4 {
-    /// The prefix of this length that the address is in.
+    /// Returns the prefix of this length around an address.
     ///
     /// A length beyond 32 counts as 32.
     pub fn around(address: Ipv4Addr, length: u8) -> Self {
@@ -23,33 +23,33 @@ impl Prefix4 {
         Self { network: address.to_bits() & mask(length), length }
     }
 
-    /// The first address.
+    /// Returns the first address.
     pub fn network(self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.network)
     }
 
-    /// How many bits are the same.
+    /// Returns how many bits are fixed.
     pub fn length(self) -> u8 {
         self.length
     }
 
-    /// The last address.
+    /// Returns the last address.
     pub fn broadcast(self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.network | !mask(self.length))
     }
 
-    /// The `n`-th address, counted from 0; none beyond the last.
+    /// Returns the `n`-th address, counted from 0. `None` beyond the last.
     pub fn nth(self, n: u32) -> Option<Ipv4Addr> {
         let inside = n & mask(self.length) == 0;
         inside.then(|| Ipv4Addr::from_bits(self.network | n))
     }
 
-    /// Whether the address is one of these.
+    /// Returns whether the address is in the range.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         address.to_bits() & mask(self.length) == self.network
     }
 
-    /// Whether there is an address in both.
+    /// Returns whether the ranges have an address in common.
     pub fn overlaps(self, other: Self) -> bool {
         self.contains(other.network()) || other.contains(self.network())
     }

@@ -1,35 +1,35 @@
-//! The rules of the packet filter, which are the same however many guests there are.
+//! The rules of the packet filter. They do not depend on the guests.
 
 use super::{TABLE, nic::TAP_PREFIX, subnet::Subnet};
 
-/// The rules in the language of nft(8), but for the definitions of what they leave open.
+/// The rules in the language of nft(8), without the definitions that differ from host to host.
 const RULES: &str = include_str!("ruleset.nft");
-/// What a rule has that only a kernel with nft_connlimit takes.
+/// What marks a rule that needs nft_connlimit.
 const COUNTS: &str = "ct count";
-/// What Linux keeps of connections when it has the memory, for a kernel that does not say.
+/// Linux' default for the number of tracked connections, used if the kernel does not say.
 const DEFAULT_TABLE: u32 = 65_536;
 
-/// How many connections guests may have open. The kernel keeps all of the host's in one table, and forgets some
-/// only after five days.
+/// How many connections guests may have open. The kernel tracks all of the host's connections in one table, and
+/// forgets some only after five days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Of one guest.
+    /// For one guest.
     pub guest: u32,
-    /// Of all guests of one owner.
+    /// For all guests of one owner.
     pub owner: u32,
 }
 
 impl Bounds {
-    /// Returns the bounds for a host whose table has this many places (`net.netfilter.nf_conntrack_max`). A guest gets
-    /// what a busy development machine needs, and an owner an eighth of the table, so that neither fills it.
-    pub fn of_table(places: Option<u32>) -> Self {
-        let places = places.unwrap_or(DEFAULT_TABLE);
-        Self { guest: (places / 32).clamp(256, 8192), owner: (places / 8).max(256) }
+    /// Returns the bounds for a host that tracks this many connections (`net.netfilter.nf_conntrack_max`). A guest
+    /// gets what a busy development machine needs, and an owner an eighth of the table, so that neither fills it.
+    pub fn for_table(table: Option<u32>) -> Self {
+        let table = table.unwrap_or(DEFAULT_TABLE);
+        Self { guest: (table / 32).clamp(256, 8192), owner: (table / 8).max(256) }
     }
 }
 
-/// The whole table in the language of nft(8). Applying it replaces the rules, and keeps the elements of
-/// guests that are there. Without bounds nothing is counted.
+/// Returns the whole table in the language of nft(8). Applying it replaces the rules and keeps the elements of
+/// guests. Without bounds, connections are not counted.
 pub fn ruleset(subnet: Subnet, bounds: Option<Bounds>) -> String {
     let (gateway4, gateway6) = subnet.gateway();
     let (subnet4, subnet6) = (subnet.v4(), subnet.v6());
@@ -40,7 +40,7 @@ pub fn ruleset(subnet: Subnet, bounds: Option<Bounds>) -> String {
          define subnet4 = {subnet4}\n\
          define subnet6 = {subnet6}/64\n\n"
     );
-    // nft takes no definition where a number of connections is expected.
+    // nft does not accept a definition as a number of connections.
     let rules = match bounds {
         Some(Bounds { guest, owner }) => RULES
             .replace("$guest_connections", &guest.to_string())
@@ -50,9 +50,9 @@ pub fn ruleset(subnet: Subnet, bounds: Option<Bounds>) -> String {
     definitions + &rules
 }
 
-/// Deletes the table, before [`ruleset`]: for a table that another version made and that cannot
+/// Returns a command that deletes the table, for use before [`ruleset`] if the table is of another version and cannot
 /// be changed into ours. The elements of all guests are lost.
-pub fn begin_anew() -> String {
+pub fn delete_table() -> String {
     format!("table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
 
@@ -88,8 +88,8 @@ mod tests {
 
     #[test]
     fn no_guest_and_no_owner_can_fill_the_table_of_a_host() {
-        let check = |places, guest, owner| {
-            assert_eq!(Bounds::of_table(places), Bounds { guest, owner }, "{places:?}");
+        let check = |table, guest, owner| {
+            assert_eq!(Bounds::for_table(table), Bounds { guest, owner }, "{table:?}");
         };
         check(Some(262_144), 8192, 32_768);
         check(Some(65_536), 2048, 8192);

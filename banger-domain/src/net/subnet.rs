@@ -1,5 +1,5 @@
-//! The addresses of guests, and of the host among them. They are chosen once, from those that the host does not use,
-//! and then kept, so that an address that somebody wrote down stays valid.
+//! The addresses of guests, and of the host among them. The subnet is chosen once, from networks that the host does
+//! not use, and then kept, so that a sandbox's address stays the same.
 
 use core::{
     fmt,
@@ -9,14 +9,14 @@ use core::{
 
 use super::prefix::Prefix4;
 
-/// How long the prefix of guests is: room for 65533 of them.
+/// The prefix length of the subnet: enough for 65533 guests.
 const LENGTH: u8 = 16;
-/// The host's place in the subnet.
+/// The host's index in the subnet.
 const GATEWAY: u32 = 1;
-/// The first guest's place in the subnet.
+/// The first guest's index in the subnet.
 const FIRST_GUEST: u32 = 2;
-/// Private networks that others rarely take, the best first: Docker begins with 172.17, libvirt and home
-/// routers sit in 192.168, and companies count 10 up from 0.
+/// Private networks that others rarely use, the best first: Docker begins at 172.17, libvirt and home routers use
+/// 192.168, and companies count up from 10.0.
 const CANDIDATES: [(u8, u8); 12] = [
     (172, 30),
     (172, 29),
@@ -32,7 +32,7 @@ const CANDIDATES: [(u8, u8); 12] = [
     (10, 109),
 ];
 
-/// The host uses every network that we know to try.
+/// The host uses every candidate network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "all networks for guests, from {} to {}, are in use on this host; set `network.subnet` in the \
@@ -47,23 +47,23 @@ pub struct NoFreeSubnet;
 #[error("a subnet is a /{LENGTH} of IPv4 and a /64 of unique local IPv6: 172.30.0.0/16 fd12:3456:789a::/64")]
 pub struct NotASubnet;
 
-/// A guest's place among the addresses, from 0.
+/// A guest's index among the addresses, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
-/// How many guests have room.
-const ROOM: u32 = (1 << (32 - LENGTH)) - FIRST_GUEST - 1;
+/// How many guests fit.
+const CAPACITY: u32 = (1 << (32 - LENGTH)) - FIRST_GUEST - 1;
 
 impl Slot {
-    /// A place that is not taken: the one after the last one given, so that an address that was just given
-    /// back does not lead to another guest at once. None when all are taken.
+    /// Returns a free slot: the first one after the last that was given out, so that an address is not reused at
+    /// once. `None` if all are taken.
     pub fn free(taken: impl Fn(Slot) -> bool, last: Option<Slot>) -> Option<Slot> {
         let first = last.map_or(0, |slot| slot.0.wrapping_add(1));
-        (0..ROOM).map(|step| Slot((first % ROOM + step) % ROOM)).find(|slot| !taken(*slot))
+        (0..CAPACITY).map(|step| Slot((first % CAPACITY + step) % CAPACITY)).find(|slot| !taken(*slot))
     }
 }
 
-/// The addresses of guests, of both families.
+/// The addresses of guests, IPv4 and IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subnet {
     v4: Prefix4,
@@ -72,35 +72,35 @@ pub struct Subnet {
 }
 
 impl Subnet {
-    /// The first candidate that nothing occupied overlaps with, and an IPv6 prefix of these random bits
-    /// (RFC 4193).
+    /// Chooses the first candidate that overlaps no occupied network, and an IPv6 prefix of these random bits (RFC
+    /// 4193).
     pub fn choose(occupied: &[Prefix4], random: [u8; 5]) -> Result<Self, NoFreeSubnet> {
-        // A default route leads everywhere and occupies nothing.
+        // A default route covers everything and occupies nothing.
         let occupied = || occupied.iter().filter(|prefix| prefix.length() > 0);
         let mut candidates = CANDIDATES.into_iter().map(candidate);
         let v4 = candidates.find(|free| !occupied().any(|taken| taken.overlaps(*free)));
         v4.and_then(|v4| Self::at(v4, random)).ok_or(NoFreeSubnet)
     }
 
-    /// These IPv4 addresses, which somebody has chosen, and an IPv6 prefix of these random bits (RFC 4193). None
-    /// where the prefix has another length than all subnets.
+    /// Uses these IPv4 addresses, which an administrator chose, and an IPv6 prefix of these random bits (RFC 4193).
+    /// `None` if the prefix does not have the length of a subnet.
     pub fn at(v4: Prefix4, random: [u8; 5]) -> Option<Self> {
         let [a, b, c, d, e] = random.map(u16::from);
         let v6 = Ipv6Addr::new(0xfd00 | a, b << 8 | c, d << 8 | e, 0, 0, 0, 0, 0);
         (v4.length() == LENGTH).then_some(Self { v4, v6 })
     }
 
-    /// The IPv4 addresses.
+    /// Returns the IPv4 addresses.
     pub fn v4(self) -> Prefix4 {
         self.v4
     }
 
-    /// The first of the IPv6 addresses, which share their first 64 bits.
+    /// Returns the first of the IPv6 addresses, which share their first 64 bits.
     pub fn v6(self) -> Ipv6Addr {
         self.v6
     }
 
-    /// Whether the address is one of these: that of a guest, that may become one's, or the host's own among them.
+    /// Returns whether the address belongs to the subnet, as that of a guest, a future guest or the host.
     pub fn contains(self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => self.v4.contains(v4),
@@ -108,27 +108,27 @@ impl Subnet {
         }
     }
 
-    /// The host: where guests send what is for elsewhere, and where it serves DNS.
+    /// Returns the host's addresses, where guests send packets for other networks and find DNS.
     pub fn gateway(self) -> (Ipv4Addr, Ipv6Addr) {
         // The subnet is large enough for its first address.
         (self.v4.nth(GATEWAY).unwrap_or(self.v4.network()), self.nth_v6(GATEWAY))
     }
 
-    /// The addresses of a guest; none beyond the last.
+    /// Returns the addresses of a guest. `None` beyond the last.
     pub fn guest(self, slot: Slot) -> Option<(Ipv4Addr, Ipv6Addr)> {
         let place = slot.0.checked_add(FIRST_GUEST)?;
         let v4 = self.v4.nth(place).filter(|address| *address != self.v4.broadcast())?;
         Some((v4, self.nth_v6(place)))
     }
 
-    /// The place of the guest with this address.
+    /// Returns the slot of the guest with this address.
     pub fn slot_of(self, v4: Ipv4Addr) -> Option<Slot> {
         let place = v4.to_bits().checked_sub(self.v4.network().to_bits())?;
         let slot = Slot(place.checked_sub(FIRST_GUEST)?);
         self.guest(slot).map(|_| slot)
     }
 
-    /// The place of the guest with this address.
+    /// Returns the slot of the guest with this address.
     pub fn slot_of_v6(self, v6: Ipv6Addr) -> Option<Slot> {
         let place = u32::try_from(v6.to_bits().checked_sub(self.v6.to_bits())?).ok()?;
         let slot = Slot(place.checked_sub(FIRST_GUEST)?);
@@ -237,7 +237,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_free_place_is_never_taken(taken: BTreeSet<u8>, last: Option<u32>) {
+        fn a_free_slot_is_never_a_taken_one(taken: BTreeSet<u8>, last: Option<u32>) {
             let subnet: Subnet = "172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap();
             let taken: BTreeSet<Slot> = taken.into_iter().map(|n| Slot(n.into())).collect();
             let free = Slot::free(|slot| taken.contains(&slot), last.map(Slot)).unwrap();
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_given_in_turn_and_run_out() {
+    fn slots_are_given_in_turn_and_run_out() {
         assert_eq!(Slot::free(|_| false, None), Some(Slot(0)));
         assert_eq!(Slot::free(|_| false, Some(Slot(7))), Some(Slot(8)));
         assert_eq!(Slot::free(|_| false, Some(Slot(65532))), Some(Slot(0)));

@@ -1,5 +1,5 @@
-//! The index of a catalog: JSON, version 1. Keys that a newer publisher adds are ignored; a change of meaning
-//! needs a new schema number, which is refused with a message.
+//! The index of a catalog: JSON, version 1. Unknown keys are ignored; a change of meaning needs a new schema number,
+//! which is refused with a message.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{RemoteFile, Unusable, location::Joined, printable, signature::Signed};
 use crate::oci::{Descriptor, reference::ImageRef};
 
-/// The one schema that is understood.
+/// The only supported schema.
 const SCHEMA: u64 = 1;
 /// An entry takes less than a kilobyte.
 pub const MAX_INDEX: Bytes = Bytes::mib(1);
@@ -18,18 +18,18 @@ const MAX_ENTRIES: usize = 1000;
 const MAX_DESCRIPTION: usize = 200;
 const MAX_NOTE: usize = 300;
 const MAX_VERSION: usize = 64;
-/// As the layers of an image of a registry.
+/// The same as for layers of a registry's image.
 const MAX_FILE: Bytes = Bytes::gib(64);
-/// As much as is taken of a user.
+/// The same as for files of users.
 const MAX_KERNEL: Bytes = Bytes::mib(512);
 const MAX_MODULES: Bytes = Bytes::gib(4);
 
-/// An index, as far as it is for the host's processors.
+/// An index, reduced to what the host's architecture can use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
-    /// Grows with each edition.
+    /// Increases with each edition.
     pub serial: u64,
-    /// From when on it is too old to be believed.
+    /// When it expires.
     pub expires: Date,
     /// Its images.
     pub images: Vec<Entry<ImageTarget>>,
@@ -37,43 +37,43 @@ pub struct Index {
     pub kernels: Vec<Entry<KernelTarget>>,
 }
 
-/// Something that a catalog has.
+/// An entry of a catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry<T> {
-    /// What it is called, unique among its kind in the catalog.
+    /// Its name, unique among its kind in the catalog.
     pub name: Name,
     /// One line for people.
     pub description: String,
-    /// The edition, in words for people; of a kernel, what `uname -r` prints.
+    /// The version, for people; for a kernel, what `uname -r` prints.
     pub version: String,
-    /// Of an image: the kernel of a catalog that it wants. The default kernel will do when there is none.
+    /// For an image: the kernel of a catalog that it needs, if not the default kernel.
     pub kernel: Option<Name>,
-    /// What to do where it is not published; empty when there is nothing to say.
+    /// What to do if it is not published, or empty.
     pub note: String,
-    /// What it is made of; nothing where it is not published for these processors.
+    /// Its files; `None` if it is not published for this architecture.
     pub target: Option<T>,
 }
 
-/// What an image is made of.
+/// The files of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageTarget {
-    /// An image of a registry, by its digest.
+    /// A registry's image, by digest.
     Reference(ImageRef),
-    /// A root file system: an archive or an ext4.
+    /// A root file system: an archive or an ext4 file system.
     Archive(RemoteFile),
 }
 
-/// What a kernel is made of.
+/// The files of a kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelTarget {
     /// The kernel: a `vmlinuz` or an ELF `vmlinux`.
     pub kernel: RemoteFile,
-    /// A tar of its modules; none where all that a guest needs is built in.
+    /// A tar of its modules; `None` if everything that a guest needs is built in.
     pub modules: Option<RemoteFile>,
 }
 
 impl Index {
-    /// The index in bytes that were signed.
+    /// Parses a signed index.
     pub fn parse(signed: &Signed, architecture: &str) -> Result<Self, Unusable> {
         if signed.bytes().len() as u64 > MAX_INDEX.0 {
             return Err(Unusable::new(format!("it is larger than {MAX_INDEX}")));
@@ -97,7 +97,7 @@ impl Index {
         })
     }
 
-    /// Whether it can be believed at this time.
+    /// Checks that it has not expired.
     pub fn check_age(&self, now: Timestamp) -> Result<(), Unusable> {
         match now < self.expires.begins() {
             true => Ok(()),
@@ -105,12 +105,12 @@ impl Index {
         }
     }
 
-    /// The image of this name.
+    /// Returns the image of this name.
     pub fn image(&self, name: &Name) -> Option<&Entry<ImageTarget>> {
         self.images.iter().find(|entry| entry.name == *name)
     }
 
-    /// The kernel of this name.
+    /// Returns the kernel of this name.
     pub fn kernel(&self, name: &Name) -> Option<&Entry<KernelTarget>> {
         self.kernels.iter().find(|entry| entry.name == *name)
     }
@@ -124,7 +124,7 @@ pub struct Date {
 }
 
 impl Date {
-    /// A day such as `2027-01-31`.
+    /// Parses a date such as `2027-01-31`.
     pub fn parse(text: &str) -> Result<Self, Unusable> {
         let wrong = || Unusable::new(format!("{} is not a date such as 2027-01-31", printable(text)));
         let is_well_formed = text.len() == 10
@@ -145,15 +145,15 @@ impl Date {
         Ok(Self { text: text.to_owned(), days: days_since_epoch(year, month, day) })
     }
 
-    /// Its first moment, in UTC.
+    /// Returns its first moment, in UTC.
     fn begins(&self) -> Timestamp {
         const MICROSECONDS: u64 = 86_400_000_000;
         Timestamp(u64::try_from(self.days).unwrap_or_default().saturating_mul(MICROSECONDS))
     }
 }
 
-/// Days from 1970-01-01 to a day of the Gregorian calendar. Years are counted from March, so that the day that some
-/// have more is their last one.
+/// Returns the days from 1970-01-01 to a day of the Gregorian calendar. Years are counted from March, so that a leap
+/// day is the last day of a year.
 fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let day_of_year = (153 * month + 2) / 5 + day - 1;
@@ -190,7 +190,7 @@ struct TextEntry {
     targets: std::collections::BTreeMap<String, TextTarget>,
 }
 
-/// What an entry is made of. Only what its kind has is looked at.
+/// The files of an entry. Keys of other kinds are ignored.
 #[derive(Deserialize)]
 struct TextTarget {
     reference: Option<String>,
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_has_what_is_for_these_processors() {
+    fn an_index_has_the_entries_for_this_architecture() {
         let index = parse(&serde_json::to_vec(&index()).unwrap()).unwrap();
         assert_eq!((index.serial, index.images.len(), index.kernels.len()), (7, 3, 1));
         let debian = index.image(&"debian".parse().unwrap()).unwrap();
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_with_a_sentence() {
+    fn an_index_that_is_not_understood_is_refused_with_a_reason() {
         check_refused(
             |index| index["schema"] = json!(2),
             "version 2 of the format, but this version of banger reads version 1",
@@ -400,7 +400,7 @@ mod tests {
         let text = include_str!("../../../packaging/catalog/index.json");
         let index = parse(text.as_bytes()).unwrap();
         let unpublished = index.images.iter().filter(|entry| entry.target.is_none());
-        // What nobody can fetch says what to do instead.
+        // An unpublished entry says what to do instead.
         assert!(unpublished.into_iter().all(|entry| !entry.note.is_empty()));
         assert!(index.kernels.iter().all(|entry| entry.target.is_some() || !entry.note.is_empty()));
         assert!(index.image(&"debian-bookworm".parse().unwrap()).is_some());
@@ -411,7 +411,7 @@ mod tests {
         let check = |text: &str, seconds: u64| {
             assert_eq!(Date::parse(text).unwrap().begins(), Timestamp(seconds * 1_000_000), "{text}");
         };
-        // As `date -u -d TEXT +%s` has them.
+        // As printed by `date -u -d TEXT +%s`.
         check("1970-01-01", 0);
         check("2000-02-29", 951_782_400);
         check("2024-12-31", 1_735_603_200);

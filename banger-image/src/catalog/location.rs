@@ -1,4 +1,4 @@
-//! Where a catalog and its files are: below a directory of the host, or on a server of the web.
+//! Locations of catalogs and their files: below a directory of the host, or on a web server.
 
 use core::net::IpAddr;
 use std::{
@@ -12,20 +12,20 @@ use url::{Host, Url};
 use super::{Unusable, printable};
 
 const MAX_LENGTH: usize = 2048;
-/// What a signature's name ends with, as `minisign` writes it.
+/// The suffix of a signature file, as `minisign` writes it.
 const SIGNATURE: &str = ".minisig";
 
-/// Where something is.
+/// A location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
-    /// A file of the host, by its absolute path.
+    /// A file of the host, by absolute path.
     File(PathBuf),
-    /// A server: https, or http on the host itself.
+    /// A web server: https, or http on the host itself.
     Web(Url),
 }
 
 impl Location {
-    /// Where the signature of what is here is.
+    /// Returns the location of this file's signature.
     pub fn signature(&self) -> Self {
         match self {
             Self::File(path) => {
@@ -41,7 +41,7 @@ impl Location {
         }
     }
 
-    /// Where a file of an index that is here is.
+    /// Returns the location of a file that the index at this location names.
     pub fn join(&self, file: &Joined) -> Self {
         match (self, file) {
             (_, Joined::Absolute(url)) => Self::Web(url.clone()),
@@ -70,7 +70,7 @@ impl fmt::Display for Location {
 impl FromStr for Location {
     type Err = Unusable;
 
-    /// An absolute path, `file://` and one, or an address of the web.
+    /// Parses an absolute path, a `file://` address, or a web address.
     fn from_str(text: &str) -> Result<Self, Unusable> {
         let path = match text.strip_prefix("file://") {
             Some(path) => Some(path),
@@ -86,12 +86,12 @@ impl FromStr for Location {
     }
 }
 
-/// Where a file is, as an index says it.
+/// The location of a file, as written in an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Joined {
-    /// Beside the index, or in a directory below that.
+    /// Relative to the index, in its directory or below.
     Beside(String),
-    /// On a server of its own.
+    /// On another server.
     Absolute(Url),
 }
 
@@ -111,7 +111,7 @@ impl FromStr for Joined {
     }
 }
 
-/// An address of the web that may be asked: with encryption, or on the host itself.
+/// Parses a web address, which must use encryption or be on the host itself.
 fn web(text: &str) -> Result<Url, Unusable> {
     let wrong = |why: &str| Unusable::new(format!("{} {why}", printable(text)));
     if text.len() > MAX_LENGTH {
@@ -132,8 +132,8 @@ fn web(text: &str) -> Result<Url, Unusable> {
     }
 }
 
-/// Whether an address leads to the host by its very name. What a name resolves to does not count, because others
-/// decide that.
+/// Returns whether an address names the host itself. What a name resolves to does not count, since others decide
+/// that.
 pub fn is_this_host(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),

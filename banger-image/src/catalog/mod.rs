@@ -1,6 +1,5 @@
-//! Catalogs: signed lists of images and kernels that somebody publishes, with what each is made of. Nothing of an
-//! index is looked at before its signature was compared ([`signature::Signed`]), and everything in it has a limit
-//! even then (`docs/decisions/0015-catalogs.md`).
+//! Catalogs: signed lists of images and kernels and their files. An index is parsed only after its signature was
+//! verified ([`signature::Signed`]), and everything in it is limited even then (`docs/decisions/0015-catalogs.md`).
 
 pub mod index;
 pub mod location;
@@ -17,47 +16,47 @@ use banger_proto::size::Bytes;
 use self::location::{Joined, Location};
 use crate::oci::Descriptor;
 
-/// A catalog that the configuration names.
+/// A configured catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// What it is called here.
+    /// Its name on this host.
     pub name: Name,
-    /// Where its index is; the signature is beside it.
+    /// The location of its index. The signature is beside it.
     pub location: Location,
-    /// Keys that may sign it, beside those in the directories of keys.
+    /// Keys that may sign it, in addition to those in the directories of keys.
     pub keys: signature::Keys,
 }
 
 /// A file of a catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteFile {
-    /// Where it is, as seen from the index.
+    /// Its location, relative to the index.
     pub location: Joined,
-    /// What its bytes must come to, and how many there must be.
+    /// Its digest and size.
     pub content: Descriptor,
 }
 
 impl RemoteFile {
-    /// Its digest.
+    /// Returns its digest.
     pub fn digest(&self) -> Digest {
         self.content.digest
     }
 
-    /// Its size.
+    /// Returns its size.
     pub fn size(&self) -> Bytes {
         self.content.size
     }
 }
 
-/// What is noted down as the source of what came from a file of a catalog. In words:
-/// `catalog:CATALOG/ENTRY@sha256:…`, which is no reference to an image of a registry.
+/// The recorded source of an object that came from a catalog, written as `catalog:CATALOG/ENTRY@sha256:…`. This
+/// cannot be mistaken for a reference to a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Provenance {
     /// The catalog.
     pub catalog: Name,
-    /// The entry in it.
+    /// Its entry.
     pub entry: Name,
-    /// The digest of the file; of a kernel, of the file with the kernel itself.
+    /// The digest of its file; for a kernel, of the file with the kernel itself.
     pub digest: Digest,
 }
 
@@ -69,7 +68,7 @@ impl fmt::Display for Provenance {
     }
 }
 
-/// The text does not name a catalog.
+/// The text is not a source in a catalog.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("this did not come from a catalog")]
 pub struct NotFromACatalog;
@@ -97,8 +96,7 @@ impl FromStr for Provenance {
     }
 }
 
-/// Why something of a catalog cannot be used. The text is ours: what stands in the index is quoted only as far as
-/// it was checked.
+/// Why something in a catalog cannot be used. Text of the index is quoted only after it was checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unusable(pub String);
@@ -109,7 +107,7 @@ impl Unusable {
     }
 }
 
-/// A text of somebody else's, shortened and without what could confuse a terminal.
+/// Returns foreign text, shortened and without characters that could confuse a terminal.
 fn printable(text: &str) -> String {
     text.chars().take(80).collect::<String>().escape_debug().to_string()
 }

@@ -1,4 +1,4 @@
-//! Signatures of minisign (<https://jedisct1.github.io/minisign/>): Ed25519 over a digest of the signed bytes.
+//! Signatures of minisign (<https://jedisct1.github.io/minisign/>): Ed25519 over a digest of the content.
 
 use minisign_verify::{PublicKey, Signature};
 
@@ -6,17 +6,17 @@ use super::{Unusable, printable};
 
 /// A signature has four short lines.
 pub const MAX_SIGNATURE: u64 = 4 << 10;
-/// More keys than anybody changes between.
+/// More keys than a rotation needs.
 const MAX_KEYS: usize = 16;
-/// What the first line of a file with a key begins with.
+/// The prefix of the first line of a key file.
 const COMMENT: &str = "untrusted comment:";
 
-/// Keys of which each may sign.
+/// Public keys, each of which may sign.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Keys(Vec<PublicKey>);
 
 impl Keys {
-    /// The keys in a text, each on a line of its own. Comments, as `minisign` writes them, are passed over.
+    /// Parses the keys in a text, one per line. Comments, as `minisign` writes them, are skipped.
     pub fn parse(text: &str) -> Result<Self, Unusable> {
         let lines = text.lines().map(str::trim);
         let lines =
@@ -32,23 +32,23 @@ impl Keys {
         }
     }
 
-    /// Those of both.
+    /// Returns the keys of both.
     pub fn and(&self, more: &Keys) -> Self {
         Self(self.0.iter().chain(&more.0).cloned().collect())
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no key.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Bytes that one of the keys has signed.
+/// Content with a verified signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed(Vec<u8>);
 
 impl Signed {
-    /// Compares the signature. Only the current kind of minisign's signatures counts, which is over a digest.
+    /// Verifies a signature. Only minisign's current format is accepted, which signs a digest.
     pub fn verify(bytes: Vec<u8>, signature: &[u8], keys: &Keys) -> Result<Self, Unusable> {
         if keys.is_empty() {
             return Err(Unusable::new("no key is configured that may sign it"));
@@ -63,7 +63,7 @@ impl Signed {
         }
     }
 
-    /// What was signed.
+    /// Returns the content.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
@@ -71,7 +71,7 @@ impl Signed {
 
 #[cfg(test)]
 pub(crate) mod fixture {
-    //! A publisher with a key that was made a moment ago.
+    //! A publisher with a new key.
     #![allow(clippy::unwrap_used)]
     use minisign::KeyPair;
 
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_of_the_keys_has_signed_is_taken_and_nothing_else() {
+    fn content_signed_by_one_of_the_keys_is_accepted_and_nothing_else() {
         let (signer, other) = (Signer::new(), Signer::new());
         let signature = signer.sign(TEXT);
         assert_eq!(verify(TEXT, &signature, &signer.keys()).unwrap().bytes(), TEXT);

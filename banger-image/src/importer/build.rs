@@ -1,4 +1,4 @@
-//! Writing the file system that a tree comes to.
+//! Writes the file system of a merged tree.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -9,9 +9,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Files, Meter,
+    layout::DataLayout,
     message::{Failure, Made},
-    moves::Moves,
-    room::Room,
+    relocate::Relocation,
 };
 use crate::rootfs::{
     entry::{Meta, Special},
@@ -19,27 +19,27 @@ use crate::rootfs::{
     tree::{Archive, Content, Id, Kind, Node, ROOT, Tree},
 };
 
-/// Grows whenever the same archives come to other bytes: with the version of the writer, and with what is done
+/// Increases whenever the same archives would give other bytes: with the version of the writer, and with changes
 /// here. It is part of an image's digest.
 const FORMAT: u32 = 1;
 const LABEL: &str = "banger-root";
-/// 2026-01-01: when every file system was made, as far as its own times say.
+/// 2026-01-01, the creation time of every file system.
 pub(super) const EPOCH: i64 = 1_767_225_600;
-/// The directory that every ext4 has, for what its check finds. It is made with the file system.
+/// The directory that e2fsck uses, which is made with the file system.
 const LOST_AND_FOUND: &[u8] = b"lost+found";
-/// Bytes for each inode, as `mke2fs` has it, and how many there are even in a small file system.
+/// Bytes per inode, as in `mke2fs`, and the minimum number of inodes.
 const BYTES_PER_INODE: u64 = 16 << 10;
 const MIN_INODES: u64 = 8192;
-/// What Linux keeps of a time in an ext4: 34 bits from 1901 on.
+/// The times that ext4 can store: 34 bits from 1901.
 const TIMES: std::ops::RangeInclusive<i64> = -(1 << 31)..=(1 << 34) - (1 << 31) - 1;
 
-/// Writes the file system of this size that the tree comes to, around the content of its files, which is in the
-/// image already and ends at the place `end`. What is random in others comes from what it is made of, so that the
-/// same archives give the same bytes.
+/// Writes the tree's file system, of this size, around the content of its files, which is already in the image and
+/// ends at `end`. Values that are usually random are derived from the input, so that the same archives give the same
+/// bytes.
 pub(super) fn build(
     tree: Tree,
     files: &Files,
-    room: &Room,
+    places: &DataLayout,
     end: u64,
     size: Bytes,
     diff_ids: &[(Archive, Digest)],
@@ -58,24 +58,24 @@ pub(super) fn build(
     let image = &files.image;
     image.set_len(size.0).map_err(|error| Failure::os("make an image", error))?;
     let unwritten = |error| failure(error, size);
-    // How much comes before the content is known when it is laid out; how much is to come before it, too.
-    let journal = first_place(&tree, room, options_of(&digest, size, room.journal()))
+    // How many blocks come before the content is known once it is laid out, and so is the wanted number.
+    let journal = first_place(&tree, places, options_of(&digest, size, places.journal()))
         .map_err(unwritten)?
-        .map_or(room.journal(), |(found, wanted)| room.journal_for(found, wanted));
-    // Of tree, declarations and layout, two at most are in memory at once.
+        .map_or(places.journal(), |(found, wanted)| places.journal_for(found, wanted));
+    // Tree, declarations and layout are large: at most two are in memory at a time.
     let (builder, contents) = declare(tree, options_of(&digest, size, journal)).map_err(unwritten)?;
     let layout = builder.seal().map_err(unwritten)?;
-    let mut moves = Moves::new(&layout, &contents, room);
+    let mut moves = Relocation::new(&layout, &contents, places);
     drop(contents);
     let doing = |error| Failure::os("write an image", error);
-    moves.close_up(files, meter).map_err(doing)?;
-    moves.clear(image, room, end).map_err(doing)?;
+    moves.move_out(files, meter).map_err(doing)?;
+    moves.clear(image, places, end).map_err(doing)?;
     layout.writer(Holes { image, meter }).map_err(unwritten)?;
-    moves.put_back(files, meter).map_err(doing)?;
+    moves.move_in(files, meter).map_err(doing)?;
     Ok(Made { digest: digest.to_string() })
 }
 
-/// The digest of all that an image's bytes follow from.
+/// Returns the digest of everything that determines the image's bytes.
 fn digest(size: Bytes, diff_ids: &[(Archive, Digest)]) -> Digest {
     let mut sha256 = Sha256::new();
     sha256.update(format!("banger image {FORMAT}\n{}\n", size.0));
@@ -89,22 +89,22 @@ fn digest(size: Bytes, diff_ids: &[(Archive, Digest)]) -> Digest {
     Digest::from_bytes(sha256.finalize().into())
 }
 
-/// What is the same for all file systems of a size.
+/// Returns the options that all file systems of a size share.
 pub(super) fn options(size: Bytes, uuid: [u8; 16]) -> Options {
     let mut options = Options::new(size.0, uuid, EPOCH);
     options.label = Some(LABEL.to_owned());
-    // In a guest the superuser is who uses the disk.
+    // Reserved blocks are for root, which is the user of the disk in a guest.
     options.reserved_percent = 0;
     let inodes = (size.0 / BYTES_PER_INODE).max(MIN_INODES);
     options.inodes = InodeCount::Exact(u32::try_from(inodes).unwrap_or(u32::MAX));
     options
 }
 
-/// Those of the file system with this digest, which has a journal of so many blocks.
+/// Returns the options of the file system with this digest and a journal of this many blocks.
 fn options_of(digest: &Digest, size: Bytes, journal: u64) -> Options {
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&digest.as_bytes()[..16]);
-    // RFC 9562, version 8: the rest is the maker's to choose.
+    // RFC 9562, version 8: the other bits are free to choose.
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     let mut options = options(size, uuid);
@@ -112,11 +112,15 @@ fn options_of(digest: &Digest, size: Bytes, journal: u64) -> Options {
     options
 }
 
-/// The place where the first content comes to be with these options, and where it is.
+/// Returns where the first content would be with these options, and where it is.
 ///
-/// What comes before it are blocks of directories, attributes and symbolic links, all of them. A file counts by its
-/// name alone, so all files are names of one file here, which takes a fraction of the memory that they do.
-fn first_place(tree: &Tree, room: &Room, options: Options) -> Result<Option<(u64, u64)>, mkext4::Error> {
+/// Before it come all blocks of directories, attributes and symbolic links. A file counts only by its name, so here
+/// all files are names of one file, which takes a fraction of the memory.
+fn first_place(
+    tree: &Tree,
+    places: &DataLayout,
+    options: Options,
+) -> Result<Option<(u64, u64)>, mkext4::Error> {
     let mut builder = FsBuilder::new(options)?;
     let mut handles = Handles::of(tree);
     let first = tree
@@ -150,11 +154,11 @@ fn first_place(tree: &Tree, room: &Room, options: Options) -> Result<Option<(u64
     let Some((wanted, first)) = first else { return Ok(None) };
     let Some(handle) = handles.get(first) else { return Ok(None) };
     let layout = builder.seal()?;
-    let found = layout.extents(handle).first().and_then(|(offset, _)| room.place(*offset));
+    let found = layout.extents(handle).first().and_then(|(offset, _)| places.place(*offset));
     Ok(found.map(|found| (found, wanted)))
 }
 
-/// Tells the writer what there is to be. Files are told in the order in which they were read, which is that of
+/// Declares the tree to the writer. Files are declared in the order in which they were read, which is the order of
 /// their content in the image.
 fn declare(tree: Tree, options: Options) -> Result<(FsBuilder, Vec<(InodeHandle, Content)>), mkext4::Error> {
     let mut builder = FsBuilder::new(options)?;
@@ -175,7 +179,7 @@ fn declare(tree: Tree, options: Options) -> Result<(FsBuilder, Vec<(InodeHandle,
             }
         }
     }
-    // The sort is stable: the names of a file keep their order.
+    // The sort is stable, so the names of a file keep their order.
     files.sort_by_key(|(id, _, _)| match &tree.node(*id).kind {
         Kind::File(content) => (content.at, *id),
         _ => (0, *id),
@@ -191,7 +195,7 @@ fn declare(tree: Tree, options: Options) -> Result<(FsBuilder, Vec<(InodeHandle,
     Ok((builder, contents))
 }
 
-/// Tells the writer of a name. Returns what it names, where that is new.
+/// Declares a name. Returns the handle of its node if that is new.
 fn add(
     builder: &mut FsBuilder,
     handles: &mut Handles,
@@ -226,7 +230,7 @@ fn add(
     Ok(Some(handle))
 }
 
-/// What the writer calls the nodes of a tree that it was told of.
+/// The writer's handles of a tree's nodes.
 struct Handles(Vec<Option<InodeHandle>>);
 
 impl Handles {
@@ -240,7 +244,7 @@ impl Handles {
         self.0[id.index()]
     }
 
-    /// A directory is seen before what is in it.
+    /// Returns the handle of a directory. A directory is visited before its content.
     fn of_directory(&self, id: Id) -> InodeHandle {
         self.get(id).unwrap_or(mkext4::ROOT)
     }
@@ -252,7 +256,7 @@ impl Handles {
 
 fn meta(meta: &Meta) -> mkext4::Meta {
     let (seconds, nanoseconds) = meta.modified;
-    // As Linux does it.
+    // As Linux does.
     let time = match seconds.clamp(*TIMES.start(), *TIMES.end()) {
         kept if kept == seconds => (kept, nanoseconds),
         kept => (kept, 0),
@@ -264,7 +268,7 @@ fn attributes(builder: &mut FsBuilder, handle: InodeHandle, node: &Node) -> Resu
     node.attributes.iter().flatten().try_for_each(|(name, value)| builder.set_xattr(handle, name, value))
 }
 
-/// The stretches of data and the holes of a file.
+/// Returns the data and the holes of a file.
 fn stretches(content: &Content) -> Vec<SparseSeg> {
     let (mut stretches, mut at) = (Vec::new(), 0);
     for segment in content.segments.iter().flatten() {
@@ -280,7 +284,7 @@ fn stretches(content: &Content) -> Vec<SparseSeg> {
     stretches
 }
 
-/// A new file, which has its zeros already.
+/// A new file, whose zeros need not be written.
 pub(super) struct Holes<'a> {
     pub(super) image: &'a File,
     pub(super) meter: &'a Meter,
@@ -300,7 +304,7 @@ impl RegionSink for Holes<'_> {
 pub(super) fn failure(error: mkext4::Error, size: Bytes) -> Failure {
     match error {
         mkext4::Error::Io(error) => Failure::os("write an image", error),
-        // Names, links and attributes were looked at before: what is left is that there is no room.
+        // Names, links and attributes were checked before, so what is left is a lack of space.
         other => Failure::refused(format!(
             "the image cannot be taken: it does not fit into a file system of {size}: {other}"
         )),

@@ -1,7 +1,7 @@
-//! The way back: a file system becomes an image in files, as a tar archive of an OCI image layout. What reads the
-//! file system is the same confined worker, since a user may have handed it over as it is.
+//! The reverse of an import: writes a file system as an image, a tar archive in OCI layout. A confined worker reads
+//! the file system too, since its bytes may come from a user.
 //!
-//! The same file system gives the same bytes: names are in their order, and nothing says when or where it was done.
+//! The same file system gives the same bytes: names are sorted, and no time or host is recorded.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,18 +30,18 @@ use crate::{
     },
 };
 
-/// As large as a layer may be that is taken back.
+/// The largest layer that an import accepts.
 const MAX_LAYER: u64 = 64 << 30;
 const MAX_ENTRIES: usize = 1_000_000;
-/// How deep directories may be.
+/// The most nested directories.
 const MAX_DEPTH: usize = 1024;
-/// How much is moved at once.
+/// How much is copied at a time.
 const BUFFER: usize = 1 << 20;
 const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 const DEFAULT_LIST: &[u8] = b"system.posix_acl_default";
 const LOST_AND_FOUND: &[u8] = b"lost+found";
 
-/// Writes the image of a file system into a new file.
+/// Writes the image of a file system to a new file.
 pub(super) fn export(
     order: &Export,
     image: File,
@@ -49,7 +49,7 @@ pub(super) fn export(
     meter: &Meter,
 ) -> Result<Exported, Failure> {
     let fs = Fs::open(image).map_err(unreadable)?;
-    // The header of the layer is written when its digest is known. It is always one block.
+    // The layer's header is written once its digest is known. It is always one block.
     let mut out = Out { file: archive, at: write::BLOCK, sha256: Sha256::new(), buffer: Vec::new(), meter };
     let mut walk = Walk { fs: &fs, seen: HashMap::new(), directories: HashSet::new(), entries: 0 };
     let root = fs.inode(ROOT_INO).map_err(unreadable)?;
@@ -63,11 +63,11 @@ pub(super) fn export(
     let layer =
         Descriptor { digest: Digest::from_bytes(out.sha256.clone().finalize().into()), size: Bytes(size) };
     let failed = |error| Failure::os("write the archive", error);
-    archive.write_all_at(&write::plain_head(&layout::place(&layer.digest), size), 0).map_err(failed)?;
+    archive.write_all_at(&write::file_header(&layout::path(&layer.digest), size), 0).map_err(failed)?;
 
     let documents = layout::documents(&order.config, &order.architecture, layer);
     for (name, content) in &documents.files {
-        out.write(&write::plain_head(name, content.len() as u64))?;
+        out.write(&write::file_header(name, content.len() as u64))?;
         out.write(content)?;
         out.fill()?;
     }
@@ -77,7 +77,7 @@ pub(super) fn export(
     Ok(Exported { manifest: documents.manifest.to_string(), bytes: Bytes(out.at) })
 }
 
-/// What cannot be read of a file system is refused, unless it is the host that cannot read.
+/// Refuses an unreadable file system, unless the host failed to read.
 fn unreadable(error: mkext4::Error) -> Failure {
     match error {
         mkext4::Error::Io(error) => Failure::os("read the image", error),
@@ -90,7 +90,7 @@ fn refused(path: &[u8], why: &str) -> Failure {
     Failure::refused(format!("the image cannot be exported: {} {why}", path.escape_debug()))
 }
 
-/// The archive, which grows at its end.
+/// The archive, written from its beginning to its end.
 struct Out<'a> {
     file: &'a File,
     at: u64,
@@ -105,7 +105,7 @@ impl Out<'_> {
         if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
     }
 
-    /// Fills the last block up.
+    /// Pads the last block.
     fn fill(&mut self) -> Result<(), Failure> {
         let end = self.at + self.buffer.len() as u64;
         let missing = end.next_multiple_of(write::BLOCK) - end;
@@ -131,14 +131,14 @@ impl Out<'_> {
 
 struct Walk<'a> {
     fs: &'a Fs<File>,
-    /// The first name of each file that has several.
+    /// The first name of each file with several names.
     seen: HashMap<u32, Vec<u8>>,
     directories: HashSet<u32>,
     entries: usize,
 }
 
 impl Walk<'_> {
-    /// Writes what is in a directory, by name.
+    /// Writes the content of a directory, sorted by name.
     fn directory(&mut self, out: &mut Out<'_>, inode: u32, path: &[u8], depth: usize) -> Result<(), Failure> {
         if depth > MAX_DEPTH {
             return Err(refused(path, "is too deep"));
@@ -166,7 +166,7 @@ impl Walk<'_> {
         if kind != FileType::Dir && inode.links_count > 1 {
             if let Some(first) = self.seen.get(&number) {
                 let link = self.entry(&path, number, &inode, What::Link(first.clone()))?;
-                // Its content is under its first name.
+                // The content is stored under its first name.
                 return out.write(&write::head(&Entry { attributes: Vec::new(), ..link }));
             }
             self.seen.insert(number, path.clone());
@@ -175,7 +175,7 @@ impl Walk<'_> {
             FileType::Dir => {
                 let is_own = depth == 0 && path == LOST_AND_FOUND;
                 if is_own && self.fs.read_dir(number).map_err(unreadable)?.len() <= 2 {
-                    // Every ext4 has it.
+                    // Every ext4 file system has it.
                     return Ok(());
                 }
                 if !self.directories.insert(number) {
@@ -202,7 +202,7 @@ impl Walk<'_> {
                 What::Special(Special::Block { major, minor })
             }
             FileType::Fifo => What::Special(Special::Fifo),
-            // A socket is nothing without the process that made it; tar leaves it out, too.
+            // A socket is useless without its process; tar omits it too.
             FileType::Socket => return Ok(()),
             _ => return Err(refused(&path, "is a file of an unknown type")),
         };
@@ -216,14 +216,14 @@ impl Walk<'_> {
                 return Err(refused(path, "has an extended attribute of an unknown type"));
             };
             let value = match name.as_slice() {
-                ACCESS_LIST | DEFAULT_LIST => acl::seen(&attribute.value)
+                ACCESS_LIST | DEFAULT_LIST => acl::from_disk(&attribute.value)
                     .ok_or_else(|| refused(path, "has an invalid access control list"))?,
                 _ => attribute.value,
             };
             attributes.push((name, value));
         }
         attributes.sort();
-        // Two bits more of the seconds, and the nanoseconds (`EXT4_EPOCH_BITS` in fs/ext4/ext4.h of Linux).
+        // Two more bits of the seconds, and the nanoseconds (`EXT4_EPOCH_BITS` in fs/ext4/ext4.h of Linux).
         let seconds = i64::from(inode.mtime.cast_signed()) + (i64::from(inode.mtime_extra & 3) << 32);
         let nanoseconds = (inode.mtime_extra >> 2).min(999_999_999);
         let meta = Meta {
@@ -235,7 +235,7 @@ impl Walk<'_> {
         Ok(Entry { path: path.to_vec(), what, meta, attributes })
     }
 
-    /// Writes what is in a file. Holes are zeros: not every program that reads images knows of holes.
+    /// Writes the content of a file. Holes become zeros, since not every reader of images knows sparse files.
     fn content(&self, out: &mut Out<'_>, number: u32, inode: &Inode, path: &[u8]) -> Result<(), Failure> {
         if inode.size > MAX_LAYER {
             return Err(refused(path, "is larger than an image may be"));
@@ -249,7 +249,7 @@ impl Walk<'_> {
         let (mut at, mut buffer) = (0, vec![0; BUFFER]);
         while at < inode.size {
             let length = usize::try_from(inode.size - at).unwrap_or(BUFFER).min(BUFFER);
-            // Those that end before are not needed any more.
+            // Earlier ones are not needed any more.
             let done = extents
                 .partition_point(|extent| (u64::from(extent.logical) + u64::from(extent.len)) * BLOCK <= at);
             extents.drain(..done);
@@ -267,7 +267,7 @@ impl Walk<'_> {
 
 const BLOCK: u64 = crate::rootfs::sparse::BLOCK;
 
-/// The numbers of a device (`ext4_iget` and `include/linux/kdev_t.h` of Linux).
+/// Returns the device numbers (`ext4_iget` and `include/linux/kdev_t.h` of Linux).
 fn device(inode: &Inode) -> (u32, u32) {
     let word = |at: usize| {
         let mut bytes = [0; 4];

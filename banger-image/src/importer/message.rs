@@ -1,9 +1,8 @@
-//! What the service and the worker say to each other: an order with the files, any number of answers about how
-//! far it is, and a last one.
+//! Messages between the service and the worker: an order with files, any number of progress messages, and a result.
 
 use std::io;
 
-use banger_jail::walls::Walls;
+use banger_jail::jail::Jail;
 use banger_proto::size::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -12,31 +11,33 @@ use crate::{
     rootfs,
 };
 
-/// What is to be done.
+/// The order to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// Set where no systemd has put walls around the worker.
-    pub walls: Option<Walls>,
-    /// What to do behind them.
+    /// The jail that the worker has to build, if there is no systemd.
+    #[serde(rename = "walls")]
+    pub jail: Option<Jail>,
+    /// What to do in it.
     pub task: Task,
 }
 
-/// What the worker can do.
+/// What a worker can do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
-    /// Make an image. The files are that of the image, one to put things aside, and the archives.
+    /// Make an image. The files are a new one for the image, a new one for moved content, and the archives.
     Import(Import),
-    /// Write an image into an archive. The files are the image's, and a new one for the archive.
+    /// Write an image to an archive. The files are the image and a new one for the archive.
     Export(Export),
-    /// Copy a user's file. The files are the user's, and an empty one for the copy.
-    Take(Take),
-    /// Write the file system of a kernel's modules. The files are an archive of them, and a new one for the file system.
+    /// Copy a user's file. The files are the user's and an empty one for the copy.
+    #[serde(rename = "Take")]
+    CopyFile(CopyFile),
+    /// Write the file system of a kernel's modules. The files are an archive of them and a new one for the file system.
     ModuleTree(ModuleTree),
-    /// Try what it must not be able to do.
+    /// Try what the worker must not be able to do.
     Probe,
 }
 
-/// An image to be made.
+/// An image to make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Import {
     /// The archives, the lowest first.
@@ -45,12 +46,12 @@ pub struct Import {
     pub size: Bytes,
 }
 
-/// An image to be written into an archive.
+/// An image to write to an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
-    /// How its programs want to be run.
+    /// How to run its programs.
     pub config: ImageConfig,
-    /// The processor that they are for.
+    /// Their architecture.
     pub architecture: String,
 }
 
@@ -61,89 +62,90 @@ pub struct ModuleTree {
     pub release: String,
 }
 
-/// A user's file to be copied.
+/// A user's file to copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Take {
-    /// What it is to be, for messages: `the kernel`.
+pub struct CopyFile {
+    /// What it is, for messages: `the kernel`.
     pub what: String,
-    /// The largest size that is taken.
+    /// The largest accepted size.
     pub max: Bytes,
-    /// What of it is copied.
+    /// Which part to copy.
     pub extent: Extent,
 }
 
-/// What of a file is copied.
+/// The part of a file to copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Extent {
     /// All of it.
     Whole,
-    /// The first so many bytes, or all of a file that has fewer.
+    /// The first bytes, or all of a shorter file.
     Head(u64),
-    /// Parts, one behind the other: where each begins, and how long it is. One beyond the end is refused.
+    /// Several ranges, by offset and length, one after the other. A range beyond the end is refused.
     Parts(Vec<(u64, u64)>),
 }
 
 /// An archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Archive {
-    /// How it is packed.
+    /// How it is compressed.
     pub packing: Packing,
-    /// What is said of it, if it is a layer; a whole root file system otherwise.
+    /// The claim about a layer; `None` for a whole root file system.
     pub claim: Option<Claim>,
-    /// Where a layer begins in a file that has other things as well; it is the whole file or pipe when absent.
+    /// The offset of a layer in a file with other content; `None` if it is the whole file or pipe.
     pub offset: Option<u64>,
 }
 
-/// What is said of a layer. What turns out otherwise is refused.
+/// A claim about a layer. A layer that does not match is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// How many bytes it has.
+    /// Its compressed size.
     pub size: Bytes,
-    /// Their digest.
+    /// Its compressed digest.
     pub digest: String,
-    /// The digest of the tar in them.
+    /// The digest of the decompressed tar.
     pub diff_id: String,
 }
 
-/// What the worker says.
+/// The worker's answers. All but the first kind are final.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
-    /// It works.
+    /// The progress so far.
     Works {
-        /// So many bytes were read of the archives.
+        /// Bytes read from the archives.
         read: u64,
-        /// So many bytes were written.
+        /// Bytes written.
         written: u64,
     },
-    /// The image is there. Nothing follows.
+    /// The image was made.
     Made(Made),
-    /// The archive is there. Nothing follows.
+    /// The archive was written.
     Exported(Exported),
-    /// The copy of a file of this size is there. Nothing follows.
-    Taken(u64),
-    /// The file system of modules is there. Nothing follows.
+    /// A file of this size was copied.
+    #[serde(rename = "Taken")]
+    Copied(u64),
+    /// The file system of modules was written.
     MadeTree(MadeTree),
-    /// It is not. Nothing follows.
+    /// The task failed.
     Failed(Failure),
-    /// What it tried, and whether it could. Nothing follows.
+    /// The results of the attempts.
     Probed(Vec<Attempt>),
 }
 
-/// An image that was made.
+/// A new image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
-    /// The digest of all that its bytes follow from: the archives, the size, and how they are laid out.
+    /// The digest of everything that determines its bytes: the archives, the size and the layout.
     pub digest: String,
 }
 
-/// A file system of modules that was made.
+/// A new file system of modules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MadeTree {
     /// Its size.
     pub size: Bytes,
     /// How many modules are in it.
     pub modules: u32,
-    /// How many files were left out, since they are called modules and are none.
+    /// The number of skipped files: those named like a module that are none.
     pub skipped: u32,
 }
 
@@ -156,21 +158,21 @@ pub struct Exported {
     pub bytes: Bytes,
 }
 
-/// Something that the worker tried.
+/// An attempt to do something forbidden.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// What it was.
     pub what: String,
-    /// Whether the host let it.
+    /// Whether it succeeded.
     pub done: bool,
-    /// How the kernel answered.
+    /// The kernel's answer.
     pub how: String,
 }
 
-/// Why there is no image.
+/// Why a task failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Failure {
-    /// An archive is not what it has to be.
+    /// An archive is invalid.
     #[error("{message}")]
     Refused {
         /// What is wrong with it.
@@ -182,18 +184,18 @@ pub enum Failure {
         /// What is wrong with it.
         message: String,
     },
-    /// There is no room for it.
+    /// There is no space for it.
     #[error("cannot {doing}: no space is left")]
     NoSpace {
         /// What was being done.
         doing: String,
     },
-    /// Something that should not be.
+    /// An unexpected error.
     #[error("cannot {doing}: {why}")]
     Broken {
         /// What was being done.
         doing: String,
-        /// Why not.
+        /// The cause.
         why: String,
     },
 }
@@ -203,7 +205,7 @@ impl Failure {
         Self::Refused { message: message.into() }
     }
 
-    /// The error of a system call that was made for `doing`.
+    /// Returns the failure of a system call made for `doing`.
     pub(super) fn os(doing: &str, error: impl Into<io::Error>) -> Self {
         let error = error.into();
         match error.kind() {

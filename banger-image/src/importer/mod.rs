@@ -1,23 +1,49 @@
-//! The import worker: it makes an ext4 file system of what an image consists of. It runs as a process of its own
-//! that may do nothing but read and write the files that it was given, since what it reads is hostile; the service
-//! tells it what to do over a socket, its standard input.
+//! The import worker: makes an ext4 file system from the layers of an image, or from an archive of a root file system.
 //!
-//! Each archive is read once, from its beginning to its end. One thread unpacks it; another one checks it, notes
-//! down what is in it ([`crate::rootfs`]), and writes the content of its files to where it will be if all
-//! of them count. When all are read, it is known what the file system consists of; what a hidden file has left
-//! is closed up, and everything but the content is written.
+//! It runs as a process of its own, the program `banger-import`, since everything that it reads is hostile. It may only
+//! read and write the files that the service passes to it with its order, over a socket that is its standard input:
+//!
+//! ```text
+//!   banger-system                      banger-import: own user, no network, opens nothing (lockdown)
+//!
+//!   order, files ───────────────────►  run ──► import
+//!                                               │  for each archive, the lowest first:
+//!     a layer from the cache,                   ▼
+//!     or a user's archive ──── pipe ──►  unpack ──► rootfs::tar ──► rootfs::tree: names, owners, links
+//!                                        thread 1       │ thread 2
+//!                                                       ▼
+//!     new, empty file ◄──── content ──────────────── spool: each file's data, at its likely place (layout)
+//!            ▲                                          │  after the last archive:
+//!            │                                          ▼
+//!            ├────────────── moved content ────────── relocate: close the gaps of hidden files
+//!            └────────────── everything else ──────── build: mkext4 writes inodes, directories, the journal
+//!
+//!   progress, result ◄──────────────  run
+//! ```
+//!
+//! - An archive is read once, from beginning to end, so that a layer can be imported while it is downloaded. One thread
+//!   decompresses and hashes; another one parses, adds names to the tree, and writes the content of files.
+//! - Content is written directly into the image, to where it belongs if no layer above hides anything. [`layout`] can
+//!   tell that before the files are known. An image in which no layer hides a file usually needs no moves afterwards.
+//! - The tree has names and metadata only, so memory is bounded by the limits of [`crate::rootfs::limits`].
+//! - An archive that does not match its claim (size, digest, digest of the tar) is refused, whatever is in it.
+//! - The same archives give the same bytes: times and UUIDs are derived from the input ([`build`]).
+//!
+//! The worker has three more tasks for the same reason, that their input is hostile: it writes a file system as an
+//! image ([`export`]), copies a user's file, which may be on a file system that never answers ([`copy_file`]), and
+//! makes the file system of a kernel's modules ([`module_tree`]).
 
 mod build;
+mod copy_file;
 mod export;
-mod feed;
+mod layout;
+mod lockdown;
 pub mod message;
 mod module_tree;
-mod moves;
-mod room;
+mod relocate;
 mod run;
 mod spool;
-mod take;
-mod wall;
+mod unpack;
 
 use std::{
     fs::File,
@@ -25,15 +51,15 @@ use std::{
 };
 
 #[cfg(feature = "fixtures")]
-pub use run::obey_one;
+pub use run::execute_one;
 pub use run::run;
 
 use crate::{
     importer::{
-        feed::Feed,
+        layout::DataLayout,
         message::{Failure, Import, Made},
-        room::Room,
         spool::Spool,
+        unpack::Unpacked,
     },
     rootfs::{
         entry::What,
@@ -42,7 +68,7 @@ use crate::{
     },
 };
 
-/// How far the work is.
+/// Counts the progress of the work.
 #[derive(Debug, Default)]
 pub struct Meter {
     read: AtomicU64,
@@ -50,7 +76,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Bytes that were read of the archives, and bytes that were written.
+    /// Returns the bytes read from the archives, and the bytes written.
     pub fn read_and_written(&self) -> (u64, u64) {
         (self.read.load(Relaxed), self.written.load(Relaxed))
     }
@@ -67,26 +93,26 @@ impl Meter {
 /// The files of an import.
 #[derive(Debug)]
 pub struct Files {
-    /// A new file, which the file system is written to.
+    /// A new file for the file system.
     pub image: File,
-    /// A new file for what has to be put aside.
+    /// A new file for content that is moved.
     pub spool: File,
     /// The archives, the lowest first.
     pub archives: Vec<File>,
 }
 
-/// Makes a file system of archives.
+/// Makes a file system from archives.
 pub fn import(order: &Import, mut files: Files, meter: &Meter) -> Result<Made, Failure> {
     let mut tree = Tree::default();
-    let room = Room::new(order.size, || build::options(order.size, [0; 16]))
+    let places = DataLayout::new(order.size, || build::options(order.size, [0; 16]))
         .map_err(|error| build::failure(error, order.size))?;
-    let mut spool = Spool::new(&files.image, &room, order.size, meter);
+    let mut spool = Spool::new(&files.image, &places, order.size, meter);
     let mut diff_ids = Vec::new();
     for (archive, file) in order.archives.iter().zip(files.archives.drain(..)) {
         let layer = if archive.claim.is_some() { Archive::Layer } else { Archive::Whole };
-        let diff_id = feed::with(file, archive, order.size, meter, |feed| {
+        let diff_id = unpack::with(file, archive, order.size, meter, |unpacked| {
             tree.begin(layer);
-            take(feed, &mut tree, &mut spool)
+            add_entries(unpacked, &mut tree, &mut spool)
         })?;
         diff_ids.push((layer, diff_id));
     }
@@ -94,12 +120,12 @@ pub fn import(order: &Import, mut files: Files, meter: &Meter) -> Result<Made, F
         return Err(Failure::refused("the image cannot be taken: there is nothing in it"));
     }
     let end = spool.finish()?;
-    build::build(tree, &files, &room, end, order.size, &diff_ids, meter)
+    build::build(tree, &files, &places, end, order.size, &diff_ids, meter)
 }
 
-/// Puts the entries of an archive into the tree, and the content of its files to its place.
-fn take(feed: &mut Feed, tree: &mut Tree, spool: &mut Spool<'_>) -> Result<(), Failure> {
-    let mut tar = Tar::new(feed);
+/// Adds the entries of an archive to the tree, and writes the content of its files.
+fn add_entries(unpacked: &mut Unpacked, tree: &mut Tree, spool: &mut Spool<'_>) -> Result<(), Failure> {
+    let mut tar = Tar::new(unpacked);
     while let Some(entry) = tar.next_entry()? {
         let content = match &entry.what {
             What::File(shape) => spool.store(&mut tar, shape)?,

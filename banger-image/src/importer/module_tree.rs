@@ -1,5 +1,5 @@
-//! Writing the file system that has all modules of a kernel, as `modprobe` in a guest finds them: each unpacked, since
-//! not every guest's `modprobe` can unpack, and with the tables of depmod(8).
+//! Writes the file system of all modules of a kernel, as `modprobe` in a guest finds them: decompressed, since not
+//! every `modprobe` can do that, and with the tables of depmod(8).
 
 use std::{
     collections::BTreeMap,
@@ -32,13 +32,13 @@ const LABEL: &str = "banger-modules";
 const MAX_TREE: Bytes = Bytes::gib(2);
 /// Debugging information makes modules large; without it the largest one has about 30 MiB.
 const MAX_MODULE: Bytes = Bytes::mib(128);
-/// What a kernel's build writes beside its modules, of which the largest has about 1 MiB.
+/// The tables of a kernel's build, the largest of which has about 1 MiB.
 const MAX_TABLE: Bytes = Bytes::mib(16);
-/// The tables of a kernel's build that a guest gets as they are.
+/// The tables of a kernel's build that are copied as they are.
 const KEPT: [&str; 3] = ["modules.builtin", "modules.builtin.modinfo", "modules.order"];
-/// The smallest journal that Linux takes. Nothing is ever written to it.
+/// The smallest journal that Linux accepts. Nothing is ever written to it.
 const JOURNAL: u32 = 1024;
-/// The size of an inode in the file system, and what is kept for descriptors, bitmaps and `lost+found`.
+/// The size of an inode, and the space for descriptors, bitmaps and `lost+found`.
 const INODE: u64 = 256;
 const RESERVE: u64 = 8 << 20;
 
@@ -49,13 +49,13 @@ struct Planned {
 }
 
 enum From {
-    /// A module, perhaps compressed, at this path of the archive.
+    /// A module, perhaps compressed, at this path in the archive.
     Archive(String),
     Memory(Vec<u8>),
 }
 
-/// Writes the file system of the modules in a tar archive into a new file. Its root has one directory, which has the
-/// name of the release.
+/// Writes the file system of the modules in a tar archive to a new file. Its root has one directory, named by the
+/// release.
 pub(super) fn make(
     order: &ModuleTree,
     archive: File,
@@ -75,7 +75,7 @@ pub(super) fn make(
     let layout = builder.seal().map_err(unwritten)?;
     image.set_len(size.0).map_err(|error| Failure::os("write the modules", error))?;
     let mut writer = layout.writer(Holes { image, meter }).map_err(unwritten)?;
-    // An empty file has nowhere that could be filled.
+    // An empty file has no content to write.
     for (file, handle) in files.into_values().zip(handles).filter(|(file, _)| file.size > 0) {
         let content = match file.from {
             From::Memory(content) => content,
@@ -87,8 +87,8 @@ pub(super) fn make(
     Ok(MadeTree { size, modules, skipped })
 }
 
-/// What is to be in the directory, by path; how many modules are among them; and how many files were left out, since
-/// they are called modules and are none.
+/// Returns the files by path, the number of modules among them, and the number of skipped files: those named like a
+/// module that are none.
 fn plan(
     tree: &mut Tree<impl Read + Seek>,
     meter: &Meter,
@@ -146,7 +146,7 @@ fn read_module(tree: &mut Tree<impl Read + Seek>, path: &str, meter: &Meter) -> 
     })
 }
 
-/// Those of a file system that has room for these files, and its size.
+/// Returns the options and the size of a file system for these files.
 fn options(release: &Release, files: &BTreeMap<String, Planned>) -> (Options, Bytes) {
     let mut sha256 = Sha256::new();
     sha256.update(format!("banger modules of {release}\n"));
@@ -155,18 +155,18 @@ fn options(release: &Release, files: &BTreeMap<String, Planned>) -> (Options, By
     }
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&sha256.finalize()[..16]);
-    // RFC 9562, version 8: the rest is the maker's to choose.
+    // RFC 9562, version 8: the other bits are free to choose.
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;
 
-    // Each file may have a directory of its own, and each name is shorter than a path.
+    // Each file may have a directory of its own, and each name is shorter than its path.
     let names: u64 = files.keys().map(|path| path.len() as u64 + 8).sum();
     let directories = directories(files) as u64;
     let inodes = files.len() as u64 + directories + 64;
     let content: u64 = files.values().map(|file| file.size.next_multiple_of(BLOCK)).sum();
     let journal = u64::from(JOURNAL) * BLOCK;
     let needed = content + 2 * names + (directories + 4) * BLOCK + 2 * inodes * INODE + journal + RESERVE;
-    // Descriptors and bitmaps of each group, and their copies.
+    // Adds the descriptors and bitmaps of each group, and their copies.
     let size = Bytes((needed + needed / 64).max(4 * journal).next_multiple_of(BLOCK));
     let mut options = Options::new(size.0, uuid, EPOCH);
     options.label = Some(LABEL.to_owned());
@@ -176,7 +176,7 @@ fn options(release: &Release, files: &BTreeMap<String, Planned>) -> (Options, By
     (options, size)
 }
 
-/// The directories that a path lies in, the uppermost first.
+/// Returns the parent directories of a path, the uppermost first.
 fn parents(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(at, _)| &path[..at])
 }
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_tree_of_modules_is_refused_with_the_reason() {
+    fn an_invalid_tree_of_modules_is_refused_with_the_reason() {
         let check = |files: &[(&str, Vec<u8>)], expect: &str| {
             let error = made(files).unwrap_err().to_string();
             assert!(error.contains(expect), "{error}");

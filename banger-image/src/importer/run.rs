@@ -10,97 +10,96 @@ use std::{
     time::Duration,
 };
 
-use banger_jail::{message, walls};
+use banger_jail::{jail, message};
 
 use super::{
-    Files, Meter,
+    Files, Meter, lockdown,
     message::{Answer, Failure, Import, Order, Task},
-    wall,
 };
 
-/// How often the worker says how far it is.
-const PULSE: Duration = Duration::from_millis(100);
+/// How often the worker reports its progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Does what the service orders on this socket. Whatever comes of it was said there.
+/// Executes the order from this socket, and sends the result there.
 pub fn run(socket: OwnedFd) -> ExitCode {
     let answer = match message::receive::<Order>(&socket) {
-        // The service has changed its mind.
+        // The service has cancelled the job.
         Ok(None) => return ExitCode::SUCCESS,
-        Ok(Some((order, files))) => obey(order, files, &socket),
+        Ok(Some((order, files))) => execute(order, files, &socket),
         Err(error) => Answer::Failed(Failure::os("receive an order", error)),
     };
     match message::send(&socket, &answer, &[]) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("banger-import: cannot tell what came of it: {error}");
+            eprintln!("banger-import: cannot send the result: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn obey(order: Order, files: Vec<OwnedFd>, socket: &OwnedFd) -> Answer {
-    let walled = match &order.walls {
-        Some(walls) => walls::enter(walls).map_err(|error| Failure::os("build the walls", error)),
+fn execute(order: Order, files: Vec<OwnedFd>, socket: &OwnedFd) -> Answer {
+    let jailed = match &order.jail {
+        Some(jail) => jail::enter(jail).map_err(|error| Failure::os("build the jail", error)),
         None => Ok(()),
     };
-    if let Err(failure) = walled.and_then(|()| wall::close()) {
+    if let Err(failure) = jailed.and_then(|()| lockdown::enter()) {
         return Answer::Failed(failure);
     }
     match order.task {
-        Task::Probe => Answer::Probed(wall::probe()),
+        Task::Probe => Answer::Probed(lockdown::probe()),
         Task::Import(order) => {
-            let made = sort(&order, files)
-                .and_then(|files| watched(socket, |meter| super::import(&order, files, meter)));
+            let made = sort_files(&order, files)
+                .and_then(|files| with_progress(socket, |meter| super::import(&order, files, meter)));
             made.map_or_else(Answer::Failed, Answer::Made)
         }
         Task::Export(order) => {
             let exported = pair(files).and_then(|(image, archive)| {
-                super::take::writable(&archive, "the file for the archive")?;
-                watched(socket, |meter| super::export::export(&order, image, &archive, meter))
+                super::copy_file::check_writable(&archive, "the file for the archive")?;
+                with_progress(socket, |meter| super::export::export(&order, image, &archive, meter))
             });
             exported.map_or_else(Answer::Failed, Answer::Exported)
         }
         Task::ModuleTree(order) => {
             let made = pair(files).and_then(|(archive, image)| {
-                watched(socket, |meter| super::module_tree::make(&order, archive, &image, meter))
+                with_progress(socket, |meter| super::module_tree::make(&order, archive, &image, meter))
             });
             made.map_or_else(Answer::Failed, Answer::MadeTree)
         }
-        Task::Take(order) => {
-            let taken = pair(files).and_then(|(original, copy)| {
-                watched(socket, |meter| super::take::take(&order, &original, &copy, meter))
+        Task::CopyFile(order) => {
+            let copied = pair(files).and_then(|(original, copy)| {
+                with_progress(socket, |meter| super::copy_file::copy_file(&order, &original, &copy, meter))
             });
-            taken.map_or_else(Answer::Failed, Answer::Taken)
+            copied.map_or_else(Answer::Failed, Answer::Copied)
         }
     }
 }
 
-/// Obeys an order about a file of a user's, in a process that goes on to be itself.
+/// Executes one order about a user's file in a process that is not locked down, for tests.
 #[cfg(feature = "fixtures")]
-pub fn obey_one(socket: &OwnedFd) {
+pub fn execute_one(socket: &OwnedFd) {
     let meter = Meter::default();
     let answer = match message::receive::<Order>(socket) {
-        Ok(Some((Order { task: Task::Take(order), .. }, files))) => pair(files)
-            .and_then(|(original, copy)| super::take::take(&order, &original, &copy, &meter))
-            .map_or_else(Answer::Failed, Answer::Taken),
+        Ok(Some((Order { task: Task::CopyFile(order), .. }, files))) => pair(files)
+            .and_then(|(original, copy)| super::copy_file::copy_file(&order, &original, &copy, &meter))
+            .map_or_else(Answer::Failed, Answer::Copied),
         Ok(Some((Order { task: Task::ModuleTree(order), .. }, files))) => pair(files)
             .and_then(|(archive, image)| super::module_tree::make(&order, archive, &image, &meter))
             .map_or_else(Answer::Failed, Answer::MadeTree),
         _ => return,
     };
-    // A test that has ended hears nothing.
+    // The test may have ended.
     let _ = message::send(socket, &answer, &[]);
 }
 
-/// The files of an export, or of a copy.
+/// Returns the two files of an export or a copy.
 fn pair(files: Vec<OwnedFd>) -> Result<(File, File), Failure> {
     match <[OwnedFd; 2]>::try_from(files) {
         Ok([image, archive]) => Ok((image.into(), archive.into())),
-        Err(_) => Err(Failure::os("obey", io::Error::from(io::ErrorKind::InvalidData))),
+        Err(_) => Err(Failure::os("execute the order", io::Error::from(io::ErrorKind::InvalidData))),
     }
 }
 
-fn sort(order: &Import, files: Vec<OwnedFd>) -> Result<Files, Failure> {
+fn sort_files(order: &Import, files: Vec<OwnedFd>) -> Result<Files, Failure> {
     let mut files = files.into_iter().map(File::from);
     let (image, spool) = (files.next(), files.next());
     let archives: Vec<File> = files.collect();
@@ -108,30 +107,30 @@ fn sort(order: &Import, files: Vec<OwnedFd>) -> Result<Files, Failure> {
         (Some(image), Some(spool)) if archives.len() == order.archives.len() => {
             Ok(Files { image, spool, archives })
         }
-        _ => Err(Failure::os("obey", io::Error::from(io::ErrorKind::InvalidData))),
+        _ => Err(Failure::os("execute the order", io::Error::from(io::ErrorKind::InvalidData))),
     }
 }
 
-/// Works, and says meanwhile how far that is.
-fn watched<T>(socket: &OwnedFd, work: impl FnOnce(&Meter) -> Result<T, Failure>) -> Result<T, Failure> {
+/// Runs `work` and reports its progress meanwhile.
+fn with_progress<T>(socket: &OwnedFd, work: impl FnOnce(&Meter) -> Result<T, Failure>) -> Result<T, Failure> {
     let meter = Meter::default();
     thread::scope(|scope| {
         let (done, ends) = channel::<()>();
         let meter = &meter;
-        let pulse = move || {
+        let report = move || {
             let mut ended = false;
-            // The last one counts everything.
+            // The last report has the final counts.
             while !ended {
-                ended = ends.recv_timeout(PULSE) != Err(RecvTimeoutError::Timeout);
+                ended = ends.recv_timeout(PROGRESS_INTERVAL) != Err(RecvTimeoutError::Timeout);
                 let (read, written) = meter.read_and_written();
                 if message::send(socket, &Answer::Works { read, written }, &[]).is_err() {
-                    // Nobody waits for it any more.
+                    // The service no longer waits.
                     std::process::exit(1);
                 }
             }
         };
-        let pulse = thread::Builder::new().name("pulse".to_owned()).spawn_scoped(scope, pulse);
-        pulse.map_err(|error| Failure::os("start a thread", error))?;
+        let report = thread::Builder::new().name("report".to_owned()).spawn_scoped(scope, report);
+        report.map_err(|error| Failure::os("start a thread", error))?;
         let made = work(meter);
         drop(done);
         made

@@ -1,11 +1,11 @@
-//! The content of files, written to where it will be in the file system if all of them count: each begins at a
-//! block and is filled up with zeros to the next one.
+//! Writes the content of files to where it will be in the file system if no layer hides any of it. Each file begins
+//! at a block and is padded with zeros.
 
 use std::{fs::File, io::BufRead, os::unix::fs::FileExt};
 
 use banger_proto::size::Bytes;
 
-use super::{Meter, message::Failure, room::Room};
+use super::{Meter, layout::DataLayout, message::Failure};
 use crate::rootfs::{
     self,
     entry::Shape,
@@ -14,19 +14,19 @@ use crate::rootfs::{
     tree::Content,
 };
 
-/// How much is gathered before it is written.
+/// How much is buffered before it is written.
 const BUFFER: usize = 1 << 20;
-/// What is large enough to be written by itself.
+/// The size from which data is written without buffering.
 const LARGE: usize = 128 << 10;
 const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
-/// A file in which contents follow each other.
+/// A file that takes contents one after the other.
 pub(super) struct Spool<'a> {
     file: &'a File,
-    room: &'a Room,
-    /// What comes next and is not written yet.
+    places: &'a DataLayout,
+    /// Data that is not written yet.
     buffer: Vec<u8>,
-    /// The place where that belongs.
+    /// The place of that data.
     at: u64,
     /// The size of the file system, into which everything has to fit.
     size: Bytes,
@@ -34,11 +34,11 @@ pub(super) struct Spool<'a> {
 }
 
 impl<'a> Spool<'a> {
-    pub(super) fn new(file: &'a File, room: &'a Room, size: Bytes, meter: &'a Meter) -> Self {
-        Self { file, room, buffer: Vec::with_capacity(BUFFER + LARGE), at: 0, size, meter }
+    pub(super) fn new(file: &'a File, places: &'a DataLayout, size: Bytes, meter: &'a Meter) -> Self {
+        Self { file, places, buffer: Vec::with_capacity(BUFFER + LARGE), at: 0, size, meter }
     }
 
-    /// Puts aside what an archive has of a file of this shape.
+    /// Writes the content of a file of this shape from an archive.
     pub(super) fn store<R: BufRead>(&mut self, tar: &mut Tar<R>, shape: &Shape) -> Result<Content, Failure> {
         let at = self.place();
         let size = shape.size;
@@ -47,7 +47,7 @@ impl<'a> Spool<'a> {
             Some(segments) => sparse::blocks(segments, size),
         };
         let room: u64 = blocks.iter().map(|block| block.length.next_multiple_of(BLOCK)).sum();
-        if at.saturating_add(room) > self.room.size() {
+        if at.saturating_add(room) > self.places.size() {
             let message = format!("the image cannot be taken: its files do not fit into {}", self.size);
             return Err(Failure::refused(message));
         }
@@ -73,18 +73,18 @@ impl<'a> Spool<'a> {
             next += length;
             (next - length, length)
         });
-        self.zeros(self.room.map_of(stretches))?;
+        self.zeros(self.places.map_of(stretches))?;
         let segments = shape.segments.is_some().then(|| blocks.into_boxed_slice());
         Ok(Content { at, size, segments })
     }
 
-    /// Writes what was gathered, and tells where the last of it ends.
+    /// Writes the buffered data, and returns where the content ends.
     pub(super) fn finish(mut self) -> Result<u64, Failure> {
         self.flush()?;
         Ok(self.at)
     }
 
-    /// Where the next byte belongs.
+    /// Returns the place of the next byte.
     fn place(&self) -> u64 {
         self.at + self.buffer.len() as u64
     }
@@ -97,7 +97,7 @@ impl<'a> Spool<'a> {
             }
             let taken = bytes.len().min(usize::try_from(count).unwrap_or(usize::MAX));
             if taken >= LARGE && self.buffer.is_empty() {
-                write(self.file, self.room, &bytes[..taken], self.at)?;
+                write(self.file, self.places, &bytes[..taken], self.at)?;
                 self.at += taken as u64;
                 self.meter.add_written(taken);
             } else {
@@ -125,7 +125,7 @@ impl<'a> Spool<'a> {
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        write(self.file, self.room, &self.buffer, self.at)?;
+        write(self.file, self.places, &self.buffer, self.at)?;
         self.at += self.buffer.len() as u64;
         self.meter.add_written(self.buffer.len());
         self.buffer.clear();
@@ -133,8 +133,8 @@ impl<'a> Spool<'a> {
     }
 }
 
-fn write(file: &File, room: &Room, mut bytes: &[u8], at: u64) -> Result<(), Failure> {
-    for (offset, length) in room.offsets(at, bytes.len() as u64) {
+fn write(file: &File, places: &DataLayout, mut bytes: &[u8], at: u64) -> Result<(), Failure> {
+    for (offset, length) in places.offsets(at, bytes.len() as u64) {
         let (some, rest) = bytes.split_at(usize::try_from(length).unwrap_or(bytes.len()));
         file.write_all_at(some, offset).map_err(|error| Failure::os("write an image", error))?;
         bytes = rest;

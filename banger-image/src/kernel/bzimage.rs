@@ -1,4 +1,4 @@
-//! The x86 boot protocol's setup header, as far as it leads to the compressed kernel.
+//! Parses the setup header of the x86 boot protocol, as far as needed to find the compressed kernel.
 //!
 //! Source: the kernel's `Documentation/arch/x86/boot.rst`. Offsets are from the start of the file.
 
@@ -22,7 +22,7 @@ pub enum Error {
     CutOff(&'static str),
 }
 
-/// The parsed header, or `None` where the bytes are no `bzImage`.
+/// Parses the header. Returns `None` if the bytes are not a `bzImage`.
 pub(super) fn parse(image: &[u8]) -> Result<Option<BzImage<'_>>, Error> {
     if field(image, 0x1fe) != Some([0x55, 0xaa]) || field(image, 0x202) != Some(*b"HdrS") {
         return Ok(None);

@@ -1,5 +1,4 @@
-//! A writer of the kernel's initramfs format: cpio "newc", not compressed, the same bytes for the same
-//! content.
+//! Writes the kernel's initramfs format: uncompressed cpio "newc", with the same bytes for the same content.
 //!
 //! Source: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
@@ -28,7 +27,7 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// An empty archive.
+    /// Returns an empty archive.
     pub fn new() -> Self {
         Self::default()
     }
@@ -53,7 +52,7 @@ impl Archive {
         Ok(())
     }
 
-    /// The finished archive; another one may follow it directly.
+    /// Returns the finished archive. Another one may follow it directly.
     pub fn finish(mut self) -> Vec<u8> {
         self.entries = 0;
         self.header("TRAILER!!!", 0, 1, 0);
@@ -109,7 +108,7 @@ pub(super) mod tests {
         pub content: Vec<u8>,
     }
 
-    /// Reads archives as the kernel does (`init/initramfs.c`): one behind the other, each with a trailer.
+    /// Reads archives as the kernel does (`init/initramfs.c`): concatenated, each with a trailer.
     pub(in crate::kernel) fn read(bytes: &[u8]) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut at = 0;
@@ -180,7 +179,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(
+        fn what_was_written_can_be_read_back(
             files in proptest::collection::btree_map("[a-z]{1,9}", proptest::collection::vec(any::<u8>(), 0..64), 0..8),
         ) {
             let write = || {

@@ -1,4 +1,4 @@
-//! Decompression of kernels and modules in the formats that distributions choose.
+//! Decompresses kernels and modules in the formats that distributions use.
 //!
 //! All decoders are safe Rust and bounded: in output by the caller's limit, in memory by [`MAX_WINDOW`].
 
@@ -10,7 +10,7 @@ use banger_proto::size::Bytes;
 /// kernel images, and `zstd -22 --ultra` the same. It is allocated only as the output needs it.
 const MAX_WINDOW: usize = 128 << 20;
 
-/// How much room the output gets at first; it grows as bytes really arrive.
+/// The initial capacity of the output, which grows as bytes arrive.
 const FIRST_ROOM: usize = 1 << 20;
 
 /// The size of every block but the last in lz4's legacy format (`lz4_Frame_format.md`, "Legacy frame").
@@ -48,13 +48,13 @@ pub enum Error {
     Damaged {
         /// The format of the stream.
         compression: Compression,
-        /// What the decoder says.
+        /// The decoder's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
 impl Compression {
-    /// The format that the first bytes announce, if it is one of ours.
+    /// Recognises the format by the first bytes.
     pub fn of(stream: &[u8]) -> Option<Self> {
         let magics: [(&[u8], Self); 7] = [
             (b"\x1f\x8b", Self::Gzip),
@@ -68,7 +68,7 @@ impl Compression {
         magics.into_iter().find(|(magic, _)| stream.starts_with(magic)).map(|(_, compression)| compression)
     }
 
-    /// Unpacks the one `stream` of this format; bytes after its end are ignored.
+    /// Decompresses one `stream` of this format. Bytes after its end are ignored.
     ///
     /// lz4 is the exception: its legacy format has no end, so nothing may follow the stream.
     pub fn unpack(self, stream: &[u8], limit: Bytes) -> Result<Vec<u8>, Error> {
@@ -102,7 +102,7 @@ impl fmt::Display for Compression {
     }
 }
 
-/// Why a decoder stopped before its end.
+/// Why a decoder stopped early.
 enum Stop {
     Full,
     Damaged(Box<dyn std::error::Error + Send + Sync>),
@@ -114,7 +114,7 @@ impl Stop {
     }
 }
 
-/// The unpacked bytes, never more than `limit`.
+/// The decompressed bytes, never more than `limit`.
 struct Output {
     bytes: Vec<u8>,
     limit: usize,
@@ -168,8 +168,8 @@ fn xz(stream: &[u8], output: &mut Output) -> Result<(), Stop> {
     }
 }
 
-/// The only lz4 format that the kernel's build and its decoder know: a magic number, then blocks that
-/// are preceded by their compressed size, until the end of the data.
+/// Decompresses the only lz4 format that the kernel's build and its decoder know: a magic number, then blocks that are
+/// preceded by their compressed size, until the end of the data.
 fn lz4_legacy(stream: &[u8], output: &mut Output) -> Result<(), Stop> {
     let mut rest = stream.get(4..).unwrap_or_default();
     let mut room = vec![0; LZ4_LEGACY_BLOCK];
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(Compression::of(b"MZ"), None);
     }
 
-    /// What the kernel's build runs, see `scripts/Makefile.lib` and `scripts/xz_wrap.sh`.
+    /// Uses what the kernel's build runs, see `scripts/Makefile.lib` and `scripts/xz_wrap.sh`.
     #[test]
     fn the_tools_of_the_kernels_build_are_understood() {
         let content: Vec<u8> = (0..1_500_000u32).map(|n| (n.wrapping_mul(n >> 3) >> 11) as u8).collect();

@@ -1,7 +1,7 @@
-//! The tables of depmod(8), by which `modprobe`, the kernel's own requests and udev find modules: made of what the
-//! modules say about themselves, since a package has none.
+//! Makes the tables of depmod(8), by which `modprobe`, the kernel and udev find modules. They are built from the
+//! modules themselves, since a package has no such tables.
 //!
-//! busybox reads the tables that are text, kmod those that end in `.bin`, where names have `_` for `-`.
+//! busybox reads the text tables; kmod reads those that end in `.bin`, in which names have `_` instead of `-`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,24 +18,24 @@ use super::{
 const MAX_TEXT: Bytes = Bytes::mib(32);
 /// The modules of distributions need up to 40 others.
 const MAX_NEEDED: usize = 512;
-/// The longest alias, that of a table of a mainboard's names, has about 200 bytes.
+/// The longest alias, from a table of mainboard names, has about 200 bytes.
 const MAX_KEY: usize = 1024;
 
-/// Why there are no tables.
+/// Why the tables cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A file is no kernel module. Nothing was added.
+    /// A file is not a kernel module. Nothing was added.
     #[error("this is not a kernel module")]
     NotAModule(#[source] elf::Error),
     /// They would be larger than those of any kernel.
     #[error("the modules have more than {MAX_TEXT} of names, aliases and dependencies")]
     TooLarge,
-    /// A module needs more others than any.
+    /// A module depends on too many others.
     #[error("module {0} needs more than {MAX_NEEDED} others")]
     TooManyNeeded(String),
 }
 
-/// What is known of the modules of a kernel.
+/// The modules of a kernel.
 #[derive(Debug, Default)]
 pub struct Depmod {
     /// By their paths below the directory of the release.
@@ -52,12 +52,12 @@ struct Facts {
     symbols: Vec<String>,
 }
 
-/// What a kernel's build says beside its modules, as far as it does.
+/// Files that a kernel's build puts beside its modules, if they exist.
 #[derive(Debug, Default)]
 pub struct Beside {
-    /// `modules.builtin`: the paths of what is built in.
+    /// `modules.builtin`: the paths of built-in modules.
     pub builtin: String,
-    /// `modules.builtin.modinfo`: what that says about itself, each line with a NUL.
+    /// `modules.builtin.modinfo`: their metadata, each line terminated by a NUL.
     pub builtin_modinfo: Vec<u8>,
 }
 
@@ -76,7 +76,7 @@ impl Depmod {
             symbols: info.exported().filter(|symbol| is_key(symbol)).map(str::to_owned).collect(),
         };
         let texts = [&facts.depends, &facts.aliases, &facts.softdeps, &facts.symbols];
-        // Each is a line with the name of the module.
+        // Each becomes a line with the name of the module.
         let length = |text: &String| (text.len() + facts.name.len()) as u64;
         self.text += texts.into_iter().flatten().map(length).sum::<u64>();
         if self.text > MAX_TEXT.0 {
@@ -86,10 +86,10 @@ impl Depmod {
         Ok(())
     }
 
-    /// The tables, in the order of their names.
+    /// Returns the tables, sorted by name.
     pub fn tables(&self, beside: &Beside) -> Result<Vec<Table>, Error> {
         let present = index(self.modules.keys().map(String::as_str));
-        // Of two files of one name, `modprobe` loads one.
+        // If two files have the same name, `modprobe` loads one.
         let chosen: Vec<(&str, &Facts)> =
             present.values().map(|path| (path.as_str(), &self.modules[path])).collect();
 
@@ -138,8 +138,8 @@ impl Depmod {
         ])
     }
 
-    /// The paths of all modules that have to be loaded before this one, the one that is loaded first behind all
-    /// others. What is not there is taken for built in.
+    /// Returns the paths of all modules that must be loaded before this one, in reverse order of loading. Missing
+    /// ones count as built in.
     fn needed<'a>(
         &'a self,
         name: &'a str,
@@ -169,7 +169,7 @@ impl Depmod {
     }
 }
 
-/// Names that stand for modules.
+/// Aliases of modules.
 struct Aliases {
     text: String,
     entries: Vec<Entry>,
@@ -186,7 +186,7 @@ impl Aliases {
     }
 }
 
-/// Whether text is a word, so that it can be a key and part of a line.
+/// Returns whether text can be a key and a word in a line.
 fn is_key(text: &str) -> bool {
     (1..=MAX_KEY).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -195,7 +195,7 @@ fn is_line(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
 }
 
-/// The alias as kmod looks for it: with `_` for `-`, but not in a range such as `[0-9]`.
+/// Returns the alias as kmod looks it up: with `_` for `-`, except in a range such as `[0-9]`.
 fn normal_alias(alias: &str) -> String {
     let mut is_range = false;
     let normal = |c| {
@@ -205,7 +205,7 @@ fn normal_alias(alias: &str) -> String {
     alias.chars().map(normal).collect()
 }
 
-/// The line of a module that has a device node of its own, such as `fuse fuse c10:229`.
+/// Returns the line of a module with a device node of its own, such as `fuse fuse c10:229`.
 fn device_node(facts: &Facts) -> Option<String> {
     let name = facts.aliases.iter().find_map(|alias| alias.strip_prefix("devname:"))?;
     let number = |alias: &String| {
@@ -219,7 +219,7 @@ fn device_node(facts: &Facts) -> Option<String> {
     Some(format!("{} {name} {kind}{major}:{minor}\n", facts.name))
 }
 
-/// The aliases of what is built in, from entries such as `ext4.alias=fs-ext4`.
+/// Returns the aliases of built-in modules, from entries such as `ext4.alias=fs-ext4`.
 fn builtin_aliases_of(modinfo: &[u8]) -> impl Iterator<Item = (String, String)> {
     modinfo.split(|&byte| byte == 0).filter_map(|entry| {
         let (name, rest) = str::from_utf8(entry).ok()?.split_once('.')?;
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_are_kept_as_they_are_and_normal_where_kmod_looks_for_them() {
+    fn aliases_are_unchanged_in_text_and_normal_in_kmods_tables() {
         let modules: &[(&str, &[&str])] = &[
             ("a/fuse.ko", &["alias=devname:fuse", "alias=char-major-10-229", "alias=fs-fuse"]),
             ("a/x-y.ko", &["alias=usb:v*-[0-9]-x", "alias=two words", "alias=", "softdep=pre: crc32c"]),
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_built_in_has_its_tables() {
+    fn built_in_modules_have_tables() {
         let beside = Beside {
             builtin: "kernel/fs/ext4/ext4.ko\nkernel/crypto/sha256-generic.ko\n".into(),
             builtin_modinfo: b"ext4.license=GPL\0ext4.alias=fs-ext4\0nothing\0\xff.alias=x\0".to_vec(),

@@ -1,7 +1,7 @@
-//! The drivers that a kernel needs for a guest's root disk and its agent, where it brings no modules along.
+//! Checks that a kernel without modules has the drivers for a guest's root disk and agent built in.
 
-/// Drivers of which a guest needs one, as their strings in a kernel: the name by which a driver or a file system is
-/// registered is among the kernel's constants wherever it is built in.
+/// For each need, the drivers that satisfy it, by a string in the kernel: the name under which a driver or file
+/// system is registered is a constant wherever it is built in.
 const NEEDED: [&[&str]; 4] = [
     &["virtio-mmio", "virtio-pci"],
     &["virtio_blk"],
@@ -9,7 +9,7 @@ const NEEDED: [&[&str]; 4] = [
     &["virtio_console", "vmw_vsock_virtio_transport"],
 ];
 
-/// A kernel has a driver neither built in nor as a module.
+/// The kernel lacks drivers, both built in and as modules.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the kernel has no {} built in, without which a guest finds neither its root disk nor its agent; \
@@ -18,7 +18,7 @@ const NEEDED: [&[&str]; 4] = [
 )]
 pub struct Missing(pub Vec<String>);
 
-/// Checks that nothing is missing in an ELF kernel which is imported without modules.
+/// Checks an ELF kernel that is imported without modules.
 pub fn check(vmlinux: &[u8]) -> Result<(), Missing> {
     let missing: Vec<String> = NEEDED
         .iter()
@@ -28,7 +28,7 @@ pub fn check(vmlinux: &[u8]) -> Result<(), Missing> {
     if missing.is_empty() { Ok(()) } else { Err(Missing(missing)) }
 }
 
-/// Whether there is such a text with a NUL behind it.
+/// Returns whether the text is there, followed by a NUL.
 fn has_text(bytes: &[u8], text: &str) -> bool {
     let (text, mut rest) = (text.as_bytes(), bytes);
     while let Some(at) = rest.iter().position(|&byte| byte == text[0]) {

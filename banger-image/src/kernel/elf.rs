@@ -1,4 +1,4 @@
-//! The little of ELF that kernels and modules need: 64-bit, little-endian, x86-64 (`man 5 elf`).
+//! Parses the parts of ELF that kernels and modules need: 64-bit, little-endian, x86-64 (`man 5 elf`).
 
 /// What an ELF file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub(super) enum Kind {
     Executable,
 }
 
-/// Why a file is not the ELF file that we want.
+/// Why a file is not a suitable ELF file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The magic number is missing.
@@ -33,7 +33,7 @@ pub(super) struct Elf<'a> {
 }
 
 impl<'a> Elf<'a> {
-    /// Checks the header and that all segments and sections with content lie in the file.
+    /// Checks the header, and that all segments and sections with content are within the file.
     pub fn parse(bytes: &'a [u8], kind: Kind) -> Result<Self, Error> {
         let elf = Self { bytes };
         if !bytes.starts_with(b"\x7fELF") {
@@ -62,13 +62,13 @@ impl<'a> Elf<'a> {
         Ok(elf)
     }
 
-    /// Whether the file has anything to load.
+    /// Returns whether the file has anything to load.
     pub fn has_loadable_segment(&self) -> bool {
         const PT_LOAD: u32 = 1;
         self.segments().flatten().any(|segment| segment.kind == PT_LOAD && !segment.content.is_empty())
     }
 
-    /// The content of the first note of this owner and type.
+    /// Returns the content of the first note of this owner and type.
     pub fn note(&self, owner: &[u8], kind: u32) -> Option<&'a [u8]> {
         const PT_NOTE: u32 = 4;
         self.segments()
@@ -79,7 +79,7 @@ impl<'a> Elf<'a> {
             .map(|note| note.content)
     }
 
-    /// The content of the section with this name.
+    /// Returns the content of the section with this name.
     pub fn section(&self, name: &[u8]) -> Option<&'a [u8]> {
         let names = self.sections().nth(usize::from(self.u16(62)?))??.content;
         self.sections().flatten().find_map(|section| {
@@ -88,7 +88,7 @@ impl<'a> Elf<'a> {
         })
     }
 
-    /// Every program header; `None` for one that points outside the file.
+    /// Returns every program header; `None` for one that points outside the file.
     fn segments(&self) -> impl Iterator<Item = Option<Segment<'a>>> {
         let elf = *self;
         let table = elf.u64(32).unwrap_or_default();
@@ -101,7 +101,7 @@ impl<'a> Elf<'a> {
         })
     }
 
-    /// Every section header; `None` for one that points outside the file.
+    /// Returns every section header; `None` for one that points outside the file.
     fn sections(&self) -> impl Iterator<Item = Option<Section<'a>>> {
         const SHT_NOBITS: u32 = 8;
         let elf = *self;

@@ -1,7 +1,7 @@
-//! The ELF kernel out of a distribution's `vmlinuz`.
+//! Extracts the ELF kernel from a distribution's `vmlinuz`.
 //!
-//! Virtual machine monitors boot an ELF `vmlinux` directly; distributions ship it compressed in a
-//! `bzImage`. A plain ELF file passes as it is.
+//! VMMs boot an ELF `vmlinux` directly; distributions ship it compressed in a `bzImage`. A plain ELF file passes
+//! unchanged.
 
 use banger_proto::size::Bytes;
 
@@ -12,15 +12,15 @@ use super::{
     release::{self, Release},
 };
 
-/// Distribution kernels unpack to 40–80 MiB; four times the largest debug build that we know of.
+/// Distribution kernels have 40–80 MiB; this is four times the largest known debug build.
 pub const MAX_VMLINUX: Bytes = Bytes::mib(512);
 
-/// A kernel that a virtual machine monitor can boot.
+/// A kernel that a VMM can boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
     /// The ELF file.
     pub vmlinux: Vec<u8>,
-    /// What we know about it.
+    /// What is known about it.
     pub facts: Facts,
 }
 
@@ -31,10 +31,10 @@ pub struct Facts {
     pub release: Release,
     /// The processor that it is built for.
     pub architecture: Architecture,
-    /// How it was compressed in the file that we got; `None` for a plain ELF file.
+    /// How it was compressed; `None` for a plain ELF file.
     pub compression: Option<Compression>,
-    /// Whether it can be entered directly in 32-bit mode by the PVH protocol. QEMU needs this to boot an
-    /// ELF kernel; Firecracker falls back to the 64-bit entry.
+    /// Whether it has an entry in 32-bit mode by the PVH protocol. QEMU needs that to boot an ELF kernel; Firecracker
+    /// falls back to the 64-bit entry.
     pub pvh: bool,
 }
 
@@ -45,7 +45,7 @@ pub enum Architecture {
     X86_64,
 }
 
-/// Why no kernel came out of a file.
+/// Why no kernel can be extracted from a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Neither a `bzImage` nor an ELF file.
@@ -60,13 +60,13 @@ pub enum Error {
     /// The setup header of the `bzImage` cannot be used.
     #[error("cannot find the compressed kernel in the image")]
     BzImage(#[source] bzimage::Error),
-    /// The payload begins with the magic of no compression format that Linux uses.
+    /// The payload has none of Linux' compression formats.
     #[error("the kernel in the image is compressed in an unknown format")]
     UnknownCompression,
     /// The payload cannot be unpacked.
     #[error("cannot unpack the kernel")]
     Unpack(#[source] decompress::Error),
-    /// The kernel's build noted another size than we got.
+    /// The size differs from the one that the kernel's build noted.
     #[error("the kernel unpacks to {found} bytes, but its image announces {announced}")]
     SizeMismatch {
         /// The size that the image announces.
@@ -74,7 +74,7 @@ pub enum Error {
         /// The size that it has.
         found: usize,
     },
-    /// What was unpacked is no bootable ELF file.
+    /// The payload is not a bootable ELF file.
     #[error("the kernel is not a bootable ELF file")]
     Elf(#[source] elf::Error),
     /// The ELF file has nothing to load into memory.
@@ -116,7 +116,7 @@ pub fn extract(image: Vec<u8>) -> Result<Kernel, Error> {
     Ok(Kernel { vmlinux: image, facts })
 }
 
-/// Unpacks a `bzImage`'s payload and compares its size with the one that the kernel's build appended.
+/// Decompresses a `bzImage`'s payload and checks the size that the kernel's build appended.
 fn unpack(payload: &[u8]) -> Result<(Vec<u8>, Option<Compression>), Error> {
     if payload.starts_with(b"\x7fELF") {
         return Ok((payload.to_vec(), None));
@@ -124,7 +124,7 @@ fn unpack(payload: &[u8]) -> Result<(Vec<u8>, Option<Compression>), Error> {
     let compression = Compression::of(payload).ok_or(Error::UnknownCompression)?;
     let (stream, trailer) = payload.split_last_chunk().ok_or(Error::UnknownCompression)?;
     let announced = u32::from_le_bytes(*trailer);
-    // In gzip alone the size is part of the format itself.
+    // Only in gzip the size is part of the format itself.
     let stream = if compression == Compression::Gzip { payload } else { stream };
     let vmlinux = compression.unpack(stream, MAX_VMLINUX).map_err(Error::Unpack)?;
     if vmlinux.len() != announced as usize {
@@ -147,13 +147,13 @@ fn check(vmlinux: &[u8]) -> Result<bool, Error> {
     Ok(elf.note(b"Xen\0", PHYS32_ENTRY).is_some_and(|entry| matches!(entry.len(), 4 | 8)))
 }
 
-/// The release in `linux_banner`, which every kernel holds for `/proc/version`.
+/// Returns the release in `linux_banner`, which every kernel has for `/proc/version`.
 fn banner_release(vmlinux: &[u8]) -> Result<Release, Error> {
     const BANNER: &[u8] = b"Linux version ";
     let starts = vmlinux.iter().enumerate().filter(|(_, byte)| **byte == BANNER[0]).map(|(at, _)| at);
     let banners = starts.filter_map(|at| vmlinux.get(at..)?.strip_prefix(BANNER));
     let words = banners.filter_map(|rest| rest.split(|&byte| byte == b' ' || byte == 0).next());
-    // The same words are also in format strings, which have no release.
+    // The same words are also in format strings, without a release.
     words.filter_map(|word| str::from_utf8(word).ok()?.parse().ok()).next().ok_or(Error::NoRelease)
 }
 
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_kernel_is_refused_with_the_reason() {
+    fn an_invalid_kernel_is_refused_with_the_reason() {
         let no_kernel = "this is not a Linux kernel image; a vmlinuz (bzImage) or an ELF vmlinux is needed";
         check_refused(Vec::new(), no_kernel);
         check_refused(b"#!/bin/sh\n".to_vec(), no_kernel);

@@ -1,11 +1,11 @@
-//! The three archives that make a guest's initramfs, one behind the other.
+//! The three concatenated archives of a guest's initramfs.
 //!
 //! 1. [`modules_archive`], one per kernel;
 //! 2. [`agent_archive`], one per build of the agent;
 //! 3. [`config_archive`], one per boot.
 //!
-//! So the large parts are made once and only the last, small one for each start. They are not compressed:
-//! unpacking costs a guest more than reading.
+//! So the large parts are made once, and only the last, small one for each start. They are not compressed:
+//! decompression costs a guest more than reading.
 
 use super::{
     cpio::{Archive, TooLarge},
@@ -24,7 +24,7 @@ pub const CONFIG: &str = "banger/guest.json";
 /// The directories that the agent mounts on.
 const MOUNT_POINTS: [&str; 5] = ["dev", "newroot", "proc", "run", "sys"];
 
-/// The modules of a kernel and the list by which the agent loads them.
+/// Returns the archive of a kernel's modules, with the list by which the agent loads them.
 pub fn modules_archive(picked: &PickedModules) -> Result<Vec<u8>, TooLarge> {
     let mut archive = Archive::new();
     let mut list = String::new();
@@ -37,7 +37,7 @@ pub fn modules_archive(picked: &PickedModules) -> Result<Vec<u8>, TooLarge> {
     Ok(archive.finish())
 }
 
-/// The agent as `/init`, and the directories that it needs.
+/// Returns the archive of the agent as `/init`, with the directories that it needs.
 pub fn agent_archive(agent: &[u8]) -> Result<Vec<u8>, TooLarge> {
     let mut archive = Archive::new();
     for directory in MOUNT_POINTS {
@@ -47,7 +47,7 @@ pub fn agent_archive(agent: &[u8]) -> Result<Vec<u8>, TooLarge> {
     Ok(archive.finish())
 }
 
-/// The configuration of one boot; `json` is a `banger_proto::guest::GuestConfig`.
+/// Returns the archive of one boot's configuration; `json` is a `banger_proto::guest::GuestConfig`.
 pub fn config_archive(json: &[u8]) -> Result<Vec<u8>, TooLarge> {
     let mut archive = Archive::new();
     archive.file(CONFIG, 0o600, json)?;

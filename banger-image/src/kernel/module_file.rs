@@ -1,4 +1,4 @@
-//! One kernel module as a file: its name, its compression, and what it says about itself.
+//! A kernel module as a file: its name, compression and metadata.
 
 use banger_proto::size::Bytes;
 
@@ -7,18 +7,19 @@ use super::{
     elf::{self, Elf, Kind},
 };
 
-/// The module's name from its path, for `….ko` and its compressed forms. As in `lsmod`, it has `_` for `-`.
+/// Returns the name of a module from a path that ends in `.ko` or a compressed form of it. As in `lsmod`, it has `_`
+/// for `-`.
 pub(super) fn name_of(path: &str) -> Option<String> {
     let (path, _) = unpacked_path(path);
     Some(normal_name(path.rsplit('/').next()?.strip_suffix(".ko")?))
 }
 
-/// Returns the name that the kernel uses: to it, `-` and `_` are the same.
+/// Returns the name that the kernel uses, to which `-` and `_` are the same.
 pub(super) fn normal_name(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The path that a module has when it is unpacked, and how it is compressed.
+/// Returns the path of the decompressed module, and its compression.
 pub fn unpacked_path(path: &str) -> (&str, Option<Compression>) {
     match path.rsplit_once('.') {
         Some((stem, "gz")) if stem.ends_with(".ko") => (stem, Some(Compression::Gzip)),
@@ -28,7 +29,7 @@ pub fn unpacked_path(path: &str) -> (&str, Option<Compression>) {
     }
 }
 
-/// Returns the ELF file that the file at `path` holds.
+/// Returns the ELF file in the file at `path`.
 pub fn unpack(path: &str, content: Vec<u8>, limit: Bytes) -> Result<Vec<u8>, decompress::Error> {
     match unpacked_path(path).1 {
         None => Ok(content),
@@ -36,7 +37,7 @@ pub fn unpack(path: &str, content: Vec<u8>, limit: Bytes) -> Result<Vec<u8>, dec
     }
 }
 
-/// What a module says about itself in its section `.modinfo`: lines of `key=value`.
+/// A module's metadata, from its section `.modinfo`: lines of `key=value`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ModInfo<'a> {
     elf: Elf<'a>,
@@ -49,7 +50,7 @@ impl<'a> ModInfo<'a> {
         Ok(Self { elf, section: elf.section(b".modinfo").unwrap_or_default() })
     }
 
-    /// Every value of a key that is text.
+    /// Returns every value of a key that is text.
     pub fn all(self, key: &'a str) -> impl Iterator<Item = &'a str> {
         self.section.split(|&byte| byte == 0).filter_map(move |entry| {
             let (found, value) = str::from_utf8(entry).ok()?.split_once('=')?;
@@ -57,19 +58,18 @@ impl<'a> ModInfo<'a> {
         })
     }
 
-    /// The first value of a key.
+    /// Returns the first value of a key.
     pub fn first(self, key: &'a str) -> Option<&'a str> {
         self.all(key).next()
     }
 
-    /// The names of the modules that this one needs.
+    /// Returns the names of the modules that this one depends on.
     pub fn depends(self) -> impl Iterator<Item = String> {
         let names = self.first("depends").unwrap_or_default().split(',');
         names.filter(|name| !name.is_empty()).map(normal_name)
     }
 
-    /// The symbols that other modules may use: for each, the kernel's build makes one that is called
-    /// `__ksymtab_` and its name.
+    /// Returns the exported symbols: for each, the kernel's build adds a symbol with the prefix `__ksymtab_`.
     pub fn exported(self) -> impl Iterator<Item = &'a str> {
         let names = self.elf.section(b".strtab").unwrap_or_default().split(|&byte| byte == 0);
         names.filter_map(|name| str::from_utf8(name).ok()?.strip_prefix("__ksymtab_"))

@@ -1,8 +1,8 @@
-//! The kernel modules that a guest needs, with what they depend on, in the order of loading.
+//! Picks the kernel modules that a guest needs to boot, with their dependencies, in load order.
 //!
-//! Dependencies come from the modules themselves (`depends` in their `.modinfo` section, written by the
-//! kernel's build), not from `modules.dep`: that file is made by `depmod` on installation, so a package
-//! that was only unpacked has none. Names follow `modprobe`: `-` and `_` are the same.
+//! Dependencies come from the modules themselves (`depends` in their `.modinfo` section, written by the kernel's
+//! build) and not from `modules.dep`, which depmod makes on installation and an unpacked package lacks. Names follow
+//! `modprobe`: `-` and `_` are the same.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,13 +18,13 @@ use super::{
     tree::{self, Tree},
 };
 
-/// The modules that we pick have at most 1.5 MiB; the largest ones of all (graphics) have about 30 MiB.
+/// The picked modules have at most 1.5 MiB; the largest of all (graphics) have about 30 MiB.
 const MAX_MODULE: Bytes = Bytes::mib(32);
 
 /// `modules.builtin` of a distribution's kernel has about 40 KiB.
 const MAX_BUILTIN: Bytes = Bytes::mib(4);
 
-/// Distribution kernels need 15 to 25 modules; more than this many means a crafted tree.
+/// Distribution kernels need 15 to 25 modules. More than this many means a crafted tree.
 const MAX_PICKED: usize = 128;
 
 /// Whether a guest can do without a module.
@@ -34,12 +34,12 @@ enum Need {
     Optional,
 }
 
-/// What guests need, in the order of loading.
+/// The modules that guests need, in load order.
 const WANTED: [(&str, Need); 13] = [
-    // ext4 and jbd2 ask the crypto API for crc32c by name, which no `depends` line tells. Recent kernels
-    // have it in their library instead.
+    // ext4 and jbd2 request crc32c from the crypto API by name, which no `depends` line mentions. Recent kernels have
+    // it in a library instead.
     ("crc32c_generic", Need::Optional),
-    // The two transports of virtio devices: Firecracker has the first, QEMU's q35 the second.
+    // The transports of virtio devices: Firecracker uses the first, QEMU's q35 the second.
     ("virtio_mmio", Need::Required),
     ("virtio_pci", Need::Required),
     ("virtio_blk", Need::Required),
@@ -60,18 +60,18 @@ const WANTED: [(&str, Need); 13] = [
 pub struct Module {
     /// Its name as `lsmod` shows it.
     pub name: String,
-    /// Where it stands below `lib/modules/<release>/`; ends in `.ko`.
+    /// Its path below `lib/modules/<release>/`, ending in `.ko`.
     pub path: String,
-    /// The ELF file, not compressed.
+    /// The decompressed ELF file.
     pub content: Vec<u8>,
 }
 
-/// What a guest loads before it mounts its root disk.
+/// The modules that a guest loads before it mounts its root disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PickedModules {
-    /// The kernel that they are for.
+    /// The release of their kernel.
     pub release: Release,
-    /// The modules in the order of loading. Those built into the kernel are not among them.
+    /// The modules in load order, without built-in ones.
     pub modules: Vec<Module>,
     /// Optional modules that the kernel does not have, such as `vmw_vsock_virtio_transport`.
     pub absent: Vec<&'static str>,
@@ -88,10 +88,10 @@ pub enum Error {
         /// What is wrong with the archive.
         source: tree::Error,
     },
-    /// The list of what is built in is missing, so nothing can be said about missing modules.
+    /// The list of built-in modules is missing, so missing modules cannot be detected.
     #[error("the modules of kernel {0} have no file modules.builtin")]
     NoBuiltinList(Release),
-    /// Modules that no guest can do without are neither built in nor in the tree.
+    /// Required modules are neither built in nor in the tree.
     #[error("kernel {release} has no {}, which every guest needs", missing.join(", "))]
     Missing {
         /// The kernel's release.
@@ -99,7 +99,7 @@ pub enum Error {
         /// The missing modules.
         missing: Vec<&'static str>,
     },
-    /// A module names another one that is neither built in nor in the tree.
+    /// A dependency of a module is neither built in nor in the tree.
     #[error("module {module} needs {needs}, which is not in the tree")]
     MissingDependency {
         /// The module that has the dependency.
@@ -118,7 +118,7 @@ pub enum Error {
         /// What the decoder says.
         source: decompress::Error,
     },
-    /// A file is no kernel module.
+    /// A file is not a kernel module.
     #[error("{path} is not a kernel module")]
     NotAModule {
         /// The file in the tree.
@@ -126,7 +126,7 @@ pub enum Error {
         /// What is wrong with it.
         source: elf::Error,
     },
-    /// A module says that it was built for another kernel.
+    /// A module was built for another kernel.
     #[error("module {path} is for kernel {found:?}, not {wanted}")]
     OtherRelease {
         /// The file in the tree.
@@ -165,8 +165,8 @@ pub fn pick(archive: impl Read + Seek, release: &Release) -> Result<PickedModule
     Ok(PickedModules { release: release.clone(), modules: picker.picked, absent })
 }
 
-/// The files of modules by name. As with `depmod`, one in `updates/` wins over the one that came with
-/// the kernel.
+/// Returns the files of modules by name. As with `depmod`, a file in `updates/` takes precedence over the kernel's
+/// own.
 pub(super) fn index<'a>(paths: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
     let mut present = BTreeMap::new();
     let (updates, others): (Vec<&str>, Vec<&str>) = paths.partition(|path| path.starts_with("updates/"));
@@ -189,13 +189,13 @@ struct Picker<'a, R> {
     builtin: BTreeSet<String>,
     /// Path in the tree by name.
     present: BTreeMap<String, String>,
-    /// Modules that are picked or whose dependencies are being picked; so a circle ends.
+    /// Modules that are picked or being picked, so that a circle of dependencies ends.
     seen: BTreeSet<String>,
     picked: Vec<Module>,
 }
 
 impl<R: Read + Seek> Picker<'_, R> {
-    /// Adds a module behind everything that it depends on.
+    /// Adds a module after its dependencies.
     fn add(&mut self, name: &str) -> Result<Found, Error> {
         if self.builtin.contains(name) || self.seen.contains(name) {
             return Ok(Found::Yes);
@@ -227,7 +227,7 @@ impl<R: Read + Seek> Picker<'_, R> {
         Ok(Module { name: name.to_owned(), path, content })
     }
 
-    /// The names in the module's `depends`, after a look at its `vermagic`.
+    /// Returns the module's dependencies, after a check of its `vermagic`.
     fn dependencies(&self, path: &str, module: &Module) -> Result<Vec<String>, Error> {
         let info = ModInfo::parse(&module.content)
             .map_err(|source| Error::NotAModule { path: path.to_owned(), source })?;
@@ -255,7 +255,7 @@ mod tests {
 
     const BUILTIN: &str = "kernel/fs/ext4/ext4.ko\nkernel/net/packet/af_packet.ko\n";
 
-    /// What a small kernel ships, below its release's directory.
+    /// Returns the files of a small kernel, below its release's directory.
     fn tree() -> Vec<(String, Vec<u8>)> {
         let file = |path: &str, content: Vec<u8>| (path.to_owned(), content);
         vec![
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_kernel_with_everything_built_in_needs_no_modules() {
-        // As kernels for virtual machines have it, and with the dashes that some paths have.
+        // As in kernels for virtual machines, and with the dashes of some paths.
         let builtin: String = WANTED
             .iter()
             .map(|(name, _)| format!("kernel/drivers/{}.ko\n", name.replace('_', "-")))
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_module_is_refused() {
+    fn an_invalid_module_is_refused() {
         let mut files = tree();
         files.retain(|(path, _)| !path.ends_with("/virtio.ko"));
         files.push(("extra/virtio.ko".into(), b"text".to_vec()));
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_leave_the_tree_are_no_modules() {
+    fn names_that_leave_the_tree_are_not_modules() {
         let mut files = tree();
         files.retain(|(path, _)| !path.ends_with("virtio_blk.ko"));
         let mut archive = packed("", &files).into_inner();

@@ -9,13 +9,13 @@ const MAX_LENGTH: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Release(String);
 
-/// The text is no kernel release.
+/// The text is not a kernel release.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a kernel release")]
 pub struct Error(pub String);
 
 impl Release {
-    /// The release as text.
+    /// Returns the release as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_leave_its_directory_is_no_release() {
+    fn a_text_that_could_leave_its_directory_is_not_a_release() {
         for text in ["", ".", "..", "6.1/../..", "-rf", "6.1\n", "6 1", "6.1\0", "%s", &"6".repeat(65)] {
             assert!(text.parse::<Release>().is_err(), "{text:?}");
         }

@@ -1,4 +1,4 @@
-//! A tar of a modules tree, read by name: one pass over the headers, then only the wanted files.
+//! Reads a tar of a modules tree by name: one pass over the headers, then only the wanted files.
 //!
 //! The archive must be seekable, because which modules are wanted is known only after the first ones
 //! have been read. The tree may be packed as `lib/modules/<release>/…` (Debian, Fedora), as
@@ -18,16 +18,16 @@ use super::release::Release;
 /// The kernel with the most modules that we know of (a distribution's generic one) has about 7,000.
 const MAX_ENTRIES: usize = 50_000;
 
-/// How much an archive may spend on the headers of one file: a header, a long name, extended attributes.
+/// How much the headers of one file may take: a header, a long name, extended attributes.
 const MAX_HEADERS: u64 = 64 << 10;
 
-/// The longest path in a distribution's kernel package has about 130 bytes.
+/// The longest paths in a distribution's kernel package have about 130 bytes.
 const MAX_PATH: usize = 512;
 
 /// Why a modules tree cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// This is no tar archive, or it is damaged.
+    /// The file is not a tar archive or is damaged.
     #[error("cannot read the tar archive of the modules")]
     Tar(#[source] io::Error),
     /// More files than any kernel has.
@@ -44,12 +44,12 @@ pub enum Error {
     /// There are no modules at all.
     #[error("the tar archive has no kernel modules")]
     NoModules,
-    /// A file in the tree is larger than anything that belongs there.
+    /// A file in the tree is too large.
     #[error("{path} is larger than {limit}")]
     TooLarge {
         /// The file, relative to the directory of the release.
         path: String,
-        /// The size that we accept.
+        /// The largest accepted size.
         limit: Bytes,
     },
 }
@@ -61,7 +61,7 @@ pub struct Tree<R> {
     files: BTreeMap<String, Place>,
 }
 
-/// Where a file's content lies in the archive.
+/// Where the archive has a file's content.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     offset: u64,
@@ -69,7 +69,7 @@ struct Place {
 }
 
 impl<R: Read + Seek> Tree<R> {
-    /// Reads the archive's headers and finds the directory of `release` in it.
+    /// Reads the archive's headers and finds the directory of `release`.
     pub fn open(archive: R, release: &Release) -> Result<Self, Error> {
         let left = Rc::new(Cell::new(MAX_HEADERS));
         let mut archive = tar::Archive::new(Metered { inner: archive, left: Rc::clone(&left) });
@@ -90,12 +90,12 @@ impl<R: Read + Seek> Tree<R> {
         Ok(Self { archive: archive.into_inner(), files })
     }
 
-    /// The paths of all files, relative to the directory of the release, in order.
+    /// Returns the paths of all files, relative to the directory of the release, in order.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
     }
 
-    /// The content of one file; `None` where the tree has no such file.
+    /// Returns the content of a file, or `None` if there is no such file.
     pub fn read(&mut self, path: &str, limit: Bytes) -> Result<Option<Vec<u8>>, Error> {
         let Some(place) = self.files.get(path) else { return Ok(None) };
         if place.size > limit.0 {
@@ -112,9 +112,9 @@ impl<R: Read + Seek> Tree<R> {
     }
 }
 
-/// The path without leading `/` and `./`, where it consists of nothing but plain names.
+/// Returns the path without leading `/` and `./`, if it consists of plain names only.
 ///
-/// Other files are left out: no kernel has them, and a module's path becomes a line of the guest's module list.
+/// Other files are skipped: no kernel has them, and a module's path becomes a line of the guest's module list.
 fn plain_path(path: &[u8]) -> Option<String> {
     let path = str::from_utf8(path).ok()?;
     if path.len() > MAX_PATH {
@@ -126,7 +126,7 @@ fn plain_path(path: &[u8]) -> Option<String> {
     (all_plain && !names.is_empty()).then(|| names.join("/"))
 }
 
-/// The files below the directory of `release`, named from there.
+/// Returns the files below the directory of `release`, with paths relative to it.
 fn below_release(
     files: BTreeMap<String, Place>,
     release: &Release,
@@ -157,8 +157,7 @@ fn below_release(
     }
 }
 
-/// A reader that hands out `left` bytes and then fails, so that a header that announces a name of a
-/// gigabyte costs nothing.
+/// A reader that fails after `left` bytes, so that a header that announces a name of a gigabyte costs nothing.
 #[derive(Debug)]
 struct Metered<R> {
     inner: R,

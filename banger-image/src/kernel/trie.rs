@@ -1,21 +1,21 @@
-//! The tables in which kmod looks names up: radix trees in a file (`libkmod/libkmod-index.h` of kmod).
+//! The binary tables of kmod: radix trees in a file (`libkmod/libkmod-index.h` of kmod).
 //!
 //! All numbers are 32 bits, big-endian. A file has a magic number, a version, and the offset of the root. The highest
-//! bits of an offset say which parts the node there has, in this order: a prefix, text with a NUL; children, the first
-//! and the last byte that has one and an offset for each between them; values, their number and for each a priority
-//! and text with a NUL.
+//! bits of an offset say which parts its node has, in this order: a prefix, terminated by a NUL; children, as the
+//! first and last byte with a child and an offset for each byte between; values, as their number and for each a
+//! priority and text terminated by a NUL.
 
 use std::ops::Range;
 
 const MAGIC: u32 = 0xb007_f457;
 const VERSION: u32 = 0x0002_0001;
-/// Where the offset of the root stands.
+/// The position of the root's offset.
 const ROOT: Range<usize> = 8..12;
 const HAS_PREFIX: u32 = 0x8000_0000;
 const HAS_VALUES: u32 = 0x4000_0000;
 const HAS_CHILDREN: u32 = 0x2000_0000;
 
-/// A value and where it is found. Of the values of a key, the one with the lowest priority comes first.
+/// A value and its key. A key's value with the lowest priority comes first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Entry {
     /// ASCII without NUL.
@@ -24,11 +24,11 @@ pub(super) struct Entry {
     pub value: String,
 }
 
-/// The largest table: offsets have 28 bits. That of a distribution's kernel has 2 MiB.
+/// The largest table: offsets have 28 bits. A distribution's kernel has 2 MiB.
 const MAX: usize = 64 << 20;
 
-/// Returns the file of a table, or `None` where that would be too large. The caller sees to it that no key is so long
-/// that the stack does not suffice.
+/// Returns the file of a table, or `None` if that would be too large. The caller limits the length of keys, and so
+/// the depth of the recursion.
 pub(super) fn write(mut entries: Vec<Entry>) -> Option<Vec<u8>> {
     entries.sort();
     entries.dedup();
@@ -38,7 +38,7 @@ pub(super) fn write(mut entries: Vec<Entry>) -> Option<Vec<u8>> {
     (file.len() <= MAX).then_some(file)
 }
 
-/// Writes the node of the keys that are the same before `at`, behind its children. Its prefix ends at `end`.
+/// Writes the node of the keys that are equal before `at`, after its children. Its prefix ends at `end`.
 fn node(file: &mut Vec<u8>, entries: &[Entry], at: usize, end: usize) -> u32 {
     if file.len() > MAX {
         return 0;
@@ -77,7 +77,7 @@ fn node(file: &mut Vec<u8>, entries: &[Entry], at: usize, end: usize) -> u32 {
     offset
 }
 
-/// The end of what sorted keys have in common, which is at least `at`.
+/// Returns the end of the common prefix of sorted keys, which is at least `at`.
 fn common(entries: &[Entry], at: usize) -> usize {
     let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return at };
     let (first, last) = (&first.key.as_bytes()[at..], &last.key.as_bytes()[at..]);
@@ -91,7 +91,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Everything that is in a file.
+    /// Reads all entries of a file.
     pub(in crate::kernel) fn read(file: &[u8]) -> Vec<Entry> {
         assert_eq!((number(file, 0), number(file, 4)), (MAGIC, VERSION));
         let mut entries = Vec::new();
@@ -167,7 +167,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(entries in proptest::collection::vec(("[a-c:*]{0,6}", 0..3u32, "[xy]{0,2}"), 0..40)) {
+        fn what_was_written_can_be_read(entries in proptest::collection::vec(("[a-c:*]{0,6}", 0..3u32, "[xy]{0,2}"), 0..40)) {
             let mut entries: Vec<_> = entries.iter().map(|(key, priority, value)| entry(key, *priority, value)).collect();
             let file = write(entries.clone()).unwrap();
             entries.sort();

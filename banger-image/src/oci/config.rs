@@ -1,4 +1,4 @@
-//! The configuration of an image: how its programs want to be run, and what its layers unpack to.
+//! The configuration of an image: how to run its programs, and the digests of its decompressed layers.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use super::{
     printable,
 };
 
-/// The most that is kept of a configuration, over all of its texts. Each machine of the image gets it.
+/// The largest configuration that is kept, counting all texts. Each sandbox of the image gets it.
 const MAX_KEPT: usize = 128 << 10;
 
-/// How the programs of an image want to be run. The texts are the image's own: they never are ours to run on the
+/// How to run the programs of an image. The texts come from the image: they are never used to run anything on the
 /// host, and have no NUL.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -26,15 +26,15 @@ pub struct ImageConfig {
     pub user: String,
     /// The working directory, absolute; `/` when empty.
     pub working_dir: String,
-    /// The program that is run, with its first arguments.
+    /// The program to run, with its first arguments.
     pub entrypoint: Vec<String>,
-    /// The arguments when the user gives none; the program itself where there is no entry point.
+    /// The default arguments; the program itself if there is no entry point.
     pub cmd: Vec<String>,
-    /// The signal that asks the program to end, such as `SIGQUIT`; SIGTERM when empty.
+    /// The signal that asks the program to exit, such as `SIGQUIT`; SIGTERM when empty.
     pub stop_signal: String,
     /// Ports that it listens on, such as `80/tcp`.
     pub exposed_ports: Vec<String>,
-    /// Words of its maker.
+    /// Labels of its author.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -54,7 +54,7 @@ struct RawRootfs {
     diff_ids: Vec<String>,
 }
 
-/// What is null counts as absent.
+/// A null value counts as absent.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase", default)]
 struct RawConfig {
@@ -68,8 +68,8 @@ struct RawConfig {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// The configuration of an image of this one layer, as an image has it in files. The same image gives the same
-/// bytes: it is not said when or by whom it was made.
+/// Returns the configuration of an image of this one layer, as a document. It has no time and no author, so that the
+/// same image gives the same bytes.
 pub fn write(config: &ImageConfig, architecture: &str, layer: Digest) -> Vec<u8> {
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     let list = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
@@ -101,7 +101,7 @@ pub fn write(config: &ImageConfig, architecture: &str, layer: Digest) -> Vec<u8>
     image.to_string().into_bytes()
 }
 
-/// Reads the configuration of an image, and puts its layers together with those of the manifest.
+/// Parses the configuration of an image, and combines its layers with those of the manifest.
 pub fn parse(
     bytes: &[u8],
     manifest: &Manifest,
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused_with_the_reason() {
+    fn an_unsupported_configuration_is_refused_with_the_reason() {
         let check = |value: Value, expect: &str| {
             let error = read(&value).unwrap_err();
             assert!(error.contains(expect), "{error:?} for {expect:?}");

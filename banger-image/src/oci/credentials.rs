@@ -1,13 +1,13 @@
-//! The credentials of a user at a registry.
+//! The credentials of a user for a registry.
 
 use std::fmt;
 
 use serde::Deserialize;
 
-/// The longest text of credentials. Tokens are some kilobytes at most.
+/// The longest accepted text. Tokens have a few kilobytes at most.
 pub const MAX_CREDENTIALS: usize = 64 << 10;
 
-/// How a user is known to a registry. It is kept for as long as a job needs it, and shown nowhere.
+/// How a user authenticates to a registry. It is kept as long as a job needs it, and never shown.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum Credentials {
     /// Not at all.
@@ -20,7 +20,7 @@ pub enum Credentials {
         /// The password.
         secret: String,
     },
-    /// By a token that the registry's authorisation server gives tokens for (OAuth 2, RFC 6749 section 6).
+    /// By a token for which the registry's authorisation server issues access tokens (OAuth 2, RFC 6749 section 6).
     RefreshToken(String),
 }
 
@@ -38,7 +38,7 @@ struct Raw {
 }
 
 impl Credentials {
-    /// Reads the JSON that a client hands over.
+    /// Parses the JSON from a client.
     pub fn parse(bytes: &[u8]) -> Result<Self, NotCredentials> {
         if bytes.len() > MAX_CREDENTIALS {
             return Err(NotCredentials);

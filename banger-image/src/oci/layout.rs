@@ -1,4 +1,4 @@
-//! An image in files (OCI image specification, "Image Layout"), of one layer that is not packed.
+//! An image in files (OCI image specification, "Image Layout"), with one uncompressed layer.
 
 use banger_domain::digest::Digest;
 use sha2::{Digest as _, Sha256};
@@ -14,21 +14,21 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// All of a layout but its layer.
+/// All documents of a layout, without its layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Documents {
-    /// The names of its files, and what is in them.
+    /// Its files by name.
     pub files: Vec<(String, Vec<u8>)>,
-    /// The digest of the manifest, which names the image for good.
+    /// The digest of the manifest, which identifies the image.
     pub manifest: Digest,
 }
 
-/// Where a layout has what comes to a digest.
-pub fn place(digest: &Digest) -> String {
+/// Returns the path of a blob in a layout.
+pub fn path(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-/// The documents around this layer.
+/// Returns the documents for this layer.
 pub fn documents(image: &ImageConfig, arch: &str, layer: Descriptor) -> Documents {
     let platform = Platform::of_host(arch).to_string();
     let architecture = platform.split('/').nth(1).unwrap_or_default();
@@ -51,8 +51,8 @@ pub fn documents(image: &ImageConfig, arch: &str, layer: Descriptor) -> Document
     let digest = described(&manifest).digest;
     Documents {
         files: vec![
-            (place(&described(&config).digest), config),
-            (place(&digest), manifest),
+            (path(&described(&config).digest), config),
+            (path(&digest), manifest),
             ("index.json".to_owned(), index.to_string().into_bytes()),
             ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
         ],
@@ -72,7 +72,7 @@ mod tests {
     use crate::oci::manifest::Document;
 
     #[test]
-    fn what_is_written_is_an_image_that_reads_back() {
+    fn a_written_image_reads_back() {
         let image = ImageConfig {
             env: vec!["PATH=/bin".to_owned()],
             user: "7:7".to_owned(),
@@ -91,11 +91,11 @@ mod tests {
             let Document::Index(index) = Document::parse(file("index.json"), None).unwrap() else { panic!() };
             let chosen = index.choose(&Platform::of_host("x86_64")).unwrap();
             assert_eq!(chosen.digest, documents.manifest);
-            let Document::Manifest(manifest) = Document::parse(file(&place(&chosen.digest)), None).unwrap()
+            let Document::Manifest(manifest) = Document::parse(file(&path(&chosen.digest)), None).unwrap()
             else {
                 panic!()
             };
-            let config = file(&place(&manifest.config.digest));
+            let config = file(&path(&manifest.config.digest));
             let (layers, read) = config::parse(config, &manifest, &Platform::of_host("x86_64")).unwrap();
             assert_eq!((layers[0].blob, layers[0].diff_id, read), (layer, layer.digest, image));
         }

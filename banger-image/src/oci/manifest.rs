@@ -1,4 +1,4 @@
-//! Manifests and indexes of manifests.
+//! Manifests, and indexes of manifests.
 
 use banger_domain::digest::Digest;
 use serde::Deserialize;
@@ -7,17 +7,17 @@ use super::{Descriptor, Packing, Unusable, platform::Platform, printable};
 
 use banger_proto::size::Bytes;
 
-/// The largest manifest or index: what registries themselves take.
+/// The largest manifest or index, as in registries themselves.
 pub const MAX_DOCUMENT: Bytes = Bytes::mib(4);
 /// The largest configuration of an image.
 pub const MAX_CONFIG: Bytes = Bytes::mib(4);
-/// How many layers an image may have: as many as the programs that make images allow.
+/// The most layers of an image, as in programs that make images.
 pub const MAX_LAYERS: usize = 127;
-/// How many manifests an index may name.
+/// The most manifests in an index.
 const MAX_ENTRIES: usize = 1024;
-/// The largest layer, packed.
+/// The largest layer, compressed.
 const MAX_LAYER: Bytes = Bytes::gib(64);
-/// All layers together, packed.
+/// All layers together, compressed.
 const MAX_IMAGE: Bytes = Bytes::gib(128);
 
 /// Manifests of OCI and of Docker.
@@ -37,17 +37,17 @@ const LAYERS: [(&str, Packing); 6] = [
     ("application/vnd.docker.image.rootfs.diff.tar.gzip", Packing::Gzip),
     ("application/vnd.docker.image.rootfs.diff.tar.zstd", Packing::Zstd),
 ];
-/// Layers that a registry may not hand out, and that are on servers that the manifest names. banger follows no such
-/// address.
+/// Layers that a registry may not serve, and that are on servers named in the manifest. banger never follows these
+/// addresses.
 const ELSEWHERE: [&str; 2] =
     ["application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."];
 
-/// What a registry is asked for: every kind of document that is understood.
+/// Returns the value of the Accept header: every supported type of document.
 pub fn accepted() -> String {
     [MANIFESTS, INDEXES].concat().join(", ")
 }
 
-/// A document that a reference leads to.
+/// A document that a reference points to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
     /// Manifests by platform.
@@ -104,7 +104,7 @@ struct RawPlatform {
 }
 
 impl Document {
-    /// Reads a document of which the registry said that it is of this media type.
+    /// Parses a document for which the registry declared this media type.
     pub fn parse(bytes: &[u8], declared: Option<&str>) -> Result<Self, Unusable> {
         if bytes.len() as u64 > MAX_DOCUMENT.0 {
             return Err(Unusable::new(format!("the manifest is larger than {MAX_DOCUMENT}")));
@@ -127,7 +127,7 @@ impl Document {
             ));
         }
         let is_index = match (own.or(declared), raw.manifests.is_some(), raw.layers.is_some()) {
-            // One document must not be two things (GHSA-xmmx-7jpf-fx42).
+            // A document must not be both (GHSA-xmmx-7jpf-fx42).
             (_, true, true) => return Err(Unusable::new("its manifest is also an index")),
             (Some(word), _, _) if INDEXES.contains(&word) => true,
             (Some(word), _, _) if MANIFESTS.contains(&word) => false,
@@ -145,13 +145,13 @@ fn is_known(word: &str) -> bool {
 }
 
 impl Index {
-    /// The document for a platform.
+    /// Chooses the document for a platform.
     pub fn choose(&self, platform: &Platform) -> Result<Descriptor, Unusable> {
         let fitness = |entry: &Entry| {
             let (os, architecture, variant) = entry.platform.as_ref()?;
             platform.fits(os, architecture, variant.as_deref())
         };
-        // Of two that fit alike, the first one counts.
+        // The first one of equally good entries counts.
         let mut best: Option<(u32, &Entry)> = None;
         for entry in &self.0 {
             if let Some(fit) = fitness(entry)
@@ -180,7 +180,7 @@ impl Index {
 fn offered(entry: &Entry) -> Option<String> {
     let (os, architecture, variant) = entry.platform.as_ref()?;
     let variant = variant.iter().map(|variant| format!("/{variant}")).collect::<String>();
-    // An index also has attestations and the like.
+    // An index also has attestations and similar entries.
     (os != "unknown").then(|| printable(&format!("{os}/{architecture}{variant}")))
 }
 
@@ -296,14 +296,14 @@ mod tests {
             "layers": [blob(LAYERS[4].0, 2)],
         });
         assert!(matches!(parse(&docker).unwrap(), Document::Manifest(_)));
-        // OCI leaves the media type out at times.
+        // OCI documents sometimes lack a media type.
         let mut plain = image();
         plain.as_object_mut().unwrap().remove("mediaType");
         assert!(matches!(parse(&plain).unwrap(), Document::Manifest(_)));
     }
 
     #[test]
-    fn what_a_manifest_must_not_be_is_refused_with_the_reason() {
+    fn an_invalid_manifest_is_refused_with_the_reason() {
         let check = |value: Value, expect: &str| {
             let error = parse(&value).unwrap_err();
             assert!(error.contains(expect), "{error:?} for {expect:?}");
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn the_platform_chooses_of_an_index() {
+    fn the_platform_chooses_from_an_index() {
         let arm = || entry(1, "linux", "arm64", Some("v8"));
         let windows = || entry(2, "windows", "amd64", None);
         let attestation = || entry(3, "unknown", "unknown", None);

@@ -1,5 +1,5 @@
-//! Images of registries: what a reference means, and what the documents of a registry say. All of it comes from
-//! outside, so that everything has a limit, and what is not understood is refused.
+//! Images of registries: parses references and the documents of a registry. All of them come from outside, so
+//! everything is limited, and unknown input is refused.
 //!
 //! The formats are those of the OCI image specification 1.1 (<https://github.com/opencontainers/image-spec>) and of
 //! Docker's version 2, schema 2, which differs in the names of its media types alone.
@@ -16,16 +16,16 @@ use banger_proto::size::Bytes;
 
 use self::config::ImageConfig;
 
-/// Some content of a registry, by its name and its length.
+/// A blob of a registry, by digest and size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Descriptor {
-    /// What its bytes must come to.
+    /// Its digest.
     pub digest: Digest,
-    /// How many there must be.
+    /// Its size.
     pub size: Bytes,
 }
 
-/// How a tar is packed.
+/// How a tar is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Packing {
@@ -37,37 +37,36 @@ pub enum Packing {
     Zstd,
 }
 
-/// A layer of an image, as its manifest and its configuration describe it together.
+/// A layer of an image, as described by its manifest and configuration together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerFacts {
-    /// The packed tar.
+    /// The compressed tar.
     pub blob: Descriptor,
-    /// How it is packed.
+    /// How it is compressed.
     pub packing: Packing,
-    /// The digest of the tar itself.
+    /// The digest of the uncompressed tar.
     pub diff_id: Digest,
 }
 
-/// An image of a registry for one platform: all that is known of it before its layers are fetched.
+/// A registry's image for one platform: what is known before its layers are fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteImage {
-    /// The digest of its manifest, which names the image for good.
+    /// The digest of its manifest, which identifies the image.
     pub manifest: Digest,
     /// Its layers, the lowest first.
     pub layers: Vec<LayerFacts>,
-    /// How its programs want to be run.
+    /// How to run its programs.
     pub config: ImageConfig,
 }
 
 impl RemoteImage {
-    /// The bytes of all layers as the registry has them.
+    /// Returns the compressed size of all layers.
     pub fn size(&self) -> Bytes {
         Bytes(self.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.blob.size.0)))
     }
 }
 
-/// Why a document of a registry cannot be used. The text is ours: what the registry wrote stands in it only as
-/// far as it was checked.
+/// Why a registry's document cannot be used. The registry's text is quoted only after it was checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unusable(pub String);
@@ -77,13 +76,13 @@ impl Unusable {
         Self(message.into())
     }
 
-    /// The parser's own words tell the place, and quote at most a key.
+    /// Returns the error of the JSON parser, which has the position and quotes at most a key.
     fn json(what: &str, error: &serde_json::Error) -> Self {
         Self(format!("{what} is malformed: {}", printable(&error.to_string())))
     }
 }
 
-/// A text of a registry, shortened and without what could confuse a terminal.
+/// Returns a registry's text, shortened and without characters that could confuse a terminal.
 fn printable(text: &str) -> String {
     text.chars().take(120).collect::<String>().escape_debug().to_string()
 }

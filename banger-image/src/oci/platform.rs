@@ -1,21 +1,21 @@
-//! Platforms of images, in the words of Go, which the OCI specification uses.
+//! Platforms of images, in Go's names, which the OCI specification uses.
 
 use std::{fmt, str::FromStr};
 
-/// A platform: an operating system, which is always Linux here, an architecture, and perhaps a variant of it.
+/// A platform: Linux, an architecture, and perhaps a variant of that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
     architecture: String,
     variant: Option<String>,
 }
 
-/// The text is no platform.
+/// The text is not a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a platform looks like linux/amd64 or linux/arm64/v8")]
 pub struct NotAPlatform;
 
 impl Platform {
-    /// The platform of programs for a processor, in the words of the Rust compiler.
+    /// Returns the platform for an architecture in Rust's names.
     pub fn of_host(arch: &str) -> Self {
         let architecture = match arch {
             "x86_64" => "amd64",
@@ -25,12 +25,12 @@ impl Platform {
         Self { architecture: architecture.to_owned(), variant: None }
     }
 
-    /// Whether both are for the same kind of processor.
+    /// Returns whether both are for the same kind of processor.
     pub fn runs_with(&self, other: &Platform) -> bool {
         self.architecture == other.architecture
     }
 
-    /// How well a platform of an index fits, the lower the better; not at all with `None`.
+    /// Returns how well a platform of an index fits, the lower the better; `None` if it does not.
     pub(super) fn fits(&self, os: &str, architecture: &str, variant: Option<&str>) -> Option<u32> {
         if os != "linux" || architecture != self.architecture {
             return None;
@@ -38,7 +38,7 @@ impl Platform {
         let variant = variant.filter(|variant| !variant.is_empty());
         match (self.variant.as_deref(), variant) {
             (wanted, offered) if wanted == offered => Some(0),
-            // What every processor of the architecture runs.
+            // Every processor of the architecture runs this one.
             (_, None) => Some(1),
             (None, Some("v8")) if self.architecture == "arm64" => Some(1),
             (None, Some("v1")) if self.architecture == "amd64" => Some(1),
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn platforms_are_read_and_written_alike() {
+    fn platforms_are_read_as_they_are_written() {
         for text in ["linux/amd64", "linux/arm64/v8", "linux/riscv64"] {
             assert_eq!(text.parse::<Platform>().unwrap().to_string(), text);
         }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variant_that_every_processor_runs_is_taken() {
+    fn the_variant_that_every_processor_runs_is_chosen() {
         let amd64 = Platform::of_host("x86_64");
         assert_eq!(amd64.fits("linux", "amd64", None), Some(0));
         assert_eq!(amd64.fits("linux", "amd64", Some("v1")), Some(1));

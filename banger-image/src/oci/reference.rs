@@ -1,36 +1,36 @@
 //! References to images of registries: `alpine`, `ghcr.io/org/tool:1.2`, `localhost:5000/a/b@sha256:…`.
 //!
-//! The grammar and the defaults are Docker's (<https://github.com/distribution/reference>), so that a reference that works
-//! there works here and means the same.
+//! The grammar and the defaults are Docker's (<https://github.com/distribution/reference>), so that references mean
+//! the same here.
 
 use core::net::{IpAddr, Ipv6Addr};
 use std::{fmt, str::FromStr};
 
 use banger_domain::{digest::Digest, name::Name};
 
-/// The registry of a reference that names none, as references call it.
+/// The registry of references that name none.
 const DEFAULT_REGISTRY: &str = "docker.io";
-/// What Docker's registry was called once.
+/// The former name of Docker's registry.
 const OLD_DEFAULT_REGISTRY: &str = "index.docker.io";
-/// Where Docker's registry serves the protocol.
+/// The host that serves the protocol for Docker's registry.
 const DEFAULT_REGISTRY_API: &str = "registry-1.docker.io";
-/// Where Docker's registry keeps what has a name of one part.
+/// The parent of single-part names in Docker's registry.
 const DEFAULT_PARENT: &str = "library";
 const DEFAULT_TAG: &str = "latest";
 
 const MAX_REFERENCE: usize = 512;
 const MAX_HOST: usize = 253;
-/// Of the repository with its registry, as Docker has it.
+/// The limit of the repository with its registry, as in Docker.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
-/// The longest name of an image here.
+/// The longest name of an image on this host.
 const MAX_LOCAL_NAME: usize = 63;
 
-/// The host of a registry, with its port where one is named.
+/// The host of a registry, and its port if given.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegistryHost(String);
 
-/// A reference to an image of a registry. It names a tag, a digest, or both; then the digest decides.
+/// A reference to a registry's image. It names a tag, a digest, or both; the digest takes precedence.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageRef {
     registry: RegistryHost,
@@ -39,7 +39,7 @@ pub struct ImageRef {
     digest: Option<Digest>,
 }
 
-/// Why a text is no reference.
+/// Why a text is not a reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{} is not a reference to an image: {why}", super::printable(.text))]
 pub struct NotAReference {
@@ -48,29 +48,29 @@ pub struct NotAReference {
 }
 
 impl RegistryHost {
-    /// Host and port, as in a reference.
+    /// Returns host and port as in a reference.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Host and port of the server that speaks the protocol.
+    /// Returns host and port of the server that speaks the protocol.
     pub fn api(&self) -> &str {
         if self.0 == DEFAULT_REGISTRY { DEFAULT_REGISTRY_API } else { &self.0 }
     }
 
-    /// The host alone, without the brackets of an IPv6 address.
+    /// Returns the host alone, without the brackets of an IPv6 address.
     pub fn host(&self) -> &str {
         let (host, _) = split_port(self.api());
         host.trim_start_matches('[').trim_end_matches(']')
     }
 
-    /// The port, where one is named.
+    /// Returns the port, if given.
     pub fn port(&self) -> Option<u16> {
         split_port(self.api()).1.and_then(|port| port.parse().ok())
     }
 
-    /// Whether it is this very host by its name: `localhost`, or an address that never leaves the host. What a
-    /// name resolves to does not count, because others decide that.
+    /// Returns whether it names the host itself: `localhost` or a loopback address. What a name resolves to does not
+    /// count, since others decide that.
     pub fn is_loopback(&self) -> bool {
         let host = self.host();
         host.eq_ignore_ascii_case("localhost")
@@ -85,17 +85,17 @@ impl fmt::Display for RegistryHost {
 }
 
 impl ImageRef {
-    /// The registry.
+    /// Returns the registry.
     pub fn registry(&self) -> &RegistryHost {
         &self.registry
     }
 
-    /// The repository in the registry, such as `library/alpine`.
+    /// Returns the repository in the registry, such as `library/alpine`.
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// What the registry is asked for: the digest, else the tag.
+    /// Returns what to ask the registry for: the digest, or else the tag.
     pub fn wanted(&self) -> String {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => digest.to_string(),
@@ -104,13 +104,13 @@ impl ImageRef {
         }
     }
 
-    /// The digest that the document must have.
+    /// Returns the digest that the document must have.
     pub fn digest(&self) -> Option<Digest> {
         self.digest
     }
 
-    /// The name that an image gets when nobody chooses one: the last part of the repository, with the tag where
-    /// it says something. `alpine`, `debian-bookworm-slim`.
+    /// Returns the default name of the image: the last part of the repository, with the tag unless that says nothing.
+    /// `alpine`, `debian-bookworm-slim`.
     pub fn local_name(&self) -> Option<Name> {
         let last = self.repository.rsplit('/').next().unwrap_or_default();
         let tag = self.tag.as_deref().filter(|tag| *tag != DEFAULT_TAG);
@@ -166,7 +166,7 @@ impl FromStr for ImageRef {
                 )
             }
         };
-        // A colon behind the last slash is that of a tag, one before it that of a port.
+        // A colon after the last slash belongs to a tag, an earlier one to a port.
         let (name, tag) = match name.rsplit_once(':') {
             Some((before, tag)) if !tag.contains('/') => (before, Some(tag)),
             _ => (name, None),
@@ -180,7 +180,7 @@ impl FromStr for ImageRef {
         };
         check_host(registry).map_err(wrong)?;
         let registry = registry.to_ascii_lowercase();
-        // In small letters it would name somebody else's repository in Docker's registry.
+        // In lower case it would name another user's repository in Docker's registry.
         if !is_host(&registry) {
             return Err(wrong(
                 "a registry is `localhost` or has a dot or a port, and everything else is lower case",
@@ -208,7 +208,7 @@ impl FromStr for ImageRef {
     }
 }
 
-/// Whether the first part of a name is a host rather than a part of Docker's registry.
+/// Returns whether the first part of a name is a host and not a part of a name in Docker's registry.
 fn is_host(part: &str) -> bool {
     part.contains(['.', ':', '[']) || part == "localhost" || part.bytes().any(|b| b.is_ascii_uppercase())
 }
@@ -246,7 +246,7 @@ fn check_host(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Parts of letters and digits with `.`, `_`, `__` or hyphens between them.
+/// Checks parts of letters and digits that are separated by `.`, `_`, `__` or hyphens.
 fn check_path(path: &str) -> Result<(), &'static str> {
     let component = |part: &str| {
         let mut separator = String::new();
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reference_is_refused() {
+    fn an_invalid_reference_is_refused() {
         let long = format!("a/{}", "x".repeat(300));
         let digits = "0".repeat(64);
         for text in [
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_told_from_its_names() {
+    fn the_host_is_recognised_by_its_names() {
         let registry = |text: &str| text.parse::<ImageRef>().unwrap().registry().clone();
         assert_eq!(registry("alpine").api(), "registry-1.docker.io");
         for (text, host, port, loopback) in [
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_called_after_its_reference() {
+    fn an_image_is_named_after_its_reference() {
         let check = |text: &str, expect: &str| {
             assert_eq!(text.parse::<ImageRef>().unwrap().local_name().unwrap().as_str(), expect);
         };

@@ -1,4 +1,4 @@
-//! Extended attributes: which an image keeps, and whether ext4 has room for them.
+//! Extended attributes: selects those that an image keeps, and checks that ext4 has room for them.
 
 use super::{Error, acl, limits};
 
@@ -7,15 +7,15 @@ pub type Attributes = Box<[(Box<str>, Box<[u8]>)]>;
 
 const ACCESS_LIST: &str = "system.posix_acl_access";
 const DEFAULT_LIST: &str = "system.posix_acl_default";
-/// What a name begins with that Linux lets the superuser set on any file. Of `user.`, files and directories alone
-/// have attributes (xattr(7)).
+/// The prefixes of attributes that Linux lets root set on any file. Only files and directories have `user.`
+/// attributes (xattr(7)).
 const ANY_FILE: [&str; 2] = ["security.", "trusted."];
 const USER: &str = "user.";
-/// What is left of a block of ext4 for attributes: it has a header of 32 bytes, and a zero at the end.
+/// The room for attributes in a block of ext4, which has a header of 32 bytes and a zero at the end.
 const ROOM: usize = limits::ATTRIBUTES - 32 - 4;
 
-/// What of an entry's attributes an image keeps: those that Linux has. Others, such as those of macOS, are left
-/// out.
+/// Returns the attributes of an entry that an image keeps: those of Linux. Others, such as those of macOS, are
+/// dropped.
 pub(super) fn kept(
     path: &[u8],
     has_user_attributes: bool,
@@ -27,7 +27,7 @@ pub(super) fn kept(
             return Err(Error::entry(path, "has an extended attribute whose name is not text"));
         };
         let (suffix, value) = if matches!(name.as_str(), ACCESS_LIST | DEFAULT_LIST) {
-            let list = acl::kept(&value);
+            let list = acl::to_disk(&value);
             ("", list.ok_or_else(|| Error::entry(path, "has an invalid access control list"))?)
         } else if let Some(suffix) = ANY_FILE.iter().find_map(|prefix| name.strip_prefix(prefix)) {
             (named(path, suffix)?, value)
@@ -36,7 +36,7 @@ pub(super) fn kept(
         } else {
             continue;
         };
-        // `struct ext4_xattr_entry`, the name and the value, each filled up to four bytes.
+        // `struct ext4_xattr_entry`, the name and the value, each padded to four bytes.
         room += 16 + suffix.len().next_multiple_of(4) + value.len().next_multiple_of(4);
         kept.push((name.into_boxed_str(), value.into_boxed_slice()));
     }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_or_no_name_is_refused() {
+    fn attributes_without_room_or_name_are_refused() {
         let refused = |name: &[u8], value: usize| kept(b"f", true, vec![(name.to_vec(), vec![0; value])]);
         assert!(refused(b"user.x", ROOM - 20).is_ok());
         assert!(refused(b"user.x", ROOM - 19).is_err());

@@ -1,4 +1,4 @@
-//! What an archive says of one name.
+//! An entry of an archive.
 
 use super::sparse::Segment;
 
@@ -12,7 +12,7 @@ pub struct Entry {
     pub path: Vec<u8>,
     /// What it is.
     pub what: What,
-    /// Who may do what with it.
+    /// Owner, permissions and time.
     pub meta: Meta,
     /// Its extended attributes: names and values.
     pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
@@ -25,15 +25,15 @@ pub enum What {
     Directory,
     /// A regular file, whose content follows.
     File(Shape),
-    /// A symbolic link to this.
+    /// A symbolic link to this path.
     Symlink(Vec<u8>),
-    /// Another name of this entry.
+    /// A hard link to this entry.
     Link(Vec<u8>),
-    /// A device, a pipe or a socket.
+    /// A device or a pipe.
     Special(Special),
 }
 
-/// What is neither file, directory nor link.
+/// Something that is neither file, directory nor link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names of mknod(2)")]
 pub enum Special {
@@ -42,16 +42,16 @@ pub enum Special {
     Fifo,
 }
 
-/// How long a file is, and what of it is in the archive.
+/// The length of a file, and which of its data the archive has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
     /// Its length.
     pub size: u64,
-    /// The stretches that the archive has, in order; `None` when it has all of the file.
+    /// The ranges in the archive, in order; `None` if it has the whole file.
     pub segments: Option<Vec<Segment>>,
 }
 
-/// Owner, rights and times.
+/// Owner, permissions and time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meta {
     /// The lower twelve bits of `st_mode`.
@@ -60,11 +60,11 @@ pub struct Meta {
     pub user: u32,
     /// Its group.
     pub group: u32,
-    /// When its content was changed.
+    /// When its content was last changed.
     pub modified: Time,
 }
 
 impl Meta {
-    /// Of a directory that an archive has entries in and no entry for.
+    /// For a directory without an entry of its own.
     pub const IMPLIED: Self = Self { mode: 0o755, user: 0, group: 0, modified: (0, 0) };
 }

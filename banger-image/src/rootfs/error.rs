@@ -14,18 +14,18 @@ pub enum Error {
     /// It ends in the middle of an entry.
     #[error("the archive is cut short")]
     Truncated,
-    /// A header that contradicts itself.
+    /// A header is inconsistent.
     #[error("the archive is damaged: {0}")]
     Damaged(&'static str),
-    /// An entry that cannot be kept.
+    /// An entry cannot be kept.
     #[error("the entry {name} {why}")]
     Entry {
-        /// Its name, fit to be shown.
+        /// Its name, safe to display.
         name: Shown,
         /// What is wrong with it, as the rest of the sentence.
         why: String,
     },
-    /// More of something than the limit.
+    /// There are too many of something.
     #[error("the image has more than {most} {what}")]
     TooMany {
         /// The limit.
@@ -36,21 +36,21 @@ pub enum Error {
 }
 
 impl Error {
-    /// What is wrong with an entry, as the rest of the sentence.
+    /// Returns the error for an entry.
     pub fn entry(name: &[u8], why: impl Into<String>) -> Self {
         Self::Entry { name: Shown::of(name), why: why.into() }
     }
 }
 
-/// The name of an entry as a person may see it: whatever bytes it has, it is short and has no control characters.
+/// The name of an entry, shortened and without control characters, safe to display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown(String);
 
 impl Shown {
-    /// The longest part of a name that is shown, in bytes.
+    /// The longest displayed part of a name, in bytes.
     const MOST: usize = 120;
 
-    /// A name, or its beginning.
+    /// Returns the displayable name, or its beginning.
     pub fn of(name: &[u8]) -> Self {
         let (beginning, rest) = name.split_at(name.len().min(Self::MOST));
         let text = String::from_utf8_lossy(beginning).escape_debug().to_string();

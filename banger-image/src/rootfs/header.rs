@@ -1,5 +1,5 @@
-//! One header of a tar archive: a block of 512 bytes with fields at fixed places (POSIX.1-1988 `ustar`, and what
-//! GNU tar made of it, `tar.h` in its manual).
+//! A header of a tar archive: a block of 512 bytes with fields at fixed offsets (POSIX.1-1988 `ustar`, and GNU tar's
+//! variant, `tar.h` in its manual).
 
 use std::ops::Range;
 
@@ -25,28 +25,28 @@ const PREFIX: Range<usize> = 345..500;
 const POSIX: &[u8] = b"ustar\0";
 const GNU: &[u8] = b"ustar  \0";
 
-/// Where GNU tar puts the first stretches of a sparse file, whether more follow, and how long the file is.
+/// GNU tar's fields of a sparse file: the first ranges, whether more follow, and the length of the file.
 const GNU_MAP: Range<usize> = 386..482;
 const GNU_MORE: usize = 482;
 const GNU_REAL_SIZE: Range<usize> = 483..495;
-/// Where the next stretches are in the blocks that follow, and whether more follow.
+/// The next ranges in the blocks that follow, and whether more follow.
 const NEXT_MAP: Range<usize> = 0..504;
 const NEXT_MORE: usize = 504;
 
-/// A header, or a block of stretches that follows one.
+/// A header, or a block of ranges that follows one.
 pub(super) struct Header(pub(super) [u8; BLOCK]);
 
 impl Header {
-    /// Whether the block is one of those that end an archive.
+    /// Returns whether the block is one of those that end an archive.
     pub(super) fn is_zero(&self) -> bool {
         self.0 == [0; BLOCK]
     }
 
-    /// Whether its checksum is right.
+    /// Returns whether its checksum is right.
     pub(super) fn is_whole(&self) -> bool {
         let without = |index: usize| if CHECKSUM.contains(&index) { b' ' } else { self.0[index] };
         let unsigned: i64 = (0..BLOCK).map(|index| i64::from(without(index))).sum();
-        // Some old programs added the bytes up as signed ones.
+        // Some old programs summed signed bytes.
         let signed: i64 = (0..BLOCK).map(|index| i64::from(without(index).cast_signed())).sum();
         self.number(CHECKSUM).is_some_and(|sum| sum == unsigned || sum == signed)
     }
@@ -55,7 +55,7 @@ impl Header {
         self.0[TYPE]
     }
 
-    /// The name, with the prefix from the other field.
+    /// Returns the name, with the prefix from its field.
     pub(super) fn path(&self) -> Vec<u8> {
         let (name, prefix) = (self.text(NAME), self.text(PREFIX));
         if !self.0[MAGIC].starts_with(POSIX) || prefix.is_empty() {
@@ -69,7 +69,7 @@ impl Header {
     }
 
     pub(super) fn mode(&self) -> Result<u16, Error> {
-        // Some programs write the type of the file into it, too.
+        // Some programs include the file type.
         self.number(MODE)
             .map(|mode| (mode & 0o7777) as u16)
             .ok_or(Error::Damaged("the mode of an entry is not a number"))
@@ -91,28 +91,28 @@ impl Header {
         self.number(MODIFIED).ok_or(Error::Damaged("the time of an entry is not a number"))
     }
 
-    /// The numbers of a device.
+    /// Returns the device numbers.
     pub(super) fn device(&self) -> Result<(u64, u64), Error> {
         let numbers = self.unsigned(MAJOR).zip(self.unsigned(MINOR));
         numbers.ok_or(Error::Damaged("the number of a device is not a number"))
     }
 
-    /// Whether GNU tar's own fields are in it.
+    /// Returns whether it has GNU tar's own fields.
     pub(super) fn is_gnu(&self) -> bool {
         self.0[MAGIC] == *GNU
     }
 
-    /// How long a sparse file is.
+    /// Returns the length of a sparse file.
     pub(super) fn gnu_real_size(&self) -> Result<u64, Error> {
         self.unsigned(GNU_REAL_SIZE).ok_or(Error::Damaged("the size of a sparse file is not a number"))
     }
 
-    /// The stretches in a header, and whether a block with more of them follows.
+    /// Returns the ranges in a header, and whether a block with more follows.
     pub(super) fn gnu_map(&self) -> Result<(Vec<Segment>, bool), Error> {
         Ok((self.map(GNU_MAP)?, self.0[GNU_MORE] != 0))
     }
 
-    /// The stretches in a block that follows a header, and whether another one follows.
+    /// Returns the ranges in a block after a header, and whether another one follows.
     pub(super) fn next_map(&self) -> Result<(Vec<Segment>, bool), Error> {
         Ok((self.map(NEXT_MAP)?, self.0[NEXT_MORE] != 0))
     }
@@ -130,7 +130,7 @@ impl Header {
         Ok(segments)
     }
 
-    /// A field up to its first zero.
+    /// Returns a field up to its first zero.
     fn text(&self, place: Range<usize>) -> &[u8] {
         let field = &self.0[place];
         field.split(|&byte| byte == 0).next().unwrap_or_default()
@@ -140,12 +140,12 @@ impl Header {
         self.number(place).and_then(|number| number.try_into().ok())
     }
 
-    /// A number: octal digits among spaces and zeros, or two's complement behind a byte that says so. An empty
-    /// field is 0.
+    /// Parses a number: octal digits among spaces and zeros, or two's complement after a marker byte. An empty field
+    /// is 0.
     fn number(&self, place: Range<usize>) -> Option<i64> {
         let field = &self.0[place];
         if field[0] & 0x80 != 0 {
-            // The second highest bit is the sign; what does not fit into 64 bits must be its repetition.
+            // The second highest bit is the sign; bits beyond 64 must repeat it.
             let first = (field[0] << 1).cast_signed() >> 1;
             return field[1..].iter().try_fold(i64::from(first), |number, byte| {
                 Some(number.checked_mul(256)? | i64::from(*byte))

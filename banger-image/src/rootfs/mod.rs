@@ -1,6 +1,6 @@
-//! Root file systems as archives: what a tar holds, and the tree that the layers of an image make when stacked
-//! on each other. The archives are hostile; nothing here reads more than it has room for, and whatever
-//! cannot be kept exactly is refused with the name of the entry.
+//! Root file systems as archives: reads tar files, and merges the layers of an image into a tree. The archives are
+//! hostile: nothing here reads more than it has room for, and an entry that cannot be kept exactly is refused by
+//! name.
 //!
 //! [`tar`] reads an archive, [`tree`] merges the entries of several, [`write`] writes one.
 

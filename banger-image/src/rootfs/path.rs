@@ -1,9 +1,9 @@
-//! Names in archives as paths below the root.
+//! Parses names in archives as paths below the root.
 
 use super::{Error, limits};
 
-/// The names on the way to an entry from the root, none for the root itself. A path that leaves the root by `..`
-/// or does not begin at it is refused, whatever it would come to.
+/// Returns the components of a path from the root, none for the root itself. Paths with `..` and absolute paths are
+/// refused, wherever they would lead.
 pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
     if path.len() > limits::PATH {
         return Err(Error::entry(path, format!("has a name of more than {} bytes", limits::PATH)));
@@ -16,7 +16,7 @@ pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
     }
     let components: Vec<&[u8]> =
         path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
-    // Some tools call the root itself `/`.
+    // Some tools use `/` for the root.
     if path[0] == b'/' && !components.is_empty() {
         return Err(Error::entry(path, "has an absolute name"));
     }
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_elsewhere_is_refused() {
+    fn a_path_that_leaves_the_root_is_refused() {
         refused(b"", "no name");
         refused(b"/etc/passwd", "absolute");
         refused(b"//etc", "absolute");

@@ -1,5 +1,5 @@
-//! The records of an extended header (POSIX.1-2001 `pax`): `LENGTH KEYWORD=VALUE\n`, the length being that of the
-//! whole record.
+//! Parses the records of an extended header (POSIX.1-2001 `pax`): `LENGTH KEYWORD=VALUE
+//! `, where the length is that of the whole record.
 
 use super::{
     Error,
@@ -8,10 +8,10 @@ use super::{
     sparse::{self, Segment},
 };
 
-/// Where extended attributes are, by their names: what star began, and GNU tar, libarchive and Go write.
+/// The prefix of extended attributes, which star introduced and GNU tar, libarchive and Go write.
 const ATTRIBUTE: &[u8] = b"SCHILY.xattr.";
 
-/// What extended headers say of the entry that follows. A record takes the place of an earlier one.
+/// The values of extended headers for the next entry. A later record replaces an earlier one.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Records {
     pub(super) path: Option<Vec<u8>>,
@@ -24,7 +24,7 @@ pub(super) struct Records {
     pub(super) sparse: Sparse,
 }
 
-/// What they say of a sparse file.
+/// The values for a sparse file.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Sparse {
     pub(super) name: Option<Vec<u8>>,
@@ -62,9 +62,9 @@ impl Records {
         Ok(())
     }
 
-    /// `begun` is where the stretch begins whose length has not come yet.
+    /// Adds a record. `begun` is the offset of a range whose length has not come yet.
     fn put(&mut self, key: &[u8], value: &[u8], begun: &mut Option<u64>) -> Option<()> {
-        // An empty value takes back what an earlier header said.
+        // An empty value removes an earlier one.
         let given = !value.is_empty();
         let number = || if given { sparse::decimal(value).map(Some) } else { Some(None) };
         let id = || number()?.map(i64::try_from).transpose().ok();
@@ -97,7 +97,7 @@ impl Records {
     }
 }
 
-/// GNU tar writes `=` and `%` in the name of an attribute as `%3D` and `%25`.
+/// Decodes `%3D` and `%25`, with which GNU tar escapes the names of attributes.
 fn without_escapes(name: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(name.len());
     let mut rest = name;
@@ -113,7 +113,7 @@ fn without_escapes(name: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// A time: seconds with any number of digits behind the point.
+/// Parses a time: seconds with any number of decimals.
 fn time(text: &[u8]) -> Option<Time> {
     let (negative, digits) = match text.strip_prefix(b"-") {
         Some(digits) => (true, digits),
@@ -132,7 +132,7 @@ fn time(text: &[u8]) -> Option<Time> {
     Some(match (negative, nanoseconds) {
         (false, _) => (seconds, nanoseconds),
         (true, 0) => (-seconds, 0),
-        // The nanoseconds count forwards from the second before.
+        // Nanoseconds count forwards from the second before.
         (true, _) => (-seconds - 1, 1_000_000_000 - nanoseconds),
     })
 }
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_is_refused() {
+    fn an_invalid_record_is_refused() {
         for wrong in [
             "x",
             "5 a=b",

@@ -1,12 +1,11 @@
-//! Files with holes: which of their bytes an archive has, in the four forms that GNU tar has written
-//! (its manual, "Sparse Formats").
+//! Sparse files: the maps of their data, in the four formats of GNU tar (its manual, "Sparse Formats").
 
 use super::{Error, limits};
 
-/// The block of the file system: holes are made of whole ones.
+/// The block size of the file system, and so the unit of holes.
 pub const BLOCK: u64 = 4096;
 
-/// A stretch of data in a file.
+/// A range of data in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Where it begins.
@@ -21,8 +20,7 @@ impl Segment {
     }
 }
 
-/// Checks the map of a file of this size, of whose data the archive has so many bytes. Empty stretches are left
-/// out.
+/// Checks the map of a file of this size, of which the archive has `data` bytes, and drops empty ranges.
 pub(super) fn check(
     name: &[u8],
     segments: Vec<Segment>,
@@ -51,7 +49,7 @@ pub(super) fn check(
     Ok(segments.into_iter().filter(|segment| segment.length > 0).collect())
 }
 
-/// The stretches of whole blocks that a map covers, the last of which may end with the file.
+/// Extends ranges to whole blocks. The last one may end with the file.
 pub fn blocks(segments: &[Segment], size: u64) -> Vec<Segment> {
     let mut blocks: Vec<Segment> = Vec::new();
     for segment in segments {
@@ -65,7 +63,7 @@ pub fn blocks(segments: &[Segment], size: u64) -> Vec<Segment> {
     blocks
 }
 
-/// The map in the value of a header's keyword: `offset,length,offset,length…`.
+/// Parses a map in the value of a keyword: `offset,length,offset,length…`.
 pub(super) fn in_a_line(text: &[u8]) -> Option<Vec<Segment>> {
     if text.is_empty() {
         return Some(Vec::new());
@@ -73,7 +71,7 @@ pub(super) fn in_a_line(text: &[u8]) -> Option<Vec<Segment>> {
     pairs(text.split(|&byte| byte == b',').map(decimal))
 }
 
-/// A number of stretches, and a map, each number of which is one item.
+/// Parses a number of ranges and their map, with one item per number.
 pub(super) fn pairs(mut numbers: impl Iterator<Item = Option<u64>>) -> Option<Vec<Segment>> {
     let mut segments = Vec::new();
     while let Some(at) = numbers.next() {
@@ -82,7 +80,7 @@ pub(super) fn pairs(mut numbers: impl Iterator<Item = Option<u64>>) -> Option<Ve
     Some(segments)
 }
 
-/// A number in decimal digits.
+/// Parses a decimal number.
 pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;

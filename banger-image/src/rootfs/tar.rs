@@ -1,4 +1,4 @@
-//! Reading a tar archive: POSIX `ustar` and `pax`, and what GNU tar writes.
+//! Reads tar archives: POSIX `ustar` and `pax`, and GNU tar's variants.
 
 use std::io::{self, BufRead};
 
@@ -11,43 +11,43 @@ use super::{
     sparse::{self, Segment},
 };
 
-/// Longer than `limits::PATH`, so that a name that is too long is called by that name.
+/// More than `limits::PATH`, so that an error can show a name that is too long.
 const MAX_NAME: u64 = 2 * limits::PATH as u64;
-/// The digits of the largest number of 64 bits, and the end of the line.
+/// The digits of the largest 64-bit number, and a line feed.
 const MAX_LINE: usize = 21;
 
-/// Whether a tar archive can begin with these bytes.
+/// Returns whether a tar archive can begin with these bytes.
 pub fn is_beginning(bytes: &[u8]) -> bool {
     let block = bytes.first_chunk::<BLOCK>().map(|block| Header(*block));
     block.is_some_and(|header| !header.is_zero() && header.is_whole())
 }
 
-/// An archive that is read from its beginning to its end.
+/// An archive that is read from beginning to end.
 #[derive(Debug)]
 pub struct Tar<R> {
     input: R,
-    /// Bytes that are left of the content of the entry.
+    /// Bytes left of the entry's content.
     left: u64,
-    /// Bytes that follow it, up to a whole block.
+    /// Bytes up to the next whole block.
     padding: u64,
-    /// What all entries have that do not say otherwise.
+    /// Defaults for all entries.
     globals: Records,
     begun: bool,
     ended: bool,
 }
 
 impl<R: BufRead> Tar<R> {
-    /// The archive that begins at the current position of the input.
+    /// Returns a reader of the archive that begins at the current position of the input.
     pub fn new(input: R) -> Self {
         Self { input, left: 0, padding: 0, globals: Records::default(), begun: false, ended: false }
     }
 
-    /// The input, positioned after the last block that was read.
+    /// Returns the input, positioned after the last block that was read.
     pub fn into_input(self) -> R {
         self.input
     }
 
-    /// The next entry, or `None` at the end. What is left of the content of the last one is skipped.
+    /// Returns the next entry, or `None` at the end. Skips what is left of the previous entry's content.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, Error> {
         let mut records = None;
         let (mut long_path, mut long_link) = (None, None);
@@ -77,7 +77,7 @@ impl<R: BufRead> Tar<R> {
                 }
                 b'L' => long_path = Some(self.long_name(size)?),
                 b'K' => long_link = Some(self.long_name(size)?),
-                // The label of a volume is no file.
+                // A volume label is not a file.
                 b'V' => self.begin_data(size),
                 _ => {
                     let mut records = records.unwrap_or_else(|| self.globals.clone());
@@ -89,7 +89,7 @@ impl<R: BufRead> Tar<R> {
         }
     }
 
-    /// The next bytes of the entry's content, none at its end. To be followed by [`Tar::consume`].
+    /// Returns the next bytes of the entry's content, none at its end. Call [`Tar::consume`] next.
     pub fn data(&mut self) -> Result<&[u8], Error> {
         if self.left == 0 {
             return Ok(&[]);
@@ -102,7 +102,7 @@ impl<R: BufRead> Tar<R> {
         Ok(&bytes[..most])
     }
 
-    /// Marks this many of the bytes of [`Tar::data`] as consumed.
+    /// Marks bytes of [`Tar::data`] as consumed.
     pub fn consume(&mut self, count: usize) {
         self.input.consume(count);
         self.left = self.left.saturating_sub(count as u64);
@@ -122,7 +122,7 @@ impl<R: BufRead> Tar<R> {
             modified: records.modified.map_or_else(|| header.modified().map(|time| (time, 0)), Ok)?,
         };
         let what = match header.kind() {
-            // Before there were directories, a file whose name ended so was one.
+            // In old archives, a file whose name ends like this is a directory.
             b'0' | b'7' | 0 if path.ends_with(b"/") => What::Directory,
             b'0' | b'7' | 0 => {
                 self.begin_data(size);
@@ -150,7 +150,7 @@ impl<R: BufRead> Tar<R> {
             }
             b'5' => What::Directory,
             b'6' => What::Special(Special::Fifo),
-            // A directory with a list of what was in it.
+            // A directory with a list of its content.
             b'D' => {
                 self.begin_data(size);
                 What::Directory
@@ -163,8 +163,7 @@ impl<R: BufRead> Tar<R> {
         Ok(Entry { path, what, meta, attributes: records.attributes })
     }
 
-    /// How long a file is and what of it follows, when so many bytes do. A map that stands before the data is
-    /// read.
+    /// Returns the shape of a file that has this many bytes in the archive. Reads a map that comes before the data.
     fn shape(&mut self, path: &[u8], size: u64, sparse: super::pax::Sparse) -> Result<Shape, Error> {
         let map = if sparse.map_is_data { Some(self.new_map()?) } else { sparse.map };
         let Some(map) = map else {
@@ -177,7 +176,7 @@ impl<R: BufRead> Tar<R> {
         Ok(Shape { size: real_size, segments: Some(sparse::check(path, map, real_size, self.left)?) })
     }
 
-    /// The map in a header of GNU tar's own and the blocks that follow it.
+    /// Reads the map in a header of GNU tar and the blocks that follow it.
     fn old_map(&mut self, header: &Header) -> Result<Vec<Segment>, Error> {
         let (mut map, mut more) = header.gnu_map()?;
         while more {
@@ -191,8 +190,8 @@ impl<R: BufRead> Tar<R> {
         Ok(map)
     }
 
-    /// The map before the data of a file: lines of decimal numbers, filled up to a whole block. The first says
-    /// how many stretches there are.
+    /// Reads the map before the data of a file: lines of decimal numbers, padded to a whole block. The first one is
+    /// the number of ranges.
     fn new_map(&mut self) -> Result<Vec<Segment>, Error> {
         const NO_MAP: Error = Error::Damaged("the map of a sparse file is invalid");
         let whole = self.left;
@@ -210,7 +209,7 @@ impl<R: BufRead> Tar<R> {
         Ok(map)
     }
 
-    /// A number on a line of its own in the content of the entry.
+    /// Reads a number on a line of its own.
     fn line(&mut self) -> Result<Option<u64>, Error> {
         let mut digits = Vec::new();
         loop {
@@ -233,7 +232,7 @@ impl<R: BufRead> Tar<R> {
         Ok(name)
     }
 
-    /// The whole content, which must not be larger than `most`.
+    /// Reads the whole content, which must not be larger than `most`.
     fn whole(&mut self, size: u64, most: u64) -> Result<Vec<u8>, Error> {
         if size > most {
             return Err(Error::Damaged("an extended header is too large"));
@@ -256,10 +255,10 @@ impl<R: BufRead> Tar<R> {
         self.padding = size.wrapping_neg() % BLOCK as u64;
     }
 
-    /// Goes to the next header.
+    /// Skips to the next header.
     fn skip(&mut self) -> Result<(), Error> {
         self.discard(self.left)?;
-        // GNU tar writes whole blocks, and so do all others.
+        // All programs write whole blocks.
         self.left = std::mem::take(&mut self.padding);
         self.discard(self.left)
     }
@@ -276,7 +275,7 @@ impl<R: BufRead> Tar<R> {
         Ok(())
     }
 
-    /// The next header that is one. `None` at the end of the archive, which has two blocks of zeros, or forgets
+    /// Returns the next header with content. `None` at the end of the archive, which has two blocks of zeros or lacks
     /// them.
     fn header(&mut self) -> Result<Option<Header>, Error> {
         if self.ended {
@@ -306,7 +305,7 @@ impl<R: BufRead> Tar<R> {
         }
     }
 
-    /// The next block. `None` when the input has ended.
+    /// Returns the next block, or `None` at the end of the input.
     fn block(&mut self) -> Result<Option<[u8; BLOCK]>, Error> {
         let mut block = [0; BLOCK];
         let mut filled = 0;

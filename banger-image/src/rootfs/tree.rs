@@ -1,6 +1,5 @@
-//! Merges the layers of an image into one tree (OCI image specification, "Image Layer
-//! Filesystem Changeset"). Names are resolved below the root of the image alone, symbolic links included; nothing
-//! of a host is looked at.
+//! Merges the layers of an image into one tree (OCI image specification, "Image Layer Filesystem Changeset"). Names,
+//! symbolic links included, are resolved below the root of the image only; the host's files are never used.
 
 use std::collections::{BTreeMap, btree_map};
 
@@ -12,19 +11,19 @@ use super::{
     sparse::Segment,
 };
 
-/// What the name of an entry begins with that hides another one of the layers below.
+/// The prefix of an entry that hides another one of the layers below.
 const WHITEOUT: &[u8] = b".wh.";
-/// What hides everything that the layers below have in its directory.
+/// Hides everything that the layers below have in its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Notes of a file system that some layers were made with.
+/// The prefix of metadata of a file system with which some layers were made.
 const NOTES: &[u8] = b".wh..wh.";
 
-/// A node of a tree.
+/// The id of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(u32);
 
 impl Id {
-    /// Its number, below [`Tree::capacity`].
+    /// Returns its number, which is below [`Tree::capacity`].
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -33,27 +32,27 @@ impl Id {
 /// The root of every tree.
 pub const ROOT: Id = Id(0);
 
-/// What has one name, or several.
+/// A node of a tree, with one name or several.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// What it is.
     pub kind: Kind,
-    /// Who may do what with it.
+    /// Owner, permissions and time.
     pub meta: Meta,
-    /// Its extended attributes, access control lists as ext4 keeps them.
+    /// Its extended attributes. Access control lists are in ext4's format.
     pub attributes: Option<Attributes>,
-    /// How many names it has.
+    /// The number of its names.
     pub links: u32,
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// A directory: what is in it, by name.
+    /// A directory with its content by name.
     Directory(BTreeMap<Box<[u8]>, Child>),
     /// A regular file.
     File(Content),
-    /// A symbolic link to this.
+    /// A symbolic link to this path.
     Symlink(Box<[u8]>),
     /// A device or a pipe.
     Special(Special),
@@ -62,36 +61,36 @@ pub enum Kind {
 /// A name in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Child {
-    /// What it names.
+    /// The node.
     pub id: Id,
-    /// The layer that named it last.
+    /// The layer that added the name last.
     layer: u32,
 }
 
-/// Where the data of a file was put aside.
+/// Where the data of a file is stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Content {
-    /// Where it begins.
+    /// Its offset.
     pub at: u64,
     /// The length of the file.
     pub size: u64,
-    /// Of a file with holes, what has data: whole blocks, which follow each other.
+    /// The ranges of whole blocks with data, in order; `None` if there are no holes.
     pub segments: Option<Box<[Segment]>>,
 }
 
 impl Content {
-    /// Whether anything of it is kept: a file can be empty, or one hole.
+    /// Returns whether it has any data: a file can be empty, or one hole.
     pub fn has_data(&self) -> bool {
         self.segments.as_ref().map_or(self.size > 0, |segments| !segments.is_empty())
     }
 }
 
-/// The kind of archive that is laid over a tree.
+/// The kind of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Archive {
-    /// A layer of an image: it can hide what is below it.
+    /// A layer of an image, which can hide what is below it.
     Layer,
-    /// A whole file system, in which every name is what it is.
+    /// A whole file system, in which no name is special.
     Whole,
 }
 
@@ -128,33 +127,33 @@ impl Default for Tree {
 }
 
 impl Tree {
-    /// A node.
+    /// Returns a node.
     pub fn node(&self, id: Id) -> &Node {
         &self.nodes[id.0 as usize]
     }
 
-    /// How many nodes there are or were.
+    /// Returns the number of nodes, including removed ones.
     pub fn capacity(&self) -> usize {
         self.nodes.len()
     }
 
-    /// How many nodes there are.
+    /// Returns the number of nodes.
     pub fn len(&self) -> usize {
         self.nodes.len() - self.free.len()
     }
 
-    /// Whether nothing has been put into it.
+    /// Returns whether nothing has been added.
     pub fn is_empty(&self) -> bool {
         self.records == 0
     }
 
-    /// The entries that follow are those of another archive, over all that there is.
+    /// Starts another archive, on top of everything so far.
     pub fn begin(&mut self, archive: Archive) {
         self.layer += 1;
         self.archive = archive;
     }
 
-    /// Puts an entry into the tree. That of a file has a content.
+    /// Adds an entry. The content is used for a file.
     pub fn put(&mut self, entry: Entry, content: Content) -> Result<(), Error> {
         self.records += 1;
         if self.records > limits::RECORDS {
@@ -200,7 +199,7 @@ impl Tree {
         self.add(parent, name, id)
     }
 
-    /// Gives a node another name.
+    /// Adds a hard link.
     fn link(&mut self, parent: Id, name: &[u8], target: &[u8], shown: &[u8]) -> Result<(), Error> {
         let components = path::components(target)
             .map_err(|error| Error::entry(shown, format!("is a link to an invalid name: {error}")))?;
@@ -217,14 +216,14 @@ impl Tree {
         if self.node(id).links >= limits::LINKS {
             return Err(Error::entry(shown, format!("has more than {} names", limits::LINKS)));
         }
-        // What has the name yet may be the last that holds the target.
+        // The link may replace the only other name of its target.
         self.node_mut(id).links += 1;
         self.remove(parent, name);
         self.node_mut(id).links -= 1;
         self.add(parent, name, id)
     }
 
-    /// Hides what the layers below have, but not what this one has.
+    /// Hides what the layers below have, but nothing of this layer.
     fn hide(&mut self, parents: &[&[u8]], name: &[u8], shown: &[u8]) -> Result<(), Error> {
         let Some(parent) = self.directory(parents, shown, Missing::Refused)? else {
             return Ok(());
@@ -248,8 +247,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Goes from the root to a directory, and follows symbolic links as a program does for which the image is all
-    /// there is. `None` when there is none and it is not to be made.
+    /// Resolves a directory from the root, following symbolic links as inside of the image. `None` if it does not
+    /// exist and should not be made.
     fn directory(&mut self, names: &[&[u8]], shown: &[u8], missing: Missing) -> Result<Option<Id>, Error> {
         let (mut way, mut links) = (vec![ROOT], 0);
         let mut ahead: Vec<Box<[u8]>> = names.iter().rev().map(|&name| name.into()).collect();
@@ -258,7 +257,7 @@ impl Tree {
             match &*name {
                 b"" | b"." => continue,
                 b".." => {
-                    // The directory above the root is the root.
+                    // The parent of the root is the root.
                     if way.len() > 1 {
                         way.pop();
                     }
@@ -306,7 +305,7 @@ impl Tree {
         Ok(way.last().copied())
     }
 
-    /// Changes what an entry for a directory that is there changes.
+    /// Updates an existing directory with an entry for it.
     fn change(
         &mut self,
         id: Id,
@@ -362,7 +361,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives a node a name that is free.
+    /// Adds a free name to a node.
     fn add(&mut self, parent: Id, name: &[u8], id: Id) -> Result<(), Error> {
         self.names += 1;
         self.node_mut(id).links += 1;
@@ -373,7 +372,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Says that this layer has the name.
+    /// Records that this layer has the name.
     fn name(&mut self, parent: Id, name: &[u8], id: Id) {
         let layer = self.layer;
         if let Kind::Directory(children) = &mut self.node_mut(parent).kind {
@@ -384,7 +383,7 @@ impl Tree {
         }
     }
 
-    /// Takes a name away, if there is one, and whatever has no name without it.
+    /// Removes a name, if it exists, and every node that is left without a name.
     fn remove(&mut self, parent: Id, name: &[u8]) {
         let Kind::Directory(children) = &mut self.node_mut(parent).kind else { return };
         let Some(child) = children.remove(name) else { return };
@@ -412,7 +411,7 @@ impl Tree {
         }
     }
 
-    /// Takes away what is below a directory and was not named by this layer.
+    /// Removes what is below a directory and was not added by this layer.
     fn remove_older(&mut self, directory: Id) {
         let mut directories = vec![directory];
         while let Some(directory) = directories.pop() {
@@ -443,7 +442,7 @@ impl Tree {
     }
 }
 
-/// What is done about directories on the way that are not there.
+/// What to do about missing directories on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
     Made,
@@ -454,10 +453,10 @@ fn size_of_attributes(node: &Node) -> usize {
     node.attributes.iter().flatten().map(|(name, value)| name.len() + value.len()).sum()
 }
 
-/// What is left of the names of a directory.
+/// The remaining names of a directory.
 type Names<'a> = btree_map::Iter<'a, Box<[u8]>, Child>;
 
-/// Every name of a tree, the names of a directory in order and after the directory's own.
+/// An iterator over all names of a tree. A directory's name comes before its content, which is sorted.
 #[derive(Debug)]
 pub struct Walk<'a> {
     tree: &'a Tree,
@@ -465,7 +464,7 @@ pub struct Walk<'a> {
 }
 
 impl Tree {
-    /// Every name but that of the root: the directory that it is in, the name, and what it names.
+    /// Returns every name except the root: its directory, the name, and its node.
     pub fn walk(&self) -> Walk<'_> {
         let directories = self.children(ROOT).map(|children| (ROOT, children.iter())).into_iter().collect();
         Walk { tree: self, directories }

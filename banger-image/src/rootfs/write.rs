@@ -1,19 +1,19 @@
-//! Writing a tar archive: the headers of entries, in the form of POSIX (`pax`), which has room for everything.
+//! Writes headers of a tar archive in the POSIX format (`pax`), which has room for everything.
 
 use super::entry::{Entry, Special, What};
 
-/// A block of an archive.
+/// The block size of an archive.
 pub const BLOCK: u64 = 512;
-/// What an archive ends with.
+/// The end of an archive.
 pub const END: [u8; 1024] = [0; 1024];
-/// The name field, and that of a link's target.
+/// The length of the name field, and of the link target field.
 const NAME: usize = 100;
-/// The largest number in a field of eight octal digits, one of which ends it.
+/// The largest number in a field of eight octal digits, the last of which is a terminator.
 const SMALL: u64 = 0o7_777_777;
-/// The same of twelve.
+/// The same for twelve digits.
 const LARGE: u64 = 0o77_777_777_777;
 
-/// The headers of an entry. The content of a file follows, filled up to whole blocks.
+/// Returns the headers of an entry. The content of a file follows, padded to whole blocks.
 pub fn head(entry: &Entry) -> Vec<u8> {
     let (kind, target, size, device) = match &entry.what {
         What::Directory => (b'5', &[][..], 0, None),
@@ -67,12 +67,12 @@ pub fn head(entry: &Entry) -> Vec<u8> {
     bytes
 }
 
-/// The header of a plain file of the superuser's, from the beginning of time. It is always one block.
-pub fn plain_head(path: &str, size: u64) -> [u8; BLOCK as usize] {
+/// Returns the header of an ordinary file of root, with the time 0. It is always one block.
+pub fn file_header(path: &str, size: u64) -> [u8; BLOCK as usize] {
     let mut block = Fields { kind: b'0', size: size.min(LARGE), mode: 0o644, ..Fields::default() }
         .block(path.as_bytes(), b"");
     if size > LARGE {
-        // As GNU has it: a number of base 256 has its highest bit set.
+        // GNU's format: the highest bit marks a base-256 number.
         let mut field = [0; 12];
         field[0] = 0x80;
         field[4..].copy_from_slice(&size.to_be_bytes());
@@ -94,7 +94,7 @@ struct Fields {
 }
 
 impl Fields {
-    /// The header, in `ustar`'s form. What does not fit is in records before it.
+    /// Returns the `ustar` header. Values that do not fit are in records before it.
     fn block(&self, path: &[u8], target: &[u8]) -> [u8; BLOCK as usize] {
         let mut block = [0; BLOCK as usize];
         let fit = |number: u32| if u64::from(number) > SMALL { 0 } else { u64::from(number) };
@@ -119,7 +119,7 @@ impl Fields {
     }
 }
 
-/// Writes the sum over the header.
+/// Writes the checksum into the header.
 fn seal(block: &mut [u8; BLOCK as usize]) {
     block[148..156].fill(b' ');
     let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
@@ -131,7 +131,7 @@ fn octal(field: &mut [u8], number: u64) {
     field[..digits].copy_from_slice(format!("{number:0digits$o}").as_bytes());
 }
 
-/// A record: its own length in decimal, and what it says.
+/// Appends a record: its own length in decimal, key and value.
 fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + rest.to_string().len();
@@ -144,17 +144,17 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     records.push(b'\n');
 }
 
-/// A time in seconds with a fraction.
+/// Formats a time in seconds with a fraction.
 fn time(seconds: i64, nanoseconds: u32) -> String {
     match (seconds < 0, nanoseconds) {
         (_, 0) => seconds.to_string(),
         (false, _) => format!("{seconds}.{nanoseconds:09}"),
-        // Towards zero: -1.5 is two seconds before, and half of one after that.
+        // Towards zero: the fraction of -1.5 counts from -1, not from -2.
         (true, _) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds),
     }
 }
 
-/// The name of an attribute as GNU tar writes it, which must not have the sign that ends a key.
+/// Escapes the name of an attribute as GNU tar does, since it must not contain the sign that ends a key.
 fn escaped(name: &[u8]) -> Vec<u8> {
     let one = |byte: &u8| match byte {
         b'=' => b"%3D".to_vec(),
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn what_was_written_can_be_read_back() {
         for what in [
             What::Directory,
             What::Symlink(b"../x".to_vec()),
@@ -221,7 +221,7 @@ mod tests {
             let shape = Shape { size, segments: None };
             let bytes = head(&entry(b"f", What::File(shape.clone())));
             assert_eq!(read(&bytes).what, What::File(shape.clone()));
-            assert_eq!(read(&plain_head("blobs/x", size)).what, What::File(shape));
+            assert_eq!(read(&file_header("blobs/x", size)).what, What::File(shape));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, os::fd::OwnedFd};
 
 use banger_domain::{
-    monitor::Wish, name::Name, net::nic::Nat, ssh::AuthorizedKey, timezone::Timezone, vm::Init,
+    name::Name, net::nic::Nat, ssh::AuthorizedKey, timezone::Timezone, vm::Init, vmm::VmmChoice,
 };
 use banger_image::oci::{
     credentials::Credentials, manifest::MAX_LAYERS, platform::Platform, reference::ImageRef,
@@ -69,8 +69,8 @@ pub(super) async fn read_create(api: &Api, caller: &Caller, name: &str, options:
             .ok_or_else(|| Error::invalid_option("init must be auto, agent, or an absolute path"))?,
     };
     let vmm = match options.string(create::VMM)? {
-        None => Wish::default(),
-        Some(word) => Wish::parse(&word)
+        None => VmmChoice::default(),
+        Some(word) => VmmChoice::parse(&word)
             .ok_or_else(|| Error::invalid_option("vmm must be auto, firecracker, or qemu"))?,
     };
     let nat = if options.boolean(create::NAT)?.unwrap_or(false) { Nat::On } else { Nat::Off };

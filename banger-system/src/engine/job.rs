@@ -15,9 +15,9 @@ use std::{
 };
 
 use banger_domain::{
+    fair_queue::{Bounds, Full},
     id::{JobId, Timestamp, Uid},
     limits::{Exceeded, Limits, check_requests},
-    line::{Bounds, Full},
 };
 use banger_proto::size::Bytes;
 use tokio::{
@@ -112,15 +112,15 @@ pub(super) type Stages = &'static [&'static str];
 impl Jobs {
     pub(super) fn new(events: mpsc::UnboundedSender<Event>, clock: Arc<dyn Clock>, limits: &Limits) -> Self {
         let line = Bounds {
-            places: usize::MAX,
-            places_per_user: limits.jobs_running as usize,
+            slots: usize::MAX,
+            slots_per_user: limits.jobs_running as usize,
             waiting_per_user: limits.jobs_queued as usize,
         };
         Self {
             inner: Arc::new(Inner {
                 jobs: Mutex::default(),
                 line: Queue::new(line),
-                workers: Queue::new(Bounds::of_workers(limits.workers as usize)),
+                workers: Queue::new(Bounds::for_workers(limits.workers as usize)),
                 jobs_per_user: (limits.jobs_running + limits.jobs_queued) as usize,
                 events,
                 clock,

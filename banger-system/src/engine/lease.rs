@@ -29,7 +29,7 @@ use std::collections::BTreeSet;
 
 use banger_domain::{
     id::VmId,
-    resource::{Resource, Span},
+    resource::{Resource, Scope},
 };
 
 use crate::ports::{self, Ports};
@@ -66,9 +66,9 @@ impl Lease {
 
     /// Releases all resources of this lifetime, the youngest first. Continues after a failure: what failed stays in
     /// the ledger. Returns the errors.
-    pub(super) async fn release(&mut self, span: Span) -> Vec<ports::Error> {
+    pub(super) async fn release(&mut self, scope: Scope) -> Vec<ports::Error> {
         let mut errors = Vec::new();
-        let held: Vec<Resource> = self.held.iter().copied().filter(|r| r.span() == span).collect();
+        let held: Vec<Resource> = self.held.iter().copied().filter(|r| r.scope() == scope).collect();
         for resource in held.into_iter().rev() {
             let released = match release_resource(&self.ports, self.vm, resource).await {
                 Ok(()) => self.ports.store.strike(self.vm, resource).await,
@@ -87,8 +87,8 @@ impl Lease {
 
     /// Releases everything, resources of the boot first.
     pub(super) async fn release_all(&mut self) -> Vec<ports::Error> {
-        let mut errors = self.release(Span::Boot).await;
-        errors.extend(self.release(Span::Machine).await);
+        let mut errors = self.release(Scope::Boot).await;
+        errors.extend(self.release(Scope::Vm).await);
         errors
     }
 }

@@ -41,7 +41,7 @@ use banger_domain::{
     limits::{Limits, Usage},
     name::{Name, Reference},
     net::{
-        nic::{Mac, Siblings},
+        nic::{Mac, SameOwner},
         prefix::Prefix4,
         subnet::Subnet,
     },
@@ -89,7 +89,7 @@ pub struct Settings {
     /// Network of the guests; the first start chooses one if absent, and stores it.
     pub subnet: Option<Prefix4>,
     /// Whether guests of one owner reach each other.
-    pub siblings: Siblings,
+    pub siblings: SameOwner,
     /// Quotas of each user.
     pub limits: Limits,
 }

@@ -9,7 +9,7 @@ use std::{
 use banger_domain::{
     dns::{
         label::UserLabel,
-        table::{Holder, Table},
+        table::{NamedVm, Table},
     },
     id::Uid,
     net::subnet::Subnet,
@@ -58,7 +58,7 @@ async fn look_up_owners(shared: &Shared, views: &[Arc<VmView>], labels: &mut Lab
 fn table(subnet: Subnet, views: &[Arc<VmView>], labels: &Labels) -> Table {
     let up = views.iter().filter(|view| view.vm.state.is_up());
     let holders = up.filter_map(|view| {
-        Some(Holder {
+        Some(NamedVm {
             vm: view.vm.id,
             name: view.vm.name.clone(),
             user: labels.get(&view.vm.owner)?.clone(),

@@ -62,7 +62,7 @@ impl Shared {
         let subnet = self.subnet().await?;
         let full = || Error::HostNotReady { message: "no address is free for another guest".to_owned() };
         let nic = Nic::new(vm.id, vm.owner, subnet, vm.slot).ok_or_else(full)?;
-        let nic = Nic { siblings: self.settings.siblings, ..nic };
+        let nic = Nic { same_owner: self.settings.siblings, ..nic };
         // A VM without its image does not start, and so its configuration does not matter.
         let image = self.inventory.image(vm.image).map(|image| image.config.clone()).unwrap_or_default();
         let guest = guest_archive::config(vm, &image, &nic, subnet, now(&*self.ports.clock));

@@ -1,4 +1,4 @@
-//! A fair queue with wake-ups: [`Line`] decides whose turn it is, and this wakes the waiting tasks.
+//! A fair queue with wake-ups: [`FairQueue`] decides whose turn it is, and this wakes the waiting tasks.
 
 use std::{
     collections::HashMap,
@@ -6,8 +6,8 @@ use std::{
 };
 
 use banger_domain::{
+    fair_queue::{Bounds, FairQueue, Full},
     id::Uid,
-    line::{Bounds, Full, Line},
 };
 use tokio::sync::oneshot;
 
@@ -18,7 +18,7 @@ pub(super) struct Queue {
 }
 
 struct State {
-    line: Line,
+    queue: FairQueue,
     waiting: HashMap<u64, oneshot::Sender<()>>,
     next_number: u64,
 }
@@ -26,7 +26,7 @@ struct State {
 impl State {
     /// Wakes the requests whose turn it is.
     fn serve(&mut self) {
-        while let Some(number) = self.line.serve_next() {
+        while let Some(number) = self.queue.pop() {
             self.wake(number);
         }
     }
@@ -41,7 +41,7 @@ impl State {
 
 impl Queue {
     pub(super) fn new(bounds: Bounds) -> Self {
-        let state = State { line: Line::new(bounds), waiting: HashMap::new(), next_number: 0 };
+        let state = State { queue: FairQueue::new(bounds), waiting: HashMap::new(), next_number: 0 };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -49,7 +49,7 @@ impl Queue {
     pub(super) fn join(&self, user: Uid) -> Result<Ticket, Full> {
         let mut state = self.lock();
         let number = state.next_number;
-        state.line.join(user, number)?;
+        state.queue.push(user, number)?;
         state.next_number += 1;
         let (wake, turn) = oneshot::channel();
         state.waiting.insert(number, wake);
@@ -60,7 +60,7 @@ impl Queue {
     /// Serves a waiting request at once, because a running one needs it.
     pub(super) fn promote(&self, user: Uid, number: u64) {
         let mut state = self.lock();
-        if state.line.promote(user, number) {
+        if state.queue.promote(user, number) {
             state.wake(number);
         }
     }
@@ -105,7 +105,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
-        state.line.leave(self.user, self.number);
+        state.queue.remove(self.user, self.number);
         state.waiting.remove(&self.number);
         state.serve();
     }
@@ -123,7 +123,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiting_request_is_woken_when_a_place_is_free() {
-        let queue = Queue::new(Bounds { places: 2, places_per_user: 1, waiting_per_user: 1 });
+        let queue = Queue::new(Bounds { slots: 2, slots_per_user: 1, waiting_per_user: 1 });
         let mut first = queue.join(ALICE).unwrap();
         let mut second = queue.join(ALICE).unwrap();
         assert!(queue.join(ALICE).is_err());
@@ -138,7 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn dropping_a_waiting_ticket_holds_up_nobody() {
-        let queue = Queue::new(Bounds { places: 1, places_per_user: 1, waiting_per_user: 9 });
+        let queue = Queue::new(Bounds { slots: 1, slots_per_user: 1, waiting_per_user: 9 });
         let held = queue.join(ALICE).unwrap();
         let given_up = queue.join(ALICE).unwrap();
         let mut last = queue.join(BOB).unwrap();
@@ -151,7 +151,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_promoted_request_is_served_at_once() {
-        let queue = Queue::new(Bounds { places: 1, places_per_user: 1, waiting_per_user: 9 });
+        let queue = Queue::new(Bounds { slots: 1, slots_per_user: 1, waiting_per_user: 9 });
         let _held = queue.join(ALICE).unwrap();
         let mut needed = queue.join(ALICE).unwrap();
         queue.promote(ALICE, needed.number());

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 
 use banger_domain::{
     id::Uid,
-    monitor::Wish,
     name::{Name, Reference},
     net::nic::Nat,
     ssh::AuthorizedKey,
     timezone::Timezone,
     vm::{Init, Lifetime},
+    vmm::VmmChoice,
 };
 use banger_proto::size::Bytes;
 
@@ -39,7 +39,7 @@ pub struct CreateVm {
     /// The program that the agent hands over to.
     pub init: Init,
     /// The VMM to use.
-    pub vmm: Wish,
+    pub vmm: VmmChoice,
     /// Whether the guest has internet access.
     pub nat: Nat,
     /// The guest's time zone; the image's own if absent.

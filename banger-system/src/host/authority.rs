@@ -1,4 +1,4 @@
-//! Asks polkit about a connection of the bus. Any doubt means no.
+//! Asks polkit whether a D-Bus client is authorised. Any doubt means no.
 
 use std::{
     collections::HashMap,
@@ -13,13 +13,13 @@ use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthoriz
 
 use crate::ports::{Authority, Interaction, Question, Verdict};
 
-/// How long an answer may take for which nobody is asked. The bus gives polkit 25 seconds to start, and says so when
-/// they are over; a host that is busy is slower still.
-const ANSWER: Duration = Duration::from_secs(60);
+/// How long polkit may take to answer without asking anybody. The bus gives it 25 seconds to start and then reports a
+/// failure; a busy host needs more.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a person may take to authenticate.
-const PERSON: Duration = Duration::from_secs(120);
-/// The longest text of polkit's own in a message.
-const MAX_WHY: usize = 200;
+const PERSON_TIMEOUT: Duration = Duration::from_secs(120);
+/// The longest message of polkit that is passed on.
+const MAX_REASON: usize = 200;
 
 /// The authority of the system bus.
 pub struct Polkit {
@@ -29,13 +29,13 @@ pub struct Polkit {
 }
 
 impl Polkit {
-    /// The authority that is reached over this bus.
+    /// Returns the authority that is reached over this bus.
     pub fn new(connection: Connection) -> Self {
-        Self::with_patience(connection, ANSWER)
+        Self::with_timeout(connection, ANSWER_TIMEOUT)
     }
 
-    /// The same, which gives it so long to answer where nobody is asked.
-    pub fn with_patience(connection: Connection, answer: Duration) -> Self {
+    /// Returns the same with another timeout for answers without a prompt.
+    pub fn with_timeout(connection: Connection, answer: Duration) -> Self {
         Self { connection, asked: AtomicU64::new(0), answer }
     }
 
@@ -47,7 +47,7 @@ impl Polkit {
             Interaction::Allowed => CheckAuthorizationFlags::ALLOW_USER_INTERACTION,
             Interaction::Forbidden => CheckAuthorizationFlags::empty(),
         };
-        // The crate makes a subject of a connection from the header of a message only.
+        // The crate can make a subject only from the header of a message.
         let message = Message::method_call("/", "Subject").sender(question.connection.as_str()).build(&())?;
         let subject = Subject::new_for_message_header(&message.header())
             .map_err(|error| zbus::Error::Failure(error.to_string()))?;
@@ -55,20 +55,20 @@ impl Polkit {
     }
 }
 
-/// A question that polkit works on. Who stops waiting for the answer, closes the dialog as well.
-struct Open {
+/// A question that polkit is working on. Dropping it closes the dialog.
+struct PendingQuestion {
     connection: Connection,
     cancellation: String,
     answered: bool,
 }
 
-impl Drop for Open {
+impl Drop for PendingQuestion {
     fn drop(&mut self) {
         if self.answered {
             return;
         }
         let (connection, cancellation) = (self.connection.clone(), std::mem::take(&mut self.cancellation));
-        // Without a runtime the service is ending, and polkit sees its connection go.
+        // Without a runtime the service is ending, and polkit sees its connection close.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(error) = cancel(&connection, &cancellation).await {
@@ -88,18 +88,21 @@ impl Authority for Polkit {
     async fn check(&self, question: Question) -> Verdict {
         let cancellation = format!("banger-{}", self.asked.fetch_add(1, Ordering::Relaxed));
         let timeout = match question.interaction {
-            Interaction::Allowed => PERSON,
+            Interaction::Allowed => PERSON_TIMEOUT,
             Interaction::Forbidden => self.answer,
         };
-        let mut open =
-            Open { connection: self.connection.clone(), cancellation: cancellation.clone(), answered: false };
+        let mut open = PendingQuestion {
+            connection: self.connection.clone(),
+            cancellation: cancellation.clone(),
+            answered: false,
+        };
         let answer = tokio::time::timeout(timeout, self.ask(&question, &cancellation)).await;
         open.answered = answer.is_ok();
         match answer {
             Ok(Ok(result)) => verdict(&result, &question),
             Ok(Err(error)) => {
                 tracing::warn!(action = question.action, %error, "polkit cannot decide");
-                unanswered(&error)
+                verdict_of_error(&error)
             }
             Err(_) if question.interaction == Interaction::Allowed => {
                 Verdict::No("nobody authenticated in time".to_owned())
@@ -113,10 +116,10 @@ impl Authority for Polkit {
     }
 }
 
-/// What an error means that comes in the place of an answer. It is never a yes.
-fn unanswered(error: &zbus::Error) -> Verdict {
+/// Maps an error in place of an answer to a verdict. It is never a yes.
+fn verdict_of_error(error: &zbus::Error) -> Verdict {
     let text = match error {
-        // Nothing of this name is there, and nothing could be started.
+        // The name has no owner, and none could be started.
         zbus::Error::FDO(error)
             if matches!(**error, fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_)) =>
         {
@@ -126,7 +129,7 @@ fn unanswered(error: &zbus::Error) -> Verdict {
         zbus::Error::MethodError(name, text, _) => text.as_deref().unwrap_or(name.as_str()).to_owned(),
         other => other.to_string(),
     };
-    let text: String = text.chars().take(MAX_WHY).collect();
+    let text: String = text.chars().take(MAX_REASON).collect();
     Verdict::Undecided(format!("polkit cannot decide: {text}"))
 }
 

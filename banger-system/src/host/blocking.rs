@@ -1,8 +1,8 @@
-//! Work that blocks, beside the tasks that must not.
+//! Runs blocking work beside the async tasks.
 
 use crate::ports::{Error, Result};
 
-/// Does `work` on a thread that may block. It is done to its end even when nobody waits for it any more.
+/// Runs `work` on a thread that may block. It runs to its end even if the caller stops waiting.
 pub(super) async fn blocking<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> Result<T> + Send + 'static,

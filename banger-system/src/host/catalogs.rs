@@ -1,6 +1,6 @@
-//! Catalogs: their indexes are fetched, compared with their signatures, and kept in one file each, so that index
-//! and signature are always of one edition. The serial number is kept outside of the signed part as well, so that an
-//! older edition is recognised even when the keys have changed since.
+//! Catalogs: their indexes are fetched, checked against their signatures, and stored in one file each, so that index
+//! and signature always belong together. The serial number is also stored outside of the signed part, so that an
+//! older edition is recognised even after the keys have changed.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -28,22 +28,23 @@ use crate::ports::{
 /// The first line of a stored copy.
 const MAGIC: &str = "banger catalog 1";
 const MODE: u32 = 0o600;
-/// A file of keys has some lines.
+/// A file of keys has a few lines.
 const MAX_KEY_FILE: u64 = 16 << 10;
 
 /// The catalogs of the configuration.
 #[derive(Debug, Clone)]
 pub struct SignedCatalogs {
     sources: Arc<[Source]>,
-    /// Where editions are kept.
+    /// The directory of stored editions.
     kept: PathBuf,
-    /// Directories in which `NAME.pub` has keys of the catalog NAME.
+    /// Directories in which `NAME.pub` holds keys of the catalog NAME.
     keys: Vec<PathBuf>,
     registries: Registries,
 }
 
 impl SignedCatalogs {
-    /// Catalogs whose editions are kept in a directory, and whose files go through the cache of registries.
+    /// Returns the catalogs whose editions are stored in this directory, and whose files go through the cache of
+    /// registries.
     pub fn new(sources: Vec<Source>, kept: PathBuf, keys: Vec<PathBuf>, registries: Registries) -> Self {
         Self { sources: sources.into(), kept, keys, registries }
     }
@@ -53,11 +54,11 @@ impl SignedCatalogs {
         self.sources.iter().find(|source| source.name == *catalog).ok_or_else(none)
     }
 
-    fn place(&self, catalog: &Name) -> PathBuf {
+    fn path(&self, catalog: &Name) -> PathBuf {
         self.kept.join(catalog.as_str())
     }
 
-    /// The keys that may sign a catalog at the moment.
+    /// Returns the keys that may sign a catalog at the moment.
     fn keys_of(&self, source: &Source) -> Result<Keys> {
         self.keys.iter().try_fold(source.keys.clone(), |keys, directory| {
             let path = directory.join(format!("{}.pub", source.name));
@@ -73,7 +74,7 @@ impl SignedCatalogs {
         })
     }
 
-    /// The index in bytes that one of the keys has signed.
+    /// Parses an index after checking that one of the keys signed it.
     fn open(&self, source: &Source, bytes: Vec<u8>, signature: &[u8]) -> Result<(Signed, Index)> {
         let unusable = |error: Unusable| refused(source, &error);
         let signed = Signed::verify(bytes, signature, &self.keys_of(source)?).map_err(unusable)?;
@@ -81,34 +82,34 @@ impl SignedCatalogs {
         Ok((signed, index))
     }
 
-    /// Keeps a new edition, unless what is kept is newer.
+    /// Stores an edition, unless the stored one is newer.
     fn keep(&self, source: &Source, fetched: Fetched, now: Timestamp) -> Result<FetchedIndex> {
         let (signed, index) = self.open(source, fetched.index, &fetched.signature)?;
         index.check_age(now).map_err(|error| refused(source, &error))?;
-        let place = self.place(&source.name);
+        let path = self.path(&source.name);
         let doing = || format!("keep the catalog {}", source.name);
-        if let Some(last) = Kept::read(&place).map_err(|error| Error::os(doing(), error))? {
+        if let Some(last) = StoredEdition::read(&path).map_err(|error| Error::os(doing(), error))? {
             last.check_follows(&index, &signed).map_err(|Unusable(why)| {
                 let message = format!(
                     "the catalog {} is refused: {why}; to start over, remove {}",
                     source.name,
-                    place.display()
+                    path.display()
                 );
                 Error::Catalog { message }
             })?;
         }
-        let kept = Kept {
+        let kept = StoredEdition {
             serial: index.serial,
             fetched_at: now,
             signature: fetched.signature,
             index: signed.bytes().to_vec(),
         };
-        kept.write(&place).map_err(|error| Error::os(doing(), error))?;
+        kept.write(&path).map_err(|error| Error::os(doing(), error))?;
         Ok(FetchedIndex { index: Arc::new(index), fetched_at: now })
     }
 }
 
-/// What came from where a catalog is.
+/// What a catalog's location returned.
 struct Fetched {
     index: Vec<u8>,
     signature: Vec<u8>,
@@ -123,8 +124,8 @@ impl Catalogs for SignedCatalogs {
     async fn kept(&self, catalog: &Name) -> Result<Option<FetchedIndex>> {
         let (this, source) = (self.clone(), self.source(catalog)?.clone());
         blocking("read a catalog", move || {
-            let place = this.place(&source.name);
-            let kept = Kept::read(&place)
+            let path = this.path(&source.name);
+            let kept = StoredEdition::read(&path)
                 .map_err(|error| Error::os(format!("read the catalog {}", source.name), error))?;
             let Some(kept) = kept else { return Ok(None) };
             let (_, index) = this.open(&source, kept.index, &kept.signature)?;
@@ -154,22 +155,22 @@ fn refused(source: &Source, why: &Unusable) -> Error {
     Error::Catalog { message: format!("the catalog {} ({}) is refused: {why}", source.name, source.location) }
 }
 
-/// An edition as it is kept.
-struct Kept {
+/// A stored edition.
+struct StoredEdition {
     serial: u64,
     fetched_at: Timestamp,
     signature: Vec<u8>,
     index: Vec<u8>,
 }
 
-impl Kept {
-    /// Reads the stored copy. A file in another format is an error.
-    fn read(place: &Path) -> io::Result<Option<Self>> {
-        let bytes = match fs::read(place) {
+impl StoredEdition {
+    /// Reads the stored copy. A file of another format is an error.
+    fn read(path: &Path) -> io::Result<Option<Self>> {
+        let bytes = match fs::read(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             bytes => bytes?,
         };
-        let damaged = || io::Error::new(ErrorKind::InvalidData, format!("{} is damaged", place.display()));
+        let damaged = || io::Error::new(ErrorKind::InvalidData, format!("{} is damaged", path.display()));
         Self::parse(&bytes).ok_or_else(damaged).map(Some)
     }
 
@@ -195,25 +196,25 @@ impl Kept {
         })
     }
 
-    fn write(&self, place: &Path) -> io::Result<()> {
-        if let Some(parent) = place.parent() {
+    fn write(&self, path: &Path) -> io::Result<()> {
+        if let Some(parent) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         }
-        let mut partial = Partial::begin(place, MODE)?;
+        let mut partial = Partial::begin(path, MODE)?;
         let head = format!("{MAGIC}\n{}\n{}\n{}\n", self.serial, self.fetched_at.0, self.signature.len());
         for part in [head.as_bytes(), &self.signature, &self.index] {
             partial.file.write_all(part)?;
         }
-        // What is to keep an older edition out must be there after a power cut.
+        // The protection against older editions must survive a power cut.
         partial.file.sync_all()?;
         partial.replace()?;
-        match place.parent() {
+        match path.parent() {
             Some(parent) => File::open(parent)?.sync_all(),
             None => Ok(()),
         }
     }
 
-    /// Whether an index may take the place of this one: it is newer, or the same.
+    /// Checks that an index may replace this one: it must be newer or the same.
     fn check_follows(&self, index: &Index, signed: &Signed) -> Result<(), Unusable> {
         let (new, last) = (index.serial, self.serial);
         if new < last {

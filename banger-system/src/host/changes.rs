@@ -15,10 +15,10 @@ use rustix::{
 };
 use tokio::{io::unix::AsyncFd, sync::watch};
 
-/// What is read of inotify at once: some hundred events.
+/// How much is read from inotify at a time: some hundred events.
 const BUFFER: usize = 8 << 10;
 
-/// The files that somebody watches. Clones are the same ones.
+/// Watched files. Clones share them.
 #[derive(Clone)]
 pub(super) struct Changes {
     inner: Arc<Inner>,
@@ -26,13 +26,13 @@ pub(super) struct Changes {
 
 struct Inner {
     inotify: Arc<AsyncFd<OwnedFd>>,
-    /// By the number that the kernel gave the watch; watching a file twice gives the same one.
+    /// By watch descriptor; watching a file twice returns the same one.
     watched: Mutex<HashMap<i32, watch::Sender<()>>>,
 }
 
 impl Changes {
-    /// Watches nothing yet. To be called in a runtime, in which one task hands on what the kernel tells for as long as
-    /// this is there.
+    /// Starts without watching anything. Must be called in a runtime, in which a task dispatches events for as long
+    /// as this exists.
     pub(super) fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives.
@@ -44,7 +44,7 @@ impl Changes {
         tokio::spawn(async move {
             while let Ok(mut ready) = inotify.readable().await {
                 let Some(inner) = weak.upgrade() else { return };
-                match inner.hand_on() {
+                match inner.dispatch() {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                     Err(error) => return tracing::error!(%error, "cannot watch logs any more"),
                     Ok(()) => {}
@@ -54,7 +54,7 @@ impl Changes {
         Ok(Self { inner })
     }
 
-    /// Watches a file. What is written to it from now on is told.
+    /// Watches a file for writes from now on.
     pub(super) fn of(&self, file: &Path) -> io::Result<Watched> {
         let mut watched = self.inner.lock();
         let number = inotify::add_watch(self.inner.inotify.get_ref(), file, WatchFlags::MODIFY)?;
@@ -64,8 +64,8 @@ impl Changes {
 }
 
 impl Inner {
-    /// Tells those who watch what has changed.
-    fn hand_on(&self) -> io::Result<()> {
+    /// Notifies the watchers of the files that changed.
+    fn dispatch(&self) -> io::Result<()> {
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
         let mut events = inotify::Reader::new(self.inotify.get_ref(), &mut buffer);
         loop {
@@ -73,10 +73,10 @@ impl Inner {
             let (number, what) = (event.wd(), event.events());
             let mut watched = self.lock();
             if what.contains(ReadFlags::QUEUE_OVERFLOW) {
-                // Nobody knows which files.
+                // Some events were lost, and nobody knows of which files.
                 watched.values().for_each(|changed| changed.send_replace(()));
             } else if what.contains(ReadFlags::IGNORED) {
-                // The file is gone, and with it every writer; the watcher sees the end.
+                // The file is gone, and so are its writers; its watchers see the end.
                 watched.remove(&number);
             } else if let Some(changed) = watched.get(&number) {
                 changed.send_replace(());
@@ -97,7 +97,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Waits until the file has changed since the last call. An error means that it is gone.
+    /// Waits until the file has changed since the last call. An error means that the file is gone.
     pub(super) async fn changed(&mut self) -> io::Result<()> {
         match &mut self.changed {
             Some(changed) => changed.changed().await.map_err(|_| io::ErrorKind::NotFound.into()),
@@ -113,7 +113,7 @@ impl Drop for Watched {
         if watched.get(&self.number).is_some_and(|changed| changed.receiver_count() == 0) {
             watched.remove(&self.number);
             match inotify::remove_watch(self.changes.inner.inotify.get_ref(), self.number) {
-                // It went with its file.
+                // It went away with its file.
                 Ok(()) | Err(Errno::INVAL) => {}
                 Err(error) => tracing::warn!(%error, "cannot stop watching a log"),
             }
@@ -128,14 +128,14 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
     async fn soon(watched: &mut Watched) -> io::Result<()> {
-        tokio::time::timeout(PATIENCE, watched.changed()).await.unwrap()
+        tokio::time::timeout(TIMEOUT, watched.changed()).await.unwrap()
     }
 
     #[tokio::test]
-    async fn who_watches_a_file_hears_of_its_changes_and_of_no_others() {
+    async fn a_watcher_sees_changes_of_its_file_and_of_no_other() {
         let directory = tempfile::tempdir().unwrap();
         let [one, other] = ["one", "other"].map(|name| directory.path().join(name));
         for path in [&one, &other] {
@@ -148,7 +148,7 @@ mod tests {
         soon(&mut first).await.unwrap();
         soon(&mut second).await.unwrap();
         drop(first);
-        // Events come in order: a change of the other file would have been told by now.
+        // Events come in order, so a change of the other file would have been reported by now.
         fs::write(&one, "xx").unwrap();
         soon(&mut second).await.unwrap();
         assert!(!third.changed.as_mut().unwrap().has_changed().unwrap());

@@ -1,4 +1,4 @@
-//! The time of the host.
+//! The host's clock.
 
 use std::{
     io,
@@ -19,20 +19,20 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::ports::{Clock, Error, Result};
 
-/// How often the clocks of guests are compared with this one: one timer for all of them. What drifts by 500 ppm, as
-/// quartz rarely does, is off by 30 ms then, which a slew takes back in the same time.
+/// How often the clocks of guests are compared with the host's, by one timer for all. A clock that drifts by 500 ppm,
+/// which is rare for quartz, is then off by 30 ms, and a slew corrects that within the same time.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// The clock of the host.
+/// The host's clock.
 #[derive(Debug)]
 pub struct SystemClock {
-    /// A timer that never runs out, and that the kernel cancels when the clock jumps (`TFD_TIMER_CANCEL_ON_SET` of
-    /// timerfd_create(2)), which it does after a suspend, too.
+    /// A timer that never expires, and that the kernel cancels when the clock jumps (`TFD_TIMER_CANCEL_ON_SET` of
+    /// timerfd_create(2)), also after a suspend.
     timer: AsyncFd<OwnedFd>,
 }
 
 impl SystemClock {
-    /// The clock, whose jumps are noticed from now on. To be called in a runtime.
+    /// Returns the clock, and notices its jumps from now on. Must be called in a runtime.
     pub fn new() -> Result<Self> {
         let timer = || -> rustix::io::Result<OwnedFd> {
             let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
@@ -51,7 +51,7 @@ impl SystemClock {
 }
 
 impl SystemClock {
-    /// Waits until the clock was set. Nothing is lost when this is dropped.
+    /// Waits until the clock was set. Cancel-safe.
     async fn changed(&self) -> Result<()> {
         loop {
             let mut ready = self.timer.readable().await.map_err(failed)?;
@@ -60,7 +60,7 @@ impl SystemClock {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(failed(error)),
-                // It has run out: time has come to an end.
+                // The timer has expired, at the end of time.
                 Ok(_) => std::future::pending::<()>().await,
             }
         }

@@ -1,7 +1,7 @@
-//! Descriptors that systemd keeps for the service while it restarts: sd_notify(3), "FDSTORE=1", and
-//! sd_listen_fds(3). What is kept here is not closed when the service crashes or is restarted.
+//! Descriptors that systemd keeps for the service across restarts: sd_notify(3), "FDSTORE=1", and sd_listen_fds(3).
+//! They stay open when the service crashes or is restarted.
 //!
-//! Outside of systemd nothing is kept, and nothing is found.
+//! Without systemd nothing is kept and nothing is found.
 
 use std::{
     collections::BTreeMap,
@@ -21,15 +21,15 @@ use zbus_systemd::systemd1::{JobProxy, ManagerProxy, UnitProxy};
 
 /// How long systemd may take to say why it ends the service.
 const SYSTEMD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long systemd may take to handle what it was told.
+/// How long systemd may take to handle a message.
 const BARRIER_TIMEOUT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
-/// The descriptors that an earlier run left and nobody has taken yet, by their names.
+/// The descriptors of an earlier run that nobody has taken yet, by name.
 #[derive(Debug, Default)]
 pub struct DescriptorStore(Mutex<BTreeMap<String, Vec<OwnedFd>>>);
 
 impl DescriptorStore {
-    /// Returns what systemd hands over to this process. To be called once.
+    /// Returns the descriptors that systemd passes to this process. Call it once.
     pub fn inherited() -> io::Result<Self> {
         let mut found = BTreeMap::<String, Vec<OwnedFd>>::new();
         for (fd, name) in sd_notify::listen_fds_with_names()? {
@@ -41,27 +41,27 @@ impl DescriptorStore {
         Ok(Self(Mutex::new(found)))
     }
 
-    /// Returns a store in which these descriptors were found.
+    /// Returns a store with these descriptors in it.
     pub fn of(found: impl IntoIterator<Item = (String, OwnedFd)>) -> Self {
         Self(Mutex::new(found.into_iter().map(|(name, fd)| (name, vec![fd])).collect()))
     }
 
-    /// Takes a descriptor that an earlier run left. It stays in the store.
+    /// Takes a descriptor of an earlier run. It stays in the store.
     pub fn take(&self, name: &str) -> Option<OwnedFd> {
         self.lock().get_mut(name)?.pop()
     }
 
-    /// Has systemd keep a descriptor. Where that fails, the next run does not find it.
+    /// Asks systemd to keep a descriptor. If that fails, the next run does not find it.
     pub fn keep(&self, name: &str, fd: impl AsFd) {
-        // A bound socket on which nobody listens looks to poll(2) like one whose peer is gone: without the last
-        // word, systemd would close it at once.
+        // To poll(2), a bound socket that does not listen looks like one whose peer is gone. Without FDPOLL=0,
+        // systemd would close it at once.
         let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
         if let Err(error) = sd_notify::notify_with_fds(&state, &[fd.as_fd()]) {
             tracing::warn!(name, %error, "cannot store a descriptor with systemd");
         }
     }
 
-    /// Has systemd close what it keeps under these names, and returns when it has. Blocks.
+    /// Asks systemd to close the descriptors with these names, and waits until it has. Blocks.
     pub fn forget<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
         let mut told = false;
         for name in names {
@@ -76,7 +76,7 @@ impl DescriptorStore {
         }
     }
 
-    /// The names of what an earlier run left and this one has not taken.
+    /// Returns the names of an earlier run's descriptors that were not taken.
     pub fn left(&self) -> Vec<String> {
         self.lock().iter().filter(|(_, fds)| !fds.is_empty()).map(|(name, _)| name.clone()).collect()
     }
@@ -86,8 +86,8 @@ impl DescriptorStore {
     }
 }
 
-/// Whether systemd hands what it keeps to a next run of the service, which is being ended: it does so when it restarts
-/// a unit, and forgets it when the unit is stopped. `false` when that is unknown.
+/// Returns whether systemd will pass the descriptors to a next run of the service, which is being ended: it does when
+/// it restarts a unit, and closes them when the unit is stopped. `false` if that is unknown.
 pub async fn survives(connection: &Connection) -> bool {
     let asked = async {
         let unit = ManagerProxy::new(connection).await?.get_unit_by_pid(std::process::id()).await?;
@@ -101,7 +101,7 @@ pub async fn survives(connection: &Connection) -> bool {
     matches!(job, Ok(zbus::Result::Ok(job)) if job.ends_with("restart"))
 }
 
-/// Waits until systemd has handled what it was told before: it then closes the pipe that it is sent.
+/// Waits until systemd has handled earlier messages: it then closes the pipe that it was sent.
 fn barrier() -> io::Result<()> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
     sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_left_is_taken_once_or_forgotten() {
+    fn descriptors_of_an_earlier_run_are_taken_once_or_forgotten() {
         let file = || OwnedFd::from(File::open("/dev/null").unwrap());
         let store = DescriptorStore::of([("one".to_owned(), file()), ("two".to_owned(), file())]);
         assert!(store.take("one").is_some());

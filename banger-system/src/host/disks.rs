@@ -1,12 +1,11 @@
-//! The disks of machines: files in a directory of each machine's own.
+//! The disks of sandboxes as files, in a directory for each sandbox.
 //!
-//! A clone shares its blocks with the image where the file system can. Where it cannot, a monitor that can
-//! lay one file over another gets an empty layer and the image; for any other the image is copied.
+//! A clone shares its blocks with the image if the file system can. Otherwise a VMM that supports overlays gets an
+//! empty one over the image, and for any other VMM the image is copied.
 //!
-//! A disk appears whole or not at all, under its name, and is never replaced: what is there may hold
-//! somebody's work. It is not flushed when it is made: a flush would take longer than all the rest, and the
-//! first one of the guest writes the whole file out. After a power cut before that, the machine has lost
-//! what it was made of and nothing of its user's.
+//! A disk appears whole or not at all, and is never replaced, since it may hold somebody's work. It is not flushed
+//! when it is made: that would take longer than all the rest, and the first flush of the guest writes the whole file
+//! out. A power cut before that loses the copy of the image, and nothing of the user's.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -19,8 +18,8 @@ use std::{
 use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, VmId},
-    machine::{Access, Drive, Medium},
-    resource::Places,
+    launch_spec::{Access, Drive, Medium},
+    resource::Paths,
 };
 use banger_image::{ext4_writer, qcow2};
 use banger_proto::size::Bytes;
@@ -28,24 +27,24 @@ use banger_proto::size::Bytes;
 use super::{blocking::blocking, partial::Partial, sparse, staging};
 use crate::ports::{Check, Disks, Error, OverlayBy, Result, Status};
 
-/// The block of our file systems: a disk has a whole number of them.
+/// The block size of our file systems: a disk has a whole number of blocks.
 const BLOCK: u64 = 4096;
 
-/// Disks as files under [`Places::vms`].
+/// Disks as files below [`Paths::vms`].
 #[derive(Debug, Clone)]
 pub struct FileDisks {
-    places: Places,
-    /// Why system disks are files.
+    paths: Paths,
+    /// Why system disks are files on this host.
     reason: Arc<str>,
 }
 
 impl FileDisks {
-    /// The disks under these places.
-    pub fn new(places: Places) -> Self {
-        Self { places, reason: "system disks are files".into() }
+    /// Returns the disks below these paths.
+    pub fn new(paths: Paths) -> Self {
+        Self { paths, reason: "system disks are files".into() }
     }
 
-    /// The same, on a host on which system disks could be something better, for `doctor` to tell.
+    /// Returns the same with the reason why device-mapper is not used, for `doctor`.
     pub fn because(self, reason: &Error) -> Self {
         Self { reason: reason.to_string().into(), ..self }
     }
@@ -54,8 +53,8 @@ impl FileDisks {
 #[async_trait]
 impl Disks for FileDisks {
     async fn create_directory(&self, vm: VmId) -> Result<()> {
-        let directory = self.places.vm_dir(vm);
-        blocking("make the directory of a machine", move || {
+        let directory = self.paths.vm_dir(vm);
+        blocking("make the directory of a sandbox", move || {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
             made.map_err(|source| Error::os(format!("make {}", directory.display()), source))
         })
@@ -63,10 +62,10 @@ impl Disks for FileDisks {
     }
 
     async fn clone_image(&self, vm: VmId, image: ImageId, overlay_by: OverlayBy, size: Bytes) -> Result<()> {
-        let (places, image) = (self.places.clone(), self.places.image(image));
+        let (paths, image) = (self.paths.clone(), self.paths.image(image));
         blocking("clone an image", move || {
             let original = open_image(&image)?;
-            let (disk, layer) = (places.system_disk(vm), places.system_layer(vm));
+            let (disk, layer) = (paths.system_disk(vm), paths.system_layer(vm));
             let os = |source| Error::os(format!("clone the image to {}", disk.display()), source);
             if disk.try_exists().map_err(os)? || layer.try_exists().map_err(os)? {
                 return Ok(());
@@ -78,8 +77,8 @@ impl Disks for FileDisks {
                 clone.file.set_len(size).map_err(os)?;
                 return clone.add().map_err(os);
             }
-            // The layer comes last: where it is, what it lies on is too.
-            if overlay_by == OverlayBy::Vmm && link(&image, &places.system_base(vm)).map_err(os)? {
+            // The overlay comes last: if it exists, so does its base.
+            if overlay_by == OverlayBy::Vmm && link(&image, &paths.system_base(vm)).map_err(os)? {
                 return create(&layer, |mut file| file.write_all(&qcow2::empty(Bytes(size))).map_err(os));
             }
             sparse::copy(&original, &clone.file).map_err(os)?;
@@ -90,7 +89,7 @@ impl Disks for FileDisks {
     }
 
     async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
-        let disk = self.places.work_disk(vm);
+        let disk = self.paths.work_disk(vm);
         blocking("make a work disk", move || {
             let uuid = uuid::Uuid::new_v4().into_bytes();
             create(&disk, |file| {
@@ -108,15 +107,15 @@ impl Disks for FileDisks {
     }
 
     async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
-        let disk = self.places.work_disk(vm);
+        let disk = self.paths.work_disk(vm);
         blocking("grow a work disk", move || grow(&disk, size)).await
     }
 
     async fn grow_system_disk(&self, vm: VmId, _image: ImageId, size: Bytes) -> Result<()> {
-        let (disk, layer) = (self.places.system_disk(vm), self.places.system_layer(vm));
-        let places = self.places.clone();
+        let (disk, layer) = (self.paths.system_disk(vm), self.paths.system_layer(vm));
+        let paths = self.paths.clone();
         blocking("grow a system disk", move || {
-            require_file(&places, vm)?;
+            require_file(&paths, vm)?;
             match layer.exists() {
                 true => grow_layer(&layer, size),
                 false => grow(&disk, size),
@@ -126,14 +125,14 @@ impl Disks for FileDisks {
     }
 
     async fn attach(&self, vm: VmId, _image: ImageId) -> Result<Vec<Drive>> {
-        let layer = self.places.system_layer(vm);
+        let layer = self.paths.system_layer(vm);
         if layer.exists() {
-            let medium = Medium::Layer { base: self.places.system_base(vm) };
+            let medium = Medium::Layer { base: self.paths.system_base(vm) };
             let system = Drive { path: layer, access: Access::ReadWrite, medium };
-            return Ok(vec![system, work_drive(&self.places, vm)]);
+            return Ok(vec![system, work_drive(&self.paths, vm)]);
         }
-        require_file(&self.places, vm)?;
-        Ok(vec![file_drive(self.places.system_disk(vm)), work_drive(&self.places, vm)])
+        require_file(&self.paths, vm)?;
+        Ok(vec![file_drive(self.paths.system_disk(vm)), work_drive(&self.paths, vm)])
     }
 
     async fn detach(&self, _vm: VmId) -> Result<()> {
@@ -145,8 +144,8 @@ impl Disks for FileDisks {
     }
 
     async fn remove_directory(&self, vm: VmId) -> Result<()> {
-        let directory = self.places.vm_dir(vm);
-        blocking("remove the directory of a machine", move || {
+        let directory = self.paths.vm_dir(vm);
+        blocking("remove the directory of a sandbox", move || {
             staging::remove_tree(&directory)
                 .map_err(|source| Error::os(format!("remove {}", directory.display()), source))
         })
@@ -154,7 +153,7 @@ impl Disks for FileDisks {
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        let vms = self.places.vms();
+        let vms = self.paths.vms();
         blocking("look for disks", move || {
             staging::found(&vms).map_err(|source| Error::os(format!("read {}", vms.display()), source))
         })
@@ -167,23 +166,23 @@ impl Disks for FileDisks {
     }
 }
 
-/// What `doctor` shows of disks.
+/// Returns what `doctor` shows about disks.
 pub(super) fn check(status: Status, message: &str, hint: &str) -> Check {
     Check { name: "disks", status, message: message.to_owned(), hint: hint.to_owned() }
 }
 
-/// The work disk, which is a file on every host.
-pub(super) fn work_drive(places: &Places, vm: VmId) -> Drive {
-    file_drive(places.work_disk(vm))
+/// Returns the work disk, which is a file on every host.
+pub(super) fn work_drive(paths: &Paths, vm: VmId) -> Drive {
+    file_drive(paths.work_disk(vm))
 }
 
 fn file_drive(path: PathBuf) -> Drive {
     Drive { path, access: Access::ReadWrite, medium: Medium::File }
 }
 
-/// Refuses a system disk that device-mapper has made.
-fn require_file(places: &Places, vm: VmId) -> Result<()> {
-    if places.overlay(vm).exists() && !places.system_disk(vm).exists() && !places.system_layer(vm).exists() {
+/// Refuses a system disk that was made with device-mapper.
+fn require_file(paths: &Paths, vm: VmId) -> Result<()> {
+    if paths.overlay(vm).exists() && !paths.system_disk(vm).exists() && !paths.system_layer(vm).exists() {
         return Err(Error::HostNotReady {
             message: "the system disk is a snapshot, which this kernel cannot make; \
                       modprobe dm_snapshot, then systemctl restart banger-system"
@@ -193,12 +192,12 @@ fn require_file(places: &Places, vm: VmId) -> Result<()> {
     Ok(())
 }
 
-/// A size as a disk has it.
+/// Rounds a size up to whole blocks.
 pub(super) fn whole_blocks(size: Bytes) -> Bytes {
     Bytes(size.0.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX))
 }
 
-/// Only the file: what is in it was written by a guest, and only a guest's kernel reads it.
+/// Grows the file only: its content comes from a guest, and only a guest's kernel reads it.
 pub(super) fn grow(disk: &Path, size: Bytes) -> Result<()> {
     let os = |doing: &str, source| Error::os(format!("{doing} {}", disk.display()), source);
     let file = OpenOptions::new().write(true).open(disk).map_err(|source| os("open", source))?;
@@ -210,7 +209,7 @@ pub(super) fn grow(disk: &Path, size: Bytes) -> Result<()> {
     }
 }
 
-/// Lets a layer say that its disk is larger. What is in the disk is not looked at.
+/// Increases the disk size in an overlay's header. The content of the disk is not read.
 fn grow_layer(layer: &Path, size: Bytes) -> Result<()> {
     let os = |source| Error::os(format!("grow {}", layer.display()), source);
     let file = OpenOptions::new().read(true).write(true).open(layer).map_err(os)?;
@@ -219,7 +218,7 @@ fn grow_layer(layer: &Path, size: Bytes) -> Result<()> {
     let grown = qcow2::grow(head, whole_blocks(size)).map_err(|error| Error::Unsupported {
         message: format!("cannot grow the system disk to {size}: {error}"),
     })?;
-    // All of it is in one sector, which is written whole or not at all.
+    // The change is within one sector, which is written whole or not at all.
     file.write_all_at(&grown, 0).map_err(os)
 }
 
@@ -232,19 +231,19 @@ pub(super) fn open_image(path: &Path) -> Result<File> {
     })
 }
 
-/// Gives the image's file another name, which keeps it even when the image is deleted. False where the
-/// machine is on another file system than its image.
+/// Makes a hard link to the image's file, which keeps it even if the image is deleted. `false` if the sandbox is on
+/// another file system than the image.
 fn link(image: &Path, name: &Path) -> io::Result<bool> {
     match fs::hard_link(image, name) {
         Ok(()) => Ok(true),
-        // A crash has left it.
+        // Left by a crash.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(true),
         Err(error) if error.kind() == ErrorKind::CrossesDevices => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Makes the disk at `path`. A disk that is there is kept.
+/// Makes the disk at `path`. An existing disk is kept.
 pub(super) fn create(path: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let os = |doing: &str, source| Error::os(format!("{doing} {}", path.display()), source);
     if path.try_exists().map_err(|source| os("look at", source))? {

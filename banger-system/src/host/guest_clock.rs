@@ -1,4 +1,4 @@
-//! The comparison of a guest's clock with the host's, on one stream.
+//! Compares a guest's clock with the host's on one stream.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,12 +12,12 @@ use tokio::net::UnixStream;
 use super::guest_link::{agent, answer, greet, send, send_frame, unexpected};
 use crate::ports::{Error, Result};
 
-/// How often a guest is asked for its time: a single answer may have waited for the processor.
+/// How often a guest is asked for its time: a single answer may have been delayed by scheduling.
 const SAMPLES: usize = 4;
-/// Digits of the latest time that is believed.
+/// Digits of the latest accepted time.
 const MAX_TIME: usize = 18;
 
-/// Compares, and corrects the guest's clock where that is called for.
+/// Compares the clocks, and corrects the guest's if needed.
 pub async fn compare(stream: &mut UnixStream, token: &Token, occasion: Occasion) -> Result<()> {
     let mut decoder = greet(stream, token).await?;
     let mut samples = Vec::with_capacity(SAMPLES);
@@ -51,8 +51,8 @@ pub async fn compare(stream: &mut UnixStream, token: &Token, occasion: Occasion)
     }
 }
 
-/// Microseconds since the Unix epoch. No [`crate::ports::Clock`] stands in between: what is measured is what has
-/// passed since a byte was sent.
+/// Returns the current time in microseconds since the Unix epoch. It does not use [`crate::ports::Clock`], since the
+/// measurement is about the time since a byte was sent.
 pub fn unix_now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
@@ -77,7 +77,7 @@ mod tests {
 
     const HOUR: i64 = 3_600_000_000;
 
-    /// A guest that answers with `tell` of the true time, and what it was told to do about it.
+    /// Runs a comparison with a guest that answers with `tell` of the true time. Returns the correction that it got.
     async fn against(occasion: Occasion, tell: fn(i64) -> String) -> (Result<()>, Option<Frame>) {
         let (mut host, mut guest) = UnixStream::pair().unwrap();
         let answering = tokio::spawn(async move {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_that_tells_no_time_is_an_error() {
+    async fn a_guest_that_sends_no_time_is_an_error() {
         let answers: [fn(i64) -> String; 4] =
             [|_| String::new(), |_| "-5".into(), |_| "soon".into(), |_| "9".repeat(19)];
         for tell in answers {

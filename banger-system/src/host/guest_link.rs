@@ -1,5 +1,5 @@
-//! The host's side of the guest protocol: greeting, readiness, shutdown, streams for clients. Guests are
-//! hostile: every wait has an end, and every length a bound.
+//! The host's side of the guest protocol: greeting, readiness, shutdown, streams for clients. Guests are hostile:
+//! every wait has a timeout and every length a limit.
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -17,30 +17,30 @@ use tokio::{
 use super::guest_clock;
 use crate::ports::{Channel, Error, GuestFacts, GuestLink, Result, Vmm};
 
-/// How long an agent that is up may take to greet a client.
+/// How long a running agent may take to greet a client.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Before a channel that was closed is tried again: the machine has most likely ended.
+/// The pause before a closed channel is tried again: most likely the sandbox has ended.
 const RETRY: Duration = Duration::from_millis(50);
-/// How long the comparison of a clock may take.
+/// How long a comparison of clocks may take.
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest boot id that is believed.
+/// The longest accepted boot id.
 const MAX_BOOT_ID: usize = 64;
 
-/// Reaches agents through the channels of a machine monitor.
+/// Connects to agents through the channels of a VMM.
 pub struct AgentLink {
     vmm: Arc<dyn Vmm>,
 }
 
 impl AgentLink {
-    /// Reaches agents through the channels of this monitor.
+    /// Returns a link through the channels of this VMM.
     pub fn new(vmm: Arc<dyn Vmm>) -> Self {
         Self { vmm }
     }
 
-    /// Sends a request whose only answer is that it was done.
+    /// Sends a request whose only answer is success or failure.
     async fn ask(&self, vm: VmId, token: &Token, request: Request) -> Result<()> {
         let mut stream = match self.vmm.connect(vm, Channel::Stream(Purpose::Question)).await {
-            // Commands may hold every stream, and must not keep the service from its guest.
+            // Commands may hold every stream, and must not lock out the service.
             Err(Error::NoFreeStream) => self.vmm.connect(vm, Channel::Control).await?,
             stream => stream?,
         };
@@ -66,7 +66,7 @@ impl GuestLink for AgentLink {
                 match asked {
                     Ok(facts) => return Ok(facts),
                     Err(Failed::Nonsense(error)) => return Err(error),
-                    // The task of the sandbox will report how it ended.
+                    // The sandbox's task reports how it ended.
                     Err(Failed::Closed(_)) => tokio::time::sleep(RETRY).await,
                 }
             }
@@ -83,15 +83,15 @@ impl GuestLink for AgentLink {
 
     async fn sync_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()> {
         let late = || Error::Timeout { what: "comparing the guest's clock".to_owned(), after: CLOCK_TIMEOUT };
-        // Over the service's own channel: clients may hold every other one for as long as they like.
+        // Uses the service's own channel, since clients may hold every other one.
         let compare = async {
             let mut stream = self.vmm.connect(vm, Channel::Control).await?;
             guest_clock::compare(&mut stream, token, occasion).await
         };
         let compared = tokio::time::timeout(CLOCK_TIMEOUT, compare);
         match compared.await.map_err(|_| late())? {
-            // Agents of guests that were started before an upgrade may not know how to compare, but all of them know
-            // how to be told.
+            // Agents of guests that were started before an upgrade may not support the comparison, but all of them
+            // can set the time.
             Err(_) if occasion != Occasion::Regular => {
                 let unix_usec = u64::try_from(guest_clock::unix_now()).unwrap_or_default();
                 let set = self.ask(vm, token, Request::SetTime { unix_usec });
@@ -120,9 +120,9 @@ impl GuestLink for AgentLink {
 
 /// Why a conversation failed.
 pub(super) enum Failed {
-    /// The channel was closed: the machine has ended, or is about to.
+    /// The channel was closed: the sandbox has ended or is about to.
     Closed(Error),
-    /// What came makes no sense.
+    /// The agent sent something invalid.
     Nonsense(Error),
 }
 
@@ -152,7 +152,7 @@ async fn ask_info(stream: &mut UnixStream, token: &Token) -> Result<GuestFacts, 
     }
 }
 
-/// Greets the agent; returns the bytes after its answer.
+/// Greets the agent. Returns the bytes after its answer.
 pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Decoder, Failed> {
     let nonce = uuid::Uuid::new_v4().into_bytes();
     let hello =
@@ -164,7 +164,7 @@ pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Deco
             Ok(true) => return Ok(Decoder::new(buffer)),
             Ok(false) if seen > MAX_STALE => return Err(nonsense(&hello::Error::Garbage.to_string())),
             Ok(false) => seen += read(stream, &mut buffer).await?,
-            // There is room again later, as when it had closed the channel.
+            // A stream will be free later, so this is like a closed channel.
             Err(hello::Error::Busy) => return Err(Failed::Closed(Error::NoFreeStream)),
             Err(error) => return Err(nonsense(&error.to_string())),
         }

@@ -1,5 +1,5 @@
-//! The files of images: each a raw ext4 file system that is never written to again. One that comes as an ext4 is
-//! copied; of everything else, a worker makes one.
+//! The files of images: each is a raw ext4 file system that never changes. An ext4 file is copied; a worker makes one
+//! of everything else.
 
 use std::{
     fs::File,
@@ -16,12 +16,12 @@ use async_trait::async_trait;
 use banger_domain::{
     digest::Digest as OciDigest,
     id::{ImageId, Uid},
-    resource::{IMAGE_FILE, Places},
+    resource::{IMAGE_FILE, Paths},
 };
 use banger_image::{
     ext4::{self, FileSystem},
     holes,
-    importer::message::{Archive, Claim, Export, Extent, Import, Take},
+    importer::message::{Archive, Claim, CopyFile, Export, Extent, Import},
     oci::{
         LayerFacts, Packing, RemoteImage, Unusable,
         config::{self, ImageConfig},
@@ -46,46 +46,45 @@ use crate::ports::{
     images::{Content, Exported, FileRange, Layer, Layout, NoProgress, Progress},
 };
 
-/// The largest file that is taken. Holes are not copied but are part of the digest, at about one GiB per
-/// second.
+/// The largest accepted file. Holes are not copied but hashed, at about one GiB per second.
 const MAX_SIZE: Bytes = Bytes::gib(256);
-/// How often somebody is told how far a copy is.
-const TELL: Duration = Duration::from_millis(100);
-/// The image's owner may read it, and nobody may write.
+/// How often the progress of a copy is reported.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Readable by the image's owner, writable by nobody.
 const MODE: u32 = 0o400;
 /// How many layers an image may have: as many as the programs that make images allow.
 const MAX_LAYERS: usize = 127;
-/// What a user's file is called in messages.
+/// The name of a user's file in messages.
 const ROOTFS: &str = "the root file system";
 
-/// Images as files under [`Places::images`].
+/// Images as files below [`Paths::images`].
 #[derive(Clone)]
 pub struct LocalImages {
-    places: Places,
+    paths: Paths,
     workers: Arc<dyn Workers>,
-    /// The size of the file systems that workers make.
+    /// The size of file systems that workers make.
     size: Bytes,
 }
 
 impl LocalImages {
-    /// The images under these places. What is no file system yet becomes one of this size.
-    pub fn new(places: Places, workers: Arc<dyn Workers>, size: Bytes) -> Self {
-        Self { places, workers, size }
+    /// Returns the images below these paths. Workers make file systems of this size.
+    pub fn new(paths: Paths, workers: Arc<dyn Workers>, size: Bytes) -> Self {
+        Self { paths, workers, size }
     }
 
-    /// The beginning of a user's file, and the size of all of it.
+    /// Returns the beginning of a user's file and its whole size.
     async fn head(&self, job: Job, file: OwnedFd, progress: Arc<dyn Progress>) -> Result<(Vec<u8>, Bytes)> {
         let copy = worker::memory_file()?;
         let extent = Extent::Head(ext4::HEAD as u64);
-        let order = Take { what: ROOTFS.to_owned(), max: MAX_SIZE, extent };
+        let order = CopyFile { what: ROOTFS.to_owned(), max: MAX_SIZE, extent };
         let files = (file, copy.try_clone().map_err(unread)?);
-        let size = worker::take(&*self.workers, job, order, files, None, progress).await?;
+        let size = worker::copy_file(&*self.workers, job, order, files, None, progress).await?;
         let mut head = vec![0; usize::try_from(size.0).unwrap_or(ext4::HEAD).min(ext4::HEAD)];
         copy.read_exact_at(&mut head, 0).map_err(unread)?;
         Ok((head, size))
     }
 
-    /// Has a worker make the image of archives.
+    /// Orders a worker to make the image of archives.
     async fn build(
         &self,
         job: Job,
@@ -112,7 +111,7 @@ impl LocalImages {
         let made = write_behind(behind, import).await?;
         let size = self.size;
         blocking("finish writing an image", move || {
-            // What wrote it had to do with bytes that nobody vouches for.
+            // The process that wrote it handled untrusted bytes, so the size is checked here.
             let metadata = written.metadata().map_err(doing)?;
             let mut head = [0; ext4::HEAD];
             written.read_exact_at(&mut head, 0).map_err(doing)?;
@@ -129,10 +128,10 @@ impl LocalImages {
     }
 }
 
-/// A step that is too short to be told of, and is given up all the same.
-struct Quiet(Arc<dyn Progress>);
+/// The progress of a step that is too short to report but can be cancelled.
+struct SilentProgress(Arc<dyn Progress>);
 
-impl Progress for Quiet {
+impl Progress for SilentProgress {
     fn advanced(&self, _done: Bytes, _total: Option<Bytes>) {}
 
     fn is_canceled(&self) -> bool {
@@ -140,7 +139,7 @@ impl Progress for Quiet {
     }
 }
 
-/// The directory of an image that is being made. Dropping it removes it, whichever way that ends.
+/// The directory of an image that is being made. Dropping it removes the directory.
 struct Staged {
     staging: Staging,
     file: File,
@@ -155,7 +154,7 @@ impl ImageFiles for LocalImages {
         content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts> {
-        let parent = self.places.images();
+        let parent = self.paths.images();
         let doing = move || format!("write image {image}");
         let staged = blocking("start writing an image", move || {
             let staging =
@@ -172,24 +171,25 @@ impl ImageFiles for LocalImages {
             Content::File(fd) => fd,
         };
         let job = Job { id: image, owner };
-        let (head, size) =
-            self.head(job, fd.try_clone().map_err(unread)?, Arc::new(Quiet(Arc::clone(&progress)))).await?;
+        let (head, size) = self
+            .head(job, fd.try_clone().map_err(unread)?, Arc::new(SilentProgress(Arc::clone(&progress))))
+            .await?;
         if let Some(packing) = packing(&head) {
             let archive = Archive { packing, claim: None, offset: None };
             return self.build(job, staged, vec![(archive, fd)], Some(size), progress).await;
         }
-        // A first look, so that a file of another kind is not copied in vain.
-        look(&head, size)?;
+        // Checked first, so that a file of another kind is not copied in vain.
+        inspect(&head, size)?;
         let Staged { staging, file } = staged;
         let (copy, original) = (file.try_clone().map_err(unwritten)?, fd.try_clone().map_err(unread)?);
-        // Blocks are shared within one file system, which is ours: the kernel asks no other one.
+        // Blocks can only be shared within our own file system, and no other one is asked.
         let shared = blocking("copy the root file system", move || {
             sparse::share(&File::from(original), &copy).map_err(unwritten)
         });
         if !shared.await? {
-            let order = Take { what: ROOTFS.to_owned(), max: MAX_SIZE, extent: Extent::Whole };
+            let order = CopyFile { what: ROOTFS.to_owned(), max: MAX_SIZE, extent: Extent::Whole };
             let files = (fd, file.try_clone().map_err(unwritten)?);
-            worker::take(&*self.workers, job, order, files, Some(size), Arc::clone(&progress)).await?;
+            worker::copy_file(&*self.workers, job, order, files, Some(size), Arc::clone(&progress)).await?;
         }
         blocking("finish writing an image", move || {
             let facts = facts_of(&file, &*progress)?;
@@ -209,10 +209,10 @@ impl ImageFiles for LocalImages {
         }
         let documents = worker::memory_file()?;
         let extent = Extent::Parts([manifest, config].map(|part| (part.offset, part.length.0)).to_vec());
-        let order = Take { what: "the image".to_owned(), max: MAX_SIZE, extent };
+        let order = CopyFile { what: "the image".to_owned(), max: MAX_SIZE, extent };
         let files = (file.try_clone().map_err(unread)?, documents.try_clone().map_err(unread)?);
         let job = Job { id: ImageId::random(), owner };
-        let size = worker::take(&*self.workers, job, order, files, None, Arc::new(NoProgress)).await?;
+        let size = worker::copy_file(&*self.workers, job, order, files, None, Arc::new(NoProgress)).await?;
         let is_inside =
             |part: &FileRange| part.offset.checked_add(part.length.0).is_some_and(|end| end <= size.0);
         if !parts.iter().all(is_inside) {
@@ -233,14 +233,14 @@ impl ImageFiles for LocalImages {
         archive: OwnedFd,
         progress: Arc<dyn Progress>,
     ) -> Result<Exported> {
-        let path = self.places.image(image);
+        let path = self.paths.image(image);
         let files = blocking("start an export", move || {
             let image = File::open(&path).map_err(|error| Error::os(format!("open image {image}"), error))?;
             Ok((image, File::from(archive)))
         })
         .await?;
         let order = Export { config, architecture: std::env::consts::ARCH.to_owned() };
-        // Several may export one image at once.
+        // Several jobs may export the same image.
         let id = ImageId::random();
         let exported =
             worker::export(&*self.workers, Job { id, owner: for_whom }, order, files, progress).await?;
@@ -250,7 +250,7 @@ impl ImageFiles for LocalImages {
     }
 
     async fn share(&self, image: ImageId, of: ImageId) -> Result<()> {
-        let (parent, file) = (self.places.images(), self.places.image(of));
+        let (parent, file) = (self.paths.images(), self.paths.image(of));
         let doing = move || format!("share the file of image {of} with {image}");
         blocking("share an image", move || {
             let failed = |source| Error::os(doing(), source);
@@ -262,7 +262,7 @@ impl ImageFiles for LocalImages {
     }
 
     async fn remove(&self, image: ImageId) -> Result<()> {
-        let parent = self.places.images();
+        let parent = self.paths.images();
         blocking("remove an image", move || {
             staging::remove(&parent, &image.to_string())
                 .map_err(|source| Error::os(format!("remove image {image}"), source))
@@ -271,7 +271,7 @@ impl ImageFiles for LocalImages {
     }
 
     async fn found(&self) -> Result<Vec<ImageId>> {
-        let parent = self.places.images();
+        let parent = self.paths.images();
         blocking("look for images", move || {
             staging::found(&parent).map_err(|source| Error::os(format!("read {}", parent.display()), source))
         })
@@ -279,7 +279,7 @@ impl ImageFiles for LocalImages {
     }
 }
 
-/// Understands the manifest and the configuration, and compares with them where the layers are said to be.
+/// Parses the manifest and the configuration, and compares them with the given offsets of the layers.
 fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[FileRange]) -> Result<Layout> {
     let unusable = |Unusable(message)| Error::Unsupported { message };
     let Document::Manifest(manifest) = Document::parse(manifest_bytes, None).map_err(unusable)? else {
@@ -310,7 +310,7 @@ fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[F
     Ok(Layout { image: RemoteImage { manifest, layers: facts, config }, layers: parts })
 }
 
-/// The claims about layers, and their files.
+/// Returns the claims about layers, and their files.
 fn claims(layers: Vec<Layer>) -> Result<Vec<(Archive, OwnedFd)>> {
     match layers.len() {
         0 => return Err(Error::Unsupported { message: "the image has no layers".to_owned() }),
@@ -332,7 +332,7 @@ fn claims(layers: Vec<Layer>) -> Result<Vec<(Archive, OwnedFd)>> {
     Ok(layers.into_iter().map(archive).collect())
 }
 
-/// How the archive that begins with these bytes is packed. `None` when it is no archive.
+/// Returns how the archive that begins with these bytes is compressed. `None` if it is not an archive.
 fn packing(head: &[u8]) -> Option<Packing> {
     const GZIP: &[u8] = b"\x1f\x8b";
     const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
@@ -343,31 +343,31 @@ fn packing(head: &[u8]) -> Option<Packing> {
     }
 }
 
-/// What is known of the copy of a file system. What counts is what the copy holds: its user may write to the original
-/// all the while.
+/// Returns the facts about the copy of a file system. Only the copy counts, since the user may still write to the
+/// original.
 fn facts_of(copy: &File, progress: &dyn Progress) -> Result<ImageFacts> {
     let metadata = copy.metadata().map_err(unwritten)?;
     let size = Bytes(metadata.len());
     let mut head = vec![0; ext4::HEAD.min(usize::try_from(size.0).unwrap_or(ext4::HEAD))];
     copy.read_exact_at(&mut head, 0).map_err(unwritten)?;
-    let file_system = look(&head, size)?;
+    let file_system = inspect(&head, size)?;
     let digest = digest_of(copy, size, progress).map_err(unwritten)?;
     let disk_usage = Bytes(copy.metadata().map_err(unwritten)?.blocks() * 512);
     Ok(ImageFacts { digest, virtual_size: file_system.size, disk_usage })
 }
 
-/// The file system that begins with these bytes.
-fn look(head: &[u8], size: Bytes) -> Result<FileSystem> {
+/// Parses the file system that begins with these bytes.
+fn inspect(head: &[u8], size: Bytes) -> Result<FileSystem> {
     FileSystem::read(head, size).map_err(|unusable| Error::Unsupported { message: unusable.to_string() })
 }
 
-/// The digest of a file of ours: the one that `sha256sum` prints.
+/// Returns the digest of a file of ours, as `sha256sum` prints it.
 fn digest_of(file: &File, size: Bytes, progress: &dyn Progress) -> io::Result<String> {
     let mut sha256 = Sha256::new();
     let (zeros, mut buffer) = (vec![0; holes::CHUNK], vec![0; holes::CHUNK]);
     let (mut at, mut told) = (0, Instant::now());
     let mut tell = |done: u64| {
-        if told.elapsed() >= TELL {
+        if told.elapsed() >= PROGRESS_INTERVAL {
             told = Instant::now();
             progress.advanced(Bytes(done), Some(size));
         }

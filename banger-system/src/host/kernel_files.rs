@@ -1,6 +1,5 @@
-//! The files of kernels: the ELF file that a VMM boots, the archive of the modules that a guest boots with, and the
-//! file system of all modules, made once; and the archive of the agent, made when the agent is another one than
-//! before.
+//! The files of kernels: the ELF file that a VMM boots, the archive of the modules that a guest needs to boot, and
+//! the file system of all modules. Also the archive of the agent, made again when the agent changes.
 
 use std::{
     fs::File,
@@ -17,11 +16,11 @@ use async_trait::async_trait;
 use banger_domain::{
     causes::with_causes,
     id::{ImageId, KernelId, Uid},
-    resource::{KERNEL_FILE, MODULE_TREE_FILE, MODULES_FILE, Places},
+    resource::{KERNEL_FILE, MODULE_TREE_FILE, MODULES_FILE, Paths},
 };
 use banger_image::{
     ext4::{self, FileSystem},
-    importer::message::{Extent, ModuleTree, Take},
+    importer::message::{CopyFile, Extent, ModuleTree},
     kernel::{
         drivers,
         extract::{self, extract},
@@ -41,46 +40,46 @@ use super::{
 };
 use crate::ports::{BootFiles, Error, KernelFiles, Result, images::NoProgress};
 
-/// Modules of a distribution's kernel take up to 1.5 GiB, when they are not compressed.
+/// Uncompressed modules of a distribution's kernel take up to 1.5 GiB.
 const MAX_MODULES: Bytes = Bytes::gib(4);
-/// Everybody may read what every distribution publishes, and nobody may write.
+/// Readable by everybody, as published by distributions, and writable by nobody.
 const MODE: u32 = 0o444;
-/// The name of the agent among our programs.
+/// The file name of the agent.
 const AGENT: &str = "banger-agent";
 
-/// Kernels as files under [`Places::kernels`].
+/// Kernels as files below [`Paths::kernels`].
 #[derive(Clone)]
 pub struct LocalKernels {
-    places: Places,
+    paths: Paths,
     workers: Arc<dyn Workers>,
     /// The agent that this run of the service has put into the archive.
     archived: Arc<Mutex<Option<Build>>>,
 }
 
 impl LocalKernels {
-    /// The kernels under these places, for which these workers read what users hand over.
-    pub fn new(places: Places, workers: Arc<dyn Workers>) -> Self {
-        Self { places, workers, archived: Arc::default() }
+    /// Returns the kernels below these paths. The workers read the files of users.
+    pub fn new(paths: Paths, workers: Arc<dyn Workers>) -> Self {
+        Self { paths, workers, archived: Arc::default() }
     }
 
-    /// A copy of a user's file, which has no name and stands at its beginning.
+    /// Copies a user's file. The copy has no name and is positioned at its beginning.
     async fn take(&self, owner: Uid, file: OwnedFd, what: &str, max: Bytes) -> Result<File> {
-        let (parent, doing) = (self.places.kernels(), format!("copy {what}"));
+        let (parent, doing) = (self.paths.kernels(), format!("copy {what}"));
         let (failed, id) = (doing.clone(), ImageId::random());
         let copy = blocking("begin a copy", move || {
-            // The directory goes at once, and with the next start of the service if this one is killed before that.
+            // The directory is removed at once, or by the next start of the service if this one is killed before.
             let file = Staging::begin(&parent, &id.to_string()).and_then(|staging| staging.nameless());
             file.map_err(|source| Error::os(failed, source))
         })
         .await?;
-        let order = Take { what: what.to_owned(), max, extent: Extent::Whole };
+        let order = CopyFile { what: what.to_owned(), max, extent: Extent::Whole };
         let files = (file, copy.try_clone().map_err(|source| Error::os(doing, source))?);
         let job = Job { id, owner };
-        worker::take(&*self.workers, job, order, files, None, Arc::new(NoProgress)).await?;
+        worker::copy_file(&*self.workers, job, order, files, None, Arc::new(NoProgress)).await?;
         Ok(copy)
     }
 
-    /// Has a worker write the file system of all modules in an archive. Returns its size.
+    /// Orders a worker to write the file system of all modules in an archive. Returns its size.
     async fn write_tree(&self, owner: Uid, archive: File, release: String, image: File) -> Result<Bytes> {
         let again = |error| Error::os("look at the modules", error);
         let written = image.try_clone().map_err(again)?;
@@ -91,7 +90,7 @@ impl LocalKernels {
             tracing::warn!(files = tree.skipped, "files of a kernel that are called modules are none");
         }
         blocking("look at the modules", move || {
-            // What wrote it had to do with bytes that nobody vouches for.
+            // The process that wrote it handled untrusted bytes, so the size is checked here.
             let size = Bytes(written.metadata().map_err(again)?.len());
             let mut head = [0; ext4::HEAD];
             written.read_exact_at(&mut head, 0).map_err(again)?;
@@ -124,7 +123,7 @@ impl KernelFiles for LocalKernels {
         .await?;
         let release = extracted.facts.release.clone();
         let (parent, doing) =
-            (self.places.kernels(), move |error| Error::os(format!("write kernel {kernel}"), error));
+            (self.paths.kernels(), move |error| Error::os(format!("write kernel {kernel}"), error));
         let begun = blocking("begin a kernel", move || {
             let staging = Staging::begin(&parent, &kernel.to_string()).map_err(doing)?;
             Ok(staging)
@@ -154,9 +153,9 @@ impl KernelFiles for LocalKernels {
     }
 
     async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles> {
-        let (places, archived) = (self.places.clone(), Arc::clone(&self.archived));
+        let (paths, archived) = (self.paths.clone(), Arc::clone(&self.archived));
         blocking("look for the files of a kernel", move || {
-            let (elf, modules) = (places.kernel(kernel), places.kernel_modules(kernel));
+            let (elf, modules) = (paths.kernel(kernel), paths.kernel_modules(kernel));
             for file in [&elf, &modules] {
                 if !file.try_exists().map_err(|source| os("look at", file, source))? {
                     let message =
@@ -164,16 +163,16 @@ impl KernelFiles for LocalKernels {
                     return Err(Error::HostNotReady { message });
                 }
             }
-            let tree = places.module_tree(kernel);
+            let tree = paths.module_tree(kernel);
             let has_tree = tree.try_exists().map_err(|source| os("look at", &tree, source))?;
-            let initramfs = vec![modules, archive_agent(&places, &archived)?];
+            let initramfs = vec![modules, archive_agent(&paths, &archived)?];
             Ok(BootFiles { kernel: elf, initramfs, module_tree: has_tree.then_some(tree) })
         })
         .await
     }
 
     async fn remove(&self, kernel: KernelId) -> Result<()> {
-        let parent = self.places.kernels();
+        let parent = self.paths.kernels();
         blocking("remove a kernel", move || {
             staging::remove(&parent, &kernel.to_string())
                 .map_err(|source| Error::os(format!("remove kernel {kernel}"), source))
@@ -182,7 +181,7 @@ impl KernelFiles for LocalKernels {
     }
 
     async fn found(&self) -> Result<Vec<KernelId>> {
-        let parent = self.places.kernels();
+        let parent = self.paths.kernels();
         blocking("look for kernels", move || {
             staging::found(&parent).map_err(|source| os("read", &parent, source))
         })
@@ -213,7 +212,7 @@ fn write(
     })
 }
 
-/// A build of the agent, as far as its file tells: installing another one changes at least one of these.
+/// Identifies a build of the agent by its file: installing another one changes at least one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Build {
     device: u64,
@@ -223,10 +222,10 @@ struct Build {
     changed: (i64, i64),
 }
 
-/// The archive of the present agent. Each run of the service makes it at least once, so that nothing that
-/// an earlier run left, half written or not, is ever booted.
-fn archive_agent(places: &Places, archived: &Mutex<Option<Build>>) -> Result<PathBuf> {
-    let (program, archive) = (places.program(AGENT), places.agent_archive());
+/// Returns the archive of the current agent. Each run of the service makes it at least once, so that no archive of an
+/// earlier run, perhaps half written, is ever booted.
+fn archive_agent(paths: &Paths, archived: &Mutex<Option<Build>>) -> Result<PathBuf> {
+    let (program, archive) = (paths.program(AGENT), paths.agent_archive());
     let mut agent = File::open(&program).map_err(|source| match source.kind() {
         ErrorKind::NotFound => Error::HostNotReady {
             message: format!("the guest agent {} is missing; install banger again", program.display()),
@@ -260,7 +259,7 @@ fn os(doing: &str, path: &Path, source: std::io::Error) -> Error {
     Error::os(format!("{doing} {}", path.display()), source)
 }
 
-/// What a user's file lacks, with the reasons behind it.
+/// Returns the error for a user's file that lacks something, with the causes.
 fn unsupported(error: &dyn std::error::Error) -> Error {
     Error::Unsupported { message: with_causes(error) }
 }
@@ -280,7 +279,7 @@ mod tests {
 
     struct Scratch {
         home: TempDir,
-        places: Places,
+        paths: Paths,
         kernels: LocalKernels,
     }
 
@@ -288,11 +287,11 @@ mod tests {
         fn new() -> Self {
             let home = tempfile::tempdir().unwrap();
             let at = |name| home.path().join(name);
-            let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
-            fs::create_dir(&places.libexec).unwrap();
-            fs::write(places.program(AGENT), "an agent").unwrap();
-            let kernels = LocalKernels::new(places.clone(), Arc::new(InProcess));
-            Self { home, places, kernels }
+            let paths = Paths { state: at("state"), runtime: at("run"), libexec: at("libexec") };
+            fs::create_dir(&paths.libexec).unwrap();
+            fs::write(paths.program(AGENT), "an agent").unwrap();
+            let kernels = LocalKernels::new(paths.clone(), Arc::new(InProcess));
+            Self { home, paths, kernels }
         }
 
         fn file(&self, content: &[u8]) -> OwnedFd {
@@ -321,7 +320,7 @@ mod tests {
         }
 
         fn left(&self) -> Vec<String> {
-            let Ok(entries) = fs::read_dir(self.places.kernels()) else { return Vec::new() };
+            let Ok(entries) = fs::read_dir(self.paths.kernels()) else { return Vec::new() };
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         }
     }
@@ -329,24 +328,24 @@ mod tests {
     const NEEDED: [&str; 5] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_console", "virtio_net"];
 
     fn content_of_archive(scratch: &Scratch) -> Vec<u8> {
-        fs::read(scratch.places.agent_archive()).unwrap()
+        fs::read(scratch.paths.agent_archive()).unwrap()
     }
 
     #[tokio::test]
     async fn a_kernel_becomes_an_elf_file_and_an_archive_of_its_modules() {
         let scratch = Scratch::new();
         let facts = scratch.import().await.unwrap();
-        let elf = fs::read(scratch.places.kernel(KERNEL)).unwrap();
+        let elf = fs::read(scratch.paths.kernel(KERNEL)).unwrap();
         assert_eq!(elf, fixture::vmlinux());
         assert_eq!(facts.digest, format!("sha256:{:x}", Sha256::digest(&elf)));
         assert_eq!(facts.release, fixture::RELEASE);
         assert_eq!(facts.modules, 5);
-        let archive = scratch.places.kernel_modules(KERNEL);
-        let tree = scratch.places.module_tree(KERNEL);
+        let archive = scratch.paths.kernel_modules(KERNEL);
+        let tree = scratch.paths.module_tree(KERNEL);
         let length = |path: &Path| fs::metadata(path).unwrap().len();
         assert_eq!(facts.module_tree.0, length(&tree));
         assert_eq!(facts.size.0, elf.len() as u64 + length(&archive) + length(&tree));
-        for file in [scratch.places.kernel(KERNEL), archive, tree] {
+        for file in [scratch.paths.kernel(KERNEL), archive, tree] {
             assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o444);
         }
         assert_eq!(scratch.kernels.found().await.unwrap(), [KERNEL]);
@@ -362,7 +361,7 @@ mod tests {
         let facts = scratch.kernels.import(KERNEL, Uid(1000), scratch.vmlinuz(), None).await.unwrap();
         assert_eq!((facts.modules, facts.module_tree), (0, Bytes(0)));
         assert_eq!(scratch.kernels.boot_files(KERNEL).await.unwrap().module_tree, None);
-        let archive = fs::read(scratch.places.kernel_modules(KERNEL)).unwrap();
+        let archive = fs::read(scratch.paths.kernel_modules(KERNEL)).unwrap();
         assert!(archive.windows(14).any(|part| part == b"banger/modules"));
     }
 
@@ -402,42 +401,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kernel_that_is_there_is_kept() {
+    async fn an_existing_kernel_is_kept() {
         let scratch = Scratch::new();
         scratch.import().await.unwrap();
-        let modules = fs::read(scratch.places.kernel_modules(KERNEL)).unwrap();
+        let modules = fs::read(scratch.paths.kernel_modules(KERNEL)).unwrap();
         assert!(scratch.kernels.import(KERNEL, Uid(1000), scratch.vmlinuz(), None).await.is_err());
-        assert_eq!(fs::read(scratch.places.kernel_modules(KERNEL)).unwrap(), modules);
+        assert_eq!(fs::read(scratch.paths.kernel_modules(KERNEL)).unwrap(), modules);
         assert_eq!(scratch.left(), [KERNEL.to_string()]);
     }
 
     #[tokio::test]
-    async fn a_machine_boots_the_kernel_its_modules_and_the_agent() {
+    async fn a_vm_boots_the_kernel_its_modules_and_the_agent() {
         let scratch = Scratch::new();
         scratch.import().await.unwrap();
         let boot = scratch.kernels.boot_files(KERNEL).await.unwrap();
-        let places = &scratch.places;
-        assert_eq!(boot.kernel, places.kernel(KERNEL));
-        assert_eq!(boot.initramfs, [places.kernel_modules(KERNEL), places.agent_archive()]);
-        assert_eq!(boot.module_tree, Some(places.module_tree(KERNEL)));
+        let paths = &scratch.paths;
+        assert_eq!(boot.kernel, paths.kernel(KERNEL));
+        assert_eq!(boot.initramfs, [paths.kernel_modules(KERNEL), paths.agent_archive()]);
+        assert_eq!(boot.module_tree, Some(paths.module_tree(KERNEL)));
         assert_eq!(content_of_archive(&scratch), agent_archive(b"an agent").unwrap());
-        assert_eq!(fs::metadata(places.agent_archive()).unwrap().permissions().mode() & 0o7777, 0o444);
+        assert_eq!(fs::metadata(paths.agent_archive()).unwrap().permissions().mode() & 0o7777, 0o444);
         assert_eq!(scratch.kernels.found().await.unwrap(), [KERNEL]);
     }
 
     #[tokio::test]
-    async fn the_archive_of_the_agent_follows_the_agent_and_is_made_once_for_each() {
+    async fn the_archive_of_the_agent_is_made_once_for_each_agent() {
         let scratch = Scratch::new();
         scratch.import().await.unwrap();
         let inode = async || {
             scratch.kernels.boot_files(KERNEL).await.unwrap();
-            fs::metadata(scratch.places.agent_archive()).unwrap().ino()
+            fs::metadata(scratch.paths.agent_archive()).unwrap().ino()
         };
         let first = inode().await;
         assert_eq!(inode().await, first);
 
-        // As a package does it, even when size and time stay.
-        let (program, newer) = (scratch.places.program(AGENT), scratch.places.program("newer"));
+        // As a package manager does it, even if size and time stay the same.
+        let (program, newer) = (scratch.paths.program(AGENT), scratch.paths.program("newer"));
         fs::write(&newer, "no agent").unwrap();
         let modified = fs::metadata(&program).unwrap().modified().unwrap();
         File::options().write(true).open(&newer).unwrap().set_modified(modified).unwrap();
@@ -445,7 +444,7 @@ mod tests {
         inode().await;
         assert_eq!(content_of_archive(&scratch), agent_archive(b"no agent").unwrap());
 
-        fs::remove_file(scratch.places.agent_archive()).unwrap();
+        fs::remove_file(scratch.paths.agent_archive()).unwrap();
         inode().await;
         assert_eq!(content_of_archive(&scratch), agent_archive(b"no agent").unwrap());
     }
@@ -454,7 +453,7 @@ mod tests {
     async fn an_archive_that_an_earlier_run_left_is_not_trusted() {
         let scratch = Scratch::new();
         scratch.import().await.unwrap();
-        fs::write(scratch.places.agent_archive(), "torn").unwrap();
+        fs::write(scratch.paths.agent_archive(), "torn").unwrap();
         scratch.kernels.boot_files(KERNEL).await.unwrap();
         assert_eq!(content_of_archive(&scratch), agent_archive(b"an agent").unwrap());
     }
@@ -468,8 +467,8 @@ mod tests {
         };
         check("import the kernel again").await;
         scratch.import().await.unwrap();
-        fs::remove_file(scratch.places.program(AGENT)).unwrap();
+        fs::remove_file(scratch.paths.program(AGENT)).unwrap();
         check("install banger again").await;
-        assert!(!scratch.places.agent_archive().exists());
+        assert!(!scratch.paths.agent_archive().exists());
     }
 }

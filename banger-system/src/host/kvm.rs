@@ -1,4 +1,4 @@
-//! Whether guests can run under KVM on this host.
+//! Detects KVM.
 
 use std::fs::OpenOptions;
 
@@ -7,7 +7,7 @@ use crate::ports::{Check, Status};
 /// The device.
 pub const DEVICE: &str = "/dev/kvm";
 
-/// Whether guests of any kernel run under KVM here.
+/// Whether guests of any kernel run with KVM on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kvm {
     /// They do.
@@ -17,15 +17,15 @@ pub enum Kvm {
 }
 
 impl Kvm {
-    /// Looks: the device can be opened, and the processor has virtualisation of its own. Some hosts offer the
-    /// device without it, for guests that are made for them.
+    /// Checks that the device can be opened and that the processor supports virtualisation. Some hosts offer the
+    /// device without it, for paravirtualised guests.
     pub fn find() -> Self {
         let opens = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
         let cpu = || std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| has_virtualisation(&text));
         if opens && cpu() { Kvm::Works } else { Kvm::Unusable }
     }
 
-    /// What `doctor` says of it.
+    /// Returns what `doctor` shows about it.
     pub fn check(self) -> Check {
         let (status, message, hint) = match self {
             Kvm::Works => (Status::Pass, "KVM works", ""),

@@ -1,7 +1,7 @@
-//! Logs of machines, copied out of their ring files into a pipe that the client reads.
+//! Logs of sandboxes, copied from their ring files into a pipe for the client.
 //!
-//! Each copy is a task, which waits for its file or for its reader and holds up nothing else. No thread waits: what is
-//! read of a file at once is read beside the tasks, and a log that is followed is watched by inotify.
+//! Each copy is a task of its own, so a slow reader delays nobody. No thread waits: a file is read on a blocking
+//! thread for a moment only, and inotify watches a log that is followed.
 
 use std::{
     fs::File,
@@ -14,9 +14,9 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::{
-    guest_end::{GuestEnd, LAST_WORDS},
+    guest_end::{CONSOLE_TAIL, GuestEnd},
     id::VmId,
-    resource::Places,
+    resource::Paths,
 };
 use banger_jail::ring::Reader;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -31,27 +31,26 @@ use super::{
 };
 use crate::ports::{Error, Log, LogRange, Logs, ReaderGuard, Result};
 
-/// After a look at a console for the word that nothing runs in its guest any more: one that is written to all the time
-/// is not looked at more often.
+/// The pause between two looks at a console for a halted guest, so that a busy console is not read all the time.
 const STANDSTILL_PAUSE: Duration = Duration::from_secs(5);
 
-/// Logs under [`Places::vm_dir`].
+/// Logs below [`Paths::vm_dir`].
 pub struct RingLogs {
-    places: Places,
+    paths: Paths,
     /// Made when the first log is followed.
     changes: Mutex<Option<Changes>>,
 }
 
 impl RingLogs {
-    /// The logs under these places.
-    pub fn new(places: Places) -> Self {
-        Self { places, changes: Mutex::default() }
+    /// Returns the logs below these paths.
+    pub fn new(paths: Paths) -> Self {
+        Self { paths, changes: Mutex::default() }
     }
 
     fn path(&self, vm: VmId, log: Log) -> PathBuf {
         match log {
-            Log::Console => self.places.console_log(vm),
-            Log::Vmm => self.places.vmm_log(vm),
+            Log::Console => self.paths.console_log(vm),
+            Log::Vmm => self.paths.vmm_log(vm),
         }
     }
 
@@ -71,10 +70,10 @@ impl Logs for RingLogs {
         let doing = format!("open the log {}", path.display());
         let os = |error: io::Error| Error::os(doing.clone(), error);
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| os(error.into()))?;
-        // Before the first read: what is written after that is told.
+        // Before the first read, so that later writes are noticed.
         let watched = match reading.follow {
             true => match self.changes().and_then(|changes| changes.of(&path)) {
-                // A machine that never ran has said nothing.
+                // A sandbox that never ran has an empty log.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(read),
                 watched => Some(watched.map_err(os)?),
             },
@@ -91,7 +90,7 @@ impl Logs for RingLogs {
             if let Some(lines) = reading.tail {
                 reader.keep_last_lines(lines).map_err(os)?;
             }
-            // A guest may write faster than this is read, and a reader that does not follow is to come to an end.
+            // A guest may write faster than this reads, and a reader that does not follow has to end.
             let end = if reading.follow { u64::MAX } else { reader.written().map_err(os)? };
             Ok(Some((reader, end)))
         });
@@ -99,7 +98,7 @@ impl Logs for RingLogs {
         rustix::io::ioctl_fionbio(&write, true).map_err(|error| os(error.into()))?;
         let pipe = pipe::Sender::from_owned_fd(write).map_err(os)?;
         tokio::spawn(async move {
-            // Why it ended concerns nobody: the reader is gone, or the file is.
+            // The reader or the file is gone, which is no error.
             let _ = copy(reader, pipe, end, watched).await;
             drop(hold);
         });
@@ -116,16 +115,16 @@ impl Logs for RingLogs {
         let path = self.path(vm, Log::Console);
         let os = |error: io::Error| Error::os(format!("watch the log {}", path.display()), error);
         loop {
-            // Before the look: what is written after it is told.
+            // Before the look, so that later writes are noticed.
             let watched = match self.changes().and_then(|changes| changes.of(&path)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 watched => Some(watched.map_err(os)?),
             };
-            if let Some(end) = self.guest_end(vm).await?.filter(|end| end.stands_still()) {
+            if let Some(end) = self.guest_end(vm).await?.filter(|end| end.is_halted()) {
                 return Ok(end);
             }
             if let Some(mut watched) = watched {
-                // A file that is gone is looked for again.
+                // A missing file is looked for again.
                 let _ = watched.changed().await;
             }
             tokio::time::sleep(STANDSTILL_PAUSE).await;
@@ -133,21 +132,21 @@ impl Logs for RingLogs {
     }
 }
 
-/// How the guest ended whose console is this file.
+/// Returns how the guest with this console ended.
 fn read_end(path: &Path) -> io::Result<Option<GuestEnd>> {
     let mut reader = match File::open(path).and_then(Reader::new) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         reader => reader?,
     };
     let written = reader.written()?;
-    reader.keep_last(LAST_WORDS as u64)?;
+    reader.keep_last(CONSOLE_TAIL as u64)?;
     let mut bytes = Vec::new();
     // The writer may be faster than we are.
-    while bytes.len() <= LAST_WORDS && reader.read_until(written, &mut bytes)? {}
+    while bytes.len() <= CONSOLE_TAIL && reader.read_until(written, &mut bytes)? {}
     Ok(GuestEnd::read(&bytes))
 }
 
-/// Copies everything before the end or, if there is no end, until the client is gone.
+/// Copies everything before `end`, or until the client is gone if there is no end.
 async fn copy(
     mut reader: Reader,
     mut pipe: pipe::Sender,
@@ -170,7 +169,7 @@ async fn copy(
         let Some(watched) = &mut watched else { return Ok(()) };
         tokio::select! {
             changed = watched.changed() => changed.map_err(os)?,
-            // A pipe without a reader is in error for its writer (poll(2)).
+            // For its writer, a pipe without a reader is in error (poll(2)).
             _ = pipe.ready(Interest::ERROR) => return Ok(()),
         }
     }
@@ -193,7 +192,7 @@ mod tests {
 
     const VM: VmId = VmId::from_bits(7);
     const FOLLOW: LogRange = LogRange { tail: None, follow: true };
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
     const BLOCKING_THREADS: usize = 4;
 
     struct Scratch {
@@ -205,14 +204,14 @@ mod tests {
     fn scratch(capacity: u64) -> Scratch {
         let home = tempfile::tempdir().unwrap();
         let at = |name| home.path().join(name);
-        let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
-        fs::create_dir_all(places.vm_dir(VM)).unwrap();
-        let file = File::options().read(true).write(true).create_new(true).open(places.console_log(VM));
+        let paths = Paths { state: at("state"), runtime: at("run"), libexec: at("libexec") };
+        fs::create_dir_all(paths.vm_dir(VM)).unwrap();
+        let file = File::options().read(true).write(true).create_new(true).open(paths.console_log(VM));
         let writer = Writer::create(file.unwrap(), capacity).unwrap();
-        Scratch { _home: home, logs: RingLogs::new(places), writer }
+        Scratch { _home: home, logs: RingLogs::new(paths), writer }
     }
 
-    /// Somebody to see whether the place of a reader is free again.
+    /// Returns an object to see whether a reader's place is free again.
     fn hold() -> (Arc<()>, ReaderGuard) {
         let held = Arc::new(());
         (Arc::clone(&held), Box::new(held))
@@ -224,7 +223,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.unwrap();
+        tokio::time::timeout(TIMEOUT, wait).await.unwrap();
     }
 
     fn threads() -> usize {
@@ -244,7 +243,7 @@ mod tests {
                 pipe.read_exact(&mut bytes).unwrap();
                 assert_eq!(String::from_utf8(bytes).unwrap(), expect);
             });
-            tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
+            tokio::time::timeout(TIMEOUT, read).await.unwrap().unwrap();
         };
         read("one\n").await;
         scratch.writer.write(b"two\n").unwrap();
@@ -282,14 +281,14 @@ mod tests {
             File::from(pipe).read_to_string(&mut text).unwrap();
             text
         });
-        assert_eq!(tokio::time::timeout(PATIENCE, text).await.unwrap().unwrap(), "last");
+        assert_eq!(tokio::time::timeout(TIMEOUT, text).await.unwrap().unwrap(), "last");
         assert!(threads() <= before + BLOCKING_THREADS, "{} threads", threads());
         drop(pipes);
         until(|| Arc::strong_count(&held) == 1).await;
     }
 
     #[tokio::test]
-    async fn a_machine_that_never_ran_has_an_empty_log() {
+    async fn a_vm_that_never_ran_has_an_empty_log() {
         let scratch = scratch(100);
         for reading in [FOLLOW, LogRange::default()] {
             let pipe = scratch.logs.open(VmId::from_bits(8), Log::Vmm, reading, Box::new(())).await.unwrap();

@@ -1,4 +1,4 @@
-//! The ports on Linux: the only home of system calls, of files and of other people's programs.
+//! The ports on Linux: the only place for system calls, files and other programs.
 
 pub mod authority;
 mod blocking;
@@ -17,8 +17,6 @@ pub mod kvm;
 pub mod lock;
 pub mod logs;
 pub mod mapper;
-mod monitor_files;
-pub mod monitors;
 pub mod network;
 mod partial;
 pub mod qemu;
@@ -32,6 +30,8 @@ pub mod supervisor_process;
 pub mod supervisor_systemd;
 mod units;
 pub mod users;
+mod vmm_files;
+pub mod vmms;
 pub mod worker;
 pub mod worker_process;
 pub mod worker_systemd;

@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all: each is written beside its place and then gets its name.
+//! Files that appear whole or not at all: each is written beside its destination and then renamed.
 
 use std::{
     fs::{File, OpenOptions, Permissions, remove_file, rename},
@@ -12,20 +12,20 @@ use rustix::{
     io::Errno,
 };
 
-/// A file on the way to its place. It is removed when it is dropped before it got there.
+/// An unfinished file. Dropping it removes it.
 #[derive(Debug)]
 pub(super) struct Partial {
-    /// The file, open for reading and writing whatever its mode says.
+    /// The file, open for reading and writing whatever its mode.
     pub file: File,
     path: PathBuf,
     place: PathBuf,
 }
 
 impl Partial {
-    /// Begins the file for this place. What an earlier try left is overwritten.
+    /// Starts the file for this path. Leftovers of an earlier try are overwritten.
     pub(super) fn begin(place: &Path, mode: u32) -> io::Result<Self> {
         let path = place.with_extension("partial");
-        // A file that can only be read could not be opened for writing again.
+        // A leftover that is read-only could not be opened for writing.
         forget(&path)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&path)?;
         // The process may have a umask.
@@ -33,7 +33,7 @@ impl Partial {
         Ok(Self { file, path, place: place.to_owned() })
     }
 
-    /// Puts it into its place, unless there is a file already, which is kept.
+    /// Moves it to its path, unless there is a file already, which is kept.
     pub(super) fn add(self) -> io::Result<()> {
         match renameat_with(CWD, &self.path, CWD, &self.place, RenameFlags::NOREPLACE) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -41,7 +41,7 @@ impl Partial {
         }
     }
 
-    /// Puts it into its place instead of what is there.
+    /// Moves it to its path and replaces what is there.
     pub(super) fn replace(self) -> io::Result<()> {
         rename(&self.path, &self.place)
     }
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_added_once_and_replaced_when_that_is_wanted() {
+    fn a_file_is_added_once_or_replaced() {
         let home = tempfile::tempdir().unwrap();
         let place = home.path().join("agent.cpio");
         for (content, finish, expect) in [
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_file_leaves_nothing_and_what_a_crash_left_does_not_hinder() {
+    fn an_unfinished_file_leaves_nothing_and_leftovers_of_a_crash_do_no_harm() {
         let home = tempfile::tempdir().unwrap();
         let place = home.path().join("agent.cpio");
         drop(Partial::begin(&place, 0o400).unwrap());

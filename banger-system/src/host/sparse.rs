@@ -1,4 +1,4 @@
-//! Copies of sparse files: by sharing blocks where the file system can, else of the data alone.
+//! Copies sparse files, by sharing blocks if the file system can, else without the holes.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
@@ -11,13 +11,13 @@ use rustix::{
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
-    /// It shares its blocks with the original until one of the two is written to.
+    /// It shares blocks with the original until one of the two changes.
     Shared,
     /// It has blocks of its own.
     Copied,
 }
 
-/// Makes the empty file `to` a copy of `from`, as sparse as that.
+/// Makes the empty file `to` a copy of `from`, with the same holes.
 pub(super) fn copy(from: &File, to: &File) -> io::Result<Method> {
     if share(from, to)? {
         return Ok(Method::Shared);
@@ -32,12 +32,12 @@ pub(super) fn copy(from: &File, to: &File) -> io::Result<Method> {
     Ok(Method::Copied)
 }
 
-/// Makes the empty file `to` share the blocks of `from`. False where the file systems cannot.
+/// Shares the blocks of `from` with the empty file `to`. Returns `false` if the file systems cannot.
 pub(super) fn share(from: &File, to: &File) -> io::Result<bool> {
     match ioctl_ficlone(to, from) {
         Ok(()) => Ok(true),
         Err(full @ (Errno::NOSPC | Errno::DQUOT)) => Err(full.into()),
-        // EOPNOTSUPP, EXDEV and EINVAL are the usual ways to say so, and there are others (fuse, nfs, seals).
+        // EOPNOTSUPP, EXDEV and EINVAL are the usual errors, and there are others (fuse, nfs, seals).
         Err(_) => Ok(false),
     }
 }
@@ -49,7 +49,7 @@ fn copy_range(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
         match copy_file_range(from, Some(&mut read), to, Some(&mut written), left) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {}
-            // Between file systems, or on one that cannot.
+            // The file systems differ, or cannot do it.
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
                 return copy_through_memory(from, to, read..range.end);
             }

@@ -1,5 +1,5 @@
-//! Directories that appear whole or not at all: each is filled under a name that nobody looks for, and gets
-//! its own name when everything in it is on the disk.
+//! Directories that appear whole or not at all: each is filled under a temporary name, and renamed once everything in
+//! it is on the disk.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -9,10 +9,10 @@ use std::{
     str::FromStr,
 };
 
-/// What the name of an unfinished directory begins with.
+/// The prefix of unfinished directories.
 const PREFIX: &str = ".staging-";
 
-/// A directory that is being filled. It is removed when it is dropped unfinished.
+/// A directory that is being filled. Dropping it unfinished removes it.
 #[derive(Debug)]
 pub(super) struct Staging {
     parent: PathBuf,
@@ -21,7 +21,7 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Begins the directory `name` in `parent`. What an earlier try left is removed.
+    /// Starts the directory `name` in `parent`. Leftovers of an earlier try are removed.
     pub(super) fn begin(parent: &Path, name: &str) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         let staged = parent.join(format!("{PREFIX}{name}"));
@@ -30,7 +30,7 @@ impl Staging {
         Ok(Self { parent: parent.to_owned(), staged, place: parent.join(name) })
     }
 
-    /// A new file in the directory, which this handle may write to whatever its mode says.
+    /// Makes a file in the directory that this handle may write to whatever its mode.
     pub(super) fn file(&self, name: &str, mode: u32) -> io::Result<File> {
         let file = OpenOptions::new()
             .read(true)
@@ -43,7 +43,7 @@ impl Staging {
         Ok(file)
     }
 
-    /// A new file on the same file system that has no name, and goes when it is closed.
+    /// Makes a file on the same file system without a name, which goes away when it is closed.
     pub(super) fn nameless(&self) -> io::Result<File> {
         let path = self.staged.join("nameless");
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
@@ -51,13 +51,13 @@ impl Staging {
         Ok(file)
     }
 
-    /// Another name, in the directory, of a file that is never written to.
+    /// Adds a hard link to a file that never changes.
     pub(super) fn link(&self, file: &Path, name: &str) -> io::Result<()> {
         fs::hard_link(file, self.staged.join(name))
     }
 
-    /// Gives the directory its name. An import is shared by machines for months and was named by its
-    /// digest, so it is on the disk before anybody is told of it.
+    /// Renames the directory. An image is shared by sandboxes for months and was named by its digest, so it is on the
+    /// disk before anybody learns of it.
     pub(super) fn finish(self) -> io::Result<()> {
         for entry in fs::read_dir(&self.staged)? {
             File::open(entry?.path())?.sync_all()?;
@@ -86,7 +86,7 @@ pub(super) fn remove(parent: &Path, name: &str) -> io::Result<()> {
     remove_tree(&parent.join(name))
 }
 
-/// The names of all directories, finished or not, that are ids.
+/// Returns the names of all directories, finished or not, that are ids.
 pub(super) fn found<Id: FromStr + Ord>(parent: &Path) -> io::Result<Vec<Id>> {
     let entries = match fs::read_dir(parent) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -103,7 +103,7 @@ pub(super) fn found<Id: FromStr + Ord>(parent: &Path) -> io::Result<Vec<Id>> {
     Ok(ids)
 }
 
-/// Removes a directory with all that is in it; one that is gone is fine.
+/// Removes a directory with its content. A missing one is fine.
 pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_is_found_and_removed_and_does_not_hinder_another_try() {
+    fn leftovers_of_a_crash_are_found_and_do_no_harm() {
         let home = tempfile::tempdir().unwrap();
         let id: ImageId = NAME.parse().unwrap();
         std::mem::forget(Staging::begin(home.path(), NAME).unwrap());
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_ids_are_not_found() {
+    fn names_that_are_not_ids_are_not_found() {
         let home = tempfile::tempdir().unwrap();
         fs::create_dir(home.path().join("lost+found")).unwrap();
         assert_eq!(found::<ImageId>(home.path()).unwrap(), []);

@@ -1,9 +1,9 @@
-//! Counts the streams that were handed out and are still open.
+//! Counts the open streams of each user.
 //!
-//! A client does not tell the service when it closes a stream, and a kept descriptor would keep the stream open.
-//! The kernel's list of what an epoll instance watches solves this: it has each open file once, whoever has
-//! descriptors of it, and drops a file when the last of them is closed (epoll(7), "Questions and answers"). Nothing ever
-//! waits on these instances; their content is read from `/proc/self/fdinfo` (proc(5)).
+//! A client does not report when it closes a stream, and a descriptor kept by the service would keep the stream open.
+//! An epoll instance solves this: it lists each open file once, however many descriptors it has, and drops a file
+//! when the last of them is closed (epoll(7), "Questions and answers"). Nothing ever waits on these instances; their
+//! content is read from `/proc/self/fdinfo` (proc(5)).
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use rustix::event::epoll;
 
 use crate::ports::{Error, Result, Streams};
 
-/// The streams that are open, by user.
+/// The open streams, by user.
 #[derive(Default)]
 pub struct OpenStreams {
     of_users: Mutex<HashMap<Uid, OwnedFd>>,
@@ -30,7 +30,7 @@ impl Streams for OpenStreams {
     fn hand_out(&self, user: Uid, stream: &OwnedFd, limit: usize) -> Result<Result<(), Exceeded>> {
         let os = |error: io::Error| Error::os("count the streams of a user", error);
         let mut of_users = self.of_users.lock().unwrap_or_else(PoisonError::into_inner);
-        // Users without streams take nothing.
+        // Drops users without streams.
         of_users.retain(|other, streams| *other == user || count(streams).is_ok_and(|count| count > 0));
         let streams = match of_users.remove(&user) {
             Some(streams) => streams,
@@ -46,7 +46,7 @@ impl Streams for OpenStreams {
     }
 }
 
-/// How many open files an epoll instance watches.
+/// Returns how many open files an epoll instance watches.
 fn count(epoll: &OwnedFd) -> io::Result<usize> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", epoll.as_raw_fd()))?;
     Ok(info.lines().filter(|line| line.starts_with("tfd:")).count())
@@ -68,21 +68,21 @@ mod tests {
     }
 
     #[test]
-    fn a_user_has_so_many_streams_open_whoever_holds_them() {
+    fn the_open_streams_of_a_user_are_limited_wherever_they_are_held() {
         let streams = OpenStreams::default();
         let mut held = Vec::new();
         let hand_out = |user, held: &mut Vec<_>| {
             let (stream, other) = stream();
             let handed = streams.hand_out(user, &stream, 3).unwrap().is_ok();
             if handed {
-                // The service's own descriptor goes; a client has another one of the same file.
+                // The service closes its descriptor; the client has another one of the same file.
                 held.push((stream.try_clone().unwrap(), other));
             }
             handed
         };
         assert_eq!([(); 5].map(|()| hand_out(ALICE, &mut held)), [true, true, true, false, false]);
         assert!(hand_out(BOB, &mut held));
-        // One of hers is closed.
+        // One of her streams is closed.
         drop(held.remove(0));
         assert_eq!([(); 2].map(|()| hand_out(ALICE, &mut held)), [true, false]);
         held.clear();

@@ -1,10 +1,10 @@
-//! VMMs as plain processes, for hosts without systemd: each below a shim that outlives this service and
-//! sets up the jail that systemd would.
+//! Runs VMMs as plain processes on hosts without systemd. Each has a shim as its parent, which outlives this service
+//! and builds the jail that systemd would.
 //!
-//! A record of the shim is beside the sandbox's sockets. It is written before the shim gets its order,
-//! and a shim that loses the service without an order ends: what runs always has a record. The shim writes
-//! how the VMM ended into a second file, since only the parent of a process can ask the kernel.
-//! Limits of memory and processor time are not enforced here: they need a control group.
+//! A record of the shim is stored beside the sandbox's sockets. It is written before the shim gets its order, and a
+//! shim that loses the service before its order ends, so every running VMM has a record. The shim writes the VMM's
+//! exit status into a second file, since only the parent of a process can ask the kernel for it. Limits of memory and
+//! processor time are not enforced here: they need a control group.
 
 use std::{
     collections::HashSet,
@@ -21,8 +21,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use banger_domain::{id::VmId, resource::Places};
-use banger_jail::walls::Walls;
+use banger_domain::{id::VmId, resource::Paths};
+use banger_jail::jail::Jail;
 use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
@@ -32,38 +32,37 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     blocking::blocking,
-    shim::{self, Told},
+    shim::{self, Reply},
 };
 use crate::ports::{
     EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand,
 };
 
-/// Users of machines. systemd keeps these numbers for users that exist for one unit (its
-/// docs/UIDS-GIDS.md), and nothing else hands them out where there is no systemd. The last of them are those of
-/// import workers ([`super::worker_process`]).
+/// The uids of sandboxes. systemd reserves these numbers for dynamic users (its docs/UIDS-GIDS.md), and without
+/// systemd nothing else uses them. The last ones are for import workers ([`super::worker_process`]).
 const USERS: std::ops::RangeInclusive<u32> = 61_184..=65_263;
-/// How long a shim may take to write what its monitor said last, once that is killed.
-const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How long the kernel may take to be done with a killed process.
+/// How long a shim may take to write its VMM's last output after that was killed.
+const SHIM_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the kernel may take to end a killed process.
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 const RECORD: &str = "process.json";
 const END: &str = "ended";
-/// Longer than any end in words.
+/// Longer than any exit status in words.
 const MAX_END: u64 = 32;
-/// There are no limits of memory here, and what a guest takes is to cost the guest.
+/// There are no limits of memory here, so the guest's memory counts against it.
 const OOM_SCORE: u16 = 200;
 const SIGKILL: i32 = 9;
 
 /// The supervisor.
 #[derive(Clone)]
 pub struct ProcessSupervisor {
-    places: Places,
-    /// Held from the choice of a user until the record says that it is taken.
+    paths: Paths,
+    /// Held from the choice of a uid until it is in a record.
     users: Arc<Mutex<()>>,
 }
 
-/// Which process a machine's shim is. The kernel uses numbers of processes again; a number, the time at
-/// which the process began and the boot that the time counts from are only once.
+/// Identifies a sandbox's shim. The kernel reuses pids, but a pid, the start time of the process and the boot to
+/// which that time belongs are unique.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     boot: String,
@@ -73,19 +72,19 @@ struct Record {
 }
 
 impl ProcessSupervisor {
-    /// A supervisor that keeps its records in these places.
-    pub fn new(places: Places) -> Self {
-        Self { places, users: Arc::default() }
+    /// Returns a supervisor that keeps its records below these paths.
+    pub fn new(paths: Paths) -> Self {
+        Self { paths, users: Arc::default() }
     }
 
     fn confine_now(&self, wanted: JailSpec) -> Result<Shim> {
-        let directory = self.places.socket_dir(wanted.vm);
+        let directory = self.paths.socket_dir(wanted.vm);
         let os = |error| Error::os(format!("make the record of a process in {}", directory.display()), error);
         if self.shim(wanted.vm)?.is_some_and(|shim| shim.lives()) {
             return Err(Error::Vmm { message: format!("the sandbox {} already has a process", wanted.vm) });
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(os)?;
-        let jail = self.places.jail();
+        let jail = self.paths.jail();
         DirBuilder::new().recursive(true).mode(0o700).create(&jail).map_err(os)?;
         let end = new_file(&directory.join(END)).map_err(os)?;
 
@@ -93,7 +92,7 @@ impl ProcessSupervisor {
         let (child, user) = {
             let _choosing = self.users.lock().unwrap_or_else(PoisonError::into_inner);
             let user = self.free_user(wanted.vm)?;
-            let program = shim::program(&self.places);
+            let program = shim::program(&self.paths);
             let mut command = Command::new(&program);
             command.env_clear().stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
             let child = command.spawn();
@@ -106,9 +105,9 @@ impl ProcessSupervisor {
             (child, user)
         };
         // The command held the shim's end of the socket.
-        let walls = Walls {
+        let jail = Jail {
             root: jail,
-            visible: shim::visible(&self.places),
+            visible: shim::visible(&self.paths),
             groups: wanted
                 .devices
                 .iter()
@@ -121,14 +120,14 @@ impl ProcessSupervisor {
             oom_score: OOM_SCORE,
             user,
         };
-        Ok(Shim { child, socket: ours, walls, end, directory })
+        Ok(Shim { child, socket: ours, jail, end, directory })
     }
 
-    /// A user that no other machine and no account has.
+    /// Returns a uid that no other sandbox and no account has.
     fn free_user(&self, vm: VmId) -> Result<u32> {
         let taken: HashSet<u32> = self.records()?.into_iter().map(|(_, record)| record.user).collect();
         let count = USERS.end() - USERS.start() + 1;
-        // Begin somewhere else for each machine, so that a user that was just given up is not taken up.
+        // Each sandbox begins at another number, so that a uid is not reused at once.
         let first =
             vm.to_string().bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let mut users = (0..count).map(|step| USERS.start() + (first % count + step) % count);
@@ -138,9 +137,9 @@ impl ProcessSupervisor {
         })
     }
 
-    /// The machines that have a record, whether or not their processes are there.
+    /// Returns the sandboxes with a record, whether or not their processes exist.
     fn records(&self) -> Result<Vec<(VmId, Record)>> {
-        let directory = self.places.sockets();
+        let directory = self.paths.sockets();
         let os = |error| Error::os(format!("read {}", directory.display()), error);
         let entries = match fs::read_dir(&directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -156,19 +155,19 @@ impl ProcessSupervisor {
     }
 
     fn record(&self, vm: VmId) -> Result<Option<Record>> {
-        let path = self.places.socket_dir(vm).join(RECORD);
+        let path = self.paths.socket_dir(vm).join(RECORD);
         let doing = || format!("read {}", path.display());
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::os(doing(), error)),
-            // A record appears whole: one that cannot be read is not banger's, and must not hide the others.
+            // Records appear whole, so an unreadable one is not banger's, and must not hide the others.
             Ok(bytes) => Ok(serde_json::from_slice(&bytes)
                 .inspect_err(|error| tracing::warn!(%vm, %error, "the record of a process is damaged"))
                 .ok()),
         }
     }
 
-    /// A machine's shim. It may have ended, if nobody has waited for it yet.
+    /// Returns a sandbox's shim. It may have ended if nobody has waited for it.
     fn shim(&self, vm: VmId) -> Result<Option<Process>> {
         let Some(record) = self.record(vm)? else { return Ok(None) };
         let os = |error| Error::os("look at the process of a sandbox", error);
@@ -184,22 +183,22 @@ impl ProcessSupervisor {
 struct Shim {
     child: Child,
     socket: OwnedFd,
-    walls: Walls,
+    jail: Jail,
     end: File,
     directory: PathBuf,
 }
 
 impl Shim {
     fn run_now(mut self, launch: VmmCommand) -> Result<Started> {
-        let (pid, user) = (self.child.id(), self.walls.user);
-        let told = match shim::order(&self.socket, launch, Some((self.walls, self.end.into()))) {
-            // By then it is in a namespace of its own, and its answer has the pid of that namespace.
-            Ok(Told::Runs { .. }) => return Ok(Started { unit: String::new(), pid, user }),
-            Ok(Told::Ended) => Error::Vmm { message: "the shim ended before the VMM started".to_owned() },
+        let (pid, user) = (self.child.id(), self.jail.user);
+        let told = match shim::order(&self.socket, launch, Some((self.jail, self.end.into()))) {
+            // It is in a namespace of its own by then, and its answer has the pid of that namespace.
+            Ok(Reply::Started { .. }) => return Ok(Started { unit: String::new(), pid, user }),
+            Ok(Reply::Ended) => Error::Vmm { message: "the shim ended before the VMM started".to_owned() },
             Err(error) => error,
         };
         end_child(&mut self.child);
-        forget(&self.directory)?;
+        remove_files(&self.directory)?;
         Err(told)
     }
 }
@@ -221,36 +220,36 @@ impl Supervisor for ProcessSupervisor {
 
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
         let Some(shim) = self.shim(vm)? else { return Ok(()) };
-        let monitor = if signal == SIGKILL { shim.child()? } else { None };
-        // The shim passes on every signal but the one that nobody can hear.
-        monitor.unwrap_or(shim).send(signal)
+        let vmm = if signal == SIGKILL { shim.child()? } else { None };
+        // The shim forwards every signal but SIGKILL, which it cannot catch.
+        vmm.unwrap_or(shim).send(signal)
     }
 
     async fn remove(&self, vm: VmId) -> Result<()> {
         if let Some(shim) = self.shim(vm)? {
-            let monitor = shim.child()?;
-            if let Some(monitor) = &monitor {
-                monitor.send(SIGKILL)?;
+            let vmm = shim.child()?;
+            if let Some(vmm) = &vmm {
+                vmm.send(SIGKILL)?;
             }
-            if monitor.is_none() || tokio::time::timeout(LAST_WORDS, shim.ended()).await.is_err() {
+            if vmm.is_none() || tokio::time::timeout(SHIM_TIMEOUT, shim.ended()).await.is_err() {
                 shim.send(SIGKILL)?;
             }
             let late = |_| Error::Timeout {
                 what: "ending the process of a sandbox".to_owned(),
                 after: KILL_TIMEOUT,
             };
-            for process in [Some(shim), monitor].into_iter().flatten() {
+            for process in [Some(shim), vmm].into_iter().flatten() {
                 tokio::time::timeout(KILL_TIMEOUT, process.ended()).await.map_err(late)??;
             }
         }
-        forget(&self.places.socket_dir(vm))
+        remove_files(&self.paths.socket_dir(vm))
     }
 
     async fn ended(&self, vm: VmId) -> Result<Ended> {
         if let Some(shim) = self.shim(vm)? {
             shim.ended().await?;
         }
-        let path = self.places.socket_dir(vm).join(END);
+        let path = self.paths.socket_dir(vm).join(END);
         let mut words = String::new();
         match File::open(&path).and_then(|file| file.take(MAX_END).read_to_string(&mut words)) {
             Ok(_) => Ok(end_of(&words)),
@@ -285,14 +284,14 @@ impl Record {
     }
 }
 
-/// A process that keeps its number as long as this exists.
+/// A process that keeps its pid as long as this exists.
 struct Process {
     pid: i32,
     fd: OwnedFd,
 }
 
 impl Process {
-    /// `None` when there is no such process.
+    /// Opens a process. `None` if it does not exist.
     fn open(pid: i32) -> io::Result<Option<Self>> {
         let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
@@ -306,7 +305,7 @@ impl Process {
         Stat::read(self.pid).is_some_and(|stat| stat.lives)
     }
 
-    /// The monitor of a shim, its only child.
+    /// Returns the VMM of a shim, its only child.
     fn child(&self) -> Result<Option<Self>> {
         let os = |error| Error::os("look for the VMM of a sandbox", error);
         for entry in fs::read_dir("/proc").map_err(os)? {
@@ -315,7 +314,7 @@ impl Process {
             let is_child = || Stat::read(pid).is_some_and(|stat| stat.lives && stat.parent == self.pid);
             if is_child()
                 && let Some(process) = Self::open(pid).map_err(os)?
-                // The number may have gone to another one before it was opened.
+                // The pid may have been reused before it was opened.
                 && is_child()
             {
                 return Ok(Some(process));
@@ -349,7 +348,7 @@ impl Process {
     }
 }
 
-/// What `/proc/PID/stat` tells (proc(5)).
+/// Fields of `/proc/PID/stat` (proc(5)).
 struct Stat {
     lives: bool,
     parent: i32,
@@ -357,13 +356,13 @@ struct Stat {
 }
 
 impl Stat {
-    /// `None` when there is no such process.
+    /// Reads the file. `None` if there is no such process.
     fn read(pid: i32) -> Option<Self> {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // The second field is the program's name in parentheses, and may hold anything.
+        // The second field is the program's name in parentheses, which may contain anything.
         let (_, rest) = text.rsplit_once(") ")?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         Some(Self {
@@ -382,7 +381,7 @@ fn new_file(path: &PathBuf) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-/// How a monitor ended, from what its shim wrote. A shim that was killed wrote nothing.
+/// Parses the exit status that the shim wrote. A killed shim wrote nothing.
 fn end_of(words: &str) -> Ended {
     let number = |prefix| words.strip_prefix(prefix).and_then(|number: &str| number.parse::<u8>().ok());
     match (number("exited:"), number("killed:")) {
@@ -400,7 +399,7 @@ fn end_child(child: &mut Child) {
 }
 
 /// Removes the files of a process that is gone.
-fn forget(directory: &Path) -> Result<()> {
+fn remove_files(directory: &Path) -> Result<()> {
     for name in [RECORD, END] {
         let path = directory.join(name);
         match fs::remove_file(&path) {
@@ -429,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_shim_writes_is_an_end() {
+    fn only_the_words_of_a_shim_are_an_exit_status() {
         let check = |words: &str, expect| assert_eq!(end_of(words), expect, "{words:?}");
         check("exited:0", Ended::Clean);
         check("exited:1", Ended::Failed("exited:1".into()));

@@ -1,5 +1,5 @@
-//! Transient services of systemd: what is common to all that this service starts. Each has a user that exists for
-//! it alone, no capabilities, and a file system that has programs and nothing else.
+//! Transient services of systemd: what all those of this service have in common. Each has a dynamic user, no
+//! capabilities, and a file system with nothing but programs.
 
 use std::{
     os::fd::OwnedFd,
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use banger_domain::resource::Places;
+use banger_domain::resource::Paths;
 use futures_util::StreamExt;
 use zbus::{Connection, OwnedVariant, Variant, proxy::CacheProperties};
 use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
@@ -15,22 +15,22 @@ use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
 use super::shim;
 use crate::ports::{Ended, Error, Result};
 
-/// How long a unit may take to go after it was killed.
+/// How long a killed unit may take to end.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// A change of a unit is told by a signal. Should one be lost, this is how long it takes to be seen.
+/// The longest time until a change is noticed whose signal was lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How long systemd may take to forget a unit of which nothing is left.
+/// How long systemd may take to forget an ended unit.
 const FORGET_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two looks whether it has.
+/// How often to check that.
 const FORGET_POLL: Duration = Duration::from_millis(5);
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const NO_SUCH_PROCESS: &str = "org.freedesktop.systemd1.NoSuchProcess";
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const ALREADY_SUBSCRIBED: &str = "org.freedesktop.systemd1.AlreadySubscribed";
-/// The kernel's objects and its settings.
+/// The kernel's objects and settings.
 const SYS: &str = "/sys";
 const SIGKILL: i32 = 9;
-/// The user of a process that is gone; the kernel gives this number to nobody.
+/// The user of a process that is gone; no process has this uid.
 const NOBODY: u32 = u32::MAX;
 
 /// The units of systemd.
@@ -40,10 +40,10 @@ pub(super) struct Units {
 }
 
 impl Units {
-    /// Those of the systemd that is reached over this bus.
+    /// Returns the units of the systemd on this bus.
     pub(super) async fn new(connection: Connection) -> Result<Self> {
         let units = Self { connection };
-        // Without this, systemd sends no signals about units.
+        // Without a subscription, systemd sends no signals about units.
         match units.manager().await?.subscribe().await {
             Err(error) if !is_called(&error, ALREADY_SUBSCRIBED) => Err(bus("subscribe to systemd", error)),
             _ => Ok(units),
@@ -54,8 +54,7 @@ impl Units {
         ManagerProxy::new(&self.connection).await.map_err(|error| bus("reach systemd", error))
     }
 
-    /// Starts a unit that has these properties. An ended unit of this name is replaced; one that runs
-    /// is an error.
+    /// Starts a unit with these properties. Replaces an ended unit of this name; fails if one runs.
     pub(super) async fn start(&self, unit: &str, properties: Properties) -> Result<()> {
         let again = properties.try_clone()?;
         match self.try_start(unit, properties).await {
@@ -74,13 +73,13 @@ impl Units {
         manager.start_transient_unit(unit, mode, properties.0, Vec::new()).await.map(drop)
     }
 
-    /// Whether nothing of a unit runs any more, if it is there at all.
+    /// Returns whether a unit has ended or does not exist.
     async fn has_ended(&self, unit: &str) -> Result<bool> {
         let state = self.look(unit).await?.map(|(state, _)| state);
         Ok(state.is_none_or(|state| matches!(state.as_str(), "inactive" | "failed")))
     }
 
-    /// Sends a signal to the main process of a unit, or to all of them if it is one that nobody can hear.
+    /// Sends a signal to the main process of a unit; SIGKILL goes to all of them.
     pub(super) async fn kill(&self, unit: &str, signal: i32) -> Result<()> {
         let whom = if signal == SIGKILL { "all" } else { "main" };
         match self.manager().await?.kill_unit(unit.to_owned(), whom.to_owned(), signal).await {
@@ -92,7 +91,7 @@ impl Units {
         }
     }
 
-    /// Ends a unit at once, waits until nothing of it is left, and returns how it ended.
+    /// Kills a unit, waits until nothing of it is left, and returns how it ended.
     pub(super) async fn remove(&self, unit: &str) -> Result<Ended> {
         let gone = async {
             if self.look(unit).await?.is_none() {
@@ -107,14 +106,14 @@ impl Units {
         tokio::time::timeout(REMOVE_TIMEOUT, gone).await.map_err(|_| late())?
     }
 
-    /// Has systemd forget a unit that has ended, and waits until it has: before that, no other one can have its name.
+    /// Asks systemd to forget an ended unit, and waits until it has: its name cannot be reused before.
     async fn forget(&self, unit: &str) -> Result<()> {
         let manager = self.manager().await?;
         match manager.reset_failed_unit(unit.to_owned()).await {
             Err(error) if !is_no_such_unit(&error) => return Err(bus("forget a unit", error)),
             _ => {}
         }
-        // One that was started without a reference to it refuses that.
+        // This fails for a unit that was started without a reference.
         let _ = manager.unref_unit(unit.to_owned()).await;
         let forgotten = async {
             while self.look(unit).await?.is_some() {
@@ -122,13 +121,13 @@ impl Units {
             }
             Ok(())
         };
-        // Somebody else may hold on to it; what starts one of the same name sees that.
+        // Somebody else may hold a reference; the next start of this name reports that.
         tokio::time::timeout(FORGET_TIMEOUT, forgotten).await.unwrap_or(Ok(()))
     }
 
-    /// Waits until a unit has ended, however long, and returns how.
+    /// Waits until a unit has ended, without a timeout, and returns how.
     pub(super) async fn ended(&self, unit: &str) -> Result<Ended> {
-        // The signals are awaited before the first look, so that no change falls between the two.
+        // Signals are subscribed to before the first look, so that no change is missed.
         let path = match self.look(unit).await? {
             None => return Ok(Ended::Clean),
             Some((_, path)) => path,
@@ -139,7 +138,7 @@ impl Units {
         let mut changes = proxy.receive_active_state_changed().await;
         loop {
             match self.look(unit).await? {
-                // A unit that ended well is forgotten by systemd at once; one that did not is kept.
+                // systemd forgets a unit that ended well at once, and keeps one that failed.
                 None => return Ok(Ended::Clean),
                 Some((state, _)) if state == "inactive" => return Ok(Ended::Clean),
                 Some((state, path)) if state == "failed" => {
@@ -153,8 +152,7 @@ impl Units {
         }
     }
 
-    /// The names of the units that fit a pattern and run. Those that ended while nobody was there to see it are
-    /// forgotten.
+    /// Returns the names of the running units that match a pattern. Ended ones that nobody watched are forgotten.
     pub(super) async fn running(&self, pattern: &str) -> Result<Vec<String>> {
         let manager = self.manager().await?;
         let units = manager.list_units_by_patterns(Vec::new(), vec![pattern.to_owned()]).await;
@@ -171,7 +169,7 @@ impl Units {
         Ok(running)
     }
 
-    /// The process id and the user of a unit's main process.
+    /// Returns the pid and uid of a unit's main process.
     pub(super) async fn process(&self, unit: &str) -> Result<(u32, u32)> {
         let process = async {
             let manager = ManagerProxy::new(&self.connection).await?;
@@ -182,13 +180,13 @@ impl Units {
         };
         match process.await {
             Ok(process) => Ok(process),
-            // It has just ended, which its watcher will see.
+            // It has just ended, which its watcher will notice.
             Err(error) if is_no_such_unit(&error) => Ok((0, NOBODY)),
             Err(error) => Err(bus("look at a unit", error)),
         }
     }
 
-    /// The state of a unit and, when it is there, its object. `None` when systemd does not know it.
+    /// Returns the state of a unit and its object. `None` if systemd does not know it.
     async fn look(&self, unit: &str) -> Result<Option<(String, zbus::OwnedObjectPath)>> {
         let path = match self.manager().await?.get_unit(unit.to_owned()).await {
             Ok(path) => path,
@@ -201,14 +199,14 @@ impl Units {
         };
         match state.await {
             Ok(state) => Ok(Some((state, path))),
-            // It went between the two calls.
+            // It went away between the two calls.
             Err(zbus::Error::MethodError(..)) => Ok(None),
             Err(zbus::Error::FDO(error)) if matches!(*error, zbus::fdo::Error::UnknownObject(_)) => Ok(None),
             Err(error) => Err(bus("look at a unit", error)),
         }
     }
 
-    /// How a unit that failed did.
+    /// Returns how a failed unit ended.
     async fn how(&self, path: zbus::OwnedObjectPath) -> zbus::Result<String> {
         let builder = ServiceProxy::builder(&self.connection).path(path);
         let service = builder.cache_properties(CacheProperties::No).build().await?;
@@ -227,30 +225,30 @@ impl Units {
 /// The properties of a unit.
 pub(super) struct Properties(Vec<(String, OwnedVariant)>);
 
-/// What differs from one kind of unit to the other.
+/// What differs between the kinds of units.
 pub(super) struct Kind<'a> {
     /// One line for people.
     pub(super) description: &'a str,
-    /// One of our programs, which gets the socket as its standard input.
+    /// One of our programs, which gets the socket as standard input.
     pub(super) program: PathBuf,
-    /// The user that is made for it.
+    /// The name of its dynamic user.
     pub(super) user: String,
-    /// What its limits are part of.
+    /// The slice with its limits.
     pub(super) slice: String,
-    /// Which of the processes within one limit of memory goes first: that with the higher number.
+    /// Which process within one limit of memory is killed first: the one with the higher number.
     pub(super) oom_score_adjust: i32,
 }
 
 impl Properties {
-    /// Those of a unit that has nothing of the host but programs and libraries.
-    pub(super) fn confined(places: &Places, kind: Kind<'_>, socket: OwnedFd) -> Result<Self> {
-        Self::build(places, kind, socket).map_err(|error| bus("describe a unit", error))
+    /// Returns the properties of a unit that sees nothing of the host but programs and libraries.
+    pub(super) fn confined(paths: &Paths, kind: Kind<'_>, socket: OwnedFd) -> Result<Self> {
+        Self::build(paths, kind, socket).map_err(|error| bus("describe a unit", error))
     }
 
-    fn build(places: &Places, kind: Kind<'_>, socket: OwnedFd) -> zbus::Result<Self> {
+    fn build(paths: &Paths, kind: Kind<'_>, socket: OwnedFd) -> zbus::Result<Self> {
         let program = text(&kind.program);
         let command = vec![(program.clone(), vec![program], false)];
-        let visible: Vec<_> = shim::visible(places).iter().map(|path| bind(text(path))).collect();
+        let visible: Vec<_> = shim::visible(paths).iter().map(|path| bind(text(path))).collect();
 
         let mut list = Self(Vec::new());
         let mut set = |name: &str, value: Variant<'_>| list.put(name, value);
@@ -271,23 +269,23 @@ impl Properties {
         set("CapabilityBoundingSet", 0u64.into())?;
         set("AmbientCapabilities", 0u64.into())?;
         set("NoNewPrivileges", true.into())?;
-        set("RootDirectory", text(&places.jail()).into())?;
+        set("RootDirectory", text(&paths.jail()).into())?;
         set("MountAPIVFS", true.into())?;
         set("BindReadOnlyPaths", visible.into())?;
-        // Not strict: that would take /dev/null away, which a monitor's standard input is.
+        // Not strict, which would remove /dev/null, the VMM's standard input.
         set("DevicePolicy", "closed".into())?;
         set("PrivateIPC", true.into())?;
         set("PrivateTmp", true.into())?;
         set("ProtectProc", "invisible".into())?;
         set("ProcSubset", "pid".into())?;
-        // Our programs filter their system calls themselves. So, without /sys, and without what of /proc is no process,
-        // systemd's protections of modules, clocks, the log and the host's name, and its limits of sockets, namespaces
-        // and personalities, would close closed doors, and cost as much as all others together
+        // Our programs filter their system calls themselves, and see neither /sys nor the settings in /proc. So
+        // systemd's protections of modules, clocks, the log and the host's name, and its limits of sockets,
+        // namespaces and personalities, would add nothing, and cost as much as all others together
         // (docs/decisions/0017-walls-of-a-unit.md).
         set("InaccessiblePaths", vec![SYS].into())?;
-        // It has mounts of its own in any case: this costs nothing.
+        // It has its own mounts anyway, so this costs nothing.
         set("PrivateMounts", true.into())?;
-        // With a user of its own it is so in any case.
+        // Implied by the dynamic user.
         set("RestrictSUIDSGID", true.into())?;
         set("KeyringMode", "private".into())?;
         set("MemorySwapMax", 0u64.into())?;
@@ -301,7 +299,7 @@ impl Properties {
         clones.map(Self).map_err(|error| bus("describe a unit", error))
     }
 
-    /// Sets a further one.
+    /// Sets a further property.
     pub(super) fn set(&mut self, name: &str, value: Variant<'_>) -> Result<()> {
         self.put(name, value).map_err(|error| bus("describe a unit", error))
     }
@@ -312,7 +310,7 @@ impl Properties {
     }
 }
 
-/// What is not there is left out.
+/// Returns a bind mount that is skipped if the path is missing.
 pub(super) fn bind(path: String) -> (String, String, bool, u64) {
     (path.clone(), path, true, 0)
 }

@@ -1,4 +1,4 @@
-//! The accounts of the host, from its name services.
+//! The accounts of the host, from its name service.
 
 use banger_domain::id::Uid;
 

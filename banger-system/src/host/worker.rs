@@ -1,4 +1,4 @@
-//! Import workers: how one is started, told what to do, listened to, and ended.
+//! Starts import workers, gives them orders, reads their answers, and ends them.
 
 use std::{
     fs::{DirBuilder, File},
@@ -15,12 +15,12 @@ use std::{
 use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, Uid},
-    resource::Places,
+    resource::Paths,
 };
 use banger_image::importer::message::{
-    Answer, Attempt, Export, Exported, Failure, Import, Made, MadeTree, ModuleTree, Order, Take, Task,
+    Answer, Attempt, CopyFile, Export, Exported, Failure, Import, Made, MadeTree, ModuleTree, Order, Task,
 };
-use banger_jail::{message, walls::Walls};
+use banger_jail::{jail::Jail, message};
 use banger_proto::size::Bytes;
 use rustix::{
     fs::{MemfdFlags, memfd_create},
@@ -30,68 +30,67 @@ use rustix::{
 use super::{blocking::blocking, shim};
 use crate::ports::{Ended, Error, Result, images::Progress};
 
-/// How long to listen before looking whether anybody still wants the image.
+/// How long to wait for an answer before checking for cancellation.
 const LISTEN: Duration = Duration::from_millis(100);
-/// How long a worker may neither read nor write a byte: longer than a registry or a disk stands still before
-/// those who watch them give up.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a worker may neither read nor write a byte. Registries and disks have shorter timeouts of their own.
+const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The work of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Job {
-    /// The image that is made, or a number of its own.
+    /// The image that is made, or an id of the job's own.
     pub id: ImageId,
-    /// The user who asked for it, with whose other processes it shares memory and processors.
+    /// The user who asked for it, whose limits of memory and processor time apply.
     pub owner: Uid,
 }
 
-/// Starts workers, so that each is behind walls or is told to build them.
+/// Starts workers, each confined or ordered to build its own jail.
 #[async_trait]
 pub trait Workers: Send + Sync {
-    /// Starts one, with this socket as its standard input. Returns the walls that it has to build itself.
-    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Walls>>;
-    /// Waits until nothing is left of the worker of an image, and tells how it ended. It is killed when that is
-    /// wished, or when it does not end by itself. One that is not there is fine.
+    /// Starts a worker with this socket as its standard input. Returns the jail that it has to build itself, if any.
+    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Jail>>;
+    /// Waits until nothing is left of an image's worker, and returns how it ended. Kills it if that is requested or
+    /// if it does not end by itself. A missing worker is fine.
     async fn end(&self, image: ImageId, end: End) -> Result<Ended>;
 }
 
-/// How a worker is to end.
+/// How a worker ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// At once.
+    /// It is killed.
     Killed,
-    /// By itself, which it was about to do.
+    /// By itself, which it is about to do.
     ByItself,
 }
 
-/// How long a worker may take that is about to end.
+/// How long a worker that is about to end may take.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-/// Where the worker is.
-pub(super) fn program(places: &Places) -> PathBuf {
-    places.program("banger-import")
+/// Returns the path of the worker.
+pub(super) fn program(paths: &Paths) -> PathBuf {
+    paths.program("banger-import")
 }
 
-/// The empty directory that a worker's root is mounted in.
-pub(super) fn make_jail(places: &Places) -> Result<PathBuf> {
-    let jail = places.jail();
+/// Makes the empty directory over which the root of a worker's jail is mounted.
+pub(super) fn make_jail(paths: &Paths) -> Result<PathBuf> {
+    let jail = paths.jail();
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&jail);
     made.map_err(|error| Error::os(format!("make {}", jail.display()), error))?;
     Ok(jail)
 }
 
-/// The files that a worker gets for an import.
+/// The files of an import.
 #[derive(Debug)]
 pub struct Files {
     /// A new file for the image.
     pub image: File,
-    /// A new file that has no name any more.
+    /// A new file without a name.
     pub spool: File,
     /// The archives.
     pub archives: Vec<OwnedFd>,
 }
 
-/// Has a worker make an image.
+/// Orders a worker to make an image.
 pub async fn import(
     workers: &dyn Workers,
     job: Job,
@@ -100,26 +99,26 @@ pub async fn import(
     known_size: Option<Bytes>,
     progress: Arc<dyn Progress>,
 ) -> Result<Made> {
-    // What nothing is said of, is a user's file, of which the worker alone sees the size.
+    // An archive without a claim is a user's file, whose size only the worker sees.
     let sizes = order.archives.iter().map(|archive| archive.claim.as_ref().map(|claim| claim.size.0));
     let total = sizes.sum::<Option<u64>>().or(known_size.map(|size| size.0));
     let mut fds: Vec<OwnedFd> = vec![files.image.into(), files.spool.into()];
     fds.extend(files.archives);
-    let patience = PATIENCE;
-    let talk = move |socket: OwnedFd, walls| {
-        say(&socket, &Order { walls, task: Task::Import(order) }, &fds)?;
-        // From here on the worker's are the only ones: a pipe ends when it does.
+    let timeout = STALL_TIMEOUT;
+    let converse = move |socket: OwnedFd, jail| {
+        send_order(&socket, &Order { jail, task: Task::Import(order) }, &fds)?;
+        // From here on only the worker has them, so a pipe ends when the worker does.
         drop(fds);
-        listen(&socket, &*progress, total.map(Bytes), patience)
+        listen(&socket, &*progress, total.map(Bytes), timeout)
     };
-    match talk_to(workers, job, talk).await? {
+    match run_worker(workers, job, converse).await? {
         Answer::Made(made) => Ok(made),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
     }
 }
 
-/// Has a worker write an image into an archive.
+/// Orders a worker to write an image into an archive.
 pub async fn export(
     workers: &dyn Workers,
     job: Job,
@@ -129,19 +128,19 @@ pub async fn export(
 ) -> Result<Exported> {
     let total = image.metadata().map_err(|error| Error::os("look at an image", error))?.blocks() * 512;
     let fds: Vec<OwnedFd> = vec![image.into(), archive.into()];
-    let talk = move |socket: OwnedFd, walls| {
-        say(&socket, &Order { walls, task: Task::Export(order) }, &fds)?;
+    let converse = move |socket: OwnedFd, jail| {
+        send_order(&socket, &Order { jail, task: Task::Export(order) }, &fds)?;
         drop(fds);
-        listen(&socket, &*progress, Some(Bytes(total)), PATIENCE)
+        listen(&socket, &*progress, Some(Bytes(total)), STALL_TIMEOUT)
     };
-    match talk_to(workers, job, talk).await? {
+    match run_worker(workers, job, converse).await? {
         Answer::Exported(exported) => Ok(exported),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
     }
 }
 
-/// Has a worker write the modules in an archive into a new file, as a file system.
+/// Orders a worker to write the modules in an archive into a new file, as a file system.
 pub async fn module_tree(
     workers: &dyn Workers,
     job: Job,
@@ -149,74 +148,75 @@ pub async fn module_tree(
     (archive, image): (File, File),
 ) -> Result<MadeTree> {
     let fds: Vec<OwnedFd> = vec![archive.into(), image.into()];
-    let talk = move |socket: OwnedFd, walls| {
-        say(&socket, &Order { walls, task: Task::ModuleTree(order) }, &fds)?;
+    let converse = move |socket: OwnedFd, jail| {
+        send_order(&socket, &Order { jail, task: Task::ModuleTree(order) }, &fds)?;
         drop(fds);
-        listen(&socket, &crate::ports::images::NoProgress, None, PATIENCE)
+        listen(&socket, &crate::ports::images::NoProgress, None, STALL_TIMEOUT)
     };
-    match talk_to(workers, job, talk).await? {
+    match run_worker(workers, job, converse).await? {
         Answer::MadeTree(made) => Ok(made),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
     }
 }
 
-/// An empty file in memory, for what a worker reads of a user's file.
+/// Returns an empty file in memory, for a copy of a user's file.
 pub(super) fn memory_file() -> Result<File> {
     let file = memfd_create("banger", MemfdFlags::CLOEXEC);
     file.map(File::from).map_err(|error| Error::os("make a file in memory", error))
 }
 
-/// Has a worker copy a user's file, or parts of it, into an empty file of ours. Returns the size of the original.
-pub async fn take(
+/// Orders a worker to copy a user's file, or parts of it, into an empty file of ours. Returns the size of the
+/// original.
+pub async fn copy_file(
     workers: &dyn Workers,
     job: Job,
-    order: Take,
+    order: CopyFile,
     (original, copy): (OwnedFd, File),
     total: Option<Bytes>,
     progress: Arc<dyn Progress>,
 ) -> Result<Bytes> {
     let fds: Vec<OwnedFd> = vec![original, copy.into()];
-    let talk = move |socket: OwnedFd, walls| {
-        say(&socket, &Order { walls, task: Task::Take(order) }, &fds)?;
+    let converse = move |socket: OwnedFd, jail| {
+        send_order(&socket, &Order { jail, task: Task::CopyFile(order) }, &fds)?;
         drop(fds);
-        listen(&socket, &*progress, total, PATIENCE)
+        listen(&socket, &*progress, total, STALL_TIMEOUT)
     };
-    match talk_to(workers, job, talk).await? {
-        Answer::Taken(size) => Ok(Bytes(size)),
+    match run_worker(workers, job, converse).await? {
+        Answer::Copied(size) => Ok(Bytes(size)),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
     }
 }
 
-/// Has a worker try what it must not be able to do.
+/// Orders a worker to try what it must not be able to do.
 pub async fn probe(workers: &dyn Workers, job: Job) -> Result<Vec<Attempt>> {
-    let talk = |socket: OwnedFd, walls| {
-        say(&socket, &Order { walls, task: Task::Probe }, &[])?;
-        listen(&socket, &crate::ports::images::NoProgress, None, PATIENCE)
+    let converse = |socket: OwnedFd, jail| {
+        send_order(&socket, &Order { jail, task: Task::Probe }, &[])?;
+        listen(&socket, &crate::ports::images::NoProgress, None, STALL_TIMEOUT)
     };
-    match talk_to(workers, job, talk).await? {
+    match run_worker(workers, job, converse).await? {
         Answer::Probed(attempts) => Ok(attempts),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
     }
 }
 
-/// Starts a worker, talks to it, and ends it, whatever came of the talk.
-async fn talk_to(
+/// Starts a worker, runs a conversation with it, and ends it, whatever the result.
+async fn run_worker(
     workers: &dyn Workers,
     job: Job,
-    talk: impl FnOnce(OwnedFd, Option<Walls>) -> Result<Option<Answer>> + Send + 'static,
+    converse: impl FnOnce(OwnedFd, Option<Jail>) -> Result<Option<Answer>> + Send + 'static,
 ) -> Result<Answer> {
     let (ours, theirs) = shim::socket_pair()?;
-    let walls = workers.start(job, theirs).await?;
-    let talked = blocking("talk to an import worker", move || talk(ours, walls)).await;
-    // After its last word, and when it has hung up, there is nothing left for it to do.
+    let jail = workers.start(job, theirs).await?;
+    let talked = blocking("talk to an import worker", move || converse(ours, jail)).await;
+    // After its last answer, or after it hung up, the worker has nothing left to do.
     let end = if talked.is_ok() { End::ByItself } else { End::Killed };
     let ended = workers.end(job.id, end).await;
     let answer = match (talked, &ended) {
         (Ok(answer), _) => answer,
-        // Why nobody waits for it any more tells more.
+        // The reason to cancel says more.
         (Err(why), Err(error)) => {
             tracing::warn!(%error, "a worker does not end");
             return Err(why);
@@ -230,21 +230,21 @@ async fn talk_to(
     answer.ok_or_else(|| Error::other("import an image", format!("the worker ended before it was done{how}")))
 }
 
-fn say(socket: &OwnedFd, order: &Order, files: &[OwnedFd]) -> Result<()> {
+fn send_order(socket: &OwnedFd, order: &Order, files: &[OwnedFd]) -> Result<()> {
     let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     match message::send(socket, order, &files) {
-        // What the worker did not live to hear, it does not answer.
+        // If the worker ended before it read the order, its exit status says why.
         Err(error) if is_hung_up(&error) => Ok(()),
-        said => said.map_err(|error| Error::os("tell an import worker what to do", error)),
+        sent => sent.map_err(|error| Error::os("send an order to an import worker", error)),
     }
 }
 
-/// Waits for the last answer of a worker. `None` when it ended without one.
+/// Waits for the last answer of a worker. `None` if it ended without one.
 fn listen(
     socket: &OwnedFd,
     progress: &dyn Progress,
     total: Option<Bytes>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Option<Answer>> {
     let os = |error: io::Error| Error::os("listen to an import worker", error);
     set_socket_timeout(socket, Timeout::Recv, Some(LISTEN)).map_err(|error| os(error.into()))?;
@@ -265,9 +265,9 @@ fn listen(
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => return Err(os(error)),
         }
-        if moved.elapsed() > patience {
+        if moved.elapsed() > timeout {
             let what = "the next step of an import".to_owned();
-            return Err(Error::Timeout { what, after: patience });
+            return Err(Error::Timeout { what, after: timeout });
         }
     }
 }
@@ -291,7 +291,7 @@ impl From<Failure> for Error {
     }
 }
 
-/// A worker without walls, on a thread of a test: it copies files and makes file systems of modules.
+/// A worker on a thread of a test, without a jail: it copies files and makes file systems of modules.
 #[cfg(test)]
 pub(super) mod in_process {
     use super::*;
@@ -300,8 +300,8 @@ pub(super) mod in_process {
 
     #[async_trait]
     impl Workers for InProcess {
-        async fn start(&self, _job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
-            std::thread::spawn(move || banger_image::importer::obey_one(&socket));
+        async fn start(&self, _job: Job, socket: OwnedFd) -> Result<Option<Jail>> {
+            std::thread::spawn(move || banger_image::importer::execute_one(&socket));
             Ok(None)
         }
 

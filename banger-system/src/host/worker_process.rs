@@ -1,4 +1,4 @@
-//! Import workers as plain processes, which set up the jail that systemd would.
+//! Import workers as plain processes, which build their own jail.
 
 use std::{
     collections::HashMap,
@@ -9,8 +9,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use banger_domain::{id::ImageId, resource::Places};
-use banger_jail::walls::Walls;
+use banger_domain::{id::ImageId, resource::Paths};
+use banger_jail::jail::Jail;
 
 use super::{
     blocking::blocking,
@@ -18,35 +18,35 @@ use super::{
 };
 use crate::ports::{Ended, Error, Result};
 
-/// Users of workers: the end of the range from which [`super::supervisor_process`] takes those of machines. A
-/// worker does not outlive the service, so that one that is free here is free.
+/// The uids of workers: the end of the range from which [`super::supervisor_process`] takes those of sandboxes. No
+/// worker outlives the service, so the service knows which are free.
 const USERS: std::ops::RangeInclusive<u32> = 65_264..=65_519;
 
-/// Before any sandbox.
+/// Killed before any sandbox.
 const OOM_SCORE: u16 = 800;
-/// How long the kernel may take to be done with a worker that was killed.
-const KILLED: Duration = Duration::from_secs(5);
-/// How often to look whether a worker has ended that is about to.
+/// How long the kernel may take to end a killed worker.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often to check whether a worker that is about to end has ended.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Workers of this service.
 pub struct ProcessWorkers {
-    places: Places,
+    paths: Paths,
     state: Mutex<State>,
 }
 
-/// Processes, and their users.
+/// The running workers, and their uids.
 #[derive(Default)]
 struct State {
     running: HashMap<ImageId, (Child, u32)>,
-    /// Those that were killed and have not ended yet.
+    /// Workers that were killed and have not ended yet.
     stuck: Vec<(Child, u32)>,
 }
 
 impl ProcessWorkers {
-    /// Those of our programs in these places.
-    pub fn new(places: Places) -> Self {
-        Self { places, state: Mutex::default() }
+    /// Returns workers that run the programs below these paths.
+    pub fn new(paths: Paths) -> Self {
+        Self { paths, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -56,8 +56,8 @@ impl ProcessWorkers {
 
 #[async_trait]
 impl Workers for ProcessWorkers {
-    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
-        let root = worker::make_jail(&self.places)?;
+    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Jail>> {
+        let root = worker::make_jail(&self.paths)?;
         let mut state = self.lock();
         state.stuck.retain_mut(|(child, _)| matches!(child.try_wait(), Ok(None)));
         let is_free = |user: &u32| {
@@ -68,15 +68,15 @@ impl Workers for ProcessWorkers {
         let user = user.ok_or_else(|| Error::HostNotReady {
             message: "all user ids for imports are in use".to_owned(),
         })?;
-        let program = worker::program(&self.places);
+        let program = worker::program(&self.paths);
         let mut command = Command::new(&program);
         command.env_clear().stdin(socket).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn();
         let child = child.map_err(|error| Error::os(format!("start {}", program.display()), error))?;
         state.running.insert(job.id, (child, user));
-        Ok(Some(Walls {
+        Ok(Some(Jail {
             root,
-            // Its program and libraries were loaded before.
+            // Its program and libraries are loaded before the jail is built.
             visible: Vec::new(),
             devices: Vec::new(),
             user,
@@ -101,15 +101,18 @@ impl Workers for ProcessWorkers {
             }
             // It may have ended by itself.
             let _ = child.kill();
-            let ended = wait(&mut child, KILLED).map_err(os)?;
+            let ended = wait(&mut child, KILL_TIMEOUT).map_err(os)?;
             Ok((child, ended))
         });
         let status = match waited.await? {
             (_, Some(status)) => status,
             (child, None) => {
-                // The kernel waits for a file system that does not answer. Its user stays taken until it is gone.
+                // The kernel waits for a file system that does not answer. The uid stays taken until then.
                 self.lock().stuck.push((child, user));
-                return Err(Error::Timeout { what: "ending an import worker".to_owned(), after: KILLED });
+                return Err(Error::Timeout {
+                    what: "ending an import worker".to_owned(),
+                    after: KILL_TIMEOUT,
+                });
             }
         };
         Ok(match (status.code(), status.signal()) {
@@ -121,9 +124,9 @@ impl Workers for ProcessWorkers {
     }
 }
 
-/// Waits for the end of a worker, at most so long.
-fn wait(child: &mut Child, patience: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + patience;
+/// Waits for the end of a worker, for at most `timeout`.
+fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + timeout;
     loop {
         match child.try_wait()? {
             None if Instant::now() < deadline => std::thread::sleep(POLL),

@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use async_trait::async_trait;
 use banger_domain::{
     id::ImageId,
-    resource::{self, Places},
+    resource::{self, Paths},
 };
-use banger_jail::walls::Walls;
+use banger_jail::jail::Jail;
 use zbus::Connection;
 
 use super::{
@@ -16,58 +16,58 @@ use super::{
 };
 use crate::ports::{Ended, Result};
 
-/// What its memory and the pages of the files that it writes may take. Its memory has a limit of its own; where
-/// the pages reach this one, it waits for the disk.
+/// The limit of its memory and of the page cache of files that it writes. Its memory has a lower limit of its own;
+/// when the page cache reaches this one, the worker waits for the disk.
 const MEMORY: u64 = 4 << 30;
 /// Its threads.
 const TASKS: u64 = 32;
 
-/// Before any sandbox of its user, whose limit of memory it shares.
+/// Killed before any sandbox of its user, whose limit of memory it shares.
 const OOM_SCORE_ADJUST: i32 = 800;
-/// Beside its user's sandboxes, which count 100.
+/// Its share of processor time beside the user's sandboxes, which have 100 each.
 const WEIGHT: u64 = 50;
 
-/// Workers of the systemd that is reached over this bus.
+/// Workers as units of the systemd on this bus.
 pub struct SystemdWorkers {
     units: Units,
-    places: Places,
+    paths: Paths,
 }
 
 impl SystemdWorkers {
-    /// Those of our programs in these places. Workers of an earlier service, whose images nobody waits for, are
-    /// ended.
-    pub async fn new(connection: Connection, places: Places) -> Result<Self> {
+    /// Returns workers that run the programs below these paths. Workers of an earlier run of the service are ended,
+    /// since nobody waits for them.
+    pub async fn new(connection: Connection, paths: Paths) -> Result<Self> {
         let units = Units::new(connection).await?;
         for unit in units.running(resource::IMPORT_UNITS).await? {
             units.remove(&unit).await?;
         }
-        Ok(Self { units, places })
+        Ok(Self { units, paths })
     }
 }
 
 #[async_trait]
 impl Workers for SystemdWorkers {
-    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Walls>> {
-        worker::make_jail(&self.places)?;
+    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Jail>> {
+        worker::make_jail(&self.paths)?;
         let kind = Kind {
             description: "Import of an image for banger",
-            program: worker::program(&self.places),
+            program: worker::program(&self.paths),
             user: resource::import_user(job.id),
             slice: resource::slice_name(job.owner),
             oom_score_adjust: OOM_SCORE_ADJUST,
         };
-        let mut list = Properties::confined(&self.places, kind, socket)?;
+        let mut list = Properties::confined(&self.paths, kind, socket)?;
         list.set("PrivateDevices", true.into())?;
         list.set("PrivateNetwork", true.into())?;
         list.set("MemoryDenyWriteExecute", true.into())?;
-        // The worker's own filter has all of this, and more. But it reads what strangers wrote, nobody notices the three
-        // milliseconds, and either of the two lockdowns would suffice.
+        // The worker's own filter covers all of this and more. But it reads hostile files, the three milliseconds do
+        // not matter, and each of the two should suffice.
         list.set("RestrictAddressFamilies", (true, Vec::<&str>::new()).into())?;
         list.set("RestrictNamespaces", 0u64.into())?;
         list.set("RestrictRealtime", true.into())?;
         list.set("LockPersonality", true.into())?;
         list.set("SystemCallArchitectures", vec!["native"].into())?;
-        // How it ended is read before systemd forgets it; without anybody who would, it is forgotten at once.
+        // With a reference, the exit status can be read before systemd forgets the unit.
         list.set("AddRef", true.into())?;
         list.set("CollectMode", "inactive-or-failed".into())?;
         list.set("CPUWeight", WEIGHT.into())?;
@@ -83,7 +83,7 @@ impl Workers for SystemdWorkers {
     async fn end(&self, image: ImageId, end: End) -> Result<Ended> {
         let unit = resource::import_unit_name(image);
         if end == End::ByItself {
-            // What it comes to is seen below.
+            // The result is seen below.
             let _ = tokio::time::timeout(worker::GRACE, self.units.ended(&unit)).await;
         }
         self.units.remove(&unit).await

@@ -1,5 +1,5 @@
-//! Flushes a large file to disk while another process writes it. Little is left to wait for at the end, and
-//! what other programs have in memory stays there: what is on the disk leaves it.
+//! Flushes a large file to disk while another process writes it. So little is left to flush at the end, and the page
+//! cache keeps what other programs have there.
 
 use std::{
     fs::File,
@@ -12,11 +12,11 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::ports::{Error, Result};
 
-/// How long data gather before they go to the disk.
+/// How often to flush.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Awaits `work`, which writes to `file`. The kernel tells an error of the disk once to all that have the file open, and
-/// it may tell it here: so it is returned, as that of a last `fsync` would be.
+/// Awaits `work`, which writes to `file`. The kernel reports a disk error once to every descriptor, and may report it
+/// here, so it is returned as the error of a last `fsync` would be.
 pub(super) async fn write_behind<T>(file: File, work: impl Future<Output = Result<T>>) -> Result<T> {
     let (done, ends) = channel::<()>();
     let behind = tokio::task::spawn_blocking(move || -> io::Result<()> {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_written_meanwhile_and_what_came_of_it_are_there() {
+    async fn the_written_data_and_the_result_of_the_work_are_kept() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut writer = file.reopen().unwrap();
         let work = async move {
@@ -61,7 +61,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_of_the_disk_is_not_lost() {
-        // Nothing brings a pipe to a disk. On a busy machine it may take longer to be tried.
+        // A pipe cannot be flushed to a disk. On a busy machine, the attempt may come later.
         for tries in 1..100 {
             let (_reader, writer) = pipe().unwrap();
             let work = async {

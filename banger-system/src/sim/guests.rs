@@ -10,11 +10,11 @@ use banger_domain::{
     clock::Occasion,
     guest_end::GuestEnd,
     id::{Uid, VmId},
+    launch_spec::LaunchSpec,
     limits::Exceeded,
-    machine::Machine,
-    monitor::Wish,
     resource, stream,
     vm::Token,
+    vmm::VmmChoice,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -35,25 +35,25 @@ const NO_PID: u32 = 1 << 23;
 
 #[async_trait]
 impl Vmm for Sim {
-    fn overlay_by(&self, _wish: Wish, _vcpus: u32) -> OverlayBy {
+    fn overlay_by(&self, _wish: VmmChoice, _vcpus: u32) -> OverlayBy {
         OverlayBy::Vmm
     }
 
-    async fn jail_spec(&self, machine: &Machine) -> Result<JailSpec> {
-        self.step("make sockets")?.sockets.insert(machine.vm);
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
+        self.step("make sockets")?.sockets.insert(spec.vm);
         Ok(JailSpec {
-            vm: machine.vm,
-            owner: machine.owner,
-            description: machine.name.clone(),
-            memory_max: machine.memory,
-            cpu_percent: machine.vcpus * 100,
+            vm: spec.vm,
+            owner: spec.owner,
+            description: spec.name.clone(),
+            memory_max: spec.memory,
+            cpu_percent: spec.vcpus * 100,
             devices: Vec::new(),
             directory: None,
             network: NetworkNamespace::Private,
         })
     }
 
-    async fn prepare_launch(&self, _machine: &Machine) -> Result<VmmCommand> {
+    async fn prepare_launch(&self, _spec: &LaunchSpec) -> Result<VmmCommand> {
         let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
         Ok(VmmCommand {
             argv: vec!["/bin/true".to_owned()],
@@ -63,7 +63,7 @@ impl Vmm for Sim {
         })
     }
 
-    async fn configure(&self, _machine: &Machine, _started: &Started) -> Result<()> {
+    async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> Result<()> {
         self.step("configure a VMM").map(drop)
     }
 
@@ -92,7 +92,7 @@ impl Vmm for Sim {
 
     async fn checks(&self) -> Vec<Check> {
         vec![Check {
-            name: "machine monitor",
+            name: "VMM",
             status: Status::Warn,
             message: "sandboxes exist in memory only".to_owned(),
             hint: "start banger-system without --sim".to_owned(),
@@ -231,7 +231,7 @@ impl Logs for Sim {
     async fn wait_for_halt(&self, vm: VmId) -> Result<GuestEnd> {
         let mut ended = self.lock().guest_ended.subscribe();
         loop {
-            let end = self.lock().guest_ends.get(&vm).copied().filter(|end| end.stands_still());
+            let end = self.lock().guest_ends.get(&vm).copied().filter(|end| end.is_halted());
             if let Some(end) = end {
                 return Ok(end);
             }

@@ -5,7 +5,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, KernelId, Uid, VmId},
-    machine::{Access, Drive, Medium},
+    launch_spec::{Access, Drive, Medium},
 };
 use banger_image::{
     oci::{RemoteImage, config::ImageConfig},

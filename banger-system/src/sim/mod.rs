@@ -251,7 +251,7 @@ impl Sim {
     /// Ends a guest. Its VMM ends too, unless the guest only halts.
     pub fn end_guest(&self, vm: VmId, end: GuestEnd) {
         self.lock().guest_ends.insert(vm, end);
-        if end.stands_still() {
+        if end.is_halted() {
             self.lock().guest_ended.send_replace(());
         } else {
             self.end_process(vm, Ended::Clean);

@@ -7,9 +7,9 @@ use banger_domain::{
     id::{JobId, Uid, VmId},
     lifecycle::State,
     limits::Limits,
-    monitor::Wish,
-    net::nic::{Nat, Siblings},
+    net::nic::{Nat, SameOwner},
     vm::{Init, Lifetime},
+    vmm::VmmChoice,
 };
 use banger_proto::size::Bytes;
 use banger_system::{
@@ -91,7 +91,7 @@ impl EngineLab {
             stop_timeout: Duration::from_millis(300),
             on_reboot: OnReboot::Boot,
             subnet: None,
-            siblings: Siblings::Connected,
+            siblings: SameOwner::Connected,
             limits: Limits::of_host(4, Bytes::gib(32)),
         };
         change(&mut settings);
@@ -147,7 +147,7 @@ impl EngineLab {
 
 pub fn request() -> CreateVm {
     CreateVm {
-        vmm: Wish::Auto,
+        vmm: VmmChoice::Auto,
         nat: Nat::Off,
         timezone: None,
         authorized_keys: Vec::new(),

@@ -1,5 +1,5 @@
-//! A small world in network namespaces of a test's own: a host, an internet behind it, and guests whose
-//! TAPs end in a kernel's network stack like that of a real guest. All of it goes with the process.
+//! A small network in namespaces of a test's own: a host, an internet behind it, and guests whose TAPs end in a
+//! kernel's network stack like that of a real guest. All of it goes away with the process.
 
 #![allow(clippy::unwrap_used, dead_code, reason = "tests use a part of it, and fail by panicking")]
 
@@ -33,11 +33,11 @@ use rustix::{
     },
 };
 
-/// Where the internet begins, and what is there.
+/// The networks and addresses of the internet.
 pub const UPLINK: &str = "203.0.113.1";
 pub const INTERNET: &str = "203.0.113.2";
-/// Long enough for a connection to be answered although the kernel sends few errors in a second: the first
-/// packet is sent again after one second and after three.
+/// Long enough for a connection to be answered although the kernel limits the rate of errors: the first packet is
+/// sent again after one second and after three.
 const PATIENT: Duration = Duration::from_secs(5);
 /// Long enough for an answer within one machine, and short enough to wait for one that does not come.
 pub const SHORT: Duration = Duration::from_millis(400);
@@ -51,7 +51,7 @@ pub fn subnet() -> Subnet {
 pub struct Space(Arc<OwnedFd>);
 
 impl Space {
-    /// Moves this thread into a new namespace; threads that it starts from now on are born there.
+    /// Moves this thread into a new namespace, which its later threads inherit.
     pub fn enter_new() -> Self {
         // SAFETY: a network namespace of this thread's own changes nothing about its memory or descriptors.
         #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
@@ -65,7 +65,7 @@ impl Space {
         thread::spawn(Self::enter_new).join().unwrap()
     }
 
-    /// Does this inside.
+    /// Runs this in the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -76,7 +76,7 @@ impl Space {
         })
     }
 
-    /// Does this inside as a user of the host.
+    /// Runs this in the namespace as a user of the host.
     pub fn run_as<T: Send>(&self, user: Uid, work: impl FnOnce() -> T + Send) -> T {
         self.run(|| {
             let uid = rustix::process::Uid::from_raw(user.0);
@@ -99,7 +99,7 @@ impl Space {
         self.command(&format!("ip {words}")).unwrap_or_else(|error| panic!("ip {words}: {error}"))
     }
 
-    /// What the kernel's packet filter holds, as JSON.
+    /// Returns the content of the packet filter, as JSON.
     pub fn ruleset(&self) -> String {
         self.command("nft -j list ruleset").unwrap()
     }
@@ -108,7 +108,7 @@ impl Space {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    /// Tells every client its address, and then says everything again.
+    /// Sends every client its address, and then echoes everything.
     pub fn serve(&self, at: &str) -> u16 {
         let listener = self.run(|| TcpListener::bind(at)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -134,7 +134,7 @@ impl Space {
         self.run_as(user, || Talk::to(&to, port, PATIENT))
     }
 
-    /// A UDP socket that is bound.
+    /// Binds a UDP socket.
     pub fn udp(&self, at: (impl ToString, u16)) -> UdpSocket {
         let at = SocketAddr::new(at.0.to_string().parse().unwrap(), at.1);
         let socket = self.run(|| UdpSocket::bind(at)).unwrap();
@@ -143,10 +143,10 @@ impl Space {
     }
 }
 
-/// A connection to [`Space::serve`].
+/// Connects to [`Space::serve`].
 pub struct Talk {
     stream: BufReader<TcpStream>,
-    /// The address that the server sees.
+    /// Returns the address that the server sees.
     pub seen: String,
 }
 
@@ -161,14 +161,14 @@ impl Talk {
         Ok(Self { stream, seen: seen.trim().to_owned() })
     }
 
-    /// Whether what is said comes back.
+    /// Returns whether a message is echoed.
     pub fn lives(&mut self) -> bool {
         let said = self.stream.get_mut().write_all(b"x");
         said.and_then(|()| self.stream.read_exact(&mut [0])).is_ok()
     }
 }
 
-/// A host with an internet behind it. This thread, and the runtime that it makes, are on the host.
+/// A host with an internet behind it. This thread, and its runtime, are on the host.
 pub struct World {
     pub host: Space,
     pub internet: Space,
@@ -191,7 +191,7 @@ impl World {
         Self { host, internet }
     }
 
-    /// Plugs a machine in and lets a network stack of its own answer on its TAP.
+    /// Plugs a sandbox in, with a network stack of its own that answers on its TAP.
     pub async fn guest(&self, network: &LinuxNetwork, nic: Nic) -> Guest {
         network.plug(&nic).await.unwrap();
         let tap = File::from(tap_of(nic.vm).unwrap());
@@ -202,7 +202,7 @@ impl World {
                 let mut frame = vec![0; 1 << 16];
                 loop {
                     let length = from.read(&mut frame)?;
-                    // A link that is down takes nothing.
+                    // A link that is down accepts nothing.
                     let _ = to.write(&frame[..length]);
                 }
             });
@@ -229,7 +229,7 @@ pub struct Guest {
     pub space: Space,
 }
 
-/// The interface of the `n`-th machine of an owner.
+/// Returns the interface of the `n`-th sandbox of an owner.
 pub fn nic(n: u32, owner: u32) -> Nic {
     Nic::new(vm(n), Uid(owner), subnet(), Slot(n)).unwrap()
 }
@@ -250,12 +250,12 @@ pub fn make_tap(name: &str) -> OwnedFd {
     attach(open_tun(), name).unwrap()
 }
 
-/// The device; not every machine lets everybody open it.
+/// Opens the device. Not every machine lets everybody open it.
 pub fn open_tun() -> File {
     File::options().read(true).write(true).open("/dev/net/tun").unwrap()
 }
 
-/// Opens or makes a TAP by its name, as monitors do.
+/// Opens or makes a TAP by name, as VMMs do.
 pub fn attach(file: File, name: &str) -> io::Result<OwnedFd> {
     let mut request = Request { name: [0; 16], flags: 0x5002, rest: [0; 22] };
     request.name[..name.len()].copy_from_slice(name.as_bytes());

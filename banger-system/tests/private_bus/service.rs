@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use banger_domain::{id::Uid, limits::Limits, net::nic::Siblings, resource::Places};
+use banger_domain::{id::Uid, limits::Limits, net::nic::SameOwner, resource::Paths};
 use banger_proto::size::Bytes;
 use banger_system::{
     bus,
@@ -31,7 +31,7 @@ pub struct Service {
     pub connection: Connection,
     pub bus: Bus,
     /// Paths of the logs, which are real files.
-    pub places: Places,
+    pub paths: Paths,
     _home: TempDir,
 }
 
@@ -43,9 +43,9 @@ impl Service {
         let (sim, clock) = (Sim::new(), PausableClock::default());
         let home = tempfile::tempdir().unwrap();
         let at = |name| home.path().join(name);
-        let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
-        let (connection, engine) = serve(&bus, &sim, &clock, &places).await;
-        let service = Self { sim, clock, engine, polkit, connection, bus, places, _home: home };
+        let paths = Paths { state: at("state"), runtime: at("run"), libexec: at("libexec") };
+        let (connection, engine) = serve(&bus, &sim, &clock, &paths).await;
+        let service = Self { sim, clock, engine, polkit, connection, bus, paths, _home: home };
         service.install_defaults().await;
         service
     }
@@ -57,7 +57,7 @@ impl Service {
 
     /// Starts another service on the same host and bus.
     pub async fn restart(&mut self) {
-        (self.connection, self.engine) = serve(&self.bus, &self.sim, &self.clock, &self.places).await;
+        (self.connection, self.engine) = serve(&self.bus, &self.sim, &self.clock, &self.paths).await;
     }
 
     pub async fn client(&self, uid: u32) -> Client {
@@ -129,10 +129,10 @@ impl Clock for PausableClock {
     }
 }
 
-async fn serve(bus: &Bus, sim: &Sim, clock: &PausableClock, places: &Places) -> (Connection, Engine) {
+async fn serve(bus: &Bus, sim: &Sim, clock: &PausableClock, paths: &Paths) -> (Connection, Engine) {
     let connection = bus.connect(0).await;
     let authority = Arc::new(host::authority::Polkit::new(connection.clone()));
-    let logs = Arc::new(host::logs::RingLogs::new(places.clone()));
+    let logs = Arc::new(host::logs::RingLogs::new(paths.clone()));
     let ports = Ports { authority, clock: Arc::new(clock.clone()), logs, ..sim.ports() };
     let settings = Settings {
         default_image: "debian-bookworm".parse().unwrap(),
@@ -145,7 +145,7 @@ async fn serve(bus: &Bus, sim: &Sim, clock: &PausableClock, places: &Places) -> 
         stop_timeout: Duration::from_secs(1),
         on_reboot: banger_system::engine::request::OnReboot::Boot,
         subnet: None,
-        siblings: Siblings::Connected,
+        siblings: SameOwner::Connected,
         limits: Limits::of_host(4, Bytes::gib(32)),
     };
     let (engine, events) = Engine::new(ports, settings);

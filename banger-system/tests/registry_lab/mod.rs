@@ -1,4 +1,4 @@
-//! A registry on loopback that behaves as badly as it is told to, and writes down what it was asked.
+//! A registry on loopback that misbehaves as ordered, and records its requests.
 #![allow(clippy::unwrap_used, dead_code, reason = "each test binary uses a part of this")]
 
 use std::{
@@ -27,39 +27,39 @@ pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub enum Fault {
     /// This status, with these headers.
     Status(u16, Vec<(&'static str, String)>),
-    /// The connection breaks after so many bytes of the body.
+    /// The connection breaks after this many bytes of the body.
     Cut(usize),
-    /// One byte at a time, so far apart.
+    /// One byte at a time, with this pause.
     Drip(Duration),
-    /// Nothing comes.
+    /// No response.
     Hang,
-    /// Nothing more comes after so many bytes of the body.
+    /// The body stops after this many bytes.
     HangAfter(usize),
-    /// A wish for a part is not heard.
+    /// The range is ignored.
     Whole,
-    /// Another part than was asked for.
+    /// Another range is sent.
     OtherPart,
-    /// The same number of other bytes.
+    /// Other bytes of the same number.
     Flipped,
-    /// More bytes than there are.
+    /// Too many bytes.
     Longer,
-    /// The length is announced to be this one, and zeros are sent without end.
+    /// This length is announced, and zeros are sent without end.
     Endless(Option<u64>),
 }
 
-/// Who is let in.
+/// Who has access.
 #[derive(Clone, Debug, Default)]
 pub enum Gate {
     #[default]
     Open,
     /// `alice` with `secret`.
     Basic,
-    /// Who has a token: `alice` with `secret`, or the refresh token `refresh`. Tokens are good for so many
-    /// requests.
+    /// Clients with a token, for `alice` with `secret` or for the refresh token `refresh`. A token is valid for this
+    /// many requests.
     Token(u32),
 }
 
-/// Something that was asked.
+/// A request.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub path: String,
@@ -86,7 +86,7 @@ pub struct Lab {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Who vouches for servers.
+/// A certificate authority.
 pub struct Authority {
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
@@ -101,12 +101,12 @@ impl Authority {
         Self { certificate, issuer: Issuer::new(params, key) }
     }
 
-    /// What those have who believe it, as PEM.
+    /// Returns its certificate as PEM, for clients that trust it.
     pub fn certificate(&self) -> &str {
         &self.certificate
     }
 
-    /// What a server of this name shows, changed like this before it is signed.
+    /// Returns the TLS configuration of a server of this name, with a changed certificate.
     pub fn identity(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
@@ -126,7 +126,7 @@ pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{:x}", Sha256::digest(bytes))
 }
 
-/// Bytes that look random and are the same each time.
+/// Returns bytes that look random and are the same each time.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -149,7 +149,7 @@ impl Lab {
         Self::at("127.0.0.1", None).await
     }
 
-    /// One at an address of this host, which shows who it is if it has something to show.
+    /// Starts a registry at an address of this host, with TLS if there is a configuration for it.
     pub async fn at(address: &str, identity: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -163,7 +163,7 @@ impl Lab {
                     match identity {
                         None => serve(stream, port, shared).await,
                         Some(identity) => {
-                            // Who does not believe us hangs up.
+                            // A client that does not trust us hangs up.
                             let Ok(stream) = identity.accept(stream).await else { return };
                             serve(stream, port, shared).await;
                         }
@@ -178,7 +178,7 @@ impl Lab {
         self.state.lock().unwrap()
     }
 
-    /// A reference to an image here.
+    /// Returns a reference to an image of this registry.
     pub fn reference(&self, name: &str) -> String {
         format!("localhost:{}/{name}", self.port)
     }
@@ -189,13 +189,13 @@ impl Lab {
         digest
     }
 
-    /// A file of no registry, with its address.
+    /// Adds a file outside of the registry protocol, and returns its address.
     pub fn file(&self, path: &str, bytes: &[u8]) -> String {
         self.lock().files.insert(path.to_owned(), bytes.to_vec());
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
-    /// A document that `wanted` leads to, as does its digest.
+    /// Adds a document that is found by `wanted` and by its digest.
     pub fn document(&self, repository: &str, wanted: &str, kind: &str, value: &Value) -> String {
         let bytes = serde_json::to_vec(value).unwrap();
         let digest = digest(&bytes);
@@ -206,7 +206,7 @@ impl Lab {
         digest
     }
 
-    /// The manifest of an image of these layers, which are tars to nobody but their media type.
+    /// Adds the manifest of an image of these layers, which only their media type declares to be tars.
     pub fn manifest(&self, layers: &[Vec<u8>]) -> Value {
         let ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
         let config = json!({
@@ -224,13 +224,13 @@ impl Lab {
         manifest
     }
 
-    /// An image of these layers.
+    /// Adds an image of these layers.
     pub fn image(&self, repository: &str, tag: &str, layers: &[Vec<u8>]) -> String {
         let manifest = self.manifest(layers);
         self.document(repository, tag, MANIFEST, &manifest)
     }
 
-    /// So many requests whose path has this in it go wrong so.
+    /// Makes this many requests with this in their path fail like this.
     pub fn fault(&self, part: &'static str, times: u32, fault: Fault) {
         self.lock().faults.push((part, times, fault));
     }
@@ -243,7 +243,7 @@ impl Lab {
         self.lock().gate = gate;
     }
 
-    /// From now on bodies come in pieces of so many bytes, so far apart.
+    /// From now on sends bodies in pieces of this many bytes, with this pause.
     pub fn pace(&self, piece: usize, pause: Duration) {
         self.lock().pace = Some((piece, pause));
     }
@@ -328,7 +328,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, port: u16, state: Ar
         head.push_str(&format!("Content-Length: {announced}\r\n"));
     }
     head.push_str("\r\n");
-    // Who hangs up does not want to hear more.
+    // The client has hung up.
     let _ = speak(stream.into_inner(), &head, &answer.body, fault, pace).await;
 }
 

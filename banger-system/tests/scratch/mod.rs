@@ -1,10 +1,10 @@
-//! Places of a service in a directory of a test's own.
+//! Paths of a service in a temporary directory.
 
 #![allow(clippy::unwrap_used, dead_code, reason = "each test binary uses a part of this")]
 
 use std::{fs, path::Path, process::Command, sync::Arc};
 
-use banger_domain::resource::Places;
+use banger_domain::resource::Paths;
 use banger_proto::size::Bytes;
 use banger_system::host::{image_files::LocalImages, worker_process::ProcessWorkers};
 use rustix::{
@@ -20,57 +20,57 @@ pub const IMAGE_SIZE: Bytes = Bytes::mib(128);
 
 pub struct Scratch {
     pub home: TempDir,
-    pub places: Places,
+    pub paths: Paths,
 }
 
 impl Scratch {
     pub fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         let at = |name| home.path().join(name);
-        let places = Places { state: at("state"), runtime: at("run"), libexec: at("libexec") };
-        Self { home, places }
+        let paths = Paths { state: at("state"), runtime: at("run"), libexec: at("libexec") };
+        Self { home, paths }
     }
 
-    /// Images in these places, made by workers that are processes.
+    /// Returns images below these paths, made by workers that are processes.
     pub fn images(&self) -> LocalImages {
-        LocalImages::new(self.places.clone(), Arc::new(self.workers()), IMAGE_SIZE)
+        LocalImages::new(self.paths.clone(), Arc::new(self.workers()), IMAGE_SIZE)
     }
 
-    /// Workers of these places.
+    /// Returns workers that run the programs below these paths.
     pub fn workers(&self) -> ProcessWorkers {
         self.install("banger-import");
-        ProcessWorkers::new(self.places.clone())
+        ProcessWorkers::new(self.paths.clone())
     }
 
-    /// Puts a program of another crate where a service looks for it. Cargo builds it for the tests of its own crate, and
-    /// with `cargo build --workspace`.
+    /// Installs a program of another crate for the service. Cargo builds it for the tests of its own crate, and with
+    /// `cargo build --workspace`.
     pub fn install(&self, name: &str) {
-        let program = self.places.program(name);
+        let program = self.paths.program(name);
         if !program.exists() {
             let built = Path::new(env!("CARGO_BIN_EXE_banger-system")).with_file_name(name);
             assert!(built.exists(), "there is no {name}; `cargo build --workspace` makes it");
-            fs::create_dir_all(&self.places.libexec).unwrap();
+            fs::create_dir_all(&self.paths.libexec).unwrap();
             fs::copy(built, program).unwrap();
         }
     }
 
-    /// Places on a file system of this size in bytes, which this thread and those that it starts see, and
-    /// which goes away with them.
+    /// Returns paths on a file system of this size in bytes. This thread and its later threads see it, and it goes
+    /// away with them.
     pub fn on_small_file_system(size: u64) -> Self {
         let scratch = Self::in_own_mounts();
         let options = std::ffi::CString::new(format!("size={size}")).unwrap();
-        mount("tmpfs", &scratch.places.state, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+        mount("tmpfs", &scratch.paths.state, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
         scratch
     }
 
-    /// Places on a file system that can share blocks between files, seen by the same threads.
+    /// Returns paths on a file system that can share blocks between files, seen by the same threads.
     pub fn on_xfs() -> Self {
         let scratch = Self::in_own_mounts();
         let disk = scratch.home.path().join("xfs");
         fs::File::create(&disk).unwrap().set_len(512 << 20).unwrap();
         run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&disk));
         // The loop device is freed with the last mount.
-        run(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&scratch.places.state));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&scratch.paths.state));
         scratch
     }
 
@@ -80,22 +80,22 @@ impl Scratch {
         #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-        fs::create_dir(&scratch.places.state).unwrap();
+        fs::create_dir(&scratch.paths.state).unwrap();
         scratch
     }
 
-    /// Takes what is left of the file system but for `spare` bytes.
+    /// Fills the file system except for `spare` bytes.
     pub fn fill_up(&self, spare: u64) {
-        let stat = rustix::fs::statvfs(&self.places.state).unwrap();
+        let stat = rustix::fs::statvfs(&self.paths.state).unwrap();
         let size = (stat.f_bavail * stat.f_frsize).saturating_sub(spare);
-        fs::write(self.places.state.join("filler"), vec![1; usize::try_from(size).unwrap()]).unwrap();
+        fs::write(self.paths.state.join("filler"), vec![1; usize::try_from(size).unwrap()]).unwrap();
     }
 }
 
-/// A file system that was mounted for a test goes before the directory that it is mounted on.
+/// The file system is unmounted before its directory is removed.
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = unmount(&self.places.state, UnmountFlags::DETACH);
+        let _ = unmount(&self.paths.state, UnmountFlags::DETACH);
     }
 }
 
@@ -103,7 +103,7 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The names in a directory; none when it is missing.
+/// Returns the names in a directory; none when it is missing.
 pub fn names(directory: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

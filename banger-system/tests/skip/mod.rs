@@ -1,4 +1,4 @@
-//! Tests that need what a machine may lack.
+//! Skips tests that need what a machine may lack.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
 
 use std::{fs, io::Write};
 
-/// Ends the test, not silently, where the machine lacks something.
+/// Skips the test, with a message, if the machine lacks something.
 macro_rules! require {
     ($condition:expr, $what:literal) => {
         if !$condition {
@@ -21,7 +21,7 @@ macro_rules! require {
 }
 pub(crate) use require;
 
-/// Says why a test does not run, to whoever counts the tests too.
+/// Reports why a test is skipped, to programs that count tests too.
 pub fn skipped(why: &str) {
     eprintln!("SKIPPED: {why}");
     if let Some(path) = std::env::var_os("BANGER_TEST_SKIPS") {

@@ -1,4 +1,4 @@
-//! Layers of tests: files and pipes with archives that [`banger_image::fixtures::tar`] made.
+//! Layers for tests: files and pipes with archives of [`banger_image::fixtures::tar`].
 
 #![allow(clippy::unwrap_used, dead_code, reason = "each test binary uses a part of this")]
 
@@ -16,14 +16,14 @@ use banger_image::{
 use banger_proto::size::Bytes;
 use banger_system::ports::images::Layer;
 
-/// A file with these bytes, which stands at its end.
+/// Returns a file with these bytes, positioned at its end.
 pub fn file(bytes: &[u8]) -> OwnedFd {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file.into()
 }
 
-/// A layer that is what it says.
+/// Returns a layer with true claims.
 pub fn layer(tar: &[u8], packing: Packing) -> Layer {
     let packed = pack(tar, packing);
     Layer {
@@ -36,26 +36,26 @@ pub fn layer(tar: &[u8], packing: Packing) -> Layer {
     }
 }
 
-/// A layer that is packed like this and whose packed bytes are these.
+/// Returns a layer with this compression and these compressed bytes.
 pub fn packed(packed: &[u8], packing: Packing, diff_id: Digest) -> Layer {
     let size = Bytes(packed.len() as u64);
     Layer { blob: file(packed), offset: None, packing, size, digest: digest(packed), diff_id }
 }
 
-/// A copy of the layer in a pipe, as fast as it is read.
+/// Returns the layer as a pipe, filled as fast as it is read.
 pub fn in_a_pipe(mut layer: Layer) -> Layer {
     let (reader, writer) = pipe();
     let mut from = File::from(layer.blob);
     std::thread::spawn(move || {
         from.rewind().unwrap();
-        // Whoever reads may have enough of it.
+        // The reader may stop early.
         let _ = std::io::copy(&mut from, &mut File::from(writer));
     });
     layer.blob = reader;
     layer
 }
 
-/// A pipe that no process inherits.
+/// Returns a pipe that no process inherits.
 pub fn pipe() -> (OwnedFd, OwnedFd) {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap()
 }

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::rootfs::entry::Shape;
 
-/// The archives of a test: each entry is a kind and a name, or two. `d` directory, `f` file with its content's
-/// number, `s` symbolic link, `l` hard link, `p` pipe.
+/// Builds a tree from the archives of a test. Each entry is a kind and one or two names: `d` directory, `f` file with
+/// its number as content, `s` symbolic link, `l` hard link, `p` pipe.
 fn tree(layers: &[&[&str]]) -> Result<Tree, Error> {
     let mut tree = Tree::default();
     let mut at = 0;
@@ -35,7 +35,7 @@ fn put(tree: &mut Tree, text: &str, at: u64) -> Result<(), Error> {
     tree.put(entry, Content { at, size: 1, segments: None })
 }
 
-/// What a tree holds: each name with its kind and, of a file, the number of its content.
+/// Lists a tree: each name with its kind and, for a file, the number of its content.
 fn names(tree: &Tree) -> Vec<String> {
     let mut paths = std::collections::HashMap::from([(ROOT, String::new())]);
     tree.walk()
@@ -64,7 +64,7 @@ fn refused(layers: &[&[&str]], why: &str) {
     assert!(message.contains(why), "{message}");
 }
 
-/// What holds of every tree: the counts are those of its names.
+/// Checks that the tree's counts match its names.
 fn sound(tree: &Tree) {
     let mut links = std::collections::HashMap::<Id, u32>::new();
     let mut directories = 1;
@@ -112,12 +112,12 @@ fn a_whiteout_hides_what_is_below_and_nothing_else() {
     check(&[&["f a", "f b"], &["f .wh.a"]], &["f /b 2"]);
     check(&[&["d d", "d d/e", "f d/e/a"], &["f d/.wh.e"]], &["d /d"]);
     check(&[&["f a"], &["f .wh.a"], &["f a"]], &["f /a 3"]);
-    // In its own layer it counts for nothing, wherever it stands.
+    // It has no effect on its own layer, wherever it is.
     check(&[&["f a"], &["f .wh.a", "f a"]], &["f /a 3"]);
     check(&[&["f a"], &["f a", "f .wh.a"]], &["f /a 2"]);
     check(&[&["d d", "f d/a"], &["d d", "f d/b", "f .wh.d"]], &["d /d", "f /d/b 4"]);
     check(&[&["f .wh.a", "f a"]], &["f /a 2"]);
-    // Of what is not there, and in what is not there.
+    // For a missing name, and in a missing directory.
     check(&[&["f a"], &["f .wh.b", "f x/.wh.a"]], &["f /a 1"]);
     refused(&[&["f .wh."]], "not a valid whiteout");
     refused(&[&["f .wh..."]], "not a valid whiteout");
@@ -130,7 +130,7 @@ fn an_opaque_directory_has_what_its_layer_has() {
     check(&[below, &["f d/c", "f d/.wh..wh..opq"]], &["d /d", "f /d/c 6", "f /x 5"]);
     check(&[below, &["f d/e/c", "f d/.wh..wh..opq"]], &["d /d", "d /d/e", "f /d/e/c 6", "f /x 5"]);
     check(&[below, &["f .wh..wh..opq"]], &[]);
-    // What aufs notes down is neither a file nor hides one.
+    // The metadata of aufs is not a file and hides none.
     check(
         &[&["f a"], &["f .wh..wh.plnk/x", "f .wh..wh.aufs"]],
         &["d /.wh..wh.plnk", "f /.wh..wh.plnk/x 2", "f /a 1"],
@@ -138,7 +138,7 @@ fn an_opaque_directory_has_what_its_layer_has() {
 }
 
 #[test]
-fn in_a_whole_file_system_every_name_is_what_it_is() {
+fn in_a_whole_file_system_no_name_is_special() {
     let mut tree = Tree::default();
     tree.begin(Archive::Whole);
     put(&mut tree, "f a", 1).unwrap();
@@ -152,9 +152,9 @@ fn hard_links_reach_across_layers() {
     check(&[&["f a"], &["l b a"], &["f .wh.a"]], &["f /b 1"]);
     check(&[&["f a", "l b a"], &["f a"]], &["f /a 3", "f /b 1"]);
     check(&[&["f a", "f b"], &["l b a"]], &["f /a 1", "f /b 1"]);
-    // The name of this layer stays, the other one goes.
+    // The name of this layer stays, the other one is removed.
     check(&[&["d d", "f d/a"], &["l d/b d/a", "f d/.wh..wh..opq"]], &["d /d", "f /d/b 2"]);
-    // The target lies in what the link takes the place of.
+    // The target is in the directory that the link replaces.
     check(&[&["d d", "f d/a"], &["l d d/a"]], &["f /d 2"]);
     check(&[&["s s x", "l t s"]], &["s /s x", "s /t x"]);
 }
@@ -201,7 +201,7 @@ fn an_entry_for_a_directory_changes_it() {
 }
 
 #[test]
-fn there_may_be_so_many_names_and_no_more() {
+fn the_number_of_names_is_limited() {
     let mut tree = Tree { names: limits::ENTRIES - 1, ..Tree::default() };
     put(&mut tree, "f a", 1).unwrap();
     put(&mut tree, "f a", 2).unwrap();
@@ -219,7 +219,7 @@ fn there_may_be_so_many_names_and_no_more() {
 }
 
 #[test]
-fn a_deep_tree_is_no_deep_recursion() {
+fn a_deep_tree_needs_no_deep_recursion() {
     let mut tree = Tree::default();
     let deep = "x/".repeat(2000);
     put(&mut tree, &format!("s 0 {deep}"), 1).unwrap();
@@ -232,7 +232,7 @@ fn a_deep_tree_is_no_deep_recursion() {
     sound(&tree);
 }
 
-/// A word of a small language of entries, so that they meet.
+/// Returns an entry from a few names, so that entries interact.
 fn any_entry() -> impl Strategy<Value = String> {
     let name = prop::sample::select(vec![
         "a",
@@ -260,7 +260,7 @@ proptest! {
         for layer in layers {
             tree.begin(Archive::Layer);
             for entry in layer {
-                // A refused entry would end the import; here the others go on.
+                // A refused entry would end the import; here the test continues.
                 let _ = put(&mut tree, &entry, 0);
             }
             sound(&tree);

@@ -6,7 +6,7 @@ use banger_domain::{
     guest_end::GuestEnd,
     id::{JobId, Timestamp},
     lifecycle::{Event, Reason, State, step},
-    resource::Span,
+    resource::Scope,
     vm::Lifetime,
 };
 use tokio::task::JoinSet;
@@ -107,7 +107,7 @@ impl VmTask {
         self.vm.reason = reason;
         self.clear_boot();
         if event == Event::Rebooted && self.vm.state == State::Starting {
-            self.lease.release(Span::Boot).await;
+            self.lease.release(Scope::Boot).await;
             return self.reboot().await;
         }
         let never_ready = std::mem::take(&mut self.is_new);
@@ -116,7 +116,7 @@ impl VmTask {
             self.vm.lifetime = Lifetime::Persistent;
         }
         // Failures are logged in the lease, and what is left stays in the ledger.
-        self.lease.release(Span::Boot).await;
+        self.lease.release(Scope::Boot).await;
         self.save_or_log().await;
 
         let name = self.vm.name.to_string();

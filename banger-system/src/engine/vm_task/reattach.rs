@@ -3,7 +3,7 @@
 use banger_domain::{
     clock::Occasion,
     lifecycle::{Event, Reason, State},
-    resource::Span,
+    resource::Scope,
 };
 
 use super::{Next, VmTask};
@@ -41,7 +41,7 @@ impl VmTask {
                 Next::Continue
             }
             (state, process) if state.is_up() || process.is_some() => {
-                self.lease.release(Span::Boot).await;
+                self.lease.release(Scope::Boot).await;
                 self.ended_unwatched(state).await
             }
             _ => Next::Continue,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use banger_domain::{
-    guest_end::{GuestEnd, judge},
+    guest_end::{GuestEnd, event_of_exit},
     lifecycle::{Event, Reason, State, Transition, step},
 };
 use tracing::Instrument;
@@ -34,7 +34,7 @@ impl VmTask {
                 None
             }
         };
-        match judge(self.vm.state, &self.vm.reason, ended, guest) {
+        match event_of_exit(self.vm.state, &self.vm.reason, ended, guest) {
             (Event::Rebooted, reason) => match self.shared.settings.on_reboot {
                 OnReboot::Stop => (Event::Exited, reason),
                 OnReboot::Boot if self.reboots.admit(Instant::now()) => (Event::Rebooted, reason),

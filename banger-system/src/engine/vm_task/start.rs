@@ -8,9 +8,9 @@ use std::{
 use banger_domain::{
     clock::Occasion,
     id::{JobId, Timestamp, Uid},
+    launch_spec::{self, Access, Drive, LaunchSpec, Medium},
     lifecycle::{Event, Reason, State, Transition, step},
-    machine::{self, Access, Drive, Machine, Medium},
-    resource::{Resource, Span},
+    resource::{Resource, Scope},
     vm::Token,
 };
 use tracing::Instrument;
@@ -142,7 +142,7 @@ impl VmTask {
                 Ok(())
             }
             Err(error) => {
-                self.lease.release(Span::Boot).await;
+                self.lease.release(Scope::Boot).await;
                 self.apply(Event::LaunchFailed);
                 self.vm.reason = Reason::StartFailed(one_line(&error));
                 self.save_or_log().await;
@@ -154,7 +154,7 @@ impl VmTask {
     /// Launches the VMM after releasing what an earlier boot left. The ledger still has resources that could not be
     /// released when that boot ended.
     async fn launch_clean(&mut self) -> Result<Started> {
-        match self.lease.release(Span::Boot).await.into_iter().next() {
+        match self.lease.release(Scope::Boot).await.into_iter().next() {
             Some(error) => Err(error.into()),
             None => self.launch().await,
         }
@@ -167,10 +167,10 @@ impl VmTask {
         let attach = ports.disks.attach(self.vm.id, self.vm.image);
         let mut drives = self.lease.hold(Resource::Mapper, attach).await?;
         if let Some(path) = boot.module_tree {
-            guest.module_disk = Some(machine::device(drives.len()));
+            guest.module_disk = Some(launch_spec::device(drives.len()));
             drives.push(Drive { path, access: Access::ReadOnly, medium: Medium::File });
         }
-        let machine = Machine {
+        let spec = LaunchSpec {
             vm: self.vm.id,
             owner: self.vm.owner,
             name: self.vm.name.to_string(),
@@ -181,21 +181,21 @@ impl VmTask {
             initramfs: boot.initramfs,
             guest_archive: guest_archive::of(&guest)?,
             drives,
-            nics: vec![machine::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
+            nics: vec![launch_spec::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
         };
-        let spec = self.lease.hold(Resource::Sockets, ports.vmm.jail_spec(&machine)).await?;
-        let opens_tap = spec.network == NetworkNamespace::Host;
-        let jail = self.lease.hold(Resource::Unit, ports.supervisor.start_jail(spec)).await?;
+        let jail_spec = self.lease.hold(Resource::Sockets, ports.vmm.jail_spec(&spec)).await?;
+        let opens_tap = jail_spec.network == NetworkNamespace::Host;
+        let jail = self.lease.hold(Resource::Unit, ports.supervisor.start_jail(jail_spec)).await?;
         // Done while the jail starts, which takes longer.
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
-        let command = ports.vmm.prepare_launch(&machine).await?;
+        let command = ports.vmm.prepare_launch(&spec).await?;
         // Stored before the guest boots, so that a restarted service knows the guest's token.
         ports.store.put_vm(&self.vm).await?;
         let started = jail.run(command).await?;
         if opens_tap {
             ports.network.set_tap_owner(self.vm.id, Uid(started.user)).await?;
         }
-        ports.vmm.configure(&machine, &started).await?;
+        ports.vmm.configure(&spec, &started).await?;
         Ok(started)
     }
 

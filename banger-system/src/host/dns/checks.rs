@@ -1,17 +1,17 @@
-//! What names need of the host, as `banger doctor` shows it.
+//! What names need from the host, as `banger doctor` shows it.
 
 use std::net::SocketAddr;
 
 use banger_domain::dns::table::Table;
 
-use super::resolved::Standing;
+use super::resolved::ResolvedState;
 use crate::ports::{Check, Status};
 
-/// Every check.
+/// Returns all checks.
 pub(super) fn all(
     names: Option<&Table>,
     failures: &[(SocketAddr, String)],
-    resolved: &Standing,
+    resolved: &ResolvedState,
 ) -> Vec<Check> {
     let Some(names) = names else {
         let message =
@@ -23,7 +23,7 @@ pub(super) fn all(
 
 fn server(names: &Table, failures: &[(SocketAddr, String)]) -> Check {
     let (gateway, _) = names.subnet().gateway();
-    // Where a host has no IPv6, that address is not there; the other one is on every host.
+    // A host without IPv6 does not have that address; every host has the other one.
     match failures.iter().find(|(at, _)| at.is_ipv4()) {
         Some((at, why)) => check(
             "names",
@@ -41,20 +41,22 @@ fn server(names: &Table, failures: &[(SocketAddr, String)]) -> Check {
     }
 }
 
-fn resolver(names: &Table, resolved: &Standing) -> Check {
+fn resolver(names: &Table, resolved: &ResolvedState) -> Check {
     let (gateway, _) = names.subnet().gateway();
     let recipe = format!(
         "let the host's resolver ask {gateway} for names under vm: dnsmasq with `server=/vm/{gateway}`, unbound \
          with a stub-zone, or see Names in docs/network.md; sandboxes find each other without it"
     );
     let message = match resolved {
-        Standing::Told { .. } => {
+        ResolvedState::Configured { .. } => {
             let message = "systemd-resolved asks banger for names under vm".to_owned();
             return check("resolver", Status::Pass, message, "");
         }
-        Standing::Absent => "systemd-resolved does not run, so this host cannot resolve NAME.vm".to_owned(),
-        Standing::Unknown => "systemd-resolved is not yet configured for names under vm".to_owned(),
-        Standing::Failed(why) => format!("cannot configure systemd-resolved for names under vm: {why}"),
+        ResolvedState::Absent => {
+            "systemd-resolved does not run, so this host cannot resolve NAME.vm".to_owned()
+        }
+        ResolvedState::Unknown => "systemd-resolved is not yet configured for names under vm".to_owned(),
+        ResolvedState::Failed(why) => format!("cannot configure systemd-resolved for names under vm: {why}"),
     };
     check("resolver", Status::Warn, message, &recipe)
 }
@@ -68,7 +70,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn found(failures: &[(&str, &str)], resolved: &Standing) -> Vec<(&'static str, Status)> {
+    fn found(failures: &[(&str, &str)], resolved: &ResolvedState) -> Vec<(&'static str, Status)> {
         let names = Table::of("172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap(), Vec::new());
         let failures: Vec<_> =
             failures.iter().map(|(at, why)| (at.parse().unwrap(), (*why).to_owned())).collect();
@@ -76,12 +78,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_with_what_to_do() {
-        let told = Standing::Told { link: 3 };
+    fn missing_parts_are_reported_with_a_hint() {
+        let told = ResolvedState::Configured { link: 3 };
         assert_eq!(found(&[], &told), [("names", Status::Pass), ("resolver", Status::Pass)]);
         assert_eq!(found(&[("[fd12:3456:789a::1]:53", "no")], &told)[0].1, Status::Pass);
         assert_eq!(found(&[("172.30.0.1:53", "in use")], &told)[0].1, Status::Fail);
-        assert_eq!(found(&[], &Standing::Absent)[1].1, Status::Warn);
-        assert_eq!(all(None, &[], &Standing::Unknown)[0].status, Status::Warn);
+        assert_eq!(found(&[], &ResolvedState::Absent)[1].1, Status::Warn);
+        assert_eq!(all(None, &[], &ResolvedState::Unknown)[0].status, Status::Warn);
     }
 }

@@ -1,7 +1,7 @@
-//! Questions about the world, passed on to the resolvers of the host.
+//! Forwards questions about other names to the resolvers of the host.
 //!
-//! Every question goes out from a socket of its own, so from a port that nobody can guess, and only what comes
-//! from the server that was asked, with the same number and question, is an answer (RFC 5452).
+//! Every question is sent from a socket of its own, and so from a port that nobody can guess. Only a reply from the
+//! server that was asked, with the same id and question, is accepted (RFC 5452).
 
 use std::{
     io,
@@ -18,52 +18,52 @@ use tokio::{
 
 use super::{
     message::{self, Question},
-    share::Permit,
+    quota::Permit,
 };
 
-/// How long one server may take. Stubs ask again after five seconds, so two servers have their turn.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// A larger datagram is not an answer to our question.
+/// How long one server may take. Stubs repeat a question after five seconds, which leaves time for two servers.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A larger datagram is not a reply to our question.
 const MAX_DATAGRAM: usize = 4096;
 
 /// A question to forward.
 pub(super) struct Forward {
     pub(super) question: Box<Question>,
     pub(super) servers: Vec<SocketAddr>,
-    /// What the guest uses of what all share, until it is answered.
+    /// The client's share of the server, held until the question is answered.
     pub(super) permit: Permit,
 }
 
 impl Forward {
-    /// Asks one server after the other. What comes is for the guest.
+    /// Asks one server after the other. Returns the reply for the guest.
     pub(super) async fn run(self) -> Option<Vec<u8>> {
         let Self { question, servers, permit: _held } = self;
-        let asked = question.retold()?;
+        let asked = question.upstream_query()?;
         for server in servers {
             let reply = match question.is_datagram() {
-                true => timeout(PATIENCE, ask_by_datagram(server, &asked)).await,
-                false => timeout(PATIENCE, ask_by_connection(server, &asked)).await,
+                true => timeout(SERVER_TIMEOUT, query_udp(server, &asked)).await,
+                false => timeout(SERVER_TIMEOUT, query_tcp(server, &asked)).await,
             };
             match reply {
-                Ok(Ok(reply)) => return hand_back(&question, reply),
+                Ok(Ok(reply)) => return reply_for_guest(&question, reply),
                 Ok(Err(error)) => tracing::debug!(%server, %error, "a resolver of the host failed"),
                 Err(_) => tracing::debug!(%server, "a resolver of the host did not answer in time"),
             }
         }
-        question.bare(ResponseCode::ServFail)
+        question.with_code(ResponseCode::ServFail)
     }
 }
 
-/// The answer for the guest.
-fn hand_back(question: &Question, mut reply: Vec<u8>) -> Option<Vec<u8>> {
-    if reply.len() > usize::from(question.room()) {
+/// Turns a server's reply into the reply for the guest.
+fn reply_for_guest(question: &Question, mut reply: Vec<u8>) -> Option<Vec<u8>> {
+    if reply.len() > usize::from(question.max_length()) {
         return question.truncated();
     }
     reply[..2].copy_from_slice(&question.id().to_be_bytes());
     Some(reply)
 }
 
-async fn ask_by_datagram(server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u8>> {
+async fn query_udp(server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u8>> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -81,7 +81,7 @@ async fn ask_by_datagram(server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u8>
     }
 }
 
-async fn ask_by_connection(server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u8>> {
+async fn query_tcp(server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server).await?;
     stream.write_all(&framed(asked)).await?;
     let mut length = [0; 2];
@@ -94,7 +94,7 @@ async fn ask_by_connection(server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u
     }
 }
 
-/// A message as it goes over a connection: its length first. One of more than 65535 bytes cannot be made here.
+/// Frames a message for a connection: its length comes first. Messages over 65535 bytes cannot be built here.
 pub(super) fn framed(message: &[u8]) -> Vec<u8> {
     let length = u16::try_from(message.len()).unwrap_or_default();
     [&length.to_be_bytes(), message].concat()

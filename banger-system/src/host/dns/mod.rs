@@ -1,15 +1,15 @@
-//! Names of guests on Linux: a DNS server on the host's addresses among the guests, of which systemd-resolved
-//! is told.
+//! Names of guests on Linux: a DNS server on the host's addresses in the guest network, and a systemd-resolved that
+//! is configured to ask it.
 //!
-//! It begins when the first names are published, which is once the link that has the addresses is there, and
-//! is kept up from then on: a socket that fails is made again.
+//! The server starts when the first names are published, which is after the link with these addresses was made. A
+//! socket that fails is opened again.
 
 mod checks;
 mod forward;
 mod message;
+mod quota;
 mod resolved;
 mod server;
-mod share;
 mod upstream;
 
 use std::{
@@ -35,18 +35,18 @@ use tokio::{
 use zbus::Connection;
 
 use self::{
+    quota::Quotas,
     resolved::Resolved,
     server::{Server, serve_connections, serve_datagrams},
-    share::Shares,
     upstream::{RESOLV_CONF, Upstreams},
 };
 use crate::ports::{Check, names::Names};
 
-/// How long to wait before a socket is made again: at first, and at last.
-const AGAIN_AT_FIRST: Duration = Duration::from_millis(250);
-const AGAIN_AT_LAST: Duration = Duration::from_secs(15);
+/// The first and the longest wait before a socket is opened again.
+const MIN_RETRY: Duration = Duration::from_millis(250);
+const MAX_RETRY: Duration = Duration::from_secs(15);
 
-/// The names that are served now; none before the network was set up.
+/// The current names; `None` before the network is set up.
 type Published = watch::Receiver<Option<Arc<Table>>>;
 
 /// The name server.
@@ -58,13 +58,13 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// A server that begins with the first names, and tells the systemd-resolved on this bus. To be called in
-    /// a runtime.
+    /// Returns a server that starts with the first names, and configures the systemd-resolved on this bus. Must be
+    /// called in a runtime.
     pub fn new(bus: Connection) -> Self {
         Self::with_resolvers(bus, RESOLV_CONF.into())
     }
 
-    /// A server that knows the host's resolvers from this file.
+    /// Returns a server that reads the host's resolvers from this file.
     pub fn with_resolvers(bus: Connection, resolv_conf: PathBuf) -> Self {
         let (names, published) = watch::channel(None);
         let sockets = Sockets::default();
@@ -93,11 +93,11 @@ impl Names for NameServer {
 
     async fn checks(&self) -> Vec<Check> {
         let names = self.names.borrow().clone();
-        checks::all(names.as_deref(), &self.sockets.failures(), &self.resolved.standing())
+        checks::all(names.as_deref(), &self.sockets.failures(), &self.resolved.state())
     }
 }
 
-/// How each of the sockets is: why it does not serve, unless it does.
+/// The state of each socket: the error for which it does not serve, if any.
 #[derive(Clone, Default)]
 struct Sockets(Arc<Mutex<Failures>>);
 
@@ -110,7 +110,7 @@ enum Kind {
 }
 
 impl Sockets {
-    /// Notes how a socket is; whether that is news.
+    /// Notes the state of a socket. Returns whether it changed.
     fn note(&self, at: SocketAddr, kind: Kind, failure: Option<String>) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.insert((at, kind), failure.clone()) != Some(failure)
@@ -122,14 +122,14 @@ impl Sockets {
     }
 }
 
-/// The background work. Runs until it is aborted.
+/// Runs until it is aborted.
 async fn run(mut names: Published, resolv_conf: PathBuf, sockets: Sockets, resolved: Arc<Resolved>) {
     let Ok(first) = names.wait_for(Option::is_some).await.map(|names| names.clone()) else { return };
     let Some(subnet) = first.map(|names| names.subnet()) else { return };
     let (gateway4, gateway6) = subnet.gateway();
     let server = Arc::new(Server {
         names: names.clone(),
-        shares: Shares::default(),
+        quotas: Quotas::default(),
         upstreams: Upstreams::new(resolv_conf),
     });
     let mut tasks = JoinSet::new();
@@ -144,14 +144,14 @@ async fn run(mut names: Published, resolv_conf: PathBuf, sockets: Sockets, resol
     while names.changed().await.is_ok() {
         let current = names.borrow_and_update().clone();
         if let Some(current) = current {
-            server.shares.retain(&current);
+            server.quotas.retain(&current);
         }
     }
 }
 
-/// Serves at an address until aborted. Where the host has no IPv6, that address never appears.
+/// Serves at an address until aborted. On a host without IPv6, that address never appears.
 async fn keep_socket(server: Arc<Server>, at: SocketAddr, kind: Kind, sockets: Sockets) {
-    let mut wait = AGAIN_AT_FIRST;
+    let mut wait = MIN_RETRY;
     loop {
         let served = async {
             match kind {
@@ -176,15 +176,15 @@ async fn keep_socket(server: Arc<Server>, at: SocketAddr, kind: Kind, sockets: S
             } else {
                 tracing::error!(%at, ?kind, %error, "cannot serve names at an address");
             }
-            // It may have served for long.
-            wait = AGAIN_AT_FIRST;
+            // It may have served for a long time.
+            wait = MIN_RETRY;
         }
         tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(AGAIN_AT_LAST);
+        wait = (wait * 2).min(MAX_RETRY);
     }
 }
 
-/// The number of a link; none when there is no such link.
+/// Returns the index of a link. `None` if there is no such link.
 fn link_index(name: &str) -> io::Result<Option<u32>> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     match name_to_index(&socket, name) {

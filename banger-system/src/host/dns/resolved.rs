@@ -1,7 +1,7 @@
 //! Configures systemd-resolved to ask banger for names of guests and for nothing else.
 //!
-//! org.freedesktop.resolve1(5). The configuration belongs to one link and lasts until the link goes or resolved
-//! ends, so it is repeated when either comes back.
+//! org.freedesktop.resolve1(5). The configuration belongs to one link and lasts until the link or resolved goes away,
+//! so it is repeated when either comes back.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -21,11 +21,11 @@ use zbus::{Connection, fdo::DBusProxy, proxy};
 use super::{Published, link_index};
 
 const NAME: &str = "org.freedesktop.resolve1";
-/// How long it may take to answer. It does so in milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it checks whether the link was replaced or something went wrong.
-const LOOK_AGAIN: Duration = Duration::from_secs(15);
-/// Lost names are forgotten at once, but no more often than this.
+/// How long it may take to answer, which normally takes milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How often to check whether the link was replaced or something failed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(15);
+/// The shortest time between two flushes of lost names.
 const FLUSH_PAUSE: Duration = Duration::from_millis(200);
 const OFF: &str = "no";
 
@@ -51,51 +51,51 @@ trait Resolve {
     fn flush_caches(&self) -> zbus::Result<()>;
 }
 
-/// The state of its configuration.
+/// The state of resolved's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Nothing was said yet.
+pub(super) enum ResolvedState {
+    /// Not known yet.
     Unknown,
-    /// It asks us.
-    Told {
-        /// The number of the link.
+    /// It asks banger.
+    Configured {
+        /// The index of the link.
         link: u32,
     },
     /// It does not run.
     Absent,
-    /// It did not do as it was told.
+    /// It could not be configured.
     Failed(String),
 }
 
 /// systemd-resolved.
 pub(super) struct Resolved {
     bus: Connection,
-    standing: Mutex<Standing>,
+    state: Mutex<ResolvedState>,
 }
 
 impl Resolved {
     pub(super) fn new(bus: Connection) -> Self {
-        Self { bus, standing: Mutex::new(Standing::Unknown) }
+        Self { bus, state: Mutex::new(ResolvedState::Unknown) }
     }
 
-    pub(super) fn standing(&self) -> Standing {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn state(&self) -> ResolvedState {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Configures it, repeats that when needed, and flushes names that are gone. Never ends.
+    /// Configures it, repeats that when needed, and flushes names that are gone. Never returns.
     pub(super) async fn keep(&self, subnet: Subnet, mut names: Published) {
         let Some(mut owners) = self.watch_owner().await else { return };
         let mut known: Option<Arc<Table>> = names.borrow_and_update().clone();
-        self.tell_if_needed(subnet).await;
+        self.configure_if_needed(subnet).await;
         loop {
             tokio::select! {
                 change = owners.next() => {
                     if change.is_none() {
                         return;
                     }
-                    // Another one knows nothing, whatever the last one was told.
-                    self.stand(Standing::Unknown);
-                    self.tell_if_needed(subnet).await;
+                    // A new instance has no configuration.
+                    self.set_state(ResolvedState::Unknown);
+                    self.configure_if_needed(subnet).await;
                 }
                 changed = names.changed() => {
                     if changed.is_err() {
@@ -108,37 +108,37 @@ impl Resolved {
                         self.forget_names().await;
                     }
                 }
-                () = tokio::time::sleep(LOOK_AGAIN) => self.tell_if_needed(subnet).await,
+                () = tokio::time::sleep(CHECK_INTERVAL) => self.configure_if_needed(subnet).await,
             }
         }
     }
 
-    /// Lets it ask whom it asked before, whatever an earlier run of the service has told it. Success when it is
-    /// gone, or the link is.
+    /// Restores its original configuration, including what an earlier run of the service set. Succeeds if resolved or
+    /// the link is gone.
     pub(super) async fn withdraw(&self) {
-        self.stand(Standing::Unknown);
+        self.set_state(ResolvedState::Unknown);
         let Some(link) = link_index(LINK).ok().flatten().and_then(|link| i32::try_from(link).ok()) else {
             return;
         };
         let revert = async {
-            match self.is_there().await? {
+            match self.is_running().await? {
                 true => ResolveProxy::new(&self.bus).await?.revert_link(link).await,
                 false => Ok(()),
             }
         };
-        match timeout(PATIENCE, revert).await {
+        match timeout(TIMEOUT, revert).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "cannot reset systemd-resolved"),
             Err(late) => tracing::warn!(%late, "cannot reset systemd-resolved"),
         }
     }
 
-    /// Whether it runs. A call would start it on a host whose administrator does not want it.
-    async fn is_there(&self) -> zbus::Result<bool> {
+    /// Returns whether it runs. A method call would start it on a host whose administrator does not want it.
+    async fn is_running(&self) -> zbus::Result<bool> {
         Ok(DBusProxy::new(&self.bus).await?.name_has_owner(NAME.try_into()?).await?)
     }
 
-    /// A stream of it coming and going.
+    /// Returns a stream of its starts and stops.
     async fn watch_owner(&self) -> Option<zbus::fdo::NameOwnerChangedStream> {
         let watch = async {
             DBusProxy::new(&self.bus).await?.receive_name_owner_changed_with_args(&[(0, NAME)]).await
@@ -152,31 +152,31 @@ impl Resolved {
         }
     }
 
-    async fn tell_if_needed(&self, subnet: Subnet) {
+    async fn configure_if_needed(&self, subnet: Subnet) {
         let link = match link_index(LINK) {
             Ok(Some(link)) => link,
-            // It is being made.
-            Ok(None) => return self.stand(Standing::Unknown),
+            // The link is being made.
+            Ok(None) => return self.set_state(ResolvedState::Unknown),
             Err(error) => return self.fail(&error),
         };
-        if self.standing() == (Standing::Told { link }) {
+        if self.state() == (ResolvedState::Configured { link }) {
             return;
         }
-        match timeout(PATIENCE, self.tell(subnet, link)).await {
-            Ok(Ok(standing)) => {
-                if self.standing() != standing {
-                    tracing::info!(?standing, "state of systemd-resolved");
+        match timeout(TIMEOUT, self.configure(subnet, link)).await {
+            Ok(Ok(state)) => {
+                if self.state() != state {
+                    tracing::info!(?state, "state of systemd-resolved");
                 }
-                self.stand(standing);
+                self.set_state(state);
             }
             Ok(Err(error)) => self.fail(&error),
             Err(late) => self.fail(&late),
         }
     }
 
-    async fn tell(&self, subnet: Subnet, link: u32) -> zbus::Result<Standing> {
-        if !self.is_there().await? {
-            return Ok(Standing::Absent);
+    async fn configure(&self, subnet: Subnet, link: u32) -> zbus::Result<ResolvedState> {
+        if !self.is_running().await? {
+            return Ok(ResolvedState::Absent);
         }
         let number = i32::try_from(link).map_err(|error| zbus::Error::Failure(error.to_string()))?;
         let resolve = ResolveProxy::new(&self.bus).await?;
@@ -187,17 +187,17 @@ impl Resolved {
         resolve.set_link_dns_over_tls(number, OFF).await?;
         resolve.set_link_domains(number, &domains(subnet)).await?;
         resolve.set_link_dns(number, &servers(subnet)).await?;
-        Ok(Standing::Told { link })
+        Ok(ResolvedState::Configured { link })
     }
 
     async fn forget_names(&self) {
-        if !matches!(self.standing(), Standing::Told { .. }) {
+        if !matches!(self.state(), ResolvedState::Configured { .. }) {
             return;
         }
         let flush = async { ResolveProxy::new(&self.bus).await?.flush_caches().await };
-        match timeout(PATIENCE, flush).await {
+        match timeout(TIMEOUT, flush).await {
             Ok(Ok(())) => {}
-            // They are forgotten after five seconds anyway.
+            // They expire after five seconds anyway.
             Ok(Err(error)) => tracing::debug!(%error, "cannot flush the cache of systemd-resolved"),
             Err(late) => tracing::debug!(%late, "cannot flush the cache of systemd-resolved"),
         }
@@ -205,24 +205,24 @@ impl Resolved {
     }
 
     fn fail(&self, error: &(dyn std::error::Error + Sync)) {
-        let failed = Standing::Failed(error.to_string());
-        if self.standing() != failed {
+        let failed = ResolvedState::Failed(error.to_string());
+        if self.state() != failed {
             tracing::warn!(%error, "cannot configure systemd-resolved");
         }
-        self.stand(failed);
+        self.set_state(failed);
     }
 
-    fn stand(&self, standing: Standing) {
-        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    fn set_state(&self, state: ResolvedState) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 }
 
-/// The domains to ask banger for. Each is a route and none is searched: `web` alone is not asked for.
+/// Returns the domains to ask banger for, as routing domains and not for searches: `web` alone is not asked for.
 fn domains(subnet: Subnet) -> Vec<(String, bool)> {
     [DOMAIN.to_owned(), reverse::zone4(subnet), reverse::zone6(subnet)].map(|domain| (domain, true)).into()
 }
 
-/// Our address. One is enough, and every host has this family.
+/// Returns our address. One is enough, and every host has IPv4.
 fn servers(subnet: Subnet) -> Vec<(i32, Vec<u8>)> {
     let (gateway, _): (Ipv4Addr, Ipv6Addr) = subnet.gateway();
     vec![(i32::from(Family::INET.as_raw()), gateway.octets().to_vec())]
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_asks_us_about_guests_and_nothing_else() {
+    fn resolved_asks_us_about_guests_and_nothing_else() {
         let subnet = "172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap();
         let domains = domains(subnet);
         assert!(domains.iter().all(|(_, route_only)| *route_only));

@@ -1,4 +1,4 @@
-//! The server: sockets on the host's addresses among the guests, and what is said on them.
+//! The server: sockets on the host's addresses in the guest network, and the conversation on them.
 
 use std::{
     io,
@@ -10,7 +10,7 @@ use std::{
 use banger_domain::{
     dns::{
         question::Answer,
-        table::{Asker, Table},
+        table::{Client, Table},
     },
     net::nic::Nat,
 };
@@ -24,22 +24,22 @@ use tokio::{
 
 use super::{
     forward::{Forward, framed},
-    message::{self, Heard, MAX_QUESTION},
-    share::{Permit, Shares, User},
+    message::{self, MAX_QUESTION, Received},
+    quota::{Permit, Quotas, User},
     upstream::Upstreams,
 };
 
 /// How long a connection may be silent, and how long a client may take to read an answer.
 const IDLE: Duration = Duration::from_secs(10);
-/// How many questions one connection may bring.
+/// How many questions one connection may ask.
 const MAX_QUESTIONS: usize = 100;
-/// How long to wait when the process has no descriptor for a connection.
+/// How long to wait if the process has no descriptor left for a connection.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// What all sockets share.
 pub(super) struct Server {
     pub(super) names: watch::Receiver<Option<Arc<Table>>>,
-    pub(super) shares: Shares,
+    pub(super) quotas: Quotas,
     pub(super) upstreams: Upstreams,
 }
 
@@ -51,61 +51,61 @@ enum Reaction {
 }
 
 impl Server {
-    /// Decides what to do about a message from this address. Takes microseconds, and never waits.
+    /// Decides what to do about a message from this address. Takes microseconds and never waits.
     fn react(&self, bytes: &[u8], from: SocketAddr, protocol: Protocol) -> Reaction {
         let Some(names) = self.names.borrow().clone() else { return Reaction::Nothing };
-        let Some(asker) = names.asker(from.ip()) else { return Reaction::Nothing };
-        // Before anything is read of it.
-        if bytes.len() > MAX_QUESTION || !self.shares.may_ask(User::of(asker)) {
+        let Some(client) = names.client(from.ip()) else { return Reaction::Nothing };
+        // Check the quota before parsing anything.
+        if bytes.len() > MAX_QUESTION || !self.quotas.may_query(User::of(client)) {
             return Reaction::Nothing;
         }
         let question = match message::read(bytes, from, protocol) {
-            Heard::Question(question) => question,
-            Heard::Wrong(answer) => return Reaction::Answer(answer),
-            Heard::Noise => return Reaction::Nothing,
+            Received::Question(question) => question,
+            Received::Wrong(answer) => return Reaction::Answer(answer),
+            Received::Noise => return Reaction::Nothing,
         };
         let answer = match question.kind() {
-            _ if question.is_from_the_future() => question.bare(ResponseCode::BADVERS),
-            None => question.bare(ResponseCode::Refused),
-            Some(kind) => match (names.answer(asker, &question.labels(), kind), asker) {
-                (Answer::NotOurs, Asker::Guest(guest)) if guest.nat == Nat::On => {
+            _ if question.has_unknown_version() => question.with_code(ResponseCode::BADVERS),
+            None => question.with_code(ResponseCode::Refused),
+            Some(kind) => match (names.answer(client, &question.labels(), kind), client) {
+                (Answer::NotOurs, Client::Guest(guest)) if guest.nat == Nat::On => {
                     let (gateway4, gateway6) = names.subnet().gateway();
                     let own = [IpAddr::from(gateway4), IpAddr::from(gateway6)];
-                    match self.shares.forward(User::of(asker)) {
+                    match self.quotas.forward(User::of(client)) {
                         Some(permit) => {
                             let servers = self.upstreams.servers(&own);
                             return Reaction::Forward(Forward { question, servers, permit });
                         }
-                        None => question.bare(ResponseCode::ServFail),
+                        None => question.with_code(ResponseCode::ServFail),
                     }
                 }
-                (answer, _) => question.own(names.subnet(), &answer),
+                (answer, _) => question.authoritative(names.subnet(), &answer),
             },
         };
         answer.map_or(Reaction::Nothing, Reaction::Answer)
     }
 
-    /// Who connects from this address, and the right to do so.
+    /// Returns the client at this address and its permit to connect.
     fn admit(&self, from: IpAddr) -> Option<Permit> {
         let names = self.names.borrow().clone()?;
-        self.shares.connect(User::of(names.asker(from)?))
+        self.quotas.connect(User::of(names.client(from)?))
     }
 }
 
 /// Answers datagrams until the socket fails.
 pub(super) async fn serve_datagrams(server: &Arc<Server>, socket: UdpSocket) -> io::Result<()> {
     let socket = Arc::new(socket);
-    // One byte more than is looked at: what fills it is too long.
+    // One byte more than the limit, to recognise longer messages.
     let mut buffer = [0; MAX_QUESTION + 1];
     loop {
         let (length, from) = socket.recv_from(&mut buffer).await?;
         match server.react(&buffer[..length], from, Protocol::Udp) {
             Reaction::Nothing => {}
-            // Who does not take its answers loses them; the others do not wait for it.
+            // A client that does not read its answers loses them; others do not wait for it.
             Reaction::Answer(answer) => drop(socket.try_send_to(&answer, from)),
             Reaction::Forward(forward) => {
                 let socket = Arc::clone(&socket);
-                // There are as many of these as there are permits.
+                // The number of these tasks is limited by the permits.
                 tokio::spawn(async move {
                     if let Some(answer) = forward.run().await {
                         let _ = socket.send_to(&answer, from).await;
@@ -121,7 +121,7 @@ pub(super) async fn serve_connections(server: &Arc<Server>, listener: TcpListene
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
-            // The client is gone already, or there is no descriptor left for it.
+            // The client is gone, or no descriptor is left for it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) if is_exhausted(&error) => {
                 tokio::time::sleep(EXHAUSTED).await;
@@ -132,7 +132,7 @@ pub(super) async fn serve_connections(server: &Arc<Server>, listener: TcpListene
         if let Some(permit) = server.admit(from.ip()) {
             let server = Arc::clone(server);
             tokio::spawn(async move {
-                // What ends a connection is between the client and itself.
+                // Errors of a connection concern nobody else.
                 let _ = converse(&server, stream, from).await;
                 drop(permit);
             });
@@ -148,7 +148,7 @@ fn is_exhausted(error: &io::Error) -> bool {
 
 async fn converse(server: &Server, mut stream: TcpStream, from: SocketAddr) -> io::Result<()> {
     for _ in 0..MAX_QUESTIONS {
-        // The question has to come whole in that time: a byte now and then keeps nothing open.
+        // The whole question has to arrive in that time: single bytes do not keep a connection open.
         let bytes = timeout(IDLE, receive(&mut stream)).await??;
         let answer = match server.react(&bytes, from, Protocol::Tcp) {
             Reaction::Nothing => return Ok(()),

@@ -1,5 +1,5 @@
-//! The resolvers of the host, as resolv.conf(5) names them: who is asked what guests with NAT want to know of
-//! the world. systemd-resolved's stub is one of them.
+//! The resolvers of the host, as listed in resolv.conf(5). They answer the questions of guests with NAT about other
+//! names. systemd-resolved's stub is one of them.
 
 use std::{
     fs::File,
@@ -12,16 +12,16 @@ use std::{
 
 use banger_domain::dns::PORT;
 
-/// The file on every host.
+/// The usual file.
 pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// How long what was read counts. Looking whether the file is another one now costs a system call.
+/// How long the content is used before the file is checked again, which costs a system call.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// As many as glibc takes.
+/// As many as glibc uses.
 const MAX_SERVERS: usize = 3;
-/// Nobody has a longer one.
+/// More than any real file has.
 const MAX_FILE: u64 = 64 << 10;
 
-/// The resolvers of the host. They are read again when the file changes.
+/// The resolvers of the host, read again when the file changes.
 pub(super) struct Upstreams {
     path: PathBuf,
     known: Mutex<Known>,
@@ -39,7 +39,7 @@ impl Upstreams {
         Self { path, known: Mutex::default() }
     }
 
-    /// The resolvers, but for these addresses, which are our own: nothing is asked in a circle.
+    /// Returns the resolvers without these addresses, which are our own, so that no question goes in a circle.
     pub(super) fn servers(&self, own: &[IpAddr]) -> Vec<SocketAddr> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.looked.is_none_or(|at| at.elapsed() >= LOOK_AGAIN) {
@@ -69,14 +69,14 @@ impl Known {
                 tracing::debug!(servers = ?self.servers, "read the resolvers of the host");
             }
             Err(error) => {
-                // It may be between two versions of itself. What was known counts until there is one.
+                // It may be in the middle of a replacement. The old content is used until there is a new one.
                 tracing::debug!(%error, "cannot read the resolvers of the host");
             }
         }
     }
 }
 
-/// The servers that a resolv.conf names.
+/// Returns the servers in a resolv.conf.
 fn servers_in(text: &str, index: impl Fn(&str) -> Option<u32>) -> Vec<SocketAddr> {
     let named = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -88,7 +88,7 @@ fn servers_in(text: &str, index: impl Fn(&str) -> Option<u32>) -> Vec<SocketAddr
     named.take(MAX_SERVERS).collect()
 }
 
-/// An address, with the link where it has no meaning without one: `fe80::1%eth0`.
+/// Parses an address, which may name its link: `fe80::1%eth0`.
 fn server(text: &str, index: impl Fn(&str) -> Option<u32>) -> Option<SocketAddr> {
     match text.split_once('%') {
         None => Some(SocketAddr::new(text.parse().ok()?, PORT)),
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn we_are_never_asked_by_ourselves_and_changes_are_seen() {
+    fn we_never_ask_ourselves_and_changes_are_noticed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("resolv.conf");
         std::fs::write(&path, "nameserver 172.30.0.1\nnameserver 192.0.2.1\n").unwrap();

@@ -1,5 +1,5 @@
-//! The API of Firecracker: HTTP and JSON on a unix socket. The other side may have been taken over by its
-//! guest, or may be no Firecracker at all: what it sends is bounded in length and time.
+//! The API of Firecracker: HTTP and JSON on a unix socket. The guest may have taken over the other side, or it may
+//! not be Firecracker at all, so everything it sends is bounded in length and time.
 
 use std::{fmt, time::Duration};
 
@@ -14,19 +14,19 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::{net::UnixStream, task::JoinHandle};
 
-use super::words::Put;
+use super::requests::Put;
 use crate::ports::{Error, Result};
 
-/// How long an answer may take: the monitor opens a file at most.
+/// How long a response may take: the VMM at most opens a file.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest answer that is read; those that we ask for have a line.
+/// The longest response that is read; ordinary ones have a line.
 const MAX_ANSWER: usize = 64 << 10;
-/// How much of a fault is passed on.
+/// How much of an error message is passed on.
 const MAX_FAULT: usize = 400;
-/// The oldest version that has all that we ask for: it describes its devices by ACPI, since version 1.8, and
-/// runs distribution kernels that have no other way to find them.
+/// The oldest version with everything that we use: since 1.8 it describes its devices by ACPI, and so runs
+/// distribution kernels that cannot find them in another way.
 pub const OLDEST: Version = Version(1, 8);
-/// The first version whose API may be another one.
+/// The first version whose API may be incompatible.
 pub const TOO_NEW: Version = Version(2, 0);
 
 /// A connection to the API.
@@ -45,22 +45,22 @@ struct Fault {
     fault_message: String,
 }
 
-/// A version, as far as it matters.
+/// A version without its patch level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
 
 impl Api {
-    /// Speaks over this socket.
+    /// Makes a client for this socket.
     pub async fn over(stream: UnixStream) -> Result<Self> {
         let (sender, connection) = within("its greeting", TIMEOUT, http1::handshake(TokioIo::new(stream)))
             .await?
             .map_err(|error| broken("its greeting", &error))?;
-        // How it ended is told by the request that it was to carry.
+        // The request that needs the connection reports how it ended.
         let driver = tokio::spawn(async move { drop(connection.await) });
         Ok(Self { sender, driver })
     }
 
-    /// Asks for the version, and refuses one that we do not know to work.
+    /// Asks for the version, and refuses an untested one.
     pub async fn check_version(&mut self) -> Result<()> {
         let what = "GET /version";
         let (status, body) = self.ask(Method::GET, "/version", Vec::new(), TIMEOUT).await?;
@@ -79,12 +79,12 @@ impl Api {
         }
     }
 
-    /// Puts something, and waits so long until it is done.
-    pub async fn put(&mut self, put: &Put, patience: Duration) -> Result<()> {
+    /// Sends a request, and waits for its end for at most `timeout`.
+    pub async fn put(&mut self, put: &Put, timeout: Duration) -> Result<()> {
         let path = put.path();
         let what = format!("PUT {path}");
         let json = serde_json::to_vec(put).map_err(|error| Error::other(format!("write {what}"), error))?;
-        let (status, body) = self.ask(Method::PUT, &path, json, patience).await?;
+        let (status, body) = self.ask(Method::PUT, &path, json, timeout).await?;
         if status.is_success() { Ok(()) } else { Err(fault(&what, status, &body)) }
     }
 
@@ -93,7 +93,7 @@ impl Api {
         method: Method,
         path: &str,
         body: Vec<u8>,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(StatusCode, Bytes)> {
         let what = format!("{method} {path}");
         let request = Request::builder()
@@ -111,7 +111,7 @@ impl Api {
             let body = body.collect().await.map_err(|error| broken(&what, &*error))?;
             Ok((status, body.to_bytes()))
         };
-        within(&what, patience, answer).await?
+        within(&what, timeout, answer).await?
     }
 }
 
@@ -122,7 +122,7 @@ impl Drop for Api {
 }
 
 impl Version {
-    /// Reads `1.16.1`, or `1.17.0-dev`.
+    /// Parses `1.16.1` or `1.17.0-dev`.
     fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.split('.').map(|number| number.parse().ok());
         Some(Self(numbers.next()??, numbers.next()??))
@@ -135,9 +135,9 @@ impl fmt::Display for Version {
     }
 }
 
-async fn within<T>(what: &str, patience: Duration, answer: impl Future<Output = T>) -> Result<T> {
-    let late = |_| Error::Timeout { what: format!("Firecracker's answer to {what}"), after: patience };
-    tokio::time::timeout(patience, answer).await.map_err(late)
+async fn within<T>(what: &str, timeout: Duration, answer: impl Future<Output = T>) -> Result<T> {
+    let late = |_| Error::Timeout { what: format!("Firecracker's answer to {what}"), after: timeout };
+    tokio::time::timeout(timeout, answer).await.map_err(late)
 }
 
 fn broken(what: &str, error: &dyn std::error::Error) -> Error {
@@ -145,7 +145,7 @@ fn broken(what: &str, error: &dyn std::error::Error) -> Error {
     Error::Vmm { message: format!("Firecracker gives no proper answer to {what}: {error}{cause}") }
 }
 
-/// The error that the API reported.
+/// Returns the error that the API reported.
 fn fault(what: &str, status: StatusCode, body: &[u8]) -> Error {
     let said = serde_json::from_slice::<Fault>(body).map(|fault| fault.fault_message).unwrap_or_default();
     let said: String = said.chars().filter(|c| !c.is_control()).take(MAX_FAULT).collect();
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_told_in_the_monitors_words_and_without_control_characters() {
+    fn a_fault_is_passed_on_without_control_characters() {
         let text = |body: &[u8]| fault("PUT /actions", StatusCode::BAD_REQUEST, body).to_string();
         assert_eq!(
             text(b"{\"fault_message\":\"no\\u001b[31m kernel\"}"),

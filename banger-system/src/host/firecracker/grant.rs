@@ -1,14 +1,13 @@
-//! Giving the monitor's own user what it opens itself.
+//! Grants the VMM's user access to the disks that the VMM opens itself.
 //!
-//! Firecracker opens a disk by path, and the kernel asks whether its user may.
-//! That user is known only once the unit runs. A disk gets an entry in its access control list, so that its
-//! owner and its mode stay as they are; the list is replaced as a whole, so what an earlier boot's user had
-//! goes. It needs no undo of its own: the file stands in a directory that no user passes, and a disk that is
-//! a device goes with the boot.
+//! Firecracker opens a disk by path, so the kernel checks the permissions of its user, which is known only once the
+//! unit runs. The user gets an entry in the disk's access control list, and owner and mode stay as they are. The list
+//! is replaced as a whole, which drops the users of earlier boots. Nothing has to be undone: no other user can reach
+//! the file's directory, and a disk that is a device is removed after the boot.
 
 use std::{fs::File, path::Path};
 
-use banger_domain::machine::{Access, Machine};
+use banger_domain::launch_spec::{Access, LaunchSpec};
 use rustix::{
     fs::{XattrFlags, fsetxattr},
     io::Errno,
@@ -20,16 +19,16 @@ const ACL: &std::ffi::CStr = c"system.posix_acl_access";
 const READ_AND_WRITE: u16 = 6;
 const NOTHING: u16 = 0;
 
-/// Gives a user the disks that a machine writes to. What it only reads it shares with others, and may be read by all.
-pub fn to(user: u32, machine: &Machine) -> Result<()> {
-    for drive in machine.drives.iter().filter(|drive| drive.access == Access::ReadWrite) {
+/// Grants a user access to the writable disks of a sandbox. Read-only disks are shared and readable by all.
+pub fn to(user: u32, spec: &LaunchSpec) -> Result<()> {
+    for drive in spec.drives.iter().filter(|drive| drive.access == Access::ReadWrite) {
         disk(&drive.path, user)?;
     }
     Ok(())
 }
 
 fn disk(path: &Path, user: u32) -> Result<()> {
-    let doing = || format!("give the machine's user the disk {}", path.display());
+    let doing = || format!("give the VMM's user access to the disk {}", path.display());
     let file = File::open(path).map_err(|error| Error::os(doing(), error))?;
     match fsetxattr(&file, ACL, &list(user), XattrFlags::empty()) {
         Err(Errno::OPNOTSUPP) => Err(Error::HostNotReady {
@@ -42,13 +41,12 @@ fn disk(path: &Path, user: u32) -> Result<()> {
     }
 }
 
-/// An access control list as the kernel takes it (`include/uapi/linux/posix_acl_xattr.h`): the owner reads
-/// and writes, this user does too, and nobody else.
+/// Returns an access control list in the kernel's format (`include/uapi/linux/posix_acl_xattr.h`): the owner and this
+/// user may read and write, nobody else.
 fn list(user: u32) -> Vec<u8> {
     const VERSION: u32 = 2;
     const NO_ID: u32 = u32::MAX;
-    // The tags are those of acl(5), in the order that it demands: the owner, a user, the group, the most
-    // that a user and the group may have, others.
+    // The tags of acl(5), in the required order: the owner, a user, the group, the mask for user and group, others.
     let entries = [
         (0x01, READ_AND_WRITE, NO_ID),
         (0x02, READ_AND_WRITE, user),

@@ -1,12 +1,12 @@
-//! Firecracker as the VMM: only under KVM, small, and fast to start.
+//! Firecracker as the VMM: small and fast to start, but only with KVM.
 //!
-//! It is started with the socket of its API and nothing else, configured over it, and then told
-//! to boot. In between, its user gets the machine's disks and interfaces.
+//! It is started with nothing but the socket of its API, configured over it, and then told to boot. In between, its
+//! user gets access to the sandbox's disks and interfaces.
 
 mod api;
 mod grant;
+mod requests;
 mod sockets;
-mod words;
 
 use std::{
     fs::File,
@@ -18,9 +18,9 @@ use std::{
 use async_trait::async_trait;
 use banger_domain::{
     id::VmId,
-    machine::{Access, Machine},
-    monitor::{FIRECRACKER_VCPUS, Wish},
-    resource::Places,
+    launch_spec::{Access, LaunchSpec},
+    resource::Paths,
+    vmm::{FIRECRACKER_VCPUS, VmmChoice},
 };
 use banger_jail::ring;
 use banger_proto::size::Bytes;
@@ -35,41 +35,41 @@ use self::api::Api;
 use super::{
     blocking::blocking,
     kvm,
-    monitor_files::{self, CONSOLE_LOG, MONITOR_LOG},
+    vmm_files::{self, CONSOLE_LOG, VMM_LOG},
 };
 use crate::ports::{
     Channel, Check, Error, JailSpec, NetworkNamespace, OverlayBy, Result, Started, Status, Vmm, VmmCommand,
 };
 
-/// Where packages and people put it.
+/// Where packages and people install it.
 const PROGRAMS: [&str; 3] =
     ["/usr/bin/firecracker", "/usr/libexec/banger/firecracker", "/usr/local/bin/firecracker"];
 const TUN: &str = "/dev/net/tun";
-/// What a monitor needs beside the guest's memory: page tables, queues, its own code.
+/// What the VMM needs beside the guest's memory: page tables, queues, its own code.
 const OVERHEAD: Bytes = Bytes::mib(128);
-/// How long it may take from its start until its API can be reached, on a busy host.
+/// How long its API may take to appear, on a busy host.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two looks for the API. It is there after some 10 ms.
-const LOOK: Duration = Duration::from_millis(2);
-/// How long the boot may take: the kernel and the initramfs are read into the guest's memory.
+/// How often to look for the API, which appears after some 10 ms.
+const POLL: Duration = Duration::from_millis(2);
+/// How long the boot request may take: it reads kernel and initramfs into the guest's memory.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of the monitor's last words goes into an error.
-const MAX_LAST_WORDS: usize = 300;
+/// How much of the VMM's last log line goes into an error.
+const MAX_LAST_LINE: usize = 300;
 
-/// The monitor.
+/// Firecracker on this host.
 pub struct Firecracker {
-    places: Places,
-    /// Where the configuration says that it is.
+    paths: Paths,
+    /// Its path in the configuration.
     configured: Option<PathBuf>,
 }
 
 impl Firecracker {
-    /// The Firecracker at this path, else where packages put it.
-    pub fn new(places: Places, configured: Option<PathBuf>) -> Self {
-        Self { places, configured }
+    /// Returns the Firecracker at this path, or else at the usual ones.
+    pub fn new(paths: Paths, configured: Option<PathBuf>) -> Self {
+        Self { paths, configured }
     }
 
-    /// Where it is, when it is installed.
+    /// Returns its path, if it is installed.
     pub fn program(&self) -> Option<PathBuf> {
         let candidates = match &self.configured {
             Some(path) => vec![path.clone()],
@@ -85,22 +85,22 @@ impl Firecracker {
         })
     }
 
-    /// Whether a machine has this monitor's sockets.
+    /// Returns whether a sandbox has the sockets of this VMM.
     pub fn has(&self, vm: VmId) -> bool {
-        self.places.machine_dir(vm).is_dir()
+        self.paths.vmm_dir(vm).is_dir()
     }
 
-    /// A connection to the API, as soon as there is one to be had.
+    /// Connects to the API as soon as it exists.
     async fn reach(&self, vm: VmId, pid: u32) -> Result<UnixStream> {
-        let socket = self.places.machine_dir(vm).join(words::API_SOCKET);
+        let socket = self.paths.vmm_dir(vm).join(requests::API_SOCKET);
         let reached = async {
             loop {
-                // Looked at first: what ended after it has made its socket would be waited for in vain.
+                // Checked first: a VMM that ends after it made its socket would be waited for in vain.
                 let ended = has_ended(pid);
                 match sockets::connect(&socket).await {
                     Ok(stream) => return Ok(stream),
                     Err(_) if ended => return Err(self.ended(vm)),
-                    Err(_) => tokio::time::sleep(LOOK).await,
+                    Err(_) => tokio::time::sleep(POLL).await,
                 }
             }
         };
@@ -109,9 +109,9 @@ impl Firecracker {
         tokio::time::timeout(API_TIMEOUT, reached).await.map_err(late)?
     }
 
-    /// The error of a monitor that ended before it had a guest, with the last that it said.
+    /// Returns the error of a VMM that ended before its guest ran, with the last line of its log.
     fn ended(&self, vm: VmId) -> Error {
-        let said = last_words(&self.places.vmm_log(vm)).unwrap_or_default();
+        let said = last_log_line(&self.paths.vmm_log(vm)).unwrap_or_default();
         let said = if said.is_empty() { "it said nothing".to_owned() } else { said };
         Error::Vmm { message: format!("Firecracker ended at once: {said}") }
     }
@@ -119,62 +119,61 @@ impl Firecracker {
 
 #[async_trait]
 impl Vmm for Firecracker {
-    fn overlay_by(&self, _wish: Wish, _vcpus: u32) -> OverlayBy {
+    fn overlay_by(&self, _wish: VmmChoice, _vcpus: u32) -> OverlayBy {
         OverlayBy::Host
     }
 
-    async fn jail_spec(&self, machine: &Machine) -> Result<JailSpec> {
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
         self.require()?;
-        if machine.vcpus > FIRECRACKER_VCPUS {
-            let refused = banger_domain::monitor::Refused::TooManyVcpus;
+        if spec.vcpus > FIRECRACKER_VCPUS {
+            let refused = banger_domain::vmm::Refused::TooManyVcpus;
             return Err(Error::HostNotReady { message: refused.to_string() });
         }
-        sockets::make(&self.places, machine.vm)?;
+        sockets::make(&self.paths, spec.vm)?;
         let mut devices = vec![PathBuf::from(kvm::DEVICE)];
-        for drive in &machine.drives {
-            if monitor_files::is_device(&drive.path)? {
+        for drive in &spec.drives {
+            if vmm_files::is_device(&drive.path)? {
                 devices.push(drive.path.clone());
             }
         }
-        let network =
-            if machine.nics.is_empty() { NetworkNamespace::Private } else { NetworkNamespace::Host };
+        let network = if spec.nics.is_empty() { NetworkNamespace::Private } else { NetworkNamespace::Host };
         if network == NetworkNamespace::Host {
             devices.push(TUN.into());
         }
-        let directory = Some(self.places.machine_dir(machine.vm));
-        Ok(JailSpec { directory, network, ..monitor_files::confinement(machine, OVERHEAD, devices) })
+        let directory = Some(self.paths.vmm_dir(spec.vm));
+        Ok(JailSpec { directory, network, ..vmm_files::confinement(spec, OVERHEAD, devices) })
     }
 
-    async fn prepare_launch(&self, machine: &Machine) -> Result<VmmCommand> {
+    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
         let program = self.require()?;
-        let (machine, places) = (machine.clone(), self.places.clone());
-        blocking("prepare the VMM", move || prepare(&machine, &places, &program)).await
+        let (spec, paths) = (spec.clone(), self.paths.clone());
+        blocking("prepare the VMM", move || prepare(&spec, &paths, &program)).await
     }
 
-    async fn configure(&self, machine: &Machine, started: &Started) -> Result<()> {
-        let mut api = Api::over(self.reach(machine.vm, started.pid).await?).await?;
+    async fn configure(&self, spec: &LaunchSpec, started: &Started) -> Result<()> {
+        let mut api = Api::over(self.reach(spec.vm, started.pid).await?).await?;
         let told = async {
             api.check_version().await?;
-            let (user, granted) = (started.user, machine.clone());
+            let (user, granted) = (started.user, spec.clone());
             blocking("give the VMM access to its disks", move || grant::to(user, &granted)).await?;
-            for put in words::of(machine) {
+            for put in requests::of(spec) {
                 api.put(&put, api::TIMEOUT).await?;
             }
-            api.put(&words::START, START_TIMEOUT).await
+            api.put(&requests::START, START_TIMEOUT).await
         };
         match told.await {
-            // What it said before it went tells more than that the connection broke.
-            Err(Error::Vmm { .. }) if has_ended(started.pid) => Err(self.ended(machine.vm)),
+            // Its last log line says more than a broken connection.
+            Err(Error::Vmm { .. }) if has_ended(started.pid) => Err(self.ended(spec.vm)),
             told => told,
         }
     }
 
     async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
-        sockets::connect_to_guest(&self.places.machine_dir(vm), channel).await
+        sockets::connect_to_guest(&self.paths.vmm_dir(vm), channel).await
     }
 
     async fn remove_sockets(&self, vm: VmId) -> Result<()> {
-        sockets::remove(&self.places, vm)
+        sockets::remove(&self.paths, vm)
     }
 
     async fn checks(&self) -> Vec<Check> {
@@ -190,29 +189,28 @@ impl Vmm for Firecracker {
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        let all = monitor_files::socket_dirs(&self.places)?;
+        let all = vmm_files::socket_dirs(&self.paths)?;
         Ok(all.into_iter().filter(|vm| self.has(*vm)).collect())
     }
 }
 
-fn prepare(machine: &Machine, places: &Places, program: &Path) -> Result<VmmCommand> {
+fn prepare(spec: &LaunchSpec, paths: &Paths, program: &Path) -> Result<VmmCommand> {
     let mut files = vec![
-        (words::KERNEL.to_owned(), monitor_files::open(&machine.kernel, Access::ReadOnly)?),
-        (words::INITRD.to_owned(), monitor_files::initrd(machine)?),
+        (requests::KERNEL.to_owned(), vmm_files::open(&spec.kernel, Access::ReadOnly)?),
+        (requests::INITRD.to_owned(), vmm_files::initrd(spec)?),
     ];
-    for (index, drive) in machine.drives.iter().enumerate() {
-        files.push((words::drive_name(index), monitor_files::open(&drive.path, drive.access)?));
+    for (index, drive) in spec.drives.iter().enumerate() {
+        files.push((requests::drive_name(index), vmm_files::open(&drive.path, drive.access)?));
     }
     Ok(VmmCommand {
-        argv: words::argv(&program.display().to_string(), machine),
+        argv: requests::argv(&program.display().to_string(), spec),
         files,
-        console: monitor_files::log(&places.console_log(machine.vm), CONSOLE_LOG)?,
-        log: monitor_files::log(&places.vmm_log(machine.vm), MONITOR_LOG)?,
+        console: vmm_files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
+        log: vmm_files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
     })
 }
 
-/// Whether a process is gone, or is there only for whoever waits for it. `/proc` would not tell: processes of
-/// other users may be hidden.
+/// Returns whether a process is gone or a zombie. `/proc` may hide processes of other users.
 fn has_ended(pid: u32) -> bool {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
     match pidfd_open(pid, PidfdFlags::empty()) {
@@ -224,12 +222,12 @@ fn has_ended(pid: u32) -> bool {
     }
 }
 
-/// The last line that a monitor wrote to its log.
-fn last_words(log: &Path) -> Option<String> {
+/// Returns the last line of a VMM's log.
+fn last_log_line(log: &Path) -> Option<String> {
     let mut reader = ring::Reader::new(File::open(log).ok()?).ok()?;
     let mut bytes = Vec::new();
     while reader.read(&mut bytes).ok()? {}
     let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
-    Some(line.chars().filter(|c| !c.is_control()).take(MAX_LAST_WORDS).collect())
+    Some(line.chars().filter(|c| !c.is_control()).take(MAX_LAST_LINE).collect())
 }

@@ -1,9 +1,8 @@
-//! The directory in which Firecracker creates its sockets, and how to connect to them.
+//! The directory in which Firecracker creates its sockets, and connections to them.
 //!
-//! The directory is the monitor's to write, and the monitor may have been taken over by its guest: what
-//! stands at the name of a socket may be anything, such as a link to a socket of somebody else, to whom this
-//! service must not speak as root. So a name is looked at without following it, and only a socket is
-//! connected to, by the descriptor that was looked at.
+//! The VMM may write to the directory, and its guest may have taken it over. So anything may be at the name of a
+//! socket, such as a link to somebody else's socket, which this service must not talk to as root. A name is opened
+//! without following links, and connected to by that descriptor only if it is a socket.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -16,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use banger_domain::{id::VmId, resource::Places, stream::Purpose};
+use banger_domain::{id::VmId, resource::Paths, stream::Purpose};
 use banger_proto::guest::{VSOCK_CONNECTION_PORT, VSOCK_PORT, VSOCK_QUESTION_PORT, VSOCK_SERVICE_PORT};
 use rustix::fs::{FileType, Mode, OFlags};
 use tokio::{
@@ -24,29 +23,28 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::words::VSOCK_SOCKET;
+use super::requests::VSOCK_SOCKET;
 use crate::ports::{Channel, Error, Result};
 
-/// How long the monitor may take to ask the guest. It gives up after 2 s by itself.
+/// How long the VMM may take to reach the guest. It gives up after 2 s by itself.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// `OK `, a number of 32 bits, and a newline.
 const MAX_ANSWER: usize = 14;
 
-/// Creates the directory of a sandbox's sockets again, with the one in it that the VMM sees and writes to.
-/// No other user passes the outer one, so the inner one may be open to all: the monitor's user is not known
-/// before it runs.
-pub fn make(places: &Places, vm: VmId) -> Result<()> {
-    let (outer, inner) = (places.socket_dir(vm), places.machine_dir(vm));
-    remove(places, vm)?;
+/// Creates the directory of a sandbox's sockets, and the one in it that the VMM sees and writes to. No other user can
+/// pass the outer one, so the inner one may be open to all: the VMM's user is not known before it runs.
+pub fn make(paths: &Paths, vm: VmId) -> Result<()> {
+    let (outer, inner) = (paths.socket_dir(vm), paths.vmm_dir(vm));
+    remove(paths, vm)?;
     let os = |error| Error::os(format!("make {}", inner.display()), error);
     DirBuilder::new().recursive(true).mode(0o700).create(&outer).map_err(os)?;
     DirBuilder::new().mode(0o700).create(&inner).map_err(os)?;
     fs::set_permissions(&inner, Permissions::from_mode(0o777)).map_err(os)
 }
 
-/// Removes the directory of a machine's sockets.
-pub fn remove(places: &Places, vm: VmId) -> Result<()> {
-    let directory = places.socket_dir(vm);
+/// Removes the directory of a sandbox's sockets.
+pub fn remove(paths: &Paths, vm: VmId) -> Result<()> {
+    let directory = paths.socket_dir(vm);
     match fs::remove_dir_all(&directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::os(format!("remove {}", directory.display()), error))
@@ -55,7 +53,7 @@ pub fn remove(places: &Places, vm: VmId) -> Result<()> {
     }
 }
 
-/// Connects to a socket in a directory that a monitor writes to.
+/// Connects to a socket in a directory that a VMM can write to.
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     let found = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::Socket {
@@ -64,7 +62,7 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
 }
 
-/// Connects to the agent in the guest. The agent of an earlier version listens on one port for everything.
+/// Connects to the guest's agent. An agent of an earlier version uses one port for everything.
 pub async fn connect_to_guest(directory: &Path, channel: Channel) -> Result<UnixStream> {
     let port = match channel {
         Channel::Control => VSOCK_SERVICE_PORT,
@@ -78,7 +76,7 @@ pub async fn connect_to_guest(directory: &Path, channel: Channel) -> Result<Unix
     }
 }
 
-/// A connection to a port of the guest (Firecracker's `docs/vsock.md`, host-initiated connections).
+/// Connects to a port of the guest (Firecracker's `docs/vsock.md`, host-initiated connections).
 async fn connect_to_port(directory: &Path, port: u32) -> Result<UnixStream> {
     let agent = |what: &str| Error::Agent { message: format!("cannot reach the guest's agent: {what}") };
     let asked = async {
@@ -87,7 +85,7 @@ async fn connect_to_port(directory: &Path, port: u32) -> Result<UnixStream> {
         let order = format!("CONNECT {port}\n");
         stream.write_all(order.as_bytes()).await.map_err(|error| agent(&error.to_string()))?;
         let mut answer = Vec::new();
-        // Byte by byte: what follows the line is the guest's stream, which must not be read here.
+        // Read byte by byte, since what follows the line belongs to the guest's stream.
         while answer.last() != Some(&b'\n') {
             match stream.read_u8().await {
                 Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),
@@ -113,7 +111,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_a_socket_that_stands_there_itself_is_spoken_to() {
+    async fn only_a_real_socket_is_connected_to() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let _listening = UnixListener::bind(at("real")).unwrap();

@@ -1,4 +1,4 @@
-//! Loop devices: files of ours as block devices, which the kernel frees when nobody has them open any more.
+//! Loop devices: files of ours as block devices, which the kernel frees with their last user.
 
 #![expect(unsafe_code, reason = "the ioctls of loop devices take structures of C")]
 
@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use banger_domain::machine::Access;
+use banger_domain::launch_spec::Access;
 use loopdev::{LoopControl, LoopDevice};
 use rustix::{
     fs::SeekFrom,
@@ -23,7 +23,7 @@ use rustix::{
 
 use crate::ports::{Error, Result};
 
-/// How often another program may snatch the free device that the kernel has named.
+/// How often another program may grab the free device that the kernel named.
 const TRIES: usize = 64;
 
 // linux/loop.h
@@ -63,7 +63,7 @@ struct Configuration {
 
 const _: () = assert!(size_of::<Info>() == 232 && size_of::<Configuration>() == 304);
 
-/// A loop device with a file. It lives as long as this, or as what has opened it meanwhile.
+/// A loop device with a file. It lives as long as this, or as long as somebody else has it open.
 #[derive(Debug)]
 pub(super) struct Loop {
     device: LoopDevice,
@@ -72,8 +72,8 @@ pub(super) struct Loop {
 }
 
 impl Loop {
-    /// The device of this file that can only be read, shared by all that ask for it. The caller sees to it
-    /// that nobody else asks meanwhile, or there are two.
+    /// Returns the read-only device of this file, shared by all callers. The caller serialises calls, or there could
+    /// be two devices.
     pub(super) fn shared(file: &File, path: &Path) -> Result<Self> {
         match Self::find(file, path)? {
             Some(found) => Ok(found),
@@ -81,12 +81,12 @@ impl Loop {
         }
     }
 
-    /// A device of its own for this file.
+    /// Makes a separate device for this file.
     pub(super) fn attach(file: &File, path: &Path, access: Access) -> Result<Self> {
         let doing = || format!("attach a loop device to {}", path.display());
-        let control = LoopControl::open().map_err(|source| not_there(&source, doing()))?;
+        let control = LoopControl::open().map_err(|source| unavailable(&source, doing()))?;
         for _ in 0..TRIES {
-            let device = control.next_free().map_err(|source| not_there(&source, doing()))?;
+            let device = control.next_free().map_err(|source| unavailable(&source, doing()))?;
             match configure(&device, file, access) {
                 Ok(()) => {
                     let node = device
@@ -102,7 +102,7 @@ impl Loop {
         Err(Error::os(doing(), Errno::BUSY))
     }
 
-    /// The device that has this file already.
+    /// Finds the device that already has this file.
     fn find(file: &File, path: &Path) -> Result<Option<Self>> {
         let doing = || format!("look for the loop device of {}", path.display());
         let wanted = file.metadata().map_err(|source| Error::os(doing(), source))?;
@@ -117,7 +117,7 @@ impl Loop {
                 continue;
             }
             let node = Path::new("/dev").join(entry.file_name());
-            // Open first: from then on it cannot become the device of another file.
+            // Open it first: from then on it cannot become the device of another file.
             let Ok(device) = LoopDevice::open(&node) else { continue };
             let Ok(info) = status(&device) else { continue };
             if info.inode == wanted.ino()
@@ -132,7 +132,7 @@ impl Loop {
         Ok(None)
     }
 
-    /// Its length in sectors of 512 bytes, as the kernel has it.
+    /// Returns its length in sectors of 512 bytes.
     pub(super) fn sectors(&self) -> Result<u64> {
         let size = rustix::fs::seek(descriptor(&self.device), SeekFrom::End(0))
             .map_err(|error| Error::os(format!("ask for the size of {}", self.path.display()), error))?;
@@ -140,8 +140,8 @@ impl Loop {
     }
 }
 
-/// The error of a kernel that gives no loop device.
-fn not_there(source: &io::Error, doing: String) -> Error {
+/// Returns the error of a kernel that offers no loop device.
+fn unavailable(source: &io::Error, doing: String) -> Error {
     let message = match source.kind() {
         // Its minor numbers, and not the blocks of a file system.
         io::ErrorKind::StorageFull => {
@@ -153,8 +153,8 @@ fn not_there(source: &io::Error, doing: String) -> Error {
     Error::HostNotReady { message }
 }
 
-/// Everything at once: a device that is configured in steps would be seen half done, and a crash in between
-/// would leave it.
+/// Configures the device in one step: in several, others would see it half done, and a crash in between would leave
+/// it.
 fn configure(device: &LoopDevice, file: &File, access: Access) -> Result<(), Errno> {
     let read_only = if access == Access::ReadOnly { LO_FLAGS_READ_ONLY } else { 0 };
     let configuration = Configuration {
@@ -197,7 +197,7 @@ const EMPTY: Info = Info {
     init: [0; 2],
 };
 
-/// Whether the kernel gives loop devices.
+/// Checks that the kernel offers loop devices.
 pub(super) fn check() -> Result<()> {
-    LoopControl::open().map(drop).map_err(|source| not_there(&source, "open loop devices".to_owned()))
+    LoopControl::open().map(drop).map_err(|source| unavailable(&source, "open loop devices".to_owned()))
 }

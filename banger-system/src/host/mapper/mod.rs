@@ -1,7 +1,7 @@
-//! The disks of machines on a kernel with device-mapper: a system disk is a snapshot of its image, which all
-//! machines of the image share, and a sparse file takes what the machine writes.
+//! Disks on a kernel with device-mapper: a system disk is a snapshot of its image, which all its sandboxes share, and
+//! a sparse file takes what the sandbox writes.
 //!
-//! While a machine runs there are two loop devices and one mapper node:
+//! While a sandbox runs there are two loop devices and one mapper node:
 //!
 //! ```text
 //! images/ID/rootfs.ext4 ── /dev/loopA (read-only, one for all) ─┐
@@ -10,11 +10,11 @@
 //! vms/VM/system.tail ───── /dev/loopC ──────────────────────────┘
 //! ```
 //!
-//! A snapshot cannot be larger than what it is one of. So a system disk that is larger than its image has a third
-//! device: a sparse file, which the node has behind the snapshot.
+//! A snapshot cannot be larger than its origin. So a system disk that is larger than its image has a third device, a
+//! sparse file that the node appends to the snapshot.
 //!
-//! The loop devices belong to the node alone: the kernel frees each with its last user. So removing the
-//! node by its name is all that there is to undo, also after a crash at any point.
+//! The loop devices belong to the node alone: the kernel frees each with its last user. So undoing everything means
+//! removing the node by its name, also after a crash at any point.
 
 mod loops;
 mod snapshot;
@@ -30,8 +30,8 @@ use std::{
 use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, VmId},
-    machine::{Access, Drive, Medium},
-    resource::Places,
+    launch_spec::{Access, Drive, Medium},
+    resource::Paths,
 };
 use banger_proto::size::Bytes;
 
@@ -42,50 +42,50 @@ use super::{
 };
 use crate::ports::{Check, Disks, Error, OverlayBy, Result, Status};
 
-/// What device-mapper counts in, whatever the device.
+/// The unit of device-mapper, whatever the device.
 const SECTOR: u64 = 512;
-/// A snapshot whose overlay cannot be written is lost as a whole. With less than this left in the host's file
-/// system, no machine is started.
+/// The least free space on the host's file system to start a sandbox. A snapshot whose overlay cannot be written is
+/// lost as a whole.
 const RESERVE: Bytes = Bytes::mib(64);
-/// The kernel answers at once, and udev in milliseconds; a udev that hangs is not waited for.
+/// The kernel answers at once, and udev in milliseconds. A udev that hangs is not waited for.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// System disks as snapshots; all else as files.
+/// System disks as snapshots, everything else as files.
 #[derive(Debug, Clone)]
 pub struct MapperDisks {
-    places: Places,
+    paths: Paths,
     files: FileDisks,
-    /// Held while a shared device is looked for and made: two at once would make two.
+    /// Held while a shared device is looked for or made, so that there is only one.
     origins: Arc<Mutex<()>>,
 }
 
 impl MapperDisks {
-    /// The disks under these places, if the kernel has what they need; else why it has not.
-    pub fn new(places: Places) -> Result<Self> {
+    /// Returns the disks below these paths, or why the kernel does not support them.
+    pub fn new(paths: Paths) -> Result<Self> {
         loops::check()?;
         snapshot::check()?;
-        let files = FileDisks::new(places.clone());
-        Ok(Self { places, files, origins: Arc::default() })
+        let files = FileDisks::new(paths.clone());
+        Ok(Self { paths, files, origins: Arc::default() })
     }
 
-    /// Whether the system disk is a file or a layer.
+    /// Returns whether the system disk is a file or a qcow2 overlay.
     fn has_files(&self, vm: VmId) -> bool {
-        self.places.system_disk(vm).exists() || self.places.system_layer(vm).exists()
+        self.paths.system_disk(vm).exists() || self.paths.system_layer(vm).exists()
     }
 
     fn make_snapshot(&self, vm: VmId, image: ImageId) -> Result<Drive> {
-        let (image_path, overlay_path) = (self.places.image(image), self.places.overlay(vm));
+        let (image_path, overlay_path) = (self.paths.image(image), self.paths.overlay(vm));
         let image = disks::open_image(&image_path)?;
         let overlay = open_overlay(&overlay_path)?;
-        require_room(&overlay, &overlay_path)?;
+        require_space(&overlay, &overlay_path)?;
         let origin = {
             let _alone = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
             Loop::shared(&image, &image_path)?
         };
-        // An earlier node of this machine would have the overlay open twice.
+        // An earlier node of this sandbox would have the overlay open twice.
         snapshot::remove(vm)?;
         let overlay = Loop::attach(&overlay, &overlay_path, Access::ReadWrite)?;
-        let tail_path = self.places.system_tail(vm);
+        let tail_path = self.paths.system_tail(vm);
         let tail = match File::options().read(true).write(true).open(&tail_path) {
             Ok(file) => Some(Loop::attach(&file, &tail_path, Access::ReadWrite)?),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
@@ -103,11 +103,11 @@ impl Disks for MapperDisks {
     }
 
     async fn clone_image(&self, vm: VmId, image: ImageId, _layers: OverlayBy, size: Bytes) -> Result<()> {
-        let (image, overlay) = (self.places.image(image), self.places.overlay(vm));
-        let tail = self.places.system_tail(vm);
+        let (image, overlay) = (self.paths.image(image), self.paths.overlay(vm));
+        let tail = self.paths.system_tail(vm);
         blocking("make an overlay", move || {
             let length = length_of(&image)?;
-            // The overlay comes last: where it is, the disk has its size.
+            // The overlay comes last: if it exists, the disk has its size.
             grow_tail(&tail, length, size)?;
             disks::create(&overlay, |file| {
                 let doing = || format!("make the overlay {}", overlay.display());
@@ -129,24 +129,24 @@ impl Disks for MapperDisks {
         if self.has_files(vm) {
             return self.files.grow_system_disk(vm, image, size).await;
         }
-        let (image, tail) = (self.places.image(image), self.places.system_tail(vm));
+        let (image, tail) = (self.paths.image(image), self.paths.system_tail(vm));
         blocking("grow a system disk", move || grow_tail(&tail, length_of(&image)?, size)).await
     }
 
     async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>> {
-        // It was made when the kernel had no device-mapper, and goes on as it is.
+        // It was made when the kernel had no device-mapper, and stays as it is.
         if self.has_files(vm) {
             return self.files.attach(vm, image).await;
         }
         let this = self.clone();
         let make = blocking("make a snapshot", move || this.make_snapshot(vm, image));
-        let system = in_time("making a snapshot", make).await?;
-        Ok(vec![system, disks::work_drive(&self.places, vm)])
+        let system = with_timeout("making a snapshot", make).await?;
+        Ok(vec![system, disks::work_drive(&self.paths, vm)])
     }
 
     async fn detach(&self, vm: VmId) -> Result<()> {
         let remove = blocking("remove a snapshot", move || snapshot::remove(vm));
-        in_time("removing a snapshot", remove).await
+        with_timeout("removing a snapshot", remove).await
     }
 
     async fn attached(&self) -> Result<Vec<VmId>> {
@@ -169,7 +169,7 @@ impl Disks for MapperDisks {
     }
 }
 
-async fn in_time<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+async fn with_timeout<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(TIMEOUT, work).await {
         Ok(done) => done,
         Err(_) => Err(Error::Timeout { what: format!("{what} (see dmsetup udevcookies)"), after: TIMEOUT }),
@@ -181,9 +181,9 @@ fn length_of(image: &Path) -> Result<u64> {
     Ok(metadata.map_err(|source| Error::os(format!("look at {}", image.display()), source))?.len())
 }
 
-/// Makes what a system disk of this size has behind an image of that length.
+/// Makes the part of a system disk of this size beyond an image of that length.
 fn grow_tail(tail: &Path, image: u64, size: Bytes) -> Result<()> {
-    // The kernel gives the snapshot whole sectors.
+    // The kernel gives a snapshot whole sectors only.
     let beyond = disks::whole_blocks(size).0.saturating_sub(image / SECTOR * SECTOR);
     if size.0 <= image || beyond == 0 {
         return Ok(());
@@ -198,13 +198,13 @@ fn grow_tail(tail: &Path, image: u64, size: Bytes) -> Result<()> {
 fn open_overlay(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).write(true).open(path).map_err(|source| match source.kind() {
         ErrorKind::NotFound => Error::HostNotReady {
-            message: format!("the system disk is gone ({}); delete the machine", path.display()),
+            message: format!("the system disk is gone ({}); delete the sandbox", path.display()),
         },
         _ => Error::os(format!("open {}", path.display()), source),
     })
 }
 
-fn require_room(file: &File, path: &Path) -> Result<()> {
+fn require_space(file: &File, path: &Path) -> Result<()> {
     let doing = || format!("use {} with less than {RESERVE} left in its file system", path.display());
     let stat = rustix::fs::fstatvfs(file).map_err(|error| Error::os(doing(), error))?;
     match stat.f_bavail.saturating_mul(stat.f_frsize) < RESERVE.0 {

@@ -1,4 +1,4 @@
-//! Device-mapper nodes: a writable view of a device that is only read, whose changes go to another device.
+//! Device-mapper nodes: a writable view of a read-only device, whose changes go to another device.
 
 use std::{
     io,
@@ -15,15 +15,15 @@ use rustix::io::Errno;
 use super::loops::Loop;
 use crate::ports::{Error, Result};
 
-/// The targets of the kernel's table. Every device-mapper has the second.
+/// The targets in the kernel's table. Every device-mapper has the second one.
 const TARGET: &str = "snapshot";
 const TARGET_OF_TAIL: &str = "linear";
-/// Changes are kept over a restart of the host, in pieces of 8 sectors: the block of the usual file systems,
-/// so that nothing is copied to change a part of it.
+/// Changes are kept across restarts of the host, in chunks of 8 sectors: the block size of the usual file systems, so
+/// that changing a block copies nothing.
 const CHUNK_SECTORS: u64 = 8;
-/// An exception in the table at the head of the overlay.
+/// The size of an exception in the table at the head of the overlay.
 const EXCEPTION: u64 = 16;
-/// By these, udev tells the crate that it is done with an event. Without them the crate would wait for ever.
+/// With these rules, udev tells the crate that it has handled an event. Without them the crate would wait forever.
 const NOTIFY_RULES: [&str; 3] = [
     "/usr/lib/udev/rules.d/95-dm-notify.rules",
     "/lib/udev/rules.d/95-dm-notify.rules",
@@ -31,8 +31,8 @@ const NOTIFY_RULES: [&str; 3] = [
 ];
 const UDEV: &str = "/run/udev/control";
 
-/// The length of an overlay that has room for every change of an image of this length, in bytes: one chunk
-/// for the header, the chunks, and a chunk of exceptions for as many chunks as it has exceptions for.
+/// Returns the length of an overlay with room for every change of an image of this length, in bytes: one chunk for
+/// the header, the chunks, and their exceptions.
 pub(super) const fn overlay_size(image: u64) -> u64 {
     let chunk = CHUNK_SECTORS * super::SECTOR;
     let chunks = image.div_ceil(chunk);
@@ -41,7 +41,7 @@ pub(super) const fn overlay_size(image: u64) -> u64 {
     (1 + chunks + areas + 1) * chunk
 }
 
-/// Whether the kernel makes snapshots; else why not, and what to do.
+/// Checks that the kernel offers snapshots, or says why not and what to do.
 pub(super) fn check() -> Result<()> {
     let not_ready = |message: &str| Err(Error::HostNotReady { message: message.to_owned() });
     let Ok(mapper) = DM::new() else {
@@ -58,8 +58,8 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Makes the node of a machine, writable, and returns its path. The loop devices may be dropped then: the node
-/// has them open. When it fails, there is no node.
+/// Makes the writable node of a sandbox, and returns its path. The loop devices may be dropped then, since the node
+/// has them open. If it fails, there is no node.
 pub(super) fn create(vm: VmId, origin: &Loop, overlay: &Loop, tail: Option<&Loop>) -> Result<PathBuf> {
     let mapper = open()?;
     let made = mapper.device_create(name(&mapper_name(vm))?, Some(uuid(&mapper_name(vm))?), options());
@@ -90,12 +90,12 @@ fn load(mapper: &DM, vm: VmId, origin: &Loop, overlay: &Loop, tail: Option<&Loop
     mapper.device_suspend(&id, options()).map_err(|error| failed(&doing(), error))?;
     let (_, status) = mapper.table_status(&id, options()).map_err(|error| failed(&doing(), error))?;
     match status.first() {
-        // A write to the overlay has failed once, and the kernel gives the whole snapshot up.
+        // A write to the overlay has failed before, and the kernel has given up the snapshot.
         Some((_, _, _, state)) if state.starts_with("Invalid") || state.starts_with("Overflow") => {
             Err(Error::Unsupported {
                 message: format!(
                     "the system disk of {vm} is lost, since the host's file system was full when the guest \
-                     wrote to it; its work disk is not: delete the machine once you have copied that"
+                     wrote to it; its work disk is not: delete the sandbox once you have copied that"
                 ),
             })
         }
@@ -103,10 +103,10 @@ fn load(mapper: &DM, vm: VmId, origin: &Loop, overlay: &Loop, tail: Option<&Loop
     }
 }
 
-/// Removes the node of a machine, and with it the last hold on its loop devices.
+/// Removes the node of a sandbox, and so the last user of its loop devices.
 pub(super) fn remove(vm: VmId) -> Result<()> {
     let device_name = mapper_name(vm);
-    // Where there is no device-mapper there is no node.
+    // Without device-mapper there is no node.
     let Ok(mapper) = DM::new() else { return Ok(()) };
     match mapper.device_remove(&DevId::Name(name(&device_name)?), options()) {
         Ok(_) => Ok(()),
@@ -119,7 +119,7 @@ pub(super) fn remove(vm: VmId) -> Result<()> {
     }
 }
 
-/// The machines that have a node.
+/// Returns the sandboxes that have a node.
 pub(super) fn found() -> Result<Vec<VmId>> {
     let Ok(mapper) = DM::new() else { return Ok(Vec::new()) };
     let devices = mapper.list_devices().map_err(|error| failed("list the mapper devices", error))?;
@@ -130,8 +130,8 @@ fn open() -> Result<DM> {
     DM::new().map_err(|error| failed("open device-mapper", error))
 }
 
-/// Nobody looks into a disk that a guest writes: no links, no probing, no assembling. `60-banger.rules` says
-/// the same of events that are not ours.
+/// Tells udev not to look into a disk that a guest writes: no links, no probing, no assembling. `60-banger.rules`
+/// says the same about events of other programs.
 fn options() -> DmOptions {
     DmOptions::default().set_udev_flags(
         DmUdevFlags::DM_UDEV_DISABLE_DM_RULES_FLAG
@@ -150,7 +150,7 @@ fn uuid(text: &str) -> Result<&DmUuid> {
     DmUuid::new(text).map_err(|error| Error::other("name a mapper device", error))
 }
 
-/// What the kernel said.
+/// Returns the kernel's error.
 fn errno(error: &DmError) -> Option<Errno> {
     match error {
         DmError::Core(CoreError::Ioctl(_, _, _, errno)) => Some(Errno::from_raw_os_error(**errno as i32)),

@@ -1,8 +1,8 @@
-//! Requests to the kernel about links, routes and neighbours that go to it together: one system call for all of
-//! them, and not a change of tasks for each.
+//! Sends requests about links, routes and neighbours to the kernel in one system call, instead of one call and one
+//! change of tasks for each.
 //!
-//! netlink(7) and rtnetlink(7). A datagram may hold several requests, which the kernel takes in their order and
-//! answers one by one, whether those before succeeded or not.
+//! netlink(7) and rtnetlink(7). A datagram may hold several requests, which the kernel handles in order and answers
+//! one by one, whether earlier ones succeeded or not.
 
 use std::io;
 
@@ -13,14 +13,14 @@ use rtnetlink::{
 };
 use rustix::net::RecvFlags;
 
-/// Makes what is not there, and replaces what is.
+/// Creates what is missing, and replaces what exists.
 const FLAGS: u16 = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-/// Answers are as long as a header and a number, but for those that hold the request that was refused.
+/// An answer has a header and a number, and the request if that was refused.
 const ANSWERS: usize = 32 << 10;
-/// The kernel has answered when the system call that asks it returns.
+/// The kernel answers before the system call that sends the request returns.
 const AT_ONCE: i32 = RecvFlags::DONTWAIT.bits() as i32;
 
-/// Makes these requests. All of them are made; the error is that of the first that was refused.
+/// Makes all of these requests. Returns the error of the first one that was refused.
 pub(super) fn commit(requests: Vec<RouteNetlinkMessage>) -> io::Result<()> {
     let count = requests.len();
     let mut datagram = Vec::new();
@@ -28,7 +28,7 @@ pub(super) fn commit(requests: Vec<RouteNetlinkMessage>) -> io::Result<()> {
         let mut message = NetlinkMessage::from(request);
         (message.header.flags, message.header.sequence_number) = (FLAGS, n as u32);
         message.finalize();
-        // Every request is a multiple of 4 bytes long, so the next one needs no padding.
+        // The length of a request is a multiple of 4, so no padding is needed.
         let (begin, length) = (datagram.len(), message.buffer_len());
         datagram.resize(begin + length, 0);
         message.serialize(&mut datagram[begin..]);

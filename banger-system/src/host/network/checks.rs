@@ -1,4 +1,4 @@
-//! What the network needs of the host, as `banger doctor` shows it.
+//! What the network needs from the host, as `banger doctor` shows it.
 
 use std::path::Path;
 
@@ -12,17 +12,17 @@ use super::{
 };
 use crate::ports::{Check, Status};
 
-/// What every interface needs.
+/// Returns the checks of interfaces.
 pub(super) fn of_interfaces() -> Vec<Check> {
     vec![tun(), nft()]
 }
 
-/// Published ports need nothing more than interfaces do, so this shows how many there are.
+/// Returns the check of published ports. They need nothing more than interfaces do, so it shows how many there are.
 pub(super) fn of_ports(count: usize) -> Check {
     check("ports", Status::Pass, format!("published ports of this host: {count}"), "")
 }
 
-/// What NAT needs. Blocks.
+/// Returns the checks of NAT. Blocks.
 pub(super) fn of_nat(filter: &Filter) -> Vec<Check> {
     let mut checks = vec![ipv6()];
     checks.extend(filter.is_prepared().then(|| connections(filter.bounds())));
@@ -82,7 +82,8 @@ fn connections(bounds: Option<Bounds>) -> Check {
     }
 }
 
-/// Accepting a packet is not final: another program's chain may still drop it.
+/// Warns of chains that drop packets of guests: accepting a packet is not final, since another program's chain may
+/// still drop it.
 fn firewall(drops: &[ForeignDrop]) -> Vec<Check> {
     let mut checks: Vec<Check> = drops
         .iter()
@@ -96,7 +97,7 @@ fn firewall(drops: &[ForeignDrop]) -> Vec<Check> {
                     "guests may be unable to reach networks beyond this host",
                     format!("run `firewall-cmd --permanent --zone=trusted --add-interface={TAP_PREFIX}+` and reload"),
                 ),
-                // Docker sets the policy of this chain, and leaves DOCKER-USER to others.
+                // Docker sets the policy of this chain, and leaves DOCKER-USER to administrators.
                 (_, "ip filter FORWARD" | "ip6 filter FORWARD") => (
                     "guests may be unable to reach networks beyond this host",
                     format!(
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_firewall_that_drops_is_told_with_what_to_do() {
+    fn a_firewall_that_drops_is_reported_with_a_hint() {
         assert!(hint("ip filter FORWARD", "forward").contains("DOCKER-USER"));
         assert!(hint("inet firewalld filter_FORWARD", "forward").contains("firewall-cmd"));
         assert!(hint("inet filter forward", "forward").contains("in that chain"));

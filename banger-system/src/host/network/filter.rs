@@ -1,5 +1,5 @@
-//! The kernel's packet filter. The rules are applied by `nft`, once; guests come and go as elements of
-//! sets, by netlink, which takes microseconds.
+//! The kernel's packet filter. `nft` applies the rules once; guests come and go as elements of sets, by netlink,
+//! which takes microseconds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,10 +11,10 @@ use banger_domain::{
     id::VmId,
     net::{
         TABLE,
-        element::{Element, Ipv6, Set, counted, elements, in_the_way, take_belonging},
+        element::{Element, Ipv6, Set, conflicts, connection_counter, elements, take_elements_of},
         nic::{Nic, TapName},
         port::Port,
-        ruleset::{Bounds, begin_anew, ruleset},
+        ruleset::{Bounds, delete_table, ruleset},
         subnet::Subnet,
     },
 };
@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::nft::{add_to, apply, failed, remove_from};
 use crate::ports::{Error, Result};
 
-/// The packet filter. Every method blocks. Clones are the same.
+/// The packet filter. Every method blocks. Clones share the state.
 #[derive(Clone, Default)]
 pub(super) struct Filter(Arc<Mutex<State>>);
 
@@ -33,32 +33,32 @@ struct State {
     socket: Option<Socket>,
     /// What the rules were made for, once they were made.
     prepared: Option<(Subnet, Ipv6)>,
-    /// How many connections guests may have, where the kernel counts them.
+    /// How many connections guests may have, if the kernel counts them.
     bounds: Option<Bounds>,
-    /// What this run of the service put in.
+    /// The guests that this run of the service added.
     known: BTreeMap<VmId, Nic>,
-    /// What earlier runs left, less what this run took over; absent until it is needed.
+    /// Elements of earlier runs that this run has not taken over; `None` until they are needed.
     left: Option<Vec<Element>>,
 }
 
-/// A chain of somebody else that drops what it does not know.
+/// Another program's chain that drops packets by default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ForeignDrop {
-    /// Family and name of its table, and its name.
+    /// The family and name of its table, and its name.
     pub(super) chain: String,
-    /// What passes through it.
+    /// Which packets pass through it.
     pub(super) hook: &'static str,
 }
 
 impl Filter {
-    /// Applies the rules, and puts in again what this run had put in.
+    /// Applies the rules, and adds this run's guests again.
     pub(super) fn prepare(&self, subnet: Subnet, ipv6: Ipv6) -> Result<()> {
         let mut state = self.lock();
         state.prepared = Some((subnet, ipv6));
         state.repair()
     }
 
-    /// Removes the table with all that is in it.
+    /// Removes the table with everything in it.
     pub(super) fn withdraw(&self) -> Result<()> {
         let mut state = self.lock();
         state.prepared = None;
@@ -68,7 +68,7 @@ impl Filter {
         state.commit(&batch).map_err(|error| failed("remove the table of the packet filter", error))
     }
 
-    /// Puts a guest in, as a whole or not at all. What it had before and has no longer goes.
+    /// Adds a guest, as a whole or not at all. Removes elements that it no longer has.
     pub(super) fn put(&self, nic: &Nic) -> Result<()> {
         let mut state = self.lock();
         let ipv6 = state.ipv6();
@@ -81,7 +81,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Makes what was put in as `old` into `new`, at once.
+    /// Replaces the elements of `old` by those of `new` in one step.
     pub(super) fn change(&self, old: &Nic, new: &Nic) -> Result<()> {
         let mut state = self.lock();
         let ipv6 = state.ipv6();
@@ -90,7 +90,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Takes the published ports of all guests out.
+    /// Removes the published ports of all guests.
     pub(super) fn unpublish_all(&self) -> Result<()> {
         let mut state = self.lock();
         let mut batch = Batch::new();
@@ -107,7 +107,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Takes a guest out, whichever run put it in.
+    /// Removes a guest, whichever run added it.
     pub(super) fn remove(&self, vm: VmId) -> Result<()> {
         let mut state = self.lock();
         let ipv6 = state.ipv6();
@@ -117,9 +117,9 @@ impl Filter {
         };
         let mut batch = Batch::new();
         remove_from(&mut batch, &gone);
-        remove_from(&mut batch, &[counted(&TapName::of(vm))]);
+        remove_from(&mut batch, &[connection_counter(&TapName::of(vm))]);
         match state.commit(&batch) {
-            // The table is gone, and with it the elements.
+            // The table is gone, and so are its elements.
             Err(error) if error.is_not_found() => {}
             result => result.map_err(|error| failed("remove a guest from the packet filter", error))?,
         }
@@ -127,14 +127,14 @@ impl Filter {
         Ok(())
     }
 
-    /// The guests that are in, of this run or of an earlier one.
+    /// Returns the guests in the table, of this run or an earlier one.
     pub(super) fn found(&self) -> Result<Vec<VmId>> {
         let elements = self.lock().list(Set::Source4.name())?;
         let vms = elements.iter().filter_map(|element| element.comment()?.parse().ok());
         Ok(vms.collect::<BTreeSet<_>>().into_iter().collect())
     }
 
-    /// Marks the links on which forwarding is on for the sake of guests alone; only these.
+    /// Marks exactly the links on which forwarding was enabled for guests alone.
     pub(super) fn mark_opened(&self, links: &BTreeSet<String>) -> Result<()> {
         let mut list = SetElemList::new(Family::Inet, TABLE, OPENED);
         list.elems.extend(links.iter().map(|link| {
@@ -149,7 +149,7 @@ impl Filter {
         committed.map_err(|error| failed("mark the links that lead outside", error))
     }
 
-    /// The links that are marked, by this run or by an earlier one.
+    /// Returns the marked links, of this run or an earlier one.
     pub(super) fn opened(&self) -> Result<BTreeSet<String>> {
         let elements = self.lock().list(OPENED)?;
         let name = |element: SetElem| {
@@ -160,12 +160,12 @@ impl Filter {
         Ok(elements.into_iter().filter_map(name).collect())
     }
 
-    /// Whether there is a guest of this run that needs the way out of the host.
-    pub(super) fn leads_outside(&self) -> bool {
-        self.lock().known.values().any(Nic::leads_outside)
+    /// Returns whether a guest of this run needs to reach networks beyond the host.
+    pub(super) fn reaches_outside(&self) -> bool {
+        self.lock().known.values().any(Nic::reaches_outside)
     }
 
-    /// Whether the table is there.
+    /// Returns whether the table exists.
     pub(super) fn is_there(&self) -> Result<bool> {
         match self.lock().with(|socket| socket.get_table(Family::Inet, TABLE)) {
             Ok(_) => Ok(true),
@@ -174,7 +174,7 @@ impl Filter {
         }
     }
 
-    /// The chains of others that drop what goes to guests or comes from them, whatever our rules say.
+    /// Returns other programs' chains that drop packets from or to guests, whatever our rules say.
     pub(super) fn foreign_drops(&self) -> Result<Vec<ForeignDrop>> {
         let chains = self.lock().with(|socket| socket.list_chains(Family::Unspec, None));
         let chains = chains.map_err(|error| failed("list the chains of the packet filter", error))?;
@@ -189,12 +189,12 @@ impl Filter {
         Ok(drops.collect())
     }
 
-    /// Whether the rules were made.
+    /// Returns whether the rules were made.
     pub(super) fn is_prepared(&self) -> bool {
         self.lock().prepared.is_some()
     }
 
-    /// How many connections guests may have; none where the kernel does not count them.
+    /// Returns how many connections guests may have; `None` if the kernel does not count them.
     pub(super) fn bounds(&self) -> Option<Bounds> {
         self.lock().bounds
     }
@@ -204,12 +204,12 @@ impl Filter {
     }
 }
 
-/// How many connections the kernel keeps; none where it does not say yet.
-fn places_for_connections() -> Option<u32> {
+/// Returns how many connections the kernel tracks; `None` if it does not say yet.
+fn max_connections() -> Option<u32> {
     fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").ok()?.trim().parse().ok()
 }
 
-/// The set of links on which forwarding is on for the sake of guests alone.
+/// The set of links on which forwarding was enabled for guests alone.
 const OPENED: &str = "opened";
 
 impl State {
@@ -222,14 +222,14 @@ impl State {
         let Some((subnet, ipv6)) = self.prepared else {
             return Err(Error::HostNotReady { message: "the network for guests is not set up".to_owned() });
         };
-        let bounds = Bounds::of_table(places_for_connections());
+        let bounds = Bounds::for_table(max_connections());
         self.bounds = Some(bounds);
         let rules = ruleset(subnet, self.bounds);
         if let Err(error) = apply(&rules) {
             // Sets and chains cannot be changed into others, and this table may be of another version.
             tracing::warn!(%error, "replacing the table of the packet filter");
-            if let Err(error) = apply(&format!("{}{rules}", begin_anew())) {
-                apply(&format!("{}{}", begin_anew(), ruleset(subnet, None)))?;
+            if let Err(error) = apply(&format!("{}{rules}", delete_table())) {
+                apply(&format!("{}{}", delete_table(), ruleset(subnet, None)))?;
                 tracing::error!(%error, "the kernel cannot limit connections: guests can fill its table");
                 self.bounds = None;
             }
@@ -241,7 +241,7 @@ impl State {
         self.commit(&batch).map_err(|error| failed("add the guests to the packet filter again", error))
     }
 
-    /// Replaces these elements by those of the guest, in one step.
+    /// Replaces these elements by those of the guest in one step.
     fn swap(&mut self, nic: &Nic, mut before: Vec<Element>) -> Result<()> {
         let after = elements(nic, self.ipv6());
         before.retain(|element| !after.contains(element));
@@ -257,16 +257,16 @@ impl State {
             result => result,
         };
         result.map_err(|error| match error.errno().map(Errno::from_raw_os_error) {
-            // An entry of a map that leads elsewhere.
+            // A map already has an entry for the port of another guest.
             Some(Errno::BUSY | Errno::EXIST) => Error::Taken { message: self.taken(nic) },
             _ => failed(format!("add {} to the packet filter", nic.tap()), error),
         })
     }
 
-    /// Which port of this guest leads to another one, in words.
+    /// Says which port of this guest is published for another one.
     fn taken(&mut self, nic: &Nic) -> String {
         let there = self.all().unwrap_or_default();
-        match nic.ports.iter().find(|port| in_the_way(&there, nic, **port)) {
+        match nic.ports.iter().find(|port| conflicts(&there, nic, **port)) {
             Some(Port { host, protocol, .. }) => {
                 format!(
                     "port {host}/{protocol} of the host is published by another sandbox; choose another one"
@@ -276,14 +276,13 @@ impl State {
         }
     }
 
-    /// What earlier runs left of this guest. The kernel is asked once: from then on all that changes is
-    /// known.
+    /// Returns what earlier runs left of this guest. The kernel is asked once; from then on all changes are known.
     fn take_left(&mut self, tap: &TapName) -> Result<Vec<Element>> {
         let mut left = match self.left.take() {
             Some(left) => left,
             None => self.all()?,
         };
-        let taken = take_belonging(&mut left, tap);
+        let taken = take_elements_of(&mut left, tap);
         self.left = Some(left);
         Ok(taken)
     }
@@ -299,7 +298,7 @@ impl State {
         Ok(all)
     }
 
-    /// The elements of a set; none where there is no such set.
+    /// Returns the elements of a set; none if there is no such set.
     fn list(&mut self, set: &str) -> Result<Vec<SetElem>> {
         match self.with(|socket| socket.list_elems(Family::Inet, TABLE, set)) {
             Err(error) if error.is_not_found() => Ok(Vec::new()),
@@ -323,7 +322,7 @@ impl State {
             .as_mut()
             .map(talk)
             .unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::NotConnected).into()));
-        // Answers that were lost or cut must not be taken for those to the next request.
+        // After a lost or truncated answer, the next request must not read the rest of it.
         if matches!(result, Err(crabtables::Error::Io(_) | crabtables::Error::Malformed(_))) {
             self.socket = None;
         }

@@ -1,8 +1,7 @@
-//! Forwarding between guests and the rest of the world.
+//! Forwarding between guests and other networks.
 //!
-//! The global switch is not touched: it would turn any host into a router between all of its
-//! links. It is turned on for TAPs, and for the links that lead outside, from which packets then go to
-//! guests alone: the rules drop the others.
+//! The global switch is left alone: it would turn any host into a router between all of its links. Forwarding is
+//! enabled for TAPs and for the uplinks, whose packets are then forwarded to guests only: the rules drop all others.
 
 use std::{
     collections::BTreeSet,
@@ -21,8 +20,8 @@ use rtnetlink::{
 use super::links::{Links, failed};
 use crate::ports::{Error, Result};
 
-/// Turns forwarding of IPv6 on for one link, from Linux 6.17 on. Before, there is the global switch only,
-/// which also makes the host deaf to the router of its own network.
+/// Enables IPv6 forwarding for one link, since Linux 6.17. Before, there is only the global switch, which also makes
+/// the host ignore the router of its own network.
 const FORCE_FORWARDING: &str = "force_forwarding";
 
 fn setting(family: &str, link: &str, name: &str) -> PathBuf {
@@ -35,22 +34,22 @@ fn is_on(family: &str, link: &str, name: &str) -> bool {
 
 fn switch(family: &str, link: &str, name: &str, value: &str) -> Result<()> {
     let path = setting(family, link, name);
-    // Never made: asked to, procfs gives another error than that there is no such switch.
+    // Opened without O_CREAT, for which procfs returns another error if there is no such switch.
     let written =
         OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(value.as_bytes()));
     match written {
-        // The link is gone, or has no IPv6, or the kernel has no such switch.
+        // The link is gone, has no IPv6, or the kernel lacks the switch.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         written => written.map_err(|source| Error::os(format!("write {}", path.display()), source)),
     }
 }
 
-/// Whether the host forwards IPv4 between all of its links, by its owner's choice.
+/// Returns whether the administrator made the host a router for IPv4.
 pub(super) fn forwards_everything() -> bool {
     is_on("ipv4", "all", "forwarding")
 }
 
-/// What the host can do of IPv6.
+/// Returns what the host supports of IPv6.
 pub(super) fn ipv6() -> Ipv6 {
     let off = |link| !setting("ipv6", link, "disable_ipv6").exists() || is_on("ipv6", link, "disable_ipv6");
     if off("all") || off("default") {
@@ -60,25 +59,25 @@ pub(super) fn ipv6() -> Ipv6 {
     if per_link || is_on("ipv6", "all", "forwarding") { Ipv6::Forwarded } else { Ipv6::Local }
 }
 
-/// Lets IPv6 packets in from a TAP. IPv4 is turned on with the link.
+/// Allows IPv6 packets from a TAP. IPv4 is enabled together with the link.
 pub(super) fn open_tap(tap: &str) -> Result<()> {
     switch("ipv6", tap, FORCE_FORWARDING, "1")
 }
 
-/// Turns forwarding on for a link that leads outside.
+/// Enables forwarding for an uplink.
 pub(super) fn open(link: &str) -> Result<()> {
     switch("ipv4", link, "forwarding", "1")?;
     switch("ipv6", link, FORCE_FORWARDING, "1")
 }
 
-/// Turns it off again.
+/// Disables it again.
 pub(super) fn close(link: &str) -> Result<()> {
     switch("ipv4", link, "forwarding", "0")?;
     switch("ipv6", link, FORCE_FORWARDING, "0")
 }
 
 impl Links {
-    /// The names of the links that default routes lead to.
+    /// Returns the names of the links with default routes.
     pub(super) async fn outside(&self) -> Result<BTreeSet<String>> {
         let mut routes = self.routes4().await?;
         routes.extend(self.routes6().await?);
@@ -94,7 +93,7 @@ impl Links {
         Ok(links)
     }
 
-    /// The IPv4 networks that routes of others lead to.
+    /// Returns the IPv4 networks in routes of others.
     pub(super) async fn occupied(&self) -> Result<Vec<Prefix4>> {
         let shared = self.find(LINK).await?.map(|link| link.index);
         let ours = |route: &RouteMessage| {

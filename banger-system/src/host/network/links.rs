@@ -28,7 +28,7 @@ use rustix::io::Errno;
 
 use crate::ports::{Error, Result};
 
-/// What the kernel says to a request that changes something.
+/// The kernel's answer to a change.
 type Answer = Result<(), rtnetlink::Error>;
 
 /// The host's links.
@@ -37,26 +37,26 @@ pub(super) struct Links {
     pub(super) handle: Handle,
 }
 
-/// A link that was found.
+/// A link of the host.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
-    /// The kernel's number for it.
+    /// Its index.
     pub(super) index: u32,
     /// Its name.
     pub(super) name: String,
-    /// What somebody wrote on it; empty when nobody did.
+    /// Its alias; empty if it has none.
     pub(super) alias: String,
 }
 
 impl Links {
-    /// The links of this network namespace. A task of the current runtime carries the messages.
+    /// Returns the links of this network namespace. A task of the current runtime carries the messages.
     pub(super) fn new() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
-    /// The link of this name.
+    /// Finds the link of this name.
     pub(super) async fn find(&self, name: &str) -> Result<Option<Link>> {
         let mut links = Box::pin(self.handle.link().get().match_name(name).execute());
         match links.try_next().await {
@@ -66,7 +66,7 @@ impl Links {
         }
     }
 
-    /// The name of the link with this number; none when it is gone.
+    /// Returns the name of the link with this index; `None` if it is gone.
     pub(super) async fn name_of(&self, index: u32) -> Result<Option<String>> {
         let mut links = Box::pin(self.handle.link().get().match_index(index).execute());
         match links.try_next().await {
@@ -76,7 +76,7 @@ impl Links {
         }
     }
 
-    /// Every link.
+    /// Returns every link.
     pub(super) async fn all(&self) -> Result<Vec<Link>> {
         let links = self.handle.link().get().execute().map_ok(Link::from).try_collect();
         links.await.map_err(|error| failed("list the links", error))
@@ -91,7 +91,7 @@ impl Links {
         }
     }
 
-    /// Makes the link that holds the host's addresses among the guests, and nothing but them.
+    /// Makes the link that holds the host's addresses in the guest network, and nothing else.
     pub(super) async fn make_shared(&self, subnet: Subnet, ipv6: Ipv6) -> Result<()> {
         let index = match self.find(LINK).await? {
             Some(link) if link.alias == LINK_ALIAS => link.index,
@@ -106,7 +106,7 @@ impl Links {
         let result = async {
             self.set(LinkUnspec::new_with_index(index).alias(LINK_ALIAS).up()).await?;
             self.add_address(index, v4.into(), 32).await?;
-            // What goes to an address that no guest has is refused at once, and does not leave the host.
+            // Packets to an address without a guest are refused at once, and do not leave the host.
             self.add_route(
                 v4_route(subnet.v4().network(), subnet.v4().length()).kind(RouteType::Unreachable),
             )
@@ -140,8 +140,8 @@ impl Links {
         Ok(())
     }
 
-    /// A dummy link; where the kernel has none, one end of a pair of virtual Ethernet links, with the
-    /// other end up too, for it has carrier only then.
+    /// Adds a dummy link or, if the kernel has none, one end of a pair of virtual Ethernet links. The other end is up
+    /// too, since the link has carrier only then.
     async fn add_shared(&self) -> Result<u32> {
         let pair = async {
             self.handle.link().add(LinkVeth::new(LINK, LINK_PEER).build()).execute().await?;
@@ -166,7 +166,7 @@ impl Links {
 
     async fn add_address(&self, index: u32, address: IpAddr, length: u8) -> Answer {
         let mut add = self.handle.address().add(index, address, length).replace();
-        // Nobody else can have it, so there is nothing to wait for.
+        // Nobody else can have the address, so duplicate detection is not needed.
         add.message_mut().header.flags = AddressHeaderFlags::Nodad | AddressHeaderFlags::Permanent;
         add.execute().await
     }
@@ -176,8 +176,8 @@ impl Links {
     }
 }
 
-/// Gives a TAP that is down the name that it has as this guest's. Linux before 6.2 renames no link that is up,
-/// not even to the name that it has.
+/// Renames a TAP that is down to this guest's name. Linux before 6.2 renames no link that is up, not even to its
+/// current name.
 pub(super) fn name_tap(index: u32, nic: &Nic) -> RouteNetlinkMessage {
     let name = LinkUnspec::new_with_index(index).name(nic.tap().to_string());
     RouteNetlinkMessage::SetLink(name.build())
@@ -185,9 +185,8 @@ pub(super) fn name_tap(index: u32, nic: &Nic) -> RouteNetlinkMessage {
 
 /// Sets up a TAP for this guest. May be repeated while a VMM uses the TAP.
 ///
-/// The TAP has no address. The guest sends to those of [`LINK`], and knows the TAP's hardware address
-/// beforehand; an address would add routes to each TAP that stand in one row with those of all others, through
-/// which the kernel walks for each new one.
+/// The TAP has no address. The guest sends to the addresses of [`LINK`], and knows the TAP's hardware address
+/// beforehand; an address would add routes for each TAP, in a list that the kernel walks for each new one.
 pub(super) fn set_up_tap(index: u32, nic: &Nic, ipv6: Ipv6) -> Vec<RouteNetlinkMessage> {
     let mut requests = vec![
         RouteNetlinkMessage::SetLink(identity(index, nic, ipv6).build()),
@@ -204,7 +203,8 @@ pub(super) fn set_up_tap(index: u32, nic: &Nic, ipv6: Ipv6) -> Vec<RouteNetlinkM
     requests
 }
 
-/// Nobody has to ask for the guest's hardware address, and nobody else can answer.
+/// Returns a permanent neighbour entry, so that nobody has to ask for the guest's hardware address and nobody else
+/// can answer.
 fn neighbour(index: u32, guest: IpAddr, mac: Mac) -> RouteNetlinkMessage {
     let (family, destination) = match guest {
         IpAddr::V4(guest) => (AddressFamily::Inet, NeighbourAddress::Inet(guest)),
@@ -220,9 +220,9 @@ fn neighbour(index: u32, guest: IpAddr, mac: Mac) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewNeighbour(message)
 }
 
-/// What a TAP is beside being up: ours, of this owner, and a link that packets are forwarded from. Packets
-/// with an address of the loopback link may leave on it, for ports that are published there; the rules of
-/// the packet filter see to it that none comes in.
+/// Returns the attributes of a TAP: it is ours, belongs to this owner, and packets are forwarded from it. Packets
+/// with a loopback address may leave on it, for ports that are published there; the rules of the packet filter ensure
+/// that none comes in.
 fn identity(index: u32, nic: &Nic, ipv6: Ipv6) -> LinkMessageBuilder<LinkUnspec> {
     let mut inet = InetDevConf::default();
     (inet.forwarding, inet.route_localnet) = (1, 1);
@@ -261,12 +261,12 @@ impl From<LinkMessage> for Link {
     }
 }
 
-/// Whether the kernel refused for this reason.
+/// Returns whether the kernel refused for this reason.
 pub(super) fn is(error: &rtnetlink::Error, reason: Errno) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -reason.raw_os_error())
 }
 
-/// The error of a request that was made for `doing`.
+/// Returns the error of a request made for `doing`.
 pub(super) fn failed(doing: impl Into<String>, error: rtnetlink::Error) -> Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => Error::os(doing, message.to_io()),

@@ -1,4 +1,38 @@
-//! The network of guests on Linux: a routed TAP for each, and a table of the kernel's packet filter.
+//! The network of guests on Linux: a routed TAP for each guest, and a table of the kernel's packet filter.
+//!
+//! ```text
+//!   guest ── virtio-net ── VMM ── TAP bgr-… ── routes ── other TAPs, host (banger0), uplinks
+//!                                    │
+//!                                    ▼
+//!                        table inet banger: who may reach whom
+//!                          rules    made once by nft       (ruleset.nft)
+//!                          sets     elements of each guest (banger_domain::net::element)
+//! ```
+//!
+//! There is no bridge. Each guest has a point-to-point route, and the link `banger0` holds the host's addresses,
+//! which are the gateway and the DNS server of all guests ([`links`]). What the parts do, and when:
+//!
+//! | step | what happens | file |
+//! |---|---|---|
+//! | prepare, at the first start of a sandbox | `banger0` and the rules are made | [`links`], [`filter`] |
+//! | plug, at each start | a TAP from the pool gets its name, addresses and elements | [`pool`], [`tap`], [`batch`] |
+//! | change, while it runs | ports are reserved, then elements are swapped in one step | [`ports`], [`filter`] |
+//! | unplug | TAP, elements and reserved ports are removed; what is gone already counts as success | |
+//! | maintain, all the time | flushed rules are made again, forwarding follows the default route | [`watch`], [`forwarding`] |
+//!
+//! The order matters for security. When access is opened, the restrictions come first and the permissions last; when
+//! it is closed, it is the other way round. A new TAP is not persistent until everything is in place, so a failure in
+//! between leaves nothing.
+//!
+//! The names and addresses of a guest are functions of its id and slot (`banger_domain::net`). So after a crash the
+//! service finds everything again in the kernel: [`LinuxNetwork`] reports what exists, and recovery decides what
+//! stays. Two things need a memory outside of the kernel's tables: systemd keeps the sockets that reserve published
+//! ports, and a set of the table has the links whose forwarding was enabled for guests, to be disabled with the last
+//! one.
+//!
+//! Guests are hostile, and so may be users of the host. A guest can send anything on its TAP; the rules drop packets with
+//! another source address. A guest reaches no service of the host except DNS. Nobody reaches a guest except root, processes
+//! and other guests of its owner, and clients of its published ports. docs/network.md says more.
 
 mod batch;
 mod checks;
@@ -57,13 +91,13 @@ pub struct LinuxNetwork {
     ports: HeldPorts,
     pool: TapPool,
     prepared: Mutex<Option<Subnet>>,
-    /// Whether the way out of the host was opened once; from then on [`LinuxNetwork::keep`] sees to it.
+    /// Whether forwarding was enabled once; from then on [`LinuxNetwork::maintain`] updates it.
     outside_is_open: AtomicBool,
 }
 
 impl LinuxNetwork {
-    /// The network; nothing is made yet. `warm_taps` interfaces are kept ready from the first start on. The
-    /// sockets that hold published ports are kept in `store`. To be called in a runtime.
+    /// Returns the network, without making anything yet. From the first start on, `warm_taps` TAPs are kept ready. The
+    /// sockets that reserve published ports are kept in `store`. Must be called in a runtime.
     pub fn new(warm_taps: usize, store: Arc<DescriptorStore>) -> Result<Self> {
         let links = Links::new().map_err(|source| Error::os("talk to the kernel about links", source))?;
         Ok(Self {
@@ -76,12 +110,12 @@ impl LinuxNetwork {
         })
     }
 
-    /// Whether a TCP port of the host leads to a guest.
+    /// Returns whether a TCP port of the host is published.
     pub fn is_published(&self, port: u16) -> bool {
         self.ports.has_tcp(port)
     }
 
-    /// The TAP of a machine, if it has one. A link of that name that is not the machine's is an error.
+    /// Returns the TAP of a sandbox, if it has one. Another link of that name is an error.
     async fn tap(&self, vm: VmId) -> Result<Option<Link>> {
         let link = self.links.find(TapName::of(vm).as_str()).await?;
         match link {
@@ -95,10 +129,9 @@ impl LinuxNetwork {
         }
     }
 
-    /// Keeps what all guests share in order, whatever others do to the host: makes
-    /// the rules again when somebody flushes the packet filter, and follows the way out of the host when
-    /// it changes. Ends only with an error; to be run as a task.
-    pub async fn keep(&self) -> Result<Infallible> {
+    /// Maintains what all guests share: makes the rules again after somebody flushed the packet filter, and follows the
+    /// host's default routes. Returns only with an error. Run it as a task.
+    pub async fn maintain(&self) -> Result<Infallible> {
         let watch = Watch::new().map_err(|source| Error::os("watch the routes of the host", source))?;
         let mut rules = AsyncMonitor::new().map_err(|error| Error::other(WATCH_RULES, error))?;
         loop {
@@ -106,16 +139,16 @@ impl LinuxNetwork {
                 changed = watch.way_out_changed() => {
                     changed.map_err(|source| Error::os("watch the routes of the host", source))?;
                     let filter = self.filter.clone();
-                    match blocking("look for guests", move || Ok(filter.leads_outside())).await? {
+                    match blocking("look for guests", move || Ok(filter.reaches_outside())).await? {
                         true => self.open_outside().await?,
-                        // The next guest that needs the way out finds it as it is then.
+                        // The next guest that needs forwarding enables it again.
                         false => self.outside_is_open.store(false, Ordering::Relaxed),
                     }
                 }
                 events = rules.recv() => {
                     let events = events.map_err(|error| Error::other(WATCH_RULES, error))?;
                     if events.iter().any(is_about_a_lost_table) {
-                        self.mend().await?;
+                        self.restore_rules().await?;
                     }
                 }
             }
@@ -123,7 +156,7 @@ impl LinuxNetwork {
     }
 
     /// Makes the rules again if they are gone.
-    async fn mend(&self) -> Result<()> {
+    async fn restore_rules(&self) -> Result<()> {
         let prepared = *self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         let filter = self.filter.clone();
         let there = blocking("look for the rules of the packet filter", move || filter.is_there()).await?;
@@ -136,17 +169,16 @@ impl LinuxNetwork {
         }
     }
 
-    /// Lets packets for guests in from outside, on a host that forwards nothing else. The links that led
-    /// outside before are closed.
+    /// Enables forwarding for the current uplinks, and disables it for earlier ones.
     async fn open_outside(&self) -> Result<()> {
-        // A host that is a router by its owner's choice needs nothing, and must not be hindered.
+        // A host that its administrator made a router needs nothing, and must stay one.
         let router = forwarding::forwards_everything();
         let outside = if router { BTreeSet::new() } else { self.links.outside().await? };
         let filter = self.filter.clone();
         blocking("turn forwarding on", move || {
             let before = filter.opened()?;
             if !router {
-                // First what keeps strangers out, then what lets anybody in.
+                // First the restrictions, then the permissions.
                 filter.mark_opened(&before.union(&outside).cloned().collect())?;
                 outside.iter().try_for_each(|link| forwarding::open(link))?;
                 before.difference(&outside).try_for_each(|link| forwarding::close(link))?;
@@ -158,24 +190,24 @@ impl LinuxNetwork {
         Ok(())
     }
 
-    /// Holds these ports for a guest, and no others.
+    /// Reserves exactly these ports for a guest.
     async fn hold_ports(&self, vm: VmId, ports: BTreeSet<Port>) -> Result<()> {
         let held = self.ports.clone();
         blocking("hold the ports of a guest", move || held.hold(vm, &ports)).await
     }
 
     async fn open_outside_for(&self, nic: &Nic) -> Result<()> {
-        match nic.leads_outside() && !self.outside_is_open.load(Ordering::Relaxed) {
+        match nic.reaches_outside() && !self.outside_is_open.load(Ordering::Relaxed) {
             true => self.open_outside().await,
             false => Ok(()),
         }
     }
 }
 
-/// What is being done while it fails.
+/// What failed, in errors.
 const WATCH_RULES: &str = "watch the rules of the packet filter";
 
-/// Whether our table may be gone: it was deleted, or so much happened that messages were lost.
+/// Returns whether our table may be gone: it was deleted, or messages were lost.
 fn is_about_a_lost_table(event: &Event) -> bool {
     match event {
         Event::Del(Object::Table(table)) => table.name == TABLE,
@@ -196,7 +228,7 @@ impl Network for LinuxNetwork {
         blocking("make the rules of the packet filter", move || filter.prepare(subnet, ipv6)).await?;
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(subnet);
         let guests = self.filter.clone();
-        match blocking("look for guests", move || Ok(guests.leads_outside())).await? {
+        match blocking("look for guests", move || Ok(guests.reaches_outside())).await? {
             true => self.open_outside().await,
             false => Ok(()),
         }
@@ -208,7 +240,7 @@ impl Network for LinuxNetwork {
         while self.pool.take().is_some() {}
         let filter = self.filter.clone();
         blocking("remove the rules of the packet filter", move || {
-            // First what lets anybody in, then what keeps strangers out.
+            // First the permissions, then the restrictions.
             filter.opened()?.iter().try_for_each(|link| forwarding::close(link))?;
             filter.withdraw()
         })
@@ -242,7 +274,7 @@ impl Network for LinuxNetwork {
                 forwarding::open_tap(name.as_str())?;
             }
             filter.put(nic)?;
-            // Until here the TAP goes away by itself when something fails.
+            // Until here the TAP is removed automatically if something fails.
             new.map_or(Ok(()), NewTap::keep).map_err(|source| cannot("keep", &name, source))
         })
         .await?;
@@ -282,7 +314,7 @@ impl Network for LinuxNetwork {
     }
 
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()> {
-        // Held before anything leads there, and until nothing does.
+        // Reserved before the port is published, and until it is not.
         self.hold_ports(new.vm, old.ports.union(&new.ports).copied().collect()).await?;
         let (filter, before, after) = (self.filter.clone(), old.clone(), new.clone());
         let changed =
@@ -307,7 +339,7 @@ impl Network for LinuxNetwork {
         .await?;
         match self.links.find(TapName::of(vm).as_str()).await? {
             Some(link) if link.alias == tap_alias(vm) => self.links.remove(&link).await,
-            // Another program's, or there is none.
+            // There is none, or it is another program's.
             _ => Ok(()),
         }
     }
@@ -335,7 +367,7 @@ impl Network for LinuxNetwork {
     }
 }
 
-/// The error of a system call about a TAP.
+/// Returns the error of a system call about a TAP.
 fn cannot(what: &str, tap: &TapName, source: io::Error) -> Error {
     match source.kind() {
         io::ErrorKind::NotFound if !std::path::Path::new(tap::DEVICE).exists() => {
@@ -345,8 +377,8 @@ fn cannot(what: &str, tap: &TapName, source: io::Error) -> Error {
     }
 }
 
-/// The TAP of a machine that is plugged in, opened for its monitor: whole packets with a virtio header. There is
-/// one reader at a time.
+/// Opens the TAP of a plugged-in sandbox for its VMM: whole packets with a virtio header. There is one reader at a
+/// time.
 pub fn tap_of(vm: VmId) -> Result<OwnedFd> {
     let name = TapName::of(vm);
     tap::open(&name).map_err(|source| cannot("open", &name, source))

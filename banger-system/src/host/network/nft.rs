@@ -1,4 +1,4 @@
-//! The two ways to speak to the packet filter: a ruleset by the program `nft`, elements by netlink.
+//! The two ways to change the packet filter: rules by the program `nft`, elements by netlink.
 
 use std::{
     io::{self, Read, Write},
@@ -18,12 +18,12 @@ use crabtables::{Batch, Family, SetElem, SetElemList};
 
 use crate::ports::{Error, Result};
 
-/// Where distributions put it.
+/// Where distributions install it.
 pub(super) const PROGRAM: &str = "/usr/sbin/nft";
-/// It takes some milliseconds; it waits while others change the packet filter.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take: some milliseconds, or longer while others change the packet filter.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Adds elements of a guest; those that are there are kept.
+/// Adds elements of a guest. Existing ones are kept.
 pub(super) fn add_to(batch: &mut Batch, vm: VmId, elements: &[Element]) {
     for element in elements {
         let mut added = encoded(element);
@@ -34,10 +34,10 @@ pub(super) fn add_to(batch: &mut Batch, vm: VmId, elements: &[Element]) {
     }
 }
 
-/// Removes elements, whether they are there or not.
+/// Removes elements, whether they exist or not.
 ///
-/// An element is added before it is deleted: deleting one that is not there would fail, and the whole
-/// batch with it. Kernels from 6.3 on have a message for this; not every distribution has such a kernel.
+/// Each element is added before it is deleted, since deleting a missing one would fail the whole batch. Kernels since
+/// 6.3 have a message for this, but not every distribution has such a kernel.
 pub(super) fn remove_from(batch: &mut Batch, elements: &[Element]) {
     for element in elements {
         batch.add_elems(&list_of(element.set, encoded(element)));
@@ -57,7 +57,7 @@ fn list_of(set: Set, element: SetElem) -> SetElemList {
     SetElemList::new(Family::Inet, TABLE, set.name()).with(element)
 }
 
-/// Has `nft` apply a ruleset, whole or not at all.
+/// Applies rules with `nft`, completely or not at all.
 pub(super) fn apply(rules: &str) -> Result<()> {
     const DOING: &str = "apply the rules of the packet filter";
     let started = Command::new(PROGRAM)
@@ -73,7 +73,7 @@ pub(super) fn apply(rules: &str) -> Result<()> {
         }
         _ => Error::os(format!("start {PROGRAM}"), source),
     })?;
-    // What it does not read, it tells about when it ends.
+    // If it stops reading, its exit status says why.
     let _ = nft.stdin.take().map(|mut stdin| stdin.write_all(rules.as_bytes()));
     let began = Instant::now();
     loop {
@@ -85,13 +85,13 @@ pub(super) fn apply(rules: &str) -> Result<()> {
                 let first = said.lines().next().unwrap_or("nft gave no reason").to_owned();
                 return Err(Error::other(DOING, first));
             }
-            None if began.elapsed() > PATIENCE => {
-                // It may end just now.
+            None if began.elapsed() > TIMEOUT => {
+                // It may exit just now.
                 let _ = nft.kill();
                 let _ = nft.wait();
                 return Err(Error::Timeout {
                     what: "applying the rules of the packet filter".to_owned(),
-                    after: PATIENCE,
+                    after: TIMEOUT,
                 });
             }
             None => thread::sleep(Duration::from_millis(1)),
@@ -99,7 +99,7 @@ pub(super) fn apply(rules: &str) -> Result<()> {
     }
 }
 
-/// The error of a request that was made for `doing`.
+/// Returns the error of a request made for `doing`.
 pub(super) fn failed(doing: impl Into<String>, error: crabtables::Error) -> Error {
     Error::other(doing, error)
 }

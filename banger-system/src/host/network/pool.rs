@@ -1,5 +1,5 @@
-//! TAPs that are kept ready for the next guests: making one is most of the work of plugging a guest in. They
-//! have names that no rule knows, are down, and go with the process.
+//! Spare TAPs for the next guests, since making one is most of the work of plugging a guest in. Their names match no
+//! rule, they are down, and they go away with the process.
 
 use std::{
     collections::VecDeque,
@@ -15,14 +15,14 @@ use banger_domain::net::nic::TapName;
 use super::{links::Links, tap::NewTap};
 use crate::{host::blocking::blocking, ports::Result};
 
-/// A TAP that nobody has yet.
+/// A TAP that belongs to no guest yet.
 pub(super) struct WarmTap {
     pub(super) tap: NewTap,
-    /// Its number among the links.
+    /// Its link index.
     pub(super) index: u32,
 }
 
-/// TAPs that nobody has yet.
+/// A pool of spare TAPs.
 #[derive(Clone)]
 pub(super) struct TapPool {
     size: usize,
@@ -32,17 +32,17 @@ pub(super) struct TapPool {
 }
 
 impl TapPool {
-    /// An empty pool of this size.
+    /// Returns an empty pool of this size.
     pub(super) fn new(size: usize, links: Links) -> Self {
         Self { size, ready: Arc::default(), made: Arc::default(), links }
     }
 
-    /// One that is ready, if there is any.
+    /// Takes a spare TAP, if there is one.
     pub(super) fn take(&self) -> Option<WarmTap> {
         self.lock().pop_front()
     }
 
-    /// Fills it up in the background. A start without a TAP from the pool is only slower.
+    /// Fills the pool in the background. A start without a spare TAP is only slower.
     pub(super) fn fill(&self) {
         if self.lock().len() >= self.size {
             return;
@@ -58,7 +58,7 @@ impl TapPool {
         });
     }
 
-    /// A new one.
+    /// Makes a spare TAP.
     pub(super) async fn make(&self) -> Result<WarmTap> {
         let name = TapName::warm(self.made.fetch_add(1, Ordering::Relaxed));
         let of_kernel = name.clone();
@@ -71,7 +71,7 @@ impl TapPool {
         Ok(WarmTap { tap, index })
     }
 
-    /// Two that fill it at once may make one too many, which goes with its file.
+    /// Two concurrent fills may make one too many, which is closed.
     fn put(&self, tap: WarmTap) {
         let mut ready = self.lock();
         if ready.len() < self.size {

@@ -1,8 +1,8 @@
-//! Published ports are held by sockets of the service on which nobody listens: so a guest takes no port that
-//! a program of the host has, and no program of the host gets one that leads to a guest.
+//! Published ports are reserved by bound sockets that do not listen. So a guest gets no port that a program of the
+//! host uses, and no program of the host gets a published one.
 //!
-//! A port is held at exactly the addresses from which the rules of the packet filter lead to the guest. systemd
-//! keeps the sockets while the service restarts.
+//! A port is bound at exactly the addresses from which the packet filter forwards to the guest. systemd keeps the
+//! sockets while the service restarts.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -29,23 +29,23 @@ use crate::{
     ports::{Error, Result},
 };
 
-/// The ports of guests, held. Clones are the same.
+/// The reserved ports of guests. Clones share them.
 #[derive(Debug, Default, Clone)]
 pub(super) struct HeldPorts {
     held: Arc<Mutex<HashMap<VmId, BTreeMap<Port, Sockets>>>>,
     store: Arc<DescriptorStore>,
 }
 
-/// The sockets that hold one port, one for each family of addresses.
+/// The sockets that reserve one port, one for each address family.
 type Sockets = Vec<OwnedFd>;
 
 impl HeldPorts {
-    /// No ports yet. What an earlier run held is taken over from the store.
+    /// Returns a value without ports. Those of an earlier run are taken over from the store.
     pub(super) fn new(store: Arc<DescriptorStore>) -> Self {
         Self { held: Arc::default(), store }
     }
 
-    /// Holds these ports for a guest, and no others. When one of them is taken nothing changes. Blocks.
+    /// Reserves exactly these ports for a guest. If one is taken, nothing changes. Blocks.
     pub(super) fn hold(&self, vm: VmId, ports: &BTreeSet<Port>) -> Result<()> {
         let mut all = self.lock();
         let mut new = BTreeMap::new();
@@ -75,7 +75,7 @@ impl HeldPorts {
         Ok(())
     }
 
-    /// Holds as many of these ports as nobody else has, and no others. Returns those that somebody has. Blocks.
+    /// Reserves as many of these ports as are free, and no others. Returns the taken ones. Blocks.
     pub(super) fn hold_what_is_free(&self, vm: VmId, ports: &BTreeSet<Port>) -> Result<BTreeSet<Port>> {
         let (mut free, mut taken) = (BTreeSet::new(), BTreeSet::new());
         for port in ports {
@@ -94,36 +94,36 @@ impl HeldPorts {
         Ok(taken)
     }
 
-    /// Lets go of all ports of a guest. Blocks.
+    /// Releases all ports of a guest. Blocks.
     pub(super) fn release(&self, vm: VmId) {
         let gone = self.lock().remove(&vm).unwrap_or_default();
         self.let_go(vm, gone);
         self.forget_left(vm);
     }
 
-    /// The guests for which an earlier run held ports that this one has not taken over.
+    /// Returns the guests with ports of an earlier run that this one has not taken over.
     pub(super) fn found(&self) -> Vec<VmId> {
         self.store.left().iter().filter_map(|name| vm_of(name)).collect()
     }
 
-    /// Lets go of the ports of all guests. Blocks.
+    /// Releases the ports of all guests. Blocks.
     pub(super) fn release_all(&self) {
         let gone: Vec<_> = self.lock().drain().collect();
         gone.into_iter().for_each(|(vm, ports)| self.let_go(vm, ports));
     }
 
-    /// How many ports lead to guests.
+    /// Returns the number of published ports.
     pub(super) fn count(&self) -> usize {
         self.lock().values().map(BTreeMap::len).sum()
     }
 
-    /// Whether a TCP port of the host leads to a guest.
+    /// Returns whether a TCP port of the host is published.
     pub(super) fn has_tcp(&self, number: u16) -> bool {
         let is_it = |port: &Port| port.protocol == Protocol::Tcp && port.host == number;
         self.lock().values().any(|ports| ports.keys().any(is_it))
     }
 
-    /// The socket that an earlier run held a port with.
+    /// Returns the socket with which an earlier run reserved a port.
     fn inherit(&self, vm: VmId, port: Port, address: IpAddr) -> Option<OwnedFd> {
         let name = name(vm, port, address);
         let socket = self.store.take(&name)?;
@@ -135,7 +135,7 @@ impl HeldPorts {
         is_it.then_some(socket)
     }
 
-    /// Closes sockets, and has systemd close its copies: from then on others may take the ports.
+    /// Closes sockets, and asks systemd to close its copies: from then on others may take the ports.
     fn let_go(&self, vm: VmId, gone: BTreeMap<Port, Sockets>) {
         let names: Vec<String> = gone
             .keys()
@@ -145,7 +145,7 @@ impl HeldPorts {
         self.store.forget(names.iter().map(String::as_str));
     }
 
-    /// Closes what an earlier run held for a guest and this one has no use for.
+    /// Closes the sockets of an earlier run that this one does not use.
     fn forget_left(&self, vm: VmId) {
         let left = self.store.left();
         self.store.forget(left.iter().map(String::as_str).filter(|name| vm_of(name) == Some(vm)));
@@ -156,7 +156,7 @@ impl HeldPorts {
     }
 }
 
-/// The port with a number that is free, when it has none yet.
+/// Returns the port with a free number, if it has none yet.
 pub(super) fn assign_host_port(port: Port) -> Result<Port> {
     match port.host {
         0 => take(port, |_| None).map(|(_, host)| Port { host, ..port }),
@@ -164,8 +164,8 @@ pub(super) fn assign_host_port(port: Port) -> Result<Port> {
     }
 }
 
-/// The addresses of the host from which a port leads to a guest. The rules of the packet filter
-/// (`banger-domain/src/net/ruleset.nft`, `publish` and `publish_here`) name no others.
+/// Returns the addresses of the host at which a port is published. The rules of the packet filter
+/// (`banger-domain/src/net/ruleset.nft`, `publish` and `publish_here`) use the same ones.
 fn addresses(scope: Scope) -> Vec<IpAddr> {
     match scope {
         Scope::Loopback => vec![Ipv4Addr::LOCALHOST.into()],
@@ -173,13 +173,13 @@ fn addresses(scope: Scope) -> Vec<IpAddr> {
     }
 }
 
-/// What systemd knows a socket by.
+/// Returns the name of a socket in systemd's store.
 fn name(vm: VmId, port: Port, address: IpAddr) -> String {
     let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
     format!("port-{vm}-{}-{}-{}-{family}", port.scope.as_str(), port.protocol, port.host)
 }
 
-/// The guest for which the socket with this name holds a port.
+/// Returns the guest for which the socket of this name reserves a port.
 fn vm_of(name: &str) -> Option<VmId> {
     name.strip_prefix("port-")?.split('-').next()?.parse().ok()
 }
@@ -191,7 +191,7 @@ fn kind(protocol: Protocol) -> SocketType {
     }
 }
 
-/// The sockets, and the number that the kernel chose where the port has none.
+/// Binds or inherits the sockets of a port. Returns them, and the kernel's choice if the port has no number.
 fn take(port: Port, mut inherited: impl FnMut(IpAddr) -> Option<OwnedFd>) -> Result<(Sockets, u16)> {
     let mut number = port.host;
     let mut sockets = Sockets::new();
@@ -205,7 +205,7 @@ fn take(port: Port, mut inherited: impl FnMut(IpAddr) -> Option<OwnedFd>) -> Res
                 number = bound;
                 sockets.push(socket);
             }
-            // A kernel without IPv6 has nothing to hold there.
+            // A kernel without IPv6 has nothing to reserve there.
             Err(Errno::AFNOSUPPORT) if address.is_ipv6() => {}
             Err(Errno::ADDRINUSE) => {
                 let message =
@@ -221,7 +221,7 @@ fn take(port: Port, mut inherited: impl FnMut(IpAddr) -> Option<OwnedFd>) -> Res
     Ok((sockets, number))
 }
 
-/// A socket that is bound. It shares its port with nobody: neither SO_REUSEADDR nor SO_REUSEPORT is set.
+/// Binds a socket. It shares its port with nobody: neither SO_REUSEADDR nor SO_REUSEPORT is set.
 fn bound(protocol: Protocol, address: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, kind(protocol), SocketFlags::CLOEXEC, None)?;
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_run_held_is_held_on_or_closed() {
+    fn ports_of_an_earlier_run_are_kept_or_released() {
         let (vm, port, old) = (VmId::from_bits(1), free(Scope::All), free(Scope::Loopback));
         let names =
             |port: Port| addresses(port.scope).into_iter().map(move |address| name(vm, port, address));
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_somebody_took_are_told_and_the_rest_is_held() {
+    fn taken_ports_are_reported_and_the_rest_is_held() {
         let ports = HeldPorts::default();
         let (ours, theirs) = (free(Scope::Loopback), free(Scope::Loopback));
         let program = TcpListener::bind(("127.0.0.1", theirs.host)).unwrap();

@@ -1,4 +1,4 @@
-//! Connections to what listens in a guest.
+//! Connections to programs in a guest.
 
 use core::net::SocketAddr;
 use std::{io::ErrorKind, os::fd::OwnedFd, time::Duration};
@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::ports::{Error, Result};
 
-/// Connects. The stream is one that blocks, as programs expect of what they are handed.
+/// Connects to an address, or returns `None` if nobody listens there. The stream blocks, as programs expect.
 pub async fn connect(to: SocketAddr, timeout: Duration) -> Result<Option<OwnedFd>> {
     let doing = || format!("connect to {to}");
     let Ok(connected) = tokio::time::timeout(timeout, TcpStream::connect(to)).await else { return Ok(None) };
@@ -16,7 +16,7 @@ pub async fn connect(to: SocketAddr, timeout: Duration) -> Result<Option<OwnedFd
         Err(error) if is_absence(error.kind()) => return Ok(None),
         Err(error) => return Err(Error::os(doing(), error)),
     };
-    // Each key that is typed is sent at once: the client may not know that the stream is TCP.
+    // Each keystroke is sent at once: the client may not know that the stream is TCP.
     let blocking = stream.set_nodelay(true).and_then(|()| stream.into_std()).and_then(|stream| {
         stream.set_nonblocking(false)?;
         Ok(stream)
@@ -24,7 +24,7 @@ pub async fn connect(to: SocketAddr, timeout: Duration) -> Result<Option<OwnedFd
     blocking.map(|stream| Some(stream.into())).map_err(|error| Error::os(doing(), error))
 }
 
-/// Whether nobody listens, as far as this end can tell.
+/// Returns whether the error means that nobody listens.
 fn is_absence(kind: ErrorKind) -> bool {
     use ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut};
     matches!(kind, ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable | TimedOut)
@@ -43,7 +43,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     #[tokio::test]
-    async fn a_stream_leads_to_who_listens_and_blocks() {
+    async fn a_stream_connects_to_a_listener_and_blocks() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = listener.local_addr().unwrap();
         let stream = connect(to, TIMEOUT).await.unwrap().unwrap();

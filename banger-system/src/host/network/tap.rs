@@ -1,4 +1,4 @@
-//! TAP devices: a link of the host whose other end is a file that a monitor reads and writes.
+//! TAP devices: network links whose other end is a file that a VMM reads and writes.
 //!
 //! Linux, Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h.
 
@@ -12,7 +12,7 @@ use std::{
 use banger_domain::{id::Uid, net::nic::TapName};
 use rustix::ioctl::{Getter, IntegerSetter, Setter, ioctl, opcode};
 
-/// The device that TAPs are made with.
+/// The device with which TAPs are made.
 pub(super) const DEVICE: &str = "/dev/net/tun";
 
 const TUNSETIFF: u32 = opcode::write::<c_int>(b'T', 202);
@@ -29,7 +29,7 @@ const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 /// Fail where there is a link of this name.
 const IFF_TUN_EXCL: u16 = 0x8000;
-/// How monitors open a TAP.
+/// The flags with which VMMs open a TAP.
 const FLAGS: u16 = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
 
 /// `struct ifreq`, as far as TAPs need it.
@@ -41,14 +41,14 @@ struct Request {
     rest: [u8; 22],
 }
 
-/// A TAP that goes away again unless it is kept: so nothing is left of one that is half made.
+/// A TAP that is removed again unless it is kept, so that a failure leaves nothing.
 pub(super) struct NewTap(File);
 
 impl NewTap {
-    /// Makes a TAP. A link of this name that is there already is an error: `EBUSY`.
+    /// Makes a TAP. Fails with `EBUSY` if a link of this name exists.
     ///
-    /// Only root may open it: one without an owner could be opened by everybody. It has no carrier until
-    /// somebody does: what the kernel does for a link that has one, it then does beside whatever goes on here.
+    /// Only root may open it: without an owner, everybody could. It has no carrier until then, so that the kernel's
+    /// work for a link with carrier happens later, beside other steps.
     pub(super) fn make(name: &TapName) -> io::Result<Self> {
         let file = attach(name, FLAGS | IFF_TUN_EXCL)?;
         set_owner(&file, Uid::ROOT)?;
@@ -58,7 +58,7 @@ impl NewTap {
         Ok(Self(file))
     }
 
-    /// Lets the TAP stay when nobody has it open.
+    /// Keeps the TAP even if nobody has it open.
     pub(super) fn keep(self) -> io::Result<()> {
         // SAFETY: TUNSETPERSIST takes a number, and not an address.
         #[expect(unsafe_code, reason = "the meaning of an ioctl is nowhere declared")]
@@ -66,17 +66,17 @@ impl NewTap {
     }
 }
 
-/// Opens a TAP that was kept. There is one reader at a time: `EBUSY` while somebody else has it open.
+/// Opens a TAP that was kept. Only one process may have it open: others get `EBUSY`.
 pub(super) fn open(name: &TapName) -> io::Result<OwnedFd> {
     let file = attach(name, FLAGS)?;
-    // Asked for one that is not there, the kernel makes one, which goes with the file.
+    // Asked for a missing one, the kernel makes a TAP that goes away with the file.
     if flags(&file)? & IFF_PERSIST == 0 {
         return Err(io::ErrorKind::NotFound.into());
     }
     Ok(file.into())
 }
 
-/// Lets a user's processes open a TAP that was kept.
+/// Allows a user's processes to open a TAP that was kept.
 pub(super) fn give(name: &TapName, user: Uid) -> io::Result<()> {
     set_owner(open(name)?, user)
 }

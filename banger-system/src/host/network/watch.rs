@@ -1,6 +1,6 @@
-//! Learns from the kernel when the way out of the host changes.
+//! Watches the kernel for changes of the host's default routes and forwarding.
 //!
-//! rtnetlink(7); include/uapi/linux/netconf.h. The messages about forwarding are none that a crate reads.
+//! rtnetlink(7); include/uapi/linux/netconf.h. No crate parses the messages about forwarding.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -12,14 +12,14 @@ use tokio::io::unix::AsyncFd;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNETCONF: u16 = 80;
-/// Groups 7, 11 and 24: routes of both families, and what is turned on for IPv4.
+/// Groups 7, 11 and 24: routes of both families, and IPv4 settings.
 const GROUPS: u32 = 1 << 6 | 1 << 10 | 1 << 23;
 const NETCONFA_IFINDEX: u16 = 1;
 const ALL_LINKS: i32 = -1;
-/// The kernel sends nothing longer than a page or two.
+/// The kernel sends at most a page or two.
 const BUFFER: usize = 1 << 15;
 
-/// What the kernel tells about routes and forwarding.
+/// A subscription to changes of routes and forwarding.
 pub(super) struct Watch(AsyncFd<OwnedFd>);
 
 impl Watch {
@@ -34,7 +34,7 @@ impl Watch {
         socket.map(Self).map_err(|error| error.into_parts().1)
     }
 
-    /// Waits until a default route came or went, or somebody switched forwarding for the whole host.
+    /// Waits until a default route changed or somebody switched forwarding for the whole host.
     pub(super) async fn way_out_changed(&self) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         loop {
@@ -45,7 +45,7 @@ impl Watch {
                 {
                     return Ok(());
                 }
-                // Something was lost, which may have mattered.
+                // Messages were lost, and may have mattered.
                 Ok(Err(error)) if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => {
                     return Ok(());
                 }
@@ -56,7 +56,7 @@ impl Watch {
     }
 }
 
-/// The messages of a datagram: kind and body of each.
+/// Returns the messages of a datagram, each with kind and body.
 fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (header, _) = datagram.split_first_chunk::<16>()?;

@@ -1,40 +1,40 @@
-//! A sandbox as QEMU's command line. Every file is named by its number in the process: QEMU opens no path
-//! of the host.
+//! A launch description as QEMU's command line. Every file is named by its descriptor number: QEMU opens no path of
+//! the host.
 
 use banger_domain::{
     id::VmId,
-    machine::{Access, Machine, Medium},
+    launch_spec::{Access, LaunchSpec, Medium},
 };
 
-/// Channels to the agent: the service's own, and one for each command that runs at once. A virtio-serial
-/// device has up to 31 ports, of which the first is for a console.
+/// Channels to the agent: the service's own, and one for each stream. A virtio-serial device has up to 31 ports, of
+/// which the first is for a console.
 pub const CHANNELS: usize = 24;
 
-/// What runs the guest's instructions.
+/// How the guest's instructions run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acceleration {
-    /// The processor.
+    /// On the processor.
     Kvm,
-    /// QEMU's translator.
+    /// By QEMU's translator.
     Tcg,
 }
 
-/// The name of a drive's file.
+/// Returns the name of a drive's file.
 pub fn drive_name(index: usize) -> String {
     format!("drive{index}")
 }
 
-/// The name of the file that a drive's layer lies on.
+/// Returns the name of the file below a drive's overlay.
 pub fn base_name(index: usize) -> String {
     format!("base{index}")
 }
 
-/// The name of an interface's TAP.
+/// Returns the name of an interface's TAP.
 pub fn nic_name(index: usize) -> String {
     format!("net{index}")
 }
 
-/// The name of a channel's socket.
+/// Returns the name of a channel's socket.
 pub fn channel_name(index: usize) -> String {
     format!("agent{index}")
 }
@@ -42,33 +42,33 @@ pub fn channel_name(index: usize) -> String {
 /// The name of the control socket.
 pub const QMP: &str = "qmp";
 
-/// `microvm` has no clock by which a guest under emulation can measure another: one boot in three stands
-/// still at "could not calculate TSC khz". This is q35 without what a guest of ours never uses.
-const MACHINE: &str = "q35,smm=off,sata=off,smbus=off,usb=off,vmport=off,graphics=off";
-/// Firmware that does nothing but enter the kernel; QEMU looks for it in its own directory.
+/// `microvm` has no clock by which an emulated guest can calibrate another: one boot in three hangs at "could not
+/// calculate TSC khz". This is q35 without devices that our guests never use.
+const MACHINE_TYPE: &str = "q35,smm=off,sata=off,smbus=off,usb=off,vmport=off,graphics=off";
+/// Firmware that only enters the kernel; QEMU looks for it in its own directory.
 const FIRMWARE: &str = "qboot.rom";
-/// The kernel prints to the serial line, and a panic ends the machine: with `-no-reboot` a reboot does too.
+/// The kernel logs to the serial line, and a panic ends the VMM: with `-no-reboot`, so does a reboot.
 ///
-/// On a busy host the kernel's test of the timer takes a late tick for a broken timer, and the kernel hangs;
-/// under KVM it leaves that test out by itself. Its tests of ciphers are an eighth of an emulated boot.
+/// On a busy host the kernel's timer test takes a late tick for a broken timer, and the kernel hangs; under KVM it
+/// skips that test by itself. Its tests of ciphers are an eighth of an emulated boot.
 /// `docs/decisions/0002-qemu-machine.md` has the measurements.
 const COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 reboot=t no_timer_check cryptomgr.notests net.ifnames=0";
 
-/// The program and its arguments.
-pub fn of(program: &str, machine: &Machine, acceleration: Acceleration) -> Vec<String> {
+/// Returns the program and its arguments.
+pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration) -> Vec<String> {
     let mut args = vec![program.to_owned()];
     let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    add(&["-name", &name(machine), "-uuid", &uuid(machine.vm)]);
+    add(&["-name", &name(spec), "-uuid", &uuid(spec.vm)]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    add(&["-M", MACHINE, "-bios", FIRMWARE]);
+    add(&["-M", MACHINE_TYPE, "-bios", FIRMWARE]);
     match acceleration {
         Acceleration::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
         // Five levels of page tables are one more step at each miss of the translation cache.
         Acceleration::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
     }
-    add(&["-smp", &machine.vcpus.to_string(), "-m", &format!("{}M", machine.memory.in_mib())]);
+    add(&["-smp", &spec.vcpus.to_string(), "-m", &format!("{}M", spec.memory.in_mib())]);
     add(&["-kernel", "/proc/self/fd/{fd:kernel}", "-initrd", "/proc/self/fd/{fd:initrd}"]);
     add(&["-append", COMMAND_LINE]);
 
@@ -81,20 +81,20 @@ pub fn of(program: &str, machine: &Machine, acceleration: Acceleration) -> Vec<S
         let prefix = banger_proto::guest::CHANNEL_PREFIX;
         add(&["-device", &format!("virtserialport,chardev={file},name={prefix}{index}")]);
     }
-    for (index, nic) in machine.nics.iter().enumerate() {
+    for (index, nic) in spec.nics.iter().enumerate() {
         let file = nic_name(index);
         add(&["-netdev", &format!("tap,id={file},fd={{fd:{file}}}")]);
         // Nothing boots from it, and its ROM would be another file to find.
         add(&["-device", &format!("virtio-net-pci,netdev={file},mac={},romfile=", nic.mac)]);
     }
-    let drives = drives(machine);
+    let drives = drives(spec);
     add(&drives.iter().map(String::as_str).collect::<Vec<_>>());
     add(&["-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng"]);
     args
 }
 
-/// The disks: each file has a number of its own in QEMU's table.
-fn drives(machine: &Machine) -> Vec<String> {
+/// Returns the disks, each file with a number of its own in QEMU's table.
+fn drives(spec: &LaunchSpec) -> Vec<String> {
     let mut words = Vec::new();
     let mut sets = 1..;
     let mut open = |words: &mut Vec<String>, driver: &str, name: &str, node: &str, access: Access| {
@@ -109,7 +109,7 @@ fn drives(machine: &Machine) -> Vec<String> {
              discard={discard},cache.direct=off"
         ));
     };
-    for (index, drive) in machine.drives.iter().enumerate() {
+    for (index, drive) in spec.drives.iter().enumerate() {
         let name = drive_name(index);
         match &drive.medium {
             Medium::File => open(&mut words, "file", &name, &name, drive.access),
@@ -127,9 +127,9 @@ fn drives(machine: &Machine) -> Vec<String> {
     words
 }
 
-/// A name holds only letters, digits and hyphens, so that it needs no escape.
-fn name(machine: &Machine) -> String {
-    format!("banger-{}", machine.name)
+/// Returns the name of the process. A sandbox's name has only letters, digits and hyphens, so it needs no escape.
+fn name(spec: &LaunchSpec) -> String {
+    format!("banger-{}", spec.name)
 }
 
 fn uuid(vm: VmId) -> String {
@@ -141,19 +141,19 @@ fn uuid(vm: VmId) -> String {
 mod tests {
     use banger_domain::{
         id::Uid,
-        machine::{Drive, Nic},
+        launch_spec::{Drive, Nic},
     };
     use banger_proto::size::Bytes;
 
     use super::*;
 
     #[test]
-    fn a_machine_is_put_into_these_words() {
-        let machine = Machine {
+    fn the_command_line_is_this() {
+        let spec = LaunchSpec {
             vm: VmId::from_bits(0xabc),
             owner: Uid(1000),
             name: "calm-otter".into(),
-            vmm: banger_domain::monitor::Wish::Auto,
+            vmm: banger_domain::vmm::VmmChoice::Auto,
             vcpus: 2,
             memory: Bytes::gib(1),
             kernel: "/host/kernel".into(),
@@ -170,7 +170,7 @@ mod tests {
             ],
             nics: vec![Nic { tap: "bgr-0".into(), mac: "02:67:00:00:00:01".into() }],
         };
-        let words = of("/usr/bin/qemu", &machine, Acceleration::Tcg);
+        let words = of("/usr/bin/qemu", &spec, Acceleration::Tcg);
         let golden = include_str!("args.golden");
         let lines: Vec<&str> = words.iter().map(String::as_str).collect();
         assert_eq!(lines.join("\n"), golden.trim_end());

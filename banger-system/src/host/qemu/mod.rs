@@ -1,4 +1,4 @@
-//! QEMU as the VMM: with KVM where the host has it, else with emulation (TCG).
+//! QEMU as the VMM: with KVM if the host has it, with emulation (TCG) otherwise.
 
 mod args;
 mod qmp;
@@ -12,9 +12,9 @@ use std::{
 use async_trait::async_trait;
 use banger_domain::{
     id::VmId,
-    machine::{Access, Machine, Medium},
-    monitor::Wish,
-    resource::Places,
+    launch_spec::{Access, LaunchSpec, Medium},
+    resource::Paths,
+    vmm::VmmChoice,
 };
 use banger_proto::size::Bytes;
 use tokio::net::UnixStream;
@@ -26,37 +26,37 @@ use self::{
 use super::{
     blocking::blocking,
     kvm::{self, Kvm},
-    monitor_files::{self, CONSOLE_LOG, MONITOR_LOG},
     network,
+    vmm_files::{self, CONSOLE_LOG, VMM_LOG},
 };
 use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Status, Vmm, VmmCommand};
 
-/// Where distributions put it.
+/// Where distributions install it.
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
-/// What QEMU begins with; distributions put it beside its other firmware.
+/// The firmware, which distributions put beside QEMU's other firmware.
 const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
-/// What a monitor needs beside the guest's memory: its own code, translated code, device buffers.
+/// What the VMM needs beside the guest's memory: its own code, translated code, device buffers.
 const OVERHEAD: Bytes = Bytes::mib(512);
 
-/// The monitor.
+/// QEMU on this host.
 pub struct Qemu {
-    places: Places,
+    paths: Paths,
     acceleration: Acceleration,
     sockets: Arc<Sockets>,
 }
 
 impl Qemu {
-    /// QEMU on this host.
-    pub fn new(places: Places, kvm: Kvm) -> Self {
-        let sockets = Arc::new(Sockets::new(places.clone()));
+    /// Returns the QEMU of this host.
+    pub fn new(paths: Paths, kvm: Kvm) -> Self {
+        let sockets = Arc::new(Sockets::new(paths.clone()));
         let acceleration = match kvm {
             Kvm::Works => Acceleration::Kvm,
             Kvm::Unusable => Acceleration::Tcg,
         };
-        Self { places, acceleration, sockets }
+        Self { paths, acceleration, sockets }
     }
 
-    /// Whether it can be started.
+    /// Returns whether it is installed.
     pub fn is_installed() -> bool {
         Path::new(PROGRAM).exists()
     }
@@ -64,28 +64,28 @@ impl Qemu {
 
 #[async_trait]
 impl Vmm for Qemu {
-    fn overlay_by(&self, _wish: Wish, _vcpus: u32) -> OverlayBy {
+    fn overlay_by(&self, _wish: VmmChoice, _vcpus: u32) -> OverlayBy {
         OverlayBy::Vmm
     }
 
-    async fn jail_spec(&self, machine: &Machine) -> Result<JailSpec> {
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
         if !Self::is_installed() {
             return Err(Error::HostNotReady {
                 message: format!("{PROGRAM} is missing; install the package qemu-system-x86"),
             });
         }
-        self.sockets.make_directory(machine.vm)?;
+        self.sockets.make_directory(spec.vm)?;
         let devices = match self.acceleration {
             Acceleration::Kvm => vec![PathBuf::from(kvm::DEVICE)],
             Acceleration::Tcg => Vec::new(),
         };
-        Ok(monitor_files::confinement(machine, OVERHEAD, devices))
+        Ok(vmm_files::confinement(spec, OVERHEAD, devices))
     }
 
-    async fn prepare_launch(&self, machine: &Machine) -> Result<VmmCommand> {
-        let (machine, places) = (machine.clone(), self.places.clone());
+    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
+        let (spec, paths) = (spec.clone(), self.paths.clone());
         let (acceleration, sockets) = (self.acceleration, Arc::clone(&self.sockets));
-        blocking("prepare the VMM", move || prepare(&machine, &places, acceleration, &sockets)).await
+        blocking("prepare the VMM", move || prepare(&spec, &paths, acceleration, &sockets)).await
     }
 
     async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
@@ -112,34 +112,34 @@ impl Vmm for Qemu {
 }
 
 fn prepare(
-    machine: &Machine,
-    places: &Places,
+    spec: &LaunchSpec,
+    paths: &Paths,
     acceleration: Acceleration,
     sockets: &Sockets,
 ) -> Result<VmmCommand> {
-    let mut files = vec![("kernel".to_owned(), monitor_files::open(&machine.kernel, Access::ReadOnly)?)];
-    files.push(("initrd".to_owned(), monitor_files::initrd(machine)?));
-    for (index, drive) in machine.drives.iter().enumerate() {
-        files.push((args::drive_name(index), monitor_files::open(&drive.path, drive.access)?));
+    let mut files = vec![("kernel".to_owned(), vmm_files::open(&spec.kernel, Access::ReadOnly)?)];
+    files.push(("initrd".to_owned(), vmm_files::initrd(spec)?));
+    for (index, drive) in spec.drives.iter().enumerate() {
+        files.push((args::drive_name(index), vmm_files::open(&drive.path, drive.access)?));
         if let Medium::Layer { base } = &drive.medium {
-            files.push((args::base_name(index), monitor_files::open(base, Access::ReadOnly)?));
+            files.push((args::base_name(index), vmm_files::open(base, Access::ReadOnly)?));
         }
     }
-    for index in 0..machine.nics.len() {
-        files.push((args::nic_name(index), network::tap_of(machine.vm)?));
+    for index in 0..spec.nics.len() {
+        files.push((args::nic_name(index), network::tap_of(spec.vm)?));
     }
-    for (name, listener) in sockets.bind(machine.vm)? {
+    for (name, listener) in sockets.bind(spec.vm)? {
         files.push((name, listener));
     }
     Ok(VmmCommand {
-        argv: args::of(PROGRAM, machine, acceleration),
+        argv: args::of(PROGRAM, spec, acceleration),
         files,
-        console: monitor_files::log(&places.console_log(machine.vm), CONSOLE_LOG)?,
-        log: monitor_files::log(&places.vmm_log(machine.vm), MONITOR_LOG)?,
+        console: vmm_files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
+        log: vmm_files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
     })
 }
 
-/// The path of a channel's socket.
+/// Returns the path of a channel's socket.
 fn channel_path(directory: &Path, channel: usize) -> PathBuf {
     debug_assert!(channel < CHANNELS);
     directory.join(format!("agent-{channel}.sock"))

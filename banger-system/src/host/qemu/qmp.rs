@@ -1,5 +1,5 @@
-//! The control protocol of QEMU: JSON lines over a socket (docs/interop/qmp-spec.rst). The other side may
-//! have been taken over by its guest: what it sends is bounded in length and time.
+//! The control protocol of QEMU: JSON lines over a socket (docs/interop/qmp-spec.rst). The guest may have taken over
+//! the other side, so everything it sends is bounded in length and time.
 
 use std::{collections::HashSet, path::Path, time::Duration};
 
@@ -14,11 +14,11 @@ use tokio::{
 
 use crate::ports::{Error, Result};
 
-/// How long an answer may take: the monitor answers from a loop that also serves the guest's devices.
+/// How long an answer may take: the VMM answers from a loop that also serves the guest's devices.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest line: a list of all devices.
 const MAX_LINE: u64 = 256 << 10;
-/// Events that may come before an answer.
+/// How many events may come before an answer.
 const MAX_EVENTS: usize = 1000;
 
 pub struct Qmp {
@@ -47,7 +47,7 @@ struct Chardev {
 }
 
 impl Qmp {
-    /// Connects and gets ready for commands.
+    /// Connects and enables commands.
     pub async fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .await
@@ -62,7 +62,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// The names of the character devices that somebody is connected to.
+    /// Returns the names of the character devices with a connected client.
     pub async fn connected_chardevs(&mut self) -> Result<HashSet<String>> {
         let reply = self.execute("query-chardev").await?;
         let devices: Vec<Chardev> = serde_json::from_value(reply).map_err(|_| nonsense())?;
@@ -120,12 +120,12 @@ mod tests {
 
     use super::*;
 
-    /// A monitor that sends these lines, one for the connection and one for each that it gets.
+    /// Connects to a fake VMM that sends these lines: one for the connection and one for each command.
     async fn against(lines: &'static [&'static str]) -> Result<HashSet<String>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp");
         let listener = UnixListener::bind(&path).unwrap();
-        let monitor = tokio::spawn(async move {
+        let vmm = tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
             let (reader, mut writer) = stream.into_split();
             let mut reader = BufReader::new(reader);
@@ -137,7 +137,7 @@ mod tests {
             }
         });
         let result = async { Qmp::connect(&path).await?.connected_chardevs().await }.await;
-        monitor.abort();
+        vmm.abort();
         result
     }
 

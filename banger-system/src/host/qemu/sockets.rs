@@ -1,5 +1,5 @@
-//! QEMU's sockets: one for control, and one for each channel to the agent. They are made by the
-//! service and belong to root; QEMU gets them listening.
+//! QEMU's sockets: one for control, and one for each channel to the agent. The service makes them, they belong to
+//! root, and QEMU inherits them listening.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use banger_domain::{id::VmId, resource::Places, stream};
+use banger_domain::{id::VmId, resource::Paths, stream};
 use tokio::net::UnixStream;
 
 use super::{
@@ -23,36 +23,36 @@ use super::{
     qmp::Qmp,
 };
 use crate::{
-    host::monitor_files,
+    host::vmm_files,
     ports::{Channel, Error, Result},
 };
 
 const QMP_SOCKET: &str = "qmp.sock";
-/// How long the monitor may take to take up a connection.
+/// How long the VMM may take to accept a connection.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Sockets {
-    places: Places,
-    /// The stream of each machine that was given last.
+    paths: Paths,
+    /// The stream that was given out last, by sandbox.
     turns: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<usize>>>>,
 }
 
 impl Sockets {
-    pub fn new(places: Places) -> Self {
-        Self { places, turns: Mutex::default() }
+    pub fn new(paths: Paths) -> Self {
+        Self { paths, turns: Mutex::default() }
     }
 
-    /// Makes the directory of a machine's sockets. What an earlier boot left in it is removed.
+    /// Makes the directory of a sandbox's sockets. Leftovers of an earlier boot are removed.
     pub fn make_directory(&self, vm: VmId) -> Result<()> {
-        let directory = self.places.socket_dir(vm);
+        let directory = self.paths.socket_dir(vm);
         self.remove(vm)?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(|error| Error::os(format!("make {}", directory.display()), error))
     }
 
-    /// Makes the sockets of a machine in its directory, listening.
+    /// Makes the listening sockets of a sandbox in its directory.
     pub fn bind(&self, vm: VmId) -> Result<Vec<(String, OwnedFd)>> {
-        let directory = self.places.socket_dir(vm);
+        let directory = self.paths.socket_dir(vm);
         let os = |error| Error::os(format!("create the sockets in {}", directory.display()), error);
         let listen = |path: &Path| UnixListener::bind(path).map(OwnedFd::from).map_err(os);
         let mut sockets = vec![(args::QMP.to_owned(), listen(&directory.join(QMP_SOCKET))?)];
@@ -62,9 +62,9 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// A connection to the agent's channel that the monitor has taken up.
+    /// Connects to the agent over a channel that the VMM has accepted.
     pub async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
-        let directory = self.places.socket_dir(vm);
+        let directory = self.paths.socket_dir(vm);
         let purpose = match channel {
             Channel::Control => return connect(&channel_path(&directory, 0)).await,
             Channel::Stream(purpose) => purpose,
@@ -73,14 +73,14 @@ impl Sockets {
         let mut turn = turn.lock().await;
         let mut qmp = Qmp::connect(&directory.join(QMP_SOCKET)).await?;
         let busy = qmp.connected_chardevs().await?;
-        // The first channel is no stream.
+        // The first channel is not a stream.
         let is_held = |stream| busy.contains(&args::channel_name(1 + stream));
         let stream = stream::choose(purpose, CHANNELS - 1, *turn, is_held).ok_or(Error::NoFreeStream)?;
         *turn = stream;
         let index = 1 + stream;
         let stream = connect(&channel_path(&directory, index)).await?;
-        // The kernel takes up a connection before the monitor does, and one that the monitor will not take
-        // up too: only what the monitor says counts.
+        // The kernel accepts a connection before the VMM does, even one that the VMM will never accept: only the
+        // VMM's own list counts.
         let taken = async {
             while !qmp.connected_chardevs().await?.contains(&args::channel_name(index)) {
                 tokio::task::yield_now().await;
@@ -94,7 +94,7 @@ impl Sockets {
     }
 
     pub fn remove(&self, vm: VmId) -> Result<()> {
-        let directory = self.places.socket_dir(vm);
+        let directory = self.paths.socket_dir(vm);
         self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm);
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -105,7 +105,7 @@ impl Sockets {
     }
 
     pub fn found(&self) -> Result<Vec<VmId>> {
-        monitor_files::socket_dirs(&self.places)
+        vmm_files::socket_dirs(&self.paths)
     }
 
     fn turn(&self, vm: VmId) -> Arc<tokio::sync::Mutex<usize>> {

@@ -1,9 +1,9 @@
-//! The cache of blobs, shared by all users: `REGISTRY/DIGITS` each, and `REGISTRY/DIGITS.partial` for what has come
-//! of one so far. Blobs of a catalog are below `@CATALOG`, which is not a name of any registry.
+//! The cache of blobs, shared by all users: `REGISTRY/DIGITS` for a whole blob, and `REGISTRY/DIGITS.partial` for a
+//! part of one. Blobs of a catalog are below `@CATALOG`, which cannot be the name of a registry.
 //!
-//! Blobs of one registry are only for users whom that registry gives a manifest that names them: a user with a
-//! registry of their own could make a manifest that names anything, and it would be theirs if it were not kept
-//! apart. A blob has its name only once it has its digest, and is on the disk by then.
+//! A registry's blobs are only for users to whom that registry gives a manifest that names them. Otherwise a user
+//! could run a registry with a manifest that names any cached blob, and so read it. A blob gets its name only after
+//! its digest is verified and it is on the disk.
 
 use std::{
     collections::HashMap,
@@ -25,35 +25,35 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use crate::ports::registry::{Prune, Pruned};
 
 const PARTIAL: &str = "partial";
-/// What is read of a file at once.
+/// How much of a file is read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// The cache. Clones are the same one.
+/// The cache. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
     root: Arc<Path>,
     limit: Bytes,
-    /// What somebody fetches or reads at the moment.
+    /// Blobs that somebody fetches or reads at the moment.
     used: Arc<Mutex<HashMap<PathBuf, Weak<Blob>>>>,
 }
 
-/// A blob, whole or on its way.
+/// A blob, whole or in part.
 #[derive(Debug)]
 pub(super) struct Blob {
     pub(super) descriptor: Descriptor,
     path: PathBuf,
-    level: watch::Sender<Level>,
-    /// The task that holds it may write.
-    pen: Arc<tokio::sync::Mutex<()>>,
+    state: watch::Sender<BlobState>,
+    /// Held by the task that may write.
+    write_lock: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// How much of a blob is there.
+/// How much of a blob is in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Level {
+pub(super) struct BlobState {
     pub(super) bytes: u64,
-    /// It is whole, and has its digest.
+    /// Whether it is whole, with the right digest.
     pub(super) whole: bool,
-    /// Grows by one whenever what there was turned out to be wrong.
+    /// Incremented whenever the cached bytes turned out to be wrong.
     pub(super) edition: u32,
 }
 
@@ -66,9 +66,9 @@ impl Cache {
         &self.root
     }
 
-    /// A blob of a registry or of a catalog. It stays for as long as somebody has it.
-    pub(super) fn blob(&self, keeper: &str, descriptor: Descriptor) -> io::Result<Arc<Blob>> {
-        let directory = self.root.join(keeper);
+    /// Returns a blob of a registry or catalog. It is not removed while somebody holds it.
+    pub(super) fn blob(&self, namespace: &str, descriptor: Descriptor) -> io::Result<Arc<Blob>> {
+        let directory = self.root.join(namespace);
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         let path = directory.join(descriptor.digest.hex());
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,35 +76,38 @@ impl Cache {
         if let Some(blob) = used.get(&path).and_then(Weak::upgrade) {
             return Ok(blob);
         }
-        let level = match fs::metadata(&path) {
+        let state = match fs::metadata(&path) {
             Ok(metadata) if metadata.len() == descriptor.size.0 => {
                 let now = SystemTime::now();
-                // How long ago it was used is a hint and no more.
+                // The time of the last use is only a hint.
                 let _ = File::open(&path).and_then(|file| file.set_modified(now));
-                Level { bytes: metadata.len(), whole: true, edition: 0 }
+                BlobState { bytes: metadata.len(), whole: true, edition: 0 }
             }
-            // It was a blob of another size, so it never was this one.
+            // A blob of another size was never this one.
             Ok(_) => {
                 forget(&path)?;
-                Level { bytes: 0, whole: false, edition: 0 }
+                BlobState { bytes: 0, whole: false, edition: 0 }
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => Level { bytes: 0, whole: false, edition: 0 },
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                BlobState { bytes: 0, whole: false, edition: 0 }
+            }
             Err(error) => return Err(error),
         };
-        let blob = Arc::new(Blob { descriptor, path, level: watch::channel(level).0, pen: Arc::default() });
+        let blob =
+            Arc::new(Blob { descriptor, path, state: watch::channel(state).0, write_lock: Arc::default() });
         used.insert(blob.path.clone(), Arc::downgrade(&blob));
         Ok(blob)
     }
 
-    /// Removes what nobody uses at the moment: all of it, or what is older.
+    /// Removes unused blobs: all, or the old ones.
     pub(super) fn prune(&self, prune: Prune) -> io::Result<Pruned> {
-        let age = |file: &Kept| SystemTime::now().duration_since(file.used).unwrap_or_default();
+        let age = |file: &CachedBlob| SystemTime::now().duration_since(file.used).unwrap_or_default();
         self.remove(prune.dry_run, self.kept()?, |file, _| {
             prune.older_than.is_none_or(|least| age(file) >= least)
         })
     }
 
-    /// Removes what was not used for the longest time, until the rest is no more than the cache may have.
+    /// Removes the least recently used blobs until the cache is within its limit.
     pub(super) fn trim(&self) -> io::Result<Pruned> {
         let kept = self.kept()?;
         let mut total: u64 = kept.iter().map(|file| file.bytes).sum();
@@ -116,8 +119,8 @@ impl Cache {
         })
     }
 
-    /// Everything in the cache, what was not used for the longest time first.
-    fn kept(&self) -> io::Result<Vec<Kept>> {
+    /// Returns the whole cache, the least recently used blob first.
+    fn kept(&self) -> io::Result<Vec<CachedBlob>> {
         let mut kept = Vec::new();
         for directory in entries(&self.root)? {
             if !directory.file_type()?.is_dir() {
@@ -127,7 +130,7 @@ impl Cache {
                 match entry.metadata() {
                     Ok(metadata) if metadata.is_file() => {
                         let used = metadata.modified()?;
-                        kept.push(Kept { path: entry.path(), bytes: metadata.len(), used });
+                        kept.push(CachedBlob { path: entry.path(), bytes: metadata.len(), used });
                     }
                     _ => {}
                 }
@@ -140,12 +143,12 @@ impl Cache {
     fn remove(
         &self,
         dry_run: bool,
-        kept: Vec<Kept>,
-        mut goes: impl FnMut(&Kept, &dyn Fn() -> bool) -> bool,
+        kept: Vec<CachedBlob>,
+        mut goes: impl FnMut(&CachedBlob, &dyn Fn() -> bool) -> bool,
     ) -> io::Result<Pruned> {
         let mut pruned = Pruned::default();
         for file in kept {
-            // Nobody begins to use it while this is held.
+            // Nobody starts to use a blob while this is held.
             let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
             let whole = file.path.with_extension("");
             used.retain(|_, blob| blob.strong_count() > 0);
@@ -163,7 +166,7 @@ impl Cache {
     }
 }
 
-struct Kept {
+struct CachedBlob {
     path: PathBuf,
     bytes: u64,
     used: SystemTime,
@@ -184,17 +187,17 @@ fn forget(path: &Path) -> io::Result<()> {
 }
 
 impl Blob {
-    pub(super) fn level(&self) -> watch::Receiver<Level> {
-        self.level.subscribe()
+    pub(super) fn state(&self) -> watch::Receiver<BlobState> {
+        self.state.subscribe()
     }
 
     pub(super) fn is_whole(&self) -> bool {
-        self.level.borrow().whole
+        self.state.borrow().whole
     }
 
-    /// The bytes that are there, from the first one on; more of them come into the same file.
+    /// Opens the bytes that are there. More of them are appended to the same file.
     pub(super) fn open(&self) -> io::Result<File> {
-        // It may get its name between the first two looks.
+        // It may be renamed between the first two attempts.
         let partial = self.partial();
         let mut opened = Err(ErrorKind::NotFound.into());
         for path in [&self.path, &partial, &self.path] {
@@ -206,18 +209,18 @@ impl Blob {
         opened
     }
 
-    /// Waits until nobody else writes, for as long as it takes. Nothing is returned when the blob is whole then.
-    pub(super) async fn pen(self: &Arc<Self>) -> Option<Pen> {
-        let held = Arc::clone(&self.pen).lock_owned().await;
-        (!self.is_whole()).then(|| Pen { blob: Arc::clone(self), _held: held })
+    /// Waits until nobody else writes. Returns `None` if the blob is whole then.
+    pub(super) async fn write_lock(self: &Arc<Self>) -> Option<WriteLock> {
+        let held = Arc::clone(&self.write_lock).lock_owned().await;
+        (!self.is_whole()).then(|| WriteLock { blob: Arc::clone(self), _held: held })
     }
 
-    /// It was not what it should be.
+    /// Discards the content, which was not the right one.
     pub(super) fn discard(&self) -> io::Result<()> {
         forget(&self.path)?;
         forget(&self.partial())?;
-        self.level.send_modify(|level| {
-            *level = Level { bytes: 0, whole: false, edition: level.edition + 1 };
+        self.state.send_modify(|state| {
+            *state = BlobState { bytes: 0, whole: false, edition: state.edition + 1 };
         });
         Ok(())
     }
@@ -228,21 +231,21 @@ impl Blob {
 }
 
 /// The right to write a blob.
-pub(super) struct Pen {
+pub(super) struct WriteLock {
     blob: Arc<Blob>,
     _held: OwnedMutexGuard<()>,
 }
 
-/// A blob that is being written. What was written is kept when this is dropped.
+/// A blob that is being written. Dropping this keeps the bytes written so far.
 pub(super) struct Writing {
-    pen: Pen,
+    write_lock: WriteLock,
     file: File,
     sha256: Sha256,
     pub(super) at: u64,
 }
 
-impl Pen {
-    /// Continues where an earlier try ended.
+impl WriteLock {
+    /// Continues where an earlier attempt ended.
     pub(super) fn resume(self) -> io::Result<Writing> {
         let options = || {
             let mut options = OpenOptions::new();
@@ -251,7 +254,7 @@ impl Pen {
         };
         let file = options().open(self.blob.partial())?;
         let have = file.metadata()?.len();
-        let mut writing = Writing { pen: self, file, sha256: Sha256::new(), at: 0 };
+        let mut writing = Writing { write_lock: self, file, sha256: Sha256::new(), at: 0 };
         if have > writing.blob().descriptor.size.0 {
             writing.file.set_len(0)?;
             return Ok(writing);
@@ -266,37 +269,37 @@ impl Pen {
             writing.sha256.update(&buffer[..read]);
             writing.at += read as u64;
         }
-        writing.tell();
+        writing.report_progress();
         Ok(writing)
     }
 }
 
-/// How a blob came out that has all of its bytes.
+/// The result for a blob of the right length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Whole,
-    /// Its bytes come to another digest, and are gone.
+    /// The digest was wrong, and the bytes are gone.
     Wrong(Digest),
 }
 
 impl Writing {
     pub(super) fn blob(&self) -> &Blob {
-        &self.pen.blob
+        &self.write_lock.blob
     }
 
     pub(super) fn write(&mut self, chunk: &Chunk) -> io::Result<()> {
         self.file.write_all_at(chunk, self.at)?;
         self.sha256.update(chunk);
         self.at += chunk.len() as u64;
-        self.tell();
+        self.report_progress();
         Ok(())
     }
 
-    fn tell(&self) {
-        self.blob().level.send_modify(|level| level.bytes = self.at);
+    fn report_progress(&self) {
+        self.blob().state.send_modify(|state| state.bytes = self.at);
     }
 
-    /// Compares the digest of all bytes, and gives the blob its name.
+    /// Verifies the digest of all bytes, and gives the blob its name.
     pub(super) fn finish(self) -> io::Result<Verdict> {
         let digest = Digest::from_bytes(self.sha256.clone().finalize().into());
         let blob = self.blob();
@@ -306,7 +309,7 @@ impl Writing {
         }
         self.file.sync_data()?;
         fs::rename(blob.partial(), &blob.path)?;
-        blob.level.send_modify(|level| level.whole = true);
+        blob.state.send_modify(|state| state.whole = true);
         Ok(Verdict::Whole)
     }
 }

@@ -1,4 +1,4 @@
-//! Getting blobs into the cache, and out of it while they come.
+//! Fetches blobs into the cache, and streams them out of it meanwhile.
 
 use std::{io, os::unix::fs::FileExt, sync::Arc};
 
@@ -12,35 +12,35 @@ use tokio::{
 };
 
 use super::{
-    ask::{Sender, broken},
-    cache::{Blob, Level, Verdict, Writing},
-    patience::{Failure, Tries},
+    cache::{Blob, BlobState, Verdict, Writing},
+    http::{Sender, broken},
+    retry::{Failure, Retries},
 };
 use crate::ports::{Error, Result};
 
-/// Pieces that have come and are not written yet.
-const PENDING: usize = 64;
-/// What is moved from the cache into a pipe at once.
+/// How many received pieces may wait to be written.
+const QUEUE: usize = 64;
+/// How much is copied from the cache into a pipe at a time.
 const CHUNK: usize = 256 << 10;
-/// After this many bytes the count of a registry's failures starts again.
+/// After this many bytes the count of failures starts again.
 const STEP: u64 = 1 << 20;
 
-/// Brings a blob into the cache, unless it is there or somebody else brings it.
+/// Fetches a blob into the cache, unless it is there or somebody else fetches it.
 pub(super) async fn ensure(sender: &dyn Sender, blob: &Arc<Blob>) -> Result<()> {
-    let Some(pen) = blob.pen().await else { return Ok(()) };
+    let Some(write_lock) = blob.write_lock().await else { return Ok(()) };
     let failed = |error| unwritten(blob, error);
-    let mut writing = blocking(move || pen.resume()).await?.map_err(failed)?;
-    let (size, mut tries) = (blob.descriptor.size.0, Tries::new(sender.asker().patience));
+    let mut writing = blocking(move || write_lock.resume()).await?.map_err(failed)?;
+    let (size, mut retries) = (blob.descriptor.size.0, Retries::new(sender.peer().timeouts));
     while writing.at < size {
         let before = writing.at;
-        let (back, end) = go_on(sender, writing).await?;
+        let (back, end) = download_once(sender, writing).await?;
         writing = back;
         if writing.at - before >= STEP {
-            tries.forget();
+            retries.reset();
         }
         match end {
             Ok(()) => {}
-            Err(failure) => tries.again(failure).await?,
+            Err(failure) => retries.wait_to_retry(failure).await?,
         }
     }
     match blocking(move || writing.finish()).await?.map_err(failed)? {
@@ -48,15 +48,15 @@ pub(super) async fn ensure(sender: &dyn Sender, blob: &Arc<Blob>) -> Result<()> 
         Verdict::Wrong(digest) => Err(Error::Mismatch {
             message: format!(
                 "{} sent data with the digest {digest} instead of {}",
-                sender.asker().host,
+                sender.peer().host,
                 blob.descriptor.digest
             ),
         }),
     }
 }
 
-/// One connection: as much as comes by it.
-async fn go_on(sender: &dyn Sender, mut writing: Writing) -> Result<(Writing, Result<(), Failure>)> {
+/// Receives as much as one connection delivers.
+async fn download_once(sender: &dyn Sender, mut writing: Writing) -> Result<(Writing, Result<(), Failure>)> {
     let (from, descriptor) = (writing.at, writing.blob().descriptor);
     let response = match sender.blob(descriptor, from).await {
         Ok(response) => response,
@@ -66,8 +66,8 @@ async fn go_on(sender: &dyn Sender, mut writing: Writing) -> Result<(Writing, Re
         Ok(skip) => skip,
         Err(failure) => return Ok((writing, Err(failure))),
     };
-    let (chunks, mut pending) = mpsc::channel::<Chunk>(PENDING);
-    // The thread has the right to write for as long as it writes, also when nobody waits for it any more.
+    let (chunks, mut pending) = mpsc::channel::<Chunk>(QUEUE);
+    // The thread keeps the write lock while it writes, even if nobody waits for it any more.
     let writer = tokio::task::spawn_blocking(move || {
         while let Some(chunk) = pending.blocking_recv() {
             if let Err(error) = writing.write(&chunk) {
@@ -84,7 +84,7 @@ async fn go_on(sender: &dyn Sender, mut writing: Writing) -> Result<(Writing, Re
     Ok((writing, end))
 }
 
-/// How much of what comes is there already.
+/// Returns how many bytes of the response are in the cache already.
 fn begin(sender: &dyn Sender, response: &Response, from: u64) -> Result<u64, Failure> {
     if response.status() != StatusCode::PARTIAL_CONTENT {
         return Ok(from);
@@ -93,11 +93,11 @@ fn begin(sender: &dyn Sender, response: &Response, from: u64) -> Result<u64, Fai
     let first = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
     match first {
         Some(first) if first <= from => Ok(from - first),
-        _ => Err(sender.asker().refused("it sent another part of a layer than requested").into()),
+        _ => Err(sender.peer().refused("it sent another part of a layer than requested").into()),
     }
 }
 
-/// Hands on what comes, but for the first `skip` bytes, and no more than `room`.
+/// Passes on what arrives, without the first `skip` bytes and at most `room`.
 async fn receive(
     sender: &dyn Sender,
     mut response: Response,
@@ -105,15 +105,15 @@ async fn receive(
     mut room: u64,
     chunks: mpsc::Sender<Chunk>,
 ) -> Result<(), Failure> {
-    let (host, patience) = (&sender.asker().host, sender.asker().patience);
+    let (host, timeouts) = (&sender.peer().host, sender.peer().timeouts);
     let (mut window, mut in_window) = (Instant::now(), 0);
     loop {
-        let chunk = match timeout(patience.silence, response.chunk()).await {
+        let chunk = match timeout(timeouts.silence, response.chunk()).await {
             Ok(Ok(chunk)) => chunk,
             Ok(Err(error)) => return Err(broken(host, &error)),
             Err(_) => {
-                let seconds = patience.silence.as_secs();
-                return Err(Failure::passing(format!(
+                let seconds = timeouts.silence.as_secs();
+                return Err(Failure::transient(format!(
                     "{host} was silent for {seconds} s in the middle of a layer"
                 )));
             }
@@ -121,13 +121,15 @@ async fn receive(
         let Some(mut chunk) = chunk else {
             return match room {
                 0 => Ok(()),
-                _ => Err(Failure::passing(format!("{host} closed the connection in the middle of a layer"))),
+                _ => {
+                    Err(Failure::transient(format!("{host} closed the connection in the middle of a layer")))
+                }
             };
         };
         in_window += chunk.len() as u64;
-        if window.elapsed() >= patience.window {
-            if in_window < patience.slowest {
-                return Err(Failure::passing(format!("{host} sent a layer too slowly")));
+        if window.elapsed() >= timeouts.window {
+            if in_window < timeouts.slowest {
+                return Err(Failure::transient(format!("{host} sent a layer too slowly")));
             }
             (window, in_window) = (Instant::now(), 0);
         }
@@ -140,22 +142,22 @@ async fn receive(
             return Err(Error::Mismatch { message }.into());
         }
         room -= new;
-        // A writer that is gone tells why itself.
+        // If the writer is gone, it reports why.
         if !chunk.is_empty() && chunks.send(chunk).await.is_err() {
             return Ok(());
         }
     }
 }
 
-/// Copies a blob into a pipe while it comes. Who does not want to read it any more is left alone.
-pub(super) async fn feed(blob: Arc<Blob>, mut pipe: pipe::Sender) -> Result<()> {
-    let mut level = blob.level();
+/// Copies a blob into a pipe while it arrives. Returns without an error if the reader is gone.
+pub(super) async fn stream_into(blob: Arc<Blob>, mut pipe: pipe::Sender) -> Result<()> {
+    let mut state = blob.state();
     let failed = |error| unwritten(&blob, error);
-    let first = *level.wait_for(|level| level.bytes > 0).await.map_err(|_| gone())?;
+    let first = *state.wait_for(|state| state.bytes > 0).await.map_err(|_| gone())?;
     let file = Arc::new(blob.open().map_err(failed)?);
     let (mut at, mut buffer) = (0, vec![0; CHUNK]);
     loop {
-        let Level { bytes, whole, edition } = *level.borrow_and_update();
+        let BlobState { bytes, whole, edition } = *state.borrow_and_update();
         if edition != first.edition {
             let message = format!("the data received for {} was wrong", blob.descriptor.digest);
             return Err(Error::Mismatch { message });
@@ -164,7 +166,7 @@ pub(super) async fn feed(blob: Arc<Blob>, mut pipe: pipe::Sender) -> Result<()> 
             if whole {
                 return Ok(());
             }
-            level.changed().await.map_err(|_| gone())?;
+            state.changed().await.map_err(|_| gone())?;
             continue;
         }
         let length = usize::try_from(bytes - at).unwrap_or(CHUNK).min(CHUNK);

@@ -1,13 +1,13 @@
 //! Registries of images, and the cache of what was fetched from them.
 //!
-//! Every answer of a registry is hostile until it has its digest. Documents are small and read whole; layers go
+//! Every answer of a registry is hostile until its digest is verified. Documents are small and read whole; layers go
 //! into the cache, and from there to the importer while they arrive.
 
-mod ask;
 mod cache;
 mod download;
-mod patience;
-mod place;
+mod egress_policy;
+mod http;
+mod retry;
 mod session;
 mod token;
 mod web;
@@ -32,13 +32,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::net::unix::pipe;
 
 use self::{
-    ask::Clients,
     cache::{Blob, Cache},
-    download::{ensure, feed},
-    place::Guests,
+    download::{ensure, stream_into},
+    egress_policy::Guests,
+    http::Clients,
     session::Session,
 };
-pub use self::{patience::Patience, place::LocalPorts};
+pub use self::{egress_policy::LocalPorts, retry::Timeouts};
 use super::blocking::blocking;
 
 use banger_domain::{digest::Digest, net::subnet::Subnet};
@@ -54,62 +54,62 @@ use crate::ports::{
     registry::{Fetch, Prune, Pruned, Registry, Source},
 };
 
-/// An index may name another one, and that is all.
+/// An index may name another index, but no deeper.
 const MAX_NESTING: usize = 3;
-/// Layers of one image that are fetched at once. More are no faster, and registries count connections.
+/// How many layers of an image are fetched at a time. More are no faster, and registries limit connections.
 const PARALLEL: usize = 4;
-/// What an importer has to read before we write on: the most that a pipe has without privilege.
+/// The size of the pipe to an importer: the most that is possible without privilege.
 const PIPE: usize = 1 << 20;
-/// What a fetch leaves free on the file system of the cache.
+/// How much space a fetch leaves on the file system of the cache.
 const SPARE: u64 = 64 << 20;
-/// How often progress is told.
+/// How often progress is reported.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Registries, with a cache in a directory.
 #[derive(Debug, Clone)]
 pub struct Registries {
-    /// Made when they are first needed: the certificates of the host are read for them.
+    /// Made on first use, since that reads the host's certificates.
     clients: Arc<OnceLock<Clients>>,
     guests: Guests,
     local: LocalPorts,
     cache: Cache,
-    patience: Patience,
+    timeouts: Timeouts,
 }
 
 impl Registries {
-    /// Registries whose blobs are kept in this directory, up to this many bytes. Of the host itself only ports that are
-    /// `local` are asked.
-    pub fn new(cache: &Path, limit: Bytes, patience: Patience, local: LocalPorts) -> Self {
+    /// Returns registries with a cache in this directory, of at most this many bytes. On the host itself, only ports
+    /// that are `local` may be used.
+    pub fn new(cache: &Path, limit: Bytes, timeouts: Timeouts, local: LocalPorts) -> Self {
         let cache = Cache::new(cache, limit);
-        Self { clients: Arc::default(), guests: Guests::default(), local, cache, patience }
+        Self { clients: Arc::default(), guests: Guests::default(), local, cache, timeouts }
     }
 
     async fn clients(&self) -> Result<Clients> {
         if let Some(clients) = self.clients.get() {
             return Ok(clients.clone());
         }
-        let (patience, guests, local) = (self.patience, self.guests.clone(), self.local.clone());
-        let made = blocking("read certificates", move || Clients::new(patience, guests, local)).await?;
+        let (timeouts, guests, local) = (self.timeouts, self.guests.clone(), self.local.clone());
+        let made = blocking("read certificates", move || Clients::new(timeouts, guests, local)).await?;
         Ok(self.clients.get_or_init(|| made).clone())
     }
 
     async fn session(&self, source: &Source) -> Result<Session> {
         let clients = self.clients().await?;
-        Session::new(clients, self.patience, source.reference.clone(), source.credentials.clone())
+        Session::new(clients, self.timeouts, source.reference.clone(), source.credentials.clone())
     }
 
     async fn blob(&self, source: &Source, descriptor: Descriptor) -> Result<Arc<Blob>> {
         self.blob_of(source.reference.registry().as_str(), descriptor).await
     }
 
-    async fn blob_of(&self, keeper: &str, descriptor: Descriptor) -> Result<Arc<Blob>> {
-        let (cache, keeper) = (self.cache.clone(), keeper.to_owned());
-        blocking("read the cache", move || cache.blob(&keeper, descriptor).map_err(unkept)).await
+    async fn blob_of(&self, namespace: &str, descriptor: Descriptor) -> Result<Arc<Blob>> {
+        let (cache, namespace) = (self.cache.clone(), namespace.to_owned());
+        blocking("read the cache", move || cache.blob(&namespace, descriptor).map_err(cache_error)).await
     }
 
     async fn trim(&self) {
         let cache = self.cache.clone();
-        let trimmed = blocking("trim the cache", move || cache.trim().map_err(unkept)).await;
+        let trimmed = blocking("trim the cache", move || cache.trim().map_err(cache_error)).await;
         match trimmed {
             Ok(Pruned { blobs: 0, .. }) => {}
             Ok(Pruned { blobs, bytes }) => {
@@ -119,10 +119,10 @@ impl Registries {
         }
     }
 
-    async fn check_room(&self, missing: u64) -> Result<()> {
+    async fn check_space(&self, missing: u64) -> Result<()> {
         let cache = self.cache.clone();
         blocking("read the cache", move || {
-            let stat = rustix::fs::statvfs(cache.root()).map_err(|error| unkept(error.into()))?;
+            let stat = rustix::fs::statvfs(cache.root()).map_err(|error| cache_error(error.into()))?;
             match stat.f_bavail.saturating_mul(stat.f_frsize) < missing.saturating_add(SPARE) {
                 true => Err(Error::NoSpace { doing: format!("fetch {}", Bytes(missing)) }),
                 false => Ok(()),
@@ -166,8 +166,8 @@ impl Registry for Registries {
                     ensure(&session, &blob).await?;
                     let bytes = blocking("read a configuration", move || {
                         let mut bytes = Vec::new();
-                        io::Read::read_to_end(&mut blob.open().map_err(unkept)?, &mut bytes)
-                            .map_err(unkept)?;
+                        io::Read::read_to_end(&mut blob.open().map_err(cache_error)?, &mut bytes)
+                            .map_err(cache_error)?;
                         Ok(bytes)
                     })
                     .await?;
@@ -192,15 +192,15 @@ impl Registry for Registries {
             found.push(self.blob(source, layer.blob).await?);
         }
         let missing = found.iter().filter(|blob| !blob.is_whole());
-        self.check_room(missing.map(|blob| blob.descriptor.size.0 - blob.level().borrow().bytes).sum())
+        self.check_space(missing.map(|blob| blob.descriptor.size.0 - blob.state().borrow().bytes).sum())
             .await?;
         for blob in &found {
             if blob.is_whole() {
-                blobs.push(OwnedFd::from(blob.open().map_err(unkept)?));
+                blobs.push(OwnedFd::from(blob.open().map_err(cache_error)?));
             } else {
                 let (reader, writer) = follower()?;
                 blobs.push(reader);
-                feeds.push(feed(Arc::clone(blob), writer));
+                feeds.push(stream_into(Arc::clone(blob), writer));
             }
         }
         let this = self.clone();
@@ -212,10 +212,10 @@ impl Registry for Registries {
             let fetched = async { tokio::try_join!(download, try_join_all(feeds)) };
             tokio::select! {
                 fetched = fetched => { fetched?; }
-                never = tell(&found, &*progress) => match never {},
+                never = report_progress(&found, &*progress) => match never {},
             }
-            tell_once(&found, &*progress);
-            // What is in use is never removed.
+            report_once(&found, &*progress);
+            // Blobs in use are never removed.
             drop(found);
             this.trim().await;
             Ok(())
@@ -226,19 +226,19 @@ impl Registry for Registries {
     async fn forget(&self, source: &Source, layers: &[LayerFacts]) -> Result<()> {
         for layer in layers {
             let blob = self.blob(source, layer.blob).await?;
-            blocking("forget a layer", move || blob.discard().map_err(unkept)).await?;
+            blocking("forget a layer", move || blob.discard().map_err(cache_error)).await?;
         }
         Ok(())
     }
 
     async fn prune(&self, prune: Prune) -> Result<Pruned> {
         let cache = self.cache.clone();
-        blocking("prune the cache", move || cache.prune(prune).map_err(unkept)).await
+        blocking("prune the cache", move || cache.prune(prune).map_err(cache_error)).await
     }
 }
 
-/// The credentials in a memory file that is sealed: it cannot be changed or cut off any more, and to read it
-/// never waits.
+/// Reads credentials from a sealed memory file: it cannot be changed or truncated any more, and reading it never
+/// waits.
 fn read_sealed(file: OwnedFd) -> Result<Credentials> {
     let bad = |why: &str| Error::BadFile { message: format!("the credentials {why}") };
     let seals = fcntl_get_seals(&file).map_err(|_| bad("are not in a memory file"))?;
@@ -253,30 +253,30 @@ fn read_sealed(file: OwnedFd) -> Result<Credentials> {
     Credentials::parse(&bytes).map_err(|error| Error::BadFile { message: error.to_string() })
 }
 
-/// A pipe whose one end blocks, for a process, and whose other end does not, for us.
+/// Returns a pipe whose one end blocks, for a process, and whose other end does not, for us.
 fn follower() -> Result<(OwnedFd, pipe::Sender)> {
     let failed = |error: io::Error| Error::os("make a pipe for a layer", error);
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
-    // A smaller one is slower and no more.
+    // A smaller pipe is only slower.
     let _ = fcntl_setpipe_size(&writer, PIPE);
     rustix::io::ioctl_fionbio(&writer, true).map_err(|error| failed(error.into()))?;
     Ok((reader, pipe::Sender::from_owned_fd(writer).map_err(failed)?))
 }
 
-async fn tell(blobs: &[Arc<Blob>], progress: &dyn Progress) -> std::convert::Infallible {
+async fn report_progress(blobs: &[Arc<Blob>], progress: &dyn Progress) -> std::convert::Infallible {
     let mut ticks = tokio::time::interval(TICK);
     loop {
         ticks.tick().await;
-        tell_once(blobs, progress);
+        report_once(blobs, progress);
     }
 }
 
-fn tell_once(blobs: &[Arc<Blob>], progress: &dyn Progress) {
-    let done = blobs.iter().map(|blob| blob.level().borrow().bytes).sum();
+fn report_once(blobs: &[Arc<Blob>], progress: &dyn Progress) {
+    let done = blobs.iter().map(|blob| blob.state().borrow().bytes).sum();
     let total = blobs.iter().map(|blob| blob.descriptor.size.0).sum();
     progress.advanced(Bytes(done), Some(Bytes(total)));
 }
 
-fn unkept(error: io::Error) -> Error {
+fn cache_error(error: io::Error) -> Error {
     Error::os("use the cache of layers", error)
 }

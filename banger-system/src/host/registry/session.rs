@@ -1,4 +1,4 @@
-//! Asking a registry on behalf of one user, by the OCI distribution specification 1.1
+//! Requests to a registry on behalf of a user, by the OCI distribution specification 1.1
 //! (<https://github.com/opencontainers/distribution-spec>).
 
 use std::sync::{Mutex, PoisonError};
@@ -12,42 +12,43 @@ use reqwest::{
 };
 
 use super::{
-    ask::{Asker, Clients, Sender, plain},
-    patience::{Failure, Patience, Tries},
-    place, token,
+    egress_policy,
+    http::{Clients, Peer, Sender, sanitize},
+    retry::{Failure, Retries, Timeouts},
+    token,
 };
 use crate::ports::{Error, Result};
 
-/// How often one request shows who asks: a token may end while others use it too.
-const INTRODUCTIONS: usize = 3;
-/// What is read of an error.
+/// How often one request is authorised again: a token may expire while others use it too.
+const MAX_AUTHORIZATIONS: usize = 3;
+/// How much of an error is read.
 const MAX_ERROR_BODY: u64 = 16 << 10;
 
-/// One user's conversation with one repository.
+/// One user's session with one repository.
 pub(super) struct Session {
-    asker: Asker,
+    peer: Peer,
     pub(super) reference: ImageRef,
     credentials: Credentials,
-    /// What lets us in, once that is known.
+    /// The authorisation, once there is one.
     authorization: Mutex<Option<HeaderValue>>,
 }
 
 impl Session {
     pub(super) fn new(
         clients: Clients,
-        patience: Patience,
+        timeouts: Timeouts,
         reference: ImageRef,
         credentials: Credentials,
     ) -> Result<Self> {
-        let base = place::base(reference.registry()).ok_or_else(|| Error::Registry {
+        let base = egress_policy::base(reference.registry()).ok_or_else(|| Error::Registry {
             message: format!("{} is not an address of a registry", reference.registry()),
         })?;
         let host = reference.registry().to_string();
-        let asker = Asker { clients, patience, base, host };
-        Ok(Self { asker, reference, credentials, authorization: Mutex::default() })
+        let peer = Peer { clients, timeouts, base, host };
+        Ok(Self { peer, reference, credentials, authorization: Mutex::default() })
     }
 
-    /// A document of at most this many bytes, with the media type that the registry gives it.
+    /// Returns a document of at most this many bytes, with its media type according to the registry.
     pub(super) async fn manifest(
         &self,
         wanted: &str,
@@ -55,11 +56,11 @@ impl Session {
         limit: u64,
     ) -> Result<(Vec<u8>, Option<String>)> {
         let path = format!("{}/manifests/{wanted}", self.reference.repository());
-        let mut tries = Tries::new(self.asker.patience);
+        let mut retries = Retries::new(self.peer.timeouts);
         loop {
             match self.document(&path, accept, limit).await {
                 Ok(found) => return Ok(found),
-                Err(failure) => tries.again(failure).await?,
+                Err(failure) => retries.wait_to_retry(failure).await?,
             }
         }
     }
@@ -74,29 +75,29 @@ impl Session {
         headers.insert(ACCEPT, header(accept)?);
         let response = self.get(path, headers).await?;
         let kind = response.headers().get(reqwest::header::CONTENT_TYPE);
-        // After a semicolon comes a character set.
+        // A character set may follow after a semicolon.
         let kind =
             kind.and_then(|kind| kind.to_str().ok()?.split(';').next()).map(|kind| kind.trim().to_owned());
-        let body = self.asker.read(response, limit).await?;
+        let body = self.peer.read(response, limit).await?;
         Ok((body, kind))
     }
 
-    /// The registry, as messages call it.
+    /// Returns the registry's name in messages.
     pub(super) fn host(&self) -> &str {
-        &self.asker.host
+        &self.peer.host
     }
 
     /// Sends a request, with credentials if the registry asks for them.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<Response, Failure> {
         let url =
-            self.asker.base.url.join(path).map_err(|_| self.refused("it has no address for this request"))?;
+            self.peer.base.url.join(path).map_err(|_| self.refused("it has no address for this request"))?;
         let mut shown = self.known();
-        let mut response = self.asker.follow(url.clone(), &headers, shown.as_ref()).await?;
-        for _ in 0..INTRODUCTIONS {
+        let mut response = self.peer.follow(url.clone(), &headers, shown.as_ref()).await?;
+        for _ in 0..MAX_AUTHORIZATIONS {
             if response.status() != StatusCode::UNAUTHORIZED {
                 break;
             }
-            // Another request of this session may have got a newer token meanwhile.
+            // Another request of this session may have got a newer token.
             let newer = match self.known() {
                 newer if newer != shown && newer.is_some() => newer,
                 _ => {
@@ -108,17 +109,17 @@ impl Session {
             if newer.is_none() || newer == shown {
                 break;
             }
-            response = self.asker.follow(url.clone(), &headers, newer.as_ref()).await?;
+            response = self.peer.follow(url.clone(), &headers, newer.as_ref()).await?;
             shown = newer;
         }
-        self.judge(response).await
+        self.check_status(response).await
     }
 
     fn known(&self) -> Option<HeaderValue> {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks for a token at an address that the registry named.
+    /// Requests a token at an address that the registry named.
     pub(super) async fn ask_for_token(
         &self,
         url: Url,
@@ -126,7 +127,7 @@ impl Session {
         password: Option<(&str, &str)>,
         limit: u64,
     ) -> Result<(StatusCode, Vec<u8>), Failure> {
-        let client = self.asker.clients.by(self.asker.route(&url)?);
+        let client = self.peer.clients.client(self.peer.route(&url)?);
         let mut request = match form {
             None => client.get(url),
             Some(form) => client
@@ -137,19 +138,19 @@ impl Session {
         if let Some((user, secret)) = password {
             request = request.basic_auth(user, Some(secret));
         }
-        let response = self.asker.send(request).await?;
+        let response = self.peer.send(request).await?;
         let status = response.status();
         if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            return Err(self.asker.passing(&response));
+            return Err(self.peer.transient(&response));
         }
-        Ok((status, self.asker.read(response, limit).await?))
+        Ok((status, self.peer.read(response, limit).await?))
     }
 
-    /// What shows a password (RFC 7617).
+    /// Returns the header for a password (RFC 7617).
     pub(super) fn password_header(&self, user: &str, secret: &str) -> Result<HeaderValue> {
         let request =
-            self.asker.clients.own.get(self.asker.base.url.clone()).basic_auth(user, Some(secret)).build();
-        // The error of the library says nothing of the text.
+            self.peer.clients.own.get(self.peer.base.url.clone()).basic_auth(user, Some(secret)).build();
+        // The library's error does not quote the text.
         let request = request.map_err(|error| Error::other("send the credentials", error))?;
         request
             .headers()
@@ -159,7 +160,7 @@ impl Session {
     }
 
     pub(super) fn refused(&self, why: &str) -> Error {
-        self.asker.refused(why)
+        self.peer.refused(why)
     }
 
     pub(super) fn credentials(&self) -> &Credentials {
@@ -167,7 +168,7 @@ impl Session {
     }
 
     /// Maps the status of a response that is not about a token to a [`Failure`].
-    async fn judge(&self, response: Response) -> Result<Response, Failure> {
+    async fn check_status(&self, response: Response) -> Result<Response, Failure> {
         let (status, what) = (response.status(), self.reference.to_string());
         match status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
@@ -178,10 +179,12 @@ impl Session {
                 };
                 Err(Error::AuthRequired { message }.into())
             }
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(self.asker.passing(&response)),
-            _ if status.is_server_error() => Err(self.asker.passing(&response)),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                Err(self.peer.transient(&response))
+            }
+            _ if status.is_server_error() => Err(self.peer.transient(&response)),
             _ => {
-                let body = self.asker.read(response, MAX_ERROR_BODY).await.unwrap_or_default();
+                let body = self.peer.read(response, MAX_ERROR_BODY).await.unwrap_or_default();
                 let why = match said(&body) {
                     Some(said) => format!("{}, {said}", status.as_u16()),
                     None => status.to_string(),
@@ -199,12 +202,12 @@ impl Sender for Session {
         self.get(&path, from_byte(from)?).await
     }
 
-    fn asker(&self) -> &Asker {
-        &self.asker
+    fn peer(&self) -> &Peer {
+        &self.peer
     }
 }
 
-/// The header that asks for the content from this byte on.
+/// Returns the header that requests the content from this byte on.
 pub(super) fn from_byte(from: u64) -> Result<HeaderMap, Failure> {
     let mut headers = HeaderMap::new();
     if from > 0 {
@@ -217,10 +220,10 @@ fn header(text: &str) -> Result<HeaderValue, Failure> {
     HeaderValue::from_str(text).map_err(|error| Error::other("write a header", error).into())
 }
 
-/// What a registry says of an error.
+/// Returns the registry's description of an error.
 fn said(body: &[u8]) -> Option<String> {
     let envelope: OciEnvelope = serde_json::from_slice(body).ok()?;
     let first = envelope.errors.into_iter().next()?;
     let text = if first.message.is_empty() { format!("{:?}", first.code) } else { first.message };
-    Some(plain(&text))
+    Some(sanitize(&text))
 }

@@ -1,4 +1,4 @@
-//! How a user logs in to a registry: with a password, or with a token that another server gives for it
+//! Logging in to a registry: with a password, or with a token that another server issues for it
 //! (<https://distribution.github.io/distribution/spec/auth/token/>).
 
 use banger_image::oci::credentials::Credentials;
@@ -8,7 +8,7 @@ use reqwest::{
 };
 use serde::Deserialize;
 
-use super::{patience::Failure, session::Session};
+use super::{retry::Failure, session::Session};
 use crate::ports::Error;
 
 /// Tokens are some kilobytes at most.
@@ -16,7 +16,7 @@ const MAX_ANSWER: u64 = 64 << 10;
 /// The client id in a request for a token.
 const CLIENT: &str = "banger";
 
-/// A way in that a registry offers.
+/// An authentication scheme that a registry offers.
 enum Offer {
     Password,
     Token { realm: Url, service: Option<String> },
@@ -28,7 +28,7 @@ struct Answer {
     access_token: Option<String>,
 }
 
-/// What lets us in, by what the registry says that it wants; nothing when we have nothing that it wants.
+/// Returns the authorisation that the registry asks for, or `None` if the credentials do not fit.
 pub(super) async fn obtain(
     session: &Session,
     challenges: GetAll<'_, HeaderValue>,
@@ -69,7 +69,7 @@ fn offers(text: &str) -> Vec<Offer> {
 }
 
 async fn ask(session: &Session, realm: &Url, service: Option<&str>) -> Result<HeaderValue, Failure> {
-    // What we want is known to us: the scope that the registry names is not asked for.
+    // We know the scope that we need, so the one that the registry names is not used.
     let scope = format!("repository:{}:pull", session.reference.repository());
     let (form, password) = match session.credentials() {
         Credentials::RefreshToken(token) => {
@@ -112,7 +112,7 @@ async fn ask(session: &Session, realm: &Url, service: Option<&str>) -> Result<He
 }
 
 fn secret_header(text: &str) -> Result<HeaderValue, Failure> {
-    // The error of the library says nothing of the text.
+    // The library's error does not quote the text.
     let mut value =
         HeaderValue::from_str(text).map_err(|error| Error::other("send the credentials", error))?;
     value.set_sensitive(true);
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_registry_wants_is_read() {
+    fn authentication_schemes_are_parsed() {
         let read = |text: &str| {
             let name = |offer: &Offer| match offer {
                 Offer::Password => "password".to_owned(),

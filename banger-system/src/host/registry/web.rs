@@ -1,5 +1,5 @@
-//! Files of catalogs: documents, which are read whole, and what goes into the cache, from a server of the web or
-//! from a file of the host.
+//! Files of catalogs, from a web server or from a file of the host. Documents are read whole; everything else goes
+//! into the cache.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,24 +20,25 @@ use rustix::fs::OFlags;
 
 use super::{
     Registries,
-    ask::{Asker, Sender},
-    cache::{Pen, Verdict, Writing},
+    cache::{Verdict, WriteLock, Writing},
+    cache_error,
     download::ensure,
-    patience::{Failure, Tries},
-    place::{Base, NamedBy},
+    egress_policy::{Destination, NamedBy},
+    http::{Peer, Sender},
+    report_once, report_progress,
+    retry::{Failure, Retries},
     session::from_byte,
-    tell, tell_once, unkept,
 };
 use crate::{
     host::blocking::blocking,
     ports::{Error, Result, images::Progress},
 };
 
-/// What is read of a file at once.
+/// How much of a file is read at a time.
 const CHUNK: usize = 1 << 20;
 
 impl Registries {
-    /// A document of at most this many bytes. `from` is where somebody pointed to who decides what this host may ask.
+    /// Returns a document of at most this many bytes. `from` is a location that an administrator chose.
     pub(in crate::host) async fn document(
         &self,
         from: &Location,
@@ -52,40 +53,40 @@ impl Registries {
             }
         };
         let web = self.web(from, url).await?;
-        let mut tries = Tries::new(self.patience);
+        let mut retries = Retries::new(self.timeouts);
         loop {
             let read = async {
                 let response = web.get(HeaderMap::new()).await?;
-                web.asker.read(response, limit).await
+                web.peer.read(response, limit).await
             };
             match read.await {
                 Ok(bytes) => return Ok(bytes),
-                Err(failure) => tries.again(failure).await?,
+                Err(failure) => retries.wait_to_retry(failure).await?,
             }
         }
     }
 
-    /// A file of a catalog by way of the cache, where `keeper` has a directory.
+    /// Returns a catalog's file through the cache, where it is below `namespace`.
     pub(in crate::host) async fn file(
         &self,
-        keeper: &str,
+        namespace: &str,
         from: &Location,
         at: &Location,
         content: Descriptor,
         progress: Arc<dyn Progress>,
     ) -> Result<OwnedFd> {
-        let blobs = [self.blob_of(keeper, content).await?];
+        let blobs = [self.blob_of(namespace, content).await?];
         let [blob] = &blobs;
         if !blob.is_whole() {
-            let have = blob.level().borrow().bytes;
-            self.check_room(content.size.0 - have).await?;
+            let have = blob.state().borrow().bytes;
+            self.check_space(content.size.0 - have).await?;
             let fetched = async {
                 match at {
                     Location::Web(url) => ensure(&self.web(from, url).await?, blob).await,
-                    Location::File(path) => match blob.pen().await {
-                        Some(pen) => {
+                    Location::File(path) => match blob.write_lock().await {
+                        Some(write_lock) => {
                             let path = path.clone();
-                            blocking("copy a file of a catalog", move || copy(pen, &path)).await
+                            blocking("copy a file of a catalog", move || copy(write_lock, &path)).await
                         }
                         None => Ok(()),
                     },
@@ -93,45 +94,47 @@ impl Registries {
             };
             tokio::select! {
                 fetched = fetched => fetched?,
-                never = tell(&blobs, &*progress) => match never {},
+                never = report_progress(&blobs, &*progress) => match never {},
             }
         }
-        tell_once(&blobs, &*progress);
-        let file = blob.open().map_err(unkept)?;
+        report_once(&blobs, &*progress);
+        let file = blob.open().map_err(cache_error)?;
         drop(blobs);
         self.trim().await;
         Ok(file.into())
     }
 
     async fn web(&self, from: &Location, url: &Url) -> Result<WebFile> {
-        // What stands on the host may name what stands elsewhere, as an administrator may; a server may name itself
-        // and what is neither the host nor near it.
+        // A catalog on the host may name other servers, as an administrator may. A server may name itself, and
+        // servers that are neither the host nor near it.
         let base = match from {
             Location::Web(index) => index,
             Location::File(_) => url,
         };
         let host = url.host_str().unwrap_or_default().to_owned();
         let named_by = NamedBy::Administrator;
-        let base = Base { url: base.clone(), is_loopback: is_this_host(base), named_by };
-        let asker = Asker { clients: self.clients().await?, patience: self.patience, base, host };
-        Ok(WebFile { asker, url: url.clone() })
+        let base = Destination { url: base.clone(), is_loopback: is_this_host(base), named_by };
+        let peer = Peer { clients: self.clients().await?, timeouts: self.timeouts, base, host };
+        Ok(WebFile { peer, url: url.clone() })
     }
 }
 
-/// A file on a server.
+/// A file on a web server.
 struct WebFile {
-    asker: Asker,
+    peer: Peer,
     url: Url,
 }
 
 impl WebFile {
     async fn get(&self, headers: HeaderMap) -> Result<Response, Failure> {
-        let response = self.asker.follow(self.url.clone(), &headers, None).await?;
+        let response = self.peer.follow(self.url.clone(), &headers, None).await?;
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(self.asker.passing(&response)),
-            status if status.is_server_error() => Err(self.asker.passing(&response)),
-            status => Err(self.asker.refused(&format!("{}: {status}", self.url.path())).into()),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                Err(self.peer.transient(&response))
+            }
+            status if status.is_server_error() => Err(self.peer.transient(&response)),
+            status => Err(self.peer.refused(&format!("{}: {status}", self.url.path())).into()),
         }
     }
 }
@@ -142,12 +145,12 @@ impl Sender for WebFile {
         self.get(from_byte(from)?).await
     }
 
-    fn asker(&self) -> &Asker {
-        &self.asker
+    fn peer(&self) -> &Peer {
+        &self.peer
     }
 }
 
-/// Opens a regular file that an administrator pointed to. Nothing else holds us up.
+/// Opens a regular file that an administrator chose, without waiting for a pipe or device.
 fn open(path: &Path) -> Result<File> {
     let failed = |error| Error::os(format!("open {}", path.display()), error);
     let flags = OFlags::NONBLOCK.bits().cast_signed();
@@ -171,9 +174,9 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     }
 }
 
-/// Copies a file into the cache. One of another size or content leaves nothing there.
-fn copy(pen: Pen, path: &Path) -> Result<()> {
-    let mut writing: Writing = pen.resume().map_err(unkept)?;
+/// Copies a file into the cache. One of another size or digest leaves nothing there.
+fn copy(write_lock: WriteLock, path: &Path) -> Result<()> {
+    let mut writing: Writing = write_lock.resume().map_err(cache_error)?;
     let content = writing.blob().descriptor;
     let unread = |error| Error::os(format!("read {}", path.display()), error);
     let differs = || Error::Mismatch { message: format!("{} does not match its catalog", path.display()) };
@@ -188,15 +191,15 @@ fn copy(pen: Pen, path: &Path) -> Result<()> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(unread(error)),
         };
-        writing.write(&Chunk::copy_from_slice(&buffer[..count])).map_err(unkept)?;
+        writing.write(&Chunk::copy_from_slice(&buffer[..count])).map_err(cache_error)?;
     }
     // Too many bytes would give another digest as well.
     let is_longer = file.read(&mut [0]).map_err(unread)? > 0;
     if writing.at < content.size.0 || is_longer {
-        writing.blob().discard().map_err(unkept)?;
+        writing.blob().discard().map_err(cache_error)?;
         return Err(differs());
     }
-    match writing.finish().map_err(unkept)? {
+    match writing.finish().map_err(cache_error)? {
         Verdict::Whole => Ok(()),
         Verdict::Wrong(_) => Err(differs()),
     }

@@ -1,7 +1,6 @@
-//! What is kept over restarts, in SQLite.
+//! The persistent state, in SQLite.
 //!
-//! Every call is one transaction. What it wrote survives whatever happens to the service, and all but the
-//! ledger survives a power cut, too.
+//! Every call is one transaction. Its result survives a crash of the service and, except for the ledger, a power cut.
 
 mod open;
 mod row;
@@ -13,7 +12,7 @@ use banger_domain::{
         nic::Nat,
         subnet::{NotASubnet, Subnet},
     },
-    resource::{Places, Resource},
+    resource::{Paths, Resource},
     ssh::AuthorizedKey,
     vm::{Lifetime, Vm},
 };
@@ -37,30 +36,30 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the database, made when this is the first start.
-    pub async fn open(places: &Places) -> Result<Self, OpenError> {
-        Ok(Self { pool: open::open(places).await? })
+    /// Opens the database, and creates it at the first start.
+    pub async fn open(paths: &Paths) -> Result<Self, OpenError> {
+        Ok(Self { pool: open::open(paths).await? })
     }
 
-    /// Ends the connection and folds the log into the database.
+    /// Closes the connection and folds the write-ahead log into the database.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 }
 
-/// What a commit survives once it is made.
+/// What a commit survives.
 enum Survives {
-    /// The end of the service. Enough for the ledger: what boots hold is gone after a power cut, and the
-    /// disks of a machine can be seen. It spares a boot some flushes of the disk, a millisecond or more each.
+    /// A crash of the service. That is enough for the ledger: a power cut ends everything that a boot holds, and
+    /// disks can be found without it. It saves a boot some flushes of a millisecond or more each.
     Crash,
-    /// A power cut. Recovery removes the disks of a machine that has no row, so a machine that somebody was
-    /// told of must have one.
+    /// A power cut. Recovery removes the disks of a sandbox without a row, so a sandbox that was reported to
+    /// somebody must have one.
     PowerCut,
 }
 
 impl SqliteStore {
-    /// The connection, with each commit flushed to the disk or not. It says so anew each time: the level
-    /// belongs to the connection, not to the transaction.
+    /// Returns the connection, set to flush each commit or not. It is set each time, since the level belongs to the
+    /// connection and not to the transaction.
     async fn writer(&self, survives: Survives) -> Result<PoolConnection<Sqlite>> {
         let level = match survives {
             Survives::Crash => "PRAGMA synchronous = NORMAL",
@@ -258,7 +257,7 @@ impl Store for SqliteStore {
     }
 }
 
-/// Writes an image, new or changed.
+/// Writes a new or changed image.
 async fn write_image(connection: &mut SqliteConnection, image: &Image) -> Result<()> {
     let (id, name, owner) = (image.id.to_string(), image.name.as_str(), image.owner.0);
     let kernel = image.kernel.map(|kernel| kernel.to_string());
@@ -295,7 +294,7 @@ async fn write_image(connection: &mut SqliteConnection, image: &Image) -> Result
     .map(drop)
 }
 
-/// Writes a kernel, new or changed.
+/// Writes a new or changed kernel.
 async fn write_kernel(connection: &mut SqliteConnection, kernel: &Kernel) -> Result<()> {
     let (id, name, owner) = (kernel.id.to_string(), kernel.name.as_str(), kernel.owner.0);
     let (created_at, size) = (integer(kernel.created_at.0)?, integer(kernel.facts.size.0)?);
@@ -329,8 +328,7 @@ async fn write_kernel(connection: &mut SqliteConnection, kernel: &Kernel) -> Res
 const READ: &str = "read the database";
 const WRITE: &str = "write to the database";
 
-/// What the rows mean. One that cannot be read fails them all: to go on without a machine would be to take
-/// its disks for nobody's.
+/// Decodes rows. One unreadable row fails them all: without its row, a sandbox's disks would look like nobody's.
 fn decode<Row, T>(rows: Result<Vec<Row>, sqlx::Error>) -> Result<Vec<T>>
 where
     T: TryFrom<Row, Error = row::Unreadable>,
@@ -350,7 +348,7 @@ fn unwritten(source: sqlx::Error) -> Error {
     }
 }
 
-/// The kind of an error without its particulars, which stand in the upper bits.
+/// Returns the kind of an error, without the details in the upper bits.
 fn primary_code(error: &sqlx::Error) -> Option<i32> {
     let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
     Some(code & 0xff)

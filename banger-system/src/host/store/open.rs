@@ -1,5 +1,5 @@
-//! Opening the database. One that is damaged, of another program, of a newer version, or missing although
-//! there are disks, is refused and left exactly as it is: whoever repairs it has to find it so.
+//! Opens the database. A database that is damaged, of another program, of a newer version, or missing although there
+//! are disks is refused and left untouched, for whoever repairs it.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions, Permissions},
@@ -9,16 +9,16 @@ use std::{
     time::Duration,
 };
 
-use banger_domain::resource::Places;
+use banger_domain::resource::Paths;
 use sqlx::{
     ConnectOptions, Connection, Row, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-/// How long to wait for another program that has the database open, such as an administrator's `sqlite3`.
+/// How long to wait for another program that has the database open, such as `sqlite3`.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the first migration writes into the header.
+/// The application id that the first migration writes.
 const APPLICATION_ID: i64 = 0x626e_6772;
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
@@ -26,12 +26,12 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 /// Why the database cannot be used. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file is no database, or its structure does not hold together.
+    /// The file is not a database or is corrupt.
     #[error("the database {} is damaged ({finding}); it was left as it is, restore a copy of it", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What SQLite says of it.
+        /// SQLite's finding.
         finding: String,
     },
     /// The file is the database of another program.
@@ -40,17 +40,17 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A newer version has written it.
+    /// It was written by a newer version.
     #[error("the database {} has version {version}, but this banger supports only versions up to {known}; install the newer banger again", .path.display())]
     Newer {
         /// The file.
         path: PathBuf,
         /// Its version.
         version: i64,
-        /// The newest version that we know.
+        /// The newest version that this service knows.
         known: i64,
     },
-    /// There is no database, but there is what only a database can explain.
+    /// The database is missing, although there are disks or images.
     #[error("the database {} is missing, but {} is not empty; restore the database, or remove that directory if nothing in it is needed", .path.display(), .directory.display())]
     Missing {
         /// Where the database should be.
@@ -58,38 +58,38 @@ pub enum Error {
         /// A directory with disks or images.
         directory: PathBuf,
     },
-    /// The operating system refused.
+    /// A system call failed.
     #[error("cannot {doing} {}", .path.display())]
     Os {
         /// What was being done.
         doing: &'static str,
-        /// To what.
+        /// The file or directory.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// SQLite refused.
+    /// SQLite failed.
     #[error("cannot open the database {}", .path.display())]
     Sqlite {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// Opens the database of `places`, made when this is the first start, and brings it to the present version.
-pub(super) async fn open(places: &Places) -> Result<SqlitePool, Error> {
-    let path = places.database();
-    match prepare(places, &path)? {
+/// Opens the database below `paths`, creates it at the first start, and migrates it.
+pub(super) async fn open(paths: &Paths) -> Result<SqlitePool, Error> {
+    let path = paths.database();
+    match prepare(paths, &path)? {
         Found::Database => inspect(&path).await?,
         Found::Nothing => {}
     }
     let options = options(&path).journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
-    // One connection: SQLite has one writer, and with one connection there is nobody to be busy for. It is
-    // never closed for being idle or old, so that a call never pays for opening it.
+    // SQLite has one writer, and with one connection nothing can be busy. The connection is never closed for being
+    // idle or old, so that no call has to open it.
     let pool = SqlitePoolOptions::new()
         .max_connections(1)
         .idle_timeout(None)
@@ -114,9 +114,9 @@ enum Found {
     Nothing,
 }
 
-/// Makes the directory, and the file when there is none, so that both are the superuser's alone: SQLite
-/// gives the files beside it the same mode.
-fn prepare(places: &Places, path: &Path) -> Result<Found, Error> {
+/// Makes the directory, and the file if there is none, accessible to root only: SQLite gives the files beside it the
+/// same mode.
+fn prepare(paths: &Paths, path: &Path) -> Result<Found, Error> {
     let os = |doing, path: &Path| {
         let path = path.to_owned();
         move |source| Error::Os { doing, path, source }
@@ -126,7 +126,7 @@ fn prepare(places: &Places, path: &Path) -> Result<Found, Error> {
         restrict()?;
         return Ok(Found::Database);
     }
-    for directory in [places.vms(), places.images(), places.kernels()] {
+    for directory in [paths.vms(), paths.images(), paths.kernels()] {
         if fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(Error::Missing { path: path.to_owned(), directory });
         }
@@ -135,14 +135,14 @@ fn prepare(places: &Places, path: &Path) -> Result<Found, Error> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(os("create the directory", directory))?;
     }
-    // An empty file is what a crash before the first commit leaves.
+    // A crash before the first commit leaves an empty file.
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     file.map_err(os("make", path))?;
     restrict()?;
     Ok(Found::Nothing)
 }
 
-/// Looks at an existing database through a connection that cannot write.
+/// Inspects an existing database over a read-only connection.
 async fn inspect(path: &Path) -> Result<(), Error> {
     let refused = |source| refused(path, source);
     let mut connection = options(path).read_only(true).connect().await.map_err(refused)?;
@@ -153,7 +153,7 @@ async fn inspect(path: &Path) -> Result<(), Error> {
 
 async fn look(path: &Path, connection: &mut SqliteConnection) -> Result<(), Error> {
     let refused = |source| refused(path, source);
-    // These are about the file and not about our tables, so the compiler has nothing to check them against.
+    // These queries are about the file and not about our tables, so the compiler cannot check them.
     let finding: String = sqlx::query("PRAGMA quick_check(1)")
         .fetch_one(&mut *connection)
         .await
@@ -168,7 +168,7 @@ async fn look(path: &Path, connection: &mut SqliteConnection) -> Result<(), Erro
         .and_then(|row| row.try_get(0))
         .map_err(refused)?;
     if application != APPLICATION_ID {
-        // A crash during the first start leaves the table of versions at most.
+        // A crash during the first start leaves at most the table of versions.
         let tables = sqlx::query("SELECT name FROM sqlite_schema WHERE tbl_name <> '_sqlx_migrations'")
             .fetch_all(&mut *connection)
             .await
@@ -193,7 +193,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new().filename(path).foreign_keys(true).busy_timeout(BUSY_TIMEOUT)
 }
 
-/// The newest version that we know.
+/// Returns the newest version that this service knows.
 fn known() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
 }

@@ -1,20 +1,20 @@
-//! Rows of the tables, and what they mean.
+//! Rows of the tables, and how they are decoded.
 
 use std::str::FromStr;
 
 use banger_domain::{
     id::{Timestamp, Uid, VmId},
     lifecycle::{Reason, State},
-    monitor::Wish,
     net::{nic::Nat, subnet::Slot},
     resource::Resource,
     ssh::{AuthorizedKey, HostKey},
     vm::{Init, Lifetime, Token, Vm, VmSpec},
+    vmm::VmmChoice,
 };
 use banger_image::record::{Image, ImageFacts, Kernel, KernelFacts, Origin};
 use banger_proto::{bus::option::lifetime, size::Bytes};
 
-/// A row holds what we never wrote.
+/// A row has a value that we never wrote.
 #[derive(Debug, thiserror::Error)]
 #[error("the {column} of {id} in the database is not readable")]
 pub(super) struct Unreadable {
@@ -71,7 +71,7 @@ impl TryFrom<VmRow> for Vm {
                 root_size: Bytes(read.number("root_size", row.root_size)?),
                 hostname: read.text("hostname", &row.hostname)?,
                 init: read.known("init", Init::parse(&row.init))?,
-                vmm: read.known("vmm", Wish::parse(&row.vmm))?,
+                vmm: read.known("vmm", VmmChoice::parse(&row.vmm))?,
                 nat: if row.nat != 0 { Nat::On } else { Nat::Off },
                 ports: read
                     .known("ports", row.ports.split_whitespace().map(|port| port.parse().ok()).collect())?,
@@ -103,8 +103,7 @@ impl TryFrom<VmRow> for Vm {
             )?,
             token: Token::from_text(row.token),
             host_key: match row.host_key.as_str() {
-                // Older than its key. It is stored before the machine boots the next time, and not needed
-                // sooner.
+                // Older than the key. It is stored before the next boot, and not needed sooner.
                 "" => read.known("host_key", HostKey::random().ok())?,
                 text => read.text("host_key", text)?,
             },
@@ -213,7 +212,7 @@ impl TryFrom<LedgerRow> for (VmId, Resource) {
     }
 }
 
-/// Reads the columns of the row with this id.
+/// Decodes the columns of the row with this id.
 struct Reader<'a> {
     id: &'a str,
 }
@@ -232,7 +231,7 @@ impl Reader<'_> {
     }
 }
 
-/// A number beyond what SQLite keeps, which is 63 bits.
+/// A number that SQLite cannot store: it has 63 bits.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} does not fit into the database")]
 pub(super) struct TooLarge(pub u64);

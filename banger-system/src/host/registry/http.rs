@@ -1,5 +1,5 @@
-//! Requests to web servers, whose every answer is hostile until its digest is verified. No address that one gives is
-//! followed without [`place::route`]'s consent, and nothing is read without a limit of size and time.
+//! Requests to web servers. Everything that they answer is hostile until its digest is verified. No address in an
+//! answer is followed unless [`egress_policy::route`] allows it, and every read is limited in size and time.
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
@@ -12,27 +12,27 @@ use reqwest::{
 };
 
 use super::{
-    patience::{Failure, Patience},
-    place::{self, Base, Guests, LocalPorts, Resolver, Route},
+    egress_policy::{self, Destination, Guests, LocalPorts, Resolver, Route},
+    retry::{Failure, Timeouts},
 };
 use crate::ports::{Error, Result};
 
-/// How often one request is sent on.
+/// How many redirects one request may follow.
 const MAX_REDIRECTS: usize = 5;
-/// What is shown of a text of a server's.
+/// How much of a server's text is shown.
 const MAX_TEXT: usize = 200;
 const USER_AGENT: &str = concat!("banger/", env!("CARGO_PKG_VERSION"));
 
-/// Who sends blobs.
+/// A server that sends blobs.
 #[async_trait]
 pub(super) trait Sender: Send + Sync {
-    /// A blob from this byte on, or all of it: the status tells.
+    /// Requests a blob from this byte on. The server may send all of it; the status says which.
     async fn blob(&self, blob: Descriptor, from: u64) -> Result<Response, Failure>;
-    /// Whom messages are about, and how long to wait.
-    fn asker(&self) -> &Asker;
+    /// Returns the server, for error messages and timeouts.
+    fn peer(&self) -> &Peer;
 }
 
-/// The clients of the service. Clones share their connections.
+/// The HTTP clients of the service. Clones share their connections.
 #[derive(Debug, Clone)]
 pub(super) struct Clients {
     pub(super) own: Client,
@@ -42,14 +42,14 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(patience: Patience, guests: Guests, local: LocalPorts) -> Result<Self> {
-        // A second call finds the first one's choice, which is the same.
+    pub(super) fn new(timeouts: Timeouts, guests: Guests, local: LocalPorts) -> Result<Self> {
+        // A second call keeps the first one's choice, which is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = |route| {
             Client::builder()
                 .dns_resolver(Arc::new(Resolver { route, guests: guests.clone() }))
                 .user_agent(USER_AGENT)
-                .connect_timeout(patience.connect)
+                .connect_timeout(timeouts.connect)
                 .redirect(Policy::none())
                 .referer(false)
                 .retry(reqwest::retry::never())
@@ -70,7 +70,7 @@ impl Clients {
         })
     }
 
-    pub(super) fn by(&self, route: Route) -> &Client {
+    pub(super) fn client(&self, route: Route) -> &Client {
         match route {
             Route::Own => &self.own,
             Route::Away => &self.away,
@@ -78,18 +78,18 @@ impl Clients {
     }
 }
 
-/// A conversation with one server, and with those that it sends us to.
-pub(super) struct Asker {
+/// A server, with the clients and timeouts for requests to it.
+pub(super) struct Peer {
     pub(super) clients: Clients,
-    pub(super) patience: Patience,
-    pub(super) base: Base,
-    /// What messages call it.
+    pub(super) timeouts: Timeouts,
+    pub(super) base: Destination,
+    /// Its name in messages.
     pub(super) host: String,
 }
 
-impl Asker {
-    /// Asks one address after the other, for as long as each may be asked. Only the server's own gets to know who
-    /// asks.
+impl Peer {
+    /// Sends a request and follows redirects, each if the policy allows it. Only the server's own origin gets the
+    /// credentials.
     pub(super) async fn follow(
         &self,
         mut url: Url,
@@ -98,7 +98,7 @@ impl Asker {
     ) -> Result<Response, Failure> {
         for _ in 0..=MAX_REDIRECTS {
             let route = self.route(&url)?;
-            let mut request = self.clients.by(route).get(url.clone()).headers(headers.clone());
+            let mut request = self.clients.client(route).get(url.clone()).headers(headers.clone());
             if let Some(authorization) = authorization
                 && url.origin() == self.base.url.origin()
             {
@@ -116,37 +116,39 @@ impl Asker {
         Err(self.refused(&format!("it redirects more than {MAX_REDIRECTS} times")).into())
     }
 
-    /// Whether and how an address that the server named may be asked.
+    /// Returns how an address that the server named may be requested, or an error if it may not.
     pub(super) fn route(&self, url: &Url) -> Result<Route> {
-        place::route(url, &self.base, &self.clients.guests, &self.clients.local)
+        egress_policy::route(url, &self.base, &self.clients.guests, &self.clients.local)
             .map_err(|why| self.refused(&format!("refusing to connect to {why}")))
     }
 
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
         let host = &self.host;
-        match tokio::time::timeout(self.patience.answer, request.send()).await {
+        match tokio::time::timeout(self.timeouts.answer, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Failure::passing(format!("{host} cannot be reached: {}", reason(&error)))),
+            Ok(Err(error)) => {
+                Err(Failure::transient(format!("{host} cannot be reached: {}", reason(&error))))
+            }
             Err(_) => {
-                let seconds = self.patience.answer.as_secs();
-                Err(Failure::passing(format!("{host} did not answer within {seconds} s")))
+                let seconds = self.timeouts.answer.as_secs();
+                Err(Failure::transient(format!("{host} did not answer within {seconds} s")))
             }
         }
     }
 
-    /// The failure of a status that may be another one the next time.
-    pub(super) fn passing(&self, response: &Response) -> Failure {
+    /// Returns the failure for a status that may change.
+    pub(super) fn transient(&self, response: &Response) -> Failure {
         let after =
             response.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.trim().parse().ok());
-        Failure::Passing {
+        Failure::Transient {
             message: format!("{} answered {}", self.host, response.status()),
             after: after.map(Duration::from_secs),
         }
     }
 
-    /// The body of an answer that is small.
+    /// Reads a small body.
     pub(super) async fn read(&self, response: Response, limit: u64) -> Result<Vec<u8>, Failure> {
-        read(response, limit, self.patience, &self.host).await
+        read(response, limit, self.timeouts, &self.host).await
     }
 
     pub(super) fn refused(&self, why: &str) -> Error {
@@ -157,7 +159,7 @@ impl Asker {
 async fn read(
     mut response: Response,
     limit: u64,
-    patience: Patience,
+    timeouts: Timeouts,
     host: &str,
 ) -> Result<Vec<u8>, Failure> {
     let too_large =
@@ -176,29 +178,29 @@ async fn read(
         }
         Ok(body)
     };
-    match tokio::time::timeout(patience.document, whole).await {
+    match tokio::time::timeout(timeouts.document, whole).await {
         Ok(body) => body,
         Err(_) => {
-            let seconds = patience.document.as_secs();
-            Err(Failure::passing(format!("{host} took more than {seconds} s for a small answer")))
+            let seconds = timeouts.document.as_secs();
+            Err(Failure::transient(format!("{host} took more than {seconds} s for a small answer")))
         }
     }
 }
 
-/// A connection that ended too early.
+/// Returns the failure for a connection that ended too early.
 pub(super) fn broken(host: &str, error: &reqwest::Error) -> Failure {
-    Failure::passing(format!("the connection to {host} broke: {}", reason(error)))
+    Failure::transient(format!("the connection to {host} broke: {}", reason(error)))
 }
 
-/// The innermost cause, the only useful one; the outermost has the address, which may have a signature in it.
+/// Returns the innermost cause, the only useful one. The outermost has the address, which may contain a signature.
 pub(super) fn reason(error: &reqwest::Error) -> String {
     let mut cause: &dyn StdError = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    plain(&cause.to_string())
+    sanitize(&cause.to_string())
 }
 
-pub(super) fn plain(text: &str) -> String {
+pub(super) fn sanitize(text: &str) -> String {
     text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

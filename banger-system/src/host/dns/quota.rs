@@ -1,5 +1,5 @@
-//! What one asker may use of the server: so many questions in a second, so many at once. A guest that asks too
-//! much is not heard, and takes nothing from others.
+//! Quotas of clients: questions per second, and questions and connections at a time. A guest over its quota is
+//! ignored, and takes nothing from others.
 
 use std::{
     collections::HashMap,
@@ -8,63 +8,63 @@ use std::{
 };
 
 use banger_domain::{
-    dns::table::{Asker, Table},
+    dns::table::{Client, Table},
     net::subnet::Slot,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Questions in a second, and how many of them may come at once. A package manager that resolves a
-/// thousand names does not notice.
+/// Questions per second, and how many may come in a burst. A package manager that resolves a thousand names does not
+/// notice the limit.
 const GUEST: Rate = Rate { per_second: 500.0, at_once: 1000.0 };
-/// The host's resolver asks for all of the host's users.
+/// The host's resolver asks for all users of the host.
 const HOST: Rate = Rate { per_second: 10_000.0, at_once: 10_000.0 };
-/// Questions that are passed on.
+/// Forwarded questions.
 const FORWARDS: Rate = Rate { per_second: 100.0, at_once: 400.0 };
-/// Questions passed on that wait for an answer: of one guest, and of all.
+/// Forwarded questions that wait for an answer: of one guest, and of all.
 const FORWARDS_OF_ONE: usize = 32;
 const FORWARDS_OF_ALL: usize = 256;
-/// Connections that are open: of one asker, and of all.
+/// Open connections: of one client, and of all.
 const CONNECTIONS_OF_ONE: usize = 8;
 const CONNECTIONS_OF_ALL: usize = 256;
 
-/// Who uses something.
+/// Who has a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum User {
     /// The host.
     Host,
-    /// The guest at this place, whatever address of the two it asks from.
+    /// The guest with this slot, whichever of its two addresses it uses.
     Guest(Slot),
 }
 
 impl User {
-    pub(super) fn of(asker: Asker<'_>) -> Self {
-        match asker {
-            Asker::Host => User::Host,
-            Asker::Guest(guest) => User::Guest(guest.slot),
+    pub(super) fn of(client: Client<'_>) -> Self {
+        match client {
+            Client::Host => User::Host,
+            Client::Guest(guest) => User::Guest(guest.slot),
         }
     }
 }
 
-/// What may be used while this is held.
+/// A permit, valid while it is held.
 pub(super) struct Permit(
     #[expect(dead_code, reason = "it is given back when dropped")] [OwnedSemaphorePermit; 2],
 );
 
-/// What everybody uses.
-pub(super) struct Shares {
-    users: Mutex<HashMap<User, Share>>,
+/// The quotas of all clients.
+pub(super) struct Quotas {
+    users: Mutex<HashMap<User, Quota>>,
     forwards: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
 
-struct Share {
+struct Quota {
     questions: Bucket,
     forwards: Bucket,
     forwarding: Arc<Semaphore>,
     connected: Arc<Semaphore>,
 }
 
-impl Default for Shares {
+impl Default for Quotas {
     fn default() -> Self {
         Self {
             users: Mutex::default(),
@@ -74,25 +74,25 @@ impl Default for Shares {
     }
 }
 
-impl Shares {
-    /// Whether a question may be heard.
-    pub(super) fn may_ask(&self, user: User) -> bool {
-        self.with(user, |share| share.questions.take(Instant::now()))
+impl Quotas {
+    /// Returns whether a question may be handled.
+    pub(super) fn may_query(&self, user: User) -> bool {
+        self.with(user, |quota| quota.questions.take(Instant::now()))
     }
 
-    /// The right to pass a question on.
+    /// Returns a permit to forward a question.
     pub(super) fn forward(&self, user: User) -> Option<Permit> {
         let own = self
-            .with(user, |share| share.forwards.take(Instant::now()).then(|| Arc::clone(&share.forwarding)))?;
+            .with(user, |quota| quota.forwards.take(Instant::now()).then(|| Arc::clone(&quota.forwarding)))?;
         both(own, &self.forwards)
     }
 
-    /// The right to keep a connection open.
+    /// Returns a permit for an open connection.
     pub(super) fn connect(&self, user: User) -> Option<Permit> {
-        both(self.with(user, |share| Arc::clone(&share.connected)), &self.connections)
+        both(self.with(user, |quota| Arc::clone(&quota.connected)), &self.connections)
     }
 
-    /// Forgets the guests that are no longer there.
+    /// Drops the guests that are gone.
     pub(super) fn retain(&self, names: &Table) {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         users.retain(|user, _| match user {
@@ -101,16 +101,16 @@ impl Shares {
         });
     }
 
-    fn with<T>(&self, user: User, work: impl FnOnce(&mut Share) -> T) -> T {
+    fn with<T>(&self, user: User, work: impl FnOnce(&mut Quota) -> T) -> T {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        work(users.entry(user).or_insert_with(|| Share::new(user)))
+        work(users.entry(user).or_insert_with(|| Quota::new(user)))
     }
 }
 
-impl Share {
+impl Quota {
     fn new(user: User) -> Self {
         let rate = if user == User::Host { HOST } else { GUEST };
-        // The host has as much as all guests: its clients are not told apart.
+        // The host has half of all connections: its clients cannot be told apart.
         let connections = if user == User::Host { CONNECTIONS_OF_ALL / 2 } else { CONNECTIONS_OF_ONE };
         let now = Instant::now();
         Self {
@@ -133,7 +133,7 @@ struct Rate {
     at_once: f64,
 }
 
-/// A bucket that fills at a rate and from which each question takes one.
+/// A bucket that fills at a fixed rate; each question takes one token.
 struct Bucket {
     rate: Rate,
     left: f64,
@@ -176,17 +176,17 @@ mod tests {
 
     #[test]
     fn one_guest_cannot_use_what_belongs_to_others() {
-        let shares = Shares::default();
+        let quotas = Quotas::default();
         let (greedy, modest) = (User::Guest(Slot(1)), User::Guest(Slot(2)));
-        let held: Vec<Permit> = (0..1000).map_while(|_| shares.forward(greedy)).collect();
+        let held: Vec<Permit> = (0..1000).map_while(|_| quotas.forward(greedy)).collect();
         assert_eq!(held.len(), FORWARDS_OF_ONE);
-        assert!(shares.forward(modest).is_some());
-        let connections: Vec<Permit> = (0..1000).map_while(|_| shares.connect(greedy)).collect();
+        assert!(quotas.forward(modest).is_some());
+        let connections: Vec<Permit> = (0..1000).map_while(|_| quotas.connect(greedy)).collect();
         assert_eq!(connections.len(), CONNECTIONS_OF_ONE);
-        assert!(shares.connect(modest).is_some());
-        while shares.may_ask(greedy) {}
-        assert!(shares.may_ask(modest));
+        assert!(quotas.connect(modest).is_some());
+        while quotas.may_query(greedy) {}
+        assert!(quotas.may_query(modest));
         drop(held);
-        assert!(shares.forward(greedy).is_some());
+        assert!(quotas.forward(greedy).is_some());
     }
 }

@@ -1,6 +1,5 @@
-//! Locks down the worker before it reads the first untrusted byte: from then on it opens no file, makes no
-//! socket and starts no program, whatever the bytes make of it. systemd or [`banger_jail::walls`] confine it as
-//! well; each alone would suffice.
+//! Locks down the worker before it reads the first untrusted byte: from then on it cannot open files, make sockets or
+//! start programs. systemd or [`banger_jail::jail`] confine it as well; each alone should suffice.
 
 use std::{
     fs::{self, File},
@@ -10,19 +9,19 @@ use std::{
     process::Command,
 };
 
-use banger_jail::filter::{allow, when};
+use banger_jail::filter::{allow_only, argument};
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{BackendError, BpfProgram, SeccompCmpOp};
 
 use super::message::{Attempt, Failure};
 
-/// Memory that it may map: what the largest image takes that is not refused, and the largest window of zstd.
+/// The limit of its address space: what the largest accepted image needs, and the largest window of zstd.
 const MAX_MEMORY: u64 = 3 << 30;
-/// The newest Landlock rules that were reviewed; an older kernel has fewer of them.
+/// The newest Landlock rules that were reviewed; an older kernel supports fewer.
 const RULES: ABI = ABI::V6;
 
-/// What it may ask the kernel for: to read, to write, to have memory, threads and the time.
+/// The allowed system calls: reading, writing, memory, threads and time.
 const CALLS: &[i64] = &[
     libc::SYS_read,
     libc::SYS_pread64,
@@ -35,7 +34,7 @@ const CALLS: &[i64] = &[
     libc::SYS_fstat,
     libc::SYS_lseek,
     libc::SYS_close,
-    // On the socket that it has.
+    // On its socket.
     libc::SYS_sendmsg,
     libc::SYS_recvmsg,
     libc::SYS_mmap,
@@ -65,11 +64,11 @@ const CALLS: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
-/// `statx` of a file that it has: with an empty path.
+/// `statx` of a descriptor, with an empty path.
 const AT_EMPTY_PATH: u64 = 0x1000;
 
 /// Locks the process down permanently. Call it while the process has one thread.
-pub(super) fn close() -> Result<(), Failure> {
+pub(super) fn enter() -> Result<(), Failure> {
     let failed = |doing: &str, error: &dyn std::fmt::Display| Failure::Broken {
         doing: doing.to_owned(),
         why: error.to_string(),
@@ -83,8 +82,8 @@ pub(super) fn close() -> Result<(), Failure> {
     limit(Resource::Core, 0)?;
     rustix::thread::set_no_new_privs(true).map_err(|error| Failure::os("give up privileges", error))?;
 
-    // Without a rule that allows something, all that is handled is forbidden. A kernel without Landlock has the
-    // filter below.
+    // Without rules that allow something, everything that the ruleset handles is forbidden. A kernel without Landlock
+    // still has the filter below.
     let ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(RULES))
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(RULES)))
@@ -104,12 +103,12 @@ fn filters() -> Result<[BpfProgram; 2], BackendError> {
     // Threads, but no processes.
     let thread = libc::CLONE_THREAD as u64;
     let conditional = [
-        (libc::SYS_clone, when(0, SeccompCmpOp::MaskedEq(thread), thread)?),
-        (libc::SYS_statx, when(2, SeccompCmpOp::MaskedEq(AT_EMPTY_PATH), AT_EMPTY_PATH)?),
-        (libc::SYS_prctl, when(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?),
-        (libc::SYS_fcntl, when(1, SeccompCmpOp::Eq, libc::F_GETFL as u64)?),
+        (libc::SYS_clone, argument(0, SeccompCmpOp::MaskedEq(thread), thread)?),
+        (libc::SYS_statx, argument(2, SeccompCmpOp::MaskedEq(AT_EMPTY_PATH), AT_EMPTY_PATH)?),
+        (libc::SYS_prctl, argument(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?),
+        (libc::SYS_fcntl, argument(1, SeccompCmpOp::Eq, libc::F_GETFL as u64)?),
     ];
-    allow(CALLS.iter(), conditional)
+    allow_only(CALLS.iter(), conditional)
 }
 
 /// Tries what the lockdown must prevent.

@@ -1,6 +1,6 @@
-//! Where a registry may send us. The service is root and inside of the host: a registry that redirects it to a
-//! service of the host, or to the one that tells a cloud machine its secrets, would borrow that. Guests are asked
-//! by nobody: their rules let the host's superuser in.
+//! Decides where the service may send HTTP requests. It runs as root on the host: a registry that redirects it to a
+//! service of the host, or to a cloud's metadata service, would abuse that. No request goes to guests, whose rules
+//! let root of the host in.
 
 use core::{
     fmt,
@@ -15,31 +15,31 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
 };
 
-/// What is not asked for a user, and what an administrator can do about it.
+/// What is refused to users, and what an administrator can do about it.
 const LOCAL_REFUSED: &str = "a port of this host that is published for a sandbox or is not in \
                              registry.local_ports of /etc/banger/config.toml";
 
-/// By which client an address is asked.
+/// How an address may be requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
-    /// It is where the user pointed to.
+    /// It belongs to the server that the user chose.
     Own,
-    /// Somebody else named it: it may lead away from the host alone.
+    /// Somebody else named it: it must not be on or near the host.
     Away,
 }
 
-/// A server that a user or an administrator pointed to.
+/// A server that a user or an administrator chose.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Base {
-    /// Below which everything of it is.
+pub(super) struct Destination {
+    /// The base of its addresses.
     pub(super) url: Url,
-    /// Whether it is the host itself, by its name.
+    /// Whether its name is one of the host itself.
     pub(super) is_loopback: bool,
-    /// Who pointed to it.
+    /// Who chose it.
     pub(super) named_by: NamedBy,
 }
 
-/// Who decided that a server is asked.
+/// Who chose a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NamedBy {
     /// Any user of the host.
@@ -48,19 +48,19 @@ pub(super) enum NamedBy {
     Administrator,
 }
 
-/// Which ports of the host itself are asked for any user. The service is root: a service of the host that lets in
-/// some users, or that trusts whoever is on the host, would take the question for root's.
+/// Which ports of the host itself are allowed for any user. The service is root: a local service that trusts some
+/// users, or everybody on the host, would treat the request as root's.
 #[derive(Clone)]
 pub struct LocalPorts(Arc<dyn Fn(u16) -> bool + Send + Sync>);
 
 impl LocalPorts {
-    /// Asks the ports for which this says yes, at the time when they are asked.
-    pub fn that(allowed: impl Fn(u16) -> bool + Send + Sync + 'static) -> Self {
+    /// Allows the ports for which `allowed` returns true at the time of the request.
+    pub fn where_port(allowed: impl Fn(u16) -> bool + Send + Sync + 'static) -> Self {
         Self(Arc::new(allowed))
     }
 
-    /// Whether this address of the host may be asked. Addresses of the host beside the usual ones belong to services
-    /// that were given them for a reason.
+    /// Returns whether this address of the host is allowed. Other addresses than the usual ones belong to services
+    /// that got them for a reason.
     fn allow(&self, address: IpAddr, port: u16) -> bool {
         (address == Ipv4Addr::LOCALHOST || address == Ipv6Addr::LOCALHOST) && (self.0)(port)
     }
@@ -72,12 +72,12 @@ impl fmt::Debug for LocalPorts {
     }
 }
 
-/// Where the guests are, once that is known. Clones know the same.
+/// The addresses of guests, once they are known. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Guests(Arc<OnceLock<Subnet>>);
 
 impl Guests {
-    /// A host has one subnet for as long as the service runs.
+    /// Sets the subnet, which is the same for as long as the service runs.
     pub(super) fn are_in(&self, subnet: Subnet) {
         let _ = self.0.set(subnet);
     }
@@ -89,18 +89,18 @@ impl Guests {
     }
 }
 
-/// The server of a registry: plain http on the host itself, else https.
-pub(super) fn base(registry: &RegistryHost) -> Option<Base> {
+/// Returns the server of a registry: with http on the host itself, with https elsewhere.
+pub(super) fn base(registry: &RegistryHost) -> Option<Destination> {
     let (is_loopback, https_port) = (registry.is_loopback(), registry.port() == Some(443));
     let scheme = if is_loopback && !https_port { "http" } else { "https" };
     let url = Url::parse(&format!("{scheme}://{}/v2/", registry.api())).ok()?;
-    Some(Base { url, is_loopback, named_by: NamedBy::User })
+    Some(Destination { url, is_loopback, named_by: NamedBy::User })
 }
 
-/// Whether an address that a user or a server names may be asked, and how.
+/// Decides whether and how an address that a user or a server named may be requested.
 pub(super) fn route(
     url: &Url,
-    from: &Base,
+    from: &Destination,
     guests: &Guests,
     local: &LocalPorts,
 ) -> Result<Route, &'static str> {
@@ -142,13 +142,13 @@ pub(super) fn route(
     Ok(Route::Away)
 }
 
-/// Whether a name is the host's own, whatever it resolves to.
+/// Returns whether a name is the host's own, whatever it resolves to.
 fn is_localhost(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     name == "localhost" || name.ends_with(".localhost")
 }
 
-/// Addresses that are the host itself, or that only it and its link know.
+/// Returns whether an address is the host itself, or is known only to the host and its link.
 fn is_near(address: IpAddr) -> bool {
     match to_v4(address) {
         IpAddr::V4(v4) => {
@@ -165,7 +165,7 @@ fn is_near(address: IpAddr) -> bool {
     }
 }
 
-/// An IPv4 address that is written as an IPv6 one.
+/// Unwraps an IPv4 address that is written as an IPv6 one.
 fn to_v4(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, IpAddr::V4),
@@ -173,7 +173,8 @@ fn to_v4(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The IPv4 address in the deprecated form `::a.b.c.d` (RFC 4291, section 2.5.5.1) and in that of NAT64 (RFC 6052).
+/// Returns the IPv4 address in the deprecated form `::a.b.c.d` (RFC 4291, section 2.5.5.1) or in that of NAT64 (RFC
+/// 6052).
 fn inner_v4(address: IpAddr) -> Option<Ipv4Addr> {
     let IpAddr::V6(address) = address else { return None };
     let segments = address.segments();
@@ -182,7 +183,7 @@ fn inner_v4(address: IpAddr) -> Option<Ipv4Addr> {
     embeds.then(|| Ipv4Addr::new(a, b, c, d))
 }
 
-/// Resolves names, and hides the addresses that are not asked by a route.
+/// Resolves names, and hides the addresses that a route may not use.
 pub(super) struct Resolver {
     pub(super) route: Route,
     pub(super) guests: Guests,
@@ -195,7 +196,7 @@ impl Resolve for Resolver {
             let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             let (of_guests, found): (Vec<_>, Vec<_>) =
                 found.into_iter().partition(|address| guests.have(address.ip()));
-            // A name that somebody chose must not lead to where its address would not be asked.
+            // A name must not resolve to an address that would be refused if it were written out.
             let may_be_near = route == Route::Own && is_localhost(name.as_str());
             let asked: Vec<_> =
                 found.into_iter().filter(|address| may_be_near || !is_near(address.ip())).collect();
@@ -220,13 +221,13 @@ mod tests {
         let guests = Guests::default();
         guests.are_in("172.30.0.0/16 fd12:3456:789a::/64".parse().unwrap());
         let base = base(reference.registry()).unwrap();
-        let local = LocalPorts::that(|port| [5000, 6000].contains(&port));
+        let local = LocalPorts::where_port(|port| [5000, 6000].contains(&port));
         let route = route(&Url::parse(url).unwrap(), &base, &guests, &local);
         assert_eq!(route.ok(), expect, "{registry} sends to {url}");
     }
 
     #[test]
-    fn a_registry_elsewhere_never_leads_to_the_host() {
+    fn a_remote_registry_never_redirects_to_the_host() {
         for url in [
             "https://127.0.0.1/",
             "https://127.8.9.1:5000/",
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_on_the_host_leads_to_allowed_ports_of_it_and_to_nobody_without_encryption() {
+    fn a_registry_on_the_host_reaches_allowed_ports_and_nothing_without_encryption() {
         for url in ["http://localhost:5000/v2/", "http://127.0.0.1:6000/", "https://[::1]:6000/"] {
             check("localhost:5000", url, Some(Route::Own));
         }
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ports_of_the_host_that_are_allowed_are_asked_for_a_user() {
+    fn a_user_reaches_only_allowed_ports_of_the_host() {
         for (registry, expect) in [
             ("localhost:5000", Some(Route::Own)),
             ("127.0.0.1:5000", Some(Route::Own)),
@@ -302,13 +303,13 @@ mod tests {
         }
         let index = Url::parse("http://localhost:8000/index.json").unwrap();
         let named_by = NamedBy::Administrator;
-        let base = Base { url: index.clone(), is_loopback: true, named_by };
-        let nothing = LocalPorts::that(|_| false);
+        let base = Destination { url: index.clone(), is_loopback: true, named_by };
+        let nothing = LocalPorts::where_port(|_| false);
         assert_eq!(route(&index, &base, &Guests::default(), &nothing), Ok(Route::Own));
     }
 
     #[test]
-    fn guests_are_asked_by_nobody_whoever_names_them() {
+    fn no_request_goes_to_a_guest() {
         for guest in [
             "172.30.0.2",
             "172.30.0.1:5000",
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_that_lead_to_the_host_or_to_a_guest_do_not_resolve() {
+    async fn names_of_the_host_or_of_a_guest_do_not_resolve() {
         let resolve = async |name: &str, route, guests: &Guests| {
             let name: Name = name.parse().unwrap();
             let resolver = Resolver { route, guests: guests.clone() };

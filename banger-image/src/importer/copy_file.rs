@@ -1,8 +1,8 @@
-//! Checks and copies files of users.
+//! Checks and copies the files of users.
 //!
-//! A user's file may lie on a file system that the user serves (FUSE) or that is far away, and such a file system may
-//! never answer. Whatever waits for it cannot go on and cannot be ended by anything but a signal. So the service looks
-//! at no file of a user's itself: a worker does, and is killed when it stands still.
+//! A user's file may be on a file system that the user serves (FUSE) or on a remote one, and such a file system may
+//! never answer. A process that waits for it hangs until a signal ends it. So the service itself never touches a
+//! user's file: a worker does, and is killed if it stalls.
 
 use std::{
     fs::File,
@@ -14,14 +14,19 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 
 use super::{
     Meter,
-    message::{Extent, Failure, Take},
+    message::{CopyFile, Extent, Failure},
 };
 use crate::holes;
 
-/// Copies a user's file, or some parts of it one behind the other, into an empty file that is as sparse. Returns the
-/// size of the whole original when it was looked at.
-pub(super) fn take(order: &Take, original: &File, copy: &File, meter: &Meter) -> Result<u64, Failure> {
-    let size = readable(original, &order.what, order.max.0)?;
+/// Copies a user's file, or parts of it one after the other, to an empty file, keeping holes. Returns the size of the
+/// original.
+pub(super) fn copy_file(
+    order: &CopyFile,
+    original: &File,
+    copy: &File,
+    meter: &Meter,
+) -> Result<u64, Failure> {
+    let size = check_readable(original, &order.what, order.max.0)?;
     let unwritten = |error| Failure::os(&format!("copy {}", order.what), error);
     let parts = match &order.extent {
         Extent::Whole => &vec![(0, size)],
@@ -31,7 +36,7 @@ pub(super) fn take(order: &Take, original: &File, copy: &File, meter: &Meter) ->
     let mut to = 0;
     for &(from, length) in parts {
         if from.checked_add(length).is_none_or(|end| end > size) {
-            return Err(bad(&order.what, "has a part beyond its end"));
+            return Err(bad_file(&order.what, "has a part beyond its end"));
         }
         copy.set_len(to + length).map_err(unwritten)?;
         copy_range(original, (from, length), copy, to, order, meter)?;
@@ -45,11 +50,11 @@ fn copy_range(
     (from, length): (u64, u64),
     copy: &File,
     to: u64,
-    order: &Take,
+    order: &CopyFile,
     meter: &Meter,
 ) -> Result<(), Failure> {
     let unread = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => bad(&order.what, "shrank while it was read"),
+        io::ErrorKind::UnexpectedEof => bad_file(&order.what, "shrank while it was read"),
         _ => Failure::os(&format!("read {}", order.what), error),
     };
     let (mut at, end, mut buffer) = (from, from + length, vec![0; holes::CHUNK]);
@@ -64,7 +69,7 @@ fn copy_range(
         }
         at = data.end;
     }
-    // Of a hole at the end nothing was read, and it may be the end that has moved.
+    // A hole at the end is not read, and the file may have been truncated there.
     match fstat(original).map_err(|error| unread(error.into()))?.st_size
         < i64::try_from(end).unwrap_or(i64::MAX)
     {
@@ -73,12 +78,12 @@ fn copy_range(
     }
 }
 
-/// The size of a regular file that is open for reading, neither empty nor too large.
-fn readable(file: &File, what: &str, max: u64) -> Result<u64, Failure> {
-    let refuse = |why: &str| Err(bad(what, why));
+/// Checks that a file is regular, open for reading, neither empty nor too large, and returns its size.
+fn check_readable(file: &File, what: &str, max: u64) -> Result<u64, Failure> {
+    let refuse = |why: &str| Err(bad_file(what, why));
     let look = |error: rustix::io::Errno| Failure::os(&format!("look at {what}"), error);
     let flags = fcntl_getfl(file.as_fd()).map_err(look)?;
-    // The descriptor of an O_PATH open says nothing about whether its user may read the file.
+    // An O_PATH descriptor does not prove that its user may read the file.
     if flags.contains(OFlags::PATH) {
         return refuse("was opened with O_PATH; open it for reading");
     }
@@ -101,23 +106,23 @@ fn readable(file: &File, what: &str, max: u64) -> Result<u64, Failure> {
 }
 
 /// Checks that a descriptor is of a regular file, open for writing at any place.
-pub(super) fn writable(file: &File, what: &str) -> Result<(), Failure> {
+pub(super) fn check_writable(file: &File, what: &str) -> Result<(), Failure> {
     let look = |error: rustix::io::Errno| Failure::os(&format!("look at {what}"), error);
     let flags = fcntl_getfl(file.as_fd()).map_err(look)?;
     let mode = flags & OFlags::RWMODE;
     if flags.contains(OFlags::PATH) || !matches!(mode, OFlags::WRONLY | OFlags::RDWR) {
-        return Err(bad(what, "is not open for writing"));
+        return Err(bad_file(what, "is not open for writing"));
     }
     if flags.intersects(OFlags::APPEND | OFlags::DIRECT) {
-        return Err(bad(what, "was opened with O_APPEND or O_DIRECT; open it without"));
+        return Err(bad_file(what, "was opened with O_APPEND or O_DIRECT; open it without"));
     }
     match FileType::from_raw_mode(fstat(file).map_err(look)?.st_mode) {
         FileType::RegularFile => Ok(()),
-        _ => Err(bad(what, "is not a regular file")),
+        _ => Err(bad_file(what, "is not a regular file")),
     }
 }
 
-fn bad(what: &str, why: &str) -> Failure {
+fn bad_file(what: &str, why: &str) -> Failure {
     Failure::BadFile { message: format!("{what} {why}") }
 }
 
@@ -133,10 +138,10 @@ mod tests {
 
     const MAX: Bytes = Bytes::kib(1);
 
-    fn taken(original: &File, max: Bytes, extent: Extent) -> Result<File, Failure> {
-        let order = Take { what: "the file".to_owned(), max, extent };
+    fn copied(original: &File, max: Bytes, extent: Extent) -> Result<File, Failure> {
+        let order = CopyFile { what: "the file".to_owned(), max, extent };
         let copy = tempfile::tempfile().unwrap();
-        let size = take(&order, original, &copy, &Meter::default())?;
+        let size = copy_file(&order, original, &copy, &Meter::default())?;
         assert_eq!(size, original.metadata().unwrap().len());
         Ok(copy)
     }
@@ -149,7 +154,7 @@ mod tests {
 
     fn check(path: &Path, flags: OFlags) -> Result<Vec<u8>, Failure> {
         let file = File::from(open(path, flags, Mode::empty()).unwrap());
-        taken(&file, MAX, Extent::Whole).map(|copy| content(&copy))
+        copied(&file, MAX, Extent::Whole).map(|copy| content(&copy))
     }
 
     fn refused(path: &Path, flags: OFlags, expect: &str) {
@@ -172,7 +177,7 @@ mod tests {
         refused(directory.path(), OFlags::RDONLY, "regular");
         refused(Path::new("/dev/zero"), OFlags::RDONLY, "regular");
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(matches!(taken(&reader.into(), MAX, Extent::Whole), Err(Failure::BadFile { .. })));
+        assert!(matches!(copied(&reader.into(), MAX, Extent::Whole), Err(Failure::BadFile { .. })));
     }
 
     #[test]
@@ -193,23 +198,23 @@ mod tests {
         for at in [0, (32 << 20) + 7, length - 5] {
             original.write_all_at(b"data!", at).unwrap();
         }
-        let copy = taken(&original, Bytes::gib(1), Extent::Whole).unwrap();
+        let copy = copied(&original, Bytes::gib(1), Extent::Whole).unwrap();
         assert!(content(&copy) == content(&original));
         assert!(copy.metadata().unwrap().blocks() * 512 < 1 << 20, "the copy is not sparse");
     }
 
     #[test]
-    fn parts_come_one_behind_the_other_and_lie_within_the_file() {
+    fn parts_are_copied_in_order_and_lie_within_the_file() {
         let mut original = tempfile::tempfile().unwrap();
         original.write_all(b"0123456789").unwrap();
-        let copy = taken(&original, MAX, Extent::Parts(vec![(8, 2), (0, 3), (5, 0)])).unwrap();
+        let copy = copied(&original, MAX, Extent::Parts(vec![(8, 2), (0, 3), (5, 0)])).unwrap();
         assert_eq!(content(&copy), b"89012");
         for (length, expect) in [(4, &b"0123"[..]), (99, b"0123456789")] {
-            assert_eq!(content(&taken(&original, MAX, Extent::Head(length)).unwrap()), expect);
+            assert_eq!(content(&copied(&original, MAX, Extent::Head(length)).unwrap()), expect);
         }
         for part in [(8, 3), (11, 0), (u64::MAX, 2)] {
             assert!(
-                matches!(taken(&original, MAX, Extent::Parts(vec![part])), Err(Failure::BadFile { .. })),
+                matches!(copied(&original, MAX, Extent::Parts(vec![part])), Err(Failure::BadFile { .. })),
                 "{part:?}"
             );
         }
@@ -219,11 +224,11 @@ mod tests {
     fn an_archive_is_written_to_a_regular_file_that_is_open_for_that() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let check = |flags| {
-            writable(&File::from(open(file.path(), flags, Mode::empty()).unwrap()), "the file").is_ok()
+            check_writable(&File::from(open(file.path(), flags, Mode::empty()).unwrap()), "the file").is_ok()
         };
         assert!(check(OFlags::WRONLY) && check(OFlags::RDWR));
         assert!(!check(OFlags::RDONLY) && !check(OFlags::PATH) && !check(OFlags::RDWR | OFlags::APPEND));
         let (_reader, writer) = rustix::pipe::pipe().unwrap();
-        assert!(writable(&writer.into(), "the file").is_err());
+        assert!(check_writable(&writer.into(), "the file").is_err());
     }
 }

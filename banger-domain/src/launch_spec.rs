@@ -1,4 +1,4 @@
-//! A machine as a monitor is told of it: what the engine decides, and no monitor's own words.
+//! The description of a sandbox that the engine hands to a VMM. It is the same for every VMM.
 
 use std::path::PathBuf;
 
@@ -6,20 +6,20 @@ use banger_proto::size::Bytes;
 
 use super::{
     id::{Uid, VmId},
-    monitor::Wish,
+    vmm::VmmChoice,
 };
 
-/// Everything that a monitor needs to boot a guest.
+/// Everything that a VMM needs to boot a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
-    /// The machine.
+pub struct LaunchSpec {
+    /// The sandbox.
     pub vm: VmId,
     /// Its owner, for the slice and the limits of the unit.
     pub owner: Uid,
     /// Its name, for the description of the unit.
     pub name: String,
-    /// The monitor that it is to run under.
-    pub vmm: Wish,
+    /// Which VMM to use.
+    pub vmm: VmmChoice,
     /// Virtual processors, 1 or more.
     pub vcpus: u32,
     /// Memory of the guest.
@@ -28,7 +28,7 @@ pub struct Machine {
     pub kernel: PathBuf,
     /// Archives of the initramfs that exist as files, in their order.
     pub initramfs: Vec<PathBuf>,
-    /// The guest's configuration, the last archive of the initramfs. Secret: it holds the agent's token.
+    /// The guest's configuration, as the last archive of the initramfs. Secret: it holds the agent's token.
     pub guest_archive: Vec<u8>,
     /// Disks in the order in which the guest counts them, `/dev/vda` first.
     pub drives: Vec<Drive>,
@@ -36,7 +36,7 @@ pub struct Machine {
     pub nics: Vec<Nic>,
 }
 
-/// A network interface of a machine.
+/// A network interface of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
     /// The name of the TAP on the host.
@@ -45,7 +45,7 @@ pub struct Nic {
     pub mac: String,
 }
 
-/// A disk of a machine.
+/// A disk of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drive {
     /// Where it is on the host.
@@ -56,13 +56,13 @@ pub struct Drive {
     pub medium: Medium,
 }
 
-/// The name that a guest gives the drive at this place in their order.
+/// Returns the guest's name of the drive at this index.
 pub fn device(index: usize) -> String {
     let letter = u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index)).unwrap_or(b'z');
     format!("/dev/vd{}", char::from(letter))
 }
 
-/// What a disk is on the host. Monitors treat each in its own way.
+/// What a disk is on the host. VMMs treat each kind differently.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Medium {
     /// A raw file.

@@ -1,5 +1,4 @@
-//! The bytes of an archive: read, counted, digested and unpacked on one thread, for another one that looks at
-//! what is in them.
+//! Reads, counts, hashes and decompresses an archive on one thread, for another thread that parses the content.
 
 use std::{
     fs::File,
@@ -20,25 +19,25 @@ use super::{
 };
 use crate::oci::Packing;
 
-/// How much is handed from one thread to the other at once.
+/// How much one thread passes to the other at a time.
 const CHUNK: usize = 256 << 10;
-/// How many of these may wait: enough that neither thread waits for the other one's slower moments.
+/// How many chunks may be queued: enough to even out the speed of both threads.
 const WAITING: usize = 8;
-/// How much is read of a file at once.
+/// How much of a file is read at a time.
 const READ: usize = 128 << 10;
-/// The largest window of zstd that is taken, as `zstd` itself has it: 128 MiB.
+/// The largest accepted window of zstd, the default limit of `zstd` itself: 128 MiB.
 const MAX_WINDOW_LOG: u32 = 27;
-/// How much larger the archives of an image may be than its file system: what upper layers hide, and headers.
+/// How much larger than the file system all archives of an image may be, for hidden files and headers.
 const MOST_OF_SIZE: u64 = 4;
 
-/// Hands the unpacked bytes of an archive to `work`, and returns their digest when the archive is what it is said
-/// to be. An archive that is not is refused, whatever the result of the work.
+/// Passes the decompressed bytes of an archive to `work`, and returns their digest if the archive matches its claim.
+/// One that does not is refused, whatever `work` returns.
 pub(super) fn with(
     file: File,
     archive: &Archive,
     size: Bytes,
     meter: &Meter,
-    work: impl FnOnce(&mut Feed) -> Result<(), Failure>,
+    work: impl FnOnce(&mut Unpacked) -> Result<(), Failure>,
 ) -> Result<Digest, Failure> {
     let (full, chunks) = sync_channel(WAITING);
     let (empties, reused) = sync_channel(WAITING + 2);
@@ -48,28 +47,31 @@ pub(super) fn with(
     thread::scope(|scope| {
         let unpacking = thread::Builder::new().name("unpack".to_owned()).spawn_scoped(scope, move || {
             let unpacked = match packing {
-                Packing::Plain => pump(&mut blob, most, &full, &reused),
-                Packing::Gzip => {
-                    pump(MultiGzDecoder::new(BufReader::with_capacity(READ, &mut blob)), most, &full, &reused)
-                }
+                Packing::Plain => unpack(&mut blob, most, &full, &reused),
+                Packing::Gzip => unpack(
+                    MultiGzDecoder::new(BufReader::with_capacity(READ, &mut blob)),
+                    most,
+                    &full,
+                    &reused,
+                ),
                 Packing::Zstd => zstd::stream::read::Decoder::new(&mut blob)
                     .and_then(|mut decoder| {
                         decoder.window_log_max(MAX_WINDOW_LOG)?;
                         Ok(decoder)
                     })
                     .map_err(Stop::Unread)
-                    .and_then(|decoder| pump(decoder, most, &full, &reused)),
+                    .and_then(|decoder| unpack(decoder, most, &full, &reused)),
             };
-            // The other thread learns that no more comes.
+            // The other thread learns that this was the last chunk.
             drop(full);
             blob.verdict(unpacked, packing)
         });
         let unpacking = unpacking.map_err(|error| Failure::os("start a thread", error))?;
-        let mut feed = Feed { chunks, empties, chunk: Vec::new(), at: 0, digest: Sha256::new() };
-        let worked = work(&mut feed).and_then(|()| feed.skip_rest());
-        let found = Digest::from_bytes(feed.digest.clone().finalize().into());
-        // A thread that waits to hand something over learns that nobody takes it.
-        drop(feed);
+        let mut unpacked = Unpacked { chunks, empties, chunk: Vec::new(), at: 0, digest: Sha256::new() };
+        let worked = work(&mut unpacked).and_then(|()| unpacked.skip_rest());
+        let found = Digest::from_bytes(unpacked.digest.clone().finalize().into());
+        // A thread that waits to pass on a chunk learns that nobody reads it.
+        drop(unpacked);
         let unpacked = unpacking.join().unwrap_or_else(|_| {
             Err(Failure::Broken {
                 doing: "unpack an archive".to_owned(),
@@ -87,18 +89,18 @@ pub(super) fn with(
     })
 }
 
-/// Why unpacking stopped before its end.
+/// Why decompression stopped before the end.
 enum Stop {
-    /// The packed bytes cannot be read, or are not packed like this.
+    /// The bytes cannot be read, or are not compressed like this.
     Unread(io::Error),
-    /// There are more unpacked bytes than this.
+    /// There are more decompressed bytes than this limit.
     TooLarge(u64),
-    /// Nobody wants the rest.
+    /// The reader does not want the rest.
     Unwanted,
 }
 
-/// Unpacks all there is, in chunks.
-fn pump(
+/// Decompresses everything, in chunks.
+fn unpack(
     mut packed: impl Read,
     most: u64,
     full: &SyncSender<Vec<u8>>,
@@ -129,10 +131,10 @@ fn pump(
     }
 }
 
-/// The packed bytes.
+/// The compressed bytes.
 struct Blob<'a> {
     file: File,
-    /// Where to read next, of a file that has places; a pipe has none.
+    /// The offset of the next read; `None` for a pipe.
     at: Option<u64>,
     count: u64,
     digest: Sha256,
@@ -143,13 +145,13 @@ struct Blob<'a> {
 impl<'a> Blob<'a> {
     fn open(file: File, archive: &'a Archive, meter: &'a Meter) -> Result<Self, Failure> {
         let looked = file.metadata().map_err(|error| Failure::os("look at an archive", error))?;
-        // Another holder of the file may have left its offset anywhere.
+        // Another process with the file may have moved its offset.
         let at = looked.is_file().then_some(archive.offset.unwrap_or_default());
         Ok(Self { file, at, count: 0, digest: Sha256::new(), archive, meter })
     }
 
-    /// What there is to say of the archive, when unpacking it came to this. Whether it has the right bytes comes
-    /// first: it explains everything else.
+    /// Decides about the archive after decompression ended like this. A wrong digest comes first, since it explains
+    /// everything else.
     fn verdict(mut self, unpacked: Result<(), Stop>, packing: Packing) -> Result<(), Failure> {
         let archive = self.archive;
         if let Some(claim) = &archive.claim {
@@ -207,7 +209,7 @@ impl Read for Blob<'_> {
             return Err(ErrorKind::FileTooLarge.into());
         }
         let left = match self.archive.offset {
-            // What follows is something else.
+            // The rest of the file is something else.
             Some(_) => usize::try_from(most - self.count).unwrap_or(usize::MAX),
             None => usize::MAX,
         };
@@ -225,8 +227,8 @@ impl Read for Blob<'_> {
     }
 }
 
-/// The unpacked bytes.
-pub(super) struct Feed {
+/// The decompressed bytes.
+pub(super) struct Unpacked {
     chunks: Receiver<Vec<u8>>,
     empties: SyncSender<Vec<u8>>,
     chunk: Vec<u8>,
@@ -234,8 +236,8 @@ pub(super) struct Feed {
     digest: Sha256,
 }
 
-impl Feed {
-    /// Takes what is left, of which only the digest counts.
+impl Unpacked {
+    /// Skips the rest, which only counts for the digest.
     fn skip_rest(&mut self) -> Result<(), Failure> {
         loop {
             let count = self.fill_buf().map_err(|error| Failure::os("read an archive", error))?.len();
@@ -247,16 +249,16 @@ impl Feed {
     }
 }
 
-impl BufRead for Feed {
+impl BufRead for Unpacked {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at == self.chunk.len() {
             self.at = 0;
-            // When the other thread has ended, it says itself why.
+            // If the other thread ended early, it reports why.
             let next = self.chunks.recv().unwrap_or_default();
             self.digest.update(&next);
             let last = std::mem::replace(&mut self.chunk, next);
             if let Err(TrySendError::Full(_)) = self.empties.try_send(last) {
-                // There are enough.
+                // Enough bytes are buffered.
             }
         }
         Ok(&self.chunk[self.at..])
@@ -267,7 +269,7 @@ impl BufRead for Feed {
     }
 }
 
-impl Read for Feed {
+impl Read for Unpacked {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let bytes = self.fill_buf()?;
         let count = bytes.len().min(buffer.len());
