@@ -1,6 +1,6 @@
-//! `cargo xtask bench`: figures of banger beside those of a peer, taken in turns in one run.
+//! `cargo xtask bench`: measures banger against a peer, in turns within one run.
 //!
-//! Machines are noisy, so what counts is the ratio of the medians, and never a time alone.
+//! Hosts are noisy, so what counts is the ratio of the medians, never a single time.
 
 use std::{
     fs,
@@ -23,42 +23,42 @@ use crate::{
     try_it,
 };
 
-/// What `cargo xtask bench` takes.
+/// Arguments of `cargo xtask bench`.
 #[derive(Parser)]
 #[command(arg_required_else_help = true)]
 pub struct Arguments {
     #[command(subcommand)]
     bench: Option<Bench>,
-    /// Run the benchmark, or each of them, once and with little to do, to see whether it works
+    /// Run the benchmark, or all of them, once and with little work, to test that it runs
     #[arg(long, global = true, conflicts_with = "runs")]
     smoke: bool,
-    /// How often each side runs
+    /// Run each side this many times
     #[arg(long, default_value_t = 5, global = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Print one JSON object for each table
+    /// Print one JSON object per table
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Clone, Copy, Subcommand)]
 enum Bench {
-    /// From the request to the first byte of a command's output in a fresh sandbox
+    /// Measure from the request to the first byte of a command's output in a new sandbox
     Boot,
-    /// Memory of the service, size of the agent, start of the client
+    /// Measure memory of the service, size of the agent and start time of the client
     Size,
-    /// An image's layer made a file system, beside umoci and mkfs.ext4
+    /// Compare the import of an image layer with umoci and mkfs.ext4
     Import,
-    /// The network interface of a guest, made and removed
+    /// Compare adding and removing a guest's network interface with ip and nft
     Net,
-    /// A system disk of a 4 GiB image, beside one `dmsetup create`, in the test host
+    /// Compare the system disk of a 4 GiB image with one `dmsetup create`, in the test host
     Disk,
-    /// The host's part of a start, beside a unit of the same walls
+    /// Compare the host's part of a start with an empty unit of the same confinement
     Start,
-    /// A command in a guest, beside ssh; and the completion of a name
+    /// Compare a command in a guest with ssh, and completion of a name with busctl
     Exec,
-    /// Processor time of a guest that does nothing
+    /// Measure the processor time of an idle guest
     Idle,
-    /// A repository of 5,000 files into a guest and back, beside git and scp by hand
+    /// Compare a workspace of 5,000 files, into a guest and back, with git and scp by hand
     Workspace,
 }
 
@@ -69,17 +69,17 @@ pub struct Report {
     pub name: String,
     /// How often each side ran.
     pub runs: u32,
-    /// Where.
+    /// The host that it ran on.
     pub machine: Machine,
-    /// What banger took.
+    /// The times of banger.
     pub ours: Side,
-    /// What the peer took.
+    /// The times of the peer.
     pub peers: Side,
-    /// The median of ours.
+    /// Our median.
     pub median_ms: f64,
-    /// The median of the peer's.
+    /// The peer's median.
     pub peer_median_ms: f64,
-    /// Ours by the peer's.
+    /// Our median divided by the peer's.
     pub ratio: f64,
 }
 
@@ -92,7 +92,7 @@ pub struct Side {
     pub samples_ms: Vec<f64>,
 }
 
-/// The machine, as far as it explains the figures.
+/// The hardware and kernel of the host, which explain the figures.
 #[derive(Serialize)]
 pub struct Machine {
     kernel: String,
@@ -101,21 +101,21 @@ pub struct Machine {
     memory_mib: u64,
 }
 
-/// What `--smoke` runs: everything but `disk`, which needs the test host.
+/// The benchmarks of `--smoke`: all except `disk`, which needs the test host.
 const SMOKE: [&str; 8] = ["net", "import", "size", "start", "exec", "workspace", "idle", "boot"];
 
-/// How much a benchmark does.
+/// How much work a benchmark does.
 #[derive(Clone, Copy)]
 pub struct Effort {
     /// How often each side runs.
     pub runs: u32,
-    /// Whether it is to show that it works, and no more: with the programs of the tests, which are built already, and
+    /// Whether it only tests that the benchmark runs, with the programs of the tests, which are built already, and
     /// guests without systemd.
     pub smoke: bool,
 }
 
 impl Effort {
-    /// A private host that has the image and the kernel of sandboxes.
+    /// Returns a private host with an image and a kernel.
     pub fn host(self) -> Result<Host> {
         let host = host::up(&host::Up { release: !self.smoke, ..host::Up::default() })?;
         try_it::provide(&host)?;
@@ -125,24 +125,24 @@ impl Effort {
         Ok(host)
     }
 
-    /// The programs that are measured.
+    /// Builds the programs that are measured.
     pub fn programs(self) -> Result<Programs> {
         if self.smoke { build::ensure() } else { build::release() }
     }
 
-    /// What cargo is told of the profile, and the directory that it builds in.
+    /// Returns the cargo profile and its build directory.
     pub fn profile(self) -> (&'static str, PathBuf) {
         let (name, directory) = if self.smoke { ("dev", "debug") } else { ("release", "release") };
         (name, target().join(directory))
     }
 
-    /// The file system of the image of sandboxes.
+    /// Returns the path of the default image.
     pub fn image(self) -> Result<PathBuf> {
         if self.smoke { image::without_init(try_it::IMAGE) } else { image::ensure(try_it::IMAGE) }
     }
 }
 
-/// Runs a benchmark, or each of them once, and prints the figures.
+/// Runs a benchmark, or all of them once, and prints the figures.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let runs = if arguments.smoke { 1 } else { arguments.runs };
     let effort = Effort { runs, smoke: arguments.smoke };
@@ -152,11 +152,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-/// Runs all of [`SMOKE`], also after one that fails. Each has a process of its own: some change their namespaces.
+/// Runs all of [`SMOKE`], even after a failure. Each gets its own process, because some change their namespaces.
 fn smoke() -> Result<ExitCode> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut failed = Vec::new();
-    // What is set for guests without systemd is gone with the host.
+    // Stopping the host resets the default image.
     host::down()?;
     for name in SMOKE {
         let begin = Instant::now();
@@ -170,7 +170,7 @@ fn smoke() -> Result<ExitCode> {
     println!("bench: {} passed, {} failed, 1 skipped", SMOKE.len() - failed.len(), failed.len());
     println!("  skipped: disk: needs the test host; run `cargo xtask bench disk`");
     if !failed.is_empty() {
-        bail!("these benchmarks do not run: {}", failed.join(", "));
+        bail!("these benchmarks fail: {}", failed.join(", "));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -200,7 +200,7 @@ fn show<R: Serialize>(arguments: &Arguments, reports: &[R], print: fn(&R)) -> Re
 }
 
 impl Report {
-    /// The report of these two sides.
+    /// Builds the report of these two sides.
     pub fn new(name: impl Into<String>, runs: u32, ours: Side, peers: Side) -> Result<Self> {
         let name = name.into();
         let (median_ms, peer_median_ms) = (median(&ours.samples_ms), median(&peers.samples_ms));
@@ -216,7 +216,7 @@ impl Report {
             let best = side.samples_ms.iter().copied().fold(f64::INFINITY, f64::min);
             let worst = side.samples_ms.iter().copied().fold(0.0, f64::max);
             let median = median(&side.samples_ms);
-            // Short times need the digits that would only be noise of long ones.
+            // Short times need more digits; for long ones these would be noise.
             let digits = if median < 100.0 { 2 } else { 0 };
             println!("{median:>7.digits$} ms {best:>7.digits$} ms {worst:>7.digits$} ms  {}", side.what);
         }
@@ -225,7 +225,7 @@ impl Report {
 }
 
 impl Machine {
-    /// This one.
+    /// Describes the host that this runs on.
     pub fn this() -> Result<Self> {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
         let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
@@ -244,7 +244,7 @@ impl Machine {
     }
 }
 
-/// The middle of the samples, or between the two in the middle. There is always one.
+/// Returns the median of the samples, of which there is at least one.
 pub fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,8 +1,8 @@
-//! `cargo xtask bench boot`: `banger vm run --rm --wait agent -- echo` beside the same QEMU started by hand.
+//! `cargo xtask bench boot`: `banger vm run --rm --wait agent -- echo`, compared with the same QEMU started by hand.
 //!
-//! The peer is taken from a sandbox that banger started: the command line of its QEMU, its kernel and its
-//! initramfs, with the disks as they were before the first boot. Both sides are timed from the start of
-//! their program until the first byte of the command's output, which comes through the same agent.
+//! The peer is a copy of a sandbox that banger started: the command line of its QEMU, its kernel and its initramfs,
+//! with the disks as they were before the first boot. Both sides are timed from the start of their program until the
+//! first byte of the command's output, which comes from the same agent.
 
 use std::{
     fs,
@@ -28,15 +28,15 @@ use crate::{
     run::{cache, command, output, run as shell, say},
 };
 
-/// An emulated guest on a busy machine takes half a minute.
+/// How long a boot may take. An emulated guest on a busy host takes half a minute.
 const TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(1);
-/// The sandbox whose QEMU is the example for the peer.
+/// The sandbox whose QEMU the peer copies.
 const EXAMPLE: &str = "bench-example";
-/// A channel to the agent that the service does not keep for itself.
+/// A channel to the agent that the service does not use itself.
 const CHANNEL: &str = "agent1";
 
-/// Measures both sides in turns.
+/// Runs the benchmark. The sides take turns.
 pub fn run(effort: Effort) -> Result<Report> {
     let runs = effort.runs;
     let host = effort.host()?;
@@ -53,9 +53,9 @@ pub fn run(effort: Effort) -> Result<Report> {
     Report::new("boot", runs, ours, peers)
 }
 
-/// From the start of the client to the first byte of the command's output.
+/// Measures from the start of the client to the first byte of the command's output.
 fn ours_once(host: &Host) -> Result<Duration> {
-    // The session is not banger's: the time begins when it is there.
+    // The start of the session is not measured: the time begins with its first line.
     let script = "echo begin; exec banger vm run --rm --quiet --wait agent -- echo first";
     let words = ["sh", "-c", script].map(str::to_owned);
     let mut session = host.session("alice", false, &words)?;
@@ -71,7 +71,7 @@ fn ours_once(host: &Host) -> Result<Duration> {
     Ok(time)
 }
 
-/// QEMU with everything that it needs, ready to be started again and again.
+/// A QEMU with all its files, which can be started repeatedly.
 struct Peer {
     directory: TempDir,
     /// The file system of the example's image.
@@ -81,20 +81,20 @@ struct Peer {
     token: String,
 }
 
-/// A disk before the first boot, and the copy that a guest writes to.
+/// A pristine disk, and the copy that a guest writes to.
 struct Disk {
     pristine: PathBuf,
     used: PathBuf,
 }
 
 impl Peer {
-    /// The peer with the words and files of a sandbox that is started for this, and deleted.
+    /// Builds the peer from the arguments and files of an example sandbox, which is deleted afterwards.
     fn like_example(host: &Host, image: PathBuf) -> Result<Self> {
         let banger = |words: &[&str]| {
             let words: Vec<String> = ["banger", "vm"].iter().chain(words).map(|&w| w.to_owned()).collect();
             shell(host.session("alice", false, &words)?.stdin(Stdio::null()))
         };
-        // One that an interrupted run has left.
+        // An interrupted run may have left one.
         let left = ["banger", "vm", "delete", "--force", EXAMPLE].map(str::to_owned);
         host.session("alice", false, &left)?.stdin(Stdio::null()).output().context("cannot run")?;
         banger(&["create", "--quiet", "--name", EXAMPLE])?;
@@ -112,13 +112,13 @@ impl Peer {
         let (arguments, disks, token) = (Vec::new(), Vec::new(), String::new());
         let mut peer = Self { directory, image, arguments, disks, token };
         let mut words = words.into_iter();
-        // The descriptor of the disk that comes next.
+        // The descriptor of the next disk.
         let mut descriptor = None;
         while let Some(word) = words.next() {
             let adapted = match word.as_str() {
                 "-kernel" | "-initrd" => {
                     let file = words.next().context("an option of QEMU has no value")?;
-                    let number = file.strip_prefix("/proc/self/fd/").context("QEMU's file is no number")?;
+                    let number = file.strip_prefix("/proc/self/fd/").context("not a QEMU descriptor")?;
                     let copy = peer.directory.path().join(&word[1..]);
                     fs::copy(process.join("fd").join(number), &copy).context("cannot copy a file of QEMU")?;
                     if word == "-initrd" {
@@ -145,9 +145,9 @@ impl Peer {
         Ok(peer)
     }
 
-    /// A disk in the place of a file of the sandbox. By hand it is one file each: the first the image's, the
-    /// second the work disk, which is empty, and the third the kernel's modules, a copy of what `descriptor` leads to.
-    /// `None` for other nodes of a sandbox, such as that of a layer.
+    /// Returns the block node that replaces a node of the sandbox, and prepares its file. The first disk is the image,
+    /// the second an empty work disk, the third the kernel's modules, copied from `descriptor`. Returns `None` for
+    /// other nodes, such as that of an overlay.
     fn disk_of(&mut self, node: &str, work_disk: u64, descriptor: Option<&Path>) -> Result<Option<String>> {
         let disk = match node.split(',').find_map(|field| field.strip_prefix("node-name=")) {
             Some("drive0" | "layer0") if node.starts_with("driver=file,") => "drive0",
@@ -181,12 +181,12 @@ impl Peer {
         Ok(Some(node))
     }
 
-    /// From the start of QEMU to the first byte of the command's output.
+    /// Measures from the start of QEMU to the first byte of the command's output.
     fn once(&self) -> Result<Duration> {
         for disk in &self.disks {
             let copy = ["--sparse=always", "--reflink=auto"];
             shell(command("cp", copy).arg(&disk.pristine).arg(&disk.used))?;
-            // The peer is not to pay for the copy, nor later for writing it out.
+            // Neither the copy nor its writeback may count for the peer.
             shell(&mut command("sync", [&disk.used]))?;
         }
         let (program, arguments) = self.arguments.split_first().context("QEMU has no command line")?;
@@ -210,7 +210,7 @@ impl Peer {
             while let Some(frame) = decoder.next_frame()? {
                 match frame {
                     Frame::Output(_) => return Ok(start.elapsed()),
-                    Frame::Failed(failure) => bail!("the agent says: {}", failure.message),
+                    Frame::Failed(failure) => bail!("the agent reports: {}", failure.message),
                     _ => {}
                 }
             }
@@ -237,13 +237,13 @@ impl Peer {
         }
     }
 
-    /// Returns when the agent is up.
+    /// Greets the agent and waits for its answer.
     fn greet(&self, channel: &mut UnixStream) -> Result<()> {
-        let hello = HostHello::new(*b"bench-boot-nonce", &self.token).context("the token is no token")?;
+        let hello = HostHello::new(*b"bench-boot-nonce", &self.token).context("the token is not valid")?;
         channel.write_all(&hello.encode())?;
         let (mut came, mut buffer) = (Vec::new(), [0; 256]);
         while !take_answer(&mut came, &hello)? {
-            let count = channel.read(&mut buffer).context("the agent does not come up")?;
+            let count = channel.read(&mut buffer).context("the agent does not answer the greeting")?;
             ensure!(count > 0, "QEMU has hung up");
             came.extend_from_slice(buffer.get(..count).unwrap_or_default());
         }
@@ -251,8 +251,8 @@ impl Peer {
     }
 }
 
-/// The value of an option as QEMU takes it by hand, where the service passes descriptors: a socket gets a path in the
-/// directory, and a network interface, whose TAP is gone by then, a hub with nothing else on it.
+/// Returns the value of a QEMU option without the service's descriptors: a socket gets a path in the directory, and a
+/// network interface, whose TAP is gone by then, an empty hub.
 fn by_hand(value: &str, directory: &Path) -> String {
     let id = value.split(',').find_map(|field| field.strip_prefix("id=")).unwrap_or("unnamed");
     if value.starts_with("tap,") {
@@ -265,14 +265,14 @@ fn by_hand(value: &str, directory: &Path) -> String {
     fields.collect::<Vec<_>>().join(",")
 }
 
-/// What `banger vm show --json` says that matters here.
+/// The needed part of `banger vm show --json`.
 #[derive(Deserialize)]
 struct Shown {
     /// Bytes of the work disk.
     disk_size: u64,
 }
 
-/// A program that ends with its owner.
+/// A process that is killed when its owner is dropped.
 struct Ending(Child);
 
 impl Drop for Ending {
@@ -283,7 +283,7 @@ impl Drop for Ending {
     }
 }
 
-/// The directory in `/proc` of the QEMU of a sandbox.
+/// Returns the directory in `/proc` of the QEMU of a sandbox.
 pub fn process_of(sandbox: &str) -> Result<PathBuf> {
     let name = format!("banger-{sandbox}");
     for entry in fs::read_dir("/proc")? {
@@ -300,14 +300,14 @@ pub fn process_of(sandbox: &str) -> Result<PathBuf> {
     bail!("{sandbox} has no QEMU");
 }
 
-/// The command line of a process.
+/// Returns the command line of a process.
 fn words_of(process: &Path) -> Result<Vec<String>> {
     let line = fs::read(process.join("cmdline"))?;
     let words = line.strip_suffix(b"\0").unwrap_or(&line).split(|&byte| byte == 0);
     Ok(words.map(|word| String::from_utf8_lossy(word).into_owned()).collect())
 }
 
-/// The agent's token in the configuration that ends the initramfs.
+/// Returns the agent's token from the configuration at the end of the initramfs.
 fn token_in(initramfs: &[u8]) -> Option<String> {
     let key = b"\"token\":\"";
     let start = initramfs.windows(key.len()).rposition(|window| window == key)? + key.len();

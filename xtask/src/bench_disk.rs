@@ -1,5 +1,5 @@
-//! `cargo xtask bench disk`: a machine's system disk, made and attached, beside one `dmsetup create` whose loop
-//! devices are there already. Both run in the test host, whose kernel has device-mapper.
+//! `cargo xtask bench disk`: creates and attaches the system disk of a sandbox, compared with one `dmsetup create` on
+//! existing loop devices. Both run in the test host, whose kernel has device-mapper.
 
 use anyhow::{Context, Result};
 
@@ -10,14 +10,14 @@ use crate::{
     testhost,
 };
 
-/// Measures both sides in turns.
+/// Runs the benchmark. The sides take turns.
 pub fn run(effort: Effort) -> Result<Report> {
     let runs = effort.runs;
     let program = level5::test_program(level5::ADAPTER)?;
     let host = testhost::up(&testhost::Up { fresh: false, bare: true })?;
     let program = host.share(&program, level5::ADAPTER)?;
     say(&format!("measuring {runs} times in the test host"));
-    // On a system with the package, its units load the module.
+    // Where the package is installed, its units load the module.
     let script = format!(
         "modprobe dm_snapshot && BANGER_BENCH_RUNS={runs} {program} --ignored --exact measure --nocapture"
     );

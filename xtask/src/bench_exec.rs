@@ -1,5 +1,5 @@
-//! `cargo xtask bench exec`: a command in a guest beside ssh to the same guest, and the completion of a name beside
-//! the one call of the bus that it needs.
+//! `cargo xtask bench exec`: a command in a guest, compared with ssh to the same guest; and the completion of a sandbox
+//! name, compared with the D-Bus call that it needs.
 
 use anyhow::Result;
 
@@ -27,7 +27,7 @@ for turn in range(runs):
     timed("busctl", call)
 "#;
 
-/// Measures both.
+/// Runs both comparisons.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
     bench_guest::run(
         effort,
@@ -36,12 +36,12 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
             Comparison {
                 name: "exec",
                 ours: ("exec", "banger vm exec bench -- true"),
-                peers: ("ssh", "ssh bench.vm true, by a connection that is open already"),
+                peers: ("ssh", "ssh bench.vm true, over an open connection"),
             },
             Comparison {
                 name: "complete (20 ms at most)",
-                ours: ("complete", "the completion of a sandbox's name"),
-                peers: ("busctl", "busctl, with the one call that it takes"),
+                ours: ("complete", "completion of a sandbox name"),
+                peers: ("busctl", "busctl, with the same D-Bus call"),
             },
         ],
     )

@@ -1,5 +1,5 @@
-//! What the benchmarks have in common that need a guest that is up: a script takes both sides in turns, as alice in
-//! the private host, beside each other in one session.
+//! Common parts of the benchmarks that need a running guest: a script measures both sides in turns, in one session of
+//! alice in the private host.
 
 use std::{collections::HashMap, process::Stdio};
 
@@ -13,7 +13,7 @@ use crate::{
 
 /// The sandbox of the benchmarks.
 const NAME: &str = "bench";
-/// What every script begins with: times of programs, and ssh to the guest with a connection that is kept.
+/// The beginning of every script: measures programs, and opens an ssh connection to the guest.
 const PRELUDE: &str = r#"
 import json, os, subprocess, sys, time
 runs = int(sys.argv[1])
@@ -30,32 +30,32 @@ def timed(key, *steps, cwd=None):
 run("banger", "ssh-config", "--install")
 run("ssh", "-f", "-N", "-o", "ControlMaster=yes", "-S", "control", "bench.vm", stderr=subprocess.DEVNULL)
 "#;
-/// What every script ends with.
+/// The end of every script.
 const END: &str = r#"
 run(*ssh[:-1], "-O", "exit", "bench.vm", stderr=subprocess.DEVNULL)
 run("banger", "ssh-config", "--uninstall")
 print(json.dumps(seen))
 "#;
 
-/// A comparison: the keys under which a script has the times of each side.
+/// A comparison: the keys of both sides in the output of a script.
 pub struct Comparison {
-    /// What it is called.
+    /// The name of the comparison.
     pub name: &'static str,
-    /// Our key, and what was run.
+    /// Our key, and a description of what was run.
     pub ours: (&'static str, &'static str),
-    /// The peer's.
+    /// The peer's key and description.
     pub peers: (&'static str, &'static str),
 }
 
-/// Runs the script, whose times are those of these comparisons.
+/// Runs a script and returns the reports of these comparisons.
 pub fn run(effort: Effort, script: &str, comparisons: &[Comparison]) -> Result<Vec<Report>> {
     let host = effort.host()?;
-    // One that an interrupted run has left.
+    // An interrupted run may have left one.
     alice(&host, &["banger", "vm", "delete", "--force", NAME])?.output().context("cannot run")?;
     say("starting a guest");
     shell(&mut alice(&host, &["banger", "vm", "create", "--quiet", "--vcpu", "1", "--name", NAME])?)?;
     if effort.smoke {
-        // There is no init that starts it.
+        // The small image has no init that starts sshd.
         let serve = "mkdir -p /run/sshd; exec /usr/sbin/sshd";
         shell(&mut alice(&host, &["banger", "vm", "exec", NAME, "--", "sh", "-c", serve])?)?;
     }
@@ -69,7 +69,7 @@ pub fn run(effort: Effort, script: &str, comparisons: &[Comparison]) -> Result<V
     let seen: HashMap<String, Vec<f64>> =
         serde_json::from_str(said.lines().last().unwrap_or_default()).context("cannot read the times")?;
     let side = |(key, what): (&str, &'static str)| {
-        let samples_ms = seen.get(key).with_context(|| format!("there are no times of {key}"))?;
+        let samples_ms = seen.get(key).with_context(|| format!("there are no times for {key}"))?;
         Ok::<_, anyhow::Error>(Side { what, samples_ms: samples_ms.clone() })
     };
     let report = |one: &Comparison| Report::new(one.name, effort.runs, side(one.ours)?, side(one.peers)?);

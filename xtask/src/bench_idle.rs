@@ -1,7 +1,7 @@
-//! `cargo xtask bench idle`: processor time of a guest that does nothing, beside the same guest whose agent is stopped
-//! by SIGSTOP, and so does nothing at all.
+//! `cargo xtask bench idle`: processor time of an idle guest, compared with the same guest whose agent is stopped by
+//! SIGSTOP.
 //!
-//! Both sandboxes are up at once and measured over the same time, from 10 s after the boot of the later one has ended.
+//! Both sandboxes run at the same time and are measured over the same window, which starts 10 s after both have booted.
 
 use std::{
     fs,
@@ -23,16 +23,16 @@ use crate::{
 
 const OURS: &str = "bench-idle";
 const PEER: &str = "bench-idle-no-agent";
-/// What the user is promised.
+/// The limit that the documentation promises.
 const MAX_PERCENT: f64 = 2.0;
-/// Between the end of the boot and the first measurement.
+/// The pause between the end of the boot and the first measurement.
 const SETTLING: Duration = Duration::from_secs(10);
-/// How long each measurement takes.
+/// The length of each measurement.
 const WINDOW: Duration = Duration::from_secs(30);
 /// The unit of processor times in `/proc`, on every architecture that banger runs on: USER_HZ, proc(5).
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Processor time in percent of one processor.
+/// The result: processor time in percent of one processor.
 #[derive(Serialize)]
 pub struct Report {
     name: &'static str,
@@ -44,7 +44,7 @@ pub struct Report {
     peer_median_percent: f64,
 }
 
-/// Measures both sides at the same time.
+/// Runs the benchmark. Both sides are measured at the same time.
 pub fn run(effort: Effort) -> Result<Report> {
     let runs = effort.runs;
     let host = effort.host()?;
@@ -69,11 +69,11 @@ fn measure(host: &Host, effort: Effort) -> Result<(Vec<f64>, Vec<f64>)> {
     for name in [OURS, PEER] {
         say(&format!("starting {name}"));
         alice(host, &["banger", "vm", "create", "--quiet", "--vcpu", "1", "--name", name])?;
-        // It ends with an error where a unit of the image fails, which is no concern here.
+        // It exits with an error when a unit of the image has failed, which does not matter here.
         let booted = "banger vm exec \"$0\" -- sh -c 'systemctl is-system-running --wait' || true";
         alice(host, &["sh", "-c", booted, name])?;
     }
-    // The command that stops the agent has ended by then, so that its client does not wait for an answer.
+    // The command ends before the agent is stopped, so that its client does not wait for an answer.
     let stop = "nohup sh -c 'sleep 2; kill -STOP $(pgrep -of ^@banger-agent)' > /dev/null 2>&1 &";
     alice(host, &["banger", "vm", "exec", PEER, "--", "sh", "-c", stop])?;
     let part = if effort.smoke { 10 } else { 1 };
@@ -93,14 +93,14 @@ fn measure(host: &Host, effort: Effort) -> Result<(Vec<f64>, Vec<f64>)> {
     Ok((ours, peers))
 }
 
-/// The processor time of a process and its threads, in ticks: fields 14 and 15 of `/proc/PID/stat` (proc(5)).
+/// Returns the processor time of a process and its threads in ticks: fields 14 and 15 of `/proc/PID/stat`, proc(5).
 fn ticks(process: &Path) -> Result<u64> {
     let stat = fs::read_to_string(process.join("stat")).context("the VMM has ended")?;
     ticks_in(&stat).context("cannot read the processor time of the VMM")
 }
 
 fn ticks_in(stat: &str) -> Option<u64> {
-    // The name of the program, in parentheses, may have spaces in it.
+    // The name of the program, in parentheses, may contain spaces.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let mut next = || fields.next()?.parse::<u64>().ok();
     Some(next()? + next()?)
@@ -111,7 +111,7 @@ fn alice(host: &Host, words: &[&str]) -> Result<()> {
     shell(host.session("alice", false, &words)?.stdin(Stdio::null()))
 }
 
-/// Removes what this or an interrupted run has left.
+/// Deletes the sandboxes of this run or of an interrupted one.
 fn delete(host: &Host) -> Result<()> {
     let words = ["banger", "vm", "delete", "--force", OURS, PEER].map(str::to_owned);
     host.session("alice", false, &words)?.stdin(Stdio::null()).output().context("cannot run")?;
@@ -119,13 +119,13 @@ fn delete(host: &Host) -> Result<()> {
 }
 
 impl Report {
-    /// For people.
+    /// Prints the result as text.
     pub fn print(&self) {
         let sides =
             [(&self.ours_percent, "an idle guest"), (&self.peers_percent, "the same, its agent stopped")];
-        println!("{}: {} runs, processor time in percent of one processor", self.name, self.runs);
+        println!("{}: {} runs, processor time in % of one processor", self.name, self.runs);
         for (samples, what) in sides {
-            let verdict = if median(samples) <= MAX_PERCENT { "" } else { ", which is too much" };
+            let verdict = if median(samples) <= MAX_PERCENT { "" } else { " (too much)" };
             println!("{:>7.2} % of {MAX_PERCENT} %{verdict}  {what}", median(samples));
         }
     }

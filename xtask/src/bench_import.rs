@@ -1,10 +1,10 @@
-//! `cargo xtask bench import`: an image for development as a layer of an OCI layout, packed by gzip and by zstd,
-//! made a file system by the import worker; the same by `umoci unpack` and `mkfs.ext4 -d`; and the floor, which
-//! is to unpack the layer and to digest it before and after. Then the image is pulled from a registry on loopback,
-//! which is compared with fetching and importing it.
+//! `cargo xtask bench import`: the import worker turns a layer of an OCI layout, a development image compressed by gzip
+//! or zstd, into a file system. The peer does the same by `umoci unpack` and `mkfs.ext4 -d`. The floor only unpacks the
+//! layer and digests it before and after. Then the image is pulled from a registry on loopback, which is compared with
+//! the times of download and import.
 //!
 //! Ours waits until the image is on the disk, the peer and the floor do not. A cold run reads a layer that is not in
-//! memory. Each side begins without what another one wrote, which would take memory from it.
+//! the page cache. Each side first removes what another one wrote, which would take memory from it.
 
 use std::{
     fs::{self, File},
@@ -26,16 +26,16 @@ use crate::{
 
 const FULL: &str = "development";
 const SMALL: &str = "minimal";
-/// The file system, as the service makes it.
+/// The size of the file system that the service creates.
 const SIZE: &str = "16G";
 
-/// The figures of one packing.
+/// The figures for one compression.
 #[derive(Serialize)]
 pub struct Report {
     name: String,
     runs: u32,
     machine: Machine,
-    /// The layer, unpacked and packed.
+    /// The size of the layer, uncompressed and compressed.
     tar_mib: u64,
     blob_mib: u64,
     entries: usize,
@@ -43,25 +43,25 @@ pub struct Report {
     ours_cold: Side,
     peers: Option<Side>,
     floor: Side,
-    /// The image fetched from a registry and thrown away; pulled; and pulled a second time.
+    /// The layer downloaded from a registry and discarded; the image pulled; and pulled a second time.
     download: Side,
     pull: Side,
     again: Side,
     ours_s: f64,
     ours_cold_s: f64,
-    /// Absent where the peer is missing or cannot unpack this.
+    /// `None` if the peer is not installed or cannot unpack this.
     peer_s: Option<f64>,
     floor_s: f64,
-    /// The peer's by ours.
+    /// The peer's time divided by ours.
     times_faster: Option<f64>,
-    /// Ours by the floor.
+    /// Our time divided by the floor's.
     of_floor: f64,
     download_s: f64,
     pull_s: f64,
-    /// The pull by the slower one of fetching and importing.
+    /// The pull divided by the slower one of download and import.
     pull_of_slower: f64,
     again_ms: f64,
-    /// The most that the worker had in memory.
+    /// The peak memory of the worker.
     rss_mib: f64,
 }
 
@@ -78,7 +78,7 @@ impl Side {
     }
 }
 
-/// Measures all sides in turns.
+/// Runs the benchmark. The sides take turns.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
     let mut build = cargo(["build", "-q", "--profile", effort.profile().0]);
     build.args(["--package", "banger-cli", "--package", "banger-image", "--package", "banger-system"]);
@@ -93,18 +93,18 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
 fn measure(effort: Effort, name: &str, tar: &Path, packing: &'static str) -> Result<Report> {
     let (runs, programs) = (effort.runs, effort.profile().1);
     let layout = Layout::make(programs, name, tar, packing)?;
-    let scratch = tempfile::tempdir_in(cache()).context("cannot make a temporary directory")?;
+    let scratch = tempfile::tempdir_in(cache()).context("cannot create a temporary directory")?;
     let home = scratch.path();
-    let mut ours = Side::new("the layer made an image, until it is on the disk");
-    let mut cold = Side::new("the same, the layer not in memory");
+    let mut ours = Side::new("import of the layer, until the image is on the disk");
+    let mut cold = Side::new("the same, with a cold page cache");
     let mut peers = Side::new("umoci unpack, mkfs.ext4 -d");
     let mut floor = Side::new("read, digest, unpack and digest on one thread");
-    let mut download = Side::new("the layer fetched from a registry on loopback, and no more");
-    let mut pull = Side::new("the image pulled from there");
-    let mut again = Side::new("the same image pulled once more");
+    let mut download = Side::new("download of the layer from a registry on loopback");
+    let mut pull = Side::new("pull of the image from there");
+    let mut again = Side::new("pull of the same image again");
     let has_peer = packing == "gzip" && ["umoci", "mkfs.ext4"].into_iter().all(is_there);
     if !has_peer {
-        say(&format!("umoci is missing, or knows no {packing}: there is no peer"));
+        say(&format!("no peer: umoci is missing or does not support {packing}"));
     }
     let (mut memory, mut entries) = (0f64, 0);
     // The first turn warms up, and is not counted.
@@ -179,17 +179,17 @@ impl Report {
         }
         match self.times_faster {
             Some(times) => println!("times faster than the peer: {times:.1}"),
-            None => println!("times faster than the peer: not measured, since there is none"),
+            None => println!("times faster than the peer: not measured, there is no peer"),
         }
-        println!("of the floor: {:.2}; memory of the worker: {:.1} MiB", self.of_floor, self.rss_mib);
+        println!("ours by the floor: {:.2}; memory of the worker: {:.1} MiB", self.of_floor, self.rss_mib);
         println!(
-            "of the slower one of fetching and importing: {:.2}; once more: {:.1} ms",
+            "pull by the slower one of download and import: {:.2}; pull again: {:.1} ms",
             self.pull_of_slower, self.again_ms
         );
     }
 }
 
-/// What one import took.
+/// The cost of one import.
 struct Import {
     seconds: f64,
     /// Memory of the worker.
@@ -198,7 +198,7 @@ struct Import {
 
 /// An OCI layout with one layer.
 struct Layout {
-    /// Where the programs are that measure.
+    /// The directory with the measuring programs.
     programs: PathBuf,
     directory: PathBuf,
     blob: PathBuf,
@@ -209,13 +209,13 @@ struct Layout {
 }
 
 impl Layout {
-    /// That of an archive, made if it is not there.
+    /// Creates the layout of an archive.
     fn make(programs: PathBuf, name: &str, tar: &Path, packing: &'static str) -> Result<Self> {
         let directory = cache().join("layouts").join(format!("{name}-{packing}"));
         let blobs = directory.join("blobs/sha256");
-        fs::create_dir_all(&blobs).with_context(|| format!("cannot make {}", blobs.display()))?;
+        fs::create_dir_all(&blobs).with_context(|| format!("cannot create {}", blobs.display()))?;
         let packed = directory.join("packed");
-        say(&format!("packing {name} by {packing}"));
+        say(&format!("compressing {name} with {packing}"));
         let pack = match packing {
             "gzip" => "gzip -n -6 < \"$1\" > \"$2\"",
             _ => "zstd -q -3 < \"$1\" > \"$2\"",
@@ -258,7 +258,7 @@ impl Layout {
         import.arg(format!("sha256:{}", self.digest)).arg(format!("sha256:{}", self.diff_id));
         let said = output(&mut import)?;
         let figures: Vec<&str> = said.split_whitespace().collect();
-        let [seconds, kib, image] = figures[..] else { bail!("the import printed no three figures") };
+        let [seconds, kib, image] = figures[..] else { bail!("the import did not print three figures") };
         if is_checked {
             shell(&mut command("e2fsck", ["-fn", image])).context("the image is not clean")?;
         }
@@ -266,13 +266,13 @@ impl Layout {
         Ok(Import { seconds: seconds.parse()?, kib: kib.parse()? })
     }
 
-    /// How long it takes to fetch the layer.
+    /// Measures a download of the layer, in seconds.
     fn download(&self, home: &Path) -> Result<f64> {
         let said = self.pull_times(&["download".as_ref(), home])?;
         said.parse().context("the download printed no figure")
     }
 
-    /// How long the image takes, the first and the second time.
+    /// Measures the first and the second pull of the image, in seconds.
     fn pull(&self, home: &Path) -> Result<(f64, f64)> {
         let said = self.pull_times(&["pull".as_ref(), &self.programs.join("banger-import"), home])?;
         let (first, second) = said.split_once(' ').context("the pull printed no figures")?;
@@ -309,11 +309,11 @@ impl Layout {
         Ok(took)
     }
 
-    /// Has the kernel drop what it has of the layer.
+    /// Drops the layer from the page cache.
     fn forget(&self) -> Result<()> {
         let file = File::open(&self.blob)?;
         file.sync_all()?;
-        fadvise(&file, 0, None, Advice::DontNeed).context("cannot have the layer forgotten")
+        fadvise(&file, 0, None, Advice::DontNeed).context("cannot drop the layer from the page cache")
     }
 }
 

@@ -1,7 +1,7 @@
-//! `cargo xtask bench net`: the interface of one guest, made and removed beside 1, 100 and 1000 others; and
-//! the same with `ip` and `nft`, as a script would.
+//! `cargo xtask bench net`: creates and removes the network interface of one guest beside 1, 100 and 1000 others,
+//! compared with the same by `ip` and `nft`, as a script would do it.
 //!
-//! Everything happens in a network namespace of its own, which goes with the process.
+//! Everything happens in a new network namespace, which ends with the process.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -18,13 +18,13 @@ use crate::{
     run,
 };
 
-/// How many guests are there already.
+/// How many guests exist already.
 const CROWDS: [u32; 3] = [1, 100, 1000];
 const TAP: &str = "bgr-peer";
 const GUEST: &str = "172.30.250.1";
 const GUEST6: &str = "fd01:203:405::fa01";
 
-/// Measures, and gives the figures of coming and of going for each crowd.
+/// Runs the benchmark and returns two reports for each crowd: adding a guest and removing it.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
     let (runs, (profile, directory)) = (effort.runs, effort.profile());
     run::run(&mut run::cargo([
@@ -37,16 +37,16 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
         "--example",
         "network_times",
     ]))?;
-    // SAFETY: a network namespace of this thread's own changes nothing about its memory or descriptors.
+    // SAFETY: a new network namespace changes nothing about the thread's memory or descriptors.
     #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
-    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.context("cannot make a network namespace; be root")?;
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.context("cannot unshare the network (needs root)")?;
     run::run(&mut run::command("ip", ["link", "set", "lo", "up"]))?;
     let mut ours = Ours::start(&directory.join("examples/network_times"))?;
     let mut reports = Vec::new();
     let crowds = if effort.smoke { &CROWDS[..2] } else { &CROWDS };
     for &crowd in crowds {
         let mut samples: [Vec<f64>; 4] = Default::default();
-        // The first pair makes the crowd, and is not counted.
+        // The first pair creates the crowd, and is not counted.
         for n in 0..=runs {
             let (ours_plug, ours_unplug) = ours.come_and_go(crowd)?;
             let (peers_plug, peers_unplug) = (time(&plug())?, time(&unplug())?);
@@ -58,15 +58,15 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
         let [ours_plug, peers_plug, ours_unplug, peers_unplug] = samples;
         let side = |what, samples_ms| Side { what, samples_ms };
         reports.push(Report::new(
-            name(crowd, "comes"),
+            name(crowd, "added"),
             runs,
-            side("a guest comes", ours_plug),
+            side("a guest is added", ours_plug),
             side("the same with ip and nft", peers_plug),
         )?);
         reports.push(Report::new(
-            name(crowd, "goes"),
+            name(crowd, "removed"),
             runs,
-            side("a guest goes", ours_unplug),
+            side("a guest is removed", ours_unplug),
             side("the same with ip and nft", peers_unplug),
         )?);
     }
@@ -74,10 +74,10 @@ pub fn run(effort: Effort) -> Result<Vec<Report>> {
 }
 
 fn name(crowd: u32, what: &str) -> String {
-    format!("net: a guest {what} beside {crowd}")
+    format!("net: a guest {what} beside {crowd} others")
 }
 
-/// The side of banger: a process that plugs guests in and out when it is told to.
+/// The side of banger: a process that adds and removes guests on request.
 struct Ours {
     process: Child,
     orders: ChildStdin,
@@ -107,13 +107,13 @@ impl Ours {
 
 impl Drop for Ours {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// What a script runs for a guest with NAT.
+/// Returns the commands that a script would run for a guest with NAT.
 fn plug() -> Vec<String> {
     let elements = format!(
         "add element inet banger source4 {{ {TAP} . {GUEST} }}; \
@@ -149,7 +149,7 @@ fn unplug() -> Vec<String> {
     ]
 }
 
-/// Runs these one after the other, each without a shell, and says how long they took in milliseconds.
+/// Runs these commands in order, without a shell, and returns how long they took in milliseconds.
 fn time(commands: &[String]) -> Result<f64> {
     let began = Instant::now();
     for line in commands {

@@ -1,4 +1,4 @@
-//! `cargo xtask bench size`: what banger takes when nothing happens, of the programs as they are shipped.
+//! `cargo xtask bench size`: memory, size and start time of banger's release builds at rest.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::{
     run::output,
 };
 
-/// The figures, beside what they are to be at most.
+/// The figures, which are printed beside their limits.
 #[derive(Serialize)]
 pub struct Report {
     name: &'static str,
@@ -23,11 +23,11 @@ pub struct Report {
     machine: Machine,
     /// Memory of the service before the first request, in MiB.
     rss_mib: f64,
-    /// The agent's file, in MiB.
+    /// Size of the agent's file, in MiB.
     agent_mib: f64,
-    /// From the start of the client to its end, when it only says its version.
+    /// Run time of `banger --version`.
     cli_start_ms: f64,
-    /// The same of a program that does nothing.
+    /// Run time of a program that does nothing.
     true_start_ms: f64,
 }
 
@@ -35,7 +35,7 @@ const MAX_RSS_MIB: f64 = 20.0;
 const MAX_AGENT_MIB: f64 = 3.0;
 const MAX_CLI_START_MS: f64 = 10.0;
 
-/// Measures everything.
+/// Runs the benchmark.
 pub fn run(effort: Effort) -> Result<Report> {
     let (runs, programs) = (effort.runs, effort.programs()?);
     let host = effort.host()?;
@@ -58,7 +58,7 @@ pub fn run(effort: Effort) -> Result<Report> {
 }
 
 impl Report {
-    /// For people.
+    /// Prints the result as text.
     pub fn print(&self) {
         let lines = [
             ("banger-system at rest", self.rss_mib, MAX_RSS_MIB, "MiB"),
@@ -66,7 +66,7 @@ impl Report {
             ("banger --version", self.cli_start_ms, MAX_CLI_START_MS, "ms"),
         ];
         for (what, is, most, unit) in lines {
-            let verdict = if is <= most { "" } else { ", which is too much" };
+            let verdict = if is <= most { "" } else { " (too much)" };
             println!("{what:>22}: {is:5.1} {unit} of {most} {unit}{verdict}");
         }
         println!("{:>22}: {:5.1} ms", "true", self.true_start_ms);
@@ -84,6 +84,6 @@ fn start(program: &str, argument: &str) -> Result<f64> {
 fn service_rss_kib(host: &Host) -> Result<f64> {
     let look = "grep VmRSS /proc/$(systemctl show -P MainPID banger-system.service)/status";
     let line = output(&mut host.enter(&["sh", "-c", look]))?;
-    let kib = line.split_ascii_whitespace().nth(1).context("the service has no memory")?;
-    kib.parse().context("the service's memory is no number")
+    let kib = line.split_ascii_whitespace().nth(1).context("cannot read the memory of the service")?;
+    kib.parse().context("the memory of the service is not a number")
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask bench start`: the host's part of a start, from the request until the machine monitor runs, beside
-//! systemd-run with a unit that is shut in by systemd alone and does nothing.
+//! `cargo xtask bench start`: the host's part of a start, from the request until the VMM runs, compared with
+//! systemd-run of an empty unit that systemd alone confines.
 
 use std::collections::HashMap;
 
@@ -11,11 +11,11 @@ use crate::{
     run::{output, run as shell, say},
 };
 
-/// The host's part is to take so long at most, in milliseconds.
+/// The limit for the host's part, in milliseconds.
 const MOST: f64 = 30.0;
 const NAME: &str = "bench-start";
 
-/// What the service says of a start is in its journal, so that no client's time is in it.
+/// Reads the times from the service's journal, so that they do not include the client's.
 const SCRIPT: &str = r#"
 import json, os, subprocess, sys, time
 runs, name = int(sys.argv[1]), sys.argv[2]
@@ -38,9 +38,9 @@ walls += [f"BindReadOnlyPaths={path}" for path in ("/usr", "/lib", "/lib64") if 
 os.makedirs("/run/banger/empty", exist_ok=True)
 for turn in range(runs):
     before = len(journal())
-    # What is measured has the host for itself: what came before has ended, and nobody looks until it is over.
+    # Nothing else runs during the measurement: the previous turn has ended, and nothing polls meanwhile.
     time.sleep(0.5)
-    # Without a wait for the guest, which is no part of this.
+    # The boot of the guest is not measured, so do not wait for it.
     start = subprocess.Popen(["banger", "vm", "start", name], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(0.5)
     while len(journal()) == before: time.sleep(0.2)
@@ -55,11 +55,11 @@ for turn in range(runs):
 print(json.dumps(seen))
 "#;
 
-/// Measures both.
+/// Runs the benchmark.
 pub fn run(effort: Effort) -> Result<Report> {
     let runs = effort.runs;
     let host = effort.host()?;
-    // One that an interrupted run has left.
+    // An interrupted run may have left one.
     root(&host, &["banger", "vm", "delete", "--force", NAME]).output().context("cannot run")?;
     shell(&mut root(
         &host,
@@ -71,11 +71,11 @@ pub fn run(effort: Effort) -> Result<Report> {
     let mut seen: HashMap<String, Vec<f64>> =
         serde_json::from_str(said?.lines().last().unwrap_or_default()).context("cannot read the times")?;
     let mut side = |key: &str, what| {
-        let samples_ms = seen.remove(key).with_context(|| format!("there are no times of {key}"))?;
+        let samples_ms = seen.remove(key).with_context(|| format!("there are no times for {key}"))?;
         Ok::<_, anyhow::Error>(Side { what, samples_ms })
     };
-    let ours = side("ours", "banger vm start, until the machine monitor runs")?;
-    let peers = side("peers", "systemd-run, a unit behind walls of systemd's")?;
+    let ours = side("ours", "banger vm start, until the VMM runs")?;
+    let peers = side("peers", "systemd-run, an empty unit confined by systemd")?;
     Report::new(format!("start ({MOST} ms at most)"), runs, ours, peers)
 }
 

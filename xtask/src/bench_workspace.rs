@@ -1,6 +1,6 @@
-//! `cargo xtask bench workspace`: a repository of 5,000 files into a guest, and work in it back, beside what is done
-//! by hand with `git bundle`, `scp` and `ssh`, whose connection is open already; and a repository of 20,000 small files
-//! beside `tar` through a command.
+//! `cargo xtask bench workspace`: sends a repository of 5,000 files into a guest and exports the work, compared with
+//! `git bundle`, `scp` and `ssh` by hand over an open connection; and sends a repository of 20,000 small files,
+//! compared with `tar` through a command.
 
 use anyhow::Result;
 
@@ -53,7 +53,7 @@ for turn in range(runs):
     assert same.stdout.strip() == str(2 * parts), same
 "#;
 
-/// Measures both ways.
+/// Runs the benchmark in both directions.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
     bench_guest::run(
         effort,

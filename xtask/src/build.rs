@@ -1,4 +1,4 @@
-//! Building the programs as they are installed.
+//! Builds the programs that are installed.
 
 use std::path::PathBuf;
 
@@ -6,24 +6,24 @@ use anyhow::Result;
 
 use crate::run::{cargo, repository, run, say, target};
 
-/// The agent runs where nothing is installed: it is linked statically. The target is named so that build
-/// scripts and procedural macros are not.
+/// The agent is linked statically, since it runs in any guest. Naming the target keeps build scripts and procedural
+/// macros dynamic.
 const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The programs.
+/// The built programs.
 pub struct Programs {
-    /// Where the programs of the host are.
+    /// The directory with the host's programs.
     pub directory: PathBuf,
-    /// The agent.
+    /// The path of the agent.
     pub agent: PathBuf,
 }
 
-/// Builds everything for tests.
+/// Builds everything with the profile of tests.
 pub fn ensure() -> Result<Programs> {
     build(Profile { name: "dev", directory: "debug", packages: &["--workspace"] })
 }
 
-/// Builds everything as it is shipped.
+/// Builds everything with the profile of releases.
 pub fn release() -> Result<Programs> {
     let packages = &[
         "--package",
@@ -42,7 +42,7 @@ pub fn release() -> Result<Programs> {
 struct Profile {
     name: &'static str,
     directory: &'static str,
-    /// The packages to build. Features depend on them: with those of the tests, nothing is built twice.
+    /// The packages to build. They decide the features: with those of the tests, nothing is built twice.
     packages: &'static [&'static str],
 }
 

@@ -1,7 +1,7 @@
-//! Bundles: an image as one packed archive of an OCI image layout, which `banger image register --oci` takes, as does
-//! every program that knows such layouts.
+//! Builds bundles: an image as one compressed archive of an OCI image layout, for `banger image register --oci` and any
+//! other program that reads such layouts.
 //!
-//! The same packages give the same bytes, with the same version of the compressor.
+//! The same packages and the same version of the compressor give the same bytes.
 
 use std::{
     fs::{File, Permissions},
@@ -20,23 +20,23 @@ use crate::{
     run::{cache, digest_of, hex, say},
 };
 
-/// The kernel that the images of this repository are made for, as the catalog of the package calls it.
+/// The kernel for the images of this repository, by its name in the package's catalog.
 const KERNEL_OF_IMAGES: &str = "debian";
-/// Of the compressor: what takes longer saves little.
+/// The compression level. Higher ones take longer and save little.
 const LEVEL: i32 = 9;
 /// The media types of the OCI image specification.
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// The bundle of this image, made anew: where it is, its digest, and its length in bytes.
+/// Builds the bundle of an image. Returns its path, its digest, and its length in bytes.
 pub fn make(name: &str) -> Result<(PathBuf, String, u64)> {
     let archive = image::archive(name)?;
     let directory = cache().join("images");
-    say(&format!("making a bundle of {name}"));
+    say(&format!("building a bundle of {name}"));
     let everyones = Permissions::from_mode(0o644);
     let unfinished = tempfile::Builder::new().permissions(everyones).tempfile_in(&directory);
-    let unfinished = unfinished.context("cannot make a temporary file")?;
+    let unfinished = unfinished.context("cannot create a temporary file")?;
     let doing = || format!("cannot write a bundle of {}", archive.display());
     write(name, &archive, unfinished.as_file()).with_context(doing)?;
     let digest = digest_of(unfinished.path())?;
@@ -46,7 +46,7 @@ pub fn make(name: &str) -> Result<(PathBuf, String, u64)> {
         std::env::consts::ARCH,
         digest.get(..12).unwrap_or_default()
     ));
-    unfinished.persist(&file).context("cannot put the bundle in its place")?;
+    unfinished.persist(&file).context("cannot rename the bundle")?;
     Ok((file, format!("sha256:{digest}"), length))
 }
 

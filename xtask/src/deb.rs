@@ -1,4 +1,4 @@
-//! `cargo xtask dist deb`: banger as a Debian package, of the files that [`install`] puts in place.
+//! `cargo xtask dist deb`: builds a Debian package from the files that [`install`] installs.
 
 use std::{
     fs::{self, File},
@@ -15,42 +15,42 @@ use crate::{
     run::{cache, command, hex, repository, run},
 };
 
-/// The name of the package's file.
+/// The file name of the package.
 pub const FILE: &str = "banger.deb";
-/// What its programs need at run time. dmsetup has the rules by which udev leaves our disks alone.
+/// Runtime dependencies. dmsetup contains the udev rules that our disks rely on.
 const DEPENDS: &str = "dbus, polkitd, systemd (>= 252), qemu-system-x86, nftables, dmsetup";
 
-/// What `banger vm ssh` runs, and nothing else needs.
+/// Needed for `banger vm ssh` and for registries, and optional otherwise.
 const RECOMMENDS: &str = "ca-certificates, openssh-client (>= 1:8.5)";
 
-/// How the package's content is packed.
+/// How the content of the package is compressed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all, for a test.
+    /// Not at all, for tests.
     None,
     /// As Debian does.
     Xz,
 }
 
-/// A package.
+/// A built package.
 pub struct Package {
-    /// The digest of all that is in it.
+    /// The digest of its contents.
     pub digest: String,
 }
 
-/// Builds the programs as they are shipped and makes the package. Returns its path.
+/// Builds the package from release builds and returns its path.
 pub fn dist() -> Result<PathBuf> {
     let directory = cache().join("dist");
     make(&build::release()?, &directory, Compression::Xz)?;
     Ok(directory.join(FILE))
 }
 
-/// Makes the package in a directory.
+/// Builds the package in a directory.
 pub fn make(programs: &Programs, directory: &Path, compression: Compression) -> Result<Package> {
     let tree = directory.join("banger.tree");
     install::into(&tree, programs)?;
     let control = tree.join("DEBIAN");
-    fs::create_dir_all(&control).with_context(|| format!("cannot make {}", control.display()))?;
+    fs::create_dir_all(&control).with_context(|| format!("cannot create {}", control.display()))?;
     let version = env!("CARGO_PKG_VERSION");
     fs::write(
         control.join("control"),
@@ -59,7 +59,7 @@ pub fn make(programs: &Programs, directory: &Path, compression: Compression) -> 
              Section: admin\nPriority: optional\nDepends: {DEPENDS}\n\
              Recommends: {RECOMMENDS}\n\
              Description: one-command development sandboxes on microVMs\n \
-             A service that owns virtual machines, and a command for its users.\n"
+             A service that runs sandboxes as virtual machines, and a command for its users.\n"
         ),
     )?;
     for script in ["postinst", "prerm", "postrm"] {
@@ -79,7 +79,7 @@ pub fn make(programs: &Programs, directory: &Path, compression: Compression) -> 
     Ok(Package { digest })
 }
 
-/// The digest of every file below a directory, with its name.
+/// Returns a digest of the names and contents of all files below a directory.
 fn digest(tree: &Path) -> Result<String> {
     let mut files = Vec::new();
     collect(tree, &mut files)?;

@@ -1,5 +1,5 @@
-//! A directory as an ext4 file system: the same tree gives the same bytes, in whatever order and whenever it
-//! was made. Nothing is mounted.
+//! Writes a directory as an ext4 file system, without mounting anything. The same tree gives the same bytes, no matter
+//! when and in which order it was created.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-/// Longer than any attribute that Linux keeps (`XATTR_SIZE_MAX`).
+/// The longest extended attribute of Linux (`XATTR_SIZE_MAX`).
 const MAX_XATTR: usize = 64 << 10;
 
 /// Writes everything below `root` into the new file `image`.
@@ -35,11 +35,11 @@ pub fn write(root: &Path, image: &Path, options: Options) -> Result<()> {
     Ok(())
 }
 
-/// What was seen of the directory.
+/// The tree that is being written.
 struct Tree {
     builder: FsBuilder,
     files: Vec<(InodeHandle, PathBuf, Vec<SparseSeg>)>,
-    /// Files with several names, by device and number.
+    /// Files with several names, by device and inode number.
     links: HashMap<(u64, u64), InodeHandle>,
 }
 
@@ -49,14 +49,14 @@ impl Tree {
         let mut paths = entries.collect::<Result<Vec<PathBuf>>>()?;
         paths.sort();
         for path in paths {
-            self.add(&path, handle).with_context(|| format!("cannot take over {}", path.display()))?;
+            self.add(&path, handle).with_context(|| format!("cannot add {}", path.display()))?;
         }
         Ok(())
     }
 
     fn add(&mut self, path: &Path, parent: InodeHandle) -> Result<()> {
         let metadata = fs::symlink_metadata(path)?;
-        let name = path.file_name().and_then(|name| name.to_str()).context("its name is no text")?;
+        let name = path.file_name().and_then(|name| name.to_str()).context("its name is not UTF-8")?;
         let inode = (metadata.dev(), metadata.ino());
         if let Some(known) = self.links.get(&inode) {
             return Ok(self.builder.hardlink(parent, name, *known)?);
@@ -69,14 +69,14 @@ impl Tree {
         } else if kind.is_file() {
             let segments = segments(&File::open(path)?, metadata.len())?;
             let handle = self.builder.file_sparse(parent, name, meta, &segments)?;
-            // A file of holes alone has nothing to copy.
+            // A file without data has nothing to copy.
             if segments.iter().any(|segment| matches!(segment, SparseSeg::Data(_))) {
                 self.files.push((handle, path.to_owned(), segments));
             }
             handle
         } else if kind.is_symlink() {
             let target = fs::read_link(path)?;
-            self.builder.symlink(parent, name, target.to_str().context("its target is no text")?, meta)?
+            self.builder.symlink(parent, name, target.to_str().context("its target is not UTF-8")?, meta)?
         } else {
             let (major, minor) = (major(metadata.rdev()), minor(metadata.rdev()));
             let special = match kind {
@@ -84,7 +84,7 @@ impl Tree {
                 _ if kind.is_block_device() => SpecialKind::Block { major, minor },
                 _ if kind.is_fifo() => SpecialKind::Fifo,
                 _ if kind.is_socket() => SpecialKind::Socket,
-                _ => bail!("it is of no known kind"),
+                _ => bail!("it has an unknown file type"),
             };
             self.builder.mknod(parent, name, meta, special)?
         };
@@ -107,13 +107,13 @@ impl Tree {
     }
 }
 
-/// Of the times, only that of the content: the others tell when and how the tree was made.
+/// Returns mode, owner and modification time. The other times would show when and how the tree was created.
 fn meta(metadata: &Metadata) -> Meta {
     let time = (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0));
     Meta::new((metadata.mode() & 0o7777) as u16, metadata.uid(), metadata.gid(), time)
 }
 
-/// Where a file of this length has data, and where it has holes.
+/// Returns the data segments and holes of a file of this length.
 fn segments(file: &File, length: u64) -> Result<Vec<SparseSeg>> {
     let (mut segments, mut at) = (Vec::new(), 0);
     while at < length {
@@ -140,7 +140,7 @@ struct Data {
     file: File,
     at: u64,
     segments: std::vec::IntoIter<SparseSeg>,
-    /// Bytes that are left of the segment.
+    /// Remaining bytes of the segment.
     left: u64,
 }
 
@@ -168,7 +168,7 @@ mod tests {
 
     use super::*;
 
-    /// The same tree, made in another order.
+    /// Creates the same tree, with the files in this order.
     fn tree(names: &[&str]) -> tempfile::TempDir {
         let home = tempfile::tempdir().unwrap();
         let at = |name: &str| home.path().join(name);

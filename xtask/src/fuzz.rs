@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: tries hostile bytes on what reads them, one target after the other. What it needs is a nightly
-//! compiler and `cargo install cargo-fuzz --locked`; what it finds is left in `fuzz/artifacts`.
+//! `cargo xtask fuzz`: feeds hostile bytes to the parsers, one target after the other. It needs a nightly compiler and
+//! `cargo install cargo-fuzz --locked`, and leaves its findings in `fuzz/artifacts`.
 
 use std::path::Path;
 
@@ -8,17 +8,17 @@ use clap::Parser;
 
 use crate::run::{command, repository, run as shell, say, target};
 
-/// How long one input may take. The slowest of those that are taken unpack half a gibibyte.
+/// How long one input may take. The slowest valid inputs unpack half a gibibyte.
 const TIMEOUT: &str = "-timeout=60";
-/// Memory of a target, with what finds errors of memory: a kernel has up to 512 MiB.
+/// Memory limit of a target, sanitizer included: a kernel has up to 512 MiB.
 const MEMORY: &str = "-rss_limit_mb=4096";
 
-/// What `cargo xtask fuzz` takes.
+/// Arguments of `cargo xtask fuzz`.
 #[derive(Parser)]
 pub struct Arguments {
-    /// The targets; all when none is named
+    /// Targets to run; all if none is named
     targets: Vec<String>,
-    /// How long each runs
+    /// Run each target for this many seconds
     #[arg(long, default_value_t = 600)]
     seconds: u32,
 }
@@ -28,7 +28,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let directory = repository().join("fuzz");
     let known = targets(&directory)?;
     for name in &arguments.targets {
-        ensure!(known.contains(name), "there is no target {name}, only {}", known.join(", "));
+        ensure!(known.contains(name), "there is no target {name}; the targets are {}", known.join(", "));
     }
     let chosen = if arguments.targets.is_empty() { &known } else { &arguments.targets };
     for name in chosen {
@@ -37,7 +37,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         fuzz.current_dir(&directory).arg("--target-dir").arg(target().join("fuzz")).arg(name);
         let time = format!("-max_total_time={}", arguments.seconds);
         fuzz.args(["--", &time, TIMEOUT, MEMORY, "-print_final_stats=1"]);
-        shell(&mut fuzz).with_context(|| format!("{name} found something, or cannot run"))?;
+        shell(&mut fuzz).with_context(|| format!("{name} has a finding, or does not run"))?;
     }
     Ok(())
 }

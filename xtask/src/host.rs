@@ -1,8 +1,8 @@
-//! The private host: systemd as the first process of namespaces of its own, on an overlay of this machine's
-//! file system, with banger installed as a package would install it.
+//! The private host: systemd as the first process of new namespaces, on an overlay of the developer's file system,
+//! with banger installed as a package would install it.
 //!
-//! It has a D-Bus, polkit, logind and users of its own, and changes nothing of this machine: what is written
-//! in it stands in memory, but for `/var/lib/banger`, which stays until the next `up --fresh`.
+//! It has its own D-Bus, polkit, logind and users, and changes nothing outside. Its writes stay in memory, except
+//! those to `/var/lib/banger`, which is kept until the next `up --fresh`.
 
 use std::{
     fs,
@@ -22,54 +22,54 @@ use crate::{
     run::{cache, command, hex, repository, run, say, target},
 };
 
-/// How long systemd may take to come up.
+/// How long systemd may take to start.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
-/// Where the host sees what xtask has made, read-only and for root alone.
+/// Where the private host finds the files that xtask makes, read-only and for root alone.
 const CACHE: &str = "/srv/xtask/cache";
 /// Sets the host up inside its namespaces and becomes its systemd.
 const SETUP: &str = include_str!("host.sh");
 
-/// What `cargo xtask host up` takes.
+/// Arguments of `cargo xtask host up`.
 #[derive(Parser, Default)]
 pub struct Up {
-    /// Begin with nothing: no machines, no images, no kernels
+    /// Start without sandboxes, images and kernels
     #[arg(long)]
     pub fresh: bool,
-    /// With the programs as they are shipped, which take longer to build
+    /// Install release builds, which take longer to build
     #[arg(long)]
     pub release: bool,
-    /// Which of the hosts of this checkout; 0 is the one that the command line means.
+    /// The number of a private host of this checkout; the command line uses 0.
     #[arg(skip)]
     pub number: usize,
 }
 
-/// What `cargo xtask host exec` takes.
+/// Arguments of `cargo xtask host exec`.
 #[derive(Parser)]
 pub struct Exec {
-    /// The user: alice and bob are in the group banger, carol is in none, dave may use sudo
+    /// Run the command as this user: alice and bob are in the group banger, carol is in none, dave may use sudo
     #[arg(long, default_value = "root")]
     pub user: String,
-    /// In a session at the desktop instead of one from afar
+    /// Use a local desktop session instead of a remote one
     #[arg(long)]
     pub seat: bool,
-    /// The command
+    /// Command to run
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
 }
 
-/// A private host that is up.
+/// A running private host.
 pub struct Host {
-    /// Its systemd, as this machine numbers it.
+    /// The pid of its systemd, in the outer pid namespace.
     init: u32,
 }
 
-/// How many hosts a checkout may have at once.
+/// How many private hosts a checkout may have at once.
 pub const HOSTS: usize = 2;
 
-/// Starts the host, or brings the one that is up to date.
+/// Starts the host, or updates the programs of a running one.
 pub fn up(arguments: &Up) -> Result<Host> {
-    ensure!(rustix::process::geteuid().is_root(), "the private host needs root: its namespaces do");
+    ensure!(rustix::process::geteuid().is_root(), "the private host needs root, to create namespaces");
     packages::ensure()?;
     let programs = if arguments.release { build::release()? } else { build::ensure()? };
     let number = arguments.number;
@@ -81,7 +81,7 @@ pub fn up(arguments: &Up) -> Result<Host> {
     if let Some(host) = find(number) {
         let root = PathBuf::from(format!("/proc/{}/root", host.init));
         if install::into(&root, &programs)? {
-            say("bringing the private host up to date");
+            say("updating the private host");
             let reload = "systemctl daemon-reload && systemctl try-restart banger-system.service";
             run(&mut host.enter(&["sh", "-c", reload]))?;
         }
@@ -89,7 +89,7 @@ pub fn up(arguments: &Up) -> Result<Host> {
     }
     say("starting the private host");
     fs::create_dir_all(directory.join("state"))
-        .with_context(|| format!("cannot make {}", directory.display()))?;
+        .with_context(|| format!("cannot create {}", directory.display()))?;
     let staging = directory.join("install");
     remove(&staging)?;
     install::into(&staging, &programs)?;
@@ -98,7 +98,7 @@ pub fn up(arguments: &Up) -> Result<Host> {
     namespaces.args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--propagation", "private"]);
     namespaces.args(["sh", "-eu", "-c", SETUP, "host"]).arg(&directory).arg(cache()).arg(CACHE);
     namespaces.arg(packages::resolved()?);
-    // The host goes on after us, and must not hold open what we were started with.
+    // The host outlives xtask, and must not keep its inherited descriptors open.
     let launch = "
         for fd in $(ls /proc/self/fd); do if [ \"$fd\" -gt 2 ]; then eval \"exec $fd>&-\"; fi; done
         echo $$ > \"$0/launcher\"
@@ -124,24 +124,24 @@ pub fn up(arguments: &Up) -> Result<Host> {
         }
         if Instant::now() > deadline {
             let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
-            bail!("the private host does not come up:\n{log}");
+            bail!("the private host does not start:\n{log}");
         }
         thread::sleep(POLL);
     }
 }
 
-/// A program that moves itself into a cgroup of the host's own and goes on as what it is given.
+/// Writes a script that moves itself into the host's cgroup and then executes its arguments.
 fn enter_cgroup(directory: &Path) -> Result<PathBuf> {
     let script = directory.join("enter-cgroup");
     let cgroup = cgroup(directory);
-    fs::create_dir_all(&cgroup).with_context(|| format!("cannot make {}", cgroup.display()))?;
+    fs::create_dir_all(&cgroup).with_context(|| format!("cannot create {}", cgroup.display()))?;
     let text = format!("#!/bin/sh\necho $$ > {}/cgroup.procs\nexec \"$@\"\n", cgroup.display());
     fs::write(&script, text)?;
     fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     Ok(script)
 }
 
-/// Where the second version of cgroups is mounted: alone, or beside the first.
+/// Returns the directory of the host's cgroup, where cgroup2 is mounted alone or beside cgroup1.
 fn cgroup(directory: &Path) -> PathBuf {
     let hybrid = Path::new("/sys/fs/cgroup/unified");
     let base = if hybrid.is_dir() { hybrid } else { Path::new("/sys/fs/cgroup") };
@@ -149,23 +149,23 @@ fn cgroup(directory: &Path) -> PathBuf {
     base.join(format!("banger-private-host-{}", short_digest(directory)))
 }
 
-/// Ends all hosts of this checkout with everything in them.
+/// Stops all private hosts of this checkout with everything in them.
 pub fn down() -> Result<()> {
     (0..HOSTS).try_for_each(end)
 }
 
 fn end(number: usize) -> Result<()> {
     if let Some(host) = find(number) {
-        say("ending the private host");
-        // Its first process takes every other one with it.
+        say("stopping the private host");
+        // When its first process ends, the kernel kills all others.
         run(&mut command("kill", ["-KILL", &host.init.to_string()]))?;
         let deadline = Instant::now() + BOOT_TIMEOUT;
         while Path::new(&format!("/proc/{}", host.init)).exists() {
-            ensure!(Instant::now() < deadline, "the private host does not end");
+            ensure!(Instant::now() < deadline, "the private host does not stop");
             thread::sleep(POLL);
         }
     }
-    // systemd made a tree of its own below; the deepest go first.
+    // systemd made a tree of groups below; the deepest must go first.
     let cgroup = cgroup(&directory(number));
     if cgroup.is_dir() {
         let find = command("find", ["-depth", "-type", "d", "-delete"])
@@ -178,7 +178,7 @@ fn end(number: usize) -> Result<()> {
     Ok(())
 }
 
-/// Says whether the host is up.
+/// Prints whether the host is running.
 pub fn status() -> Result<()> {
     match find(0) {
         Some(host) => println!("up, its systemd is process {}", host.init),
@@ -187,7 +187,7 @@ pub fn status() -> Result<()> {
     Ok(())
 }
 
-/// Runs a command as a user, in a session of that user.
+/// Runs a command in a session of a user.
 pub fn exec(arguments: &Exec) -> Result<ExitCode> {
     let host = up(&Up::default())?;
     let status =
@@ -195,13 +195,13 @@ pub fn exec(arguments: &Exec) -> Result<ExitCode> {
     Ok(exit_code(status))
 }
 
-/// A shell.
+/// Runs a root shell in the host.
 pub fn shell() -> Result<ExitCode> {
     let host = up(&Up::default())?;
     Ok(exit_code(host.enter(&["bash", "-l"]).status().context("cannot run")?))
 }
 
-/// The status of a program as this one's own.
+/// Converts the status of a program into an exit code of xtask.
 pub fn exit_code(status: std::process::ExitStatus) -> ExitCode {
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
@@ -209,7 +209,7 @@ pub fn exit_code(status: std::process::ExitStatus) -> ExitCode {
 }
 
 impl Host {
-    /// A command in the host as its root, outside of any session.
+    /// Returns a command that runs in the host as root, outside any session.
     pub fn enter(&self, arguments: &[&str]) -> Command {
         let target = self.init.to_string();
         let mut enter =
@@ -227,7 +227,7 @@ impl Host {
         enter
     }
 
-    /// A command in a session of a user, as logind sees it.
+    /// Returns a command that runs in a logind session of a user.
     pub fn session(&self, user: &str, seat: bool, arguments: &[String]) -> Result<Command> {
         let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let user_property = format!("User={user}");
@@ -238,20 +238,21 @@ impl Host {
             words.extend(["-p", "Environment=XDG_SEAT=seat0 XDG_VTNR=1"]);
         }
         words.push("--");
-        // What systemd would take for a variable of its own.
+        // systemd would expand variables otherwise.
         let literal: Vec<String> = arguments.iter().map(|word| word.replace('$', "$$")).collect();
         words.extend(literal.iter().map(String::as_str));
         Ok(self.enter(&words))
     }
 }
 
-/// The path in the host of a file that xtask has made.
+/// Returns the path in the host of a file in the cache of xtask.
 pub fn inside(file: &Path) -> Result<PathBuf> {
-    let below = file.strip_prefix(cache()).context("the private host sees nothing else of this machine")?;
+    let below =
+        file.strip_prefix(cache()).context("the private host sees only files in the cache of xtask")?;
     Ok(Path::new(CACHE).join(below))
 }
 
-/// Where a host of this checkout keeps its files. Checkouts may share a target directory, but never a host.
+/// Returns the directory with the files of a host. Checkouts may share a target directory, but never a host.
 fn directory(number: usize) -> PathBuf {
     let repository = repository();
     let name = match target().starts_with(&repository) {
@@ -264,7 +265,7 @@ fn directory(number: usize) -> PathBuf {
     }
 }
 
-/// Eight digits by which a path is told from others.
+/// Returns eight hexadecimal digits that identify a path.
 fn short_digest(path: &Path) -> String {
     let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
     hex(&digest[..4])
@@ -279,12 +280,12 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// The host that is up: the first process of the namespaces that the launcher made, once it is systemd.
+/// Finds the running host: the first process in the launcher's namespaces, once that is systemd.
 fn find(number: usize) -> Option<Host> {
     let directory = directory(number);
     let launcher = fs::read_to_string(directory.join("launcher")).ok()?;
     let launcher = launcher.trim();
-    // A copied checkout has the number of another one's launcher, and a number may be somebody else's by now.
+    // A copied checkout has the pid of the other one's launcher, and a pid may have been reused.
     let words = fs::read(format!("/proc/{launcher}/cmdline")).ok()?;
     if !is_launched_for(&words, &directory) {
         return None;
@@ -295,7 +296,7 @@ fn find(number: usize) -> Option<Host> {
     (name.trim() == "systemd").then_some(Host { init })
 }
 
-/// Whether the words of a process are those by which the host of this directory is launched.
+/// Returns whether this command line launches the host of this directory.
 fn is_launched_for(words: &[u8], directory: &Path) -> bool {
     words.split(|byte| *byte == 0).any(|word| word == directory.as_os_str().as_encoded_bytes())
 }

@@ -1,7 +1,7 @@
-//! Images from Debian's packages: the golden image, and a small one without an init for tests.
+//! Builds images from Debian's packages: the golden image, and small ones for tests.
 //!
-//! The same packages give the same bytes: every time in the file system is that of the recipe, and what is
-//! random in an ext4 comes from the recipe's digest.
+//! The same packages give the same bytes: all times in the file system are a constant, and the random parts of the
+//! ext4 come from the recipe's digest.
 
 use std::{
     fs,
@@ -21,15 +21,15 @@ use crate::{
     try_it,
 };
 
-/// Grows when the recipe changes in what its inputs do not show.
+/// Version of the recipe. Raise it for a change that the other inputs of the digest do not show.
 const RECIPE: u32 = 2;
-/// Every time in an image: the first second of the release's year.
+/// The time stamp of every file in an image: the first second of the release's year.
 const EPOCH: &str = "1672531200";
-/// The file systems: what is not used takes no room, but an import reads all of it.
+/// The sizes of the file systems. Unused blocks take no space, but an import reads all of them.
 const SIZE: u64 = 8 << 30;
 const SIZE_OF_MINIMAL: u64 = 512 << 20;
 const SUITE: &str = "bookworm";
-/// What GNU tar is told, so that the same files give the same archive.
+/// Arguments of GNU tar with which the same files give the same archive.
 const TAR: [&str; 6] = [
     "--create",
     "--numeric-owner",
@@ -39,21 +39,21 @@ const TAR: [&str; 6] = [
     "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
 ];
 
-/// What `cargo xtask image` takes.
+/// Arguments of `cargo xtask image`.
 #[derive(Parser)]
 pub struct Arguments {
-    /// `debian-bookworm` or `minimal`
+    /// Image to build: a list of packages in xtask/images, such as debian-bookworm or minimal
     #[arg(default_value = "debian-bookworm")]
     name: String,
-    /// Make it even if it is there
+    /// Build the image even if it exists
     #[arg(long)]
     rebuild: bool,
-    /// Make a bundle, one file that `banger image register --oci` takes
+    /// Build a bundle, one file for `banger image register --oci`
     #[arg(long, conflicts_with = "rebuild")]
     bundle: bool,
 }
 
-/// Makes the image that is asked for, and tells where it is; of a bundle also its digest and its length in bytes.
+/// Builds the image and returns its path; for a bundle also the digest and the length in bytes.
 pub fn run(arguments: &Arguments) -> Result<String> {
     if arguments.bundle {
         let (file, digest, length) = bundle::make(&arguments.name)?;
@@ -62,20 +62,20 @@ pub fn run(arguments: &Arguments) -> Result<String> {
     Ok(make(&arguments.name, arguments.rebuild)?.display().to_string())
 }
 
-/// Held while an image is made: others that need it wait, and there is one user of the package manager.
+/// Held while an image is built: other threads that need it wait, and the package manager has one user.
 static MAKING: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     MAKING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The image of this name, made if it is not there.
+/// Returns the path of the image of this name, and builds it if it is missing.
 pub fn ensure(name: &str) -> Result<PathBuf> {
     let _alone = alone();
     make(name, false)
 }
 
-/// The root file system of these packages as a tar archive, made if it is not there.
+/// Returns the path of a tar archive with the root file system of an image, and builds it if it is missing.
 pub fn archive(name: &str) -> Result<PathBuf> {
     let included = packages_in(&repository().join("xtask/images").join(format!("{name}.packages")))?;
     let _alone = alone();
@@ -87,19 +87,19 @@ pub fn archive(name: &str) -> Result<PathBuf> {
         return Ok(archive);
     }
     packages::ensure()?;
-    ensure!(rustix::process::geteuid().is_root(), "an image is made as root");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    say(&format!("making an archive of {name}"));
-    let scratch = tempfile::tempdir_in(&directory).context("cannot make a temporary directory")?;
+    ensure!(rustix::process::geteuid().is_root(), "building an image needs root");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    say(&format!("building an archive of {name}"));
+    let scratch = tempfile::tempdir_in(&directory).context("cannot create a temporary directory")?;
     let (root, unfinished) = (scratch.path().join("root"), scratch.path().join("archive"));
     bootstrap(&root, &included)?;
     clean(&root)?;
     shell(command("tar", TAR).arg("--file").arg(&unfinished).arg("--directory").arg(&root).arg("."))?;
-    fs::rename(&unfinished, &archive).context("cannot put the archive in its place")?;
+    fs::rename(&unfinished, &archive).context("cannot rename the archive")?;
     Ok(archive)
 }
 
-/// Makes what the checks of levels 4 and 5 need, as far as it is not there.
+/// Builds the images and the kernel of levels 4 and 5 that are missing.
 pub fn ensure_all_of_tests() -> Result<()> {
     kernel::ensure()?;
     without_init(try_it::IMAGE)?;
@@ -110,7 +110,7 @@ pub fn ensure_all_of_tests() -> Result<()> {
     Ok(())
 }
 
-/// The image of this name without the programs that an agent hands over to, so that the agent stays the first process.
+/// Returns the path of the image without its init, so that the agent stays the first process in a guest.
 pub fn without_init(name: &str) -> Result<PathBuf> {
     let _alone = alone();
     let image = make(name, false)?;
@@ -124,7 +124,7 @@ pub fn without_init(name: &str) -> Result<PathBuf> {
         shell(command("debugfs", ["-w", "-R", &format!("rm {program}")]).arg(&unfinished))?;
     }
     run_checked(&mut command("e2fsck", ["-fn"]), &unfinished)?;
-    fs::rename(&unfinished, &without).context("cannot put the image in its place")?;
+    fs::rename(&unfinished, &without).context("cannot rename the image")?;
     Ok(without)
 }
 
@@ -141,29 +141,29 @@ fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
         return Ok(image);
     }
     packages::ensure()?;
-    ensure!(rustix::process::geteuid().is_root(), "an image is made as root");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    say(&format!("making the image {name}"));
+    ensure!(rustix::process::geteuid().is_root(), "building an image needs root");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    say(&format!("building the image {name}"));
 
-    let scratch = tempfile::tempdir_in(&directory).context("cannot make a temporary directory")?;
+    let scratch = tempfile::tempdir_in(&directory).context("cannot create a temporary directory")?;
     let root = scratch.path().join("root");
     bootstrap(&root, &included)?;
     clean(&root)?;
     let unfinished = scratch.path().join("image");
     write_ext4(&root, &unfinished, size, &digest)?;
     run_checked(&mut command("e2fsck", ["-fn"]), &unfinished)?;
-    fs::rename(&unfinished, &image).context("cannot put the image in its place")?;
+    fs::rename(&unfinished, &image).context("cannot rename the image")?;
     Ok(image)
 }
 
-/// The packages that a list names: one in a line, but for comments.
+/// Reads a list of packages: one per line, with comments.
 pub fn packages_in(list: &Path) -> Result<Vec<String>> {
     let text = fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     Ok(lines.map(str::to_owned).collect())
 }
 
-/// Unpacks and configures Debian's packages below `root`.
+/// Unpacks and configures Debian packages below `root`.
 pub fn bootstrap(root: &Path, included: &[String]) -> Result<()> {
     let mut bootstrap = command("mmdebstrap", ["--quiet", "--variant=minbase", "--mode=root"]);
     bootstrap.arg(format!("--include={}", included.join(",")));
@@ -174,12 +174,12 @@ pub fn bootstrap(root: &Path, included: &[String]) -> Result<()> {
         bootstrap.arg(format!("--dpkgopt=path-exclude={path}"));
     }
     bootstrap.env("SOURCE_DATE_EPOCH", EPOCH).arg(SUITE).arg(root);
-    // The package sources are those of this machine, wherever it gets its packages from.
+    // Use the developer's package sources, so that a local mirror works.
     bootstrap.args(sources()?);
     shell(&mut bootstrap)
 }
 
-/// The files of this machine's package sources that are Debian's own.
+/// Returns the apt source files for Debian's own archive.
 fn sources() -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let list = Path::new("/etc/apt/sources.list");
@@ -193,12 +193,12 @@ fn sources() -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        bail!("this machine has no package source of Debian's");
+        bail!("apt has no source for Debian's archive");
     }
     Ok(files)
 }
 
-/// What differs from one making to the next, or must differ from one machine to the next.
+/// Removes files that differ between two builds, or must differ between two sandboxes.
 fn clean(root: &Path) -> Result<()> {
     let script = r#"
         cd "$1"
@@ -212,12 +212,12 @@ fn clean(root: &Path) -> Result<()> {
         mkdir -p root proc sys dev run tmp
         chmod 1777 tmp var/tmp
         if [ -d etc/systemd/system ]; then
-            # Nothing waits for a network that may never come, and nothing is updated behind one's back.
+            # No unit waits for a network that may never come, and nothing updates itself in the background.
             for unit in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service \
                 fstrim.timer dpkg-db-backup.timer systemd-networkd-wait-online.service getty@tty1.service; do
                 ln -sf /dev/null "etc/systemd/system/$unit"
             done
-            # Host keys are made at the first boot of each machine.
+            # Each sandbox makes its host keys at its first boot.
             if [ -e lib/systemd/system/ssh.service ]; then
                 mkdir -p etc/systemd/system/ssh.service.d
                 printf '[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n' \
@@ -236,8 +236,7 @@ fn clean(root: &Path) -> Result<()> {
     shell(clean.arg(root).arg(EPOCH)).context("cannot clean the image")
 }
 
-/// Writes what is below `root` as a sparse file system, whose random parts come from a digest of 32 digits or
-/// more.
+/// Writes the tree below `root` as a sparse ext4. Its random parts come from a digest of at least 32 digits.
 pub fn write_ext4(root: &Path, image: &Path, size: u64, digest: &str) -> Result<()> {
     let digits = digest.get(..32).context("the digest is too short")?;
     let mut options = Options::new(size, u128::from_str_radix(digits, 16)?.to_be_bytes(), EPOCH.parse()?);

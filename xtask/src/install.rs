@@ -1,4 +1,4 @@
-//! Putting our files where a package puts them.
+//! Installs our files where a package installs them.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::{
     run::{cache, command, output, repository, run},
 };
 
-/// Files of the repository that are installed as they are.
+/// Files of the repository that are installed unchanged.
 const FILES: &[(&str, &str)] = &[
     ("dbus/dev.banger.Manager1.conf", "usr/share/dbus-1/system.d/dev.banger.Manager1.conf"),
     ("dbus/dev.banger.Manager1.service", "usr/share/dbus-1/system-services/dev.banger.Manager1.service"),
@@ -28,14 +28,14 @@ const FILES: &[(&str, &str)] = &[
     ("systemd/banger.tmpfiles.conf", "usr/lib/tmpfiles.d/banger.conf"),
 ];
 
-/// Where each shell looks for the completions of programs.
+/// The completions of each shell.
 const COMPLETIONS: &[(&str, &str)] = &[
     ("bash", "usr/share/bash-completion/completions/banger"),
     ("fish", "usr/share/fish/vendor_completions.d/banger.fish"),
     ("zsh", "usr/share/zsh/vendor-completions/_banger"),
 ];
 
-/// What is installed, and where below the root.
+/// Returns all installed files, with their paths below the root and modes.
 fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
     let repository = repository();
     let program = |name: &str| programs.directory.join(name);
@@ -56,7 +56,7 @@ fn all(programs: &Programs) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
     Ok(files)
 }
 
-/// What the command makes itself: its manual and its completions.
+/// Generates the files that the command prints: manual, schemas and completions.
 fn generated(banger: &Path) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
     let mut files = Vec::new();
     let directory = cache().join("generated");
@@ -88,7 +88,7 @@ fn generated(banger: &Path) -> Result<Vec<(PathBuf, PathBuf, u32)>> {
     Ok(files)
 }
 
-/// Installs everything below `root`. Returns whether a file was changed.
+/// Installs everything below `root`, and returns whether a file was changed.
 pub fn into(root: &Path, programs: &Programs) -> Result<bool> {
     let mut changed = false;
     for (from, to, mode) in all(programs)? {
@@ -99,8 +99,8 @@ pub fn into(root: &Path, programs: &Programs) -> Result<bool> {
         }
         changed = true;
         let parent = to.parent().context("a file has no directory")?;
-        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        // Beside it and then in its place: a program that runs cannot be written to.
+        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        // Write a new file and rename it, because a running program cannot be written to.
         let new = to.with_extension("new");
         fs::write(&new, content).with_context(|| format!("cannot write {}", new.display()))?;
         fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;

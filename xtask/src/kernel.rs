@@ -1,4 +1,4 @@
-//! A distribution's kernel, from its package: what `banger kernel import` takes.
+//! Downloads a distribution's kernel package, for `banger kernel import`.
 
 use std::{
     fs,
@@ -13,13 +13,13 @@ use crate::{
     run::{cache, command, output, run},
 };
 
-/// The package that depends on the newest kernel for virtual machines.
+/// The Debian package that depends on the newest kernel for virtual machines.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// A kernel as its package has it.
+/// A kernel from an unpacked package.
 #[derive(Debug, Clone)]
 pub struct DistributionKernel {
-    /// The directory that the package was unpacked in.
+    /// The directory into which the package was unpacked.
     pub root: PathBuf,
     /// The compressed kernel.
     pub vmlinuz: PathBuf,
@@ -27,7 +27,7 @@ pub struct DistributionKernel {
     pub modules: PathBuf,
 }
 
-/// Fetches the kernel, unless it is there.
+/// Downloads the kernel, unless it is cached.
 pub fn ensure() -> Result<DistributionKernel> {
     static FETCHING: Mutex<()> = Mutex::new(());
     let _alone = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +36,7 @@ pub fn ensure() -> Result<DistributionKernel> {
         return Ok(kernel);
     }
     packages::ensure()?;
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let package = match newest() {
         Ok(package) => package,
         Err(_) => {

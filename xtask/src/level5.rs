@@ -1,4 +1,4 @@
-//! Level 5: the package on a Debian system of its own, with device-mapper and virtualisation.
+//! Level 5: the Debian package on a Debian system with device-mapper and virtualisation.
 
 use std::{
     path::PathBuf,
@@ -18,7 +18,7 @@ use crate::{
 type Check = fn(&TestHost) -> Result<()>;
 
 const CHECKS: &[(&str, Check)] = &[
-    ("the snapshots of machines are right on a kernel that makes them", adapter),
+    ("snapshots of sandboxes are right on a kernel that has device-mapper", adapter),
     ("doctor finds snapshots and virtualisation", doctor),
     ("a command runs in a sandbox under KVM", command_under_kvm),
     ("two sandboxes share their image, and nothing looks into it", shared_image),
@@ -26,16 +26,15 @@ const CHECKS: &[(&str, Check)] = &[
     ("a reboot leaks nothing, and sandboxes start again", reboot),
     ("nothing is left behind", nothing_left),
 ];
-/// What needs a program that is no package of Debian's.
+/// The check of Firecracker, which Debian does not package.
 const UNDER_FIRECRACKER: (&str, Check) =
     ("a command runs in a sandbox under Firecracker, on a snapshot and in the network", firecracker);
-/// Names a Firecracker binary, without which its check is skipped.
+/// Environment variable with the path of a Firecracker binary. Without it, the check is skipped.
 const FIRECRACKER: &str = "BANGER_TEST_FIRECRACKER";
-/// The tests of an adapter that this machine's kernel may not have.
+/// The adapter tests that need device-mapper, which the developer's kernel may lack.
 pub const ADAPTER: &str = "adapter_mapper";
 
-/// Runs the checks whose names have `only` in them, one after the other, in one test host that begins with
-/// nothing.
+/// Runs the checks whose names contain `only`, one after the other, in a fresh test host.
 pub fn run(only: &str) -> Result<Tally> {
     let host = testhost::up(&testhost::Up { fresh: true, bare: false })?;
     let tally = check_all(&host, only);
@@ -49,7 +48,7 @@ fn check_all(host: &TestHost, only: &str) -> Result<Tally> {
     let mut checks = CHECKS.to_vec();
     match std::env::var_os(FIRECRACKER) {
         Some(_) => checks.insert(checks.len() - 1, UNDER_FIRECRACKER),
-        None => tally.skipped.push(format!("{}: {FIRECRACKER} names no binary", UNDER_FIRECRACKER.0)),
+        None => tally.skipped.push(format!("{}: {FIRECRACKER} is not set", UNDER_FIRECRACKER.0)),
     }
     for (name, check) in checks.into_iter().filter(|(name, _)| is_wanted(name, only)) {
         let begin = Instant::now();
@@ -61,7 +60,7 @@ fn check_all(host: &TestHost, only: &str) -> Result<Tally> {
             Err(error) => {
                 say(&format!("FAIL {name} ({:.0} s): {error:#}", begin.elapsed().as_secs_f64()));
                 tally.failed += 1;
-                // The next one is to be judged by itself.
+                // The next check must not see what this one left.
                 let clear = "banger vm list --quiet | xargs --no-run-if-empty banger vm delete --force";
                 run_quietly(host.session("alice", &["sh", "-c", clear]))?;
             }
@@ -77,17 +76,17 @@ fn adapter(host: &TestHost) -> Result<()> {
     expect(host.enter(&["sh", "-c", &script])).map(drop)
 }
 
-/// Builds the tests in this file and returns the program.
+/// Builds the integration test of this name and returns its program.
 pub fn test_program(name: &str) -> Result<PathBuf> {
     let mut build = cargo(["test", "--quiet", "--no-run", "--message-format=json", "--workspace"]);
     let built = build.args(["--test", name]).current_dir(repository()).stderr(Stdio::inherit()).output()?;
-    ensure!(built.status.success(), "the tests {name} cannot be built");
+    ensure!(built.status.success(), "cannot build the tests {name}");
     let text = String::from_utf8_lossy(&built.stdout);
     let programs = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let program = programs
         .filter(|message| message["target"]["name"] == name)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    program.with_context(|| format!("cargo does not say where {name} is"))
+    program.with_context(|| format!("cargo does not report the program of {name}"))
 }
 
 fn doctor(host: &TestHost) -> Result<()> {
@@ -119,7 +118,7 @@ fn shared_image(host: &TestHost) -> Result<()> {
     let found = "udevadm settle; readlink -f /dev/disk/by-label/* /dev/disk/by-uuid/* | grep -E '/(dm-|loop)' || true";
     let found = expect(host.enter(&["sh", "-c", found]))?;
     ensure!(found.is_empty(), "the host looked into {found}");
-    // What is written in one is there after a restart, and not in the other.
+    // What is written in one sandbox survives a restart, and the other does not see it.
     let sh = |name: &str, script: &str| {
         expect(host.session("alice", &["banger", "vm", "exec", name, "--", "sh", "-c", script]))
     };
@@ -136,7 +135,7 @@ fn shared_image(host: &TestHost) -> Result<()> {
     Ok(())
 }
 
-/// The image has 8 GiB.
+/// Checks that a system disk grows beyond its image, which has 8 GiB.
 fn grown_disk(host: &TestHost) -> Result<()> {
     let session = r#"
         size() { banger vm exec big -- df --output=size -BG / | tail -n 1 | tr -d ' G\n'; echo; }
@@ -183,7 +182,7 @@ fn firecracker(host: &TestHost) -> Result<()> {
     let binary = std::env::var_os(FIRECRACKER).context("no Firecracker")?;
     let shared = host.share(&PathBuf::from(binary), "firecracker")?;
     expect(host.enter(&["install", "-m", "755", &shared, "/usr/bin/firecracker"]))?;
-    // What was started before does not know of it.
+    // The running service looked for Firecracker when it started.
     expect(host.enter(&["systemctl", "restart", "banger-system.service"]))?;
     let script = "
         banger vm create --name fire --memory 512M
@@ -195,18 +194,15 @@ fn firecracker(host: &TestHost) -> Result<()> {
     let said = expect(host.session("alice", &["sh", "-euc", script]))?;
     // Firecracker's own addition to the command line.
     ensure!(said.contains("pci=off") && said.contains("172.") && said.contains("again"), "{said:?}");
-    ensure!(
-        said.contains("virtio_rng") && said.contains("\nvirtio"),
-        "the guest has not all its devices: {said:?}"
-    );
+    ensure!(said.contains("virtio_rng") && said.contains("\nvirtio"), "the guest lacks devices: {said:?}");
     let table = expect(host.enter(&["dmsetup", "table", "--target", "snapshot"]))?;
     ensure!(table.lines().filter(|line| line.starts_with("banger-")).count() == 1, "{table}");
-    let monitors = expect(host.enter(&["pgrep", "-c", "firecracker"]))?;
-    ensure!(monitors == "1", "{monitors} processes of Firecracker");
+    let vmms = expect(host.enter(&["pgrep", "-c", "firecracker"]))?;
+    ensure!(vmms == "1", "{vmms} processes of Firecracker");
     expect(host.session("alice", &["banger", "vm", "delete", "--force", "fire"])).map(drop)
 }
 
-/// What the host has that belongs to no machine.
+/// Checks that the host has nothing left of any sandbox.
 fn nothing_left(host: &TestHost) -> Result<()> {
     let look = "
         udevadm settle
@@ -224,11 +220,11 @@ fn run_quietly(mut command: Command) -> Result<Output> {
     command.stdin(Stdio::null()).output().context("cannot run ssh")
 }
 
-/// What the command prints; it must succeed.
+/// Runs a command that must succeed, and returns its output.
 fn expect(command: Command) -> Result<String> {
     let output = run_quietly(command)?;
     let (out, err) = (text(&output.stdout), text(&output.stderr));
-    ensure!(output.status.success(), "{}; it said {out:?} and {err:?}", output.status);
+    ensure!(output.status.success(), "{}, with output {out:?} and errors {err:?}", output.status);
     Ok(out)
 }
 

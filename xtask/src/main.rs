@@ -1,4 +1,4 @@
-//! `cargo xtask`: building, testing and trying banger.
+//! `cargo xtask`: builds, tests and tries banger.
 
 mod bench;
 mod bench_boot;
@@ -28,6 +28,7 @@ mod run;
 mod sqlx;
 mod test;
 mod testhost;
+mod tidy;
 mod try_it;
 
 use std::process::ExitCode;
@@ -35,52 +36,54 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Building, testing and trying banger.
+/// Build, test and try banger.
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 enum Task {
-    /// Do the main job for real: build, start a private host, boot a sandbox in it and run a command
+    /// Try banger: build it, start a private host, boot a sandbox in it and run a command
     Try(try_it::Arguments),
-    /// Run the tests of levels 0 to 4, with what they need installed first
+    /// Install the packages that the tests need, and run levels 0 to 4
     Test(test::Arguments),
-    /// A private host: systemd, D-Bus, polkit and banger in namespaces of this machine
+    /// Manage a private host: systemd, D-Bus, polkit and banger in namespaces
     #[command(subcommand)]
     Host(HostTask),
-    /// A test host: a Debian machine under QEMU with device-mapper and virtualisation, and banger's package
+    /// Manage a test host: Debian under QEMU with device-mapper, virtualisation and the package of banger
     #[command(subcommand)]
     Testhost(testhost::Task),
-    /// Fetch a distribution's kernel and print where it is
+    /// Download a distribution's kernel and print its paths
     Kernel,
-    /// Make an image from a distribution's packages and print where it is
+    /// Build an image from a distribution's packages and print its path
     Image(image::Arguments),
-    /// Make what is shipped and print where it is
+    /// Build a release artifact and print its path
     #[command(subcommand)]
     Dist(DistTask),
-    /// Measure banger beside a peer
+    /// Run a benchmark of banger against a peer
     Bench(bench::Arguments),
-    /// Try hostile bytes on what reads them
+    /// Fuzz the parsers with hostile bytes
     Fuzz(fuzz::Arguments),
-    /// Record what the database says of each query
+    /// Record the types of all SQL queries in .sqlx
     Sqlx(sqlx::Args),
+    /// Check links, words and module docs
+    Tidy,
 }
 
 #[derive(Subcommand)]
 enum HostTask {
-    /// Start it, or bring it up to date with what was built
+    /// Start the host, or update the programs of a running one
     Up(host::Up),
-    /// End it, and everything that runs in it
+    /// Stop the host and everything that runs in it
     Down,
-    /// Run a command in it; its output and exit status are the command's
+    /// Run a command in the host and exit with its status
     Exec(host::Exec),
-    /// A root shell in it
+    /// Open a root shell in the host
     Shell,
-    /// Whether it is up
+    /// Show whether the host is running
     Status,
 }
 
 #[derive(Subcommand)]
 enum DistTask {
-    /// A Debian package
+    /// Build the Debian package
     Deb,
 }
 
@@ -89,7 +92,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            // Told apart from the status of a command that was run for the user.
+            // Unlike the usual exit statuses of a command that xtask runs.
             ExitCode::from(125)
         }
     }
@@ -116,6 +119,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Dist(DistTask::Deb) => println!("{}", deb::dist()?.display()),
         Task::Fuzz(arguments) => fuzz::run(&arguments)?,
         Task::Sqlx(arguments) => sqlx::run(&arguments)?,
+        Task::Tidy => tidy::run()?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! What banger and its tests need of a Debian machine: one list, and one place that installs it.
+//! The Debian packages that banger and its tests need, and their installation.
 
 use std::{
     fs,
@@ -10,8 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::run::{cache, command, output, run, say};
 
-/// Of Debian's packages: what runs machines, what a host of banger has, what makes images, and what the
-/// tests ask.
+/// The packages for VMMs, for a host of banger, for building images, and for the tests.
 const PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "qemu-utils",
@@ -35,18 +34,18 @@ const PACKAGES: &[&str] = &[
     "sqlite3",
     "cpio",
     "xfsprogs",
-    // What finds modules by our tables, and makes those to compare them with.
+    // To read our tables of modules, and to make others for comparison.
     "kmod",
-    // Of the crates that speak to device-mapper.
+    // For the crates that talk to device-mapper.
     "libdevmapper-dev",
     "libclang-dev",
     "pkg-config",
     "openssh-client",
     "rsync",
     "curl",
-    // A resolver that tests put in the place of the host's.
+    // A resolver that tests use instead of the host's.
     "dnsmasq-base",
-    // A terminal that tests type into.
+    // A terminal for tests.
     "tmux",
     // For completions and manual pages.
     "fish",
@@ -54,7 +53,7 @@ const PACKAGES: &[&str] = &[
     "zsh",
 ];
 
-/// Installs what is missing.
+/// Installs the packages that are missing.
 pub fn ensure() -> Result<()> {
     let missing: Vec<&str> = PACKAGES.iter().copied().filter(|package| !is_installed(package)).collect();
     if missing.is_empty() {
@@ -62,7 +61,7 @@ pub fn ensure() -> Result<()> {
     }
     ensure!(
         rustix::process::geteuid().is_root(),
-        "these packages are missing; install them: {}",
+        "packages are missing; run: apt-get install {}",
         missing.join(" ")
     );
     say(&format!("installing {}", missing.join(" ")));
@@ -72,37 +71,37 @@ pub fn ensure() -> Result<()> {
     run(&mut apt(&install))
 }
 
-/// The tree of systemd-resolved, which only the private host is to have: installed on this machine, its package
-/// would take over how names are resolved here.
+/// Returns the unpacked tree of systemd-resolved, for the private host only: installed on the developer's host, the
+/// package would change its name resolution.
 pub fn resolved() -> Result<PathBuf> {
-    // It is of one piece with systemd.
+    // The version must be that of systemd.
     let version = output(&mut command("dpkg-query", ["-W", "-f", "${Version}", "systemd"]))?;
     let directory = cache().join(format!("systemd-resolved-{version}"));
     let root = directory.join("root");
     if root.is_dir() {
         return Ok(root);
     }
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let unfinished = directory.join("unfinished");
     let package = format!("systemd-resolved={version}");
     if unpack(&package, &directory, &unfinished).is_err() {
         run(&mut apt(&["update", "-qq"]))?;
         unpack(&package, &directory, &unfinished)?;
     }
-    // The package is older than the merger of /lib and /sbin with /usr.
+    // The package predates the merge of /lib and /sbin into /usr.
     for merged in ["lib", "sbin"] {
         let tree = unfinished.join(merged);
         run(command("cp", ["-a"]).arg(tree.join(".")).arg(unfinished.join("usr").join(merged)))?;
         fs::remove_dir_all(tree)?;
     }
-    fs::rename(&unfinished, &root).context("cannot put systemd-resolved in its place")?;
+    fs::rename(&unfinished, &root).context("cannot rename the tree of systemd-resolved")?;
     Ok(root)
 }
 
-/// Fetches a package into `directory` and unpacks it there, as `root`. Nothing is installed.
+/// Downloads a package into `directory` and unpacks it to `root`, without installing it.
 pub fn unpack(package: &str, directory: &Path, root: &Path) -> Result<()> {
-    say(&format!("fetching {package}"));
-    // apt drops its privileges for a download where it can, and then cannot write here.
+    say(&format!("downloading {package}"));
+    // apt would drop its privileges for the download, and then could not write to this directory.
     let unsandboxed = "APT::Sandbox::User=root";
     run(command("apt-get", ["download", "-qq", "-o", unsandboxed, package]).current_dir(directory))?;
     for entry in fs::read_dir(directory)? {

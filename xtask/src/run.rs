@@ -1,4 +1,4 @@
-//! Running programs: what they say goes to standard error, since standard output belongs to the results.
+//! Runs programs. Their output goes to standard error, because standard output is for results.
 
 use std::{
     ffi::OsStr,
@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-/// Runs a program to its end; it must succeed.
+/// Runs a program, which must succeed.
 pub fn run(command: &mut Command) -> Result<()> {
     let what = command.get_program().to_string_lossy().into_owned();
-    // Its standard output is our standard error.
+    // Standard output of the program goes to our standard error.
     let status = command.stdout(io::stderr()).status().with_context(|| format!("cannot run {what}"))?;
     if !status.success() {
         bail!("{what} failed: {status}");
@@ -22,7 +22,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a program and gives what it printed; it must succeed.
+/// Runs a program, which must succeed, and returns its output.
 pub fn output(command: &mut Command) -> Result<String> {
     let what = command.get_program().to_string_lossy().into_owned();
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {what}"))?;
@@ -32,18 +32,18 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A program with its arguments.
+/// Returns a command with these arguments.
 pub fn command<I: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new(program);
     command.args(arguments);
     command
 }
 
-/// Cargo with its arguments, as if it was started by hand.
+/// Returns a cargo command with these arguments, without the environment that `cargo run` adds.
 ///
-/// `cargo run` describes xtask's own package in the environment of xtask. Build scripts that watch such a variable,
-/// as those of ring do, would run again, and what depends on them would be built again, whenever cargo is started
-/// from xtask and by hand in turns.
+/// `cargo run` describes xtask's own package in environment variables. Build scripts that watch one of them, such as
+/// ring's, would run again whenever cargo is started from xtask after it was started by hand, and their dependents
+/// would be rebuilt.
 pub fn cargo<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
     let mut cargo = command("cargo", arguments);
     let variables = std::env::vars_os().map(|(name, _)| name);
@@ -53,19 +53,19 @@ pub fn cargo<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command
     cargo
 }
 
-/// Whether `cargo run` sets this variable to describe the package whose program it runs.
-/// <https://doc.rust-lang.org/cargo/reference/environment-variables.html>
+/// Returns whether `cargo run` sets this variable to describe the package whose program it runs.
+/// See <https://doc.rust-lang.org/cargo/reference/environment-variables.html>
 fn describes_a_package(variable: &str) -> bool {
     const NAMES: [&str; 4] = ["CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
     NAMES.contains(&variable) || variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")
 }
 
-/// Bytes as hexadecimal digits.
+/// Formats bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The SHA-256 of a file, as hexadecimal digits.
+/// Returns the SHA-256 of a file, as hexadecimal digits.
 pub fn digest_of(file: &Path) -> Result<String> {
     let reading = || format!("cannot read {}", file.display());
     let mut digest = Sha256::new();
@@ -73,30 +73,31 @@ pub fn digest_of(file: &Path) -> Result<String> {
     Ok(hex(&digest.finalize()))
 }
 
-/// Says what is being done.
+/// Prints a progress message.
 pub fn say(message: &str) {
     eprintln!("xtask: {message}");
 }
 
-/// The repository that this runs in, not the one that it was built in: a checkout is copied with its programs.
+/// Returns the repository that xtask runs in. It may differ from the one it was built in, because a checkout may be
+/// copied with its programs.
 ///
-/// It is found by what `cargo run` says, else by the current directory.
+/// Uses the directory that `cargo run` sets, else the current one.
 pub fn repository() -> PathBuf {
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let current = std::env::current_dir().ok();
     let found = manifest.iter().chain(&current).find_map(|place| repository_above(place));
-    // Nothing of it is there, so that whatever is looked for is said to be missing.
+    // Otherwise any directory will do: every file of the repository is then reported as missing.
     found.or(current).unwrap_or_default()
 }
 
-/// The nearest directory at or above this one that is a checkout.
+/// Returns the nearest checkout at or above a directory.
 fn repository_above(place: &Path) -> Option<PathBuf> {
     let is_checkout =
         |place: &&Path| place.join("Cargo.lock").is_file() && place.join("xtask/Cargo.toml").is_file();
     place.ancestors().find(is_checkout).map(Path::to_path_buf)
 }
 
-/// Where cargo builds.
+/// Returns cargo's target directory.
 pub fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => repository().join(directory),
@@ -104,7 +105,7 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// Where xtask keeps what it makes: kernels, images and private hosts.
+/// Returns the directory where xtask keeps kernels, images and private hosts.
 pub fn cache() -> PathBuf {
     target().join("banger")
 }

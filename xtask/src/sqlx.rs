@@ -1,9 +1,8 @@
-//! `cargo xtask sqlx`: records in `.sqlx` what SQLite says of each query of banger-system, so that builds
-//! check the queries without a database. With `--check` it changes nothing and fails where the record is
-//! not what it would be.
+//! `cargo xtask sqlx`: records in `.sqlx` how SQLite describes each query of banger-system, so that builds check the
+//! queries without a database. With `--check` it changes nothing, and fails if the record is out of date.
 //!
-//! A query that was never recorded does not compile. What only this notices is a migration that changes
-//! what a recorded query means, and records of queries that are gone.
+//! A query that was never recorded does not compile. Only this command notices a migration that changes the meaning of
+//! a recorded query, and records of queries that no longer exist.
 
 use std::{
     collections::BTreeMap,
@@ -17,10 +16,10 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::run::{cargo, repository};
 
-/// What `cargo xtask sqlx` takes.
+/// Arguments of `cargo xtask sqlx`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Change nothing, and fail if the record is not up to date
+    /// Change nothing, and fail if the record is out of date
     #[arg(long)]
     check: bool,
 }
@@ -28,7 +27,7 @@ pub struct Args {
 /// Records the queries, or checks the record.
 pub fn run(args: &Args) -> Result<()> {
     let root = repository();
-    let scratch = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
     let database = scratch.path().join("schema.sqlite");
     migrate(&root.join("banger-system/migrations"), &database)?;
     let fresh = record(&root, scratch.path(), &database)?;
@@ -36,13 +35,13 @@ pub fn run(args: &Args) -> Result<()> {
     let kept = root.join(".sqlx");
     let recorded = read(&kept)?;
     if recorded == fresh {
-        println!("{} queries, all recorded as they are", fresh.len());
+        println!("the record of {} queries is up to date", fresh.len());
         return Ok(());
     }
     if args.check {
-        bail!("the record in .sqlx is out of date; run `cargo xtask sqlx` and commit what it changes");
+        bail!("the record in .sqlx is out of date; run `cargo xtask sqlx` and commit its changes");
     }
-    fs::create_dir_all(&kept).context("cannot make .sqlx")?;
+    fs::create_dir_all(&kept).context("cannot create .sqlx")?;
     for name in recorded.keys().filter(|name| !fresh.contains_key(*name)) {
         fs::remove_file(kept.join(name)).with_context(|| format!("cannot remove .sqlx/{name}"))?;
     }
@@ -53,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Makes a database with the present schema.
+/// Creates a database with the current schema.
 fn migrate(migrations: &Path, database: &Path) -> Result<()> {
     let mut files: Vec<PathBuf> = fs::read_dir(migrations)
         .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect())
@@ -68,14 +67,14 @@ fn migrate(migrations: &Path, database: &Path) -> Result<()> {
             .stdout(Stdio::null())
             .status()
             .context("cannot run sqlite3; install the package sqlite3")?;
-        ensure!(status.success(), "sqlite3 does not take {}", file.display());
+        ensure!(status.success(), "sqlite3 rejects {}", file.display());
     }
     Ok(())
 }
 
 /// Compiles banger-system against the database, and returns what the compiler recorded.
 fn record(root: &Path, scratch: &Path, database: &Path) -> Result<BTreeMap<String, String>> {
-    // The queries are looked at only while the crate that holds them is compiled.
+    // Queries are only recorded while the crate that contains them is compiled.
     let source = root.join("banger-system/src/lib.rs");
     File::options()
         .append(true)
@@ -83,8 +82,8 @@ fn record(root: &Path, scratch: &Path, database: &Path) -> Result<BTreeMap<Strin
         .and_then(|file| file.set_modified(SystemTime::now()))
         .with_context(|| format!("cannot touch {}", source.display()))?;
     let directory = scratch.join("record");
-    fs::create_dir(&directory).context("cannot make a temporary directory")?;
-    // Of the whole workspace, whose features are those of every other build: the dependencies are there already.
+    fs::create_dir(&directory).context("cannot create a temporary directory")?;
+    // Check the whole workspace, with the features of every other build, so that no dependency is built again.
     let status = cargo(["check", "--quiet", "--workspace", "--lib"])
         .current_dir(root)
         .env("SQLX_OFFLINE", "false")
@@ -92,11 +91,11 @@ fn record(root: &Path, scratch: &Path, database: &Path) -> Result<BTreeMap<Strin
         .env("DATABASE_URL", format!("sqlite://{}?mode=ro", database.display()))
         .status()
         .context("cannot run cargo")?;
-    ensure!(status.success(), "banger-system does not compile against the present schema");
+    ensure!(status.success(), "banger-system does not compile against the current schema");
     read(&directory)
 }
 
-/// The files of a record by their names; a directory that is missing has none.
+/// Reads the files of a record by name. A missing directory has none.
 fn read(directory: &Path) -> Result<BTreeMap<String, String>> {
     if !directory.exists() {
         return Ok(BTreeMap::new());

@@ -1,7 +1,7 @@
-//! `cargo xtask test`: the tests, level by level, and a line for each that says how it went.
+//! `cargo xtask test`: runs the tests level by level, and prints a line of results for each level.
 //!
-//! Levels 0 to 3 are the tests of the crates: pure ones, the engine on a host in memory, and adapters on the
-//! real kernel. Level 4 is the installed product in the private host, level 5 the package in the test host.
+//! Levels 0 to 3 are the tests of the crates: pure ones, the engine on a host in memory, the bus, and adapters on
+//! the real kernel. Level 4 is the installed product in the private host, level 5 the package in the test host.
 
 use std::{
     fs,
@@ -18,41 +18,41 @@ use crate::{
     run::{cache, cargo, repository, say},
 };
 
-/// What `cargo xtask test` takes.
+/// Arguments of `cargo xtask test`.
 #[derive(Parser)]
 pub struct Arguments {
-    /// Only these levels, such as 0,1,2,3
+    /// Run only these levels, for example 0,1,2,3
     #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 2, 3, 4])]
     levels: Vec<u8>,
-    /// Level 5 as well, in the test host
+    /// Run level 5, too, in the test host
     #[arg(long)]
     all: bool,
-    /// Of levels 4 and 5, only the checks whose names have this in them, or one of several that stand between bars
+    /// Run only the checks of levels 4 and 5 whose names contain TEXT; separate alternatives by |
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
 }
 
-/// Whether a check of this name is one of those that were asked for.
+/// Returns whether `only` selects a check of this name.
 pub fn is_wanted(name: &str, only: &str) -> bool {
     only.split('|').any(|text| name.contains(text))
 }
 
-/// How a level went.
+/// The results of a level.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub passed: usize,
     pub failed: usize,
-    /// Why each that was skipped was.
+    /// The reason for each skipped test.
     pub skipped: Vec<String>,
 }
 
-/// The file that tests which cannot run here add their reasons to.
+/// Environment variable with the file to which tests that cannot run on this host add the reason.
 const SKIPS: &str = "BANGER_TEST_SKIPS";
 
-/// Names the unpacked kernel packages that tests may read.
+/// Environment variable with the unpacked kernel package that tests may read.
 const KERNELS: &str = "BANGER_TEST_KERNELS";
 
-/// The levels that cargo runs, and the tests that belong to each, in nextest's words.
+/// The levels that cargo runs, and a nextest filter for the tests of each.
 const CARGO_LEVELS: [(u8, &str, &str); 4] = [
     (
         0,
@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     ensure_nextest()?;
     thread::scope(|scope| {
         if arguments.all || arguments.levels.iter().any(|level| *level >= 4) {
-            // While cargo compiles. What fails is tried again, and told, by whoever needs it.
+            // While cargo compiles. If this fails, the checks that need an image try again and report the error.
             scope.spawn(|| image::ensure_all_of_tests().ok());
         }
         run_levels(arguments)
@@ -79,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn run_levels(arguments: &Arguments) -> Result<ExitCode> {
-    // Tests of one crate run the programs of another.
+    // Tests of one crate run programs of another.
     crate::run::run(cargo(["build", "--workspace", "--quiet"]).current_dir(repository()))?;
     let mut tallies = Vec::new();
     let mut add = |level, name, run: &dyn Fn() -> Result<Tally>| {
@@ -122,11 +122,12 @@ fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     eprint!("{text}");
     let (passed, failed) = summary(&text).with_context(|| format!("level {level}: the tests did not run"))?;
     let skipped: Vec<String> = fs::read_to_string(&skips)?.lines().map(str::to_owned).collect();
-    // A test that found that it cannot run here has passed for the runner, and for nobody else.
+    // For nextest, a test that skips itself has passed.
     Ok(Tally { passed: passed.saturating_sub(skipped.len()), failed, skipped })
 }
 
-/// Passed and failed, from nextest's last line: `Summary [ 1.0s] 5 tests run: 4 passed (1 slow), 1 failed`.
+/// Returns how many tests passed and failed, from nextest's last line:
+/// `Summary [ 1.0s] 5 tests run: 4 passed (1 slow), 1 failed`.
 fn summary(text: &str) -> Option<(usize, usize)> {
     let line = text.lines().rev().find(|line| line.trim_start().starts_with("Summary ["))?;
     let count = |word: &str| {
@@ -137,7 +138,7 @@ fn summary(text: &str) -> Option<(usize, usize)> {
     Some((count("passed").unwrap_or(0), failed))
 }
 
-/// A level that was run, with what it needed beforehand.
+/// A level that was run. The time includes its preparation.
 struct Level {
     level: u8,
     name: &'static str,
@@ -169,7 +170,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// Every source of ours as one text.
+    /// Returns all Rust sources of the repository as one text.
     fn sources() -> String {
         let (mut waiting, mut text) = (vec![repository()], String::new());
         while let Some(place) = waiting.pop() {

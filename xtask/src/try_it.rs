@@ -1,4 +1,4 @@
-//! `cargo xtask try`: the main job, for real.
+//! `cargo xtask try`: builds banger and runs a command in a sandbox.
 
 use std::process::ExitCode;
 
@@ -12,24 +12,24 @@ use crate::{
     run::{command, run as shell, say},
 };
 
-/// What `cargo xtask try` takes.
+/// Arguments of `cargo xtask try`.
 #[derive(Parser)]
 pub struct Arguments {
-    /// Install banger on this machine instead of a private host, where systemd runs it
+    /// Install banger on this host instead of a private host; needs systemd
     #[arg(long)]
     install: bool,
-    /// The command to run in the sandbox
+    /// Command to run in the sandbox
     #[arg(last = true, default_values_t = ["uname".to_owned(), "-sr".to_owned()])]
     command: Vec<String>,
 }
 
 const KERNEL: &str = "debian";
-/// The image that sandboxes get.
+/// The default image of sandboxes.
 pub const IMAGE: &str = "debian-bookworm";
-/// The same without its init: under emulation, systemd takes a processor for half a minute at each boot.
+/// The same image without its init: under emulation, systemd takes half a minute of processor time at each boot.
 pub const QUICK: &str = "quick";
 
-/// Runs the command in a fresh sandbox; its exit status is the command's.
+/// Runs the command in a new sandbox and returns its exit status.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.install {
         return install_for_real();
@@ -42,7 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(host::exit_code(status))
 }
 
-/// Gives the service a kernel and an image for everybody, if it has none.
+/// Imports a shared kernel and a shared image, if the service has none.
 pub fn provide(host: &Host) -> Result<()> {
     let has = |words: &[&str]| host.enter(words).output().is_ok_and(|output| output.status.success());
     if !has(&["banger", "kernel", "show", KERNEL]) {
@@ -62,7 +62,7 @@ pub fn provide(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Lets sandboxes boot without systemd from now on.
+/// Makes the image without an init the default.
 pub fn make_quick(host: &Host) -> Result<()> {
     if !host.enter(&["banger", "image", "show", QUICK]).output().is_ok_and(|output| output.status.success()) {
         let rootfs = host::inside(&image::without_init(IMAGE)?)?;
@@ -73,7 +73,7 @@ pub fn make_quick(host: &Host) -> Result<()> {
     set_default_image(host, QUICK)
 }
 
-/// Lets sandboxes that name no image have this one.
+/// Sets the default image in the configuration of the host.
 pub fn set_default_image(host: &Host, image: &str) -> Result<()> {
     let set = r#"
         config=/etc/banger/config.toml
@@ -89,7 +89,7 @@ pub fn set_default_image(host: &Host, image: &str) -> Result<()> {
 fn install_for_real() -> Result<ExitCode> {
     ensure!(rustix::process::geteuid().is_root(), "installing needs root");
     if !std::path::Path::new("/run/systemd/system").is_dir() {
-        bail!("systemd is not the first process of this machine; leave --install out to use a private host");
+        bail!("systemd is not running on this host; omit --install to use a private host");
     }
     packages::ensure()?;
     let programs = build::ensure()?;
@@ -99,6 +99,6 @@ fn install_for_real() -> Result<ExitCode> {
     shell(&mut command("systemctl", ["daemon-reload"]))?;
     shell(&mut command("systemctl", ["reload", "dbus.service"]))?;
     shell(&mut command("systemctl", ["restart", "banger-system.service"]))?;
-    say("installed; add yourself to the group banger and begin with: banger doctor");
+    say("installed; add yourself to the group banger, then run: banger doctor");
     Ok(ExitCode::SUCCESS)
 }

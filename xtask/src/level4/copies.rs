@@ -1,4 +1,4 @@
-//! Copies into a guest and out of it, compared entry by entry.
+//! Checks of copies into and out of a guest, compared entry by entry.
 
 use anyhow::{Result, ensure};
 
@@ -10,7 +10,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a log that grows and files without a length are copied whole", living_files),
 ];
 
-/// Makes a tree of everything that a copy keeps, and of what it leaves out.
+/// Creates a tree with everything that a copy keeps, and what it leaves out.
 const MAKE: &str = r#"
     mkdir -p t/dir/sub; cd t
     echo x > file; ln file dir/second; chmod 640 file
@@ -21,8 +21,8 @@ const MAKE: &str = r#"
 name"
     chmod 1777 dir; chmod 2750 dir/sub
     touch -d @1000000000 dir/sub file; touch -h -d @1100000000 near; touch -d @1200000000 dir"#;
-/// Lists such a tree: names, kinds, permissions, times, targets, lengths and numbers of names, contents, and what of it
-/// is no hole.
+/// Lists such a tree: names, kinds, permissions, times, targets, lengths, link counts, contents, and whether the sparse
+/// file is still sparse.
 const LIST: &str = r"
     find . ! -type s ! -type p -printf '%P %y %#m %Ts %l' \( -type f -printf ' %s %n' -o -true \) -printf '\n' | sort
     find . -type f ! -name holes -exec sha256sum {} + | sort

@@ -1,4 +1,4 @@
-//! What a guest does: commands, terminals, data, and the death of those who watch it.
+//! Checks of guests: commands, terminals, disks, clocks, and the death of the service or the client.
 
 use anyhow::{Context, Result, ensure};
 
@@ -10,18 +10,18 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("input, output and errors are separate and exact", streams),
     ("a shell has a terminal of the right size", terminal),
     ("a stop loses nothing that was written", stop_keeps_data),
-    ("disks have the size that was asked for and grow with what is in them", disks_grow),
-    ("a guest is told the time when the clock of the host is set", clock),
-    ("thirty commands at once all run, and connections leave room for them", crowd),
+    ("disks have the requested size and grow with what is in them", disks_grow),
+    ("a guest gets the time when the clock of the host is set", clock),
+    ("thirty simultaneous commands all run, and connections leave room for them", crowd),
     ("the clock of a guest is right once it is ready", right_time),
     ("a guest has the time zone of its user", time_zone),
-    ("an agent that nobody asks takes no processor", idle_agent),
+    ("an idle agent takes no processor time", idle_agent),
     ("a killed service finds its sandboxes again and streams go on", killed_service),
     ("without systemd a sandbox is a process and outlives the service", no_systemd),
-    ("a killed client takes its throw-away sandbox along", killed_client),
+    ("the throw-away sandbox of a killed client is deleted", killed_client),
 ];
 pub(super) const WITH_SYSTEMD: &[(&str, Check)] =
-    &[("reboot gives a new boot id, and the ends of a guest are told apart", ends)];
+    &[("reboot gives a new boot id, and banger reports how a guest ended", ends)];
 
 fn command_status(host: &Host) -> Result<()> {
     let script = "uname -s; id -un; exit 42";
@@ -69,11 +69,11 @@ fn stop_keeps_data(host: &Host) -> Result<()> {
     let out = script(host, "alice", session)?;
     let mut sums = out.lines().filter(|line| line.ends_with('-'));
     let (kept, written) = (sums.next().context("there is no sum")?, sums.next());
-    ensure!(Some(kept) == written, "the files are not as they were: {out:?}");
+    ensure!(Some(kept) == written, "the files have changed: {out:?}");
     Ok(())
 }
 
-/// The image has 8 GiB, as has a work disk for which nothing is said.
+/// Checks the sizes of both disks. The image and a default work disk have 8 GiB.
 fn disks_grow(host: &Host) -> Result<()> {
     let session = r#"
         sizes() { banger vm exec big -- df --output=size -BG / /root | tail -n 2 | tr -d ' G\n'; echo; }
@@ -126,7 +126,7 @@ fn disks_grow(host: &Host) -> Result<()> {
     script(host, "alice", "banger vm delete big; rm sum refused").map(drop)
 }
 
-/// Commands that end a guest, and what becomes of it. The commands themselves end in one way or another.
+/// Checks the state of a sandbox after commands that end its guest. How the commands themselves end does not matter.
 fn ends(host: &Host) -> Result<()> {
     let session = r#"
         show() { banger vm show --json box | sed -n "s/^ *\"$1\": *\"\([^\"]*\)\".*/\1/p"; }
@@ -138,7 +138,7 @@ fn ends(host: &Host) -> Result<()> {
                 sleep 0.2
             done
         }
-        # systemd can be asked for something once its socket is there.
+        # systemd accepts requests once its socket exists.
         end() {
             banger vm exec box -- sh -c 'until [ -S /run/systemd/private ]; do sleep 0.2; done' > /dev/null 2>&1 || true
             timeout 60 banger vm exec box -- sh -c "$1" > /dev/null 2>&1 || true
@@ -207,19 +207,19 @@ fn clock(host: &Host) -> Result<()> {
         touch /tmp/set-now
         banger vm exec late -- sh -c 'for n in $(seq 300); do [ $(date +%s) -gt 1000000000 ] && exit; sleep 0.1; done; exit 1'
         banger vm delete --force late";
-    // To what it shows: that is a change for the kernel, and none for anybody else.
+    // Set it to the time that it already shows: the kernel reports a change, and nothing else notices.
     let setter = "
         for n in $(seq 1200); do [ -e /tmp/set-now ] && break; sleep 0.1; done
         rm -f /tmp/set-now
         date --set @$(date +%s.%N)";
     let mut setter = host.enter(&["sh", "-c", setter]).spawn().context("cannot start the setter")?;
     let session = script(host, "alice", session);
-    ensure!(setter.wait()?.success(), "the clock of the host cannot be set");
+    ensure!(setter.wait()?.success(), "cannot set the clock of the host");
     session.map(drop)
 }
 
 fn crowd(host: &Host) -> Result<()> {
-    // A server that takes connections and says nothing.
+    // A server that accepts connections and never answers.
     let session = "
         banger vm create --name crowd
         for n in $(seq 30); do banger vm exec -T crowd -- sh -c \"sleep 1; echo $n\" > crowd.$n & done
@@ -249,11 +249,11 @@ time.sleep(1000)' > /dev/null
     let out = script(host, "alice", session)?;
     let all: String = (1..=30).map(|n| format!("{n} ")).collect();
     ensure!(out.contains(all.trim_end()), "not all commands ran: {out:?}");
-    ensure!(out.contains("in time"), "connections shut commands out: {out:?}");
+    ensure!(out.contains("in time"), "connections keep commands from running: {out:?}");
     Ok(())
 }
 
-/// As exact as a command gets there; a guest that only counts on from its boot is behind by more.
+/// Checks the time as exactly as a command can. A guest that only counts from its boot lags by more.
 fn right_time(host: &Host) -> Result<()> {
     let session = "
         banger vm create --name exact
@@ -270,7 +270,7 @@ fn right_time(host: &Host) -> Result<()> {
 }
 
 fn idle_agent(host: &Host) -> Result<()> {
-    // Both processes of it, in hundredths of a second. The second look includes what the first has cost.
+    // Both processes of the agent, in hundredths of a second. The second look includes the cost of the first.
     let session = "
         banger vm create --name idle
         look() {
@@ -292,7 +292,7 @@ fn idle_agent(host: &Host) -> Result<()> {
 }
 
 fn time_zone(host: &Host) -> Result<()> {
-    // Kathmandu alone is 5 hours and 45 minutes ahead.
+    // Only Kathmandu is 5 hours and 45 minutes ahead.
     let session = "
         TZ=Asia/Kathmandu banger vm run --rm -- date +%z
         banger vm create --timezone Pacific/Chatham --name far
@@ -320,7 +320,7 @@ fn killed_service(host: &Host) -> Result<()> {
         after=$(banger vm show steady --json | grep boot_id)
         [ \"$before\" = \"$after\" ] && echo same
         banger vm delete --force steady";
-    // The service is killed from outside of the session, as soon as that asks for it.
+    // The session cannot kill the service itself, so it asks for it by a file.
     let killer = "
         for n in $(seq 1200); do [ -e /tmp/kill-now ] && break; sleep 0.1; done
         systemctl kill --signal=KILL --kill-whom=main banger-system.service
@@ -346,7 +346,7 @@ fn killed_client(host: &Host) -> Result<()> {
 }
 
 fn no_systemd(host: &Host) -> Result<()> {
-    // The service in a place where nothing shows that systemd is there.
+    // Run the service where it cannot see that systemd is running.
     let serve = "
         systemctl stop banger-system.service
         serve() {

@@ -1,4 +1,4 @@
-//! Images that are made of archives: by a worker that has nothing of the host, into file systems that boot.
+//! Checks of imports: a confined worker turns archives into file systems that boot.
 
 use anyhow::{Result, ensure};
 
@@ -11,14 +11,14 @@ use crate::{
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("the tar of a root file system becomes an image that boots", tar_boots),
-    ("an import runs as nobody else, with nothing of the host", import_is_confined),
+    ("an import runs as a user of its own and sees nothing of the host", import_is_confined),
     ("an import whose worker is killed fails and leaves nothing", killed_worker),
-    ("the catalog of the package is listed, and says what is not published", packaged_catalog),
-    ("an image that is exported and taken back is the same", exported),
-    ("a bundle is taken with the name and the kernel that it says, and boots", bundled),
+    ("the catalog of the package is listed, and says what is not published yet", packaged_catalog),
+    ("an image that is exported and registered again is the same", exported),
+    ("a bundle is registered with the name and the kernel that it names, and boots", bundled),
 ];
 
-/// The smallest image has no init: the agent stays the first process.
+/// Checks the smallest image, which has no init: the agent stays the first process.
 fn tar_boots(host: &Host) -> Result<()> {
     let tar = host::inside(&image::archive("minimal")?)?;
     let tar = tar.display();
@@ -36,7 +36,7 @@ fn tar_boots(host: &Host) -> Result<()> {
         "banger vm run --rm --image tar -- sh -c 'ls -l /bin/busybox; stat -f -c %T / || df -T /'",
     )?;
     ensure!(out.contains("busybox"), "{out:?}");
-    // The same tar, packed or not, is the same image.
+    // The same tar, compressed or not, is the same image.
     let digests = script(
         host,
         "alice",
@@ -58,7 +58,7 @@ fn packaged_catalog(host: &Host) -> Result<()> {
     ensure!(parts.iter().all(|part| compact.contains(part)), "{listed}");
     let said = script(host, "alice", "banger image pull debian-bookworm 2>&1 || true")?;
     ensure!(said.contains("not published for this host yet") && said.contains("cargo xtask image"), "{said}");
-    // What was kept is read again by the next run of the service.
+    // The next run of the service reads the stored catalog.
     let again = "systemctl restart banger-system && banger kernel list --available --json";
     let kept = super::expect(&host.enter(&["sh", "-euc", again]).output()?, 0)?;
     ensure!(kept.replace(' ', "").contains("\"name\":\"debian\""), "{kept}");
@@ -99,7 +99,7 @@ fn bundled(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Begins an import that takes a while, of a file of 4 GiB, and waits for its unit.
+/// Starts a long import, of a file of 4 GiB, and waits for its unit.
 pub(super) const LONG: &str = "
     cd /tmp
     truncate -s 4G zeros
@@ -111,12 +111,12 @@ pub(super) const LONG: &str = "
         unit=$(systemctl list-units --plain --no-legend 'banger-import-*' | cut -d ' ' -f 1)
         pid=0
         [ -z \"$unit\" ] || pid=$(systemctl show -p MainPID --value $unit)
-        # The first one looks at the beginning of the file, and is gone in a moment.
+        # The first worker only reads the beginning of the file, and ends soon.
         [ $pid = 0 ] || { sleep 0.5; [ -e /proc/$pid ] && break; }
         sleep 0.05
     done
     [ -n \"$unit\" ]
-    # It has closed its own walls when it reads.
+    # Wait until the worker has locked itself down.
     for n in $(seq 200); do [ $(grep -c 'Seccomp_filters:.*[2-9]' /proc/$pid/status) = 1 ] && break; sleep 0.05; done
 ";
 
@@ -152,7 +152,7 @@ fn import_is_confined(host: &Host) -> Result<()> {
     ensure!(user.is_some_and(|user| (61_184..=65_519).contains(&user)), "it runs as {user:?}");
     let programs_only = ["", "alternatives", "ld.so.cache"];
     let etc = line("etc:").split_off(4);
-    ensure!(etc.split(' ').all(|name| programs_only.contains(&name)), "it sees {etc} of /etc");
+    ensure!(etc.split(' ').all(|name| programs_only.contains(&name)), "it sees {etc} in /etc");
     ensure!(["", "has tmp"].contains(&line("has").as_str()), "it {}", line("has"));
     Ok(())
 }

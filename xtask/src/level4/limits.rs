@@ -1,4 +1,4 @@
-//! What the host keeps of itself: limits of slices, walls of units, and a service that comes back.
+//! Checks of what protects the host: limits of slices, confinement of units, and the restart of the service.
 
 use anyhow::{Result, ensure};
 
@@ -7,19 +7,19 @@ use crate::host::Host;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("slices of users have limits and share what there is", slices),
-    ("the unit of a sandbox is as closed as its design says", exposure),
+    ("the unit of a sandbox is as confined as its design says", exposure),
     ("a sandbox that ran out of memory starts again at once", out_of_memory),
     ("a service that is killed again and again comes back", killed_often),
     ("killed imports leave no unit", killed_import),
-    ("a user in no group exports no shared image", export),
+    ("a user who is not in the group cannot export a shared image", export),
 ];
 
-/// Runs a script of the superuser's.
+/// Runs a script as root.
 fn root(host: &Host, words: &str) -> Result<String> {
     expect(&host.enter(&["sh", "-euc", words]).output()?, 0)
 }
 
-/// Runs a script of the superuser's while a user has a sandbox of this name that runs.
+/// Runs a script as root while alice has a running sandbox of this name.
 fn with_sandbox(host: &Host, name: &str, words: &str) -> Result<String> {
     script(host, "alice", &format!("banger vm create --quiet --name {name}"))?;
     let done = root(
@@ -47,8 +47,8 @@ fn slices(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// The settings that the filter of the shim stands for count once the shim has shown, in a unit of the same settings,
-/// that each of them holds.
+/// Checks the exposure of a sandbox's unit. Settings that the shim's filter replaces count if the shim proves, in a
+/// unit with the same settings, that they hold.
 fn exposure(host: &Host) -> Result<()> {
     let look = "
         copy=/run/systemd/system/banger-proof.service
@@ -75,7 +75,7 @@ fn exposure(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// By the kernel where a control group of this host can have a limit of memory, else as the kernel does it.
+/// Has the kernel kill the VMM if the host has a memory controller, and otherwise sends SIGKILL as the kernel would.
 fn out_of_memory(host: &Host) -> Result<()> {
     let kill = "
         for round in 1 2; do
@@ -94,7 +94,7 @@ fn out_of_memory(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// More often, and sooner, than systemd starts a service that has a limit of starts.
+/// Kills the service more often than systemd's default start limit would allow.
 fn killed_often(host: &Host) -> Result<()> {
     let kill = "
         for n in $(seq 7); do

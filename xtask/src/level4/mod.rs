@@ -1,5 +1,5 @@
-//! Level 4: the installed product in private hosts, with guests that boot. After each check its host must hold nothing
-//! that belongs to no sandbox.
+//! Level 4: the installed product in private hosts, with guests that boot. After each check its host must have nothing
+//! left of any sandbox.
 
 mod copies;
 mod guests;
@@ -37,7 +37,7 @@ use crate::{
 
 type Check = fn(&Host) -> Result<()>;
 
-/// What needs an init of the image in no sandbox, or names the image that has one.
+/// Checks that need no init in the sandbox, or that name an image with one.
 const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
     copies::CHECKS,
     guests::CHECKS,
@@ -54,7 +54,7 @@ const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
     terminal::CHECKS,
     workspace::CHECKS,
 ];
-/// What needs systemd in the guest, or a service that it starts.
+/// Checks that need systemd in the guest, or a service that it starts.
 const SYSTEMD_CHECKS: [&[(&str, Check)]; 6] = [
     guests::WITH_SYSTEMD,
     modules::WITH_SYSTEMD,
@@ -64,15 +64,15 @@ const SYSTEMD_CHECKS: [&[(&str, Check)]; 6] = [
     ssh::WITH_SYSTEMD,
 ];
 
-/// Runs the checks whose names have `only` in them, in private hosts that begin with nothing: each takes the next
-/// check when it has done one.
+/// Runs the checks whose names contain `only` in fresh private hosts. Each host takes the next check when it has
+/// finished one.
 pub fn run(only: &str) -> Result<Tally> {
     let mut tally = Tally::default();
     let wanted = |checks: &[&[(&'static str, Check)]], image| {
         let checks = checks.concat().into_iter().filter(|(name, _)| is_wanted(name, only));
         checks.map(|(name, check)| Job { name, check, image }).collect::<VecDeque<_>>()
     };
-    // What takes longest comes first, so that both hosts end at about the same time.
+    // The longest checks come first, so that both hosts finish at about the same time.
     let mut queue = wanted(&SYSTEMD_CHECKS, try_it::IMAGE);
     queue.append(&mut wanted(&QUICK_CHECKS, QUICK));
     let mut of_registry = wanted(&[registry::CHECKS], QUICK);
@@ -80,7 +80,7 @@ pub fn run(only: &str) -> Result<Tally> {
         None => queue.append(&mut of_registry),
         Some(why) => tally.skipped.extend(of_registry.iter().map(|job| format!("{}: {why}", job.name))),
     }
-    // Made once, and not by each host.
+    // Prepare these once, not in each host.
     kernel::ensure()?;
     image::without_init(try_it::IMAGE)?;
     let hosts = (0..host::HOSTS.min(queue.len()))
@@ -100,14 +100,14 @@ pub fn run(only: &str) -> Result<Tally> {
     tally.into_inner().map_err(|_| anyhow!("a check panicked"))
 }
 
-/// A check, and the image of its sandboxes where it names none.
+/// A check, and the default image of its sandboxes.
 struct Job {
     name: &'static str,
     check: Check,
     image: &'static str,
 }
 
-/// Runs checks in a host until there are none left.
+/// Runs checks from the queue in a host until the queue is empty.
 fn work(host: &Host, queue: &Mutex<VecDeque<Job>>, tally: &Mutex<Tally>) -> Result<()> {
     prepare(host)?;
     let mut image = "";
@@ -127,9 +127,9 @@ fn work(host: &Host, queue: &Mutex<VecDeque<Job>>, tally: &Mutex<Tally>) -> Resu
     }
 }
 
-/// Gives a host what the checks need.
+/// Configures a host for the checks, and gives it a kernel and images.
 fn prepare(host: &Host) -> Result<()> {
-    // Under emulation, the kernel of a guest with two processors stands still at times.
+    // Under emulation, the kernel of a guest with two processors sometimes locks up.
     script(
         host,
         "root",
@@ -146,14 +146,14 @@ fn prepare(host: &Host) -> Result<()> {
     try_it::make_quick(host)
 }
 
-/// Runs a check and says how it went.
+/// Runs a check, prints the result, and returns whether it passed.
 fn run_one(host: &Host, job: &Job) -> Result<bool> {
     let name = job.name;
     let begin = Instant::now();
     let attempt = || (job.check)(host).and_then(|()| nothing_left(host));
     let outcome = attempt().or_else(|error| match stands_still(host)? {
         true => {
-            say(&format!("AGAIN {name}: the kernel of an emulated guest stood still ({error:#})"));
+            say(&format!("AGAIN {name}: the kernel of an emulated guest locked up ({error:#})"));
             clear(host)?;
             attempt()
         }
@@ -164,7 +164,7 @@ fn run_one(host: &Host, job: &Job) -> Result<bool> {
         Ok(()) => say(&format!("PASS {name} ({seconds} s)")),
         Err(error) => {
             say(&format!("FAIL {name} ({seconds} s): {error:#}"));
-            // The next one is to be judged by itself.
+            // The next check must not see what this one left.
             clear(host)?;
             return Ok(false);
         }
@@ -172,7 +172,7 @@ fn run_one(host: &Host, job: &Job) -> Result<bool> {
     Ok(true)
 }
 
-/// What the host has that belongs to no machine, once every machine is deleted.
+/// Checks that the host has nothing left of any sandbox once all are deleted.
 fn nothing_left(host: &Host) -> Result<()> {
     let look = "
         banger vm list --all --json
@@ -191,8 +191,8 @@ fn nothing_left(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Whether a guest's kernel says that its processors do not get on. QEMU's translator does that to guests with
-/// several processors at times; a check that meets it has seen nothing of banger.
+/// Returns whether the kernel of a guest reports a lockup. QEMU's emulation sometimes causes one in guests with several
+/// processors, and a check that runs into it says nothing about banger.
 fn stands_still(host: &Host) -> Result<bool> {
     let look = "
         banger doctor | grep -q '^PASS *kvm' && exit 1
@@ -204,7 +204,7 @@ fn stands_still(host: &Host) -> Result<bool> {
     Ok(looked.status.success())
 }
 
-/// Deletes what a check that failed has left.
+/// Deletes the sandboxes and images that a failed check has left.
 fn clear(host: &Host) -> Result<()> {
     let delete = "
         for name in $(banger vm list --all --json | grep -o '\"id\": *\"[^\"]*' | cut -d '\"' -f 4); do
@@ -217,14 +217,14 @@ fn clear(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command of a user without input; the checks look at everything that comes of it.
+/// Runs a command as a user, without input, and returns its status, output and errors.
 fn as_user(host: &Host, user: &str, words: &[&str]) -> Result<Output> {
     let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
     let mut session = host.session(user, false, &words)?;
     session.stdin(std::process::Stdio::null()).output().context("cannot run in the private host")
 }
 
-/// Runs a shell script of a user, which ends at the first command that fails; what it printed.
+/// Runs a shell script as a user and returns its output. The script ends at the first command that fails.
 fn script(host: &Host, user: &str, script: &str) -> Result<String> {
     expect(&as_user(host, user, &["sh", "-euc", script])?, 0)
 }
@@ -233,12 +233,12 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim().to_owned()
 }
 
-/// The output of a command that must have ended with this status.
+/// Returns the output of a command that must have exited with this status.
 fn expect(output: &Output, status: i32) -> Result<String> {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     ensure!(
         output.status.code() == Some(status),
-        "{} instead of {status}; it said {out:?} and {err:?}",
+        "{} instead of {status}, with output {out:?} and errors {err:?}",
         output.status
     );
     Ok(out)

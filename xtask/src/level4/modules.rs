@@ -1,4 +1,4 @@
-//! The modules of a guest's kernel: there, loaded by name and by the kernel itself, and enough for containers.
+//! Checks of kernel modules: guests have them all, the kernel loads them on demand, and containers run.
 
 use anyhow::{Result, ensure};
 
@@ -14,7 +14,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a kernel without the drivers for its root is refused at import", no_drivers),
 ];
 pub(super) const WITH_SYSTEMD: &[(&str, Check)] =
-    &[("a guest has all modules of its kernel, and systemd is content", all_modules)];
+    &[("a guest has all modules of its kernel, and systemd reports no failure", all_modules)];
 
 fn all_modules(host: &Host) -> Result<()> {
     let session = r#"
@@ -55,7 +55,7 @@ fn all_modules(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// The image has busybox alone, and nothing where the kernel looks for `modprobe`.
+/// Checks an image that has only busybox, and no `modprobe` where the kernel looks for it.
 fn without_kmod(host: &Host) -> Result<()> {
     let tar = host::inside(&image::archive("minimal")?)?;
     let register = format!("banger image register --shared --name bare --rootfs {}", tar.display());
@@ -64,7 +64,7 @@ fn without_kmod(host: &Host) -> Result<()> {
         banger vm run --quiet --rm --image bare -- sh -c '
             ls /lib/modules/$(uname -r)/modules.dep
             cat /proc/sys/kernel/modprobe
-            # To open a device is enough, and to name a file system, though it has nothing to mount.
+            # Opening a device loads its module, and so does naming a file system, even if the mount fails.
             head -c 0 /dev/fuse
             for kind in squashfs nfs; do mount -t $kind none /mnt 2> /dev/null; done
             for name in fuse squashfs nfs sunrpc; do grep -o "^$name " /proc/modules; done
@@ -77,7 +77,7 @@ fn without_kmod(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// The image of the containers is made of a tar: nothing is fetched.
+/// Runs containers from an image that is built from a tar, so nothing is downloaded.
 fn containers(host: &Host) -> Result<()> {
     let tar = host::inside(&image::archive("containers")?)?;
     let register = format!("banger image register --shared --name containers --rootfs {}", tar.display());
@@ -119,7 +119,7 @@ fn containers(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Debian's kernel has its drivers as modules.
+/// Imports Debian's kernel without its modules, which contain the drivers.
 fn no_drivers(host: &Host) -> Result<()> {
     let kernel = crate::kernel::ensure()?;
     let vmlinuz = host::inside(&kernel.vmlinuz)?;

@@ -1,4 +1,4 @@
-//! Names of machines, as guests, users and systemd-resolved see them.
+//! Checks of sandbox names, as guests, users and systemd-resolved resolve them.
 
 use anyhow::{Result, ensure};
 
@@ -6,12 +6,12 @@ use super::{Check, expect, script};
 use crate::host::Host;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
-    ("guests of one user and the host know sandboxes by name, and nobody else does", names),
-    ("a sandbox that dies loses its name, and resolved learns everything again when it restarts", churn),
-    ("without resolved, dnsmasq or a line of resolv.conf lets the host know sandboxes by name", recipes),
+    ("guests of one user and the host resolve names of sandboxes, and nobody else does", names),
+    ("a sandbox that dies loses its name, and resolved gets all names again when it restarts", churn),
+    ("without resolved, dnsmasq or a line in resolv.conf lets the host resolve names of sandboxes", recipes),
 ];
 
-/// Ends with success once a name is there, or is not.
+/// Shell functions that wait until a name resolves, or no longer does.
 const UNTIL: &str = "
     known() { resolvectl query --legend=no \"$1\" > /dev/null 2>&1; }
     until_known() { for n in $(seq 100); do known \"$1\" && return; sleep 0.1; done; echo \"$1 is unknown\" >&2; exit 1; }
@@ -80,18 +80,18 @@ fn churn(host: &Host) -> Result<()> {
         until_known steady.vm
         systemctl stop banger-system.service",
     )?;
-    let told = root("resolvectl domain banger0")?;
-    ensure!(!told.contains("vm"), "resolved asks a service that has ended: {told:?}");
+    let domains = root("resolvectl domain banger0")?;
+    ensure!(!domains.contains("vm"), "resolved asks a service that has ended: {domains:?}");
     root("systemctl start banger-system.service; until_known steady.vm; until_known brief.vm")?;
     script(host, "alice", "banger vm kill brief --signal KILL")?;
     root("until_gone brief.vm; until_known steady.vm")?;
     script(host, "alice", "banger vm delete brief; banger vm delete --force steady").map(drop)
 }
 
-/// What docs/network.md tells those who have no systemd-resolved.
+/// Checks the recipes of docs/network.md for hosts without systemd-resolved.
 fn recipes(host: &Host) -> Result<()> {
     script(host, "alice", "banger vm create --quiet --vcpu 1 --name asked")?;
-    let told = script(
+    let address = script(
         host,
         "alice",
         "banger vm show asked --json | grep -o '\"address\": *\"[^\"]*' | cut -d '\"' -f 4",
@@ -101,7 +101,7 @@ fn recipes(host: &Host) -> Result<()> {
         cd "$(mktemp -d)"
         gateway=$(ip -4 -oneline address show dev banger0 | sed 's,.*inet \([0-9.]*\).*,\1,')
         subnet=${gateway%.*.*}.0.0/16
-        # The library of C asks the servers of resolv.conf, and nobody else.
+        # Only the name servers in resolv.conf are asked.
         echo 'hosts: dns' > nsswitch.conf
         ask() {
             unshare --mount sh -euc '
@@ -123,11 +123,11 @@ fn recipes(host: &Host) -> Result<()> {
         kill $dnsmasq
         printf 'nameserver %s\nnameserver 127.0.0.53\n' $gateway > resolv.conf
         ask ahostsv4 asked.vm | grep -q "^$address " && echo resolv.conf knows the name
-        # The second server knows it, and is asked since the first one refuses.
+        # The first server refuses the question, so the second one is asked.
         echo '192.0.2.7 elsewhere.test' >> /etc/hosts
         ask ahostsv4 elsewhere.test | grep -q '^192.0.2.7 ' && echo resolv.conf goes on
         sed -i '/elsewhere.test/d' /etc/hosts"#;
-    let out = expect(&host.enter(&["sh", "-euc", session, "recipes", told.trim()]).output()?, 0)?;
+    let out = expect(&host.enter(&["sh", "-euc", session, "recipes", address.trim()]).output()?, 0)?;
     for line in ["knows the name", "knows the address", "knows no other"] {
         ensure!(out.contains(&format!("dnsmasq {line}")), "{out:?}");
     }

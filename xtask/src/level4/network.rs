@@ -1,4 +1,4 @@
-//! Who reaches whom: guests, the processes of users, and an internet behind the host.
+//! Checks of the network: which guests and user processes reach each other, and the internet behind the host.
 
 use anyhow::{Context, Result, ensure};
 
@@ -8,12 +8,12 @@ use crate::host::Host;
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("guests reach those of their owner, and processes those of their user", owners),
     ("a guest reaches the internet while it has NAT, and no longer", nat),
-    ("killed monitors and services leave nothing and are told", kills),
+    ("VMMs and services that are killed leave nothing and are reported", kills),
 ];
 pub(super) const WITH_SYSTEMD: &[(&str, Check)] =
-    &[("a published port leads to a guest, to the network only with an administrator's word", ports)];
+    &[("a published port reaches a guest, and from the network only if an administrator allows it", ports)];
 
-/// A network behind the host, with a server that says `internet` on port 80. The host has a server too, on
+/// Starts a network behind the host, with a server that answers `internet` on port 80, and a server of the host on
 /// port 8000 of every address, which no guest may reach.
 const INTERNET: &str = "
     ip netns add internet
@@ -39,7 +39,7 @@ const NO_INTERNET: &str = "
     ip link del up0
     ip netns del internet";
 
-/// What the scripts of users have in common. `knocks` says `open`, `refused` or `silent`.
+/// Shell functions for the scripts of users. `knocks` prints `open`, `refused` or `silent`.
 const TOOLS: &str = "
     create() { banger vm create --quiet --vcpu 1 --memory 512MiB --name $*; }
     address() { banger vm show --json $1 | sed -n 's/.*\"address\": *\"\\([^\"]*\\)\".*/\\1/p'; }
@@ -102,7 +102,7 @@ fn owners(host: &Host) -> Result<()> {
         "alice: open",
         "a1 to a2: open",
         "a1 to b1: refused",
-        // curl's word for a time that ran out.
+        // The exit status of curl after a timeout.
         "a1 in another name: 28",
         "bob to b1: open",
         "bob to a1: refused",
@@ -205,8 +205,8 @@ fn ports(host: &Host) -> Result<()> {
     })
 }
 
-/// Port 8022 of loopback leads to `alice/web`, and to nothing else that listens there; while the service is away,
-/// nobody gets the port, and when it cannot be had again it leads to the guest no longer.
+/// Checks that port 8022 of loopback reaches `alice/web` and nothing else that listens there. While the service is
+/// down, nobody else can bind the port. If the service cannot bind it again, the port no longer reaches the guest.
 const HELD: &str = r#"
     http() { systemd-run --quiet --collect --unit=$1 --property=Type=exec         /usr/bin/python3 -m http.server --bind $2 --directory /tmp/www 8022; }
     says() { head -c 4 < /dev/tcp/127.0.0.1/8022 2> /dev/null || echo closed; }

@@ -1,4 +1,4 @@
-//! Who may do what: members of the group, others, administrators, and the programs of a desktop.
+//! Checks of authorisation: members of the group, other users, administrators, and desktop programs.
 
 use std::process::Stdio;
 
@@ -8,12 +8,12 @@ use super::{Check, as_user, expect, script, text};
 use crate::host::Host;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
-    ("members of the group need no prompt and others are told what to do", polkit),
+    ("members of the group need no prompt and others get a hint", polkit),
     ("an administrator is asked for a password and then served", password),
     ("other users neither see nor stop a sandbox", privacy),
     ("two users work at once", at_once),
     ("doctor changes nothing of what is kept", doctor),
-    ("busctl makes and shows a sandbox", busctl),
+    ("busctl creates and shows a sandbox", busctl),
     ("a desktop's client sees its user's sandboxes and no others", desktop),
 ];
 
@@ -21,7 +21,7 @@ fn polkit(host: &Host) -> Result<()> {
     let refused = as_user(host, "carol", &["banger", "vm", "run", "--rm", "--", "true"])?;
     let message = text(&refused.stderr);
     ensure!(!refused.status.success(), "carol may run sandboxes");
-    ensure!(message.contains("group banger"), "carol is not told what to do: {message:?}");
+    ensure!(message.contains("group banger"), "carol gets no hint: {message:?}");
     expect(&as_user(host, "bob", &["banger", "vm", "run", "--rm", "--", "true"])?, 0)?;
     Ok(())
 }
@@ -105,7 +105,7 @@ fn busctl(host: &Host) -> Result<()> {
 }
 
 fn desktop(host: &Host) -> Result<()> {
-    // GLib's own client, as a desktop's program would use it.
+    // GLib's own client, as desktop programs use it.
     let client = include_str!("../../../banger-system/tests/private_bus/watch_objects.py");
     let watch = "
         /usr/bin/python3 -c \"$0\" > seen &

@@ -1,5 +1,5 @@
-//! When a guest is ready, and what a command finds there: the work of the first second stays, systemctl answers, and the
-//! locale is one for people.
+//! Checks of readiness, and of what a command finds in a new guest: files written in the first second stay, systemctl
+//! answers, and the locale is a UTF-8 one.
 
 use anyhow::{Result, ensure};
 
@@ -14,7 +14,7 @@ pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
 ];
 
 fn first_second(host: &Host) -> Result<()> {
-    // With the settings of a user who has none.
+    // A user without a configuration file.
     let session = r#"
         export XDG_CONFIG_HOME=$PWD/none
         banger vm run --name early -- sh -c 'echo kept > /tmp/first; systemctl is-system-running || true'

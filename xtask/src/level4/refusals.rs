@@ -1,4 +1,4 @@
-//! What cannot be done: said in a sentence, with nothing left of the attempt.
+//! Checks of refusals: the error names the reason, and the attempt leaves nothing behind.
 
 use anyhow::{Result, ensure};
 
@@ -7,19 +7,19 @@ use crate::host::Host;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("impossible wishes are refused in words", impossible),
-    ("files that are no image and no kernel are refused", wrong_files),
-    ("a guest that is not ready in time stays for its logs", not_ready),
+    ("files that are neither an image nor a kernel are refused", wrong_files),
+    ("a sandbox that is not ready in time is kept for its logs", not_ready),
     ("without QEMU a start fails and leaves nothing", no_qemu),
-    ("on a full disk a creation fails and leaves nothing", no_space),
+    ("on a full disk a create fails and leaves nothing", no_space),
 ];
 
-/// Runs a command of alice's that must fail, and say each of these.
+/// Runs a command as alice that must fail, and whose errors must contain each of these.
 fn refused(host: &Host, command: &str, said: &[&str]) -> Result<()> {
     let output = as_user(host, "alice", &["sh", "-c", command])?;
     let message = text(&output.stderr);
     ensure!(!output.status.success(), "{command:?} succeeds");
     for word in said {
-        ensure!(message.contains(word), "{command:?} does not say {word:?}: {message:?}");
+        ensure!(message.contains(word), "the errors of {command:?} lack {word:?}: {message:?}");
     }
     Ok(())
 }
@@ -35,7 +35,7 @@ fn impossible(host: &Host) -> Result<()> {
     run("--kernel missing", &["error:", "missing", "hint:"])?;
     run("--name 'Not A Name'", &["error:"])?;
     refused(host, "banger vm start nobody", &["error:", "nobody"])?;
-    // The service is root, and whoever listens there would take it for that.
+    // The service runs as root, and a local service would take its request for root's.
     refused(host, "banger image pull localhost:5432/x", &["error:", "registry.local_ports"])?;
     refused(host, "banger vm strat nobody", &["error:", "start"])
 }
@@ -68,10 +68,10 @@ fn no_qemu(host: &Host) -> Result<()> {
     let move_it = |from: &str, to: &str| host.enter(&["mv", from, to]).status();
     let (qemu, hidden) = ("/usr/bin/qemu-system-x86_64", "/usr/bin/hidden-qemu");
     move_it(qemu, hidden)?;
-    let told = refused(host, "banger vm run --rm -- true", &["error:", "qemu"]);
+    let checked = refused(host, "banger vm run --rm -- true", &["error:", "qemu"]);
     let doctor = script(host, "alice", "banger doctor || true");
     move_it(hidden, qemu)?;
-    told?;
+    checked?;
     let doctor = doctor?;
     ensure!(doctor.contains("qemu-system-x86"), "doctor does not say what to install: {doctor}");
     Ok(())
@@ -79,13 +79,13 @@ fn no_qemu(host: &Host) -> Result<()> {
 
 fn no_space(host: &Host) -> Result<()> {
     let vms = "/var/lib/banger/vms";
-    // The service sees mounts that were there when it began.
+    // The service only sees mounts that exist when it starts.
     let root = |script: &str| host.enter(&["sh", "-euc", script]).output();
     root(&format!("mount -t tmpfs -o size=16m small {vms}; systemctl restart banger-system.service"))?;
-    let told = refused(host, "banger vm run --rm -- true", &["error:", "no space"]);
+    let checked = refused(host, "banger vm run --rm -- true", &["error:", "no space"]);
     let left = root(&format!("ls {vms}"));
     root(&format!("systemctl stop banger-system.service; umount {vms}"))?;
-    told?;
+    checked?;
     let left = text(&left?.stdout);
     ensure!(left.is_empty(), "it left {left:?}");
     Ok(())

@@ -1,4 +1,4 @@
-//! An image of a registry: pulled by those whom the registry knows, and booted.
+//! Checks of registries: images are pulled with the user's credentials, and boot.
 
 use std::path::Path;
 
@@ -12,22 +12,22 @@ use crate::{
 };
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
-    ("an image of a registry that asks for a password is pulled, run and shared", pulled),
-    ("Debian of a registry runs, with systemd and without an init", debian),
+    ("an image from a registry with a password is pulled, run and shared", pulled),
+    ("Debian from a registry runs, with systemd and without an init", debian),
 ];
 
-/// What the checks need beside what banger does. Debian's registry listens to everybody once its package is
-/// installed, so that nobody installs it but who wants to.
+/// Packages that only these checks need. They are not installed automatically: Debian's docker-registry listens on all
+/// addresses as soon as it is installed.
 const NEEDED: &[&str] = &["docker-registry", "skopeo", "umoci"];
 
-/// Why the checks cannot run on this machine, if they cannot.
+/// Returns the reason why the checks cannot run on this host, if there is one.
 pub(super) fn missing() -> Option<String> {
     let is_there = |name: &&&str| Path::new("/usr/bin").join(name).exists();
     let missing: Vec<&str> = NEEDED.iter().filter(|name| !is_there(name)).copied().collect();
     (!missing.is_empty()).then(|| format!("these packages are missing: {}", missing.join(", ")))
 }
 
-/// A registry that knows alice, whose password is `secret`.
+/// Starts a registry with one user: alice, whose password is `secret`.
 const START: &str = r#"
     rm -rf /tmp/oci; mkdir -p /tmp/oci/root /tmp/oci/storage; cd /tmp/oci
     echo 'alice:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a' > users
@@ -56,7 +56,7 @@ END
     }
 "#;
 
-/// The image without an init of xtask, as an image of a registry.
+/// Pushes xtask's image without an init.
 const PUSH: &str = r#"
     take "$1" layer.tar
     image alpine-like layer.tar
@@ -64,8 +64,8 @@ const PUSH: &str = r#"
     push alpine-like
 "#;
 
-/// The golden image, and what is left of the one without an init when a second layer takes its busybox away, which
-/// is what Debian calls minbase.
+/// Pushes the golden image, and the one without an init with a second layer that removes its busybox, which leaves
+/// what Debian calls minbase.
 const PUSH_DEBIAN: &str = r#"
     take "$1" layer.tar
     image debian layer.tar
@@ -77,7 +77,7 @@ const PUSH_DEBIAN: &str = r#"
     push minbase
 "#;
 
-/// What the checks leave: nothing.
+/// Removes everything that the checks have created.
 const END: &str = r#"
     systemctl stop registry.service || true
     umount /tmp/oci/root 2> /dev/null || true
@@ -95,7 +95,7 @@ fn debian(host: &Host) -> Result<()> {
     with_registry(host, PUSH_DEBIAN, &["debian-bookworm", "minimal"], pull_and_run_debian)
 }
 
-/// Checks something of a registry that a script has filled, which is given these images.
+/// Starts a registry, runs `push` with these images as arguments, and then the check.
 fn with_registry(host: &Host, push: &str, images: &[&str], check: Check) -> Result<()> {
     let mut fill = host.enter(&["sh", "-euc", &format!("{START}{push}"), "push"]);
     for name in images {
@@ -112,22 +112,22 @@ fn pull_and_run_debian(host: &Host) -> Result<()> {
         echo '{"auths":{"localhost:5000":{"auth":"YWxpY2U6c2VjcmV0"}}}' > ~/.docker/config.json
         for name in minbase debian; do banger image pull --quiet localhost:5000/team/$name:1; done
         banger vm run --rm --quiet --image localhost:5000/team/minbase:1 -- cat /etc/os-release /proc/1/comm
-        # The agent answers before systemd has come so far as to have its name.
+        # The agent answers before systemd has set its process name.
         named='for n in $(seq 300); do grep systemd /proc/1/comm && exit; sleep 0.2; done'
         banger vm run --rm --quiet --image localhost:5000/team/debian:1 -- sh -c "cat /etc/os-release; $named"
         "#;
     let out = expect(&as_user(host, "alice", &["sh", "-euc", session])?, 0)?;
-    let told: Vec<&str> = out.lines().filter(|line| !line.contains('=') || *line == "ID=debian").collect();
-    ensure!(told == ["minbase-1", "debian-1", "ID=debian", "init", "ID=debian", "systemd"], "{told:?}");
+    let seen: Vec<&str> = out.lines().filter(|line| !line.contains('=') || *line == "ID=debian").collect();
+    ensure!(seen == ["minbase-1", "debian-1", "ID=debian", "init", "ID=debian", "systemd"], "{seen:?}");
     Ok(())
 }
 
 fn pull_and_run(host: &Host) -> Result<()> {
     const REFERENCE: &str = "localhost:5000/team/alpine-like:1";
     let refused = as_user(host, "bob", &["banger", "image", "pull", REFERENCE])?;
-    ensure!(!refused.status.success(), "bob, whom the registry does not know, has the image");
+    ensure!(!refused.status.success(), "bob, who has no account at the registry, got the image");
     let message = text(&refused.stderr);
-    ensure!(message.contains("hint: log in with"), "bob is not told what to do: {message:?}");
+    ensure!(message.contains("hint: log in with"), "bob gets no hint: {message:?}");
 
     let session = r#"
         mkdir -p ~/.docker
@@ -141,10 +141,10 @@ fn pull_and_run(host: &Host) -> Result<()> {
         banger image delete alpine-like-again
         rm -r ~/.docker"#;
     let output = as_user(host, "alice", &["sh", "-euc", session])?;
-    let (out, told) = (expect(&output, 0)?, text(&output.stderr));
+    let (out, err) = (expect(&output, 0)?, text(&output.stderr));
     for expected in ["alpine-like-1\n", "ID=debian", "hello from /srv", "alpine-like-again\n", "still here"] {
         ensure!(out.contains(expected), "no {expected:?} in {out:?}");
     }
-    ensure!(told.contains("resolve: asking localhost:5000") && told.contains("pull: fetching"), "{told:?}");
+    ensure!(err.contains("resolve: asking localhost:5000") && err.contains("pull: fetching"), "{err:?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Commands of one guest beside each other: none takes the guest from the others.
+//! Checks of several commands in one guest: none starves the others.
 
 use anyhow::{Context, Result, ensure};
 
@@ -19,7 +19,7 @@ pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
     ("systemd leaves the control groups of commands alone", systemd_leaves_groups),
 ];
 
-/// What is said of a guest in which a command ate all memory twice, while another one went on.
+/// Lets a command eat all memory of a guest twice while another command runs, and prints the outcome.
 const HOG: &str = "
     banger vm exec -T hog -- sh -c 'until [ -e /run/enough ]; do sleep 0.2; done; echo goes on' > other &
     other=$!
@@ -55,7 +55,7 @@ fn memory_hog(host: &Host) -> Result<()> {
 }
 
 fn fork_bomb(host: &Host) -> Result<()> {
-    // More processes than a guest of this size can have: the shell cannot have another one, or is out of memory before.
+    // More processes than a guest of this size can have: the shell either fails to fork or runs out of memory first.
     let session = "
         banger vm create --quiet --memory 256M --name bomb
         banger vm exec -T bomb -- sh -c 'n=0; while [ $n -lt 8000 ]; do sleep 1000 & n=$((n + 1)); done' \
@@ -122,7 +122,7 @@ fn limits(host: &Host) -> Result<()> {
 }
 
 fn detached(host: &Host) -> Result<()> {
-    // More than twice of what is kept.
+    // More than twice the limit of kept output.
     let session = "
         banger vm create --quiet --name apart
         first=$(banger vm exec -d apart -- sh -c 'head -c 40000000 /dev/zero | tr \\\\0 x; echo; echo last; exit 3')

@@ -1,4 +1,4 @@
-//! ssh and what goes over it, as a user calls it: no option, no question, and no trust at first sight.
+//! Checks of ssh and the tools that use it, as a user calls them: no options, no prompts, no trust on first use.
 
 use anyhow::{Result, ensure};
 
@@ -11,16 +11,16 @@ use crate::{
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("ssh, scp, rsync and forwarded ports work without a prompt", session),
     ("vm ssh needs no configuration and its status is the command's", without_configuration),
-    ("a guest shows no key of its image and lets in what its user adds", keys_of_the_guest),
-    ("others reach a guest neither by ssh nor by its proxy", others),
+    ("a guest presents no host key of its image and accepts keys that its user adds", keys_of_the_guest),
+    ("other users reach a guest neither by ssh nor by its proxy", others),
 ];
 pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
-    ("a guest that shows another key is refused", wrong_key),
+    ("a guest that presents another host key is refused", wrong_key),
     ("systemd-networkd leaves the interface of a guest alone", keep_networkd_out),
     ("NetworkManager, ifupdown and dhcpcd leave the interface of a guest alone", keep_others_out),
 ];
 
-/// Starts the ssh server of a guest without an init that does.
+/// Starts the ssh server in a guest whose init does not.
 const SERVE: &str = "serve() { banger vm exec $1 -- sh -c 'mkdir -p /run/sshd; exec /usr/sbin/sshd'; }";
 
 fn session(host: &Host) -> Result<()> {
@@ -102,7 +102,7 @@ fn wrong_key(host: &Host) -> Result<()> {
     let output = as_user(host, "alice", &["sh", "-euc", session])?;
     let (out, errors) = (expect(&output, 0)?, text(&output.stderr));
     ensure!(!out.contains("reached") && out.contains("status 255"), "{out:?}");
-    ensure!(out.contains("mended"), "the next boot does not mend it: {out:?}");
+    ensure!(out.contains("mended"), "the next boot does not repair it: {out:?}");
     ensure!(errors.contains("Host key verification failed"), "{errors:?}");
     Ok(())
 }
@@ -146,13 +146,13 @@ fn keep_networkd_out(host: &Host) -> Result<()> {
         banger vm delete --force wired";
     let out = script(host, "alice", session)?;
     let has = |words: &[&str]| out.lines().any(|line| words.iter().all(|word| line.contains(word)));
-    ensure!(has(&["eth0", "unmanaged"]), "networkd takes the interface: {out:?}");
+    ensure!(has(&["eth0", "unmanaged"]), "networkd manages the interface: {out:?}");
     ensure!(has(&["nameserver", "172."]), "there is no name server: {out:?}");
     ensure!(has(&["wired.vm", "wired"]) && has(&["active"]), "{out:?}");
     Ok(())
 }
 
-/// Each of them would find no answer on the link, and take the address away or give the interface another.
+/// Checks three tools that would get no answer on the link and then remove the address or assign another one.
 fn keep_others_out(host: &Host) -> Result<()> {
     let tar = host::inside(&image::archive("network-programs")?)?;
     let register = format!("banger image register --shared --name programs --rootfs {}", tar.display());

@@ -1,4 +1,4 @@
-//! A person at a terminal: what they type, how large it is, and what they stop and take up again.
+//! Checks of a terminal session: input, size, interrupts and job control.
 
 use anyhow::{Result, ensure};
 
@@ -8,7 +8,7 @@ use crate::host::Host;
 pub(super) const CHECKS: &[(&str, Check)] =
     &[("a terminal has its size, interrupts, job control and an editor", person)];
 
-/// tmux is the terminal, and looks at what stands on it.
+/// Drives a shell through tmux, which provides the terminal and reads its screen.
 fn person(host: &Host) -> Result<()> {
     let session = "
         echo 'set -g status off' > tmux.conf
@@ -19,14 +19,14 @@ fn person(host: &Host) -> Result<()> {
             t kill-server; banger vm delete --force keys >&2
             exit 1
         }
-        # A person types when the prompt is there.
+        # Type once the prompt is there.
         type() {
             for n in $(seq 300); do
                 t capture-pane -p | grep -v '^$' | tail -n 1 | grep -q -x '.*# *' && break; sleep 0.1
             done
             t send-keys \"$1\" Enter
         }
-        # A key that comes while a program is about to take the terminal goes to nobody.
+        # A key that is pressed while a program sets up the terminal may get lost: retry.
         press() {
             for n in $(seq 60); do
                 t send-keys \"$1\"; sleep 1
@@ -42,8 +42,8 @@ fn person(host: &Host) -> Result<()> {
         t resize-window -x 120 -y 40
         type 'until stty size | grep -x \"40 120\"; do sleep 0.2; done'
         see '40 120' && echo resized
-        # Said by the program that has the terminal by then: a shell that is interrupted while it starts one
-        # would go on beside it.
+        # The program itself prints this, so it has the terminal by then: a shell that is interrupted while it
+        # starts a program would keep running beside it.
         type 'clear; sh -c \"echo begun; exec sleep 1000\"'
         see 'begun'
         press C-c '.*#'
@@ -59,7 +59,7 @@ fn person(host: &Host) -> Result<()> {
         type 'vi note'
         see '~'
         t send-keys i 'from the editor' Escape ':wq' Enter
-        # What is typed while the editor ends, it throws away.
+        # The editor discards what is typed while it exits.
         see '.*#'
         type 'clear; cat note'
         see 'from the editor' && echo edited

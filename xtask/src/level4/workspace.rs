@@ -1,4 +1,4 @@
-//! A repository in a sandbox: in, worked on, and out again; and much data through commands, files and ports.
+//! Checks of workspaces, from the host into a sandbox and back, and of large transfers by commands, copies and ports.
 
 use std::process::Stdio;
 
@@ -10,10 +10,10 @@ use crate::{
     run::{command, repository},
 };
 
-/// Names how many MiB flow; a gibibyte was seen by hand, and takes minutes under a translator.
+/// Environment variable with the MiB to transfer. A gibibyte was tested by hand, and takes minutes under emulation.
 const FLOOD: &str = "BANGER_TEST_FLOOD_MIB";
 const FLOOD_MIB: u32 = 256;
-/// Sends back what it gets, on a port and on a socket.
+/// Echoes what it receives, on a port and on a socket.
 const ECHO: &str = "
 import socketserver, threading
 class Echo(socketserver.BaseRequestHandler):
@@ -23,7 +23,7 @@ port = socketserver.ThreadingTCPServer(('127.0.0.1', 8080), Echo)
 socket = socketserver.ThreadingUnixStreamServer('/run/echo.sock', Echo)
 threading.Thread(target=port.serve_forever).start()
 socket.serve_forever()";
-/// Sends standard input to a port of the loopback, and prints what comes back.
+/// Sends standard input to a port of loopback, and prints the answer.
 const SEND: &str = "
 import shutil, socket, sys, threading
 to = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
@@ -38,12 +38,12 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a repository needs no git in the image", without_git),
     ("data through commands, copies and forwarded ports is unchanged", much_data),
     ("a flood through a command, a forwarded port and a socket keeps its digest", flood),
-    ("a devcontainer's image, user, folder, variables, ports and command are had", devcontainer),
-    ("a full disk and an end in the middle are told, and leave nothing here", broken_copies),
+    ("a devcontainer's image, user, folder, variables, ports and command are applied", devcontainer),
+    ("a full disk and an interrupted copy are reported and leave nothing on the host", broken_copies),
 ];
 
-/// A clone of this project below the home of alice. It goes in as an archive: the host has a `/tmp` of its own, and
-/// may not see where the project is.
+/// Clones this project into alice's home directory. It is sent as an archive: the private host has its own `/tmp`, and
+/// may not see the directory of the project.
 fn clone(host: &Host) -> Result<()> {
     let pack = "
         if [ -e .git ]; then
@@ -69,11 +69,11 @@ fn clone(host: &Host) -> Result<()> {
         .context("cannot pack the project")?;
     let archive = packing.stdout.take().context("there is no archive")?;
     let unpacked = host.enter(&["sh", "-euc", unpack]).stdin(archive).output().context("cannot unpack")?;
-    ensure!(packing.wait()?.success(), "the project cannot be packed");
+    ensure!(packing.wait()?.success(), "cannot pack the project");
     expect(&unpacked, 0).map(drop)
 }
 
-/// What a directory holds, as a digest: names, contents, links and what can be run.
+/// Prints a digest of a directory: names, contents, links and executable bits.
 const DIGEST: &str = "
     (find . -name .git -prune -o -type f -exec sha256sum {} +
      find . -name .git -prune -o -type l -printf '%p -> %l\\n'
@@ -147,7 +147,7 @@ fn without_git(host: &Host) -> Result<()> {
 }
 
 fn much_data(host: &Host) -> Result<()> {
-    // A gibibyte takes minutes under a translator; the protocol has seen all of its states after these.
+    // A gibibyte takes minutes under emulation, and this much already covers all states of the protocol.
     let session = "
         head -c 32M /dev/urandom > much
         banger vm create --quiet --vcpu 1 --name pipe
@@ -182,7 +182,7 @@ fn much_data(host: &Host) -> Result<()> {
 
 fn flood(host: &Host) -> Result<()> {
     let mib = match std::env::var(FLOOD) {
-        Ok(text) => text.parse().with_context(|| format!("{FLOOD} is no number"))?,
+        Ok(text) => text.parse().with_context(|| format!("{FLOOD} is not a number"))?,
         Err(_) => FLOOD_MIB,
     };
     let session = format!(

@@ -1,8 +1,8 @@
-//! The machine of the test host: QEMU, which translates every instruction, so that it needs nothing of this
-//! machine's processor and gives the host one that has virtualisation.
+//! The virtual hardware of the test host: QEMU with emulation, which works on any processor and gives the test host one
+//! with virtualisation.
 //!
-//! It boots once. Then its memory is written to a file, and each later start reads that and goes on from there;
-//! what is written to the disk meanwhile is forgotten at the end.
+//! It boots once. Then its memory is saved to a file, and each later start restores it. Later writes to the disk are
+//! discarded when it stops.
 
 use std::{
     fs::{self, File},
@@ -22,7 +22,7 @@ use super::root::Root;
 use crate::run::command;
 
 pub const QEMU: &str = "qemu-system-x86_64";
-/// Without la57 the processor's virtualisation works; see docs/testing.md.
+/// The hardware. Virtualisation only works without la57; see docs/testing.md.
 const HARDWARE: [&str; 14] = [
     "-nodefaults",
     "-no-user-config",
@@ -40,48 +40,48 @@ const HARDWARE: [&str; 14] = [
     "none",
 ];
 const COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet no_timer_check systemd.show_status=false";
-/// Writing or reading the memory, and the answers of the monitor.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long QEMU may take to save or restore the memory, or to answer a QMP command.
+const TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 
-/// What decides whether a saved memory fits.
+/// Describes everything that a saved memory depends on.
 pub fn recipe() -> String {
     format!("{HARDWARE:?} {COMMAND_LINE}")
 }
 
-/// How the machine begins.
+/// How QEMU starts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
-    /// It boots, and what it writes stays.
+    /// Boot, and keep what is written.
     Boot,
-    /// It goes on from the saved moment, and what it writes is forgotten.
+    /// Restore the saved memory, and discard what is written.
     Restore,
 }
 
-/// A QEMU that runs.
+/// A running QEMU.
 pub struct Machine {
     directory: PathBuf,
 }
 
 impl Machine {
-    /// The machine whose QEMU was started in this directory, if it runs.
+    /// Returns the QEMU that was started in this directory, if it is running.
     pub fn find(directory: &Path) -> Option<Self> {
         let machine = Self { directory: directory.to_path_buf() };
         let pid = machine.pid().ok()?;
-        // One that has ended and was not yet waited for has no words any more.
+        // A zombie has an empty command line.
         let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         words.starts_with(QEMU).then_some(machine)
     }
 
-    /// Starts QEMU. When this returns, the machine runs.
+    /// Starts QEMU, and returns when it is running.
     pub fn start(root: &Root, directory: &Path, begin: Begin) -> Result<Self> {
         fs::create_dir_all(directory.join("share"))
-            .with_context(|| format!("cannot make {}", directory.display()))?;
+            .with_context(|| format!("cannot create {}", directory.display()))?;
         let machine = Self { directory: directory.to_path_buf() };
         let port = free_port()?;
         fs::write(machine.directory.join("port"), port.to_string())?;
         let log = File::create(machine.directory.join("log"))?;
-        // In a session of its own: it goes on when xtask ends.
+        // In a session of its own, so that it outlives xtask.
         let mut qemu = command("setsid", [QEMU]);
         qemu.current_dir(directory).args(HARDWARE);
         machine.add_devices(&mut qemu, root, port, begin);
@@ -121,7 +121,7 @@ impl Machine {
             &format!("file={disk},format=raw,if=none,id=root,cache=unsafe,snapshot={snapshot}"),
         ]);
         qemu.args(["-device", "virtio-blk-pci,drive=root"]);
-        // Reachable from this machine alone.
+        // Reachable from loopback only.
         qemu.args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22")]);
         qemu.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
         qemu.args(["-device", "virtio-rng-pci"]);
@@ -132,7 +132,7 @@ impl Machine {
         }
     }
 
-    /// Writes the memory of the machine, which has to have booted, and ends it.
+    /// Saves the memory of a booted test host to a file, and stops QEMU.
     pub fn save(self, root: &Root) -> Result<()> {
         let unfinished = root.memory().with_extension("new");
         let mut monitor = Monitor::connect(&self.directory)?;
@@ -142,69 +142,69 @@ impl Machine {
         monitor.wait_for("query-migrate", "status", "completed")?;
         drop(monitor);
         self.end()?;
-        fs::rename(unfinished, root.memory()).context("cannot keep the memory of the test host")
+        fs::rename(unfinished, root.memory()).context("cannot rename the memory of the test host")
     }
 
-    /// Ends the machine as if its power were cut.
+    /// Stops QEMU, as a power cut would.
     pub fn end(self) -> Result<()> {
         let pid = self.pid()?;
         if let Ok(mut monitor) = Monitor::connect(&self.directory) {
-            // It may be gone before it answers.
+            // QEMU may exit before it answers.
             let _ = monitor.ask("quit", &json!({}));
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Self::find(&self.directory).is_some() {
-            ensure!(Instant::now() < deadline, "QEMU (process {pid}) does not end");
+            ensure!(Instant::now() < deadline, "QEMU (process {pid}) does not stop");
             thread::sleep(POLL);
         }
         Ok(())
     }
 
-    /// QEMU's process.
+    /// Returns the pid of QEMU.
     pub fn pid(&self) -> Result<u32> {
         let text = fs::read_to_string(self.directory.join("pid")).context("QEMU was not started")?;
-        text.trim().parse().context("the number of QEMU's process is damaged")
+        text.trim().parse().context("cannot read the pid of QEMU")
     }
 
-    /// The port of this machine that leads to the host's SSH server.
+    /// Returns the loopback port that is forwarded to the test host's ssh server.
     pub fn port(&self) -> Result<u16> {
-        let text = fs::read_to_string(self.directory.join("port")).context("the host has no port")?;
-        text.trim().parse().context("the number of the host's port is damaged")
+        let text = fs::read_to_string(self.directory.join("port")).context("the test host has no port")?;
+        text.trim().parse().context("cannot read the port of the test host")
     }
 }
 
-/// A port that was free a moment ago.
+/// Returns a port that was free a moment ago.
 fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("there is no free port")?;
     Ok(listener.local_addr()?.port())
 }
 
-/// QEMU's monitor, which speaks JSON in lines.
+/// A connection to QEMU's QMP monitor, which exchanges lines of JSON.
 struct Monitor {
     stream: BufReader<UnixStream>,
 }
 
 impl Monitor {
     fn connect(directory: &Path) -> Result<Self> {
-        // A socket's address is short, and a clone of the repository may be deep.
+        // The path of a socket is limited to 108 bytes, and that of a checkout may be longer.
         let here = File::open(directory)?;
         let address = format!("/proc/self/fd/{}/monitor", std::os::fd::AsRawFd::as_raw_fd(&here));
         let stream = UnixStream::connect(address).context("QEMU's monitor does not listen")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         let mut monitor = Self { stream: BufReader::new(stream) };
         monitor.ask("qmp_capabilities", &json!({}))?;
         Ok(monitor)
     }
 
-    /// Has a command done and returns the answer.
+    /// Runs a QMP command and returns its result.
     fn ask(&mut self, what: &str, arguments: &Value) -> Result<Value> {
         let message = json!({ "execute": what, "arguments": arguments });
         writeln!(self.stream.get_mut(), "{message}").with_context(|| format!("cannot ask QEMU to {what}"))?;
         loop {
             let mut line = String::new();
             let read = self.stream.read_line(&mut line);
-            ensure!(read.with_context(|| format!("QEMU does not answer {what}"))? > 0, "QEMU has gone");
-            let answer: Value = serde_json::from_str(&line).context("QEMU speaks nonsense")?;
+            ensure!(read.with_context(|| format!("QEMU does not answer {what}"))? > 0, "QEMU has hung up");
+            let answer: Value = serde_json::from_str(&line).context("unexpected reply from QEMU")?;
             if let Some(result) = answer.get("return") {
                 return Ok(result.clone());
             }
@@ -215,14 +215,14 @@ impl Monitor {
         }
     }
 
-    /// Asks again and again until the answer's `key` is `value`.
+    /// Repeats a query until `key` in the answer is `value`.
     fn wait_for(&mut self, question: &str, key: &str, value: &str) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let answer = self.ask(question, &json!({}))?;
             match answer.get(key).and_then(Value::as_str) {
                 Some(is) if is == value => return Ok(()),
-                Some("failed") => bail!("QEMU says to {question}: {answer}"),
+                Some("failed") => bail!("QEMU reports for {question}: {answer}"),
                 is => ensure!(Instant::now() < deadline, "QEMU's {question} stays at {is:?}"),
             }
             thread::sleep(POLL);

@@ -1,8 +1,8 @@
-//! The test host: a machine of its own with a whole Debian system, under QEMU, for what the kernel of this
-//! machine lacks: device-mapper, virtualisation and the rest of what a user's machine has.
+//! The test host: a full Debian system under QEMU, with everything that the developer's kernel may lack, such as
+//! device-mapper and virtualisation.
 //!
-//! Each start begins from the same saved moment after the boot. Banger gets into it as its package does on
-//! a user's machine.
+//! Each start restores the memory that was saved after the first boot. Banger is installed from its package, as on a
+//! user's host.
 
 mod machine;
 mod root;
@@ -29,58 +29,58 @@ use crate::{
     run::{cache, run, say},
 };
 
-/// How long the first boot may take, of which there is one for each change of the packages.
+/// How long the first boot may take. There is one for each change of the packages.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long a restored host may take to answer.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
-/// Where the host sees what is put into [`TestHost::share`].
+/// Where the host finds the files of [`TestHost::share`].
 const SHARE: &str = "/host";
 
-/// `cargo xtask testhost`.
+/// Commands of `cargo xtask testhost`.
 #[derive(Subcommand)]
 pub enum Task {
-    /// Start it, or bring it up to date with what was built
+    /// Start the host, or update the package in a running one
     Up(Up),
-    /// End it; what was written in it is forgotten
+    /// Stop the host and discard what was written in it
     Down,
-    /// Run a command in it; its output and exit status are the command's
+    /// Run a command in the host and exit with its status
     Exec(Exec),
-    /// A root shell in it
+    /// Open a root shell in the host
     Shell,
-    /// Whether it is up
+    /// Show whether the host is running
     Status,
 }
 
-/// What `cargo xtask testhost up` takes.
+/// Arguments of `cargo xtask testhost up`.
 #[derive(Parser, Default)]
 pub struct Up {
-    /// Begin with nothing: no machines, no images, no kernels
+    /// Start without sandboxes, images and kernels
     #[arg(long)]
     pub fresh: bool,
-    /// Without banger
+    /// Do not install banger
     #[arg(long)]
     pub bare: bool,
 }
 
-/// What `cargo xtask testhost exec` takes.
+/// Arguments of `cargo xtask testhost exec`.
 #[derive(Parser)]
 pub struct Exec {
-    /// The user: alice and bob are in the group banger, carol is in none, dave may use sudo
+    /// Run the command as this user: alice and bob are in the group banger, carol is in none, dave may use sudo
     #[arg(long, default_value = "root")]
     pub user: String,
-    /// The command
+    /// Command to run
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
 }
 
-/// A test host that is up.
+/// A running test host.
 pub struct TestHost {
     root: Root,
     machine: Machine,
 }
 
-/// Does what was asked for.
+/// Runs a command of `cargo xtask testhost`.
 pub fn dispatch(task: Task) -> Result<ExitCode> {
     match task {
         Task::Up(arguments) => drop(up(&arguments)?),
@@ -95,7 +95,7 @@ pub fn dispatch(task: Task) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts the host, or brings the one that is up to date.
+/// Starts the host, or updates the package in a running one.
 pub fn up(arguments: &Up) -> Result<TestHost> {
     let root = root::ensure(&directory())?;
     if arguments.fresh {
@@ -121,16 +121,16 @@ pub fn up(arguments: &Up) -> Result<TestHost> {
     Ok(host)
 }
 
-/// Ends the host.
+/// Stops the host.
 pub fn down() -> Result<()> {
     if let Some(machine) = Machine::find(&directory()) {
-        say("ending the test host");
+        say("stopping the test host");
         machine.end()?;
     }
     Ok(())
 }
 
-/// Runs a command as a user, in a session of that user.
+/// Runs a command in a session of a user.
 fn exec(arguments: &Exec) -> Result<ExitCode> {
     let host = up(&Up::default())?;
     let mut command = match arguments.user.as_str() {
@@ -140,41 +140,41 @@ fn exec(arguments: &Exec) -> Result<ExitCode> {
     Ok(exit_code(command.status().context("cannot run ssh")?))
 }
 
-/// A shell.
+/// Runs a root shell in the host.
 fn shell() -> Result<ExitCode> {
     let host = up(&Up::default())?;
     Ok(exit_code(host.enter(&["bash", "-l"]).status().context("cannot run ssh")?))
 }
 
-/// The first boot, which is kept.
+/// Boots the host for the first time and saves its memory.
 fn boot_and_save(root: &Root) -> Result<()> {
     say("booting the test host for the first time");
     let machine = Machine::start(root, &directory(), Begin::Boot)?;
     let host = TestHost { root: Root { directory: root.directory.clone() }, machine };
     host.wait_until_it_answers(BOOT_TIMEOUT)?;
-    // A unit that failed is no reason to wait, and not ours to judge. What everybody uses is started once.
+    // A failed unit of Debian's does not matter here. Start the services now that every test uses.
     let settle = "systemctl is-system-running --wait || systemctl --failed --no-legend
         systemctl start polkit.service systemd-logind.service && sync";
     run(&mut host.enter(&["sh", "-c", settle]))?;
     host.close_connection();
-    say("saving it");
+    say("saving the memory of the test host");
     host.machine.save(root)
 }
 
 impl TestHost {
-    /// A command in the host as its root, outside of any session.
+    /// Returns a command that runs in the host as root, outside any session.
     pub fn enter<S: AsRef<str>>(&self, arguments: &[S]) -> Command {
         let mut ssh = self.ssh();
         if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
             ssh.arg("-t");
         }
-        // The other side gives one line to a shell.
+        // ssh passes one line to a shell on the other side.
         let line: Vec<String> = arguments.iter().map(|argument| quoted(argument.as_ref())).collect();
         ssh.args(["root@test-host", "--"]).arg(line.join(" "));
         ssh
     }
 
-    /// A command in a session of a user, as logind sees it.
+    /// Returns a command that runs in a logind session of a user.
     pub fn session<S: AsRef<str>>(&self, user: &str, arguments: &[S]) -> Command {
         let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let user = format!("User={user}");
@@ -185,14 +185,14 @@ impl TestHost {
         self.enter(&words)
     }
 
-    /// Makes a file of this machine one of the host under this name, and returns its path there.
+    /// Copies a file to the host under this name, and returns its path there.
     pub fn share(&self, file: &Path, name: &str) -> Result<String> {
         let shared = directory().join("share").join(name);
         fs::copy(file, &shared).with_context(|| format!("cannot copy {}", file.display()))?;
         Ok(format!("{SHARE}/{name}"))
     }
 
-    /// Lets the host boot anew, and waits until it answers.
+    /// Reboots the host and waits until it answers.
     pub fn reboot(&self) -> Result<()> {
         let boot = || crate::run::output(&mut self.enter(&["cat", "/proc/sys/kernel/random/boot_id"]));
         let before = boot()?;
@@ -204,14 +204,14 @@ impl TestHost {
             self.wait_until_it_answers(BOOT_TIMEOUT)?;
             match boot() {
                 Ok(now) if now != before => return self.prepare(),
-                // It is still going down.
+                // It is still shutting down.
                 _ if Instant::now() < deadline => thread::sleep(POLL),
-                _ => bail!("the test host does not boot again"),
+                _ => bail!("the test host does not reboot"),
             }
         }
     }
 
-    /// Gives the service a kernel and an image for everybody, under the names that it looks for.
+    /// Imports a shared kernel and a shared image, under the service's default names.
     pub fn provide(&self) -> Result<()> {
         say("importing a kernel and an image in the test host");
         let import = "
@@ -222,10 +222,10 @@ impl TestHost {
         run(&mut self.enter(&["sh", "-ec", import]))
     }
 
-    /// One connection carries all commands: a new one takes a second of an emulated processor.
+    /// Returns an ssh command. All commands share one connection, because a new one takes a second of emulation.
     fn ssh(&self) -> Command {
         let mut ssh = Command::new("ssh");
-        // The address of a socket is short, and a clone of the repository may be deep.
+        // The path of a socket is limited to 108 bytes, and that of a checkout may be longer.
         ssh.current_dir(directory()).args(["-F", "none", "-S", "ssh"]);
         for option in ["BatchMode=yes", "LogLevel=ERROR", "HostKeyAlias=test-host", "HostName=127.0.0.1"] {
             ssh.args(["-o", option]);
@@ -240,8 +240,8 @@ impl TestHost {
         let deadline = Instant::now() + timeout;
         let _ = fs::remove_file(directory().join("ssh"));
         loop {
-            // The connection stays in the background, without any of our files. A kernel that has panicked is not waited
-            // for.
+            // The connection stays in the background, with none of our descriptors. Keepalives end
+            // it when the kernel has panicked.
             let mut ssh = self.ssh();
             ssh.args(["-M", "-N", "-f", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=30"]);
             ssh.args(["-o", "ServerAliveCountMax=4", "root@test-host"]);
@@ -263,7 +263,7 @@ impl TestHost {
         let _ = ssh.status();
     }
 
-    /// What differs from one start to the next: the time, and the files that are shared.
+    /// Sets what differs between two starts: the time, and the shared files.
     fn prepare(&self) -> Result<()> {
         let _ = fs::remove_file(directory().join("installed"));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -271,7 +271,7 @@ impl TestHost {
         run(&mut self.enter(&["sh", "-c", &set]))
     }
 
-    /// Installs what was built as a package, unless it is what is installed.
+    /// Builds and installs the package, unless the same one is installed.
     fn install(&self) -> Result<()> {
         let programs = build::ensure()?;
         let package = deb::make(&programs, &directory().join("share"), deb::Compression::None)?;
@@ -301,7 +301,7 @@ fn directory() -> PathBuf {
     cache().join("testhost")
 }
 
-/// A word that a shell takes as it is.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -1,4 +1,4 @@
-//! The file system of the test host, made of Debian's packages without mounting anything.
+//! Builds the file system of the test host from Debian's packages, without mounting anything.
 
 use std::{
     fs,
@@ -16,56 +16,56 @@ use crate::{
     run::{command, hex, output, repository, run, say},
 };
 
-/// Grows when the recipe changes in what its inputs do not show.
+/// Version of the recipe. Raise it for a change that the other inputs of the digest do not show.
 const RECIPE: u32 = 1;
 const SETUP: &str = include_str!("root.sh");
-/// The root disk: what is not used takes no room.
+/// The size of the root disk. Unused blocks take no space.
 const SIZE: u64 = 16 << 30;
 const PACKAGES: &str = "xtask/images/testhost.packages";
 
-/// A host that has never been booted, or the same after its first boot.
+/// The files of a test host, before or after its first boot.
 pub struct Root {
-    /// The directory of all its files, named after what it was made of.
+    /// The directory of all its files, named by the digest of its inputs.
     pub directory: PathBuf,
 }
 
 impl Root {
-    /// The root file system.
+    /// Returns the path of the root file system.
     pub fn disk(&self) -> PathBuf {
         self.directory.join("disk.ext4")
     }
 
-    /// The kernel of its packages.
+    /// Returns the path of the kernel from its packages.
     pub fn kernel(&self) -> PathBuf {
         self.directory.join("vmlinuz")
     }
 
-    /// The initramfs of its packages.
+    /// Returns the path of the initramfs from its packages.
     pub fn initramfs(&self) -> PathBuf {
         self.directory.join("initrd.img")
     }
 
-    /// The private key that root of the host lets in.
+    /// Returns the path of the private key for root's ssh login.
     pub fn key(&self) -> PathBuf {
         self.directory.join("key")
     }
 
-    /// The host's own public key, in the form of `known_hosts`.
+    /// Returns the path of the host's public key, in the format of `known_hosts`.
     pub fn known_hosts(&self) -> PathBuf {
         self.directory.join("known_hosts")
     }
 
-    /// The memory of the host when it had booted; missing before.
+    /// Returns the path of the memory saved after the first boot. It is missing before.
     pub fn memory(&self) -> PathBuf {
         self.directory.join("memory")
     }
 }
 
-/// The file system, made below `parent` if it is not there. It needs no boot yet to be there.
+/// Returns the file system, and builds it below `parent` if it is missing. It may not have been booted yet.
 pub fn ensure(parent: &Path) -> Result<Root> {
     let list = repository().join(PACKAGES);
     let included = image::packages_in(&list)?;
-    // What machines can be made of: a small image, and the kernel with the fewest modules.
+    // For sandboxes: a small image, and the kernel with the fewest modules.
     let provisions = Provisions { image: image::ensure("minimal")?, kernel: kernel::ensure()? };
     let inputs = format!(
         "{RECIPE}\n{SIZE}\n{}\n{SETUP}\n{:?}\n{:?}\n{}\n{}",
@@ -81,15 +81,15 @@ pub fn ensure(parent: &Path) -> Result<Root> {
         return Ok(root);
     }
     packages::ensure()?;
-    ensure!(rustix::process::geteuid().is_root(), "the test host's file system is made as root");
-    say("making the file system of the test host");
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-    let scratch = tempfile::tempdir_in(parent).context("cannot make a temporary directory")?;
+    ensure!(rustix::process::geteuid().is_root(), "building the test host's file system needs root");
+    say("building the file system of the test host");
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    let scratch = tempfile::tempdir_in(parent).context("cannot create a temporary directory")?;
     let unfinished = Root { directory: scratch.path().join("new") };
     fs::create_dir(&unfinished.directory)?;
     make(&unfinished, &scratch.path().join("root"), &included, &provisions, &digest)?;
     remove_others(parent)?;
-    fs::rename(&unfinished.directory, &root.directory).context("cannot put the file system in its place")?;
+    fs::rename(&unfinished.directory, &root.directory).context("cannot rename the file system")?;
     Ok(root)
 }
 
@@ -101,13 +101,13 @@ fn make(root: &Root, tree: &Path, included: &[String], provisions: &Provisions, 
     let host_key = fs::read_to_string(tree.join("etc/ssh/ssh_host_ed25519_key.pub"))?;
     fs::write(root.known_hosts(), format!("test-host {host_key}"))?;
     provisions.copy(&tree.join("srv"))?;
-    // The links of the root directory name the newest kernel.
+    // The links in the root directory point to the newest kernel.
     fs::copy(tree.join("vmlinuz"), root.kernel()).context("the host has no kernel")?;
     fs::copy(tree.join("initrd.img"), root.initramfs()).context("the host has no initramfs")?;
     image::write_ext4(tree, &root.disk(), SIZE, digest)
 }
 
-/// What stands below `/srv` of the host.
+/// The files in `/srv` of the host.
 struct Provisions {
     image: PathBuf,
     kernel: DistributionKernel,
@@ -120,12 +120,12 @@ impl Provisions {
         run(command("cp", sparse).arg(&self.kernel.vmlinuz).arg(directory.join("vmlinuz")))?;
         let modules = directory.join("modules");
         fs::create_dir(&modules)?;
-        // The release is part of the path.
+        // The path contains the kernel's release.
         run(command("cp", sparse).arg(&self.kernel.modules).arg(modules))
     }
 }
 
-/// Removes the hosts that were made of other inputs; each takes more than a gigabyte.
+/// Removes hosts that were built from other inputs; each takes more than a gigabyte.
 fn remove_others(parent: &Path) -> Result<()> {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
@@ -136,7 +136,7 @@ fn remove_others(parent: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A saved memory is only for the QEMU that saved it.
+/// Returns the version of QEMU: only the version that saved a memory can restore it.
 fn qemu_version() -> Result<String> {
     packages::ensure()?;
     output(&mut command(machine::QEMU, ["--version"]))

@@ -1,3 +1,5 @@
+//! Tests of a session with a guest, against an agent in the same process.
+
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! Tests of the tree that layers are merged into.
+
 #![allow(clippy::unwrap_used)]
 use proptest::prelude::*;
 

@@ -1,5 +1,5 @@
 //! Opens the database. A database that is damaged, of another program, of a newer version, or missing although there
-//! are disks is refused and left untouched, for whoever repairs it.
+//! are disks is refused and left untouched, so that it can be repaired.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions, Permissions},
