@@ -59,8 +59,10 @@ const AGENT_WEIGHT: &str = "1000";
 /// agent.
 const PROTECTED: &[u8] = b"-900";
 const NOT_PROTECTED: &[u8] = b"0";
-/// Memory that commands leave to the image's init, its services and the agent: an eighth, within these bounds.
-const RESERVED: std::ops::RangeInclusive<u64> = 32 << 20..=128 << 20;
+/// Memory that commands leave to the kernel, the image's init, its services and the agent: an eighth, within these
+/// bounds. With less, a command that uses up its own part makes a small guest drop the programs of its services from memory
+/// and read them again all the time.
+const RESERVED: std::ops::RangeInclusive<u64> = 96 << 20..=128 << 20;
 /// What a small process takes, with its page tables and the kernel's records of it. A guest with more processes than
 /// fit into its memory spends its time on fetching again what it has dropped, and answers nobody.
 const PROCESS_MEMORY: u64 = 256 << 10;
@@ -313,8 +315,8 @@ mod tests {
         for (memory, processes, expect) in [
             // Memory in MiB, then processes of all sessions and of one.
             (64, 400, (32, 128, 64)),
-            (256, 2000, (224, 896, 448)),
-            (480, 3800, (420, 1680, 840)),
+            (256, 2000, (160, 640, 320)),
+            (480, 3800, (384, 1536, 768)),
             (2048, 16_000, (1920, 7680, 3840)),
             (65_536, 4_194_304, (65_408, 261_632, 130_816)),
             // A kernel that allows few.
