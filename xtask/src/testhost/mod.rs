@@ -130,6 +130,14 @@ pub fn down() -> Result<()> {
     Ok(())
 }
 
+/// Whether the kernel of the host says that its processors do not get on. QEMU's translator does that to guests with
+/// several processors at times, and then nothing answers any more.
+pub fn stands_still() -> bool {
+    let console = fs::read(directory().join("console")).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    ["soft lockup", "rcu_preempt self-detected stall"].iter().any(|sign| console.contains(sign))
+}
+
 /// Runs a command in a session of a user.
 fn exec(arguments: &Exec) -> Result<ExitCode> {
     let host = up(&Up::default())?;
