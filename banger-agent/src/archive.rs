@@ -8,7 +8,10 @@ use std::{
 };
 
 use banger_copy::{Access, Owner, Rules};
-use banger_proto::guest::{Frame, STDIN_WINDOW, frame::MAX_DATA, message::Placement};
+use banger_proto::{
+    causes::with_causes,
+    guest::{Frame, STDIN_WINDOW, frame::MAX_DATA, message::Placement},
+};
 use rustix::{
     fs::{CWD, RenameFlags, renameat_with},
     io::Errno,
@@ -32,18 +35,6 @@ pub fn put(port: &mut Port, directory: &str, placement: Placement) -> io::Result
             refuse(port, kind_of(&error), &format!("cannot unpack into {directory}: {}", with_causes(&error)))
         }
     }
-}
-
-/// Formats an error with its causes.
-pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Unpacks next to the directory, and moves the result into place when it is complete.

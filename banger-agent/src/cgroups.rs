@@ -60,11 +60,11 @@ const AGENT_WEIGHT: &str = "1000";
 const PROTECTED: &[u8] = b"-900";
 const NOT_PROTECTED: &[u8] = b"0";
 /// Memory that commands leave to the kernel, the image's init, its services and the agent: an eighth, within these
-/// bounds. With less, a command that uses up its own part makes a small guest drop the programs of its services from memory
-/// and read them again all the time.
+/// bounds. With less, a command that uses up its own part makes a small guest evict and read again the programs of its
+/// services.
 const RESERVED: std::ops::RangeInclusive<u64> = 96 << 20..=128 << 20;
-/// What a small process takes, with its page tables and the kernel's records of it. A guest with more processes than
-/// fit into its memory spends its time on fetching again what it has dropped, and answers nobody.
+/// Memory of a small process, with its page tables and the kernel's records of it. A guest with more processes than fit
+/// into its memory evicts and reads the same pages over and over, and its agent no longer answers.
 const PROCESS_MEMORY: u64 = 256 << 10;
 /// With fewer processes, a shell could not run a pipeline.
 const MIN_PROCESSES: u64 = 64;
@@ -126,8 +126,8 @@ pub fn mount_for_programs() -> io::Result<()> {
     }
 }
 
-/// Starts the serving process in its own group, and protects it from the OOM killer. This happens before the image's
-/// init starts, which moves whatever it finds in the root group.
+/// Starts the serving process in its own group, and protects it from the OOM killer. Call it before the image's init
+/// starts, because that moves all processes in the root group.
 pub fn protect(server: &mut Command) {
     let procs = Tree::open().and_then(|tree| tree.write_end(&format!("{AGENT}/cgroup.procs")));
     let procs = procs.map_err(|error| log::error(&format!("commands share one control group: {error}"))).ok();

@@ -8,15 +8,18 @@ use std::{
 };
 
 use banger_copy::{Access, Notes, Owner, Ownership, Packer, Rules, Target};
-use banger_proto::guest::{
-    Frame,
-    frame::MAX_DATA,
-    message::{CopyIn, CopyOut, CopyOwner},
+use banger_proto::{
+    causes::with_causes,
+    guest::{
+        Frame,
+        frame::MAX_DATA,
+        message::{CopyIn, CopyOut, CopyOwner},
+    },
 };
 
 use crate::{
     account::Account,
-    archive::{Input, Output, with_causes},
+    archive::{Input, Output},
     conversation::{kind_of, refuse},
     port::Port,
 };

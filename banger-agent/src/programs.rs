@@ -4,8 +4,8 @@ use std::path::Path;
 
 use banger_proto::guest::{Exec, config::Programs};
 
-/// Returns the request, completed with the image's defaults. Returns `None` if it asks for the image's entry point
-/// and there is none.
+/// Returns the request, completed with the image's defaults. Returns `None` if it asks for the entry point of
+/// an image that has none.
 pub fn complete(programs: &Programs, mut exec: Exec) -> Option<Exec> {
     if exec.of_image {
         let arguments = if exec.argv.is_empty() { &programs.cmd } else { &exec.argv };

@@ -22,7 +22,7 @@ fn below(all: &Path, account: &Account) -> io::Result<PathBuf> {
     fs::create_dir_all(all)?;
     let path = all.join(account.uid.to_string());
     match fs::DirBuilder::new().mode(0o700).create(&path) {
-        // Nobody else may write to the parent directory.
+        // Only root may write to the parent directory.
         Ok(()) => chown(&path, Some(account.uid), Some(account.gid))?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),

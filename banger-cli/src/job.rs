@@ -29,7 +29,7 @@ pub struct Jobs {
 
 #[derive(Debug)]
 enum Follower {
-    /// Nobody follows the job yet: the stages seen so far, with their messages.
+    /// No progress is shown yet: the stages seen so far, with their messages.
     Missing(Vec<(String, String)>),
     /// Its progress is shown.
     Track(Arc<Track>),

@@ -63,7 +63,7 @@ pub struct Extractor {
     shown: PathBuf,
     fresh: bool,
     rules: Rules,
-    /// The first component of all names in the archive, which stands for the root itself.
+    /// The first component of all names in the archive, which is the root itself.
     top: Option<OsString>,
     /// The directory used last.
     last: Option<(PathBuf, Rc<OwnedFd>)>,
@@ -80,7 +80,7 @@ impl Extractor {
         Self { root, shown: shown.to_owned(), fresh, rules, top, last, made, notes }
     }
 
-    /// Expects all names in the archive to begin with this component, which stands for the directory.
+    /// Expects all names in the archive to begin with this component, which is the directory itself.
     pub fn with_top(mut self, top: &OsStr) -> Self {
         self.top = Some(top.to_owned());
         self

@@ -42,7 +42,7 @@ pub enum Ended {
     Clean,
     /// With another status or by a signal, as in `exited:1` or `killed:9`.
     Failed(String),
-    /// It is gone, and nobody saw how it ended.
+    /// It is gone, and its exit status was not seen.
     Unknown,
 }
 

@@ -10,7 +10,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod causes;
 pub mod clock;
 pub mod digest;
 pub mod dns;

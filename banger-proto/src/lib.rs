@@ -2,10 +2,12 @@
 //!
 //! - [`bus`]: the D-Bus API of `banger-system`.
 //! - [`bundle`]: annotations of an image in a file.
+//! - [`causes`]: an error with its causes, as it is sent and shown.
 //! - [`guest`]: the protocol between the host and the agent in a guest.
 //! - [`size`]: parsing and printing of sizes.
 
 pub mod bundle;
 pub mod bus;
+pub mod causes;
 pub mod guest;
 pub mod size;

@@ -70,7 +70,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     packages::ensure()?;
     ensure_nextest()?;
     thread::scope(|scope| {
-        if arguments.all || arguments.levels.iter().any(|level| *level >= 4) {
+        let runs_guests = arguments.all || arguments.levels.iter().any(|level| *level >= 4);
+        // A few checks need few of the images, which these build themselves.
+        if runs_guests && arguments.only.is_empty() {
             // While cargo compiles. If this fails, the checks that need an image try again and report the error.
             scope.spawn(|| image::ensure_all_of_tests().ok());
         }

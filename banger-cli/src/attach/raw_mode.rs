@@ -27,7 +27,7 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // A terminal that was hung up needs no restoring. Not `Drain`: nobody may be reading any more.
+        // An error means that the terminal has hung up. `Drain` could block if no process reads the output any more.
         let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
 }

@@ -155,8 +155,8 @@ impl Metadata {
     }
 
     /// Returns the user's index without its file attributes. A file that git considers unchanged although its bytes
-    /// differ from the index went through a filter, which the sandbox does not have, so git there is told to assume
-    /// that it is unchanged.
+    /// differ from the index went through a filter. The sandbox does not have the filter, so the file is marked
+    /// `assume-unchanged` there.
     fn make_index(&self, repository: &Repository, index: &[Tracked], sent: &Sent) -> Result<Vec<u8>> {
         let failed = |source| Error::io("create the git index", source);
         let git = super::git::Git::bare(&self.pack_repository())

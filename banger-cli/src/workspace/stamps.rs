@@ -24,7 +24,7 @@ use crate::{age, error::Result};
 const NAME: &str = "stamps";
 /// FAT has the coarsest clock of all file systems.
 const TICK_SECONDS: i64 = 2;
-/// Stands for a file that must be read.
+/// Stamp of a file that must be read to tell whether it changed.
 const NONE: &str = "-";
 
 /// Attributes of a file that change when it is written.

@@ -9,7 +9,7 @@ use crate::net::subnet::Subnet;
 const ZONE_OCTETS: usize = 2;
 const ZONE_NIBBLES: usize = 16;
 
-/// What a name in one of the reverse zones stands for.
+/// Meaning of a name in a reverse zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReverseName {
     /// The zone itself.

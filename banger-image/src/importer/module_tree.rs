@@ -7,7 +7,7 @@ use std::{
     io::{BufReader, Read, Seek},
 };
 
-use banger_domain::causes::with_causes;
+use banger_proto::causes::with_causes;
 use banger_proto::size::Bytes;
 use mkext4::{FsBuilder, InodeCount, InodeHandle, Meta, Options};
 use sha2::{Digest as _, Sha256};

@@ -1,6 +1,7 @@
 //! Errors of the engine, grouped by what the caller can do next.
 
-use banger_domain::{causes::with_causes, lifecycle::Refused, limits::Exceeded, name};
+use banger_domain::{lifecycle::Refused, limits::Exceeded, name};
+use banger_proto::causes::with_causes;
 
 use crate::ports;
 

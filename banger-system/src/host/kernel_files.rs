@@ -14,7 +14,6 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::{
-    causes::with_causes,
     id::{ImageId, KernelId, Uid},
     resource::{KERNEL_FILE, MODULE_TREE_FILE, MODULES_FILE, Paths},
 };
@@ -29,7 +28,7 @@ use banger_image::{
     },
     record::KernelFacts,
 };
-use banger_proto::size::Bytes;
+use banger_proto::{causes::with_causes, size::Bytes};
 use sha2::{Digest, Sha256};
 
 use super::{

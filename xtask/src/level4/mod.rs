@@ -206,14 +206,16 @@ fn stands_still(host: &Host) -> Result<bool> {
 
 /// Deletes the sandboxes and images that a failed check has left.
 fn clear(host: &Host) -> Result<()> {
-    let delete = "
-        for name in $(banger vm list --all --json | grep -o '\"id\": *\"[^\"]*' | cut -d '\"' -f 4); do
+    let delete = r#"
+        for name in $(banger vm list --all --json | grep -o '"id": *"[^"]*' | cut -d '"' -f 4); do
             banger vm delete --force $name
         done
-        for name in $(banger image list --json | grep -o '\"name\": *\"[^\"]*' | cut -d '\"' -f 4); do
-            case $name in debian-bookworm | quick) ;; *) banger image delete $name ;; esac
-        done";
-    host.enter(&["sh", "-c", delete]).output().context("cannot clear the private host")?;
+        for name in $(banger image list --json | grep -o '"name": *"[^"]*' | cut -d '"' -f 4); do
+            case $name in "$0" | "$1") ;; *) banger image delete $name ;; esac
+        done"#;
+    host.enter(&["sh", "-c", delete, try_it::IMAGE, QUICK])
+        .output()
+        .context("cannot clear the private host")?;
     Ok(())
 }
 
