@@ -18,7 +18,8 @@ use clap::Parser;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    build, install, packages,
+    build::{self, install},
+    packages,
     run::{cache, command, hex, repository, run, say, target},
 };
 

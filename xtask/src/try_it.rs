@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 
 use crate::{
-    build,
+    build::{self, install},
     host::{self, Host},
-    image, install, kernel, packages,
+    image::{self, kernel},
+    packages,
     run::{command, run as shell, say},
 };
 

@@ -24,7 +24,7 @@ use self::{
     root::Root,
 };
 use crate::{
-    build, deb,
+    build::{self, deb},
     host::exit_code,
     run::{cache, run, say},
 };

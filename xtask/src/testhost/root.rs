@@ -10,8 +10,10 @@ use sha2::{Digest, Sha256};
 
 use super::machine;
 use crate::{
-    image,
-    kernel::{self, DistributionKernel},
+    image::{
+        self,
+        kernel::{self, DistributionKernel},
+    },
     packages,
     run::{command, hex, output, repository, run, say},
 };

@@ -4,9 +4,9 @@
 
 use anyhow::Result;
 
-use crate::{
-    bench::{Effort, Report},
-    bench_guest::{self, Comparison},
+use crate::bench::{
+    Effort, Report,
+    guest::{self, Comparison},
 };
 
 const SCRIPT: &str = r#"
@@ -55,7 +55,7 @@ for turn in range(runs):
 
 /// Runs the benchmark in both directions.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
-    bench_guest::run(
+    guest::run(
         effort,
         SCRIPT,
         &[

@@ -121,7 +121,7 @@ fn containers(host: &Host) -> Result<()> {
 
 /// Imports Debian's kernel without its modules, which contain the drivers.
 fn no_drivers(host: &Host) -> Result<()> {
-    let kernel = crate::kernel::ensure()?;
+    let kernel = image::kernel::ensure()?;
     let vmlinuz = host::inside(&kernel.vmlinuz)?;
     let import =
         format!("banger kernel import --name lone --vmlinuz {} 2>&1 && echo taken", vmlinuz.display());

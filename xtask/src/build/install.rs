@@ -9,8 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    build::Programs,
-    catalog,
+    build::{Programs, catalog},
     run::{cache, command, output, repository, run},
 };
 

@@ -29,7 +29,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::{
     host::{self, Host},
-    image, kernel,
+    image::{self, kernel},
     run::say,
     test::{Tally, is_wanted},
     try_it::{self, QUICK},

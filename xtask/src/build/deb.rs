@@ -10,8 +10,7 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    build::{self, Programs},
-    install,
+    build::{self, Programs, install},
     run::{cache, command, hex, repository, run},
 };
 

@@ -106,7 +106,7 @@ fn busctl(host: &Host) -> Result<()> {
 
 fn desktop(host: &Host) -> Result<()> {
     // GLib's own client, as desktop programs use it.
-    let client = include_str!("../../../banger-system/tests/private_bus/watch_objects.py");
+    let client = include_str!("../../../../banger-system/tests/private_bus/watch_objects.py");
     let watch = "
         /usr/bin/python3 -c \"$0\" > seen &
         while [ ! -e /tmp/seen-enough ]; do sleep 0.1; done

@@ -15,8 +15,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::{
-    bench::{Effort, Machine, median},
-    bench_boot::process_of,
+    bench::{Effort, Machine, boot::process_of, median},
     host::Host,
     run::{run as shell, say},
 };

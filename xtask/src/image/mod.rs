@@ -3,6 +3,10 @@
 //! The same packages give the same bytes: all times in the file system are a constant, and the random parts of the
 //! ext4 come from the recipe's digest.
 
+pub mod bundle;
+mod ext4;
+pub mod kernel;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,7 +20,7 @@ use mkext4::Options;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    bundle, ext4, kernel, packages,
+    packages,
     run::{cache, command, hex, output, repository, run as shell, say},
     try_it,
 };

@@ -4,9 +4,8 @@ use anyhow::{Result, ensure};
 
 use super::{Check, script};
 use crate::{
-    bundle,
     host::{self, Host},
-    image,
+    image::{self, bundle},
 };
 
 pub(super) const CHECKS: &[(&str, Check)] = &[

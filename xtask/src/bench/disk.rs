@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 
 use crate::{
     bench::{Effort, Report, Side},
-    level5,
     run::{output, say},
+    test::level5,
     testhost,
 };
 

@@ -1,5 +1,10 @@
 //! Builds the programs that are installed.
 
+mod catalog;
+pub mod deb;
+pub mod install;
+pub mod sqlx;
+
 use std::path::PathBuf;
 
 use anyhow::Result;

@@ -3,6 +3,10 @@
 //! Levels 0 to 3 are the tests of the crates: pure ones, the engine on a host in memory, the bus, and adapters on
 //! the real kernel. Level 4 is the installed product in the private host, level 5 the package in the test host.
 
+pub mod fuzz;
+mod level4;
+pub mod level5;
+
 use std::{
     fs,
     process::{Command, ExitCode},
@@ -14,7 +18,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::{
-    image, kernel, level4, level5, packages,
+    image::{self, kernel},
+    packages,
     run::{cache, cargo, repository, say},
 };
 

@@ -2,6 +2,17 @@
 //!
 //! Hosts are noisy, so what counts is the ratio of the medians, never a single time.
 
+mod boot;
+mod disk;
+mod exec;
+mod guest;
+mod idle;
+mod import;
+mod net;
+mod size;
+mod start;
+mod workspace;
+
 use std::{
     fs,
     path::PathBuf,
@@ -14,8 +25,6 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::{
-    bench_boot, bench_disk, bench_exec, bench_idle, bench_import, bench_net, bench_size, bench_start,
-    bench_workspace,
     build::{self, Programs},
     host::{self, Host},
     image,
@@ -177,15 +186,15 @@ fn smoke() -> Result<ExitCode> {
 
 fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
     match bench {
-        Bench::Boot => show(arguments, &[bench_boot::run(effort)?], Report::print),
-        Bench::Disk => show(arguments, &[bench_disk::run(effort)?], Report::print),
-        Bench::Exec => show(arguments, &bench_exec::run(effort)?, Report::print),
-        Bench::Import => show(arguments, &bench_import::run(effort)?, bench_import::Report::print),
-        Bench::Idle => show(arguments, &[bench_idle::run(effort)?], bench_idle::Report::print),
-        Bench::Net => show(arguments, &bench_net::run(effort)?, Report::print),
-        Bench::Start => show(arguments, &[bench_start::run(effort)?], Report::print),
-        Bench::Workspace => show(arguments, &bench_workspace::run(effort)?, Report::print),
-        Bench::Size => show(arguments, &[bench_size::run(effort)?], bench_size::Report::print),
+        Bench::Boot => show(arguments, &[boot::run(effort)?], Report::print),
+        Bench::Disk => show(arguments, &[disk::run(effort)?], Report::print),
+        Bench::Exec => show(arguments, &exec::run(effort)?, Report::print),
+        Bench::Import => show(arguments, &import::run(effort)?, import::Report::print),
+        Bench::Idle => show(arguments, &[idle::run(effort)?], idle::Report::print),
+        Bench::Net => show(arguments, &net::run(effort)?, Report::print),
+        Bench::Start => show(arguments, &[start::run(effort)?], Report::print),
+        Bench::Workspace => show(arguments, &workspace::run(effort)?, Report::print),
+        Bench::Size => show(arguments, &[size::run(effort)?], size::Report::print),
     }
 }
 

@@ -3,9 +3,9 @@
 
 use anyhow::Result;
 
-use crate::{
-    bench::{Effort, Report},
-    bench_guest::{self, Comparison},
+use crate::bench::{
+    Effort, Report,
+    guest::{self, Comparison},
 };
 
 const SCRIPT: &str = r#"
@@ -29,7 +29,7 @@ for turn in range(runs):
 
 /// Runs both comparisons.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
-    bench_guest::run(
+    guest::run(
         effort,
         SCRIPT,
         &[
