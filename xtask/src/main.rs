@@ -1,5 +1,8 @@
 //! `cargo xtask`: builds, tests and tries banger.
 
+#[macro_use]
+mod script;
+
 mod bench;
 mod build;
 mod host;
@@ -10,6 +13,7 @@ mod test;
 mod testhost;
 mod tidy;
 mod try_it;
+mod wait;
 
 use std::process::ExitCode;
 

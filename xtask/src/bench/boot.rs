@@ -10,7 +10,6 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -26,11 +25,11 @@ use crate::{
     bench::{Effort, Report, Side},
     host::Host,
     run::{cache, command, output, run as shell, say},
+    wait::{Patience, wait_until},
 };
 
 /// How long a boot may take. An emulated guest on a busy host takes half a minute.
-const TIMEOUT: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(1);
+const PATIENCE: Patience = Patience { limit: Duration::from_secs(120), poll: Duration::from_millis(1) };
 /// The sandbox whose QEMU the peer copies.
 const EXAMPLE: &str = "bench-example";
 /// A channel to the agent that the service does not use itself.
@@ -198,8 +197,8 @@ impl Peer {
             .spawn()
             .context("cannot start QEMU")?;
         let mut qemu = Ending(qemu);
-        let mut channel = self.connect(&mut qemu.0, start)?;
-        channel.set_read_timeout(Some(TIMEOUT))?;
+        let mut channel = self.connect(&mut qemu.0)?;
+        channel.set_read_timeout(Some(PATIENCE.limit))?;
         self.greet(&mut channel)?;
         let exec = Exec { argv: vec!["echo".to_owned(), "first".to_owned()], ..Exec::default() };
         channel.write_all(&Frame::Request(Request::Exec(exec)).encode())?;
@@ -220,10 +219,10 @@ impl Peer {
         }
     }
 
-    fn connect(&self, qemu: &mut Child, start: Instant) -> Result<UnixStream> {
-        loop {
+    fn connect(&self, qemu: &mut Child) -> Result<UnixStream> {
+        wait_until("QEMU's channel to the agent", PATIENCE, || {
             match UnixStream::connect(self.directory.path().join(CHANNEL)) {
-                Ok(channel) => return Ok(channel),
+                Ok(channel) => return Ok(Some(channel)),
                 Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                     return Err(error).context("cannot connect to the agent");
                 }
@@ -232,9 +231,8 @@ impl Peer {
             if let Some(status) = qemu.try_wait()? {
                 bail!("QEMU ended with {status}");
             }
-            ensure!(start.elapsed() < TIMEOUT, "QEMU does not offer a channel to the agent");
-            thread::sleep(POLL);
-        }
+            Ok(None)
+        })
     }
 
     /// Greets the agent and waits for its answer.

@@ -13,30 +13,6 @@ use crate::{
 
 /// The sandbox of the benchmarks.
 const NAME: &str = "bench";
-/// The beginning of every script: measures programs, and opens an ssh connection to the guest.
-const PRELUDE: &str = r#"
-import json, os, subprocess, sys, time
-runs = int(sys.argv[1])
-small = sys.argv[2] == "small"
-ssh = ["ssh", "-S", "control", "bench.vm"]
-scp = ["scp", "-q", "-o", "ControlPath=control"]
-seen = {}
-def run(*words, **more):
-    return subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, **more)
-def timed(key, *steps, cwd=None):
-    begin = time.perf_counter()
-    for words in steps: run(*words, cwd=cwd)
-    seen.setdefault(key, []).append((time.perf_counter() - begin) * 1000)
-run("banger", "ssh-config", "--install")
-run("ssh", "-f", "-N", "-o", "ControlMaster=yes", "-S", "control", "bench.vm", stderr=subprocess.DEVNULL)
-"#;
-/// The end of every script.
-const END: &str = r#"
-run(*ssh[:-1], "-O", "exit", "bench.vm", stderr=subprocess.DEVNULL)
-run("banger", "ssh-config", "--uninstall")
-print(json.dumps(seen))
-"#;
-
 /// A comparison: the keys of both sides in the output of a script.
 pub struct Comparison {
     /// The name of the comparison.
@@ -47,8 +23,11 @@ pub struct Comparison {
     pub peers: (&'static str, &'static str),
 }
 
+/// Returns the words that run a script, from the number of its runs and the size of its work.
+type Script = fn(runs: &str, size: &str) -> Vec<String>;
+
 /// Runs a script and returns the reports of these comparisons.
-pub fn run(effort: Effort, script: &str, comparisons: &[Comparison]) -> Result<Vec<Report>> {
+pub fn run(effort: Effort, script: Script, comparisons: &[Comparison]) -> Result<Vec<Report>> {
     let host = effort.host()?;
     // An interrupted run may have left one.
     alice(&host, &["banger", "vm", "delete", "--force", NAME])?.output().context("cannot run")?;
@@ -59,11 +38,10 @@ pub fn run(effort: Effort, script: &str, comparisons: &[Comparison]) -> Result<V
         let serve = "mkdir -p /run/sshd; exec /usr/sbin/sshd";
         shell(&mut alice(&host, &["banger", "vm", "exec", NAME, "--", "sh", "-c", serve])?)?;
     }
-    shell(&mut alice(&host, &["sh", "-c", "until banger vm ssh bench -- true; do sleep 1; done"])?)?;
+    shell(&mut alice(&host, &script!("bench/wait_for_ssh.sh" uses "wait.sh", name = NAME))?)?;
     say("measuring");
-    let script = format!("{PRELUDE}{script}{END}");
     let size = if effort.smoke { "small" } else { "full" };
-    let said = output(&mut alice(&host, &["python3", "-c", &script, &effort.runs.to_string(), size])?);
+    let said = output(&mut alice(&host, &script(&effort.runs.to_string(), size))?);
     shell(&mut alice(&host, &["banger", "vm", "delete", "--force", "--quiet", NAME])?)?;
     let said = said?;
     let seen: HashMap<String, Vec<f64>> =
@@ -76,9 +54,8 @@ pub fn run(effort: Effort, script: &str, comparisons: &[Comparison]) -> Result<V
     comparisons.iter().map(report).collect()
 }
 
-fn alice(host: &Host, words: &[&str]) -> Result<std::process::Command> {
-    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-    let mut session = host.session("alice", false, &words)?;
+fn alice<S: AsRef<str>>(host: &Host, words: &[S]) -> Result<std::process::Command> {
+    let mut session = host.session("alice", false, words)?;
     session.stdin(Stdio::null());
     Ok(session)
 }

@@ -144,18 +144,7 @@ fn shared_image(host: &TestHost) -> Result<()> {
 
 /// Checks that a system disk grows beyond its image, which has 512 MiB.
 fn grown_disk(host: &TestHost) -> Result<()> {
-    let session = r#"
-        size() { banger vm exec big -- df --output=size -BG / | tail -n 1 | tr -d ' G\n'; echo; }
-        banger vm create --name big --memory 512M
-        echo "made: $(size)"
-        banger vm exec big -- sh -c 'echo kept > /kept'
-        banger vm stop big
-        banger vm set --root-size 12GiB big
-        banger vm start big
-        echo "grown: $(size)"
-        # More than the image has room for.
-        banger vm exec big -- sh -c 'cat /kept; fallocate -l 9GiB /large && sync && rm /large'"#;
-    let said = expect(host.session("alice", &["sh", "-euc", session]))?;
+    let said = expect(host.session("alice", &script!("level5/grown_disk.sh")))?;
     for expected in ["made: 1", "grown: 12", "kept"] {
         ensure!(said.lines().any(|line| line == expected), "no {expected:?} in {said:?}");
     }
@@ -191,14 +180,7 @@ fn firecracker(host: &TestHost) -> Result<()> {
     expect(host.enter(&["install", "-m", "755", &shared, "/usr/bin/firecracker"]))?;
     // The running service looked for Firecracker when it started.
     expect(host.enter(&["systemctl", "restart", "banger-system.service"]))?;
-    let script = "
-        banger vm create --name fire --memory 512M
-        banger vm exec fire -- cat /proc/cmdline
-        banger vm exec fire -- cat /proc/net/fib_trie
-        banger vm exec fire -- sh -c 'cat /sys/class/misc/hw_random/rng_current; ls /sys/bus/virtio/drivers/virtio_balloon'
-        banger vm stop fire && banger vm start fire
-        banger vm exec fire -- true && echo again";
-    let said = expect(host.session("alice", &["sh", "-euc", script]))?;
+    let said = expect(host.session("alice", &script!("level5/firecracker.sh")))?;
     // Firecracker's own addition to the command line.
     ensure!(said.contains("pci=off") && said.contains("172.") && said.contains("again"), "{said:?}");
     ensure!(said.contains("virtio_rng") && said.contains("\nvirtio"), "the guest lacks devices: {said:?}");
@@ -211,14 +193,7 @@ fn firecracker(host: &TestHost) -> Result<()> {
 
 /// Checks that the host has nothing left of any sandbox.
 fn nothing_left(host: &TestHost) -> Result<()> {
-    let look = "
-        udevadm settle
-        dmsetup ls | grep banger- || true
-        losetup --list --noheadings
-        systemctl list-units --all --plain --no-legend 'banger-vm-*'
-        pgrep -l qemu-system || true
-        ls /var/lib/banger/vms /run/banger/vm | grep -v ':$' || true";
-    let left = expect(host.enter(&["sh", "-c", look]))?;
+    let left = expect(host.enter(&script!("level5/nothing_left.sh")))?;
     ensure!(left.is_empty(), "{left:?}");
     Ok(())
 }

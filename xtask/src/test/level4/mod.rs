@@ -130,18 +130,7 @@ fn work(host: &Host, queue: &Mutex<VecDeque<Job>>, tally: &Mutex<Tally>) -> Resu
 /// Configures a host for the checks, and gives it a kernel and images.
 fn prepare(host: &Host) -> Result<()> {
     // Under emulation, the kernel of a guest with two processors sometimes locks up.
-    script(
-        host,
-        "root",
-        "mkdir -p /etc/banger
-        printf '[vm_defaults]\nvcpu = 1\n[registry]\nlocal_ports = [5000]\n' > /etc/banger/config.toml
-        systemctl try-restart banger-system
-        # Most checks need no more of a boot than the agent, and systemd takes four times as long under emulation.
-        for user in alice bob carol dave; do
-            install -d -o $user -g $user /home/$user/.config /home/$user/.config/banger
-            echo 'wait = \"agent\"' > /home/$user/.config/banger/config.toml
-        done",
-    )?;
+    run_as(host, "root", &script!("level4/prepare.sh"))?;
     try_it::provide(host)?;
     try_it::make_quick(host)
 }
@@ -174,17 +163,7 @@ fn run_one(host: &Host, job: &Job) -> Result<bool> {
 
 /// Checks that the host has nothing left of any sandbox once all are deleted.
 fn nothing_left(host: &Host) -> Result<()> {
-    let look = "
-        banger vm list --all --json
-        systemctl list-units --all --plain --no-legend 'banger-vm-*' 'banger-import-*'
-        pgrep -l qemu-system || true
-        pgrep -l banger-shim || true
-        pgrep -l banger-import || true
-        ip -o link | grep -o 'bgr-[0-9a-f]*' || true
-        ip route show proto 98 | grep -v '^unreachable' || true
-        nft list table inet banger 2> /dev/null | grep -o 'bgr-[0-9a-f][0-9a-f]*' || true
-        ls /var/lib/banger/vms /run/banger/vm";
-    let left = text(&host.enter(&["sh", "-c", look]).output()?.stdout);
+    let left = text(&host.enter(&script!("level4/nothing_left.sh")).output()?.stdout);
     let is_something = |line: &&str| !line.is_empty() && !line.ends_with(':') && *line != "[]";
     let left: Vec<&str> = left.lines().filter(is_something).collect();
     ensure!(left.is_empty(), "it left {left:?}");
@@ -194,41 +173,42 @@ fn nothing_left(host: &Host) -> Result<()> {
 /// Returns whether the kernel of a guest reports a lockup. QEMU's emulation sometimes causes one in guests with several
 /// processors, and a check that runs into it says nothing about banger.
 fn stands_still(host: &Host) -> Result<bool> {
-    let look = "
-        banger doctor | grep -q '^PASS *kvm' && exit 1
-        for name in $(banger vm list --all --json | grep -o '\"id\": *\"[^\"]*' | cut -d '\"' -f 4); do
-            banger vm logs $name | grep -q -e 'soft lockup' -e 'rcu_preempt detected stalls' && exit 0
-        done
-        exit 1";
-    let looked = host.enter(&["sh", "-c", look]).output().context("cannot look at the guests")?;
+    let look = script!("level4/stands_still.sh");
+    let looked = host.enter(&look).output().context("cannot look at the guests")?;
     Ok(looked.status.success())
 }
 
 /// Deletes the sandboxes and images that a failed check has left.
 fn clear(host: &Host) -> Result<()> {
-    let delete = r#"
-        for name in $(banger vm list --all --json | grep -o '"id": *"[^"]*' | cut -d '"' -f 4); do
-            banger vm delete --force $name
-        done
-        for name in $(banger image list --json | grep -o '"name": *"[^"]*' | cut -d '"' -f 4); do
-            case $name in "$0" | "$1") ;; *) banger image delete $name ;; esac
-        done"#;
-    host.enter(&["sh", "-c", delete, try_it::IMAGE, QUICK])
-        .output()
-        .context("cannot clear the private host")?;
+    let delete = script!("level4/clear.sh", image = try_it::IMAGE, quick = QUICK);
+    host.enter(&delete).output().context("cannot clear the private host")?;
     Ok(())
 }
 
 /// Runs a command as a user, without input, and returns its status, output and errors.
-fn as_user(host: &Host, user: &str, words: &[&str]) -> Result<Output> {
-    let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-    let mut session = host.session(user, false, &words)?;
+fn as_user<S: AsRef<str>>(host: &Host, user: &str, words: &[S]) -> Result<Output> {
+    let mut session = host.session(user, false, words)?;
     session.stdin(std::process::Stdio::null()).output().context("cannot run in the private host")
 }
 
-/// Runs a shell script as a user and returns its output. The script ends at the first command that fails.
-fn script(host: &Host, user: &str, script: &str) -> Result<String> {
-    expect(&as_user(host, user, &["sh", "-euc", script])?, 0)
+/// Runs a command as a user, which must succeed, and returns its output.
+fn run_as<S: AsRef<str>>(host: &Host, user: &str, words: &[S]) -> Result<String> {
+    expect(&as_user(host, user, words)?, 0)
+}
+
+/// Runs a command as root, outside any session, which must succeed, and returns its output.
+fn run_as_root<S: AsRef<str>>(host: &Host, words: &[S]) -> Result<String> {
+    expect(&host.enter(words).output().context("cannot run in the private host")?, 0)
+}
+
+/// Runs a few commands of a shell as a user and returns their output. It ends at the first one that fails.
+fn sh(host: &Host, user: &str, commands: &str) -> Result<String> {
+    run_as(host, user, &["sh", "-euc", commands])
+}
+
+/// The same as root, outside any session.
+fn sh_as_root(host: &Host, commands: &str) -> Result<String> {
+    run_as_root(host, &["sh", "-euc", commands])
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Check, as_user, expect, script, text};
+use super::{Check, as_user, expect, run_as, run_as_root, sh, sh_as_root, text};
 use crate::host::Host;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
@@ -27,15 +27,7 @@ fn polkit(host: &Host) -> Result<()> {
 }
 
 fn password(host: &Host) -> Result<()> {
-    let typed = "
-        rm -f keys screen; mkfifo keys
-        script -qefc 'banger vm run --rm --quiet -- id -un' screen < keys > screen.copy &
-        exec 3> keys
-        for n in $(seq 300); do grep -q Password screen && break; sleep 0.1; done
-        echo dave >&3
-        wait $!
-        cat screen";
-    let out = script(host, "dave", typed)?;
+    let out = run_as(host, "dave", &script!("level4/people/password.sh" uses "wait.sh"))?;
     ensure!(out.contains("Password") && out.contains("root"), "{out:?}");
     let quiet = as_user(host, "dave", &["banger", "vm", "run", "--rm", "--", "true"])?;
     ensure!(!quiet.status.success(), "dave needs no password");
@@ -43,13 +35,13 @@ fn password(host: &Host) -> Result<()> {
 }
 
 fn privacy(host: &Host) -> Result<()> {
-    script(host, "alice", "banger vm create --name secret --no-start")?;
-    let seen = script(host, "bob", "banger vm list --json")?;
+    sh(host, "alice", "banger vm create --name secret --no-start")?;
+    let seen = sh(host, "bob", "banger vm list --json")?;
     let others = ["stop", "delete", "start", "exec", "logs"].map(|verb| {
         let status = as_user(host, "bob", &["banger", "vm", verb, "alice/secret", "--", "true"]);
         status.map(|output| (verb, output.status.success()))
     });
-    script(host, "alice", "banger vm delete secret")?;
+    sh(host, "alice", "banger vm delete secret")?;
     ensure!(seen == "[]", "bob sees {seen}");
     for other in others {
         let (verb, may) = other?;
@@ -75,30 +67,19 @@ fn at_once(host: &Host) -> Result<()> {
 }
 
 fn doctor(host: &Host) -> Result<()> {
-    let state = "
-        cd /var/lib/banger
-        find . -printf '%p %y %m %U %s %T@\\n' | LC_ALL=C sort
-        find . -type f -size -1M -exec sha256sum {} + | LC_ALL=C sort";
-    let look = || expect(&host.enter(&["sh", "-euc", state]).output()?, 0);
-    script(host, "alice", "banger vm create --no-start --name still")?;
+    let look = || run_as_root(host, &script!("level4/people/state.sh"));
+    sh(host, "alice", "banger vm create --no-start --name still")?;
     let before = look()?;
-    let said = script(host, "alice", "banger doctor --json || true")?;
+    let said = sh(host, "alice", "banger doctor --json || true")?;
     let after = look()?;
-    script(host, "alice", "banger vm delete still")?;
+    sh(host, "alice", "banger vm delete still")?;
     ensure!(said.contains("\"status\""), "{said:?}");
     ensure!(before == after && before.lines().count() > 5, "doctor changed something:\n{before}\n{after}");
     Ok(())
 }
 
 fn busctl(host: &Host) -> Result<()> {
-    let session = "
-        service=dev.banger.Manager1 manager=/dev/banger/Manager1
-        busctl call $service $manager $service CreateVM 'sa{sv}' by-hand 2 start b false vcpus u 1
-        vm=$(busctl tree --list $service | grep /vm/)
-        busctl introspect $service $vm $service.VM | grep -q StateChanged
-        busctl get-property $service $vm $service.VM Name
-        banger vm delete by-hand";
-    let out = script(host, "alice", session)?;
+    let out = run_as(host, "alice", &script!("level4/people/busctl.sh"))?;
     ensure!(out.contains("oo \"/dev/banger/Manager1/vm/"), "{out:?}");
     ensure!(out.contains("s \"by-hand\""), "{out:?}");
     Ok(())
@@ -107,33 +88,24 @@ fn busctl(host: &Host) -> Result<()> {
 fn desktop(host: &Host) -> Result<()> {
     // GLib's own client, as desktop programs use it.
     let client = include_str!("../../../../banger-system/tests/private_bus/watch_objects.py");
-    let watch = "
-        /usr/bin/python3 -c \"$0\" > seen &
-        while [ ! -e /tmp/seen-enough ]; do sleep 0.1; done
-        kill $!
-        cat seen";
     let watcher = |user: &str| {
-        let words = ["sh", "-euc", watch, client].map(str::to_owned);
-        let mut session = host.session(user, false, &words)?;
+        let watch = script!("level4/people/watch.sh" uses "wait.sh", client = client);
+        let mut session = host.session(user, false, &watch)?;
         session.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         session.spawn().context("cannot run in the private host")
     };
-    let root = |script: &str| expect(&host.enter(&["sh", "-euc", script]).output()?, 0);
     let until = |user: &str, word: &str| {
-        let look = format!(
-            "for n in $(seq 300); do grep -q {word} /home/{user}/seen && exit; sleep 0.1; done; exit 1"
-        );
-        root(&look).with_context(|| format!("{user} does not see {word}"))
+        run_as_root(host, &script!("level4/people/sees.sh" uses "wait.sh", user = user, word = word))
     };
-    root("rm -f /tmp/seen-enough /home/*/seen")?;
+    sh_as_root(host, "rm -f /tmp/seen-enough /home/*/seen")?;
     let (alice, bob) = (watcher("alice")?, watcher("bob")?);
     let seen = until("alice", "ready")
         .and_then(|_| until("bob", "ready"))
         .and_then(|_| {
-            script(host, "alice", "banger vm create --no-start --name seen-vm; banger vm delete seen-vm")
+            sh(host, "alice", "banger vm create --no-start --name seen-vm; banger vm delete seen-vm")
         })
         .and_then(|_| until("alice", "removed"));
-    root("touch /tmp/seen-enough")?;
+    sh_as_root(host, "touch /tmp/seen-enough")?;
     let (alice, bob) = (alice.wait_with_output()?, bob.wait_with_output()?);
     seen?;
     let (alice, bob) = (expect(&alice, 0)?, expect(&bob, 0)?);

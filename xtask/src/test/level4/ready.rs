@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Check, script};
+use super::{Check, run_as};
 use crate::host::Host;
 
 pub(super) const CHECKS: &[(&str, Check)] =
@@ -15,20 +15,7 @@ pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
 
 fn first_second(host: &Host) -> Result<()> {
     // A user without a configuration file.
-    let session = r#"
-        export XDG_CONFIG_HOME=$PWD/none
-        banger vm run --name early -- sh -c 'echo kept > /tmp/first; systemctl is-system-running || true'
-        echo hello > here
-        banger vm cp here early:/tmp/copied
-        banger vm start --wait boot early > /dev/null
-        banger vm exec --wait boot early -- cat /tmp/first /tmp/copied
-        banger vm stop early > /dev/null
-        banger vm start early > /dev/null
-        banger vm exec early -- systemctl is-system-running --wait || true
-        banger vm show --json early > shown
-        grep -A 4 '"phases"' shown | tr -d ' \n'
-        banger vm delete --force early > /dev/null"#;
-    let out = script(host, "alice", session)?;
+    let out = run_as(host, "alice", &script!("level4/ready/first_second.sh"))?;
     let lines: Vec<&str> = out.lines().collect();
     let [first, kept, copied, running, phases] = lines[..] else { anyhow::bail!("{out:?}") };
     ensure!(["starting", "running", "degraded"].contains(&first), "{first}");
@@ -39,18 +26,7 @@ fn first_second(host: &Host) -> Result<()> {
 }
 
 fn waits(host: &Host) -> Result<()> {
-    let session = r#"
-        running() { banger vm exec --wait agent slow -- systemctl is-system-running 2>&1 || true; }
-        banger vm create --wait boot --name slow > /dev/null
-        running
-        banger vm stop slow > /dev/null
-        banger vm start --wait init slow > /dev/null
-        running
-        banger vm exec --wait boot slow -- true
-        running
-        banger vm show slow | grep '^phases'
-        banger vm delete --force slow > /dev/null"#;
-    let out = script(host, "alice", session)?;
+    let out = run_as(host, "alice", &script!("level4/ready/waits.sh"))?;
     let lines: Vec<&str> = out.lines().collect();
     let [created, early, booted, phases] = lines[..] else { anyhow::bail!("{out:?}") };
     for (state, states) in [
@@ -65,18 +41,7 @@ fn waits(host: &Host) -> Result<()> {
 }
 
 fn habits(host: &Host) -> Result<()> {
-    let session = r#"
-        export XDG_CONFIG_HOME=$PWD/none
-        banger vm create --name words
-        unset LANG LC_ALL
-        banger vm exec words -- sh -c 'echo $LANG; touch "$HOME/ä"; ls -b'
-        LANG=xx_YY.UTF-8 LC_TIME=C banger vm exec words -- sh -c 'echo $LANG $LC_TIME'
-        banger vm exec -e LANG=C words -- sh -c 'echo $LANG'
-        printf 'a\nb\n' | while read line; do banger vm exec -n words -- echo "got $line"; done
-        echo hello | banger vm exec -i words -- cat
-        script -qefc 'banger vm exec -it words sh -c "test -t 0 && test -t 1 && echo && echo terminal"' screen < /dev/null | tr -d '\r'
-        banger vm delete --force words"#;
-    let out = script(host, "alice", session)?;
+    let out = run_as(host, "alice", &script!("level4/ready/habits.sh"))?;
     for expected in ["C.UTF-8", "ä", "C.UTF-8 C", "C", "got a", "got b", "hello", "terminal"] {
         ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out:?}");
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Check, as_user, script, text};
+use super::{Check, as_user, sh, text};
 use crate::host::Host;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
@@ -46,7 +46,7 @@ fn wrong_files(host: &Host) -> Result<()> {
     refused(host, &register, &["error:", "ext4"])?;
     let import = format!("{session} banger kernel import --name noise --vmlinuz noise");
     refused(host, &import, &["error:", "kernel"])?;
-    let lists = script(host, "alice", "banger image list --json; banger kernel list --json")?;
+    let lists = sh(host, "alice", "banger image list --json; banger kernel list --json")?;
     ensure!(!lists.contains("noise"), "{lists}");
     Ok(())
 }
@@ -59,7 +59,7 @@ fn not_ready(host: &Host) -> Result<()> {
     )?;
     let session =
         "banger vm show late --json; banger vm logs late > /dev/null; banger vm delete --force late";
-    let shown = script(host, "alice", session)?;
+    let shown = sh(host, "alice", session)?;
     ensure!(shown.contains("running"), "it does not run: {shown}");
     Ok(())
 }
@@ -69,7 +69,7 @@ fn no_qemu(host: &Host) -> Result<()> {
     let (qemu, hidden) = ("/usr/bin/qemu-system-x86_64", "/usr/bin/hidden-qemu");
     move_it(qemu, hidden)?;
     let checked = refused(host, "banger vm run --rm -- true", &["error:", "qemu"]);
-    let doctor = script(host, "alice", "banger doctor || true");
+    let doctor = sh(host, "alice", "banger doctor || true");
     move_it(hidden, qemu)?;
     checked?;
     let doctor = doctor?;

@@ -1,7 +1,9 @@
-# Makes the unpacked Debian packages in $1 a host that can be reached: its users, its network and its SSH server.
-# $2 is the public key that may come in as root.
+#!/bin/sh -eu
+# Makes the unpacked Debian packages in `root` a host that can be reached: its users, its network and its SSH server.
+# `key` is the file with the public key that may log in as root.
 root=$1
 key=$2
+
 cd "$root"
 
 printf 'test-host\n' > etc/hostname
@@ -33,7 +35,8 @@ END
 ln -sf /run/systemd/resolve/stub-resolv.conf etc/resolv.conf
 
 # Root comes in by its key, without a session: sessions are made for the commands of users.
-mkdir -m 700 -p root/.ssh
+mkdir -p root/.ssh
+chmod 700 root/.ssh
 cat "$key" > root/.ssh/authorized_keys
 cat > etc/ssh/sshd_config.d/test-host.conf << 'END'
 UsePAM no

@@ -1,6 +1,11 @@
-# Makes the file system of the private host and becomes its systemd. Runs in its namespaces; $1 is its directory,
-# $2 what it is to see of this machine beside the file system, and $3 where; $4 has the files of systemd-resolved.
+#!/bin/sh -eu
+# Creates the file system of the private host and becomes its systemd. Runs in its namespaces. `cache` is what it sees
+# of the developer's host beside the file system, at `inside`; `resolved` has the files of systemd-resolved.
 directory=$1
+cache=$2
+inside=$3
+resolved=$4
+
 memory=$directory/memory
 root=$memory/root
 mkdir -p "$memory"
@@ -56,7 +61,7 @@ for unit in systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-cont
 done
 
 # systemd-resolved, as on a desktop. The link that is /etc/resolv.conf then comes from its tmpfiles.d.
-cp -a "$4/." "$root/"
+cp -a "$resolved/." "$root/"
 chroot "$root" systemd-sysusers systemd-resolve.conf
 systemctl --quiet --root="$root" enable systemd-resolved.service
 rm -f "$root/etc/resolv.conf"
@@ -67,10 +72,11 @@ rm -rf "$root/var/log/journal"
 mount --bind "$directory/state" "$root/var/lib/banger"
 chmod 711 "$root/var/lib/banger"
 
-mkdir -m 700 -p "$root/$(dirname "$3")"
-mkdir -p "$root/$3"
-mount --bind "$2" "$root/$3"
-mount -o remount,bind,ro "$root/$3"
+mkdir -p "$root/$(dirname "$inside")"
+chmod 700 "$root/$(dirname "$inside")"
+mkdir -p "$root/$inside"
+mount --bind "$cache" "$root/$inside"
+mount -o remount,bind,ro "$root/$inside"
 
 # alice and bob may use sandboxes, carol may not, dave may do everything after authentication.
 chroot "$root" groupadd --force --system banger
