@@ -20,7 +20,7 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::{firecracker::Firecracker, supervisor_process::ProcessSupervisor},
+    host::{process::supervisor_process::ProcessSupervisor, vmm::firecracker::Firecracker},
     ports::{Channel, Error, Started, Supervisor, Vmm},
 };
 use scratch::{Scratch, is_root, names, require};

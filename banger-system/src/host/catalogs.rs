@@ -18,7 +18,7 @@ use banger_image::catalog::{
     signature::{Keys, MAX_SIGNATURE, Signed},
 };
 
-use super::{blocking::blocking, partial::Partial, registry::Registries};
+use super::{blocking::blocking, registry::Registries, storage::partial::Partial};
 use crate::ports::{
     Error, Result,
     catalogs::{Catalogs, FetchedIndex},

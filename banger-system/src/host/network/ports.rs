@@ -25,7 +25,7 @@ use rustix::{
 };
 
 use crate::{
-    host::descriptor_store::DescriptorStore,
+    host::process::descriptor_store::DescriptorStore,
     ports::{Error, Result},
 };
 

@@ -27,8 +27,11 @@ use rustix::{
     net::sockopt::{Timeout, set_socket_timeout},
 };
 
-use super::{blocking::blocking, shim};
-use crate::ports::{Ended, Error, Result, images::Progress};
+use super::shim;
+use crate::{
+    host::blocking::blocking,
+    ports::{Ended, Error, Result, images::Progress},
+};
 
 /// How long to wait for an answer before checking for cancellation.
 const LISTEN: Duration = Duration::from_millis(100);
@@ -161,7 +164,7 @@ pub async fn module_tree(
 }
 
 /// Returns an empty file in memory, for a copy of a user's file.
-pub(super) fn memory_file() -> Result<File> {
+pub(in crate::host) fn memory_file() -> Result<File> {
     let file = memfd_create("banger", MemfdFlags::CLOEXEC);
     file.map(File::from).map_err(|error| Error::os("make a file in memory", error))
 }
@@ -293,7 +296,7 @@ impl From<Failure> for Error {
 
 /// A worker on a thread of a test, without a jail: it copies files and makes file systems of modules.
 #[cfg(test)]
-pub(super) mod in_process {
+pub(in crate::host) mod in_process {
     use super::*;
 
     pub(in crate::host) struct InProcess;

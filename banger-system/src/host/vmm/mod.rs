@@ -1,5 +1,13 @@
 //! The VMMs of this host behind one port. A sandbox's VMM is chosen when it starts. Its directory of sockets shows
 //! which one that is, also after a restart of the service.
+//!
+//! Each VMM has a folder: which command starts it, how its sockets work, and what it is told. [`files`] is what both
+//! get, [`kvm`] is whether guests run with it.
+
+mod files;
+pub mod firecracker;
+pub mod kvm;
+pub mod qemu;
 
 use std::path::PathBuf;
 
@@ -12,7 +20,7 @@ use banger_domain::{
 };
 use tokio::net::UnixStream;
 
-use super::{firecracker::Firecracker, kvm::Kvm, qemu::Qemu, vmm_files};
+use self::{firecracker::Firecracker, kvm::Kvm, qemu::Qemu};
 use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Started, Status, Vmm, VmmCommand};
 
 /// Firecracker and QEMU.
@@ -119,6 +127,6 @@ impl Vmm for Vmms {
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        vmm_files::socket_dirs(&self.paths)
+        files::socket_dirs(&self.paths)
     }
 }

@@ -30,12 +30,10 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{
-    blocking::blocking,
-    shim::{self, Reply},
-};
-use crate::ports::{
-    EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand,
+use super::shim::{self, Reply};
+use crate::{
+    host::blocking::blocking,
+    ports::{EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand},
 };
 
 /// The uids of sandboxes. systemd reserves these numbers for dynamic users (its docs/UIDS-GIDS.md), and without
