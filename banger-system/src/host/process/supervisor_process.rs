@@ -75,7 +75,7 @@ impl ProcessSupervisor {
         Self { paths, users: Arc::default() }
     }
 
-    fn confine_now(&self, wanted: JailSpec) -> Result<Shim> {
+    fn start_shim(&self, wanted: JailSpec) -> Result<Shim> {
         let directory = self.paths.socket_dir(wanted.vm);
         let os = |error| Error::os(format!("make the record of a process in {}", directory.display()), error);
         if self.shim(wanted.vm)?.is_some_and(|shim| shim.lives()) {
@@ -212,7 +212,7 @@ impl EmptyJail for Shim {
 impl Supervisor for ProcessSupervisor {
     async fn start_jail(&self, wanted: JailSpec) -> Result<Box<dyn EmptyJail>> {
         let supervisor = self.clone();
-        let shim = blocking("start the process of a sandbox", move || supervisor.confine_now(wanted)).await?;
+        let shim = blocking("start the process of a sandbox", move || supervisor.start_shim(wanted)).await?;
         Ok(Box::new(shim))
     }
 

@@ -91,7 +91,7 @@ impl Vmm for Vmms {
         };
         let chosen = choose(choice, self.configured, self.facts(), spec.vcpus);
         let chosen = chosen.map_err(|refused| Error::HostNotReady { message: refused.to_string() })?;
-        tracing::info!(vm = %spec.vm, monitor = %chosen, "preparing a sandbox");
+        tracing::info!(vm = %spec.vm, vmm = %chosen, "preparing a sandbox");
         self.get(chosen).jail_spec(spec).await
     }
 

@@ -144,7 +144,7 @@ impl Vmm for Firecracker {
             devices.push(TUN.into());
         }
         let directory = Some(self.paths.vmm_dir(spec.vm));
-        Ok(JailSpec { directory, network, ..files::confinement(spec, OVERHEAD, devices) })
+        Ok(JailSpec { directory, network, ..files::vmm_jail(spec, OVERHEAD, devices) })
     }
 
     async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {

@@ -80,7 +80,7 @@ impl Vmm for Qemu {
             Acceleration::Kvm => vec![PathBuf::from(kvm::DEVICE)],
             Acceleration::Tcg => Vec::new(),
         };
-        Ok(files::confinement(spec, OVERHEAD, devices))
+        Ok(files::vmm_jail(spec, OVERHEAD, devices))
     }
 
     async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
