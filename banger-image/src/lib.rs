@@ -23,6 +23,7 @@
 //! | module | reads | writes |
 //! |---|---|---|
 //! | [`rootfs`] | tar archives and layers | a tree of names, tar headers |
+//! | [`archive`] | images that other programs saved in files | |
 //! | [`oci`] | references, manifests, configurations, credentials | OCI layouts |
 //! | [`catalog`] | signed indexes, and the locations in them | |
 //! | [`kernel`] | `vmlinuz`, ELF, modules | initramfs archives, the tables of depmod |
@@ -36,6 +37,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod catalog;
 pub mod ext4;
 pub mod ext4_writer;
@@ -43,8 +45,11 @@ pub mod ext4_writer;
 pub mod fixtures;
 pub mod holes;
 pub mod importer;
+#[cfg(test)]
+mod inputs;
 pub mod kernel;
 pub mod oci;
+pub mod packing;
 pub mod qcow2;
 pub mod record;
 pub mod rootfs;

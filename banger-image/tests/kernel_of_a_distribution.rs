@@ -20,6 +20,7 @@ use std::{
 
 use banger_image::kernel::{
     depmod::{Beside, Depmod},
+    drivers,
     extract::extract,
     initramfs::modules_archive,
     module_file,
@@ -48,6 +49,31 @@ fn our_tables_say_what_those_of_depmod_say() {
         return;
     }
     std::env::split_paths(&packages).for_each(|package| compare(&package));
+}
+
+#[test]
+fn a_modular_kernel_without_its_modules_is_refused() {
+    let Some(packages) = std::env::var_os("BANGER_TEST_KERNELS") else {
+        skip::skipped("BANGER_TEST_KERNELS names no kernel package");
+        return;
+    };
+    for package in std::env::split_paths(&packages) {
+        let boot = fs::read_dir(package.join("boot")).unwrap().map(|entry| entry.unwrap().path());
+        let vmlinuz =
+            boot.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("vmlinuz"));
+        let vmlinux = extract(fs::read(vmlinuz.unwrap()).unwrap()).unwrap().vmlinux;
+        let modules = fs::read_dir(package.join("lib/modules")).unwrap().next().unwrap().unwrap().path();
+        let builtin = fs::read_to_string(modules.join("modules.builtin")).unwrap();
+        let has = |name: &str| builtin.contains(&format!("/{name}.ko"));
+        let boots = has("virtio_blk") && has("ext4") && (has("virtio_pci") || has("virtio_mmio"));
+        assert_eq!(
+            drivers::check(&vmlinux).is_ok(),
+            boots,
+            "{}: {:?}",
+            package.display(),
+            drivers::check(&vmlinux)
+        );
+    }
 }
 
 fn compare(package: &Path) {

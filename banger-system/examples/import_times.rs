@@ -19,7 +19,7 @@ use banger_domain::{
     id::{ImageId, Uid},
     resource::Paths,
 };
-use banger_image::oci::Packing;
+use banger_image::packing::Packing;
 use banger_proto::size::Bytes;
 use banger_system::{
     host::{process::worker_process::ProcessWorkers, storage::image_files::LocalImages},
@@ -40,10 +40,10 @@ fn main() -> Result<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["floor", packing, blob] => floor(parse(packing)?, Path::new(blob)),
-        ["import", program, home, packing, blob, digest, diff_id] => {
-            import(Path::new(program), Path::new(home), parse(packing)?, Path::new(blob), digest, diff_id)
+        ["import", program, home, blob, digest, diff_id] => {
+            import(Path::new(program), Path::new(home), Path::new(blob), digest, diff_id)
         }
-        _ => bail!("import_times floor PACKING BLOB | import WORKER HOME PACKING BLOB DIGEST DIFF-ID"),
+        _ => bail!("import_times floor PACKING BLOB | import WORKER HOME BLOB DIGEST DIFF-ID"),
     }
 }
 
@@ -57,21 +57,13 @@ fn parse(packing: &str) -> Result<Packing> {
 }
 
 /// Prints how long it took, the memory of the worker in KiB, and where the image is.
-fn import(
-    program: &Path,
-    home: &Path,
-    packing: Packing,
-    blob: &Path,
-    digest: &str,
-    diff_id: &str,
-) -> Result<()> {
+fn import(program: &Path, home: &Path, blob: &Path, digest: &str, diff_id: &str) -> Result<()> {
     let libexec = program.parent().context("the worker has no directory")?.to_owned();
     let paths = Paths { state: home.join("state"), runtime: home.join("run"), libexec };
     let images = LocalImages::new(paths.clone(), Arc::new(ProcessWorkers::new(paths.clone())), SIZE);
     let layer = Layer {
         blob: File::open(blob)?.into(),
         offset: None,
-        packing,
         size: Bytes(fs::metadata(blob)?.len()),
         digest: digest.parse()?,
         diff_id: diff_id.parse()?,

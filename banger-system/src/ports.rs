@@ -37,7 +37,7 @@ use banger_domain::{
     vmm::VmmChoice,
 };
 use banger_image::{
-    oci::config::ImageConfig,
+    oci::{config::ImageConfig, platform::Platform},
     record::{Image, ImageFacts, Kernel, KernelFacts},
 };
 use banger_proto::size::Bytes;
@@ -271,9 +271,15 @@ pub trait ImageFiles: Send + Sync {
         content: Content,
         progress: Arc<dyn Progress>,
     ) -> Result<ImageFacts>;
-    /// Reads the manifest and the configuration of an OCI image in a user's file. `parts` are the manifest, the
-    /// configuration, and each layer. Layers are not read yet.
-    async fn layout(&self, owner: Uid, file: OwnedFd, parts: &[FileRange]) -> Result<Layout>;
+    /// Reads the manifest and the configuration of an OCI image in a user's file, which has to be for this platform.
+    /// `parts` are the manifest, the configuration, and each layer. Layers are not read yet.
+    async fn layout(
+        &self,
+        owner: Uid,
+        file: OwnedFd,
+        parts: &[FileRange],
+        platform: &Platform,
+    ) -> Result<Layout>;
     /// Writes an image into a user's empty file, as an OCI image layout in a tar archive. The same image gives the
     /// same bytes. A failed export leaves its bytes in the file.
     async fn export(

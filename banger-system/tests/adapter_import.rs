@@ -23,7 +23,7 @@ use std::{
 use banger_domain::id::{ImageId, Uid};
 use banger_image::{
     fixtures::tar::{Tar, digest, pack, sum},
-    oci::Packing,
+    packing::Packing,
     record::ImageFacts,
 };
 use banger_proto::size::Bytes;
@@ -208,11 +208,10 @@ async fn a_layer_with_false_claims_is_refused() {
         refused(vec![cut], &format!("has {half} bytes instead of {size}")).await;
         // An archive whose claims are all false is still reported as invalid.
         let why = if packing == PLAIN { "cut short" } else { "it is not valid" };
-        refused(vec![packed(&bytes[..half], packing, digest(&tar))], why).await;
+        refused(vec![packed(&bytes[..half], digest(&tar))], why).await;
         bytes[half] ^= 0x10;
         refused(vec![Layer { blob: file(&bytes), ..good() }], "a layer has the digest").await;
     }
-    refused(vec![packed(&small(), Packing::Gzip, digest(&tar))], "not valid gzip data").await;
     refused(Vec::new(), "no layers").await;
     refused((0..128).map(|_| layer(&tar, PLAIN)).collect(), "128 layers").await;
 }
@@ -223,7 +222,7 @@ async fn an_archive_that_cannot_be_kept_is_refused_by_name() {
     let tar = Tar::default;
     refused_tar(tar().file("../x", b"").end(), "../x leaves the root").await;
     refused_tar(tar().file("a/../../x", b"").end(), "leaves the root").await;
-    refused_tar(tar().file("/etc/passwd", b"").end(), "/etc/passwd has an absolute name").await;
+    refused_tar(tar().file("/../x", b"").end(), "leaves the root").await;
     refused_tar(tar().link(b'1', "a", "b").link(b'1', "b", "a").end(), "a file that is not there").await;
     refused_tar(tar().file("a", b"").link(b'1', "b", "../a").end(), "leaves the root").await;
     refused_tar(tar().link(b'2', "a", "b").link(b'2', "b", "a").file("a/x", b"").end(), "too many symbolic")
@@ -256,7 +255,7 @@ async fn an_archive_that_cannot_be_kept_is_refused_by_name() {
     refused_tar(tar().raw(Tar::header(b"pax", b'x', 7 << 30), b"").end(), "headers that are too large").await;
 
     // No archive, a truncated one, and data after the end of one.
-    refused_tar(Vec::new(), "not a tar archive").await;
+    refused_tar(Vec::new(), "nothing in it").await;
     refused_tar(b"hello".repeat(500), "not a tar archive").await;
     refused_tar(tar().file("a", b"").0[..300].to_vec(), "not a tar archive").await;
     refused_tar(tar().file("a", &[1; 2000]).0[..1000].to_vec(), "cut short").await;
@@ -275,7 +274,7 @@ async fn bombs_are_refused_before_they_go_off() {
     let bomb = bomb.finish().unwrap();
     assert!(bomb.len() < 1 << 20, "{}", bomb.len());
     let began = Instant::now();
-    refused(vec![packed(&bomb, Packing::Zstd, digest(b""))], "do not fit into 128 MiB").await;
+    refused(vec![packed(&bomb, digest(b""))], "do not fit into 128 MiB").await;
     assert!(began.elapsed() < Duration::from_secs(30));
 
     // Nothing in it is used, but it never ends.
@@ -283,7 +282,7 @@ async fn bombs_are_refused_before_they_go_off() {
     bomb.write_all(&small()).unwrap();
     write_zeros(&mut bomb, 7 << 30);
     let bomb = bomb.finish().unwrap();
-    refused(vec![packed(&bomb, Packing::Zstd, digest(b""))], "unpacks to more than 512 MiB").await;
+    refused(vec![packed(&bomb, digest(b""))], "unpacks to more than 512 MiB").await;
 }
 
 #[tokio::test]
@@ -293,7 +292,7 @@ async fn a_window_larger_than_the_worker_may_have_is_refused() {
         let mut wide = zstd::Encoder::new(Vec::new(), 1).unwrap();
         wide.window_log(log).unwrap();
         wide.write_all(&small()).unwrap();
-        let layer = packed(&wide.finish().unwrap(), Packing::Zstd, digest(&small()));
+        let layer = packed(&wide.finish().unwrap(), digest(&small()));
         match is_taken {
             true => drop(image(&Scratch::new(), vec![layer]).await),
             false => refused(vec![layer], "not valid zstd data").await,
@@ -317,7 +316,7 @@ async fn ten_million_entries_are_refused() {
             many.write_all(&Tar::header(format!("d{}/{number}", number / 5000).as_bytes(), kind, 0)).unwrap();
         }
         let many = many.finish().unwrap();
-        refused(vec![packed(&many, Packing::Zstd, digest(b""))], why).await;
+        refused(vec![packed(&many, digest(b""))], why).await;
     }
 }
 

@@ -161,6 +161,39 @@ async fn an_index_leads_to_the_image_of_the_platform_and_to_nothing_else() {
     let image = bench.registries.resolve(&bench.source("a:1")).await.unwrap();
     assert_eq!(image.manifest.to_string(), chosen);
 
+    // Signatures and images for other platforms that the index does not tell from this one.
+    let artifact = json!({
+        "schemaVersion": 2, "mediaType": registry_lab::MANIFEST,
+        "config": descriptor("application/vnd.dev.cosign.config.v1+json", b"{}"), "layers": [],
+    });
+    bench.lab.document("a", "signature", registry_lab::MANIFEST, &artifact);
+    let signature = descriptor(registry_lab::MANIFEST, &serde_json::to_vec(&artifact).unwrap());
+    let other = json!({ "mediaType": "application/vnd.example+json", "digest": "sha512:00", "size": 1 });
+    let mut plain = entry.clone();
+    plain.as_object_mut().unwrap().remove("platform");
+    let mixed = json!({
+        "schemaVersion": 2, "mediaType": INDEX, "manifests": [signature.clone(), other, plain],
+    });
+    bench.lab.document("a", "mixed", INDEX, &mixed);
+    let image = bench.registries.resolve(&bench.source("a:mixed")).await.unwrap();
+    assert_eq!(image.manifest.to_string(), chosen);
+    bench.lab.document("a", "signatures", INDEX, &index(signature.clone()));
+    let error = bench.registries.resolve(&bench.source("a:signatures")).await.unwrap_err();
+    assert!(error.to_string().contains("an artifact of the type"), "{error}");
+    // A registry cannot make the service ask without end.
+    let signatures = (0..40).map(|n| {
+        let mut one = artifact.clone();
+        one["annotations"] = json!({ "number": n.to_string() });
+        bench.lab.document("a", "one of many", registry_lab::MANIFEST, &one);
+        descriptor(registry_lab::MANIFEST, &serde_json::to_vec(&one).unwrap())
+    });
+    let signatures: Vec<_> = signatures.collect();
+    let many = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": signatures });
+    bench.lab.document("a", "many", INDEX, &many);
+    bench.lab.forget();
+    assert!(bench.registries.resolve(&bench.source("a:many")).await.is_err());
+    assert_eq!(bench.lab.asked("/manifests/").len(), 16);
+
     entry["size"] = json!(bytes.len() + 1);
     bench.lab.document("a", "lies", INDEX, &index(entry));
     let error = bench.registries.resolve(&bench.source("a:lies")).await.unwrap_err();
@@ -266,6 +299,14 @@ async fn a_registry_that_is_busy_is_asked_again_when_it_says() {
         let error = bench.pull("a:1").await.unwrap_err();
         assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     }
+    // What the registry says about its limit is shown.
+    bench.lab.no_faults();
+    bench.lab.fault("/manifests/", 1000, Fault::Says(429, "You have reached your pull rate limit."));
+    let error = bench.pull("a:1").await.unwrap_err();
+    assert!(
+        error.to_string().contains("429") && error.to_string().contains("your pull rate limit"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

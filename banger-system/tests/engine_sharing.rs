@@ -6,6 +6,7 @@ mod engine_lab;
 use std::{fs::File, sync::Arc};
 
 use banger_domain::id::Uid;
+use banger_image::oci::platform::Platform;
 use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
@@ -71,7 +72,8 @@ async fn a_change_that_cannot_be_kept_is_none() {
 async fn an_image_in_files_keeps_its_configuration_and_goes_out_again() {
     let lab = EngineLab::new().await;
     let parts = vec![FileRange { offset: 0, length: Bytes(1) }; 3];
-    let layout = ImportSource::Layout(File::open("/dev/null").unwrap().into(), parts);
+    let layout =
+        ImportSource::Layout(File::open("/dev/null").unwrap().into(), parts, Platform::of_host("x86_64"));
     let image = lab.registered(ALICE, "mine", layout).await;
     assert_eq!(image.config.cmd, ["/bin/sh"]);
     let fd = File::open("/dev/null").unwrap().into();
@@ -79,7 +81,11 @@ async fn an_image_in_files_keeps_its_configuration_and_goes_out_again() {
     lab.done(job).await;
     let facts = lab.engine.job(job).unwrap().facts.clone();
     assert!(facts.iter().any(|(key, fact)| *key == "bytes" && *fact == Fact::Number(400 << 20)), "{facts:?}");
-    let none = ImportSource::Layout(File::open("/dev/null").unwrap().into(), Vec::new());
+    let none = ImportSource::Layout(
+        File::open("/dev/null").unwrap().into(),
+        Vec::new(),
+        Platform::of_host("x86_64"),
+    );
     let name = "none".parse().unwrap();
     let request = ImportImage { owner: ALICE, name, shared: false, kernel: None, content: none };
     let job = lab.engine.import_image(request).unwrap();

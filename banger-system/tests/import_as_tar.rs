@@ -21,7 +21,10 @@ use std::{
 };
 
 use banger_domain::id::{self, ImageId};
-use banger_image::oci::{Packing, config::ImageConfig};
+use banger_image::{
+    oci::{config::ImageConfig, platform::Platform},
+    packing::Packing,
+};
 use banger_proto::size::Bytes;
 use banger_system::{
     host::storage::image_files::LocalImages,
@@ -430,8 +433,9 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     assert_same(&extracted(&exported, &home.path().join("exported")), &expected, "exported");
 
     let again = ImageId::from_bits(0xdef);
+    let host = Platform::of_host(std::env::consts::ARCH);
     let fd = || first.try_clone().unwrap().into();
-    let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &found)).unwrap();
+    let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &found, &host)).unwrap();
     assert_eq!((layout.image.manifest, &layout.image.config), (manifest, &config));
     let content = Content::Layers(layout.layers);
     runtime.block_on(images.import(again, id::Uid(1000), content, Arc::new(NoProgress))).unwrap();
@@ -440,7 +444,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     // A wrong offset of a part is reported.
     let mut lies = found.clone();
     lies[2].offset += 512;
-    let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &lies)).unwrap();
+    let layout = runtime.block_on(images.layout(id::Uid(1000), fd(), &lies, &host)).unwrap();
     let content = Content::Layers(layout.layers);
     let other = ImageId::from_bits(0xbad);
     let error =
@@ -455,7 +459,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     ] {
         let mut lies = found.clone();
         lies[part].length = Bytes(length);
-        let error = runtime.block_on(images.layout(id::Uid(1000), fd(), &lies)).unwrap_err();
+        let error = runtime.block_on(images.layout(id::Uid(1000), fd(), &lies, &host)).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
     }
     let unwritable = File::open("/dev/null").unwrap().into();

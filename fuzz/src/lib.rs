@@ -6,7 +6,7 @@ mod seeds;
 
 use std::{fs, path::Path};
 
-use banger_image::oci::Packing;
+use banger_image::packing::Packing;
 
 /// Writes the seeds of a target to where libFuzzer looks for them.
 pub fn sow(target: &str) {

@@ -3,6 +3,7 @@
 use banger_image::{
     fixtures::{
         kernel::{self as fixture, RELEASE},
+        layout::{self, Layout, config_on, configuration},
         tar::Tar,
     },
     kernel::decompress::Compression,
@@ -19,6 +20,7 @@ use crate::Archives;
 
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
+        "archive" => saved(),
         "catalog" => catalogs(),
         "frames" => frames(),
         "import" | "rootfs" => archives(),
@@ -27,6 +29,21 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "oci" => documents(),
         other => panic!("there are no seeds for {other}"),
     }
+}
+
+/// Returns a layout and a Docker archive.
+fn saved() -> Vec<Vec<u8>> {
+    let layers = [Tar::default().file("lower", b"1").end()];
+    let list = json!([{ "Config": "c.json", "RepoTags": ["a:1"], "Layers": ["l.tar"] }]);
+    let docker = Layout::default()
+        .with("c.json", configuration(&layers, &config_on("linux/amd64")).to_string())
+        .with("l.tar", layers[0].clone())
+        .with("manifest.json", list.to_string());
+    vec![
+        Archives::input(0, &[layout::of(&layers, "1").tar()]),
+        Archives::input(0, &[docker.tar()]),
+        Archives::input(0, &[docker.tar(), layout::of(&layers, "2").tar()]),
+    ]
 }
 
 fn archives() -> Vec<Vec<u8>> {
@@ -154,6 +171,7 @@ fn documents() -> Vec<Vec<u8>> {
     let length = u16::try_from(manifest.len()).unwrap().to_be_bytes();
     let mut seeds = vec![
         [b"m".as_slice(), index.to_string().as_bytes()].concat(),
+        [b"i".as_slice(), index.to_string().as_bytes()].concat(),
         [b"m".as_slice(), manifest.as_bytes()].concat(),
         [b"c".as_slice(), &length, manifest.as_bytes(), config.as_bytes()].concat(),
         br#"p{"username":"alice","password":"secret"}"#.to_vec(),

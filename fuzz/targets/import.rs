@@ -47,7 +47,7 @@ fn made(archives: &Archives) -> Result<File, ()> {
         });
         let mut file = memory();
         file.write_all(&packed).unwrap();
-        (Archive { packing: archives.packing, offset: None, claim }, file)
+        (Archive { offset: None, claim }, file)
     });
     let (archives, files) = order.unzip();
     let image = memory();

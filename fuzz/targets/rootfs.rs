@@ -30,6 +30,7 @@ fuzz_target!(
             for (entry, content) in entries {
                 whole &= tree.put(entry, content).is_ok();
             }
+            tree.end();
         }
         // A tree is not used after it refused an entry.
         if whole {

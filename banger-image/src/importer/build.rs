@@ -21,7 +21,7 @@ use crate::rootfs::{
 
 /// Increases whenever the same archives would give other bytes: with the version of the writer, and with changes
 /// here. It is part of an image's digest.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const LABEL: &str = "banger-root";
 /// 2026-01-01, the creation time of every file system.
 pub(super) const EPOCH: i64 = 1_767_225_600;

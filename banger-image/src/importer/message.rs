@@ -6,10 +6,7 @@ use banger_jail::jail::Jail;
 use banger_proto::size::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    oci::{Packing, config::ImageConfig},
-    rootfs,
-};
+use crate::{oci::config::ImageConfig, rootfs};
 
 /// The order to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,8 +84,6 @@ pub enum Extent {
 /// An archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Archive {
-    /// How it is compressed.
-    pub packing: Packing,
     /// The claim about a layer; `None` for a whole root file system.
     pub claim: Option<Claim>,
     /// The offset of a layer in a file with other content; `None` if it is the whole file or pipe.

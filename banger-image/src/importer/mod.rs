@@ -36,6 +36,7 @@
 mod build;
 mod copy_file;
 mod export;
+mod image_archive;
 mod layout;
 mod lockdown;
 pub mod message;
@@ -112,7 +113,12 @@ pub fn import(order: &Import, mut files: Files, meter: &Meter) -> Result<Made, F
         let layer = if archive.claim.is_some() { Archive::Layer } else { Archive::Whole };
         let diff_id = unpack::with(file, archive, order.size, meter, |unpacked| {
             tree.begin(layer);
-            add_entries(unpacked, &mut tree, &mut spool)
+            add_entries(unpacked, &mut tree, &mut spool)?;
+            tree.end();
+            match layer {
+                Archive::Whole => image_archive::refuse(&tree),
+                Archive::Layer => Ok(()),
+            }
         })?;
         diff_ids.push((layer, diff_id));
     }

@@ -10,14 +10,13 @@ use std::{
 
 use banger_domain::digest::Digest;
 use banger_proto::size::Bytes;
-use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 
 use super::{
     Meter,
     message::{Archive, Failure},
 };
-use crate::oci::Packing;
+use crate::packing::{self, Foreign, Gzip, Packing};
 
 /// How much one thread passes to the other at a time.
 const CHUNK: usize = 256 << 10;
@@ -43,28 +42,12 @@ pub(super) fn with(
     let (empties, reused) = sync_channel(WAITING + 2);
     let most = size.0.saturating_mul(MOST_OF_SIZE);
     let mut blob = Blob::open(file, archive, meter)?;
-    let packing = archive.packing;
     thread::scope(|scope| {
         let unpacking = thread::Builder::new().name("unpack".to_owned()).spawn_scoped(scope, move || {
-            let unpacked = match packing {
-                Packing::Plain => unpack(&mut blob, most, &full, &reused),
-                Packing::Gzip => unpack(
-                    MultiGzDecoder::new(BufReader::with_capacity(READ, &mut blob)),
-                    most,
-                    &full,
-                    &reused,
-                ),
-                Packing::Zstd => zstd::stream::read::Decoder::new(&mut blob)
-                    .and_then(|mut decoder| {
-                        decoder.window_log_max(MAX_WINDOW_LOG)?;
-                        Ok(decoder)
-                    })
-                    .map_err(Stop::Unread)
-                    .and_then(|decoder| unpack(decoder, most, &full, &reused)),
-            };
+            let unpacked = unpack(&mut blob, most, &full, &reused);
             // The other thread learns that this was the last chunk.
             drop(full);
-            blob.verdict(unpacked, packing)
+            blob.verdict(unpacked)
         });
         let unpacking = unpacking.map_err(|error| Failure::os("start a thread", error))?;
         let mut unpacked = Unpacked { chunks, empties, chunk: Vec::new(), at: 0, digest: Sha256::new() };
@@ -92,16 +75,44 @@ pub(super) fn with(
 /// Why decompression stopped before the end.
 enum Stop {
     /// The bytes cannot be read, or are not compressed like this.
-    Unread(io::Error),
+    Unread(Packing, io::Error),
+    /// They are compressed in another way.
+    Foreign(Foreign),
     /// There are more decompressed bytes than this limit.
     TooLarge(u64),
     /// The reader does not want the rest.
     Unwanted,
 }
 
-/// Decompresses everything, in chunks.
+/// Decompresses everything, in chunks. The first bytes tell how it is compressed.
 fn unpack(
-    mut packed: impl Read,
+    blob: &mut Blob<'_>,
+    most: u64,
+    full: &SyncSender<Vec<u8>>,
+    reused: &Receiver<Vec<u8>>,
+) -> Result<(), Stop> {
+    let head = packing::head(&mut *blob).map_err(|error| Stop::Unread(Packing::Plain, error))?;
+    let packing = packing::of(&head).map_err(Stop::Foreign)?.unwrap_or(Packing::Plain);
+    let unread = |error| Stop::Unread(packing, error);
+    let whole = io::Cursor::new(head).chain(blob);
+    match packing {
+        Packing::Plain => pass_on(whole, unread, most, full, reused),
+        Packing::Gzip => {
+            let unpacked = Gzip::new(BufReader::with_capacity(READ, whole));
+            pass_on(unpacked, unread, most, full, reused)
+        }
+        Packing::Zstd => {
+            let mut unpacked = zstd::stream::read::Decoder::new(whole).map_err(unread)?;
+            unpacked.window_log_max(MAX_WINDOW_LOG).map_err(unread)?;
+            pass_on(unpacked, unread, most, full, reused)
+        }
+    }
+}
+
+/// Passes everything on in chunks.
+fn pass_on(
+    mut unpacked: impl Read,
+    unread: impl Fn(io::Error) -> Stop,
     most: u64,
     full: &SyncSender<Vec<u8>>,
     reused: &Receiver<Vec<u8>>,
@@ -112,11 +123,11 @@ fn unpack(
         chunk.resize(CHUNK, 0);
         let mut filled = 0;
         while filled < CHUNK {
-            match packed.read(&mut chunk[filled..]) {
+            match unpacked.read(&mut chunk[filled..]) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(Stop::Unread(error)),
+                Err(error) => return Err(unread(error)),
             }
         }
         if filled == 0 {
@@ -152,7 +163,7 @@ impl<'a> Blob<'a> {
 
     /// Decides about the archive after decompression ended like this. A wrong digest comes first, since it explains
     /// everything else.
-    fn verdict(mut self, unpacked: Result<(), Stop>, packing: Packing) -> Result<(), Failure> {
+    fn verdict(mut self, unpacked: Result<(), Stop>) -> Result<(), Failure> {
         let archive = self.archive;
         if let Some(claim) = &archive.claim {
             if let Err(error) = io::copy(&mut self, &mut io::sink())
@@ -186,7 +197,10 @@ impl<'a> Blob<'a> {
                 "the image cannot be taken: an archive of it unpacks to more than {}",
                 Bytes(most)
             ))),
-            Err(Stop::Unread(error)) => match (packing, error.raw_os_error()) {
+            Err(Stop::Foreign(foreign)) => {
+                Err(Failure::refused(format!("the image cannot be taken: {foreign}")))
+            }
+            Err(Stop::Unread(packing, error)) => match (packing, error.raw_os_error()) {
                 (Packing::Plain, _) | (_, Some(_)) => Err(Failure::os("read an archive", error)),
                 (packing, None) => {
                     let name = match packing {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     LayerFacts, Unusable,
     manifest::{MAX_CONFIG, Manifest},
-    platform::Platform,
+    platform::{Platform, Stated},
     printable,
 };
 
@@ -38,13 +38,40 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
 }
 
+/// What a configuration says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parsed {
+    /// The layers of the manifest with their digests, the lowest first.
+    pub layers: Vec<LayerFacts>,
+    /// How to run the programs of the image.
+    pub config: ImageConfig,
+    /// What was assumed or left out, as sentences without a full stop.
+    pub notes: Vec<String>,
+}
+
 #[derive(Deserialize)]
 struct RawImage {
+    #[serde(flatten)]
+    stated: RawStated,
+    config: Option<RawConfig>,
+    rootfs: RawRootfs,
+}
+
+#[derive(Deserialize)]
+struct RawStated {
     architecture: Option<String>,
     os: Option<String>,
     variant: Option<String>,
-    config: Option<RawConfig>,
-    rootfs: RawRootfs,
+}
+
+impl RawStated {
+    fn stated(self) -> Stated {
+        Stated {
+            os: self.os.unwrap_or_default(),
+            architecture: self.architecture.unwrap_or_default(),
+            variant: self.variant.unwrap_or_default(),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -61,11 +88,28 @@ struct RawConfig {
     env: Option<Vec<String>>,
     user: Option<String>,
     working_dir: Option<String>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
+    entrypoint: Option<Words>,
+    cmd: Option<Words>,
     stop_signal: Option<String>,
     exposed_ports: Option<BTreeMap<String, serde::de::IgnoredAny>>,
-    labels: Option<BTreeMap<String, String>>,
+    labels: Option<BTreeMap<String, Option<String>>>,
+}
+
+/// A command. Docker takes a single text for a list of one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Words {
+    Many(Vec<String>),
+    One(String),
+}
+
+impl Words {
+    fn list(self) -> Vec<String> {
+        match self {
+            Self::Many(list) => list,
+            Self::One(word) => vec![word],
+        }
+    }
 }
 
 /// Returns the configuration of an image of this one layer, as a document. It has no time and no author, so that the
@@ -101,21 +145,29 @@ pub fn write(config: &ImageConfig, architecture: &str, layer: Digest) -> Vec<u8>
     image.to_string().into_bytes()
 }
 
-/// Parses the configuration of an image, and combines its layers with those of the manifest.
-pub fn parse(
-    bytes: &[u8],
-    manifest: &Manifest,
-    platform: &Platform,
-) -> Result<(Vec<LayerFacts>, ImageConfig), Unusable> {
+/// Returns the platform that a configuration states.
+pub fn stated(bytes: &[u8]) -> Result<Stated, Unusable> {
+    let raw: RawStated = from_json(bytes)?;
+    Ok(raw.stated())
+}
+
+fn from_json<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, Unusable> {
     if bytes.len() as u64 > MAX_CONFIG.0 {
         return Err(Unusable::new(format!("the configuration is larger than {MAX_CONFIG}")));
     }
-    let raw: RawImage =
-        serde_json::from_slice(bytes).map_err(|error| Unusable::json("the configuration", &error))?;
-    let (os, architecture) = (raw.os.unwrap_or_default(), raw.architecture.unwrap_or_default());
-    if platform.fits(&os, &architecture, raw.variant.as_deref()).is_none() {
-        let is = printable(&format!("{os}/{architecture}"));
-        return Err(Unusable::new(format!("it is for {is}, not for {platform}")));
+    serde_json::from_slice(bytes).map_err(|error| Unusable::json("the configuration", &error))
+}
+
+/// Parses the configuration of an image, and combines its layers with those of the manifest.
+pub fn parse(bytes: &[u8], manifest: &Manifest, platform: &Platform) -> Result<Parsed, Unusable> {
+    let raw: RawImage = from_json(bytes)?;
+    let stated = raw.stated.stated();
+    if platform.fit(&stated).is_none() {
+        return Err(Unusable::is_for(&stated, platform));
+    }
+    let mut notes = Vec::new();
+    if stated.is_incomplete() {
+        notes.push(format!("the image does not say for which platform it is; it is taken for {platform}"));
     }
     if raw.rootfs.kind != "layers" {
         return Err(Unusable::new("its file system does not consist of layers"));
@@ -127,46 +179,76 @@ pub fn parse(
             raw.rootfs.diff_ids.len()
         )));
     }
-    let layers = manifest.layers.iter().zip(&raw.rootfs.diff_ids).map(|(&(blob, packing), diff_id)| {
+    let layers = manifest.layers.iter().zip(&raw.rootfs.diff_ids).map(|(&blob, diff_id)| {
         let diff_id: Digest = diff_id
             .parse()
             .map_err(|_| Unusable::new("a layer in its configuration has no sha256 digest"))?;
-        Ok(LayerFacts { blob, packing, diff_id })
+        Ok(LayerFacts { blob, diff_id })
     });
-    Ok((layers.collect::<Result<_, Unusable>>()?, keep(raw.config.unwrap_or_default())?))
+    let layers = layers.collect::<Result<_, Unusable>>()?;
+    Ok(Parsed { layers, config: keep(raw.config.unwrap_or_default(), &mut notes)?, notes })
 }
 
-fn keep(raw: RawConfig) -> Result<ImageConfig, Unusable> {
-    let config = ImageConfig {
-        env: raw.env.unwrap_or_default(),
+/// Keeps what an image says about its programs. What no program can use is left out, or read as Docker reads it, with a
+/// note.
+fn keep(raw: RawConfig, notes: &mut Vec<String>) -> Result<ImageConfig, Unusable> {
+    let is_variable = |pair: &String| pair.find('=').is_some_and(|at| at > 0);
+    let (env, others): (Vec<String>, Vec<String>) =
+        raw.env.unwrap_or_default().into_iter().partition(is_variable);
+    if let Some(first) = others.first() {
+        let first = printable(first);
+        notes.push(format!("the image sets {first:?} in its environment without a value, which is left out"));
+    }
+    let labels = raw.labels.unwrap_or_default().into_iter();
+    let mut config = ImageConfig {
+        env,
         user: raw.user.unwrap_or_default(),
         working_dir: raw.working_dir.unwrap_or_default(),
-        entrypoint: raw.entrypoint.unwrap_or_default(),
-        cmd: raw.cmd.unwrap_or_default(),
+        entrypoint: raw.entrypoint.map(Words::list).unwrap_or_default(),
+        cmd: raw.cmd.map(Words::list).unwrap_or_default(),
         stop_signal: raw.stop_signal.unwrap_or_default(),
         exposed_ports: raw.exposed_ports.unwrap_or_default().into_keys().collect(),
-        labels: raw.labels.unwrap_or_default(),
+        labels: labels.map(|(key, value)| (key, value.unwrap_or_default())).collect(),
     };
+    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+        config.working_dir = format!("/{}", config.working_dir);
+        notes.push(format!(
+            "the working directory of the image is not absolute; it is taken as {}",
+            printable(&config.working_dir)
+        ));
+    }
+    if size(&config) > MAX_KEPT && !config.labels.is_empty() {
+        config.labels.clear();
+        notes.push(format!(
+            "the configuration of the image has more than {} KiB, so its labels are left out",
+            MAX_KEPT >> 10
+        ));
+    }
+    check(&config)?;
+    Ok(config)
+}
+
+/// Returns all texts of a configuration.
+fn texts(config: &ImageConfig) -> impl Iterator<Item = &String> {
     let single = [&config.user, &config.working_dir, &config.stop_signal];
     let all = [&config.env, &config.entrypoint, &config.cmd, &config.exposed_ports];
-    let pairs = || config.labels.iter().flat_map(|(key, value)| [key, value]);
-    let texts = || all.iter().copied().flatten().chain(single).chain(pairs());
-    if texts().any(|text| text.contains('\0')) {
+    let pairs = config.labels.iter().flat_map(|(key, value)| [key, value]);
+    all.into_iter().flatten().chain(single).chain(pairs)
+}
+
+fn size(config: &ImageConfig) -> usize {
+    texts(config).map(|text| text.len() + 1).sum()
+}
+
+fn check(config: &ImageConfig) -> Result<(), Unusable> {
+    if texts(config).any(|text| text.contains('\0')) {
         return Err(Unusable::new("its configuration has a string with a NUL byte"));
     }
-    if texts().map(|text| text.len() + 1).sum::<usize>() > MAX_KEPT {
-        return Err(Unusable::new(format!(
-            "its configuration has more than {} KiB of strings",
-            MAX_KEPT >> 10
-        )));
+    if size(config) > MAX_KEPT {
+        let most = MAX_KEPT >> 10;
+        return Err(Unusable::new(format!("its configuration has more than {most} KiB of strings")));
     }
-    if config.env.iter().any(|pair| pair.find('=').is_none_or(|at| at == 0)) {
-        return Err(Unusable::new("a variable of its environment is not of the form NAME=VALUE"));
-    }
-    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
-        return Err(Unusable::new("its working directory is not absolute"));
-    }
-    Ok(config)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -177,13 +259,13 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::oci::{Descriptor, Packing};
+    use crate::oci::Descriptor;
 
     const ID: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     fn manifest(layers: usize) -> Manifest {
         let blob = Descriptor { digest: ID.parse().unwrap(), size: Bytes(7) };
-        Manifest { config: blob, layers: vec![(blob, Packing::Gzip); layers] }
+        Manifest { config: blob, layers: vec![blob; layers], has_foreign_layers: false }
     }
 
     fn image(config: Value) -> Value {
@@ -191,14 +273,16 @@ mod tests {
         json!({ "architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs, "history": [{}] })
     }
 
+    /// Returns the configuration, without notes.
     fn read(value: &Value) -> Result<ImageConfig, String> {
+        let parsed = parsed(value)?;
+        assert_eq!((parsed.layers.len(), parsed.notes), (2, Vec::<String>::new()));
+        Ok(parsed.config)
+    }
+
+    fn parsed(value: &Value) -> Result<Parsed, String> {
         let bytes = serde_json::to_vec(value).unwrap();
-        let read = parse(&bytes, &manifest(2), &Platform::of_host("x86_64"));
-        read.map(|(layers, config)| {
-            assert_eq!(layers.len(), 2);
-            config
-        })
-        .map_err(|e| e.to_string())
+        parse(&bytes, &manifest(2), &Platform::of_host("x86_64")).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -229,14 +313,19 @@ mod tests {
             assert!(error.contains(expect), "{error:?} for {expect:?}");
         };
         check(image(json!({ "Env": ["A\0=b"] })), "NUL");
-        check(image(json!({ "Env": ["=b"] })), "NAME=VALUE");
-        check(image(json!({ "Env": ["b"] })), "NAME=VALUE");
         check(image(json!({ "Env": "PATH=/bin" })), "malformed");
-        check(image(json!({ "WorkingDir": "srv" })), "not absolute");
-        check(image(json!({ "Labels": { "a": "x".repeat(MAX_KEPT) } })), "more than 128 KiB");
+        check(
+            image(json!({ "Env": [format!("A={}", "x".repeat(MAX_KEPT))], "Labels": {"a": "b"} })),
+            "more than 128 KiB",
+        );
         let mut other = image(json!({}));
         other["architecture"] = json!("arm64");
-        check(other, "for linux/arm64, not for linux/amd64");
+        check(other.clone(), "for linux/arm64, not for linux/amd64");
+        other["variant"] = json!("v8");
+        check(other, "for linux/arm64/v8, not for linux/amd64");
+        let mut newer = image(json!({}));
+        newer["variant"] = json!("v3");
+        check(newer, "for linux/amd64/v3, not for linux/amd64");
         let mut fewer = image(json!({}));
         fewer["rootfs"]["diff_ids"] = json!([ID]);
         check(fewer, "its manifest has 2 layers, but its configuration has 1");

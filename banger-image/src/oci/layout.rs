@@ -69,7 +69,7 @@ fn described(bytes: &[u8]) -> Descriptor {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::oci::manifest::Document;
+    use crate::oci::{index::Selector, manifest::Document};
 
     #[test]
     fn a_written_image_reads_back() {
@@ -89,15 +89,18 @@ mod tests {
             let file =
                 |name: &str| documents.files.iter().find(|(known, _)| known == name).unwrap().1.as_slice();
             let Document::Index(index) = Document::parse(file("index.json"), None).unwrap() else { panic!() };
-            let chosen = index.choose(&Platform::of_host("x86_64")).unwrap();
+            let platform = Platform::of_host("x86_64");
+            let chosen = index.choose(Selector { platform: &platform, tag: None }).unwrap()[0];
+            let chosen = index.document(chosen).unwrap();
             assert_eq!(chosen.digest, documents.manifest);
             let Document::Manifest(manifest) = Document::parse(file(&path(&chosen.digest)), None).unwrap()
             else {
                 panic!()
             };
             let config = file(&path(&manifest.config.digest));
-            let (layers, read) = config::parse(config, &manifest, &Platform::of_host("x86_64")).unwrap();
-            assert_eq!((layers[0].blob, layers[0].diff_id, read), (layer, layer.digest, image));
+            let read = config::parse(config, &manifest, &platform).unwrap();
+            assert_eq!((read.layers[0].blob, read.layers[0].diff_id), (layer, layer.digest));
+            assert_eq!((read.config, read.notes), (image, Vec::new()));
         }
     }
 }

@@ -1,9 +1,13 @@
-//! Manifests, and indexes of manifests.
+//! Manifests, and documents that are either a manifest or an index.
 
 use banger_domain::digest::Digest;
 use serde::Deserialize;
 
-use super::{Descriptor, Packing, Unusable, platform::Platform, printable};
+use super::{
+    Descriptor, Unusable,
+    index::{INDEXES, Index, RawEntry},
+    printable,
+};
 
 use banger_proto::size::Bytes;
 
@@ -13,32 +17,28 @@ pub const MAX_DOCUMENT: Bytes = Bytes::mib(4);
 pub const MAX_CONFIG: Bytes = Bytes::mib(4);
 /// The most layers of an image, as in programs that make images.
 pub const MAX_LAYERS: usize = 127;
-/// The most manifests in an index.
-const MAX_ENTRIES: usize = 1024;
 /// The largest layer, compressed.
 const MAX_LAYER: Bytes = Bytes::gib(64);
 /// All layers together, compressed.
 const MAX_IMAGE: Bytes = Bytes::gib(128);
 
 /// Manifests of OCI and of Docker.
-const MANIFESTS: [&str; 2] =
+pub(super) const MANIFESTS: [&str; 2] =
     ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
-/// Indexes of OCI and of Docker, which calls them lists.
-const INDEXES: [&str; 2] =
-    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
 const CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
-const LAYERS: [(&str, Packing); 6] = [
-    ("application/vnd.oci.image.layer.v1.tar", Packing::Plain),
-    ("application/vnd.oci.image.layer.v1.tar+gzip", Packing::Gzip),
-    ("application/vnd.oci.image.layer.v1.tar+zstd", Packing::Zstd),
-    ("application/vnd.docker.image.rootfs.diff.tar", Packing::Plain),
-    ("application/vnd.docker.image.rootfs.diff.tar.gzip", Packing::Gzip),
-    ("application/vnd.docker.image.rootfs.diff.tar.zstd", Packing::Zstd),
+/// Layers. How one is compressed is told by its bytes and not by its type ([`crate::packing`]).
+const LAYERS: [&str; 6] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
 ];
 /// Layers that a registry may not serve, and that are on servers named in the manifest. banger never follows these
-/// addresses.
+/// addresses; an image in a file may have such a layer.
 const ELSEWHERE: [&str; 2] =
     ["application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."];
 
@@ -56,23 +56,15 @@ pub enum Document {
     Manifest(Manifest),
 }
 
-/// An index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Index(Vec<Entry>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
-    document: Descriptor,
-    platform: Option<(String, String, Option<String>)>,
-}
-
 /// A manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     /// The configuration.
     pub config: Descriptor,
     /// The layers, the lowest first.
-    pub layers: Vec<(Descriptor, Packing)>,
+    pub layers: Vec<Descriptor>,
+    /// Whether a registry may not have one of the layers.
+    pub has_foreign_layers: bool,
 }
 
 #[derive(Deserialize)]
@@ -83,7 +75,7 @@ struct RawDocument {
     artifact_type: Option<String>,
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawEntry>>,
 }
 
 /// Other keys of a descriptor, such as `urls`, are not read and so never followed.
@@ -93,18 +85,10 @@ struct RawDescriptor {
     media_type: String,
     digest: String,
     size: u64,
-    platform: Option<RawPlatform>,
-}
-
-#[derive(Deserialize)]
-struct RawPlatform {
-    architecture: String,
-    os: String,
-    variant: Option<String>,
 }
 
 impl Document {
-    /// Parses a document for which the registry declared this media type.
+    /// Parses a document for which its source declared this media type, if it did.
     pub fn parse(bytes: &[u8], declared: Option<&str>) -> Result<Self, Unusable> {
         if bytes.len() as u64 > MAX_DOCUMENT.0 {
             return Err(Unusable::new(format!("the manifest is larger than {MAX_DOCUMENT}")));
@@ -123,7 +107,7 @@ impl Document {
             && declared != own
         {
             return Err(Unusable::new(
-                "the registry gives its manifest another media type than the manifest itself",
+                "its manifest says that it is of another media type than it was sent as",
             ));
         }
         let is_index = match (own.or(declared), raw.manifests.is_some(), raw.layers.is_some()) {
@@ -136,7 +120,10 @@ impl Document {
             }
             (None, is_index, _) => is_index,
         };
-        if is_index { index(raw).map(Self::Index) } else { manifest(raw).map(Self::Manifest) }
+        match is_index {
+            true => Index::read(raw.manifests.unwrap_or_default()).map(Self::Index),
+            false => manifest(raw).map(Self::Manifest),
+        }
     }
 }
 
@@ -144,70 +131,11 @@ fn is_known(word: &str) -> bool {
     MANIFESTS.contains(&word) || INDEXES.contains(&word)
 }
 
-impl Index {
-    /// Chooses the document for a platform.
-    pub fn choose(&self, platform: &Platform) -> Result<Descriptor, Unusable> {
-        let fitness = |entry: &Entry| {
-            let (os, architecture, variant) = entry.platform.as_ref()?;
-            platform.fits(os, architecture, variant.as_deref())
-        };
-        // The first one of equally good entries counts.
-        let mut best: Option<(u32, &Entry)> = None;
-        for entry in &self.0 {
-            if let Some(fit) = fitness(entry)
-                && best.is_none_or(|(least, _)| fit < least)
-            {
-                best = Some((fit, entry));
-            }
-        }
-        match (best, self.0.as_slice()) {
-            (Some((_, entry)), _) => Ok(entry.document),
-            (None, [Entry { document, platform: None }]) => Ok(*document),
-            (None, _) => {
-                let mut offered: Vec<String> = self.0.iter().filter_map(offered).collect();
-                offered.sort();
-                offered.dedup();
-                offered.truncate(12);
-                Err(Unusable::new(format!(
-                    "there is no image for {platform}, only for {}",
-                    offered.join(", ")
-                )))
-            }
-        }
-    }
-}
-
-fn offered(entry: &Entry) -> Option<String> {
-    let (os, architecture, variant) = entry.platform.as_ref()?;
-    let variant = variant.iter().map(|variant| format!("/{variant}")).collect::<String>();
-    // An index also has attestations and similar entries.
-    (os != "unknown").then(|| printable(&format!("{os}/{architecture}{variant}")))
-}
-
-fn index(raw: RawDocument) -> Result<Index, Unusable> {
-    let entries = raw.manifests.unwrap_or_default();
-    if entries.is_empty() {
-        return Err(Unusable::new("its index is empty"));
-    }
-    if entries.len() > MAX_ENTRIES {
-        return Err(Unusable::new(format!("its index lists more than {MAX_ENTRIES} manifests")));
-    }
-    let mut known = Vec::new();
-    for entry in entries.into_iter().filter(|entry| is_known(&entry.media_type)) {
-        let document = descriptor(&entry, MAX_DOCUMENT, "a manifest")?;
-        known.push(Entry { document, platform: entry.platform.map(|p| (p.os, p.architecture, p.variant)) });
-    }
-    if known.is_empty() {
-        return Err(Unusable::new("its index lists no image"));
-    }
-    Ok(Index(known))
-}
-
 fn manifest(raw: RawDocument) -> Result<Manifest, Unusable> {
     let config = raw.config.ok_or_else(|| Unusable::new("its manifest has no configuration"))?;
     if !CONFIGS.contains(&config.media_type.as_str()) {
         let kind = raw.artifact_type.as_deref().unwrap_or(&config.media_type);
-        return Err(Unusable::new(format!(
+        return Err(Unusable::other(format!(
             "it is not a system image but an artifact of the type {}",
             printable(kind)
         )));
@@ -220,38 +148,39 @@ fn manifest(raw: RawDocument) -> Result<Manifest, Unusable> {
         return Err(Unusable::new(format!("it has more than {MAX_LAYERS} layers")));
     }
     let mut total: u64 = 0;
+    let mut has_foreign_layers = false;
     let layers = layers.iter().map(|layer| {
-        let packing = packing(&layer.media_type)?;
-        let blob = descriptor(layer, MAX_LAYER, "a layer")?;
+        let is_foreign = ELSEWHERE.iter().any(|prefix| layer.media_type.starts_with(prefix));
+        if !is_foreign && !LAYERS.contains(&layer.media_type.as_str()) {
+            let kind = printable(&layer.media_type);
+            return Err(Unusable::new(format!("one of its layers has the unknown type {kind}")));
+        }
+        has_foreign_layers |= is_foreign;
+        // A layer without bytes is an archive without entries.
+        let blob = descriptor(&layer.digest, layer.size, 0, MAX_LAYER, "a layer")?;
         total = total.saturating_add(blob.size.0);
-        Ok((blob, packing))
+        Ok(blob)
     });
     let layers = layers.collect::<Result<Vec<_>, Unusable>>()?;
     if total > MAX_IMAGE.0 {
         return Err(Unusable::new(format!("its layers are larger than {MAX_IMAGE}")));
     }
-    Ok(Manifest { config: descriptor(&config, MAX_CONFIG, "the configuration")?, layers })
+    let config = descriptor(&config.digest, config.size, 1, MAX_CONFIG, "the configuration")?;
+    Ok(Manifest { config, layers, has_foreign_layers })
 }
 
-fn packing(media_type: &str) -> Result<Packing, Unusable> {
-    if let Some((_, packing)) = LAYERS.iter().find(|(known, _)| *known == media_type) {
-        return Ok(*packing);
+pub(super) fn descriptor(
+    digest: &str,
+    size: u64,
+    min: u64,
+    max: Bytes,
+    what: &str,
+) -> Result<Descriptor, Unusable> {
+    let digest: Digest = digest.parse().map_err(|_| Unusable::new(format!("{what} has no sha256 digest")))?;
+    if !(min..=max.0).contains(&size) {
+        return Err(Unusable::new(format!("{what} of {size} bytes is refused; the limit is {max}")));
     }
-    if ELSEWHERE.iter().any(|prefix| media_type.starts_with(prefix)) {
-        return Err(Unusable::new(
-            "one of its layers is not in the registry, and banger asks no other servers",
-        ));
-    }
-    Err(Unusable::new(format!("one of its layers has the unknown type {}", printable(media_type))))
-}
-
-fn descriptor(raw: &RawDescriptor, max: Bytes, what: &str) -> Result<Descriptor, Unusable> {
-    let digest: Digest =
-        raw.digest.parse().map_err(|_| Unusable::new(format!("{what} has no sha256 digest")))?;
-    if raw.size == 0 || raw.size > max.0 {
-        return Err(Unusable::new(format!("{what} of {} bytes is refused; the limit is {max}", raw.size)));
-    }
-    Ok(Descriptor { digest, size: Bytes(raw.size) })
+    Ok(Descriptor { digest, size: Bytes(size) })
 }
 
 #[cfg(test)]
@@ -261,6 +190,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::oci::{index::Selector, platform::Platform};
 
     fn digest(n: u8) -> String {
         format!("sha256:{}", format!("{n:02x}").repeat(32))
@@ -273,7 +203,7 @@ mod tests {
     fn image() -> Value {
         json!({
             "schemaVersion": 2, "mediaType": MANIFESTS[0], "config": blob(CONFIGS[0], 1),
-            "layers": [blob(LAYERS[1].0, 2), blob(LAYERS[2].0, 3)], "annotations": { "a": "b" },
+            "layers": [blob(LAYERS[1], 2), blob(LAYERS[2], 3)], "annotations": { "a": "b" },
         })
     }
 
@@ -290,10 +220,13 @@ mod tests {
     fn manifests_of_both_families_are_read() {
         let Document::Manifest(manifest) = parse(&image()).unwrap() else { panic!("an index") };
         assert_eq!(manifest.config.size, Bytes(101));
-        assert_eq!(manifest.layers.iter().map(|l| l.1).collect::<Vec<_>>(), [Packing::Gzip, Packing::Zstd]);
+        assert_eq!(
+            manifest.layers.iter().map(|layer| layer.size).collect::<Vec<_>>(),
+            [Bytes(102), Bytes(103)]
+        );
         let docker = json!({
             "schemaVersion": 2, "mediaType": MANIFESTS[1], "config": blob(CONFIGS[1], 1),
-            "layers": [blob(LAYERS[4].0, 2)],
+            "layers": [blob(LAYERS[4], 2)],
         });
         assert!(matches!(parse(&docker).unwrap(), Document::Manifest(_)));
         // OCI documents sometimes lack a media type.
@@ -315,31 +248,39 @@ mod tests {
         check(with(image(), "config", json!(null)), "no configuration");
         check(with(image(), "config", blob("application/vnd.cncf.helm.config.v1+json", 1)), "helm");
         check(with(image(), "layers", json!([])), "no layers");
-        check(with(image(), "layers", json!(vec![blob(LAYERS[0].0, 1); 128])), "more than 127 layers");
+        check(with(image(), "layers", json!(vec![blob(LAYERS[0], 1); 128])), "more than 127 layers");
         check(with(image(), "layers", json!([blob("text/plain\u{1b}[31m", 1)])), "text/plain\\u{1b}[31m");
-        for foreign in [
-            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-        ] {
-            check(with(image(), "layers", json!([blob(foreign, 1)])), "asks no other servers");
-        }
-        for size in [json!(-1), json!(1.5), json!("7"), json!(u64::MAX), json!(0), json!(null)] {
-            let layer = with(blob(LAYERS[0].0, 1), "size", size.clone());
+        for size in [json!(-1), json!(1.5), json!("7"), json!(u64::MAX), json!(null)] {
+            let layer = with(blob(LAYERS[0], 1), "size", size.clone());
             assert!(parse(&with(image(), "layers", json!([layer]))).is_err(), "{size}");
         }
         for wrong in ["sha256:", "sha512:00", "../../etc/passwd", ""] {
             check(
-                with(image(), "layers", json!([with(blob(LAYERS[0].0, 1), "digest", json!(wrong))])),
+                with(image(), "layers", json!([with(blob(LAYERS[0], 1), "digest", json!(wrong))])),
                 "digest",
             );
         }
-        let large = with(blob(LAYERS[0].0, 1), "size", json!(60u64 << 30));
+        let large = with(blob(LAYERS[0], 1), "size", json!(60u64 << 30));
         check(with(image(), "layers", json!([large, large, large])), "larger than");
     }
 
     #[test]
+    fn layers_that_a_registry_may_not_have_are_known() {
+        for foreign in [
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        ] {
+            let layers = json!([blob(LAYERS[0], 2), blob(foreign, 1)]);
+            let Document::Manifest(manifest) = parse(&with(image(), "layers", layers)).unwrap() else {
+                panic!("an index")
+            };
+            assert!(manifest.has_foreign_layers && manifest.layers.len() == 2);
+        }
+    }
+
+    #[test]
     fn addresses_of_other_servers_are_not_even_read() {
-        let layer = with(blob(LAYERS[1].0, 2), "urls", json!(["http://169.254.169.254/"]));
+        let layer = with(blob(LAYERS[1], 2), "urls", json!(["http://169.254.169.254/"]));
         let Document::Manifest(manifest) = parse(&with(image(), "layers", json!([layer]))).unwrap() else {
             panic!("an index")
         };
@@ -362,8 +303,10 @@ mod tests {
     fn choose(entries: &[Value]) -> Result<String, String> {
         let index = json!({ "schemaVersion": 2, "mediaType": INDEXES[0], "manifests": entries });
         let Document::Index(index) = parse(&index)? else { panic!("no index") };
-        let chosen = index.choose(&Platform::of_host("x86_64")).map_err(|e| e.to_string())?;
-        Ok(chosen.digest.to_string())
+        let platform = Platform::of_host("x86_64");
+        let chosen = index.choose(Selector { platform: &platform, tag: None });
+        let first = chosen.map_err(|e| e.to_string())?[0];
+        Ok(index.document(first).map_err(|e| e.to_string())?.digest.to_string())
     }
 
     #[test]
@@ -404,7 +347,7 @@ mod tests {
             if drop { bytes.truncate(at) } else { bytes[at] = with }
             if let Ok(Document::Manifest(manifest)) = Document::parse(&bytes, None) {
                 prop_assert!(manifest.layers.len() <= MAX_LAYERS);
-                prop_assert!(manifest.layers.iter().all(|(blob, _)| blob.size <= MAX_LAYER));
+                prop_assert!(manifest.layers.iter().all(|blob| blob.size <= MAX_LAYER));
             }
         }
     }

@@ -1,11 +1,12 @@
-//! Images of registries: parses references and the documents of a registry. All of them come from outside, so
-//! everything is limited, and unknown input is refused.
+//! Images of registries and in files: parses references, and the documents of an image. All of them come from outside,
+//! so everything is limited, and unknown input is refused.
 //!
 //! The formats are those of the OCI image specification 1.1 (<https://github.com/opencontainers/image-spec>) and of
 //! Docker's version 2, schema 2, which differs in the names of its media types alone.
 
 pub mod config;
 pub mod credentials;
+pub mod index;
 pub mod layout;
 pub mod manifest;
 pub mod platform;
@@ -25,25 +26,11 @@ pub struct Descriptor {
     pub size: Bytes,
 }
 
-/// How a tar is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Packing {
-    /// Not at all.
-    Plain,
-    /// RFC 1952, of one member or more.
-    Gzip,
-    /// RFC 8878, of one frame or more.
-    Zstd,
-}
-
 /// A layer of an image, as described by its manifest and configuration together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerFacts {
     /// The compressed tar.
     pub blob: Descriptor,
-    /// How it is compressed.
-    pub packing: Packing,
     /// The digest of the uncompressed tar.
     pub diff_id: Digest,
 }
@@ -57,6 +44,8 @@ pub struct RemoteImage {
     pub layers: Vec<LayerFacts>,
     /// How to run its programs.
     pub config: ImageConfig,
+    /// What was assumed or left out, as sentences without a full stop.
+    pub notes: Vec<String>,
 }
 
 impl RemoteImage {
@@ -66,23 +55,41 @@ impl RemoteImage {
     }
 }
 
-/// Why a registry's document cannot be used. The registry's text is quoted only after it was checked.
+/// Why a document cannot be used. Its text is quoted only after it was checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unusable(pub String);
+#[error("{message}")]
+pub struct Unusable {
+    message: String,
+    is_other: bool,
+}
 
 impl Unusable {
     fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self { message: message.into(), is_other: false }
+    }
+
+    /// It is something else than a system image, or one for another platform.
+    fn other(message: impl Into<String>) -> Self {
+        Self { message: message.into(), is_other: true }
+    }
+
+    /// It is for the platform that it states, and not for the wanted one.
+    pub(crate) fn is_for(stated: &platform::Stated, wanted: &platform::Platform) -> Self {
+        Self::other(format!("it is for {stated}, not for {wanted}"))
+    }
+
+    /// Returns whether it is not what was wanted, rather than invalid: another entry of its index may be.
+    pub fn is_other(&self) -> bool {
+        self.is_other
     }
 
     /// Returns the error of the JSON parser, which has the position and quotes at most a key.
     fn json(what: &str, error: &serde_json::Error) -> Self {
-        Self(format!("{what} is malformed: {}", printable(&error.to_string())))
+        Self::new(format!("{what} is malformed: {}", printable(&error.to_string())))
     }
 }
 
-/// Returns a registry's text, shortened and without characters that could confuse a terminal.
+/// Returns a document's text, shortened and without characters that could confuse a terminal.
 fn printable(text: &str) -> String {
     text.chars().take(120).collect::<String>().escape_debug().to_string()
 }

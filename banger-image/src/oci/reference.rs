@@ -150,6 +150,13 @@ impl FromStr for ImageRef {
 
     fn from_str(text: &str) -> Result<Self, NotAReference> {
         let wrong = |why| NotAReference { text: text.to_owned(), why };
+        // As podman and skopeo write it.
+        let text = text.strip_prefix("docker://").unwrap_or(text);
+        if text.contains("://") {
+            return Err(wrong(
+                "a reference begins with the registry, such as ghcr.io, and not with a scheme",
+            ));
+        }
         if text.is_empty() {
             return Err(wrong("it is empty"));
         }
@@ -319,6 +326,10 @@ mod tests {
         check("GHCR.io/a/b", "ghcr.io/a/b:latest");
         check("LocalHost/a", "localhost/a:latest");
         check("a__b/c-d.e---f", "docker.io/a__b/c-d.e---f:latest");
+        check("docker://alpine:3", "docker.io/library/alpine:3");
+        check("docker://ghcr.io/org/tool", "ghcr.io/org/tool:latest");
+        let scheme = "http://ghcr.io/org/tool".parse::<ImageRef>().unwrap_err().to_string();
+        assert!(scheme.contains("not with a scheme"), "{scheme}");
         check(&format!("host:5000/a/b@{DIGEST}"), &format!("host:5000/a/b@{DIGEST}"));
         check(&format!("alpine:3@{DIGEST}"), &format!("docker.io/library/alpine:3@{DIGEST}"));
     }

@@ -9,6 +9,9 @@ const GROUP: u16 = 0x08;
 /// Owner, group, mask and others.
 const NAMELESS: [u16; 4] = [0x01, 0x04, 0x10, 0x20];
 
+/// The number of no user and no group. Linux does not accept a list with an entry for it.
+const NOBODY: [u8; 4] = [0xff; 4];
+
 /// Returns the list as ext4 stores it. `None` if the input is not a list.
 pub fn to_disk(from_disk: &[u8]) -> Option<Vec<u8>> {
     let (version, entries) = from_disk.split_first_chunk::<4>()?;
@@ -19,6 +22,7 @@ pub fn to_disk(from_disk: &[u8]) -> Option<Vec<u8>> {
     for entry in entries.chunks_exact(8) {
         let tag = u16::from_le_bytes([entry[0], entry[1]]);
         match tag {
+            USER | GROUP if entry[4..] == NOBODY => return None,
             USER | GROUP => to_disk.extend(entry),
             _ if NAMELESS.contains(&tag) => to_disk.extend(&entry[..4]),
             _ => return None,
@@ -29,7 +33,6 @@ pub fn to_disk(from_disk: &[u8]) -> Option<Vec<u8>> {
 
 /// Returns the list as programs see it. `None` if the input is not a list.
 pub fn from_disk(to_disk: &[u8]) -> Option<Vec<u8>> {
-    const NOBODY: [u8; 4] = [0xff; 4];
     let (version, mut entries) = to_disk.split_first_chunk::<4>()?;
     if u32::from_le_bytes(*version) != KEPT_VERSION {
         return None;

@@ -14,8 +14,15 @@ const USER: &str = "user.";
 /// The room for attributes in a block of ext4, which has a header of 32 bytes and a zero at the end.
 const ROOM: usize = limits::ATTRIBUTES - 32 - 4;
 
-/// Returns the attributes of an entry that an image keeps: those of Linux. Others, such as those of macOS, are
-/// dropped.
+/// Returns whether a file of an image can have the attribute: whether its name is in a namespace of Linux. Others, such
+/// as those of macOS, are left out.
+pub(super) fn is_of_linux(name: &[u8]) -> bool {
+    let prefixes = ANY_FILE.into_iter().chain([USER]);
+    [ACCESS_LIST, DEFAULT_LIST].iter().any(|list| name == list.as_bytes())
+        || prefixes.into_iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+}
+
+/// Returns the attributes of an entry that an image keeps: those that Linux allows for what it is.
 pub(super) fn kept(
     path: &[u8],
     has_user_attributes: bool,
@@ -23,6 +30,9 @@ pub(super) fn kept(
 ) -> Result<Option<Attributes>, Error> {
     let (mut kept, mut room) = (Vec::new(), 0);
     for (name, value) in attributes {
+        if !is_of_linux(&name) || (!has_user_attributes && name.starts_with(USER.as_bytes())) {
+            continue;
+        }
         let Ok(name) = String::from_utf8(name) else {
             return Err(Error::entry(path, "has an extended attribute whose name is not text"));
         };
@@ -31,10 +41,8 @@ pub(super) fn kept(
             ("", list.ok_or_else(|| Error::entry(path, "has an invalid access control list"))?)
         } else if let Some(suffix) = ANY_FILE.iter().find_map(|prefix| name.strip_prefix(prefix)) {
             (named(path, suffix)?, value)
-        } else if let Some(suffix) = name.strip_prefix(USER).filter(|_| has_user_attributes) {
-            (named(path, suffix)?, value)
         } else {
-            continue;
+            (named(path, name.strip_prefix(USER).unwrap_or_default())?, value)
         };
         // `struct ext4_xattr_entry`, the name and the value, each padded to four bytes.
         room += 16 + suffix.len().next_multiple_of(4) + value.len().next_multiple_of(4);
@@ -80,5 +88,10 @@ mod tests {
             assert!(refused(name, 3).is_err());
         }
         assert!(refused(&[b"user.".as_slice(), &[b'a'; 256]].concat(), 1).is_err());
+        // What is left out needs neither.
+        for name in [b"com.apple.\xff".as_slice(), b"system.other"] {
+            assert_eq!(refused(name, 2 * ROOM).unwrap(), None);
+        }
+        assert_eq!(kept(b"l", false, vec![(b"user.\xff".to_vec(), vec![0; 2 * ROOM])]).unwrap(), None);
     }
 }

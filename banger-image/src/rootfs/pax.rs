@@ -2,7 +2,7 @@
 //! `, where the length is that of the whole record.
 
 use super::{
-    Error,
+    Error, attribute,
     entry::Time,
     limits,
     sparse::{self, Segment},
@@ -52,14 +52,22 @@ impl Records {
                 .ok_or(Error::Damaged("an extended header has an invalid value"))?;
             text = rest;
         }
+        self.check_size()
+    }
+
+    /// Checks what several headers can add to: those for all entries stay in memory until the archive ends. Whether
+    /// an entry has room for its attributes is known only once it is known what it is.
+    fn check_size(&self) -> Result<(), Error> {
+        let shown = || self.path.as_deref().unwrap_or(b"of an extended header");
         let size: usize = self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if size > limits::ATTRIBUTES {
-            return Err(Error::entry(
-                self.path.as_deref().unwrap_or(b"of an extended header"),
-                format!("has more than {} bytes of extended attributes", limits::ATTRIBUTES),
-            ));
+        if size as u64 > limits::EXTENDED {
+            let most = limits::EXTENDED;
+            return Err(Error::entry(shown(), format!("has more than {most} bytes of extended attributes")));
         }
-        Ok(())
+        match self.sparse.map.as_ref().is_some_and(|map| map.len() > limits::SEGMENTS) {
+            true => Err(Error::entry(shown(), "has too many pieces of data")),
+            false => Ok(()),
+        }
     }
 
     /// Adds a record. `begun` is the offset of a range whose length has not come yet.
@@ -86,8 +94,9 @@ impl Records {
                 self.sparse.map.get_or_insert_default().push(Segment { at, length });
             }
             _ => {
-                if let Some(name) = key.strip_prefix(ATTRIBUTE) {
-                    let name = without_escapes(name);
+                let name = key.strip_prefix(ATTRIBUTE).map(without_escapes);
+                // Others are left out, whatever their size.
+                if let Some(name) = name.filter(|name| attribute::is_of_linux(name)) {
                     self.attributes.retain(|(known, _)| *known != name);
                     self.attributes.push((name, value.to_vec()));
                 }
@@ -217,7 +226,28 @@ mod tests {
         ] {
             assert!(Records::default().read(wrong.as_bytes()).is_err(), "{wrong:?}");
         }
-        let huge = record("SCHILY.xattr.user.x", &"v".repeat(limits::ATTRIBUTES));
+        let huge = record("SCHILY.xattr.user.x", &"v".repeat(limits::EXTENDED as usize));
         assert!(Records::default().read(huge.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn headers_for_all_entries_cannot_grow_without_limit() {
+        let mut records = Records::default();
+        let attribute = |n: usize| record(&format!("SCHILY.xattr.user.{n}"), &"v".repeat(100_000));
+        assert!((0..11).any(|n| records.read(attribute(n).as_bytes()).is_err()));
+        let mut records = Records::default();
+        let pair = record("GNU.sparse.offset", "0") + &record("GNU.sparse.numbytes", "0");
+        let many = pair.repeat(limits::SEGMENTS / 4);
+        assert!((0..5).any(|_| records.read(many.as_bytes()).is_err()));
+    }
+
+    #[test]
+    fn attributes_of_other_systems_are_left_out_whatever_their_size() {
+        let records = records(&[
+            ("SCHILY.xattr.com.apple.quarantine", &"v".repeat(9000)),
+            ("SCHILY.xattr.system.nfs4_acl", &"v".repeat(9000)),
+            ("SCHILY.xattr.user.a", "b"),
+        ]);
+        assert_eq!(records.attributes, [(b"user.a".to_vec(), b"b".to_vec())]);
     }
 }

@@ -1,6 +1,6 @@
 //! Reads tar archives: POSIX `ustar` and `pax`, and GNU tar's variants.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Seek, SeekFrom};
 
 use super::{
     Error,
@@ -15,6 +15,20 @@ use super::{
 const MAX_NAME: u64 = 2 * limits::PATH as u64;
 /// The digits of the largest 64-bit number, and a line feed.
 const MAX_LINE: usize = 21;
+
+impl<R: BufRead + Seek> Tar<R> {
+    /// Skips the entry's content without reading it, and returns where it is in the input and its length. The content
+    /// of an archive that is cut short is beyond the end of the input.
+    pub fn seek_over(&mut self) -> Result<(u64, u64), Error> {
+        let (at, length) = (self.input.stream_position().map_err(Error::Read)?, self.left);
+        let step = i64::try_from(length).map_err(|_| Error::Truncated)?;
+        if step > 0 {
+            self.input.seek(SeekFrom::Current(step)).map_err(|_| Error::Truncated)?;
+        }
+        self.left = 0;
+        Ok((at, length))
+    }
+}
 
 /// Returns whether a tar archive can begin with these bytes.
 pub fn is_beginning(bytes: &[u8]) -> bool {
@@ -69,7 +83,10 @@ impl<R: BufRead> Tar<R> {
             match kind {
                 b'x' | b'X' => {
                     let text = self.whole(size, limits::EXTENDED)?;
-                    records.get_or_insert_with(|| self.globals.clone()).read(&text)?;
+                    // Of two extended headers for one entry the last one counts, as in GNU tar.
+                    let mut read = self.globals.clone();
+                    read.read(&text)?;
+                    records = Some(read);
                 }
                 b'g' => {
                     let text = self.whole(size, limits::EXTENDED)?;
@@ -112,8 +129,11 @@ impl<R: BufRead> Tar<R> {
         let path = records.sparse.name.clone().or(records.path).unwrap_or_else(|| header.path());
         let link = records.link.unwrap_or_else(|| header.link().to_vec());
         let size = records.size.map_or_else(|| header.size(), Ok)?;
-        let id = |number: i64| {
-            u32::try_from(number).map_err(|_| Error::entry(&path, "has an owner that Linux does not allow"))
+        let id = |number: i64| match u32::try_from(number) {
+            // In chown(2) this number means "no change". GNU tar extracts such a file as root's.
+            Ok(u32::MAX) => Ok(0),
+            Ok(id) => Ok(id),
+            Err(_) => Err(Error::entry(&path, "has an owner that Linux does not allow")),
         };
         let meta = Meta {
             mode: header.mode()?,
@@ -275,8 +295,8 @@ impl<R: BufRead> Tar<R> {
         Ok(())
     }
 
-    /// Returns the next header with content. `None` at the end of the archive, which has two blocks of zeros or lacks
-    /// them.
+    /// Returns the next header with content. `None` at the end of the archive: two blocks of zeros, or one as in GNU
+    /// tar and bsdtar, or the end of the input. An empty input is an archive without entries, as in bsdtar and Docker.
     fn header(&mut self) -> Result<Option<Header>, Error> {
         if self.ended {
             return Ok(None);
@@ -288,15 +308,12 @@ impl<R: BufRead> Tar<R> {
         })?
         else {
             self.ended = true;
-            return if first { Err(Error::NotTar) } else { Ok(None) };
+            return Ok(None);
         };
         let header = Header(block);
         if header.is_zero() {
             self.ended = true;
-            return match self.block()? {
-                Some(next) if !Header(next).is_zero() => Err(Error::Damaged("there is data after its end")),
-                _ => Ok(None),
-            };
+            return Ok(None);
         }
         match header.is_whole() {
             true => Ok(Some(header)),

@@ -15,8 +15,9 @@ use super::{
 const WHITEOUT: &[u8] = b".wh.";
 /// Hides everything that the layers below have in its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// The prefix of metadata of a file system with which some layers were made.
-const NOTES: &[u8] = b".wh..wh.";
+/// The prefix of the metadata of AUFS, a file system with which some layers were made. In the root of a layer they are
+/// left out; until the layer ends, hard links may lead to them (`.wh..wh.plnk`).
+const AUFS: &[u8] = b".wh..wh.";
 
 /// The id of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,10 +148,42 @@ impl Tree {
         self.records == 0
     }
 
-    /// Starts another archive, on top of everything so far.
+    /// Starts another archive, on top of everything so far. Call [`Tree::end`] after its last entry.
     pub fn begin(&mut self, archive: Archive) {
         self.layer += 1;
         self.archive = archive;
+    }
+
+    /// Ends an archive: removes what a layer has for other file systems alone.
+    pub fn end(&mut self) {
+        let names = self.children(ROOT).into_iter().flatten().map(|(name, _)| name);
+        let notes: Vec<Box<[u8]>> = match self.archive {
+            Archive::Layer => names.filter(|name| name.starts_with(AUFS)).cloned().collect(),
+            Archive::Whole => Vec::new(),
+        };
+        for name in notes {
+            self.remove(ROOT, &name);
+        }
+    }
+
+    /// Returns the names in the root that are regular files, and those that are directories.
+    pub fn top_level(&self) -> (Vec<&[u8]>, Vec<&[u8]>) {
+        let (mut files, mut directories) = (Vec::new(), Vec::new());
+        for (name, child) in self.children(ROOT).into_iter().flatten() {
+            match self.node(child.id).kind {
+                Kind::File(_) => files.push(&**name),
+                Kind::Directory(_) => directories.push(&**name),
+                _ => {}
+            }
+        }
+        (files, directories)
+    }
+
+    /// Returns what a path leads to, following symbolic links as inside of the image.
+    pub fn find(&mut self, path: &[u8]) -> Result<Option<&Node>, Error> {
+        let components = path::components(path)?;
+        let id = self.resolve(&components, path, Goal::Any)?;
+        Ok(id.map(|id| self.node(id)))
     }
 
     /// Adds an entry. The content is used for a file.
@@ -167,14 +200,19 @@ impl Tree {
                 _ => Err(Error::entry(&shown, "is the root, but not a directory")),
             };
         };
-        if self.archive == Archive::Layer && name.starts_with(WHITEOUT) {
+        let is_aufs = |name: &[u8]| name.starts_with(AUFS) && name != OPAQUE;
+        let is_note = components.first().is_some_and(|first| is_aufs(first));
+        if self.archive == Archive::Layer && name.starts_with(WHITEOUT) && !is_note {
             return self.hide(parents, name, &shown);
         }
-        let Some(parent) = self.directory(parents, &shown, Missing::Made)? else {
+        let Some(parent) = self.resolve(parents, &shown, Goal::NewDirectory)? else {
             return Err(Error::entry(&shown, "has no parent directory"));
         };
         let existing = self.child(parent, name);
         let has_user_attributes = matches!(entry.what, What::Directory | What::File(_));
+        // Linux ignores the permissions of a symbolic link, and gives each of them these.
+        let mode = if let What::Symlink(_) = entry.what { 0o777 } else { entry.meta.mode };
+        let meta = Meta { mode, ..entry.meta };
         let kind = match entry.what {
             What::Directory => match existing {
                 Some(id) if self.children(id).is_some() => {
@@ -195,7 +233,7 @@ impl Tree {
         };
         let attributes = attribute::kept(&shown, has_user_attributes, entry.attributes)?;
         self.remove(parent, name);
-        let id = self.make(Node { kind, meta: entry.meta, attributes, links: 0 }, &shown)?;
+        let id = self.make(Node { kind, meta, attributes, links: 0 }, &shown)?;
         self.add(parent, name, id)
     }
 
@@ -205,7 +243,7 @@ impl Tree {
             .map_err(|error| Error::entry(shown, format!("is a link to an invalid name: {error}")))?;
         let nowhere = || Error::entry(shown, "is a link to a file that is not there");
         let (last, parents) = components.split_last().ok_or_else(nowhere)?;
-        let place = self.directory(parents, shown, Missing::Refused)?.ok_or_else(nowhere)?;
+        let place = self.resolve(parents, shown, Goal::Directory)?.ok_or_else(nowhere)?;
         if (place, *last) == (parent, name) {
             return Err(Error::entry(shown, "is a link to itself"));
         }
@@ -225,19 +263,20 @@ impl Tree {
 
     /// Hides what the layers below have, but nothing of this layer.
     fn hide(&mut self, parents: &[&[u8]], name: &[u8], shown: &[u8]) -> Result<(), Error> {
-        let Some(parent) = self.directory(parents, shown, Missing::Refused)? else {
+        let hidden = &name[WHITEOUT.len()..];
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(Error::entry(shown, "is not a valid whiteout"));
+        }
+        // Below a missing name, and below one that is not a directory, there is nothing to hide.
+        let Ok(Some(parent)) = self.resolve(parents, shown, Goal::Directory) else {
             return Ok(());
         };
         if name == OPAQUE {
             self.remove_older(parent);
             return Ok(());
         }
-        if name.starts_with(NOTES) {
+        if name.starts_with(AUFS) {
             return Ok(());
-        }
-        let hidden = &name[WHITEOUT.len()..];
-        if matches!(hidden, b"" | b"." | b"..") {
-            return Err(Error::entry(shown, "is not a valid whiteout"));
         }
         match self.children(parent).and_then(|children| children.get(hidden)).copied() {
             Some(child) if child.layer != self.layer => self.remove(parent, hidden),
@@ -247,9 +286,9 @@ impl Tree {
         Ok(())
     }
 
-    /// Resolves a directory from the root, following symbolic links as inside of the image. `None` if it does not
-    /// exist and should not be made.
-    fn directory(&mut self, names: &[&[u8]], shown: &[u8], missing: Missing) -> Result<Option<Id>, Error> {
+    /// Resolves a path from the root, following symbolic links as inside of the image. `None` if it does not exist and
+    /// should not be made.
+    fn resolve(&mut self, names: &[&[u8]], shown: &[u8], goal: Goal) -> Result<Option<Id>, Error> {
         let (mut way, mut links) = (vec![ROOT], 0);
         let mut ahead: Vec<Box<[u8]>> = names.iter().rev().map(|&name| name.into()).collect();
         while let Some(name) = ahead.pop() {
@@ -266,7 +305,7 @@ impl Tree {
                 _ => {}
             }
             let Some(id) = self.child(here, &name) else {
-                if missing == Missing::Refused {
+                if goal != Goal::NewDirectory {
                     return Ok(None);
                 }
                 if name.len() > limits::NAME {
@@ -281,7 +320,7 @@ impl Tree {
             };
             match &self.node(id).kind {
                 Kind::Directory(_) => {
-                    if missing == Missing::Made {
+                    if goal == Goal::NewDirectory {
                         self.name(here, &name, id);
                     }
                     way.push(id);
@@ -296,6 +335,7 @@ impl Tree {
                     }
                     ahead.extend(target.split(|&byte| byte == b'/').rev().map(Box::from));
                 }
+                _ if goal == Goal::Any && ahead.is_empty() => return Ok(Some(id)),
                 _ => {
                     let name = super::error::Shown::of(&name);
                     return Err(Error::entry(shown, format!("is below {name}, which is not a directory")));
@@ -442,11 +482,15 @@ impl Tree {
     }
 }
 
-/// What to do about missing directories on the way.
+/// What a path should lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Missing {
-    Made,
-    Refused,
+enum Goal {
+    /// A directory, which is made if it is missing, with those on the way.
+    NewDirectory,
+    /// An existing directory.
+    Directory,
+    /// Anything that exists, behind symbolic links.
+    Any,
 }
 
 fn size_of_attributes(node: &Node) -> usize {

@@ -100,6 +100,10 @@ pub mod import {
     /// configuration, and the layers in the order of the manifest (OCI image specification).
     pub const PARTS: &str = "parts";
 
+    /// `s`: (image) the platform that an image in the file `layout` has to be for, such as `linux/amd64/v3`; the
+    /// host's when absent.
+    pub const PLATFORM: &str = "platform";
+
     /// File of `ImportImage`: a raw ext4 filesystem, or an archive.
     pub const FILE_ROOTFS: &str = "rootfs";
     /// File of `ImportImage`, instead of `rootfs`: a file that has all parts of an OCI image, such as a tar archive
@@ -113,13 +117,11 @@ pub mod import {
 
 /// Keys of `PullImage`.
 pub mod pull {
-    pub use super::import::{FORCE, SHARED};
+    pub use super::import::{FORCE, PLATFORM, SHARED};
     /// `s`: the name that the image gets; derived from the reference when absent.
     pub const NAME: &str = "name";
     /// `s`: reference of the kernel that its sandboxes boot.
     pub const KERNEL: &str = "kernel";
-    /// `s`: the platform, such as `linux/amd64`; the host's when absent.
-    pub const PLATFORM: &str = "platform";
     /// `h`: a sealed memory file (memfd_create(2)) with a JSON object: `username` and `password`, or
     /// `identity-token`. The pull is anonymous when absent.
     pub const CREDENTIALS: &str = "credentials";

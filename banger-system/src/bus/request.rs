@@ -141,7 +141,10 @@ pub(super) async fn read_import(
     let mut options = Options::new(options);
     let content = match (rootfs, layout) {
         (Some(rootfs), _) => ImportSource::Rootfs(rootfs),
-        (None, Some(layout)) => ImportSource::Layout(layout, read_parts(&options.ranges(import::PARTS)?)?),
+        (None, Some(layout)) => {
+            let parts = read_parts(&options.ranges(import::PARTS)?)?;
+            ImportSource::Layout(layout, parts, read_platform(options.string(import::PLATFORM)?)?)
+        }
         (None, None) => return Err(Error::new(ErrorName::InvalidArgs, "no file was passed")),
     };
     let shared = options.boolean(import::SHARED)?.unwrap_or_default();

@@ -14,6 +14,7 @@ use super::{
     error::{Error, Kind, Result},
     job::{JobHandle, Stages},
     now,
+    pull::report_notes,
     request::{ImportImage, ImportKernel, ImportSource},
     view::{Fact, ImageView, JobKind, Object},
 };
@@ -160,8 +161,10 @@ async fn make_image(
     let ports = &shared.ports;
     let (content, config) = match request.content {
         ImportSource::Rootfs(file) => (Content::File(file), ImageConfig::default()),
-        ImportSource::Layout(file, parts) => {
-            let Layout { image, layers } = ports.image_files.layout(request.owner, file, &parts).await?;
+        ImportSource::Layout(file, parts, platform) => {
+            let layout = ports.image_files.layout(request.owner, file, &parts, &platform).await?;
+            let Layout { image, layers } = layout;
+            report_notes(job, &image);
             (Content::Layers(layers), image.config)
         }
     };

@@ -264,6 +264,7 @@ async fn run_remote(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()>
     let reference = &pull.source.reference;
     job.stage("resolve", format!("asking {} for {reference}", reference.registry()));
     let remote = unless_canceled(job, shared.ports.registry.resolve(&pull.source)).await??;
+    report_notes(job, &remote);
     let origin = Origin { reference: reference.clone(), manifest: remote.manifest };
     if let Some(old) = pull.old.and_then(|id| shared.inventory.image(id))
         && is_up_to_date(&old, pull, &origin)
@@ -384,7 +385,6 @@ async fn import(
     let layers = blobs.into_iter().zip(&remote.layers).map(|(blob, layer)| Layer {
         blob,
         offset: None,
-        packing: layer.packing,
         size: layer.blob.size,
         digest: layer.blob.digest,
         diff_id: layer.diff_id,
@@ -477,6 +477,13 @@ async fn publish(shared: &Shared, image: &Image, old: Option<&ImageView>) -> Res
         tracing::error!(image = %old.id, %error, "cannot remove the files of an image that was replaced");
     }
     Ok(())
+}
+
+/// Reports what was assumed about an image, or left out.
+pub(super) fn report_notes(job: &JobHandle, image: &RemoteImage) {
+    if !image.notes.is_empty() {
+        job.add_result("notes", Fact::Text(image.notes.join("\n")));
+    }
 }
 
 pub(super) fn report(job: &JobHandle, image: &ImageView) -> Result<()> {

@@ -11,6 +11,7 @@ use banger_domain::{
     vm::{Init, Lifetime},
     vmm::VmmChoice,
 };
+use banger_image::oci::platform::Platform;
 use banger_proto::size::Bytes;
 
 use crate::ports::{images::FileRange, registry::Source};
@@ -122,8 +123,9 @@ pub struct ImportImage {
 pub enum ImportSource {
     /// A raw ext4 file system, or a tar archive of a root file system.
     Rootfs(OwnedFd),
-    /// An OCI image layout, and where its parts are: the manifest, the configuration, and each layer.
-    Layout(OwnedFd, Vec<FileRange>),
+    /// An image in a file, where its parts are (the manifest, the configuration, and each layer), and for which
+    /// platform it has to be.
+    Layout(OwnedFd, Vec<FileRange>, Platform),
 }
 
 /// Pulls an image.

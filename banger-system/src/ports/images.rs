@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use banger_domain::digest::Digest;
-use banger_image::oci::{Packing, RemoteImage};
+use banger_image::oci::RemoteImage;
 use banger_proto::size::Bytes;
 
 /// The content of an image.
@@ -23,8 +23,6 @@ pub struct Layer {
     pub blob: OwnedFd,
     /// Where the bytes start in the file; at its start if absent.
     pub offset: Option<u64>,
-    /// Their compression.
-    pub packing: Packing,
     /// Their number. Any other number is refused.
     pub size: Bytes,
     /// Their digest. Other bytes are refused.

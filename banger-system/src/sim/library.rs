@@ -8,7 +8,7 @@ use banger_domain::{
     launch_spec::{Access, Drive, Medium},
 };
 use banger_image::{
-    oci::{RemoteImage, config::ImageConfig},
+    oci::{RemoteImage, config::ImageConfig, platform::Platform},
     record::{ImageFacts, KernelFacts},
 };
 use banger_proto::size::Bytes;
@@ -135,13 +135,20 @@ impl ImageFiles for Sim {
         })
     }
 
-    async fn layout(&self, _owner: Uid, _file: OwnedFd, parts: &[FileRange]) -> Result<Layout> {
+    async fn layout(
+        &self,
+        _owner: Uid,
+        _file: OwnedFd,
+        parts: &[FileRange],
+        _platform: &Platform,
+    ) -> Result<Layout> {
         if parts.len() < 3 {
             return Err(Error::Unsupported { message: "the image has no layers".to_owned() });
         }
         let manifest = banger_domain::digest::Digest::from_bytes([0; 32]);
         let config = ImageConfig { cmd: vec!["/bin/sh".to_owned()], ..ImageConfig::default() };
-        Ok(Layout { image: RemoteImage { manifest, layers: Vec::new(), config }, layers: Vec::new() })
+        let image = RemoteImage { manifest, layers: Vec::new(), config, notes: Vec::new() };
+        Ok(Layout { image, layers: Vec::new() })
     }
 
     async fn export(

@@ -11,9 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use banger_domain::{digest::Digest, net::subnet::Subnet};
-use banger_image::oci::{
-    Descriptor, LayerFacts, Packing, RemoteImage, config::ImageConfig, credentials::Credentials,
-};
+use banger_image::oci::{Descriptor, LayerFacts, RemoteImage, config::ImageConfig, credentials::Credentials};
 use banger_proto::size::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -68,7 +66,6 @@ impl Registry for Sim {
         }
         let layer = |n: u64| LayerFacts {
             blob: Descriptor { digest: digest(&format!("{name} {edition} {n}")), size: LAYER },
-            packing: Packing::Gzip,
             diff_id: digest(&format!("{name} {edition} {n} unpacked")),
         };
         let config = ImageConfig {
@@ -78,7 +75,7 @@ impl Registry for Sim {
             ..ImageConfig::default()
         };
         let layers = (0..LAYERS).map(layer).collect();
-        Ok(RemoteImage { manifest: digest(&format!("{name} {edition}")), layers, config })
+        Ok(RemoteImage { manifest: digest(&format!("{name} {edition}")), layers, config, notes: Vec::new() })
     }
 
     async fn fetch(

@@ -27,6 +27,8 @@ pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub enum Fault {
     /// This status, with these headers.
     Status(u16, Vec<(&'static str, String)>),
+    /// This status, with this message.
+    Says(u16, &'static str),
     /// The connection breaks after this many bytes of the body.
     Cut(usize),
     /// One byte at a time, with this pause.
@@ -297,6 +299,10 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, port: u16, state: Ar
             let headers =
                 headers.iter().map(|(name, value)| (*name, value.replace("PORT", &port.to_string())));
             Answer { status: *status, headers: headers.collect(), body: b"{\"errors\":[]}".to_vec() }
+        }
+        Some(Fault::Says(status, message)) => {
+            let body = json!({ "errors": [{ "code": "TOOMANYREQUESTS", "message": message, "detail": {} }] });
+            Answer { status: *status, headers: Vec::new(), body: body.to_string().into_bytes() }
         }
         _ => answer(&path, authorization.as_deref(), &body, port, &mut state.lock().unwrap()),
     };

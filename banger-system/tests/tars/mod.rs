@@ -11,7 +11,7 @@ use std::{
 use banger_domain::digest::Digest;
 use banger_image::{
     fixtures::tar::{digest, pack},
-    oci::Packing,
+    packing::Packing,
 };
 use banger_proto::size::Bytes;
 use banger_system::ports::images::Layer;
@@ -29,17 +29,16 @@ pub fn layer(tar: &[u8], packing: Packing) -> Layer {
     Layer {
         blob: file(&packed),
         offset: None,
-        packing,
         size: Bytes(packed.len() as u64),
         digest: digest(&packed),
         diff_id: digest(tar),
     }
 }
 
-/// Returns a layer with this compression and these compressed bytes.
-pub fn packed(packed: &[u8], packing: Packing, diff_id: Digest) -> Layer {
+/// Returns a layer with these compressed bytes.
+pub fn packed(packed: &[u8], diff_id: Digest) -> Layer {
     let size = Bytes(packed.len() as u64);
-    Layer { blob: file(packed), offset: None, packing, size, digest: digest(packed), diff_id }
+    Layer { blob: file(packed), offset: None, size, digest: digest(packed), diff_id }
 }
 
 /// Returns the layer as a pipe, filled as fast as it is read.

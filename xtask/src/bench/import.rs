@@ -260,7 +260,7 @@ impl Layout {
 
     fn import(&self, home: &Path, is_checked: bool) -> Result<Import> {
         let mut import = self.program("import_times");
-        import.arg("import").arg(&self.programs.worker).arg(home).arg(self.packing).arg(&self.blob);
+        import.arg("import").arg(&self.programs.worker).arg(home).arg(&self.blob);
         import.arg(format!("sha256:{}", self.digest)).arg(format!("sha256:{}", self.diff_id));
         let said = output(&mut import)?;
         let figures: Vec<&str> = said.split_whitespace().collect();

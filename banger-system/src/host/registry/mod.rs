@@ -7,6 +7,7 @@ mod cache;
 mod download;
 mod egress_policy;
 mod http;
+mod resolve;
 mod retry;
 mod session;
 mod token;
@@ -28,7 +29,6 @@ use rustix::{
     fs::{SealFlags, fcntl_get_seals},
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
 };
-use sha2::{Digest as _, Sha256};
 use tokio::net::unix::pipe;
 
 use self::{
@@ -41,11 +41,10 @@ use self::{
 pub use self::{egress_policy::LocalPorts, retry::Timeouts};
 use super::blocking::blocking;
 
-use banger_domain::{digest::Digest, net::subnet::Subnet};
+use banger_domain::net::subnet::Subnet;
 use banger_image::oci::{
-    Descriptor, LayerFacts, RemoteImage, Unusable, config,
+    Descriptor, LayerFacts, RemoteImage,
     credentials::{Credentials, MAX_CREDENTIALS},
-    manifest::{self, Document, MAX_DOCUMENT},
 };
 
 use crate::ports::{
@@ -54,8 +53,6 @@ use crate::ports::{
     registry::{Fetch, Prune, Pruned, Registry, Source},
 };
 
-/// An index may name another index, but no deeper.
-const MAX_NESTING: usize = 3;
 /// How many layers of an image are fetched at a time. More are no faster, and registries limit connections.
 const PARALLEL: usize = 4;
 /// The size of the pipe to an importer: the most that is possible without privilege.
@@ -143,41 +140,7 @@ impl Registry for Registries {
     }
 
     async fn resolve(&self, source: &Source) -> Result<RemoteImage> {
-        let session = self.session(source).await?;
-        let unusable = |Unusable(why)| Error::Unsupported { message: format!("{}: {why}", source.reference) };
-        let (mut wanted, mut expect) = (source.reference.wanted(), source.reference.digest());
-        let mut size = None;
-        for _ in 0..MAX_NESTING {
-            let (bytes, kind) = session.manifest(&wanted, &manifest::accepted(), MAX_DOCUMENT.0).await?;
-            let digest = Digest::from_bytes(Sha256::digest(&bytes).into());
-            let is_other = expect.is_some_and(|expect| expect != digest);
-            if is_other || size.is_some_and(|Bytes(size)| size != bytes.len() as u64) {
-                let message = format!("{} sent another manifest than requested", session.host());
-                return Err(Error::Mismatch { message });
-            }
-            match Document::parse(&bytes, kind.as_deref()).map_err(unusable)? {
-                Document::Index(index) => {
-                    let chosen = index.choose(&source.platform).map_err(unusable)?;
-                    (wanted, expect) = (chosen.digest.to_string(), Some(chosen.digest));
-                    size = Some(chosen.size);
-                }
-                Document::Manifest(manifest) => {
-                    let blob = self.blob(source, manifest.config).await?;
-                    ensure(&session, &blob).await?;
-                    let bytes = blocking("read a configuration", move || {
-                        let mut bytes = Vec::new();
-                        io::Read::read_to_end(&mut blob.open().map_err(cache_error)?, &mut bytes)
-                            .map_err(cache_error)?;
-                        Ok(bytes)
-                    })
-                    .await?;
-                    let (layers, config) =
-                        config::parse(&bytes, &manifest, &source.platform).map_err(unusable)?;
-                    return Ok(RemoteImage { manifest: digest, layers, config });
-                }
-            }
-        }
-        Err(unusable(Unusable("its indexes are nested too deeply".to_owned())))
+        self.find_image(source).await
     }
 
     async fn fetch(

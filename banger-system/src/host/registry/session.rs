@@ -140,10 +140,23 @@ impl Session {
         }
         let response = self.peer.send(request).await?;
         let status = response.status();
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            return Err(self.peer.transient(&response));
+        if may_pass(status) {
+            return Err(self.transient(response).await);
         }
         Ok((status, self.peer.read(response, limit).await?))
+    }
+
+    /// Returns the failure for a status that may pass, with what the registry says about it: how long a limit of its
+    /// lasts, for example.
+    async fn transient(&self, response: Response) -> Failure {
+        let failure = self.peer.transient(&response);
+        let body = self.peer.read(response, MAX_ERROR_BODY).await.unwrap_or_default();
+        match (failure, said(&body)) {
+            (Failure::Transient { message, after }, Some(said)) => {
+                Failure::Transient { message: format!("{message}: {said}"), after }
+            }
+            (failure, _) => failure,
+        }
     }
 
     /// Returns the header for a password (RFC 7617).
@@ -179,10 +192,7 @@ impl Session {
                 };
                 Err(Error::AuthRequired { message }.into())
             }
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
-                Err(self.peer.transient(&response))
-            }
-            _ if status.is_server_error() => Err(self.peer.transient(&response)),
+            _ if may_pass(status) => Err(self.transient(response).await),
             _ => {
                 let body = self.peer.read(response, MAX_ERROR_BODY).await.unwrap_or_default();
                 let why = match said(&body) {
@@ -205,6 +215,11 @@ impl Sender for Session {
     fn peer(&self) -> &Peer {
         &self.peer
     }
+}
+
+/// Returns whether another attempt may get another status.
+fn may_pass(status: StatusCode) -> bool {
+    matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) || status.is_server_error()
 }
 
 /// Returns the header that requests the content from this byte on.

@@ -23,13 +23,13 @@ use banger_image::{
     holes,
     importer::message::{Archive, Claim, CopyFile, Export, Extent, Import},
     oci::{
-        LayerFacts, Packing, RemoteImage, Unusable,
-        config::{self, ImageConfig},
+        LayerFacts, RemoteImage, Unusable,
+        config::{self, ImageConfig, Parsed},
         manifest::{Document, MAX_DOCUMENT},
         platform::Platform,
     },
+    packing,
     record::ImageFacts,
-    rootfs::tar,
 };
 use banger_proto::size::Bytes;
 use sha2::{Digest, Sha256};
@@ -174,8 +174,9 @@ impl ImageFiles for LocalImages {
         let (head, size) = self
             .head(job, fd.try_clone().map_err(unread)?, Arc::new(SilentProgress(Arc::clone(&progress))))
             .await?;
-        if let Some(packing) = packing(&head) {
-            let archive = Archive { packing, claim: None, offset: None };
+        let unsupported = |foreign: packing::Foreign| Error::Unsupported { message: foreign.to_string() };
+        if packing::of(&head).map_err(unsupported)?.is_some() {
+            let archive = Archive { claim: None, offset: None };
             return self.build(job, staged, vec![(archive, fd)], Some(size), progress).await;
         }
         // Checked first, so that a file of another kind is not copied in vain.
@@ -199,7 +200,13 @@ impl ImageFiles for LocalImages {
         .await
     }
 
-    async fn layout(&self, owner: Uid, file: OwnedFd, parts: &[FileRange]) -> Result<Layout> {
+    async fn layout(
+        &self,
+        owner: Uid,
+        file: OwnedFd,
+        parts: &[FileRange],
+        platform: &Platform,
+    ) -> Result<Layout> {
         let misses = |why: &str| Error::BadFile { message: format!("the image {why}") };
         let [manifest, config, layers @ ..] = parts else {
             return Err(misses("has no manifest or no configuration"));
@@ -222,7 +229,7 @@ impl ImageFiles for LocalImages {
         let mut config_bytes = vec![0; usize::try_from(config.length.0).unwrap_or_default()];
         documents.read_exact_at(&mut manifest_bytes, 0).map_err(unread)?;
         documents.read_exact_at(&mut config_bytes, manifest.length.0).map_err(unread)?;
-        read_layout(&file, &manifest_bytes, &config_bytes, layers)
+        read_layout(&file, &manifest_bytes, &config_bytes, layers, platform)
     }
 
     async fn export(
@@ -280,16 +287,22 @@ impl ImageFiles for LocalImages {
 }
 
 /// Parses the manifest and the configuration, and compares them with the given offsets of the layers.
-fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[FileRange]) -> Result<Layout> {
-    let unusable = |Unusable(message)| Error::Unsupported { message };
+fn read_layout(
+    file: &OwnedFd,
+    manifest_bytes: &[u8],
+    config: &[u8],
+    layers: &[FileRange],
+    platform: &Platform,
+) -> Result<Layout> {
+    let unusable = |error: Unusable| Error::Unsupported { message: error.to_string() };
     let Document::Manifest(manifest) = Document::parse(manifest_bytes, None).map_err(unusable)? else {
         return Err(Error::Unsupported { message: "the manifest is an index of other manifests".to_owned() });
     };
     if OciDigest::from_bytes(Sha256::digest(config).into()) != manifest.config.digest {
         return Err(Error::Mismatch { message: "the configuration does not match the manifest".to_owned() });
     }
-    let platform = Platform::of_host(std::env::consts::ARCH);
-    let (facts, config) = config::parse(config, &manifest, &platform).map_err(unusable)?;
+    let Parsed { layers: facts, config, notes } =
+        config::parse(config, &manifest, platform).map_err(unusable)?;
     if facts.len() != layers.len()
         || facts.iter().zip(layers).any(|(layer, part)| layer.blob.size != part.length)
     {
@@ -299,7 +312,6 @@ fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[F
         Ok(Layer {
             blob: file.try_clone().map_err(unread)?,
             offset: Some(part.offset),
-            packing: facts.packing,
             size: facts.blob.size,
             digest: facts.blob.digest,
             diff_id: facts.diff_id,
@@ -307,7 +319,7 @@ fn read_layout(file: &OwnedFd, manifest_bytes: &[u8], config: &[u8], layers: &[F
     };
     let parts = facts.iter().zip(layers).map(layer).collect::<Result<_>>()?;
     let manifest = OciDigest::from_bytes(Sha256::digest(manifest_bytes).into());
-    Ok(Layout { image: RemoteImage { manifest, layers: facts, config }, layers: parts })
+    Ok(Layout { image: RemoteImage { manifest, layers: facts, config, notes }, layers: parts })
 }
 
 /// Returns the claims about layers, and their files.
@@ -326,21 +338,10 @@ fn claims(layers: Vec<Layer>) -> Result<Vec<(Archive, OwnedFd)>> {
         diff_id: layer.diff_id.to_string(),
     };
     let archive = |layer: Layer| {
-        let archive = Archive { packing: layer.packing, claim: Some(claim(&layer)), offset: layer.offset };
+        let archive = Archive { claim: Some(claim(&layer)), offset: layer.offset };
         (archive, layer.blob)
     };
     Ok(layers.into_iter().map(archive).collect())
-}
-
-/// Returns how the archive that begins with these bytes is compressed. `None` if it is not an archive.
-fn packing(head: &[u8]) -> Option<Packing> {
-    const GZIP: &[u8] = b"\x1f\x8b";
-    const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
-    match head {
-        _ if head.starts_with(GZIP) => Some(Packing::Gzip),
-        _ if head.starts_with(ZSTD) => Some(Packing::Zstd),
-        _ => tar::is_beginning(head).then_some(Packing::Plain),
-    }
 }
 
 /// Returns the facts about the copy of a file system. Only the copy counts, since the user may still write to the
