@@ -65,7 +65,12 @@ impl Jobs {
         self.lock().remove(job);
         let ended = ended?;
         match ended.result.as_str() {
-            "done" => Ok(ended.data),
+            "done" => {
+                // What was assumed about an image, or left out, one to a line.
+                let notes = ended.data.get("notes").and_then(|notes| String::try_from(notes.clone()).ok());
+                notes.unwrap_or_default().lines().for_each(|note| track.note(note));
+                Ok(ended.data)
+            }
             _ => Err(Error::named(&ended.error_name, ended.error_message)),
         }
     }

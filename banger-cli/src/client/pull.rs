@@ -38,7 +38,8 @@ pub async fn pull(
     mut options: Options<'_>,
 ) -> Result<(OwnedObjectPath, Facts)> {
     let credentials = credentials::of_reference(reference).await?;
-    if let Some(file) = &credentials {
+    credentials.notes.iter().for_each(|note| progress.note(&format!("note: {note}")));
+    if let Some(file) = &credentials.file {
         options.insert(pull::CREDENTIALS, Variant::from(Fd::from(file.as_fd())));
     }
     let job = bus.pull_image(reference, &options).await?;

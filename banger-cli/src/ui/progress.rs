@@ -152,6 +152,17 @@ fn rough(bytes: u64) -> String {
 }
 
 impl Track {
+    /// Prints a message that is not an error.
+    pub fn note(&self, line: &str) {
+        let Display { label, bar, lines, .. } = &*self.0;
+        let line = format!("{label}note: {}", sanitize::line(line));
+        match bar {
+            Some(bar) => bar.suspend(|| print_line(&line)),
+            None if *lines => print_line(&line),
+            None => {}
+        }
+    }
+
     /// Starts a stage.
     pub fn stage(&self, stage: &str, message: &str) {
         let Display { label, bar, lines, .. } = &*self.0;

@@ -2,17 +2,17 @@
 //! gets them in a sealed memory file, for one pull only.
 
 use std::{
+    collections::BTreeMap,
     env,
     fs::File,
-    io::{self, Write},
+    io::{self, ErrorKind, Read, Write},
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
 };
 
-use docker_credential::{
-    CredentialRetrievalError, DockerCredential, get_credential, get_credential_from_reader,
-};
+use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential_from_reader};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::json;
 
 use crate::error::{Error, Result};
@@ -21,20 +21,36 @@ use crate::error::{Error, Result};
 const DOCKER_HUB: [&str; 3] = ["https://index.docker.io/v1/", "docker.io", "index.docker.io"];
 /// Its name in references.
 const DOCKER_IO: &str = "docker.io";
+/// More than any file of credentials has.
+const MAX_FILE: u64 = 4 << 20;
+
+/// What the user's files have for a registry.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The credentials, in a sealed memory file.
+    pub file: Option<OwnedFd>,
+    /// Files that cannot be read, and why.
+    pub notes: Vec<String>,
+}
 
 /// Returns the credentials for the registry of a reference, if there are any.
-pub async fn of_reference(reference: &str) -> Result<Option<OwnedFd>> {
+pub async fn of_reference(reference: &str) -> Result<Found> {
     let servers = servers(reference);
     // A credential helper is a program, and may take long.
-    let found = tokio::task::spawn_blocking(move || look_up(&servers)).await;
-    let found =
+    let found = tokio::task::spawn_blocking(move || {
+        let (files, notes) = read_files(&paths());
+        look_up(&files, &servers).map(|found| (found, notes))
+    });
+    let found = found.await;
+    let (found, notes) =
         found.map_err(|error| Error::io("read your registry credentials", io::Error::other(error)))??;
-    found.map(|credential| sealed(&credential)).transpose()
+    Ok(Found { file: found.map(|credential| sealed(&credential)).transpose()?, notes })
 }
 
 /// Returns the keys under which credentials for a reference may be stored, the most specific first.
 fn servers(reference: &str) -> Vec<String> {
-    let name = reference.split('@').next().unwrap_or_default();
+    let name = reference.strip_prefix("docker://").unwrap_or(reference);
+    let name = name.split('@').next().unwrap_or_default();
     match name.split_once('/') {
         Some((host, _)) if host != DOCKER_IO && (host.contains(['.', ':']) || host == "localhost") => {
             // podman stores some for a part of a registry.
@@ -47,14 +63,70 @@ fn servers(reference: &str) -> Vec<String> {
     }
 }
 
-fn look_up(servers: &[String]) -> Result<Option<DockerCredential>> {
-    let files = podman_files();
+/// A file of credentials: its content, and the keys in it.
+struct CredentialFile {
+    bytes: Vec<u8>,
+    keys: Vec<String>,
+}
+
+impl CredentialFile {
+    fn parse(bytes: Vec<u8>) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct Keys {
+            auths: Option<BTreeMap<String, IgnoredAny>>,
+        }
+        let keys: Keys = serde_json::from_slice(&bytes)?;
+        Ok(Self { bytes, keys: keys.auths.unwrap_or_default().into_keys().collect() })
+    }
+
+    /// Returns the key that means a registry, as the file has it, or else the registry itself, which a helper knows.
+    fn key<'a>(&'a self, server: &'a str) -> &'a str {
+        let is_it = |key: &&String| plain_key(key) == plain_key(server);
+        self.keys
+            .iter()
+            .find(|key| *key == server)
+            .or_else(|| self.keys.iter().find(is_it))
+            .map_or(server, |key| key)
+    }
+}
+
+/// Returns a key without what programs add to the name of a registry: a scheme, the version of the API, a slash.
+fn plain_key(key: &str) -> &str {
+    let name = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let name = name.trim_end_matches('/');
+    let name = name.strip_suffix("/v1").or_else(|| name.strip_suffix("/v2")).unwrap_or(name);
+    name.trim_end_matches('/')
+}
+
+/// Reads the files that exist, and says which of them cannot be read.
+fn read_files(paths: &[PathBuf]) -> (Vec<CredentialFile>, Vec<String>) {
+    let (mut files, mut notes) = (Vec::new(), Vec::new());
+    for path in paths {
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes));
+        let why = match read {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            Err(error) => error.to_string(),
+            Ok(_) => match CredentialFile::parse(bytes) {
+                Ok(file) => {
+                    files.push(file);
+                    continue;
+                }
+                // The error has a position and no content.
+                Err(error) => {
+                    format!("it is not valid JSON at line {}, column {}", error.line(), error.column())
+                }
+            },
+        };
+        notes.push(format!("the registry credentials in {} are not used: {why}", path.display()));
+    }
+    (files, notes)
+}
+
+fn look_up(files: &[CredentialFile], servers: &[String]) -> Result<Option<DockerCredential>> {
     for server in servers {
-        let docker = get_credential(server);
-        let podman = files.iter().filter_map(|path| File::open(path).ok());
-        let podman = podman.map(|file| get_credential_from_reader(io::BufReader::new(file), server));
-        for found in std::iter::once(docker).chain(podman) {
-            match found {
+        for file in files {
+            match get_credential_from_reader(&file.bytes[..], file.key(server)) {
                 Ok(credential) => return Ok(Some(credential)),
                 Err(error) => ignore_missing(error)?,
             }
@@ -74,7 +146,7 @@ fn ignore_missing(error: CredentialRetrievalError) -> Result<()> {
             return Ok(());
         }
         CredentialRetrievalError::HelperFailure { helper, .. } => {
-            format!("docker-credential-{helper} failed")
+            format!("docker-credential-{} failed", helper.trim_start_matches("docker-credential-"))
         }
         other => other.to_string(),
     };
@@ -82,11 +154,13 @@ fn ignore_missing(error: CredentialRetrievalError) -> Result<()> {
         .with_hint("`docker logout REGISTRY` and `docker login REGISTRY` write them again."))
 }
 
-fn podman_files() -> Vec<PathBuf> {
+/// Returns where Docker and podman store credentials, in the order in which they are asked.
+fn paths() -> Vec<PathBuf> {
     let of = |variable: &str, rest: &str| env::var_os(variable).map(|value| PathBuf::from(value).join(rest));
+    let docker = of("DOCKER_CONFIG", "config.json").or(of("HOME", ".docker/config.json"));
     let named = env::var_os("REGISTRY_AUTH_FILE").map(PathBuf::from);
     let config = of("XDG_CONFIG_HOME", "containers/auth.json").or(of("HOME", ".config/containers/auth.json"));
-    [named, of("XDG_RUNTIME_DIR", "containers/auth.json"), config].into_iter().flatten().collect()
+    [docker, named, of("XDG_RUNTIME_DIR", "containers/auth.json"), config].into_iter().flatten().collect()
 }
 
 /// Returns a sealed memory file with a credential.
@@ -116,12 +190,61 @@ mod tests {
 
     #[test]
     fn credentials_are_looked_up_by_every_key() {
-        for reference in ["alpine", "org/tool:1", "docker.io/library/alpine"] {
+        for reference in ["alpine", "org/tool:1", "docker.io/library/alpine", "docker://alpine"] {
             assert_eq!(servers(reference), DOCKER_HUB, "{reference}");
         }
         assert_eq!(servers("ghcr.io/org/tool:1"), ["ghcr.io/org/tool", "ghcr.io/org", "ghcr.io"]);
         assert_eq!(servers("localhost:5000/a@sha256:00"), ["localhost:5000/a", "localhost:5000"]);
         assert_eq!(servers("localhost/a"), ["localhost/a", "localhost"]);
+        assert_eq!(servers("docker://ghcr.io/tool:1"), ["ghcr.io/tool", "ghcr.io"]);
+    }
+
+    /// The password that a file with one key has for a reference.
+    fn password(key: &str, reference: &str) -> Option<String> {
+        let text = json!({ "auths": { key: { "username": "alice", "password": key } } }).to_string();
+        let file = CredentialFile::parse(text.into_bytes()).unwrap();
+        match look_up(&[file], &servers(reference)).unwrap() {
+            Some(DockerCredential::UsernamePassword(_, password)) => Some(password),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_key_means_a_registry_however_it_is_written() {
+        for key in ["host:5000", "host:5000/", "http://host:5000", "https://host:5000/v2/", "host:5000/v1/"] {
+            assert_eq!(password(key, "host:5000/a/b:1").as_deref(), Some(key));
+            assert_eq!(password(key, "host:5001/a/b:1"), None);
+        }
+        for key in ["https://index.docker.io/v1/", "docker.io", "index.docker.io/"] {
+            assert_eq!(password(key, "alpine").as_deref(), Some(key));
+        }
+        assert_eq!(password("ghcr.io/org/", "ghcr.io/org/tool").as_deref(), Some("ghcr.io/org/"));
+        assert_eq!(password("ghcr.io/org", "ghcr.io/other/tool"), None);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told() {
+        let home = tempfile::tempdir().unwrap();
+        let path = |name: &str, text: &str| {
+            let path = home.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (files, notes) = read_files(&[home.path().join("none"), path("good", "{}")]);
+        assert_eq!((files.len(), notes), (1, Vec::new()));
+        let (files, notes) = read_files(&[path("bad", "{\"auths\": \"geheim"), home.path().to_owned()]);
+        assert_eq!((files.len(), notes.len()), (0, 2));
+        assert!(notes[0].contains("bad are not used: it is not valid JSON at line 1"), "{notes:?}");
+        assert!(!notes[0].contains("geheim"), "{notes:?}");
+    }
+
+    #[test]
+    fn a_helper_has_its_name_once() {
+        let helper = "docker-credential-pass".to_owned();
+        let failure =
+            CredentialRetrievalError::HelperFailure { helper, stdout: "secret".into(), stderr: "".into() };
+        let error = ignore_missing(failure).unwrap_err().to_string();
+        assert!(error.contains(": docker-credential-pass failed") && !error.contains("secret"), "{error}");
     }
 
     #[test]

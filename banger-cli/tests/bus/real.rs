@@ -1,8 +1,9 @@
 //! The command against the real service, whose sandboxes are in memory and have no agent.
 
-use std::fs;
+use std::{fs, path::Path};
 
-use serde_json::Value;
+use banger_image::fixtures::layout::{self, Layout};
+use serde_json::{Value, json};
 
 use crate::host::{Ended, Host, until};
 
@@ -251,15 +252,7 @@ fn the_default_image_and_kernel_are_pulled_automatically() {
 fn an_oci_image_in_files_is_registered_and_keeps_its_configuration() {
     let Some(host) = host_with_image() else { return };
     let layout = host.path("layout");
-    let digest = |n: u8| format!("{n:02x}").repeat(32);
-    fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
-    let blob =
-        |n: u8, content: &str| fs::write(layout.join("blobs/sha256").join(digest(n)), content).unwrap();
-    let of = |n: u8| format!(r#"{{"digest":"sha256:{}"}}"#, digest(n));
-    fs::write(layout.join("index.json"), format!(r#"{{"manifests":[{}]}}"#, of(1))).unwrap();
-    blob(1, &format!(r#"{{"config":{},"layers":[{}]}}"#, of(2), of(3)));
-    blob(2, "{}");
-    blob(3, "a layer");
+    write_layout(&layout, &json!({}));
     let made =
         host.banger(&["image", "register", "--name", "mine", "--oci", layout.to_str().unwrap(), "--json"]);
     assert_eq!(made.status, 0, "{made:?}");
@@ -270,8 +263,7 @@ fn an_oci_image_in_files_is_registered_and_keeps_its_configuration() {
     assert_eq!(unnamed.status, 2, "{unnamed:?}");
     assert!(unnamed.errors.contains("`--name NAME` gives it one"), "{unnamed:?}");
     let bundle = |kernel: &str| {
-        let said = format!(r#"{{"dev.banger.name":"bundled","dev.banger.kernel":"{kernel}"}}"#);
-        blob(1, &format!(r#"{{"config":{},"layers":[{}],"annotations":{said}}}"#, of(2), of(3)));
+        write_layout(&layout, &json!({ "dev.banger.name": "bundled", "dev.banger.kernel": kernel }));
     };
     bundle("debian");
     let bundled = host.banger(&layout_alone);
@@ -291,6 +283,22 @@ fn an_oci_image_in_files_is_registered_and_keeps_its_configuration() {
     let none = host.banger(&["image", "register", "--name", "none", "--oci", layout.to_str().unwrap()]);
     assert_eq!(none.status, 1);
     assert!(none.errors.contains("index.json"), "{none:?}");
+}
+
+/// Writes a layout with an image for this host, whose manifest has these annotations.
+fn write_layout(directory: &Path, annotations: &Value) {
+    let (mut layout, layer) = (Layout::default(), b"a layer".to_vec());
+    let platform = if std::env::consts::ARCH == "aarch64" { "linux/arm64" } else { "linux/amd64" };
+    let config =
+        layout::configuration(std::slice::from_ref(&layer), &layout::config_on(platform)).to_string();
+    let config = layout.blob(layout::CONFIG, config.as_bytes());
+    let layer = layout.blob(layout::LAYER, &layer);
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": layout::MANIFEST, "config": config, "layers": [layer],
+        "annotations": annotations,
+    });
+    let image = layout.blob(layout::MANIFEST, manifest.to_string().as_bytes());
+    layout.index(&[image]).write(directory);
 }
 
 #[test]

@@ -4,10 +4,10 @@ mod cache;
 mod delete;
 mod export;
 mod list;
-mod oci_layout;
 mod promote;
 mod pull;
 mod register;
+mod saved;
 mod show;
 
 use clap::Subcommand;

@@ -1,7 +1,12 @@
 //! `banger image register`.
 
-use std::{collections::HashMap, os::fd::AsFd, path::PathBuf};
+use std::{
+    collections::HashMap,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
 
+use banger_image::archive::Image;
 use banger_proto::bus::{ErrorName, option::import};
 use clap::Args;
 use zbus::{Fd, Variant};
@@ -9,41 +14,51 @@ use zbus::{Fd, Variant};
 use crate::{
     client::{bus::Bus, service::Kind},
     command::{
-        image::oci_layout::{self, Image},
+        image::saved,
         import::{self as importing, ImportArgs},
         kernel,
     },
     error::{Error, Result},
 };
 
-/// Create an image from files: a root file system or an OCI image layout
+/// Create an image from files: a root file system, or an image that another program saved
 ///
 /// A root file system is a tar archive, plain or compressed with gzip or zstd, or a raw ext4 file system
-/// without partitions. An OCI image layout is what `skopeo copy`, `buildah push` or `docker save` write: a
-/// directory, or a tar archive of one, plain or compressed with gzip or zstd. A bundle is such an archive
-/// with a name for the image and the name of a kernel. The service copies everything, so you can delete the
-/// files afterwards.
+/// without partitions. An image is an OCI layout or a Docker archive, as `docker save`, `podman save`,
+/// `skopeo copy`, `buildah push`, nix and crane write them: a directory, or a tar archive, plain or
+/// compressed with gzip or zstd. A bundle is such an archive with a name for the image and the name of a
+/// kernel. FILE may be any of these. The service copies everything, so you can delete the files afterwards.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger image register --name debian --rootfs ./debian.ext4
   docker export CONTAINER | zstd > mine.tar.zst
   banger image register --name mine --rootfs ./mine.tar.zst
-  docker save mine | gzip > mine.tar.gz && banger image register --name mine --oci ./mine.tar.gz
+  docker save mine | gzip > mine.tar.gz && banger image register --name mine ./mine.tar.gz
+  banger image register --name edge --oci ./alpine --tag edge
   banger image register --name next --rootfs next.tar --vmlinuz vmlinuz-6.12 --modules modules/6.12
-  banger image register --oci ./debian-bookworm-x86_64-0123456789ab.tar.zst
+  banger image register ./debian-bookworm-x86_64-0123456789ab.tar.zst
 
 Next: `banger vm run --image debian`.")]
 pub struct Register {
+    /// Root file system or image; which of them it is, its content says
+    #[arg(value_name = "FILE", conflicts_with_all = ["rootfs", "oci"], required_unless_present_any = ["rootfs", "oci"])]
+    file: Option<PathBuf>,
     /// Name for the image; a bundle has one of its own
-    #[arg(long, value_name = "NAME", required_unless_present = "oci")]
+    #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Root file system: a tar archive or a raw ext4 file system
-    #[arg(long, value_name = "FILE", required_unless_present = "oci")]
+    #[arg(long, value_name = "FILE")]
     rootfs: Option<PathBuf>,
-    /// OCI image layout: a directory or a tar archive
+    /// Image: an OCI layout or a Docker archive, a directory or a tar archive
     #[arg(long, value_name = "PATH", conflicts_with = "rootfs")]
     oci: Option<PathBuf>,
+    /// Tag or reference of the image, if the files have several
+    #[arg(long, value_name = "TAG", conflicts_with = "rootfs")]
+    tag: Option<String>,
+    /// Platform of the image, such as linux/amd64/v3 [default: the host's]
+    #[arg(long, value_name = "PLATFORM", conflicts_with = "rootfs")]
+    platform: Option<String>,
     /// Kernel that sandboxes of this image boot [default: the one that a bundle names, else the service's]
     #[arg(long, visible_alias = "kernel-ref", value_name = "KERNEL")]
     kernel: Option<String>,
@@ -57,21 +72,26 @@ pub struct Register {
     import: ImportArgs,
 }
 
+/// What an image is made of.
+enum Content<'a> {
+    Image(&'a Path),
+    Rootfs(&'a Path),
+}
+
 impl Register {
     pub async fn run(&self) -> Result<u8> {
         let mut options = self.import.options();
-        let (file_key, file, name, wanted) = match (&self.oci, &self.rootfs) {
-            (Some(layout), _) => {
-                let Image { file, parts, name, kernel } = oci_layout::read(layout)?;
+        let (file_key, file, name, wanted) = match self.content()? {
+            Content::Image(path) => {
+                let platform = saved::platform(self.platform.as_deref())?;
+                let Image { file, parts, name, kernel } = saved::find(path, &platform, self.tag.as_deref())?;
                 options.insert(import::PARTS, Variant::from(parts));
+                if self.platform.is_some() {
+                    options.insert(import::PLATFORM, Variant::from(platform.to_string()));
+                }
                 (import::FILE_LAYOUT, file, name, kernel)
             }
-            (None, Some(rootfs)) => (import::FILE_ROOTFS, importing::open_file(rootfs)?, None, None),
-            (None, None) => {
-                return Err(Error::Usage(
-                    "cannot create an image: neither --rootfs nor --oci is given".to_owned(),
-                ));
-            }
+            Content::Rootfs(path) => (import::FILE_ROOTFS, importing::open_file(path)?, None, None),
         };
         let name = self.name.clone().or(name).ok_or_else(|| {
             Error::Usage("the image has no name".to_owned()).with_hint("`--name NAME` gives it one.")
@@ -103,6 +123,25 @@ impl Register {
             let _ = bus.delete(Kind::Kernel, &kernel).await;
         }
         made
+    }
+
+    /// Returns what to make the image of.
+    fn content(&self) -> Result<Content<'_>> {
+        match (&self.oci, &self.rootfs, &self.file) {
+            (Some(path), _, _) => Ok(Content::Image(path)),
+            (None, Some(path), _) if saved::is_image(path)? => {
+                let message = format!("{} is an image and not a root file system", path.display());
+                let command = format!("`banger image register --oci {}` takes it.", path.display());
+                Err(Error::Refused(message).with_hint(command))
+            }
+            (None, Some(path), _) => Ok(Content::Rootfs(path)),
+            (None, None, Some(path)) if self.tag.is_some() || self.platform.is_some() => {
+                Ok(Content::Image(path))
+            }
+            (None, None, Some(path)) if saved::is_image(path)? => Ok(Content::Image(path)),
+            (None, None, Some(path)) => Ok(Content::Rootfs(path)),
+            (None, None, None) => Err(Error::Usage("cannot create an image: no file is given".to_owned())),
+        }
     }
 
     /// Returns the kernel that a bundle names, if it exists.

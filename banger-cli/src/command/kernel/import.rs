@@ -61,12 +61,25 @@ impl Import {
             (None, Some(root)) => of_root(root, self.release.as_deref())?,
             (None, None) => of_host(Path::new("/"), &release())?,
         };
+        if self.vmlinuz.is_none() && modules.is_none() {
+            self.import.progress().note(&without_modules(&vmlinuz));
+        }
         let files = Files::open(&vmlinuz, modules.as_deref())?;
         let bus = Bus::connect().await?;
         let (files, options) = (files.borrowed(), self.import.options());
         let begin = bus.import_kernel(&self.name, &files, &options);
         self.import.run(&bus, Kind::Kernel, &self.name, begin).await
     }
+}
+
+/// Returns the note about a kernel of a distribution that was found without its modules. The service refuses one whose
+/// root disk or agent would not work; others may lack anything else.
+fn without_modules(vmlinuz: &Path) -> String {
+    let release = vmlinuz.file_name().unwrap_or_default().to_string_lossy().replace("vmlinuz-", "");
+    format!(
+        "note: there are no modules for {release}, so its sandboxes have only the drivers that are built into it; \
+         `--vmlinuz FILE --modules DIRECTORY` imports both"
+    )
 }
 
 /// The files of a kernel, as the service gets them.
@@ -172,6 +185,7 @@ mod tests {
         assert_eq!(of_host(root.path(), "6.1").unwrap(), (at("boot/vmlinuz-6.1"), modules));
         fs::write(at("boot/vmlinuz-6.2"), "without modules").unwrap();
         assert_eq!(of_host(root.path(), "6.2").unwrap(), (at("boot/vmlinuz-6.2"), None));
+        assert!(without_modules(&at("boot/vmlinuz-6.2")).starts_with("note: there are no modules for 6.2,"));
     }
 
     /// Creates the files of a distribution's package, and checks which kernel and modules are found.
