@@ -146,8 +146,8 @@ async fn the_bytes_of_a_format_do_not_change() {
     assert_eq!(
         (facts.digest.as_str(), sha256(&image).as_str()),
         (
-            "sha256:2fe47c119f378ab0b3024916365dca6ab10fe9fc38f4580af5790bb82b8b35df",
-            "51bc2e0b7de27cc644f825b63603779167440f8d8562d636a6bf7d39dfbdbf24"
+            "sha256:da27b1524568087550edacb1beae6ca97c32189242a2ab79b2d773cadaeb8782",
+            "2f69dd541838b7975b03a55d0f5486fe5eef0d4895601c2ca41b2502e69a668a"
         )
     );
 }

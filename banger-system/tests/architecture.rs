@@ -63,6 +63,8 @@ const PROGRAMS: &[&str] = &[
     "host/process/worker_process.rs",
     // Which tries whether it can, to show that it cannot.
     "image/importer/lockdown.rs",
+    // Tests alone, which ask other programs what they make of the same inputs.
+    "image/inputs/",
 ];
 
 /// The crates whose files are looked at, and what their paths begin with here.
