@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use banger_proto::guest::{
     Decoder, Exec, Frame, Request,
     hello::{HostHello, take_answer},
+    message::Phase,
 };
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -197,7 +198,8 @@ impl Peer {
         let mut channel = self.connect(&mut qemu.0)?;
         channel.set_read_timeout(Some(PATIENCE.limit))?;
         self.greet(&mut channel)?;
-        let exec = Exec { argv: vec!["echo".to_owned(), "first".to_owned()], ..Exec::default() };
+        let argv = ["echo", "first"].map(str::to_owned).into();
+        let exec = Exec { argv, wait: Phase::Agent, ..Exec::default() };
         channel.write_all(&Frame::Request(Request::Exec(exec)).encode())?;
         channel.write_all(&Frame::InputEnd.encode())?;
         let mut decoder = Decoder::default();
