@@ -17,6 +17,6 @@ echo 'echo "$(($1 * 11)) EUR"' > price.sh
 chmod +x test.sh
 git add -A
 git -c user.name=Alice -c user.email=alice@example.org commit --quiet --message all
-export SESSION="$session"
+export SESSION="$session" GIT_PAGER=cat
 script --quiet --return --log-out ../output --log-timing ../times \
     --command "stty cols $columns rows $rows; bash -c \"\$SESSION\"" < /dev/null > /dev/null
