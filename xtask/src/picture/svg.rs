@@ -18,10 +18,10 @@ const HOLD: f64 = 1.2;
 /// The shortest time between two states: a spinner is not worth more of them.
 const STEP: f64 = 0.25;
 
-/// The size of a character and the border, in pixels.
+/// The size of a character and the margin, in pixels.
 const WIDTH: f64 = 8.4;
 const HEIGHT: f64 = 20.0;
-const BORDER: f64 = 16.0;
+const MARGIN: f64 = 16.0;
 
 /// The colours of a terminal, on a background that stands out from light and dark pages.
 const BACKGROUND: &str = "#161b22";
@@ -62,8 +62,8 @@ pub fn draw(recording: &Recording) -> String {
     let used =
         |frame: &Frame| frame.lines.iter().rposition(|line| !line.is_empty()).map_or(0, |last| last + 1);
     let rows = frames.iter().map(used).max().unwrap_or(0);
-    let width = f64::from(recording.columns.get()) * WIDTH + 2.0 * BORDER;
-    let height = rows as f64 * HEIGHT + 2.0 * BORDER;
+    let width = f64::from(recording.columns.get()) * WIDTH + 2.0 * MARGIN;
+    let height = rows as f64 * HEIGHT + 2.0 * MARGIN;
     let mut svg = format!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" height="{height:.0}" role="img" xml:space="preserve">
 <title>A terminal with commands of banger</title>
@@ -114,8 +114,8 @@ fn draw_row(svg: &mut String, frames: &[Frame], row: usize) {
 }
 
 fn draw_piece(svg: &mut String, piece: &Piece, row: usize) {
-    let x = BORDER + f64::from(piece.column) * WIDTH;
-    let y = BORDER + row as f64 * HEIGHT + 15.0;
+    let x = MARGIN + f64::from(piece.column) * WIDTH;
+    let y = MARGIN + row as f64 * HEIGHT + 15.0;
     // Any font fits into the columns.
     let length = f64::from(piece.length) * WIDTH;
     let Style { color, bold, dim } = piece.style;
