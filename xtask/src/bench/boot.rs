@@ -32,6 +32,8 @@ use crate::{
 const PATIENCE: Patience = Patience { limit: Duration::from_secs(120), poll: Duration::from_millis(1) };
 /// The sandbox whose QEMU the peer copies.
 const EXAMPLE: &str = "bench-example";
+/// The file system of a kernel's modules, which is QEMU's third disk.
+const MODULE_TREE_FILE: &str = "modules.ext4";
 /// A channel to the agent that the service does not use itself.
 const CHANNEL: &str = "agent1";
 
@@ -111,8 +113,6 @@ impl Peer {
         let (arguments, disks, token) = (Vec::new(), Vec::new(), String::new());
         let mut peer = Self { directory, image, arguments, disks, token };
         let mut words = words.into_iter();
-        // The descriptor of the next disk.
-        let mut descriptor = None;
         while let Some(word) = words.next() {
             let adapted = match word.as_str() {
                 "-kernel" | "-initrd" => {
@@ -126,15 +126,12 @@ impl Peer {
                     vec![word, copy.display().to_string()]
                 }
                 "-add-fd" => {
-                    let value = words.next().context("an option of QEMU has no value")?;
-                    let number = value.split(',').find_map(|field| field.strip_prefix("fd="));
-                    descriptor = number.map(|number| process.join("fd").join(number));
+                    words.next().context("an option of QEMU has no value")?;
                     Vec::new()
                 }
                 "-blockdev" => {
                     let node = words.next().context("an option of QEMU has no value")?;
-                    peer.disk_of(&node, work_disk, descriptor.as_deref())?
-                        .map_or_else(Vec::new, |disk| vec![word, disk])
+                    peer.disk_of(&node, work_disk, process)?.map_or_else(Vec::new, |disk| vec![word, disk])
                 }
                 _ => vec![by_hand(&word, peer.directory.path())],
             };
@@ -145,15 +142,15 @@ impl Peer {
     }
 
     /// Returns the block node that replaces a node of the sandbox, and prepares its file. The first disk is the image,
-    /// the second an empty work disk, the third the kernel's modules, copied from `descriptor`. Returns `None` for
-    /// other nodes, such as that of an overlay.
-    fn disk_of(&mut self, node: &str, work_disk: u64, descriptor: Option<&Path>) -> Result<Option<String>> {
+    /// the second an empty work disk, the third the kernel's modules, copied from the process. Returns `None` for other
+    /// nodes, such as that of an overlay.
+    fn disk_of(&mut self, node: &str, work_disk: u64, process: &Path) -> Result<Option<String>> {
         let disk = match node.split(',').find_map(|field| field.strip_prefix("node-name=")) {
             Some("drive0" | "layer0") if node.starts_with("driver=file,") => "drive0",
             Some("drive1") => "drive1",
             Some("drive2") => {
                 let copy = self.directory.path().join("drive2");
-                fs::copy(descriptor.context("a disk of QEMU has no descriptor")?, &copy)
+                fs::copy(open_file(process, MODULE_TREE_FILE)?, &copy)
                     .context("cannot copy the modules of the kernel")?;
                 let file = copy.display();
                 return Ok(Some(format!(
@@ -296,6 +293,20 @@ pub fn process_of(sandbox: &str) -> Result<PathBuf> {
         }
     }
     bail!("{sandbox} has no QEMU");
+}
+
+/// Returns the path in `/proc` of the file of this name that a process has open. QEMU passes descriptors of disks on to
+/// duplicates, so the number in its command line is of no use.
+fn open_file(process: &Path, name: &str) -> Result<PathBuf> {
+    for entry in fs::read_dir(process.join("fd"))? {
+        let descriptor = entry?.path();
+        // Descriptors come and go.
+        let Ok(file) = fs::read_link(&descriptor) else { continue };
+        if file.file_name().is_some_and(|is| is == name) {
+            return Ok(descriptor);
+        }
+    }
+    bail!("QEMU has not opened {name}");
 }
 
 /// Returns the command line of a process.

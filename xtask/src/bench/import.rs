@@ -20,8 +20,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     bench::{Effort, Machine, median},
-    image,
-    run::{cache, cargo, command, digest_of, hex, output, run as shell, say},
+    build, image,
+    run::{cache, command, digest_of, hex, output, run as shell, say},
 };
 
 const FULL: &str = "development";
@@ -80,19 +80,31 @@ impl Side {
 
 /// Runs the benchmark. The sides take turns.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
-    let mut build = cargo(["build", "-q", "--profile", effort.profile().0]);
-    build.args(["--package", "banger-cli", "--package", "banger-image", "--package", "banger-system"]);
-    shell(
-        build.args(["--bin", "banger-import", "--example", "import_times"]).args(["--example", "pull_times"]),
-    )?;
+    let worker = effort.programs()?.directory.join("banger-import");
+    let examples = build::examples(effort.profile(), &["import_times", "pull_times"])?;
+    let programs = Programs { worker, examples };
     let name = if effort.smoke { SMALL } else { FULL };
     let tar = image::archive(name)?;
-    ["gzip", "zstd"].into_iter().map(|packing| measure(effort, name, &tar, packing)).collect()
+    ["gzip", "zstd"].into_iter().map(|packing| measure(effort, &programs, name, &tar, packing)).collect()
 }
 
-fn measure(effort: Effort, name: &str, tar: &Path, packing: &'static str) -> Result<Report> {
-    let (runs, programs) = (effort.runs, effort.profile().1);
-    let layout = Layout::make(programs, name, tar, packing)?;
+/// The programs that are measured.
+#[derive(Clone)]
+struct Programs {
+    worker: PathBuf,
+    /// The directory of the programs that measure.
+    examples: PathBuf,
+}
+
+fn measure(
+    effort: Effort,
+    programs: &Programs,
+    name: &str,
+    tar: &Path,
+    packing: &'static str,
+) -> Result<Report> {
+    let runs = effort.runs;
+    let layout = Layout::make(programs.clone(), name, tar, packing)?;
     let scratch = tempfile::tempdir_in(cache()).context("cannot create a temporary directory")?;
     let home = scratch.path();
     let mut ours = Side::new("import of the layer, until the image is on the disk");
@@ -198,8 +210,7 @@ struct Import {
 
 /// An OCI layout with one layer.
 struct Layout {
-    /// The directory with the measuring programs.
-    programs: PathBuf,
+    programs: Programs,
     directory: PathBuf,
     blob: PathBuf,
     packing: &'static str,
@@ -210,7 +221,7 @@ struct Layout {
 
 impl Layout {
     /// Creates the layout of an archive.
-    fn make(programs: PathBuf, name: &str, tar: &Path, packing: &'static str) -> Result<Self> {
+    fn make(programs: Programs, name: &str, tar: &Path, packing: &'static str) -> Result<Self> {
         let directory = cache().join("layouts").join(format!("{name}-{packing}"));
         let blobs = directory.join("blobs/sha256");
         fs::create_dir_all(&blobs).with_context(|| format!("cannot create {}", blobs.display()))?;
@@ -248,13 +259,8 @@ impl Layout {
     }
 
     fn import(&self, home: &Path, is_checked: bool) -> Result<Import> {
-        let mut import = self.program("examples/import_times");
-        import
-            .arg("import")
-            .arg(self.programs.join("banger-import"))
-            .arg(home)
-            .arg(self.packing)
-            .arg(&self.blob);
+        let mut import = self.program("import_times");
+        import.arg("import").arg(&self.programs.worker).arg(home).arg(self.packing).arg(&self.blob);
         import.arg(format!("sha256:{}", self.digest)).arg(format!("sha256:{}", self.diff_id));
         let said = output(&mut import)?;
         let figures: Vec<&str> = said.split_whitespace().collect();
@@ -274,23 +280,23 @@ impl Layout {
 
     /// Measures the first and the second pull of the image, in seconds.
     fn pull(&self, home: &Path) -> Result<(f64, f64)> {
-        let said = self.pull_times(&["pull".as_ref(), &self.programs.join("banger-import"), home])?;
+        let said = self.pull_times(&["pull".as_ref(), &self.programs.worker, home])?;
         let (first, second) = said.split_once(' ').context("the pull printed no figures")?;
         Ok((first.parse()?, second.parse()?))
     }
 
     fn pull_times(&self, words: &[&Path]) -> Result<String> {
-        let mut program = self.program("examples/pull_times");
+        let mut program = self.program("pull_times");
         let said = output(program.args(words).arg(&self.directory).arg(&self.manifest))?;
         Ok(said.trim().to_owned())
     }
 
     fn program(&self, name: &str) -> Command {
-        Command::new(self.programs.join(name))
+        Command::new(self.programs.examples.join(name))
     }
 
     fn floor(&self) -> Result<f64> {
-        let mut floor = self.program("examples/import_times");
+        let mut floor = self.program("import_times");
         let said = output(floor.arg("floor").arg(self.packing).arg(&self.blob))?;
         said.trim().parse().context("the floor printed no figure")
     }

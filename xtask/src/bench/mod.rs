@@ -25,11 +25,9 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::{
-    build::{self, Programs},
+    build::{self, Profile, Programs},
     host::{self, Host},
-    image,
-    run::target,
-    try_it,
+    image, try_it,
 };
 
 /// Arguments of `cargo xtask bench`.
@@ -139,10 +137,9 @@ impl Effort {
         if self.smoke { build::ensure() } else { build::release() }
     }
 
-    /// Returns the cargo profile and its build directory.
-    pub fn profile(self) -> (&'static str, PathBuf) {
-        let (name, directory) = if self.smoke { ("dev", "debug") } else { ("release", "release") };
-        (name, target().join(directory))
+    /// Returns the cargo profile of the programs that are measured.
+    pub fn profile(self) -> &'static Profile {
+        if self.smoke { &build::TEST } else { &build::RELEASE }
     }
 
     /// Returns the path of the default image.

@@ -15,7 +15,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::{
     bench::{Effort, Report, Side},
-    run,
+    build, run,
 };
 
 /// How many guests exist already.
@@ -26,22 +26,13 @@ const GUEST6: &str = "fd01:203:405::fa01";
 
 /// Runs the benchmark and returns two reports for each crowd: adding a guest and removing it.
 pub fn run(effort: Effort) -> Result<Vec<Report>> {
-    let (runs, (profile, directory)) = (effort.runs, effort.profile());
-    run::run(&mut run::cargo([
-        "build",
-        "-q",
-        "--profile",
-        profile,
-        "-p",
-        "banger-system",
-        "--example",
-        "network_times",
-    ]))?;
+    let runs = effort.runs;
+    let examples = build::examples(effort.profile(), &["network_times"])?;
     // SAFETY: a new network namespace changes nothing about the thread's memory or descriptors.
     #[expect(unsafe_code, reason = "the call is unsafe for flags that are not given here")]
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.context("cannot unshare the network (needs root)")?;
     run::run(&mut run::command("ip", ["link", "set", "lo", "up"]))?;
-    let mut ours = Ours::start(&directory.join("examples/network_times"))?;
+    let mut ours = Ours::start(&examples.join("network_times"))?;
     let mut reports = Vec::new();
     let crowds = if effort.smoke { &CROWDS[..2] } else { &CROWDS };
     for &crowd in crowds {

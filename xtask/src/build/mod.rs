@@ -25,12 +25,41 @@ pub struct Programs {
 
 /// Builds everything with the profile of tests.
 pub fn ensure() -> Result<Programs> {
-    build(Profile { name: "dev", directory: "debug", packages: &["--workspace"] })
+    build(&TEST)
 }
 
 /// Builds everything with the profile of releases.
 pub fn release() -> Result<Programs> {
-    let packages = &[
+    build(&RELEASE)
+}
+
+/// Builds examples with a profile, and returns the directory that they are in.
+pub fn examples(profile: &Profile, names: &[&str]) -> Result<PathBuf> {
+    let mut build = cargo(["build", "--quiet", "--profile", profile.name]);
+    build.args(profile.packages).args(names.iter().flat_map(|name| ["--example", name]));
+    run(build.current_dir(repository()))?;
+    Ok(target().join(profile.directory).join("examples"))
+}
+
+/// A profile in Cargo.toml, and the directory that cargo gives it.
+pub struct Profile {
+    /// The name of the profile.
+    pub name: &'static str,
+    /// The directory of its programs, below cargo's target directory.
+    pub directory: &'static str,
+    /// The packages to build. They decide the features: where all builds of a profile name the same, nothing is built
+    /// twice.
+    packages: &'static [&'static str],
+}
+
+/// The profile of tests.
+pub const TEST: Profile = Profile { name: "dev", directory: "debug", packages: &["--workspace"] };
+
+/// The profile of releases.
+pub const RELEASE: Profile = Profile {
+    name: "release",
+    directory: "release",
+    packages: &[
         "--package",
         "banger-cli",
         "--package",
@@ -39,19 +68,10 @@ pub fn release() -> Result<Programs> {
         "banger-jail",
         "--package",
         "banger-system",
-    ];
-    build(Profile { name: "release", directory: "release", packages })
-}
+    ],
+};
 
-/// A profile in Cargo.toml, and the directory that cargo gives it.
-struct Profile {
-    name: &'static str,
-    directory: &'static str,
-    /// The packages to build. They decide the features: with those of the tests, nothing is built twice.
-    packages: &'static [&'static str],
-}
-
-fn build(profile: Profile) -> Result<Programs> {
+fn build(profile: &Profile) -> Result<Programs> {
     say("building");
     let mut host = cargo(["build", "--quiet", "--profile", profile.name]);
     run(host.args(profile.packages).current_dir(repository()))?;

@@ -32,7 +32,10 @@ const EPOCH: &str = "1672531200";
 /// The sizes of the file systems. Unused blocks take no space, but an import reads all of them.
 const SIZE: u64 = 8 << 30;
 const SIZE_OF_MINIMAL: u64 = 512 << 20;
-const SUITE: &str = "bookworm";
+/// The release of Debian, unless an image is named after another one.
+pub const SUITE: &str = "bookworm";
+/// A system of the release after the golden image's, with a newer systemd.
+pub const TRIXIE: &str = "debian-trixie";
 /// Arguments of GNU tar with which the same files give the same archive.
 const TAR: [&str; 6] = [
     "--create",
@@ -83,7 +86,8 @@ pub fn ensure(name: &str) -> Result<PathBuf> {
 pub fn archive(name: &str) -> Result<PathBuf> {
     let included = packages_in(&repository().join("xtask/images").join(format!("{name}.packages")))?;
     let _alone = alone();
-    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{}\n{}", TAR.join(" "), included.join("\n")));
+    let suite = suite_of(name);
+    let digest = Sha256::digest(format!("{RECIPE}\n{suite}\n{}\n{}", TAR.join(" "), included.join("\n")));
     let digest = hex(&digest[..6]);
     let directory = cache().join("images");
     let archive = directory.join(format!("{name}-{digest}.tar"));
@@ -96,7 +100,7 @@ pub fn archive(name: &str) -> Result<PathBuf> {
     say(&format!("building an archive of {name}"));
     let scratch = tempfile::tempdir_in(&directory).context("cannot create a temporary directory")?;
     let (root, unfinished) = (scratch.path().join("root"), scratch.path().join("archive"));
-    bootstrap(&root, &included)?;
+    bootstrap(&root, suite, &included)?;
     clean(&root)?;
     shell(command("tar", TAR).arg("--file").arg(&unfinished).arg("--directory").arg(&root).arg("."))?;
     fs::rename(&unfinished, &archive).context("cannot rename the archive")?;
@@ -108,6 +112,7 @@ pub fn ensure_all_of_tests() -> Result<()> {
     kernel::ensure()?;
     without_init(try_it::IMAGE)?;
     ensure("minimal")?;
+    ensure(TRIXIE)?;
     for name in ["minimal", "network-programs", "containers"] {
         archive(name)?;
     }
@@ -137,7 +142,8 @@ fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
     let included = packages_in(&list).with_context(|| format!("there is no image {name}"))?;
 
     let size = if name == "minimal" { SIZE_OF_MINIMAL } else { SIZE };
-    let digest = Sha256::digest(format!("{RECIPE}\n{SUITE}\n{size}\n{}", included.join("\n")));
+    let suite = suite_of(name);
+    let digest = Sha256::digest(format!("{RECIPE}\n{suite}\n{size}\n{}", included.join("\n")));
     let digest = hex(&digest);
     let directory = cache().join("images");
     let image = directory.join(format!("{name}-{}.ext4", &digest[..12]));
@@ -151,7 +157,7 @@ fn make(name: &str, rebuild: bool) -> Result<PathBuf> {
 
     let scratch = tempfile::tempdir_in(&directory).context("cannot create a temporary directory")?;
     let root = scratch.path().join("root");
-    bootstrap(&root, &included)?;
+    bootstrap(&root, suite, &included)?;
     clean(&root)?;
     let unfinished = scratch.path().join("image");
     write_ext4(&root, &unfinished, size, &digest)?;
@@ -167,8 +173,13 @@ pub fn packages_in(list: &Path) -> Result<Vec<String>> {
     Ok(lines.map(str::to_owned).collect())
 }
 
-/// Unpacks and configures Debian packages below `root`.
-pub fn bootstrap(root: &Path, included: &[String]) -> Result<()> {
+/// Returns the release of Debian that an image is made from: the one in its name, else [`SUITE`].
+fn suite_of(name: &str) -> &str {
+    name.strip_prefix("debian-").unwrap_or(SUITE)
+}
+
+/// Unpacks and configures packages of a release of Debian below `root`.
+pub fn bootstrap(root: &Path, suite: &str, included: &[String]) -> Result<()> {
     let mut bootstrap = command("mmdebstrap", ["--quiet", "--variant=minbase", "--mode=root"]);
     bootstrap.arg(format!("--include={}", included.join(",")));
     for option in ["APT::Install-Recommends false", "Acquire::Languages none"] {
@@ -177,9 +188,19 @@ pub fn bootstrap(root: &Path, included: &[String]) -> Result<()> {
     for path in ["/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*"] {
         bootstrap.arg(format!("--dpkgopt=path-exclude={path}"));
     }
-    bootstrap.env("SOURCE_DATE_EPOCH", EPOCH).arg(SUITE).arg(root);
+    bootstrap.env("SOURCE_DATE_EPOCH", EPOCH).arg(suite).arg(root);
     // Use the developer's package sources, so that a local mirror works.
-    bootstrap.args(sources()?);
+    let adapted = tempfile::tempdir().context("cannot create a temporary directory")?;
+    for file in sources()? {
+        if suite == SUITE {
+            bootstrap.arg(file);
+            continue;
+        }
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let copy = adapted.path().join(file.file_name().context("a source of apt has no name")?);
+        fs::write(&copy, text.replace(SUITE, suite)).context("cannot write a source of apt")?;
+        bootstrap.arg(copy);
+    }
     shell(&mut bootstrap)
 }
 

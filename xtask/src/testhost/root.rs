@@ -96,7 +96,7 @@ pub fn ensure(parent: &Path) -> Result<Root> {
 }
 
 fn make(root: &Root, tree: &Path, included: &[String], provisions: &Provisions, digest: &str) -> Result<()> {
-    image::bootstrap(tree, included)?;
+    image::bootstrap(tree, image::SUITE, included)?;
     let key = root.key();
     run(command("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-C", "xtask", "-f"]).arg(&key))?;
     let public = key.with_extension("pub");
