@@ -5,7 +5,10 @@ use std::{error::Error as _, io};
 use banger_proto::{bus::ErrorName, guest::Failure};
 use zbus::{DBusError, fdo};
 
-use crate::{attach, hint, sanitize};
+use crate::{
+    guest::attach,
+    ui::{hint, sanitize},
+};
 
 /// Exit status of `run` and `exec` when banger itself fails, to distinguish that from the command's status.
 pub const OWN_FAILURE: u8 = 125;

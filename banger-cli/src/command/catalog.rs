@@ -14,15 +14,14 @@ use clap::Args;
 use zbus::Variant;
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, job::Jobs, object::Object, service::Kind},
     error::Result,
-    job::Jobs,
-    object::Object,
-    output,
-    progress::{Progress, ProgressArgs},
-    service::Kind,
-    signals::Signals,
-    table::Table,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+        table::Table,
+    },
 };
 
 /// Catalogs fetched more recently than this are not fetched again.

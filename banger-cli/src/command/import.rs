@@ -12,13 +12,13 @@ use rustix::fs::OFlags;
 use zbus::{OwnedObjectPath, Variant};
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, job::Jobs, service::Kind},
     error::{Error, Result},
-    job::Jobs,
-    output,
-    progress::{Progress, ProgressArgs},
-    service::Kind,
-    signals::Signals,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+    },
 };
 
 /// The options of a command that imports something.

@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
+mod batch;
 mod catalog;
+pub mod complete;
 mod completion;
 mod config;
 mod doctor;

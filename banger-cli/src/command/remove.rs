@@ -3,11 +3,10 @@
 use zbus::OwnedObjectPath;
 
 use crate::{
-    batch::{self, ResultArgs},
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
+    command::batch::{self, ResultArgs},
     error::Result,
-    progress::{Progress, ProgressArgs},
-    service::Kind,
+    ui::progress::{Progress, ProgressArgs},
 };
 
 /// Deletes each named object. Returns the exit status.

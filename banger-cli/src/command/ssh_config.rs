@@ -12,8 +12,9 @@ use clap::Args;
 
 use crate::{
     error::{Error, Result},
-    output,
-    ssh::{config, keys, user_dirs::UserDirs},
+    ssh::{config, keys},
+    ui::output,
+    user::dirs::UserDirs,
 };
 
 const HEAD: &str = "# Written by `banger ssh-config --install`; `--uninstall` removes it.\n";

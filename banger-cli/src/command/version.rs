@@ -3,7 +3,11 @@
 use clap::Args;
 use serde_json::json;
 
-use crate::{bus::Bus, error::Result, output, sanitize};
+use crate::{
+    client::bus::Bus,
+    error::Result,
+    ui::{output, sanitize},
+};
 
 /// Print the versions of this command and of the service
 #[derive(Debug, Args)]

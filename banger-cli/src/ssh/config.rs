@@ -8,8 +8,10 @@
 
 use std::{env, path::Path};
 
-use super::user_dirs::UserDirs;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    user::dirs::UserDirs,
+};
 
 /// The host names of sandboxes.
 const PATTERN: &str = "*.vm";

@@ -336,6 +336,6 @@ mod tests {
             assert!(error.contains(why), "{text}: {error}");
             all.push_str(&format!("{text}\n{error}\n\n"));
         }
-        crate::wording::check("errors_of_devcontainers", &all);
+        crate::ui::wording::check("errors_of_devcontainers", &all);
     }
 }

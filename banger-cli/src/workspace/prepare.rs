@@ -26,10 +26,9 @@ use super::{
     untracked::{Include, Untracked},
 };
 use crate::{
-    age,
     error::{Error, Result},
-    guest::{Call, Guest, from_io},
-    progress::Meter,
+    guest::agent::{Call, Guest, from_io},
+    ui::{age, progress::Meter},
 };
 
 /// What to send.

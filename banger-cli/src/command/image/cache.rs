@@ -8,12 +8,13 @@ use serde_json::json;
 use zbus::{OwnedVariant, Variant};
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, job::Jobs},
     error::Result,
-    job::Jobs,
-    output,
-    progress::{Progress, ProgressArgs},
-    signals::Signals,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+    },
 };
 
 /// The subcommands of `banger image cache`.

@@ -13,14 +13,13 @@ use serde_json::json;
 use zbus::Fd;
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, job::Jobs, object::Object, service::Kind},
     error::{Error, Result},
-    job::Jobs,
-    object::Object,
-    output,
-    progress::{Progress, ProgressArgs},
-    service::Kind,
-    signals::Signals,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+    },
 };
 
 /// The extension of an archive.

@@ -4,14 +4,14 @@ use banger_proto::{bus::names::IMAGE_INTERFACE, size::Bytes};
 use clap::Args;
 
 use crate::{
-    age,
-    bus::Bus,
+    client::{
+        bus::Bus,
+        object::{self, Object},
+        service::Kind,
+    },
     command::catalog::AvailableArgs,
     error::Result,
-    object::{self, Object},
-    output,
-    service::Kind,
-    table::Table,
+    ui::{age, output, table::Table},
 };
 
 /// List your images and the shared ones

@@ -4,6 +4,7 @@ mod cache;
 mod delete;
 mod export;
 mod list;
+mod oci_layout;
 mod promote;
 mod pull;
 mod register;

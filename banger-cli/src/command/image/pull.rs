@@ -5,13 +5,13 @@ use clap::Args;
 use zbus::Variant;
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, job::Jobs, pull},
     error::Result,
-    job::Jobs,
-    output,
-    progress::{Progress, ProgressArgs},
-    pull,
-    signals::Signals,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+    },
 };
 
 /// Pull an image from a catalog or a registry

@@ -7,14 +7,13 @@ use clap::Args;
 use zbus::{Fd, Variant};
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
     command::{
+        image::oci_layout::{self, Image},
         import::{self as importing, ImportArgs},
         kernel,
     },
     error::{Error, Result},
-    oci_layout::{self, Image},
-    service::Kind,
 };
 
 /// Create an image from files: a root file system or an OCI image layout

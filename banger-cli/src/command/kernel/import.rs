@@ -13,10 +13,9 @@ use zbus::Fd;
 
 use super::modules;
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
     command::import::{ImportArgs, open_file},
     error::{Error, Result},
-    service::Kind,
 };
 
 /// Import a kernel and its modules

@@ -4,14 +4,14 @@ use banger_proto::bus::names::KERNEL_INTERFACE;
 use clap::Args;
 
 use crate::{
-    age,
-    bus::Bus,
+    client::{
+        bus::Bus,
+        object::{self, Object},
+        service::Kind,
+    },
     command::catalog::AvailableArgs,
     error::Result,
-    object::{self, Object},
-    output,
-    service::Kind,
-    table::Table,
+    ui::{age, output, table::Table},
 };
 
 /// List your kernels and the shared ones

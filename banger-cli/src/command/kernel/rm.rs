@@ -2,7 +2,11 @@
 
 use clap::Args;
 
-use crate::{batch::ResultArgs, command::remove, error::Result, service::Kind};
+use crate::{
+    client::service::Kind,
+    command::{batch::ResultArgs, remove},
+    error::Result,
+};
 
 /// Delete kernels that no image and no sandbox uses
 #[derive(Debug, Args)]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::{command::show::ShowArgs, error::Result, service::Kind};
+use crate::{client::service::Kind, command::show::ShowArgs, error::Result};
 
 /// Show all details of a kernel
 #[derive(Debug, Args)]

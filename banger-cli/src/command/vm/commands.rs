@@ -5,11 +5,9 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::{
-    age,
     error::{Error, Result},
-    guest::Guest,
-    output,
-    table::Table,
+    guest::agent::Guest,
+    ui::{age, output, table::Table},
 };
 
 /// List or stop the detached commands of a sandbox

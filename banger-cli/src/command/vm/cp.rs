@@ -11,8 +11,10 @@ use clap::Args;
 use self::side::Side;
 use crate::{
     error::{Error, Result},
-    progress::{Progress, ProgressArgs},
-    sanitize,
+    ui::{
+        progress::{Progress, ProgressArgs},
+        sanitize,
+    },
 };
 
 /// Copy files and directories into a sandbox, out of it, or between two

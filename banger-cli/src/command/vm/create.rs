@@ -10,14 +10,14 @@ use super::{
     wait::{self, Wait},
 };
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, job::Jobs},
     error::Result,
-    guest::Guest,
-    job::Jobs,
-    progress::{Progress, ProgressArgs},
-    settings::Settings,
-    signals::Signals,
-    user_files,
+    guest::agent::Guest,
+    ui::{
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+    },
+    user::{settings::Settings, user_files},
 };
 
 /// Create a sandbox and start it

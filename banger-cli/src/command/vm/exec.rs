@@ -17,14 +17,14 @@ use zbus::OwnedObjectPath;
 
 use super::{exec_args::ExecArgs, run::reminder};
 use crate::{
-    attach,
-    bus::Bus,
+    client::{
+        bus::Bus,
+        service::{Kind, id_of},
+    },
     error::{Error, Result},
-    guest::Guest,
-    output,
-    service::{Kind, id_of},
-    settings::Settings,
-    signals::Signals,
+    guest::{agent::Guest, attach},
+    ui::{output, signals::Signals},
+    user::settings::Settings,
     workspace::{
         changed::ChangedFiles,
         record::{Records, StoredWorkspace, reference},
@@ -278,7 +278,7 @@ mod tests {
     fn hints_of_exec() {
         use banger_proto::guest::{Failure, FailureKind};
 
-        use crate::wording::{check, of_service, shown};
+        use crate::ui::wording::{check, of_service, shown};
 
         let message = "there is no directory /root/repo in the guest".to_owned();
         let missing = Error::Guest(Failure { kind: FailureKind::BadRequest, message });

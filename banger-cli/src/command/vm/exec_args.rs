@@ -7,9 +7,8 @@ use clap::Args;
 
 use super::wait::Wait;
 use crate::{
-    attach::{Stdin, TerminalUse},
-    locale,
-    settings::Settings,
+    guest::attach::{Stdin, TerminalUse},
+    user::{locale, settings::Settings},
 };
 
 /// The options of a command that runs something in a sandbox.

@@ -23,13 +23,16 @@ use tokio::{
 use zbus::OwnedObjectPath;
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
     error::{Error, Result},
-    guest::Guest,
-    progress::{Progress, ProgressArgs},
-    relay::{self, Relay, RelayEnd},
-    service::Kind,
-    signals::{Signals, unless_ended},
+    guest::{
+        agent::Guest,
+        relay::{self, Relay, RelayEnd},
+    },
+    ui::{
+        progress::{Progress, ProgressArgs},
+        signals::{Signals, unless_ended},
+    },
 };
 
 /// Poll interval for listening ports, with `--auto`.

@@ -9,10 +9,12 @@ use serde_json::{Value, json};
 use super::agents::Agents;
 use crate::{
     error::Result,
-    guest::Guest,
-    output,
-    signals::{Signals, unless_ended},
-    table::Table,
+    guest::agent::Guest,
+    ui::{
+        output,
+        signals::{Signals, unless_ended},
+        table::Table,
+    },
 };
 
 /// Interval between pings.

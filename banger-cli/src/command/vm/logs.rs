@@ -14,13 +14,13 @@ use tokio::io::AsyncReadExt;
 use zbus::Variant;
 
 use crate::{
-    attach::Input,
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
     error::{Error, Result},
-    guest::Guest,
-    output,
-    sanitize::{self, Filter},
-    service::Kind,
+    guest::{agent::Guest, attach::Input},
+    ui::{
+        output,
+        sanitize::{self, Filter},
+    },
 };
 
 /// Show the console log of a sandbox

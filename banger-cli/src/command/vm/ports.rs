@@ -5,7 +5,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::agents::Agents;
-use crate::{error::Result, output, table::Table};
+use crate::{
+    error::Result,
+    ui::{output, table::Table},
+};
 
 /// Show the ports on which sandboxes listen
 ///

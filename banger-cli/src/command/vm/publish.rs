@@ -8,7 +8,11 @@ use clap::Args;
 use serde_json::{Value, json};
 use zbus::Variant;
 
-use crate::{bus::Bus, error::Result, output, service::Kind};
+use crate::{
+    client::{bus::Bus, service::Kind},
+    error::Result,
+    ui::output,
+};
 
 /// Publish ports of a sandbox on this host
 ///

@@ -22,19 +22,16 @@ use super::{
     workspace_args::{WorkspaceArgs, note_left, print_plan},
 };
 use crate::{
-    attach,
-    bus::Bus,
+    client::{bus::Bus, job::Jobs, object::Object, service::id_of},
     error::{Error, Result},
-    guest::Guest,
-    job::Jobs,
-    object::Object,
-    output,
-    progress::{Progress, ProgressArgs},
-    sanitize,
-    service::id_of,
-    settings::Settings,
-    signals::{Listener, Signals, unless_ended},
-    user_files,
+    guest::{agent::Guest, attach},
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+        sanitize,
+        signals::{Listener, Signals, unless_ended},
+    },
+    user::{settings::Settings, user_files},
     workspace::{
         devcontainer::Devcontainer,
         prepare::{self, Plan, Target},

@@ -9,11 +9,10 @@ use zbus::{OwnedObjectPath, Variant};
 
 use super::vm_args::size;
 use crate::{
-    batch::{self, ResultArgs},
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
+    command::batch::{self, ResultArgs},
     error::Result,
-    progress::{Progress, ProgressArgs},
-    service::Kind,
+    ui::progress::{Progress, ProgressArgs},
 };
 
 /// Change the configuration of sandboxes

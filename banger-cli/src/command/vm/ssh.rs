@@ -6,11 +6,10 @@ use banger_proto::bus::{ErrorName, names::VM_INTERFACE};
 use clap::Args;
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, object::Object, service::Kind},
     error::{Error, Result},
-    object::Object,
-    service::Kind,
-    ssh::{config, host_of, keys, user_dirs::UserDirs},
+    ssh::{config, host_of, keys},
+    user::dirs::UserDirs,
 };
 
 /// Log in to a sandbox with ssh

@@ -15,11 +15,13 @@ use serde_json::{Value, json};
 
 use super::agents;
 use crate::{
-    bus::Bus,
+    client::bus::Bus,
     error::{FAILURE, Result},
-    output,
-    signals::{Signals, unless_ended},
-    table::Table,
+    ui::{
+        output,
+        signals::{Signals, unless_ended},
+        table::Table,
+    },
 };
 
 /// Interval between two samples, whose difference is the CPU usage.
@@ -168,7 +170,7 @@ impl Stats {
             true => {
                 let mut running = bus.objects(VM_INTERFACE).await?;
                 running.retain(|sandbox| sandbox.text("State") == "running" && sandbox.flag("Ready"));
-                crate::object::sort(&mut running);
+                crate::client::object::sort(&mut running);
                 running.iter().map(|sandbox| sandbox.text("Id").to_owned()).collect()
             }
         };

@@ -14,16 +14,20 @@ use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
 use crate::{
-    bus::Bus,
+    client::{
+        bus::Bus,
+        job::Jobs,
+        pull::{self, PullPolicy},
+        service::id_of,
+    },
     error::{Error, Result},
-    job::Jobs,
-    progress::Progress,
-    pull::{self, PullPolicy},
-    service::id_of,
-    settings::Settings,
-    signals::Listener,
-    ssh::{keys, user_dirs::UserDirs},
-    timezone::{self, Timezone},
+    ssh::keys,
+    ui::{progress::Progress, signals::Listener},
+    user::{
+        dirs::UserDirs,
+        settings::Settings,
+        timezone::{self, Timezone},
+    },
 };
 
 /// The options of a command that creates a sandbox.
@@ -374,7 +378,7 @@ mod tests {
 
     #[test]
     fn hints_about_missing_images_and_kernels() {
-        use crate::wording::{check, of_service, shown};
+        use crate::ui::wording::{check, of_service, shown};
 
         let hint = |line: &'static str, name| (line, parse(line).unwrap().add_hint(of_service(name)));
         let refused = of_service(ErrorName::RegistryAuthRequired);

@@ -4,7 +4,7 @@ use banger_proto::guest::{Request, message::Phase};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Result, guest::Guest, progress::Track};
+use crate::{error::Result, guest::agent::Guest, ui::progress::Track};
 
 /// The phase to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]

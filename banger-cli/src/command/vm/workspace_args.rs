@@ -7,8 +7,7 @@ use serde_json::json;
 
 use crate::{
     error::Result,
-    output,
-    progress::Progress,
+    ui::{output, progress::Progress},
     workspace::{
         prepare::{Plan, SendOptions},
         source::{DisplayPath, Mode, Repository},

@@ -9,11 +9,13 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::{
+    client::service::id_of,
     error::{Error, Result},
-    guest::Guest,
-    output,
-    progress::{Progress, ProgressArgs},
-    service::id_of,
+    guest::agent::Guest,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+    },
     workspace::{
         apply::{self, Dirty},
         export::{self, Difference, Range},

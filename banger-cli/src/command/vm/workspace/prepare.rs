@@ -7,12 +7,14 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
+    client::service::id_of,
     command::vm::workspace_args::{WorkspaceArgs, note_left, print_plan},
     error::Result,
-    guest::Guest,
-    output,
-    progress::{Progress, ProgressArgs},
-    service::id_of,
+    guest::agent::Guest,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+    },
     workspace::prepare::{self, Target},
 };
 
