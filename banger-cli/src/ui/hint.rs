@@ -21,8 +21,8 @@ pub const STREAM_LOST: &str =
     "`banger vm list` shows whether the sandbox is still running, and `banger vm logs NAME` its console.";
 
 /// Hint if the user did not wait for a job of the service.
-pub const DETACHED: &str = "the service continues with it: `banger vm list` shows its state, and `banger events` \
-    what happens.";
+pub const DETACHED: &str = "the service continues the work: `banger vm list` shows the result, and `banger events` \
+    follows it.";
 
 const JOIN_GROUP: &str = "join the group banger with `sudo usermod -aG banger $USER`, then log in again.";
 const NOT_YOURS: &str = "it belongs to another user, or needs an administrator: try again with `sudo`.";

@@ -19,7 +19,7 @@ use crate::{
 /// A name such as `debian-bookworm` is looked up in the catalogs first (`banger image list --available`).
 /// Anything else is a reference as in Docker and podman: `alpine` is `docker.io/library/alpine:latest`. Write
 /// a reference in full to bypass the catalogs. The credentials of `docker login` and `podman login` are used.
-/// What was fetched stays in a cache that all users share, so that pulling the same image again is quick.
+/// Layers stay in a cache that all users share, so that pulling the same image again is quick.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

@@ -35,7 +35,7 @@ Examples:
 
 Next: `banger vm run --image debian`.")]
 pub struct Register {
-    /// Name for the image; a bundle has one of its own
+    /// Name for the image; a bundle needs none
     #[arg(long, value_name = "NAME", required_unless_present = "oci")]
     name: Option<String>,
     /// Root file system: a tar archive or a raw ext4 file system
@@ -47,7 +47,7 @@ pub struct Register {
     /// Kernel that sandboxes of this image boot [default: the one that a bundle names, else the service's]
     #[arg(long, visible_alias = "kernel-ref", value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Import this kernel for it, a vmlinuz or an ELF vmlinux, under the name of the image
+    /// Import this kernel (a vmlinuz or an ELF vmlinux) under the name of the image, and boot it
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     vmlinuz: Option<PathBuf>,
     /// Directory of that kernel's modules, as in /lib/modules

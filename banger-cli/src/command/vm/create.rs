@@ -34,7 +34,7 @@ pub struct Create {
     /// Create the sandbox without starting it
     #[arg(long)]
     no_start: bool,
-    /// How far the guest has booted before this returns [default: agent]
+    /// Phase of the boot to wait for [default: agent]
     #[arg(long, value_name = "PHASE", conflicts_with = "no_start")]
     wait: Option<Wait>,
     /// Print the sandbox as a JSON object instead of its name

@@ -15,7 +15,7 @@ use clap::Args;
 use serde_json::json;
 use zbus::OwnedObjectPath;
 
-use super::{exec_args::ExecArgs, run::reminder};
+use super::{exec_args::ExecArgs, run::reminder, vm_args::number};
 use crate::{
     client::{
         bus::Bus,
@@ -42,7 +42,7 @@ const NOTE_AFTER: Duration = Duration::from_secs(3);
 /// Run a command or a shell in a running sandbox
 ///
 /// Without a command, this opens a login shell. Input, output, signals and the size of the terminal are
-/// passed on, and the exit status is the command's. A command without a terminal is ended by a second Ctrl-C.
+/// passed on, and the exit status is the command's. A second Ctrl-C ends a command that runs without a terminal.
 ///
 /// If you sent a repository, the command runs in it, and a warning says which files have changed on the host
 /// since.
@@ -55,7 +55,7 @@ Examples:
   banger vm exec -it web sh                 as in `docker exec`
   while read f; do banger vm exec -n web -- wc \"$f\"; done < files
   banger vm exec -d web -- ./serve          in the background; prints the number of the command
-  banger vm logs --exec web                 what it has written
+  banger vm logs --exec web                 its output
   banger vm commands web                    all detached commands, and how they ended
 
 Exit status:
@@ -70,8 +70,7 @@ pub struct ExecCommand {
     /// Command and its arguments [default: a login shell]
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Return once the command runs, and print its number. It gets no input; the last of its output is kept in
-    /// the sandbox
+    /// Run it in the background and print its number. It gets no input, and the sandbox keeps the end of its output
     #[arg(short, long, conflicts_with = "tty", requires = "command")]
     detach: bool,
     /// With --detach, print a JSON object with that number
@@ -89,9 +88,9 @@ pub struct Target {
     #[arg(long, value_name = "PATH", conflicts_with = "workdir")]
     guest_path: Option<String>,
     /// How long to wait if the sandbox already runs as many commands as it can [default: as long as it takes]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = number::<u32>)]
     timeout: Option<u32>,
-    /// First send what has changed in the repository on the host [default: as `auto_prepare` is set]
+    /// First send the changes in the repository on the host [default: your setting `auto_prepare`]
     #[arg(long, overrides_with = "no_auto_prepare")]
     auto_prepare: bool,
     /// Do not send changes first

@@ -7,7 +7,7 @@ use banger_proto::{
 use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
-use super::vm_args::size;
+use super::vm_args::{positive, size};
 use crate::{
     client::{bus::Bus, service::Kind},
     command::batch::{self, ResultArgs},
@@ -18,7 +18,7 @@ use crate::{
 /// Change the configuration of sandboxes
 ///
 /// NAT changes at once, even in a running sandbox. Processors, memory and disks change only while the sandbox is
-/// stopped. Disks only grow; the file system in a disk grows at the next start.
+/// stopped. Disks can only grow; their file systems grow at the next start.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -33,19 +33,19 @@ pub struct Set {
     /// Give the sandboxes internet access (NAT)
     #[arg(long, overrides_with = "no_nat", required_unless_present_any = CHANGES)]
     nat: bool,
-    /// Take internet access away; guests of the same owner still reach each other
+    /// Remove internet access; guests of the same owner still reach each other
     #[arg(long)]
     no_nat: bool,
     /// Virtual processors
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "COUNT", value_parser = positive)]
     vcpu: Option<u32>,
     /// Memory, such as 512MiB or 4GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<Bytes>,
-    /// Size of the system disk, which is /, such as 20GiB
+    /// Size of the system disk (/), such as 20GiB
     #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]
     root_size: Option<Bytes>,
-    /// Size of the work disk, which is /root, such as 8GiB
+    /// Size of the work disk (/root), such as 8GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
     #[command(flatten)]

@@ -1,6 +1,6 @@
 //! The options for creating a sandbox.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, str::FromStr, time::Duration};
 
 use banger_proto::{
     bus::{
@@ -37,43 +37,43 @@ pub struct VmArgs {
     /// Name [default: a generated one such as calm-otter]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Image to clone: one of `banger image list`, or one of a catalog or a registry, such as alpine:3.20
+    /// Image to clone: a name from `banger image list` or a catalog, or a reference such as alpine:3.20
     /// [default: the service's]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// When to pull the image, and a default kernel that is missing, from a catalog or registry
+    /// When to pull the image, and the default kernel, from a catalog or a registry
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pull: PullPolicy,
     /// Kernel to boot [default: the image's, else the service's]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
     /// Virtual processors [default: the service's]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "COUNT", value_parser = positive)]
     vcpu: Option<u32>,
     /// Memory, such as 512MiB or 4GiB [default: the service's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<Bytes>,
-    /// Size of the system disk, which is /, such as 20GiB [default: the image's]
+    /// Size of the system disk (/), such as 20GiB [default: the image's]
     #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]
     root_size: Option<Bytes>,
-    /// Size of the work disk, which is /root, such as 8GiB [default: the service's]
+    /// Size of the work disk (/root), such as 8GiB [default: the service's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
     /// Give the sandbox internet access (NAT)
     #[arg(long)]
     nat: bool,
-    /// Add a label, by which `banger vm list --filter` finds the sandbox
+    /// Add a label; `banger vm list --filter` can select by labels
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
     /// VMM to run it under [default: the best one that works]
     #[arg(long, value_name = "VMM", value_parser = [vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])]
     vmm: Option<String>,
-    /// Time zone, such as Europe/Berlin, or `host`, or `image` for the image's own [default: that of your
-    /// settings, else the host's]
+    /// Time zone: a name such as Europe/Berlin, `host`, or `image` for the image's own [default: your setting
+    /// `timezone`, else the host's]
     #[arg(long, value_name = "ZONE")]
     timezone: Option<String>,
     /// How long the guest may take to become ready [default: the service's]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "SECONDS", value_parser = positive)]
     ready_timeout: Option<u32>,
 }
 
@@ -139,8 +139,8 @@ fn explain(image: &str, error: Error) -> Error {
     if image.contains(['/', ':']) {
         return error;
     }
-    let hint = error.hint().map(|hint| format!(" {hint}")).unwrap_or_default();
-    error.with_hint(format!("this host has no image {image}: `banger image list` lists the images.{hint}"))
+    let hint = error.hint().map_or_else(|| ".".to_owned(), |hint| format!("; {hint}"));
+    error.with_hint(format!("this host has no image {image}: `banger image list` shows what it has{hint}"))
 }
 
 /// Parses a key and a value, which may be empty.
@@ -149,6 +149,19 @@ fn label(text: &str) -> Result<(String, String), String> {
     match key.is_empty() {
         true => Err("a label needs a key".to_owned()),
         false => Ok((key.to_owned(), value.to_owned())),
+    }
+}
+
+/// Parses a whole number.
+pub(super) fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "it must be a whole number".to_owned())
+}
+
+/// Parses a whole number greater than zero.
+pub(super) fn positive(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("it must be a whole number, 1 or more".to_owned()),
+        Ok(number) => Ok(number),
     }
 }
 

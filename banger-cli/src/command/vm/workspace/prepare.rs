@@ -20,8 +20,8 @@ use crate::{
 
 /// Send a repository into a running sandbox
 ///
-/// Tracked files are sent with their uncommitted changes, and as much of git's metadata as it takes to work
-/// and to commit in the sandbox. Untracked and ignored files stay on the host unless you ask for them.
+/// Sends tracked files with their uncommitted changes, and enough of git's metadata to work and to commit in the
+/// sandbox. Untracked and ignored files stay on the host unless you ask for them.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
