@@ -342,7 +342,7 @@ impl Sandbox<'_> {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
             Err(_) => Error::Usage("deleting the sandbox takes long".to_owned()).with_hint(
-                "the service continues with it: `banger vm list` shows the state of your sandboxes.",
+                "the service continues the work: `banger vm list` shows the state of your sandboxes.",
             ),
         };
         error.print(Some("--rm"));

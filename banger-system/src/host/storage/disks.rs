@@ -165,7 +165,7 @@ impl Disks for FileDisks {
 
     async fn checks(&self) -> Vec<Check> {
         let message = format!("system disks are files: {}", self.reason);
-        vec![check(Status::Warn, &message, "modprobe dm_snapshot, then systemctl restart banger-system")]
+        vec![check(Status::Warn, &message, "run `modprobe dm_snapshot && systemctl restart banger-system`")]
     }
 }
 
