@@ -188,7 +188,7 @@ fn require_file(paths: &Paths, vm: VmId) -> Result<()> {
     if paths.overlay(vm).exists() && !paths.system_disk(vm).exists() && !paths.system_layer(vm).exists() {
         return Err(Error::HostNotReady {
             message: "the system disk is a snapshot, which this kernel cannot make; \
-                      modprobe dm_snapshot, then systemctl restart banger-system"
+                      run `modprobe dm_snapshot && systemctl restart banger-system`"
                 .to_owned(),
         });
     }
