@@ -118,7 +118,7 @@ pub fn import(order: &Import, mut files: Files, meter: &Meter) -> Result<Made, F
         diff_ids.push((layer, diff_id));
     }
     if tree.is_empty() {
-        return Err(Failure::refused("the image cannot be taken: there is nothing in it"));
+        return Err(Failure::refused("cannot use the image: there is nothing in it"));
     }
     let end = spool.finish()?;
     build::build(tree, &files, &places, end, order.size, &diff_ids, meter)
