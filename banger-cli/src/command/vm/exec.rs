@@ -9,7 +9,7 @@ use std::{
 
 use banger_proto::{
     bus::{ErrorName, names::VM_INTERFACE, option::agent},
-    guest::Exec,
+    guest::{Exec, FailureKind},
 };
 use clap::Args;
 use serde_json::json;
@@ -219,7 +219,7 @@ impl Target {
 /// Adds a hint for a workspace that was removed in the sandbox.
 fn hint_missing_workspace(error: Error) -> Error {
     match &error {
-        Error::Guest(failure) if failure.message.contains("there is no directory") => {
+        Error::Guest(failure) if failure.kind == FailureKind::NoDirectory => {
             error.with_hint("`--workdir /` runs it in another directory.")
         }
         _ => error,
@@ -276,12 +276,12 @@ mod tests {
 
     #[test]
     fn hints_of_exec() {
-        use banger_proto::guest::{Failure, FailureKind};
+        use banger_proto::guest::Failure;
 
         use crate::ui::wording::{check, of_service, shown};
 
         let message = "there is no directory /root/repo in the guest".to_owned();
-        let missing = Error::Guest(Failure { kind: FailureKind::BadRequest, message });
+        let missing = Error::Guest(Failure { kind: FailureKind::NoDirectory, message });
         let by_name = [ErrorName::InvalidState, ErrorName::TooManyRequests];
         let errors = by_name.map(|name| (name.as_str(), add_hint(of_service(name)).about("web")));
         let missing = [("missing workspace", hint_missing_workspace(missing))];
