@@ -22,6 +22,7 @@ mod run;
 mod set;
 mod shell;
 mod show;
+mod size_args;
 mod ssh;
 mod start;
 mod stats;
