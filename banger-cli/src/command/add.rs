@@ -1,4 +1,4 @@
-//! Shared code of the commands that pass files to the service.
+//! Shared code of the commands that add an image or a kernel: pull, register and import.
 
 use std::{
     fs::{File, OpenOptions},
@@ -6,13 +6,16 @@ use std::{
     path::Path,
 };
 
-use banger_proto::bus::{option::import, proxy::Options};
+use banger_proto::bus::{
+    option::{import, pull as option},
+    proxy::Options,
+};
 use clap::Args;
 use rustix::fs::OFlags;
 use zbus::{OwnedObjectPath, Variant};
 
 use crate::{
-    client::{bus::Bus, job::Jobs, service::Kind},
+    client::{bus::Bus, job::Jobs, pull, service::Kind},
     error::{Error, Result},
     ui::{
         output,
@@ -21,9 +24,9 @@ use crate::{
     },
 };
 
-/// The options of a command that imports something.
+/// The options of a command that adds an image or a kernel.
 #[derive(Debug, Args)]
-pub struct ImportArgs {
+pub struct AddArgs {
     /// Share it with all users of this host (needs an administrator)
     #[arg(long)]
     shared: bool,
@@ -34,7 +37,7 @@ pub struct ImportArgs {
     progress: ProgressArgs,
 }
 
-impl ImportArgs {
+impl AddArgs {
     /// Returns the options as options of the call.
     pub fn options(&self) -> Options<'static> {
         match self.shared {
@@ -64,7 +67,7 @@ impl ImportArgs {
         bus.find(kind, name).await
     }
 
-    /// Runs the job that `begin` starts to create an object with this name, and prints the result.
+    /// Runs the job that `begin` starts to create an object with this name, and prints the object.
     pub async fn run(
         &self,
         bus: &Bus,
@@ -73,13 +76,58 @@ impl ImportArgs {
         begin: impl Future<Output = Result<OwnedObjectPath>>,
     ) -> Result<u8> {
         let made = self.make(bus, kind, name, begin).await?;
-        let made = bus.properties(&made, kind.interface()).await?;
+        self.print(bus, kind, &made).await
+    }
+
+    /// Prints the name of an object that was added, or all of it in JSON. Returns the exit status.
+    async fn print(&self, bus: &Bus, kind: Kind, added: &OwnedObjectPath) -> Result<u8> {
+        let added = bus.properties(added, kind.interface()).await?;
         if self.json {
-            output::json(&made.json())?;
+            output::json(&added.json())?;
         } else {
-            output::text(&format!("{}\n", made.name()))?;
+            output::text(&format!("{}\n", added.name()))?;
         }
         Ok(0)
+    }
+}
+
+/// The options of a command that pulls an image or a kernel.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// Name for it [default: derived from its name in the catalog or registry]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Replace another one of the same name
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    add: AddArgs,
+}
+
+impl PullArgs {
+    /// Pulls what the reference names, with more options of the call, and prints it. Returns the exit status.
+    pub async fn run<'a>(&'a self, kind: Kind, reference: &str, mut options: Options<'a>) -> Result<u8> {
+        options.extend(self.options());
+        let progress = self.add.progress();
+        let bus = Bus::connect().await?;
+        let jobs = Jobs::of(&bus);
+        let mut listener = Signals::catch()?.listen();
+        let pulled = match kind {
+            Kind::Kernel => pull::kernel(&bus, &jobs, &progress, &mut listener, reference, options).await?,
+            _ => pull::image(&bus, &jobs, &progress, &mut listener, reference, options).await?.0,
+        };
+        self.add.print(&bus, kind, &pulled).await
+    }
+
+    fn options(&self) -> Options<'_> {
+        let mut options = self.add.options();
+        if let Some(name) = &self.name {
+            options.insert(option::NAME, Variant::from(name.as_str()));
+        }
+        if self.force {
+            options.insert(option::FORCE, Variant::from(true));
+        }
+        options
     }
 }
 
@@ -90,7 +138,7 @@ pub fn open_file(path: &Path) -> Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
-        return Err(Error::Usage(format!("{} is not a regular file", path.display())));
+        return Err(Error::Refused(format!("{} is not a regular file", path.display())));
     }
     Ok(file)
 }
