@@ -42,7 +42,7 @@ pub struct VmArgs {
     /// [default: the service's]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// When to pull the image, and the default kernel, from a catalog or a registry
+    /// When to pull the image, and a missing default kernel, from a catalog or a registry
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pull: PullPolicy,
     /// Kernel to boot [default: the image's, else the service's]
