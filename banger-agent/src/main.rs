@@ -1,8 +1,9 @@
 //! The agent: the program inside a banger guest.
 //!
-//! It runs twice. As the first process of the initramfs it brings the guest up and then becomes the image's init. A
-//! second process of it, the server, starts before that and answers the host until the guest is powered off. Nothing
-//! is installed into the image, so the image needs no agent, no network tools and no ssh server of its own.
+//! It runs twice. As the first process of the initramfs, it brings the guest up and then becomes the image's init.
+//! Before that, it starts a second process of itself, the server, which answers the host until the guest is powered
+//! off. Nothing is installed into the image, so the image needs no agent, no network tools and no ssh server of its
+//! own.
 //!
 //! ```text
 //!  kernel, initramfs                          image's root
@@ -24,8 +25,9 @@
 //!                                             │   shutdown: `stopping SERVER` ends commands
 //! ```
 //!
-//! 1. **Boot** ([`boot`]). A failure is recorded as a problem, which `banger vm health` shows, and the boot continues:
-//!    a guest without a time zone or a work disk is still worth a look. Only without the configuration does it stop.
+//! 1. **Boot** ([`boot`]). A failure is recorded as a problem, which `banger vm health` shows, and the boot
+//!    continues: a guest without a time zone or a work disk is still useful. The boot stops only if there is no
+//!    configuration.
 //! 2. **Handover** ([`handover`]). The root is switched, and the server is started before the image's init. So the
 //!    host reaches a guest whose init hangs, and the init cannot delay the server.
 //! 3. **Serving** ([`channels`], [`vsock`]). Each stream carries one request ([`conversation`]). A thread with a small
@@ -94,7 +96,7 @@ const SERVE: &str = "serve";
 const STOPPING: &str = "stopping";
 /// The argument with which the program serves its standard input, a socket, with the token that follows.
 /// For tests of the client.
-const CONVERSE: &str = "converse";
+const SERVE_INPUT: &str = "serve-input";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -120,9 +122,9 @@ fn main() -> ExitCode {
         return stopping::run(server);
     }
     if let [_, word, token] = std::env::args().collect::<Vec<_>>().as_slice()
-        && word == CONVERSE
+        && word == SERVE_INPUT
     {
-        return match channels::converse_on_input(token) {
+        return match channels::serve_input(token) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 log::error(&format!("cannot serve: {error}"));

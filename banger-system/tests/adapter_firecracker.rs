@@ -20,7 +20,7 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::{firecracker::Firecracker, supervisor_process::ProcessSupervisor},
+    host::{process::supervisor_process::ProcessSupervisor, vmm::firecracker::Firecracker},
     ports::{Channel, Error, Started, Supervisor, Vmm},
 };
 use scratch::{Scratch, is_root, names, require};
@@ -92,10 +92,10 @@ impl Host {
     }
 
     async fn start(&self) -> Started {
-        let confinement = self.vmm.jail_spec(&self.spec).await.unwrap();
-        let confined = self.supervisor.start_jail(confinement).await.unwrap();
+        let spec = self.vmm.jail_spec(&self.spec).await.unwrap();
+        let jail = self.supervisor.start_jail(spec).await.unwrap();
         let launch = self.vmm.prepare_launch(&self.spec).await.unwrap();
-        confined.run(launch).await.unwrap()
+        jail.run(launch).await.unwrap()
     }
 
     async fn boot(&self) -> Result<(), Error> {
@@ -227,7 +227,7 @@ async fn garbage_is_not_accepted() {
             })
             .await;
         let text = error.to_string();
-        assert!(text.starts_with("Firecracker gives no proper answer to GET /version"), "{text}");
+        assert!(text.starts_with("invalid reply from Firecracker to GET /version"), "{text}");
     }
     let host = Host::new();
     let error = host
@@ -236,7 +236,7 @@ async fn garbage_is_not_accepted() {
             std::future::pending().await
         })
         .await;
-    assert_eq!(error.to_string(), "Firecracker answers nonsense to GET /version");
+    assert_eq!(error.to_string(), "unexpected reply from Firecracker to GET /version");
 }
 
 #[tokio::test]
@@ -282,7 +282,7 @@ async fn a_guest_is_asked_for_by_the_agents_port_and_what_it_says_is_not_swallow
     let mut said = String::new();
     connect().await.unwrap().read_to_string(&mut said).await.unwrap();
     assert_eq!(said, "hello");
-    for expect in ["the guest does not listen", "answers nonsense", "answers nonsense"] {
+    for expect in ["the guest does not listen", "unexpected reply", "unexpected reply"] {
         let error = connect().await.unwrap_err();
         assert!(matches!(&error, Error::Agent { message } if message.ends_with(expect)), "{error:?}");
     }

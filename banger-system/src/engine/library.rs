@@ -187,12 +187,12 @@ async fn make_image(
         origin: None,
         config,
     };
-    let kept = if job.is_canceled() {
+    let committed = if job.is_canceled() {
         Err(Error::Canceled)
     } else {
         shared.ports.store.put_image(&image).await.map_err(Error::from)
     };
-    if let Err(error) = kept {
+    if let Err(error) = committed {
         shared.ports.image_files.remove(id).await?;
         return Err(error);
     }
@@ -232,12 +232,12 @@ async fn make_kernel(shared: &Shared, job: &JobHandle, request: ImportKernel) ->
         created_at: now(&*shared.ports.clock),
         facts,
     };
-    let kept = if job.is_canceled() {
+    let committed = if job.is_canceled() {
         Err(Error::Canceled)
     } else {
         shared.ports.store.put_kernel(&kernel).await.map_err(Error::from)
     };
-    if let Err(error) = kept {
+    if let Err(error) = committed {
         shared.ports.kernel_files.remove(id).await?;
         return Err(error);
     }

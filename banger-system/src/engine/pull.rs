@@ -317,8 +317,8 @@ pub(super) async fn commit(
     image: &Image,
     old: Option<&Image>,
 ) -> Result<()> {
-    let kept = if job.is_canceled() { Err(Error::Canceled) } else { publish(shared, image, old).await };
-    if let Err(error) = kept {
+    let committed = if job.is_canceled() { Err(Error::Canceled) } else { publish(shared, image, old).await };
+    if let Err(error) = committed {
         shared.ports.image_files.remove(image.id).await?;
         return Err(error);
     }

@@ -129,9 +129,9 @@ async fn run(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()> {
         created_at: now(&*shared.ports.clock),
         facts,
     };
-    let kept =
+    let committed =
         if job.is_canceled() { Err(Error::Canceled) } else { commit(shared, &kernel, old.as_deref()).await };
-    if let Err(error) = kept {
+    if let Err(error) = committed {
         shared.ports.kernel_files.remove(id).await?;
         return Err(error);
     }

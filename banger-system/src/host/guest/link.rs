@@ -1,0 +1,227 @@
+//! The host's side of the guest protocol: greeting, readiness, shutdown, streams for clients. Guests are hostile:
+//! every wait has a timeout and every length a limit.
+
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use banger_domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token};
+use banger_proto::guest::{
+    Decoder, Frame, Request,
+    hello::{self, HostHello, MAX_STALE},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+use super::clock;
+use crate::ports::{Channel, Error, GuestFacts, GuestLink, Result, Vmm};
+
+/// How long a running agent may take to greet a client.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause before a closed channel is tried again: most likely the sandbox has ended.
+const RETRY: Duration = Duration::from_millis(50);
+/// How long a comparison of clocks may take.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest accepted boot id.
+const MAX_BOOT_ID: usize = 64;
+
+/// Connects to agents through the channels of a VMM.
+pub struct AgentLink {
+    vmm: Arc<dyn Vmm>,
+}
+
+impl AgentLink {
+    /// Returns a link through the channels of this VMM.
+    pub fn new(vmm: Arc<dyn Vmm>) -> Self {
+        Self { vmm }
+    }
+
+    /// Sends a request whose only answer is success or failure.
+    async fn ask(&self, vm: VmId, token: &Token, request: Request) -> Result<()> {
+        let mut stream = match self.vmm.connect(vm, Channel::Stream(Purpose::Question)).await {
+            // Commands may hold every stream, and must not lock out the service.
+            Err(Error::NoFreeStream) => self.vmm.connect(vm, Channel::Control).await?,
+            stream => stream?,
+        };
+        let mut decoder = greet(&mut stream, token).await?;
+        send(&mut stream, &request).await?;
+        match answer(&mut stream, &mut decoder).await? {
+            Frame::Done => Ok(()),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+}
+
+#[async_trait]
+impl GuestLink for AgentLink {
+    async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts> {
+        let ready = async {
+            loop {
+                let stream = self.vmm.connect(vm, Channel::Control).await;
+                let asked = match stream {
+                    Ok(mut stream) => ask_info(&mut stream, token).await,
+                    Err(error) => Err(Failed::Closed(error)),
+                };
+                match asked {
+                    Ok(facts) => return Ok(facts),
+                    Err(Failed::Nonsense(error)) => return Err(error),
+                    // The sandbox's task reports how it ended.
+                    Err(Failed::Closed(_)) => tokio::time::sleep(RETRY).await,
+                }
+            }
+        };
+        let late = || Error::Timeout { what: "waiting for the guest".to_owned(), after: timeout };
+        tokio::time::timeout(timeout, ready).await.map_err(|_| late())?
+    }
+
+    async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()> {
+        let late = || Error::Timeout { what: "asking the guest to power off".to_owned(), after: timeout };
+        let asked = self.ask(vm, token, Request::Shutdown);
+        tokio::time::timeout(timeout, asked).await.map_err(|_| late())?
+    }
+
+    async fn sync_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()> {
+        let late = || Error::Timeout { what: "comparing the guest's clock".to_owned(), after: CLOCK_TIMEOUT };
+        // Uses the service's own channel, since clients may hold every other one.
+        let compare = async {
+            let mut stream = self.vmm.connect(vm, Channel::Control).await?;
+            clock::compare(&mut stream, token, occasion).await
+        };
+        let compared = tokio::time::timeout(CLOCK_TIMEOUT, compare);
+        match compared.await.map_err(|_| late())? {
+            // Agents of guests that were started before an upgrade may not support the comparison, but all of them
+            // can set the time.
+            Err(_) if occasion != Occasion::Regular => {
+                let unix_usec = u64::try_from(clock::unix_now()).unwrap_or_default();
+                let set = self.ask(vm, token, Request::SetTime { unix_usec });
+                tokio::time::timeout(CLOCK_TIMEOUT, set).await.map_err(|_| late())?
+            }
+            compared => compared,
+        }
+    }
+
+    async fn open(&self, mut stream: UnixStream, token: &Token) -> Result<OwnedFd> {
+        let opened = async {
+            let decoder = greet(&mut stream, token).await?;
+            if !decoder.into_rest().is_empty() {
+                return Err(agent("the guest's agent sent data before a request"));
+            }
+            let os = |error| Error::os("hand over a stream to the guest", error);
+            let stream = stream.into_std().map_err(os)?;
+            stream.set_nonblocking(false).map_err(os)?;
+            Ok(OwnedFd::from(stream))
+        };
+        let late =
+            || Error::Timeout { what: "waiting for the guest's agent".to_owned(), after: GREETING_TIMEOUT };
+        tokio::time::timeout(GREETING_TIMEOUT, opened).await.map_err(|_| late())?
+    }
+}
+
+/// Why a conversation failed.
+pub(super) enum Failed {
+    /// The channel was closed: the sandbox has ended or is about to.
+    Closed(Error),
+    /// The agent sent something invalid.
+    Nonsense(Error),
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Closed(error) | Failed::Nonsense(error) => error,
+        }
+    }
+}
+
+async fn ask_info(stream: &mut UnixStream, token: &Token) -> Result<GuestFacts, Failed> {
+    let mut decoder = greet(stream, token).await?;
+    send(stream, &Request::Info).await?;
+    match answer(stream, &mut decoder).await? {
+        Frame::Info(info) => {
+            for problem in info.problems.iter().take(20) {
+                let problem: String = problem.chars().take(200).filter(|c| !c.is_control()).collect();
+                tracing::warn!(problem, "the guest's agent reports a problem");
+            }
+            let boot_id: String = info.boot_id.chars().take(MAX_BOOT_ID).collect();
+            let plain = boot_id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+            let boot_id = if plain { boot_id } else { String::new() };
+            Ok(GuestFacts { boot_id, stopping: info.stopping })
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Greets the agent. Returns the bytes after its answer.
+pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Decoder, Failed> {
+    let nonce = uuid::Uuid::new_v4().into_bytes();
+    let hello =
+        HostHello::new(nonce, token.as_str()).ok_or_else(|| nonsense("the token has a wrong length"))?;
+    stream.write_all(&hello.encode()).await.map_err(|error| closed(&error))?;
+    let (mut buffer, mut seen) = (Vec::new(), 0);
+    loop {
+        match hello::take_answer(&mut buffer, &hello) {
+            Ok(true) => return Ok(Decoder::new(buffer)),
+            Ok(false) if seen > MAX_STALE => return Err(nonsense(&hello::Error::Garbage.to_string())),
+            Ok(false) => seen += read(stream, &mut buffer).await?,
+            // A stream will be free later, so this is like a closed channel.
+            Err(hello::Error::Busy) => return Err(Failed::Closed(Error::NoFreeStream)),
+            Err(error) => return Err(nonsense(&error.to_string())),
+        }
+    }
+}
+
+pub(super) async fn send(stream: &mut UnixStream, request: &Request) -> Result<(), Failed> {
+    send_frame(stream, &Frame::Request(request.clone())).await
+}
+
+pub(super) async fn send_frame(stream: &mut UnixStream, frame: &Frame) -> Result<(), Failed> {
+    stream.write_all(&frame.encode()).await.map_err(|error| closed(&error))
+}
+
+pub(super) async fn answer(stream: &mut UnixStream, decoder: &mut Decoder) -> Result<Frame, Failed> {
+    loop {
+        match decoder.next_frame() {
+            Ok(Some(frame)) => return Ok(frame),
+            Ok(None) => {}
+            Err(error) => return Err(nonsense(&format!("unexpected data from the guest's agent: {error}"))),
+        }
+        let mut bytes = Vec::new();
+        read(stream, &mut bytes).await?;
+        decoder.push(&bytes);
+    }
+}
+
+async fn read(stream: &mut UnixStream, into: &mut Vec<u8>) -> Result<usize, Failed> {
+    let mut bytes = [0; 4096];
+    match stream.read(&mut bytes).await {
+        Ok(0) => Err(closed(&"it closed the connection")),
+        Ok(count) => {
+            into.extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+        Err(error) => Err(closed(&error)),
+    }
+}
+
+pub(super) fn agent(message: &str) -> Error {
+    Error::Agent { message: message.to_owned() }
+}
+
+fn nonsense(message: &str) -> Failed {
+    Failed::Nonsense(agent(message))
+}
+
+fn closed(why: &dyn std::fmt::Display) -> Failed {
+    Failed::Closed(agent(&format!("lost the connection to the guest's agent: {why}")))
+}
+
+pub(super) fn unexpected(frame: &Frame) -> Failed {
+    match frame {
+        Frame::Failed(failure) => {
+            let message: String = failure.message.chars().take(200).filter(|c| !c.is_control()).collect();
+            nonsense(&format!("the guest's agent refused: {message}"))
+        }
+        _ => nonsense("unexpected reply from the guest's agent"),
+    }
+}

@@ -1,0 +1,258 @@
+//! The disks of sandboxes as files, in a directory for each sandbox.
+//!
+//! A clone shares its blocks with the image if the file system can. Otherwise a VMM that supports overlays gets an
+//! empty one over the image, and for any other VMM the image is copied.
+//!
+//! A disk appears whole or not at all, and is never replaced, since it may hold somebody's work. It is not flushed
+//! when it is made: that would take longer than all the rest, and the first flush of the guest writes the whole file
+//! out. A power cut before that loses the copy of the image, and nothing of the user's.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, ErrorKind, Write},
+    os::unix::fs::{DirBuilderExt, FileExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use banger_domain::{
+    id::{ImageId, VmId},
+    launch_spec::{Access, Drive, Medium},
+    resource::Paths,
+};
+use banger_image::{ext4_writer, qcow2};
+use banger_proto::size::Bytes;
+
+use super::{partial::Partial, sparse, staging};
+use crate::{
+    host::blocking::blocking,
+    ports::{Check, Disks, Error, OverlayBy, Result, Status},
+};
+
+/// The block size of our file systems: a disk has a whole number of blocks.
+const BLOCK: u64 = 4096;
+
+/// Disks as files below [`Paths::vms`].
+#[derive(Debug, Clone)]
+pub struct FileDisks {
+    paths: Paths,
+    /// Why system disks are files on this host.
+    reason: Arc<str>,
+}
+
+impl FileDisks {
+    /// Returns the disks below these paths.
+    pub fn new(paths: Paths) -> Self {
+        Self { paths, reason: "system disks are files".into() }
+    }
+
+    /// Returns the same with the reason why device-mapper is not used, for `doctor`.
+    pub fn because(self, reason: &Error) -> Self {
+        Self { reason: reason.to_string().into(), ..self }
+    }
+}
+
+#[async_trait]
+impl Disks for FileDisks {
+    async fn create_directory(&self, vm: VmId) -> Result<()> {
+        let directory = self.paths.vm_dir(vm);
+        blocking("make the directory of a sandbox", move || {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+            made.map_err(|source| Error::os(format!("make {}", directory.display()), source))
+        })
+        .await
+    }
+
+    async fn clone_image(&self, vm: VmId, image: ImageId, overlay_by: OverlayBy, size: Bytes) -> Result<()> {
+        let (paths, image) = (self.paths.clone(), self.paths.image(image));
+        blocking("clone an image", move || {
+            let original = open_image(&image)?;
+            let (disk, layer) = (paths.system_disk(vm), paths.system_layer(vm));
+            let os = |source| Error::os(format!("clone the image to {}", disk.display()), source);
+            if disk.try_exists().map_err(os)? || layer.try_exists().map_err(os)? {
+                return Ok(());
+            }
+            let length = original.metadata().map_err(os)?.len();
+            let size = whole_blocks(size).0.max(length);
+            let clone = Partial::begin(&disk, 0o600).map_err(os)?;
+            if sparse::share(&original, &clone.file).map_err(os)? {
+                clone.file.set_len(size).map_err(os)?;
+                return clone.add().map_err(os);
+            }
+            // The overlay comes last: if it exists, so does its base.
+            if overlay_by == OverlayBy::Vmm && link(&image, &paths.system_base(vm)).map_err(os)? {
+                return create(&layer, |mut file| file.write_all(&qcow2::empty(Bytes(size))).map_err(os));
+            }
+            sparse::copy(&original, &clone.file).map_err(os)?;
+            clone.file.set_len(size).map_err(os)?;
+            clone.add().map_err(os)
+        })
+        .await
+    }
+
+    async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
+        let disk = self.paths.work_disk(vm);
+        blocking("make a work disk", move || {
+            let uuid = uuid::Uuid::new_v4().into_bytes();
+            create(&disk, |file| {
+                let doing = || format!("make a file system in {}", disk.display());
+                ext4_writer::write_empty(file, size, uuid).map_err(|error| match error {
+                    ext4_writer::Error::Write(source) => Error::os(doing(), source),
+                    ext4_writer::Error::Unsupported(_) => Error::Unsupported {
+                        message: format!("a work disk of {size} cannot be made: {error}"),
+                    },
+                    other => Error::other(doing(), other),
+                })
+            })
+        })
+        .await
+    }
+
+    async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
+        let disk = self.paths.work_disk(vm);
+        blocking("grow a work disk", move || grow(&disk, size)).await
+    }
+
+    async fn grow_system_disk(&self, vm: VmId, _image: ImageId, size: Bytes) -> Result<()> {
+        let (disk, layer) = (self.paths.system_disk(vm), self.paths.system_layer(vm));
+        let paths = self.paths.clone();
+        blocking("grow a system disk", move || {
+            require_file(&paths, vm)?;
+            match layer.exists() {
+                true => grow_layer(&layer, size),
+                false => grow(&disk, size),
+            }
+        })
+        .await
+    }
+
+    async fn attach(&self, vm: VmId, _image: ImageId) -> Result<Vec<Drive>> {
+        let layer = self.paths.system_layer(vm);
+        if layer.exists() {
+            let medium = Medium::Layer { base: self.paths.system_base(vm) };
+            let system = Drive { path: layer, access: Access::ReadWrite, medium };
+            return Ok(vec![system, work_drive(&self.paths, vm)]);
+        }
+        require_file(&self.paths, vm)?;
+        Ok(vec![file_drive(self.paths.system_disk(vm)), work_drive(&self.paths, vm)])
+    }
+
+    async fn detach(&self, _vm: VmId) -> Result<()> {
+        Ok(())
+    }
+
+    async fn attached(&self) -> Result<Vec<VmId>> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_directory(&self, vm: VmId) -> Result<()> {
+        let directory = self.paths.vm_dir(vm);
+        blocking("remove the directory of a sandbox", move || {
+            staging::remove_tree(&directory)
+                .map_err(|source| Error::os(format!("remove {}", directory.display()), source))
+        })
+        .await
+    }
+
+    async fn found(&self) -> Result<Vec<VmId>> {
+        let vms = self.paths.vms();
+        blocking("look for disks", move || {
+            staging::found(&vms).map_err(|source| Error::os(format!("read {}", vms.display()), source))
+        })
+        .await
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        let message = format!("system disks are files: {}", self.reason);
+        vec![check(Status::Warn, &message, "run `modprobe dm_snapshot && systemctl restart banger-system`")]
+    }
+}
+
+/// Returns what `doctor` shows about disks.
+pub(super) fn check(status: Status, message: &str, hint: &str) -> Check {
+    Check { name: "disks", status, message: message.to_owned(), hint: hint.to_owned() }
+}
+
+/// Returns the work disk, which is a file on every host.
+pub(super) fn work_drive(paths: &Paths, vm: VmId) -> Drive {
+    file_drive(paths.work_disk(vm))
+}
+
+fn file_drive(path: PathBuf) -> Drive {
+    Drive { path, access: Access::ReadWrite, medium: Medium::File }
+}
+
+/// Refuses a system disk that was made with device-mapper.
+fn require_file(paths: &Paths, vm: VmId) -> Result<()> {
+    if paths.overlay(vm).exists() && !paths.system_disk(vm).exists() && !paths.system_layer(vm).exists() {
+        return Err(Error::HostNotReady {
+            message: "the system disk is a snapshot, which this kernel cannot make; \
+                      run `modprobe dm_snapshot && systemctl restart banger-system`"
+                .to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Rounds a size up to whole blocks.
+pub(super) fn whole_blocks(size: Bytes) -> Bytes {
+    Bytes(size.0.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX))
+}
+
+/// Grows the file only: its content comes from a guest, and only a guest's kernel reads it.
+pub(super) fn grow(disk: &Path, size: Bytes) -> Result<()> {
+    let os = |doing: &str, source| Error::os(format!("{doing} {}", disk.display()), source);
+    let file = OpenOptions::new().write(true).open(disk).map_err(|source| os("open", source))?;
+    let is = file.metadata().map_err(|source| os("look at", source))?.len();
+    let wanted = whole_blocks(size).0;
+    match wanted <= is {
+        true => Ok(()),
+        false => file.set_len(wanted).map_err(|source| os("grow", source)),
+    }
+}
+
+/// Increases the disk size in an overlay's header. The content of the disk is not read.
+fn grow_layer(layer: &Path, size: Bytes) -> Result<()> {
+    let os = |source| Error::os(format!("grow {}", layer.display()), source);
+    let file = OpenOptions::new().read(true).write(true).open(layer).map_err(os)?;
+    let mut head = [0; qcow2::HEAD];
+    file.read_exact_at(&mut head, 0).map_err(os)?;
+    let grown = qcow2::grow(head, whole_blocks(size)).map_err(|error| Error::Unsupported {
+        message: format!("cannot grow the system disk to {size}: {error}"),
+    })?;
+    // The change is within one sector, which is written whole or not at all.
+    file.write_all_at(&grown, 0).map_err(os)
+}
+
+pub(super) fn open_image(path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => Error::HostNotReady {
+            message: format!("the file of the image is gone ({}); register the image again", path.display()),
+        },
+        _ => Error::os(format!("open {}", path.display()), source),
+    })
+}
+
+/// Makes a hard link to the image's file, which keeps it even if the image is deleted. `false` if the sandbox is on
+/// another file system than the image.
+fn link(image: &Path, name: &Path) -> io::Result<bool> {
+    match fs::hard_link(image, name) {
+        Ok(()) => Ok(true),
+        // Left by a crash.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(true),
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the disk at `path`. An existing disk is kept.
+pub(super) fn create(path: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    let os = |doing: &str, source| Error::os(format!("{doing} {}", path.display()), source);
+    if path.try_exists().map_err(|source| os("look at", source))? {
+        return Ok(());
+    }
+    let disk = Partial::begin(path, 0o600).map_err(|source| os("make", source))?;
+    fill(&disk.file)?;
+    disk.add().map_err(|source| os("make", source))
+}

@@ -1,0 +1,132 @@
+//! The VMMs of this host behind one port. A sandbox's VMM is chosen when it starts. Its directory of sockets shows
+//! which one that is, also after a restart of the service.
+//!
+//! Each VMM has a folder: which command starts it, how its sockets work, and what it is told. [`files`] is what both
+//! get, [`kvm`] is whether guests run with it.
+
+mod files;
+pub mod firecracker;
+pub mod kvm;
+pub mod qemu;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use banger_domain::{
+    id::VmId,
+    launch_spec::{LaunchSpec, Medium},
+    resource::Paths,
+    vmm::{Facts, VmmChoice, VmmKind, choose, explain},
+};
+use tokio::net::UnixStream;
+
+use self::{firecracker::Firecracker, kvm::Kvm, qemu::Qemu};
+use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Started, Status, Vmm, VmmCommand};
+
+/// Firecracker and QEMU.
+pub struct Vmms {
+    paths: Paths,
+    firecracker: Firecracker,
+    qemu: Qemu,
+    kvm: Kvm,
+    configured: VmmChoice,
+}
+
+impl Vmms {
+    /// Returns the VMMs of this host. `firecracker` is its path in the configuration.
+    pub fn new(paths: Paths, kvm: Kvm, configured: VmmChoice, firecracker: Option<PathBuf>) -> Self {
+        Self {
+            firecracker: Firecracker::new(paths.clone(), firecracker),
+            qemu: Qemu::new(paths.clone(), kvm),
+            paths,
+            kvm,
+            configured,
+        }
+    }
+
+    /// Checked each time, since programs may be installed while the service runs.
+    fn facts(&self) -> Facts {
+        Facts {
+            kvm: self.kvm == Kvm::Works,
+            firecracker: self.firecracker.program().is_some(),
+            qemu: Qemu::is_installed(),
+        }
+    }
+
+    fn get(&self, kind: VmmKind) -> &dyn Vmm {
+        match kind {
+            VmmKind::Firecracker => &self.firecracker,
+            VmmKind::Qemu => &self.qemu,
+        }
+    }
+
+    /// Returns the VMM of a running sandbox.
+    fn of(&self, vm: VmId) -> &dyn Vmm {
+        self.get(if self.firecracker.has(vm) { VmmKind::Firecracker } else { VmmKind::Qemu })
+    }
+}
+
+#[async_trait]
+impl Vmm for Vmms {
+    fn overlay_by(&self, choice: VmmChoice, vcpus: u32) -> OverlayBy {
+        match choose(choice, self.configured, self.facts(), vcpus) {
+            Ok(VmmKind::Qemu) => OverlayBy::Vmm,
+            // If none works now, a sandbox may get any of them later.
+            Ok(VmmKind::Firecracker) | Err(_) => OverlayBy::Host,
+        }
+    }
+
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
+        let is_layered = spec.drives.iter().any(|drive| matches!(drive.medium, Medium::Layer { .. }));
+        let choice = match spec.vmm {
+            VmmChoice::Only(VmmKind::Firecracker) if is_layered => {
+                let message =
+                    "the system disk of this sandbox is in QEMU's format, which Firecracker does not \
+                               read; create it again with --vmm firecracker"
+                        .to_owned();
+                return Err(Error::HostNotReady { message });
+            }
+            _ if is_layered => VmmChoice::Only(VmmKind::Qemu),
+            choice => choice,
+        };
+        let chosen = choose(choice, self.configured, self.facts(), spec.vcpus);
+        let chosen = chosen.map_err(|refused| Error::HostNotReady { message: refused.to_string() })?;
+        tracing::info!(vm = %spec.vm, vmm = %chosen, "preparing a sandbox");
+        self.get(chosen).jail_spec(spec).await
+    }
+
+    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
+        self.of(spec.vm).prepare_launch(spec).await
+    }
+
+    async fn configure(&self, spec: &LaunchSpec, started: &Started) -> Result<()> {
+        self.of(spec.vm).configure(spec, started).await
+    }
+
+    async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
+        self.of(vm).connect(vm, channel).await
+    }
+
+    async fn remove_sockets(&self, vm: VmId) -> Result<()> {
+        self.of(vm).remove_sockets(vm).await
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        let facts = self.facts();
+        let mut checks = vec![self.kvm.check()];
+        checks.extend(self.firecracker.checks().await);
+        checks.extend(self.qemu.checks().await);
+        let works = choose(VmmChoice::Auto, self.configured, facts, 1).is_ok();
+        checks.push(Check {
+            name: "VMM",
+            status: if works { Status::Pass } else { Status::Fail },
+            message: explain(self.configured, facts),
+            hint: if works { String::new() } else { "install the package qemu-system-x86".to_owned() },
+        });
+        checks
+    }
+
+    async fn found(&self) -> Result<Vec<VmId>> {
+        files::socket_dirs(&self.paths)
+    }
+}
