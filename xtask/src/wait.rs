@@ -32,7 +32,7 @@ pub fn wait_until<T>(
             return Ok(found);
         }
         if Instant::now() >= deadline {
-            bail!("waited {} s for {what}, which did not come", polling.limit.as_secs_f32());
+            bail!("waited {} s for {what}", polling.limit.as_secs_f32());
         }
         thread::sleep(polling.interval);
     }
@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(third.unwrap(), 3);
 
         let nothing = wait_until("a miracle", SHORT, || Ok(None::<()>)).unwrap_err();
-        assert_eq!(nothing.to_string(), "waited 0.02 s in vain for a miracle");
+        assert_eq!(nothing.to_string(), "waited 0.02 s for a miracle");
 
         let failed = wait_until("a look", SHORT, || bail!("it is dark") as Result<Option<()>>).unwrap_err();
         assert_eq!(failed.to_string(), "it is dark");
