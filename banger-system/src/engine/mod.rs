@@ -5,7 +5,6 @@
 
 pub mod agent;
 mod capability;
-mod catalog;
 mod configure;
 mod create;
 mod diagnose;
@@ -18,9 +17,6 @@ mod lease;
 mod library;
 mod names;
 mod network;
-mod pull;
-mod pull_file;
-mod pull_kernel;
 mod queue;
 mod recover;
 pub mod request;
@@ -51,14 +47,13 @@ use banger_image::record::DefaultImage;
 use banger_proto::size::Bytes;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
-pub use self::catalog::{Offer, Offers};
+pub use self::library::catalog::{Offer, Offers};
 use self::{
     agent::StreamQueues,
-    catalog::CatalogCache,
     error::{Error, Result},
     inventory::Inventory,
     job::Jobs,
-    pull::Pulls,
+    library::{catalog::CatalogCache, image_pull::Pulls},
     request::{Start, Stop, StopMode},
     view::{Event, ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},

@@ -19,9 +19,9 @@ use tracing::Instrument;
 use super::{
     Engine, Shared, catalog,
     error::{Error, Kind, Result},
+    image_pull::unless_canceled,
     job::{JobHandle, Stages},
     now,
-    pull::unless_canceled,
     request::{OnConflict, PullKernel},
     view::{Fact, JobKind, KernelView, Object},
 };

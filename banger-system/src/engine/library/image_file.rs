@@ -12,9 +12,9 @@ use banger_image::{
 use super::{
     Shared,
     error::Result,
+    image_pull::{Pull, claim, commit, report, share, unless_canceled},
     job::JobHandle,
     now,
-    pull::{Pull, claim, commit, report, share, unless_canceled},
 };
 use crate::ports::images::Content;
 

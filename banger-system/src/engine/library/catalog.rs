@@ -20,9 +20,9 @@ use tracing::Instrument;
 use super::{
     Engine, Shared,
     error::{Error, Kind, Result, one_line},
+    image_pull::unless_canceled,
     job::Stages,
     now,
-    pull::unless_canceled,
     view::{Fact, JobKind},
 };
 use crate::ports::{self, catalogs::FetchedIndex};
@@ -36,7 +36,7 @@ const REFRESH: Stages = &["fetch"];
 
 /// The known state of all catalogs.
 #[derive(Default)]
-pub(super) struct CatalogCache {
+pub(in crate::engine) struct CatalogCache {
     catalogs: RwLock<Vec<Catalog>>,
     /// Held while catalogs are fetched.
     refreshing: tokio::sync::Mutex<()>,
@@ -141,7 +141,7 @@ pub struct Offers {
 
 impl Engine {
     /// Reads the stored copies of catalogs. One that cannot be read is reported as a problem.
-    pub(super) async fn recover_catalogs(&self) {
+    pub(in crate::engine) async fn recover_catalogs(&self) {
         let (ports, mut all) = (&self.shared.ports, Vec::new());
         for name in ports.catalogs.names() {
             let (edition, problem) = match ports.catalogs.kept(&name).await {

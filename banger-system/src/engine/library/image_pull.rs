@@ -25,9 +25,10 @@ use tracing::Instrument;
 use super::{
     Engine, Shared, catalog,
     error::{Error, Kind, Result},
+    image_file,
     job::{JobHandle, Stages},
-    now, pull_file,
-    pull_kernel::RequestedBy,
+    kernel_pull::RequestedBy,
+    now,
     request::{OnConflict, PullImage, PullKernel, PullSource},
     view::{Fact, ImageView, JobKind, Object, Outcome},
 };
@@ -42,7 +43,7 @@ const PRUNE: Stages = &["prune"];
 
 /// The running pulls.
 #[derive(Default)]
-pub(super) struct Pulls {
+pub(in crate::engine) struct Pulls {
     jobs: Mutex<HashMap<(Uid, Name), RunningPull>>,
     pub(super) kernels: Mutex<HashMap<(Uid, Name), (PullKernel, JobId)>>,
     locks: Mutex<HashMap<(String, Digest), Weak<ContentLock>>>,
@@ -218,7 +219,7 @@ async fn run(shared: &Arc<Shared>, job: &JobHandle, pull: &Pull) -> Result<()> {
                 old.is_some_and(|old| (&old.catalog, &old.entry) == (&provenance.catalog, &provenance.entry))
             };
             check_may_replace(shared, &pull, is_of_entry)?;
-            pull_file::run(shared, job, &pull, &provenance, &file).await
+            image_file::run(shared, job, &pull, &provenance, &file).await
         }
     }
 }
