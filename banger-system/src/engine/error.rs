@@ -6,7 +6,7 @@ use banger_proto::causes::with_causes;
 use crate::ports;
 
 /// A kind of object that has a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A sandbox.
     Vm,
@@ -19,7 +19,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn noun(self) -> &'static str {
+    /// Returns the word for people.
+    pub const fn noun(self) -> &'static str {
         match self {
             Kind::Vm => "sandbox",
             Kind::Image => "image",

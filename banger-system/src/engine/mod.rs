@@ -43,17 +43,17 @@ use banger_domain::{
     },
     vm::{Lifetime, Vm},
 };
-use banger_image::record::DefaultImage;
+use banger_image::record::{DefaultImage, Image, Kernel};
 use banger_proto::size::Bytes;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
-pub use self::library::catalog::{Offer, Offers};
+pub use self::library::{Offer, Offers};
 use self::{
     agent::StreamQueues,
     error::{Error, Result},
     inventory::Inventory,
     job::Jobs,
-    library::{catalog::CatalogCache, image_pull::Pulls},
+    library::Library,
     request::{Start, Stop, StopMode},
     view::{Event, ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
@@ -100,11 +100,8 @@ struct Shared {
     settings: Settings,
     inventory: Inventory,
     jobs: Jobs,
-    pulls: Pulls,
-    catalog_cache: CatalogCache,
+    library: Library,
     stream_queues: StreamQueues,
-    /// Held while an image is replaced, shared or removed, in the inventory and in the store.
-    image_lock: tokio::sync::Mutex<()>,
     /// The network of the guests, once it is set up.
     subnet: OnceCell<Subnet>,
     /// The names of sandboxes, as last published.
@@ -122,10 +119,8 @@ impl Engine {
             settings,
             inventory,
             jobs,
-            pulls: Pulls::default(),
-            catalog_cache: CatalogCache::default(),
+            library: Library::default(),
             stream_queues: StreamQueues::default(),
-            image_lock: tokio::sync::Mutex::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
         });
@@ -172,17 +167,17 @@ impl Engine {
 
     /// Returns all images.
     pub fn images(&self) -> Vec<Arc<ImageView>> {
-        self.shared.inventory.images()
+        self.shared.inventory.all::<Image>()
     }
 
     /// Returns an image.
     pub fn image(&self, id: ImageId) -> Option<Arc<ImageView>> {
-        self.shared.inventory.image(id)
+        self.shared.inventory.item::<Image>(id)
     }
 
     /// Finds an image by reference.
     pub fn find_image(&self, caller: Uid, reference: &Reference) -> Result<Arc<ImageView>> {
-        self.shared.inventory.find_image(caller, reference, self.users())
+        self.shared.inventory.find::<Image>(caller, reference, self.users())
     }
 
     /// Image of a sandbox, unless the request names one.
@@ -197,17 +192,17 @@ impl Engine {
 
     /// Returns all kernels.
     pub fn kernels(&self) -> Vec<Arc<KernelView>> {
-        self.shared.inventory.kernels()
+        self.shared.inventory.all::<Kernel>()
     }
 
     /// Returns a kernel.
     pub fn kernel(&self, id: KernelId) -> Option<Arc<KernelView>> {
-        self.shared.inventory.kernel(id)
+        self.shared.inventory.item::<Kernel>(id)
     }
 
     /// Finds a kernel by reference.
     pub fn find_kernel(&self, caller: Uid, reference: &Reference) -> Result<Arc<KernelView>> {
-        self.shared.inventory.find_kernel(caller, reference, self.users())
+        self.shared.inventory.find::<Kernel>(caller, reference, self.users())
     }
 
     /// Returns the VMs that use an image.
@@ -342,9 +337,11 @@ impl Shared {
 
     fn view(&self, vm: Vm, unit: String, pid: u32) -> VmView {
         let image_name =
-            self.inventory.image(vm.image).map_or_else(String::new, |image| image.name.to_string());
-        let kernel_name =
-            self.inventory.kernel(vm.kernel).map_or_else(String::new, |kernel| kernel.name.to_string());
+            self.inventory.item::<Image>(vm.image).map_or_else(String::new, |image| image.name.to_string());
+        let kernel_name = self
+            .inventory
+            .item::<Kernel>(vm.kernel)
+            .map_or_else(String::new, |kernel| kernel.name.to_string());
         let address = self.subnet.get().and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
         let (mac, blocked_ports) = (Mac::of_guest(vm.id), BTreeSet::new());
         VmView { address, mac, vm, image_name, kernel_name, blocked_ports, silent: false, unit, pid }

@@ -5,6 +5,8 @@ use banger_domain::{
     vm::Vm,
 };
 
+use banger_image::record::Image;
+
 use super::{
     Shared,
     capability::{self, Plan},
@@ -64,7 +66,8 @@ impl Shared {
         let nic = Nic::new(vm.id, vm.owner, subnet, vm.slot).ok_or_else(full)?;
         let nic = Nic { same_owner: self.settings.siblings, ..nic };
         // A VM without its image does not start, and so its configuration does not matter.
-        let image = self.inventory.image(vm.image).map(|image| image.config.clone()).unwrap_or_default();
+        let image =
+            self.inventory.item::<Image>(vm.image).map(|image| image.config.clone()).unwrap_or_default();
         let guest = guest_archive::config(vm, &image, &nic, subnet, now(&*self.ports.clock));
         let mut plan = Plan { nic, guest };
         for capability in capability::ALL {

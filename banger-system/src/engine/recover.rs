@@ -95,10 +95,10 @@ impl Engine {
     async fn recover_library(&self) -> Result<()> {
         let ports = &self.shared.ports;
         for kernel in ports.store.kernels().await? {
-            self.shared.inventory.add_kernel(kernel);
+            self.shared.inventory.add(kernel);
         }
         for image in ports.store.images().await? {
-            self.shared.inventory.add_image(image);
+            self.shared.inventory.add(image);
         }
         for id in ports.kernel_files.found().await? {
             if self.kernel(id).is_none() {

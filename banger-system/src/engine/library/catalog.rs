@@ -1,4 +1,4 @@
-//! Catalogs: the stored copy of each, whether it is still valid, and what it offers.
+//! Catalogs: the stored copy of each, whether it is still valid, and the entries in it.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -6,23 +6,17 @@ use std::{
 };
 
 use banger_domain::{
-    digest::Digest,
     id::{JobId, Timestamp, Uid},
     name::Name,
 };
-use banger_image::catalog::{
-    Provenance,
-    index::{Entry, ImageTarget, Index, KernelTarget},
-};
-use banger_proto::size::Bytes;
-use tracing::Instrument;
+use banger_image::catalog::index::{Entry, ImageTarget, Index, KernelTarget};
 
 use super::{
     Engine, Shared,
     error::{Error, Kind, Result, one_line},
-    image_pull::unless_canceled,
-    job::Stages,
+    job::{JobHandle, Stages},
     now,
+    pipeline::{run_job, unless_canceled},
     view::{Fact, JobKind},
 };
 use crate::ports::{self, catalogs::FetchedIndex};
@@ -44,8 +38,8 @@ pub(in crate::engine) struct CatalogCache {
 
 /// A catalog.
 #[derive(Clone)]
-struct Catalog {
-    name: Name,
+pub(super) struct Catalog {
+    pub(super) name: Name,
     edition: Option<FetchedIndex>,
     /// Why the last attempt to fetch or read it failed.
     problem: Option<String>,
@@ -62,7 +56,7 @@ impl Catalog {
     }
 
     /// Returns the index, unless it has expired.
-    fn index(&self, now: Timestamp) -> Result<Option<&Arc<Index>>, String> {
+    pub(super) fn index(&self, now: Timestamp) -> Result<Option<&Arc<Index>>, String> {
         match &self.edition {
             None => Ok(None),
             Some(FetchedIndex { index, .. }) => match index.check_age(now) {
@@ -74,7 +68,7 @@ impl Catalog {
 }
 
 impl CatalogCache {
-    fn all(&self) -> Vec<Catalog> {
+    pub(super) fn all(&self) -> Vec<Catalog> {
         self.catalogs.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -103,42 +97,6 @@ impl<T> Found<T> {
     }
 }
 
-/// An entry of a catalog, as one user sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
-    /// An image or a kernel.
-    pub kind: Kind,
-    /// The catalog.
-    pub catalog: Name,
-    /// Its name there.
-    pub name: Name,
-    /// One line for people.
-    pub description: String,
-    /// Its version.
-    pub version: String,
-    /// What to do if it is not published.
-    pub note: String,
-    /// The kernel of an image.
-    pub kernel: Option<Name>,
-    /// Its source; empty if it is not published.
-    pub source: String,
-    /// Digest of its content, if it is one file.
-    pub digest: Option<Digest>,
-    /// Bytes to fetch; unknown for an image in a registry.
-    pub size: Option<Bytes>,
-    /// Whether the user already has this version.
-    pub is_here: bool,
-}
-
-/// The entries of all catalogs, and what is wrong with some catalogs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Offers {
-    /// The entries, in the order of the catalogs and of the entries in each.
-    pub offers: Vec<Offer>,
-    /// A sentence for each catalog that cannot be used, or not be fetched.
-    pub problems: Vec<String>,
-}
-
 impl Engine {
     /// Reads the stored copies of catalogs. One that cannot be read is reported as a problem.
     pub(in crate::engine) async fn recover_catalogs(&self) {
@@ -154,111 +112,23 @@ impl Engine {
             };
             all.push(Catalog { name, edition, problem, tried_at: Timestamp::default() });
         }
-        *self.shared.catalog_cache.catalogs.write().unwrap_or_else(PoisonError::into_inner) = all;
+        *self.shared.library.catalogs.catalogs.write().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
     /// Starts to fetch the catalogs whose stored copy is at least this old.
     pub fn refresh_catalogs(&self, owner: Uid, older_than: Duration) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
-        let mut job = shared.jobs.begin(JobKind::CatalogRefresh, owner, Vec::new(), REFRESH)?;
-        let id = job.id();
-        tokio::spawn(async move {
-            if let Err(error) = job.wait_turn().await {
-                return job.finish(Err(error));
-            }
-            job.stage("fetch", "fetching catalogs".to_owned());
-            let span = job.span();
-            let work = unless_canceled(&job, refresh(&shared, older_than)).instrument(span).await;
-            let problems = problems(&shared);
-            job.add_result("catalogs", Fact::Number(shared.catalog_cache.all().len() as u64));
-            job.add_result("problems", Fact::Text(problems.join("\n")));
-            job.finish(work);
-        });
-        Ok(id)
-    }
-
-    /// Returns what the stored catalogs offer, without fetching.
-    pub fn offers(&self, caller: Uid) -> Offers {
-        let shared = &self.shared;
-        let now = now(&*shared.ports.clock);
-        let (images, kernels) = (self.images(), self.kernels());
-        let mut offers = Vec::new();
-        for catalog in shared.catalog_cache.all() {
-            let Ok(Some(index)) = catalog.index(now) else { continue };
-            for entry in &index.images {
-                let provenance = provenance_of_image(&catalog.name, entry);
-                let is_here = |source: &str| {
-                    images
-                        .iter()
-                        .any(|image| (image.owner == caller || image.shared) && image.source == source)
-                };
-                let (source, digest, size) = match &entry.target {
-                    None => (String::new(), None, None),
-                    Some(ImageTarget::Reference(reference)) => {
-                        (reference.to_string(), reference.digest(), None)
-                    }
-                    Some(ImageTarget::Archive(file)) => (
-                        provenance.map(|provenance| provenance.to_string()).unwrap_or_default(),
-                        Some(file.digest()),
-                        Some(file.size()),
-                    ),
-                };
-                offers.push(offer(Kind::Image, &catalog.name, entry, is_here(&source), source, digest, size));
-            }
-            for entry in &index.kernels {
-                let size = |target: &KernelTarget| {
-                    let modules = target.modules.as_ref().map_or(0, |modules| modules.size().0);
-                    Bytes(target.kernel.size().0 + modules)
-                };
-                let source = entry.target.as_ref().map(|target| Provenance {
-                    catalog: catalog.name.clone(),
-                    entry: entry.name.clone(),
-                    digest: target.kernel.digest(),
-                });
-                let source = source.map(|source| source.to_string()).unwrap_or_default();
-                let mut of_caller = kernels.iter().filter(|kernel| kernel.owner == caller || kernel.shared);
-                let is_here = of_caller.any(|kernel| kernel.source == source);
-                let digest = entry.target.as_ref().map(|target| target.kernel.digest());
-                let size = entry.target.as_ref().map(size);
-                offers.push(offer(Kind::Kernel, &catalog.name, entry, is_here, source, digest, size));
-            }
-        }
-        Offers { offers, problems: problems(shared) }
+        let job = shared.jobs.begin(JobKind::CatalogRefresh, owner, Vec::new(), REFRESH)?;
+        Ok(run_job(shared, job, (), move |shared, job| Box::pin(run_refresh(shared, job, older_than))))
     }
 }
 
-fn offer<T>(
-    kind: Kind,
-    catalog: &Name,
-    entry: &Entry<T>,
-    is_here: bool,
-    source: String,
-    digest: Option<Digest>,
-    size: Option<Bytes>,
-) -> Offer {
-    Offer {
-        kind,
-        catalog: catalog.clone(),
-        name: entry.name.clone(),
-        description: entry.description.clone(),
-        version: entry.version.clone(),
-        note: entry.note.clone(),
-        kernel: entry.kernel.clone(),
-        is_here: is_here && entry.target.is_some(),
-        source,
-        digest,
-        size,
-    }
-}
-
-/// Returns the source that an image from a catalog's file gets.
-fn provenance_of_image(catalog: &Name, entry: &Entry<ImageTarget>) -> Option<Provenance> {
-    match &entry.target {
-        Some(ImageTarget::Archive(file)) => {
-            Some(Provenance { catalog: catalog.clone(), entry: entry.name.clone(), digest: file.digest() })
-        }
-        _ => None,
-    }
+async fn run_refresh(shared: &Shared, job: &JobHandle, older_than: Duration) -> Result<()> {
+    job.stage("fetch", "fetching catalogs".to_owned());
+    let refreshed = unless_canceled(job, refresh(shared, older_than)).await;
+    job.add_result("catalogs", Fact::Number(shared.library.catalogs.all().len() as u64));
+    job.add_result("problems", Fact::Text(problems(shared).join("\n")));
+    refreshed
 }
 
 /// Finds an image by name in the first catalog that has it.
@@ -285,7 +155,7 @@ async fn find<T: Clone>(
 ) -> Result<Option<Found<T>>> {
     refresh(shared, MAX_AGE).await;
     let now = now(&*shared.ports.clock);
-    for catalog in shared.catalog_cache.all() {
+    for catalog in shared.library.catalogs.all() {
         let Some(edition) = &catalog.edition else { continue };
         let Some(entry) = lookup(&edition.index) else { continue };
         // Later catalogs may have another entry of this name, which must not stand in for it.
@@ -299,16 +169,16 @@ async fn find<T: Clone>(
 async fn refresh(shared: &Shared, older_than: Duration) {
     let is_due = |shared: &Shared| {
         let now = now(&*shared.ports.clock);
-        shared.catalog_cache.all().into_iter().filter(move |catalog| catalog.is_due(older_than, now))
+        shared.library.catalogs.all().into_iter().filter(move |catalog| catalog.is_due(older_than, now))
     };
     if is_due(shared).next().is_none() {
         return;
     }
-    let _refreshing = shared.catalog_cache.refreshing.lock().await;
+    let _refreshing = shared.library.catalogs.refreshing.lock().await;
     for Catalog { name, .. } in is_due(shared) {
         let at = now(&*shared.ports.clock);
         let fetched = shared.ports.catalogs.refresh(&name, at).await;
-        shared.catalog_cache.change(&name, |catalog| {
+        shared.library.catalogs.change(&name, |catalog| {
             catalog.tried_at = at;
             match fetched {
                 Ok(edition) => {
@@ -326,7 +196,7 @@ async fn refresh(shared: &Shared, older_than: Duration) {
 }
 
 /// Returns a sentence for each catalog that has a problem.
-fn problems(shared: &Shared) -> Vec<String> {
+pub(super) fn problems(shared: &Shared) -> Vec<String> {
     let now = now(&*shared.ports.clock);
     let problem = |catalog: &Catalog| match (&catalog.problem, catalog.index(now)) {
         (_, Err(expired)) => Some(expired),
@@ -335,5 +205,5 @@ fn problems(shared: &Shared) -> Vec<String> {
         }
         (problem, Ok(_)) => problem.clone(),
     };
-    shared.catalog_cache.all().iter().filter_map(problem).collect()
+    shared.library.catalogs.all().iter().filter_map(problem).collect()
 }

@@ -1,9 +1,6 @@
 //! Pulls kernels from catalogs.
 
-use std::{
-    os::fd::OwnedFd,
-    sync::{Arc, PoisonError},
-};
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use banger_domain::{
     id::{JobId, KernelId},
@@ -14,29 +11,20 @@ use banger_image::{
     record::Kernel,
 };
 use banger_proto::size::Bytes;
-use tracing::Instrument;
 
 use super::{
     Engine, Shared, catalog,
     error::{Error, Kind, Result},
-    image_pull::unless_canceled,
     job::{JobHandle, Stages},
     now,
+    pipeline::{Order, RequestedBy, commit, report, reserve, unless_canceled},
     request::{OnConflict, PullKernel},
-    view::{Fact, JobKind, KernelView, Object},
+    single_flight::PullRequest,
+    view::JobKind,
 };
 use crate::ports::images::Progress;
 
 const PULL: Stages = &["resolve", "pull", "import"];
-
-/// Who requested a kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RequestedBy {
-    /// A user. The request is queued.
-    User,
-    /// A running job. In the queue, the kernel would wait for that job to end.
-    Job,
-}
 
 /// What a pull creates.
 struct Pull {
@@ -49,93 +37,78 @@ struct Pull {
 impl Engine {
     /// Starts to pull a kernel. An identical request of the same user returns the running job.
     pub fn pull_kernel(&self, request: PullKernel) -> Result<JobId> {
-        self.pull_kernel_for(RequestedBy::User, request)
-    }
-
-    /// Pulls a kernel for a user or for a running job.
-    pub(super) fn pull_kernel_for(&self, requested_by: RequestedBy, request: PullKernel) -> Result<JobId> {
-        let shared = Arc::clone(&self.shared);
-        let name = request.name.clone().unwrap_or_else(|| request.entry.clone());
-        let key = (request.owner, name.clone());
-        let mut jobs = shared.pulls.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((same, job)) = jobs.get(&key)
-            && *same == request
-        {
-            if requested_by == RequestedBy::Job {
-                shared.jobs.promote(*job);
-            }
-            return Ok(*job);
-        }
-        let is_namesake = |kernel: &KernelView| kernel.owner == request.owner && kernel.name == name;
-        let old = self.kernels().into_iter().find(|kernel| is_namesake(kernel)).map(|kernel| kernel.id);
-        let limit = shared.settings.limits.images;
-        shared.inventory.reserve(Kind::Kernel, request.owner, &name, limit, old.map(Object::Kernel))?;
-        let owner = request.owner;
-        let job = match requested_by {
-            RequestedBy::User => shared.jobs.begin(JobKind::KernelPull, owner, Vec::new(), PULL),
-            RequestedBy::Job => Ok(shared.jobs.begin_internal(JobKind::KernelPull, owner, Vec::new(), PULL)),
-        };
-        let mut job = job.inspect_err(|_| shared.inventory.cancel_reservation(Kind::Kernel, owner, &name))?;
-        let id = job.id();
-        jobs.insert(key.clone(), (request.clone(), id));
-        drop(jobs);
-
-        let pull = Pull { request, name, old };
-        tokio::spawn(async move {
-            let span = job.span();
-            let result = match job.wait_turn().await {
-                Ok(()) => run(&shared, &job, &pull).instrument(span).await,
-                Err(error) => Err(error),
-            };
-            shared.inventory.cancel_reservation(Kind::Kernel, pull.request.owner, &pull.name);
-            shared.pulls.kernels.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-            job.finish(result);
-        });
-        Ok(id)
+        start(&self.shared, RequestedBy::User, request)
     }
 }
 
-async fn run(shared: &Shared, job: &JobHandle, pull: &Pull) -> Result<()> {
-    let request = &pull.request;
-    job.stage("resolve", format!("looking for {} in the catalogs", request.entry));
-    let found = unless_canceled(job, catalog::find_kernel(shared, &request.entry)).await??;
-    let found = found.ok_or_else(|| catalog::not_found(shared, Kind::Kernel, &request.entry))?;
-    let target = found.entry.target.clone().ok_or_else(|| found.not_published())?;
-    let (catalog, entry) = (found.catalog, request.entry.clone());
-    let from = Provenance { catalog, entry, digest: target.kernel.digest() };
-    let source = from.to_string();
+/// Starts to pull a kernel for a user or for a running job.
+pub(super) fn start(shared: &Arc<Shared>, requested_by: RequestedBy, request: PullKernel) -> Result<JobId> {
+    let owner = request.owner;
+    let name = request.name.clone().unwrap_or_else(|| request.entry.clone());
+    let identity = PullRequest::Kernel(request.clone());
+    let pulls = shared.library.running_pulls.lock();
+    if let Some(job) = pulls.job_of(Kind::Kernel, owner, &name, &identity) {
+        if requested_by == RequestedBy::Job {
+            shared.jobs.promote(job);
+        }
+        return Ok(job);
+    }
+    let old = shared.inventory.own::<Kernel>(owner, &name).map(|kernel| kernel.id);
+    let order = Order::<Kernel> {
+        owner,
+        name: name.clone(),
+        replaces: old,
+        kind: JobKind::KernelPull,
+        stages: PULL,
+        requested_by,
+    };
+    let reserved = reserve(shared, order)?.shared_by(pulls, identity);
+    let pull = Pull { request, name, old };
+    Ok(reserved.run(move |shared, job| Box::pin(run(shared, job, pull))))
+}
 
-    let old = pull.old.and_then(|id| shared.inventory.kernel(id));
+async fn run(shared: &Shared, job: &JobHandle, pull: Pull) -> Result<()> {
+    let request = &pull.request;
+    let (from, target) = resolve(shared, job, &request.entry).await?;
+    let source = from.to_string();
+    let old = pull.old.and_then(|id| shared.inventory.item::<Kernel>(id));
     if let Some(old) = &old {
         if old.source == source && old.shared == request.shared {
-            return report(job, old);
+            report(job, &**old);
+            return Ok(());
         }
         if request.on_conflict == OnConflict::Fail {
             return Err(Error::NameTaken { kind: Kind::Kernel, name: pull.name.to_string() });
         }
-        shared.inventory.check_kernel_unused(old)?;
+        shared.inventory.check_unused(&**old)?;
     }
-    let (kernel, modules) = fetch(shared, job, &from, &target).await?;
+    let (vmlinuz, modules) = fetch(shared, job, &from, &target).await?;
     let _worker = job.acquire_worker().await?;
     job.stage("import", format!("extracting {}", request.entry));
     let id = KernelId::random();
-    let facts = shared.ports.kernel_files.import(id, request.owner, kernel, modules).await?;
+    let facts = shared.ports.kernel_files.import(id, request.owner, vmlinuz, modules).await?;
     let kernel = Kernel {
         id,
-        name: pull.name.clone(),
+        name: pull.name,
         owner: request.owner,
         shared: request.shared,
         source,
         created_at: now(&*shared.ports.clock),
         facts,
     };
-    let kept =
-        if job.is_canceled() { Err(Error::Canceled) } else { commit(shared, &kernel, old.as_deref()).await };
-    if let Err(error) = kept {
-        shared.ports.kernel_files.remove(id).await?;
-        return Err(error);
-    }
-    report(job, &kernel)
+    commit(shared, job, &kernel, old.as_deref()).await?;
+    report(job, &kernel);
+    Ok(())
+}
+
+/// Finds the entry in the catalogs.
+async fn resolve(shared: &Shared, job: &JobHandle, entry: &Name) -> Result<(Provenance, KernelTarget)> {
+    job.stage("resolve", format!("looking for {entry} in the catalogs"));
+    let found = unless_canceled(job, catalog::find_kernel(shared, entry)).await??;
+    let found = found.ok_or_else(|| catalog::not_found(shared, Kind::Kernel, entry))?;
+    let target = found.entry.target.clone().ok_or_else(|| found.not_published())?;
+    let digest = target.kernel.digest();
+    Ok((Provenance { catalog: found.catalog, entry: entry.clone(), digest }, target))
 }
 
 async fn fetch(
@@ -144,14 +117,13 @@ async fn fetch(
     from: &Provenance,
     target: &KernelTarget,
 ) -> Result<(OwnedFd, Option<OwnedFd>)> {
-    let kernel = target.kernel.size();
-    let total = Bytes(kernel.0 + target.modules.as_ref().map_or(0, |modules| modules.size().0));
+    let total = target.size();
     job.stage("pull", format!("fetching {total} of {}", from.entry));
     let progress = |before| Arc::new(FileProgress { whole: job.progress("pull"), before, total });
     let fetch = |file, before| shared.ports.catalogs.fetch(&from.catalog, file, progress(before));
     let first = unless_canceled(job, fetch(&target.kernel, Bytes(0))).await??;
     let modules = match &target.modules {
-        Some(modules) => Some(unless_canceled(job, fetch(modules, kernel)).await??),
+        Some(modules) => Some(unless_canceled(job, fetch(modules, target.kernel.size())).await??),
         None => None,
     };
     Ok((first, modules))
@@ -172,32 +144,4 @@ impl Progress for FileProgress {
     fn is_canceled(&self) -> bool {
         self.whole.is_canceled()
     }
-}
-
-/// Stores and publishes a kernel, and replaces an older one if there is one.
-async fn commit(shared: &Shared, kernel: &Kernel, old: Option<&KernelView>) -> Result<()> {
-    let ports = &shared.ports;
-    let Some(old) = old else {
-        ports.store.put_kernel(kernel).await?;
-        shared.inventory.add_kernel(kernel.clone());
-        return Ok(());
-    };
-    let taken = shared.inventory.remove_unused_kernel(old.id)?;
-    if let Err(error) = ports.store.replace_kernel(kernel, old.id).await {
-        shared.inventory.add_kernel(KernelView::clone(&taken));
-        return Err(error.into());
-    }
-    shared.inventory.add_kernel(kernel.clone());
-    // The new kernel is in place. Files that are left are removed at the next start of the service.
-    if let Err(error) = ports.kernel_files.remove(old.id).await {
-        tracing::error!(kernel = %old.id, %error, "cannot remove the files of a kernel that was replaced");
-    }
-    Ok(())
-}
-
-fn report(job: &JobHandle, kernel: &KernelView) -> Result<()> {
-    job.add_object(Object::Kernel(kernel.id));
-    job.add_result("digest", Fact::Text(kernel.facts.digest.clone()));
-    job.add_result("bytes", Fact::Number(kernel.facts.size.0));
-    Ok(())
 }
