@@ -39,6 +39,7 @@ mod error;
 mod export;
 mod image;
 mod introspect;
+mod item;
 mod job;
 mod kernel;
 mod manager;

@@ -11,6 +11,7 @@ use super::{
     api::Api,
     caller::Caller,
     error::{Error, Result},
+    item,
 };
 use crate::engine::{
     error::{self, Kind},
@@ -85,15 +86,13 @@ impl Api {
             (Err(error), Ok(remote)) => self.pulled(caller, text, &remote).map_err(|_| Error::from(error))?,
             (Err(error), Err(_)) => return Err(error.into()),
         };
-        usable(caller, Kind::Image, text, found.owner, found.shared)?;
-        Ok(Reference::IdPrefix(found.id.to_string()))
+        item::usable(&*found, caller, text)
     }
 
     /// Finds the kernel for a sandbox of the caller: its own, or shared.
     pub fn usable_kernel(&self, caller: &Caller, text: &str) -> Result<Reference> {
         let found = self.engine.find_kernel(caller.uid, &parse(text)?)?;
-        usable(caller, Kind::Kernel, text, found.owner, found.shared)?;
-        Ok(Reference::IdPrefix(found.id.to_string()))
+        item::usable(&*found, caller, text)
     }
 
     /// Finds the image that was pulled by an OCI reference.
@@ -135,13 +134,6 @@ impl Api {
     }
 }
 
-fn usable(caller: &Caller, kind: Kind, text: &str, owner: Uid, is_shared: bool) -> Result<()> {
-    match owner == caller.uid || is_shared || caller.uid == Uid::ROOT {
-        true => Ok(()),
-        false => Err(no_such(kind, text)),
-    }
-}
-
-fn no_such(kind: Kind, text: &str) -> Error {
+pub(super) fn no_such(kind: Kind, text: &str) -> Error {
     error::Error::NoSuch { kind, reference: text.to_owned() }.into()
 }
