@@ -76,7 +76,7 @@ pub fn serve() -> io::Result<Infallible> {
 }
 
 /// Holds one conversation on the standard input, which is a socket.
-pub fn converse_on_input(token: &str) -> io::Result<()> {
+pub fn serve_input(token: &str) -> io::Result<()> {
     let fd = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::io::ioctl_fionbio(&fd, true)?;
     let (problems, programs) = (Vec::new(), Programs::default());
@@ -122,12 +122,12 @@ fn find_ports(list: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn watch(path: &Path, guest: &Guest) {
-    let Err(error) = converse(path, guest);
+    let Err(error) = serve_port(path, guest);
     log::error(&format!("{}: {error}", path.display()));
 }
 
 /// Holds one conversation after another on a channel.
-fn converse(path: &Path, guest: &Guest) -> io::Result<Infallible> {
+fn serve_port(path: &Path, guest: &Guest) -> io::Result<Infallible> {
     let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
     let doorbell = Doorbell::of(&fd)?;
     let mut port = Port::new(fd);

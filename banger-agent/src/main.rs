@@ -94,7 +94,7 @@ const SERVE: &str = "serve";
 const STOPPING: &str = "stopping";
 /// The argument with which the program serves its standard input, a socket, with the token that follows.
 /// For tests of the client.
-const CONVERSE: &str = "converse";
+const SERVE_INPUT: &str = "serve-input";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -120,9 +120,9 @@ fn main() -> ExitCode {
         return stopping::run(server);
     }
     if let [_, word, token] = std::env::args().collect::<Vec<_>>().as_slice()
-        && word == CONVERSE
+        && word == SERVE_INPUT
     {
-        return match channels::converse_on_input(token) {
+        return match channels::serve_input(token) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 log::error(&format!("cannot serve: {error}"));

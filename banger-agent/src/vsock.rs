@@ -100,7 +100,7 @@ impl Listener {
         let guest = Arc::clone(guest);
         thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
             let _slot = slot;
-            if has_room { converse(connection, &guest) } else { refuse(connection, &guest) }
+            if has_room { serve_connection(connection, &guest) } else { refuse(connection, &guest) }
         })?;
         Ok(())
     }
@@ -142,7 +142,7 @@ fn refuse(connection: OwnedFd, guest: &Guest) {
     let _ = Port::new(connection).greet_busy(&guest.token);
 }
 
-fn converse(connection: OwnedFd, guest: &Guest) {
+fn serve_connection(connection: OwnedFd, guest: &Guest) {
     if let Err(error) = conversation::hold(&mut Port::new(connection), guest) {
         log::info(&format!("a conversation ended early: {error}"));
     }

@@ -22,7 +22,7 @@ use banger_domain::{
 use banger_image::oci::Packing;
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::{image_files::LocalImages, worker_process::ProcessWorkers},
+    host::{process::worker_process::ProcessWorkers, storage::image_files::LocalImages},
     ports::{
         ImageFiles,
         images::{Content, Layer, NoProgress},

@@ -25,9 +25,9 @@ use banger_system::{
         view::Outcome,
     },
     host::{
-        image_files::LocalImages,
+        process::worker_process::ProcessWorkers,
         registry::{LocalPorts, Registries, Timeouts},
-        worker_process::ProcessWorkers,
+        storage::image_files::LocalImages,
     },
     ports::{
         Ports,

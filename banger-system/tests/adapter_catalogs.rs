@@ -92,8 +92,8 @@ impl Bench {
     }
 
     /// Returns the serial number of the stored edition.
-    async fn kept(&self) -> Option<u64> {
-        self.catalogs().kept(&name()).await.unwrap().map(|edition| edition.index.serial)
+    async fn stored_serial(&self) -> Option<u64> {
+        self.catalogs().stored(&name()).await.unwrap().map(|edition| edition.index.serial)
     }
 }
 
@@ -134,7 +134,7 @@ fn partials(cache: &Path) -> usize {
 #[tokio::test]
 async fn a_fetched_catalog_stays_when_its_server_goes() {
     let bench = Bench::new().await;
-    assert_eq!(bench.kept().await, None);
+    assert_eq!(bench.stored_serial().await, None);
     bench.publish(&empty(7));
     let edition = bench.catalogs().refresh(&name(), NOW).await.unwrap();
     assert_eq!((edition.index.serial, edition.fetched_at), (7, NOW));
@@ -143,10 +143,10 @@ async fn a_fetched_catalog_stays_when_its_server_goes() {
     let lost = bench.catalogs().refresh(&name(), NOW).await.unwrap_err();
     assert!(matches!(lost, Error::Unreachable { .. }), "{lost}");
     // Another run of the service finds it again.
-    assert_eq!(bench.catalogs().kept(&name()).await.unwrap(), Some(edition));
+    assert_eq!(bench.catalogs().stored(&name()).await.unwrap(), Some(edition));
     bench.lab.no_faults();
     bench.catalogs().refresh(&name(), NOW).await.unwrap();
-    assert_eq!(bench.kept().await, Some(8));
+    assert_eq!(bench.stored_serial().await, Some(8));
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn an_index_without_a_valid_signature_is_not_parsed() {
     // The message is not the parser's, which never saw the text.
     bench.publish_signed(b"{ not json", &bench.publisher.sign(b"something else"));
     bench.refused("not signed by a key").await;
-    assert_eq!(bench.kept().await, Some(7));
+    assert_eq!(bench.stored_serial().await, Some(7));
 }
 
 #[tokio::test]
@@ -190,7 +190,7 @@ async fn an_older_edition_never_takes_the_place_of_a_newer_one() {
     // The same edition is accepted again.
     bench.publish(&empty(7));
     bench.catalogs().refresh(&name(), NOW).await.unwrap();
-    assert_eq!(bench.kept().await, Some(7));
+    assert_eq!(bench.stored_serial().await, Some(7));
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn keys_change_while_both_count() {
     let error = without().refresh(&name(), NOW).await.unwrap_err();
     assert!(error.to_string().contains("no key is configured"), "{error}");
     // A key that was removed invalidates what it signed.
-    assert!(without().kept(&name()).await.is_err());
+    assert!(without().stored(&name()).await.is_err());
 
     fs::create_dir(bench.at("keys")).unwrap();
     let write = |keys: &[&Publisher]| {
@@ -212,12 +212,12 @@ async fn keys_change_while_both_count() {
         fs::write(bench.at("keys/lab.pub"), lines).unwrap();
     };
     write(&[&bench.publisher, &next]);
-    assert_eq!(without().kept(&name()).await.unwrap().unwrap().index.serial, 1);
+    assert_eq!(without().stored(&name()).await.unwrap().unwrap().index.serial, 1);
     let second = empty(2);
     bench.publish_signed(&second, &next.sign(&second));
     without().refresh(&name(), NOW).await.unwrap();
     write(&[&next]);
-    assert_eq!(without().kept(&name()).await.unwrap().unwrap().index.serial, 2);
+    assert_eq!(without().stored(&name()).await.unwrap().unwrap().index.serial, 2);
     fs::write(bench.at("keys/lab.pub"), "nonsense").unwrap();
     let error = without().refresh(&name(), NOW).await.unwrap_err();
     assert!(error.to_string().contains("keys/lab.pub: nonsense is not a public key"), "{error}");
@@ -245,7 +245,7 @@ async fn a_catalog_that_is_too_large_too_new_or_too_old_is_refused() {
     bench.lab.no_faults();
     bench.lab.fault("/c/index.json", 9, Fault::Status(404, Vec::new()));
     bench.refused("404").await;
-    assert_eq!(bench.kept().await, None);
+    assert_eq!(bench.stored_serial().await, None);
 }
 
 #[tokio::test]
@@ -339,7 +339,7 @@ async fn a_damaged_stored_edition_is_an_error() {
     bench.catalogs().refresh(&name(), NOW).await.unwrap();
     for content in ["", "banger catalog 2\n", "banger catalog 1\n7\n0\n99999\nx"] {
         fs::write(bench.at("kept/lab"), content).unwrap();
-        assert!(bench.catalogs().kept(&name()).await.is_err());
+        assert!(bench.catalogs().stored(&name()).await.is_err());
         // Otherwise somebody who can damage a file could restore an old edition.
         assert!(bench.catalogs().refresh(&name(), NOW).await.is_err());
     }

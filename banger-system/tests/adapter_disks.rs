@@ -18,7 +18,7 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::disks::FileDisks,
+    host::storage::disks::FileDisks,
     ports::{Disks, Error, OverlayBy},
 };
 use scratch::{Scratch, has_program, is_root, mode, names, require};

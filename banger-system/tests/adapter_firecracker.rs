@@ -20,7 +20,7 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::{firecracker::Firecracker, supervisor_process::ProcessSupervisor},
+    host::{process::supervisor_process::ProcessSupervisor, vmm::firecracker::Firecracker},
     ports::{Channel, Error, Started, Supervisor, Vmm},
 };
 use scratch::{Scratch, is_root, names, require};
@@ -92,10 +92,10 @@ impl Host {
     }
 
     async fn start(&self) -> Started {
-        let confinement = self.vmm.jail_spec(&self.spec).await.unwrap();
-        let confined = self.supervisor.start_jail(confinement).await.unwrap();
+        let spec = self.vmm.jail_spec(&self.spec).await.unwrap();
+        let jail = self.supervisor.start_jail(spec).await.unwrap();
         let launch = self.vmm.prepare_launch(&self.spec).await.unwrap();
-        confined.run(launch).await.unwrap()
+        jail.run(launch).await.unwrap()
     }
 
     async fn boot(&self) -> Result<(), Error> {

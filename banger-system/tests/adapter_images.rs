@@ -17,7 +17,7 @@ use banger_domain::id::{ImageId, Uid, VmId};
 use banger_image::record::ImageFacts;
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::{disks::FileDisks, image_files::LocalImages},
+    host::storage::{disks::FileDisks, image_files::LocalImages},
     ports::{
         Disks, Error, ImageFiles, Result,
         images::{Content, NoProgress},

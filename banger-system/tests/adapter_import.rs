@@ -28,7 +28,7 @@ use banger_image::{
 };
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::worker::{self, Job},
+    host::process::worker::{self, Job},
     ports::{
         Error, ImageFiles, Result,
         images::{Content, Layer, NoProgress, Progress},

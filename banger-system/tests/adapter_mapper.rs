@@ -22,7 +22,7 @@ use banger_domain::{
 };
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::{disks::FileDisks, mapper::MapperDisks},
+    host::storage::{disks::FileDisks, mapper::MapperDisks},
     ports::{Disks, Error, OverlayBy, Status},
 };
 use scratch::{Scratch, has_program, is_root, names, require, run};

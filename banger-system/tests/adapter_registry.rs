@@ -68,7 +68,7 @@ impl Bench {
     }
 
     /// Returns how many files of the cache are whole, and how many are not.
-    fn kept(&self) -> (usize, usize) {
+    fn cached(&self) -> (usize, usize) {
         let names = files(self.home.path());
         let partial = names.iter().filter(|name| name.ends_with(".partial")).count();
         (names.len() - partial, partial)
@@ -132,7 +132,7 @@ async fn an_image_comes_whole_and_a_second_time_from_the_cache() {
     assert_eq!(image.manifest.to_string(), manifest);
     assert_eq!(image.config.cmd, ["sh"]);
     assert_eq!(fetch(&bench.registries, &source, &image).await.unwrap(), layers());
-    assert_eq!(bench.kept(), (4, 0));
+    assert_eq!(bench.cached(), (4, 0));
 
     bench.lab.forget();
     let started = Instant::now();
@@ -334,7 +334,7 @@ async fn content_with_a_wrong_digest_is_discarded() {
         bench.lab.fault(layer, 1, fault);
         let error = bench.pull("a:1").await.unwrap_err();
         assert!(matches!(&error, Error::Mismatch { message } if message.contains(why)), "{error}");
-        assert_eq!(bench.kept().0, 1, "only the configuration is whole");
+        assert_eq!(bench.cached().0, 1, "only the configuration is whole");
     }
     assert_eq!(bench.pull("a:1").await.unwrap(), layers);
 
@@ -646,7 +646,7 @@ async fn a_pull_that_is_killed_twenty_times_comes_to_the_same_digest() {
         last = now;
     }
     assert_eq!(bench.pull("a:1").await.unwrap(), layers);
-    assert_eq!(bench.kept(), (3, 0));
+    assert_eq!(bench.cached(), (3, 0));
     let fetched: u64 = bench.lab.asked("/blobs/").len() as u64;
     assert!(fetched >= 20, "{fetched}");
     // Each attempt continued where the one before ended.

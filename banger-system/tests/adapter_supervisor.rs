@@ -7,7 +7,7 @@ use banger_domain::id::{Uid, VmId};
 use banger_jail::ring::{Reader, Writer};
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::supervisor_process::ProcessSupervisor,
+    host::process::supervisor_process::ProcessSupervisor,
     ports::{Ended, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand},
 };
 use rustix::fs::MemfdFlags;

@@ -59,8 +59,8 @@ const UNSAFE: &[&str] = &["host/", "jail/"];
 const PROGRAMS: &[&str] = &[
     "jail/run.rs",
     "host/network/nft.rs",
-    "host/supervisor_process.rs",
-    "host/worker_process.rs",
+    "host/process/supervisor_process.rs",
+    "host/process/worker_process.rs",
     // Which tries whether it can, to show that it cannot.
     "image/importer/lockdown.rs",
 ];
@@ -157,7 +157,7 @@ fn the_layers_look_one_way() {
 #[test]
 fn a_violation_is_found() {
     assert_eq!(violations("domain/x.rs", "use std::fs::File;").len(), 1);
-    assert_eq!(violations("engine/x.rs", "    crate::host::disks::new()").len(), 1);
+    assert_eq!(violations("engine/x.rs", "    crate::host::storage::disks::new()").len(), 1);
     assert_eq!(violations("bus/x.rs", "let x = unsafe { y() };").len(), 1);
     assert_eq!(violations("host/x.rs", "Command::new(\"ip\")").len(), 1);
     assert_eq!(

@@ -233,7 +233,7 @@ async fn a_sandbox_bound_to_a_caller_is_deleted_with_it() {
 }
 
 #[tokio::test]
-async fn a_monitor_that_dies_or_a_guest_that_powers_off_is_noticed() {
+async fn a_vmm_that_dies_or_a_guest_that_powers_off_is_noticed() {
     let mut lab = EngineLab::new().await;
     let (died, off) = (lab.running().await, lab.running().await);
     lab.sim.end_process(died, Ended::Failed("killed:9".into()));
@@ -474,7 +474,7 @@ async fn the_host_name_follows_the_name_unless_it_was_chosen() {
         lab.engine.rename_vm(vm, name.parse().unwrap()).await.unwrap();
         let vm = lab.engine.vm(vm).unwrap().vm.clone();
         assert_eq!((vm.name.to_string(), vm.spec.hostname.to_string()), (name.into(), hostname.into()));
-        let kept = lab.sim.vms().await.unwrap().into_iter().find(|row| row.id == vm.id).unwrap();
-        assert_eq!(kept.spec.hostname.to_string(), hostname);
+        let stored = lab.sim.vms().await.unwrap().into_iter().find(|row| row.id == vm.id).unwrap();
+        assert_eq!(stored.spec.hostname.to_string(), hostname);
     }
 }

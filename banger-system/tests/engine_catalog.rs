@@ -192,8 +192,8 @@ async fn a_catalog_that_cannot_be_fetched_is_used_as_it_is_kept() {
     lab.sim.set_catalog_unreachable(false);
     assert_eq!(lab.problems(Duration::ZERO).await, "");
     lab.sim.set_catalog_unreachable(true);
-    let kept = lab.problems(Duration::ZERO).await;
-    assert_eq!(kept, "using the stored copy of the catalog sim: catalog.test cannot be reached");
+    let problems = lab.problems(Duration::ZERO).await;
+    assert_eq!(problems, "using the stored copy of the catalog sim: catalog.test cannot be reached");
     lab.image(only()).await;
     // A restarted service does not fetch what it has stored.
     let lab = lab.restart().await;
@@ -205,7 +205,7 @@ async fn a_catalog_that_has_expired_offers_nothing_and_hides_nothing() {
     let lab = ready().await;
     let mut index = {
         lab.problems(Duration::ZERO).await;
-        let edition = lab.sim.kept_catalog().unwrap();
+        let edition = lab.sim.stored_catalog().unwrap();
         banger_image::catalog::index::Index::clone(&edition.index)
     };
     index.expires = banger_image::catalog::index::Date::parse("1970-01-01").unwrap();

@@ -24,7 +24,7 @@ use banger_domain::id::{self, ImageId};
 use banger_image::oci::{Packing, config::ImageConfig};
 use banger_proto::size::Bytes;
 use banger_system::{
-    host::image_files::LocalImages,
+    host::storage::image_files::LocalImages,
     ports::{
         ImageFiles,
         images::{Content, FileRange, Layer, NoProgress},

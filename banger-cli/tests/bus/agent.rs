@@ -27,8 +27,10 @@ use tokio::{
 pub fn serve_with_the_real_one(ours: StdStream, mut theirs: &StdStream) -> std::io::Result<()> {
     const TOKEN: &str = "0123456789abcdef0123456789abcdef";
     let program = Path::new(env!("CARGO_BIN_EXE_banger")).with_file_name("banger-agent");
-    let mut agent =
-        std::process::Command::new(program).args(["converse", TOKEN]).stdin(OwnedFd::from(ours)).spawn()?;
+    let mut agent = std::process::Command::new(program)
+        .args(["serve-input", TOKEN])
+        .stdin(OwnedFd::from(ours))
+        .spawn()?;
     std::thread::spawn(move || agent.wait());
     let hello = HostHello::new([7; 16], TOKEN).unwrap();
     theirs.write_all(&hello.encode())?;

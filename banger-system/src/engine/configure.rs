@@ -151,8 +151,8 @@ impl VmTask {
         }
         if let Err(error) = self.save().await {
             // Settings that are not stored must not apply: the next start would not have them.
-            let kept = std::mem::replace(&mut self.vm, old);
-            if let Err(error) = self.follow_network(&kept).await {
+            let unsaved = std::mem::replace(&mut self.vm, old);
+            if let Err(error) = self.follow_network(&unsaved).await {
                 tracing::error!(vm = %self.vm.id, %error, "cannot undo a change of the network");
             }
             self.publish();

@@ -85,9 +85,9 @@ impl State {
     /// Returns the bytes of a user's private images, including pending imports except one.
     fn private_bytes(&self, owner: Uid, except: Option<&(Kind, Uid, Name)>) -> u64 {
         let private = self.images.values().filter(|image| image.owner == owner && !image.shared);
-        let kept: u64 = private.map(|image| image.facts.disk_usage.0).sum();
+        let stored: u64 = private.map(|image| image.facts.disk_usage.0).sum();
         let pending = self.reserved.iter().filter(|(key, _)| key.1 == owner && Some(*key) != except);
-        kept.saturating_add(pending.map(|(_, bytes)| bytes.0).sum())
+        stored.saturating_add(pending.map(|(_, bytes)| bytes.0).sum())
     }
 
     /// Returns the names of the VMs and images that use a kernel.

@@ -18,7 +18,7 @@ use banger_image::catalog::{
     signature::{Keys, MAX_SIGNATURE, Signed},
 };
 
-use super::{blocking::blocking, partial::Partial, registry::Registries};
+use super::{blocking::blocking, registry::Registries, storage::partial::Partial};
 use crate::ports::{
     Error, Result,
     catalogs::{Catalogs, FetchedIndex},
@@ -36,7 +36,7 @@ const MAX_KEY_FILE: u64 = 16 << 10;
 pub struct SignedCatalogs {
     sources: Arc<[Source]>,
     /// The directory of stored editions.
-    kept: PathBuf,
+    directory: PathBuf,
     /// Directories in which `NAME.pub` holds keys of the catalog NAME.
     keys: Vec<PathBuf>,
     registries: Registries,
@@ -45,8 +45,8 @@ pub struct SignedCatalogs {
 impl SignedCatalogs {
     /// Returns the catalogs whose editions are stored in this directory, and whose files go through the cache of
     /// registries.
-    pub fn new(sources: Vec<Source>, kept: PathBuf, keys: Vec<PathBuf>, registries: Registries) -> Self {
-        Self { sources: sources.into(), kept, keys, registries }
+    pub fn new(sources: Vec<Source>, directory: PathBuf, keys: Vec<PathBuf>, registries: Registries) -> Self {
+        Self { sources: sources.into(), directory, keys, registries }
     }
 
     fn source(&self, catalog: &Name) -> Result<&Source> {
@@ -55,7 +55,7 @@ impl SignedCatalogs {
     }
 
     fn path(&self, catalog: &Name) -> PathBuf {
-        self.kept.join(catalog.as_str())
+        self.directory.join(catalog.as_str())
     }
 
     /// Returns the keys that may sign a catalog at the moment.
@@ -98,13 +98,13 @@ impl SignedCatalogs {
                 Error::Catalog { message }
             })?;
         }
-        let kept = StoredEdition {
+        let stored = StoredEdition {
             serial: index.serial,
             fetched_at: now,
             signature: fetched.signature,
             index: signed.bytes().to_vec(),
         };
-        kept.write(&path).map_err(|error| Error::os(doing(), error))?;
+        stored.write(&path).map_err(|error| Error::os(doing(), error))?;
         Ok(FetchedIndex { index: Arc::new(index), fetched_at: now })
     }
 }
@@ -121,15 +121,15 @@ impl Catalogs for SignedCatalogs {
         self.sources.iter().map(|source| source.name.clone()).collect()
     }
 
-    async fn kept(&self, catalog: &Name) -> Result<Option<FetchedIndex>> {
+    async fn stored(&self, catalog: &Name) -> Result<Option<FetchedIndex>> {
         let (this, source) = (self.clone(), self.source(catalog)?.clone());
         blocking("read a catalog", move || {
             let path = this.path(&source.name);
-            let kept = StoredEdition::read(&path)
+            let stored = StoredEdition::read(&path)
                 .map_err(|error| Error::os(format!("read the catalog {}", source.name), error))?;
-            let Some(kept) = kept else { return Ok(None) };
-            let (_, index) = this.open(&source, kept.index, &kept.signature)?;
-            Ok(Some(FetchedIndex { index: Arc::new(index), fetched_at: kept.fetched_at }))
+            let Some(stored) = stored else { return Ok(None) };
+            let (_, index) = this.open(&source, stored.index, &stored.signature)?;
+            Ok(Some(FetchedIndex { index: Arc::new(index), fetched_at: stored.fetched_at }))
         })
         .await
     }

@@ -1,38 +1,29 @@
 //! The ports on Linux: the only place for system calls, files and other programs.
+//!
+//! | folder | what it holds |
+//! |---|---|
+//! | [`process`] | supervisors of VMMs, import workers, the shim, systemd's units and descriptors, logs |
+//! | [`vmm`] | QEMU, Firecracker, and the choice between them |
+//! | [`guest`] | the guest protocol, the clocks of guests, open streams |
+//! | [`storage`] | disks, device mapper, the files of images and kernels |
+//! | [`network`] | interfaces, packet filter, published ports |
+//! | [`dns`] | names of guests |
+//! | [`registry`] | image registries and the cache of what they send |
+//! | [`store`] | the database |
+//!
+//! Beside them are small adapters of one file each, and [`blocking`], by which all of them leave the async threads.
 
 pub mod authority;
 mod blocking;
 pub mod catalogs;
-mod changes;
 pub mod clock;
-pub mod descriptor_store;
-pub mod disks;
 pub mod dns;
-pub mod firecracker;
-mod guest_clock;
-pub mod guest_link;
-pub mod image_files;
-pub mod kernel_files;
-pub mod kvm;
+pub mod guest;
 pub mod lock;
-pub mod logs;
-pub mod mapper;
 pub mod network;
-mod partial;
-pub mod qemu;
+pub mod process;
 pub mod registry;
-mod shim;
-mod sparse;
-mod staging;
+pub mod storage;
 pub mod store;
-pub mod streams;
-pub mod supervisor_process;
-pub mod supervisor_systemd;
-mod units;
 pub mod users;
-mod vmm_files;
-pub mod vmms;
-pub mod worker;
-pub mod worker_process;
-pub mod worker_systemd;
-mod write_behind;
+pub mod vmm;

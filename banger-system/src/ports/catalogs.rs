@@ -24,7 +24,7 @@ pub trait Catalogs: Send + Sync {
     fn names(&self) -> Vec<Name>;
     /// Returns the stored copy of a catalog, whatever its age. Fails with [`Error::Catalog`](super::Error::Catalog)
     /// if no valid key has signed it.
-    async fn kept(&self, catalog: &Name) -> Result<Option<FetchedIndex>>;
+    async fn stored(&self, catalog: &Name) -> Result<Option<FetchedIndex>>;
     /// Fetches and stores the index of a catalog. Fails, and keeps the stored copy, if it is not signed by a valid
     /// key, has expired at `now`, or is older than the stored copy. A repeat is safe.
     async fn refresh(&self, catalog: &Name, now: Timestamp) -> Result<FetchedIndex>;

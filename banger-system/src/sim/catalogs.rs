@@ -77,8 +77,8 @@ impl Catalogs for Sim {
         NAME.parse().into_iter().collect()
     }
 
-    async fn kept(&self, _catalog: &Name) -> Result<Option<FetchedIndex>> {
-        Ok(self.lock().kept_catalog.clone())
+    async fn stored(&self, _catalog: &Name) -> Result<Option<FetchedIndex>> {
+        Ok(self.lock().stored_catalog.clone())
     }
 
     async fn refresh(&self, _catalog: &Name, now: Timestamp) -> Result<FetchedIndex> {
@@ -91,7 +91,7 @@ impl Catalogs for Sim {
             None => Arc::new(usual()?),
         };
         let edition = FetchedIndex { index, fetched_at: now };
-        state.kept_catalog = Some(edition.clone());
+        state.stored_catalog = Some(edition.clone());
         Ok(edition)
     }
 

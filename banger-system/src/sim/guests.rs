@@ -107,7 +107,7 @@ impl Vmm for Sim {
 #[async_trait]
 impl Supervisor for Sim {
     async fn start_jail(&self, spec: JailSpec) -> Result<Box<dyn EmptyJail>> {
-        let mut state = self.step("confine a process")?;
+        let mut state = self.step("start a jail")?;
         if state.processes.contains_key(&spec.vm) {
             return Err(Error::Vmm { message: "something of this name is there".to_owned() });
         }
@@ -166,7 +166,7 @@ struct SimJail {
 impl EmptyJail for SimJail {
     async fn run(self: Box<Self>, _launch: VmmCommand) -> Result<Started> {
         {
-            let mut state = self.sim.step("start a process")?;
+            let mut state = self.sim.step("start a VMM")?;
             state.boots += 1;
             state.guest_ends.remove(&self.vm);
             state.stopping_guests.remove(&self.vm);

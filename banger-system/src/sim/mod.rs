@@ -60,7 +60,7 @@ struct State {
     /// The streams to each guest that were handed out, and the number of the last one.
     streams: BTreeMap<VmId, (BTreeMap<usize, UnixStream>, usize)>,
     subnet: Option<Subnet>,
-    kept_subnet: Option<Subnet>,
+    stored_subnet: Option<Subnet>,
     /// Where registries must not be.
     forbidden: Option<Subnet>,
     nics: BTreeMap<VmId, Nic>,
@@ -103,7 +103,7 @@ struct State {
     fetched: u64,
     /// The catalog's content, if it is not the default.
     catalog: Option<Arc<Index>>,
-    kept_catalog: Option<FetchedIndex>,
+    stored_catalog: Option<FetchedIndex>,
     /// Whether the catalog's server answers.
     catalog_unreachable: bool,
 }
@@ -195,8 +195,8 @@ impl Sim {
     }
 
     /// Makes the removal of ended processes fail, as on a busy host, or work again.
-    pub fn block_removal(&self, kept: bool) {
-        self.lock().removal_blocked = kept;
+    pub fn block_removal(&self, blocked: bool) {
+        self.lock().removal_blocked = blocked;
     }
 
     /// Returns how many layers were fetched from registries.
@@ -210,8 +210,8 @@ impl Sim {
     }
 
     /// Returns the last fetched copy of the catalog.
-    pub fn kept_catalog(&self) -> Option<FetchedIndex> {
-        self.lock().kept_catalog.clone()
+    pub fn stored_catalog(&self) -> Option<FetchedIndex> {
+        self.lock().stored_catalog.clone()
     }
 
     /// Returns the kernels that have files.

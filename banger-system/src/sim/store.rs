@@ -72,11 +72,11 @@ impl Store for Sim {
     }
 
     async fn subnet(&self) -> Result<Option<Subnet>> {
-        Ok(self.lock().kept_subnet)
+        Ok(self.lock().stored_subnet)
     }
 
     async fn put_subnet(&self, subnet: Subnet) -> Result<()> {
-        self.step("keep the subnet")?.kept_subnet = Some(subnet);
+        self.step("store the subnet")?.stored_subnet = Some(subnet);
         Ok(())
     }
 

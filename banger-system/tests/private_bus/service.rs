@@ -132,7 +132,7 @@ impl Clock for PausableClock {
 async fn serve(bus: &Bus, sim: &Sim, clock: &PausableClock, paths: &Paths) -> (Connection, Engine) {
     let connection = bus.connect(0).await;
     let authority = Arc::new(host::authority::Polkit::new(connection.clone()));
-    let logs = Arc::new(host::logs::RingLogs::new(paths.clone()));
+    let logs = Arc::new(host::process::logs::RingLogs::new(paths.clone()));
     let ports = Ports { authority, clock: Arc::new(clock.clone()), logs, ..sim.ports() };
     let settings = Settings {
         default_image: "debian-bookworm".parse().unwrap(),

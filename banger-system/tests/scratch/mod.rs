@@ -6,7 +6,7 @@ use std::{fs, path::Path, process::Command, sync::Arc};
 
 use banger_domain::resource::Paths;
 use banger_proto::size::Bytes;
-use banger_system::host::{image_files::LocalImages, worker_process::ProcessWorkers};
+use banger_system::host::{process::worker_process::ProcessWorkers, storage::image_files::LocalImages};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount},
     thread::{UnshareFlags, unshare_unsafe},

@@ -102,7 +102,7 @@ impl Engine {
     pub(in crate::engine) async fn recover_catalogs(&self) {
         let (ports, mut all) = (&self.shared.ports, Vec::new());
         for name in ports.catalogs.names() {
-            let (edition, problem) = match ports.catalogs.kept(&name).await {
+            let (edition, problem) = match ports.catalogs.stored(&name).await {
                 Ok(edition) => (edition, None),
                 Err(error) => {
                     let problem = one_line(&error);

@@ -154,8 +154,8 @@ pub(super) async fn commit<I: Stored>(
     item: &I,
     old: Option<&I>,
 ) -> Result<()> {
-    let kept = if job.is_canceled() { Err(Error::Canceled) } else { publish(shared, item, old).await };
-    if let Err(error) = kept {
+    let committed = if job.is_canceled() { Err(Error::Canceled) } else { publish(shared, item, old).await };
+    if let Err(error) = committed {
         I::remove_files(&shared.ports, item.id()).await?;
         return Err(error);
     }

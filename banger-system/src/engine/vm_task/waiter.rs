@@ -35,8 +35,8 @@ impl VmTask {
     }
 
     pub(super) fn take_waiters(&mut self, wanted: impl Fn(Goal) -> bool) -> Vec<JobHandle> {
-        let (taken, kept) = std::mem::take(&mut self.waiters).into_iter().partition(|w| wanted(w.goal));
-        self.waiters = kept;
+        let (taken, rest) = std::mem::take(&mut self.waiters).into_iter().partition(|w| wanted(w.goal));
+        self.waiters = rest;
         taken.into_iter().map(|waiter: Waiter| waiter.job).collect()
     }
 

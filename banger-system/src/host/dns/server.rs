@@ -133,7 +133,7 @@ pub(super) async fn serve_connections(server: &Arc<Server>, listener: TcpListene
             let server = Arc::clone(server);
             tokio::spawn(async move {
                 // Errors of a connection concern nobody else.
-                let _ = converse(&server, stream, from).await;
+                let _ = serve_connection(&server, stream, from).await;
                 drop(permit);
             });
         }
@@ -146,7 +146,7 @@ fn is_exhausted(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| exhausted.iter().any(|errno| errno.raw_os_error() == code))
 }
 
-async fn converse(server: &Server, mut stream: TcpStream, from: SocketAddr) -> io::Result<()> {
+async fn serve_connection(server: &Server, mut stream: TcpStream, from: SocketAddr) -> io::Result<()> {
     for _ in 0..MAX_QUESTIONS {
         // The whole question has to arrive in that time: single bytes do not keep a connection open.
         let bytes = timeout(IDLE, receive(&mut stream)).await??;

@@ -81,7 +81,7 @@ use self::{
     tap::NewTap,
     watch::Watch,
 };
-use super::{blocking::blocking, descriptor_store::DescriptorStore};
+use super::{blocking::blocking, process::descriptor_store::DescriptorStore};
 use crate::ports::{Check, Error, Result, network::Network};
 
 /// The network of guests in the network namespace of the process.

@@ -25,7 +25,7 @@ use rustix::{
 };
 
 use crate::{
-    host::descriptor_store::DescriptorStore,
+    host::process::descriptor_store::DescriptorStore,
     ports::{Error, Result},
 };
 
@@ -65,10 +65,10 @@ impl HeldPorts {
             }
         }
         let held = all.remove(&vm).unwrap_or_default();
-        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        let (still, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
             held.into_iter().partition(|(port, _)| ports.contains(port));
         self.let_go(vm, gone);
-        new.extend(kept);
+        new.extend(still);
         if !new.is_empty() {
             all.insert(vm, new);
         }

@@ -102,17 +102,17 @@ impl Cache {
     /// Removes unused blobs: all, or the old ones.
     pub(super) fn prune(&self, prune: Prune) -> io::Result<Pruned> {
         let age = |file: &CachedBlob| SystemTime::now().duration_since(file.used).unwrap_or_default();
-        self.remove(prune.dry_run, self.kept()?, |file, _| {
+        self.remove(prune.dry_run, self.blobs()?, |file, _| {
             prune.older_than.is_none_or(|least| age(file) >= least)
         })
     }
 
     /// Removes the least recently used blobs until the cache is within its limit.
     pub(super) fn trim(&self) -> io::Result<Pruned> {
-        let kept = self.kept()?;
-        let mut total: u64 = kept.iter().map(|file| file.bytes).sum();
+        let blobs = self.blobs()?;
+        let mut total: u64 = blobs.iter().map(|file| file.bytes).sum();
         let limit = self.limit.0;
-        self.remove(false, kept, |file, removed| {
+        self.remove(false, blobs, |file, removed| {
             let is_over = total > limit;
             total -= if is_over && removed() { file.bytes } else { 0 };
             is_over
@@ -120,8 +120,8 @@ impl Cache {
     }
 
     /// Returns the whole cache, the least recently used blob first.
-    fn kept(&self) -> io::Result<Vec<CachedBlob>> {
-        let mut kept = Vec::new();
+    fn blobs(&self) -> io::Result<Vec<CachedBlob>> {
+        let mut blobs = Vec::new();
         for directory in entries(&self.root)? {
             if !directory.file_type()?.is_dir() {
                 continue;
@@ -130,24 +130,24 @@ impl Cache {
                 match entry.metadata() {
                     Ok(metadata) if metadata.is_file() => {
                         let used = metadata.modified()?;
-                        kept.push(CachedBlob { path: entry.path(), bytes: metadata.len(), used });
+                        blobs.push(CachedBlob { path: entry.path(), bytes: metadata.len(), used });
                     }
                     _ => {}
                 }
             }
         }
-        kept.sort_by_key(|file| file.used);
-        Ok(kept)
+        blobs.sort_by_key(|file| file.used);
+        Ok(blobs)
     }
 
     fn remove(
         &self,
         dry_run: bool,
-        kept: Vec<CachedBlob>,
+        blobs: Vec<CachedBlob>,
         mut goes: impl FnMut(&CachedBlob, &dyn Fn() -> bool) -> bool,
     ) -> io::Result<Pruned> {
         let mut pruned = Pruned::default();
-        for file in kept {
+        for file in blobs {
             // Nobody starts to use a blob while this is held.
             let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
             let whole = file.path.with_extension("");

@@ -224,9 +224,9 @@ impl Store for SqliteStore {
     }
 
     async fn subnet(&self) -> Result<Option<Subnet>> {
-        let kept = sqlx::query_scalar!("SELECT subnet FROM network").fetch_optional(&self.pool).await;
-        let kept = kept.map_err(|source| Error::other(READ, source))?;
-        kept.map(|text| text.parse()).transpose().map_err(|wrong: NotASubnet| Error::other(READ, wrong))
+        let row = sqlx::query_scalar!("SELECT subnet FROM network").fetch_optional(&self.pool).await;
+        let row = row.map_err(|source| Error::other(READ, source))?;
+        row.map(|text| text.parse()).transpose().map_err(|wrong: NotASubnet| Error::other(READ, wrong))
     }
 
     async fn put_subnet(&self, subnet: Subnet) -> Result<()> {

@@ -28,7 +28,7 @@ pub const VMM_LOG: u64 = 1 << 20;
 
 /// Returns what the VMM's process may use of the host: memory beyond its guest's, and devices, but no directory and
 /// no network.
-pub fn confinement(spec: &LaunchSpec, overhead: Bytes, devices: Vec<PathBuf>) -> JailSpec {
+pub fn vmm_jail(spec: &LaunchSpec, overhead: Bytes, devices: Vec<PathBuf>) -> JailSpec {
     JailSpec {
         vm: spec.vm,
         owner: spec.owner,

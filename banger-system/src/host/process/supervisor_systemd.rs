@@ -12,12 +12,12 @@ use banger_jail::jail::VM_DIRECTORY;
 use zbus::Connection;
 
 use super::{
-    blocking::blocking,
     shim::{self, Reply},
     units::{Kind, Properties, Units, bind, text},
 };
-use crate::ports::{
-    EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand,
+use crate::{
+    host::blocking::blocking,
+    ports::{EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand},
 };
 
 /// Below the limits of the sandbox, its owner and all sandboxes, only sandboxes are candidates. If the host itself

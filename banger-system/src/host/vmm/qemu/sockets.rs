@@ -23,7 +23,7 @@ use super::{
     qmp::Qmp,
 };
 use crate::{
-    host::vmm_files,
+    host::vmm::files,
     ports::{Channel, Error, Result},
 };
 
@@ -105,7 +105,7 @@ impl Sockets {
     }
 
     pub fn found(&self) -> Result<Vec<VmId>> {
-        vmm_files::socket_dirs(&self.paths)
+        files::socket_dirs(&self.paths)
     }
 
     fn turn(&self, vm: VmId) -> Arc<tokio::sync::Mutex<usize>> {

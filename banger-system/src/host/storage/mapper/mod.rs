@@ -36,11 +36,11 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 
 use self::loops::Loop;
-use super::{
-    blocking::blocking,
-    disks::{self, FileDisks},
+use super::disks::{self, FileDisks};
+use crate::{
+    host::blocking::blocking,
+    ports::{Check, Disks, Error, OverlayBy, Result, Status},
 };
-use crate::ports::{Check, Disks, Error, OverlayBy, Result, Status};
 
 /// The unit of device-mapper, whatever the device.
 const SECTOR: u64 = 512;

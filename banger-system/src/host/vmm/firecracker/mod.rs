@@ -33,12 +33,15 @@ use tokio::net::UnixStream;
 
 use self::api::Api;
 use super::{
-    blocking::blocking,
+    files::{self, CONSOLE_LOG, VMM_LOG},
     kvm,
-    vmm_files::{self, CONSOLE_LOG, VMM_LOG},
 };
-use crate::ports::{
-    Channel, Check, Error, JailSpec, NetworkNamespace, OverlayBy, Result, Started, Status, Vmm, VmmCommand,
+use crate::{
+    host::blocking::blocking,
+    ports::{
+        Channel, Check, Error, JailSpec, NetworkNamespace, OverlayBy, Result, Started, Status, Vmm,
+        VmmCommand,
+    },
 };
 
 /// Where packages and people install it.
@@ -132,7 +135,7 @@ impl Vmm for Firecracker {
         sockets::make(&self.paths, spec.vm)?;
         let mut devices = vec![PathBuf::from(kvm::DEVICE)];
         for drive in &spec.drives {
-            if vmm_files::is_device(&drive.path)? {
+            if files::is_device(&drive.path)? {
                 devices.push(drive.path.clone());
             }
         }
@@ -141,7 +144,7 @@ impl Vmm for Firecracker {
             devices.push(TUN.into());
         }
         let directory = Some(self.paths.vmm_dir(spec.vm));
-        Ok(JailSpec { directory, network, ..vmm_files::confinement(spec, OVERHEAD, devices) })
+        Ok(JailSpec { directory, network, ..files::vmm_jail(spec, OVERHEAD, devices) })
     }
 
     async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
@@ -189,24 +192,24 @@ impl Vmm for Firecracker {
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        let all = vmm_files::socket_dirs(&self.paths)?;
+        let all = files::socket_dirs(&self.paths)?;
         Ok(all.into_iter().filter(|vm| self.has(*vm)).collect())
     }
 }
 
 fn prepare(spec: &LaunchSpec, paths: &Paths, program: &Path) -> Result<VmmCommand> {
     let mut files = vec![
-        (requests::KERNEL.to_owned(), vmm_files::open(&spec.kernel, Access::ReadOnly)?),
-        (requests::INITRD.to_owned(), vmm_files::initrd(spec)?),
+        (requests::KERNEL.to_owned(), files::open(&spec.kernel, Access::ReadOnly)?),
+        (requests::INITRD.to_owned(), files::initrd(spec)?),
     ];
     for (index, drive) in spec.drives.iter().enumerate() {
-        files.push((requests::drive_name(index), vmm_files::open(&drive.path, drive.access)?));
+        files.push((requests::drive_name(index), files::open(&drive.path, drive.access)?));
     }
     Ok(VmmCommand {
         argv: requests::argv(&program.display().to_string(), spec),
         files,
-        console: vmm_files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
-        log: vmm_files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
+        console: files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
+        log: files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
     })
 }
 

@@ -9,7 +9,7 @@ use banger_domain::{
 use banger_proto::guest::{Frame, Request, message::Correction};
 use tokio::net::UnixStream;
 
-use super::guest_link::{agent, answer, greet, send, send_frame, unexpected};
+use super::link::{agent, answer, greet, send, send_frame, unexpected};
 use crate::ports::{Error, Result};
 
 /// How often a guest is asked for its time: a single answer may have been delayed by scheduling.

@@ -34,16 +34,16 @@ use banger_image::{
 use banger_proto::size::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::{
-    blocking::blocking,
-    sparse, staging,
-    staging::Staging,
-    worker::{self, Job, Workers},
-    write_behind::write_behind,
-};
-use crate::ports::{
-    Error, ImageFiles, Result,
-    images::{Content, Exported, FileRange, Layer, Layout, NoProgress, Progress},
+use super::{sparse, staging, staging::Staging, write_behind::write_behind};
+use crate::{
+    host::{
+        blocking::blocking,
+        process::worker::{self, Job, Workers},
+    },
+    ports::{
+        Error, ImageFiles, Result,
+        images::{Content, Exported, FileRange, Layer, Layout, NoProgress, Progress},
+    },
 };
 
 /// The largest accepted file. Holes are not copied but hashed, at about one GiB per second.

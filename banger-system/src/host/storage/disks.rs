@@ -24,8 +24,11 @@ use banger_domain::{
 use banger_image::{ext4_writer, qcow2};
 use banger_proto::size::Bytes;
 
-use super::{blocking::blocking, partial::Partial, sparse, staging};
-use crate::ports::{Check, Disks, Error, OverlayBy, Result, Status};
+use super::{partial::Partial, sparse, staging};
+use crate::{
+    host::blocking::blocking,
+    ports::{Check, Disks, Error, OverlayBy, Result, Status},
+};
 
 /// The block size of our file systems: a disk has a whole number of blocks.
 const BLOCK: u64 = 4096;

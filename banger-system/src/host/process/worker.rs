@@ -27,8 +27,11 @@ use rustix::{
     net::sockopt::{Timeout, set_socket_timeout},
 };
 
-use super::{blocking::blocking, shim};
-use crate::ports::{Ended, Error, Result, images::Progress};
+use super::shim;
+use crate::{
+    host::blocking::blocking,
+    ports::{Ended, Error, Result, images::Progress},
+};
 
 /// How long to wait for an answer before checking for cancellation.
 const LISTEN: Duration = Duration::from_millis(100);
@@ -105,13 +108,13 @@ pub async fn import(
     let mut fds: Vec<OwnedFd> = vec![files.image.into(), files.spool.into()];
     fds.extend(files.archives);
     let timeout = STALL_TIMEOUT;
-    let converse = move |socket: OwnedFd, jail| {
+    let exchange = move |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::Import(order) }, &fds)?;
         // From here on only the worker has them, so a pipe ends when the worker does.
         drop(fds);
         listen(&socket, &*progress, total.map(Bytes), timeout)
     };
-    match run_worker(workers, job, converse).await? {
+    match run_worker(workers, job, exchange).await? {
         Answer::Made(made) => Ok(made),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
@@ -128,12 +131,12 @@ pub async fn export(
 ) -> Result<Exported> {
     let total = image.metadata().map_err(|error| Error::os("look at an image", error))?.blocks() * 512;
     let fds: Vec<OwnedFd> = vec![image.into(), archive.into()];
-    let converse = move |socket: OwnedFd, jail| {
+    let exchange = move |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::Export(order) }, &fds)?;
         drop(fds);
         listen(&socket, &*progress, Some(Bytes(total)), STALL_TIMEOUT)
     };
-    match run_worker(workers, job, converse).await? {
+    match run_worker(workers, job, exchange).await? {
         Answer::Exported(exported) => Ok(exported),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
@@ -148,12 +151,12 @@ pub async fn module_tree(
     (archive, image): (File, File),
 ) -> Result<MadeTree> {
     let fds: Vec<OwnedFd> = vec![archive.into(), image.into()];
-    let converse = move |socket: OwnedFd, jail| {
+    let exchange = move |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::ModuleTree(order) }, &fds)?;
         drop(fds);
         listen(&socket, &crate::ports::images::NoProgress, None, STALL_TIMEOUT)
     };
-    match run_worker(workers, job, converse).await? {
+    match run_worker(workers, job, exchange).await? {
         Answer::MadeTree(made) => Ok(made),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
@@ -161,7 +164,7 @@ pub async fn module_tree(
 }
 
 /// Returns an empty file in memory, for a copy of a user's file.
-pub(super) fn memory_file() -> Result<File> {
+pub(in crate::host) fn memory_file() -> Result<File> {
     let file = memfd_create("banger", MemfdFlags::CLOEXEC);
     file.map(File::from).map_err(|error| Error::os("make a file in memory", error))
 }
@@ -177,12 +180,12 @@ pub async fn copy_file(
     progress: Arc<dyn Progress>,
 ) -> Result<Bytes> {
     let fds: Vec<OwnedFd> = vec![original, copy.into()];
-    let converse = move |socket: OwnedFd, jail| {
+    let exchange = move |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::CopyFile(order) }, &fds)?;
         drop(fds);
         listen(&socket, &*progress, total, STALL_TIMEOUT)
     };
-    match run_worker(workers, job, converse).await? {
+    match run_worker(workers, job, exchange).await? {
         Answer::Copied(size) => Ok(Bytes(size)),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
@@ -191,11 +194,11 @@ pub async fn copy_file(
 
 /// Orders a worker to try what it must not be able to do.
 pub async fn probe(workers: &dyn Workers, job: Job) -> Result<Vec<Attempt>> {
-    let converse = |socket: OwnedFd, jail| {
+    let exchange = |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::Probe }, &[])?;
         listen(&socket, &crate::ports::images::NoProgress, None, STALL_TIMEOUT)
     };
-    match run_worker(workers, job, converse).await? {
+    match run_worker(workers, job, exchange).await? {
         Answer::Probed(attempts) => Ok(attempts),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
@@ -206,11 +209,11 @@ pub async fn probe(workers: &dyn Workers, job: Job) -> Result<Vec<Attempt>> {
 async fn run_worker(
     workers: &dyn Workers,
     job: Job,
-    converse: impl FnOnce(OwnedFd, Option<Jail>) -> Result<Option<Answer>> + Send + 'static,
+    exchange: impl FnOnce(OwnedFd, Option<Jail>) -> Result<Option<Answer>> + Send + 'static,
 ) -> Result<Answer> {
     let (ours, theirs) = shim::socket_pair()?;
     let jail = workers.start(job, theirs).await?;
-    let talked = blocking("talk to an import worker", move || converse(ours, jail)).await;
+    let talked = blocking("talk to an import worker", move || exchange(ours, jail)).await;
     // After its last answer, or after it hung up, the worker has nothing left to do.
     let end = if talked.is_ok() { End::ByItself } else { End::Killed };
     let ended = workers.end(job.id, end).await;
@@ -293,7 +296,7 @@ impl From<Failure> for Error {
 
 /// A worker on a thread of a test, without a jail: it copies files and makes file systems of modules.
 #[cfg(test)]
-pub(super) mod in_process {
+pub(in crate::host) mod in_process {
     use super::*;
 
     pub(in crate::host) struct InProcess;

@@ -12,11 +12,11 @@ use async_trait::async_trait;
 use banger_domain::{id::ImageId, resource::Paths};
 use banger_jail::jail::Jail;
 
-use super::{
-    blocking::blocking,
-    worker::{self, End, Job, Workers},
+use super::worker::{self, End, Job, Workers};
+use crate::{
+    host::blocking::blocking,
+    ports::{Ended, Error, Result},
 };
-use crate::ports::{Ended, Error, Result};
 
 /// The uids of workers: the end of the range from which [`super::supervisor_process`] takes those of sandboxes. No
 /// worker outlives the service, so the service knows which are free.

@@ -14,7 +14,7 @@ use rustix::{
 
 /// An unfinished file. Dropping it removes it.
 #[derive(Debug)]
-pub(super) struct Partial {
+pub(in crate::host) struct Partial {
     /// The file, open for reading and writing whatever its mode.
     pub file: File,
     path: PathBuf,
@@ -23,7 +23,7 @@ pub(super) struct Partial {
 
 impl Partial {
     /// Starts the file for this path. Leftovers of an earlier try are overwritten.
-    pub(super) fn begin(place: &Path, mode: u32) -> io::Result<Self> {
+    pub(in crate::host) fn begin(place: &Path, mode: u32) -> io::Result<Self> {
         let path = place.with_extension("partial");
         // A leftover that is read-only could not be opened for writing.
         forget(&path)?;
@@ -34,7 +34,7 @@ impl Partial {
     }
 
     /// Moves it to its path, unless there is a file already, which is kept.
-    pub(super) fn add(self) -> io::Result<()> {
+    pub(in crate::host) fn add(self) -> io::Result<()> {
         match renameat_with(CWD, &self.path, CWD, &self.place, RenameFlags::NOREPLACE) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(error.into()),
@@ -42,7 +42,7 @@ impl Partial {
     }
 
     /// Moves it to its path and replaces what is there.
-    pub(super) fn replace(self) -> io::Result<()> {
+    pub(in crate::host) fn replace(self) -> io::Result<()> {
         rename(&self.path, &self.place)
     }
 }

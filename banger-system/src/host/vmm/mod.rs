@@ -1,5 +1,13 @@
 //! The VMMs of this host behind one port. A sandbox's VMM is chosen when it starts. Its directory of sockets shows
 //! which one that is, also after a restart of the service.
+//!
+//! Each VMM has a folder: which command starts it, how its sockets work, and what it is told. [`files`] is what both
+//! get, [`kvm`] is whether guests run with it.
+
+mod files;
+pub mod firecracker;
+pub mod kvm;
+pub mod qemu;
 
 use std::path::PathBuf;
 
@@ -12,7 +20,7 @@ use banger_domain::{
 };
 use tokio::net::UnixStream;
 
-use super::{firecracker::Firecracker, kvm::Kvm, qemu::Qemu, vmm_files};
+use self::{firecracker::Firecracker, kvm::Kvm, qemu::Qemu};
 use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Started, Status, Vmm, VmmCommand};
 
 /// Firecracker and QEMU.
@@ -83,7 +91,7 @@ impl Vmm for Vmms {
         };
         let chosen = choose(choice, self.configured, self.facts(), spec.vcpus);
         let chosen = chosen.map_err(|refused| Error::HostNotReady { message: refused.to_string() })?;
-        tracing::info!(vm = %spec.vm, monitor = %chosen, "preparing a sandbox");
+        tracing::info!(vm = %spec.vm, vmm = %chosen, "preparing a sandbox");
         self.get(chosen).jail_spec(spec).await
     }
 
@@ -119,6 +127,6 @@ impl Vmm for Vmms {
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        vmm_files::socket_dirs(&self.paths)
+        files::socket_dirs(&self.paths)
     }
 }

@@ -32,12 +32,16 @@ use banger_proto::{causes::with_causes, size::Bytes};
 use sha2::{Digest, Sha256};
 
 use super::{
-    blocking::blocking,
     partial::Partial,
     staging::{self, Staging},
-    worker::{self, Job, Workers},
 };
-use crate::ports::{BootFiles, Error, KernelFiles, Result, images::NoProgress};
+use crate::{
+    host::{
+        blocking::blocking,
+        process::worker::{self, Job, Workers},
+    },
+    ports::{BootFiles, Error, KernelFiles, Result, images::NoProgress},
+};
 
 /// Uncompressed modules of a distribution's kernel take up to 1.5 GiB.
 const MAX_MODULES: Bytes = Bytes::gib(4);
@@ -272,7 +276,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::host::worker::in_process::InProcess;
+    use crate::host::process::worker::in_process::InProcess;
 
     const KERNEL: KernelId = KernelId::from_bits(0xdef);
 

@@ -25,11 +25,11 @@ use tokio::{
     net::unix::pipe,
 };
 
-use super::{
-    blocking::blocking,
-    changes::{Changes, Watched},
+use super::changes::{Changes, Watched};
+use crate::{
+    host::blocking::blocking,
+    ports::{Error, Log, LogRange, Logs, ReaderGuard, Result},
 };
-use crate::ports::{Error, Log, LogRange, Logs, ReaderGuard, Result};
 
 /// The pause between two looks at a console for a halted guest, so that a busy console is not read all the time.
 const STANDSTILL_PAUSE: Duration = Duration::from_secs(5);

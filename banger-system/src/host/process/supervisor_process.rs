@@ -30,12 +30,10 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{
-    blocking::blocking,
-    shim::{self, Reply},
-};
-use crate::ports::{
-    EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand,
+use super::shim::{self, Reply};
+use crate::{
+    host::blocking::blocking,
+    ports::{EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand},
 };
 
 /// The uids of sandboxes. systemd reserves these numbers for dynamic users (its docs/UIDS-GIDS.md), and without
@@ -77,7 +75,7 @@ impl ProcessSupervisor {
         Self { paths, users: Arc::default() }
     }
 
-    fn confine_now(&self, wanted: JailSpec) -> Result<Shim> {
+    fn start_shim(&self, wanted: JailSpec) -> Result<Shim> {
         let directory = self.paths.socket_dir(wanted.vm);
         let os = |error| Error::os(format!("make the record of a process in {}", directory.display()), error);
         if self.shim(wanted.vm)?.is_some_and(|shim| shim.lives()) {
@@ -214,7 +212,7 @@ impl EmptyJail for Shim {
 impl Supervisor for ProcessSupervisor {
     async fn start_jail(&self, wanted: JailSpec) -> Result<Box<dyn EmptyJail>> {
         let supervisor = self.clone();
-        let shim = blocking("start the process of a sandbox", move || supervisor.confine_now(wanted)).await?;
+        let shim = blocking("start the process of a sandbox", move || supervisor.start_shim(wanted)).await?;
         Ok(Box::new(shim))
     }
 

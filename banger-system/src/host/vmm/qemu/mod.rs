@@ -24,12 +24,13 @@ use self::{
     sockets::Sockets,
 };
 use super::{
-    blocking::blocking,
+    files::{self, CONSOLE_LOG, VMM_LOG},
     kvm::{self, Kvm},
-    network,
-    vmm_files::{self, CONSOLE_LOG, VMM_LOG},
 };
-use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Status, Vmm, VmmCommand};
+use crate::{
+    host::{blocking::blocking, network},
+    ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Status, Vmm, VmmCommand},
+};
 
 /// Where distributions install it.
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
@@ -79,7 +80,7 @@ impl Vmm for Qemu {
             Acceleration::Kvm => vec![PathBuf::from(kvm::DEVICE)],
             Acceleration::Tcg => Vec::new(),
         };
-        Ok(vmm_files::confinement(spec, OVERHEAD, devices))
+        Ok(files::vmm_jail(spec, OVERHEAD, devices))
     }
 
     async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand> {
@@ -117,12 +118,12 @@ fn prepare(
     acceleration: Acceleration,
     sockets: &Sockets,
 ) -> Result<VmmCommand> {
-    let mut files = vec![("kernel".to_owned(), vmm_files::open(&spec.kernel, Access::ReadOnly)?)];
-    files.push(("initrd".to_owned(), vmm_files::initrd(spec)?));
+    let mut files = vec![("kernel".to_owned(), files::open(&spec.kernel, Access::ReadOnly)?)];
+    files.push(("initrd".to_owned(), files::initrd(spec)?));
     for (index, drive) in spec.drives.iter().enumerate() {
-        files.push((args::drive_name(index), vmm_files::open(&drive.path, drive.access)?));
+        files.push((args::drive_name(index), files::open(&drive.path, drive.access)?));
         if let Medium::Layer { base } = &drive.medium {
-            files.push((args::base_name(index), vmm_files::open(base, Access::ReadOnly)?));
+            files.push((args::base_name(index), files::open(base, Access::ReadOnly)?));
         }
     }
     for index in 0..spec.nics.len() {
@@ -134,8 +135,8 @@ fn prepare(
     Ok(VmmCommand {
         argv: args::of(PROGRAM, spec, acceleration),
         files,
-        console: vmm_files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
-        log: vmm_files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
+        console: files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
+        log: files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
     })
 }
 

@@ -281,7 +281,7 @@ impl Properties {
         // Our programs filter their system calls themselves, and see neither /sys nor the settings in /proc. So
         // systemd's protections of modules, clocks, the log and the host's name, and its limits of sockets,
         // namespaces and personalities, would add nothing, and cost as much as all others together
-        // (docs/decisions/0017-walls-of-a-unit.md).
+        // (docs/decisions/0017-confinement-of-units.md).
         set("InaccessiblePaths", vec![SYS].into())?;
         // It has its own mounts anyway, so this costs nothing.
         set("PrivateMounts", true.into())?;

@@ -14,7 +14,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::guest_clock;
+use super::clock;
 use crate::ports::{Channel, Error, GuestFacts, GuestLink, Result, Vmm};
 
 /// How long a running agent may take to greet a client.
@@ -86,14 +86,14 @@ impl GuestLink for AgentLink {
         // Uses the service's own channel, since clients may hold every other one.
         let compare = async {
             let mut stream = self.vmm.connect(vm, Channel::Control).await?;
-            guest_clock::compare(&mut stream, token, occasion).await
+            clock::compare(&mut stream, token, occasion).await
         };
         let compared = tokio::time::timeout(CLOCK_TIMEOUT, compare);
         match compared.await.map_err(|_| late())? {
             // Agents of guests that were started before an upgrade may not support the comparison, but all of them
             // can set the time.
             Err(_) if occasion != Occasion::Regular => {
-                let unix_usec = u64::try_from(guest_clock::unix_now()).unwrap_or_default();
+                let unix_usec = u64::try_from(clock::unix_now()).unwrap_or_default();
                 let set = self.ask(vm, token, Request::SetTime { unix_usec });
                 tokio::time::timeout(CLOCK_TIMEOUT, set).await.map_err(|_| late())?
             }

@@ -1,0 +1,5 @@
+//! What goes to a running guest: the guest protocol ([`link`]), its clock, and the streams that clients have open.
+
+mod clock;
+pub mod link;
+pub mod streams;

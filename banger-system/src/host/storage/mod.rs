@@ -1,0 +1,13 @@
+//! Files and block devices: the disks of sandboxes, the files of images and kernels.
+//!
+//! A file appears whole or not at all ([`partial`]), and so does a directory ([`staging`]). A system disk is a
+//! snapshot of its image by device mapper ([`mapper`]), or a file ([`disks`]).
+
+pub mod disks;
+pub mod image_files;
+pub mod kernel_files;
+pub mod mapper;
+pub(in crate::host) mod partial;
+mod sparse;
+mod staging;
+mod write_behind;
