@@ -3,7 +3,12 @@
 use std::{collections::HashMap, os::fd::OwnedFd};
 
 use banger_domain::{
-    name::Name, net::nic::Nat, ssh::AuthorizedKey, timezone::Timezone, vm::Init, vmm::VmmChoice,
+    name::{Name, Reference},
+    net::nic::Nat,
+    ssh::AuthorizedKey,
+    timezone::Timezone,
+    vm::Init,
+    vmm::VmmChoice,
 };
 use banger_image::oci::{
     credentials::Credentials, manifest::MAX_LAYERS, platform::Platform, reference::ImageRef,
@@ -99,8 +104,11 @@ pub(super) async fn read_create(api: &Api, caller: &Caller, name: &str, options:
     let request = CreateVm {
         owner: caller.uid,
         name: if name.is_empty() { None } else { Some(parse_name(name)?) },
-        image: options.string(create::IMAGE)?.map(|text| api.usable_image(caller, &text)).transpose()?,
-        kernel: options.string(create::KERNEL)?.map(|text| api.usable_kernel(caller, &text)).transpose()?,
+        image: match options.string(create::IMAGE)? {
+            Some(text) => Some(api.usable_image(caller, &text).await?),
+            None => None,
+        },
+        kernel: usable_kernel(api, caller, options.string(create::KERNEL)?).await?,
         vcpus: options.small_number(create::VCPUS)?,
         memory: options.number(create::MEMORY)?.map(Bytes),
         disk_size: options.number(create::DISK_SIZE)?.map(Bytes),
@@ -147,7 +155,7 @@ pub(super) async fn read_import(
     let shared = options.boolean(import::SHARED)?.unwrap_or_default();
     let kernel = options.string(import::KERNEL_REF)?;
     options.finish()?;
-    let kernel = kernel.map(|text| api.usable_kernel(caller, &text)).transpose()?;
+    let kernel = usable_kernel(api, caller, kernel).await?;
     api.require_share(caller, shared, &name).await?;
     Ok(ImportImage { owner: caller.uid, name, shared, kernel, content })
 }
@@ -171,7 +179,7 @@ pub(super) async fn read_pull(
     let from = options.string(pull::FROM)?;
     options.finish()?;
     let from = read_pull_source(catalog_name, from.as_deref())?;
-    let kernel = kernel.map(|text| api.usable_kernel(caller, &text)).transpose()?;
+    let kernel = usable_kernel(api, caller, kernel).await?;
     let credentials = match credentials {
         Some(file) => api.engine.read_credentials(file)?,
         None => Credentials::Anonymous,
@@ -184,6 +192,14 @@ pub(super) async fn read_pull(
     let source = Source { reference, platform, credentials };
     let on_conflict = if force { OnConflict::Replace } else { OnConflict::Fail };
     Ok(PullImage { owner: caller.uid, source, from, name, shared, kernel, on_conflict })
+}
+
+/// Finds the kernel that the caller names, if it names one.
+async fn usable_kernel(api: &Api, caller: &Caller, text: Option<String>) -> Result<Option<Reference>> {
+    match text {
+        Some(text) => Ok(Some(api.usable_kernel(caller, &text).await?)),
+        None => Ok(None),
+    }
 }
 
 /// Parses the ranges of an image's parts. An image has two documents and at most [`MAX_LAYERS`] layers.

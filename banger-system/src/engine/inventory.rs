@@ -23,7 +23,6 @@ use super::{
     view::{Event, ImageView, KernelView, Object, VmView},
     vm_task::Command,
 };
-use crate::ports::Users;
 
 pub(super) struct Inventory {
     state: Mutex<State>,
@@ -231,12 +230,12 @@ impl Inventory {
         }
     }
 
-    /// Finds a VM by an id of any owner, or by a name of the caller's.
+    /// Finds a VM by an id of any owner, or by a name of the caller's. `named` is the user whom the reference names.
     pub(super) fn find_vm(
         &self,
         caller: Uid,
         reference: &Reference,
-        users: &dyn Users,
+        named: Option<Uid>,
     ) -> Result<Arc<VmView>> {
         let views = self.vms();
         let candidates = views.iter().map(|view| Candidate {
@@ -246,7 +245,7 @@ impl Inventory {
             name: &view.vm.name,
             shared: false,
         });
-        find(Kind::Vm, caller, reference, users, candidates).cloned()
+        find(Kind::Vm, caller, reference, named, candidates).cloned()
     }
 
     pub(super) fn images(&self) -> Vec<Arc<ImageView>> {
@@ -261,7 +260,7 @@ impl Inventory {
         &self,
         caller: Uid,
         reference: &Reference,
-        users: &dyn Users,
+        named: Option<Uid>,
     ) -> Result<Arc<ImageView>> {
         let images = self.images();
         let candidates = images.iter().map(|image| Candidate {
@@ -271,7 +270,7 @@ impl Inventory {
             name: &image.name,
             shared: image.shared,
         });
-        find(Kind::Image, caller, reference, users, candidates).cloned()
+        find(Kind::Image, caller, reference, named, candidates).cloned()
     }
 
     pub(super) fn kernels(&self) -> Vec<Arc<KernelView>> {
@@ -286,7 +285,7 @@ impl Inventory {
         &self,
         caller: Uid,
         reference: &Reference,
-        users: &dyn Users,
+        named: Option<Uid>,
     ) -> Result<Arc<KernelView>> {
         let kernels = self.kernels();
         let candidates = kernels.iter().map(|kernel| Candidate {
@@ -296,7 +295,7 @@ impl Inventory {
             name: &kernel.name,
             shared: kernel.shared,
         });
-        find(Kind::Kernel, caller, reference, users, candidates).cloned()
+        find(Kind::Kernel, caller, reference, named, candidates).cloned()
     }
 
     /// Reserves the name of an image or kernel during its import. `instead_of` is the object that the import
@@ -454,12 +453,12 @@ struct Candidate<'a, T> {
 }
 
 /// Finds the one object that a reference means: an id prefix of any object, a name of the caller's or else of a
-/// shared object, or `user/name` of that user.
+/// shared object, or `user/name` of that user, who is `named`.
 fn find<'a, T>(
     kind: Kind,
     caller: Uid,
     reference: &Reference,
-    users: &dyn Users,
+    named: Option<Uid>,
     candidates: impl Iterator<Item = Candidate<'a, T>>,
 ) -> Result<&'a T> {
     let text = || match reference {
@@ -471,8 +470,8 @@ fn find<'a, T>(
         Reference::IdPrefix(prefix) => {
             candidates.filter(|candidate| candidate.id.starts_with(prefix.as_str())).collect()
         }
-        Reference::Owned { user, name } => {
-            let owner = users.uid_of(user).ok_or_else(|| no_such(kind, &text()))?;
+        Reference::Owned { name, .. } => {
+            let owner = named.ok_or_else(|| no_such(kind, &text()))?;
             candidates.filter(|candidate| candidate.owner == owner && candidate.name == name).collect()
         }
         Reference::Name(name) => candidates

@@ -27,7 +27,7 @@ impl Engine {
     pub fn import_image(&self, request: ImportImage) -> Result<JobId> {
         let shared = Arc::clone(&self.shared);
         let kernel = match &request.kernel {
-            Some(reference) => Some(self.find_kernel(request.owner, reference)?.id),
+            Some(reference) => Some(self.kernel_by(request.owner, reference)?.id),
             None => None,
         };
         shared.inventory.reserve(

@@ -101,7 +101,7 @@ impl Engine {
         };
         let no_name = || Error::InvalidOption { why: format!("{} has no name; give one", source.reference) };
         let name = name.or_else(|| source.reference.local_name()).ok_or_else(no_name)?;
-        let kernel = kernel.map(|reference| self.find_kernel(owner, &reference)).transpose()?.map(|k| k.id);
+        let kernel = kernel.map(|reference| self.kernel_by(owner, &reference)).transpose()?.map(|k| k.id);
 
         let key = (owner, name.clone());
         let mut jobs = shared.pulls.jobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -244,7 +244,7 @@ fn check_may_replace(shared: &Shared, pull: &Pull, is_older: impl Fn(&ImageView)
 /// catalog.
 async fn resolve_kernel(shared: &Arc<Shared>, job: &JobHandle, owner: Uid, name: &Name) -> Result<KernelId> {
     let engine = Engine { shared: Arc::clone(shared) };
-    let find = || engine.find_kernel(owner, &Reference::Name(name.clone())).map(|kernel| kernel.id);
+    let find = || engine.kernel_by(owner, &Reference::Name(name.clone())).map(|kernel| kernel.id);
     if let Ok(kernel) = find() {
         return Ok(kernel);
     }
