@@ -136,7 +136,7 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         store: Arc::new(SqliteStore::open(&paths).await.context("cannot open the database")?),
         streams: Arc::new(OpenStreams::default()),
         supervisor,
-        users: Arc::new(Accounts),
+        users: Arc::new(Accounts::of_host()),
         vmm,
     })
 }

@@ -510,12 +510,13 @@ pub struct LogRange {
     pub follow: bool,
 }
 
-/// The accounts of the host.
+/// The accounts of the host. Fails with [`Error::HostNotReady`] if the name service does not answer in time.
+#[async_trait]
 pub trait Users: Send + Sync {
-    /// Returns the user with this login name or number. May block on name services.
-    fn uid_of(&self, login: &str) -> Option<Uid>;
-    /// Returns the login name of a user, or the number if there is none. May block on name services.
-    fn name_of(&self, uid: Uid) -> String;
+    /// Returns the user with this login name or number; none if there is no such name.
+    async fn uid_of(&self, login: &str) -> Result<Option<Uid>>;
+    /// Returns the login name of a user; none if the user has no account.
+    async fn login_of(&self, uid: Uid) -> Result<Option<String>>;
 }
 
 /// The database. A write survives a crash of the service once its method has returned, and may be repeated.

@@ -322,12 +322,14 @@ async fn names_belong_to_their_owner() {
         "you already have a sandbox box"
     );
     let (his, _) = lab.engine.create_vm(named(BOB)).await.unwrap();
-    let find = |caller, text: &str| lab.engine.find_vm(caller, &text.parse().unwrap()).map(|v| v.vm.id).ok();
-    assert_eq!(find(ALICE, "box"), Some(hers));
-    assert_eq!(find(BOB, "box"), Some(his));
-    assert_eq!(find(BOB, "user1000/box"), Some(hers));
-    assert_eq!(find(Uid(7), "box"), None);
-    assert_eq!(find(BOB, &hers.to_string()[..8]), Some(hers));
+    let find = async |caller, text: &str| {
+        lab.engine.find_vm(caller, &text.parse().unwrap()).await.map(|view| view.vm.id).ok()
+    };
+    assert_eq!(find(ALICE, "box").await, Some(hers));
+    assert_eq!(find(BOB, "box").await, Some(his));
+    assert_eq!(find(BOB, "user1000/box").await, Some(hers));
+    assert_eq!(find(Uid(7), "box").await, None);
+    assert_eq!(find(BOB, &hers.to_string()[..8]).await, Some(hers));
 }
 
 #[tokio::test]
@@ -422,6 +424,26 @@ async fn a_sandbox_has_its_names_exactly_while_it_runs() {
     lab.done(lab.engine.delete_vm(bobs, StopMode::Forced).await.unwrap()).await;
     until_resolved(&lab, "shop.vm", false).await;
     assert!(lab.sim.names().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_service_that_does_not_answer_delays_names_and_nothing_else() {
+    let lab = EngineLab::new().await;
+    lab.sim.lose_accounts(true);
+    let create = CreateVm { name: "web".parse().ok(), ..request() };
+    let (_, job) = lab.engine.create_vm(create).await.unwrap();
+    lab.done(job).await;
+    until_published(&lab).await;
+    assert_eq!(resolve(&lab, "web.user1000.vm"), None);
+    lab.sim.lose_accounts(false);
+    until_resolved(&lab, "web.user1000.vm", true).await;
+}
+
+/// Waits until a table of names is published.
+async fn until_published(lab: &EngineLab) {
+    while lab.sim.names().is_none() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ impl Engine {
                 ),
             },
         });
-        let kernel = self.find_kernel(caller, &Reference::Name(settings.default_kernel.clone()));
+        let kernel = self.kernel_by(caller, &Reference::Name(settings.default_kernel.clone()));
         checks.push(match kernel {
             Ok(kernel) => {
                 pass("default kernel", format!("{} is available ({})", kernel.name, kernel.facts.release))

@@ -24,7 +24,6 @@ use super::{
     view::{Event, ImageView, KernelView, VmView},
     vm_task::Command,
 };
-use crate::ports::Users;
 
 pub(super) struct Inventory {
     state: Mutex<State>,
@@ -233,12 +232,12 @@ impl Inventory {
         }
     }
 
-    /// Finds a VM by an id of any owner, or by a name of the caller's.
+    /// Finds a VM by an id of any owner, or by a name of the caller's. `named` is the user whom the reference names.
     pub(super) fn find_vm(
         &self,
         caller: Uid,
         reference: &Reference,
-        users: &dyn Users,
+        named: Option<Uid>,
     ) -> Result<Arc<VmView>> {
         let views = self.vms();
         let candidates = views.iter().map(|view| Candidate {
@@ -248,7 +247,7 @@ impl Inventory {
             name: &view.vm.name,
             shared: false,
         });
-        pick(Kind::Vm, caller, reference, users, candidates).cloned()
+        pick(Kind::Vm, caller, reference, named, candidates).cloned()
     }
 
     /// Returns all images or all kernels.
@@ -266,12 +265,12 @@ impl Inventory {
         I::table(&self.lock()).values().find(|item| item.owner() == owner && item.name() == name).cloned()
     }
 
-    /// Finds an image or a kernel by reference.
+    /// Finds an image or a kernel by reference. `named` is the user whom the reference names.
     pub(super) fn find<I: Stored>(
         &self,
         caller: Uid,
         reference: &Reference,
-        users: &dyn Users,
+        named: Option<Uid>,
     ) -> Result<Arc<I>> {
         let items = self.all::<I>();
         let candidates = items.iter().map(|item| Candidate {
@@ -281,7 +280,7 @@ impl Inventory {
             name: item.name(),
             shared: item.is_shared(),
         });
-        pick(I::KIND, caller, reference, users, candidates).cloned()
+        pick(I::KIND, caller, reference, named, candidates).cloned()
     }
 
     /// Reserves a name while an image or a kernel is created. `instead_of` is the object that it replaces.
@@ -406,12 +405,12 @@ struct Candidate<'a, T> {
 }
 
 /// Finds the one object that a reference means: an id prefix of any object, a name of the caller's or else of a
-/// shared object, or `user/name` of that user.
+/// shared object, or `user/name` of that user, who is `named`.
 fn pick<'a, T>(
     kind: Kind,
     caller: Uid,
     reference: &Reference,
-    users: &dyn Users,
+    named: Option<Uid>,
     candidates: impl Iterator<Item = Candidate<'a, T>>,
 ) -> Result<&'a T> {
     let text = || match reference {
@@ -423,8 +422,8 @@ fn pick<'a, T>(
         Reference::IdPrefix(prefix) => {
             candidates.filter(|candidate| candidate.id.starts_with(prefix.as_str())).collect()
         }
-        Reference::Owned { user, name } => {
-            let owner = users.uid_of(user).ok_or_else(|| no_such(kind, &text()))?;
+        Reference::Owned { name, .. } => {
+            let owner = named.ok_or_else(|| no_such(kind, &text()))?;
             candidates.filter(|candidate| candidate.owner == owner && candidate.name == name).collect()
         }
         Reference::Name(name) => candidates

@@ -58,7 +58,7 @@ use self::{
     view::{Event, ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
 };
-use crate::ports::{Authority, Clock, Log, LogRange, Ports, ReaderGuard, Users};
+use crate::ports::{Authority, Clock, Log, LogRange, Ports, ReaderGuard};
 
 /// Settings from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,9 +140,19 @@ impl Engine {
         names.as_ref().map(|names| names.names_of(vm)).unwrap_or_default()
     }
 
-    /// Returns the accounts of the host.
-    pub fn users(&self) -> &dyn Users {
-        &*self.shared.ports.users
+    /// Returns the login name of a user, or the number if there is none or the name service does not answer.
+    pub async fn login_of(&self, uid: Uid) -> String {
+        let login = self.shared.ports.users.login_of(uid).await;
+        let login = login.inspect_err(|error| tracing::warn!(%uid, %error, "cannot look up a user"));
+        login.ok().flatten().unwrap_or_else(|| uid.to_string())
+    }
+
+    /// Returns the user whom a reference names; none if it names nobody, or nobody with an account.
+    pub async fn user_of(&self, reference: &Reference) -> Result<Option<Uid>> {
+        match reference {
+            Reference::Owned { user, .. } => Ok(self.shared.ports.users.uid_of(user).await?),
+            Reference::IdPrefix(_) | Reference::Name(_) => Ok(None),
+        }
     }
 
     /// Returns the authority that decides beyond ownership.
@@ -161,8 +171,8 @@ impl Engine {
     }
 
     /// Finds a VM by reference, maybe another user's. The D-Bus API decides whether the caller may know of it.
-    pub fn find_vm(&self, caller: Uid, reference: &Reference) -> Result<Arc<VmView>> {
-        self.shared.inventory.find_vm(caller, reference, self.users())
+    pub async fn find_vm(&self, caller: Uid, reference: &Reference) -> Result<Arc<VmView>> {
+        self.shared.inventory.find_vm(caller, reference, self.user_of(reference).await?)
     }
 
     /// Returns all images.
@@ -176,14 +186,19 @@ impl Engine {
     }
 
     /// Finds an image by reference.
-    pub fn find_image(&self, caller: Uid, reference: &Reference) -> Result<Arc<ImageView>> {
-        self.shared.inventory.find::<Image>(caller, reference, self.users())
+    pub async fn find_image(&self, caller: Uid, reference: &Reference) -> Result<Arc<ImageView>> {
+        self.shared.inventory.find::<Image>(caller, reference, self.user_of(reference).await?)
+    }
+
+    /// Finds an image by a reference that names no user.
+    fn image_by(&self, caller: Uid, reference: &Reference) -> Result<Arc<ImageView>> {
+        self.shared.inventory.find::<Image>(caller, reference, None)
     }
 
     /// Image of a sandbox, unless the request names one.
     pub fn default_image(&self, owner: Uid) -> Result<Arc<ImageView>> {
         match &self.shared.settings.default_image {
-            DefaultImage::Named(name) => self.find_image(owner, &Reference::Name(name.clone())),
+            DefaultImage::Named(name) => self.image_by(owner, &Reference::Name(name.clone())),
             DefaultImage::Pulled(reference) => self
                 .find_pulled(owner, reference)
                 .ok_or_else(|| inventory::no_such(error::Kind::Image, &reference.to_string())),
@@ -201,8 +216,14 @@ impl Engine {
     }
 
     /// Finds a kernel by reference.
-    pub fn find_kernel(&self, caller: Uid, reference: &Reference) -> Result<Arc<KernelView>> {
-        self.shared.inventory.find::<Kernel>(caller, reference, self.users())
+    pub async fn find_kernel(&self, caller: Uid, reference: &Reference) -> Result<Arc<KernelView>> {
+        self.shared.inventory.find::<Kernel>(caller, reference, self.user_of(reference).await?)
+    }
+
+    /// Finds a kernel by a reference that names no user. The references in requests are such: the D-Bus API has
+    /// resolved them.
+    fn kernel_by(&self, caller: Uid, reference: &Reference) -> Result<Arc<KernelView>> {
+        self.shared.inventory.find::<Kernel>(caller, reference, None)
     }
 
     /// Returns the VMs that use an image.

@@ -74,6 +74,8 @@ struct State {
     kernels: BTreeMap<KernelId, Kernel>,
     ledger: BTreeSet<(VmId, Resource)>,
     verdict: Option<Verdict>,
+    /// The name service does not answer.
+    accounts_lost: bool,
     boots: u64,
     /// How guests ended or halted.
     guest_ends: BTreeMap<VmId, GuestEnd>,
@@ -237,6 +239,11 @@ impl Sim {
     /// Sets the authority's answer. It is yes by default.
     pub fn decide(&self, verdict: Verdict) {
         self.lock().verdict = Some(verdict);
+    }
+
+    /// Makes the name service stop answering, or answer again.
+    pub fn lose_accounts(&self, lost: bool) {
+        self.lock().accounts_lost = lost;
     }
 
     /// Ends a VM's process.

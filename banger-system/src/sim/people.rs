@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use banger_domain::{clock::Occasion, id::Uid};
 
 use super::Sim;
-use crate::ports::{Authority, Clock, Question, Result, Users, Verdict};
+use crate::ports::{Authority, Clock, Error, Question, Result, Users, Verdict};
 
 #[async_trait]
 impl Authority for Sim {
@@ -15,14 +15,18 @@ impl Authority for Sim {
     }
 }
 
+#[async_trait]
 impl Users for Sim {
     /// Accepts numbers, and `userN` for user N.
-    fn uid_of(&self, login: &str) -> Option<Uid> {
-        login.strip_prefix("user").unwrap_or(login).parse().ok().map(Uid)
+    async fn uid_of(&self, login: &str) -> Result<Option<Uid>> {
+        Ok(login.strip_prefix("user").unwrap_or(login).parse().ok().map(Uid))
     }
 
-    fn name_of(&self, uid: Uid) -> String {
-        format!("user{uid}")
+    async fn login_of(&self, uid: Uid) -> Result<Option<String>> {
+        if self.lock().accounts_lost {
+            return Err(Error::HostNotReady { message: "the name service does not answer".to_owned() });
+        }
+        Ok(Some(format!("user{uid}")))
     }
 }
 

@@ -6,7 +6,7 @@ use banger_proto::{
     size::Bytes,
 };
 
-use super::{Api, Caller, Dict, Error, Options, Result, parse_name, read_start};
+use super::{Api, Caller, Dict, Error, Options, Result, parse_name, read_start, usable_kernel};
 use crate::engine::request::CreateVm;
 
 /// Limits of labels.
@@ -57,8 +57,11 @@ pub(in crate::bus) async fn read_create(
     let request = CreateVm {
         owner: caller.uid,
         name: if name.is_empty() { None } else { Some(parse_name(name)?) },
-        image: options.string(create::IMAGE)?.map(|text| api.usable_image(caller, &text)).transpose()?,
-        kernel: options.string(create::KERNEL)?.map(|text| api.usable_kernel(caller, &text)).transpose()?,
+        image: match options.string(create::IMAGE)? {
+            Some(text) => Some(api.usable_image(caller, &text).await?),
+            None => None,
+        },
+        kernel: usable_kernel(api, caller, options.string(create::KERNEL)?).await?,
         vcpus: options.small_number(create::VCPUS)?,
         memory: options.number(create::MEMORY)?.map(Bytes),
         disk_size: options.number(create::DISK_SIZE)?.map(Bytes),

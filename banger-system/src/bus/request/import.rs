@@ -8,7 +8,7 @@ use banger_proto::{
     size::Bytes,
 };
 
-use super::{Api, Caller, Dict, Error, Options, Result, parse_name};
+use super::{Api, Caller, Dict, Error, Options, Result, parse_name, usable_kernel};
 use crate::{
     engine::request::{ImportImage, ImportKernel, ImportSource},
     ports::images::FileRange,
@@ -39,7 +39,7 @@ pub(in crate::bus) async fn read_image_import(
     let shared = options.boolean(import::SHARED)?.unwrap_or_default();
     let kernel = options.string(import::KERNEL_REF)?;
     options.finish()?;
-    let kernel = kernel.map(|text| api.usable_kernel(caller, &text)).transpose()?;
+    let kernel = usable_kernel(api, caller, kernel).await?;
     api.require_share(caller, shared, &name).await?;
     Ok(ImportImage { owner: caller.uid, name, shared, kernel, content })
 }

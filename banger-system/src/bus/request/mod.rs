@@ -4,7 +4,7 @@ mod create;
 mod import;
 mod pull;
 
-use banger_domain::name::Name;
+use banger_domain::name::{Name, Reference};
 use banger_proto::bus::ErrorName;
 
 pub(super) use self::{
@@ -23,4 +23,12 @@ use super::{
 /// Parses a name.
 pub(super) fn parse_name(text: &str) -> Result<Name> {
     text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
+}
+
+/// Finds the kernel that the caller names, if it names one.
+async fn usable_kernel(api: &Api, caller: &Caller, text: Option<String>) -> Result<Option<Reference>> {
+    match text {
+        Some(text) => Ok(Some(api.usable_kernel(caller, &text).await?)),
+        None => Ok(None),
+    }
 }

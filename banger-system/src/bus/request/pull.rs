@@ -8,7 +8,7 @@ use banger_proto::bus::{
     option::pull,
 };
 
-use super::{Api, Caller, Dict, Error, Options, Result, parse_name};
+use super::{Api, Caller, Dict, Error, Options, Result, parse_name, usable_kernel};
 use crate::{
     engine::request::{OnConflict, PullImage, PullKernel, PullSource},
     ports::registry::Source,
@@ -48,7 +48,7 @@ pub(in crate::bus) async fn read_image_pull(
     let from = options.string(pull::FROM)?;
     options.finish()?;
     let from = read_pull_source(catalog_name, from.as_deref())?;
-    let kernel = kernel.map(|text| api.usable_kernel(caller, &text)).transpose()?;
+    let kernel = usable_kernel(api, caller, kernel).await?;
     let credentials = match credentials {
         Some(file) => api.engine.read_credentials(file)?,
         None => Credentials::Anonymous,

@@ -25,7 +25,7 @@ impl Engine {
     /// Starts to import an image from a user's file.
     pub fn import_image(&self, request: ImportImage) -> Result<JobId> {
         let kernel = match &request.kernel {
-            Some(reference) => Some(self.find_kernel(request.owner, reference)?.id),
+            Some(reference) => Some(self.kernel_by(request.owner, reference)?.id),
             None => None,
         };
         let order = Order::<Image> {

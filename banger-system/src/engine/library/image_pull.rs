@@ -57,7 +57,7 @@ impl Engine {
         };
         let no_name = || Error::InvalidOption { why: format!("{} has no name; give one", source.reference) };
         let name = name.or_else(|| source.reference.local_name()).ok_or_else(no_name)?;
-        let kernel = kernel.map(|reference| self.find_kernel(owner, &reference)).transpose()?.map(|k| k.id);
+        let kernel = kernel.map(|reference| self.kernel_by(owner, &reference)).transpose()?.map(|k| k.id);
 
         let (reference, platform) = (source.reference.clone(), source.platform.clone());
         let identity = PullRequest::Image { reference, platform, from: from.clone() };
@@ -214,7 +214,7 @@ async fn find_or_pull_kernel(
     name: &Name,
 ) -> Result<KernelId> {
     let reference = Reference::Name(name.clone());
-    let find = || shared.inventory.find::<Kernel>(owner, &reference, &*shared.ports.users);
+    let find = || shared.inventory.find::<Kernel>(owner, &reference, None);
     if let Ok(kernel) = find() {
         return Ok(kernel.id);
     }
