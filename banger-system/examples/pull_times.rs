@@ -30,8 +30,7 @@ use banger_system::{
         storage::image_files::LocalImages,
     },
     ports::{
-        Ports,
-        images::NoProgress,
+        NoProgress, Ports,
         registry::{Registry, Source},
     },
     sim::Sim,

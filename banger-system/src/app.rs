@@ -42,7 +42,7 @@ use crate::{
         users::Accounts,
         vmm::{Vmms, kvm::Kvm},
     },
-    ports::{Disks, Ports, Supervisor},
+    ports::{Ports, disks::Disks, supervisor::Supervisor},
     sim::Sim,
 };
 

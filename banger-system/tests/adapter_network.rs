@@ -18,7 +18,10 @@ use banger_domain::{
 };
 use banger_system::{
     host::network::{LinuxNetwork, tap_of},
-    ports::{Error, Status, network::Network},
+    ports::{
+        Status,
+        network::{Error, Network},
+    },
 };
 use net_lab::{INTERNET, Space, UPLINK, World, attach, nic, open_tun, subnet, vm};
 use scratch::{has_program, is_root, require};

@@ -24,7 +24,7 @@ use banger_system::{
         stream::Service,
         view::Outcome,
     },
-    ports::{Ended, Store as _},
+    ports::{store::Store as _, supervisor::Ended},
 };
 
 use crate::engine_lab::{ALICE, BOB, EngineLab, TIMEOUT, request};
@@ -176,7 +176,7 @@ async fn a_restart_of_the_service_reattaches_what_runs_and_removes_orphans() {
     assert_eq!(lab.sim.alive(), before);
 
     // A sandbox that only the host knows: its row was lost.
-    use banger_system::ports::Store;
+    use banger_system::ports::store::Store;
     lab.sim.delete_vm(up).await.unwrap();
     let lab = lab.restart().await;
     assert!(lab.engine.vm(up).is_none());
@@ -187,13 +187,13 @@ async fn a_restart_of_the_service_reattaches_what_runs_and_removes_orphans() {
 async fn a_sandbox_that_ended_while_the_service_was_down_is_found_stopped() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
-    use banger_system::ports::Supervisor;
+    use banger_system::ports::supervisor::Supervisor;
     // The first engine gets the event too; only what the next one makes of the row counts.
     let row = lab.engine.vm(vm).unwrap().vm.clone();
     let sim = lab.sim.clone();
     drop(lab);
     sim.remove(vm).await.unwrap();
-    use banger_system::ports::Store;
+    use banger_system::ports::store::Store;
     sim.put_vm(&row).await.unwrap();
 
     let mut lab = EngineLab::on(sim);

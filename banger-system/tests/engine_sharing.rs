@@ -13,7 +13,7 @@ use banger_system::{
         request::{CreateVm, ImportImage, ImportSource, StopMode},
         view::{Fact, ImageView},
     },
-    ports::images::FileRange,
+    ports::image_files::FileRange,
 };
 use engine_lab::{ALICE, BOB, EngineLab, request};
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     engine::Engine,
-    ports::{Interaction, Question, Verdict},
+    ports::authority::{Interaction, Question, Verdict},
 };
 
 /// Time for polkit to answer a read. zbus holds its tree of objects while a property is read, and all calls wait for

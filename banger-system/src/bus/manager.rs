@@ -35,7 +35,11 @@ use super::{
 };
 use crate::{
     engine::Engine,
-    ports::{Interaction, Question, Status, Verdict, registry::Prune},
+    ports::{
+        Check, Status,
+        authority::{Interaction, Question, Verdict},
+        registry::Prune,
+    },
 };
 
 /// Increased by one with each addition to the interfaces.
@@ -410,7 +414,7 @@ impl Methods {
     async fn diagnose(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<CheckRow>> {
         let (api, caller) = self.caller(&header).await?;
         Options::new(options).finish()?;
-        let row = |check: crate::ports::Check| CheckRow {
+        let row = |check: Check| CheckRow {
             check: check.name.to_owned(),
             status: match check.status {
                 Status::Pass => "pass",

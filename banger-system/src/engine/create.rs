@@ -20,7 +20,7 @@ use super::{
     vm_task::{INBOX, VmTask},
 };
 
-use crate::ports;
+use crate::ports::{FromHost as _, HostError};
 
 /// How many generated names are tried before giving up.
 const NAME_TRIES: u64 = 20;
@@ -50,7 +50,7 @@ impl Engine {
         settings.limits.check_root_size(root_size, image_size)?;
 
         let id = VmId::random();
-        let host_key = HostKey::random().map_err(|error| ports::Error::other("make a host key", error))?;
+        let host_key = HostKey::random().map_err(|error| HostError::other("make a host key", error))?;
         let names = candidates(request.name);
         let first = names.first().cloned().ok_or(Error::Canceled)?;
         let hostname = request.hostname;

@@ -1,9 +1,10 @@
-//! Errors of the engine, grouped by what the caller can do next.
+//! Errors of the engine, grouped by what the caller can do next. `port_error.rs` puts the errors of ports into these
+//! groups.
 
 use banger_domain::{lifecycle::Refused, limits::Exceeded, name};
 use banger_proto::causes::with_causes;
 
-use crate::ports;
+use crate::ports::HostError;
 
 /// A kind of object that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -177,9 +178,72 @@ pub enum Error {
         /// Why.
         why: std::sync::Arc<Error>,
     },
-    /// The host could not do it.
+    /// A name or a port on the host is taken by something else.
+    #[error("{message}")]
+    Taken {
+        /// What it is, who has it, and what to do about it.
+        message: String,
+    },
+    /// The content of a file or an image is not supported.
+    #[error("{message}")]
+    Unsupported {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Content does not have the expected digest or size.
+    #[error("{message}")]
+    Mismatch {
+        /// What was compared.
+        message: String,
+    },
+    /// A file descriptor is of the wrong kind, mode or size.
+    #[error("{message}")]
+    BadFile {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A remote server cannot be reached, or does not answer in time.
+    #[error("{message}")]
+    Unreachable {
+        /// Which one, and why.
+        message: String,
+    },
+    /// A registry requires a login, or refuses this one.
+    #[error("{message}")]
+    AuthRequired {
+        /// Which one, for what.
+        message: String,
+    },
+    /// A registry refuses a request, or sends an invalid response.
+    #[error("{message}")]
+    Registry {
+        /// Which one, and what it said.
+        message: String,
+    },
+    /// A catalog has a bad signature, is too old, or cannot be parsed.
+    #[error("{message}")]
+    Catalog {
+        /// Which one, and why.
+        message: String,
+    },
+    /// The VMM did not start, exited, or refused a request.
+    #[error("{message}")]
+    Vmm {
+        /// What it said.
+        message: String,
+    },
+    /// The guest's agent cannot be reached in time, or sends an invalid reply.
+    #[error("{message}")]
+    Agent {
+        /// What went wrong.
+        message: String,
+    },
+    /// All streams to the guest's agent are in use.
+    #[error("all streams to the guest are in use")]
+    AllStreamsInUse,
+    /// A call to the host failed.
     #[error(transparent)]
-    Port(#[from] ports::Error),
+    Host(#[from] HostError),
 }
 
 /// Returns the note as a suffix, if there is one.

@@ -31,7 +31,7 @@ use super::{
     queue::{Queue, Ticket},
     view::{Event, Fact, JobKind, JobView, Object, Outcome},
 };
-use crate::ports::{Clock, images::Progress};
+use crate::ports::{Progress, clock::Clock};
 
 /// How long the result of an ended job can be read.
 const KEEP_FINISHED: Duration = Duration::from_secs(300);

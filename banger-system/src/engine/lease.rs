@@ -32,7 +32,8 @@ use banger_domain::{
     resource::{Resource, Scope},
 };
 
-use crate::ports::{self, Ports};
+use super::error::{Error, Result};
+use crate::ports::Ports;
 
 /// The host resources of one VM. Only this type writes the ledger.
 pub(super) struct Lease {
@@ -54,24 +55,24 @@ impl Lease {
 
     /// Records a resource in the ledger, then creates it. If that fails, the record stays until [`Lease::release`],
     /// because a part of the resource may exist.
-    pub(super) async fn hold<T>(
+    pub(super) async fn hold<T, E: Into<Error>>(
         &mut self,
         resource: Resource,
-        make: impl Future<Output = ports::Result<T>>,
-    ) -> ports::Result<T> {
+        make: impl Future<Output = Result<T, E>>,
+    ) -> Result<T> {
         self.ports.store.record(self.vm, resource).await?;
         self.held.insert(resource);
-        make.await
+        make.await.map_err(E::into)
     }
 
     /// Releases all resources of this lifetime, the youngest first. Continues after a failure: what failed stays in
     /// the ledger. Returns the errors.
-    pub(super) async fn release(&mut self, scope: Scope) -> Vec<ports::Error> {
+    pub(super) async fn release(&mut self, scope: Scope) -> Vec<Error> {
         let mut errors = Vec::new();
         let held: Vec<Resource> = self.held.iter().copied().filter(|r| r.scope() == scope).collect();
         for resource in held.into_iter().rev() {
             let released = match release_resource(&self.ports, self.vm, resource).await {
-                Ok(()) => self.ports.store.strike(self.vm, resource).await,
+                Ok(()) => self.ports.store.strike(self.vm, resource).await.map_err(Error::from),
                 Err(error) => Err(error),
             };
             match released {
@@ -86,7 +87,7 @@ impl Lease {
     }
 
     /// Releases everything, resources of the boot first.
-    pub(super) async fn release_all(&mut self) -> Vec<ports::Error> {
+    pub(super) async fn release_all(&mut self) -> Vec<Error> {
         let mut errors = self.release(Scope::Boot).await;
         errors.extend(self.release(Scope::Vm).await);
         errors
@@ -94,12 +95,13 @@ impl Lease {
 }
 
 /// Releases one resource. Releasing what is already gone is success.
-async fn release_resource(ports: &Ports, vm: VmId, resource: Resource) -> ports::Result<()> {
+async fn release_resource(ports: &Ports, vm: VmId, resource: Resource) -> Result<()> {
     match resource {
-        Resource::Unit => ports.supervisor.remove(vm).await,
-        Resource::Sockets => ports.vmm.remove_sockets(vm).await,
-        Resource::Nic => ports.network.unplug(vm).await,
-        Resource::Mapper => ports.disks.detach(vm).await,
-        Resource::Disks => ports.disks.remove_directory(vm).await,
+        Resource::Unit => ports.supervisor.remove(vm).await?,
+        Resource::Sockets => ports.vmm.remove_sockets(vm).await?,
+        Resource::Nic => ports.network.unplug(vm).await?,
+        Resource::Mapper => ports.disks.detach(vm).await?,
+        Resource::Disks => ports.disks.remove_directory(vm).await?,
     }
+    Ok(())
 }

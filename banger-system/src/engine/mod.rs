@@ -17,6 +17,7 @@ mod lease;
 mod library;
 mod names;
 mod network;
+mod port_error;
 mod queue;
 mod recover;
 pub mod request;
@@ -58,7 +59,12 @@ use self::{
     view::{Event, ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
 };
-use crate::ports::{Authority, Clock, Log, LogRange, Ports, ReaderGuard};
+use crate::ports::{
+    Ports,
+    authority::Authority,
+    clock::Clock,
+    logs::{Log, LogRange, ReaderGuard},
+};
 
 /// Settings from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -308,7 +314,7 @@ impl Engine {
     /// Counts a stream against its user's limit, and closes it if there are too many.
     fn hand_out(&self, user: Uid, stream: OwnedFd) -> Result<OwnedFd> {
         let limit = self.shared.settings.limits.streams as usize;
-        self.shared.ports.streams.hand_out(user, &stream, limit)??;
+        self.shared.ports.streams.hand_out(user, &stream, limit)?;
         Ok(stream)
     }
 

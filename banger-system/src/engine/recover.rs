@@ -35,7 +35,7 @@ use super::{
     lease::Lease,
     vm_task::{INBOX, VmTask},
 };
-use crate::ports::Started;
+use crate::ports::supervisor::Started;
 
 impl Engine {
     /// Recovers the state of an earlier run. Must be called once, before the engine serves requests.

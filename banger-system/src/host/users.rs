@@ -15,7 +15,10 @@ use banger_domain::id::Uid;
 use tokio::sync::Semaphore;
 
 use super::blocking::blocking;
-use crate::ports::{Error, Result, Users};
+use crate::ports::{
+    FromHost as _,
+    users::{Error, Result, Users},
+};
 
 /// How long a question may take. A directory on the network answers in milliseconds, or not at all.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,8 +87,7 @@ impl Accounts {
             })
             .await
         };
-        let late =
-            |_| Error::HostNotReady { message: "the name service of this host does not answer".to_owned() };
+        let late = |_| Error::not_ready("the name service of this host does not answer");
         tokio::time::timeout(self.timeout, asked).await.map_err(late)?
     }
 }

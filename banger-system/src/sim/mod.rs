@@ -33,7 +33,9 @@ use banger_image::{
 use banger_proto::size::Bytes;
 use tokio::sync::{Notify, watch};
 
-use crate::ports::{self, Ended, Ports, Verdict, catalogs::FetchedIndex};
+use crate::ports::{
+    FromHost as _, HostError, Ports, authority::Verdict, catalogs::FetchedIndex, supervisor::Ended,
+};
 
 /// A host in memory. Clones share one host.
 #[derive(Clone, Default)]
@@ -297,12 +299,12 @@ impl Sim {
     }
 
     /// Counts a step with an effect. Called before the effect, so that a failed step has none.
-    fn step(&self, doing: &str) -> ports::Result<MutexGuard<'_, State>> {
+    fn step(&self, doing: &str) -> Result<MutexGuard<'_, State>, HostError> {
         let mut state = self.lock();
         let n = state.steps;
         state.steps += 1;
         if state.fail_at == Some(n) {
-            return Err(ports::Error::HostNotReady { message: format!("told to fail: {doing}") });
+            return Err(HostError::not_ready(format!("told to fail: {doing}")));
         }
         Ok(state)
     }

@@ -15,7 +15,10 @@ use banger_domain::{
 };
 
 use super::{Sim, State};
-use crate::ports::{Check, Error, Result, Status, network::Network};
+use crate::ports::{
+    Check, FromHost as _, Status,
+    network::{Error, Network, Result},
+};
 
 /// What every guest sends to a client before it closes the connection.
 pub const GREETING: &[u8] = b"SSH-2.0-memory\r\n";
@@ -62,7 +65,7 @@ impl Network for Sim {
     async fn plug(&self, nic: &Nic) -> Result<()> {
         let mut state = self.step("plug a guest in")?;
         if state.subnet.is_none() {
-            return Err(Error::HostNotReady { message: "the network for guests is not set up".to_owned() });
+            return Err(Error::not_ready("the network for guests is not set up"));
         }
         put(&mut state, nic)
     }

@@ -15,7 +15,7 @@ use banger_system::{
         request::{ImportImage, ImportKernel, ImportSource},
     },
     host,
-    ports::{Clock, Ports, Users},
+    ports::{Ports, clock::Clock, users::Users},
     sim::Sim,
 };
 use tempfile::TempDir;
@@ -121,7 +121,7 @@ impl PausableClock {
 #[async_trait::async_trait]
 impl Clock for PausableClock {
     /// The clock is never set.
-    async fn due(&self) -> banger_system::ports::Result<banger_domain::clock::Occasion> {
+    async fn due(&self) -> banger_system::ports::clock::Result<banger_domain::clock::Occasion> {
         std::future::pending().await
     }
 

@@ -11,7 +11,7 @@ use banger_proto::{
 use super::{Api, Caller, Dict, Error, Options, Result, parse_name, usable_kernel};
 use crate::{
     engine::request::{ImportImage, ImportKernel, ImportSource},
-    ports::images::FileRange,
+    ports::image_files::FileRange,
 };
 
 /// Parses the arguments of `ImportImage`.

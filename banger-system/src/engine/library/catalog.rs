@@ -19,7 +19,7 @@ use super::{
     pipeline::{run_job, unless_canceled},
     view::{Fact, JobKind},
 };
-use crate::ports::{self, catalogs::FetchedIndex};
+use crate::ports::catalogs::FetchedIndex;
 
 /// Age from which a stored copy is fetched again before a look-up.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -144,7 +144,7 @@ pub(super) async fn find_kernel(shared: &Shared, name: &Name) -> Result<Option<F
 /// Returns the error for a name that no catalog has. If a catalog cannot be used, that is the error.
 pub(super) fn not_found(shared: &Shared, kind: Kind, name: &Name) -> Error {
     match problems(shared).into_iter().next() {
-        Some(message) => ports::Error::Catalog { message }.into(),
+        Some(message) => Error::Catalog { message },
         None => Error::NotInCatalogs { kind, name: name.to_string() },
     }
 }
@@ -159,7 +159,7 @@ async fn find<T: Clone>(
         let Some(edition) = &catalog.edition else { continue };
         let Some(entry) = lookup(&edition.index) else { continue };
         // Later catalogs may have another entry of this name, which must not stand in for it.
-        catalog.index(now).map_err(|message| ports::Error::Catalog { message })?;
+        catalog.index(now).map_err(|message| Error::Catalog { message })?;
         return Ok(Some(Found { catalog: catalog.name, entry: entry.clone() }));
     }
     Ok(None)

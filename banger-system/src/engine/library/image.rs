@@ -17,7 +17,7 @@ use super::{
     request::{ImportImage, ImportSource},
     view::{ImageView, JobKind, Object},
 };
-use crate::ports::images::{Content, Layout};
+use crate::ports::image_files::{Content, Layout};
 
 const IMPORT: Stages = &["import"];
 

@@ -21,8 +21,7 @@ use super::{
     view::ImageView,
 };
 use crate::ports::{
-    self,
-    images::{Content, Layer},
+    image_files::{self, Content, Layer},
     registry::{Fetch, Source},
 };
 
@@ -226,9 +225,9 @@ async fn forget_bad_layers(
     shared: &Shared,
     source: &Source,
     remote: &RemoteImage,
-    error: ports::Error,
+    error: image_files::Error,
 ) -> Error {
-    if matches!(error, ports::Error::Mismatch { .. } | ports::Error::Unsupported { .. })
+    if matches!(error, image_files::Error::Mismatch { .. } | image_files::Error::Unsupported { .. })
         && let Err(error) = shared.ports.registry.forget(source, &remote.layers).await
     {
         tracing::error!(%error, "cannot remove bad layers from the cache");

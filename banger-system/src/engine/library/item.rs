@@ -7,10 +7,14 @@ use banger_domain::id::{ImageId, KernelId};
 use banger_image::record::{Image, Kernel};
 
 use super::{
+    error::Result,
     inventory::State,
     view::{Event, Fact, Item, Object},
 };
-use crate::ports::{self, Ports, Store};
+use crate::ports::{
+    Ports,
+    store::{self, Store},
+};
 
 /// An image or a kernel, as the inventory, the store and the host keep it.
 #[async_trait]
@@ -32,11 +36,11 @@ pub(in crate::engine) trait Stored: Item {
     fn removed(self: Arc<Self>) -> Event;
 
     /// Stores its row, and deletes the row of the object that it replaces in the same transaction.
-    async fn put_row(&self, store: &dyn Store, old: Option<Self::Id>) -> ports::Result<()>;
+    async fn put_row(&self, store: &dyn Store, old: Option<Self::Id>) -> store::Result<()>;
     /// Deletes a row.
-    async fn delete_row(store: &dyn Store, id: Self::Id) -> ports::Result<()>;
+    async fn delete_row(store: &dyn Store, id: Self::Id) -> store::Result<()>;
     /// Removes the files. A repeat is safe.
-    async fn remove_files(ports: &Ports, id: Self::Id) -> ports::Result<()>;
+    async fn remove_files(ports: &Ports, id: Self::Id) -> Result<()>;
 }
 
 #[async_trait]
@@ -70,19 +74,19 @@ impl Stored for Image {
         Event::ImageRemoved(self)
     }
 
-    async fn put_row(&self, store: &dyn Store, old: Option<ImageId>) -> ports::Result<()> {
+    async fn put_row(&self, store: &dyn Store, old: Option<ImageId>) -> store::Result<()> {
         match old {
             None => store.put_image(self).await,
             Some(old) => store.replace_image(self, old).await,
         }
     }
 
-    async fn delete_row(store: &dyn Store, id: ImageId) -> ports::Result<()> {
+    async fn delete_row(store: &dyn Store, id: ImageId) -> store::Result<()> {
         store.delete_image(id).await
     }
 
-    async fn remove_files(ports: &Ports, id: ImageId) -> ports::Result<()> {
-        ports.image_files.remove(id).await
+    async fn remove_files(ports: &Ports, id: ImageId) -> Result<()> {
+        Ok(ports.image_files.remove(id).await?)
     }
 }
 
@@ -116,18 +120,18 @@ impl Stored for Kernel {
         Event::KernelRemoved(self)
     }
 
-    async fn put_row(&self, store: &dyn Store, old: Option<KernelId>) -> ports::Result<()> {
+    async fn put_row(&self, store: &dyn Store, old: Option<KernelId>) -> store::Result<()> {
         match old {
             None => store.put_kernel(self).await,
             Some(old) => store.replace_kernel(self, old).await,
         }
     }
 
-    async fn delete_row(store: &dyn Store, id: KernelId) -> ports::Result<()> {
+    async fn delete_row(store: &dyn Store, id: KernelId) -> store::Result<()> {
         store.delete_kernel(id).await
     }
 
-    async fn remove_files(ports: &Ports, id: KernelId) -> ports::Result<()> {
-        ports.kernel_files.remove(id).await
+    async fn remove_files(ports: &Ports, id: KernelId) -> Result<()> {
+        Ok(ports.kernel_files.remove(id).await?)
     }
 }

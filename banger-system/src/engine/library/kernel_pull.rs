@@ -22,7 +22,7 @@ use super::{
     single_flight::PullRequest,
     view::JobKind,
 };
-use crate::ports::images::Progress;
+use crate::ports::Progress;
 
 const PULL: Stages = &["resolve", "pull", "import"];
 

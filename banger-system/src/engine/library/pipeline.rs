@@ -196,5 +196,5 @@ pub(super) async fn delete<I: Stored>(shared: &Shared, id: I::Id) -> Result<()> 
     let _locked = shared.library.lock.lock().await;
     shared.inventory.remove_unused::<I>(id)?;
     I::delete_row(&*shared.ports.store, id).await?;
-    Ok(I::remove_files(&shared.ports, id).await?)
+    I::remove_files(&shared.ports, id).await
 }

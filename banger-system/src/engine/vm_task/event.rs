@@ -15,7 +15,10 @@ use tracing::Instrument;
 use super::{FORCED, Goal, Next, VmTask, Waiter};
 use crate::{
     engine::{error::Error, now},
-    ports::{self, Ended, GuestFacts},
+    ports::{
+        guest_link::{self, GuestFacts},
+        supervisor::{self, Ended},
+    },
 };
 
 /// The result of one piece of background work.
@@ -23,19 +26,19 @@ pub(super) enum TaskEvent {
     /// The VMM's process has ended.
     VmmEnded(Ended),
     /// The guest's agent answered after a boot, or did not in time.
-    GuestReady(ports::Result<GuestFacts>),
+    GuestReady(guest_link::Result<GuestFacts>),
     /// The result of [`VmTask::confirm_up`].
-    UpChecked(ports::Result<GuestFacts>),
+    UpChecked(guest_link::Result<GuestFacts>),
     /// The result of a liveness probe.
-    Probed(ports::Result<GuestFacts>),
+    Probed(guest_link::Result<GuestFacts>),
     /// The guest has halted, while its VMM still runs.
     GuestHalted(GuestEnd),
     /// The guest has synced its disks and is powering off, or the request failed.
-    ShutdownAnswered(ports::Result<()>),
+    ShutdownAnswered(guest_link::Result<()>),
     /// The time for a clean stop is over.
     StopTimedOut,
     /// The VMM was killed; its end is reported separately.
-    Killed(ports::Result<()>),
+    Killed(supervisor::Result<()>),
     /// A user cancelled a job that waits for this VM.
     JobCanceled(JobId),
 }
@@ -87,7 +90,7 @@ impl VmTask {
     }
 
     /// Fails the waiting jobs. The guest stays up so that its logs can be read, and only its owner deletes it.
-    pub(super) async fn guest_not_ready(&mut self, error: ports::Error) {
+    pub(super) async fn guest_not_ready(&mut self, error: guest_link::Error) {
         self.is_new = false;
         if self.vm.state == State::Running {
             self.vm.reason = Reason::BootTimeout;

@@ -78,7 +78,7 @@ use super::{
     request::{Configure, Start, Stop, StopMode},
     view::{JobKind, Object, VmView},
 };
-use crate::ports::Started;
+use crate::ports::supervisor::Started;
 
 /// How many commands to one VM may be queued.
 pub(super) const INBOX: usize = 64;

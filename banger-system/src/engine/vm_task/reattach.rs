@@ -9,7 +9,7 @@ use banger_domain::{
 use super::{Next, VmTask};
 use crate::{
     engine::error::one_line,
-    ports::{Ended, Started},
+    ports::supervisor::{Ended, Started},
 };
 
 impl VmTask {

@@ -19,7 +19,10 @@ use crate::{
         request::{OnReboot, Start},
         view::{JobKind, Object},
     },
-    ports::{self, Ended, GuestFacts},
+    ports::{
+        guest_link::{self, GuestFacts},
+        supervisor::Ended,
+    },
 };
 
 const REBOOT: Stages = &["start", "boot"];
@@ -81,7 +84,7 @@ impl VmTask {
         });
     }
 
-    pub(super) fn up_checked(&mut self, facts: ports::Result<GuestFacts>) {
+    pub(super) fn up_checked(&mut self, facts: guest_link::Result<GuestFacts>) {
         let is_up = |goal| matches!(goal, Goal::Up(_));
         match facts {
             Ok(facts) if facts.stopping => {
@@ -98,9 +101,9 @@ impl VmTask {
     }
 
     /// Returns the error of a guest that did not answer.
-    pub(super) fn not_ready_error(&self, error: ports::Error) -> Error {
+    pub(super) fn not_ready_error(&self, error: guest_link::Error) -> Error {
         match error {
-            ports::Error::Timeout { after, .. } => {
+            guest_link::Error::Timeout { after, .. } => {
                 Error::GuestTimeout { name: self.vm.name.to_string(), seconds: after.as_secs() }
             }
             other => other.into(),

@@ -62,10 +62,10 @@ impl VmTask {
             }
         }
         if let Some(error) = self.lease.release_all().await.into_iter().next() {
-            return (Some(error.into()), Next::Continue);
+            return (Some(error), Next::Continue);
         }
         if let Err(error) = self.shared.ports.store.delete_vm(self.vm.id).await {
-            return (Some(error.into()), Next::Continue);
+            return (Some(error), Next::Continue);
         }
         self.shared.inventory.remove_vm(self.vm.id);
         (None, Next::Leave)

@@ -26,7 +26,7 @@ use crate::{
         request::{Start, WaitFor},
         view::JobKind,
     },
-    ports::{NetworkNamespace, Started},
+    ports::{supervisor::Started, vmm::NetworkNamespace},
 };
 
 /// Pause before asking the supervisor again when it could not report how a process ended.
@@ -155,7 +155,7 @@ impl VmTask {
     /// released when that boot ended.
     async fn launch_clean(&mut self) -> Result<Started> {
         match self.lease.release(Scope::Boot).await.into_iter().next() {
-            Some(error) => Err(error.into()),
+            Some(error) => Err(error),
             None => self.launch().await,
         }
     }

@@ -18,7 +18,10 @@ use banger_domain::{
 };
 use rustix::event::epoll;
 
-use crate::ports::{Error, Result, Streams};
+use crate::ports::{
+    FromHost as _,
+    streams::{Error, Result, Streams},
+};
 
 /// The open streams, by user.
 #[derive(Default)]

@@ -26,7 +26,10 @@ use rtnetlink::{
 };
 use rustix::io::Errno;
 
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    network::{Error, Result},
+};
 
 /// The kernel's answer to a change.
 type Answer = Result<(), rtnetlink::Error>;

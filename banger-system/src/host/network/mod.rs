@@ -82,7 +82,10 @@ use self::{
     watch::Watch,
 };
 use super::{blocking::blocking, process::descriptor_store::DescriptorStore};
-use crate::ports::{Check, Error, Result, network::Network};
+use crate::ports::{
+    Check, FromHost as _,
+    network::{Error, Network, Result},
+};
 
 /// The network of guests in the network namespace of the process.
 pub struct LinuxNetwork {
@@ -371,7 +374,7 @@ impl Network for LinuxNetwork {
 fn cannot(what: &str, tap: &TapName, source: io::Error) -> Error {
     match source.kind() {
         io::ErrorKind::NotFound if !std::path::Path::new(tap::DEVICE).exists() => {
-            Error::HostNotReady { message: format!("{} is missing; run `modprobe tun`", tap::DEVICE) }
+            Error::not_ready(format!("{} is missing; run `modprobe tun`", tap::DEVICE))
         }
         _ => Error::os(format!("{what} the TAP {tap}"), source),
     }

@@ -28,7 +28,10 @@ use tokio::{
 use super::changes::{Changes, Watched};
 use crate::{
     host::blocking::blocking,
-    ports::{Error, Log, LogRange, Logs, ReaderGuard, Result},
+    ports::{
+        FromHost as _,
+        logs::{Error, Log, LogRange, Logs, ReaderGuard, Result},
+    },
 };
 
 /// The pause between two looks at a console for a halted guest, so that a busy console is not read all the time.

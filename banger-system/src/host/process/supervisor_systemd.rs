@@ -17,7 +17,11 @@ use super::{
 };
 use crate::{
     host::blocking::blocking,
-    ports::{EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand},
+    ports::{
+        FromHost as _,
+        supervisor::{EmptyJail, Ended, Error, Result, Started, Supervisor},
+        vmm::{JailSpec, NetworkNamespace, VmmCommand},
+    },
 };
 
 /// Below the limits of the sandbox, its owner and all sandboxes, only sandboxes are candidates. If the host itself
@@ -90,7 +94,7 @@ impl EmptyJail for Unit {
         let Self { unit, shim } = *self;
         match blocking("talk to the shim", move || shim::order(&shim, launch, None)).await? {
             Reply::Started { pid, user } => Ok(Started { unit, pid, user }),
-            Reply::Ended => Err(Error::Vmm {
+            Reply::Ended => Err(Error::Exited {
                 message: format!("the unit {unit} ended before the VMM started; see journalctl -u {unit}"),
             }),
         }

@@ -41,8 +41,8 @@ use crate::{
         process::worker::{self, Job, Workers},
     },
     ports::{
-        Error, ImageFiles, Result,
-        images::{Content, Exported, FileRange, Layer, Layout, NoProgress, Progress},
+        FromHost as _, NoProgress, Progress,
+        image_files::{Content, Error, Exported, FileRange, ImageFiles, Layer, Layout, Result},
     },
 };
 
