@@ -22,8 +22,8 @@ pub struct FetchedIndex {
 pub trait Catalogs: Send + Sync {
     /// Returns the names of the configured catalogs. For entries of the same name, the first catalog counts.
     fn names(&self) -> Vec<Name>;
-    /// Returns the stored copy of a catalog, whatever its age. Fails with [`Error::Refused`]
-    /// if no valid key has signed it.
+    /// Returns the stored copy of a catalog, whatever its age. Fails with [`Error::Refused`] if no valid
+    /// key has signed it.
     async fn stored(&self, catalog: &Name) -> Result<Option<FetchedIndex>>;
     /// Fetches and stores the index of a catalog. Fails, and keeps the stored copy, if it is not signed by a valid
     /// key, has expired at `now`, or is older than the stored copy. A repeat is safe.

@@ -19,8 +19,11 @@ use super::{
 
 /// A VMM: its command, its configuration and its channels.
 ///
-/// A start calls, in this order: [`Vmm::jail_spec`], [`Supervisor::start_jail`](super::supervisor::Supervisor::start_jail), [`Vmm::prepare_launch`],
-/// [`EmptyJail::run`](super::supervisor::EmptyJail::run), [`Vmm::configure`].
+/// A start calls, in this order: [`Vmm::jail_spec`], [`Supervisor::start_jail`], [`Vmm::prepare_launch`],
+/// [`EmptyJail::run`], [`Vmm::configure`].
+///
+/// [`Supervisor::start_jail`]: super::supervisor::Supervisor::start_jail
+/// [`EmptyJail::run`]: super::supervisor::EmptyJail::run
 #[async_trait]
 pub trait Vmm: Send + Sync {
     /// Returns who combines image and writes, for a VM with this choice of VMM and this many processors.

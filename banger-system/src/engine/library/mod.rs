@@ -16,14 +16,16 @@
 //!  pull kernel   ┘ for each request   └ catalogs                 fetch, worker, import       ┘
 //! ```
 //!
-//! | step | where | what it guarantees |
-//! |---|---|---|
-//! | reserve | `pipeline.rs` (`reserve`), `single_flight.rs` | nothing else gets the name; the same request again gets the same job |
-//! | resolve | `image_pull.rs`, `kernel_pull.rs`, `catalog.rs` | it is known what to fetch, and that the name may be replaced by it |
-//! | materialise | `image.rs`, `image_content.rs`, `kernel.rs`, `kernel_pull.rs` | the files exist under a new id, within the owner's quota |
-//! | commit | `pipeline.rs` (`commit`) | the object is stored, then published; else its files are gone |
+//! - **reserve** (`pipeline.rs`, `single_flight.rs`): nothing else gets the name, and the same request again gets the
+//!   same job.
+//! - **resolve** (`image_pull.rs`, `kernel_pull.rs`, `catalog.rs`): it is known what to fetch, and that it may replace
+//!   what has the name.
+//! - **materialise** (`image_content.rs`, and the files of the four ways): the files exist under a new id, within the
+//!   owner's quota.
+//! - **commit** (`pipeline.rs`): the object is stored, then published; else its files are gone.
 //!
-//! What differs between images and kernels is in `item.rs`.
+//! What differs between images and kernels for the last step is in `item.rs`. Only images are shared, exported and
+//! counted in bytes.
 //!
 //! **Order of waits.** A job waits for its turn among its user's jobs, then for one of the host's workers, then for the
 //! lock of its content, always in this order: the holder of a content lock has a worker already, so it never waits for
