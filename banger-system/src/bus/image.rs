@@ -14,7 +14,7 @@ use super::{
     api::{Api, Target},
     error::{Error, Result},
     export::{
-        Change::{self, Never, Signaled, Silent},
+        Change::{Never, Signaled, Silent},
         Kind, Property, api, property,
     },
     item,

@@ -14,7 +14,7 @@ use super::{
     api::{Api, Target},
     error::{Error, Result},
     export::{
-        Change::{self, Never, Signaled},
+        Change::{Never, Signaled},
         Kind, Property, api, export, property,
     },
     image::ImageKind,

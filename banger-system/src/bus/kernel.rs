@@ -4,13 +4,13 @@ use std::sync::{Arc, Weak};
 
 use banger_domain::id::KernelId;
 use banger_proto::bus::{ErrorName, names::KERNEL_INTERFACE};
-use zbus::{OwnedObjectPath, Variant, interface};
+use zbus::{OwnedObjectPath, interface};
 
 use super::{
     api::{Api, Target},
     error::{Error, Result},
     export::{
-        Change::{self, Never, Signaled, Silent},
+        Change::{Never, Signaled, Silent},
         Kind, Property, api, property,
     },
     item,

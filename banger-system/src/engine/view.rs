@@ -58,7 +58,7 @@ pub type KernelView = Kernel;
 /// What images and kernels have in common.
 pub trait Item: Clone + Send + Sync + 'static {
     /// Its id.
-    type Id: Copy + Ord + Hash + Display + Send + Sync;
+    type Id: Copy + Ord + Hash + Display + Send + Sync + 'static;
     /// Image or kernel.
     const KIND: Kind;
 

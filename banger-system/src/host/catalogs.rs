@@ -146,7 +146,7 @@ impl Catalogs for SignedCatalogs {
     async fn fetch(&self, catalog: &Name, file: &RemoteFile, progress: Arc<dyn Progress>) -> Result<OwnedFd> {
         let from = &self.source(catalog)?.location;
         let at = from.join(&file.location);
-        self.registries.file(&format!("@{catalog}"), from, &at, file.content, progress).await
+        Ok(self.registries.file(&format!("@{catalog}"), from, &at, file.content, progress).await?)
     }
 }
 

@@ -12,7 +12,7 @@ use banger_image::{
 };
 use banger_proto::size::Bytes;
 
-use super::{Engine, Shared, catalog, error::Kind, item::Stored, now, view::Item};
+use super::{Engine, Shared, catalog, error::Kind, item::Stored, now};
 
 /// An entry of a catalog, as one user sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use banger_domain::{
 
 use super::{Next, VmTask};
 use crate::{
-    engine::error::one_line,
+    engine::error::{Error, one_line},
     ports::supervisor::{Ended, Started},
 };
 
@@ -71,7 +71,7 @@ impl VmTask {
     /// Reattaches the network interface of a running sandbox. If that fails, the sandbox keeps running without it.
     pub(super) async fn reattach_nic(&mut self) {
         let taken = match self.shared.nic(&self.vm).await {
-            Ok(nic) => self.shared.ports.network.reattach(&nic).await,
+            Ok(nic) => self.shared.ports.network.reattach(&nic).await.map_err(Error::from),
             Err(error) => Err(error),
         };
         match taken {

@@ -65,7 +65,7 @@ impl VmTask {
             return (Some(error), Next::Continue);
         }
         if let Err(error) = self.shared.ports.store.delete_vm(self.vm.id).await {
-            return (Some(error), Next::Continue);
+            return (Some(error.into()), Next::Continue);
         }
         self.shared.inventory.remove_vm(self.vm.id);
         (None, Next::Leave)

@@ -116,15 +116,16 @@ impl Supervisor for SystemdSupervisor {
 
     /// Sends a signal. The shim forwards every signal but SIGKILL, which it cannot catch.
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
-        self.units.kill(&resource::unit_name(vm), signal).await
+        Ok(self.units.kill(&resource::unit_name(vm), signal).await?)
     }
 
     async fn remove(&self, vm: VmId) -> Result<()> {
-        self.units.remove(&resource::unit_name(vm)).await.map(drop)
+        self.units.remove(&resource::unit_name(vm)).await?;
+        Ok(())
     }
 
     async fn ended(&self, vm: VmId) -> Result<Ended> {
-        self.units.ended(&resource::unit_name(vm)).await
+        Ok(self.units.ended(&resource::unit_name(vm)).await?)
     }
 
     async fn found(&self) -> Result<Vec<(VmId, Started)>> {

@@ -167,7 +167,7 @@ impl Registry for Registries {
                         let mut bytes = Vec::new();
                         io::Read::read_to_end(&mut blob.open().map_err(cache_error)?, &mut bytes)
                             .map_err(cache_error)?;
-                        Ok(bytes)
+                        Ok::<_, Error>(bytes)
                     })
                     .await?;
                     let (layers, config) =

@@ -132,7 +132,7 @@ impl KernelFiles for LocalKernels {
             (self.paths.kernels(), move |error| Error::os(format!("write kernel {kernel}"), error));
         let begun = blocking("begin a kernel", move || {
             let staging = Staging::begin(&parent, &kernel.to_string()).map_err(doing)?;
-            Ok(staging)
+            Ok::<_, Error>(staging)
         });
         let (staging, picked, module_tree) = match modules {
             None => {
@@ -144,7 +144,7 @@ impl KernelFiles for LocalKernels {
                 let tar = self.take(owner, modules, "the tar archive of the modules", MAX_MODULES).await?;
                 let (picked, mut tar) = blocking("read the modules", move || {
                     let picked = pick(BufReader::new(&tar), &release).map_err(|error| unsupported(&error))?;
-                    Ok((picked, tar))
+                    Ok::<_, Error>((picked, tar))
                 })
                 .await?;
                 tar.rewind().map_err(doing)?;
