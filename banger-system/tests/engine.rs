@@ -1,10 +1,10 @@
 //! The engine on a host in memory: everything works, each step fails once, and the service may crash between any two
 //! steps. The ledger always knows everything that exists.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod engine_lab;
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use banger_domain::{
     clock::Occasion,
@@ -12,7 +12,8 @@ use banger_domain::{
         question::{Answer, Data, Kind},
         table::Client,
     },
-    id::Uid,
+    guest_end::GuestEnd,
+    id::{Uid, VmId},
     lifecycle::{Reason, State},
     vm::Lifetime,
 };
@@ -24,7 +25,7 @@ use banger_system::{
         stream::Service,
         view::Outcome,
     },
-    ports::{Ended, Store as _},
+    ports::{self, Ended, Log, LogRange, Logs, Ports, ReaderGuard, Store as _},
 };
 
 use crate::engine_lab::{ALICE, BOB, EngineLab, TIMEOUT, request};
@@ -499,4 +500,38 @@ async fn the_host_name_follows_the_name_unless_it_was_chosen() {
         let stored = lab.sim.vms().await.unwrap().into_iter().find(|row| row.id == vm.id).unwrap();
         assert_eq!(stored.spec.hostname.to_string(), hostname);
     }
+}
+
+/// Logs that a bug keeps anybody from watching.
+struct BrokenLogs;
+
+#[async_trait::async_trait]
+impl Logs for BrokenLogs {
+    async fn open(&self, _: VmId, _: Log, _: LogRange, _: ReaderGuard) -> ports::Result<OwnedFd> {
+        Err(ports::Error::other("open a log", "this host has none"))
+    }
+
+    async fn guest_end(&self, _: VmId) -> ports::Result<Option<GuestEnd>> {
+        Ok(None)
+    }
+
+    async fn wait_for_halt(&self, _: VmId) -> ports::Result<GuestEnd> {
+        panic!("a bug")
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_the_work_for_a_sandbox_is_reported_by_its_name() {
+    let lab = EngineLab::new().await;
+    let ports = Ports { logs: Arc::new(BrokenLogs), ..lab.sim.ports() };
+    let settings = lab.engine.settings().clone();
+    lab.tasks.abort_all().await;
+    let lab = EngineLab::of(lab.sim, ports, settings);
+    lab.engine.recover().await.unwrap();
+    let (vm, _) = lab.engine.create_vm(request()).await.unwrap();
+    let ended = tokio::time::timeout(TIMEOUT, lab.tasks.ended()).await.unwrap();
+    assert_eq!(ended.to_string(), format!("the task \"sandbox {vm}\" has panicked: a bug"));
+    // The next service finds it as it is.
+    let mut lab = EngineLab::on(lab.sim).restart().await;
+    lab.until(vm, |state| state == Some(State::Running)).await;
 }

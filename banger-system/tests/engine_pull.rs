@@ -21,6 +21,7 @@ use banger_system::{
     },
     ports::registry::{Prune, Source},
     sim::Sim,
+    tasks::Tasks,
 };
 
 use crate::engine_lab::{ALICE, BOB, EngineLab, request};
@@ -269,7 +270,7 @@ impl EngineLab {
         let lab = Self::on(Sim::new());
         let mut settings: Settings = lab.engine.settings().clone();
         change(&mut settings.limits);
-        let (engine, events) = Engine::new(lab.sim.ports(), settings);
+        let (engine, events) = Engine::new(lab.sim.ports(), settings, &Tasks::default());
         Self { engine, events, ..lab }
     }
 }

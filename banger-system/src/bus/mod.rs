@@ -62,7 +62,10 @@ use self::{
     api::Api, export::export, image::ImageKind, job::JobKind, kernel::KernelKind, manager::ManagerKind,
     vm::VmKind,
 };
-use crate::engine::{Engine, view::Event};
+use crate::{
+    engine::{Engine, view::Event},
+    tasks::{Task, Tasks},
+};
 
 /// Serves the engine on this connection. When this returns, the service owns its name and answers calls. The tasks
 /// that serve it live as long as the connection.
@@ -70,6 +73,7 @@ pub async fn serve(
     connection: Connection,
     engine: Engine,
     events: mpsc::UnboundedReceiver<Event>,
+    tasks: &Tasks,
 ) -> zbus::Result<()> {
     let api = Arc::new(Api::new(connection.clone(), engine).await?);
     export(&api, ManagerKind).await?;
@@ -87,8 +91,8 @@ pub async fn serve(
     for view in api.engine.jobs() {
         export(&api, JobKind(view.id)).await?;
     }
-    tokio::spawn(publisher::run(Arc::clone(&api), events));
-    tokio::spawn(caller::watch_connections(Arc::clone(&api)).await?);
+    tasks.spawn(Task::Publisher, publisher::run(Arc::clone(&api), events));
+    tasks.spawn(Task::Connections, caller::watch_connections(Arc::clone(&api)).await?);
     caller::end_vms_of_gone_callers(&api).await?;
     // Neither may another process take the name from this one, nor the reverse.
     let flags = RequestNameFlags::DO_NOT_QUEUE;

@@ -63,7 +63,10 @@ use self::{
     view::{Event, ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
 };
-use crate::ports::{Authority, Clock, Log, LogRange, Ports, ReaderGuard};
+use crate::{
+    ports::{Authority, Clock, Log, LogRange, Ports, ReaderGuard},
+    tasks::{Task, Tasks},
+};
 
 /// Settings from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,11 +117,13 @@ struct Shared {
     subnet: OnceCell<Subnet>,
     /// The names of sandboxes, as last published.
     names: RwLock<Option<Arc<Table>>>,
+    /// The long-lived tasks of the service.
+    tasks: Tasks,
 }
 
 impl Engine {
     /// Creates an engine on these ports. The receiver gets every event, in order. Must be called in a runtime.
-    pub fn new(ports: Ports, settings: Settings) -> (Self, mpsc::UnboundedReceiver<Event>) {
+    pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let inventory = Inventory::new(events.clone());
         let jobs = Jobs::new(events, Arc::clone(&ports.clock), &settings.limits);
@@ -133,9 +138,10 @@ impl Engine {
             image_lock: tokio::sync::Mutex::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
+            tasks: tasks.clone(),
         });
-        tokio::spawn(names::run(Arc::downgrade(&shared), shared.inventory.changes()));
-        tokio::spawn(guest_clocks::run(Arc::downgrade(&shared)));
+        tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.changes()));
+        tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
         (Self { shared }, receiver)
     }
 

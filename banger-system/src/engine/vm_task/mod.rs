@@ -78,7 +78,7 @@ use super::{
     request::{Configure, Start, Stop, StopMode},
     view::{JobKind, Object, VmView},
 };
-use crate::ports::Started;
+use crate::{ports::Started, tasks::Task};
 
 /// How many commands to one VM may be queued.
 pub(super) const INBOX: usize = 64;
@@ -174,7 +174,7 @@ impl VmTask {
         let lease = Lease::new(vm.id, shared.ports.clone());
         let mut task = Self::new(shared, vm, lease, inbox);
         task.is_new = true;
-        tokio::spawn(async move {
+        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.create_and_start(job, start).await == Next::Continue {
                 task.run().await;
             }
@@ -191,7 +191,7 @@ impl VmTask {
         inbox: mpsc::Receiver<Command>,
     ) {
         let mut task = Self::new(shared, vm, lease, inbox);
-        tokio::spawn(async move {
+        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.reattach(process).await == Next::Continue {
                 task.run().await;
             }
@@ -221,6 +221,8 @@ impl VmTask {
                 biased;
                 Some(event) = self.background.join_next() => match event {
                     Ok(event) => self.handle_event(event).await,
+                    // Without its result this task would wait for ever.
+                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     // Aborted, because its result no longer matters.
                     Err(_) => Next::Continue,
                 },
