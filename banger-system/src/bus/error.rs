@@ -70,6 +70,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::NotInCatalogs { .. } => ErrorName::NoSuchImage,
         EngineError::NotPublished { .. } => ErrorName::NotPublished,
         EngineError::Dependency { why } => name_of(why),
+        EngineError::NotReleased { why, .. } => name_of(why),
         EngineError::Ambiguous { .. } => ErrorName::AmbiguousRef,
         EngineError::NameTaken { .. } => ErrorName::NameTaken,
         EngineError::Name(_) => ErrorName::InvalidName,

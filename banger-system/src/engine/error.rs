@@ -241,6 +241,18 @@ pub enum Error {
     /// All streams to the guest's agent are in use.
     #[error("all streams to the guest are in use")]
     AllStreamsInUse,
+    /// A part of a sandbox could not be removed from the host. It is tried again every minute, and before the next
+    /// start.
+    #[error("cannot remove the {left} of {name}")]
+    NotReleased {
+        /// The sandbox's name.
+        name: String,
+        /// What is left.
+        left: String,
+        /// Why the first of it could not be removed.
+        #[source]
+        why: Box<Error>,
+    },
     /// A call to the host failed.
     #[error(transparent)]
     Host(#[from] HostError),

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     error::{Error, Kind, Result},
+    events::EventSender,
     library::item::Stored,
     view::{Event, ImageView, KernelView, VmView},
     vm_task::Command,
@@ -27,7 +28,7 @@ use super::{
 
 pub(super) struct Inventory {
     state: Mutex<State>,
-    events: mpsc::UnboundedSender<Event>,
+    events: EventSender,
     changes: watch::Sender<()>,
 }
 
@@ -103,7 +104,7 @@ impl State {
 }
 
 impl Inventory {
-    pub(super) fn new(events: mpsc::UnboundedSender<Event>) -> Self {
+    pub(super) fn new(events: EventSender) -> Self {
         Self { state: Mutex::default(), events, changes: watch::Sender::default() }
     }
 
@@ -363,9 +364,8 @@ impl Inventory {
         Ok(item)
     }
 
-    /// Sends an event. During shutdown the receiver may be gone, and the event is dropped.
     fn send(&self, event: Event) {
-        let _ = self.events.send(event);
+        self.events.send(event);
         self.notify();
     }
 

@@ -1,7 +1,7 @@
 //! The engine owns all sandboxes, images and kernels: one task per VM, resources under a lease, jobs, recovery.
 //!
 //! It uses the host through the traits in [`ports`](crate::ports) only. Requests come in through [`Engine`]'s
-//! methods, and every change goes out on one channel as an [`Event`].
+//! methods, and every change goes out on one queue ([`Events`]).
 
 pub mod agent;
 mod capability;
@@ -9,6 +9,7 @@ mod configure;
 mod create;
 mod diagnose;
 pub mod error;
+mod events;
 mod guest_archive;
 mod guest_clocks;
 mod inventory;
@@ -18,6 +19,7 @@ mod library;
 mod names;
 mod network;
 mod port_error;
+mod problems;
 mod queue;
 mod recover;
 pub mod request;
@@ -46,24 +48,31 @@ use banger_domain::{
 };
 use banger_image::record::{DefaultImage, Image, Kernel};
 use banger_proto::size::Bytes;
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{OnceCell, oneshot};
 
-pub use self::library::{Offer, Offers};
 use self::{
     agent::StreamQueues,
     error::{Error, Result},
     inventory::Inventory,
     job::Jobs,
     library::Library,
+    problems::Problems,
     request::{Start, Stop, StopMode},
-    view::{Event, ImageView, JobView, KernelView, Object, VmView},
+    view::{ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
 };
-use crate::ports::{
-    Ports,
-    authority::Authority,
-    clock::Clock,
-    logs::{Log, LogRange, ReaderGuard},
+pub use self::{
+    events::Events,
+    library::{Offer, Offers},
+};
+use crate::{
+    ports::{
+        Ports,
+        authority::Authority,
+        clock::Clock,
+        logs::{Log, LogRange, ReaderGuard},
+    },
+    tasks::{Task, Tasks},
 };
 
 /// Settings from the configuration file.
@@ -112,12 +121,16 @@ struct Shared {
     subnet: OnceCell<Subnet>,
     /// The names of sandboxes, as last published.
     names: RwLock<Option<Arc<Table>>>,
+    /// What went wrong on the host and is not mended yet.
+    problems: Problems,
+    /// The long-lived tasks of the service.
+    tasks: Tasks,
 }
 
 impl Engine {
-    /// Creates an engine on these ports. The receiver gets every event, in order. Must be called in a runtime.
-    pub fn new(ports: Ports, settings: Settings) -> (Self, mpsc::UnboundedReceiver<Event>) {
-        let (events, receiver) = mpsc::unbounded_channel();
+    /// Creates an engine on these ports. The receiver gets every change, in order. Must be called in a runtime.
+    pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, Events) {
+        let (events, receiver) = events::queue();
         let inventory = Inventory::new(events.clone());
         let jobs = Jobs::new(events, Arc::clone(&ports.clock), &settings.limits);
         let shared = Arc::new(Shared {
@@ -129,9 +142,12 @@ impl Engine {
             stream_queues: StreamQueues::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
+            problems: Problems::default(),
+            tasks: tasks.clone(),
         });
-        tokio::spawn(names::run(Arc::downgrade(&shared), shared.inventory.changes()));
-        tokio::spawn(guest_clocks::run(Arc::downgrade(&shared)));
+        tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.changes()));
+        tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
+        tasks.spawn(Task::Recovery, recover::run(Arc::downgrade(&shared)));
         (Self { shared }, receiver)
     }
 

@@ -11,7 +11,8 @@ use banger_domain::{
     guest_end::GuestEnd,
     id::{Uid, VmId},
     launch_spec::LaunchSpec,
-    resource, stream,
+    resource::{self, Resource},
+    stream,
     vm::Token,
     vmm::VmmChoice,
 };
@@ -91,7 +92,7 @@ impl Vmm for Sim {
     }
 
     async fn remove_sockets(&self, vm: VmId) -> vmm::Result<()> {
-        self.lock().sockets.remove(&vm);
+        self.removal(Resource::Sockets)?.sockets.remove(&vm);
         Ok(())
     }
 
@@ -105,7 +106,7 @@ impl Vmm for Sim {
     }
 
     async fn found(&self) -> vmm::Result<Vec<VmId>> {
-        Ok(self.lock().sockets.iter().copied().collect())
+        Ok(self.scan(Resource::Sockets)?.sockets.iter().copied().collect())
     }
 }
 
@@ -127,11 +128,7 @@ impl Supervisor for Sim {
 
     async fn remove(&self, vm: VmId) -> supervisor::Result<()> {
         self.end_process(vm, Ended::Failed("killed:9".to_owned()));
-        let mut state = self.lock();
-        if state.removal_blocked && state.processes.contains_key(&vm) {
-            return Err(supervisor::Error::not_ready("the process does not go away"));
-        }
-        state.processes.remove(&vm);
+        self.removal(Resource::Unit)?.processes.remove(&vm);
         Ok(())
     }
 
@@ -144,7 +141,7 @@ impl Supervisor for Sim {
     }
 
     async fn found(&self) -> supervisor::Result<Vec<(VmId, Started)>> {
-        let state = self.lock();
+        let state = self.scan(Resource::Unit)?;
         let alive = state.processes.iter().filter(|(_, end)| end.borrow().is_none());
         Ok(alive.map(|(vm, _)| (*vm, started(*vm))).collect())
     }

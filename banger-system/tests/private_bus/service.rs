@@ -17,6 +17,7 @@ use banger_system::{
     host,
     ports::{Ports, clock::Clock, users::Users},
     sim::Sim,
+    tasks::Tasks,
 };
 use tempfile::TempDir;
 use zbus::Connection;
@@ -145,9 +146,9 @@ async fn serve(
     paths: &Paths,
     users: &Arc<dyn Users>,
 ) -> (Connection, Engine) {
-    let connection = bus.connect(0).await;
+    let (connection, tasks) = (bus.connect(0).await, Tasks::default());
     let authority = Arc::new(host::authority::Polkit::new(connection.clone()));
-    let logs = Arc::new(host::process::logs::RingLogs::new(paths.clone()));
+    let logs = Arc::new(host::process::logs::RingLogs::new(paths.clone(), tasks.clone()));
     let ports =
         Ports { authority, clock: Arc::new(clock.clone()), logs, users: Arc::clone(users), ..sim.ports() };
     let settings = Settings {
@@ -164,8 +165,8 @@ async fn serve(
         siblings: SameOwner::Connected,
         limits: Limits::of_host(4, Bytes::gib(32)),
     };
-    let (engine, events) = Engine::new(ports, settings);
+    let (engine, events) = Engine::new(ports, settings, &tasks);
     engine.recover().await.unwrap();
-    bus::serve(connection.clone(), engine.clone(), events).await.unwrap();
+    bus::serve(connection.clone(), engine.clone(), events, &tasks).await.unwrap();
     (connection, engine)
 }

@@ -57,6 +57,7 @@ use banger_domain::{
     lifecycle::{Event, Transition, step},
     name::Name,
     net::port::Port,
+    resource::Resource,
     vm::{Lifetime, Vm},
 };
 use tokio::{
@@ -78,7 +79,7 @@ use super::{
     request::{Configure, Start, Stop, StopMode},
     view::{JobKind, Object, VmView},
 };
-use crate::ports::supervisor::Started;
+use crate::{ports::supervisor::Started, tasks::Task};
 
 /// How many commands to one VM may be queued.
 pub(super) const INBOX: usize = 64;
@@ -129,6 +130,12 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     CallerVanished,
+    /// A late look at the host has found these resources of the VM, or it is time to try again what could not be
+    /// released. `process` is its process, if it has one.
+    Found {
+        resources: BTreeSet<Resource>,
+        process: Option<Started>,
+    },
     /// Probe the guest, because a request to it timed out.
     Probe,
 }
@@ -171,10 +178,10 @@ impl VmTask {
         let job = shared.jobs.begin(JobKind::VmCreate, vm.owner, vec![Object::Vm(vm.id)], CREATE);
         let job = job.inspect_err(|_| shared.inventory.remove_vm(vm.id))?;
         let id = job.id();
-        let lease = Lease::new(vm.id, shared.ports.clone());
+        let lease = Lease::new(vm.id, shared.ports.clone(), shared.problems.clone());
         let mut task = Self::new(shared, vm, lease, inbox);
         task.is_new = true;
-        tokio::spawn(async move {
+        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.create_and_start(job, start).await == Next::Continue {
                 task.run().await;
             }
@@ -191,7 +198,7 @@ impl VmTask {
         inbox: mpsc::Receiver<Command>,
     ) {
         let mut task = Self::new(shared, vm, lease, inbox);
-        tokio::spawn(async move {
+        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.reattach(process).await == Next::Continue {
                 task.run().await;
             }
@@ -221,6 +228,8 @@ impl VmTask {
                 biased;
                 Some(event) = self.background.join_next() => match event {
                     Ok(event) => self.handle_event(event).await,
+                    // Without its result this task would wait for ever.
+                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     // Aborted, because its result no longer matters.
                     Err(_) => Next::Continue,
                 },
@@ -276,6 +285,7 @@ impl VmTask {
                 answer(reply, result);
             }
             Command::CallerVanished => return self.client_disconnected().await,
+            Command::Found { resources, process } => return self.found(resources, process).await,
             Command::Probe => self.suspect(),
         }
         Next::Continue

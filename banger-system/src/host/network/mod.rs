@@ -82,9 +82,12 @@ use self::{
     watch::Watch,
 };
 use super::{blocking::blocking, process::descriptor_store::DescriptorStore};
-use crate::ports::{
-    Check, FromHost as _, HostError,
-    network::{Error, Network, Result},
+use crate::{
+    ports::{
+        Check, FromHost as _, HostError,
+        network::{Error, Network, Result},
+    },
+    tasks::Tasks,
 };
 
 /// The network of guests in the network namespace of the process.
@@ -101,8 +104,9 @@ pub struct LinuxNetwork {
 impl LinuxNetwork {
     /// Returns the network, without making anything yet. From the first start on, `warm_taps` TAPs are kept ready. The
     /// sockets that reserve published ports are kept in `store`. Must be called in a runtime.
-    pub fn new(warm_taps: usize, store: Arc<DescriptorStore>) -> Result<Self> {
-        let links = Links::new().map_err(|source| Error::os("talk to the kernel about links", source))?;
+    pub fn new(warm_taps: usize, store: Arc<DescriptorStore>, tasks: &Tasks) -> Result<Self> {
+        let links =
+            Links::new(tasks).map_err(|source| Error::os("talk to the kernel about links", source))?;
         Ok(Self {
             pool: TapPool::new(warm_taps, links.clone()),
             links,
