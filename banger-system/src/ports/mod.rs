@@ -7,7 +7,7 @@
 //! - A method that failed half-way leaves nothing that its counterpart cannot remove. The caller always calls it then.
 //! - `found` lists what exists on the host, from this or an earlier run of the service. Recovery compares it with the
 //!   ledger.
-//! - Sizes are [`Bytes`], times are [`Duration`]. A method without a `timeout` argument bounds its own waits, unless it
+//! - Sizes are `Bytes`, times are `Duration`. A method without a `timeout` argument bounds its own waits, unless it
 //!   says that it waits without limit.
 //! - Each port has its own `Error`, with the failures that its callers can tell apart. What any call to the host can
 //!   fail with is [`HostError`].

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use crate::ports::{
-    HostError,
-    registry::{Error, Result},
-};
+use crate::ports::registry::{Error, Result};
 
 /// The longest pause that a registry may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
@@ -59,12 +56,6 @@ pub(super) enum Failure {
 impl Failure {
     pub(super) fn transient(message: impl Into<String>) -> Self {
         Self::Transient { message: message.into(), after: None }
-    }
-}
-
-impl From<HostError> for Failure {
-    fn from(error: HostError) -> Self {
-        Self::Final(error.into())
     }
 }
 
