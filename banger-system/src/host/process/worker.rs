@@ -294,8 +294,7 @@ fn listen(
             Err(error) => return Err(os(error)),
         }
         if moved.elapsed() > timeout {
-            let what = "the next step of an import".to_owned();
-            return Err(Error::timeout(what, timeout));
+            return Err(Error::timeout("the next step of an import", timeout));
         }
     }
 }

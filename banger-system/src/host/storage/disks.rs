@@ -191,7 +191,7 @@ fn require_file(paths: &Paths, vm: VmId) -> Result<()> {
     if paths.overlay(vm).exists() && !paths.system_disk(vm).exists() && !paths.system_layer(vm).exists() {
         return Err(Error::not_ready(
             "the system disk is a snapshot, which this kernel cannot make; \
-                      modprobe dm_snapshot, then systemctl restart banger-system",
+             modprobe dm_snapshot, then systemctl restart banger-system",
         ));
     }
     Ok(())

@@ -346,7 +346,7 @@ fn integer(number: u64) -> Result<i64> {
 
 fn unwritten(source: sqlx::Error) -> Error {
     match primary_code(&source) {
-        Some(SQLITE_FULL) => Error::no_space(WRITE.to_owned()),
+        Some(SQLITE_FULL) => Error::no_space(WRITE),
         _ => Error::other(WRITE, source),
     }
 }
