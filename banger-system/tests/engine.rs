@@ -15,6 +15,7 @@ use banger_domain::{
     guest_end::GuestEnd,
     id::{Uid, VmId},
     lifecycle::{Reason, State},
+    resource::Resource,
     vm::Lifetime,
 };
 use banger_proto::size::Bytes;
@@ -268,15 +269,15 @@ async fn a_kill_leaves_the_sandbox_stopped_and_not_failed() {
 async fn resources_left_by_a_crash_are_released_before_the_next_start() {
     let mut lab = EngineLab::new().await;
     let vm = lab.running().await;
-    lab.sim.block_removal(true);
+    lab.sim.block_removal(Resource::Unit, true);
     lab.sim.end_process(vm, Ended::Failed("oom-kill".into()));
     lab.until(vm, |state| state == Some(State::Failed)).await;
     assert!(lab.sim.alive().iter().any(|thing| thing.starts_with("ledger unit")));
     // While it cannot be released, a start fails and creates nothing.
     let error = lab.failed(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
-    assert!(error.contains("does not go away"), "{error}");
+    assert!(error.starts_with("cannot remove the VMM process of "), "{error}");
     assert!(!lab.sim.alive().iter().any(|thing| thing.starts_with("nic")));
-    lab.sim.block_removal(false);
+    lab.sim.block_removal(Resource::Unit, false);
     lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
     assert_eq!(lab.state(vm), State::Running);
 }

@@ -92,23 +92,27 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::EndedEarly { .. } => ErrorName::VmmFailed,
         EngineError::Canceled => ErrorName::Canceled,
         EngineError::NotCancelable => ErrorName::NotCancelable,
-        EngineError::Port(error) => match error {
-            ports::Error::HostNotReady { .. } => ErrorName::HostNotReady,
-            ports::Error::Taken { .. } => ErrorName::Busy,
-            ports::Error::NoSpace { .. } => ErrorName::NoSpace,
-            ports::Error::Unsupported { .. } => ErrorName::UnsupportedImage,
-            ports::Error::Mismatch { .. } => ErrorName::DigestMismatch,
-            ports::Error::Unreachable { .. } => ErrorName::RegistryUnreachable,
-            ports::Error::AuthRequired { .. } => ErrorName::RegistryAuthRequired,
-            ports::Error::Registry { .. } => ErrorName::RegistryError,
-            ports::Error::Catalog { .. } => ErrorName::CatalogRefused,
-            ports::Error::BadFile { .. } => ErrorName::BadFileDescriptor,
-            ports::Error::Vmm { .. } => ErrorName::VmmFailed,
-            ports::Error::Agent { .. } => ErrorName::AgentUnavailable,
-            ports::Error::NoFreeStream => ErrorName::TooManyRequests,
-            ports::Error::Timeout { .. } => ErrorName::AgentUnavailable,
-            ports::Error::Os { .. } | ports::Error::Other { .. } => ErrorName::Internal,
-        },
+        EngineError::Port(error) | EngineError::NotReleased { why: error, .. } => name_of_port(error),
+    }
+}
+
+fn name_of_port(error: &ports::Error) -> ErrorName {
+    match error {
+        ports::Error::HostNotReady { .. } => ErrorName::HostNotReady,
+        ports::Error::Taken { .. } => ErrorName::Busy,
+        ports::Error::NoSpace { .. } => ErrorName::NoSpace,
+        ports::Error::Unsupported { .. } => ErrorName::UnsupportedImage,
+        ports::Error::Mismatch { .. } => ErrorName::DigestMismatch,
+        ports::Error::Unreachable { .. } => ErrorName::RegistryUnreachable,
+        ports::Error::AuthRequired { .. } => ErrorName::RegistryAuthRequired,
+        ports::Error::Registry { .. } => ErrorName::RegistryError,
+        ports::Error::Catalog { .. } => ErrorName::CatalogRefused,
+        ports::Error::BadFile { .. } => ErrorName::BadFileDescriptor,
+        ports::Error::Vmm { .. } => ErrorName::VmmFailed,
+        ports::Error::Agent { .. } => ErrorName::AgentUnavailable,
+        ports::Error::NoFreeStream => ErrorName::TooManyRequests,
+        ports::Error::Timeout { .. } => ErrorName::AgentUnavailable,
+        ports::Error::Os { .. } | ports::Error::Other { .. } => ErrorName::Internal,
     }
 }
 

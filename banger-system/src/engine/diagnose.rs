@@ -45,6 +45,7 @@ impl Engine {
                 ),
             },
         });
+        checks.extend(self.problem_checks(caller));
         checks
     }
 }

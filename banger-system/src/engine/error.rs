@@ -176,6 +176,18 @@ pub enum Error {
         /// Why.
         why: std::sync::Arc<Error>,
     },
+    /// A part of a sandbox could not be removed from the host. It is tried again every minute, and before the next
+    /// start.
+    #[error("cannot remove the {left} of {name}")]
+    NotReleased {
+        /// The sandbox's name.
+        name: String,
+        /// What is left.
+        left: String,
+        /// Why the first of it could not be removed.
+        #[source]
+        why: ports::Error,
+    },
     /// The host could not do it.
     #[error(transparent)]
     Port(#[from] ports::Error),

@@ -18,6 +18,7 @@ mod lease;
 mod library;
 mod names;
 mod network;
+mod problems;
 mod pull;
 mod pull_file;
 mod pull_kernel;
@@ -58,6 +59,7 @@ use self::{
     error::{Error, Result},
     inventory::Inventory,
     job::Jobs,
+    problems::Problems,
     pull::Pulls,
     request::{Start, Stop, StopMode},
     view::{Event, ImageView, JobView, KernelView, Object, VmView},
@@ -117,6 +119,8 @@ struct Shared {
     subnet: OnceCell<Subnet>,
     /// The names of sandboxes, as last published.
     names: RwLock<Option<Arc<Table>>>,
+    /// What went wrong on the host and is not mended yet.
+    problems: Problems,
     /// The long-lived tasks of the service.
     tasks: Tasks,
 }
@@ -138,10 +142,12 @@ impl Engine {
             image_lock: tokio::sync::Mutex::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
+            problems: Problems::default(),
             tasks: tasks.clone(),
         });
         tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.changes()));
         tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
+        tasks.spawn(Task::Recovery, recover::run(Arc::downgrade(&shared)));
         (Self { shared }, receiver)
     }
 

@@ -12,7 +12,8 @@ use banger_domain::{
     id::{Uid, VmId},
     launch_spec::LaunchSpec,
     limits::Exceeded,
-    resource, stream,
+    resource::{self, Resource},
+    stream,
     vm::Token,
     vmm::VmmChoice,
 };
@@ -86,7 +87,7 @@ impl Vmm for Sim {
     }
 
     async fn remove_sockets(&self, vm: VmId) -> Result<()> {
-        self.lock().sockets.remove(&vm);
+        self.removal(Resource::Sockets)?.sockets.remove(&vm);
         Ok(())
     }
 
@@ -100,7 +101,7 @@ impl Vmm for Sim {
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        Ok(self.lock().sockets.iter().copied().collect())
+        Ok(self.scan(Resource::Sockets)?.sockets.iter().copied().collect())
     }
 }
 
@@ -122,11 +123,7 @@ impl Supervisor for Sim {
 
     async fn remove(&self, vm: VmId) -> Result<()> {
         self.end_process(vm, Ended::Failed("killed:9".to_owned()));
-        let mut state = self.lock();
-        if state.removal_blocked && state.processes.contains_key(&vm) {
-            return Err(Error::HostNotReady { message: "the process does not go away".to_owned() });
-        }
-        state.processes.remove(&vm);
+        self.removal(Resource::Unit)?.processes.remove(&vm);
         Ok(())
     }
 
@@ -139,7 +136,7 @@ impl Supervisor for Sim {
     }
 
     async fn found(&self) -> Result<Vec<(VmId, Started)>> {
-        let state = self.lock();
+        let state = self.scan(Resource::Unit)?;
         let alive = state.processes.iter().filter(|(_, end)| end.borrow().is_none());
         Ok(alive.map(|(vm, _)| (*vm, started(*vm))).collect())
     }

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, KernelId, Uid, VmId},
     launch_spec::{Access, Drive, Medium},
+    resource::Resource,
 };
 use banger_image::{
     oci::{RemoteImage, config::ImageConfig},
@@ -64,23 +65,23 @@ impl Disks for Sim {
     }
 
     async fn detach(&self, vm: VmId) -> Result<()> {
-        self.lock().mappers.remove(&vm);
+        self.removal(Resource::Mapper)?.mappers.remove(&vm);
         Ok(())
     }
 
     async fn attached(&self) -> Result<Vec<VmId>> {
-        Ok(self.lock().mappers.iter().copied().collect())
+        Ok(self.scan(Resource::Mapper)?.mappers.iter().copied().collect())
     }
 
     async fn remove_directory(&self, vm: VmId) -> Result<()> {
-        let mut state = self.lock();
+        let mut state = self.removal(Resource::Disks)?;
         state.disks.remove(&vm);
         state.disk_sizes.remove(&vm);
         Ok(())
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        Ok(self.lock().disks.iter().copied().collect())
+        Ok(self.scan(Resource::Disks)?.disks.iter().copied().collect())
     }
 
     async fn checks(&self) -> Vec<Check> {
@@ -172,12 +173,12 @@ impl ImageFiles for Sim {
     }
 
     async fn remove(&self, image: ImageId) -> Result<()> {
-        self.lock().image_files.remove(&image);
+        self.files()?.image_files.remove(&image);
         Ok(())
     }
 
     async fn found(&self) -> Result<Vec<ImageId>> {
-        Ok(self.lock().image_files.iter().copied().collect())
+        Ok(self.files()?.image_files.iter().copied().collect())
     }
 }
 
@@ -207,11 +208,11 @@ impl KernelFiles for Sim {
     }
 
     async fn remove(&self, kernel: KernelId) -> Result<()> {
-        self.lock().kernel_files.remove(&kernel);
+        self.files()?.kernel_files.remove(&kernel);
         Ok(())
     }
 
     async fn found(&self) -> Result<Vec<KernelId>> {
-        Ok(self.lock().kernel_files.iter().copied().collect())
+        Ok(self.files()?.kernel_files.iter().copied().collect())
     }
 }

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use banger_domain::{
     id::{Uid, VmId},
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
+    resource::Resource,
 };
 
 use super::{Sim, State};
@@ -106,12 +107,12 @@ impl Network for Sim {
     }
 
     async fn unplug(&self, vm: VmId) -> Result<()> {
-        self.lock().nics.remove(&vm);
+        self.removal(Resource::Nic)?.nics.remove(&vm);
         Ok(())
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        Ok(self.lock().nics.keys().copied().collect())
+        Ok(self.scan(Resource::Nic)?.nics.keys().copied().collect())
     }
 
     async fn checks(&self) -> Vec<Check> {

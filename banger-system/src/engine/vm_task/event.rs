@@ -14,7 +14,7 @@ use tracing::Instrument;
 
 use super::{FORCED, Goal, Next, VmTask, Waiter};
 use crate::{
-    engine::{error::Error, now},
+    engine::{error::Error, lease::not_released, now},
     ports::{self, Ended, GuestFacts},
 };
 
@@ -115,11 +115,10 @@ impl VmTask {
             // Its owner will want to read its logs.
             self.vm.lifetime = Lifetime::Persistent;
         }
-        // Failures are logged in the lease, and what is left stays in the ledger.
-        self.lease.release(Scope::Boot).await;
+        let name = self.vm.name.to_string();
+        let left = not_released(&name, self.lease.release(Scope::Boot).await);
         self.save_or_log().await;
 
-        let name = self.vm.name.to_string();
         let how = match (&self.vm.reason, ended) {
             (Reason::GuestPanic, _) => "its kernel panicked".to_owned(),
             (Reason::GuestReboot, _) => "it rebooted".to_owned(),
@@ -132,8 +131,11 @@ impl VmTask {
         };
         let early = Arc::new(Error::EndedEarly { name, how });
         self.fail_waiters(&early, |goal| matches!(goal, Goal::Running | Goal::Ready));
-        for job in self.take_waiters(|goal| goal == Goal::Down) {
-            job.finish(Ok(()));
+        let down = self.take_waiters(|goal| goal == Goal::Down);
+        match left.map(Arc::new) {
+            None => down.into_iter().for_each(|job| job.finish(Ok(()))),
+            // It is down, but its host is not as it was before the start.
+            Some(left) => down.into_iter().for_each(|job| job.fail_shared(&left)),
         }
         if self.waiters.iter().any(|waiter| waiter.goal == Goal::Gone) {
             return self.remove_and_finish_waiters().await;

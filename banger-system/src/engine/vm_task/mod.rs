@@ -57,6 +57,7 @@ use banger_domain::{
     lifecycle::{Event, Transition, step},
     name::Name,
     net::port::Port,
+    resource::Resource,
     vm::{Lifetime, Vm},
 };
 use tokio::{
@@ -129,6 +130,12 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     CallerVanished,
+    /// A late look at the host has found these resources of the VM, or it is time to try again what could not be
+    /// released. `process` is its process, if it has one.
+    Found {
+        resources: BTreeSet<Resource>,
+        process: Option<Started>,
+    },
     /// Probe the guest, because a request to it timed out.
     Probe,
 }
@@ -171,7 +178,7 @@ impl VmTask {
         let job = shared.jobs.begin(JobKind::VmCreate, vm.owner, vec![Object::Vm(vm.id)], CREATE);
         let job = job.inspect_err(|_| shared.inventory.remove_vm(vm.id))?;
         let id = job.id();
-        let lease = Lease::new(vm.id, shared.ports.clone());
+        let lease = Lease::new(vm.id, shared.ports.clone(), shared.problems.clone());
         let mut task = Self::new(shared, vm, lease, inbox);
         task.is_new = true;
         task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
@@ -278,6 +285,7 @@ impl VmTask {
                 answer(reply, result);
             }
             Command::CallerVanished => return self.client_disconnected().await,
+            Command::Found { resources, process } => return self.found(resources, process).await,
             Command::Probe => self.suspect(),
         }
         Next::Continue

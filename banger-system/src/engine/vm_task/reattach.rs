@@ -1,9 +1,11 @@
 //! Reattaches a VM's task to a VMM that an earlier run of the service started.
 
+use std::collections::BTreeSet;
+
 use banger_domain::{
     clock::Occasion,
     lifecycle::{Event, Reason, State},
-    resource::Scope,
+    resource::{Resource, Scope},
 };
 
 use super::{Next, VmTask};
@@ -46,6 +48,23 @@ impl VmTask {
             }
             _ => Next::Continue,
         }
+    }
+
+    /// Takes over resources that a late look at the host has found, and releases those that are not needed.
+    pub(super) async fn found(&mut self, resources: BTreeSet<Resource>, process: Option<Started>) -> Next {
+        self.lease.add(resources);
+        match (self.vm.state, process) {
+            (State::Deleting, _) => return self.remove().await.1,
+            (state, Some(process)) if state.is_up() && self.pid == 0 => {
+                self.unit = process.unit;
+                self.pid = process.pid;
+                self.publish();
+            }
+            (state, _) if state.is_up() => {}
+            // Failures are logged in the lease, and tried again.
+            _ => drop(self.lease.release(Scope::Boot).await),
+        }
+        Next::Continue
     }
 
     /// Handles the end of a VMM that no service watched. The console log may say how the guest ended.

@@ -12,6 +12,7 @@ use super::{FORCED, Goal, Next, Reply, VmTask, answer};
 use crate::engine::{
     error::Error,
     job::{JobHandle, Stages},
+    lease::not_released,
     request::StopMode,
     view::{JobKind, Object},
 };
@@ -61,8 +62,8 @@ impl VmTask {
                 return (Some(error), Next::Continue);
             }
         }
-        if let Some(error) = self.lease.release_all().await.into_iter().next() {
-            return (Some(error.into()), Next::Continue);
+        if let Some(error) = not_released(self.vm.name.as_str(), self.lease.release_all().await) {
+            return (Some(error), Next::Continue);
         }
         if let Err(error) = self.shared.ports.store.delete_vm(self.vm.id).await {
             return (Some(error.into()), Next::Continue);

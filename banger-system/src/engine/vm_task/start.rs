@@ -22,6 +22,7 @@ use crate::{
         error::{Error, Result, one_line},
         guest_archive,
         job::{JobHandle, Stages},
+        lease::not_released,
         now,
         request::{Start, WaitFor},
         view::JobKind,
@@ -154,8 +155,8 @@ impl VmTask {
     /// Launches the VMM after releasing what an earlier boot left. The ledger still has resources that could not be
     /// released when that boot ended.
     async fn launch_clean(&mut self) -> Result<Started> {
-        match self.lease.release(Scope::Boot).await.into_iter().next() {
-            Some(error) => Err(error.into()),
+        match not_released(self.vm.name.as_str(), self.lease.release(Scope::Boot).await) {
+            Some(error) => Err(error),
             None => self.launch().await,
         }
     }
