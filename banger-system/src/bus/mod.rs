@@ -45,6 +45,7 @@ mod manager;
 mod object_manager;
 mod options;
 mod path;
+mod published;
 mod publisher;
 mod reference;
 mod request;
@@ -54,7 +55,6 @@ mod vm;
 use std::sync::Arc;
 
 use banger_proto::bus::names;
-use tokio::sync::mpsc;
 use zbus::{Connection, fdo::RequestNameFlags};
 
 pub use self::introspect::interfaces;
@@ -63,7 +63,7 @@ use self::{
     vm::VmKind,
 };
 use crate::{
-    engine::{Engine, view::Event},
+    engine::{Engine, Events},
     tasks::{Task, Tasks},
 };
 
@@ -72,7 +72,7 @@ use crate::{
 pub async fn serve(
     connection: Connection,
     engine: Engine,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: Events,
     tasks: &Tasks,
 ) -> zbus::Result<()> {
     let api = Arc::new(Api::new(connection.clone(), engine).await?);

@@ -20,13 +20,14 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     error::{Error, Kind, Result},
+    events::EventSender,
     view::{Event, ImageView, KernelView, Object, VmView},
     vm_task::Command,
 };
 
 pub(super) struct Inventory {
     state: Mutex<State>,
-    events: mpsc::UnboundedSender<Event>,
+    events: EventSender,
     changes: watch::Sender<()>,
 }
 
@@ -101,7 +102,7 @@ impl State {
 }
 
 impl Inventory {
-    pub(super) fn new(events: mpsc::UnboundedSender<Event>) -> Self {
+    pub(super) fn new(events: EventSender) -> Self {
         Self { state: Mutex::default(), events, changes: watch::Sender::default() }
     }
 
@@ -411,9 +412,8 @@ impl Inventory {
         Ok(kernel)
     }
 
-    /// Sends an event. During shutdown the receiver may be gone, and the event is dropped.
     fn send(&self, event: Event) {
-        let _ = self.events.send(event);
+        self.events.send(event);
         self.notify();
     }
 

@@ -1,7 +1,7 @@
 //! The engine owns all sandboxes, images and kernels: one task per VM, resources under a lease, jobs, recovery.
 //!
 //! It uses the host through the traits in [`ports`](crate::ports) only. Requests come in through [`Engine`]'s
-//! methods, and every change goes out on one channel as an [`Event`].
+//! methods, and every change goes out on one queue ([`Events`]).
 
 pub mod agent;
 mod capability;
@@ -10,6 +10,7 @@ mod configure;
 mod create;
 mod diagnose;
 pub mod error;
+mod events;
 mod guest_archive;
 mod guest_clocks;
 mod inventory;
@@ -50,9 +51,8 @@ use banger_domain::{
 };
 use banger_image::record::DefaultImage;
 use banger_proto::size::Bytes;
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{OnceCell, oneshot};
 
-pub use self::catalog::{Offer, Offers};
 use self::{
     agent::StreamQueues,
     catalog::CatalogCache,
@@ -62,8 +62,12 @@ use self::{
     problems::Problems,
     pull::Pulls,
     request::{Start, Stop, StopMode},
-    view::{Event, ImageView, JobView, KernelView, Object, VmView},
+    view::{ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
+};
+pub use self::{
+    catalog::{Offer, Offers},
+    events::Events,
 };
 use crate::{
     ports::{Authority, Clock, Log, LogRange, Ports, ReaderGuard},
@@ -126,9 +130,9 @@ struct Shared {
 }
 
 impl Engine {
-    /// Creates an engine on these ports. The receiver gets every event, in order. Must be called in a runtime.
-    pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, mpsc::UnboundedReceiver<Event>) {
-        let (events, receiver) = mpsc::unbounded_channel();
+    /// Creates an engine on these ports. The receiver gets every change, in order. Must be called in a runtime.
+    pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, Events) {
+        let (events, receiver) = events::queue();
         let inventory = Inventory::new(events.clone());
         let jobs = Jobs::new(events, Arc::clone(&ports.clock), &settings.limits);
         let shared = Arc::new(Shared {

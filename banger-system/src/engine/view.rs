@@ -207,4 +207,6 @@ pub enum Event {
     },
     /// An ended job was removed.
     JobRemoved(Arc<JobView>),
+    /// Changes were dropped, because too many waited. The current objects are what they led to.
+    Lost,
 }

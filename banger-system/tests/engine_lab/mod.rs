@@ -14,15 +14,14 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
-        Engine, Settings,
+        Engine, Events, Settings,
         request::{CreateVm, ImportImage, ImportKernel, ImportSource, OnReboot, Start},
-        view::{Event, Outcome},
+        view::Outcome,
     },
     ports::Ports,
     sim::Sim,
     tasks::Tasks,
 };
-use tokio::sync::mpsc::UnboundedReceiver;
 
 pub const ALICE: Uid = Uid(1000);
 pub const BOB: Uid = Uid(1001);
@@ -32,7 +31,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(20);
 pub struct EngineLab {
     pub sim: Sim,
     pub engine: Engine,
-    pub events: UnboundedReceiver<Event>,
+    pub events: Events,
     pub tasks: Tasks,
 }
 
