@@ -5,7 +5,7 @@ use std::sync::Arc;
 use banger_domain::{
     guest_end::GuestEnd,
     id::{JobId, Timestamp},
-    lifecycle::{Event, Reason, State, step},
+    lifecycle::{Event, Reason, State},
     resource::Scope,
     vm::Lifetime,
 };
@@ -185,9 +185,7 @@ impl VmTask {
         if self.is_new {
             return self.delete_automatically(Reason::UserRequest).await;
         }
-        if let Ok(transition) = step(self.vm.state, Event::Stop)
-            && let Err(error) = self.stop_vmm(transition, FORCED, Reason::UserRequest).await
-        {
+        if let Err(error) = self.stop_vmm(FORCED, Reason::UserRequest).await {
             tracing::error!(vm = %self.vm.id, %error, "cannot stop after a cancellation");
         }
         Next::Continue

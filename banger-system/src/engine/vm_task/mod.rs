@@ -54,7 +54,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use banger_domain::{
     guest_end::Reboots,
     id::{JobId, Timestamp},
-    lifecycle::{Event, Transition, step},
+    lifecycle::{Event, Refused, Transition, step},
     name::Name,
     net::port::Port,
     resource::Resource,
@@ -311,13 +311,19 @@ impl VmTask {
         self.shared.jobs.begin(kind, self.vm.owner, vec![Object::Vm(self.vm.id)], stages)
     }
 
+    /// Takes a step of the lifecycle table. Nothing else changes the state.
+    fn enter(&mut self, event: Event) -> Result<Transition, Refused> {
+        let transition = step(self.vm.state, event)?;
+        if let Transition::To(state) = transition {
+            self.vm.state = state;
+        }
+        Ok(transition)
+    }
+
+    /// Takes the step of something that has happened, whatever the table says.
     fn apply(&mut self, event: Event) {
-        match step(self.vm.state, event) {
-            Ok(Transition::To(state)) => self.vm.state = state,
-            Ok(Transition::Unchanged) => {}
-            Err(refused) => {
-                tracing::error!(vm = %self.vm.id, %refused, "the lifecycle table was not followed")
-            }
+        if let Err(refused) = self.enter(event) {
+            tracing::error!(vm = %self.vm.id, %refused, "the lifecycle table was not followed");
         }
     }
 
@@ -346,9 +352,13 @@ impl VmTask {
     }
 
     fn view(&self) -> VmView {
+        self.view_of(self.vm.clone())
+    }
+
+    fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        VmView { blocked_ports, silent, ..self.shared.view(self.vm.clone(), self.unit.clone(), self.pid) }
+        VmView { blocked_ports, silent, ..self.shared.view(vm, self.unit.clone(), self.pid) }
     }
 }
 

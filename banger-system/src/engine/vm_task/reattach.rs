@@ -29,7 +29,7 @@ impl VmTask {
                 self.unit = process.unit;
                 self.pid = process.pid;
                 if state == State::Starting {
-                    self.vm.state = State::Running;
+                    self.apply(Event::Launched);
                 }
                 self.publish();
                 self.reattach_nic().await;
@@ -73,10 +73,10 @@ impl VmTask {
             true => self.classify_end(&Ended::Unknown).await,
             false => (Event::Exited, Reason::Lost),
         };
-        match (event, &reason) {
-            // The reason is unknown, so it does not count as a failure.
-            (_, Reason::Lost) => self.vm.state = if state.is_up() { State::Stopped } else { state },
-            _ => self.apply(event),
+        // An end for an unknown reason does not count as a failure.
+        let event = if reason == Reason::Lost { Event::Exited } else { event };
+        if state.is_up() {
+            self.apply(event);
         }
         self.vm.reason = reason;
         self.clear_boot();

@@ -125,9 +125,9 @@ impl VmTask {
 
     pub(super) async fn guest_halted(&mut self, end: GuestEnd) {
         match step(self.vm.state, Event::Stop) {
-            Ok(transition @ Transition::To(_)) => {
+            Ok(Transition::To(_)) => {
                 tracing::info!(vm = %self.vm.id, ?end, "the guest has halted");
-                if let Err(error) = self.stop_vmm(transition, FORCED, end.reason()).await {
+                if let Err(error) = self.stop_vmm(FORCED, end.reason()).await {
                     tracing::error!(vm = %self.vm.id, %error, "cannot end a sandbox whose guest has halted");
                 }
             }
