@@ -9,6 +9,8 @@ use std::{
     process::Command,
 };
 
+use banger_proto::bus::ErrorName;
+
 /// Runtimes, buses, databases and clients of the network: none of these comes into a crate that decides, or into one that
 /// faces hostile bytes.
 const OUTSIDE: &[&str] = &[
@@ -159,6 +161,17 @@ fn the_layers_look_one_way() {
         })
         .collect();
     assert!(all.is_empty(), "{}", all.join("\n"));
+}
+
+#[test]
+fn every_error_name_can_be_returned() {
+    let source = repository().join("banger-system/src");
+    let code: String =
+        files(&source).into_iter().map(|path| fs::read_to_string(path).unwrap_or_default()).collect();
+    let is_used = |name: &ErrorName| code.contains(&format!("ErrorName::{name:?}"));
+    let dead: Vec<&ErrorName> = ErrorName::ALL.iter().filter(|name| !is_used(name)).collect();
+    // That one comes from the bus.
+    assert_eq!(dead, [&ErrorName::NotSupported]);
 }
 
 #[test]
