@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use banger_proto::causes::with_causes;
 use banger_system::{
     app::{self, Mode},
     config::{self, Config},
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     match serve(mode, &arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", with_causes(&*error));
             ExitCode::FAILURE
         }
     }

@@ -3,7 +3,10 @@
 use std::error::Error as StdError;
 
 use banger_domain::limits::Exceeded;
-use banger_proto::bus::ErrorName;
+use banger_proto::{
+    bus::ErrorName,
+    causes::{with_causes, without_codes},
+};
 use zbus::{DBusError, Message, message::Header};
 
 use crate::{
@@ -26,22 +29,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(name: ErrorName, message: impl Into<String>) -> Self {
-        Self { name, message: one_line(&message.into()) }
+        Self { name, message: one_line(&without_codes(&message.into())) }
     }
 
     /// Returns the error with its causes.
     pub fn of(name: ErrorName, error: &dyn StdError) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let text = cause.to_string();
-            if !message.ends_with(&text) {
-                message.push_str(": ");
-                message.push_str(&text);
-            }
-            source = cause.source();
-        }
-        Self::new(name, message)
+        Self::new(name, with_causes(error))
     }
 
     pub fn invalid_option(message: impl Into<String>) -> Self {
@@ -164,6 +157,8 @@ mod tests {
         let reply = Error::from(error);
         assert_eq!(reply.name, ErrorName::Internal);
         assert_eq!(reply.message, "cannot open /x: permission denied");
+        let text = std::io::Error::from_raw_os_error(13).to_string();
+        assert_eq!(Error::new(ErrorName::Internal, text).message, "Permission denied");
         let long = Error::new(ErrorName::Internal, format!("a\n\u{1b}[31m{}", "é".repeat(600)));
         assert!(long.message.len() <= MAX_MESSAGE && !long.message.chars().any(char::is_control));
     }

@@ -1,6 +1,7 @@
 //! The checks that `doctor` shows. They use the same facts that decide whether a sandbox can be created and started.
 
 use banger_domain::{id::Uid, name::Reference};
+use banger_proto::causes::without_codes;
 
 use super::{Engine, capability};
 use crate::ports::{Check, Status};
@@ -46,6 +47,8 @@ impl Engine {
             },
         });
         checks.extend(self.problem_checks(caller));
+        // Adapters put errors of the system into sentences.
+        checks.iter_mut().for_each(|check| check.message = without_codes(&check.message));
         checks
     }
 }

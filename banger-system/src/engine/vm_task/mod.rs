@@ -312,7 +312,7 @@ impl VmTask {
     }
 
     /// Takes a step of the lifecycle table. Nothing else changes the state.
-    fn enter(&mut self, event: Event) -> std::result::Result<Transition, Refused> {
+    fn enter(&mut self, event: Event) -> Result<Transition, Refused> {
         let transition = step(self.vm.state, event)?;
         if let Transition::To(state) = transition {
             self.vm.state = state;
