@@ -28,7 +28,7 @@ use crate::ports::{
 /// What a pull has resolved to.
 pub(super) enum PulledContent {
     /// An image of a registry, which is imported as its layers arrive.
-    Layers { source: Source, remote: RemoteImage },
+    Layers { source: Source, remote: Box<RemoteImage> },
     /// A file of a catalog, which is fetched through the cache, then imported like a user's file.
     Archive { from: Provenance, file: RemoteFile },
 }

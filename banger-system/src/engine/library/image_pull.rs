@@ -190,7 +190,7 @@ async fn ask_registry(shared: &Shared, job: &JobHandle, source: Source) -> Resul
     let reference = &source.reference;
     job.stage("resolve", format!("asking {} for {reference}", reference.registry()));
     let remote = unless_canceled(job, shared.ports.registry.resolve(&source)).await??;
-    Ok(PulledContent::Layers { source, remote })
+    Ok(PulledContent::Layers { source, remote: Box::new(remote) })
 }
 
 /// Returns whether an image was pulled from the repository of a reference.
