@@ -216,7 +216,7 @@ async fn a_catalog_that_has_expired_offers_nothing_and_hides_nothing() {
     let mut index = {
         lab.problems(Duration::ZERO).await;
         let edition = lab.sim.stored_catalog().unwrap();
-        banger_image::catalog::index::Index::clone(&edition.index)
+        Index::clone(&edition.index)
     };
     index.expires = banger_image::catalog::index::Date::parse("1970-01-01").unwrap();
     lab.sim.publish(index);
@@ -248,7 +248,7 @@ async fn a_pull_that_fails_at_any_step_leaves_nothing() {
                 break;
             }
             // If the catalog cannot be fetched, the image is pulled from its registry.
-            if !matches!(outcome, banger_system::engine::view::Outcome::Done) {
+            if !matches!(outcome, Outcome::Done) {
                 assert!(lab.engine.images().is_empty() && lab.engine.kernels().is_empty());
                 assert!(lab.sim.image_files().is_empty() && lab.sim.kernel_files().is_empty());
             }

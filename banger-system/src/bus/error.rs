@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_message_is_one_bounded_line_with_its_causes() {
-        let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let source = std::io::Error::from(ErrorKind::PermissionDenied);
         let error = EngineError::from(HostError::os("open /x", source));
         let reply = Error::from(error);
         assert_eq!(reply.name, ErrorName::Internal);
