@@ -1,6 +1,6 @@
 //! The long-lived tasks of the service.
 //!
-//! The service works only while all of them do: without its publisher, clients wait for signals for ever; without the
+//! The service works only while all of them do: without its publisher, clients miss every signal; without the
 //! task of a sandbox, nobody notices its end. So a task that ends although it should not, or that panics, ends the
 //! service with a reason. systemd starts it again, and recovery brings everything back; sandboxes keep running.
 //!

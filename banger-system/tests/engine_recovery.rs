@@ -1,4 +1,4 @@
-//! Recovery on a host that does not do everything: it goes on, says what it could not do, and tries again.
+//! Recovery on a host where something fails: the rest is recovered, `doctor` shows the failure, and it is tried again.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod engine_lab;
@@ -77,7 +77,7 @@ async fn a_list_that_fails_keeps_nothing_else_from_being_recovered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_that_ended_while_no_list_of_processes_is_had_is_noticed() {
+async fn a_sandbox_that_ended_is_noticed_without_a_list_of_processes() {
     let lab = EngineLab::new().await;
     let vm = lab.running().await;
     lab.tasks.abort_all().await;
@@ -135,7 +135,7 @@ async fn what_a_stop_or_a_deletion_leaves_is_on_the_job_and_in_doctor() {
         assert_eq!(lab.state(vm), State::Stopped);
         let messages = lab.messages(ALICE).await;
         assert!(messages.len() == 1 && messages[0].starts_with(&error), "{messages:?}");
-        assert_eq!(lab.messages(BOB).await, Vec::<String>::new(), "it is none of his");
+        assert_eq!(lab.messages(BOB).await, Vec::<String>::new(), "it belongs to somebody else");
         // A deletion does not succeed either, and is not forgotten.
         assert_eq!(lab.failed(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await, error);
         assert_eq!(lab.state(vm), State::Deleting);

@@ -128,7 +128,8 @@ struct Shared {
 }
 
 impl Engine {
-    /// Creates an engine on these ports. The receiver gets every change, in order. Must be called in a runtime.
+    /// Creates an engine on these ports. The receiver gets the changes in order. Must be called in a
+    /// runtime.
     pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, Events) {
         let (events, receiver) = events::queue();
         let inventory = Inventory::new(events.clone());

@@ -71,7 +71,7 @@ impl Accounts {
         Self { service, timeout, uids: Answers::default(), logins: Answers::default(), questions }
     }
 
-    /// Asks the name service. The question goes on if the caller stops waiting.
+    /// Asks the name service. The question continues if the caller stops waiting, and its answer is remembered.
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&dyn NameService) -> T + Send + 'static,

@@ -247,11 +247,11 @@ impl Peer {
 }
 
 /// Returns the value of a QEMU option without the service's descriptors: a socket gets a path in the directory, and a
-/// network interface, whose TAP is gone by then, an empty hub.
+/// network interface, whose TAP is gone by then, a network that leads nowhere.
 fn by_hand(value: &str, directory: &Path) -> String {
     let id = value.split(',').find_map(|field| field.strip_prefix("id=")).unwrap_or("unnamed");
     if value.starts_with("tap,") {
-        return format!("hubport,id={id},hubid=0");
+        return format!("user,id={id},restrict=on");
     }
     let fields = value.split(',').map(|field| match field.starts_with("fd=") {
         true => format!("path={}", directory.join(id).display()),
@@ -337,7 +337,7 @@ mod tests {
                 "socket,id=agent1,path=/d/agent1,server=on,wait=off",
             ),
             ("chardev=qmp,mode=control", "chardev=qmp,mode=control"),
-            ("tap,id=net0,fd=9", "hubport,id=net0,hubid=0"),
+            ("tap,id=net0,fd=9", "user,id=net0,restrict=on"),
             (
                 "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",
                 "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",

@@ -228,7 +228,7 @@ impl VmTask {
                 biased;
                 Some(event) = self.background.join_next() => match event {
                     Ok(event) => self.handle_event(event).await,
-                    // Without its result this task would wait for ever.
+                    // Without its result this task would never hear of the end.
                     Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     // Aborted, because its result no longer matters.
                     Err(_) => Next::Continue,
