@@ -2,8 +2,11 @@
 
 use std::{fs, io, path::Path};
 
-use banger_proto::guest::{
-    Failure, FailureKind, Frame, GuestInfo, Request, config::Programs, frame::MAX_DATA, message::Phase,
+use banger_proto::{
+    causes::without_codes,
+    guest::{
+        Failure, FailureKind, Frame, GuestInfo, Request, config::Programs, frame::MAX_DATA, message::Phase,
+    },
 };
 use serde::Serialize;
 
@@ -110,7 +113,7 @@ fn reply_json(port: &mut Port, answer: &impl Serialize) -> io::Result<()> {
 
 /// Replies that a request failed.
 pub fn refuse(port: &mut Port, kind: FailureKind, message: &str) -> io::Result<()> {
-    port.send(&Frame::Failed(Failure { kind, message: message.to_owned() })).map(drop)
+    port.send(&Frame::Failed(Failure { kind, message: without_codes(message) })).map(drop)
 }
 
 /// Returns the kind of failure for an error of the system.
@@ -131,7 +134,7 @@ fn info(guest: &Guest) -> GuestInfo {
         boot_id: read("/proc/sys/kernel/random/boot_id"),
         kernel_release: read("/proc/sys/kernel/osrelease"),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        problems: guest.problems.clone(),
+        problems: guest.problems.iter().map(|problem| without_codes(problem)).collect(),
         stopping: stopping::has_begun(),
         phases: guest.phases.now(),
     }

@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, io};
 
-use banger_proto::{bus::ErrorName, guest::Failure};
+use banger_proto::{bus::ErrorName, causes::without_codes, guest::Failure};
 use zbus::{DBusError, fdo};
 
 use crate::{
@@ -237,7 +237,7 @@ impl Error {
         if let Some(hint) = self.hint() {
             text.push_str(&format!("hint: {hint}\n"));
         }
-        text
+        without_codes(&text)
     }
 }
 

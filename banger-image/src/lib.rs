@@ -48,3 +48,4 @@ pub mod oci;
 pub mod qcow2;
 pub mod record;
 pub mod rootfs;
+mod unusable;

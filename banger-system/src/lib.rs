@@ -12,3 +12,4 @@ pub mod engine;
 pub mod host;
 pub mod ports;
 pub mod sim;
+pub mod tasks;

@@ -112,14 +112,8 @@ const HINTS: &[(ErrorName, &str)] = &[
         "`banger vm logs NAME` shows the console; `banger vm restart NAME` boots the guest again.",
     ),
     (ErrorName::GuestTimeout, "`banger vm logs NAME` shows the console."),
-    (ErrorName::CommandTimeout, ""),
-    (ErrorName::OutputTooLarge, ""),
     (ErrorName::Canceled, ""),
     (ErrorName::NotCancelable, ""),
-    (
-        ErrorName::Interrupted,
-        "the service was restarted: `banger vm list` shows the state of your sandboxes.",
-    ),
     (ErrorName::UnsupportedImage, ""),
     (
         ErrorName::DigestMismatch,

@@ -73,15 +73,21 @@ pub struct KernelTarget {
     pub modules: Option<RemoteFile>,
 }
 
+impl KernelTarget {
+    /// Returns the bytes of all its files.
+    pub fn size(&self) -> Bytes {
+        let modules = self.modules.as_ref().map_or(0, |modules| modules.size().0);
+        Bytes(self.kernel.size().0 + modules)
+    }
+}
+
 impl Index {
     /// Parses a signed index.
     pub fn parse(signed: &Signed, architecture: &str) -> Result<Self, Unusable> {
         if signed.bytes().len() as u64 > MAX_INDEX.0 {
             return Err(Unusable::new(format!("it is larger than {MAX_INDEX}")));
         }
-        let malformed = |error: serde_json::Error| {
-            Unusable::new(format!("it is malformed: {}", printable(&error.to_string())))
-        };
+        let malformed = |error: serde_json::Error| Unusable::json("it", &error);
         let Schema { schema } = serde_json::from_slice(signed.bytes()).map_err(malformed)?;
         if schema != SCHEMA {
             return Err(Unusable::new(format!(

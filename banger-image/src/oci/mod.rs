@@ -15,6 +15,8 @@ use banger_domain::digest::Digest;
 use banger_proto::size::Bytes;
 
 use self::config::ImageConfig;
+pub use crate::unusable::Unusable;
+use crate::unusable::printable;
 
 /// A blob of a registry, by digest and size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,25 +66,4 @@ impl RemoteImage {
     pub fn size(&self) -> Bytes {
         Bytes(self.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.blob.size.0)))
     }
-}
-
-/// Why a registry's document cannot be used. The registry's text is quoted only after it was checked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unusable(pub String);
-
-impl Unusable {
-    fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
-    }
-
-    /// Returns the error of the JSON parser, which has the position and quotes at most a key.
-    fn json(what: &str, error: &serde_json::Error) -> Self {
-        Self(format!("{what} is malformed: {}", printable(&error.to_string())))
-    }
-}
-
-/// Returns a registry's text, shortened and without characters that could confuse a terminal.
-fn printable(text: &str) -> String {
-    text.chars().take(120).collect::<String>().escape_debug().to_string()
 }

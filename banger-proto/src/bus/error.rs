@@ -65,16 +65,10 @@ error_names! {
     AgentUnavailable = "dev.banger.Error.AgentUnavailable",
     /// The guest did not become ready in time.
     GuestTimeout = "dev.banger.Error.GuestTimeout",
-    /// The command did not end in time.
-    CommandTimeout = "dev.banger.Error.CommandTimeout",
-    /// The command printed more than was requested.
-    OutputTooLarge = "dev.banger.Error.OutputTooLarge",
     /// The job was cancelled.
     Canceled = "dev.banger.Error.Canceled",
     /// The job can no longer be cancelled.
     NotCancelable = "dev.banger.Error.NotCancelable",
-    /// The service was restarted during the job.
-    Interrupted = "dev.banger.Error.Interrupted",
     /// The file is not a usable image or kernel.
     UnsupportedImage = "dev.banger.Error.UnsupportedImage",
     /// The content does not have the expected digest.
@@ -112,7 +106,7 @@ error_names! {
     InvalidArgs = "org.freedesktop.DBus.Error.InvalidArgs",
     /// No such object.
     UnknownObject = "org.freedesktop.DBus.Error.UnknownObject",
-    /// The service does not do this on this host.
+    /// The bus does not do this, such as passing file descriptors.
     NotSupported = "org.freedesktop.DBus.Error.NotSupported",
 }
 

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{TaskEvent, VmTask};
-use crate::ports::{self, GuestFacts};
+use crate::ports::guest_link::{self, GuestFacts};
 
 /// Time for one answer. A guest that is only busy answers within this time.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -40,7 +40,7 @@ impl VmTask {
         });
     }
 
-    pub(super) fn probed(&mut self, facts: ports::Result<GuestFacts>) {
+    pub(super) fn probed(&mut self, facts: guest_link::Result<GuestFacts>) {
         let before = self.liveness;
         self.liveness = match facts {
             Ok(_) => Liveness::Answering,

@@ -55,9 +55,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use banger_domain::{
     guest_end::Reboots,
     id::{JobId, Timestamp},
-    lifecycle::{Event, Transition, step},
+    lifecycle::{Event, Refused, Transition, step},
     name::Name,
     net::port::Port,
+    resource::Resource,
     vm::{Lifetime, Vm},
 };
 use tokio::{
@@ -79,7 +80,7 @@ use super::{
     request::{Configure, Start, Stop, StopMode},
     view::{JobKind, Object, VmView},
 };
-use crate::ports::Started;
+use crate::{ports::supervisor::Started, tasks::Task};
 
 /// How many commands to one VM may be queued.
 pub(super) const INBOX: usize = 64;
@@ -130,6 +131,12 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     CallerVanished,
+    /// A late look at the host has found these resources of the VM, or it is time to try again what could not be
+    /// released. `process` is its process, if it has one.
+    Found {
+        resources: BTreeSet<Resource>,
+        process: Option<Started>,
+    },
     /// Probe the guest, because a request to it timed out.
     Probe,
 }
@@ -172,10 +179,10 @@ impl VmTask {
         let job = shared.jobs.begin(JobKind::VmCreate, vm.owner, vec![Object::Vm(vm.id)], CREATE);
         let job = job.inspect_err(|_| shared.inventory.remove_vm(vm.id))?;
         let id = job.id();
-        let lease = Lease::new(vm.id, shared.ports.clone());
+        let lease = Lease::new(vm.id, shared.ports.clone(), shared.problems.clone());
         let mut task = Self::new(shared, vm, lease, inbox);
         task.is_new = true;
-        tokio::spawn(async move {
+        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.create_and_start(job, start).await == Next::Continue {
                 task.run().await;
             }
@@ -192,7 +199,7 @@ impl VmTask {
         inbox: mpsc::Receiver<Command>,
     ) {
         let mut task = Self::new(shared, vm, lease, inbox);
-        tokio::spawn(async move {
+        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.reattach(process).await == Next::Continue {
                 task.run().await;
             }
@@ -222,6 +229,8 @@ impl VmTask {
                 biased;
                 Some(event) = self.background.join_next() => match event {
                     Ok(event) => self.handle_event(event).await,
+                    // Without its result this task would never hear of the end.
+                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     // Aborted, because its result no longer matters.
                     Err(_) => Next::Continue,
                 },
@@ -277,6 +286,7 @@ impl VmTask {
                 answer(reply, result);
             }
             Command::CallerVanished => return self.client_disconnected().await,
+            Command::Found { resources, process } => return self.found(resources, process).await,
             Command::Probe => self.suspect(),
         }
         Next::Continue
@@ -302,13 +312,19 @@ impl VmTask {
         self.shared.jobs.begin(kind, self.vm.owner, vec![Object::Vm(self.vm.id)], stages)
     }
 
+    /// Takes a step of the lifecycle table. Nothing else changes the state.
+    fn enter(&mut self, event: Event) -> Result<Transition, Refused> {
+        let transition = step(self.vm.state, event)?;
+        if let Transition::To(state) = transition {
+            self.vm.state = state;
+        }
+        Ok(transition)
+    }
+
+    /// Takes the step of something that has happened, whatever the table says.
     fn apply(&mut self, event: Event) {
-        match step(self.vm.state, event) {
-            Ok(Transition::To(state)) => self.vm.state = state,
-            Ok(Transition::Unchanged) => {}
-            Err(refused) => {
-                tracing::error!(vm = %self.vm.id, %refused, "the lifecycle table was not followed")
-            }
+        if let Err(refused) = self.enter(event) {
+            tracing::error!(vm = %self.vm.id, %refused, "the lifecycle table was not followed");
         }
     }
 
@@ -337,9 +353,13 @@ impl VmTask {
     }
 
     fn view(&self) -> VmView {
+        self.view_of(self.vm.clone())
+    }
+
+    fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        VmView { blocked_ports, silent, ..self.shared.view(self.vm.clone(), self.unit.clone(), self.pid) }
+        VmView { blocked_ports, silent, ..self.shared.view(vm, self.unit.clone(), self.pid) }
     }
 }
 

@@ -49,9 +49,8 @@ use banger_image::oci::{
 };
 
 use crate::ports::{
-    Error, Result,
-    images::Progress,
-    registry::{Fetch, Prune, Pruned, Registry, Source},
+    FromHost as _, Progress,
+    registry::{Error, Fetch, Prune, Pruned, Registry, Result, Source},
 };
 
 /// An index may name another index, but no deeper.
@@ -124,7 +123,7 @@ impl Registries {
         blocking("read the cache", move || {
             let stat = rustix::fs::statvfs(cache.root()).map_err(|error| cache_error(error.into()))?;
             match stat.f_bavail.saturating_mul(stat.f_frsize) < missing.saturating_add(SPARE) {
-                true => Err(Error::NoSpace { doing: format!("fetch {}", Bytes(missing)) }),
+                true => Err(Error::no_space(format!("fetch {}", Bytes(missing)))),
                 false => Ok(()),
             }
         })
@@ -168,7 +167,7 @@ impl Registry for Registries {
                         let mut bytes = Vec::new();
                         io::Read::read_to_end(&mut blob.open().map_err(cache_error)?, &mut bytes)
                             .map_err(cache_error)?;
-                        Ok(bytes)
+                        Ok::<_, Error>(bytes)
                     })
                     .await?;
                     let (layers, config) =
