@@ -294,6 +294,21 @@ fn results_are_in_order_even_if_one_fails() {
 }
 
 #[test]
+fn what_is_already_so_is_said() {
+    let host = Host::new();
+    let said = |verb: &str| host.banger(&["vm", verb, "-q", "web"]).output;
+    assert_eq!(said("start"), "web: already running\n");
+    assert_eq!(said("stop"), "web: stopped\n");
+    assert_eq!(said("stop"), "web: already stopped\n");
+    let rows = host.banger(&["vm", "stop", "-q", "--json", "web", "db"]).output;
+    let rows: Value = serde_json::from_str(&rows).unwrap();
+    let found = [&rows[0], &rows[1]].map(|row| (row["done"].as_str(), row["changed"].as_bool()));
+    assert_eq!(found, [(Some("stopped"), Some(false)), (Some("stopped"), Some(true))]);
+    assert_eq!(said("start"), "web: started\n");
+    assert_eq!(said("restart"), "web: restarted\n");
+}
+
+#[test]
 fn options_of_stop_reach_the_service() {
     let host = Host::new();
     assert_eq!(host.banger(&["vm", "stop", "--timeout", "3", "web"]).status, 0);

@@ -7,7 +7,7 @@ use zbus::{OwnedObjectPath, Variant};
 use super::size_args::SizeArgs;
 use crate::{
     client::{bus::Bus, service::Kind},
-    command::batch::{self, ResultArgs},
+    command::batch::{self, Effect, ResultArgs},
     error::Result,
     ui::progress::{Progress, ProgressArgs},
 };
@@ -53,7 +53,8 @@ impl Set {
         let progress = Progress::new(ProgressArgs { quiet: true });
         let options = &self.options();
         let set = async |_, vm: OwnedObjectPath| {
-            bus.configure_vm(&vm, options).await.map_err(|error| match error.name() {
+            let set = bus.configure_vm(&vm, options).await;
+            set.map(|()| Effect::Changed).map_err(|error| match error.name() {
                 Some(ErrorName::InvalidState) => error.with_hint(STOPPED_ONLY),
                 _ => error,
             })
