@@ -83,6 +83,20 @@ fn a_failed_start_has_bangers_exit_status() {
 }
 
 #[test]
+fn the_hint_of_a_run_fits_whether_the_sandbox_stays() {
+    let host = Host::new();
+    let run = |options: &[&str]| {
+        let ended =
+            host.banger(&[&["vm", "run", "-q", "--image", "debian"], options, &["--", "hang-up"]].concat());
+        assert_eq!(ended.status, 125, "{ended:?}");
+        ended.errors
+    };
+    let (stays, goes) = (run(&["--name", "x"]), run(&["--rm"]));
+    assert!(stays.contains("and `banger vm logs x` its console."), "{stays}");
+    assert!(goes.contains("hint: without `--rm` the sandbox stays"), "{goes}");
+}
+
+#[test]
 fn a_missing_default_image_is_explained() {
     let host = Host::new();
     let ended = host.banger(&["vm", "create"]);
