@@ -14,13 +14,13 @@ def journal():
     lines = run("journalctl", "-u", "banger-system", "-o", "json", "--output-fields=BANGER_HOST_US,BANGER_VM", "-n", "200").splitlines()
     return [int(line["BANGER_HOST_US"]) / 1000 for line in map(json.loads, lines) if "BANGER_HOST_US" in line and line["BANGER_VM"] == vm]
 vm = machine()["id"]
-walls = ["DynamicUser=yes", "CapabilityBoundingSet=", "NoNewPrivileges=yes", "RootDirectory=/run/banger/empty", "MountAPIVFS=yes",
+jail = ["DynamicUser=yes", "CapabilityBoundingSet=", "NoNewPrivileges=yes", "RootDirectory=/run/banger/empty", "MountAPIVFS=yes",
     "DevicePolicy=closed", "PrivateDevices=yes", "PrivateNetwork=yes", "PrivateIPC=yes", "PrivateTmp=yes", "ProtectProc=invisible",
     "ProcSubset=pid", "ProtectKernelTunables=yes", "ProtectKernelModules=yes", "ProtectKernelLogs=yes", "ProtectControlGroups=yes",
     "ProtectClock=yes", "ProtectHostname=yes", "RestrictAddressFamilies=AF_UNIX", "RestrictNamespaces=yes", "RestrictRealtime=yes",
     "RestrictSUIDSGID=yes", "LockPersonality=yes", "SystemCallArchitectures=native", "SystemCallFilter=@system-service seccomp",
     "SystemCallErrorNumber=EPERM", "MemoryMax=1G", "TasksMax=128"]
-walls += [f"BindReadOnlyPaths={path}" for path in ("/usr", "/lib", "/lib64") if os.path.exists(path)]
+jail += [f"BindReadOnlyPaths={path}" for path in ("/usr", "/lib", "/lib64") if os.path.exists(path)]
 os.makedirs("/run/banger/empty", exist_ok=True)
 for turn in range(runs):
     before = len(journal())
@@ -31,11 +31,12 @@ for turn in range(runs):
     time.sleep(0.5)
     while len(journal()) == before: time.sleep(0.2)
     start.terminate(); start.wait()
-    run("banger", "vm", "kill", name)
+    # The interrupted client may have stopped the sandbox already.
+    subprocess.run(["banger", "vm", "kill", name], capture_output=True, stdin=subprocess.DEVNULL)
     while machine()["state"] != "stopped": time.sleep(0.05)
     seen["ours"].append(journal()[-1])
     time.sleep(0.5)
     begin = time.perf_counter()
-    run("systemd-run", "--quiet", "--property=Type=exec", *[f"--property={one}" for one in walls], "/usr/bin/true")
+    run("systemd-run", "--quiet", "--property=Type=exec", *[f"--property={one}" for one in jail], "/usr/bin/true")
     seen["peers"].append((time.perf_counter() - begin) * 1000)
 print(json.dumps(seen))

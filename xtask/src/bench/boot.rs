@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use banger_proto::guest::{
     Decoder, Exec, Frame, Request,
     hello::{HostHello, take_answer},
+    message::Phase,
 };
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -197,7 +198,8 @@ impl Peer {
         let mut channel = self.connect(&mut qemu.0)?;
         channel.set_read_timeout(Some(PATIENCE.limit))?;
         self.greet(&mut channel)?;
-        let exec = Exec { argv: vec!["echo".to_owned(), "first".to_owned()], ..Exec::default() };
+        let argv = ["echo", "first"].map(str::to_owned).into();
+        let exec = Exec { argv, wait: Phase::Agent, ..Exec::default() };
         channel.write_all(&Frame::Request(Request::Exec(exec)).encode())?;
         channel.write_all(&Frame::InputEnd.encode())?;
         let mut decoder = Decoder::default();
@@ -247,11 +249,11 @@ impl Peer {
 }
 
 /// Returns the value of a QEMU option without the service's descriptors: a socket gets a path in the directory, and a
-/// network interface, whose TAP is gone by then, an empty hub.
+/// network interface, whose TAP is gone by then, a network that leads nowhere.
 fn by_hand(value: &str, directory: &Path) -> String {
     let id = value.split(',').find_map(|field| field.strip_prefix("id=")).unwrap_or("unnamed");
     if value.starts_with("tap,") {
-        return format!("hubport,id={id},hubid=0");
+        return format!("user,id={id},restrict=on");
     }
     let fields = value.split(',').map(|field| match field.starts_with("fd=") {
         true => format!("path={}", directory.join(id).display()),
@@ -337,7 +339,7 @@ mod tests {
                 "socket,id=agent1,path=/d/agent1,server=on,wait=off",
             ),
             ("chardev=qmp,mode=control", "chardev=qmp,mode=control"),
-            ("tap,id=net0,fd=9", "hubport,id=net0,hubid=0"),
+            ("tap,id=net0,fd=9", "user,id=net0,restrict=on"),
             (
                 "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",
                 "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01",

@@ -16,6 +16,12 @@ banger vm exec ship -- sh -ec '
     # The image has no apparmor_parser, which Debian only recommends.
     docker run -d --security-opt apparmor=unconfined $(echo $serve | sed s/PORT/8080/) > /dev/null
     echo "docker: $(ask 8080) $(docker info --format "{{.Driver}} {{.CgroupVersion}}")"
+    # The server of a network of Docker answers for its containers, and asks the guest for other names.
+    docker network create net > /dev/null
+    in_net="--security-opt apparmor=unconfined --network net"
+    docker run -d --name web $in_net box /bin/busybox httpd -f -p 80 -h /www > /dev/null
+    echo "docker network: $(docker run --rm $in_net box /bin/busybox wget -q -O - http://web/)"
+    docker run --rm $in_net box /bin/busybox nslookup -type=a ship.vm | sed -n "s/^Name:[[:space:]]*/docker DNS: /p"
     podman import --quiet /tmp/box.tar box > /dev/null
     podman run -d $(echo $serve | sed s/PORT/8081/) > /dev/null
     echo "podman: $(ask 8081)"
@@ -26,6 +32,11 @@ banger vm exec ship -- sh -ec '
     runuser -l dev -c "export XDG_RUNTIME_DIR=/run/user/$(id -u dev); cd
         podman import --quiet /tmp/box.tar box > /dev/null
         podman run -d $(echo $serve | sed s/PORT/8082/) > /dev/null"
-    echo "rootless: $(ask 8082)"' > said 2>&1 || echo failed
+    echo "rootless: $(ask 8082)"
+    mkdir /tmp/upper /tmp/work /tmp/mount
+    fuse-overlayfs -o lowerdir=/tmp/root,upperdir=/tmp/upper,workdir=/tmp/work /tmp/mount
+    echo more >> /tmp/mount/www/index.html
+    echo "FUSE: $(cat /tmp/upper/www/index.html | tr "\n" " ")$(stat --file-system --format %T /tmp/mount)"
+    ' > said 2>&1 || echo failed
 cat said
 banger vm delete --force --quiet ship

@@ -10,11 +10,13 @@ use crate::{
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("the kernel loads modules in an image without kmod", without_kmod),
-    ("docker and podman run containers with published ports", containers),
+    ("docker and podman run containers with published ports and DNS, and FUSE mounts", containers),
     ("a kernel without the drivers for its root is refused at import", no_drivers),
 ];
-pub(super) const WITH_SYSTEMD: &[(&str, Check)] =
-    &[("a guest has all modules of its kernel, and systemd reports no failure", all_modules)];
+pub(super) const WITH_SYSTEMD: &[(&str, Check)] = &[
+    ("a guest has all modules of its kernel, and systemd reports no failure", all_modules),
+    ("the systemd of Debian 13 reports no failure", debian13),
+];
 
 fn all_modules(host: &Host) -> Result<()> {
     let out = run_as(host, "alice", &script!("level4/modules/all_modules.sh"))?;
@@ -32,6 +34,16 @@ fn all_modules(host: &Host) -> Result<()> {
         ensure!(has(expected), "no {expected:?} in {out:?}");
     }
     ensure!(!has("no "), "modules are missing: {out:?}");
+    Ok(())
+}
+
+fn debian13(host: &Host) -> Result<()> {
+    let image = host::inside(&image::ensure(image::TRIXIE)?)?;
+    let register = format!("banger image register --shared --name trixie --rootfs {}", image.display());
+    sh_as_root(host, &register)?;
+    let out = run_as(host, "alice", &script!("level4/modules/debian13.sh"))?;
+    run_as_root(host, &["banger", "image", "delete", "trixie"])?;
+    ensure!(out.trim() == "trixie: running", "{out:?}");
     Ok(())
 }
 
@@ -55,7 +67,14 @@ fn containers(host: &Host) -> Result<()> {
     sh_as_root(host, &register)?;
     let out = run_as(host, "alice", &script!("level4/modules/containers.sh"))?;
     run_as_root(host, &["banger", "image", "delete", "containers"])?;
-    for expected in ["docker: content overlay2 2", "podman: content", "rootless: content"] {
+    for expected in [
+        "docker: content overlay2 2",
+        "docker network: content",
+        "docker DNS: ship.vm",
+        "podman: content",
+        "rootless: content",
+        "FUSE: content more fuseblk",
+    ] {
         ensure!(out.lines().any(|line| line == expected), "no {expected:?} in {out}");
     }
     Ok(())
