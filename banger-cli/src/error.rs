@@ -144,6 +144,11 @@ impl Error {
         }
     }
 
+    /// Returns whether the hint is about a sandbox, whose name it does not have yet.
+    pub fn hints_at_sandbox(&self) -> bool {
+        self.hint().is_some_and(|hint| hint.contains(PLACEHOLDER))
+    }
+
     /// Returns the error name of the service, if there is one.
     pub fn name(&self) -> Option<ErrorName> {
         match self {

@@ -5,7 +5,7 @@ use zbus::OwnedObjectPath;
 
 use crate::{
     client::{bus::Bus, service::Kind},
-    command::batch::{self, ResultArgs},
+    command::batch::{self, Effect, ResultArgs},
     error::Result,
     ui::progress::{Progress, ProgressArgs},
 };
@@ -26,7 +26,8 @@ impl DeleteArgs {
         let bus = &Bus::connect().await?;
         let progress = Progress::new(ProgressArgs { quiet: true });
         let found = batch::find(bus, kind, &self.references).await;
-        let delete = async |_, object: OwnedObjectPath| bus.delete(kind, &object).await;
+        let delete =
+            async |_, object: OwnedObjectPath| bus.delete(kind, &object).await.map(|()| Effect::Changed);
         batch::each(found, &progress, "deleted", self.output, delete).await
     }
 }

@@ -162,6 +162,13 @@ mod tests {
     }
 
     #[test]
+    fn aliases_have_the_schema_of_their_verb() {
+        assert_eq!(of_verb("kernel rm"), of_verb("kernel delete"));
+        assert_eq!(of_verb("vm ls"), of_verb("vm list"));
+        assert!(of_verb("kernel rm").is_some() && of_verb("kernel erase").is_none());
+    }
+
+    #[test]
     fn every_verb_that_prints_has_a_schema() {
         let mut all = Vec::new();
         verbs_of(&Cli::command(), &[], &mut all);

@@ -141,13 +141,34 @@ impl DBusError for Error {
 
 #[cfg(test)]
 mod tests {
+<<<<<<< HEAD
     use std::{io::ErrorKind, time::Duration};
+=======
+    #![allow(clippy::unwrap_used)]
+    use banger_domain::limits::Limits;
+    use banger_proto::size::Bytes;
+>>>>>>> h-cli
 
     use super::*;
     use crate::ports::{
         FromHost, catalogs, disks, guest_link, image_files, kernel_files, logs, network, registry, streams,
         supervisor, vmm,
     };
+
+    #[test]
+    fn clients_tell_errors_with_different_remedies_apart() {
+        let sizes = Limits::of_host(4, Bytes::gib(8));
+        let smaller = sizes.check_root_size(Bytes::gib(1), Bytes::gib(2)).unwrap_err();
+        let larger = sizes.check_root_size(Bytes::gib(9_000_000), Bytes::gib(2)).unwrap_err();
+        let taken = ports::Error::Taken { message: "port 80 of the host is in use".to_owned() };
+        for (error, expect) in [
+            (EngineError::Limit(smaller), ErrorName::DiskTooSmall),
+            (EngineError::Limit(larger), ErrorName::InvalidOption),
+            (EngineError::Port(taken), ErrorName::AlreadyInUse),
+        ] {
+            assert_eq!(name_of(&error), expect, "{error}");
+        }
+    }
 
     #[test]
     fn a_message_is_one_bounded_line_with_its_causes() {

@@ -5,7 +5,7 @@ use clap::Args;
 use zbus::Variant;
 
 use super::{
-    run::{explain, print_created},
+    run::{about, explain, print_created},
     vm_args::VmArgs,
     wait::{self, Wait},
 };
@@ -60,14 +60,21 @@ impl Create {
             Ok(_) => {
                 if !self.no_start {
                     let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
-                    for problem in user_files::send(&mut guest, &settings).await? {
-                        progress.note(&format!("warning: {problem}"));
+                    if let Err(error) = self.set_up(&mut guest, &settings, &progress).await {
+                        return Err(about(&bus, &vm, error).await);
                     }
-                    wait::until(&mut guest, self.wait, &progress.track(None)).await?;
                 }
                 print_created(&bus, &vm, self.json).await
             }
             Err(error) => Err(explain(&bus, &vm, error).await),
         }
+    }
+
+    /// Sends the user's files, and waits for the boot phase.
+    async fn set_up(&self, guest: &mut Guest, settings: &Settings, progress: &Progress) -> Result<()> {
+        for problem in user_files::send(guest, settings).await? {
+            progress.note(&format!("warning: {problem}"));
+        }
+        wait::until(guest, self.wait, &progress.track(None)).await
     }
 }

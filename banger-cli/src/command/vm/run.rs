@@ -43,6 +43,9 @@ use crate::{
 /// How long to wait for the deletion; then the service completes it alone.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Hint for an error in a sandbox that is deleted at the end.
+const NOT_KEPT: &str = "without `--rm` the sandbox stays, and `banger vm logs` shows its console.";
+
 /// Create a sandbox and run a shell or a command in it
 ///
 /// Without a command, this opens a login shell. Input, output, signals and the size of the terminal are
@@ -171,6 +174,7 @@ impl Run {
         }
         let sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress };
         if let Err(error) = sandbox.send_user_files(&settings, &mut listener).await {
+            let error = sandbox.about(error, self.rm).await;
             sandbox.clean_up(self.rm, &mut listener).await;
             return Err(error);
         }
@@ -181,11 +185,17 @@ impl Run {
         let status = match prepared {
             Err(error) => Err(error),
             Ok(_) if self.detach => {
-                sandbox.wait(self.exec.wait(), &mut listener).await?;
+                if let Err(error) = sandbox.wait(self.exec.wait(), &mut listener).await {
+                    return Err(sandbox.about(error, self.rm).await);
+                }
                 sandbox.note_ports(&container.ports).await;
                 return print_created(&bus, &sandbox.vm, self.json).await;
             }
             Ok(workspace) => sandbox.attach(self, workspace, &container.ports, &mut listener).await,
+        };
+        let status = match status {
+            Err(error) => Err(sandbox.about(error, self.rm).await),
+            status => status,
         };
         sandbox.clean_up(self.rm, &mut listener).await;
         status
@@ -208,6 +218,15 @@ struct Sandbox<'a> {
 }
 
 impl Sandbox<'_> {
+    /// Makes the hint of an error fit this sandbox, which may be about to be deleted.
+    async fn about(&self, error: Error, deleted: bool) -> Error {
+        match deleted {
+            true if error.hints_at_sandbox() => error.with_hint(NOT_KEPT),
+            true => error,
+            false => about(self.bus, &self.vm, error).await,
+        }
+    }
+
     /// Copies the user's files into it.
     async fn send_user_files(&self, settings: &Settings, listener: &mut Listener) -> Result<()> {
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
@@ -397,6 +416,14 @@ pub(super) fn reminder(sandbox: &Object) -> Option<String> {
         _ => Some(format!(
             "{name} has stopped: `banger vm start {name}` boots it, `banger vm delete {name}` deletes it."
         )),
+    }
+}
+
+/// Puts the name of the new sandbox into the hint of an error.
+pub(super) async fn about(bus: &Bus, vm: &OwnedObjectPath, error: Error) -> Error {
+    match bus.properties(vm, VM_INTERFACE).await {
+        Ok(sandbox) => error.about(sandbox.name()),
+        Err(_) => error,
     }
 }
 

@@ -7,8 +7,8 @@ use zbus::{OwnedObjectPath, Variant};
 use super::size_args::SizeArgs;
 use crate::{
     client::{bus::Bus, service::Kind},
-    command::batch::{self, ResultArgs},
-    error::Result,
+    command::batch::{self, Effect, ResultArgs},
+    error::{Error, Result},
     ui::progress::{Progress, ProgressArgs},
 };
 
@@ -39,9 +39,6 @@ pub struct Set {
     output: ResultArgs,
 }
 
-/// Hint for a sandbox whose state does not allow a change of its sizes.
-const STOPPED_ONLY: &str = "only NAT changes while it runs: `banger vm stop NAME` stops it.";
-
 /// The ids of the options of which one is required, unless `--nat` is given.
 fn changes() -> impl Iterator<Item = &'static str> {
     SizeArgs::IDS.into_iter().chain(["no_nat"])
@@ -53,10 +50,8 @@ impl Set {
         let progress = Progress::new(ProgressArgs { quiet: true });
         let options = &self.options();
         let set = async |_, vm: OwnedObjectPath| {
-            bus.configure_vm(&vm, options).await.map_err(|error| match error.name() {
-                Some(ErrorName::InvalidState) => error.with_hint(STOPPED_ONLY),
-                _ => error,
-            })
+            let set = bus.configure_vm(&vm, options).await;
+            set.map(|()| Effect::Changed).map_err(add_hint)
         };
         batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", self.output, set)
             .await
@@ -71,12 +66,30 @@ impl Set {
     }
 }
 
+/// Adds a hint for a sandbox whose state does not allow a change of its sizes.
+fn add_hint(error: Error) -> Error {
+    match error.name() {
+        Some(ErrorName::InvalidState) => {
+            error.with_hint("only NAT changes while it runs: `banger vm stop NAME` stops it.")
+        }
+        _ => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use clap::Parser;
 
     use super::*;
+
+    #[test]
+    fn hints_of_set() {
+        use crate::ui::wording::{check, of_service, shown};
+
+        let names = [ErrorName::InvalidState, ErrorName::DiskTooSmall, ErrorName::InvalidOption];
+        check("hints_of_set", &shown(names.map(|name| (name, add_hint(of_service(name)).about("web")))));
+    }
 
     #[derive(Parser)]
     struct Line {

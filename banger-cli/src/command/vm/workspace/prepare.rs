@@ -72,6 +72,12 @@ impl Prepare {
         track.stage("copy", &prepare::summary(count, bytes, path));
         let kept = prepare::send(&mut guest, plan, target, track.meter(bytes)).await;
         drop(track);
+        let kept = kept.map_err(|error| match prepare::is_in_the_way(&error) {
+            true => {
+                error.with_hint("`--force` replaces what is there; `--guest-path PATH` chooses another path.")
+            }
+            false => error,
+        });
         let record = kept.map_err(|error| error.about(&self.sandbox))?.record;
         if self.json {
             output::json(&json!({
