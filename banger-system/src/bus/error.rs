@@ -141,13 +141,11 @@ impl DBusError for Error {
 
 #[cfg(test)]
 mod tests {
-<<<<<<< HEAD
-    use std::{io::ErrorKind, time::Duration};
-=======
     #![allow(clippy::unwrap_used)]
+    use std::{io::ErrorKind, time::Duration};
+
     use banger_domain::limits::Limits;
     use banger_proto::size::Bytes;
->>>>>>> h-cli
 
     use super::*;
     use crate::ports::{
@@ -160,11 +158,11 @@ mod tests {
         let sizes = Limits::of_host(4, Bytes::gib(8));
         let smaller = sizes.check_root_size(Bytes::gib(1), Bytes::gib(2)).unwrap_err();
         let larger = sizes.check_root_size(Bytes::gib(9_000_000), Bytes::gib(2)).unwrap_err();
-        let taken = ports::Error::Taken { message: "port 80 of the host is in use".to_owned() };
+        let taken = network::Error::Taken { message: "port 80 of the host is in use".to_owned() };
         for (error, expect) in [
             (EngineError::Limit(smaller), ErrorName::DiskTooSmall),
             (EngineError::Limit(larger), ErrorName::InvalidOption),
-            (EngineError::Port(taken), ErrorName::AlreadyInUse),
+            (taken.into(), ErrorName::AlreadyInUse),
         ] {
             assert_eq!(name_of(&error), expect, "{error}");
         }
@@ -215,7 +213,7 @@ mod tests {
         check(kernel_files::Error::Unsupported { message: why() }, Name::UnsupportedImage, "why");
         check(kernel_files::Error::BadFile { message: why() }, Name::BadFileDescriptor, "why");
 
-        check(network::Error::Taken { message: why() }, Name::Busy, "why");
+        check(network::Error::Taken { message: why() }, Name::AlreadyInUse, "why");
 
         check(registry::Error::Unreachable { message: why() }, Name::RegistryUnreachable, "why");
         check(registry::Error::AuthRequired { message: why() }, Name::RegistryAuthRequired, "why");
