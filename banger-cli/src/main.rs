@@ -1,45 +1,20 @@
 //! The banger command: an unprivileged client of the service on the system bus.
 
-mod age;
-mod attach;
-mod batch;
-mod bus;
 mod cli;
+mod client;
 mod command;
-mod complete;
-mod credentials;
 mod error;
 mod guest;
-mod hint;
-mod job;
-mod locale;
-mod object;
-mod oci_layout;
-mod output;
-mod progress;
-mod pull;
-mod relay;
-mod sanitize;
-mod schema;
-mod service;
-mod settings;
-mod signals;
 mod ssh;
-mod state_reason;
-mod suggest;
-mod table;
-mod text_agent;
-mod timezone;
-mod user_files;
-#[cfg(test)]
-mod wording;
+mod ui;
+mod user;
 mod workspace;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::{cli::Cli, error::Error};
+use crate::{cli::Cli, command::complete, error::Error};
 
 fn main() -> ExitCode {
     complete::answer_shell();

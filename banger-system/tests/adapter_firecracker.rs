@@ -232,7 +232,7 @@ async fn garbage_is_not_accepted() {
             })
             .await;
         let text = error.to_string();
-        assert!(text.starts_with("Firecracker gives no proper answer to GET /version"), "{text}");
+        assert!(text.starts_with("invalid reply from Firecracker to GET /version"), "{text}");
     }
     let host = Host::new();
     let error = host
@@ -241,7 +241,7 @@ async fn garbage_is_not_accepted() {
             std::future::pending().await
         })
         .await;
-    assert_eq!(error.to_string(), "Firecracker answers nonsense to GET /version");
+    assert_eq!(error.to_string(), "unexpected reply from Firecracker to GET /version");
 }
 
 #[tokio::test]
@@ -290,7 +290,7 @@ async fn a_guest_is_asked_for_by_the_agents_port_and_what_it_says_is_not_swallow
     let mut said = String::new();
     connect().await.unwrap().read_to_string(&mut said).await.unwrap();
     assert_eq!(said, "hello");
-    for expect in ["the guest does not listen", "answers nonsense", "answers nonsense"] {
+    for expect in ["the guest does not listen", "unexpected reply", "unexpected reply"] {
         let error = connect().await.unwrap_err();
         assert!(
             matches!(&error, guest_link::Error::Unavailable { message } if message.ends_with(expect)),

@@ -200,8 +200,8 @@ mod tests {
                 (name.to_str().unwrap().to_owned(), fs::read_to_string(path).unwrap())
             })
             .collect();
-        let calls = [calls(&sources, "script!("), calls(&sources, "script_text!(")].concat();
-        let used: BTreeSet<&str> = calls.iter().flatten().copied().collect();
+        let (calls, texts) = (calls(&sources, "script!("), calls(&sources, "script_text!("));
+        let used: BTreeSet<&str> = calls.iter().chain(&texts).flatten().copied().collect();
         let there: BTreeSet<&str> = scripts.keys().map(String::as_str).collect();
         assert_eq!(used, there);
 

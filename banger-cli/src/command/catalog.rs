@@ -14,15 +14,14 @@ use clap::Args;
 use zbus::Variant;
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, job::Jobs, object::Object, service::Kind},
     error::Result,
-    job::Jobs,
-    object::Object,
-    output,
-    progress::{Progress, ProgressArgs},
-    service::Kind,
-    signals::Signals,
-    table::Table,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+        table::Table,
+    },
 };
 
 /// Catalogs fetched more recently than this are not fetched again.
@@ -34,7 +33,7 @@ pub struct AvailableArgs {
     /// Show what the catalogs have, and whether this host has it
     #[arg(long)]
     available: bool,
-    /// Fetch the catalogs first, even if that was done less than a day ago
+    /// Fetch the catalogs first, even if they were fetched less than a day ago
     #[arg(long, requires = "available")]
     refresh: bool,
     #[command(flatten)]

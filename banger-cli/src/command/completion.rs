@@ -4,9 +4,9 @@ use clap::Args;
 use clap_complete::env::Shells;
 
 use crate::{
-    complete::VARIABLE,
+    command::complete::VARIABLE,
     error::{Error, Result},
-    output,
+    ui::output,
 };
 
 /// The name of this program, wherever it is installed.

@@ -3,7 +3,11 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::{error::Result, output, settings::Settings, ssh::user_dirs::UserDirs, table::Table};
+use crate::{
+    error::Result,
+    ui::{output, table::Table},
+    user::{dirs::UserDirs, settings::Settings},
+};
 
 /// The subcommands of `banger config`.
 #[derive(Debug, Subcommand)]

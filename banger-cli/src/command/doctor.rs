@@ -5,9 +5,9 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    bus::Bus,
+    client::bus::Bus,
     error::{FAILURE, Result},
-    output, sanitize,
+    ui::{output, sanitize},
 };
 
 /// Check whether this host is ready

@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use zbus::{Message, Structure, Variant, message::Type};
 
 use crate::{
-    age,
-    bus::Bus,
+    client::{bus::Bus, object},
     error::{Error, Result},
-    object, output,
-    signals::{Signals, unless_ended},
+    ui::{
+        age, output,
+        signals::{Signals, unless_ended},
+    },
 };
 
 const INTERFACES: [&str; 5] =
@@ -73,7 +74,7 @@ impl Events {
             event["arguments"].as_array().map(|all| all.iter().map(plain).collect()).unwrap_or_default();
         let at = age::stamp(event["time_usec"].as_u64().unwrap_or_default());
         let line = format!("{at} {} {} {}", text("event"), text("object"), arguments.join(" "));
-        output::text(&format!("{}\n", crate::sanitize::line(line.trim_end())))
+        output::text(&format!("{}\n", crate::ui::sanitize::line(line.trim_end())))
     }
 }
 

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::{
     error::{Error, Result},
-    output, schema,
+    ui::{output, schema},
 };
 
 /// Print the schema of what a command prints with --json

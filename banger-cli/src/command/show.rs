@@ -3,7 +3,11 @@
 use clap::Args;
 use serde_json::{Map, Value};
 
-use crate::{bus::Bus, error::Result, output, service::Kind, state_reason, table::Table};
+use crate::{
+    client::{bus::Bus, service::Kind},
+    error::Result,
+    ui::{output, state_reason, table::Table},
+};
 
 /// The options of a command that shows an object.
 #[derive(Debug, Args)]
@@ -69,7 +73,7 @@ fn text(key: &str, value: &Value) -> String {
     let size = SIZES.contains(&key);
     match (value, value.as_u64()) {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
-        (_, Some(then)) if key.ends_with("_at") => crate::age::date(then, crate::age::now()),
+        (_, Some(then)) if key.ends_with("_at") => crate::ui::age::date(then, crate::ui::age::now()),
         (Value::String(reason), _) if key == "state_reason" => state_reason::describe(reason),
         (Value::Object(phases), _) if key == "phases" => phases_text(phases),
         (Value::String(text), _) => text.clone(),

@@ -11,11 +11,10 @@ use clap::Args;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
     error::{Error, Result},
-    output,
-    service::Kind,
     ssh::reference,
+    ui::output,
 };
 
 /// The only supported port.
@@ -132,7 +131,7 @@ mod tests {
 
     #[test]
     fn hints_of_ssh() {
-        use crate::wording::{check, of_service, shown};
+        use crate::ui::wording::{check, of_service, shown};
 
         let by_name = [ErrorName::InvalidState, ErrorName::NotReady];
         check("hints_of_ssh", &shown(by_name.map(|name| (name, add_hint(of_service(name)).about("web")))));

@@ -3,7 +3,11 @@
 use clap::Args;
 use serde_json::json;
 
-use crate::{bus::Bus, error::Result, output, sanitize};
+use crate::{
+    client::bus::Bus,
+    error::Result,
+    ui::{output, sanitize},
+};
 
 /// Print the versions of this command and of the service
 #[derive(Debug, Args)]
@@ -11,8 +15,8 @@ use crate::{bus::Bus, error::Result, output, sanitize};
 Example:
   banger version
 
-After an upgrade, the service may be older until it is restarted.
-`banger --version` does not ask it.")]
+After an upgrade, the old service runs until it is restarted.
+`banger --version` does not ask the service.")]
 pub struct Version {
     /// Print a JSON object with the keys client and service; service is null if it does not answer
     #[arg(long)]

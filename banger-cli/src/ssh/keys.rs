@@ -10,8 +10,10 @@ use std::{
 
 use ssh_key::{Algorithm, LineEnding, PrivateKey, PublicKey, rand_core::OsRng};
 
-use super::user_dirs::UserDirs;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    user::dirs::UserDirs,
+};
 
 /// Limits on the number of keys that a sandbox accepts, and on the size of one.
 const MAX_KEYS: usize = 16;

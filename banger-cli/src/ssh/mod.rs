@@ -2,7 +2,6 @@
 
 pub mod config;
 pub mod keys;
-pub mod user_dirs;
 
 use crate::error::{Error, Result};
 

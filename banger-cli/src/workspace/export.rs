@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    guest::{Call, Guest, from_io, protocol_error},
-    progress::{Meter, Metered, Track},
+    guest::agent::{Call, Guest, from_io, protocol_error},
+    ui::progress::{Meter, Metered, Track},
 };
 
 /// The commit of what came back.

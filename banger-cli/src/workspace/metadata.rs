@@ -21,9 +21,9 @@ use super::{
     untracked,
 };
 use crate::{
-    age,
     error::{Error, Result},
-    guest::from_io,
+    guest::agent::from_io,
+    ui::age,
 };
 
 /// Settings of the user that make git in the sandbox treat files as on the host.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    ssh::user_dirs::UserDirs,
+    user::dirs::UserDirs,
 };
 
 const FILE: &str = "record.json";

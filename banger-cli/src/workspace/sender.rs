@@ -18,10 +18,12 @@ use super::{
     stamps::{self, Stamps},
 };
 use crate::{
-    age,
     error::{Error, Result},
-    guest::from_io,
-    progress::{Meter, Metered},
+    guest::agent::from_io,
+    ui::{
+        age,
+        progress::{Meter, Metered},
+    },
 };
 
 /// Files up to this size are read once and kept in memory; longer ones are read twice.

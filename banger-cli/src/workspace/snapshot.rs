@@ -145,7 +145,8 @@ impl Importer {
         self.marks += 1;
         let mark = self.marks;
         self.write(format!("blob\nmark :{mark}\ndata {size}\n").as_bytes())?;
-        let copied = io::copy(&mut content.take(size), &mut self.input).map_err(crate::guest::from_io)?;
+        let copied =
+            io::copy(&mut content.take(size), &mut self.input).map_err(crate::guest::agent::from_io)?;
         if copied != size {
             return Err(
                 Error::Refused("a file was truncated while it was read".to_owned()).with_hint("try again.")

@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn refusals_of_repositories() {
-        use crate::wording::{check, shown};
+        use crate::ui::wording::{check, shown};
 
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);

@@ -19,7 +19,7 @@ use super::{
     record::write_whole,
     source::{FILE, PROGRAM, SYMLINK, os},
 };
-use crate::{age, error::Result};
+use crate::{error::Result, ui::age};
 
 const NAME: &str = "stamps";
 /// FAT has the coarsest clock of all file systems.

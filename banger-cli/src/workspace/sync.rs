@@ -19,9 +19,9 @@ use super::{
     tooling,
 };
 use crate::{
-    age,
     error::{Error, Result},
-    guest::{Guest, from_io},
+    guest::agent::{Guest, from_io},
+    ui::age,
 };
 
 /// Changes on the host.

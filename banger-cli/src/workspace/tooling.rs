@@ -7,8 +7,8 @@ use banger_proto::guest::{Exec, Frame, Request};
 use super::{prepare::Plan, record::Record};
 use crate::{
     error::{Error, Result},
-    guest::Guest,
-    sanitize::Filter,
+    guest::agent::Guest,
+    ui::sanitize::Filter,
 };
 
 /// Files of mise at the top of a repository.

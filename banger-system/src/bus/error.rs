@@ -68,9 +68,8 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::NameTaken { .. } => ErrorName::NameTaken,
         EngineError::Name(_) => ErrorName::InvalidName,
         EngineError::InvalidOption { .. } => ErrorName::InvalidOption,
-        EngineError::Limit(Exceeded::Impossible { .. } | Exceeded::Smaller { .. }) => {
-            ErrorName::InvalidOption
-        }
+        EngineError::Limit(Exceeded::Impossible { .. }) => ErrorName::InvalidOption,
+        EngineError::Limit(Exceeded::Smaller { .. }) => ErrorName::DiskTooSmall,
         EngineError::Limit(Exceeded::Quota { .. }) => ErrorName::QuotaExceeded,
         EngineError::Limit(Exceeded::Requests { .. }) => ErrorName::TooManyRequests,
         EngineError::NoAddress => ErrorName::NoAddress,
@@ -86,7 +85,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::EndedEarly { .. } => ErrorName::VmmFailed,
         EngineError::Canceled => ErrorName::Canceled,
         EngineError::NotCancelable => ErrorName::NotCancelable,
-        EngineError::Taken { .. } => ErrorName::Busy,
+        EngineError::Taken { .. } => ErrorName::AlreadyInUse,
         EngineError::Unsupported { .. } => ErrorName::UnsupportedImage,
         EngineError::Mismatch { .. } => ErrorName::DigestMismatch,
         EngineError::BadFile { .. } => ErrorName::BadFileDescriptor,
@@ -195,7 +194,7 @@ mod tests {
         check(kernel_files::Error::Unsupported { message: why() }, Name::UnsupportedImage, "why");
         check(kernel_files::Error::BadFile { message: why() }, Name::BadFileDescriptor, "why");
 
-        check(network::Error::Taken { message: why() }, Name::Busy, "why");
+        check(network::Error::Taken { message: why() }, Name::AlreadyInUse, "why");
 
         check(registry::Error::Unreachable { message: why() }, Name::RegistryUnreachable, "why");
         check(registry::Error::AuthRequired { message: why() }, Name::RegistryAuthRequired, "why");

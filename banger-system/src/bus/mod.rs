@@ -1,6 +1,6 @@
 //! The D-Bus API: `dev.banger.Manager1` on the system bus.
 //!
-//! This is the boundary between unprivileged users and a root service. Every call takes the same way:
+//! This is the boundary between unprivileged users and a root service. Every call takes the same path:
 //!
 //! ```text
 //!    message ──► caller.rs     who sent it? (the bus says so, never an argument)
@@ -25,11 +25,11 @@
 //! - **Other users' objects do not exist.** References are looked up among what the caller may see (`reference.rs`), and
 //!   the answer for a hidden object is the answer for a missing one. Signals are unicast, because everybody can read a
 //!   broadcast on the system bus.
-//! - **Nothing holds zbus's tree of objects for long.** zbus holds it while a property is read, and so a read comes from
-//!   the engine's last snapshot, and waits at most a second for polkit.
+//! - **Nothing holds zbus's tree of objects for long.** zbus holds it while a property is read. So a read uses the
+//!   engine's last snapshot, and waits at most a second for polkit.
 //!
 //! Properties are a table for each kind of object. `Get`, `GetAll`, `PropertiesChanged`, the ObjectManager and the
-//! introspection all come from it, and so they cannot differ.
+//! introspection all come from it, so they cannot differ.
 
 mod acl;
 mod api;

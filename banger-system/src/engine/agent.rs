@@ -1,8 +1,8 @@
 //! Opens streams to the agents of guests, and queues requests for them.
 //!
 //! A guest has a fixed number of streams. When all are in use, requests wait in a queue for each VM and purpose,
-//! first come, first served. Nothing announces that a stream was closed, because a client holds a socket to the VMM
-//! without the service in between. So the first request in each queue polls, and an empty queue costs nothing.
+//! first come, first served. The service does not learn that a stream was closed, because the client holds a socket
+//! to the VMM itself. So the first request in each queue polls; an empty queue costs nothing.
 
 use std::{
     collections::HashMap,

@@ -13,11 +13,11 @@
 //!
 //! Two things follow.
 //!
-//! - The ledger has at least what exists, and maybe a little more. Releasing a resource that does not exist is success,
-//!   so a record too many costs one call.
-//! - There is one teardown (`release_resource`). A failed start, a stop, a deletion and recovery all use it, and so it is
-//!   tested by all of them. A failure does not end it: the other resources are released, the failed one stays in the
-//!   ledger, and the next start, deletion or run of the service tries again.
+//! - The ledger has at least what exists, and maybe a little more. Releasing a resource that does not exist is
+//!   success, so a superfluous record costs only one call.
+//! - There is one teardown (`release_resource`). A failed start, a stop, a deletion and recovery all use it, so the
+//!   tests of each cover it. It continues after a failure: the other resources are released, the failed one stays
+//!   in the ledger, and the next start, deletion or run of the service tries again.
 //!
 //! A resource lives until the end of the boot (unit, sockets, interface, mapper) or as long as the VM (disks). A stop
 //! releases the former, a deletion both.

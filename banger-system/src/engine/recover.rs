@@ -1,8 +1,8 @@
 //! Recovery: makes database, ledger and host agree when the service starts.
 //!
-//! Sandboxes keep running while the service is down, and a crash may have come between any two steps. Recovery
-//! assumes nothing about the last run. It reads what should exist and lists what does, and handles each VM by the
-//! same code as a running service:
+//! Sandboxes keep running while the service is down, and the last run may have crashed between any two steps.
+//! Recovery assumes nothing about the last run. It reads what should exist, lists what does, and handles each VM
+//! with the same code as a running service:
 //!
 //! ```text
 //!    rows (store.vms)     ledger (store.ledger)     host (units, sockets, interfaces, mappers, directories)

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use banger_proto::guest::{
     Decoder, Exec, Frame, Request,
     hello::{HostHello, take_answer},
+    message::Phase,
 };
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -25,11 +26,11 @@ use crate::{
     bench::{Effort, Report, Side},
     host::Host,
     run::{cache, command, output, run as shell, say},
-    wait::{Patience, wait_until},
+    wait::{Polling, wait_until},
 };
 
 /// How long a boot may take. An emulated guest on a busy host takes half a minute.
-const PATIENCE: Patience = Patience { limit: Duration::from_secs(120), poll: Duration::from_millis(1) };
+const POLLING: Polling = Polling { limit: Duration::from_secs(120), interval: Duration::from_millis(1) };
 /// The sandbox whose QEMU the peer copies.
 const EXAMPLE: &str = "bench-example";
 /// The file system of a kernel's modules, which is QEMU's third disk.
@@ -195,9 +196,10 @@ impl Peer {
             .context("cannot start QEMU")?;
         let mut qemu = Ending(qemu);
         let mut channel = self.connect(&mut qemu.0)?;
-        channel.set_read_timeout(Some(PATIENCE.limit))?;
+        channel.set_read_timeout(Some(POLLING.limit))?;
         self.greet(&mut channel)?;
-        let exec = Exec { argv: vec!["echo".to_owned(), "first".to_owned()], ..Exec::default() };
+        let argv = ["echo", "first"].map(str::to_owned).into();
+        let exec = Exec { argv, wait: Phase::Agent, ..Exec::default() };
         channel.write_all(&Frame::Request(Request::Exec(exec)).encode())?;
         channel.write_all(&Frame::InputEnd.encode())?;
         let mut decoder = Decoder::default();
@@ -217,7 +219,7 @@ impl Peer {
     }
 
     fn connect(&self, qemu: &mut Child) -> Result<UnixStream> {
-        wait_until("QEMU's channel to the agent", PATIENCE, || {
+        wait_until("QEMU's channel to the agent", POLLING, || {
             match UnixStream::connect(self.directory.path().join(CHANNEL)) {
                 Ok(channel) => return Ok(Some(channel)),
                 Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {

@@ -8,12 +8,13 @@ use serde_json::json;
 use zbus::{OwnedVariant, Variant};
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, job::Jobs},
     error::Result,
-    job::Jobs,
-    output,
-    progress::{Progress, ProgressArgs},
-    signals::Signals,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+    },
 };
 
 /// The subcommands of `banger image cache`.
@@ -32,7 +33,7 @@ impl CacheCommand {
 
 /// Remove cached downloads that no running pull needs
 ///
-/// Images stay as they are: only a later pull of the same layers has to fetch them again.
+/// Images are not affected, but later pulls of the same layers have to fetch them again.
 ///
 /// All users share the cache, so this needs an administrator.
 #[derive(Debug, Args)]

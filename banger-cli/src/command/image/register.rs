@@ -7,14 +7,13 @@ use clap::Args;
 use zbus::{Fd, Variant};
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
     command::{
-        import::{self as importing, ImportArgs},
+        add::{self, AddArgs},
+        image::oci_layout::{self, Image},
         kernel,
     },
     error::{Error, Result},
-    oci_layout::{self, Image},
-    service::Kind,
 };
 
 /// Create an image from files: a root file system or an OCI image layout
@@ -36,7 +35,7 @@ Examples:
 
 Next: `banger vm run --image debian`.")]
 pub struct Register {
-    /// Name for the image; a bundle has one of its own
+    /// Name for the image; a bundle needs none
     #[arg(long, value_name = "NAME", required_unless_present = "oci")]
     name: Option<String>,
     /// Root file system: a tar archive or a raw ext4 file system
@@ -48,26 +47,26 @@ pub struct Register {
     /// Kernel that sandboxes of this image boot [default: the one that a bundle names, else the service's]
     #[arg(long, visible_alias = "kernel-ref", value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Import this kernel for it, a vmlinuz or an ELF vmlinux, under the name of the image
+    /// Import this kernel (a vmlinuz or an ELF vmlinux) under the name of the image, and boot it
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     vmlinuz: Option<PathBuf>,
     /// Directory of that kernel's modules, as in /lib/modules
     #[arg(long, value_name = "DIRECTORY", requires = "vmlinuz")]
     modules: Option<PathBuf>,
     #[command(flatten)]
-    import: ImportArgs,
+    add: AddArgs,
 }
 
 impl Register {
     pub async fn run(&self) -> Result<u8> {
-        let mut options = self.import.options();
+        let mut options = self.add.options();
         let (file_key, file, name, wanted) = match (&self.oci, &self.rootfs) {
             (Some(layout), _) => {
                 let Image { file, parts, name, kernel } = oci_layout::read(layout)?;
                 options.insert(import::PARTS, Variant::from(parts));
                 (import::FILE_LAYOUT, file, name, kernel)
             }
-            (None, Some(rootfs)) => (import::FILE_ROOTFS, importing::open_file(rootfs)?, None, None),
+            (None, Some(rootfs)) => (import::FILE_ROOTFS, add::open_file(rootfs)?, None, None),
             (None, None) => {
                 return Err(Error::Usage(
                     "cannot create an image: neither --rootfs nor --oci is given".to_owned(),
@@ -92,12 +91,12 @@ impl Register {
         let files = HashMap::from([(file_key, Fd::from(file.as_fd()))]);
         let begin_image = bus.import_image(&name, &files, &options);
         let Some(own) = own else {
-            return self.import.run(&bus, Kind::Image, &name, begin_image).await;
+            return self.add.run(&bus, Kind::Image, &name, begin_image).await;
         };
-        let (of_kernel, shared) = (own.borrowed(), self.import.options());
+        let (of_kernel, shared) = (own.borrowed(), self.add.options());
         let begin = bus.import_kernel(&name, &of_kernel, &shared);
-        let kernel = self.import.make(&bus, Kind::Kernel, &name, begin).await?;
-        let made = self.import.run(&bus, Kind::Image, &name, begin_image).await;
+        let kernel = self.add.make(&bus, Kind::Kernel, &name, begin).await?;
+        let made = self.add.run(&bus, Kind::Image, &name, begin_image).await;
         if made.as_ref().is_err_and(|error| !error.is_detached()) {
             // It was imported for an image that does not exist. If this fails, the kernel stays, which is the smaller
             // problem; a detached import still needs it.
@@ -111,7 +110,7 @@ impl Register {
         match bus.find(Kind::Kernel, &wanted).await {
             Ok(_) => Ok(Some(wanted)),
             Err(error) if error.name() == Some(ErrorName::NoSuchKernel) => {
-                self.import.progress().note(&format!(
+                self.add.progress().note(&format!(
                     "the image names the kernel {wanted:?}, which is not on this host; its sandboxes boot \
                      the default kernel"
                 ));

@@ -3,11 +3,10 @@
 use banger_proto::bus::names::VM_INTERFACE;
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
     error::{Error, FAILURE, Result},
-    guest::Guest,
-    service::Kind,
-    signals::Signals,
+    guest::agent::Guest,
+    ui::signals::Signals,
 };
 
 /// The sandboxes to query, and the exit status so far.

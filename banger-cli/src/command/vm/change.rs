@@ -6,14 +6,14 @@ use zbus::OwnedObjectPath;
 
 use super::wait::{self, Wait};
 use crate::{
-    batch::{self, ResultArgs},
-    bus::Bus,
+    client::{bus::Bus, job::Jobs, service::Kind},
+    command::batch::{self, ResultArgs},
     error::{Error, Result},
-    guest::Guest,
-    job::Jobs,
-    progress::{Progress, ProgressArgs},
-    service::Kind,
-    signals::{Signals, unless_ended},
+    guest::agent::Guest,
+    ui::{
+        progress::{Progress, ProgressArgs},
+        signals::{Signals, unless_ended},
+    },
 };
 
 /// The options of a command that changes many sandboxes.
@@ -104,7 +104,7 @@ fn add_hint(error: Error, method: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wording::{check, of_service, shown};
+    use crate::ui::wording::{check, of_service, shown};
 
     #[test]
     fn hints_of_delete() {

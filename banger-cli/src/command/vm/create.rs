@@ -10,14 +10,14 @@ use super::{
     wait::{self, Wait},
 };
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, job::Jobs},
     error::Result,
-    guest::Guest,
-    job::Jobs,
-    progress::{Progress, ProgressArgs},
-    settings::Settings,
-    signals::Signals,
-    user_files,
+    guest::agent::Guest,
+    ui::{
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+    },
+    user::{settings::Settings, user_files},
 };
 
 /// Create a sandbox and start it
@@ -34,7 +34,7 @@ pub struct Create {
     /// Create the sandbox without starting it
     #[arg(long)]
     no_start: bool,
-    /// How far the guest has booted before this returns [default: agent]
+    /// Phase of the boot to wait for [default: agent]
     #[arg(long, value_name = "PHASE", conflicts_with = "no_start")]
     wait: Option<Wait>,
     /// Print the sandbox as a JSON object instead of its name

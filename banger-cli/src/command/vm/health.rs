@@ -6,13 +6,15 @@ use banger_proto::guest::GuestInfo;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::agents::Agents;
+use super::{agents::Agents, numbers::whole};
 use crate::{
     error::Result,
-    guest::Guest,
-    output,
-    signals::{Signals, unless_ended},
-    table::Table,
+    guest::agent::Guest,
+    ui::{
+        output,
+        signals::{Signals, unless_ended},
+        table::Table,
+    },
 };
 
 /// Interval between pings.
@@ -103,7 +105,7 @@ pub struct Ping {
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// Stop after this many answers
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1)]
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = whole::<u32>)]
     count: u32,
     /// Print a JSON object on each line
     #[arg(long)]

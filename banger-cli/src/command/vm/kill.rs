@@ -4,11 +4,10 @@ use clap::Args;
 use zbus::OwnedObjectPath;
 
 use crate::{
-    batch::{self, ResultArgs},
-    bus::Bus,
+    client::{bus::Bus, service::Kind},
+    command::batch::{self, ResultArgs},
     error::Result,
-    progress::{Progress, ProgressArgs},
-    service::Kind,
+    ui::progress::{Progress, ProgressArgs},
 };
 
 /// Send a signal to the VMMs of sandboxes

@@ -9,13 +9,13 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use zbus::Variant;
 
 use crate::{
-    age,
-    bus::Bus,
+    client::{
+        bus::Bus,
+        object::{self, Object},
+        service::Kind,
+    },
     error::Result,
-    object::{self, Object},
-    output,
-    service::Kind,
-    table::Table,
+    ui::{age, output, table::Table},
 };
 
 /// Limit of the service on concurrent calls of a user.

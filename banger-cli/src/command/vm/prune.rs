@@ -7,11 +7,13 @@ use clap::Args;
 
 use super::change::{self, ChangeArgs};
 use crate::{
-    batch,
-    bus::Bus,
+    client::{
+        bus::Bus,
+        object::{self, Object},
+    },
+    command::batch,
     error::{Error, Result},
-    object::{self, Object},
-    output,
+    ui::output,
 };
 
 /// The states in which a sandbox is neither running nor starting.

@@ -8,7 +8,11 @@ use clap::Args;
 use serde_json::{Value, json};
 use zbus::Variant;
 
-use crate::{bus::Bus, error::Result, output, service::Kind};
+use crate::{
+    client::{bus::Bus, service::Kind},
+    error::Result,
+    ui::output,
+};
 
 /// Publish ports of a sandbox on this host
 ///
@@ -17,7 +21,7 @@ use crate::{bus::Bus, error::Result, output, service::Kind};
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  banger vm publish web 80            prints a free port of this host that was chosen
+  banger vm publish web 80            chooses a free port of this host and prints it
   banger vm publish web 8080:80
   banger vm publish web 5353:53/udp
   banger vm publish --public web 8080:80")]

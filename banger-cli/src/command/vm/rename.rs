@@ -3,7 +3,11 @@
 use clap::Args;
 
 use super::run::print_created;
-use crate::{bus::Bus, error::Result, output, service::Kind};
+use crate::{
+    client::{bus::Bus, service::Kind},
+    error::Result,
+    ui::output,
+};
 
 /// Rename a sandbox
 ///

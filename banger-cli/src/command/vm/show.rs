@@ -7,7 +7,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::{
-    bus::Bus, command::show::ShowArgs, error::Result, guest::Guest, service::Kind, signals::Signals,
+    client::{bus::Bus, service::Kind},
+    command::show::ShowArgs,
+    error::Result,
+    guest::agent::Guest,
+    ui::signals::Signals,
 };
 
 /// How long a guest may take to report its phases; then it is shown without them.

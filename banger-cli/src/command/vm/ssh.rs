@@ -6,16 +6,15 @@ use banger_proto::bus::{ErrorName, names::VM_INTERFACE};
 use clap::Args;
 
 use crate::{
-    bus::Bus,
+    client::{bus::Bus, object::Object, service::Kind},
     error::{Error, Result},
-    object::Object,
-    service::Kind,
-    ssh::{config, host_of, keys, user_dirs::UserDirs},
+    ssh::{config, host_of, keys},
+    user::dirs::UserDirs,
 };
 
 /// Log in to a sandbox with ssh
 ///
-/// This runs the ssh of your system with the address and the host key of the sandbox, so it asks nothing. The
+/// This runs the ssh of your system with the address and the host key of the sandbox, so it asks no questions. The
 /// image needs an ssh server; `banger vm exec` needs none. Arguments after -- go to ssh.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\

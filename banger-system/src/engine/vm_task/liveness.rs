@@ -1,6 +1,6 @@
 //! Notices a guest that stops answering although its VMM runs. It is not ready until it answers again.
 //!
-//! A guest that answers is not probed: the minute's clock check and the requests of users show whether it is alive.
+//! A guest that answers is not probed: the clock check each minute and the requests of users show that it is alive.
 //! Only after one of these has timed out does the task probe it, every [`PROBE_INTERVAL`], until it answers.
 
 use std::{sync::Arc, time::Duration};

@@ -1,8 +1,8 @@
 //! The task of one VM.
 //!
-//! Each VM has one task, which alone changes the VM: its state, its row in the store, and its resources on the host.
-//! Everybody else sends it a [`Command`] and reads the published [`VmView`]. So there are no locks around a VM, and
-//! no two steps of it can race.
+//! Each VM has one task, and only this task changes the VM: its state, its row in the store, and its resources on
+//! the host. All other code sends it a [`Command`] and reads the published [`VmView`]. So a VM needs no lock, and
+//! no two of its steps can race.
 //!
 //! The task never waits long. What takes time (the VMM's end, the guest's answer, a clean shutdown) runs in the
 //! background and reports a [`TaskEvent`]. So a VM can be stopped or deleted at any time, whatever its guest does.
@@ -37,8 +37,9 @@
 //! # The end
 //!
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
-//! `remove.rs` deletes what is down, `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what
-//! happened while no service ran. Then the resources of the boot are released, and the next waiting start begins.
+//! `remove.rs` deletes a VM that is down, `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds
+//! out what happened while no service ran. Then the resources of the boot are released, and the next waiting start
+//! begins.
 
 mod event;
 mod liveness;

@@ -178,7 +178,7 @@ impl Session {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let message = match self.credentials {
                     Credentials::Anonymous => format!("{} requires a login for {what}", self.host()),
-                    _ => format!("{} denies this user {what}", self.host()),
+                    _ => format!("{} denies you access to {what}", self.host()),
                 };
                 Err(Error::AuthRequired { message }.into())
             }

@@ -168,7 +168,7 @@ impl Disks for FileDisks {
 
     async fn checks(&self) -> Vec<Check> {
         let message = format!("system disks are files: {}", self.reason);
-        vec![check(Status::Warn, &message, "modprobe dm_snapshot, then systemctl restart banger-system")]
+        vec![check(Status::Warn, &message, "run `modprobe dm_snapshot && systemctl restart banger-system`")]
     }
 }
 
@@ -191,7 +191,7 @@ fn require_file(paths: &Paths, vm: VmId) -> Result<()> {
     if paths.overlay(vm).exists() && !paths.system_disk(vm).exists() && !paths.system_layer(vm).exists() {
         return Err(Error::not_ready(
             "the system disk is a snapshot, which this kernel cannot make; \
-             modprobe dm_snapshot, then systemctl restart banger-system",
+             run `modprobe dm_snapshot && systemctl restart banger-system`",
         ));
     }
     Ok(())

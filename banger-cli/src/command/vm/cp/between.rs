@@ -7,8 +7,8 @@ use banger_proto::{bus::option::agent, guest::Request};
 use super::{Copying, side::GuestPath};
 use crate::{
     error::{Error, Result},
-    guest::{Call, Guest, from_io},
-    progress::Metered,
+    guest::agent::{Call, Guest, from_io},
+    ui::progress::Metered,
     workspace::bounded::BoundedArchive,
 };
 

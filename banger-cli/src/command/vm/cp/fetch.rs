@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    guest::{Guest, from_copy},
-    progress::Metered,
+    guest::agent::{Guest, from_copy},
+    ui::progress::Metered,
     workspace::bounded::BoundedArchive,
 };
 

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    guest::{Guest, from_copy},
+    guest::agent::{Guest, from_copy},
 };
 
 impl Copying<'_> {

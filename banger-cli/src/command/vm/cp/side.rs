@@ -8,9 +8,9 @@ use std::{
 };
 
 use crate::{
+    client::service::id_of,
     error::{Error, Result},
-    guest::Guest,
-    service::id_of,
+    guest::agent::Guest,
     workspace::record::Records,
 };
 

@@ -4,8 +4,8 @@ use std::io::{self, Chain, Cursor, Read};
 
 use crate::{
     error::{Error, Result},
-    guest::Call,
-    progress::{Meter, Metered},
+    guest::agent::Call,
+    ui::progress::{Meter, Metered},
 };
 
 const GZIP: &[u8] = &[0x1f, 0x8b];

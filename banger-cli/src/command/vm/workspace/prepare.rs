@@ -7,19 +7,21 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
+    client::service::id_of,
     command::vm::workspace_args::{WorkspaceArgs, note_left, print_plan},
     error::Result,
-    guest::Guest,
-    output,
-    progress::{Progress, ProgressArgs},
-    service::id_of,
+    guest::agent::Guest,
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+    },
     workspace::prepare::{self, Target},
 };
 
 /// Send a repository into a running sandbox
 ///
-/// Tracked files are sent with their uncommitted changes, and as much of git's metadata as it takes to work
-/// and to commit in the sandbox. Untracked and ignored files stay on the host unless you ask for them.
+/// Sends tracked files with their uncommitted changes, and enough of git's metadata to work and to commit in the
+/// sandbox. Untracked and ignored files stay on the host unless you ask for them.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

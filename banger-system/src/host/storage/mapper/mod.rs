@@ -167,7 +167,9 @@ impl Disks for MapperDisks {
     async fn checks(&self) -> Vec<Check> {
         vec![match loops::check().and_then(|()| snapshot::check()) {
             Ok(()) => disks::check(Status::Pass, "system disks are snapshots of their images", ""),
-            Err(error) => disks::check(Status::Fail, &error.to_string(), "systemctl restart banger-system"),
+            Err(error) => {
+                disks::check(Status::Fail, &error.to_string(), "run `systemctl restart banger-system`")
+            }
         }]
     }
 }

@@ -71,7 +71,7 @@ impl Api {
         let version = answer.and_then(|answer| Version::parse(&answer.firecracker_version));
         match version {
             _ if status != StatusCode::OK => Err(fault(what, status, &body)),
-            None => Err(Error::Failed { message: format!("Firecracker answers nonsense to {what}") }),
+            None => Err(Error::Failed { message: format!("unexpected reply from Firecracker to {what}") }),
             Some(version) if version < OLDEST || version >= TOO_NEW => Err(Error::not_ready(format!(
                 "Firecracker {version} is not supported: install a version from {OLDEST} to below {TOO_NEW}, \
                      or use --vmm qemu"
@@ -143,7 +143,7 @@ async fn within<T>(what: &str, timeout: Duration, answer: impl Future<Output = T
 
 fn broken(what: &str, error: &dyn std::error::Error) -> Error {
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-    Error::Failed { message: format!("Firecracker gives no proper answer to {what}: {error}{cause}") }
+    Error::Failed { message: format!("invalid reply from Firecracker to {what}: {error}{cause}") }
 }
 
 /// Returns the error that the API reported.

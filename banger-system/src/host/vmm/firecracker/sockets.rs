@@ -94,14 +94,14 @@ async fn connect_to_port(directory: &Path, port: u32) -> Result<UnixStream> {
         while answer.last() != Some(&b'\n') {
             match stream.read_u8().await {
                 Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),
-                Ok(_) => return Err(agent("Firecracker answers nonsense")),
+                Ok(_) => return Err(agent("unexpected reply from Firecracker")),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     return Err(agent("the guest does not listen"));
                 }
                 Err(error) => return Err(agent(&error.to_string())),
             }
         }
-        if answer.starts_with(b"OK ") { Ok(stream) } else { Err(agent("Firecracker answers nonsense")) }
+        if answer.starts_with(b"OK ") { Ok(stream) } else { Err(agent("unexpected reply from Firecracker")) }
     };
     let late =
         |_| Error::Timeout { what: "connecting to the guest's agent".to_owned(), after: CONNECT_TIMEOUT };

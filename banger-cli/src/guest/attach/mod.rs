@@ -1,0 +1,115 @@
+//! Attaches the caller's input, output, terminal and signals to a command in a sandbox.
+
+mod input;
+mod raw_mode;
+mod session;
+
+use std::{
+    env,
+    fs::File,
+    io::{self, IsTerminal},
+    os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
+};
+
+use banger_proto::guest::{Exec, Terminal, message::WindowSize};
+use rustix::termios::tcgetwinsize;
+use tokio::net::UnixStream;
+
+pub use input::Input;
+use raw_mode::RawMode;
+pub use session::Error;
+use session::{Session, Streams};
+
+use crate::{error::Result, ui::signals::Listener};
+
+/// Default size, for terminals that do not report one.
+const SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
+
+/// Whether a command runs in a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TerminalUse {
+    /// If standard input and output are terminals.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl TerminalUse {
+    /// Returns the terminal for the command, if it gets one.
+    pub fn terminal(self) -> Option<Terminal> {
+        let ours = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let wanted = match self {
+            TerminalUse::Auto => ours,
+            TerminalUse::Always => true,
+            TerminalUse::Never => false,
+        };
+        wanted.then(|| {
+            let term = env::var("TERM").ok().filter(|term| !term.is_empty());
+            Terminal { term: term.unwrap_or_else(|| "xterm".to_owned()), size: window_size() }
+        })
+    }
+}
+
+/// The standard input of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdin {
+    /// The caller's standard input.
+    Ours,
+    /// None. The caller's stays untouched for another reader, such as the loop of a script.
+    Null,
+}
+
+impl Stdin {
+    fn open(self) -> io::Result<Input> {
+        match self {
+            Stdin::Ours => Input::stdin(),
+            Stdin::Null => Input::new(File::open("/dev/null")?.into()),
+        }
+    }
+}
+
+/// Runs a command on a stream that waits for a request. Returns its exit status as a shell would. Restores the
+/// terminal.
+pub async fn run(stream: OwnedFd, exec: Exec, stdin: Stdin, listener: &mut Listener) -> Result<u8> {
+    let session = Session::new(connect(stream)?, &exec)?;
+    let raw = match exec.terminal {
+        Some(_) if stdin == Stdin::Ours && io::stdin().is_terminal() => Some(enter_raw_mode()?),
+        _ => None,
+    };
+    let input = stdin.open().map_err(|source| crate::error::Error::io("read standard input", source))?;
+    let ends = Streams { input, output: tokio::io::stdout(), errors: tokio::io::stderr() };
+    let status = session.run(ends, listener, window_size).await;
+    drop(raw);
+    status
+}
+
+/// Starts a detached command. Returns its number, or `None` if the agent is older than that.
+pub async fn detach(stream: OwnedFd, exec: &Exec) -> Result<Option<u64>> {
+    Session::new(connect(stream)?, exec)?.detached().await
+}
+
+fn connect(stream: OwnedFd) -> Result<UnixStream> {
+    let stream = StdStream::from(stream);
+    stream
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(stream))
+        .map_err(|source| crate::error::Error::io("use the connection to the sandbox", source))
+}
+
+fn enter_raw_mode() -> Result<RawMode> {
+    RawMode::enter(io::stdin())
+        .map_err(|source| crate::error::Error::io("put the terminal into raw mode", source))
+}
+
+/// Returns the size of the caller's terminal.
+fn window_size() -> WindowSize {
+    let size = tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin()));
+    match size {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => {
+            WindowSize { rows: size.ws_row, columns: size.ws_col }
+        }
+        _ => SIZE,
+    }
+}

@@ -1,0 +1,17 @@
+//! What people see and type: output, tables and progress, hints and suggestions, times, and signals.
+//!
+//! Everything that comes from a guest, a registry or another user goes through [`sanitize`] before it reaches a
+//! terminal. Snapshots of all messages are in `snapshots/`.
+
+pub mod age;
+pub mod hint;
+pub mod output;
+pub mod progress;
+pub mod sanitize;
+pub mod schema;
+pub mod signals;
+pub mod state_reason;
+pub mod suggest;
+pub mod table;
+#[cfg(test)]
+pub mod wording;
