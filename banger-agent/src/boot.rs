@@ -1,5 +1,5 @@
-//! Brings the guest up, as the first process. Failures are recorded as problems, which the host can ask for. Only
-//! without the configuration is there nothing to continue with.
+//! Brings the guest up, as the first process. Failures are recorded as problems, which the host can query. The boot
+//! stops only if there is no configuration.
 
 use std::{
     ffi::CStr,

@@ -64,7 +64,7 @@ fn warn_late(port: &mut Port, command: &Exec) {
         Phase::Agent | Phase::Init => "the early part of its boot",
         Phase::Boot => "its boot",
     };
-    let note = format!("the guest does not get on with {phase}; the command begins all the same");
+    let note = format!("the guest has not finished {phase} in time; the command begins anyway");
     log::error(&note);
     // Nobody reads the output of a detached command here.
     if !command.detach {

@@ -2,8 +2,11 @@
 
 use std::{fs, io, path::Path};
 
-use banger_proto::guest::{
-    Failure, FailureKind, Frame, GuestInfo, Request, config::Programs, frame::MAX_DATA, message::Phase,
+use banger_proto::{
+    causes::without_codes,
+    guest::{
+        Failure, FailureKind, Frame, GuestInfo, Request, config::Programs, frame::MAX_DATA, message::Phase,
+    },
 };
 use serde::Serialize;
 
@@ -110,7 +113,7 @@ fn reply_json(port: &mut Port, answer: &impl Serialize) -> io::Result<()> {
 
 /// Replies that a request failed.
 pub fn refuse(port: &mut Port, kind: FailureKind, message: &str) -> io::Result<()> {
-    port.send(&Frame::Failed(Failure { kind, message: message.to_owned() })).map(drop)
+    port.send(&Frame::Failed(Failure { kind, message: without_codes(message) })).map(drop)
 }
 
 /// Returns the kind of failure for an error of the system.
@@ -119,6 +122,8 @@ pub fn kind_of(error: &io::Error) -> FailureKind {
         io::ErrorKind::NotFound => FailureKind::NotFound,
         io::ErrorKind::PermissionDenied => FailureKind::NotPermitted,
         io::ErrorKind::InvalidInput => FailureKind::BadRequest,
+        io::ErrorKind::AlreadyExists => FailureKind::AlreadyExists,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureKind::NoSpace,
         _ => FailureKind::Other,
     }
 }
@@ -129,7 +134,7 @@ fn info(guest: &Guest) -> GuestInfo {
         boot_id: read("/proc/sys/kernel/random/boot_id"),
         kernel_release: read("/proc/sys/kernel/osrelease"),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        problems: guest.problems.clone(),
+        problems: guest.problems.iter().map(|problem| without_codes(problem)).collect(),
         stopping: stopping::has_begun(),
         phases: guest.phases.now(),
     }
@@ -144,7 +149,10 @@ mod tests {
         Exec, Terminal, hello,
         message::{Exit, Placement, WindowSize},
     };
-    use rustix::process::{Pid, Signal, kill_process};
+    use rustix::{
+        io::Errno,
+        process::{Pid, Signal, kill_process},
+    };
 
     use super::*;
     use crate::test_host::{Host, TOKEN, command};
@@ -214,8 +222,20 @@ mod tests {
         let (kind, message) = failure(Exec { user: Some("nobody-here".into()), ..command(&["true"]) });
         assert_eq!((kind, message.as_str()), (FailureKind::BadRequest, "there is no user nobody-here"));
         let (kind, message) = failure(Exec { cwd: Some("/nowhere".into()), ..command(&["true"]) });
-        assert_eq!(kind, FailureKind::BadRequest);
+        assert_eq!(kind, FailureKind::NoDirectory);
         assert!(message.contains("/nowhere"), "{message}");
+    }
+
+    #[test]
+    fn a_full_disk_has_a_kind_of_its_own() {
+        for (errno, expect) in [
+            (Errno::NOSPC, FailureKind::NoSpace),
+            (Errno::DQUOT, FailureKind::NoSpace),
+            (Errno::ACCESS, FailureKind::NotPermitted),
+            (Errno::IO, FailureKind::Other),
+        ] {
+            assert_eq!(kind_of(&errno.into()), expect, "{errno}");
+        }
     }
 
     #[test]
@@ -322,7 +342,8 @@ mod tests {
         assert!(matches!(put("cut", Placement::New, 3000), Frame::Failed(_)));
         assert!(names(dir.path()).is_empty(), "something is left of what did not come whole");
         assert_eq!(put("first", Placement::New, 0), Frame::Done);
-        assert!(matches!(put("second", Placement::New, 0), Frame::Failed(_)));
+        let Frame::Failed(failure) = put("second", Placement::New, 0) else { panic!("it was replaced") };
+        assert_eq!(failure.kind, FailureKind::AlreadyExists, "{failure:?}");
         assert!(matches!(put("cut", Placement::Replace, 3000), Frame::Failed(_)));
         assert_eq!(names(&path), ["first"]);
         assert_eq!(put("second", Placement::Replace, 0), Frame::Done);

@@ -217,7 +217,7 @@ mod tests {
         );
         for (path, expect) in [
             ("/dev/null", "/dev/null is a device: only files, directories and symbolic links are copied"),
-            ("/nowhere/x", "cannot read /nowhere/x: No such file or directory (os error 2)"),
+            ("/nowhere/x", "cannot read /nowhere/x: No such file or directory"),
             ("relative", "\"relative\" is not a path in a sandbox"),
             ("~nobody-here/x", "there is no user nobody-here"),
         ] {

@@ -1,5 +1,5 @@
-//! Reads files below a directory, by listing or by name. A name never leads through a symbolic link: for git, too,
-//! nothing is behind one.
+//! Reads files below a directory, by listing or by name. A name is never resolved through a symbolic link; git does
+//! not do that either.
 
 use std::{
     ffi::OsStr,

@@ -2,6 +2,8 @@
 
 use std::{fs::OpenOptions, io::Write};
 
+use banger_proto::causes::without_codes;
+
 /// Logs a fact that helps to understand a boot.
 pub fn info(message: &str) {
     line("<6>", message);
@@ -19,7 +21,7 @@ pub fn emergency(message: &str) {
 
 /// Writes a line to the kernel log, which reaches the console and, later, the guest's own journal.
 fn line(level: &str, message: &str) {
-    let line = format!("{level}banger-agent: {}\n", message.replace('\n', " "));
+    let line = format!("{level}banger-agent: {}\n", without_codes(message).replace('\n', " "));
     let written =
         OpenOptions::new().write(true).open("/dev/kmsg").and_then(|mut log| log.write_all(line.as_bytes()));
     if written.is_err() {

@@ -1,8 +1,9 @@
 //! The agent: the program inside a banger guest.
 //!
-//! It runs twice. As the first process of the initramfs it brings the guest up and then becomes the image's init. A
-//! second process of it, the server, starts before that and answers the host until the guest is powered off. Nothing
-//! is installed into the image, so the image needs no agent, no network tools and no ssh server of its own.
+//! It runs twice. As the first process of the initramfs, it brings the guest up and then becomes the image's init.
+//! Before that, it starts a second process of itself, the server, which answers the host until the guest is powered
+//! off. Nothing is installed into the image, so the image needs no agent, no network tools and no ssh server of its
+//! own.
 //!
 //! ```text
 //!  kernel, initramfs                          image's root
@@ -24,8 +25,9 @@
 //!                                             │   shutdown: `stopping SERVER` ends commands
 //! ```
 //!
-//! 1. **Boot** ([`boot`]). A failure is recorded as a problem, which `banger vm health` shows, and the boot continues:
-//!    a guest without a time zone or a work disk is still worth a look. Only without the configuration does it stop.
+//! 1. **Boot** ([`boot`]). A failure is recorded as a problem, which `banger vm health` shows, and the boot
+//!    continues: a guest without a time zone or a work disk is still useful. The boot stops only if there is no
+//!    configuration.
 //! 2. **Handover** ([`handover`]). The root is switched, and the server is started before the image's init. So the
 //!    host reaches a guest whose init hangs, and the init cannot delay the server.
 //! 3. **Serving** ([`channels`], [`vsock`]). Each stream carries one request ([`conversation`]). A thread with a small

@@ -136,7 +136,7 @@ impl Systemd {
                     return Reader { bytes: &rest, at: head.rest - head.body }.variant();
                 }
                 (ERROR, Some(serial)) if serial == self.serial => {
-                    return Err(io::Error::other("systemd refuses a question"));
+                    return Err(io::Error::other("systemd refused the query"));
                 }
                 _ => {}
             }
@@ -183,7 +183,7 @@ fn is_active_or_queued(state: &Value, job: &Value) -> bool {
 }
 
 fn invalid_reply() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "systemd sends what is no answer")
+    io::Error::new(io::ErrorKind::InvalidData, "unexpected reply from systemd")
 }
 
 // The messages of the D-Bus specification ("Message Format", "Marshaling").

@@ -6,8 +6,8 @@ use crate::command::Command;
 
 /// Sandboxes with a kernel of their own, in one command
 ///
-/// Each sandbox is a microVM. It can be gone when you leave it, or stay until you delete it. It needs no
-/// password, no container runtime, and no image that you build by hand.
+/// Each sandbox is a microVM. It is deleted when you leave it, or stays until you delete it. You need no password, no
+/// container runtime, and no image that you build by hand.
 #[derive(Debug, Parser)]
 #[command(
     name = "banger",
@@ -21,9 +21,10 @@ Examples:
   banger doctor                    whether this host is ready, and what it lacks
 
 Exit status:
-  0    success
-  1    failure
-  2    wrong usage
+  0      success
+  1      failure
+  2      wrong usage: the command line is invalid
+  128+N  interrupted by the signal N, such as 130 by Ctrl-C
   `vm run` and `vm exec` exit with the status of the command; see their help."
 )]
 pub struct Cli {

@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, io};
 
-use banger_proto::{bus::ErrorName, guest::Failure};
+use banger_proto::{bus::ErrorName, causes::without_codes, guest::Failure};
 use zbus::{DBusError, fdo};
 
 use crate::{
@@ -144,6 +144,11 @@ impl Error {
         }
     }
 
+    /// Returns whether the hint is about a sandbox, whose name it does not have yet.
+    pub fn hints_at_sandbox(&self) -> bool {
+        self.hint().is_some_and(|hint| hint.contains(PLACEHOLDER))
+    }
+
     /// Returns the error name of the service, if there is one.
     pub fn name(&self) -> Option<ErrorName> {
         match self {
@@ -237,7 +242,7 @@ impl Error {
         if let Some(hint) = self.hint() {
             text.push_str(&format!("hint: {hint}\n"));
         }
-        text
+        without_codes(&text)
     }
 }
 
@@ -265,9 +270,22 @@ impl From<zbus::Error> for Error {
 
 /// Returns one line that ends with a full stop. Parts of it may come from a guest.
 fn sentence(text: &str) -> String {
-    let line = sanitize::line(text);
+    let line = without_error_numbers(&sanitize::line(text));
     let line = line.trim();
     if line.ends_with(['.', '!', '?']) { line.to_owned() } else { format!("{line}.") }
+}
+
+/// Removes what Rust adds to the text of the operating system: ` (os error 2)`.
+fn without_error_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut left = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.parse::<i32>().is_ok() => left.push_str(rest),
+            _ => left = left + " (os error " + part,
+        }
+    }
+    left
 }
 
 #[cfg(test)]
@@ -331,20 +349,45 @@ mod tests {
     }
 
     #[test]
+    fn errors_of_the_operating_system_have_no_numbers() {
+        let error = Error::io("read a", io::Error::from_raw_os_error(2));
+        assert_eq!(error.text(None), "error: cannot read a.\n  because: No such file or directory.\n");
+        for (text, expect) in [
+            ("no space (os error 28): x (os error 2)", "no space: x"),
+            ("an (os error", "an (os error"),
+            ("an (os error x) y", "an (os error x) y"),
+        ] {
+            assert_eq!(without_error_numbers(text), expect);
+        }
+    }
+
+    #[test]
     fn messages_of_a_guest_have_no_control_sequences() {
         let failure = Failure { kind: FailureKind::NotFound, message: "\x1b[2Jno such\r\nprogram".into() };
         assert_eq!(Error::Guest(failure).text(None), "error: no such program.\n");
     }
 
     #[test]
-    fn the_status_distinguishes_guest_and_client() {
+    fn every_exit_status_is_documented() {
+        let page = include_str!("../../docs/exit-status.md");
         let guest = |kind| Error::Guest(Failure { kind, message: String::new() });
-        assert_eq!(guest(FailureKind::NotFound).status(OWN_FAILURE), 127);
-        assert_eq!(guest(FailureKind::NotPermitted).status(OWN_FAILURE), 126);
-        assert_eq!(Error::ServiceEnded.status(OWN_FAILURE), 125);
-        assert_eq!(Error::ServiceEnded.with_hint("again").status(FAILURE), 1);
-        assert_eq!(Error::Usage(String::new()).status(FAILURE), 2);
-        assert_eq!(Error::Interrupted { signal: 2 }.status(FAILURE), 130);
+        let refused = || Error::Refused("x is not a regular file".to_owned());
+        for (error, own, expect, row) in [
+            (refused(), FAILURE, 1, "1"),
+            (Error::ServiceEnded.with_hint("again"), FAILURE, 1, "1"),
+            (guest(FailureKind::NotFound), FAILURE, 1, "1"),
+            (Error::Usage(String::new()), FAILURE, 2, "2"),
+            (Error::Usage(String::new()).with_hint("so"), OWN_FAILURE, 2, "2"),
+            (Error::Interrupted { signal: 2 }, FAILURE, 130, "128+N"),
+            (Error::Detached { signal: 15 }, OWN_FAILURE, 143, "128+N"),
+            (refused(), OWN_FAILURE, 125, "125"),
+            (guest(FailureKind::NotPermitted), OWN_FAILURE, 126, "126"),
+            (guest(FailureKind::NoDirectory), OWN_FAILURE, 126, "126"),
+            (guest(FailureKind::NotFound), OWN_FAILURE, 127, "127"),
+        ] {
+            assert_eq!(error.status(own), expect, "{error:?}");
+            assert!(page.contains(&format!("\n| {row} | ")), "{row}");
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub enum Exceeded {
         max: String,
     },
     /// A disk would become smaller than what is in it.
-    #[error("cannot make the {disk} {asked}: {holds} {is}, and no disk becomes smaller")]
+    #[error("cannot make the {disk} {asked}: {holds} {is}, and disks cannot shrink")]
     Smaller {
         /// The disk.
         disk: &'static str,
@@ -245,12 +245,12 @@ mod tests {
         check(Bytes::gib(208), Bytes::gib(8), Ok(()));
         // An image's own size is always possible.
         check(Bytes::gib(1 << 20), Bytes::gib(1 << 20), Ok(()));
-        let smaller = "cannot make the system disk 4 GiB: its image has 8 GiB, and no disk becomes smaller";
+        let smaller = "cannot make the system disk 4 GiB: its image has 8 GiB, and disks cannot shrink";
         check(Bytes::gib(4), Bytes::gib(8), Err(smaller));
         check(
             Bytes(0),
             Bytes::mib(512),
-            Err("cannot make the system disk 0 B: its image has 512 MiB, and no disk becomes smaller"),
+            Err("cannot make the system disk 0 B: its image has 512 MiB, and disks cannot shrink"),
         );
         let larger = "the size of the system disk must be between 8 GiB and 208 GiB, not 209 GiB";
         check(Bytes::gib(209), Bytes::gib(8), Err(larger));
@@ -264,7 +264,7 @@ mod tests {
         let refused = check_growth(Disk::Work, Bytes::gib(8), Bytes(1)).map_err(|error| error.to_string());
         assert_eq!(
             refused,
-            Err("cannot make the work disk 1 B: it has 8 GiB, and no disk becomes smaller".to_owned())
+            Err("cannot make the work disk 1 B: it has 8 GiB, and disks cannot shrink".to_owned())
         );
     }
 

@@ -18,7 +18,7 @@ pub enum Error {
     #[error("{} is not a valid name: use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit", printable(.0))]
     Malformed(String),
     /// It consists of 6 or more hexadecimal digits, which look like an id.
-    #[error("{0} would be taken for an id; use a name with another letter in it")]
+    #[error("{0} looks like an id; use a name with a letter other than a to f")]
     LooksLikeAnId(String),
 }
 

@@ -65,7 +65,7 @@ pub enum Unusable {
     #[error("the ext4 file system is damaged: {0}")]
     Damaged(&'static str),
     /// The file ends before the file system does.
-    #[error("the file is cut short: the ext4 file system in it has {expected}, the file only {found}")]
+    #[error("the file is cut short: the ext4 file system in it has {expected}, but the file only {found}")]
     Short {
         /// Size of the file system.
         expected: Bytes,

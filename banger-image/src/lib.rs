@@ -53,3 +53,4 @@ pub mod packing;
 pub mod qcow2;
 pub mod record;
 pub mod rootfs;
+mod unusable;

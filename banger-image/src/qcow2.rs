@@ -34,7 +34,7 @@ pub enum NotGrown {
     #[error("its layer is damaged")]
     Damaged,
     /// The level 1 table cannot become longer where it is.
-    #[error("its layer was made for at most {0}; a new sandbox has no such bound")]
+    #[error("its layer was created for at most {0}; a new sandbox has no such limit")]
     Full(Bytes),
 }
 

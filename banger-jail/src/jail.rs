@@ -19,9 +19,9 @@
 //!   no new privileges, which the system call filter requires
 //! ```
 //!
-//! A guest that takes over its VMM then runs as a user who owns nothing on the host, in a file system without
-//! anything of other users. [`crate::filter`] takes away system calls as well; each alone should suffice. Limits of
-//! memory and processor time are missing here: they need a control group.
+//! A guest that takes over its VMM then runs as a user who owns nothing on the host, in a file system that contains
+//! nothing of other users. [`crate::filter`] takes away system calls as well; each of the two alone should suffice.
+//! Limits of memory and processor time are missing here, because they need a control group.
 
 use std::{
     fs::{self, File},

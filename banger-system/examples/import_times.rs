@@ -24,8 +24,8 @@ use banger_proto::size::Bytes;
 use banger_system::{
     host::{process::worker_process::ProcessWorkers, storage::image_files::LocalImages},
     ports::{
-        ImageFiles,
-        images::{Content, Layer, NoProgress},
+        NoProgress,
+        image_files::{Content, ImageFiles, Layer},
     },
 };
 use sha2::{Digest, Sha256};

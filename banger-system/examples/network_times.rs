@@ -17,7 +17,7 @@ use banger_domain::{
         subnet::{Slot, Subnet},
     },
 };
-use banger_system::{host::network::LinuxNetwork, ports::network::Network};
+use banger_system::{host::network::LinuxNetwork, ports::network::Network, tasks::Tasks};
 
 /// The default of the configuration.
 const WARM_TAPS: usize = 4;
@@ -29,7 +29,7 @@ const GUEST: u32 = 60_000;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let subnet = Subnet::choose(&[], [1, 2, 3, 4, 5])?;
-    let network = LinuxNetwork::new(WARM_TAPS, Arc::default())?;
+    let network = LinuxNetwork::new(WARM_TAPS, Arc::default(), &Tasks::default())?;
     network.prepare(subnet).await?;
     let mut there = 0;
     for line in std::io::stdin().lock().lines() {

@@ -30,11 +30,11 @@ use banger_system::{
         storage::image_files::LocalImages,
     },
     ports::{
-        Ports,
-        images::NoProgress,
+        NoProgress, Ports,
         registry::{Registry, Source},
     },
     sim::Sim,
+    tasks::Tasks,
 };
 
 const SIZE: Bytes = Bytes::gib(16);
@@ -95,7 +95,7 @@ async fn pull(program: &Path, home: &Path, source: Source) -> Result<()> {
         ..Sim::new().ports()
     };
     fs::create_dir_all(paths.images())?;
-    let (engine, _events) = Engine::new(ports, Config::default().settings(HOST)?);
+    let (engine, _events) = Engine::new(ports, Config::default().settings(HOST)?, &Tasks::default());
     let mut times = Vec::new();
     for name in ["first", "second"] {
         let request = PullImage {

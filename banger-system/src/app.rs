@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    convert::Infallible,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -42,8 +43,9 @@ use crate::{
         users::Accounts,
         vmm::{Vmms, kvm::Kvm},
     },
-    ports::{Disks, Ports, Supervisor},
+    ports::{Ports, disks::Disks, supervisor::Supervisor},
     sim::Sim,
+    tasks::{Task, Tasks},
 };
 
 /// Pause after a failure to watch the host's network.
@@ -71,24 +73,19 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     let connection = Connection::system().await.context("cannot reach the system bus")?;
     // First of all: two services would treat each other's sandboxes as orphans.
     let _lock = (mode == Mode::Host).then(|| Lock::take(&paths())).transpose()?;
+    let tasks = Tasks::default();
     let ports = match mode {
-        Mode::Host => host_ports(&connection, config).await?,
+        Mode::Host => host_ports(&connection, config, &tasks).await?,
         Mode::Sim => Sim::new().ports(),
     };
     let (names, network) = (Arc::clone(&ports.names), Arc::clone(&ports.network));
-    let (engine, events) = Engine::new(ports, settings);
+    let (engine, events) = Engine::new(ports, settings, &tasks);
     engine.recover().await.context("cannot recover the state of an earlier run")?;
-    bus::serve(connection.clone(), engine, events).await.context("cannot serve the D-Bus API")?;
+    bus::serve(connection.clone(), engine, events, &tasks).await.context("cannot serve the D-Bus API")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?mode, "serving");
     // Without systemd, nothing listens.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let watchdog = tokio::spawn(feed_watchdog());
-    tokio::select! {
-        ended = wait_for_end() => ended?,
-        // No client can reach this process; the next one connects to the next bus.
-        () = connection.closed() => bail!("lost the connection to the system bus"),
-    }
-    watchdog.abort();
+    until_end(connection.closed(), &tasks).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     names.withdraw().await;
     // Without systemd, nothing holds published ports after this process: any program could take them.
@@ -102,7 +99,20 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<Ports> {
+/// Serves until a signal asks the service to end. Fails if it can no longer serve.
+async fn until_end(bus_closed: impl Future<Output = ()>, tasks: &Tasks) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        ended = wait_for_end() => ended,
+        // No client can reach this process; the next one connects to the next bus.
+        () = bus_closed => bail!("lost the connection to the system bus"),
+        // The next process does all that this one no longer does.
+        ended = tasks.ended() => Err(ended.into()),
+        never = feed_watchdog(tasks) => match never {},
+    }
+}
+
+async fn host_ports(connection: &Connection, config: &Config, tasks: &Tasks) -> anyhow::Result<Ports> {
     let paths = paths();
     let booted = sd_notify::booted().context("cannot check whether systemd is running")?;
     let (supervisor, workers): (Arc<dyn Supervisor>, Arc<dyn Workers>) = if booted {
@@ -115,8 +125,8 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
     let vmm = Vmms::new(paths.clone(), Kvm::find(), config.vmm()?, config.firecracker.clone());
     let vmm = Arc::new(vmm);
     let store = DescriptorStore::inherited().context("cannot take the descriptors stored by systemd")?;
-    let network = Arc::new(LinuxNetwork::new(config.warm_taps(), Arc::new(store))?);
-    tokio::spawn(keep_network(Arc::clone(&network)));
+    let network = Arc::new(LinuxNetwork::new(config.warm_taps(), Arc::new(store), tasks)?);
+    tasks.spawn(Task::HostNetwork, keep_network(Arc::clone(&network)));
     let local = local_registries(config.registry.local_ports.clone(), &network);
     let registries = Registries::new(&cache_directory(), config.cache_size()?, Timeouts::default(), local);
     let keys = CATALOG_KEYS.map(PathBuf::from).to_vec();
@@ -129,14 +139,14 @@ async fn host_ports(connection: &Connection, config: &Config) -> anyhow::Result<
         guest: Arc::new(AgentLink::new(vmm.clone())),
         image_files: Arc::new(LocalImages::new(paths.clone(), Arc::clone(&workers), config.image_size()?)),
         kernel_files: Arc::new(LocalKernels::new(paths.clone(), workers)),
-        logs: Arc::new(RingLogs::new(paths.clone())),
-        names: Arc::new(NameServer::new(connection.clone())),
+        logs: Arc::new(RingLogs::new(paths.clone(), tasks.clone())),
+        names: Arc::new(NameServer::new(connection.clone(), tasks)),
         network,
         registry: Arc::new(registries),
         store: Arc::new(SqliteStore::open(&paths).await.context("cannot open the database")?),
         streams: Arc::new(OpenStreams::default()),
         supervisor,
-        users: Arc::new(Accounts),
+        users: Arc::new(Accounts::of_host()),
         vmm,
     })
 }
@@ -202,12 +212,22 @@ fn require_private_bus(address: Option<&str>) -> anyhow::Result<()> {
     }
 }
 
-async fn feed_watchdog() {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return };
-    let mut ticks = tokio::time::interval(interval / 2);
+/// Tells systemd that the service works, as long as every task answers. Without that, systemd ends the service, and
+/// starts it again.
+async fn feed_watchdog(tasks: &Tasks) -> Infallible {
+    let Some(interval) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    // So a check that fails once is made again in time.
+    let pause = interval / 4;
+    let mut ticks = tokio::time::interval(pause);
     loop {
         ticks.tick().await;
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        match tasks.check(pause).await {
+            Ok(()) => drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog])),
+            Err(silent) => {
+                let silent = silent.iter().map(Task::to_string).collect::<Vec<_>>().join(", ");
+                tracing::error!(tasks = silent, "tasks do not answer; the watchdog is not fed");
+            }
+        }
     }
 }
 
@@ -223,7 +243,16 @@ async fn wait_for_end() -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_ends_the_service_with_its_name() {
+        let tasks = Tasks::default();
+        tasks.spawn(Task::Names, async { panic!("no names") });
+        let error = until_end(std::future::pending(), &tasks).await.unwrap_err();
+        assert_eq!(error.to_string(), "the task \"names\" has panicked: no names");
+    }
 
     #[test]
     fn a_simulated_service_refuses_the_system_bus() {

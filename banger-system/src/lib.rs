@@ -1,8 +1,9 @@
 //! The root service of banger: it owns the sandboxes, images and kernels of every user, and serves
 //! `dev.banger.Manager1` on the system bus.
 //!
-//! Layers, from the inside: [`banger_domain`] decides, [`banger_image`] reads what strangers made, [`ports`] say what is
-//! needed of a host, the engine orchestrates, adapters act, the D-Bus API authorises and translates.
+//! Layers, from the inside: [`banger_domain`] decides, [`banger_image`] reads untrusted content, [`ports`] declare
+//! what the engine needs from a host, the engine orchestrates, adapters act, the D-Bus API authorises and
+//! translates.
 
 pub mod app;
 pub mod bus;
@@ -11,3 +12,4 @@ pub mod engine;
 pub mod host;
 pub mod ports;
 pub mod sim;
+pub mod tasks;

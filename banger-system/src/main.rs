@@ -1,7 +1,8 @@
 //! The root service of banger.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use banger_proto::causes::with_causes;
 use banger_system::{
     app::{self, Mode},
     config::{self, Config},
@@ -12,6 +13,9 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 /// Threads for blocking calls. The unit's `TasksMax` is higher, so that work queues up instead of a thread failing to
 /// start.
 const BLOCKING_THREADS: usize = 384;
+
+/// How long blocking calls may take to end with the service.
+const BLOCKING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The root service of banger: sandboxes, images and kernels over D-Bus.
 #[derive(Parser)]
@@ -32,7 +36,7 @@ fn main() -> ExitCode {
     match serve(mode, &arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", with_causes(&*error));
             ExitCode::FAILURE
         }
     }
@@ -42,7 +46,10 @@ fn serve(mode: Mode, arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::read(&arguments.config)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).max_blocking_threads(BLOCKING_THREADS).enable_all().build()?;
-    runtime.block_on(app::run(mode, &config))
+    let outcome = runtime.block_on(app::run(mode, &config));
+    // What blocks has this much time to end: a name service may never answer.
+    runtime.shutdown_timeout(BLOCKING_TIMEOUT);
+    outcome
 }
 
 /// Logs to the journal if systemd has connected it, else to standard error.

@@ -23,9 +23,9 @@ use banger_system::{
         registry::{LocalPorts, Registries, Timeouts},
     },
     ports::{
-        Error, Result,
-        catalogs::{Catalogs, FetchedIndex},
-        images::NoProgress,
+        HostError, NoProgress,
+        catalogs::{Catalogs, Error, FetchedIndex, Result},
+        registry,
     },
 };
 use publisher::{Publisher, edition, file, index};
@@ -141,7 +141,7 @@ async fn a_fetched_catalog_stays_when_its_server_goes() {
     bench.publish(&empty(8));
     bench.lab.fault("/c/", 9, Fault::Hang);
     let lost = bench.catalogs().refresh(&name(), NOW).await.unwrap_err();
-    assert!(matches!(lost, Error::Unreachable { .. }), "{lost}");
+    assert!(matches!(lost, Error::Fetch(registry::Error::Unreachable { .. })), "{lost}");
     // Another run of the service finds it again.
     assert_eq!(bench.catalogs().stored(&name()).await.unwrap(), Some(edition));
     bench.lab.no_faults();
@@ -271,7 +271,10 @@ async fn a_file_of_a_catalog_is_fetched_once_and_continues_after_a_failure() {
     let edition = catalogs.refresh(&name(), NOW).await.unwrap();
 
     bench.lab.fault("base.tar", 3, Fault::Cut(400_000));
-    assert!(matches!(fetch(&catalogs, &edition).await, Err(Error::Unreachable { .. })));
+    assert!(matches!(
+        fetch(&catalogs, &edition).await,
+        Err(Error::Fetch(registry::Error::Unreachable { .. }))
+    ));
     assert_eq!(partials(&bench.at("cache")), 1);
     bench.lab.forget();
     assert!(fetch(&bench.catalogs(), &edition).await.unwrap() == bytes);
@@ -293,7 +296,7 @@ async fn a_file_that_is_not_what_the_index_says_leaves_nothing() {
     for fault in [Fault::Flipped, Fault::Longer] {
         bench.lab.fault("base.tar", 1, fault);
         let error = fetch(&catalogs, &edition).await.unwrap_err();
-        assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+        assert!(matches!(error, Error::Fetch(registry::Error::Mismatch { .. })), "{error}");
     }
     assert!(fetch(&catalogs, &edition).await.unwrap() == bytes);
 }
@@ -324,9 +327,15 @@ async fn a_catalog_may_be_a_directory_of_the_host() {
             assert_eq!(fs::read_dir(bench.at("cache/@lab")).unwrap().count(), 0);
         }
         fs::remove_file(files.join("files/base.tar")).unwrap();
-        assert!(matches!(fetch(&catalogs, &edition).await, Err(Error::Os { .. })));
+        assert!(matches!(
+            fetch(&catalogs, &edition).await,
+            Err(Error::Fetch(registry::Error::Host(HostError::Os { .. })))
+        ));
         fs::create_dir(files.join("files/base.tar")).unwrap();
-        assert!(matches!(fetch(&catalogs, &edition).await, Err(Error::BadFile { .. })));
+        assert!(matches!(
+            fetch(&catalogs, &edition).await,
+            Err(Error::Fetch(registry::Error::BadFile { .. }))
+        ));
         fs::remove_dir(files.join("files/base.tar")).unwrap();
         fs::write(files.join("files/base.tar"), &bytes).unwrap();
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use banger_domain::clock::Occasion;
-use banger_system::{host::clock::SystemClock, ports::Clock};
+use banger_system::{host::clock::SystemClock, ports::clock::Clock};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
 
 use crate::scratch::{is_root, require};

@@ -19,7 +19,10 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::{
     host::storage::disks::FileDisks,
-    ports::{Disks, Error, OverlayBy},
+    ports::{
+        HostError,
+        disks::{Disks, Error, OverlayBy},
+    },
 };
 use scratch::{Scratch, has_program, is_root, mode, names, require};
 
@@ -181,15 +184,21 @@ async fn a_clone_that_fails_leaves_nothing() {
     let disks = FileDisks::new(scratch.paths.clone());
     disks.create_directory(VM).await.unwrap();
     match disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await {
-        Err(Error::HostNotReady { message }) => assert!(message.contains("gone"), "{message}"),
+        Err(Error::Host(HostError::NotReady { message })) => assert!(message.contains("gone"), "{message}"),
         other => panic!("{other:?}"),
     }
     assert!(names(&scratch.paths.vm_dir(VM)).is_empty());
 
     put_image(&scratch);
     disks.remove_directory(VM).await.unwrap();
-    assert!(matches!(disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await, Err(Error::Os { .. })));
-    assert!(matches!(disks.create_work_disk(VM, Bytes::mib(64)).await, Err(Error::Os { .. })));
+    assert!(matches!(
+        disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await,
+        Err(Error::Host(HostError::Os { .. }))
+    ));
+    assert!(matches!(
+        disks.create_work_disk(VM, Bytes::mib(64)).await,
+        Err(Error::Host(HostError::Os { .. }))
+    ));
     assert!(!scratch.paths.vm_dir(VM).exists());
 }
 
@@ -204,9 +213,12 @@ fn a_full_disk_is_reported_as_such_and_leaves_nothing() {
         disks.create_directory(VM).await.unwrap();
         assert!(matches!(
             disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await,
-            Err(Error::NoSpace { .. })
+            Err(Error::Host(HostError::NoSpace { .. }))
         ));
-        assert!(matches!(disks.create_work_disk(VM, Bytes::mib(64)).await, Err(Error::NoSpace { .. })));
+        assert!(matches!(
+            disks.create_work_disk(VM, Bytes::mib(64)).await,
+            Err(Error::Host(HostError::NoSpace { .. }))
+        ));
         assert!(names(&scratch.paths.vm_dir(VM)).is_empty());
         fs::remove_file(scratch.paths.state.join("filler")).unwrap();
         disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes(0)).await.unwrap();
@@ -324,12 +336,14 @@ async fn a_snapshot_without_device_mapper_names_what_the_kernel_lacks() {
     disks.create_directory(VM).await.unwrap();
     fs::write(scratch.paths.overlay(VM), "").unwrap();
     match disks.attach(VM, IMAGE).await {
-        Err(Error::HostNotReady { message }) => assert!(message.contains("modprobe"), "{message}"),
+        Err(Error::Host(HostError::NotReady { message })) => {
+            assert!(message.contains("modprobe"), "{message}")
+        }
         other => panic!("{other:?}"),
     }
     assert!(matches!(
         disks.grow_system_disk(VM, IMAGE, Bytes::gib(2)).await,
-        Err(Error::HostNotReady { .. })
+        Err(Error::Host(HostError::NotReady { .. }))
     ));
 }
 
@@ -339,7 +353,10 @@ async fn a_system_disk_is_larger_than_its_image_where_that_is_wanted_and_grows()
     put_image(&scratch);
     let disks = FileDisks::new(scratch.paths.clone());
     disks.create_directory(VM).await.unwrap();
-    assert!(matches!(disks.grow_system_disk(VM, IMAGE, Bytes::gib(2)).await, Err(Error::Os { .. })));
+    assert!(matches!(
+        disks.grow_system_disk(VM, IMAGE, Bytes::gib(2)).await,
+        Err(Error::Host(HostError::Os { .. }))
+    ));
     disks.clone_image(VM, IMAGE, OverlayBy::Host, Bytes::mib(1500)).await.unwrap();
     let disk = scratch.paths.system_disk(VM);
     assert_eq!(fs::metadata(&disk).unwrap().len(), 1500 << 20);
@@ -408,7 +425,7 @@ async fn a_work_disk_grows_and_never_shrinks() {
     let scratch = Scratch::new();
     let disks = FileDisks::new(scratch.paths.clone());
     disks.create_directory(VM).await.unwrap();
-    assert!(matches!(disks.grow_work_disk(VM, Bytes::mib(64)).await, Err(Error::Os { .. })));
+    assert!(matches!(disks.grow_work_disk(VM, Bytes::mib(64)).await, Err(Error::Host(HostError::Os { .. }))));
     disks.create_work_disk(VM, Bytes::mib(64)).await.unwrap();
     let disk = scratch.paths.work_disk(VM);
     for _ in 0..2 {

@@ -31,6 +31,7 @@ use banger_domain::{
 use banger_system::{
     host::{dns::NameServer, network::LinuxNetwork},
     ports::{Status, names::Names, network::Network},
+    tasks::Tasks,
 };
 use hickory_server::proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
@@ -82,12 +83,12 @@ async fn run<'a, F: Future<Output = ()>>(
 
 impl House {
     async fn new() -> Self {
-        let network = LinuxNetwork::new(0, Arc::default()).unwrap();
+        let network = LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap();
         network.prepare(subnet()).await.unwrap();
         let (bus, directory) = (Bus::start(), tempfile::tempdir().unwrap());
         let resolv_conf = directory.path().join("resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {GATEWAY}\nnameserver {INTERNET}\n")).unwrap();
-        let names = NameServer::with_resolvers(bus.connect(0).await, resolv_conf.clone());
+        let names = NameServer::with_resolvers(bus.connect(0).await, resolv_conf.clone(), &Tasks::default());
         Self { network, names, bus, resolv_conf, _directory: directory }
     }
 

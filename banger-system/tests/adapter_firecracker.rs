@@ -21,7 +21,12 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::{
     host::{process::supervisor_process::ProcessSupervisor, vmm::firecracker::Firecracker},
-    ports::{Channel, Error, Started, Supervisor, Vmm},
+    ports::{
+        HostError,
+        guest_link::{self, Channel},
+        supervisor::{Started, Supervisor},
+        vmm::{Error, Vmm},
+    },
 };
 use scratch::{Scratch, is_root, names, require};
 use tokio::{
@@ -172,7 +177,7 @@ async fn a_vmm_that_ends_at_once_is_reported_with_its_last_log_line() {
     let host = Host::new();
     host.install_script("echo first >&2; echo 'cannot open the /dev/kvm' >&2; exit 1");
     let error = host.boot().await.unwrap_err();
-    assert!(matches!(error, Error::Vmm { .. }), "{error:?}");
+    assert!(matches!(error, Error::Failed { .. }), "{error:?}");
     assert_eq!(error.to_string(), "Firecracker ended at once: cannot open the /dev/kvm", "{}", host.log());
     host.remove().await;
 }
@@ -182,7 +187,7 @@ async fn a_missing_vmm_is_reported_before_anything_is_made() {
     let host = Host::new();
     let error = host.vmm.jail_spec(&host.spec).await.unwrap_err();
     assert!(
-        matches!(&error, Error::HostNotReady { message } if message.contains("not installed")),
+        matches!(&error, Error::Host(HostError::NotReady { message }) if message.contains("not installed")),
         "{error:?}"
     );
     assert!(names(&host.scratch.paths.sockets()).is_empty());
@@ -198,7 +203,7 @@ async fn versions_that_are_too_old_or_too_new_are_refused() {
         let error =
             host.against(|mut stream| async move { answer(&mut stream, "200 OK", &body).await }).await;
         assert!(
-            matches!(&error, Error::HostNotReady { message } if message.starts_with(expect)),
+            matches!(&error, Error::Host(HostError::NotReady { message }) if message.starts_with(expect)),
             "{error:?}"
         );
     }
@@ -227,7 +232,7 @@ async fn garbage_is_not_accepted() {
             })
             .await;
         let text = error.to_string();
-        assert!(text.starts_with("Firecracker gives no proper answer to GET /version"), "{text}");
+        assert!(text.starts_with("invalid reply from Firecracker to GET /version"), "{text}");
     }
     let host = Host::new();
     let error = host
@@ -236,7 +241,7 @@ async fn garbage_is_not_accepted() {
             std::future::pending().await
         })
         .await;
-    assert_eq!(error.to_string(), "Firecracker answers nonsense to GET /version");
+    assert_eq!(error.to_string(), "unexpected reply from Firecracker to GET /version");
 }
 
 #[tokio::test]
@@ -248,7 +253,7 @@ async fn an_answer_without_end_is_not_read_to_its_end() {
             while stream.write_all(&[b' '; 4096]).await.is_ok() {}
         })
         .await;
-    assert!(matches!(error, Error::Vmm { .. }), "{error:?}");
+    assert!(matches!(error, Error::Failed { .. }), "{error:?}");
 }
 
 #[tokio::test]
@@ -260,7 +265,10 @@ async fn a_vmm_that_hangs_is_given_up() {
             drop(stream)
         })
         .await;
-    assert!(matches!(&error, Error::Timeout { after, .. } if *after == Duration::from_secs(5)), "{error:?}");
+    assert!(
+        matches!(&error, Error::Host(HostError::Timeout { after, .. }) if *after == Duration::from_secs(5)),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -282,9 +290,12 @@ async fn a_guest_is_asked_for_by_the_agents_port_and_what_it_says_is_not_swallow
     let mut said = String::new();
     connect().await.unwrap().read_to_string(&mut said).await.unwrap();
     assert_eq!(said, "hello");
-    for expect in ["the guest does not listen", "answers nonsense", "answers nonsense"] {
+    for expect in ["the guest does not listen", "unexpected reply", "unexpected reply"] {
         let error = connect().await.unwrap_err();
-        assert!(matches!(&error, Error::Agent { message } if message.ends_with(expect)), "{error:?}");
+        assert!(
+            matches!(&error, guest_link::Error::Unavailable { message } if message.ends_with(expect)),
+            "{error:?}"
+        );
     }
     vmm.await.unwrap();
 }

@@ -19,8 +19,9 @@ use banger_proto::size::Bytes;
 use banger_system::{
     host::storage::{disks::FileDisks, image_files::LocalImages},
     ports::{
-        Disks, Error, ImageFiles, Result,
-        images::{Content, NoProgress},
+        HostError, NoProgress,
+        disks::Disks,
+        image_files::{Content, Error, ImageFiles, Result},
     },
 };
 use rustix::fs::{Mode, OFlags};
@@ -195,7 +196,7 @@ fn a_full_disk_is_reported_as_such_and_leaves_nothing() {
     File::options().write(true).open(&rootfs).unwrap().write_all_at(&[1; 8 << 20], 128 << 20).unwrap();
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
         let error = refused(&scratch, open(&rootfs)).await;
-        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+        assert!(matches!(error, Error::Host(HostError::NoSpace { .. })), "{error}");
     });
 }
 
@@ -205,7 +206,7 @@ async fn an_existing_image_is_kept() {
     let images = scratch.images();
     let first = import(&images, open(&mkfs(&scratch, Bytes::mib(64), &[]))).await.unwrap();
     let again = import(&images, open(&mkfs(&scratch, Bytes::mib(128), &[]))).await;
-    assert!(matches!(again, Err(Error::Os { .. })));
+    assert!(matches!(again, Err(Error::Host(HostError::Os { .. }))));
     assert_eq!(names(&scratch.paths.images()), [IMAGE.to_string()]);
     let length = fs::metadata(scratch.paths.image(IMAGE)).unwrap().len();
     assert_eq!(Bytes(length), first.virtual_size);

@@ -30,8 +30,8 @@ use banger_proto::size::Bytes;
 use banger_system::{
     host::process::worker::{self, Job},
     ports::{
-        Error, ImageFiles, Result,
-        images::{Content, Layer, NoProgress, Progress},
+        HostError, NoProgress, Progress,
+        image_files::{Content, Error, ImageFiles, Layer, Result},
     },
 };
 use mkext4::reader::Fs;
@@ -329,7 +329,7 @@ fn a_full_disk_is_reported_and_leaves_nothing() {
         let tar = Tar::default().file("x", &vec![1; 12 << 20]).end();
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
             let error = import(&scratch, Content::Layers(vec![layer(&tar, PLAIN)])).await.unwrap_err();
-            assert!(matches!(error, Error::NoSpace { .. }), "{error:?}");
+            assert!(matches!(error, Error::Host(HostError::NoSpace { .. })), "{error:?}");
         });
     }
 }
@@ -415,7 +415,7 @@ async fn an_import_that_is_given_up_or_loses_its_worker_leaves_nothing_and_other
         }
         let error =
             tokio::time::timeout(Duration::from_secs(30), halted).await.unwrap().unwrap().unwrap_err();
-        assert!(matches!(error, Error::Other { .. }), "{error:?}");
+        assert!(matches!(error, Error::Host(HostError::Other { .. })), "{error:?}");
         if killed {
             let source = std::error::Error::source(&error).unwrap().to_string();
             assert!(source.contains("killed:9"), "{source}");
@@ -452,6 +452,6 @@ async fn a_missing_worker_is_an_error() {
     fs::remove_file(scratch.paths.program("banger-import")).unwrap();
     let content = Content::Layers(vec![layer(&small(), PLAIN)]);
     let error = images.import(IMAGE, Uid(1000), content, Arc::new(NoProgress)).await.unwrap_err();
-    assert!(matches!(error, Error::Os { .. }), "{error:?}");
+    assert!(matches!(error, Error::Host(HostError::Os { .. })), "{error:?}");
     assert_eq!(names(&scratch.paths.images()), [] as [&str; 0]);
 }

@@ -23,7 +23,10 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::{
     host::storage::{disks::FileDisks, mapper::MapperDisks},
-    ports::{Disks, Error, OverlayBy, Status},
+    ports::{
+        HostError, Status,
+        disks::{Disks, Error, OverlayBy},
+    },
 };
 use scratch::{Scratch, has_program, is_root, names, require, run};
 
@@ -312,7 +315,9 @@ fn a_disk_that_is_in_use_is_not_taken_away() {
         let drive = host.start(vm).await;
         let user = open(&drive.path);
         match host.disks.detach(vm).await {
-            Err(Error::Os { doing, .. }) => assert!(doing.contains("has it open"), "{doing}"),
+            Err(Error::Host(HostError::Os { doing, .. })) => {
+                assert!(doing.contains("has it open"), "{doing}")
+            }
             other => panic!("{other:?}"),
         }
         assert_eq!(read_at(&user, 0), [0xa5; 4096]);
@@ -327,7 +332,7 @@ fn an_attachment_that_fails_leaves_nothing() {
     let vm = vm(1);
     let host = Host::new(Scratch::new(), [vm]);
     let refused = async || match host.disks.attach(vm, IMAGE).await {
-        Err(Error::HostNotReady { message }) => message,
+        Err(Error::Host(HostError::NotReady { message })) => message,
         other => panic!("{other:?}"),
     };
     block_on(async {
@@ -374,7 +379,7 @@ fn a_full_file_system_refuses_the_start_and_a_lost_snapshot_is_reported() {
     block_on(async {
         host.create(vm).await;
         host.scratch.fill_up(32 << 20);
-        assert!(matches!(host.disks.attach(vm, IMAGE).await, Err(Error::NoSpace { .. })));
+        assert!(matches!(host.disks.attach(vm, IMAGE).await, Err(Error::Host(HostError::NoSpace { .. }))));
         host.await_loops(&[]);
 
         let filler = host.scratch.paths.state.join("filler");

@@ -18,7 +18,11 @@ use banger_domain::{
 };
 use banger_system::{
     host::network::{LinuxNetwork, tap_of},
-    ports::{Error, Status, network::Network},
+    ports::{
+        Status,
+        network::{Error, Network},
+    },
+    tasks::Tasks,
 };
 use net_lab::{INTERNET, Space, UPLINK, World, attach, nic, open_tun, subnet, vm};
 use scratch::{has_program, is_root, require};
@@ -35,7 +39,7 @@ macro_rules! on_a_host {
         let world = World::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let network = LinuxNetwork::new(0, Arc::default()).unwrap();
+            let network = LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap();
             network.prepare(subnet()).await.unwrap();
             run($test, &world, &network).await;
         });
@@ -232,7 +236,7 @@ fn a_published_port_takes_no_client_of_another_service() {
 #[test]
 fn a_port_taken_while_the_service_was_down_is_no_longer_published() {
     on_a_host!(async |world: &World, _: &LinuxNetwork| {
-        let before = LinuxNetwork::new(0, Arc::default()).unwrap();
+        let before = LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap();
         before.prepare(subnet()).await.unwrap();
         let guest = world.guest(&before, nic(0, ALICE)).await;
         let (one, two) = (guest.space.serve("0.0.0.0:0"), guest.space.serve("0.0.0.0:0"));
@@ -246,7 +250,7 @@ fn a_port_taken_while_the_service_was_down_is_no_longer_published() {
         world.host.serve("127.0.0.1:8081");
         assert_eq!(seen(8081).unwrap(), gateway, "the rule is still there");
 
-        let next = LinuxNetwork::new(0, Arc::default()).unwrap();
+        let next = LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap();
         next.prepare(subnet()).await.unwrap();
         assert_eq!(next.reattach(&wish).await.unwrap(), BTreeSet::from([taken]));
         assert_eq!(seen(8081).unwrap(), "127.0.0.1");
@@ -395,7 +399,7 @@ fn each_step_may_be_done_twice_and_nothing_is_left() {
 fn interfaces_that_are_kept_ready_become_guests_and_go_with_the_service() {
     on_a_host!(async |world: &World, _: &LinuxNetwork| {
         let warm = || world.host.ip("-o link").lines().filter(|line| line.contains("bgw")).count();
-        let network = LinuxNetwork::new(2, Arc::default()).unwrap();
+        let network = LinuxNetwork::new(2, Arc::default(), &Tasks::default()).unwrap();
         network.prepare(subnet()).await.unwrap();
         let web = world.internet.serve("0.0.0.0:0");
         for n in 0..3 {
@@ -426,7 +430,7 @@ fn the_next_run_of_the_service_takes_over_what_it_finds() {
         network.plug(&lost).await.unwrap();
         let mut talk = guest.space.dial((INTERNET, web)).unwrap();
 
-        let next = LinuxNetwork::new(0, Arc::default()).unwrap();
+        let next = LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap();
         next.prepare(subnet()).await.unwrap();
         assert_eq!(next.found().await.unwrap(), [vm(0), vm(1)]);
         assert!(talk.lives(), "a guest noticed");
@@ -451,7 +455,7 @@ fn elements_without_a_tap_and_a_tap_without_elements_are_found_and_removed() {
             .host
             .command(&format!("nft delete element inet banger source4 {{ {} . {} }}", other.tap(), other.v4))
             .unwrap();
-        let next = LinuxNetwork::new(0, Arc::default()).unwrap();
+        let next = LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap();
         assert_eq!(next.found().await.unwrap(), [one.vm, other.vm]);
         for vm in [one.vm, other.vm] {
             next.unplug(vm).await.unwrap();
@@ -602,7 +606,9 @@ fn objects_of_other_programs_are_left_alone() {
         elsewhere.ip("link add banger0 type veth peer name other");
         let refused = elsewhere.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { LinuxNetwork::new(0, Arc::default()).unwrap().prepare(subnet()).await })
+            runtime.block_on(async {
+                LinuxNetwork::new(0, Arc::default(), &Tasks::default()).unwrap().prepare(subnet()).await
+            })
         });
         assert!(matches!(refused, Err(Error::Taken { .. })));
     });

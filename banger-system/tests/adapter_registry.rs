@@ -24,9 +24,8 @@ use banger_proto::size::Bytes;
 use banger_system::{
     host::registry::{LocalPorts, Registries, Timeouts},
     ports::{
-        Error, Result,
-        images::{NoProgress, Progress},
-        registry::{Prune, Pruned, Registry, Source},
+        HostError, NoProgress, Progress,
+        registry::{Error, Prune, Pruned, Registry, Result, Source},
     },
 };
 use net_lab::Space;
@@ -404,7 +403,7 @@ async fn a_document_without_end_is_not_read() {
         bench.lab.fault("/manifests/", 1, Fault::Endless(length));
         let error = bench.pull("a:1").await.unwrap_err();
         assert!(
-            matches!(&error, Error::Registry { message } if message.contains("the answer is larger than")),
+            matches!(&error, Error::Refused { message } if message.contains("the answer is larger than")),
             "{error}"
         );
     }
@@ -442,7 +441,7 @@ async fn redirects_are_limited_and_never_lead_to_the_host() {
         bench.lab.fault("/manifests/", 1000, to(target));
         bench.lab.gate(Gate::Open);
         let error = bench.pull("a:1").await.unwrap_err();
-        assert!(matches!(&error, Error::Registry { message } if message.contains(why)), "{target}: {error}");
+        assert!(matches!(&error, Error::Refused { message } if message.contains(why)), "{target}: {error}");
     }
     // The same for the request for a token.
     bench.lab.no_faults();
@@ -464,7 +463,7 @@ async fn no_request_goes_to_a_guest() {
         let reference = format!("{address}:{}/a:1", guest.port);
         let error = pull(&bench.registries, &source(&reference)).await.unwrap_err();
         assert!(
-            matches!(&error, Error::Registry { message } if message.contains("a guest of this host")),
+            matches!(&error, Error::Refused { message } if message.contains("a guest of this host")),
             "{address}: {error}"
         );
     }
@@ -489,7 +488,7 @@ async fn a_missing_registry_cannot_be_reached() {
     }
     let error = bench.pull("none:1").await.unwrap_err();
     assert!(
-        matches!(&error, Error::Registry { message } if message.ends_with("404, manifest unknown")),
+        matches!(&error, Error::Refused { message } if message.ends_with("404, manifest unknown")),
         "{error}"
     );
 }
@@ -559,7 +558,7 @@ async fn a_full_disk_is_reported_before_anything_is_fetched() {
         LocalPorts::where_port(|_| true),
     );
     let error = pull(&registries, &source(&lab.reference("a:1"))).await.unwrap_err();
-    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    assert!(matches!(error, Error::Host(HostError::NoSpace { .. })), "{error}");
     assert_eq!(lab.asked(&digest(&noise(13, 4_000_000))).len(), 0);
 }
 
@@ -584,7 +583,7 @@ async fn a_full_disk_ends_a_pull_that_continues_when_there_is_space() {
     }
     scratch.fill_up(0);
     let error = running.await.unwrap().unwrap_err();
-    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    assert!(matches!(error, Error::Host(HostError::NoSpace { .. })), "{error}");
     fs::remove_file(scratch.paths.state.join("filler")).unwrap();
     assert_eq!(pull(&registries, &asked).await.unwrap(), layers);
     assert!(lab.asked(&digest(&layers[0])).last().unwrap().range.is_some(), "it started over");
@@ -809,7 +808,7 @@ async fn a_port_of_the_host_that_is_not_allowed_is_never_connected_to() {
     let (_, port) = reference.split_once(':').unwrap();
     for host in ["127.0.0.1", "127.0.1.1", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]"] {
         let elsewhere = registries.resolve(&source(&format!("{host}:{port}"))).await;
-        assert!(matches!(elsewhere, Err(Error::Registry { .. })), "{host}: {elsewhere:?}");
+        assert!(matches!(elsewhere, Err(Error::Refused { .. })), "{host}: {elsewhere:?}");
     }
     assert!(bench.lab.asked("").is_empty(), "the registry was asked");
     allowed.store(true, Ordering::Relaxed);
@@ -850,5 +849,5 @@ async fn what_oci_client_pushes_to_dockers_registry_is_pulled() {
     fs::write(directory.join(format!("{}.partial", &ids[1][7..])), &layers[1][..1_234_567]).unwrap();
     assert_eq!(fetch(&registries, &source(&name), &image).await.unwrap(), layers);
     let missing = registries.resolve(&source(&format!("localhost:{}/none", server.port))).await.unwrap_err();
-    assert!(matches!(missing, Error::Registry { .. }), "{missing}");
+    assert!(matches!(missing, Error::Refused { .. }), "{missing}");
 }

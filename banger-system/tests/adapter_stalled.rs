@@ -19,8 +19,8 @@ use std::{
 use banger_domain::id::{ImageId, Uid};
 use banger_proto::size::Bytes;
 use banger_system::ports::{
-    ImageFiles,
-    images::{Content, Progress},
+    Progress,
+    image_files::{Content, ImageFiles},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use scratch::{Scratch, is_root, names, require};

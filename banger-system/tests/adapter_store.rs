@@ -27,7 +27,7 @@ use banger_image::{
 use banger_proto::size::Bytes;
 use banger_system::{
     host::store::{OpenError, SqliteStore},
-    ports::{Error, Store},
+    ports::store::{Error, Store},
 };
 use scratch::{Scratch, is_root, mode, names, require};
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};

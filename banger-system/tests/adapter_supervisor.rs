@@ -8,7 +8,10 @@ use banger_jail::ring::{Reader, Writer};
 use banger_proto::size::Bytes;
 use banger_system::{
     host::process::supervisor_process::ProcessSupervisor,
-    ports::{Ended, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand},
+    ports::{
+        supervisor::{Ended, Result, Started, Supervisor},
+        vmm::{JailSpec, NetworkNamespace, VmmCommand},
+    },
 };
 use rustix::fs::MemfdFlags;
 

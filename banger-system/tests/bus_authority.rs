@@ -13,7 +13,7 @@ use banger_proto::bus::{
 };
 use banger_system::{
     host,
-    ports::{Authority, Interaction, Question, Verdict},
+    ports::authority::{Authority, Interaction, Question, Verdict},
 };
 use private_bus::{
     ALICE, Answer, BOB, Bus, CAROL, GET_ALL, Polkit, Service, is_possible, null, options, refused, require,

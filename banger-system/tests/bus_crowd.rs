@@ -4,11 +4,16 @@
 mod private_bus;
 mod skip;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use banger_domain::id::Uid;
 use banger_proto::bus::{
     ErrorName,
     names::{MANAGER_PATH, action},
+};
+use banger_system::{
+    host::users::{Accounts, NameService},
+    sim::Sim,
 };
 use private_bus::{ALICE, Answer, BOB, GET, SET, Service, is_possible, options, refused, require};
 use zbus::{OwnedObjectPath, OwnedVariant, Variant};
@@ -95,4 +100,43 @@ async fn too_many_calls_at_once_are_turned_away_and_waiting_for_jobs_is_no_such_
     alice.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &("box",)).await.unwrap();
     alice.call::<()>(&job, "Cancel", &()).await.unwrap();
     assert_eq!(alice.wait(&job).await.0, "canceled");
+}
+
+/// A name service that answers long after everybody has stopped waiting.
+struct Stuck;
+
+impl NameService for Stuck {
+    fn uid_of(&self, _login: &str) -> Option<Uid> {
+        std::thread::sleep(Duration::from_secs(6));
+        None
+    }
+
+    fn login_of(&self, _uid: Uid) -> Option<String> {
+        self.uid_of("").map(|uid| uid.to_string())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_service_that_does_not_answer_holds_up_only_who_needs_it() {
+    require!(is_possible(), "root and dbus-daemon");
+    let accounts = Accounts::new(Arc::new(Stuck), Duration::from_secs(1));
+    let service = Service::start_with(Sim::new(), Arc::new(accounts)).await;
+    let (alice, bob) = (service.client(ALICE).await, service.client(BOB).await);
+    let quick = Duration::from_millis(900);
+    let vm = alice.create("box", options([])).await;
+    // More than the threads of the runtime.
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let bob = bob.clone();
+        calls.spawn(async move {
+            bob.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &(format!("user{n}/box"),)).await
+        });
+    }
+    let name = tokio::time::timeout(quick, alice.text(&vm, "Name")).await;
+    assert_eq!(name.expect("reading a property does not wait"), "box");
+    let found = alice.call::<OwnedObjectPath>(MANAGER_PATH, "GetVM", &("box",));
+    assert!(tokio::time::timeout(quick, found).await.expect("a plain name needs no account").is_ok());
+    while let Some(answer) = calls.join_next().await {
+        refused(answer.unwrap(), ErrorName::HostNotReady);
+    }
 }

@@ -13,7 +13,7 @@ use banger_domain::{
     vm::{Lifetime, Vm},
 };
 use banger_proto::bus::names::{MANAGER_PATH, SERVICE, VM_PARENT, action};
-use banger_system::ports::Store;
+use banger_system::ports::store::Store;
 use private_bus::{
     ALICE, Answer, BOB, Bus, Client, Options, Service, TIMEOUT, is_possible, options, require, until,
 };

@@ -238,6 +238,55 @@ async fn an_unmodified_glib_client_follows_its_users_sandboxes_and_no_others() {
     assert!(signals.iter().all(|line| !line.contains(&vm)), "{signals:?}");
 }
 
+/// Returns the example of `docs/dbus.md` in this language.
+fn example(language: &str) -> &'static str {
+    let page = include_str!("../../docs/dbus.md");
+    let (_, rest) = page.split_once(&format!("```{language}\n")).unwrap();
+    rest.split("```").next().unwrap()
+}
+
+/// Runs a program as a user and returns its output.
+async fn run_as(service: &Service, uid: u32, program: &[&str]) -> String {
+    let mut command = Command::new("/usr/bin/setpriv");
+    command
+        .args([format!("--reuid={uid}"), format!("--regid={uid}"), "--clear-groups".to_owned()])
+        .args(program)
+        .env("DBUS_SYSTEM_BUS_ADDRESS", service.bus.address());
+    let output =
+        within_timeout(tokio::task::spawn_blocking(move || command.output())).await.unwrap().unwrap();
+    let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", said(&output.stdout), said(&output.stderr));
+    said(&output.stdout)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_example_for_busctl_works() {
+    require!(is_possible() && Path::new("/usr/bin/busctl").exists(), "root, dbus-daemon and busctl");
+    let service = Service::start().await;
+    let output = run_as(&service, ALICE, &["/bin/sh", "-euc", example("sh")]).await;
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines.len(), 4, "{output}");
+    assert_eq!(lines[1], "s \"running\"");
+    assert!(lines[2].starts_with("s \"172."), "{output}");
+    assert!([0, 3].iter().all(|line| lines[*line].starts_with("sssa{sv} \"done\" \"\" \"\"")), "{output}");
+    assert_eq!(service.sim.alive(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_example_for_python_works() {
+    require!(is_possible() && has_glib(), "root, dbus-daemon and python3-gi");
+    let service = Service::start().await;
+    let output = run_as(&service, ALICE, &[PYTHON, "-c", example("python")]).await;
+    assert!(output.contains("running at 172."), "{output}");
+    for step in
+        ["created starting", "starting running", "running stopping", "stopping stopped", "stopped deleting"]
+    {
+        assert!(output.contains(step), "{step}: {output}");
+    }
+    assert!(output.lines().last().unwrap().starts_with("deleted /dev/banger/Manager1/vm/"), "{output}");
+    assert_eq!(service.sim.alive(), Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listeners_are_counted_per_user_and_forgotten_when_they_go() {
     require!(is_possible(), "root and dbus-daemon");

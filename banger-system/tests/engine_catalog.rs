@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use banger_domain::id::{JobId, Uid};
 use banger_image::{
+    catalog::index::Index,
     oci::{credentials::Credentials, platform::Platform},
     record::DefaultImage,
 };
@@ -15,7 +16,7 @@ use banger_system::{
         Offer,
         error::Kind,
         request::{CreateVm, OnConflict, PullImage, PullKernel, PullSource},
-        view::{Fact, ImageView, KernelView, Object},
+        view::{Fact, ImageView, JobKind, KernelView, Object, Outcome},
     },
     ports::registry::Source,
 };
@@ -73,6 +74,15 @@ impl EngineLab {
             Some((_, Fact::Text(text))) => text.clone(),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Changes the catalog, and fetches it.
+    async fn change_catalog(&self, change: impl FnOnce(&mut Index)) {
+        self.problems(Duration::ZERO).await;
+        let mut index = Index::clone(&self.sim.stored_catalog().unwrap().index);
+        change(&mut index);
+        self.sim.publish(index);
+        assert_eq!(self.problems(Duration::ZERO).await, "");
     }
 
     fn offer(&self, caller: Uid, kind: Kind, name: &str) -> Option<Offer> {
@@ -206,7 +216,7 @@ async fn a_catalog_that_has_expired_offers_nothing_and_hides_nothing() {
     let mut index = {
         lab.problems(Duration::ZERO).await;
         let edition = lab.sim.stored_catalog().unwrap();
-        banger_image::catalog::index::Index::clone(&edition.index)
+        Index::clone(&edition.index)
     };
     index.expires = banger_image::catalog::index::Date::parse("1970-01-01").unwrap();
     lab.sim.publish(index);
@@ -238,7 +248,7 @@ async fn a_pull_that_fails_at_any_step_leaves_nothing() {
                 break;
             }
             // If the catalog cannot be fetched, the image is pulled from its registry.
-            if !matches!(outcome, banger_system::engine::view::Outcome::Done) {
+            if !matches!(outcome, Outcome::Done) {
                 assert!(lab.engine.images().is_empty() && lab.engine.kernels().is_empty());
                 assert!(lab.sim.image_files().is_empty() && lab.sim.kernel_files().is_empty());
             }
@@ -254,6 +264,39 @@ async fn a_pull_that_fails_at_any_step_leaves_nothing() {
             step += 1;
         }
     }
+}
+
+#[tokio::test]
+async fn the_kernel_that_an_image_needs_is_pulled_by_a_job_that_its_owner_sees() {
+    let lab = ready().await;
+    lab.change_catalog(|index| index.images[0].kernel = Some("debian".parse().unwrap())).await;
+    let image = lab.image(pull(ALICE, "debian-bookworm")).await;
+    let kernel = lab.engine.kernels()[0].clone();
+    assert_eq!((image.kernel, kernel.owner, kernel.shared), (Some(kernel.id), ALICE, false));
+    let jobs = lab.engine.jobs();
+    let jobs: Vec<_> = jobs.iter().filter(|job| job.kind == JobKind::KernelPull).collect();
+    assert!(
+        matches!(jobs.as_slice(), [job] if job.owner == ALICE && matches!(job.outcome, Some(Outcome::Done))),
+        "{jobs:?}"
+    );
+    // Another image of hers gets the same one.
+    let other = PullImage { name: Some("other".parse().unwrap()), ..pull(ALICE, "debian-bookworm") };
+    assert_eq!(lab.image(other).await.kernel, image.kernel);
+    assert_eq!(lab.engine.kernels().len(), 1);
+}
+
+#[tokio::test]
+async fn an_image_whose_kernel_cannot_be_pulled_fails_for_the_same_reason() {
+    let lab = ready().await;
+    let change = |index: &mut Index| {
+        index.images[0].kernel = Some("debian".parse().unwrap());
+        index.kernels[0].target = None;
+    };
+    lab.change_catalog(change).await;
+    let job = lab.engine.pull_image(pull(ALICE, "debian-bookworm")).unwrap();
+    let why = lab.failed(job).await;
+    assert_eq!(why, "debian is in the catalog sim and is not published for this host yet");
+    assert!(lab.engine.images().is_empty() && lab.sim.image_files().is_empty());
 }
 
 #[tokio::test]

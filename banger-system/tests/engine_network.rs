@@ -8,12 +8,9 @@ use banger_domain::net::{
     port::{MAX_PORTS, Port},
 };
 use banger_proto::size::Bytes;
-use banger_system::{
-    engine::{
-        error::Error,
-        request::{Configure, CreateVm, Stop, StopMode},
-    },
-    ports,
+use banger_system::engine::{
+    error::Error,
+    request::{Configure, CreateVm, Stop, StopMode},
 };
 
 use crate::engine_lab::{BOB, EngineLab, request};
@@ -78,7 +75,7 @@ async fn a_port_is_published_for_one_sandbox_until_it_is_unpublished() {
     assert_eq!(lab.engine.publish_port(one, web).await.unwrap(), web);
     for (vm, wish) in [(one, "all/tcp/8080/81"), (two, "loopback/tcp/8080/80"), (two, "all/tcp/8080/80")] {
         let refused = lab.engine.publish_port(vm, port(wish)).await;
-        assert!(matches!(refused, Err(Error::Port(ports::Error::Taken { .. }))), "{refused:?}");
+        assert!(matches!(refused, Err(Error::Taken { .. })), "{refused:?}");
     }
     assert_eq!(lab.sim.nic(one).unwrap().ports, [web].into());
     assert_eq!(lab.sim.nic(two).unwrap().ports, [].into());
@@ -151,7 +148,7 @@ async fn a_port_that_something_else_took_is_told_and_may_be_published_again() {
     lab.engine.configure_vm(vm, nat).await.unwrap();
     assert_eq!(lab.sim.nic(vm).unwrap().ports, [api].into());
     let refused = lab.engine.publish_port(vm, web).await;
-    assert!(matches!(refused, Err(Error::Port(ports::Error::Taken { .. }))), "{refused:?}");
+    assert!(matches!(refused, Err(Error::Taken { .. })), "{refused:?}");
     lab.sim.occupy_port(8080, false);
     lab.engine.publish_port(vm, web).await.unwrap();
     assert_eq!(blocked().await, ([web, api].into(), [].into()));

@@ -21,6 +21,7 @@ use banger_system::{
     },
     ports::registry::{Prune, Source},
     sim::Sim,
+    tasks::Tasks,
 };
 
 use crate::engine_lab::{ALICE, BOB, EngineLab, request};
@@ -269,7 +270,7 @@ impl EngineLab {
         let lab = Self::on(Sim::new());
         let mut settings: Settings = lab.engine.settings().clone();
         change(&mut settings.limits);
-        let (engine, events) = Engine::new(lab.sim.ports(), settings);
+        let (engine, events) = Engine::new(lab.sim.ports(), settings, &Tasks::default());
         Self { engine, events, ..lab }
     }
 }
@@ -283,7 +284,7 @@ async fn progress_is_told_at_most_four_times_a_second() {
     lab.sim.block_registry(false);
     lab.done(job).await;
     let mut told = 0;
-    while let Ok(event) = lab.events.try_recv() {
+    while let Some(event) = lab.events.try_recv() {
         if let Event::JobChanged { old, new } = event {
             told += u32::from(old.bytes_done != new.bytes_done && new.bytes_done.0 > 0);
         }

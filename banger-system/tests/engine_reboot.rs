@@ -14,7 +14,7 @@ use banger_system::{
         request::{CreateVm, OnReboot, Start, Stop},
         view::Outcome,
     },
-    ports::Ended,
+    ports::supervisor::Ended,
 };
 
 use crate::engine_lab::{EngineLab, TIMEOUT, request};

@@ -14,7 +14,7 @@ use banger_system::{
         request::{CreateVm, ImportImage, ImportSource, StopMode},
         view::{Fact, ImageView},
     },
-    ports::images::FileRange,
+    ports::image_files::FileRange,
 };
 use engine_lab::{ALICE, BOB, EngineLab, request};
 
@@ -27,8 +27,8 @@ impl EngineLab {
         images.into_iter().max_by_key(|image| (image.owner == owner, image.created_at)).unwrap()
     }
 
-    fn sees(&self, caller: Uid, name: &str) -> bool {
-        self.engine.find_image(caller, &name.parse().unwrap()).is_ok()
+    async fn sees(&self, caller: Uid, name: &str) -> bool {
+        self.engine.find_image(caller, &name.parse().unwrap()).await.is_ok()
     }
 }
 
@@ -40,10 +40,10 @@ fn rootfs() -> ImportSource {
 async fn a_shared_image_is_everybodys_until_it_is_taken_back() {
     let lab = EngineLab::new().await;
     let image = lab.registered(ALICE, "mine", rootfs()).await;
-    assert!(!lab.sees(BOB, "mine"));
+    assert!(!lab.sees(BOB, "mine").await);
     for _ in 0..2 {
         lab.engine.share_image(image.id, true).await.unwrap();
-        assert!(lab.sees(BOB, "mine"));
+        assert!(lab.sees(BOB, "mine").await);
     }
     let create = CreateVm { owner: BOB, image: Some("mine".parse().unwrap()), start: None, ..request() };
     let (vm, job) = lab.engine.create_vm(create).await.unwrap();
@@ -52,7 +52,7 @@ async fn a_shared_image_is_everybodys_until_it_is_taken_back() {
     assert!(matches!(used, Error::InUse { .. }), "{used}");
     lab.done(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap()).await;
     lab.engine.share_image(image.id, false).await.unwrap();
-    assert!(!lab.sees(BOB, "mine"));
+    assert!(!lab.sees(BOB, "mine").await);
     // What is published is what is stored.
     lab.engine.share_image(image.id, true).await.unwrap();
     let lab = lab.restart().await;
@@ -65,7 +65,7 @@ async fn a_change_that_cannot_be_kept_is_none() {
     let image = lab.registered(ALICE, "mine", rootfs()).await;
     lab.sim.fail_at(Some(0));
     lab.engine.share_image(image.id, true).await.unwrap_err();
-    assert!(!lab.sees(BOB, "mine"));
+    assert!(!lab.sees(BOB, "mine").await);
 }
 
 #[tokio::test]
@@ -90,5 +90,5 @@ async fn an_image_in_files_keeps_its_configuration_and_goes_out_again() {
     let request = ImportImage { owner: ALICE, name, shared: false, kernel: None, content: none };
     let job = lab.engine.import_image(request).unwrap();
     assert_eq!(lab.failed(job).await, "the image has no layers");
-    assert!(!lab.sees(ALICE, "none"));
+    assert!(!lab.sees(ALICE, "none").await);
 }

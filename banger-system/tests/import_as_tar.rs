@@ -29,8 +29,8 @@ use banger_proto::size::Bytes;
 use banger_system::{
     host::storage::image_files::LocalImages,
     ports::{
-        ImageFiles,
-        images::{Content, FileRange, Layer, NoProgress},
+        NoProgress,
+        image_files::{Content, FileRange, ImageFiles, Layer},
     },
 };
 use rustix::{

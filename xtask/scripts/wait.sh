@@ -9,7 +9,7 @@ wait_until() {
     shift 2
     until "$@"; do
         if [ "$(date +%s)" -ge "$wait_end" ]; then
-            echo "waited in vain for $wait_what" >&2
+            echo "waited for $wait_what" >&2
             return 1
         fi
         sleep 0.1

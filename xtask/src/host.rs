@@ -20,11 +20,11 @@ use crate::{
     build::{self, install},
     packages,
     run::{cache, command, hex, repository, run, say, target},
-    wait::{Patience, wait_until},
+    wait::{Polling, wait_until},
 };
 
 /// How long systemd may take to start or to end.
-const PATIENCE: Patience = Patience { limit: Duration::from_secs(60), poll: Duration::from_millis(50) };
+const POLLING: Polling = Polling { limit: Duration::from_secs(60), interval: Duration::from_millis(50) };
 /// Where the private host finds the files that xtask makes, read-only and for root alone.
 const CACHE: &str = "/srv/xtask/cache";
 
@@ -111,7 +111,7 @@ pub fn up(arguments: &Up) -> Result<Host> {
         let mut status = host.enter(&["busctl", "--quiet", "status", "org.freedesktop.login1"]);
         status.stderr(Stdio::null()).output().is_ok_and(|output| output.status.success())
     };
-    let started = wait_until("logind", PATIENCE, || Ok(find(number).filter(has_logind)));
+    let started = wait_until("logind", POLLING, || Ok(find(number).filter(has_logind)));
     started.with_context(|| {
         let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
         format!("the private host does not start:\n{log}")
@@ -148,7 +148,7 @@ fn end(number: usize) -> Result<()> {
         // When its first process ends, the kernel kills all others.
         run(&mut command("kill", ["-KILL", &host.init.to_string()]))?;
         let process = PathBuf::from(format!("/proc/{}", host.init));
-        wait_until("the end of the private host", PATIENCE, || Ok((!process.exists()).then_some(())))?;
+        wait_until("the end of the private host", POLLING, || Ok((!process.exists()).then_some(())))?;
     }
     // systemd made a tree of groups below; the deepest must go first.
     let cgroup = cgroup(&directory(number));

@@ -8,6 +8,7 @@ mod build;
 mod host;
 mod image;
 mod packages;
+mod picture;
 mod run;
 mod test;
 mod testhost;
@@ -47,8 +48,10 @@ enum Task {
     Fuzz(test::fuzz::Arguments),
     /// Record the types of all SQL queries in .sqlx
     Sqlx(build::sqlx::Args),
-    /// Check links, words and module docs
+    /// Check links, words, module docs and scripts
     Tidy,
+    /// Record a run of banger in the private host, and draw the picture of the README
+    Picture(picture::Arguments),
 }
 
 #[derive(Subcommand)]
@@ -104,6 +107,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Fuzz(arguments) => test::fuzz::run(&arguments)?,
         Task::Sqlx(arguments) => build::sqlx::run(&arguments)?,
         Task::Tidy => tidy::run()?,
+        Task::Picture(arguments) => picture::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -159,7 +159,7 @@ mod tests {
         let come = "(sleep 0.2; touch came) & wait_until 20 'a file' test -e came; test -e came";
         assert_eq!(run(come), (Some(0), String::new()));
         let (status, said) = run("wait_until 0 'a file' quietly ls missing; echo on >&2");
-        assert_eq!((status, said.as_str()), (Some(1), "waited in vain for a file\n"));
+        assert_eq!((status, said.as_str()), (Some(1), "waited for a file\n"));
         assert_eq!(run("wait_until 0 'a file' test -e no || echo on >&2").0, Some(0));
     }
 
@@ -200,8 +200,8 @@ mod tests {
                 (name.to_str().unwrap().to_owned(), fs::read_to_string(path).unwrap())
             })
             .collect();
-        let calls = [calls(&sources, "script!("), calls(&sources, "script_text!(")].concat();
-        let used: BTreeSet<&str> = calls.iter().flatten().copied().collect();
+        let (calls, texts) = (calls(&sources, "script!("), calls(&sources, "script_text!("));
+        let used: BTreeSet<&str> = calls.iter().chain(&texts).flatten().copied().collect();
         let there: BTreeSet<&str> = scripts.keys().map(String::as_str).collect();
         assert_eq!(used, there);
 

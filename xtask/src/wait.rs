@@ -10,11 +10,11 @@ use anyhow::{Result, bail};
 
 /// How long to wait, and how often to look.
 #[derive(Clone, Copy)]
-pub struct Patience {
+pub struct Polling {
     /// The longest time.
     pub limit: Duration,
     /// The pause between two looks.
-    pub poll: Duration,
+    pub interval: Duration,
 }
 
 /// Looks until there is something to return.
@@ -23,18 +23,18 @@ pub struct Patience {
 /// If a look fails, or finds nothing within the limit; the error then says `what` did not come.
 pub fn wait_until<T>(
     what: impl Display,
-    patience: Patience,
+    polling: Polling,
     mut look: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let deadline = Instant::now() + patience.limit;
+    let deadline = Instant::now() + polling.limit;
     loop {
         if let Some(found) = look()? {
             return Ok(found);
         }
         if Instant::now() >= deadline {
-            bail!("waited {} s in vain for {what}", patience.limit.as_secs_f32());
+            bail!("waited {} s for {what}", polling.limit.as_secs_f32());
         }
-        thread::sleep(patience.poll);
+        thread::sleep(polling.interval);
     }
 }
 
@@ -43,7 +43,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const SHORT: Patience = Patience { limit: Duration::from_millis(20), poll: Duration::from_millis(1) };
+    const SHORT: Polling = Polling { limit: Duration::from_millis(20), interval: Duration::from_millis(1) };
 
     #[test]
     fn a_wait_ends_with_what_is_found_or_says_what_was_not() {
@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(third.unwrap(), 3);
 
         let nothing = wait_until("a miracle", SHORT, || Ok(None::<()>)).unwrap_err();
-        assert_eq!(nothing.to_string(), "waited 0.02 s in vain for a miracle");
+        assert_eq!(nothing.to_string(), "waited 0.02 s for a miracle");
 
         let failed = wait_until("a look", SHORT, || bail!("it is dark") as Result<Option<()>>).unwrap_err();
         assert_eq!(failed.to_string(), "it is dark");

@@ -30,9 +30,29 @@ pub struct ResultArgs {
     pub json: bool,
 }
 
-/// Returns the result for an object, or for a reference that names none.
-pub fn outcome(reference: &str, id: Option<&str>, done: Option<&str>, error: Option<&Error>) -> Value {
-    json!({"reference": reference, "id": id, "done": done, "error": error.map(Error::to_string)})
+/// What a verb did to an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It did what was asked.
+    Changed,
+    /// Nothing, because the object already was as asked; said in these words.
+    Unchanged(&'static str),
+}
+
+/// Returns the row for an object to which nothing was done.
+pub fn untouched(reference: &str, id: &str) -> Value {
+    json!({"reference": reference, "id": id, "done": null, "changed": false, "error": null})
+}
+
+/// Returns the row for an object, or for a reference that names none.
+fn row(reference: &str, id: Option<&str>, done: &str, result: &Result<Effect>) -> Value {
+    json!({
+        "reference": reference,
+        "id": id,
+        "done": result.is_ok().then_some(done),
+        "changed": matches!(result, Ok(Effect::Changed)),
+        "error": result.as_ref().err().map(Error::to_string),
+    })
 }
 
 /// Looks up each reference. An object that several of them name is returned once.
@@ -50,7 +70,7 @@ pub async fn find(bus: &Bus, kind: Kind, references: &[String]) -> Vec<Found> {
     found.into_iter().filter(is_new).collect()
 }
 
-/// Calls `act` for each object, and prints `done` for each success. A failure does not stop the others. Returns the
+/// Calls `act` for each object, and prints `done` for each one that it has changed. A failure does not stop the others. Returns the
 /// exit status.
 pub async fn each<F>(
     found: Vec<Found>,
@@ -60,7 +80,7 @@ pub async fn each<F>(
     act: impl Fn(String, OwnedObjectPath) -> F,
 ) -> Result<u8>
 where
-    F: Future<Output = Result<()>>,
+    F: Future<Output = Result<Effect>>,
 {
     let several = found.len() > 1;
     let act = &act;
@@ -78,11 +98,16 @@ where
         .boxed_local();
     let (mut status, mut rows) = (0, Vec::new());
     while let Some((reference, id, result)) = results.next().await {
-        let what = result.is_ok().then_some(done);
-        rows.push(outcome(&reference, id.as_deref(), what, result.as_ref().err()));
+        rows.push(row(&reference, id.as_deref(), done, &result));
         match result {
-            Ok(()) if output.json => {}
-            Ok(()) => progress.suspend(|| output::text(&format!("{reference}: {done}\n")))?,
+            Ok(_) if output.json => {}
+            Ok(effect) => {
+                let what = match effect {
+                    Effect::Changed => done,
+                    Effect::Unchanged(already) => already,
+                };
+                progress.suspend(|| output::text(&format!("{reference}: {what}\n")))?;
+            }
             Err(error) => {
                 status = error.status(FAILURE);
                 progress.suspend(|| error.print(several.then_some(reference.as_str())));

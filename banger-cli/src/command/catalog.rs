@@ -33,7 +33,7 @@ pub struct AvailableArgs {
     /// Show what the catalogs have, and whether this host has it
     #[arg(long)]
     available: bool,
-    /// Fetch the catalogs first, even if that was done less than a day ago
+    /// Fetch the catalogs first, even if they were fetched less than a day ago
     #[arg(long, requires = "available")]
     refresh: bool,
     #[command(flatten)]

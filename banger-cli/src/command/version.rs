@@ -15,8 +15,8 @@ use crate::{
 Example:
   banger version
 
-After an upgrade, the service may be older until it is restarted.
-`banger --version` does not ask it.")]
+After an upgrade, the old service runs until it is restarted.
+`banger --version` does not ask the service.")]
 pub struct Version {
     /// Print a JSON object with the keys client and service; service is null if it does not answer
     #[arg(long)]

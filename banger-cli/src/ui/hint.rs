@@ -21,8 +21,8 @@ pub const STREAM_LOST: &str =
     "`banger vm list` shows whether the sandbox is still running, and `banger vm logs NAME` its console.";
 
 /// Hint if the user did not wait for a job of the service.
-pub const DETACHED: &str = "the service continues with it: `banger vm list` shows its state, and `banger events` \
-    what happens.";
+pub const DETACHED: &str = "the service continues the work: `banger vm list` shows the result, and `banger events` \
+    follows it.";
 
 const JOIN_GROUP: &str = "join the group banger with `sudo usermod -aG banger $USER`, then log in again.";
 const NOT_YOURS: &str = "it belongs to another user, or needs an administrator: try again with `sudo`.";
@@ -96,6 +96,10 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::NameTaken, "choose another name, or delete what has this one."),
     (ErrorName::InvalidName, ""),
     (ErrorName::InvalidOption, ""),
+    (
+        ErrorName::DiskTooSmall,
+        "`banger vm show NAME` shows the sizes of its disks, as root_size and disk_size.",
+    ),
     (ErrorName::InvalidState, "`banger vm show NAME` shows the state of the sandbox."),
     (ErrorName::BadFileDescriptor, ""),
     (ErrorName::QuotaExceeded, "delete what you do not need, or ask an administrator for a higher limit."),
@@ -108,14 +112,8 @@ const HINTS: &[(ErrorName, &str)] = &[
         "`banger vm logs NAME` shows the console; `banger vm restart NAME` boots the guest again.",
     ),
     (ErrorName::GuestTimeout, "`banger vm logs NAME` shows the console."),
-    (ErrorName::CommandTimeout, ""),
-    (ErrorName::OutputTooLarge, ""),
     (ErrorName::Canceled, ""),
     (ErrorName::NotCancelable, ""),
-    (
-        ErrorName::Interrupted,
-        "the service was restarted: `banger vm list` shows the state of your sandboxes.",
-    ),
     (ErrorName::UnsupportedImage, ""),
     (
         ErrorName::DigestMismatch,
@@ -133,17 +131,21 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::RegistryError, ""),
     (
         ErrorName::CatalogRefused,
-        "`banger image list --available --refresh` tries again; the catalogs and their keys are configured \
-         in /etc/banger.",
+        "`banger image list --available --refresh` fetches the catalogs again; they and their keys are \
+         configured in /etc/banger.",
     ),
-    (ErrorName::NotPublished, "`banger image list --available` shows what is published."),
+    (
+        ErrorName::NotPublished,
+        "`banger image list --available` and `banger kernel list --available` show what is published.",
+    ),
     (ErrorName::NoSpace, "`banger vm list` and `banger image list` show what you could delete."),
     (ErrorName::HostNotReady, "`banger doctor` shows what this host lacks."),
     (ErrorName::VmmFailed, "`banger vm logs --vmm NAME` and `banger doctor` show more."),
+    (ErrorName::AlreadyInUse, "choose another one, or stop what uses it."),
     (ErrorName::Busy, "try again when that has finished."),
     (ErrorName::Internal, "`journalctl -u banger-system` shows more."),
     (ErrorName::InvalidArgs, ""),
-    (ErrorName::UnknownObject, "it has been deleted: `banger vm list` shows your sandboxes."),
+    (ErrorName::UnknownObject, "it was deleted meanwhile."),
     (ErrorName::NotSupported, "`banger doctor` shows what this host can do."),
 ];
 

@@ -12,16 +12,23 @@ const SENTENCES: &[(&str, &str)] = &[
     ("vmm-exit", "the VMM ended with that status"),
     ("start-failed", "it could not be started"),
     ("boot-timeout", "the guest did not answer in time"),
-    ("caller-vanished", "the client that it was bound to went away"),
+    ("caller-vanished", "the client that it was bound to disconnected"),
     ("lost", "the VMM was gone when the service started"),
 ];
 
-/// Adds the meaning to a reason; unknown ones stay as they are.
+/// Returns a reason in words, with its keyword; unknown ones stay as they are.
 pub fn describe(reason: &str) -> String {
-    let word = reason.split(':').next().unwrap_or_default();
-    match SENTENCES.iter().find(|(known, _)| *known == word) {
-        Some((_, sentence)) => format!("{reason} ({sentence})"),
-        None => reason.to_owned(),
+    let (word, detail) = reason.split_once(':').unwrap_or((reason, ""));
+    let Some((_, sentence)) = SENTENCES.iter().find(|(known, _)| *known == word) else {
+        return reason.to_owned();
+    };
+    match (word, detail.split_once(':')) {
+        ("vmm-exit", Some(("exited", status))) => format!("the VMM ended with status {status} ({word})"),
+        ("vmm-exit", Some(("killed" | "dumped", signal))) => {
+            format!("signal {signal} ended the VMM ({word})")
+        }
+        _ if detail.is_empty() => format!("{sentence} ({word})"),
+        _ => format!("{sentence}: {detail} ({word})"),
     }
 }
 
@@ -48,9 +55,20 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_shown_with_what_it_means() {
-        assert_eq!(describe("guest-halt"), "guest-halt (the guest halted)");
-        assert_eq!(describe("vmm-exit:killed:9"), "vmm-exit:killed:9 (the VMM ended with that status)");
-        assert_eq!((describe(""), describe("new")), (String::new(), "new".to_owned()));
+    fn a_reason_is_shown_in_words() {
+        for (reason, expect) in [
+            ("guest-halt", "the guest halted (guest-halt)"),
+            ("vmm-exit:killed:9", "signal 9 ended the VMM (vmm-exit)"),
+            ("vmm-exit:exited:1", "the VMM ended with status 1 (vmm-exit)"),
+            ("vmm-exit:odd", "the VMM ended with that status: odd (vmm-exit)"),
+            (
+                "start-failed:cannot open /x: no such file",
+                "it could not be started: cannot open /x: no such file (start-failed)",
+            ),
+            ("", ""),
+            ("new", "new"),
+        ] {
+            assert_eq!(describe(reason), expect);
+        }
     }
 }

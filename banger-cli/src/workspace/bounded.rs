@@ -1,5 +1,5 @@
-//! Limits an archive from a hostile guest: the reader keeps long names in memory before an entry, so they pass only
-//! up to a size that is enough for every valid archive.
+//! Limits an archive from a hostile guest: the reader keeps long names in memory before an entry, so their size is
+//! limited to what valid archives need.
 
 use std::io::{self, Read};
 

@@ -67,7 +67,9 @@ impl Devcontainer {
 
     /// Parses the file. `base` is the name of the repository's directory on the host.
     fn parse(file: &str, text: &str, base: &str) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(&jsonc::plain(text)).map_err(|error| error.to_string())?;
+        let value: Value = serde_json::from_str(&jsonc::plain(text)).map_err(|error| {
+            format!("it is not valid JSON at line {}, column {}", error.line(), error.column())
+        })?;
         let Value::Object(fields) = value else { return Err("it is not an object".to_owned()) };
         let mut wanted = Self { file: file.to_owned(), ..Self::default() };
         // First, because other settings refer to it.
@@ -319,7 +321,7 @@ mod tests {
     fn invalid_files_are_refused() {
         let mut all = String::new();
         for (text, why) in [
-            ("", "EOF"),
+            ("", "not valid JSON at line 1"),
             ("[]", "not an object"),
             ("{\"image\": 1}", "image is not a string"),
             ("{\"forwardPorts\": 1}", "forwardPorts is not a list"),

@@ -9,7 +9,7 @@ use std::{
 
 use banger_proto::{
     bus::names::VM_INTERFACE,
-    guest::{Request, frame::MAX_DATA, message::Placement},
+    guest::{FailureKind, Request, frame::MAX_DATA, message::Placement},
     size::Bytes,
 };
 use tar::Builder;
@@ -266,12 +266,19 @@ pub async fn send(guest: &mut Guest, plan: Plan, target: Target, meter: Meter) -
         stream(call, &plan, &draft, meter)?;
         draft.commit(record_of(&plan, &target))
     });
-    sent.await.map_err(|error| match &error {
-        Error::Guest(failure) if failure.message.contains("there is something already") => {
-            error.with_hint("`--force` replaces what is there; `--guest-path PATH` chooses another path.")
-        }
-        _ => error,
+    sent.await.map_err(|error| match is_in_the_way(&error) {
+        true => error.with_hint("`--guest-path PATH` chooses another path."),
+        false => error,
     })
+}
+
+/// Returns whether a repository was not sent because its path in the sandbox is taken.
+pub fn is_in_the_way(error: &Error) -> bool {
+    match error {
+        Error::Guest(failure) => failure.kind == FailureKind::AlreadyExists,
+        Error::WithHint { error, .. } => is_in_the_way(error),
+        _ => false,
+    }
 }
 
 /// Removes the records of deleted sandboxes. A failure to list sandboxes does not matter.

@@ -83,6 +83,20 @@ fn a_failed_start_has_bangers_exit_status() {
 }
 
 #[test]
+fn the_hint_of_a_run_fits_whether_the_sandbox_stays() {
+    let host = Host::new();
+    let run = |options: &[&str]| {
+        let ended =
+            host.banger(&[&["vm", "run", "-q", "--image", "debian"], options, &["--", "hang-up"]].concat());
+        assert_eq!(ended.status, 125, "{ended:?}");
+        ended.errors
+    };
+    let (stays, goes) = (run(&["--name", "x"]), run(&["--rm"]));
+    assert!(stays.contains("and `banger vm logs x` its console."), "{stays}");
+    assert!(goes.contains("hint: without `--rm` the sandbox stays"), "{goes}");
+}
+
+#[test]
 fn a_missing_default_image_is_explained() {
     let host = Host::new();
     let ended = host.banger(&["vm", "create"]);
@@ -291,6 +305,21 @@ fn results_are_in_order_even_if_one_fails() {
         Ended { status: 1, output: "web: stopped\ndb: stopped\n".into(), errors: errors.into() }
     );
     assert_eq!(host.calls("Stop").len(), 2);
+}
+
+#[test]
+fn what_is_already_so_is_said() {
+    let host = Host::new();
+    let said = |verb: &str| host.banger(&["vm", verb, "-q", "web"]).output;
+    assert_eq!(said("start"), "web: already running\n");
+    assert_eq!(said("stop"), "web: stopped\n");
+    assert_eq!(said("stop"), "web: already stopped\n");
+    let rows = host.banger(&["vm", "stop", "-q", "--json", "web", "db"]).output;
+    let rows: Value = serde_json::from_str(&rows).unwrap();
+    let found = [&rows[0], &rows[1]].map(|row| (row["done"].as_str(), row["changed"].as_bool()));
+    assert_eq!(found, [(Some("stopped"), Some(false)), (Some("stopped"), Some(true))]);
+    assert_eq!(said("start"), "web: started\n");
+    assert_eq!(said("restart"), "web: restarted\n");
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm prune", &["--force"]),
         ("vm delete", &["--force", "site", "nope"]),
         ("image delete", &["mine", "nope"]),
-        ("kernel rm", &["other", "nope"]),
+        ("kernel delete", &["other", "nope"]),
     ] {
         checked.check(host, verb, more);
     }

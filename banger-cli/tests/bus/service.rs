@@ -199,9 +199,7 @@ impl Service {
                 let job = self.add_job();
                 self.reply(message, &job).await?;
                 self.stage(message, &job, "work", &format!("{member} of {name}")).await;
-                if member == "Delete" {
-                    self.state.lock().unwrap().objects.remove(path);
-                }
+                self.change_state(path, member);
                 self.end_job(&job, ("", String::new()));
                 Ok(())
             }
@@ -319,6 +317,24 @@ impl Service {
         properties.insert("CreatedAt", Variant::from(state.made));
         state.objects.insert(path.clone(), (interface, properties));
         OwnedObjectPath::try_from(path).unwrap()
+    }
+
+    /// Does to a sandbox what a method is called for. A boot has a start time of its own.
+    fn change_state(&self, path: &str, member: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.made += 1;
+        let now = state.made;
+        if member == "Delete" {
+            state.objects.remove(path);
+            return;
+        }
+        let properties = &mut state.objects.get_mut(path).unwrap().1;
+        let is_running = properties["State"] == Variant::from("running");
+        if member == "Restart" || (member == "Start" && !is_running) {
+            properties.insert("StartedAt", Variant::from(now));
+        }
+        let after = if member == "Stop" { "stopped" } else { "running" };
+        properties.insert("State", Variant::from(after));
     }
 
     fn add_job(&self) -> OwnedObjectPath {

@@ -14,7 +14,8 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 
 use self::location::{Joined, Location};
-use crate::oci::Descriptor;
+pub use crate::unusable::Unusable;
+use crate::{oci::Descriptor, unusable::printable};
 
 /// A configured catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,22 +95,6 @@ impl FromStr for Provenance {
         let (catalog, entry) = names.split_once('/').ok_or(NotFromACatalog)?;
         Ok(Self { catalog: catalog.parse()?, entry: entry.parse()?, digest: digest.parse()? })
     }
-}
-
-/// Why something in a catalog cannot be used. Text of the index is quoted only after it was checked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unusable(pub String);
-
-impl Unusable {
-    fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
-    }
-}
-
-/// Returns foreign text, shortened and without characters that could confuse a terminal.
-fn printable(text: &str) -> String {
-    text.chars().take(80).collect::<String>().escape_debug().to_string()
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ impl Signed {
     /// Verifies a signature. Only minisign's current format is accepted, which signs a digest.
     pub fn verify(bytes: Vec<u8>, signature: &[u8], keys: &Keys) -> Result<Self, Unusable> {
         if keys.is_empty() {
-            return Err(Unusable::new("no key is configured that may sign it"));
+            return Err(Unusable::new("no key is configured for it"));
         }
         let text = str::from_utf8(signature).ok().filter(|text| text.len() as u64 <= MAX_SIGNATURE);
         let signature = text.and_then(|text| Signature::decode(text).ok());
@@ -59,7 +59,9 @@ impl Signed {
             signature.ok_or_else(|| Unusable::new("its signature is not a minisign signature"))?;
         match keys.0.iter().any(|key| key.verify(&bytes, &signature, false).is_ok()) {
             true => Ok(Self(bytes)),
-            false => Err(Unusable::new("it is not signed by a key that may sign it, or was changed since")),
+            false => Err(Unusable::new(
+                "it is not signed by a key that is configured for it, or was changed afterwards",
+            )),
         }
     }
 

@@ -50,7 +50,7 @@ pub(super) fn build(
         None => {}
         Some(Kind::Directory(children)) if children.is_empty() => {}
         Some(_) => {
-            let message = "the image cannot be taken: lost+found in its root is no empty directory";
+            let message = "cannot use the image: lost+found in its root is not an empty directory";
             return Err(Failure::refused(message));
         }
     }
@@ -306,7 +306,7 @@ pub(super) fn failure(error: mkext4::Error, size: Bytes) -> Failure {
         mkext4::Error::Io(error) => Failure::os("write an image", error),
         // Names, links and attributes were checked before, so what is left is a lack of space.
         other => Failure::refused(format!(
-            "the image cannot be taken: it does not fit into a file system of {size}: {other}"
+            "cannot use the image: it does not fit into a file system of {size}: {other}"
         )),
     }
 }

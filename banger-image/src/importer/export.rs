@@ -81,13 +81,13 @@ pub(super) fn export(
 fn unreadable(error: mkext4::Error) -> Failure {
     match error {
         mkext4::Error::Io(error) => Failure::os("read the image", error),
-        other => Failure::refused(format!("the image cannot be exported: {other}")),
+        other => Failure::refused(format!("cannot export the image: {other}")),
     }
 }
 
 fn refused(path: &[u8], why: &str) -> Failure {
     let path: String = String::from_utf8_lossy(path).chars().take(200).collect();
-    Failure::refused(format!("the image cannot be exported: {} {why}", path.escape_debug()))
+    Failure::refused(format!("cannot export the image: {} {why}", path.escape_debug()))
 }
 
 /// The archive, written from its beginning to its end.
@@ -115,7 +115,7 @@ impl Out<'_> {
     fn flush(&mut self) -> Result<(), Failure> {
         if self.at + self.buffer.len() as u64 > MAX_LAYER {
             return Err(Failure::refused(format!(
-                "the image cannot be exported: its files are larger than {}, including their holes",
+                "cannot export the image: its files are larger than {}, including their holes",
                 Bytes(MAX_LAYER)
             )));
         }

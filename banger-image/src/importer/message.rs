@@ -216,7 +216,7 @@ impl From<rootfs::Error> for Failure {
     fn from(error: rootfs::Error) -> Self {
         match error {
             rootfs::Error::Read(source) => Self::os("read an archive", source),
-            other => Self::refused(format!("the image cannot be taken: {other}")),
+            other => Self::refused(format!("cannot use the image: {other}")),
         }
     }
 }

@@ -23,15 +23,16 @@
 //!
 //! - An archive is read once, from beginning to end, so that a layer can be imported while it is downloaded. One thread
 //!   decompresses and hashes; another one parses, adds names to the tree, and writes the content of files.
-//! - Content is written directly into the image, to where it belongs if no layer above hides anything. [`layout`] can
-//!   tell that before the files are known. An image in which no layer hides a file usually needs no moves afterwards.
+//! - Content is written directly into the image, to where it belongs if no layer above hides anything. [`layout`]
+//!   computes that place before the files are known. An image in which no layer hides a file usually needs no moves
+//!   afterwards.
 //! - The tree has names and metadata only, so memory is bounded by the limits of [`crate::rootfs::limits`].
 //! - An archive that does not match its claim (size, digest, digest of the tar) is refused, whatever is in it.
 //! - The same archives give the same bytes: times and UUIDs are derived from the input ([`build`]).
 //!
-//! The worker has three more tasks for the same reason, that their input is hostile: it writes a file system as an
-//! image ([`export`]), copies a user's file, which may be on a file system that never answers ([`copy_file`]), and
-//! makes the file system of a kernel's modules ([`module_tree`]).
+//! The worker also does three other jobs with hostile input: it writes a file system as an image ([`export`]),
+//! copies a user's file, which may be on a file system that never answers ([`copy_file`]), and makes the file
+//! system of a kernel's modules ([`module_tree`]).
 
 mod build;
 mod copy_file;
@@ -123,7 +124,7 @@ pub fn import(order: &Import, mut files: Files, meter: &Meter) -> Result<Made, F
         diff_ids.push((layer, diff_id));
     }
     if tree.is_empty() {
-        return Err(Failure::refused("the image cannot be taken: there is nothing in it"));
+        return Err(Failure::refused("cannot use the image: there is nothing in it"));
     }
     let end = spool.finish()?;
     build::build(tree, &files, &places, end, order.size, &diff_ids, meter)

@@ -142,7 +142,7 @@ fn read_module(tree: &mut Tree<impl Read + Seek>, path: &str, meter: &Meter) -> 
     meter.add_read(content.len());
     module_file::unpack(path, content, MAX_MODULE).map_err(|error| {
         let chain = with_causes(&error);
-        Failure::refused(format!("the modules cannot be taken: cannot unpack {path}: {chain}"))
+        Failure::refused(format!("cannot use the modules: cannot unpack {path}: {chain}"))
     })
 }
 
@@ -210,11 +210,11 @@ fn declare(
 }
 
 fn too_large() -> Failure {
-    Failure::refused(format!("the modules cannot be taken: unpacked, they have more than {MAX_TREE}"))
+    Failure::refused(format!("cannot use the modules: unpacked, they have more than {MAX_TREE}"))
 }
 
 fn refused(error: &dyn std::error::Error) -> Failure {
-    Failure::refused(format!("the modules cannot be taken: {}", with_causes(error)))
+    Failure::refused(format!("cannot use the modules: {}", with_causes(error)))
 }
 
 #[cfg(test)]
@@ -291,9 +291,6 @@ mod tests {
             &[("a.ko.xz", b"\xfd7zXZ\0no more".to_vec())],
             "cannot unpack a.ko.xz: the xz data are damaged",
         );
-        check(
-            &[("a.ko", module_needing("")), ("a.ko/b.ko", module_needing(""))],
-            "the modules cannot be taken",
-        );
+        check(&[("a.ko", module_needing("")), ("a.ko/b.ko", module_needing(""))], "cannot use the modules");
     }
 }

@@ -48,7 +48,7 @@ impl<'a> Spool<'a> {
         };
         let room: u64 = blocks.iter().map(|block| block.length.next_multiple_of(BLOCK)).sum();
         if at.saturating_add(room) > self.places.size() {
-            let message = format!("the image cannot be taken: its files do not fit into {}", self.size);
+            let message = format!("cannot use the image: its files do not fit into {}", self.size);
             return Err(Failure::refused(message));
         }
         match &shape.segments {

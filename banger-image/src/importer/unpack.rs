@@ -194,7 +194,7 @@ impl<'a> Blob<'a> {
         match unpacked {
             Ok(()) | Err(Stop::Unwanted) => Ok(()),
             Err(Stop::TooLarge(most)) => Err(Failure::refused(format!(
-                "the image cannot be taken: an archive of it unpacks to more than {}",
+                "cannot use the image: an archive of it unpacks to more than {}",
                 Bytes(most)
             ))),
             Err(Stop::Foreign(foreign)) => {
@@ -208,7 +208,7 @@ impl<'a> Blob<'a> {
                         _ => "zstd",
                     };
                     Err(Failure::refused(format!(
-                        "the image cannot be taken: it is not valid {name} data: {error}"
+                        "cannot use the image: it is not valid {name} data: {error}"
                     )))
                 }
             },

@@ -16,6 +16,8 @@ use banger_domain::digest::Digest;
 use banger_proto::size::Bytes;
 
 use self::config::ImageConfig;
+pub use crate::unusable::Unusable;
+use crate::unusable::printable;
 
 /// A blob of a registry, by digest and size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,43 +55,4 @@ impl RemoteImage {
     pub fn size(&self) -> Bytes {
         Bytes(self.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.blob.size.0)))
     }
-}
-
-/// Why a document cannot be used. Its text is quoted only after it was checked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Unusable {
-    message: String,
-    is_other: bool,
-}
-
-impl Unusable {
-    fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_other: false }
-    }
-
-    /// It is something else than a system image, or one for another platform.
-    fn other(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_other: true }
-    }
-
-    /// It is for the platform that it states, and not for the wanted one.
-    pub(crate) fn is_for(stated: &platform::Stated, wanted: &platform::Platform) -> Self {
-        Self::other(format!("it is for {stated}, not for {wanted}"))
-    }
-
-    /// Returns whether it is not what was wanted, rather than invalid: another entry of its index may be.
-    pub fn is_other(&self) -> bool {
-        self.is_other
-    }
-
-    /// Returns the error of the JSON parser, which has the position and quotes at most a key.
-    fn json(what: &str, error: &serde_json::Error) -> Self {
-        Self::new(format!("{what} is malformed: {}", printable(&error.to_string())))
-    }
-}
-
-/// Returns a document's text, shortened and without characters that could confuse a terminal.
-fn printable(text: &str) -> String {
-    text.chars().take(120).collect::<String>().escape_debug().to_string()
 }

@@ -45,6 +45,8 @@ error_names! {
     InvalidName = "dev.banger.Error.InvalidName",
     /// An option is unknown, has the wrong type, or an impossible value.
     InvalidOption = "dev.banger.Error.InvalidOption",
+    /// A disk would become smaller than what is in it.
+    DiskTooSmall = "dev.banger.Error.DiskTooSmall",
     /// The state of the sandbox does not allow this.
     InvalidState = "dev.banger.Error.InvalidState",
     /// A file descriptor is of the wrong kind, mode or size.
@@ -63,16 +65,10 @@ error_names! {
     AgentUnavailable = "dev.banger.Error.AgentUnavailable",
     /// The guest did not become ready in time.
     GuestTimeout = "dev.banger.Error.GuestTimeout",
-    /// The command did not end in time.
-    CommandTimeout = "dev.banger.Error.CommandTimeout",
-    /// The command printed more than was requested.
-    OutputTooLarge = "dev.banger.Error.OutputTooLarge",
     /// The job was cancelled.
     Canceled = "dev.banger.Error.Canceled",
     /// The job can no longer be cancelled.
     NotCancelable = "dev.banger.Error.NotCancelable",
-    /// The service was restarted during the job.
-    Interrupted = "dev.banger.Error.Interrupted",
     /// The file is not a usable image or kernel.
     UnsupportedImage = "dev.banger.Error.UnsupportedImage",
     /// The content does not have the expected digest.
@@ -96,6 +92,8 @@ error_names! {
     VmmFailed = "dev.banger.Error.VmmFailed",
     /// Another job on the same object is in progress.
     Busy = "dev.banger.Error.Busy",
+    /// Something else on the host uses a port, address or interface that this needs.
+    AlreadyInUse = "dev.banger.Error.AlreadyInUse",
     /// All guest addresses are in use.
     NoAddress = "dev.banger.Error.NoAddress",
     /// An internal error that the caller cannot fix.
@@ -108,7 +106,7 @@ error_names! {
     InvalidArgs = "org.freedesktop.DBus.Error.InvalidArgs",
     /// No such object.
     UnknownObject = "org.freedesktop.DBus.Error.UnknownObject",
-    /// The service does not do this on this host.
+    /// The bus does not do this, such as passing file descriptors.
     NotSupported = "org.freedesktop.DBus.Error.NotSupported",
 }
 

@@ -57,31 +57,25 @@ pub mod action {
     pub const VM_ACCESS_OTHERS: &str = "dev.banger.vm.access-others";
     /// Publish ports of a sandbox on every address of the host.
     pub const VM_PUBLISH: &str = "dev.banger.vm.publish";
-    /// Exceed the limits of the configuration.
-    pub const VM_EXCEED_LIMITS: &str = "dev.banger.vm.exceed-limits";
     /// Download images and kernels.
     pub const IMAGE_PULL: &str = "dev.banger.image.pull";
     /// Import local images and kernels.
     pub const IMAGE_IMPORT: &str = "dev.banger.image.import";
     /// Share, change or delete images and kernels for all users.
     pub const IMAGE_MANAGE_SHARED: &str = "dev.banger.image.manage-shared";
-    /// Configure the service.
-    pub const DAEMON_CONFIGURE: &str = "dev.banger.daemon.configure";
 
     /// Actions that the packaged rules allow to members of the group `banger` in any session.
     pub const OF_GROUP: [&str; 3] = [VM_RUN, IMAGE_PULL, IMAGE_IMPORT];
 
     /// Every action that the policy file declares.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 8] = [
         VM_RUN,
         VM_VIEW_OTHERS,
         VM_MANAGE_OTHERS,
         VM_ACCESS_OTHERS,
         VM_PUBLISH,
-        VM_EXCEED_LIMITS,
         IMAGE_PULL,
         IMAGE_IMPORT,
         IMAGE_MANAGE_SHARED,
-        DAEMON_CONFIGURE,
     ];
 }

@@ -58,7 +58,7 @@ pub mod stop {
 
 /// Keys of `Delete`.
 pub mod delete {
-    /// `b`: stop the sandbox first if it runs.
+    /// `b`: kill the sandbox first if it runs.
     pub const FORCE: &str = "force";
 }
 
@@ -74,7 +74,7 @@ pub mod publish {
 
     /// Values of [`SCOPE`].
     pub mod scope {
-        /// 127.0.0.1 and ::1.
+        /// 127.0.0.1 only.
         pub const LOOPBACK: &str = "loopback";
         /// Every address; requires the action `dev.banger.vm.publish`.
         pub const ALL: &str = "all";
@@ -93,8 +93,6 @@ pub mod import {
     pub const SHARED: &str = "shared";
     /// `s`: (image) reference of the kernel that its sandboxes boot.
     pub const KERNEL_REF: &str = "kernel-ref";
-    /// `b`: replace an object with this name.
-    pub const FORCE: &str = "force";
 
     /// `a(tt)`: (image) where its parts are in the file `layout`, as offset and length: the manifest, the
     /// configuration, and the layers in the order of the manifest (OCI image specification).
@@ -117,7 +115,9 @@ pub mod import {
 
 /// Keys of `PullImage`.
 pub mod pull {
-    pub use super::import::{FORCE, PLATFORM, SHARED};
+    pub use super::import::{PLATFORM, SHARED};
+    /// `b`: replace another image or kernel of this name.
+    pub const FORCE: &str = "force";
     /// `s`: the name that the image gets; derived from the reference when absent.
     pub const NAME: &str = "name";
     /// `s`: reference of the kernel that its sandboxes boot.
@@ -139,7 +139,7 @@ pub mod pull {
 
 /// Keys of `PullKernel`.
 pub mod pull_kernel {
-    pub use super::import::{FORCE, SHARED};
+    pub use super::{import::SHARED, pull::FORCE};
     /// `s`: the name that the kernel gets; the name of the entry when absent.
     pub const NAME: &str = "name";
 }

@@ -205,6 +205,22 @@ mod tests {
     }
 
     #[test]
+    fn every_action_of_the_policy_guards_something() {
+        let mut asked: BTreeSet<&str> = TABLE
+            .iter()
+            .flat_map(|row| match row.2 {
+                Access::Anyone => vec![],
+                Access::Action(action) => vec![action],
+                Access::Object { own, foreign, .. } => own.into_iter().chain([foreign]).collect(),
+                Access::Content { shared, foreign } => vec![shared, foreign],
+            })
+            .collect();
+        // Asked where the port is known.
+        asked.insert(action::VM_PUBLISH);
+        assert_eq!(asked, action::ALL.into_iter().collect());
+    }
+
+    #[test]
     fn members_that_anyone_may_call_are_cheap() {
         for (_, member, access, cost) in TABLE {
             if *access == Access::Anyone {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     engine::Engine,
-    ports::{Interaction, Question, Users, Verdict},
+    ports::authority::{Interaction, Question, Verdict},
 };
 
 /// Time for polkit to answer a read. zbus holds its tree of objects while a property is read, and all calls wait for
@@ -48,10 +48,10 @@ pub struct Target {
 impl Target {
     /// Returns all details for polkit. The policy's messages name the object and its owner, so every target has
     /// these.
-    fn into_details(self, users: &dyn Users) -> Vec<(&'static str, String)> {
+    async fn into_details(self, engine: &Engine) -> Vec<(&'static str, String)> {
         let mut details = self.details;
         details.push((detail::OBJECT, self.object));
-        details.push((detail::OWNER, users.name_of(self.owner)));
+        details.push((detail::OWNER, engine.login_of(self.owner).await));
         details.push((detail::OWNER_UID, self.owner.to_string()));
         details
     }
@@ -113,7 +113,6 @@ impl Api {
         if caller.uid == Uid::ROOT {
             return Ok(());
         }
-        let users = self.engine.users();
         match (access, target) {
             (Access::Anyone, _) => Ok(()),
             (Access::Action(action), _) => {
@@ -125,7 +124,7 @@ impl Api {
             (Access::Content { .. }, Some(target)) if target.belongs_to(caller) => Ok(()),
             (Access::Content { shared, foreign }, Some(target)) => {
                 let action = if target.is_shared { shared } else { foreign };
-                self.require(caller, action, target.into_details(users)).await
+                self.require(caller, action, target.into_details(&self.engine).await).await
             }
             (Access::Object { reads: true, .. }, Some(target)) => {
                 if target.is_shared || target.belongs_to(caller) {
@@ -145,10 +144,12 @@ impl Api {
                     && !(target.is_shared && foreign == action::IMAGE_MANAGE_SHARED);
                 match (is_own, own) {
                     (true, None) => Ok(()),
-                    (true, Some(action)) => self.require(caller, action, target.into_details(users)).await,
+                    (true, Some(action)) => {
+                        self.require(caller, action, target.into_details(&self.engine).await).await
+                    }
                     (false, _) => {
                         let owner = target.owner.0;
-                        self.require(caller, foreign, target.into_details(users)).await?;
+                        self.require(caller, foreign, target.into_details(&self.engine).await).await?;
                         let uid = caller.uid.0;
                         tracing::info!(uid, owner, interface, member, "used an object of another user");
                         Ok(())

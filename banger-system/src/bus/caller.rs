@@ -21,7 +21,7 @@ use super::{
     api::Api,
     error::{Error, Result},
 };
-use crate::ports::Interaction;
+use crate::ports::authority::Interaction;
 
 /// How long a polkit answer about seeing other users' objects is cached. A client reads many properties in a row, and
 /// polkit should be asked once.

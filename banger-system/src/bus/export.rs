@@ -32,6 +32,16 @@ pub struct Property<V: 'static> {
     pub get: fn(&V, &Engine) -> Variant<'static>,
 }
 
+/// Returns a row of a table of properties.
+pub const fn property<V>(
+    name: &'static str,
+    signature: &'static str,
+    change: Change,
+    get: fn(&V, &Engine) -> Variant<'static>,
+) -> Property<V> {
+    Property { name, signature, change, get }
+}
+
 /// How a property changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {

@@ -7,20 +7,17 @@ use std::{
 
 use banger_domain::id::ImageId;
 use banger_image::oci::config::ImageConfig;
-use banger_proto::bus::{
-    ErrorName,
-    names::{IMAGE_INTERFACE, detail},
-    option::image_config,
-};
+use banger_proto::bus::{ErrorName, names::IMAGE_INTERFACE, option::image_config};
 use zbus::{OwnedFd, OwnedObjectPath, Variant, interface, message::Header};
 
 use super::{
     api::{Api, Target},
     error::{Error, Result},
     export::{
-        Change::{self, Never, Signaled, Silent},
-        Kind, Property, api,
+        Change::{Never, Signaled, Silent},
+        Kind, Property, api, property,
     },
+    item,
     options::{Dict, Options},
     path,
 };
@@ -55,10 +52,8 @@ impl Kind for ImageKind {
         engine.image(self.0)
     }
 
-    fn target(view: &ImageView, _: &Api) -> Option<Target> {
-        let details = vec![(detail::IMAGE, view.name.to_string())];
-        let object = format!("image {}", view.name);
-        Some(Target { owner: view.owner, is_shared: view.shared, creator: None, object, details })
+    fn target(image: &ImageView, _: &Api) -> Option<Target> {
+        Some(item::target(image))
     }
 
     fn gone() -> Error {
@@ -66,25 +61,14 @@ impl Kind for ImageKind {
     }
 }
 
-const fn property(
-    name: &'static str,
-    signature: &'static str,
-    change: Change,
-    get: Get,
-) -> Property<ImageView> {
-    Property { name, signature, change, get }
-}
-
-type Get = fn(&ImageView, &Engine) -> Variant<'static>;
-
 const PROPERTIES: &[Property<ImageView>] = &[
-    property("Id", "s", Never, |image, _| image.id.to_string().into()),
-    property("Name", "s", Signaled, |image, _| image.name.to_string().into()),
-    property("OwnerUid", "u", Signaled, |image, _| image.owner.0.into()),
-    property("Shared", "b", Signaled, |image, _| image.shared.into()),
-    property("Source", "s", Signaled, |image, _| image.source.clone().into()),
-    property("Digest", "s", Never, |image, _| image.facts.digest.clone().into()),
-    property("Architecture", "s", Signaled, |_, _| std::env::consts::ARCH.into()),
+    property("Id", "s", Never, item::id),
+    property("Name", "s", Signaled, item::name),
+    property("OwnerUid", "u", Signaled, item::owner),
+    property("Shared", "b", Signaled, item::shared),
+    property("Source", "s", Signaled, item::source),
+    property("Digest", "s", Never, item::digest),
+    property("Architecture", "s", Signaled, item::architecture),
     property("ManifestDigest", "s", Never, |image, _| {
         image.origin.as_ref().map(|origin| origin.manifest.to_string()).unwrap_or_default().into()
     }),
@@ -94,7 +78,7 @@ const PROPERTIES: &[Property<ImageView>] = &[
     property("KernelId", "s", Signaled, |image, _| {
         image.kernel.map(|id| id.to_string()).unwrap_or_default().into()
     }),
-    property("CreatedAt", "t", Signaled, |image, _| image.created_at.0.into()),
+    property("CreatedAt", "t", Signaled, item::created_at),
     property("UsedBy", "ao", Silent, |image, engine| {
         path::owned(engine.image_users(image.id).into_iter().map(Object::Vm), image.owner, engine).into()
     }),

@@ -14,8 +14,8 @@ use super::{
     api::{Api, Target},
     error::{Error, Result},
     export::{
-        Change::{self, Never, Signaled},
-        Kind, Property, api, export,
+        Change::{Never, Signaled},
+        Kind, Property, api, export, property,
     },
     image::ImageKind,
     kernel::KernelKind,
@@ -65,17 +65,6 @@ impl Kind for JobKind {
         Error::new(ErrorName::NoSuchJob, "the job is no longer known")
     }
 }
-
-const fn property(
-    name: &'static str,
-    signature: &'static str,
-    change: Change,
-    get: Get,
-) -> Property<JobView> {
-    Property { name, signature, change, get }
-}
-
-type Get = fn(&JobView, &Engine) -> Variant<'static>;
 
 const PROPERTIES: &[Property<JobView>] = &[
     property("Id", "s", Never, |job, _| job.id.to_string().into()),

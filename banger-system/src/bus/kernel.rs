@@ -3,19 +3,17 @@
 use std::sync::{Arc, Weak};
 
 use banger_domain::id::KernelId;
-use banger_proto::bus::{
-    ErrorName,
-    names::{KERNEL_INTERFACE, detail},
-};
-use zbus::{OwnedObjectPath, Variant, interface};
+use banger_proto::bus::{ErrorName, names::KERNEL_INTERFACE};
+use zbus::{OwnedObjectPath, interface};
 
 use super::{
     api::{Api, Target},
     error::{Error, Result},
     export::{
-        Change::{self, Never, Signaled, Silent},
-        Kind, Property, api,
+        Change::{Never, Signaled, Silent},
+        Kind, Property, api, property,
     },
+    item,
     options::{Dict, Options},
     path,
 };
@@ -47,10 +45,8 @@ impl Kind for KernelKind {
         engine.kernel(self.0)
     }
 
-    fn target(view: &KernelView, _: &Api) -> Option<Target> {
-        let details = vec![(detail::IMAGE, view.name.to_string())];
-        let object = format!("kernel {}", view.name);
-        Some(Target { owner: view.owner, is_shared: view.shared, creator: None, object, details })
+    fn target(kernel: &KernelView, _: &Api) -> Option<Target> {
+        Some(item::target(kernel))
     }
 
     fn gone() -> Error {
@@ -58,30 +54,19 @@ impl Kind for KernelKind {
     }
 }
 
-const fn property(
-    name: &'static str,
-    signature: &'static str,
-    change: Change,
-    get: Get,
-) -> Property<KernelView> {
-    Property { name, signature, change, get }
-}
-
-type Get = fn(&KernelView, &Engine) -> Variant<'static>;
-
 const PROPERTIES: &[Property<KernelView>] = &[
-    property("Id", "s", Never, |kernel, _| kernel.id.to_string().into()),
-    property("Name", "s", Signaled, |kernel, _| kernel.name.to_string().into()),
-    property("OwnerUid", "u", Signaled, |kernel, _| kernel.owner.0.into()),
-    property("Shared", "b", Signaled, |kernel, _| kernel.shared.into()),
-    property("Source", "s", Signaled, |kernel, _| kernel.source.clone().into()),
-    property("Digest", "s", Signaled, |kernel, _| kernel.facts.digest.clone().into()),
+    property("Id", "s", Never, item::id),
+    property("Name", "s", Signaled, item::name),
+    property("OwnerUid", "u", Signaled, item::owner),
+    property("Shared", "b", Signaled, item::shared),
+    property("Source", "s", Signaled, item::source),
+    property("Digest", "s", Signaled, item::digest),
     property("Version", "s", Signaled, |kernel, _| kernel.facts.release.clone().into()),
-    property("Architecture", "s", Signaled, |_, _| std::env::consts::ARCH.into()),
+    property("Architecture", "s", Signaled, item::architecture),
     property("Size", "t", Signaled, |kernel, _| kernel.facts.size.0.into()),
     property("HasModules", "b", Signaled, |kernel, _| (kernel.facts.modules > 0).into()),
     property("ModuleTreeSize", "t", Signaled, |kernel, _| kernel.facts.module_tree.0.into()),
-    property("CreatedAt", "t", Signaled, |kernel, _| kernel.created_at.0.into()),
+    property("CreatedAt", "t", Signaled, item::created_at),
     property("UsedBy", "ao", Silent, |kernel, engine| {
         path::owned(engine.kernel_users(kernel.id), kernel.owner, engine).into()
     }),

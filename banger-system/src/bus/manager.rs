@@ -14,7 +14,7 @@ use banger_domain::{
 use banger_proto::bus::{
     ErrorName,
     names::{MANAGER_INTERFACE, action, detail},
-    option::{catalog, filter, import, prune, pull_kernel, refresh, subscribe},
+    option::{catalog, filter, prune, refresh, subscribe},
     record::{CheckRow, ImageRow, JobRow, KernelRow, VmRow},
 };
 use zbus::{OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface, message::Header};
@@ -26,19 +26,20 @@ use super::{
     error::{Error, Result},
     export::{Change, Kind, Property, api, export},
     image::ImageKind,
-    job,
+    item, job,
     kernel::KernelKind,
     options::{Dict, Options},
     path,
-    request::{Files, parse_name, read_create, read_import, read_pull},
+    request::{read_create, read_image_import, read_image_pull, read_kernel_import, read_kernel_pull},
     vm::VmKind,
 };
 use crate::{
-    engine::{
-        Engine,
-        request::{ImportKernel, OnConflict, PullKernel},
+    engine::Engine,
+    ports::{
+        Check, Status,
+        authority::{Interaction, Question, Verdict},
+        registry::Prune,
     },
-    ports::{Interaction, Question, Status, Verdict, registry::Prune},
 };
 
 /// Increased by one with each addition to the interfaces.
@@ -174,7 +175,7 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         let (api, caller) = self.caller(&header).await?;
-        let request = read_import(&api, &caller, &name, files, options).await?;
+        let request = read_image_import(&api, &caller, &name, files, options).await?;
         let job = api.engine.import_image(request)?;
         api.return_job(&caller, job).await
     }
@@ -187,7 +188,7 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         let (api, caller) = self.caller(&header).await?;
-        let request = read_pull(&api, &caller, &reference, options).await?;
+        let request = read_image_pull(&api, &caller, &reference, options).await?;
         let job = api.engine.pull_image(request)?;
         api.return_job(&caller, job).await
     }
@@ -223,9 +224,7 @@ impl Methods {
     async fn list_images(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<ImageRow>> {
         let (api, caller) = self.caller(&header).await?;
         let all = api.read_filter(&caller, filter).await?;
-        let mut images = api.engine.images();
-        images.retain(|image| all || image.shared || image.owner == caller.uid);
-        images.sort_by_key(|image| (image.created_at, image.id));
+        let images = item::visible(api.engine.images(), &caller, all);
         let row = |image: &Arc<banger_image::record::Image>| ImageRow {
             id: image.id.to_string(),
             name: image.name.to_string(),
@@ -247,16 +246,7 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         let (api, caller) = self.caller(&header).await?;
-        let name = parse_name(&name)?;
-        let mut files = Files(files);
-        let vmlinuz = files.required(import::FILE_KERNEL)?;
-        let modules = files.optional(import::FILE_MODULES);
-        files.finish()?;
-        let mut options = Options::new(options);
-        let shared = options.boolean(import::SHARED)?.unwrap_or_default();
-        options.finish()?;
-        api.require_share(&caller, shared, &name).await?;
-        let request = ImportKernel { owner: caller.uid, name, shared, vmlinuz, modules };
+        let request = read_kernel_import(&api, &caller, &name, files, options).await?;
         let job = api.engine.import_kernel(request)?;
         api.return_job(&caller, job).await
     }
@@ -269,15 +259,7 @@ impl Methods {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
         let (api, caller) = self.caller(&header).await?;
-        let entry = parse_name(&entry)?;
-        let mut options = Options::new(options);
-        let name = options.string(pull_kernel::NAME)?.map(|name| parse_name(&name)).transpose()?;
-        let shared = options.boolean(pull_kernel::SHARED)?.unwrap_or_default();
-        let force = options.boolean(pull_kernel::FORCE)?.unwrap_or_default();
-        options.finish()?;
-        api.require_share(&caller, shared, &entry).await?;
-        let on_conflict = if force { OnConflict::Replace } else { OnConflict::Fail };
-        let request = PullKernel { owner: caller.uid, entry, name, shared, on_conflict };
+        let request = read_kernel_pull(&api, &caller, &entry, options).await?;
         let job = api.engine.pull_kernel(request)?;
         api.return_job(&caller, job).await
     }
@@ -326,9 +308,7 @@ impl Methods {
     async fn list_kernels(&self, filter: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<KernelRow>> {
         let (api, caller) = self.caller(&header).await?;
         let all = api.read_filter(&caller, filter).await?;
-        let mut kernels = api.engine.kernels();
-        kernels.retain(|kernel| all || kernel.shared || kernel.owner == caller.uid);
-        kernels.sort_by_key(|kernel| (kernel.created_at, kernel.id));
+        let kernels = item::visible(api.engine.kernels(), &caller, all);
         let row = |kernel: &Arc<banger_image::record::Kernel>| KernelRow {
             id: kernel.id.to_string(),
             name: kernel.name.to_string(),
@@ -434,7 +414,7 @@ impl Methods {
     async fn diagnose(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<Vec<CheckRow>> {
         let (api, caller) = self.caller(&header).await?;
         Options::new(options).finish()?;
-        let row = |check: crate::ports::Check| CheckRow {
+        let row = |check: Check| CheckRow {
             check: check.name.to_owned(),
             status: match check.status {
                 Status::Pass => "pass",

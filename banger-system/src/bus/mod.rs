@@ -1,6 +1,6 @@
 //! The D-Bus API: `dev.banger.Manager1` on the system bus.
 //!
-//! This is the boundary between unprivileged users and a root service. Every call takes the same way:
+//! This is the boundary between unprivileged users and a root service. Every call takes the same path:
 //!
 //! ```text
 //!    message ──► caller.rs     who sent it? (the bus says so, never an argument)
@@ -25,11 +25,11 @@
 //! - **Other users' objects do not exist.** References are looked up among what the caller may see (`reference.rs`), and
 //!   the answer for a hidden object is the answer for a missing one. Signals are unicast, because everybody can read a
 //!   broadcast on the system bus.
-//! - **Nothing holds zbus's tree of objects for long.** zbus holds it while a property is read, and so a read comes from
-//!   the engine's last snapshot, and waits at most a second for polkit.
+//! - **Nothing holds zbus's tree of objects for long.** zbus holds it while a property is read. So a read uses the
+//!   engine's last snapshot, and waits at most a second for polkit.
 //!
 //! Properties are a table for each kind of object. `Get`, `GetAll`, `PropertiesChanged`, the ObjectManager and the
-//! introspection all come from it, and so they cannot differ.
+//! introspection all come from it, so they cannot differ.
 
 mod acl;
 mod api;
@@ -39,12 +39,14 @@ mod error;
 mod export;
 mod image;
 mod introspect;
+mod item;
 mod job;
 mod kernel;
 mod manager;
 mod object_manager;
 mod options;
 mod path;
+mod published;
 mod publisher;
 mod reference;
 mod request;
@@ -54,7 +56,6 @@ mod vm;
 use std::sync::Arc;
 
 use banger_proto::bus::names;
-use tokio::sync::mpsc;
 use zbus::{Connection, fdo::RequestNameFlags};
 
 pub use self::introspect::interfaces;
@@ -62,14 +63,18 @@ use self::{
     api::Api, export::export, image::ImageKind, job::JobKind, kernel::KernelKind, manager::ManagerKind,
     vm::VmKind,
 };
-use crate::engine::{Engine, view::Event};
+use crate::{
+    engine::{Engine, Events},
+    tasks::{Task, Tasks},
+};
 
 /// Serves the engine on this connection. When this returns, the service owns its name and answers calls. The tasks
 /// that serve it live as long as the connection.
 pub async fn serve(
     connection: Connection,
     engine: Engine,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: Events,
+    tasks: &Tasks,
 ) -> zbus::Result<()> {
     let api = Arc::new(Api::new(connection.clone(), engine).await?);
     export(&api, ManagerKind).await?;
@@ -87,8 +92,8 @@ pub async fn serve(
     for view in api.engine.jobs() {
         export(&api, JobKind(view.id)).await?;
     }
-    tokio::spawn(publisher::run(Arc::clone(&api), events));
-    tokio::spawn(caller::watch_connections(Arc::clone(&api)).await?);
+    tasks.spawn(Task::Publisher, publisher::run(Arc::clone(&api), events));
+    tasks.spawn(Task::Connections, caller::watch_connections(Arc::clone(&api)).await?);
     caller::end_vms_of_gone_callers(&api).await?;
     // Neither may another process take the name from this one, nor the reverse.
     let flags = RequestNameFlags::DO_NOT_QUEUE;

@@ -15,6 +15,7 @@ use super::{
     error::Result,
     export::{Kind, api, values},
     image::ImageKind,
+    item,
     job::JobKind,
     kernel::KernelKind,
     path,
@@ -51,10 +52,10 @@ impl ObjectManager {
         for view in engine.vms().iter().filter(|view| view.vm.owner == caller.uid) {
             objects.insert(path::vm(view.vm.id), interfaces::<VmKind>(view, engine));
         }
-        for image in engine.images().iter().filter(|image| image.shared || image.owner == caller.uid) {
+        for image in &item::visible(engine.images(), &caller, false) {
             objects.insert(path::image(image.id), interfaces::<ImageKind>(image, engine));
         }
-        for kernel in engine.kernels().iter().filter(|kernel| kernel.shared || kernel.owner == caller.uid) {
+        for kernel in &item::visible(engine.kernels(), &caller, false) {
             objects.insert(path::kernel(kernel.id), interfaces::<KernelKind>(kernel, engine));
         }
         for job in engine.jobs().iter().filter(|job| job.owner == caller.uid) {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use banger_domain::id::JobId;
 use banger_proto::bus::names::{JOB_INTERFACE, MANAGER_INTERFACE, MANAGER_PATH, VM_INTERFACE};
-use tokio::sync::mpsc;
 use zbus::{DynamicType, OwnedObjectPath, names::BusName};
 
 use super::{
@@ -15,18 +14,28 @@ use super::{
     job::{self, JobKind},
     kernel::KernelKind,
     object_manager, path,
+    published::Published,
     vm::VmKind,
 };
-use crate::engine::view::{Event, ImageView, JobView, VmView};
+use crate::engine::{
+    Events,
+    view::{Event, ImageView, JobView, VmView},
+};
 
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// Publishes events until the engine is dropped.
-pub async fn run(api: Arc<Api>, mut events: mpsc::UnboundedReceiver<Event>) {
+pub async fn run(api: Arc<Api>, mut events: Events) {
+    let mut published = Published::default();
     while let Some(event) = events.recv().await {
-        if let Err(error) = publish(&api, event).await {
-            tracing::error!(%error, "cannot send a signal");
+        if matches!(event, Event::Lost) {
+            api.subscribers.retain_jobs(|job| api.engine.job(job).is_some());
+        }
+        for event in published.follow(event, &api.engine) {
+            if let Err(error) = publish(&api, event).await {
+                tracing::error!(%error, "cannot send a signal");
+            }
         }
     }
 }
@@ -85,6 +94,8 @@ async fn publish(api: &Arc<Api>, event: Event) -> zbus::Result<()> {
             let body = (view.id.to_string(), path::job(view.id), job::result(&view).result);
             send(api, &to, MANAGER_PATH, MANAGER_INTERFACE, "JobRemoved", &body).await
         }
+        // `Published` has put other events in its place.
+        Event::Lost => Ok(()),
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
     api::Api,
     caller::Caller,
     error::{Error, Result},
+    item,
 };
 use crate::engine::{
     error::{self, Kind},
@@ -41,7 +42,7 @@ impl Api {
     /// Finds the VM that the caller means.
     pub async fn find_vm(&self, caller: &Caller, text: &str) -> Result<Arc<VmView>> {
         let reference = parse(text)?;
-        let found = self.engine.find_vm(caller.uid, &reference);
+        let found = self.engine.find_vm(caller.uid, &reference).await;
         let owner = |view: &VmView| (view.vm.owner, false);
         self.reveal(caller, Kind::Vm, text, &reference, found, owner).await
     }
@@ -52,7 +53,7 @@ impl Api {
             ImageName::Local(reference) => reference,
             ImageName::Remote(reference) => return self.pulled(caller, text, &reference),
         };
-        let found = self.engine.find_image(caller.uid, &reference);
+        let found = self.engine.find_image(caller.uid, &reference).await;
         if found.is_err()
             && let Ok(reference) = text.parse()
             && let Ok(pulled) = self.pulled(caller, text, &reference)
@@ -66,34 +67,32 @@ impl Api {
     /// Finds the kernel that the caller means.
     pub async fn find_kernel(&self, caller: &Caller, text: &str) -> Result<Arc<KernelView>> {
         let reference = parse(text)?;
-        let found = self.engine.find_kernel(caller.uid, &reference);
+        let found = self.engine.find_kernel(caller.uid, &reference).await;
         let owner = |kernel: &KernelView| (kernel.owner, kernel.shared);
         self.reveal(caller, Kind::Kernel, text, &reference, found, owner).await
     }
 
     /// Finds the image for a sandbox of the caller. It must be the caller's own or shared, because a clone can be
     /// read: permission to see it is not enough.
-    pub fn usable_image(&self, caller: &Caller, text: &str) -> Result<Reference> {
+    pub async fn usable_image(&self, caller: &Caller, text: &str) -> Result<Reference> {
         let reference = match parse_image(text)? {
             ImageName::Local(reference) => reference,
             ImageName::Remote(reference) => {
                 return Ok(Reference::IdPrefix(self.pulled(caller, text, &reference)?.id.to_string()));
             }
         };
-        let found = match (self.engine.find_image(caller.uid, &reference), text.parse()) {
+        let found = match (self.engine.find_image(caller.uid, &reference).await, text.parse()) {
             (Ok(found), _) => found,
             (Err(error), Ok(remote)) => self.pulled(caller, text, &remote).map_err(|_| Error::from(error))?,
             (Err(error), Err(_)) => return Err(error.into()),
         };
-        usable(caller, Kind::Image, text, found.owner, found.shared)?;
-        Ok(Reference::IdPrefix(found.id.to_string()))
+        item::usable(&*found, caller, text)
     }
 
     /// Finds the kernel for a sandbox of the caller: its own, or shared.
-    pub fn usable_kernel(&self, caller: &Caller, text: &str) -> Result<Reference> {
-        let found = self.engine.find_kernel(caller.uid, &parse(text)?)?;
-        usable(caller, Kind::Kernel, text, found.owner, found.shared)?;
-        Ok(Reference::IdPrefix(found.id.to_string()))
+    pub async fn usable_kernel(&self, caller: &Caller, text: &str) -> Result<Reference> {
+        let found = self.engine.find_kernel(caller.uid, &parse(text)?).await?;
+        item::usable(&*found, caller, text)
     }
 
     /// Finds the image that was pulled by an OCI reference.
@@ -121,8 +120,8 @@ impl Api {
             Reference::Name(_) => Ok(found?),
             // The caller names another user's object. It is authorised before the answer, whether the object exists
             // or not, so that a dialog reveals nothing.
-            Reference::Owned { user, .. } => {
-                if self.engine.users().uid_of(user) != Some(caller.uid) {
+            Reference::Owned { .. } => {
+                if self.engine.user_of(reference).await? != Some(caller.uid) {
                     self.require(caller, action::VM_VIEW_OTHERS, Vec::new()).await?;
                 }
                 Ok(found?)
@@ -135,13 +134,6 @@ impl Api {
     }
 }
 
-fn usable(caller: &Caller, kind: Kind, text: &str, owner: Uid, is_shared: bool) -> Result<()> {
-    match owner == caller.uid || is_shared || caller.uid == Uid::ROOT {
-        true => Ok(()),
-        false => Err(no_such(kind, text)),
-    }
-}
-
-fn no_such(kind: Kind, text: &str) -> Error {
+pub(super) fn no_such(kind: Kind, text: &str) -> Error {
     error::Error::NoSuch { kind, reference: text.to_owned() }.into()
 }

@@ -80,6 +80,13 @@ impl Subscribers {
         self.lock().jobs.get(&job).cloned()
     }
 
+    /// Forgets the jobs that no longer exist.
+    pub fn retain_jobs(&self, exists: impl Fn(JobId) -> bool) {
+        let mut state = self.lock();
+        state.jobs.retain(|job, _| exists(*job));
+        state.ended.retain(|job| exists(*job));
+    }
+
     pub fn forget_job(&self, job: JobId) {
         let mut state = self.lock();
         state.jobs.remove(&job);

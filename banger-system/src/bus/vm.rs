@@ -45,7 +45,7 @@ use crate::{
         stream::Service,
         view::VmView,
     },
-    ports::{Log, LogRange},
+    ports::logs::{Log, LogRange},
 };
 
 /// The longest timeout that a caller may choose.

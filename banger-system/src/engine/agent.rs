@@ -1,8 +1,8 @@
 //! Opens streams to the agents of guests, and queues requests for them.
 //!
 //! A guest has a fixed number of streams. When all are in use, requests wait in a queue for each VM and purpose,
-//! first come, first served. Nothing announces that a stream was closed, because a client holds a socket to the VMM
-//! without the service in between. So the first request in each queue polls, and an empty queue costs nothing.
+//! first come, first served. The service does not learn that a stream was closed, because the client holds a socket
+//! to the VMM itself. So the first request in each queue polls; an empty queue costs nothing.
 
 use std::{
     collections::HashMap,
@@ -26,7 +26,7 @@ use super::{
     error::{Error, Kind, Result},
     inventory::no_such,
 };
-use crate::ports::{self, Channel};
+use crate::ports::guest_link::{self, Channel};
 
 /// How many requests may wait in one queue.
 const MAX_WAITING: usize = 64;
@@ -87,8 +87,8 @@ impl Engine {
                 // Checked each time, because the VM may stop.
                 self.token(id)?;
                 match ports.vmm.connect(id, Channel::Stream(purpose)).await {
-                    Err(ports::Error::NoFreeStream) if Instant::now() >= deadline => return Err(late()),
-                    Err(ports::Error::NoFreeStream) => {}
+                    Err(guest_link::Error::NoFreeStream) if Instant::now() >= deadline => return Err(late()),
+                    Err(guest_link::Error::NoFreeStream) => {}
                     connected => break connected?,
                 }
                 sleep_until(deadline.min(Instant::now() + pause)).await;
@@ -99,13 +99,13 @@ impl Engine {
             let (token, _) = self.token(id)?;
             match ports.guest.open(stream, &token).await {
                 // The agent has fewer streams than the VMM.
-                Err(ports::Error::NoFreeStream) if Instant::now() >= deadline => return Err(late()),
-                Err(ports::Error::NoFreeStream) => {
+                Err(guest_link::Error::NoFreeStream) if Instant::now() >= deadline => return Err(late()),
+                Err(guest_link::Error::NoFreeStream) => {
                     sleep_until(deadline.min(Instant::now() + pause)).await;
                     pause = (pause * 2).min(MAX_PAUSE);
                 }
                 opened => {
-                    if matches!(opened, Err(ports::Error::Timeout { .. })) {
+                    if matches!(opened, Err(guest_link::Error::Timeout { .. })) {
                         self.shared.suspect_silent(id);
                     }
                     return self.hand_out(user, opened?);

@@ -16,7 +16,6 @@ use super::{
     request::Configure,
     vm_task::{Command, VmTask},
 };
-use crate::ports;
 
 impl Engine {
     /// Changes the settings of a VM: all of them, or none.
@@ -93,7 +92,7 @@ impl VmTask {
                 "port {}/{} is already published for {}; unpublish it first",
                 port.host, port.protocol, self.vm.name
             );
-            return Err(ports::Error::Taken { message }.into());
+            return Err(Error::Taken { message });
         }
         if self.vm.spec.ports.len() >= MAX_PORTS {
             let why = format!("a sandbox can have at most {MAX_PORTS} published ports");

@@ -20,7 +20,7 @@ use super::{
     vm_task::{INBOX, VmTask},
 };
 
-use crate::ports;
+use crate::ports::{FromHost as _, HostError};
 
 /// How many generated names are tried before giving up.
 const NAME_TRIES: u64 = 20;
@@ -31,15 +31,15 @@ impl Engine {
         let settings = &self.shared.settings;
         let owner = request.owner;
         let image = match &request.image {
-            Some(reference) => self.find_image(owner, reference)?,
+            Some(reference) => self.image_by(owner, reference)?,
             None => self.default_image(owner)?,
         };
         let kernel = match (&request.kernel, image.kernel) {
-            (Some(reference), _) => self.find_kernel(owner, reference)?,
+            (Some(reference), _) => self.kernel_by(owner, reference)?,
             (None, Some(id)) => self
                 .kernel(id)
                 .ok_or_else(|| Error::NoSuch { kind: Kind::Kernel, reference: id.to_string() })?,
-            (None, None) => self.find_kernel(owner, &Reference::Name(settings.default_kernel.clone()))?,
+            (None, None) => self.kernel_by(owner, &Reference::Name(settings.default_kernel.clone()))?,
         };
         let vcpus = request.vcpus.unwrap_or(settings.vcpus);
         let memory = request.memory.unwrap_or(settings.memory);
@@ -50,7 +50,7 @@ impl Engine {
         settings.limits.check_root_size(root_size, image_size)?;
 
         let id = VmId::random();
-        let host_key = HostKey::random().map_err(|error| ports::Error::other("make a host key", error))?;
+        let host_key = HostKey::random().map_err(|error| HostError::other("make a host key", error))?;
         let names = candidates(request.name);
         let first = names.first().cloned().ok_or(Error::Canceled)?;
         let hostname = request.hostname;

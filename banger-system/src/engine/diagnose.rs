@@ -1,6 +1,7 @@
 //! The checks that `doctor` shows. They use the same facts that decide whether a sandbox can be created and started.
 
 use banger_domain::{id::Uid, name::Reference};
+use banger_proto::causes::without_codes;
 
 use super::{Engine, capability};
 use crate::ports::{Check, Status};
@@ -30,7 +31,7 @@ impl Engine {
                 ),
             },
         });
-        let kernel = self.find_kernel(caller, &Reference::Name(settings.default_kernel.clone()));
+        let kernel = self.kernel_by(caller, &Reference::Name(settings.default_kernel.clone()));
         checks.push(match kernel {
             Ok(kernel) => {
                 pass("default kernel", format!("{} is available ({})", kernel.name, kernel.facts.release))
@@ -45,6 +46,9 @@ impl Engine {
                 ),
             },
         });
+        checks.extend(self.problem_checks(caller));
+        // Adapters put errors of the system into sentences.
+        checks.iter_mut().for_each(|check| check.message = without_codes(&check.message));
         checks
     }
 }

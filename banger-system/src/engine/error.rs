@@ -1,12 +1,13 @@
-//! Errors of the engine, grouped by what the caller can do next.
+//! Errors of the engine, grouped by what the caller can do next. `port_error.rs` puts the errors of ports into these
+//! groups.
 
 use banger_domain::{lifecycle::Refused, limits::Exceeded, name};
 use banger_proto::causes::with_causes;
 
-use crate::ports;
+use crate::ports::HostError;
 
 /// A kind of object that has a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A sandbox.
     Vm,
@@ -19,7 +20,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn noun(self) -> &'static str {
+    /// Returns the word for people.
+    pub const fn noun(self) -> &'static str {
         match self {
             Kind::Vm => "sandbox",
             Kind::Image => "image",
@@ -176,9 +178,84 @@ pub enum Error {
         /// Why.
         why: std::sync::Arc<Error>,
     },
-    /// The host could not do it.
+    /// A name or a port on the host is taken by something else.
+    #[error("{message}")]
+    Taken {
+        /// What it is, who has it, and what to do about it.
+        message: String,
+    },
+    /// The content of a file or an image is not supported.
+    #[error("{message}")]
+    Unsupported {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Content does not have the expected digest or size.
+    #[error("{message}")]
+    Mismatch {
+        /// What was compared.
+        message: String,
+    },
+    /// A file descriptor is of the wrong kind, mode or size.
+    #[error("{message}")]
+    BadFile {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A remote server cannot be reached, or does not answer in time.
+    #[error("{message}")]
+    Unreachable {
+        /// Which one, and why.
+        message: String,
+    },
+    /// A registry requires a login, or refuses this one.
+    #[error("{message}")]
+    AuthRequired {
+        /// Which one, for what.
+        message: String,
+    },
+    /// A registry refuses a request, or sends an invalid response.
+    #[error("{message}")]
+    Registry {
+        /// Which one, and what it said.
+        message: String,
+    },
+    /// A catalog has a bad signature, is too old, or cannot be parsed.
+    #[error("{message}")]
+    Catalog {
+        /// Which one, and why.
+        message: String,
+    },
+    /// The VMM did not start, exited, or refused a request.
+    #[error("{message}")]
+    Vmm {
+        /// What it said.
+        message: String,
+    },
+    /// The guest's agent cannot be reached in time, or sends an invalid reply.
+    #[error("{message}")]
+    Agent {
+        /// What went wrong.
+        message: String,
+    },
+    /// All streams to the guest's agent are in use.
+    #[error("all streams to the guest are in use")]
+    AllStreamsInUse,
+    /// A part of a sandbox could not be removed from the host. It is tried again every minute, and before the next
+    /// start.
+    #[error("cannot remove the {left} of {name}")]
+    NotReleased {
+        /// The sandbox's name.
+        name: String,
+        /// What is left.
+        left: String,
+        /// Why the first of it could not be removed.
+        #[source]
+        why: Box<Error>,
+    },
+    /// A call to the host failed.
     #[error(transparent)]
-    Port(#[from] ports::Error),
+    Host(#[from] HostError),
 }
 
 /// Returns the note as a suffix, if there is one.

@@ -14,13 +14,13 @@ use banger_proto::guest::config::{
 };
 
 use super::error::Result;
-use crate::ports;
+use crate::ports::{FromHost as _, HostError};
 
 /// Returns the archive with the agent's configuration.
 pub(super) fn of(config: &GuestConfig) -> Result<Vec<u8>> {
     let doing = "write the guest's configuration";
-    let json = serde_json::to_vec(config).map_err(|error| ports::Error::other(doing, error))?;
-    Ok(initramfs::config_archive(&json).map_err(|error| ports::Error::other(doing, error))?)
+    let json = serde_json::to_vec(config).map_err(|error| HostError::other(doing, error))?;
+    Ok(initramfs::config_archive(&json).map_err(|error| HostError::other(doing, error))?)
 }
 
 /// Returns the configuration of a guest, before capabilities add to it.

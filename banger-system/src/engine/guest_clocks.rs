@@ -10,7 +10,7 @@ use std::{
 use banger_domain::clock::Occasion;
 
 use super::Shared;
-use crate::ports;
+use crate::ports::guest_link;
 
 /// Pause after a failure to follow the host's clock.
 const RETRY: Duration = Duration::from_secs(60);
@@ -33,7 +33,7 @@ pub(super) async fn run(shared: Weak<Shared>) {
             tokio::spawn(async move {
                 match shared.ports.guest.sync_clock(view.vm.id, &view.vm.token, occasion).await {
                     Ok(()) => {}
-                    Err(ports::Error::Timeout { .. }) => shared.suspect_silent(view.vm.id),
+                    Err(guest_link::Error::Timeout { .. }) => shared.suspect_silent(view.vm.id),
                     // Not a warning every minute.
                     Err(error) if occasion == Occasion::Regular => {
                         tracing::debug!(vm = %view.vm.id, %error, "cannot compare the clock of a guest");

@@ -20,26 +20,28 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     error::{Error, Kind, Result},
-    view::{Event, ImageView, KernelView, Object, VmView},
+    events::EventSender,
+    library::item::Stored,
+    view::{Event, ImageView, KernelView, VmView},
     vm_task::Command,
 };
-use crate::ports::Users;
 
 pub(super) struct Inventory {
     state: Mutex<State>,
-    events: mpsc::UnboundedSender<Event>,
+    events: EventSender,
     changes: watch::Sender<()>,
 }
 
+/// The tables. Only [`Stored`] picks one of them.
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     vms: HashMap<VmId, Entry>,
     /// The address slot that was assigned last.
     last_slot: Option<Slot>,
-    images: HashMap<ImageId, Arc<ImageView>>,
-    kernels: HashMap<KernelId, Arc<KernelView>>,
-    /// Names of images (`true`) and kernels that are being imported, and the bytes they will take.
-    reserved: HashMap<(bool, Uid, Name), Bytes>,
+    pub(super) images: HashMap<ImageId, Arc<ImageView>>,
+    pub(super) kernels: HashMap<KernelId, Arc<KernelView>>,
+    /// Names of images and kernels that are being created, and the bytes they will take.
+    reserved: HashMap<(Kind, Uid, Name), Bytes>,
 }
 
 struct Entry {
@@ -75,13 +77,13 @@ impl State {
     }
 
     /// Returns the names of the VMs that use an image.
-    fn image_users(&self, id: ImageId) -> Vec<String> {
+    pub(super) fn image_users(&self, id: ImageId) -> Vec<String> {
         let users = self.vms.values().filter(|entry| entry.view.vm.image == id);
         users.map(|entry| entry.view.vm.name.to_string()).collect()
     }
 
     /// Returns the bytes of a user's private images, including pending imports except one.
-    fn private_bytes(&self, owner: Uid, except: Option<&(bool, Uid, Name)>) -> u64 {
+    fn private_bytes(&self, owner: Uid, except: Option<&(Kind, Uid, Name)>) -> u64 {
         let private = self.images.values().filter(|image| image.owner == owner && !image.shared);
         let stored: u64 = private.map(|image| image.facts.disk_usage.0).sum();
         let pending = self.reserved.iter().filter(|(key, _)| key.1 == owner && Some(*key) != except);
@@ -89,7 +91,7 @@ impl State {
     }
 
     /// Returns the names of the VMs and images that use a kernel.
-    fn kernel_users(&self, id: KernelId) -> Vec<String> {
+    pub(super) fn kernel_users(&self, id: KernelId) -> Vec<String> {
         let vms = self.vms.values().filter(|entry| entry.view.vm.kernel == id);
         let images = self.images.values().filter(|image| image.kernel == Some(id));
         let names = images.map(|image| image.name.to_string());
@@ -102,7 +104,7 @@ impl State {
 }
 
 impl Inventory {
-    pub(super) fn new(events: mpsc::UnboundedSender<Event>) -> Self {
+    pub(super) fn new(events: EventSender) -> Self {
         Self { state: Mutex::default(), events, changes: watch::Sender::default() }
     }
 
@@ -231,12 +233,12 @@ impl Inventory {
         }
     }
 
-    /// Finds a VM by an id of any owner, or by a name of the caller's.
+    /// Finds a VM by an id of any owner, or by a name of the caller's. `named` is the user whom the reference names.
     pub(super) fn find_vm(
         &self,
         caller: Uid,
         reference: &Reference,
-        users: &dyn Users,
+        named: Option<Uid>,
     ) -> Result<Arc<VmView>> {
         let views = self.vms();
         let candidates = views.iter().map(|view| Candidate {
@@ -246,98 +248,68 @@ impl Inventory {
             name: &view.vm.name,
             shared: false,
         });
-        find(Kind::Vm, caller, reference, users, candidates).cloned()
+        pick(Kind::Vm, caller, reference, named, candidates).cloned()
     }
 
-    pub(super) fn images(&self) -> Vec<Arc<ImageView>> {
-        self.lock().images.values().cloned().collect()
+    /// Returns all images or all kernels.
+    pub(super) fn all<I: Stored>(&self) -> Vec<Arc<I>> {
+        I::table(&self.lock()).values().cloned().collect()
     }
 
-    pub(super) fn image(&self, id: ImageId) -> Option<Arc<ImageView>> {
-        self.lock().images.get(&id).cloned()
+    /// Returns an image or a kernel.
+    pub(super) fn item<I: Stored>(&self, id: I::Id) -> Option<Arc<I>> {
+        I::table(&self.lock()).get(&id).cloned()
     }
 
-    pub(super) fn find_image(
+    /// Returns a user's own image or kernel of this name.
+    pub(super) fn own<I: Stored>(&self, owner: Uid, name: &Name) -> Option<Arc<I>> {
+        I::table(&self.lock()).values().find(|item| item.owner() == owner && item.name() == name).cloned()
+    }
+
+    /// Finds an image or a kernel by reference. `named` is the user whom the reference names.
+    pub(super) fn find<I: Stored>(
         &self,
         caller: Uid,
         reference: &Reference,
-        users: &dyn Users,
-    ) -> Result<Arc<ImageView>> {
-        let images = self.images();
-        let candidates = images.iter().map(|image| Candidate {
-            object: image,
-            id: image.id.to_string(),
-            owner: image.owner,
-            name: &image.name,
-            shared: image.shared,
+        named: Option<Uid>,
+    ) -> Result<Arc<I>> {
+        let items = self.all::<I>();
+        let candidates = items.iter().map(|item| Candidate {
+            object: item,
+            id: item.id().to_string(),
+            owner: item.owner(),
+            name: item.name(),
+            shared: item.is_shared(),
         });
-        find(Kind::Image, caller, reference, users, candidates).cloned()
+        pick(I::KIND, caller, reference, named, candidates).cloned()
     }
 
-    pub(super) fn kernels(&self) -> Vec<Arc<KernelView>> {
-        self.lock().kernels.values().cloned().collect()
-    }
-
-    pub(super) fn kernel(&self, id: KernelId) -> Option<Arc<KernelView>> {
-        self.lock().kernels.get(&id).cloned()
-    }
-
-    pub(super) fn find_kernel(
+    /// Reserves a name while an image or a kernel is created. `instead_of` is the object that it replaces.
+    pub(super) fn reserve<I: Stored>(
         &self,
-        caller: Uid,
-        reference: &Reference,
-        users: &dyn Users,
-    ) -> Result<Arc<KernelView>> {
-        let kernels = self.kernels();
-        let candidates = kernels.iter().map(|kernel| Candidate {
-            object: kernel,
-            id: kernel.id.to_string(),
-            owner: kernel.owner,
-            name: &kernel.name,
-            shared: kernel.shared,
-        });
-        find(Kind::Kernel, caller, reference, users, candidates).cloned()
-    }
-
-    /// Reserves the name of an image or kernel during its import. `instead_of` is the object that the import
-    /// replaces.
-    pub(super) fn reserve(
-        &self,
-        kind: Kind,
         owner: Uid,
         name: &Name,
         limit: u32,
-        instead_of: Option<Object>,
+        instead_of: Option<I::Id>,
     ) -> Result<()> {
         let mut state = self.lock();
-        let is_image = kind == Kind::Image;
-        let (taken, count) = if is_image {
-            let stays =
-                |image: &&Arc<ImageView>| image.owner == owner && Some(Object::Image(image.id)) != instead_of;
-            let own = || state.images.values().filter(stays);
-            (own().any(|image| image.name == *name), own().count())
-        } else {
-            let stays = |kernel: &&Arc<KernelView>| {
-                kernel.owner == owner && Some(Object::Kernel(kernel.id)) != instead_of
-            };
-            let own = || state.kernels.values().filter(stays);
-            (own().any(|kernel| kernel.name == *name), own().count())
-        };
-        let key = (is_image, owner, name.clone());
-        if taken || state.reserved.contains_key(&key) {
-            return Err(Error::NameTaken { kind, name: name.to_string() });
+        let stays = |item: &&Arc<I>| item.owner() == owner && Some(item.id()) != instead_of;
+        let own = || I::table(&state).values().filter(stays);
+        let key = (I::KIND, owner, name.clone());
+        if own().any(|item| item.name() == name) || state.reserved.contains_key(&key) {
+            return Err(Error::NameTaken { kind: I::KIND, name: name.to_string() });
         }
         let pending =
-            state.reserved.keys().filter(|(image, uid, _)| *image == is_image && *uid == owner).count();
-        banger_domain::limits::check_count(kind_plural(kind), count + pending + 1, limit)?;
+            state.reserved.keys().filter(|(kind, uid, _)| (*kind, *uid) == (I::KIND, owner)).count();
+        banger_domain::limits::check_count(kind_plural(I::KIND), own().count() + pending + 1, limit)?;
         state.reserved.insert(key, Bytes(0));
         Ok(())
     }
 
-    /// Counts the bytes of an import under a reserved name against its owner's quota.
+    /// Counts the bytes of an image under a reserved name against its owner's quota.
     pub(super) fn claim(&self, owner: Uid, name: &Name, bytes: Bytes, limit: Bytes) -> Result<()> {
         let mut state = self.lock();
-        let key = (true, owner, name.clone());
+        let key = (Kind::Image, owner, name.clone());
         let would_be = Bytes(state.private_bytes(owner, Some(&key)).saturating_add(bytes.0));
         banger_domain::limits::check_image_disk(would_be, limit)?;
         state.reserved.insert(key, bytes);
@@ -346,13 +318,14 @@ impl Inventory {
 
     /// Releases a reserved name.
     pub(super) fn cancel_reservation(&self, kind: Kind, owner: Uid, name: &Name) {
-        self.lock().reserved.remove(&(kind == Kind::Image, owner, name.clone()));
+        self.lock().reserved.remove(&(kind, owner, name.clone()));
     }
 
-    pub(super) fn add_image(&self, image: ImageView) {
-        let image = Arc::new(image);
-        self.lock().images.insert(image.id, Arc::clone(&image));
-        self.send(Event::ImageAdded(image));
+    /// Publishes an image or a kernel.
+    pub(super) fn add<I: Stored>(&self, item: I) {
+        let item = Arc::new(item);
+        I::table_mut(&mut self.lock()).insert(item.id(), Arc::clone(&item));
+        self.send(item.added());
     }
 
     /// Shares an image with all users, or makes it private. Fails to make it private while others use it, or if it
@@ -376,45 +349,23 @@ impl Inventory {
         Ok(new)
     }
 
-    /// Checks that no VM uses an image at the moment.
-    pub(super) fn check_image_unused(&self, image: &ImageView) -> Result<()> {
-        check_not_used(Kind::Image, &image.name, self.lock().image_users(image.id))
+    /// Checks that nothing uses an image or a kernel at the moment.
+    pub(super) fn check_unused<I: Stored>(&self, item: &I) -> Result<()> {
+        check_not_used(I::KIND, item.name(), I::users(&self.lock(), item.id()))
     }
 
-    /// Removes an image, if no VM uses it.
-    pub(super) fn remove_unused_image(&self, id: ImageId) -> Result<Arc<ImageView>> {
+    /// Removes an image or a kernel, if nothing uses it.
+    pub(super) fn remove_unused<I: Stored>(&self, id: I::Id) -> Result<Arc<I>> {
         let mut state = self.lock();
-        let image = state.images.get(&id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
-        check_not_used(Kind::Image, &image.name, state.image_users(id))?;
-        let image = state.images.remove(&id).ok_or_else(|| no_such(Kind::Image, &id.to_string()))?;
-        self.send(Event::ImageRemoved(Arc::clone(&image)));
-        Ok(image)
+        let item = I::table(&state).get(&id).cloned().ok_or_else(|| no_such(I::KIND, &id.to_string()))?;
+        check_not_used(I::KIND, item.name(), I::users(&state, id))?;
+        I::table_mut(&mut state).remove(&id);
+        self.send(Arc::clone(&item).removed());
+        Ok(item)
     }
 
-    pub(super) fn add_kernel(&self, kernel: KernelView) {
-        let kernel = Arc::new(kernel);
-        self.lock().kernels.insert(kernel.id, Arc::clone(&kernel));
-        self.send(Event::KernelAdded(kernel));
-    }
-
-    /// Checks that no VM and no image uses a kernel at the moment.
-    pub(super) fn check_kernel_unused(&self, kernel: &KernelView) -> Result<()> {
-        check_not_used(Kind::Kernel, &kernel.name, self.lock().kernel_users(kernel.id))
-    }
-
-    /// Removes a kernel, if no VM and no image uses it.
-    pub(super) fn remove_unused_kernel(&self, id: KernelId) -> Result<Arc<KernelView>> {
-        let mut state = self.lock();
-        let kernel = state.kernels.get(&id).ok_or_else(|| no_such(Kind::Kernel, &id.to_string()))?;
-        check_not_used(Kind::Kernel, &kernel.name, state.kernel_users(id))?;
-        let kernel = state.kernels.remove(&id).ok_or_else(|| no_such(Kind::Kernel, &id.to_string()))?;
-        self.send(Event::KernelRemoved(Arc::clone(&kernel)));
-        Ok(kernel)
-    }
-
-    /// Sends an event. During shutdown the receiver may be gone, and the event is dropped.
     fn send(&self, event: Event) {
-        let _ = self.events.send(event);
+        self.events.send(event);
         self.notify();
     }
 
@@ -454,12 +405,12 @@ struct Candidate<'a, T> {
 }
 
 /// Finds the one object that a reference means: an id prefix of any object, a name of the caller's or else of a
-/// shared object, or `user/name` of that user.
-fn find<'a, T>(
+/// shared object, or `user/name` of that user, who is `named`.
+fn pick<'a, T>(
     kind: Kind,
     caller: Uid,
     reference: &Reference,
-    users: &dyn Users,
+    named: Option<Uid>,
     candidates: impl Iterator<Item = Candidate<'a, T>>,
 ) -> Result<&'a T> {
     let text = || match reference {
@@ -471,8 +422,8 @@ fn find<'a, T>(
         Reference::IdPrefix(prefix) => {
             candidates.filter(|candidate| candidate.id.starts_with(prefix.as_str())).collect()
         }
-        Reference::Owned { user, name } => {
-            let owner = users.uid_of(user).ok_or_else(|| no_such(kind, &text()))?;
+        Reference::Owned { name, .. } => {
+            let owner = named.ok_or_else(|| no_such(kind, &text()))?;
             candidates.filter(|candidate| candidate.owner == owner && candidate.name == name).collect()
         }
         Reference::Name(name) => candidates

@@ -20,18 +20,16 @@ use banger_domain::{
     limits::{Exceeded, Limits, check_requests},
 };
 use banger_proto::size::Bytes;
-use tokio::{
-    sync::{mpsc, watch},
-    task::AbortHandle,
-};
+use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
     error::{Error, Kind, Result, one_line},
+    events::EventSender,
     now,
     queue::{Queue, Ticket},
     view::{Event, Fact, JobKind, JobView, Object, Outcome},
 };
-use crate::ports::{Clock, images::Progress};
+use crate::ports::{Progress, clock::Clock};
 
 /// How long the result of an ended job can be read.
 const KEEP_FINISHED: Duration = Duration::from_secs(300);
@@ -58,7 +56,7 @@ struct Inner {
     workers: Queue,
     /// How many jobs a user may have, including waiting ones.
     jobs_per_user: usize,
-    events: mpsc::UnboundedSender<Event>,
+    events: EventSender,
     clock: Arc<dyn Clock>,
 }
 
@@ -110,7 +108,7 @@ impl JobKind {
 pub(super) type Stages = &'static [&'static str];
 
 impl Jobs {
-    pub(super) fn new(events: mpsc::UnboundedSender<Event>, clock: Arc<dyn Clock>, limits: &Limits) -> Self {
+    pub(super) fn new(events: EventSender, clock: Arc<dyn Clock>, limits: &Limits) -> Self {
         let line = Bounds {
             slots: usize::MAX,
             slots_per_user: limits.jobs_running as usize,
@@ -304,9 +302,8 @@ impl Jobs {
         }
     }
 
-    /// Sends an event. During shutdown the receiver may be gone, and the event is dropped.
     fn send(&self, event: Event) {
-        let _ = self.inner.events.send(event);
+        self.inner.events.send(event);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Entry>> {

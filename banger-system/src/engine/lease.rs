@@ -13,11 +13,11 @@
 //!
 //! Two things follow.
 //!
-//! - The ledger has at least what exists, and maybe a little more. Releasing a resource that does not exist is success,
-//!   so a record too many costs one call.
-//! - There is one teardown (`release_resource`). A failed start, a stop, a deletion and recovery all use it, and so it is
-//!   tested by all of them. A failure does not end it: the other resources are released, the failed one stays in the
-//!   ledger, and the next start, deletion or run of the service tries again.
+//! - The ledger has at least what exists, and maybe a little more. Releasing a resource that does not exist is
+//!   success, so a superfluous record costs only one call.
+//! - There is one teardown (`release_resource`). A failed start, a stop, a deletion and recovery all use it, so the
+//!   tests of each cover it. It continues after a failure: the other resources are released, the failed one stays
+//!   in the ledger, and the next start, deletion or run of the service tries again.
 //!
 //! A resource lives until the end of the boot (unit, sockets, interface, mapper) or as long as the VM (disks). A stop
 //! releases the former, a deletion both.
@@ -32,74 +32,109 @@ use banger_domain::{
     resource::{Resource, Scope},
 };
 
-use crate::ports::{self, Ports};
+use super::{
+    error::{Error, Result, one_line},
+    problems::{Problems, Subject, noun},
+};
+use crate::ports::Ports;
 
 /// The host resources of one VM. Only this type writes the ledger.
 pub(super) struct Lease {
     vm: VmId,
     held: BTreeSet<Resource>,
     ports: Ports,
+    problems: Problems,
 }
+
+/// A resource that could not be released, and why.
+pub(super) type Left = (Resource, Error);
 
 impl Lease {
     /// Returns the lease of a new VM, which holds nothing.
-    pub(super) fn new(vm: VmId, ports: Ports) -> Self {
-        Self { vm, held: BTreeSet::new(), ports }
+    pub(super) fn new(vm: VmId, ports: Ports, problems: Problems) -> Self {
+        Self { vm, held: BTreeSet::new(), ports, problems }
     }
 
     /// Returns the lease of a VM that may hold these, as the ledger or the host says.
-    pub(super) fn of(vm: VmId, held: impl IntoIterator<Item = Resource>, ports: Ports) -> Self {
-        Self { vm, held: held.into_iter().collect(), ports }
+    pub(super) fn of(
+        vm: VmId,
+        held: impl IntoIterator<Item = Resource>,
+        ports: Ports,
+        problems: Problems,
+    ) -> Self {
+        Self { vm, held: held.into_iter().collect(), ports, problems }
+    }
+
+    /// Adds resources that the VM may hold, as a late look at the host says.
+    pub(super) fn add(&mut self, held: impl IntoIterator<Item = Resource>) {
+        self.held.extend(held);
     }
 
     /// Records a resource in the ledger, then creates it. If that fails, the record stays until [`Lease::release`],
     /// because a part of the resource may exist.
-    pub(super) async fn hold<T>(
+    pub(super) async fn hold<T, E: Into<Error>>(
         &mut self,
         resource: Resource,
-        make: impl Future<Output = ports::Result<T>>,
-    ) -> ports::Result<T> {
+        make: impl Future<Output = Result<T, E>>,
+    ) -> Result<T> {
         self.ports.store.record(self.vm, resource).await?;
         self.held.insert(resource);
-        make.await
+        make.await.map_err(E::into)
     }
 
     /// Releases all resources of this lifetime, the youngest first. Continues after a failure: what failed stays in
-    /// the ledger. Returns the errors.
-    pub(super) async fn release(&mut self, scope: Scope) -> Vec<ports::Error> {
-        let mut errors = Vec::new();
+    /// the ledger, and `doctor` shows it. Returns what is left.
+    pub(super) async fn release(&mut self, scope: Scope) -> Vec<Left> {
+        let mut left = Vec::new();
         let held: Vec<Resource> = self.held.iter().copied().filter(|r| r.scope() == scope).collect();
         for resource in held.into_iter().rev() {
             let released = match release_resource(&self.ports, self.vm, resource).await {
-                Ok(()) => self.ports.store.strike(self.vm, resource).await,
+                Ok(()) => self.ports.store.strike(self.vm, resource).await.map_err(Error::from),
                 Err(error) => Err(error),
             };
             match released {
-                Ok(()) => drop(self.held.remove(&resource)),
+                Ok(()) => {
+                    self.held.remove(&resource);
+                    self.problems.clear(Subject::Resource(self.vm, resource));
+                }
                 Err(error) => {
-                    tracing::error!(vm = %self.vm, resource = resource.as_str(), %error, "cannot release");
-                    errors.push(error);
+                    tracing::error!(
+                        vm = %self.vm,
+                        resource = resource.as_str(),
+                        error = %one_line(&error),
+                        "cannot release"
+                    );
+                    self.problems.set(Subject::Resource(self.vm, resource), &error);
+                    left.push((resource, error));
                 }
             }
         }
-        errors
+        left
     }
 
     /// Releases everything, resources of the boot first.
-    pub(super) async fn release_all(&mut self) -> Vec<ports::Error> {
-        let mut errors = self.release(Scope::Boot).await;
-        errors.extend(self.release(Scope::Vm).await);
-        errors
+    pub(super) async fn release_all(&mut self) -> Vec<Left> {
+        let mut left = self.release(Scope::Boot).await;
+        left.extend(self.release(Scope::Vm).await);
+        left
     }
 }
 
+/// Returns the error about what is left of a VM of this name; none if nothing is.
+pub(super) fn not_released(name: &str, left: Vec<Left>) -> Option<Error> {
+    let nouns = left.iter().map(|(resource, _)| noun(*resource)).collect::<Vec<_>>().join(" and the ");
+    let (_, why) = left.into_iter().next()?;
+    Some(Error::NotReleased { name: name.to_owned(), left: nouns, why: Box::new(why) })
+}
+
 /// Releases one resource. Releasing what is already gone is success.
-async fn release_resource(ports: &Ports, vm: VmId, resource: Resource) -> ports::Result<()> {
+async fn release_resource(ports: &Ports, vm: VmId, resource: Resource) -> Result<()> {
     match resource {
-        Resource::Unit => ports.supervisor.remove(vm).await,
-        Resource::Sockets => ports.vmm.remove_sockets(vm).await,
-        Resource::Nic => ports.network.unplug(vm).await,
-        Resource::Mapper => ports.disks.detach(vm).await,
-        Resource::Disks => ports.disks.remove_directory(vm).await,
+        Resource::Unit => ports.supervisor.remove(vm).await?,
+        Resource::Sockets => ports.vmm.remove_sockets(vm).await?,
+        Resource::Nic => ports.network.unplug(vm).await?,
+        Resource::Mapper => ports.disks.detach(vm).await?,
+        Resource::Disks => ports.disks.remove_directory(vm).await?,
     }
+    Ok(())
 }

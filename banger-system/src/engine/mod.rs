@@ -1,15 +1,15 @@
 //! The engine owns all sandboxes, images and kernels: one task per VM, resources under a lease, jobs, recovery.
 //!
 //! It uses the host through the traits in [`ports`](crate::ports) only. Requests come in through [`Engine`]'s
-//! methods, and every change goes out on one channel as an [`Event`].
+//! methods, and every change goes out on one queue ([`Events`]).
 
 pub mod agent;
 mod capability;
-mod catalog;
 mod configure;
 mod create;
 mod diagnose;
 pub mod error;
+mod events;
 mod guest_archive;
 mod guest_clocks;
 mod inventory;
@@ -18,9 +18,8 @@ mod lease;
 mod library;
 mod names;
 mod network;
-mod pull;
-mod pull_file;
-mod pull_kernel;
+mod port_error;
+mod problems;
 mod queue;
 mod recover;
 pub mod request;
@@ -47,23 +46,34 @@ use banger_domain::{
     },
     vm::{Lifetime, Vm},
 };
-use banger_image::record::DefaultImage;
+use banger_image::record::{DefaultImage, Image, Kernel};
 use banger_proto::size::Bytes;
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{OnceCell, oneshot};
 
-pub use self::catalog::{Offer, Offers};
 use self::{
     agent::StreamQueues,
-    catalog::CatalogCache,
     error::{Error, Result},
     inventory::Inventory,
     job::Jobs,
-    pull::Pulls,
+    library::Library,
+    problems::Problems,
     request::{Start, Stop, StopMode},
-    view::{Event, ImageView, JobView, KernelView, Object, VmView},
+    view::{ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
 };
-use crate::ports::{Authority, Clock, Log, LogRange, Ports, ReaderGuard, Users};
+pub use self::{
+    events::Events,
+    library::{Offer, Offers},
+};
+use crate::{
+    ports::{
+        Ports,
+        authority::Authority,
+        clock::Clock,
+        logs::{Log, LogRange, ReaderGuard},
+    },
+    tasks::{Task, Tasks},
+};
 
 /// Settings from the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,21 +115,23 @@ struct Shared {
     settings: Settings,
     inventory: Inventory,
     jobs: Jobs,
-    pulls: Pulls,
-    catalog_cache: CatalogCache,
+    library: Library,
     stream_queues: StreamQueues,
-    /// Held while an image is replaced, shared or removed, in the inventory and in the store.
-    image_lock: tokio::sync::Mutex<()>,
     /// The network of the guests, once it is set up.
     subnet: OnceCell<Subnet>,
     /// The names of sandboxes, as last published.
     names: RwLock<Option<Arc<Table>>>,
+    /// What went wrong on the host and is not mended yet.
+    problems: Problems,
+    /// The long-lived tasks of the service.
+    tasks: Tasks,
 }
 
 impl Engine {
-    /// Creates an engine on these ports. The receiver gets every event, in order. Must be called in a runtime.
-    pub fn new(ports: Ports, settings: Settings) -> (Self, mpsc::UnboundedReceiver<Event>) {
-        let (events, receiver) = mpsc::unbounded_channel();
+    /// Creates an engine on these ports. The receiver gets the changes in order. Must be called in a
+    /// runtime.
+    pub fn new(ports: Ports, settings: Settings, tasks: &Tasks) -> (Self, Events) {
+        let (events, receiver) = events::queue();
         let inventory = Inventory::new(events.clone());
         let jobs = Jobs::new(events, Arc::clone(&ports.clock), &settings.limits);
         let shared = Arc::new(Shared {
@@ -127,15 +139,16 @@ impl Engine {
             settings,
             inventory,
             jobs,
-            pulls: Pulls::default(),
-            catalog_cache: CatalogCache::default(),
+            library: Library::default(),
             stream_queues: StreamQueues::default(),
-            image_lock: tokio::sync::Mutex::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
+            problems: Problems::default(),
+            tasks: tasks.clone(),
         });
-        tokio::spawn(names::run(Arc::downgrade(&shared), shared.inventory.changes()));
-        tokio::spawn(guest_clocks::run(Arc::downgrade(&shared)));
+        tasks.spawn(Task::Names, names::run(Arc::downgrade(&shared), shared.inventory.changes()));
+        tasks.spawn(Task::GuestClocks, guest_clocks::run(Arc::downgrade(&shared)));
+        tasks.spawn(Task::Recovery, recover::run(Arc::downgrade(&shared)));
         (Self { shared }, receiver)
     }
 
@@ -150,9 +163,19 @@ impl Engine {
         names.as_ref().map(|names| names.names_of(vm)).unwrap_or_default()
     }
 
-    /// Returns the accounts of the host.
-    pub fn users(&self) -> &dyn Users {
-        &*self.shared.ports.users
+    /// Returns the login name of a user, or the number if there is none or the name service does not answer.
+    pub async fn login_of(&self, uid: Uid) -> String {
+        let login = self.shared.ports.users.login_of(uid).await;
+        let login = login.inspect_err(|error| tracing::warn!(%uid, %error, "cannot look up a user"));
+        login.ok().flatten().unwrap_or_else(|| uid.to_string())
+    }
+
+    /// Returns the user whom a reference names; none if it names nobody, or nobody with an account.
+    pub async fn user_of(&self, reference: &Reference) -> Result<Option<Uid>> {
+        match reference {
+            Reference::Owned { user, .. } => Ok(self.shared.ports.users.uid_of(user).await?),
+            Reference::IdPrefix(_) | Reference::Name(_) => Ok(None),
+        }
     }
 
     /// Returns the authority that decides beyond ownership.
@@ -171,29 +194,34 @@ impl Engine {
     }
 
     /// Finds a VM by reference, maybe another user's. The D-Bus API decides whether the caller may know of it.
-    pub fn find_vm(&self, caller: Uid, reference: &Reference) -> Result<Arc<VmView>> {
-        self.shared.inventory.find_vm(caller, reference, self.users())
+    pub async fn find_vm(&self, caller: Uid, reference: &Reference) -> Result<Arc<VmView>> {
+        self.shared.inventory.find_vm(caller, reference, self.user_of(reference).await?)
     }
 
     /// Returns all images.
     pub fn images(&self) -> Vec<Arc<ImageView>> {
-        self.shared.inventory.images()
+        self.shared.inventory.all::<Image>()
     }
 
     /// Returns an image.
     pub fn image(&self, id: ImageId) -> Option<Arc<ImageView>> {
-        self.shared.inventory.image(id)
+        self.shared.inventory.item::<Image>(id)
     }
 
     /// Finds an image by reference.
-    pub fn find_image(&self, caller: Uid, reference: &Reference) -> Result<Arc<ImageView>> {
-        self.shared.inventory.find_image(caller, reference, self.users())
+    pub async fn find_image(&self, caller: Uid, reference: &Reference) -> Result<Arc<ImageView>> {
+        self.shared.inventory.find::<Image>(caller, reference, self.user_of(reference).await?)
+    }
+
+    /// Finds an image by a reference that names no user.
+    fn image_by(&self, caller: Uid, reference: &Reference) -> Result<Arc<ImageView>> {
+        self.shared.inventory.find::<Image>(caller, reference, None)
     }
 
     /// Image of a sandbox, unless the request names one.
     pub fn default_image(&self, owner: Uid) -> Result<Arc<ImageView>> {
         match &self.shared.settings.default_image {
-            DefaultImage::Named(name) => self.find_image(owner, &Reference::Name(name.clone())),
+            DefaultImage::Named(name) => self.image_by(owner, &Reference::Name(name.clone())),
             DefaultImage::Pulled(reference) => self
                 .find_pulled(owner, reference)
                 .ok_or_else(|| inventory::no_such(error::Kind::Image, &reference.to_string())),
@@ -202,17 +230,23 @@ impl Engine {
 
     /// Returns all kernels.
     pub fn kernels(&self) -> Vec<Arc<KernelView>> {
-        self.shared.inventory.kernels()
+        self.shared.inventory.all::<Kernel>()
     }
 
     /// Returns a kernel.
     pub fn kernel(&self, id: KernelId) -> Option<Arc<KernelView>> {
-        self.shared.inventory.kernel(id)
+        self.shared.inventory.item::<Kernel>(id)
     }
 
     /// Finds a kernel by reference.
-    pub fn find_kernel(&self, caller: Uid, reference: &Reference) -> Result<Arc<KernelView>> {
-        self.shared.inventory.find_kernel(caller, reference, self.users())
+    pub async fn find_kernel(&self, caller: Uid, reference: &Reference) -> Result<Arc<KernelView>> {
+        self.shared.inventory.find::<Kernel>(caller, reference, self.user_of(reference).await?)
+    }
+
+    /// Finds a kernel by a reference that names no user. The references in requests are such: the D-Bus API has
+    /// resolved them.
+    fn kernel_by(&self, caller: Uid, reference: &Reference) -> Result<Arc<KernelView>> {
+        self.shared.inventory.find::<Kernel>(caller, reference, None)
     }
 
     /// Returns the VMs that use an image.
@@ -297,7 +331,7 @@ impl Engine {
     /// Counts a stream against its user's limit, and closes it if there are too many.
     fn hand_out(&self, user: Uid, stream: OwnedFd) -> Result<OwnedFd> {
         let limit = self.shared.settings.limits.streams as usize;
-        self.shared.ports.streams.hand_out(user, &stream, limit)??;
+        self.shared.ports.streams.hand_out(user, &stream, limit)?;
         Ok(stream)
     }
 
@@ -347,9 +381,11 @@ impl Shared {
 
     fn view(&self, vm: Vm, unit: String, pid: u32) -> VmView {
         let image_name =
-            self.inventory.image(vm.image).map_or_else(String::new, |image| image.name.to_string());
-        let kernel_name =
-            self.inventory.kernel(vm.kernel).map_or_else(String::new, |kernel| kernel.name.to_string());
+            self.inventory.item::<Image>(vm.image).map_or_else(String::new, |image| image.name.to_string());
+        let kernel_name = self
+            .inventory
+            .item::<Kernel>(vm.kernel)
+            .map_or_else(String::new, |kernel| kernel.name.to_string());
         let address = self.subnet.get().and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
         let (mac, blocked_ports) = (Mac::of_guest(vm.id), BTreeSet::new());
         VmView { address, mac, vm, image_name, kernel_name, blocked_ports, silent: false, unit, pid }

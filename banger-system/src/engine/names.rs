@@ -2,8 +2,9 @@
 //! renames, crashes and recovery need no code of their own.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, PoisonError, Weak},
+    time::Duration,
 };
 
 use banger_domain::{
@@ -14,6 +15,7 @@ use banger_domain::{
     id::Uid,
     net::subnet::Subnet,
 };
+use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use super::{Shared, view::VmView};
@@ -22,14 +24,21 @@ use super::{Shared, view::VmView};
 /// name when the service restarts.
 type Labels = HashMap<Uid, UserLabel>;
 
+/// Pause before the name service is asked again that did not answer.
+const RETRY: Duration = Duration::from_secs(10);
+
 /// Publishes names until the engine is dropped.
 pub(super) async fn run(shared: Weak<Shared>, mut changes: watch::Receiver<()>) {
-    let mut labels = Labels::new();
-    while changes.changed().await.is_ok() {
+    let (mut labels, mut all_known) = (Labels::new(), true);
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if !all_known => {}
+        }
         let Some(shared) = shared.upgrade() else { return };
         let Some(&subnet) = shared.subnet.get() else { continue };
         let views = shared.inventory.vms();
-        look_up_owners(&shared, &views, &mut labels).await;
+        all_known = look_up_owners(&shared, &views, &mut labels).await;
         let names = Arc::new(table(subnet, &views, &labels));
         let mut published = shared.names.write().unwrap_or_else(PoisonError::into_inner);
         if published.as_ref() != Some(&names) {
@@ -39,20 +48,29 @@ pub(super) async fn run(shared: Weak<Shared>, mut changes: watch::Receiver<()>) 
     }
 }
 
-/// Looks up the owners that are not known yet.
-async fn look_up_owners(shared: &Shared, views: &[Arc<VmView>], labels: &mut Labels) {
-    for owner in views.iter().map(|view| view.vm.owner) {
-        if labels.contains_key(&owner) {
-            continue;
+/// Looks up the owners that are not known yet. Returns whether all are known now. The sandboxes of the others have no
+/// names.
+async fn look_up_owners(shared: &Shared, views: &[Arc<VmView>], labels: &mut Labels) -> bool {
+    let owners: BTreeSet<Uid> = views.iter().map(|view| view.vm.owner).collect();
+    let new = owners.into_iter().filter(|owner| !labels.contains_key(owner));
+    // At once: a name service that does not answer must not delay the others by every user.
+    let look_up = new.map(async |owner| (owner, shared.ports.users.login_of(owner).await));
+    let mut all_known = true;
+    for (owner, login) in join_all(look_up).await {
+        match login {
+            Ok(login) => {
+                let label = UserLabel::of(&login.unwrap_or_default(), owner);
+                // Two users with one login name must not see each other's sandboxes.
+                let taken = labels.values().any(|other| *other == label);
+                labels.insert(owner, if taken { UserLabel::of("", owner) } else { label });
+            }
+            Err(error) => {
+                tracing::warn!(%owner, %error, "cannot look up a user");
+                all_known = false;
+            }
         }
-        let users = Arc::clone(&shared.ports.users);
-        let login = tokio::task::spawn_blocking(move || users.name_of(owner)).await;
-        // A failed look-up leaves the number.
-        let label = UserLabel::of(&login.unwrap_or_default(), owner);
-        // Two users with one login name must not see each other's sandboxes.
-        let taken = labels.values().any(|other| *other == label);
-        labels.insert(owner, if taken { UserLabel::of("", owner) } else { label });
     }
+    all_known
 }
 
 fn table(subnet: Subnet, views: &[Arc<VmView>], labels: &Labels) -> Table {

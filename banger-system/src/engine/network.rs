@@ -5,12 +5,15 @@ use banger_domain::{
     vm::Vm,
 };
 
+use banger_image::record::Image;
+
 use super::{
     Shared,
     capability::{self, Plan},
+    error::Result,
     guest_archive, now,
 };
-use crate::ports::{Error, Result};
+use crate::ports::{FromHost as _, HostError};
 
 impl Shared {
     /// Sets up the network that all guests share, once. A later start retries what failed.
@@ -43,7 +46,7 @@ impl Shared {
     fn choose_subnet(&self, occupied: &[Prefix4]) -> Result<Subnet> {
         let [a, b, c, d, e, ..] = *uuid::Uuid::new_v4().as_bytes();
         let random = [a, b, c, d, e];
-        let not_ready = |message: String| Error::HostNotReady { message };
+        let not_ready = |message: String| HostError::not_ready(message).into();
         let Some(wish) = self.settings.subnet else {
             return Subnet::choose(occupied, random).map_err(|none| not_ready(none.to_string()));
         };
@@ -60,11 +63,12 @@ impl Shared {
     /// Returns what a VM starts with.
     pub(super) async fn plan(&self, vm: &Vm) -> Result<Plan> {
         let subnet = self.subnet().await?;
-        let full = || Error::HostNotReady { message: "no address is free for another guest".to_owned() };
+        let full = || HostError::not_ready("no address is free for another guest");
         let nic = Nic::new(vm.id, vm.owner, subnet, vm.slot).ok_or_else(full)?;
         let nic = Nic { same_owner: self.settings.siblings, ..nic };
         // A VM without its image does not start, and so its configuration does not matter.
-        let image = self.inventory.image(vm.image).map(|image| image.config.clone()).unwrap_or_default();
+        let image =
+            self.inventory.item::<Image>(vm.image).map(|image| image.config.clone()).unwrap_or_default();
         let guest = guest_archive::config(vm, &image, &nic, subnet, now(&*self.ports.clock));
         let mut plan = Plan { nic, guest };
         for capability in capability::ALL {

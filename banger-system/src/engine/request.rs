@@ -14,7 +14,7 @@ use banger_domain::{
 use banger_image::oci::platform::Platform;
 use banger_proto::size::Bytes;
 
-use crate::ports::{images::FileRange, registry::Source};
+use crate::ports::{image_files::FileRange, registry::Source};
 
 /// Creates a sandbox. Absent fields have the configured default.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,18 +1,19 @@
 //! What the engine publishes: immutable snapshots, and an event when one replaces another. Reading a snapshot never
 //! asks the host.
 
-use core::net::Ipv4Addr;
+use core::{fmt::Display, hash::Hash, net::Ipv4Addr};
 use std::{collections::BTreeSet, sync::Arc};
 
 use banger_domain::{
     id::{ImageId, JobId, KernelId, Timestamp, Uid, VmId},
+    name::Name,
     net::{nic::Mac, port::Port},
     vm::Vm,
 };
 use banger_image::record::{Image, Kernel};
 use banger_proto::size::Bytes;
 
-use super::error::Error;
+use super::error::{Error, Kind};
 
 /// A VM, as last published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,69 @@ impl VmView {
 pub type ImageView = Image;
 /// A kernel, as last published.
 pub type KernelView = Kernel;
+
+/// What images and kernels have in common.
+pub trait Item: Clone + Send + Sync + 'static {
+    /// Its id.
+    type Id: Copy + Ord + Hash + Display + Send + Sync + 'static;
+    /// Image or kernel.
+    const KIND: Kind;
+
+    /// Returns its id.
+    fn id(&self) -> Self::Id;
+    /// Returns its name, which is unique among its owner's objects of this kind.
+    fn name(&self) -> &Name;
+    /// Returns its owner.
+    fn owner(&self) -> Uid;
+    /// Returns whether every user sees it.
+    fn is_shared(&self) -> bool;
+    /// Returns its source, for people.
+    fn source(&self) -> &str;
+    /// Returns the digest of its content: `sha256:` and 64 hexadecimal digits.
+    fn digest(&self) -> &str;
+    /// Returns when it was created.
+    fn created_at(&self) -> Timestamp;
+}
+
+macro_rules! item {
+    ($record:ident, $id:ident) => {
+        impl Item for $record {
+            type Id = $id;
+            const KIND: Kind = Kind::$record;
+
+            fn id(&self) -> $id {
+                self.id
+            }
+
+            fn name(&self) -> &Name {
+                &self.name
+            }
+
+            fn owner(&self) -> Uid {
+                self.owner
+            }
+
+            fn is_shared(&self) -> bool {
+                self.shared
+            }
+
+            fn source(&self) -> &str {
+                &self.source
+            }
+
+            fn digest(&self) -> &str {
+                &self.facts.digest
+            }
+
+            fn created_at(&self) -> Timestamp {
+                self.created_at
+            }
+        }
+    };
+}
+
+item!(Image, ImageId);
+item!(Kernel, KernelId);
 
 /// A job, as last published.
 #[derive(Debug, Clone)]
@@ -207,4 +271,6 @@ pub enum Event {
     },
     /// An ended job was removed.
     JobRemoved(Arc<JobView>),
+    /// Changes were dropped, because too many waited. The current objects are what they led to.
+    Lost,
 }

@@ -11,7 +11,7 @@ use banger_proto::bus::names::action;
 use zbus::{Connection, DBusError, Message, fdo};
 use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags, Subject};
 
-use crate::ports::{Authority, Interaction, Question, Verdict};
+use crate::ports::authority::{Authority, Interaction, Question, Verdict};
 
 /// How long polkit may take to answer without asking anybody. The bus gives it 25 seconds to start and then reports a
 /// failure; a busy host needs more.

@@ -1,11 +1,11 @@
 //! Runs blocking work beside the async tasks.
 
-use crate::ports::{Error, Result};
+use crate::ports::FromHost;
 
 /// Runs `work` on a thread that may block. It runs to its end even if the caller stops waiting.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static, E: FromHost + Send + 'static>(
     doing: &'static str,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|ended| Err(Error::other(doing, ended)))
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|ended| Err(E::other(doing, ended)))
 }

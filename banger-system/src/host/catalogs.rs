@@ -20,9 +20,8 @@ use banger_image::catalog::{
 
 use super::{blocking::blocking, registry::Registries, storage::partial::Partial};
 use crate::ports::{
-    Error, Result,
-    catalogs::{Catalogs, FetchedIndex},
-    images::Progress,
+    FromHost as _, Progress,
+    catalogs::{Catalogs, Error, FetchedIndex, Result},
 };
 
 /// The first line of a stored copy.
@@ -50,7 +49,7 @@ impl SignedCatalogs {
     }
 
     fn source(&self, catalog: &Name) -> Result<&Source> {
-        let none = || Error::Catalog { message: format!("there is no catalog {catalog}") };
+        let none = || Error::Refused { message: format!("there is no catalog {catalog}") };
         self.sources.iter().find(|source| source.name == *catalog).ok_or_else(none)
     }
 
@@ -69,7 +68,7 @@ impl SignedCatalogs {
                 Ok(_) => {}
             }
             let more = Keys::parse(&text)
-                .map_err(|Unusable(why)| Error::Catalog { message: format!("{}: {why}", path.display()) })?;
+                .map_err(|why| Error::Refused { message: format!("{}: {why}", path.display()) })?;
             Ok(keys.and(&more))
         })
     }
@@ -89,13 +88,13 @@ impl SignedCatalogs {
         let path = self.path(&source.name);
         let doing = || format!("keep the catalog {}", source.name);
         if let Some(last) = StoredEdition::read(&path).map_err(|error| Error::os(doing(), error))? {
-            last.check_follows(&index, &signed).map_err(|Unusable(why)| {
+            last.check_follows(&index, &signed).map_err(|why| {
                 let message = format!(
                     "the catalog {} is refused: {why}; to start over, remove {}",
                     source.name,
                     path.display()
                 );
-                Error::Catalog { message }
+                Error::Refused { message }
             })?;
         }
         let stored = StoredEdition {
@@ -147,12 +146,12 @@ impl Catalogs for SignedCatalogs {
     async fn fetch(&self, catalog: &Name, file: &RemoteFile, progress: Arc<dyn Progress>) -> Result<OwnedFd> {
         let from = &self.source(catalog)?.location;
         let at = from.join(&file.location);
-        self.registries.file(&format!("@{catalog}"), from, &at, file.content, progress).await
+        Ok(self.registries.file(&format!("@{catalog}"), from, &at, file.content, progress).await?)
     }
 }
 
 fn refused(source: &Source, why: &Unusable) -> Error {
-    Error::Catalog { message: format!("the catalog {} ({}) is refused: {why}", source.name, source.location) }
+    Error::Refused { message: format!("the catalog {} ({}) is refused: {why}", source.name, source.location) }
 }
 
 /// A stored edition.
@@ -218,12 +217,12 @@ impl StoredEdition {
     fn check_follows(&self, index: &Index, signed: &Signed) -> Result<(), Unusable> {
         let (new, last) = (index.serial, self.serial);
         if new < last {
-            return Err(Unusable(format!("its edition {new} is older than {last}, which is stored")));
+            return Err(Unusable::new(format!("its edition {new} is older than {last}, which is stored")));
         }
         match new == last && signed.bytes() != self.index {
-            true => {
-                Err(Unusable(format!("it differs from the stored edition {last}, which has the same number")))
-            }
+            true => Err(Unusable::new(format!(
+                "it differs from the stored edition {last}, which has the same number"
+            ))),
             false => Ok(()),
         }
     }

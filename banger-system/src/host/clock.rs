@@ -17,7 +17,10 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::ports::{Clock, Error, Result};
+use crate::ports::{
+    FromHost as _,
+    clock::{Clock, Error, Result},
+};
 
 /// How often the clocks of guests are compared with the host's, by one timer for all. A clock that drifts by 500 ppm,
 /// which is rare for quartz, is then off by 30 ms, and a slew corrects that within the same time.

@@ -11,7 +11,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::ports::{Error, Result};
+use crate::ports::{FromHost as _, HostError, host_error::Result};
 
 /// The right to change the state below these paths. It ends with the process.
 #[derive(Debug)]
@@ -21,16 +21,17 @@ impl Lock {
     /// Takes the lock, or fails if another service has it.
     pub fn take(paths: &Paths) -> Result<Self> {
         let path = paths.lock();
-        let os = |error: std::io::Error| Error::os(format!("lock {}", path.display()), error);
+        let os = |error: std::io::Error| HostError::os(format!("lock {}", path.display()), error);
         DirBuilder::new().recursive(true).mode(0o711).create(&paths.state).map_err(os)?;
         // Close-on-exec: a shim must not hold the lock for a service that has ended.
         let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).clone();
         let file = options.open(&path).map_err(os)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self(file)),
-            Err(Errno::WOULDBLOCK) => Err(Error::HostNotReady {
-                message: format!("another banger-system already serves {}", paths.state.display()),
-            }),
+            Err(Errno::WOULDBLOCK) => Err(HostError::not_ready(format!(
+                "another banger-system already serves {}",
+                paths.state.display()
+            ))),
             Err(error) => Err(os(error.into())),
         }
     }

@@ -9,7 +9,7 @@ use banger_domain::{
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
 };
 
-use super::{Check, Result};
+use super::{Check, HostError};
 
 /// The network of guests: what they all share, and the interface of each.
 #[async_trait]
@@ -22,7 +22,7 @@ pub trait Network: Send + Sync {
     /// Removes what all guests share.
     async fn withdraw(&self) -> Result<()>;
     /// Creates a guest's interface with everything that belongs to it. An existing one is changed to these settings,
-    /// even while in use, so a repeat is safe. Fails with [`Error::Taken`](super::Error::Taken) if a port is in use.
+    /// even while in use, so a repeat is safe. Fails with [`Error::Taken`] if a port is in use.
     async fn plug(&self, nic: &Nic) -> Result<()>;
     /// Plugs in a guest of an earlier run of the service. Returns the published ports that another program has taken
     /// since; they are not published any more.
@@ -50,3 +50,20 @@ pub trait Network: Send + Sync {
     /// Checks what published ports need from the host.
     async fn port_checks(&self) -> Vec<Check>;
 }
+
+/// Why the network cannot be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A name or a port on the host is taken by something else.
+    #[error("{message}")]
+    Taken {
+        /// What it is, who has it, and what to do about it.
+        message: String,
+    },
+    /// The call to the host failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// The result of this port.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

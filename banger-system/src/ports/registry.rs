@@ -9,7 +9,7 @@ use banger_image::oci::{
 };
 use banger_proto::size::Bytes;
 
-use super::{Result, images::Progress};
+use super::{HostError, Progress};
 
 /// The address of an image, and the credentials to use.
 #[derive(Debug, Clone)]
@@ -79,3 +79,50 @@ pub trait Registry: Send + Sync {
     /// Removes layers from the cache that are not being fetched. Does not disturb readers.
     async fn prune(&self, prune: Prune) -> Result<Pruned>;
 }
+
+/// Why a registry's image is not available.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A server cannot be reached, or does not answer in time.
+    #[error("{message}")]
+    Unreachable {
+        /// Which one, and why.
+        message: String,
+    },
+    /// A registry requires a login, or refuses this one.
+    #[error("{message}")]
+    AuthRequired {
+        /// Which one, for what.
+        message: String,
+    },
+    /// A server refuses a request, or sends an invalid response.
+    #[error("{message}")]
+    Refused {
+        /// Which one, and what it said.
+        message: String,
+    },
+    /// Content does not have the expected digest or size.
+    #[error("{message}")]
+    Mismatch {
+        /// What was compared.
+        message: String,
+    },
+    /// The image is of a kind that is not supported.
+    #[error("{message}")]
+    Unsupported {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A file is of the wrong kind, mode or size.
+    #[error("{message}")]
+    BadFile {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The call to the host failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// The result of this port.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -18,9 +18,9 @@ use banger_image::{
 
 use super::Sim;
 use crate::ports::{
-    Error, Result,
-    catalogs::{Catalogs, FetchedIndex},
-    images::Progress,
+    FromHost as _, Progress,
+    catalogs::{Catalogs, Error, FetchedIndex, Result},
+    registry,
 };
 
 const NAME: &str = "sim";
@@ -84,7 +84,8 @@ impl Catalogs for Sim {
     async fn refresh(&self, _catalog: &Name, now: Timestamp) -> Result<FetchedIndex> {
         let mut state = self.step("fetch a catalog")?;
         if state.catalog_unreachable {
-            return Err(Error::Unreachable { message: "catalog.test cannot be reached".to_owned() });
+            let message = "catalog.test cannot be reached".to_owned();
+            return Err(registry::Error::Unreachable { message }.into());
         }
         let index = match &state.catalog {
             Some(index) => Arc::clone(index),

@@ -11,8 +11,8 @@ use banger_domain::{
     guest_end::GuestEnd,
     id::{Uid, VmId},
     launch_spec::LaunchSpec,
-    limits::Exceeded,
-    resource, stream,
+    resource::{self, Resource},
+    stream,
     vm::Token,
     vmm::VmmChoice,
 };
@@ -24,8 +24,13 @@ use tokio::{net::UnixStream, sync::watch};
 
 use super::Sim;
 use crate::ports::{
-    Channel, Check, EmptyJail, Ended, Error, GuestFacts, GuestLink, JailSpec, Log, LogRange, Logs,
-    NetworkNamespace, OverlayBy, ReaderGuard, Result, Started, Status, Streams, Supervisor, Vmm, VmmCommand,
+    Check, FromHost as _, Status,
+    disks::OverlayBy,
+    guest_link::{self, Channel, GuestFacts, GuestLink},
+    logs::{self, Log, LogRange, Logs, ReaderGuard},
+    streams::{self, Streams},
+    supervisor::{self, EmptyJail, Ended, Started, Supervisor},
+    vmm::{self, JailSpec, NetworkNamespace, Vmm, VmmCommand},
 };
 
 /// Streams to a guest's agent.
@@ -39,7 +44,7 @@ impl Vmm for Sim {
         OverlayBy::Vmm
     }
 
-    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
+    async fn jail_spec(&self, spec: &LaunchSpec) -> vmm::Result<JailSpec> {
         self.step("make sockets")?.sockets.insert(spec.vm);
         Ok(JailSpec {
             vm: spec.vm,
@@ -53,40 +58,41 @@ impl Vmm for Sim {
         })
     }
 
-    async fn prepare_launch(&self, _spec: &LaunchSpec) -> Result<VmmCommand> {
+    async fn prepare_launch(&self, _spec: &LaunchSpec) -> vmm::Result<VmmCommand> {
         let null = || rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
         Ok(VmmCommand {
             argv: vec!["/bin/true".to_owned()],
             files: Vec::new(),
-            console: null().map_err(|error| Error::os("open /dev/null", error))?,
-            log: null().map_err(|error| Error::os("open /dev/null", error))?,
+            console: null().map_err(|error| vmm::Error::os("open /dev/null", error))?,
+            log: null().map_err(|error| vmm::Error::os("open /dev/null", error))?,
         })
     }
 
-    async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> Result<()> {
-        self.step("configure a VMM").map(drop)
+    async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> vmm::Result<()> {
+        drop(self.step("configure a VMM")?);
+        Ok(())
     }
 
-    async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
+    async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {
         let mut state = self.lock();
         let Channel::Stream(purpose) = channel else { return Err(no_agent()) };
         if !state.agents {
             return Err(no_agent());
         }
-        let os = |error| Error::os("make a stream", error);
+        let os = |error| guest_link::Error::os("make a stream", error);
         let (ours, theirs) = StdStream::pair().map_err(os)?;
         ours.set_nonblocking(true).map_err(os)?;
         let (held, last) = state.streams.entry(vm).or_default();
         held.retain(|_, guest| is_held(guest));
         let stream = stream::choose(purpose, STREAMS, *last, |stream| held.contains_key(&stream));
-        let stream = stream.ok_or(Error::NoFreeStream)?;
+        let stream = stream.ok_or(guest_link::Error::NoFreeStream)?;
         *last = stream;
         held.insert(stream, theirs);
         UnixStream::from_std(ours).map_err(os)
     }
 
-    async fn remove_sockets(&self, vm: VmId) -> Result<()> {
-        self.lock().sockets.remove(&vm);
+    async fn remove_sockets(&self, vm: VmId) -> vmm::Result<()> {
+        self.removal(Resource::Sockets)?.sockets.remove(&vm);
         Ok(())
     }
 
@@ -99,38 +105,34 @@ impl Vmm for Sim {
         }]
     }
 
-    async fn found(&self) -> Result<Vec<VmId>> {
-        Ok(self.lock().sockets.iter().copied().collect())
+    async fn found(&self) -> vmm::Result<Vec<VmId>> {
+        Ok(self.scan(Resource::Sockets)?.sockets.iter().copied().collect())
     }
 }
 
 #[async_trait]
 impl Supervisor for Sim {
-    async fn start_jail(&self, spec: JailSpec) -> Result<Box<dyn EmptyJail>> {
+    async fn start_jail(&self, spec: JailSpec) -> supervisor::Result<Box<dyn EmptyJail>> {
         let mut state = self.step("start a jail")?;
         if state.processes.contains_key(&spec.vm) {
-            return Err(Error::Vmm { message: "something of this name is there".to_owned() });
+            return Err(supervisor::Error::Exited { message: "something of this name is there".to_owned() });
         }
         state.processes.insert(spec.vm, watch::channel(None).0);
         Ok(Box::new(SimJail { sim: self.clone(), vm: spec.vm }))
     }
 
-    async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
+    async fn kill(&self, vm: VmId, signal: i32) -> supervisor::Result<()> {
         self.end_process(vm, Ended::Failed(format!("killed:{signal}")));
         Ok(())
     }
 
-    async fn remove(&self, vm: VmId) -> Result<()> {
+    async fn remove(&self, vm: VmId) -> supervisor::Result<()> {
         self.end_process(vm, Ended::Failed("killed:9".to_owned()));
-        let mut state = self.lock();
-        if state.removal_blocked && state.processes.contains_key(&vm) {
-            return Err(Error::HostNotReady { message: "the process does not go away".to_owned() });
-        }
-        state.processes.remove(&vm);
+        self.removal(Resource::Unit)?.processes.remove(&vm);
         Ok(())
     }
 
-    async fn ended(&self, vm: VmId) -> Result<Ended> {
+    async fn ended(&self, vm: VmId) -> supervisor::Result<Ended> {
         let Some(mut end) = self.lock().processes.get(&vm).map(watch::Sender::subscribe) else {
             return Ok(Ended::Unknown);
         };
@@ -138,15 +140,15 @@ impl Supervisor for Sim {
         Ok(ended.ok().flatten().unwrap_or(Ended::Unknown))
     }
 
-    async fn found(&self) -> Result<Vec<(VmId, Started)>> {
-        let state = self.lock();
+    async fn found(&self) -> supervisor::Result<Vec<(VmId, Started)>> {
+        let state = self.scan(Resource::Unit)?;
         let alive = state.processes.iter().filter(|(_, end)| end.borrow().is_none());
         Ok(alive.map(|(vm, _)| (*vm, started(*vm))).collect())
     }
 }
 
-fn no_agent() -> Error {
-    Error::Agent { message: "guests in memory have no agent".to_owned() }
+fn no_agent() -> guest_link::Error {
+    guest_link::Error::Unavailable { message: "guests in memory have no agent".to_owned() }
 }
 
 /// Returns whether the other end of a stream is open.
@@ -164,7 +166,7 @@ struct SimJail {
 
 #[async_trait]
 impl EmptyJail for SimJail {
-    async fn run(self: Box<Self>, _launch: VmmCommand) -> Result<Started> {
+    async fn run(self: Box<Self>, _launch: VmmCommand) -> supervisor::Result<Started> {
         {
             let mut state = self.sim.step("start a VMM")?;
             state.boots += 1;
@@ -181,54 +183,72 @@ fn started(vm: VmId) -> Started {
 
 #[async_trait]
 impl GuestLink for Sim {
-    async fn wait_ready(&self, vm: VmId, _token: &Token, timeout: Duration) -> Result<GuestFacts> {
+    async fn wait_ready(
+        &self,
+        vm: VmId,
+        _token: &Token,
+        timeout: Duration,
+    ) -> guest_link::Result<GuestFacts> {
         let (silent, boots, stopping) = {
             let state = self.lock();
             (state.silent_guests, state.boots, state.stopping_guests.contains(&vm))
         };
         if silent {
             tokio::time::sleep(timeout).await;
-            return Err(Error::Timeout { what: "waiting for the guest".to_owned(), after: timeout });
+            return Err(guest_link::Error::Timeout {
+                what: "waiting for the guest".to_owned(),
+                after: timeout,
+            });
         }
         Ok(GuestFacts { boot_id: format!("00000000-0000-4000-8000-{boots:012}"), stopping })
     }
 
-    async fn shutdown(&self, vm: VmId, _token: &Token, timeout: Duration) -> Result<()> {
+    async fn shutdown(&self, vm: VmId, _token: &Token, timeout: Duration) -> guest_link::Result<()> {
         if self.lock().silent_guests {
             tokio::time::sleep(timeout).await;
-            return Err(Error::Timeout { what: "asking the guest to power off".to_owned(), after: timeout });
+            return Err(guest_link::Error::Timeout {
+                what: "asking the guest to power off".to_owned(),
+                after: timeout,
+            });
         }
         self.end_process(vm, Ended::Clean);
         Ok(())
     }
 
-    async fn sync_clock(&self, vm: VmId, _token: &Token, occasion: Occasion) -> Result<()> {
+    async fn sync_clock(&self, vm: VmId, _token: &Token, occasion: Occasion) -> guest_link::Result<()> {
         if self.lock().silent_guests {
             let what = "comparing the guest's clock".to_owned();
-            return Err(Error::Timeout { what, after: Duration::ZERO });
+            return Err(guest_link::Error::Timeout { what, after: Duration::ZERO });
         }
         *self.lock().clock_syncs.entry((vm, occasion)).or_default() += 1;
         Ok(())
     }
 
-    async fn open(&self, stream: UnixStream, _token: &Token) -> Result<OwnedFd> {
-        let stream = stream.into_std().map_err(|error| Error::os("hand over a stream", error))?;
+    async fn open(&self, stream: UnixStream, _token: &Token) -> guest_link::Result<OwnedFd> {
+        let stream = stream.into_std().map_err(|error| guest_link::Error::os("hand over a stream", error))?;
         Ok(stream.into())
     }
 }
 
 #[async_trait]
 impl Logs for Sim {
-    async fn open(&self, _vm: VmId, _log: Log, _reading: LogRange, _hold: ReaderGuard) -> Result<OwnedFd> {
-        let (read, _) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::os("make a pipe", error))?;
+    async fn open(
+        &self,
+        _vm: VmId,
+        _log: Log,
+        _reading: LogRange,
+        _hold: ReaderGuard,
+    ) -> logs::Result<OwnedFd> {
+        let (read, _) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| logs::Error::os("make a pipe", error))?;
         Ok(read)
     }
 
-    async fn guest_end(&self, vm: VmId) -> Result<Option<GuestEnd>> {
+    async fn guest_end(&self, vm: VmId) -> logs::Result<Option<GuestEnd>> {
         Ok(self.lock().guest_ends.get(&vm).copied())
     }
 
-    async fn wait_for_halt(&self, vm: VmId) -> Result<GuestEnd> {
+    async fn wait_for_halt(&self, vm: VmId) -> logs::Result<GuestEnd> {
         let mut ended = self.lock().guest_ended.subscribe();
         loop {
             let end = self.lock().guest_ends.get(&vm).copied().filter(|end| end.is_halted());
@@ -243,7 +263,7 @@ impl Logs for Sim {
 
 impl Streams for Sim {
     /// Counts nothing: guests in memory only have streams that a test makes itself.
-    fn hand_out(&self, _user: Uid, _stream: &OwnedFd, _limit: usize) -> Result<Result<(), Exceeded>> {
-        Ok(Ok(()))
+    fn hand_out(&self, _user: Uid, _stream: &OwnedFd, _limit: usize) -> streams::Result<()> {
+        Ok(())
     }
 }

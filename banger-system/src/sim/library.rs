@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, KernelId, Uid, VmId},
     launch_spec::{Access, Drive, Medium},
+    resource::Resource,
 };
 use banger_image::{
     oci::{RemoteImage, config::ImageConfig, platform::Platform},
@@ -15,8 +16,10 @@ use banger_proto::size::Bytes;
 
 use super::{Sim, State};
 use crate::ports::{
-    BootFiles, Check, Disks, Error, ImageFiles, KernelFiles, OverlayBy, Result,
-    images::{Content, Exported, FileRange, Layout, Progress},
+    Check, FromHost as _, HostError, Progress,
+    disks::{self, Disks, OverlayBy},
+    image_files::{self, Content, Exported, FileRange, ImageFiles, Layout},
+    kernel_files::{self, BootFiles, KernelFiles},
 };
 
 /// The digest of a file that was never read.
@@ -24,36 +27,42 @@ const NO_DIGEST: &str = "sha256:000000000000000000000000000000000000000000000000
 
 #[async_trait]
 impl Disks for Sim {
-    async fn create_directory(&self, vm: VmId) -> Result<()> {
+    async fn create_directory(&self, vm: VmId) -> disks::Result<()> {
         self.step("make a directory")?.disks.insert(vm);
         Ok(())
     }
 
-    async fn clone_image(&self, vm: VmId, image: ImageId, _layers: OverlayBy, size: Bytes) -> Result<()> {
+    async fn clone_image(
+        &self,
+        vm: VmId,
+        image: ImageId,
+        _layers: OverlayBy,
+        size: Bytes,
+    ) -> disks::Result<()> {
         let mut state = self.step("clone an image")?;
         require_image(&state, image)?;
         state.disk_sizes.entry(vm).or_default().0 = size;
         Ok(())
     }
 
-    async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
+    async fn create_work_disk(&self, vm: VmId, size: Bytes) -> disks::Result<()> {
         self.step("make a work disk")?.disk_sizes.entry(vm).or_default().1 = size;
         Ok(())
     }
 
-    async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()> {
+    async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> disks::Result<()> {
         self.step("grow a work disk")?.disk_sizes.entry(vm).or_default().1 = size;
         Ok(())
     }
 
-    async fn grow_system_disk(&self, vm: VmId, image: ImageId, size: Bytes) -> Result<()> {
+    async fn grow_system_disk(&self, vm: VmId, image: ImageId, size: Bytes) -> disks::Result<()> {
         let mut state = self.step("grow a system disk")?;
         require_image(&state, image)?;
         state.disk_sizes.entry(vm).or_default().0 = size;
         Ok(())
     }
 
-    async fn attach(&self, vm: VmId, _image: ImageId) -> Result<Vec<Drive>> {
+    async fn attach(&self, vm: VmId, _image: ImageId) -> disks::Result<Vec<Drive>> {
         self.step("attach disks")?.mappers.insert(vm);
         let drive = |disk| Drive {
             path: format!("/sim/{vm}/{disk}").into(),
@@ -63,24 +72,24 @@ impl Disks for Sim {
         Ok(["system", "work"].map(drive).to_vec())
     }
 
-    async fn detach(&self, vm: VmId) -> Result<()> {
-        self.lock().mappers.remove(&vm);
+    async fn detach(&self, vm: VmId) -> disks::Result<()> {
+        self.removal(Resource::Mapper)?.mappers.remove(&vm);
         Ok(())
     }
 
-    async fn attached(&self) -> Result<Vec<VmId>> {
-        Ok(self.lock().mappers.iter().copied().collect())
+    async fn attached(&self) -> disks::Result<Vec<VmId>> {
+        Ok(self.scan(Resource::Mapper)?.mappers.iter().copied().collect())
     }
 
-    async fn remove_directory(&self, vm: VmId) -> Result<()> {
-        let mut state = self.lock();
+    async fn remove_directory(&self, vm: VmId) -> disks::Result<()> {
+        let mut state = self.removal(Resource::Disks)?;
         state.disks.remove(&vm);
         state.disk_sizes.remove(&vm);
         Ok(())
     }
 
-    async fn found(&self) -> Result<Vec<VmId>> {
-        Ok(self.lock().disks.iter().copied().collect())
+    async fn found(&self) -> disks::Result<Vec<VmId>> {
+        Ok(self.scan(Resource::Disks)?.disks.iter().copied().collect())
     }
 
     async fn checks(&self) -> Vec<Check> {
@@ -88,10 +97,10 @@ impl Disks for Sim {
     }
 }
 
-fn require_image(state: &State, image: ImageId) -> Result<()> {
+fn require_image(state: &State, image: ImageId) -> Result<(), HostError> {
     match state.image_files.contains(&image) {
         true => Ok(()),
-        false => Err(Error::HostNotReady { message: "the image has no file".to_owned() }),
+        false => Err(HostError::not_ready("the image has no file")),
     }
 }
 
@@ -100,14 +109,14 @@ const LOOK: Duration = Duration::from_millis(2);
 
 impl Sim {
     /// Works for as long as workers are blocked and the job is not cancelled.
-    async fn work(&self, user: Uid, progress: &dyn Progress) -> Result<()> {
+    async fn work(&self, user: Uid, progress: &dyn Progress) -> Result<(), HostError> {
         *self.lock().working.entry(user).or_default() += 1;
         while self.lock().workers_blocked && !progress.is_canceled() {
             tokio::time::sleep(LOOK).await;
         }
         *self.lock().working.entry(user).or_default() -= 1;
         match progress.is_canceled() {
-            true => Err(Error::other("work", "nobody wants it any more")),
+            true => Err(HostError::other("work", "nobody wants it any more")),
             false => Ok(()),
         }
     }
@@ -121,7 +130,7 @@ impl ImageFiles for Sim {
         owner: Uid,
         content: Content,
         progress: Arc<dyn Progress>,
-    ) -> Result<ImageFacts> {
+    ) -> image_files::Result<ImageFacts> {
         // Pulls are blocked in the registry instead.
         if matches!(content, Content::File(_)) {
             self.work(owner, &*progress).await?;
@@ -141,9 +150,9 @@ impl ImageFiles for Sim {
         _file: OwnedFd,
         parts: &[FileRange],
         _platform: &Platform,
-    ) -> Result<Layout> {
+    ) -> image_files::Result<Layout> {
         if parts.len() < 3 {
-            return Err(Error::Unsupported { message: "the image has no layers".to_owned() });
+            return Err(image_files::Error::Unsupported { message: "the image has no layers".to_owned() });
         }
         let manifest = banger_domain::digest::Digest::from_bytes([0; 32]);
         let config = ImageConfig { cmd: vec!["/bin/sh".to_owned()], ..ImageConfig::default() };
@@ -158,33 +167,33 @@ impl ImageFiles for Sim {
         _config: ImageConfig,
         _archive: OwnedFd,
         progress: Arc<dyn Progress>,
-    ) -> Result<Exported> {
+    ) -> image_files::Result<Exported> {
         self.work(for_whom, &*progress).await?;
         match self.step("export an image")?.image_files.contains(&image) {
             true => {
                 let manifest = banger_domain::digest::Digest::from_bytes([0; 32]);
                 Ok(Exported { manifest, bytes: Bytes::mib(400) })
             }
-            false => Err(Error::HostNotReady { message: "the image has no file".to_owned() }),
+            false => Err(HostError::not_ready("the image has no file").into()),
         }
     }
 
-    async fn share(&self, image: ImageId, of: ImageId) -> Result<()> {
+    async fn share(&self, image: ImageId, of: ImageId) -> image_files::Result<()> {
         let mut state = self.step("share the file of an image")?;
         if !state.image_files.contains(&of) {
-            return Err(Error::HostNotReady { message: "the image has no file".to_owned() });
+            return Err(HostError::not_ready("the image has no file").into());
         }
         state.image_files.insert(image);
         Ok(())
     }
 
-    async fn remove(&self, image: ImageId) -> Result<()> {
-        self.lock().image_files.remove(&image);
+    async fn remove(&self, image: ImageId) -> image_files::Result<()> {
+        self.files()?.image_files.remove(&image);
         Ok(())
     }
 
-    async fn found(&self) -> Result<Vec<ImageId>> {
-        Ok(self.lock().image_files.iter().copied().collect())
+    async fn found(&self) -> image_files::Result<Vec<ImageId>> {
+        Ok(self.files()?.image_files.iter().copied().collect())
     }
 }
 
@@ -196,7 +205,7 @@ impl KernelFiles for Sim {
         _owner: Uid,
         _vmlinuz: OwnedFd,
         _modules: Option<OwnedFd>,
-    ) -> Result<KernelFacts> {
+    ) -> kernel_files::Result<KernelFacts> {
         self.step("import a kernel")?.kernel_files.insert(kernel);
         Ok(KernelFacts {
             digest: NO_DIGEST.to_owned(),
@@ -207,18 +216,18 @@ impl KernelFiles for Sim {
         })
     }
 
-    async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles> {
+    async fn boot_files(&self, kernel: KernelId) -> kernel_files::Result<BootFiles> {
         let file = |name: &str| format!("/sim/{kernel}/{name}").into();
         let module_tree = Some(file("modules.ext4"));
         Ok(BootFiles { kernel: file("vmlinux"), initramfs: Vec::new(), module_tree })
     }
 
-    async fn remove(&self, kernel: KernelId) -> Result<()> {
-        self.lock().kernel_files.remove(&kernel);
+    async fn remove(&self, kernel: KernelId) -> kernel_files::Result<()> {
+        self.files()?.kernel_files.remove(&kernel);
         Ok(())
     }
 
-    async fn found(&self) -> Result<Vec<KernelId>> {
-        Ok(self.lock().kernel_files.iter().copied().collect())
+    async fn found(&self) -> kernel_files::Result<Vec<KernelId>> {
+        Ok(self.files()?.kernel_files.iter().copied().collect())
     }
 }

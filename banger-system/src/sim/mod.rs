@@ -33,7 +33,9 @@ use banger_image::{
 use banger_proto::size::Bytes;
 use tokio::sync::{Notify, watch};
 
-use crate::ports::{self, Ended, Ports, Verdict, catalogs::FetchedIndex};
+use crate::ports::{
+    FromHost as _, HostError, Ports, authority::Verdict, catalogs::FetchedIndex, supervisor::Ended,
+};
 
 /// A host in memory. Clones share one host.
 #[derive(Clone, Default)]
@@ -74,6 +76,8 @@ struct State {
     kernels: BTreeMap<KernelId, Kernel>,
     ledger: BTreeSet<(VmId, Resource)>,
     verdict: Option<Verdict>,
+    /// The name service does not answer.
+    accounts_lost: bool,
     boots: u64,
     /// How guests ended or halted.
     guest_ends: BTreeMap<VmId, GuestEnd>,
@@ -89,8 +93,12 @@ struct State {
     clock_syncs: BTreeMap<(VmId, Occasion), u32>,
     /// How often each tag was moved to another image.
     tag_moves: BTreeMap<String, u32>,
-    /// Ended processes cannot be removed.
-    removal_blocked: bool,
+    /// Resources of these kinds cannot be removed.
+    removal_blocked: BTreeSet<Resource>,
+    /// Resources of these kinds cannot be listed.
+    scans_broken: BTreeSet<Resource>,
+    /// Files of images and kernels can be neither listed nor removed.
+    files_broken: bool,
     /// Imports and exports block.
     workers_blocked: bool,
     /// How many of them run, by user.
@@ -194,9 +202,33 @@ impl Sim {
         self.lock().working.get(&user).copied().unwrap_or_default()
     }
 
-    /// Makes the removal of ended processes fail, as on a busy host, or work again.
-    pub fn block_removal(&self, blocked: bool) {
-        self.lock().removal_blocked = blocked;
+    /// Makes the removal of resources of a kind fail, as on a busy host, or work again.
+    pub fn block_removal(&self, resource: Resource, blocked: bool) {
+        set(&mut self.lock().removal_blocked, resource, blocked);
+    }
+
+    /// Makes the list of resources of a kind fail, or work again.
+    pub fn break_scan(&self, resource: Resource, broken: bool) {
+        set(&mut self.lock().scans_broken, resource, broken);
+    }
+
+    /// Makes it impossible to list or remove files of images and kernels, or possible again.
+    pub fn break_files(&self, broken: bool) {
+        self.lock().files_broken = broken;
+    }
+
+    /// Loses the row and the ledger of a VM, so that nothing but the host knows of it.
+    pub fn lose_rows_of(&self, vm: VmId) {
+        let mut state = self.lock();
+        state.vms.remove(&vm);
+        state.ledger.retain(|(other, _)| *other != vm);
+    }
+
+    /// Loses the rows of all images and kernels.
+    pub fn lose_library(&self) {
+        let mut state = self.lock();
+        state.images.clear();
+        state.kernels.clear();
     }
 
     /// Returns how many layers were fetched from registries.
@@ -237,6 +269,11 @@ impl Sim {
     /// Sets the authority's answer. It is yes by default.
     pub fn decide(&self, verdict: Verdict) {
         self.lock().verdict = Some(verdict);
+    }
+
+    /// Makes the name service stop answering, or answer again.
+    pub fn lose_accounts(&self, lost: bool) {
+        self.lock().accounts_lost = lost;
     }
 
     /// Ends a VM's process.
@@ -290,17 +327,51 @@ impl Sim {
     }
 
     /// Counts a step with an effect. Called before the effect, so that a failed step has none.
-    fn step(&self, doing: &str) -> ports::Result<MutexGuard<'_, State>> {
+    fn step(&self, doing: &str) -> Result<MutexGuard<'_, State>, HostError> {
         let mut state = self.lock();
         let n = state.steps;
         state.steps += 1;
         if state.fail_at == Some(n) {
-            return Err(ports::Error::HostNotReady { message: format!("told to fail: {doing}") });
+            return Err(HostError::not_ready(format!("told to fail: {doing}")));
         }
         Ok(state)
+    }
+
+    /// Checks that resources of this kind can be listed.
+    fn scan(&self, resource: Resource) -> Result<MutexGuard<'_, State>, HostError> {
+        let state = self.lock();
+        match state.scans_broken.contains(&resource) {
+            true => Err(HostError::not_ready("the list is not available")),
+            false => Ok(state),
+        }
+    }
+
+    /// Checks that resources of this kind can be removed.
+    fn removal(&self, resource: Resource) -> Result<MutexGuard<'_, State>, HostError> {
+        let state = self.lock();
+        match state.removal_blocked.contains(&resource) {
+            true => Err(HostError::not_ready(format!("the {} does not go away", resource.as_str()))),
+            false => Ok(state),
+        }
+    }
+
+    /// Checks that files of images and kernels can be listed and removed.
+    fn files(&self) -> Result<MutexGuard<'_, State>, HostError> {
+        let state = self.lock();
+        match state.files_broken {
+            true => Err(HostError::not_ready("the directory is not available")),
+            false => Ok(state),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn set(all: &mut BTreeSet<Resource>, resource: Resource, is_in: bool) {
+    match is_in {
+        true => all.insert(resource),
+        false => all.remove(&resource),
+    };
 }

@@ -12,10 +12,14 @@ use async_trait::async_trait;
 use banger_domain::{
     id::{Uid, VmId},
     net::{nic::Nic, port::Port, prefix::Prefix4, subnet::Subnet},
+    resource::Resource,
 };
 
 use super::{Sim, State};
-use crate::ports::{Check, Error, Result, Status, network::Network};
+use crate::ports::{
+    Check, FromHost as _, Status,
+    network::{Error, Network, Result},
+};
 
 /// What every guest sends to a client before it closes the connection.
 pub const GREETING: &[u8] = b"SSH-2.0-memory\r\n";
@@ -62,7 +66,7 @@ impl Network for Sim {
     async fn plug(&self, nic: &Nic) -> Result<()> {
         let mut state = self.step("plug a guest in")?;
         if state.subnet.is_none() {
-            return Err(Error::HostNotReady { message: "the network for guests is not set up".to_owned() });
+            return Err(Error::not_ready("the network for guests is not set up"));
         }
         put(&mut state, nic)
     }
@@ -106,12 +110,12 @@ impl Network for Sim {
     }
 
     async fn unplug(&self, vm: VmId) -> Result<()> {
-        self.lock().nics.remove(&vm);
+        self.removal(Resource::Nic)?.nics.remove(&vm);
         Ok(())
     }
 
     async fn found(&self) -> Result<Vec<VmId>> {
-        Ok(self.lock().nics.keys().copied().collect())
+        Ok(self.scan(Resource::Nic)?.nics.keys().copied().collect())
     }
 
     async fn checks(&self) -> Vec<Check> {

@@ -6,7 +6,12 @@ use async_trait::async_trait;
 use banger_domain::{clock::Occasion, id::Uid};
 
 use super::Sim;
-use crate::ports::{Authority, Clock, Question, Result, Users, Verdict};
+use crate::ports::{
+    FromHost as _,
+    authority::{Authority, Question, Verdict},
+    clock::{self, Clock},
+    users::{self, Users},
+};
 
 #[async_trait]
 impl Authority for Sim {
@@ -15,14 +20,18 @@ impl Authority for Sim {
     }
 }
 
+#[async_trait]
 impl Users for Sim {
     /// Accepts numbers, and `userN` for user N.
-    fn uid_of(&self, login: &str) -> Option<Uid> {
-        login.strip_prefix("user").unwrap_or(login).parse().ok().map(Uid)
+    async fn uid_of(&self, login: &str) -> users::Result<Option<Uid>> {
+        Ok(login.strip_prefix("user").unwrap_or(login).parse().ok().map(Uid))
     }
 
-    fn name_of(&self, uid: Uid) -> String {
-        format!("user{uid}")
+    async fn login_of(&self, uid: Uid) -> users::Result<Option<String>> {
+        if self.lock().accounts_lost {
+            return Err(users::Error::not_ready("the name service does not answer"));
+        }
+        Ok(Some(format!("user{uid}")))
     }
 }
 
@@ -32,7 +41,7 @@ impl Clock for Sim {
         SystemTime::now()
     }
 
-    async fn due(&self) -> Result<Occasion> {
+    async fn due(&self) -> clock::Result<Occasion> {
         let (changed, passed) = {
             let state = self.lock();
             (Arc::clone(&state.clock_changed), Arc::clone(&state.minute_passed))

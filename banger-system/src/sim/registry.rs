@@ -17,9 +17,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::Sim;
 use crate::ports::{
-    Error, Result,
-    images::Progress,
-    registry::{Fetch, Prune, Pruned, Registry, Source},
+    FromHost as _, Progress,
+    registry::{Error, Fetch, Prune, Pruned, Registry, Result, Source},
 };
 
 const LAYERS: u64 = 2;
@@ -51,7 +50,7 @@ impl Registry for Sim {
         let edition = state.tag_moves.get(&name).copied().unwrap_or_default();
         let address = source.reference.registry().host().parse();
         if address.is_ok_and(|address| state.forbidden.is_some_and(|guests| guests.contains(address))) {
-            return Err(Error::Registry { message: format!("{name}: it is the address of a guest") });
+            return Err(Error::Refused { message: format!("{name}: it is the address of a guest") });
         }
         drop(state);
         let repository = source.reference.repository();
@@ -59,7 +58,7 @@ impl Registry for Sim {
             return Err(Error::Unreachable { message: "unreachable.test cannot be reached".to_owned() });
         }
         if repository.contains("missing") {
-            return Err(Error::Registry { message: format!("{name}: 404, manifest unknown") });
+            return Err(Error::Refused { message: format!("{name}: 404, manifest unknown") });
         }
         if repository.contains("private") && source.credentials == Credentials::Anonymous {
             return Err(Error::AuthRequired { message: format!("the registry requires a login for {name}") });

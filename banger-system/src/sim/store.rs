@@ -11,7 +11,7 @@ use banger_image::record::{Image, Kernel};
 
 use super::Sim;
 
-use crate::ports::{Result, Store};
+use crate::ports::store::{Result, Store};
 
 #[async_trait]
 impl Store for Sim {

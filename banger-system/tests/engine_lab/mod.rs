@@ -14,13 +14,14 @@ use banger_domain::{
 use banger_proto::size::Bytes;
 use banger_system::{
     engine::{
-        Engine, Settings,
+        Engine, Events, Settings,
         request::{CreateVm, ImportImage, ImportKernel, ImportSource, OnReboot, Start},
-        view::{Event, Outcome},
+        view::Outcome,
     },
+    ports::Ports,
     sim::Sim,
+    tasks::Tasks,
 };
-use tokio::sync::mpsc::UnboundedReceiver;
 
 pub const ALICE: Uid = Uid(1000);
 pub const BOB: Uid = Uid(1001);
@@ -30,7 +31,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(20);
 pub struct EngineLab {
     pub sim: Sim,
     pub engine: Engine,
-    pub events: UnboundedReceiver<Event>,
+    pub events: Events,
+    pub tasks: Tasks,
 }
 
 impl EngineLab {
@@ -95,13 +97,19 @@ impl EngineLab {
             limits: Limits::of_host(4, Bytes::gib(32)),
         };
         change(&mut settings);
-        let (engine, events) = Engine::new(sim.ports(), settings);
-        Self { sim, engine, events }
+        Self::of(sim.clone(), sim.ports(), settings)
     }
 
-    /// Starts another engine on the same host. The first one is not stopped, as in a crash. Its tasks end with the
-    /// runtime, so they must be idle.
+    /// Creates an engine on these ports.
+    pub fn of(sim: Sim, ports: Ports, settings: Settings) -> Self {
+        let tasks = Tasks::default();
+        let (engine, events) = Engine::new(ports, settings, &tasks);
+        Self { sim, engine, events, tasks }
+    }
+
+    /// Starts another engine on the same host, after the first one has crashed.
     pub async fn restart(self) -> Self {
+        self.tasks.abort_all().await;
         let next = Self::on(self.sim.clone());
         next.engine.recover().await.unwrap();
         next

@@ -15,8 +15,9 @@ use banger_system::{
         request::{ImportImage, ImportKernel, ImportSource},
     },
     host,
-    ports::{Clock, Ports},
+    ports::{Ports, clock::Clock, users::Users},
     sim::Sim,
+    tasks::Tasks,
 };
 use tempfile::TempDir;
 use zbus::Connection;
@@ -26,6 +27,7 @@ use super::{Bus, Client, Polkit, TIMEOUT, until};
 pub struct Service {
     pub sim: Sim,
     pub clock: PausableClock,
+    users: Arc<dyn Users>,
     pub engine: Engine,
     pub polkit: Polkit,
     pub connection: Connection,
@@ -38,14 +40,21 @@ pub struct Service {
 impl Service {
     /// Starts a service with a shared image and a shared kernel.
     pub async fn start() -> Self {
+        let sim = Sim::new();
+        let users = sim.ports().users;
+        Self::start_with(sim, users).await
+    }
+
+    /// Does the same with these accounts.
+    pub async fn start_with(sim: Sim, users: Arc<dyn Users>) -> Self {
         let bus = Bus::start();
         let polkit = Polkit::start(&bus).await;
-        let (sim, clock) = (Sim::new(), PausableClock::default());
+        let clock = PausableClock::default();
         let home = tempfile::tempdir().unwrap();
         let at = |name| home.path().join(name);
         let paths = Paths { state: at("state"), runtime: at("run"), libexec: at("libexec") };
-        let (connection, engine) = serve(&bus, &sim, &clock, &paths).await;
-        let service = Self { sim, clock, engine, polkit, connection, bus, paths, _home: home };
+        let (connection, engine) = serve(&bus, &sim, &clock, &paths, &users).await;
+        let service = Self { sim, clock, users, engine, polkit, connection, bus, paths, _home: home };
         service.install_defaults().await;
         service
     }
@@ -57,7 +66,8 @@ impl Service {
 
     /// Starts another service on the same host and bus.
     pub async fn restart(&mut self) {
-        (self.connection, self.engine) = serve(&self.bus, &self.sim, &self.clock, &self.paths).await;
+        (self.connection, self.engine) =
+            serve(&self.bus, &self.sim, &self.clock, &self.paths, &self.users).await;
     }
 
     pub async fn client(&self, uid: u32) -> Client {
@@ -112,7 +122,7 @@ impl PausableClock {
 #[async_trait::async_trait]
 impl Clock for PausableClock {
     /// The clock is never set.
-    async fn due(&self) -> banger_system::ports::Result<banger_domain::clock::Occasion> {
+    async fn due(&self) -> banger_system::ports::clock::Result<banger_domain::clock::Occasion> {
         std::future::pending().await
     }
 
@@ -129,11 +139,18 @@ impl Clock for PausableClock {
     }
 }
 
-async fn serve(bus: &Bus, sim: &Sim, clock: &PausableClock, paths: &Paths) -> (Connection, Engine) {
-    let connection = bus.connect(0).await;
+async fn serve(
+    bus: &Bus,
+    sim: &Sim,
+    clock: &PausableClock,
+    paths: &Paths,
+    users: &Arc<dyn Users>,
+) -> (Connection, Engine) {
+    let (connection, tasks) = (bus.connect(0).await, Tasks::default());
     let authority = Arc::new(host::authority::Polkit::new(connection.clone()));
-    let logs = Arc::new(host::process::logs::RingLogs::new(paths.clone()));
-    let ports = Ports { authority, clock: Arc::new(clock.clone()), logs, ..sim.ports() };
+    let logs = Arc::new(host::process::logs::RingLogs::new(paths.clone(), tasks.clone()));
+    let ports =
+        Ports { authority, clock: Arc::new(clock.clone()), logs, users: Arc::clone(users), ..sim.ports() };
     let settings = Settings {
         default_image: "debian-bookworm".parse().unwrap(),
         default_kernel: "debian".parse().unwrap(),
@@ -148,8 +165,8 @@ async fn serve(bus: &Bus, sim: &Sim, clock: &PausableClock, paths: &Paths) -> (C
         siblings: SameOwner::Connected,
         limits: Limits::of_host(4, Bytes::gib(32)),
     };
-    let (engine, events) = Engine::new(ports, settings);
+    let (engine, events) = Engine::new(ports, settings, &tasks);
     engine.recover().await.unwrap();
-    bus::serve(connection.clone(), engine.clone(), events).await.unwrap();
+    bus::serve(connection.clone(), engine.clone(), events, &tasks).await.unwrap();
     (connection, engine)
 }

@@ -14,7 +14,7 @@ use banger_image::{
     packing::Packing,
 };
 use banger_proto::size::Bytes;
-use banger_system::ports::images::Layer;
+use banger_system::ports::image_files::Layer;
 
 /// Returns a file with these bytes, positioned at its end.
 pub fn file(bytes: &[u8]) -> OwnedFd {

@@ -26,11 +26,11 @@ use crate::{
     bench::{Effort, Report, Side},
     host::Host,
     run::{cache, command, output, run as shell, say},
-    wait::{Patience, wait_until},
+    wait::{Polling, wait_until},
 };
 
 /// How long a boot may take. An emulated guest on a busy host takes half a minute.
-const PATIENCE: Patience = Patience { limit: Duration::from_secs(120), poll: Duration::from_millis(1) };
+const POLLING: Polling = Polling { limit: Duration::from_secs(120), interval: Duration::from_millis(1) };
 /// The sandbox whose QEMU the peer copies.
 const EXAMPLE: &str = "bench-example";
 /// The file system of a kernel's modules, which is QEMU's third disk.
@@ -196,7 +196,7 @@ impl Peer {
             .context("cannot start QEMU")?;
         let mut qemu = Ending(qemu);
         let mut channel = self.connect(&mut qemu.0)?;
-        channel.set_read_timeout(Some(PATIENCE.limit))?;
+        channel.set_read_timeout(Some(POLLING.limit))?;
         self.greet(&mut channel)?;
         let argv = ["echo", "first"].map(str::to_owned).into();
         let exec = Exec { argv, wait: Phase::Agent, ..Exec::default() };
@@ -219,7 +219,7 @@ impl Peer {
     }
 
     fn connect(&self, qemu: &mut Child) -> Result<UnixStream> {
-        wait_until("QEMU's channel to the agent", PATIENCE, || {
+        wait_until("QEMU's channel to the agent", POLLING, || {
             match UnixStream::connect(self.directory.path().join(CHANNEL)) {
                 Ok(channel) => return Ok(Some(channel)),
                 Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::root::Root;
 use crate::{
     run::command,
-    wait::{Patience, wait_until},
+    wait::{Polling, wait_until},
 };
 
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -43,7 +43,7 @@ const HARDWARE: [&str; 14] = [
 ];
 const COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet no_timer_check systemd.show_status=false";
 /// How long QEMU may take to save or restore the memory, or to answer a QMP command.
-const PATIENCE: Patience = Patience { limit: Duration::from_secs(120), poll: Duration::from_millis(20) };
+const POLLING: Polling = Polling { limit: Duration::from_secs(120), interval: Duration::from_millis(20) };
 
 /// Describes everything that a saved memory depends on.
 pub fn recipe() -> String {
@@ -94,7 +94,7 @@ impl Machine {
             .context("cannot start QEMU")?;
         fs::write(machine.directory.join("pid"), child.id().to_string())?;
 
-        let mut monitor = wait_until("QEMU's monitor", PATIENCE, || {
+        let mut monitor = wait_until("QEMU's monitor", POLLING, || {
             if let Some(status) = child.try_wait()? {
                 let log = fs::read_to_string(machine.directory.join("log")).unwrap_or_default();
                 bail!("QEMU ended ({status}): {log}");
@@ -151,7 +151,7 @@ impl Machine {
             let _ = monitor.ask("quit", &json!({}));
         }
         let is_gone = || Ok(Self::find(&self.directory).is_none().then_some(()));
-        wait_until(format_args!("the end of QEMU (process {pid})"), PATIENCE, is_gone)
+        wait_until(format_args!("the end of QEMU (process {pid})"), POLLING, is_gone)
     }
 
     /// Returns the pid of QEMU.
@@ -184,7 +184,7 @@ impl Monitor {
         let here = File::open(directory)?;
         let address = format!("/proc/self/fd/{}/monitor", std::os::fd::AsRawFd::as_raw_fd(&here));
         let stream = UnixStream::connect(address).context("QEMU's monitor does not listen")?;
-        stream.set_read_timeout(Some(PATIENCE.limit))?;
+        stream.set_read_timeout(Some(POLLING.limit))?;
         let mut monitor = Self { stream: BufReader::new(stream) };
         monitor.ask("qmp_capabilities", &json!({}))?;
         Ok(monitor)
@@ -211,7 +211,7 @@ impl Monitor {
 
     /// Repeats a query until `key` in the answer is `value`.
     fn wait_for(&mut self, question: &str, key: &str, value: &str) -> Result<()> {
-        wait_until(format_args!("{value} as QEMU's answer to {question}"), PATIENCE, || {
+        wait_until(format_args!("{value} as QEMU's answer to {question}"), POLLING, || {
             let answer = self.ask(question, &json!({}))?;
             match answer.get(key).and_then(Value::as_str) {
                 Some("failed") => bail!("QEMU reports for {question}: {answer}"),

@@ -26,7 +26,7 @@ use crate::{
     build::{self, deb},
     host::exit_code,
     run::{cache, run, say},
-    wait::{Patience, wait_until},
+    wait::{Polling, wait_until},
 };
 
 /// How long the first boot may take. There is one for each change of the packages.
@@ -207,7 +207,7 @@ impl TestHost {
         // The connection ends while the command runs.
         let _ = self.enter(&["systemctl", "reboot"]).status();
         self.close_connection();
-        wait_until("the reboot of the test host", patience(BOOT_TIMEOUT), || {
+        wait_until("the reboot of the test host", polling(BOOT_TIMEOUT), || {
             self.wait_until_it_answers(BOOT_TIMEOUT)?;
             // An old boot is still shutting down.
             Ok(boot().ok().filter(|now| *now != before))
@@ -237,7 +237,7 @@ impl TestHost {
 
     fn wait_until_it_answers(&self, timeout: Duration) -> Result<()> {
         let _ = fs::remove_file(directory().join("ssh"));
-        let answered = wait_until("an answer of sshd", patience(timeout), || {
+        let answered = wait_until("an answer of sshd", polling(timeout), || {
             // The connection stays in the background, with none of our descriptors. Keepalives end
             // it when the kernel has panicked.
             let mut ssh = self.ssh();
@@ -294,8 +294,8 @@ impl TestHost {
     }
 }
 
-fn patience(limit: Duration) -> Patience {
-    Patience { limit, poll: POLL }
+fn polling(limit: Duration) -> Polling {
+    Polling { limit, interval: POLL }
 }
 
 fn directory() -> PathBuf {

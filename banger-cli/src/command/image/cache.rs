@@ -33,7 +33,7 @@ impl CacheCommand {
 
 /// Remove cached downloads that no running pull needs
 ///
-/// Images stay as they are: only a later pull of the same layers has to fetch them again.
+/// Images are not affected, but later pulls of the same layers have to fetch them again.
 ///
 /// All users share the cache, so this needs an administrator.
 #[derive(Debug, Args)]

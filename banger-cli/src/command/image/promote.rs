@@ -5,7 +5,7 @@ use zbus::OwnedObjectPath;
 
 use crate::{
     client::{bus::Bus, service::Kind},
-    command::batch::{self, ResultArgs},
+    command::batch::{self, Effect, ResultArgs},
     error::Result,
     ui::progress::{Progress, ProgressArgs},
 };
@@ -37,7 +37,7 @@ impl Promote {
         let found = batch::find(bus, Kind::Image, &self.images).await;
         let done = if self.private { "private" } else { "shared" };
         batch::each(found, &progress, done, self.output, async |_, image: OwnedObjectPath| {
-            bus.share_image(&image, !self.private).await
+            bus.share_image(&image, !self.private).await.map(|()| Effect::Changed)
         })
         .await
     }

@@ -14,8 +14,8 @@ use zbus::{Fd, Variant};
 use crate::{
     client::{bus::Bus, service::Kind},
     command::{
+        add::{self, AddArgs},
         image::saved,
-        import::{self as importing, ImportArgs},
         kernel,
     },
     error::{Error, Result},
@@ -44,7 +44,7 @@ pub struct Register {
     /// Root file system or image; which of them it is, its content says
     #[arg(value_name = "FILE", conflicts_with_all = ["rootfs", "oci"], required_unless_present_any = ["rootfs", "oci"])]
     file: Option<PathBuf>,
-    /// Name for the image; a bundle has one of its own
+    /// Name for the image; a bundle needs none
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Root file system: a tar archive or a raw ext4 file system
@@ -62,14 +62,14 @@ pub struct Register {
     /// Kernel that sandboxes of this image boot [default: the one that a bundle names, else the service's]
     #[arg(long, visible_alias = "kernel-ref", value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Import this kernel for it, a vmlinuz or an ELF vmlinux, under the name of the image
+    /// Import this kernel (a vmlinuz or an ELF vmlinux) under the name of the image, and boot it
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     vmlinuz: Option<PathBuf>,
     /// Directory of that kernel's modules, as in /lib/modules
     #[arg(long, value_name = "DIRECTORY", requires = "vmlinuz")]
     modules: Option<PathBuf>,
     #[command(flatten)]
-    import: ImportArgs,
+    add: AddArgs,
 }
 
 /// What an image is made of.
@@ -80,7 +80,7 @@ enum Content<'a> {
 
 impl Register {
     pub async fn run(&self) -> Result<u8> {
-        let mut options = self.import.options();
+        let mut options = self.add.options();
         let (file_key, file, name, wanted) = match self.content()? {
             Content::Image(path) => {
                 let platform = saved::platform(self.platform.as_deref())?;
@@ -91,7 +91,7 @@ impl Register {
                 }
                 (import::FILE_LAYOUT, file, name, kernel)
             }
-            Content::Rootfs(path) => (import::FILE_ROOTFS, importing::open_file(path)?, None, None),
+            Content::Rootfs(path) => (import::FILE_ROOTFS, add::open_file(path)?, None, None),
         };
         let name = self.name.clone().or(name).ok_or_else(|| {
             Error::Usage("the image has no name".to_owned()).with_hint("`--name NAME` gives it one.")
@@ -111,12 +111,12 @@ impl Register {
         let files = HashMap::from([(file_key, Fd::from(file.as_fd()))]);
         let begin_image = bus.import_image(&name, &files, &options);
         let Some(own) = own else {
-            return self.import.run(&bus, Kind::Image, &name, begin_image).await;
+            return self.add.run(&bus, Kind::Image, &name, begin_image).await;
         };
-        let (of_kernel, shared) = (own.borrowed(), self.import.options());
+        let (of_kernel, shared) = (own.borrowed(), self.add.options());
         let begin = bus.import_kernel(&name, &of_kernel, &shared);
-        let kernel = self.import.make(&bus, Kind::Kernel, &name, begin).await?;
-        let made = self.import.run(&bus, Kind::Image, &name, begin_image).await;
+        let kernel = self.add.make(&bus, Kind::Kernel, &name, begin).await?;
+        let made = self.add.run(&bus, Kind::Image, &name, begin_image).await;
         if made.as_ref().is_err_and(|error| !error.is_detached()) {
             // It was imported for an image that does not exist. If this fails, the kernel stays, which is the smaller
             // problem; a detached import still needs it.
@@ -149,7 +149,7 @@ impl Register {
         match bus.find(Kind::Kernel, &wanted).await {
             Ok(_) => Ok(Some(wanted)),
             Err(error) if error.name() == Some(ErrorName::NoSuchKernel) => {
-                self.import.progress().note(&format!(
+                self.add.progress().note(&format!(
                     "the image names the kernel {wanted:?}, which is not on this host; its sandboxes boot \
                      the default kernel"
                 ));

@@ -16,7 +16,7 @@ use banger_image::{
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::{
-    command::import::open_file,
+    command::add::open_file,
     error::{Error, Result},
 };
 

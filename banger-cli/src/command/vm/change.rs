@@ -1,13 +1,13 @@
 //! Shared code of the commands that change many sandboxes at once.
 
-use banger_proto::bus::{ErrorName, proxy::Options};
+use banger_proto::bus::{ErrorName, names::VM_INTERFACE, proxy::Options};
 use clap::Args;
 use zbus::OwnedObjectPath;
 
 use super::wait::{self, Wait};
 use crate::{
-    client::{bus::Bus, job::Jobs, service::Kind},
-    command::batch::{self, ResultArgs},
+    client::{bus::Bus, job::Jobs, object::Object, service::Kind},
+    command::batch::{self, Effect, ResultArgs},
     error::{Error, Result},
     guest::agent::Guest,
     ui::{
@@ -79,22 +79,45 @@ async fn all(
         async move {
             let label = several.then_some(reference.as_str());
             let track = progress.track(label);
+            let before = look(bus, &vm, method).await;
             let called = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await;
             let job = called.map_err(|error| add_hint(error, method))?;
-            jobs.finish(bus, &job, track, &mut listener).await?;
-            if wait.is_none() {
-                return Ok(());
+            jobs.finish(bus, &job, track, &mut listener).await.map_err(|error| add_hint(error, method))?;
+            let effect = effect(method, &before, &look(bus, &vm, method).await);
+            if wait.is_some() {
+                let track = progress.track(label);
+                wait::until(&mut Guest::new(bus.clone(), vm, listener), wait, &track).await?;
             }
-            let track = progress.track(label);
-            wait::until(&mut Guest::new(bus.clone(), vm, listener), wait, &track).await
+            Ok(effect)
         }
     };
     batch::each(found, progress, done, output, change).await
 }
 
-/// Suggests `--force` for deleting a running sandbox.
+/// Reads a sandbox before and after a method that may find nothing to do. It has no properties if it cannot be read.
+async fn look(bus: &Bus, vm: &OwnedObjectPath, method: &str) -> Object {
+    match method {
+        "Start" | "Stop" => bus.properties(vm, VM_INTERFACE).await.unwrap_or_default(),
+        _ => Object::default(),
+    }
+}
+
+/// Returns what a method did, from a sandbox before and after it. A boot in between has another start time.
+fn effect(method: &str, before: &Object, after: &Object) -> Effect {
+    let is_same = before.text("State") == after.text("State")
+        && before.number("StartedAt") == after.number("StartedAt");
+    match (method, after.text("State")) {
+        ("Start", "running") if is_same => Effect::Unchanged("already running"),
+        ("Stop", "created" | "stopped" | "failed") if is_same => Effect::Unchanged("already stopped"),
+        _ => Effect::Changed,
+    }
+}
+
+/// Says what became of an interrupted start, and suggests `--force` for deleting a running sandbox.
 fn add_hint(error: Error, method: &str) -> Error {
     match (error.name(), method) {
+        (_, "Start" | "Restart") if error.is_interrupted() => error
+            .with_hint("it is stopped again, unless it was running: `banger vm show NAME` shows its state."),
         (Some(ErrorName::InvalidState), "Delete") => error
             .with_hint("stop it first, or kill and delete it at once with `banger vm delete --force NAME`."),
         _ => error,
@@ -103,12 +126,53 @@ fn add_hint(error: Error, method: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::HashMap;
+
+    use zbus::{OwnedVariant, Variant};
+
     use super::*;
     use crate::ui::wording::{check, of_service, shown};
 
     #[test]
-    fn hints_of_delete() {
+    fn hints_of_changes() {
         let refused = add_hint(of_service(ErrorName::InvalidState), "Delete").about("web");
-        check("hints_of_delete", &shown([("running", refused)]));
+        let interrupted = |method| add_hint(Error::Interrupted { signal: 2 }, method).about("web");
+        let errors = [
+            ("delete of a running one", refused),
+            ("interrupted start", interrupted("Start")),
+            ("interrupted stop", interrupted("Stop")),
+        ];
+        check("hints_of_changes", &shown(errors));
+    }
+
+    #[test]
+    fn what_already_was_as_asked_is_unchanged() {
+        let sandbox = |(state, started): (&'static str, u64)| {
+            let value = |value: Variant<'static>| OwnedVariant::try_from(value).unwrap();
+            Object::new(HashMap::from([
+                ("State".to_owned(), value(Variant::from(state))),
+                ("StartedAt".to_owned(), value(Variant::from(started))),
+            ]))
+        };
+        let running = Effect::Unchanged("already running");
+        let stopped = Effect::Unchanged("already stopped");
+        for (method, before, after, expect) in [
+            ("Start", ("running", 1), ("running", 1), running),
+            ("Start", ("running", 1), ("running", 2), Effect::Changed),
+            ("Start", ("starting", 1), ("running", 1), Effect::Changed),
+            ("Start", ("stopped", 1), ("running", 2), Effect::Changed),
+            ("Stop", ("running", 1), ("stopped", 1), Effect::Changed),
+            ("Stop", ("stopped", 1), ("stopped", 1), stopped),
+            ("Stop", ("created", 0), ("created", 0), stopped),
+            ("Stop", ("failed", 1), ("failed", 1), stopped),
+            ("Stop", ("failed", 1), ("stopped", 1), Effect::Changed),
+            ("Restart", ("running", 1), ("running", 1), Effect::Changed),
+        ] {
+            let found = effect(method, &sandbox(before), &sandbox(after));
+            assert_eq!(found, expect, "{method} {before:?} {after:?}");
+        }
+        // It may be gone, or not readable.
+        assert_eq!(effect("Stop", &sandbox(("stopped", 1)), &Object::default()), Effect::Changed);
     }
 }

@@ -19,11 +19,10 @@ use crate::{
 
 /// Copy files and directories into a sandbox, out of it, or between two
 ///
-/// Write a path in a sandbox as SANDBOX:PATH. PATH is absolute, or below the home directory of the user that
-/// commands run as (`web:notes`, `web:`), or of another user (`web:~ann/notes`). Directories are copied with
+/// Write a path in a sandbox as SANDBOX:PATH. PATH is absolute, or below the home directory of the user that commands run as (`web:notes`, `web:`) or of another
+/// user (`web:~ann/notes`). Directories are copied with
 /// everything below them. A copy in a sandbox belongs to the user that commands run as. A copy on the host
-/// belongs to you, with permissions that your umask allows. A hyphen is a tar archive on standard input (also
-/// compressed with gzip or zstd) or standard output.
+/// belongs to you, with permissions that your umask allows. A hyphen stands for a tar archive on standard input (plain, gzip or zstd) or standard output.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -36,7 +35,7 @@ Examples:
   banger vm cp web:/etc - | tar -t
 
 If the destination is a directory or ends in a slash, the copy goes into it under its own name. Otherwise the copy gets \
-the name of the destination. SOURCE/. is the content of a directory. Missing directories are created. Symbolic links \
+the name of the destination. SOURCE/. copies only the contents of a directory. Missing directories are created. Symbolic links \
 are copied as links; sockets, fifos and devices are not copied.")]
 pub struct Cp {
     /// What to copy: paths, SANDBOX:PATH, or -

@@ -5,7 +5,7 @@ use clap::Args;
 use zbus::Variant;
 
 use super::{
-    run::{explain, print_created},
+    run::{about, explain, print_created},
     vm_args::VmArgs,
     wait::{self, Wait},
 };
@@ -34,7 +34,7 @@ pub struct Create {
     /// Create the sandbox without starting it
     #[arg(long)]
     no_start: bool,
-    /// How far the guest has booted before this returns [default: agent]
+    /// Phase of the boot to wait for [default: agent]
     #[arg(long, value_name = "PHASE", conflicts_with = "no_start")]
     wait: Option<Wait>,
     /// Print the sandbox as a JSON object instead of its name
@@ -60,14 +60,21 @@ impl Create {
             Ok(_) => {
                 if !self.no_start {
                     let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
-                    for problem in user_files::send(&mut guest, &settings).await? {
-                        progress.note(&format!("warning: {problem}"));
+                    if let Err(error) = self.set_up(&mut guest, &settings, &progress).await {
+                        return Err(about(&bus, &vm, error).await);
                     }
-                    wait::until(&mut guest, self.wait, &progress.track(None)).await?;
                 }
                 print_created(&bus, &vm, self.json).await
             }
             Err(error) => Err(explain(&bus, &vm, error).await),
         }
+    }
+
+    /// Sends the user's files, and waits for the boot phase.
+    async fn set_up(&self, guest: &mut Guest, settings: &Settings, progress: &Progress) -> Result<()> {
+        for problem in user_files::send(guest, settings).await? {
+            progress.note(&format!("warning: {problem}"));
+        }
+        wait::until(guest, self.wait, &progress.track(None)).await
     }
 }

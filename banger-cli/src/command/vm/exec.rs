@@ -9,13 +9,13 @@ use std::{
 
 use banger_proto::{
     bus::{ErrorName, names::VM_INTERFACE, option::agent},
-    guest::Exec,
+    guest::{Exec, FailureKind},
 };
 use clap::Args;
 use serde_json::json;
 use zbus::OwnedObjectPath;
 
-use super::{exec_args::ExecArgs, run::reminder};
+use super::{exec_args::ExecArgs, numbers::whole, run::reminder};
 use crate::{
     client::{
         bus::Bus,
@@ -42,7 +42,7 @@ const NOTE_AFTER: Duration = Duration::from_secs(3);
 /// Run a command or a shell in a running sandbox
 ///
 /// Without a command, this opens a login shell. Input, output, signals and the size of the terminal are
-/// passed on, and the exit status is the command's. A command without a terminal is ended by a second Ctrl-C.
+/// passed on, and the exit status is the command's. A second Ctrl-C ends a command that runs without a terminal.
 ///
 /// If you sent a repository, the command runs in it, and a warning says which files have changed on the host
 /// since.
@@ -55,7 +55,7 @@ Examples:
   banger vm exec -it web sh                 as in `docker exec`
   while read f; do banger vm exec -n web -- wc \"$f\"; done < files
   banger vm exec -d web -- ./serve          in the background; prints the number of the command
-  banger vm logs --exec web                 what it has written
+  banger vm logs --exec web                 its output
   banger vm commands web                    all detached commands, and how they ended
 
 Exit status:
@@ -70,8 +70,7 @@ pub struct ExecCommand {
     /// Command and its arguments [default: a login shell]
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Return once the command runs, and print its number. It gets no input; the last of its output is kept in
-    /// the sandbox
+    /// Run it in the background and print its number. It gets no input, and the sandbox keeps the end of its output
     #[arg(short, long, conflicts_with = "tty", requires = "command")]
     detach: bool,
     /// With --detach, print a JSON object with that number
@@ -89,9 +88,9 @@ pub struct Target {
     #[arg(long, value_name = "PATH", conflicts_with = "workdir")]
     guest_path: Option<String>,
     /// How long to wait if the sandbox already runs as many commands as it can [default: as long as it takes]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<u32>)]
     timeout: Option<u32>,
-    /// First send what has changed in the repository on the host [default: as `auto_prepare` is set]
+    /// First send the changes in the repository on the host [default: your setting `auto_prepare`]
     #[arg(long, overrides_with = "no_auto_prepare")]
     auto_prepare: bool,
     /// Do not send changes first
@@ -219,7 +218,7 @@ impl Target {
 /// Adds a hint for a workspace that was removed in the sandbox.
 fn hint_missing_workspace(error: Error) -> Error {
     match &error {
-        Error::Guest(failure) if failure.message.contains("there is no directory") => {
+        Error::Guest(failure) if failure.kind == FailureKind::NoDirectory => {
             error.with_hint("`--workdir /` runs it in another directory.")
         }
         _ => error,
@@ -276,12 +275,12 @@ mod tests {
 
     #[test]
     fn hints_of_exec() {
-        use banger_proto::guest::{Failure, FailureKind};
+        use banger_proto::guest::Failure;
 
         use crate::ui::wording::{check, of_service, shown};
 
         let message = "there is no directory /root/repo in the guest".to_owned();
-        let missing = Error::Guest(Failure { kind: FailureKind::BadRequest, message });
+        let missing = Error::Guest(Failure { kind: FailureKind::NoDirectory, message });
         let by_name = [ErrorName::InvalidState, ErrorName::TooManyRequests];
         let errors = by_name.map(|name| (name.as_str(), add_hint(of_service(name)).about("web")));
         let missing = [("missing workspace", hint_missing_workspace(missing))];

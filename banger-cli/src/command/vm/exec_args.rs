@@ -21,25 +21,25 @@ pub struct ExecArgs {
     /// Run it without a terminal
     #[arg(short = 'T', long, overrides_with = "tty")]
     no_tty: bool,
-    /// Pass standard input on; this is the default, and accepted as in `docker exec -it`
+    /// Pass standard input on. This is the default; accepted for users of docker
     #[arg(short, long)]
     interactive: bool,
-    /// Run it without input, so that a script's `while read` loop keeps its own; implies --no-tty
+    /// Run it without input, so that it does not read the input of a `while read` loop; implies --no-tty
     #[arg(short = 'n', long, conflicts_with = "interactive")]
     no_stdin: bool,
-    /// Run it as this user, a name or a number [default: the image's user, else root]
+    /// Run it as this user (a name or a number) [default: the image's user, else root]
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
     /// Run it in this directory [default: the repository that was sent, else the image's, else the user's home]
     #[arg(short, long, visible_alias = "cwd", value_name = "DIRECTORY")]
     workdir: Option<String>,
-    /// Set an environment variable; without a value, to the one that it has on the host
+    /// Set an environment variable; without a value, pass on the host's
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     env: Vec<Variable>,
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
-    /// How far the guest has booted before it begins [default: the setting `wait`, else init]
+    /// Phase of the guest's boot to wait for first [default: your setting `wait`, else init]
     #[arg(long, value_name = "PHASE")]
     wait: Option<Wait>,
 }

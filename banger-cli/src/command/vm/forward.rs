@@ -46,25 +46,25 @@ const LOOPBACK: &str = "127.0.0.1";
 
 /// Forward connections into or out of a sandbox
 ///
-/// Press Ctrl-C to stop. The agent carries the connections, so they need no network in the sandbox, and reach
-/// what listens on its loopback. Each side is a port, an address and a port, or the path of a socket.
+/// The agent carries the connections, so the sandbox needs no network, and programs that listen on its loopback can be
+/// reached. Each side is a port, an address and a port, or the path of a unix socket. Press Ctrl-C to stop.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm forward -L 8080:80 web                a port of this host to one of the sandbox
   banger vm forward -L 8080:/run/app.sock web     to a socket in it
-  banger vm forward -L 0.0.0.0:8080:80 web        from other computers, too
+  banger vm forward -L 0.0.0.0:8080:80 web        from other computers as well
   banger vm forward -R 5432:localhost:5432 web    a port of the sandbox to one of this host
   banger vm forward --auto web                    every TCP port on which the sandbox listens")]
 pub struct Forward {
     /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// Listen on the host, and connect in the sandbox: [ADDRESS:]PORT:[HOST:]PORT, or paths of sockets
-    /// instead
+    /// Listen on the host and connect in the sandbox: [ADDRESS:]PORT:[HOST:]PORT; either side can be the path
+    /// of a unix socket
     #[arg(short = 'L', long, value_name = "LISTEN:CONNECT", required_unless_present_any = ["remote", "auto"])]
     local: Vec<Spec>,
-    /// Listen in the sandbox, and connect on the host
+    /// Listen in the sandbox and connect on the host
     #[arg(short = 'R', long, value_name = "LISTEN:CONNECT")]
     remote: Vec<Spec>,
     /// Forward every TCP port on which the sandbox listens, from the same port of the host's loopback

@@ -5,7 +5,7 @@ use zbus::OwnedObjectPath;
 
 use crate::{
     client::{bus::Bus, service::Kind},
-    command::batch::{self, ResultArgs},
+    command::batch::{self, Effect, ResultArgs},
     error::Result,
     ui::progress::{Progress, ProgressArgs},
 };
@@ -48,7 +48,8 @@ impl Kill {
     pub async fn run(&self) -> Result<u8> {
         let bus = &Bus::connect().await?;
         let progress = Progress::new(ProgressArgs { quiet: true });
-        let kill = async |_, vm: OwnedObjectPath| bus.kill_vm(&vm, self.signal).await;
+        let kill =
+            async |_, vm: OwnedObjectPath| bus.kill_vm(&vm, self.signal).await.map(|()| Effect::Changed);
         batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "killed", self.output, kill)
             .await
     }

@@ -48,7 +48,7 @@ impl Prune {
         object::sort(&mut sandboxes);
         let names: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.name().to_owned()).collect();
         if self.change.output.json && (self.dry_run || names.is_empty()) {
-            let row = |sandbox: &Object| batch::outcome(sandbox.name(), Some(sandbox.text("Id")), None, None);
+            let row = |sandbox: &Object| batch::untouched(sandbox.name(), sandbox.text("Id"));
             output::json(&sandboxes.iter().map(row).collect())?;
             return Ok(0);
         }

@@ -1,6 +1,7 @@
 //! `banger vm publish` and `banger vm unpublish`.
 
 use banger_proto::bus::{
+    ErrorName,
     option::publish::{SCOPE, scope},
     proxy::Options,
 };
@@ -10,7 +11,7 @@ use zbus::Variant;
 
 use crate::{
     client::{bus::Bus, service::Kind},
-    error::Result,
+    error::{Error, Result},
     ui::output,
 };
 
@@ -21,7 +22,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  banger vm publish web 80            prints a free port of this host that was chosen
+  banger vm publish web 80            chooses a free port of this host and prints it
   banger vm publish web 8080:80
   banger vm publish web 5353:53/udp
   banger vm publish --public web 8080:80")]
@@ -105,7 +106,7 @@ fn port(text: &str) -> Result<u16, String> {
 impl Publish {
     pub async fn run(&self) -> Result<u8> {
         let bus = Bus::connect().await?;
-        let vm = bus.find(Kind::Vm, &self.sandbox).await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         let (scope, address) =
             if self.public { (scope::ALL, "0.0.0.0") } else { (scope::LOOPBACK, "127.0.0.1") };
         let options = Options::from([(SCOPE, Variant::from(scope))]);
@@ -114,7 +115,7 @@ impl Publish {
             let host = match bus.publish_port(&vm, protocol, *guest, *host, &options).await {
                 Ok(host) => host,
                 Err(error) => {
-                    failed = Some(error);
+                    failed = Some(add_hint(error).about(&self.sandbox));
                     break;
                 }
             };
@@ -138,17 +139,36 @@ impl Publish {
 impl Unpublish {
     pub async fn run(&self) -> Result<u8> {
         let bus = Bus::connect().await?;
-        let vm = bus.find(Kind::Vm, &self.sandbox).await?;
+        let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         for HostPort { host, protocol } in &self.ports {
-            bus.unpublish_port(&vm, protocol, *host).await?;
+            let removed = bus.unpublish_port(&vm, protocol, *host).await;
+            removed.map_err(|error| error.about(&self.sandbox))?;
         }
         Ok(0)
+    }
+}
+
+/// Adds a hint for a port of the host that is in use.
+fn add_hint(error: Error) -> Error {
+    match error.name() {
+        Some(ErrorName::AlreadyInUse) => {
+            error.with_hint("choose another port of the host, or give only the guest's to get a free one.")
+        }
+        _ => error,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hints_of_publish() {
+        use crate::ui::wording::{check, of_service, shown};
+
+        let names = [ErrorName::AlreadyInUse, ErrorName::InvalidState];
+        check("hints_of_publish", &shown(names.map(|name| (name, add_hint(of_service(name)).about("web")))));
+    }
 
     #[test]
     fn ports_parse_in_every_form() {

@@ -11,7 +11,7 @@ use crate::error::Result;
 
 /// Shut sandboxes down and boot them again
 ///
-/// Returns when the guests' agents answer. A sandbox that is not running is just started.
+/// Returns when the guests' agents answer. A sandbox that is not running is only started.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
@@ -20,7 +20,7 @@ pub struct Restart {
     /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// How far the guests have booted before this returns [default: agent]
+    /// Phase of the boot to wait for [default: agent]
     #[arg(long, value_name = "PHASE")]
     wait: Option<Wait>,
     #[command(flatten)]

@@ -43,6 +43,9 @@ use crate::{
 /// How long to wait for the deletion; then the service completes it alone.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Hint for an error in a sandbox that is deleted at the end.
+const NOT_KEPT: &str = "without `--rm` the sandbox stays, and `banger vm logs` shows its console.";
+
 /// Create a sandbox and run a shell or a command in it
 ///
 /// Without a command, this opens a login shell. Input, output, signals and the size of the terminal are
@@ -171,6 +174,7 @@ impl Run {
         }
         let sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress };
         if let Err(error) = sandbox.send_user_files(&settings, &mut listener).await {
+            let error = sandbox.about(error, self.rm).await;
             sandbox.clean_up(self.rm, &mut listener).await;
             return Err(error);
         }
@@ -181,11 +185,17 @@ impl Run {
         let status = match prepared {
             Err(error) => Err(error),
             Ok(_) if self.detach => {
-                sandbox.wait(self.exec.wait(), &mut listener).await?;
+                if let Err(error) = sandbox.wait(self.exec.wait(), &mut listener).await {
+                    return Err(sandbox.about(error, self.rm).await);
+                }
                 sandbox.note_ports(&container.ports).await;
                 return print_created(&bus, &sandbox.vm, self.json).await;
             }
             Ok(workspace) => sandbox.attach(self, workspace, &container.ports, &mut listener).await,
+        };
+        let status = match status {
+            Err(error) => Err(sandbox.about(error, self.rm).await),
+            status => status,
         };
         sandbox.clean_up(self.rm, &mut listener).await;
         status
@@ -208,6 +218,15 @@ struct Sandbox<'a> {
 }
 
 impl Sandbox<'_> {
+    /// Makes the hint of an error fit this sandbox, which may be about to be deleted.
+    async fn about(&self, error: Error, deleted: bool) -> Error {
+        match deleted {
+            true if error.hints_at_sandbox() => error.with_hint(NOT_KEPT),
+            true => error,
+            false => about(self.bus, &self.vm, error).await,
+        }
+    }
+
     /// Copies the user's files into it.
     async fn send_user_files(&self, settings: &Settings, listener: &mut Listener) -> Result<()> {
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
@@ -341,8 +360,8 @@ impl Sandbox<'_> {
         let error = match removal.await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
-            Err(_) => Error::Usage("deleting the sandbox takes long".to_owned()).with_hint(
-                "the service continues with it: `banger vm list` shows the state of your sandboxes.",
+            Err(_) => Error::Refused("deleting the sandbox takes long".to_owned()).with_hint(
+                "the service continues the work: `banger vm list` shows the state of your sandboxes.",
             ),
         };
         error.print(Some("--rm"));
@@ -400,11 +419,30 @@ pub(super) fn reminder(sandbox: &Object) -> Option<String> {
     }
 }
 
-/// Adds a hint for a sandbox that exists although its start has failed.
+/// Puts the name of the new sandbox into the hint of an error.
+pub(super) async fn about(bus: &Bus, vm: &OwnedObjectPath, error: Error) -> Error {
+    match bus.properties(vm, VM_INTERFACE).await {
+        Ok(sandbox) => error.about(sandbox.name()),
+        Err(_) => error,
+    }
+}
+
+/// Adds a hint about the sandbox of a creation that has failed: whether it still exists.
 pub(super) async fn explain(bus: &Bus, vm: &OwnedObjectPath, error: Error) -> Error {
-    let Ok(sandbox) = bus.properties(vm, VM_INTERFACE).await else { return error };
-    match (sandbox.name(), sandbox.text("State")) {
-        ("", _) | (_, "deleting") => error,
+    let sandbox = bus.properties(vm, VM_INTERFACE).await.unwrap_or_default();
+    explain_state(sandbox.name(), sandbox.text("State"), error)
+}
+
+fn explain_state(name: &str, state: &str, error: Error) -> Error {
+    match (name, state) {
+        // Its logs are gone, too.
+        ("", _) if error.name() == Some(ErrorName::VmmFailed) => error.with_hint(
+            "the sandbox was not kept; `banger doctor` and `journalctl -u banger-system` show more.",
+        ),
+        ("", _) => error,
+        // The service has ended the job, and removes what it has created so far.
+        (name, _) if error.is_interrupted() => error.with_hint(format!("the service deletes {name}.")),
+        (_, "deleting") => error,
         (name, _) if error.is_detached() => error.with_hint(format!(
             "the service continues with {name}: `banger vm exec {name}` opens a shell once it is ready, \
              `banger vm delete --force {name}` deletes it."
@@ -451,6 +489,24 @@ mod tests {
         assert!(reminder(&sandbox("stopped")).unwrap().starts_with("calm-otter has stopped"));
         assert_eq!(reminder(&sandbox("deleting")), None);
         assert_eq!(reminder(&Object::default()), None);
+    }
+
+    #[test]
+    fn a_failed_creation_says_what_became_of_the_sandbox() {
+        use crate::ui::wording::{check, of_service, shown};
+
+        let interrupted = || Error::Interrupted { signal: 2 };
+        let detached = || Error::Detached { signal: 2 };
+        let late = || of_service(ErrorName::GuestTimeout);
+        let errors = [
+            ("interrupted, still running", explain_state("web", "running", interrupted())),
+            ("interrupted, deleting", explain_state("web", "deleting", interrupted())),
+            ("interrupted, gone", explain_state("", "", interrupted())),
+            ("detached", explain_state("web", "starting", detached())),
+            ("not ready", explain_state("web", "running", late())),
+            ("failed, gone", explain_state("", "", of_service(ErrorName::VmmFailed))),
+        ];
+        check("hints_of_create", &shown(errors));
     }
 
     #[test]

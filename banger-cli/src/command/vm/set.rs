@@ -1,24 +1,21 @@
 //! `banger vm set`.
 
-use banger_proto::{
-    bus::{ErrorName, option::configure, proxy::Options},
-    size::Bytes,
-};
+use banger_proto::bus::{ErrorName, option::configure, proxy::Options};
 use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
-use super::vm_args::size;
+use super::size_args::SizeArgs;
 use crate::{
     client::{bus::Bus, service::Kind},
-    command::batch::{self, ResultArgs},
-    error::Result,
+    command::batch::{self, Effect, ResultArgs},
+    error::{Error, Result},
     ui::progress::{Progress, ProgressArgs},
 };
 
 /// Change the configuration of sandboxes
 ///
 /// NAT changes at once, even in a running sandbox. Processors, memory and disks change only while the sandbox is
-/// stopped. Disks only grow; the file system in a disk grows at the next start.
+/// stopped. Disks can only grow; their file systems grow at the next start.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -31,32 +28,21 @@ pub struct Set {
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
     /// Give the sandboxes internet access (NAT)
-    #[arg(long, overrides_with = "no_nat", required_unless_present_any = CHANGES)]
+    #[arg(long, overrides_with = "no_nat", required_unless_present_any = changes())]
     nat: bool,
-    /// Take internet access away; guests of the same owner still reach each other
+    /// Remove internet access; guests of the same owner still reach each other
     #[arg(long)]
     no_nat: bool,
-    /// Virtual processors
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
-    vcpu: Option<u32>,
-    /// Memory, such as 512MiB or 4GiB
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    memory: Option<Bytes>,
-    /// Size of the system disk, which is /, such as 20GiB
-    #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]
-    root_size: Option<Bytes>,
-    /// Size of the work disk, which is /root, such as 8GiB
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    disk_size: Option<Bytes>,
+    #[command(flatten)]
+    sizes: SizeArgs,
     #[command(flatten)]
     output: ResultArgs,
 }
 
-/// Hint for a disk of an invalid size.
-const SIZES: &str = "`banger vm show NAME` shows the sizes of its disks, as root_size and disk_size.";
-
-/// One of these, or `--nat`, is required.
-const CHANGES: [&str; 5] = ["no_nat", "vcpu", "memory", "root_size", "disk_size"];
+/// The ids of the options of which one is required, unless `--nat` is given.
+fn changes() -> impl Iterator<Item = &'static str> {
+    SizeArgs::IDS.into_iter().chain(["no_nat"])
+}
 
 impl Set {
     pub async fn run(&self) -> Result<u8> {
@@ -64,35 +50,29 @@ impl Set {
         let progress = Progress::new(ProgressArgs { quiet: true });
         let options = &self.options();
         let set = async |_, vm: OwnedObjectPath| {
-            bus.configure_vm(&vm, options).await.map_err(|error| match error.name() {
-                Some(ErrorName::InvalidOption) if error.to_string().contains(" disk ") => {
-                    error.with_hint(SIZES)
-                }
-                _ => error,
-            })
+            let set = bus.configure_vm(&vm, options).await;
+            set.map(|()| Effect::Changed).map_err(add_hint)
         };
         batch::each(batch::find(bus, Kind::Vm, &self.sandboxes).await, &progress, "changed", self.output, set)
             .await
     }
 
     fn options(&self) -> Options<'_> {
-        let mut options = Options::new();
+        let mut options: Options<'_> = self.sizes.options();
         if self.nat || self.no_nat {
             options.insert(configure::NAT, Variant::from(self.nat));
         }
-        if let Some(count) = self.vcpu {
-            options.insert(configure::VCPUS, Variant::from(count));
-        }
-        if let Some(Bytes(memory)) = self.memory {
-            options.insert(configure::MEMORY, Variant::from(memory));
-        }
-        if let Some(Bytes(size)) = self.disk_size {
-            options.insert(configure::DISK_SIZE, Variant::from(size));
-        }
-        if let Some(Bytes(size)) = self.root_size {
-            options.insert(configure::ROOT_SIZE, Variant::from(size));
-        }
         options
+    }
+}
+
+/// Adds a hint for a sandbox whose state does not allow a change of its sizes.
+fn add_hint(error: Error) -> Error {
+    match error.name() {
+        Some(ErrorName::InvalidState) => {
+            error.with_hint("only NAT changes while it runs: `banger vm stop NAME` stops it.")
+        }
+        _ => error,
     }
 }
 
@@ -102,6 +82,14 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+
+    #[test]
+    fn hints_of_set() {
+        use crate::ui::wording::{check, of_service, shown};
+
+        let names = [ErrorName::InvalidState, ErrorName::DiskTooSmall, ErrorName::InvalidOption];
+        check("hints_of_set", &shown(names.map(|name| (name, add_hint(of_service(name)).about("web")))));
+    }
 
     #[derive(Parser)]
     struct Line {

@@ -14,7 +14,7 @@ use crate::{
 
 /// Log in to a sandbox with ssh
 ///
-/// This runs the ssh of your system with the address and the host key of the sandbox, so it asks nothing. The
+/// This runs the ssh of your system with the address and the host key of the sandbox, so it asks no questions. The
 /// image needs an ssh server; `banger vm exec` needs none. Arguments after -- go to ssh.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\

@@ -16,14 +16,14 @@ use crate::error::Result;
 #[command(after_long_help = "\
 Examples:
   banger vm start web db
-  banger vm start --wait boot web   returns when its services were started
+  banger vm start --wait boot web   return when its services have started
 
 Next: `banger vm exec NAME` opens a shell in one of them.")]
 pub struct Start {
     /// Names, ids or id prefixes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// How far the guests have booted before this returns [default: agent]
+    /// Phase of the boot to wait for [default: agent]
     #[arg(long, value_name = "PHASE")]
     wait: Option<Wait>,
     #[command(flatten)]

@@ -13,7 +13,7 @@ use banger_proto::{
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::agents;
+use super::{agents, numbers::whole};
 use crate::{
     client::bus::Bus,
     error::{FAILURE, Result},
@@ -33,7 +33,7 @@ const HOME: &str = "\x1b[H\x1b[J";
 
 /// Show the resource usage of sandboxes
 ///
-/// CPU usage is in percent of one virtual processor: a sandbox with two of them has up to 200 %.
+/// CPU usage is in percent of one virtual processor: a sandbox with two of them can use up to 200 %.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -63,7 +63,7 @@ pub struct Top {
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// Show at most this many processes
-    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20)]
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20, value_parser = whole::<usize>)]
     count: usize,
     /// Refresh until you press Ctrl-C
     #[arg(short, long)]

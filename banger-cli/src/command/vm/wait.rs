@@ -12,10 +12,10 @@ use crate::{error::Result, guest::agent::Guest, ui::progress::Track};
 pub enum Wait {
     /// The agent in the guest answers
     Agent,
-    /// The early part of the boot is over: file systems are mounted, /tmp was emptied, and systemctl works
+    /// The early part of the boot is over: file systems are mounted, /tmp is empty, systemctl works
     #[default]
     Init,
-    /// The image's init has started everything that it starts at boot
+    /// The boot is complete: the image's init has started its services
     Boot,
 }
 

@@ -22,7 +22,7 @@ pub const DEFAULT: &str = "/root/repo";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The repository")]
 pub struct WorkspaceArgs {
-    /// Check out a new branch in the sandbox, and not on the host
+    /// Check out a new branch, in the sandbox only
     #[arg(long, value_name = "BRANCH")]
     branch: Option<String>,
     /// Start the branch at this revision, and send its files instead of those of the work tree
@@ -31,7 +31,7 @@ pub struct WorkspaceArgs {
     /// Also send untracked files, but not ignored ones
     #[arg(long, conflicts_with = "from")]
     include_untracked: bool,
-    /// Also send untracked and ignored files that match this pattern of git's, such as '.env*'
+    /// Also send untracked and ignored files that match this git pattern, such as '.env*'
     #[arg(long, value_name = "PATTERN")]
     include: Vec<String>,
     /// How much of the repository to send

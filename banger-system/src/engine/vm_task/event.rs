@@ -5,7 +5,7 @@ use std::sync::Arc;
 use banger_domain::{
     guest_end::GuestEnd,
     id::{JobId, Timestamp},
-    lifecycle::{Event, Reason, State, step},
+    lifecycle::{Event, Reason, State},
     resource::Scope,
     vm::Lifetime,
 };
@@ -14,8 +14,11 @@ use tracing::Instrument;
 
 use super::{FORCED, Goal, Next, VmTask, Waiter};
 use crate::{
-    engine::{error::Error, now},
-    ports::{self, Ended, GuestFacts},
+    engine::{error::Error, lease::not_released, now},
+    ports::{
+        guest_link::{self, GuestFacts},
+        supervisor::{self, Ended},
+    },
 };
 
 /// The result of one piece of background work.
@@ -23,19 +26,19 @@ pub(super) enum TaskEvent {
     /// The VMM's process has ended.
     VmmEnded(Ended),
     /// The guest's agent answered after a boot, or did not in time.
-    GuestReady(ports::Result<GuestFacts>),
+    GuestReady(guest_link::Result<GuestFacts>),
     /// The result of [`VmTask::confirm_up`].
-    UpChecked(ports::Result<GuestFacts>),
+    UpChecked(guest_link::Result<GuestFacts>),
     /// The result of a liveness probe.
-    Probed(ports::Result<GuestFacts>),
+    Probed(guest_link::Result<GuestFacts>),
     /// The guest has halted, while its VMM still runs.
     GuestHalted(GuestEnd),
     /// The guest has synced its disks and is powering off, or the request failed.
-    ShutdownAnswered(ports::Result<()>),
+    ShutdownAnswered(guest_link::Result<()>),
     /// The time for a clean stop is over.
     StopTimedOut,
     /// The VMM was killed; its end is reported separately.
-    Killed(ports::Result<()>),
+    Killed(supervisor::Result<()>),
     /// A user cancelled a job that waits for this VM.
     JobCanceled(JobId),
 }
@@ -87,7 +90,7 @@ impl VmTask {
     }
 
     /// Fails the waiting jobs. The guest stays up so that its logs can be read, and only its owner deletes it.
-    pub(super) async fn guest_not_ready(&mut self, error: ports::Error) {
+    pub(super) async fn guest_not_ready(&mut self, error: guest_link::Error) {
         self.is_new = false;
         if self.vm.state == State::Running {
             self.vm.reason = Reason::BootTimeout;
@@ -115,11 +118,10 @@ impl VmTask {
             // Its owner will want to read its logs.
             self.vm.lifetime = Lifetime::Persistent;
         }
-        // Failures are logged in the lease, and what is left stays in the ledger.
-        self.lease.release(Scope::Boot).await;
+        let name = self.vm.name.to_string();
+        let left = not_released(&name, self.lease.release(Scope::Boot).await);
         self.save_or_log().await;
 
-        let name = self.vm.name.to_string();
         let how = match (&self.vm.reason, ended) {
             (Reason::GuestPanic, _) => "its kernel panicked".to_owned(),
             (Reason::GuestReboot, _) => "it rebooted".to_owned(),
@@ -132,8 +134,11 @@ impl VmTask {
         };
         let early = Arc::new(Error::EndedEarly { name, how });
         self.fail_waiters(&early, |goal| matches!(goal, Goal::Running | Goal::Ready));
-        for job in self.take_waiters(|goal| goal == Goal::Down) {
-            job.finish(Ok(()));
+        let down = self.take_waiters(|goal| goal == Goal::Down);
+        match left.map(Arc::new) {
+            None => down.into_iter().for_each(|job| job.finish(Ok(()))),
+            // It is down, but its host is not as it was before the start.
+            Some(left) => down.into_iter().for_each(|job| job.fail_shared(&left)),
         }
         if self.waiters.iter().any(|waiter| waiter.goal == Goal::Gone) {
             return self.remove_and_finish_waiters().await;
@@ -183,9 +188,7 @@ impl VmTask {
         if self.is_new {
             return self.delete_automatically(Reason::UserRequest).await;
         }
-        if let Ok(transition) = step(self.vm.state, Event::Stop)
-            && let Err(error) = self.stop_vmm(transition, FORCED, Reason::UserRequest).await
-        {
+        if let Err(error) = self.stop_vmm(FORCED, Reason::UserRequest).await {
             tracing::error!(vm = %self.vm.id, %error, "cannot stop after a cancellation");
         }
         Next::Continue

@@ -1,12 +1,12 @@
 //! Notices a guest that stops answering although its VMM runs. It is not ready until it answers again.
 //!
-//! A guest that answers is not probed: the minute's clock check and the requests of users show whether it is alive.
+//! A guest that answers is not probed: the clock check each minute and the requests of users show that it is alive.
 //! Only after one of these has timed out does the task probe it, every [`PROBE_INTERVAL`], until it answers.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{TaskEvent, VmTask};
-use crate::ports::{self, GuestFacts};
+use crate::ports::guest_link::{self, GuestFacts};
 
 /// Time for one answer. A guest that is only busy answers within this time.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -40,7 +40,7 @@ impl VmTask {
         });
     }
 
-    pub(super) fn probed(&mut self, facts: ports::Result<GuestFacts>) {
+    pub(super) fn probed(&mut self, facts: guest_link::Result<GuestFacts>) {
         let before = self.liveness;
         self.liveness = match facts {
             Ok(_) => Liveness::Answering,

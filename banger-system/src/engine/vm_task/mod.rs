@@ -1,8 +1,8 @@
 //! The task of one VM.
 //!
-//! Each VM has one task, which alone changes the VM: its state, its row in the store, and its resources on the host.
-//! Everybody else sends it a [`Command`] and reads the published [`VmView`]. So there are no locks around a VM, and
-//! no two steps of it can race.
+//! Each VM has one task, and only this task changes the VM: its state, its row in the store, and its resources on
+//! the host. All other code sends it a [`Command`] and reads the published [`VmView`]. So a VM needs no lock, and
+//! no two of its steps can race.
 //!
 //! The task never waits long. What takes time (the VMM's end, the guest's answer, a clean shutdown) runs in the
 //! background and reports a [`TaskEvent`]. So a VM can be stopped or deleted at any time, whatever its guest does.
@@ -37,8 +37,9 @@
 //! # The end
 //!
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
-//! `remove.rs` deletes what is down, `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what
-//! happened while no service ran. Then the resources of the boot are released, and the next waiting start begins.
+//! `remove.rs` deletes a VM that is down, `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds
+//! out what happened while no service ran. Then the resources of the boot are released, and the next waiting start
+//! begins.
 
 mod event;
 mod liveness;
@@ -54,9 +55,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use banger_domain::{
     guest_end::Reboots,
     id::{JobId, Timestamp},
-    lifecycle::{Event, Transition, step},
+    lifecycle::{Event, Refused, Transition, step},
     name::Name,
     net::port::Port,
+    resource::Resource,
     vm::{Lifetime, Vm},
 };
 use tokio::{
@@ -78,7 +80,7 @@ use super::{
     request::{Configure, Start, Stop, StopMode},
     view::{JobKind, Object, VmView},
 };
-use crate::ports::Started;
+use crate::{ports::supervisor::Started, tasks::Task};
 
 /// How many commands to one VM may be queued.
 pub(super) const INBOX: usize = 64;
@@ -129,6 +131,12 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     CallerVanished,
+    /// A late look at the host has found these resources of the VM, or it is time to try again what could not be
+    /// released. `process` is its process, if it has one.
+    Found {
+        resources: BTreeSet<Resource>,
+        process: Option<Started>,
+    },
     /// Probe the guest, because a request to it timed out.
     Probe,
 }
@@ -171,10 +179,10 @@ impl VmTask {
         let job = shared.jobs.begin(JobKind::VmCreate, vm.owner, vec![Object::Vm(vm.id)], CREATE);
         let job = job.inspect_err(|_| shared.inventory.remove_vm(vm.id))?;
         let id = job.id();
-        let lease = Lease::new(vm.id, shared.ports.clone());
+        let lease = Lease::new(vm.id, shared.ports.clone(), shared.problems.clone());
         let mut task = Self::new(shared, vm, lease, inbox);
         task.is_new = true;
-        tokio::spawn(async move {
+        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.create_and_start(job, start).await == Next::Continue {
                 task.run().await;
             }
@@ -191,7 +199,7 @@ impl VmTask {
         inbox: mpsc::Receiver<Command>,
     ) {
         let mut task = Self::new(shared, vm, lease, inbox);
-        tokio::spawn(async move {
+        task.shared.tasks.clone().spawn_finite(Task::Vm(task.vm.id), async move {
             if task.reattach(process).await == Next::Continue {
                 task.run().await;
             }
@@ -221,6 +229,8 @@ impl VmTask {
                 biased;
                 Some(event) = self.background.join_next() => match event {
                     Ok(event) => self.handle_event(event).await,
+                    // Without its result this task would never hear of the end.
+                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     // Aborted, because its result no longer matters.
                     Err(_) => Next::Continue,
                 },
@@ -276,6 +286,7 @@ impl VmTask {
                 answer(reply, result);
             }
             Command::CallerVanished => return self.client_disconnected().await,
+            Command::Found { resources, process } => return self.found(resources, process).await,
             Command::Probe => self.suspect(),
         }
         Next::Continue
@@ -301,13 +312,19 @@ impl VmTask {
         self.shared.jobs.begin(kind, self.vm.owner, vec![Object::Vm(self.vm.id)], stages)
     }
 
+    /// Takes a step of the lifecycle table. Nothing else changes the state.
+    fn enter(&mut self, event: Event) -> Result<Transition, Refused> {
+        let transition = step(self.vm.state, event)?;
+        if let Transition::To(state) = transition {
+            self.vm.state = state;
+        }
+        Ok(transition)
+    }
+
+    /// Takes the step of something that has happened, whatever the table says.
     fn apply(&mut self, event: Event) {
-        match step(self.vm.state, event) {
-            Ok(Transition::To(state)) => self.vm.state = state,
-            Ok(Transition::Unchanged) => {}
-            Err(refused) => {
-                tracing::error!(vm = %self.vm.id, %refused, "the lifecycle table was not followed")
-            }
+        if let Err(refused) = self.enter(event) {
+            tracing::error!(vm = %self.vm.id, %refused, "the lifecycle table was not followed");
         }
     }
 
@@ -336,9 +353,13 @@ impl VmTask {
     }
 
     fn view(&self) -> VmView {
+        self.view_of(self.vm.clone())
+    }
+
+    fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        VmView { blocked_ports, silent, ..self.shared.view(self.vm.clone(), self.unit.clone(), self.pid) }
+        VmView { blocked_ports, silent, ..self.shared.view(vm, self.unit.clone(), self.pid) }
     }
 }
 

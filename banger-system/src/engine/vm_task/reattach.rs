@@ -1,15 +1,17 @@
 //! Reattaches a VM's task to a VMM that an earlier run of the service started.
 
+use std::collections::BTreeSet;
+
 use banger_domain::{
     clock::Occasion,
     lifecycle::{Event, Reason, State},
-    resource::Scope,
+    resource::{Resource, Scope},
 };
 
 use super::{Next, VmTask};
 use crate::{
-    engine::error::one_line,
-    ports::{Ended, Started},
+    engine::error::{Error, one_line},
+    ports::supervisor::{Ended, Started},
 };
 
 impl VmTask {
@@ -27,7 +29,7 @@ impl VmTask {
                 self.unit = process.unit;
                 self.pid = process.pid;
                 if state == State::Starting {
-                    self.vm.state = State::Running;
+                    self.apply(Event::Launched);
                 }
                 self.publish();
                 self.reattach_nic().await;
@@ -48,16 +50,33 @@ impl VmTask {
         }
     }
 
+    /// Takes over resources that a late look at the host has found, and releases those that are not needed.
+    pub(super) async fn found(&mut self, resources: BTreeSet<Resource>, process: Option<Started>) -> Next {
+        self.lease.add(resources);
+        match (self.vm.state, process) {
+            (State::Deleting, _) => return self.remove().await.1,
+            (state, Some(process)) if state.is_up() && self.pid == 0 => {
+                self.unit = process.unit;
+                self.pid = process.pid;
+                self.publish();
+            }
+            (state, _) if state.is_up() => {}
+            // Failures are logged in the lease, and tried again.
+            _ => drop(self.lease.release(Scope::Boot).await),
+        }
+        Next::Continue
+    }
+
     /// Handles the end of a VMM that no service watched. The console log may say how the guest ended.
     async fn ended_unwatched(&mut self, state: State) -> Next {
         let (event, reason) = match state.is_up() {
             true => self.classify_end(&Ended::Unknown).await,
             false => (Event::Exited, Reason::Lost),
         };
-        match (event, &reason) {
-            // The reason is unknown, so it does not count as a failure.
-            (_, Reason::Lost) => self.vm.state = if state.is_up() { State::Stopped } else { state },
-            _ => self.apply(event),
+        // An end for an unknown reason does not count as a failure.
+        let event = if reason == Reason::Lost { Event::Exited } else { event };
+        if state.is_up() {
+            self.apply(event);
         }
         self.vm.reason = reason;
         self.clear_boot();
@@ -71,7 +90,7 @@ impl VmTask {
     /// Reattaches the network interface of a running sandbox. If that fails, the sandbox keeps running without it.
     pub(super) async fn reattach_nic(&mut self) {
         let taken = match self.shared.nic(&self.vm).await {
-            Ok(nic) => self.shared.ports.network.reattach(&nic).await,
+            Ok(nic) => self.shared.ports.network.reattach(&nic).await.map_err(Error::from),
             Err(error) => Err(error),
         };
         match taken {

@@ -19,7 +19,10 @@ use crate::{
         request::{OnReboot, Start},
         view::{JobKind, Object},
     },
-    ports::{self, Ended, GuestFacts},
+    ports::{
+        guest_link::{self, GuestFacts},
+        supervisor::Ended,
+    },
 };
 
 const REBOOT: Stages = &["start", "boot"];
@@ -81,7 +84,7 @@ impl VmTask {
         });
     }
 
-    pub(super) fn up_checked(&mut self, facts: ports::Result<GuestFacts>) {
+    pub(super) fn up_checked(&mut self, facts: guest_link::Result<GuestFacts>) {
         let is_up = |goal| matches!(goal, Goal::Up(_));
         match facts {
             Ok(facts) if facts.stopping => {
@@ -98,9 +101,9 @@ impl VmTask {
     }
 
     /// Returns the error of a guest that did not answer.
-    pub(super) fn not_ready_error(&self, error: ports::Error) -> Error {
+    pub(super) fn not_ready_error(&self, error: guest_link::Error) -> Error {
         match error {
-            ports::Error::Timeout { after, .. } => {
+            guest_link::Error::Timeout { after, .. } => {
                 Error::GuestTimeout { name: self.vm.name.to_string(), seconds: after.as_secs() }
             }
             other => other.into(),
@@ -125,9 +128,9 @@ impl VmTask {
 
     pub(super) async fn guest_halted(&mut self, end: GuestEnd) {
         match step(self.vm.state, Event::Stop) {
-            Ok(transition @ Transition::To(_)) => {
+            Ok(Transition::To(_)) => {
                 tracing::info!(vm = %self.vm.id, ?end, "the guest has halted");
-                if let Err(error) = self.stop_vmm(transition, FORCED, end.reason()).await {
+                if let Err(error) = self.stop_vmm(FORCED, end.reason()).await {
                     tracing::error!(vm = %self.vm.id, %error, "cannot end a sandbox whose guest has halted");
                 }
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use banger_domain::{
     id::JobId,
-    lifecycle::{Event, Reason, Refused, Transition, step},
+    lifecycle::{Event, Reason, Refused, Transition},
     vm::Lifetime,
 };
 
@@ -12,6 +12,7 @@ use super::{FORCED, Goal, Next, Reply, VmTask, answer};
 use crate::engine::{
     error::Error,
     job::{JobHandle, Stages},
+    lease::not_released,
     request::StopMode,
     view::{JobKind, Object},
 };
@@ -33,11 +34,7 @@ impl VmTask {
         };
         answer(reply, Ok(job.id()));
         if self.vm.state.is_up() {
-            let stopped = match step(self.vm.state, Event::Stop) {
-                Ok(transition) => self.stop_vmm(transition, FORCED, Reason::UserRequest).await,
-                Err(refused) => Err(refused.into()),
-            };
-            match stopped {
+            match self.stop_vmm(FORCED, Reason::UserRequest).await {
                 Ok(()) => {
                     job.stage("power-off", "ending the sandbox");
                     self.wait_for(job, Goal::Gone);
@@ -55,14 +52,16 @@ impl VmTask {
     /// Deletes the VM with everything that it holds. On failure the ledger keeps what is left and the VM stays
     /// `deleting`, so that the deletion can be repeated.
     pub(super) async fn remove(&mut self) -> (Option<Error>, Next) {
-        if let Ok(Transition::To(state)) = step(self.vm.state, Event::Delete) {
-            self.vm.state = state;
-            if let Err(error) = self.save().await {
-                return (Some(error), Next::Continue);
-            }
+        let entered = match self.enter(Event::Delete) {
+            Ok(Transition::To(_)) => self.save().await,
+            Ok(Transition::Unchanged) => Ok(()),
+            Err(refused) => Err(refused.into()),
+        };
+        if let Err(error) = entered {
+            return (Some(error), Next::Continue);
         }
-        if let Some(error) = self.lease.release_all().await.into_iter().next() {
-            return (Some(error.into()), Next::Continue);
+        if let Some(error) = not_released(self.vm.name.as_str(), self.lease.release_all().await) {
+            return (Some(error), Next::Continue);
         }
         if let Err(error) = self.shared.ports.store.delete_vm(self.vm.id).await {
             return (Some(error.into()), Next::Continue);
@@ -84,11 +83,7 @@ impl VmTask {
         let objects = vec![Object::Vm(self.vm.id)];
         let job = self.shared.jobs.begin_internal(JobKind::VmDelete, self.vm.owner, objects, DELETE);
         if self.vm.state.is_up() {
-            let stopped = match step(self.vm.state, Event::Stop) {
-                Ok(transition) => self.stop_vmm(transition, FORCED, reason).await,
-                Err(refused) => Err(refused.into()),
-            };
-            match stopped {
+            match self.stop_vmm(FORCED, reason).await {
                 Ok(()) => self.wait_for(job, Goal::Gone),
                 Err(error) => job.finish(Err(error)),
             }

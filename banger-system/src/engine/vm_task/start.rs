@@ -11,7 +11,7 @@ use banger_domain::{
     launch_spec::{self, Access, Drive, LaunchSpec, Medium},
     lifecycle::{Event, Reason, State, Transition, step},
     resource::{Resource, Scope},
-    vm::Token,
+    vm::{Token, Vm},
 };
 use tracing::Instrument;
 
@@ -22,11 +22,12 @@ use crate::{
         error::{Error, Result, one_line},
         guest_archive,
         job::{JobHandle, Stages},
+        lease::not_released,
         now,
         request::{Start, WaitFor},
         view::JobKind,
     },
-    ports::{NetworkNamespace, Started},
+    ports::{supervisor::Started, vmm::NetworkNamespace},
 };
 
 /// Pause before asking the supervisor again when it could not report how a process ended.
@@ -106,14 +107,11 @@ impl VmTask {
     /// Checks the lifecycle table and the owner's quota, then boots the VM.
     pub(super) async fn admit_and_boot(&mut self, job: &JobHandle, start: Start) -> Result<()> {
         let Transition::To(state) = step(self.vm.state, Event::Start)? else { return Ok(()) };
-        let before = self.vm.clone();
-        self.vm.state = state;
-        self.vm.reason = Reason::UserRequest;
-        self.vm.ready_at = Timestamp::default();
-        if let Err(error) = self.shared.inventory.publish_start(self.view(), &self.shared.settings.limits) {
-            self.vm = before;
-            return Err(error);
-        }
+        let reason = Reason::UserRequest;
+        let admitted = Vm { state, reason, ready_at: Timestamp::default(), ..self.vm.clone() };
+        let view = self.view_of(admitted.clone());
+        self.shared.inventory.publish_start(view, &self.shared.settings.limits)?;
+        self.vm = admitted;
         self.boot(job, start).await
     }
 
@@ -154,8 +152,8 @@ impl VmTask {
     /// Launches the VMM after releasing what an earlier boot left. The ledger still has resources that could not be
     /// released when that boot ended.
     async fn launch_clean(&mut self) -> Result<Started> {
-        match self.lease.release(Scope::Boot).await.into_iter().next() {
-            Some(error) => Err(error.into()),
+        match not_released(self.vm.name.as_str(), self.lease.release(Scope::Boot).await) {
+            Some(error) => Err(error),
             None => self.launch().await,
         }
     }

@@ -26,14 +26,14 @@ pub(super) const FORCED: Stop = Stop { timeout: None, mode: StopMode::Forced };
 
 impl VmTask {
     pub(super) async fn stop(&mut self, stop: Stop) -> Result<JobId> {
-        let transition = step(self.vm.state, Event::Stop)?;
+        step(self.vm.state, Event::Stop)?;
         let job = self.begin_job(JobKind::VmStop, STOP)?;
         let id = job.id();
         if !self.vm.state.is_up() {
             job.finish(Ok(()));
             return Ok(id);
         }
-        self.stop_vmm(transition, stop, Reason::UserRequest).await?;
+        self.stop_vmm(stop, Reason::UserRequest).await?;
         job.stage("shutdown", "asking the guest to power off");
         self.wait_for(job, Goal::Down);
         Ok(id)
@@ -43,25 +43,20 @@ impl VmTask {
         if !self.vm.state.is_up() {
             return self.start(start).await;
         }
-        let transition = step(self.vm.state, Event::Stop)?;
+        step(self.vm.state, Event::Stop)?;
         let job = self.begin_job(JobKind::VmRestart, RESTART)?;
         let id = job.id();
-        self.stop_vmm(transition, stop, Reason::UserRequest).await?;
+        self.stop_vmm(stop, Reason::UserRequest).await?;
         job.stage("shutdown", "asking the guest to power off");
         self.wait_for(job, Goal::Again(start));
         Ok(id)
     }
 
     /// Starts to end the VMM. A forced stop overrides a clean one that is under way.
-    pub(super) async fn stop_vmm(
-        &mut self,
-        transition: Transition,
-        stop: Stop,
-        reason: Reason,
-    ) -> Result<()> {
+    pub(super) async fn stop_vmm(&mut self, stop: Stop, reason: Reason) -> Result<()> {
         let never_answered = self.vm.reason == Reason::BootTimeout;
-        if let Transition::To(state) = transition {
-            self.vm.state = state;
+        let transition = self.enter(Event::Stop)?;
+        if transition != Transition::Unchanged {
             self.vm.reason = reason;
             self.save().await?;
         }
@@ -102,8 +97,7 @@ impl VmTask {
         if !self.vm.state.is_up() {
             return Err(Error::NotRunning { name: self.vm.name.to_string() });
         }
-        if let Ok(Transition::To(state)) = step(self.vm.state, Event::Stop) {
-            self.vm.state = state;
+        if self.enter(Event::Stop)? != Transition::Unchanged {
             self.vm.reason = Reason::UserRequest;
             self.save().await?;
         }

@@ -16,7 +16,7 @@ pub(super) fn all(
     let Some(names) = names else {
         let message =
             "names of sandboxes are not served yet: the network for guests is not set up".to_owned();
-        return vec![check("names", Status::Warn, message, "see journalctl -u banger-system")];
+        return vec![check("names", Status::Warn, message, "`journalctl -u banger-system` shows why")];
     };
     vec![server(names, failures), resolver(names, resolved)]
 }
@@ -44,8 +44,8 @@ fn server(names: &Table, failures: &[(SocketAddr, String)]) -> Check {
 fn resolver(names: &Table, resolved: &ResolvedState) -> Check {
     let (gateway, _) = names.subnet().gateway();
     let recipe = format!(
-        "let the host's resolver ask {gateway} for names under vm: dnsmasq with `server=/vm/{gateway}`, unbound \
-         with a stub-zone, or see Names in docs/network.md; sandboxes find each other without it"
+        "make the host's resolver query {gateway} for the domain vm (dnsmasq: `server=/vm/{gateway}`, unbound: a \
+         stub-zone; see docs/network.md); sandboxes resolve each other's names without it"
     );
     let message = match resolved {
         ResolvedState::Configured { .. } => {

@@ -30,7 +30,7 @@ use rustix::{
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::watch,
-    task::{JoinHandle, JoinSet},
+    task::{AbortHandle, JoinSet},
 };
 use zbus::Connection;
 
@@ -40,7 +40,10 @@ use self::{
     server::{Server, serve_connections, serve_datagrams},
     upstream::{RESOLV_CONF, Upstreams},
 };
-use crate::ports::{Check, names::Names};
+use crate::{
+    ports::{Check, names::Names},
+    tasks::{Task, Tasks},
+};
 
 /// The first and the longest wait before a socket is opened again.
 const MIN_RETRY: Duration = Duration::from_millis(250);
@@ -54,22 +57,23 @@ pub struct NameServer {
     names: watch::Sender<Option<Arc<Table>>>,
     sockets: Sockets,
     resolved: Arc<Resolved>,
-    task: JoinHandle<()>,
+    task: AbortHandle,
 }
 
 impl NameServer {
     /// Returns a server that starts with the first names, and configures the systemd-resolved on this bus. Must be
     /// called in a runtime.
-    pub fn new(bus: Connection) -> Self {
-        Self::with_resolvers(bus, RESOLV_CONF.into())
+    pub fn new(bus: Connection, tasks: &Tasks) -> Self {
+        Self::with_resolvers(bus, RESOLV_CONF.into(), tasks)
     }
 
     /// Returns a server that reads the host's resolvers from this file.
-    pub fn with_resolvers(bus: Connection, resolv_conf: PathBuf) -> Self {
+    pub fn with_resolvers(bus: Connection, resolv_conf: PathBuf, tasks: &Tasks) -> Self {
         let (names, published) = watch::channel(None);
         let sockets = Sockets::default();
         let resolved = Arc::new(Resolved::new(bus));
-        let task = tokio::spawn(run(published, resolv_conf, sockets.clone(), Arc::clone(&resolved)));
+        let serving = run(published, resolv_conf, sockets.clone(), Arc::clone(&resolved));
+        let task = tasks.spawn(Task::NameServer, serving);
         Self { names, sockets, resolved, task }
     }
 }
@@ -132,16 +136,24 @@ async fn run(mut names: Published, resolv_conf: PathBuf, sockets: Sockets, resol
         quotas: Quotas::default(),
         upstreams: Upstreams::new(resolv_conf),
     });
-    let mut tasks = JoinSet::new();
+    let mut parts = JoinSet::new();
     for address in [IpAddr::from(gateway4), IpAddr::from(gateway6)] {
         for kind in [Kind::Datagrams, Kind::Connections] {
             let at = SocketAddr::new(address, PORT);
-            tasks.spawn(keep_socket(Arc::clone(&server), at, kind, sockets.clone()));
+            parts.spawn(keep_socket(Arc::clone(&server), at, kind, sockets.clone()));
         }
     }
     let told = names.clone();
-    tasks.spawn(async move { resolved.keep(subnet, told).await });
-    while names.changed().await.is_ok() {
+    parts.spawn(async move { resolved.keep(subnet, told).await });
+    loop {
+        tokio::select! {
+            changed = names.changed() => if changed.is_err() { return },
+            // None of them ends by itself.
+            Some(ended) = parts.join_next() => match ended {
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                _ => return,
+            },
+        }
         let current = names.borrow_and_update().clone();
         if let Some(current) = current {
             server.quotas.retain(&current);

@@ -84,7 +84,12 @@ impl Resolved {
 
     /// Configures it, repeats that when needed, and flushes names that are gone. Never returns.
     pub(super) async fn keep(&self, subnet: Subnet, mut names: Published) {
-        let Some(mut owners) = self.watch_owner().await else { return };
+        let mut owners = loop {
+            match self.watch_owner().await {
+                Some(owners) => break owners,
+                None => tokio::time::sleep(CHECK_INTERVAL).await,
+            }
+        };
         let mut known: Option<Arc<Table>> = names.borrow_and_update().clone();
         self.configure_if_needed(subnet).await;
         loop {

@@ -10,7 +10,10 @@ use banger_proto::guest::{Frame, Request, message::Correction};
 use tokio::net::UnixStream;
 
 use super::link::{agent, answer, greet, send, send_frame, unexpected};
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    guest_link::{Error, Result},
+};
 
 /// How often a guest is asked for its time: a single answer may have been delayed by scheduling.
 const SAMPLES: usize = 4;
@@ -51,7 +54,7 @@ pub async fn compare(stream: &mut UnixStream, token: &Token, occasion: Occasion)
     }
 }
 
-/// Returns the current time in microseconds since the Unix epoch. It does not use [`crate::ports::Clock`], since the
+/// Returns the current time in microseconds since the Unix epoch. It does not use [`crate::ports::clock::Clock`], since the
 /// measurement is about the time since a byte was sent.
 pub fn unix_now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -129,7 +132,7 @@ mod tests {
         let answers: [fn(i64) -> String; 4] =
             [|_| String::new(), |_| "-5".into(), |_| "soon".into(), |_| "9".repeat(19)];
         for tell in answers {
-            assert!(matches!(against(Occasion::Boot, tell).await.0, Err(Error::Agent { .. })));
+            assert!(matches!(against(Occasion::Boot, tell).await.0, Err(Error::Unavailable { .. })));
         }
     }
 }

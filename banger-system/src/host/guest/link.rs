@@ -15,7 +15,11 @@ use tokio::{
 };
 
 use super::clock;
-use crate::ports::{Channel, Error, GuestFacts, GuestLink, Result, Vmm};
+use crate::ports::{
+    FromHost as _,
+    guest_link::{Channel, Error, GuestFacts, GuestLink, Result},
+    vmm::Vmm,
+};
 
 /// How long a running agent may take to greet a client.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -205,7 +209,7 @@ async fn read(stream: &mut UnixStream, into: &mut Vec<u8>) -> Result<usize, Fail
 }
 
 pub(super) fn agent(message: &str) -> Error {
-    Error::Agent { message: message.to_owned() }
+    Error::Unavailable { message: message.to_owned() }
 }
 
 fn nonsense(message: &str) -> Failed {

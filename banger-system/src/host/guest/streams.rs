@@ -12,13 +12,13 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use banger_domain::{
-    id::Uid,
-    limits::{Exceeded, check_requests},
-};
+use banger_domain::{id::Uid, limits::check_requests};
 use rustix::event::epoll;
 
-use crate::ports::{Error, Result, Streams};
+use crate::ports::{
+    FromHost as _,
+    streams::{Error, Result, Streams},
+};
 
 /// The open streams, by user.
 #[derive(Default)]
@@ -27,7 +27,7 @@ pub struct OpenStreams {
 }
 
 impl Streams for OpenStreams {
-    fn hand_out(&self, user: Uid, stream: &OwnedFd, limit: usize) -> Result<Result<(), Exceeded>> {
+    fn hand_out(&self, user: Uid, stream: &OwnedFd, limit: usize) -> Result<()> {
         let os = |error: io::Error| Error::os("count the streams of a user", error);
         let mut of_users = self.of_users.lock().unwrap_or_else(PoisonError::into_inner);
         // Drops users without streams.
@@ -37,12 +37,10 @@ impl Streams for OpenStreams {
             None => epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| os(error.into()))?,
         };
         let streams = of_users.entry(user).or_insert(streams);
-        if let Err(exceeded) = check_requests("streams", count(streams).map_err(os)? + 1, limit) {
-            return Ok(Err(exceeded));
-        }
+        check_requests("streams", count(streams).map_err(os)? + 1, limit)?;
         let added = epoll::add(&*streams, stream, epoll::EventData::new_u64(0), epoll::EventFlags::empty());
         added.map_err(|error| os(error.into()))?;
-        Ok(Ok(()))
+        Ok(())
     }
 }
 
@@ -73,7 +71,11 @@ mod tests {
         let mut held = Vec::new();
         let hand_out = |user, held: &mut Vec<_>| {
             let (stream, other) = stream();
-            let handed = streams.hand_out(user, &stream, 3).unwrap().is_ok();
+            let handed = match streams.hand_out(user, &stream, 3) {
+                Ok(()) => true,
+                Err(Error::TooMany(_)) => false,
+                Err(other) => panic!("{other}"),
+            };
             if handed {
                 // The service closes its descriptor; the client has another one of the same file.
                 held.push((stream.try_clone().unwrap(), other));

@@ -56,8 +56,8 @@ fn ipv6() -> Check {
     let (message, hint) = match forwarding::ipv6() {
         Ipv6::Forwarded => return check("ipv6", Status::Pass, "guests have IPv6".to_owned(), ""),
         Ipv6::Local => (
-            "guests have IPv6 with this host only: it does not forward IPv6, and its kernel \
-             cannot do so for single links",
+            "guests reach only this host over IPv6: it does not forward IPv6, and its kernel cannot \
+             turn that on for single links",
             "to give guests IPv6, set net.ipv6.conf.all.forwarding=1, and accept_ra=2 on the link to your router",
         ),
         Ipv6::Absent => ("guests have no IPv6, because this host has none", ""),

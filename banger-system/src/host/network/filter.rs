@@ -22,7 +22,10 @@ use crabtables::{Batch, ChainHook, Family, Hook, Policy, SetElem, SetElemList, S
 use rustix::io::Errno;
 
 use super::nft::{add_to, apply, failed, remove_from};
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    network::{Error, Result},
+};
 
 /// The packet filter. Every method blocks. Clones share the state.
 #[derive(Clone, Default)]
@@ -220,7 +223,7 @@ impl State {
     /// Restores the table, whatever happened to it.
     fn repair(&mut self) -> Result<()> {
         let Some((subnet, ipv6)) = self.prepared else {
-            return Err(Error::HostNotReady { message: "the network for guests is not set up".to_owned() });
+            return Err(Error::not_ready("the network for guests is not set up"));
         };
         let bounds = Bounds::for_table(max_connections());
         self.bounds = Some(bounds);

@@ -18,7 +18,10 @@ use rtnetlink::{
 };
 
 use super::links::{Links, failed};
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    network::{Error, Result},
+};
 
 /// Enables IPv6 forwarding for one link, since Linux 6.17. Before, there is only the global switch, which also makes
 /// the host ignore the router of its own network.

@@ -26,7 +26,13 @@ use rtnetlink::{
 };
 use rustix::io::Errno;
 
-use crate::ports::{Error, Result};
+use crate::{
+    ports::{
+        FromHost as _,
+        network::{Error, Result},
+    },
+    tasks::{Task, Tasks},
+};
 
 /// The kernel's answer to a change.
 type Answer = Result<(), rtnetlink::Error>;
@@ -50,9 +56,9 @@ pub(super) struct Link {
 
 impl Links {
     /// Returns the links of this network namespace. A task of the current runtime carries the messages.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(tasks: &Tasks) -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        tokio::spawn(connection);
+        tasks.spawn(Task::Netlink, connection);
         Ok(Self { handle })
     }
 

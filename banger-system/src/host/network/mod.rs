@@ -82,7 +82,13 @@ use self::{
     watch::Watch,
 };
 use super::{blocking::blocking, process::descriptor_store::DescriptorStore};
-use crate::ports::{Check, Error, Result, network::Network};
+use crate::{
+    ports::{
+        Check, FromHost as _, HostError,
+        network::{Error, Network, Result},
+    },
+    tasks::Tasks,
+};
 
 /// The network of guests in the network namespace of the process.
 pub struct LinuxNetwork {
@@ -98,8 +104,9 @@ pub struct LinuxNetwork {
 impl LinuxNetwork {
     /// Returns the network, without making anything yet. From the first start on, `warm_taps` TAPs are kept ready. The
     /// sockets that reserve published ports are kept in `store`. Must be called in a runtime.
-    pub fn new(warm_taps: usize, store: Arc<DescriptorStore>) -> Result<Self> {
-        let links = Links::new().map_err(|source| Error::os("talk to the kernel about links", source))?;
+    pub fn new(warm_taps: usize, store: Arc<DescriptorStore>, tasks: &Tasks) -> Result<Self> {
+        let links =
+            Links::new(tasks).map_err(|source| Error::os("talk to the kernel about links", source))?;
         Ok(Self {
             pool: TapPool::new(warm_taps, links.clone()),
             links,
@@ -139,7 +146,7 @@ impl LinuxNetwork {
                 changed = watch.way_out_changed() => {
                     changed.map_err(|source| Error::os("watch the routes of the host", source))?;
                     let filter = self.filter.clone();
-                    match blocking("look for guests", move || Ok(filter.reaches_outside())).await? {
+                    match blocking("look for guests", move || Ok::<_, Error>(filter.reaches_outside())).await? {
                         true => self.open_outside().await?,
                         // The next guest that needs forwarding enables it again.
                         false => self.outside_is_open.store(false, Ordering::Relaxed),
@@ -228,7 +235,7 @@ impl Network for LinuxNetwork {
         blocking("make the rules of the packet filter", move || filter.prepare(subnet, ipv6)).await?;
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(subnet);
         let guests = self.filter.clone();
-        match blocking("look for guests", move || Ok(guests.reaches_outside())).await? {
+        match blocking("look for guests", move || Ok::<_, Error>(guests.reaches_outside())).await? {
             true => self.open_outside().await,
             false => Ok(()),
         }
@@ -275,7 +282,7 @@ impl Network for LinuxNetwork {
             }
             filter.put(nic)?;
             // Until here the TAP is removed automatically if something fails.
-            new.map_or(Ok(()), NewTap::keep).map_err(|source| cannot("keep", &name, source))
+            new.map_or(Ok(()), NewTap::keep).map_err(|source| Error::from(cannot("keep", &name, source)))
         })
         .await?;
         self.pool.fill();
@@ -304,7 +311,7 @@ impl Network for LinuxNetwork {
         self.tap(vm).await?;
         let name = TapName::of(vm);
         blocking("give a TAP to the VMM's user", move || {
-            tap::give(&name, user).map_err(|source| cannot("give away", &name, source))
+            tap::give(&name, user).map_err(|source| cannot("give away", &name, source).into())
         })
         .await
     }
@@ -334,7 +341,7 @@ impl Network for LinuxNetwork {
         blocking("remove a guest from the packet filter", move || {
             filter.remove(vm)?;
             held.release(vm);
-            Ok(())
+            Ok::<_, Error>(())
         })
         .await?;
         match self.links.find(TapName::of(vm).as_str()).await? {
@@ -354,12 +361,16 @@ impl Network for LinuxNetwork {
     }
 
     async fn checks(&self) -> Vec<Check> {
-        blocking("look at the network", move || Ok(checks::of_interfaces())).await.unwrap_or_default()
+        blocking("look at the network", move || Ok::<_, Error>(checks::of_interfaces()))
+            .await
+            .unwrap_or_default()
     }
 
     async fn nat_checks(&self) -> Vec<Check> {
         let filter = self.filter.clone();
-        blocking("look at the network", move || Ok(checks::of_nat(&filter))).await.unwrap_or_default()
+        blocking("look at the network", move || Ok::<_, Error>(checks::of_nat(&filter)))
+            .await
+            .unwrap_or_default()
     }
 
     async fn port_checks(&self) -> Vec<Check> {
@@ -368,18 +379,18 @@ impl Network for LinuxNetwork {
 }
 
 /// Returns the error of a system call about a TAP.
-fn cannot(what: &str, tap: &TapName, source: io::Error) -> Error {
+fn cannot(what: &str, tap: &TapName, source: io::Error) -> HostError {
     match source.kind() {
         io::ErrorKind::NotFound if !std::path::Path::new(tap::DEVICE).exists() => {
-            Error::HostNotReady { message: format!("{} is missing; run `modprobe tun`", tap::DEVICE) }
+            HostError::not_ready(format!("{} is missing; run `modprobe tun`", tap::DEVICE))
         }
-        _ => Error::os(format!("{what} the TAP {tap}"), source),
+        _ => HostError::os(format!("{what} the TAP {tap}"), source),
     }
 }
 
 /// Opens the TAP of a plugged-in sandbox for its VMM: whole packets with a virtio header. There is one reader at a
 /// time.
-pub fn tap_of(vm: VmId) -> Result<OwnedFd> {
+pub fn tap_of(vm: VmId) -> Result<OwnedFd, HostError> {
     let name = TapName::of(vm);
     tap::open(&name).map_err(|source| cannot("open", &name, source))
 }

@@ -16,7 +16,10 @@ use banger_domain::{
 };
 use crabtables::{Batch, Family, SetElem, SetElemList};
 
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    network::{Error, Result},
+};
 
 /// Where distributions install it.
 pub(super) const PROGRAM: &str = "/usr/sbin/nft";
@@ -69,7 +72,7 @@ pub(super) fn apply(rules: &str) -> Result<()> {
         .spawn();
     let mut nft = started.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => {
-            Error::HostNotReady { message: format!("{PROGRAM} is missing; install the package nftables") }
+            Error::not_ready(format!("{PROGRAM} is missing; install the package nftables"))
         }
         _ => Error::os(format!("start {PROGRAM}"), source),
     })?;
@@ -89,10 +92,7 @@ pub(super) fn apply(rules: &str) -> Result<()> {
                 // It may exit just now.
                 let _ = nft.kill();
                 let _ = nft.wait();
-                return Err(Error::Timeout {
-                    what: "applying the rules of the packet filter".to_owned(),
-                    after: TIMEOUT,
-                });
+                return Err(Error::timeout("applying the rules of the packet filter", TIMEOUT));
             }
             None => thread::sleep(Duration::from_millis(1)),
         }

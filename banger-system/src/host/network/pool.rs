@@ -13,7 +13,7 @@ use std::{
 use banger_domain::net::nic::TapName;
 
 use super::{links::Links, tap::NewTap};
-use crate::{host::blocking::blocking, ports::Result};
+use crate::{host::blocking::blocking, ports::network::Result};
 
 /// A TAP that belongs to no guest yet.
 pub(super) struct WarmTap {

@@ -26,7 +26,10 @@ use rustix::{
 
 use crate::{
     host::process::descriptor_store::DescriptorStore,
-    ports::{Error, Result},
+    ports::{
+        FromHost as _,
+        network::{Error, Result},
+    },
 };
 
 /// The reserved ports of guests. Clones share them.

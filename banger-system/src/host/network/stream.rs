@@ -5,7 +5,10 @@ use std::{io::ErrorKind, os::fd::OwnedFd, time::Duration};
 
 use tokio::net::TcpStream;
 
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    network::{Error, Result},
+};
 
 /// Connects to an address, or returns `None` if nobody listens there. The stream blocks, as programs expect.
 pub async fn connect(to: SocketAddr, timeout: Duration) -> Result<Option<OwnedFd>> {

@@ -15,6 +15,8 @@ use rustix::{
 };
 use tokio::{io::unix::AsyncFd, sync::watch};
 
+use crate::tasks::{Task, Tasks};
+
 /// How much is read from inotify at a time: some hundred events.
 const BUFFER: usize = 8 << 10;
 
@@ -33,7 +35,7 @@ struct Inner {
 impl Changes {
     /// Starts without watching anything. Must be called in a runtime, in which a task dispatches events for as long
     /// as this exists.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(tasks: &Tasks) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         // SAFETY: an `OwnedFd` keeps its descriptor open and the same for as long as it lives.
         #[expect(unsafe_code, reason = "tokio cannot see that a descriptor stays open")]
@@ -41,7 +43,7 @@ impl Changes {
         let inotify = Arc::new(inotify.map_err(|error| error.into_parts().1)?);
         let inner = Arc::new(Inner { inotify: Arc::clone(&inotify), watched: Mutex::default() });
         let weak = Arc::downgrade(&inner);
-        tokio::spawn(async move {
+        tasks.spawn(Task::LogChanges, async move {
             while let Ok(mut ready) = inotify.readable().await {
                 let Some(inner) = weak.upgrade() else { return };
                 match inner.dispatch() {
@@ -141,7 +143,7 @@ mod tests {
         for path in [&one, &other] {
             fs::write(path, "").unwrap();
         }
-        let changes = Changes::new().unwrap();
+        let changes = Changes::new(&Tasks::default()).unwrap();
         let (mut first, mut second) = (changes.of(&one).unwrap(), changes.of(&one).unwrap());
         let mut third = changes.of(&other).unwrap();
         fs::write(&one, "x").unwrap();

@@ -28,7 +28,11 @@ use tokio::{
 use super::changes::{Changes, Watched};
 use crate::{
     host::blocking::blocking,
-    ports::{Error, Log, LogRange, Logs, ReaderGuard, Result},
+    ports::{
+        FromHost as _,
+        logs::{Error, Log, LogRange, Logs, ReaderGuard, Result},
+    },
+    tasks::Tasks,
 };
 
 /// The pause between two looks at a console for a halted guest, so that a busy console is not read all the time.
@@ -39,12 +43,13 @@ pub struct RingLogs {
     paths: Paths,
     /// Made when the first log is followed.
     changes: Mutex<Option<Changes>>,
+    tasks: Tasks,
 }
 
 impl RingLogs {
     /// Returns the logs below these paths.
-    pub fn new(paths: Paths) -> Self {
-        Self { paths, changes: Mutex::default() }
+    pub fn new(paths: Paths, tasks: Tasks) -> Self {
+        Self { paths, changes: Mutex::default(), tasks }
     }
 
     fn path(&self, vm: VmId, log: Log) -> PathBuf {
@@ -58,7 +63,7 @@ impl RingLogs {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         match &*changes {
             Some(changes) => Ok(changes.clone()),
-            None => Ok(changes.insert(Changes::new()?).clone()),
+            None => Ok(changes.insert(Changes::new(&self.tasks)?).clone()),
         }
     }
 }
@@ -208,7 +213,7 @@ mod tests {
         fs::create_dir_all(paths.vm_dir(VM)).unwrap();
         let file = File::options().read(true).write(true).create_new(true).open(paths.console_log(VM));
         let writer = Writer::create(file.unwrap(), capacity).unwrap();
-        Scratch { _home: home, logs: RingLogs::new(paths), writer }
+        Scratch { _home: home, logs: RingLogs::new(paths, Tasks::default()), writer }
     }
 
     /// Returns an object to see whether a reader's place is free again.

@@ -17,7 +17,11 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_passcred, set_socket_timeout},
 };
 
-use crate::ports::{Error, Result, VmmCommand};
+use crate::ports::{
+    FromHost as _, HostError, host_error,
+    supervisor::{Error, Result},
+    vmm::VmmCommand,
+};
 
 /// How long the shim may take until the VMM runs; with systemd, that includes starting the unit.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,8 +56,8 @@ pub fn visible(paths: &Paths) -> Vec<PathBuf> {
 }
 
 /// Returns the service's end and the shim's end of a socket pair.
-pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
-    let os = |error| Error::os("create a socket for the shim", error);
+pub fn socket_pair() -> host_error::Result<(OwnedFd, OwnedFd)> {
+    let os = |error| HostError::os("create a socket for the shim", error);
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(os)?;
     set_socket_timeout(&ours, Timeout::Recv, Some(START_TIMEOUT)).map_err(os)?;
@@ -81,13 +85,13 @@ pub fn order(socket: &OwnedFd, launch: VmmCommand, jail: Option<(Jail, OwnedFd)>
                 user: sender.uid.as_raw(),
             })
         }
-        Ok(Some(Received { message: Answer::Failed { message }, .. })) => Err(Error::Vmm { message }),
+        Ok(Some(Received { message: Answer::Failed { message }, .. })) => Err(Error::Exited { message }),
         Ok(None) => Ok(Reply::Ended),
         Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
             Ok(Reply::Ended)
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(Error::Timeout { what: "starting the VMM".to_owned(), after: START_TIMEOUT })
+            Err(Error::timeout("starting the VMM", START_TIMEOUT))
         }
         Err(error) => Err(os(error)),
     }

@@ -33,7 +33,11 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::shim::{self, Reply};
 use crate::{
     host::blocking::blocking,
-    ports::{EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand},
+    ports::{
+        FromHost as _,
+        supervisor::{EmptyJail, Ended, Error, Result, Started, Supervisor},
+        vmm::{JailSpec, NetworkNamespace, VmmCommand},
+    },
 };
 
 /// The uids of sandboxes. systemd reserves these numbers for dynamic users (its docs/UIDS-GIDS.md), and without
@@ -79,7 +83,9 @@ impl ProcessSupervisor {
         let directory = self.paths.socket_dir(wanted.vm);
         let os = |error| Error::os(format!("make the record of a process in {}", directory.display()), error);
         if self.shim(wanted.vm)?.is_some_and(|shim| shim.lives()) {
-            return Err(Error::Vmm { message: format!("the sandbox {} already has a process", wanted.vm) });
+            return Err(Error::Exited {
+                message: format!("the sandbox {} already has a process", wanted.vm),
+            });
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(os)?;
         let jail = self.paths.jail();
@@ -130,9 +136,7 @@ impl ProcessSupervisor {
             vm.to_string().bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let mut users = (0..count).map(|step| USERS.start() + (first % count + step) % count);
         let free = users.find(|user| !taken.contains(user) && uzers::get_user_by_uid(*user).is_none());
-        free.ok_or_else(|| Error::HostNotReady {
-            message: "all user ids for sandboxes are in use".to_owned(),
-        })
+        free.ok_or_else(|| Error::not_ready("all user ids for sandboxes are in use"))
     }
 
     /// Returns the sandboxes with a record, whether or not their processes exist.
@@ -192,7 +196,7 @@ impl Shim {
         let told = match shim::order(&self.socket, launch, Some((self.jail, self.end.into()))) {
             // It is in a namespace of its own by then, and its answer has the pid of that namespace.
             Ok(Reply::Started { .. }) => return Ok(Started { unit: String::new(), pid, user }),
-            Ok(Reply::Ended) => Error::Vmm { message: "the shim ended before the VMM started".to_owned() },
+            Ok(Reply::Ended) => Error::Exited { message: "the shim ended before the VMM started".to_owned() },
             Err(error) => error,
         };
         end_child(&mut self.child);
@@ -232,10 +236,7 @@ impl Supervisor for ProcessSupervisor {
             if vmm.is_none() || tokio::time::timeout(SHIM_TIMEOUT, shim.ended()).await.is_err() {
                 shim.send(SIGKILL)?;
             }
-            let late = |_| Error::Timeout {
-                what: "ending the process of a sandbox".to_owned(),
-                after: KILL_TIMEOUT,
-            };
+            let late = |_| Error::timeout("ending the process of a sandbox", KILL_TIMEOUT);
             for process in [Some(shim), vmm].into_iter().flatten() {
                 tokio::time::timeout(KILL_TIMEOUT, process.ended()).await.map_err(late)??;
             }

@@ -17,7 +17,11 @@ use super::{
 };
 use crate::{
     host::blocking::blocking,
-    ports::{EmptyJail, Ended, Error, JailSpec, NetworkNamespace, Result, Started, Supervisor, VmmCommand},
+    ports::{
+        FromHost as _,
+        supervisor::{EmptyJail, Ended, Error, Result, Started, Supervisor},
+        vmm::{JailSpec, NetworkNamespace, VmmCommand},
+    },
 };
 
 /// Below the limits of the sandbox, its owner and all sandboxes, only sandboxes are candidates. If the host itself
@@ -90,7 +94,7 @@ impl EmptyJail for Unit {
         let Self { unit, shim } = *self;
         match blocking("talk to the shim", move || shim::order(&shim, launch, None)).await? {
             Reply::Started { pid, user } => Ok(Started { unit, pid, user }),
-            Reply::Ended => Err(Error::Vmm {
+            Reply::Ended => Err(Error::Exited {
                 message: format!("the unit {unit} ended before the VMM started; see journalctl -u {unit}"),
             }),
         }
@@ -112,15 +116,16 @@ impl Supervisor for SystemdSupervisor {
 
     /// Sends a signal. The shim forwards every signal but SIGKILL, which it cannot catch.
     async fn kill(&self, vm: VmId, signal: i32) -> Result<()> {
-        self.units.kill(&resource::unit_name(vm), signal).await
+        Ok(self.units.kill(&resource::unit_name(vm), signal).await?)
     }
 
     async fn remove(&self, vm: VmId) -> Result<()> {
-        self.units.remove(&resource::unit_name(vm)).await.map(drop)
+        self.units.remove(&resource::unit_name(vm)).await?;
+        Ok(())
     }
 
     async fn ended(&self, vm: VmId) -> Result<Ended> {
-        self.units.ended(&resource::unit_name(vm)).await
+        Ok(self.units.ended(&resource::unit_name(vm)).await?)
     }
 
     async fn found(&self) -> Result<Vec<(VmId, Started)>> {

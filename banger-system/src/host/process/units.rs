@@ -13,7 +13,7 @@ use zbus::{Connection, OwnedVariant, Variant, proxy::CacheProperties};
 use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
 
 use super::shim;
-use crate::ports::{Ended, Error, Result};
+use crate::ports::{FromHost as _, HostError, host_error::Result, supervisor::Ended};
 
 /// How long a killed unit may take to end.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -102,7 +102,7 @@ impl Units {
             self.forget(unit).await?;
             Ok(ended)
         };
-        let late = || Error::Timeout { what: format!("ending the unit {unit}"), after: REMOVE_TIMEOUT };
+        let late = || HostError::timeout(format!("ending the unit {unit}"), REMOVE_TIMEOUT);
         tokio::time::timeout(REMOVE_TIMEOUT, gone).await.map_err(|_| late())?
     }
 
@@ -327,6 +327,6 @@ fn is_called(error: &zbus::Error, expected: &str) -> bool {
     matches!(error, zbus::Error::MethodError(name, _, _) if name.as_str() == expected)
 }
 
-fn bus(doing: &str, error: zbus::Error) -> Error {
-    Error::other(doing, error)
+fn bus(doing: &str, error: zbus::Error) -> HostError {
+    HostError::other(doing, error)
 }

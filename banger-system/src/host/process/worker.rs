@@ -30,13 +30,38 @@ use rustix::{
 use super::shim;
 use crate::{
     host::blocking::blocking,
-    ports::{Ended, Error, Result, images::Progress},
+    ports::{
+        FromHost as _, HostError, NoProgress, Progress, host_error, image_files, kernel_files,
+        supervisor::Ended,
+    },
 };
 
 /// How long to wait for an answer before checking for cancellation.
 const LISTEN: Duration = Duration::from_millis(100);
 /// How long a worker may neither read nor write a byte. Registries and disks have shorter timeouts of their own.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Why a worker did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The content is not supported.
+    #[error("{message}")]
+    Unsupported {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A user's file is of the wrong kind, mode or size.
+    #[error("{message}")]
+    BadFile {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The call to the host failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The work of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,10 +76,10 @@ pub struct Job {
 #[async_trait]
 pub trait Workers: Send + Sync {
     /// Starts a worker with this socket as its standard input. Returns the jail that it has to build itself, if any.
-    async fn start(&self, job: Job, socket: OwnedFd) -> Result<Option<Jail>>;
+    async fn start(&self, job: Job, socket: OwnedFd) -> host_error::Result<Option<Jail>>;
     /// Waits until nothing is left of an image's worker, and returns how it ended. Kills it if that is requested or
     /// if it does not end by itself. A missing worker is fine.
-    async fn end(&self, image: ImageId, end: End) -> Result<Ended>;
+    async fn end(&self, image: ImageId, end: End) -> host_error::Result<Ended>;
 }
 
 /// How a worker ends.
@@ -75,10 +100,10 @@ pub(super) fn program(paths: &Paths) -> PathBuf {
 }
 
 /// Makes the empty directory over which the root of a worker's jail is mounted.
-pub(super) fn make_jail(paths: &Paths) -> Result<PathBuf> {
+pub(super) fn make_jail(paths: &Paths) -> host_error::Result<PathBuf> {
     let jail = paths.jail();
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&jail);
-    made.map_err(|error| Error::os(format!("make {}", jail.display()), error))?;
+    made.map_err(|error| HostError::os(format!("make {}", jail.display()), error))?;
     Ok(jail)
 }
 
@@ -154,7 +179,7 @@ pub async fn module_tree(
     let exchange = move |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::ModuleTree(order) }, &fds)?;
         drop(fds);
-        listen(&socket, &crate::ports::images::NoProgress, None, STALL_TIMEOUT)
+        listen(&socket, &NoProgress, None, STALL_TIMEOUT)
     };
     match run_worker(workers, job, exchange).await? {
         Answer::MadeTree(made) => Ok(made),
@@ -164,9 +189,9 @@ pub async fn module_tree(
 }
 
 /// Returns an empty file in memory, for a copy of a user's file.
-pub(in crate::host) fn memory_file() -> Result<File> {
+pub(in crate::host) fn memory_file() -> host_error::Result<File> {
     let file = memfd_create("banger", MemfdFlags::CLOEXEC);
-    file.map(File::from).map_err(|error| Error::os("make a file in memory", error))
+    file.map(File::from).map_err(|error| HostError::os("make a file in memory", error))
 }
 
 /// Orders a worker to copy a user's file, or parts of it, into an empty file of ours. Returns the size of the
@@ -196,7 +221,7 @@ pub async fn copy_file(
 pub async fn probe(workers: &dyn Workers, job: Job) -> Result<Vec<Attempt>> {
     let exchange = |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::Probe }, &[])?;
-        listen(&socket, &crate::ports::images::NoProgress, None, STALL_TIMEOUT)
+        listen(&socket, &NoProgress, None, STALL_TIMEOUT)
     };
     match run_worker(workers, job, exchange).await? {
         Answer::Probed(attempts) => Ok(attempts),
@@ -269,8 +294,7 @@ fn listen(
             Err(error) => return Err(os(error)),
         }
         if moved.elapsed() > timeout {
-            let what = "the next step of an import".to_owned();
-            return Err(Error::Timeout { what, after: timeout });
+            return Err(Error::timeout("the next step of an import", timeout));
         }
     }
 }
@@ -288,8 +312,28 @@ impl From<Failure> for Error {
         match failure {
             Failure::Refused { message } => Self::Unsupported { message },
             Failure::BadFile { message } => Self::BadFile { message },
-            Failure::NoSpace { doing } => Self::NoSpace { doing },
+            Failure::NoSpace { doing } => Self::no_space(doing),
             Failure::Broken { doing, why } => Self::other(doing, why),
+        }
+    }
+}
+
+impl From<Error> for image_files::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Unsupported { message } => Self::Unsupported { message },
+            Error::BadFile { message } => Self::BadFile { message },
+            Error::Host(error) => error.into(),
+        }
+    }
+}
+
+impl From<Error> for kernel_files::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Unsupported { message } => Self::Unsupported { message },
+            Error::BadFile { message } => Self::BadFile { message },
+            Error::Host(error) => error.into(),
         }
     }
 }
@@ -303,12 +347,12 @@ pub(in crate::host) mod in_process {
 
     #[async_trait]
     impl Workers for InProcess {
-        async fn start(&self, _job: Job, socket: OwnedFd) -> Result<Option<Jail>> {
+        async fn start(&self, _job: Job, socket: OwnedFd) -> host_error::Result<Option<Jail>> {
             std::thread::spawn(move || banger_image::importer::execute_one(&socket));
             Ok(None)
         }
 
-        async fn end(&self, _image: ImageId, _end: End) -> Result<Ended> {
+        async fn end(&self, _image: ImageId, _end: End) -> host_error::Result<Ended> {
             Ok(Ended::Clean)
         }
     }

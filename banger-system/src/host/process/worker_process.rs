@@ -15,7 +15,7 @@ use banger_jail::jail::Jail;
 use super::worker::{self, End, Job, Workers};
 use crate::{
     host::blocking::blocking,
-    ports::{Ended, Error, Result},
+    ports::{FromHost as _, HostError, host_error::Result, supervisor::Ended},
 };
 
 /// The uids of workers: the end of the range from which [`super::supervisor_process`] takes those of sandboxes. No
@@ -65,14 +65,12 @@ impl Workers for ProcessWorkers {
             !taken.any(|(_, taken)| taken == user) && uzers::get_user_by_uid(*user).is_none()
         };
         let user = USERS.clone().find(is_free);
-        let user = user.ok_or_else(|| Error::HostNotReady {
-            message: "all user ids for imports are in use".to_owned(),
-        })?;
+        let user = user.ok_or_else(|| HostError::not_ready("all user ids for imports are in use"))?;
         let program = worker::program(&self.paths);
         let mut command = Command::new(&program);
         command.env_clear().stdin(socket).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn();
-        let child = child.map_err(|error| Error::os(format!("start {}", program.display()), error))?;
+        let child = child.map_err(|error| HostError::os(format!("start {}", program.display()), error))?;
         state.running.insert(job.id, (child, user));
         Ok(Some(Jail {
             root,
@@ -91,7 +89,7 @@ impl Workers for ProcessWorkers {
         let ended = self.lock().running.remove(&image);
         let Some((mut child, user)) = ended else { return Ok(Ended::Unknown) };
         let waited = blocking("end an import worker", move || {
-            let os = |error| Error::os("wait for an import worker", error);
+            let os = |error| HostError::os("wait for an import worker", error);
             let ended = match end {
                 End::ByItself => wait(&mut child, worker::GRACE).map_err(os)?,
                 End::Killed => None,
@@ -109,10 +107,7 @@ impl Workers for ProcessWorkers {
             (child, None) => {
                 // The kernel waits for a file system that does not answer. The uid stays taken until then.
                 self.lock().stuck.push((child, user));
-                return Err(Error::Timeout {
-                    what: "ending an import worker".to_owned(),
-                    after: KILL_TIMEOUT,
-                });
+                return Err(HostError::timeout("ending an import worker", KILL_TIMEOUT));
             }
         };
         Ok(match (status.code(), status.signal()) {

@@ -14,7 +14,7 @@ use super::{
     units::{Kind, Properties, Units},
     worker::{self, End, Job, Workers},
 };
-use crate::ports::{Ended, Result};
+use crate::ports::{host_error::Result, supervisor::Ended};
 
 /// The limit of its memory and of the page cache of files that it writes. Its memory has a lower limit of its own;
 /// when the page cache reaches this one, the worker waits for the disk.

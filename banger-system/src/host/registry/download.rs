@@ -16,7 +16,10 @@ use super::{
     http::{Sender, broken},
     retry::{Failure, Retries},
 };
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    registry::{Error, Result},
+};
 
 /// How many received pieces may wait to be written.
 const QUEUE: usize = 64;
@@ -185,7 +188,7 @@ pub(super) async fn stream_into(blob: Arc<Blob>, mut pipe: pipe::Sender) -> Resu
 }
 
 fn gone() -> Error {
-    Error::HostNotReady { message: "the download of a layer was stopped".to_owned() }
+    Error::not_ready("the download of a layer was stopped")
 }
 
 fn unwritten(blob: &Blob, error: io::Error) -> Error {

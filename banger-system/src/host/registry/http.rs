@@ -15,7 +15,10 @@ use super::{
     egress_policy::{self, Destination, Guests, LocalPorts, Resolver, Route},
     retry::{Failure, Timeouts},
 };
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    registry::{Error, Result},
+};
 
 /// How many redirects one request may follow.
 const MAX_REDIRECTS: usize = 5;
@@ -55,12 +58,12 @@ impl Clients {
                 .retry(reqwest::retry::never())
                 .no_proxy()
         };
-        let failed = |error: reqwest::Error| Error::HostNotReady {
-            message: format!(
+        let failed = |error: reqwest::Error| {
+            Error::not_ready(format!(
                 "cannot connect to registries ({}); the package ca-certificates has the \
                  certificates that the host trusts",
                 reason(&error)
-            ),
+            ))
         };
         Ok(Self {
             own: builder(Route::Own).build().map_err(failed)?,
@@ -152,7 +155,7 @@ impl Peer {
     }
 
     pub(super) fn refused(&self, why: &str) -> Error {
-        Error::Registry { message: format!("{}: {why}", self.host) }
+        Error::Refused { message: format!("{}: {why}", self.host) }
     }
 }
 
@@ -162,8 +165,7 @@ async fn read(
     timeouts: Timeouts,
     host: &str,
 ) -> Result<Vec<u8>, Failure> {
-    let too_large =
-        || Error::Registry { message: format!("{host}: the answer is larger than {limit} bytes") };
+    let too_large = || Error::Refused { message: format!("{host}: the answer is larger than {limit} bytes") };
     let announced = response.headers().get(CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|announced| announced > limit) {
         return Err(too_large().into());

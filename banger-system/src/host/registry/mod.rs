@@ -48,9 +48,8 @@ use banger_image::oci::{
 };
 
 use crate::ports::{
-    Error, Result,
-    images::Progress,
-    registry::{Fetch, Prune, Pruned, Registry, Source},
+    FromHost as _, Progress,
+    registry::{Error, Fetch, Prune, Pruned, Registry, Result, Source},
 };
 
 /// How many layers of an image are fetched at a time. More are no faster, and registries limit connections.
@@ -121,7 +120,7 @@ impl Registries {
         blocking("read the cache", move || {
             let stat = rustix::fs::statvfs(cache.root()).map_err(|error| cache_error(error.into()))?;
             match stat.f_bavail.saturating_mul(stat.f_frsize) < missing.saturating_add(SPARE) {
-                true => Err(Error::NoSpace { doing: format!("fetch {}", Bytes(missing)) }),
+                true => Err(Error::no_space(format!("fetch {}", Bytes(missing)))),
                 false => Ok(()),
             }
         })

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Registries, cache_error, download::ensure, session::Session};
 use crate::{
     host::blocking::blocking,
-    ports::{Error, Result, registry::Source},
+    ports::registry::{Error, Result, Source},
 };
 
 /// An index may name another index, but no deeper.
@@ -107,7 +107,7 @@ impl Registries {
         let bytes = blocking("read a configuration", move || {
             let mut bytes = Vec::new();
             blob.open().map_err(cache_error)?.read_to_end(&mut bytes).map_err(cache_error)?;
-            Ok(bytes)
+            Ok::<_, Error>(bytes)
         })
         .await?;
         let parsed = config::parse(&bytes, manifest, &source.platform);

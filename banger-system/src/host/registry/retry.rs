@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::ports::{Error, Result};
+use crate::ports::registry::{Error, Result};
 
 /// The longest pause that a registry may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(60);

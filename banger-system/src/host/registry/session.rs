@@ -17,7 +17,10 @@ use super::{
     retry::{Failure, Retries, Timeouts},
     token,
 };
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    registry::{Error, Result},
+};
 
 /// How often one request is authorised again: a token may expire while others use it too.
 const MAX_AUTHORIZATIONS: usize = 3;
@@ -40,7 +43,7 @@ impl Session {
         reference: ImageRef,
         credentials: Credentials,
     ) -> Result<Self> {
-        let base = egress_policy::base(reference.registry()).ok_or_else(|| Error::Registry {
+        let base = egress_policy::base(reference.registry()).ok_or_else(|| Error::Refused {
             message: format!("{} is not an address of a registry", reference.registry()),
         })?;
         let host = reference.registry().to_string();
@@ -188,7 +191,7 @@ impl Session {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let message = match self.credentials {
                     Credentials::Anonymous => format!("{} requires a login for {what}", self.host()),
-                    _ => format!("{} denies this user {what}", self.host()),
+                    _ => format!("{} denies you access to {what}", self.host()),
                 };
                 Err(Error::AuthRequired { message }.into())
             }

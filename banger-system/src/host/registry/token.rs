@@ -9,7 +9,10 @@ use reqwest::{
 use serde::Deserialize;
 
 use super::{retry::Failure, session::Session};
-use crate::ports::Error;
+use crate::ports::{
+    FromHost as _,
+    registry::{Error, Result},
+};
 
 /// Tokens are some kilobytes at most.
 const MAX_ANSWER: u64 = 64 << 10;

@@ -31,7 +31,10 @@ use super::{
 };
 use crate::{
     host::blocking::blocking,
-    ports::{Error, Result, images::Progress},
+    ports::{
+        FromHost as _, Progress,
+        registry::{Error, Result},
+    },
 };
 
 /// How much of a file is read at a time.
@@ -169,7 +172,7 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
         true => Ok(bytes),
         false => {
             let message = format!("{} is larger than {limit} bytes", path.display());
-            Err(Error::Registry { message })
+            Err(Error::Refused { message })
         }
     }
 }

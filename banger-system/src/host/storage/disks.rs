@@ -27,7 +27,10 @@ use banger_proto::size::Bytes;
 use super::{partial::Partial, sparse, staging};
 use crate::{
     host::blocking::blocking,
-    ports::{Check, Disks, Error, OverlayBy, Result, Status},
+    ports::{
+        Check, FromHost as _, Status,
+        disks::{Disks, Error, OverlayBy, Result},
+    },
 };
 
 /// The block size of our file systems: a disk has a whole number of blocks.
@@ -165,7 +168,7 @@ impl Disks for FileDisks {
 
     async fn checks(&self) -> Vec<Check> {
         let message = format!("system disks are files: {}", self.reason);
-        vec![check(Status::Warn, &message, "modprobe dm_snapshot, then systemctl restart banger-system")]
+        vec![check(Status::Warn, &message, "run `modprobe dm_snapshot && systemctl restart banger-system`")]
     }
 }
 
@@ -186,11 +189,10 @@ fn file_drive(path: PathBuf) -> Drive {
 /// Refuses a system disk that was made with device-mapper.
 fn require_file(paths: &Paths, vm: VmId) -> Result<()> {
     if paths.overlay(vm).exists() && !paths.system_disk(vm).exists() && !paths.system_layer(vm).exists() {
-        return Err(Error::HostNotReady {
-            message: "the system disk is a snapshot, which this kernel cannot make; \
-                      modprobe dm_snapshot, then systemctl restart banger-system"
-                .to_owned(),
-        });
+        return Err(Error::not_ready(
+            "the system disk is a snapshot, which this kernel cannot make; \
+             run `modprobe dm_snapshot && systemctl restart banger-system`",
+        ));
     }
     Ok(())
 }
@@ -227,9 +229,10 @@ fn grow_layer(layer: &Path, size: Bytes) -> Result<()> {
 
 pub(super) fn open_image(path: &Path) -> Result<File> {
     File::open(path).map_err(|source| match source.kind() {
-        ErrorKind::NotFound => Error::HostNotReady {
-            message: format!("the file of the image is gone ({}); register the image again", path.display()),
-        },
+        ErrorKind::NotFound => Error::not_ready(format!(
+            "the file of the image is gone ({}); register the image again",
+            path.display()
+        )),
         _ => Error::os(format!("open {}", path.display()), source),
     })
 }

@@ -41,8 +41,8 @@ use crate::{
         process::worker::{self, Job, Workers},
     },
     ports::{
-        Error, ImageFiles, Result,
-        images::{Content, Exported, FileRange, Layer, Layout, NoProgress, Progress},
+        FromHost as _, NoProgress, Progress,
+        image_files::{Content, Error, Exported, FileRange, ImageFiles, Layer, Layout, Result},
     },
 };
 
@@ -99,7 +99,7 @@ impl LocalImages {
         let (spool, file, written) = blocking("start writing an image", move || {
             let spool = staging.nameless().map_err(doing)?;
             let written = file.try_clone().map_err(doing)?;
-            Ok(((staging, spool), file, written))
+            Ok::<_, Error>(((staging, spool), file, written))
         })
         .await?;
         let (staging, spool) = spool;
@@ -160,7 +160,7 @@ impl ImageFiles for LocalImages {
             let staging =
                 Staging::begin(&parent, &image.to_string()).map_err(|source| Error::os(doing(), source))?;
             let file = staging.file(IMAGE_FILE, MODE).map_err(|source| Error::os(doing(), source))?;
-            Ok(Staged { staging, file })
+            Ok::<_, Error>(Staged { staging, file })
         })
         .await?;
         let fd = match content {
@@ -243,7 +243,7 @@ impl ImageFiles for LocalImages {
         let path = self.paths.image(image);
         let files = blocking("start an export", move || {
             let image = File::open(&path).map_err(|error| Error::os(format!("open image {image}"), error))?;
-            Ok((image, File::from(archive)))
+            Ok::<_, Error>((image, File::from(archive)))
         })
         .await?;
         let order = Export { config, architecture: std::env::consts::ARCH.to_owned() };

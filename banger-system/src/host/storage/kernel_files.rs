@@ -40,7 +40,10 @@ use crate::{
         blocking::blocking,
         process::worker::{self, Job, Workers},
     },
-    ports::{BootFiles, Error, KernelFiles, Result, images::NoProgress},
+    ports::{
+        FromHost as _, NoProgress,
+        kernel_files::{BootFiles, Error, KernelFiles, Result},
+    },
 };
 
 /// Uncompressed modules of a distribution's kernel take up to 1.5 GiB.
@@ -129,7 +132,7 @@ impl KernelFiles for LocalKernels {
             (self.paths.kernels(), move |error| Error::os(format!("write kernel {kernel}"), error));
         let begun = blocking("begin a kernel", move || {
             let staging = Staging::begin(&parent, &kernel.to_string()).map_err(doing)?;
-            Ok(staging)
+            Ok::<_, Error>(staging)
         });
         let (staging, picked, module_tree) = match modules {
             None => {
@@ -141,7 +144,7 @@ impl KernelFiles for LocalKernels {
                 let tar = self.take(owner, modules, "the tar archive of the modules", MAX_MODULES).await?;
                 let (picked, mut tar) = blocking("read the modules", move || {
                     let picked = pick(BufReader::new(&tar), &release).map_err(|error| unsupported(&error))?;
-                    Ok((picked, tar))
+                    Ok::<_, Error>((picked, tar))
                 })
                 .await?;
                 tar.rewind().map_err(doing)?;
@@ -163,7 +166,7 @@ impl KernelFiles for LocalKernels {
                 if !file.try_exists().map_err(|source| os("look at", file, source))? {
                     let message =
                         format!("a file of the kernel is gone ({}); import the kernel again", file.display());
-                    return Err(Error::HostNotReady { message });
+                    return Err(Error::not_ready(message));
                 }
             }
             let tree = paths.module_tree(kernel);
@@ -230,9 +233,10 @@ struct Build {
 fn archive_agent(paths: &Paths, archived: &Mutex<Option<Build>>) -> Result<PathBuf> {
     let (program, archive) = (paths.program(AGENT), paths.agent_archive());
     let mut agent = File::open(&program).map_err(|source| match source.kind() {
-        ErrorKind::NotFound => Error::HostNotReady {
-            message: format!("the guest agent {} is missing; install banger again", program.display()),
-        },
+        ErrorKind::NotFound => Error::not_ready(format!(
+            "the guest agent {} is missing; install banger again",
+            program.display()
+        )),
         _ => os("open", &program, source),
     })?;
     let metadata = agent.metadata().map_err(|source| os("look at", &program, source))?;
@@ -277,6 +281,7 @@ mod tests {
 
     use super::*;
     use crate::host::process::worker::in_process::InProcess;
+    use crate::ports::HostError;
 
     const KERNEL: KernelId = KernelId::from_bits(0xdef);
 
@@ -465,7 +470,9 @@ mod tests {
     async fn a_host_without_the_agent_or_the_kernel_is_not_ready() {
         let scratch = Scratch::new();
         let check = async |expect: &str| match scratch.kernels.boot_files(KERNEL).await {
-            Err(Error::HostNotReady { message }) => assert!(message.contains(expect), "{message}"),
+            Err(Error::Host(HostError::NotReady { message })) => {
+                assert!(message.contains(expect), "{message}")
+            }
             other => panic!("{other:?}"),
         };
         check("import the kernel again").await;

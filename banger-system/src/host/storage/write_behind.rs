@@ -10,14 +10,17 @@ use std::{
 
 use rustix::fs::{Advice, fadvise};
 
-use crate::ports::{Error, Result};
+use crate::ports::FromHost;
 
 /// How often to flush.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Awaits `work`, which writes to `file`. The kernel reports a disk error once to every descriptor, and may report it
 /// here, so it is returned as the error of a last `fsync` would be.
-pub(super) async fn write_behind<T>(file: File, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) async fn write_behind<T, E: FromHost>(
+    file: File,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     let (done, ends) = channel::<()>();
     let behind = tokio::task::spawn_blocking(move || -> io::Result<()> {
         while ends.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout) {
@@ -30,7 +33,7 @@ pub(super) async fn write_behind<T>(file: File, work: impl Future<Output = Resul
     drop(done);
     let on_disk = behind.await.unwrap_or_else(|ended| Err(io::Error::other(ended)));
     let worked = worked?;
-    on_disk.map_err(|error| Error::os("write a file to disk", error))?;
+    on_disk.map_err(|error| E::os("write a file to disk", error))?;
     Ok(worked)
 }
 
@@ -43,6 +46,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
+    use crate::ports::HostError;
 
     #[tokio::test]
     async fn the_written_data_and_the_result_of_the_work_are_kept() {
@@ -53,7 +57,7 @@ mod tests {
                 writer.write_all(part).unwrap();
                 sleep(PAUSE * 2).await;
             }
-            Ok(7)
+            Ok::<_, HostError>(7)
         };
         assert_eq!(write_behind(file.reopen().unwrap(), work).await.unwrap(), 7);
         assert_eq!(fs::read_to_string(file.path()).unwrap(), "onetwo");
@@ -70,7 +74,7 @@ mod tests {
             };
             match write_behind(File::from(writer), work).await {
                 Ok(()) => {}
-                Err(Error::Os { .. }) => return,
+                Err(HostError::Os { .. }) => return,
                 Err(other) => panic!("{other}"),
             }
         }
@@ -82,8 +86,8 @@ mod tests {
         let (_reader, writer) = pipe().unwrap();
         let work = async {
             sleep(PAUSE * 4).await;
-            Err::<(), _>(Error::HostNotReady { message: "on purpose".to_owned() })
+            Err::<(), _>(HostError::not_ready("on purpose"))
         };
-        assert!(matches!(write_behind(File::from(writer), work).await, Err(Error::HostNotReady { .. })));
+        assert!(matches!(write_behind(File::from(writer), work).await, Err(HostError::NotReady { .. })));
     }
 }

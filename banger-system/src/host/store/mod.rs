@@ -22,7 +22,10 @@ use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, pool::PoolConnectio
 pub use self::open::Error as OpenError;
 use self::row::{ImageRow, KernelRow, LedgerRow, TooLarge, VmRow};
 
-use crate::ports::{Error, Result, Store};
+use crate::ports::{
+    FromHost as _,
+    store::{Error, Result, Store},
+};
 
 // Result codes of SQLite, https://www.sqlite.org/rescode.html
 const SQLITE_CORRUPT: i32 = 11;
@@ -343,7 +346,7 @@ fn integer(number: u64) -> Result<i64> {
 
 fn unwritten(source: sqlx::Error) -> Error {
     match primary_code(&source) {
-        Some(SQLITE_FULL) => Error::NoSpace { doing: WRITE.to_owned() },
+        Some(SQLITE_FULL) => Error::no_space(WRITE),
         _ => Error::other(WRITE, source),
     }
 }

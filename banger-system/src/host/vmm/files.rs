@@ -19,7 +19,10 @@ use banger_jail::ring;
 use banger_proto::size::Bytes;
 use rustix::fs::{FileType, MemfdFlags, SealFlags};
 
-use crate::ports::{Error, JailSpec, NetworkNamespace, Result};
+use crate::ports::{
+    FromHost as _,
+    vmm::{Error, JailSpec, NetworkNamespace, Result},
+};
 
 /// The console of a guest: a boot of some thousand lines, and then the most recent output.
 pub const CONSOLE_LOG: u64 = 16 << 20;

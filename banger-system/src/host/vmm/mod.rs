@@ -21,7 +21,13 @@ use banger_domain::{
 use tokio::net::UnixStream;
 
 use self::{firecracker::Firecracker, kvm::Kvm, qemu::Qemu};
-use crate::ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Started, Status, Vmm, VmmCommand};
+use crate::ports::{
+    Check, FromHost as _, Status,
+    disks::OverlayBy,
+    guest_link::{self, Channel},
+    supervisor::Started,
+    vmm::{Error, JailSpec, Result, Vmm, VmmCommand},
+};
 
 /// Firecracker and QEMU.
 pub struct Vmms {
@@ -84,13 +90,13 @@ impl Vmm for Vmms {
                     "the system disk of this sandbox is in QEMU's format, which Firecracker does not \
                                read; create it again with --vmm firecracker"
                         .to_owned();
-                return Err(Error::HostNotReady { message });
+                return Err(Error::not_ready(message));
             }
             _ if is_layered => VmmChoice::Only(VmmKind::Qemu),
             choice => choice,
         };
         let chosen = choose(choice, self.configured, self.facts(), spec.vcpus);
-        let chosen = chosen.map_err(|refused| Error::HostNotReady { message: refused.to_string() })?;
+        let chosen = chosen.map_err(|refused| Error::not_ready(refused.to_string()))?;
         tracing::info!(vm = %spec.vm, vmm = %chosen, "preparing a sandbox");
         self.get(chosen).jail_spec(spec).await
     }
@@ -103,7 +109,7 @@ impl Vmm for Vmms {
         self.of(spec.vm).configure(spec, started).await
     }
 
-    async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
+    async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {
         self.of(vm).connect(vm, channel).await
     }
 

@@ -20,7 +20,7 @@ fn names(host: &Host) -> Result<()> {
     let address = run_as(host, "alice", &script!("level4/names/owner.sh"))?;
     let address = address.lines().last().unwrap_or_default();
     run_as(host, "bob", &script!("level4/names/stranger.sh", address = address))?;
-    run_as(host, "alice", &script!("level4/names/deleted.sh" uses "wait.sh"))?;
+    run_as(host, "alice", &script!("level4/names/deleted.sh" uses "wait.sh" + "level4/names/tools.sh"))?;
     let doctor = sh(host, "alice", "banger doctor")?;
     ensure!(doctor.contains("systemd-resolved asks banger"), "{doctor:?}");
     Ok(())

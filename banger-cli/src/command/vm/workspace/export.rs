@@ -25,8 +25,8 @@ use crate::{
 
 /// Bring back the changes in a workspace
 ///
-/// The changes since the workspace was sent, including commits made in the sandbox, are printed as a patch
-/// for `git apply`, or put into the work tree that was sent. Nothing changes in the sandbox: neither files,
+/// Prints the changes since the workspace was sent, including commits made in the sandbox, as a patch for `git apply`,
+/// or applies them to the work tree that was sent. Nothing changes in the sandbox: neither files,
 /// nor the index, nor branches.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
@@ -39,7 +39,7 @@ Examples:
 
 Ignored files stay in the sandbox. --apply refuses a work tree with changes that were neither sent
 nor committed. With --merge, texts that changed on both sides are merged; if one of them cannot be
-merged, nothing is touched.")]
+merged, nothing is changed.")]
 pub struct Export {
     /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
@@ -53,10 +53,10 @@ pub struct Export {
     /// Write the patch to this file
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["apply", "branch", "stat"])]
     output: Option<PathBuf>,
-    /// Put the changes into the work tree that was sent
+    /// Apply the changes to the work tree that was sent
     #[arg(long, conflicts_with = "branch")]
     apply: bool,
-    /// Also merge into files that have changed on the host since they were sent
+    /// Merge into files that have changed on the host since they were sent
     #[arg(long, alias = "force", short_alias = 'f', requires = "apply")]
     merge: bool,
     /// Put the changes on a new branch of the repository, as one commit

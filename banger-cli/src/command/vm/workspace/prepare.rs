@@ -20,8 +20,8 @@ use crate::{
 
 /// Send a repository into a running sandbox
 ///
-/// Tracked files are sent with their uncommitted changes, and as much of git's metadata as it takes to work
-/// and to commit in the sandbox. Untracked and ignored files stay on the host unless you ask for them.
+/// Sends tracked files with their uncommitted changes, and enough of git's metadata to work and to commit in the
+/// sandbox. Untracked and ignored files stay on the host unless you ask for them.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -72,6 +72,12 @@ impl Prepare {
         track.stage("copy", &prepare::summary(count, bytes, path));
         let kept = prepare::send(&mut guest, plan, target, track.meter(bytes)).await;
         drop(track);
+        let kept = kept.map_err(|error| match prepare::is_in_the_way(&error) {
+            true => {
+                error.with_hint("`--force` replaces what is there; `--guest-path PATH` chooses another path.")
+            }
+            false => error,
+        });
         let record = kept.map_err(|error| error.about(&self.sandbox))?.record;
         if self.json {
             output::json(&json!({

@@ -21,7 +21,10 @@ use rustix::{
     ioctl::{Getter, Opcode, Setter, ioctl},
 };
 
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    disks::{Error, Result},
+};
 
 /// How often another program may grab the free device that the kernel named.
 const TRIES: usize = 64;
@@ -150,7 +153,7 @@ fn unavailable(source: &io::Error, doing: String) -> Error {
         io::ErrorKind::NotFound => "the kernel has no loop devices: load them with modprobe loop".to_owned(),
         _ => return Error::os(doing, io::Error::from(source.kind())),
     };
-    Error::HostNotReady { message }
+    Error::not_ready(message)
 }
 
 /// Configures the device in one step: in several, others would see it half done, and a crash in between would leave

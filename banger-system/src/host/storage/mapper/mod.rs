@@ -39,7 +39,10 @@ use self::loops::Loop;
 use super::disks::{self, FileDisks};
 use crate::{
     host::blocking::blocking,
-    ports::{Check, Disks, Error, OverlayBy, Result, Status},
+    ports::{
+        Check, FromHost as _, Status,
+        disks::{Disks, Error, OverlayBy, Result},
+    },
 };
 
 /// The unit of device-mapper, whatever the device.
@@ -164,7 +167,9 @@ impl Disks for MapperDisks {
     async fn checks(&self) -> Vec<Check> {
         vec![match loops::check().and_then(|()| snapshot::check()) {
             Ok(()) => disks::check(Status::Pass, "system disks are snapshots of their images", ""),
-            Err(error) => disks::check(Status::Fail, &error.to_string(), "systemctl restart banger-system"),
+            Err(error) => {
+                disks::check(Status::Fail, &error.to_string(), "run `systemctl restart banger-system`")
+            }
         }]
     }
 }
@@ -172,7 +177,7 @@ impl Disks for MapperDisks {
 async fn with_timeout<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(TIMEOUT, work).await {
         Ok(done) => done,
-        Err(_) => Err(Error::Timeout { what: format!("{what} (see dmsetup udevcookies)"), after: TIMEOUT }),
+        Err(_) => Err(Error::timeout(format!("{what} (see dmsetup udevcookies)"), TIMEOUT)),
     }
 }
 
@@ -197,9 +202,9 @@ fn grow_tail(tail: &Path, image: u64, size: Bytes) -> Result<()> {
 
 fn open_overlay(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).write(true).open(path).map_err(|source| match source.kind() {
-        ErrorKind::NotFound => Error::HostNotReady {
-            message: format!("the system disk is gone ({}); delete the sandbox", path.display()),
-        },
+        ErrorKind::NotFound => {
+            Error::not_ready(format!("the system disk is gone ({}); delete the sandbox", path.display()))
+        }
         _ => Error::os(format!("open {}", path.display()), source),
     })
 }
@@ -208,7 +213,7 @@ fn require_space(file: &File, path: &Path) -> Result<()> {
     let doing = || format!("use {} with less than {RESERVE} left in its file system", path.display());
     let stat = rustix::fs::fstatvfs(file).map_err(|error| Error::os(doing(), error))?;
     match stat.f_bavail.saturating_mul(stat.f_frsize) < RESERVE.0 {
-        true => Err(Error::NoSpace { doing: doing() }),
+        true => Err(Error::no_space(doing())),
         false => Ok(()),
     }
 }

@@ -13,7 +13,10 @@ use devicemapper::{DM, DevId, DmError, DmName, DmOptions, DmUdevFlags, DmUuid, e
 use rustix::io::Errno;
 
 use super::loops::Loop;
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    disks::{Error, Result},
+};
 
 /// The targets in the kernel's table. Every device-mapper has the second one.
 const TARGET: &str = "snapshot";
@@ -43,7 +46,7 @@ pub(super) const fn overlay_size(image: u64) -> u64 {
 
 /// Checks that the kernel offers snapshots, or says why not and what to do.
 pub(super) fn check() -> Result<()> {
-    let not_ready = |message: &str| Err(Error::HostNotReady { message: message.to_owned() });
+    let not_ready = |message: &str| Err(Error::not_ready(message));
     let Ok(mapper) = DM::new() else {
         return not_ready("the kernel has no device-mapper: load it with modprobe dm_snapshot");
     };

@@ -15,7 +15,10 @@ use serde::Deserialize;
 use tokio::{net::UnixStream, task::JoinHandle};
 
 use super::requests::Put;
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    vmm::{Error, Result},
+};
 
 /// How long a response may take: the VMM at most opens a file.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,13 +71,11 @@ impl Api {
         let version = answer.and_then(|answer| Version::parse(&answer.firecracker_version));
         match version {
             _ if status != StatusCode::OK => Err(fault(what, status, &body)),
-            None => Err(Error::Vmm { message: format!("Firecracker answers nonsense to {what}") }),
-            Some(version) if version < OLDEST || version >= TOO_NEW => Err(Error::HostNotReady {
-                message: format!(
-                    "Firecracker {version} is not supported: install a version from {OLDEST} to below {TOO_NEW}, \
+            None => Err(Error::Failed { message: format!("unexpected reply from Firecracker to {what}") }),
+            Some(version) if version < OLDEST || version >= TOO_NEW => Err(Error::not_ready(format!(
+                "Firecracker {version} is not supported: install a version from {OLDEST} to below {TOO_NEW}, \
                      or use --vmm qemu"
-                ),
-            }),
+            ))),
             Some(_) => Ok(()),
         }
     }
@@ -136,13 +137,13 @@ impl fmt::Display for Version {
 }
 
 async fn within<T>(what: &str, timeout: Duration, answer: impl Future<Output = T>) -> Result<T> {
-    let late = |_| Error::Timeout { what: format!("Firecracker's answer to {what}"), after: timeout };
+    let late = |_| Error::timeout(format!("Firecracker's answer to {what}"), timeout);
     tokio::time::timeout(timeout, answer).await.map_err(late)
 }
 
 fn broken(what: &str, error: &dyn std::error::Error) -> Error {
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-    Error::Vmm { message: format!("Firecracker gives no proper answer to {what}: {error}{cause}") }
+    Error::Failed { message: format!("invalid reply from Firecracker to {what}: {error}{cause}") }
 }
 
 /// Returns the error that the API reported.
@@ -151,7 +152,7 @@ fn fault(what: &str, status: StatusCode, body: &[u8]) -> Error {
     let said: String = said.chars().filter(|c| !c.is_control()).take(MAX_FAULT).collect();
     let why = if said.is_empty() { format!("with status {}", status.as_u16()) } else { format!(": {said}") };
     let space = if said.is_empty() { " " } else { "" };
-    Error::Vmm { message: format!("Firecracker refuses {what}{space}{why}") }
+    Error::Failed { message: format!("Firecracker refuses {what}{space}{why}") }
 }
 
 #[cfg(test)]

@@ -13,7 +13,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    vmm::{Error, Result},
+};
 
 const ACL: &std::ffi::CStr = c"system.posix_acl_access";
 const READ_AND_WRITE: u16 = 6;
@@ -31,12 +34,10 @@ fn disk(path: &Path, user: u32) -> Result<()> {
     let doing = || format!("give the VMM's user access to the disk {}", path.display());
     let file = File::open(path).map_err(|error| Error::os(doing(), error))?;
     match fsetxattr(&file, ACL, &list(user), XattrFlags::empty()) {
-        Err(Errno::OPNOTSUPP) => Err(Error::HostNotReady {
-            message: format!(
-                "the file system of {} has no access control lists: mount it with them, or use --vmm qemu",
-                path.display()
-            ),
-        }),
+        Err(Errno::OPNOTSUPP) => Err(Error::not_ready(format!(
+            "the file system of {} has no access control lists: mount it with them, or use --vmm qemu",
+            path.display()
+        ))),
         done => done.map_err(|error| Error::os(doing(), error)),
     }
 }

@@ -39,8 +39,11 @@ use super::{
 use crate::{
     host::blocking::blocking,
     ports::{
-        Channel, Check, Error, JailSpec, NetworkNamespace, OverlayBy, Result, Started, Status, Vmm,
-        VmmCommand,
+        Check, FromHost as _, Status,
+        disks::OverlayBy,
+        guest_link::{self, Channel},
+        supervisor::Started,
+        vmm::{Error, JailSpec, NetworkNamespace, Result, Vmm, VmmCommand},
     },
 };
 
@@ -82,9 +85,10 @@ impl Firecracker {
     }
 
     fn require(&self) -> Result<PathBuf> {
-        self.program().ok_or_else(|| Error::HostNotReady {
-            message: "Firecracker is not installed; install it as /usr/bin/firecracker, or use --vmm qemu"
-                .to_owned(),
+        self.program().ok_or_else(|| {
+            Error::not_ready(
+                "Firecracker is not installed; install it as /usr/bin/firecracker, or use --vmm qemu",
+            )
         })
     }
 
@@ -107,8 +111,7 @@ impl Firecracker {
                 }
             }
         };
-        let late =
-            |_| Error::Timeout { what: "waiting for Firecracker's API".to_owned(), after: API_TIMEOUT };
+        let late = |_| Error::timeout("waiting for Firecracker's API", API_TIMEOUT);
         tokio::time::timeout(API_TIMEOUT, reached).await.map_err(late)?
     }
 
@@ -116,7 +119,7 @@ impl Firecracker {
     fn ended(&self, vm: VmId) -> Error {
         let said = last_log_line(&self.paths.vmm_log(vm)).unwrap_or_default();
         let said = if said.is_empty() { "it said nothing".to_owned() } else { said };
-        Error::Vmm { message: format!("Firecracker ended at once: {said}") }
+        Error::Failed { message: format!("Firecracker ended at once: {said}") }
     }
 }
 
@@ -130,7 +133,7 @@ impl Vmm for Firecracker {
         self.require()?;
         if spec.vcpus > FIRECRACKER_VCPUS {
             let refused = banger_domain::vmm::Refused::TooManyVcpus;
-            return Err(Error::HostNotReady { message: refused.to_string() });
+            return Err(Error::not_ready(refused.to_string()));
         }
         sockets::make(&self.paths, spec.vm)?;
         let mut devices = vec![PathBuf::from(kvm::DEVICE)];
@@ -166,12 +169,12 @@ impl Vmm for Firecracker {
         };
         match told.await {
             // Its last log line says more than a broken connection.
-            Err(Error::Vmm { .. }) if has_ended(started.pid) => Err(self.ended(spec.vm)),
+            Err(Error::Failed { .. }) if has_ended(started.pid) => Err(self.ended(spec.vm)),
             told => told,
         }
     }
 
-    async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
+    async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {
         sockets::connect_to_guest(&self.paths.vmm_dir(vm), channel).await
     }
 

@@ -24,7 +24,11 @@ use tokio::{
 };
 
 use super::requests::VSOCK_SOCKET;
-use crate::ports::{Channel, Error, Result};
+use crate::ports::{
+    FromHost as _,
+    guest_link::{Channel, Error, Result},
+    vmm,
+};
 
 /// How long the VMM may take to reach the guest. It gives up after 2 s by itself.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,21 +37,21 @@ const MAX_ANSWER: usize = 14;
 
 /// Creates the directory of a sandbox's sockets, and the one in it that the VMM sees and writes to. No other user can
 /// pass the outer one, so the inner one may be open to all: the VMM's user is not known before it runs.
-pub fn make(paths: &Paths, vm: VmId) -> Result<()> {
+pub fn make(paths: &Paths, vm: VmId) -> vmm::Result<()> {
     let (outer, inner) = (paths.socket_dir(vm), paths.vmm_dir(vm));
     remove(paths, vm)?;
-    let os = |error| Error::os(format!("make {}", inner.display()), error);
+    let os = |error| vmm::Error::os(format!("make {}", inner.display()), error);
     DirBuilder::new().recursive(true).mode(0o700).create(&outer).map_err(os)?;
     DirBuilder::new().mode(0o700).create(&inner).map_err(os)?;
     fs::set_permissions(&inner, Permissions::from_mode(0o777)).map_err(os)
 }
 
 /// Removes the directory of a sandbox's sockets.
-pub fn remove(paths: &Paths, vm: VmId) -> Result<()> {
+pub fn remove(paths: &Paths, vm: VmId) -> vmm::Result<()> {
     let directory = paths.socket_dir(vm);
     match fs::remove_dir_all(&directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::os(format!("remove {}", directory.display()), error))
+            Err(vmm::Error::os(format!("remove {}", directory.display()), error))
         }
         _ => Ok(()),
     }
@@ -71,14 +75,15 @@ pub async fn connect_to_guest(directory: &Path, channel: Channel) -> Result<Unix
         Channel::Stream(Purpose::Connection) => VSOCK_CONNECTION_PORT,
     };
     match connect_to_port(directory, port).await {
-        Err(Error::Agent { .. }) if port != VSOCK_PORT => connect_to_port(directory, VSOCK_PORT).await,
+        Err(Error::Unavailable { .. }) if port != VSOCK_PORT => connect_to_port(directory, VSOCK_PORT).await,
         connected => connected,
     }
 }
 
 /// Connects to a port of the guest (Firecracker's `docs/vsock.md`, host-initiated connections).
 async fn connect_to_port(directory: &Path, port: u32) -> Result<UnixStream> {
-    let agent = |what: &str| Error::Agent { message: format!("cannot reach the guest's agent: {what}") };
+    let agent =
+        |what: &str| Error::Unavailable { message: format!("cannot reach the guest's agent: {what}") };
     let asked = async {
         let mut stream =
             connect(&directory.join(VSOCK_SOCKET)).await.map_err(|error| agent(&error.to_string()))?;
@@ -89,14 +94,14 @@ async fn connect_to_port(directory: &Path, port: u32) -> Result<UnixStream> {
         while answer.last() != Some(&b'\n') {
             match stream.read_u8().await {
                 Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),
-                Ok(_) => return Err(agent("Firecracker answers nonsense")),
+                Ok(_) => return Err(agent("unexpected reply from Firecracker")),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     return Err(agent("the guest does not listen"));
                 }
                 Err(error) => return Err(agent(&error.to_string())),
             }
         }
-        if answer.starts_with(b"OK ") { Ok(stream) } else { Err(agent("Firecracker answers nonsense")) }
+        if answer.starts_with(b"OK ") { Ok(stream) } else { Err(agent("unexpected reply from Firecracker")) }
     };
     let late =
         |_| Error::Timeout { what: "connecting to the guest's agent".to_owned(), after: CONNECT_TIMEOUT };

@@ -29,7 +29,12 @@ use super::{
 };
 use crate::{
     host::{blocking::blocking, network},
-    ports::{Channel, Check, Error, JailSpec, OverlayBy, Result, Status, Vmm, VmmCommand},
+    ports::{
+        Check, FromHost as _, Status,
+        disks::OverlayBy,
+        guest_link::{self, Channel},
+        vmm::{Error, JailSpec, Result, Vmm, VmmCommand},
+    },
 };
 
 /// Where distributions install it.
@@ -71,9 +76,9 @@ impl Vmm for Qemu {
 
     async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
         if !Self::is_installed() {
-            return Err(Error::HostNotReady {
-                message: format!("{PROGRAM} is missing; install the package qemu-system-x86"),
-            });
+            return Err(Error::not_ready(format!(
+                "{PROGRAM} is missing; install the package qemu-system-x86"
+            )));
         }
         self.sockets.make_directory(spec.vm)?;
         let devices = match self.acceleration {
@@ -89,7 +94,7 @@ impl Vmm for Qemu {
         blocking("prepare the VMM", move || prepare(&spec, &paths, acceleration, &sockets)).await
     }
 
-    async fn connect(&self, vm: VmId, channel: Channel) -> Result<UnixStream> {
+    async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {
         self.sockets.connect(vm, channel).await
     }
 

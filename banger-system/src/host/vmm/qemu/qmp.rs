@@ -12,7 +12,10 @@ use tokio::{
     },
 };
 
-use crate::ports::{Error, Result};
+use crate::ports::{
+    FromHost as _,
+    vmm::{Error, Result},
+};
 
 /// How long an answer may take: the VMM answers from a loop that also serves the guest's devices.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,7 +54,7 @@ impl Qmp {
     pub async fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .await
-            .map_err(|error| Error::Vmm { message: format!("cannot reach QEMU: {error}") })?;
+            .map_err(|error| Error::Failed { message: format!("cannot reach QEMU: {error}") })?;
         let (reader, writer) = stream.into_split();
         let mut qmp = Self { reader: BufReader::new(reader), writer };
         let greeting = within(qmp.line()).await?;
@@ -78,7 +81,7 @@ impl Qmp {
                 let line = self.line().await?;
                 if let Some(Failure { desc }) = line.error {
                     let desc: String = desc.chars().take(200).filter(|c| !c.is_control()).collect();
-                    return Err(Error::Vmm { message: format!("QEMU refused {command}: {desc}") });
+                    return Err(Error::Failed { message: format!("QEMU refused {command}: {desc}") });
                 }
                 if let Some(value) = line.returned {
                     return Ok(value);
@@ -101,16 +104,16 @@ impl Qmp {
 }
 
 async fn within<T>(doing: impl Future<Output = Result<T>>) -> Result<T> {
-    let timeout = || Error::Timeout { what: "waiting for a reply from QEMU".to_owned(), after: TIMEOUT };
+    let timeout = || Error::timeout("waiting for a reply from QEMU", TIMEOUT);
     tokio::time::timeout(TIMEOUT, doing).await.map_err(|_| timeout())?
 }
 
 fn gone(why: &dyn std::fmt::Display) -> Error {
-    Error::Vmm { message: format!("lost the connection to QEMU: {why}") }
+    Error::Failed { message: format!("lost the connection to QEMU: {why}") }
 }
 
 fn nonsense() -> Error {
-    Error::Vmm { message: "unexpected reply from QEMU".to_owned() }
+    Error::Failed { message: "unexpected reply from QEMU".to_owned() }
 }
 
 #[cfg(test)]
@@ -161,7 +164,7 @@ mod tests {
             &[HELLO, "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\"}}\n"],
             &[HELLO, READY, "{\"return\":7}\n"],
         ] {
-            assert!(matches!(against(lines).await, Err(Error::Vmm { .. })), "{lines:?}");
+            assert!(matches!(against(lines).await, Err(Error::Failed { .. })), "{lines:?}");
         }
     }
 }

@@ -24,7 +24,11 @@ use super::{
 };
 use crate::{
     host::vmm::files,
-    ports::{Channel, Error, Result},
+    ports::{
+        FromHost as _,
+        guest_link::{Channel, Error, Result},
+        vmm,
+    },
 };
 
 const QMP_SOCKET: &str = "qmp.sock";
@@ -43,17 +47,17 @@ impl Sockets {
     }
 
     /// Makes the directory of a sandbox's sockets. Leftovers of an earlier boot are removed.
-    pub fn make_directory(&self, vm: VmId) -> Result<()> {
+    pub fn make_directory(&self, vm: VmId) -> vmm::Result<()> {
         let directory = self.paths.socket_dir(vm);
         self.remove(vm)?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-        made.map_err(|error| Error::os(format!("make {}", directory.display()), error))
+        made.map_err(|error| vmm::Error::os(format!("make {}", directory.display()), error))
     }
 
     /// Makes the listening sockets of a sandbox in its directory.
-    pub fn bind(&self, vm: VmId) -> Result<Vec<(String, OwnedFd)>> {
+    pub fn bind(&self, vm: VmId) -> vmm::Result<Vec<(String, OwnedFd)>> {
         let directory = self.paths.socket_dir(vm);
-        let os = |error| Error::os(format!("create the sockets in {}", directory.display()), error);
+        let os = |error| vmm::Error::os(format!("create the sockets in {}", directory.display()), error);
         let listen = |path: &Path| UnixListener::bind(path).map(OwnedFd::from).map_err(os);
         let mut sockets = vec![(args::QMP.to_owned(), listen(&directory.join(QMP_SOCKET))?)];
         for index in 0..CHANNELS {
@@ -93,18 +97,18 @@ impl Sockets {
         })?
     }
 
-    pub fn remove(&self, vm: VmId) -> Result<()> {
+    pub fn remove(&self, vm: VmId) -> vmm::Result<()> {
         let directory = self.paths.socket_dir(vm);
         self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm);
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::os(format!("remove {}", directory.display()), error))
+                Err(vmm::Error::os(format!("remove {}", directory.display()), error))
             }
             _ => Ok(()),
         }
     }
 
-    pub fn found(&self) -> Result<Vec<VmId>> {
+    pub fn found(&self) -> vmm::Result<Vec<VmId>> {
         files::socket_dirs(&self.paths)
     }
 
@@ -117,5 +121,5 @@ impl Sockets {
 async fn connect(path: &Path) -> Result<UnixStream> {
     UnixStream::connect(path)
         .await
-        .map_err(|error| Error::Agent { message: format!("cannot reach the guest's agent: {error}") })
+        .map_err(|error| Error::Unavailable { message: format!("cannot reach the guest's agent: {error}") })
 }

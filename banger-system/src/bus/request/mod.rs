@@ -1,0 +1,46 @@
+//! Parses and checks the arguments of the manager's methods.
+
+mod create;
+mod import;
+mod pull;
+
+use banger_domain::name::{Name, Reference};
+use banger_image::oci::platform::Platform;
+use banger_proto::bus::ErrorName;
+
+pub(super) use self::{
+    create::read_create,
+    import::{read_image_import, read_kernel_import},
+    pull::{read_image_pull, read_kernel_pull},
+};
+use super::{
+    api::Api,
+    caller::Caller,
+    error::{Error, Result},
+    options::{Dict, Options},
+    vm::read_start,
+};
+
+/// Parses a name.
+pub(super) fn parse_name(text: &str) -> Result<Name> {
+    text.parse().map_err(|error| Error::of(ErrorName::InvalidName, &error))
+}
+
+/// Finds the kernel that the caller names, if it names one.
+async fn usable_kernel(api: &Api, caller: &Caller, text: Option<String>) -> Result<Option<Reference>> {
+    match text {
+        Some(text) => Ok(Some(api.usable_kernel(caller, &text).await?)),
+        None => Ok(None),
+    }
+}
+
+/// Parses the platform of an image. Sandboxes run programs for the host's architecture only.
+fn read_platform(text: Option<String>) -> Result<Platform> {
+    let host = Platform::of_host(std::env::consts::ARCH);
+    let Some(text) = text else { return Ok(host) };
+    let platform: Platform = text.parse().map_err(|error| Error::of(ErrorName::InvalidOption, &error))?;
+    match platform.runs_with(&host) {
+        true => Ok(platform),
+        false => Err(Error::invalid_option(format!("sandboxes of this host run {host} and not {platform}"))),
+    }
+}

@@ -1,0 +1,208 @@
+//! The steps that every import and every pull has: reserve a name, run as a job, count against the quota, commit.
+
+use std::sync::Arc;
+
+use banger_domain::{
+    id::{ImageId, JobId, Uid},
+    name::Name,
+};
+use banger_image::oci::RemoteImage;
+use banger_proto::size::Bytes;
+use futures_util::future::BoxFuture;
+use tracing::Instrument;
+
+use super::{
+    Shared,
+    error::{Error, Kind, Result},
+    item::Stored,
+    job::{JobHandle, Stages},
+    single_flight::{LockedPulls, PullRequest, RunningPull},
+    view::{Fact, JobKind},
+};
+
+/// Who requested a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RequestedBy {
+    /// A user. The job is queued.
+    User,
+    /// A running job. In the queue, the new job would wait for that one to end.
+    Job,
+}
+
+/// What will be created, and the job that creates it.
+pub(super) struct Order<I: Stored> {
+    pub(super) owner: Uid,
+    pub(super) name: Name,
+    /// The object of this name that it replaces.
+    pub(super) replaces: Option<I::Id>,
+    pub(super) kind: JobKind,
+    pub(super) stages: Stages,
+    pub(super) requested_by: RequestedBy,
+}
+
+/// A job whose name is reserved, and which has not started yet. Dropping it releases the name and cancels the job.
+pub(super) struct Reserved {
+    shared: Arc<Shared>,
+    job: JobHandle,
+    name: ReservedName,
+    pull: Option<RunningPull>,
+}
+
+/// A name that nothing else gets. Dropping it releases the name.
+struct ReservedName {
+    shared: Arc<Shared>,
+    kind: Kind,
+    owner: Uid,
+    name: Name,
+}
+
+impl Drop for ReservedName {
+    fn drop(&mut self) {
+        self.shared.inventory.cancel_reservation(self.kind, self.owner, &self.name);
+    }
+}
+
+/// Reserves the name and begins the job. Fails if the name is taken, if the owner has too many objects of this kind,
+/// or too many jobs.
+pub(super) fn reserve<I: Stored>(shared: &Arc<Shared>, order: Order<I>) -> Result<Reserved> {
+    let Order { owner, name, replaces, kind, stages, requested_by } = order;
+    shared.inventory.reserve::<I>(owner, &name, shared.settings.limits.images, replaces)?;
+    let name = ReservedName { shared: Arc::clone(shared), kind: I::KIND, owner, name };
+    let job = match requested_by {
+        RequestedBy::User => shared.jobs.begin(kind, owner, Vec::new(), stages)?,
+        RequestedBy::Job => shared.jobs.begin_internal(kind, owner, Vec::new(), stages),
+    };
+    Ok(Reserved { shared: Arc::clone(shared), job, name, pull: None })
+}
+
+impl Reserved {
+    /// Makes identical requests return this job until it ends, and unlocks the table of running pulls.
+    pub(super) fn shared_by(mut self, pulls: LockedPulls<'_>, request: PullRequest) -> Self {
+        let ReservedName { kind, owner, name, .. } = &self.name;
+        self.pull = Some(pulls.add(&self.shared, (*kind, *owner, name.clone()), request, self.job.id()));
+        self
+    }
+
+    /// Starts the job. The name is free again before the job ends.
+    pub(super) fn run<W>(self, work: W) -> JobId
+    where
+        W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
+    {
+        let Self { shared, job, name, pull } = self;
+        run_job(shared, job, (name, pull), work)
+    }
+}
+
+/// Runs a job in a task of its own, once it is its turn. What it holds is dropped before the job ends.
+pub(super) fn run_job<W>(shared: Arc<Shared>, mut job: JobHandle, held: impl Send + 'static, work: W) -> JobId
+where
+    W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
+{
+    let id = job.id();
+    tokio::spawn(async move {
+        let span = job.span();
+        let result = match job.wait_turn().await {
+            Ok(()) => work(&shared, &job).instrument(span).await,
+            Err(error) => Err(error),
+        };
+        drop(held);
+        job.finish(result);
+    });
+    id
+}
+
+/// Awaits work that is safe to drop, unless the job is cancelled first.
+pub(super) async fn unless_canceled<T>(job: &JobHandle, work: impl Future<Output = T>) -> Result<T> {
+    tokio::select! {
+        biased;
+        _ = job.canceled() => Err(Error::Canceled),
+        done = work => Ok(done),
+    }
+}
+
+/// The quota that an image counts against while it is being created. Shared images count for nobody.
+pub(super) struct Quota<'a> {
+    pub(super) owner: Uid,
+    /// The reserved name.
+    pub(super) name: &'a Name,
+    pub(super) shared: bool,
+}
+
+impl Quota<'_> {
+    /// Counts the image with this size, instead of an earlier one.
+    pub(super) fn claim(&self, shared: &Shared, bytes: Bytes) -> Result<()> {
+        match self.shared {
+            true => Ok(()),
+            false => shared.inventory.claim(self.owner, self.name, bytes, shared.settings.limits.image_disk),
+        }
+    }
+
+    /// Counts an image whose files exist, and removes them if it does not fit.
+    pub(super) async fn claim_created(&self, shared: &Shared, id: ImageId, bytes: Bytes) -> Result<()> {
+        if let Err(error) = self.claim(shared, bytes) {
+            shared.ports.image_files.remove(id).await?;
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
+/// Stores and publishes an object whose files exist, in place of an older one if there is one. On failure, or if the
+/// job is cancelled, its files are removed.
+pub(super) async fn commit<I: Stored>(
+    shared: &Shared,
+    job: &JobHandle,
+    item: &I,
+    old: Option<&I>,
+) -> Result<()> {
+    let committed = if job.is_canceled() { Err(Error::Canceled) } else { publish(shared, item, old).await };
+    if let Err(error) = committed {
+        I::remove_files(&shared.ports, item.id()).await?;
+        return Err(error);
+    }
+    Ok(())
+}
+
+async fn publish<I: Stored>(shared: &Shared, item: &I, old: Option<&I>) -> Result<()> {
+    let store = &*shared.ports.store;
+    let Some(old) = old else {
+        item.put_row(store, None).await?;
+        shared.inventory.add(item.clone());
+        return Ok(());
+    };
+    let _locked = shared.library.lock.lock().await;
+    let taken = shared.inventory.remove_unused::<I>(old.id())?;
+    if let Err(error) = item.put_row(store, Some(old.id())).await {
+        shared.inventory.add(I::clone(&taken));
+        return Err(error.into());
+    }
+    shared.inventory.add(item.clone());
+    // The new object is in place. Files that are left are removed at the next start of the service.
+    if let Err(error) = I::remove_files(&shared.ports, old.id()).await {
+        tracing::error!(id = %old.id(), kind = ?I::KIND, %error, "cannot remove the files of a replaced object");
+    }
+    Ok(())
+}
+
+/// Reports what was assumed about an image, or left out.
+pub(super) fn report_notes(job: &JobHandle, image: &RemoteImage) {
+    if !image.notes.is_empty() {
+        job.add_result("notes", Fact::Text(image.notes.join("\n")));
+    }
+}
+
+/// Reports what a pull has created or found.
+pub(super) fn report<I: Stored>(job: &JobHandle, item: &I) {
+    job.add_object(I::object(item.id()));
+    for (key, fact) in item.pull_facts() {
+        job.add_result(key, fact);
+    }
+}
+
+/// Deletes an object that nothing uses.
+pub(super) async fn delete<I: Stored>(shared: &Shared, id: I::Id) -> Result<()> {
+    let _locked = shared.library.lock.lock().await;
+    shared.inventory.remove_unused::<I>(id)?;
+    I::delete_row(&*shared.ports.store, id).await?;
+    I::remove_files(&shared.ports, id).await
+}

@@ -1,0 +1,134 @@
+//! What went wrong on the host and is not mended yet. `doctor` shows it, and recovery tries again ([`super::recover`]).
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use banger_domain::{
+    id::{ImageId, KernelId, Uid, VmId},
+    resource::Resource,
+};
+use tokio::sync::watch;
+
+use super::{Engine, error::one_line};
+use crate::ports::{Check, Status};
+
+/// What has a problem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Subject {
+    /// It is not known which resources of this kind exist on the host.
+    Scan(Resource),
+    /// It is not known which kernels have files.
+    KernelScan,
+    /// It is not known which images have files.
+    ImageScan,
+    /// The files of a kernel that is gone.
+    KernelFiles(KernelId),
+    /// The files of an image that is gone.
+    ImageFiles(ImageId),
+    /// A resource that a sandbox no longer needs. The sandbox may be gone.
+    Resource(VmId, Resource),
+}
+
+/// The current problems. Clones share them.
+#[derive(Clone, Default)]
+pub(super) struct Problems {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// With the causes of each, on one line.
+    all: Mutex<BTreeMap<Subject, String>>,
+    changes: watch::Sender<()>,
+}
+
+impl Problems {
+    /// Adds a problem, or replaces its cause.
+    pub(super) fn set(&self, subject: Subject, cause: &dyn std::error::Error) {
+        self.lock().insert(subject, one_line(cause));
+        self.inner.changes.send_replace(());
+    }
+
+    /// Removes a problem, because it is mended.
+    pub(super) fn clear(&self, subject: Subject) {
+        self.lock().remove(&subject);
+    }
+
+    pub(super) fn all(&self) -> BTreeMap<Subject, String> {
+        self.lock().clone()
+    }
+
+    /// Waits until there is a problem.
+    pub(super) async fn wait(&self) {
+        let mut changes = self.inner.changes.subscribe();
+        while self.lock().is_empty() {
+            // The sender lives in `self`.
+            let _ = changes.changed().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Subject, String>> {
+        self.inner.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the noun for a kind of resource of one sandbox.
+pub(super) const fn noun(resource: Resource) -> &'static str {
+    match resource {
+        Resource::Disks => "disks",
+        Resource::Mapper => "block devices",
+        Resource::Nic => "network interface",
+        Resource::Sockets => "sockets",
+        Resource::Unit => "VMM process",
+    }
+}
+
+/// Returns the noun for the resources of this kind of all sandboxes.
+const fn plural(resource: Resource) -> &'static str {
+    match resource {
+        Resource::Disks => "disks",
+        Resource::Mapper => "block devices",
+        Resource::Nic => "network interfaces",
+        Resource::Sockets => "sockets",
+        Resource::Unit => "VMM processes",
+    }
+}
+
+impl Engine {
+    /// Returns the checks about problems that concern this user: all of the host's, and those of the user's own
+    /// sandboxes. Root sees those of all.
+    pub(super) fn problem_checks(&self, caller: Uid) -> Vec<Check> {
+        let problems = self.shared.problems.all();
+        problems
+            .into_iter()
+            .filter_map(|(subject, cause)| self.problem_check(caller, subject, &cause))
+            .collect()
+    }
+
+    fn problem_check(&self, caller: Uid, subject: Subject, cause: &str) -> Option<Check> {
+        const WAIT: &str = "banger tries again every minute";
+        let (name, message) = match subject {
+            Subject::Scan(resource) => {
+                ("recovery", format!("cannot list the {} of sandboxes", plural(resource)))
+            }
+            Subject::KernelScan => ("recovery", "cannot list the files of kernels".to_owned()),
+            Subject::ImageScan => ("recovery", "cannot list the files of images".to_owned()),
+            Subject::KernelFiles(_) => {
+                ("leftovers", "cannot remove the files of a deleted kernel".to_owned())
+            }
+            Subject::ImageFiles(_) => ("leftovers", "cannot remove the files of a deleted image".to_owned()),
+            Subject::Resource(vm, resource) => {
+                let of = match self.vm(vm) {
+                    Some(view) if view.vm.owner == caller || caller == Uid::ROOT => view.vm.name.to_string(),
+                    None if caller == Uid::ROOT => format!("the deleted sandbox {vm}"),
+                    _ => return None,
+                };
+                ("leftovers", format!("cannot remove the {} of {of}", noun(resource)))
+            }
+        };
+        let message = format!("{message}: {cause}");
+        Some(Check { name, status: Status::Warn, message, hint: WAIT.to_owned() })
+    }
+}

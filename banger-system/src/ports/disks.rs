@@ -1,0 +1,67 @@
+//! The disks of VMs.
+
+use async_trait::async_trait;
+use banger_domain::{
+    id::{ImageId, VmId},
+    launch_spec::Drive,
+};
+use banger_proto::size::Bytes;
+
+use super::{Check, HostError};
+
+/// The disks of VMs.
+#[async_trait]
+pub trait Disks: Send + Sync {
+    /// Creates the directory of a VM's disks and logs. An existing one is kept.
+    async fn create_directory(&self, vm: VmId) -> Result<()>;
+    /// Creates a VM's private clone of an image, in a form that its VMM can read, or prepares what becomes one when
+    /// the disks are attached. Never changes the image's file. The clone has at least the image's size; what is
+    /// beyond the image's content is empty. Fails with [`HostError::NoSpace`] if the disk is full.
+    async fn clone_image(&self, vm: VmId, image: ImageId, overlay_by: OverlayBy, size: Bytes) -> Result<()>;
+    /// Creates an empty ext4 file system of this size. Fails with [`HostError::NoSpace`] if the disk is full.
+    async fn create_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
+    /// Grows the work disk of a stopped VM. A disk that is large enough is left alone, so a repeat is safe. The guest
+    /// grows the file system: the host's kernel must not read it.
+    async fn grow_work_disk(&self, vm: VmId, size: Bytes) -> Result<()>;
+    /// Grows the system disk of a stopped VM, as [`Disks::grow_work_disk`] does.
+    async fn grow_system_disk(&self, vm: VmId, image: ImageId, size: Bytes) -> Result<()>;
+    /// Prepares the drives for a VMM, and returns them, the system disk first. Replaces what an earlier boot left, so
+    /// a repeat is safe while no VMM runs.
+    async fn attach(&self, vm: VmId, image: ImageId) -> Result<Vec<Drive>>;
+    /// Undoes [`Disks::attach`]. No VMM may have the drives open.
+    async fn detach(&self, vm: VmId) -> Result<()>;
+    /// Returns the VMs that have something to detach.
+    async fn attached(&self) -> Result<Vec<VmId>>;
+    /// Removes a VM's directory with everything in it.
+    async fn remove_directory(&self, vm: VmId) -> Result<()>;
+    /// Returns the VMs that have a directory.
+    async fn found(&self) -> Result<Vec<VmId>>;
+    /// Checks what this needs from the host.
+    async fn checks(&self) -> Vec<Check>;
+}
+
+/// Who combines an image and the writes of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverlayBy {
+    /// The VMM, from a file in QEMU's format.
+    Vmm,
+    /// The host: the VMM gets one raw file or device.
+    Host,
+}
+
+/// Why an operation on disks failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A disk or an image is not in a form that this host can use.
+    #[error("{message}")]
+    Unsupported {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The call to the host failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// The result of this port.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

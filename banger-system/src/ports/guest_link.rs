@@ -1,0 +1,71 @@
+//! The connections to the agents in guests.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use async_trait::async_trait;
+use banger_domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token};
+
+use super::{HostError, vmm};
+
+/// The connection to the agents in guests.
+#[async_trait]
+pub trait GuestLink: Send + Sync {
+    /// Waits until the agent answers. Fails with [`Error::Timeout`]. Safe to cancel and to repeat.
+    async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts>;
+    /// Asks the agent to sync the disks and to power off. Returns once the agent confirms that all earlier writes are
+    /// on the disks. A repeat is safe.
+    async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()>;
+    /// Compares the clock of the guest with the host's, and corrects it. A repeat is safe.
+    async fn sync_clock(&self, vm: VmId, token: &Token, occasion: Occasion) -> Result<()>;
+    /// Greets the agent on a connection of [`Vmm::connect`](vmm::Vmm::connect). The returned stream takes one request.
+    async fn open(&self, stream: tokio::net::UnixStream, token: &Token) -> Result<OwnedFd>;
+}
+
+/// What the agent reports about its guest. Untrusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestFacts {
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// Whether it is shutting down.
+    pub stopping: bool,
+}
+
+/// Which connection to the agent to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// The service's own connection.
+    Control,
+    /// A stream for a client, for this purpose.
+    Stream(Purpose),
+}
+
+/// Why the guest's agent cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The agent cannot be reached, or sends an invalid reply.
+    #[error("{message}")]
+    Unavailable {
+        /// What went wrong.
+        message: String,
+    },
+    /// All streams to the agent are in use.
+    #[error("all streams to the guest are in use")]
+    NoFreeStream,
+    /// The agent did not answer in time.
+    #[error("{what} took longer than {} s", .after.as_secs())]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        after: Duration,
+    },
+    /// The VMM does not open a channel.
+    #[error(transparent)]
+    Vmm(#[from] vmm::Error),
+    /// The call to the host failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// The result of this port.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

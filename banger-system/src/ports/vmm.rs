@@ -1,0 +1,115 @@
+//! The VMMs.
+
+use std::{os::fd::OwnedFd, path::PathBuf};
+
+use async_trait::async_trait;
+use banger_domain::{
+    id::{Uid, VmId},
+    launch_spec::LaunchSpec,
+    vmm::VmmChoice,
+};
+use banger_proto::size::Bytes;
+
+use super::{
+    Check, HostError,
+    disks::OverlayBy,
+    guest_link::{self, Channel},
+    supervisor::Started,
+};
+
+/// A VMM: its command, its configuration and its channels.
+///
+/// A start calls, in this order: [`Vmm::jail_spec`], [`Supervisor::start_jail`], [`Vmm::prepare_launch`],
+/// [`EmptyJail::run`], [`Vmm::configure`].
+///
+/// [`Supervisor::start_jail`]: super::supervisor::Supervisor::start_jail
+/// [`EmptyJail::run`]: super::supervisor::EmptyJail::run
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// Returns who combines image and writes, for a VM with this choice of VMM and this many processors.
+    fn overlay_by(&self, wish: VmmChoice, vcpus: u32) -> OverlayBy;
+    /// Chooses the VMM, creates an empty directory for its sockets, and returns what its process needs from the host.
+    /// Replaces an earlier directory, so a repeat is safe while no VMM runs. Fails with [`HostError::NotReady`] if no
+    /// VMM can run this VM.
+    async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec>;
+    /// Creates the sockets, opens the files, and returns the command to run. Must be called once, after
+    /// [`Vmm::jail_spec`].
+    async fn prepare_launch(&self, spec: &LaunchSpec) -> Result<VmmCommand>;
+    /// Configures the running VMM as far as its arguments do not, and boots the guest. Must be called once. Creates
+    /// nothing that outlives the process. Fails with [`Error::Failed`] if the VMM exits or refuses.
+    async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> Result<()> {
+        Ok(())
+    }
+    /// Connects to the guest's agent, without a greeting. A stream is a free one for its purpose, else the call fails
+    /// with [`guest_link::Error::NoFreeStream`]. Only the service uses the control channel.
+    async fn connect(&self, vm: VmId, channel: Channel) -> guest_link::Result<tokio::net::UnixStream>;
+    /// Removes the sockets of a VM. A repeat is safe.
+    async fn remove_sockets(&self, vm: VmId) -> Result<()>;
+    /// Checks what this needs from the host.
+    async fn checks(&self) -> Vec<Check>;
+    /// Returns the VMs that have sockets.
+    async fn found(&self) -> Result<Vec<VmId>>;
+}
+
+/// What the process of a VM may use on the host: the result of [`Vmm::jail_spec`].
+///
+/// The jail is started before the rest of the VM is created, because starting it takes longer.
+#[derive(Debug)]
+pub struct JailSpec {
+    /// The sandbox.
+    pub vm: VmId,
+    /// Its owner.
+    pub owner: Uid,
+    /// One line for people.
+    pub description: String,
+    /// The most memory that the process may use.
+    pub memory_max: Bytes,
+    /// Processors that the process may use, in percent of one.
+    pub cpu_percent: u32,
+    /// Devices that it may open, such as `/dev/kvm`.
+    pub devices: Vec<PathBuf>,
+    /// A directory that the process sees as `/machine` ([`VM_DIRECTORY`](banger_jail::jail::VM_DIRECTORY))
+    /// and may write to. Files that it creates there are open to everybody who may pass the parent directory.
+    pub directory: Option<PathBuf>,
+    /// The network namespace of the process.
+    pub network: NetworkNamespace,
+}
+
+/// The command to run in a jail: the result of [`Vmm::prepare_launch`].
+#[derive(Debug)]
+pub struct VmmCommand {
+    /// Absolute path and arguments. `{fd:NAME}` stands for the number that the file NAME has in the process.
+    pub argv: Vec<String>,
+    /// Files that the process inherits, by name. They get the numbers from `banger_jail::message::FIRST_FILE` on.
+    pub files: Vec<(String, OwnedFd)>,
+    /// The ring file of the serial console, which is the process's standard output.
+    pub console: OwnedFd,
+    /// The ring file of the process's standard error.
+    pub log: OwnedFd,
+}
+
+/// The network namespace of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkNamespace {
+    /// An empty one of its own.
+    Private,
+    /// The host's, where it may attach to a TAP that its user owns.
+    Host,
+}
+
+/// Why a VMM cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The VMM exited, or refused a request.
+    #[error("{message}")]
+    Failed {
+        /// What it said.
+        message: String,
+    },
+    /// The call to the host failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// The result of this port.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
