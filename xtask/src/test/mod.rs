@@ -216,7 +216,7 @@ mod tests {
                 );
             }
         }
-        assert_eq!(facts.len(), 22);
+        assert_eq!(facts.len(), 23);
     }
 
     #[test]
