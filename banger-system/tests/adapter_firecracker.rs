@@ -290,7 +290,11 @@ async fn a_guest_is_asked_for_by_the_agents_port_and_what_it_says_is_not_swallow
     let mut said = String::new();
     connect().await.unwrap().read_to_string(&mut said).await.unwrap();
     assert_eq!(said, "hello");
-    for expect in ["the guest does not listen", "unexpected reply", "unexpected reply"] {
+    for expect in [
+        "the guest does not listen",
+        "unexpected reply from Firecracker",
+        "unexpected reply from Firecracker",
+    ] {
         let error = connect().await.unwrap_err();
         assert!(
             matches!(&error, guest_link::Error::Unavailable { message } if message.ends_with(expect)),
