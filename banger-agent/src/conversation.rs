@@ -119,6 +119,8 @@ pub fn kind_of(error: &io::Error) -> FailureKind {
         io::ErrorKind::NotFound => FailureKind::NotFound,
         io::ErrorKind::PermissionDenied => FailureKind::NotPermitted,
         io::ErrorKind::InvalidInput => FailureKind::BadRequest,
+        io::ErrorKind::AlreadyExists => FailureKind::AlreadyExists,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureKind::NoSpace,
         _ => FailureKind::Other,
     }
 }
@@ -144,7 +146,10 @@ mod tests {
         Exec, Terminal, hello,
         message::{Exit, Placement, WindowSize},
     };
-    use rustix::process::{Pid, Signal, kill_process};
+    use rustix::{
+        io::Errno,
+        process::{Pid, Signal, kill_process},
+    };
 
     use super::*;
     use crate::test_host::{Host, TOKEN, command};
@@ -214,8 +219,20 @@ mod tests {
         let (kind, message) = failure(Exec { user: Some("nobody-here".into()), ..command(&["true"]) });
         assert_eq!((kind, message.as_str()), (FailureKind::BadRequest, "there is no user nobody-here"));
         let (kind, message) = failure(Exec { cwd: Some("/nowhere".into()), ..command(&["true"]) });
-        assert_eq!(kind, FailureKind::BadRequest);
+        assert_eq!(kind, FailureKind::NoDirectory);
         assert!(message.contains("/nowhere"), "{message}");
+    }
+
+    #[test]
+    fn a_full_disk_has_a_kind_of_its_own() {
+        for (errno, expect) in [
+            (Errno::NOSPC, FailureKind::NoSpace),
+            (Errno::DQUOT, FailureKind::NoSpace),
+            (Errno::ACCESS, FailureKind::NotPermitted),
+            (Errno::IO, FailureKind::Other),
+        ] {
+            assert_eq!(kind_of(&errno.into()), expect, "{errno}");
+        }
     }
 
     #[test]
@@ -322,7 +339,8 @@ mod tests {
         assert!(matches!(put("cut", Placement::New, 3000), Frame::Failed(_)));
         assert!(names(dir.path()).is_empty(), "something is left of what did not come whole");
         assert_eq!(put("first", Placement::New, 0), Frame::Done);
-        assert!(matches!(put("second", Placement::New, 0), Frame::Failed(_)));
+        let Frame::Failed(failure) = put("second", Placement::New, 0) else { panic!("it was replaced") };
+        assert_eq!(failure.kind, FailureKind::AlreadyExists, "{failure:?}");
         assert!(matches!(put("cut", Placement::Replace, 3000), Frame::Failed(_)));
         assert_eq!(names(&path), ["first"]);
         assert_eq!(put("second", Placement::Replace, 0), Frame::Done);

@@ -60,12 +60,12 @@ pub fn start(port: &mut Port, command: &Exec) -> io::Result<()> {
     }
 }
 
-fn begin_command(command: &Exec) -> io::Result<u64> {
+fn begin_command(command: &Exec) -> Result<u64, spawn::Error> {
     store::prune();
     let running = |entry: &Entry| entry.metadata().is_ok_and(|metadata| metadata.is_running());
     if store::all().iter().filter(|entry| running(entry)).count() >= MAX_RUNNING {
         let message = format!("{MAX_RUNNING} detached commands run already");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        return Err(spawn::Error::Refused { kind: FailureKind::BadRequest, message });
     }
     let entry = store::create()?;
     let begun = spawn::spawn(command).and_then(|running| {

@@ -54,13 +54,14 @@ pub fn run(port: &mut Port, command: Exec, early: EarlyInput) -> io::Result<()> 
 }
 
 /// Replies why a command could not be started.
-pub fn refuse_start(port: &mut Port, command: &Exec, error: &io::Error) -> io::Result<()> {
-    let program = command.argv.first().map_or("the login shell", String::as_str);
-    let message = match error.kind() {
-        io::ErrorKind::InvalidInput => error.to_string(),
-        _ => format!("cannot run {program}: {error}"),
-    };
-    refuse(port, kind_of(error), &message)
+pub fn refuse_start(port: &mut Port, command: &Exec, error: &spawn::Error) -> io::Result<()> {
+    match error {
+        spawn::Error::Refused { kind, message } => refuse(port, *kind, message),
+        spawn::Error::System(error) => {
+            let program = command.argv.first().map_or("the login shell", String::as_str);
+            refuse(port, kind_of(error), &format!("cannot run {program}: {error}"))
+        }
+    }
 }
 
 struct Session {

@@ -12,7 +12,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use banger_proto::guest::{Exec, Terminal, message::WindowSize};
+use banger_proto::guest::{Exec, FailureKind, Terminal, message::WindowSize};
 use rustix::{
     fs::{Gid, Mode, OFlags, Uid},
     pipe::{PipeFlags, pipe_with},
@@ -40,13 +40,26 @@ pub struct Running {
     pub group: Option<Group>,
 }
 
-/// Starts the command. `NotFound` means the program; a missing directory or user has its own message.
-pub fn spawn(exec: &Exec) -> io::Result<Running> {
+/// Why a command does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot run as requested. The message is complete.
+    #[error("{message}")]
+    Refused { kind: FailureKind, message: String },
+    /// The system refused. `NotFound` means the program.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+/// Starts the command.
+pub fn spawn(exec: &Exec) -> Result<Running, Error> {
     let user = exec.user.as_deref().unwrap_or("root");
-    let account = Account::find(user)?
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("there is no user {user}")))?;
+    let account = Account::find(user)?.ok_or_else(|| Error::Refused {
+        kind: FailureKind::BadRequest,
+        message: format!("there is no user {user}"),
+    })?;
     let mut command = command_of(exec, &account);
-    let directory = CString::new(directory_of(exec, &account)?)?;
+    let directory = CString::new(directory_of(exec, &account)?).map_err(io::Error::from)?;
     let (user, group) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     let (groups, has_terminal) = (groups_of(&account), exec.terminal.is_some());
     let control_group = Group::new();
@@ -122,13 +135,13 @@ fn command_of(exec: &Exec, account: &Account) -> Command {
 }
 
 /// Returns the working directory of a command. A requested directory must exist, a home may be missing.
-fn directory_of(exec: &Exec, account: &Account) -> io::Result<String> {
+fn directory_of(exec: &Exec, account: &Account) -> Result<String, Error> {
     match &exec.cwd {
         Some(cwd) if Path::new(cwd).is_dir() => Ok(cwd.clone()),
-        Some(cwd) => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("there is no directory {cwd} in the guest"),
-        )),
+        Some(cwd) => Err(Error::Refused {
+            kind: FailureKind::NoDirectory,
+            message: format!("there is no directory {cwd} in the guest"),
+        }),
         None if Path::new(&account.home).is_dir() => Ok(account.home.clone()),
         None => Ok("/".to_owned()),
     }

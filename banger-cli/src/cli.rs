@@ -21,9 +21,10 @@ Examples:
   banger doctor                    whether this host is ready, and what it lacks
 
 Exit status:
-  0    success
-  1    failure
-  2    wrong usage
+  0      success
+  1      failure
+  2      wrong usage: the command line is invalid
+  128+N  interrupted by the signal N, such as 130 by Ctrl-C
   `vm run` and `vm exec` exit with the status of the command; see their help."
 )]
 pub struct Cli {

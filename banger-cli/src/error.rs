@@ -363,14 +363,26 @@ mod tests {
     }
 
     #[test]
-    fn the_status_distinguishes_guest_and_client() {
+    fn every_exit_status_is_documented() {
+        let page = include_str!("../../docs/exit-status.md");
         let guest = |kind| Error::Guest(Failure { kind, message: String::new() });
-        assert_eq!(guest(FailureKind::NotFound).status(OWN_FAILURE), 127);
-        assert_eq!(guest(FailureKind::NotPermitted).status(OWN_FAILURE), 126);
-        assert_eq!(Error::ServiceEnded.status(OWN_FAILURE), 125);
-        assert_eq!(Error::ServiceEnded.with_hint("again").status(FAILURE), 1);
-        assert_eq!(Error::Usage(String::new()).status(FAILURE), 2);
-        assert_eq!(Error::Interrupted { signal: 2 }.status(FAILURE), 130);
+        let refused = || Error::Refused("x is not a regular file".to_owned());
+        for (error, own, expect, row) in [
+            (refused(), FAILURE, 1, "1"),
+            (Error::ServiceEnded.with_hint("again"), FAILURE, 1, "1"),
+            (guest(FailureKind::NotFound), FAILURE, 1, "1"),
+            (Error::Usage(String::new()), FAILURE, 2, "2"),
+            (Error::Usage(String::new()).with_hint("so"), OWN_FAILURE, 2, "2"),
+            (Error::Interrupted { signal: 2 }, FAILURE, 130, "128+N"),
+            (Error::Detached { signal: 15 }, OWN_FAILURE, 143, "128+N"),
+            (refused(), OWN_FAILURE, 125, "125"),
+            (guest(FailureKind::NotPermitted), OWN_FAILURE, 126, "126"),
+            (guest(FailureKind::NoDirectory), OWN_FAILURE, 126, "126"),
+            (guest(FailureKind::NotFound), OWN_FAILURE, 127, "127"),
+        ] {
+            assert_eq!(error.status(own), expect, "{error:?}");
+            assert!(page.contains(&format!("\n| {row} | ")), "{row}");
+        }
     }
 
     #[test]

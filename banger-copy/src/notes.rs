@@ -24,8 +24,10 @@ impl Notes {
     /// Returns the notes, and the number of the others.
     pub fn into_lines(self) -> Vec<String> {
         let mut lines = self.lines;
-        if self.more > 0 {
-            lines.push(format!("{} more notes are not shown", self.more));
+        match self.more {
+            0 => {}
+            1 => lines.push("1 more note is not shown".to_owned()),
+            more => lines.push(format!("{more} more notes are not shown")),
         }
         lines
     }
@@ -44,5 +46,8 @@ mod tests {
             (lines.len(), lines[MAX_NOTES].as_str()),
             (MAX_NOTES + 1, "999980 more notes are not shown")
         );
+        let mut notes = Notes::default();
+        (0..=MAX_NOTES).for_each(|_| notes.add(Path::new("x"), "is a socket, and was not copied"));
+        assert_eq!(notes.into_lines().last().map(String::as_str), Some("1 more note is not shown"));
     }
 }

@@ -9,26 +9,24 @@ use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    build, install, packages,
+    build::{self, install},
+    packages,
     run::{cache, command, hex, repository, run, say, target},
+    wait::{Patience, wait_until},
 };
 
-/// How long systemd may take to start.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(50);
+/// How long systemd may take to start or to end.
+const PATIENCE: Patience = Patience { limit: Duration::from_secs(60), poll: Duration::from_millis(50) };
 /// Where the private host finds the files that xtask makes, read-only and for root alone.
 const CACHE: &str = "/srv/xtask/cache";
-/// Sets the host up inside its namespaces and becomes its systemd.
-const SETUP: &str = include_str!("host.sh");
 
 /// Arguments of `cargo xtask host up`.
 #[derive(Parser, Default)]
@@ -96,38 +94,28 @@ pub fn up(arguments: &Up) -> Result<Host> {
     let log = fs::File::create(directory.join("log"))?;
     let mut namespaces = command("setsid", ["unshare", "--fork", "--kill-child"]);
     namespaces.args(["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--propagation", "private"]);
-    namespaces.args(["sh", "-eu", "-c", SETUP, "host"]).arg(&directory).arg(cache()).arg(CACHE);
-    namespaces.arg(packages::resolved()?);
-    // The host outlives xtask, and must not keep its inherited descriptors open.
-    let launch = "
-        for fd in $(ls /proc/self/fd); do if [ \"$fd\" -gt 2 ]; then eval \"exec $fd>&-\"; fi; done
-        echo $$ > \"$0/launcher\"
-        exec \"$@\"";
-    let mut launcher = command("bash", ["-c", launch]);
-    launcher
-        .arg(&directory)
-        .arg(enter_cgroup(&directory)?)
-        .arg(namespaces.get_program())
-        .args(namespaces.get_args());
+    // Sets the host up inside its namespaces and becomes its systemd.
+    namespaces.args(script!(
+        "host/setup.sh",
+        directory = directory.display(),
+        cache = cache().display(),
+        inside = CACHE,
+        resolved = packages::resolved()?.display(),
+    ));
+    let launch = script!("host/launch.sh", directory = directory.display());
+    let mut launcher = command(&launch[0], &launch[1..]);
+    launcher.arg(enter_cgroup(&directory)?).arg(namespaces.get_program()).args(namespaces.get_args());
     launcher.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("cannot start")?;
 
-    let deadline = Instant::now() + BOOT_TIMEOUT;
-    loop {
-        if let Some(host) = find(number)
-            && host
-                .enter(&["busctl", "--quiet", "status", "org.freedesktop.login1"])
-                .stderr(Stdio::null())
-                .output()
-                .is_ok_and(|o| o.status.success())
-        {
-            return Ok(host);
-        }
-        if Instant::now() > deadline {
-            let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
-            bail!("the private host does not start:\n{log}");
-        }
-        thread::sleep(POLL);
-    }
+    let has_logind = |host: &Host| {
+        let mut status = host.enter(&["busctl", "--quiet", "status", "org.freedesktop.login1"]);
+        status.stderr(Stdio::null()).output().is_ok_and(|output| output.status.success())
+    };
+    let started = wait_until("logind", PATIENCE, || Ok(find(number).filter(has_logind)));
+    started.with_context(|| {
+        let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
+        format!("the private host does not start:\n{log}")
+    })
 }
 
 /// Writes a script that moves itself into the host's cgroup and then executes its arguments.
@@ -159,11 +147,8 @@ fn end(number: usize) -> Result<()> {
         say("stopping the private host");
         // When its first process ends, the kernel kills all others.
         run(&mut command("kill", ["-KILL", &host.init.to_string()]))?;
-        let deadline = Instant::now() + BOOT_TIMEOUT;
-        while Path::new(&format!("/proc/{}", host.init)).exists() {
-            ensure!(Instant::now() < deadline, "the private host does not stop");
-            thread::sleep(POLL);
-        }
+        let process = PathBuf::from(format!("/proc/{}", host.init));
+        wait_until("the end of the private host", PATIENCE, || Ok((!process.exists()).then_some(())))?;
     }
     // systemd made a tree of groups below; the deepest must go first.
     let cgroup = cgroup(&directory(number));
@@ -210,7 +195,7 @@ pub fn exit_code(status: std::process::ExitStatus) -> ExitCode {
 
 impl Host {
     /// Returns a command that runs in the host as root, outside any session.
-    pub fn enter(&self, arguments: &[&str]) -> Command {
+    pub fn enter<S: AsRef<str>>(&self, arguments: &[S]) -> Command {
         let target = self.init.to_string();
         let mut enter =
             command("nsenter", ["-t", &target, "-m", "-p", "-u", "-i", "-n", "-C", "-r", "-w", "--"]);
@@ -223,12 +208,12 @@ impl Host {
         if let Ok(term) = std::env::var("TERM") {
             enter.arg(format!("TERM={term}"));
         }
-        enter.args(arguments);
+        enter.args(arguments.iter().map(AsRef::as_ref));
         enter
     }
 
     /// Returns a command that runs in a logind session of a user.
-    pub fn session(&self, user: &str, seat: bool, arguments: &[String]) -> Result<Command> {
+    pub fn session<S: AsRef<str>>(&self, user: &str, seat: bool, arguments: &[S]) -> Result<Command> {
         let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let user_property = format!("User={user}");
         let mut words = vec!["systemd-run", "--quiet", "--collect", "--wait"];
@@ -239,7 +224,7 @@ impl Host {
         }
         words.push("--");
         // systemd would expand variables otherwise.
-        let literal: Vec<String> = arguments.iter().map(|word| word.replace('$', "$$")).collect();
+        let literal: Vec<String> = arguments.iter().map(|word| word.as_ref().replace('$', "$$")).collect();
         words.extend(literal.iter().map(String::as_str));
         Ok(self.enter(&words))
     }

@@ -1,35 +1,19 @@
 //! `cargo xtask`: builds, tests and tries banger.
 
+#[macro_use]
+mod script;
+
 mod bench;
-mod bench_boot;
-mod bench_disk;
-mod bench_exec;
-mod bench_guest;
-mod bench_idle;
-mod bench_import;
-mod bench_net;
-mod bench_size;
-mod bench_start;
-mod bench_workspace;
 mod build;
-mod bundle;
-mod catalog;
-mod deb;
-mod ext4;
-mod fuzz;
 mod host;
 mod image;
-mod install;
-mod kernel;
-mod level4;
-mod level5;
 mod packages;
 mod run;
-mod sqlx;
 mod test;
 mod testhost;
 mod tidy;
 mod try_it;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -60,9 +44,9 @@ enum Task {
     /// Run a benchmark of banger against a peer
     Bench(bench::Arguments),
     /// Fuzz the parsers with hostile bytes
-    Fuzz(fuzz::Arguments),
+    Fuzz(test::fuzz::Arguments),
     /// Record the types of all SQL queries in .sqlx
-    Sqlx(sqlx::Args),
+    Sqlx(build::sqlx::Args),
     /// Check links, words and module docs
     Tidy,
 }
@@ -112,13 +96,13 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Host(HostTask::Down) => host::down()?,
         Task::Host(HostTask::Status) => host::status()?,
         Task::Kernel => {
-            let kernel = kernel::ensure()?;
+            let kernel = image::kernel::ensure()?;
             println!("{}\n{}", kernel.vmlinuz.display(), kernel.modules.display());
         }
         Task::Image(arguments) => println!("{}", image::run(&arguments)?),
-        Task::Dist(DistTask::Deb) => println!("{}", deb::dist()?.display()),
-        Task::Fuzz(arguments) => fuzz::run(&arguments)?,
-        Task::Sqlx(arguments) => sqlx::run(&arguments)?,
+        Task::Dist(DistTask::Deb) => println!("{}", build::deb::dist()?.display()),
+        Task::Fuzz(arguments) => test::fuzz::run(&arguments)?,
+        Task::Sqlx(arguments) => build::sqlx::run(&arguments)?,
         Task::Tidy => tidy::run()?,
     }
     Ok(ExitCode::SUCCESS)

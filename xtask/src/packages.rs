@@ -53,9 +53,21 @@ const PACKAGES: &[&str] = &[
     "zsh",
 ];
 
+/// What reads the scripts of this repository in `cargo xtask tidy`.
+const LINTERS: &[&str] = &["shellcheck", "pyflakes3"];
+
 /// Installs the packages that are missing.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES.iter().copied().filter(|package| !is_installed(package)).collect();
+    install(PACKAGES)
+}
+
+/// Installs the linters that are missing.
+pub fn ensure_linters() -> Result<()> {
+    install(LINTERS)
+}
+
+fn install(packages: &[&'static str]) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().copied().filter(|package| !is_installed(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 //! - Links between documents lead to files and headings that exist.
 //! - Every source file says at its beginning what it is.
 //! - No text has a word of the list in `docs/glossary.md`.
+//! - ShellCheck finds nothing in the scripts of a shell, and pyflakes nothing in those in Python.
 //!
 //! It looks at the files that git knows. The layers of the code have a test: `banger-system/tests/architecture.rs`.
 
@@ -14,7 +15,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::run::{command, output, repository};
+use crate::{
+    packages,
+    run::{command, output, repository},
+};
 
 const GLOSSARY: &str = "docs/glossary.md";
 /// The heading of the list in the glossary.
@@ -71,6 +75,7 @@ pub fn run() -> Result<()> {
             _ => {}
         }
     }
+    findings.extend(lint(&root, &texts)?);
     findings.sort();
     for finding in &findings {
         println!("{finding}");
@@ -80,6 +85,44 @@ pub fn run() -> Result<()> {
     }
     println!("{} files, nothing to tidy", texts.len());
     Ok(())
+}
+
+/// Returns what the linters find in scripts.
+fn lint(root: &Path, texts: &HashMap<PathBuf, String>) -> Result<Vec<String>> {
+    packages::ensure_linters()?;
+    let mut findings = Vec::new();
+    for (linter, options, language) in
+        [("shellcheck", &["--format=gcc"][..], Language::Shell), ("pyflakes3", &[], Language::Python)]
+    {
+        let scripts = texts.iter().filter(|(path, text)| language_of(path, text) == Some(language));
+        let mut lint = command(linter, options);
+        lint.args(scripts.map(|(path, _)| path)).current_dir(root);
+        let output = lint.output().with_context(|| format!("cannot run {linter}"))?;
+        // It exits with 1 for findings, which are on standard output.
+        if !matches!(output.status.code(), Some(0 | 1)) || !output.stderr.is_empty() {
+            bail!("{linter} failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        findings.extend(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned));
+    }
+    Ok(findings)
+}
+
+/// The languages of scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    Shell,
+    Python,
+}
+
+/// Returns the language of a script, by its first line or its name.
+fn language_of(path: &Path, text: &str) -> Option<Language> {
+    let first = text.lines().next().filter(|line| line.starts_with("#!")).unwrap_or_default();
+    let program = first.split(['/', ' ']).find(|word| ["sh", "bash", "python3"].contains(word));
+    match (program, path.extension().and_then(|extension| extension.to_str())) {
+        (Some("sh" | "bash"), _) | (None, Some("sh")) => Some(Language::Shell),
+        (Some(_), _) | (None, Some("py")) => Some(Language::Python),
+        _ => None,
+    }
 }
 
 /// Returns the words in backticks below the heading [`LIST`].
@@ -195,6 +238,20 @@ mod tests {
             ("enum Gizmo {", vec![(1, "gizmo")]),
         ] {
             assert_eq!(words_in(text, &unused), expect, "{text}");
+        }
+    }
+
+    #[test]
+    fn scripts_are_found_by_their_first_line_or_their_name() {
+        for (path, text, expect) in [
+            ("a.sh", "#!/bin/sh -eu\n", Some(Language::Shell)),
+            (".ci/run", "#!/usr/bin/env bash\n", Some(Language::Shell)),
+            ("a.py", "import os\n", Some(Language::Python)),
+            ("a", "#!/usr/bin/python3\n", Some(Language::Python)),
+            ("a.rs", "#![allow(missing_docs)]\n", None),
+            ("a.md", "sh\n", None),
+        ] {
+            assert_eq!(language_of(Path::new(path), text), expect, "{path}");
         }
     }
 

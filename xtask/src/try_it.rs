@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 
 use crate::{
-    build,
+    build::{self, install},
     host::{self, Host},
-    image, install, kernel, packages,
+    image::{self, kernel},
+    packages,
     run::{command, run as shell, say},
 };
 
@@ -75,15 +76,7 @@ pub fn make_quick(host: &Host) -> Result<()> {
 
 /// Sets the default image in the configuration of the host.
 pub fn set_default_image(host: &Host, image: &str) -> Result<()> {
-    let set = r#"
-        config=/etc/banger/config.toml
-        mkdir -p /etc/banger
-        touch $config
-        sed -i /^default_image_name/d $config
-        printf 'default_image_name = "%s"\n' "$1" | cat - $config > $config.new
-        mv $config.new $config
-        systemctl try-restart banger-system"#;
-    shell(&mut host.enter(&["sh", "-euc", set, "set", image]))
+    shell(&mut host.enter(&script!("host/set_default_image.sh", image = image)))
 }
 
 fn install_for_real() -> Result<ExitCode> {

@@ -29,7 +29,7 @@ pub enum PullPolicy {
 }
 
 /// Pulls an image. Returns it, with the data of the pull.
-pub async fn pull(
+pub async fn image(
     bus: &Bus,
     jobs: &Jobs,
     progress: &Progress,
@@ -43,10 +43,7 @@ pub async fn pull(
     }
     let job = bus.pull_image(reference, &options).await?;
     let facts = jobs.finish(bus, &job, progress.track(None), listener).await?;
-    let image = facts.get("image").and_then(|image| OwnedObjectPath::try_from(image.clone()).ok());
-    let image =
-        image.ok_or_else(|| Error::Usage("the service did not say which image it pulled".to_owned()))?;
-    Ok((image, facts))
+    Ok((pulled(&facts, "image")?, facts))
 }
 
 /// Pulls a kernel from a catalog.
@@ -60,6 +57,11 @@ pub async fn kernel(
 ) -> Result<OwnedObjectPath> {
     let job = bus.pull_kernel(entry, &options).await?;
     let facts = jobs.finish(bus, &job, progress.track(None), listener).await?;
-    let kernel = facts.get("kernel").and_then(|kernel| OwnedObjectPath::try_from(kernel.clone()).ok());
-    kernel.ok_or_else(|| Error::Usage("the service did not say which kernel it pulled".to_owned()))
+    pulled(&facts, "kernel")
+}
+
+/// Returns the object that a job has pulled.
+fn pulled(facts: &Facts, key: &str) -> Result<OwnedObjectPath> {
+    let path = facts.get(key).and_then(|path| OwnedObjectPath::try_from(path.clone()).ok());
+    path.ok_or_else(|| Error::Refused(format!("the service did not say which {key} it pulled")))
 }

@@ -87,7 +87,7 @@ fn subject() -> Result<String> {
     let stat =
         fs::read_to_string("/proc/self/stat").map_err(|source| Error::io("read /proc/self/stat", source))?;
     let start = start_time(&stat)
-        .ok_or_else(|| Error::Usage("cannot read /proc/self/stat: unexpected content".into()))?;
+        .ok_or_else(|| Error::Refused("cannot read /proc/self/stat: unexpected content".into()))?;
     Ok(format!("{},{start}", std::process::id()))
 }
 

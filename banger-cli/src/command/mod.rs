@@ -1,17 +1,18 @@
 //! The commands, one file each.
 
+pub mod add;
 mod batch;
 mod catalog;
 pub mod complete;
 mod completion;
 mod config;
+mod delete;
 mod doctor;
 mod events;
 mod image;
-pub mod import;
 mod kernel;
+mod list;
 mod manual;
-mod remove;
 mod schema;
 mod show;
 mod ssh_config;

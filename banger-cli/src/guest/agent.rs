@@ -13,7 +13,7 @@ use std::{
 use banger_proto::{
     bus::option::agent,
     guest::{
-        Decoder, Failure, Frame, GuestInfo, Request, STDIN_WINDOW,
+        Decoder, Failure, FailureKind, Frame, GuestInfo, Request, STDIN_WINDOW,
         frame::{MAX_DATA, MAX_MESSAGE},
         listing::{Entry, Reader},
         message::Algorithm,
@@ -370,9 +370,9 @@ impl Call {
 
 /// Converts a refusal. An older agent hangs up on unknown requests, and refuses known ones with a message.
 fn refusal(failure: Failure) -> Error {
-    let full = failure.message.contains("os error 28");
+    let is_full = failure.kind == FailureKind::NoSpace;
     let error = Error::Guest(failure);
-    if full {
+    if is_full {
         return error.with_hint(
             "the disk of the sandbox is full: delete files in it, or enlarge its work disk with `banger vm \
              stop NAME && banger vm set --disk-size SIZE NAME`.",
@@ -433,7 +433,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::thread;
 
-    use banger_proto::guest::{FailureKind, message::Started};
+    use banger_proto::guest::message::Started;
 
     use super::*;
 
@@ -477,7 +477,7 @@ mod tests {
         let mut call = agent(|end| {
             assert!(matches!(end.frame(), Ok(Frame::Input(_))));
             let message = "cannot unpack into /x: No space left on device (os error 28)".to_owned();
-            let failure = Failure { kind: FailureKind::Other, message };
+            let failure = Failure { kind: FailureKind::NoSpace, message };
             end.write_frame(&Frame::Failed(failure).encode()).unwrap();
         });
         let error = call.send(&vec![1; 3_000_000]).unwrap_err();

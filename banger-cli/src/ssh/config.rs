@@ -58,7 +58,7 @@ pub fn block(dirs: &UserDirs) -> Result<String> {
 /// Quotes a path if ssh requires it.
 pub fn quoted(path: &Path) -> Result<String> {
     let unusual =
-        || Error::Usage(format!("cannot write the path {} in an ssh configuration", path.display()));
+        || Error::Refused(format!("cannot write the path {} in an ssh configuration", path.display()));
     let text = path.to_str().ok_or_else(unusual)?;
     if text.contains(UNQUOTABLE) || text.contains(char::is_control) {
         return Err(unusual());

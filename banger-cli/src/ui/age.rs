@@ -1,32 +1,39 @@
 //! Formats times for people: how long ago, and in local time.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use jiff::{Timestamp, tz::TimeZone};
-
-const UNITS: [(u64, &str); 5] =
-    [(86_400 * 365, "year"), (86_400 * 30, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute")];
+use jiff::{Timestamp, Unit, Zoned, tz::TimeZone};
 
 /// Returns the current time in microseconds since the Unix epoch.
 pub fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default()
 }
 
-/// Formats how long before `now` something was; both in microseconds since the Unix epoch. `-` for never.
+/// Formats how long before `now` something was, in the largest unit that fits; both in microseconds since the Unix
+/// epoch. `-` for never.
 pub fn ago(then: u64, now: u64) -> String {
     if then == 0 {
         return "-".to_owned();
     }
-    let seconds = now.saturating_sub(then) / 1_000_000;
-    match UNITS.iter().find(|(unit, _)| seconds >= *unit) {
-        None if seconds < 5 => "just now".to_owned(),
-        None => format!("{seconds} seconds ago"),
-        Some((unit, noun)) => match seconds / unit {
-            1 => format!("1 {noun} ago"),
-            count => format!("{count} {noun}s ago"),
-        },
+    match largest_unit(then, now) {
+        None => "just now".to_owned(),
+        Some((1, noun)) => format!("1 {noun} ago"),
+        Some((count, noun)) => format!("{count} {noun}s ago"),
     }
+}
+
+/// Returns the time between two moments in the largest unit of the calendar that fits. `None` for less than 5 seconds.
+fn largest_unit(then: u64, now: u64) -> Option<(i64, &'static str)> {
+    let (then, now) = (moment(then, &TimeZone::UTC)?, moment(now, &TimeZone::UTC)?);
+    let span = then.until((Unit::Year, &now)).ok()?;
+    let units = [
+        (i64::from(span.get_years()), "year"),
+        (i64::from(span.get_months()), "month"),
+        (i64::from(span.get_days()), "day"),
+        (i64::from(span.get_hours()), "hour"),
+        (span.get_minutes(), "minute"),
+        (span.get_seconds(), "second"),
+    ];
+    let largest = units.into_iter().find(|(count, _)| *count > 0);
+    largest.filter(|(count, noun)| *noun != "second" || *count >= 5)
 }
 
 /// Formats the date, the time and how long ago that was. `-` for never.
@@ -44,8 +51,13 @@ pub fn stamp(then: u64) -> String {
 
 /// Formats the date and the time in a zone, with the offset from UTC. `None` if it is out of range.
 fn local_time(then: u64, zone: &TimeZone) -> Option<String> {
-    let then = Timestamp::from_microsecond(i64::try_from(then).ok()?).ok()?;
-    Some(then.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string())
+    Some(moment(then, zone)?.strftime("%Y-%m-%d %H:%M:%S %:z").to_string())
+}
+
+/// Returns a moment in a zone. `None` if it is out of range.
+fn moment(usec: u64, zone: &TimeZone) -> Option<Zoned> {
+    let moment = Timestamp::from_microsecond(i64::try_from(usec).ok()?).ok()?;
+    Some(moment.to_zoned(zone.clone()))
 }
 
 #[cfg(test)]
@@ -77,12 +89,17 @@ mod tests {
             assert_eq!(ago(then, then + seconds * 1_000_000), expect);
         };
         check(0, "just now");
+        check(4, "just now");
+        check(5, "5 seconds ago");
         check(59, "59 seconds ago");
         check(60, "1 minute ago");
         check(3 * 60 + 59, "3 minutes ago");
         check(3_600, "1 hour ago");
         check(47 * 3_600, "1 day ago");
         check(45 * 86_400, "1 month ago");
+        // Months and years are those of the calendar: 2024 is a leap year.
+        check(365 * 86_400, "11 months ago");
+        check(366 * 86_400, "1 year ago");
         check(800 * 86_400, "2 years ago");
         assert_eq!(ago(0, 5), "-");
         assert_eq!(ago(9_000_000, 5), "just now");

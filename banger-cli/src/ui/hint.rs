@@ -96,6 +96,10 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::NameTaken, "choose another name, or delete what has this one."),
     (ErrorName::InvalidName, ""),
     (ErrorName::InvalidOption, ""),
+    (
+        ErrorName::DiskTooSmall,
+        "`banger vm show NAME` shows the sizes of its disks, as root_size and disk_size.",
+    ),
     (ErrorName::InvalidState, "`banger vm show NAME` shows the state of the sandbox."),
     (ErrorName::BadFileDescriptor, ""),
     (ErrorName::QuotaExceeded, "delete what you do not need, or ask an administrator for a higher limit."),
@@ -133,17 +137,21 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::RegistryError, ""),
     (
         ErrorName::CatalogRefused,
-        "`banger image list --available --refresh` tries again; the catalogs and their keys are configured \
-         in /etc/banger.",
+        "`banger image list --available --refresh` fetches the catalogs again; they and their keys are \
+         configured in /etc/banger.",
     ),
-    (ErrorName::NotPublished, "`banger image list --available` shows what is published."),
+    (
+        ErrorName::NotPublished,
+        "`banger image list --available` and `banger kernel list --available` show what is published.",
+    ),
     (ErrorName::NoSpace, "`banger vm list` and `banger image list` show what you could delete."),
     (ErrorName::HostNotReady, "`banger doctor` shows what this host lacks."),
     (ErrorName::VmmFailed, "`banger vm logs --vmm NAME` and `banger doctor` show more."),
+    (ErrorName::AlreadyInUse, "choose another one, or stop what uses it."),
     (ErrorName::Busy, "try again when that has finished."),
     (ErrorName::Internal, "`journalctl -u banger-system` shows more."),
     (ErrorName::InvalidArgs, ""),
-    (ErrorName::UnknownObject, "it has been deleted: `banger vm list` shows your sandboxes."),
+    (ErrorName::UnknownObject, "it was deleted meanwhile."),
     (ErrorName::NotSupported, "`banger doctor` shows what this host can do."),
 ];
 

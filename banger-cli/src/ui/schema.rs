@@ -34,10 +34,10 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("image pull", Form::One, of!("image")),
     ("image register", Form::One, of!("image")),
     ("image show", Form::One, of!("image")),
+    ("kernel delete", Form::Array, of!("outcome")),
     ("kernel import", Form::One, of!("kernel")),
     ("kernel list", Form::Array, of!("listed_kernel")),
     ("kernel pull", Form::One, of!("kernel")),
-    ("kernel rm", Form::Array, of!("outcome")),
     ("kernel show", Form::One, of!("kernel")),
     ("ps", Form::Array, of!("sandbox")),
     ("version", Form::One, of!("version")),
@@ -78,8 +78,14 @@ pub fn verbs() -> impl Iterator<Item = &'static str> {
     VERBS.iter().map(|(verb, ..)| *verb)
 }
 
-/// Returns the self-contained schema of a verb's output (JSON Schema, draft 2020-12), if it has one.
+/// Returns the self-contained schema of a verb's output (JSON Schema, draft 2020-12), if it has one. The aliases `rm`
+/// and `ls` name the same verbs as on the command line.
 pub fn of_verb(verb: &str) -> Option<Value> {
+    let verb = match verb.rsplit_once(' ') {
+        Some((group, "rm")) => &format!("{group} delete"),
+        Some((group, "ls")) => &format!("{group} list"),
+        _ => verb,
+    };
     let (verb, form, text) = VERBS.iter().find(|(known, ..)| *known == verb)?;
     let item = with_references(parse(text));
     let mut schema = match form {

@@ -12,7 +12,7 @@ const SENTENCES: &[(&str, &str)] = &[
     ("vmm-exit", "the VMM ended with that status"),
     ("start-failed", "it could not be started"),
     ("boot-timeout", "the guest did not answer in time"),
-    ("caller-vanished", "the client that it was bound to went away"),
+    ("caller-vanished", "the client that it was bound to disconnected"),
     ("lost", "the VMM was gone when the service started"),
 ];
 

@@ -184,6 +184,25 @@ fn literals_of_errors_hints_and_notes() {
     check("literals", &text);
 }
 
+/// Status 2 means the command line and nothing else, so only what reads it may say so.
+#[test]
+fn only_commands_blame_the_command_line() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut blaming = 0;
+    for path in sources(&root) {
+        let source = fs::read_to_string(&path).unwrap_or_default();
+        let product = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let name = path.strip_prefix(&root).unwrap_or(&path);
+        if product.contains("Error::Usage(") && !path.ends_with("wording.rs") {
+            let reads_it = name.starts_with("command")
+                || ["ssh/mod.rs", "guest/attach/session.rs"].iter().any(|file| name.ends_with(file));
+            assert!(reads_it, "{}", name.display());
+            blaming += 1;
+        }
+    }
+    assert!(blaming > 3, "the sources are not found any more");
+}
+
 fn sources(directory: &Path) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();

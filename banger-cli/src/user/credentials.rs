@@ -78,7 +78,7 @@ fn ignore_missing(error: CredentialRetrievalError) -> Result<()> {
         }
         other => other.to_string(),
     };
-    Err(Error::Usage(format!("cannot read your registry credentials: {why}"))
+    Err(Error::Refused(format!("cannot read your registry credentials: {why}"))
         .with_hint("`docker logout REGISTRY` and `docker login REGISTRY` write them again."))
 }
 

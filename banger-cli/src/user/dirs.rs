@@ -24,7 +24,7 @@ impl UserDirs {
     /// Returns the caller's directories.
     pub fn of_caller() -> Result<Self> {
         let none =
-            || Error::Usage("cannot find your home directory: HOME is not an absolute path".to_owned());
+            || Error::Refused("cannot find your home directory: HOME is not an absolute path".to_owned());
         let home = env::home_dir().filter(|home| home.is_absolute()).ok_or_else(none)?;
         // The specification requires that relative paths are ignored.
         let named =

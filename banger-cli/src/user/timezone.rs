@@ -36,7 +36,7 @@ pub fn from_setting(setting: &str) -> Result<Option<Timezone>> {
         }
         // Without the database, names cannot be checked.
         name if zones.is_dir() && !zones.join(name).is_file() => {
-            let error = Error::Usage(format!("there is no time zone {name}"));
+            let error = Error::Refused(format!("there is no time zone {name}"));
             Err(error.with_hint("`ls /usr/share/zoneinfo` shows the names, such as Europe/Berlin."))
         }
         name => Ok(Some(Timezone { name: name.to_owned(), rule: rule(&zones.join(name)) })),

@@ -84,7 +84,7 @@ fn below(base: &str, file: &FileSync) -> Option<PathBuf> {
 
 fn pack(archive: &mut Packer<impl Write>, here: &Path, base: &str, file: &FileSync) -> Result<()> {
     let here = here.canonicalize().map_err(|source| Error::io(format!("read {}", here.display()), source))?;
-    let permissions = file.permissions().map_err(Error::Usage)?;
+    let permissions = file.permissions().map_err(Error::Refused)?;
     let there = below(base, file).unwrap_or_else(|| file.guest_path());
     archive.add_as(&here, Some(&there), permissions).map_err(from_copy)
 }

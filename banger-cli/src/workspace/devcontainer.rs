@@ -321,7 +321,7 @@ mod tests {
     fn invalid_files_are_refused() {
         let mut all = String::new();
         for (text, why) in [
-            ("", "EOF"),
+            ("", "not valid JSON at line 1"),
             ("[]", "not an object"),
             ("{\"image\": 1}", "image is not a string"),
             ("{\"forwardPorts\": 1}", "forwardPorts is not a list"),

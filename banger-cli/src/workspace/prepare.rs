@@ -9,7 +9,7 @@ use std::{
 
 use banger_proto::{
     bus::names::VM_INTERFACE,
-    guest::{Request, frame::MAX_DATA, message::Placement},
+    guest::{FailureKind, Request, frame::MAX_DATA, message::Placement},
     size::Bytes,
 };
 use tar::Builder;
@@ -267,7 +267,7 @@ pub async fn send(guest: &mut Guest, plan: Plan, target: Target, meter: Meter) -
         draft.commit(record_of(&plan, &target))
     });
     sent.await.map_err(|error| match &error {
-        Error::Guest(failure) if failure.message.contains("there is something already") => {
+        Error::Guest(failure) if failure.kind == FailureKind::AlreadyExists => {
             error.with_hint("`--force` replaces what is there; `--guest-path PATH` chooses another path.")
         }
         _ => error,

@@ -1,10 +1,11 @@
 //! The index of a catalog: JSON, version 1. Unknown keys are ignored; a change of meaning needs a new schema number,
 //! which is refused with a message.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use banger_domain::{id::Timestamp, name::Name};
 use banger_proto::size::Bytes;
+use jiff::{civil, tz::TimeZone};
 use serde::Deserialize;
 
 use super::{RemoteFile, Unusable, location::Joined, printable, signature::Signed};
@@ -101,7 +102,7 @@ impl Index {
     pub fn check_age(&self, now: Timestamp) -> Result<(), Unusable> {
         match now < self.expires.begins() {
             true => Ok(()),
-            false => Err(Unusable::new(format!("it expired on {}", self.expires.text))),
+            false => Err(Unusable::new(format!("it expired on {}", self.expires))),
         }
     }
 
@@ -118,10 +119,7 @@ impl Index {
 
 /// A day.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Date {
-    text: String,
-    days: i64,
-}
+pub struct Date(civil::Date);
 
 impl Date {
     /// Parses a date such as `2027-01-31`.
@@ -132,33 +130,25 @@ impl Date {
                 4 | 7 => b == b'-',
                 _ => b.is_ascii_digit(),
             });
-        let number = |range: std::ops::Range<usize>| {
-            text.get(range).and_then(|part| part.parse::<i64>().ok()).ok_or_else(wrong)
-        };
         if !is_well_formed {
             return Err(wrong());
         }
-        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-        if !(1970..).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-            return Err(wrong());
-        }
-        Ok(Self { text: text.to_owned(), days: days_since_epoch(year, month, day) })
+        let date: civil::Date = text.parse().map_err(|_| wrong())?;
+        if date.year() < 1970 { Err(wrong()) } else { Ok(Self(date)) }
     }
 
     /// Returns its first moment, in UTC.
     fn begins(&self) -> Timestamp {
-        const MICROSECONDS: u64 = 86_400_000_000;
-        Timestamp(u64::try_from(self.days).unwrap_or_default().saturating_mul(MICROSECONDS))
+        let first = self.0.to_zoned(TimeZone::UTC).map(|first| first.timestamp().as_microsecond());
+        // A day that cannot be represented is one at the end of the calendar.
+        Timestamp(first.map_or(u64::MAX, |usec| u64::try_from(usec).unwrap_or_default()))
     }
 }
 
-/// Returns the days from 1970-01-01 to a day of the Gregorian calendar. Years are counted from March, so that a leap
-/// day is the last day of a year.
-fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let day_of_year = (153 * month + 2) / 5 + day - 1;
-    const UNTIL_1970: i64 = 719_468;
-    year * 365 + year / 4 - year / 100 + year / 400 + day_of_year - UNTIL_1970
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 #[derive(Deserialize)]
@@ -422,6 +412,7 @@ mod tests {
             "2027-13-01",
             "2027-00-10",
             "2027-01-32",
+            "2027-02-29",
             "1969-12-31",
             "2027/01/31",
             "+027-01-31",

@@ -45,6 +45,8 @@ error_names! {
     InvalidName = "dev.banger.Error.InvalidName",
     /// An option is unknown, has the wrong type, or an impossible value.
     InvalidOption = "dev.banger.Error.InvalidOption",
+    /// A disk would become smaller than what is in it.
+    DiskTooSmall = "dev.banger.Error.DiskTooSmall",
     /// The state of the sandbox does not allow this.
     InvalidState = "dev.banger.Error.InvalidState",
     /// A file descriptor is of the wrong kind, mode or size.
@@ -96,6 +98,8 @@ error_names! {
     VmmFailed = "dev.banger.Error.VmmFailed",
     /// Another job on the same object is in progress.
     Busy = "dev.banger.Error.Busy",
+    /// Something else on the host uses a port, address or interface that this needs.
+    AlreadyInUse = "dev.banger.Error.AlreadyInUse",
     /// All guest addresses are in use.
     NoAddress = "dev.banger.Error.NoAddress",
     /// An internal error that the caller cannot fix.

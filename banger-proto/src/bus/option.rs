@@ -58,7 +58,7 @@ pub mod stop {
 
 /// Keys of `Delete`.
 pub mod delete {
-    /// `b`: stop the sandbox first if it runs.
+    /// `b`: kill the sandbox first if it runs.
     pub const FORCE: &str = "force";
 }
 

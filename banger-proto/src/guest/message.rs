@@ -386,7 +386,7 @@ pub struct Failure {
     pub message: String,
 }
 
-/// A kind of failure.
+/// A kind of failure, for programs: they act on it and never on the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
@@ -398,7 +398,14 @@ pub enum FailureKind {
     BadRequest,
     /// The peer has reset the connection.
     Reset,
-    /// Something else.
+    /// Something exists where nothing may be.
+    AlreadyExists,
+    /// The working directory of a command does not exist.
+    NoDirectory,
+    /// A disk of the guest is full.
+    NoSpace,
+    /// Something else; also any kind of a newer agent that this program does not know.
+    #[serde(other)]
     Other,
 }
 
@@ -414,7 +421,33 @@ impl FailureKind {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn kinds_of_failures_have_fixed_names_and_unknown_ones_are_general() {
+        let read = |kind: &str| {
+            let failure: Failure =
+                serde_json::from_str(&format!(r#"{{"kind":"{kind}","message":"m"}}"#)).unwrap();
+            assert_eq!(failure.message, "m");
+            failure.kind
+        };
+        for (name, kind, status) in [
+            ("not-found", FailureKind::NotFound, 127),
+            ("not-permitted", FailureKind::NotPermitted, 126),
+            ("bad-request", FailureKind::BadRequest, 126),
+            ("reset", FailureKind::Reset, 126),
+            ("already-exists", FailureKind::AlreadyExists, 126),
+            ("no-directory", FailureKind::NoDirectory, 126),
+            ("no-space", FailureKind::NoSpace, 126),
+            ("other", FailureKind::Other, 126),
+        ] {
+            assert_eq!(read(name), kind);
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("{name:?}"));
+            assert_eq!(kind.status(), status, "{name}");
+        }
+        assert_eq!(read("of-a-newer-agent"), FailureKind::Other);
+    }
 
     #[test]
     fn names_and_values_of_locales_are_checked() {

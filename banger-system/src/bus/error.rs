@@ -74,9 +74,8 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::NameTaken { .. } => ErrorName::NameTaken,
         EngineError::Name(_) => ErrorName::InvalidName,
         EngineError::InvalidOption { .. } => ErrorName::InvalidOption,
-        EngineError::Limit(Exceeded::Impossible { .. } | Exceeded::Smaller { .. }) => {
-            ErrorName::InvalidOption
-        }
+        EngineError::Limit(Exceeded::Impossible { .. }) => ErrorName::InvalidOption,
+        EngineError::Limit(Exceeded::Smaller { .. }) => ErrorName::DiskTooSmall,
         EngineError::Limit(Exceeded::Quota { .. }) => ErrorName::QuotaExceeded,
         EngineError::Limit(Exceeded::Requests { .. }) => ErrorName::TooManyRequests,
         EngineError::NoAddress => ErrorName::NoAddress,
@@ -94,7 +93,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::NotCancelable => ErrorName::NotCancelable,
         EngineError::Port(error) => match error {
             ports::Error::HostNotReady { .. } => ErrorName::HostNotReady,
-            ports::Error::Taken { .. } => ErrorName::Busy,
+            ports::Error::Taken { .. } => ErrorName::AlreadyInUse,
             ports::Error::NoSpace { .. } => ErrorName::NoSpace,
             ports::Error::Unsupported { .. } => ErrorName::UnsupportedImage,
             ports::Error::Mismatch { .. } => ErrorName::DigestMismatch,

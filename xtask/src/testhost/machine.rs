@@ -11,15 +11,17 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::root::Root;
-use crate::run::command;
+use crate::{
+    run::command,
+    wait::{Patience, wait_until},
+};
 
 pub const QEMU: &str = "qemu-system-x86_64";
 /// The hardware. Virtualisation only works without la57; see docs/testing.md.
@@ -41,8 +43,7 @@ const HARDWARE: [&str; 14] = [
 ];
 const COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 quiet no_timer_check systemd.show_status=false";
 /// How long QEMU may take to save or restore the memory, or to answer a QMP command.
-const TIMEOUT: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(20);
+const PATIENCE: Patience = Patience { limit: Duration::from_secs(120), poll: Duration::from_millis(20) };
 
 /// Describes everything that a saved memory depends on.
 pub fn recipe() -> String {
@@ -93,16 +94,13 @@ impl Machine {
             .context("cannot start QEMU")?;
         fs::write(machine.directory.join("pid"), child.id().to_string())?;
 
-        let mut monitor = loop {
+        let mut monitor = wait_until("QEMU's monitor", PATIENCE, || {
             if let Some(status) = child.try_wait()? {
                 let log = fs::read_to_string(machine.directory.join("log")).unwrap_or_default();
                 bail!("QEMU ended ({status}): {log}");
             }
-            match Monitor::connect(&machine.directory) {
-                Ok(monitor) => break monitor,
-                Err(_) => thread::sleep(POLL),
-            }
-        };
+            Ok(Monitor::connect(&machine.directory).ok())
+        })?;
         if begin == Begin::Restore {
             monitor.wait_for("query-status", "status", "paused")?;
             monitor.ask("cont", &json!({}))?;
@@ -152,12 +150,8 @@ impl Machine {
             // QEMU may exit before it answers.
             let _ = monitor.ask("quit", &json!({}));
         }
-        let deadline = Instant::now() + TIMEOUT;
-        while Self::find(&self.directory).is_some() {
-            ensure!(Instant::now() < deadline, "QEMU (process {pid}) does not stop");
-            thread::sleep(POLL);
-        }
-        Ok(())
+        let is_gone = || Ok(Self::find(&self.directory).is_none().then_some(()));
+        wait_until(format_args!("the end of QEMU (process {pid})"), PATIENCE, is_gone)
     }
 
     /// Returns the pid of QEMU.
@@ -190,7 +184,7 @@ impl Monitor {
         let here = File::open(directory)?;
         let address = format!("/proc/self/fd/{}/monitor", std::os::fd::AsRawFd::as_raw_fd(&here));
         let stream = UnixStream::connect(address).context("QEMU's monitor does not listen")?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_read_timeout(Some(PATIENCE.limit))?;
         let mut monitor = Self { stream: BufReader::new(stream) };
         monitor.ask("qmp_capabilities", &json!({}))?;
         Ok(monitor)
@@ -217,15 +211,12 @@ impl Monitor {
 
     /// Repeats a query until `key` in the answer is `value`.
     fn wait_for(&mut self, question: &str, key: &str, value: &str) -> Result<()> {
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
+        wait_until(format_args!("{value} as QEMU's answer to {question}"), PATIENCE, || {
             let answer = self.ask(question, &json!({}))?;
             match answer.get(key).and_then(Value::as_str) {
-                Some(is) if is == value => return Ok(()),
                 Some("failed") => bail!("QEMU reports for {question}: {answer}"),
-                is => ensure!(Instant::now() < deadline, "QEMU's {question} stays at {is:?}"),
+                is => Ok((is == Some(value)).then_some(())),
             }
-            thread::sleep(POLL);
-        }
+        })
     }
 }

@@ -12,11 +12,10 @@ use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 
 use self::{
@@ -24,9 +23,10 @@ use self::{
     root::Root,
 };
 use crate::{
-    build, deb,
+    build::{self, deb},
     host::exit_code,
     run::{cache, run, say},
+    wait::{Patience, wait_until},
 };
 
 /// How long the first boot may take. There is one for each change of the packages.
@@ -207,27 +207,18 @@ impl TestHost {
         // The connection ends while the command runs.
         let _ = self.enter(&["systemctl", "reboot"]).status();
         self.close_connection();
-        let deadline = Instant::now() + BOOT_TIMEOUT;
-        loop {
+        wait_until("the reboot of the test host", patience(BOOT_TIMEOUT), || {
             self.wait_until_it_answers(BOOT_TIMEOUT)?;
-            match boot() {
-                Ok(now) if now != before => return self.prepare(),
-                // It is still shutting down.
-                _ if Instant::now() < deadline => thread::sleep(POLL),
-                _ => bail!("the test host does not reboot"),
-            }
-        }
+            // An old boot is still shutting down.
+            Ok(boot().ok().filter(|now| *now != before))
+        })?;
+        self.prepare()
     }
 
     /// Imports a shared kernel and a shared image, under the service's default names.
     pub fn provide(&self) -> Result<()> {
         say("importing a kernel and an image in the test host");
-        let import = "
-            banger kernel show debian > /dev/null 2>&1 ||
-                banger kernel import --name debian --vmlinuz /srv/vmlinuz --modules /srv/modules/* --shared
-            banger image show debian-bookworm > /dev/null 2>&1 ||
-                banger image register --name debian-bookworm --rootfs /srv/minimal.ext4 --shared";
-        run(&mut self.enter(&["sh", "-ec", import]))
+        run(&mut self.enter(&script!("testhost/provide.sh")))
     }
 
     /// Returns an ssh command. All commands share one connection, because a new one takes a second of emulation.
@@ -245,24 +236,22 @@ impl TestHost {
     }
 
     fn wait_until_it_answers(&self, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
         let _ = fs::remove_file(directory().join("ssh"));
-        loop {
+        let answered = wait_until("an answer of sshd", patience(timeout), || {
             // The connection stays in the background, with none of our descriptors. Keepalives end
             // it when the kernel has panicked.
             let mut ssh = self.ssh();
             ssh.args(["-M", "-N", "-f", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=30"]);
             ssh.args(["-o", "ServerAliveCountMax=4", "root@test-host"]);
             ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            if ssh.status().context("cannot run ssh")?.success() {
-                return Ok(());
-            }
-            if Instant::now() > deadline || Machine::find(&directory()).is_none() {
-                let log = fs::read_to_string(directory().join("log")).unwrap_or_default();
-                bail!("the test host does not answer; see {}/console\n{log}", directory().display());
-            }
-            thread::sleep(POLL);
-        }
+            let answers = ssh.status().context("cannot run ssh")?.success();
+            ensure!(answers || Machine::find(&directory()).is_some(), "QEMU has ended");
+            Ok(answers.then_some(()))
+        });
+        answered.with_context(|| {
+            let log = fs::read_to_string(directory().join("log")).unwrap_or_default();
+            format!("the test host does not answer; see {}/console\n{log}", directory().display())
+        })
     }
 
     fn close_connection(&self) {
@@ -303,6 +292,10 @@ impl TestHost {
         run(&mut self.enter(&install))?;
         Ok(fs::write(installed, package.digest)?)
     }
+}
+
+fn patience(limit: Duration) -> Patience {
+    Patience { limit, poll: POLL }
 }
 
 fn directory() -> PathBuf {

@@ -10,15 +10,17 @@ use sha2::{Digest, Sha256};
 
 use super::machine;
 use crate::{
-    image,
-    kernel::{self, DistributionKernel},
+    image::{
+        self,
+        kernel::{self, DistributionKernel},
+    },
     packages,
     run::{command, hex, output, repository, run, say},
 };
 
 /// Version of the recipe. Raise it for a change that the other inputs of the digest do not show.
 const RECIPE: u32 = 1;
-const SETUP: &str = include_str!("root.sh");
+const SETUP: &str = script_text!("testhost/setup.sh");
 /// The size of the root disk. Unused blocks take no space.
 const SIZE: u64 = 16 << 30;
 const PACKAGES: &str = "xtask/images/testhost.packages";
@@ -94,10 +96,12 @@ pub fn ensure(parent: &Path) -> Result<Root> {
 }
 
 fn make(root: &Root, tree: &Path, included: &[String], provisions: &Provisions, digest: &str) -> Result<()> {
-    image::bootstrap(tree, included)?;
+    image::bootstrap(tree, image::SUITE, included)?;
     let key = root.key();
     run(command("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-C", "xtask", "-f"]).arg(&key))?;
-    run(command("sh", ["-euc", SETUP, "setup"]).arg(tree).arg(key.with_extension("pub")))?;
+    let public = key.with_extension("pub");
+    let setup = script!("testhost/setup.sh", root = tree.display(), key = public.display());
+    run(&mut command(&setup[0], &setup[1..]))?;
     let host_key = fs::read_to_string(tree.join("etc/ssh/ssh_host_ed25519_key.pub"))?;
     fs::write(root.known_hosts(), format!("test-host {host_key}"))?;
     provisions.copy(&tree.join("srv"))?;

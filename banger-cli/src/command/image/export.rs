@@ -53,7 +53,7 @@ impl Export {
     pub async fn run(&self) -> Result<u8> {
         let is_archive = self.oci.extension().is_some_and(|extension| extension == ARCHIVE);
         if self.oci.symlink_metadata().is_ok() {
-            return Err(Error::Usage(format!("{} already exists", self.oci.display())));
+            return Err(Error::Refused(format!("{} already exists", self.oci.display())));
         }
         let bus = Bus::connect().await?;
         let image = bus.find(Kind::Image, &self.image).await?;

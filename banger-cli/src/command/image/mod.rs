@@ -1,29 +1,48 @@
 //! `banger image`.
 
 mod cache;
-mod delete;
 mod export;
-mod list;
 mod oci_layout;
 mod promote;
 mod pull;
 mod register;
-mod show;
 
 use clap::Subcommand;
 
-use crate::error::Result;
+use crate::{
+    client::service::Kind,
+    command::{delete::DeleteArgs, list::ListArgs, show::ShowArgs},
+    error::Result,
+};
 
 /// The subcommands of `banger image`.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     Pull(pull::Pull),
     Register(register::Register),
-    List(list::List),
-    Show(show::Show),
+    /// List your images and the shared ones
+    #[command(after_long_help = "\
+Examples:
+  banger image list
+  banger image list --available   what the catalogs have
+
+Next: `banger vm run --image NAME`.")]
+    List(ListArgs),
+    /// Show all details of an image
+    #[command(after_long_help = "\
+Example:
+  banger image show debian")]
+    Show(ShowArgs),
     Export(export::Export),
     Promote(promote::Promote),
-    Delete(delete::Delete),
+    /// Delete images that no sandbox uses
+    #[command(
+        visible_alias = "rm",
+        after_long_help = "\
+Example:
+  banger image delete debian"
+    )]
+    Delete(DeleteArgs),
     /// Manage the cache of registries and catalogs
     #[command(
         subcommand,
@@ -39,11 +58,11 @@ impl ImageCommand {
         match self {
             ImageCommand::Pull(pull) => pull.run().await,
             ImageCommand::Register(register) => register.run().await,
-            ImageCommand::List(list) => list.run().await,
-            ImageCommand::Show(show) => show.run().await,
+            ImageCommand::List(list) => list.run(Kind::Image).await,
+            ImageCommand::Show(show) => show.run(Kind::Image).await,
             ImageCommand::Export(export) => export.run().await,
             ImageCommand::Promote(promote) => promote.run().await,
-            ImageCommand::Delete(delete) => delete.run().await,
+            ImageCommand::Delete(delete) => delete.run(Kind::Image).await,
             ImageCommand::Cache(cache) => cache.run().await,
         }
     }

@@ -16,7 +16,7 @@ use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 
 use crate::{
-    command::import::open_file,
+    command::add::open_file,
     error::{Error, Result},
 };
 

@@ -9,8 +9,8 @@ use zbus::{Fd, Variant};
 use crate::{
     client::{bus::Bus, service::Kind},
     command::{
+        add::{self, AddArgs},
         image::oci_layout::{self, Image},
-        import::{self as importing, ImportArgs},
         kernel,
     },
     error::{Error, Result},
@@ -54,19 +54,19 @@ pub struct Register {
     #[arg(long, value_name = "DIRECTORY", requires = "vmlinuz")]
     modules: Option<PathBuf>,
     #[command(flatten)]
-    import: ImportArgs,
+    add: AddArgs,
 }
 
 impl Register {
     pub async fn run(&self) -> Result<u8> {
-        let mut options = self.import.options();
+        let mut options = self.add.options();
         let (file_key, file, name, wanted) = match (&self.oci, &self.rootfs) {
             (Some(layout), _) => {
                 let Image { file, parts, name, kernel } = oci_layout::read(layout)?;
                 options.insert(import::PARTS, Variant::from(parts));
                 (import::FILE_LAYOUT, file, name, kernel)
             }
-            (None, Some(rootfs)) => (import::FILE_ROOTFS, importing::open_file(rootfs)?, None, None),
+            (None, Some(rootfs)) => (import::FILE_ROOTFS, add::open_file(rootfs)?, None, None),
             (None, None) => {
                 return Err(Error::Usage(
                     "cannot create an image: neither --rootfs nor --oci is given".to_owned(),
@@ -91,12 +91,12 @@ impl Register {
         let files = HashMap::from([(file_key, Fd::from(file.as_fd()))]);
         let begin_image = bus.import_image(&name, &files, &options);
         let Some(own) = own else {
-            return self.import.run(&bus, Kind::Image, &name, begin_image).await;
+            return self.add.run(&bus, Kind::Image, &name, begin_image).await;
         };
-        let (of_kernel, shared) = (own.borrowed(), self.import.options());
+        let (of_kernel, shared) = (own.borrowed(), self.add.options());
         let begin = bus.import_kernel(&name, &of_kernel, &shared);
-        let kernel = self.import.make(&bus, Kind::Kernel, &name, begin).await?;
-        let made = self.import.run(&bus, Kind::Image, &name, begin_image).await;
+        let kernel = self.add.make(&bus, Kind::Kernel, &name, begin).await?;
+        let made = self.add.run(&bus, Kind::Image, &name, begin_image).await;
         if made.as_ref().is_err_and(|error| !error.is_detached()) {
             // It was imported for an image that does not exist. If this fails, the kernel stays, which is the smaller
             // problem; a detached import still needs it.
@@ -110,7 +110,7 @@ impl Register {
         match bus.find(Kind::Kernel, &wanted).await {
             Ok(_) => Ok(Some(wanted)),
             Err(error) if error.name() == Some(ErrorName::NoSuchKernel) => {
-                self.import.progress().note(&format!(
+                self.add.progress().note(&format!(
                     "the image names the kernel {wanted:?}, which is not on this host; its sandboxes boot \
                      the default kernel"
                 ));

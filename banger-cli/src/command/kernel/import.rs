@@ -14,7 +14,7 @@ use zbus::Fd;
 use super::modules;
 use crate::{
     client::{bus::Bus, service::Kind},
-    command::import::{ImportArgs, open_file},
+    command::add::{AddArgs, open_file},
     error::{Error, Result},
 };
 
@@ -51,7 +51,7 @@ pub struct Import {
     #[arg(long, value_name = "RELEASE", requires = "from")]
     release: Option<String>,
     #[command(flatten)]
-    import: ImportArgs,
+    add: AddArgs,
 }
 
 impl Import {
@@ -63,9 +63,9 @@ impl Import {
         };
         let files = Files::open(&vmlinuz, modules.as_deref())?;
         let bus = Bus::connect().await?;
-        let (files, options) = (files.borrowed(), self.import.options());
+        let (files, options) = (files.borrowed(), self.add.options());
         let begin = bus.import_kernel(&self.name, &files, &options);
-        self.import.run(&bus, Kind::Kernel, &self.name, begin).await
+        self.add.run(&bus, Kind::Kernel, &self.name, begin).await
     }
 }
 
@@ -112,7 +112,7 @@ fn find(root: &Path, release: &str) -> Option<(PathBuf, Option<PathBuf>)> {
 fn of_host(root: &Path, release: &str) -> Result<(PathBuf, Option<PathBuf>)> {
     let missing = || {
         let boot = root.join(format!("boot/vmlinuz-{release}"));
-        Error::Usage(format!(
+        Error::Refused(format!(
             "cannot find the kernel {release} that this host runs: there is no {}",
             boot.display()
         ))
@@ -124,7 +124,7 @@ fn of_host(root: &Path, release: &str) -> Result<(PathBuf, Option<PathBuf>)> {
 /// Finds the kernel below a directory: the one with this release, or the only one.
 fn of_root(root: &Path, release: Option<&str>) -> Result<(PathBuf, Option<PathBuf>)> {
     let there = releases(root);
-    let refuse = |why: String| Error::Usage(format!("{} {why}", root.display()));
+    let refuse = |why: String| Error::Refused(format!("{} {why}", root.display()));
     match (release, there.as_slice()) {
         (Some(release), _) if there.iter().any(|there| there == release) => find(root, release),
         (Some(release), _) => return Err(refuse(format!("has no kernel {release}"))),

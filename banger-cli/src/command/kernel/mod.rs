@@ -1,26 +1,45 @@
 //! `banger kernel`.
 
 mod import;
-mod list;
 mod modules;
 mod pull;
-mod rm;
-mod show;
 
 pub use import::Files;
 
 use clap::Subcommand;
 
-use crate::error::Result;
+use crate::{
+    client::service::Kind,
+    command::{delete::DeleteArgs, list::ListArgs, show::ShowArgs},
+    error::Result,
+};
 
 /// The subcommands of `banger kernel`.
 #[derive(Debug, Subcommand)]
 pub enum KernelCommand {
     Pull(pull::Pull),
     Import(import::Import),
-    List(list::List),
-    Show(show::Show),
-    Rm(rm::Rm),
+    /// List your kernels and the shared ones
+    #[command(after_long_help = "\
+Examples:
+  banger kernel list
+  banger kernel list --available   what the catalogs have
+
+Next: `banger vm run --kernel NAME`.")]
+    List(ListArgs),
+    /// Show all details of a kernel
+    #[command(after_long_help = "\
+Example:
+  banger kernel show host")]
+    Show(ShowArgs),
+    /// Delete kernels that no image and no sandbox uses
+    #[command(
+        visible_alias = "rm",
+        after_long_help = "\
+Example:
+  banger kernel delete host"
+    )]
+    Delete(DeleteArgs),
 }
 
 impl KernelCommand {
@@ -28,9 +47,9 @@ impl KernelCommand {
         match self {
             KernelCommand::Pull(pull) => pull.run().await,
             KernelCommand::Import(import) => import.run().await,
-            KernelCommand::List(list) => list.run().await,
-            KernelCommand::Show(show) => show.run().await,
-            KernelCommand::Rm(rm) => rm.run().await,
+            KernelCommand::List(list) => list.run(Kind::Kernel).await,
+            KernelCommand::Show(show) => show.run(Kind::Kernel).await,
+            KernelCommand::Delete(delete) => delete.run(Kind::Kernel).await,
         }
     }
 }

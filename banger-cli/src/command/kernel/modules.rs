@@ -17,7 +17,7 @@ pub fn archive(directory: &Path) -> Result<File> {
     let mut files = Vec::new();
     collect(directory, Path::new(""), &mut files)?;
     if files.is_empty() {
-        return Err(Error::Usage(format!("there are no kernel modules in {}", directory.display())));
+        return Err(Error::Refused(format!("there are no kernel modules in {}", directory.display())));
     }
     files.sort();
     let failed = |source| Error::io("pack the modules into a temporary file", source);

@@ -4,7 +4,7 @@ use banger_proto::guest::{Request, facts::Detached, message::Exit};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::vm_args::number;
+use super::numbers::whole;
 
 use crate::{
     error::{Error, Result},
@@ -28,7 +28,7 @@ pub struct Commands {
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// End this command and everything that it started: SIGTERM first, SIGKILL after 10 seconds
-    #[arg(long, value_name = "NUMBER", value_parser = number::<u64>)]
+    #[arg(long, value_name = "NUMBER", value_parser = whole::<u64>)]
     stop: Vec<u64>,
     /// Print a JSON array
     #[arg(long, conflicts_with = "stop")]

@@ -9,13 +9,13 @@ use std::{
 
 use banger_proto::{
     bus::{ErrorName, names::VM_INTERFACE, option::agent},
-    guest::Exec,
+    guest::{Exec, FailureKind},
 };
 use clap::Args;
 use serde_json::json;
 use zbus::OwnedObjectPath;
 
-use super::{exec_args::ExecArgs, run::reminder, vm_args::number};
+use super::{exec_args::ExecArgs, numbers::whole, run::reminder};
 use crate::{
     client::{
         bus::Bus,
@@ -88,7 +88,7 @@ pub struct Target {
     #[arg(long, value_name = "PATH", conflicts_with = "workdir")]
     guest_path: Option<String>,
     /// How long to wait if the sandbox already runs as many commands as it can [default: as long as it takes]
-    #[arg(long, value_name = "SECONDS", value_parser = number::<u32>)]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<u32>)]
     timeout: Option<u32>,
     /// First send the changes in the repository on the host [default: your setting `auto_prepare`]
     #[arg(long, overrides_with = "no_auto_prepare")]
@@ -218,7 +218,7 @@ impl Target {
 /// Adds a hint for a workspace that was removed in the sandbox.
 fn hint_missing_workspace(error: Error) -> Error {
     match &error {
-        Error::Guest(failure) if failure.message.contains("there is no directory") => {
+        Error::Guest(failure) if failure.kind == FailureKind::NoDirectory => {
             error.with_hint("`--workdir /` runs it in another directory.")
         }
         _ => error,
@@ -275,12 +275,12 @@ mod tests {
 
     #[test]
     fn hints_of_exec() {
-        use banger_proto::guest::{Failure, FailureKind};
+        use banger_proto::guest::Failure;
 
         use crate::ui::wording::{check, of_service, shown};
 
         let message = "there is no directory /root/repo in the guest".to_owned();
-        let missing = Error::Guest(Failure { kind: FailureKind::BadRequest, message });
+        let missing = Error::Guest(Failure { kind: FailureKind::NoDirectory, message });
         let by_name = [ErrorName::InvalidState, ErrorName::TooManyRequests];
         let errors = by_name.map(|name| (name.as_str(), add_hint(of_service(name)).about("web")));
         let missing = [("missing workspace", hint_missing_workspace(missing))];

@@ -6,7 +6,7 @@ use banger_proto::guest::GuestInfo;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{agents::Agents, vm_args::number};
+use super::{agents::Agents, numbers::whole};
 use crate::{
     error::Result,
     guest::agent::Guest,
@@ -105,7 +105,7 @@ pub struct Ping {
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// Stop after this many answers
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = number::<u32>)]
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = whole::<u32>)]
     count: u32,
     /// Print a JSON object on each line
     #[arg(long)]

@@ -13,7 +13,7 @@ use clap::Args;
 use tokio::io::AsyncReadExt;
 use zbus::Variant;
 
-use super::vm_args::number;
+use super::numbers::whole;
 
 use crate::{
     client::{bus::Bus, service::Kind},
@@ -43,14 +43,14 @@ pub struct Logs {
     #[arg(short, long)]
     follow: bool,
     /// Start with the last LINES lines
-    #[arg(short = 'n', long, value_name = "LINES", value_parser = number::<u32>)]
+    #[arg(short = 'n', long, value_name = "LINES", value_parser = whole::<u32>)]
     tail: Option<u32>,
     /// Show the output of the VMM instead of the console
     #[arg(long)]
     vmm: bool,
     /// Show the output of the detached command with this number [default: the last one]
     #[arg(long, value_name = "NUMBER", num_args = 0..=1, require_equals = true, conflicts_with = "vmm",
-        value_parser = number::<u64>)]
+        value_parser = whole::<u64>)]
     exec: Option<Option<u64>>,
     /// Keep control sequences, even on a terminal
     #[arg(long)]

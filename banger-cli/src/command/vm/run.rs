@@ -341,7 +341,7 @@ impl Sandbox<'_> {
         let error = match removal.await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
-            Err(_) => Error::Usage("deleting the sandbox takes long".to_owned()).with_hint(
+            Err(_) => Error::Refused("deleting the sandbox takes long".to_owned()).with_hint(
                 "the service continues the work: `banger vm list` shows the state of your sandboxes.",
             ),
         };
@@ -400,11 +400,22 @@ pub(super) fn reminder(sandbox: &Object) -> Option<String> {
     }
 }
 
-/// Adds a hint for a sandbox that exists although its start has failed.
+/// Adds a hint about the sandbox of a creation that has failed: whether it still exists.
 pub(super) async fn explain(bus: &Bus, vm: &OwnedObjectPath, error: Error) -> Error {
-    let Ok(sandbox) = bus.properties(vm, VM_INTERFACE).await else { return error };
-    match (sandbox.name(), sandbox.text("State")) {
-        ("", _) | (_, "deleting") => error,
+    let sandbox = bus.properties(vm, VM_INTERFACE).await.unwrap_or_default();
+    explain_state(sandbox.name(), sandbox.text("State"), error)
+}
+
+fn explain_state(name: &str, state: &str, error: Error) -> Error {
+    match (name, state) {
+        // Its logs are gone, too.
+        ("", _) if error.name() == Some(ErrorName::VmmFailed) => error.with_hint(
+            "the sandbox was not kept; `banger doctor` and `journalctl -u banger-system` show more.",
+        ),
+        ("", _) => error,
+        // The service has ended the job, and removes what it has created so far.
+        (name, _) if error.is_interrupted() => error.with_hint(format!("the service deletes {name}.")),
+        (_, "deleting") => error,
         (name, _) if error.is_detached() => error.with_hint(format!(
             "the service continues with {name}: `banger vm exec {name}` opens a shell once it is ready, \
              `banger vm delete --force {name}` deletes it."
@@ -451,6 +462,24 @@ mod tests {
         assert!(reminder(&sandbox("stopped")).unwrap().starts_with("calm-otter has stopped"));
         assert_eq!(reminder(&sandbox("deleting")), None);
         assert_eq!(reminder(&Object::default()), None);
+    }
+
+    #[test]
+    fn a_failed_creation_says_what_became_of_the_sandbox() {
+        use crate::ui::wording::{check, of_service, shown};
+
+        let interrupted = || Error::Interrupted { signal: 2 };
+        let detached = || Error::Detached { signal: 2 };
+        let late = || of_service(ErrorName::GuestTimeout);
+        let errors = [
+            ("interrupted, still running", explain_state("web", "running", interrupted())),
+            ("interrupted, deleting", explain_state("web", "deleting", interrupted())),
+            ("interrupted, gone", explain_state("", "", interrupted())),
+            ("detached", explain_state("web", "starting", detached())),
+            ("not ready", explain_state("web", "running", late())),
+            ("failed, gone", explain_state("", "", of_service(ErrorName::VmmFailed))),
+        ];
+        check("hints_of_create", &shown(errors));
     }
 
     #[test]

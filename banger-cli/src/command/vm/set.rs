@@ -1,13 +1,10 @@
 //! `banger vm set`.
 
-use banger_proto::{
-    bus::{ErrorName, option::configure, proxy::Options},
-    size::Bytes,
-};
+use banger_proto::bus::{ErrorName, option::configure, proxy::Options};
 use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
-use super::vm_args::{positive, size};
+use super::size_args::SizeArgs;
 use crate::{
     client::{bus::Bus, service::Kind},
     command::batch::{self, ResultArgs},
@@ -31,32 +28,24 @@ pub struct Set {
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
     /// Give the sandboxes internet access (NAT)
-    #[arg(long, overrides_with = "no_nat", required_unless_present_any = CHANGES)]
+    #[arg(long, overrides_with = "no_nat", required_unless_present_any = changes())]
     nat: bool,
     /// Remove internet access; guests of the same owner still reach each other
     #[arg(long)]
     no_nat: bool,
-    /// Virtual processors
-    #[arg(long, value_name = "COUNT", value_parser = positive)]
-    vcpu: Option<u32>,
-    /// Memory, such as 512MiB or 4GiB
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    memory: Option<Bytes>,
-    /// Size of the system disk (/), such as 20GiB
-    #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]
-    root_size: Option<Bytes>,
-    /// Size of the work disk (/root), such as 8GiB
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    disk_size: Option<Bytes>,
+    #[command(flatten)]
+    sizes: SizeArgs,
     #[command(flatten)]
     output: ResultArgs,
 }
 
-/// Hint for a disk of an invalid size.
-const SIZES: &str = "`banger vm show NAME` shows the sizes of its disks, as root_size and disk_size.";
+/// Hint for a sandbox whose state does not allow a change of its sizes.
+const STOPPED_ONLY: &str = "only NAT changes while it runs: `banger vm stop NAME` stops it.";
 
-/// One of these, or `--nat`, is required.
-const CHANGES: [&str; 5] = ["no_nat", "vcpu", "memory", "root_size", "disk_size"];
+/// The ids of the options of which one is required, unless `--nat` is given.
+fn changes() -> impl Iterator<Item = &'static str> {
+    SizeArgs::IDS.into_iter().chain(["no_nat"])
+}
 
 impl Set {
     pub async fn run(&self) -> Result<u8> {
@@ -65,9 +54,7 @@ impl Set {
         let options = &self.options();
         let set = async |_, vm: OwnedObjectPath| {
             bus.configure_vm(&vm, options).await.map_err(|error| match error.name() {
-                Some(ErrorName::InvalidOption) if error.to_string().contains(" disk ") => {
-                    error.with_hint(SIZES)
-                }
+                Some(ErrorName::InvalidState) => error.with_hint(STOPPED_ONLY),
                 _ => error,
             })
         };
@@ -76,21 +63,9 @@ impl Set {
     }
 
     fn options(&self) -> Options<'_> {
-        let mut options = Options::new();
+        let mut options: Options<'_> = self.sizes.options();
         if self.nat || self.no_nat {
             options.insert(configure::NAT, Variant::from(self.nat));
-        }
-        if let Some(count) = self.vcpu {
-            options.insert(configure::VCPUS, Variant::from(count));
-        }
-        if let Some(Bytes(memory)) = self.memory {
-            options.insert(configure::MEMORY, Variant::from(memory));
-        }
-        if let Some(Bytes(size)) = self.disk_size {
-            options.insert(configure::DISK_SIZE, Variant::from(size));
-        }
-        if let Some(Bytes(size)) = self.root_size {
-            options.insert(configure::ROOT_SIZE, Variant::from(size));
         }
         options
     }

@@ -13,7 +13,7 @@ use banger_proto::{
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{agents, vm_args::number};
+use super::{agents, numbers::whole};
 use crate::{
     client::bus::Bus,
     error::{FAILURE, Result},
@@ -63,7 +63,7 @@ pub struct Top {
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// Show at most this many processes
-    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20, value_parser = number::<usize>)]
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20, value_parser = whole::<usize>)]
     count: usize,
     /// Refresh until you press Ctrl-C
     #[arg(short, long)]

@@ -6,13 +6,13 @@ use banger_proto::bus::{option::stop, proxy::Options};
 use clap::Args;
 use zbus::Variant;
 
-use super::vm_args::number;
+use super::numbers::whole;
 
 /// The options of a command that stops sandboxes.
 #[derive(Debug, Args)]
 pub struct StopArgs {
     /// How long a guest may take to shut down before it is killed [default: the service's]
-    #[arg(long, value_name = "SECONDS", value_parser = number::<u32>)]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<u32>)]
     timeout: Option<u32>,
     /// Kill them at once; what their guests have not written to disk is lost
     #[arg(short, long, conflicts_with = "timeout")]

@@ -1,18 +1,19 @@
 //! The options for creating a sandbox.
 
-use std::{collections::HashMap, str::FromStr, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
-use banger_proto::{
-    bus::{
-        ErrorName,
-        option::{create, pull as option, vmm},
-        proxy::Options,
-    },
-    size::Bytes,
+use banger_proto::bus::{
+    ErrorName,
+    option::{create, pull as option, vmm},
+    proxy::Options,
 };
 use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
+use super::{
+    numbers::positive,
+    size_args::{SizeArgs, with_default},
+};
 use crate::{
     client::{
         bus::Bus,
@@ -32,7 +33,7 @@ use crate::{
 
 /// The options of a command that creates a sandbox.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "The sandbox")]
+#[command(next_help_heading = "The sandbox", mut_args = with_default)]
 pub struct VmArgs {
     /// Name [default: a generated one such as calm-otter]
     #[arg(long, value_name = "NAME")]
@@ -41,24 +42,14 @@ pub struct VmArgs {
     /// [default: the service's]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// When to pull the image, and the default kernel, from a catalog or a registry
+    /// When to pull the image, and a missing default kernel, from a catalog or a registry
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pull: PullPolicy,
     /// Kernel to boot [default: the image's, else the service's]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Virtual processors [default: the service's]
-    #[arg(long, value_name = "COUNT", value_parser = positive)]
-    vcpu: Option<u32>,
-    /// Memory, such as 512MiB or 4GiB [default: the service's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    memory: Option<Bytes>,
-    /// Size of the system disk (/), such as 20GiB [default: the image's]
-    #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]
-    root_size: Option<Bytes>,
-    /// Size of the work disk (/root), such as 8GiB [default: the service's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    disk_size: Option<Bytes>,
+    #[command(flatten)]
+    sizes: SizeArgs,
     /// Give the sandbox internet access (NAT)
     #[arg(long)]
     nat: bool,
@@ -103,7 +94,7 @@ impl Pulls<'_> {
             }
         };
         let Self { bus, jobs, progress, listener } = self;
-        let pulled = pull::pull(bus, jobs, progress, listener, reference, options).await;
+        let pulled = pull::image(bus, jobs, progress, listener, reference, options).await;
         let (pulled, _) = pulled.map_err(|error| match image {
             Some(image) => explain(image, error),
             None => error,
@@ -149,28 +140,6 @@ fn label(text: &str) -> Result<(String, String), String> {
     match key.is_empty() {
         true => Err("a label needs a key".to_owned()),
         false => Ok((key.to_owned(), value.to_owned())),
-    }
-}
-
-/// Parses a whole number.
-pub(super) fn number<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "it must be a whole number".to_owned())
-}
-
-/// Parses a whole number greater than zero.
-pub(super) fn positive(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("it must be a whole number, 1 or more".to_owned()),
-        Ok(number) => Ok(number),
-    }
-}
-
-/// Parses a size greater than zero.
-pub(super) fn size(text: &str) -> Result<Bytes, String> {
-    match text.parse::<Bytes>() {
-        Ok(Bytes(0)) => Err("it must be more than 0".to_owned()),
-        Ok(size) => Ok(size),
-        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -253,24 +222,12 @@ impl VmArgs {
     }
 
     fn options(&self) -> Options<'_> {
-        let mut options = Options::new();
+        let mut options: Options<'_> = self.sizes.options();
         if let Some(image) = &self.image {
             options.insert(create::IMAGE, Variant::from(image.as_str()));
         }
         if let Some(kernel) = &self.kernel {
             options.insert(create::KERNEL, Variant::from(kernel.as_str()));
-        }
-        if let Some(count) = self.vcpu {
-            options.insert(create::VCPUS, Variant::from(count));
-        }
-        if let Some(Bytes(memory)) = self.memory {
-            options.insert(create::MEMORY, Variant::from(memory));
-        }
-        if let Some(Bytes(size)) = self.disk_size {
-            options.insert(create::DISK_SIZE, Variant::from(size));
-        }
-        if let Some(Bytes(size)) = self.root_size {
-            options.insert(create::ROOT_SIZE, Variant::from(size));
         }
         if self.nat {
             options.insert(create::NAT, Variant::from(true));
@@ -302,7 +259,7 @@ impl VmArgs {
                  NAME --rootfs FILE` adds an image, `--image alpine` pulls one from a registry, and `banger \
                  image list` lists the images on this host.",
             ),
-            Some(ErrorName::InvalidOption) if error.to_string().contains("system disk") => error.with_hint(
+            Some(ErrorName::DiskTooSmall) => error.with_hint(
                 "`banger image show IMAGE` shows the size of an image; without `--root-size`, the system disk has that.",
             ),
             Some(ErrorName::NoSuchKernel) if self.kernel.is_none() => error.with_hint(
@@ -321,6 +278,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::ui::wording::of_service;
 
     #[derive(Debug, Parser)]
     struct Test {
@@ -373,11 +331,11 @@ mod tests {
     }
 
     #[test]
-    fn a_system_disk_that_is_refused_is_explained() {
-        let refused = || Error::named("dev.banger.Error.InvalidOption", "cannot make the system disk 1 GiB");
-        let hint = parse("--root-size 1G").unwrap().add_hint(refused()).hint().unwrap();
+    fn a_system_disk_smaller_than_its_image_is_explained() {
+        let refused = of_service(ErrorName::DiskTooSmall);
+        let hint = parse("--root-size 1G").unwrap().add_hint(refused).hint().unwrap();
         assert!(hint.contains("`banger image show IMAGE`"), "{hint}");
-        let other = Error::named("dev.banger.Error.InvalidOption", "memory must be more");
+        let other = of_service(ErrorName::InvalidOption);
         assert!(parse("--root-size 1G").unwrap().add_hint(other).hint().is_none());
     }
 
@@ -391,7 +349,7 @@ mod tests {
 
     #[test]
     fn hints_about_missing_images_and_kernels() {
-        use crate::ui::wording::{check, of_service, shown};
+        use crate::ui::wording::{check, shown};
 
         let hint = |line: &'static str, name| (line, parse(line).unwrap().add_hint(of_service(name)));
         let refused = of_service(ErrorName::RegistryAuthRequired);

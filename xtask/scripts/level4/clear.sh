@@ -1,0 +1,11 @@
+#!/bin/sh
+# Deletes all sandboxes, and all images but two.
+image=$1
+quick=$2
+
+for name in $(banger vm list --all --json | grep -o '"id": *"[^"]*' | cut -d '"' -f 4); do
+    banger vm delete --force "$name"
+done
+for name in $(banger image list --json | grep -o '"name": *"[^"]*' | cut -d '"' -f 4); do
+    case $name in "$image" | "$quick") ;; *) banger image delete "$name" ;; esac
+done

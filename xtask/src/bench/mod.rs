@@ -1,0 +1,275 @@
+//! `cargo xtask bench`: measures banger against a peer, in turns within one run.
+//!
+//! Hosts are noisy, so what counts is the ratio of the medians, never a single time.
+
+mod boot;
+mod disk;
+mod exec;
+mod guest;
+mod idle;
+mod import;
+mod net;
+mod size;
+mod start;
+mod workspace;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::{
+    build::{self, Profile, Programs},
+    host::{self, Host},
+    image, try_it,
+};
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Parser)]
+#[command(arg_required_else_help = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    bench: Option<Bench>,
+    /// Run the benchmark, or all of them, once and with little work, to test that it runs
+    #[arg(long, global = true, conflicts_with = "runs")]
+    smoke: bool,
+    /// Run each side this many times
+    #[arg(long, default_value_t = 5, global = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Print one JSON object per table
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Bench {
+    /// Measure from the request to the first byte of a command's output in a new sandbox
+    Boot,
+    /// Measure memory of the service, size of the agent and start time of the client
+    Size,
+    /// Compare the import of an image layer with umoci and mkfs.ext4
+    Import,
+    /// Compare adding and removing a guest's network interface with ip and nft
+    Net,
+    /// Compare the system disk of a 4 GiB image with one `dmsetup create`, in the test host
+    Disk,
+    /// Compare the host's part of a start with an empty unit of the same confinement
+    Start,
+    /// Compare a command in a guest with ssh, and completion of a name with busctl
+    Exec,
+    /// Measure the processor time of an idle guest
+    Idle,
+    /// Compare a workspace of 5,000 files, into a guest and back, with git and scp by hand
+    Workspace,
+}
+
+/// The figures of a benchmark whose sides are both measured in milliseconds.
+#[derive(Serialize)]
+pub struct Report {
+    /// The name of the benchmark.
+    pub name: String,
+    /// How often each side ran.
+    pub runs: u32,
+    /// The host that it ran on.
+    pub machine: Machine,
+    /// The times of banger.
+    pub ours: Side,
+    /// The times of the peer.
+    pub peers: Side,
+    /// Our median.
+    pub median_ms: f64,
+    /// The peer's median.
+    pub peer_median_ms: f64,
+    /// Our median divided by the peer's.
+    pub ratio: f64,
+}
+
+/// One side of a comparison.
+#[derive(Serialize)]
+pub struct Side {
+    /// What was run.
+    pub what: &'static str,
+    /// Each measurement.
+    pub samples_ms: Vec<f64>,
+}
+
+/// The hardware and kernel of the host, which explain the figures.
+#[derive(Serialize)]
+pub struct Machine {
+    kernel: String,
+    cpu: String,
+    cores: usize,
+    memory_mib: u64,
+}
+
+/// The benchmarks of `--smoke`: all except `disk`, which needs the test host.
+const SMOKE: [&str; 8] = ["net", "import", "size", "start", "exec", "workspace", "idle", "boot"];
+
+/// How much work a benchmark does.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// How often each side runs.
+    pub runs: u32,
+    /// Whether it only tests that the benchmark runs, with the programs of the tests, which are built already, and
+    /// guests without systemd.
+    pub smoke: bool,
+}
+
+impl Effort {
+    /// Returns a private host with an image and a kernel.
+    pub fn host(self) -> Result<Host> {
+        let host = host::up(&host::Up { release: !self.smoke, ..host::Up::default() })?;
+        try_it::provide(&host)?;
+        if self.smoke {
+            try_it::make_quick(&host)?;
+        }
+        Ok(host)
+    }
+
+    /// Builds the programs that are measured.
+    pub fn programs(self) -> Result<Programs> {
+        if self.smoke { build::ensure() } else { build::release() }
+    }
+
+    /// Returns the cargo profile of the programs that are measured.
+    pub fn profile(self) -> &'static Profile {
+        if self.smoke { &build::TEST } else { &build::RELEASE }
+    }
+
+    /// Returns the path of the default image.
+    pub fn image(self) -> Result<PathBuf> {
+        if self.smoke { image::without_init(try_it::IMAGE) } else { image::ensure(try_it::IMAGE) }
+    }
+}
+
+/// Runs a benchmark, or all of them once, and prints the figures.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let runs = if arguments.smoke { 1 } else { arguments.runs };
+    let effort = Effort { runs, smoke: arguments.smoke };
+    match arguments.bench {
+        Some(bench) => measure(arguments, bench, effort).map(|()| ExitCode::SUCCESS),
+        None => smoke(),
+    }
+}
+
+/// Runs all of [`SMOKE`], even after a failure. Each gets its own process, because some change their namespaces.
+fn smoke() -> Result<ExitCode> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut failed = Vec::new();
+    // Stopping the host resets the default image.
+    host::down()?;
+    for name in SMOKE {
+        let begin = Instant::now();
+        let bench = Command::new(&program).args(["bench", name, "--smoke"]).status();
+        println!("bench {name} took {:.0} s", begin.elapsed().as_secs_f64());
+        if !bench.with_context(|| format!("cannot run bench {name}"))?.success() {
+            failed.push(name);
+        }
+    }
+    host::down()?;
+    println!("bench: {} passed, {} failed, 1 skipped", SMOKE.len() - failed.len(), failed.len());
+    println!("  skipped: disk: needs the test host; run `cargo xtask bench disk`");
+    if !failed.is_empty() {
+        bail!("these benchmarks fail: {}", failed.join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
+    match bench {
+        Bench::Boot => show(arguments, &[boot::run(effort)?], Report::print),
+        Bench::Disk => show(arguments, &[disk::run(effort)?], Report::print),
+        Bench::Exec => show(arguments, &exec::run(effort)?, Report::print),
+        Bench::Import => show(arguments, &import::run(effort)?, import::Report::print),
+        Bench::Idle => show(arguments, &[idle::run(effort)?], idle::Report::print),
+        Bench::Net => show(arguments, &net::run(effort)?, Report::print),
+        Bench::Start => show(arguments, &[start::run(effort)?], Report::print),
+        Bench::Workspace => show(arguments, &workspace::run(effort)?, Report::print),
+        Bench::Size => show(arguments, &[size::run(effort)?], size::Report::print),
+    }
+}
+
+fn show<R: Serialize>(arguments: &Arguments, reports: &[R], print: fn(&R)) -> Result<()> {
+    for report in reports {
+        match arguments.json {
+            true => println!("{}", serde_json::to_string(report)?),
+            false => print(report),
+        }
+    }
+    Ok(())
+}
+
+impl Report {
+    /// Builds the report of these two sides.
+    pub fn new(name: impl Into<String>, runs: u32, ours: Side, peers: Side) -> Result<Self> {
+        let name = name.into();
+        let (median_ms, peer_median_ms) = (median(&ours.samples_ms), median(&peers.samples_ms));
+        let ratio = median_ms / peer_median_ms;
+        Ok(Self { name, runs, machine: Machine::this()?, ours, peers, median_ms, peer_median_ms, ratio })
+    }
+
+    fn print(&self) {
+        let Machine { kernel, cpu, cores, memory_mib } = &self.machine;
+        println!("{}: {} runs on {cores} × {cpu}, {memory_mib} MiB, Linux {kernel}", self.name, self.runs);
+        println!("{:>10} {:>10} {:>10}", "median", "best", "worst");
+        for side in [&self.ours, &self.peers] {
+            let best = side.samples_ms.iter().copied().fold(f64::INFINITY, f64::min);
+            let worst = side.samples_ms.iter().copied().fold(0.0, f64::max);
+            let median = median(&side.samples_ms);
+            // Short times need more digits; for long ones these would be noise.
+            let digits = if median < 100.0 { 2 } else { 0 };
+            println!("{median:>7.digits$} ms {best:>7.digits$} ms {worst:>7.digits$} ms  {}", side.what);
+        }
+        println!("ratio of the medians: {:.3}", self.ratio);
+    }
+}
+
+impl Machine {
+    /// Describes the host that this runs on.
+    pub fn this() -> Result<Self> {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+        let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the release")?;
+        let value_of = |text: &str, key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+            Some(line.trim_start_matches([' ', '\t', ':']).trim().to_owned())
+        };
+        let memory_kib = value_of(&meminfo, "MemTotal").and_then(|text| text.split(' ').next()?.parse().ok());
+        Ok(Self {
+            kernel: kernel.trim().to_owned(),
+            cpu: value_of(&cpuinfo, "model name").unwrap_or_default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_mib: memory_kib.unwrap_or(0u64) / 1024,
+        })
+    }
+}
+
+/// Returns the median of the samples, of which there is at least one.
+pub fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.get(..=middle) {
+        Some([.., low, high]) if sorted.len().is_multiple_of(2) => (low + high) / 2.0,
+        Some([.., high]) => *high,
+        _ => f64::NAN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(&[7.0]), 7.0);
+    }
+}

@@ -1,0 +1,116 @@
+//! Checks of authorisation: members of the group, other users, administrators, and desktop programs.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Check, as_user, expect, run_as, run_as_root, sh, sh_as_root, text};
+use crate::host::Host;
+
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("members of the group need no prompt and others get a hint", polkit),
+    ("an administrator is asked for a password and then served", password),
+    ("other users neither see nor stop a sandbox", privacy),
+    ("two users work at once", at_once),
+    ("doctor changes nothing of what is kept", doctor),
+    ("busctl creates and shows a sandbox", busctl),
+    ("a desktop's client sees its user's sandboxes and no others", desktop),
+];
+
+fn polkit(host: &Host) -> Result<()> {
+    let refused = as_user(host, "carol", &["banger", "vm", "run", "--rm", "--", "true"])?;
+    let message = text(&refused.stderr);
+    ensure!(!refused.status.success(), "carol may run sandboxes");
+    ensure!(message.contains("group banger"), "carol gets no hint: {message:?}");
+    expect(&as_user(host, "bob", &["banger", "vm", "run", "--rm", "--", "true"])?, 0)?;
+    Ok(())
+}
+
+fn password(host: &Host) -> Result<()> {
+    let out = run_as(host, "dave", &script!("level4/people/password.sh" uses "wait.sh"))?;
+    ensure!(out.contains("Password") && out.contains("root"), "{out:?}");
+    let quiet = as_user(host, "dave", &["banger", "vm", "run", "--rm", "--", "true"])?;
+    ensure!(!quiet.status.success(), "dave needs no password");
+    Ok(())
+}
+
+fn privacy(host: &Host) -> Result<()> {
+    sh(host, "alice", "banger vm create --name secret --no-start")?;
+    let seen = sh(host, "bob", "banger vm list --json")?;
+    let others = ["stop", "delete", "start", "exec", "logs"].map(|verb| {
+        let status = as_user(host, "bob", &["banger", "vm", verb, "alice/secret", "--", "true"]);
+        status.map(|output| (verb, output.status.success()))
+    });
+    sh(host, "alice", "banger vm delete secret")?;
+    ensure!(seen == "[]", "bob sees {seen}");
+    for other in others {
+        let (verb, may) = other?;
+        ensure!(!may, "bob may {verb} it");
+    }
+    Ok(())
+}
+
+fn at_once(host: &Host) -> Result<()> {
+    let run = |user: &str| {
+        let command = ["banger", "vm", "run", "--rm", "--name", "same", "--", "echo", user];
+        let mut session = host.session(user, false, &command.map(str::to_owned))?;
+        session.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        session.spawn().context("cannot run in the private host")
+    };
+    let users = ["alice", "bob"];
+    let both = users.map(run);
+    for (user, child) in users.into_iter().zip(both) {
+        let out = expect(&child?.wait_with_output()?, 0)?;
+        ensure!(out == user, "{user} got {out:?}");
+    }
+    Ok(())
+}
+
+fn doctor(host: &Host) -> Result<()> {
+    let look = || run_as_root(host, &script!("level4/people/state.sh"));
+    sh(host, "alice", "banger vm create --no-start --name still")?;
+    let before = look()?;
+    let said = sh(host, "alice", "banger doctor --json || true")?;
+    let after = look()?;
+    sh(host, "alice", "banger vm delete still")?;
+    ensure!(said.contains("\"status\""), "{said:?}");
+    ensure!(before == after && before.lines().count() > 5, "doctor changed something:\n{before}\n{after}");
+    Ok(())
+}
+
+fn busctl(host: &Host) -> Result<()> {
+    let out = run_as(host, "alice", &script!("level4/people/busctl.sh"))?;
+    ensure!(out.contains("oo \"/dev/banger/Manager1/vm/"), "{out:?}");
+    ensure!(out.contains("s \"by-hand\""), "{out:?}");
+    Ok(())
+}
+
+fn desktop(host: &Host) -> Result<()> {
+    // GLib's own client, as desktop programs use it.
+    let client = include_str!("../../../../banger-system/tests/private_bus/watch_objects.py");
+    let watcher = |user: &str| {
+        let watch = script!("level4/people/watch.sh" uses "wait.sh", client = client);
+        let mut session = host.session(user, false, &watch)?;
+        session.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        session.spawn().context("cannot run in the private host")
+    };
+    let until = |user: &str, word: &str| {
+        run_as_root(host, &script!("level4/people/sees.sh" uses "wait.sh", user = user, word = word))
+    };
+    sh_as_root(host, "rm -f /tmp/seen-enough /home/*/seen")?;
+    let (alice, bob) = (watcher("alice")?, watcher("bob")?);
+    let seen = until("alice", "ready")
+        .and_then(|_| until("bob", "ready"))
+        .and_then(|_| {
+            sh(host, "alice", "banger vm create --no-start --name seen-vm; banger vm delete seen-vm")
+        })
+        .and_then(|_| until("alice", "removed"));
+    sh_as_root(host, "touch /tmp/seen-enough")?;
+    let (alice, bob) = (alice.wait_with_output()?, bob.wait_with_output()?);
+    seen?;
+    let (alice, bob) = (expect(&alice, 0)?, expect(&bob, 0)?);
+    let saw = |what: &str| alice.lines().any(|line| line.starts_with(what) && line.contains("/vm/"));
+    ensure!(saw("added") && alice.contains("seen-vm") && saw("removed"), "alice saw {alice:?}");
+    ensure!(bob == "ready", "bob saw {bob:?}");
+    Ok(())
+}
