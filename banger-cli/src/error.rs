@@ -270,22 +270,9 @@ impl From<zbus::Error> for Error {
 
 /// Returns one line that ends with a full stop. Parts of it may come from a guest.
 fn sentence(text: &str) -> String {
-    let line = without_error_numbers(&sanitize::line(text));
+    let line = sanitize::line(text);
     let line = line.trim();
     if line.ends_with(['.', '!', '?']) { line.to_owned() } else { format!("{line}.") }
-}
-
-/// Removes what Rust adds to the text of the operating system: ` (os error 2)`.
-fn without_error_numbers(text: &str) -> String {
-    let mut parts = text.split(" (os error ");
-    let mut left = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.split_once(')') {
-            Some((number, rest)) if number.parse::<i32>().is_ok() => left.push_str(rest),
-            _ => left = left + " (os error " + part,
-        }
-    }
-    left
 }
 
 #[cfg(test)]
@@ -352,13 +339,6 @@ mod tests {
     fn errors_of_the_operating_system_have_no_numbers() {
         let error = Error::io("read a", io::Error::from_raw_os_error(2));
         assert_eq!(error.text(None), "error: cannot read a.\n  because: No such file or directory.\n");
-        for (text, expect) in [
-            ("no space (os error 28): x (os error 2)", "no space: x"),
-            ("an (os error", "an (os error"),
-            ("an (os error x) y", "an (os error x) y"),
-        ] {
-            assert_eq!(without_error_numbers(text), expect);
-        }
     }
 
     #[test]

@@ -124,7 +124,8 @@ pub struct NetworkSection {
     /// Network of the guests, such as `172.30.0.0/16`. Only the first start reads it.
     pub subnet: Option<String>,
     /// Whether sandboxes of the same owner reach each other; they do if absent.
-    pub siblings: Option<bool>,
+    #[serde(alias = "siblings")]
+    pub same_owner: Option<bool>,
     /// How many network interfaces are prepared for the next sandboxes; 0 for none.
     pub warm_taps: Option<usize>,
 }
@@ -316,7 +317,7 @@ impl Config {
                 }
             },
             subnet: self.subnet()?,
-            siblings: match self.network.siblings {
+            same_owner: match self.network.same_owner {
                 Some(false) => SameOwner::Apart,
                 None | Some(true) => SameOwner::Connected,
             },
@@ -366,10 +367,12 @@ mod tests {
         let root = read("[vm_defaults]\nroot_size = \"20GiB\"").unwrap().settings(HOST).unwrap().root_size;
         assert_eq!(root, Bytes::gib(20));
         assert!(read("no_such_key = 1").is_err());
-        let network = read("[network]\nsubnet = \"10.9.0.0/16\"\nsiblings = false\nwarm_taps = 0").unwrap();
+        let network = read("[network]\nsubnet = \"10.9.0.0/16\"\nsame_owner = false\nwarm_taps = 0").unwrap();
         let settings = network.settings(HOST).unwrap();
-        assert_eq!((settings.siblings, network.warm_taps()), (SameOwner::Apart, 0));
+        assert_eq!((settings.same_owner, network.warm_taps()), (SameOwner::Apart, 0));
         assert_eq!(settings.subnet.unwrap().to_string(), "10.9.0.0/16");
+        let earlier = read("[network]\nsiblings = false").unwrap().settings(HOST).unwrap();
+        assert_eq!(earlier.same_owner, SameOwner::Apart);
         assert!(read("[network]\nsubnet = \"10.9.0.0/24\"").unwrap().settings(HOST).is_err());
         let image_size = |text| read(text).unwrap().image_size();
         assert_eq!(image_size("").unwrap(), Bytes::gib(16));

@@ -99,7 +99,7 @@ pub struct Settings {
     /// Network of the guests; the first start chooses one if absent, and stores it.
     pub subnet: Option<Prefix4>,
     /// Whether guests of one owner reach each other.
-    pub siblings: SameOwner,
+    pub same_owner: SameOwner,
     /// Quotas of each user.
     pub limits: Limits,
 }

@@ -93,7 +93,7 @@ impl EngineLab {
             stop_timeout: Duration::from_millis(300),
             on_reboot: OnReboot::Boot,
             subnet: None,
-            siblings: SameOwner::Connected,
+            same_owner: SameOwner::Connected,
             limits: Limits::of_host(4, Bytes::gib(32)),
         };
         change(&mut settings);

@@ -162,7 +162,7 @@ async fn serve(
         stop_timeout: Duration::from_secs(1),
         on_reboot: banger_system::engine::request::OnReboot::Boot,
         subnet: None,
-        siblings: SameOwner::Connected,
+        same_owner: SameOwner::Connected,
         limits: Limits::of_host(4, Bytes::gib(32)),
     };
     let (engine, events) = Engine::new(ports, settings, &tasks);
