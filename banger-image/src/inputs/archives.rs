@@ -186,6 +186,18 @@ const CASES: &[Case] = &[
         bsd: Error(&["f 644 0:0 a A"]),
         ours: Refused("more extended attributes than fit"),
     },
+    Case {
+        name: "300 user attributes of a file",
+        build: || {
+            let names: Vec<String> = (0..300).map(|n| format!("SCHILY.xattr.user.{n}")).collect();
+            let records: Vec<(&str, &[u8])> =
+                names.iter().map(|name| (name.as_str(), b"a value of 20 bytes.".as_slice())).collect();
+            Tar::default().pax(&records).file("a", b"A").end()
+        },
+        gnu: Well(&["f 644 0:0 a A"]),
+        bsd: Error(&["f 644 0:0 a A"]),
+        ours: Refused("more than 256 extended attributes"),
+    },
 ];
 
 /// Returns the header of the file `a` with one byte, whose owner field has these bytes.

@@ -14,7 +14,7 @@ pub struct Entry {
     pub what: What,
     /// Owner, permissions and time.
     pub meta: Meta,
-    /// Its extended attributes: names and values.
+    /// Its extended attributes: names and values. A reader returns them in the order of their names.
     pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 

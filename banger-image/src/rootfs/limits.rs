@@ -20,6 +20,10 @@ pub const LINKS: u32 = 65_000;
 pub const EXTENDED: u64 = 1 << 20;
 /// Bytes of the extended attributes of one entry. ext4 has room for one block.
 pub const ATTRIBUTES: usize = 4096;
+/// Extended attributes in the headers of one entry: more than ext4 has room for.
+pub const ATTRIBUTE_NAMES: usize = 256;
+/// Bytes of the headers for all entries, of which each entry gets a copy.
+pub const GLOBALS: usize = ATTRIBUTES;
 /// Bytes of the extended attributes of a whole image.
 pub const ALL_ATTRIBUTES: usize = 64 << 20;
 /// Ranges of data in one sparse file.

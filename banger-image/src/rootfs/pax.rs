@@ -1,6 +1,8 @@
 //! Parses the records of an extended header (POSIX.1-2001 `pax`): `LENGTH KEYWORD=VALUE
 //! `, where the length is that of the whole record.
 
+use std::collections::BTreeMap;
+
 use super::{
     Error, attribute,
     entry::Time,
@@ -20,7 +22,7 @@ pub(super) struct Records {
     pub(super) user: Option<i64>,
     pub(super) group: Option<i64>,
     pub(super) modified: Option<Time>,
-    pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) attributes: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(super) sparse: Sparse,
 }
 
@@ -50,24 +52,41 @@ impl Records {
             let equals = record.iter().position(|&byte| byte == b'=').ok_or(NO_RECORD)?;
             self.put(&record[..equals], &record[equals + 1..], &mut begun)
                 .ok_or(Error::Damaged("an extended header has an invalid value"))?;
+            if self.attributes.len() > limits::ATTRIBUTE_NAMES {
+                let most = limits::ATTRIBUTE_NAMES;
+                return Err(Error::entry(self.shown(), format!("has more than {most} extended attributes")));
+            }
             text = rest;
         }
-        self.check_size()
-    }
-
-    /// Checks what several headers can add to: those for all entries stay in memory until the archive ends. Whether
-    /// an entry has room for its attributes is known only once it is known what it is.
-    fn check_size(&self) -> Result<(), Error> {
-        let shown = || self.path.as_deref().unwrap_or(b"of an extended header");
-        let size: usize = self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if size as u64 > limits::EXTENDED {
-            let most = limits::EXTENDED;
-            return Err(Error::entry(shown(), format!("has more than {most} bytes of extended attributes")));
-        }
+        // Whether an entry has room for its attributes is known only once it is known what it is.
         match self.sparse.map.as_ref().is_some_and(|map| map.len() > limits::SEGMENTS) {
-            true => Err(Error::entry(shown(), "has too many pieces of data")),
+            true => Err(Error::entry(self.shown(), "has too many pieces of data")),
             false => Ok(()),
         }
+    }
+
+    /// Adds the records of a header for all entries. They stay in memory until the archive ends.
+    pub(super) fn read_global(&mut self, text: &[u8]) -> Result<(), Error> {
+        self.read(text)?;
+        match self.size() > limits::GLOBALS {
+            true => Err(Error::TooMany {
+                most: limits::GLOBALS as u64,
+                what: "bytes in its headers for all entries",
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn shown(&self) -> &[u8] {
+        self.path.as_deref().unwrap_or(b"of an extended header")
+    }
+
+    /// Returns the size of everything that can be long.
+    fn size(&self) -> usize {
+        let texts = [&self.path, &self.link, &self.sparse.name].into_iter().flatten().map(Vec::len);
+        let attributes = self.attributes.iter().map(|(name, value)| name.len() + value.len());
+        let map = self.sparse.map.as_deref().map_or(0, size_of_val);
+        texts.chain(attributes).sum::<usize>() + map
     }
 
     /// Adds a record. `begun` is the offset of a range whose length has not come yet.
@@ -97,8 +116,7 @@ impl Records {
                 let name = key.strip_prefix(ATTRIBUTE).map(without_escapes);
                 // Others are left out, whatever their size.
                 if let Some(name) = name.filter(|name| attribute::is_of_linux(name)) {
-                    self.attributes.retain(|(known, _)| *known != name);
-                    self.attributes.push((name, value.to_vec()));
+                    self.attributes.insert(name, value.to_vec());
                 }
             }
         }
@@ -180,7 +198,7 @@ mod tests {
         assert_eq!(records.path.unwrap(), b"a=b\nc");
         assert_eq!((records.size, records.user, records.link), (Some(8 << 30), Some(2 << 20), None));
         assert_eq!(records.modified, Some((1, 500_000_000)));
-        assert_eq!(records.attributes, [(b"user.a=b%".to_vec(), b"y\0z".to_vec())]);
+        assert_eq!(records.attributes, BTreeMap::from([(b"user.a=b%".to_vec(), b"y\0z".to_vec())]));
     }
 
     #[test]
@@ -226,19 +244,36 @@ mod tests {
         ] {
             assert!(Records::default().read(wrong.as_bytes()).is_err(), "{wrong:?}");
         }
-        let huge = record("SCHILY.xattr.user.x", &"v".repeat(limits::EXTENDED as usize));
-        assert!(Records::default().read(huge.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_header_with_too_many_attributes_is_refused_by_name() {
+        let attributes = |count: usize| -> String {
+            (0..count).map(|n| record(&format!("SCHILY.xattr.user.{n}"), "v")).collect()
+        };
+        let read = |count| Records::default().read((record("path", "etc/a") + &attributes(count)).as_bytes());
+        assert!(read(limits::ATTRIBUTE_NAMES).is_ok());
+        let error = read(limits::ATTRIBUTE_NAMES + 1).unwrap_err().to_string();
+        assert_eq!(error, "the entry etc/a has more than 256 extended attributes");
+        // One name again and again is one attribute.
+        let again = record("SCHILY.xattr.user.x", "v").repeat(40_000);
+        assert!(Records::default().read(again.as_bytes()).is_ok());
     }
 
     #[test]
     fn headers_for_all_entries_cannot_grow_without_limit() {
+        let comment = record("comment", &"v".repeat(100_000));
+        assert!(Records::default().read_global(comment.as_bytes()).is_ok());
         let mut records = Records::default();
-        let attribute = |n: usize| record(&format!("SCHILY.xattr.user.{n}"), &"v".repeat(100_000));
-        assert!((0..11).any(|n| records.read(attribute(n).as_bytes()).is_err()));
+        let attribute = |n: usize| record(&format!("SCHILY.xattr.user.{n}"), &"v".repeat(1000));
+        assert!((0..5).any(|n| records.read_global(attribute(n).as_bytes()).is_err()));
         let mut records = Records::default();
         let pair = record("GNU.sparse.offset", "0") + &record("GNU.sparse.numbytes", "0");
-        let many = pair.repeat(limits::SEGMENTS / 4);
-        assert!((0..5).any(|_| records.read(many.as_bytes()).is_err()));
+        assert!((0..300).any(|_| records.read_global(pair.as_bytes()).is_err()));
+        for key in ["path", "linkpath", "GNU.sparse.name"] {
+            let long = record(key, &"v".repeat(limits::GLOBALS + 1));
+            assert!(Records::default().read_global(long.as_bytes()).is_err(), "{key}");
+        }
     }
 
     #[test]
@@ -248,6 +283,6 @@ mod tests {
             ("SCHILY.xattr.system.nfs4_acl", &"v".repeat(9000)),
             ("SCHILY.xattr.user.a", "b"),
         ]);
-        assert_eq!(records.attributes, [(b"user.a".to_vec(), b"b".to_vec())]);
+        assert_eq!(records.attributes, BTreeMap::from([(b"user.a".to_vec(), b"b".to_vec())]));
     }
 }

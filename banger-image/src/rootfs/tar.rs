@@ -90,7 +90,7 @@ impl<R: BufRead> Tar<R> {
                 }
                 b'g' => {
                     let text = self.whole(size, limits::EXTENDED)?;
-                    self.globals.read(&text)?;
+                    self.globals.read_global(&text)?;
                 }
                 b'L' => long_path = Some(self.long_name(size)?),
                 b'K' => long_link = Some(self.long_name(size)?),
@@ -180,7 +180,7 @@ impl<R: BufRead> Tar<R> {
                 return Err(Error::entry(&path, format!("is of the unknown type `{kind}`")));
             }
         };
-        Ok(Entry { path, what, meta, attributes: records.attributes })
+        Ok(Entry { path, what, meta, attributes: records.attributes.into_iter().collect() })
     }
 
     /// Returns the shape of a file that has this many bytes in the archive. Reads a map that comes before the data.

@@ -211,7 +211,7 @@ mod tests {
             check(Entry { meta, ..entry(b"t", What::Directory) });
         }
         let attributes =
-            vec![(b"user.a=b%".to_vec(), b"x\0\ny".to_vec()), (b"security.capability".to_vec(), vec![0; 90])];
+            vec![(b"security.capability".to_vec(), vec![0; 90]), (b"user.a=b%".to_vec(), b"x\0\ny".to_vec())];
         check(Entry { attributes, ..entry(b"f", What::Directory) });
     }
 
