@@ -79,11 +79,12 @@ async fn all(
         async move {
             let label = several.then_some(reference.as_str());
             let track = progress.track(label);
-            let before = look(bus, &vm, method).await;
+            let before = unless_ended(&mut listener, look(bus, &vm, method)).await?;
             let called = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await;
             let job = called.map_err(|error| add_hint(error, method))?;
             jobs.finish(bus, &job, track, &mut listener).await.map_err(|error| add_hint(error, method))?;
-            let effect = effect(method, &before, &look(bus, &vm, method).await);
+            let after = unless_ended(&mut listener, look(bus, &vm, method)).await?;
+            let effect = effect(method, &before, &after);
             if wait.is_some() {
                 let track = progress.track(label);
                 wait::until(&mut Guest::new(bus.clone(), vm, listener), wait, &track).await?;
@@ -95,10 +96,10 @@ async fn all(
 }
 
 /// Reads a sandbox before and after a method that may find nothing to do. It has no properties if it cannot be read.
-async fn look(bus: &Bus, vm: &OwnedObjectPath, method: &str) -> Object {
+async fn look(bus: &Bus, vm: &OwnedObjectPath, method: &str) -> Result<Object> {
     match method {
-        "Start" | "Stop" => bus.properties(vm, VM_INTERFACE).await.unwrap_or_default(),
-        _ => Object::default(),
+        "Start" | "Stop" => Ok(bus.properties(vm, VM_INTERFACE).await.unwrap_or_default()),
+        _ => Ok(Object::default()),
     }
 }
 
