@@ -84,7 +84,8 @@ impl Session {
     pub fn new(stream: UnixStream, exec: &Exec) -> Result<Self> {
         let request = Frame::Request(Request::Exec(exec.clone())).encode();
         if request.len() > MAX_MESSAGE {
-            return Err(error::Error::Usage(format!(
+            // Not an invalid command line: the sandbox may have been made for it.
+            return Err(error::Error::Refused(format!(
                 "the command line and its environment are longer than {} KiB",
                 MAX_MESSAGE >> 10
             )));
