@@ -220,12 +220,13 @@ async fn answering(
     let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
+            // The answer comes first: work that uses up its budget of tokio leaves none for the question.
             biased;
-            () = &mut work => return,
             Ok(()) = rounds.changed() => {
                 answer.store(*rounds.borrow_and_update(), Ordering::Release);
                 answered.notify_waiters();
             }
+            () = &mut work => return,
         }
     }
 }
@@ -319,16 +320,34 @@ mod tests {
     async fn a_task_that_holds_its_thread_does_not_answer() {
         let tasks = Tasks::default();
         let (release, held) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
         tasks.spawn(Task::Names, pending());
         assert_eq!(tasks.check(TIMEOUT).await, Ok(()));
         let stuck = async move {
+            let _ = begun.send(());
             // As a lock that is never released, or a call that blocks.
             let _ = held.recv_timeout(TIMEOUT);
             pending().await
         };
         tasks.spawn(Task::GuestClocks, stuck);
+        has_begun.await.unwrap();
         assert_eq!(tasks.check(Duration::from_millis(200)).await, Err(vec![Task::GuestClocks]));
         drop(release);
+        assert_eq!(tasks.check(TIMEOUT).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_always_has_work_answers() {
+        let tasks = Tasks::default();
+        let busy = async {
+            let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+            loop {
+                let _ = sender.send(());
+                receiver.recv().await;
+            }
+        };
+        tasks.spawn(Task::Publisher, busy);
+        tokio::task::yield_now().await;
         assert_eq!(tasks.check(TIMEOUT).await, Ok(()));
     }
 }
