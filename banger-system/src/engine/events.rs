@@ -40,9 +40,17 @@ impl EventSender {
             return;
         }
         if let Err(TrySendError::Full(_)) = self.sender.try_send(event) {
-            tracing::warn!("too many changes wait to be published; clients get only the last of each object");
-            self.lost.store(true, Ordering::SeqCst);
+            self.lose();
         }
+    }
+
+    /// Makes the receiver see a gap.
+    fn lose(&self) {
+        self.lost.store(true, Ordering::SeqCst);
+        // The receiver may have read all of the queue meanwhile, and wait. If the queue is still full, it comes to the
+        // flag.
+        let _ = self.sender.try_send(Event::Lost);
+        tracing::warn!("too many changes wait to be published; clients get only the last of each object");
     }
 }
 
@@ -57,23 +65,32 @@ impl Events {
     pub async fn recv(&mut self) -> Option<Event> {
         match self.try_recv() {
             Some(event) => Some(event),
-            None => self.receiver.recv().await,
+            None => self.receiver.recv().await.map(|event| self.received(event)),
         }
     }
 
     /// Returns the next change, if there is one.
     pub fn try_recv(&mut self) -> Option<Event> {
         match self.receiver.try_recv() {
-            Ok(event) => Some(event),
+            Ok(event) => Some(self.received(event)),
             // Changes are sent again from here on, and the receiver's look at the objects comes after that. So every
             // change is in what it sees, or in the queue.
             Err(_) => self.lost.swap(false, Ordering::SeqCst).then_some(Event::Lost),
         }
     }
+
+    /// Ends the gap that an event announces.
+    fn received(&self, event: Event) -> Event {
+        if matches!(event, Event::Lost) {
+            self.lost.store(false, Ordering::SeqCst);
+        }
+        event
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
 
     use banger_domain::id::{JobId, Timestamp, Uid};
@@ -122,5 +139,18 @@ mod tests {
         assert!(matches!(events.recv().await, Some(Event::JobAdded(_))));
         drop(sender);
         assert!(events.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_gap_wakes_a_receiver_that_has_read_everything() {
+        let (sender, mut events) = queue();
+        let waiting = tokio::spawn(async move { (events.recv().await, events) });
+        tokio::task::yield_now().await;
+        // The queue was full a moment ago.
+        sender.lose();
+        let (event, mut events) = waiting.await.unwrap();
+        assert!(matches!(event, Some(Event::Lost)));
+        sender.send(job(7));
+        assert!(matches!(events.recv().await, Some(Event::JobAdded(_))));
     }
 }
