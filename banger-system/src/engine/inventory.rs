@@ -190,7 +190,6 @@ impl Inventory {
         let mut state = self.lock();
         state.last_slot = state.last_slot.max(Some(view.vm.slot));
         state.vms.insert(view.vm.id, Entry { view: Arc::clone(&view), inbox });
-        drop(state);
         self.send(Event::VmAdded(view));
     }
 
@@ -324,7 +323,8 @@ impl Inventory {
     /// Publishes an image or a kernel.
     pub(super) fn add<I: Stored>(&self, item: I) {
         let item = Arc::new(item);
-        I::table_mut(&mut self.lock()).insert(item.id(), Arc::clone(&item));
+        let mut state = self.lock();
+        I::table_mut(&mut state).insert(item.id(), Arc::clone(&item));
         self.send(item.added());
     }
 
@@ -364,6 +364,7 @@ impl Inventory {
         Ok(item)
     }
 
+    /// Sends a change. Must be called while the tables are locked, so that events come in the order of the changes.
     fn send(&self, event: Event) {
         self.events.send(event);
         self.notify();
