@@ -124,6 +124,27 @@ async fn files_of_lost_images_and_kernels_are_removed_once_that_is_possible() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_image_keeps_its_files_as_long_as_it_has_a_row() {
+    let lab = EngineLab::new().await;
+    let image = lab.engine.images()[0].id;
+    lab.sim.fail_at(Some(0));
+    lab.engine.delete_image(image).await.unwrap_err();
+    lab.sim.fail_at(None);
+    assert!(lab.engine.image(image).is_some());
+    assert_eq!(lab.sim.image_files(), [image]);
+
+    lab.sim.break_files(true);
+    lab.engine.delete_image(image).await.unwrap_err();
+    assert!(lab.engine.image(image).is_none());
+    let messages = lab.messages(BOB).await;
+    let expect = "cannot remove the files of a deleted image: ";
+    assert!(messages.len() == 1 && messages[0].starts_with(expect), "{messages:?}");
+    lab.sim.break_files(false);
+    lab.wait_until("the files are removed", |lab| lab.sim.image_files().is_empty()).await;
+    assert_eq!(lab.messages(BOB).await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_stop_or_a_deletion_leaves_is_on_the_job_and_in_doctor() {
     for resource in Resource::ALL.into_iter().filter(|resource| *resource != Resource::Disks) {
         let lab = EngineLab::new().await;

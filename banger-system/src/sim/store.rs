@@ -46,7 +46,7 @@ impl Store for Sim {
     }
 
     async fn delete_image(&self, image: ImageId) -> Result<()> {
-        self.lock().images.remove(&image);
+        self.step("delete the row of an image")?.images.remove(&image);
         Ok(())
     }
 
@@ -67,7 +67,7 @@ impl Store for Sim {
     }
 
     async fn delete_kernel(&self, kernel: KernelId) -> Result<()> {
-        self.lock().kernels.remove(&kernel);
+        self.step("delete the row of a kernel")?.kernels.remove(&kernel);
         Ok(())
     }
 

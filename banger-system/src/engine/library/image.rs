@@ -13,7 +13,7 @@ use super::{
     error::Result,
     job::{JobHandle, Stages},
     now,
-    pipeline::{self, Order, Quota, RequestedBy, commit, report_notes, reserve},
+    pipeline::{self, Order, Quota, RequestedBy, commit, discard, report_notes, reserve},
     request::{ImportImage, ImportSource},
     view::{ImageView, JobKind, Object},
 };
@@ -95,7 +95,10 @@ async fn import(
     let facts = files.import(id, request.owner, content, progress).await?;
     let quota = Quota { owner: request.owner, name: &request.name, shared: request.shared };
     quota.claim_created(shared, id, facts.disk_usage).await?;
-    deduplicate(shared, id, request.owner, &facts).await?;
+    if let Err(error) = deduplicate(shared, id, request.owner, &facts).await {
+        let _ = discard::<Image>(shared, id).await;
+        return Err(error);
+    }
     let image = Image {
         id,
         name: request.name,

@@ -16,7 +16,7 @@ use super::{
     Shared,
     error::{Error, Result},
     job::JobHandle,
-    pipeline::{Quota, unless_canceled},
+    pipeline::{Quota, discard, unless_canceled},
     single_flight::{ContentLock, ContentLocks},
     view::ImageView,
 };
@@ -197,7 +197,7 @@ async fn import_layers(
     };
     if let Some(error) = failed {
         if imported.is_ok() {
-            ports.image_files.remove(id).await?;
+            let _ = discard::<Image>(shared, id).await;
         }
         return Err(error);
     }
@@ -206,7 +206,7 @@ async fn import_layers(
         (Ok(facts), Some(work)) => match unless_canceled(job, work).await {
             Ok(Ok(())) => Ok(facts),
             ended => {
-                ports.image_files.remove(id).await?;
+                let _ = discard::<Image>(shared, id).await;
                 ended?.map(|()| facts).map_err(Error::from)
             }
         },

@@ -9,6 +9,7 @@ use banger_image::record::{Image, Kernel};
 use super::{
     error::Result,
     inventory::State,
+    problems::Subject,
     view::{Event, Fact, Item, Object},
 };
 use crate::ports::{
@@ -41,6 +42,8 @@ pub(in crate::engine) trait Stored: Item {
     async fn delete_row(store: &dyn Store, id: Self::Id) -> store::Result<()>;
     /// Removes the files. A repeat is safe.
     async fn remove_files(ports: &Ports, id: Self::Id) -> Result<()>;
+    /// Returns the subject of the problem that its files cannot be removed.
+    fn files(id: Self::Id) -> Subject;
 }
 
 #[async_trait]
@@ -88,6 +91,10 @@ impl Stored for Image {
     async fn remove_files(ports: &Ports, id: ImageId) -> Result<()> {
         Ok(ports.image_files.remove(id).await?)
     }
+
+    fn files(id: ImageId) -> Subject {
+        Subject::ImageFiles(id)
+    }
 }
 
 #[async_trait]
@@ -133,5 +140,9 @@ impl Stored for Kernel {
 
     async fn remove_files(ports: &Ports, id: KernelId) -> Result<()> {
         Ok(ports.kernel_files.remove(id).await?)
+    }
+
+    fn files(id: KernelId) -> Subject {
+        Subject::KernelFiles(id)
     }
 }

@@ -32,12 +32,13 @@
 //! a job that waits for it. A kernel that a running image pull needs skips the first queue, because the image's job
 //! holds a turn until the kernel is there. It is a job of its own, which its owner sees.
 //!
-//! **Cancelling.** Every wait ends when the job is cancelled. A running import is told through its progress, and is
+//! **Cancelling.** Every wait ends when the job is cancelled. A running import sees it in its progress, and is
 //! awaited: its files must be gone before the job ends. After the import, cancelling is checked once more in `commit`.
 //! An object that is stored stays.
 //!
 //! **Failing.** The name is released and the job ends, whatever happens. A crash leaves files without a row, which
-//! recovery removes, or a row whose replaced predecessor still has files, which it removes as well.
+//! recovery removes, or a row whose replaced predecessor still has files, which it removes as well. Files that cannot be
+//! removed are a problem, which `doctor` shows and recovery tries again.
 
 mod cache;
 pub(in crate::engine) mod catalog;
@@ -57,7 +58,7 @@ use self::{
     catalog::CatalogCache,
     single_flight::{ContentLocks, RunningPulls},
 };
-use super::{Engine, Shared, error, inventory, job, now, request, view};
+use super::{Engine, Shared, error, inventory, job, now, problems, request, view};
 
 /// What the library keeps in memory, beside the inventory.
 #[derive(Default)]

@@ -6,14 +6,14 @@ use banger_domain::{
     id::{ImageId, JobId, Uid},
     name::Name,
 };
-use banger_image::oci::RemoteImage;
+use banger_image::{oci::RemoteImage, record::Image};
 use banger_proto::size::Bytes;
 use futures_util::future::BoxFuture;
 use tracing::Instrument;
 
 use super::{
     Shared,
-    error::{Error, Kind, Result},
+    error::{Error, Kind, Result, one_line},
     item::Stored,
     job::{JobHandle, Stages},
     single_flight::{LockedPulls, PullRequest, RunningPull},
@@ -140,7 +140,7 @@ impl Quota<'_> {
     /// Counts an image whose files exist, and removes them if it does not fit.
     pub(super) async fn claim_created(&self, shared: &Shared, id: ImageId, bytes: Bytes) -> Result<()> {
         if let Err(error) = self.claim(shared, bytes) {
-            shared.ports.image_files.remove(id).await?;
+            let _ = discard::<Image>(shared, id).await;
             return Err(error);
         }
         Ok(())
@@ -157,10 +157,21 @@ pub(super) async fn commit<I: Stored>(
 ) -> Result<()> {
     let committed = if job.is_canceled() { Err(Error::Canceled) } else { publish(shared, item, old).await };
     if let Err(error) = committed {
-        I::remove_files(&shared.ports, item.id()).await?;
+        let _ = discard::<I>(shared, item.id()).await;
         return Err(error);
     }
     Ok(())
+}
+
+/// Removes the files of an object that has no row, or none any more. A failure is logged and becomes a problem, so
+/// that recovery tries again: the caller may ignore it.
+pub(super) async fn discard<I: Stored>(shared: &Shared, id: I::Id) -> Result<()> {
+    let removed = I::remove_files(&shared.ports, id).await;
+    if let Err(error) = &removed {
+        tracing::error!(%id, kind = ?I::KIND, error = %one_line(error), "cannot remove files of the library");
+        shared.problems.set(I::files(id), error);
+    }
+    removed
 }
 
 async fn publish<I: Stored>(shared: &Shared, item: &I, old: Option<&I>) -> Result<()> {
@@ -177,10 +188,8 @@ async fn publish<I: Stored>(shared: &Shared, item: &I, old: Option<&I>) -> Resul
         return Err(error.into());
     }
     shared.inventory.add(item.clone());
-    // The new object is in place. Files that are left are removed at the next start of the service.
-    if let Err(error) = I::remove_files(&shared.ports, old.id()).await {
-        tracing::error!(id = %old.id(), kind = ?I::KIND, %error, "cannot remove the files of a replaced object");
-    }
+    // The new object is in place.
+    let _ = discard::<I>(shared, old.id()).await;
     Ok(())
 }
 
@@ -199,10 +208,14 @@ pub(super) fn report<I: Stored>(job: &JobHandle, item: &I) {
     }
 }
 
-/// Deletes an object that nothing uses.
+/// Deletes an object that nothing uses. It is gone once it has no row, even if this fails to remove its files.
 pub(super) async fn delete<I: Stored>(shared: &Shared, id: I::Id) -> Result<()> {
     let _locked = shared.library.lock.lock().await;
-    shared.inventory.remove_unused::<I>(id)?;
-    I::delete_row(&*shared.ports.store, id).await?;
-    I::remove_files(&shared.ports, id).await
+    let taken = shared.inventory.remove_unused::<I>(id)?;
+    if let Err(error) = I::delete_row(&*shared.ports.store, id).await {
+        // It has a row, so it needs its files: recovery removes those of objects that the inventory lacks.
+        shared.inventory.add(I::clone(&taken));
+        return Err(error.into());
+    }
+    discard::<I>(shared, id).await
 }
