@@ -61,7 +61,7 @@ impl LockedPulls<'_> {
         job: JobId,
     ) -> RunningPull {
         self.0.insert(key.clone(), (request, job));
-        RunningPull { shared: Arc::clone(shared), key }
+        RunningPull { shared: Arc::clone(shared), key, job }
     }
 }
 
@@ -69,11 +69,16 @@ impl LockedPulls<'_> {
 pub(super) struct RunningPull {
     shared: Arc<Shared>,
     key: Key,
+    job: JobId,
 }
 
 impl Drop for RunningPull {
     fn drop(&mut self) {
-        self.shared.library.running_pulls.lock().0.remove(&self.key);
+        let mut pulls = self.shared.library.running_pulls.lock().0;
+        // The name was free a moment before, so another pull may have it by now.
+        if pulls.get(&self.key).is_some_and(|(_, job)| *job == self.job) {
+            pulls.remove(&self.key);
+        }
     }
 }
 
