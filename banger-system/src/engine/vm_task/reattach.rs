@@ -17,13 +17,7 @@ use crate::{
 impl VmTask {
     pub(super) async fn reattach(&mut self, process: Option<Started>) -> Next {
         match (self.vm.state, process) {
-            (State::Deleting, _) => {
-                let (error, next) = self.remove().await;
-                if let Some(error) = error {
-                    tracing::error!(vm = %self.vm.id, %error, "cannot finish deleting a sandbox");
-                }
-                next
-            }
+            (State::Deleting, _) => self.finish_deletion().await,
             (state, Some(process)) if state.is_up() => {
                 tracing::info!(vm = %self.vm.id, pid = process.pid, "found a running sandbox");
                 self.unit = process.unit;
@@ -54,7 +48,7 @@ impl VmTask {
     pub(super) async fn found(&mut self, resources: BTreeSet<Resource>, process: Option<Started>) -> Next {
         self.lease.add(resources);
         match (self.vm.state, process) {
-            (State::Deleting, _) => return self.remove().await.1,
+            (State::Deleting, _) => return self.finish_deletion().await,
             (state, Some(process)) if state.is_up() && self.pid == 0 => {
                 self.unit = process.unit;
                 self.pid = process.pid;
@@ -65,6 +59,15 @@ impl VmTask {
             _ => drop(self.lease.release(Scope::Boot).await),
         }
         Next::Continue
+    }
+
+    /// Removes a sandbox whose deletion has begun.
+    async fn finish_deletion(&mut self) -> Next {
+        let (error, next) = self.remove().await;
+        if let Some(error) = error {
+            tracing::error!(vm = %self.vm.id, error = %one_line(&error), "cannot finish deleting a sandbox");
+        }
+        next
     }
 
     /// Handles the end of a VMM that no service watched. The console log may say how the guest ended.
