@@ -51,6 +51,9 @@ use crate::{
 /// Pause after a failure to watch the host's network.
 const KEEP_AGAIN: Duration = Duration::from_secs(5);
 
+/// How long names and published ports may take to withdraw at the end. A failed task may hold what that needs.
+const TIDY_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// The host's system bus. A simulated service must not serve there.
 const SYSTEM_BUSES: [&str; 2] = ["/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket"];
 const BUS_VARIABLE: &str = "DBUS_SYSTEM_BUS_ADDRESS";
@@ -85,18 +88,28 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?mode, "serving");
     // Without systemd, nothing listens.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    until_end(connection.closed(), &tasks).await?;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    names.withdraw().await;
-    // Without systemd, nothing holds published ports after this process: any program could take them.
-    if !descriptor_store::survives(&connection).await
-        && let Err(error) = network.unpublish_all().await
-    {
-        tracing::error!(%error, "cannot close the published ports");
+    let ended = until_end(connection.closed(), &tasks).await;
+    let tidy = async {
+        names.withdraw().await;
+        // Without systemd, nothing holds published ports after this process: any program could take them.
+        let are_held = match &ended {
+            Ok(()) => {
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                descriptor_store::survives(&connection).await
+            }
+            // After a failure, systemd starts the service again, and passes them on.
+            Err(_) => descriptor_store::exists(),
+        };
+        if !are_held && let Err(error) = network.unpublish_all().await {
+            tracing::error!(%error, "cannot close the published ports");
+        }
+    };
+    if tokio::time::timeout(TIDY_TIMEOUT, tidy).await.is_err() {
+        tracing::error!("cannot withdraw names and published ports in time");
     }
     // Sandboxes belong to their units, and keep running.
     tracing::info!("ending");
-    Ok(())
+    ended
 }
 
 /// Serves until a signal asks the service to end. Fails if it can no longer serve.

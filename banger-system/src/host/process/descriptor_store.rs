@@ -86,6 +86,12 @@ impl DescriptorStore {
     }
 }
 
+/// Returns whether systemd keeps descriptors for this process. It passes them on when the service fails and is started
+/// again.
+pub fn exists() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// Returns whether systemd will pass the descriptors to a next run of the service, which is being ended: it does when
 /// it restarts a unit, and closes them when the unit is stopped. `false` if that is unknown.
 pub async fn survives(connection: &Connection) -> bool {
