@@ -118,6 +118,8 @@ impl Api {
         match reference {
             // Names are looked up only among objects that the caller may see.
             Reference::Name(_) => Ok(found?),
+            // The name service does not answer, and would not answer the next question.
+            Reference::Owned { .. } if matches!(found, Err(error::Error::Host(_))) => Ok(found?),
             // The caller names another user's object. It is authorised before the answer, whether the object exists
             // or not, so that a dialog reveals nothing.
             Reference::Owned { .. } => {

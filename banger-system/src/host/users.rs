@@ -24,6 +24,8 @@ use crate::ports::{
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer counts. Accounts are rarely renamed.
 const KEPT: Duration = Duration::from_secs(300);
+/// How long an unknown name stays unknown. The account may be added at any time.
+const KEPT_UNKNOWN: Duration = Duration::from_secs(5);
 /// How many answers of each kind are remembered.
 const MAX_ANSWERS: usize = 1024;
 /// How many questions are open at once. More than that would take threads from everything else.
@@ -55,6 +57,7 @@ pub struct Accounts {
     service: Arc<dyn NameService>,
     timeout: Duration,
     uids: Answers<String, Uid>,
+    unknown: Answers<String, ()>,
     logins: Answers<Uid, Option<String>>,
     questions: Arc<Semaphore>,
 }
@@ -68,7 +71,8 @@ impl Accounts {
     /// Returns the accounts of a name service, which has this much time to answer.
     pub fn new(service: Arc<dyn NameService>, timeout: Duration) -> Self {
         let questions = Arc::new(Semaphore::new(MAX_QUESTIONS));
-        Self { service, timeout, uids: Answers::default(), logins: Answers::default(), questions }
+        let (uids, logins) = (Answers::kept(KEPT), Answers::kept(KEPT));
+        Self { service, timeout, uids, unknown: Answers::kept(KEPT_UNKNOWN), logins, questions }
     }
 
     /// Asks the name service. The question continues if the caller stops waiting, and its answer is remembered.
@@ -101,12 +105,17 @@ impl Users for Accounts {
         if let Some(uid) = self.uids.get(login) {
             return Ok(Some(uid));
         }
-        let (answers, login) = (self.uids.clone(), login.to_owned());
+        if self.unknown.get(login).is_some() {
+            return Ok(None);
+        }
+        let (uids, unknown, login) = (self.uids.clone(), self.unknown.clone(), login.to_owned());
         self.ask(move |service| {
-            // An unknown name is not remembered: the account may be added at any time.
-            let uid = service.uid_of(&login)?;
-            answers.put(login, uid);
-            Some(uid)
+            let uid = service.uid_of(&login);
+            match uid {
+                Some(uid) => uids.put(login, uid),
+                None => unknown.put(login, ()),
+            }
+            uid
         })
         .await
     }
@@ -126,21 +135,29 @@ impl Users for Accounts {
 }
 
 /// A bounded number of recent answers. Clones share them.
-struct Answers<K, V>(Arc<Mutex<HashMap<K, (V, Instant)>>>);
+struct Answers<K, V> {
+    known: Arc<Mutex<HashMap<K, (V, Instant)>>>,
+    /// How long an answer counts.
+    kept: Duration,
+}
 
 impl<K: Hash + Eq + Clone, V: Clone> Answers<K, V> {
+    fn kept(kept: Duration) -> Self {
+        Self { known: Arc::default(), kept }
+    }
+
     fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<V>
     where
         K: std::borrow::Borrow<Q>,
     {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (value, since) = known.get(key)?;
-        (since.elapsed() < KEPT).then(|| value.clone())
+        (since.elapsed() < self.kept).then(|| value.clone())
     }
 
     /// Remembers an answer, and forgets the oldest one if there are too many.
     fn put(&self, key: K, value: V) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_ANSWERS && !known.contains_key(&key) {
             let oldest = known.iter().min_by_key(|(_, (_, since))| *since).map(|(key, _)| key.clone());
             oldest.map(|key| known.remove(&key));
@@ -149,15 +166,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Answers<K, V> {
     }
 }
 
-impl<K, V> Default for Answers<K, V> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
 impl<K, V> Clone for Answers<K, V> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self { known: Arc::clone(&self.known), kept: self.kept }
     }
 }
 
@@ -238,13 +249,13 @@ mod tests {
         assert_eq!(accounts.login_of(Uid(1000)).await.unwrap().as_deref(), Some("alice"));
         assert_eq!(accounts.uid_of("alice").await.unwrap(), Some(Uid(1000)));
         assert_eq!(service.questions(), asked, "the answers are remembered");
-        // A user without an account is remembered, a name without one is not.
+        // So is it that a user or a name has no account.
         assert_eq!(accounts.login_of(Uid(7)).await.unwrap(), None);
         assert_eq!(accounts.uid_of("bob").await.unwrap(), None);
         let asked = service.questions();
         assert_eq!(accounts.login_of(Uid(7)).await.unwrap(), None);
         assert_eq!(accounts.uid_of("bob").await.unwrap(), None);
-        assert_eq!(service.questions(), asked + 1);
+        assert_eq!(service.questions(), asked);
     }
 
     #[tokio::test]
@@ -258,12 +269,21 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_counts_for_some_time() {
+        let (long, short) = (Answers::kept(KEPT), Answers::kept(Duration::ZERO));
+        for answers in [&long, &short] {
+            answers.put("alice", Uid(1000));
+        }
+        assert_eq!((long.get("alice"), short.get("alice")), (Some(Uid(1000)), None));
+    }
+
+    #[test]
     fn the_answers_are_bounded() {
-        let answers = Answers::default();
+        let answers = Answers::kept(KEPT);
         for n in 0..MAX_ANSWERS + 10 {
             answers.put(n, n);
         }
-        assert_eq!(answers.0.lock().unwrap().len(), MAX_ANSWERS);
+        assert_eq!(answers.known.lock().unwrap().len(), MAX_ANSWERS);
         assert_eq!((answers.get(&0), answers.get(&(MAX_ANSWERS + 9))), (None, Some(MAX_ANSWERS + 9)));
     }
 }
