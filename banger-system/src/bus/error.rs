@@ -97,9 +97,8 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::Agent { .. } => ErrorName::AgentUnavailable,
         EngineError::AllStreamsInUse => ErrorName::TooManyRequests,
         EngineError::Host(error) => match error {
-            HostError::NotReady { .. } => ErrorName::HostNotReady,
+            HostError::NotReady { .. } | HostError::Timeout { .. } => ErrorName::HostNotReady,
             HostError::NoSpace { .. } => ErrorName::NoSpace,
-            HostError::Timeout { .. } => ErrorName::AgentUnavailable,
             HostError::Os { .. } | HostError::Other { .. } => ErrorName::Internal,
         },
     }
@@ -237,7 +236,7 @@ mod tests {
             check(E::not_ready("why"), ErrorName::HostNotReady, "why");
             check(E::os("write x", full()), ErrorName::NoSpace, "cannot write x: no space is left");
             let late = E::timeout("waiting", Duration::from_secs(3));
-            check(late, ErrorName::AgentUnavailable, "waiting took longer than 3 s");
+            check(late, ErrorName::HostNotReady, "waiting took longer than 3 s");
             check(
                 E::os("open x", ErrorKind::NotFound),
                 ErrorName::Internal,
