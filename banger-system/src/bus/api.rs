@@ -14,6 +14,7 @@ use super::{
     acl::{self, Access, Cost},
     caller::{Caller, Callers, RequestKind},
     error::{Error, Result},
+    export::OnBus,
     subscribers::Subscribers,
 };
 use crate::{
@@ -30,6 +31,7 @@ pub struct Api {
     pub engine: Engine,
     pub callers: Callers,
     pub subscribers: Subscribers,
+    pub on_bus: OnBus,
 }
 
 /// The object of a call: its owner, and what a password dialog shows of it.
@@ -64,7 +66,8 @@ impl Target {
 impl Api {
     pub async fn new(connection: Connection, engine: Engine) -> zbus::Result<Self> {
         let callers = Callers::new(&connection).await?;
-        Ok(Self { connection, engine, callers, subscribers: Subscribers::default() })
+        let (subscribers, on_bus) = (Subscribers::default(), OnBus::default());
+        Ok(Self { connection, engine, callers, subscribers, on_bus })
     }
 
     /// Checks that the caller of a message may use this member. The call counts against its user's limit while the

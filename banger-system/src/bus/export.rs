@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     fmt::Write,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use async_trait::async_trait;
@@ -251,6 +251,7 @@ impl<K: Kind> Interface for Exported<K> {
 /// Exports an object; does nothing if it is exported already.
 pub async fn export<K: Kind>(api: &Arc<Api>, kind: K) -> zbus::Result<()> {
     let (server, path) = (api.connection.object_server(), kind.path());
+    api.on_bus.lock().insert(path.clone(), Arc::new(kind.clone()));
     server.at(&path, Exported::new(Arc::clone(api), kind.clone())).await?;
     // If it is removed from the engine after this check, the publisher removes the object.
     if kind.view(&api.engine).is_none() {
@@ -261,8 +262,49 @@ pub async fn export<K: Kind>(api: &Arc<Api>, kind: K) -> zbus::Result<()> {
 
 /// Removes an object from the bus. A repeat is safe.
 pub async fn unexport<K: Kind>(api: &Api, kind: &K) -> zbus::Result<()> {
-    match api.connection.object_server().remove::<Exported<K>, _>(kind.path()).await {
-        Ok(_) | Err(zbus::Error::InterfaceNotFound) => Ok(()),
+    let path = kind.path();
+    match api.connection.object_server().remove::<Exported<K>, _>(&path).await {
+        Ok(_) | Err(zbus::Error::InterfaceNotFound) => {
+            api.on_bus.lock().remove(&path);
+            Ok(())
+        }
         Err(error) => Err(error),
+    }
+}
+
+/// Removes all objects from the bus that are gone from the engine.
+pub async fn unexport_gone(api: &Api) -> zbus::Result<()> {
+    let all: Vec<_> = api.on_bus.lock().values().cloned().collect();
+    for kind in all.into_iter().filter(|kind| kind.is_gone(&api.engine)) {
+        kind.unexport(api).await?;
+    }
+    Ok(())
+}
+
+/// The objects on the bus, by path.
+#[derive(Default)]
+pub struct OnBus(Mutex<HashMap<OwnedObjectPath, Arc<dyn AnyKind>>>);
+
+impl OnBus {
+    fn lock(&self) -> MutexGuard<'_, HashMap<OwnedObjectPath, Arc<dyn AnyKind>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An object of any kind.
+#[async_trait]
+trait AnyKind: Send + Sync {
+    fn is_gone(&self, engine: &Engine) -> bool;
+    async fn unexport(&self, api: &Api) -> zbus::Result<()>;
+}
+
+#[async_trait]
+impl<K: Kind> AnyKind for K {
+    fn is_gone(&self, engine: &Engine) -> bool {
+        self.view(engine).is_none()
+    }
+
+    async fn unexport(&self, api: &Api) -> zbus::Result<()> {
+        unexport(api, self).await
     }
 }

@@ -1,4 +1,4 @@
-//! What the publisher has told the clients, and what they have to be told next.
+//! The objects as clients last saw them, and the events that bring clients up to date.
 //!
 //! Events come in order, so usually they are passed on as they are. After a gap ([`Event::Lost`]) the difference between
 //! what was published and the engine's current objects takes the place of what was lost. Events that are older than that
@@ -58,6 +58,11 @@ impl Published {
             Event::Lost => return self.catch_up(engine),
         };
         next.into_iter().collect()
+    }
+
+    /// Returns whether clients were told of a job, and not yet of its removal.
+    pub fn has_job(&self, id: JobId) -> bool {
+        self.jobs.0.contains_key(&id)
     }
 
     /// Returns how what was published becomes what is there: kernels and images before the sandboxes that use them.

@@ -9,7 +9,7 @@ use zbus::{DynamicType, OwnedObjectPath, names::BusName};
 
 use super::{
     api::Api,
-    export::{Kind, changes, export, unexport},
+    export::{Kind, changes, export, unexport, unexport_gone},
     image::ImageKind,
     job::{self, JobKind},
     kernel::KernelKind,
@@ -29,15 +29,30 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 pub async fn run(api: Arc<Api>, mut events: Events) {
     let mut published = Published::default();
     while let Some(event) = events.recv().await {
-        if matches!(event, Event::Lost) {
-            api.subscribers.retain_jobs(|job| api.engine.job(job).is_some());
-        }
+        let is_gap = matches!(event, Event::Lost);
         for event in published.follow(event, &api.engine) {
             if let Err(error) = publish(&api, event).await {
                 tracing::error!(%error, "cannot send a signal");
             }
         }
+        if is_gap && let Err(error) = end_unseen(&api, &published).await {
+            tracing::error!(%error, "cannot remove objects from the bus");
+        }
     }
+}
+
+/// Removes the objects that began and ended in a gap: calls have exported them, and no event is left of them. The
+/// result of such a job is unknown.
+async fn end_unseen(api: &Api, published: &Published) -> zbus::Result<()> {
+    unexport_gone(api).await?;
+    let is_known = |job| published.has_job(job) || api.engine.job(job).is_some();
+    for (job, creator) in api.subscribers.retain_jobs(is_known) {
+        let (to, path) = ([creator], path::job(job));
+        let body = (path.clone(), vec![JobKind::INTERFACE]);
+        send(api, &to, MANAGER_PATH, OBJECT_MANAGER, "InterfacesRemoved", &body).await?;
+        send(api, &to, MANAGER_PATH, MANAGER_INTERFACE, "JobRemoved", &(job.to_string(), path, "")).await?;
+    }
+    Ok(())
 }
 
 async fn publish(api: &Arc<Api>, event: Event) -> zbus::Result<()> {

@@ -80,11 +80,11 @@ impl Subscribers {
         self.lock().jobs.get(&job).cloned()
     }
 
-    /// Forgets the jobs that no longer exist.
-    pub fn retain_jobs(&self, exists: impl Fn(JobId) -> bool) {
+    /// Forgets the jobs that no longer exist. Returns them with their creators.
+    pub fn retain_jobs(&self, exists: impl Fn(JobId) -> bool) -> Vec<(JobId, String)> {
         let mut state = self.lock();
-        state.jobs.retain(|job, _| exists(*job));
         state.ended.retain(|job| exists(*job));
+        state.jobs.extract_if(|job, _| !exists(*job)).collect()
     }
 
     pub fn forget_job(&self, job: JobId) {
@@ -172,6 +172,8 @@ mod tests {
         assert_eq!(subscribers.creator(late).as_deref(), Some(":1.1"));
         subscribers.add(":1.2", Uid(1), false).unwrap();
         assert_eq!(subscribers.watch_job(late, ":1.2"), Watching::FromNow);
+        assert_eq!(subscribers.retain_jobs(|job| job == early), [(late, ":1.2".to_owned())]);
+        assert_eq!((subscribers.creator(early).is_some(), subscribers.creator(late)), (true, None));
     }
 
     #[test]
