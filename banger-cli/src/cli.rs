@@ -6,8 +6,8 @@ use crate::command::Command;
 
 /// Sandboxes with a kernel of their own, in one command
 ///
-/// Each sandbox is a microVM. It is deleted when you leave it, or stays until you delete it. You need no password, no
-/// container runtime, and no image that you build by hand.
+/// Each sandbox is a microVM. With `--rm` it is deleted when you leave it; otherwise it stays until you delete it.
+/// You need no password, no container runtime, and no image that you build by hand.
 #[derive(Debug, Parser)]
 #[command(
     name = "banger",

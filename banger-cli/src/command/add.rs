@@ -91,13 +91,13 @@ impl AddArgs {
     }
 }
 
-/// The options of a command that pulls an image or a kernel.
+/// The options of a command that pulls an image, or a kernel with help of its own.
 #[derive(Debug, Args)]
 pub struct PullArgs {
-    /// Name for it [default: derived from its name in the catalog or registry]
+    /// Name for the image [default: derived from its name in the catalog or registry]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Replace another one of the same name
+    /// Replace another image of the same name
     #[arg(long)]
     force: bool,
     #[command(flatten)]

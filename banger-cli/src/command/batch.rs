@@ -70,8 +70,8 @@ pub async fn find(bus: &Bus, kind: Kind, references: &[String]) -> Vec<Found> {
     found.into_iter().filter(is_new).collect()
 }
 
-/// Calls `act` for each object, and prints `done` for each one that it has changed. A failure does not stop the others. Returns the
-/// exit status.
+/// Calls `act` for each object, and prints `done` for each one that it has changed. A failure does not stop the
+/// others. Returns the exit status.
 pub async fn each<F>(
     found: Vec<Found>,
     progress: &Progress,

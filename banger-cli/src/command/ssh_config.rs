@@ -21,8 +21,9 @@ const HEAD: &str = "# Written by `banger ssh-config --install`; `--uninstall` re
 
 /// Print or install the ssh settings for sandboxes
 ///
-/// With these settings, ssh, scp, rsync, sftp, git and editors know each sandbox as NAME.vm. ssh never asks whether to trust a host key, because it gets the key from the service.
-/// Without an option, the settings are only printed.
+/// With these settings, ssh, scp, rsync, sftp, git and editors know each sandbox as NAME.vm. ssh never asks
+/// whether to trust a host key, because it gets the key from the service. Without an option, the settings
+/// are only printed.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

@@ -9,12 +9,16 @@ use crate::{client::service::Kind, command::add::PullArgs, error::Result};
 ///
 /// An interrupted pull resumes where it stopped.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(
+    mut_arg("name", |name| name.help("Name for the kernel [default: its name in the catalog]")),
+    mut_arg("force", |force| force.help("Replace another kernel of the same name")),
+    after_long_help = "\
 Examples:
   banger kernel list --available
   banger kernel pull debian
 
-Next: `banger vm run --kernel debian`.")]
+Next: `banger vm run --kernel debian`."
+)]
 pub struct Pull {
     /// Name in the catalog
     #[arg(value_name = "ENTRY")]

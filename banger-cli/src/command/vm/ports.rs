@@ -12,7 +12,9 @@ use crate::{
 
 /// Show the ports on which sandboxes listen
 ///
-/// The agent reads the tables of the guest's kernel, so the image needs no program for it. From the host, they can be reached at NAME.vm; for ports on the sandbox's loopback, use `banger vm forward`.
+/// The agent reads the tables of the guest's kernel, so the image needs no program for it. Ports on the
+/// sandbox's own address can be reached from the host at NAME.vm; for ports on its loopback, use
+/// `banger vm forward`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
