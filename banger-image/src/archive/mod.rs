@@ -41,8 +41,8 @@ pub struct Image {
     pub file: File,
     /// The offset and length of its manifest, its configuration, and its layers.
     pub parts: Vec<(u64, u64)>,
-    /// The name that it should get, of a bundle.
-    pub name: Option<String>,
+    /// The name that it gets.
+    pub name: String,
     /// The kernel that it boots, of a bundle.
     pub kernel: Option<String>,
 }
@@ -75,6 +75,9 @@ pub enum Error {
         /// The tags or digests of two of them.
         names: Vec<String>,
     },
+    /// Neither the user nor the image says a name.
+    #[error("the image has no name")]
+    Unnamed,
 }
 
 impl Error {
@@ -84,6 +87,10 @@ impl Error {
 
     fn unusable(why: impl Into<String>) -> Self {
         Self::Unusable(why.into())
+    }
+
+    fn too_many() -> Self {
+        Self::unusable("it lists too many artifacts")
     }
 
     fn missing(name: &str) -> Self {
@@ -109,23 +116,28 @@ impl From<rootfs::Error> for Error {
 /// Makes an unnamed file that may become large.
 pub type Temporary<'a> = &'a dyn Fn() -> io::Result<File>;
 
-/// Finds the wanted image.
+/// Finds the wanted image, which gets this name. Without one it must be a bundle, which has a name.
 ///
 /// Of several images for the platform, none is taken unless a tag says which. Images for other platforms, signatures and
 /// other artifacts do not count.
-pub fn find(mut source: Source, wanted: Selector<'_>, temporary: Temporary<'_>) -> Result<Image, Error> {
+pub fn find(
+    mut source: Source,
+    wanted: Selector<'_>,
+    name: Option<&str>,
+    temporary: Temporary<'_>,
+) -> Result<Image, Error> {
     // Docker 25 and later write both lists, and the first one says more. `docker save` of an image without a tag
     // leaves it empty.
     if let Some(index) = source.document(INDEX)? {
         match Index::of_layout(&index) {
-            Ok(Some(index)) => return oci::find(source, &index, wanted, temporary),
+            Ok(Some(index)) => return oci::find(source, &index, wanted, name, temporary),
             Ok(None) if source.has(DOCKER_INDEX)? => {}
             Ok(None) => return Err(Error::unusable("its index.json lists no image")),
             Err(error) => return Err(error.into()),
         }
     }
     match source.document(DOCKER_INDEX)? {
-        Some(list) => docker::find(source, &list, wanted, temporary),
+        Some(list) => docker::find(source, &list, wanted, name, temporary),
         None if source.has(DOCKER_V1)? => Err(Error::TooOld),
         None => Err(Error::NotAnImage),
     }
@@ -136,6 +148,8 @@ enum Look<T> {
     Image(T),
     /// It is none, or one for another platform.
     Other(Unusable),
+    /// It was not looked at, because enough was.
+    Spent,
 }
 
 /// Looks at candidates, the best one first, and returns the first image. If there may be only one, another image that
@@ -159,6 +173,8 @@ fn first<T>(
                 return Err(Error::Several { names: vec![names(*first), names(candidate)] });
             }
             (Look::Other(why), _) => drop(other.get_or_insert(why)),
+            (Look::Spent, None) => return Ok(Look::Spent),
+            (Look::Spent, Some(_)) => break,
         }
     }
     match (found, other) {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{Error, Image, Look, Several, Source, Temporary, first, source::Part};
 use crate::{
     oci::{
-        config,
+        Unusable, config,
         index::{Candidate, Index, MAX_TRIES, Selector},
         layout::path,
         manifest::{Document, Manifest},
@@ -36,16 +36,20 @@ pub(super) fn find(
     source: Source,
     index: &Index,
     wanted: Selector<'_>,
+    name: Option<&str>,
     temporary: Temporary<'_>,
 ) -> Result<Image, Error> {
     let mut search = Search { source, wanted, left: MAX_TRIES };
     match search.index(index, wanted, 0)? {
         Look::Image(Picked { parts, mut annotations }) => {
-            let (file, parts) = search.source.gather(parts, temporary)?;
             let mut said = |annotation| annotations.remove(annotation);
-            Ok(Image { file, parts, name: said(bundle::NAME), kernel: said(bundle::KERNEL) })
+            let name = name.map(str::to_owned).or(said(bundle::NAME)).ok_or(Error::Unnamed)?;
+            let kernel = said(bundle::KERNEL);
+            let (file, parts) = search.source.gather(parts, temporary)?;
+            Ok(Image { file, parts, name, kernel })
         }
         Look::Other(why) => Err(why.into()),
+        Look::Spent => Err(Error::too_many()),
     }
 }
 
@@ -59,10 +63,7 @@ struct Search<'a> {
 impl Search<'_> {
     /// Chooses from an index. That of a layout lists images; one below it has one image for several platforms.
     fn index(&mut self, index: &Index, wanted: Selector<'_>, depth: usize) -> Result<Look<Picked>, Error> {
-        let names = |candidate: Candidate| match index.names(candidate) {
-            [] => index.document(candidate).map(|document| document.digest.to_string()).unwrap_or_default(),
-            names => Shown::of(names.join(" ").as_bytes()).to_string(),
-        };
+        let names = |candidate: Candidate| Shown::of(index.names(candidate).join(" ").as_bytes()).to_string();
         let candidates = match index.choose(wanted) {
             Ok(candidates) => candidates,
             Err(other) if other.is_other() => return Ok(Look::Other(other)),
@@ -70,8 +71,8 @@ impl Search<'_> {
         };
         let several = if depth == 0 { Several::Refused } else { Several::Fine };
         first(&candidates, several, names, |candidate| {
-            self.left =
-                self.left.checked_sub(1).ok_or_else(|| Error::unusable("it lists too many artifacts"))?;
+            let Some(left) = self.left.checked_sub(1) else { return Ok(Look::Spent) };
+            self.left = left;
             let name = path(&index.document(candidate)?.digest);
             let bytes = self.source.document(&name)?.ok_or_else(|| Error::missing(&name))?;
             match Document::parse(&bytes, None) {
@@ -95,13 +96,18 @@ impl Search<'_> {
             Err(other) if other.is_other() => return Ok(Look::Other(other)),
             parsed => parsed?,
         };
-        let layers = manifest.layers.iter().map(|layer| path(&layer.digest));
-        let mut parts = Vec::new();
-        for name in [name, at].into_iter().chain(layers) {
-            parts.push(self.source.part(&name)?.ok_or_else(|| Error::missing(&name))?);
+        let mut parts = vec![self.source.part(&name)?.ok_or_else(|| Error::missing(&name))?];
+        for blob in [&manifest.config].into_iter().chain(&manifest.layers) {
+            let name = path(&blob.digest);
+            let part = self.source.part(&name)?.ok_or_else(|| Error::missing(&name))?;
+            let (length, stated) = (part.length, blob.size.0);
+            if length != stated {
+                return Err(Error::unusable(format!("{name} has {length} bytes instead of {stated}")));
+            }
+            parts.push(part);
         }
         let annotated: Annotated =
-            serde_json::from_slice(bytes).map_err(|error| Error::unusable(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| Unusable::json("its manifest", &error))?;
         Ok(Look::Image(Picked { parts, annotations: annotated.annotations.unwrap_or_default() }))
     }
 }

@@ -1,11 +1,12 @@
 //! The files of an image: a directory, or a tar archive of one.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, BufReader, Read, Seek, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::FileExt,
+        unix::fs::{FileExt, MetadataExt},
     },
 };
 
@@ -13,7 +14,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::{Error, Temporary};
 use crate::{
-    oci::manifest::MAX_DOCUMENT,
+    oci::manifest::{MAX_DOCUMENT, MAX_IMAGE},
     packing::{self, Gzip, Packing},
     rootfs::{
         self,
@@ -141,12 +142,13 @@ impl Source {
         if let Kinds::Archive { file, .. } = self.0 {
             return Ok((file, parts.iter().map(|part| (part.at, part.length)).collect()));
         }
+        let (once, numbers) = distinct(parts)?;
         let mut copy = temporary().map_err(copying)?;
         let mut ranges = Vec::new();
-        for part in &parts {
+        for part in &once {
             ranges.push(append(part, &mut copy, |_| {})?);
         }
-        Ok((copy, ranges))
+        Ok((copy, numbers.into_iter().map(|number| ranges[number]).collect()))
     }
 
     /// Returns a file that may be written to and has all parts, and where they are in it. `see` gets the number of each
@@ -175,6 +177,25 @@ impl Source {
         }
         Ok((copy, ranges))
     }
+}
+
+/// Returns each part once, and for each of the given ones its number there. Fails before anything is copied if all of
+/// them together are larger than an image may be.
+pub(super) fn distinct(parts: Vec<Part>) -> Result<(Vec<Part>, Vec<usize>), Error> {
+    let size = parts.iter().fold(0, |sum: u64, part| sum.saturating_add(part.length));
+    if size > MAX_IMAGE.0 {
+        return Err(Error::unusable(format!("its layers are larger than {MAX_IMAGE}")));
+    }
+    let (mut known, mut once, mut numbers) = (HashMap::new(), Vec::new(), Vec::new());
+    for part in parts {
+        let file = part.file.metadata().map_err(copying)?;
+        let number = *known.entry((file.dev(), file.ino(), part.at, part.length)).or_insert(once.len());
+        if number == once.len() {
+            once.push(part);
+        }
+        numbers.push(number);
+    }
+    Ok((once, numbers))
 }
 
 /// A file, and ranges of it.

@@ -282,6 +282,19 @@ const CASES: &[Case] = &[
         skopeo: (OCI, false),
         ours: Err("is missing in it"),
     },
+    Case {
+        name: "a layer that is longer than its manifest says",
+        build: || {
+            let mut all = Layout::default();
+            let image = all.image(&[layer("only")], &config_on("linux/amd64"));
+            for (_, content) in all.0.iter_mut().filter(|(_, content)| content.starts_with(b"only")) {
+                content.push(0);
+            }
+            all.index(&[image]).tar()
+        },
+        skopeo: (OCI, false),
+        ours: Err(" bytes instead of "),
+    },
 ];
 
 fn temporary() -> std::io::Result<File> {
@@ -290,7 +303,7 @@ fn temporary() -> std::io::Result<File> {
 
 fn find(source: Source) -> Result<Image, Error> {
     let platform: Platform = "linux/amd64".parse().unwrap();
-    archive::find(source, Selector { platform: &platform, tag: None }, &temporary)
+    archive::find(source, Selector { platform: &platform, tag: None }, Some("tool"), &temporary)
 }
 
 /// Returns the names of the files in the layers, after everything that the service checks.
@@ -371,6 +384,55 @@ fn images_in_directories_are_found_or_refused() {
             _ => check(case, found, "a directory"),
         }
     }
+}
+
+#[test]
+fn a_layer_that_is_listed_again_is_copied_once() {
+    let large = Tar::default().file("large", &[b'x'; 100_000]).end();
+    let mut all = Layout::default();
+    let image = all.image(&vec![large.clone(); 5], &config_on("linux/amd64"));
+    let name = "large.tar";
+    let layers: Vec<(&str, Vec<u8>)> = vec![(name, large.clone()); 5];
+    let docker = docker("c.json", &layers, &Value::Null);
+    for all in [all.index(&[image]), docker] {
+        let home = tempfile::tempdir().unwrap();
+        all.write(home.path());
+        let image = find(Source::directory(File::open(home.path()).unwrap().into())).unwrap();
+        assert_eq!(layers_of(&image), ["large"; 5]);
+        let length = image.file.metadata().unwrap().len();
+        assert!(length < 2 * large.len() as u64, "{length}");
+    }
+}
+
+#[test]
+fn layers_that_are_too_large_together_are_refused_before_they_are_copied() {
+    let home = tempfile::tempdir().unwrap();
+    let layers = [("a.tar", layer("a")), ("b.tar", layer("b"))];
+    docker("c.json", &layers, &Value::Null).write(home.path());
+    // Without data, these files take no room.
+    for name in ["a.tar", "b.tar"] {
+        File::options().write(true).open(home.path().join(name)).unwrap().set_len(65 << 30).unwrap();
+    }
+    let found = archive::find(
+        Source::directory(File::open(home.path()).unwrap().into()),
+        Selector { platform: &"linux/amd64".parse().unwrap(), tag: None },
+        Some("tool"),
+        &|| panic!("a copy"),
+    );
+    assert!(found.unwrap_err().to_string().contains("larger than 128 GiB"));
+}
+
+#[test]
+fn an_image_without_a_name_is_refused_before_it_is_copied() {
+    let home = tempfile::tempdir().unwrap();
+    docker("c.json", &[("a.tar", layer("a"))], &Value::Null).write(home.path());
+    let found = archive::find(
+        Source::directory(File::open(home.path()).unwrap().into()),
+        Selector { platform: &"linux/amd64".parse().unwrap(), tag: None },
+        None,
+        &|| panic!("a copy"),
+    );
+    assert!(matches!(found, Err(Error::Unnamed)), "{found:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{has, skip};
 use crate::{
     archive::{self, Source},
-    fixtures::layout::{Layout, config_on, on, tagged, with},
+    fixtures::layout::{Layout, config_on, configuration, on, tagged, with},
     oci::{index::Selector, platform::Platform},
 };
 
@@ -112,7 +112,7 @@ const CASES: &[Case] = &[
         name: "a signature without a platform before the image",
         build: || {
             let mut all = Layout::default();
-            let signature = signature(&mut all);
+            let signature = signature(&mut all, "a");
             let plain = image(&mut all, "plain", "linux/amd64");
             all.index(&[tagged(signature, "sha256-1.sig"), plain])
         },
@@ -122,10 +122,64 @@ const CASES: &[Case] = &[
         ours: Ok("plain"),
     },
     Case {
+        name: "a signature behind the image, as in a copy of both by cosign",
+        build: || {
+            let mut all = Layout::default();
+            let plain = image(&mut all, "plain", "linux/amd64");
+            let signature = signature(&mut all, "a");
+            all.index(&[plain, tagged(signature, "sha256-1.sig")])
+        },
+        platform: "linux/amd64",
+        tag: None,
+        skopeo: Fails,
+        ours: Ok("plain"),
+    },
+    Case {
+        name: "an index of signatures and an empty one before the image",
+        build: || {
+            let mut all = Layout::default();
+            let signature = with(signature(&mut all, "a"), "artifactType", json!("application/spdx+json"));
+            let artifacts = all.nested(&[signature]);
+            let empty = all.nested(&[]);
+            let plain = image(&mut all, "plain", "linux/amd64");
+            all.index(&[artifacts, empty, plain])
+        },
+        platform: "linux/amd64",
+        tag: None,
+        skopeo: Fails,
+        ours: Ok("plain"),
+    },
+    Case {
+        name: "an image before more signatures than are looked at",
+        build: || {
+            let mut all = Layout::default();
+            let mut entries = vec![image(&mut all, "plain", "linux/amd64")];
+            entries.extend((0..20).map(|n| signature(&mut all, &n.to_string())));
+            all.index(&entries)
+        },
+        platform: "linux/amd64",
+        tag: None,
+        skopeo: Fails,
+        ours: Ok("plain"),
+    },
+    Case {
+        name: "more signatures than are looked at before an image",
+        build: || {
+            let mut all = Layout::default();
+            let mut entries: Vec<_> = (0..20).map(|n| signature(&mut all, &n.to_string())).collect();
+            entries.push(image(&mut all, "plain", "linux/amd64"));
+            all.index(&entries)
+        },
+        platform: "linux/amd64",
+        tag: None,
+        skopeo: Fails,
+        ours: Err("too many artifacts"),
+    },
+    Case {
         name: "an artifact and an unknown media type in an index",
         build: || {
             let mut all = Layout::default();
-            let artifact = with(signature(&mut all), "artifactType", json!("application/spdx+json"));
+            let artifact = with(signature(&mut all, "a"), "artifactType", json!("application/spdx+json"));
             let unknown = all.blob("application/vnd.example+json", b"{}");
             let plain = on(image(&mut all, "plain", "linux/amd64"), "linux/amd64");
             let index = all.nested(&[artifact, unknown, plain]);
@@ -222,24 +276,31 @@ fn two_tags() -> Layout {
     all.index(&[tagged(one, "one"), tagged(two, "two")])
 }
 
-/// Adds a signature as cosign stores it, and returns the descriptor of its manifest.
-fn signature(layout: &mut Layout) -> serde_json::Value {
+/// Adds a signature as cosign stores it, with the configuration of an image. Returns the descriptor of its manifest.
+fn signature(layout: &mut Layout, text: &str) -> serde_json::Value {
     let kind = "application/vnd.oci.image.manifest.v1+json";
-    let config = layout.blob("application/vnd.dev.cosign.config.v1+json", b"{}");
-    let layer = layout.blob("application/vnd.dev.cosign.simplesigning.v1+json", b"signature");
+    let payload = text.as_bytes().to_vec();
+    let config =
+        configuration(std::slice::from_ref(&payload), &json!({ "architecture": "", "os": "", "config": {} }));
+    let config = layout.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+    let layer = layout.blob("application/vnd.dev.cosign.simplesigning.v1+json", &payload);
     let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer] });
     layout.blob(kind, manifest.to_string().as_bytes())
 }
 
 /// Returns the text of the chosen image's layer.
 fn chosen(case: &Case) -> Result<String, String> {
+    choose(&(case.build)(), case.platform, case.tag)
+}
+
+fn choose(layout: &Layout, platform: &str, tag: Option<&str>) -> Result<String, String> {
     let temporary = || tempfile::tempfile();
-    let platform: Platform = case.platform.parse().unwrap();
-    let tar = (case.build)().tar();
+    let platform: Platform = platform.parse().unwrap();
+    let tar = layout.tar();
     let mut file = temporary().unwrap();
     std::io::Write::write_all(&mut file, &tar).unwrap();
     let source = Source::archive(file, &temporary).map_err(|error| error.to_string())?;
-    let found = archive::find(source, Selector { platform: &platform, tag: case.tag }, &temporary);
+    let found = archive::find(source, Selector { platform: &platform, tag }, Some("tool"), &temporary);
     let found = found.map_err(|error| error.to_string())?;
     let (at, length) = found.parts[2];
     let mut text = vec![0; length as usize];
@@ -255,6 +316,30 @@ fn the_image_is_chosen_by_platform_and_tag() {
             (Err(found), Err(expect)) => assert!(found.contains(expect), "{}: {found}", case.name),
             (found, expect) => panic!("{}: {found:?} instead of {expect:?}", case.name),
         }
+    }
+}
+
+#[test]
+fn what_an_error_lists_can_be_asked_for() {
+    let mut all = Layout::default();
+    let one = image(&mut all, "first", "linux/amd64");
+    let two = image(&mut all, "second", "linux/amd64");
+    let digest = two["digest"].as_str().unwrap().to_owned();
+    let layout = all.index(&[one, two]);
+    let config =
+        |text: &str| configuration(&[text.as_bytes().to_vec()], &config_on("linux/amd64")).to_string();
+    let list =
+        json!([{ "Config": "1.json", "Layers": ["1.tar"] }, { "Config": "2.json", "Layers": ["2.tar"] }]);
+    let docker = Layout::default()
+        .with("1.json", config("first"))
+        .with("2.json", config("second"))
+        .with("1.tar", "first")
+        .with("2.tar", "second")
+        .with("manifest.json", list.to_string());
+    for (layout, name) in [(layout, digest.as_str()), (docker, "2.json")] {
+        let several = choose(&layout, "linux/amd64", None).unwrap_err();
+        assert!(several.contains("several images") && several.contains(name), "{several}");
+        assert_eq!(choose(&layout, "linux/amd64", Some(name)), Ok("second".to_owned()));
     }
 }
 

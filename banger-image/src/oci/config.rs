@@ -197,7 +197,9 @@ fn keep(raw: RawConfig, notes: &mut Vec<String>) -> Result<ImageConfig, Unusable
         raw.env.unwrap_or_default().into_iter().partition(is_variable);
     if let Some(first) = others.first() {
         let first = printable(first);
-        notes.push(format!("the image sets {first:?} in its environment without a value, which is left out"));
+        notes.push(format!(
+            "the image sets \"{first}\" in its environment without a value, which is left out"
+        ));
     }
     let labels = raw.labels.unwrap_or_default().into_iter();
     let mut config = ImageConfig {

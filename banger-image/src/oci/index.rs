@@ -1,7 +1,12 @@
 //! Indexes: lists of manifests. [`choose`] is the one way in which banger picks an image, whether the list comes from a
 //! registry, is the `index.json` of a layout in files, or the `manifest.json` of a Docker archive.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, SeqAccess, Visitor},
+};
 
 use super::{
     Descriptor, Unusable,
@@ -35,7 +40,7 @@ struct Entry {
 pub struct Offer {
     /// Its platform; `None` if the list does not say any.
     pub platform: Option<Stated>,
-    /// Its tags and references.
+    /// Its tags and references; if it has none, what else it is called in the list.
     pub names: Vec<String>,
     /// Which content it has. Equal offers of one content are one image.
     pub content: String,
@@ -70,7 +75,7 @@ pub fn choose(offers: &[Offer], wanted: Selector<'_>) -> Result<Vec<Candidate>, 
         let tags = listed(offers.iter().flat_map(|offer| &offer.names).map(|name| printable(name)));
         let tag = printable(wanted.tag.unwrap_or_default());
         let there = if tags.is_empty() { "no image has a tag".to_owned() } else { format!("only {tags}") };
-        return Err(Unusable::new(format!("there is no image with the tag {tag:?}, {there}")));
+        return Err(Unusable::new(format!("there is no image with the tag \"{tag}\", {there}")));
     }
     let mut fitting: Vec<Candidate> = Vec::new();
     for (position, offer) in offers.iter().enumerate().filter(|(_, offer)| named(offer)) {
@@ -115,7 +120,7 @@ fn listed(words: impl Iterator<Item = String>) -> String {
 /// Other keys of a descriptor, such as `urls`, are not read and so never followed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct RawEntry {
+struct RawEntry {
     #[serde(default)]
     media_type: Option<String>,
     #[serde(default)]
@@ -125,6 +130,38 @@ pub(super) struct RawEntry {
     artifact_type: Option<String>,
     platform: Option<RawPlatform>,
     annotations: Option<RawAnnotations>,
+}
+
+/// The entries of an index: of too many, only as many as tell that. The others would take memory before they are
+/// counted.
+#[derive(Debug, Default)]
+pub(super) struct RawEntries(Vec<RawEntry>);
+
+impl<'de> Deserialize<'de> for RawEntries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = RawEntries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of manifests")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RawEntries, A::Error> {
+                let mut entries = Vec::new();
+                while entries.len() <= MAX_ENTRIES
+                    && let Some(entry) = list.next_element()?
+                {
+                    entries.push(entry);
+                }
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(RawEntries(entries))
+            }
+        }
+
+        deserializer.deserialize_seq(Entries)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -149,16 +186,16 @@ struct RawAnnotations {
 
 impl Index {
     /// Reads the entries that can be images, or indexes of images. Others are passed over, as the specification asks.
-    pub(super) fn read(entries: Vec<RawEntry>) -> Result<Self, Unusable> {
+    pub(super) fn read(RawEntries(entries): RawEntries) -> Result<Self, Unusable> {
         if entries.is_empty() {
-            return Err(Unusable::new("its index is empty"));
+            return Err(Unusable::other("its index is empty"));
         }
         if entries.len() > MAX_ENTRIES {
             return Err(Unusable::new(format!("its index lists more than {MAX_ENTRIES} manifests")));
         }
         let entries: Vec<Entry> = entries.into_iter().filter_map(Entry::of).collect();
         match entries.is_empty() {
-            true => Err(Unusable::new("its index lists no image")),
+            true => Err(Unusable::other("its index lists no image")),
             false => Ok(Self(entries)),
         }
     }
@@ -167,14 +204,14 @@ impl Index {
     pub fn of_layout(bytes: &[u8]) -> Result<Option<Self>, Unusable> {
         #[derive(Deserialize)]
         struct Raw {
-            manifests: Option<Vec<RawEntry>>,
+            manifests: Option<RawEntries>,
         }
         if bytes.len() as u64 > MAX_DOCUMENT.0 {
             return Err(Unusable::new(format!("its index.json is larger than {MAX_DOCUMENT}")));
         }
         let raw: Raw =
             serde_json::from_slice(bytes).map_err(|error| Unusable::json("its index.json", &error))?;
-        raw.manifests.filter(|entries| !entries.is_empty()).map(Self::read).transpose()
+        raw.manifests.filter(|RawEntries(entries)| !entries.is_empty()).map(Self::read).transpose()
     }
 
     /// Returns the documents that may be the wanted image, the best one first.
@@ -190,7 +227,7 @@ impl Index {
         manifest::descriptor(digest, *size, 1, MAX_DOCUMENT, "a manifest")
     }
 
-    /// Returns the names of a candidate.
+    /// Returns the names of a candidate; its digest if it has none.
     pub fn names(&self, candidate: Candidate) -> &[String] {
         self.0.get(candidate.position).map_or(&[], |entry| &entry.offer.names)
     }
@@ -211,7 +248,11 @@ impl Entry {
             return None;
         }
         let names = annotations.map(|its| [its.ref_name, its.image_name]);
-        let names = names.into_iter().flatten().flatten().filter(|name| !name.is_empty()).collect();
+        let mut names: Vec<String> =
+            names.into_iter().flatten().flatten().filter(|name| !name.is_empty()).collect();
+        if names.is_empty() {
+            names.push(document.digest.clone());
+        }
         let offer = Offer { platform, names, content: document.digest.clone() };
         Some(Self { document, offer })
     }
@@ -256,6 +297,31 @@ mod tests {
             error,
             "there is no image for linux/arm64/v9, only for linux/amd64, linux/amd64/v3, windows/amd64"
         );
+    }
+
+    #[test]
+    fn too_many_entries_are_counted_without_keeping_them() {
+        let index = |count: usize| format!("{{\"manifests\":[{}]}}", vec!["{}"; count].join(","));
+        let million = index(1_300_000);
+        let entries = |text: &str| {
+            let raw: std::collections::BTreeMap<String, RawEntries> = serde_json::from_str(text).unwrap();
+            raw["manifests"].0.len()
+        };
+        assert_eq!((entries(&index(MAX_ENTRIES)), entries(&million)), (MAX_ENTRIES, MAX_ENTRIES + 1));
+        assert!(Index::of_layout(index(MAX_ENTRIES).as_bytes()).is_ok());
+        let error = Index::of_layout(million.as_bytes()).unwrap_err().to_string();
+        assert_eq!(error, "its index lists more than 1024 manifests");
+        // What is not kept is read nevertheless.
+        let broken = million.replace("{}]", "{]");
+        assert!(Index::of_layout(broken.as_bytes()).unwrap_err().to_string().contains("malformed"));
+        for (none, is_none) in [("null", true), ("[]", true), ("{}", false), ("7", false)] {
+            let text = format!("{{\"manifests\":{none}}}");
+            assert_eq!(
+                Index::of_layout(text.as_bytes()).is_ok_and(|index| index.is_none()),
+                is_none,
+                "{none}"
+            );
+        }
     }
 
     #[test]

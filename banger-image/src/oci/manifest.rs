@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{
     Descriptor, Unusable,
-    index::{INDEXES, Index, RawEntry},
+    index::{INDEXES, Index, RawEntries},
     printable,
 };
 
@@ -20,7 +20,7 @@ pub const MAX_LAYERS: usize = 127;
 /// The largest layer, compressed.
 const MAX_LAYER: Bytes = Bytes::gib(64);
 /// All layers together, compressed.
-const MAX_IMAGE: Bytes = Bytes::gib(128);
+pub(crate) const MAX_IMAGE: Bytes = Bytes::gib(128);
 
 /// Manifests of OCI and of Docker.
 pub(super) const MANIFESTS: [&str; 2] =
@@ -75,7 +75,7 @@ struct RawDocument {
     artifact_type: Option<String>,
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawEntry>>,
+    manifests: Option<RawEntries>,
 }
 
 /// Other keys of a descriptor, such as `urls`, are not read and so never followed.
@@ -152,8 +152,9 @@ fn manifest(raw: RawDocument) -> Result<Manifest, Unusable> {
     let layers = layers.iter().map(|layer| {
         let is_foreign = ELSEWHERE.iter().any(|prefix| layer.media_type.starts_with(prefix));
         if !is_foreign && !LAYERS.contains(&layer.media_type.as_str()) {
+            // Such as a signature of cosign, whose configuration has the type of an image's.
             let kind = printable(&layer.media_type);
-            return Err(Unusable::new(format!("one of its layers has the unknown type {kind}")));
+            return Err(Unusable::other(format!("one of its layers has the unknown type {kind}")));
         }
         has_foreign_layers |= is_foreign;
         // A layer without bytes is an archive without entries.

@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
-use banger_image::archive::Image;
+use banger_image::{archive::Image, rootfs::error::Shown};
 use banger_proto::bus::{ErrorName, option::import};
 use clap::Args;
 use zbus::{Fd, Variant};
@@ -25,7 +26,7 @@ use crate::{
 ///
 /// A root file system is a tar archive, plain or compressed with gzip or zstd, or a raw ext4 file system
 /// without partitions. An image is an OCI layout or a Docker archive, as `docker save`, `podman save`,
-/// `skopeo copy`, `buildah push`, nix and crane write them: a directory, or a tar archive, plain or
+/// `skopeo copy`, `buildah push`, nix and crane write them, as a directory or a tar archive, plain or
 /// compressed with gzip or zstd. A bundle is such an archive with a name for the image and the name of a
 /// kernel. FILE may be any of these. The service copies everything, so you can delete the files afterwards.
 #[derive(Debug, Args)]
@@ -41,7 +42,7 @@ Examples:
 
 Next: `banger vm run --image debian`.")]
 pub struct Register {
-    /// Root file system or image; which of them it is, its content says
+    /// Root file system or image; banger recognises which
     #[arg(value_name = "FILE", conflicts_with_all = ["rootfs", "oci"], required_unless_present_any = ["rootfs", "oci"])]
     file: Option<PathBuf>,
     /// Name for the image; a bundle needs none
@@ -50,10 +51,10 @@ pub struct Register {
     /// Root file system: a tar archive or a raw ext4 file system
     #[arg(long, value_name = "FILE")]
     rootfs: Option<PathBuf>,
-    /// Image: an OCI layout or a Docker archive, a directory or a tar archive
+    /// Image: an OCI layout or a Docker archive, as a directory or a tar archive
     #[arg(long, value_name = "PATH", conflicts_with = "rootfs")]
     oci: Option<PathBuf>,
-    /// Tag or reference of the image, if the files have several
+    /// Tag, reference or digest of the image, if the files have several
     #[arg(long, value_name = "TAG", conflicts_with = "rootfs")]
     tag: Option<String>,
     /// Platform of the image, such as linux/amd64/v3 [default: the host's]
@@ -75,7 +76,7 @@ pub struct Register {
 /// What an image is made of.
 enum Content<'a> {
     Image(&'a Path),
-    Rootfs(&'a Path),
+    Rootfs(File),
 }
 
 impl Register {
@@ -84,18 +85,18 @@ impl Register {
         let (file_key, file, name, wanted) = match self.content()? {
             Content::Image(path) => {
                 let platform = saved::platform(self.platform.as_deref())?;
-                let Image { file, parts, name, kernel } = saved::find(path, &platform, self.tag.as_deref())?;
+                let Image { file, parts, name, kernel } =
+                    saved::find(path, &platform, self.tag.as_deref(), self.name.as_deref())?;
                 options.insert(import::PARTS, Variant::from(parts));
                 if self.platform.is_some() {
                     options.insert(import::PLATFORM, Variant::from(platform.to_string()));
                 }
                 (import::FILE_LAYOUT, file, name, kernel)
             }
-            Content::Rootfs(path) => (import::FILE_ROOTFS, add::open_file(path)?, None, None),
+            Content::Rootfs(file) => {
+                (import::FILE_ROOTFS, file, self.name.clone().ok_or_else(saved::unnamed)?, None)
+            }
         };
-        let name = self.name.clone().or(name).ok_or_else(|| {
-            Error::Usage("the image has no name".to_owned()).with_hint("`--name NAME` gives it one.")
-        })?;
         let modules = self.modules.as_deref();
         let own = self.vmlinuz.as_deref().map(|vmlinuz| kernel::Files::open(vmlinuz, modules)).transpose()?;
         let bus = Bus::connect().await?;
@@ -129,17 +130,20 @@ impl Register {
     fn content(&self) -> Result<Content<'_>> {
         match (&self.oci, &self.rootfs, &self.file) {
             (Some(path), _, _) => Ok(Content::Image(path)),
-            (None, Some(path), _) if saved::is_image(path)? => {
+            (None, Some(path), _) => {
+                let file = add::open_file(path)?;
+                if !saved::is_archive(&file) {
+                    return Ok(Content::Rootfs(file));
+                }
                 let message = format!("{} is an image and not a root file system", path.display());
                 let command = format!("`banger image register --oci {}` takes it.", path.display());
                 Err(Error::Refused(message).with_hint(command))
             }
-            (None, Some(path), _) => Ok(Content::Rootfs(path)),
             (None, None, Some(path)) if self.tag.is_some() || self.platform.is_some() => {
                 Ok(Content::Image(path))
             }
             (None, None, Some(path)) if saved::is_image(path)? => Ok(Content::Image(path)),
-            (None, None, Some(path)) => Ok(Content::Rootfs(path)),
+            (None, None, Some(path)) => Ok(Content::Rootfs(add::open_file(path)?)),
             (None, None, None) => Err(Error::Usage("cannot create an image: no file is given".to_owned())),
         }
     }
@@ -150,8 +154,9 @@ impl Register {
             Ok(_) => Ok(Some(wanted)),
             Err(error) if error.name() == Some(ErrorName::NoSuchKernel) => {
                 self.add.progress().note(&format!(
-                    "the image names the kernel {wanted:?}, which is not on this host; its sandboxes boot \
-                     the default kernel"
+                    "note: the image names the kernel \"{}\", which is not on this host; its sandboxes boot \
+                     the default kernel.",
+                    Shown::of(wanted.as_bytes())
                 ));
                 Ok(None)
             }

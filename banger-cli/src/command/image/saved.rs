@@ -23,22 +23,34 @@ use crate::{
 /// Where large temporary files go; `/tmp` is in memory on many hosts.
 const TEMPORARY: &str = "/var/tmp";
 
-/// Finds the image for a platform in files, and by a tag if there are several.
-pub fn find(path: &Path, platform: &Platform, tag: Option<&str>) -> Result<Image> {
+/// Finds the image for a platform in files, and by a tag if there are several. It gets this name; without one it must
+/// be a bundle.
+pub fn find(path: &Path, platform: &Platform, tag: Option<&str>, name: Option<&str>) -> Result<Image> {
     let source = match path.is_dir() {
         true => Source::directory(open_directory(path)?),
         false => Source::archive(open_file(path)?, &temporary).map_err(|error| explained(path, error))?,
     };
-    archive::find(source, Selector { platform, tag }, &temporary).map_err(|error| explained(path, error))
+    archive::find(source, Selector { platform, tag }, name, &temporary)
+        .map_err(|error| explained(path, error))
 }
 
 /// Returns whether these files are an image, rather than a root file system.
 pub fn is_image(path: &Path) -> Result<bool> {
     match path.is_dir() {
         true => Ok(true),
-        // The service says what is wrong with a file that is neither.
-        false => Ok(archive::is_image(&open_file(path)?).unwrap_or(false)),
+        false => Ok(is_archive(&open_file(path)?)),
     }
+}
+
+/// Returns whether this file is the archive of an image. The service says what is wrong with a file that is neither
+/// that nor a root file system.
+pub fn is_archive(file: &File) -> bool {
+    archive::is_image(file).unwrap_or(false)
+}
+
+/// Returns the error that an image has no name.
+pub fn unnamed() -> Error {
+    Error::Usage("the image has no name".to_owned()).with_hint("`--name NAME` gives it one.")
 }
 
 /// Returns the wanted platform, the host's by default.
@@ -66,6 +78,7 @@ fn explained(path: &Path, error: archive::Error) -> Error {
         archive::Error::NotAnImage => {
             refused(&error).with_hint("`--rootfs FILE` takes an archive of a root file system.")
         }
+        archive::Error::Unnamed => unnamed(),
         archive::Error::Several { .. } => refused(&error).with_hint("`--tag TAG` takes one of them."),
         error => refused(&error),
     }
@@ -73,7 +86,8 @@ fn explained(path: &Path, error: archive::Error) -> Error {
 
 /// Creates an unnamed file that may become large.
 fn temporary() -> io::Result<File> {
-    tempfile::tempfile_in(env::var_os("TMPDIR").map_or(TEMPORARY.into(), PathBuf::from))
+    let wanted = env::var_os("TMPDIR").filter(|path| !path.is_empty());
+    tempfile::tempfile_in(wanted.map_or(TEMPORARY.into(), PathBuf::from))
 }
 
 #[cfg(test)]
@@ -118,8 +132,9 @@ mod tests {
         fs::write(&tar, a_bundle().tar()).unwrap();
         for path in [directory, tar] {
             assert!(is_image(&path).unwrap());
-            let image = find(&path, &amd64(), None).unwrap();
-            assert_eq!((image.name.as_deref(), image.kernel.as_deref()), (Some("tool"), Some("cloud")));
+            assert_eq!(find(&path, &amd64(), None, Some("mine")).unwrap().name, "mine");
+            let image = find(&path, &amd64(), None, None).unwrap();
+            assert_eq!((image.name.as_str(), image.kernel.as_deref()), ("tool", Some("cloud")));
             let (at, length) = image.parts[2];
             let mut bytes = vec![0; length as usize];
             image.file.read_exact_at(&mut bytes, at).unwrap();
@@ -133,7 +148,7 @@ mod tests {
         let path = home.path().join("image.tar");
         let error = |bytes: Vec<u8>| {
             fs::write(&path, bytes).unwrap();
-            let error = find(&path, &amd64(), None).unwrap_err();
+            let error = find(&path, &amd64(), None, Some("tool")).unwrap_err();
             (error.to_string(), error.hint().unwrap_or_default())
         };
         let (text, hint) = error(banger_image::fixtures::tar::Tar::default().dir("etc").end());
@@ -144,6 +159,9 @@ mod tests {
         let other = two.image(&[b"2".to_vec()], &config_on("linux/amd64"));
         let (text, hint) = error(two.index(&[tagged(one, "a"), tagged(other, "b")]).tar());
         assert!(text.contains("a, b") && hint.contains("--tag"), "{text} {hint}");
+        fs::write(&path, layout::of(&[b"1".to_vec()], "a").tar()).unwrap();
+        let unnamed = find(&path, &amd64(), None, None).unwrap_err();
+        assert!(unnamed.hint().is_some_and(|hint| hint.contains("--name")), "{unnamed}");
         assert!(platform(Some("windows")).unwrap_err().to_string().contains("linux/amd64"));
     }
 }
