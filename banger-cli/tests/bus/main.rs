@@ -394,6 +394,9 @@ fn files_are_passed_as_descriptors() {
     let ended = host.banger(&["image", "register", "--name", "x", "--rootfs", "/nonexistent"]);
     assert_eq!(ended.status, 1);
     assert!(ended.errors.starts_with("error: cannot open /nonexistent.\n  because: "), "{ended:?}");
+    let ended = host.banger(&["image", "register", "--name", "x", "--rootfs", modules.to_str().unwrap()]);
+    assert_eq!(ended.status, 1);
+    assert!(ended.errors.contains("is not a regular file") && !ended.errors.contains("--oci"), "{ended:?}");
 }
 
 #[test]
