@@ -91,7 +91,7 @@ impl Events {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
     use banger_domain::id::{JobId, Timestamp, Uid};
     use banger_proto::size::Bytes;
@@ -148,7 +148,8 @@ mod tests {
         tokio::task::yield_now().await;
         // The queue was full a moment ago.
         sender.lose();
-        let (event, mut events) = waiting.await.unwrap();
+        let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+        let (event, mut events) = waited.unwrap().unwrap();
         assert!(matches!(event, Some(Event::Lost)));
         sender.send(job(7));
         assert!(matches!(events.recv().await, Some(Event::JobAdded(_))));
