@@ -49,7 +49,7 @@ impl Changes {
                 match inner.dispatch() {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                     Err(error) => return tracing::error!(%error, "cannot watch logs any more"),
-                    // Whoever writes all the time must not keep this task from answering checks.
+                    // A log that is written all the time must not keep this task from answering checks.
                     Ok(()) => tokio::task::yield_now().await,
                 }
             }
