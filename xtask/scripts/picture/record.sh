@@ -18,5 +18,11 @@ chmod +x test.sh
 git add -A
 git -c user.name=Alice -c user.email=alice@example.org commit --quiet --message all
 export SESSION="$session" GIT_PAGER=cat
+# An input that ends would reach the guest as a character.
+rm -f ../input
+mkfifo ../input
+sleep 600 > ../input &
+open=$!
 script --quiet --return --log-out ../output --log-timing ../times \
-    --command "stty cols $columns rows $rows; bash -c \"\$SESSION\"" < /dev/null > /dev/null
+    --command "stty cols $columns rows $rows; bash -c \"\$SESSION\"" < ../input > /dev/null
+kill "$open"

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The size of the terminal.
-const COLUMNS: NonZeroU16 = size(88);
+const COLUMNS: NonZeroU16 = size(100);
 const ROWS: NonZeroU16 = size(24);
 
 const fn size(size: u16) -> NonZeroU16 {
