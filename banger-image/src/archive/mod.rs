@@ -146,7 +146,7 @@ pub fn find(
 /// An image that was looked at.
 enum Look<T> {
     Image(T),
-    /// It is none, or one for another platform.
+    /// It is not an image, or it is an image for another platform.
     Other(Unusable),
     /// It was not looked at, because enough was.
     Spent,

@@ -34,7 +34,7 @@ struct Case {
 const DOCKER: &str = "docker-archive";
 const OCI: &str = "oci-archive";
 
-/// Layers that are told apart by the name of their only file.
+/// Layers with one file each, whose name identifies the layer.
 fn layer(name: &str) -> Vec<u8> {
     Tar::default().file(name, name.as_bytes()).end()
 }

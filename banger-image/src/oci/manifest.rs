@@ -28,7 +28,7 @@ pub(super) const MANIFESTS: [&str; 2] =
 const CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
-/// Layers. How one is compressed is told by its bytes and not by its type ([`crate::packing`]).
+/// Layers. The bytes show how a layer is compressed, not its media type ([`crate::packing`]).
 const LAYERS: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",

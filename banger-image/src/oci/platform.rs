@@ -74,7 +74,7 @@ impl Platform {
         }
     }
 
-    /// Returns the number of a variant, the one that every processor has if there is none.
+    /// Returns the number of a variant; without a variant, the number that every processor supports.
     fn level(&self, variant: Option<&str>) -> Option<u32> {
         match variant {
             Some(variant) => variant.strip_prefix('v')?.parse().ok(),

@@ -87,7 +87,7 @@ impl Engine {
             let held = held.remove(&vm.id).unwrap_or_default();
             let process = match &mut processes {
                 Some(processes) => processes.remove(&vm.id).flatten(),
-                // Nobody knows. If it has none, the supervisor will say that it has ended.
+                // It is unknown. If there is no process, the supervisor will report that it has ended.
                 None => vm.state.is_up().then(|| Started { unit: String::new(), pid: 0, user: 0 }),
             };
             let lease = Lease::of(vm.id, held, ports.clone(), shared.problems.clone());

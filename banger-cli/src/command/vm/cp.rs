@@ -22,7 +22,7 @@ use crate::{
 /// Write a path in a sandbox as SANDBOX:PATH. PATH is absolute, or below the home directory of the user that
 /// commands run as (`web:notes`, `web:`) or of another user (`web:~ann/notes`). Directories are copied with
 /// everything below them. A copy in a sandbox belongs to the user that commands run as. A copy on the host
-/// belongs to you, with permissions that your umask allows. A hyphen stands for a tar archive on standard
+/// belongs to you, with permissions that your umask allows. A hyphen means a tar archive on standard
 /// input (plain, gzip or zstd) or standard output.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\

@@ -76,7 +76,7 @@ impl Inner {
             let (number, what) = (event.wd(), event.events());
             let mut watched = self.lock();
             if what.contains(ReadFlags::QUEUE_OVERFLOW) {
-                // Some events were lost, and nobody knows of which files.
+                // Some events were lost, of unknown files.
                 watched.values().for_each(|changed| changed.send_replace(()));
             } else if what.contains(ReadFlags::IGNORED) {
                 // The file is gone, and so are its writers; its watchers see the end.
