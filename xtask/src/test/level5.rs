@@ -66,7 +66,7 @@ fn check_all(host: &TestHost, only: &str) -> Result<Tally> {
             Err(error) if testhost::stands_still() => return Err(error.context(name)),
             Err(error) => {
                 say(&format!("FAIL {name} ({:.0} s): {error:#}", begin.elapsed().as_secs_f64()));
-                tally.failed += 1;
+                tally.failed.push(format!("{name}: {error:#}"));
                 // The next check must not see what this one left.
                 let clear = "banger vm list --quiet | xargs --no-run-if-empty banger vm delete --force";
                 run_quietly(host.session("alice", &["sh", "-c", clear]))?;

@@ -46,7 +46,8 @@ pub fn is_wanted(name: &str, only: &str) -> bool {
 #[derive(Debug, Default)]
 pub struct Tally {
     pub passed: usize,
-    pub failed: usize,
+    /// The name of each test that failed.
+    pub failed: Vec<String>,
     /// The reason for each skipped test.
     pub skipped: Vec<String>,
 }
@@ -128,9 +129,15 @@ fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     eprint!("{text}");
     let (passed, failed) = summary(&text).with_context(|| format!("level {level}: the tests did not run"))?;
+    let names = failures(&text);
+    // A test that nextest counts as failed must not disappear from the tally because its line reads otherwise.
+    anyhow::ensure!(
+        names.len() == failed,
+        "level {level}: nextest counts {failed} failed tests and names {names:?}"
+    );
     let skipped: Vec<String> = fs::read_to_string(&skips)?.lines().map(str::to_owned).collect();
     // For nextest, a test that skips itself has passed.
-    Ok(Tally { passed: passed.saturating_sub(skipped.len()), failed, skipped })
+    Ok(Tally { passed: passed.saturating_sub(skipped.len()), failed: names, skipped })
 }
 
 /// Returns how many tests passed and failed, from nextest's last line:
@@ -143,6 +150,16 @@ fn summary(text: &str) -> Option<(usize, usize)> {
     };
     let failed = ["failed", "timed out"].iter().filter_map(|word| count(word)).sum::<usize>();
     Some((count("passed").unwrap_or(0), failed))
+}
+
+/// Returns the names of the tests that failed, which nextest repeats below its summary:
+/// `FAIL [ 0.030s] ( 1/5) banger-system::bus the_name`.
+fn failures(text: &str) -> Vec<String> {
+    let lines = text.lines().skip_while(|line| !line.trim_start().starts_with("Summary [")).skip(1);
+    let name = |line: &str| line.rsplit_once(' ').map(|(_, name)| name.to_owned());
+    let mut names: Vec<String> = lines.filter(|line| line.contains("s] ")).filter_map(name).collect();
+    names.dedup();
+    names
 }
 
 /// A level that was run. The time includes its preparation.
@@ -159,15 +176,18 @@ fn report(levels: &[Level]) -> ExitCode {
         println!(
             "level {level} ({name}): {} passed, {} failed, {} skipped in {seconds} s",
             tally.passed,
-            tally.failed,
+            tally.failed.len(),
             tally.skipped.len()
         );
+        for name in &tally.failed {
+            println!("  failed: {name}");
+        }
         for reason in &tally.skipped {
             println!("  skipped: {reason}");
         }
     }
     let sum = |of: fn(&Tally) -> usize| levels.iter().map(|level| of(&level.tally)).sum::<usize>();
-    let (passed, failed, skipped) = (sum(|t| t.passed), sum(|t| t.failed), sum(|t| t.skipped.len()));
+    let (passed, failed, skipped) = (sum(|t| t.passed), sum(|t| t.failed.len()), sum(|t| t.skipped.len()));
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -191,6 +211,21 @@ mod tests {
             }
         }
         text
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let text = "
+        FAIL [   7.544s] ( 2/3) banger-system::adapter_dns a_flood
+        PASS [   0.411s] ( 3/3) banger-system::adapter_dns names
+     Summary [  12.000s] 3 tests run: 1 passed, 1 failed, 1 timed out, 0 skipped
+        FAIL [   7.544s] ( 2/3) banger-system::adapter_dns a_flood
+     TIMEOUT [  60.000s] ( 1/3) banger-system dns::tests::an_answer
+error: test run failed
+";
+        assert_eq!(summary(text), Some((1, 2)));
+        assert_eq!(failures(text), ["a_flood", "dns::tests::an_answer"]);
+        assert_eq!(failures("Summary [ 1.0s] 3 tests run: 3 passed, 0 skipped"), Vec::<String>::new());
     }
 
     #[test]

@@ -118,11 +118,11 @@ fn work(host: &Host, queue: &Mutex<VecDeque<Job>>, tally: &Mutex<Tally>) -> Resu
             image = job.image;
             try_it::set_default_image(host, image)?;
         }
-        let passed = run_one(host, &job)?;
+        let failure = run_one(host, &job)?;
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-        match passed {
-            true => tally.passed += 1,
-            false => tally.failed += 1,
+        match failure {
+            None => tally.passed += 1,
+            Some(error) => tally.failed.push(format!("{}: {error:#}", job.name)),
         }
     }
 }
@@ -135,8 +135,8 @@ fn prepare(host: &Host) -> Result<()> {
     try_it::make_quick(host)
 }
 
-/// Runs a check, prints the result, and returns whether it passed.
-fn run_one(host: &Host, job: &Job) -> Result<bool> {
+/// Runs a check, prints the result, and returns why it failed, if it did.
+fn run_one(host: &Host, job: &Job) -> Result<Option<anyhow::Error>> {
     let name = job.name;
     let begin = Instant::now();
     let attempt = || (job.check)(host).and_then(|()| nothing_left(host));
@@ -155,10 +155,10 @@ fn run_one(host: &Host, job: &Job) -> Result<bool> {
             say(&format!("FAIL {name} ({seconds} s): {error:#}"));
             // The next check must not see what this one left.
             clear(host)?;
-            return Ok(false);
+            return Ok(Some(error));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// Checks that the host has nothing left of any sandbox once all are deleted.
