@@ -5,6 +5,7 @@ mod script;
 
 mod bench;
 mod build;
+mod compatibility;
 mod host;
 mod image;
 mod packages;

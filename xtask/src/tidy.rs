@@ -3,6 +3,7 @@
 //! - Links between documents lead to files and headings that exist.
 //! - Every source file says at its beginning what it is.
 //! - No text has a word of the list in `docs/glossary.md`.
+//! - What D-Bus interfaces, schemas and exit statuses promised in earlier commits, they still promise.
 //! - ShellCheck finds nothing in the scripts of a shell, and pyflakes nothing in those in Python.
 //!
 //! It looks at the files that git knows. The layers of the code have a test: `banger-system/tests/architecture.rs`.
@@ -16,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    packages,
+    compatibility, packages,
     run::{command, output, repository},
 };
 
@@ -75,6 +76,7 @@ pub fn run() -> Result<()> {
             _ => {}
         }
     }
+    findings.extend(compatibility::findings(&root)?);
     findings.extend(lint(&root, &texts)?);
     findings.sort();
     for finding in &findings {
