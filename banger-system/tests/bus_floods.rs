@@ -6,6 +6,7 @@ mod private_bus;
 mod skip;
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::Read,
 };
@@ -17,10 +18,12 @@ use banger_proto::bus::{
     names::{MANAGER_PATH, action},
     record::{JobRow, VmRow},
 };
+use banger_system::engine::request::Stop;
 use private_bus::{
-    ALICE, Answer, BOB, CAROL, Client, Failure, Service, is_possible, null, options, refused, require, until,
+    ALICE, Answer, BOB, CAROL, Client, Failure, Service, Signal, SignalRecorder, is_possible, null, options,
+    refused, require, until, within_timeout,
 };
-use zbus::OwnedObjectPath;
+use zbus::{OwnedObjectPath, OwnedVariant};
 
 fn id(path: &str) -> VmId {
     path.rsplit('/').next().unwrap().parse().unwrap()
@@ -144,4 +147,47 @@ async fn a_flood_of_followed_logs_leaves_the_service_to_others() {
     // Closing one makes room for another.
     open.truncate(15);
     until(|| async { follow(&alice, &hers).await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bus_that_reads_nothing_holds_up_no_sandbox() {
+    require!(is_possible(), "root and dbus-daemon");
+    // More changes than the socket and the queue between engine and bus hold.
+    const RENAMES: usize = 6000;
+    let service = Service::start().await;
+    let alice = service.client(ALICE).await;
+    let vm = alice.create("box", options([])).await;
+    alice.call::<()>(MANAGER_PATH, "Subscribe", &(options([]),)).await.unwrap();
+    let mut heard = SignalRecorder::of(&alice).await;
+
+    service.bus.pause();
+    let rename = async |name: String| service.engine.rename_vm(id(&vm), name.parse().unwrap()).await.unwrap();
+    within_timeout(async {
+        for number in 0..RENAMES {
+            rename(format!("box-{number}")).await;
+        }
+        let stopped = service.engine.stop_vm(id(&vm), Stop::default()).await.unwrap();
+        service.engine.wait_job(stopped, None).await.unwrap();
+        rename("last".to_owned()).await;
+    })
+    .await;
+    service.bus.resume();
+
+    // Clients get the last state of what changed too often.
+    let has_last_name = |signal: &Signal| {
+        let (_, values, _): (String, HashMap<String, OwnedVariant>, Vec<String>) =
+            signal.message.body().deserialize().unwrap();
+        values.get("Name").is_some_and(|name| name.downcast_ref::<&str>().unwrap() == "last")
+    };
+    let mut changes = 0;
+    loop {
+        let signals = heard.until(&vm, "PropertiesChanged").await;
+        changes += 1;
+        if signals.last().is_some_and(has_last_name) {
+            break;
+        }
+    }
+    assert!(changes < RENAMES, "the queue was never full, and this test shows nothing");
+    assert_eq!(alice.text(&vm, "Name").await, "last");
+    assert_eq!(alice.text(&vm, "State").await, "stopped");
 }

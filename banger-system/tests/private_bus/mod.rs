@@ -24,7 +24,7 @@ use std::{
 };
 
 use rustix::{
-    process::{Gid, Uid, geteuid},
+    process::{Gid, Pid, Signal as KernelSignal, Uid, geteuid, kill_process},
     thread::{set_thread_res_gid, set_thread_res_uid},
 };
 use tempfile::TempDir;
@@ -80,6 +80,19 @@ impl Bus {
         BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("unix:"), "dbus-daemon did not start");
         Self { daemon, socket, _directory: directory }
+    }
+
+    /// Makes the daemon read nothing until it is resumed.
+    pub fn pause(&self) {
+        self.signal(KernelSignal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(KernelSignal::CONT);
+    }
+
+    fn signal(&self, signal: KernelSignal) {
+        kill_process(Pid::from_child(&self.daemon), signal).unwrap();
     }
 
     pub fn address(&self) -> String {
