@@ -441,7 +441,7 @@ async fn a_work_disk_grows_and_never_shrinks() {
 fn a_clone_shares_blocks_where_the_file_system_can() {
     require!(is_root(), "root, to mount a file system");
     require!(has_program("mkfs.xfs"), "mkfs.xfs");
-    require!(Path::new("/dev/loop-control").exists(), "loop devices");
+    require!(skip::has_device("/dev/loop-control"), "loop devices");
     let scratch = Scratch::on_xfs();
     let image = put_image(&scratch);
     fs::set_permissions(scratch.paths.image(IMAGE), PermissionsExt::from_mode(0o600)).unwrap();

@@ -61,7 +61,7 @@ macro_rules! on_a_host {
     ($test:expr) => {
         require!(is_root(), "root, for network namespaces");
         require!(has_program("nft") && has_program("ip"), "nft and ip");
-        require!(std::path::Path::new("/dev/net/tun").exists(), "TUN");
+        require!(skip::has_device("/dev/net/tun"), "TUN");
         require!(private_bus::is_possible(), "dbus-daemon");
         let world = World::new();
         let runtime =

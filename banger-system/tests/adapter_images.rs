@@ -228,7 +228,7 @@ async fn what_a_crash_left_is_found_and_can_be_removed() {
 fn an_import_shares_blocks_where_the_file_system_can() {
     require!(is_root(), "root, to mount a file system");
     require!(scratch::has_program("mkfs.xfs"), "mkfs.xfs");
-    require!(Path::new("/dev/loop-control").exists(), "loop devices");
+    require!(skip::has_device("/dev/loop-control"), "loop devices");
     let scratch = Scratch::on_xfs();
     let made = mkfs(&scratch, Bytes::mib(128), &[]);
     let rootfs = scratch.paths.state.join("rootfs");

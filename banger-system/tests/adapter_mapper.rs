@@ -138,7 +138,7 @@ fn table(vm: VmId) -> (String, String) {
 
 fn has_snapshots() -> bool {
     let _ = Command::new("modprobe").arg("dm_snapshot").output();
-    Path::new("/dev/mapper/control").exists() && has_program("dmsetup")
+    skip::has_device("/dev/mapper/control") && has_program("dmsetup")
 }
 
 /// Skips the test if the kernel lacks device-mapper.

@@ -35,7 +35,7 @@ macro_rules! on_a_host {
     ($test:expr) => {
         require!(is_root(), "root, for network namespaces");
         require!(has_program("nft") && has_program("ip"), "nft and ip");
-        require!(std::path::Path::new("/dev/net/tun").exists(), "TUN");
+        require!(skip::has_device("/dev/net/tun"), "TUN");
         let world = World::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

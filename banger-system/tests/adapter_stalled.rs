@@ -116,7 +116,7 @@ impl Progress for GivenUp {
 
 #[test]
 fn a_file_that_never_answers_keeps_nothing_of_the_service() {
-    require!(is_root() && Path::new("/dev/fuse").exists(), "root and FUSE");
+    require!(is_root() && skip::has_device("/dev/fuse"), "root and FUSE");
     let scratch = Scratch::on_small_file_system(64 << 20);
     let place = scratch.home.path().join("served");
     fs::create_dir(&place).unwrap();

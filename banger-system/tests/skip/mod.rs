@@ -21,6 +21,11 @@ macro_rules! require {
 }
 pub(crate) use require;
 
+/// Returns whether the kernel has the driver of a device: a node may be there without one.
+pub fn has_device(path: &str) -> bool {
+    fs::OpenOptions::new().read(true).write(true).open(path).is_ok()
+}
+
 /// Reports why a test is skipped, to programs that count tests too.
 pub fn skipped(why: &str) {
     eprintln!("SKIPPED: {why}");
