@@ -3,6 +3,7 @@
 //! Hosts are noisy, so what counts is the ratio of the medians, never a single time.
 
 mod boot;
+mod crowd;
 mod disk;
 mod exec;
 mod guest;
@@ -61,6 +62,8 @@ enum Bench {
     Disk,
     /// Compare the host's part of a start with an empty unit of the same confinement
     Start,
+    /// Compare a user's list and start during another user's flood with the same alone
+    Crowd,
     /// Compare a command in a guest with ssh, and completion of a name with busctl
     Exec,
     /// Measure the processor time of an idle guest
@@ -109,7 +112,7 @@ pub struct Machine {
 }
 
 /// The benchmarks of `--smoke`: all except `disk`, which needs the test host.
-const SMOKE: [&str; 8] = ["net", "import", "size", "start", "exec", "workspace", "idle", "boot"];
+const SMOKE: [&str; 9] = ["net", "import", "size", "start", "crowd", "exec", "workspace", "idle", "boot"];
 
 /// How much work a benchmark does.
 #[derive(Clone, Copy)]
@@ -184,6 +187,7 @@ fn smoke() -> Result<ExitCode> {
 fn measure(arguments: &Arguments, bench: Bench, effort: Effort) -> Result<()> {
     match bench {
         Bench::Boot => show(arguments, &[boot::run(effort)?], Report::print),
+        Bench::Crowd => show(arguments, &crowd::run(effort)?, Report::print),
         Bench::Disk => show(arguments, &[disk::run(effort)?], Report::print),
         Bench::Exec => show(arguments, &exec::run(effort)?, Report::print),
         Bench::Import => show(arguments, &import::run(effort)?, import::Report::print),
