@@ -10,7 +10,7 @@ use std::{
     fs::{self, File},
     io::Read,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command},
     sync::{
         Arc,
@@ -766,9 +766,12 @@ struct DockerRegistry {
 }
 
 impl DockerRegistry {
-    const PROGRAM: &str = "/usr/bin/docker-registry";
+    /// Returns the program, if a test may run it.
+    fn program() -> Option<PathBuf> {
+        std::env::var_os("BANGER_TEST_DOCKER_REGISTRY").map(PathBuf::from)
+    }
 
-    async fn start() -> Self {
+    async fn start(program: &Path) -> Self {
         let home = tempfile::tempdir().unwrap();
         let port = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port() };
         let config = format!(
@@ -778,7 +781,7 @@ impl DockerRegistry {
         );
         let file = home.path().join("config.yml");
         fs::write(&file, config).unwrap();
-        let process = Command::new(Self::PROGRAM).arg("serve").arg(&file).spawn().unwrap();
+        let process = Command::new(program).arg("serve").arg(&file).spawn().unwrap();
         while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -822,8 +825,9 @@ async fn what_oci_client_pushes_to_dockers_registry_is_pulled() {
         client::{ClientConfig, ClientProtocol, Config, ImageLayer},
         secrets::RegistryAuth,
     };
-    require!(Path::new(DockerRegistry::PROGRAM).exists(), "the package docker-registry");
-    let server = DockerRegistry::start().await;
+    let program = DockerRegistry::program();
+    require!(program.is_some(), "Debian's docker-registry, named by BANGER_TEST_DOCKER_REGISTRY");
+    let server = DockerRegistry::start(&program.unwrap()).await;
     let home = tempfile::tempdir().unwrap();
     let registries = Registries::new(home.path(), Bytes::gib(1), QUICK, LocalPorts::where_port(|_| true));
     let name = format!("localhost:{}/a/b:1", server.port);

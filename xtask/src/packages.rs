@@ -43,6 +43,9 @@ const PACKAGES: &[&str] = &[
     "openssh-client",
     "rsync",
     "curl",
+    // Other programs that write and push images.
+    "skopeo",
+    "umoci",
     // A resolver that tests use instead of the host's.
     "dnsmasq-base",
     // A terminal for tests.
@@ -88,25 +91,51 @@ fn install(packages: &[&'static str]) -> Result<()> {
 pub fn resolved() -> Result<PathBuf> {
     // The version must be that of systemd.
     let version = output(&mut command("dpkg-query", ["-W", "-f", "${Version}", "systemd"]))?;
-    let directory = cache().join(format!("systemd-resolved-{version}"));
+    tree("systemd-resolved", &version, |root| {
+        // The package predates the merge of /lib and /sbin into /usr.
+        for merged in ["lib", "sbin"] {
+            let tree = root.join(merged);
+            run(command("cp", ["-a"]).arg(tree.join(".")).arg(root.join("usr").join(merged)))?;
+            fs::remove_dir_all(tree)?;
+        }
+        Ok(())
+    })
+}
+
+/// Returns the program of Debian's docker-registry, unpacked: installed, it would listen on all addresses at once.
+pub fn docker_registry() -> Result<PathBuf> {
+    let candidate = |text: &str| {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+        Some(line.to_owned()).filter(|version| version != "(none)")
+    };
+    let policy =
+        || output(&mut command("apt-cache", ["policy", "docker-registry"])).map(|text| candidate(&text));
+    let version = match policy()? {
+        Some(version) => version,
+        None => {
+            run(&mut apt(&["update", "-qq"]))?;
+            policy()?.context("apt has no docker-registry")?
+        }
+    };
+    Ok(tree("docker-registry", &version, |_| Ok(()))?.join("usr/bin/docker-registry"))
+}
+
+/// Returns the unpacked tree of a package. It is unpacked and finished once.
+fn tree(package: &str, version: &str, finish: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let directory = cache().join(format!("{package}-{version}"));
     let root = directory.join("root");
     if root.is_dir() {
         return Ok(root);
     }
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let unfinished = directory.join("unfinished");
-    let package = format!("systemd-resolved={version}");
-    if unpack(&package, &directory, &unfinished).is_err() {
+    let wanted = format!("{package}={version}");
+    if unpack(&wanted, &directory, &unfinished).is_err() {
         run(&mut apt(&["update", "-qq"]))?;
-        unpack(&package, &directory, &unfinished)?;
+        unpack(&wanted, &directory, &unfinished)?;
     }
-    // The package predates the merge of /lib and /sbin into /usr.
-    for merged in ["lib", "sbin"] {
-        let tree = unfinished.join(merged);
-        run(command("cp", ["-a"]).arg(tree.join(".")).arg(unfinished.join("usr").join(merged)))?;
-        fs::remove_dir_all(tree)?;
-    }
-    fs::rename(&unfinished, &root).context("cannot rename the tree of systemd-resolved")?;
+    finish(&unfinished)?;
+    fs::rename(&unfinished, &root).with_context(|| format!("cannot rename the tree of {package}"))?;
     Ok(root)
 }
 

@@ -58,6 +58,9 @@ const SKIPS: &str = "BANGER_TEST_SKIPS";
 /// Environment variable with the unpacked kernel package that tests may read.
 const KERNELS: &str = "BANGER_TEST_KERNELS";
 
+/// Environment variable with the program of a registry of others.
+const REGISTRY: &str = "BANGER_TEST_DOCKER_REGISTRY";
+
 /// The levels that cargo runs, and a nextest filter for the tests of each.
 const CARGO_LEVELS: [(u8, &str, &str); 4] = [
     (
@@ -124,6 +127,7 @@ fn cargo_level(level: u8, filter: &str) -> Result<Tally> {
     fs::write(&skips, "")?;
     let mut nextest: Command = cargo(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
     nextest.args(["-E", filter]).env(SKIPS, &skips).env(KERNELS, kernel::ensure()?.root);
+    nextest.env(REGISTRY, packages::docker_registry()?);
     nextest.current_dir(repository());
     let output = nextest.output().context("cannot run cargo nextest")?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,6 +1,6 @@
 #!/bin/sh -eu
 # Pushes xtask's image without an init.
-image=$1
+image=$2
 
 take "$image" layer.tar
 image alpine-like layer.tar

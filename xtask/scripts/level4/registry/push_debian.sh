@@ -1,8 +1,8 @@
 #!/bin/sh -eu
 # Pushes the golden image, and the one without an init with a second layer that removes its busybox, which leaves what
 # Debian calls minbase.
-image=$1
-without_init=$2
+image=$2
+without_init=$3
 
 take "$image" layer.tar
 image debian layer.tar

@@ -1,5 +1,6 @@
 #!/bin/sh -eu
 # Starts a registry with one user: alice, whose password is `secret`.
+registry=$1
 
 rm -rf /tmp/oci; mkdir -p /tmp/oci/root /tmp/oci/storage; cd /tmp/oci
 echo 'alice:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a' > users
@@ -9,7 +10,7 @@ storage: {filesystem: {rootdirectory: /tmp/oci/storage}}
 auth: {htpasswd: {realm: test, path: /tmp/oci/users}}
 http: {addr: "127.0.0.1:5000"}
 END
-systemd-run --quiet --unit=registry /usr/bin/docker-registry serve /tmp/oci/registry.yml
+systemd-run --quiet --unit=registry "$registry" serve /tmp/oci/registry.yml
 wait_until 30 'the registry' curl -s -o /dev/null http://localhost:5000/v2/
 umoci init --layout layout
 take() {

@@ -38,7 +38,7 @@ use crate::{
 type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
-const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
+const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
     copies::CHECKS,
     guests::CHECKS,
     images::CHECKS,
@@ -49,6 +49,7 @@ const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
     people::CHECKS,
     ready::CHECKS,
     refusals::CHECKS,
+    registry::CHECKS,
     sessions::CHECKS,
     ssh::CHECKS,
     terminal::CHECKS,
@@ -67,7 +68,6 @@ const SYSTEMD_CHECKS: [&[(&str, Check)]; 6] = [
 /// Runs the checks whose names contain `only` in fresh private hosts. Each host takes the next check when it has
 /// finished one.
 pub fn run(only: &str) -> Result<Tally> {
-    let mut tally = Tally::default();
     let wanted = |checks: &[&[(&'static str, Check)]], image| {
         let checks = checks.concat().into_iter().filter(|(name, _)| is_wanted(name, only));
         checks.map(|(name, check)| Job { name, check, image }).collect::<VecDeque<_>>()
@@ -75,18 +75,13 @@ pub fn run(only: &str) -> Result<Tally> {
     // The longest checks come first, so that both hosts finish at about the same time.
     let mut queue = wanted(&SYSTEMD_CHECKS, try_it::IMAGE);
     queue.append(&mut wanted(&QUICK_CHECKS, QUICK));
-    let mut of_registry = wanted(&[registry::CHECKS], QUICK);
-    match registry::missing() {
-        None => queue.append(&mut of_registry),
-        Some(why) => tally.skipped.extend(of_registry.iter().map(|job| format!("{}: {why}", job.name))),
-    }
     // Prepare these once, not in each host.
     kernel::ensure()?;
     image::without_init(try_it::IMAGE)?;
     let hosts = (0..host::HOSTS.min(queue.len()))
         .map(|number| host::up(&host::Up { fresh: true, number, ..host::Up::default() }))
         .collect::<Result<Vec<_>>>()?;
-    let (queue, tally) = (Mutex::new(queue), Mutex::new(tally));
+    let (queue, tally) = (Mutex::new(queue), Mutex::new(Tally::default()));
     let done = thread::scope(|scope| {
         let (queue, tally) = (&queue, &tally);
         let threads: Vec<_> = hosts.iter().map(|host| scope.spawn(|| work(host, queue, tally))).collect();

@@ -1,13 +1,13 @@
 //! Checks of registries: images are pulled with the user's credentials, and boot.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Check, as_user, expect, run_as, text};
 use crate::{
     host::{self, Host},
-    image,
+    image, packages,
     run::run as shell,
 };
 
@@ -16,21 +16,11 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("Debian from a registry runs, with systemd and without an init", debian),
 ];
 
-/// Packages that only these checks need. They are not installed automatically: Debian's docker-registry listens on all
-/// addresses as soon as it is installed.
-const NEEDED: &[&str] = &["docker-registry", "skopeo", "umoci"];
-
-/// Returns the reason why the checks cannot run on this host, if there is one.
-pub(super) fn missing() -> Option<String> {
-    let is_there = |name: &&&str| Path::new("/usr/bin").join(name).exists();
-    let missing: Vec<&str> = NEEDED.iter().filter(|name| !is_there(name)).copied().collect();
-    (!missing.is_empty()).then(|| format!("these packages are missing: {}", missing.join(", ")))
-}
-
 fn pulled(host: &Host) -> Result<()> {
     let image = host::inside(&image::ensure("minimal")?)?;
     let push = script!(
         "level4/registry/push.sh" uses "wait.sh" + "level4/registry/start.sh",
+        registry = registry()?.display(),
         image = image.display()
     );
     with_registry(host, &push, pull_and_run)
@@ -41,10 +31,16 @@ fn debian(host: &Host) -> Result<()> {
     let without_init = host::inside(&image::ensure("minimal")?)?;
     let push = script!(
         "level4/registry/push_debian.sh" uses "wait.sh" + "level4/registry/start.sh",
+        registry = registry()?.display(),
         image = image.display(),
         without_init = without_init.display()
     );
     with_registry(host, &push, pull_and_run_debian)
+}
+
+/// Returns the path of the registry's program in the host.
+fn registry() -> Result<PathBuf> {
+    host::inside(&packages::docker_registry()?)
 }
 
 /// Starts a registry and fills it by this script, and then runs the check.
