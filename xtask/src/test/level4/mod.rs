@@ -30,6 +30,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::{
     host::{self, Host},
     image::{self, kernel},
+    packages,
     run::say,
     test::{Tally, is_wanted},
     try_it::{self, QUICK},
@@ -77,6 +78,7 @@ pub fn run(only: &str) -> Result<Tally> {
     queue.append(&mut wanted(&QUICK_CHECKS, QUICK));
     // Prepare these once, not in each host.
     kernel::ensure()?;
+    packages::docker_registry()?;
     image::without_init(try_it::IMAGE)?;
     let hosts = (0..host::HOSTS.min(queue.len()))
         .map(|number| host::up(&host::Up { fresh: true, number, ..host::Up::default() }))
