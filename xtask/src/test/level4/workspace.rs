@@ -12,7 +12,7 @@ use crate::{
 
 /// Environment variable with the MiB to transfer. A gibibyte was tested by hand, and takes minutes under emulation.
 const FLOOD: &str = "BANGER_TEST_FLOOD_MIB";
-const FLOOD_MIB: u32 = 256;
+const FLOOD_MIB: u32 = 64;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a repository goes into a sandbox, is worked on, and comes back byte for byte", there_and_back),
