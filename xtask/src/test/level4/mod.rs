@@ -13,6 +13,7 @@ mod ready;
 mod refusals;
 mod registry;
 mod sessions;
+mod settings;
 mod ssh;
 mod terminal;
 mod workspace;
@@ -38,7 +39,7 @@ use crate::{
 type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
-const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
+const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
     copies::CHECKS,
     guests::CHECKS,
     images::CHECKS,
@@ -50,6 +51,7 @@ const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
     ready::CHECKS,
     refusals::CHECKS,
     sessions::CHECKS,
+    settings::CHECKS,
     ssh::CHECKS,
     terminal::CHECKS,
     workspace::CHECKS,
