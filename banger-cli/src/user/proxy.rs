@@ -55,6 +55,11 @@ impl Proxies {
         Ok(proxies)
     }
 
+    /// Returns whether none is set.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
     /// Returns the hosts and ports of the proxies that programs in a sandbox cannot reach themselves.
     pub fn unreachable(&self, nat: bool) -> Vec<(String, u16)> {
         let unreachable = self.by_name.values().filter(|proxy| !nat || proxy.is_on_loopback());
@@ -80,7 +85,7 @@ impl Proxies {
             let relay = relays.get(&(proxy.host.clone(), proxy.port));
             set(name, relay.map_or_else(|| proxy.text(), |port| proxy.at_loopback(*port)));
         }
-        if !self.by_name.is_empty() {
+        if !self.is_empty() {
             set(NO_PROXY, exceptions(&self.no_proxy, sandbox));
         }
         variables

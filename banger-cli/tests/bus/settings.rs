@@ -124,6 +124,10 @@ fn proxies_are_passed_on_when_asked_for() {
     assert_eq!((ended.status, words[0]), (0, words[1]), "{ended:?}");
     assert!(words[0].starts_with("http://ann:secret@127.0.0.1:") && words[0] != address, "{ended:?}");
     assert_eq!(words[2], "example.org,localhost,127.0.0.1,::1,.vm,box");
+    let none = ["http_proxy", "https_proxy", "ftp_proxy", "all_proxy"].map(|name| (name, ""));
+    let upper = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY"].map(|name| (name, ""));
+    let ended = run(&host, &["vm", "exec", "--proxy", "box", "--", "true"], &[none, upper].concat());
+    assert!(ended.status == 0 && ended.errors.starts_with("note: there is no proxy to pass on"), "{ended:?}");
     // What the user sets for the command stays.
     assert!(exec(&["--proxy", "-e", "http_proxy=mine"]).output.starts_with("mine http://ann"));
     let ended = exec(&["--proxy", "--detach"]);

@@ -161,10 +161,7 @@ impl Target {
         }
         exec.wait = self.exec.phase(&Settings::of_caller()?);
         let about = |error: Error| add_hint(error).about(&self.sandbox);
-        let proxies = match self.exec.proxy() {
-            true => ProxyRelays::start(&bus, &vm).await.map_err(about)?,
-            false => ProxyRelays::default(),
-        };
+        let proxies = ProxyRelays::start(&bus, &vm, &self.exec).await.map_err(about)?;
         proxies.add_to(&mut exec);
         if let Some(kept) = kept {
             let owner = kept.record.owner().to_owned();

@@ -43,6 +43,9 @@ pub struct ExecArgs {
     /// Pass on no proxy. This is the default, unless your settings say `proxy = true`
     #[arg(long, overrides_with = "proxy")]
     no_proxy: bool,
+    /// What the user's settings say about proxies.
+    #[arg(skip)]
+    proxy_by_default: bool,
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
@@ -91,13 +94,18 @@ impl ExecArgs {
         let defaults = &settings.defaults;
         Self {
             user: self.user.clone().or_else(|| defaults.text(Key::User).map(str::to_owned)),
-            proxy: self.proxy || (!self.no_proxy && defaults.switch(Key::Proxy).unwrap_or_default()),
+            proxy_by_default: defaults.switch(Key::Proxy).unwrap_or_default(),
             ..self.clone()
         }
     }
 
     /// Returns whether the user's proxies are passed on.
     pub fn proxy(&self) -> bool {
+        self.proxy || (self.proxy_by_default && !self.no_proxy)
+    }
+
+    /// Returns whether the command line asks for that.
+    pub fn asks_for_proxy(&self) -> bool {
         self.proxy
     }
 

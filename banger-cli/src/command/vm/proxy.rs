@@ -9,7 +9,7 @@ use banger_proto::{
 use tokio::task::JoinSet;
 use zbus::OwnedObjectPath;
 
-use super::forward;
+use super::{exec_args::ExecArgs, forward};
 use crate::{
     client::bus::Bus,
     error::{Error, Result},
@@ -25,9 +25,20 @@ pub struct ProxyRelays {
 }
 
 impl ProxyRelays {
-    /// Starts the relays to the proxies of the caller.
-    pub async fn start(bus: &Bus, vm: &OwnedObjectPath) -> Result<Self> {
+    /// Starts the relays to the proxies of the caller, if the command gets them.
+    pub async fn start(bus: &Bus, vm: &OwnedObjectPath, exec: &ExecArgs) -> Result<Self> {
+        if !exec.proxy() {
+            return Ok(Self::default());
+        }
         let proxies = Proxies::of_caller()?;
+        if proxies.is_empty() {
+            if exec.asks_for_proxy() {
+                eprintln!(
+                    "note: there is no proxy to pass on: http_proxy, https_proxy and all_proxy are not set."
+                );
+            }
+            return Ok(Self::default());
+        }
         let sandbox = bus.properties(vm, VM_INTERFACE).await?;
         let (mut ports, mut relays) = (BTreeMap::new(), Vec::new());
         for (host, port) in proxies.unreachable(sandbox.flag("Nat")) {

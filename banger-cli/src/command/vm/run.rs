@@ -266,9 +266,7 @@ impl Sandbox<'_> {
         for problem in user_files::send(&mut guest, settings).await? {
             self.progress.note(&format!("warning: {problem}"));
         }
-        if run.exec.proxy() {
-            self.proxies = unless_ended(listener, ProxyRelays::start(self.bus, &self.vm)).await?;
-        }
+        self.proxies = unless_ended(listener, ProxyRelays::start(self.bus, &self.vm, &run.exec)).await?;
         Ok(())
     }
 
