@@ -106,7 +106,7 @@ fn rows(settings: &Settings, file: &SettingsFile, path: &str) -> Vec<Row> {
         row("file_sync", files.into(), of_file(file.file_sync.is_some())),
     ];
     rows.extend(Key::all().map(|key| {
-        // What these are without a setting does not depend on the service.
+        // Without a setting, the service decides on the others.
         let usual = match key {
             Key::Timezone => json!(settings.timezone),
             Key::Wait => json!(settings.wait),
