@@ -46,6 +46,48 @@ pub enum Ended {
     Unknown,
 }
 
+/// The signals that end a VMM, by number on every architecture (signal(7)).
+const SIGNALS: &[(&str, &str)] = &[
+    ("1", "HUP"),
+    ("2", "INT"),
+    ("3", "QUIT"),
+    ("4", "ILL"),
+    ("6", "ABRT"),
+    ("7", "BUS"),
+    ("8", "FPE"),
+    ("9", "KILL"),
+    ("11", "SEGV"),
+    ("13", "PIPE"),
+    ("15", "TERM"),
+    ("31", "SYS"),
+];
+
+impl Ended {
+    /// Returns how a VMM ended, in words.
+    pub fn in_words(&self) -> String {
+        let how = match self {
+            Self::Clean => return "the VMM exited normally".to_owned(),
+            Self::Failed(how) if how == OUT_OF_MEMORY => {
+                return "memory ran out, and the kernel killed the VMM".to_owned();
+            }
+            Self::Failed(how) => how,
+            Self::Unknown => return "the VMM is gone, and how it ended is unknown".to_owned(),
+        };
+        match how.split_once(':') {
+            Some(("exited", status)) => format!("the VMM exited with status {status}"),
+            Some(("killed" | "dumped", signal)) => {
+                let name = SIGNALS.iter().find(|(number, _)| *number == signal);
+                let name = name.map(|(_, name)| format!(" ({name})")).unwrap_or_default();
+                format!("signal {signal}{name} ended the VMM")
+            }
+            _ => format!("the VMM failed: {how}"),
+        }
+    }
+}
+
+/// The result that systemd records for a process that was killed because memory ran out.
+const OUT_OF_MEMORY: &str = "oom-kill";
+
 /// The kernel's messages, without their time stamps.
 const KERNEL: &[(&str, GuestEnd)] = &[
     ("reboot: Power down", GuestEnd::PowerOff),
@@ -117,7 +159,7 @@ pub fn event_of_exit(
         (Ended::Clean | Ended::Unknown, Some(GuestEnd::Reboot)) => (Event::Rebooted, Reason::GuestReboot),
         (Ended::Clean | Ended::Unknown, Some(end)) => (Event::Exited, end.reason()),
         (Ended::Clean, None) => (Event::Exited, Reason::GuestShutdown),
-        (Ended::Failed(how), _) if how == "oom-kill" => (Event::Crashed, Reason::VmmOutOfMemory),
+        (Ended::Failed(how), _) if how == OUT_OF_MEMORY => (Event::Crashed, Reason::VmmOutOfMemory),
         (Ended::Failed(how), _) => (Event::Crashed, Reason::VmmExit(how.clone())),
         (Ended::Unknown, None) => (Event::Crashed, Reason::Lost),
     }
@@ -208,6 +250,20 @@ mod tests {
         check(Ended::Unknown, None, (Event::Crashed, Reason::Lost));
         check(Ended::Unknown, Some(G::PowerOff), (Event::Exited, Reason::GuestShutdown));
         check(Ended::Unknown, Some(G::Reboot), (Event::Rebooted, Reason::GuestReboot));
+    }
+
+    #[test]
+    fn the_end_of_a_vmm_is_told_in_words() {
+        let check = |ended: Ended, expect| assert_eq!(ended.in_words(), expect);
+        let failed = |how: &str| Ended::Failed(how.to_owned());
+        check(Ended::Clean, "the VMM exited normally");
+        check(failed("exited:1"), "the VMM exited with status 1");
+        check(failed("killed:9"), "signal 9 (KILL) ended the VMM");
+        check(failed("dumped:31"), "signal 31 (SYS) ended the VMM");
+        check(failed("killed:34"), "signal 34 ended the VMM");
+        check(failed("oom-kill"), "memory ran out, and the kernel killed the VMM");
+        check(failed("watchdog"), "the VMM failed: watchdog");
+        check(Ended::Unknown, "the VMM is gone, and how it ended is unknown");
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub enum State {
     Stopping,
     /// The VMM ended as requested, by itself, or by a user's signal.
     Stopped,
-    /// It could not be started, or the VMM ended unexpectedly.
+    /// It could not be started, or the VMM ended unexpectedly. A stop clears this.
     Failed,
     /// It is being deleted. This state is final.
     Deleting,
@@ -81,7 +81,8 @@ pub fn step(state: State, event: Event) -> Result<Transition, Refused> {
         (S::Starting, E::LaunchFailed) => to(S::Failed),
 
         (S::Starting | S::Running, E::Stop) => to(S::Stopping),
-        (S::Created | S::Stopping | S::Stopped | S::Failed, E::Stop) => Ok(Transition::Unchanged),
+        (S::Failed, E::Stop) => to(S::Stopped),
+        (S::Created | S::Stopping | S::Stopped, E::Stop) => Ok(Transition::Unchanged),
 
         (S::Starting | S::Running | S::Stopping, E::Exited) => to(S::Stopped),
         (S::Running, E::Rebooted) => to(S::Starting),

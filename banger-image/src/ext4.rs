@@ -53,6 +53,8 @@ const OTHER_FORMATS: [(usize, &[u8], &str); 10] = [
 pub struct FileSystem {
     /// Its size, at most that of the file.
     pub size: Bytes,
+    /// The blocks that files take, if it says how many it needs for itself.
+    pub used: Option<Bytes>,
 }
 
 /// Why a file cannot be the root file system of a guest.
@@ -129,12 +131,18 @@ impl FileSystem {
         if blocks == 0 || per_group.contains(&0) {
             return Err(Unusable::Damaged("it has no blocks or no inodes"));
         }
-        let size = blocks.checked_mul(1024 << log_block_size);
+        let block_size = 1024 << log_block_size;
+        let size = blocks.checked_mul(block_size);
         let size = Bytes(size.ok_or(Unusable::Damaged("its size is invalid"))?);
         if size > file {
             return Err(Unusable::Short { expected: size, found: file });
         }
-        Ok(Self { size })
+        let high = if incompat & INCOMPAT_64BIT != 0 { superblock.u32(0x158) } else { 0 };
+        let free = u64::from(high) << 32 | u64::from(superblock.u32(0xc));
+        // Programs that make file systems may leave it out.
+        let own = Some(u64::from(superblock.u32(0x248))).filter(|own| *own != 0);
+        let used = own.and_then(|own| blocks.checked_sub(free)?.checked_sub(own)?.checked_mul(block_size));
+        Ok(Self { size, used: used.map(Bytes) })
     }
 }
 
@@ -179,7 +187,11 @@ mod tests {
 
     /// Returns the real file system with these bytes at this offset of its superblock, and a matching checksum.
     fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
-        let mut head = REAL.to_vec();
+        with_more(REAL, at, bytes)
+    }
+
+    fn with_more(head: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut head = head.to_vec();
         head[START + at..][..bytes.len()].copy_from_slice(bytes);
         let checksum = Superblock(head[START..].try_into().unwrap()).checksum();
         head[START + 0x3fc..].copy_from_slice(&checksum.to_le_bytes());
@@ -189,8 +201,21 @@ mod tests {
     #[test]
     fn a_file_system_of_mke2fs_is_usable_also_in_a_larger_file() {
         for file in [SIZE, Bytes::gib(1)] {
-            assert_eq!(FileSystem::read(REAL, file), Ok(FileSystem { size: SIZE }));
+            assert_eq!(FileSystem::read(REAL, file).unwrap().size, SIZE);
         }
+    }
+
+    #[test]
+    fn what_files_take_is_neither_free_nor_taken_by_the_file_system() {
+        let used = |own: u32, free: u32| {
+            let head = with_more(&with(0xc, &free.to_le_bytes()), 0x248, &own.to_le_bytes());
+            FileSystem::read(&head, SIZE).unwrap().used
+        };
+        let block = 1024 << REAL[START + 0x18];
+        let blocks = u32::try_from(SIZE.0 / block).unwrap();
+        assert_eq!(used(100, blocks - 110), Some(Bytes(10 * block)));
+        assert_eq!(used(0, blocks - 110), None);
+        assert_eq!(used(100, blocks), None, "it contradicts itself");
     }
 
     #[test]

@@ -94,6 +94,8 @@ pub struct ImageFacts {
     pub digest: String,
     /// Size of the file system.
     pub virtual_size: Bytes,
+    /// Bytes of the files in it.
+    pub content_size: Bytes,
     /// Bytes that the file occupies.
     pub disk_usage: Bytes,
 }

@@ -40,7 +40,11 @@ impl Writer {
     /// Continues a log made by [`Writer::create`].
     pub fn open(file: File) -> io::Result<Self> {
         let reader = Reader::new(file)?;
+        // Beyond this, a position in the log could overflow. No writer gets that far.
         let written = reader.written()?;
+        if written > u64::MAX / 2 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the log is damaged"));
+        }
         Ok(Self { capacity: reader.capacity, file: reader.file, written })
     }
 

@@ -321,6 +321,15 @@ fn guests_with_nat_ask_the_hosts_resolvers_and_others_are_refused() {
         assert_eq!(said(ask(&closed, "example.org")), "Refused");
         assert_eq!(said(ask_at(&world.host, GATEWAY, "example.org", RecordType::A)), "Refused");
 
+        // Only what a program would look up counts, and only for the guest that was refused.
+        let (web, db) = (holder(0, "web", "alice", Nat::On).vm, holder(1, "db", "alice", Nat::Off).vm);
+        assert_eq!((house.names.refused(web), house.names.refused(db)), (0, 0));
+        for (name, kind) in [("example.org", RecordType::A), ("example.org", RecordType::AAAA)] {
+            assert_eq!(said(ask_at(&closed.space, GATEWAY, name, kind)), "Refused");
+        }
+        assert_eq!(said(ask_at(&closed.space, GATEWAY, "nobody.vm", RecordType::A)), "NXDomain");
+        assert_eq!((house.names.refused(web), house.names.refused(db)), (0, 2));
+
         // Too long for a datagram: the guest asks again over a connection.
         let short = ask(&open, "long.example.org").unwrap();
         assert!(short.metadata.truncation && short.answers.is_empty());

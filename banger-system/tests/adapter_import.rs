@@ -108,6 +108,7 @@ async fn layers_become_one_file_system() {
     assert_eq!(fs.resolve("/twin").unwrap(), fs.resolve("/d/kept").unwrap());
     assert!(fs.resolve("/d/old").is_err());
     assert_eq!((facts.virtual_size, bytes.len() as u64), (IMAGE_SIZE, IMAGE_SIZE.0));
+    assert_eq!(facts.content_size, Bytes(10_003), "a file with two names counts once");
     assert!(facts.disk_usage < Bytes::mib(8), "{}", facts.disk_usage);
     assert_eq!(scratch::mode(&image), 0o400);
 }

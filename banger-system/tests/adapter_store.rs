@@ -62,6 +62,7 @@ fn image() -> Image {
         facts: ImageFacts {
             digest: "sha256:ff".into(),
             virtual_size: Bytes::gib(16 << 10),
+            content_size: Bytes(7),
             disk_usage: Bytes(0),
         },
         origin: None,

@@ -319,6 +319,13 @@ async fn shared_images_are_everybodys_to_use_and_an_administrators_to_change() {
     service.polkit.answer(ALICE, action::IMAGE_MANAGE_SHARED, Answer::Yes);
     let ours = alice.import_image("ours", options([("shared", true.into())])).await;
     assert_eq!(bob.text(&ours, "Name").await, "ours");
-    bob.create("box", options([("image", "ours".into())])).await;
+    let vm = bob.create("box", options([("image", "ours".into())])).await;
+    // Everybody sees their own sandboxes of it, and nobody else's.
+    for (client, expect) in [(&alice, vec![]), (&bob, vec![vm])] {
+        let all: HashMap<String, OwnedVariant> =
+            client.call(&ours, GET_ALL, &("dev.banger.Manager1.Image",)).await.unwrap();
+        let used_by = Vec::<OwnedObjectPath>::try_from(all["UsedBy"].clone()).unwrap();
+        assert_eq!(used_by.iter().map(|path| path.as_str()).collect::<Vec<_>>(), expect);
+    }
     refused(alice.call::<()>(&ours, "Delete", &(options([]),)).await, ErrorName::ImageInUse);
 }

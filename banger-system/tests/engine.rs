@@ -259,6 +259,43 @@ async fn a_vmm_that_dies_or_a_guest_that_powers_off_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_stop_clears_a_failure_and_only_that() {
+    let mut lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    lab.sim.end_process(vm, Ended::Failed("killed:9".into()));
+    lab.until(vm, |state| state == Some(State::Failed)).await;
+    for _ in 0..2 {
+        lab.done(lab.engine.stop_vm(vm, Stop::default()).await.unwrap()).await;
+        assert_eq!(lab.state(vm), State::Stopped);
+        assert_eq!(lab.engine.vm(vm).unwrap().vm.reason, Reason::UserRequest);
+    }
+    let lab = lab.restart().await;
+    assert_eq!(lab.state(vm), State::Stopped);
+    lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
+    assert_eq!(lab.state(vm), State::Running);
+}
+
+#[tokio::test]
+async fn the_log_of_a_vmm_says_what_ended_it() {
+    let mut lab = EngineLab::new().await;
+    let (killed, asked, off) = (lab.running().await, lab.running().await, lab.running().await);
+    lab.sim.end_process(killed, Ended::Failed("oom-kill".into()));
+    lab.until(killed, |state| state == Some(State::Failed)).await;
+    lab.engine.kill_vm(asked, 9).await.unwrap();
+    lab.until(asked, |state| state == Some(State::Stopped)).await;
+    lab.sim.end_process(off, Ended::Clean);
+    lab.until(off, |state| state == Some(State::Stopped)).await;
+    for (vm, expect) in [
+        (killed, "banger: memory ran out, and the kernel killed the VMM.\n"),
+        (asked, "banger: signal 9 (KILL) ended the VMM, as a user asked.\n"),
+        (off, ""),
+    ] {
+        let log = lab.engine.open_log(vm, Log::Vmm, LogRange::default(), Box::new(())).await.unwrap();
+        assert_eq!(std::io::read_to_string(std::fs::File::from(log)).unwrap(), expect);
+    }
+}
+
+#[tokio::test]
 async fn a_kill_leaves_the_sandbox_stopped_and_not_failed() {
     let mut lab = EngineLab::new().await;
     let vm = lab.running().await;
@@ -522,6 +559,10 @@ struct BrokenLogs;
 impl Logs for BrokenLogs {
     async fn open(&self, _: VmId, _: Log, _: LogRange, _: ReaderGuard) -> logs::Result<OwnedFd> {
         Err(logs::Error::other("open a log", "this host has none"))
+    }
+
+    async fn append(&self, _: VmId, _: Log, _: String) -> logs::Result<()> {
+        Err(logs::Error::other("append to a log", "this host has none"))
     }
 
     async fn guest_end(&self, _: VmId) -> logs::Result<Option<GuestEnd>> {

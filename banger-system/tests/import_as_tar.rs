@@ -396,7 +396,11 @@ fn parts(archive: &File) -> (Vec<FileRange>, Vec<u8>) {
         |value: &serde_json::Value| format!("blobs/{}", value["digest"].as_str().unwrap().replace(':', "/"));
     let manifest = place(&document("index.json")["manifests"][0]);
     let (config, layer) = (place(&document(&manifest)["config"]), place(&document(&manifest)["layers"][0]));
-    assert_eq!(files.len(), 5);
+    assert_eq!(files.len(), 6);
+    // A program that knows only Docker archives finds the same image.
+    let docker = &document("manifest.json")[0];
+    assert_eq!((&docker["Config"], &docker["Layers"][0]), (&config.clone().into(), &layer.clone().into()));
+    assert_eq!(docker["RepoTags"][0], "mine:latest");
     let layer_bytes = read(&files[&layer]);
     (vec![files[&manifest], files[&config], files[&layer]], layer_bytes)
 }
@@ -416,11 +420,12 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     let images = LocalImages::new(scratch.paths.clone(), Arc::new(scratch.workers()), Bytes::gib(2));
     let config =
         ImageConfig { env: vec!["A=b".to_owned()], cmd: vec!["run".to_owned()], ..ImageConfig::default() };
+    let described = || ("mine".parse().unwrap(), config.clone());
     let export = |image| {
         let file = tempfile::tempfile().unwrap();
         let fd = file.try_clone().unwrap().into();
         let exported = runtime
-            .block_on(images.export(image, id::Uid(1000), config.clone(), fd, Arc::new(NoProgress)))
+            .block_on(images.export(image, id::Uid(1000), described(), fd, Arc::new(NoProgress)))
             .unwrap();
         assert_eq!(exported.bytes.0, file.metadata().unwrap().len());
         (exported.manifest, file)
@@ -465,7 +470,7 @@ fn an_export_extracts_to_what_was_imported_and_is_taken_back() {
     let unwritable = File::open("/dev/null").unwrap().into();
     assert!(
         runtime
-            .block_on(images.export(IMAGE, id::Uid(1000), config.clone(), unwritable, Arc::new(NoProgress)))
+            .block_on(images.export(IMAGE, id::Uid(1000), described(), unwritable, Arc::new(NoProgress)))
             .is_err()
     );
 }

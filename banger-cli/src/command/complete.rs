@@ -17,6 +17,7 @@ use crate::{
     client::{bus::Bus, object::Object, service::Kind},
     error::Result,
     ui::sanitize,
+    user::{dirs::UserDirs, settings},
 };
 
 /// The environment variable by which a shell's script requests completions.
@@ -91,6 +92,14 @@ fn entries(kind: &'static str, typed: &OsStr) -> Vec<CompletionCandidate> {
     entries.iter().map(candidate).collect()
 }
 
+/// Returns the names of the user's profiles with this prefix. Returns none if the settings cannot be read.
+pub fn profiles(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(typed) = typed.to_str() else { return Vec::new() };
+    let file = UserDirs::of_caller().and_then(|dirs| settings::read(&dirs.settings())).unwrap_or_default();
+    let names = file.profiles.into_keys().filter(|name| name.starts_with(typed));
+    names.map(CompletionCandidate::new).collect()
+}
+
 fn block_on(question: impl Future<Output = Result<Vec<Object>>>) -> Option<Vec<Object>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async { tokio::time::timeout(TIMEOUT, question).await }).ok()?.ok()
@@ -139,7 +148,7 @@ mod tests {
     #[test]
     fn names_are_completed_in_every_command() {
         for (verb, expect) in [
-            ("vm run", &["image", "kernel"][..]),
+            ("vm run", &["image", "kernel", "profile"][..]),
             ("vm stop", &["sandboxes"]),
             ("vm exec", &["sandbox"]),
             ("vm show", &["reference"]),
@@ -153,6 +162,7 @@ mod tests {
             ("kernel delete", &["references"]),
             ("kernel pull", &["entry"]),
             ("image pull", &["reference", "kernel"]),
+            ("config show", &["profile"]),
             ("ssh-config", &[]),
         ] {
             assert_eq!(completed(verb), expect, "{verb}");

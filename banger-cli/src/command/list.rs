@@ -56,8 +56,8 @@ fn table(kind: Kind, objects: &[Object], now: u64) -> String {
                 table.row([id, name, object.text("Version").to_owned(), shared(object), created]);
             }
             _ => {
-                let (virtual_size, on_disk) = (size(object, "VirtualSize"), size(object, "DiskUsage"));
-                table.row([id, name, virtual_size, on_disk, shared(object), created]);
+                let (content, on_disk) = (size(object, "ContentSize"), size(object, "DiskUsage"));
+                table.row([id, name, content, on_disk, shared(object), created]);
             }
         }
     }

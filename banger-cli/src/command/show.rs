@@ -68,8 +68,16 @@ fn phases_text(phases: &Map<String, Value>) -> String {
 
 /// Formats a value for people.
 fn text(key: &str, value: &Value) -> String {
-    const SIZES: [&str; 7] =
-        ["memory", "disk_size", "root_size", "virtual_size", "disk_usage", "size", "module_tree_size"];
+    const SIZES: [&str; 8] = [
+        "memory",
+        "disk_size",
+        "root_size",
+        "virtual_size",
+        "content_size",
+        "disk_usage",
+        "size",
+        "module_tree_size",
+    ];
     let size = SIZES.contains(&key);
     match (value, value.as_u64()) {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),

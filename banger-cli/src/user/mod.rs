@@ -2,8 +2,11 @@
 //! environment (files, locale, time zone).
 
 pub mod credentials;
+pub mod defaults;
 pub mod dirs;
 pub mod locale;
+pub mod proxy;
 pub mod settings;
+pub mod settings_file;
 pub mod timezone;
 pub mod user_files;

@@ -390,7 +390,7 @@ fn every_sandbox_gets_the_users_files() {
     let ended = host.banger(&["vm", "create", "--name", "box-2", "--image", "debian"]);
     assert_eq!(ended.status, 1);
     assert!(
-        ended.errors.contains("because: there is no key file_snyc; did you mean file_sync."),
+        ended.errors.contains("because: line 1: there is no key file_snyc; did you mean file_sync?"),
         "{ended:?}"
     );
     assert_eq!(host.calls("CreateVM").len(), made);

@@ -10,6 +10,7 @@ mod interrupts;
 mod real;
 mod schemas;
 mod service;
+mod settings;
 mod shells;
 mod ssh;
 mod workspace;

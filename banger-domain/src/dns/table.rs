@@ -94,6 +94,11 @@ impl Table {
         self.by_slot.contains_key(&slot)
     }
 
+    /// Returns whether this sandbox runs.
+    pub fn has_guest(&self, vm: VmId) -> bool {
+        self.holders.iter().any(|holder| holder.vm == vm)
+    }
+
     /// Returns the names of a sandbox on the host, the permanent one first; none while it is down.
     pub fn names_of(&self, vm: VmId) -> Vec<String> {
         let Some(index) = self.holders.iter().position(|holder| holder.vm == vm) else { return Vec::new() };

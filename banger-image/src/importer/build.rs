@@ -1,6 +1,6 @@
 //! Writes the file system of a merged tree.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
 
 use banger_domain::digest::Digest;
 use banger_proto::size::Bytes;
@@ -62,6 +62,7 @@ pub(super) fn build(
     let journal = first_place(&tree, places, options_of(&digest, size, places.journal()))
         .map_err(unwritten)?
         .map_or(places.journal(), |(found, wanted)| places.journal_for(found, wanted));
+    let content = content_of(&tree);
     // Tree, declarations and layout are large: at most two are in memory at a time.
     let (builder, contents) = declare(tree, options_of(&digest, size, journal)).map_err(unwritten)?;
     let layout = builder.seal().map_err(unwritten)?;
@@ -72,7 +73,19 @@ pub(super) fn build(
     moves.clear(image, places, end).map_err(doing)?;
     layout.writer(Holes { image, meter }).map_err(unwritten)?;
     moves.move_in(files, meter).map_err(doing)?;
-    Ok(Made { digest: digest.to_string() })
+    Ok(Made { digest: digest.to_string(), content })
+}
+
+/// Returns the bytes of all files, without their holes. A file with several names counts once.
+fn content_of(tree: &Tree) -> Bytes {
+    let files: BTreeMap<Id, u64> = tree
+        .walk()
+        .filter_map(|(_, _, id)| match &tree.node(id).kind {
+            Kind::File(content) => Some((id, content.data())),
+            _ => None,
+        })
+        .collect();
+    Bytes(files.values().sum())
 }
 
 /// Returns the digest of everything that determines the image's bytes.

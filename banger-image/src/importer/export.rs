@@ -65,7 +65,7 @@ pub(super) fn export(
     let failed = |error| Failure::os("write the archive", error);
     archive.write_all_at(&write::file_header(&layout::path(&layer.digest), size), 0).map_err(failed)?;
 
-    let documents = layout::documents(&order.config, &order.architecture, layer);
+    let documents = layout::documents(&order.config, &order.architecture, layer, &order.name);
     for (name, content) in &documents.files {
         out.write(&write::file_header(name, content.len() as u64))?;
         out.write(content)?;

@@ -46,6 +46,8 @@ pub struct Import {
 /// An image to write to an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
+    /// The image's name for the programs that read the archive.
+    pub name: String,
     /// How to run its programs.
     pub config: ImageConfig,
     /// Their architecture.
@@ -131,6 +133,8 @@ pub enum Answer {
 pub struct Made {
     /// The digest of everything that determines its bytes: the archives, the size and the layout.
     pub digest: String,
+    /// The bytes of its files.
+    pub content: Bytes,
 }
 
 /// A new file system of modules.

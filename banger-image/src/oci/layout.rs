@@ -1,4 +1,5 @@
-//! An image in files (OCI image specification, "Image Layout"), with one uncompressed layer.
+//! An image in files (OCI image specification, "Image Layout"), with one uncompressed layer, that is a Docker archive
+//! as well: Docker before version 25 reads only `manifest.json`.
 
 use banger_domain::digest::Digest;
 use sha2::{Digest as _, Sha256};
@@ -14,6 +15,9 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
+/// The tag of every exported image.
+const TAG: &str = "latest";
+
 /// All documents of a layout, without its layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Documents {
@@ -28,8 +32,8 @@ pub fn path(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-/// Returns the documents for this layer.
-pub fn documents(image: &ImageConfig, arch: &str, layer: Descriptor) -> Documents {
+/// Returns the documents for this layer. Other programs load the image under this name.
+pub fn documents(image: &ImageConfig, arch: &str, layer: Descriptor, name: &str) -> Documents {
     let platform = Platform::of_host(arch).to_string();
     let architecture = platform.split('/').nth(1).unwrap_or_default();
     let describe = |kind: &str, content: Descriptor| {
@@ -47,12 +51,22 @@ pub fn documents(image: &ImageConfig, arch: &str, layer: Descriptor) -> Document
     let manifest = manifest.to_string().into_bytes();
     let mut entry = describe(MANIFEST, described(&manifest));
     entry["platform"] = serde_json::json!({ "architecture": architecture, "os": "linux" });
+    // The second is how Docker and containerd name an image, the first how podman and skopeo do.
+    entry["annotations"] = serde_json::json!({
+        "org.opencontainers.image.ref.name": TAG,
+        "io.containerd.image.name": format!("docker.io/library/{name}:{TAG}"),
+    });
     let index = serde_json::json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] });
     let digest = described(&manifest).digest;
+    let config_path = path(&described(&config).digest);
+    let docker = serde_json::json!([{
+        "Config": config_path, "RepoTags": [format!("{name}:{TAG}")], "Layers": [path(&layer.digest)],
+    }]);
     Documents {
         files: vec![
-            (path(&described(&config).digest), config),
+            (config_path, config),
             (path(&digest), manifest),
+            ("manifest.json".to_owned(), docker.to_string().into_bytes()),
             ("index.json".to_owned(), index.to_string().into_bytes()),
             ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
         ],
@@ -85,7 +99,7 @@ mod tests {
         };
         for image in [image, ImageConfig::default()] {
             let layer = described(b"a layer");
-            let documents = documents(&image, "x86_64", layer);
+            let documents = documents(&image, "x86_64", layer, "mine");
             let file =
                 |name: &str| documents.files.iter().find(|(known, _)| known == name).unwrap().1.as_slice();
             let Document::Index(index) = Document::parse(file("index.json"), None).unwrap() else { panic!() };

@@ -84,6 +84,14 @@ impl Content {
     pub fn has_data(&self) -> bool {
         self.segments.as_ref().map_or(self.size > 0, |segments| !segments.is_empty())
     }
+
+    /// Returns the number of its bytes, without holes.
+    pub fn data(&self) -> u64 {
+        match &self.segments {
+            Some(segments) => segments.iter().map(|segment| segment.length).sum(),
+            None => self.size,
+        }
+    }
 }
 
 /// The kind of an archive.

@@ -91,17 +91,18 @@ impl Api {
         Ok((caller, permit))
     }
 
-    /// Checks that the caller of a message may read properties, without a dialog. Takes no permit, because a client
-    /// with many objects reads them all at once.
+    /// Checks that the caller of a message may read properties, without a dialog, and returns who it is. Takes no
+    /// permit, because a client with many objects reads them all at once.
     pub async fn admit_reader(
         &self,
         header: &Header<'_>,
         interface: &str,
         target: Option<Target>,
-    ) -> Result<()> {
+    ) -> Result<Uid> {
         let caller = self.callers.of(header).await?;
         let caller = Caller { interaction: Interaction::Forbidden, ..caller };
-        self.authorise(&caller, interface, acl::PROPERTIES, target).await
+        self.authorise(&caller, interface, acl::PROPERTIES, target).await?;
+        Ok(caller.uid)
     }
 
     async fn authorise(

@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use banger_domain::id::Uid;
 use zbus::{
     BoxDBusError, Connection, ObjectServer, OwnedObjectPath, OwnedVariant, Variant,
     message::{Header, Message},
@@ -24,12 +25,19 @@ use super::{
 use crate::engine::Engine;
 use banger_proto::bus::ErrorName;
 
+/// What properties are read from, and for whom.
+pub struct Reader<'a> {
+    pub engine: &'a Engine,
+    /// The user who reads; none for a signal to several users.
+    pub uid: Option<Uid>,
+}
+
 /// A property.
 pub struct Property<V: 'static> {
     pub name: &'static str,
     pub signature: &'static str,
     pub change: Change,
-    pub get: fn(&V, &Engine) -> Variant<'static>,
+    pub get: fn(&V, &Reader<'_>) -> Variant<'static>,
 }
 
 /// Returns a row of a table of properties.
@@ -37,7 +45,7 @@ pub const fn property<V>(
     name: &'static str,
     signature: &'static str,
     change: Change,
-    get: fn(&V, &Engine) -> Variant<'static>,
+    get: fn(&V, &Reader<'_>) -> Variant<'static>,
 ) -> Property<V> {
     Property { name, signature, change, get }
 }
@@ -79,8 +87,8 @@ pub fn api(weak: &Weak<Api>) -> Result<Arc<Api>> {
 }
 
 /// Returns the values of all properties.
-pub fn values<K: Kind>(view: &K::View, engine: &Engine) -> HashMap<&'static str, Variant<'static>> {
-    K::properties().iter().map(|property| (property.name, (property.get)(view, engine))).collect()
+pub fn values<K: Kind>(view: &K::View, reader: &Reader<'_>) -> HashMap<&'static str, Variant<'static>> {
+    K::properties().iter().map(|property| (property.name, (property.get)(view, reader))).collect()
 }
 
 /// Returns the values of the properties that differ and have a signal.
@@ -89,10 +97,11 @@ pub fn changes<K: Kind>(
     new: &K::View,
     engine: &Engine,
 ) -> HashMap<&'static str, Variant<'static>> {
+    let reader = &Reader { engine, uid: None };
     let values = K::properties().iter().filter(|property| property.change == Change::Signaled).filter_map(
         |property| {
-            let value = (property.get)(new, engine);
-            (value != (property.get)(old, engine)).then_some((property.name, value))
+            let value = (property.get)(new, reader);
+            (value != (property.get)(old, reader)).then_some((property.name, value))
         },
     );
     values.collect()
@@ -132,11 +141,11 @@ impl<K: Kind> Exported<K> {
         }
     }
 
-    /// Returns the view, if the caller may read it.
-    async fn read(&self, header: Option<&Header<'_>>) -> Result<Arc<K::View>> {
+    /// Returns the view and its reader, if the caller may read it.
+    async fn read(&self, header: Option<&Header<'_>>) -> Result<(Arc<K::View>, Reader<'_>)> {
         let header = header.ok_or_else(|| Error::new(ErrorName::AccessDenied, "the call has no sender"))?;
-        self.api.admit_reader(header, K::INTERFACE, self.target()?).await?;
-        self.view()
+        let uid = self.api.admit_reader(header, K::INTERFACE, self.target()?).await?;
+        Ok((self.view()?, Reader { engine: &self.api.engine, uid: Some(uid) }))
     }
 }
 
@@ -156,8 +165,8 @@ impl<K: Kind> Interface for Exported<K> {
     ) -> Option<std::result::Result<OwnedVariant, BoxDBusError>> {
         let property = K::properties().iter().find(|property| property.name == name)?;
         let read = async {
-            let view = self.read(header).await?;
-            Ok::<_, Error>(OwnedVariant::try_from((property.get)(&view, &self.api.engine))?)
+            let (view, reader) = self.read(header).await?;
+            Ok::<_, Error>(OwnedVariant::try_from((property.get)(&view, &reader))?)
         };
         Some(read.await.map_err(|error| Box::new(error) as BoxDBusError))
     }
@@ -170,9 +179,9 @@ impl<K: Kind> Interface for Exported<K> {
         _: &SignalEmitter<'_>,
     ) -> zbus::fdo::Result<HashMap<String, OwnedVariant>> {
         let denied = |error: Error| zbus::fdo::Error::AccessDenied(error.message);
-        let view = self.read(header).await.map_err(denied)?;
+        let (view, reader) = self.read(header).await.map_err(denied)?;
         let mut all = HashMap::new();
-        for (name, value) in values::<K>(&view, &self.api.engine) {
+        for (name, value) in values::<K>(&view, &reader) {
             all.insert(name.to_owned(), OwnedVariant::try_from(value)?);
         }
         Ok(all)

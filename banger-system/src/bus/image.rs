@@ -74,13 +74,14 @@ const PROPERTIES: &[Property<ImageView>] = &[
     }),
     property("Config", "a{sv}", Never, |image, _| config(&image.config).into()),
     property("VirtualSize", "t", Signaled, |image, _| image.facts.virtual_size.0.into()),
+    property("ContentSize", "t", Signaled, |image, _| image.facts.content_size.0.into()),
     property("DiskUsage", "t", Signaled, |image, _| image.facts.disk_usage.0.into()),
     property("KernelId", "s", Signaled, |image, _| {
         image.kernel.map(|id| id.to_string()).unwrap_or_default().into()
     }),
     property("CreatedAt", "t", Signaled, item::created_at),
-    property("UsedBy", "ao", Silent, |image, engine| {
-        path::owned(engine.image_users(image.id).into_iter().map(Object::Vm), image.owner, engine).into()
+    property("UsedBy", "ao", Silent, |image, reader| {
+        item::used_by(image, reader.engine.image_users(image.id).into_iter().map(Object::Vm), reader)
     }),
 ];
 

@@ -6,40 +6,50 @@ use banger_domain::{id::Uid, name::Reference};
 use banger_proto::bus::names::detail;
 use zbus::Variant;
 
-use super::{api::Target, caller::Caller, error::Result, reference::no_such};
-use crate::engine::{Engine, view::Item};
+use super::{api::Target, caller::Caller, error::Result, export::Reader, path, reference::no_such};
+use crate::engine::view::{Item, Object};
 
-pub fn id<I: Item>(item: &I, _: &Engine) -> Variant<'static> {
+pub fn id<I: Item>(item: &I, _: &Reader<'_>) -> Variant<'static> {
     item.id().to_string().into()
 }
 
-pub fn name<I: Item>(item: &I, _: &Engine) -> Variant<'static> {
+pub fn name<I: Item>(item: &I, _: &Reader<'_>) -> Variant<'static> {
     item.name().to_string().into()
 }
 
-pub fn owner<I: Item>(item: &I, _: &Engine) -> Variant<'static> {
+pub fn owner<I: Item>(item: &I, _: &Reader<'_>) -> Variant<'static> {
     item.owner().0.into()
 }
 
-pub fn shared<I: Item>(item: &I, _: &Engine) -> Variant<'static> {
+pub fn shared<I: Item>(item: &I, _: &Reader<'_>) -> Variant<'static> {
     item.is_shared().into()
 }
 
-pub fn source<I: Item>(item: &I, _: &Engine) -> Variant<'static> {
+pub fn source<I: Item>(item: &I, _: &Reader<'_>) -> Variant<'static> {
     item.source().to_owned().into()
 }
 
-pub fn digest<I: Item>(item: &I, _: &Engine) -> Variant<'static> {
+pub fn digest<I: Item>(item: &I, _: &Reader<'_>) -> Variant<'static> {
     item.digest().to_owned().into()
 }
 
-pub fn created_at<I: Item>(item: &I, _: &Engine) -> Variant<'static> {
+pub fn created_at<I: Item>(item: &I, _: &Reader<'_>) -> Variant<'static> {
     item.created_at().0.into()
 }
 
 /// Every image and kernel runs on this host.
-pub fn architecture<I: Item>(_: &I, _: &Engine) -> Variant<'static> {
+pub fn architecture<I: Item>(_: &I, _: &Reader<'_>) -> Variant<'static> {
     std::env::consts::ARCH.into()
+}
+
+/// Returns those of its users that the reader may know: of a shared one the reader's own, else the owner's.
+pub fn used_by<I: Item>(
+    item: &I,
+    users: impl IntoIterator<Item = Object>,
+    reader: &Reader<'_>,
+) -> Variant<'static> {
+    let owner = if item.is_shared() { reader.uid } else { Some(item.owner()) };
+    owner.map(|owner| path::owned(users, owner, reader.engine)).unwrap_or_default().into()
 }
 
 /// Returns its owner and name for dialogs.

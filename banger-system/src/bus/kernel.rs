@@ -67,8 +67,8 @@ const PROPERTIES: &[Property<KernelView>] = &[
     property("HasModules", "b", Signaled, |kernel, _| (kernel.facts.modules > 0).into()),
     property("ModuleTreeSize", "t", Signaled, |kernel, _| kernel.facts.module_tree.0.into()),
     property("CreatedAt", "t", Signaled, item::created_at),
-    property("UsedBy", "ao", Silent, |kernel, engine| {
-        path::owned(engine.kernel_users(kernel.id), kernel.owner, engine).into()
+    property("UsedBy", "ao", Silent, |kernel, reader| {
+        item::used_by(kernel, reader.engine.kernel_users(kernel.id), reader)
     }),
 ];
 

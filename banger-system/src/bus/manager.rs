@@ -105,13 +105,13 @@ const PROPERTIES: &[Property<()>] = &[
         name: "DefaultImage",
         signature: "s",
         change: Change::Signaled,
-        get: |(), engine| engine.settings().default_image.to_string().into(),
+        get: |(), reader| reader.engine.settings().default_image.to_string().into(),
     },
     Property {
         name: "DefaultKernel",
         signature: "s",
         change: Change::Signaled,
-        get: |(), engine| engine.settings().default_kernel.to_string().into(),
+        get: |(), reader| reader.engine.settings().default_kernel.to_string().into(),
     },
     Property { name: "DnsDomain", signature: "s", change: Change::Never, get: |(), _| DOMAIN.into() },
 ];

@@ -13,7 +13,7 @@ use super::{
     api::Api,
     caller::RequestKind,
     error::Result,
-    export::{Kind, api, values},
+    export::{Kind, Reader, api, values},
     image::ImageKind,
     item,
     job::JobKind,
@@ -21,14 +21,13 @@ use super::{
     path,
     vm::VmKind,
 };
-use crate::engine::Engine;
 
 /// The interfaces of an object, with their properties.
 pub type Interfaces = HashMap<&'static str, HashMap<&'static str, Variant<'static>>>;
 
 /// Returns the interfaces of an object.
-pub fn interfaces<K: Kind>(view: &K::View, engine: &Engine) -> Interfaces {
-    HashMap::from([(K::INTERFACE, values::<K>(view, engine))])
+pub fn interfaces<K: Kind>(view: &K::View, reader: &Reader<'_>) -> Interfaces {
+    HashMap::from([(K::INTERFACE, values::<K>(view, reader))])
 }
 
 struct ObjectManager {
@@ -48,18 +47,19 @@ impl ObjectManager {
         let _permit = api.callers.acquire(caller.uid, RequestKind::Call)?;
         api.subscribe(&caller, false)?;
         let engine = &api.engine;
+        let reader = &Reader { engine, uid: Some(caller.uid) };
         let mut objects = HashMap::new();
         for view in engine.vms().iter().filter(|view| view.vm.owner == caller.uid) {
-            objects.insert(path::vm(view.vm.id), interfaces::<VmKind>(view, engine));
+            objects.insert(path::vm(view.vm.id), interfaces::<VmKind>(view, reader));
         }
         for image in &item::visible(engine.images(), &caller, false) {
-            objects.insert(path::image(image.id), interfaces::<ImageKind>(image, engine));
+            objects.insert(path::image(image.id), interfaces::<ImageKind>(image, reader));
         }
         for kernel in &item::visible(engine.kernels(), &caller, false) {
-            objects.insert(path::kernel(kernel.id), interfaces::<KernelKind>(kernel, engine));
+            objects.insert(path::kernel(kernel.id), interfaces::<KernelKind>(kernel, reader));
         }
         for job in engine.jobs().iter().filter(|job| job.owner == caller.uid) {
-            objects.insert(path::job(job.id), interfaces::<JobKind>(job, engine));
+            objects.insert(path::job(job.id), interfaces::<JobKind>(job, reader));
         }
         Ok(objects)
     }

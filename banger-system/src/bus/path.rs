@@ -41,7 +41,7 @@ pub fn object(object: &Object) -> OwnedObjectPath {
     }
 }
 
-/// Returns the paths of this owner's objects. Who else uses a shared object stays private.
+/// Returns the paths of this owner's objects.
 pub fn owned(objects: impl IntoIterator<Item = Object>, owner: Uid, engine: &Engine) -> Vec<OwnedObjectPath> {
     let owner_of = |object: &Object| match object {
         Object::Vm(id) => engine.vm(*id).map(|view| view.vm.owner),

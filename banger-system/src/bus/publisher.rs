@@ -9,7 +9,7 @@ use zbus::{DynamicType, OwnedObjectPath, names::BusName};
 
 use super::{
     api::Api,
-    export::{Kind, changes, export, unexport, unexport_gone},
+    export::{Kind, Reader, changes, export, unexport, unexport_gone},
     image::ImageKind,
     job::{self, JobKind},
     kernel::KernelKind,
@@ -179,7 +179,8 @@ async fn completed(api: &Api, to: &[String], job: &JobView) -> zbus::Result<()> 
 }
 
 async fn added<K: Kind>(api: &Api, to: &[String], path: OwnedObjectPath, view: &K::View) -> zbus::Result<()> {
-    let body = (path, object_manager::interfaces::<K>(view, &api.engine));
+    let reader = Reader { engine: &api.engine, uid: None };
+    let body = (path, object_manager::interfaces::<K>(view, &reader));
     send(api, to, MANAGER_PATH, OBJECT_MANAGER, "InterfacesAdded", &body).await
 }
 

@@ -31,7 +31,7 @@ use super::{
     api::{Api, Target},
     caller::{Caller, RequestKind},
     error::{Error, Result},
-    export::{Change, Kind, Property, api, export},
+    export::{Change, Kind, Property, Reader, api, export},
     job::JobKind,
     options::{Dict, Options},
     path, publisher,
@@ -96,7 +96,7 @@ const fn property(name: &'static str, signature: &'static str, get: Get) -> Prop
     Property { name, signature, change: Change::Signaled, get }
 }
 
-type Get = fn(&VmView, &Engine) -> Variant<'static>;
+type Get = fn(&VmView, &Reader<'_>) -> Variant<'static>;
 
 const PROPERTIES: &[Property<VmView>] = &[
     constant("Id", "s", |view, _| view.vm.id.to_string().into()),
@@ -120,7 +120,13 @@ const PROPERTIES: &[Property<VmView>] = &[
         name: "DnsNames",
         signature: "as",
         change: Change::Silent,
-        get: |view, engine| engine.dns_names(view.vm.id).into(),
+        get: |view, reader| reader.engine.dns_names(view.vm.id).into(),
+    },
+    Property {
+        name: "RefusedLookups",
+        signature: "t",
+        change: Change::Silent,
+        get: |view, reader| reader.engine.refused_lookups(view.vm.id).into(),
     },
     property("Nat", "b", |view, _| (view.vm.spec.nat == Nat::On).into()),
     constant("SshHostKey", "s", |view, _| view.vm.host_key.public().to_owned().into()),
@@ -140,8 +146,9 @@ const PROPERTIES: &[Property<VmView>] = &[
         name: "Jobs",
         signature: "ao",
         change: Change::Silent,
-        get: |view, engine| {
-            let jobs: Vec<OwnedObjectPath> = engine.vm_jobs(view.vm.id).into_iter().map(path::job).collect();
+        get: |view, reader| {
+            let jobs: Vec<OwnedObjectPath> =
+                reader.engine.vm_jobs(view.vm.id).into_iter().map(path::job).collect();
             jobs.into()
         },
     },

@@ -8,7 +8,7 @@ use banger_domain::{
 };
 use banger_proto::guest::config::{GuestConfig, WorkDisk as GuestDisk};
 
-use crate::ports::{Check, Ports};
+use crate::ports::{Check, Ports, Status};
 
 /// What a start is made of; capabilities add to it.
 pub(super) struct Plan {
@@ -54,7 +54,16 @@ struct Nat;
 #[async_trait]
 impl Capability for Nat {
     async fn checks(&self, ports: &Ports) -> Vec<Check> {
-        ports.network.nat_checks().await
+        let internet = Check {
+            name: "internet",
+            status: Status::Pass,
+            message: "sandboxes have it only with `--nat`, so that code in them cannot send data away"
+                .to_owned(),
+            hint: String::new(),
+        };
+        let mut checks = ports.network.nat_checks().await;
+        checks.insert(0, internet);
+        checks
     }
 
     fn add_to(&self, plan: &mut Plan, vm: &Vm, _subnet: Subnet) {

@@ -163,6 +163,11 @@ impl Engine {
         names.as_ref().map(|names| names.names_of(vm)).unwrap_or_default()
     }
 
+    /// Returns how many look-ups of names beyond this host were refused to a VM without NAT since it started.
+    pub fn refused_lookups(&self, vm: VmId) -> u64 {
+        self.shared.ports.names.refused(vm)
+    }
+
     /// Returns the login name of a user, or the number if there is none or the name service does not answer.
     pub async fn login_of(&self, uid: Uid) -> String {
         let login = self.shared.ports.users.login_of(uid).await;

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use banger_domain::{
     digest::Digest,
     id::{ImageId, Uid},
+    name::Name,
 };
 use banger_image::{
     oci::{RemoteImage, config::ImageConfig, platform::Platform},
@@ -36,13 +37,13 @@ pub trait ImageFiles: Send + Sync {
         parts: &[FileRange],
         platform: &Platform,
     ) -> Result<Layout>;
-    /// Writes an image into a user's empty file, as an OCI image layout in a tar archive. The same image gives the
-    /// same bytes. A failed export leaves its bytes in the file.
+    /// Writes an image into a user's empty file, as an OCI image layout in a tar archive that is a Docker archive as
+    /// well. The same image gives the same bytes. A failed export leaves its bytes in the file.
     async fn export(
         &self,
         image: ImageId,
         for_whom: Uid,
-        config: ImageConfig,
+        described: (Name, ImageConfig),
         archive: OwnedFd,
         progress: Arc<dyn Progress>,
     ) -> Result<Exported>;

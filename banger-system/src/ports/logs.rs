@@ -13,6 +13,8 @@ pub trait Logs: Send + Sync {
     /// Returns the reading end of a pipe that gets the log. A VM that never ran has an empty log. The guard is
     /// dropped when the log is read or the reader has gone.
     async fn open(&self, vm: VmId, log: Log, reading: LogRange, hold: ReaderGuard) -> Result<OwnedFd>;
+    /// Appends a line to a log of the last boot, whose VMM has ended. Does nothing if there was no boot.
+    async fn append(&self, vm: VmId, log: Log, line: String) -> Result<()>;
     /// Returns how the guest of the last boot ended, by the end of its console log; none if that does not say.
     async fn guest_end(&self, vm: VmId) -> Result<Option<GuestEnd>>;
     /// Waits without limit until the console of the current boot says that the guest has halted. Safe to cancel and

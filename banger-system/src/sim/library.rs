@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use banger_domain::{
     id::{ImageId, KernelId, Uid, VmId},
     launch_spec::{Access, Drive, Medium},
+    name::Name,
     resource::Resource,
 };
 use banger_image::{
@@ -140,6 +141,7 @@ impl ImageFiles for Sim {
         Ok(ImageFacts {
             digest: NO_DIGEST.to_owned(),
             virtual_size: Bytes::gib(8),
+            content_size: Bytes::mib(300),
             disk_usage: Bytes::mib(400),
         })
     }
@@ -164,7 +166,7 @@ impl ImageFiles for Sim {
         &self,
         image: ImageId,
         for_whom: Uid,
-        _config: ImageConfig,
+        _described: (Name, ImageConfig),
         _archive: OwnedFd,
         progress: Arc<dyn Progress>,
     ) -> image_files::Result<Exported> {

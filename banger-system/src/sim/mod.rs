@@ -69,6 +69,9 @@ struct State {
     /// Ports that programs of the host use.
     occupied_ports: BTreeSet<u16>,
     names: Option<Arc<Table>>,
+    refused_lookups: BTreeMap<VmId, u64>,
+    /// What the service added to the logs of VMMs.
+    vmm_logs: BTreeMap<VmId, String>,
     image_files: BTreeSet<ImageId>,
     kernel_files: BTreeSet<KernelId>,
     vms: BTreeMap<VmId, Vm>,

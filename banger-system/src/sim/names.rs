@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use banger_domain::dns::table::Table;
+use banger_domain::{dns::table::Table, id::VmId};
 
 use super::Sim;
 use crate::ports::{Check, names::Names};
@@ -13,12 +13,21 @@ impl Sim {
     pub fn names(&self) -> Option<Arc<Table>> {
         self.lock().names.clone()
     }
+
+    /// Sets how many look-ups were refused to a sandbox.
+    pub fn refuse_lookups(&self, vm: VmId, count: u64) {
+        self.lock().refused_lookups.insert(vm, count);
+    }
 }
 
 #[async_trait]
 impl Names for Sim {
     fn publish(&self, names: Arc<Table>) {
         self.lock().names = Some(names);
+    }
+
+    fn refused(&self, vm: VmId) -> u64 {
+        self.lock().refused_lookups.get(&vm).copied().unwrap_or_default()
     }
 
     async fn withdraw(&self) {

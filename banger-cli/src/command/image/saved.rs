@@ -85,7 +85,7 @@ fn explained(path: &Path, error: archive::Error) -> Error {
 }
 
 /// Creates an unnamed file that may become large.
-fn temporary() -> io::Result<File> {
+pub fn temporary() -> io::Result<File> {
     let wanted = env::var_os("TMPDIR").filter(|path| !path.is_empty());
     tempfile::tempfile_in(wanted.map_or(TEMPORARY.into(), PathBuf::from))
 }

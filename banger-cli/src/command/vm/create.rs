@@ -50,12 +50,13 @@ impl Create {
     pub async fn run(&self) -> Result<u8> {
         let progress = Progress::new(self.progress);
         // Reads the settings first, so that mistakes are reported before a sandbox is created.
-        let settings = Settings::of_caller()?;
+        let settings = self.vm_args.settings()?;
+        let vm_args = self.vm_args.with(&settings);
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
         let start = Options::from([(create::START, Variant::from(!self.no_start))]);
         let mut listener = Signals::catch()?.listen();
-        let (vm, job) = self.vm_args.create(&bus, &jobs, &progress, &mut listener, start).await?;
+        let (vm, job) = vm_args.create(&bus, &jobs, &progress, &mut listener, start).await?;
         match jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             Ok(_) => {
                 if !self.no_start {

@@ -15,7 +15,7 @@ use clap::Args;
 use serde_json::json;
 use zbus::OwnedObjectPath;
 
-use super::{exec_args::ExecArgs, numbers::whole, run::reminder};
+use super::{exec_args::ExecArgs, lookups::Lookups, numbers::whole, proxy::ProxyRelays, run::reminder};
 use crate::{
     client::{
         bus::Bus,
@@ -79,7 +79,7 @@ pub struct ExecCommand {
 }
 
 /// The sandbox and directory of a command.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Target {
     /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
@@ -102,10 +102,12 @@ pub struct Target {
 
 impl ExecCommand {
     pub async fn run(&self) -> Result<u8> {
-        let exec = &self.target.exec;
+        let target = self.target.with_settings()?;
+        let exec = &target.exec;
         if self.detach {
-            let (stream, exec) = self.target.stream(exec.detached(&self.command)).await?;
-            match attach::detach(stream, &exec).await.map_err(hint_missing_workspace)? {
+            let ready = target.prepare(exec.detached(&self.command)).await?;
+            ready.proxies.check_detached()?;
+            match attach::detach(ready.stream, &ready.exec).await.map_err(hint_missing_workspace)? {
                 Some(id) if self.json => output::json(&json!({ "id": id }))?,
                 Some(id) => output::text(&format!("{id}\n"))?,
                 None => eprintln!(
@@ -115,22 +117,41 @@ impl ExecCommand {
             }
             return Ok(0);
         }
-        self.target.run(exec.exec(&self.command)).await
+        target.run(exec.exec(&self.command)).await
     }
 }
 
+/// A command that can start.
+struct Ready {
+    bus: Bus,
+    vm: OwnedObjectPath,
+    stream: OwnedFd,
+    exec: Exec,
+    proxies: ProxyRelays,
+}
+
 impl Target {
-    /// Runs a command there.
-    pub async fn run(&self, exec: Exec) -> Result<u8> {
-        let (stream, exec) = self.stream(exec).await?;
-        // Up to here, signals end this process as they end any program.
-        attach::run(stream, exec, self.exec.stdin(), &mut Signals::catch()?.listen())
-            .await
-            .map_err(hint_missing_workspace)
+    /// Returns the same target, with the user's defaults for options that were not given.
+    fn with_settings(&self) -> Result<Self> {
+        let settings = Settings::of_caller()?;
+        Ok(Self { exec: self.exec.with(&settings), ..self.clone() })
     }
 
-    /// Returns a stream for a command, and the command adapted to the workspace.
-    async fn stream(&self, mut exec: Exec) -> Result<(OwnedFd, Exec)> {
+    /// Runs a command there.
+    async fn run(&self, exec: Exec) -> Result<u8> {
+        let Ready { bus, vm, stream, exec, proxies } = self.prepare(exec).await?;
+        let (lookups, is_shell) = (Lookups::begin(&bus, &vm).await, exec.argv.is_empty());
+        // Up to here, signals end this process as they end any program.
+        let status = attach::run(stream, exec, self.exec.stdin(), &mut Signals::catch()?.listen()).await;
+        drop(proxies);
+        if let Some(explanation) = lookups.explain(&status, is_shell, true).await {
+            eprintln!("{explanation}");
+        }
+        status.map_err(hint_missing_workspace)
+    }
+
+    /// Opens a stream for a command, and adapts the command to the workspace.
+    async fn prepare(&self, mut exec: Exec) -> Result<Ready> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         let kept = Records::of(&id_of(&vm))?.find(self.guest_path.as_deref());
@@ -139,6 +160,9 @@ impl Target {
                 .with_hint(format!("`banger vm workspace prepare {} PATH` sends one.", self.sandbox)));
         }
         exec.wait = self.exec.phase(&Settings::of_caller()?);
+        let about = |error: Error| add_hint(error).about(&self.sandbox);
+        let proxies = ProxyRelays::start(&bus, &vm, &self.exec).await.map_err(about)?;
+        proxies.add_to(&mut exec);
         if let Some(kept) = kept {
             let owner = kept.record.owner().to_owned();
             let is_owners = self.exec.is_of(&owner);
@@ -151,8 +175,8 @@ impl Target {
             }
             self.sync_workspace(&bus, &vm, kept).await?;
         }
-        let stream = self.open(&bus, &vm).await.map_err(|error| add_hint(error).about(&self.sandbox))?;
-        Ok((stream, exec))
+        let stream = self.open(&bus, &vm).await.map_err(about)?;
+        Ok(Ready { bus, vm, stream, exec, proxies })
     }
 
     /// Opens a stream for the command. Reports when that takes long.
@@ -169,7 +193,8 @@ impl Target {
 
     /// Runs a login shell, then reports whether the sandbox is still running.
     pub async fn shell(&self) -> Result<u8> {
-        let status = self.run(self.exec.exec(&[])).await;
+        let target = self.with_settings()?;
+        let status = target.run(target.exec.exec(&[])).await;
         let bus = Bus::connect().await?;
         if let Ok(vm) = bus.find(Kind::Vm, &self.sandbox).await
             && let Ok(sandbox) = bus.properties(&vm, VM_INTERFACE).await

@@ -8,11 +8,11 @@ use clap::Args;
 use super::wait::Wait;
 use crate::{
     guest::attach::{Stdin, TerminalUse},
-    user::{locale, settings::Settings},
+    user::{defaults::Key, locale, settings::Settings},
 };
 
 /// The options of a command that runs something in a sandbox.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The command")]
 pub struct ExecArgs {
     /// Run it in a terminal [default: when standard input and output are terminals]
@@ -36,6 +36,16 @@ pub struct ExecArgs {
     /// Set an environment variable; without a value, pass on the host's
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     env: Vec<Variable>,
+    /// Pass on your http_proxy, https_proxy, all_proxy and no_proxy. A proxy on this host's loopback is reached
+    /// through banger
+    #[arg(long, overrides_with = "no_proxy")]
+    proxy: bool,
+    /// Pass on no proxy. This is the default, unless your settings say `proxy = true`
+    #[arg(long, overrides_with = "proxy")]
+    no_proxy: bool,
+    /// What the user's settings say about proxies.
+    #[arg(skip)]
+    proxy_by_default: bool,
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
@@ -77,6 +87,26 @@ impl ExecArgs {
     /// Returns the request for this command, detached.
     pub fn detached(&self, command: &[String]) -> Exec {
         Exec { detach: true, ..self.without_terminal(command) }
+    }
+
+    /// Returns the same options, with the user's defaults for those that were not given.
+    pub fn with(&self, settings: &Settings) -> Self {
+        let defaults = &settings.defaults;
+        Self {
+            user: self.user.clone().or_else(|| defaults.text(Key::User).map(str::to_owned)),
+            proxy_by_default: defaults.switch(Key::Proxy).unwrap_or_default(),
+            ..self.clone()
+        }
+    }
+
+    /// Returns whether the user's proxies are passed on.
+    pub fn proxy(&self) -> bool {
+        self.proxy || (self.proxy_by_default && !self.no_proxy)
+    }
+
+    /// Returns whether the command line asks for that.
+    pub fn asks_for_proxy(&self) -> bool {
+        self.proxy
     }
 
     /// Returns the standard input of the command.
@@ -122,6 +152,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::user::defaults::Defaults;
 
     #[derive(Debug, Parser)]
     struct Test {
@@ -157,6 +188,18 @@ mod tests {
         assert_eq!(exec.stdin(), Stdin::Ours);
         assert_eq!(parse("-i -T").stdin(), Stdin::Ours);
         assert!(Test::try_parse_from(["test", "-in"]).is_err());
+    }
+
+    #[test]
+    fn defaults_fill_in_what_the_command_line_leaves_out() {
+        let values = [(Key::User, "dev"), (Key::Proxy, "true")];
+        let values = values.map(|(key, text)| (key, key.parse(text).unwrap()));
+        let defaults = Defaults::of([(values.into(), "file".to_owned())]);
+        let settings = Settings { defaults, ..Settings::default() };
+        let with = |line: &str| parse(line).with(&settings);
+        assert_eq!((with("").user.as_deref(), with("").proxy()), (Some("dev"), true));
+        assert_eq!((with("-u root").user.as_deref(), with("--no-proxy").proxy()), (Some("root"), false));
+        assert!(!parse("").with(&Settings::default()).proxy());
     }
 
     #[test]

@@ -42,6 +42,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Limit on connections to one port. Further ones wait in the system's queue.
 const MAX_CONNECTIONS: usize = 64;
+/// How many ports of a sandbox are tried until one is not in use.
+const MAX_TRIES: usize = 32;
 const LOOPBACK: &str = "127.0.0.1";
 
 /// Forward connections into or out of a sandbox
@@ -157,6 +159,30 @@ pub async fn forward_ports(
         tasks.spawn(serve(forwarder.clone(), listener, Endpoint::Tcp(LOOPBACK.to_owned(), port)));
     }
     Ok(tasks)
+}
+
+/// Makes an endpoint of this host reachable from a sandbox, as long as the result is kept: at this port of the sandbox's
+/// loopback, or one of the next ones if it is in use. Returns the port.
+pub async fn listen_near(
+    bus: &Bus,
+    vm: &OwnedObjectPath,
+    port: u16,
+    connect: Endpoint,
+) -> Result<(u16, JoinSet<Result<()>>)> {
+    let progress = Progress::new(ProgressArgs { quiet: true });
+    let forwarder = Forwarder { bus: bus.clone(), vm: vm.clone(), progress, failures: Failures::Silent };
+    let (mut refused, mut tasks) = (relay::protocol_error(), JoinSet::new());
+    for port in (port..=u16::MAX).take(MAX_TRIES) {
+        match forwarder.open(&Request::Listen(Endpoint::Tcp(LOOPBACK.to_owned(), port))).await {
+            Ok(relay) => {
+                tasks.spawn(serve_remote(forwarder, relay, connect));
+                return Ok((port, tasks));
+            }
+            Err(error @ Error::Guest(_)) => refused = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(refused)
 }
 
 impl Forward {

@@ -17,6 +17,8 @@ use zbus::{OwnedObjectPath, Variant};
 use super::{
     exec_args::ExecArgs,
     forward,
+    lookups::Lookups,
+    proxy::ProxyRelays,
     vm_args::VmArgs,
     wait::{self, Wait},
     workspace_args::{WorkspaceArgs, note_left, print_plan},
@@ -31,7 +33,7 @@ use crate::{
         sanitize,
         signals::{Listener, Signals, unless_ended},
     },
-    user::{settings::Settings, user_files},
+    user::{defaults::Key, proxy::Proxies, settings::Settings, user_files},
     workspace::{
         devcontainer::Devcontainer,
         prepare::{self, Plan, Target},
@@ -55,7 +57,7 @@ const NOT_KEPT: &str = "without `--rm` the sandbox stays, and `banger vm logs` s
 /// With PATH, the repository there is sent: the files that git tracks, with their uncommitted changes. The
 /// shell or command starts in it. Supported devcontainer.json settings are applied; banger lists the ones it
 /// ignores.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm run --rm                  a shell in a fresh sandbox, which is deleted when you leave it
@@ -90,8 +92,11 @@ pub struct Run {
     #[arg(long)]
     json: bool,
     /// Skip `mise install` and postCreateCommand
-    #[arg(long)]
+    #[arg(long, overrides_with = "bootstrap")]
     no_bootstrap: bool,
+    /// Run `mise install` and postCreateCommand. This is the default, unless your settings say `bootstrap = false`
+    #[arg(long, overrides_with = "no_bootstrap")]
+    bootstrap: bool,
     /// Ignore the repository's devcontainer.json
     #[arg(long)]
     no_devcontainer: bool,
@@ -109,6 +114,11 @@ impl Run {
     /// Returns whether to install the tools of the repository.
     fn installs_tools(&self) -> bool {
         !self.no_bootstrap && self.command.is_empty()
+    }
+
+    /// Returns whether commands in the sandbox can reach the internet, directly or through the user's proxy.
+    fn has_internet(&self) -> bool {
+        self.vm_args.nat() || self.exec.proxy()
     }
 
     /// Refuses options about a repository without one.
@@ -134,8 +144,29 @@ impl Run {
     }
 
     pub async fn run(&self) -> Result<u8> {
+        // Reads the settings first, so that mistakes are reported before a sandbox is created.
+        let settings = self.vm_args.settings()?;
+        self.with(&settings).run_with(&settings).await
+    }
+
+    /// Returns the same options, with the user's defaults for those that were not given.
+    fn with(&self, settings: &Settings) -> Self {
+        let bootstrap = settings.defaults.switch(Key::Bootstrap).unwrap_or(true);
+        Self {
+            no_bootstrap: self.no_bootstrap || !(self.bootstrap || bootstrap),
+            vm_args: self.vm_args.with(settings),
+            exec: self.exec.with(settings),
+            ..self.clone()
+        }
+    }
+
+    async fn run_with(&self, settings: &Settings) -> Result<u8> {
         if self.json && !self.detach && !self.workspace.dry_run {
             return Err(Error::Usage("--json needs --detach or --dry-run".to_owned()));
+        }
+        if self.exec.proxy() {
+            // Reported before a sandbox is created.
+            Proxies::of_caller()?;
         }
         let progress = Progress::new(self.progress);
         // Problems with the repository are reported before a sandbox is created.
@@ -156,12 +187,10 @@ impl Run {
             }
             // Commands do not need the tools by default.
             if self.installs_tools() {
-                tooling::check(plan, self.vm_args.nat())?;
+                tooling::check(plan, self.has_internet())?;
             }
             note_left(plan, &progress);
         }
-        // Reads the settings first, so that mistakes are reported before a sandbox is created.
-        let settings = Settings::of_caller()?;
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
         let lifetime = if self.rm { lifetime::CALLER } else { lifetime::PERSISTENT };
@@ -172,8 +201,9 @@ impl Run {
         if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             return Err(explain(&bus, &vm, error).await);
         }
-        let sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress };
-        if let Err(error) = sandbox.send_user_files(&settings, &mut listener).await {
+        let proxies = ProxyRelays::default();
+        let mut sandbox = Sandbox { bus: &bus, jobs: &jobs, vm, progress, proxies };
+        if let Err(error) = sandbox.equip(self, settings, &mut listener).await {
             let error = sandbox.about(error, self.rm).await;
             sandbox.clean_up(self.rm, &mut listener).await;
             return Err(error);
@@ -191,7 +221,9 @@ impl Run {
                 sandbox.note_ports(&container.ports).await;
                 return print_created(&bus, &sandbox.vm, self.json).await;
             }
-            Ok(workspace) => sandbox.attach(self, workspace, &container.ports, &mut listener).await,
+            Ok(workspace) => {
+                sandbox.attach((self, settings), workspace, &container.ports, &mut listener).await
+            }
         };
         let status = match status {
             Err(error) => Err(sandbox.about(error, self.rm).await),
@@ -215,6 +247,7 @@ struct Sandbox<'a> {
     jobs: &'a Jobs,
     vm: OwnedObjectPath,
     progress: Progress,
+    proxies: ProxyRelays,
 }
 
 impl Sandbox<'_> {
@@ -227,12 +260,13 @@ impl Sandbox<'_> {
         }
     }
 
-    /// Copies the user's files into it.
-    async fn send_user_files(&self, settings: &Settings, listener: &mut Listener) -> Result<()> {
+    /// Copies the user's files into it, and passes on the user's proxies.
+    async fn equip(&mut self, run: &Run, settings: &Settings, listener: &mut Listener) -> Result<()> {
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
         for problem in user_files::send(&mut guest, settings).await? {
             self.progress.note(&format!("warning: {problem}"));
         }
+        self.proxies = unless_ended(listener, ProxyRelays::start(self.bus, &self.vm, &run.exec)).await?;
         Ok(())
     }
 
@@ -270,13 +304,14 @@ impl Sandbox<'_> {
         }
         if let Some(file) = tools {
             track.stage("tools", &format!("mise install, for {file}"));
-            kept.record.mise = self.install_tools(&mut guest, &kept.record).await?;
+            kept.record.mise = self.install_tools(&mut guest, &self.proxies.with(&kept.record)).await?;
         }
         kept.save()?;
         if !run.no_bootstrap {
+            let record = self.proxies.with(&kept.record);
             for command in &container.commands {
                 track.stage("setup", &shown(command));
-                self.set_up(&mut guest, &kept.record, command, run.vm_args.nat()).await?;
+                self.set_up(&mut guest, &record, command, run.has_internet()).await?;
             }
         }
         Ok(Workspace { directory, record: kept.record })
@@ -284,7 +319,13 @@ impl Sandbox<'_> {
 
     /// Runs a setup command of the repository. A failure is reported, and the sandbox stays, so that the user can
     /// examine it there.
-    async fn set_up(&self, guest: &mut Guest, record: &Record, command: &[String], nat: bool) -> Result<()> {
+    async fn set_up(
+        &self,
+        guest: &mut Guest,
+        record: &Record,
+        command: &[String],
+        has_internet: bool,
+    ) -> Result<()> {
         let said = match tooling::run(guest, record, command).await {
             Ok((0, _)) => return Ok(()),
             Ok((status, said)) => format!(
@@ -296,7 +337,7 @@ impl Sandbox<'_> {
             }
             Err(error) => return Err(error),
         };
-        let hint = if nat { "" } else { " Without `--nat` the sandbox has no internet access." };
+        let hint = if has_internet { "" } else { " Without `--nat` the sandbox has no internet access." };
         self.progress.note(&format!("{said}: `{}`.{hint}", shown(command)));
         Ok(())
     }
@@ -333,7 +374,7 @@ impl Sandbox<'_> {
 
     async fn attach(
         &self,
-        run: &Run,
+        (run, settings): (&Run, &Settings),
         workspace: Option<Workspace>,
         ports: &[u16],
         listener: &mut Listener,
@@ -342,13 +383,19 @@ impl Sandbox<'_> {
         let _ports = forward::forward_ports(self.bus, &self.vm, &self.progress, ports).await?;
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm, agent::COMMAND, None)).await?;
         let mut exec = run.exec.exec(&run.command);
-        exec.wait = run.exec.phase(&Settings::of_caller()?);
+        exec.wait = run.exec.phase(settings);
+        self.proxies.add_to(&mut exec);
         if let Some(Workspace { directory, record }) = workspace {
             exec.user.get_or_insert_with(|| record.owner().to_owned());
             exec.cwd.get_or_insert(directory);
             tooling::put_env(&mut exec, &record.env);
         }
-        attach::run(stream, exec, run.exec.stdin(), listener).await
+        let (lookups, is_shell) = (Lookups::begin(self.bus, &self.vm).await, exec.argv.is_empty());
+        let status = attach::run(stream, exec, run.exec.stdin(), listener).await;
+        if let Some(explanation) = lookups.explain(&status, is_shell, !run.rm).await {
+            self.progress.note(&explanation);
+        }
+        status
     }
 
     /// Cleans up. A failure is reported, and does not change the exit status of the command.

@@ -8,6 +8,7 @@ use clap::{Arg, Args};
 use zbus::Variant;
 
 use super::numbers::positive;
+use crate::user::defaults::{Defaults, Key};
 
 /// The sizes of a sandbox.
 #[derive(Debug, Clone, Args)]
@@ -37,6 +38,16 @@ const DEFAULTS: [(&str, &str); 4] = [
 impl SizeArgs {
     /// The ids of the options.
     pub const IDS: [&str; 4] = [DEFAULTS[0].0, DEFAULTS[1].0, DEFAULTS[2].0, DEFAULTS[3].0];
+
+    /// Returns the same sizes, with the user's defaults for those that were not given.
+    pub fn with(&self, defaults: &Defaults) -> Self {
+        Self {
+            vcpu: self.vcpu.or_else(|| defaults.count(Key::Vcpus)),
+            memory: self.memory.or_else(|| defaults.size(Key::Memory)),
+            root_size: self.root_size.or_else(|| defaults.size(Key::RootSize)),
+            disk_size: self.disk_size.or_else(|| defaults.size(Key::DiskSize)),
+        }
+    }
 
     /// Returns the sizes that were given, as options of `CreateVM` and `Configure`.
     pub fn options(&self) -> Options<'static> {
@@ -71,7 +82,7 @@ pub fn with_default(arg: Arg) -> Arg {
 }
 
 /// Parses a size greater than zero.
-fn size(text: &str) -> Result<Bytes, String> {
+pub fn size(text: &str) -> Result<Bytes, String> {
     match text.parse::<Bytes>() {
         Ok(Bytes(0)) => Err("it must be more than 0".to_owned()),
         Ok(size) => Ok(size),

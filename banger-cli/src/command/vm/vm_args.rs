@@ -7,7 +7,8 @@ use banger_proto::bus::{
     option::{create, pull as option, vmm},
     proxy::Options,
 };
-use clap::Args;
+use clap::{Args, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 use zbus::{OwnedObjectPath, Variant};
 
 use super::{
@@ -21,10 +22,12 @@ use crate::{
         pull::{self, PullPolicy},
         service::id_of,
     },
+    command::complete,
     error::{Error, Result},
     ssh::keys,
     ui::{progress::Progress, signals::Listener},
     user::{
+        defaults::Key,
         dirs::UserDirs,
         settings::Settings,
         timezone::{self, Timezone},
@@ -42,17 +45,20 @@ pub struct VmArgs {
     /// [default: the service's]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// When to pull the image, and a missing default kernel, from a catalog or a registry
-    #[arg(long, value_name = "WHEN", default_value = "missing")]
-    pull: PullPolicy,
+    /// When to pull the image, and a missing default kernel, from a catalog or a registry [default: missing]
+    #[arg(long, value_name = "WHEN")]
+    pull: Option<PullPolicy>,
     /// Kernel to boot [default: the image's, else the service's]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
     #[command(flatten)]
     sizes: SizeArgs,
     /// Give the sandbox internet access (NAT)
-    #[arg(long)]
+    #[arg(long, overrides_with = "no_nat")]
     nat: bool,
+    /// Give the sandbox no internet access. This is the default, unless your settings say `nat = true`
+    #[arg(long, overrides_with = "nat")]
+    no_nat: bool,
     /// Add a label; `banger vm list --filter` can select by labels
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
@@ -66,6 +72,9 @@ pub struct VmArgs {
     /// How long the guest may take to become ready [default: the service's]
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     ready_timeout: Option<u32>,
+    /// Use the options of this profile in your settings [default: that in BANGER_PROFILE]
+    #[arg(long, value_name = "PROFILE", add = ArgValueCompleter::new(complete::profiles))]
+    profile: Option<String>,
 }
 
 /// Returns the user's public keys. Without any, only ssh does not work.
@@ -144,6 +153,30 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 impl VmArgs {
+    /// Reads the user's settings, with the profile that was given.
+    pub fn settings(&self) -> Result<Settings> {
+        Settings::with_profile(self.profile.as_deref())
+    }
+
+    /// Returns the same options, with the user's defaults for those that were not given.
+    pub fn with(&self, settings: &Settings) -> Self {
+        let defaults = &settings.defaults;
+        let or =
+            |given: &Option<String>, key| given.clone().or_else(|| defaults.text(key).map(str::to_owned));
+        let pull = defaults.text(Key::Pull).and_then(|word| PullPolicy::from_str(word, false).ok());
+        Self {
+            image: or(&self.image, Key::Image),
+            kernel: or(&self.kernel, Key::Kernel),
+            vmm: or(&self.vmm, Key::Vmm),
+            timezone: or(&self.timezone, Key::Timezone),
+            pull: self.pull.or(pull),
+            sizes: self.sizes.with(defaults),
+            nat: self.nat || (!self.no_nat && defaults.switch(Key::Nat).unwrap_or_default()),
+            ready_timeout: self.ready_timeout.or_else(|| defaults.count(Key::ReadyTimeout)),
+            ..self.clone()
+        }
+    }
+
     /// Creates the sandbox, and pulls its image first if necessary. Returns its object and the job that completes it.
     pub async fn create(
         &self,
@@ -166,12 +199,13 @@ impl VmArgs {
         }
         let name = self.name.as_deref().unwrap_or_default();
         let mut pulls = Pulls { bus, jobs, progress, listener };
-        if self.pull == PullPolicy::Always && self.image.is_some() {
+        let policy = self.pull.unwrap_or_default();
+        if policy == PullPolicy::Always && self.image.is_some() {
             options.insert(create::IMAGE, Variant::from(pulls.image(self.image.as_deref()).await?));
         }
         loop {
             let refused = match bus.create_vm(name, &options).await {
-                Err(error) if self.pull != PullPolicy::Never => error,
+                Err(error) if policy != PullPolicy::Never => error,
                 created => return created.map_err(|error| self.add_hint(error)),
             };
             // The pulled objects are given by id from now on, so that nothing is pulled twice.
@@ -192,10 +226,7 @@ impl VmArgs {
     }
 
     fn timezone(&self) -> Result<Option<Timezone>> {
-        match &self.timezone {
-            Some(wish) => timezone::from_setting(wish),
-            None => timezone::from_setting(&Settings::of_caller()?.timezone),
-        }
+        timezone::from_setting(self.timezone.as_deref().unwrap_or(timezone::HOST))
     }
 
     /// Returns the error for a missing object that could not be pulled either.
@@ -250,7 +281,7 @@ impl VmArgs {
     /// Adds a hint for a missing default image or kernel.
     fn add_hint(&self, error: Error) -> Error {
         match error.name() {
-            Some(ErrorName::NoSuchImage) if self.image.is_none() && self.pull == PullPolicy::Never => error.with_hint(
+            Some(ErrorName::NoSuchImage) if self.image.is_none() && self.pull == Some(PullPolicy::Never) => error.with_hint(
                 "the default image is not on this host, and `--pull never` forbids pulling it: leave that \
                  out, or choose one of `banger image list` with `--image NAME`.",
             ),
@@ -278,7 +309,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::ui::wording::of_service;
+    use crate::{ui::wording::of_service, user::defaults::Defaults};
 
     #[derive(Debug, Parser)]
     struct Test {
@@ -312,6 +343,35 @@ mod tests {
         assert_eq!(vm.options(), expect);
         assert_eq!(parse("").unwrap().options(), Options::new());
         assert_eq!(parse("--disk 20G").unwrap().options(), parse("--root-size 20G").unwrap().options());
+    }
+
+    #[test]
+    fn defaults_fill_in_what_the_command_line_leaves_out() {
+        let values = [
+            (Key::Image, "debian"),
+            (Key::Memory, "2GiB"),
+            (Key::Vcpus, "3"),
+            (Key::Nat, "true"),
+            (Key::Pull, "never"),
+            (Key::Vmm, "qemu"),
+            (Key::Timezone, "UTC"),
+        ];
+        let values = values.map(|(key, text)| (key, key.parse(text).unwrap()));
+        let defaults = Defaults::of([(values.into(), "file".to_owned())]);
+        let settings = Settings { defaults, ..Settings::default() };
+        let with = |line: &str| parse(line).unwrap().with(&settings);
+        assert_eq!(
+            with("").options(),
+            parse("--image debian --memory 2GiB --vcpu 3 --nat --vmm qemu").unwrap().options()
+        );
+        assert_eq!(
+            (with("").pull, with("--pull always").pull),
+            (Some(PullPolicy::Never), Some(PullPolicy::Always))
+        );
+        assert_eq!(with("--no-nat --image x").options()["image"], Variant::from("x"));
+        assert!(!with("--no-nat").nat() && with("--no-nat --nat").nat());
+        assert_eq!(with("").timezone.as_deref(), Some("UTC"));
+        assert!(!parse("").unwrap().with(&Settings::default()).nat());
     }
 
     #[test]

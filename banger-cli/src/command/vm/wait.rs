@@ -2,12 +2,12 @@
 
 use banger_proto::guest::{Request, message::Phase};
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{error::Result, guest::agent::Guest, ui::progress::Track};
 
 /// The phase to wait for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
     /// The agent in the guest answers

@@ -35,7 +35,8 @@ async fn export(
     let _worker = job.acquire_worker().await?;
     job.stage("export", format!("writing {}", image.name));
     let (files, progress) = (&shared.ports.image_files, job.progress("export"));
-    let exported = files.export(image.id, caller, image.config.clone(), archive, progress).await;
+    let described = (image.name.clone(), image.config.clone());
+    let exported = files.export(image.id, caller, described, archive, progress).await;
     if job.is_canceled() {
         return Err(Error::Canceled);
     }

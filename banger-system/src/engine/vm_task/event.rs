@@ -17,6 +17,7 @@ use crate::{
     engine::{error::Error, lease::not_released, now},
     ports::{
         guest_link::{self, GuestFacts},
+        logs::Log,
         supervisor::{self, Ended},
     },
 };
@@ -103,6 +104,7 @@ impl VmTask {
 
     pub(super) async fn vmm_ended(&mut self, ended: Ended) -> Next {
         let (event, reason) = self.classify_end(&ended).await;
+        self.note_end(&ended).await;
         tracing::info!(vm = %self.vm.id, ?ended, %reason, "the VMM has ended");
         // All background work belongs to the boot that has ended, and so do its unread results.
         self.background = JoinSet::new();
@@ -129,8 +131,7 @@ impl VmTask {
             (Reason::GuestHalt, _) => "it halted".to_owned(),
             (Reason::VmmOutOfMemory, _) => "memory ran out, and its VMM was killed".to_owned(),
             (_, Ended::Clean) => "it powered off".to_owned(),
-            (_, Ended::Failed(how)) => how,
-            (_, Ended::Unknown) => "the reason is unknown".to_owned(),
+            (_, ended) => ended.in_words(),
         };
         let early = Arc::new(Error::EndedEarly { name, how });
         self.fail_waiters(&early, |goal| matches!(goal, Goal::Running | Goal::Ready));
@@ -149,6 +150,18 @@ impl VmTask {
         }
         self.start_after_stop().await;
         Next::Continue
+    }
+
+    /// Notes in the VMM's log how it ended, unless it ended well: a killed VMM says nothing itself.
+    async fn note_end(&self, ended: &Ended) {
+        if *ended == Ended::Clean {
+            return;
+        }
+        let asked = if self.vm.state == State::Stopping { ", as a user asked" } else { "" };
+        let line = format!("banger: {}{asked}.\n", ended.in_words());
+        if let Err(error) = self.shared.ports.logs.append(self.vm.id, Log::Vmm, line).await {
+            tracing::warn!(vm = %self.vm.id, %error, "cannot note the end of a VMM in its log");
+        }
     }
 
     /// Starts the VM for the jobs that wait for its next boot: restarts, and starts during a shutdown.

@@ -30,13 +30,22 @@ impl VmTask {
         let job = self.begin_job(JobKind::VmStop, STOP)?;
         let id = job.id();
         if !self.vm.state.is_up() {
-            job.finish(Ok(()));
+            job.finish(self.clear_failure().await);
             return Ok(id);
         }
         self.stop_vmm(stop, Reason::UserRequest).await?;
         job.stage("shutdown", "asking the guest to power off");
         self.wait_for(job, Goal::Down);
         Ok(id)
+    }
+
+    /// Makes a failed VM a stopped one: nothing of it is up, and its user has seen the failure.
+    async fn clear_failure(&mut self) -> Result<()> {
+        if self.enter(Event::Stop)? != Transition::Unchanged {
+            self.vm.reason = Reason::UserRequest;
+            self.save().await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn restart(&mut self, stop: Stop, start: Start) -> Result<JobId> {

@@ -8,6 +8,7 @@ mod checks;
 mod forward;
 mod message;
 mod quota;
+mod refused;
 mod resolved;
 mod server;
 mod upstream;
@@ -22,7 +23,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use banger_domain::dns::{PORT, table::Table};
+use banger_domain::{
+    dns::{PORT, table::Table},
+    id::VmId,
+};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with},
@@ -36,6 +40,7 @@ use zbus::Connection;
 
 use self::{
     quota::Quotas,
+    refused::Refused,
     resolved::Resolved,
     server::{Server, serve_connections, serve_datagrams},
     upstream::{RESOLV_CONF, Upstreams},
@@ -56,6 +61,7 @@ type Published = watch::Receiver<Option<Arc<Table>>>;
 pub struct NameServer {
     names: watch::Sender<Option<Arc<Table>>>,
     sockets: Sockets,
+    refused: Refused,
     resolved: Arc<Resolved>,
     task: AbortHandle,
 }
@@ -71,10 +77,11 @@ impl NameServer {
     pub fn with_resolvers(bus: Connection, resolv_conf: PathBuf, tasks: &Tasks) -> Self {
         let (names, published) = watch::channel(None);
         let sockets = Sockets::default();
-        let resolved = Arc::new(Resolved::new(bus));
-        let serving = run(published, resolv_conf, sockets.clone(), Arc::clone(&resolved));
+        let (resolved, refused) = (Arc::new(Resolved::new(bus)), Refused::default());
+        let told = (sockets.clone(), refused.clone());
+        let serving = run(published, resolv_conf, told, Arc::clone(&resolved));
         let task = tasks.spawn(Task::NameServer, serving);
-        Self { names, sockets, resolved, task }
+        Self { names, sockets, refused, resolved, task }
     }
 }
 
@@ -88,6 +95,10 @@ impl Drop for NameServer {
 impl Names for NameServer {
     fn publish(&self, names: Arc<Table>) {
         self.names.send_replace(Some(names));
+    }
+
+    fn refused(&self, vm: VmId) -> u64 {
+        self.refused.of(vm)
     }
 
     async fn withdraw(&self) {
@@ -127,13 +138,19 @@ impl Sockets {
 }
 
 /// Runs until it is aborted.
-async fn run(mut names: Published, resolv_conf: PathBuf, sockets: Sockets, resolved: Arc<Resolved>) {
+async fn run(
+    mut names: Published,
+    resolv_conf: PathBuf,
+    (sockets, refused): (Sockets, Refused),
+    resolved: Arc<Resolved>,
+) {
     let Ok(first) = names.wait_for(Option::is_some).await.map(|names| names.clone()) else { return };
     let Some(subnet) = first.map(|names| names.subnet()) else { return };
     let (gateway4, gateway6) = subnet.gateway();
     let server = Arc::new(Server {
         names: names.clone(),
         quotas: Quotas::default(),
+        refused,
         upstreams: Upstreams::new(resolv_conf),
     });
     let mut parts = JoinSet::new();
@@ -157,6 +174,7 @@ async fn run(mut names: Published, resolv_conf: PathBuf, sockets: Sockets, resol
         let current = names.borrow_and_update().clone();
         if let Some(current) = current {
             server.quotas.retain(&current);
+            server.refused.retain(&current);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use banger_domain::{
     dns::{
-        question::Answer,
+        question::{Answer, Kind},
         table::{Client, Table},
     },
     net::nic::Nat,
@@ -26,6 +26,7 @@ use super::{
     forward::{Forward, framed},
     message::{self, MAX_QUESTION, Received},
     quota::{Permit, Quotas, User},
+    refused::Refused,
     upstream::Upstreams,
 };
 
@@ -40,6 +41,7 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 pub(super) struct Server {
     pub(super) names: watch::Receiver<Option<Arc<Table>>>,
     pub(super) quotas: Quotas,
+    pub(super) refused: Refused,
     pub(super) upstreams: Upstreams,
 }
 
@@ -79,7 +81,14 @@ impl Server {
                         None => question.with_code(ResponseCode::ServFail),
                     }
                 }
-                (answer, _) => question.authoritative(names.subnet(), &answer),
+                (answer, client) => {
+                    if let (Answer::NotOurs, Client::Guest(guest), Kind::A | Kind::Aaaa) =
+                        (&answer, client, kind)
+                    {
+                        self.refused.add(guest.vm);
+                    }
+                    question.authoritative(names.subnet(), &answer)
+                }
             },
         };
         answer.map_or(Reaction::Nothing, Reaction::Answer)

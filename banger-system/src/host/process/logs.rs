@@ -18,7 +18,7 @@ use banger_domain::{
     id::VmId,
     resource::Paths,
 };
-use banger_jail::ring::Reader;
+use banger_jail::ring::{Reader, Writer};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::{
     io::{AsyncWriteExt, Interest},
@@ -110,6 +110,19 @@ impl Logs for RingLogs {
         Ok(read)
     }
 
+    async fn append(&self, vm: VmId, log: Log, line: String) -> Result<()> {
+        let path = self.path(vm, log);
+        blocking("append to a log", move || {
+            let os = |error| Error::os(format!("append to the log {}", path.display()), error);
+            let file = match File::options().read(true).write(true).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                file => file.map_err(os)?,
+            };
+            Writer::open(file).and_then(|mut log| log.write(line.as_bytes())).map_err(os)
+        })
+        .await
+    }
+
     async fn guest_end(&self, vm: VmId) -> Result<Option<GuestEnd>> {
         let path = self.path(vm, Log::Console);
         let os = move |error: io::Error| Error::os("read the end of a console", error);
@@ -190,7 +203,6 @@ mod tests {
         time::Duration,
     };
 
-    use banger_jail::ring::Writer;
     use tempfile::TempDir;
 
     use super::*;
@@ -290,6 +302,19 @@ mod tests {
         assert!(threads() <= before + BLOCKING_THREADS, "{} threads", threads());
         drop(pipes);
         until(|| Arc::strong_count(&held) == 1).await;
+    }
+
+    #[tokio::test]
+    async fn a_line_is_appended_to_the_last_log_and_not_to_a_missing_one() {
+        let mut scratch = scratch(1000);
+        scratch.writer.write(b"one\n").unwrap();
+        scratch.logs.append(VM, Log::Console, "two\n".to_owned()).await.unwrap();
+        scratch.logs.append(VM, Log::Vmm, "lost\n".to_owned()).await.unwrap();
+        for (log, expect) in [(Log::Console, "one\ntwo\n"), (Log::Vmm, "")] {
+            let pipe = scratch.logs.open(VM, log, LogRange::default(), Box::new(())).await.unwrap();
+            let read = tokio::task::spawn_blocking(|| io::read_to_string(File::from(pipe)).unwrap());
+            assert_eq!(tokio::time::timeout(TIMEOUT, read).await.unwrap().unwrap(), expect);
+        }
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use banger_domain::{
     digest::Digest as OciDigest,
     id::{ImageId, Uid},
+    name::Name,
     resource::{IMAGE_FILE, Paths},
 };
 use banger_image::{
@@ -122,7 +123,8 @@ impl LocalImages {
             }
             staging.finish().map_err(doing)?;
             let disk_usage = Bytes(metadata.blocks() * 512);
-            Ok(ImageFacts { digest: made.digest, virtual_size: size, disk_usage })
+            let content_size = made.content.min(size);
+            Ok(ImageFacts { digest: made.digest, virtual_size: size, content_size, disk_usage })
         })
         .await
     }
@@ -236,7 +238,7 @@ impl ImageFiles for LocalImages {
         &self,
         image: ImageId,
         for_whom: Uid,
-        config: ImageConfig,
+        (name, config): (Name, ImageConfig),
         archive: OwnedFd,
         progress: Arc<dyn Progress>,
     ) -> Result<Exported> {
@@ -246,7 +248,8 @@ impl ImageFiles for LocalImages {
             Ok::<_, Error>((image, File::from(archive)))
         })
         .await?;
-        let order = Export { config, architecture: std::env::consts::ARCH.to_owned() };
+        let name = name.to_string();
+        let order = Export { name, config, architecture: std::env::consts::ARCH.to_owned() };
         // Several jobs may export the same image.
         let id = ImageId::random();
         let exported =
@@ -354,7 +357,8 @@ fn facts_of(copy: &File, progress: &dyn Progress) -> Result<ImageFacts> {
     let file_system = inspect(&head, size)?;
     let digest = digest_of(copy, size, progress).map_err(unwritten)?;
     let disk_usage = Bytes(copy.metadata().map_err(unwritten)?.blocks() * 512);
-    Ok(ImageFacts { digest, virtual_size: file_system.size, disk_usage })
+    let content_size = file_system.used.unwrap_or(disk_usage);
+    Ok(ImageFacts { digest, virtual_size: file_system.size, content_size, disk_usage })
 }
 
 /// Parses the file system that begins with these bytes.

@@ -126,6 +126,7 @@ pub(super) struct ImageRow {
     pub created_at: i64,
     pub digest: String,
     pub virtual_size: i64,
+    pub content_size: i64,
     pub disk_usage: i64,
     pub manifest: Option<String>,
     pub config: String,
@@ -153,6 +154,7 @@ impl TryFrom<ImageRow> for Image {
             facts: ImageFacts {
                 digest: row.digest,
                 virtual_size: Bytes(read.number("virtual_size", row.virtual_size)?),
+                content_size: Bytes(read.number("content_size", row.content_size)?),
                 disk_usage: Bytes(read.number("disk_usage", row.disk_usage)?),
             },
         })

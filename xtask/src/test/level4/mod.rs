@@ -13,6 +13,7 @@ mod ready;
 mod refusals;
 mod registry;
 mod sessions;
+mod settings;
 mod ssh;
 mod terminal;
 mod workspace;
@@ -52,6 +53,7 @@ const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
     refusals::CHECKS,
     registry::CHECKS,
     sessions::CHECKS,
+    settings::CHECKS,
     ssh::CHECKS,
     terminal::CHECKS,
     workspace::CHECKS,

@@ -1,0 +1,75 @@
+//! Passes the user's proxies on to commands in a sandbox.
+
+use std::collections::BTreeMap;
+
+use banger_proto::{
+    bus::names::VM_INTERFACE,
+    guest::{Exec, message::Endpoint},
+};
+use tokio::task::JoinSet;
+use zbus::OwnedObjectPath;
+
+use super::{exec_args::ExecArgs, forward};
+use crate::{
+    client::bus::Bus,
+    error::{Error, Result},
+    user::proxy::Proxies,
+    workspace::{record::Record, tooling},
+};
+
+/// The proxies of commands in a sandbox. Those that the sandbox cannot reach are relayed as long as this is kept.
+#[derive(Default)]
+pub struct ProxyRelays {
+    variables: BTreeMap<String, String>,
+    relays: Vec<JoinSet<Result<()>>>,
+}
+
+impl ProxyRelays {
+    /// Starts the relays to the proxies of the caller, if the command gets them.
+    pub async fn start(bus: &Bus, vm: &OwnedObjectPath, exec: &ExecArgs) -> Result<Self> {
+        if !exec.proxy() {
+            return Ok(Self::default());
+        }
+        let proxies = Proxies::of_caller()?;
+        if proxies.is_empty() {
+            if exec.asks_for_proxy() {
+                eprintln!(
+                    "note: there is no proxy to pass on: http_proxy, https_proxy and all_proxy are not set."
+                );
+            }
+            return Ok(Self::default());
+        }
+        let sandbox = bus.properties(vm, VM_INTERFACE).await?;
+        let (mut ports, mut relays) = (BTreeMap::new(), Vec::new());
+        for (host, port) in proxies.unreachable(sandbox.flag("Nat")) {
+            let connect = Endpoint::Tcp(host.clone(), port);
+            let (listening, relay) = forward::listen_near(bus, vm, port, connect).await?;
+            ports.insert((host, port), listening);
+            relays.push(relay);
+        }
+        Ok(Self { variables: proxies.variables(sandbox.name(), &ports), relays })
+    }
+
+    /// Adds the variables to a command, unless the user has set them for it.
+    pub fn add_to(&self, exec: &mut Exec) {
+        tooling::put_env(exec, &self.variables);
+    }
+
+    /// Returns a record with the variables, for the commands that set up a workspace. It must not be saved.
+    pub fn with(&self, record: &Record) -> Record {
+        let mut record = record.clone();
+        record.env.extend(self.variables.clone());
+        record
+    }
+
+    /// Refuses to leave a command that needs a relay.
+    pub fn check_detached(&self) -> Result<()> {
+        if self.relays.is_empty() {
+            return Ok(());
+        }
+        let message = "the sandbox reaches the proxy through this command, which would end before the \
+                       detached one";
+        Err(Error::Refused(message.to_owned())
+            .with_hint("leave out `--detach`, or run it without a proxy: `--no-proxy`."))
+    }
+}
