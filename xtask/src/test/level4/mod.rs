@@ -40,7 +40,7 @@ use crate::{
 type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
-const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
+const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     copies::CHECKS,
     guests::CHECKS,
     images::CHECKS,
@@ -59,7 +59,7 @@ const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
     workspace::CHECKS,
 ];
 /// Checks that need systemd in the guest, or a service that it starts.
-const SYSTEMD_CHECKS: [&[(&str, Check)]; 6] = [
+const SYSTEMD_CHECKS: &[&[(&str, Check)]] = &[
     guests::WITH_SYSTEMD,
     modules::WITH_SYSTEMD,
     network::WITH_SYSTEMD,
@@ -76,8 +76,8 @@ pub fn run(only: &str) -> Result<Tally> {
         checks.map(|(name, check)| Job { name, check, image }).collect::<VecDeque<_>>()
     };
     // The longest checks come first, so that both hosts finish at about the same time.
-    let mut queue = wanted(&SYSTEMD_CHECKS, try_it::IMAGE);
-    queue.append(&mut wanted(&QUICK_CHECKS, QUICK));
+    let mut queue = wanted(SYSTEMD_CHECKS, try_it::IMAGE);
+    queue.append(&mut wanted(QUICK_CHECKS, QUICK));
     // Prepare these once, not in each host.
     kernel::ensure()?;
     packages::docker_registry()?;
