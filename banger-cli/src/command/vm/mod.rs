@@ -23,7 +23,7 @@ mod run;
 mod set;
 mod shell;
 mod show;
-mod size_args;
+pub mod size_args;
 mod ssh;
 mod start;
 mod stats;

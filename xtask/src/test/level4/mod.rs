@@ -2,6 +2,7 @@
 //! left of any sandbox.
 
 mod copies;
+mod devcontainer;
 mod guests;
 mod images;
 mod limits;
@@ -38,8 +39,9 @@ use crate::{
 type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
-const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
+const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
     copies::CHECKS,
+    devcontainer::CHECKS,
     guests::CHECKS,
     images::CHECKS,
     limits::CHECKS,
