@@ -2,7 +2,7 @@
 //!
 //! The commands are made to be pasted into a shell of the host, and the file may come from somebody the user does not
 //! trust. So paths are quoted and never lead out of the repository, and options of the build are left out: they could
-//! pass secrets of the user to it.
+//! pass secrets of the user to it. `devcontainer build` would not leave them out, so then it is not suggested.
 
 use serde_json::{Map, Value};
 
@@ -93,6 +93,16 @@ fn pasteable(words: &[&str]) -> Option<String> {
     (!line.contains(char::is_control) && line.len() <= MAX_LENGTH).then_some(line)
 }
 
+/// Returns whether the reference implementation would pass something of the host to the build of the image: options such
+/// as `--ssh`, variables of the user's environment, or what Compose files name.
+pub fn hands_over(fields: &Map<String, Value>) -> bool {
+    let build = fields.get("build");
+    let texts = [build, fields.get("features")].map(|value| value.map(Value::to_string).unwrap_or_default());
+    build.is_some_and(|build| build.get("options").is_some())
+        || fields.contains_key("dockerComposeFile")
+        || texts.iter().any(|text| ["${localEnv:", "${env:"].iter().any(|variable| text.contains(variable)))
+}
+
 /// What a file asks for that only an image can have.
 #[derive(Debug, Clone, Copy)]
 pub struct Needs<'a> {
@@ -102,6 +112,8 @@ pub struct Needs<'a> {
     pub build: Option<&'a Build>,
     /// Features to install.
     pub features: &'a [String],
+    /// Whether the reference implementation would pass something of the host to the build.
+    pub hands_over: bool,
     /// The directory of the repository on the host, whose name the image gets.
     pub repository: &'a str,
     /// The directory on the host that was opened.
@@ -137,12 +149,13 @@ impl Needs<'_> {
         })
     }
 
-    /// Returns the commands that build the image and use it, unless that would lead out of the repository.
+    /// Returns the commands that build the image and use it, unless the build could see more than the repository.
     fn commands(&self, image: &str, path: &impl Fn(&str) -> String) -> Option<[String; 2]> {
         let opened = path(self.opened);
         let build = match self.build {
             Some(Build { dockerfile: None, .. } | Build { context: None, .. }) => return None,
             Some(build) if self.features.is_empty() => build.command(image, path)?,
+            _ if self.hands_over => return None,
             _ => pasteable(&[
                 "devcontainer",
                 "build",

@@ -236,7 +236,7 @@ const MOUNTS: &[Case] = &[
     (
         r#"{"mounts": [{"source": "${localEnv:HOME}/.ssh", "target": "/s", "type": "bind"}]}"#,
         "a directory of the host",
-        "ignored mounts /s (`-e HOME` lets it read HOME of your environment)",
+        "ignored mounts /s (nothing of the host is mounted)",
     ),
     (r#"{"mounts": ["type=volume"]}"#, "docker refuses it", "ignored mounts type=volume (it has no target)"),
     (

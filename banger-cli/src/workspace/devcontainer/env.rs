@@ -11,13 +11,16 @@ const MAX_VARIABLES: usize = 256;
 /// Limit on their names and values, in bytes. A request to the agent holds them with a command.
 const MAX_LENGTH: usize = 16 << 10;
 
+/// Names of variables with their values; `None` unsets one.
+pub type Wanted = BTreeMap<String, Option<String>>;
+
 /// Variables to set, or to unset.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Environment {
     /// `containerEnv`.
-    pub container: BTreeMap<String, Option<String>>,
+    pub container: Wanted,
     /// `remoteEnv`, which may refer to the environment of the sandbox.
-    pub remote: BTreeMap<String, Option<String>>,
+    pub remote: Wanted,
 }
 
 /// The variables of a workspace's commands.
@@ -43,7 +46,7 @@ impl Environment {
 
     /// Returns the variables that do not refer to the environment of the sandbox.
     pub fn without_references(&self) -> Self {
-        let plain = |all: &BTreeMap<String, Option<String>>| {
+        let plain = |all: &Wanted| {
             let refers = |value: &Option<String>| value.as_deref().is_some_and(fill::needs_environment);
             all.iter()
                 .filter(|(_, value)| !refers(value))
@@ -90,7 +93,7 @@ pub fn read(
     key: &str,
     fields: &Map<String, Value>,
     filled: &impl Fn(&str) -> Result<String, String>,
-) -> (BTreeMap<String, Option<String>>, Vec<(String, String)>) {
+) -> (Wanted, Vec<(String, String)>) {
     let (mut variables, mut ignored) = (BTreeMap::new(), Vec::new());
     for (name, value) in fields {
         let value = match value {
@@ -119,7 +122,7 @@ pub fn read(
 mod tests {
     use super::*;
 
-    fn variables(pairs: &[(&str, Option<&str>)]) -> BTreeMap<String, Option<String>> {
+    fn variables(pairs: &[(&str, Option<&str>)]) -> Wanted {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned))).collect()
     }
 

@@ -118,6 +118,8 @@ pub struct Devcontainer {
     build: Option<Build>,
     /// Names of features.
     features: Vec<String>,
+    /// Whether the reference implementation would pass something of the host to the build of the image.
+    hands_over: bool,
     /// The sizes of the sandbox.
     sizes: Requirements,
     /// Commands to run in the sandbox.
@@ -208,6 +210,7 @@ impl Devcontainer {
         }
         let fill = |text: &str| known.fill(text);
         let directory = around.file.rsplit_once('/').map_or("", |(directory, _)| directory);
+        wanted.hands_over = build::hands_over(&fields);
         wanted.build = Build::read(&fields, directory, &fill, &mut wanted.ignored);
         for (key, value) in &fields {
             wanted.read(key, value, &fill);
@@ -369,6 +372,7 @@ impl Devcontainer {
             file: &self.file,
             build: self.build.as_ref(),
             features: &self.features,
+            hands_over: self.hands_over,
             repository: &around.repository,
             opened: &around.below,
         };

@@ -27,7 +27,6 @@ pub struct Tmpfs {
 #[derive(Debug, Default)]
 struct Fields {
     kind: Option<String>,
-    source: Option<String>,
     target: Option<String>,
     size: Option<u64>,
     mode: Option<u32>,
@@ -38,7 +37,7 @@ pub fn read(value: &Value, fill: &impl Fn(&str) -> Result<String, String>) -> Re
     let mut fields = Fields::default();
     match value {
         Value::String(text) => {
-            for field in comma_separated(&fill(text)?) {
+            for field in comma_separated(text) {
                 let (key, value) = field.split_once('=').unwrap_or((&field, ""));
                 fields.put(key, value);
             }
@@ -46,13 +45,13 @@ pub fn read(value: &Value, fill: &impl Fn(&str) -> Result<String, String>) -> Re
         Value::Object(object) => {
             for (key, value) in object {
                 if let Value::String(text) = value {
-                    fields.put(key, &fill(text)?);
+                    fields.put(key, text);
                 }
             }
         }
         _ => return Err("it is not a mount".to_owned()),
     }
-    fields.mount()
+    fields.mount(fill)
 }
 
 /// Returns a short name for a mount in messages.
@@ -71,7 +70,6 @@ impl Fields {
     fn put(&mut self, key: &str, value: &str) {
         match key.trim() {
             "type" => self.kind = Some(value.to_owned()),
-            "source" | "src" => self.source = Some(value.to_owned()),
             "target" | "destination" | "dst" => self.target = Some(value.to_owned()),
             "tmpfs-size" => self.size = value.parse().ok(),
             "tmpfs-mode" => self.mode = u32::from_str_radix(value, 8).ok(),
@@ -79,10 +77,14 @@ impl Fields {
         }
     }
 
-    fn mount(self) -> Result<Mount, String> {
-        let target = self.target.as_deref().ok_or("it has no target")?;
-        let target = guest_path(target).map_err(|_| "its target is not an absolute path".to_owned())?;
-        match self.kind.as_deref().unwrap_or("volume") {
+    fn mount(self, fill: &impl Fn(&str) -> Result<String, String>) -> Result<Mount, String> {
+        let kind = self.kind.as_deref().unwrap_or("volume");
+        if kind == "bind" {
+            return Err("nothing of the host is mounted".to_owned());
+        }
+        let target = fill(self.target.as_deref().ok_or("it has no target")?)?;
+        let target = guest_path(&target).map_err(|_| "its target is not an absolute path".to_owned())?;
+        match kind {
             "volume" => Ok(Mount::Volume(target)),
             "tmpfs" => {
                 let mut options = vec!["nosuid".to_owned(), "nodev".to_owned()];
@@ -90,7 +92,6 @@ impl Fields {
                 options.extend(self.mode.map(|mode| format!("mode={:o}", mode & 0o7777)));
                 Ok(Mount::Tmpfs(Tmpfs { target, options: options.join(",") }))
             }
-            "bind" => Err("nothing of the host is mounted".to_owned()),
             kind => Err(format!("a sandbox has no mounts of type {kind}")),
         }
     }

@@ -103,6 +103,7 @@ fn what_needs_an_image_says_what_to_do() {
             file: &container.file,
             build: container.build.as_ref(),
             features: &container.features,
+            hands_over: container.hands_over,
             repository: "My Shop",
             opened: "",
         };
@@ -116,6 +117,9 @@ fn what_needs_an_image_says_what_to_do() {
         r#"{"build": {"dockerfile": "Dockerfile"}, "features": {"ghcr.io/devcontainers/features/node:1": {}}}"#,
         r#"{"image": "a", "features": {"ghcr.io/devcontainers/features/docker-in-docker:2": {}, "./own": {}}}"#,
         r#"{"build": {"dockerfile": "Dockerfile", "context": "../.."}}"#,
+        r#"{"build": {"dockerfile": "Dockerfile", "options": ["--ssh=default"]}}"#,
+        r#"{"build": {"dockerfile": "Dockerfile", "options": ["--ssh=default"]}, "features": {"./own": {}}}"#,
+        r#"{"image": "a", "features": {"./own": {"token": "${localEnv:TOKEN}"}}}"#,
         r#"{"build": {"dockerfile": "a'; rm -rf ~ #", "args": {"$(id)": "`id`"}}}"#,
         "{\"build\": {\"dockerfile\": \"a\\nrm\"}}",
     ] {
