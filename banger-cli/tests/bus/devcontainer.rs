@@ -125,7 +125,7 @@ fn each_command_runs_once_at_its_moment() {
     assert_eq!(ended.output, "create\nupdate\npost 1\nstart 1\n/extra none 1\n", "{ended:?}");
     assert!(volume.is_dir());
 
-    // Each boot runs the start commands once, whoever notices it.
+    // Each boot runs the start commands once, whichever command notices it.
     let log = || bench.banger(&["vm", "exec", "box-1", "--", "cat", "log"]).output;
     let starts = || log().lines().filter(|line| *line == "start 1").count();
     assert_eq!(starts(), 1);
