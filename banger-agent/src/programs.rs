@@ -15,7 +15,8 @@ pub fn complete(programs: &Programs, mut exec: Exec) -> Option<Exec> {
         }
     }
     // Later values override earlier ones.
-    exec.env = programs.env.iter().cloned().chain(exec.env).collect();
+    let wanted = |(name, _): &&(String, String)| !exec.unset.contains(name);
+    exec.env = programs.env.iter().filter(wanted).cloned().chain(exec.env).collect();
     let is_the_images = exec.user.is_none();
     exec.user = exec.user.or_else(|| programs.user.clone());
     // The image's directory may not be accessible to another user.
@@ -62,6 +63,9 @@ mod tests {
         let exec = complete(&programs(), request).unwrap();
         assert_eq!((exec.user.as_deref(), exec.cwd), (Some("root"), None));
         assert_eq!(exec.env.last().unwrap().1, "request");
+        let unset = Exec { unset: list("PATH B"), env: vec![("B".into(), "1".into())], ..Exec::default() };
+        let env = complete(&programs(), unset).unwrap().env;
+        assert_eq!(env, [("A".into(), "image".into()), ("B".into(), "1".into())]);
         let elsewhere = Exec { cwd: Some("/tmp".into()), ..Exec::default() };
         assert_eq!(complete(&programs(), elsewhere).unwrap().cwd.as_deref(), Some("/tmp"));
         let gone = Programs { working_dir: Some("/no/such".into()), ..programs() };

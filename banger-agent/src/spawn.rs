@@ -130,6 +130,9 @@ fn command_of(exec: &Exec, account: &Account) -> Command {
     if let Some(terminal) = &exec.terminal {
         command.env("TERM", &terminal.term);
     }
+    for name in &exec.unset {
+        command.env_remove(name);
+    }
     command.envs(exec.env.iter().map(|(key, value)| (key, value)));
     command
 }

@@ -1,8 +1,8 @@
 //! Converts JSON with comments to plain JSON, and keeps everything on its line.
 
-/// Returns the text without comments and trailing commas.
+/// Returns the text without a byte order mark, comments and trailing commas.
 pub fn plain(text: &str) -> String {
-    without_commas(&without_comments(text))
+    without_commas(&without_comments(text.trim_start_matches('\u{feff}')))
 }
 
 /// The position in a text.
@@ -81,6 +81,7 @@ mod tests {
     fn comments_and_trailing_commas_are_removed_outside_of_strings() {
         for (text, expect) in [
             ("{}", "{}"),
+            ("\u{feff}{\"a\": \"\u{feff}\"}", "{\"a\": \"\u{feff}\"}"),
             ("{ // a\n}", "{ \n}"),
             ("{ /* a\n b */ }", "{ \n  }"),
             ("[1, 2, ]", "[1, 2 ]"),

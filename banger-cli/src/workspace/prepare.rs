@@ -15,6 +15,7 @@ use banger_proto::{
 use tar::Builder;
 
 use super::{
+    devcontainer::setup::Setup,
     files::{Found, Root},
     metadata::{self, Metadata},
     record::{self, Draft, EXCLUDE, Record, Records, StoredWorkspace, remove_all_except},
@@ -303,6 +304,7 @@ fn record_of(plan: &Plan, target: &Target) -> Record {
         mise: false,
         user: None,
         env: BTreeMap::new(),
+        setup: Setup::default(),
         sent_at: age::now(),
     }
 }

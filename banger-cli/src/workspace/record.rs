@@ -11,6 +11,7 @@ use banger_proto::guest::message::Algorithm;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    devcontainer::setup::Setup,
     export::{Tree, parse_tree, tree},
     snapshot::{SENT, Snapshot},
     source::Mode,
@@ -60,6 +61,9 @@ pub struct Record {
     /// Environment variables of all commands there.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// What its devcontainer.json asks for later.
+    #[serde(default)]
+    pub setup: Setup,
     /// When it was last sent, in microseconds since the Unix epoch.
     pub sent_at: u64,
 }
@@ -68,6 +72,18 @@ impl Record {
     /// Returns the owner of the files in the sandbox.
     pub fn owner(&self) -> &str {
         self.user.as_deref().unwrap_or(OWNER)
+    }
+
+    /// Returns the record with more variables, for commands that set up the workspace. It must not be saved.
+    pub fn with_variables(&self, variables: &BTreeMap<String, String>) -> Self {
+        let mut record = self.clone();
+        record.env.extend(variables.clone());
+        record
+    }
+
+    /// Returns the directory in the sandbox in which commands run.
+    pub fn directory(&self) -> &str {
+        self.setup.directory.as_deref().unwrap_or(&self.guest_path)
     }
 }
 
@@ -111,6 +127,19 @@ impl StoredWorkspace {
         Ok(sent)
     }
 
+    /// Records that this process sets up a boot, given by its start time. Returns false if another one did so.
+    pub fn claim_boot(&self, boot: u64) -> Result<bool> {
+        let failed = |source: io::Error| Error::io(format!("lock {}", self.directory.display()), source);
+        let lock = fs::File::open(&self.directory).map_err(failed)?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|error| failed(error.into()))?;
+        let Some(mut record) = read(&self.directory).filter(|record| record.setup.boot != boot) else {
+            return Ok(false);
+        };
+        record.setup.boot = boot;
+        write(&self.directory, &record).map(|()| true)
+    }
+
     /// Updates the record.
     pub fn save(&self) -> Result<()> {
         write(&self.directory, &self.record)
@@ -146,6 +175,11 @@ impl Draft {
         fs::rename(self.unfinished.keep(), &self.path).map_err(failed)?;
         Ok(StoredWorkspace { record, directory: self.path })
     }
+}
+
+/// Reads a record. Returns `None` if it is missing or damaged.
+fn read(directory: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()
 }
 
 fn write(directory: &Path, record: &Record) -> Result<()> {
@@ -214,8 +248,7 @@ impl Records {
             .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
             .filter_map(|entry| {
                 let directory = entry.path();
-                let record = serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()?;
-                Some(StoredWorkspace { record, directory })
+                Some(StoredWorkspace { record: read(&directory)?, directory })
             })
             .collect();
         all.sort_by_key(|kept| std::cmp::Reverse(kept.record.sent_at));
@@ -265,6 +298,7 @@ mod tests {
             mise: false,
             user: None,
             env: BTreeMap::new(),
+            setup: Setup::default(),
             sent_at,
         }
     }
@@ -274,6 +308,26 @@ mod tests {
         assert_eq!(reference("web", None), "web");
         assert_eq!(reference("web", Some("/srv/x")), "web --guest-path /srv/x");
         assert_eq!(reference("web", Some("/a b'c")), r"web --guest-path '/a b'\''c'");
+    }
+
+    #[test]
+    fn a_boot_is_set_up_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = StoredWorkspace { record: record("/root/a", 1), directory: dir.path().to_owned() };
+        kept.save().unwrap();
+        let claims = [7, 7, 8, 8].map(|boot| kept.claim_boot(boot).unwrap());
+        assert_eq!(claims, [true, false, true, false]);
+        fs::remove_file(dir.path().join(FILE)).unwrap();
+        assert!(!kept.claim_boot(9).unwrap());
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut earlier = serde_json::to_value(record("/root/a", 1)).unwrap();
+        earlier.as_object_mut().unwrap().remove("setup");
+        fs::write(dir.path().join(FILE), earlier.to_string()).unwrap();
+        assert_eq!(read(dir.path()), Some(record("/root/a", 1)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use banger_proto::guest::{Exec, Frame, Request};
 
-use super::{prepare::Plan, record::Record};
+use super::{devcontainer::setup::Tmpfs, prepare::Plan, record::Record};
 use crate::{
     error::{Error, Result},
     guest::agent::Guest,
@@ -55,14 +55,71 @@ pub async fn install(guest: &mut Guest, record: &Record) -> Result<(u8, Vec<u8>)
 
 /// Runs a command in a workspace, without input. Returns its status, and the end of its output.
 pub async fn run(guest: &mut Guest, record: &Record, argv: &[String]) -> Result<(u8, Vec<u8>)> {
+    run_captured(guest, exec(record, argv)).await
+}
+
+/// Returns the request for a command in a workspace.
+pub fn exec(record: &Record, argv: &[String]) -> Exec {
     let mut exec = Exec {
         argv: argv.to_vec(),
-        cwd: Some(record.guest_path.clone()),
+        cwd: Some(record.directory().to_owned()),
         user: Some(record.owner().to_owned()),
         ..Exec::default()
     };
-    put_env(&mut exec, &record.env);
-    run_captured(guest, exec).await
+    put_env(&mut exec, record);
+    exec
+}
+
+/// Returns the environment of programs in a workspace, or `None` if the image has no `env`.
+pub async fn environment(guest: &mut Guest, record: &Record) -> Result<Option<BTreeMap<String, String>>> {
+    let output = match run(guest, record, &["env", "-0"].map(str::to_owned)).await {
+        Ok((0, output)) => output,
+        Ok(_) | Err(Error::Guest(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let text = String::from_utf8_lossy(&output).into_owned();
+    let variables = text.split('\0').filter_map(|variable| variable.split_once('='));
+    Ok(Some(variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+}
+
+/// Creates directories that do not exist, for a user. Returns the last lines of the error if that fails.
+pub async fn create_directories(
+    guest: &mut Guest,
+    user: &str,
+    paths: &[String],
+) -> Result<Result<(), String>> {
+    const SCRIPT: &str = "user=$1; shift\n\
+        for path; do [ -e \"$path\" ] || { mkdir -p -- \"$path\" && chown -- \"$user\" \"$path\"; } || exit 1; done";
+    let arguments = std::iter::once(user.to_owned()).chain(paths.iter().cloned());
+    run_as_root(guest, SCRIPT, arguments.collect(), paths.is_empty()).await
+}
+
+/// Mounts file systems in memory. Returns the last lines of the error if that fails.
+pub async fn mount(guest: &mut Guest, all: &[Tmpfs]) -> Result<Result<(), String>> {
+    const SCRIPT: &str = "while [ $# -gt 0 ]; do\n\
+        mkdir -p -- \"$1\" && mount -t tmpfs -o \"$2\" tmpfs \"$1\" || exit 1\nshift 2\ndone";
+    let arguments = all.iter().flat_map(|tmpfs| [tmpfs.target.clone(), tmpfs.options.clone()]);
+    run_as_root(guest, SCRIPT, arguments.collect(), all.is_empty()).await
+}
+
+/// Runs a script as root, unless there is nothing to do.
+async fn run_as_root(
+    guest: &mut Guest,
+    script: &str,
+    arguments: Vec<String>,
+    is_done: bool,
+) -> Result<Result<(), String>> {
+    if is_done {
+        return Ok(Ok(()));
+    }
+    let argv = ["sh", "-c", script, "sh"].map(str::to_owned).into_iter().chain(arguments).collect();
+    let exec = Exec { argv, cwd: Some("/".to_owned()), user: Some(OWNER.to_owned()), ..Exec::default() };
+    Ok(match run_captured(guest, exec).await {
+        Ok((0, _)) => Ok(()),
+        Ok((_, output)) => Err(last_lines(&output)),
+        Err(Error::Guest(failure)) => Err(format!("{}\n", failure.message)),
+        Err(error) => return Err(error),
+    })
 }
 
 async fn run_captured(guest: &mut Guest, exec: Exec) -> Result<(u8, Vec<u8>)> {
@@ -93,9 +150,16 @@ pub fn last_lines(output: &[u8]) -> String {
 }
 
 /// Adds the variables of a workspace, unless the user has set them for a command.
-pub fn put_env(exec: &mut Exec, env: &BTreeMap<String, String>) {
-    let unset = |(name, _): &(&String, &String)| exec.env.iter().all(|(set, _)| set != *name);
-    let more: Vec<_> = env.iter().filter(unset).map(|(name, value)| (name.clone(), value.clone())).collect();
+pub fn put_env(exec: &mut Exec, record: &Record) {
+    exec.unset.extend(record.setup.unset.iter().cloned());
+    put_variables(exec, &record.env);
+}
+
+/// Adds variables that a command does not have yet.
+pub fn put_variables(exec: &mut Exec, variables: &BTreeMap<String, String>) {
+    let is_missing = |(name, _): &(&String, &String)| exec.env.iter().all(|(set, _)| set != *name);
+    let more: Vec<_> =
+        variables.iter().filter(is_missing).map(|(name, value)| (name.clone(), value.clone())).collect();
     exec.env.extend(more);
 }
 

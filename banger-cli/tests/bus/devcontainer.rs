@@ -1,8 +1,11 @@
 //! Repositories with a `devcontainer.json`, in a sandbox with the real agent on this host.
 
-use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
+use std::{collections::BTreeMap, fs, net::TcpListener, os::unix::fs::PermissionsExt};
 
-use crate::{host::Ended, workspace::Bench};
+use crate::{
+    host::{Ended, until},
+    workspace::Bench,
+};
 
 /// Creates a repository with this file.
 fn with(text: &str) -> Bench {
@@ -40,9 +43,14 @@ fn supported_devcontainer_settings_are_applied() {
     assert_eq!(ended.status, 0, "{ended:?}");
     let place = bench.guest.with_file_name("box-1");
     assert_eq!(ended.output, format!("1\n1\nmade too\nnothing\n{}\n", place.display()));
-    let not_taken = "note: ignored in .devcontainer/devcontainer.json: containerEnv.SECRET, features, \
-                     initializeCommand.";
+    let not_taken = "note: ignored in .devcontainer/devcontainer.json: containerEnv.SECRET (`-e HOME` lets it read HOME \
+                     of your environment), initializeCommand (it would run on the host).";
     assert!(ended.errors.lines().any(|line| line == not_taken), "{ended:?}");
+    let features =
+        "note: banger does not install the features of .devcontainer/devcontainer.json: x. To use the image";
+    assert!(ended.errors.lines().any(|line| line.starts_with(features)), "{ended:?}");
+    let build = "  devcontainer build --workspace-folder ";
+    assert!(ended.errors.lines().any(|line| line.starts_with(build)), "{ended:?}");
     assert!(ended.errors.contains(&format!(" reaches {port} in the sandbox.")), "{ended:?}");
     assert!(ended.errors.contains("setup: echo $A > made"), "{ended:?}");
     assert!(!fs::exists("/tmp/must-not-be-there").unwrap());
@@ -58,7 +66,7 @@ fn supported_devcontainer_settings_are_applied() {
     let ended = run(&bench, "box-2", &["-d", "--no-bootstrap", "--image", "debian"]);
     assert_eq!(ended.output, "box-2\n");
     assert!(!bench.guest.with_file_name("box-2").join("made").exists());
-    assert!(ended.errors.contains("initializeCommand, image.\n"), "{ended:?}");
+    assert!(ended.errors.contains("(it would run on the host), image, features.\n"), "{ended:?}");
     assert!(
         ended.errors.contains(&format!("note: `banger vm forward -L {port} box-2` forwards")),
         "{ended:?}"
@@ -92,13 +100,147 @@ fn an_invalid_file_is_refused_before_a_sandbox_is_created() {
 }
 
 #[test]
-fn none_of_several_files_is_used_silently() {
+fn each_command_runs_once_at_its_moment() {
     let bench = Bench::new();
-    fs::create_dir_all(bench.repo.join(".devcontainer/big")).unwrap();
-    fs::write(bench.repo.join(".devcontainer/big/devcontainer.json"), "{}").unwrap();
+    let volume = bench.guest.with_file_name("volume");
+    let text = format!(
+        r#"{{
+            "image": "debian",
+            "postAttachCommand": "echo attach >> log",
+            "postStartCommand": {{ "a": "echo start $A >> log" }},
+            "postCreateCommand": ["sh", "-c", "echo post ${{containerEnv:A}} >> log"],
+            "updateContentCommand": "echo update >> log",
+            "onCreateCommand": "echo create > log",
+            "containerEnv": {{ "A": 1 }},
+            "remoteEnv": {{ "P": "${{containerEnv:PATH}}:/extra", "LOGNAME": null }},
+            "mounts": ["source=v,target={},type=volume"],
+        }}"#,
+        volume.display()
+    );
+    fs::create_dir(bench.repo.join(".devcontainer")).unwrap();
+    fs::write(bench.repo.join(".devcontainer/devcontainer.json"), text).unwrap();
     bench.git(&["add", "-A"]);
-    let ended = run(&bench, "box-1", &["--image", "debian", "--", "true"]);
-    assert!(ended.errors.contains("note: ignored .devcontainer/big/devcontainer.json.\n"), "{ended:?}");
+    let script = "cat log; echo ${P##*:} ${LOGNAME-none} $A";
+    let ended = run(&bench, "box-1", &["-q", "--", "sh", "-c", script]);
+    assert_eq!(ended.output, "create\nupdate\npost 1\nstart 1\n/extra none 1\n", "{ended:?}");
+    assert!(volume.is_dir());
+
+    // Each boot runs the start commands once, whichever command notices it.
+    let log = || bench.banger(&["vm", "exec", "box-1", "--", "cat", "log"]).output;
+    let starts = || log().lines().filter(|line| *line == "start 1").count();
+    assert_eq!(starts(), 1);
+    for verb in ["stop", "start", "start"] {
+        assert_eq!(bench.banger(&["vm", verb, "box-1"]).status, 0);
+    }
+    assert_eq!(starts(), 2);
+    assert_eq!(bench.banger(&["vm", "restart", "box-1"]).status, 0);
+    assert_eq!(starts(), 3);
+    assert!(!log().contains("attach"));
+
+    // A shell attaches, a command does not.
+    let shell = bench.banger(&["vm", "shell", "-n", "box-1"]);
+    let told = "note: the postAttachCommand runs in the background; `banger vm logs --exec=";
+    assert!(shell.errors.contains(told), "{shell:?}");
+    until("the attachment", || log().contains("attach\n"));
+    assert_eq!(log().matches("create").count(), 1);
+}
+
+#[test]
+fn a_failed_command_skips_those_of_later_moments() {
+    let bench = with(
+        r#"{
+            "image": "debian",
+            "onCreateCommand": { "bad": "exit 4", "good": "touch good" },
+            "postCreateCommand": "touch later",
+            "postStartCommand": "touch later",
+        }"#,
+    );
+    let ended = run(&bench, "box-1", &["--", "sh", "-c", "ls good later 2> /dev/null"]);
+    assert!(
+        ended.errors.contains("warning: the onCreateCommand failed with status 4: `exit 4`."),
+        "{ended:?}"
+    );
+    assert_eq!(ended.output, "good\n", "{ended:?}");
+}
+
+#[test]
+fn the_environment_of_the_user_is_read_only_on_request() {
+    let bench = with(
+        r#"{"image": "debian", "containerEnv": {"T": "${localEnv:TOKEN}", "U": "${localEnv:TOKEN:none}"}}"#,
+    );
+    let ended = run(&bench, "box-1", &["-q", "--", "sh", "-c", "echo ${T-unset} $U"]);
+    assert_eq!(ended.output, "unset none\n", "{ended:?}");
+    let ended = run(&bench, "box-2", &["-e", "TOKEN=t", "--", "sh", "-c", "echo ${T-unset} $U"]);
+    assert_eq!((ended.output.as_str(), ended.errors.contains("ignored")), ("t t\n", false), "{ended:?}");
+}
+
+#[test]
+fn one_of_several_files_is_chosen() {
+    let bench = Bench::new();
+    let file = |path: &str, name: &str| {
+        let path = bench.repo.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, format!("{{\"image\": \"debian\", \"containerEnv\": {{\"F\": \"{name}\"}}}}"))
+            .unwrap();
+        bench.git(&["add", "-A"]);
+    };
+    let mut boxes = 0;
+    let mut chosen = |more: &[&str]| {
+        boxes += 1;
+        let end = ["--image", "debian", "--", "sh", "-c", "echo ${F-none}; pwd"];
+        run(&bench, &format!("box-{boxes}"), &[more, &end].concat())
+    };
+    file(".devcontainer/big/devcontainer.json", "big");
+    let ended = chosen(&[]);
+    assert!(ended.output.starts_with("big\n"), "one alone is used: {ended:?}");
+
+    file(".devcontainer/small/devcontainer.json", "small");
+    let ended = chosen(&[]);
+    let told = "note: `--devcontainer PATH` chooses one of .devcontainer/big/devcontainer.json, \
+                .devcontainer/small/devcontainer.json; none is used.\n";
+    assert!(ended.output.starts_with("none\n") && ended.errors.contains(told), "{ended:?}");
+    for choice in ["small", ".devcontainer/small", ".devcontainer/small/devcontainer.json"] {
+        let ended = chosen(&["--devcontainer", choice]);
+        assert!(ended.output.starts_with("small\n"), "{choice}: {ended:?}");
+    }
+    let ended = chosen(&["--devcontainer", "huge"]);
+    assert_eq!(ended.status, 125);
+    assert!(
+        ended
+            .errors
+            .contains("error: cannot find huge among the files that are sent.\nhint: the repository has "),
+        "{ended:?}"
+    );
+
+    // The file of the directory that was named counts, and commands run in that directory.
+    file(".devcontainer.json", "top");
+    file("web/api/.devcontainer.json", "api");
+    assert!(chosen(&[]).output.starts_with("top\n"));
+    let (api, guest) = (bench.repo.join("web/api"), bench.guest.with_file_name("box-api"));
+    let (api, guest) = (api.to_str().unwrap(), guest.to_str().unwrap());
+    let run =
+        ["vm", "run", "--name", "box-api", "--guest-path", guest, api, "--", "sh", "-c", "echo $F; pwd"];
+    let ended = bench.banger(&run);
+    assert_eq!(ended.output, format!("api\n{guest}/web/api\n"), "{ended:?}");
+    assert_eq!(bench.banger(&["vm", "exec", "box-api", "--", "pwd"]).output, format!("{guest}/web/api\n"));
+}
+
+#[test]
+fn required_sizes_are_asked_for() {
+    let bench =
+        with(r#"{"image": "debian", "hostRequirements": {"cpus": 3, "memory": "4gb", "storage": "9gb"}}"#);
+    let options = |name: &str, more: &[&str]| {
+        let ended = run(&bench, name, &[&["-q"], more, &["--", "true"]].concat());
+        assert_eq!(ended.status, 0, "{ended:?}");
+        bench.host.calls("CreateVM").last().unwrap().options.clone()
+    };
+    let is = |options: &BTreeMap<String, String>, key: &str, number: u64| {
+        options.get(key).is_some_and(|text| text.split(' ').next_back() == Some(number.to_string().as_str()))
+    };
+    let all = options("box-1", &[]);
+    assert!(is(&all, "vcpus", 3) && is(&all, "memory", 4 << 30), "{all:?}");
+    let given = options("box-2", &["--memory", "1GiB"]);
+    assert!(is(&given, "vcpus", 3) && is(&given, "memory", 1 << 30), "{given:?}");
 }
 
 #[test]

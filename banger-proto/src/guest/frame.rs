@@ -206,6 +206,7 @@ mod tests {
             of_image: true,
             argv: vec!["sh".into(), "-c".into(), "exit 42".into()],
             env: vec![("A".into(), "b c".into())],
+            unset: vec!["B".into()],
             cwd: Some("/tmp".into()),
             user: Some("root".into()),
             terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),

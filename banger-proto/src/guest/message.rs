@@ -253,6 +253,9 @@ pub struct Exec {
     /// Variables in addition to those of a login.
     #[serde(default)]
     pub env: Vec<(String, String)>,
+    /// Variables of a login or of the image that it does not get, unless `env` sets them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unset: Vec<String>,
     /// The working directory; the image's directory, else the user's home, when absent.
     #[serde(default)]
     pub cwd: Option<String>,

@@ -14,6 +14,7 @@ use crate::{
         progress::{Progress, ProgressArgs},
         signals::{Signals, unless_ended},
     },
+    workspace::devcontainer::lifecycle,
 };
 
 /// The options of a command that changes many sandboxes.
@@ -85,6 +86,9 @@ async fn all(
             jobs.finish(bus, &job, track, &mut listener).await.map_err(|error| add_hint(error, method))?;
             let after = unless_ended(&mut listener, look(bus, &vm, method)).await?;
             let effect = effect(method, &before, &after);
+            if matches!(method, "Start" | "Restart") {
+                lifecycle::booted(bus, &vm, progress, &listener).await?;
+            }
             if wait.is_some() {
                 let track = progress.track(label);
                 wait::until(&mut Guest::new(bus.clone(), vm, listener), wait, &track).await?;

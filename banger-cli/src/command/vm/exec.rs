@@ -23,10 +23,15 @@ use crate::{
     },
     error::{Error, Result},
     guest::{agent::Guest, attach},
-    ui::{output, signals::Signals},
+    ui::{
+        output,
+        progress::{Progress, ProgressArgs},
+        signals::Signals,
+    },
     user::settings::Settings,
     workspace::{
         changed::ChangedFiles,
+        devcontainer::lifecycle::Lifecycle,
         record::{Records, StoredWorkspace, reference},
         source::Repository,
         sync::{self, Changes},
@@ -166,14 +171,16 @@ impl Target {
         if let Some(kept) = kept {
             let owner = kept.record.owner().to_owned();
             let is_owners = self.exec.is_of(&owner);
-            let directory = Some(kept.record.guest_path.clone()).filter(|_| is_owners);
+            let directory = Some(kept.record.directory().to_owned()).filter(|_| is_owners);
             exec.user.get_or_insert(owner);
             exec.cwd = exec.cwd.or(directory);
-            tooling::put_env(&mut exec, &kept.record.env);
+            tooling::put_env(&mut exec, &kept.record);
             if kept.record.mise && !exec.argv.is_empty() && is_owners {
                 exec.argv = tooling::with_mise(&exec.argv);
             }
-            self.sync_workspace(&bus, &vm, kept).await?;
+            let is_shell = exec.argv.is_empty() && !exec.of_image;
+            self.sync_workspace(&bus, &vm, kept.clone()).await?;
+            set_up(&bus, &vm, &kept, &proxies, is_shell).await?;
         }
         let stream = self.open(&bus, &vm).await.map_err(about)?;
         Ok(Ready { bus, vm, stream, exec, proxies })
@@ -238,6 +245,27 @@ impl Target {
             _ => !kept.record.from_commit && Settings::of_caller()?.auto_prepare,
         })
     }
+}
+
+/// Runs what the repository's devcontainer.json asks for after a boot, and before a shell.
+async fn set_up(
+    bus: &Bus,
+    vm: &OwnedObjectPath,
+    kept: &StoredWorkspace,
+    proxies: &ProxyRelays,
+    is_shell: bool,
+) -> Result<()> {
+    let setup = &kept.record.setup;
+    let attaches = is_shell && !setup.later.attach.is_empty();
+    if !setup.needs_boot() && !attaches {
+        return Ok(());
+    }
+    let progress = Progress::new(ProgressArgs { quiet: false });
+    let listener = Signals::catch()?.listen();
+    let lifecycle =
+        Lifecycle { bus, vm, proxies: proxies.variables(), progress: &progress, listener: &listener };
+    lifecycle.boot(kept).await.map_err(add_hint)?;
+    if attaches { lifecycle.attach(&kept.record).await } else { Ok(()) }
 }
 
 /// Adds a hint for a workspace that was removed in the sandbox.

@@ -1,6 +1,6 @@
 //! The options for running a command in a sandbox.
 
-use std::env;
+use std::{collections::BTreeMap, env};
 
 use banger_proto::guest::{Exec, message::Phase};
 use clap::Args;
@@ -109,6 +109,11 @@ impl ExecArgs {
         self.proxy
     }
 
+    /// Returns the variables that are set for the command.
+    pub fn variables(&self) -> BTreeMap<String, String> {
+        self.without_terminal(&[]).env.into_iter().collect()
+    }
+
     /// Returns the standard input of the command.
     pub fn stdin(&self) -> Stdin {
         if self.no_stdin { Stdin::Null } else { Stdin::Ours }
@@ -136,6 +141,7 @@ impl ExecArgs {
             argv: command.to_vec(),
             of_image: self.entrypoint,
             env: self.env.iter().filter_map(set).collect(),
+            unset: Vec::new(),
             cwd: self.workdir.clone(),
             user: self.user.clone(),
             terminal: None,

@@ -142,19 +142,19 @@ enum Failures {
     Silent,
 }
 
-/// Forwards ports of this host's loopback to the same ports of a sandbox, as long as the result is kept. A port that
+/// Forwards ports of this host's loopback to ports of a sandbox, as long as the result is kept. A port of the host that
 /// is in use gets another number.
 pub async fn forward_ports(
     bus: &Bus,
     vm: &OwnedObjectPath,
     progress: &Progress,
-    ports: &[u16],
+    ports: &[(u16, u16)],
 ) -> Result<JoinSet<Result<()>>> {
     let (bus, vm, progress) = (bus.clone(), vm.clone(), progress.clone());
     let forwarder = Forwarder { bus, vm, progress, failures: Failures::Silent };
     let mut tasks = JoinSet::new();
-    for &port in ports {
-        let listener = Listener::bind_near(port).await?;
+    for &(host, port) in ports {
+        let listener = Listener::bind_near(host).await?;
         forwarder.progress.note(&format!("{} reaches {port} in the sandbox.", listener.address()));
         tasks.spawn(serve(forwarder.clone(), listener, Endpoint::Tcp(LOOPBACK.to_owned(), port)));
     }

@@ -14,7 +14,7 @@ use crate::{
     client::bus::Bus,
     error::{Error, Result},
     user::proxy::Proxies,
-    workspace::{record::Record, tooling},
+    workspace::tooling,
 };
 
 /// The proxies of commands in a sandbox. Those that the sandbox cannot reach are relayed as long as this is kept.
@@ -50,16 +50,14 @@ impl ProxyRelays {
         Ok(Self { variables: proxies.variables(sandbox.name(), &ports), relays })
     }
 
-    /// Adds the variables to a command, unless the user has set them for it.
-    pub fn add_to(&self, exec: &mut Exec) {
-        tooling::put_env(exec, &self.variables);
+    /// Returns the variables of commands.
+    pub fn variables(&self) -> &BTreeMap<String, String> {
+        &self.variables
     }
 
-    /// Returns a record with the variables, for the commands that set up a workspace. It must not be saved.
-    pub fn with(&self, record: &Record) -> Record {
-        let mut record = record.clone();
-        record.env.extend(self.variables.clone());
-        record
+    /// Adds the variables to a command, unless the user has set them for it.
+    pub fn add_to(&self, exec: &mut Exec) {
+        tooling::put_variables(exec, &self.variables);
     }
 
     /// Refuses to leave a command that needs a relay.

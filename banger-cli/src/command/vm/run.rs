@@ -11,7 +11,7 @@ use banger_proto::{
     },
     guest::message::Placement,
 };
-use clap::Args;
+use clap::{Args, ValueHint};
 use zbus::{OwnedObjectPath, Variant};
 
 use super::{
@@ -30,12 +30,11 @@ use crate::{
     ui::{
         output,
         progress::{Progress, ProgressArgs},
-        sanitize,
         signals::{Listener, Signals, unless_ended},
     },
     user::{defaults::Key, proxy::Proxies, settings::Settings, user_files},
     workspace::{
-        devcontainer::Devcontainer,
+        devcontainer::{Devcontainer, Wishes, lifecycle::Lifecycle, setup},
         prepare::{self, Plan, Target},
         record::Record,
         tooling,
@@ -91,12 +90,16 @@ pub struct Run {
     /// With --detach or --dry-run, print a JSON object instead of names
     #[arg(long)]
     json: bool,
-    /// Skip `mise install` and postCreateCommand
+    /// Skip `mise install` and the commands of devcontainer.json
     #[arg(long, overrides_with = "bootstrap")]
     no_bootstrap: bool,
-    /// Run `mise install` and postCreateCommand. This is the default, unless your settings say `bootstrap = false`
+    /// Run `mise install` and the commands of devcontainer.json. This is the default, unless your settings say
+    /// `bootstrap = false`
     #[arg(long, overrides_with = "no_bootstrap")]
     bootstrap: bool,
+    /// Use this devcontainer.json: a path, or the name of a directory in .devcontainer
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, conflicts_with = "no_devcontainer")]
+    devcontainer: Option<PathBuf>,
     /// Ignore the repository's devcontainer.json
     #[arg(long)]
     no_devcontainer: bool,
@@ -123,24 +126,24 @@ impl Run {
 
     /// Refuses options about a repository without one.
     fn require_path(&self) -> Result<()> {
-        match self.workspace.is_requested() {
+        match self.workspace.is_requested() || self.devcontainer.is_some() {
             false => Ok(()),
             true => Err(Error::Usage("these options need a repository, but no PATH is given".to_owned())
                 .with_hint("`banger vm run . …` sends the repository in this directory.")),
         }
     }
 
-    /// Lists the settings of devcontainer.json that are ignored.
-    fn note_unsupported(&self, container: &Devcontainer, progress: &Progress) {
-        let mut left = container.unsupported.clone();
-        if container.image.is_some() && self.vm_args.image().is_some() {
-            left.push("image".to_owned());
-        }
-        match (left.is_empty(), container.file.as_str()) {
-            (true, _) => {}
-            (false, "") => progress.note(&format!("note: ignored {}.", left.join(", "))),
-            (false, file) => progress.note(&format!("note: ignored in {file}: {}.", left.join(", "))),
-        }
+    /// Reads the repository's devcontainer.json, and notes what is not applied.
+    fn read_devcontainer(&self, plan: &Plan, progress: &Progress) -> Result<Devcontainer> {
+        let wishes = Wishes {
+            file: self.devcontainer.as_deref(),
+            image: self.vm_args.image(),
+            guest_path: self.workspace.given_path(),
+            passed: self.exec.variables(),
+        };
+        let container = Devcontainer::of(plan, wishes)?;
+        container.notes(self.vm_args.image().is_some()).iter().for_each(|note| progress.note(note));
+        Ok(container)
     }
 
     pub async fn run(&self) -> Result<u8> {
@@ -175,13 +178,12 @@ impl Run {
             None => self.require_path().map(|()| None)?,
         };
         let container = match &plan {
-            Some(plan) if !self.no_devcontainer => Devcontainer::of(plan)?,
+            Some(plan) if !self.no_devcontainer => self.read_devcontainer(plan, &progress)?,
             _ => Devcontainer::default(),
         };
-        self.note_unsupported(&container, &progress);
         if let Some(plan) = &plan {
             if self.workspace.dry_run {
-                print_plan(plan, self.workspace.guest_path(container.folder.as_deref()), self.json)?;
+                print_plan(plan, self.workspace.guest_path(container.root()), self.json)?;
                 note_left(plan, &progress);
                 return Ok(0);
             }
@@ -197,6 +199,10 @@ impl Run {
         let mut listener = Signals::catch()?.listen();
         let lifetime = Options::from([(create::LIFETIME, Variant::from(lifetime))]);
         let vm_args = self.vm_args.or_image(container.image.as_deref());
+        let vm_args = match container.sizes() {
+            Some(sizes) => vm_args.or_sizes(sizes),
+            None => vm_args,
+        };
         let (vm, job) = vm_args.create(&bus, &jobs, &progress, &mut listener, lifetime).await?;
         if let Err(error) = jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             return Err(explain(&bus, &vm, error).await);
@@ -284,8 +290,8 @@ impl Sandbox<'_> {
         container: &Devcontainer,
         listener: &mut Listener,
     ) -> Result<Workspace> {
-        let path = run.workspace.guest_path(container.folder.as_deref()).to_owned();
-        let directory = plan.start_directory(&path);
+        let path = run.workspace.guest_path(container.root()).to_owned();
+        let start = plan.start_directory(&path);
         let track = self.progress.track(None);
         track.stage("copy", &prepare::summary(plan.files.len(), plan.bytes(), &path));
         let meter = track.meter(plan.bytes());
@@ -293,7 +299,6 @@ impl Sandbox<'_> {
         let mut guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
         let tools = tooling::tool_file(&plan).filter(|_| run.installs_tools());
         let mut kept = prepare::send(&mut guest, plan, target, meter).await?;
-        kept.record.env.clone_from(&container.env);
         if let Some(user) = &container.user {
             match tooling::change_owner(&mut guest, &path, user).await? {
                 true => kept.record.user = Some(user.clone()),
@@ -302,51 +307,39 @@ impl Sandbox<'_> {
                 }
             }
         }
+        let creation =
+            setup::apply(container, &mut guest, &mut kept.record, &self.progress, !run.no_bootstrap).await?;
         if let Some(file) = tools {
             track.stage("tools", &format!("mise install, for {file}"));
-            kept.record.mise = self.install_tools(&mut guest, &self.proxies.with(&kept.record)).await?;
+            kept.record.mise =
+                self.install_tools(&mut guest, &kept.record.with_variables(self.proxies.variables())).await?;
         }
-        kept.save()?;
-        if !run.no_bootstrap {
-            let record = self.proxies.with(&kept.record);
-            for command in &container.commands {
-                track.stage("setup", &shown(command));
-                self.set_up(&mut guest, &record, command, run.has_internet()).await?;
-            }
-        }
+        drop(track);
+        self.lifecycle(listener).create(&mut kept, creation).await?;
+        // A directory that the user has named, below that of the file.
+        let directory = if start == path { kept.record.directory().to_owned() } else { start };
         Ok(Workspace { directory, record: kept.record })
     }
 
-    /// Runs a setup command of the repository. A failure is reported, and the sandbox stays, so that the user can
-    /// examine it there.
-    async fn set_up(
-        &self,
-        guest: &mut Guest,
-        record: &Record,
-        command: &[String],
-        has_internet: bool,
-    ) -> Result<()> {
-        let said = match tooling::run(guest, record, command).await {
-            Ok((0, _)) => return Ok(()),
-            Ok((status, said)) => format!(
-                "{}warning: the postCreateCommand failed with status {status}",
-                tooling::last_lines(&said)
-            ),
-            Err(Error::Guest(failure)) => {
-                format!("warning: the postCreateCommand failed: {}", failure.message)
-            }
-            Err(error) => return Err(error),
-        };
-        let hint = if has_internet { "" } else { " Without `--nat` the sandbox has no internet access." };
-        self.progress.note(&format!("{said}: `{}`.{hint}", shown(command)));
-        Ok(())
+    fn lifecycle<'a>(&'a self, listener: &'a Listener) -> Lifecycle<'a> {
+        Lifecycle {
+            bus: self.bus,
+            vm: &self.vm,
+            proxies: self.proxies.variables(),
+            progress: &self.progress,
+            listener,
+        }
     }
 
     /// Suggests how to forward ports, because this process does not stay.
-    async fn note_ports(&self, ports: &[u16]) {
+    async fn note_ports(&self, ports: &[(u16, u16)]) {
         let Ok(sandbox) = self.bus.properties(&self.vm, VM_INTERFACE).await else { return };
         if !ports.is_empty() {
-            let options: String = ports.iter().map(|port| format!("-L {port} ")).collect();
+            let option = |&(host, port): &(u16, u16)| match host == port {
+                true => format!("-L {port} "),
+                false => format!("-L {host}:{port} "),
+            };
+            let options: String = ports.iter().map(option).collect();
             let name = sandbox.name();
             self.progress.note(&format!("note: `banger vm forward {options}{name}` forwards its ports."));
         }
@@ -376,7 +369,7 @@ impl Sandbox<'_> {
         &self,
         (run, settings): (&Run, &Settings),
         workspace: Option<Workspace>,
-        ports: &[u16],
+        ports: &[(u16, u16)],
         listener: &mut Listener,
     ) -> Result<u8> {
         // They are forwarded until this returns.
@@ -388,7 +381,10 @@ impl Sandbox<'_> {
         if let Some(Workspace { directory, record }) = workspace {
             exec.user.get_or_insert_with(|| record.owner().to_owned());
             exec.cwd.get_or_insert(directory);
-            tooling::put_env(&mut exec, &record.env);
+            tooling::put_env(&mut exec, &record);
+            if exec.argv.is_empty() && !exec.of_image {
+                self.lifecycle(listener).attach(&record).await?;
+            }
         }
         let (lookups, is_shell) = (Lookups::begin(self.bus, &self.vm).await, exec.argv.is_empty());
         let status = attach::run(stream, exec, run.exec.stdin(), listener).await;
@@ -434,20 +430,6 @@ impl Sandbox<'_> {
         if let Some(line) = reminder(&sandbox) {
             self.progress.note(&line);
         }
-    }
-}
-
-/// Formats a command as one line of limited length.
-fn shown(command: &[String]) -> String {
-    const MAX_LENGTH: usize = 60;
-    let arguments = match command {
-        [shell, option, script] if shell == "sh" && option == "-c" => script.clone(),
-        arguments => arguments.join(" "),
-    };
-    let line = sanitize::line(&arguments);
-    match line.char_indices().nth(MAX_LENGTH) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
     }
 }
 

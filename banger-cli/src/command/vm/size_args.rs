@@ -49,6 +49,21 @@ impl SizeArgs {
         }
     }
 
+    /// Creates sizes as if they were given.
+    pub fn new(vcpu: Option<u32>, memory: Option<Bytes>, root: Option<Bytes>, disk: Option<Bytes>) -> Self {
+        Self { vcpu, memory, root_size: root, disk_size: disk }
+    }
+
+    /// Returns these sizes, completed with others.
+    pub fn or(&self, others: &Self) -> Self {
+        Self {
+            vcpu: self.vcpu.or(others.vcpu),
+            memory: self.memory.or(others.memory),
+            root_size: self.root_size.or(others.root_size),
+            disk_size: self.disk_size.or(others.disk_size),
+        }
+    }
+
     /// Returns the sizes that were given, as options of `CreateVM` and `Configure`.
     pub fn options(&self) -> Options<'static> {
         let mut options = Options::new();

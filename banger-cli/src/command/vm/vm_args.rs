@@ -53,6 +53,9 @@ pub struct VmArgs {
     kernel: Option<String>,
     #[command(flatten)]
     sizes: SizeArgs,
+    /// The sizes that the user has given, if others were added.
+    #[arg(skip)]
+    given: Option<SizeArgs>,
     /// Give the sandbox internet access (NAT)
     #[arg(long, overrides_with = "no_nat")]
     nat: bool,
@@ -134,6 +137,19 @@ fn is_id(image: Option<&Variant<'_>>) -> bool {
     matches!(image, Some(Variant::Str(text)) if is_id(text))
 }
 
+/// Returns whether a sandbox was refused because of its sizes.
+fn is_size(error: &Error) -> bool {
+    matches!(
+        error.name(),
+        Some(
+            ErrorName::QuotaExceeded
+                | ErrorName::InvalidOption
+                | ErrorName::DiskTooSmall
+                | ErrorName::NoSpace
+        )
+    )
+}
+
 /// Explains a failed pull: the user may not have meant a registry.
 fn explain(image: &str, error: Error) -> Error {
     if image.contains(['/', ':']) {
@@ -200,13 +216,22 @@ impl VmArgs {
         let name = self.name.as_deref().unwrap_or_default();
         let mut pulls = Pulls { bus, jobs, progress, listener };
         let policy = self.pull.unwrap_or_default();
+        let mut is_smaller = false;
         if policy == PullPolicy::Always && self.image.is_some() {
             options.insert(create::IMAGE, Variant::from(pulls.image(self.image.as_deref()).await?));
         }
         loop {
             let refused = match bus.create_vm(name, &options).await {
                 Err(error) if policy != PullPolicy::Never => error,
-                created => return created.map_err(|error| self.add_hint(error)),
+                created => {
+                    if is_smaller && created.is_ok() {
+                        progress.note(
+                            "note: this host cannot give the sizes that devcontainer.json requires; the sandbox gets \
+                             the default ones.",
+                        );
+                    }
+                    return created.map_err(|error| self.add_hint(error));
+                }
             };
             // The pulled objects are given by id from now on, so that nothing is pulled twice.
             match refused.name() {
@@ -220,8 +245,22 @@ impl VmArgs {
                     let kernel = kernel.map_err(|error| self.not_pulled(refused, error))?;
                     options.insert(create::KERNEL, Variant::from(kernel));
                 }
+                _ if self.given.is_some() && is_size(&refused) && !is_smaller => {
+                    is_smaller = true;
+                    self.without_wishes(&mut options);
+                }
                 _ => return Err(self.add_hint(refused)),
             }
+        }
+    }
+
+    /// Removes sizes that the user has not given.
+    fn without_wishes(&self, options: &mut Options<'_>) {
+        for key in [create::VCPUS, create::MEMORY, create::ROOT_SIZE, create::DISK_SIZE] {
+            options.remove(key);
+        }
+        if let Some(given) = &self.given {
+            options.extend(given.options());
         }
     }
 
@@ -240,6 +279,13 @@ impl VmArgs {
     pub fn or_image(&self, image: Option<&str>) -> Self {
         let image = self.image.clone().or_else(|| image.map(str::to_owned));
         Self { image, ..self.clone() }
+    }
+
+    /// Returns the same options with these sizes, where none were given. If the host cannot give them, the sandbox gets
+    /// the default ones.
+    pub fn or_sizes(&self, wishes: SizeArgs) -> Self {
+        let sizes = self.sizes.or(&wishes);
+        Self { sizes, given: Some(self.sizes.clone()), ..self.clone() }
     }
 
     /// Returns the image that was given.

@@ -81,6 +81,11 @@ impl WorkspaceArgs {
             || self.mode != Mode::default()
     }
 
+    /// Returns the path in the sandbox that the user has given.
+    pub fn given_path(&self) -> Option<&str> {
+        self.guest_path.as_deref()
+    }
+
     /// Returns the path in the sandbox; `wanted` unless the user has given one.
     pub fn guest_path<'a>(&'a self, wanted: Option<&'a str>) -> &'a str {
         self.guest_path.as_deref().or(wanted).unwrap_or(DEFAULT)

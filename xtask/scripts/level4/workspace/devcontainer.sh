@@ -10,7 +10,7 @@ cat > .devcontainer/devcontainer.json <<'END'
     "containerEnv": { "STAGE": "${localWorkspaceFolderBasename}" },
     "postCreateCommand": "id -un > who && echo $STAGE > stage",
     "forwardPorts": [8123],
-    "features": {},
+    "initializeCommand": "touch ran",
 }
 END
 git init -q -b main; git add -A

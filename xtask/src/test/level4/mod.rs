@@ -2,6 +2,7 @@
 //! left of any sandbox.
 
 mod copies;
+mod devcontainer;
 mod guests;
 mod images;
 mod limits;
@@ -42,6 +43,7 @@ type Check = fn(&Host) -> Result<()>;
 /// Checks that need no init in the sandbox, or that name an image with one.
 const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     copies::CHECKS,
+    devcontainer::CHECKS,
     guests::CHECKS,
     images::CHECKS,
     limits::CHECKS,

@@ -97,7 +97,7 @@ fn devcontainer(host: &Host) -> Result<()> {
         "fetched shop",
         "later shop",
         "\"path\": \"mine\"",
-        "note: ignored in .devcontainer/devcontainer.json: features.",
+        "note: ignored in .devcontainer/devcontainer.json: initializeCommand (it would run on the host).",
     ] {
         ensure!(out.lines().any(|seen| seen == line), "no {line:?} in {out:?}");
     }
