@@ -55,6 +55,8 @@ impl VmTask {
                 self.publish();
             }
             (state, _) if state.is_up() => {}
+            // Its disk is attached for a reason.
+            _ if self.commit.is_some() => {}
             // Failures are logged in the lease, and tried again.
             _ => drop(self.lease.release(Scope::Boot).await),
         }
