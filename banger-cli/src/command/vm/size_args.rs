@@ -10,7 +10,7 @@ use zbus::Variant;
 use super::numbers::positive;
 
 /// The sizes of a sandbox.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct SizeArgs {
     /// Virtual processors
     #[arg(long, value_name = "COUNT", value_parser = positive)]

@@ -10,6 +10,7 @@ mod names;
 mod network;
 mod people;
 mod ready;
+mod recipe;
 mod refusals;
 mod registry;
 mod sessions;
@@ -38,7 +39,7 @@ use crate::{
 type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
-const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
+const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
     copies::CHECKS,
     guests::CHECKS,
     images::CHECKS,
@@ -48,6 +49,7 @@ const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
     network::CHECKS,
     people::CHECKS,
     ready::CHECKS,
+    recipe::CHECKS,
     refusals::CHECKS,
     sessions::CHECKS,
     ssh::CHECKS,
