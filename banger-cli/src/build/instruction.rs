@@ -51,8 +51,10 @@ pub struct Instruction {
 /// What an instruction does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// Runs a program with its arguments.
+    /// Runs a program with its arguments, as the current user.
     Run(Vec<String>),
+    /// Runs a program with its arguments as root, whatever user the image has.
+    RunAsRoot(Vec<String>),
     /// Copies files of the context.
     Copy {
         /// Paths or patterns in the context.

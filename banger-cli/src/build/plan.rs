@@ -15,6 +15,9 @@ use super::{
 };
 use crate::error::{Error, Result};
 
+/// The user that a step has without any other.
+const ROOT: &str = "0";
+
 /// A step in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
@@ -194,7 +197,8 @@ impl<'a> Planner<'a> {
 
     fn add(&mut self, instruction: &Instruction) -> Result<(), String> {
         let act = match &instruction.what {
-            What::Run(argv) => Some(self.run(argv)),
+            What::Run(argv) => Some(self.run(argv, &self.config.user)),
+            What::RunAsRoot(argv) => Some(self.run(argv, "")),
             What::Copy { sources, to, owner } => Some(self.copy(sources, to, owner.as_ref())?),
             What::Write { path, mode, content } => {
                 Some(Act::Write { path: path.clone(), mode: *mode, content: content.clone() })
@@ -264,7 +268,8 @@ impl<'a> Planner<'a> {
                 }
             }
             What::StopSignal(signal) => self.config.stop_signal = signal.value(&self.variables)?,
-            What::Run(_) | What::Copy { .. } | What::Write { .. } | What::Workdir(_) => {}
+            What::Run(_) | What::RunAsRoot(_) | What::Copy { .. } | What::Write { .. } | What::Workdir(_) => {
+            }
         }
         Ok(())
     }
@@ -276,7 +281,8 @@ impl<'a> Planner<'a> {
         self.variables.set(name, value);
     }
 
-    fn run(&self, argv: &[String]) -> Act {
+    /// Returns the step for a program; without a user, it runs as root.
+    fn run(&self, argv: &[String], user: &str) -> Act {
         let pair =
             |pair: &String| pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
         let env = self.arguments.iter().cloned().chain(self.config.env.iter().filter_map(pair));
@@ -284,7 +290,7 @@ impl<'a> Planner<'a> {
             argv: argv.to_vec(),
             env: env.collect(),
             directory: self.directory().to_owned(),
-            user: if self.config.user.is_empty() { "0".to_owned() } else { self.config.user.clone() },
+            user: if user.is_empty() { ROOT } else { user }.to_owned(),
         }
     }
 
@@ -349,7 +355,7 @@ pub fn build_arg(text: &str) -> Result<(String, String), String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::build::dockerfile;
+    use crate::build::{dockerfile, recipe_file};
 
     fn planned(text: &str, base: Config, given: &[(&str, &str)]) -> Result<Plan, String> {
         let directory = tempfile::tempdir().unwrap();
@@ -419,5 +425,20 @@ mod tests {
         assert_eq!((kept.labels["a"].as_str(), kept.stop_signal.as_str()), ("0", "SIGINT"));
         assert_eq!(config("FROM x\nENTRYPOINT [\"new\"]").cmd, [] as [&str; 0]);
         assert_eq!(config("FROM x\nCMD [\"b\"]\nENTRYPOINT [\"new\"]").cmd, ["b"]);
+    }
+
+    #[test]
+    fn a_recipe_runs_its_commands_as_root_and_keeps_the_user_of_the_base() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = "base = \"x\"\npackages = [\"git\"]\ncommands = [\"make\"]\n";
+        let recipe = recipe_file::parse(text, Path::new("x.toml"), directory.path()).unwrap();
+        let base = Config { user: "node".to_owned(), ..Config::default() };
+        let plan = plan(&recipe, base, &[]).unwrap();
+        let user = |step: &Step| match &step.act {
+            Act::Run { user, .. } => user.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(plan.steps.iter().map(user).collect::<Vec<_>>(), ["0", "0"]);
+        assert_eq!(plan.config.user, "node");
     }
 }

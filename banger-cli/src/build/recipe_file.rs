@@ -110,16 +110,22 @@ pub fn parse(text: &str, file: &Path, context: &Path) -> Result<Recipe> {
         let mut argv = ["/bin/sh", "-c", INSTALL, "install"].map(str::to_owned).to_vec();
         let count = raw.packages.len();
         argv.extend(raw.packages);
-        add(format!("install {count} {}", if count == 1 { "package" } else { "packages" }), What::Run(argv));
+        add(
+            format!("install {count} {}", if count == 1 { "package" } else { "packages" }),
+            What::RunAsRoot(argv),
+        );
     }
     for file in raw.file {
         let path = file.path.clone();
         let what = written(file).map_err(|why| unusable(format!("the file {path}: {why}")))?;
-        what.into_iter().for_each(|what| add(format!("write {path}"), what));
+        add(format!("write {path}"), what);
     }
     for command in raw.commands {
         let shown = command.lines().next().unwrap_or_default().trim().to_owned();
-        add(format!("run {shown}"), What::Run(["/bin/sh", "-ec", &command].map(str::to_owned).to_vec()));
+        add(
+            format!("run {shown}"),
+            What::RunAsRoot(["/bin/sh", "-ec", &command].map(str::to_owned).to_vec()),
+        );
     }
     let setting = |text: Option<String>| text.map(Text::Literal);
     let settings = [
@@ -183,10 +189,11 @@ fn package(name: &str) -> Result<(), String> {
     }
 }
 
-fn written(file: RawFile) -> Result<Vec<What>, String> {
+fn written(file: RawFile) -> Result<What, String> {
     if !file.path.starts_with('/') || file.path.ends_with('/') || file.path.contains("/../") {
         return Err("its path must be absolute and without `..`".to_owned());
     }
+    let has_mode = file.mode.is_some();
     let mode = match file.mode {
         None => MODE,
         Some(mode) => u32::from_str_radix(&mode, 8)
@@ -196,14 +203,15 @@ fn written(file: RawFile) -> Result<Vec<What>, String> {
     };
     match (file.content, file.source) {
         (Some(content), None) if file.owner.is_none() => {
-            Ok(vec![What::Write { path: file.path, mode, content: content.into_bytes() }])
+            Ok(What::Write { path: file.path, mode, content: content.into_bytes() })
         }
         (Some(_), None) => Err("owner needs source; a file with content belongs to root".to_owned()),
-        (None, Some(source)) => Ok(vec![What::Copy {
+        (None, Some(_)) if has_mode => Err("mode needs content; a copy keeps its permissions".to_owned()),
+        (None, Some(source)) => Ok(What::Copy {
             sources: vec![Text::Literal(source)],
             to: Text::Literal(file.path),
             owner: file.owner.map(Text::Literal),
-        }]),
+        }),
         _ => Err("it needs either content or source".to_owned()),
     }
 }
@@ -246,7 +254,9 @@ mod tests {
         );
         let shown: Vec<&str> = recipe.instructions.iter().map(|one| one.shown.as_str()).collect();
         assert_eq!(shown[..5], ["env", "install 2 packages", "write /etc/a", "write /srv/b", "run make"]);
-        let What::Run(argv) = &recipe.instructions[1].what else { panic!("{:?}", recipe.instructions[1]) };
+        let What::RunAsRoot(argv) = &recipe.instructions[1].what else {
+            panic!("{:?}", recipe.instructions[1])
+        };
         assert_eq!(argv[3..], ["install", "git", "g++"]);
         let write = What::Write { path: "/etc/a".to_owned(), mode: 0o600, content: b"x".to_vec() };
         assert_eq!(recipe.instructions[2].what, write);
@@ -269,6 +279,10 @@ mod tests {
             (
                 "base = \"a\"\n[[file]]\npath = \"/x\"\ncontent = \"\"\nmode = \"9\"",
                 "mode = \"9\" is not octal",
+            ),
+            (
+                "base = \"a\"\n[[file]]\npath = \"/x\"\nsource = \"x\"\nmode = \"0644\"",
+                "the file /x: mode needs content",
             ),
             ("base = \"a\"\n[image.env]\n\"a b\" = \"\"", "\"a b\" is not the name of a variable"),
         ] {

@@ -144,7 +144,13 @@ impl LocalImages {
                 File::open(path).map_err(|error| Error::os(format!("open {}", path.display()), error))
             };
             let disk = open(&drive.path)?;
-            let size = disk.metadata().map_err(unread)?.blocks() * 512;
+            let metadata = disk.metadata().map_err(unread)?;
+            if metadata.len() > MAX_SIZE.0 {
+                let message =
+                    format!("the system disk has {}, which is too much for an image", Bytes(metadata.len()));
+                return Err(Error::Unsupported { message });
+            }
+            let size = metadata.blocks() * 512;
             let files = match drive.medium {
                 // Blocks can only be shared by regular files.
                 Medium::File if sparse::share(&disk, &copy).map_err(unwritten)? => return Ok(None),
