@@ -40,7 +40,10 @@ use crate::{
     command::vm::{size_args::SizeArgs, vm_args::VmArgs},
     error::{Error, Result},
     guest::agent::{Call, Guest, from_copy, protocol_error},
-    ui::signals::{Listener, Signals},
+    ui::{
+        sanitize,
+        signals::{Listener, Signals},
+    },
 };
 
 /// How long to wait for the deletion of the sandbox; then the service completes it alone.
@@ -255,7 +258,7 @@ impl Session<'_> {
                 Ok([notes.into_lines(), call.notes()].concat())
             })
             .await?;
-        notes.iter().for_each(|note| self.reporter.note(&format!("note: {note}.")));
+        notes.iter().for_each(|note| self.reporter.note(&format!("note: {}.", sanitize::line(note))));
         Ok(())
     }
 

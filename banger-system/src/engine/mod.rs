@@ -315,7 +315,7 @@ impl Engine {
 
     /// Starts to make an image of the system disk of a VM that is down.
     pub async fn commit_vm(&self, id: VmId, request: CommitVm) -> Result<JobId> {
-        self.send(id, |reply| Command::Commit { request, reply }).await
+        self.send(id, |reply| Command::Commit { request: Box::new(request), reply }).await
     }
 
     /// Sends a signal to a VM's VMM. The VM then counts as stopped, however the VMM ends.

@@ -288,8 +288,8 @@ impl VmArgs {
             ),
             Some(ErrorName::NoSuchImage) if self.image.is_none() => error.with_hint(
                 "the default image is not on this host, and neither a catalog nor a recipe has it: `banger image \
-                 build` builds an image, `--image alpine` pulls one from a registry, and `banger image list` \
-                 lists the images on this host.",
+                 build RECIPE` builds an image, `--image alpine` pulls one from a registry, and `banger image \
+                 list` lists the images on this host.",
             ),
             Some(ErrorName::DiskTooSmall) => error.with_hint(
                 "`banger image show IMAGE` shows the size of an image; without `--root-size`, the system disk has that.",

@@ -133,7 +133,7 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     Commit {
-        request: CommitVm,
+        request: Box<CommitVm>,
         reply: Reply<JobId>,
     },
     CallerVanished,
@@ -298,7 +298,7 @@ impl VmTask {
                 answer(reply, result);
             }
             Command::Commit { request, reply } => {
-                let result = self.commit(request).await;
+                let result = self.commit(*request).await;
                 answer(reply, result);
             }
             Command::CallerVanished => return self.client_disconnected().await,
