@@ -27,6 +27,16 @@ fn commit(name: &str) -> CommitVm {
     CommitVm { owner: ALICE, name: name.parse().unwrap(), config, on_conflict: OnConflict::Fail }
 }
 
+/// Waits until no disk is attached.
+async fn detached(sim: &Sim) {
+    let wait = async {
+        while !sim.attached_disks().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, wait).await.expect("the disk stays attached");
+}
+
 impl EngineLab {
     async fn down(&self, lifetime: Lifetime) -> VmId {
         let (vm, job) = self.engine.create_vm(CreateVm { start: None, lifetime, ..request() }).await.unwrap();
@@ -57,7 +67,7 @@ async fn a_commit_makes_an_image_that_says_what_it_is_made_of() {
     assert_eq!(image.config.user, "ann");
     assert_eq!(image.config.labels["org.opencontainers.image.base.name"], "debian-bookworm");
     assert!(image.config.labels["org.opencontainers.image.base.digest"].starts_with("sha256:"));
-    assert_eq!(lab.sim.attached_disks(), [] as [VmId; 0], "the disk stays attached");
+    detached(&lab.sim).await;
     // The name is taken, unless the new image is to replace the old one.
     let taken = lab.engine.commit_vm(vm, commit("mine")).await.unwrap_err();
     assert!(matches!(taken, Error::NameTaken { .. }), "{taken}");
@@ -130,13 +140,7 @@ async fn a_commit_that_fails_at_any_step_leaves_nothing() {
         // Whatever has failed, a repeat works.
         let again = CommitVm { on_conflict: OnConflict::Replace, ..commit("mine") };
         lab.done(lab.engine.commit_vm(vm, again).await.unwrap()).await;
-        tokio::time::timeout(TIMEOUT, async {
-            while !lab.sim.attached_disks().is_empty() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await
-        .unwrap();
+        detached(&lab.sim).await;
         if ended {
             break;
         }
@@ -152,6 +156,6 @@ async fn a_crash_during_a_commit_leaves_no_attached_disk() {
     let sim: Sim = lab.sim.clone();
     assert_eq!(sim.attached_disks(), [vm]);
     let lab = lab.restart().await;
-    assert_eq!(sim.attached_disks(), [] as [VmId; 0]);
+    detached(&sim).await;
     assert_eq!(lab.images(), ["debian-bookworm"]);
 }

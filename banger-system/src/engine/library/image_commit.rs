@@ -96,7 +96,11 @@ async fn run(shared: &Shared, job: &JobHandle, plan: Plan, disk: Drive) -> Resul
     let _worker = job.acquire_worker().await?;
     job.stage("commit", format!("copying the system disk of {}", vm.name));
     let progress = job.progress("commit");
-    let facts = shared.ports.image_files.import(id, request.owner, Content::Disk(disk), progress).await?;
+    let copied = shared.ports.image_files.import(id, request.owner, Content::Disk(disk), progress).await;
+    let facts = match copied {
+        Err(_) if job.is_canceled() => return Err(Error::Canceled),
+        copied => copied?,
+    };
     let quota = Quota { owner: request.owner, name: &request.name, shared: false };
     quota.claim_created(shared, id, facts.disk_usage).await?;
     deduplicate(shared, id, request.owner, &facts).await?;

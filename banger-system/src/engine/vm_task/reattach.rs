@@ -40,7 +40,11 @@ impl VmTask {
                 self.lease.release(Scope::Boot).await;
                 self.ended_unwatched(state).await
             }
-            _ => Next::Continue,
+            _ => {
+                // A job that made an image of its disk had it attached.
+                self.lease.release(Scope::Boot).await;
+                Next::Continue
+            }
         }
     }
 
