@@ -13,14 +13,14 @@ use serde::Serialize;
 use crate::{
     archive, boot, boot_wait,
     channels::InitKind,
-    clock, copies, detached, exec, files, forward, locale,
+    clock, commit, copies, detached, exec, files, forward, locale,
     phases::{PhaseTracker, Waited},
     port::{Greeting, Port},
     ports, power, programs, stats, stopping,
 };
 
 /// Where the work disk is mounted.
-const WORK_DISK: &str = "/root";
+pub const WORK_DISK: &str = "/root";
 
 /// What a conversation knows about the guest.
 pub struct Guest {
@@ -77,6 +77,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Detached => reply_json(port, &detached::facts()),
         Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
         Request::StopDetached(id) => detached::stop(port, id),
+        Request::PrepareCommit => commit::prepare(port),
         Request::Wait(phase) => match guest.phases.wait_quietly(phase, port)? {
             Waited::Reached => port.send(&Frame::Done).map(drop),
             Waited::Late => refuse(port, FailureKind::Other, "the boot of the guest takes too long"),
@@ -96,7 +97,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
 fn must_wait_for_boot(request: &Request) -> bool {
     match request {
         Request::PutTar { directory, .. } => !Path::new(directory).starts_with(WORK_DISK),
-        Request::CopyIn(_) => true,
+        Request::CopyIn(_) | Request::PrepareCommit => true,
         _ => false,
     }
 }

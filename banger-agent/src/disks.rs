@@ -128,11 +128,37 @@ fn remove_lost_found(work: &Path) {
 
 /// Fills the work disk, once. The mark is set last, after a sync, so an interrupted boot starts over.
 fn seed(image: &Path, work: &Path) -> io::Result<()> {
-    let mut mark = [0u8; 1];
-    if rustix::fs::getxattr(work, SEEDED, &mut mark[..]).is_ok() {
+    if is_filled(work) {
         return Ok(());
     }
-    for entry in fs::read_dir(work)? {
+    clear(work)?;
+    copy_children(image, work)?;
+    copy_attributes(image, work)?;
+    rustix::fs::sync();
+    Ok(rustix::fs::setxattr(work, SEEDED, b"1", XattrFlags::empty())?)
+}
+
+/// Returns whether this is the root of a work disk that has been filled.
+pub fn is_filled(work: &Path) -> bool {
+    let mut mark = [0u8; 1];
+    rustix::fs::getxattr(work, SEEDED, &mut mark[..]).is_ok()
+}
+
+/// Replaces the content of the directory that a work disk hides with the content of the work disk.
+pub fn return_work(work: &Path, hidden: &Path) -> io::Result<()> {
+    clear(hidden)?;
+    copy_children(work, hidden)?;
+    copy_attributes(work, hidden)?;
+    // The mark is about the work disk.
+    match rustix::fs::removexattr(hidden, SEEDED) {
+        Ok(()) | Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOTSUP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes the content of a directory.
+pub fn clear(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_name() == LOST_FOUND {
             continue;
@@ -142,10 +168,7 @@ fn seed(image: &Path, work: &Path) -> io::Result<()> {
             false => fs::remove_file(entry.path())?,
         }
     }
-    copy_children(image, work)?;
-    copy_attributes(image, work)?;
-    rustix::fs::sync();
-    Ok(rustix::fs::setxattr(work, SEEDED, b"1", XattrFlags::empty())?)
+    Ok(())
 }
 
 /// Copies the content of a directory. Hard links become separate files.

@@ -53,6 +53,7 @@ mod boot_wait;
 mod cgroups;
 mod channels;
 mod clock;
+mod commit;
 mod conversation;
 mod copies;
 mod detached;

@@ -1,5 +1,6 @@
 //! The banger command: an unprivileged client of the service on the system bus.
 
+mod build;
 mod cli;
 mod client;
 mod command;

@@ -48,6 +48,7 @@ pub struct Packer<W: Write> {
     links: HashMap<(u64, u64), Vec<u8>>,
     notes: Notes,
     count: Box<dyn FnMut(u64)>,
+    is_left_out: Box<dyn Fn(&Path) -> bool>,
 }
 
 impl<W: Write> Packer<W> {
@@ -62,6 +63,7 @@ impl<W: Write> Packer<W> {
             links: HashMap::new(),
             notes: Notes::default(),
             count: Box::new(|_| ()),
+            is_left_out: Box::new(|_| false),
         }
     }
 
@@ -74,6 +76,13 @@ impl<W: Write> Packer<W> {
     /// Calls `count` with the number of file bytes as they are written.
     pub fn on_progress(mut self, count: impl FnMut(u64) + 'static) -> Self {
         self.count = Box::new(count);
+        self
+    }
+
+    /// Leaves out what `is_left_out` returns true for, and everything below it. Its argument is a path below the
+    /// directory that is packed.
+    pub fn leave_out(mut self, is_left_out: impl Fn(&Path) -> bool + 'static) -> Self {
+        self.is_left_out = Box::new(is_left_out);
         self
     }
 
@@ -199,11 +208,12 @@ impl<W: Write> Packer<W> {
         // The last one is popped first.
         names.sort_unstable_by(|a, b| b.cmp(a));
         let above = self.follow.then(|| Rc::new(Ancestor { id, above: found.above.clone() }));
-        waiting.extend(names.into_iter().map(|name| Found {
+        let below = names.into_iter().map(|name| Found {
             path: found.path.join(&name),
             name: found.name.join(name),
             above: above.clone(),
-        }));
+        });
+        waiting.extend(below.filter(|found| !(self.is_left_out)(&found.path)));
         Ok(())
     }
 

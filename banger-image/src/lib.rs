@@ -28,7 +28,7 @@
 //! | [`catalog`] | signed indexes, and the locations in them | |
 //! | [`kernel`] | `vmlinuz`, ELF, modules | initramfs archives, the tables of depmod |
 //! | [`ext4`], [`ext4_writer`] | the superblock | empty file systems |
-//! | [`qcow2`] | | the header of an overlay |
+//! | [`qcow2`], [`qcow2_reader`] | overlays that a VMM has written | empty overlays |
 //! | [`record`] | | what the service keeps of each image and kernel |
 //!
 //! It may not have a runtime, a bus, a database or a client of the network, directly or by way of another crate: to
@@ -51,6 +51,7 @@ pub mod kernel;
 pub mod oci;
 pub mod packing;
 pub mod qcow2;
+pub mod qcow2_reader;
 pub mod record;
 pub mod rootfs;
 mod unusable;

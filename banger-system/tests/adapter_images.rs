@@ -20,7 +20,7 @@ use banger_system::{
     host::storage::{disks::FileDisks, image_files::LocalImages},
     ports::{
         HostError, NoProgress,
-        disks::Disks,
+        disks::{Disks, OverlayBy},
         image_files::{Content, Error, ImageFiles, Result},
     },
 };
@@ -270,4 +270,35 @@ async fn a_shared_file_is_there_once_and_for_as_long_as_somebody_has_it() {
     // A missing image cannot be shared, and the attempt leaves nothing.
     assert!(images.share(ImageId::from_bits(7), IMAGE).await.is_err());
     assert_eq!(images.found().await.unwrap(), [twin]);
+}
+
+#[tokio::test]
+async fn the_system_disk_of_a_sandbox_becomes_an_image() {
+    let scratch = Scratch::new();
+    let (images, disks) = (scratch.images(), FileDisks::new(scratch.paths.clone()));
+    // Without checksums, so that the test can change the superblock.
+    let rootfs = mkfs(&scratch, Bytes::mib(64), &["-O", "^metadata_csum"]);
+    let digest = import(&images, open(&rootfs)).await.unwrap().digest;
+    for (number, overlay_by) in [(1, OverlayBy::Host), (2, OverlayBy::Vmm)] {
+        let (vm, image) = (VmId::from_bits(number), ImageId::from_bits(0x100 + number));
+        disks.create_directory(vm).await.unwrap();
+        disks.clone_image(vm, IMAGE, overlay_by, Bytes::mib(96)).await.unwrap();
+        disks.create_work_disk(vm, Bytes::mib(64)).await.unwrap();
+        let content = Content::Disk(disks.attach(vm, IMAGE).await.unwrap().remove(0));
+        let facts = images.import(image, Uid(1000), content, Arc::new(NoProgress)).await.unwrap();
+        // The disk is larger than its file system, and what is beyond that is empty.
+        assert_eq!((facts.virtual_size, facts.digest == digest), (Bytes::mib(64), false), "{overlay_by:?}");
+        let copy = fs::read(scratch.paths.image(image)).unwrap();
+        assert!(copy[..64 << 20] == fs::read(&rootfs).unwrap() && copy.len() == 96 << 20, "{overlay_by:?}");
+        assert!(copy[64 << 20..].iter().all(|byte| *byte == 0));
+        images.remove(image).await.unwrap();
+    }
+    // A guest that has crashed leaves its file system mounted.
+    let vm = VmId::from_bits(1);
+    let disk = File::options().write(true).open(scratch.paths.system_disk(vm)).unwrap();
+    disk.write_all_at(&[0], 1024 + 0x3a).unwrap();
+    let drive = disks.attach(vm, IMAGE).await.unwrap().remove(0);
+    let refused = images.import(ImageId::from_bits(9), Uid(1000), Content::Disk(drive), Arc::new(NoProgress));
+    message(refused.await.unwrap_err(), "has not unmounted its system disk; start the sandbox");
+    assert_eq!(images.found().await.unwrap(), [IMAGE]);
 }

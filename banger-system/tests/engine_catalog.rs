@@ -141,7 +141,7 @@ async fn an_unpublished_entry_is_reported_as_such() {
     let job = lab.engine.pull_image(pull(ALICE, "later")).unwrap();
     assert_eq!(
         lab.failed(job).await,
-        "later is in the catalog sim and is not published for this host yet: `cargo xtask image later` makes it"
+        "later is in the catalog sim and is not published for this host yet: `banger image build later` builds it"
     );
     let offer = lab.offer(ALICE, Kind::Image, "later").unwrap();
     assert_eq!((offer.source.as_str(), offer.is_here), ("", false));

@@ -193,6 +193,21 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Configure", &(options,)).await
     }
 
+    /// Makes an image of a sandbox's system disk. Returns the job.
+    pub async fn commit_vm(
+        &self,
+        vm: &ObjectPath<'_>,
+        name: &str,
+        options: &Options<'_>,
+    ) -> Result<OwnedObjectPath> {
+        self.call(vm, VM_INTERFACE, "Commit", &(name, options)).await
+    }
+
+    /// Changes how long a sandbox is kept.
+    pub async fn set_lifetime(&self, vm: &ObjectPath<'_>, lifetime: &str) -> Result<()> {
+        self.call(vm, VM_INTERFACE, "SetLifetime", &(lifetime,)).await
+    }
+
     /// Publishes a port of a sandbox on the host; with 0 the service chooses the host's port. Returns that port.
     pub async fn publish_port(
         &self,

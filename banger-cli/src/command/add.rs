@@ -76,19 +76,19 @@ impl AddArgs {
         begin: impl Future<Output = Result<OwnedObjectPath>>,
     ) -> Result<u8> {
         let made = self.make(bus, kind, name, begin).await?;
-        self.print(bus, kind, &made).await
+        print(bus, kind, &made, self.json).await
     }
+}
 
-    /// Prints the name of an object that was added, or all of it in JSON. Returns the exit status.
-    async fn print(&self, bus: &Bus, kind: Kind, added: &OwnedObjectPath) -> Result<u8> {
-        let added = bus.properties(added, kind.interface()).await?;
-        if self.json {
-            output::json(&added.json())?;
-        } else {
-            output::text(&format!("{}\n", added.name()))?;
-        }
-        Ok(0)
+/// Prints the name of an object that was added, or all of it in JSON. Returns the exit status.
+pub async fn print(bus: &Bus, kind: Kind, added: &OwnedObjectPath, json: bool) -> Result<u8> {
+    let added = bus.properties(added, kind.interface()).await?;
+    if json {
+        output::json(&added.json())?;
+    } else {
+        output::text(&format!("{}\n", added.name()))?;
     }
+    Ok(0)
 }
 
 /// The options of a command that pulls an image, or a kernel with help of its own.
@@ -116,7 +116,7 @@ impl PullArgs {
             Kind::Kernel => pull::kernel(&bus, &jobs, &progress, &mut listener, reference, options).await?,
             _ => pull::image(&bus, &jobs, &progress, &mut listener, reference, options).await?.0,
         };
-        self.add.print(&bus, kind, &pulled).await
+        print(&bus, kind, &pulled, self.add.json).await
     }
 
     fn options(&self) -> Options<'_> {

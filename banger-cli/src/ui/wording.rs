@@ -184,6 +184,25 @@ fn literals_of_errors_hints_and_notes() {
     check("literals", &text);
 }
 
+/// A user has the package, and neither the sources nor their build tools.
+#[test]
+fn no_message_names_our_build_tools() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for path in sources(&root.join("src")).iter().filter(|path| !path.ends_with("wording.rs")) {
+        let source = fs::read_to_string(path).unwrap_or_default();
+        let product = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let messages = literals(product);
+        seen += messages.len();
+        assert!(!messages.contains("cargo ") && !messages.contains("xtask"), "{}", path.display());
+    }
+    assert!(seen > 5_000, "the sources are not found any more");
+    for file in ["catalog/index.json", "recipes/debian-bookworm.toml"] {
+        let text = fs::read_to_string(root.join("../packaging").join(file)).unwrap_or_default();
+        assert!(!text.is_empty() && !text.contains("cargo") && !text.contains("xtask"), "{file}");
+    }
+}
+
 /// Status 2 means the command line and nothing else, so only what reads it may say so.
 #[test]
 fn only_commands_blame_the_command_line() {

@@ -53,6 +53,11 @@ impl UserDirs {
         self.state.join("banger/workspaces")
     }
 
+    /// Returns the directory with the locks of builds.
+    pub fn builds(&self) -> PathBuf {
+        self.state.join("banger/builds")
+    }
+
     /// Returns the file with the user's settings of this command.
     pub fn settings(&self) -> PathBuf {
         self.config.join("banger/config.toml")

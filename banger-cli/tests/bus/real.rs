@@ -218,7 +218,7 @@ fn catalog_entries_are_listed_and_pulled() {
     assert!(
         later.errors.contains("error: later is in the catalog sim and is not published for this host yet")
     );
-    assert!(later.errors.contains("`cargo xtask image later` makes it"), "{later:?}");
+    assert!(later.errors.contains("`banger image build later` builds it"), "{later:?}");
     let nowhere = host.banger(&["kernel", "pull", "nope"]);
     assert!(nowhere.errors.contains("error: nope is in no catalog."), "{nowhere:?}");
     assert_eq!(host.banger(&["image", "list", "--refresh"]).status, 2);

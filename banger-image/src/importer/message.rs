@@ -28,6 +28,9 @@ pub enum Task {
     /// Copy a user's file. The files are the user's and an empty one for the copy.
     #[serde(rename = "Take")]
     CopyFile(CopyFile),
+    /// Copy the system disk of a sandbox. The files are a new one for the copy, the disk, and the disk below it if it
+    /// is an overlay.
+    Flatten(Flatten),
     /// Write the file system of a kernel's modules. The files are an archive of them and a new one for the file system.
     ModuleTree(ModuleTree),
     /// Try what the worker must not be able to do.
@@ -59,6 +62,13 @@ pub struct Export {
 pub struct ModuleTree {
     /// What `uname -r` prints.
     pub release: String,
+}
+
+/// A system disk to copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flatten {
+    /// The largest accepted size of the disk.
+    pub max: Bytes,
 }
 
 /// A user's file to copy.

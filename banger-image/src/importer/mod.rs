@@ -30,13 +30,14 @@
 //! - An archive that does not match its claim (size, digest, digest of the tar) is refused, whatever is in it.
 //! - The same archives give the same bytes: times and UUIDs are derived from the input ([`build`]).
 //!
-//! The worker also does three other jobs with hostile input: it writes a file system as an image ([`export`]),
-//! copies a user's file, which may be on a file system that never answers ([`copy_file`]), and makes the file
-//! system of a kernel's modules ([`module_tree`]).
+//! The worker also does four other jobs with hostile input: it writes a file system as an image ([`export`]),
+//! copies a user's file, which may be on a file system that never answers ([`copy_file`]), copies a sandbox's system
+//! disk ([`flatten`]), and makes the file system of a kernel's modules ([`module_tree`]).
 
 mod build;
 mod copy_file;
 mod export;
+mod flatten;
 mod image_archive;
 mod layout;
 mod lockdown;

@@ -59,6 +59,14 @@ fn execute(order: Order, files: Vec<OwnedFd>, socket: &OwnedFd) -> Answer {
             });
             exported.map_or_else(Answer::Failed, Answer::Exported)
         }
+        Task::Flatten(order) => {
+            let flattened = sort_disks(files).and_then(|(copy, disk, below)| {
+                with_progress(socket, |meter| {
+                    super::flatten::flatten(&order, &copy, &disk, below.as_ref(), meter)
+                })
+            });
+            flattened.map_or_else(Answer::Failed, Answer::Copied)
+        }
         Task::ModuleTree(order) => {
             let made = pair(files).and_then(|(archive, image)| {
                 with_progress(socket, |meter| super::module_tree::make(&order, archive, &image, meter))
@@ -82,6 +90,11 @@ pub fn execute_one(socket: &OwnedFd) {
         Ok(Some((Order { task: Task::CopyFile(order), .. }, files))) => pair(files)
             .and_then(|(original, copy)| super::copy_file::copy_file(&order, &original, &copy, &meter))
             .map_or_else(Answer::Failed, Answer::Copied),
+        Ok(Some((Order { task: Task::Flatten(order), .. }, files))) => sort_disks(files)
+            .and_then(|(copy, disk, below)| {
+                super::flatten::flatten(&order, &copy, &disk, below.as_ref(), &meter)
+            })
+            .map_or_else(Answer::Failed, Answer::Copied),
         Ok(Some((Order { task: Task::ModuleTree(order), .. }, files))) => pair(files)
             .and_then(|(archive, image)| super::module_tree::make(&order, archive, &image, &meter))
             .map_or_else(Answer::Failed, Answer::MadeTree),
@@ -96,6 +109,15 @@ fn pair(files: Vec<OwnedFd>) -> Result<(File, File), Failure> {
     match <[OwnedFd; 2]>::try_from(files) {
         Ok([image, archive]) => Ok((image.into(), archive.into())),
         Err(_) => Err(Failure::os("execute the order", io::Error::from(io::ErrorKind::InvalidData))),
+    }
+}
+
+/// Returns the files of a [`Task::Flatten`]: the copy, the disk, and the disk below it.
+fn sort_disks(files: Vec<OwnedFd>) -> Result<(File, File, Option<File>), Failure> {
+    let mut files = files.into_iter().map(File::from);
+    match (files.next(), files.next(), files.next(), files.next()) {
+        (Some(copy), Some(disk), below, None) => Ok((copy, disk, below)),
+        _ => Err(Failure::os("execute the order", io::Error::from(io::ErrorKind::InvalidData))),
     }
 }
 

@@ -38,6 +38,53 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A change of a configuration. Absent values stay.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConfigChange {
+    /// New variables, instead of all others.
+    pub env: Option<Vec<String>>,
+    /// The new user.
+    pub user: Option<String>,
+    /// The new working directory.
+    pub working_dir: Option<String>,
+    /// The new entry point.
+    pub entrypoint: Option<Vec<String>>,
+    /// The new default arguments.
+    pub cmd: Option<Vec<String>>,
+    /// The new signal.
+    pub stop_signal: Option<String>,
+    /// New ports, instead of all others.
+    pub exposed_ports: Option<Vec<String>>,
+    /// Labels to add.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl ImageConfig {
+    /// Returns the configuration with this change, if it is one that an image may have.
+    pub fn changed(self, change: ConfigChange) -> Result<Self, Unusable> {
+        let mut labels = self.labels;
+        labels.extend(change.labels);
+        let config = Self {
+            env: change.env.unwrap_or(self.env),
+            user: change.user.unwrap_or(self.user),
+            working_dir: change.working_dir.unwrap_or(self.working_dir),
+            entrypoint: change.entrypoint.unwrap_or(self.entrypoint),
+            cmd: change.cmd.unwrap_or(self.cmd),
+            stop_signal: change.stop_signal.unwrap_or(self.stop_signal),
+            exposed_ports: change.exposed_ports.unwrap_or(self.exposed_ports),
+            labels,
+        };
+        if !config.env.iter().all(|pair| is_variable(pair)) {
+            return Err(Unusable::new("its configuration sets a variable without a name or a value"));
+        }
+        if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+            return Err(Unusable::new("its working directory is not absolute"));
+        }
+        check(&config)?;
+        Ok(config)
+    }
+}
+
 /// What a configuration says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed {
@@ -192,9 +239,8 @@ pub fn parse(bytes: &[u8], manifest: &Manifest, platform: &Platform) -> Result<P
 /// Keeps what an image says about its programs. What no program can use is left out, or read as Docker reads it, with a
 /// note.
 fn keep(raw: RawConfig, notes: &mut Vec<String>) -> Result<ImageConfig, Unusable> {
-    let is_variable = |pair: &String| pair.find('=').is_some_and(|at| at > 0);
     let (env, others): (Vec<String>, Vec<String>) =
-        raw.env.unwrap_or_default().into_iter().partition(is_variable);
+        raw.env.unwrap_or_default().into_iter().partition(|pair| is_variable(pair));
     if let Some(first) = others.first() {
         let first = printable(first);
         notes.push(format!(
@@ -228,6 +274,11 @@ fn keep(raw: RawConfig, notes: &mut Vec<String>) -> Result<ImageConfig, Unusable
     }
     check(&config)?;
     Ok(config)
+}
+
+/// Returns whether a text is `NAME=VALUE`.
+fn is_variable(pair: &str) -> bool {
+    pair.find('=').is_some_and(|at| at > 0)
 }
 
 /// Returns all texts of a configuration.
@@ -285,6 +336,38 @@ mod tests {
     fn parsed(value: &Value) -> Result<Parsed, String> {
         let bytes = serde_json::to_vec(value).unwrap();
         parse(&bytes, &manifest(2), &Platform::of_host("x86_64")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_change_replaces_what_it_names() {
+        let list = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let old = ImageConfig {
+            env: list(&["A=1"]),
+            cmd: list(&["sh"]),
+            labels: [pair("a", "1"), pair("b", "2")].into(),
+            ..ImageConfig::default()
+        };
+        assert_eq!(old.clone().changed(ConfigChange::default()).unwrap(), old);
+        let change = ConfigChange {
+            env: Some(list(&["B="])),
+            cmd: Some(Vec::new()),
+            working_dir: Some("/srv".to_owned()),
+            labels: [pair("b", "3")].into(),
+            ..ConfigChange::default()
+        };
+        let new = old.clone().changed(change).unwrap();
+        assert_eq!((&new.env, new.cmd.len(), new.working_dir.as_str()), (&list(&["B="]), 0, "/srv"));
+        assert_eq!(new.labels, [pair("a", "1"), pair("b", "3")].into());
+        for change in [
+            ConfigChange { env: Some(list(&["B"])), ..ConfigChange::default() },
+            ConfigChange { env: Some(list(&["=B"])), ..ConfigChange::default() },
+            ConfigChange { working_dir: Some("srv".to_owned()), ..ConfigChange::default() },
+            ConfigChange { user: Some("a\0b".to_owned()), ..ConfigChange::default() },
+            ConfigChange { cmd: Some(vec!["x".repeat(MAX_KEPT)]), ..ConfigChange::default() },
+        ] {
+            assert!(old.clone().changed(change.clone()).is_err(), "{change:?}");
+        }
     }
 
     #[test]

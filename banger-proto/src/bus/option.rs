@@ -210,6 +210,14 @@ pub mod image_config {
     pub const LABELS: &str = "labels";
 }
 
+/// Keys of `VM.Commit`. What is absent stays as in the sandbox's image; labels are added.
+pub mod commit {
+    pub use super::{
+        image_config::{CMD, ENTRYPOINT, ENV, EXPOSED_PORTS, LABELS, STOP_SIGNAL, USER, WORKING_DIR},
+        pull::FORCE,
+    };
+}
+
 /// Keys of `OpenLog`.
 pub mod log {
     /// `b`: keep the stream open and send new lines.

@@ -88,6 +88,9 @@ pub enum Request {
     /// Stop the detached command with this number, and everything that it started. Answered by `Done` once it has
     /// ended.
     StopDetached(u64),
+    /// Prepare the system disk for an image: copy the work disk to the directory that it hides, and remove what
+    /// identifies this guest. Answered by `Done`. The guest should be shut down next.
+    PrepareCommit,
 }
 
 /// Which output of a detached command to read.

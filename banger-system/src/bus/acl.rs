@@ -66,6 +66,9 @@ const MANAGE: Access = change(action::VM_MANAGE_OTHERS);
 const ENTER: Access = change(action::VM_ACCESS_OTHERS);
 const RUN: Access =
     Access::Object { own: Some(action::VM_RUN), foreign: action::VM_MANAGE_OTHERS, reads: false };
+/// An image has all that is on a sandbox's system disk.
+const COMMIT: Access =
+    Access::Object { own: Some(action::IMAGE_IMPORT), foreign: action::VM_ACCESS_OTHERS, reads: false };
 const SHARED: Access = change(action::IMAGE_MANAGE_SHARED);
 /// Sharing concerns everybody, and so an administrator decides, even about the caller's own images.
 const SHARE: Access = Access::Object {
@@ -112,6 +115,7 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (VM, "Rename", MANAGE, Cost::Change),
     (VM, "SetLifetime", MANAGE, Cost::Change),
     (VM, "Configure", MANAGE, Cost::Change),
+    (VM, "Commit", COMMIT, Cost::StartJob),
     (VM, "PublishPort", MANAGE, Cost::Change),
     (VM, "UnpublishPort", MANAGE, Cost::Change),
     (VM, "OpenAgent", ENTER, Cost::Open),

@@ -76,6 +76,8 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::State(_) | EngineError::NotRunning { .. } | EngineError::NotStopped { .. } => {
             ErrorName::InvalidState
         }
+        EngineError::StillWriting { .. } => ErrorName::InvalidState,
+        EngineError::BeingCommitted { .. } => ErrorName::Busy,
         EngineError::InUse { kind: Kind::Image, .. } => ErrorName::ImageInUse,
         EngineError::InUse { kind: Kind::Kernel, .. } => ErrorName::KernelInUse,
         EngineError::InUse { kind: Kind::Vm | Kind::Job, .. } => ErrorName::Busy,

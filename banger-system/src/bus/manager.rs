@@ -43,9 +43,10 @@ use crate::{
 };
 
 /// Increased by one with each addition to the interfaces.
-const API_LEVEL: u32 = 4;
+const API_LEVEL: u32 = 5;
 /// Features of this service, for clients that are newer than it.
-const FEATURES: [&str; 7] = ["agent", "catalog", "image-import", "image-pull", "kernel-import", "log", "ssh"];
+const FEATURES: [&str; 8] =
+    ["agent", "catalog", "image-import", "image-pull", "kernel-import", "log", "ssh", "vm-commit"];
 /// The kind of the manager.
 #[derive(Clone)]
 pub struct ManagerKind;

@@ -73,9 +73,12 @@ impl Options {
     }
 
     pub fn list(&mut self, key: &'static str) -> Result<Vec<String>> {
-        let list = self
-            .take(key, "a list of strings", |value| Vec::<String>::try_from(value.try_clone().ok()?).ok())?;
-        Ok(list.unwrap_or_default())
+        Ok(self.optional_list(key)?.unwrap_or_default())
+    }
+
+    /// Reads a list that may be empty on purpose.
+    pub fn optional_list(&mut self, key: &'static str) -> Result<Option<Vec<String>>> {
+        self.take(key, "a list of strings", |value| Vec::<String>::try_from(value.try_clone().ok()?).ok())
     }
 
     /// Reads a list of pairs of numbers.

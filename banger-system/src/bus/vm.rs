@@ -35,6 +35,7 @@ use super::{
     job::JobKind,
     options::{Dict, Options},
     path, publisher,
+    request::read_commit,
     subscribers::Watching,
 };
 use crate::{
@@ -251,6 +252,18 @@ impl Methods {
             api.require(&caller, action::VM_RUN, Vec::new()).await?;
         }
         Ok(api.engine.configure_vm(self.id, change).await?)
+    }
+
+    #[zbus(out_args("job"))]
+    async fn commit(
+        &self,
+        name: String,
+        options: Dict,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let (api, caller) = self.caller(&header).await?;
+        let job = api.engine.commit_vm(self.id, read_commit(&caller, &name, options)?).await?;
+        api.return_job(&caller, job).await
     }
 
     #[zbus(out_args("actual_port"))]

@@ -50,6 +50,7 @@ impl VmTask {
             if self.vm.state.is_up() {
                 return Err(Error::NotStopped { name: self.vm.name.to_string() });
             }
+            self.require_unread_disks().await?;
             self.resize(&new).await?;
         }
         self.become_spec(new).await

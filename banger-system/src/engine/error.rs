@@ -134,6 +134,18 @@ pub enum Error {
         /// The sandbox's name.
         name: String,
     },
+    /// The sandbox must be down, so that its disk is complete.
+    #[error("{name} is running; stop it first, so that its disk is complete")]
+    StillWriting {
+        /// The sandbox's name.
+        name: String,
+    },
+    /// A job reads its system disk.
+    #[error("an image of {name} is being made; wait until that job has ended, or cancel it")]
+    BeingCommitted {
+        /// The sandbox's name.
+        name: String,
+    },
     /// Other objects use it.
     #[error("the {} {name} is used by {users}", .kind.noun())]
     InUse {

@@ -93,6 +93,7 @@ impl JobKind {
         match self {
             JobKind::ImageImport
             | JobKind::ImagePull
+            | JobKind::ImageCommit
             | JobKind::ImageExport
             | JobKind::KernelImport
             | JobKind::KernelPull

@@ -57,7 +57,7 @@ use self::{
     job::Jobs,
     library::Library,
     problems::Problems,
-    request::{Start, Stop, StopMode},
+    request::{CommitVm, Start, Stop, StopMode},
     view::{ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
 };
@@ -316,6 +316,11 @@ impl Engine {
     /// Deletes a VM with its disks. A running VM is refused, or killed first with [`StopMode::Forced`].
     pub async fn delete_vm(&self, id: VmId, mode: StopMode) -> Result<JobId> {
         self.send(id, |reply| Command::Delete { mode, reply }).await
+    }
+
+    /// Starts to make an image of the system disk of a VM that is down.
+    pub async fn commit_vm(&self, id: VmId, request: CommitVm) -> Result<JobId> {
+        self.send(id, |reply| Command::Commit { request: Box::new(request), reply }).await
     }
 
     /// Sends a signal to a VM's VMM. The VM then counts as stopped, however the VMM ends.

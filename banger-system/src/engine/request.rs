@@ -11,7 +11,7 @@ use banger_domain::{
     vm::{Init, Lifetime},
     vmm::VmmChoice,
 };
-use banger_image::oci::platform::Platform;
+use banger_image::oci::{config::ConfigChange, platform::Platform};
 use banger_proto::size::Bytes;
 
 use crate::ports::{image_files::FileRange, registry::Source};
@@ -116,6 +116,19 @@ pub struct ImportImage {
     pub kernel: Option<Reference>,
     /// The file.
     pub content: ImportSource,
+}
+
+/// Makes an image of a sandbox's system disk.
+#[derive(Debug)]
+pub struct CommitVm {
+    /// The owner of the image.
+    pub owner: Uid,
+    /// Its name.
+    pub name: Name,
+    /// How its programs run, where that differs from the sandbox's image.
+    pub config: ConfigChange,
+    /// What to do about another image of the same name.
+    pub on_conflict: OnConflict,
 }
 
 /// A user's file with an image.

@@ -188,6 +188,8 @@ pub enum JobKind {
     ImageImport,
     /// Pulls an image.
     ImagePull,
+    /// Makes an image of a sandbox's system disk.
+    ImageCommit,
     /// Writes an image into a file.
     ImageExport,
     /// Imports a kernel from files.
@@ -211,6 +213,7 @@ impl JobKind {
             JobKind::VmDelete => "vm-delete",
             JobKind::ImageImport => "image-import",
             JobKind::ImagePull => "image-pull",
+            JobKind::ImageCommit => "image-commit",
             JobKind::CachePrune => "cache-prune",
             JobKind::ImageExport => "image-export",
             JobKind::KernelImport => "kernel-import",

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use banger_domain::{
     digest::Digest,
     id::{ImageId, Uid},
+    launch_spec::Drive,
     name::Name,
 };
 use banger_image::{
@@ -62,6 +63,8 @@ pub enum Content {
     File(OwnedFd),
     /// The layers of an OCI image, the lowest first.
     Layers(Vec<Layer>),
+    /// The system disk of a sandbox that is down, as [`super::disks::Disks::attach`] returns it.
+    Disk(Drive),
 }
 
 /// A layer of an OCI image: a tar with the changes to the layers below it (OCI image specification, "Layer

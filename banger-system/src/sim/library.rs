@@ -133,7 +133,7 @@ impl ImageFiles for Sim {
         progress: Arc<dyn Progress>,
     ) -> image_files::Result<ImageFacts> {
         // Pulls are blocked in the registry instead.
-        if matches!(content, Content::File(_)) {
+        if matches!(content, Content::File(_) | Content::Disk(_)) {
             self.work(owner, &*progress).await?;
         }
         self.step("import an image")?.image_files.insert(image);

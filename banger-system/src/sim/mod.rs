@@ -264,6 +264,11 @@ impl Sim {
         self.lock().disk_sizes.get(&vm).copied().unwrap_or_default()
     }
 
+    /// Returns the VMs whose disks are attached.
+    pub fn attached_disks(&self) -> Vec<VmId> {
+        self.lock().mappers.iter().copied().collect()
+    }
+
     /// Returns the images that have files.
     pub fn image_files(&self) -> Vec<ImageId> {
         self.lock().image_files.iter().copied().collect()

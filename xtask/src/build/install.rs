@@ -19,6 +19,8 @@ const FILES: &[(&str, &str)] = &[
     ("dbus/dev.banger.Manager1.service", "usr/share/dbus-1/system-services/dev.banger.Manager1.service"),
     ("polkit/dev.banger.Manager1.policy", "usr/share/polkit-1/actions/dev.banger.Manager1.policy"),
     ("polkit/60-banger.rules", "usr/share/polkit-1/rules.d/60-banger.rules"),
+    ("packaging/recipes/debian-bookworm.toml", "usr/share/banger/recipes/debian-bookworm.toml"),
+    ("packaging/recipes/schema.json", "usr/share/doc/banger/schemas/recipe.json"),
     ("systemd/banger-system.service", "usr/lib/systemd/system/banger-system.service"),
     ("systemd/banger.slice", "usr/lib/systemd/system/banger.slice"),
     ("systemd/banger-user.slice.conf", "usr/lib/systemd/system/banger-.slice.d/10-banger.conf"),

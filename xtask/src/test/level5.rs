@@ -136,6 +136,15 @@ fn shared_image(host: &TestHost) -> Result<()> {
     expect(host.session("alice", &["banger", "vm", "start", "one"]))?;
     ensure!(sh("one", "cat /mark")? == "kept", "the system disk lost what was written");
     ensure!(sh("two", "ls /mark 2>&1 || true")?.contains("No such file"), "two sandboxes share a disk");
+    // An image of a snapshot has what was written, and its device is gone afterwards.
+    expect(host.session("alice", &["banger", "vm", "stop", "one"]))?;
+    expect(host.session("alice", &["banger", "vm", "commit", "--quiet", "one", "committed"]))?;
+    let table = expect(host.enter(&["dmsetup", "table", "--target", "snapshot"]))?;
+    ensure!(table.lines().count() == 1, "{table}");
+    let run = ["banger", "vm", "run", "--rm", "--quiet", "--memory", "512M", "--image", "committed"];
+    let said = expect(host.session("alice", &[&run[..], &["--", "cat", "/mark"]].concat()))?;
+    ensure!(said == "kept", "the image lacks what was written: {said:?}");
+    expect(host.session("alice", &["banger", "image", "delete", "committed"]))?;
     for name in ["one", "two"] {
         expect(host.session("alice", &["banger", "vm", "delete", "--force", name]))?;
     }

@@ -1,5 +1,6 @@
 //! `banger image`.
 
+mod build;
 mod cache;
 mod export;
 mod promote;
@@ -18,6 +19,7 @@ use crate::{
 /// The subcommands of `banger image`.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
+    Build(Box<build::Build>),
     Pull(pull::Pull),
     Register(register::Register),
     /// List your images and the shared ones
@@ -56,6 +58,7 @@ Example:
 impl ImageCommand {
     pub async fn run(&self) -> Result<u8> {
         match self {
+            ImageCommand::Build(build) => build.run().await,
             ImageCommand::Pull(pull) => pull.run().await,
             ImageCommand::Register(register) => register.run().await,
             ImageCommand::List(list) => list.run(Kind::Image).await,

@@ -3,6 +3,7 @@
 mod agents;
 mod change;
 mod commands;
+mod commit;
 pub mod cp;
 mod create;
 mod delete;
@@ -31,7 +32,7 @@ mod start;
 mod stats;
 mod stop;
 mod stop_args;
-mod vm_args;
+pub mod vm_args;
 mod wait;
 
 pub use wait::Wait;
@@ -63,6 +64,7 @@ pub enum VmCommand {
     Unpublish(publish::Unpublish),
     Logs(logs::Logs),
     Rename(rename::Rename),
+    Commit(commit::Commit),
     Prune(prune::Prune),
     Ports(ports::Ports),
     Forward(forward::Forward),
@@ -104,6 +106,7 @@ impl VmCommand {
             VmCommand::Unpublish(unpublish) => unpublish.run().await,
             VmCommand::Logs(logs) => logs.run().await,
             VmCommand::Rename(rename) => rename.run().await,
+            VmCommand::Commit(commit) => commit.run().await,
             VmCommand::Prune(prune) => prune.run().await,
             VmCommand::Ports(ports) => ports.run().await,
             VmCommand::Forward(forward) => forward.run().await,

@@ -11,7 +11,7 @@ use super::numbers::positive;
 use crate::user::defaults::{Defaults, Key};
 
 /// The sizes of a sandbox.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct SizeArgs {
     /// Virtual processors
     #[arg(long, value_name = "COUNT", value_parser = positive)]

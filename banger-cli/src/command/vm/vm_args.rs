@@ -16,6 +16,7 @@ use super::{
     size_args::{SizeArgs, with_default},
 };
 use crate::{
+    build::{self, Missing, Reporter},
     client::{
         bus::Bus,
         job::Jobs,
@@ -78,6 +79,9 @@ pub struct VmArgs {
     /// Use the options of this profile in your settings [default: that in BANGER_PROFILE]
     #[arg(long, value_name = "PROFILE", add = ArgValueCompleter::new(complete::profiles))]
     profile: Option<String>,
+    /// Whether nobody logs in with ssh.
+    #[arg(skip)]
+    without_keys: bool,
 }
 
 /// Returns the user's public keys. Without any, only ssh does not work.
@@ -95,23 +99,30 @@ struct Pulls<'a> {
 }
 
 impl Pulls<'_> {
-    /// Pulls an image, or the default image. Returns its id.
+    /// Pulls an image, or gets the default image. Returns its id.
     async fn image(&mut self, image: Option<&str>) -> Result<String> {
-        let default;
-        let (reference, options) = match image {
-            Some(image) => (image, Options::new()),
-            None => {
-                default = self.bus.manager().await?.text("DefaultImage").to_owned();
-                (default.as_str(), of_catalog(&default))
-            }
-        };
+        let Some(image) = image else { return self.default_image().await };
         let Self { bus, jobs, progress, listener } = self;
-        let pulled = pull::image(bus, jobs, progress, listener, reference, options).await;
-        let (pulled, _) = pulled.map_err(|error| match image {
-            Some(image) => explain(image, error),
-            None => error,
-        })?;
-        Ok(id_of(&pulled))
+        let pulled = pull::image(bus, jobs, progress, listener, image, Options::new()).await;
+        Ok(id_of(&pulled.map_err(|error| explain(image, error))?.0))
+    }
+
+    /// Pulls the default image. If no catalog has it, builds it from the recipe of its name. Returns its id.
+    async fn default_image(&mut self) -> Result<String> {
+        let default = self.bus.manager().await?.text("DefaultImage").to_owned();
+        let Self { bus, jobs, progress, listener } = self;
+        let pulled = pull::image(bus, jobs, progress, listener, &default, of_catalog(&default)).await;
+        let nowhere = match pulled {
+            Err(error) if build::is_missing(&error) => error,
+            pulled => return Ok(id_of(&pulled?.0)),
+        };
+        let reporter = Reporter::new(progress.clone(), false);
+        // A build creates a sandbox, too.
+        match Box::pin(build::of_default_image(bus, jobs, &reporter, listener, &default)).await {
+            Ok(built) => Ok(id_of(&built)),
+            Err(Missing::NoRecipe) => Err(nowhere),
+            Err(Missing::Failed(error)) => Err(error),
+        }
     }
 
     /// Pulls the default kernel. Returns its id.
@@ -210,7 +221,9 @@ impl VmArgs {
                 options.insert(create::TIMEZONE_RULE, Variant::from(rule));
             }
         }
-        if let Some(keys) = authorized_keys() {
+        if !self.without_keys
+            && let Some(keys) = authorized_keys()
+        {
             options.insert(create::SSH_AUTHORIZED_KEYS, Variant::from(keys));
         }
         let name = self.name.as_deref().unwrap_or_default();
@@ -270,9 +283,31 @@ impl VmArgs {
 
     /// Returns the error for a missing object that could not be pulled either.
     fn not_pulled(&self, missing: Error, error: Error) -> Error {
-        let is_nowhere = matches!(error.name(), Some(ErrorName::NoSuchImage | ErrorName::NoSuchKernel));
+        // A build of the default image may lack something else.
+        let is_nowhere = error.name().is_some() && error.name() == missing.name();
         // If the user named nothing, "in no catalog" is not helpful.
         if is_nowhere { self.add_hint(missing) } else { error }
+    }
+
+    /// Returns the options of a sandbox of this image, given by its id, in which a build runs. Nothing of the user goes
+    /// into it.
+    pub fn throw_away(image: String, kernel: Option<String>, sizes: SizeArgs) -> Self {
+        Self {
+            name: None,
+            image: Some(image),
+            pull: Some(PullPolicy::Missing),
+            kernel,
+            sizes,
+            given: None,
+            nat: true,
+            no_nat: false,
+            label: Vec::new(),
+            vmm: None,
+            timezone: Some(timezone::IMAGE.to_owned()),
+            ready_timeout: None,
+            profile: None,
+            without_keys: true,
+        }
     }
 
     /// Returns the same options with this image, if none was given.
@@ -332,9 +367,9 @@ impl VmArgs {
                  out, or choose one of `banger image list` with `--image NAME`.",
             ),
             Some(ErrorName::NoSuchImage) if self.image.is_none() => error.with_hint(
-                "the default image is not on this host, and no catalog has it: `banger image register --name \
-                 NAME --rootfs FILE` adds an image, `--image alpine` pulls one from a registry, and `banger \
-                 image list` lists the images on this host.",
+                "the default image is not on this host, and neither a catalog nor a recipe has it: `banger image \
+                 build RECIPE` builds an image, `--image alpine` pulls one from a registry, and `banger image \
+                 list` lists the images on this host.",
             ),
             Some(ErrorName::DiskTooSmall) => error.with_hint(
                 "`banger image show IMAGE` shows the size of an image; without `--root-size`, the system disk has that.",

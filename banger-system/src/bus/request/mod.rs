@@ -1,5 +1,6 @@
 //! Parses and checks the arguments of the manager's methods.
 
+mod commit;
 mod create;
 mod import;
 mod pull;
@@ -9,6 +10,7 @@ use banger_image::oci::platform::Platform;
 use banger_proto::bus::ErrorName;
 
 pub(super) use self::{
+    commit::read_commit,
     create::read_create,
     import::{read_image_import, read_kernel_import},
     pull::{read_image_pull, read_kernel_pull},

@@ -95,10 +95,7 @@ async fn import(
     let facts = files.import(id, request.owner, content, progress).await?;
     let quota = Quota { owner: request.owner, name: &request.name, shared: request.shared };
     quota.claim_created(shared, id, facts.disk_usage).await?;
-    if let Err(error) = deduplicate(shared, id, request.owner, &facts).await {
-        let _ = discard::<Image>(shared, id).await;
-        return Err(error);
-    }
+    deduplicate(shared, id, request.owner, &facts).await?;
     let image = Image {
         id,
         name: request.name,
@@ -117,8 +114,16 @@ async fn import(
 }
 
 /// Makes a new image share the file of one with the same digest, if its owner may read that one anyway. An importer
-/// chooses the digest, and so it must not give access to another user's image.
-async fn deduplicate(shared: &Shared, id: ImageId, owner: Uid, facts: &ImageFacts) -> Result<()> {
+/// chooses the digest, and so it must not give access to another user's image. A failure removes the new image's files.
+pub(super) async fn deduplicate(shared: &Shared, id: ImageId, owner: Uid, facts: &ImageFacts) -> Result<()> {
+    let shared_file = share_file(shared, id, owner, facts).await;
+    if shared_file.is_err() {
+        let _ = discard::<Image>(shared, id).await;
+    }
+    shared_file
+}
+
+async fn share_file(shared: &Shared, id: ImageId, owner: Uid, facts: &ImageFacts) -> Result<()> {
     let is_same = |image: &ImageView| {
         (image.owner == owner || image.shared)
             && (&image.facts.digest, image.facts.virtual_size) == (&facts.digest, facts.virtual_size)

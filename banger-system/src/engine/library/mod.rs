@@ -2,13 +2,14 @@
 //!
 //! Unlike a sandbox, an image or a kernel has no task. It is a row in the store, files on the host, and an entry of
 //! the [inventory](super::inventory), and it never changes, except that an image can be shared. So its whole life
-//! is how it comes to be. There are four ways, and all go through the same steps:
+//! is how it comes to be. There are five ways, and all go through the same steps:
 //!
 //! ```text
 //!                  reserve              resolve                  materialise                   commit
 //!
 //!  import image  ┐ name and number    ┌ the user's file          worker, import, quota,      ┐
 //!                │ in the quota,      │                          share an identical file     │ store the row,
+//!  commit a disk ┤                    ├ the disk of a sandbox    the same                    │
 //!  import kernel ┤ a job,             ├ the user's files         worker, import              ├ publish,
 //!                │ the job's turn     │                                                      │ remove what it
 //!  pull image    ┤                    ├ catalogs, its kernel,    worker, content lock,       │ replaces
@@ -20,7 +21,7 @@
 //!   same job.
 //! - **resolve** (`image_pull.rs`, `kernel_pull.rs`, `catalog.rs`): it is known what to fetch, and that it may replace
 //!   what has the name.
-//! - **materialise** (`image_content.rs`, and the files of the four ways): the files exist under a new id, within the
+//! - **materialise** (`image_content.rs`, and the files of the five ways): the files exist under a new id, within the
 //!   owner's quota.
 //! - **commit** (`pipeline.rs`): the object is stored, then published; else its files are gone.
 //!
@@ -43,6 +44,7 @@
 mod cache;
 pub(in crate::engine) mod catalog;
 mod image;
+mod image_commit;
 mod image_content;
 mod image_export;
 mod image_pull;
@@ -53,6 +55,7 @@ mod offers;
 mod pipeline;
 mod single_flight;
 
+pub(in crate::engine) use self::image_commit::reserve_commit;
 pub use self::offers::{Offer, Offers};
 use self::{
     catalog::CatalogCache,

@@ -88,8 +88,16 @@ impl Reserved {
     where
         W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
     {
+        self.run_holding((), work)
+    }
+
+    /// Does the same, and drops something else with the name.
+    pub(super) fn run_holding<W>(self, more: impl Send + 'static, work: W) -> JobId
+    where
+        W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
+    {
         let Self { shared, job, name, pull } = self;
-        run_job(shared, job, (name, pull), work)
+        run_job(shared, job, (name, pull, more), work)
     }
 }
 

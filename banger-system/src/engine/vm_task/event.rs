@@ -42,6 +42,8 @@ pub(super) enum TaskEvent {
     Killed(supervisor::Result<()>),
     /// A user cancelled a job that waits for this VM.
     JobCanceled(JobId),
+    /// A job no longer reads the system disk.
+    CommitEnded,
 }
 
 impl VmTask {
@@ -74,6 +76,7 @@ impl VmTask {
                 });
             }
             TaskEvent::JobCanceled(job) => return self.job_canceled(job).await,
+            TaskEvent::CommitEnded => return self.commit_ended().await,
         }
         Next::Continue
     }

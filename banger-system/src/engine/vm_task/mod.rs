@@ -37,10 +37,11 @@
 //! # The end
 //!
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
-//! `remove.rs` deletes a VM that is down, `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds
+//! `remove.rs` deletes a VM that is down, `commit.rs` makes an image of its disk, `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds
 //! out what happened while no service ran. Then the resources of the boot are released, and the next waiting start
 //! begins.
 
+mod commit;
 mod event;
 mod liveness;
 mod reattach;
@@ -67,6 +68,7 @@ use tokio::{
 };
 
 use self::{
+    commit::Commit,
     event::TaskEvent,
     liveness::Liveness,
     stop::FORCED,
@@ -77,7 +79,7 @@ use super::{
     error::Result,
     job::{JobHandle, Stages},
     lease::Lease,
-    request::{Configure, Start, Stop, StopMode},
+    request::{CommitVm, Configure, Start, Stop, StopMode},
     view::{JobKind, Object, VmView},
 };
 use crate::{ports::supervisor::Started, tasks::Task};
@@ -130,6 +132,10 @@ pub(super) enum Command {
         port: Port,
         reply: Reply<()>,
     },
+    Commit {
+        request: Box<CommitVm>,
+        reply: Reply<JobId>,
+    },
     CallerVanished,
     /// A late look at the host has found these resources of the VM, or it is time to try again what could not be
     /// released. `process` is its process, if it has one.
@@ -164,6 +170,10 @@ pub(super) struct VmTask {
     reboots: Reboots,
     /// The VM's first start is not over. If it is cancelled, the VM is deleted.
     is_new: bool,
+    /// The job that makes an image of its system disk.
+    commit: Option<Commit>,
+    /// The caller that it is bound to has disconnected, and a job still reads its disk.
+    caller_is_gone: bool,
 }
 
 const CREATE: Stages = &["disk", "start", "boot"];
@@ -220,6 +230,8 @@ impl VmTask {
             liveness: Liveness::default(),
             reboots: Reboots::default(),
             is_new: false,
+            commit: None,
+            caller_is_gone: false,
         }
     }
 
@@ -283,6 +295,10 @@ impl VmTask {
             }
             Command::Unpublish { port, reply } => {
                 let result = self.unpublish_port(port).await;
+                answer(reply, result);
+            }
+            Command::Commit { request, reply } => {
+                let result = self.commit(*request).await;
                 answer(reply, result);
             }
             Command::CallerVanished => return self.client_disconnected().await,

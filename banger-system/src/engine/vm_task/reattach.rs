@@ -40,7 +40,11 @@ impl VmTask {
                 self.lease.release(Scope::Boot).await;
                 self.ended_unwatched(state).await
             }
-            _ => Next::Continue,
+            _ => {
+                // A job that made an image of its disk had it attached.
+                self.lease.release(Scope::Boot).await;
+                Next::Continue
+            }
         }
     }
 
@@ -55,6 +59,8 @@ impl VmTask {
                 self.publish();
             }
             (state, _) if state.is_up() => {}
+            // Its disk is attached for a reason.
+            _ if self.commit.is_some() => {}
             // Failures are logged in the lease, and tried again.
             _ => drop(self.lease.release(Scope::Boot).await),
         }

@@ -25,6 +25,10 @@ impl VmTask {
             answer(reply, Err(Refused { state: self.vm.state, event: Event::Delete }.into()));
             return Next::Continue;
         }
+        if let Err(error) = self.require_unread_disks().await {
+            answer(reply, Err(error));
+            return Next::Continue;
+        }
         let job = match self.begin_job(JobKind::VmDelete, DELETE) {
             Ok(job) => job,
             Err(error) => {
@@ -72,6 +76,10 @@ impl VmTask {
 
     pub(super) async fn client_disconnected(&mut self) -> Next {
         if !matches!(self.vm.lifetime, Lifetime::Caller { .. }) {
+            return Next::Continue;
+        }
+        if self.cancel_commit() {
+            self.caller_is_gone = true;
             return Next::Continue;
         }
         tracing::info!(vm = %self.vm.id, "the client that this sandbox was bound to has disconnected");

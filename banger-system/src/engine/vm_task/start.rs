@@ -87,6 +87,7 @@ impl VmTask {
 
     pub(super) async fn start(&mut self, start: Start) -> Result<JobId> {
         let transition = step(self.vm.state, Event::Start)?;
+        self.require_unread_disks().await?;
         let job = self.begin_job(JobKind::VmStart, START)?;
         let id = job.id();
         if transition == Transition::Unchanged {

@@ -18,7 +18,8 @@ use banger_domain::{
     resource::Paths,
 };
 use banger_image::importer::message::{
-    Answer, Attempt, CopyFile, Export, Exported, Failure, Import, Made, MadeTree, ModuleTree, Order, Task,
+    Answer, Attempt, CopyFile, Export, Exported, Failure, Flatten, Import, Made, MadeTree, ModuleTree, Order,
+    Task,
 };
 use banger_jail::{jail::Jail, message};
 use banger_proto::size::Bytes;
@@ -209,6 +210,29 @@ pub async fn copy_file(
         send_order(&socket, &Order { jail, task: Task::CopyFile(order) }, &fds)?;
         drop(fds);
         listen(&socket, &*progress, total, STALL_TIMEOUT)
+    };
+    match run_worker(workers, job, exchange).await? {
+        Answer::Copied(size) => Ok(Bytes(size)),
+        Answer::Failed(failure) => Err(failure.into()),
+        _ => Err(nonsense()),
+    }
+}
+
+/// Orders a worker to copy the system disk of a sandbox into an empty file. The files are the copy, the disk, and the
+/// disk below it if it is an overlay. Returns the size of the disk.
+pub async fn flatten(
+    workers: &dyn Workers,
+    job: Job,
+    order: Flatten,
+    files: Vec<File>,
+    total: Bytes,
+    progress: Arc<dyn Progress>,
+) -> Result<Bytes> {
+    let fds: Vec<OwnedFd> = files.into_iter().map(OwnedFd::from).collect();
+    let exchange = move |socket: OwnedFd, jail| {
+        send_order(&socket, &Order { jail, task: Task::Flatten(order) }, &fds)?;
+        drop(fds);
+        listen(&socket, &*progress, Some(total), STALL_TIMEOUT)
     };
     match run_worker(workers, job, exchange).await? {
         Answer::Copied(size) => Ok(Bytes(size)),

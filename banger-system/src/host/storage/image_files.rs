@@ -8,6 +8,7 @@ use std::{
         fd::OwnedFd,
         unix::fs::{FileExt, MetadataExt},
     },
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,13 +17,14 @@ use async_trait::async_trait;
 use banger_domain::{
     digest::Digest as OciDigest,
     id::{ImageId, Uid},
+    launch_spec::{Drive, Medium},
     name::Name,
     resource::{IMAGE_FILE, Paths},
 };
 use banger_image::{
     ext4::{self, FileSystem},
     holes,
-    importer::message::{Archive, Claim, CopyFile, Export, Extent, Import},
+    importer::message::{Archive, Claim, CopyFile, Export, Extent, Flatten, Import},
     oci::{
         LayerFacts, RemoteImage, Unusable,
         config::{self, ImageConfig, Parsed},
@@ -128,6 +130,49 @@ impl LocalImages {
         })
         .await
     }
+
+    /// Copies the system disk of a sandbox.
+    async fn flatten(
+        &self,
+        job: Job,
+        staged: Staged,
+        drive: Drive,
+        progress: Arc<dyn Progress>,
+    ) -> Result<ImageFacts> {
+        let Staged { staging, file } = staged;
+        let copy = file.try_clone().map_err(unwritten)?;
+        let opened = blocking("open a system disk", move || {
+            let open = |path: &Path| {
+                File::open(path).map_err(|error| Error::os(format!("open {}", path.display()), error))
+            };
+            let disk = open(&drive.path)?;
+            let metadata = disk.metadata().map_err(unread)?;
+            if metadata.len() > MAX_SIZE.0 {
+                let message =
+                    format!("the system disk has {}, which is too much for an image", Bytes(metadata.len()));
+                return Err(Error::Unsupported { message });
+            }
+            let size = metadata.blocks() * 512;
+            let files = match drive.medium {
+                // Blocks can only be shared by regular files.
+                Medium::File if sparse::share(&disk, &copy).map_err(unwritten)? => return Ok(None),
+                Medium::File | Medium::BlockDevice => vec![copy, disk],
+                Medium::Layer { base } => vec![copy, disk, open(&base)?],
+            };
+            Ok::<_, Error>(Some((files, Bytes(size))))
+        });
+        if let Some((files, total)) = opened.await? {
+            let progress = Arc::clone(&progress);
+            worker::flatten(&*self.workers, job, Flatten { max: MAX_SIZE }, files, total, progress).await?;
+        }
+        blocking("finish writing an image", move || {
+            require_unmounted(&file)?;
+            let facts = facts_of(&file, &*progress)?;
+            staging.finish().map_err(unwritten)?;
+            Ok(facts)
+        })
+        .await
+    }
 }
 
 /// The progress of a step that is too short to report but can be cancelled.
@@ -171,6 +216,9 @@ impl ImageFiles for LocalImages {
                 return self.build(job, staged, claims(layers)?, None, progress).await;
             }
             Content::File(fd) => fd,
+            Content::Disk(drive) => {
+                return self.flatten(Job { id: image, owner }, staged, drive, progress).await;
+            }
         };
         let job = Job { id: image, owner };
         let (head, size) = self
@@ -359,6 +407,19 @@ fn facts_of(copy: &File, progress: &dyn Progress) -> Result<ImageFacts> {
     let disk_usage = Bytes(copy.metadata().map_err(unwritten)?.blocks() * 512);
     let content_size = file_system.used.unwrap_or(disk_usage);
     Ok(ImageFacts { digest, virtual_size: file_system.size, content_size, disk_usage })
+}
+
+/// Checks that a guest has unmounted the file system on a copy of its disk.
+fn require_unmounted(copy: &File) -> Result<()> {
+    let mut head = [0; ext4::HEAD];
+    copy.read_exact_at(&mut head, 0).map_err(unwritten)?;
+    match FileSystem::read(&head, Bytes(copy.metadata().map_err(unwritten)?.len())) {
+        Err(ext4::Unusable::Unclean) => Err(Error::Unsupported {
+            message: "the guest has not unmounted its system disk; start the sandbox, stop it, and try again"
+                .to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Parses the file system that begins with these bytes.

@@ -45,7 +45,11 @@ fn packaged_catalog(host: &Host) -> Result<()> {
     let parts = ["\"name\":\"debian-bookworm\"", "\"catalog\":\"banger\"", "\"published\":false"];
     ensure!(parts.iter().all(|part| compact.contains(part)), "{listed}");
     let said = sh(host, "alice", "banger image pull debian-bookworm 2>&1 || true")?;
-    ensure!(said.contains("not published for this host yet") && said.contains("cargo xtask image"), "{said}");
+    ensure!(
+        said.contains("not published for this host yet")
+            && said.contains("banger image build debian-bookworm"),
+        "{said}"
+    );
     // The next run of the service reads the stored catalog.
     let again = "systemctl restart banger-system && banger kernel list --available --json";
     let kept = sh_as_root(host, again)?;

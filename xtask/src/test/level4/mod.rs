@@ -11,6 +11,7 @@ mod names;
 mod network;
 mod people;
 mod ready;
+mod recipe;
 mod refusals;
 mod registry;
 mod sessions;
@@ -52,6 +53,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     network::CHECKS,
     people::CHECKS,
     ready::CHECKS,
+    recipe::CHECKS,
     refusals::CHECKS,
     registry::CHECKS,
     sessions::CHECKS,
