@@ -11,7 +11,7 @@ use banger_domain::{
     id::VmId,
     net::{
         TABLE,
-        element::{Element, Ipv6, Set, conflicts, connection_counter, elements, take_elements_of},
+        element::{Element, Ipv6, Set, conflicts, counters, elements, take_elements_of},
         nic::{Nic, TapName},
         port::Port,
         ruleset::{Bounds, delete_table, ruleset},
@@ -120,7 +120,7 @@ impl Filter {
         };
         let mut batch = Batch::new();
         remove_from(&mut batch, &gone);
-        remove_from(&mut batch, &[connection_counter(&TapName::of(vm))]);
+        remove_from(&mut batch, &counters(&TapName::of(vm)));
         match state.commit(&batch) {
             // The table is gone, and so are its elements.
             Err(error) if error.is_not_found() => {}
