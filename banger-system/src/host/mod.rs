@@ -21,6 +21,7 @@ pub mod dns;
 pub mod guest;
 pub mod lock;
 pub mod network;
+pub mod privileges;
 pub mod process;
 pub mod registry;
 pub mod storage;
