@@ -60,7 +60,6 @@ const NO_HOST: &[&str] = &["std::fs", "std::net", "std::process", "SystemTime"];
 const UNSAFE: &[&str] = &["host/", "jail/"];
 const PROGRAMS: &[&str] = &[
     "jail/run.rs",
-    "host/network/nft.rs",
     "host/process/supervisor_process.rs",
     "host/process/worker_process.rs",
     // Which tries whether it can, to show that it cannot.
