@@ -23,6 +23,7 @@ pub mod lock;
 pub mod network;
 pub mod privileges;
 pub mod process;
+pub mod programs;
 pub mod registry;
 pub mod storage;
 pub mod store;
