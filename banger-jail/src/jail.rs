@@ -31,26 +31,25 @@ use std::{
 
 use rustix::{
     fs::{Gid, Mode, Uid},
-    io::Errno,
     mount::{
         MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount,
         unmount,
     },
     process::{Resource, Rlimit, chdir, pivot_root, setrlimit, setsid, umask},
     thread::{
-        CapabilitySet, UnshareFlags, remove_capability_from_bounding_set, set_no_new_privs,
-        set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
+        UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+        unshare_unsafe,
     },
 };
 use serde::{Deserialize, Serialize};
+
+use crate::capabilities;
 
 /// Where the VMM sees the directory of its sandbox, which is [`Jail::directory`] on the host.
 pub const VM_DIRECTORY: &str = "/machine";
 /// Devices that any program may open.
 const DEVICES: [&str; 4] = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"];
 const MAX_FILES: u64 = 1024;
-/// More capabilities than any kernel has.
-const CAPABILITIES: u32 = 64;
 
 /// The jail to build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,13 +95,7 @@ pub fn enter(jail: &Jail) -> io::Result<()> {
     change_root(jail)?;
     umask(if jail.directory.is_some() { Mode::empty() } else { Mode::RWXG | Mode::RWXO });
 
-    for number in 0..CAPABILITIES {
-        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
-            // The kernel has no more.
-            Err(Errno::INVAL) => break,
-            removed => did("drop a capability", removed)?,
-        }
-    }
+    did("clear the bounding set of capabilities", capabilities::clear_bounding())?;
     let groups: Vec<Gid> = jail.groups.iter().map(|&group| Gid::from_raw(group)).collect();
     let (user, group) = (Uid::from_raw(jail.user), Gid::from_raw(jail.user));
     did("set the groups", set_thread_groups(&groups))?;

@@ -31,6 +31,7 @@
 //! whole. `unsafe` is allowed here, one operation per block with its reason, since the system calls for confinement
 //! need it.
 
+pub mod capabilities;
 pub mod filter;
 pub mod jail;
 pub mod message;

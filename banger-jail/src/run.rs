@@ -24,7 +24,7 @@ use signal_hook::{
 };
 
 use super::{
-    filter, jail,
+    capabilities, filter, jail,
     message::{self, Answer, FIRST_FILE, Order},
     proof,
     ring::Writer,
@@ -102,6 +102,7 @@ impl Vmm {
         if let Some(jail) = &order.jail {
             jail::enter(jail)?;
         }
+        capabilities::give_up()?;
         filter::apply()?;
         proof::check()?;
         let signals = Signals::new(FORWARDED)?;

@@ -26,6 +26,7 @@ use crate::{
         guest::{link::AgentLink, streams::OpenStreams},
         lock::Lock,
         network::LinuxNetwork,
+        privileges,
         process::{
             descriptor_store::{self, DescriptorStore},
             logs::RingLogs,
@@ -71,6 +72,9 @@ pub enum Mode {
 pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     if mode == Mode::Sim {
         require_private_bus(std::env::var(BUS_VARIABLE).ok().as_deref())?;
+    }
+    if mode == Mode::Host {
+        privileges::check()?;
     }
     let settings = config.settings(this_host()?)?;
     let connection = Connection::system().await.context("cannot reach the system bus")?;

@@ -1,6 +1,7 @@
 //! Names of guests: which name each has, and who may see it. `docs/network.md` describes how the parts fit together.
 
 pub mod label;
+pub mod limits;
 pub mod question;
 pub mod reverse;
 pub mod table;

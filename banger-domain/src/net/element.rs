@@ -41,6 +41,10 @@ pub enum Set {
     Public6,
     /// TAPs of guests that have opened connections. The kernel adds them.
     Connections,
+    /// TAPs of guests that have asked the name server. The kernel adds them.
+    Questions,
+    /// TAPs of guests that have connected to the name server. The kernel adds them.
+    Callers,
 }
 
 impl Set {
@@ -75,6 +79,8 @@ impl Set {
             Set::Public4 => "public4",
             Set::Public6 => "public6",
             Set::Connections => "connections",
+            Set::Questions => "questions",
+            Set::Callers => "callers",
         }
     }
 }
@@ -139,9 +145,9 @@ pub fn elements(nic: &Nic, ipv6: Ipv6) -> Vec<Element> {
     all
 }
 
-/// Returns the element in which the kernel counts the connections of the guest with this TAP.
-pub fn connection_counter(tap: &TapName) -> Element {
-    element(Set::Connections, Key::new().tap(tap))
+/// Returns the elements in which the kernel counts what the guest with this TAP does.
+pub fn counters(tap: &TapName) -> [Element; 3] {
+    [Set::Connections, Set::Questions, Set::Callers].map(|set| element(set, Key::new().tap(tap)))
 }
 
 /// Removes and returns those elements that belong to the guest with this TAP. The guest's addresses, which are the
@@ -158,9 +164,14 @@ pub fn take_elements_of(found: &mut Vec<Element>, tap: &TapName) -> Vec<Element>
         target.is_some_and(|(address, _port)| sources.iter().any(|source| source == address))
     };
     let (taken, rest) = mem::take(found).into_iter().partition(|element| match element.set {
-        Set::Source4 | Set::Source6 | Set::Nat4 | Set::Nat6 | Set::Published | Set::Connections => {
-            element.key.starts_with(&name)
-        }
+        Set::Source4
+        | Set::Source6
+        | Set::Nat4
+        | Set::Nat6
+        | Set::Published
+        | Set::Connections
+        | Set::Questions
+        | Set::Callers => element.key.starts_with(&name),
         Set::Peers | Set::Reach => element.key.ends_with(&name),
         Set::Loopback4 | Set::Public4 | Set::Public6 => leads_there(element),
     });

@@ -1,11 +1,17 @@
 //! The rules of the packet filter. They do not depend on the guests.
 
 use super::{TABLE, nic::TAP_PREFIX, subnet::Subnet};
+use crate::dns::limits::{
+    CONNECTIONS, CONNECTIONS_OF_HOST, MAX_QUESTION, QUESTIONS, QUESTIONS_OF_HOST, Rate,
+};
 
 /// The rules in the language of nft(8), without the definitions that differ from host to host.
 const RULES: &str = include_str!("ruleset.nft");
 /// What marks a rule that needs nft_connlimit.
 const COUNTS: &str = "ct count";
+/// The longest packet with a question: a header of IPv4 with all options, or of IPv6 with some extensions, and that
+/// of UDP.
+const LONGEST_QUESTION: usize = 60 + 8 + MAX_QUESTION;
 /// Linux' default for the number of tracked connections, used if the kernel does not say.
 const DEFAULT_TABLE: u32 = 65_536;
 
@@ -38,16 +44,26 @@ pub fn ruleset(subnet: Subnet, bounds: Option<Bounds>) -> String {
          define gateway4 = {gateway4}\n\
          define gateway6 = {gateway6}\n\
          define subnet4 = {subnet4}\n\
-         define subnet6 = {subnet6}/64\n\n"
+         define subnet6 = {subnet6}/64\n\
+         define longest_question = {LONGEST_QUESTION}\n\n"
     );
-    // nft does not accept a definition as a number of connections.
+    // nft does not accept a definition as a number of connections, or in a rate.
+    let rules = RULES
+        .replace("$rate_of_questions_by_host", &in_words(QUESTIONS_OF_HOST))
+        .replace("$rate_of_calls_by_host", &in_words(CONNECTIONS_OF_HOST))
+        .replace("$rate_of_questions", &in_words(QUESTIONS))
+        .replace("$rate_of_calls", &in_words(CONNECTIONS));
     let rules = match bounds {
-        Some(Bounds { guest, owner }) => RULES
+        Some(Bounds { guest, owner }) => rules
             .replace("$guest_connections", &guest.to_string())
             .replace("$owner_connections", &owner.to_string()),
-        None => RULES.split_inclusive('\n').filter(|line| !line.contains(COUNTS)).collect(),
+        None => rules.split_inclusive('\n').filter(|line| !line.contains(COUNTS)).collect(),
     };
     definitions + &rules
+}
+
+fn in_words(Rate { per_second, at_once }: Rate) -> String {
+    format!("{per_second}/second burst {at_once} packets")
 }
 
 /// Returns a command that deletes the table, for use before [`ruleset`] if the table is of another version and cannot
@@ -72,7 +88,8 @@ mod tests {
              define gateway4 = 10.213.0.1\n\
              define gateway6 = fd12:3456:789a::1\n\
              define subnet4 = 10.213.0.0/16\n\
-             define subnet6 = fd12:3456:789a::/64"
+             define subnet6 = fd12:3456:789a::/64\n\
+             define longest_question = 1092"
         );
         assert!(rules.contains("ct count over 5 }") && rules.contains("ct count over 6 }"), "{rules}");
         for line in definitions.lines() {
@@ -80,9 +97,11 @@ mod tests {
             assert!(rules.contains(&format!("${name}")), "{name}");
         }
         assert!(!rules.contains(TAP_PREFIX));
+        assert!(rules.contains("limit rate over 500/second burst 1000 packets } drop"), "{rules}");
+        assert!(rules.contains("limit rate over 20/second burst 64 packets } reject"), "{rules}");
 
         let uncounted = ruleset(subnet, None);
-        let missing = RULES.lines().filter(|line| !uncounted.contains(line)).count();
+        let missing = rules.lines().filter(|line| !uncounted.contains(line)).count();
         assert_eq!((missing, uncounted.contains("_connections")), (2, false), "{uncounted}");
     }
 

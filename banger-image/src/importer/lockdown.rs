@@ -9,7 +9,10 @@ use std::{
     process::Command,
 };
 
-use banger_jail::filter::{allow_only, argument};
+use banger_jail::{
+    capabilities,
+    filter::{allow_only, argument},
+};
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{BackendError, BpfProgram, SeccompCmpOp};
@@ -81,6 +84,7 @@ pub(super) fn enter() -> Result<(), Failure> {
     limit(Resource::As, MAX_MEMORY)?;
     limit(Resource::Core, 0)?;
     rustix::thread::set_no_new_privs(true).map_err(|error| Failure::os("give up privileges", error))?;
+    capabilities::give_up().map_err(|error| Failure::os("drop all capabilities", error))?;
 
     // Without rules that allow something, everything that the ruleset handles is forbidden. A kernel without Landlock
     // still has the filter below.

@@ -17,7 +17,7 @@ use crate::{
 /// The file name of the package.
 pub const FILE: &str = "banger.deb";
 /// Runtime dependencies. dmsetup contains the udev rules that our disks rely on.
-const DEPENDS: &str = "dbus, polkitd, systemd (>= 252), qemu-system-x86, nftables, dmsetup";
+const DEPENDS: &str = "dbus, polkitd, systemd (>= 252), qemu-system-x86, dmsetup";
 
 /// Needed for `banger vm ssh` and for registries, and optional otherwise.
 const RECOMMENDS: &str = "ca-certificates, openssh-client (>= 1:8.5)";

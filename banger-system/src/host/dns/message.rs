@@ -26,8 +26,6 @@ use hickory_server::{
     zone_handler::MessageResponseBuilder,
 };
 
-/// The longest accepted question. The longest one with a name and a few options is half of it.
-pub(super) const MAX_QUESTION: usize = 1024;
 /// The longest datagram that we send: it passes every link in one piece (DNS flag day 2020).
 const MAX_DATAGRAM: u16 = 1232;
 /// The longest datagram that every client accepts.

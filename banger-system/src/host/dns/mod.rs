@@ -11,6 +11,7 @@ mod quota;
 mod refused;
 mod resolved;
 mod server;
+mod socket;
 mod upstream;
 
 use std::{
@@ -32,7 +33,6 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with},
 };
 use tokio::{
-    net::{TcpListener, UdpSocket},
     sync::watch,
     task::{AbortHandle, JoinSet},
 };
@@ -186,12 +186,12 @@ async fn keep_socket(server: Arc<Server>, at: SocketAddr, kind: Kind, sockets: S
         let served = async {
             match kind {
                 Kind::Datagrams => {
-                    let socket = UdpSocket::bind(at).await?;
+                    let socket = socket::datagrams(at)?;
                     sockets.note(at, kind, None);
                     serve_datagrams(&server, socket).await
                 }
                 Kind::Connections => {
-                    let listener = TcpListener::bind(at).await?;
+                    let listener = socket::connections(at)?;
                     sockets.note(at, kind, None);
                     serve_connections(&server, listener).await
                 }

@@ -8,18 +8,16 @@ use std::{
 };
 
 use banger_domain::{
-    dns::table::{Client, Table},
+    dns::{
+        limits::{QUESTIONS, QUESTIONS_OF_HOST, Rate},
+        table::{Client, Table},
+    },
     net::subnet::Slot,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Questions per second, and how many may come in a burst. A package manager that resolves a thousand names does not
-/// notice the limit.
-const GUEST: Rate = Rate { per_second: 500.0, at_once: 1000.0 };
-/// The host's resolver asks for all users of the host.
-const HOST: Rate = Rate { per_second: 10_000.0, at_once: 10_000.0 };
 /// Forwarded questions.
-const FORWARDS: Rate = Rate { per_second: 100.0, at_once: 400.0 };
+const FORWARDS: Rate = Rate { per_second: 100, at_once: 400 };
 /// Forwarded questions that wait for an answer: of one guest, and of all.
 const FORWARDS_OF_ONE: usize = 32;
 const FORWARDS_OF_ALL: usize = 256;
@@ -109,7 +107,7 @@ impl Quotas {
 
 impl Quota {
     fn new(user: User) -> Self {
-        let rate = if user == User::Host { HOST } else { GUEST };
+        let rate = if user == User::Host { QUESTIONS_OF_HOST } else { QUESTIONS };
         // The host has half of all connections: its clients cannot be told apart.
         let connections = if user == User::Host { CONNECTIONS_OF_ALL / 2 } else { CONNECTIONS_OF_ONE };
         let now = Instant::now();
@@ -127,12 +125,6 @@ fn both(own: Arc<Semaphore>, all: &Arc<Semaphore>) -> Option<Permit> {
     Some(Permit([own, Arc::clone(all).try_acquire_owned().ok()?]))
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    per_second: f64,
-    at_once: f64,
-}
-
 /// A bucket that fills at a fixed rate; each question takes one token.
 struct Bucket {
     rate: Rate,
@@ -142,12 +134,12 @@ struct Bucket {
 
 impl Bucket {
     fn full(rate: Rate, now: Instant) -> Self {
-        Self { rate, left: rate.at_once, at: now }
+        Self { rate, left: rate.at_once.into(), at: now }
     }
 
     fn take(&mut self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + since * self.rate.per_second).min(self.rate.at_once);
+        self.left = (self.left + since * f64::from(self.rate.per_second)).min(self.rate.at_once.into());
         self.at = now;
         let enough = self.left >= 1.0;
         if enough {
@@ -166,7 +158,7 @@ mod tests {
     #[test]
     fn a_bucket_gives_what_it_has_and_then_what_comes() {
         let now = Instant::now();
-        let mut bucket = Bucket::full(Rate { per_second: 10.0, at_once: 3.0 }, now);
+        let mut bucket = Bucket::full(Rate { per_second: 10, at_once: 3 }, now);
         let taken = |bucket: &mut Bucket, at| (0..10).filter(|_| bucket.take(at)).count();
         assert_eq!(taken(&mut bucket, now), 3);
         assert_eq!(taken(&mut bucket, now + Duration::from_millis(250)), 2);

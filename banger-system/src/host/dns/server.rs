@@ -9,6 +9,7 @@ use std::{
 
 use banger_domain::{
     dns::{
+        limits::MAX_QUESTION,
         question::{Answer, Kind},
         table::{Client, Table},
     },
@@ -24,7 +25,7 @@ use tokio::{
 
 use super::{
     forward::{Forward, framed},
-    message::{self, MAX_QUESTION, Received},
+    message::{self, Received},
     quota::{Permit, Quotas, User},
     refused::Refused,
     upstream::Upstreams,

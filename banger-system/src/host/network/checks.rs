@@ -6,15 +6,13 @@ use banger_domain::net::{element::Ipv6, nic::TAP_PREFIX, ruleset::Bounds};
 
 use super::{
     filter::{Filter, ForeignDrop},
-    forwarding,
-    nft::PROGRAM,
-    tap,
+    forwarding, tap,
 };
 use crate::ports::{Check, Status};
 
 /// Returns the checks of interfaces.
 pub(super) fn of_interfaces() -> Vec<Check> {
-    vec![tun(), nft()]
+    vec![tun()]
 }
 
 /// Returns the check of published ports. They need nothing more than interfaces do, so it shows how many there are.
@@ -42,13 +40,6 @@ fn tun() -> Check {
     match Path::new(tap::DEVICE).exists() {
         true => check("tap", Status::Pass, format!("{} exists", tap::DEVICE), ""),
         false => check("tap", Status::Fail, format!("{} is missing", tap::DEVICE), "run `modprobe tun`"),
-    }
-}
-
-fn nft() -> Check {
-    match Path::new(PROGRAM).exists() {
-        true => check("nft", Status::Pass, format!("{PROGRAM} is installed"), ""),
-        false => check("nft", Status::Fail, format!("{PROGRAM} is missing"), "install the package nftables"),
     }
 }
 

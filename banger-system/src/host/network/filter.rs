@@ -1,5 +1,5 @@
-//! The kernel's packet filter. `nft` applies the rules once; guests come and go as elements of sets, by netlink,
-//! which takes microseconds.
+//! The kernel's packet filter, by netlink. The rules are applied once; guests come and go as elements of sets, which
+//! takes microseconds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use banger_domain::{
     id::VmId,
     net::{
         TABLE,
-        element::{Element, Ipv6, Set, conflicts, connection_counter, elements, take_elements_of},
+        element::{Element, Ipv6, Set, conflicts, counters, elements, take_elements_of},
         nic::{Nic, TapName},
         port::Port,
         ruleset::{Bounds, delete_table, ruleset},
@@ -21,7 +21,7 @@ use banger_domain::{
 use crabtables::{Batch, ChainHook, Family, Hook, Policy, SetElem, SetElemList, Socket};
 use rustix::io::Errno;
 
-use super::nft::{add_to, apply, failed, remove_from};
+use super::nft::{Rules, add_to, failed, remove_from};
 use crate::ports::{
     FromHost as _,
     network::{Error, Result},
@@ -120,7 +120,7 @@ impl Filter {
         };
         let mut batch = Batch::new();
         remove_from(&mut batch, &gone);
-        remove_from(&mut batch, &[connection_counter(&TapName::of(vm))]);
+        remove_from(&mut batch, &counters(&TapName::of(vm)));
         match state.commit(&batch) {
             // The table is gone, and so are its elements.
             Err(error) if error.is_not_found() => {}
@@ -228,11 +228,11 @@ impl State {
         let bounds = Bounds::for_table(max_connections());
         self.bounds = Some(bounds);
         let rules = ruleset(subnet, self.bounds);
-        if let Err(error) = apply(&rules) {
+        if let Err(error) = self.apply(&rules) {
             // Sets and chains cannot be changed into others, and this table may be of another version.
             tracing::warn!(%error, "replacing the table of the packet filter");
-            if let Err(error) = apply(&format!("{}{rules}", delete_table())) {
-                apply(&format!("{}{}", delete_table(), ruleset(subnet, None)))?;
+            if let Err(error) = self.apply(&format!("{}{rules}", delete_table())) {
+                self.apply(&format!("{}{}", delete_table(), ruleset(subnet, None)))?;
                 tracing::error!(%error, "the kernel cannot limit connections: guests can fill its table");
                 self.bounds = None;
             }
@@ -242,6 +242,12 @@ impl State {
             add_to(&mut batch, nic.vm, &elements(nic, ipv6));
         }
         self.commit(&batch).map_err(|error| failed("add the guests to the packet filter again", error))
+    }
+
+    /// Applies rules, completely or not at all.
+    fn apply(&mut self, rules: &str) -> Result<()> {
+        let rules = Rules::compile(rules)?;
+        self.commit(rules.batch()).map_err(|error| rules.refused(error))
     }
 
     /// Replaces these elements by those of the guest in one step.

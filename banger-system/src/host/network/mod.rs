@@ -5,7 +5,7 @@
 //!                                    │
 //!                                    ▼
 //!                        table inet banger: who may reach whom
-//!                          rules    made once by nft       (ruleset.nft)
+//!                          rules    made once              (ruleset.nft)
 //!                          sets     elements of each guest (banger_domain::net::element)
 //! ```
 //!

@@ -1,11 +1,5 @@
-//! The two ways to change the packet filter: rules by the program `nft`, elements by netlink.
-
-use std::{
-    io::{self, Read, Write},
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+//! Changes of the packet filter, as batches that netlink carries: rules in the language of nft(8), and elements of
+//! guests.
 
 use banger_domain::{
     id::VmId,
@@ -14,17 +8,94 @@ use banger_domain::{
         element::{Element, Set},
     },
 };
-use crabtables::{Batch, Family, SetElem, SetElemList};
+use crabtables::{
+    Batch, Family, Object, Reg, Rule, SetElem, SetElemList,
+    expr::Expr,
+    lang::{
+        compile::{Compiler, OpSource},
+        parse::parse_spanned,
+    },
+    sys::{NF_NAT_RANGE_PROTO_SPECIFIED, NFPROTO_IPV4},
+};
 
 use crate::ports::{
     FromHost as _,
     network::{Error, Result},
 };
 
-/// Where distributions install it.
-pub(super) const PROGRAM: &str = "/usr/sbin/nft";
-/// How long it may take: some milliseconds, or longer while others change the packet filter.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const APPLY: &str = "apply the rules of the packet filter";
+/// What the compiler does not know: a map whose values are an address and a port. Rules with it are compiled without,
+/// get the port, and are added at the end of their chains.
+const TO_ADDRESS_AND_PORT: &str = " addr . port to ";
+/// The register of the port, which follows that of the address, as `nft` uses it.
+const AFTER_IPV4: Reg = Reg(9);
+const AFTER_IPV6: Reg = Reg(2);
+
+/// Compiled rules.
+pub(super) struct Rules {
+    text: String,
+    batch: Batch,
+    /// From where in the text each part of the batch comes.
+    sources: Vec<OpSource>,
+}
+
+impl Rules {
+    /// Compiles rules in the language of nft(8).
+    pub(super) fn compile(text: &str) -> Result<Self> {
+        let is_plain = |line: &str| !line.contains(TO_ADDRESS_AND_PORT);
+        let plain: String =
+            text.split_inclusive('\n').map(|line| if is_plain(line) { line } else { "\n" }).collect();
+        let (mut batch, sources) = compile(&plain)?;
+        let (whole, _) = compile(&text.replace(TO_ADDRESS_AND_PORT, " to "))?;
+        for (_, object) in whole.objects() {
+            if let Object::Rule(rule) = object
+                && let Some(rule) = with_port(rule)
+            {
+                batch.add_rule(&rule);
+            }
+        }
+        Ok(Self { text: plain, batch, sources })
+    }
+
+    /// Returns the changes, which the kernel makes completely or not at all.
+    pub(super) fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Returns the error of the kernel, with the line that it refused.
+    pub(super) fn refused(&self, error: crabtables::Error) -> Error {
+        match self.refused_line(&error) {
+            Some(line) => Error::other(APPLY, format!("{error}: {line}")),
+            None => failed(APPLY, error),
+        }
+    }
+
+    fn refused_line(&self, error: &crabtables::Error) -> Option<&str> {
+        let refused = error.as_batch()?.errors.first()?;
+        let start = self.sources.get(refused.index?)?.span.start;
+        let line = self.text.get(start..)?.lines().next()?;
+        Some(line.trim())
+    }
+}
+
+fn compile(text: &str) -> Result<(Batch, Vec<OpSource>)> {
+    let mut compiler = Compiler::new();
+    let compiled = parse_spanned(text).and_then(|commands| compiler.compile_spanned(&commands));
+    compiled.map_err(|error| Error::other(APPLY, error))?;
+    Ok(compiler.into_batch())
+}
+
+/// Returns a rule that takes address and port from a map, where the compiler has taken the address alone. `None` for
+/// other rules.
+fn with_port(mut rule: Rule) -> Option<Rule> {
+    let [.., Expr::Lookup(lookup), Expr::Nat(nat)] = rule.exprs.as_mut_slice() else { return None };
+    // The map is found by its name; the number belongs to another batch.
+    lookup.set_id = None;
+    let port = if nat.family == u32::from(NFPROTO_IPV4) { AFTER_IPV4 } else { AFTER_IPV6 };
+    (nat.reg_proto_min, nat.reg_proto_max) = (Some(port), Some(port));
+    nat.flags = Some(nat.flags.unwrap_or_default() | NF_NAT_RANGE_PROTO_SPECIFIED);
+    Some(rule)
+}
 
 /// Adds elements of a guest. Existing ones are kept.
 pub(super) fn add_to(batch: &mut Batch, vm: VmId, elements: &[Element]) {
@@ -58,45 +129,6 @@ fn encoded(element: &Element) -> SetElem {
 
 fn list_of(set: Set, element: SetElem) -> SetElemList {
     SetElemList::new(Family::Inet, TABLE, set.name()).with(element)
-}
-
-/// Applies rules with `nft`, completely or not at all.
-pub(super) fn apply(rules: &str) -> Result<()> {
-    const DOING: &str = "apply the rules of the packet filter";
-    let started = Command::new(PROGRAM)
-        .args(["-f", "-"])
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut nft = started.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => {
-            Error::not_ready(format!("{PROGRAM} is missing; install the package nftables"))
-        }
-        _ => Error::os(format!("start {PROGRAM}"), source),
-    })?;
-    // If it stops reading, its exit status says why.
-    let _ = nft.stdin.take().map(|mut stdin| stdin.write_all(rules.as_bytes()));
-    let began = Instant::now();
-    loop {
-        match nft.try_wait().map_err(|source| Error::os(DOING, source))? {
-            Some(status) if status.success() => return Ok(()),
-            Some(_) => {
-                let mut said = String::new();
-                let _ = nft.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
-                let first = said.lines().next().unwrap_or("nft gave no reason").to_owned();
-                return Err(Error::other(DOING, first));
-            }
-            None if began.elapsed() > TIMEOUT => {
-                // It may exit just now.
-                let _ = nft.kill();
-                let _ = nft.wait();
-                return Err(Error::timeout("applying the rules of the packet filter", TIMEOUT));
-            }
-            None => thread::sleep(Duration::from_millis(1)),
-        }
-    }
 }
 
 /// Returns the error of a request made for `doing`.

@@ -1,4 +1,4 @@
-//! Shared by both supervisors: where the shim is, what it may see, and how it gets its order.
+//! Shared by both supervisors: what the shim may see, and how it gets its order.
 
 use std::{
     io,
@@ -38,11 +38,6 @@ pub enum Reply {
     },
     /// It ended without a reply.
     Ended,
-}
-
-/// Returns the path of the shim.
-pub fn program(paths: &Paths) -> PathBuf {
-    paths.program("banger-shim")
 }
 
 /// Returns the files of the host that a VMM may see: programs, libraries, and what finds them.

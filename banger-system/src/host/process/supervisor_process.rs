@@ -15,7 +15,7 @@ use std::{
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Child,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,7 +32,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::shim::{self, Reply};
 use crate::{
-    host::blocking::blocking,
+    host::{blocking::blocking, programs},
     ports::{
         FromHost as _,
         supervisor::{EmptyJail, Ended, Error, Result, Started, Supervisor},
@@ -96,19 +96,13 @@ impl ProcessSupervisor {
         let (child, user) = {
             let _choosing = self.users.lock().unwrap_or_else(PoisonError::into_inner);
             let user = self.free_user(wanted.vm)?;
-            let program = shim::program(&self.paths);
-            let mut command = Command::new(&program);
-            command.env_clear().stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
-            let child = command.spawn();
-            let mut child =
-                child.map_err(|error| Error::os(format!("start {}", program.display()), error))?;
+            let mut child = programs::start(&programs::shim(&self.paths), theirs)?;
             if let Err(error) = Record::of(&child, user).and_then(|record| record.write(&directory)) {
                 end_child(&mut child);
                 return Err(os(error));
             }
             (child, user)
         };
-        // The command held the shim's end of the socket.
         let jail = Jail {
             root: jail,
             visible: shim::visible(&self.paths),

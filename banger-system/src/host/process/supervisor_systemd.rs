@@ -16,7 +16,7 @@ use super::{
     units::{Kind, Properties, Units, bind, text},
 };
 use crate::{
-    host::blocking::blocking,
+    host::{blocking::blocking, programs},
     ports::{
         FromHost as _,
         supervisor::{EmptyJail, Ended, Error, Result, Started, Supervisor},
@@ -48,7 +48,7 @@ impl SystemdSupervisor {
             devices.iter().map(|path| (path.clone(), "rw".to_owned())).collect();
         let kind = Kind {
             description: &wanted.description,
-            program: shim::program(&self.paths),
+            program: programs::shim(&self.paths),
             user: resource::dynamic_user(wanted.vm),
             slice: resource::slice_name(wanted.owner),
             oom_score_adjust: OOM_SCORE_ADJUST,

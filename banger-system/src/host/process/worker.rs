@@ -95,11 +95,6 @@ pub enum End {
 /// How long a worker that is about to end may take.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-/// Returns the path of the worker.
-pub(super) fn program(paths: &Paths) -> PathBuf {
-    paths.program("banger-import")
-}
-
 /// Makes the empty directory over which the root of a worker's jail is mounted.
 pub(super) fn make_jail(paths: &Paths) -> host_error::Result<PathBuf> {
     let jail = paths.jail();

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ExitStatus},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use banger_jail::jail::Jail;
 
 use super::worker::{self, End, Job, Workers};
 use crate::{
-    host::blocking::blocking,
+    host::{blocking::blocking, programs},
     ports::{FromHost as _, HostError, host_error::Result, supervisor::Ended},
 };
 
@@ -66,11 +66,7 @@ impl Workers for ProcessWorkers {
         };
         let user = USERS.clone().find(is_free);
         let user = user.ok_or_else(|| HostError::not_ready("all user ids for imports are in use"))?;
-        let program = worker::program(&self.paths);
-        let mut command = Command::new(&program);
-        command.env_clear().stdin(socket).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn();
-        let child = child.map_err(|error| HostError::os(format!("start {}", program.display()), error))?;
+        let child = programs::start(&programs::worker(&self.paths), socket)?;
         state.running.insert(job.id, (child, user));
         Ok(Some(Jail {
             root,

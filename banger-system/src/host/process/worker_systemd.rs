@@ -14,7 +14,10 @@ use super::{
     units::{Kind, Properties, Units},
     worker::{self, End, Job, Workers},
 };
-use crate::ports::{host_error::Result, supervisor::Ended};
+use crate::{
+    host::programs,
+    ports::{host_error::Result, supervisor::Ended},
+};
 
 /// The limit of its memory and of the page cache of files that it writes. Its memory has a lower limit of its own;
 /// when the page cache reaches this one, the worker waits for the disk.
@@ -51,7 +54,7 @@ impl Workers for SystemdWorkers {
         worker::make_jail(&self.paths)?;
         let kind = Kind {
             description: "Import of an image for banger",
-            program: worker::program(&self.paths),
+            program: programs::worker(&self.paths),
             user: resource::import_user(job.id),
             slice: resource::slice_name(job.owner),
             oom_score_adjust: OOM_SCORE_ADJUST,

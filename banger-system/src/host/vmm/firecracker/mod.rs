@@ -37,7 +37,7 @@ use super::{
     kvm,
 };
 use crate::{
-    host::blocking::blocking,
+    host::{blocking::blocking, programs::FIRECRACKER},
     ports::{
         Check, FromHost as _, Status,
         disks::OverlayBy,
@@ -47,9 +47,6 @@ use crate::{
     },
 };
 
-/// Where packages and people install it.
-const PROGRAMS: [&str; 3] =
-    ["/usr/bin/firecracker", "/usr/libexec/banger/firecracker", "/usr/local/bin/firecracker"];
 const TUN: &str = "/dev/net/tun";
 /// What the VMM needs beside the guest's memory: page tables, queues, its own code.
 const OVERHEAD: Bytes = Bytes::mib(128);
@@ -79,7 +76,7 @@ impl Firecracker {
     pub fn program(&self) -> Option<PathBuf> {
         let candidates = match &self.configured {
             Some(path) => vec![path.clone()],
-            None => PROGRAMS.map(PathBuf::from).into(),
+            None => FIRECRACKER.map(PathBuf::from).into(),
         };
         candidates.into_iter().find(|path| path.is_file())
     }

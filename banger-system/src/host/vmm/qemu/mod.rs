@@ -28,7 +28,7 @@ use super::{
     kvm::{self, Kvm},
 };
 use crate::{
-    host::{blocking::blocking, network},
+    host::{blocking::blocking, network, programs::QEMU},
     ports::{
         Check, FromHost as _, Status,
         disks::OverlayBy,
@@ -37,8 +37,6 @@ use crate::{
     },
 };
 
-/// Where distributions install it.
-const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
 /// The firmware, which distributions put beside QEMU's other firmware.
 const FIRMWARE: &str = "/usr/share/qemu/qboot.rom";
 /// What the VMM needs beside the guest's memory: its own code, translated code, device buffers.
@@ -64,7 +62,7 @@ impl Qemu {
 
     /// Returns whether it is installed.
     pub fn is_installed() -> bool {
-        Path::new(PROGRAM).exists()
+        Path::new(QEMU).exists()
     }
 }
 
@@ -76,9 +74,7 @@ impl Vmm for Qemu {
 
     async fn jail_spec(&self, spec: &LaunchSpec) -> Result<JailSpec> {
         if !Self::is_installed() {
-            return Err(Error::not_ready(format!(
-                "{PROGRAM} is missing; install the package qemu-system-x86"
-            )));
+            return Err(Error::not_ready(format!("{QEMU} is missing; install the package qemu-system-x86")));
         }
         self.sockets.make_directory(spec.vm)?;
         let devices = match self.acceleration {
@@ -103,10 +99,10 @@ impl Vmm for Qemu {
     }
 
     async fn checks(&self) -> Vec<Check> {
-        let missing = [PROGRAM, FIRMWARE].into_iter().find(|file| !Path::new(file).exists());
+        let missing = [QEMU, FIRMWARE].into_iter().find(|file| !Path::new(file).exists());
         let hint = "install QEMU for this processor (Debian: qemu-system-x86)";
         let (status, message, hint) = match missing {
-            None => (Status::Pass, format!("{PROGRAM} is installed"), ""),
+            None => (Status::Pass, format!("{QEMU} is installed"), ""),
             Some(file) => (Status::Warn, format!("{file} is missing"), hint),
         };
         vec![Check { name: "qemu", status, message, hint: hint.to_owned() }]
@@ -138,7 +134,7 @@ fn prepare(
         files.push((name, listener));
     }
     Ok(VmmCommand {
-        argv: args::of(PROGRAM, spec, acceleration),
+        argv: args::of(QEMU, spec, acceleration),
         files,
         console: files::log(&paths.console_log(spec.vm), CONSOLE_LOG)?,
         log: files::log(&paths.vmm_log(spec.vm), VMM_LOG)?,
