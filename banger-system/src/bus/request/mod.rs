@@ -2,6 +2,7 @@
 
 mod create;
 mod import;
+mod ports;
 mod pull;
 
 use banger_domain::name::{Name, Reference};
@@ -11,6 +12,7 @@ use banger_proto::bus::ErrorName;
 pub(super) use self::{
     create::read_create,
     import::{read_image_import, read_kernel_import},
+    ports::{needs_authorisation, read_port, read_protocol},
     pull::{read_image_pull, read_kernel_pull},
 };
 use super::{
