@@ -81,6 +81,7 @@ mod ssh;
 mod stats;
 mod stopping;
 mod systemd;
+mod terminfo;
 #[cfg(test)]
 mod test_host;
 mod timezone;

@@ -22,7 +22,7 @@ use crate::{
         service::{Kind, id_of},
     },
     error::{Error, Result},
-    guest::{agent::Guest, attach},
+    guest::{agent::Guest, attach, terminfo},
     ui::{output, signals::Signals},
     user::settings::Settings,
     workspace::{
@@ -150,6 +150,9 @@ impl Target {
                 exec.argv = tooling::with_mise(&exec.argv);
             }
             self.sync_workspace(&bus, &vm, kept).await?;
+        }
+        if let Some(terminal) = &mut exec.terminal {
+            terminal.term = terminfo::prepare(&bus, &vm, &terminal.term).await;
         }
         let stream = self.open(&bus, &vm).await.map_err(|error| add_hint(error).about(&self.sandbox))?;
         Ok((stream, exec))

@@ -4,7 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use banger_proto::bus::{
     ErrorName,
-    option::{create, pull as option, vmm},
+    names::VM_INTERFACE,
+    option::{create, publish::scope, pull as option, vmm},
     proxy::Options,
 };
 use clap::Args;
@@ -12,12 +13,14 @@ use zbus::{OwnedObjectPath, Variant};
 
 use super::{
     numbers::positive,
+    port_spec::{PortSpec, Wish},
     size_args::{SizeArgs, with_default},
 };
 use crate::{
     client::{
         bus::Bus,
         job::Jobs,
+        published_port::{PublishedPort, PublishedPorts},
         pull::{self, PullPolicy},
         service::id_of,
     },
@@ -53,6 +56,11 @@ pub struct VmArgs {
     /// Give the sandbox internet access (NAT)
     #[arg(long)]
     nat: bool,
+    /// Publish a port: [ADDRESS:][HOST:]GUEST[/PROTOCOL]. The address is 127.0.0.1 unless you give 0.0.0.0, which
+    /// needs an administrator, as does a HOST below 1024. Without HOST, a free port is chosen and printed. Ports can be
+    /// ranges
+    #[arg(short, long, value_name = "PORT")]
+    publish: Vec<PortSpec>,
     /// Add a label; `banger vm list --filter` can select by labels
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
@@ -164,6 +172,12 @@ impl VmArgs {
         if let Some(keys) = authorized_keys() {
             options.insert(create::SSH_AUTHORIZED_KEYS, Variant::from(keys));
         }
+        let wishes = self.published();
+        if !wishes.is_empty() {
+            let rows: Vec<_> =
+                wishes.iter().map(|wish| (wish.protocol, wish.guest, wish.host, wish.scope)).collect();
+            options.insert(create::PORTS, Variant::from(rows));
+        }
         let name = self.name.as_deref().unwrap_or_default();
         let mut pulls = Pulls { bus, jobs, progress, listener };
         if self.pull == PullPolicy::Always && self.image.is_some() {
@@ -172,7 +186,11 @@ impl VmArgs {
         loop {
             let refused = match bus.create_vm(name, &options).await {
                 Err(error) if self.pull != PullPolicy::Never => error,
-                created => return created.map_err(|error| self.add_hint(error)),
+                created => {
+                    let (vm, job) = created.map_err(|error| self.add_hint(error))?;
+                    self.note_chosen_ports(bus, &vm, progress).await;
+                    return Ok((vm, job));
+                }
             };
             // The pulled objects are given by id from now on, so that nothing is pulled twice.
             match refused.name() {
@@ -214,6 +232,30 @@ impl VmArgs {
     /// Returns the image that was given.
     pub fn image(&self) -> Option<&str> {
         self.image.as_deref()
+    }
+
+    /// Returns the ports to publish.
+    pub fn published(&self) -> Vec<Wish> {
+        self.publish.iter().flat_map(|spec| spec.wishes(scope::LOOPBACK)).collect()
+    }
+
+    /// Prints the ports that the service has chosen.
+    async fn note_chosen_ports(&self, bus: &Bus, vm: &OwnedObjectPath, progress: &Progress) {
+        let wishes = self.published();
+        if wishes.iter().all(|wish| wish.host != 0) {
+            return;
+        }
+        // Without it, `banger vm publish` still shows them.
+        let Ok(sandbox) = bus.properties(vm, VM_INTERFACE).await else { return };
+        let is_given = |port: &PublishedPort| {
+            wishes.iter().any(|wish| (wish.protocol, wish.host) == (port.protocol.as_str(), port.host_port))
+        };
+        for port in PublishedPorts::of(&sandbox).ports.iter().filter(|port| !is_given(port)) {
+            let PublishedPort { protocol, host_address, guest_port, host_port } = port;
+            let name = sandbox.name();
+            progress
+                .note(&format!("{host_address}:{host_port} reaches port {guest_port}/{protocol} of {name}."));
+        }
     }
 
     /// Returns whether the sandbox gets internet access.
@@ -258,6 +300,9 @@ impl VmArgs {
                 "the default image is not on this host, and no catalog has it: `banger image register --name \
                  NAME --rootfs FILE` adds an image, `--image alpine` pulls one from a registry, and `banger \
                  image list` lists the images on this host.",
+            ),
+            Some(ErrorName::AlreadyInUse) if !self.publish.is_empty() => error.with_hint(
+                "nothing was created; choose another port of the host, or give only the guest's to get a free one.",
             ),
             Some(ErrorName::DiskTooSmall) => error.with_hint(
                 "`banger image show IMAGE` shows the size of an image; without `--root-size`, the system disk has that.",
@@ -315,6 +360,23 @@ mod tests {
     }
 
     #[test]
+    fn ports_are_published_on_the_loopback_unless_an_address_is_given() {
+        let published =
+            parse("-p 8080:80 -p 0.0.0.0:53:53/udp --publish 1-2:81-82 -p 80").unwrap().published();
+        let rows: Vec<_> =
+            published.iter().map(|wish| (wish.protocol, wish.guest, wish.host, wish.scope)).collect();
+        let expect = [
+            ("tcp", 80, 8080, "loopback"),
+            ("udp", 53, 53, "all"),
+            ("tcp", 81, 1, "loopback"),
+            ("tcp", 82, 2, "loopback"),
+            ("tcp", 80, 0, "loopback"),
+        ];
+        assert_eq!(rows, expect);
+        assert!(parse("-p 80/sctp").is_err());
+    }
+
+    #[test]
     fn impossible_sizes_are_refused_before_the_service_is_asked() {
         for line in [
             "--vcpu 0",
@@ -358,6 +420,7 @@ mod tests {
             hint("--pull never", ErrorName::NoSuchImage),
             hint("--image x", ErrorName::NoSuchImage),
             hint("--memory 1G", ErrorName::NoSuchKernel),
+            hint("-p 8080:80", ErrorName::AlreadyInUse),
             ("--image debain", explain("debain", refused)),
         ];
         check("hints_about_missing_images", &shown(errors));
