@@ -1,6 +1,7 @@
 //! Level 4: the installed product in private hosts, with guests that boot. After each check its host must have nothing
 //! left of any sandbox.
 
+mod clients;
 mod copies;
 mod guests;
 mod images;
@@ -38,7 +39,8 @@ use crate::{
 type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
-const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
+const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
+    clients::CHECKS,
     copies::CHECKS,
     guests::CHECKS,
     images::CHECKS,
