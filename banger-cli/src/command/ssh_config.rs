@@ -31,8 +31,9 @@ Examples:
   rsync -a src/ web.vm:src/
   ssh web.alice.vm           a sandbox of another user (needs an administrator)
 
---install writes ~/.config/banger/ssh_config and ssh_known_hosts, and one line at the top of ~/.ssh/config
-that includes the first. Run it again if other programs than banger have created sandboxes.")]
+--install writes ssh_config and ssh_known_hosts in ~/.config/banger, and one line at the top of
+~/.ssh/config that includes the first. Run it again if other programs than banger have created
+sandboxes.")]
 pub struct SshConfig {
     /// Add the settings to your ssh configuration
     #[arg(long, conflicts_with = "uninstall")]
