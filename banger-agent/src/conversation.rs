@@ -16,7 +16,7 @@ use crate::{
     clock, commit, copies, detached, exec, files, forward, locale,
     phases::{PhaseTracker, Waited},
     port::{Greeting, Port},
-    ports, power, programs, stats, stopping,
+    ports, power, programs, stats, stopping, terminfo,
 };
 
 /// Where the work disk is mounted.
@@ -74,6 +74,11 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Accept(number) => forward::accept(port, number),
         Request::Ports => reply_json(port, &ports::listening()),
         Request::Stats => reply_json(port, &stats::now()),
+        Request::Terminal(terminal) => {
+            let name = terminfo::ensure("/", &terminal);
+            port.send(&Frame::Output(name.into_bytes()))?;
+            port.send(&Frame::Done).map(drop)
+        }
         Request::Detached => reply_json(port, &detached::facts()),
         Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
         Request::StopDetached(id) => detached::stop(port, id),

@@ -82,6 +82,7 @@ mod ssh;
 mod stats;
 mod stopping;
 mod systemd;
+mod terminfo;
 #[cfg(test)]
 mod test_host;
 mod timezone;

@@ -21,6 +21,20 @@ const CONFIG: &str = "/etc/ssh/sshd_config";
 /// for our type of key.
 const HOST_KEYS: [&str; 3] =
     ["/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key"];
+/// Starts logins in the workspace that the client names in this variable. Commands, copies and git begin in the home.
+const PROFILE: &str = "/etc/profile.d/banger.sh";
+const PROFILE_DIRECTORY: &str = "/etc/profile.d";
+const PROFILE_TEXT: &str = "\
+# Written by banger at each boot.
+case $- in
+*i*)
+    if [ -n \"${BANGER_WORKSPACE-}\" ] && [ \"$PWD\" = \"$HOME\" ]; then
+        cd \"$BANGER_WORKSPACE\" 2> /dev/null || :
+    fi
+    unset BANGER_WORKSPACE
+    ;;
+esac
+";
 /// sshd uses the first value of a setting, so this file must be read first.
 const DROP_IN: &str = "/etc/ssh/sshd_config.d/00-banger.conf";
 /// Applies to every user of the guest. Written again at each boot.
@@ -53,6 +67,9 @@ pub fn apply(root: &str, run: &str, ssh: &GuestSsh) -> Vec<String> {
     if server.reads_drop_ins {
         note(apply::write(root, &file(DROP_IN, 0o644, server.drop_in())), DROP_IN);
         note(apply::write(run, &file(AUTHORIZED_KEYS, 0o644, keys)), AUTHORIZED_KEYS);
+        if apply::exists(root, PROFILE_DIRECTORY) {
+            note(apply::write(root, &file(PROFILE, 0o644, PROFILE_TEXT.to_owned())), PROFILE);
+        }
     } else {
         note(authorize_for_root(root, &keys), AUTHORIZED_KEYS_OF_ROOT);
     }
@@ -98,6 +115,7 @@ impl Server {
             "# Written by banger at each boot.\n\
              HostKey {}\n\
              PermitRootLogin prohibit-password\n\
+             AcceptEnv *\n\
              AuthorizedKeysFile {} {AUTHORIZED_KEYS}\n",
             HOST_KEYS[0], self.authorized_keys
         )
@@ -180,8 +198,36 @@ mod tests {
             let drop_in = read(&root, DROP_IN);
             assert!(drop_in.contains("\nHostKey /etc/ssh/ssh_host_ed25519_key\n"), "{drop_in}");
             assert!(drop_in.contains(".ssh/authorized_keys2 /run/banger/authorized_keys\n"), "{drop_in}");
-            assert!(!root.path().join("root").exists());
+            assert!(!root.path().join("root").exists() && !root.path().join("etc/profile.d").exists());
         }
+    }
+
+    #[test]
+    fn a_login_starts_in_the_workspace_and_a_command_in_the_home() {
+        let root = tempfile::tempdir().unwrap();
+        let home = root.path().join("home");
+        let workspace = root.path().join("work space");
+        for directory in [&home, &workspace, &root.path().join("etc/profile.d")] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        let text = root.path().to_str().unwrap();
+        assert_eq!(apply(text, text, &ssh()), Vec::<String>::new());
+        let profile = root.path().join(PROFILE.trim_start_matches('/'));
+        let directory = |options: &[&str], workspace: Option<&Path>| {
+            let script = format!(". {}; pwd; echo ${{BANGER_WORKSPACE-none}}", profile.display());
+            let mut shell = std::process::Command::new("sh");
+            shell.args(options).arg("-c").arg(script).current_dir(&home).env("HOME", &home);
+            if let Some(workspace) = workspace {
+                shell.env("BANGER_WORKSPACE", workspace);
+            }
+            String::from_utf8(shell.output().unwrap().stdout).unwrap()
+        };
+        let (there, gone) = (workspace.as_path(), root.path().join("gone"));
+        let (home, there_text) = (home.display(), there.display());
+        assert_eq!(directory(&["-i"], Some(there)), format!("{there_text}\nnone\n"));
+        assert_eq!(directory(&["-i"], Some(&gone)), format!("{home}\nnone\n"));
+        assert_eq!(directory(&["-i"], None), format!("{home}\nnone\n"));
+        assert_eq!(directory(&[], Some(there)), format!("{home}\n{there_text}\n"));
     }
 
     #[test]

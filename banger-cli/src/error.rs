@@ -187,6 +187,20 @@ impl Error {
         }
     }
 
+    /// Returns whether the service refused, or could not be asked.
+    pub fn is_of_service(&self) -> bool {
+        matches!(
+            self,
+            Self::Service { .. }
+                | Self::NoBus(_)
+                | Self::NoService { .. }
+                | Self::ServiceEnded
+                | Self::OtherVersion { .. }
+                | Self::Bus(_)
+                | Self::Foreign { .. }
+        )
+    }
+
     /// Returns whether a second signal detached the command.
     pub fn is_detached(&self) -> bool {
         match self {

@@ -329,3 +329,36 @@ async fn shared_images_are_everybodys_to_use_and_an_administrators_to_change() {
     }
     refused(alice.call::<()>(&ours, "Delete", &(options([]),)).await, ErrorName::ImageInUse);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ports_of_a_new_sandbox_are_authorised_before_it_exists() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let alice = service.client(ALICE).await;
+    let with = |port: (&'static str, u16, u16, &'static str)| options([("ports", vec![port].into())]);
+    let create = async |options| {
+        alice.call::<(OwnedObjectPath, OwnedObjectPath)>(MANAGER_PATH, "CreateVM", &("box", options)).await
+    };
+    service.polkit.questions();
+    for (port, named) in [(("tcp", 80, 80, "loopback"), "port 80"), (("udp", 53, 0, "all"), "a free port")] {
+        refused(create(with(port)).await, ErrorName::InteractiveAuthorizationRequired);
+        let questions = service.polkit.questions();
+        let asked: Vec<&str> = questions.iter().map(|question| question.action.as_str()).collect();
+        assert_eq!(asked, [action::VM_RUN, action::VM_PUBLISH]);
+        let details = &questions[1].details;
+        assert_eq!((details["port"].as_str(), details["object"].as_str()), (named, "sandbox box"));
+    }
+    // Without the image, an administrator is not asked.
+    let nowhere = options([("ports", vec![("tcp", 80u16, 80u16, "all")].into()), ("image", "nope".into())]);
+    refused(create(nowhere).await, ErrorName::NoSuchImage);
+    assert!(service.polkit.questions().iter().all(|question| question.action != action::VM_PUBLISH));
+    assert_eq!(service.sim.alive(), Vec::<String>::new());
+    assert!(service.engine.vms().is_empty());
+
+    let (vm, job) = create(with(("tcp", 80, 8080, "loopback"))).await.unwrap();
+    alice.done(&job).await;
+    let ports = vec![("tcp".to_owned(), 80u16, 8080u16, "127.0.0.1".to_owned())];
+    let published = alice.property(&vm, "PublishedPorts").await.unwrap();
+    assert_eq!(Vec::<(String, u16, u16, String)>::try_from(published).unwrap(), ports);
+    refused(create(with(("tcp", 80, 8080, "loopback"))).await, ErrorName::AlreadyInUse);
+}

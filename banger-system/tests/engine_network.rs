@@ -170,3 +170,32 @@ async fn a_port_that_something_else_took_may_be_given_up() {
     let view = lab.engine.vm(vm).unwrap();
     assert!(view.vm.spec.ports.is_empty() && view.blocked_ports.is_empty());
 }
+
+#[tokio::test]
+async fn a_sandbox_is_created_with_its_ports_or_not_at_all() {
+    let mut lab = EngineLab::new().await;
+    let wish =
+        |ports: &[&str]| CreateVm { ports: ports.iter().map(|text| port(text)).collect(), ..request() };
+    let (one, job) = lab.engine.create_vm(wish(&["loopback/tcp/8080/80", "all/udp/0/53"])).await.unwrap();
+    lab.done(job).await;
+    let ports = lab.engine.vm(one).unwrap().vm.spec.ports.clone();
+    assert_eq!(lab.sim.nic(one).unwrap().ports, ports);
+    assert!(ports.contains(&port("loopback/tcp/8080/80")) && ports.len() == 2, "{ports:?}");
+    assert!(ports.iter().all(|port| port.host != 0), "{ports:?}");
+
+    // A port that is taken is refused before anything is made.
+    let before = lab.sim.alive();
+    lab.sim.occupy_port(9000, true);
+    for taken in ["loopback/tcp/8080/80", "loopback/tcp/9000/80"] {
+        let refused = lab.engine.create_vm(wish(&["all/tcp/0/1", taken])).await;
+        assert!(matches!(refused, Err(Error::Taken { .. })), "{refused:?}");
+    }
+    assert_eq!((lab.sim.alive(), lab.engine.vms().len()), (before.clone(), 1));
+
+    // One that is taken after that check makes the creation fail, which removes what was made.
+    let (two, job) = lab.engine.create_vm(wish(&["loopback/tcp/7000/80"])).await.unwrap();
+    lab.sim.occupy_port(7000, true);
+    assert!(lab.failed(job).await.contains("port 7000/tcp"), "{two}");
+    lab.until(two, |state| state.is_none()).await;
+    assert_eq!(lab.sim.alive(), before);
+}

@@ -99,7 +99,7 @@ impl Command {
             Command::Image(command) => command.run().await,
             Command::Kernel(command) => command.run().await,
             Command::Ps(list) => list.run().await,
-            Command::SshConfig(config) => config.run(),
+            Command::SshConfig(config) => config.run().await,
             Command::SshProxy(proxy) => proxy.run().await,
             Command::SshKnownHosts(hosts) => hosts.run().await,
             Command::Events(events) => events.run().await,

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use crate::{
-    client::{bus::Bus, service::Kind},
+    client::{bus::Bus, published_port::PublishedPorts, service::Kind},
     error::Result,
     ui::{output, state_reason, table::Table},
 };
@@ -83,6 +83,7 @@ fn text(key: &str, value: &Value) -> String {
         (_, Some(bytes)) if size => banger_proto::size::Bytes(bytes).to_string(),
         (_, Some(then)) if key.ends_with("_at") => crate::ui::age::date(then, crate::ui::age::now()),
         (Value::String(reason), _) if key == "state_reason" => state_reason::describe(reason),
+        (ports @ Value::Array(_), _) if key.ends_with("_ports") => PublishedPorts::of_json(ports).text(),
         (Value::Object(phases), _) if key == "phases" => phases_text(phases),
         (Value::String(text), _) => text.clone(),
         (Value::Array(items), _) => items.iter().map(|item| text("", item)).collect::<Vec<_>>().join(" "),
@@ -113,19 +114,23 @@ mod tests {
             "labels": {"x": "y"},
             "started_at": 0,
             "vcpus": 2,
+            "published_ports": [{
+                "protocol": "tcp", "guest_port": 80, "host_port": 8080, "host_address": "127.0.0.1",
+            }],
             "phases": {"agent": 640_000, "init": 3_210_000, "boot": null},
         });
         let expect = "\
-name        calm-otter
-id          0123
-address     -
-dns_names   a.vm b.vm
-labels      x=y
-memory      1 GiB
-phases      agent after 0.6 s, init after 3.2 s, boot not yet
-ready       true
-started_at  -
-vcpus       2
+name             calm-otter
+id               0123
+address          -
+dns_names        a.vm b.vm
+labels           x=y
+memory           1 GiB
+phases           agent after 0.6 s, init after 3.2 s, boot not yet
+published_ports  127.0.0.1:8080->80/tcp
+ready            true
+started_at       -
+vcpus            2
 ";
         assert_eq!(lines(&object), expect);
     }

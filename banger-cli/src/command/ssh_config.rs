@@ -1,29 +1,27 @@
 //! `banger ssh-config`: configures the user's ssh for sandboxes. Nothing in the home directory changes without
 //! `--install`.
 
-use std::{
-    fs::{self, DirBuilder, Permissions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use clap::Args;
 
 use crate::{
+    client::bus::Bus,
     error::{Error, Result},
-    ssh::{config, keys},
+    ssh::{
+        config, hosts,
+        installed::{remove, remove_ours, write, write_ours},
+        keys,
+    },
     ui::output,
     user::dirs::UserDirs,
 };
-
-const HEAD: &str = "# Written by `banger ssh-config --install`; `--uninstall` removes it.\n";
 
 /// Print or install the ssh settings for sandboxes
 ///
 /// With these settings, ssh, scp, rsync, sftp, git and editors know each sandbox as NAME.vm. ssh never asks
 /// whether to trust a host key, because it gets the key from the service. Without an option, the settings
-/// are only printed.
+/// are only printed. Once installed, your own sandboxes are listed one by one, and banger keeps the list up to date.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -33,8 +31,9 @@ Examples:
   rsync -a src/ web.vm:src/
   ssh web.alice.vm           a sandbox of another user (needs an administrator)
 
---install writes ~/.config/banger/ssh_config, and one line at the top of ~/.ssh/config that
-includes it.")]
+--install writes ssh_config and ssh_known_hosts in ~/.config/banger, and one line at the top of
+~/.ssh/config that includes the first. Run it again if other programs than banger have created
+sandboxes.")]
 pub struct SshConfig {
     /// Add the settings to your ssh configuration
     #[arg(long, conflicts_with = "uninstall")]
@@ -45,29 +44,42 @@ pub struct SshConfig {
 }
 
 impl SshConfig {
-    pub fn run(&self) -> Result<u8> {
+    pub async fn run(&self) -> Result<u8> {
         let dirs = UserDirs::of_caller()?;
-        match (self.install, self.uninstall) {
-            (true, _) => install(&dirs)?,
-            (_, true) => uninstall(&dirs)?,
-            _ => output::text(&config::block(&dirs)?)?,
+        if self.uninstall {
+            return uninstall(&dirs).map(|()| 0);
         }
+        // The settings work without the service; only the list of hosts needs it.
+        let bus = Bus::connect().await.ok();
+        let bus = bus.as_ref();
+        if self.install {
+            return install(&dirs, bus).await.map(|()| 0);
+        }
+        let hosts = match bus {
+            Some(bus) => hosts::of_caller(bus).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        output::text(&format!("{}{}", hosts::blocks(&hosts), config::block(&dirs)?))?;
         Ok(0)
     }
 }
 
-/// Writes our file first: an include line without it would be useless.
-fn install(dirs: &UserDirs) -> Result<()> {
+/// Writes our files first: an include line without them would be useless.
+async fn install(dirs: &UserDirs, bus: Option<&Bus>) -> Result<()> {
     keys::ensure(dirs)?;
-    let ours = dirs.our_config();
-    let content = format!("{HEAD}{}", config::block(dirs)?);
-    write(&ours, content.as_bytes(), 0o755, 0o644)?;
+    if let Err(error) = write_ours(dirs, bus).await {
+        if !error.is_of_service() {
+            return Err(error);
+        }
+        write_ours(dirs, None).await?;
+        eprintln!("note: your sandboxes are not listed yet: {error}");
+    }
     let theirs = dirs.ssh_config();
     let old = read(&theirs)?;
     if let Some(new) = with_line(old.as_deref().unwrap_or_default(), &include(dirs)?) {
         write(&theirs, &new, 0o700, 0o600)?;
     }
-    let (ours, theirs) = (dirs.short(&ours), dirs.short(&theirs));
+    let (ours, theirs) = (dirs.short(&dirs.our_config()), dirs.short(&theirs));
     output::text(&format!("wrote {ours}; {theirs} includes it\n"))
 }
 
@@ -83,12 +95,7 @@ fn uninstall(dirs: &UserDirs) -> Result<()> {
             false => write(&theirs, &new, 0o700, 0o600)?,
         }
     }
-    let ours = dirs.our_config();
-    remove(&ours)?;
-    if let Some(directory) = ours.parent() {
-        // It stays if it contains anything else.
-        let _ = fs::remove_dir(directory);
-    }
+    remove_ours(dirs)?;
     output::text(&format!("removed the settings for sandboxes from {}\n", dirs.short(&theirs)))
 }
 
@@ -127,49 +134,11 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io(format!("remove {}", path.display()), error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Writes a file, completely or not at all. An existing file keeps its mode, and a link is kept and its target
-/// written. New files and directories get these modes.
-fn write(path: &Path, content: &[u8], directory_mode: u32, mode: u32) -> Result<()> {
-    let failed = |error| Error::io(format!("write {}", path.display()), error);
-    let write = || {
-        let target = target(path)?;
-        let directory = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        DirBuilder::new().recursive(true).mode(directory_mode).create(directory)?;
-        let permissions = match fs::metadata(&target) {
-            Ok(metadata) => metadata.permissions(),
-            Err(_) => Permissions::from_mode(mode),
-        };
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        file.write_all(content)?;
-        file.as_file().set_permissions(permissions)?;
-        file.as_file().sync_all()?;
-        file.persist(&target).map_err(|error| error.error)?;
-        Ok(())
-    };
-    write().map_err(failed)
-}
-
-/// Returns the target of a link, or the path itself if nothing is there.
-fn target(path: &Path) -> io::Result<PathBuf> {
-    match fs::symlink_metadata(path) {
-        Ok(_) => fs::canonicalize(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(path.to_owned()),
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt};
+
     use super::*;
 
     const LINE: &str = "Include ~/.config/banger/ssh_config\n";
@@ -184,22 +153,22 @@ mod tests {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
-    #[test]
-    fn an_uninstall_removes_everything() {
+    #[tokio::test]
+    async fn an_uninstall_removes_everything() {
         let (_home, dirs) = home();
-        install(&dirs).unwrap();
-        install(&dirs).unwrap();
+        install(&dirs, None).await.unwrap();
+        install(&dirs, None).await.unwrap();
         assert_eq!(fs::read_to_string(dirs.ssh_config()).unwrap(), LINE);
         assert_eq!((mode(&dirs.ssh()), mode(&dirs.ssh_config())), (0o700, 0o600));
-        assert!(fs::read_to_string(dirs.our_config()).unwrap().contains("\nHost *.vm\n"));
+        assert!(fs::read_to_string(dirs.our_config()).unwrap().contains("\nHost *.vm *.VM "));
         uninstall(&dirs).unwrap();
         uninstall(&dirs).unwrap();
         assert!(!dirs.ssh_config().exists() && !dirs.our_config().parent().unwrap().exists());
         assert!(dirs.identity().exists());
     }
 
-    #[test]
-    fn the_users_configuration_is_restored() {
+    #[tokio::test]
+    async fn the_users_configuration_is_restored() {
         let (home, dirs) = home();
         // Without a final line feed, with a byte that is not UTF-8, behind a link, and with a mode of its own.
         let mine = b"Host *\n    User al\xffice\n# last";
@@ -209,19 +178,19 @@ mod tests {
         fs::write(&kept, mine).unwrap();
         fs::set_permissions(&kept, Permissions::from_mode(0o640)).unwrap();
         std::os::unix::fs::symlink("../dotfiles/ssh_config", dirs.ssh_config()).unwrap();
-        install(&dirs).unwrap();
+        install(&dirs, None).await.unwrap();
         assert_eq!(fs::read(&kept).unwrap(), [LINE.as_bytes(), mine].concat());
         uninstall(&dirs).unwrap();
         assert_eq!((fs::read(&kept).unwrap(), mode(&kept)), (mine.to_vec(), 0o640));
         assert!(fs::symlink_metadata(dirs.ssh_config()).unwrap().is_symlink());
     }
 
-    #[test]
-    fn a_broken_link_is_reported() {
+    #[tokio::test]
+    async fn a_broken_link_is_reported() {
         let (_home, dirs) = home();
         fs::create_dir(dirs.ssh()).unwrap();
         std::os::unix::fs::symlink("nowhere", dirs.ssh_config()).unwrap();
-        assert!(install(&dirs).unwrap_err().to_string().starts_with("cannot write "));
+        assert!(install(&dirs, None).await.unwrap_err().to_string().starts_with("cannot write "));
     }
 
     #[test]

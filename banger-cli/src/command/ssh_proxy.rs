@@ -1,18 +1,28 @@
 //! `banger ssh-proxy` and `banger ssh-known-hosts`: programs that ssh runs for the host of a sandbox.
 
 use std::{
+    env,
+    fs::{File, OpenOptions},
     io::{self, IoSlice},
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    net::Shutdown,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::Arc,
+    thread,
 };
 
 use banger_proto::bus::{ErrorName, names::VM_INTERFACE};
 use clap::Args;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt::socket_type};
+use tokio::sync::oneshot;
 
 use crate::{
     client::{bus::Bus, service::Kind},
     error::{Error, Result},
+    guest::terminfo,
     ssh::reference,
     ui::output,
 };
@@ -20,7 +30,9 @@ use crate::{
 /// The only supported port.
 const SSH_PORT: u16 = 22;
 
-/// Connect ssh to a sandbox, as its ProxyCommand with ProxyUseFdpass
+/// Connect ssh to a sandbox, as its ProxyCommand
+///
+/// If standard output is a socket, as with ProxyUseFdpass, it gets the connection. Otherwise, bytes are copied.
 #[derive(Debug, Args)]
 pub struct SshProxy {
     /// NAME.vm or NAME.USER.vm
@@ -41,10 +53,12 @@ impl SshProxy {
             );
         }
         let stream = open(&reference).await.map_err(|error| add_hint(error).about(&reference))?;
-        pass(rustix::stdio::stdout(), stream).map_err(|error| {
-            let error = Error::io("hand the connection to ssh", error);
-            error.with_hint("only ssh can use this command: `banger ssh-config` shows how.")
-        })?;
+        let output = rustix::stdio::stdout();
+        if socket_type(output).is_ok() {
+            pass(output, stream).map_err(|error| Error::io("hand the connection to ssh", error))?;
+        } else {
+            relay(stream).await.map_err(|error| Error::io("relay the connection of ssh", error))?;
+        }
         Ok(0)
     }
 }
@@ -52,7 +66,42 @@ impl SshProxy {
 async fn open(reference: &str) -> Result<OwnedFd> {
     let bus = Bus::connect().await?;
     let vm = bus.find(Kind::Vm, reference).await?;
-    bus.open_ssh(&vm).await
+    let stream = bus.open_ssh(&vm).await?;
+    // ssh runs this in the environment of its user, and has the same terminal.
+    if let Ok(term) = env::var("TERM") {
+        terminfo::prepare(&bus, &vm, &term).await;
+    }
+    Ok(stream)
+}
+
+/// Copies bytes both ways between a connection and the standard streams, for clients that cannot receive a descriptor,
+/// until both directions have ended. An end in one direction is passed on alone.
+async fn relay(stream: OwnedFd) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(&stream, false)?;
+    let stream = Arc::new(UnixStream::from(stream));
+    let (input, output) = (rustix::stdio::stdin(), rustix::stdio::stdout());
+    let (mut input, mut output) =
+        (File::from(input.try_clone_to_owned()?), File::from(output.try_clone_to_owned()?));
+    let (inward, outward) = (Arc::clone(&stream), stream);
+    // A thread of its own: when nobody reads the output any more, this process ends without waiting for input.
+    let (done, sent) = oneshot::channel();
+    thread::spawn(move || {
+        // Input that cannot be read, or is refused, has ended. The other direction tells why.
+        let _ = io::copy(&mut input, &mut &*inward);
+        let _ = inward.shutdown(Shutdown::Write);
+        let _ = done.send(());
+    });
+    let (failed, received) = oneshot::channel();
+    thread::spawn(move || {
+        let copied = io::copy(&mut &*outward, &mut output);
+        drop(output);
+        let _ = failed.send(copied);
+    });
+    received.await.map_err(io::Error::other)??;
+    // The last copy of the output: the client learns that nothing follows.
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    sent.await.map_err(io::Error::other)
 }
 
 fn add_hint(error: Error) -> Error {

@@ -7,3 +7,4 @@
 pub mod agent;
 pub mod attach;
 pub mod relay;
+pub mod terminfo;

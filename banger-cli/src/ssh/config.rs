@@ -13,8 +13,10 @@ use crate::{
     user::dirs::UserDirs,
 };
 
-/// The host names of sandboxes.
-const PATTERN: &str = "*.vm";
+/// The host names of sandboxes, in any case: ssh compares patterns letter by letter.
+const PATTERN: &str = "*.vm *.VM *.Vm *.vM";
+/// The file with the keys of hosts, for clients that do not know KnownHostsCommand.
+const KNOWN_HOSTS: &str = "UserKnownHostsFile";
 /// Characters that cannot be quoted for ssh and for the shell that starts a proxy.
 const UNQUOTABLE: [char; 5] = ['"', '\'', '\\', '$', '`'];
 
@@ -35,7 +37,7 @@ fn settings_with(program: &Path, identity: &Path) -> Result<Settings> {
         ("ProxyCommand", format!("{program} ssh-proxy %h %p")),
         ("ProxyUseFdpass", text("yes")),
         ("KnownHostsCommand", format!("{program} ssh-known-hosts %H")),
-        ("UserKnownHostsFile", text("/dev/null")),
+        (KNOWN_HOSTS, text("/dev/null")),
         ("GlobalKnownHostsFile", text("/dev/null")),
         ("StrictHostKeyChecking", text("yes")),
         ("CheckHostIP", text("no")),
@@ -49,7 +51,9 @@ fn settings_with(program: &Path, identity: &Path) -> Result<Settings> {
 /// Returns the settings as a block of a configuration file, for all sandboxes.
 pub fn block(dirs: &UserDirs) -> Result<String> {
     let mut text = format!("Host {PATTERN}\n");
+    let known_hosts = quoted(&dirs.our_known_hosts())?;
     for (keyword, value) in settings(dirs)? {
+        let value = if keyword == KNOWN_HOSTS { known_hosts.clone() } else { value };
         text.push_str(&format!("    {keyword} {value}\n"));
     }
     Ok(text)

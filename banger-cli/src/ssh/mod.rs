@@ -1,6 +1,8 @@
 //! Sandboxes as ssh hosts: their names, the ssh settings, and the keys of their owner.
 
 pub mod config;
+pub mod hosts;
+pub mod installed;
 pub mod keys;
 
 use crate::error::{Error, Result};

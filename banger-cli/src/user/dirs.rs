@@ -48,6 +48,11 @@ impl UserDirs {
         }
     }
 
+    /// Returns the directory with records of forwarding in the background, for users without a runtime directory.
+    pub fn forwards(&self) -> PathBuf {
+        self.state.join("banger/forwards")
+    }
+
     /// Returns the directory with records of workspaces.
     pub fn workspaces(&self) -> PathBuf {
         self.state.join("banger/workspaces")
@@ -76,6 +81,11 @@ impl UserDirs {
     /// Returns banger's ssh configuration.
     pub fn our_config(&self) -> PathBuf {
         self.config.join("banger/ssh_config")
+    }
+
+    /// Returns banger's file with the keys of hosts.
+    pub fn our_known_hosts(&self) -> PathBuf {
+        self.config.join("banger/ssh_known_hosts")
     }
 
     /// Returns the key for sandboxes.

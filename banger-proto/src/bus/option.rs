@@ -41,6 +41,9 @@ pub mod create {
     pub const TIMEZONE_RULE: &str = "timezone-rule";
     /// `as`: public keys that may log in as root by ssh, at most 16 of 8 KiB, without options.
     pub const SSH_AUTHORIZED_KEYS: &str = "ssh-authorized-keys";
+    /// `a(sqqs)`: ports to publish, as protocol, port of the guest, port of the host (0 for a free one), and
+    /// [scope](super::publish::scope); none when absent.
+    pub const PORTS: &str = "ports";
 }
 
 /// Keys of `Start`, `Restart`.

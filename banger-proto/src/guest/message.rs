@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::terminfo::TerminalType;
+
 /// Heartbeats that may be missed before the agent counts as gone.
 const MISSED_HEARTBEATS: u64 = 6;
 
@@ -80,6 +82,8 @@ pub enum Request {
     /// epoch in decimal digits, at once and again for each empty input. Other input is a [`Correction`] in JSON,
     /// which the agent applies and answers with `Done`. The end of the input is answered by `Done`, too.
     Clock,
+    /// Make programs in the guest know a terminal. Answered by output, the value of `TERM` for commands, and `Done`.
+    Terminal(TerminalType),
     /// List detached commands. Answered by output, an array of [`super::facts::Detached`] in JSON, and `Done`.
     Detached,
     /// Send the output of a detached command. Answered by output, notes about dropped output, one per line of error

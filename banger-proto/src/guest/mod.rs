@@ -12,6 +12,7 @@ pub mod frame;
 pub mod hello;
 pub mod listing;
 pub mod message;
+pub mod terminfo;
 
 pub use config::GuestConfig;
 pub use frame::{Decoder, Frame};

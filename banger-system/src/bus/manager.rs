@@ -30,7 +30,10 @@ use super::{
     kernel::KernelKind,
     options::{Dict, Options},
     path,
-    request::{read_create, read_image_import, read_image_pull, read_kernel_import, read_kernel_pull},
+    request::{
+        needs_authorisation, read_create, read_image_import, read_image_pull, read_kernel_import,
+        read_kernel_pull,
+    },
     vm::VmKind,
 };
 use crate::{
@@ -134,6 +137,10 @@ impl Methods {
     ) -> Result<(OwnedObjectPath, OwnedObjectPath)> {
         let (api, caller) = self.caller(&header).await?;
         let request = read_create(&api, &caller, &name, options).await?;
+        if request.ports.iter().any(needs_authorisation) {
+            api.engine.check_create(&request).await?;
+            api.require_publish(&caller, &request.ports, &name).await?;
+        }
         let lifetime = request.lifetime.clone();
         let (vm, job) = api.engine.create_vm(request).await?;
         api.bind(&caller, &lifetime).await;

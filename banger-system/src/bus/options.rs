@@ -89,6 +89,14 @@ impl Options {
         Ok(ranges.unwrap_or_default())
     }
 
+    /// Reads a list of ports: protocol, port of the guest, port of the host, scope.
+    pub fn ports(&mut self, key: &'static str) -> Result<Vec<(String, u16, u16, String)>> {
+        let ports = self.take(key, "a list of ports", |value| {
+            Vec::<(String, u16, u16, String)>::try_from(value.try_clone().ok()?).ok()
+        })?;
+        Ok(ports.unwrap_or_default())
+    }
+
     /// Checks that all options were read. Others are unknown.
     pub fn finish(self) -> Result<()> {
         let unknown = self.0.into_keys().filter(|key| !key.starts_with(FOREIGN)).min();

@@ -12,7 +12,7 @@ use banger_domain::{
     name::Name,
     net::{
         nic::Nat,
-        port::{FIRST_UNPRIVILEGED, Port, Protocol, Scope},
+        port::{Port, Scope},
     },
     stream::Purpose,
     vm::Lifetime,
@@ -35,7 +35,7 @@ use super::{
     job::JobKind,
     options::{Dict, Options},
     path, publisher,
-    request::read_commit,
+    request::{read_commit, read_port, read_protocol},
     subscribers::Watching,
 };
 use crate::{
@@ -277,27 +277,11 @@ impl Methods {
     ) -> Result<u16> {
         let (api, caller) = self.caller(&header).await?;
         let mut options = Options::new(options);
-        let scope = match options.string(publish::SCOPE)? {
-            None => Scope::default(),
-            Some(word) => Scope::parse(&word)
-                .ok_or_else(|| Error::invalid_option("the scope must be loopback or all"))?,
-        };
+        let scope = options.string(publish::SCOPE)?;
         options.finish()?;
-        if guest_port == 0 {
-            return Err(Error::invalid_option("the guest's port must be 1 to 65535"));
-        }
-        let port = Port { scope, protocol: read_protocol(&protocol)?, host: host_port, guest: guest_port };
-        // Ports that others on the network can reach, and privileged ports, need an authorisation of their own.
-        if scope == Scope::All || (1..FIRST_UNPRIVILEGED).contains(&host_port) {
-            let name = api.engine.vm(self.id).map(|view| view.vm.name.to_string()).unwrap_or_default();
-            let port = match host_port {
-                0 => "a free port".to_owned(),
-                port => format!("port {port}"),
-            };
-            let object = format!("sandbox {name}");
-            let details = vec![(detail::PORT, port), (detail::VM, name), (detail::OBJECT, object)];
-            api.require(&caller, action::VM_PUBLISH, details).await?;
-        }
+        let port = read_port(&protocol, guest_port, host_port, scope.as_deref())?;
+        let name = api.engine.vm(self.id).map(|view| view.vm.name.to_string()).unwrap_or_default();
+        api.require_publish(&caller, &[port], &name).await?;
         Ok(api.engine.publish_port(self.id, port).await?.host)
     }
 
@@ -419,10 +403,6 @@ pub fn read_start(options: &mut Options) -> Result<Start> {
         Some(_) => return Err(Error::invalid_option("wait-for must be running or agent")),
     };
     Ok(Start { wait_for, ready_timeout: read_timeout(options, start::READY_TIMEOUT)? })
-}
-
-fn read_protocol(word: &str) -> Result<Protocol> {
-    Protocol::parse(word).ok_or_else(|| Error::invalid_option("the protocol must be tcp or udp"))
 }
 
 fn read_stop(options: &mut Options) -> Result<Stop> {

@@ -81,7 +81,10 @@ impl VmTask {
     }
 
     pub(super) async fn publish_port(&mut self, wish: Port) -> Result<Port> {
-        let port = self.shared.ports.network.assign_host_port(wish).await?;
+        let port = match wish.host {
+            0 => self.shared.ports.network.free_ports(&[wish]).await?.first().copied().unwrap_or(wish),
+            _ => wish,
+        };
         if self.blocked_ports.contains(&port) {
             return self.open_blocked_port(port).await;
         }

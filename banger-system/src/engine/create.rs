@@ -1,15 +1,17 @@
 //! Creates a VM from a request. Everything that can be checked is checked before anything is created.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use banger_domain::{
     id::{JobId, Timestamp, VmId},
     lifecycle::{Reason, State},
     name::{Name, Reference},
-    net::subnet::Slot,
+    net::{port::Port, subnet::Slot},
     ssh::HostKey,
     vm::{Token, Vm, VmSpec},
 };
+use banger_image::record::{Image, Kernel};
+use banger_proto::size::Bytes;
 use tokio::sync::mpsc;
 
 use super::{
@@ -28,26 +30,10 @@ const NAME_TRIES: u64 = 20;
 impl Engine {
     /// Creates a VM. Returns at once, with the job that creates its disks and starts it.
     pub async fn create_vm(&self, request: CreateVm) -> Result<(VmId, JobId)> {
-        let settings = &self.shared.settings;
+        let Parts { image, kernel, vcpus, memory, disk_size, root_size } = self.parts(&request)?;
         let owner = request.owner;
-        let image = match &request.image {
-            Some(reference) => self.image_by(owner, reference)?,
-            None => self.default_image(owner)?,
-        };
-        let kernel = match (&request.kernel, image.kernel) {
-            (Some(reference), _) => self.kernel_by(owner, reference)?,
-            (None, Some(id)) => self
-                .kernel(id)
-                .ok_or_else(|| Error::NoSuch { kind: Kind::Kernel, reference: id.to_string() })?,
-            (None, None) => self.kernel_by(owner, &Reference::Name(settings.default_kernel.clone()))?,
-        };
-        let vcpus = request.vcpus.unwrap_or(settings.vcpus);
-        let memory = request.memory.unwrap_or(settings.memory);
-        let disk_size = request.disk_size.unwrap_or(settings.disk_size);
-        settings.limits.check_sizes(vcpus, memory, disk_size)?;
-        let image_size = image.facts.virtual_size;
-        let root_size = request.root_size.unwrap_or(settings.root_size.max(image_size));
-        settings.limits.check_root_size(root_size, image_size)?;
+        let settings = &self.shared.settings;
+        let ports = self.free_ports(&request.ports).await?;
 
         let id = VmId::random();
         let host_key = HostKey::random().map_err(|error| HostError::other("make a host key", error))?;
@@ -69,7 +55,7 @@ impl Engine {
                 nat: request.nat,
                 timezone: request.timezone,
                 authorized_keys: request.authorized_keys,
-                ports: BTreeSet::new(),
+                ports: ports.into_iter().collect(),
                 labels: request.labels,
             },
             image: image.id,
@@ -97,6 +83,55 @@ impl Engine {
         let job = VmTask::create(Arc::clone(&self.shared), vm, inbox, request.start)?;
         Ok((id, job))
     }
+
+    /// Checks all of a request that can be checked without creating anything, so that a user is not asked for a
+    /// password in vain.
+    pub async fn check_create(&self, request: &CreateVm) -> Result<()> {
+        self.parts(request)?;
+        self.free_ports(&request.ports).await.map(drop)
+    }
+
+    /// Finds the image and the kernel of a request, and checks its sizes.
+    fn parts(&self, request: &CreateVm) -> Result<Parts> {
+        let settings = &self.shared.settings;
+        let owner = request.owner;
+        let image = match &request.image {
+            Some(reference) => self.image_by(owner, reference)?,
+            None => self.default_image(owner)?,
+        };
+        let kernel = match (&request.kernel, image.kernel) {
+            (Some(reference), _) => self.kernel_by(owner, reference)?,
+            (None, Some(id)) => self
+                .kernel(id)
+                .ok_or_else(|| Error::NoSuch { kind: Kind::Kernel, reference: id.to_string() })?,
+            (None, None) => self.kernel_by(owner, &Reference::Name(settings.default_kernel.clone()))?,
+        };
+        let vcpus = request.vcpus.unwrap_or(settings.vcpus);
+        let memory = request.memory.unwrap_or(settings.memory);
+        let disk_size = request.disk_size.unwrap_or(settings.disk_size);
+        settings.limits.check_sizes(vcpus, memory, disk_size)?;
+        let image_size = image.facts.virtual_size;
+        let root_size = request.root_size.unwrap_or(settings.root_size.max(image_size));
+        settings.limits.check_root_size(root_size, image_size)?;
+        Ok(Parts { image, kernel, vcpus, memory, disk_size, root_size })
+    }
+
+    async fn free_ports(&self, wishes: &[Port]) -> Result<Vec<Port>> {
+        match wishes {
+            [] => Ok(Vec::new()),
+            wishes => Ok(self.shared.ports.network.free_ports(wishes).await?),
+        }
+    }
+}
+
+/// What a new VM is made of.
+struct Parts {
+    image: Arc<Image>,
+    kernel: Arc<Kernel>,
+    vcpus: u32,
+    memory: Bytes,
+    disk_size: Bytes,
+    root_size: Bytes,
 }
 
 /// Returns the acceptable names: the requested one, else generated ones.

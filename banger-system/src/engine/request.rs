@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 use banger_domain::{
     id::Uid,
     name::{Name, Reference},
-    net::nic::Nat,
+    net::{nic::Nat, port::Port},
     ssh::AuthorizedKey,
     timezone::Timezone,
     vm::{Init, Lifetime},
@@ -51,6 +51,8 @@ pub struct CreateVm {
     pub lifetime: Lifetime,
     /// The user's labels.
     pub labels: BTreeMap<String, String>,
+    /// The ports to publish; those without a number of the host get a free one.
+    pub ports: Vec<Port>,
     /// How to start it; not started if absent.
     pub start: Option<Start>,
 }

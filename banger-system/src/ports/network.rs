@@ -37,8 +37,9 @@ pub trait Network: Send + Sync {
     /// Changes an interface from `old` to `new`, atomically. Connections that `new` does not allow end with their
     /// next packet. Only NAT and ports may differ.
     async fn change(&self, old: &Nic, new: &Nic) -> Result<()>;
-    /// Returns the port with a free number of the host, if it has none yet.
-    async fn assign_host_port(&self, port: Port) -> Result<Port>;
+    /// Returns these ports, each with a free number of the host if it has none. Fails with [`Error::Taken`] if another
+    /// number is in use. Reserves nothing.
+    async fn free_ports(&self, ports: &[Port]) -> Result<Vec<Port>>;
     /// Removes a guest's interface with everything that belongs to it. A repeat is safe.
     async fn unplug(&self, vm: VmId) -> Result<()>;
     /// Returns the VMs that have any part of an interface.

@@ -103,10 +103,22 @@ impl Network for Sim {
         put(&mut *self.step("change what a guest may do")?, new)
     }
 
-    async fn assign_host_port(&self, port: Port) -> Result<Port> {
-        let taken = |host| self.lock().nics.values().any(|nic| nic.ports.iter().any(|p| p.host == host));
-        let free = (FIRST_EPHEMERAL..=u16::MAX).find(|host| !taken(*host)).unwrap_or(FIRST_EPHEMERAL);
-        Ok(if port.host == 0 { Port { host: free, ..port } } else { port })
+    async fn free_ports(&self, wishes: &[Port]) -> Result<Vec<Port>> {
+        let state = self.step("look for free ports")?;
+        let published = state.nics.values().flat_map(|nic| nic.ports.iter().map(|port| port.host));
+        let given = wishes.iter().map(|wish| wish.host);
+        let mut used: BTreeSet<u16> = published.chain(state.occupied_ports.iter().copied()).collect();
+        if let Some(wish) = wishes.iter().find(|wish| used.contains(&wish.host)) {
+            return Err(taken(*wish));
+        }
+        used.extend(given);
+        let number = |wish: &Port| {
+            let free = (FIRST_EPHEMERAL..=u16::MAX).find(|host| !used.contains(host));
+            let host = if wish.host == 0 { free.unwrap_or(FIRST_EPHEMERAL) } else { wish.host };
+            used.insert(host);
+            Port { host, ..*wish }
+        };
+        Ok(wishes.iter().map(number).collect())
     }
 
     async fn unplug(&self, vm: VmId) -> Result<()> {
@@ -143,9 +155,7 @@ fn put(state: &mut State, nic: &Nic) -> Result<()> {
         .iter()
         .find(|port| others().any(|other| other.ports.iter().any(|other| other.clashes_with(**port))));
     if let Some(port) = nic.ports.iter().find(|port| state.occupied_ports.contains(&port.host)) {
-        let message =
-            format!("port {}/{} of this host is taken; choose another one", port.host, port.protocol);
-        return Err(Error::Taken { message });
+        return Err(self::taken(*port));
     }
     if let Some(port) = taken {
         let message = format!(
@@ -156,6 +166,11 @@ fn put(state: &mut State, nic: &Nic) -> Result<()> {
     }
     state.nics.insert(nic.vm, nic.clone());
     Ok(())
+}
+
+fn taken(port: Port) -> Error {
+    let message = format!("port {}/{} of this host is taken; choose another one", port.host, port.protocol);
+    Error::Taken { message }
 }
 
 fn require_plugged(state: &State, vm: VmId) -> Result<()> {

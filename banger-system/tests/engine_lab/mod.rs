@@ -171,6 +171,7 @@ pub fn request() -> CreateVm {
         init: Init::Auto,
         lifetime: Lifetime::Persistent,
         labels: BTreeMap::new(),
+        ports: Vec::new(),
         start: Some(Start::default()),
     }
 }

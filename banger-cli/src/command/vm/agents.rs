@@ -3,7 +3,7 @@
 use banger_proto::bus::names::VM_INTERFACE;
 
 use crate::{
-    client::{bus::Bus, service::Kind},
+    client::{bus::Bus, object::Object, service::Kind},
     error::{Error, FAILURE, Result},
     guest::agent::Guest,
     ui::signals::Signals,
@@ -28,6 +28,11 @@ impl<'a> Agents<'a> {
         open(&self.bus, &self.signals, reference).await
     }
 
+    /// Returns a sandbox, and its agent.
+    pub async fn open_with_properties(&self, reference: &str) -> Result<(Object, Guest)> {
+        open_with_properties(&self.bus, &self.signals, reference).await
+    }
+
     /// Prints the failure of one of them. The others continue.
     pub fn failed(&mut self, reference: &str, error: Error) {
         self.status = error.status(FAILURE);
@@ -47,7 +52,12 @@ impl<'a> Agents<'a> {
 
 /// Returns the name of a sandbox, and its agent.
 pub async fn open(bus: &Bus, signals: &Signals, reference: &str) -> Result<(String, Guest)> {
+    let (sandbox, guest) = open_with_properties(bus, signals, reference).await?;
+    Ok((sandbox.name().to_owned(), guest))
+}
+
+async fn open_with_properties(bus: &Bus, signals: &Signals, reference: &str) -> Result<(Object, Guest)> {
     let vm = bus.find(Kind::Vm, reference).await?;
-    let name = bus.properties(&vm, VM_INTERFACE).await?.name().to_owned();
-    Ok((name, Guest::new(bus.clone(), vm, signals.listen())))
+    let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
+    Ok((sandbox, Guest::new(bus.clone(), vm, signals.listen())))
 }

@@ -10,6 +10,7 @@ use crate::{
     command::batch::{self, Effect, ResultArgs},
     error::{Error, Result},
     guest::agent::Guest,
+    ssh::installed,
     ui::{
         progress::{Progress, ProgressArgs},
         signals::{Signals, unless_ended},
@@ -96,7 +97,11 @@ async fn all(
             Ok(effect)
         }
     };
-    batch::each(found, progress, done, output, change).await
+    let status = batch::each(found, progress, done, output, change).await;
+    if method == "Delete" {
+        installed::refresh(bus).await;
+    }
+    status
 }
 
 /// Reads a sandbox before and after a method that may find nothing to do. It has no properties if it cannot be read.

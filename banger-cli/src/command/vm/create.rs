@@ -13,6 +13,7 @@ use crate::{
     client::{bus::Bus, job::Jobs},
     error::Result,
     guest::agent::Guest,
+    ssh::installed,
     ui::{
         progress::{Progress, ProgressArgs},
         signals::Signals,
@@ -59,6 +60,7 @@ impl Create {
         let (vm, job) = vm_args.create(&bus, &jobs, &progress, &mut listener, start).await?;
         match jobs.finish(&bus, &job, progress.track(None), &mut listener).await {
             Ok(_) => {
+                installed::refresh(&bus).await;
                 if !self.no_start {
                     let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
                     if let Err(error) = self.set_up(&mut guest, &settings, &progress).await {

@@ -22,7 +22,7 @@ use crate::{
         service::{Kind, id_of},
     },
     error::{Error, Result},
-    guest::{agent::Guest, attach},
+    guest::{agent::Guest, attach, terminfo},
     ui::{
         output,
         progress::{Progress, ProgressArgs},
@@ -181,6 +181,9 @@ impl Target {
             let is_shell = exec.argv.is_empty() && !exec.of_image;
             self.sync_workspace(&bus, &vm, kept.clone()).await?;
             set_up(&bus, &vm, &kept, &proxies, is_shell).await?;
+        }
+        if let Some(terminal) = &mut exec.terminal {
+            terminal.term = terminfo::prepare(&bus, &vm, &terminal.term).await;
         }
         let stream = self.open(&bus, &vm).await.map_err(about)?;
         Ok(Ready { bus, vm, stream, exec, proxies })

@@ -1,7 +1,9 @@
 //! `banger vm forward`.
 
+mod auto;
+mod background;
+
 use std::{
-    collections::BTreeSet,
     fmt, io,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
@@ -11,7 +13,7 @@ use std::{
 };
 
 use banger_proto::{
-    bus::option::agent,
+    bus::{ErrorName, names::VM_INTERFACE, option::agent},
     guest::{Request, message::Endpoint},
 };
 use clap::Args;
@@ -22,21 +24,26 @@ use tokio::{
 };
 use zbus::OwnedObjectPath;
 
+use self::auto::Auto;
 use crate::{
-    client::{bus::Bus, service::Kind},
+    client::{
+        bus::Bus,
+        service::{Kind, id_of},
+    },
     error::{Error, Result},
     guest::{
         agent::Guest,
         relay::{self, Relay, RelayEnd},
     },
     ui::{
+        age,
         progress::{Progress, ProgressArgs},
         signals::{Signals, unless_ended},
     },
 };
 
-/// Poll interval for listening ports, with `--auto`.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Poll interval for the deletion of the sandbox.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a connection waits for a stream to the sandbox, of which there is a limited number. Browsers wait at
 /// least as long.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -49,7 +56,8 @@ const LOOPBACK: &str = "127.0.0.1";
 /// Forward connections into or out of a sandbox
 ///
 /// The agent carries the connections, so the sandbox needs no network, and programs that listen on its loopback can be
-/// reached. Each side is a port, an address and a port, or the path of a unix socket. Press Ctrl-C to stop.
+/// reached. Each side is a port, an address and a port, or the path of a unix socket. Press Ctrl-C to stop, or use
+/// --detach to forward in the background until you stop it or delete the sandbox.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -57,21 +65,39 @@ Examples:
   banger vm forward -L 8080:/run/app.sock web     to a socket in it
   banger vm forward -L 0.0.0.0:8080:80 web        from other computers as well
   banger vm forward -R 5432:localhost:5432 web    a port of the sandbox to one of this host
-  banger vm forward --auto web                    every TCP port on which the sandbox listens")]
+  banger vm forward --auto web                    every TCP port on which the sandbox listens
+  banger vm forward -d --auto web                 the same in the background
+  banger vm forward --list                        what is forwarded in the background
+  banger vm forward --stop web                    ends that for this sandbox")]
 pub struct Forward {
     /// Name, id or id prefix
-    #[arg(value_name = "SANDBOX")]
-    sandbox: String,
+    #[arg(value_name = "SANDBOX", required_unless_present = "list")]
+    sandbox: Option<String>,
     /// Listen on the host and connect in the sandbox: [ADDRESS:]PORT:[HOST:]PORT; either side can be the path
     /// of a unix socket
-    #[arg(short = 'L', long, value_name = "LISTEN:CONNECT", required_unless_present_any = ["remote", "auto"])]
+    #[arg(short = 'L', long, value_name = "LISTEN:CONNECT")]
     local: Vec<Spec>,
     /// Listen in the sandbox and connect on the host
     #[arg(short = 'R', long, value_name = "LISTEN:CONNECT")]
     remote: Vec<Spec>,
-    /// Forward every TCP port on which the sandbox listens, from the same port of the host's loopback
+    /// Forward every TCP port on which the sandbox listens, while it listens, from the same port of the host's loopback
+    /// (a free one, if that is taken)
     #[arg(long)]
     auto: bool,
+    /// Forward in the background
+    #[arg(short, long)]
+    detach: bool,
+    /// List what is forwarded in the background, for this sandbox or for all
+    #[arg(long, conflicts_with_all = ["local", "remote", "auto", "detach", "stop"])]
+    list: bool,
+    /// End what is forwarded in the background for this sandbox
+    #[arg(long, conflicts_with_all = ["local", "remote", "auto", "detach"])]
+    stop: bool,
+    /// With --list, print a JSON array of objects
+    #[arg(long, requires = "list")]
+    json: bool,
+    #[arg(long = background::IN_BACKGROUND, hide = true)]
+    in_background: bool,
     #[command(flatten)]
     progress: ProgressArgs,
 }
@@ -187,9 +213,32 @@ pub async fn listen_near(
 
 impl Forward {
     pub async fn run(&self) -> Result<u8> {
+        let sandbox = self.sandbox.as_deref();
+        if self.list {
+            return background::list(sandbox, self.json);
+        }
+        // Required unless `--list` is given.
+        let sandbox = sandbox.unwrap_or_default();
+        if self.stop {
+            return background::stop(sandbox);
+        }
+        if self.local.is_empty() && self.remote.is_empty() && !self.auto {
+            let error = Error::Usage("give --auto, -L or -R: what to forward".to_owned());
+            return Err(error.with_hint(format!(
+                "`banger vm forward --auto {sandbox}` forwards every port on which it listens, `banger vm forward -L \
+                 8080:80 {sandbox}` port 8080 of this host to its port 80; with `-d` they run in the background."
+            )));
+        }
+        if self.detach && !self.in_background {
+            return background::start();
+        }
+        self.forward(sandbox).await.map_err(|error| error.about(sandbox))
+    }
+
+    async fn forward(&self, sandbox: &str) -> Result<u8> {
         let progress = Progress::new(self.progress);
         let bus = Bus::connect().await?;
-        let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
+        let vm = bus.find(Kind::Vm, sandbox).await?;
         let signals = Signals::catch()?;
         let forwarder = Forwarder { bus, vm, progress, failures: Failures::Report };
         let mut tasks = JoinSet::new();
@@ -197,32 +246,34 @@ impl Forward {
         let mut lines = Vec::new();
         for spec in &self.local {
             let listener = Listener::bind(&spec.listen).await?;
-            lines.push(format!(
-                "{} reaches {} in {}.",
-                listener.address(),
-                DisplayEndpoint(&spec.connect),
-                self.sandbox
-            ));
+            let (address, target) = (listener.address(), DisplayEndpoint(&spec.connect));
+            lines.push(format!("{address} reaches {target} in {sandbox}."));
             tasks.spawn(serve(forwarder.clone(), listener, spec.connect.clone()));
         }
         for spec in &self.remote {
-            let relay = forwarder
-                .open(&Request::Listen(spec.listen.clone()))
-                .await
-                .map_err(|error| error.about(&self.sandbox))?;
-            lines.push(format!(
-                "{} in {} reaches {}.",
-                DisplayEndpoint(&spec.listen),
-                self.sandbox,
-                DisplayEndpoint(&spec.connect)
-            ));
+            let relay = forwarder.open(&Request::Listen(spec.listen.clone())).await?;
+            let (listen, target) = (DisplayEndpoint(&spec.listen), DisplayEndpoint(&spec.connect));
+            lines.push(format!("{listen} in {sandbox} reaches {target}."));
             tasks.spawn(serve_remote(forwarder.clone(), relay, spec.connect.clone()));
         }
+        lines.iter().for_each(|line| forwarder.progress.note(line));
         if self.auto {
             let guest = Guest::new(forwarder.bus.clone(), forwarder.vm.clone(), signals.listen());
-            tasks.spawn(serve_all(forwarder.clone(), guest, self.sandbox.clone()));
+            let auto = Auto::begin(forwarder.clone(), guest, sandbox.to_owned()).await?;
+            lines.push(format!("Every port of {sandbox} is reached at the same port."));
+            tasks.spawn(auto.run());
         }
-        lines.iter().for_each(|line| forwarder.progress.note(line));
+        tasks.spawn(until_deleted(forwarder.clone(), sandbox.to_owned()));
+        let entered = self.in_background.then(|| {
+            background::enter(&background::Record {
+                pid: background::own_pid(),
+                sandbox: sandbox.to_owned(),
+                vm: id_of(&forwarder.vm),
+                forwards: lines,
+                started_at: age::now(),
+            })
+        });
+        let _entered = entered.transpose()?;
         let mut listener = signals.listen();
         let ended = unless_ended(&mut listener, async {
             match tasks.join_next().await {
@@ -233,8 +284,20 @@ impl Forward {
         match ended.await {
             // The normal way to end.
             Err(Error::Interrupted { .. }) => Ok(0),
-            Err(error) => Err(error.about(&self.sandbox)),
-            Ok(()) => Ok(0),
+            ended => ended.map(|()| 0),
+        }
+    }
+}
+
+/// Waits until the sandbox is deleted.
+async fn until_deleted(forwarder: Forwarder, sandbox: String) -> Result<()> {
+    let is_gone =
+        |error: &Error| matches!(error.name(), Some(ErrorName::NoSuchVm | ErrorName::UnknownObject));
+    loop {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        match forwarder.bus.properties(&forwarder.vm, VM_INTERFACE).await {
+            Err(error) if is_gone(&error) => return Err(Error::Refused(format!("{sandbox} was deleted"))),
+            _ => {}
         }
     }
 }
@@ -354,6 +417,14 @@ impl Listener {
         }
     }
 
+    /// Returns the port, if it is one.
+    fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
+            Self::Unix(..) => None,
+        }
+    }
+
     async fn accept(&self) -> io::Result<Local> {
         Ok(match self {
             Self::Tcp(listener) => {
@@ -406,31 +477,6 @@ async fn serve_remote(forwarder: Forwarder, mut relay: Relay, connect: Endpoint)
         if lines.len() > 32 {
             return Err(relay::protocol_error());
         }
-    }
-}
-
-/// Forwards a local port to each TCP port on which the sandbox listens, as they appear.
-async fn serve_all(forwarder: Forwarder, mut guest: Guest, sandbox: String) -> Result<()> {
-    let mut seen = BTreeSet::new();
-    loop {
-        let ports: Vec<banger_proto::guest::facts::ListeningPort> = guest.query(Request::Ports).await?;
-        for port in ports.into_iter().filter(|port| port.protocol == "tcp" && seen.insert(port.port)) {
-            let listener = Listener::bind_near(port.port).await?;
-            let host = if port.address.contains(':') { "::1" } else { LOOPBACK };
-            let any = port
-                .address
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_unspecified() || address.is_loopback());
-            let host = if any { host.to_owned() } else { port.address.clone() };
-            forwarder.progress.note(&format!(
-                "{} reaches {} ({}) in {sandbox}.",
-                listener.address(),
-                port.port,
-                port.program
-            ));
-            tokio::spawn(serve(forwarder.clone(), listener, Endpoint::Tcp(host, port.port)));
-        }
-        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

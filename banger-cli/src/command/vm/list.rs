@@ -12,6 +12,7 @@ use crate::{
     client::{
         bus::Bus,
         object::{self, Object},
+        published_port::PublishedPorts,
         service::Kind,
     },
     error::Result,
@@ -117,7 +118,8 @@ async fn of_all_users(bus: &Bus) -> Result<Vec<Object>> {
 }
 
 fn table(sandboxes: &[Object], now: u64) -> String {
-    let mut table = Table::new(["ID", "NAME", "STATE", "IMAGE", "ADDRESS", "VCPU", "MEM", "DISK", "CREATED"]);
+    let mut table =
+        Table::new(["ID", "NAME", "STATE", "IMAGE", "ADDRESS", "VCPU", "MEM", "DISK", "CREATED", "PORTS"]);
     for sandbox in sandboxes {
         table.row([
             sandbox.short_id().to_owned(),
@@ -129,6 +131,7 @@ fn table(sandboxes: &[Object], now: u64) -> String {
             Bytes(sandbox.number("Memory")).to_string(),
             Bytes(sandbox.number("DiskSize")).to_string(),
             age::ago(sandbox.number("CreatedAt"), now),
+            PublishedPorts::of(sandbox).text(),
         ]);
     }
     table.text()
@@ -170,14 +173,15 @@ mod tests {
             ("Memory", Variant::from(1u64 << 30)),
             ("DiskSize", Variant::from(8u64 << 30)),
             ("CreatedAt", Variant::from(1_000_000u64)),
+            ("PublishedPorts", Variant::from(vec![("tcp", 80u16, 8080u16, "127.0.0.1")])),
         ];
         let properties: HashMap<_, _> = properties
             .into_iter()
             .map(|(name, value)| (name.to_owned(), OwnedVariant::try_from(value).unwrap()))
             .collect();
         let expect = "\
-ID            NAME        STATE    IMAGE            ADDRESS  VCPU  MEM    DISK   CREATED
-0123456789ab  calm-otter  running  debian-bookworm  -        2     1 GiB  8 GiB  3 minutes ago
+ID            NAME        STATE    IMAGE            ADDRESS  VCPU  MEM    DISK   CREATED        PORTS
+0123456789ab  calm-otter  running  debian-bookworm  -        2     1 GiB  8 GiB  3 minutes ago  127.0.0.1:8080->80/tcp
 ";
         assert_eq!(table(&[Object::new(properties)], 181_000_000), expect);
     }

@@ -4,8 +4,9 @@ use banger_proto::guest::{Request, facts::ListeningPort};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::agents::Agents;
+use super::{agents::Agents, loopback};
 use crate::{
+    client::published_port::{PublishedPort, PublishedPorts},
     error::Result,
     ui::{output, table::Table},
 };
@@ -35,10 +36,11 @@ impl Ports {
     pub async fn run(&self) -> Result<u8> {
         let mut agents = Agents::new(&self.sandboxes).await?;
         let mut table = Table::new(["SANDBOX", "PORT", "ADDRESS", "REACHED AT", "PID", "PROGRAM"]);
-        let mut rows = Vec::new();
+        let (mut rows, mut notes) = (Vec::new(), Vec::new());
         for reference in &self.sandboxes {
             match listening(&agents, reference).await {
-                Ok((name, ports)) => {
+                Ok((name, published, ports)) => {
+                    notes.extend(loopback::notes(&name, &published, &ports));
                     for port in ports {
                         rows.push(object(&name, &port));
                         table.row([
@@ -59,13 +61,18 @@ impl Ports {
         } else {
             output::text(&table.text())?;
         }
+        notes.iter().for_each(|note| eprintln!("{note}"));
         Ok(agents.status())
     }
 }
 
-async fn listening(agents: &Agents<'_>, reference: &str) -> Result<(String, Vec<ListeningPort>)> {
-    let (name, mut guest) = agents.open(reference).await?;
-    Ok((name, guest.query(Request::Ports).await?))
+async fn listening(
+    agents: &Agents<'_>,
+    reference: &str,
+) -> Result<(String, Vec<PublishedPort>, Vec<ListeningPort>)> {
+    let (sandbox, mut guest) = agents.open_with_properties(reference).await?;
+    let published = PublishedPorts::of(&sandbox).ports;
+    Ok((sandbox.name().to_owned(), published, guest.query(Request::Ports).await?))
 }
 
 /// Returns how to reach it from the host; `None` if it listens on the loopback.

@@ -2,39 +2,48 @@
 
 use banger_proto::bus::{
     ErrorName,
+    names::VM_INTERFACE,
     option::publish::{SCOPE, scope},
     proxy::Options,
 };
 use clap::Args;
 use serde_json::{Value, json};
-use zbus::Variant;
+use zbus::{OwnedObjectPath, Variant};
 
+use super::{
+    loopback,
+    port_spec::{PortSpec, Wish, port, protocol},
+};
 use crate::{
-    client::{bus::Bus, service::Kind},
+    client::{bus::Bus, published_port::PublishedPorts, service::Kind},
     error::{Error, Result},
-    ui::output,
+    ui::{output, table::Table},
 };
 
-/// Publish ports of a sandbox on this host
+/// Publish ports of a sandbox on this host, or list those that are published
 ///
-/// Without --public, only processes on this host reach the port, at 127.0.0.1. A port stays published until
-/// you unpublish it or delete the sandbox, and reaches the guest while the sandbox runs.
+/// Only processes on this host reach the port, at 127.0.0.1, unless you give --public or the address 0.0.0.0. A
+/// port stays published until you unpublish it or delete the sandbox, and reaches the guest while the sandbox runs.
+/// Without a port, this lists the published ones.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
+  banger vm publish web               lists the published ports of web
   banger vm publish web 80            chooses a free port of this host and prints it
   banger vm publish web 8080:80
+  banger vm publish web 8000-8010:8000-8010
   banger vm publish web 5353:53/udp
-  banger vm publish --public web 8080:80")]
+  banger vm publish web 0.0.0.0:8080:80   from other computers as well, as with --public")]
 pub struct Publish {
     /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// [HOST:]GUEST[/PROTOCOL]: a port of this host, a port of the sandbox, and tcp or udp
-    #[arg(required = true, value_name = "PORT", value_parser = PortSpec::parse)]
+    /// [ADDRESS:][HOST:]GUEST[/PROTOCOL]: 127.0.0.1 or 0.0.0.0, a port of this host (a free one if it is 0 or
+    /// absent), a port of the sandbox, and tcp or udp. Ports can be ranges
+    #[arg(value_name = "PORT")]
     ports: Vec<PortSpec>,
     /// Publish on every address of this host (needs an administrator)
-    #[arg(long)]
+    #[arg(long, requires = "ports")]
     public: bool,
     /// Print a JSON array of objects
     #[arg(long)]
@@ -56,31 +65,11 @@ pub struct Unpublish {
     ports: Vec<HostPort>,
 }
 
-/// A port to publish.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct PortSpec {
-    /// 0 lets the service choose.
-    host: u16,
-    guest: u16,
-    protocol: &'static str,
-}
-
 /// A port of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct HostPort {
     host: u16,
     protocol: &'static str,
-}
-
-impl PortSpec {
-    fn parse(text: &str) -> Result<Self, String> {
-        let (ports, protocol) = protocol(text)?;
-        let (host, guest) = match ports.split_once(':') {
-            Some((host, guest)) => (port(host)?, port(guest)?),
-            None => (0, port(ports)?),
-        };
-        Ok(Self { host, guest, protocol })
-    }
 }
 
 impl HostPort {
@@ -90,35 +79,32 @@ impl HostPort {
     }
 }
 
-fn protocol(text: &str) -> Result<(&str, &'static str), String> {
-    match text.split_once('/') {
-        None => Ok((text, "tcp")),
-        Some((ports, "tcp")) => Ok((ports, "tcp")),
-        Some((ports, "udp")) => Ok((ports, "udp")),
-        Some(_) => Err("the protocol must be tcp or udp".to_owned()),
-    }
-}
-
-fn port(text: &str) -> Result<u16, String> {
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| "a port is a number from 1 to 65535".to_owned())
-}
-
 impl Publish {
     pub async fn run(&self) -> Result<u8> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
-        let (scope, address) =
-            if self.public { (scope::ALL, "0.0.0.0") } else { (scope::LOOPBACK, "127.0.0.1") };
-        let options = Options::from([(SCOPE, Variant::from(scope))]);
+        if self.ports.is_empty() {
+            self.list(&bus, &vm).await?;
+        } else {
+            self.publish(&bus, &vm).await?;
+        }
+        loopback::print_notes(&bus, &vm).await?;
+        Ok(0)
+    }
+
+    async fn publish(&self, bus: &Bus, vm: &OwnedObjectPath) -> Result<()> {
+        let default = if self.public { scope::ALL } else { scope::LOOPBACK };
         let (mut rows, mut failed) = (Vec::new(), None);
-        for PortSpec { host, guest, protocol } in &self.ports {
-            let host = match bus.publish_port(&vm, protocol, *guest, *host, &options).await {
+        for Wish { scope, host, guest, protocol } in self.ports.iter().flat_map(|spec| spec.wishes(default)) {
+            let options = Options::from([(SCOPE, Variant::from(scope))]);
+            let host = match bus.publish_port(vm, protocol, guest, host, &options).await {
                 Ok(host) => host,
                 Err(error) => {
                     failed = Some(add_hint(error).about(&self.sandbox));
                     break;
                 }
             };
+            let address = if scope == scope::ALL { "0.0.0.0" } else { "127.0.0.1" };
             rows.push(json!({
                 "protocol": protocol,
                 "guest_port": guest,
@@ -132,7 +118,24 @@ impl Publish {
         if self.json {
             output::json(&Value::Array(rows))?;
         }
-        failed.map_or(Ok(0), Err)
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn list(&self, bus: &Bus, vm: &OwnedObjectPath) -> Result<()> {
+        let published = PublishedPorts::of(&bus.properties(vm, VM_INTERFACE).await?);
+        if self.json {
+            return output::json(&json!(published.ports));
+        }
+        let mut table = Table::new(["PORT", "PUBLISHED AT", "STATE"]);
+        for port in &published.ports {
+            let state = if published.taken.contains(port) { "taken by another program" } else { "" };
+            table.row([
+                format!("{}/{}", port.guest_port, port.protocol),
+                format!("{}:{}", port.host_address, port.host_port),
+                state.to_owned(),
+            ]);
+        }
+        output::text(&table.text())
     }
 }
 
@@ -171,15 +174,11 @@ mod tests {
     }
 
     #[test]
-    fn ports_parse_in_every_form() {
-        let spec = |host, guest, protocol| Ok(PortSpec { host, guest, protocol });
-        assert_eq!(PortSpec::parse("80"), spec(0, 80, "tcp"));
-        assert_eq!(PortSpec::parse("8080:80"), spec(8080, 80, "tcp"));
-        assert_eq!(PortSpec::parse("5353:53/udp"), spec(5353, 53, "udp"));
-        for wrong in ["", ":", "80:", ":80", "0", "80:0", "65536", "80/sctp", "1:2:3", "-1"] {
-            assert!(PortSpec::parse(wrong).is_err(), "{wrong}");
-        }
+    fn a_port_of_the_host_has_a_protocol() {
+        assert_eq!(HostPort::parse("8080"), Ok(HostPort { host: 8080, protocol: "tcp" }));
         assert_eq!(HostPort::parse("53/udp"), Ok(HostPort { host: 53, protocol: "udp" }));
-        assert!(HostPort::parse("80:80").is_err());
+        for wrong in ["", "0", "80:80", "80/sctp", "65536"] {
+            assert!(HostPort::parse(wrong).is_err(), "{wrong}");
+        }
     }
 }

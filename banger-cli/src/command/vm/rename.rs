@@ -6,6 +6,7 @@ use super::run::print_created;
 use crate::{
     client::{bus::Bus, service::Kind},
     error::Result,
+    ssh::installed,
     ui::output,
 };
 
@@ -33,6 +34,7 @@ impl Rename {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await.map_err(|error| error.about(&self.sandbox))?;
         bus.rename_vm(&vm, &self.name).await.map_err(|error| error.about(&self.sandbox))?;
+        installed::refresh(&bus).await;
         if self.json {
             return print_created(&bus, &vm, true).await;
         }

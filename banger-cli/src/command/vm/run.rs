@@ -1,6 +1,10 @@
 //! `banger vm run`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    time::Duration,
+};
 
 use banger_proto::{
     bus::{
@@ -12,12 +16,14 @@ use banger_proto::{
     guest::message::Placement,
 };
 use clap::{Args, ValueHint};
+use tokio::task::JoinSet;
 use zbus::{OwnedObjectPath, Variant};
 
 use super::{
     exec_args::ExecArgs,
     forward,
     lookups::Lookups,
+    loopback,
     proxy::ProxyRelays,
     vm_args::VmArgs,
     wait::{self, Wait},
@@ -26,7 +32,8 @@ use super::{
 use crate::{
     client::{bus::Bus, job::Jobs, object::Object, service::id_of},
     error::{Error, Result},
-    guest::{agent::Guest, attach},
+    guest::{agent::Guest, attach, terminfo},
+    ssh::installed,
     ui::{
         output,
         progress::{Progress, ProgressArgs},
@@ -218,6 +225,7 @@ impl Run {
             Some(plan) => sandbox.prepare(self, plan, &container, &mut listener).await.map(Some),
             None => Ok(None),
         };
+        installed::refresh(&bus).await;
         let status = match prepared {
             Err(error) => Err(error),
             Ok(_) if self.detach => {
@@ -375,9 +383,13 @@ impl Sandbox<'_> {
         // They are forwarded until this returns.
         let _ports = forward::forward_ports(self.bus, &self.vm, &self.progress, ports).await?;
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm, agent::COMMAND, None)).await?;
+        let _watch = self.watch_published(run, listener);
         let mut exec = run.exec.exec(&run.command);
         exec.wait = run.exec.phase(settings);
         self.proxies.add_to(&mut exec);
+        if let Some(terminal) = &mut exec.terminal {
+            terminal.term = terminfo::prepare(self.bus, &self.vm, &terminal.term).await;
+        }
         if let Some(Workspace { directory, record }) = workspace {
             exec.user.get_or_insert_with(|| record.owner().to_owned());
             exec.cwd.get_or_insert(directory);
@@ -392,6 +404,22 @@ impl Sandbox<'_> {
             self.progress.note(&explanation);
         }
         status
+    }
+
+    /// Prints a note when the guest listens on its loopback for a published port, until the result is dropped.
+    fn watch_published(&self, run: &Run, listener: &Listener) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        if !run.vm_args.published().is_empty() {
+            let guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
+            let progress = self.progress.clone();
+            let print = move |note: &str| match io::stderr().is_terminal() {
+                // The command may have put it into raw mode.
+                true => progress.note(&format!("\r\n{note}\r")),
+                false => progress.note(note),
+            };
+            tasks.spawn(loopback::watch(guest, print));
+        }
+        tasks
     }
 
     /// Cleans up. A failure is reported, and does not change the exit status of the command.
@@ -418,7 +446,9 @@ impl Sandbox<'_> {
             Err(error) if gone(&error) => return Ok(()),
             job => job?,
         };
-        match self.jobs.finish(self.bus, &job, self.progress.track(None), listener).await {
+        let done = self.jobs.finish(self.bus, &job, self.progress.track(None), listener).await;
+        installed::refresh(self.bus).await;
+        match done {
             Err(error) if !gone(&error) => Err(error),
             _ => Ok(()),
         }

@@ -8,19 +8,22 @@ use clap::Args;
 use crate::{
     client::{bus::Bus, object::Object, service::Kind},
     error::{Error, Result},
-    ssh::{config, host_of, keys},
+    ssh::{config, host_of, hosts::Session, keys},
     user::dirs::UserDirs,
+    workspace::record::shell_word,
 };
 
 /// Log in to a sandbox with ssh
 ///
 /// This runs the ssh of your system with the address and the host key of the sandbox, so it asks no questions. The
-/// image needs an ssh server; `banger vm exec` needs none. Arguments after -- go to ssh.
+/// image needs an ssh server; `banger vm exec` needs none. If you sent a repository, the session has its user,
+/// directory and environment. Options of ssh go after --.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm ssh web                           a shell
-  banger vm ssh web -- uname -a               a command, with its exit status
+  banger vm ssh web uname -a                  a command, with its exit status
+  banger vm ssh -t web htop                   in a terminal
   banger vm ssh web -- -N -L 8080:localhost:80
 
 Exit status:
@@ -32,34 +35,54 @@ pub struct Ssh {
     /// Name, id or id prefix
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// Options of ssh, then a command and its arguments [default: a login shell]
-    #[arg(last = true, value_name = "ARGUMENT")]
+    /// Command and its arguments, which ssh joins by spaces for the shell of the sandbox [default: a login shell]. After
+    /// --, options of ssh can come first
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     arguments: Vec<String>,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
 }
 
 impl Ssh {
     pub async fn run(&self) -> Result<u8> {
         let dirs = UserDirs::of_caller()?;
-        let host = self.host().await.map_err(|error| error.about(&self.sandbox))?;
+        let (host, session) = self.host().await.map_err(|error| error.about(&self.sandbox))?;
         keys::ensure(&dirs)?;
         let mut ssh = Command::new("ssh");
-        for (keyword, value) in config::settings(&dirs)? {
+        // ssh takes the first value of a setting.
+        for (keyword, value) in session.settings().into_iter().chain(config::settings(&dirs)?) {
             ssh.arg("-o").arg(format!("{keyword}={value}"));
         }
+        if self.tty {
+            ssh.arg("-t");
+        }
         // An option may also follow the host.
-        let error = ssh.arg(host).args(&self.arguments).exec();
+        let error = ssh.arg(host).args(in_directory(&session, &self.arguments)).exec();
         let failed = Error::io("run ssh", error);
         Err(failed.with_hint("install the ssh client: the package openssh-client or openssh-clients."))
     }
 
-    /// Returns the host name by which ssh-proxy finds the sandbox.
-    async fn host(&self) -> Result<String> {
+    /// Returns the host name by which ssh-proxy finds the sandbox, and how a session there begins.
+    async fn host(&self) -> Result<(String, Session)> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, &self.sandbox).await?;
         let sandbox = bus.properties(&vm, VM_INTERFACE).await?;
         require_running(&sandbox)?;
         let is_own = sandbox.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw());
-        Ok(host_of(if is_own { sandbox.name() } else { sandbox.text("Id") }))
+        let host = host_of(if is_own { sandbox.name() } else { sandbox.text("Id") });
+        Ok((host, Session::of(sandbox.text("Id"))))
+    }
+}
+
+/// Makes a command start in the workspace. A login shell does that by itself, and options of ssh stay as they are.
+fn in_directory(session: &Session, arguments: &[String]) -> Vec<String> {
+    match (&session.directory, arguments.first()) {
+        (Some(directory), Some(first)) if !first.starts_with('-') => {
+            let prefix = ["cd".to_owned(), shell_word(directory), "&&".to_owned()];
+            prefix.into_iter().chain(arguments.iter().cloned()).collect()
+        }
+        _ => arguments.to_vec(),
     }
 }
 
@@ -72,5 +95,42 @@ fn require_running(sandbox: &Object) -> Result<()> {
             let error = Error::Service { name: ErrorName::InvalidState, message };
             Err(error.with_hint("`banger vm start NAME` boots it."))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Test {
+        #[command(flatten)]
+        ssh: Ssh,
+    }
+
+    #[test]
+    fn a_command_follows_the_sandbox_as_with_ssh() {
+        let (plain, workspace) = (
+            Session::default(),
+            Session { directory: Some("/root/my repo".to_owned()), ..Session::default() },
+        );
+        for (line, session, tty, expect) in [
+            ("web", &plain, false, vec![]),
+            ("web uname -a", &plain, false, vec!["uname", "-a"]),
+            ("web -- uname -a", &plain, false, vec!["uname", "-a"]),
+            ("-t web htop -d 5", &plain, true, vec!["htop", "-d", "5"]),
+            ("web htop -t", &plain, false, vec!["htop", "-t"]),
+            ("web -- -N -L 1:localhost:2", &workspace, false, vec!["-N", "-L", "1:localhost:2"]),
+            ("web", &workspace, false, vec![]),
+            ("web make -j4", &workspace, false, vec!["cd", "'/root/my repo'", "&&", "make", "-j4"]),
+        ] {
+            let ssh = Test::try_parse_from(format!("ssh {line}").split_whitespace()).unwrap().ssh;
+            assert_eq!((ssh.sandbox.as_str(), ssh.tty), ("web", tty), "{line}");
+            assert_eq!(in_directory(session, &ssh.arguments), expect, "{line}");
+        }
+        assert!(Test::try_parse_from(["ssh", "web", "-N"]).is_err());
     }
 }

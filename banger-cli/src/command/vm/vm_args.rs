@@ -4,7 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use banger_proto::bus::{
     ErrorName,
-    option::{create, pull as option, vmm},
+    names::VM_INTERFACE,
+    option::{create, publish::scope, pull as option, vmm},
     proxy::Options,
 };
 use clap::{Args, ValueEnum};
@@ -13,6 +14,7 @@ use zbus::{OwnedObjectPath, Variant};
 
 use super::{
     numbers::positive,
+    port_spec::{PortSpec, Wish},
     size_args::{SizeArgs, with_default},
 };
 use crate::{
@@ -20,6 +22,7 @@ use crate::{
     client::{
         bus::Bus,
         job::Jobs,
+        published_port::{PublishedPort, PublishedPorts},
         pull::{self, PullPolicy},
         service::id_of,
     },
@@ -63,6 +66,11 @@ pub struct VmArgs {
     /// Give the sandbox no internet access. This is the default, unless your settings say `nat = true`
     #[arg(long, overrides_with = "nat")]
     no_nat: bool,
+    /// Publish a port: [ADDRESS:][HOST:]GUEST[/PROTOCOL]. The address is 127.0.0.1 unless you give 0.0.0.0, which
+    /// needs an administrator, as does a HOST below 1024. Without HOST, a free port is chosen and printed. Ports can be
+    /// ranges
+    #[arg(short, long, value_name = "PORT")]
+    publish: Vec<PortSpec>,
     /// Add a label; `banger vm list --filter` can select by labels
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
@@ -226,6 +234,12 @@ impl VmArgs {
         {
             options.insert(create::SSH_AUTHORIZED_KEYS, Variant::from(keys));
         }
+        let wishes = self.published();
+        if !wishes.is_empty() {
+            let rows: Vec<_> =
+                wishes.iter().map(|wish| (wish.protocol, wish.guest, wish.host, wish.scope)).collect();
+            options.insert(create::PORTS, Variant::from(rows));
+        }
         let name = self.name.as_deref().unwrap_or_default();
         let mut pulls = Pulls { bus, jobs, progress, listener };
         let policy = self.pull.unwrap_or_default();
@@ -237,13 +251,15 @@ impl VmArgs {
             let refused = match bus.create_vm(name, &options).await {
                 Err(error) if policy != PullPolicy::Never => error,
                 created => {
-                    if is_smaller && created.is_ok() {
+                    let (vm, job) = created.map_err(|error| self.add_hint(error))?;
+                    if is_smaller {
                         progress.note(
                             "note: this host cannot give the sizes that devcontainer.json requires; the sandbox gets \
                              the default ones.",
                         );
                     }
-                    return created.map_err(|error| self.add_hint(error));
+                    self.note_chosen_ports(bus, &vm, progress).await;
+                    return Ok((vm, job));
                 }
             };
             // The pulled objects are given by id from now on, so that nothing is pulled twice.
@@ -301,6 +317,7 @@ impl VmArgs {
             given: None,
             nat: true,
             no_nat: false,
+            publish: Vec::new(),
             label: Vec::new(),
             vmm: None,
             timezone: Some(timezone::IMAGE.to_owned()),
@@ -326,6 +343,30 @@ impl VmArgs {
     /// Returns the image that was given.
     pub fn image(&self) -> Option<&str> {
         self.image.as_deref()
+    }
+
+    /// Returns the ports to publish.
+    pub fn published(&self) -> Vec<Wish> {
+        self.publish.iter().flat_map(|spec| spec.wishes(scope::LOOPBACK)).collect()
+    }
+
+    /// Prints the ports that the service has chosen.
+    async fn note_chosen_ports(&self, bus: &Bus, vm: &OwnedObjectPath, progress: &Progress) {
+        let wishes = self.published();
+        if wishes.iter().all(|wish| wish.host != 0) {
+            return;
+        }
+        // Without it, `banger vm publish` still shows them.
+        let Ok(sandbox) = bus.properties(vm, VM_INTERFACE).await else { return };
+        let is_given = |port: &PublishedPort| {
+            wishes.iter().any(|wish| (wish.protocol, wish.host) == (port.protocol.as_str(), port.host_port))
+        };
+        for port in PublishedPorts::of(&sandbox).ports.iter().filter(|port| !is_given(port)) {
+            let PublishedPort { protocol, host_address, guest_port, host_port } = port;
+            let name = sandbox.name();
+            progress
+                .note(&format!("{host_address}:{host_port} reaches port {guest_port}/{protocol} of {name}."));
+        }
     }
 
     /// Returns whether the sandbox gets internet access.
@@ -370,6 +411,9 @@ impl VmArgs {
                 "the default image is not on this host, and neither a catalog nor a recipe has it: `banger image \
                  build RECIPE` builds an image, `--image alpine` pulls one from a registry, and `banger image \
                  list` lists the images on this host.",
+            ),
+            Some(ErrorName::AlreadyInUse) if !self.publish.is_empty() => error.with_hint(
+                "nothing was created; choose another port of the host, or give only the guest's to get a free one.",
             ),
             Some(ErrorName::DiskTooSmall) => error.with_hint(
                 "`banger image show IMAGE` shows the size of an image; without `--root-size`, the system disk has that.",
@@ -456,6 +500,23 @@ mod tests {
     }
 
     #[test]
+    fn ports_are_published_on_the_loopback_unless_an_address_is_given() {
+        let published =
+            parse("-p 8080:80 -p 0.0.0.0:53:53/udp --publish 1-2:81-82 -p 80").unwrap().published();
+        let rows: Vec<_> =
+            published.iter().map(|wish| (wish.protocol, wish.guest, wish.host, wish.scope)).collect();
+        let expect = [
+            ("tcp", 80, 8080, "loopback"),
+            ("udp", 53, 53, "all"),
+            ("tcp", 81, 1, "loopback"),
+            ("tcp", 82, 2, "loopback"),
+            ("tcp", 80, 0, "loopback"),
+        ];
+        assert_eq!(rows, expect);
+        assert!(parse("-p 80/sctp").is_err());
+    }
+
+    #[test]
     fn impossible_sizes_are_refused_before_the_service_is_asked() {
         for line in [
             "--vcpu 0",
@@ -499,6 +560,7 @@ mod tests {
             hint("--pull never", ErrorName::NoSuchImage),
             hint("--image x", ErrorName::NoSuchImage),
             hint("--memory 1G", ErrorName::NoSuchKernel),
+            hint("-p 8080:80", ErrorName::AlreadyInUse),
             ("--image debain", explain("debain", refused)),
         ];
         check("hints_about_missing_images", &shown(errors));

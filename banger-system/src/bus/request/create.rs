@@ -6,7 +6,9 @@ use banger_proto::{
     size::Bytes,
 };
 
-use super::{Api, Caller, Dict, Error, Options, Result, parse_name, read_start, usable_kernel};
+use super::{
+    Api, Caller, Dict, Error, Options, Result, parse_name, ports::read_ports, read_start, usable_kernel,
+};
 use crate::engine::request::CreateVm;
 
 /// Limits of labels.
@@ -51,6 +53,7 @@ pub(in crate::bus) async fn read_create(
             "there may be {MAX_LABELS} labels of {MAX_LABEL} bytes each"
         )));
     }
+    let ports = read_ports(&mut options)?;
     let lifetime = options.string(create::LIFETIME)?;
     let start = options.boolean(create::START)?.unwrap_or(true);
     let how = read_start(&mut options)?;
@@ -77,6 +80,7 @@ pub(in crate::bus) async fn read_create(
         authorized_keys,
         lifetime: api.lifetime(caller, lifetime.as_deref()).await?,
         labels,
+        ports,
         start: start.then_some(how),
     };
     options.finish()?;

@@ -3,6 +3,7 @@
 mod commit;
 mod create;
 mod import;
+mod ports;
 mod pull;
 
 use banger_domain::name::{Name, Reference};
@@ -13,6 +14,7 @@ pub(super) use self::{
     commit::read_commit,
     create::read_create,
     import::{read_image_import, read_kernel_import},
+    ports::{needs_authorisation, read_port, read_protocol},
     pull::{read_image_pull, read_kernel_pull},
 };
 use super::{

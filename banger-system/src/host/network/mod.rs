@@ -332,8 +332,8 @@ impl Network for LinuxNetwork {
         self.open_outside_for(new).await
     }
 
-    async fn assign_host_port(&self, port: Port) -> Result<Port> {
-        ports::assign_host_port(port)
+    async fn free_ports(&self, wishes: &[Port]) -> Result<Vec<Port>> {
+        ports::free_ports(wishes)
     }
 
     async fn unplug(&self, vm: VmId) -> Result<()> {

@@ -159,12 +159,14 @@ impl HeldPorts {
     }
 }
 
-/// Returns the port with a free number, if it has none yet.
-pub(super) fn assign_host_port(port: Port) -> Result<Port> {
-    match port.host {
-        0 => take(port, |_| None).map(|(_, host)| Port { host, ..port }),
-        _ => Ok(port),
-    }
+/// Returns the ports, each with a free number if it has none. Fails if another number is in use.
+pub(super) fn free_ports(wishes: &[Port]) -> Result<Vec<Port>> {
+    // All are bound at the same time, the given numbers first, so that none is chosen twice.
+    let mut wishes = wishes.to_vec();
+    wishes.sort_by_key(|wish| wish.host == 0);
+    let bound = wishes.into_iter().map(|wish| take(wish, |_| None).map(|taken| (wish, taken)));
+    let bound: Vec<_> = bound.collect::<Result<_>>()?;
+    Ok(bound.iter().map(|(wish, (_, host))| Port { host: *host, ..*wish }).collect())
 }
 
 /// Returns the addresses of the host at which a port is published. The rules of the packet filter
@@ -247,7 +249,22 @@ mod tests {
     use super::*;
 
     fn free(scope: Scope) -> Port {
-        assign_host_port(Port { scope, protocol: Protocol::Tcp, host: 0, guest: 80 }).unwrap()
+        let wish = Port { scope, protocol: Protocol::Tcp, host: 0, guest: 80 };
+        free_ports(&[wish]).unwrap().remove(0)
+    }
+
+    #[test]
+    fn free_ports_differ_and_taken_ones_are_refused() {
+        let wish = |host| Port { scope: Scope::Loopback, protocol: Protocol::Tcp, host, guest: 80 };
+        let (given, wishes) = (free(Scope::Loopback), [wish(0); 20]);
+        let found = free_ports(&[&wishes[..], &[given]].concat()).unwrap();
+        let numbers: BTreeSet<u16> = found.iter().map(|port| port.host).collect();
+        assert!(numbers.len() == 21 && numbers.contains(&given.host) && !numbers.contains(&0), "{numbers:?}");
+        // Nothing is reserved.
+        let program = TcpListener::bind(("127.0.0.1", given.host)).unwrap();
+        assert!(matches!(free_ports(&[wish(0), given]), Err(Error::Taken { .. })));
+        drop(program);
+        free_ports(&[given]).unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Level 4: the installed product in private hosts, with guests that boot. After each check its host must have nothing
 //! left of any sandbox.
 
+mod clients;
 mod copies;
 mod devcontainer;
 mod guests;
@@ -43,6 +44,7 @@ type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
 const QUICK_CHECKS: &[&[(&str, Check)]] = &[
+    clients::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
     guests::CHECKS,

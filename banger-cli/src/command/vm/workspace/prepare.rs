@@ -11,6 +11,7 @@ use crate::{
     command::vm::workspace_args::{WorkspaceArgs, note_left, print_plan},
     error::Result,
     guest::agent::Guest,
+    ssh::installed,
     ui::{
         output,
         progress::{Progress, ProgressArgs},
@@ -79,6 +80,7 @@ impl Prepare {
             false => error,
         });
         let record = kept.map_err(|error| error.about(&self.sandbox))?.record;
+        installed::refresh(guest.bus()).await;
         if self.json {
             output::json(&json!({
                 "source": record.source,
