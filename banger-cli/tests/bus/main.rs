@@ -12,6 +12,7 @@ mod schemas;
 mod service;
 mod shells;
 mod ssh;
+mod verbs;
 mod workspace;
 
 use std::{fs, io::Write};

@@ -17,9 +17,9 @@ mod numbers;
 mod ports;
 mod prune;
 mod publish;
-mod rename;
 mod restart;
 mod run;
+mod run_detached;
 mod set;
 mod shell;
 mod show;
@@ -31,14 +31,18 @@ mod stop;
 mod stop_args;
 mod vm_args;
 mod wait;
-
-pub use wait::Wait;
+mod wait_exit;
 mod workspace;
 pub mod workspace_args;
 
 use clap::Subcommand;
 
-use crate::error::{FAILURE, OWN_FAILURE, Result};
+pub use self::wait::Wait;
+use super::rename::RenameArgs;
+use crate::{
+    client::service::Kind,
+    error::{FAILURE, OWN_FAILURE, Result},
+};
 
 /// Exit status of ssh when ssh itself fails.
 const SSH_FAILURE: u8 = 255;
@@ -53,14 +57,22 @@ pub enum VmCommand {
     Restart(restart::Restart),
     Kill(kill::Kill),
     Delete(delete::Delete),
-    #[command(visible_alias = "ps")]
+    #[command(visible_aliases = ["ls", "ps"])]
     List(list::List),
+    #[command(visible_alias = "inspect")]
     Show(show::Show),
     Set(set::Set),
     Publish(publish::Publish),
     Unpublish(publish::Unpublish),
     Logs(logs::Logs),
-    Rename(rename::Rename),
+    /// Rename a sandbox
+    ///
+    /// The host uses the new name at once. The host name in the guest changes at its next boot.
+    #[command(after_long_help = "\
+Example:
+  banger vm rename calm-otter web")]
+    Rename(RenameArgs),
+    Wait(wait_exit::WaitExit),
     Prune(prune::Prune),
     Ports(ports::Ports),
     Forward(forward::Forward),
@@ -101,7 +113,8 @@ impl VmCommand {
             VmCommand::Publish(publish) => publish.run().await,
             VmCommand::Unpublish(unpublish) => unpublish.run().await,
             VmCommand::Logs(logs) => logs.run().await,
-            VmCommand::Rename(rename) => rename.run().await,
+            VmCommand::Rename(rename) => rename.run(Kind::Vm).await,
+            VmCommand::Wait(wait) => wait.run().await,
             VmCommand::Prune(prune) => prune.run().await,
             VmCommand::Ports(ports) => ports.run().await,
             VmCommand::Forward(forward) => forward.run().await,

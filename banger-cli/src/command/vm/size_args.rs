@@ -13,10 +13,10 @@ use super::numbers::positive;
 #[derive(Debug, Clone, Args)]
 pub struct SizeArgs {
     /// Virtual processors
-    #[arg(long, value_name = "COUNT", value_parser = positive)]
+    #[arg(long, alias = "cpus", value_name = "COUNT", value_parser = positive)]
     vcpu: Option<u32>,
     /// Memory, such as 512MiB or 4GiB
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(short, long, value_name = "SIZE", value_parser = size)]
     memory: Option<Bytes>,
     /// Size of the system disk (/), such as 20GiB
     #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]
