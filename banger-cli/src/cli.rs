@@ -143,7 +143,9 @@ mod tests {
     #[test]
     fn verbs_have_the_aliases_of_their_kind_in_every_group() {
         let parser = parser();
-        let groups = parser.get_subcommands().filter(|group| group.has_subcommands());
+        // `config` has no objects.
+        let is_group = |group: &&Parser| group.has_subcommands() && group.get_name() != "config";
+        let groups = parser.get_subcommands().filter(is_group);
         let verbs = groups.flat_map(Parser::get_subcommands).chain(parser.get_subcommands());
         for verb in verbs {
             let expect = match verb.get_name() {

@@ -112,7 +112,7 @@ impl Names {
         }
     }
 
-    /// Forgets an object that is gone.
+    /// Forgets a job that is gone.
     fn forget(&mut self, path: &str) {
         self.by_id.remove(path.rsplit('/').next().unwrap_or(path));
     }
@@ -151,7 +151,8 @@ async fn line(event: &Value, names: &mut Names) -> String {
     let details = words.collect::<Vec<_>>().join(" ");
     let at = age::stamp(event["time_usec"].as_u64().unwrap_or_default());
     let line = format!("{at} {} {} {details}", text("event"), names.named(path));
-    if text("event").ends_with("Removed") {
+    // The signals of a deletion's job come after the sandbox is gone.
+    if text("event") == "JobRemoved" {
         names.forget(path);
     }
     format!("{}\n", sanitize::line(line.trim_end()))

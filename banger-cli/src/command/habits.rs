@@ -87,6 +87,14 @@ const NETWORKS: &str = "sandboxes of one owner reach each other as NAME.vm; `--n
 
 /// Explains an invalid command line to a user of another tool, if it means something there.
 pub fn explain(wrong: &clap::Error, line: &[String]) -> Option<Error> {
+    if !wrong.use_stderr() {
+        // It is no error: the user has asked for help or the version.
+        return None;
+    }
+    // Options of the forgotten command may be wrong in any way.
+    if let Some(error) = forgotten_separator(line) {
+        return Some(error);
+    }
     match wrong.kind() {
         ErrorKind::InvalidSubcommand => {
             let verb = context(wrong, ContextKind::InvalidSubcommand)?;
@@ -94,9 +102,6 @@ pub fn explain(wrong: &clap::Error, line: &[String]) -> Option<Error> {
             Some(usage.with_hint(lookup(VERBS, verb)?))
         }
         ErrorKind::UnknownArgument => {
-            if let Some(error) = forgotten_separator(line) {
-                return Some(error);
-            }
             let argument = context(wrong, ContextKind::InvalidArg)?;
             let option = argument.split(['=', ' ']).next()?;
             let usage = Error::Usage(format!("banger has no option {option}"));
