@@ -29,7 +29,7 @@ mkdir -p site
 echo 'hello from the host' > site/index
 t -f tmux.conf new-session -d -x 120 -y 40 "env PS1='host> ' sh"
 line "$host" 'banger run -it -q --vcpu 1 --name first' "$guest"
-line "$guest" 'hostname; exit' 'first is still running: '
+line "$guest" 'hostname; exit' '^first$'
 line "$host" 'banger run -d -q --vcpu 1 -p 8080:80 --name web -- sh -c "echo started; exec sleep 1000"' '^web$'
 line "$host" 'banger ls' ' web  *running '
 line "$host" 'banger ps -a' ' first  *running '
