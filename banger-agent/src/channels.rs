@@ -62,7 +62,7 @@ pub fn serve() -> io::Result<Infallible> {
     let config = serde_json::from_reader(io::stdin().lock())?;
     let ServerConfig { token, problems, init, init_system, programs } = config;
     cgroups::begin();
-    detached::begin();
+    detached::begin(init)?;
     limits::begin();
     let phases = PhaseTracker::begin(init_system);
     let guest = Arc::new(Guest { token, problems, init, programs, phases });

@@ -52,7 +52,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Exec(mut command) => {
             let Some(early) = boot_wait::wait(port, &mut command, &guest.phases)? else { return Ok(()) };
             match programs::complete(&guest.programs, command) {
-                Some(command) => exec::run(port, locale::complete(command), early),
+                Some(command) => exec::run(port, locale::complete(command), early, guest.init),
                 None => refuse(port, FailureKind::BadRequest, "the image names no program of its own"),
             }
         }
@@ -81,6 +81,7 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         }
         Request::Detached => reply_json(port, &detached::facts()),
         Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
+        Request::WaitDetached(id) => detached::send_exit(port, id),
         Request::StopDetached(id) => detached::stop(port, id),
         Request::PrepareCommit => commit::prepare(port),
         Request::Wait(phase) => match guest.phases.wait_quietly(phase, port)? {

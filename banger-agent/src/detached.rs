@@ -7,7 +7,10 @@ mod store;
 use std::{
     io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -22,16 +25,18 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
-pub use self::store::{begin, facts};
+pub use self::store::facts;
 use self::{
     log::{Read, Reader, Writer},
     store::{Entry, Metadata},
 };
 use crate::{
     cgroups,
+    channels::InitKind,
     conversation::{kind_of, refuse},
     exec,
     port::{Port, Received},
+    power,
     spawn::{self, Running},
 };
 
@@ -45,13 +50,37 @@ const STOP_SEQUENCE: [(Signal, Duration); 2] =
 /// Poll interval for the end of a command and for new output.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const THREAD_STACK: usize = 64 << 10;
+/// How long the hosts that wait for an exit may take to receive it before the guest powers off.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The threads that record output.
 static RECORDERS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+/// How many hosts wait for an exit.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// Keeps records on the guest's disk from now on. Powers the guest off if an earlier boot ran a command that was to
+/// do that at its end, and did not see it end.
+pub fn begin(init: InitKind) -> io::Result<()> {
+    store::begin();
+    let mut is_over = false;
+    for entry in store::all() {
+        if let Ok(metadata) = entry.metadata()
+            && metadata.power_off
+            && metadata.exit.is_none()
+        {
+            // Once: the sandbox may be started again on purpose.
+            is_over |= entry.save(&Metadata { power_off: false, ..metadata }).is_ok();
+        }
+    }
+    if is_over {
+        thread::Builder::new().stack_size(THREAD_STACK).spawn(move || power_off(init))?;
+    }
+    Ok(())
+}
 
 /// Starts a command. Replies with its number and `Done`.
-pub fn start(port: &mut Port, command: &Exec) -> io::Result<()> {
-    match begin_command(command) {
+pub fn start(port: &mut Port, command: &Exec, init: InitKind) -> io::Result<()> {
+    match begin_command(command, init) {
         Ok(id) => {
             port.queue(&Frame::Output(id.to_string().into_bytes()));
             port.send(&Frame::Done).map(drop)
@@ -60,7 +89,7 @@ pub fn start(port: &mut Port, command: &Exec) -> io::Result<()> {
     }
 }
 
-fn begin_command(command: &Exec) -> Result<u64, spawn::Error> {
+fn begin_command(command: &Exec, init: InitKind) -> Result<u64, spawn::Error> {
     store::prune();
     let running = |entry: &Entry| entry.metadata().is_ok_and(|metadata| metadata.is_running());
     if store::all().iter().filter(|entry| running(entry)).count() >= MAX_RUNNING {
@@ -80,12 +109,13 @@ fn begin_command(command: &Exec) -> Result<u64, spawn::Error> {
             started_usec: now(),
             ended_usec: 0,
             exit: None,
+            power_off: command.power_off,
         };
         entry.save(&metadata)?;
         let id = entry.id;
         let kept = entry.clone();
         let recorder = thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
-            if let Err(error) = record_output(running, &kept, metadata) {
+            if let Err(error) = record_output(running, &kept, metadata, init) {
                 crate::log::error(&format!("the output of the detached command {id} is lost: {error}"));
             }
         })?;
@@ -110,7 +140,12 @@ pub fn wait() {
 }
 
 /// Records the output of a command and how it ended. Background processes of the command may continue to write.
-fn record_output(mut running: Running, entry: &Entry, mut metadata: Metadata) -> io::Result<()> {
+fn record_output(
+    mut running: Running,
+    entry: &Entry,
+    mut metadata: Metadata,
+    init: InitKind,
+) -> io::Result<()> {
     let pidfd = pidfd_open(Pid::from_child(&running.child), PidfdFlags::empty())?;
     let mut writer = Writer::new(&entry.directory, entry.max_size);
     while metadata.exit.is_none() || running.output.is_some() {
@@ -133,12 +168,32 @@ fn record_output(mut running: Running, entry: &Entry, mut metadata: Metadata) ->
                 (None, signal) => Exit::Signal(signal.unwrap_or_default() as u8),
             });
             metadata.ended_usec = now();
-            entry.save(&metadata)?;
+            let saved = entry.save(&metadata);
+            if metadata.power_off {
+                power_off(init);
+            }
+            saved?;
             running.group = None;
         }
     }
     store::prune();
     Ok(())
+}
+
+/// Powers the guest off, after the hosts that wait for an exit had time to receive it.
+fn power_off(init: InitKind) {
+    let mut waited = Duration::ZERO;
+    while WAITING.load(Ordering::Relaxed) > 0 && waited < FAREWELL_TIMEOUT {
+        thread::sleep(POLL_INTERVAL);
+        waited += POLL_INTERVAL;
+    }
+    // Outside a guest, this program serves tests.
+    if store::is_in_guest() {
+        rustix::fs::sync();
+        if let Err(error) = power::power_off_guest(init) {
+            crate::log::error(&format!("cannot power off after the last command: {error}"));
+        }
+    }
 }
 
 /// Reads from the pipe, at most its capacity, because a writer may add more all the time.
@@ -182,6 +237,38 @@ pub fn send_log(port: &mut Port, wanted: &DetachedLog) -> io::Result<()> {
         }
         if !still_running {
             return port.send(&Frame::Done).map(drop);
+        }
+        if port.receive()? == Received::HungUp {
+            return Ok(());
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Sends the exit of a command, once it has ended.
+pub fn send_exit(port: &mut Port, id: u64) -> io::Result<()> {
+    WAITING.fetch_add(1, Ordering::Relaxed);
+    let sent = wait_and_send_exit(port, id);
+    WAITING.fetch_sub(1, Ordering::Relaxed);
+    sent
+}
+
+fn wait_and_send_exit(port: &mut Port, id: u64) -> io::Result<()> {
+    let Some(entry) = store::find(id) else { return refuse_unknown(port, id) };
+    let mut seems_gone = false;
+    loop {
+        match entry.metadata() {
+            Ok(Metadata { exit: Some(exit), .. }) => return port.send(&Frame::Exit(exit)).map(drop),
+            // Its exit is recorded a moment after its process is gone.
+            Ok(metadata) if metadata.is_running() || !std::mem::replace(&mut seems_gone, true) => {}
+            Ok(_) => {
+                let message = format!("the command {id} was lost with the guest");
+                return refuse(port, FailureKind::Other, &message);
+            }
+            Err(error) => {
+                let message = format!("cannot wait for the command {id}: {error}");
+                return refuse(port, kind_of(&error), &message);
+            }
         }
         if port.receive()? == Received::HungUp {
             return Ok(());
@@ -284,6 +371,32 @@ mod tests {
             assert_eq!(failure.kind, FailureKind::NotFound);
         }
         store::find(id).unwrap().remove().unwrap();
+    }
+
+    #[test]
+    fn a_host_that_waits_for_a_command_gets_its_exit() {
+        let id = detach("sleep 0.3; exit 7");
+        for _ in 0..2 {
+            assert_eq!(Host::ask(Request::WaitDetached(id)).bytes().1, Frame::Exit(Exit::Code(7)));
+        }
+        let entry = store::find(id).unwrap();
+        let lost = Metadata { exit: None, boot_id: "earlier".into(), ..entry.metadata().unwrap() };
+        entry.save(&lost).unwrap();
+        for (id, kind) in [(id, FailureKind::Other), (u64::MAX, FailureKind::NotFound)] {
+            let Frame::Failed(failure) = Host::ask(Request::WaitDetached(id)).bytes().1 else { panic!() };
+            assert_eq!(failure.kind, kind, "{failure:?}");
+        }
+        entry.remove().unwrap();
+    }
+
+    #[test]
+    fn a_command_that_ends_its_guest_is_recorded_so() {
+        let exec = Exec { detach: true, power_off: true, ..command(&["true"]) };
+        let id: u64 = String::from_utf8(Host::ask(Request::Exec(exec)).bytes().0).unwrap().parse().unwrap();
+        assert_eq!(Host::ask(Request::WaitDetached(id)).bytes().1, Frame::Exit(Exit::Code(0)));
+        let entry = store::find(id).unwrap();
+        assert!(entry.metadata().unwrap().power_off && !store::is_in_guest());
+        entry.remove().unwrap();
     }
 
     #[test]

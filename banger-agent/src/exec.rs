@@ -25,6 +25,7 @@ use rustix::{
 
 use crate::{
     boot_wait::EarlyInput,
+    channels::InitKind,
     conversation::{kind_of, refuse},
     detached,
     port::{Port, Received},
@@ -40,9 +41,9 @@ const HEARTBEAT_POLL: Timespec = Timespec { tv_sec: HEARTBEAT.as_secs() as _, tv
 const HANGUP_GRACE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// Runs a command until it has ended or the host has hung up.
-pub fn run(port: &mut Port, command: Exec, early: EarlyInput) -> io::Result<()> {
+pub fn run(port: &mut Port, command: Exec, early: EarlyInput, init: InitKind) -> io::Result<()> {
     if command.detach {
-        return detached::start(port, &command);
+        return detached::start(port, &command, init);
     }
     let running = match spawn::spawn(&command) {
         Ok(running) => running,

@@ -13,13 +13,11 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::{cli::Cli, command::complete, error::Error};
+use crate::{command::complete, error::Error};
 
 fn main() -> ExitCode {
     complete::answer_shell();
-    let cli = Cli::parse();
+    let cli = cli::parse();
     // One thread: the client mostly waits, so another thread would only add cost.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

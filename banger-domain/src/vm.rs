@@ -83,6 +83,22 @@ pub struct VmSpec {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Limit on the labels of a sandbox.
+const MAX_LABELS: usize = 32;
+/// Limit on a label, its key and its value together, in bytes.
+const MAX_LABEL: usize = 256;
+
+/// There are more labels than a sandbox can have, or a longer one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a sandbox can have at most {MAX_LABELS} labels of {MAX_LABEL} bytes each")]
+pub struct TooManyLabels;
+
+/// Checks that a sandbox can have these labels.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), TooManyLabels> {
+    let fits = |(key, value): (&String, &String)| key.len() + value.len() <= MAX_LABEL;
+    if labels.len() <= MAX_LABELS && labels.iter().all(fits) { Ok(()) } else { Err(TooManyLabels) }
+}
+
 /// The first process of the guest after the disks are mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Init {

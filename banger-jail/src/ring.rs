@@ -5,14 +5,29 @@
 //! header. The only writer raises the last number before a write and the other one after it; readers look at both,
 //! and drop what was overwritten in between. A guest may have taken over the process that writes the file, so readers
 //! trust none of its numbers.
+//!
+//! Behind the bytes is a table of marks, which say when something was written: a position (8 bytes) and the time of the
+//! write at it (8, microseconds since the Unix epoch), at most one for each second. The header has the number of marks
+//! ever made (8), and mark `n` is at `n` modulo the size of the table. A log of an earlier version has no marks.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 const MAGIC: [u8; 8] = *b"bgrring1";
 const HEADER: u64 = 64;
 const CAPACITY_AT: u64 = 8;
 const WRITTEN_AT: u64 = 16;
 const CLAIMED_AT: u64 = 24;
+const MARKED_AT: u64 = 32;
+/// How many marks are kept, and the size of each.
+const MARKS: u64 = 16 << 10;
+const MARK: u64 = 16;
+/// The least time between two marks, in microseconds. What follows a mark was written within this time.
+const MARK_INTERVAL: u64 = 1_000_000;
 /// How much is claimed and written at a time.
 const CHUNK: u64 = 64 << 10;
 /// Larger than any log that the service makes.
@@ -24,6 +39,9 @@ pub struct Writer {
     file: File,
     capacity: u64,
     written: u64,
+    marked: u64,
+    /// When the last mark was made.
+    marked_usec: u64,
 }
 
 impl Writer {
@@ -34,22 +52,33 @@ impl Writer {
         file.write_all_at(&capacity.to_le_bytes(), CAPACITY_AT)?;
         file.write_all_at(&0u64.to_le_bytes(), WRITTEN_AT)?;
         file.write_all_at(&0u64.to_le_bytes(), CLAIMED_AT)?;
-        Ok(Self { file, capacity, written: 0 })
+        file.write_all_at(&0u64.to_le_bytes(), MARKED_AT)?;
+        Ok(Self { file, capacity, written: 0, marked: 0, marked_usec: 0 })
     }
 
     /// Continues a log made by [`Writer::create`].
     pub fn open(file: File) -> io::Result<Self> {
         let reader = Reader::new(file)?;
+        let (written, marked) = (reader.written()?, reader.marked().unwrap_or_default());
         // Beyond this, a position in the log could overflow. No writer gets that far.
-        let written = reader.written()?;
-        if written > u64::MAX / 2 {
+        if written.max(marked) > u64::MAX / 2 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the log is damaged"));
         }
-        Ok(Self { capacity: reader.capacity, file: reader.file, written })
+        Ok(Self { capacity: reader.capacity, file: reader.file, written, marked, marked_usec: 0 })
     }
 
     /// Appends bytes, overwriting the oldest.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_at(bytes, now())
+    }
+
+    /// Does the same at this time, in microseconds since the Unix epoch.
+    pub fn write_at(&mut self, bytes: &[u8], now: u64) -> io::Result<()> {
+        // The clock may have been set back.
+        if self.marked == 0 || now.abs_diff(self.marked_usec) >= MARK_INTERVAL {
+            // On a full disk, a log without times is better than none.
+            let _ = self.mark(now);
+        }
         for chunk in bytes.chunks(self.capacity.min(CHUNK) as usize) {
             let written = self.written + chunk.len() as u64;
             self.file.write_all_at(&written.to_le_bytes(), CLAIMED_AT)?;
@@ -62,6 +91,21 @@ impl Writer {
         }
         Ok(())
     }
+
+    fn mark(&mut self, now: u64) -> io::Result<()> {
+        let mut mark = [0; MARK as usize];
+        mark[..8].copy_from_slice(&self.written.to_le_bytes());
+        mark[8..].copy_from_slice(&now.to_le_bytes());
+        self.file.write_all_at(&mark, HEADER + self.capacity + self.marked % MARKS * MARK)?;
+        self.marked += 1;
+        self.marked_usec = now;
+        self.file.write_all_at(&self.marked.to_le_bytes(), MARKED_AT)
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The reading end.
@@ -97,11 +141,43 @@ impl Reader {
         Ok(())
     }
 
-    /// Skips all but the last `lines` lines.
-    pub fn keep_last_lines(&mut self, lines: u32) -> io::Result<()> {
+    /// Skips what was written more than a second before this time, in microseconds since the Unix epoch. Skips nothing
+    /// if the log does not say when.
+    pub fn skip_before(&mut self, usec: u64) -> io::Result<()> {
+        if let Some(position) = self.position_at(usec.saturating_sub(MARK_INTERVAL - 1))? {
+            self.position = self.position.max(position);
+        }
+        Ok(())
+    }
+
+    /// Returns the position of the first bytes that were written at this time or later. `None` if the log does not
+    /// say, because it has no marks, or no longer those of that time.
+    pub fn position_at(&self, usec: u64) -> io::Result<Option<u64>> {
+        // A log of an earlier version may end here.
+        let marked = self.marked().unwrap_or_default();
+        let mut table = vec![0; (marked.min(MARKS) * MARK) as usize];
+        if marked == 0 || self.file.read_exact_at(&mut table, HEADER + self.capacity).is_err() {
+            return Ok(None);
+        }
+        let numbers: Vec<u64> = table.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+        let (marks, _) = numbers.as_chunks::<2>();
+        // Once the table is full, the oldest mark is where the next one goes.
+        let oldest = if marked > MARKS { (marked % MARKS) as usize } else { 0 };
+        let mut marks = marks[oldest..].iter().chain(&marks[..oldest]).enumerate();
+        match marks.find(|(_, [_, marked_usec])| *marked_usec >= usec) {
+            Some((0, _)) if marked > MARKS => Ok(None),
+            Some((_, [position, _])) => Ok(Some((*position).min(self.written()?))),
+            None => Ok(Some(self.written()?)),
+        }
+    }
+
+    fn marked(&self) -> io::Result<u64> {
+        self.number(MARKED_AT)
+    }
+
+    /// Skips all but the last `lines` lines before position `end`.
+    pub fn keep_last_lines(&mut self, lines: u32, end: u64) -> io::Result<()> {
         let (mut kept, mut begins) = (Vec::new(), Vec::new());
-        // The writer may be faster than this reader: bytes from now on belong to the last line.
-        let end = self.written()?;
         while self.read_until(end, &mut kept)? {}
         if !kept.is_empty() {
             begins.push(0);
@@ -177,7 +253,8 @@ mod tests {
             let file = tempfile::tempfile().unwrap();
             Writer::create(file.try_clone().unwrap(), 1000).unwrap().write(text.as_bytes()).unwrap();
             let mut reader = Reader::new(file).unwrap();
-            reader.keep_last_lines(lines).unwrap();
+            let end = reader.written().unwrap();
+            reader.keep_last_lines(lines, end).unwrap();
             let mut bytes = Vec::new();
             while reader.read(&mut bytes).unwrap() {}
             assert_eq!(String::from_utf8(bytes).unwrap(), expect, "{text:?} {lines}");
@@ -246,6 +323,61 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_log_is_found_by_the_time_of_its_writing() {
+        const SECOND: u64 = 1_000_000;
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::create(file.try_clone().unwrap(), 1000).unwrap();
+        for (usec, line) in [(10, "a\n"), (10, "b\n"), (20, "c\n"), (30, "d\n")] {
+            writer.write_at(line.as_bytes(), usec * SECOND).unwrap();
+        }
+        let check = |since: Option<u64>, until: Option<u64>, lines: Option<u32>, expect: &str| {
+            let mut reader = Reader::new(file.try_clone().unwrap()).unwrap();
+            let end = until.map(|until| reader.position_at(until * SECOND).unwrap().unwrap());
+            let end = end.unwrap_or(u64::MAX);
+            since.into_iter().for_each(|since| reader.skip_before(since * SECOND).unwrap());
+            lines.into_iter().for_each(|lines| reader.keep_last_lines(lines, end).unwrap());
+            let mut bytes = Vec::new();
+            while reader.read_until(end, &mut bytes).unwrap() {}
+            assert_eq!(String::from_utf8(bytes).unwrap(), expect, "{since:?} {until:?} {lines:?}");
+        };
+        check(Some(0), None, None, "a\nb\nc\nd\n");
+        check(Some(20), None, None, "c\nd\n");
+        check(Some(12), None, None, "c\nd\n");
+        check(Some(99), None, None, "");
+        check(None, Some(20), None, "a\nb\n");
+        check(None, Some(99), None, "a\nb\nc\nd\n");
+        check(None, Some(10), None, "");
+        check(Some(10), Some(30), Some(1), "c\n");
+        check(Some(30), None, Some(9), "d\n");
+        check(Some(30), Some(20), None, "");
+        // After a restart of its writer, the marks continue.
+        Writer::open(file.try_clone().unwrap()).unwrap().write_at(b"e\n", 40 * SECOND).unwrap();
+        check(Some(40), None, None, "e\n");
+    }
+
+    #[test]
+    fn times_that_are_not_known_skip_nothing() {
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::create(file.try_clone().unwrap(), 100).unwrap();
+        let reader = Reader::new(file.try_clone().unwrap()).unwrap();
+        assert_eq!(reader.position_at(0).unwrap(), None);
+        for second in 0..=MARKS {
+            writer.write_at(b"x", second * MARK_INTERVAL).unwrap();
+        }
+        assert_eq!(reader.position_at(0).unwrap(), None, "its mark is overwritten");
+        assert_eq!(reader.position_at(7 * MARK_INTERVAL).unwrap(), Some(7));
+        assert_eq!(reader.position_at(u64::MAX).unwrap(), Some(MARKS + 1));
+        // A writer that a guest has taken over may say anything.
+        file.write_all_at(&u64::MAX.to_le_bytes(), MARKED_AT).unwrap();
+        let _ = reader.position_at(7);
+        file.write_all_at(&1u64.to_le_bytes(), MARKED_AT).unwrap();
+        file.write_all_at(&[u8::MAX; MARK as usize], HEADER + 100).unwrap();
+        let mut reader = Reader::new(file).unwrap();
+        reader.skip_before(7).unwrap();
+        assert!(!reader.read(&mut Vec::new()).unwrap_or_default());
+    }
+
+    #[test]
     fn a_header_with_impossible_numbers_is_refused() {
         for capacity in [0, u64::MAX, MAX_CAPACITY + 1] {
             let file = tempfile::tempfile().unwrap();
@@ -278,7 +410,7 @@ mod tests {
             let all = pieces.concat();
             let expect = &all[all.len().saturating_sub(capacity as usize)..];
             prop_assert_eq!(contents(&file), expect);
-            prop_assert!(file.metadata().unwrap().len() <= HEADER + capacity);
+            prop_assert!(file.metadata().unwrap().len() <= HEADER + capacity + MARKS * MARK);
         }
     }
 }

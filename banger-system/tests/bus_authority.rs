@@ -220,6 +220,7 @@ async fn other_peoples_objects_do_not_exist_for_whom_may_not_see_them() {
         bob.call::<zbus::OwnedFd>(&vm, "OpenLog", &("console", options([]))).await,
         ErrorName::InteractiveAuthorizationRequired,
     );
+    refused(bob.call::<()>(&image, "Rename", &("mine",)).await, ErrorName::InteractiveAuthorizationRequired);
     refused(
         bob.call::<()>(&image, "Delete", &(options([]),)).await,
         ErrorName::InteractiveAuthorizationRequired,

@@ -59,6 +59,12 @@ async fn a_sandbox_is_created_used_and_deleted_by_its_owner() {
 
     alice.call::<()>(&vm, "Rename", &("crate",)).await.unwrap();
     assert_eq!(alice.text(&vm, "Name").await, "crate");
+    let labels = HashMap::from([("team", "web"), ("old", "")]);
+    alice.call::<()>(&vm, "Configure", &(options([("labels", labels.into())]),)).await.unwrap();
+    let removed = options([("remove-labels", vec!["old"].into())]);
+    alice.call::<()>(&vm, "Configure", &(removed,)).await.unwrap();
+    let labels = HashMap::<String, String>::try_from(alice.property(&vm, "Labels").await.unwrap()).unwrap();
+    assert_eq!(labels, HashMap::from([("team".to_owned(), "web".to_owned())]));
     let boot = alice.text(&vm, "BootId").await;
     for (member, state) in [("Stop", "stopped"), ("Start", "running"), ("Restart", "running")] {
         let job: OwnedObjectPath = alice.call(&vm, member, &(options([]),)).await.unwrap();
@@ -176,6 +182,8 @@ async fn bad_requests_are_refused_by_name_and_leave_nothing() {
     refused(alice.call::<()>(&vm, "SetLifetime", &("eternal",)).await, E::InvalidOption);
     refused(alice.call::<()>(&vm, "Kill", &(9i32,)).await, E::InvalidState);
     refused(alice.call::<zbus::OwnedFd>(&vm, "OpenLog", &("shadow", options([]))).await, E::InvalidArgs);
+    let endless = options([("follow", true.into()), ("until-usec", 1u64.into())]);
+    refused(alice.call::<zbus::OwnedFd>(&vm, "OpenLog", &("console", endless)).await, E::InvalidOption);
     refused(alice.call::<zbus::OwnedFd>(&vm, "OpenAgent", &(options([]),)).await, E::InvalidState);
     let purpose = options([("purpose", Variant::from("fun"))]);
     refused(alice.call::<zbus::OwnedFd>(&vm, "OpenAgent", &(purpose,)).await, E::InvalidOption);

@@ -118,7 +118,7 @@ async fn a_growth_that_fails_at_any_step_is_not_told_and_may_be_repeated() {
     let mut failed = 0;
     loop {
         lab.sim.fail_at(Some(failed));
-        let changed = lab.engine.configure_vm(vm, both).await;
+        let changed = lab.engine.configure_vm(vm, both.clone()).await;
         lab.sim.fail_at(None);
         if changed.is_ok() {
             break;

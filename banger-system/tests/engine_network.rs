@@ -47,7 +47,7 @@ async fn sizes_change_while_a_sandbox_is_down_within_its_owners_quota() {
         disk_size: Some(Bytes::gib(16)),
         ..Configure::default()
     };
-    assert!(matches!(lab.engine.configure_vm(vm, more).await, Err(Error::NotStopped { .. })));
+    assert!(matches!(lab.engine.configure_vm(vm, more.clone()).await, Err(Error::NotStopped { .. })));
     let stop = Stop { timeout: None, mode: StopMode::Graceful };
     lab.done(lab.engine.stop_vm(vm, stop).await.unwrap()).await;
     lab.engine.configure_vm(vm, more).await.unwrap();

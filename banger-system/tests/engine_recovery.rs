@@ -9,12 +9,13 @@ use banger_domain::{
     id::{Uid, VmId},
     lifecycle::State,
     resource::Resource,
+    vm::Lifetime,
 };
 use banger_system::{
-    engine::request::{Start, Stop, StopMode},
+    engine::request::{Configure, CreateVm, Start, Stop, StopMode},
     ports::{Check, supervisor::Ended},
 };
-use engine_lab::{ALICE, BOB, EngineLab};
+use engine_lab::{ALICE, BOB, EngineLab, request};
 
 /// Longer than the pause between two tries. The clock of these tests is virtual.
 const LONG: Duration = Duration::from_secs(600);
@@ -165,4 +166,66 @@ async fn what_a_stop_or_a_deletion_leaves_is_on_the_job_and_in_doctor() {
         assert_eq!(lab.sim.alive(), Vec::<String>::new());
         assert_eq!(lab.messages(Uid::ROOT).await, Vec::<String>::new());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_until_stopped_that_ended_while_no_service_ran_is_deleted() {
+    for ended in [Ended::Clean, Ended::Failed("killed".to_owned())] {
+        let lab = EngineLab::new().await;
+        let create = CreateVm { lifetime: Lifetime::UntilStopped, ..request() };
+        let (vm, job) = lab.engine.create_vm(create).await.unwrap();
+        lab.done(job).await;
+        // A restart of the service alone changes nothing.
+        let mut lab = lab.restart().await;
+        lab.until(vm, |state| state == Some(State::Running)).await;
+        lab.tasks.abort_all().await;
+        lab.sim.end_process(vm, ended);
+        let lab = lab.restart().await;
+        lab.wait_until("the sandbox is deleted", |lab| lab.engine.vm(vm).is_none()).await;
+        assert_eq!(lab.sim.alive(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_while_a_sandbox_until_stopped_ends_does_not_keep_it() {
+    // The service dies at some step after the guest has powered off, and the next one finishes the deletion.
+    for step in 0..40 {
+        let lab = EngineLab::new().await;
+        let create = CreateVm { lifetime: Lifetime::UntilStopped, ..request() };
+        let (vm, job) = lab.engine.create_vm(create).await.unwrap();
+        lab.done(job).await;
+        lab.sim.end_process(vm, Ended::Clean);
+        for _ in 0..step {
+            tokio::task::yield_now().await;
+        }
+        let lab = lab.restart().await;
+        lab.wait_until("the sandbox is deleted", |lab| lab.engine.vm(vm).is_none()).await;
+        assert_eq!(lab.sim.alive(), Vec::<String>::new(), "step {step}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn labels_are_set_and_removed_in_any_state_and_bounded() {
+    let lab = EngineLab::new().await;
+    let vm = lab.running().await;
+    let set = |pairs: &[(&str, &str)], removed: &[&str]| Configure {
+        labels: pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        removed_labels: removed.iter().map(|key| (*key).to_owned()).collect(),
+        ..Configure::default()
+    };
+    let labels = |lab: &EngineLab| {
+        let view = lab.engine.vm(vm).unwrap();
+        view.vm.spec.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>()
+    };
+    lab.engine.configure_vm(vm, set(&[("team", "web"), ("owner", "")], &[])).await.unwrap();
+    lab.engine.configure_vm(vm, set(&[("team", "db")], &["owner", "absent"])).await.unwrap();
+    assert_eq!(labels(&lab), ["team=db"]);
+    let (long, many) = ("x".repeat(257), (0..33).map(|n| n.to_string()).collect::<Vec<_>>());
+    let many: Vec<_> = many.iter().map(|key| (key.as_str(), "")).collect();
+    for wrong in [set(&[("key", &long)], &[]), set(&many, &["team"])] {
+        let error = lab.engine.configure_vm(vm, wrong).await.unwrap_err();
+        assert_eq!(error.to_string(), "a sandbox can have at most 32 labels of 256 bytes each");
+    }
+    let lab = lab.restart().await;
+    assert_eq!(labels(&lab), ["team=db"]);
 }

@@ -92,3 +92,48 @@ async fn an_image_in_files_keeps_its_configuration_and_goes_out_again() {
     assert_eq!(lab.failed(job).await, "the image has no layers");
     assert!(!lab.sees(ALICE, "none").await);
 }
+
+#[tokio::test]
+async fn a_renamed_image_is_found_by_its_new_name_only_and_its_sandboxes_show_it() {
+    let lab = EngineLab::new().await;
+    let (image, other) =
+        (lab.registered(ALICE, "mine", rootfs()).await, lab.registered(ALICE, "other", rootfs()).await);
+    let create = CreateVm { image: Some("mine".parse().unwrap()), start: None, ..request() };
+    let (vm, job) = lab.engine.create_vm(create).await.unwrap();
+    lab.done(job).await;
+    let rename =
+        async |lab: &EngineLab, name: &str| lab.engine.rename_image(image.id, &name.parse().unwrap()).await;
+
+    let taken = rename(&lab, "other").await.unwrap_err();
+    assert!(matches!(taken, Error::NameTaken { .. }), "{taken}");
+    lab.sim.fail_at(Some(0));
+    rename(&lab, "unsaved").await.unwrap_err();
+    lab.sim.fail_at(None);
+    assert!(lab.sees(ALICE, "mine").await && !lab.sees(ALICE, "unsaved").await);
+    assert_eq!(lab.engine.vm(vm).unwrap().image_name, "mine");
+
+    // Twice, as after a lost reply.
+    for _ in 0..2 {
+        rename(&lab, "ours").await.unwrap();
+        assert!(lab.sees(ALICE, "ours").await && !lab.sees(ALICE, "mine").await);
+        assert_eq!(lab.engine.vm(vm).unwrap().image_name, "ours");
+    }
+    // The name is free, and another user's image may have it, too.
+    lab.registered(BOB, "ours", rootfs()).await;
+    lab.engine.rename_image(other.id, &"mine".parse().unwrap()).await.unwrap();
+    let lab = lab.restart().await;
+    assert_eq!(lab.engine.image(image.id).unwrap().name.as_str(), "ours");
+    assert_eq!(lab.engine.vm(vm).unwrap().image_name, "ours");
+}
+
+#[tokio::test]
+async fn a_kernel_is_renamed_as_well() {
+    let lab = EngineLab::new().await;
+    let kernel = lab.engine.kernels()[0].id;
+    let (vm, job) = lab.engine.create_vm(CreateVm { start: None, ..request() }).await.unwrap();
+    lab.done(job).await;
+    lab.engine.rename_kernel(kernel, &"bookworm".parse().unwrap()).await.unwrap();
+    assert_eq!(lab.engine.vm(vm).unwrap().kernel_name, "bookworm");
+    let lab = lab.restart().await;
+    assert_eq!(lab.engine.kernel(kernel).unwrap().name.as_str(), "bookworm");
+}

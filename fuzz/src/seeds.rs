@@ -240,6 +240,7 @@ fn frames() -> Vec<Vec<u8>> {
         user: Some("root".into()),
         terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
         detach: false,
+        power_off: false,
         locale: vec![("LANG".into(), "C.UTF-8".into())],
         wait: Phase::Boot,
     };

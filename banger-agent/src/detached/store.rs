@@ -31,6 +31,11 @@ pub fn begin() {
     IN_GUEST.get_or_init(|| ());
 }
 
+/// Returns whether this process serves a guest.
+pub fn is_in_guest() -> bool {
+    IN_GUEST.get().is_some()
+}
+
 /// A location for records.
 #[derive(Debug, Clone, Copy)]
 pub struct Location {
@@ -53,6 +58,9 @@ pub struct Metadata {
     pub started_usec: u64,
     pub ended_usec: u64,
     pub exit: Option<Exit>,
+    /// Whether the guest powers off at its end.
+    #[serde(default)]
+    pub power_off: bool,
 }
 
 impl Metadata {
@@ -206,6 +214,7 @@ mod tests {
             started_usec: 1,
             ended_usec: 0,
             exit,
+            power_off: false,
         }
     }
 

@@ -183,9 +183,14 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Kill", &(signal,)).await
     }
 
-    /// Renames a sandbox.
-    pub async fn rename_vm(&self, vm: &ObjectPath<'_>, name: &str) -> Result<()> {
-        self.call(vm, VM_INTERFACE, "Rename", &(name,)).await
+    /// Renames an object.
+    pub async fn rename(&self, kind: Kind, object: &ObjectPath<'_>, name: &str) -> Result<()> {
+        self.call(object, kind.interface(), "Rename", &(name,)).await
+    }
+
+    /// Sets the [lifetime](banger_proto::bus::option::lifetime) of a sandbox.
+    pub async fn set_lifetime(&self, vm: &ObjectPath<'_>, lifetime: &str) -> Result<()> {
+        self.call(vm, VM_INTERFACE, "SetLifetime", &(lifetime,)).await
     }
 
     /// Changes the configuration of a sandbox.
@@ -201,11 +206,6 @@ impl Bus {
         options: &Options<'_>,
     ) -> Result<OwnedObjectPath> {
         self.call(vm, VM_INTERFACE, "Commit", &(name, options)).await
-    }
-
-    /// Changes how long a sandbox is kept.
-    pub async fn set_lifetime(&self, vm: &ObjectPath<'_>, lifetime: &str) -> Result<()> {
-        self.call(vm, VM_INTERFACE, "SetLifetime", &(lifetime,)).await
     }
 
     /// Publishes a port of a sandbox on the host; with 0 the service chooses the host's port. Returns that port.

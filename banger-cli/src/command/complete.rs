@@ -13,7 +13,7 @@ use banger_proto::bus::{option::catalog, proxy::Options};
 use zbus::Variant;
 
 use crate::{
-    cli::Cli,
+    cli::{Cli, verbs_of_vm},
     client::{bus::Bus, object::Object, service::Kind},
     error::Result,
     ui::sanitize,
@@ -24,9 +24,11 @@ use crate::{
 pub const VARIABLE: &str = "BANGER_COMPLETE";
 /// How long a completion may take.
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// The group of verbs that work without it as well.
+const VM: &str = "vm";
 /// The value name of arguments that are names of this kind, and the group of verbs in which a bare `NAME` is one.
 const KINDS: [(&str, &str, Kind); 3] =
-    [("SANDBOX", "vm", Kind::Vm), ("IMAGE", "image", Kind::Image), ("KERNEL", "kernel", Kind::Kernel)];
+    [("SANDBOX", VM, Kind::Vm), ("IMAGE", "image", Kind::Image), ("KERNEL", "kernel", Kind::Kernel)];
 
 /// Answers a shell that requests completions, and exits. Must be called before anything else is done or printed.
 pub fn answer_shell() {
@@ -38,8 +40,11 @@ const ENTRIES: [(&str, &str); 2] = [("REFERENCE", catalog::IMAGE), ("ENTRY", cat
 
 /// Adds completers for names to the command line.
 fn with_completers(cli: Command) -> Command {
+    let of_vm = verbs_of_vm(&cli);
     cli.mut_subcommands(|group| {
-        let of_group = KINDS.iter().find(|(_, name, _)| *name == group.get_name()).map(|(.., kind)| *kind);
+        let is_of_vm = of_vm.iter().any(|verb| verb == group.get_name());
+        let name = if is_of_vm { VM } else { group.get_name() };
+        let of_group = KINDS.iter().find(|(_, group, _)| *group == name).map(|(.., kind)| *kind);
         let named = move |arg: Arg| {
             let entry = ENTRIES.iter().find(|(word, _)| is_called(&arg, word));
             match (kind_of(&arg).or(of_group.filter(|_| is_bare_name(&arg))), entry) {
@@ -52,7 +57,9 @@ fn with_completers(cli: Command) -> Command {
                 (None, None) => arg,
             }
         };
-        group.mut_subcommands(|verb| verb.mut_args(named).mut_subcommands(|part| part.mut_args(named)))
+        group
+            .mut_args(named)
+            .mut_subcommands(|verb| verb.mut_args(named).mut_subcommands(|part| part.mut_args(named)))
     })
 }
 
@@ -152,7 +159,12 @@ mod tests {
             ("vm stop", &["sandboxes"]),
             ("vm exec", &["sandbox"]),
             ("vm show", &["reference"]),
-            ("vm rename", &["sandbox"]),
+            ("vm rename", &["reference"]),
+            ("stop", &["sandboxes"]),
+            ("show", &["reference"]),
+            ("run", &["image", "kernel"]),
+            ("pull", &["reference", "kernel"]),
+            ("image rename", &["reference"]),
             ("vm workspace export", &["sandbox"]),
             ("image delete", &["references"]),
             ("image export", &["image"]),

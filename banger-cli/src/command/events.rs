@@ -1,5 +1,7 @@
 //! `banger events`.
 
+use std::collections::HashMap;
+
 use banger_proto::bus::{
     names::{IMAGE_INTERFACE, JOB_INTERFACE, KERNEL_INTERFACE, MANAGER_INTERFACE, VM_INTERFACE},
     option::subscribe,
@@ -8,13 +10,17 @@ use banger_proto::bus::{
 use clap::Args;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use zbus::{Message, Structure, Variant, message::Type};
+use zbus::{Message, ObjectPath, Structure, Variant, message::Type};
 
 use crate::{
-    client::{bus::Bus, object},
+    client::{
+        bus::Bus,
+        object,
+        service::{Kind, id_of},
+    },
     error::{Error, Result},
     ui::{
-        age, output,
+        age, output, sanitize,
         signals::{Signals, unless_ended},
     },
 };
@@ -32,9 +38,9 @@ Examples:
   banger events --json | jq -r 'select(.event == \"StateChanged\") | .arguments[1]'")]
 pub struct Events {
     /// Show the events of all users (needs an administrator)
-    #[arg(short, long)]
-    all: bool,
-    /// Print a JSON object on each line
+    #[arg(short = 'a', long, alias = "all")]
+    all_users: bool,
+    /// Print a JSON object with the ids and paths of objects on each line
     #[arg(long)]
     json: bool,
 }
@@ -44,11 +50,13 @@ impl Events {
         let bus = Bus::connect().await?;
         // Created before the call, so that nothing is missed.
         let mut messages = bus.messages();
-        let options = match self.all {
+        let options = match self.all_users {
             true => Options::from([(subscribe::ALL_OWNERS, Variant::from(true))]),
             false => Options::new(),
         };
         bus.subscribe(&options).await?;
+        // Names are read on a connection of their own, whose answers need not wait behind signals.
+        let mut names = Names::read(Bus::connect().await?).await?;
         let mut listener = Signals::catch()?.listen();
         loop {
             let next = unless_ended(&mut listener, async { Ok(messages.next().await) }).await;
@@ -59,31 +67,95 @@ impl Events {
                 Err(Error::Interrupted { .. }) => return Ok(0),
                 Err(error) => return Err(error),
             };
-            if let Some(event) = event_of(&message) {
-                self.print(&event)?;
+            let Some(event) = event_of(&message) else { continue };
+            match self.json {
+                true => output::text(&format!("{event}\n"))?,
+                false => output::text(&line(&event, &mut names).await)?,
             }
         }
     }
+}
 
-    fn print(&self, event: &Value) -> Result<()> {
-        if self.json {
-            return output::text(&format!("{event}\n"));
+/// The names of objects, by id. A deleted object keeps its name here, for the events that follow.
+struct Names {
+    bus: Bus,
+    by_id: HashMap<String, String>,
+}
+
+impl Names {
+    /// Reads the names of all objects.
+    async fn read(bus: Bus) -> Result<Self> {
+        let mut by_id = HashMap::new();
+        for kind in [Kind::Vm, Kind::Image, Kind::Kernel] {
+            let objects = bus.objects(kind.interface()).await?;
+            by_id.extend(
+                objects.iter().map(|object| (object.text("Id").to_owned(), object.name().to_owned())),
+            );
         }
-        let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-        let arguments: Vec<String> =
-            event["arguments"].as_array().map(|all| all.iter().map(plain).collect()).unwrap_or_default();
-        let at = age::stamp(event["time_usec"].as_u64().unwrap_or_default());
-        let line = format!("{at} {} {} {}", text("event"), text("object"), arguments.join(" "));
-        output::text(&format!("{}\n", crate::ui::sanitize::line(line.trim_end())))
+        Ok(Self { bus, by_id })
+    }
+
+    /// Reads the name of an object again, which may be new or renamed. A job is called by what it does.
+    async fn refresh(&mut self, path: &str) {
+        let Ok(object) = ObjectPath::try_from(path) else { return };
+        let id = id_of(&object);
+        let interface = INTERFACES.iter().find(|interface| {
+            let kind = interface.rsplit('.').next().unwrap_or_default().to_lowercase();
+            path.strip_suffix(&id).is_some_and(|parent| parent.ends_with(&format!("/{kind}/")))
+        });
+        let Some(interface) = interface else { return };
+        // A deleted object has no properties any more.
+        let properties = self.bus.properties(&object, interface).await.unwrap_or_default();
+        let name = if *interface == JOB_INTERFACE { properties.text("Kind") } else { properties.name() };
+        if !name.is_empty() {
+            self.by_id.insert(id, name.to_owned());
+        }
+    }
+
+    /// Forgets a job that is gone.
+    fn forget(&mut self, path: &str) {
+        self.by_id.remove(path.rsplit('/').next().unwrap_or(path));
+    }
+
+    /// Returns a text, or the name of the object whose id or path it is.
+    fn named<'a>(&'a self, text: &'a str) -> &'a str {
+        let id = text.rsplit('/').next().unwrap_or(text);
+        self.by_id.get(id).map_or(text, String::as_str)
+    }
+
+    /// Formats an argument of an event.
+    fn plain(&self, value: &Value) -> String {
+        match value {
+            Value::String(text) if text.is_empty() => "-".to_owned(),
+            Value::String(text) => self.named(text).to_owned(),
+            Value::Object(entries) => {
+                let entry = |(key, value): (&String, &Value)| format!("{key}={}", self.plain(value));
+                entries.iter().map(entry).collect::<Vec<_>>().join(" ")
+            }
+            other => other.to_string(),
+        }
     }
 }
 
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) if text.is_empty() => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+/// Formats an event for people: the time, what happened, to which object, and the details.
+async fn line(event: &Value, names: &mut Names) -> String {
+    let text = |key: &str| event[key].as_str().unwrap_or_default();
+    let arguments = event["arguments"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // The manager's signals are about the object in their arguments: its id and its path.
+    let (path, details) = match (text("interface") == MANAGER_INTERFACE, arguments) {
+        (true, [_, Value::String(path), details @ ..]) => (path.as_str(), details),
+        _ => (text("path"), arguments),
+    };
+    names.refresh(path).await;
+    let words = details.iter().map(|value| names.plain(value)).filter(|word| !word.is_empty());
+    let details = words.collect::<Vec<_>>().join(" ");
+    let at = age::stamp(event["time_usec"].as_u64().unwrap_or_default());
+    let line = format!("{at} {} {} {details}", text("event"), names.named(path));
+    // The signals of a deletion's job come after the sandbox is gone.
+    if text("event") == "JobRemoved" {
+        names.forget(path);
     }
+    format!("{}\n", sanitize::line(line.trim_end()))
 }
 
 /// Converts a signal of the service to a JSON object.

@@ -2,11 +2,11 @@
 
 use std::{fs, io, path::PathBuf};
 
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::Man;
 
 use crate::{
-    cli::Cli,
+    cli::{parser, verbs_of_vm},
     error::{Error, Result},
 };
 
@@ -24,7 +24,13 @@ pub struct Manual {
 impl Manual {
     pub fn run(&self) -> Result<u8> {
         let written = fs::create_dir_all(&self.directory).and_then(|()| {
-            let mut cli = Cli::command().disable_help_subcommand(true);
+            let cli = parser().disable_help_subcommand(true);
+            // A verb of `banger vm` has one page, there.
+            let of_vm = verbs_of_vm(&cli);
+            let mut cli = cli.mut_subcommands(|verb| {
+                let is_hidden = verb.is_hide_set() || of_vm.iter().any(|known| known == verb.get_name());
+                verb.hide(is_hidden)
+            });
             cli.build();
             self.write(&cli)
         });

@@ -9,10 +9,13 @@ mod config;
 mod delete;
 mod doctor;
 mod events;
+pub mod habits;
 mod image;
 mod kernel;
 mod list;
 mod manual;
+mod prune;
+mod rename;
 mod schema;
 mod show;
 mod ssh_config;
@@ -22,11 +25,16 @@ pub mod vm;
 
 use clap::Subcommand;
 
-use crate::error::{FAILURE, Result};
+use crate::{
+    client::service::Kind,
+    error::{FAILURE, Result},
+};
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    #[command(flatten)]
+    Flat(vm::VmCommand),
     /// Run, list and manage sandboxes
     ///
     /// A sandbox is a virtual machine with a kernel of its own, a system disk that is a clone of an image,
@@ -38,7 +46,9 @@ Examples:
   banger vm run --rm -- make test   one command in a sandbox that is deleted afterwards
   banger vm create --name web       a sandbox that stays
   banger vm exec web                a shell in it
-  banger vm delete --force web      delete it, even if it is running"
+  banger vm delete --force web      delete it, even if it is running
+
+All of these work without `vm`, too: `banger run`, `banger ps`, `banger exec web`."
     )]
     Vm(vm::VmCommand),
     /// Manage the images that sandboxes are cloned from
@@ -68,7 +78,14 @@ Examples:
 Next: `banger vm run --kernel host`."
     )]
     Kernel(kernel::KernelCommand),
-    Ps(vm::list::List),
+    /// List your images and the shared ones
+    #[command(hide = true)]
+    Images(list::ListArgs),
+    #[command(hide = true)]
+    Pull(image::Pull),
+    /// Delete images that no sandbox uses
+    #[command(hide = true)]
+    Rmi(delete::DeleteArgs),
     SshConfig(ssh_config::SshConfig),
     #[command(hide = true)]
     SshProxy(ssh_proxy::SshProxy),
@@ -95,10 +112,12 @@ impl Command {
     /// Runs the command. Returns its exit status.
     pub async fn run(&self) -> Result<u8> {
         match self {
-            Command::Vm(command) => command.run().await,
+            Command::Flat(command) | Command::Vm(command) => command.run().await,
             Command::Image(command) => command.run().await,
             Command::Kernel(command) => command.run().await,
-            Command::Ps(list) => list.run().await,
+            Command::Images(list) => list.run(Kind::Image).await,
+            Command::Pull(pull) => pull.run().await,
+            Command::Rmi(delete) => delete.run(Kind::Image).await,
             Command::SshConfig(config) => config.run().await,
             Command::SshProxy(proxy) => proxy.run().await,
             Command::SshKnownHosts(hosts) => hosts.run().await,
@@ -115,7 +134,7 @@ impl Command {
     /// Returns the exit status for a failure of banger itself.
     pub fn own_failure(&self) -> u8 {
         match self {
-            Command::Vm(command) => command.own_failure(),
+            Command::Flat(command) | Command::Vm(command) => command.own_failure(),
             _ => FAILURE,
         }
     }

@@ -13,5 +13,6 @@ pub mod signals;
 pub mod state_reason;
 pub mod suggest;
 pub mod table;
+pub mod time;
 #[cfg(test)]
 pub mod wording;

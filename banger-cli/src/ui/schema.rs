@@ -33,14 +33,16 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("image list", Form::Array, of!("listed_image")),
     ("image promote", Form::Array, of!("outcome")),
     ("image pull", Form::One, of!("image")),
+    ("image prune", Form::Array, of!("outcome")),
     ("image register", Form::One, of!("image")),
+    ("image rename", Form::One, of!("image")),
     ("image show", Form::One, of!("image")),
     ("kernel delete", Form::Array, of!("outcome")),
     ("kernel import", Form::One, of!("kernel")),
     ("kernel list", Form::Array, of!("listed_kernel")),
     ("kernel pull", Form::One, of!("kernel")),
+    ("kernel rename", Form::One, of!("kernel")),
     ("kernel show", Form::One, of!("kernel")),
-    ("ps", Form::Array, of!("sandbox")),
     ("version", Form::One, of!("version")),
     ("vm commands", Form::Array, of!("command")),
     ("vm commit", Form::One, of!("image")),
@@ -64,6 +66,7 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("vm stats", Form::Array, of!("stats")),
     ("vm stop", Form::Array, of!("outcome")),
     ("vm top", Form::Array, of!("process")),
+    ("vm wait", Form::Array, of!("waited")),
     ("vm workspace export", Form::One, of!("export")),
     ("vm workspace prepare", Form::One, of!("prepared")),
 ];
@@ -81,15 +84,20 @@ pub fn verbs() -> impl Iterator<Item = &'static str> {
     VERBS.iter().map(|(verb, ..)| *verb)
 }
 
-/// Returns the self-contained schema of a verb's output (JSON Schema, draft 2020-12), if it has one. The aliases `rm`
-/// and `ls` name the same verbs as on the command line.
+/// Returns the self-contained schema of a verb's output (JSON Schema, draft 2020-12), if it has one. Aliases, and verbs
+/// of `banger vm` without `vm`, name the same verbs as on the command line.
 pub fn of_verb(verb: &str) -> Option<Value> {
-    let verb = match verb.rsplit_once(' ') {
-        Some((group, "rm")) => &format!("{group} delete"),
-        Some((group, "ls")) => &format!("{group} list"),
-        _ => verb,
+    let (group, word) = verb.rsplit_once(' ').unwrap_or(("", verb));
+    let word = match word {
+        "rm" => "delete",
+        "ls" | "ps" => "list",
+        "inspect" => "show",
+        word => word,
     };
-    let (verb, form, text) = VERBS.iter().find(|(known, ..)| *known == verb)?;
+    let verb = format!("{group} {word}");
+    let verb = verb.trim_start();
+    let is_it = |known: &str| known == verb || known.strip_prefix("vm ") == Some(verb);
+    let (verb, form, text) = VERBS.iter().find(|(known, ..)| is_it(known))?;
     let item = with_references(parse(text));
     let mut schema = match form {
         Form::One | Form::Lines => item,
@@ -167,6 +175,10 @@ mod tests {
     fn aliases_have_the_schema_of_their_verb() {
         assert_eq!(of_verb("kernel rm"), of_verb("kernel delete"));
         assert_eq!(of_verb("vm ls"), of_verb("vm list"));
+        for alias in ["ls", "ps", "vm ps"] {
+            assert_eq!(of_verb(alias), of_verb("vm list"), "{alias}");
+        }
+        assert_eq!(of_verb("inspect"), of_verb("vm show"));
         assert!(of_verb("kernel rm").is_some() && of_verb("kernel erase").is_none());
     }
 
@@ -174,6 +186,9 @@ mod tests {
     fn every_verb_that_prints_has_a_schema() {
         let mut all = Vec::new();
         verbs_of(&Cli::command(), &[], &mut all);
+        let of_vm: BTreeSet<String> =
+            all.iter().filter_map(|(verb, _)| Some(verb.strip_prefix("vm ")?.to_owned())).collect();
+        all.retain(|(verb, _)| !of_vm.contains(verb));
         assert!(all.len() > 30, "{all:?}");
         let without: BTreeSet<&str> = WITHOUT.iter().map(|(verb, _)| *verb).collect();
         let with: BTreeSet<&str> = verbs().collect();

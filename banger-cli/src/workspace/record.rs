@@ -219,7 +219,8 @@ pub fn reference(sandbox: &str, guest_path: Option<&str>) -> String {
 
 /// Quotes a word for a shell.
 pub fn shell_word(word: &str) -> String {
-    match word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte)) {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:=@%,".contains(&byte);
+    match !word.is_empty() && word.bytes().all(is_plain) {
         true => word.to_owned(),
         false => format!("'{}'", word.replace('\'', "'\\''")),
     }

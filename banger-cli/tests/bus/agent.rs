@@ -9,6 +9,7 @@ use std::{
 
 use banger_proto::guest::{
     Decoder, Exec, Failure, FailureKind, Frame, Request,
+    facts::Detached,
     hello::{self, HostHello},
     message::{Exit, Started, WindowSize},
 };
@@ -50,6 +51,15 @@ pub async fn serve(stream: UnixStream) {
             agent.send(Frame::Output(hostile(&copy.top.unwrap()))).await;
             return agent.send(Frame::Done).await;
         }
+        Some(Frame::Request(Request::Detached)) => {
+            agent
+                .send(Frame::Output(serde_json::to_vec(&[detached(1, false), detached(2, true)]).unwrap()))
+                .await;
+            return agent.send(Frame::Done).await;
+        }
+        Some(Frame::Request(Request::WaitDetached(2))) => {
+            return agent.send(Frame::Exit(Exit::Signal(9))).await;
+        }
         // A guest that starts a file and does not continue.
         Some(Frame::Request(Request::CopyOut(copy))) => {
             let mut archive = tar::Header::new_gnu();
@@ -70,6 +80,12 @@ pub async fn serve(stream: UnixStream) {
         return agent.show_terminal(terminal.size).await;
     }
     agent.run(exec).await;
+}
+
+fn detached(id: u64, running: bool) -> Detached {
+    let exit = (!running).then_some(Exit::Code(7));
+    let (command, user) = ("make".to_owned(), "root".to_owned());
+    Detached { id, command, user, running, started_usec: 1, ended_usec: 0, exit, written: 0, kept: 0 }
 }
 
 /// Returns an archive that tries to write outside of its destination.

@@ -13,6 +13,7 @@ mod service;
 mod settings;
 mod shells;
 mod ssh;
+mod verbs;
 mod workspace;
 
 use std::{fs, io::Write};

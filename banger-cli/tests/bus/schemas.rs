@@ -102,7 +102,6 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm forward", &["--list"]),
         ("vm set", &["--nat", "web", "nope"]),
         ("vm list", &[]),
-        ("ps", &[]),
         ("vm show", &["web"]),
         ("vm rename", &["web", "site"]),
         ("vm stop", &["site"]),
@@ -111,11 +110,15 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm restart", &["site"]),
         ("vm kill", &["site", "nope"]),
         ("vm stop", &["db"]),
+        ("vm wait", &["db", "nope"]),
+        ("image rename", &["mine", "ours"]),
+        ("kernel rename", &["other", "linux"]),
         ("vm prune", &["--dry-run"]),
         ("vm prune", &["--force"]),
         ("vm delete", &["--force", "site", "nope"]),
-        ("image delete", &["mine", "committed", "nope"]),
-        ("kernel delete", &["other", "nope"]),
+        ("image delete", &["ours", "committed", "nope"]),
+        ("image prune", &["--dry-run"]),
+        ("kernel delete", &["linux", "nope"]),
     ] {
         checked.check(host, verb, more);
     }

@@ -177,6 +177,7 @@ impl Service {
                 self.end_job(&job, ("", String::new()));
                 self.reply(message, &job).await
             }
+            "Subscribe" => self.reply(message, &()).await,
             "Diagnose" => {
                 let rows =
                     [("kvm", "pass", "it works", ""), ("disk", "fail", "it is full", "buy another one")];
@@ -203,7 +204,7 @@ impl Service {
                 self.end_job(&job, ("", String::new()));
                 Ok(())
             }
-            "Kill" => self.reply(message, &()).await,
+            "Kill" | "Configure" | "SetLifetime" => self.reply(message, &()).await,
             "Rename" => {
                 let (name,): (String,) = message.body().deserialize().unwrap();
                 let name = Variant::from(name);
@@ -290,6 +291,7 @@ impl Service {
             name,
             [
                 ("State", Variant::from(state)),
+                ("Ready", Variant::from(state == "running")),
                 ("ImageName", Variant::from("debian")),
                 ("Vcpus", Variant::from(2u32)),
                 ("Memory", Variant::from(1u64 << 30)),

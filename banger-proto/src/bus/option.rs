@@ -67,7 +67,9 @@ pub mod delete {
 
 /// Keys of `Configure`.
 pub mod configure {
-    pub use super::create::{DISK_SIZE, MEMORY, NAT, ROOT_SIZE, VCPUS};
+    pub use super::create::{DISK_SIZE, LABELS, MEMORY, NAT, ROOT_SIZE, VCPUS};
+    /// `as`: keys of labels to remove, before those in [`LABELS`] are set.
+    pub const REMOVE_LABELS: &str = "remove-labels";
 }
 
 /// Keys of `PublishPort`.
@@ -227,6 +229,10 @@ pub mod log {
     pub const FOLLOW: &str = "follow";
     /// `u`: start with this many of the last lines.
     pub const TAIL: &str = "tail";
+    /// `t`: start with what was written at this time or later, in microseconds since the Unix epoch.
+    pub const SINCE: &str = "since-usec";
+    /// `t`: end with what was written before this time.
+    pub const UNTIL: &str = "until-usec";
 
     /// The log of the serial console.
     pub const CONSOLE: &str = "console";

@@ -164,6 +164,8 @@ pub trait Image {
     /// Writes it to an empty file, as a tar archive of an OCI image layout. Returns the job, whose data has the
     /// `digest` of the manifest, and the `bytes` of the archive.
     fn export(&self, file: zbus::Fd<'_>, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Gives it another name.
+    fn rename(&self, name: &str) -> zbus::Result<()>;
     /// Makes it visible to all users, or to its owner only.
     fn set_shared(&self, shared: bool) -> zbus::Result<()>;
 
@@ -183,6 +185,8 @@ pub trait Image {
 pub trait Kernel {
     /// Removes it.
     fn delete(&self, options: Options<'_>) -> zbus::Result<()>;
+    /// Gives it another name.
+    fn rename(&self, name: &str) -> zbus::Result<()>;
 }
 
 /// A job.

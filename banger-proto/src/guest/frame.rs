@@ -211,6 +211,7 @@ mod tests {
             user: Some("root".into()),
             terminal: Some(Terminal { term: "xterm".into(), size: WindowSize { rows: 24, columns: 80 } }),
             detach: false,
+            power_off: false,
             locale: vec![("LANG".into(), "C.UTF-8".into())],
             wait: Phase::Boot,
         };

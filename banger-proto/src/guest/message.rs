@@ -89,6 +89,8 @@ pub enum Request {
     /// Send the output of a detached command. Answered by output, notes about dropped output, one per line of error
     /// output, and `Done`.
     DetachedLog(DetachedLog),
+    /// Wait until the detached command with this number has ended. Answered by `Exit`.
+    WaitDetached(u64),
     /// Stop the detached command with this number, and everything that it started. Answered by `Done` once it has
     /// ended.
     StopDetached(u64),
@@ -276,6 +278,9 @@ pub struct Exec {
     /// decimal digits, and `Done` once it runs.
     #[serde(default)]
     pub detach: bool,
+    /// Whether the guest powers off once the detached command has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub power_off: bool,
     /// `LANG` and `LC_*` of the user. Locales that the guest does not have are left out; all are left out if the
     /// image or `env` sets any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

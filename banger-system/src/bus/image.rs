@@ -20,6 +20,7 @@ use super::{
     item,
     options::{Dict, Options},
     path,
+    request::parse_name,
 };
 use crate::engine::{
     Engine,
@@ -137,6 +138,10 @@ impl Methods {
         let caller = api.callers.of(&header).await?;
         let job = api.engine.export_image(caller.uid, self.id, file.into())?;
         api.return_job(&caller, job).await
+    }
+
+    async fn rename(&self, name: String) -> Result<()> {
+        Ok(api(&self.api)?.engine.rename_image(self.id, &parse_name(&name)?).await?)
     }
 
     async fn set_shared(&self, shared: bool) -> Result<()> {

@@ -16,6 +16,7 @@ use super::{
     item,
     options::{Dict, Options},
     path,
+    request::parse_name,
 };
 use crate::engine::{Engine, view::KernelView};
 
@@ -84,5 +85,9 @@ impl Methods {
     async fn delete(&self, options: Dict) -> Result<()> {
         Options::new(options).finish()?;
         Ok(api(&self.api)?.engine.delete_kernel(self.id).await?)
+    }
+
+    async fn rename(&self, name: String) -> Result<()> {
+        Ok(api(&self.api)?.engine.rename_kernel(self.id, &parse_name(&name)?).await?)
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use banger_domain::{
-    id::{JobId, VmId},
+    id::{JobId, Timestamp, VmId},
     name::Name,
     net::{
         nic::Nat,
@@ -243,12 +243,12 @@ impl Methods {
             disk_size: options.number(configure::DISK_SIZE)?.map(Bytes),
             root_size: options.number(configure::ROOT_SIZE)?.map(Bytes),
             nat: nat.map(|on| if on { Nat::On } else { Nat::Off }),
+            labels: options.strings(configure::LABELS)?,
+            removed_labels: options.list(configure::REMOVE_LABELS)?,
         };
         options.finish()?;
         // More resources need the right to run sandboxes: a user who was removed from the group keeps what there is.
-        if change != Configure::default()
-            && change != (Configure { nat: Some(Nat::Off), ..Configure::default() })
-        {
+        if change.adds_resources() {
             api.require(&caller, action::VM_RUN, Vec::new()).await?;
         }
         Ok(api.engine.configure_vm(self.id, change).await?)
@@ -343,9 +343,14 @@ impl Methods {
         let mut options = Options::new(options);
         let reading = LogRange {
             tail: options.small_number(log::TAIL)?,
+            since: options.number(log::SINCE)?.map(Timestamp),
+            until: options.number(log::UNTIL)?.map(Timestamp),
             follow: options.boolean(log::FOLLOW)?.unwrap_or_default(),
         };
         options.finish()?;
+        if reading.follow && reading.until.is_some() {
+            return Err(Error::invalid_option("follow and until-usec exclude each other"));
+        }
         let place = api.callers.acquire(caller.uid, RequestKind::Log)?;
         Ok(to_bus_fd(api.engine.open_log(self.id, log, reading, Box::new(place)).await?))
     }

@@ -1,4 +1,4 @@
-//! Changes a VM: its network while it runs, its sizes while it is down.
+//! Changes a VM: its network and labels while it runs, its sizes while it is down.
 
 use banger_domain::{
     id::VmId,
@@ -7,7 +7,7 @@ use banger_domain::{
         nic::Nic,
         port::{MAX_PORTS, Port},
     },
-    vm::{Vm, VmSpec},
+    vm::{Vm, VmSpec, check_labels},
 };
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
 impl Engine {
     /// Changes the settings of a VM: all of them, or none.
     pub async fn configure_vm(&self, id: VmId, change: Configure) -> Result<()> {
-        self.send(id, |reply| Command::Configure { change, reply }).await
+        self.send(id, |reply| Command::Configure { change: Box::new(change), reply }).await
     }
 
     /// Publishes a port of the host for a VM. Returns the port with its number, if it had none.
@@ -37,7 +37,12 @@ impl Engine {
 impl VmTask {
     pub(super) async fn configure(&mut self, change: Configure) -> Result<()> {
         let spec = &self.vm.spec;
+        let mut labels = spec.labels.clone();
+        labels.retain(|key, _| !change.removed_labels.contains(key));
+        labels.extend(change.labels);
+        check_labels(&labels).map_err(|error| Error::InvalidOption { why: error.to_string() })?;
         let new = VmSpec {
+            labels,
             vcpus: change.vcpus.unwrap_or(spec.vcpus),
             memory: change.memory.unwrap_or(spec.memory),
             disk_size: change.disk_size.unwrap_or(spec.disk_size),

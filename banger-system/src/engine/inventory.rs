@@ -98,6 +98,16 @@ impl State {
         vms.map(|entry| entry.view.vm.name.to_string()).chain(names).collect()
     }
 
+    /// Puts the current names of its image and its kernel into a VM's view.
+    fn set_names(&self, view: &mut VmView) {
+        if let Some(image) = self.images.get(&view.vm.image) {
+            view.image_name = image.name.to_string();
+        }
+        if let Some(kernel) = self.kernels.get(&view.vm.kernel) {
+            view.kernel_name = kernel.name.to_string();
+        }
+    }
+
     fn vm_name_taken(&self, owner: Uid, name: &Name) -> bool {
         self.vms.values().any(|entry| entry.view.vm.owner == owner && entry.view.vm.name == *name)
     }
@@ -216,7 +226,9 @@ impl Inventory {
         Ok(())
     }
 
-    fn replace(&self, state: &mut State, view: VmView) {
+    fn replace(&self, state: &mut State, mut view: VmView) {
+        // They may have been renamed since the task made this view.
+        state.set_names(&mut view);
         let Some(entry) = state.vms.get_mut(&view.vm.id) else { return };
         if *entry.view == view {
             return;
@@ -326,6 +338,27 @@ impl Inventory {
         let mut state = self.lock();
         I::table_mut(&mut state).insert(item.id(), Arc::clone(&item));
         self.send(item.added());
+    }
+
+    /// Renames an image or a kernel, unless its owner has another one of this name. Returns it before and after.
+    pub(super) fn rename<I: Stored>(&self, id: I::Id, name: &Name) -> Result<(Arc<I>, Arc<I>)> {
+        let mut state = self.lock();
+        let old = I::table(&state).get(&id).cloned().ok_or_else(|| no_such(I::KIND, &id.to_string()))?;
+        if old.name() == name {
+            return Ok((Arc::clone(&old), old));
+        }
+        let is_taken =
+            I::table(&state).values().any(|item| item.owner() == old.owner() && item.name() == name);
+        if is_taken || state.reserved.contains_key(&(I::KIND, old.owner(), name.clone())) {
+            return Err(Error::NameTaken { kind: I::KIND, name: name.to_string() });
+        }
+        let new = Arc::new(old.renamed(name.clone()));
+        I::table_mut(&mut state).insert(id, Arc::clone(&new));
+        self.send(I::changed(Arc::clone(&old), Arc::clone(&new)));
+        // Sandboxes show the names of their image and their kernel.
+        let views: Vec<VmView> = state.vms.values().map(|entry| VmView::clone(&entry.view)).collect();
+        views.into_iter().for_each(|view| self.replace(&mut state, view));
+        Ok((old, new))
     }
 
     /// Shares an image with all users, or makes it private. Fails to make it private while others use it, or if it

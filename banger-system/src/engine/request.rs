@@ -215,7 +215,7 @@ pub struct ImportKernel {
 }
 
 /// Changes the settings of a sandbox; absent fields stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Configure {
     /// Virtual processors, from the next start on.
     pub vcpus: Option<u32>,
@@ -227,4 +227,16 @@ pub struct Configure {
     pub root_size: Option<Bytes>,
     /// Whether the guest has internet access. Applies at once.
     pub nat: Option<Nat>,
+    /// Labels to set. Others stay.
+    pub labels: BTreeMap<String, String>,
+    /// Keys of labels to remove first.
+    pub removed_labels: Vec<String>,
+}
+
+impl Configure {
+    /// Returns whether the sandbox gets resources that it does not have yet.
+    pub fn adds_resources(&self) -> bool {
+        let sizes = [self.memory, self.disk_size, self.root_size];
+        self.vcpus.is_some() || sizes.iter().any(Option::is_some) || self.nat == Some(Nat::On)
+    }
 }

@@ -3,7 +3,10 @@
 use std::{any::Any, os::fd::OwnedFd};
 
 use async_trait::async_trait;
-use banger_domain::{guest_end::GuestEnd, id::VmId};
+use banger_domain::{
+    guest_end::GuestEnd,
+    id::{Timestamp, VmId},
+};
 
 use super::HostError;
 
@@ -39,6 +42,10 @@ pub enum Log {
 pub struct LogRange {
     /// Start with this many lines from the end; with everything if absent.
     pub tail: Option<u32>,
+    /// Start with what was written at this time or later.
+    pub since: Option<Timestamp>,
+    /// End with what was written before this time.
+    pub until: Option<Timestamp>,
     /// Continue with new lines until the reader closes the pipe.
     pub follow: bool,
 }

@@ -4,15 +4,18 @@ mod build;
 mod cache;
 mod export;
 mod promote;
+mod prune;
 mod pull;
 mod register;
 mod saved;
+
+pub use pull::Pull;
 
 use clap::Subcommand;
 
 use crate::{
     client::service::Kind,
-    command::{delete::DeleteArgs, list::ListArgs, show::ShowArgs},
+    command::{delete::DeleteArgs, list::ListArgs, rename::RenameArgs, show::ShowArgs},
     error::Result,
 };
 
@@ -20,21 +23,34 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     Build(Box<build::Build>),
-    Pull(pull::Pull),
+    Pull(Pull),
     Register(register::Register),
     /// List your images and the shared ones
-    #[command(after_long_help = "\
+    #[command(
+        visible_alias = "ls",
+        after_long_help = "\
 Examples:
   banger image list
   banger image list --available   what the catalogs have
 
-Next: `banger vm run --image NAME`.")]
+Next: `banger vm run --image NAME`."
+    )]
     List(ListArgs),
     /// Show all details of an image
+    #[command(
+        visible_alias = "inspect",
+        after_long_help = "\
+Example:
+  banger image show debian"
+    )]
+    Show(ShowArgs),
+    /// Rename an image
+    ///
+    /// Existing sandboxes of it are not affected. Renaming a shared image needs an administrator.
     #[command(after_long_help = "\
 Example:
-  banger image show debian")]
-    Show(ShowArgs),
+  banger image rename debian-bookworm debian")]
+    Rename(RenameArgs),
     Export(export::Export),
     Promote(promote::Promote),
     /// Delete images that no sandbox uses
@@ -45,6 +61,7 @@ Example:
   banger image delete debian"
     )]
     Delete(DeleteArgs),
+    Prune(prune::Prune),
     /// Manage the cache of registries and catalogs
     #[command(
         subcommand,
@@ -63,6 +80,8 @@ impl ImageCommand {
             ImageCommand::Register(register) => register.run().await,
             ImageCommand::List(list) => list.run(Kind::Image).await,
             ImageCommand::Show(show) => show.run(Kind::Image).await,
+            ImageCommand::Rename(rename) => rename.run(Kind::Image).await,
+            ImageCommand::Prune(prune) => prune.run().await,
             ImageCommand::Export(export) => export.run().await,
             ImageCommand::Promote(promote) => promote.run().await,
             ImageCommand::Delete(delete) => delete.run(Kind::Image).await,

@@ -10,7 +10,7 @@ use clap::Subcommand;
 
 use crate::{
     client::service::Kind,
-    command::{delete::DeleteArgs, list::ListArgs, show::ShowArgs},
+    command::{delete::DeleteArgs, list::ListArgs, rename::RenameArgs, show::ShowArgs},
     error::Result,
 };
 
@@ -20,18 +20,31 @@ pub enum KernelCommand {
     Pull(pull::Pull),
     Import(import::Import),
     /// List your kernels and the shared ones
-    #[command(after_long_help = "\
+    #[command(
+        visible_alias = "ls",
+        after_long_help = "\
 Examples:
   banger kernel list
   banger kernel list --available   what the catalogs have
 
-Next: `banger vm run --kernel NAME`.")]
+Next: `banger vm run --kernel NAME`."
+    )]
     List(ListArgs),
     /// Show all details of a kernel
+    #[command(
+        visible_alias = "inspect",
+        after_long_help = "\
+Example:
+  banger kernel show host"
+    )]
+    Show(ShowArgs),
+    /// Rename a kernel
+    ///
+    /// Images and sandboxes that boot it are not affected. Renaming a shared kernel needs an administrator.
     #[command(after_long_help = "\
 Example:
-  banger kernel show host")]
-    Show(ShowArgs),
+  banger kernel rename host debian")]
+    Rename(RenameArgs),
     /// Delete kernels that no image and no sandbox uses
     #[command(
         visible_alias = "rm",
@@ -49,6 +62,7 @@ impl KernelCommand {
             KernelCommand::Import(import) => import.run().await,
             KernelCommand::List(list) => list.run(Kind::Kernel).await,
             KernelCommand::Show(show) => show.run(Kind::Kernel).await,
+            KernelCommand::Rename(rename) => rename.run(Kind::Kernel).await,
             KernelCommand::Delete(delete) => delete.run(Kind::Kernel).await,
         }
     }

@@ -1,8 +1,11 @@
 //! The options for running a command in a sandbox.
 
-use std::{collections::BTreeMap, env};
+use std::{collections::BTreeMap, env, fs, io::Read};
 
-use banger_proto::guest::{Exec, message::Phase};
+use banger_proto::{
+    causes::without_codes,
+    guest::{Exec, message::Phase},
+};
 use clap::Args;
 
 use super::wait::Wait;
@@ -46,6 +49,9 @@ pub struct ExecArgs {
     /// What the user's settings say about proxies.
     #[arg(skip)]
     proxy_by_default: bool,
+    /// Set the environment variables in a file of NAME=VALUE lines, as `docker run --env-file`; --env goes first
+    #[arg(long, value_name = "FILE", value_parser = env_file)]
+    env_file: Vec<EnvFile>,
     /// Run the image's entry point, with the command as its arguments instead of the image's own
     #[arg(long)]
     entrypoint: bool,
@@ -70,6 +76,37 @@ fn variable(text: &str) -> Result<Variable, String> {
         return Err("a variable needs a name".to_owned());
     }
     Ok(Variable { name: name.to_owned(), value })
+}
+
+/// The variables in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct EnvFile(Vec<Variable>);
+
+/// Limit on the size of a file of variables, in bytes.
+const MAX_ENV_FILE: u64 = 1 << 20;
+
+/// Reads a file of variables.
+fn env_file(path: &str) -> Result<EnvFile, String> {
+    let mut text = String::new();
+    let read = fs::File::open(path).and_then(|file| file.take(MAX_ENV_FILE + 1).read_to_string(&mut text));
+    read.map_err(|error| without_codes(&format!("cannot read it: {error}")))?;
+    if text.len() as u64 > MAX_ENV_FILE {
+        return Err("it is larger than 1 MiB".to_owned());
+    }
+    variables(&text)
+}
+
+/// Parses a file of variables in docker's format: a variable on each line, without quotes. Lines that begin with `#`
+/// are comments.
+fn variables(text: &str) -> Result<EnvFile, String> {
+    let lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines().zip(1..);
+    let lines = lines.map(|(line, number)| (line.trim_start(), number));
+    let lines = lines.filter(|(line, _)| !line.is_empty() && !line.starts_with('#'));
+    let parsed = lines.map(|(line, number)| match line.split_once('=').unwrap_or((line, "")).0 {
+        name if name.contains(char::is_whitespace) => Err(format!("line {number}: a name has no blanks")),
+        _ => variable(line).map_err(|error| format!("line {number}: {error}")),
+    });
+    parsed.collect::<Result<_, _>>().map(EnvFile)
 }
 
 impl ExecArgs {
@@ -140,12 +177,14 @@ impl ExecArgs {
         Exec {
             argv: command.to_vec(),
             of_image: self.entrypoint,
-            env: self.env.iter().filter_map(set).collect(),
+            // The last value of a variable counts.
+            env: self.env_file.iter().flat_map(|file| &file.0).chain(&self.env).filter_map(set).collect(),
             unset: Vec::new(),
             cwd: self.workdir.clone(),
             user: self.user.clone(),
             terminal: None,
             detach: false,
+            power_off: false,
             locale: locale::of_caller(),
             wait: Phase::default(),
         }
@@ -223,6 +262,42 @@ mod tests {
         let exec = parse("-n");
         assert_eq!((exec.stdin(), exec.exec(&[]).terminal), (Stdin::Null, None));
         assert!(parse("-n -t").exec(&[]).terminal.is_some());
+    }
+
+    #[test]
+    fn a_file_of_variables_has_the_format_of_docker() {
+        let path = env::var("PATH").unwrap();
+        let text = "\u{feff}# comment\n\nA=b # not a comment\r\n  B=\"quoted\"\nC=\nPATH\nBANGER_NOT_SET_HERE\nD=x=y\n";
+        let EnvFile(found) = variables(text).unwrap();
+        let found: Vec<_> = found.iter().map(|v| (v.name.as_str(), v.value.as_deref())).collect();
+        let expect = [
+            ("A", Some("b # not a comment")),
+            ("B", Some("\"quoted\"")),
+            ("C", Some("")),
+            ("PATH", Some(path.as_str())),
+            ("BANGER_NOT_SET_HERE", None),
+            ("D", Some("x=y")),
+        ];
+        assert_eq!(found, expect);
+        for (text, wrong) in [
+            ("A=1\n=x\n", "line 2: a variable needs a name"),
+            ("export A=1", "line 1: a name has no blanks"),
+            ("A B=1", "line 1: a name has no blanks"),
+        ] {
+            assert_eq!(variables(text).unwrap_err(), wrong, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_option_has_precedence_over_a_file_of_variables() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("env");
+        fs::write(&file, "A=file\nB=file\n").unwrap();
+        let exec = parse(&format!("-e A=option --env-file {}", file.display())).exec(&[]);
+        let last = |name: &str| exec.env.iter().rev().find(|(known, _)| known == name).unwrap().1.clone();
+        assert_eq!((last("A"), last("B")), ("option".into(), "file".into()));
+        let missing = Test::try_parse_from(["test", "--env-file", "/nonexistent"]).unwrap_err().to_string();
+        assert!(missing.contains("cannot read it: No such file or directory"), "{missing}");
     }
 
     #[test]

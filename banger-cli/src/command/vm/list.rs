@@ -22,7 +22,7 @@ use crate::{
 /// Limit of the service on concurrent calls of a user.
 const MAX_CONCURRENT: usize = 16;
 
-/// List your sandboxes
+/// List your sandboxes, running or not
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -32,9 +32,12 @@ Examples:
 
 Next: `banger vm show NAME` shows all details of one, `banger vm exec NAME` opens a shell in it.")]
 pub struct List {
+    /// Accepted for users of docker: sandboxes that are not running are always shown
+    #[arg(short = 'a', long = "all", hide = true)]
+    _all: bool,
     /// Show the sandboxes of all users (needs an administrator)
-    #[arg(short, long)]
-    all: bool,
+    #[arg(long)]
+    all_users: bool,
     /// Show only sandboxes that match all of these: `state=`, `name=`, `image=`, `kernel=`, or
     /// `label=KEY[=VALUE]`
     #[arg(long, value_name = "WHAT=VALUE", value_parser = Filter::parse)]
@@ -92,7 +95,7 @@ impl List {
     pub async fn run(&self) -> Result<u8> {
         let bus = Bus::connect().await?;
         let mut sandboxes =
-            if self.all { of_all_users(&bus).await? } else { bus.objects(VM_INTERFACE).await? };
+            if self.all_users { of_all_users(&bus).await? } else { bus.objects(VM_INTERFACE).await? };
         sandboxes.retain(|sandbox| self.filter.iter().all(|filter| filter.fits(sandbox)));
         object::sort(&mut sandboxes);
         if self.json {

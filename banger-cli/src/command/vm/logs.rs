@@ -14,7 +14,6 @@ use tokio::io::AsyncReadExt;
 use zbus::Variant;
 
 use super::numbers::whole;
-
 use crate::{
     client::{bus::Bus, service::Kind},
     error::{Error, Result},
@@ -22,6 +21,7 @@ use crate::{
     ui::{
         output,
         sanitize::{self, Filter},
+        time::point_in_time,
     },
 };
 
@@ -33,6 +33,8 @@ use crate::{
 Examples:
   banger vm logs web
   banger vm logs -f --tail 20 web
+  banger vm logs --since 10m web   what was written in the last 10 minutes
+  banger vm logs --since yesterday --until '2026-01-31 12:00' web
   banger vm logs --vmm web         the output of the VMM
   banger vm logs --exec -f web     the output of the last detached command, until it ends")]
 pub struct Logs {
@@ -45,6 +47,13 @@ pub struct Logs {
     /// Start with the last LINES lines
     #[arg(short = 'n', long, value_name = "LINES", value_parser = whole::<u32>)]
     tail: Option<u32>,
+    /// Start at this time, to the second: a period before now such as 10m or 1h30m, a date and time such as
+    /// 2026-01-31T12:00, `today`, `yesterday`, or seconds since the Unix epoch
+    #[arg(long, value_name = "TIME", value_parser = point_in_time, conflicts_with = "exec")]
+    since: Option<u64>,
+    /// End at this time
+    #[arg(long, value_name = "TIME", value_parser = point_in_time, conflicts_with_all = ["exec", "follow"])]
+    until: Option<u64>,
     /// Show the output of the VMM instead of the console
     #[arg(long)]
     vmm: bool,
@@ -115,6 +124,11 @@ impl Logs {
         let mut options = Options::from([(log::FOLLOW, Variant::from(self.follow))]);
         if let Some(lines) = self.tail {
             options.insert(log::TAIL, Variant::from(lines));
+        }
+        for (key, time) in [(log::SINCE, self.since), (log::UNTIL, self.until)] {
+            if let Some(time) = time {
+                options.insert(key, Variant::from(time));
+            }
         }
         let which = if self.vmm { log::VMM } else { log::CONSOLE };
         bus.open_log(&vm, which, &options).await

@@ -22,9 +22,9 @@ mod ports;
 mod proxy;
 mod prune;
 mod publish;
-mod rename;
 mod restart;
 mod run;
+mod run_detached;
 mod set;
 mod shell;
 mod show;
@@ -36,14 +36,18 @@ mod stop;
 mod stop_args;
 pub mod vm_args;
 mod wait;
-
-pub use wait::Wait;
+mod wait_exit;
 mod workspace;
 pub mod workspace_args;
 
 use clap::Subcommand;
 
-use crate::error::{FAILURE, OWN_FAILURE, Result};
+pub use self::wait::Wait;
+use super::rename::RenameArgs;
+use crate::{
+    client::service::Kind,
+    error::{FAILURE, OWN_FAILURE, Result},
+};
 
 /// Exit status of ssh when ssh itself fails.
 const SSH_FAILURE: u8 = 255;
@@ -58,15 +62,23 @@ pub enum VmCommand {
     Restart(restart::Restart),
     Kill(kill::Kill),
     Delete(delete::Delete),
-    #[command(visible_alias = "ps")]
+    #[command(visible_aliases = ["ls", "ps"])]
     List(list::List),
+    #[command(visible_alias = "inspect")]
     Show(show::Show),
     Set(set::Set),
     Publish(publish::Publish),
     Unpublish(publish::Unpublish),
     Logs(logs::Logs),
-    Rename(rename::Rename),
     Commit(commit::Commit),
+    /// Rename a sandbox
+    ///
+    /// The host uses the new name at once. The host name in the guest changes at its next boot.
+    #[command(after_long_help = "\
+Example:
+  banger vm rename calm-otter web")]
+    Rename(RenameArgs),
+    Wait(wait_exit::WaitExit),
     Prune(prune::Prune),
     Ports(ports::Ports),
     Forward(forward::Forward),
@@ -107,8 +119,9 @@ impl VmCommand {
             VmCommand::Publish(publish) => publish.run().await,
             VmCommand::Unpublish(unpublish) => unpublish.run().await,
             VmCommand::Logs(logs) => logs.run().await,
-            VmCommand::Rename(rename) => rename.run().await,
+            VmCommand::Rename(rename) => rename.run(Kind::Vm).await,
             VmCommand::Commit(commit) => commit.run().await,
+            VmCommand::Wait(wait) => wait.run().await,
             VmCommand::Prune(prune) => prune.run().await,
             VmCommand::Ports(ports) => ports.run().await,
             VmCommand::Forward(forward) => forward.run().await,

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use banger_proto::{
         option::{agent, create, delete, lifetime},
         proxy::Options,
     },
-    guest::message::Placement,
+    guest::{Exec, message::Placement},
 };
 use clap::{Args, ValueHint};
 use tokio::task::JoinSet;
@@ -25,12 +25,15 @@ use super::{
     lookups::Lookups,
     loopback,
     proxy::ProxyRelays,
+    run_detached,
     vm_args::VmArgs,
     wait::{self, Wait},
     workspace_args::{WorkspaceArgs, note_left, print_plan},
 };
 use crate::{
+    cli,
     client::{bus::Bus, job::Jobs, object::Object, service::id_of},
+    command::habits,
     error::{Error, Result},
     guest::{agent::Guest, attach, terminfo},
     ssh::installed,
@@ -72,6 +75,7 @@ Examples:
   banger vm workspace export web      the changes made there, as a patch
   echo hello | banger vm run --rm -- cat
   banger vm run -d --name db          a sandbox in the background
+  banger vm run -d --rm . -- make     a command in the background; the sandbox is deleted at its end
 
 Exit status:
   that of the command, or 128 plus the number of the signal that ended it
@@ -88,11 +92,11 @@ pub struct Run {
     /// Command and its arguments [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
-    /// Delete the sandbox at the end, even if banger is killed
+    /// Delete the sandbox at the end, even if banger is killed; with --detach, when its command ends or it stops
     #[arg(long)]
     rm: bool,
-    /// Return once the sandbox is ready, and print its name
-    #[arg(short, long, conflicts_with_all = ["rm", "command"])]
+    /// Return once the sandbox is ready and the command, if any, runs; print the name of the sandbox
+    #[arg(short, long)]
     detach: bool,
     /// With --detach or --dry-run, print a JSON object instead of names
     #[arg(long)]
@@ -121,6 +125,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// Returns the path of the repository.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// Returns whether to install the tools of the repository.
     fn installs_tools(&self) -> bool {
         !self.no_bootstrap && self.command.is_empty()
@@ -181,7 +190,7 @@ impl Run {
         let progress = Progress::new(self.progress);
         // Problems with the repository are reported before a sandbox is created.
         let mut plan = match &self.path {
-            Some(path) => Some(self.workspace.plan(path)?),
+            Some(path) => Some(self.workspace.plan(path).map_err(|error| explain_path(path, error))?),
             None => self.require_path().map(|()| None)?,
         };
         let container = match &plan {
@@ -228,12 +237,18 @@ impl Run {
         installed::refresh(&bus).await;
         let status = match prepared {
             Err(error) => Err(error),
-            Ok(_) if self.detach => {
-                if let Err(error) = sandbox.wait(self.exec.wait(), &mut listener).await {
-                    return Err(sandbox.about(error, self.rm).await);
+            Ok(workspace) if self.detach => {
+                // Read first: with --rm, a short command may be over, and the sandbox gone, in a moment.
+                let created = bus.properties(&sandbox.vm, VM_INTERFACE).await?;
+                if let Err(error) = sandbox.detach((self, settings), workspace, &mut listener).await {
+                    let error = sandbox.about(error, self.rm).await;
+                    if self.rm {
+                        sandbox.clean_up(true, &mut listener).await;
+                    }
+                    return Err(error);
                 }
                 sandbox.note_ports(&container.ports).await;
-                return print_created(&bus, &sandbox.vm, self.json).await;
+                return print(&created, self.json);
             }
             Ok(workspace) => {
                 sandbox.attach((self, settings), workspace, &container.ports, &mut listener).await
@@ -373,6 +388,26 @@ impl Sandbox<'_> {
         Ok(status == 0)
     }
 
+    /// Waits for the boot phase, and starts the command without staying for it.
+    async fn detach(
+        &self,
+        (run, settings): (&Run, &Settings),
+        workspace: Option<Workspace>,
+        listener: &mut Listener,
+    ) -> Result<()> {
+        if run.command.is_empty() {
+            self.wait(run.exec.wait(), listener).await?;
+            return match run.rm {
+                true => self.bus.set_lifetime(&self.vm, lifetime::UNTIL_STOPPED).await,
+                false => Ok(()),
+            };
+        }
+        self.proxies.check_detached()?;
+        let exec = Exec { power_off: run.rm, ..run.exec.detached(&run.command) };
+        let exec = self.in_workspace((run, settings), exec, workspace.as_ref());
+        run_detached::start(self.bus, &self.vm, &exec, listener).await
+    }
+
     async fn attach(
         &self,
         (run, settings): (&Run, &Settings),
@@ -384,26 +419,37 @@ impl Sandbox<'_> {
         let _ports = forward::forward_ports(self.bus, &self.vm, &self.progress, ports).await?;
         let stream = unless_ended(listener, self.bus.open_agent(&self.vm, agent::COMMAND, None)).await?;
         let _watch = self.watch_published(run, listener);
-        let mut exec = run.exec.exec(&run.command);
-        exec.wait = run.exec.phase(settings);
-        self.proxies.add_to(&mut exec);
+        let mut exec = self.in_workspace((run, settings), run.exec.exec(&run.command), workspace.as_ref());
         if let Some(terminal) = &mut exec.terminal {
             terminal.term = terminfo::prepare(self.bus, &self.vm, &terminal.term).await;
         }
-        if let Some(Workspace { directory, record }) = workspace {
-            exec.user.get_or_insert_with(|| record.owner().to_owned());
-            exec.cwd.get_or_insert(directory);
-            tooling::put_env(&mut exec, &record);
-            if exec.argv.is_empty() && !exec.of_image {
-                self.lifecycle(listener).attach(&record).await?;
-            }
+        let is_shell = exec.argv.is_empty();
+        if let Some(workspace) = workspace.filter(|_| is_shell && !exec.of_image) {
+            self.lifecycle(listener).attach(&workspace.record).await?;
         }
-        let (lookups, is_shell) = (Lookups::begin(self.bus, &self.vm).await, exec.argv.is_empty());
+        let lookups = Lookups::begin(self.bus, &self.vm).await;
         let status = attach::run(stream, exec, run.exec.stdin(), listener).await;
         if let Some(explanation) = lookups.explain(&status, is_shell, !run.rm).await {
             self.progress.note(&explanation);
         }
         status
+    }
+
+    /// Returns a command as it runs in the workspace, and when.
+    fn in_workspace(
+        &self,
+        (run, settings): (&Run, &Settings),
+        mut exec: Exec,
+        workspace: Option<&Workspace>,
+    ) -> Exec {
+        exec.wait = run.exec.phase(settings);
+        self.proxies.add_to(&mut exec);
+        if let Some(Workspace { directory, record }) = workspace {
+            exec.user.get_or_insert_with(|| record.owner().to_owned());
+            exec.cwd.get_or_insert_with(|| directory.clone());
+            tooling::put_env(&mut exec, record);
+        }
+        exec
     }
 
     /// Prints a note when the guest listens on its loopback for a published port, until the result is dropped.
@@ -440,16 +486,14 @@ impl Sandbox<'_> {
 
     async fn remove(&self, listener: &mut Listener) -> Result<()> {
         let options = Options::from([(delete::FORCE, Variant::from(true))]);
-        let gone =
-            |error: &Error| matches!(error.name(), Some(ErrorName::NoSuchVm | ErrorName::UnknownObject));
         let job = match self.bus.change_vm(&self.vm, "Delete", &options).await {
-            Err(error) if gone(&error) => return Ok(()),
+            Err(error) if run_detached::is_gone(&error) => return Ok(()),
             job => job?,
         };
         let done = self.jobs.finish(self.bus, &job, self.progress.track(None), listener).await;
         installed::refresh(self.bus).await;
         match done {
-            Err(error) if !gone(&error) => Err(error),
+            Err(error) if !run_detached::is_gone(&error) => Err(error),
             _ => Ok(()),
         }
     }
@@ -461,6 +505,11 @@ impl Sandbox<'_> {
             self.progress.note(&line);
         }
     }
+}
+
+/// Explains an error about a missing directory: the user may have meant a command or an image.
+fn explain_path(path: &Path, error: Error) -> Error {
+    if path.exists() { error } else { habits::forgotten_separator(&cli::line()).unwrap_or(error) }
 }
 
 /// Returns a note about a sandbox that is still running, and what to do about it.
@@ -515,7 +564,10 @@ fn explain_state(name: &str, state: &str, error: Error) -> Error {
 
 /// Prints a created sandbox: its name, or all of it.
 pub(super) async fn print_created(bus: &Bus, vm: &OwnedObjectPath, json: bool) -> Result<u8> {
-    let sandbox = bus.properties(vm, VM_INTERFACE).await?;
+    print(&bus.properties(vm, VM_INTERFACE).await?, json)
+}
+
+fn print(sandbox: &Object, json: bool) -> Result<u8> {
     if json {
         output::json(&sandbox.json())?;
     } else {
@@ -575,8 +627,8 @@ mod tests {
         assert!(fits("banger vm run --rm -- make -j4 test"));
         assert!(fits("banger vm run -d --json"));
         assert!(fits("banger vm run . --dry-run --json"));
-        assert!(!fits("banger vm run -d --rm"));
-        assert!(!fits("banger vm run -d -- make"));
+        assert!(fits("banger vm run -d --rm"));
+        assert!(fits("banger run -d --rm --json . -- make"));
         assert!(fits("banger vm run . -- make"));
         assert!(fits("banger vm run . --branch x --from HEAD~2"));
         assert!(!fits("banger vm run . --from HEAD~2"));

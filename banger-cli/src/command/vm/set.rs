@@ -1,10 +1,12 @@
 //! `banger vm set`.
 
+use std::collections::HashMap;
+
 use banger_proto::bus::{ErrorName, option::configure, proxy::Options};
 use clap::Args;
 use zbus::{OwnedObjectPath, Variant};
 
-use super::size_args::SizeArgs;
+use super::{size_args::SizeArgs, vm_args::label};
 use crate::{
     client::{bus::Bus, service::Kind},
     command::batch::{self, Effect, ResultArgs},
@@ -14,13 +16,14 @@ use crate::{
 
 /// Change the configuration of sandboxes
 ///
-/// NAT changes at once, even in a running sandbox. Processors, memory and disks change only while the sandbox is
-/// stopped. Disks can only grow; their file systems grow at the next start.
+/// NAT and labels change at once, even those of a running sandbox. Processors, memory and disks change only while
+/// the sandbox is stopped. Disks can only grow; their file systems grow at the next start.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   banger vm set --nat web
   banger vm set --no-nat web
+  banger vm set --label team=web --remove-label old web
   banger vm stop web && banger vm set --memory 8GiB --root-size 40GiB web")]
 #[group(id = "changes", multiple = true)]
 pub struct Set {
@@ -33,6 +36,12 @@ pub struct Set {
     /// Remove internet access; guests of the same owner still reach each other
     #[arg(long)]
     no_nat: bool,
+    /// Set a label; others stay
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// Remove a label
+    #[arg(long, alias = "label-rm", value_name = "KEY")]
+    remove_label: Vec<String>,
     #[command(flatten)]
     sizes: SizeArgs,
     #[command(flatten)]
@@ -41,7 +50,7 @@ pub struct Set {
 
 /// The ids of the options of which one is required, unless `--nat` is given.
 fn changes() -> impl Iterator<Item = &'static str> {
-    SizeArgs::IDS.into_iter().chain(["no_nat"])
+    SizeArgs::IDS.into_iter().chain(["no_nat", "label", "remove_label"])
 }
 
 impl Set {
@@ -62,6 +71,13 @@ impl Set {
         if self.nat || self.no_nat {
             options.insert(configure::NAT, Variant::from(self.nat));
         }
+        if !self.label.is_empty() {
+            let labels: HashMap<String, String> = self.label.iter().cloned().collect();
+            options.insert(configure::LABELS, Variant::from(labels));
+        }
+        if !self.remove_label.is_empty() {
+            options.insert(configure::REMOVE_LABELS, Variant::from(self.remove_label.clone()));
+        }
         options
     }
 }
@@ -70,7 +86,7 @@ impl Set {
 fn add_hint(error: Error) -> Error {
     match error.name() {
         Some(ErrorName::InvalidState) => {
-            error.with_hint("only NAT changes while it runs: `banger vm stop NAME` stops it.")
+            error.with_hint("only NAT and labels change while it runs: `banger vm stop NAME` stops it.")
         }
         _ => error,
     }
@@ -116,6 +132,8 @@ mod tests {
         assert_eq!(keys("set --nat web"), keys("set --no-nat --nat web"));
         assert_ne!(keys("set --nat web"), keys("set --no-nat web"));
         assert_eq!(keys("set --vcpu 2 --memory 1GiB web").unwrap().len(), 2);
+        assert_eq!(keys("set --label a=b --label c --remove-label d web").unwrap().len(), 2);
+        assert_eq!(keys("set --label =b web"), None);
         assert_eq!(keys("set --disk 20GiB web"), keys("set --root-size 20GiB web"));
         assert_eq!(keys("set --root-size 20GiB --disk-size 9GiB web").unwrap().len(), 2);
     }

@@ -14,10 +14,10 @@ use crate::user::defaults::{Defaults, Key};
 #[derive(Debug, Clone, Default, Args)]
 pub struct SizeArgs {
     /// Virtual processors
-    #[arg(long, value_name = "COUNT", value_parser = positive)]
+    #[arg(long, alias = "cpus", value_name = "COUNT", value_parser = positive)]
     vcpu: Option<u32>,
     /// Memory, such as 512MiB or 4GiB
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(short, long, value_name = "SIZE", value_parser = size)]
     memory: Option<Bytes>,
     /// Size of the system disk (/), such as 20GiB
     #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]

@@ -12,7 +12,7 @@ use super::numbers::whole;
 #[derive(Debug, Args)]
 pub struct StopArgs {
     /// How long a guest may take to shut down before it is killed [default: the service's]
-    #[arg(long, value_name = "SECONDS", value_parser = whole::<u32>)]
+    #[arg(short, long, value_name = "SECONDS", value_parser = whole::<u32>)]
     timeout: Option<u32>,
     /// Kill them at once; what their guests have not written to disk is lost
     #[arg(short, long, conflicts_with = "timeout")]

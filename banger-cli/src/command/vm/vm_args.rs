@@ -72,7 +72,7 @@ pub struct VmArgs {
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<PortSpec>,
     /// Add a label; `banger vm list --filter` can select by labels
-    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
     /// VMM to run it under [default: the best one that works]
     #[arg(long, value_name = "VMM", value_parser = [vmm::AUTO, vmm::FIRECRACKER, vmm::QEMU])]
@@ -179,7 +179,7 @@ fn explain(image: &str, error: Error) -> Error {
 }
 
 /// Parses a key and a value, which may be empty.
-fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     match key.is_empty() {
         true => Err("a label needs a key".to_owned()),

@@ -1,6 +1,12 @@
 //! The arguments of `CreateVM`.
 
-use banger_domain::{net::nic::Nat, ssh::AuthorizedKey, timezone::Timezone, vm::Init, vmm::VmmChoice};
+use banger_domain::{
+    net::nic::Nat,
+    ssh::AuthorizedKey,
+    timezone::Timezone,
+    vm::{Init, check_labels},
+    vmm::VmmChoice,
+};
 use banger_proto::{
     bus::{ErrorName, option::create},
     size::Bytes,
@@ -10,10 +16,6 @@ use super::{
     Api, Caller, Dict, Error, Options, Result, parse_name, ports::read_ports, read_start, usable_kernel,
 };
 use crate::engine::request::CreateVm;
-
-/// Limits of labels.
-const MAX_LABELS: usize = 32;
-const MAX_LABEL: usize = 256;
 
 /// Parses the arguments of `CreateVM`.
 pub(in crate::bus) async fn read_create(
@@ -47,12 +49,7 @@ pub(in crate::bus) async fn read_create(
         (None, Some(_)) => return Err(Error::invalid_option("a time zone rule needs a time zone")),
     };
     let labels = options.strings(create::LABELS)?;
-    let fits = |(key, value): (&String, &String)| key.len() + value.len() <= MAX_LABEL;
-    if labels.len() > MAX_LABELS || !labels.iter().all(fits) {
-        return Err(Error::invalid_option(format!(
-            "there may be {MAX_LABELS} labels of {MAX_LABEL} bytes each"
-        )));
-    }
+    check_labels(&labels).map_err(|error| Error::of(ErrorName::InvalidOption, &error))?;
     let ports = read_ports(&mut options)?;
     let lifetime = options.string(create::LIFETIME)?;
     let start = options.boolean(create::START)?.unwrap_or(true);

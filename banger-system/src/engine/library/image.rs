@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use banger_domain::id::{ImageId, JobId, KernelId, Uid};
+use banger_domain::{
+    id::{ImageId, JobId, KernelId, Uid},
+    name::Name,
+};
 use banger_image::{
     oci::{config::ImageConfig, reference::ImageRef},
     record::{Image, ImageFacts},
@@ -65,6 +68,11 @@ impl Engine {
             return Err(error.into());
         }
         Ok(())
+    }
+
+    /// Renames an image.
+    pub async fn rename_image(&self, id: ImageId, name: &Name) -> Result<()> {
+        pipeline::rename::<Image>(&self.shared, id, name).await
     }
 
     /// Deletes an image that no VM uses.

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
-use banger_domain::id::{ImageId, KernelId};
+use banger_domain::{
+    id::{ImageId, KernelId},
+    name::Name,
+};
 use banger_image::record::{Image, Kernel};
 
 use super::{
@@ -35,6 +38,10 @@ pub(in crate::engine) trait Stored: Item {
     fn added(self: Arc<Self>) -> Event;
     /// Returns the event of its removal.
     fn removed(self: Arc<Self>) -> Event;
+    /// Returns the event of its change.
+    fn changed(old: Arc<Self>, new: Arc<Self>) -> Event;
+    /// Returns the same object with another name.
+    fn renamed(&self, name: Name) -> Self;
 
     /// Stores its row, and deletes the row of the object that it replaces in the same transaction.
     async fn put_row(&self, store: &dyn Store, old: Option<Self::Id>) -> store::Result<()>;
@@ -75,6 +82,14 @@ impl Stored for Image {
 
     fn removed(self: Arc<Self>) -> Event {
         Event::ImageRemoved(self)
+    }
+
+    fn changed(old: Arc<Self>, new: Arc<Self>) -> Event {
+        Event::ImageChanged { old, new }
+    }
+
+    fn renamed(&self, name: Name) -> Self {
+        Self { name, ..self.clone() }
     }
 
     async fn put_row(&self, store: &dyn Store, old: Option<ImageId>) -> store::Result<()> {
@@ -125,6 +140,14 @@ impl Stored for Kernel {
 
     fn removed(self: Arc<Self>) -> Event {
         Event::KernelRemoved(self)
+    }
+
+    fn changed(old: Arc<Self>, new: Arc<Self>) -> Event {
+        Event::KernelChanged { old, new }
+    }
+
+    fn renamed(&self, name: Name) -> Self {
+        Self { name, ..self.clone() }
     }
 
     async fn put_row(&self, store: &dyn Store, old: Option<KernelId>) -> store::Result<()> {

@@ -1,6 +1,9 @@
 //! Kernels: imports from a user's files, deletion.
 
-use banger_domain::id::{JobId, KernelId};
+use banger_domain::{
+    id::{JobId, KernelId},
+    name::Name,
+};
 use banger_image::record::Kernel;
 
 use super::{
@@ -28,6 +31,11 @@ impl Engine {
         };
         let reserved = reserve(&self.shared, order)?;
         Ok(reserved.run(move |shared, job| Box::pin(import(shared, job, request))))
+    }
+
+    /// Renames a kernel.
+    pub async fn rename_kernel(&self, id: KernelId, name: &Name) -> Result<()> {
+        pipeline::rename::<Kernel>(&self.shared, id, name).await
     }
 
     /// Deletes a kernel that no VM and no image uses.

@@ -184,12 +184,18 @@ pub(super) async fn discard<I: Stored>(shared: &Shared, id: I::Id) -> Result<()>
 
 async fn publish<I: Stored>(shared: &Shared, item: &I, old: Option<&I>) -> Result<()> {
     let store = &*shared.ports.store;
-    let Some(old) = old else {
+    let _locked = match old {
+        Some(_) => Some(shared.library.lock.lock().await),
+        None => None,
+    };
+    // An object that was renamed or deleted meanwhile is no longer replaced.
+    let keeps_name =
+        |old: &&I| shared.inventory.item::<I>(old.id()).is_some_and(|now| now.name() == old.name());
+    let Some(old) = old.filter(keeps_name) else {
         item.put_row(store, None).await?;
         shared.inventory.add(item.clone());
         return Ok(());
     };
-    let _locked = shared.library.lock.lock().await;
     let taken = shared.inventory.remove_unused::<I>(old.id())?;
     if let Err(error) = item.put_row(store, Some(old.id())).await {
         shared.inventory.add(I::clone(&taken));
@@ -214,6 +220,20 @@ pub(super) fn report<I: Stored>(job: &JobHandle, item: &I) {
     for (key, fact) in item.pull_facts() {
         job.add_result(key, fact);
     }
+}
+
+/// Renames an object.
+pub(super) async fn rename<I: Stored>(shared: &Shared, id: I::Id, name: &Name) -> Result<()> {
+    let _locked = shared.library.lock.lock().await;
+    let (old, new) = shared.inventory.rename::<I>(id, name)?;
+    if let Err(error) = new.put_row(&*shared.ports.store, None).await {
+        // If the owner has given the old name away by now, it keeps the new one until the service restarts.
+        if let Err(error) = shared.inventory.rename::<I>(id, old.name()) {
+            tracing::error!(%id, %error, "an object of the library differs from its row in the database");
+        }
+        return Err(error.into());
+    }
+    Ok(())
 }
 
 /// Deletes an object that nothing uses. It is gone once it has no row, even if this fails to remove its files.

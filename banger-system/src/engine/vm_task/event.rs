@@ -119,13 +119,19 @@ impl VmTask {
             return self.reboot().await;
         }
         let never_ready = std::mem::take(&mut self.is_new);
-        if never_ready && matches!(self.vm.lifetime, Lifetime::Caller { .. }) {
+        if never_ready {
             // Its owner will want to read its logs.
             self.vm.lifetime = Lifetime::Persistent;
         }
         let name = self.vm.name.to_string();
         let left = not_released(&name, self.lease.release(Scope::Boot).await);
-        self.save_or_log().await;
+        let is_over = self.vm.lifetime == Lifetime::UntilStopped;
+        // A sandbox that is about to be deleted stays up in the database, so that a restart of the service deletes it.
+        if is_over {
+            self.publish();
+        } else {
+            self.save_or_log().await;
+        }
 
         let how = match (&self.vm.reason, ended) {
             (Reason::GuestPanic, _) => "its kernel panicked".to_owned(),
@@ -147,7 +153,7 @@ impl VmTask {
         if self.waiters.iter().any(|waiter| waiter.goal == Goal::Gone) {
             return self.remove_and_finish_waiters().await;
         }
-        if self.vm.lifetime == Lifetime::UntilStopped && !never_ready {
+        if is_over {
             self.fail_waiters(&early, |goal| matches!(goal, Goal::Up(_)));
             return self.delete_automatically(Reason::UserRequest).await;
         }

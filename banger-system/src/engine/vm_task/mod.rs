@@ -121,7 +121,7 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     Configure {
-        change: Configure,
+        change: Box<Configure>,
         reply: Reply<()>,
     },
     Publish {
@@ -286,7 +286,7 @@ impl VmTask {
                 answer(reply, saved);
             }
             Command::Configure { change, reply } => {
-                let result = self.configure(change).await;
+                let result = self.configure(*change).await;
                 answer(reply, result);
             }
             Command::Publish { port, reply } => {

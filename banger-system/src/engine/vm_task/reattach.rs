@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use banger_domain::{
     clock::Occasion,
+    id::Timestamp,
     lifecycle::{Event, Reason, State},
     resource::{Resource, Scope},
+    vm::Lifetime,
 };
 
 use super::{Next, VmTask};
@@ -88,9 +90,17 @@ impl VmTask {
             self.apply(event);
         }
         self.vm.reason = reason;
+        let was_ready = self.vm.ready_at != Timestamp::default();
         self.clear_boot();
         if event == Event::Rebooted && self.vm.state == State::Starting {
             return self.reboot().await;
+        }
+        if state.is_up() && self.vm.lifetime == Lifetime::UntilStopped {
+            if was_ready {
+                return self.delete_automatically(self.vm.reason.clone()).await;
+            }
+            // Its owner will want to read its logs.
+            self.vm.lifetime = Lifetime::Persistent;
         }
         self.save_or_log().await;
         Next::Continue

@@ -92,11 +92,19 @@ impl Logs for RingLogs {
                 other => other.map_err(os)?,
             };
             let mut reader = Reader::new(file).map_err(os)?;
-            if let Some(lines) = reading.tail {
-                reader.keep_last_lines(lines).map_err(os)?;
-            }
             // A guest may write faster than this reads, and a reader that does not follow has to end.
-            let end = if reading.follow { u64::MAX } else { reader.written().map_err(os)? };
+            let written = reader.written().map_err(os)?;
+            let until = match reading.until {
+                Some(until) => reader.position_at(until.0).map_err(os)?.unwrap_or(written),
+                None => written,
+            };
+            if let Some(since) = reading.since {
+                reader.skip_before(since.0).map_err(os)?;
+            }
+            if let Some(lines) = reading.tail {
+                reader.keep_last_lines(lines, until).map_err(os)?;
+            }
+            let end = if reading.follow { u64::MAX } else { until };
             Ok(Some((reader, end)))
         });
         let Some((reader, end)) = opened.await? else { return Ok(read) };
@@ -208,7 +216,7 @@ mod tests {
     use super::*;
 
     const VM: VmId = VmId::from_bits(7);
-    const FOLLOW: LogRange = LogRange { tail: None, follow: true };
+    const FOLLOW: LogRange = LogRange { tail: None, since: None, until: None, follow: true };
     const TIMEOUT: Duration = Duration::from_secs(60);
     const BLOCKING_THREADS: usize = 4;
 
@@ -290,7 +298,7 @@ mod tests {
                 scratch.logs.open(VM, Log::Console, FOLLOW, Box::new(Arc::clone(&held))).await.unwrap(),
             );
         }
-        let once = LogRange { tail: Some(1), follow: false };
+        let once = LogRange { tail: Some(1), ..LogRange::default() };
         scratch.writer.write(b"\nlast").unwrap();
         let pipe = scratch.logs.open(VM, Log::Console, once, Box::new(())).await.unwrap();
         let mut text = String::new();

@@ -5,6 +5,7 @@ mod clients;
 mod copies;
 mod devcontainer;
 mod guests;
+mod habits;
 mod images;
 mod limits;
 mod modules;
@@ -48,6 +49,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     copies::CHECKS,
     devcontainer::CHECKS,
     guests::CHECKS,
+    habits::CHECKS,
     images::CHECKS,
     limits::CHECKS,
     modules::CHECKS,
