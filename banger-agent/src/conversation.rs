@@ -77,6 +77,9 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::Detached => reply_json(port, &detached::facts()),
         Request::DetachedLog(wanted) => detached::send_log(port, &wanted),
         Request::StopDetached(id) => detached::stop(port, id),
+        Request::Complete { path } => {
+            reply_json(port, &copies::complete(&path, guest.programs.user.as_deref()))
+        }
         Request::Wait(phase) => match guest.phases.wait_quietly(phase, port)? {
             Waited::Reached => port.send(&Frame::Done).map(drop),
             Waited::Late => refuse(port, FailureKind::Other, "the boot of the guest takes too long"),

@@ -53,6 +53,7 @@ mod boot_wait;
 mod cgroups;
 mod channels;
 mod clock;
+mod complete;
 mod conversation;
 mod copies;
 mod detached;

@@ -12,6 +12,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use crate::{
     client::{bus::Bus, service::Kind},
+    command::vm::numbers::port,
     error::{Error, Result},
     ssh::reference,
     ui::output,
@@ -27,7 +28,7 @@ pub struct SshProxy {
     #[arg(value_name = "HOST")]
     host: String,
     /// The port, which is 22
-    #[arg(value_name = "PORT")]
+    #[arg(value_name = "PORT", value_parser = port)]
     port: u16,
 }
 

@@ -88,6 +88,12 @@ pub enum Request {
     /// Stop the detached command with this number, and everything that it started. Answered by `Done` once it has
     /// ended.
     StopDetached(u64),
+    /// List the entries of a directory whose names begin with a text. Answered by output, a bounded array of names in
+    /// JSON, directories with a slash at the end, and `Done`. A directory that cannot be read has none.
+    Complete {
+        /// A path as in [`CopyOut`]; the text is what follows its last slash.
+        path: String,
+    },
 }
 
 /// Which output of a detached command to read.

@@ -9,6 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use zbus::Variant;
 
+use super::numbers::port;
 use crate::{
     client::{bus::Bus, service::Kind},
     error::{Error, Result},
@@ -97,10 +98,6 @@ fn protocol(text: &str) -> Result<(&str, &'static str), String> {
         Some((ports, "udp")) => Ok((ports, "udp")),
         Some(_) => Err("the protocol must be tcp or udp".to_owned()),
     }
-}
-
-fn port(text: &str) -> Result<u16, String> {
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| "a port is a number from 1 to 65535".to_owned())
 }
 
 impl Publish {
