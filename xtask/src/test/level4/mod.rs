@@ -5,6 +5,7 @@ mod copies;
 mod guests;
 mod images;
 mod limits;
+mod lists;
 mod modules;
 mod names;
 mod network;
@@ -38,11 +39,12 @@ use crate::{
 type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
-const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
+const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
     copies::CHECKS,
     guests::CHECKS,
     images::CHECKS,
     limits::CHECKS,
+    lists::CHECKS,
     modules::CHECKS,
     names::CHECKS,
     network::CHECKS,
