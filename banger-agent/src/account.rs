@@ -1,6 +1,6 @@
 //! Users of the guest, read from its files: a static program cannot use the guest's name services.
 
-use std::{fs, io, path::Path};
+use std::{collections::HashMap, fs, io, path::Path};
 
 /// A user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,23 @@ pub struct Account {
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 const DEFAULT_SHELL: &str = "/bin/sh";
+
+/// Returns the names of all users, of several with the same number the first. Root has one in any image.
+pub fn names() -> HashMap<u32, String> {
+    parse_names(&fs::read_to_string(PASSWD).unwrap_or_default())
+}
+
+fn parse_names(passwd: &str) -> HashMap<u32, String> {
+    let mut names = HashMap::new();
+    for line in passwd.lines() {
+        let mut fields = line.split(':');
+        if let (Some(name), Some(Ok(uid))) = (fields.next(), fields.nth(1).map(str::parse)) {
+            names.entry(uid).or_insert_with(|| name.to_owned());
+        }
+    }
+    names.entry(0).or_insert_with(|| "root".to_owned());
+    names
+}
 
 impl Account {
     /// Finds the user with this login name or number, optionally followed by a colon and a group. Root exists even in
@@ -104,6 +121,14 @@ mod tests {
         assert_eq!(gid("4242"), Some((4242, 0)));
         assert_eq!(gid("4242:4243"), Some((4242, 4243)));
         assert_eq!(gid("ann:no-such-group"), None);
+    }
+
+    #[test]
+    fn every_number_has_its_first_name_and_root_always_one() {
+        let names = parse_names("ann:x:1000:100::/home/ann:\nbroken\nann2:x:1000:100::/:\nx:x:many:0::/:\n");
+        let expect = [(0, "root"), (1000, "ann")].map(|(uid, name)| (uid, name.to_owned()));
+        assert_eq!(names, expect.into());
+        assert_eq!(parse_names("toor:x:0:0::/:\n")[&0], "toor");
     }
 
     #[test]

@@ -84,6 +84,9 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
         Request::WaitDetached(id) => detached::send_exit(port, id),
         Request::StopDetached(id) => detached::stop(port, id),
         Request::PrepareCommit => commit::prepare(port),
+        Request::Complete { path } => {
+            reply_json(port, &copies::complete(&path, guest.programs.user.as_deref()))
+        }
         Request::Wait(phase) => match guest.phases.wait_quietly(phase, port)? {
             Waited::Reached => port.send(&Frame::Done).map(drop),
             Waited::Late => refuse(port, FailureKind::Other, "the boot of the guest takes too long"),

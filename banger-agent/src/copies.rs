@@ -20,6 +20,7 @@ use banger_proto::{
 use crate::{
     account::Account,
     archive::{Input, Output},
+    complete,
     conversation::{kind_of, refuse},
     port::Port,
 };
@@ -92,6 +93,15 @@ fn finish(port: &mut Port, result: Result<Notes, Error>) -> io::Result<()> {
         }
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => refuse(port, kind_of(&error.kind().into()), &with_causes(&error)),
+    }
+}
+
+/// Returns the names that complete a path of a request.
+pub fn complete(path: &str, login: Option<&str>) -> Vec<String> {
+    let (directory, begin) = path.rsplit_once('/').unwrap_or((path, ""));
+    match resolve(&format!("{directory}/"), login) {
+        Ok(directory) => complete::names(&directory, begin),
+        Err(_) => Vec::new(),
     }
 }
 
@@ -170,6 +180,24 @@ mod tests {
         host.feed(archive);
         let (_, remarks, end) = host.copied();
         (remarks, end)
+    }
+
+    #[test]
+    fn paths_are_completed_below_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("sub/hosts"), "").unwrap();
+        let complete = |path: &str| {
+            let (json, end) = Host::ask(Request::Complete { path: path.to_owned() }).bytes();
+            assert_eq!(end, Frame::Done, "{path}");
+            serde_json::from_slice::<Vec<String>>(&json).unwrap()
+        };
+        let top = dir.path().display();
+        assert_eq!(complete(&format!("{top}/s")), ["sub/"]);
+        assert_eq!(complete(&format!("{top}/sub/h")), ["hosts"]);
+        for nothing in [format!("{top}/nowhere/x"), "relative".into(), "~nobody-is-called-this/x".into()] {
+            assert_eq!(complete(&nothing), [""; 0], "{nothing}");
+        }
     }
 
     #[test]

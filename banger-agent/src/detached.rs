@@ -15,9 +15,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use banger_proto::guest::{
-    Exec, FailureKind, Frame,
-    message::{DetachedLog, Exit},
+use banger_proto::{
+    count::counted,
+    guest::{
+        Exec, FailureKind, Frame,
+        message::{DetachedLog, Exit},
+    },
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -227,7 +230,10 @@ pub fn send_log(port: &mut Port, wanted: &DetachedLog) -> io::Result<()> {
         loop {
             let frame = match reader.next() {
                 Ok(Read::Bytes(bytes)) => Frame::Output(bytes),
-                Ok(Read::Cut(bytes)) => Frame::ErrorOutput(format!("{bytes} bytes were cut here\n").into()),
+                Ok(Read::Cut(bytes)) => {
+                    let verb = if bytes == 1 { "was" } else { "were" };
+                    Frame::ErrorOutput(format!("{} {verb} cut here\n", counted(bytes, "byte")).into())
+                }
                 Ok(Read::End) => break,
                 Err(error) => return failed(port, error),
             };

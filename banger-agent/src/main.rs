@@ -54,6 +54,7 @@ mod cgroups;
 mod channels;
 mod clock;
 mod commit;
+mod complete;
 mod conversation;
 mod copies;
 mod detached;

@@ -4,6 +4,8 @@ use std::fs;
 
 use banger_proto::guest::facts::{Disk, Process, Stats};
 
+use crate::account;
+
 /// The file systems that banger provides.
 const MOUNT_POINTS: [&str; 2] = ["/", "/root"];
 /// Microseconds per clock tick, the unit of times in proc(5) on all our architectures (time(7)).
@@ -27,7 +29,7 @@ pub fn now() -> Stats {
         received,
         sent,
         disks: MOUNT_POINTS.iter().filter_map(|point| disk(point)).collect(),
-        processes: processes().into_iter().filter_map(process).collect(),
+        processes: with_users(processes().into_iter().filter_map(process).collect()),
     }
 }
 
@@ -86,6 +88,15 @@ fn disk(mount_point: &str) -> Option<Disk> {
     Some(Disk { mount_point, size: stat.f_blocks * stat.f_frsize, free: stat.f_bavail * stat.f_frsize })
 }
 
+/// Adds the names of the users.
+fn with_users(mut processes: Vec<Process>) -> Vec<Process> {
+    let names = account::names();
+    for process in &mut processes {
+        process.user = names.get(&process.uid).cloned().unwrap_or_default();
+    }
+    processes
+}
+
 /// Reads a process that has a program; kernel threads have none.
 fn process(pid: u32) -> Option<Process> {
     let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).ok();
@@ -100,6 +111,7 @@ fn process(pid: u32) -> Option<Process> {
     Some(Process {
         pid,
         uid: u32::try_from(field(&status, "Uid:")).ok()?,
+        user: String::new(),
         state: fields.first()?.chars().next()?,
         cpu_usec: (number(11) + number(12)) * USEC_PER_TICK,
         memory: number(21) * PAGE,

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use banger_proto::count::counted;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
@@ -110,7 +111,7 @@ pub fn run(server: &str) -> ExitCode {
     match commands(server).len() {
         0 => ExitCode::SUCCESS,
         left => {
-            log::error(&format!("{left} processes of commands do not end"));
+            log::error(&format!("cannot stop {} of commands in time", counted(left, "process")));
             ExitCode::FAILURE
         }
     }

@@ -30,13 +30,20 @@ pub struct Bus {
     connection: Connection,
     /// Held while the user is asked for a password: two prompts on one terminal would mix.
     prompt_lock: Arc<Mutex<()>>,
+    /// Whether the user may be asked for a password.
+    may_prompt: bool,
 }
 
 impl Bus {
     /// Connects to the bus, without starting the service.
     pub async fn connect() -> Result<Self> {
         let connection = Connection::system().await.map_err(|error| Error::NoBus(Box::new(error)))?;
-        Ok(Self { connection, prompt_lock: Arc::default() })
+        Ok(Self { connection, prompt_lock: Arc::default(), may_prompt: true })
+    }
+
+    /// Returns the same connection, which never asks for a password.
+    pub fn without_prompts(self) -> Self {
+        Self { may_prompt: false, ..self }
     }
 
     /// Returns whether the service is running, without starting it.
@@ -72,7 +79,7 @@ impl Bus {
             Err(error) if error.name() == Some(ErrorName::InteractiveAuthorizationRequired) => error,
             answer => return answer,
         };
-        if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        if !self.may_prompt || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
             return Err(refused);
         }
         let _one = self.prompt_lock.lock().await;

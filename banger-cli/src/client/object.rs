@@ -5,9 +5,6 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 use zbus::{OwnedVariant, Variant};
 
-/// How many digits of an id people see.
-const SHORT_ID: usize = 12;
-
 /// The properties of an object.
 #[derive(Debug, Default)]
 pub struct Object(HashMap<String, OwnedVariant>);
@@ -39,12 +36,6 @@ impl Object {
     /// Returns a boolean property; false if the object does not have it.
     pub fn flag(&self, property: &str) -> bool {
         matches!(self.0.get(property).map(|value| &**value), Some(Variant::Bool(true)))
-    }
-
-    /// Returns the first digits of the id.
-    pub fn short_id(&self) -> &str {
-        let id = self.text("Id");
-        id.get(..SHORT_ID).unwrap_or(id)
     }
 
     /// Returns the name.
@@ -184,7 +175,6 @@ mod tests {
     fn missing_properties_are_empty() {
         let object = object([("Id", Variant::from("0123456789abcdef"))]);
         assert_eq!((object.name(), object.number("Memory"), object.flag("Ready")), ("", 0, false));
-        assert_eq!(object.short_id(), "0123456789ab");
     }
 
     #[test]

@@ -27,8 +27,12 @@ impl PublishedPorts {
     /// Returns the ports of a sandbox.
     pub fn of(sandbox: &Object) -> Self {
         let object = sandbox.json();
-        let read = |key: &str| Self::of_json(object.get(key).unwrap_or(&Value::Null)).ports;
-        Self { ports: read("published_ports"), taken: read("blocked_ports") }
+        Self::of_arrays(&object["published_ports"], &object["blocked_ports"])
+    }
+
+    /// Returns the ports in these arrays of objects: all, and those that are taken.
+    pub fn of_arrays(ports: &Value, taken: &Value) -> Self {
+        Self { taken: Self::of_json(taken).ports, ..Self::of_json(ports) }
     }
 
     /// Returns the ports in an array of objects.

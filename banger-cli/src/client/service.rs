@@ -40,6 +40,15 @@ impl Kind {
             Kind::Kernel => KERNEL_INTERFACE,
         }
     }
+
+    /// Returns the group of verbs about these objects, such as `banger image`.
+    pub const fn group(self) -> &'static str {
+        match self {
+            Kind::Vm => "vm",
+            Kind::Image => "image",
+            Kind::Kernel => "kernel",
+        }
+    }
 }
 
 /// Returns the id of an object from its path.

@@ -63,7 +63,8 @@ impl AddArgs {
         let jobs = Jobs::of(bus);
         let job = begin.await?;
         let mut listener = Signals::catch()?.listen();
-        jobs.finish(bus, &job, progress.track(None), &mut listener).await?;
+        let ended = jobs.finish(bus, &job, progress.track(None), &mut listener).await;
+        ended.map_err(|error| pull::explain_signal(error, kind))?;
         bus.find(kind, name).await
     }
 

@@ -2,27 +2,34 @@
 
 use std::time::Duration;
 
-use banger_proto::{
-    bus::{
-        ErrorName,
-        option::{catalog, refresh},
-        proxy::Options,
-    },
-    size::Bytes,
+use banger_proto::bus::{
+    ErrorName,
+    option::{catalog, refresh},
+    proxy::Options,
 };
 use clap::Args;
+use serde_json::Value;
 use zbus::Variant;
 
 use crate::{
     client::{bus::Bus, job::Jobs, object::Object, service::Kind},
+    command::table_args::TableArgs,
     error::Result,
     ui::{
-        output,
+        column::{self, Cell, Column, List},
         progress::{Progress, ProgressArgs},
         signals::Signals,
-        table::Table,
     },
 };
+
+const COLUMNS: &[Column] = &[
+    Column::new("NAME", catalog::NAME, column::text),
+    Column::new("VERSION", catalog::VERSION, column::text).drop(2),
+    Column::new("SIZE", catalog::SIZE, size).drop(4),
+    Column::new("ON HOST", catalog::HERE, on_host).drop(3),
+    Column::new("CATALOG", catalog::CATALOG, column::text).drop(5),
+    Column::new("DESCRIPTION", catalog::DESCRIPTION, column::text).drop(1).elastic(),
+];
 
 /// Catalogs fetched more recently than this are not fetched again.
 const FRESH: Duration = Duration::from_secs(24 * 3600);
@@ -47,7 +54,9 @@ impl AvailableArgs {
     }
 
     /// Lists the entries of this kind.
-    pub async fn run(&self, kind: Kind, json: bool) -> Result<u8> {
+    pub async fn run(&self, kind: Kind, table: &TableArgs, json: bool) -> Result<u8> {
+        let verb = if kind == Kind::Kernel { "kernel list" } else { "image list" };
+        let view = table.view(List { verb, columns: COLUMNS })?;
         let bus = Bus::connect().await?;
         let progress = Progress::new(self.progress);
         self.fetch(&bus, &progress).await?;
@@ -56,12 +65,8 @@ impl AvailableArgs {
             _ => catalog::IMAGE,
         };
         let options = Options::from([(catalog::KIND, Variant::from(word))]);
-        let entries: Vec<Object> = bus.list_catalog(&options).await?.into_iter().map(Object::new).collect();
-        if json {
-            output::json(&entries.iter().map(Object::json).collect())?;
-        } else {
-            output::text(&table(&entries))?;
-        }
+        let entries = bus.list_catalog(&options).await?.into_iter().map(Object::new);
+        view.print(entries.map(|entry| entry.json()).collect(), json)?;
         Ok(0)
     }
 
@@ -92,26 +97,18 @@ fn is_denied(name: Option<ErrorName>) -> bool {
     matches!(name, Some(ErrorName::AccessDenied | ErrorName::InteractiveAuthorizationRequired))
 }
 
-fn table(entries: &[Object]) -> String {
-    let mut table = Table::new(["NAME", "VERSION", "SIZE", "ON HOST", "CATALOG", "DESCRIPTION"]);
-    for entry in entries {
-        let here = match (entry.flag(catalog::PUBLISHED), entry.flag(catalog::HERE)) {
-            (false, _) => "not published",
-            (true, true) => "yes",
-            (true, false) => "no",
-        };
-        let size = match entry.number(catalog::SIZE) {
-            0 => String::new(),
-            size => Bytes(size).to_string(),
-        };
-        table.row([
-            entry.text(catalog::NAME).to_owned(),
-            entry.text(catalog::VERSION).to_owned(),
-            size,
-            here.to_owned(),
-            entry.text(catalog::CATALOG).to_owned(),
-            entry.text(catalog::DESCRIPTION).to_owned(),
-        ]);
+/// Returns whether the host has an entry.
+fn on_host(entry: Cell<'_>) -> String {
+    match (entry.of(catalog::PUBLISHED) == &Value::Bool(true), entry.of(catalog::HERE) == &Value::Bool(true))
+    {
+        (false, _) => "not published",
+        (true, true) => "yes",
+        (true, false) => "no",
     }
-    table.text()
+    .to_owned()
+}
+
+/// Returns the size of an entry, if it is known.
+fn size(entry: Cell<'_>) -> String {
+    if entry.number(catalog::SIZE) == 0 { String::new() } else { column::size(entry) }
 }

@@ -1,102 +1,106 @@
 //! Completions for shells. The shell runs this program for each completion, so that it can offer the names of
-//! existing sandboxes, images and kernels, and of catalog entries.
+//! existing sandboxes, images and kernels, of catalog entries, and of files in a sandbox.
 
-use std::{ffi::OsStr, time::Duration};
+mod bash;
+mod values;
 
+use std::ffi::OsStr;
+
+use banger_proto::bus::option::catalog;
 use clap::{Arg, Command, CommandFactory};
 use clap_complete::{
     CompleteEnv,
     engine::{ArgValueCompleter, CompletionCandidate},
+    env::{Elvish, Fish, Powershell, Shells, Zsh},
 };
 
-use banger_proto::bus::{option::catalog, proxy::Options};
-use zbus::Variant;
-
+use self::{bash::WholeWords, values::Source};
 use crate::{
     cli::{Cli, verbs_of_vm},
-    client::{bus::Bus, object::Object, service::Kind},
-    error::Result,
-    ui::sanitize,
+    client::service::Kind,
+    command::{list, vm},
+    ui::column::List,
     user::{dirs::UserDirs, settings},
 };
 
 /// The environment variable by which a shell's script requests completions.
 pub const VARIABLE: &str = "BANGER_COMPLETE";
-/// How long a completion may take.
-const TIMEOUT: Duration = Duration::from_secs(1);
+/// The shells that completions work in.
+pub const SHELLS: Shells<'static> = Shells(&[&WholeWords, &Elvish, &Fish, &Powershell, &Zsh]);
 /// The group of verbs that work without it as well.
 const VM: &str = "vm";
 /// The value name of arguments that are names of this kind, and the group of verbs in which a bare `NAME` is one.
 const KINDS: [(&str, &str, Kind); 3] =
     [("SANDBOX", VM, Kind::Vm), ("IMAGE", "image", Kind::Image), ("KERNEL", "kernel", Kind::Kernel)];
+/// The value name of other arguments, and what is offered for them.
+const SOURCES: [(&str, Source); 7] = [
+    ("REFERENCE", Source::Entries(catalog::IMAGE)),
+    ("ENTRY", Source::Entries(catalog::KERNEL_KIND)),
+    ("FROM", Source::Copies),
+    ("TO", Source::Copies),
+    ("WHAT=VALUE", Source::Filters),
+    ("SIGNAL", Source::Signals),
+    ("FORMAT", Source::Formats),
+];
 
 /// Answers a shell that requests completions, and exits. Must be called before anything else is done or printed.
 pub fn answer_shell() {
-    CompleteEnv::with_factory(|| with_completers(Cli::command())).var(VARIABLE).complete();
+    CompleteEnv::with_factory(|| with_completers(Cli::command())).var(VARIABLE).shells(SHELLS).complete();
 }
 
-/// The value name of arguments that are names in a catalog, and their kind.
-const ENTRIES: [(&str, &str); 2] = [("REFERENCE", catalog::IMAGE), ("ENTRY", catalog::KERNEL_KIND)];
-
-/// Adds completers for names to the command line.
+/// Adds completers to the command line.
 fn with_completers(cli: Command) -> Command {
     let of_vm = verbs_of_vm(&cli);
-    cli.mut_subcommands(|group| {
-        let is_of_vm = of_vm.iter().any(|verb| verb == group.get_name());
-        let name = if is_of_vm { VM } else { group.get_name() };
-        let of_group = KINDS.iter().find(|(_, group, _)| *group == name).map(|(.., kind)| *kind);
-        let named = move |arg: Arg| {
-            let entry = ENTRIES.iter().find(|(word, _)| is_called(&arg, word));
-            match (kind_of(&arg).or(of_group.filter(|_| is_bare_name(&arg))), entry) {
-                (Some(kind), _) => {
-                    arg.add(ArgValueCompleter::new(move |typed: &OsStr| candidates(kind, typed)))
-                }
-                (None, Some((_, kind))) => {
-                    arg.add(ArgValueCompleter::new(move |typed: &OsStr| entries(kind, typed)))
-                }
-                (None, None) => arg,
-            }
-        };
-        group
-            .mut_args(named)
-            .mut_subcommands(|verb| verb.mut_args(named).mut_subcommands(|part| part.mut_args(named)))
+    cli.mut_subcommands(|verb| {
+        let is_of_vm = of_vm.iter().any(|name| name == verb.get_name());
+        in_group(verb, is_of_vm.then_some(Kind::Vm))
     })
 }
 
-fn kind_of(arg: &Arg) -> Option<Kind> {
-    KINDS.iter().find(|(word, ..)| is_called(arg, word)).map(|(.., kind)| *kind)
+/// Adds completers to a command and those below it, in the group of verbs for this kind.
+fn in_group(command: Command, group: Option<Kind>) -> Command {
+    let verb = command.get_name().to_owned();
+    let group = KINDS.iter().find(|(_, name, _)| *name == verb).map(|(.., kind)| *kind).or(group);
+    let add = |arg: Arg| match source(&arg, &verb, group) {
+        Some(source) => arg.add(ArgValueCompleter::new(move |typed: &OsStr| source.complete(typed))),
+        None => arg,
+    };
+    command.mut_args(add).mut_subcommands(move |verb| in_group(verb, group))
 }
 
-fn is_bare_name(arg: &Arg) -> bool {
-    arg.is_positional() && is_called(arg, "NAME")
+/// Returns what is offered for an argument of a verb.
+fn source(arg: &Arg, verb: &str, group: Option<Kind>) -> Option<Source> {
+    let kind = KINDS.iter().find(|(word, ..)| is_called(arg, word)).map(|(.., kind)| *kind);
+    if let Some(kind) = kind.or(group.filter(|_| arg.is_positional() && is_called(arg, "NAME"))) {
+        return Some(Source::Names(kind));
+    }
+    if let Some((_, source)) = SOURCES.iter().find(|(word, _)| is_called(arg, word)) {
+        return Some(*source);
+    }
+    match verb {
+        "unpublish" if is_called(arg, "PORT") => Some(Source::Published),
+        _ if is_called(arg, "COLUMN") => list_of(verb, group).map(Source::Sort),
+        _ if is_called(arg, "COLUMNS") => list_of(verb, group).map(Source::Columns),
+        _ => None,
+    }
+}
+
+/// Returns the list that a verb prints.
+fn list_of(verb: &str, group: Option<Kind>) -> Option<List> {
+    Some(match (verb, group) {
+        ("list", Some(Kind::Image)) => list::IMAGES,
+        ("list", Some(Kind::Kernel)) => list::KERNELS,
+        ("list" | "ps" | "ls", _) => vm::list::LIST,
+        ("commands", _) => vm::commands::LIST,
+        ("ports", _) => vm::ports::LIST,
+        ("stats", _) => vm::stats::LIST,
+        ("top", _) => vm::stats::PROCESSES,
+        _ => return None,
+    })
 }
 
 fn is_called(arg: &Arg, word: &str) -> bool {
     arg.get_value_names().is_some_and(|names| names.iter().any(|name| name.as_str() == word))
-}
-
-/// Returns the names with this prefix. Returns none if the service is not running: it is not started for this.
-fn candidates(kind: Kind, typed: &OsStr) -> Vec<CompletionCandidate> {
-    let Some(typed) = typed.to_str() else { return Vec::new() };
-    let mut objects = block_on(objects(kind)).unwrap_or_default();
-    objects.retain(|object| object.name().starts_with(typed));
-    objects.sort_by(|one, other| one.name().cmp(other.name()));
-    let candidate = |object: &Object| {
-        CompletionCandidate::new(object.name()).help(Some(description(kind, object).into()))
-    };
-    objects.iter().map(candidate).collect()
-}
-
-/// Returns the catalog entries with this prefix.
-fn entries(kind: &'static str, typed: &OsStr) -> Vec<CompletionCandidate> {
-    let Some(typed) = typed.to_str() else { return Vec::new() };
-    let mut entries = block_on(available(kind)).unwrap_or_default();
-    entries.retain(|entry| entry.text(catalog::NAME).starts_with(typed));
-    let candidate = |entry: &Object| {
-        let about = sanitize::line(entry.text(catalog::DESCRIPTION));
-        CompletionCandidate::new(entry.text(catalog::NAME)).help(Some(about.into()))
-    };
-    entries.iter().map(candidate).collect()
 }
 
 /// Returns the names of the user's profiles with this prefix. Returns none if the settings cannot be read.
@@ -105,37 +109,6 @@ pub fn profiles(typed: &OsStr) -> Vec<CompletionCandidate> {
     let file = UserDirs::of_caller().and_then(|dirs| settings::read(&dirs.settings())).unwrap_or_default();
     let names = file.profiles.into_keys().filter(|name| name.starts_with(typed));
     names.map(CompletionCandidate::new).collect()
-}
-
-fn block_on(question: impl Future<Output = Result<Vec<Object>>>) -> Option<Vec<Object>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    runtime.block_on(async { tokio::time::timeout(TIMEOUT, question).await }).ok()?.ok()
-}
-
-async fn available(kind: &str) -> Result<Vec<Object>> {
-    let bus = Bus::connect().await?;
-    if !bus.service_runs().await {
-        return Ok(Vec::new());
-    }
-    let options = Options::from([(catalog::KIND, Variant::from(kind))]);
-    Ok(bus.list_catalog(&options).await?.into_iter().map(Object::new).collect())
-}
-
-async fn objects(kind: Kind) -> Result<Vec<Object>> {
-    let bus = Bus::connect().await?;
-    match bus.service_runs().await {
-        true => bus.objects(kind.interface()).await,
-        false => Ok(Vec::new()),
-    }
-}
-
-/// Returns the description that a shell shows next to a name.
-fn description(kind: Kind, object: &Object) -> String {
-    match kind {
-        Kind::Vm => format!("{}, {}", object.text("State"), object.text("ImageName")),
-        Kind::Image => object.text("Source").to_owned(),
-        Kind::Kernel => object.text("Version").to_owned(),
-    }
 }
 
 #[cfg(test)]
@@ -176,8 +149,32 @@ mod tests {
             ("image pull", &["reference", "kernel"]),
             ("config show", &["profile"]),
             ("ssh-config", &[]),
+            ("vm cp", &["from", "to"]),
+            ("vm kill", &["sandboxes", "signal"]),
+            ("vm publish", &["sandbox"]),
+            ("vm unpublish", &["sandbox", "ports"]),
+            ("vm list", &["filter", "columns", "sort", "format"]),
+            ("ps", &["filter", "columns", "sort", "format"]),
         ] {
             assert_eq!(completed(verb), expect, "{verb}");
         }
+    }
+
+    #[test]
+    fn the_columns_of_every_list_are_completed() {
+        fn check(command: &Command, words: &str, seen: &mut usize) {
+            for arg in
+                command.get_arguments().filter(|arg| arg.get_id() == "sort" || arg.get_id() == "columns")
+            {
+                assert!(arg.get::<ArgValueCompleter>().is_some(), "{words} {}", arg.get_id());
+                *seen += 1;
+            }
+            for verb in command.get_subcommands() {
+                check(verb, &format!("{words} {}", verb.get_name()), seen);
+            }
+        }
+        let mut seen = 0;
+        check(&with_completers(Cli::command()), "banger", &mut seen);
+        assert!(seen >= 16, "{seen}");
     }
 }

@@ -1,10 +1,9 @@
 //! `banger completion`.
 
 use clap::Args;
-use clap_complete::env::Shells;
 
 use crate::{
-    command::complete::VARIABLE,
+    command::complete::{self, VARIABLE},
     error::{Error, Result},
     ui::output,
 };
@@ -16,8 +15,8 @@ const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
 /// Print the completion script of a shell
 ///
-/// The script also completes the names of your sandboxes, images and kernels. The banger package installs it
-/// for bash, fish and zsh.
+/// The script also completes the names of your sandboxes, images and kernels, and paths in a running sandbox.
+/// The banger package installs it for bash, fish and zsh.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -32,9 +31,8 @@ pub struct Completion {
 
 impl Completion {
     pub fn run(&self) -> Result<u8> {
-        let shells = Shells::builtins();
         let mut script = Vec::new();
-        if let Some(shell) = shells.completer(&self.shell) {
+        if let Some(shell) = complete::SHELLS.completer(&self.shell) {
             let written = shell.write_registration(VARIABLE, PROGRAM, PROGRAM, PROGRAM, &mut script);
             written.map_err(|source| Error::io("write the script", source))?;
         }
@@ -49,8 +47,7 @@ mod tests {
 
     #[test]
     fn every_offered_shell_has_a_script() {
-        let shells = Shells::builtins();
-        let mut known: Vec<&str> = shells.names().collect();
+        let mut known: Vec<&str> = complete::SHELLS.names().collect();
         known.sort_unstable();
         assert_eq!(known, SHELLS);
     }

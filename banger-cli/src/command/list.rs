@@ -1,6 +1,5 @@
 //! Shared code of `image list` and `kernel list`.
 
-use banger_proto::size::Bytes;
 use clap::Args;
 
 use crate::{
@@ -9,9 +8,33 @@ use crate::{
         object::{self, Object},
         service::Kind,
     },
-    command::catalog::AvailableArgs,
+    command::{catalog::AvailableArgs, table_args::TableArgs},
     error::Result,
-    ui::{age, output, table::Table},
+    ui::column::{self, Column, List},
+};
+
+/// The columns of the list of images.
+pub const IMAGES: List = List {
+    verb: "image list",
+    columns: &[
+        Column::new("ID", "id", column::short_id).drop(5),
+        Column::new("NAME", "name", column::text),
+        Column::new("SIZE", "content_size", column::size).drop(1),
+        Column::new("ON DISK", "disk_usage", column::size).drop(3),
+        Column::new("SHARED", "shared", column::yes_or_no).drop(4),
+        Column::new("CREATED", "created_at", column::age).drop(2),
+    ],
+};
+/// The columns of the list of kernels.
+pub const KERNELS: List = List {
+    verb: "kernel list",
+    columns: &[
+        Column::new("ID", "id", column::short_id).drop(4),
+        Column::new("NAME", "name", column::text),
+        Column::new("VERSION", "version", column::text).drop(1),
+        Column::new("SHARED", "shared", column::yes_or_no).drop(3),
+        Column::new("CREATED", "created_at", column::age).drop(2),
+    ],
 };
 
 /// The options of a command that lists images or kernels.
@@ -21,6 +44,8 @@ pub struct ListArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    table: TableArgs,
+    #[command(flatten)]
     available: AvailableArgs,
 }
 
@@ -28,38 +53,12 @@ impl ListArgs {
     /// Lists the objects on this host, or the entries of the catalogs. Returns the exit status.
     pub async fn run(&self, kind: Kind) -> Result<u8> {
         if self.available.is_requested() {
-            return self.available.run(kind, self.json).await;
+            return self.available.run(kind, &self.table, self.json).await;
         }
+        let view = self.table.view(if kind == Kind::Kernel { KERNELS } else { IMAGES })?;
         let mut objects = Bus::connect().await?.objects(kind.interface()).await?;
         object::sort(&mut objects);
-        if self.json {
-            output::json(&objects.iter().map(Object::json).collect())?;
-        } else {
-            output::text(&table(kind, &objects, age::now()))?;
-        }
+        view.print(objects.iter().map(Object::json).collect(), self.json)?;
         Ok(0)
     }
-}
-
-fn table(kind: Kind, objects: &[Object], now: u64) -> String {
-    let shared = |object: &Object| if object.flag("Shared") { "yes" } else { "no" }.to_owned();
-    let size = |object: &Object, key| Bytes(object.number(key)).to_string();
-    let mut table = match kind {
-        Kind::Kernel => Table::new(["ID", "NAME", "VERSION", "SHARED", "CREATED"]),
-        _ => Table::new(["ID", "NAME", "SIZE", "ON DISK", "SHARED", "CREATED"]),
-    };
-    for object in objects {
-        let (id, name) = (object.short_id().to_owned(), object.name().to_owned());
-        let created = age::ago(object.number("CreatedAt"), now);
-        match kind {
-            Kind::Kernel => {
-                table.row([id, name, object.text("Version").to_owned(), shared(object), created]);
-            }
-            _ => {
-                let (content, on_disk) = (size(object, "ContentSize"), size(object, "DiskUsage"));
-                table.row([id, name, content, on_disk, shared(object), created]);
-            }
-        }
-    }
-    table.text()
 }

@@ -20,6 +20,7 @@ mod schema;
 mod show;
 mod ssh_config;
 mod ssh_proxy;
+mod table_args;
 mod version;
 pub mod vm;
 

@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     client::{bus::Bus, service::Kind},
+    command::vm::numbers::port,
     error::{Error, Result},
     guest::terminfo,
     ssh::reference,
@@ -39,7 +40,7 @@ pub struct SshProxy {
     #[arg(value_name = "HOST")]
     host: String,
     /// The port, which is 22
-    #[arg(value_name = "PORT")]
+    #[arg(value_name = "PORT", value_parser = port)]
     port: u16,
 }
 

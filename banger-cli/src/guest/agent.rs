@@ -43,6 +43,8 @@ pub struct Guest {
     bus: Bus,
     vm: OwnedObjectPath,
     listener: Listener,
+    /// What the user calls the sandbox, for hints.
+    reference: Option<String>,
 }
 
 impl Guest {
@@ -50,12 +52,12 @@ impl Guest {
     pub async fn of(reference: &str) -> Result<Self> {
         let bus = Bus::connect().await?;
         let vm = bus.find(Kind::Vm, reference).await.map_err(|error| error.about(reference))?;
-        Ok(Self { bus, vm, listener: Signals::catch()?.listen() })
+        Ok(Self { bus, vm, listener: Signals::catch()?.listen(), reference: Some(reference.to_owned()) })
     }
 
     /// Returns the agent of a known sandbox.
     pub fn new(bus: Bus, vm: OwnedObjectPath, listener: Listener) -> Self {
-        Self { bus, vm, listener }
+        Self { bus, vm, listener, reference: None }
     }
 
     /// Returns the connection to the service.
@@ -75,10 +77,15 @@ impl Guest {
         serve: impl FnOnce(&mut Call) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let purpose = match &request {
-            Request::Info | Request::Ports | Request::Stats | Request::Detached => agent::QUESTION,
+            Request::Info
+            | Request::Ports
+            | Request::Stats
+            | Request::Detached
+            | Request::Complete { .. } => agent::QUESTION,
             _ => agent::COMMAND,
         };
-        let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm, purpose, None)).await?;
+        let stream = unless_ended(&mut self.listener, self.bus.open_agent(&self.vm, purpose, None)).await;
+        let stream = stream.map_err(|error| self.about(error))?;
         let stream = UnixStream::from(stream);
         let breaker =
             stream.try_clone().map_err(|source| Error::io("use the connection to the sandbox", source))?;
@@ -90,6 +97,15 @@ impl Guest {
             },
         )
         .await
+        .map_err(|error| self.about(error))
+    }
+
+    /// Puts the name of the sandbox into the hint of an error.
+    fn about(&self, error: Error) -> Error {
+        match &self.reference {
+            Some(reference) => error.about(reference),
+            None => error,
+        }
     }
 
     /// Runs blocking work, which `break_off` ends early.

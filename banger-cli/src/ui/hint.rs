@@ -21,11 +21,10 @@ pub const STREAM_LOST: &str =
     "`banger vm list` shows whether the sandbox is still running, and `banger vm logs NAME` its console.";
 
 /// Hint if the user did not wait for a job of the service.
-pub const DETACHED: &str = "the service continues the work: `banger vm list` shows the result, and `banger events` \
-    follows it.";
+pub const DETACHED: &str = "the service continues the work, and `banger events` follows it.";
 
 const JOIN_GROUP: &str = "join the group banger with `sudo usermod -aG banger $USER`, then log in again.";
-const NOT_YOURS: &str = "it belongs to another user, or needs an administrator: try again with `sudo`.";
+const ASK_ROOT: &str = "an administrator may do this: try again with `sudo`.";
 
 /// Whether the caller is in the group that may use banger without authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +56,7 @@ fn gid_of_banger(groups: &str) -> Option<u32> {
 pub fn hint(name: ErrorName, membership: impl FnOnce() -> Membership) -> Option<String> {
     let hint = match name {
         ErrorName::AccessDenied => match membership() {
-            Membership::Member => NOT_YOURS,
+            Membership::Member => ASK_ROOT,
             Membership::Outside => JOIN_GROUP,
         },
         ErrorName::InteractiveAuthorizationRequired => match membership() {
@@ -131,14 +130,17 @@ const HINTS: &[(ErrorName, &str)] = &[
     (ErrorName::RegistryError, ""),
     (
         ErrorName::CatalogRefused,
-        "`banger image list --available --refresh` fetches the catalogs again; they and their keys are \
-         configured in /etc/banger.",
+        "`banger image list --available --refresh` and `banger kernel list --available --refresh` fetch the \
+         catalogs again; they and their keys are configured in /etc/banger.",
     ),
     (
         ErrorName::NotPublished,
         "`banger image list --available` and `banger kernel list --available` show what is published.",
     ),
-    (ErrorName::NoSpace, "`banger vm list` and `banger image list` show what you could delete."),
+    (
+        ErrorName::NoSpace,
+        "`banger vm list`, `banger image list` and `banger kernel list` show what you could delete.",
+    ),
     (ErrorName::HostNotReady, "`banger doctor` shows what this host lacks."),
     (ErrorName::VmmFailed, "`banger vm logs --vmm NAME` and `banger doctor` show more."),
     (ErrorName::AlreadyInUse, "choose another one, or stop what uses it."),
@@ -168,6 +170,32 @@ mod tests {
         for (name, hint) in HINTS {
             assert!(hint.is_empty() || hint.ends_with('.'), "{name}: {hint}");
             assert!(!hint.contains('\n') && !hint.contains("  "), "{name}: {hint}");
+        }
+    }
+
+    /// An error about one kind of object suggests nothing about another.
+    #[test]
+    fn hints_name_the_commands_that_fit_their_error() {
+        for (name, hint) in HINTS {
+            let expect: &[&str] = match name {
+                ErrorName::NoSuchVm
+                | ErrorName::NoAddress
+                | ErrorName::DiskTooSmall
+                | ErrorName::InvalidState
+                | ErrorName::NotReady
+                | ErrorName::AgentUnavailable
+                | ErrorName::GuestTimeout => &["vm"],
+                ErrorName::NoSuchImage => &["image"],
+                ErrorName::NoSuchKernel => &["kernel"],
+                ErrorName::CatalogRefused | ErrorName::NotPublished => &["image", "kernel"],
+                ErrorName::NoSpace => &["image", "kernel", "vm"],
+                ErrorName::VmmFailed => &["doctor", "vm"],
+                ErrorName::HostNotReady | ErrorName::NotSupported => &["doctor"],
+                _ => &[],
+            };
+            let words = hint.split("`banger ").skip(1).filter_map(|rest| rest.split([' ', '`']).next());
+            let words: std::collections::BTreeSet<&str> = words.collect();
+            assert_eq!(words.into_iter().collect::<Vec<_>>(), expect, "{name}: {hint}");
         }
     }
 

@@ -1,19 +1,26 @@
 //! Shows progress on standard error: a spinner on a terminal, and plain lines elsewhere.
 
 use std::{
+    fmt,
     io::{self, IsTerminal, Read, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use banger_proto::size::Bytes;
 use clap::Args;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
-use crate::ui::sanitize;
+use crate::ui::{
+    progress_line::{self, Amount},
+    sanitize, terminal,
+};
 
 /// Interval at which the spinner moves.
 const TICK: Duration = Duration::from_millis(100);
+/// Columns that the spinner takes, and one that stays free at the end.
+const SPINNER: usize = 3;
+/// The width of a terminal that does not tell.
+const USUAL_WIDTH: usize = 80;
 /// Without a terminal, a line is printed for each of this many parts of a stage, at most once per interval.
 const PARTS: u64 = 10;
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,13 +60,14 @@ impl Progress {
 
     /// Starts to show a job, prefixed with `label` if there are several.
     pub fn track(&self, label: Option<&str>) -> Track {
+        let label = label.map(|label| format!("{label}: ")).unwrap_or_default();
+        let stage = Arc::<Mutex<Stage>>::default();
         let bar = match self {
-            Self::Spinners(bars) => Some(bars.add(spinner())),
+            Self::Spinners(bars) => Some(bars.add(spinner(label.clone(), Arc::clone(&stage)))),
             Self::Lines | Self::Quiet => None,
         };
-        let label = label.map(|label| format!("{label}: ")).unwrap_or_default();
         let lines = matches!(self, Self::Lines);
-        Track(Arc::new(Display { label, bar, lines, stage: Mutex::default() }))
+        Track(Arc::new(Display { label, bar, lines, stage }))
     }
 
     /// Runs `act` without a spinner on the screen.
@@ -88,7 +96,7 @@ struct Display {
     label: String,
     bar: Option<ProgressBar>,
     lines: bool,
-    stage: Mutex<Stage>,
+    stage: Arc<Mutex<Stage>>,
 }
 
 /// The current stage.
@@ -108,25 +116,16 @@ struct Stage {
 }
 
 impl Stage {
-    /// Formats the progress: `3 MiB of 60 MiB, 1.5 MiB/s, 38 s left`. Returns `None` if bytes are not counted.
-    fn amount(&self, now: Instant) -> Option<String> {
+    /// Returns how much is done. Returns `None` if bytes are not counted.
+    fn amount(&self, now: Instant) -> Option<Amount> {
         let (begun, first) = self.begun?;
-        let mut text = match (self.done, self.total) {
-            (0, 0) => return None,
-            (done, 0) => rough(done),
-            (done, total) => format!("{} of {}", rough(done), rough(total)),
-        };
+        if (self.done, self.total) == (0, 0) {
+            return None;
+        }
         let (seconds, new) = (now.duration_since(begun).as_secs_f64(), self.done.saturating_sub(first));
         // The first moment gives no useful rate.
-        if seconds >= 0.5 && new > 0 {
-            let rate = new as f64 / seconds;
-            text.push_str(&format!(", {}/s", rough(rate as u64)));
-            if self.total > 0 {
-                let left = (self.total.saturating_sub(self.done) as f64 / rate).ceil();
-                text.push_str(&format!(", {left} s left"));
-            }
-        }
-        Some(text)
+        let rate = (seconds >= 0.5 && new > 0).then(|| new as f64 / seconds);
+        Some(Amount { done: self.done, total: self.total, rate })
     }
 
     /// Returns whether to print a line now: for each part of a known total, and at intervals otherwise.
@@ -145,12 +144,6 @@ impl Stage {
     }
 }
 
-/// Formats a size with few digits, because it changes quickly.
-fn rough(bytes: u64) -> String {
-    let digits = 64 - bytes.leading_zeros();
-    Bytes(bytes >> digits.saturating_sub(10) << digits.saturating_sub(10)).to_string()
-}
-
 impl Track {
     /// Prints a message that is not an error.
     pub fn note(&self, line: &str) {
@@ -167,9 +160,8 @@ impl Track {
     pub fn stage(&self, stage: &str, message: &str) {
         let Display { label, bar, lines, .. } = &*self.0;
         let message = sanitize::line(message);
-        *self.0.lock() = Stage { name: stage.to_owned(), message: message.clone(), ..Stage::default() };
+        *lock(&self.0.stage) = Stage { name: stage.to_owned(), message: message.clone(), ..Stage::default() };
         if let Some(bar) = bar {
-            bar.set_message(format!("{label}{message}"));
             bar.enable_steady_tick(TICK);
         }
         if *lines {
@@ -179,7 +171,7 @@ impl Track {
 
     /// Reports the bytes done in the stage, and the total.
     pub fn bytes(&self, done: Option<u64>, total: Option<u64>) {
-        let mut stage = self.0.lock();
+        let mut stage = lock(&self.0.stage);
         stage.done = done.unwrap_or(stage.done);
         stage.total = total.unwrap_or(stage.total);
         self.0.report(&mut stage);
@@ -197,23 +189,17 @@ impl Display {
         let now = Instant::now();
         let first = stage.done;
         stage.begun.get_or_insert((now, first));
-        let (label, message) = (&self.label, &stage.message);
-        if let Some(bar) = &self.bar
-            && let Some(amount) = stage.amount(now)
-        {
-            bar.set_message(format!("{label}{message}: {amount}"));
-        }
         if self.lines
             && stage.is_line_due(now)
             && let Some(amount) = stage.amount(now)
         {
-            print_line(&format!("{label}{}: {amount}", stage.name));
+            print_line(&format!("{}{}: {amount}", self.label, stage.name));
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(stage: &Mutex<Stage>) -> MutexGuard<'_, Stage> {
+    stage.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Track {
@@ -237,7 +223,7 @@ impl Meter {
     /// Adds transferred bytes.
     pub fn add(&self, bytes: u64) {
         if let Some(shown) = &self.0 {
-            let mut stage = shown.lock();
+            let mut stage = lock(&shown.stage);
             stage.done += bytes;
             shown.report(&mut stage);
         }
@@ -261,8 +247,17 @@ impl<R: Read> Read for Metered<'_, R> {
     }
 }
 
-fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed:.dim}");
+/// Returns a spinner that shows a stage. Each tick writes the line again, for the current width of the terminal.
+fn spinner(label: String, stage: Arc<Mutex<Stage>>) -> ProgressBar {
+    let line = move |state: &ProgressState, into: &mut dyn fmt::Write| {
+        let width = terminal::width(&io::stderr()).unwrap_or(USUAL_WIDTH).saturating_sub(SPINNER);
+        let stage = lock(&stage);
+        let message = format!("{label}{}", stage.message);
+        let line = progress_line::line(&message, stage.amount(Instant::now()), state.elapsed(), width);
+        // The line is complete, or the terminal is gone.
+        let _ = into.write_str(&line);
+    };
+    let style = ProgressStyle::with_template("{spinner} {line}").map(|style| style.with_key("line", line));
     ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
@@ -281,14 +276,15 @@ mod tests {
         let begun = Instant::now();
         let stage = |done| Stage { done, total: 60 << 20, begun: Some((begun, 0)), ..Stage::default() };
         let after = |seconds| begun + Duration::from_secs(seconds);
-        assert_eq!(stage(3 << 20).amount(begun).unwrap(), "3 MiB of 60 MiB");
-        assert_eq!(stage(3 << 20).amount(after(2)).unwrap(), "3 MiB of 60 MiB, 1.5 MiB/s, 38 s left");
-        assert_eq!(stage(0).amount(after(2)).unwrap(), "0 B of 60 MiB");
+        let shown =
+            |stage: &Stage, now| stage.amount(now).map(|amount| amount.to_string()).unwrap_or_default();
+        assert_eq!(shown(&stage(3 << 20), begun), "3 MiB of 60 MiB");
+        assert_eq!(shown(&stage(3 << 20), after(2)), "3 MiB of 60 MiB, 1.5 MiB/s, 38 s left");
+        assert_eq!(shown(&stage(0), after(2)), "0 B of 60 MiB");
         assert_eq!(Stage::default().amount(begun), None);
         let unknown = Stage { total: 0, ..stage(3 << 20) };
-        assert_eq!(unknown.amount(after(2)).unwrap(), "3 MiB, 1.5 MiB/s");
+        assert_eq!(shown(&unknown, after(2)), "3 MiB, 1.5 MiB/s");
         assert_eq!(Stage { done: 0, ..unknown }.amount(after(2)), None);
-        assert_eq!(rough(u64::MAX).len(), "16352 PiB".len() + 3);
     }
 
     #[test]

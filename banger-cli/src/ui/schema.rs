@@ -114,6 +114,22 @@ pub fn of_verb(verb: &str) -> Option<Value> {
     Some(schema)
 }
 
+/// Returns the keys of the objects that a verb prints.
+pub fn keys(verb: &str) -> Vec<String> {
+    let Some((.., text)) = VERBS.iter().find(|(known, ..)| *known == verb) else { return Vec::new() };
+    let schema = with_references(parse(text));
+    let alternatives = schema["anyOf"].as_array().cloned().unwrap_or_else(|| vec![schema]);
+    let mut keys = Vec::new();
+    for key in
+        alternatives.iter().filter_map(|schema| schema["properties"].as_object()).flat_map(|keys| keys.keys())
+    {
+        if !keys.contains(key) {
+            keys.push(key.clone());
+        }
+    }
+    keys
+}
+
 /// Parses an embedded file; a test parses each of them.
 fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_default()

@@ -19,6 +19,9 @@ use crate::{
     ui::hint::{self, Membership},
 };
 
+/// Files with tests only.
+const TESTS: [&str; 2] = ["wording.rs", "option_values.rs"];
+
 /// Compares a text with the snapshot of this name in `src/snapshots/`.
 pub fn check(name: &str, text: &str) {
     insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
@@ -135,7 +138,11 @@ fn errors_of_the_command_line() {
         "vm forward web",
         "vm forward web -L a:b:c",
         "vm list --filter colour=red",
+        "vm list --filter state=runing",
         "vm list --filter web",
+        "vm list --format name",
+        "vm list --format {{.Name",
+        "vm stop web --timeout 99999999999",
         "vm kill web -s SIGNOTHING",
         "vm logs web --tail few",
         "vm cp web:/etc",
@@ -176,7 +183,7 @@ fn literals_of_errors_hints_and_notes() {
         let source = fs::read_to_string(&path).unwrap_or_default();
         let product = source.split("#[cfg(test)]").next().unwrap_or_default();
         let found = literals(product);
-        if !found.is_empty() && !path.ends_with("wording.rs") {
+        if !found.is_empty() && !TESTS.iter().any(|test| path.ends_with(test)) {
             let name = path.strip_prefix(&root).unwrap_or(&path);
             text.push_str(&format!("[{}]\n{found}\n", name.display()));
         }
@@ -220,6 +227,55 @@ fn only_commands_blame_the_command_line() {
         }
     }
     assert!(blaming > 3, "the sources are not found any more");
+}
+
+/// A command in a hint can be pasted: the command line takes it as it is.
+#[test]
+fn every_command_in_a_message_is_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut wrong, mut count) = (String::new(), 0);
+    for path in sources(&root).iter().filter(|path| !path.ends_with("wording.rs")) {
+        let source = fs::read_to_string(path).unwrap_or_default();
+        let product = source.split("#[cfg(test)]").next().unwrap_or_default();
+        // Literals continue on the next line after a backslash; comments and help are no messages.
+        let lines = product.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let text = lines.collect::<Vec<_>>().join("\n");
+        let text: Vec<&str> = text.split("\\\n").map(str::trim_start).collect();
+        for rest in text.concat().split("`banger ").skip(1) {
+            let Some((command, _)) = rest.split_once('`') else { continue };
+            for command in command.split(" && banger ") {
+                if let Some(problem) = problem_of(command) {
+                    wrong.push_str(&format!("{}: banger {command}: {problem}\n", path.display()));
+                }
+                count += 1;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(count > 50, "the messages are not found any more: {count}");
+}
+
+/// Returns what the command line finds wrong with a command of a message. Missing values are no fault: a message may
+/// name a verb alone.
+fn problem_of(command: &str) -> Option<String> {
+    use clap::error::ErrorKind;
+    let words = command.split_whitespace().filter(|word| *word != "…");
+    let word = |word: &str| match word.split_once('{') {
+        Some(("", "group}")) => "image".to_owned(),
+        Some((before, _)) => format!("{before}8080"),
+        None if word == "SIZE" => "1GiB".to_owned(),
+        None if word == "SECONDS" => "1".to_owned(),
+        None => word.to_owned(),
+    };
+    let line = ["banger".to_owned()].into_iter().chain(words.map(word));
+    let error = Cli::try_parse_from(line).err()?;
+    let fine = [
+        ErrorKind::MissingRequiredArgument,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+        ErrorKind::MissingSubcommand,
+        ErrorKind::DisplayVersion,
+    ];
+    (!fine.contains(&error.kind())).then(|| error.to_string())
 }
 
 fn sources(directory: &Path) -> Vec<std::path::PathBuf> {

@@ -7,9 +7,12 @@ use std::{
     io::{Read, Take},
 };
 
-use banger_proto::guest::{
-    FailureKind, Request,
-    listing::{Entry, Kind},
+use banger_proto::{
+    count::counted,
+    guest::{
+        FailureKind, Request,
+        listing::{Entry, Kind},
+    },
 };
 use serde_json::{Value, json};
 use tar::{Archive, EntryType};
@@ -135,14 +138,10 @@ pub async fn fetch(guest: &mut Guest, kept: &StoredWorkspace, track: &Track) -> 
     if bytes > MAX_FETCHED {
         return Err(too_much());
     }
-    track.stage("fetch", &format!("{} from {directory}", count(wanted.len())));
+    track.stage("fetch", &format!("{} from {directory}", counted(wanted.len(), "file")));
     let meter = track.meter(bytes);
     let request = Request::GetFiles { directory };
     guest.call(request, move |call| take(call, &snapshot, wanted, (bytes, meter), &known, changes)).await
-}
-
-fn count(files: usize) -> String {
-    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
 }
 
 fn too_much() -> Error {

@@ -9,6 +9,7 @@ use std::{
 
 use banger_proto::{
     bus::names::VM_INTERFACE,
+    count::counted,
     guest::{FailureKind, Request, frame::MAX_DATA, message::Placement},
     size::Bytes,
 };
@@ -78,8 +79,8 @@ pub struct Plan {
     index: Vec<Tracked>,
     /// The files.
     pub files: Vec<Planned>,
-    /// The number of untracked files that are not sent.
-    pub left: usize,
+    /// The untracked files that are not sent.
+    pub left: Vec<Vec<u8>>,
     /// Nested repositories that are not tracked. They are not sent.
     pub nested: Vec<Vec<u8>>,
     /// The ignored files that are sent.
@@ -138,7 +139,7 @@ impl Plan {
         };
         let mut plan = Self {
             files: Vec::new(),
-            left: 0,
+            left: Vec::new(),
             nested: Vec::new(),
             private: HashSet::new(),
             repository,
@@ -355,6 +356,5 @@ fn missing(path: &[u8]) -> Error {
 
 /// Describes in a few words what is sent.
 pub fn summary(files: usize, bytes: u64, path: &str) -> String {
-    let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
-    format!("{files}, {}, to {path}", Bytes(bytes))
+    format!("{}, {}, to {path}", counted(files, "file"), Bytes(bytes))
 }

@@ -3,7 +3,10 @@
 
 use std::io::{BufWriter, Write};
 
-use banger_proto::guest::{Request, frame::MAX_DATA, message::Placement};
+use banger_proto::{
+    count::counted,
+    guest::{Request, frame::MAX_DATA, message::Placement},
+};
 use tar::Builder;
 
 use super::{
@@ -153,8 +156,7 @@ pub fn warning(kept: &StoredWorkspace, differing: &ChangedFiles, reference: &str
     let names: Vec<Vec<u8>> = differing.names().cloned().collect();
     let count = match names.len() {
         0 => return None,
-        1 => "1 file differs".to_owned(),
-        count => format!("{count} files differ"),
+        count => format!("{} {}", counted(count, "file"), if count == 1 { "differs" } else { "differ" }),
     };
     let short = |commit: &Option<String>| match commit {
         Some(commit) => commit.get(..12).unwrap_or(commit).to_owned(),

@@ -31,8 +31,8 @@ pub struct Untracked {
     pub sent: Vec<Vec<u8>>,
     /// Those of them that are ignored.
     pub private: HashSet<Vec<u8>>,
-    /// The number of files that are neither ignored nor sent.
-    pub left: usize,
+    /// The files that are neither ignored nor sent.
+    pub left: Vec<Vec<u8>>,
     /// Nested repositories, which are not sent.
     pub nested: Vec<Vec<u8>>,
 }
@@ -46,7 +46,7 @@ impl Untracked {
         let ignored = include.list(repository, &["-o", "-i", "--exclude-standard"])?;
         let others = repository.untracked()?;
         found.private.extend(ignored.iter().filter(|path| !is_nested(path)).cloned());
-        let left = others.iter().filter(|path| !is_nested(path)).count();
+        let mut left: Vec<Vec<u8>> = others.iter().filter(|path| !is_nested(path)).cloned().collect();
         for path in
             visible.into_iter().chain(ignored).chain(others.into_iter().filter(|path| all || is_nested(path)))
         {
@@ -56,7 +56,8 @@ impl Untracked {
             let to = if is_nested(&path) { &mut found.nested } else { &mut found.sent };
             to.push(path);
         }
-        found.left = left - (found.sent.len() - found.private.len()).min(left);
+        left.retain(|path| !seen.contains(path));
+        found.left = left;
         Ok(found)
     }
 }

@@ -213,6 +213,40 @@ fn stats_processes_and_health_are_shown() {
 }
 
 #[test]
+fn lists_have_columns_an_order_and_forms() {
+    let host = host();
+    for name in ["red", "a-name-that-is-longer-than-half-a-narrow-terminal"] {
+        assert_eq!(host.banger(&["vm", "create", "-q", "--name", name, "--image", "debian"]).status, 0);
+    }
+    let list = |words: &[&str]| {
+        let ended = host.banger(&[&["ps"], words].concat());
+        assert_eq!((ended.status, ended.errors.as_str()), (0, ""), "{words:?}: {ended:?}");
+        ended.output
+    };
+    let names = list(&["--sort", "-name", "--format", "{{.Name}}"]);
+    let mut sorted: Vec<&str> = names.lines().collect();
+    sorted.sort_unstable_by(|one, other| other.cmp(one));
+    assert_eq!(names.lines().collect::<Vec<_>>(), sorted);
+    assert!(list(&["--columns", "name,state"]).starts_with("NAME "));
+    for line in list(&["--format", "json"]).lines() {
+        assert!(serde_json::from_str::<Value>(line).unwrap()["name"].is_string());
+    }
+    for words in [["--columns", "colour"], ["--sort", "colour"], ["--format", "{{.Colour}}"]] {
+        let ended = host.banger(&[&["ps"], &words[..]].concat());
+        assert_eq!(ended.status, 2, "{ended:?}");
+        assert!(ended.errors.contains("hint: ") && ended.errors.contains("name, state"), "{ended:?}");
+    }
+    // A pipe has all columns at any width; a terminal has those that fit.
+    let wide = list(&[]);
+    assert!(wide.contains("CREATED") && wide.lines().any(|line| line.len() > 80), "{wide}");
+    let terminal = host.start_in_terminal_with(&["ps"], &[("COLUMNS", "40")]);
+    let (status, seen) = terminal.end();
+    assert!(status.success() && seen.starts_with("NAME"), "{seen}");
+    assert!(seen.lines().all(|line| line.trim_end().chars().count() <= 40), "{seen}");
+    assert!(seen.contains('…'), "{seen}");
+}
+
+#[test]
 fn the_output_of_a_detached_command_is_kept() {
     let host = host();
     let detach = |script: &str| {
@@ -338,6 +372,7 @@ fn sandboxes_are_filtered_and_renamed() {
     assert!(labels.contains("team") && labels.contains("web"), "{labels}");
     assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "name=red"]).output, "red\n");
     assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "state=stopped"]).output, "");
+    assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "name=re"]).output, "red\n");
     assert_eq!(host.banger(&["vm", "list", "--filter", "colour=red"]).status, 2);
     assert_eq!(host.banger(&["vm", "rename", "red", "blue"]).output, "red: renamed to blue\n");
     assert_eq!(host.banger(&["vm", "list", "-q", "--filter", "name=blue"]).output, "blue\n");

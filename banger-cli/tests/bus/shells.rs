@@ -67,6 +67,53 @@ fn bash_completes_verbs_options_and_names() {
     }
 }
 
+/// Returns a script that completes a line as bash does: `words` are those of bash, the last one the one at the cursor.
+fn line_in_bash(line: &str, words: &[&str]) -> String {
+    let (count, last) = (words.len() - 1, words.last().unwrap());
+    let last = if [":", "="].contains(last) { "" } else { *last };
+    let words: String = words.iter().map(|word| format!("'{word}' ")).collect();
+    format!(
+        "source <(banger completion bash); COMP_LINE='{line}'; COMP_POINT={}; COMP_WORDS=({words}); \
+         COMP_CWORD={count}; COMP_TYPE=9; _clap_complete_banger banger '{last}'; echo \"${{COMPREPLY[@]}}\"",
+        line.len()
+    )
+}
+
+#[test]
+fn bash_completes_paths_in_a_sandbox_and_filters() {
+    let host = Host::new();
+    assert_eq!(host.banger(&["vm", "create", "-q", "--name", "box", "--image", "debian"]).status, 0);
+    let tree = host.path("tree");
+    std::fs::create_dir_all(tree.join("home")).unwrap();
+    for name in ["hosts", "hostname", "h$(reboot)", "passwd"] {
+        std::fs::write(tree.join(name), "").unwrap();
+    }
+    let tree = tree.display().to_string();
+    let complete = |line: &str, words: &[&str], expect: &str| {
+        let Some(first) = run(&host, "bash", &["--norc"], &line_in_bash(line, words)) else { return };
+        // On a busy host an answer may come too late; a shell shows none then.
+        let mut output = first;
+        crate::host::until(line, || {
+            let found = output.split_whitespace().collect::<Vec<_>>().join(" ") == expect;
+            output = run(&host, "bash", &["--norc"], &line_in_bash(line, words)).unwrap();
+            found
+        });
+    };
+    let (below, expect) = (format!("{tree}/ho"), format!("{tree}/home/ {tree}/hostname {tree}/hosts"));
+    complete(&format!("banger vm cp box:{below}"), &["banger", "vm", "cp", "box", ":", &below], &expect);
+    // What a shell would run is not offered.
+    let (below, expect) = (format!("{tree}/h"), format!("{tree}/home/ {tree}/hostname {tree}/hosts"));
+    complete(
+        &format!("banger vm cp x box:{below}"),
+        &["banger", "vm", "cp", "x", "box", ":", &below],
+        &expect,
+    );
+    complete("banger vm cp bo", &["banger", "vm", "cp", "bo"], "box:");
+    let words = ["banger", "ps", "--filter", "state", "=", "ru"];
+    complete("banger ps --filter state=ru", &words, "running");
+    complete("banger ps --sort -cre", &["banger", "ps", "--sort", "-cre"], "-created -created_at");
+}
+
 #[test]
 fn fish_completes_names_with_descriptions() {
     let Some(host) = with_sandboxes() else { return };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use banger_proto::bundle;
+use banger_proto::{bundle, count::counted};
 use serde::Deserialize;
 
 use super::{Error, Image, Look, Several, Source, Temporary, first, source::Part};
@@ -102,7 +102,10 @@ impl Search<'_> {
             let part = self.source.part(&name)?.ok_or_else(|| Error::missing(&name))?;
             let (length, stated) = (part.length, blob.size.0);
             if length != stated {
-                return Err(Error::unusable(format!("{name} has {length} bytes instead of {stated}")));
+                return Err(Error::unusable(format!(
+                    "{name} has {} instead of {stated}",
+                    counted(length, "byte")
+                )));
             }
             parts.push(part);
         }

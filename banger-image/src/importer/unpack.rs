@@ -9,7 +9,7 @@ use std::{
 };
 
 use banger_domain::digest::Digest;
-use banger_proto::size::Bytes;
+use banger_proto::{count::counted, size::Bytes};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -174,13 +174,14 @@ impl<'a> Blob<'a> {
             let (count, size) = (Bytes(self.count), claim.size);
             if count > size {
                 return Err(Failure::refused(format!(
-                    "the layer {} has more than {} bytes",
-                    claim.digest, size.0
+                    "the layer {} has more than {}",
+                    claim.digest,
+                    counted(size.0, "byte")
                 )));
             }
             if count < size {
-                let message =
-                    format!("the layer {} has {} bytes instead of {}", claim.digest, count.0, size.0);
+                let found = counted(count.0, "byte");
+                let message = format!("the layer {} has {found} instead of {}", claim.digest, size.0);
                 return Err(Failure::refused(message));
             }
             let found = Digest::from_bytes(self.digest.finalize().into());

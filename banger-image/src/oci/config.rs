@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use banger_domain::digest::Digest;
+use banger_proto::count::counted;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -221,8 +222,8 @@ pub fn parse(bytes: &[u8], manifest: &Manifest, platform: &Platform) -> Result<P
     }
     if raw.rootfs.diff_ids.len() != manifest.layers.len() {
         return Err(Unusable::new(format!(
-            "its manifest has {} layers, but its configuration has {}",
-            manifest.layers.len(),
+            "its manifest has {}, but its configuration has {}",
+            counted(manifest.layers.len(), "layer"),
             raw.rootfs.diff_ids.len()
         )));
     }

@@ -88,6 +88,9 @@ pub struct Process {
     pub pid: u32,
     /// Its user.
     pub uid: u32,
+    /// The name of its user; empty if it has none.
+    #[serde(default)]
+    pub user: String,
     /// The state letter of proc_pid_stat(5).
     pub state: char,
     /// Processor time that it has used, in microseconds.

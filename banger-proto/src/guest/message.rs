@@ -97,6 +97,12 @@ pub enum Request {
     /// Prepare the system disk for an image: copy the work disk to the directory that it hides, and remove what
     /// identifies this guest. Answered by `Done`. The guest should be shut down next.
     PrepareCommit,
+    /// List the entries of a directory whose names begin with a text. Answered by output, a bounded array of names in
+    /// JSON, directories with a slash at the end, and `Done`. A directory that cannot be read has none.
+    Complete {
+        /// A path as in [`CopyOut`]; the text is what follows its last slash.
+        path: String,
+    },
 }
 
 /// Which output of a detached command to read.

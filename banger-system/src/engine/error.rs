@@ -2,7 +2,7 @@
 //! groups.
 
 use banger_domain::{lifecycle::Refused, limits::Exceeded, name};
-use banger_proto::causes::with_causes;
+use banger_proto::{causes::with_causes, count::counted};
 
 use crate::ports::HostError;
 
@@ -121,7 +121,7 @@ pub enum Error {
         seconds: u64,
     },
     /// Too many requests wait for a stream already.
-    #[error("all streams to {name} are in use, and {waiting} requests are waiting")]
+    #[error("all streams to {name} are in use, with {} waiting", counted(*.waiting, "request"))]
     QueueFull {
         /// The sandbox's name.
         name: String,

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use banger_proto::{bus::option::prune, bus::proxy::Options, size::Bytes};
+use banger_proto::{
+    bus::{option::prune, proxy::Options},
+    count::counted,
+    size::Bytes,
+};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use zbus::{OwnedVariant, Variant};
@@ -77,8 +81,7 @@ impl Prune {
             output::json(&json!({ "blobs": blobs, "bytes": bytes, "dry_run": self.dry_run }))?;
         } else {
             let done = if self.dry_run { "would remove" } else { "removed" };
-            let files = if blobs == 1 { "1 file".to_owned() } else { format!("{blobs} files") };
-            output::text(&format!("{done} {} in {files}\n", Bytes(bytes)))?;
+            output::text(&format!("{done} {} in {}\n", Bytes(bytes), counted(blobs, "file")))?;
         }
         Ok(0)
     }

@@ -81,20 +81,28 @@ async fn all(
         async move {
             let label = several.then_some(reference.as_str());
             let track = progress.track(label);
-            let before = unless_ended(&mut listener, look(bus, &vm, method)).await?;
-            let called = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await;
-            let job = called.map_err(|error| add_hint(error, method))?;
-            jobs.finish(bus, &job, track, &mut listener).await.map_err(|error| add_hint(error, method))?;
-            let after = unless_ended(&mut listener, look(bus, &vm, method)).await?;
-            let effect = effect(method, &before, &after);
-            if matches!(method, "Start" | "Restart") {
-                lifecycle::booted(bus, &vm, progress, &listener).await?;
+            let changed = async {
+                let before = unless_ended(&mut listener, look(bus, &vm, method)).await?;
+                let job = unless_ended(&mut listener, bus.change_vm(&vm, method, options)).await?;
+                jobs.finish(bus, &job, track, &mut listener).await?;
+                let after = unless_ended(&mut listener, look(bus, &vm, method)).await?;
+                let effect = effect(method, &before, &after);
+                if matches!(method, "Start" | "Restart") {
+                    lifecycle::booted(bus, &vm, progress, &listener).await?;
+                }
+                if wait.is_some() {
+                    let track = progress.track(label);
+                    wait::until(&mut Guest::new(bus.clone(), vm.clone(), listener), wait, &track).await?;
+                }
+                Ok(effect)
+            };
+            let changed: Result<Effect> = changed.await;
+            match changed {
+                Err(error) if error.is_interrupted() || error.is_detached() => {
+                    Err(explain_signal(error, bus.properties(&vm, VM_INTERFACE).await.as_ref()))
+                }
+                changed => changed.map_err(|error| add_hint(error, method)),
             }
-            if wait.is_some() {
-                let track = progress.track(label);
-                wait::until(&mut Guest::new(bus.clone(), vm, listener), wait, &track).await?;
-            }
-            Ok(effect)
         }
     };
     let status = batch::each(found, progress, done, output, change).await;
@@ -123,11 +131,27 @@ fn effect(method: &str, before: &Object, after: &Object) -> Effect {
     }
 }
 
-/// Says what became of an interrupted start, and suggests `--force` for deleting a running sandbox.
+/// Says what has become of a sandbox after a signal.
+fn explain_signal(error: Error, sandbox: Result<&Object, &Error>) -> Error {
+    if error.is_detached() {
+        return error.with_hint("the service continues the work: `banger vm show NAME` shows the state.");
+    }
+    let gone = [Some(ErrorName::UnknownObject), Some(ErrorName::NoSuchVm)];
+    let hint = match sandbox.map(|sandbox| sandbox.text("State")) {
+        Ok("starting") => "it is starting: `banger vm stop NAME` stops it.",
+        Ok("running") => "it is running: `banger vm stop NAME` stops it.",
+        Ok("stopping") => "the service stops it.",
+        Ok("deleting") => "the service deletes it.",
+        Ok("created" | "stopped" | "failed") => "it is stopped: `banger vm start NAME` boots it.",
+        Err(error) if gone.contains(&error.name()) => "it was deleted.",
+        _ => "`banger vm show NAME` shows its state.",
+    };
+    error.with_hint(hint)
+}
+
+/// Suggests `--force` for deleting a running sandbox.
 fn add_hint(error: Error, method: &str) -> Error {
     match (error.name(), method) {
-        (_, "Start" | "Restart") if error.is_interrupted() => error
-            .with_hint("it is stopped again, unless it was running: `banger vm show NAME` shows its state."),
         (Some(ErrorName::InvalidState), "Delete") => error
             .with_hint("stop it first, or kill and delete it at once with `banger vm delete --force NAME`."),
         _ => error,
@@ -147,13 +171,25 @@ mod tests {
     #[test]
     fn hints_of_changes() {
         let refused = add_hint(of_service(ErrorName::InvalidState), "Delete").about("web");
-        let interrupted = |method| add_hint(Error::Interrupted { signal: 2 }, method).about("web");
+        let interrupted = || Error::Interrupted { signal: 2 };
+        let after = |state: &'static str| {
+            let state = OwnedVariant::try_from(Variant::from(state)).unwrap();
+            let sandbox = Object::new(HashMap::from([("State".to_owned(), state)]));
+            explain_signal(interrupted(), Ok(&sandbox)).about("web")
+        };
+        let unreadable = |error: Error| explain_signal(interrupted(), Err(&error)).about("web");
+        let detached = explain_signal(Error::Detached { signal: 2 }, Ok(&Object::default())).about("web");
+        let states = ["starting", "running", "stopping", "stopped", "created", "failed", "deleting"];
         let errors = [
             ("delete of a running one", refused),
-            ("interrupted start", interrupted("Start")),
-            ("interrupted stop", interrupted("Stop")),
+            ("interrupted, gone", unreadable(of_service(ErrorName::UnknownObject))),
+            ("interrupted, unreadable", unreadable(Error::ServiceEnded)),
+            ("detached", detached),
         ];
-        check("hints_of_changes", &shown(errors));
+        check(
+            "hints_of_changes",
+            &shown(errors.into_iter().chain(states.map(|state| (state, after(state))))),
+        );
     }
 
     #[test]

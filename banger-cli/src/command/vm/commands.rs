@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use super::numbers::whole;
 
 use crate::{
+    command::table_args::TableArgs,
     error::{Error, Result},
     guest::agent::Guest,
-    ui::{age, output, table::Table},
+    ui::column::{self, Column, List},
 };
 
 /// List or stop the detached commands of a sandbox
@@ -33,10 +34,26 @@ pub struct Commands {
     /// Print a JSON array
     #[arg(long, conflicts_with = "stop")]
     json: bool,
+    #[command(flatten)]
+    table: TableArgs,
 }
+
+/// The columns of the list.
+pub const LIST: List = List {
+    verb: "vm commands",
+    columns: &[
+        Column::new("NUMBER", "id", column::text),
+        Column::new("STATUS", "status", column::text),
+        Column::new("STARTED", "started_at", column::age).drop(1),
+        Column::new("WRITTEN", "written", column::text).drop(3),
+        Column::new("USER", "user", column::text).drop(2),
+        Column::new("COMMAND", "command", column::text).elastic(),
+    ],
+};
 
 impl Commands {
     pub async fn run(&self) -> Result<u8> {
+        let view = self.table.view(LIST)?;
         let mut guest = Guest::of(&self.sandbox).await?;
         for id in &self.stop {
             let stopped = guest.call(Request::StopDetached(*id), |call| call.finish()).await;
@@ -46,23 +63,7 @@ impl Commands {
             return Ok(0);
         }
         let commands: Vec<Detached> = guest.query(Request::Detached).await?;
-        if self.json {
-            output::json(&Value::Array(commands.iter().map(object).collect()))?;
-            return Ok(0);
-        }
-        let mut table = Table::new(["NUMBER", "STATUS", "STARTED", "WRITTEN", "USER", "COMMAND"]);
-        let now = age::now();
-        for command in commands {
-            table.row([
-                command.id.to_string(),
-                status(&command),
-                age::ago(command.started_usec, now),
-                command.written.to_string(),
-                command.user,
-                command.command,
-            ]);
-        }
-        output::text(&table.text())?;
+        view.print(commands.iter().map(object).collect(), self.json)?;
         Ok(0)
     }
 
@@ -86,6 +87,7 @@ fn object(command: &Detached) -> Value {
         "id": command.id,
         "command": command.command,
         "user": command.user,
+        "status": status(command),
         "running": command.running,
         "started_at": command.started_usec,
         "ended_at": command.ended_usec,

@@ -3,7 +3,7 @@
 mod between;
 mod fetch;
 mod send;
-mod side;
+pub mod side;
 mod stream;
 
 use clap::Args;

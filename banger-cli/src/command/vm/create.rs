@@ -5,7 +5,7 @@ use clap::Args;
 use zbus::Variant;
 
 use super::{
-    run::{about, explain, print_created},
+    run::{about, explain, kept, print_created},
     vm_args::VmArgs,
     wait::{self, Wait},
 };
@@ -64,7 +64,7 @@ impl Create {
                 if !self.no_start {
                     let mut guest = Guest::new(bus.clone(), vm.clone(), listener);
                     if let Err(error) = self.set_up(&mut guest, &settings, &progress).await {
-                        return Err(about(&bus, &vm, error).await);
+                        return Err(about(&bus, &vm, kept(error)).await);
                     }
                 }
                 print_created(&bus, &vm, self.json).await

@@ -15,7 +15,10 @@ use clap::Args;
 use serde_json::json;
 use zbus::OwnedObjectPath;
 
-use super::{exec_args::ExecArgs, lookups::Lookups, numbers::whole, proxy::ProxyRelays, run::reminder};
+use super::{
+    exec_args::ExecArgs, lookups::Lookups, numbers::whole, proxy::ProxyRelays, run::reminder,
+    workspace_args::guest_path,
+};
 use crate::{
     client::{
         bus::Bus,
@@ -90,7 +93,7 @@ pub struct Target {
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// Run it in the workspace at this path [default: the one that was sent last]
-    #[arg(long, value_name = "PATH", conflicts_with = "workdir")]
+    #[arg(long, value_name = "PATH", value_parser = guest_path, conflicts_with = "workdir")]
     guest_path: Option<String>,
     /// How long to wait if the sandbox already runs as many commands as it can [default: as long as it takes]
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u32>)]

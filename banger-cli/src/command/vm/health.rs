@@ -1,6 +1,9 @@
 //! `banger vm health` and `banger vm ping`.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use banger_proto::guest::GuestInfo;
 use clap::Args;
@@ -13,7 +16,8 @@ use crate::{
     ui::{
         output,
         signals::{Signals, unless_ended},
-        table::Table,
+        table::{Fit, Table},
+        terminal,
     },
 };
 
@@ -40,7 +44,8 @@ pub struct Health {
 impl Health {
     pub async fn run(&self) -> Result<u8> {
         let mut agents = Agents::new(&self.sandboxes).await?;
-        let mut table = Table::new(["SANDBOX", "HEALTH", "AGENT", "KERNEL", "PROBLEMS"]);
+        let fits = [Fit::KEEP, Fit::KEEP, Fit::dropped(1), Fit::dropped(2), Fit::ELASTIC];
+        let mut table = Table::new(["SANDBOX", "HEALTH", "AGENT", "KERNEL", "PROBLEMS"]).with_fits(fits);
         let mut rows = Vec::new();
         for reference in &self.sandboxes {
             let answer = async {
@@ -73,7 +78,7 @@ impl Health {
         if self.json {
             output::json(&Value::Array(rows))?;
         } else {
-            output::text(&table.text())?;
+            output::text(&table.fitted(terminal::width(&io::stdout())))?;
         }
         Ok(agents.status())
     }

@@ -31,7 +31,7 @@ pub struct Kill {
 }
 
 /// Signals that end a program, with their numbers on all our architectures (signal(7)).
-const SIGNALS: [(&str, i32); 8] =
+pub const SIGNALS: [(&str, i32); 8] =
     [("HUP", 1), ("INT", 2), ("QUIT", 3), ("ABRT", 6), ("KILL", 9), ("USR1", 10), ("USR2", 12), ("TERM", 15)];
 
 fn signal(text: &str) -> Result<i32, String> {

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use super::{agents::Agents, loopback};
 use crate::{
     client::published_port::{PublishedPort, PublishedPorts},
+    command::table_args::TableArgs,
     error::Result,
-    ui::{output, table::Table},
+    ui::column::{self, Column, List, plain},
 };
 
 /// Show the ports on which sandboxes listen
@@ -30,37 +31,43 @@ pub struct Ports {
     /// Print a JSON array of objects
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    table: TableArgs,
 }
+
+/// The columns of the list.
+pub const LIST: List = List {
+    verb: "vm ports",
+    columns: &[
+        Column::new("SANDBOX", "sandbox", column::text),
+        Column::new("PORT", "port", |port| format!("{}/{}", column::text(port), plain(port.of("protocol")))),
+        Column::new("ADDRESS", "address", column::text).drop(2),
+        Column::new("REACHED AT", "endpoint", column::text).drop(1),
+        Column::new(
+            "PID",
+            "pid",
+            |port| if port.number("pid") == 0 { String::new() } else { column::text(port) },
+        )
+        .drop(4),
+        Column::new("PROGRAM", "program", column::text).drop(3),
+    ],
+};
 
 impl Ports {
     pub async fn run(&self) -> Result<u8> {
+        let view = self.table.view(LIST)?;
         let mut agents = Agents::new(&self.sandboxes).await?;
-        let mut table = Table::new(["SANDBOX", "PORT", "ADDRESS", "REACHED AT", "PID", "PROGRAM"]);
         let (mut rows, mut notes) = (Vec::new(), Vec::new());
         for reference in &self.sandboxes {
             match listening(&agents, reference).await {
                 Ok((name, published, ports)) => {
                     notes.extend(loopback::notes(&name, &published, &ports));
-                    for port in ports {
-                        rows.push(object(&name, &port));
-                        table.row([
-                            name.clone(),
-                            format!("{}/{}", port.port, port.protocol),
-                            port.address.clone(),
-                            endpoint(&name, &port).unwrap_or_default(),
-                            if port.pid == 0 { String::new() } else { port.pid.to_string() },
-                            port.program.clone(),
-                        ]);
-                    }
+                    rows.extend(ports.iter().map(|port| object(&name, port)));
                 }
                 Err(error) => agents.failed(reference, error),
             }
         }
-        if self.json {
-            output::json(&Value::Array(rows))?;
-        } else {
-            output::text(&table.text())?;
-        }
+        view.print(rows, self.json)?;
         notes.iter().for_each(|note| eprintln!("{note}"));
         Ok(agents.status())
     }

@@ -200,14 +200,14 @@ impl Run {
         if let Some(plan) = &plan {
             if self.workspace.dry_run {
                 print_plan(plan, self.workspace.guest_path(container.root()), self.json)?;
-                note_left(plan, &progress);
+                note_left(plan, &progress, true);
                 return Ok(0);
             }
             // Commands do not need the tools by default.
             if self.installs_tools() {
                 tooling::check(plan, self.has_internet())?;
             }
-            note_left(plan, &progress);
+            note_left(plan, &progress, false);
         }
         let bus = Bus::connect().await?;
         let jobs = Jobs::of(&bus);
@@ -284,6 +284,7 @@ impl Sandbox<'_> {
     async fn about(&self, error: Error, deleted: bool) -> Error {
         match deleted {
             true if error.hints_at_sandbox() => error.with_hint(NOT_KEPT),
+            true if error.is_interrupted() => error.with_hint("`--rm` deletes the sandbox."),
             true => error,
             false => about(self.bus, &self.vm, error).await,
         }
@@ -547,6 +548,7 @@ fn explain_state(name: &str, state: &str, error: Error) -> Error {
         ("", _) if error.name() == Some(ErrorName::VmmFailed) => error.with_hint(
             "the sandbox was not kept; `banger doctor` and `journalctl -u banger-system` show more.",
         ),
+        ("", _) if error.is_interrupted() => error.with_hint("no sandbox was kept."),
         ("", _) => error,
         // The service has ended the job, and removes what it has created so far.
         (name, _) if error.is_interrupted() => error.with_hint(format!("the service deletes {name}.")),
@@ -559,6 +561,17 @@ fn explain_state(name: &str, state: &str, error: Error) -> Error {
             "it was kept: `banger vm logs {name}` shows its console, `banger vm delete --force {name}` \
              deletes it."
         )),
+    }
+}
+
+/// Adds the hint that a new sandbox runs, to an error of what follows its boot.
+pub(super) fn kept(error: Error) -> Error {
+    match error.hint() {
+        Some(_) => error,
+        None => error.with_hint(
+            "the sandbox is running: `banger vm exec NAME` opens a shell in it, `banger vm delete --force NAME` deletes \
+             it.",
+        ),
     }
 }
 
@@ -615,6 +628,7 @@ mod tests {
             ("interrupted, gone", explain_state("", "", interrupted())),
             ("detached", explain_state("web", "starting", detached())),
             ("not ready", explain_state("web", "running", late())),
+            ("interrupted after the boot", kept(interrupted()).about("web")),
             ("failed, gone", explain_state("", "", of_service(ErrorName::VmmFailed))),
         ];
         check("hints_of_create", &shown(errors));

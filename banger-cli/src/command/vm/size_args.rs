@@ -16,13 +16,13 @@ pub struct SizeArgs {
     /// Virtual processors
     #[arg(long, alias = "cpus", value_name = "COUNT", value_parser = positive)]
     vcpu: Option<u32>,
-    /// Memory, such as 512MiB or 4GiB
+    /// Memory, such as 512MiB or 4GiB; a number without a unit is in MiB
     #[arg(short, long, value_name = "SIZE", value_parser = size)]
     memory: Option<Bytes>,
-    /// Size of the system disk (/), such as 20GiB
+    /// Size of the system disk (/), such as 20GiB; a number without a unit is in MiB
     #[arg(long, visible_alias = "disk", value_name = "SIZE", value_parser = size)]
     root_size: Option<Bytes>,
-    /// Size of the work disk (/root), such as 8GiB
+    /// Size of the work disk (/root), such as 8GiB; a number without a unit is in MiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<Bytes>,
 }

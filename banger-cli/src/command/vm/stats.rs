@@ -1,6 +1,9 @@
 //! `banger vm stats` and `banger vm top`.
 
-use std::time::Duration;
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
 
 use banger_proto::{
     bus::names::VM_INTERFACE,
@@ -16,11 +19,14 @@ use serde_json::{Value, json};
 use super::{agents, numbers::whole};
 use crate::{
     client::bus::Bus,
+    command::table_args::{TableArgs, View},
     error::{FAILURE, Result},
     ui::{
+        age,
+        column::{self, Cell, Column, List},
         output,
         signals::{Signals, unless_ended},
-        table::Table,
+        terminal,
     },
 };
 
@@ -30,6 +36,77 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Moves to the top of the terminal and clears everything below (ECMA-48).
 const HOME: &str = "\x1b[H\x1b[J";
+
+/// The columns of `vm stats`.
+pub const LIST: List = List {
+    verb: "vm stats",
+    columns: &[
+        Column::new("NAME", "sandbox", column::text),
+        Column::new("CPU", "cpu_percent", column::percent),
+        Column::new("MEMORY", "memory_used", |cell| {
+            pair(cell.number("memory_used"), cell.number("memory_total"))
+        })
+        .drop(1),
+        Column::new("SYSTEM DISK", "disks", |cell| disk(cell, "/")).by(|cell| used(cell, "/")).drop(3),
+        Column::new("WORK DISK", "disks", |cell| disk(cell, "/root")).by(|cell| used(cell, "/root")).drop(4),
+        Column::new("NET IN / OUT", "received", |cell| pair(cell.number("received"), cell.number("sent")))
+            .drop(5),
+        Column::new("PROCESSES", "processes", column::text).drop(6),
+        Column::new("LOAD", "load_hundredths", load).drop(2),
+    ],
+};
+/// The columns of `vm top`.
+pub const PROCESSES: List = List {
+    verb: "vm top",
+    columns: &[
+        Column::new("PID", "pid", column::text),
+        Column::new("USER", "user", user).drop(1),
+        Column::new("STATE", "state", column::text).drop(4),
+        Column::new("CPU", "cpu_percent", column::percent),
+        Column::new("MEMORY", "memory", column::size).drop(2),
+        Column::new("TIME", "cpu_usec", time).drop(3),
+        Column::new("COMMAND", "command", column::text).elastic(),
+    ],
+};
+
+fn pair(used: u64, total: u64) -> String {
+    format!("{} / {}", Bytes(used), Bytes(total))
+}
+
+/// Returns the use and the size of a disk in bytes, if the sandbox has it.
+fn bytes_of(cell: Cell<'_>, mount_point: &str) -> Option<(u64, u64)> {
+    let mut disks = cell.value().as_array()?.iter();
+    let disk = disks.find(|disk| disk["mount_point"] == mount_point)?;
+    let (size, free) = (disk["size"].as_u64()?, disk["free"].as_u64()?);
+    Some((size.saturating_sub(free), size))
+}
+
+fn disk(cell: Cell<'_>, mount_point: &str) -> String {
+    bytes_of(cell, mount_point).map(|(used, size)| pair(used, size)).unwrap_or_default()
+}
+
+fn used(cell: Cell<'_>, mount_point: &str) -> Value {
+    bytes_of(cell, mount_point).map(|(used, _)| used).into()
+}
+
+fn load(cell: Cell<'_>) -> String {
+    let hundredths = cell.number("load_hundredths");
+    format!("{}.{:02}", hundredths / 100, hundredths % 100)
+}
+
+/// Returns the name of a process's user, or the number of one without a name.
+fn user(cell: Cell<'_>) -> String {
+    match column::text(cell) {
+        name if name.is_empty() => cell.number("uid").to_string(),
+        name => name,
+    }
+}
+
+/// Returns the processor time of a process in minutes and seconds.
+fn time(cell: Cell<'_>) -> String {
+    let seconds = cell.number("cpu_usec") / 1_000_000;
+    format!("{}:{:02}", seconds / 60, seconds % 60)
+}
 
 /// Show the resource usage of sandboxes
 ///
@@ -50,6 +127,8 @@ pub struct Stats {
     /// Print a JSON array of objects; with --watch, one array on each line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    table: TableArgs,
 }
 
 /// Show the processes in a sandbox
@@ -71,6 +150,8 @@ pub struct Top {
     /// Print a JSON array of objects; with --watch, one array on each line
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    table: TableArgs,
 }
 
 /// Two samples of a sandbox.
@@ -98,33 +179,13 @@ impl Sample {
         self.share(self.before.cpu_usec, self.now.cpu_usec)
     }
 
-    fn disk(&self, mount_point: &str) -> String {
-        let disk = self.now.disks.iter().find(|disk| disk.mount_point == mount_point);
-        let used = |disk: &banger_proto::guest::facts::Disk| {
-            format!("{} / {}", Bytes(disk.size.saturating_sub(disk.free)), Bytes(disk.size))
-        };
-        disk.map(used).unwrap_or_default()
-    }
-
-    fn row(&self) -> [String; 8] {
-        let used = self.now.memory_total.saturating_sub(self.now.memory_available);
-        [
-            self.name.clone(),
-            format!("{:.1} %", self.cpu()),
-            format!("{} / {}", Bytes(used), Bytes(self.now.memory_total)),
-            self.disk("/"),
-            self.disk("/root"),
-            format!("{} / {}", Bytes(self.now.received), Bytes(self.now.sent)),
-            self.now.processes.len().to_string(),
-            format!("{}.{:02}", self.now.load_hundredths / 100, self.now.load_hundredths % 100),
-        ]
-    }
-
     fn json(&self) -> Value {
         let mut object = serde_json::to_value(&self.now).unwrap_or_default();
         if let Value::Object(fields) = &mut object {
             fields.insert("sandbox".to_owned(), self.name.clone().into());
             fields.insert("cpu_percent".to_owned(), json!((self.cpu() * 10.0).round() / 10.0));
+            let used = self.now.memory_total.saturating_sub(self.now.memory_available);
+            fields.insert("memory_used".to_owned(), used.into());
             fields.insert("processes".to_owned(), self.now.processes.len().into());
         }
         object
@@ -148,11 +209,12 @@ impl Sample {
 
 impl Stats {
     pub async fn run(&self) -> Result<u8> {
+        let view = self.table.view(LIST)?;
         let bus = Bus::connect().await?;
         let signals = Signals::catch()?;
         let mut listener = signals.listen();
         loop {
-            let status = unless_ended(&mut listener, self.show(&bus, &signals)).await?;
+            let status = unless_ended(&mut listener, self.show(&bus, &signals, &view)).await?;
             if !self.watch {
                 return Ok(status);
             }
@@ -164,7 +226,7 @@ impl Stats {
         }
     }
 
-    async fn show(&self, bus: &Bus, signals: &Signals) -> Result<u8> {
+    async fn show(&self, bus: &Bus, signals: &Signals, view: &View) -> Result<u8> {
         let all = match self.sandboxes.is_empty() {
             false => self.sandboxes.clone(),
             true => {
@@ -176,41 +238,29 @@ impl Stats {
         };
         let samples =
             futures_util::future::join_all(all.iter().map(|one| Sample::take(bus, signals, one))).await;
-        let mut table = Table::new([
-            "NAME",
-            "CPU",
-            "MEMORY",
-            "SYSTEM DISK",
-            "WORK DISK",
-            "NET IN / OUT",
-            "PROCESSES",
-            "LOAD",
-        ]);
         let (mut rows, mut status) = (Vec::new(), 0);
         for (reference, sample) in all.iter().zip(samples) {
             match sample {
-                Ok(sample) => {
-                    table.row(sample.row());
-                    rows.push(sample.json());
-                }
+                Ok(sample) => rows.push(sample.json()),
                 Err(error) => {
                     status = error.status(FAILURE);
                     error.about(reference).print((all.len() > 1).then_some(reference));
                 }
             }
         }
-        print(self.json, self.watch, Value::Array(rows), &table.text())?;
+        print(view, rows, self.json, self.watch)?;
         Ok(status)
     }
 }
 
 impl Top {
     pub async fn run(&self) -> Result<u8> {
+        let view = self.table.view(PROCESSES)?;
         let bus = Bus::connect().await?;
         let signals = Signals::catch()?;
         let mut listener = signals.listen();
         loop {
-            unless_ended(&mut listener, self.show(&bus, &signals))
+            unless_ended(&mut listener, self.show(&bus, &signals, &view))
                 .await
                 .map_err(|error| error.about(&self.sandbox))?;
             if !self.watch {
@@ -224,38 +274,30 @@ impl Top {
         }
     }
 
-    async fn show(&self, bus: &Bus, signals: &Signals) -> Result<()> {
+    async fn show(&self, bus: &Bus, signals: &Signals, view: &View) -> Result<()> {
         let sample = Sample::take(bus, signals, &self.sandbox).await?;
-        let mut table = Table::new(["PID", "USER", "STATE", "CPU", "MEMORY", "TIME", "COMMAND"]);
         let mut rows = Vec::new();
         for (share, process) in sample.processes().into_iter().take(self.count) {
-            let seconds = process.cpu_usec / 1_000_000;
-            table.row([
-                process.pid.to_string(),
-                process.uid.to_string(),
-                process.state.to_string(),
-                format!("{share:.1} %"),
-                Bytes(process.memory).to_string(),
-                format!("{}:{:02}", seconds / 60, seconds % 60),
-                process.command.clone(),
-            ]);
             let mut object = serde_json::to_value(process).unwrap_or_default();
             if let Value::Object(fields) = &mut object {
                 fields.insert("cpu_percent".to_owned(), json!((share * 10.0).round() / 10.0));
             }
             rows.push(object);
         }
-        print(self.json, self.watch, Value::Array(rows), &table.text())
+        print(view, rows, self.json, self.watch)
     }
 }
 
-fn print(json: bool, watch: bool, rows: Value, table: &str) -> Result<()> {
-    use std::io::IsTerminal;
+/// Prints the rows; with `--watch`, in place of those before.
+fn print(view: &View, rows: Vec<Value>, json: bool, watch: bool) -> Result<()> {
+    let terminal = io::stdout().is_terminal();
     match (json, watch) {
-        (true, true) => output::text(&format!("{rows}\n")),
-        (true, false) => output::json(&rows),
-        (false, true) if std::io::stdout().is_terminal() => output::text(&format!("{HOME}{table}")),
-        (false, _) => output::text(table),
+        (true, true) => output::text(&format!("{}\n", Value::Array(view.sorted(rows)))),
+        (false, true) if terminal => {
+            let text = view.text(&view.sorted(rows), terminal::width(&io::stdout()), age::now());
+            output::text(&format!("{HOME}{text}"))
+        }
+        _ => view.print(rows, json),
     }
 }
 
@@ -265,8 +307,15 @@ mod tests {
 
     #[test]
     fn shares_are_relative_to_the_time_between_samples() {
-        let process =
-            |pid, cpu_usec| Process { pid, uid: 0, state: 'S', cpu_usec, memory: 0, command: String::new() };
+        let process = |pid, cpu_usec| Process {
+            pid,
+            uid: 0,
+            user: String::new(),
+            state: 'S',
+            cpu_usec,
+            memory: 0,
+            command: String::new(),
+        };
         let facts =
             |uptime_msec, cpu_usec, processes| Facts { uptime_msec, cpu_usec, processes, ..Facts::default() };
         let sample = Sample {

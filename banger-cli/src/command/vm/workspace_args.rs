@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use banger_proto::count::{counted, is_or_are};
 use clap::Args;
 use serde_json::json;
 
@@ -9,6 +10,7 @@ use crate::{
     error::Result,
     ui::{output, progress::Progress},
     workspace::{
+        export::first_names,
         prepare::{Plan, SendOptions},
         source::{DisplayPath, Mode, Repository},
         untracked::{self, Include},
@@ -93,14 +95,9 @@ impl WorkspaceArgs {
 }
 
 /// Notes what stays on the host, if that may be unexpected.
-pub fn note_left(plan: &Plan, progress: &Progress) {
-    let files = |count: usize| if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
-    if plan.left > 0 {
-        let verb = if plan.left == 1 { "is" } else { "are" };
-        progress.note(&format!(
-            "note: {} {verb} untracked and not sent; `--include-untracked` sends untracked files.",
-            files(plan.left)
-        ));
+pub fn note_left(plan: &Plan, progress: &Progress, dry_run: bool) {
+    if let Some(line) = untracked_note(&plan.left, dry_run) {
+        progress.note(&line);
     }
     for what in &plan.unfinished.left {
         progress.note(&format!(
@@ -111,6 +108,19 @@ pub fn note_left(plan: &Plan, progress: &Progress) {
     for nested in &plan.nested {
         progress.note(&format!("note: {} is a repository of its own and is not sent.", DisplayPath(nested)));
     }
+}
+
+/// Returns the note about untracked files, with the names of the first ones on a dry run.
+fn untracked_note(left: &[Vec<u8>], dry_run: bool) -> Option<String> {
+    let names = if dry_run { format!(": {}", first_names(left)) } else { String::new() };
+    (!left.is_empty()).then(|| {
+        format!(
+            "note: {} {} untracked and not sent{names}; `--include-untracked` sends {}.",
+            counted(left.len(), "file"),
+            is_or_are(left.len()),
+            if left.len() == 1 { "it" } else { "them" },
+        )
+    })
 }
 
 /// Prints what would be sent.
@@ -131,7 +141,7 @@ pub fn print_plan(plan: &Plan, guest_path: &str, json: bool) -> Result<()> {
             "commit": plan.head.commit,
             "files": files,
             "bytes": plan.bytes(),
-            "untracked_left": plan.left,
+            "untracked_left": plan.left.len(),
         }));
     }
     let list: String = plan.files.iter().map(|file| format!("{}\n", DisplayPath(&file.path))).collect();
@@ -141,6 +151,27 @@ pub fn print_plan(plan: &Plan, guest_path: &str, json: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn untracked_files_are_counted_and_named_on_a_dry_run() {
+        let names: Vec<Vec<u8>> = (1..=8).map(|number| format!("f{number}").into_bytes()).collect();
+        for (left, dry_run, expect) in [
+            (0, true, None),
+            (1, false, Some("note: 1 file is untracked and not sent; `--include-untracked` sends it.")),
+            (2, false, Some("note: 2 files are untracked and not sent; `--include-untracked` sends them.")),
+            (1, true, Some("note: 1 file is untracked and not sent: f1; `--include-untracked` sends it.")),
+            (
+                8,
+                true,
+                Some(
+                    "note: 8 files are untracked and not sent: f1, f2, f3, f4, f5, 3 more; \
+                     `--include-untracked` sends them.",
+                ),
+            ),
+        ] {
+            assert_eq!(untracked_note(&names[..left], dry_run).as_deref(), expect);
+        }
+    }
 
     #[test]
     fn a_path_in_a_sandbox_is_absolute_and_normal() {

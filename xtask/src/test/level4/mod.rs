@@ -8,6 +8,7 @@ mod guests;
 mod habits;
 mod images;
 mod limits;
+mod lists;
 mod modules;
 mod names;
 mod network;
@@ -52,6 +53,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     habits::CHECKS,
     images::CHECKS,
     limits::CHECKS,
+    lists::CHECKS,
     modules::CHECKS,
     names::CHECKS,
     network::CHECKS,

@@ -5,11 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use banger_proto::count::counted;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::{
     client::service::id_of,
+    command::vm::workspace_args::guest_path,
     error::{Error, Result},
     guest::agent::Guest,
     ui::{
@@ -45,7 +47,7 @@ pub struct Export {
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// Export the workspace at this path in the sandbox [default: the one that was sent last]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = guest_path)]
     guest_path: Option<String>,
     /// Compare with this revision of the repository instead of with what was sent
     #[arg(long, value_name = "REVISION", conflicts_with_all = ["apply", "branch"])]
@@ -87,8 +89,7 @@ impl Export {
         match (self.json, differences) {
             (true, Some(differences)) => output::json(&self.json_of(&kept, &differences))?,
             (false, Some(differences)) if !self.stat => {
-                let count = differences.len();
-                let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
+                let files = counted(differences.len(), "file");
                 let location = match &self.branch {
                     Some(branch) => format!("on the branch {branch} of {}", kept.record.source.display()),
                     None => format!("in {}", kept.record.source.display()),

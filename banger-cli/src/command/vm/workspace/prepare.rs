@@ -58,10 +58,10 @@ impl Prepare {
         let progress = Progress::new(self.progress);
         if self.workspace.dry_run {
             print_plan(&plan, path, self.json)?;
-            note_left(&plan, &progress);
+            note_left(&plan, &progress, true);
             return Ok(0);
         }
-        note_left(&plan, &progress);
+        note_left(&plan, &progress, false);
         let mut guest = Guest::of(&self.sandbox).await?;
         let (count, bytes) = (plan.files.len(), plan.bytes());
         let target = Target {

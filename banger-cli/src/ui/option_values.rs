@@ -1,0 +1,115 @@
+//! Bad values of every option: each is refused in the words of people.
+
+use std::{any::TypeId, ffi::OsString, path::PathBuf};
+
+use clap::{Arg, Command, CommandFactory, Parser, error::ErrorKind};
+
+use crate::cli::Cli;
+
+const COUNTS: &[&str] = &["", "many", "-1", "1.5", "0x10", "99999999999999999999999"];
+const SIZES: &[&str] = &["", "0", "lots", "-1G", "1.G", "1.5QB", "99999999999T", "184467440737095516150"];
+const PHASES: &[&str] = &["", "later", "Init"];
+const PORTS: &[&str] = &["", "0", "65536", "http", "80/sctp", "80:", "1:2:3"];
+const FORWARDS: &[&str] = &["", "a:b:c", "80:65536", "8080:", "127.0.0.1:x:80"];
+
+/// The options and arguments whose values are no plain texts, each with bad values.
+const BAD: &[(&str, &[&str])] = &[
+    ("--count", COUNTS),
+    ("--disk-size", SIZES),
+    ("--env", &["", "=x"]),
+    ("--exec", COUNTS),
+    ("--filter", &["", "colour=red", "state=runing", "name="]),
+    ("--format", &["", "name", "{{", "{{.Name", "{{range .}}"]),
+    ("--guest-path", &["", "repo", "/root/../etc"]),
+    ("--label", &["", "=x"]),
+    ("--local", FORWARDS),
+    ("--memory", SIZES),
+    ("--mode", &["", "deep"]),
+    ("--older-than", &["", "5", "5y", "-1d", "1.5h", "99999999999999999999d"]),
+    ("--pull", &["", "sometimes"]),
+    ("--ready-timeout", &["", "0", "soon", "-1", "99999999999"]),
+    ("--remote", FORWARDS),
+    ("--root-size", SIZES),
+    ("--signal", &["", "SIGNOTHING", "99", "-9"]),
+    ("--stop", COUNTS),
+    ("--tail", COUNTS),
+    ("--timeout", COUNTS),
+    ("--vcpu", &["", "0", "many", "-1", "1.5", "99999999999"]),
+    ("--vmm", &["", "bochs"]),
+    ("--wait", PHASES),
+    ("<PORT>", PORTS),
+    ("<SHELL>", &["", "tcsh"]),
+];
+
+/// What the parsers of Rust say, and no person.
+const RUST: [&str; 10] = [
+    "invalid digit",
+    "in string",
+    "..=",
+    "os error",
+    "cannot parse integer",
+    "to fit in target type",
+    "invalid float",
+    "out of range integral",
+    "ParseIntError",
+    "Err(",
+];
+
+/// Returns the name of an argument in the table.
+fn name_of(arg: &Arg) -> String {
+    match arg.get_long() {
+        Some(long) => format!("--{long}"),
+        None => {
+            let names = arg.get_value_names().and_then(|names| names.first());
+            format!("<{}>", names.map_or(arg.get_id().as_str(), |name| name.as_str()))
+        }
+    }
+}
+
+/// Returns whether any text is a value.
+fn is_plain(arg: &Arg) -> bool {
+    let plain = [TypeId::of::<String>(), TypeId::of::<OsString>(), TypeId::of::<PathBuf>()];
+    let parser = arg.get_value_parser();
+    arg.get_possible_values().is_empty() && plain.iter().any(|plain| parser.type_id() == *plain)
+}
+
+/// Checks the arguments of a command and of those below it. Collects the names that it has looked up.
+fn check(command: &Command, words: &[String], seen: &mut Vec<String>) {
+    for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+        let name = name_of(arg);
+        let Some((_, values)) = BAD.iter().find(|(known, _)| *known == name) else {
+            assert!(is_plain(arg), "{words:?} {name} needs a row with bad values");
+            continue;
+        };
+        // The arguments before a positional one.
+        let before = arg.get_index().map_or(0, |index| index - 1);
+        for value in values.iter().filter(|value| arg.get_long().is_some() || !value.starts_with('-')) {
+            let mut line = words.to_vec();
+            line.extend((0..before).map(|_| "x".to_owned()));
+            line.push(match arg.get_long() {
+                Some(long) => format!("--{long}={value}"),
+                None => (*value).to_owned(),
+            });
+            let Err(error) = Cli::try_parse_from(&line) else { panic!("{line:?} is accepted") };
+            let text = error.to_string();
+            let refused = [ErrorKind::ValueValidation, ErrorKind::InvalidValue];
+            assert!(refused.contains(&error.kind()), "{line:?}: {text}");
+            assert!(!RUST.iter().any(|word| text.contains(word)), "{line:?}: {text}");
+        }
+        seen.push(name);
+    }
+    for verb in command.get_subcommands() {
+        check(verb, &[words, &[verb.get_name().to_owned()]].concat(), seen);
+    }
+}
+
+#[test]
+fn bad_values_of_all_options_are_refused_in_words_of_people() {
+    let mut seen = Vec::new();
+    let mut cli = Cli::command();
+    cli.build();
+    check(&cli, &["banger".to_owned()], &mut seen);
+    for (name, _) in BAD {
+        assert!(seen.iter().any(|seen| seen == name), "no option is called {name}");
+    }
+}
