@@ -88,7 +88,7 @@ fn source(arg: &Arg, verb: &str, group: Option<Kind>) -> Option<Source> {
 /// Returns the list that a verb prints.
 fn list_of(verb: &str, group: Option<Kind>) -> Option<List> {
     Some(match (verb, group) {
-        ("list", Some(Kind::Image)) => list::IMAGES,
+        ("list", Some(Kind::Image)) | ("images", None) => list::IMAGES,
         ("list", Some(Kind::Kernel)) => list::KERNELS,
         ("list" | "ps" | "ls", _) => vm::list::LIST,
         ("commands", _) => vm::commands::LIST,
@@ -135,7 +135,7 @@ mod tests {
             ("vm rename", &["reference"]),
             ("stop", &["sandboxes"]),
             ("show", &["reference"]),
-            ("run", &["image", "kernel"]),
+            ("run", &["image", "kernel", "profile"]),
             ("pull", &["reference", "kernel"]),
             ("image rename", &["reference"]),
             ("vm workspace export", &["sandbox"]),

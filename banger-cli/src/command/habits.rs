@@ -17,11 +17,7 @@ const VERBS: &[(&[&str], &str)] = &[
         &["attach"],
         "`banger exec NAME` opens a shell, `banger logs --exec -f NAME` follows a detached command.",
     ),
-    (
-        &["build", "buildx", "commit", "push"],
-        "build it elsewhere: `docker build -o type=oci,dest=my.tar .`, then `banger image register --name NAME --oci \
-         my.tar`.",
-    ),
+    (&["build", "buildx"], "`banger image build DIRECTORY` builds an image from a Dockerfile or a recipe."),
     (
         &["compose"],
         "`banger run -d --name NAME` starts each sandbox; they reach each other by the name NAME.vm.",
@@ -31,7 +27,7 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["diff"], "`banger workspace export NAME` shows what changed in a repository that you sent."),
     (&["find", "search"], "`banger image list --available` shows what the catalogs have."),
     (&["history"], "`banger image inspect IMAGE` shows where an image comes from."),
-    (&["import", "load"], "`banger image register --name NAME --oci FILE` adds an image from a file."),
+    (&["import", "load"], "`banger image register --name NAME FILE` adds an image from a file."),
     (&["info", "system"], "`banger doctor` checks the host, `banger version` shows the versions."),
     (&["init", "launch", "up"], "`banger run` creates a sandbox and opens a shell in it."),
     (
@@ -48,8 +44,12 @@ const VERBS: &[(&[&str], &str)] = &[
         &["port"],
         "`banger vm publish` publishes ports, `banger vm ports NAME` lists what listens in a sandbox.",
     ),
+    (
+        &["push"],
+        "banger pushes no images: `banger image export IMAGE FILE.tar` writes one for `skopeo copy` and `docker load`.",
+    ),
     (&["purge"], "`banger vm prune` deletes the sandboxes that are not running."),
-    (&["save", "export"], "`banger image export IMAGE --oci FILE.tar` writes an image to a file."),
+    (&["save", "export"], "`banger image export IMAGE FILE.tar` writes an image to a file."),
     (&["tag"], "`banger image rename IMAGE NEW-NAME` gives it another name; an image has one."),
     (&["update"], "`banger vm set NAME` changes the sizes, labels and internet access of a sandbox."),
 ];
@@ -260,11 +260,9 @@ mod tests {
         }
         for line in [
             "build .",
-            "commit web",
             "login",
             "network create x",
             "volume ls",
-            "image build .",
             "container ls",
             "run --privileged",
             "run --network=host",

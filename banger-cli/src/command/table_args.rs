@@ -215,7 +215,10 @@ mod tests {
             ("{{.Labels}} {{.Labels.team}} {{json .Labels}}", "team=web web {\"team\":\"web\"}"),
             ("{{.Created}}", "3 minutes ago"),
             ("table {{.Name}}\\t{{.Mem}}", "NAME   MEM"),
-            ("table", "ID            NAME   STATE    IMAGE   ADDRESS   VCPU  MEM     DISK   CREATED"),
+            (
+                "table",
+                "ID            NAME   STATE    IMAGE   ADDRESS   VCPU  MEM     DISK   CREATED        PORTS",
+            ),
         ] {
             let format = Some(Format::parse(format).unwrap());
             let text = shown(TableArgs { format, ..TableArgs::default() }, None);

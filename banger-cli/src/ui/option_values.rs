@@ -10,6 +10,7 @@ const COUNTS: &[&str] = &["", "many", "-1", "1.5", "0x10", "99999999999999999999
 const SIZES: &[&str] = &["", "0", "lots", "-1G", "1.G", "1.5QB", "99999999999T", "184467440737095516150"];
 const PHASES: &[&str] = &["", "later", "Init"];
 const PORTS: &[&str] = &["", "0", "65536", "http", "80/sctp", "80:", "1:2:3"];
+const TIMES: &[&str] = &["", "soon", "25:99", "5 parsecs", "2026-13-01", "99999999999999999999s"];
 const FORWARDS: &[&str] = &["", "a:b:c", "80:65536", "8080:", "127.0.0.1:x:80"];
 
 /// The options and arguments whose values are no plain texts, each with bad values.
@@ -17,6 +18,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("--count", COUNTS),
     ("--disk-size", SIZES),
     ("--env", &["", "=x"]),
+    ("--env-file", &["", "/nonexistent/file"]),
     ("--exec", COUNTS),
     ("--filter", &["", "colour=red", "state=runing", "name="]),
     ("--format", &["", "name", "{{", "{{.Name", "{{range .}}"]),
@@ -26,14 +28,17 @@ const BAD: &[(&str, &[&str])] = &[
     ("--memory", SIZES),
     ("--mode", &["", "deep"]),
     ("--older-than", &["", "5", "5y", "-1d", "1.5h", "99999999999999999999d"]),
+    ("--publish", PORTS),
     ("--pull", &["", "sometimes"]),
     ("--ready-timeout", &["", "0", "soon", "-1", "99999999999"]),
     ("--remote", FORWARDS),
     ("--root-size", SIZES),
     ("--signal", &["", "SIGNOTHING", "99", "-9"]),
+    ("--since", TIMES),
     ("--stop", COUNTS),
     ("--tail", COUNTS),
     ("--timeout", COUNTS),
+    ("--until", TIMES),
     ("--vcpu", &["", "0", "many", "-1", "1.5", "99999999999"]),
     ("--vmm", &["", "bochs"]),
     ("--wait", PHASES),

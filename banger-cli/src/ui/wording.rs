@@ -273,6 +273,7 @@ fn problem_of(command: &str) -> Option<String> {
         ErrorKind::MissingRequiredArgument,
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
         ErrorKind::MissingSubcommand,
+        ErrorKind::DisplayHelp,
         ErrorKind::DisplayVersion,
     ];
     (!fine.contains(&error.kind())).then(|| error.to_string())

@@ -262,7 +262,7 @@ fn lists_need_one_call() {
     let lines: Vec<_> = ended.output.lines().collect();
     assert_eq!(
         lines[0].split_whitespace().collect::<Vec<_>>(),
-        ["ID", "NAME", "STATE", "IMAGE", "ADDRESS", "VCPU", "MEM", "DISK", "CREATED"]
+        ["ID", "NAME", "STATE", "IMAGE", "ADDRESS", "VCPU", "MEM", "DISK", "CREATED", "PORTS"]
     );
     assert!(lines[1].starts_with("000000000000  web "), "{ended:?}");
     assert_eq!(lines.len(), 4);
