@@ -15,6 +15,7 @@ const FORWARDS: &[&str] = &["", "a:b:c", "80:65536", "8080:", "127.0.0.1:x:80"];
 
 /// The options and arguments whose values are no plain texts, each with bad values.
 const BAD: &[(&str, &[&str])] = &[
+    ("--build-arg", &["", "=x"]),
     ("--count", COUNTS),
     ("--disk-size", SIZES),
     ("--env", &["", "=x"]),

@@ -8,11 +8,11 @@ banger vm create --quiet --vcpu 1 --name web
 serve web
 describe xterm-newest
 describe xterm-newer
-in_guest="echo \"\$TERM\"; infocmp > /dev/null && echo is described"
+describe_there="echo \"\$TERM\"; infocmp > /dev/null && echo is described"
 say() { tr -d '\r' | tr '\n' ' '; }
-echo "described: $(TERM=xterm-newest banger vm exec -t -n web -- sh -c "$in_guest" | say)"
-echo "unheard: $(TERM=xterm-unheard banger vm exec -t -n web -- sh -c "$in_guest" | say)"
-echo "known: $(TERM=xterm banger vm exec -t -n web -- sh -c "$in_guest" | say)"
-echo "ssh: $(TERM=xterm-newer ssh -tt web.vm "$in_guest" 2> /dev/null < /dev/null | say)"
+echo "described: $(TERM=xterm-newest banger vm exec -t -n web -- sh -c "$describe_there" | say)"
+echo "unheard: $(TERM=xterm-unheard banger vm exec -t -n web -- sh -c "$describe_there" | say)"
+echo "known: $(TERM=xterm banger vm exec -t -n web -- sh -c "$describe_there" | say)"
+echo "ssh: $(TERM=xterm-newer ssh -tt web.vm "$describe_there" 2> /dev/null < /dev/null | say)"
 banger vm delete --quiet --force web
 banger ssh-config --uninstall
