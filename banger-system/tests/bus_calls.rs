@@ -64,7 +64,9 @@ async fn a_sandbox_is_created_used_and_deleted_by_its_owner() {
     let removed = options([("remove-labels", vec!["old"].into())]);
     alice.call::<()>(&vm, "Configure", &(removed,)).await.unwrap();
     let labels = HashMap::<String, String>::try_from(alice.property(&vm, "Labels").await.unwrap()).unwrap();
-    assert_eq!(labels, HashMap::from([("team".to_owned(), "web".to_owned())]));
+    // The other one is from its creation.
+    let expect = [("for", "tests"), ("team", "web")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(labels, HashMap::from(expect));
     let boot = alice.text(&vm, "BootId").await;
     for (member, state) in [("Stop", "stopped"), ("Start", "running"), ("Restart", "running")] {
         let job: OwnedObjectPath = alice.call(&vm, member, &(options([]),)).await.unwrap();
