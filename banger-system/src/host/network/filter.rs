@@ -40,6 +40,8 @@ struct State {
     bounds: Option<Bounds>,
     /// The guests that this run of the service added.
     known: BTreeMap<VmId, Nic>,
+    /// The links on which this run enabled forwarding for guests alone.
+    opened: BTreeSet<String>,
     /// Elements of earlier runs that this run has not taken over; `None` until they are needed.
     left: Option<Vec<Element>>,
 }
@@ -139,17 +141,13 @@ impl Filter {
 
     /// Marks exactly the links on which forwarding was enabled for guests alone.
     pub(super) fn mark_opened(&self, links: &BTreeSet<String>) -> Result<()> {
-        let mut list = SetElemList::new(Family::Inet, TABLE, OPENED);
-        list.elems.extend(links.iter().map(|link| {
-            let mut name = link.as_bytes().to_vec();
-            name.resize(16, 0);
-            SetElem::new(name)
-        }));
+        let mut state = self.lock();
         let mut batch = Batch::new();
         batch.flush_set(Family::Inet, TABLE, OPENED);
-        batch.add_elems(&list);
-        let committed = self.lock().commit(&batch);
-        committed.map_err(|error| failed("mark the links that lead outside", error))
+        batch.add_elems(&marks(links));
+        state.commit(&batch).map_err(|error| failed("mark the links that lead outside", error))?;
+        state.opened.clone_from(links);
+        Ok(())
     }
 
     /// Returns the marked links, of this run or an earlier one.
@@ -215,6 +213,17 @@ fn max_connections() -> Option<u32> {
 /// The set of links on which forwarding was enabled for guests alone.
 const OPENED: &str = "opened";
 
+/// Returns the elements of these links in that set.
+fn marks(links: &BTreeSet<String>) -> SetElemList {
+    let mut list = SetElemList::new(Family::Inet, TABLE, OPENED);
+    list.elems.extend(links.iter().map(|link| {
+        let mut name = link.as_bytes().to_vec();
+        name.resize(16, 0);
+        SetElem::new(name)
+    }));
+    list
+}
+
 impl State {
     fn ipv6(&self) -> Ipv6 {
         self.prepared.map_or(Ipv6::Absent, |(_, ipv6)| ipv6)
@@ -240,6 +249,10 @@ impl State {
         let mut batch = Batch::new();
         for nic in self.known.values() {
             add_to(&mut batch, nic.vm, &elements(nic, ipv6));
+        }
+        // A link that is no longer a way out meanwhile is closed only if its mark is found.
+        if !self.opened.is_empty() {
+            batch.add_elems(&marks(&self.opened));
         }
         self.commit(&batch).map_err(|error| failed("add the guests to the packet filter again", error))
     }

@@ -24,8 +24,8 @@ use crate::ports::{
 };
 
 const APPLY: &str = "apply the rules of the packet filter";
-/// What the compiler does not know: a map whose values are an address and a port. Rules with it are compiled without,
-/// get the port, and are added at the end of their chains.
+/// What the compiler does not know: rules that take an address and a port from a map. They are compiled without the
+/// port, get it, and are added at the end of their chains.
 const TO_ADDRESS_AND_PORT: &str = " addr . port to ";
 /// The register of the port, which follows that of the address, as `nft` uses it.
 const AFTER_IPV4: Reg = Reg(9);
@@ -42,16 +42,21 @@ pub(super) struct Rules {
 impl Rules {
     /// Compiles rules in the language of nft(8).
     pub(super) fn compile(text: &str) -> Result<Self> {
-        let is_plain = |line: &str| !line.contains(TO_ADDRESS_AND_PORT);
+        let is_plain =
+            |line: &str| !line.contains(TO_ADDRESS_AND_PORT) && !line.trim_start().starts_with("map ");
         let plain: String =
             text.split_inclusive('\n').map(|line| if is_plain(line) { line } else { "\n" }).collect();
         let (mut batch, sources) = compile(&plain)?;
         let (whole, _) = compile(&text.replace(TO_ADDRESS_AND_PORT, " to "))?;
         for (_, object) in whole.objects() {
-            if let Object::Rule(rule) = object
-                && let Some(rule) = with_port(rule)
-            {
-                batch.add_rule(&rule);
+            match object {
+                Object::Set(map) if map.data_type.is_some() => {
+                    // The numbers are those of another batch. nft 1.0.6 crashes on the notes that later versions write.
+                    let id = Some(batch.alloc_id());
+                    batch.add_set(&crabtables::Set { id, userdata: None, ..map });
+                }
+                Object::Rule(rule) => drop(with_port(rule).map(|rule| batch.add_rule(&rule))),
+                _ => {}
             }
         }
         Ok(Self { text: plain, batch, sources })
