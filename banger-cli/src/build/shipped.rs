@@ -84,7 +84,7 @@ pub async fn of_default_image(
             return Ok(image);
         }
         reporter.note(&format!(
-            "building the default image {name} from {}, once; this takes some minutes and internet access.",
+            "building the default image {name} from {}, once; this needs internet access and takes some minutes.",
             path.display()
         ));
         let request = Request {

@@ -42,7 +42,7 @@ const VERBS: &[(&[&str], &str)] = &[
     ),
     (
         &["port"],
-        "`banger vm publish` publishes ports, `banger vm ports NAME` lists what listens in a sandbox.",
+        "`banger vm publish NAME` lists the published ports, `banger vm ports NAME` those on which the sandbox listens.",
     ),
     (
         &["push"],
@@ -152,7 +152,7 @@ pub fn forgotten_separator(line: &[String]) -> Option<Error> {
     };
     let message = match first.contains([':', '/']) {
         true => format!("there is no directory {first}; an image is given by --image"),
-        false => format!("there is no directory {first}; a command goes behind --"),
+        false => format!("there is no directory {first}; put a command after `--`"),
     };
     Some(Error::Usage(message).with_hint(hint))
 }

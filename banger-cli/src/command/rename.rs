@@ -18,7 +18,7 @@ pub struct RenameArgs {
     /// The new name
     #[arg(value_name = "NEW-NAME")]
     new_name: String,
-    /// Print the object as a JSON object
+    /// Print it as a JSON object
     #[arg(long)]
     json: bool,
 }

@@ -26,7 +26,7 @@ pub struct TableArgs {
     /// Sort by this column or key; with a hyphen before it, in reverse
     #[arg(long, value_name = "COLUMN", allow_hyphen_values = true)]
     sort: Option<String>,
-    /// Print each row as this template, such as '{{.Name}} {{.State}}'; `json` for a JSON object on each
+    /// Format each row with this template, such as '{{.Name}} {{.State}}'; `json` for a JSON object on each
     /// line, 'table TEMPLATE' for headings. {{.KEY}} is a key of --json or a column
     #[arg(long, value_name = "FORMAT", value_parser = Format::parse, conflicts_with = "json")]
     format: Option<Format>,

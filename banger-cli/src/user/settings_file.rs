@@ -122,10 +122,10 @@ impl Reader<'_> {
             DeValue::Boolean(on) if key.is_unquoted() => ["false", "true"][usize::from(*on)],
             DeValue::String(text) if !key.is_unquoted() => text.as_ref(),
             _ if key.is_unquoted() => "",
-            _ => return Err(self.at(value.span(), &format!("{} must be a text in quotes", key.name()))),
+            _ => return Err(self.at(value.span(), &format!("{} must be a string in quotes", key.name()))),
         };
         let parsed = key.parse(text);
-        parsed.map_err(|why| self.at(value.span(), &format!("{} is not usable: {why}", key.name())))
+        parsed.map_err(|why| self.at(value.span(), &format!("{} is invalid: {why}", key.name())))
     }
 
     fn files(&self, value: &Entry<'_>) -> Result<Vec<FileSync>, String> {
@@ -143,7 +143,7 @@ impl Reader<'_> {
             }
             let text = value.get_ref().as_str();
             let text =
-                text.ok_or_else(|| self.at(value.span(), &format!("{name} must be a text in quotes")))?;
+                text.ok_or_else(|| self.at(value.span(), &format!("{name} must be a string in quotes")))?;
             texts.insert(name, text.to_owned());
         }
         let mut required = |name: &str| {

@@ -35,7 +35,7 @@ Examples:
 
 Next: `banger vm run --image app`.")]
 pub struct Build {
-    /// Name of a shipped recipe, recipe, Dockerfile, or directory with a Dockerfile
+    /// Name of a shipped recipe, or path of a recipe, of a Dockerfile, or of a directory with one
     #[arg(value_name = "RECIPE|DIR")]
     what: String,
     /// Dockerfile or recipe to use with the files of the directory

@@ -142,7 +142,8 @@ fn explain_signal(error: Error, sandbox: Result<&Object, &Error>) -> Error {
         Ok("running") => "it is running: `banger vm stop NAME` stops it.",
         Ok("stopping") => "the service stops it.",
         Ok("deleting") => "the service deletes it.",
-        Ok("created" | "stopped" | "failed") => "it is stopped: `banger vm start NAME` boots it.",
+        Ok("failed") => "it failed: `banger vm logs NAME` shows why, `banger vm start NAME` boots it.",
+        Ok("created" | "stopped") => "it is stopped: `banger vm start NAME` boots it.",
         Err(error) if gone.contains(&error.name()) => "it was deleted.",
         _ => "`banger vm show NAME` shows its state.",
     };

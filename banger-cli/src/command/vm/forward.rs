@@ -223,7 +223,7 @@ impl Forward {
             return background::stop(sandbox);
         }
         if self.local.is_empty() && self.remote.is_empty() && !self.auto {
-            let error = Error::Usage("give --auto, -L or -R: what to forward".to_owned());
+            let error = Error::Usage("cannot forward: give --auto, -L or -R".to_owned());
             return Err(error.with_hint(format!(
                 "`banger vm forward --auto {sandbox}` forwards every port on which it listens, `banger vm forward -L \
                  8080:80 {sandbox}` port 8080 of this host to its port 80; with `-d` they run in the background."

@@ -10,7 +10,8 @@ use crate::error::Result;
 
 /// Shut sandboxes down, and keep their disks
 ///
-/// The guest writes its data to disk and powers off. A sandbox that is not running stays as it is.
+/// The guest writes its data to disk and powers off. A sandbox that is not running stays as it is; a failed one
+/// becomes stopped.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:

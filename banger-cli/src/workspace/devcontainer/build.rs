@@ -130,13 +130,11 @@ impl Needs<'_> {
         let missing = match (self.build, self.features.is_empty()) {
             (None, true) => return None,
             (Some(_), true) => {
-                format!(
-                    "{file} builds its image, which banger cannot do; the sandbox gets the default image."
-                )
+                format!("`vm run` does not build the image of {file}; the sandbox gets the default image.")
             }
             (Some(_), false) => format!(
-                "{file} builds its image and installs features ({features}), which banger cannot do; the \
-                 sandbox gets the default image."
+                "`vm run` neither builds the image of {file} nor installs its features ({features}); the sandbox gets \
+                 the default image."
             ),
             (None, false) => format!("banger does not install the features of {file}: {features}."),
         };

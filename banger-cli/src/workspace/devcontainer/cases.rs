@@ -163,7 +163,7 @@ const VARIABLES: &[Case] = &[
     (
         r#"{"remoteEnv": {"A": ["b"]}}"#,
         "the specification says nothing",
-        "ignored remoteEnv.A (it is not a text)",
+        "ignored remoteEnv.A (it is not a string)",
     ),
     (
         r#"{"containerEnv": {"A=B": "c"}}"#,

@@ -108,7 +108,7 @@ pub fn read(
                 Some(number) => number.to_string(),
                 None => number.to_string(),
             })),
-            Value::Array(_) | Value::Object(_) => Err("it is not a text".to_owned()),
+            Value::Array(_) | Value::Object(_) => Err("it is not a string".to_owned()),
         };
         match value {
             Ok(value) => drop(variables.insert(name.clone(), value)),

@@ -203,7 +203,9 @@ impl Devcontainer {
         wanted.folder = Some(folder);
         match fields.get("image").map(|image| image.as_str().map(|image| known.fill_all(image))) {
             Some(Some(Ok(image))) => wanted.image = Some(image),
-            Some(Some(Err(why))) => wanted.unknown_image = Some(format!("its image is not known: {why}")),
+            Some(Some(Err(why))) => {
+                wanted.unknown_image = Some(format!("cannot tell which image it names: {why}"))
+            }
             Some(None) if fields["image"].is_null() => {}
             Some(None) => wanted.unknown_image = Some("image is not a string".to_owned()),
             None => {}
