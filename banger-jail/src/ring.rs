@@ -31,7 +31,7 @@ const MARK_INTERVAL: u64 = 1_000_000;
 /// How much is claimed and written at a time.
 const CHUNK: u64 = 64 << 10;
 /// Larger than any log that the service makes.
-const MAX_CAPACITY: u64 = 1 << 30;
+const MAX_CAPACITY: u64 = 64 << 20;
 
 /// The writing end.
 #[derive(Debug)]
@@ -153,6 +153,17 @@ impl Reader {
     /// Returns the position of the first bytes that were written at this time or later. `None` if the log does not
     /// say, because it has no marks, or no longer those of that time.
     pub fn position_at(&self, usec: u64) -> io::Result<Option<u64>> {
+        Ok(self.position_near(usec)?.and_then(|(position, is_exact)| is_exact.then_some(position)))
+    }
+
+    /// Returns the end of the bytes that were written before this time. Bytes whose time is not known any more count as
+    /// older, up to the oldest mark. `None` if the log has no marks.
+    pub fn position_before(&self, usec: u64) -> io::Result<Option<u64>> {
+        Ok(self.position_near(usec)?.map(|(position, _)| position))
+    }
+
+    /// Returns the position of the first mark of this time or later, and whether no earlier mark of that time was lost.
+    fn position_near(&self, usec: u64) -> io::Result<Option<(u64, bool)>> {
         // A log of an earlier version may end here.
         let marked = self.marked().unwrap_or_default();
         let mut table = vec![0; (marked.min(MARKS) * MARK) as usize];
@@ -165,9 +176,10 @@ impl Reader {
         let oldest = if marked > MARKS { (marked % MARKS) as usize } else { 0 };
         let mut marks = marks[oldest..].iter().chain(&marks[..oldest]).enumerate();
         match marks.find(|(_, [_, marked_usec])| *marked_usec >= usec) {
-            Some((0, _)) if marked > MARKS => Ok(None),
-            Some((_, [position, _])) => Ok(Some((*position).min(self.written()?))),
-            None => Ok(Some(self.written()?)),
+            Some((at, [position, _])) => {
+                Ok(Some(((*position).min(self.written()?), at > 0 || marked <= MARKS)))
+            }
+            None => Ok(Some((self.written()?, true))),
         }
     }
 
@@ -177,15 +189,18 @@ impl Reader {
 
     /// Skips all but the last `lines` lines before position `end`.
     pub fn keep_last_lines(&mut self, lines: u32, end: u64) -> io::Result<()> {
-        let (mut kept, mut begins) = (Vec::new(), Vec::new());
-        while self.read_until(end, &mut kept)? {}
-        if !kept.is_empty() {
-            begins.push(0);
-        }
-        let ends = kept.iter().enumerate().filter(|(at, byte)| **byte == b'\n' && at + 1 < kept.len());
-        begins.extend(ends.map(|(at, _)| at + 1));
-        let skipped = begins.len().checked_sub(lines as usize).map_or(Some(0), |n| begins.get(n).copied());
-        let left = kept.len() - skipped.unwrap_or(kept.len());
+        let mut kept = Vec::new();
+        self.position = self.position.max(end.saturating_sub(self.capacity));
+        // The header may be wrong, and the log may grow: no more than fits in it is looked at.
+        while kept.len() as u64 <= self.capacity && self.read_until(end, &mut kept)? {}
+        let body = kept.strip_suffix(b"\n").unwrap_or(&kept);
+        let left = match (lines as usize).checked_sub(1) {
+            None => 0,
+            Some(n) => {
+                let newlines = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+                newlines.skip(n).map(|(at, _)| kept.len() - at - 1).next().unwrap_or(kept.len())
+            }
+        };
         self.position -= (left as u64).min(self.position);
         Ok(())
     }

@@ -134,11 +134,10 @@ impl Session<'_> {
             }
         }
         // The usual name could be that of the new image.
-        let name = format!("base-{}", &super::instruction::digest(reference)[7..15]);
-        let options = Options::from([
-            (pull_option::NAME, Variant::from(name)),
-            (pull_option::FORCE, Variant::from(true)),
-        ]);
+        let digest = super::instruction::digest(reference);
+        // Another build may need the same base at the same time.
+        let name = format!("base-{}-{}", &digest[7..15], std::process::id());
+        let options = Options::from([(pull_option::NAME, Variant::from(name))]);
         let progress = self.reporter.progress();
         let pulled = pull::image(self.bus, self.jobs, progress, self.listener, reference, options).await;
         Ok(Base { image: pulled?.0, is_temporary: true })

@@ -57,11 +57,17 @@ pub fn words(text: &str) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
+/// Limit on a text with its variables, in bytes. A file that uses variables in variables can ask for any length.
+const MAX_EXPANDED: usize = 64 << 10;
+
 /// Removes quotes and escapes, and replaces variables: `$NAME`, `${NAME}`, `${NAME:-default}` and `${NAME:+other}`.
 pub fn expand(template: &str, variables: &Variables) -> Result<String, String> {
     let (mut text, mut quote) = (String::new(), None);
     let mut rest = template;
     while let Some(c) = rest.chars().next() {
+        if text.len() > MAX_EXPANDED {
+            return Err(format!("with its variables it is longer than {} KiB", MAX_EXPANDED >> 10));
+        }
         rest = &rest[c.len_utf8()..];
         match (c, quote) {
             ('\'', None) => quote = Some('\''),

@@ -46,9 +46,11 @@ impl Session {
     }
 
     fn in_workspace(record: &Record) -> Self {
-        let Record { guest_path, user, env, .. } = record;
-        let workspace = BTreeMap::from([(WORKSPACE.to_owned(), guest_path.clone())]);
-        let plain = workspace.iter().chain(env).filter_map(|(name, value)| assignment(name, value));
+        let Record { user, env, setup, .. } = record;
+        let workspace = BTreeMap::from([(WORKSPACE.to_owned(), record.directory().to_owned())]);
+        // Others can see the arguments of ssh.
+        let public = env.iter().filter(|(name, _)| !setup.private.contains(*name));
+        let plain = workspace.iter().chain(public).filter_map(|(name, value)| assignment(name, value));
         let mut left = MAX_ENV;
         let fits = |text: &String| {
             let fits = text.len() <= left;
@@ -58,7 +60,7 @@ impl Session {
         Self {
             user: user.clone().filter(|user| is_user(user)),
             env: plain.filter(fits).collect(),
-            directory: Some(guest_path.clone()),
+            directory: Some(record.directory().to_owned()),
         }
     }
 

@@ -5,10 +5,14 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use super::{
     config,
@@ -64,7 +68,14 @@ fn write_hosts(dirs: &UserDirs, hosts: &[Host]) -> Result<()> {
     // The keys come first: the configuration names their file.
     write(&dirs.our_known_hosts(), hosts::known(hosts).as_bytes(), 0o755, 0o644)?;
     let content = format!("{HEAD}{}{}", hosts::blocks(hosts), config::block(dirs)?);
-    write(&dirs.our_config(), content.as_bytes(), 0o755, 0o644)
+    let ours = dirs.our_config();
+    // It has variables of workspaces. A file that exists keeps its mode, and may be readable for everybody.
+    if let Err(error) = fs::set_permissions(&ours, Permissions::from_mode(0o600))
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(Error::io(format!("write {}", ours.display()), error));
+    }
+    write(&ours, content.as_bytes(), 0o755, 0o600)
 }
 
 /// Removes our files. Their directory stays if it contains anything else.
@@ -88,7 +99,14 @@ fn lock(dirs: &UserDirs) -> Result<File> {
     let lock = || {
         DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
         let file = File::open(directory)?;
-        flock(&file, FlockOperation::LockExclusive)?;
+        let begin = Instant::now();
+        // Another process that has it may be stopped.
+        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::WOULDBLOCK || begin.elapsed() > TIMEOUT {
+                return Err(error.into());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
         Ok(file)
     };
     lock().map_err(|error| Error::io(format!("lock {}", directory.display()), error))

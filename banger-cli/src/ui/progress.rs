@@ -81,7 +81,17 @@ impl Progress {
     /// Prints a message that is not an error.
     pub fn note(&self, line: &str) {
         if !matches!(self, Self::Quiet) {
-            self.suspend(|| print_line(line));
+            // Parts of it may come from a guest or a repository.
+            let line = sanitize::Filter::default().pass(line.as_bytes());
+            self.suspend(|| print_line(&String::from_utf8_lossy(&line)));
+        }
+    }
+
+    /// Prints a message while a command may have put the terminal into raw mode.
+    pub fn note_in_raw_mode(&self, line: &str) {
+        if !matches!(self, Self::Quiet) {
+            let line = sanitize::line(line);
+            self.suspend(|| eprint!("\r\n{line}\r\n"));
         }
     }
 }

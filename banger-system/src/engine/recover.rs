@@ -198,7 +198,13 @@ impl Shared {
 
     /// Returns whether there may be files that get their row in a moment.
     fn is_importing(&self) -> bool {
-        let imports = [JobKind::ImageImport, JobKind::ImagePull, JobKind::KernelImport, JobKind::KernelPull];
+        let imports = [
+            JobKind::ImageImport,
+            JobKind::ImagePull,
+            JobKind::ImageCommit,
+            JobKind::KernelImport,
+            JobKind::KernelPull,
+        ];
         self.jobs.all().iter().any(|job| job.outcome.is_none() && imports.contains(&job.kind))
     }
 

@@ -65,9 +65,14 @@ impl ProxyRelays {
         if self.relays.is_empty() {
             return Ok(());
         }
-        let message = "the sandbox reaches the proxy through this command, which would end before the \
-                       detached one";
-        Err(Error::Refused(message.to_owned())
-            .with_hint("leave out `--detach`, or run it without a proxy: `--no-proxy`."))
+        Err(not_detached())
     }
+}
+
+/// Returns the error for a detached command that needs a relay.
+pub fn not_detached() -> Error {
+    let message =
+        "the sandbox reaches the proxy through this command, which would end before the detached one";
+    Error::Refused(message.to_owned())
+        .with_hint("leave out `--detach`, or run it without a proxy: `--no-proxy`.")
 }

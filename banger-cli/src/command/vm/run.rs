@@ -24,7 +24,7 @@ use super::{
     forward,
     lookups::Lookups,
     loopback,
-    proxy::ProxyRelays,
+    proxy::{self, ProxyRelays},
     run_detached,
     vm_args::VmArgs,
     wait::{self, Wait},
@@ -185,7 +185,11 @@ impl Run {
         }
         if self.exec.proxy() {
             // Reported before a sandbox is created.
-            Proxies::of_caller()?;
+            let proxies = Proxies::of_caller()?;
+            let leaves_command = self.detach && !self.command.is_empty();
+            if leaves_command && !proxies.unreachable(self.vm_args.nat()).is_empty() {
+                return Err(proxy::not_detached());
+            }
         }
         let progress = Progress::new(self.progress);
         // Problems with the repository are reported before a sandbox is created.
@@ -242,9 +246,7 @@ impl Run {
                 let created = bus.properties(&sandbox.vm, VM_INTERFACE).await?;
                 if let Err(error) = sandbox.detach((self, settings), workspace, &mut listener).await {
                     let error = sandbox.about(error, self.rm).await;
-                    if self.rm {
-                        sandbox.clean_up(true, &mut listener).await;
-                    }
+                    sandbox.clean_up(self.rm, &mut listener).await;
                     return Err(error);
                 }
                 sandbox.note_ports(&container.ports).await;
@@ -403,7 +405,6 @@ impl Sandbox<'_> {
                 false => Ok(()),
             };
         }
-        self.proxies.check_detached()?;
         let exec = Exec { power_off: run.rm, ..run.exec.detached(&run.command) };
         let exec = self.in_workspace((run, settings), exec, workspace.as_ref());
         run_detached::start(self.bus, &self.vm, &exec, listener).await
@@ -446,8 +447,11 @@ impl Sandbox<'_> {
         exec.wait = run.exec.phase(settings);
         self.proxies.add_to(&mut exec);
         if let Some(Workspace { directory, record }) = workspace {
+            // Other users may not be able to enter it.
+            if run.exec.is_of(record.owner()) {
+                exec.cwd.get_or_insert_with(|| directory.clone());
+            }
             exec.user.get_or_insert_with(|| record.owner().to_owned());
-            exec.cwd.get_or_insert_with(|| directory.clone());
             tooling::put_env(&mut exec, record);
         }
         exec
@@ -460,8 +464,7 @@ impl Sandbox<'_> {
             let guest = Guest::new(self.bus.clone(), self.vm.clone(), listener.resubscribe());
             let progress = self.progress.clone();
             let print = move |note: &str| match io::stderr().is_terminal() {
-                // The command may have put it into raw mode.
-                true => progress.note(&format!("\r\n{note}\r")),
+                true => progress.note_in_raw_mode(note),
                 false => progress.note(note),
             };
             tasks.spawn(loopback::watch(guest, print));

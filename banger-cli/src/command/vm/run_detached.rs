@@ -24,7 +24,7 @@ use crate::{
 /// From then on its guest powers off when the command ends, and the service deletes what has stopped.
 pub async fn start(bus: &Bus, vm: &OwnedObjectPath, exec: &Exec, listener: &mut Listener) -> Result<()> {
     let stream = unless_ended(listener, bus.open_agent(vm, agent::COMMAND, None)).await?;
-    attach::detach(stream, exec).await?;
+    unless_ended(listener, attach::detach(stream, exec)).await?;
     if !exec.power_off {
         return Ok(());
     }

@@ -139,7 +139,13 @@ async fn exit_of_command(guest: &mut Guest) -> Result<Option<Exit>> {
         Frame::Failed(failure) => Err(Error::Guest(failure)),
         _ => Err(protocol_error()),
     });
-    exit.await.map(Some)
+    exit.await.map(Some).map_err(|error| match error {
+        // Its status must not be taken for that of a sandbox without a command.
+        Error::Attach(_) => Error::Refused(
+            "the sandbox ended before it could report the exit status of its command".to_owned(),
+        ),
+        error => error,
+    })
 }
 
 /// Returns the status of a sandbox without a command, once it is down.

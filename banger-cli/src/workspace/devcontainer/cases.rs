@@ -38,12 +38,12 @@ const IMAGES: &[Case] = &[
     (
         r#"{"image": "a:${localEnv:TAG}"}"#,
         "TAG of the user, else `a:`",
-        "ERROR its image is not known: `-e TAG` lets it read TAG of your environment",
+        "ERROR cannot tell which image it names: `-e TAG` lets it read TAG of your environment",
     ),
     (
         r#"{"image": "a:${templateOption:imageVariant}"}"#,
         "a template that was not applied: docker refuses the name",
-        "ERROR its image is not known: ${templateOption:imageVariant} has no value",
+        "ERROR cannot tell which image it names: ${templateOption:imageVariant} has no value",
     ),
     (
         r#"{"build": {"dockerfile": "Dockerfile"}}"#,

@@ -21,6 +21,8 @@ pub struct Environment {
     pub container: Wanted,
     /// `remoteEnv`, which may refer to the environment of the sandbox.
     pub remote: Wanted,
+    /// Names of variables that may hold something of the user's environment. Nothing but a command gets them.
+    pub private: BTreeSet<String>,
 }
 
 /// The variables of a workspace's commands.
@@ -53,7 +55,8 @@ impl Environment {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect()
         };
-        Self { container: plain(&self.container), remote: plain(&self.remote) }
+        let private = self.private.clone();
+        Self { container: plain(&self.container), remote: plain(&self.remote), private }
     }
 
     /// Fills in what was left open, `containerEnv` first.
@@ -86,6 +89,15 @@ impl Variables {
         self.unset.remove(name);
         self.set.insert(name.to_owned(), value);
     }
+}
+
+/// Returns the names of variables whose values, not filled in yet, refer to an environment: that of the user, or that
+/// of the sandbox, which may have got it from the user's.
+pub fn private(fields: &Map<String, Value>) -> impl Iterator<Item = String> {
+    const REFERENCES: [&str; 3] = ["${localEnv", "${env", "${containerEnv"];
+    let refers = |text: &str| REFERENCES.iter().any(|reference| text.contains(reference));
+    let private = fields.iter().filter(move |(_, value)| value.as_str().is_some_and(refers));
+    private.map(|(name, _)| name.clone())
 }
 
 /// Reads variables. The second value lists those that cannot be used, with the reason.
@@ -129,6 +141,7 @@ mod tests {
     #[test]
     fn remote_variables_see_those_of_the_container() {
         let environment = Environment {
+            private: BTreeSet::new(),
             container: variables(&[("A", Some("${containerEnv:PATH}/a")), ("GONE", None), ("B", Some("1"))]),
             remote: variables(&[
                 ("PATH", Some("${containerEnv:PATH}:${containerEnv:A}")),

@@ -12,7 +12,6 @@ use zbus::OwnedObjectPath;
 
 use super::{
     commands::{Command, Moment},
-    notes::clipped,
     setup::Creation,
 };
 use crate::{
@@ -85,15 +84,18 @@ impl Lifecycle<'_> {
         for command in &record.setup.later.attach {
             let stream =
                 unless_ended(&mut listener, self.bus.open_agent(self.vm, agent::COMMAND, None)).await?;
-            let exec = banger_proto::guest::Exec { detach: true, ..tooling::exec(record, command) };
-            match attach::detach(stream, &exec).await {
+            let exec = banger_proto::guest::Exec {
+                detach: true,
+                ..tooling::exec(&record.with_variables(self.proxies), command)
+            };
+            match unless_ended(&mut listener, attach::detach(stream, &exec)).await {
                 Ok(Some(id)) => self.progress.note(&format!(
                     "note: the {} runs in the background; `banger vm logs --exec={id} {name}` shows its output.",
                     Moment::PostAttach.key()
                 )),
                 Ok(None) => {}
                 Err(Error::Guest(failure)) => {
-                    self.warn(Moment::PostAttach, command, "", &format!(": {}", failure.message), "");
+                    self.warn(Moment::PostAttach, "", &format!(": {}", failure.message), "");
                 }
                 Err(error) => return Err(error),
             }
@@ -106,13 +108,13 @@ impl Lifecycle<'_> {
         let track = self.progress.track(None);
         let (stage, record) = (&track, &record.with_variables(self.proxies));
         let run = |command: &'c Command| async move {
-            stage.stage("setup", &shown(command));
+            stage.stage("setup", moment.key());
             tooling::run(&mut self.guest(), record, command).await
         };
         let ended = join_all(commands.iter().map(run)).await;
         drop(track);
         let mut all = true;
-        for (command, ended) in commands.iter().zip(ended) {
+        for ended in ended {
             let (said, why) = match ended {
                 Ok((0, _)) => continue,
                 Ok((status, said)) => (tooling::last_lines(&said), format!(" with status {status}")),
@@ -124,14 +126,15 @@ impl Lifecycle<'_> {
                 false => "",
                 true => " Without `--nat` the sandbox has no internet access.",
             };
-            self.warn(moment, command, &said, &why, hint);
+            self.warn(moment, &said, &why, hint);
         }
         Ok(all)
     }
 
-    fn warn(&self, moment: Moment, command: &Command, said: &str, why: &str, hint: &str) {
-        let (key, command, why) = (moment.key(), shown(command), sanitize::line(why));
-        self.progress.note(&format!("{said}warning: the {key} failed{why}: `{command}`.{hint}"));
+    fn warn(&self, moment: Moment, said: &str, why: &str, hint: &str) {
+        // The command may have something of the user's environment in it.
+        let (key, why) = (moment.key(), sanitize::line(why));
+        self.progress.note(&format!("{said}warning: the {key} failed{why}.{hint}"));
     }
 
     async fn mount(&self, record: &Record) -> Result<()> {
@@ -148,14 +151,4 @@ impl Lifecycle<'_> {
     fn guest(&self) -> Guest {
         Guest::new(self.bus.clone(), self.vm.clone(), self.listener.resubscribe())
     }
-}
-
-/// Formats a command as one line of limited length.
-fn shown(command: &[String]) -> String {
-    const MAX_LENGTH: usize = 60;
-    let arguments = match command {
-        [shell, option, script] if shell == "/bin/sh" && option == "-c" => script.clone(),
-        arguments => arguments.join(" "),
-    };
-    clipped(&arguments, MAX_LENGTH)
 }

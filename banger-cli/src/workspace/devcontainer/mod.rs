@@ -240,11 +240,13 @@ impl Devcontainer {
             ("containerEnv", Value::Object(fields)) => {
                 let (variables, ignored) = env::read(key, fields, fill);
                 self.env.container = variables;
+                self.env.private.extend(env::private(fields));
                 self.ignore(ignored);
             }
             ("remoteEnv", Value::Object(fields)) => {
                 let (variables, ignored) = env::read(key, fields, fill);
                 self.env.remote = variables;
+                self.env.private.extend(env::private(fields));
                 self.ignore(ignored);
             }
             ("mounts", Value::Array(list)) => self.read_mounts(key, list, fill),

@@ -28,6 +28,9 @@ pub struct Setup {
     /// Variables that commands do not get.
     #[serde(default)]
     pub unset: BTreeSet<String>,
+    /// Variables that may hold something of the user's environment. The configuration of ssh leaves them out.
+    #[serde(default)]
+    pub private: BTreeSet<String>,
     /// Commands of boots and shells.
     #[serde(flatten)]
     pub later: Later,
@@ -75,6 +78,7 @@ pub async fn apply(
         progress.note(&format!("note: the variable {} is too long, and is not set.", sanitize::line(name)));
     }
     (record.env, record.setup.unset) = (variables.set, variables.unset);
+    record.setup.private = wanted.private;
     record.setup.directory = container.folder.as_ref().map(|folder| folder.directory.clone());
     let mut volumes = Vec::new();
     for mount in &container.mounts {

@@ -65,7 +65,8 @@ pub(in crate::engine) fn reserve_commit(
     let config = config
         .map_err(|unusable| Error::InvalidOption { why: format!("the image cannot be made: {unusable}") })?;
     let old = shared.inventory.own::<Image>(request.owner, &request.name);
-    let old = old.filter(|_| request.on_conflict == OnConflict::Replace);
+    // Whether a shared image stays is for an administrator to decide.
+    let old = old.filter(|old| request.on_conflict == OnConflict::Replace && !old.shared);
     if let Some(old) = &old {
         shared.inventory.check_unused(&**old)?;
     }

@@ -128,9 +128,10 @@ async fn run(shared: &Arc<Shared>, job: &JobHandle, mut pull: Pull) -> Result<()
 }
 
 impl Pull {
-    /// Returns the image that it replaces, if that still exists.
+    /// Returns the image that it replaces, if that still exists and has the name.
     fn old(&self, shared: &Shared) -> Option<Arc<ImageView>> {
-        self.old.and_then(|id| shared.inventory.item::<Image>(id))
+        let old = self.old.and_then(|id| shared.inventory.item::<Image>(id));
+        old.filter(|old| old.name == self.name)
     }
 
     /// Returns whether an image is already what the pull would create.

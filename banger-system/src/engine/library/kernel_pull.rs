@@ -71,7 +71,7 @@ async fn run(shared: &Shared, job: &JobHandle, pull: Pull) -> Result<()> {
     let request = &pull.request;
     let (from, target) = resolve(shared, job, &request.entry).await?;
     let source = from.to_string();
-    let old = pull.old.and_then(|id| shared.inventory.item::<Kernel>(id));
+    let old = pull.old.and_then(|id| shared.inventory.item::<Kernel>(id)).filter(|old| old.name == pull.name);
     if let Some(old) = &old {
         if old.source == source && old.shared == request.shared {
             report(job, &**old);

@@ -189,9 +189,8 @@ async fn publish<I: Stored>(shared: &Shared, item: &I, old: Option<&I>) -> Resul
         None => None,
     };
     // An object that was renamed or deleted meanwhile is no longer replaced.
-    let keeps_name =
-        |old: &&I| shared.inventory.item::<I>(old.id()).is_some_and(|now| now.name() == old.name());
-    let Some(old) = old.filter(keeps_name) else {
+    let now = old.and_then(|old| shared.inventory.item::<I>(old.id()));
+    let Some(old) = now.filter(|now| now.name() == item.name()) else {
         item.put_row(store, None).await?;
         shared.inventory.add(item.clone());
         return Ok(());

@@ -42,6 +42,11 @@ impl VmTask {
             state if state.is_up() => return Err(Error::StillWriting { name: name() }),
             _ => {}
         }
+        // A VMM that could not be removed may still write to the disk.
+        let left = self.lease.release(Scope::Boot).await;
+        if let Some(error) = not_released(self.vm.name.as_str(), left) {
+            return Err(error);
+        }
         let commit = library::reserve_commit(&self.shared, self.vm.clone(), request)?;
         let attach = self.shared.ports.disks.attach(self.vm.id, self.vm.image);
         let attached = self.lease.hold(Resource::Mapper, attach).await;

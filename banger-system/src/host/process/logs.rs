@@ -95,7 +95,7 @@ impl Logs for RingLogs {
             // A guest may write faster than this reads, and a reader that does not follow has to end.
             let written = reader.written().map_err(os)?;
             let until = match reading.until {
-                Some(until) => reader.position_at(until.0).map_err(os)?.unwrap_or(written),
+                Some(until) => reader.position_before(until.0).map_err(os)?.unwrap_or(written),
                 None => written,
             };
             if let Some(since) = reading.since {

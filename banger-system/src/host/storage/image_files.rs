@@ -403,7 +403,9 @@ fn facts_of(copy: &File, progress: &dyn Progress) -> Result<ImageFacts> {
     let mut head = vec![0; ext4::HEAD.min(usize::try_from(size.0).unwrap_or(ext4::HEAD))];
     copy.read_exact_at(&mut head, 0).map_err(unwritten)?;
     let file_system = inspect(&head, size)?;
-    let digest = digest_of(copy, size, progress).map_err(unwritten)?;
+    // Only this size is counted, and the disk of a sandbox is at least as long as its image.
+    copy.set_len(file_system.size.0).map_err(unwritten)?;
+    let digest = digest_of(copy, file_system.size, progress).map_err(unwritten)?;
     let disk_usage = Bytes(copy.metadata().map_err(unwritten)?.blocks() * 512);
     let content_size = file_system.used.unwrap_or(disk_usage);
     Ok(ImageFacts { digest, virtual_size: file_system.size, content_size, disk_usage })
