@@ -190,6 +190,7 @@ impl Reader {
     /// Skips all but the last `lines` lines before position `end`.
     pub fn keep_last_lines(&mut self, lines: u32, end: u64) -> io::Result<()> {
         let mut kept = Vec::new();
+        let end = end.min(self.written()?);
         self.position = self.position.max(end.saturating_sub(self.capacity));
         // The header may be wrong, and the log may grow: no more than fits in it is looked at.
         while kept.len() as u64 <= self.capacity && self.read_until(end, &mut kept)? {}
@@ -347,7 +348,7 @@ mod tests {
         }
         let check = |since: Option<u64>, until: Option<u64>, lines: Option<u32>, expect: &str| {
             let mut reader = Reader::new(file.try_clone().unwrap()).unwrap();
-            let end = until.map(|until| reader.position_at(until * SECOND).unwrap().unwrap());
+            let end = until.map(|until| reader.position_before(until * SECOND).unwrap().unwrap());
             let end = end.unwrap_or(u64::MAX);
             since.into_iter().for_each(|since| reader.skip_before(since * SECOND).unwrap());
             lines.into_iter().for_each(|lines| reader.keep_last_lines(lines, end).unwrap());
@@ -380,6 +381,7 @@ mod tests {
             writer.write_at(b"x", second * MARK_INTERVAL).unwrap();
         }
         assert_eq!(reader.position_at(0).unwrap(), None, "its mark is overwritten");
+        assert_eq!(reader.position_before(0).unwrap(), Some(1), "the oldest mark that is left");
         assert_eq!(reader.position_at(7 * MARK_INTERVAL).unwrap(), Some(7));
         assert_eq!(reader.position_at(u64::MAX).unwrap(), Some(MARKS + 1));
         // A writer that a guest has taken over may say anything.

@@ -3,7 +3,7 @@
 use std::{
     env,
     fs::{File, OpenOptions},
-    io::{self, IoSlice},
+    io::{self, IoSlice, Read, Write},
     mem::MaybeUninit,
     net::Shutdown,
     os::{
@@ -88,13 +88,13 @@ async fn relay(stream: OwnedFd) -> io::Result<()> {
     let (done, sent) = oneshot::channel();
     thread::spawn(move || {
         // Input that cannot be read, or is refused, has ended. The other direction tells why.
-        let _ = io::copy(&mut input, &mut &*inward);
+        let _ = copy(&mut input, &mut &*inward);
         let _ = inward.shutdown(Shutdown::Write);
         let _ = done.send(());
     });
     let (failed, received) = oneshot::channel();
     thread::spawn(move || {
-        let copied = io::copy(&mut &*outward, &mut output);
+        let copied = copy(&mut &*outward, &mut output);
         drop(output);
         let _ = failed.send(copied);
     });
@@ -103,6 +103,20 @@ async fn relay(stream: OwnedFd) -> io::Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
     sent.await.map_err(io::Error::other)
+}
+
+/// Copies bytes until the end, as they come. [`io::copy`] would let the kernel move them, which delivers nothing of a
+/// stream whose socket cannot do that.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            length => length?,
+        };
+        to.write_all(&buffer[..length])?;
+    }
 }
 
 fn add_hint(error: Error) -> Error {

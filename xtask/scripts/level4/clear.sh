@@ -3,7 +3,7 @@
 image=$1
 quick=$2
 
-for name in $(banger vm list --all --json | grep -o '"id": *"[^"]*' | cut -d '"' -f 4); do
+for name in $(banger vm list --all-users --json | grep -o '"id": *"[^"]*' | cut -d '"' -f 4); do
     banger vm delete --force "$name"
 done
 for name in $(banger image list --json | grep -o '"name": *"[^"]*' | cut -d '"' -f 4); do

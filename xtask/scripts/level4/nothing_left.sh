@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prints what the host has of sandboxes and imports.
 
-banger vm list --all --json
+banger vm list --all-users --json
 systemctl list-units --all --plain --no-legend 'banger-vm-*' 'banger-import-*'
 pgrep -l qemu-system || true
 pgrep -l banger-shim || true

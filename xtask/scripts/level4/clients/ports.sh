@@ -7,7 +7,7 @@ serve pub
 answers() { [ "$(head -c 4 < "/dev/tcp/127.0.0.1/$1")" = SSH- ]; } 2> /dev/null
 wait_until 60 'sshd at the published port' answers 8031
 banger ps | grep -o '127.0.0.1:8031->22/tcp'
-banger vm publish pub | grep -o '127.0.0.1:8031$'
+banger vm publish pub | grep -o '127.0.0.1:8031\b'
 status=0; banger vm create --quiet --name late -p 8031:22 2> taken || status=$?
 echo "taken: $status $(grep -c 'port 8031/tcp' taken)"
 status=0; banger vm create --quiet --name late -p 80:80 2> refused < /dev/null || status=$?

@@ -9,7 +9,7 @@ http() {
 says() { head -c 4 < /dev/tcp/127.0.0.1/8022 2> /dev/null || echo closed; }
 blocked() { banger vm show --json alice/web | tr -d '[:space:]' | grep -o '"blocked_ports":\[[^]]*' | grep -c host_port || true; }
 bind() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 8022))' 2> /dev/null && echo taken || echo held; }
-running() { wait_until 30 'the service' quietly banger vm list --all; }
+running() { wait_until 30 'the service' quietly banger vm list --all-users; }
 http neighbour 127.0.1.1
 wait_until 30 'the neighbour' curl -s -o /dev/null http://127.0.1.1:8022/
 echo "a service at 127.0.1.1: $(curl -s http://127.0.1.1:8022/)"
