@@ -52,7 +52,7 @@ fn supported_devcontainer_settings_are_applied() {
     let build = "  devcontainer build --workspace-folder ";
     assert!(ended.errors.lines().any(|line| line.starts_with(build)), "{ended:?}");
     assert!(ended.errors.contains(&format!(" reaches {port} in the sandbox.")), "{ended:?}");
-    assert!(ended.errors.contains("setup: echo $A > made"), "{ended:?}");
+    assert!(ended.errors.contains("setup: postCreateCommand"), "{ended:?}");
     assert!(!fs::exists("/tmp/must-not-be-there").unwrap());
     assert_eq!(bench.host.calls("CreateVM").last().unwrap().options["image"], "\"debian\"");
 
@@ -82,8 +82,7 @@ fn a_failed_setup_command_is_reported_and_the_sandbox_stays() {
     let bench = with(r#"{"image": "debian", "postCreateCommand": "echo why; exit 3"}"#);
     let ended = run(&bench, "box-1", &["--", "echo", "here"]);
     assert_eq!((ended.status, ended.output.as_str()), (0, "here\n"), "{ended:?}");
-    let told =
-        "why\nwarning: the postCreateCommand failed with status 3: `echo why; exit 3`. Without `--nat`";
+    let told = "why\nwarning: the postCreateCommand failed with status 3. Without `--nat`";
     assert!(ended.errors.contains(told), "{ended:?}");
 }
 
@@ -156,10 +155,7 @@ fn a_failed_command_skips_those_of_later_moments() {
         }"#,
     );
     let ended = run(&bench, "box-1", &["--", "sh", "-c", "ls good later 2> /dev/null"]);
-    assert!(
-        ended.errors.contains("warning: the onCreateCommand failed with status 4: `exit 4`."),
-        "{ended:?}"
-    );
+    assert!(ended.errors.contains("warning: the onCreateCommand failed with status 4."), "{ended:?}");
     assert_eq!(ended.output, "good\n", "{ended:?}");
 }
 
