@@ -31,6 +31,7 @@ impl Published {
     pub fn follow(&mut self, event: Event, engine: &Engine) -> Vec<Event> {
         let vm_changed = |old, new| Event::VmChanged { old, new };
         let image_changed = |old, new| Event::ImageChanged { old, new };
+        let kernel_changed = |old, new| Event::KernelChanged { old, new };
         let job_changed = |old, new| Event::JobChanged { old, new };
         let next = match event {
             Event::VmAdded(view) => self.vms.add(view.vm.id, view).map(Event::VmAdded),
@@ -48,6 +49,12 @@ impl Published {
             }
             Event::ImageRemoved(view) => self.images.remove(view.id, view).map(Event::ImageRemoved),
             Event::KernelAdded(view) => self.kernels.add(view.id, view).map(Event::KernelAdded),
+            Event::KernelChanged { old, new } => {
+                let id = new.id;
+                self.kernels
+                    .change(id, &old, new, || engine.kernel(id))
+                    .map(|(old, new)| kernel_changed(old, new))
+            }
             Event::KernelRemoved(view) => self.kernels.remove(view.id, view).map(Event::KernelRemoved),
             Event::JobAdded(view) => self.jobs.add(view.id, view).map(Event::JobAdded),
             Event::JobChanged { old, new } => {
@@ -70,12 +77,11 @@ impl Published {
         let mut events = Vec::new();
         let kernels = engine.kernels().into_iter().map(|view| (view.id, view));
         for difference in self.kernels.compare(kernels) {
-            match difference {
-                Difference::Added(view) => events.push(Event::KernelAdded(view)),
-                // Kernels do not change.
-                Difference::Changed(..) => {}
-                Difference::Removed(view) => events.push(Event::KernelRemoved(view)),
-            }
+            events.push(match difference {
+                Difference::Added(view) => Event::KernelAdded(view),
+                Difference::Changed(old, new) => Event::KernelChanged { old, new },
+                Difference::Removed(view) => Event::KernelRemoved(view),
+            });
         }
         let images = engine.images().into_iter().map(|view| (view.id, view));
         for difference in self.images.compare(images) {
@@ -200,6 +206,7 @@ mod tests {
                 Event::ImageChanged { .. } => "~image",
                 Event::ImageRemoved(_) => "-image",
                 Event::KernelAdded(_) => "+kernel",
+                Event::KernelChanged { .. } => "~kernel",
                 Event::KernelRemoved(_) => "-kernel",
                 Event::JobAdded(_) => "+job",
                 Event::JobChanged { .. } => "~job",

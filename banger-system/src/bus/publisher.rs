@@ -90,6 +90,10 @@ async fn publish(api: &Arc<Api>, event: Event) -> zbus::Result<()> {
             export(api, KernelKind(kernel.id)).await?;
             added::<KernelKind>(api, &to, path::kernel(kernel.id), &kernel).await
         }
+        Event::KernelChanged { old, new } => {
+            let to = api.subscribers.recipients(new.owner, new.shared);
+            changed::<KernelKind>(api, &to, &path::kernel(new.id), &old, &new).await
+        }
         Event::KernelRemoved(kernel) => {
             let to = api.subscribers.recipients(kernel.owner, kernel.shared);
             removed(api, &to, KernelKind(kernel.id)).await

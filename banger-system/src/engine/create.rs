@@ -35,11 +35,12 @@ impl Engine {
             None => self.default_image(owner)?,
         };
         let kernel = match (&request.kernel, image.kernel) {
-            (Some(reference), _) => self.kernel_by(owner, reference)?,
-            (None, Some(id)) => self
-                .kernel(id)
-                .ok_or_else(|| Error::NoSuch { kind: Kind::Kernel, reference: id.to_string() })?,
-            (None, None) => self.kernel_by(owner, &Reference::Name(settings.default_kernel.clone()))?,
+            (Some(reference), _) => self.kernel_for(owner, reference).await?,
+            (None, Some(id)) => {
+                let missing = || Error::NoSuch { kind: Kind::Kernel, reference: id.to_string() };
+                self.kernel(id).ok_or_else(missing)?.id
+            }
+            (None, None) => self.kernel_for(owner, &Reference::Name(settings.default_kernel.clone())).await?,
         };
         let vcpus = request.vcpus.unwrap_or(settings.vcpus);
         let memory = request.memory.unwrap_or(settings.memory);
@@ -73,7 +74,7 @@ impl Engine {
                 labels: request.labels,
             },
             image: image.id,
-            kernel: kernel.id,
+            kernel,
             // The inventory assigns a free one.
             slot: Slot(0),
             state: State::Created,

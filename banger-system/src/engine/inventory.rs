@@ -354,6 +354,14 @@ impl Inventory {
         check_not_used(I::KIND, item.name(), I::users(&self.lock(), item.id()))
     }
 
+    /// Publishes a kernel under another name.
+    pub(super) fn change_kernel(&self, new: KernelView) {
+        let mut state = self.lock();
+        let new = Arc::new(new);
+        let Some(old) = state.kernels.insert(new.id, Arc::clone(&new)) else { return };
+        self.send(Event::KernelChanged { old, new });
+    }
+
     /// Removes an image or a kernel, if nothing uses it.
     pub(super) fn remove_unused<I: Stored>(&self, id: I::Id) -> Result<Arc<I>> {
         let mut state = self.lock();

@@ -258,6 +258,13 @@ pub enum Event {
     ImageRemoved(Arc<ImageView>),
     /// A kernel was added.
     KernelAdded(Arc<KernelView>),
+    /// A kernel has changed.
+    KernelChanged {
+        /// As it was.
+        old: Arc<KernelView>,
+        /// As it is.
+        new: Arc<KernelView>,
+    },
     /// A kernel was removed.
     KernelRemoved(Arc<KernelView>),
     /// A job was added.

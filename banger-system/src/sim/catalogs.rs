@@ -50,7 +50,7 @@ fn usual() -> Result<Index> {
         images: vec![
             image("debian-bookworm", "A system in a file", "", Some(ImageTarget::Archive(file(3)?)))?,
             image("tool", "A tool of a registry", "", Some(ImageTarget::Reference(reference)))?,
-            image("later", "What is to come", "`cargo xtask image later` makes it.", None)?,
+            image("later", "What is to come", "It is published in the next edition.", None)?,
         ],
         kernels: vec![Entry {
             name: entry("debian")?,

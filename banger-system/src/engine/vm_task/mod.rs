@@ -42,6 +42,7 @@
 //! begins.
 
 mod event;
+mod kernel;
 mod liveness;
 mod reattach;
 mod reboot;

@@ -3,6 +3,7 @@
 
 mod copies;
 mod guests;
+mod host_kernel;
 mod images;
 mod limits;
 mod modules;
@@ -38,9 +39,10 @@ use crate::{
 type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
-const QUICK_CHECKS: [&[(&str, Check)]; 14] = [
+const QUICK_CHECKS: [&[(&str, Check)]; 15] = [
     copies::CHECKS,
     guests::CHECKS,
+    host_kernel::CHECKS,
     images::CHECKS,
     limits::CHECKS,
     modules::CHECKS,
