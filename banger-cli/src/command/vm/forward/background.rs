@@ -153,7 +153,7 @@ fn end(record: &Record, file: &File) -> Result<()> {
     let signal = || {
         let pid = Pid::from_raw(record.pid).ok_or(rustix::io::Errno::SRCH)?;
         let process = pidfd_open(pid, PidfdFlags::empty())?;
-        // Whoever has the lock is alive, and so this is still its process.
+        // The process that has the lock is alive, and so this is still its id.
         match is_locked(file) {
             true => pidfd_send_signal(&process, Signal::TERM),
             false => Ok(()),
