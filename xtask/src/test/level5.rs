@@ -23,6 +23,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("a command runs in a sandbox under KVM", command_under_kvm),
     ("two sandboxes share their image, and nothing looks into it", shared_image),
     ("a system disk grows behind its snapshot", grown_disk),
+    ("a system disk on device-mapper becomes an image", committed),
     ("a reboot leaks nothing, and sandboxes start again", reboot),
     ("nothing is left behind", nothing_left),
 ];
@@ -136,15 +137,6 @@ fn shared_image(host: &TestHost) -> Result<()> {
     expect(host.session("alice", &["banger", "vm", "start", "one"]))?;
     ensure!(sh("one", "cat /mark")? == "kept", "the system disk lost what was written");
     ensure!(sh("two", "ls /mark 2>&1 || true")?.contains("No such file"), "two sandboxes share a disk");
-    // An image of a snapshot has what was written, and its device is gone afterwards.
-    expect(host.session("alice", &["banger", "vm", "stop", "one"]))?;
-    expect(host.session("alice", &["banger", "vm", "commit", "--quiet", "one", "committed"]))?;
-    let table = expect(host.enter(&["dmsetup", "table", "--target", "snapshot"]))?;
-    ensure!(table.lines().count() == 1, "{table}");
-    let run = ["banger", "vm", "run", "--rm", "--quiet", "--memory", "512M", "--image", "committed"];
-    let said = expect(host.session("alice", &[&run[..], &["--", "cat", "/mark"]].concat()))?;
-    ensure!(said == "kept", "the image lacks what was written: {said:?}");
-    expect(host.session("alice", &["banger", "image", "delete", "committed"]))?;
     for name in ["one", "two"] {
         expect(host.session("alice", &["banger", "vm", "delete", "--force", name]))?;
     }
@@ -161,6 +153,28 @@ fn grown_disk(host: &TestHost) -> Result<()> {
     let targets: Vec<&str> = table.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
     ensure!(targets == ["snapshot", "linear"], "{table}");
     expect(host.session("alice", &["banger", "vm", "delete", "--force", "big"])).map(drop)
+}
+
+/// A system disk on device-mapper becomes an image.
+fn committed(host: &TestHost) -> Result<()> {
+    let create = ["banger", "vm", "create", "--quiet", "--memory", "512M", "--name", "one"];
+    expect(host.session("alice", &create))?;
+    expect(
+        host.session(
+            "alice",
+            &["banger", "vm", "exec", "one", "--", "sh", "-c", "printf kept > /mark; sync"],
+        ),
+    )?;
+    // An image of a snapshot has what was written, and its device is gone afterwards.
+    expect(host.session("alice", &["banger", "vm", "stop", "one"]))?;
+    expect(host.session("alice", &["banger", "vm", "commit", "--quiet", "one", "committed"]))?;
+    let table = expect(host.enter(&["dmsetup", "table", "--target", "snapshot"]))?;
+    ensure!(table.lines().count() == 1, "{table}");
+    let run = ["banger", "vm", "run", "--rm", "--quiet", "--memory", "512M", "--image", "committed"];
+    let said = expect(host.session("alice", &[&run[..], &["--", "cat", "/mark"]].concat()))?;
+    ensure!(said == "kept", "the image lacks what was written: {said:?}");
+    expect(host.session("alice", &["banger", "image", "delete", "committed"]))?;
+    expect(host.session("alice", &["banger", "vm", "delete", "--force", "one"])).map(drop)
 }
 
 fn reboot(host: &TestHost) -> Result<()> {
