@@ -36,9 +36,8 @@ line "$host" 'banger ps -a' ' first  *running '
 line "$host" 'banger logs --exec web' '^started$'
 line "$host" 'banger logs --since 10m --tail 3 web > /dev/null; echo "logs $?"' '^logs 0$'
 line "$host" 'banger cp -r site web:/srv/; banger exec web cat /srv/site/index' '^hello from the host$'
-line "$host" 'banger exec -it web bash' "$guest"
-line "$guest" 'exit 3' "$host"
-line "$host" 'echo "status $?"' '^status 3$'
+line "$host" 'banger exec -it web bash; echo "status $?"' "$guest"
+line "$guest" 'exit 3' '^status 3$'
 line "$host" 'banger inspect web | head -n 1' '^name  *web$'
 line "$host" 'banger stop -t 60 web' '^web: stopped$'
 line "$host" 'banger start -q web' '^web: started$'
