@@ -105,8 +105,8 @@ async fn relay(stream: OwnedFd) -> io::Result<()> {
     sent.await.map_err(io::Error::other)
 }
 
-/// Copies bytes until the end, as they come. [`io::copy`] would let the kernel move them, which delivers nothing of a
-/// stream whose socket cannot do that.
+/// Copies bytes until the end, as they come. With [`io::copy`], which lets the kernel move them, nothing arrived from a
+/// real guest.
 fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {

@@ -77,7 +77,7 @@ pub fn fit_all(filters: &[Filter], sandbox: &Value) -> bool {
     })
 }
 
-/// Returns the message about a word that is none of the known ones.
+/// Returns the message about an unknown word.
 fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     let suggestion = suggest::closest(word, known.iter().copied());
     let suggestion = suggestion.map(|word| format!("did you mean {word}? ")).unwrap_or_default();
