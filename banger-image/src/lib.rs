@@ -26,6 +26,7 @@
 //! | [`archive`] | images that other programs saved in files | |
 //! | [`oci`] | references, manifests, configurations, credentials | OCI layouts |
 //! | [`catalog`] | signed indexes, and the locations in them | |
+//! | [`installed`] | the names of installed kernels, directories of modules | tar archives |
 //! | [`kernel`] | `vmlinuz`, ELF, modules | initramfs archives, the tables of depmod |
 //! | [`ext4`], [`ext4_writer`] | the superblock | empty file systems |
 //! | [`qcow2`], [`qcow2_reader`] | overlays that a VMM has written | empty overlays |
@@ -47,6 +48,7 @@ pub mod holes;
 pub mod importer;
 #[cfg(test)]
 mod inputs;
+pub mod installed;
 pub mod kernel;
 pub mod oci;
 pub mod packing;

@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use banger_image::installed::{InstalledKernel, find, modules, releases};
 use banger_proto::bus::option::import;
 use clap::Args;
 use zbus::Fd;
 
-use super::modules;
 use crate::{
     client::{bus::Bus, service::Kind},
     command::add::{AddArgs, open_file},
@@ -25,11 +25,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  banger kernel import --name host --host
+  banger kernel import --name mine --host
   banger kernel import --name next --vmlinuz ./vmlinuz-6.12 --modules ./lib/modules/6.12
   dpkg -x linux-image-*.deb unpacked && banger kernel import --name cloud --from unpacked
 
-Next: `banger vm run --kernel host`.")]
+Next: `banger vm run --kernel mine`.")]
 pub struct Import {
     /// Name for the kernel
     #[arg(long, value_name = "NAME")]
@@ -92,7 +92,7 @@ pub struct Files {
 impl Files {
     /// Opens a kernel and packs the directory of its modules.
     pub fn open(vmlinuz: &Path, modules: Option<&Path>) -> Result<Self> {
-        Ok(Self { kernel: open_file(vmlinuz)?, modules: modules.map(modules::archive).transpose()? })
+        Ok(Self { kernel: open_file(vmlinuz)?, modules: modules.map(packed).transpose()? })
     }
 
     /// Returns the files under their names in the call.
@@ -108,18 +108,18 @@ fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
-/// Parents of modules directories: since `/lib` became a link to `/usr/lib`, packages use either path.
-const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
+/// Returns the files of an installed kernel.
+fn files_of(kernel: InstalledKernel) -> (PathBuf, Option<PathBuf>) {
+    (kernel.vmlinuz, kernel.modules)
+}
 
-/// Finds the kernel with this release and its modules, in the layouts of distributions: Debian and derivatives use
-/// `/boot`, Fedora `/boot` and the modules directory, Arch the modules directory only.
-fn find(root: &Path, release: &str) -> Option<(PathBuf, Option<PathBuf>)> {
-    let modules = MODULES.map(|parent| root.join(parent).join(release));
-    let modules = modules.iter().find(|path| path.is_dir());
-    let with_modules = modules.map(|modules| modules.join("vmlinuz"));
-    let candidates = [Some(root.join(format!("boot/vmlinuz-{release}"))), with_modules];
-    let vmlinuz = candidates.into_iter().flatten().find(|path| path.is_file())?;
-    Some((vmlinuz, modules.cloned()))
+/// Packs the directory of a kernel's modules into a temporary file.
+fn packed(directory: &Path) -> Result<File> {
+    let file = tempfile::tempfile().map_err(|source| Error::io("create a temporary file", source))?;
+    modules::archive(directory, file).map_err(|error| match error {
+        modules::Error::Io { doing, source } => Error::io(doing, source),
+        modules::Error::Empty { .. } => Error::Refused(error.to_string()),
+    })
 }
 
 fn of_host(root: &Path, release: &str) -> Result<(PathBuf, Option<PathBuf>)> {
@@ -131,7 +131,7 @@ fn of_host(root: &Path, release: &str) -> Result<(PathBuf, Option<PathBuf>)> {
         ))
         .with_hint("`--vmlinuz FILE --modules DIRECTORY` imports another kernel.")
     };
-    find(root, release).ok_or_else(missing)
+    find(root, release).map(files_of).ok_or_else(missing)
 }
 
 /// Finds the kernel below a directory: the one with this release, or the only one.
@@ -148,20 +148,8 @@ fn of_root(root: &Path, release: Option<&str>) -> Result<(PathBuf, Option<PathBu
             return Err(several.with_hint("`--release RELEASE` chooses one of them."));
         }
     }
+    .map(files_of)
     .ok_or_else(|| refuse("no longer has the kernel".to_owned()))
-}
-
-/// Returns the releases of all kernels below a directory.
-fn releases(root: &Path) -> Vec<String> {
-    let names = |directory: PathBuf| {
-        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok())
-    };
-    let of_boot = names(root.join("boot"));
-    let of_boot = of_boot.filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned));
-    let of_modules = MODULES.into_iter().flat_map(|parent| names(root.join(parent)));
-    let all: std::collections::BTreeSet<String> = of_boot.chain(of_modules).collect();
-    all.into_iter().filter(|release| find(root, release).is_some()).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! `banger kernel`.
 
 mod import;
-mod modules;
 mod pull;
 
 pub use import::Files;

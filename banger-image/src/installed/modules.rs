@@ -8,21 +8,47 @@ use std::{
 
 use tar::{Builder, EntryType, Header};
 
-use crate::error::{Error, Result};
+/// Why modules cannot be packed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory has no modules.
+    #[error("there are no kernel modules in {}", .directory.display())]
+    Empty {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot {doing}")]
+    Io {
+        /// What was being done, and to what.
+        doing: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
 
-/// Packs the modules and module tables below `directory` into an unnamed file.
+impl Error {
+    fn io(doing: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { doing: doing.into(), source }
+    }
+}
+
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Packs the modules and module tables below `directory` into an empty file. Returns that file, positioned at its
+/// beginning.
 ///
 /// Only regular files are packed: `build` and `source`, links to headers, are left out.
-pub fn archive(directory: &Path) -> Result<File> {
+pub fn archive(directory: &Path, into: File) -> Result<File> {
     let mut files = Vec::new();
     collect(directory, Path::new(""), &mut files)?;
     if files.is_empty() {
-        return Err(Error::Refused(format!("there are no kernel modules in {}", directory.display())));
+        return Err(Error::Empty { directory: directory.to_owned() });
     }
     files.sort();
-    let failed = |source| Error::io("pack the modules into a temporary file", source);
-    let archive = tempfile::tempfile().map_err(failed)?;
-    let mut builder = Builder::new(BufWriter::new(archive));
+    let failed = |source| Error::io("pack the modules into a file", source);
+    let mut builder = Builder::new(BufWriter::new(into));
     let prefix = release_of(directory);
     for file in files {
         append(&mut builder, directory, &prefix, &file)?;
@@ -129,6 +155,10 @@ mod tests {
         symlink("/usr/src", root.join("build")).unwrap();
         symlink("a.ko", root.join("kernel/b.ko")).unwrap();
         (dir, root)
+    }
+
+    fn archive(directory: &Path) -> Result<File> {
+        super::archive(directory, tempfile::tempfile().unwrap())
     }
 
     fn names(archive: File) -> Vec<(String, String)> {
