@@ -57,6 +57,8 @@ const TIDY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The host's system bus. A simulated service must not serve there.
 const SYSTEM_BUSES: [&str; 2] = ["/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket"];
+/// The kernel of the host in memory.
+const SIM_KERNEL: &str = "6.1.0-sim";
 const BUS_VARIABLE: &str = "DBUS_SYSTEM_BUS_ADDRESS";
 
 /// What the service runs on.
@@ -83,7 +85,11 @@ pub async fn run(mode: Mode, config: &Config) -> anyhow::Result<()> {
     let tasks = Tasks::default();
     let ports = match mode {
         Mode::Host => host_ports(&connection, config, &tasks).await?,
-        Mode::Sim => Sim::new().ports(),
+        Mode::Sim => {
+            let sim = Sim::new();
+            sim.install_kernel(Some(SIM_KERNEL));
+            sim.ports()
+        }
     };
     let (names, network) = (Arc::clone(&ports.names), Arc::clone(&ports.network));
     let (engine, events) = Engine::new(ports, settings, &tasks);

@@ -17,13 +17,12 @@ use banger_image::catalog::{self, signature::Keys};
 use banger_proto::size::Bytes;
 use serde::Deserialize;
 
-use crate::engine::{Settings, request::OnReboot};
+use crate::engine::{HOST_KERNEL, Settings, request::OnReboot};
 
 /// The default path of the configuration.
 pub const PATH: &str = "/etc/banger/config.toml";
 
 const DEFAULT_IMAGE: &str = "debian-bookworm";
-const DEFAULT_KERNEL: &str = "debian";
 /// The longest boot of an emulated guest on a busy host.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longer than the agent's own limit for an image's init, after which it powers the guest off without losing data.
@@ -54,7 +53,7 @@ const CACHE_SIZE: Bytes = Bytes::gib(10);
 pub struct Config {
     /// Image of a sandbox, unless the request names one.
     pub default_image_name: Option<String>,
-    /// Kernel of an image that names none.
+    /// Kernel of an image that names none; the host's own if absent.
     pub default_kernel_name: Option<String>,
     /// Size of the file system that is made from an image's layers or from an archive, such as `16GiB`.
     pub image_size: Option<String>,
@@ -302,7 +301,7 @@ impl Config {
                 let wrong = |_| Error::Value { key: "default_image_name", value: text.to_owned() };
                 text.parse().map_err(wrong)?
             },
-            default_kernel: name("default_kernel_name", &self.default_kernel_name, DEFAULT_KERNEL)?,
+            default_kernel: name("default_kernel_name", &self.default_kernel_name, HOST_KERNEL)?,
             vcpus,
             memory,
             disk_size: size("vm_defaults.disk_size", &defaults.disk_size)?.unwrap_or(Bytes::gib(8)),
@@ -356,6 +355,13 @@ mod tests {
         let small = Config::default().settings(Host { cpus: 1, memory: Bytes::gib(2) }).unwrap();
         assert_eq!((small.vcpus, small.memory), (2, Bytes::gib(1)));
         assert!(small.limits.check_sizes(small.vcpus, small.memory, small.disk_size).is_ok());
+    }
+
+    #[test]
+    fn the_default_kernel_is_the_host_s_own() {
+        assert_eq!(Config::default().settings(HOST).unwrap().default_kernel.as_str(), "host");
+        let config: Config = toml::from_str("default_kernel_name = \"debian\"").unwrap();
+        assert_eq!(config.settings(HOST).unwrap().default_kernel.as_str(), "debian");
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub struct Arguments {
     command: Vec<String>,
 }
 
-const KERNEL: &str = "debian";
+/// The default kernel of sandboxes in private hosts, which have no kernel of their own.
+pub const KERNEL: &str = "debian";
 /// The default image of sandboxes.
 pub const IMAGE: &str = "debian-bookworm";
 /// The same image without its init: under emulation, systemd takes half a minute of processor time at each boot.
@@ -54,6 +55,7 @@ pub fn provide(host: &Host) -> Result<()> {
         say("importing the kernel");
         shell(&mut import)?;
     }
+    set_default_kernel(host, KERNEL)?;
     if !has(&["banger", "image", "show", IMAGE]) {
         let rootfs = host::inside(&image::ensure(IMAGE)?)?;
         say("registering the image");
@@ -77,6 +79,11 @@ pub fn make_quick(host: &Host) -> Result<()> {
 /// Sets the default image in the configuration of the host.
 pub fn set_default_image(host: &Host, image: &str) -> Result<()> {
     shell(&mut host.enter(&script!("host/set_default_image.sh", image = image)))
+}
+
+/// Sets the default kernel in the configuration of the host; an empty name means the host's own.
+pub fn set_default_kernel(host: &Host, kernel: &str) -> Result<()> {
+    shell(&mut host.enter(&script!("host/set_default_kernel.sh", kernel = kernel)))
 }
 
 fn install_for_real() -> Result<ExitCode> {

@@ -138,7 +138,7 @@ impl Methods {
         let (api, caller) = self.caller(&header).await?;
         let request = read_create(&api, &caller, &name, options).await?;
         if request.ports.iter().any(needs_authorisation) {
-            api.engine.check_create(&request)?;
+            api.engine.check_create(&request).await?;
             api.require_publish(&caller, &request.ports, &name).await?;
         }
         let lifetime = request.lifetime.clone();

@@ -14,6 +14,7 @@ use super::{
     item,
 };
 use crate::engine::{
+    HOST_KERNEL,
     error::{self, Kind},
     view::{ImageView, KernelView, VmView},
 };
@@ -91,8 +92,13 @@ impl Api {
 
     /// Finds the kernel for a sandbox of the caller: its own, or shared.
     pub async fn usable_kernel(&self, caller: &Caller, text: &str) -> Result<Reference> {
-        let found = self.engine.find_kernel(caller.uid, &parse(text)?).await?;
-        item::usable(&*found, caller, text)
+        let reference = parse(text)?;
+        match self.engine.find_kernel(caller.uid, &reference).await {
+            Ok(found) => item::usable(&*found, caller, text),
+            // The first sandbox that uses it imports it.
+            Err(error::Error::NoSuch { .. }) if text == HOST_KERNEL => Ok(reference),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Finds the image that was pulled by an OCI reference.

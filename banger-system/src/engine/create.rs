@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use banger_domain::{
-    id::{JobId, Timestamp, VmId},
+    id::{JobId, KernelId, Timestamp, VmId},
     lifecycle::{Reason, State},
     name::{Name, Reference},
     net::{port::Port, subnet::Slot},
     ssh::HostKey,
     vm::{Token, Vm, VmSpec},
 };
-use banger_image::record::{Image, Kernel};
+use banger_image::record::Image;
 use banger_proto::size::Bytes;
 use tokio::sync::mpsc;
 
@@ -30,7 +30,7 @@ const NAME_TRIES: u64 = 20;
 impl Engine {
     /// Creates a VM. Returns at once, with the job that creates its disks and starts it.
     pub async fn create_vm(&self, request: CreateVm) -> Result<(VmId, JobId)> {
-        let Parts { image, kernel, vcpus, memory, disk_size, root_size } = self.parts(&request)?;
+        let Parts { image, kernel, vcpus, memory, disk_size, root_size } = self.parts(&request).await?;
         let owner = request.owner;
         let settings = &self.shared.settings;
         let ports = self.free_ports(&request.ports).await?;
@@ -59,7 +59,7 @@ impl Engine {
                 labels: request.labels,
             },
             image: image.id,
-            kernel: kernel.id,
+            kernel,
             // The inventory assigns a free one.
             slot: Slot(0),
             state: State::Created,
@@ -86,12 +86,12 @@ impl Engine {
 
     /// Checks all of a request that can be checked without creating anything, so that a user is not asked for a
     /// password in vain. Ports are not tried: their user may not be allowed to.
-    pub fn check_create(&self, request: &CreateVm) -> Result<()> {
-        self.parts(request).map(drop)
+    pub async fn check_create(&self, request: &CreateVm) -> Result<()> {
+        self.parts(request).await.map(drop)
     }
 
     /// Finds the image and the kernel of a request, and checks its sizes.
-    fn parts(&self, request: &CreateVm) -> Result<Parts> {
+    async fn parts(&self, request: &CreateVm) -> Result<Parts> {
         let settings = &self.shared.settings;
         let owner = request.owner;
         let image = match &request.image {
@@ -99,11 +99,12 @@ impl Engine {
             None => self.default_image(owner)?,
         };
         let kernel = match (&request.kernel, image.kernel) {
-            (Some(reference), _) => self.kernel_by(owner, reference)?,
-            (None, Some(id)) => self
-                .kernel(id)
-                .ok_or_else(|| Error::NoSuch { kind: Kind::Kernel, reference: id.to_string() })?,
-            (None, None) => self.kernel_by(owner, &Reference::Name(settings.default_kernel.clone()))?,
+            (Some(reference), _) => self.kernel_for(owner, reference).await?,
+            (None, Some(id)) => {
+                let missing = || Error::NoSuch { kind: Kind::Kernel, reference: id.to_string() };
+                self.kernel(id).ok_or_else(missing)?.id
+            }
+            (None, None) => self.kernel_for(owner, &Reference::Name(settings.default_kernel.clone())).await?,
         };
         let vcpus = request.vcpus.unwrap_or(settings.vcpus);
         let memory = request.memory.unwrap_or(settings.memory);
@@ -126,7 +127,7 @@ impl Engine {
 /// What a new VM is made of.
 struct Parts {
     image: Arc<Image>,
-    kernel: Arc<Kernel>,
+    kernel: KernelId,
     vcpus: u32,
     memory: Bytes,
     disk_size: Bytes,

@@ -63,7 +63,7 @@ use self::{
 };
 pub use self::{
     events::Events,
-    library::{Offer, Offers},
+    library::{HOST_KERNEL, Offer, Offers},
 };
 use crate::{
     ports::{
@@ -80,7 +80,7 @@ use crate::{
 pub struct Settings {
     /// Image of a sandbox, unless the request names one.
     pub default_image: DefaultImage,
-    /// Kernel of an image that names none.
+    /// Kernel of an image that names none; [`HOST_KERNEL`] means the host's own.
     pub default_kernel: Name,
     /// Virtual processors, unless the request has a number.
     pub vcpus: u32,

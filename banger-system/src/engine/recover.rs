@@ -98,6 +98,7 @@ impl Engine {
         for (vm, resources) in held {
             shared.remove_orphan(vm, resources).await;
         }
+        shared.remove_old_host_kernels().await;
         Ok(())
     }
 

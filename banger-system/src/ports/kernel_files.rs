@@ -4,7 +4,7 @@ use std::{os::fd::OwnedFd, path::PathBuf};
 
 use async_trait::async_trait;
 use banger_domain::id::{KernelId, Uid};
-use banger_image::record::KernelFacts;
+use banger_image::{installed::InstalledKernel, record::KernelFacts};
 
 use super::HostError;
 
@@ -21,12 +21,26 @@ pub trait KernelFiles: Send + Sync {
         vmlinuz: OwnedFd,
         modules: Option<OwnedFd>,
     ) -> Result<KernelFacts>;
+    /// Looks for the installed kernel that guests boot by default. Reads only names and times. Fails with
+    /// [`HostError::NotReady`] if the host has none.
+    async fn on_host(&self) -> Result<HostKernel>;
+    /// Imports a kernel that [`KernelFiles::on_host`] found, with its modules, like [`KernelFiles::import`].
+    async fn import_from_host(&self, kernel: KernelId, from: &HostKernel) -> Result<KernelFacts>;
     /// Returns the paths of the ELF kernel and of the initramfs archives: the kernel's modules, then the agent.
     async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles>;
     /// Removes a kernel's files. A repeat is safe.
     async fn remove(&self, kernel: KernelId) -> Result<()>;
     /// Returns the kernels that have files.
     async fn found(&self) -> Result<Vec<KernelId>>;
+}
+
+/// A kernel that is installed on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostKernel {
+    /// Its release and its files.
+    pub installed: InstalledKernel,
+    /// Changes when a package replaces the kernel or its modules.
+    pub stamp: String,
 }
 
 /// The files that a VM boots.

@@ -17,10 +17,10 @@ use banger_proto::size::Bytes;
 
 use super::{Sim, State};
 use crate::ports::{
-    Check, FromHost as _, HostError, Progress,
+    Check, FromHost as _, HostError, NoProgress, Progress,
     disks::{self, Disks, OverlayBy},
     image_files::{self, Content, Exported, FileRange, ImageFiles, Layout},
-    kernel_files::{self, BootFiles, KernelFiles},
+    kernel_files::{self, BootFiles, HostKernel, KernelFiles},
 };
 
 /// The digest of a file that was never read.
@@ -199,6 +199,16 @@ impl ImageFiles for Sim {
     }
 }
 
+fn facts() -> KernelFacts {
+    KernelFacts {
+        digest: NO_DIGEST.to_owned(),
+        release: "6.1.0-sim".to_owned(),
+        modules: 12,
+        module_tree: Bytes::mib(24),
+        size: Bytes::mib(40),
+    }
+}
+
 #[async_trait]
 impl KernelFiles for Sim {
     async fn import(
@@ -209,13 +219,30 @@ impl KernelFiles for Sim {
         _modules: Option<OwnedFd>,
     ) -> kernel_files::Result<KernelFacts> {
         self.step("import a kernel")?.kernel_files.insert(kernel);
-        Ok(KernelFacts {
-            digest: NO_DIGEST.to_owned(),
-            release: "6.1.0-sim".to_owned(),
-            modules: 12,
-            module_tree: Bytes::mib(24),
-            size: Bytes::mib(40),
-        })
+        Ok(facts())
+    }
+
+    async fn on_host(&self) -> kernel_files::Result<HostKernel> {
+        let installed = self.lock().host_kernel.clone();
+        installed
+            .ok_or_else(|| kernel_files::Error::not_ready("this host has no kernel that guests can boot"))
+    }
+
+    async fn import_from_host(
+        &self,
+        kernel: KernelId,
+        from: &HostKernel,
+    ) -> kernel_files::Result<KernelFacts> {
+        self.work(Uid::ROOT, &NoProgress).await?;
+        let mut state = self.step("import the kernel of the host")?;
+        state.host_imports += 1;
+        if state.host_kernel_unusable {
+            let message = "the kernel has no virtio_blk built in".to_owned();
+            return Err(kernel_files::Error::Unsupported { message });
+        }
+        state.kernel_files.insert(kernel);
+        let release = from.installed.release.clone();
+        Ok(KernelFacts { release, ..facts() })
     }
 
     async fn boot_files(&self, kernel: KernelId) -> kernel_files::Result<BootFiles> {

@@ -28,13 +28,15 @@ use banger_domain::{
 };
 use banger_image::{
     catalog::index::Index,
+    installed::InstalledKernel,
     record::{Image, Kernel},
 };
 use banger_proto::size::Bytes;
 use tokio::sync::{Notify, watch};
 
 use crate::ports::{
-    FromHost as _, HostError, Ports, authority::Verdict, catalogs::FetchedIndex, supervisor::Ended,
+    FromHost as _, HostError, Ports, authority::Verdict, catalogs::FetchedIndex, kernel_files::HostKernel,
+    supervisor::Ended,
 };
 
 /// A host in memory. Clones share one host.
@@ -74,6 +76,12 @@ struct State {
     vmm_logs: BTreeMap<VmId, String>,
     image_files: BTreeSet<ImageId>,
     kernel_files: BTreeSet<KernelId>,
+    /// The installed kernel, if the host has one.
+    host_kernel: Option<HostKernel>,
+    /// Whether guests cannot boot it.
+    host_kernel_unusable: bool,
+    /// How often it was imported, or tried.
+    host_imports: u32,
     vms: BTreeMap<VmId, Vm>,
     images: BTreeMap<ImageId, Image>,
     kernels: BTreeMap<KernelId, Kernel>,
@@ -247,6 +255,29 @@ impl Sim {
     /// Returns the last fetched copy of the catalog.
     pub fn stored_catalog(&self) -> Option<FetchedIndex> {
         self.lock().stored_catalog.clone()
+    }
+
+    /// Installs a kernel on the host, as a package does, or removes it.
+    pub fn install_kernel(&self, release: Option<&str>) {
+        let mut state = self.lock();
+        state.host_kernel = release.map(|release| HostKernel {
+            installed: InstalledKernel {
+                release: release.to_owned(),
+                vmlinuz: format!("/boot/vmlinuz-{release}").into(),
+                modules: None,
+            },
+            stamp: "0".to_owned(),
+        });
+    }
+
+    /// Makes guests unable to boot the kernel of the host, or able again.
+    pub fn break_host_kernel(&self, broken: bool) {
+        self.lock().host_kernel_unusable = broken;
+    }
+
+    /// Returns how often the kernel of the host was imported, or tried.
+    pub fn host_imports(&self) -> u32 {
+        self.lock().host_imports
     }
 
     /// Returns the kernels that have files.

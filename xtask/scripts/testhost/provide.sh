@@ -3,5 +3,14 @@
 
 banger kernel show debian > /dev/null 2>&1 ||
     banger kernel import --name debian --vmlinuz /srv/vmlinuz --modules /srv/modules/* --shared
+# The test host boots a kernel that is not among its files.
+config=/etc/banger/config.toml
+mkdir -p /etc/banger
+touch $config
+if ! grep -q ^default_kernel_name $config; then
+    echo 'default_kernel_name = "debian"' | cat - $config > $config.new
+    mv $config.new $config
+    systemctl try-restart banger-system
+fi
 banger image show debian-bookworm > /dev/null 2>&1 ||
     banger image register --name debian-bookworm --rootfs /srv/minimal.ext4 --shared

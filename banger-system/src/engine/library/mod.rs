@@ -43,6 +43,7 @@
 
 mod cache;
 pub(in crate::engine) mod catalog;
+pub(in crate::engine) mod host_kernel;
 mod image;
 mod image_commit;
 mod image_content;
@@ -56,10 +57,14 @@ mod pipeline;
 mod single_flight;
 
 pub(in crate::engine) use self::image_commit::reserve_commit;
-pub use self::offers::{Offer, Offers};
 use self::{
     catalog::CatalogCache,
+    host_kernel::FailedImport,
     single_flight::{ContentLocks, RunningPulls},
+};
+pub use self::{
+    host_kernel::NAME as HOST_KERNEL,
+    offers::{Offer, Offers},
 };
 use super::{Engine, Shared, error, inventory, job, now, problems, request, view};
 
@@ -69,6 +74,7 @@ pub(super) struct Library {
     running_pulls: RunningPulls,
     content_locks: ContentLocks,
     catalogs: CatalogCache,
+    failed_import: FailedImport,
     /// Held while an object is replaced, shared or removed, in the inventory and in the store.
     lock: tokio::sync::Mutex<()>,
 }

@@ -25,8 +25,14 @@ type Key = (Kind, Uid, Name);
 /// What makes two pulls for one name the same request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum PullRequest {
-    Image { reference: ImageRef, platform: Platform, from: PullSource },
+    Image {
+        reference: ImageRef,
+        platform: Platform,
+        from: PullSource,
+    },
     Kernel(PullKernel),
+    /// The import of the host's own kernel.
+    HostKernel,
 }
 
 /// The running pulls.

@@ -4,17 +4,20 @@ use std::sync::Arc;
 
 use banger_domain::{
     guest_end::GuestEnd,
-    id::{JobId, Timestamp},
+    id::{JobId, KernelId, Timestamp},
     lifecycle::{Event, Reason, State},
     resource::Scope,
     vm::Lifetime,
 };
 use tokio::task::JoinSet;
-use tracing::Instrument;
 
-use super::{FORCED, Goal, Next, VmTask, Waiter};
+use super::{FORCED, Goal, Next, VmTask};
 use crate::{
-    engine::{error::Error, lease::not_released, now},
+    engine::{
+        error::{Error, Result},
+        lease::not_released,
+        now,
+    },
     ports::{
         guest_link::{self, GuestFacts},
         logs::Log,
@@ -40,6 +43,8 @@ pub(super) enum TaskEvent {
     StopTimedOut,
     /// The VMM was killed; its end is reported separately.
     Killed(supervisor::Result<()>),
+    /// The kernel of the host was imported, or could not be.
+    KernelImported(Result<KernelId>),
     /// A user cancelled a job that waits for this VM.
     JobCanceled(JobId),
     /// A job no longer reads the system disk.
@@ -75,6 +80,7 @@ impl VmTask {
                     matches!(goal, Goal::Down | Goal::Gone | Goal::Again(_))
                 });
             }
+            TaskEvent::KernelImported(kernel) => self.kernel_imported(kernel).await,
             TaskEvent::JobCanceled(job) => return self.job_canceled(job).await,
             TaskEvent::CommitEnded => return self.commit_ended().await,
         }
@@ -175,16 +181,12 @@ impl VmTask {
 
     /// Starts the VM for the jobs that wait for its next boot: restarts, and starts during a shutdown.
     pub(super) async fn start_after_stop(&mut self) {
-        let waiters = std::mem::take(&mut self.waiters);
-        for Waiter { job, goal } in waiters {
-            let (Goal::Again(start) | Goal::Up(start)) = goal else {
-                self.waiters.push(Waiter { job, goal });
-                continue;
-            };
-            match self.admit_and_boot(&job, start).instrument(job.span()).await {
-                Ok(()) => self.await_start(job, start),
-                Err(error) => job.finish(Err(error)),
-            }
+        let next_boot = |goal| match goal {
+            Goal::Again(start) | Goal::Up(start) => Some(start),
+            _ => None,
+        };
+        for (job, start) in self.take_starts(next_boot) {
+            self.start_for(job, start).await;
         }
     }
 
@@ -192,8 +194,8 @@ impl VmTask {
         let Some(index) = self.waiters.iter().position(|waiter| waiter.job.id() == id) else {
             return Next::Continue;
         };
-        if matches!(self.waiters[index].goal, Goal::Up(_)) {
-            // It was up before the job, and stays up.
+        if matches!(self.waiters[index].goal, Goal::Up(_) | Goal::Imported(_)) {
+            // It stays as it was before the job: up, or down.
             self.waiters.swap_remove(index).job.finish(Err(Error::Canceled));
             return Next::Continue;
         }

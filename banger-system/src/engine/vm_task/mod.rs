@@ -43,6 +43,7 @@
 
 mod commit;
 mod event;
+mod kernel;
 mod liveness;
 mod reattach;
 mod reboot;

@@ -71,6 +71,7 @@ impl VmTask {
             return (Some(error.into()), Next::Continue);
         }
         self.shared.inventory.remove_vm(self.vm.id);
+        self.shared.remove_old_host_kernels().await;
         (None, Next::Leave)
     }
 

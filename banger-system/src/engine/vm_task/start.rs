@@ -37,6 +37,9 @@ const START: Stages = &["start", "boot"];
 
 impl VmTask {
     pub(super) async fn create_and_start(&mut self, job: JobHandle, start: Option<Start>) -> Next {
+        if let Err(error) = self.refresh_kernel(&job).await {
+            return self.undo_create(job, error).await;
+        }
         job.stage("disk", format!("cloning {}", self.view().image_name));
         if let Err(error) = self.create_disks(&job).instrument(job.span()).await {
             return self.undo_create(job, error).await;
@@ -81,6 +84,7 @@ impl VmTask {
             tracing::error!(vm = %self.vm.id, %error, "cannot delete the row of a sandbox");
         }
         self.shared.inventory.remove_vm(self.vm.id);
+        self.shared.remove_old_host_kernels().await;
         job.finish(Err(error));
         Next::Leave
     }
@@ -98,10 +102,7 @@ impl VmTask {
             }
             return Ok(id);
         }
-        match self.admit_and_boot(&job, start).instrument(job.span()).await {
-            Ok(()) => self.await_start(job, start),
-            Err(error) => job.finish(Err(error)),
-        }
+        self.start_for(job, start).await;
         Ok(id)
     }
 

@@ -23,6 +23,8 @@ pub(super) enum Goal {
     Down,
     /// The VMM has ended, and the next one runs.
     Again(Start),
+    /// The kernel of the host is imported, and then the VM runs.
+    Imported(Start),
     /// The VM is deleted.
     Gone,
 }
@@ -38,6 +40,18 @@ impl VmTask {
         let (taken, rest) = std::mem::take(&mut self.waiters).into_iter().partition(|w| wanted(w.goal));
         self.waiters = rest;
         taken.into_iter().map(|waiter: Waiter| waiter.job).collect()
+    }
+
+    /// Takes the jobs that wait to start the VM, with how to start it.
+    pub(super) fn take_starts(&mut self, wanted: impl Fn(Goal) -> Option<Start>) -> Vec<(JobHandle, Start)> {
+        let mut taken = Vec::new();
+        for waiter in std::mem::take(&mut self.waiters) {
+            match wanted(waiter.goal) {
+                Some(start) => taken.push((waiter.job, start)),
+                None => self.waiters.push(waiter),
+            }
+        }
+        taken
     }
 
     pub(super) fn fail_waiters(&mut self, error: &Arc<Error>, wanted: impl Fn(Goal) -> bool) {

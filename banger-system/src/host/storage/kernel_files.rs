@@ -20,6 +20,7 @@ use banger_domain::{
 use banger_image::{
     ext4::{self, FileSystem},
     importer::message::{CopyFile, Extent, ModuleTree},
+    installed::{InstalledKernel, modules},
     kernel::{
         drivers,
         extract::{self, extract},
@@ -32,6 +33,7 @@ use banger_proto::{causes::with_causes, size::Bytes};
 use sha2::{Digest, Sha256};
 
 use super::{
+    host_kernel::HostRoot,
     partial::Partial,
     staging::{self, Staging},
 };
@@ -42,7 +44,7 @@ use crate::{
     },
     ports::{
         FromHost as _, NoProgress,
-        kernel_files::{BootFiles, Error, KernelFiles, Result},
+        kernel_files::{BootFiles, Error, HostKernel, KernelFiles, Result},
     },
 };
 
@@ -58,6 +60,7 @@ const AGENT: &str = "banger-agent";
 pub struct LocalKernels {
     paths: Paths,
     workers: Arc<dyn Workers>,
+    host: HostRoot,
     /// The agent that this run of the service has put into the archive.
     archived: Arc<Mutex<Option<Build>>>,
 }
@@ -65,22 +68,32 @@ pub struct LocalKernels {
 impl LocalKernels {
     /// Returns the kernels below these paths. The workers read the files of users.
     pub fn new(paths: Paths, workers: Arc<dyn Workers>) -> Self {
-        Self { paths, workers, archived: Arc::default() }
+        Self { paths, workers, host: HostRoot::default(), archived: Arc::default() }
+    }
+
+    /// Returns the same, with another root and release for the host's own kernel.
+    pub fn with_host(self, root: impl Into<PathBuf>, running: impl Into<String>) -> Self {
+        Self { host: HostRoot::at(root.into(), running.into()), ..self }
+    }
+
+    /// Returns a file without a name, which is gone when it is closed or the service is killed.
+    async fn nameless(&self, doing: &str) -> Result<File> {
+        let (parent, doing, id) = (self.paths.kernels(), doing.to_owned(), ImageId::random());
+        blocking("begin a file", move || {
+            // The directory is removed at once, or by the next start of the service if this one is killed before.
+            let file = Staging::begin(&parent, &id.to_string()).and_then(|staging| staging.nameless());
+            file.map_err(|source| Error::os(doing, source))
+        })
+        .await
     }
 
     /// Copies a user's file. The copy has no name and is positioned at its beginning.
     async fn take(&self, owner: Uid, file: OwnedFd, what: &str, max: Bytes) -> Result<File> {
-        let (parent, doing) = (self.paths.kernels(), format!("copy {what}"));
-        let (failed, id) = (doing.clone(), ImageId::random());
-        let copy = blocking("begin a copy", move || {
-            // The directory is removed at once, or by the next start of the service if this one is killed before.
-            let file = Staging::begin(&parent, &id.to_string()).and_then(|staging| staging.nameless());
-            file.map_err(|source| Error::os(failed, source))
-        })
-        .await?;
+        let doing = format!("copy {what}");
+        let copy = self.nameless(&doing).await?;
         let order = CopyFile { what: what.to_owned(), max, extent: Extent::Whole };
         let files = (file, copy.try_clone().map_err(|source| Error::os(doing, source))?);
-        let job = Job { id, owner };
+        let job = Job { id: ImageId::random(), owner };
         worker::copy_file(&*self.workers, job, order, files, None, Arc::new(NoProgress)).await?;
         Ok(copy)
     }
@@ -156,6 +169,32 @@ impl KernelFiles for LocalKernels {
         };
         blocking("write a kernel", move || write(staging, kernel, &extracted.vmlinux, &picked, module_tree))
             .await
+    }
+
+    async fn on_host(&self) -> Result<HostKernel> {
+        let host = self.host.clone();
+        blocking("look for the kernel of the host", move || host.find()).await
+    }
+
+    async fn import_from_host(&self, kernel: KernelId, from: &HostKernel) -> Result<KernelFacts> {
+        let InstalledKernel { vmlinuz, modules, .. } = from.installed.clone();
+        let vmlinuz = blocking("open the kernel of the host", move || {
+            File::open(&vmlinuz).map_err(|source| os("open", &vmlinuz, source))
+        })
+        .await?;
+        let modules = match modules {
+            None => None,
+            Some(directory) => {
+                let file = self.nameless("pack the modules of the host").await?;
+                let packed = blocking("pack the modules of the host", move || {
+                    modules::archive(&directory, file)
+                        .map_err(|error| Error::other("import the kernel of the host", error))
+                })
+                .await?;
+                Some(packed.into())
+            }
+        };
+        self.import(kernel, Uid::ROOT, vmlinuz.into(), modules).await
     }
 
     async fn boot_files(&self, kernel: KernelId) -> Result<BootFiles> {

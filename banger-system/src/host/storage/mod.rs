@@ -4,6 +4,7 @@
 //! snapshot of its image by device mapper ([`mapper`]), or a file ([`disks`]).
 
 pub mod disks;
+mod host_kernel;
 pub mod image_files;
 pub mod kernel_files;
 pub mod mapper;

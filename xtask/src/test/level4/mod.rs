@@ -6,6 +6,7 @@ mod copies;
 mod devcontainer;
 mod guests;
 mod habits;
+mod host_kernel;
 mod images;
 mod limits;
 mod lists;
@@ -51,6 +52,7 @@ const QUICK_CHECKS: &[&[(&str, Check)]] = &[
     devcontainer::CHECKS,
     guests::CHECKS,
     habits::CHECKS,
+    host_kernel::CHECKS,
     images::CHECKS,
     limits::CHECKS,
     lists::CHECKS,
