@@ -152,6 +152,7 @@ async fn host_ports(connection: &Connection, config: &Config, tasks: &Tasks) -> 
     tasks.spawn(Task::HostNetwork, keep_network(Arc::clone(&network)));
     let local = local_registries(config.registry.local_ports.clone(), &network);
     let registries = Registries::new(&cache_directory(), config.cache_size()?, Timeouts::default(), local);
+    let registries = registries.reached_by(config.proxy()?.as_ref(), config.mirrors()?);
     let keys = CATALOG_KEYS.map(PathBuf::from).to_vec();
     let catalogs = SignedCatalogs::new(config.catalogs()?, paths.catalogs(), keys, registries.clone());
     Ok(Ports {

@@ -1,5 +1,7 @@
 //! The configuration file, and defaults that fit the host.
 
+mod reach;
+
 use std::{
     collections::BTreeSet,
     io,
@@ -17,6 +19,7 @@ use banger_image::catalog::{self, signature::Keys};
 use banger_proto::size::Bytes;
 use serde::Deserialize;
 
+pub use self::reach::MirrorSection;
 use crate::engine::{HOST_KERNEL, Settings, request::OnReboot};
 
 /// The default path of the configuration.
@@ -67,6 +70,14 @@ pub struct Config {
     pub vmm: Option<String>,
     /// Path of Firecracker; the packages' path if absent.
     pub firecracker: Option<PathBuf>,
+    /// The proxy for registries and catalogs, such as `http://proxy.example:3128`.
+    pub proxy: Option<String>,
+    /// Hosts and networks that are reached without the proxy.
+    #[serde(default)]
+    pub no_proxy: Vec<String>,
+    /// Mirrors of registries.
+    #[serde(default)]
+    pub mirror: Vec<MirrorSection>,
     /// Default sizes of sandboxes.
     #[serde(default)]
     pub vm_defaults: VmDefaults,
@@ -193,6 +204,14 @@ pub enum Error {
         #[source]
         source: toml::de::Error,
     },
+    /// A key has an invalid value, which may have a password in it.
+    #[error("the configuration key {key} is not {expected}")]
+    Hidden {
+        /// The key.
+        key: &'static str,
+        /// What it has to be.
+        expected: String,
+    },
     /// A key has an invalid value.
     #[error("the configuration key {key} is {value:?}")]
     Value {
@@ -212,7 +231,22 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(Error::Read { path: name(), source }),
         };
-        toml::from_str(&text).map_err(|source| Error::Parse { path: name(), source })
+        Self::parse(&text).map_err(|source| Error::Parse { path: name(), source })
+    }
+
+    /// Parses the text of a file. The error does not quote a line about the proxy, which may have a password.
+    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text).map_err(|mut error| {
+            let quoted = error.span().map(|span| {
+                let start = text[..span.start].rfind('\n').map_or(0, |at| at + 1);
+                let end = text[span.end..].find('\n').map_or(text.len(), |at| span.end + at);
+                &text[start..end]
+            });
+            if quoted.is_some_and(|quoted| quoted.contains("proxy") || quoted.contains('@')) {
+                error.set_input(None);
+            }
+            error
+        })
     }
 
     /// Returns the configured choice of VMM.
@@ -360,7 +394,7 @@ mod tests {
     #[test]
     fn the_default_kernel_is_the_host_s_own() {
         assert_eq!(Config::default().settings(HOST).unwrap().default_kernel.as_str(), "host");
-        let config: Config = toml::from_str("default_kernel_name = \"debian\"").unwrap();
+        let config = Config::parse("default_kernel_name = \"debian\"").unwrap();
         assert_eq!(config.settings(HOST).unwrap().default_kernel.as_str(), "debian");
     }
 

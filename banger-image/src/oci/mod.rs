@@ -10,6 +10,7 @@ pub mod index;
 pub mod layout;
 pub mod manifest;
 pub mod platform;
+pub mod reach;
 pub mod reference;
 
 use banger_domain::digest::Digest;

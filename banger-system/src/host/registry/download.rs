@@ -15,6 +15,7 @@ use super::{
     cache::{Blob, BlobState, Verdict, Writing},
     http::{Sender, broken},
     retry::{Failure, Retries},
+    session::Session,
 };
 use crate::ports::{
     FromHost as _,
@@ -27,6 +28,18 @@ const QUEUE: usize = 64;
 const CHUNK: usize = 256 << 10;
 /// After this many bytes the count of failures starts again.
 const STEP: u64 = 1 << 20;
+
+/// Fetches a blob into the cache from the first server that delivers it. Each one resumes where the last one stopped.
+pub(super) async fn ensure_from(sessions: &[Session], blob: &Arc<Blob>) -> Result<()> {
+    let mut left = sessions.iter().peekable();
+    while let Some(session) = left.next() {
+        match ensure(session, blob).await {
+            Err(error) if left.peek().is_some() => session.log_fallback(&error),
+            ended => return ended,
+        }
+    }
+    Ok(())
+}
 
 /// Fetches a blob into the cache, unless it is there or somebody else fetches it.
 pub(super) async fn ensure(sender: &dyn Sender, blob: &Arc<Blob>) -> Result<()> {

@@ -4,7 +4,7 @@
 
 use core::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 use std::sync::{Arc, OnceLock};
 
@@ -187,25 +187,41 @@ fn inner_v4(address: IpAddr) -> Option<Ipv4Addr> {
 pub(super) struct Resolver {
     pub(super) route: Route,
     pub(super) guests: Guests,
+    /// The name of the proxy. The administrator chose it, so it may be on or near the host.
+    pub(super) proxy: Option<String>,
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (route, guests) = (self.route, self.guests.clone());
+        let is_proxy = self.proxy.as_deref() == Some(name.as_str());
         Box::pin(async move {
             let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let (of_guests, found): (Vec<_>, Vec<_>) =
-                found.into_iter().partition(|address| guests.have(address.ip()));
-            // A name must not resolve to an address that would be refused if it were written out.
-            let may_be_near = route == Route::Own && is_localhost(name.as_str());
-            let asked: Vec<_> =
-                found.into_iter().filter(|address| may_be_near || !is_near(address.ip())).collect();
-            match asked.is_empty() {
-                false => Ok(Box::new(asked.into_iter()) as Addrs),
-                true if of_guests.is_empty() => Err("it resolves to the host itself or to its link".into()),
-                true => Err("it resolves to a guest of this host".into()),
-            }
+            let asked = match is_proxy {
+                true => found,
+                false => check_addresses(name.as_str(), found, route, &guests)?,
+            };
+            Ok(Box::new(asked.into_iter()) as Addrs)
         })
+    }
+}
+
+/// Returns those addresses of a name that a route may use. A name must not resolve to an address that would be refused
+/// if it were written out.
+pub(super) fn check_addresses(
+    name: &str,
+    found: Vec<SocketAddr>,
+    route: Route,
+    guests: &Guests,
+) -> Result<Vec<SocketAddr>, &'static str> {
+    let (of_guests, found): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|address| guests.have(address.ip()));
+    let may_be_near = route == Route::Own && is_localhost(name);
+    let asked: Vec<_> = found.into_iter().filter(|address| may_be_near || !is_near(address.ip())).collect();
+    match asked.is_empty() {
+        false => Ok(asked),
+        true if of_guests.is_empty() => Err("it resolves to the host itself or to its link"),
+        true => Err("it resolves to a guest of this host"),
     }
 }
 
@@ -348,7 +364,7 @@ mod tests {
     async fn names_of_the_host_or_of_a_guest_do_not_resolve() {
         let resolve = async |name: &str, route, guests: &Guests| {
             let name: Name = name.parse().unwrap();
-            let resolver = Resolver { route, guests: guests.clone() };
+            let resolver = Resolver { route, guests: guests.clone(), proxy: None };
             resolver.resolve(name).await.map(|found| found.count()).map_err(|error| error.to_string())
         };
         let guests = Guests::default();

@@ -13,6 +13,7 @@ use reqwest::{
 
 use super::{
     egress_policy::{self, Destination, Guests, LocalPorts, Resolver, Route},
+    proxy::ProxyRule,
     retry::{Failure, Timeouts},
 };
 use crate::ports::{
@@ -42,21 +43,33 @@ pub(super) struct Clients {
     away: Client,
     guests: Guests,
     local: LocalPorts,
+    proxy: Option<ProxyRule>,
 }
 
 impl Clients {
-    pub(super) fn new(timeouts: Timeouts, guests: Guests, local: LocalPorts) -> Result<Self> {
+    pub(super) fn new(
+        timeouts: Timeouts,
+        guests: Guests,
+        local: LocalPorts,
+        proxy: Option<ProxyRule>,
+    ) -> Result<Self> {
         // A second call keeps the first one's choice, which is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = |route| {
-            Client::builder()
-                .dns_resolver(Arc::new(Resolver { route, guests: guests.clone() }))
+            let resolver =
+                Resolver { route, guests: guests.clone(), proxy: proxy.as_ref().map(ProxyRule::host) };
+            let builder = Client::builder()
+                .dns_resolver(Arc::new(resolver))
                 .user_agent(USER_AGENT)
                 .connect_timeout(timeouts.connect)
                 .redirect(Policy::none())
                 .referer(false)
                 .retry(reqwest::retry::never())
-                .no_proxy()
+                .no_proxy();
+            match &proxy {
+                Some(proxy) => proxy.apply(builder)?.build(),
+                None => builder.build(),
+            }
         };
         let failed = |error: reqwest::Error| {
             Error::not_ready(format!(
@@ -66,10 +79,11 @@ impl Clients {
             ))
         };
         Ok(Self {
-            own: builder(Route::Own).build().map_err(failed)?,
-            away: builder(Route::Away).build().map_err(failed)?,
+            own: builder(Route::Own).map_err(failed)?,
+            away: builder(Route::Away).map_err(failed)?,
             guests,
             local,
+            proxy,
         })
     }
 
@@ -78,6 +92,12 @@ impl Clients {
             Route::Own => &self.own,
             Route::Away => &self.away,
         }
+    }
+
+    /// Returns how a request reaches an address, for messages: empty, or through which proxy.
+    fn way(&self, url: &Url) -> String {
+        let proxy = self.proxy.as_ref().filter(|proxy| proxy.takes(url));
+        proxy.map_or_else(String::new, |proxy| format!(" through the proxy {proxy}"))
     }
 }
 
@@ -100,14 +120,14 @@ impl Peer {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, Failure> {
         for _ in 0..=MAX_REDIRECTS {
-            let route = self.route(&url)?;
+            let route = self.admit(&url).await?;
             let mut request = self.clients.client(route).get(url.clone()).headers(headers.clone());
             if let Some(authorization) = authorization
                 && url.origin() == self.base.url.origin()
             {
                 request = request.header(AUTHORIZATION, authorization.clone());
             }
-            let response = self.send(request).await?;
+            let response = self.send(&url, request).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -120,21 +140,27 @@ impl Peer {
     }
 
     /// Returns how an address that the server named may be requested, or an error if it may not.
-    pub(super) fn route(&self, url: &Url) -> Result<Route> {
-        egress_policy::route(url, &self.base, &self.clients.guests, &self.clients.local)
-            .map_err(|why| self.refused(&format!("refusing to connect to {why}")))
+    pub(super) async fn admit(&self, url: &Url) -> Result<Route> {
+        let Clients { guests, local, proxy, .. } = &self.clients;
+        let route = egress_policy::route(url, &self.base, guests, local)
+            .map_err(|why| self.refused(&format!("refusing to connect to {why}")))?;
+        if let Some(proxy) = proxy {
+            proxy.check(url, route, guests).await.map_err(|why| self.refused(why))?;
+        }
+        Ok(route)
     }
 
-    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        let host = &self.host;
+    /// Sends a request to an admitted address.
+    pub(super) async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Response, Failure> {
+        let (host, way) = (&self.host, self.clients.way(url));
         match tokio::time::timeout(self.timeouts.answer, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                Err(Failure::transient(format!("{host} cannot be reached: {}", reason(&error))))
+                Err(Failure::transient(format!("{host} cannot be reached{way}: {}", reason(&error))))
             }
             Err(_) => {
                 let seconds = self.timeouts.answer.as_secs();
-                Err(Failure::transient(format!("{host} did not answer within {seconds} s")))
+                Err(Failure::transient(format!("{host} did not answer{way} within {seconds} s")))
             }
         }
     }

@@ -7,6 +7,7 @@ mod cache;
 mod download;
 mod egress_policy;
 mod http;
+mod proxy;
 mod resolve;
 mod retry;
 mod session;
@@ -33,9 +34,10 @@ use tokio::net::unix::pipe;
 
 use self::{
     cache::{Blob, Cache},
-    download::{ensure, stream_into},
+    download::{ensure_from, stream_into},
     egress_policy::Guests,
     http::Clients,
+    proxy::ProxyRule,
     session::Session,
 };
 pub use self::{egress_policy::LocalPorts, retry::Timeouts};
@@ -45,6 +47,7 @@ use banger_domain::net::subnet::Subnet;
 use banger_image::oci::{
     Descriptor, LayerFacts, RemoteImage,
     credentials::{Credentials, MAX_CREDENTIALS},
+    reach::{Mirror, Proxy},
 };
 
 use crate::ports::{
@@ -70,6 +73,8 @@ pub struct Registries {
     local: LocalPorts,
     cache: Cache,
     timeouts: Timeouts,
+    proxy: Option<ProxyRule>,
+    mirrors: Arc<[Mirror]>,
 }
 
 impl Registries {
@@ -77,7 +82,20 @@ impl Registries {
     /// that are `local` may be used.
     pub fn new(cache: &Path, limit: Bytes, timeouts: Timeouts, local: LocalPorts) -> Self {
         let cache = Cache::new(cache, limit);
-        Self { clients: Arc::default(), guests: Guests::default(), local, cache, timeouts }
+        Self {
+            clients: Arc::default(),
+            guests: Guests::default(),
+            local,
+            cache,
+            timeouts,
+            proxy: None,
+            mirrors: Arc::default(),
+        }
+    }
+
+    /// Returns the same registries, reached through a proxy and by mirrors.
+    pub fn reached_by(self, proxy: Option<&Proxy>, mirrors: Vec<Mirror>) -> Self {
+        Self { clients: Arc::default(), proxy: proxy.map(ProxyRule::new), mirrors: mirrors.into(), ..self }
     }
 
     async fn clients(&self) -> Result<Clients> {
@@ -85,13 +103,32 @@ impl Registries {
             return Ok(clients.clone());
         }
         let (timeouts, guests, local) = (self.timeouts, self.guests.clone(), self.local.clone());
-        let made = blocking("read certificates", move || Clients::new(timeouts, guests, local)).await?;
+        let proxy = self.proxy.clone();
+        let made =
+            blocking("read certificates", move || Clients::new(timeouts, guests, local, proxy)).await?;
         Ok(self.clients.get_or_init(|| made).clone())
     }
 
-    async fn session(&self, source: &Source) -> Result<Session> {
-        let clients = self.clients().await?;
-        Session::new(clients, self.timeouts, source.reference.clone(), source.credentials.clone())
+    /// Returns whom to ask for an image, in order: the mirrors of its registry, then the registry unless a mirror
+    /// is the only source.
+    async fn sessions(&self, source: &Source) -> Result<Vec<Session>> {
+        let (clients, reference) = (self.clients().await?, &source.reference);
+        let mirrors: Vec<&Mirror> =
+            self.mirrors.iter().filter(|mirror| mirror.registry == *reference.registry()).collect();
+        let has_registry = !mirrors.iter().any(|mirror| mirror.only);
+        let mut sessions: Vec<Session> = Vec::new();
+        for (index, mirror) in mirrors.iter().enumerate() {
+            // The next one is asked instead of the same one again.
+            let is_last = !has_registry && index + 1 == mirrors.len();
+            let attempts = if is_last { self.timeouts.attempts } else { 1 };
+            let timeouts = Timeouts { attempts, ..self.timeouts };
+            sessions.push(Session::with_mirror(clients.clone(), timeouts, reference.clone(), mirror));
+        }
+        if has_registry {
+            let credentials = source.credentials.clone();
+            sessions.push(Session::new(clients, self.timeouts, reference.clone(), credentials)?);
+        }
+        Ok(sessions)
     }
 
     async fn blob(&self, source: &Source, descriptor: Descriptor) -> Result<Arc<Blob>> {
@@ -148,7 +185,7 @@ impl Registry for Registries {
         layers: &[LayerFacts],
         progress: Arc<dyn Progress>,
     ) -> Result<Fetch> {
-        let session = self.session(source).await?;
+        let sessions = self.sessions(source).await?;
         let (mut found, mut blobs, mut feeds) = (Vec::new(), Vec::new(), Vec::new());
         for layer in layers {
             found.push(self.blob(source, layer.blob).await?);
@@ -168,7 +205,7 @@ impl Registry for Registries {
         let this = self.clone();
         let work = async move {
             let download = async {
-                let each: Vec<_> = found.iter().map(|blob| ensure(&session, blob)).collect();
+                let each: Vec<_> = found.iter().map(|blob| ensure_from(&sessions, blob)).collect();
                 stream::iter(each).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await
             };
             let fetched = async { tokio::try_join!(download, try_join_all(feeds)) };

@@ -42,7 +42,17 @@ enum Found {
 impl Registries {
     /// Finds the image for the platform.
     pub(super) async fn find_image(&self, source: &Source) -> Result<RemoteImage> {
-        let session = self.session(source).await?;
+        let mut sessions = self.sessions(source).await?.into_iter().peekable();
+        while let Some(session) = sessions.next() {
+            match self.find_at(&session, source).await {
+                Err(error) if sessions.peek().is_some() => session.log_fallback(&error),
+                found => return found,
+            }
+        }
+        Err(Error::Refused { message: format!("{}: no server has it", source.reference) })
+    }
+
+    async fn find_at(&self, session: &Session, source: &Source) -> Result<RemoteImage> {
         let unusable = |error: &dyn std::fmt::Display| Error::Unsupported {
             message: format!("{}: {error}", source.reference),
         };
@@ -51,7 +61,7 @@ impl Registries {
         let mut other = None;
         for _ in 0..MAX_TRIES {
             let Some(next) = ahead.pop() else { break };
-            match self.look(&session, source, &next).await? {
+            match self.look(session, source, &next).await? {
                 Ok(Found::Image(image)) => return Ok(*image),
                 Ok(Found::Index(candidates)) => ahead.extend(candidates),
                 // The first reason is that of the best candidate.

@@ -4,7 +4,11 @@
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
-use banger_image::oci::{Descriptor, credentials::Credentials, reference::ImageRef};
+use banger_image::{
+    catalog::location::is_this_host,
+    oci::{Descriptor, credentials::Credentials, reach::Mirror, reference::ImageRef},
+};
+use banger_proto::causes::with_causes;
 use oci_client::errors::OciEnvelope;
 use reqwest::{
     Response, StatusCode, Url,
@@ -12,7 +16,7 @@ use reqwest::{
 };
 
 use super::{
-    egress_policy,
+    egress_policy::{self, Destination, NamedBy},
     http::{Clients, Peer, Sender, sanitize},
     retry::{Failure, Retries, Timeouts},
     token,
@@ -51,6 +55,22 @@ impl Session {
         Ok(Self { peer, reference, credentials, authorization: Mutex::default() })
     }
 
+    /// Returns a session with a mirror of the registry. It does not get the user's credentials, which are the
+    /// registry's.
+    pub(super) fn with_mirror(
+        clients: Clients,
+        timeouts: Timeouts,
+        reference: ImageRef,
+        mirror: &Mirror,
+    ) -> Self {
+        let url = mirror.base.clone();
+        let host = url.host_str().unwrap_or_default().to_owned();
+        let is_loopback = is_this_host(&url);
+        let base = Destination { url, is_loopback, named_by: NamedBy::Administrator };
+        let peer = Peer { clients, timeouts, base, host };
+        Self { peer, reference, credentials: Credentials::Anonymous, authorization: Mutex::default() }
+    }
+
     /// Returns a document of at most this many bytes, with its media type according to the registry.
     pub(super) async fn manifest(
         &self,
@@ -83,6 +103,12 @@ impl Session {
             kind.and_then(|kind| kind.to_str().ok()?.split(';').next()).map(|kind| kind.trim().to_owned());
         let body = self.peer.read(response, limit).await?;
         Ok((body, kind))
+    }
+
+    /// Logs why the next server is asked instead of this mirror.
+    pub(super) fn log_fallback(&self, error: &Error) {
+        let error = with_causes(error);
+        tracing::warn!(mirror = self.host(), registry = %self.reference.registry(), error, "cannot use a mirror");
     }
 
     /// Returns the registry's name in messages.
@@ -130,18 +156,18 @@ impl Session {
         password: Option<(&str, &str)>,
         limit: u64,
     ) -> Result<(StatusCode, Vec<u8>), Failure> {
-        let client = self.peer.clients.client(self.peer.route(&url)?);
+        let client = self.peer.clients.client(self.peer.admit(&url).await?);
         let mut request = match form {
-            None => client.get(url),
+            None => client.get(url.clone()),
             Some(form) => client
-                .post(url)
+                .post(url.clone())
                 .header(reqwest::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(form),
         };
         if let Some((user, secret)) = password {
             request = request.basic_auth(user, Some(secret));
         }
-        let response = self.peer.send(request).await?;
+        let response = self.peer.send(&url, request).await?;
         let status = response.status();
         if may_pass(status) {
             return Err(self.transient(response).await);
