@@ -123,7 +123,7 @@ fn a_wait_for_a_sandbox_without_a_command_ends_with_the_sandbox() {
 #[test]
 fn images_and_kernels_are_renamed() {
     let Some(host) = host_with_image() else { return };
-    host.banger(&["create", "-q", "--no-start", "--name", "web"]);
+    host.banger(&["create", "-q", "--no-start", "--name", "web", "--kernel", "debian"]);
     let ended = host.banger(&["image", "rename", "debian-bookworm", "base"]);
     assert_eq!(
         ended,

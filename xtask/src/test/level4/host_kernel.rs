@@ -23,7 +23,7 @@ fn host_kernel(host: &Host) -> Result<()> {
 }
 
 fn boots_its_own(host: &Host, release: &str) -> Result<()> {
-    let out = run_as_root(host, &script!("level4/host_kernel/killed.sh"))?;
+    let out = run_as_root(host, &script!("level4/host_kernel/killed.sh" uses "wait.sh"))?;
     ensure!(out == "nothing is left", "{out:?}");
     let out = run_as(host, "alice", &script!("level4/host_kernel/first_run.sh"))?;
     for expected in ["which the first sandbox imports", "the host's own", "host:/boot/vmlinuz-"] {
