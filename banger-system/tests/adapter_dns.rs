@@ -375,14 +375,18 @@ fn a_guest_that_floods_the_server_takes_nothing_from_others() {
         let mut stream = connect(&other.space).unwrap();
         assert_eq!(said(talk(&mut stream, &question("web.vm", RecordType::A))), "172.30.0.2");
 
-        // After a pause it is answered again, over as many connections as it may have.
+        // After a pause it is answered again, over as many connections as it may have. What is left of the flood may
+        // still take the place of a question.
         wait_for(|| (0..20).all(|_| !is_ignored(&rude.space, "db.vm")));
-        let mut connections: Vec<TcpStream> = (0..20).map(|_| connect(&rude.space).unwrap()).collect();
-        let served = connections
-            .iter_mut()
-            .filter_map(|stream| talk(stream, &question("db.vm", RecordType::A)).ok())
-            .count();
-        assert_eq!(served, 8);
+        wait_for(|| {
+            let mut connections: Vec<TcpStream> = (0..20).map(|_| connect(&rude.space).unwrap()).collect();
+            let served = connections
+                .iter_mut()
+                .filter_map(|stream| talk(stream, &question("db.vm", RecordType::A)).ok())
+                .count();
+            assert!(served <= 8, "{served} connections were served");
+            served == 8
+        });
     });
 }
 
