@@ -40,7 +40,10 @@ pub struct Cli {
 
 /// The verbs on the first page of the help. The other verbs of `banger vm` work without `vm` as well.
 const GROUPS: [(&str, &[&str]); 3] = [
-    ("Sandboxes", &["run", "create", "list", "start", "stop", "restart", "kill", "delete", "wait"]),
+    (
+        "Sandboxes",
+        &["run", "create", "list", "start", "stop", "restart", "pause", "unpause", "kill", "delete", "wait"],
+    ),
     ("In a sandbox", &["exec", "shell", "ssh", "cp", "logs", "forward", "workspace"]),
     (
         "More",

@@ -192,6 +192,11 @@ impl Bus {
         self.call(vm, VM_INTERFACE, "Kill", &(signal,)).await
     }
 
+    /// Calls `Pause` or `Unpause` of a sandbox.
+    pub async fn call_vm(&self, vm: &ObjectPath<'_>, method: &str) -> Result<()> {
+        self.call(vm, VM_INTERFACE, method, &()).await
+    }
+
     /// Renames an object.
     pub async fn rename(&self, kind: Kind, object: &ObjectPath<'_>, name: &str) -> Result<()> {
         self.call(object, kind.interface(), "Rename", &(name,)).await

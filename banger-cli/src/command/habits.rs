@@ -37,8 +37,8 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["mount", "umount", "volume", "volumes"], NO_MOUNTS),
     (&["network", "networks"], NETWORKS),
     (
-        &["pause", "unpause", "suspend", "resume"],
-        "`banger stop NAME` and `banger start NAME` keep the disks.",
+        &["suspend", "resume"],
+        "`banger pause NAME` and `banger unpause NAME` keep the memory, `banger stop NAME` keeps the disks.",
     ),
     (
         &["port"],

@@ -111,6 +111,8 @@ pub const TABLE: &[(&str, &str, Access, Cost)] = &[
     (VM, "Stop", MANAGE, Cost::EndJob),
     (VM, "Restart", RUN, Cost::StartJob),
     (VM, "Kill", MANAGE, Cost::EndJob),
+    (VM, "Pause", MANAGE, Cost::Change),
+    (VM, "Unpause", MANAGE, Cost::Change),
     (VM, "Delete", MANAGE, Cost::EndJob),
     (VM, "Rename", MANAGE, Cost::Change),
     (VM, "SetLifetime", MANAGE, Cost::Change),

@@ -210,6 +210,14 @@ impl Methods {
         Ok(api(&self.api)?.engine.kill_vm(self.id, signal).await?)
     }
 
+    async fn pause(&self) -> Result<()> {
+        Ok(api(&self.api)?.engine.pause_vm(self.id).await?)
+    }
+
+    async fn unpause(&self) -> Result<()> {
+        Ok(api(&self.api)?.engine.unpause_vm(self.id).await?)
+    }
+
     #[zbus(out_args("job"))]
     async fn delete(&self, options: Dict, #[zbus(header)] header: Header<'_>) -> Result<OwnedObjectPath> {
         let (api, caller) = self.caller(&header).await?;

@@ -323,6 +323,16 @@ impl Engine {
         self.send(id, |reply| Command::Commit { request: Box::new(request), reply }).await
     }
 
+    /// Pauses a VM whose guest answers. Does nothing if it is paused.
+    pub async fn pause_vm(&self, id: VmId) -> Result<()> {
+        self.send(id, |reply| Command::Pause { reply }).await
+    }
+
+    /// Ends the pause of a VM. Does nothing if it runs.
+    pub async fn unpause_vm(&self, id: VmId) -> Result<()> {
+        self.send(id, |reply| Command::Unpause { reply }).await
+    }
+
     /// Sends a signal to a VM's VMM. The VM then counts as stopped, however the VMM ends.
     pub async fn kill_vm(&self, id: VmId, signal: i32) -> Result<()> {
         self.send(id, |reply| Command::Kill { signal, reply }).await

@@ -126,6 +126,16 @@ impl Supervisor for Sim {
         Ok(())
     }
 
+    async fn freeze(&self, vm: VmId) -> supervisor::Result<()> {
+        self.step("freeze a process")?.frozen.insert(vm);
+        Ok(())
+    }
+
+    async fn thaw(&self, vm: VmId) -> supervisor::Result<()> {
+        self.step("thaw a process")?.frozen.remove(&vm);
+        Ok(())
+    }
+
     async fn remove(&self, vm: VmId) -> supervisor::Result<()> {
         self.end_process(vm, Ended::Failed("killed:9".to_owned()));
         self.removal(Resource::Unit)?.processes.remove(&vm);
@@ -191,7 +201,7 @@ impl GuestLink for Sim {
     ) -> guest_link::Result<GuestFacts> {
         let (silent, boots, stopping) = {
             let state = self.lock();
-            (state.silent_guests, state.boots, state.stopping_guests.contains(&vm))
+            (state.is_silent(vm), state.boots, state.stopping_guests.contains(&vm))
         };
         if silent {
             tokio::time::sleep(timeout).await;
@@ -204,7 +214,7 @@ impl GuestLink for Sim {
     }
 
     async fn shutdown(&self, vm: VmId, _token: &Token, timeout: Duration) -> guest_link::Result<()> {
-        if self.lock().silent_guests {
+        if self.lock().is_silent(vm) {
             tokio::time::sleep(timeout).await;
             return Err(guest_link::Error::Timeout {
                 what: "asking the guest to power off".to_owned(),
@@ -216,7 +226,7 @@ impl GuestLink for Sim {
     }
 
     async fn sync_clock(&self, vm: VmId, _token: &Token, occasion: Occasion) -> guest_link::Result<()> {
-        if self.lock().silent_guests {
+        if self.lock().is_silent(vm) {
             let what = "comparing the guest's clock".to_owned();
             return Err(guest_link::Error::Timeout { what, after: Duration::ZERO });
         }

@@ -61,6 +61,8 @@ struct State {
     mappers: BTreeSet<VmId>,
     sockets: BTreeSet<VmId>,
     processes: BTreeMap<VmId, watch::Sender<Option<Ended>>>,
+    /// The processes that stand still.
+    frozen: BTreeSet<VmId>,
     /// The streams to each guest that were handed out, and the number of the last one.
     streams: BTreeMap<VmId, (BTreeMap<usize, UnixStream>, usize)>,
     subnet: Option<Subnet>,
@@ -127,6 +129,13 @@ struct State {
     catalog_unreachable: bool,
 }
 
+impl State {
+    /// Returns whether the guest of a VM does not answer.
+    fn is_silent(&self, vm: VmId) -> bool {
+        self.silent_guests || self.frozen.contains(&vm)
+    }
+}
+
 impl Sim {
     /// Creates an empty host on which everything works.
     pub fn new() -> Self {
@@ -171,6 +180,16 @@ impl Sim {
     /// Makes guests stop answering, or answer again.
     pub fn silence_guests(&self, silent: bool) {
         self.lock().silent_guests = silent;
+    }
+
+    /// Returns whether the process of a VM stands still.
+    pub fn is_frozen(&self, vm: VmId) -> bool {
+        self.lock().frozen.contains(&vm)
+    }
+
+    /// Makes the process of a VM stand still, without its service.
+    pub fn freeze_process(&self, vm: VmId) {
+        self.lock().frozen.insert(vm);
     }
 
     /// Gives guests as many streams as under QEMU. Nobody answers on them.
@@ -319,6 +338,7 @@ impl Sim {
     pub fn end_process(&self, vm: VmId, ended: Ended) {
         let mut state = self.lock();
         state.streams.remove(&vm);
+        state.frozen.remove(&vm);
         if let Some(process) = state.processes.get(&vm) {
             process.send_replace(Some(ended));
         }

@@ -140,6 +140,7 @@ fn explain_signal(error: Error, sandbox: Result<&Object, &Error>) -> Error {
     let hint = match sandbox.map(|sandbox| sandbox.text("State")) {
         Ok("starting") => "it is starting: `banger vm stop NAME` stops it.",
         Ok("running") => "it is running: `banger vm stop NAME` stops it.",
+        Ok("paused") => "it is paused: `banger vm unpause NAME` continues it.",
         Ok("stopping") => "the service stops it.",
         Ok("deleting") => "the service deletes it.",
         Ok("failed") => "it failed: `banger vm logs NAME` shows why, `banger vm start NAME` boots it.",
@@ -180,7 +181,8 @@ mod tests {
         };
         let unreadable = |error: Error| explain_signal(interrupted(), Err(&error)).about("web");
         let detached = explain_signal(Error::Detached { signal: 2 }, Ok(&Object::default())).about("web");
-        let states = ["starting", "running", "stopping", "stopped", "created", "failed", "deleting"];
+        let states =
+            ["starting", "running", "paused", "stopping", "stopped", "created", "failed", "deleting"];
         let errors = [
             ("delete of a running one", refused),
             ("interrupted, gone", unreadable(of_service(ErrorName::UnknownObject))),

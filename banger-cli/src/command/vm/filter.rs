@@ -18,7 +18,8 @@ pub enum Filter {
 /// What can be asked for.
 pub const KEYS: [&str; 5] = ["state", "name", "image", "kernel", "label"];
 /// The states of a sandbox (`docs/lifecycle.md`).
-pub const STATES: [&str; 7] = ["created", "starting", "running", "stopping", "stopped", "failed", "deleting"];
+pub const STATES: [&str; 8] =
+    ["created", "starting", "running", "paused", "stopping", "stopped", "failed", "deleting"];
 
 impl Filter {
     /// Parses `WHAT=VALUE`.

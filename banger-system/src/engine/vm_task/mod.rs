@@ -45,6 +45,7 @@ mod commit;
 mod event;
 mod kernel;
 mod liveness;
+mod pause;
 mod reattach;
 mod reboot;
 mod remove;
@@ -111,6 +112,12 @@ pub(super) enum Command {
     },
     Kill {
         signal: i32,
+        reply: Reply<()>,
+    },
+    Pause {
+        reply: Reply<()>,
+    },
+    Unpause {
         reply: Reply<()>,
     },
     Rename {
@@ -275,6 +282,14 @@ impl VmTask {
             Command::Delete { mode, reply } => return self.delete(mode, reply).await,
             Command::Kill { signal, reply } => {
                 let result = self.kill(signal).await;
+                answer(reply, result);
+            }
+            Command::Pause { reply } => {
+                let result = self.pause().await;
+                answer(reply, result);
+            }
+            Command::Unpause { reply } => {
+                let result = self.unpause().await;
                 answer(reply, result);
             }
             Command::Rename { name, reply } => {

@@ -90,6 +90,9 @@ impl VmTask {
     }
 
     pub(super) async fn start(&mut self, start: Start) -> Result<JobId> {
+        if self.vm.state == State::Paused {
+            return Err(Error::Paused { name: self.vm.name.to_string() });
+        }
         let transition = step(self.vm.state, Event::Start)?;
         self.require_unread_disks().await?;
         let job = self.begin_job(JobKind::VmStart, START)?;
