@@ -1,0 +1,16 @@
+//! The engine on a host in memory.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod catalog;
+mod commit;
+mod disks;
+mod engine_lab;
+mod host_kernel;
+mod network;
+mod pull;
+mod queue;
+mod reboot;
+mod recovery;
+mod sharing;
+mod steps;
+mod streams;
