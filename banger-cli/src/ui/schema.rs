@@ -51,6 +51,8 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("vm exec", Form::One, of!("detached")),
     ("vm forward", Form::Array, of!("forward")),
     ("vm health", Form::Array, of!("health")),
+    ("vm pause", Form::Array, of!("outcome")),
+    ("vm unpause", Form::Array, of!("outcome")),
     ("vm kill", Form::Array, of!("outcome")),
     ("vm list", Form::Array, of!("sandbox")),
     ("vm ping", Form::Lines, of!("ping")),

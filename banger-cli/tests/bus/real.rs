@@ -238,9 +238,6 @@ fn the_default_image_is_pulled_and_the_kernel_of_the_host_imported() {
     assert_eq!(made.status, 0, "{made:?}");
     let vm = json(&made);
     assert_eq!((&vm["image_name"], &vm["kernel_name"]), (&"debian-bookworm".into(), &"host".into()));
-    // Printed while it runs, if it takes long enough to be seen.
-    let told = |stage: &str| made.errors.lines().any(|line| line.starts_with(stage));
-    assert!(["resolve: ", "pull: ", "import: "].into_iter().any(told), "{made:?}");
     let image = json(&host.banger(&["image", "show", "--json", "debian-bookworm"]));
     assert!(image["source"].as_str().unwrap().starts_with("catalog:sim/debian-bookworm@sha256:"), "{image}");
     // Only once: the next sandbox uses them.

@@ -108,6 +108,8 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm commit", &["site", "committed"]),
         ("vm start", &["site"]),
         ("vm restart", &["site"]),
+        ("vm pause", &["site", "nope"]),
+        ("vm unpause", &["site"]),
         ("vm kill", &["site", "nope"]),
         ("vm stop", &["db"]),
         ("vm wait", &["db", "nope"]),

@@ -1,7 +1,4 @@
 //! Pauses of sandboxes: what works meanwhile, what is refused, and what a crash of the service leaves.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
-
-mod engine_lab;
 
 use std::time::Duration;
 
@@ -10,7 +7,17 @@ use banger_system::engine::{
     error::Error,
     request::{Start, Stop, StopMode},
 };
-use engine_lab::{ALICE, EngineLab};
+
+use super::engine_lab::{ALICE, EngineLab, TIMEOUT};
+
+async fn soon(what: &str, is_so: impl Fn() -> bool) {
+    let wait = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(tokio::time::timeout(TIMEOUT, wait).await.is_ok(), "{what}");
+}
 
 #[tokio::test]
 async fn a_paused_sandbox_stands_still_until_it_is_continued() {
@@ -34,12 +41,7 @@ async fn a_paused_sandbox_stands_still_until_it_is_continued() {
         assert_eq!(lab.state(vm), State::Running);
         assert!(!lab.sim.is_frozen(vm) && lab.engine.vm(vm).unwrap().is_ready());
     }
-    let set = async {
-        while lab.sim.clock_syncs(vm, Occasion::Jump) == before {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    assert!(tokio::time::timeout(engine_lab::TIMEOUT, set).await.is_ok(), "its clock is not set");
+    soon("the clock is set", || lab.sim.clock_syncs(vm, Occasion::Jump) > before).await;
 }
 
 #[tokio::test]
@@ -116,10 +118,10 @@ async fn a_restarted_service_keeps_what_is_paused_and_continues_what_is_not() {
     // The service was killed before it could store this pause.
     lab.sim.freeze_process(running);
 
-    let mut lab = lab.restart().await;
-    lab.until(running, |state| state == Some(State::Running)).await;
-    lab.until(paused, |state| state == Some(State::Paused)).await;
-    assert!(lab.sim.is_frozen(paused) && !lab.sim.is_frozen(running));
+    let lab = lab.restart().await;
+    soon("it goes on", || !lab.sim.is_frozen(running)).await;
+    assert_eq!((lab.state(running), lab.state(paused)), (State::Running, State::Paused));
+    assert!(lab.sim.is_frozen(paused));
     lab.engine.unpause_vm(paused).await.unwrap();
     assert!(!lab.sim.is_frozen(paused));
 }
