@@ -1,23 +1,17 @@
 //! Brings the guest up, as the first process. Failures are recorded as problems, which the host can query. The boot
-//! stops only if there is no configuration.
+//! stops only if the host cannot send a configuration.
 
-use std::{
-    ffi::CStr,
-    fs, io,
-    path::Path,
-    process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{ffi::CStr, fs, io, process::ExitCode};
 
-use banger_proto::guest::config::{self, GuestConfig};
 use rustix::{
     mount::{MountFlags, mount},
     time::{ClockId, Timespec, clock_settime},
 };
 
 use crate::{
-    apply, disks, handover, identity, log, modprobe, module_tree, modules, network, ssh, timezone,
-    unmanaged_interface,
+    apply, boot_config, disks, handover, identity, log, modprobe, module_tree,
+    modules::{self, Stage},
+    network, ssh, timezone, unmanaged_interface,
 };
 
 /// Where the root file system is mounted until the root is switched.
@@ -35,17 +29,17 @@ pub fn run() -> ExitCode {
     ] {
         note(&mut problems, mount_fresh(kind, target, flags, data), || format!("cannot mount {target}"));
     }
-    problems.extend(modules::load());
+    note(&mut problems, mount_devpts(), || "cannot mount /dev/pts".to_owned());
+    problems.extend(modules::load(Stage::Common));
 
-    let config = match read_config() {
-        Ok(config) => config,
+    let (config, control) = match boot_config::receive(&problems) {
+        Ok(received) => received,
         Err(error) => {
-            log::error(&format!("cannot read the configuration: {error}"));
+            log::error(&format!("cannot receive the configuration: {error}"));
             return ExitCode::FAILURE;
         }
     };
-    note(&mut problems, set_clock(config.unix_usec), || "cannot set the clock".to_owned());
-    note(&mut problems, mount_devpts(), || "cannot mount /dev/pts".to_owned());
+    problems.extend(modules::load(Stage::Devices));
     let hostname = rustix::system::sethostname(config.hostname.as_bytes());
     note(&mut problems, hostname.map_err(io::Error::from), || "cannot set the host name".to_owned());
 
@@ -97,7 +91,7 @@ pub fn run() -> ExitCode {
             log::error(&problems[problems.len() - 1]);
         }
     }
-    let Err(error) = handover::run(config, problems);
+    let Err(error) = handover::run(config, control, problems);
     log::error(&format!("cannot hand over: {error}"));
     ExitCode::FAILURE
 }
@@ -127,20 +121,6 @@ fn mount_devpts() -> io::Result<()> {
         Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-fn read_config() -> io::Result<GuestConfig> {
-    let bytes = fs::read(Path::new(config::PATH))?;
-    serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
-/// Sets the clock forward. A clock that is ahead of the configuration is the host's own, read a moment later.
-fn set_clock(unix_usec: u64) -> io::Result<()> {
-    let wanted = UNIX_EPOCH + Duration::from_micros(unix_usec);
-    if SystemTime::now() >= wanted {
-        return Ok(());
-    }
-    set_time(unix_usec)
 }
 
 /// Sets the clock to this number of microseconds since the epoch.

@@ -33,8 +33,8 @@ use crate::{
 };
 
 /// Where the kernel lists its virtio ports, and their subsystem in its events.
-const PORTS: &str = "/sys/class/virtio-ports";
-const SUBSYSTEM: &str = "virtio-ports";
+pub const PORTS: &str = "/sys/class/virtio-ports";
+pub const SUBSYSTEM: &str = "virtio-ports";
 /// Stack size of a conversation, which keeps its buffers on the heap.
 pub const THREAD_STACK: usize = 256 << 10;
 
@@ -46,6 +46,8 @@ pub struct ServerConfig {
     pub init: InitKind,
     pub init_system: InitSystem,
     pub programs: Programs,
+    /// The device of the control channel, which is open on the standard output. Absent with a vsock.
+    pub control: Option<PathBuf>,
 }
 
 /// Which program is the first process.
@@ -60,7 +62,8 @@ pub enum InitKind {
 /// Serves until the guest is powered off.
 pub fn serve() -> io::Result<Infallible> {
     let config = serde_json::from_reader(io::stdin().lock())?;
-    let ServerConfig { token, problems, init, init_system, programs } = config;
+    let ServerConfig { token, problems, init, init_system, programs, control } = config;
+    let control = control.map(|path| take_standard_output().map(|fd| (path, fd))).transpose()?;
     cgroups::begin();
     detached::begin(init)?;
     limits::begin();
@@ -72,7 +75,14 @@ pub fn serve() -> io::Result<Infallible> {
             log::error(&format!("cannot serve on the vsock: {error}"));
         }
     })?;
-    watch_ports(&guest)
+    watch_ports(&guest, control)
+}
+
+/// Takes the control channel from the standard output, which becomes the standard error.
+fn take_standard_output() -> io::Result<OwnedFd> {
+    let fd = io::stdout().as_fd().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok(fd)
 }
 
 /// Holds one conversation on the standard input, which is a socket.
@@ -89,23 +99,26 @@ pub fn serve_input(token: &str) -> io::Result<()> {
 
 /// Serves every port as it appears. The kernel creates ports one by one, names each a while later, and sends an event
 /// for both. Waiting for events uses no processor time.
-fn watch_ports(guest: &Arc<Guest>) -> io::Result<Infallible> {
+fn watch_ports(guest: &Arc<Guest>, control: Option<(PathBuf, OwnedFd)>) -> io::Result<Infallible> {
     // Opened before the first listing, so that no name is missed in between.
     let events = Uevents::of(SUBSYSTEM)?;
     let mut known = BTreeSet::new();
+    if let Some((path, fd)) = control {
+        known.insert(path.clone());
+        spawn_watch(path, Some(fd), guest)?;
+    }
     loop {
-        for path in find_ports(Path::new(PORTS))? {
+        for path in find_ports(Path::new(PORTS), |name| name.starts_with(CHANNEL_PREFIX))? {
             if known.insert(path.clone()) {
-                let guest = Arc::clone(guest);
-                thread::Builder::new().stack_size(THREAD_STACK).spawn(move || watch(&path, &guest))?;
+                spawn_watch(path, None, guest)?;
             }
         }
         events.wait()?;
     }
 }
 
-/// Returns the devices of the agent's ports that have their names already.
-fn find_ports(list: &Path) -> io::Result<Vec<PathBuf>> {
+/// Returns the devices of the ports whose names are wanted, as far as they have their names already.
+pub fn find_ports(list: &Path, is_wanted: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(list) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
@@ -114,21 +127,31 @@ fn find_ports(list: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in entries {
         let entry = entry?;
         let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
-        if name.trim_end().starts_with(CHANNEL_PREFIX) {
+        if is_wanted(name.trim_end()) {
             ports.push(Path::new("/dev").join(entry.file_name()));
         }
     }
     Ok(ports)
 }
 
-fn watch(path: &Path, guest: &Guest) {
-    let Err(error) = serve_port(path, guest);
-    log::error(&format!("{}: {error}", path.display()));
+/// Serves a port in a thread of its own; `opened` if it is open already.
+fn spawn_watch(path: PathBuf, opened: Option<OwnedFd>, guest: &Arc<Guest>) -> io::Result<()> {
+    let guest = Arc::clone(guest);
+    thread::Builder::new().stack_size(THREAD_STACK).spawn(move || {
+        let fd = opened.map_or_else(|| open_port(&path), Ok);
+        let Err(error) = fd.and_then(|fd| serve_port(fd, &guest));
+        log::error(&format!("{}: {error}", path.display()));
+    })?;
+    Ok(())
+}
+
+/// Opens a port. Only one process can have it open.
+pub fn open_port(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Holds one conversation after another on a channel.
-fn serve_port(path: &Path, guest: &Guest) -> io::Result<Infallible> {
-    let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+fn serve_port(fd: OwnedFd, guest: &Guest) -> io::Result<Infallible> {
     let doorbell = Doorbell::of(&fd)?;
     let mut port = Port::new(fd);
     loop {
@@ -138,6 +161,18 @@ fn serve_port(path: &Path, guest: &Guest) -> io::Result<Infallible> {
             log::info(&format!("a conversation ended early: {error}"));
         }
     }
+}
+
+/// The events of a port when the host opens or closes it.
+pub const CONNECTION_CHANGES: EventFlags =
+    EventFlags::IN.union(EventFlags::OUT).union(EventFlags::HUP).union(EventFlags::ET);
+
+/// Returns whether the host has a port open. A port without a host is readable, too, but only returns the end of the
+/// stream.
+pub fn is_connected(port: &Port) -> io::Result<bool> {
+    let mut fds = [PollFd::new(port, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(!fds[0].revents().contains(PollFlags::HUP))
 }
 
 /// Waits until the host has opened a channel. Before that, a level-triggered poll would return at once with a hangup;
@@ -150,24 +185,18 @@ struct Doorbell {
 impl Doorbell {
     fn of(fd: &OwnedFd) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::HUP | EventFlags::ET;
-        epoll::add(&epoll, fd, EventData::new_u64(0), flags)?;
+        epoll::add(&epoll, fd, EventData::new_u64(0), CONNECTION_CHANGES)?;
         Ok(Self { epoll })
     }
 
     fn wait(&self, port: &Port) -> io::Result<()> {
-        loop {
-            let mut fds = [PollFd::new(port, PollFlags::IN)];
-            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-            // A port without a host is readable, too, but only returns the end of the stream.
-            if !fds[0].revents().contains(PollFlags::HUP) {
-                return Ok(());
-            }
+        while !is_connected(port)? {
             let mut events = Vec::with_capacity(1);
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+        Ok(())
     }
 }

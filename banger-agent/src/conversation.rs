@@ -42,6 +42,9 @@ pub fn hold(port: &mut Port, guest: &Guest) -> io::Result<()> {
     let request = match port.wait_frame()? {
         None => return Ok(()),
         Some(Frame::Request(request)) => request,
+        Some(Frame::Configure(_)) => {
+            return refuse(port, FailureKind::AlreadyExists, "the guest has its configuration already");
+        }
         Some(_) => return refuse(port, FailureKind::BadRequest, "a request was expected"),
     };
     // A host that hangs up meanwhile needs no answer.
@@ -147,6 +150,7 @@ fn info(guest: &Guest) -> GuestInfo {
         problems: guest.problems.iter().map(|problem| without_codes(problem)).collect(),
         stopping: stopping::has_begun(),
         phases: guest.phases.now(),
+        early_devices: false,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     fs, io,
     io::{Seek, Write},
-    os::unix::process::CommandExt,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::Path,
     process::{Command, Stdio},
 };
@@ -20,6 +20,7 @@ use rustix::{
 use crate::{
     SERVE,
     boot::NEW_ROOT,
+    boot_config::ControlPort,
     cgroups,
     channels::{InitKind, ServerConfig},
     log,
@@ -35,7 +36,11 @@ const INITS: [&str; 5] =
 const SERVER_NAME: &str = "@banger-agent";
 
 /// Hands over. Returns only if that is impossible.
-pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infallible> {
+pub fn run(
+    config: GuestConfig,
+    control: Option<ControlPort>,
+    mut problems: Vec<String>,
+) -> io::Result<Infallible> {
     let has_root = fs::read_dir(NEW_ROOT).is_ok_and(|mut entries| entries.next().is_some());
     if has_root {
         switch_root()?;
@@ -52,7 +57,9 @@ pub fn run(config: GuestConfig, mut problems: Vec<String>) -> io::Result<Infalli
     }
     let init_system = init.as_ref().map_or(InitSystem::Other, |init| InitSystem::of(Path::new("/"), init));
     let (token, programs) = (config.token, config.programs);
-    let server = start_server(ServerConfig { token, problems, init: kind, init_system, programs })?;
+    let (control, channel) = control.map(|control| (control.path, control.fd)).unzip();
+    let server = ServerConfig { token, problems, init: kind, init_system, programs, control };
+    let server = start_server(&server, channel)?;
     // Programs detect systemd by the directory of this unit, so no other init gets it.
     if init_system == InitSystem::Systemd
         && let Err(error) = stopping::prepare(server)
@@ -107,15 +114,18 @@ fn is_program(path: &str) -> bool {
 }
 
 /// Starts the serving process and returns its process id. It reads its configuration from an unnamed file on its
-/// standard input.
-fn start_server(config: ServerConfig) -> io::Result<u32> {
+/// standard input, and has the control channel on its standard output.
+fn start_server(config: &ServerConfig, channel: Option<OwnedFd>) -> io::Result<u32> {
     let mut file = fs::File::from(rustix::fs::memfd_create("banger-agent", MemfdFlags::CLOEXEC)?);
-    serde_json::to_writer(&mut file, &config)?;
+    serde_json::to_writer(&mut file, config)?;
     file.flush()?;
     file.rewind()?;
     // The program is in the initramfs, which no longer has a path.
     let mut server = Command::new(Path::new("/proc/self/exe"));
     server.arg0(SERVER_NAME).arg(SERVE).env_clear().stdin(Stdio::from(file));
+    if let Some(channel) = channel {
+        server.stdout(Stdio::from(channel));
+    }
     cgroups::protect(&mut server);
     server.spawn().map(|server| server.id())
 }

@@ -10,8 +10,9 @@
 //!  ───────────────────────────────────────────┬──────────────────────────────────────────────────
 //!  boot::run                                  │
 //!    mount /dev /proc /sys /run               │
-//!    modules       load what the host chose   │
-//!    config        read /banger/guest.json    │
+//!    modules       load the common ones       │
+//!    boot_config   wait for the host          │
+//!    modules       load drivers of devices    │
 //!    network       addresses and routes       │
 //!    disks         root, work disk, modules ──┤
 //!    identity, apply, timezone, ssh           │
@@ -26,8 +27,9 @@
 //! ```
 //!
 //! 1. **Boot** ([`boot`]). A failure is recorded as a problem, which `banger vm health` shows, and the boot
-//!    continues: a guest without a time zone or a work disk is still useful. The boot stops only if there is no
-//!    configuration.
+//!    continues: a guest without a time zone or a work disk is still useful. The boot stops only if the host cannot
+//!    send a configuration. Until it does ([`boot_config`]), the guest belongs to no sandbox, and can be captured as a
+//!    template.
 //! 2. **Handover** ([`handover`]). The root is switched, and the server is started before the image's init. So the
 //!    host reaches a guest whose init hangs, and the init cannot delay the server.
 //! 3. **Serving** ([`channels`], [`vsock`]). Each stream carries one request ([`conversation`]). A thread with a small
@@ -49,6 +51,7 @@ mod account;
 mod apply;
 mod archive;
 mod boot;
+mod boot_config;
 mod boot_wait;
 mod cgroups;
 mod channels;
@@ -59,6 +62,7 @@ mod conversation;
 mod copies;
 mod detached;
 mod disks;
+mod entropy;
 mod exec;
 mod files;
 mod forward;

@@ -48,32 +48,42 @@ impl Port {
         Self { fd, decoder: Decoder::default(), outgoing: Vec::new() }
     }
 
+    /// Returns the channel, without what was received and not read.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Waits for a greeting and answers it. After a wrong one, waits for the next.
     pub fn greet(&mut self, token: &str) -> io::Result<Greeting> {
-        self.greet_as(token, Verdict::Welcome)
+        self.greet_as(Verdict::Welcome, |hello| hello.judge(token))
     }
 
     /// Waits for a greeting and answers that the agent is busy.
     pub fn greet_busy(&mut self, token: &str) -> io::Result<Greeting> {
-        self.greet_as(token, Verdict::Busy)
+        self.greet_as(Verdict::Busy, |hello| match hello.judge(token) {
+            Verdict::Welcome => Verdict::Busy,
+            other => other,
+        })
     }
 
-    /// Answers `known` to a host that knows the token.
-    fn greet_as(&mut self, token: &str, known: Verdict) -> io::Result<Greeting> {
+    /// Waits for a greeting with any token, and answers that the agent has no configuration.
+    pub fn greet_unconfigured(&mut self) -> io::Result<Greeting> {
+        self.greet_as(Verdict::Unconfigured, HostHello::judge_unconfigured)
+    }
+
+    /// Answers greetings until one gets the verdict `last`.
+    fn greet_as(&mut self, last: Verdict, judge: impl Fn(&HostHello) -> Verdict) -> io::Result<Greeting> {
         let mut buffer = std::mem::take(&mut self.decoder).into_rest();
         self.outgoing.clear();
         let mut skipped = 0;
         loop {
             if let Some(hello) = HostHello::take(&mut buffer) {
-                let verdict = match hello.judge(token) {
-                    Verdict::Welcome => known,
-                    other => other,
-                };
+                let verdict = judge(&hello);
                 self.outgoing.extend(hello::answer(&hello, verdict));
                 if !self.flush_all()? {
                     return Ok(Greeting::HungUp);
                 }
-                if verdict == known {
+                if verdict == last {
                     self.decoder = Decoder::new(buffer);
                     return Ok(Greeting::Done);
                 }

@@ -1,6 +1,9 @@
 //! Receives kernel events about devices (`lib/kobject_uevent.c`; udev(7) uses the same multicast group).
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -48,7 +51,7 @@ impl Uevents {
     }
 
     /// Takes all pending events. Returns whether any of them is about the subsystem.
-    fn take(&self) -> io::Result<bool> {
+    pub fn take(&self) -> io::Result<bool> {
         let mut concerns_us = false;
         let mut event = [0; MAX_EVENT];
         loop {
@@ -60,6 +63,12 @@ impl Uevents {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl AsFd for Uevents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

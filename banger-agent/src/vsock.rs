@@ -47,13 +47,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(100);
 pub fn serve(guest: &Arc<Guest>) -> io::Result<()> {
     let mut listeners = Vec::new();
     for (port, limit) in PORTS {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = match socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None) {
-            Err(Errno::AFNOSUPPORT | Errno::NODEV) => return Ok(()),
-            made => made?,
-        };
-        bind(&socket, &Address::new(ANY, port))?;
-        listen(&socket, BACKLOG)?;
+        let Some(socket) = listen_on(port)? else { return Ok(()) };
         listeners.push(Listener { socket, held: Slots::new(limit), refusals: Slots::new(MAX_BUSY_REPLIES) });
     }
     loop {
@@ -71,6 +65,18 @@ pub fn serve(guest: &Arc<Guest>) -> io::Result<()> {
             }
         }
     }
+}
+
+/// Listens on a port. Returns `None` if the kernel has no vsock.
+pub fn listen_on(port: u32) -> io::Result<Option<OwnedFd>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = match socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None) {
+        Err(Errno::AFNOSUPPORT | Errno::NODEV) => return Ok(None),
+        made => made?,
+    };
+    bind(&socket, &Address::new(ANY, port))?;
+    listen(&socket, BACKLOG)?;
+    Ok(Some(socket))
 }
 
 /// A listening port.
@@ -149,7 +155,7 @@ fn serve_connection(connection: OwnedFd, guest: &Guest) {
 }
 
 /// Accepts a connection. Returns `None` unless it is the host's: programs in the guest can reach the port, too.
-fn accept(listener: &impl AsFd) -> io::Result<Option<OwnedFd>> {
+pub fn accept(listener: &impl AsFd) -> io::Result<Option<OwnedFd>> {
     let (connection, peer) = acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     let is_host = peer.as_ref().and_then(Address::read).is_some_and(|peer| peer.cid == HOST);
     Ok(is_host.then_some(connection))

@@ -26,10 +26,8 @@ pub struct LaunchSpec {
     pub memory: Bytes,
     /// The ELF kernel.
     pub kernel: PathBuf,
-    /// Archives of the initramfs that exist as files, in their order.
+    /// Archives of the initramfs in their order.
     pub initramfs: Vec<PathBuf>,
-    /// The guest's configuration, as the last archive of the initramfs. Secret: it holds the agent's token.
-    pub guest_archive: Vec<u8>,
     /// Disks in the order in which the guest counts them, `/dev/vda` first.
     pub drives: Vec<Drive>,
     /// Network interfaces in the order in which the guest counts them.

@@ -9,7 +9,8 @@ use banger_image::{
     kernel::decompress::Compression,
 };
 use banger_proto::guest::{
-    Exec, Frame,
+    BootConfig, Exec, Frame, GuestConfig,
+    config::{Entropy, Init, Programs},
     hello::{HostHello, Verdict, answer},
     listing::{Entry, Kind},
     message::{Exit, Failure, FailureKind, Phase, Request, Started, Terminal, WindowSize},
@@ -207,6 +208,25 @@ fn catalogs() -> Vec<Vec<u8>> {
     seeds
 }
 
+fn boot_config() -> BootConfig {
+    let guest = GuestConfig {
+        token: "0123456789abcdef0123456789abcdef".into(),
+        hostname: "box".into(),
+        names: vec!["box.vm".into()],
+        root_device: "/dev/vda".into(),
+        work_disk: None,
+        module_disk: None,
+        init: Init::Auto,
+        unix_usec: 1,
+        network: None,
+        ssh: None,
+        timezone: None,
+        programs: Programs::default(),
+        files: Vec::new(),
+    };
+    BootConfig { guest, entropy: Entropy([[1; 32]; 2]) }
+}
+
 fn frames() -> Vec<Vec<u8>> {
     let all = [
         Frame::Request(Request::Shutdown),
@@ -214,6 +234,7 @@ fn frames() -> Vec<Vec<u8>> {
         Frame::InputEnd,
         Frame::Resize(WindowSize { rows: 1, columns: 2 }),
         Frame::Signal(15),
+        Frame::Configure(Box::new(boot_config())),
         Frame::Started(Started::new(12)),
         Frame::Output(b"out".to_vec()),
         Frame::ErrorOutput(Vec::new()),

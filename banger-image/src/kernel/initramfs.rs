@@ -1,11 +1,10 @@
-//! The three concatenated archives of a guest's initramfs.
+//! The two concatenated archives of a guest's initramfs.
 //!
 //! 1. [`modules_archive`], one per kernel;
-//! 2. [`agent_archive`], one per build of the agent;
-//! 3. [`config_archive`], one per boot.
+//! 2. [`agent_archive`], one per build of the agent.
 //!
-//! So the large parts are made once, and only the last, small one for each start. They are not compressed:
-//! decompression costs a guest more than reading.
+//! So nothing is made for a start, and nothing in them belongs to one sandbox: the agent gets its configuration over its
+//! channel. They are not compressed: decompression costs a guest more than reading.
 
 use super::{
     cpio::{Archive, TooLarge},
@@ -17,9 +16,6 @@ pub const MODULES_LIST: &str = "banger/modules";
 
 /// The agent, which the kernel runs as the first process.
 pub const INIT: &str = "init";
-
-/// The configuration of this boot.
-pub const CONFIG: &str = "banger/guest.json";
 
 /// The directories that the agent mounts on.
 const MOUNT_POINTS: [&str; 5] = ["dev", "newroot", "proc", "run", "sys"];
@@ -47,13 +43,6 @@ pub fn agent_archive(agent: &[u8]) -> Result<Vec<u8>, TooLarge> {
     Ok(archive.finish())
 }
 
-/// Returns the archive of one boot's configuration; `json` is a `banger_proto::guest::GuestConfig`.
-pub fn config_archive(json: &[u8]) -> Result<Vec<u8>, TooLarge> {
-    let mut archive = Archive::new();
-    archive.file(CONFIG, 0o600, json)?;
-    Ok(archive.finish())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
@@ -64,7 +53,7 @@ mod tests {
     };
 
     #[test]
-    fn the_three_archives_make_one_initramfs() {
+    fn the_two_archives_make_one_initramfs() {
         let module =
             |name: &str, path: &str| Module { name: name.into(), path: path.into(), content: vec![1; 5] };
         let picked = PickedModules {
@@ -72,12 +61,7 @@ mod tests {
             modules: vec![module("jbd2", "kernel/fs/jbd2/jbd2.ko"), module("ext4", "kernel/fs/ext4/ext4.ko")],
             absent: Vec::new(),
         };
-        let initramfs = [
-            modules_archive(&picked).unwrap(),
-            agent_archive(b"agent").unwrap(),
-            config_archive(b"{}").unwrap(),
-        ]
-        .concat();
+        let initramfs = [modules_archive(&picked).unwrap(), agent_archive(b"agent").unwrap()].concat();
         let entries = read(&initramfs);
         let file = |path: &str| {
             let entry = entries.iter().find(|entry| entry.path == path).unwrap();
@@ -91,7 +75,6 @@ mod tests {
             (0o100644, [1; 5].as_slice())
         );
         assert_eq!(file("init"), (0o100755, b"agent".as_slice()));
-        assert_eq!(file("banger/guest.json"), (0o100600, b"{}".as_slice()));
         for directory in ["dev", "newroot", "proc", "run", "sys"] {
             assert_eq!(file(directory), (0o40755, [].as_slice()));
         }

@@ -1,13 +1,43 @@
-//! The configuration that the agent reads at boot from `/banger/guest.json` in the initramfs.
+//! The configuration of one boot, which the host sends to the agent over the control channel.
+//!
+//! The agent in the initramfs has none at first, so everything until then is the same for every sandbox with this
+//! kernel.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// Path of the configuration in the initramfs.
-pub const PATH: &str = "/banger/guest.json";
 /// Path of the list of modules in the initramfs: one absolute path per line, in loading order.
 pub const MODULES_PATH: &str = "/banger/modules";
+
+/// What a guest gets once in each boot, before it uses a disk or the network, and before a second process exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct BootConfig {
+    /// The configuration.
+    pub guest: GuestConfig,
+    /// Random bytes of the host. The guest's random number generator starts from them, whatever its state was.
+    pub entropy: Entropy,
+}
+
+/// Random bytes. Secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Entropy(pub [[u8; 32]; 2]);
+
+impl Entropy {
+    /// Returns the bytes.
+    pub const fn as_bytes(&self) -> &[u8] {
+        self.0.as_flattened()
+    }
+}
+
+/// Omits the bytes.
+impl std::fmt::Debug for Entropy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Entropy")
+    }
+}
 
 /// The configuration of one boot.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +59,7 @@ pub struct GuestConfig {
     pub module_disk: Option<String>,
     /// What runs as the first process once the disks are mounted.
     pub init: Init,
-    /// The time, in microseconds since the Unix epoch, for a guest without a clock.
+    /// The time of the host, in microseconds since the Unix epoch.
     pub unix_usec: u64,
     /// The network interface.
     pub network: Option<GuestNetwork>,

@@ -2,12 +2,18 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::message::{Exit, Failure, GuestInfo, Request, Started, WindowSize};
+use super::{
+    config::BootConfig,
+    message::{Exit, Failure, GuestInfo, Request, Started, WindowSize},
+};
 
 /// The longest payload of a frame that carries raw bytes.
 pub const MAX_DATA: usize = 64 << 10;
 /// The longest payload of a frame that carries a message: a long command line with its environment.
 pub const MAX_MESSAGE: usize = 256 << 10;
+/// The longest payload of a frame with a boot's configuration. The environment of the image and the public keys are its
+/// largest parts, and both are bounded.
+pub const MAX_CONFIG: usize = 2 << 20;
 const HEADER: usize = 5;
 
 /// A frame.
@@ -23,6 +29,10 @@ pub enum Frame {
     Resize(WindowSize),
     /// Host: a signal for the command's process group.
     Signal(u8),
+    /// Host: the configuration of the boot, only for an agent that has greeted with
+    /// [`Verdict::Unconfigured`](super::hello::Verdict::Unconfigured). Answered by `Done` once the random number
+    /// generator and the clock are set.
+    Configure(Box<BootConfig>),
     /// Agent: the command has started.
     Started(Started),
     /// Agent: bytes of the command's standard output, or of an archive. An empty frame is the end of a connection.
@@ -69,6 +79,7 @@ mod kind {
     pub const INPUT_END: u8 = 0x03;
     pub const RESIZE: u8 = 0x04;
     pub const SIGNAL: u8 = 0x05;
+    pub const CONFIGURE: u8 = 0x06;
     pub const STARTED: u8 = 0x81;
     pub const OUTPUT: u8 = 0x82;
     pub const ERROR_OUTPUT: u8 = 0x83;
@@ -88,6 +99,7 @@ impl Frame {
             Frame::InputEnd => (kind::INPUT_END, Vec::new()),
             Frame::Resize(size) => (kind::RESIZE, json(size)),
             Frame::Signal(signal) => (kind::SIGNAL, vec![*signal]),
+            Frame::Configure(config) => (kind::CONFIGURE, json(config)),
             Frame::Started(started) => (kind::STARTED, json(started)),
             Frame::Output(bytes) => (kind::OUTPUT, bytes.clone()),
             Frame::ErrorOutput(bytes) => (kind::ERROR_OUTPUT, bytes.clone()),
@@ -119,6 +131,7 @@ impl Frame {
                 [signal] => Ok(Frame::Signal(*signal)),
                 _ => Err(malformed()),
             },
+            kind::CONFIGURE => read(kind, payload).map(Frame::Configure),
             kind::STARTED => read(kind, payload).map(Frame::Started),
             kind::OUTPUT => Ok(Frame::Output(payload.to_vec())),
             kind::ERROR_OUTPUT => Ok(Frame::ErrorOutput(payload.to_vec())),
@@ -147,6 +160,7 @@ fn max_payload(kind: u8) -> Option<usize> {
         kind::REQUEST | kind::STARTED | kind::EXIT | kind::INFO | kind::FAILED | kind::RESIZE => {
             Some(MAX_MESSAGE)
         }
+        kind::CONFIGURE => Some(MAX_CONFIG),
         kind::SIGNAL => Some(1),
         kind::WINDOW => Some(4),
         kind::INPUT_END | kind::DONE => Some(0),
@@ -199,7 +213,30 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::guest::message::{Exec, FailureKind, Phase, Terminal};
+    use crate::guest::{
+        config::{Entropy, GuestConfig, Init, Programs},
+        message::{Exec, FailureKind, Phase, Terminal},
+    };
+
+    fn boot_config(variable: String) -> BootConfig {
+        let programs = Programs { env: vec![("A".into(), variable)], ..Programs::default() };
+        let guest = GuestConfig {
+            token: "0123456789abcdef0123456789abcdef".into(),
+            hostname: "box".into(),
+            names: vec!["box.vm".into()],
+            root_device: "/dev/vda".into(),
+            work_disk: None,
+            module_disk: None,
+            init: Init::Auto,
+            unix_usec: 7,
+            network: None,
+            ssh: None,
+            timezone: None,
+            programs,
+            files: Vec::new(),
+        };
+        BootConfig { guest, entropy: Entropy([[1; 32], [2; 32]]) }
+    }
 
     fn all() -> Vec<Frame> {
         let exec = Exec {
@@ -223,6 +260,7 @@ mod tests {
             Frame::InputEnd,
             Frame::Resize(WindowSize { rows: 1, columns: 2 }),
             Frame::Signal(15),
+            Frame::Configure(Box::new(boot_config("b".into()))),
             Frame::Started(Started::new(12)),
             Frame::Output(b"out".to_vec()),
             Frame::ErrorOutput(Vec::new()),
@@ -255,6 +293,29 @@ mod tests {
         assert!(matches!(decoder.next_frame(), Err(Error::TooLong { .. })));
         let mut decoder = Decoder::new(vec![0, 0, 0, 0, 0x77]);
         assert!(matches!(decoder.next_frame(), Err(Error::UnknownType(0x77))));
+    }
+
+    #[test]
+    fn a_configuration_is_bounded_and_its_secrets_are_not_printed() {
+        let large = Frame::Configure(Box::new(boot_config("x".repeat(MAX_CONFIG - 4096))));
+        assert_eq!(Decoder::new(large.encode()).next_frame().unwrap(), Some(large));
+        let larger = Frame::Configure(Box::new(boot_config("x".repeat(MAX_CONFIG))));
+        let refused = Decoder::new(larger.encode()).next_frame();
+        assert!(matches!(refused, Err(Error::TooLong { kind: kind::CONFIGURE, .. })));
+        let printed = format!("{:?}", boot_config(String::new()));
+        assert!(printed.contains("box") && !printed.contains("0123456789"), "{printed}");
+        assert!(!printed.contains("[1, 1"), "{printed}");
+    }
+
+    #[test]
+    fn entropy_of_another_length_is_refused() {
+        let config = serde_json::to_value(boot_config(String::new())).unwrap();
+        for entropy in [serde_json::json!([]), serde_json::json!([[1, 2], [3]]), serde_json::json!("00")] {
+            let mut config = config.clone();
+            config["entropy"] = entropy;
+            let payload = serde_json::to_vec(&config).unwrap();
+            assert!(matches!(Frame::decode(kind::CONFIGURE, &payload), Err(Error::Malformed { .. })));
+        }
     }
 
     proptest! {

@@ -41,6 +41,9 @@ pub enum Verdict {
     WrongVersion,
     /// The agent already holds the maximum number of conversations of this kind.
     Busy,
+    /// The agent has no configuration yet, and therefore no token. It waits for
+    /// [`Frame::Configure`](super::Frame::Configure), or for a request for facts.
+    Unconfigured,
 }
 
 /// Why a greeting failed.
@@ -58,6 +61,9 @@ pub enum Error {
     /// The agent holds the maximum number of conversations.
     #[error("the guest's agent is busy")]
     Busy,
+    /// The agent has no configuration yet.
+    #[error("the guest's agent has no configuration yet")]
+    Unconfigured,
 }
 
 impl HostHello {
@@ -85,6 +91,11 @@ impl HostHello {
         Some(hello)
     }
 
+    /// Checks the greeting on behalf of an agent without a configuration, which knows no token.
+    pub fn judge_unconfigured(&self) -> Verdict {
+        if self.version == VERSION { Verdict::Unconfigured } else { Verdict::WrongVersion }
+    }
+
     /// Checks the greeting. The comparison takes the same time for every token of 32 bytes.
     pub fn judge(&self, token: &str) -> Verdict {
         if self.version != VERSION {
@@ -107,6 +118,7 @@ pub fn answer(hello: &HostHello, verdict: Verdict) -> [u8; AGENT_LENGTH] {
         Verdict::WrongToken => 1,
         Verdict::WrongVersion => 2,
         Verdict::Busy => 3,
+        Verdict::Unconfigured => 4,
     };
     bytes
 }
@@ -123,6 +135,7 @@ pub fn take_answer(buffer: &mut Vec<u8>, hello: &HostHello) -> Result<bool, Erro
             1 => Err(Error::WrongToken),
             2 => Err(Error::WrongVersion),
             3 => Err(Error::Busy),
+            4 => Err(Error::Unconfigured),
             _ => Err(Error::Garbage),
         };
     }
@@ -171,6 +184,30 @@ mod tests {
         assert_eq!(hello().judge("0123456789abcdef0123456789abcdee"), Verdict::WrongToken);
         assert_eq!(hello().judge(""), Verdict::WrongToken);
         assert_eq!(HostHello { version: 99, ..hello() }.judge(SECRET), Verdict::WrongVersion);
+    }
+
+    #[test]
+    fn every_verdict_arrives() {
+        for (verdict, expect) in [
+            (Verdict::Welcome, Ok(true)),
+            (Verdict::WrongToken, Err(Error::WrongToken)),
+            (Verdict::WrongVersion, Err(Error::WrongVersion)),
+            (Verdict::Busy, Err(Error::Busy)),
+            (Verdict::Unconfigured, Err(Error::Unconfigured)),
+        ] {
+            assert_eq!(take_answer(&mut answer(&hello(), verdict).to_vec(), &hello()), expect);
+        }
+        let mut unknown = answer(&hello(), Verdict::Welcome);
+        unknown[AGENT_LENGTH - 1] = 99;
+        assert_eq!(take_answer(&mut unknown.to_vec(), &hello()), Err(Error::Garbage));
+    }
+
+    #[test]
+    fn an_agent_without_a_configuration_accepts_every_token_but_no_other_version() {
+        let other = HostHello::new([7; NONCE], "ffffffffffffffffffffffffffffffff").unwrap();
+        assert_eq!(hello().judge_unconfigured(), Verdict::Unconfigured);
+        assert_eq!(other.judge_unconfigured(), Verdict::Unconfigured);
+        assert_eq!(HostHello { version: 99, ..hello() }.judge_unconfigured(), Verdict::WrongVersion);
     }
 
     #[test]

@@ -380,7 +380,8 @@ impl Exit {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct GuestInfo {
-    /// `/proc/sys/kernel/random/boot_id`.
+    /// `/proc/sys/kernel/random/boot_id`. Empty before the configuration has arrived: the kernel draws it when it is
+    /// first read.
     pub boot_id: String,
     /// What `uname -r` prints.
     pub kernel_release: String,
@@ -395,6 +396,10 @@ pub struct GuestInfo {
     /// When it reached its phases; older agents do not report them.
     #[serde(default)]
     pub phases: Phases,
+    /// Whether drivers have found a disk or a network interface before the configuration arrived. An agent that is
+    /// configured reports `false`.
+    #[serde(default)]
+    pub early_devices: bool,
 }
 
 /// Why a request failed.

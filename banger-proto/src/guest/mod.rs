@@ -4,6 +4,9 @@
 //! the agent of this boot know. Then the host sends one [`Request`], and both sides exchange [`Frame`]s until the
 //! request is served. A stream serves one request.
 //!
+//! An agent that has not been configured since its kernel started says so in its greeting, whatever the token. It takes
+//! one [`BootConfig`] over the control channel, and knows the token from then on.
+//!
 //! Neither side trusts the other: every length is bounded before anything is allocated for it.
 
 pub mod config;
@@ -14,7 +17,7 @@ pub mod listing;
 pub mod message;
 pub mod terminfo;
 
-pub use config::GuestConfig;
+pub use config::{BootConfig, GuestConfig};
 pub use frame::{Decoder, Frame};
 pub use message::{Exec, Failure, FailureKind, GuestInfo, Request, Terminal};
 

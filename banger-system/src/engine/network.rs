@@ -11,7 +11,7 @@ use super::{
     Shared,
     capability::{self, Plan},
     error::Result,
-    guest_archive, now,
+    guest_config, now,
 };
 use crate::ports::{FromHost as _, HostError};
 
@@ -69,7 +69,7 @@ impl Shared {
         // A VM without its image does not start, and so its configuration does not matter.
         let image =
             self.inventory.item::<Image>(vm.image).map(|image| image.config.clone()).unwrap_or_default();
-        let guest = guest_archive::config(vm, &image, &nic, subnet, now(&*self.ports.clock));
+        let guest = guest_config::config(vm, &image, &nic, subnet, now(&*self.ports.clock));
         let mut plan = Plan { nic, guest };
         for capability in capability::ALL {
             capability.add_to(&mut plan, vm, subnet);

@@ -4,12 +4,20 @@ use std::{os::fd::OwnedFd, time::Duration};
 
 use async_trait::async_trait;
 use banger_domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token};
+use banger_proto::guest::GuestConfig;
 
 use super::{HostError, vmm};
 
 /// The connection to the agents in guests.
 #[async_trait]
 pub trait GuestLink: Send + Sync {
+    /// Waits until the agent in the initramfs asks for the configuration of its boot, and leaves it without one. Fails
+    /// with [`Error::Timeout`], and with [`Error::Unavailable`] if the agent has a configuration. Safe to cancel and
+    /// to repeat.
+    async fn wait_unconfigured(&self, vm: VmId, timeout: Duration) -> Result<UnconfiguredGuest>;
+    /// Sends the agent the configuration of this boot when it asks for it, with entropy and the current time, and then
+    /// waits as [`GuestLink::wait_ready`] does. An agent keeps the configuration that it has, so a repeat is safe.
+    async fn configure(&self, vm: VmId, config: &GuestConfig, timeout: Duration) -> Result<GuestFacts>;
     /// Waits until the agent answers. Fails with [`Error::Timeout`]. Safe to cancel and to repeat.
     async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts>;
     /// Asks the agent to sync the disks and to power off. Returns once the agent confirms that all earlier writes are
@@ -28,6 +36,14 @@ pub struct GuestFacts {
     pub boot_id: String,
     /// Whether it is shutting down.
     pub stopping: bool,
+}
+
+/// What an agent without a configuration reports about its guest. Untrusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnconfiguredGuest {
+    /// Whether the kernel has found a disk or a network interface already, because it has their drivers built in. Such
+    /// a guest cannot become one with other disks.
+    pub early_devices: bool,
 }
 
 /// Which connection to the agent to open.

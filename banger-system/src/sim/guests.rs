@@ -16,6 +16,7 @@ use banger_domain::{
     vm::Token,
     vmm::VmmChoice,
 };
+use banger_proto::guest::GuestConfig;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     pipe::{PipeFlags, pipe_with},
@@ -26,7 +27,7 @@ use super::Sim;
 use crate::ports::{
     Check, FromHost as _, Status,
     disks::OverlayBy,
-    guest_link::{self, Channel, GuestFacts, GuestLink},
+    guest_link::{self, Channel, GuestFacts, GuestLink, UnconfiguredGuest},
     logs::{self, Log, LogRange, Logs, ReaderGuard},
     streams::{self, Streams},
     supervisor::{self, EmptyJail, Ended, Started, Supervisor},
@@ -182,6 +183,7 @@ impl EmptyJail for SimJail {
             state.boots += 1;
             state.guest_ends.remove(&self.vm);
             state.stopping_guests.remove(&self.vm);
+            state.configured.remove(&self.vm);
         }
         Ok(started(self.vm))
     }
@@ -193,34 +195,40 @@ fn started(vm: VmId) -> Started {
 
 #[async_trait]
 impl GuestLink for Sim {
-    async fn wait_ready(
+    async fn wait_unconfigured(&self, vm: VmId, timeout: Duration) -> guest_link::Result<UnconfiguredGuest> {
+        self.answer(vm, "waiting for the guest", timeout).await?;
+        match self.lock().configured.contains_key(&vm) {
+            true => Err(guest_link::Error::Unavailable { message: "the guest is configured".to_owned() }),
+            false => Ok(UnconfiguredGuest { early_devices: false }),
+        }
+    }
+
+    async fn configure(
         &self,
         vm: VmId,
-        _token: &Token,
+        config: &GuestConfig,
         timeout: Duration,
     ) -> guest_link::Result<GuestFacts> {
-        let (silent, boots, stopping) = {
-            let state = self.lock();
-            (state.is_silent(vm), state.boots, state.stopping_guests.contains(&vm))
-        };
-        if silent {
-            tokio::time::sleep(timeout).await;
-            return Err(guest_link::Error::Timeout {
-                what: "waiting for the guest".to_owned(),
-                after: timeout,
-            });
+        self.answer(vm, "waiting for the guest", timeout).await?;
+        self.lock().configured.entry(vm).or_insert_with(|| config.clone());
+        self.wait_ready(vm, &Token::from_text(config.token.clone()), timeout).await
+    }
+
+    async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> guest_link::Result<GuestFacts> {
+        self.answer(vm, "waiting for the guest", timeout).await?;
+        let state = self.lock();
+        let (boots, stopping) = (state.boots, state.stopping_guests.contains(&vm));
+        let refused = |message: &str| Err(guest_link::Error::Unavailable { message: message.to_owned() });
+        match state.configured.get(&vm) {
+            None => return refused("the guest has no configuration"),
+            Some(config) if config.token != token.as_str() => return refused("the token is wrong"),
+            Some(_) => {}
         }
         Ok(GuestFacts { boot_id: format!("00000000-0000-4000-8000-{boots:012}"), stopping })
     }
 
     async fn shutdown(&self, vm: VmId, _token: &Token, timeout: Duration) -> guest_link::Result<()> {
-        if self.lock().is_silent(vm) {
-            tokio::time::sleep(timeout).await;
-            return Err(guest_link::Error::Timeout {
-                what: "asking the guest to power off".to_owned(),
-                after: timeout,
-            });
-        }
+        self.answer(vm, "asking the guest to power off", timeout).await?;
         self.end_process(vm, Ended::Clean);
         Ok(())
     }
@@ -237,6 +245,17 @@ impl GuestLink for Sim {
     async fn open(&self, stream: UnixStream, _token: &Token) -> guest_link::Result<OwnedFd> {
         let stream = stream.into_std().map_err(|error| guest_link::Error::os("hand over a stream", error))?;
         Ok(stream.into())
+    }
+}
+
+impl Sim {
+    /// Answers for a guest, unless guests are silent.
+    async fn answer(&self, vm: VmId, what: &str, timeout: Duration) -> guest_link::Result<()> {
+        if !self.lock().is_silent(vm) {
+            return Ok(());
+        }
+        tokio::time::sleep(timeout).await;
+        Err(guest_link::Error::Timeout { what: what.to_owned(), after: timeout })
     }
 }
 

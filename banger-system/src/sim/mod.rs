@@ -31,7 +31,7 @@ use banger_image::{
     installed::InstalledKernel,
     record::{Image, Kernel},
 };
-use banger_proto::size::Bytes;
+use banger_proto::{guest::GuestConfig, size::Bytes};
 use tokio::sync::{Notify, watch};
 
 use crate::ports::{
@@ -94,6 +94,8 @@ struct State {
     boots: u64,
     /// How guests ended or halted.
     guest_ends: BTreeMap<VmId, GuestEnd>,
+    /// What each guest was configured with since its VMM started.
+    configured: BTreeMap<VmId, GuestConfig>,
     /// Guests that are shutting down.
     stopping_guests: BTreeSet<VmId>,
     /// Notified when a guest has ended.
@@ -190,6 +192,11 @@ impl Sim {
     /// Makes the process of a VM stand still, without its service.
     pub fn freeze_process(&self, vm: VmId) {
         self.lock().frozen.insert(vm);
+    }
+
+    /// Returns the configuration that a guest has got.
+    pub fn configured(&self, vm: VmId) -> Option<GuestConfig> {
+        self.lock().configured.get(&vm).cloned()
     }
 
     /// Gives guests as many streams as under QEMU. Nobody answers on them.

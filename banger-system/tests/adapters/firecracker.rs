@@ -72,7 +72,6 @@ impl Host {
             memory: Bytes::mib(128),
             kernel: file("vmlinux", 0o644),
             initramfs: Vec::new(),
-            guest_archive: b"070701".to_vec(),
             drives: vec![
                 Drive { path: file("system", 0o600), access: Access::ReadWrite, medium: Medium::File },
                 Drive { path: file("work", 0o444), access: Access::ReadOnly, medium: Medium::File },

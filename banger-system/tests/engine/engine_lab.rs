@@ -26,6 +26,8 @@ pub const ALICE: Uid = Uid(1000);
 pub const BOB: Uid = Uid(1001);
 /// The longest that a test waits for anything.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
+/// Longer than the pause between two tries of the service, for tests whose clock is virtual.
+pub const LONG: Duration = Duration::from_secs(600);
 
 pub struct EngineLab {
     pub sim: Sim,
@@ -112,6 +114,16 @@ impl EngineLab {
         let next = Self::on(self.sim.clone());
         next.engine.recover().await.unwrap();
         next
+    }
+
+    /// Waits until a condition holds, which is looked at each second of the clock.
+    pub async fn wait_until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let wait = async {
+            while !is_so(self) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        assert!(tokio::time::timeout(LONG, wait).await.is_ok(), "{what}: {:?}", self.sim.alive());
     }
 
     pub async fn outcome(&self, job: JobId) -> Outcome {

@@ -1,6 +1,7 @@
 //! The engine on a host in memory.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod boot_config;
 mod catalog;
 mod commit;
 mod disks;

@@ -1,7 +1,5 @@
 //! Recovery on a host where something fails: the rest is recovered, `doctor` shows the failure, and it is tried again.
 
-use std::time::Duration;
-
 use banger_domain::{
     id::{Uid, VmId},
     lifecycle::State,
@@ -13,10 +11,7 @@ use banger_system::{
     ports::{Check, supervisor::Ended},
 };
 
-use crate::engine_lab::{ALICE, BOB, EngineLab, request};
-
-/// Longer than the pause between two tries. The clock of these tests is virtual.
-const LONG: Duration = Duration::from_secs(600);
+use crate::engine_lab::{ALICE, BOB, EngineLab, LONG, request};
 
 impl EngineLab {
     /// Returns what `doctor` shows a user of problems.
@@ -27,16 +22,6 @@ impl EngineLab {
 
     async fn messages(&self, caller: Uid) -> Vec<String> {
         self.problems(caller).await.into_iter().map(|check| check.message).collect()
-    }
-
-    /// Waits until a condition holds.
-    async fn wait_until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
-        let wait = async {
-            while !is_so(self) {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        };
-        assert!(tokio::time::timeout(LONG, wait).await.is_ok(), "{what}: {:?}", self.sim.alive());
     }
 
     fn things_of(&self, vm: VmId) -> Vec<String> {

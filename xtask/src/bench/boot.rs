@@ -10,13 +10,14 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use banger_proto::guest::{
-    Decoder, Exec, Frame, Request,
-    hello::{HostHello, take_answer},
+    BootConfig, Decoder, Exec, Frame, GuestConfig, Request,
+    config::{Entropy, GuestNetwork, Init, Programs, WorkDisk},
+    hello::{self, HostHello, take_answer},
     message::Phase,
 };
 use serde::Deserialize;
@@ -35,8 +36,12 @@ const POLLING: Polling = Polling { limit: Duration::from_secs(120), interval: Du
 const EXAMPLE: &str = "bench-example";
 /// The file system of a kernel's modules, which is QEMU's third disk.
 const MODULE_TREE_FILE: &str = "modules.ext4";
+/// The channel by which the agent is configured.
+const CONTROL: &str = "agent0";
 /// A channel to the agent that the service does not use itself.
 const CHANNEL: &str = "agent1";
+/// The token of the peer's agent.
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Runs the benchmark. The sides take turns.
 pub fn run(effort: Effort) -> Result<Report> {
@@ -80,7 +85,10 @@ struct Peer {
     image: PathBuf,
     arguments: Vec<String>,
     disks: Vec<Disk>,
-    token: String,
+    /// Whether it has a disk with the modules of the kernel.
+    has_modules: bool,
+    /// The hardware address of its network interface.
+    mac: [u8; 6],
 }
 
 /// A pristine disk, and the copy that a guest writes to.
@@ -111,8 +119,9 @@ impl Peer {
     fn like(process: &Path, image: PathBuf, work_disk: u64) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("bench-").tempdir_in(cache())?;
         let words = words_of(process)?;
-        let (arguments, disks, token) = (Vec::new(), Vec::new(), String::new());
-        let mut peer = Self { directory, image, arguments, disks, token };
+        let mac = words.iter().find_map(|word| mac_in(word)).context("QEMU has no network interface")?;
+        let (arguments, disks) = (Vec::new(), Vec::new());
+        let mut peer = Self { directory, image, arguments, disks, has_modules: false, mac };
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
             let adapted = match word.as_str() {
@@ -121,9 +130,6 @@ impl Peer {
                     let number = file.strip_prefix("/proc/self/fd/").context("not a QEMU descriptor")?;
                     let copy = peer.directory.path().join(&word[1..]);
                     fs::copy(process.join("fd").join(number), &copy).context("cannot copy a file of QEMU")?;
-                    if word == "-initrd" {
-                        peer.token = token_in(&fs::read(&copy)?).context("the initramfs has no token")?;
-                    }
                     vec![word, copy.display().to_string()]
                 }
                 "-add-fd" => {
@@ -138,7 +144,7 @@ impl Peer {
             };
             peer.arguments.extend(adapted);
         }
-        ensure!(!peer.token.is_empty() && peer.disks.len() == 2, "QEMU was started in an unknown way");
+        ensure!(peer.disks.len() == 2, "QEMU was started in an unknown way");
         Ok(peer)
     }
 
@@ -153,6 +159,7 @@ impl Peer {
                 let copy = self.directory.path().join("drive2");
                 fs::copy(open_file(process, MODULE_TREE_FILE)?, &copy)
                     .context("cannot copy the modules of the kernel")?;
+                self.has_modules = true;
                 let file = copy.display();
                 return Ok(Some(format!(
                     "driver=file,node-name=drive2,filename={file},locking=off,read-only=on"
@@ -195,33 +202,67 @@ impl Peer {
             .spawn()
             .context("cannot start QEMU")?;
         let mut qemu = Ending(qemu);
-        let mut channel = self.connect(&mut qemu.0)?;
-        channel.set_read_timeout(Some(POLLING.limit))?;
-        self.greet(&mut channel)?;
+        self.configure(&mut self.connect(CONTROL, &mut qemu.0)?)?;
+        let mut channel = self.connect(CHANNEL, &mut qemu.0)?;
+        ensure!(greet(&mut channel)?.is_ok(), "the agent refuses the greeting");
         let argv = ["echo", "first"].map(str::to_owned).into();
         let exec = Exec { argv, wait: Phase::Agent, ..Exec::default() };
         channel.write_all(&Frame::Request(Request::Exec(exec)).encode())?;
         channel.write_all(&Frame::InputEnd.encode())?;
-        let mut decoder = Decoder::default();
-        let mut buffer = [0; 4096];
-        loop {
-            while let Some(frame) = decoder.next_frame()? {
-                match frame {
-                    Frame::Output(_) => return Ok(start.elapsed()),
-                    Frame::Failed(failure) => bail!("the agent reports: {}", failure.message),
-                    _ => {}
-                }
-            }
-            let count = channel.read(&mut buffer).context("the agent does not answer")?;
-            ensure!(count > 0, "QEMU has hung up");
-            decoder.push(buffer.get(..count).unwrap_or_default());
-        }
+        wait_for_frame(&mut channel, |frame| matches!(frame, Frame::Output(_)))?;
+        Ok(start.elapsed())
     }
 
-    fn connect(&self, qemu: &mut Child) -> Result<UnixStream> {
+    /// Configures the agent as the service does.
+    fn configure(&self, channel: &mut UnixStream) -> Result<()> {
+        let answer = greet(channel)?;
+        ensure!(answer == Err(hello::Error::Unconfigured), "the agent does not wait for its configuration");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock of the host is wrong")?;
+        let config = BootConfig {
+            guest: self.guest(u64::try_from(now.as_micros())?)?,
+            // Nothing in this guest is secret.
+            entropy: Entropy([[0; 32]; 2]),
+        };
+        channel.write_all(&Frame::Configure(Box::new(config)).encode())?;
+        wait_for_frame(channel, |frame| *frame == Frame::Done)
+    }
+
+    fn guest(&self, unix_usec: u64) -> Result<GuestConfig> {
+        let network = GuestNetwork {
+            mac: self.mac,
+            ipv4: "172.30.0.2".parse()?,
+            gateway4: "172.30.0.1".parse()?,
+            ipv6: "fd00::2".parse()?,
+            gateway6: "fd00::1".parse()?,
+            gateway_mac: [2, 0, 0, 0, 0, 1],
+            name_server: "172.30.0.1".parse()?,
+            search: "vm".to_owned(),
+        };
+        let work_disk = WorkDisk { device: "/dev/vdb".to_owned(), mount_point: "/root".to_owned() };
+        Ok(GuestConfig {
+            token: TOKEN.to_owned(),
+            hostname: EXAMPLE.to_owned(),
+            names: vec![EXAMPLE.to_owned()],
+            root_device: "/dev/vda".to_owned(),
+            work_disk: Some(work_disk),
+            module_disk: self.has_modules.then(|| "/dev/vdc".to_owned()),
+            init: Init::Auto,
+            unix_usec,
+            network: Some(network),
+            ssh: None,
+            timezone: None,
+            programs: Programs::default(),
+            files: Vec::new(),
+        })
+    }
+
+    fn connect(&self, name: &str, qemu: &mut Child) -> Result<UnixStream> {
         wait_until("QEMU's channel to the agent", POLLING, || {
-            match UnixStream::connect(self.directory.path().join(CHANNEL)) {
-                Ok(channel) => return Ok(Some(channel)),
+            match UnixStream::connect(self.directory.path().join(name)) {
+                Ok(channel) => {
+                    channel.set_read_timeout(Some(POLLING.limit))?;
+                    return Ok(Some(channel));
+                }
                 Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                     return Err(error).context("cannot connect to the agent");
                 }
@@ -233,18 +274,40 @@ impl Peer {
             Ok(None)
         })
     }
+}
 
-    /// Greets the agent and waits for its answer.
-    fn greet(&self, channel: &mut UnixStream) -> Result<()> {
-        let hello = HostHello::new(*b"bench-boot-nonce", &self.token).context("the token is not valid")?;
-        channel.write_all(&hello.encode())?;
-        let (mut came, mut buffer) = (Vec::new(), [0; 256]);
-        while !take_answer(&mut came, &hello)? {
-            let count = channel.read(&mut buffer).context("the agent does not answer the greeting")?;
-            ensure!(count > 0, "QEMU has hung up");
-            came.extend_from_slice(buffer.get(..count).unwrap_or_default());
+/// Greets the agent and returns its answer.
+fn greet(channel: &mut UnixStream) -> Result<Result<(), hello::Error>> {
+    let hello = HostHello::new(*b"bench-boot-nonce", TOKEN).context("the token is not valid")?;
+    channel.write_all(&hello.encode())?;
+    let (mut came, mut buffer) = (Vec::new(), [0; 256]);
+    loop {
+        match take_answer(&mut came, &hello) {
+            Ok(false) => {}
+            Ok(true) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(error)),
         }
-        Ok(())
+        let count = channel.read(&mut buffer).context("the agent does not answer the greeting")?;
+        ensure!(count > 0, "QEMU has hung up");
+        came.extend_from_slice(buffer.get(..count).unwrap_or_default());
+    }
+}
+
+/// Reads frames of the agent until one is the expected one.
+fn wait_for_frame(channel: &mut UnixStream, is_expected: impl Fn(&Frame) -> bool) -> Result<()> {
+    let mut decoder = Decoder::default();
+    let mut buffer = [0; 4096];
+    loop {
+        while let Some(frame) = decoder.next_frame()? {
+            match frame {
+                Frame::Failed(failure) => bail!("the agent reports: {}", failure.message),
+                frame if is_expected(&frame) => return Ok(()),
+                _ => {}
+            }
+        }
+        let count = channel.read(&mut buffer).context("the agent does not answer")?;
+        ensure!(count > 0, "QEMU has hung up");
+        decoder.push(buffer.get(..count).unwrap_or_default());
     }
 }
 
@@ -318,17 +381,26 @@ fn words_of(process: &Path) -> Result<Vec<String>> {
     Ok(words.map(|word| String::from_utf8_lossy(word).into_owned()).collect())
 }
 
-/// Returns the agent's token from the configuration at the end of the initramfs.
-fn token_in(initramfs: &[u8]) -> Option<String> {
-    let key = b"\"token\":\"";
-    let start = initramfs.windows(key.len()).rposition(|window| window == key)? + key.len();
-    let token = initramfs.get(start..)?.split(|&byte| byte == b'"').next()?;
-    String::from_utf8(token.to_vec()).ok()
+/// Returns the hardware address in an option of QEMU.
+fn mac_in(option: &str) -> Option<[u8; 6]> {
+    let text = option.split(',').find_map(|field| field.strip_prefix("mac="))?;
+    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hardware_address_is_that_of_the_option() {
+        assert_eq!(
+            mac_in("virtio-net-pci,netdev=net0,mac=02:67:00:00:00:0a,romfile="),
+            Some([2, 0x67, 0, 0, 0, 10])
+        );
+        assert_eq!(mac_in("virtio-net-pci,netdev=net0"), None);
+        assert_eq!(mac_in("x,mac=02:67"), None);
+    }
 
     #[test]
     fn descriptors_of_the_service_become_what_qemu_takes_by_hand() {

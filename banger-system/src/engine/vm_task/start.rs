@@ -18,16 +18,14 @@ use tracing::Instrument;
 use super::{Goal, Next, TaskEvent, VmTask};
 use crate::{
     engine::{
-        capability::Plan,
         error::{Error, Result, one_line},
-        guest_archive,
         job::{JobHandle, Stages},
         lease::not_released,
         now,
         request::{Start, WaitFor},
         view::JobKind,
     },
-    ports::{supervisor::Started, vmm::NetworkNamespace},
+    ports::{guest_link, supervisor::Started, vmm::NetworkNamespace},
 };
 
 /// Pause before asking the supervisor again when it could not report how a process ended.
@@ -166,11 +164,10 @@ impl VmTask {
     pub(super) async fn launch(&mut self) -> Result<Started> {
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
-        let Plan { nic, mut guest } = self.shared.plan(&self.vm).await?;
+        let nic = self.shared.nic(&self.vm).await?;
         let attach = ports.disks.attach(self.vm.id, self.vm.image);
         let mut drives = self.lease.hold(Resource::Mapper, attach).await?;
         if let Some(path) = boot.module_tree {
-            guest.module_disk = Some(launch_spec::device(drives.len()));
             drives.push(Drive { path, access: Access::ReadOnly, medium: Medium::File });
         }
         let spec = LaunchSpec {
@@ -182,7 +179,6 @@ impl VmTask {
             memory: self.vm.spec.memory,
             kernel: boot.kernel,
             initramfs: boot.initramfs,
-            guest_archive: guest_archive::of(&guest)?,
             drives,
             nics: vec![launch_spec::Nic { tap: nic.tap().to_string(), mac: nic.mac().to_string() }],
         };
@@ -230,16 +226,24 @@ impl VmTask {
         });
     }
 
-    /// Waits for the guest's agent in the background. The guest's clock is set before the guest counts as ready.
+    /// Waits for the guest's agent in the background, and configures it if it has no configuration. The guest's clock
+    /// is set before the guest counts as ready.
     pub(super) fn watch_guest(&mut self, timeout: Duration, occasion: Occasion) {
-        let (shared, vm, token) = (Arc::clone(&self.shared), self.vm.id, self.vm.token.clone());
+        let (shared, vm) = (Arc::clone(&self.shared), self.vm.clone());
         self.background.spawn(async move {
             let guest = &shared.ports.guest;
-            let ready = guest.wait_ready(vm, &token, timeout).await;
+            let ready = match vm.is_ready() {
+                // It was configured by an earlier run of the service.
+                true => guest.wait_ready(vm.id, &vm.token, timeout).await,
+                false => match shared.boot_config(&vm).await {
+                    Ok(config) => guest.configure(vm.id, &config, timeout).await,
+                    Err(error) => Err(guest_link::Error::Unavailable { message: one_line(&error) }),
+                },
+            };
             if ready.is_ok()
-                && let Err(error) = guest.sync_clock(vm, &token, occasion).await
+                && let Err(error) = guest.sync_clock(vm.id, &vm.token, occasion).await
             {
-                tracing::warn!(%vm, %error, "cannot set the clock of a guest");
+                tracing::warn!(vm = %vm.id, %error, "cannot set the clock of a guest");
             }
             TaskEvent::GuestReady(ready)
         });

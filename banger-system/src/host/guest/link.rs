@@ -6,18 +6,19 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use banger_domain::{clock::Occasion, id::VmId, stream::Purpose, vm::Token};
 use banger_proto::guest::{
-    Decoder, Frame, Request,
+    Decoder, Frame, GuestConfig, Request,
     hello::{self, HostHello, MAX_STALE},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    time::Instant,
 };
 
-use super::clock;
+use super::{boot_config, clock};
 use crate::ports::{
     FromHost as _,
-    guest_link::{Channel, Error, GuestFacts, GuestLink, Result},
+    guest_link::{Channel, Error, GuestFacts, GuestLink, Result, UnconfiguredGuest},
     vmm::Vmm,
 };
 
@@ -41,6 +42,34 @@ impl AgentLink {
         Self { vmm }
     }
 
+    /// Asks on one control stream after another until the agent answers.
+    async fn until_answered<T, F>(
+        &self,
+        vm: VmId,
+        timeout: Duration,
+        ask: impl Fn(UnixStream) -> F + Send,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failed>> + Send,
+    {
+        let answered = async {
+            loop {
+                let asked = match self.vmm.connect(vm, Channel::Control).await {
+                    Ok(stream) => ask(stream).await,
+                    Err(error) => Err(Failed::Closed(error)),
+                };
+                match asked {
+                    Ok(answer) => return Ok(answer),
+                    // The sandbox's task reports how it ended.
+                    Err(Failed::Closed(_)) => tokio::time::sleep(RETRY).await,
+                    Err(failed) => return Err(failed.into()),
+                }
+            }
+        };
+        let late = || Error::Timeout { what: "waiting for the guest".to_owned(), after: timeout };
+        tokio::time::timeout(timeout, answered).await.map_err(|_| late())?
+    }
+
     /// Sends a request whose only answer is success or failure.
     async fn ask(&self, vm: VmId, token: &Token, request: Request) -> Result<()> {
         let mut stream = match self.vmm.connect(vm, Channel::Stream(Purpose::Question)).await {
@@ -59,24 +88,34 @@ impl AgentLink {
 
 #[async_trait]
 impl GuestLink for AgentLink {
-    async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts> {
-        let ready = async {
-            loop {
-                let stream = self.vmm.connect(vm, Channel::Control).await;
-                let asked = match stream {
-                    Ok(mut stream) => ask_info(&mut stream, token).await,
-                    Err(error) => Err(Failed::Closed(error)),
-                };
-                match asked {
-                    Ok(facts) => return Ok(facts),
-                    Err(Failed::Nonsense(error)) => return Err(error),
-                    // The sandbox's task reports how it ended.
-                    Err(Failed::Closed(_)) => tokio::time::sleep(RETRY).await,
+    async fn wait_unconfigured(&self, vm: VmId, timeout: Duration) -> Result<UnconfiguredGuest> {
+        self.until_answered(vm, timeout, boot_config::ask_unconfigured).await
+    }
+
+    async fn configure(&self, vm: VmId, config: &GuestConfig, timeout: Duration) -> Result<GuestFacts> {
+        let token = &Token::from_text(config.token.clone());
+        let begun = Instant::now();
+        let ask = |mut stream: UnixStream| async move {
+            match ask_info(&mut stream, token).await {
+                Err(Failed::Unconfigured) => {
+                    boot_config::send_config(&mut stream, config).await.map(|()| None)
                 }
+                asked => asked.map(Some),
             }
         };
-        let late = || Error::Timeout { what: "waiting for the guest".to_owned(), after: timeout };
-        tokio::time::timeout(timeout, ready).await.map_err(|_| late())?
+        match self.until_answered(vm, timeout, ask).await? {
+            Some(facts) => Ok(facts),
+            None => self.wait_ready(vm, token, timeout.saturating_sub(begun.elapsed())).await,
+        }
+        .map_err(|error| match error {
+            Error::Timeout { what, .. } => Error::Timeout { what, after: timeout },
+            other => other,
+        })
+    }
+
+    async fn wait_ready(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<GuestFacts> {
+        let ask = |mut stream: UnixStream| async move { ask_info(&mut stream, token).await };
+        self.until_answered(vm, timeout, ask).await
     }
 
     async fn shutdown(&self, vm: VmId, token: &Token, timeout: Duration) -> Result<()> {
@@ -128,12 +167,17 @@ pub(super) enum Failed {
     Closed(Error),
     /// The agent sent something invalid.
     Nonsense(Error),
+    /// The agent has no configuration yet.
+    Unconfigured,
+    /// The host is at fault.
+    Local(Error),
 }
 
 impl From<Failed> for Error {
     fn from(failed: Failed) -> Self {
         match failed {
-            Failed::Closed(error) | Failed::Nonsense(error) => error,
+            Failed::Closed(error) | Failed::Nonsense(error) | Failed::Local(error) => error,
+            Failed::Unconfigured => agent(&hello::Error::Unconfigured.to_string()),
         }
     }
 }
@@ -170,6 +214,7 @@ pub(super) async fn greet(stream: &mut UnixStream, token: &Token) -> Result<Deco
             Ok(false) => seen += read(stream, &mut buffer).await?,
             // A stream will be free later, so this is like a closed channel.
             Err(hello::Error::Busy) => return Err(Failed::Closed(Error::NoFreeStream)),
+            Err(hello::Error::Unconfigured) => return Err(Failed::Unconfigured),
             Err(error) => return Err(nonsense(&error.to_string())),
         }
     }
@@ -212,7 +257,7 @@ pub(super) fn agent(message: &str) -> Error {
     Error::Unavailable { message: message.to_owned() }
 }
 
-fn nonsense(message: &str) -> Failed {
+pub(super) fn nonsense(message: &str) -> Failed {
     Failed::Nonsense(agent(message))
 }
 

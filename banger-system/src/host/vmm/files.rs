@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Write},
+    io,
     os::{
         fd::OwnedFd,
         unix::fs::{OpenOptionsExt, PermissionsExt},
@@ -69,7 +69,6 @@ pub fn initrd(spec: &LaunchSpec) -> Result<OwnedFd> {
             File::open(path).map_err(|error| Error::os(format!("open {}", path.display()), error))?;
         io::copy(&mut archive, &mut memory).map_err(os)?;
     }
-    memory.write_all(&spec.guest_archive).map_err(os)?;
     // The VMM opens it again by its number in /proc, as a user that does not own it.
     memory.set_permissions(Permissions::from_mode(0o444)).map_err(os)?;
     let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;

@@ -158,7 +158,6 @@ mod tests {
             memory: Bytes::gib(1),
             kernel: "/host/kernel".into(),
             initramfs: Vec::new(),
-            guest_archive: Vec::new(),
             drives: vec![
                 Drive { path: "/host/disk/a".into(), access: Access::ReadWrite, medium: Medium::File },
                 Drive { path: "/host/disk/b".into(), access: Access::ReadOnly, medium: Medium::File },

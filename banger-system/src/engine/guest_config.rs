@@ -1,26 +1,39 @@
-//! Builds the part of the initramfs that belongs to one boot: the agent's configuration.
+//! Builds the configuration that the agent of a guest gets at each boot.
 
 use banger_domain::{
     id::Timestamp,
+    launch_spec,
     net::{
         nic::{Mac, Nic},
         subnet::Subnet,
     },
     vm::{Init, Vm},
 };
-use banger_image::{kernel::initramfs, oci::config::ImageConfig};
+use banger_image::oci::config::ImageConfig;
 use banger_proto::guest::config::{
     GuestConfig, GuestNetwork, GuestSsh, GuestTimezone, Init as GuestInit, Programs,
 };
 
-use super::error::Result;
-use crate::ports::{FromHost as _, HostError};
+use super::{Shared, error::Result};
+use crate::ports::kernel_files::BootFiles;
 
-/// Returns the archive with the agent's configuration.
-pub(super) fn of(config: &GuestConfig) -> Result<Vec<u8>> {
-    let doing = "write the guest's configuration";
-    let json = serde_json::to_vec(config).map_err(|error| HostError::other(doing, error))?;
-    Ok(initramfs::config_archive(&json).map_err(|error| HostError::other(doing, error))?)
+/// The disks of every sandbox: the system disk and the work disk. The module tree of the kernel comes after them.
+const DISKS: usize = 2;
+
+impl Shared {
+    /// Returns the configuration of the boot of a VM that is under way. After a restart of the service it is the same,
+    /// because it is made of what is stored.
+    pub(super) async fn boot_config(&self, vm: &Vm) -> Result<GuestConfig> {
+        let files = self.ports.kernel_files.boot_files(vm.kernel).await?;
+        let mut guest = self.plan(vm).await?.guest;
+        guest.module_disk = module_disk(&files);
+        Ok(guest)
+    }
+}
+
+/// Returns the guest's name of the drive with all modules of its kernel, if there is one.
+fn module_disk(files: &BootFiles) -> Option<String> {
+    files.module_tree.is_some().then(|| launch_spec::device(DISKS))
 }
 
 /// Returns the configuration of a guest, before capabilities add to it.
