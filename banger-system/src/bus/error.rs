@@ -86,6 +86,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::NoAnswer { .. } | EngineError::NotReady { .. } => ErrorName::NotReady,
         EngineError::GuestTimeout { .. } => ErrorName::GuestTimeout,
         EngineError::EndedEarly { .. } => ErrorName::VmmFailed,
+        EngineError::Bug => ErrorName::Internal,
         EngineError::Canceled => ErrorName::Canceled,
         EngineError::NotCancelable => ErrorName::NotCancelable,
         EngineError::Taken { .. } => ErrorName::AlreadyInUse,

@@ -10,13 +10,14 @@
 //! - Sizes are `Bytes`, times are `Duration`. A method without a `timeout` argument bounds its own waits, unless it
 //!   says that it waits without limit.
 //! - Each port has its own `Error`, with the failures that its callers can tell apart. What any call to the host can
-//!   fail with is [`HostError`].
+//!   fail with is [`HostError`]; what can be wrong with a file, and nothing else, is [`FileError`].
 
 pub mod authority;
 pub mod catalogs;
 mod check;
 pub mod clock;
 pub mod disks;
+mod file_error;
 pub mod guest_link;
 pub mod host_error;
 pub mod image_files;
@@ -41,6 +42,7 @@ use self::{
 };
 pub use self::{
     check::{Check, Status},
+    file_error::FileError,
     host_error::{FromHost, HostError},
     progress::{NoProgress, Progress},
 };

@@ -8,6 +8,7 @@ mod disks;
 mod engine_lab;
 mod host_kernel;
 mod network;
+mod panics;
 mod pause;
 mod pull;
 mod queue;

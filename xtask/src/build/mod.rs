@@ -52,8 +52,16 @@ pub struct Profile {
     packages: &'static [&'static str],
 }
 
+/// A test that is quick to build. With any test among the targets, cargo unifies the features of dependencies as for all
+/// tests. Else it would build a third of them twice, and all that depends on these.
+pub const WITH_FEATURES_OF_TESTS: [&str; 2] = ["--test", "architecture"];
+
 /// The profile of tests.
-pub const TEST: Profile = Profile { name: "dev", directory: "debug", packages: &["--workspace"] };
+pub const TEST: Profile = Profile {
+    name: "dev",
+    directory: "debug",
+    packages: &["--workspace", "--lib", "--bins", WITH_FEATURES_OF_TESTS[0], WITH_FEATURES_OF_TESTS[1]],
+};
 
 /// The profile of releases.
 pub const RELEASE: Profile = Profile {
@@ -71,10 +79,15 @@ pub const RELEASE: Profile = Profile {
     ],
 };
 
+/// Builds the programs of the host.
+pub fn host_programs(profile: &Profile) -> Result<()> {
+    let mut build = cargo(["build", "--quiet", "--profile", profile.name]);
+    run(build.args(profile.packages).current_dir(repository()))
+}
+
 fn build(profile: &Profile) -> Result<Programs> {
     say("building");
-    let mut host = cargo(["build", "--quiet", "--profile", profile.name]);
-    run(host.args(profile.packages).current_dir(repository()))?;
+    host_programs(profile)?;
     let agent =
         ["build", "--quiet", "--package", "banger-agent", "--profile", "agent", "--target", AGENT_TARGET];
     let mut agent = cargo(agent);

@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::{
+    build,
     image::{self, kernel},
     packages,
     run::{cache, cargo, repository, say},
@@ -91,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn run_levels(arguments: &Arguments) -> Result<ExitCode> {
     // Tests of one crate run programs of another.
-    crate::run::run(cargo(["build", "--workspace", "--quiet"]).current_dir(repository()))?;
+    build::host_programs(&build::TEST)?;
     let mut tallies = Vec::new();
     let mut add = |level, name, run: &dyn Fn() -> Result<Tally>| {
         let begin = Instant::now();

@@ -37,9 +37,9 @@
 //! # The end
 //!
 //! Every end goes through `vmm_ended` in `event.rs`, whatever caused it: `stop.rs` asks the guest or kills the VMM,
-//! `remove.rs` deletes a VM that is down, `commit.rs` makes an image of its disk, `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds
-//! out what happened while no service ran. Then the resources of the boot are released, and the next waiting start
-//! begins.
+//! `reboot.rs` distinguishes a reboot from a halt, and `reattach.rs` finds out what happened while no service ran. Then
+//! the resources of the boot are released, and the next waiting start begins. `commit.rs` makes an
+//! image of a VM that is down, and `remove.rs` deletes it.
 
 mod commit;
 mod event;

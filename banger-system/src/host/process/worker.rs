@@ -32,7 +32,7 @@ use super::shim;
 use crate::{
     host::blocking::blocking,
     ports::{
-        FromHost as _, HostError, NoProgress, Progress, host_error, image_files, kernel_files,
+        FileError as Error, FromHost as _, HostError, NoProgress, Progress, host_error, image_files,
         supervisor::Ended,
     },
 };
@@ -41,26 +41,6 @@ use crate::{
 const LISTEN: Duration = Duration::from_millis(100);
 /// How long a worker may neither read nor write a byte. Registries and disks have shorter timeouts of their own.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Why a worker did not do its work.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The content is not supported.
-    #[error("{message}")]
-    Unsupported {
-        /// What is wrong with it.
-        message: String,
-    },
-    /// A user's file is of the wrong kind, mode or size.
-    #[error("{message}")]
-    BadFile {
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The call to the host failed.
-    #[error(transparent)]
-    Host(#[from] HostError),
-}
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -338,16 +318,6 @@ impl From<Failure> for Error {
 }
 
 impl From<Error> for image_files::Error {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Unsupported { message } => Self::Unsupported { message },
-            Error::BadFile { message } => Self::BadFile { message },
-            Error::Host(error) => error.into(),
-        }
-    }
-}
-
-impl From<Error> for kernel_files::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Unsupported { message } => Self::Unsupported { message },
