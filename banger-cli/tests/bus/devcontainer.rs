@@ -147,18 +147,18 @@ fn each_command_runs_once_at_its_moment() {
 #[test]
 fn the_commands_of_a_boot_get_the_proxies_of_the_user() {
     let bench = with(r#"{"image": "debian", "postStartCommand": "echo \"<$http_proxy>\" >> log"}"#);
-    assert_eq!(run(&bench, "box-1", &["-q", "--no-bootstrap", "--", "true"]).status, 0);
-    assert_eq!(run(&bench, "box-2", &["-q", "--", "true"]).status, 0);
+    assert_eq!(run(&bench, "box-1", &["-q", "--", "true"]).status, 0);
     let restarted = bench
         .host
-        .command(&["vm", "restart", "box-2"])
+        .command(&["vm", "restart", "box-1"])
         .envs([("BANGER_PROXY", "true"), ("http_proxy", "http://203.0.113.7:3128")])
         .output()
         .unwrap();
     assert!(restarted.status.success(), "{restarted:?}");
-    let log = bench.banger(&["vm", "exec", "box-2", "--", "cat", "log"]).output;
+    let log = bench.banger(&["vm", "exec", "box-1", "--", "cat", "log"]).output;
     // The sandbox has no internet access, so a relay on its loopback leads there.
-    assert!(log.starts_with("<>\n<http://127.0.0.1:"), "{log}");
+    let second = log.lines().nth(1);
+    assert!(second.is_some_and(|line| line.starts_with("<http://127.0.0.1:")), "{log}");
 }
 
 #[test]

@@ -86,7 +86,7 @@ pub struct Forward {
     #[arg(short, short_alias = 'f', long)]
     detach: bool,
     /// Accepted for users of ssh: there is no shell anyway
-    #[arg(short = 'N', short_alias = 'T', hide = true)]
+    #[arg(short = 'N', short_alias = 'T', overrides_with = "_no_shell", hide = true)]
     _no_shell: bool,
     /// For users of ssh: explained, and not supported
     #[arg(short = 'D', value_name = "PORT", hide = true)]
