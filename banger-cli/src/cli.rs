@@ -117,6 +117,13 @@ fn end(wrong: &clap::Error) -> ! {
     }
 }
 
+/// Parses the arguments of one command, for its tests. The words are separated by spaces.
+#[cfg(test)]
+pub fn parse_args<T: clap::Args>(line: &str) -> clap::error::Result<T> {
+    let parser = T::augment_args(Parser::new("test").no_binary_name(true));
+    T::from_arg_matches(&parser.try_get_matches_from(line.split_whitespace())?)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -279,6 +279,11 @@ impl Bus {
         self.call(image, IMAGE_INTERFACE, "Export", &(file, Options::new())).await
     }
 
+    /// Gives an image another name. Returns the image with this name.
+    pub async fn tag_image(&self, image: &ObjectPath<'_>, name: &str) -> Result<OwnedObjectPath> {
+        self.call(image, IMAGE_INTERFACE, "Tag", &(name, Options::new())).await
+    }
+
     /// Makes an image visible to all users, or to its owner only.
     pub async fn share_image(&self, image: &ObjectPath<'_>, shared: bool) -> Result<()> {
         self.call(image, IMAGE_INTERFACE, "SetShared", &(shared,)).await

@@ -39,8 +39,11 @@ Examples:
   banger events
   banger events --json | jq -r 'select(.event == \"StateChanged\") | .arguments[1]'")]
 pub struct Events {
+    /// Accepted as in `ps`: all your events are always shown
+    #[arg(short = 'a', long = "all", hide = true)]
+    _all: bool,
     /// Show the events of all users (needs an administrator)
-    #[arg(short = 'a', long, alias = "all")]
+    #[arg(long)]
     all_users: bool,
     /// Print a JSON object with the ids and paths of objects on each line
     #[arg(long)]

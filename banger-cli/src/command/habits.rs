@@ -50,7 +50,6 @@ const VERBS: &[(&[&str], &str)] = &[
     ),
     (&["purge"], "`banger vm prune` deletes the sandboxes that are not running."),
     (&["save", "export"], "`banger image export IMAGE FILE.tar` writes an image to a file."),
-    (&["tag"], "`banger image rename IMAGE NEW-NAME` gives it another name; an image has one."),
     (&["update"], "`banger vm set NAME` changes the sizes, labels and internet access of a sandbox."),
 ];
 
@@ -243,6 +242,8 @@ mod tests {
             "rmi alpine",
             "inspect web",
             "image inspect alpine",
+            "tag alpine mine",
+            "image tag alpine mine",
             "logs -f --since 10m --tail 5 web",
             "logs --since 2026-01-01T00:00:00 --until 5m web",
             "cp -r ./src web:/srv",

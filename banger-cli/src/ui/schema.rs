@@ -36,6 +36,7 @@ const VERBS: &[(&str, Form, &str)] = &[
     ("image prune", Form::Array, of!("outcome")),
     ("image register", Form::One, of!("image")),
     ("image rename", Form::One, of!("image")),
+    ("image tag", Form::One, of!("image")),
     ("image show", Form::One, of!("image")),
     ("kernel delete", Form::Array, of!("outcome")),
     ("kernel import", Form::One, of!("kernel")),

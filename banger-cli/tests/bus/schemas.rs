@@ -114,6 +114,7 @@ fn of_the_service(checked: &mut Checked, host: &Host) {
         ("vm stop", &["db"]),
         ("vm wait", &["db", "nope"]),
         ("image rename", &["mine", "ours"]),
+        ("image tag", &["ours", "tag"]),
         ("kernel rename", &["other", "linux"]),
         ("vm prune", &["--dry-run"]),
         ("vm prune", &["--force"]),

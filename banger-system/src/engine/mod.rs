@@ -254,6 +254,16 @@ impl Engine {
         self.shared.inventory.find::<Kernel>(caller, reference, None)
     }
 
+    /// Returns whether a user's own image of this name is shared.
+    pub fn shares_image(&self, owner: Uid, name: &Name) -> bool {
+        self.shared.inventory.own::<Image>(owner, name).is_some_and(|image| image.shared)
+    }
+
+    /// Returns whether a user's own kernel of this name is shared.
+    pub fn shares_kernel(&self, owner: Uid, name: &Name) -> bool {
+        self.shared.inventory.own::<Kernel>(owner, name).is_some_and(|kernel| kernel.shared)
+    }
+
     /// Returns the VMs that use an image.
     pub fn image_users(&self, id: ImageId) -> Vec<VmId> {
         self.vms().iter().filter(|view| view.vm.image == id).map(|view| view.vm.id).collect()

@@ -282,7 +282,8 @@ async fn the_system_disk_of_a_sandbox_becomes_an_image() {
         disks.create_directory(vm).await.unwrap();
         disks.clone_image(vm, IMAGE, overlay_by, Bytes::mib(96)).await.unwrap();
         disks.create_work_disk(vm, Bytes::mib(64)).await.unwrap();
-        let content = Content::Disk(disks.attach(vm, IMAGE).await.unwrap().remove(0));
+        let drive = disks.attach(vm, IMAGE).await.unwrap().remove(0);
+        let content = Content::Disk { drive, room: Bytes::mib(64) };
         let facts = images.import(image, Uid(1000), content, Arc::new(NoProgress)).await.unwrap();
         // The disk is larger than its file system, and the rest is left out.
         assert_eq!((facts.virtual_size, facts.digest == digest), (Bytes::mib(64), true), "{overlay_by:?}");
@@ -295,7 +296,8 @@ async fn the_system_disk_of_a_sandbox_becomes_an_image() {
     let disk = File::options().write(true).open(scratch.paths.system_disk(vm)).unwrap();
     disk.write_all_at(&[0], 1024 + 0x3a).unwrap();
     let drive = disks.attach(vm, IMAGE).await.unwrap().remove(0);
-    let refused = images.import(ImageId::from_bits(9), Uid(1000), Content::Disk(drive), Arc::new(NoProgress));
+    let content = Content::Disk { drive, room: Bytes::mib(64) };
+    let refused = images.import(ImageId::from_bits(9), Uid(1000), content, Arc::new(NoProgress));
     message(refused.await.unwrap_err(), "has not unmounted its system disk; start the sandbox");
     assert_eq!(images.found().await.unwrap(), [IMAGE]);
 }

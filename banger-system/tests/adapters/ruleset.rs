@@ -108,7 +108,10 @@ fn the_kernel_has_the_rules_that_nft_would_load() {
         prepare(&natively);
         assert_eq!(Listed::of(&natively), expected, "{time}");
     }
-    // An earlier version of the service has run nft.
+    // An earlier version of the service has run nft, with other rules.
+    by_nft.command("nft flush chain inet banger ask").unwrap();
+    by_nft.command("nft add rule inet banger leave counter accept").unwrap();
+    assert_ne!(Listed::of(&by_nft), expected);
     prepare(&by_nft);
     assert_eq!(Listed::of(&by_nft), expected, "over those of nft");
 }

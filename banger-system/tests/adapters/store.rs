@@ -56,6 +56,7 @@ fn image() -> Image {
         kernel: Some(kernel().id),
         created_at: Timestamp(1_795_000_000_000_000),
         facts: ImageFacts {
+            file: ImageId::from_bits(3),
             digest: "sha256:ff".into(),
             virtual_size: Bytes::gib(16 << 10),
             content_size: Bytes(7),

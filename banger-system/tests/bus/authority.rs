@@ -222,6 +222,10 @@ async fn other_peoples_objects_do_not_exist_for_whom_may_not_see_them() {
         bob.call::<()>(&image, "Delete", &(options([]),)).await,
         ErrorName::InteractiveAuthorizationRequired,
     );
+    refused(
+        bob.call::<OwnedObjectPath>(&image, "Tag", &("mine", options([]))).await,
+        ErrorName::InteractiveAuthorizationRequired,
+    );
 
     assert_eq!(alice.text(&vm, "State").await, "running");
     assert_eq!(alice.text(&vm, "Name").await, "hers");
@@ -326,6 +330,19 @@ async fn shared_images_are_everybodys_to_use_and_an_administrators_to_change() {
         assert_eq!(used_by.iter().map(|path| path.as_str()).collect::<Vec<_>>(), expect);
     }
     refused(alice.call::<()>(&ours, "Delete", &(options([]),)).await, ErrorName::ImageInUse);
+    // Another name of it is the user's own alone.
+    let tag: OwnedObjectPath = bob.call(&ours, "Tag", &("mine", options([]))).await.unwrap();
+    assert_eq!(bob.text(&tag, "Name").await, "mine");
+    assert_eq!(u32::try_from(bob.property(&tag, "OwnerUid").await.unwrap()).unwrap(), BOB);
+    assert!(!bool::try_from(bob.property(&tag, "Shared").await.unwrap()).unwrap());
+    refused(alice.property(&tag, "Name").await, ErrorName::AccessDenied);
+    refused(bob.call::<OwnedObjectPath>(&ours, "Tag", &("mine", options([]))).await, ErrorName::NameTaken);
+    refused(bob.call::<OwnedObjectPath>(&ours, "Tag", &("No", options([]))).await, ErrorName::InvalidName);
+    refused(
+        bob.call::<OwnedObjectPath>(&ours, "Tag", &("x", options([("y", true.into())]))).await,
+        ErrorName::InvalidOption,
+    );
+    assert_eq!(service.engine.images().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -59,6 +59,28 @@ async fn an_image_is_pulled_by_its_user_and_known_by_its_reference() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_image_is_replaced_with_permission_and_stays_shared() {
+    require!(is_possible(), "root and dbus-daemon");
+    let service = Service::start().await;
+    let alice = service.client(ALICE).await;
+    let pull = async || {
+        let force = options([("force", true.into()), ("name", "tool-1".into())]);
+        alice.call::<OwnedObjectPath>(MANAGER_PATH, "PullImage", &("registry.test/other", force)).await
+    };
+    service.polkit.answer(ALICE, action::IMAGE_MANAGE_SHARED, Answer::Yes);
+    let shared = options([("shared", true.into())]);
+    let job: OwnedObjectPath = alice.call(MANAGER_PATH, "PullImage", &(TOOL, shared)).await.unwrap();
+    let old = OwnedObjectPath::try_from(alice.done(&job).await["image"].clone()).unwrap();
+    service.polkit.answer(ALICE, action::IMAGE_MANAGE_SHARED, Answer::Password);
+    refused(pull().await, E::InteractiveAuthorizationRequired);
+    assert_eq!(alice.text(&old, "Source").await, TOOL);
+    service.polkit.answer(ALICE, action::IMAGE_MANAGE_SHARED, Answer::Yes);
+    let new = OwnedObjectPath::try_from(alice.done(&pull().await.unwrap()).await["image"].clone()).unwrap();
+    assert!(bool::try_from(alice.property(&new, "Shared").await.unwrap()).unwrap());
+    refused(alice.property(&old, "Name").await, E::UnknownObject);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_pull_reports_the_error_by_name() {
     require!(is_possible(), "root and dbus-daemon");
     let service = Service::start().await;

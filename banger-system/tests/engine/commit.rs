@@ -89,6 +89,7 @@ async fn nothing_uses_the_disks_while_they_are_read() {
     let lab = EngineLab::new().await;
     let vm = lab.down(Lifetime::Persistent).await;
     let job = lab.stuck(vm).await;
+    assert_eq!(lab.engine.vm_jobs(vm), [job]);
     let busy = |error: Error| assert!(matches!(error, Error::BeingCommitted { .. }), "{error}");
     busy(lab.engine.start_vm(vm, Start::default()).await.unwrap_err());
     busy(lab.engine.delete_vm(vm, StopMode::Forced).await.unwrap_err());
@@ -103,6 +104,19 @@ async fn nothing_uses_the_disks_while_they_are_read() {
     assert_eq!(lab.sim.image_files().len(), 1);
     lab.done(lab.engine.start_vm(vm, Start::default()).await.unwrap()).await;
     assert_eq!(lab.state(vm), State::Running);
+}
+
+#[tokio::test]
+async fn a_copy_gets_no_more_room_than_is_left_of_the_quota() {
+    // Each image of this host takes 400 MiB.
+    let lab = EngineLab::with(|settings| settings.limits.image_disk = Bytes::mib(500)).await;
+    let vm = lab.down(Lifetime::Persistent).await;
+    lab.done(lab.engine.commit_vm(vm, commit("first")).await.unwrap()).await;
+    detached(&lab.sim).await;
+    let refused = lab.failed(lab.engine.commit_vm(vm, commit("second")).await.unwrap()).await;
+    assert!(refused.contains("100 MiB, which is what is left of your quota"), "{refused}");
+    assert_eq!(lab.images(), ["debian-bookworm", "first"]);
+    assert_eq!(lab.sim.image_files().len(), 2);
 }
 
 #[tokio::test]

@@ -17,3 +17,4 @@ mod recovery;
 mod sharing;
 mod steps;
 mod streams;
+mod tags;

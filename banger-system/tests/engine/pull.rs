@@ -176,6 +176,55 @@ async fn a_name_that_something_else_has_is_taken_by_force_alone() {
 }
 
 #[tokio::test]
+async fn an_image_that_is_renamed_or_deleted_during_its_replacement_is_not_replaced() {
+    for is_renamed in [true, false] {
+        let mut lab = EngineLab::new().await;
+        let old = lab.pulled(pull(ALICE, ALPINE)).await;
+        lab.sim.move_tag(ALPINE);
+        lab.sim.block_registry(true);
+        let job = lab.engine.pull_image(pull(ALICE, ALPINE)).unwrap();
+        lab.wait_for(job, |job| job.stage == "pull").await;
+        match is_renamed {
+            true => lab.engine.rename_image(old.id, &"kept".parse().unwrap()).await.unwrap(),
+            false => lab.engine.delete_image(old.id).await.unwrap(),
+        }
+        // Its name is not free meanwhile.
+        let taken = lab.engine.rename_image(lab.engine.images()[0].id, &"alpine-3".parse().unwrap()).await;
+        assert!(!is_renamed || matches!(taken, Err(Error::NameTaken { .. })), "{taken:?}");
+        lab.sim.block_registry(false);
+        lab.done(job).await;
+        assert_eq!(lab.image_of(job).name.as_str(), "alpine-3");
+        let kept = lab.engine.image(old.id).map(|image| image.name.to_string());
+        assert_eq!(kept.as_deref(), is_renamed.then_some("kept"));
+        lab.files();
+    }
+}
+
+#[tokio::test]
+async fn a_shared_image_is_only_replaced_by_a_shared_one() {
+    let mut lab = EngineLab::new().await;
+    let old = lab.pulled(pull(ALICE, ALPINE)).await;
+    lab.engine.share_image(old.id, true).await.unwrap();
+    lab.sim.move_tag(ALPINE);
+    let force = |shared| PullImage { shared, on_conflict: OnConflict::Replace, ..pull(ALICE, ALPINE) };
+    let refused = lab.engine.pull_image(force(false)).unwrap_err();
+    assert!(matches!(refused, Error::NameTaken { .. }), "{refused}");
+    let new = lab.pulled(force(true)).await;
+    assert!(new.shared && lab.engine.image(old.id).is_none());
+    // The same if it is shared while the pull runs.
+    lab.engine.share_image(new.id, false).await.unwrap();
+    lab.sim.move_tag(ALPINE);
+    lab.sim.block_registry(true);
+    let job = lab.engine.pull_image(force(false)).unwrap();
+    lab.wait_for(job, |job| job.stage == "pull").await;
+    lab.engine.share_image(new.id, true).await.unwrap();
+    lab.sim.block_registry(false);
+    assert_eq!(lab.failed(job).await, "you already have an image alpine-3");
+    assert_eq!(lab.engine.image(new.id).map(|image| image.shared), Some(true));
+    lab.files();
+}
+
+#[tokio::test]
 async fn a_reference_that_cannot_be_pulled_is_refused_with_the_reason() {
     let lab = EngineLab::new().await;
     for (reference, why) in [

@@ -171,20 +171,24 @@ async fn a_sandbox_until_stopped_that_ended_while_no_service_ran_is_deleted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_crash_while_a_sandbox_until_stopped_ends_does_not_keep_it() {
-    // The service dies at some step after the guest has powered off, and the next one finishes the deletion.
-    for step in 0..40 {
-        let lab = EngineLab::new().await;
+    let mut halfway = 0;
+    for resource in Resource::ALL {
+        let mut lab = EngineLab::new().await;
         let create = CreateVm { lifetime: Lifetime::UntilStopped, ..request() };
         let (vm, job) = lab.engine.create_vm(create).await.unwrap();
         lab.done(job).await;
+        // The deletion gets no further than this, and the service dies.
+        lab.sim.block_removal(resource, true);
         lab.sim.end_process(vm, Ended::Clean);
-        for _ in 0..step {
-            tokio::task::yield_now().await;
-        }
+        lab.until(vm, |state| matches!(state, Some(State::Deleting) | None)).await;
+        halfway += usize::from(!lab.things_of(vm).is_empty());
+        lab.tasks.abort_all().await;
+        lab.sim.block_removal(resource, false);
         let lab = lab.restart().await;
         lab.wait_until("the sandbox is deleted", |lab| lab.engine.vm(vm).is_none()).await;
-        assert_eq!(lab.sim.alive(), Vec::<String>::new(), "step {step}");
+        assert_eq!(lab.sim.alive(), Vec::<String>::new(), "{resource:?}");
     }
+    assert!(halfway > 3, "only {halfway} deletions were interrupted");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,7 @@
 //! `banger image prune`.
 
+use std::collections::HashSet;
+
 use banger_proto::bus::names::IMAGE_INTERFACE;
 use clap::Args;
 use serde_json::Value;
@@ -8,7 +10,8 @@ use zbus::OwnedObjectPath;
 use crate::{
     client::{bus::Bus, object::Object, service::Kind},
     command::{
-        batch::{self, Effect, ResultArgs},
+        batch::{self, ResultArgs},
+        delete::{delete, is_own},
         prune::PruneArgs,
     },
     error::Result,
@@ -40,7 +43,7 @@ impl Prune {
     pub async fn run(&self) -> Result<u8> {
         let bus = &Bus::connect().await?;
         let mut images = bus.objects(IMAGE_INTERFACE).await?;
-        images.retain(is_unused);
+        retain_unused(&mut images);
         let Some(chosen) = self.prune.choose(images, "", self.output.json)? else { return Ok(0) };
         let mut found = batch::find(bus, Kind::Image, &chosen.ids).await;
         for ((reference, _), name) in found.iter_mut().zip(chosen.names) {
@@ -48,15 +51,18 @@ impl Prune {
         }
         let progress = Progress::new(ProgressArgs { quiet: true });
         // The service refuses those that are used by now.
-        let delete =
-            async |_, image: OwnedObjectPath| bus.delete(Kind::Image, &image).await.map(|()| Effect::Changed);
+        let delete = async |_, image: OwnedObjectPath| delete(bus, Kind::Image, &image).await;
         batch::each(found, &progress, "deleted", self.output, delete).await
     }
 }
 
-/// Returns whether an image is the caller's alone, and has no sandboxes.
-fn is_unused(image: &Object) -> bool {
-    let is_own = image.number("OwnerUid") == u64::from(rustix::process::getuid().as_raw());
-    let has_users = image.json()["used_by"].as_array().is_none_or(|users: &Vec<Value>| !users.is_empty());
-    is_own && !image.flag("Shared") && !has_users
+/// Keeps the caller's private images of which no sandbox uses any name, as docker does.
+fn retain_unused(images: &mut Vec<Object>) {
+    images.retain(|image| is_own(image) && !image.flag("Shared"));
+    let is_used = |image: &&Object| {
+        image.json()["used_by"].as_array().is_none_or(|users: &Vec<Value>| !users.is_empty())
+    };
+    let used: HashSet<String> =
+        images.iter().filter(is_used).map(|image| image.text("Digest").to_owned()).collect();
+    images.retain(|image| !used.contains(image.text("Digest")));
 }

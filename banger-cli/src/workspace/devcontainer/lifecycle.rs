@@ -43,22 +43,19 @@ pub struct Lifecycle<'a> {
     pub listener: &'a Listener,
 }
 
-/// Sets up the workspaces of a sandbox that has booted.
-pub async fn booted(bus: &Bus, vm: &OwnedObjectPath, progress: &Progress, listener: &Listener) -> Result<()> {
-    let proxies = BTreeMap::new();
-    let lifecycle = Lifecycle { bus, vm, proxies: &proxies, progress, listener };
-    for kept in Records::of(&id_of(vm))?.all() {
-        lifecycle.boot(&kept).await?;
-    }
-    Ok(())
+/// Returns the workspaces that have to be set up after each boot of a sandbox.
+pub fn set_up_at_boot(vm: &OwnedObjectPath) -> Result<Vec<StoredWorkspace>> {
+    let mut all = Records::of(&id_of(vm))?.all();
+    all.retain(|kept| kept.record.setup.needs_boot());
+    Ok(all)
 }
 
 impl Lifecycle<'_> {
     /// Sets up a new workspace, and saves its record.
     pub async fn create(&self, kept: &mut StoredWorkspace, creation: Creation) -> Result<()> {
         // From now on, other commands leave this boot to this one.
-        kept.record.setup.boot = self.sandbox().await?.number("StartedAt");
-        kept.save()?;
+        let boot = self.sandbox().await?.number("StartedAt");
+        kept.update(|record| record.setup.boot = boot)?;
         self.mount(&kept.record).await?;
         for (moment, commands) in &creation {
             if !self.run(&kept.record, *moment, commands).await? {

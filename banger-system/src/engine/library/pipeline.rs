@@ -6,7 +6,10 @@ use banger_domain::{
     id::{ImageId, JobId, Uid},
     name::Name,
 };
-use banger_image::{oci::RemoteImage, record::Image};
+use banger_image::{
+    oci::RemoteImage,
+    record::{Image, ImageFacts},
+};
 use banger_proto::size::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tracing::Instrument;
@@ -18,7 +21,7 @@ use super::{
     job::{JobHandle, Stages},
     problems::Subject,
     single_flight::{LockedPulls, PullRequest, RunningPull},
-    view::{Fact, JobKind},
+    view::{Fact, JobKind, Object},
 };
 use crate::tasks::message_of;
 
@@ -53,7 +56,7 @@ pub(super) struct Reserved {
 }
 
 /// A name that nothing else gets. Dropping it releases the name.
-struct ReservedName {
+pub(super) struct ReservedName {
     shared: Arc<Shared>,
     kind: Kind,
     owner: Uid,
@@ -70,8 +73,7 @@ impl Drop for ReservedName {
 /// or too many jobs.
 pub(super) fn reserve<I: Stored>(shared: &Arc<Shared>, order: Order<I>) -> Result<Reserved> {
     let Order { owner, name, replaces, kind, stages, requested_by } = order;
-    shared.inventory.reserve::<I>(owner, &name, shared.settings.limits.images, replaces)?;
-    let name = ReservedName { shared: Arc::clone(shared), kind: I::KIND, owner, name };
+    let name = reserve_name::<I>(shared, owner, name, replaces)?;
     let job = match requested_by {
         RequestedBy::User => shared.jobs.begin(kind, owner, Vec::new(), stages)?,
         RequestedBy::Job => shared.jobs.begin_internal(kind, owner, Vec::new(), stages),
@@ -79,11 +81,28 @@ pub(super) fn reserve<I: Stored>(shared: &Arc<Shared>, order: Order<I>) -> Resul
     Ok(Reserved { shared: Arc::clone(shared), job, name, orphans: I::ORPHANS, pull: None })
 }
 
+/// Reserves a name. Fails if the name is taken, or if the owner has too many objects of this kind.
+pub(super) fn reserve_name<I: Stored>(
+    shared: &Arc<Shared>,
+    owner: Uid,
+    name: Name,
+    replaces: Option<I::Id>,
+) -> Result<ReservedName> {
+    shared.inventory.reserve::<I>(owner, &name, shared.settings.limits.images, replaces)?;
+    Ok(ReservedName { shared: Arc::clone(shared), kind: I::KIND, owner, name })
+}
+
 impl Reserved {
     /// Makes identical requests return this job until it ends, and unlocks the table of running pulls.
     pub(super) fn shared_by(mut self, pulls: LockedPulls<'_>, request: PullRequest) -> Self {
         let ReservedName { kind, owner, name, .. } = &self.name;
         self.pull = Some(pulls.add(&self.shared, (*kind, *owner, name.clone()), request, self.job.id()));
+        self
+    }
+
+    /// Makes the job one of an existing object, too.
+    pub(super) fn about(self, object: Object) -> Self {
+        self.job.add_object(object);
         self
     }
 
@@ -175,6 +194,21 @@ impl Quota<'_> {
         }
     }
 
+    /// Counts the image as one that shares an existing file, unless a private image of the owner has this file.
+    pub(super) fn claim_shared(&self, shared: &Shared, facts: &ImageFacts) -> Result<()> {
+        let counts =
+            |image: &Arc<Image>| image.owner == self.owner && !image.shared && image.facts.file == facts.file;
+        match shared.inventory.all::<Image>().iter().any(counts) {
+            true => Ok(()),
+            false => self.claim(shared, facts.disk_usage),
+        }
+    }
+
+    /// Returns how large the image may become.
+    pub(super) fn room(&self, shared: &Shared) -> Bytes {
+        shared.inventory.room_for(self.owner, self.name, shared.settings.limits.image_disk)
+    }
+
     /// Counts an image whose files exist, and removes them if it does not fit.
     pub(super) async fn claim_created(&self, shared: &Shared, id: ImageId, bytes: Bytes) -> Result<()> {
         if let Err(error) = self.claim(shared, bytes) {
@@ -225,6 +259,10 @@ async fn publish<I: Stored>(shared: &Shared, item: &I, old: Option<&I>) -> Resul
         shared.inventory.add(item.clone());
         return Ok(());
     };
+    // Whether a shared object stays is for an administrator to decide, who has not been asked about this one.
+    if old.is_shared() && !item.is_shared() {
+        return Err(Error::NameTaken { kind: I::KIND, name: item.name().to_string() });
+    }
     let taken = shared.inventory.remove_unused::<I>(old.id())?;
     if let Err(error) = item.put_row(store, Some(old.id())).await {
         shared.inventory.add(I::clone(&taken));

@@ -194,7 +194,7 @@ pub async fn copy_file(
 }
 
 /// Orders a worker to copy the system disk of a sandbox into an empty file. The files are the copy, the disk, and the
-/// disk below it if it is an overlay. Returns the size of the disk.
+/// disk below it if it is an overlay. Returns the size of the disk, or none if there is no room for it.
 pub async fn flatten(
     workers: &dyn Workers,
     job: Job,
@@ -202,7 +202,7 @@ pub async fn flatten(
     files: Vec<File>,
     total: Bytes,
     progress: Arc<dyn Progress>,
-) -> Result<Bytes> {
+) -> Result<Option<Bytes>> {
     let fds: Vec<OwnedFd> = files.into_iter().map(OwnedFd::from).collect();
     let exchange = move |socket: OwnedFd, jail| {
         send_order(&socket, &Order { jail, task: Task::Flatten(order) }, &fds)?;
@@ -210,7 +210,8 @@ pub async fn flatten(
         listen(&socket, &*progress, Some(total), STALL_TIMEOUT)
     };
     match run_worker(workers, job, exchange).await? {
-        Answer::Copied(size) => Ok(Bytes(size)),
+        Answer::Copied(size) => Ok(Some(Bytes(size))),
+        Answer::Failed(Failure::NoRoom) => Ok(None),
         Answer::Failed(failure) => Err(failure.into()),
         _ => Err(nonsense()),
     }
@@ -311,6 +312,7 @@ impl From<Failure> for Error {
         match failure {
             Failure::Refused { message } => Self::Unsupported { message },
             Failure::BadFile { message } => Self::BadFile { message },
+            Failure::NoRoom => nonsense(),
             Failure::NoSpace { doing } => Self::no_space(doing),
             Failure::Broken { doing, why } => Self::other(doing, why),
         }
