@@ -42,6 +42,9 @@ pub fn channel_name(index: usize) -> String {
 /// The name of the control socket.
 pub const QMP: &str = "qmp";
 
+/// The name of the file that is the guest's memory.
+pub const MEMORY: &str = "memory";
+
 /// `microvm` has no clock by which an emulated guest can calibrate another: one boot in three hangs at "could not
 /// calculate TSC khz". This is q35 without devices that our guests never use.
 const MACHINE_TYPE: &str = "q35,smm=off,sata=off,smbus=off,usb=off,vmport=off,graphics=off";
@@ -62,13 +65,16 @@ pub fn of(program: &str, spec: &LaunchSpec, acceleration: Acceleration) -> Vec<S
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     add(&["-name", &name(spec), "-uuid", &uuid(spec.vm)]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    add(&["-M", MACHINE_TYPE, "-bios", FIRMWARE]);
+    add(&["-M", &format!("{MACHINE_TYPE},memory-backend=ram0"), "-bios", FIRMWARE]);
     match acceleration {
         Acceleration::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
         // Five levels of page tables are one more step at each miss of the translation cache.
         Acceleration::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
     }
-    add(&["-smp", &spec.vcpus.to_string(), "-m", &format!("{}M", spec.memory.in_mib())]);
+    let memory = format!("{}M", spec.memory.in_mib());
+    add(&["-smp", &spec.vcpus.to_string(), "-m", &memory]);
+    let backend = "memory-backend-file,id=ram0,mem-path=/proc/self/fd/{fd:memory}";
+    add(&["-object", &format!("{backend},size={memory},share=on")]);
     add(&["-kernel", "/proc/self/fd/{fd:kernel}", "-initrd", "/proc/self/fd/{fd:initrd}"]);
     add(&["-append", COMMAND_LINE]);
 

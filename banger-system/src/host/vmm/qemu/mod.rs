@@ -1,6 +1,7 @@
 //! QEMU as the VMM: with KVM if the host has it, with emulation (TCG) otherwise.
 
 mod args;
+mod memory;
 mod qmp;
 mod sockets;
 
@@ -121,6 +122,7 @@ fn prepare(
 ) -> Result<VmmCommand> {
     let mut files = vec![("kernel".to_owned(), files::open(&spec.kernel, Access::ReadOnly)?)];
     files.push(("initrd".to_owned(), files::initrd(spec)?));
+    files.push((args::MEMORY.to_owned(), memory::of_guest(spec.memory)?));
     for (index, drive) in spec.drives.iter().enumerate() {
         files.push((args::drive_name(index), files::open(&drive.path, drive.access)?));
         if let Medium::Layer { base } = &drive.medium {
