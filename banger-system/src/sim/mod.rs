@@ -9,6 +9,7 @@ pub mod network;
 mod people;
 mod registry;
 mod store;
+mod templates;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -127,6 +128,7 @@ struct State {
     stored_catalog: Option<FetchedIndex>,
     /// Whether the catalog's server answers.
     catalog_unreachable: bool,
+    templates: templates::State,
 }
 
 impl Sim {
@@ -153,6 +155,7 @@ impl Sim {
             store: sim.clone(),
             streams: sim.clone(),
             supervisor: sim.clone(),
+            templates: sim.clone(),
             users: sim.clone(),
             vmm: sim,
         }
