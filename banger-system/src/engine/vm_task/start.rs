@@ -280,9 +280,13 @@ impl VmTask {
         let (shared, vm) = (Arc::clone(&self.shared), self.vm.clone());
         self.background.spawn(async move {
             let guest = &shared.ports.guest;
-            let ready = match shared.boot_config(&vm).await {
-                Ok(config) => guest.configure(vm.id, &config, timeout).await,
-                Err(error) => Err(guest_link::Error::Unavailable { message: one_line(&error) }),
+            let ready = match vm.is_ready() {
+                // It was configured by an earlier run of the service.
+                true => guest.wait_ready(vm.id, &vm.token, timeout).await,
+                false => match shared.boot_config(&vm).await {
+                    Ok(config) => guest.configure(vm.id, &config, timeout).await,
+                    Err(error) => Err(guest_link::Error::Unavailable { message: one_line(&error) }),
+                },
             };
             if ready.is_ok()
                 && let Err(error) = guest.sync_clock(vm.id, &vm.token, occasion).await

@@ -1,6 +1,7 @@
 //! Level 4: the installed product in private hosts, with guests that boot. After each check its host must have nothing
 //! left of any sandbox.
 
+mod boot_config;
 mod clients;
 mod copies;
 mod devcontainer;
@@ -48,6 +49,7 @@ type Check = fn(&Host) -> Result<()>;
 
 /// Checks that need no init in the sandbox, or that name an image with one.
 const QUICK_CHECKS: &[&[(&str, Check)]] = &[
+    boot_config::CHECKS,
     clients::CHECKS,
     copies::CHECKS,
     devcontainer::CHECKS,
