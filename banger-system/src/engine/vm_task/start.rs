@@ -36,13 +36,6 @@ use crate::{
 /// Pause before asking the supervisor again when it could not report how a process ended.
 const SUPERVISOR_RETRY: Duration = Duration::from_secs(1);
 
-/// Whether a launch may use a template.
-#[derive(Clone, Copy)]
-enum Templates {
-    Used,
-    Unused,
-}
-
 const START: Stages = &["start", "boot"];
 
 impl VmTask {
@@ -166,12 +159,13 @@ impl VmTask {
     /// released when that boot ended.
     async fn launch_clean(&mut self) -> Result<(Started, BootedFrom)> {
         self.release_boot().await?;
-        let launched = self.launch(Templates::Used).await;
+        let launched = self.launch().await;
         match (launched, self.failed_template.take()) {
             (Err(error), Some(key)) => {
+                // From now on, sandboxes with this key boot.
                 self.shared.distrust_template(&key, &error).await;
                 self.release_boot().await?;
-                self.launch(Templates::Unused).await
+                self.launch().await
             }
             (launched, _) => launched,
         }
@@ -182,7 +176,7 @@ impl VmTask {
         not_released(self.vm.name.as_str(), left).map_or(Ok(()), Err)
     }
 
-    async fn launch(&mut self, templates: Templates) -> Result<(Started, BootedFrom)> {
+    async fn launch(&mut self) -> Result<(Started, BootedFrom)> {
         let ports = self.shared.ports.clone();
         let boot = ports.kernel_files.boot_files(self.vm.kernel).await?;
         let nic = self.shared.nic(&self.vm).await?;
@@ -210,12 +204,8 @@ impl VmTask {
         self.lease.hold(Resource::Nic, ports.network.plug(&nic)).await?;
         // Stored before the guest boots, so that a restarted service knows the guest's token.
         ports.store.put_vm(&self.vm).await?;
-        let template = match templates {
-            Templates::Used => self.shared.template_of(&spec).await,
-            Templates::Unused => None,
-        };
         self.missing_template = None;
-        if let Some(Template { key, capture }) = template {
+        if let Some(Template { key, capture }) = self.shared.template_of(&spec).await {
             if let Some(capture) = capture {
                 let continued = self.launch_from(&spec, &capture, jail).await;
                 self.failed_template = continued.is_err().then_some(key);
