@@ -115,11 +115,12 @@ async fn a_start_that_does_not_continue_boots_and_the_template_is_moved_aside() 
     let vm = lab.started_by(ALICE).await;
     assert_eq!((lab.booted_from(vm), lab.sim.templates()), (Some(BootedFrom::Cold), (0, 1)));
     // The next run of the service tries again.
+    lab.tasks.abort_all().await;
     let lab = EngineLab::on_with(lab.sim.clone(), |settings| settings.templates = true);
     lab.engine.recover().await.unwrap();
-    lab.started_by(ALICE).await;
+    lab.started_by(BOB).await;
     lab.until_made(1).await;
-    let vm = lab.started_by(ALICE).await;
+    let vm = lab.started_by(BOB).await;
     assert_eq!(lab.booted_from(vm), Some(BootedFrom::Template));
 }
 
