@@ -24,6 +24,7 @@ mod queue;
 mod recover;
 pub mod request;
 pub mod stream;
+mod templates;
 pub mod view;
 mod vm_task;
 
@@ -58,6 +59,7 @@ use self::{
     library::Library,
     problems::Problems,
     request::{CommitVm, Start, Stop, StopMode},
+    templates::Making,
     view::{ImageView, JobView, KernelView, Object, VmView},
     vm_task::{Command, Reply},
 };
@@ -100,6 +102,8 @@ pub struct Settings {
     pub subnet: Option<Prefix4>,
     /// Whether guests of one owner reach each other.
     pub same_owner: SameOwner,
+    /// Whether sandboxes start from kernel templates.
+    pub templates: bool,
     /// Quotas of each user.
     pub limits: Limits,
 }
@@ -117,6 +121,7 @@ struct Shared {
     jobs: Jobs,
     library: Library,
     stream_queues: StreamQueues,
+    making: Making,
     /// The network of the guests, once it is set up.
     subnet: OnceCell<Subnet>,
     /// The names of sandboxes, as last published.
@@ -141,6 +146,7 @@ impl Engine {
             jobs,
             library: Library::default(),
             stream_queues: StreamQueues::default(),
+            making: Making::default(),
             subnet: OnceCell::new(),
             names: RwLock::default(),
             problems: Problems::default(),
@@ -418,7 +424,18 @@ impl Shared {
             .map_or_else(String::new, |kernel| kernel.name.to_string());
         let address = self.subnet.get().and_then(|subnet| subnet.guest(vm.slot)).map(|(v4, _)| v4);
         let (mac, blocked_ports) = (Mac::of_guest(vm.id), BTreeSet::new());
-        VmView { address, mac, vm, image_name, kernel_name, blocked_ports, silent: false, unit, pid }
+        VmView {
+            address,
+            mac,
+            vm,
+            image_name,
+            kernel_name,
+            blocked_ports,
+            silent: false,
+            unit,
+            pid,
+            booted_from: None,
+        }
     }
 }
 

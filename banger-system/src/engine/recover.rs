@@ -101,6 +101,9 @@ impl Engine {
             shared.remove_orphan(vm, resources).await;
         }
         shared.remove_old_host_kernels().await;
+        if let Err(error) = ports.templates.tidy().await {
+            tracing::error!(error = %one_line(&error), "cannot remove old templates");
+        }
         Ok(())
     }
 }

@@ -30,6 +30,7 @@ pub mod registry;
 pub mod store;
 pub mod streams;
 pub mod supervisor;
+pub mod templates;
 pub mod users;
 pub mod vmm;
 
@@ -38,7 +39,8 @@ use std::sync::Arc;
 use self::{
     authority::Authority, catalogs::Catalogs, clock::Clock, disks::Disks, guest_link::GuestLink,
     image_files::ImageFiles, kernel_files::KernelFiles, logs::Logs, names::Names, network::Network,
-    registry::Registry, store::Store, streams::Streams, supervisor::Supervisor, users::Users, vmm::Vmm,
+    registry::Registry, store::Store, streams::Streams, supervisor::Supervisor, templates::Templates,
+    users::Users, vmm::Vmm,
 };
 pub use self::{
     check::{Check, Status},
@@ -65,6 +67,7 @@ pub struct Ports {
     pub store: Arc<dyn Store>,
     pub streams: Arc<dyn Streams>,
     pub supervisor: Arc<dyn Supervisor>,
+    pub templates: Arc<dyn Templates>,
     pub users: Arc<dyn Users>,
     pub vmm: Arc<dyn Vmm>,
 }

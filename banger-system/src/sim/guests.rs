@@ -23,7 +23,7 @@ use rustix::{
 };
 use tokio::{net::UnixStream, sync::watch};
 
-use super::Sim;
+use super::{Sim, templates};
 use crate::ports::{
     Check, FromHost as _, Status,
     disks::OverlayBy,
@@ -31,7 +31,8 @@ use crate::ports::{
     logs::{self, Log, LogRange, Logs, ReaderGuard},
     streams::{self, Streams},
     supervisor::{self, EmptyJail, Ended, Started, Supervisor},
-    vmm::{self, JailSpec, NetworkNamespace, Vmm, VmmCommand},
+    templates::TemplateKey,
+    vmm::{self, Capture, JailSpec, NetworkNamespace, Vmm, VmmCommand},
 };
 
 /// Streams to a guest's agent.
@@ -67,6 +68,27 @@ impl Vmm for Sim {
             console: null().map_err(|error| vmm::Error::os("open /dev/null", error))?,
             log: null().map_err(|error| vmm::Error::os("open /dev/null", error))?,
         })
+    }
+
+    async fn template_key(&self, spec: &LaunchSpec) -> vmm::Result<Option<TemplateKey>> {
+        Ok(Some(self.key_of(spec)))
+    }
+
+    async fn prepare_template(&self, spec: &LaunchSpec) -> vmm::Result<VmmCommand> {
+        self.prepare_launch(spec).await
+    }
+
+    async fn capture(&self, _vm: VmId) -> vmm::Result<Capture> {
+        drop(self.step("capture a guest")?);
+        Ok(templates::empty_capture()?)
+    }
+
+    async fn prepare_child(&self, spec: &LaunchSpec, _capture: &Capture) -> vmm::Result<VmmCommand> {
+        self.prepare_launch(spec).await
+    }
+
+    async fn resume(&self, _vm: VmId, _capture: &Capture) -> vmm::Result<()> {
+        self.continue_child()
     }
 
     async fn configure(&self, _spec: &LaunchSpec, _started: &Started) -> vmm::Result<()> {
@@ -197,10 +219,10 @@ fn started(vm: VmId) -> Started {
 impl GuestLink for Sim {
     async fn wait_unconfigured(&self, vm: VmId, timeout: Duration) -> guest_link::Result<UnconfiguredGuest> {
         self.answer(vm, "waiting for the guest", timeout).await?;
-        match self.lock().configured.contains_key(&vm) {
-            true => Err(guest_link::Error::Unavailable { message: "the guest is configured".to_owned() }),
-            false => Ok(UnconfiguredGuest { early_devices: false }),
+        if self.lock().configured.contains_key(&vm) {
+            return Err(guest_link::Error::Unavailable { message: "the guest is configured".to_owned() });
         }
+        Ok(UnconfiguredGuest { early_devices: self.has_built_in_drivers() })
     }
 
     async fn configure(

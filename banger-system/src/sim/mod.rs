@@ -9,6 +9,7 @@ pub mod network;
 mod people;
 mod registry;
 mod store;
+mod templates;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -130,6 +131,7 @@ struct State {
     stored_catalog: Option<FetchedIndex>,
     /// Whether the catalog's server answers.
     catalog_unreachable: bool,
+    templates: templates::State,
 }
 
 impl State {
@@ -163,6 +165,7 @@ impl Sim {
             store: sim.clone(),
             streams: sim.clone(),
             supervisor: sim.clone(),
+            templates: sim.clone(),
             users: sim.clone(),
             vmm: sim,
         }

@@ -26,3 +26,4 @@ mod stalled;
 mod store;
 mod supervisor;
 mod tars;
+mod template;

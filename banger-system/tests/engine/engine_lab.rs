@@ -95,6 +95,7 @@ impl EngineLab {
             on_reboot: OnReboot::Boot,
             subnet: None,
             same_owner: SameOwner::Connected,
+            templates: false,
             limits: Limits::of_host(4, Bytes::gib(32)),
         };
         change(&mut settings);

@@ -18,3 +18,4 @@ mod sharing;
 mod steps;
 mod streams;
 mod tags;
+mod templates;

@@ -58,6 +58,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use banger_domain::{
     guest_end::Reboots,
     id::{JobId, Timestamp},
+    launch_spec::LaunchSpec,
     lifecycle::{Event, Refused, Transition, step},
     name::Name,
     net::port::Port,
@@ -82,9 +83,12 @@ use super::{
     job::{JobHandle, Stages},
     lease::Lease,
     request::{CommitVm, Configure, Start, Stop, StopMode},
-    view::{JobKind, Object, VmView},
+    view::{BootedFrom, JobKind, Object, VmView},
 };
-use crate::{ports::supervisor::Started, tasks::Task};
+use crate::{
+    ports::{supervisor::Started, templates::TemplateKey},
+    tasks::Task,
+};
 
 /// How many commands to one VM may be queued.
 pub(super) const INBOX: usize = 64;
@@ -167,6 +171,8 @@ pub(super) struct VmTask {
     pub(super) vm: Vm,
     unit: String,
     pid: u32,
+    /// How the guest began.
+    booted_from: Option<BootedFrom>,
     lease: Lease,
     inbox: mpsc::Receiver<Command>,
     background: JoinSet<TaskEvent>,
@@ -180,6 +186,10 @@ pub(super) struct VmTask {
     is_new: bool,
     /// The job that makes an image of its system disk.
     commit: Option<Commit>,
+    /// The template to make once the guest is ready: there is none yet.
+    missing_template: Option<(TemplateKey, LaunchSpec)>,
+    /// The template from which the VMM did not continue.
+    failed_template: Option<TemplateKey>,
     /// The caller that it is bound to has disconnected, and a job still reads its disk.
     caller_is_gone: bool,
 }
@@ -239,6 +249,9 @@ impl VmTask {
             reboots: Reboots::default(),
             is_new: false,
             commit: None,
+            booted_from: None,
+            missing_template: None,
+            failed_template: None,
             caller_is_gone: false,
         }
     }
@@ -363,6 +376,7 @@ impl VmTask {
     fn clear_boot(&mut self) {
         self.unit.clear();
         self.pid = 0;
+        self.booted_from = None;
         self.blocked_ports.clear();
         self.liveness = Liveness::default();
         self.vm.ready_at = Timestamp::default();
@@ -391,7 +405,8 @@ impl VmTask {
     fn view_of(&self, vm: Vm) -> VmView {
         let blocked_ports = self.blocked_ports.clone();
         let silent = self.liveness == Liveness::Silent;
-        VmView { blocked_ports, silent, ..self.shared.view(vm, self.unit.clone(), self.pid) }
+        let booted_from = self.booted_from;
+        VmView { blocked_ports, silent, booted_from, ..self.shared.view(vm, self.unit.clone(), self.pid) }
     }
 }
 
