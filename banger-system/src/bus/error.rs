@@ -85,6 +85,7 @@ pub fn name_of(error: &EngineError) -> ErrorName {
         EngineError::NoAnswer { .. } => ErrorName::NotReady,
         EngineError::GuestTimeout { .. } => ErrorName::GuestTimeout,
         EngineError::EndedEarly { .. } => ErrorName::VmmFailed,
+        EngineError::Bug => ErrorName::Internal,
         EngineError::Canceled => ErrorName::Canceled,
         EngineError::NotCancelable => ErrorName::NotCancelable,
         EngineError::Taken { .. } => ErrorName::AlreadyInUse,

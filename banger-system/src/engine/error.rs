@@ -172,6 +172,9 @@ pub enum Error {
         /// How it ended.
         how: String,
     },
+    /// The work of a job has panicked.
+    #[error("a bug in banger stopped the job; see the journal of banger-system")]
+    Bug,
     /// The job was cancelled.
     #[error("the operation was canceled")]
     Canceled,

@@ -50,6 +50,7 @@ struct State {
     /// How many steps with an effect were made or tried.
     steps: usize,
     fail_at: Option<usize>,
+    panic_at: Option<usize>,
     silent_guests: bool,
     /// Whether guests have streams. Nobody answers on them.
     agents: bool,
@@ -161,6 +162,13 @@ impl Sim {
         let mut state = self.lock();
         state.steps = 0;
         state.fail_at = n;
+    }
+
+    /// Makes the `n`-th step panic, counted as by [`Sim::fail_at`].
+    pub fn panic_at(&self, n: Option<usize>) {
+        let mut state = self.lock();
+        state.steps = 0;
+        state.panic_at = n;
     }
 
     /// Returns the number of steps since [`Sim::fail_at`].
@@ -372,6 +380,9 @@ impl Sim {
         state.steps += 1;
         if state.fail_at == Some(n) {
             return Err(HostError::not_ready(format!("told to fail: {doing}")));
+        }
+        if state.panic_at == Some(n) {
+            panic!("told to panic: {doing}");
         }
         Ok(state)
     }

@@ -7,6 +7,7 @@ mod disks;
 mod engine_lab;
 mod host_kernel;
 mod network;
+mod panics;
 mod pull;
 mod queue;
 mod reboot;

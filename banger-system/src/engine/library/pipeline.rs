@@ -1,6 +1,6 @@
 //! The steps that every import and every pull has: reserve a name, run as a job, count against the quota, commit.
 
-use std::sync::Arc;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use banger_domain::{
     id::{ImageId, JobId, Uid},
@@ -8,7 +8,7 @@ use banger_domain::{
 };
 use banger_image::{oci::RemoteImage, record::Image};
 use banger_proto::size::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use tracing::Instrument;
 
 use super::{
@@ -16,9 +16,11 @@ use super::{
     error::{Error, Kind, Result, one_line},
     item::Stored,
     job::{JobHandle, Stages},
+    problems::Subject,
     single_flight::{LockedPulls, PullRequest, RunningPull},
     view::{Fact, JobKind},
 };
+use crate::tasks::message_of;
 
 /// Who requested a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub(super) struct Reserved {
     shared: Arc<Shared>,
     job: JobHandle,
     name: ReservedName,
+    /// What a job that panics may leave.
+    orphans: Subject,
     pull: Option<RunningPull>,
 }
 
@@ -72,7 +76,7 @@ pub(super) fn reserve<I: Stored>(shared: &Arc<Shared>, order: Order<I>) -> Resul
         RequestedBy::User => shared.jobs.begin(kind, owner, Vec::new(), stages)?,
         RequestedBy::Job => shared.jobs.begin_internal(kind, owner, Vec::new(), stages),
     };
-    Ok(Reserved { shared: Arc::clone(shared), job, name, pull: None })
+    Ok(Reserved { shared: Arc::clone(shared), job, name, orphans: I::ORPHANS, pull: None })
 }
 
 impl Reserved {
@@ -96,22 +100,48 @@ impl Reserved {
     where
         W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
     {
-        let Self { shared, job, name, pull } = self;
-        run_job(shared, job, (name, pull, more), work)
+        let Self { shared, job, name, orphans, pull } = self;
+        spawn(shared, job, (name, pull, more), Some(orphans), work)
     }
 }
 
-/// Runs a job in a task of its own, once it is its turn. What it holds is dropped before the job ends.
-pub(super) fn run_job<W>(shared: Arc<Shared>, mut job: JobHandle, held: impl Send + 'static, work: W) -> JobId
+/// Runs a job that creates nothing in the library, once it is its turn.
+pub(super) fn run_job<W>(shared: Arc<Shared>, job: JobHandle, work: W) -> JobId
+where
+    W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
+{
+    spawn(shared, job, (), None, work)
+}
+
+/// Runs a job in a task of its own. What it holds is dropped before the job ends. A job that panics fails, and recovery
+/// looks for what it has left.
+fn spawn<W>(
+    shared: Arc<Shared>,
+    mut job: JobHandle,
+    held: impl Send + 'static,
+    orphans: Option<Subject>,
+    work: W,
+) -> JobId
 where
     W: for<'a> FnOnce(&'a Arc<Shared>, &'a JobHandle) -> BoxFuture<'a, Result<()>> + Send + 'static,
 {
     let id = job.id();
     tokio::spawn(async move {
         let span = job.span();
-        let result = match job.wait_turn().await {
-            Ok(()) => work(&shared, &job).instrument(span).await,
-            Err(error) => Err(error),
+        let work = async {
+            job.wait_turn().await?;
+            work(&shared, &job).await
+        };
+        let result = match AssertUnwindSafe(work.instrument(span.clone())).catch_unwind().await {
+            Ok(result) => result,
+            Err(panic) => {
+                let message = message_of(&*panic);
+                span.in_scope(|| tracing::error!(panic = message, "the work of a job has panicked"));
+                if let Some(orphans) = orphans {
+                    shared.problems.set(orphans, &Error::Bug);
+                }
+                Err(Error::Bug)
+            }
         };
         drop(held);
         job.finish(result);
