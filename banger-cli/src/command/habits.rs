@@ -72,6 +72,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
     ),
     (&["--hostname"], "`--name NAME` is also the host name in the guest."),
     (&["--restart"], "leave it out: sandboxes do not restart by themselves."),
+    (&["-D"], "`banger ssh NAME -- -D PORT` runs ssh, which has a SOCKS proxy."),
     (&["--init"], "leave it out: the guest always has an init."),
     (&["--platform"], "leave it out: sandboxes run programs for the host's processors only."),
     (&["--shm-size", "--ulimit", "--tmpfs", "--read-only"], "set it in the guest, where you are root."),

@@ -1,7 +1,5 @@
 //! `banger image prune`.
 
-use std::collections::HashSet;
-
 use banger_proto::bus::names::IMAGE_INTERFACE;
 use clap::Args;
 use serde_json::Value;
@@ -43,7 +41,7 @@ impl Prune {
     pub async fn run(&self) -> Result<u8> {
         let bus = &Bus::connect().await?;
         let mut images = bus.objects(IMAGE_INTERFACE).await?;
-        retain_unused(&mut images);
+        images.retain(is_unused);
         let Some(chosen) = self.prune.choose(images, "", self.output.json)? else { return Ok(0) };
         let mut found = batch::find(bus, Kind::Image, &chosen.ids).await;
         for ((reference, _), name) in found.iter_mut().zip(chosen.names) {
@@ -56,13 +54,8 @@ impl Prune {
     }
 }
 
-/// Keeps the caller's private images of which no sandbox uses any name, as docker does.
-fn retain_unused(images: &mut Vec<Object>) {
-    images.retain(|image| is_own(image) && !image.flag("Shared"));
-    let is_used = |image: &&Object| {
-        image.json()["used_by"].as_array().is_none_or(|users: &Vec<Value>| !users.is_empty())
-    };
-    let used: HashSet<String> =
-        images.iter().filter(is_used).map(|image| image.text("Digest").to_owned()).collect();
-    images.retain(|image| !used.contains(image.text("Digest")));
+/// Returns whether an image is the caller's alone, and has no sandboxes.
+fn is_unused(image: &Object) -> bool {
+    let has_users = image.json()["used_by"].as_array().is_none_or(|users: &Vec<Value>| !users.is_empty());
+    is_own(image) && !image.flag("Shared") && !has_users
 }

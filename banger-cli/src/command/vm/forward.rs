@@ -66,11 +66,11 @@ Examples:
   banger vm forward --stop web                    ends that for this sandbox")]
 pub struct Forward {
     /// Name, id or id prefix
-    #[arg(value_name = "SANDBOX", required_unless_present = "list")]
+    #[arg(index = 1, value_name = "SANDBOX", required_unless_present = "list")]
     sandbox: Option<String>,
     /// The same as --local
-    #[arg(value_name = "LISTEN:CONNECT", conflicts_with_all = ["list", "stop"])]
-    ports: Vec<String>,
+    #[arg(index = 2, value_name = "LISTEN:CONNECT", conflicts_with_all = ["list", "stop"])]
+    ports: Vec<Spec>,
     /// Listen on the host and connect in the sandbox: [ADDRESS:]PORT:[HOST:]PORT; either side can be the path
     /// of a unix socket
     #[arg(short = 'L', short_alias = 'p', long, alias = "publish", value_name = "LISTEN:CONNECT")]
@@ -88,9 +88,6 @@ pub struct Forward {
     /// Accepted for users of ssh: there is no shell anyway
     #[arg(short = 'N', short_alias = 'T', overrides_with = "_no_shell", hide = true)]
     _no_shell: bool,
-    /// For users of ssh: explained, and not supported
-    #[arg(short = 'D', value_name = "PORT", hide = true)]
-    dynamic: Option<String>,
     /// List what is forwarded in the background, for this sandbox or for all
     #[arg(long, conflicts_with_all = ["local", "remote", "auto", "detach", "stop"])]
     list: bool,
@@ -178,7 +175,7 @@ impl Forward {
         if self.stop {
             return background::stop(sandbox);
         }
-        let local = self.local(sandbox)?;
+        let local = self.local();
         if local.is_empty() && self.remote.is_empty() && !self.auto {
             let error = Error::Usage("cannot forward: give --auto, -L or -R".to_owned());
             return Err(error.with_hint(format!(
@@ -192,25 +189,9 @@ impl Forward {
         self.forward(sandbox, &local).await.map_err(|error| error.about(sandbox))
     }
 
-    /// Returns where to listen on the host, and explains forms that mean something else here.
-    fn local(&self, sandbox: &str) -> Result<Vec<Spec>> {
-        if let Some(port) = &self.dynamic {
-            let error = Error::Usage("cannot forward with -D: banger has no SOCKS proxy".to_owned());
-            return Err(error.with_hint(format!(
-                "`banger vm forward {sandbox} {port}:PORT` forwards one port; `banger ssh {sandbox} -- -D {port}` runs ssh."
-            )));
-        }
-        let read = |text: &String| {
-            text.parse::<Spec>().map_err(|why| {
-                let error = Error::Usage(format!("cannot forward {text}: {why}"));
-                match sandbox.parse::<Spec>() {
-                    Ok(_) => error.with_hint(format!("`banger vm forward {text} {sandbox}`.")),
-                    Err(_) => error,
-                }
-            })
-        };
-        let given: Vec<Spec> = self.ports.iter().map(read).collect::<Result<_>>()?;
-        Ok([self.local.clone(), given].concat())
+    /// Returns where to listen on the host.
+    fn local(&self) -> Vec<Spec> {
+        [&self.local[..], &self.ports].concat()
     }
 
     async fn forward(&self, sandbox: &str, local: &[Spec]) -> Result<u8> {
@@ -381,32 +362,15 @@ mod tests {
         ] {
             let forward = parse_args::<Forward>(line).unwrap();
             assert_eq!(forward.sandbox.as_deref(), Some("web"), "{line}");
-            assert_eq!(
-                (forward.local("web").unwrap().len(), forward.remote.len()),
-                (local, remote),
-                "{line}"
-            );
+            assert_eq!((forward.local().len(), forward.remote.len()), (local, remote), "{line}");
         }
     }
 
     #[test]
-    fn other_forms_are_explained() {
-        for (line, expect) in [
-            ("8080:80 web", "`banger vm forward web 8080:80`."),
-            (
-                "-D 1080 web",
-                "`banger vm forward web 1080:PORT` forwards one port; `banger ssh web -- -D 1080` runs ssh.",
-            ),
-            ("web x:y", ""),
-        ] {
-            let forward = parse_args::<Forward>(line).unwrap();
-            let error = forward.local(forward.sandbox.as_deref().unwrap()).unwrap_err();
-            assert!(
-                matches!(error.hint(), hint if hint.as_deref().unwrap_or_default() == expect),
-                "{line}: {error:?}"
-            );
-        }
-        for line in ["", "--stop web 80", "--list web 80", "-L x web"] {
+    fn other_forms_are_refused() {
+        for line in
+            ["", "--stop web 80", "--list web 80", "-L x web", "8080:80 web", "web x:y", "-D 1080 web"]
+        {
             assert!(parse_args::<Forward>(line).is_err(), "{line}");
         }
     }
