@@ -147,6 +147,12 @@ impl StoredWorkspace {
         write(&self.directory, &self.record)
     }
 
+    /// Stores the record of a new workspace as it is here.
+    pub fn save(&self) -> Result<()> {
+        let _locked = self.lock()?;
+        write(&self.directory, &self.record)
+    }
+
     /// Keeps other processes from changing the record, until the file is closed.
     fn lock(&self) -> Result<fs::File> {
         let failed = |source: io::Error| Error::io(format!("lock {}", self.directory.display()), source);
@@ -338,7 +344,10 @@ mod tests {
         type Step = fn(&mut StoredWorkspace);
         let send: Step = |kept| kept.update(|record| record.sent_at = 5).unwrap();
         let claim: Step = |kept| assert!(kept.claim_boot(8).unwrap());
-        let create: Step = |kept| kept.update(|record| record.setup.boot = 8).unwrap();
+        let create: Step = |kept| {
+            kept.record.setup.boot = 8;
+            kept.save().unwrap();
+        };
         for (name, steps) in [
             ("a boot while changes are sent", [claim, send]),
             ("changes that were sent before a boot", [send, claim]),
