@@ -71,9 +71,11 @@ impl Package {
     /// Returns the summary and the description.
     pub fn description(&self) -> (String, &'static str) {
         match (self.is_symbols, self.owner) {
-            (true, owner) => {
-                (format!("debug symbols for {owner}"), "Debuggers find these symbols by build id.")
-            }
+            (true, owner) => (
+                format!("debug symbols for {owner}"),
+                "Debuggers find these symbols by the build id of a program, or by its path.\n\
+                 With them, a backtrace has functions and lines.",
+            ),
             (false, CLIENT) => (
                 "one-command development sandboxes on microVMs".into(),
                 "A sandbox is a virtual machine with its own kernel, made in one command.\n\
@@ -194,6 +196,8 @@ fn documents(package: &Package, format: Format, common: &Common) -> Result<Vec<F
     let plain = |path: String, content: Vec<u8>| File { path, content, mode: 0o644 };
     let copyright = common.copyright.clone().into_bytes();
     match format {
+        // Debian's packages of symbols have nothing else.
+        Format::Deb if package.is_symbols => Ok(Vec::new()),
         Format::Deb => {
             let mut files = vec![
                 plain(format!("usr/share/doc/{name}/copyright"), copyright),

@@ -105,8 +105,11 @@ fn control(package: &Package, common: &Common, kibibytes: u64) -> Result<String>
             ("Section", "debug".into()),
             ("Priority", "optional".into()),
             ("Auto-Built-Package", "debug-symbols".into()),
-            ("Build-Ids", build_ids(package)),
         ]);
+        let ids = build_ids(package);
+        if !ids.is_empty() {
+            fields.push(("Build-Ids", ids));
+        }
     } else {
         let mut depends = package.libraries.deb()?;
         if package.owner == SERVICE {

@@ -42,7 +42,7 @@ pub struct Arguments {
     /// Check the packages with lintian, rpmlint, rpm and systemd, and that they are reproducible
     #[arg(long)]
     check: bool,
-    /// Pack the programs in this directory instead of building them
+    /// Pack the programs in this directory instead of building them; the agent must be static to work in guests
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
     /// Do not compress the packages
