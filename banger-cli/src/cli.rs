@@ -125,11 +125,32 @@ pub fn parse_args<T: clap::Args>(line: &str) -> clap::error::Result<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "../tests/documented/mod.rs"]
+mod documented;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn documented_commands_are_valid() {
+        let commands = documented::all();
+        assert!(commands.len() > 60, "only {} commands are documented", commands.len());
+        let mut wrong = Vec::new();
+        for command in commands {
+            let line = ["banger"].into_iter().chain(command.words.iter().map(String::as_str));
+            if let Err(error) = try_parse(line.map(OsString::from))
+                && error.use_stderr()
+            {
+                wrong.push(format!("{}: banger {}: {error}", command.place, command.words.join(" ")));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
 
     /// Returns the names of the verbs that people see.
     fn names(command: &Parser) -> BTreeSet<&str> {
