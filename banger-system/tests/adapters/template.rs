@@ -1,7 +1,7 @@
 //! Templates under the real QEMU: a guest is captured, and two others continue from it.
 //!
 //! The guest is a few instructions that count, and print a character at each 2^22nd number. So its output shows
-//! whether it began anew or continues, and the test needs no kernel.
+//! whether it began or continues, and the test needs no kernel.
 
 use std::{
     fs::{self, File, Permissions},

@@ -166,7 +166,7 @@ pub fn packages(programs: &Programs, format: Format, common: &Common) -> Result<
 /// Returns which of the two packages has a path.
 fn owner_of(path: &str) -> &'static str {
     let of_the_client = path == "usr/bin/banger"
-        || path.starts_with("usr/share/man/")
+        || path.starts_with("usr/share/man/man1/")
         || path.starts_with("usr/share/doc/banger/");
     match of_the_client || COMPLETIONS.iter().any(|directory| path.starts_with(directory)) {
         true => CLIENT,

@@ -2,7 +2,7 @@
 # Kills the service during the import of the host's kernel, and checks that nothing of it is left.
 
 kernels=/var/lib/banger/kernels
-is_importing() { ls -A $kernels 2> /dev/null | grep -q staging; }
+is_importing() { [ -n "$(find $kernels -name '*staging*' 2> /dev/null)" ]; }
 is_clean() { ! is_importing; }
 is_new() { pid=$(systemctl show -P MainPID banger-system) && [ "$pid" != 0 ] && [ "$pid" != "$1" ]; }
 

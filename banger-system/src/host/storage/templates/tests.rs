@@ -1,3 +1,4 @@
+//! Tests of the stored templates: what is kept, what is given up, and what does not verify.
 #![allow(clippy::unwrap_used)]
 use super::*;
 
