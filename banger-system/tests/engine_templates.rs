@@ -1,5 +1,5 @@
 //! Kernel templates: when they are made, when they are used, and what happens when that fails.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod engine_lab;
 
