@@ -86,7 +86,7 @@ mod tests {
         ports::{
             Check,
             disks::OverlayBy,
-            guest_link::{self, Channel, GuestFacts, GuestLink},
+            guest_link::{Channel, GuestFacts, GuestLink},
             vmm::{self, JailSpec, Vmm, VmmCommand},
         },
     };
@@ -128,7 +128,7 @@ mod tests {
             Err(vmm::Error::not_ready("it runs"))
         }
 
-        async fn connect(&self, _vm: VmId, channel: Channel) -> guest_link::Result<UnixStream> {
+        async fn connect(&self, _vm: VmId, channel: Channel) -> Result<UnixStream> {
             assert_eq!(channel, Channel::Control);
             let (host, guest) = UnixStream::pair().unwrap();
             match self.turns.lock().unwrap().pop_front() {
@@ -201,15 +201,15 @@ mod tests {
         (Some(Verdict::Unconfigured), Some(Frame::Done))
     }
 
-    async fn configure(turns: &[Turn]) -> (guest_link::Result<GuestFacts>, Vec<BootConfig>) {
+    async fn configure(turns: &[Turn]) -> (Result<GuestFacts>, Vec<BootConfig>) {
         let (link, seen) = Guest::link(turns);
         let configured = link.configure(VM, &config(), Duration::from_secs(20)).await;
-        let configs = seen.lock().unwrap().iter().filter_map(|frame| match frame {
+        let seen = seen.lock().unwrap();
+        let configs = seen.iter().filter_map(|frame| match frame {
             Frame::Configure(config) => Some((**config).clone()),
             _ => None,
         });
-        let configs = configs.collect();
-        (configured, configs)
+        (configured, configs.collect())
     }
 
     #[tokio::test(start_paused = true)]
