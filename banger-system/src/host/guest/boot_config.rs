@@ -209,8 +209,7 @@ mod tests {
             Frame::Configure(config) => Some((**config).clone()),
             _ => None,
         });
-        let configs = configs.collect();
-        (configured, configs)
+        (configured, configs.collect())
     }
 
     #[tokio::test(start_paused = true)]
