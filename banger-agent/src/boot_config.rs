@@ -5,8 +5,8 @@
 //! interface, and the host's entropy and time replace those of the capture before the configuration is used. A capture
 //! may happen while the host is connected. Its children find the connection closed, and wait for the next one.
 //!
-//! The configuration is accepted once. The conversation needs no token, because the guest has none, and because no other
-//! process exists that could be on the other end.
+//! The configuration is accepted once. The conversation needs no token: the guest has none yet, and no other process that
+//! could have connected.
 
 use std::{
     fs, io,
