@@ -137,6 +137,12 @@ impl StoredWorkspace {
         write(&self.directory, &record).map(|()| true)
     }
 
+    /// Writes the record of a new workspace, which only this process knows.
+    pub fn save(&self) -> Result<()> {
+        let _locked = self.lock()?;
+        write(&self.directory, &self.record)
+    }
+
     /// Changes the record, and keeps what other processes have changed since it was read.
     pub fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
         let _locked = self.lock()?;
@@ -338,7 +344,10 @@ mod tests {
         type Step = fn(&mut StoredWorkspace);
         let send: Step = |kept| kept.update(|record| record.sent_at = 5).unwrap();
         let claim: Step = |kept| assert!(kept.claim_boot(8).unwrap());
-        let create: Step = |kept| kept.update(|record| record.setup.boot = 8).unwrap();
+        let create: Step = |kept| {
+            kept.record.setup.boot = 8;
+            kept.save().unwrap();
+        };
         for (name, steps) in [
             ("a boot while changes are sent", [claim, send]),
             ("changes that were sent before a boot", [send, claim]),

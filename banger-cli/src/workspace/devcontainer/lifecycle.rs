@@ -54,8 +54,8 @@ impl Lifecycle<'_> {
     /// Sets up a new workspace, and saves its record.
     pub async fn create(&self, kept: &mut StoredWorkspace, creation: Creation) -> Result<()> {
         // From now on, other commands leave this boot to this one.
-        let boot = self.sandbox().await?.number("StartedAt");
-        kept.update(|record| record.setup.boot = boot)?;
+        kept.record.setup.boot = self.sandbox().await?.number("StartedAt");
+        kept.save()?;
         self.mount(&kept.record).await?;
         for (moment, commands) in &creation {
             if !self.run(&kept.record, *moment, commands).await? {
