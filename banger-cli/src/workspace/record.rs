@@ -137,6 +137,12 @@ impl StoredWorkspace {
         write(&self.directory, &record).map(|()| true)
     }
 
+    /// Writes the record of a new workspace, which only this process knows.
+    pub fn save(&self) -> Result<()> {
+        let _locked = self.lock()?;
+        write(&self.directory, &self.record)
+    }
+
     /// Changes the record, and keeps what other processes have changed since it was read.
     pub fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
         let _locked = self.lock()?;
